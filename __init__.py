@@ -1,0 +1,1 @@
+"""avtd3: an offline-first data pipeline for end-to-end driving policies."""

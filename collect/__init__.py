@@ -1,0 +1,1 @@
+"""Driving: worlds, the task, drivers, and the collector that writes episodes."""

@@ -1,0 +1,1 @@
+"""Typed configuration: YAML files, overrides, presets."""

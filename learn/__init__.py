@@ -1,0 +1,1 @@
+"""TD3 from a dataset: networks, updates, checkpoints, published policies."""

@@ -1,0 +1,1 @@
+"""Episodes on disk: spec, segments, datasets, and the sampler that reads them."""

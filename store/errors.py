@@ -1,0 +1,70 @@
+"""The exceptions avtd3 raises on purpose.
+
+Every message says what was expected, what was found, where, and what mends it::
+
+    Avtd3Error
+    ├── ConfigError (ValueError)                  an unknown key or an impossible value
+    ├── SpecError (ValueError)                    data of another shape or meaning
+    ├── FormatVersionError (ValueError)           a file of a format this version cannot read
+    ├── DatasetError (OSError)                    a directory that is no dataset, or not writable
+    │   └── NoSegmentsError                       a dataset that holds nothing yet
+    ├── SegmentNotFoundError (FileNotFoundError)  a segment removed while it was wanted
+    ├── SegmentCorruptError (ValueError)          torn, edited or flipped bytes in a segment
+    ├── CheckpointError (ValueError)              a torn or foreign checkpoint or policy
+    ├── RoadError (ValueError)                    an .xodr file that is not a usable road network
+    ├── WorldError (RuntimeError)                 the simulator failed
+    ├── StorageError (OSError)                    the disk is full or cannot be written
+    └── TrainingHalted (RuntimeError)             a guard stopped the training
+"""
+
+
+class Avtd3Error(Exception):
+    """Base of every error that avtd3 raises on purpose."""
+
+
+class ConfigError(Avtd3Error, ValueError):
+    """A configuration key that does not exist or a value it cannot take."""
+
+
+class SpecError(Avtd3Error, ValueError):
+    """Data whose shape, names or meaning differ from the spec it is held against."""
+
+
+class FormatVersionError(Avtd3Error, ValueError):
+    """A file written in a format version that this version does not read."""
+
+
+class DatasetError(Avtd3Error, OSError):
+    """A path that is not a dataset, or one that cannot be used as such."""
+
+
+class NoSegmentsError(DatasetError):
+    """A dataset in which nothing has been published yet."""
+
+
+class SegmentNotFoundError(Avtd3Error, FileNotFoundError):
+    """A segment that was removed or quarantined since the snapshot was taken."""
+
+
+class SegmentCorruptError(Avtd3Error, ValueError):
+    """A segment whose bytes are not the bytes that were published."""
+
+
+class CheckpointError(Avtd3Error, ValueError):
+    """A checkpoint or a published policy that is torn, altered or foreign."""
+
+
+class RoadError(Avtd3Error, ValueError):
+    """A road description that is empty, not OpenDRIVE, or has no lane to drive on."""
+
+
+class WorldError(Avtd3Error, RuntimeError):
+    """A simulator that failed, vanished or answered nonsense."""
+
+
+class StorageError(Avtd3Error, OSError):
+    """A disk that is full or a directory that cannot be written."""
+
+
+class TrainingHalted(Avtd3Error, RuntimeError):  # noqa: N818 - an outcome, not a fault
+    """A guard stopped the training; the message says which and why."""

@@ -1,0 +1,177 @@
+"""What one step of an episode holds: `EpisodeSpec`, written once into every dataset.
+
+Equal specs mean compatible data. The digest of a spec travels with each segment and each
+published policy, so a mismatch is found by comparing two strings and explained by comparing
+two documents (`EpisodeSpec.difference`).
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, Self
+
+from avtd3.store.errors import SpecError
+
+MAX_AXIS = 4096
+"""Largest image side, stack, vector or action length that a spec may claim."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """One camera frame as stored, and how many of them an observation stacks."""
+
+    channels: int = 1
+    """Planes per frame: 1 for grayscale, 3 for planar RGB."""
+    height: int = 84
+    """Rows, in pixels."""
+    width: int = 84
+    """Columns, in pixels."""
+    stack: int = 4
+    """Frames per observation, oldest first."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_count(f"image.{field.name}", getattr(self, field.name), minimum=1)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Shape of one stored frame, ``(C, H, W)``."""
+        return (self.channels, self.height, self.width)
+
+    @property
+    def observation_shape(self) -> tuple[int, int, int]:
+        """Shape of one stacked observation, ``(K * C, H, W)``."""
+        return (self.stack * self.channels, self.height, self.width)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Size of one raw frame in bytes."""
+        return self.channels * self.height * self.width
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeSpec:
+    """Names, shapes, scales and timing of the data in a dataset.
+
+    A spec has an image, a vector, or both. Vectors are stored already normalised: the physical
+    quantity divided by its scale.
+    """
+
+    image: ImageSpec | None
+    """The camera, or None for vector-only data."""
+    vector_names: tuple[str, ...]
+    """Name with unit of each number in ``vector``; empty if there is none."""
+    vector_scales: tuple[float, ...]
+    """Physical value that is stored as 1.0, one per name."""
+    action_names: tuple[str, ...]
+    """Name of each action component."""
+    action_low: tuple[float, ...]
+    """Smallest value of each action component."""
+    action_high: tuple[float, ...]
+    """Largest value of each action component."""
+    reward_terms: tuple[str, ...]
+    """Names of the terms whose sum is the reward; empty if the reward has no parts."""
+    control_period_s: float
+    """Simulated seconds between two observations."""
+
+    def __post_init__(self) -> None:
+        if self.image is None and not self.vector_names:
+            raise SpecError("spec holds neither an image nor a vector; an observation needs one")
+        _check_names("vector_names", self.vector_names)
+        _check_names("action_names", self.action_names)
+        _check_names("reward_terms", self.reward_terms)
+        if not self.action_names:
+            raise SpecError("spec has no action_names; an action needs at least one component")
+        self._check_lengths()
+        self._check_values()
+
+    def _check_lengths(self) -> None:
+        for name, like in (
+            ("vector_scales", "vector_names"),
+            ("action_low", "action_names"),
+            ("action_high", "action_names"),
+        ):
+            have, want = len(getattr(self, name)), len(getattr(self, like))
+            if have != want:
+                raise SpecError(f"spec {name} has {have} values, expected {want} as in {like}")
+
+    def _check_values(self) -> None:
+        for scale in self.vector_scales:
+            if not 0.0 < scale < float("inf"):
+                raise SpecError(f"spec vector_scales holds {scale}, expected finite and above 0")
+        for low, high in zip(self.action_low, self.action_high, strict=True):
+            if not float("-inf") < low < high < float("inf"):
+                raise SpecError(f"spec action bounds [{low}, {high}] are not a finite interval")
+        if not 0.0 < self.control_period_s < float("inf"):
+            raise SpecError(f"spec control_period_s is {self.control_period_s}, expected above 0")
+
+    @property
+    def vector_size(self) -> int:
+        """Length of the vector part of an observation; 0 if there is none."""
+        return len(self.vector_names)
+
+    @property
+    def action_size(self) -> int:
+        """Length of an action."""
+        return len(self.action_names)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of the spec, in hexadecimal."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as a JSON document of plain lists and numbers."""
+        document = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in document.items()}
+
+    @classmethod
+    def from_json(cls, document: object) -> Self:
+        """Read a spec back.
+
+        Args:
+            document: What `to_json` returned, possibly from a stranger's file.
+
+        Raises:
+            SpecError: A key is missing, unknown, or of the wrong kind.
+        """
+        if not isinstance(document, dict):
+            raise SpecError(f"spec is {type(document).__name__}, expected a JSON object")
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(document) != names:
+            wrong = sorted(set(document) ^ names)
+            raise SpecError(f"spec has missing or unknown keys: {', '.join(map(str, wrong))}")
+        image = document["image"]
+        try:
+            return cls(
+                image=None if image is None else ImageSpec(**image),
+                control_period_s=float(document["control_period_s"]),
+                **{k: tuple(map(str, document[k])) for k in _NAME_FIELDS},
+                **{k: tuple(map(float, document[k])) for k in _NUMBER_FIELDS},
+            )
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"spec cannot be read: {error}") from error
+
+    def difference(self, other: "EpisodeSpec") -> str:
+        """Spell out where two specs differ, as ``name: ours against theirs``, or an empty string."""
+        mine, theirs = self.to_json(), other.to_json()
+        return "; ".join(
+            f"{key}: {mine[key]!r} against {theirs[key]!r}"
+            for key in mine
+            if mine[key] != theirs[key]
+        )
+
+
+_NAME_FIELDS = ("vector_names", "action_names", "reward_terms")
+_NUMBER_FIELDS = ("vector_scales", "action_low", "action_high")
+
+
+def _check_count(name: str, value: object, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_AXIS:
+        raise SpecError(f"spec {name} is {value!r}, expected a whole number {minimum}..{MAX_AXIS}")
+
+
+def _check_names(field: str, names: tuple[str, ...]) -> None:
+    if len(names) > MAX_AXIS or len(set(names)) != len(names) or not all(names):
+        raise SpecError(f"spec {field} must be at most {MAX_AXIS} distinct, non-empty names")
