@@ -1,0 +1,252 @@
+"""`Route`: the way the car is to drive, and where the car is on it.
+
+A polyline with a point about every metre, in CARLA's frame (x forward, y to the right, yaw
+clockwise in radians). Projection is exact on the segments. It searches only a window around the
+last known distance, which costs some 6 us however long the route is, and keeps the car on the
+right branch where a route crosses or repeats itself.
+"""
+
+import bisect
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from avtd3.store.errors import RoadError
+
+SEARCH_BEHIND_M = 10.0
+"""How far behind the last known distance `Route.project` looks."""
+SEARCH_AHEAD_M = 30.0
+"""How far beyond the last known distance `Route.project` looks."""
+_CURVATURE_KERNEL = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
+_STRAIGHT = 1e-9
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Projection:
+    """The point of a route that is nearest to a position."""
+
+    distance_m: float
+    """Metres along the route, in [0, length]."""
+    lateral_m: float
+    """Signed distance from the route, positive to its right."""
+    yaw_rad: float
+    """Heading of the route there, continuous along the route (not wrapped)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Route:
+    """A polyline to follow, with its headings, curvatures and lane widths.
+
+    Only `points` and `lane_width_m` are given; the rest follows from them. All arrays are
+    read-only.
+    """
+
+    points: NDArray[np.float64]
+    """float64 (N, 2), x and y in metres, N >= 2, in driving order."""
+    lane_width_m: NDArray[np.float64]
+    """float64 (N,), width of the lane at each point; a single number is taken for all."""
+    distance_m: NDArray[np.float64] = dataclasses.field(init=False)
+    """float64 (N,), metres along the route from its first point."""
+    yaw_rad: NDArray[np.float64] = dataclasses.field(init=False)
+    """float64 (N,), heading at each point, unwrapped: continuous along the route."""
+    curvature: NDArray[np.float64] = dataclasses.field(init=False)
+    """float64 (N,), change of heading per metre, lightly smoothed, positive to the right."""
+    length_m: float = dataclasses.field(init=False)
+    """Metres from the first point to the last."""
+    _origin: NDArray[np.complex128] = dataclasses.field(init=False)
+    _turn: NDArray[np.complex128] = dataclasses.field(init=False)
+    _size: NDArray[np.float64] = dataclasses.field(init=False)
+    _starts: list[float] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        points = _checked_points(self.points)
+        count = len(points)
+        widths = np.array(np.broadcast_to(np.asarray(self.lane_width_m, np.float64), (count,)))
+        step = np.diff(points, axis=0)  # (N - 1, 2)
+        size = np.hypot(step[:, 0], step[:, 1])
+        if not size.min() > 0.0:
+            where = int(np.argmin(size))
+            raise RoadError(f"route repeats point {where} at once; drop duplicate points first")
+        distance = np.concatenate(([0.0], np.cumsum(size)))
+        yaw = _vertex_yaw(step, size)
+        values = {
+            "points": points,
+            "lane_width_m": widths,
+            "distance_m": distance,
+            "yaw_rad": yaw,
+            "curvature": _curvature(yaw, distance),
+            "_origin": points[:-1, 0] + 1j * points[:-1, 1],
+            "_turn": (step[:, 0] - 1j * step[:, 1]) / size,
+            "_size": size,
+        }
+        for name, value in values.items():
+            value.flags.writeable = False
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "length_m", float(distance[-1]))
+        object.__setattr__(self, "_starts", distance[:-1].tolist())
+
+    def __repr__(self) -> str:
+        return f"Route({len(self.points)} points, {self.length_m:.1f} m)"
+
+    def project(self, x_m: float, y_m: float, near_m: float | None = None) -> Projection:
+        """Find the point of the route nearest to a position.
+
+        Beyond either end the lateral distance is measured across the end's direction, so a
+        car that overshoots the goal straight ahead has not left the route sideways.
+
+        Args:
+            x_m: Position, in metres.
+            y_m: Position, in metres.
+            near_m: Last known distance along the route; only the segments from
+                `SEARCH_BEHIND_M` behind it to `SEARCH_AHEAD_M` beyond it are searched. None
+                searches the whole route.
+        """
+        first, stop = self._window(near_m)
+        # One turn into each segment's own frame: real part along it, imaginary part to its right.
+        local = (complex(x_m, y_m) - self._origin[first:stop]) * self._turn[first:stop]
+        along, right = local.real, local.imag
+        # Twice the distance past the segment's nearer end; 0 beside the segment.
+        past = np.abs(along) + np.abs(along - self._size[first:stop]) - self._size[first:stop]
+        best = int(np.argmin(right * right + 0.25 * past * past))
+        return self._projection(first + best, float(along[best]), float(right[best]))
+
+    def _window(self, near_m: float | None) -> tuple[int, int]:
+        starts = self._starts
+        if near_m is None:
+            return 0, len(starts)
+        first = min(bisect.bisect_right(starts, near_m - SEARCH_BEHIND_M), len(starts)) - 1
+        stop = bisect.bisect_left(starts, near_m + SEARCH_AHEAD_M)
+        return max(first, 0), max(stop, 1)
+
+    def _projection(self, segment: int, along: float, right: float) -> Projection:
+        size = float(self._size[segment])
+        foot = min(max(along, 0.0), size)
+        at_end = (segment == 0 and along < 0.0) or (segment == len(self._size) - 1 and along > size)
+        lateral = right if at_end else math.copysign(math.hypot(right, along - foot), right)
+        start_yaw, end_yaw = self.yaw_rad[segment : segment + 2].tolist()
+        yaw = start_yaw + (end_yaw - start_yaw) * foot / size
+        return Projection(self._starts[segment] + foot, lateral, yaw)
+
+    def ahead(self, distance_m: float, offsets_m: ArrayLike) -> NDArray[np.float64]:
+        """Positions on the route, continued straight beyond both ends.
+
+        Args:
+            distance_m: Metres along the route from which the offsets count.
+            offsets_m: float (n,), metres further along; may be negative.
+
+        Returns:
+            float64 (n, 2), x and y in metres.
+        """
+        at = np.asarray(offsets_m, np.float64) + distance_m
+        found = np.empty((*at.shape, 2))
+        found[..., 0] = np.interp(at, self.distance_m, self.points[:, 0])
+        found[..., 1] = np.interp(at, self.distance_m, self.points[:, 1])
+        if at.size and at.max() > self.length_m:
+            past = np.maximum(at - self.length_m, 0.0)
+            found += past[..., None] * self._direction(-1)
+        if at.size and at.min() < 0.0:
+            found += np.minimum(at, 0.0)[..., None] * self._direction(0)
+        return found
+
+    def _direction(self, point: int) -> NDArray[np.float64]:
+        yaw = float(self.yaw_rad[point])
+        return np.array([math.cos(yaw), math.sin(yaw)])
+
+    def yaw_ahead(self, distance_m: float, offsets_m: ArrayLike) -> NDArray[np.float64]:
+        """Headings float64 (n,) of the route at offsets from a distance, constant past the ends."""
+        return self._interpolated(self.yaw_rad, distance_m, offsets_m)
+
+    def curvature_ahead(self, distance_m: float, offsets_m: ArrayLike) -> NDArray[np.float64]:
+        """Curvatures float64 (n,) in 1/m at offsets from a distance; see `ahead`."""
+        return self._interpolated(self.curvature, distance_m, offsets_m)
+
+    def lane_width_at(self, distance_m: float) -> float:
+        """Width of the lane in metres at a distance along the route."""
+        return float(np.interp(distance_m, self.distance_m, self.lane_width_m))
+
+    def _interpolated(
+        self, values: NDArray[np.float64], distance_m: float, offsets_m: ArrayLike
+    ) -> NDArray[np.float64]:
+        at = np.asarray(offsets_m, np.float64) + distance_m
+        return np.asarray(np.interp(at, self.distance_m, values), np.float64)
+
+    def speed_profile(
+        self,
+        *,
+        max_lateral_mps2: float,
+        max_braking_mps2: float,
+        max_speed_mps: float,
+        final_speed_mps: float | None = None,
+    ) -> NDArray[np.float64]:
+        """Highest speed at each point that the curves ahead allow.
+
+        A curve of curvature k allows ``sqrt(max_lateral / |k|)``; before it the speed may be
+        higher by what braking takes off: ``v_i^2 <= v_j^2 + 2 a (s_j - s_i)`` for all j > i,
+        found in one pass as a running minimum of ``v^2 + 2 a s`` from the end.
+
+        Args:
+            max_lateral_mps2: Lateral acceleration that is accepted.
+            max_braking_mps2: Deceleration that is accepted.
+            max_speed_mps: Speed on a straight.
+            final_speed_mps: Speed at the last point; None for no limit there.
+
+        Returns:
+            float64 (N,), metres per second.
+        """
+        bend = np.maximum(np.abs(self.curvature), _STRAIGHT)
+        energy = np.minimum(max_lateral_mps2 / bend, max_speed_mps**2)
+        if final_speed_mps is not None:
+            energy[-1] = min(energy[-1], final_speed_mps**2)
+        braking = 2.0 * max_braking_mps2 * self.distance_m
+        reach = np.minimum.accumulate((energy + braking)[::-1])[::-1]
+        return np.sqrt(np.maximum(reach - braking, 0.0))
+
+
+def resample(points: NDArray[np.float64], spacing_m: float = 1.0) -> NDArray[np.float64]:
+    """Points at even distances along a polyline, both ends kept, duplicates dropped.
+
+    Args:
+        points: float64 (N, 2), in metres.
+        spacing_m: Wanted distance between points; the nearest one that fits a whole number of
+            times is taken.
+
+    Returns:
+        float64 (M, 2) with M >= 2.
+
+    Raises:
+        RoadError: The polyline has no length.
+    """
+    step = np.diff(points, axis=0)
+    distance = np.concatenate(([0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))))
+    if not distance[-1] > 0.0:
+        raise RoadError(f"polyline of {len(points)} points has no length, expected above 0 m")
+    count = max(round(distance[-1] / spacing_m), 1) + 1
+    at = np.linspace(0.0, distance[-1], count)
+    return np.stack([np.interp(at, distance, points[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def _checked_points(points: ArrayLike) -> NDArray[np.float64]:
+    checked = np.array(points, np.float64, order="C")
+    if checked.ndim != 2 or checked.shape[1] != 2 or len(checked) < 2:
+        raise RoadError(f"route points have shape {checked.shape}, expected (N, 2) with N >= 2")
+    if not np.isfinite(checked).all():
+        raise RoadError("route points hold a value that is not finite")
+    return checked
+
+
+def _vertex_yaw(step: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Headings at the points, interpolated between the headings of the segments' middles."""
+    middle = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
+    if len(middle) == 1:
+        return np.repeat(middle, 2)
+    inner = (middle[:-1] * size[1:] + middle[1:] * size[:-1]) / (size[:-1] + size[1:])
+    first, last = 2.0 * middle[0] - inner[0], 2.0 * middle[-1] - inner[-1]
+    return np.concatenate(([first], inner, [last]))
+
+
+def _curvature(yaw: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    raw = np.gradient(yaw, distance)
+    padded = np.pad(raw, 2, mode="edge")
+    return np.convolve(padded, _CURVATURE_KERNEL, mode="valid")
