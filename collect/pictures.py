@@ -1,0 +1,203 @@
+"""Driving as pictures: contact sheets of episodes and animations of a drive.
+
+Everything is drawn from a `WorldFrame` and its route, so that any world can be shown; a world that
+knows its lanes and the other vehicles may hand them over for the map beside the camera's picture.
+"""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from avtd3.collect.route import Route
+from avtd3.collect.world import WorldFrame
+from avtd3.store.files import write_aside
+
+PANEL_PX = 336
+"""Side of the camera panel and of the map panel: four times the default camera."""
+CAPTION_PX = 30
+MAP_SPAN_M = 90.0
+"""Metres of road shown across the map."""
+
+INK = (230, 234, 238)
+PAPER = (24, 28, 33)
+LANE = (74, 82, 92)
+ROUTE = (64, 156, 255)
+OTHERS = (255, 184, 77)
+CAR = (96, 220, 140)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One moment of a drive, with all that is drawn of it."""
+
+    frame: WorldFrame
+    """What the world answered."""
+    route: Route
+    """The way to the goal."""
+    action: NDArray[np.float32]
+    """float32 (2,), the action that led here: steering, throttle or brake."""
+    lanes: Sequence[NDArray[np.float64]]
+    """Centre lines of lanes near the car, each float64 (N, 2) in metres; may be empty."""
+    others: NDArray[np.float64]
+    """float64 (N, 3), x, y in metres and yaw in radians of the other vehicles."""
+    caption: str
+    """One line under the picture."""
+
+
+def draw_scene(scene: Scene) -> Image.Image:
+    """Draw the camera's picture and a map, side by side, above a caption.
+
+    Returns:
+        An RGB image of 2 x `PANEL_PX` by `PANEL_PX` + `CAPTION_PX` pixels.
+    """
+    picture = Image.new("RGB", (2 * PANEL_PX, PANEL_PX + CAPTION_PX), PAPER)
+    camera = frame_image(scene.frame.image).resize((PANEL_PX, PANEL_PX), Image.Resampling.NEAREST)
+    picture.paste(camera, (0, 0))
+    picture.paste(_draw_map(scene), (PANEL_PX, 0))
+    draw = ImageDraw.Draw(picture)
+    _draw_bars(draw, scene.action)
+    draw.text((8, PANEL_PX + 7), scene.caption, fill=INK, font=_font(14))
+    return picture
+
+
+def frame_image(frame: NDArray[np.uint8]) -> Image.Image:
+    """Turn uint8 (C, H, W), one or three planes, into an RGB image."""
+    planes = np.repeat(frame, 3, axis=0) if frame.shape[0] == 1 else frame[:3]
+    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image], captions: Sequence[str], path: Path, *, columns: int = 5
+) -> None:
+    """Write pictures in a grid, each above its caption, as one PNG.
+
+    Args:
+        pictures: At least one picture, all of one size.
+        captions: One line for each picture.
+        path: The file, replaced atomically.
+        columns: Pictures in a row.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    gap, line = 6, 18
+    size = (columns * (width + gap) + gap, rows * (height + line + gap) + gap)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        x = gap + index % columns * (width + gap)
+        y = gap + index // columns * (height + line + gap)
+        sheet.paste(picture, (x, y))
+        draw.text((x, y + height + 2), caption, fill=INK, font=_font(11))
+    write_aside(path, _encode(sheet, "PNG", optimize=True))
+
+
+def animation(pictures: Sequence[Image.Image], path: Path, *, period_s: float) -> None:
+    """Write pictures as an endless GIF.
+
+    Args:
+        pictures: At least one picture, all of one size.
+        path: The file, replaced atomically.
+        period_s: Seconds each picture stands.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    palette = pictures[len(pictures) // 2].quantize(colors=96)
+    frames = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+    data = _encode(
+        frames[0],
+        "GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 * period_s),
+        loop=0,
+    )
+    write_aside(path, data)
+
+
+def _draw_map(scene: Scene) -> Image.Image:
+    panel = Image.new("RGB", (PANEL_PX, PANEL_PX), PAPER)
+    draw = ImageDraw.Draw(panel)
+    for lane in scene.lanes:
+        _draw_line(draw, scene, lane, LANE, 8)
+    _draw_line(draw, scene, scene.route.points, ROUTE, 3)
+    goal = _to_map(scene, scene.route.points[-1:])[0]
+    draw.ellipse([*(goal - 6), *(goal + 6)], outline=ROUTE, width=3)
+    for x_m, y_m, yaw_rad in scene.others:
+        _draw_vehicle(draw, scene, x_m, y_m, yaw_rad, OTHERS)
+    car = scene.frame.vehicle
+    _draw_vehicle(draw, scene, car.x_m, car.y_m, car.yaw_rad, CAR)
+    return panel
+
+
+def _to_map(scene: Scene, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """World metres (N, 2) to panel pixels: the car below the middle, its heading up."""
+    car = scene.frame.vehicle
+    delta = points - (car.x_m, car.y_m)
+    cos, sin = np.cos(car.yaw_rad), np.sin(car.yaw_rad)
+    ahead = delta @ (cos, sin)
+    right = delta @ (-sin, cos)
+    scale = PANEL_PX / MAP_SPAN_M
+    return np.stack((PANEL_PX / 2 + right * scale, PANEL_PX * 0.7 - ahead * scale), axis=1)
+
+
+def _draw_line(
+    draw: ImageDraw.ImageDraw,
+    scene: Scene,
+    points: NDArray[np.float64],
+    colour: tuple[int, int, int],
+    width: int,
+) -> None:
+    pixels = _to_map(scene, points)
+    near = (np.abs(pixels - PANEL_PX / 2) < PANEL_PX).all(axis=1)
+    if near.sum() < 2:
+        return
+    # Points outside are dropped in runs, so that a line never jumps across the panel.
+    edges = np.flatnonzero(np.diff(near.astype(np.int8)))
+    for run in np.split(np.arange(len(pixels)), edges + 1):
+        if near[run[0]] and len(run) > 1:
+            draw.line([tuple(p) for p in pixels[run]], fill=colour, width=width, joint="curve")
+
+
+def _draw_vehicle(
+    draw: ImageDraw.ImageDraw,
+    scene: Scene,
+    x_m: float,
+    y_m: float,
+    yaw_rad: float,
+    colour: tuple[int, int, int],
+) -> None:
+    corners = np.array([[2.3, 0.92], [2.3, -0.92], [-2.3, -0.92], [-2.3, 0.92]])
+    cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
+    world = corners @ np.array([[cos, sin], [-sin, cos]]) + (x_m, y_m)
+    draw.polygon([tuple(p) for p in _to_map(scene, world)], fill=colour)
+
+
+def _draw_bars(draw: ImageDraw.ImageDraw, action: NDArray[np.float32]) -> None:
+    """Show steering and throttle or brake as two bars in the camera panel's corner."""
+    centre, reach = PANEL_PX - 60, 48
+    for row, (value, colour) in enumerate(
+        ((action[0], ROUTE), (action[1], CAR if action[1] >= 0 else OTHERS))
+    ):
+        y = PANEL_PX - 26 + 11 * row
+        draw.rectangle([centre - reach, y, centre + reach, y + 7], fill=PAPER)
+        ends = sorted((centre, centre + float(value) * reach))
+        draw.rectangle([ends[0], y + 1, ends[1], y + 6], fill=colour)
+
+
+def _encode(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)  # type: ignore[arg-type] # options differ by kind
+    return buffer.getvalue()
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
