@@ -1,0 +1,268 @@
+"""`Policy`: the one thing that collectors see of the learner, and the directory it travels in.
+
+A policy file is a safetensors file. Its header carries the spec, the shape of the networks, the
+version and the update count as one JSON text; its tensors are the actor's weights. Reading one
+never runs code from it.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avtd3.learn import exchange
+from avtd3.learn.networks import Actor, NetworkConfig, Observation, to_pixels
+from avtd3.store.errors import Avtd3Error, CheckpointError, FormatVersionError, SpecError
+from avtd3.store.spec import EpisodeSpec
+
+FORMAT_VERSION = 1
+_HEADER_KEY = "avtd3_policy"
+
+
+class Policy:
+    """An actor that drives: one observation in, one action out."""
+
+    def __init__(
+        self, actor: Actor, spec: EpisodeSpec, *, version: int, updates: int, digest: str = ""
+    ) -> None:
+        """Wrap an actor.
+
+        Args:
+            actor: The network; switched to evaluation mode.
+            spec: What it observes and how it acts.
+            version: Number in its policy directory.
+            updates: Gradient updates it was trained for.
+            digest: SHA-256 of the file it came from; empty if unpublished.
+        """
+        self.spec = spec
+        self.version = version
+        self.updates = updates
+        self.digest = digest
+        self._actor = actor.eval()
+
+    def __repr__(self) -> str:
+        return f"Policy(version={self.version}, updates={self.updates}, digest={self.digest[:12]})"
+
+    def act(
+        self, frames: NDArray[np.uint8] | None, vector: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        """The action in one observation, without exploration noise.
+
+        Args:
+            frames: uint8 (K*C, H, W), oldest first; None without a camera.
+            vector: float32 (V,), normalised; None if the spec has none.
+
+        Returns:
+            float32 (A,) within the spec's bounds.
+
+        Raises:
+            SpecError: The observation does not have the spec's shape.
+            CheckpointError: The network answered something that is not finite.
+        """
+        self._check(frames, vector)
+        with torch.inference_mode():
+            observation = Observation(
+                pixels=None
+                if frames is None
+                else to_pixels(torch.from_numpy(frames)[None], torch.float32),
+                vector=None if vector is None else torch.from_numpy(vector)[None],
+            )
+            action: NDArray[np.float32] = self._actor(observation)[0].numpy()
+        if not np.isfinite(action).all():
+            raise CheckpointError(
+                f"policy {self.version} answers {action}, expected finite actions; go back to an "
+                "earlier policy"
+            )
+        return action
+
+    def _check(self, frames: NDArray[np.uint8] | None, vector: NDArray[np.float32] | None) -> None:
+        image = None if self.spec.image is None else self.spec.image.observation_shape
+        size = (self.spec.vector_size,) if self.spec.vector_size else None
+        got = (None if frames is None else frames.shape, None if vector is None else vector.shape)
+        if got != (image, size):
+            raise SpecError(
+                f"observation has frames {got[0]} and vector {got[1]}, expected {image} and "
+                f"{size} (spec of policy {self.version})"
+            )
+
+    @classmethod
+    def load(cls, path: Path, *, spec: EpisodeSpec | None = None) -> Self:
+        """Read a published policy, possibly a stranger's.
+
+        Args:
+            path: The ``policy-<version>.safetensors`` file, beside its ``.json``.
+            spec: The spec it must have; any if None.
+
+        Raises:
+            CheckpointError: The file is torn, altered, or holds other tensors than it claims.
+            FormatVersionError: A later avtd3 wrote it.
+            SpecError: It was trained on other data than `spec` describes.
+        """
+        data, digest = exchange.read_verified(path)
+        document = _read_header(data, path)
+        found, config = _read_claims(document, path)
+        if spec is not None and found != spec:
+            raise SpecError(
+                f"policy {path} was trained for another spec ({found.difference(spec)}); use a "
+                "policy trained on such data"
+            )
+        try:
+            tensors = safetensors.torch.load(data)
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"policy {path} cannot be read: {error}") from error
+        actor = _build(found, config, tensors, path)
+        return cls(
+            actor, found, version=document["version"], updates=document["updates"], digest=digest
+        )
+
+
+def encode_policy(
+    actor: Actor, spec: EpisodeSpec, config: NetworkConfig, *, version: int, updates: int
+) -> bytes:
+    """The bytes of a policy file; the same weights give the same bytes."""
+    document = {
+        "format_version": FORMAT_VERSION,
+        "version": version,
+        "updates": updates,
+        "spec": spec.to_json(),
+        "spec_digest": spec.digest,
+        "network": dataclasses.asdict(config),
+        "code_version": importlib.metadata.version("avtd3"),
+    }
+    tensors = {
+        name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None)
+        for name, value in actor.state_dict().items()
+    }
+    return safetensors.torch.save(
+        {name: value.contiguous() for name, value in tensors.items()},
+        metadata={_HEADER_KEY: json.dumps(document, sort_keys=True)},
+    )
+
+
+class PolicyDirectory:
+    """Where a learner publishes policies and collectors find them.
+
+    One learner may publish at a time; any number of collectors may read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.warning = ""
+        """Why the newest policy was not taken; empty unless the last call found that anew."""
+        self._warned = ""
+
+    def publish(
+        self, actor: Actor, spec: EpisodeSpec, config: NetworkConfig, *, updates: int
+    ) -> int:
+        """Publish an actor under the next version, which is returned.
+
+        Raises:
+            StorageError: The directory cannot be written.
+        """
+        published = exchange.publish(
+            self.path,
+            lambda version: encode_policy(actor, spec, config, version=version, updates=updates),
+        )
+        return published.version
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest `keep` policies."""
+        exchange.prune(self.path, keep)
+
+    def latest(self, spec: EpisodeSpec | None) -> Policy | None:
+        """The newest policy that can be read, or None if there is none.
+
+        Raises:
+            SpecError: The newest policy was trained for another spec.
+        """
+        policy = self.poll(None, spec)
+        if policy is not None:
+            return policy
+        for version in reversed(exchange.versions(self.path)):
+            try:
+                return Policy.load(self.path / exchange.policy_name(version), spec=spec)
+            except (CheckpointError, FormatVersionError) as error:
+                self._warn(error)
+        return None
+
+    def poll(self, current: Policy | None, spec: EpisodeSpec | None) -> Policy | None:
+        """The policy that `LATEST.json` names if it is another than `current`, else `current`.
+
+        Cheap enough to call between episodes: one small file is read. When the newest policy is
+        torn, the answer is `current` and `warning` says why, once.
+
+        Raises:
+            SpecError: The newest policy was trained for another spec.
+        """
+        self.warning = ""
+        try:
+            latest = exchange.read_latest(self.path)
+            if latest is None or (current is not None and latest.sha256 == current.digest):
+                return current
+            return Policy.load(self.path / latest.file, spec=spec)
+        except (CheckpointError, FormatVersionError) as error:
+            self._warn(error)
+            return current
+
+    def _warn(self, error: Avtd3Error) -> None:
+        if str(error) != self._warned:
+            self.warning = self._warned = str(error)
+
+
+def _read_header(data: bytes, path: Path) -> dict[str, Any]:
+    size = int.from_bytes(data[:8], "little")
+    try:
+        document = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_HEADER_KEY])
+        known = document["format_version"]
+        int(document["version"]), int(document["updates"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not a policy of avtd3: no readable {_HEADER_KEY} in its header ({error!r})"
+        ) from error
+    if known != FORMAT_VERSION:
+        raise FormatVersionError(
+            f"policy {path} has format version {known}, this avtd3 reads {FORMAT_VERSION}; "
+            "update avtd3"
+        )
+    return dict(document)
+
+
+def _read_claims(document: Mapping[str, Any], path: Path) -> tuple[EpisodeSpec, NetworkConfig]:
+    try:
+        spec = EpisodeSpec.from_json(document["spec"])
+        fields = dict(document["network"])
+        config = NetworkConfig(**fields | {"hidden": tuple(fields["hidden"])})
+    except (Avtd3Error, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"policy {path} has an impossible header: {error}") from error
+    return spec, config
+
+
+def _build(
+    spec: EpisodeSpec, config: NetworkConfig, tensors: dict[str, Tensor], path: Path
+) -> Actor:
+    with torch.device("meta"):  # shapes only: a header may claim more than the file holds
+        expected = Actor(spec, config).state_dict()
+    if expected.keys() != tensors.keys():
+        names = ", ".join(sorted(expected.keys() ^ tensors.keys()))
+        raise CheckpointError(f"policy {path} lacks or has beyond its header the tensors {names}")
+    for name, want in expected.items():
+        got = tensors[name]
+        if got.shape != want.shape or got.dtype != want.dtype:
+            raise CheckpointError(
+                f"policy {path}: {name} is {got.dtype} {tuple(got.shape)}, expected {want.dtype} "
+                f"{tuple(want.shape)} from its header"
+            )
+        if not bool(torch.isfinite(got).all()):
+            raise CheckpointError(f"policy {path}: {name} holds numbers that are not finite")
+    actor = Actor(spec, config)
+    actor.load_state_dict(tensors)
+    return actor
