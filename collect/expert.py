@@ -1,0 +1,127 @@
+"""`Expert`: drives any route well, with what no camera shows.
+
+Steering is pure pursuit (Coulter 1992): the arc through the rear axle and a point on the route a
+look-ahead away. Speed follows the lower of what the curves ahead allow and the intelligent driver
+model (Treiber, Hennecke and Helbing 2000, eq. 1-2) behind a vehicle. It knows the route and the
+gap to the vehicle ahead exactly: a teacher for data, not a driver to compare with.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.checks import check_positive
+from avtd3.collect.observation import Observation
+from avtd3.collect.task import DrivingTask
+from avtd3.collect.world import VehicleState, WorldFrame
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertConfig:
+    """How the expert drives, and what car it believes to drive."""
+
+    target_speed_mps: float = 30.0 / 3.6
+    """Speed on a free straight road: 30 km/h."""
+    max_lateral_mps2: float = 1.8
+    """Lateral acceleration accepted in curves."""
+    max_braking_mps2: float = 1.5
+    """Deceleration planned ahead of curves."""
+    max_acceleration_mps2: float = 1.5
+    """Acceleration on a free road."""
+    lookahead_s: float = 0.55
+    """Look-ahead per speed; longer cuts corners, shorter weaves."""
+    min_lookahead_m: float = 3.5
+    """Look-ahead when slow."""
+    time_gap_s: float = 1.4
+    """Wanted time to the vehicle ahead."""
+    min_gap_m: float = 4.0
+    """Wanted gap when standing."""
+    wheelbase_m: float = 2.9
+    """Distance between the axles."""
+    max_steer_rad: float = 0.61
+    """Angle of the wheels at a steering command of 1."""
+    full_throttle_mps2: float = 3.5
+    """Acceleration at a throttle of 1."""
+    full_brake_mps2: float = 8.0
+    """Deceleration at a brake of 1."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_positive(field.name, getattr(self, field.name))
+
+
+class Expert:
+    """Pure pursuit with speed control; see the module."""
+
+    _HARDEST_MPS2 = 6.0
+    _SPEED_GAIN_PER_S = 1.2
+    _PEDAL_RATE = 0.08
+    """Largest rise of the pedal per step in normal driving, for comfort."""
+
+    def __init__(self, config: ExpertConfig) -> None:
+        self._config = config
+        self._profile: list[float] = []
+        self._spacing_m = 1.0
+        self._pedal = 0.0
+
+    def begin(self, rng: np.random.Generator, task: DrivingTask) -> None:
+        """Plan the speeds along the episode's route; nothing is drawn."""
+        config, route = self._config, task.route
+        self._profile = route.speed_profile(
+            max_lateral_mps2=config.max_lateral_mps2,
+            max_braking_mps2=config.max_braking_mps2,
+            max_speed_mps=config.target_speed_mps,
+        ).tolist()
+        self._spacing_m = route.length_m / max(len(self._profile) - 1, 1)
+        self._pedal = 0.0
+
+    def act(
+        self, observation: Observation, frame: WorldFrame, task: DrivingTask
+    ) -> NDArray[np.float32]:
+        """Steer along the route and keep speed and distance, float32 (2,)."""
+        steer = self._steer(frame.vehicle, task)
+        return np.array((steer, self._drive(frame, task)), np.float32)
+
+    def _steer(self, vehicle: VehicleState, task: DrivingTask) -> float:
+        config = self._config
+        reach = max(config.min_lookahead_m, config.lookahead_s * vehicle.speed_mps + 1.5)
+        target = task.route.ahead(task.progress_m, reach)
+        cos, sin = math.cos(vehicle.yaw_rad), math.sin(vehicle.yaw_rad)
+        dx = float(target[0]) - vehicle.x_m + 0.5 * config.wheelbase_m * cos
+        dy = float(target[1]) - vehicle.y_m + 0.5 * config.wheelbase_m * sin
+        right = cos * dy - sin * dx
+        distance = max(math.hypot(dx, dy), 1.0)
+        angle = math.atan(2.0 * config.wheelbase_m * right / (distance * distance))
+        return min(1.0, max(-1.0, angle / config.max_steer_rad))
+
+    def _drive(self, frame: WorldFrame, task: DrivingTask) -> float:
+        config, speed = self._config, frame.vehicle.speed_mps
+        wanted = self._SPEED_GAIN_PER_S * (self._allowed(task, speed) - speed)
+        wanted = min(wanted, config.max_acceleration_mps2, self._behind(frame))
+        wanted = max(wanted, -self._HARDEST_MPS2)
+        full = config.full_throttle_mps2 if wanted > 0.0 else config.full_brake_mps2
+        # Pedals move slowly for comfort, except towards the brake when it matters.
+        slowest = -self._PEDAL_RATE if wanted > -2.0 else -1.0
+        change = min(max(wanted / full - self._pedal, slowest), self._PEDAL_RATE)
+        self._pedal = min(1.0, max(-1.0, self._pedal + change))
+        return self._pedal
+
+    def _allowed(self, task: DrivingTask, speed: float) -> float:
+        """Planned speed a little ahead, for the delay of the pedals."""
+        place = int((task.progress_m + 0.2 * max(speed, 0.0)) / self._spacing_m)
+        return self._profile[min(place, len(self._profile) - 1)]
+
+    def _behind(self, frame: WorldFrame) -> float:
+        """Acceleration that the intelligent driver model allows behind the vehicle ahead."""
+        gap = frame.lead_gap_m
+        if math.isinf(gap):
+            return math.inf
+        config, speed = self._config, max(frame.vehicle.speed_mps, 0.0)
+        top = config.max_acceleration_mps2
+        closing = speed - frame.lead_speed_mps
+        comfort = 2.0 * math.sqrt(top * 2.0)
+        wanted = config.min_gap_m + max(0.0, speed * (config.time_gap_s + closing / comfort))
+        free = 1.0 - (speed / config.target_speed_mps) ** 4
+        return top * (free - (wanted / max(gap, 0.1)) ** 2)

@@ -1,0 +1,153 @@
+"""What the policy sees: the car's numbers in its own frame, and a stack of camera frames.
+
+The vector holds, in this order: speed, lateral deviation, heading error, and the waypoints ahead
+as x, y pairs in the car's frame (x forward, y to the right). Each number is stored divided by its
+scale; the dataset's spec names them all. Nothing is clipped: the car leaves the road, and so ends
+the episode, long before a number grows large.
+"""
+
+import collections
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.checks import check_positive
+from avtd3.collect.route import Projection, Route
+from avtd3.collect.world import VehicleState
+from avtd3.store.errors import ConfigError, SpecError
+from avtd3.store.spec import MAX_AXIS, ImageSpec
+
+SPEED_SCALE_MPS = 10.0
+LATERAL_SCALE_M = 2.0
+HEADING_SCALE_RAD = math.pi / 4.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ObservationConfig:
+    """Which waypoints an observation holds."""
+
+    waypoints: int = 10
+    """Number of waypoints ahead; 10 give the 23 numbers of the reports."""
+    waypoint_spacing_m: float = 2.5
+    """Distance along the route between two waypoints; 25 m ahead are 3 s at 30 km/h."""
+    stack: int = 4
+    """Camera frames per observation, oldest first."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.waypoints <= 100:
+            raise ConfigError(f"waypoints is {self.waypoints}, expected 1 to 100")
+        if not 1 <= self.stack <= MAX_AXIS:
+            raise ConfigError(f"stack is {self.stack}, expected 1 to {MAX_AXIS}")
+        check_positive("waypoint_spacing_m", self.waypoint_spacing_m)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name with unit of each number of the vector."""
+        points = (f"waypoint_{i:02d}" for i in range(1, self.waypoints + 1))
+        pairs = (f"{point}_{axis}_m" for point in points for axis in ("x", "y"))
+        return ("speed_mps", "lateral_m", "heading_rad", *pairs)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Physical value stored as 1.0, for each number of the vector.
+
+        Forward the scale is the horizon; sideways it is 0.4 of it, because roads bend little.
+        """
+        horizon = self.waypoints * self.waypoint_spacing_m
+        pair = (horizon, 0.4 * horizon)
+        return (SPEED_SCALE_MPS, LATERAL_SCALE_M, HEADING_SCALE_RAD, *(pair * self.waypoints))
+
+
+class VectorBuilder:
+    """Builds the vector of an observation; made once per task, for its constants."""
+
+    def __init__(self, config: ObservationConfig) -> None:
+        self._offsets = np.arange(1, config.waypoints + 1) * config.waypoint_spacing_m
+        scales = np.array(config.scales)
+        self._head = scales[:3].tolist()
+        self._scale_x, self._scale_y = scales[3], scales[4]
+        self._size = len(scales)
+
+    def build(
+        self, vehicle: VehicleState, route: Route, at: Projection, heading_rad: float
+    ) -> NDArray[np.float32]:
+        """The normalised numbers, float32 (V,).
+
+        Args:
+            vehicle: The car.
+            route: The route it follows.
+            at: Where on the route it is.
+            heading_rad: Its heading against the route's, see `heading_error`.
+        """
+        vector = np.empty(self._size, np.float32)
+        speed, lateral, heading = self._head
+        vector[0] = vehicle.speed_mps / speed
+        vector[1] = at.lateral_m / lateral
+        vector[2] = heading_rad / heading
+        ahead = route.ahead(at.distance_m, self._offsets)  # (waypoints, 2)
+        dx, dy = ahead[:, 0] - vehicle.x_m, ahead[:, 1] - vehicle.y_m
+        cos, sin = math.cos(vehicle.yaw_rad), math.sin(vehicle.yaw_rad)
+        vector[3::2] = (cos * dx + sin * dy) / self._scale_x
+        vector[4::2] = (cos * dy - sin * dx) / self._scale_y
+        return vector
+
+
+def heading_error(yaw_rad: float, route_yaw_rad: float) -> float:
+    """The car's heading minus the route's, in [-pi, pi]; positive when it points to the right."""
+    return math.remainder(yaw_rad - route_yaw_rad, math.tau)
+
+
+class FrameStack:
+    """The last K camera frames of an episode, oldest first, clamped to its first frame.
+
+    The same rule by which the sampler rebuilds a stack from single stored frames: place j of the
+    stack at observation t is frame ``max(0, t - (K - 1) + j)``.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._frames: collections.deque[NDArray[np.uint8]] = collections.deque(maxlen=size)
+
+    def begin(self, frame: NDArray[np.uint8]) -> None:
+        """Start an episode with its first frame, uint8 (C, H, W)."""
+        self._frames.extend([frame.copy()] * (self._frames.maxlen or 1))
+
+    def push(self, frame: NDArray[np.uint8]) -> None:
+        """Add the next frame, uint8 (C, H, W); it is copied, so worlds may reuse their buffer."""
+        self._frames.append(frame.copy())
+
+    def stacked(self) -> NDArray[np.uint8]:
+        """The stack as a new array, uint8 (K * C, H, W)."""
+        return np.concatenate(self._frames)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Observation:
+    """What a driver that is a policy may use: the vector, and the camera when it asks for it."""
+
+    vector: NDArray[np.float32]
+    """float32 (V,), see `ObservationConfig.names`."""
+    stack: FrameStack
+    """The camera frames; valid until the next step."""
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        """The stacked frames, uint8 (K * C, H, W)."""
+        return self.stack.stacked()
+
+    def __repr__(self) -> str:
+        return f"Observation(vector {self.vector.shape})"
+
+
+def check_frame(image: NDArray[np.uint8], expected: ImageSpec, world: str) -> None:
+    """Hold a world's camera frame against the spec.
+
+    Raises:
+        SpecError: The frame has another shape or dtype.
+    """
+    if image.shape != expected.frame_shape or image.dtype != np.uint8:
+        raise SpecError(
+            f"world {world} answers frames {image.dtype} {image.shape}, expected uint8 "
+            f"{expected.frame_shape} as in the spec; use another dataset or set the camera's size"
+        )

@@ -1,0 +1,94 @@
+"""The numbered scenarios: what an episode's roads, traffic and light are drawn from."""
+
+import dataclasses
+
+from avtd3.collect.checks import check_number
+from avtd3.collect.world import Scenario
+from avtd3.store.errors import ConfigError
+
+GENERATED = "generated"
+"""Town of the scenarios whose road networks are drawn by seed."""
+
+
+def _scenario(number: int, name: str, kinds: tuple[str, ...], npcs: int, weather: str) -> Scenario:
+    return Scenario(
+        number=number,
+        name=name,
+        town=GENERATED,
+        network_kinds=kinds,
+        networks=200,
+        npcs=npcs,
+        weather=weather,
+        route_length_m=200.0,
+        time_limit_s=60.0,
+    )
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    _scenario(0, "mixed roads, fair weather, 20 vehicles", ("country", "loop", "grid"), 20, "fair"),
+    _scenario(1, "empty country roads", ("country",), 0, "clear"),
+    _scenario(2, "town with junctions", ("grid",), 20, "fair"),
+    _scenario(3, "bad light: night, fog or rain", ("country", "loop", "grid"), 10, "bad"),
+    _scenario(4, "dense traffic", ("loop", "grid"), 40, "fair"),
+    _scenario(5, "everything at random", ("country", "loop", "grid"), 20, "random"),
+)
+"""Every scenario, at the place of its number; 0 is the reports' main one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioConfig:
+    """A scenario by its number, with what is changed about it."""
+
+    number: int = 0
+    """Number of the scenario."""
+    npcs: int | None = None
+    """Other vehicles; None as in the scenario."""
+    town: str | None = None
+    """``generated`` or the path of an .xodr file; None as in the scenario."""
+    weather: str | None = None
+    """A weather by name; None as in the scenario."""
+    networks: int | None = None
+    """How many different generated networks to draw from; None as in the scenario."""
+    route_length_m: float | None = None
+    """Length of the routes in metres; None as in the scenario."""
+    time_limit_s: float | None = None
+    """Simulated seconds to the time limit; None as in the scenario."""
+
+    def __post_init__(self) -> None:
+        self.resolve()
+
+    def resolve(self) -> Scenario:
+        """The scenario with the changes made.
+
+        Raises:
+            ConfigError: There is no scenario of this number, or a value is impossible.
+        """
+        changes = {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if field.name != "number" and (value := getattr(self, field.name)) is not None
+        }
+        return scenario(self.number, **changes)
+
+
+def scenario(number: int, **changes: object) -> Scenario:
+    """A scenario by its number, with some of its fields changed.
+
+    Args:
+        number: A place in `SCENARIOS`.
+        changes: Fields of `Scenario` and their new values.
+
+    Raises:
+        ConfigError: There is no scenario of this number, or a value is impossible.
+    """
+    if not 0 <= number < len(SCENARIOS):
+        known = "; ".join(f"{entry.number} = {entry.name}" for entry in SCENARIOS)
+        raise ConfigError(f"scenario {number} does not exist; there are: {known}")
+    changed = dataclasses.replace(SCENARIOS[number], **changes)  # type: ignore[arg-type] # checked below
+    check_number("scenario npcs", changed.npcs, maximum=1000)
+    check_number("scenario networks", changed.networks, minimum=1, maximum=1_000_000)
+    check_number("scenario route_length_m", changed.route_length_m, minimum=10.0)
+    check_number("scenario time_limit_s", changed.time_limit_s, minimum=1.0)
+    if not changed.town or not changed.weather:
+        raise ConfigError("scenario town and weather must not be empty")
+    return changed

@@ -1,0 +1,201 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avtd3.collect.drivers import (
+    BASE_DRIVERS,
+    Mixture,
+    NoisyDriver,
+    PolicyDriver,
+    RandomDriver,
+    check_action,
+)
+from avtd3.collect.expert import Expert, ExpertConfig
+from avtd3.collect.rollout import Rollout
+from avtd3.collect.scenarios import scenario
+from avtd3.collect.task import DrivingTask, TaskConfig
+from avtd3.store.errors import ConfigError, WorldError
+from avtd3.store.spec import ImageSpec
+from avtd3.tests.collect.point_world import PointWorld
+
+IMAGE = ImageSpec(height=8, width=8)
+SETTING = scenario(0, route_length_m=100.0, time_limit_s=40.0)
+
+
+def drive(driver, seed, world=None, config=None):
+    world = world or PointWorld()
+    task = DrivingTask(config or TaskConfig(), world.control_period_s)
+    rollout = Rollout(world, task, task.spec(IMAGE), SETTING, seed)
+    return list(rollout.drive(driver, "test", np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_expert_reaches_the_goal_in_its_lane_near_the_target_speed(seed):
+    steps = drive(Expert(ExpertConfig()), seed)
+    assert steps[-1].step.reason == "goal"
+    assert max(abs(t.step.facts.lateral_m) for t in steps) < 1.0
+    speeds = [t.frame.vehicle.speed_mps for t in steps]
+    assert 4.0 < np.mean(speeds) < 9.0
+    terms = np.array([t.step.reward_terms for t in steps])
+    shares = np.abs(terms).sum(axis=0) / np.abs(terms).sum()
+    assert shares.max() < 0.7
+    assert 50 < terms.sum() < 400
+
+
+def test_the_expert_stops_behind_a_standing_vehicle():
+    setting = TaskConfig(stuck_s=100.0)
+    steps = drive(Expert(ExpertConfig()), 0, PointWorld(lead=60.0), setting)
+    assert steps[-1].step.reason == "time_limit"
+    assert steps[-1].frame.vehicle.speed_mps < 0.1
+    assert 2.0 < steps[-1].frame.lead_gap_m < 8.0
+
+
+def test_the_expert_is_gentle():
+    steps = drive(Expert(ExpertConfig()), 1)
+    jerk = np.array([abs(t.step.facts.jerk_mps3) for t in steps[1:]])
+    assert np.mean(jerk) < 10.0
+
+
+def test_the_random_driver_moves_and_depends_on_its_generator_alone():
+    actions = [np.array([t.action for t in drive(RandomDriver(0.05), s)]) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(actions[0], actions[1])
+    assert not np.array_equal(actions[0][:5], actions[2][:5])
+    moved = [drive(RandomDriver(0.05), seed)[-1].step.progress_m for seed in range(8)]
+    assert np.median(moved) > 10.0
+
+
+@pytest.mark.parametrize(("time_s", "correlation"), [(0.0, 0.0), (0.5, math.exp(-0.1))])
+def test_noise_has_the_stated_deviation_and_memory(time_s, correlation):
+    class Still:
+        def begin(self, rng, task):
+            pass
+
+        def act(self, observation, frame, task):
+            return np.zeros(2, np.float32)
+
+    driver = NoisyDriver(Still(), 0.1, time_s=time_s, period_s=0.05)
+    driver.begin(np.random.default_rng(0), None)
+    values = np.array([driver.act(None, None, None)[0] for _ in range(20_000)])
+    assert values.std() == pytest.approx(0.1, rel=0.1)
+    assert np.corrcoef(values[:-1], values[1:])[0, 1] == pytest.approx(correlation, abs=0.05)
+
+
+def test_noise_stays_within_bounds():
+    expert = Expert(ExpertConfig())
+    driver = NoisyDriver(expert, 1.0, time_s=0.5, period_s=0.05)
+    actions = np.array([t.action for t in drive(driver, 3)])
+    assert np.abs(actions).max() == 1.0
+
+
+def test_a_policy_driver_sees_the_stack_and_the_vector():
+    seen = []
+
+    class Fake:
+        def act(self, frames, vector):
+            seen.append((frames, vector))
+            return np.array((0.0, 0.5), np.float32)
+
+    steps = drive(PolicyDriver(Fake()), 0)
+    frames, vector = seen[2]
+    assert frames.shape == (4, 8, 8)
+    np.testing.assert_array_equal(frames[3], steps[1].frame.image[0])
+    np.testing.assert_array_equal(frames[2], steps[0].frame.image[0])
+    np.testing.assert_array_equal(frames[0], frames[1])
+    np.testing.assert_array_equal(vector, steps[1].step.vector)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "shares"),
+    [
+        ("expert", ["expert"], [1.0]),
+        ("random", ["random"], [1.0]),
+        ("policy+gaussian=0.1", ["policy+gaussian=0.1"], [1.0]),
+        ("expert+noise", ["expert+noise=0.2"], [1.0]),
+        ("3:expert,1:random", ["expert", "random"], [0.75, 0.25]),
+        (
+            "0.6:expert, 0.3:expert+noise=0.30,0.1:random",
+            ["expert", "expert+noise=0.3", "random"],
+            [0.6, 0.3, 0.1],
+        ),
+    ],
+)
+def test_mixtures_are_read(text, names, shares):
+    mixture = Mixture.parse(text)
+    assert [driver.name for driver in mixture.drivers] == names
+    assert [driver.share for driver in mixture.drivers] == pytest.approx(shares)
+    assert Mixture.parse(mixture.text) == mixture
+
+
+@pytest.mark.parametrize(
+    ("text", "bad"),
+    [
+        ("", "''"),
+        ("export", "'1:export'"),
+        ("expert,random", "'expert'"),
+        ("0.5:expert,", "''"),
+        ("0:expert", "above 0"),
+        ("-1:expert", "above 0"),
+        ("nan:expert", "above 0"),
+        ("half:expert", "'half:expert'"),
+        ("1:expert+wind", "'1:expert\\+wind'"),
+        ("1:expert+noise=0", "above 0"),
+        ("1:expert+noise=9", "at most 2"),
+        ("1:expert+noise=1.2.3", "1.2.3"),
+        ("1:expert=0.2", "'1:expert=0.2'"),
+    ],
+)
+def test_bad_mixtures_name_the_bad_part(text, bad):
+    with pytest.raises(ConfigError, match=bad):
+        Mixture.parse(text)
+
+
+def test_bad_drivers_are_told_the_valid_ones():
+    with pytest.raises(ConfigError, match=", ".join(BASE_DRIVERS)):
+        Mixture.parse("autopilot")
+
+
+@given(st.integers(0, 2**62))
+def test_drawing_depends_on_the_generator_alone(seed):
+    mixture = Mixture.parse("1:expert,2:random,3:expert+noise")
+    draws = [mixture.draw(np.random.default_rng(seed)) for _ in range(2)]
+    assert draws[0] == draws[1]
+    assert draws[0] in range(3)
+
+
+def test_shares_are_kept():
+    mixture = Mixture.parse("1:expert,3:random")
+    rng = np.random.default_rng(0)
+    assert np.mean([mixture.draw(rng) for _ in range(4000)]) == pytest.approx(0.75, abs=0.03)
+
+
+def test_exploration_noise_goes_on_plain_policies_only():
+    explored = Mixture.parse("1:expert,1:policy,1:policy+noise=0.5").exploring(0.1)
+    names = [driver.name for driver in explored.drivers]
+    assert names == ["expert", "policy+gaussian=0.1", "policy+noise=0.5"]
+    assert explored.needs_policy
+    assert Mixture.parse("policy").exploring(0.0).drivers[0].name == "policy"
+    assert not Mixture.parse("expert").needs_policy
+
+
+@pytest.mark.parametrize("kind", ["expert", "random", "expert+noise", "policy+gaussian"])
+def test_each_driver_can_be_built(kind):
+    policy = PolicyDriver(SimpleNamespace(act=lambda frames, vector: np.zeros(2, np.float32)))
+    driver = Mixture.parse(kind).drivers[0].build(ExpertConfig(), policy, 0.05)
+    assert drive(driver, 0)[0].action.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "action", [[math.nan, 0.0], [0.0, math.inf], [1.1, 0.0], [0.0], [0.0, 0.0, 0.0], 0.0]
+)
+def test_actions_that_cannot_be_applied_are_one_clear_error(action):
+    with pytest.raises(WorldError, match=r"driver policy answered .* in episode 3"):
+        check_action(np.array(action), 2, "policy", "episode 3")
+
+
+def test_expert_settings_are_checked():
+    with pytest.raises(ConfigError, match="wheelbase_m"):
+        ExpertConfig(wheelbase_m=0.0)

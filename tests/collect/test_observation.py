@@ -1,0 +1,112 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avtd3.collect.observation import (
+    FrameStack,
+    ObservationConfig,
+    VectorBuilder,
+    check_frame,
+    heading_error,
+)
+from avtd3.store.errors import ConfigError, SpecError
+from avtd3.store.spec import ImageSpec
+from avtd3.tests.collect.point_world import make_vehicle, straight_route, winding_route
+
+
+def build(config, route, **vehicle):
+    car = make_vehicle(**vehicle)
+    at = route.project(car.x_m, car.y_m)
+    return VectorBuilder(config).build(car, route, at, heading_error(car.yaw_rad, at.yaw_rad))
+
+
+def test_the_default_vector_has_the_23_numbers_with_units():
+    config = ObservationConfig()
+    assert len(config.names) == len(config.scales) == 23
+    assert config.names[:5] == (
+        "speed_mps",
+        "lateral_m",
+        "heading_rad",
+        "waypoint_01_x_m",
+        "waypoint_01_y_m",
+    )
+    assert config.names[-1] == "waypoint_10_y_m"
+    assert config.scales[:5] == (10.0, 2.0, math.pi / 4, 25.0, 10.0)
+
+
+def test_numbers_on_a_straight_road_by_hand():
+    config = ObservationConfig(waypoints=2, waypoint_spacing_m=5.0)
+    vector = build(config, straight_route(), x_m=10.0, y_m=1.0, yaw_rad=0.0, speed_mps=5.0)
+    # 1 m right of the route: the waypoints, 5 and 10 m ahead, lie 1 m to the left.
+    np.testing.assert_allclose(vector, [0.5, 0.5, 0.0, 0.5, -0.25, 1.0, -0.25], rtol=1e-6)
+    assert vector.dtype == np.float32
+
+
+def test_waypoints_turn_with_the_car():
+    config = ObservationConfig(waypoints=1, waypoint_spacing_m=5.0)
+    vector = build(config, straight_route(), x_m=10.0, yaw_rad=math.pi / 2)
+    # Facing right (south): the waypoint 5 m east lies 5 m to the left, and heading is 90 degrees.
+    np.testing.assert_allclose(vector, [0.0, 0.0, 2.0, 0.0, -2.5], atol=1e-6)
+
+
+@given(st.floats(-3.0, 3.0), st.floats(-50.0, 50.0), st.floats(-50.0, 50.0))
+def test_the_vector_does_not_depend_on_where_the_world_has_its_origin(turn, x, y):
+    route = winding_route()
+    cos, sin = math.cos(turn), math.sin(turn)
+    rotation = np.array([[cos, sin], [-sin, cos]])
+    moved = type(route)(points=route.points @ rotation + (x, y), lane_width_m=np.array(3.5))
+    car = np.array([20.0, 3.0])
+    there = car @ rotation + (x, y)
+    config = ObservationConfig()
+    here = build(config, route, x_m=car[0], y_m=car[1], yaw_rad=0.1, speed_mps=3.0)
+    elsewhere = build(config, moved, x_m=there[0], y_m=there[1], yaw_rad=0.1 + turn, speed_mps=3.0)
+    np.testing.assert_allclose(here, elsewhere, atol=1e-5)
+
+
+def test_waypoints_go_on_straight_past_the_goal():
+    vector = build(ObservationConfig(), straight_route(100.0), x_m=95.0)
+    np.testing.assert_allclose(vector[3::2] * 25.0, np.arange(1, 11) * 2.5, rtol=1e-6)
+
+
+@given(st.floats(-20.0, 20.0), st.floats(-20.0, 20.0))
+def test_heading_error_is_wrapped(yaw, route_yaw):
+    error = heading_error(yaw, route_yaw)
+    assert -math.pi <= error <= math.pi
+    assert math.cos(error) == pytest.approx(math.cos(yaw - route_yaw), abs=1e-9)
+    assert math.sin(error) == pytest.approx(math.sin(yaw - route_yaw), abs=1e-9)
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 9))
+def test_frame_stack_equals_clamping_to_the_first_frame(size, channels, steps):
+    frames = np.arange((steps + 1) * channels * 4).reshape(-1, channels, 2, 2).astype(np.uint8)
+    stack = FrameStack(size)
+    stack.begin(np.full((channels, 2, 2), 255, np.uint8))  # an episode before must leave no trace
+    stack.begin(frames[0])
+    for t in range(steps + 1):
+        if t:
+            stack.push(frames[t])
+        places = np.maximum(0, t - (size - 1) + np.arange(size))
+        expected = frames[places].reshape(size * channels, 2, 2)
+        np.testing.assert_array_equal(stack.stacked(), expected)
+
+
+def test_frame_stack_survives_a_world_that_reuses_its_buffer():
+    stack, frame = FrameStack(2), np.zeros((1, 2, 2), np.uint8)
+    stack.begin(frame)
+    frame[:] = 7
+    stack.push(frame)
+    assert stack.stacked()[:, 0, 0].tolist() == [0, 7]
+
+
+def test_bad_values_are_refused():
+    with pytest.raises(ConfigError, match="waypoints is 0"):
+        ObservationConfig(waypoints=0)
+    with pytest.raises(ConfigError, match="waypoint_spacing_m"):
+        ObservationConfig(waypoint_spacing_m=math.nan)
+    with pytest.raises(ConfigError, match="stack"):
+        ObservationConfig(stack=0)
+    with pytest.raises(SpecError, match=r"expected uint8 \(1, 84, 84\)"):
+        check_frame(np.zeros((3, 84, 84), np.uint8), ImageSpec(), "point")
