@@ -1,0 +1,234 @@
+"""The command line: parse, call one function, draw its progress, answer with an exit code.
+
+Exit codes: 0 done; 1 the answer is no (an audit with findings, a halted training); 2 bad use;
+3 the environment failed (simulator gone, disk full). With ``--json`` standard output holds one
+JSON document and nothing else; progress and errors go to standard error.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from avtd3.configs.console import interruptible, progress, say
+from avtd3.store.errors import Avtd3Error, StorageError, TrainingHalted, WorldError
+
+EXIT_NO = 1
+EXIT_USAGE = 2
+EXIT_ENVIRONMENT = 3
+
+app = typer.Typer(
+    name="avtd3",
+    help="Offline-first driving: collect episodes, learn from them, exchange only files.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help="YAML file, or a preset's name.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override, as learn.td3.tau=0.01; repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+WorldOption = Annotated[str | None, typer.Option("--world", help="Simulator; this version: road.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; every error that avtd3 knows becomes one line and an exit code.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's.
+
+    Raises:
+        SystemExit: Always, with the command's exit code.
+    """
+    try:
+        app(args=None if argv is None else list(argv))
+    except (WorldError, StorageError) as error:
+        _fail(error, EXIT_ENVIRONMENT)
+    except TrainingHalted as error:
+        _fail(error, EXIT_NO)
+    except Avtd3Error as error:
+        _fail(error, EXIT_USAGE)
+    except (OSError, MemoryError) as error:
+        _fail(error, EXIT_ENVIRONMENT)
+
+
+@app.command()
+def collect(
+    dataset: Annotated[Path, typer.Argument(help="Dataset directory; created if missing.")],
+    world: WorldOption = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
+    episodes: Annotated[int | None, typer.Option(min=1, help="Stop after so many episodes.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so many seconds.")] = None,
+    driver: Annotated[
+        str | None, typer.Option(help="expert, random, policy, or SHARE:DRIVER,...")
+    ] = None,
+    policies: Annotated[Path | None, typer.Option(help="Where policies are published.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    seed: SeedOption = None,
+    scenario: Annotated[int | None, typer.Option(min=0, help="Number of the scenario.")] = None,
+    npcs: Annotated[int | None, typer.Option(min=0, help="Other vehicles.")] = None,
+    town: Annotated[str | None, typer.Option(help="An .xodr file to drive on.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted plan.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drive a car and write its episodes into a dataset."""
+    from avtd3.collect.collector import collect as run
+
+    settings = _section("collect", config, set_)
+    settings = _replace(settings, world=world, driver=driver, workers=workers, seed=seed)
+    settings = _replace_scenario(settings, number=scenario, npcs=npcs, town=town)
+    with interruptible() as should_stop, progress() as draw:
+        report = run(
+            dataset,
+            settings,
+            steps=steps,
+            episodes=episodes,
+            seconds=seconds,
+            policies=policies,
+            resume=resume,
+            should_stop=should_stop,
+            on_progress=draw,
+        )
+    _answer(report.document(), as_json, report.summary())
+
+
+@app.command()
+def learn(
+    datasets: Annotated[list[Path], typer.Argument(help="Datasets to learn from.")],
+    run: Annotated[Path, typer.Option(help="Run directory: checkpoints, metrics, config.")],
+    policies: Annotated[Path | None, typer.Option(help="Where to publish policies.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Gradient updates in all.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Learn while others collect.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train TD3 from datasets and publish policies."""
+    from avtd3.learn.train import train
+
+    settings = _replace(_section("learn", config, set_), updates=updates, seed=seed)
+    with interruptible() as should_stop, progress() as draw:
+        report = train(
+            datasets,
+            run,
+            settings,
+            policies=policies,
+            follow=follow,
+            resume=resume,
+            should_stop=should_stop,
+            on_progress=draw,
+        )
+    _answer(report.document(), as_json, report.summary())
+    if report.halted:
+        raise typer.Exit(EXIT_NO)
+
+
+@app.command(name="replay-inspect")
+def replay_inspect(
+    datasets: Annotated[list[Path], typer.Argument(help="Datasets to audit.")],
+    sample: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of the segments to read.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster; default: threads.")
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Audit datasets: what they hold, whether the bytes are whole, whether the data make sense."""
+    from avtd3.store.audit import audit
+    from avtd3.store.report import render
+
+    settings = _section("audit", config, set_)
+    settings = _replace(settings, sample=sample, strict=strict or None, scheduler=scheduler)
+    with interruptible() as should_stop, progress() as draw:
+        report = audit(datasets, settings, should_stop=should_stop, on_progress=draw)
+    _answer(report.document(), as_json, render(report))
+    if report.verdict != "ok":
+        raise typer.Exit(EXIT_NO)
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[str, typer.Argument(help="Policy file or directory, or a driver's name.")],
+    world: WorldOption = None,
+    episodes: Annotated[int | None, typer.Option(min=1, help="Held-out episodes.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    seed: SeedOption = None,
+    scenario: Annotated[int | None, typer.Option(min=0, help="Number of the scenario.")] = None,
+    npcs: Annotated[int | None, typer.Option(min=0, help="Other vehicles.")] = None,
+    town: Annotated[str | None, typer.Option(help="An .xodr file to drive on.")] = None,
+    gif: Annotated[Path | None, typer.Option(help="Animate the first episode here.")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drive held-out roads without noise and measure how well."""
+    from avtd3.collect.evaluate import evaluate as run
+
+    settings = _section("evaluate", config, set_)
+    settings = _replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
+    settings = _replace_scenario(settings, number=scenario, npcs=npcs, town=town)
+    with interruptible() as should_stop, progress() as draw:
+        report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=draw)
+    _answer(report.document(), as_json, report.summary())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for everything the demo makes.")] = Path(
+        "demo-out"
+    ),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline once: collect, audit, learn, evaluate, collect again, audit again."""
+    from avtd3.configs.demo import run_demo
+
+    settings = _section("demo", config, set_)
+    with interruptible() as should_stop:
+        report = run_demo(out, settings, should_stop=should_stop)
+    _answer(report.document(), as_json, report.summary())
+
+
+def _section(name: str, config: str | None, overrides: list[str] | None) -> Any:  # noqa: ANN401
+    from avtd3.configs.load import load_section
+
+    return load_section(name, config, overrides or ())
+
+
+def _replace(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - any section
+    """Change what the command line named; None means it was not named."""
+    named = {key: value for key, value in changes.items() if value is not None}
+    return dataclasses.replace(settings, **named)
+
+
+def _replace_scenario(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - as above
+    return dataclasses.replace(settings, scenario=_replace(settings.scenario, **changes))
+
+
+def _answer(document: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
+
+
+def _fail(error: BaseException, code: int) -> None:
+    text = " ".join(str(error).split()) or type(error).__name__
+    say(f"avtd3: {text}")
+    raise SystemExit(code) from None
