@@ -1,0 +1,235 @@
+"""What an audit answers: `AuditReport`, as a JSON document and as text for people."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from typing import Literal, Self
+
+from avtd3.store.findings import CHECKS, Finding, FindingLog
+from avtd3.store.statistics import Distribution, Summary
+
+Verdict = Literal["ok", "warnings", "errors"]
+
+BAR_WIDTH = 24
+"""Characters of the longest bar."""
+MAX_BARS = 8
+"""Values of a column that get a bar of their own."""
+MAX_SHOWN = 3
+"""Findings of each check that the text spells out."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetReport:
+    """What one dataset holds."""
+
+    path: str
+    summary: Summary
+    staging: int
+    """Unpublished segments in ``.staging/``."""
+    quarantined: int
+    """Segments in ``quarantine/``."""
+
+    def including(self, summary: Summary) -> Self:
+        """The same report with another segment in it."""
+        return dataclasses.replace(self, summary=self.summary.merge(summary))
+
+    def document(self) -> dict[str, object]:
+        """The report as a JSON object."""
+        return {
+            "path": self.path,
+            "staging": self.staging,
+            "quarantined": self.quarantined,
+            **self.summary.document(),
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AuditReport:
+    """What an audit found."""
+
+    datasets: tuple[DatasetReport, ...]
+    total: Summary
+    """All datasets together."""
+    log: FindingLog
+    damaged: tuple[tuple[str, str], ...]
+    """Dataset and id of each segment with an error."""
+    strict: bool
+    """Whether warnings count as errors."""
+    sample: float
+    """Share of the segments whose data was read."""
+    complete: bool
+    """False if the audit was stopped before its end."""
+    seconds: float
+    """Wall-clock time."""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The findings kept, errors first."""
+        return self.log.findings()
+
+    @property
+    def verdict(self) -> Verdict:
+        """``errors`` if there is any, else ``warnings`` if there is any, else ``ok``."""
+        warnings = self.log.count("warning") > 0
+        if self.log.count("error") or (self.strict and warnings):
+            return "errors"
+        return "warnings" if warnings else "ok"
+
+    def document(self) -> dict[str, object]:
+        """The report as a JSON object; everything in it is finite."""
+        return {
+            "verdict": self.verdict,
+            **self.total.document(),
+            "findings": [finding.document() for finding in self.findings],
+            "finding_counts": dict(self.log.counts),
+            "errors": self.log.count("error"),
+            "warnings": self.log.count("warning"),
+            "infos": self.log.count("info"),
+            "damaged": [{"dataset": dataset, "segment": name} for dataset, name in self.damaged],
+            "datasets": [dataset.document() for dataset in self.datasets],
+            "strict": self.strict,
+            "sample": self.sample,
+            "complete": self.complete,
+            "seconds": self.seconds,
+        }
+
+
+def render(report: AuditReport) -> str:
+    """The report for a terminal: summary, bars, findings, and the verdict last."""
+    lines = list(_header(report))
+    lines += _summary(report.total)
+    if len(report.datasets) > 1:
+        lines += _datasets(report.datasets)
+    for title, column in (
+        ("end reasons", "end_reason"),
+        ("scenarios", "scenario"),
+        ("drivers", "driver"),
+        ("policy versions", "policy_version"),
+        ("towns", "town"),
+    ):
+        lines += _bars(title, report.total.counts.get(column, Counter()))
+    lines += _shares(report.total)
+    lines += _findings(report.log)
+    lines.append(_last_line(report))
+    return "\n".join(lines) + "\n"
+
+
+def _header(report: AuditReport) -> Iterator[str]:
+    paths = ", ".join(dataset.path for dataset in report.datasets) or "nothing"
+    yield f"audit of {paths}"
+    if report.sample < 1.0:
+        judged, held = report.total.segments_judged, report.total.segments
+        yield f"  sampled: data of {judged} of {held} segments read, files of all"
+    if not report.complete:
+        yield "  stopped early: what follows covers the segments audited so far"
+    yield ""
+
+
+def _summary(total: Summary) -> Iterator[str]:
+    ratio = total.bytes_raw / total.bytes_on_disk if total.bytes_on_disk else 0.0
+    for name, value in (
+        ("episodes", f"{total.episodes:,}"),
+        ("steps", f"{total.steps:,}   ({total.seconds / 3600.0:.2f} h simulated)"),
+        ("segments", f"{total.segments:,}"),
+        ("on disk", f"{_size(total.bytes_on_disk)}   ({_size(total.bytes_raw)} raw, {ratio:.1f}x)"),
+        ("return", _spread(total.returns)),
+        ("length", _spread(total.lengths)),
+    ):
+        yield f"  {name:<10}{value}"
+    yield ""
+
+
+def _spread(distribution: Distribution) -> str:
+    moments = distribution.moments
+    if not moments.count:
+        return "-"
+    p5, p50, p95 = distribution.sample.quantiles((0.05, 0.5, 0.95))
+    return (
+        f"mean {moments.mean:.1f}   median {p50:.1f}   5-95 % {p5:.1f} .. {p95:.1f}"
+        f"   range {moments.minimum:.1f} .. {moments.maximum:.1f}"
+    )
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000.0:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000.0
+    return f"{size_bytes:,.2f} TB"
+
+
+def _datasets(datasets: tuple[DatasetReport, ...]) -> Iterator[str]:
+    width = max(len(dataset.path) for dataset in datasets)
+    yield f"  {'dataset':<{width}}  {'episodes':>9}  {'steps':>11}  {'segments':>8}  {'on disk':>8}"
+    for dataset in datasets:
+        summary = dataset.summary
+        yield (
+            f"  {dataset.path:<{width}}  {summary.episodes:>9,}  {summary.steps:>11,}  "
+            f"{summary.segments:>8,}  {_size(summary.bytes_on_disk):>8}"
+        )
+    yield ""
+
+
+def _bars(title: str, counts: Counter[str]) -> Iterator[str]:
+    """A bar per value, the longest first, the rest together; nothing if there is only one."""
+    if len(counts) < 2 and title != "end reasons":
+        return
+    shown = counts.most_common(MAX_BARS)
+    rest = counts.total() - sum(count for _, count in shown)
+    if rest:
+        shown.append((f"{len(counts) - MAX_BARS} others", rest))
+    if not shown:
+        return
+    yield f"  {title}"
+    yield from _bar_rows([(value, count, f"{count:,}") for value, count in shown])
+    yield ""
+
+
+def _shares(total: Summary) -> Iterator[str]:
+    shares = total.reward_shares
+    if len(shares) < 2:
+        return
+    yield "  reward terms, share of the magnitude"
+    rows = sorted(shares.items(), key=lambda item: -item[1])
+    yield from _bar_rows([(name, share, f"{share:.1%}") for name, share in rows])
+    yield ""
+
+
+def _bar_rows(rows: list[tuple[str, float, str]]) -> Iterator[str]:
+    width = max(len(name) for name, _, _ in rows)
+    amount = max(len(text) for _, _, text in rows)
+    largest = max(value for _, value, _ in rows)
+    for name, value, text in rows:
+        bar = "#" * max(1, round(BAR_WIDTH * value / largest)) if value > 0 else ""
+        yield f"    {name:<{width}}  {text:>{amount}}  {bar}".rstrip()
+
+
+def _findings(log: FindingLog) -> Iterator[str]:
+    shown: dict[str, list[Finding]] = {}
+    for finding in log.findings():
+        shown.setdefault(finding.check, []).append(finding)
+    for check, findings in shown.items():
+        entry = CHECKS[check]
+        yield f"  {entry.severity}: {check} x{log.counts[check]:,}: {entry.title}"
+        for finding in findings[:MAX_SHOWN]:
+            yield f"    {_place(finding)}: {finding.message}"
+        if log.counts[check] > MAX_SHOWN:
+            yield f"    ... and {log.counts[check] - min(len(findings), MAX_SHOWN):,} more"
+        yield f"    -> {entry.mend}"
+        yield ""
+
+
+def _place(finding: Finding) -> str:
+    if not finding.segment:
+        return finding.dataset
+    episode = "" if finding.episode is None else f" episode {finding.episode}"
+    return f"{finding.segment}{episode}"
+
+
+def _last_line(report: AuditReport) -> str:
+    errors, warnings = report.log.count("error"), report.log.count("warning")
+    strict = ", strict" if report.strict else ""
+    return (
+        f"verdict: {report.verdict} ({errors:,} errors, {warnings:,} warnings{strict}; "
+        f"{report.total.segments_judged:,} segments read in {report.seconds:.1f} s)"
+    )

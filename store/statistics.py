@@ -1,0 +1,259 @@
+"""Summaries of data that add up: of a segment, a dataset, or everything.
+
+Moments merge exactly (Chan, Golub and LeVeque 1979); quantiles come from a bottom-k sample, which
+is exact up to `SAMPLE_SIZE` values and beyond it a uniform sample, whatever the order of merging.
+"""
+
+import dataclasses
+import hashlib
+import math
+import re
+from collections import Counter
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_SIZE = 4096
+"""Values kept for quantiles: their standard error at the median is 0.8 % of the ranks."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Count, mean, spread and range of the finite values of a quantity."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared differences from the mean."""
+    minimum: float = math.inf
+    maximum: float = -math.inf
+
+    @classmethod
+    def of(cls, values: NDArray[np.generic]) -> Self:
+        """Moments of an array of any shape; values that are not finite are left out."""
+        numbers = np.asarray(values, np.float64)
+        finite = numbers[np.isfinite(numbers)]
+        if not finite.size:
+            return cls()
+        with np.errstate(over="ignore", invalid="ignore"):  # 1e300 squared: shown as no spread
+            mean = float(finite.mean())
+            squares = float(np.square(finite - mean).sum())
+        return cls(
+            count=finite.size,
+            mean=mean,
+            squares=squares,
+            minimum=float(finite.min()),
+            maximum=float(finite.max()),
+        )
+
+    def merge(self, other: Self) -> Self:
+        """Moments of both sets of values together."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        return type(self)(
+            count=count,
+            mean=self.mean + apart * (other.count / count),
+            squares=self.squares + other.squares + apart * apart * self.count * other.count / count,
+            minimum=min(self.minimum, other.minimum),
+            maximum=max(self.maximum, other.maximum),
+        )
+
+    def document(self) -> dict[str, float | int | None]:
+        """``count, mean, std, min, max`` as JSON; None where there is no such number."""
+        std = math.sqrt(self.squares / self.count) if self.count else math.nan
+        return {
+            "count": self.count,
+            "mean": _number(self.mean if self.count else math.nan),
+            "std": _number(std),
+            "min": _number(self.minimum),
+            "max": _number(self.maximum),
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The values with the smallest priorities: a uniform sample that merges in any order."""
+
+    priorities: NDArray[np.uint64]
+    """uint64 (n,), ascending."""
+    values: NDArray[np.float64]
+    """float64 (n,)."""
+
+    @classmethod
+    def of(cls, values: NDArray[np.generic], key: str) -> Self:
+        """Sample the finite values of a one-dimensional array.
+
+        Args:
+            values: Numbers (n,).
+            key: Names the array; the same key gives the same priorities on any machine.
+        """
+        numbers = np.asarray(values, np.float64)
+        start = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+        priorities = _scramble(np.arange(len(numbers), dtype=np.uint64), np.uint64(start))
+        finite = np.isfinite(numbers)
+        return cls._smallest(priorities[finite], numbers[finite])
+
+    @classmethod
+    def _smallest(cls, priorities: NDArray[np.uint64], values: NDArray[np.float64]) -> Self:
+        order = np.argsort(priorities, kind="stable")[:SAMPLE_SIZE]
+        return cls(priorities=priorities[order], values=values[order])
+
+    def merge(self, other: Self) -> Self:
+        """Sample of both sets of values together."""
+        return self._smallest(
+            np.concatenate([self.priorities, other.priorities]),
+            np.concatenate([self.values, other.values]),
+        )
+
+    def quantiles(self, shares: tuple[float, ...]) -> list[float | None]:
+        """Value below which each share of the values lies, or Nones without values."""
+        if not self.values.size:
+            return [None] * len(shares)
+        return [_number(float(value)) for value in np.quantile(self.values, shares)]
+
+
+def _scramble(counter: NDArray[np.uint64], start: np.uint64) -> NDArray[np.uint64]:
+    """SplitMix64 (Steele, Lea and Flood 2014) at positions of the stream that begins at start."""
+    z = start + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _number(value: float) -> float | None:
+    """The value, or None where JSON has no such number."""
+    return value if math.isfinite(value) else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """Moments and quantiles of a quantity of which each episode has one."""
+
+    moments: Moments = dataclasses.field(default_factory=Moments)
+    sample: Sample = dataclasses.field(
+        default_factory=lambda: Sample(priorities=np.empty(0, np.uint64), values=np.empty(0))
+    )
+
+    @classmethod
+    def of(cls, values: NDArray[np.generic], key: str) -> Self:
+        """Distribution of a one-dimensional array; see `Sample.of` for the key."""
+        return cls(moments=Moments.of(values), sample=Sample.of(values, key))
+
+    def merge(self, other: Self) -> Self:
+        """Distribution of both sets of values together."""
+        return type(self)(
+            moments=self.moments.merge(other.moments), sample=self.sample.merge(other.sample)
+        )
+
+    def document(self) -> dict[str, float | int | None]:
+        """``count, mean, std, min, max, p5, p50, p95`` as JSON."""
+        p5, p50, p95 = self.sample.quantiles((0.05, 0.5, 0.95))
+        return {**self.moments.document(), "p5": p5, "p50": p50, "p95": p95}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a segment, a dataset or an audit holds."""
+
+    segments: int = 0
+    """Published segments whose manifest is whole."""
+    segments_judged: int = 0
+    """Those of them whose data was read and judged."""
+    episodes: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    """Simulated time."""
+    bytes_on_disk: int = 0
+    """Size of all files of all segments, the damaged ones included."""
+    bytes_raw: int = 0
+    """Size of the arrays without compression."""
+    returns: Distribution = dataclasses.field(default_factory=Distribution)
+    lengths: Distribution = dataclasses.field(default_factory=Distribution)
+    """Steps per episode."""
+    counts: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
+    """Episodes per value of a column (``end_reason``, ``scenario``, ...)."""
+    components: dict[str, dict[str, Moments]] = dataclasses.field(default_factory=dict)
+    """Moments per name of ``action``, ``vector`` (physical units) and ``reward_terms``."""
+    magnitudes: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Sum of absolute values per reward term."""
+
+    def merge(self, other: Self) -> Self:
+        """What both hold together."""
+        return type(self)(
+            **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
+            returns=self.returns.merge(other.returns),
+            lengths=self.lengths.merge(other.lengths),
+            counts={
+                name: self.counts.get(name, Counter()) + other.counts.get(name, Counter())
+                for name in {**self.counts, **other.counts}
+            },
+            components={
+                group: _merge_moments(
+                    self.components.get(group, {}), other.components.get(group, {})
+                )
+                for group in {**self.components, **other.components}
+            },
+            magnitudes={
+                name: self.magnitudes.get(name, 0.0) + other.magnitudes.get(name, 0.0)
+                for name in {**self.magnitudes, **other.magnitudes}
+            },
+        )
+
+    @property
+    def reward_shares(self) -> dict[str, float]:
+        """Share of each reward term in the sum of the terms' absolute values."""
+        total = sum(self.magnitudes.values())
+        return {k: v / total for k, v in self.magnitudes.items()} if total > 0.0 else {}
+
+    def document(self) -> dict[str, object]:
+        """The summary as a JSON object."""
+        return {
+            **{name: getattr(self, name) for name in _SUMS},
+            "hours": self.seconds / 3600.0,
+            "ratio": self.bytes_raw / self.bytes_on_disk if self.bytes_on_disk else None,
+            "returns": self.returns.document(),
+            "lengths": self.lengths.document(),
+            "counts": {name: dict(counter.most_common()) for name, counter in self.counts.items()},
+            "components": {
+                group: {name: moments.document() for name, moments in named.items()}
+                for group, named in self.components.items()
+            },
+            "reward_shares": self.reward_shares,
+        }
+
+
+_SUMS = (
+    "segments",
+    "segments_judged",
+    "episodes",
+    "steps",
+    "seconds",
+    "bytes_on_disk",
+    "bytes_raw",
+)
+
+
+def _merge_moments(one: dict[str, Moments], other: dict[str, Moments]) -> dict[str, Moments]:
+    return {
+        name: one.get(name, Moments()).merge(other.get(name, Moments()))
+        for name in {**one, **other}
+    }
+
+
+def moments_by_name(
+    names: tuple[str, ...], values: NDArray[np.float32], scales: tuple[float, ...] | None = None
+) -> dict[str, Moments]:
+    """Moments of each column of float32 (N, len(names)), times its scale."""
+    factors = scales or (1.0,) * len(names)
+    return {
+        name: Moments.of(values[:, column].astype(np.float64) * factor)
+        for column, (name, factor) in enumerate(zip(names, factors, strict=True))
+    }
+
+
+def count_labels(labels: list[str]) -> Counter[str]:
+    """Count labels, the numbered ones (``country-000012``) together as ``country-*``."""
+    return Counter(re.sub(r"\d+$", "*", label) or "-" for label in labels)
