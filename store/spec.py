@@ -147,24 +147,24 @@ class EpisodeSpec:
             return cls(
                 image=None if image is None else ImageSpec(**image),
                 control_period_s=float(document["control_period_s"]),
-                **{k: tuple(map(str, document[k])) for k in _NAME_FIELDS},
-                **{k: tuple(map(float, document[k])) for k in _NUMBER_FIELDS},
+                vector_names=tuple(map(str, document["vector_names"])),
+                vector_scales=tuple(map(float, document["vector_scales"])),
+                action_names=tuple(map(str, document["action_names"])),
+                action_low=tuple(map(float, document["action_low"])),
+                action_high=tuple(map(float, document["action_high"])),
+                reward_terms=tuple(map(str, document["reward_terms"])),
             )
         except (TypeError, ValueError) as error:
             raise SpecError(f"spec cannot be read: {error}") from error
 
     def difference(self, other: "EpisodeSpec") -> str:
-        """Spell out where two specs differ, as ``name: ours against theirs``, or an empty string."""
+        """Where two specs differ, as ``name: ours against theirs``; empty if nowhere."""
         mine, theirs = self.to_json(), other.to_json()
         return "; ".join(
             f"{key}: {mine[key]!r} against {theirs[key]!r}"
             for key in mine
             if mine[key] != theirs[key]
         )
-
-
-_NAME_FIELDS = ("vector_names", "action_names", "reward_terms")
-_NUMBER_FIELDS = ("vector_scales", "action_low", "action_high")
 
 
 def _check_count(name: str, value: object, *, minimum: int) -> None:

@@ -1,0 +1,153 @@
+"""The arrays of one segment's directory: their metadata checked, their bytes decoded.
+
+Two ways lead to the values. Arrays encoded as format 1 writes them are decoded here. Any other
+chain of codecs goes to zarr-python, which reads a missing chunk as zeros; so before it is asked,
+every chunk must be in the manifest, with the SHA-256 written there.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.codec import CRC_BYTES, ChainKind, unseal
+from avtd3.store.files import parse_json, read_bytes, safe_join, sha256, sha256_of_file
+from avtd3.store.foreign import chunk_files, read_through_zarr
+from avtd3.store.layout import ArrayLayout
+from avtd3.store.manifest import Manifest, corrupt, gone_or_torn
+from avtd3.store.metadata import check_document, frame_chunks, plain_encoding
+from avtd3.store.shard import read_chunks, read_index
+
+_MAX_METADATA_BYTES = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Shard:
+    """An opened shard of frames."""
+
+    path: Path
+    kind: ChainKind
+    chunk_frames: int
+    spans: NDArray[np.int64]
+
+
+class ArrayFiles:
+    """Reads the arrays of a segment; metadata and the shard's index are kept once checked."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._documents: dict[str, dict[str, Any]] = {}
+        self._shard: _Shard | None = None
+
+    def document(self, layout: ArrayLayout) -> dict[str, Any]:
+        """The array's ``zarr.json``, held against the manifest and the layout.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The file differs from the manifest or from the layout.
+        """
+        document = self._documents.get(layout.name)
+        if document is None:
+            name = layout.metadata_path
+            data = self._read_file(name, _MAX_METADATA_BYTES)
+            if sha256(data) != self._manifest.files[name].sha256:
+                raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+            with self._faults(name):
+                document = parse_json(data, name)
+                check_document(document, layout)
+            self._documents[layout.name] = document
+        return document
+
+    def read(self, layout: ArrayLayout) -> NDArray[Any]:
+        """Read a whole array other than the frames.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The bytes are not those that were published.
+        """
+        document = self.document(layout)
+        ours = plain_encoding(layout)
+        if any(document.get(key) != value for key, value in ours.items()):
+            return self._read_foreign(layout, 0, layout.shape[0])
+        data = self._read_file(layout.chunk_path, layout.nbytes + CRC_BYTES)
+        with self._faults(layout.chunk_path):
+            values = np.frombuffer(unseal(data), np.dtype(layout.dtype).newbyteorder("<"))
+            return values.reshape(layout.shape).astype(layout.dtype)
+
+    def read_frames(self, layout: ArrayLayout, start: int, out: NDArray[np.uint8]) -> None:
+        """Decode ``len(out)`` frames from row ``start`` on, at least one, into ``out``.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The bytes are not those that were published.
+        """
+        shard = self._shard or self._open_shard(layout)
+        if shard is None:
+            out[:] = self._read_foreign(layout, start, start + len(out))
+            return
+        with self._faults(layout.chunk_path):
+            read_chunks(
+                shard.path,
+                shard.spans,
+                shard.kind,
+                out,
+                chunk_frames=shard.chunk_frames,
+                start=start,
+            )
+
+    def verify_file(self, name: str) -> None:
+        """Hash one file and compare with the manifest.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The file is missing, leads elsewhere, or differs.
+        """
+        with self._faults(name):
+            digest = sha256_of_file(safe_join(self._path, name))
+        if digest != self._manifest.files[name].sha256:
+            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+
+    def _read_file(self, name: str, max_bytes: int) -> bytes:
+        if name not in self._manifest.files:
+            raise corrupt(self._path, f"{name} is not in the manifest")
+        with self._faults(name):
+            return read_bytes(safe_join(self._path, name), max_bytes)
+
+    def _open_shard(self, layout: ArrayLayout) -> _Shard | None:
+        found = frame_chunks(self.document(layout), layout)
+        if found is None:
+            return None
+        kind, chunk_frames = found
+        name = layout.chunk_path
+        if name not in self._manifest.files:
+            raise corrupt(self._path, f"{name} is not in the manifest")
+        with self._faults(name):
+            path = safe_join(self._path, name)
+            spans = read_index(path, -(-layout.shape[0] // chunk_frames))
+        self._shard = _Shard(path, kind, chunk_frames, spans)
+        return self._shard
+
+    def _read_foreign(self, layout: ArrayLayout, start: int, stop: int) -> NDArray[Any]:
+        document = self.document(layout)
+        files = self._manifest.files
+        with self._faults(layout.name):
+            names = chunk_files(layout, document, files)
+        for name in names:
+            self.verify_file(name)
+        with self._faults(layout.name):
+            return read_through_zarr(self._path, layout, document, names)[start:stop]
+
+    @contextlib.contextmanager
+    def _faults(self, name: str) -> Iterator[None]:
+        """Name the segment and the file in what goes wrong inside."""
+        try:
+            yield
+        except OSError as error:
+            raise gone_or_torn(self._path, f"{name}: {error.strerror}") from error
+        except ValueError as error:
+            raise corrupt(self._path, f"{name}: {error}") from error

@@ -1,0 +1,185 @@
+"""How frames become bytes and back: one chunk through a chain of codecs, with its checksum.
+
+A chunk's last four bytes are the crc32c of what precedes them. It is checked before anything is
+decoded, because blosc may read past the end of a damaged buffer, and because a flipped bit under
+blosc, zstd or raw decodes to silent garbage in more than half of the cases.
+"""
+
+import dataclasses
+import struct
+from typing import Any, Literal
+
+import google_crc32c
+import numcodecs.blosc
+import numcodecs.zstd
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.errors import ConfigError
+
+# A chunk is 28 kB: threads inside blosc cost more than they save, and its global thread pool
+# does not survive a fork.
+numcodecs.blosc.use_threads = False
+
+CRC_BYTES = 4
+BLOSC_HEADER_BYTES = 16
+CodecName = Literal["lz4hc", "zstd", "raw"]
+ChainKind = Literal["blosc", "zstd", "raw"]
+
+_BYTES_CODEC = {"name": "bytes"}
+_CRC_CODEC = {"name": "crc32c"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FrameCodec:
+    """How frames are compressed, by measurement on clean and noisy 84x84 cameras.
+
+    lz4hc 5 decodes 347 000 frames/s and encodes 16 300; zstd 1 encodes 50 000 and makes noisy
+    frames a fifth smaller, but decodes 95 000; raw is for cameras that do not compress.
+    """
+
+    name: str = "lz4hc"
+    """``lz4hc`` (in blosc, without shuffle), ``zstd`` or ``raw``."""
+    level: int = 5
+    """1 (fast) to 9 (small); ignored by ``raw``."""
+    chunk_frames: int = 4
+    """Frames per chunk, the unit of random access; 1 to 64."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ("lz4hc", "zstd", "raw"):
+            raise ConfigError(f"codec.name is {self.name!r}, expected lz4hc, zstd or raw")
+        _check_range("codec.level", self.level, 1, 9)
+        _check_range("codec.chunk_frames", self.chunk_frames, 1, 64)
+
+    def chain(self) -> list[dict[str, Any]]:
+        """The codecs of one chunk, as they stand in ``zarr.json``."""
+        return [_BYTES_CODEC, *self._compressors(), _CRC_CODEC]
+
+    def _compressors(self) -> list[dict[str, Any]]:
+        if self.name == "raw":
+            return []
+        if self.name == "zstd":
+            return [{"name": "zstd", "configuration": {"level": self.level, "checksum": False}}]
+        settings = {
+            "typesize": 1,
+            "cname": "lz4hc",
+            "clevel": self.level,
+            "shuffle": "noshuffle",
+            "blocksize": 0,
+        }
+        return [{"name": "blosc", "configuration": settings}]
+
+    def encode(self, frames: NDArray[np.uint8]) -> bytes:
+        """Encode one chunk.
+
+        Args:
+            frames: uint8 (chunk_frames, C, H, W), contiguous.
+
+        Returns:
+            The chunk's bytes, its crc32c last.
+        """
+        if self.name == "raw":
+            payload = frames.tobytes()
+        elif self.name == "zstd":
+            payload = numcodecs.zstd.compress(frames, self.level)
+        else:
+            shuffle = numcodecs.blosc.NOSHUFFLE
+            payload = numcodecs.blosc.compress(frames, b"lz4hc", self.level, shuffle, 0)
+        return seal(payload)
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}, expected a whole number {low}..{high}")
+
+
+def crc32c(data: bytes) -> bytes:
+    """The crc32c of some bytes as four bytes, little-endian."""
+    return struct.pack("<I", google_crc32c.value(data))
+
+
+def seal(payload: bytes) -> bytes:
+    """Append the crc32c."""
+    return payload + crc32c(payload)
+
+
+def unseal(data: bytes) -> bytes:
+    """Check the crc32c at the end and take it off.
+
+    Raises:
+        ValueError: Too short, or the checksum differs.
+    """
+    if len(data) < CRC_BYTES:
+        raise ValueError(f"{len(data)} bytes, expected at least the {CRC_BYTES} of a crc32c")
+    payload = data[:-CRC_BYTES]
+    if crc32c(payload) != data[-CRC_BYTES:]:
+        raise ValueError("crc32c differs: bytes have changed since they were written")
+    return payload
+
+
+def known_chain(codecs: object) -> ChainKind | None:
+    """Which of our decoders reads a chunk of this chain, or None for zarr-python's turn.
+
+    Args:
+        codecs: The list of codecs of one chunk of uint8 as in ``zarr.json``.
+    """
+    if not isinstance(codecs, list) or not all(isinstance(codec, dict) for codec in codecs):
+        return None
+    names = [codec.get("name") for codec in codecs]
+    if names == ["bytes", "crc32c"]:
+        return "raw"
+    if names == ["bytes", "zstd", "crc32c"]:
+        return "zstd"
+    # Shuffle, level and inner compressor stand in each blosc buffer's own header.
+    if names == ["bytes", "blosc", "crc32c"]:
+        return "blosc"
+    return None
+
+
+def decode_into(kind: ChainKind, data: bytes, out: memoryview) -> None:
+    """Decode one chunk straight into place, its crc32c and lengths checked before.
+
+    Args:
+        kind: From `known_chain`.
+        data: The chunk's bytes, crc32c last.
+        out: Writable bytes, exactly as many as the chunk holds.
+
+    Raises:
+        ValueError: The bytes are not those of a whole chunk of this size.
+    """
+    payload = unseal(data)
+    if kind == "raw":
+        if len(payload) != len(out):
+            raise ValueError(f"chunk holds {len(payload)} bytes, expected {len(out)}")
+        out[:] = payload
+        return
+    if kind == "zstd":
+        _decode_zstd(payload, out)
+        return
+    _check_blosc_header(payload, len(out))
+    try:
+        numcodecs.blosc.decompress(payload, out)
+    except RuntimeError as error:
+        raise ValueError(f"blosc cannot decode the chunk: {error}") from error
+
+
+def _decode_zstd(payload: bytes, out: memoryview) -> None:
+    try:
+        decoded = numcodecs.zstd.decompress(payload, out)
+    except RuntimeError as error:
+        raise ValueError(f"zstd cannot decode the chunk: {error}") from error
+    size = memoryview(decoded).nbytes
+    if size != len(out):
+        raise ValueError(f"chunk holds {size} bytes, expected {len(out)}")
+
+
+def _check_blosc_header(payload: bytes, expected_bytes: int) -> None:
+    # Blosc trusts its header: a length that lies makes it read or write past the buffers.
+    if len(payload) < BLOSC_HEADER_BYTES:
+        raise ValueError(f"{len(payload)} bytes, expected at least a blosc header")
+    decoded_bytes, _, encoded_bytes = struct.unpack_from("<III", payload, 4)
+    if decoded_bytes != expected_bytes or encoded_bytes != len(payload):
+        raise ValueError(
+            f"blosc header claims {encoded_bytes} bytes that decode to {decoded_bytes}, "
+            f"expected {len(payload)} and {expected_bytes}"
+        )

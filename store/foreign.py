@@ -1,0 +1,99 @@
+"""Arrays in an encoding that is not format 1's own: complete? then ask zarr-python.
+
+A segment may be compressed again with other codecs and its manifest rebuilt; it stays readable,
+only slower. zarr-python answers a missing chunk, shard or chunk of a shard with zeros, so here each
+of them must exist before zarr-python is asked.
+"""
+
+import itertools
+import math
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.layout import ArrayLayout
+from avtd3.store.metadata import has_known_index, is_shape, lookup
+from avtd3.store.shard import read_index
+
+_MAX_CHUNKS = 100_000
+
+
+def chunk_files(
+    layout: ArrayLayout, document: dict[str, Any], files: Container[str]
+) -> tuple[str, ...]:
+    """Paths of all chunks (or shards) that an array must have, below the segment's directory.
+
+    Args:
+        layout: The array.
+        document: Its ``zarr.json``, checked by `check_document`.
+        files: The paths that the manifest lists.
+
+    Raises:
+        ValueError: A chunk is not in the manifest, or the grid is not a regular one.
+    """
+    chunk_shape = document["chunk_grid"]["configuration"]["chunk_shape"]
+    counts = [-(-n // side) for n, side in zip(layout.shape, chunk_shape, strict=True)]
+    if math.prod(counts) > _MAX_CHUNKS:
+        raise ValueError(f"{math.prod(counts)} chunks, allowed are {_MAX_CHUNKS}")
+    encoding = document.get("chunk_key_encoding")
+    kind, separator = lookup(encoding, "name"), lookup(encoding, "configuration", "separator")
+    if kind not in ("default", "v2") or separator not in ("/", ".", None):
+        raise ValueError(f"chunk keys of an unknown kind: {encoding!r}")
+    prefix = ["c"] if kind == "default" else []
+    separator = separator or ("/" if kind == "default" else ".")
+    names = tuple(
+        f"{layout.name}/{separator.join((*prefix, *map(str, place)))}"
+        for place in itertools.product(*map(range, counts))
+    )
+    for name in names:
+        if name not in files:
+            raise ValueError(f"chunk {name} is not in the manifest")
+    return names
+
+
+def read_through_zarr(
+    path: Path, layout: ArrayLayout, document: dict[str, Any], names: tuple[str, ...]
+) -> NDArray[Any]:
+    """Read a whole array with zarr-python.
+
+    Args:
+        path: The segment's directory.
+        layout: The array.
+        document: Its ``zarr.json``.
+        names: From `chunk_files`, each of them verified.
+
+    Raises:
+        OSError: A file is gone.
+        ValueError: A chunk of a shard is missing, or zarr-python cannot decode the array.
+    """
+    _check_shards(path, document, names)
+    # Half a second, paid only for segments that are not as we write them.
+    import zarr
+    from zarr.errors import BaseZarrError
+
+    try:
+        array = zarr.open_array(path / layout.name, mode="r", zarr_format=3)
+        values = np.asarray(array[...])
+    except (BaseZarrError, KeyError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"zarr-python cannot read it: {error}") from error
+    if values.shape != layout.shape or values.dtype != np.dtype(layout.dtype):
+        raise ValueError(f"decodes to {values.dtype} {values.shape}, expected {layout.shape}")
+    return values
+
+
+def _check_shards(path: Path, document: dict[str, Any], names: tuple[str, ...]) -> None:
+    codecs = document.get("codecs")
+    if not isinstance(codecs, list):
+        raise ValueError("codecs is no list")  # noqa: TRY004 - a file, not an argument
+    if all(lookup(codec, "name") != "sharding_indexed" for codec in codecs):
+        return
+    outer = document["chunk_grid"]["configuration"]["chunk_shape"]
+    inner = lookup(codecs[0], "configuration", "chunk_shape")
+    if len(codecs) != 1 or not has_known_index(codecs[0]) or not is_shape(inner, len(outer)):
+        raise ValueError("shards whose index cannot be checked for missing chunks")
+    chunks = math.prod(n // side for n, side in zip(outer, inner, strict=True))
+    for name in names:
+        read_index(path / name, chunks)

@@ -1,0 +1,119 @@
+"""Which arrays a segment holds: names, shapes, dtypes, files.
+
+The one place where format 1 names its arrays; the writer writes from it and the reader holds what
+it finds against it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from avtd3.store.spec import EpisodeSpec
+
+FORMAT_VERSION = 1
+"""Version of the dataset format that this code writes; it reads all up to it."""
+GROUP_FILE = "zarr.json"
+MANIFEST_FILE = "MANIFEST.json"
+MAX_STEPS = 1_000_000
+"""Most steps that a segment may hold."""
+_FRAME_DIMENSIONS = ("channel", "row", "column")
+
+EPISODE_NUMBERS: Mapping[str, str] = {
+    "episode_offset": "int64",
+    "episode_length": "int64",
+    "episode_index": "int64",
+    "episode_seed": "int64",
+    "episode_return": "float64",
+    "episode_scenario": "int64",
+    "episode_policy_version": "int64",
+    "episode_exploration_noise": "float32",
+    "episode_wall_time": "float64",
+}
+"""Numeric columns with one row per episode, and their dtypes."""
+
+EPISODE_STRINGS = (
+    "episode_world",
+    "episode_town",
+    "episode_weather",
+    "episode_driver",
+    "episode_end_reason",
+    "episode_policy_digest",
+)
+"""Columns of int32 codes into the array's attribute ``categories``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayLayout:
+    """Shape, dtype and dimensions of one array of a segment."""
+
+    name: str
+    """Directory of the array, below the segment's."""
+    shape: tuple[int, ...]
+    """Rows first."""
+    dtype: str
+    """As Zarr and numpy both call it."""
+    dimensions: tuple[str, ...]
+    """Name of each axis."""
+
+    @property
+    def chunk_path(self) -> str:
+        """Path of the array's only chunk (or shard) below the segment's directory."""
+        return "/".join((self.name, "c", *("0" for _ in self.shape)))
+
+    @property
+    def metadata_path(self) -> str:
+        """Path of the array's ``zarr.json`` below the segment's directory."""
+        return f"{self.name}/{GROUP_FILE}"
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array's values in memory."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+def segment_arrays(
+    spec: EpisodeSpec, *, episodes: int, steps: int, observations: int
+) -> dict[str, ArrayLayout]:
+    """The arrays of a segment of this many episodes, steps and observations, by name.
+
+    Args:
+        spec: The dataset's spec.
+        episodes: E.
+        steps: Sum of the episodes' lengths.
+        observations: ``steps + episodes``.
+    """
+    found: dict[str, ArrayLayout] = {}
+
+    def add(name: str, dtype: str, shape: tuple[int, ...], *dimensions: str) -> None:
+        found[name] = ArrayLayout(name=name, shape=shape, dtype=dtype, dimensions=dimensions)
+
+    if spec.image is not None:
+        frames_shape = (observations, *spec.image.frame_shape)
+        add("frames", "uint8", frames_shape, "observation", *_FRAME_DIMENSIONS)
+    if spec.vector_size:
+        vector_shape = (observations, spec.vector_size)
+        add("vector", "float32", vector_shape, "observation", "vector_component")
+    add("frame_id", "int64", (observations,), "observation")
+    add("sim_time", "float64", (observations,), "observation")
+    add("action", "float32", (steps, spec.action_size), "step", "action_component")
+    add("reward", "float32", (steps,), "step")
+    if spec.reward_terms:
+        add("reward_terms", "float32", (steps, len(spec.reward_terms)), "step", "term")
+    add("terminated", "bool", (steps,), "step")
+    add("truncated", "bool", (steps,), "step")
+    for name, dtype in EPISODE_NUMBERS.items():
+        add(name, dtype, (episodes,), "episode")
+    for name in EPISODE_STRINGS:
+        add(name, "int32", (episodes,), "episode")
+    return found
+
+
+def raw_bytes(spec: EpisodeSpec, *, episodes: int, steps: int, observations: int) -> int:
+    """Size in memory of all arrays of a segment: the sum over `segment_arrays`, only faster."""
+    frame_bytes = 0 if spec.image is None else spec.image.frame_bytes
+    return (
+        observations * (frame_bytes + 4 * spec.vector_size + 8 + 8)
+        + steps * (4 * spec.action_size + 4 + 4 * len(spec.reward_terms) + 2)
+        + episodes * (8 * 8 + 4 + 4 * len(EPISODE_STRINGS))
+    )

@@ -1,0 +1,247 @@
+"""From what a writer holds to the files of a segment: columns, metadata, manifest, name."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.codec import FrameCodec, seal
+from avtd3.store.columns import OBSERVATION_COLUMNS, STEP_COLUMNS, StepColumns
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import SpecError
+from avtd3.store.files import canonical_json, sha256
+from avtd3.store.layout import (
+    EPISODE_STRINGS,
+    FORMAT_VERSION,
+    GROUP_FILE,
+    MANIFEST_FILE,
+    ArrayLayout,
+    segment_arrays,
+)
+from avtd3.store.manifest import FileEntry, Manifest
+from avtd3.store.metadata import array_document, document_bytes, group_document
+from avtd3.store.shard import build_shard
+
+MAX_TEXT = 512
+MAX_PROVENANCE_BYTES = 1024 * 1024
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeInfo:
+    """What is known of an episode when it begins."""
+
+    index: int = -1
+    """Position in the collector's plan, -1 if unknown."""
+    seed: int
+    """Seed of the episode's world."""
+    scenario: int
+    """Number of the scenario."""
+    world: str
+    """Name of the simulator."""
+    town: str
+    """Name of the road network."""
+    weather: str
+    """Name of the weather."""
+    driver: str
+    """Who drives."""
+    policy_version: int = -1
+    """Version of the driving policy, -1 if there is none."""
+    policy_digest: str = ""
+    """SHA-256 of the policy's file, or an empty string."""
+    exploration_noise: float = 0.0
+    """Standard deviation of the noise on the actions."""
+
+    def __post_init__(self) -> None:
+        for field in ("index", "seed", "scenario", "policy_version"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value not in _INT64:
+                raise SpecError(f"episode {field} is {value!r}, expected a 64-bit whole number")
+        for field in ("world", "town", "weather", "driver", "policy_digest"):
+            check_text(field, getattr(self, field))
+        if not 0.0 <= self.exploration_noise < float("inf"):
+            raise SpecError(
+                f"episode exploration_noise is {self.exploration_noise!r}, expected >= 0"
+            )
+
+
+def check_text(field: str, value: object) -> None:
+    """Refuse what is no short string.
+
+    Raises:
+        SpecError: Not a string, or longer than `MAX_TEXT`.
+    """
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise SpecError(f"episode {field} is {value!r:.80}, expected at most {MAX_TEXT} characters")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EndedEpisode:
+    """A whole episode that waits to be published."""
+
+    info: EpisodeInfo
+    """What was known at its start."""
+    length: int
+    """Steps."""
+    episode_return: float
+    """Sum of its stored rewards."""
+    end_reason: str
+    """Why it ended."""
+    wall_time: float
+    """Its start, in seconds since 1970."""
+
+
+class SegmentNamer:
+    """Names that sort by time, are unique across machines, and are safe as directories."""
+
+    def __init__(self, collector: str) -> None:
+        self._collector = collector
+        self._counter = 0
+        self._last_us = 0
+
+    def next(self, now_s: float) -> str:
+        """The next name; later than the one before, even if the clock went back."""
+        self._last_us = max(self._last_us + 1, round(now_s * 1e6))
+        moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self._last_us)
+        self._counter += 1
+        stamp = f"{moment:%Y%m%dT%H%M%S.%f}Z"
+        return f"{stamp}-{self._collector}-{self._counter:06d}-{secrets.token_hex(4)}"
+
+
+def base_provenance(given: Mapping[str, Any], collector: str, codec: FrameCodec) -> dict[str, Any]:
+    """What is recorded with every segment of a writer.
+
+    Args:
+        given: The caller's own JSON; config, simulator build and the like.
+        collector: The collector's name.
+        codec: How it encodes frames.
+
+    Raises:
+        SpecError: ``given`` is not JSON, or larger than `MAX_PROVENANCE_BYTES`.
+    """
+    try:
+        size = len(canonical_json(dict(given)))
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"provenance is not JSON of finite numbers: {error}") from error
+    if size > MAX_PROVENANCE_BYTES:
+        raise SpecError(f"provenance has {size} bytes, allowed are {MAX_PROVENANCE_BYTES}")
+    return {
+        **given,
+        "avtd3": importlib.metadata.version("avtd3"),
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "collector": collector,
+        "codec": dataclasses.asdict(codec),
+    }
+
+
+def seal_files(
+    segment_id: str,
+    dataset: Dataset,
+    columns: StepColumns,
+    ended: Sequence[EndedEpisode],
+    *,
+    chunks: Sequence[bytes] | None,
+    codec: FrameCodec,
+    provenance: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """Every file of a segment, the manifest last.
+
+    Args:
+        segment_id: The segment's name.
+        dataset: The dataset it is for.
+        columns: Its first rows are those of ``ended``.
+        ended: The whole episodes, at least one.
+        chunks: The encoded frames, or None if the spec has no image.
+        codec: How they were encoded.
+        provenance: JSON to record.
+
+    Returns:
+        Bytes by path below the segment's directory.
+    """
+    steps = sum(episode.length for episode in ended)
+    counts = {"episodes": len(ended), "steps": steps, "observations": steps + len(ended)}
+    about = {
+        "format_version": FORMAT_VERSION,
+        "segment_id": segment_id,
+        "spec_digest": dataset.spec_digest,
+    }
+    files = {GROUP_FILE: document_bytes(group_document(about))}
+    values = _step_values(columns, counts) | _episode_numbers(ended)
+    strings = _episode_strings(ended)
+    for layout in segment_arrays(dataset.spec, **counts).values():
+        attributes: dict[str, Any] = {}
+        used_codec = None
+        if layout.name == "frames" and chunks is not None:
+            data, used_codec = build_shard(chunks), codec
+        elif layout.name in strings:
+            codes, categories = strings[layout.name]
+            data, attributes = _plain(layout, codes), {"categories": categories}
+        else:
+            data = _plain(layout, values[layout.name])
+        document = array_document(layout, codec=used_codec, attributes=attributes)
+        files[layout.metadata_path] = document_bytes(document)
+        files[layout.chunk_path] = data
+    manifest = Manifest(
+        segment_id=segment_id,
+        spec_digest=dataset.spec_digest,
+        files={n: FileEntry(size=len(d), sha256=sha256(d)) for n, d in files.items()},
+        provenance=provenance,
+        digest="",
+        **counts,
+    )
+    files[MANIFEST_FILE] = manifest.sealed().to_bytes()
+    return files
+
+
+def _plain(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
+    dtype = np.dtype(layout.dtype).newbyteorder("<")
+    return seal(np.ascontiguousarray(values, dtype).tobytes())
+
+
+def _step_values(columns: StepColumns, counts: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+    return {
+        name: getattr(columns, name)[: counts[axis]]
+        for axis, names in (("observations", OBSERVATION_COLUMNS), ("steps", STEP_COLUMNS))
+        for name in names
+    }
+
+
+def _episode_numbers(ended: Sequence[EndedEpisode]) -> dict[str, NDArray[Any]]:
+    lengths = [episode.length for episode in ended]
+    columns: dict[str, Sequence[float]] = {
+        "offset": np.cumsum([0, *lengths[:-1]]).tolist(),
+        "length": lengths,
+        "index": [episode.info.index for episode in ended],
+        "seed": [episode.info.seed for episode in ended],
+        "return": [episode.episode_return for episode in ended],
+        "scenario": [episode.info.scenario for episode in ended],
+        "policy_version": [episode.info.policy_version for episode in ended],
+        "exploration_noise": [episode.info.exploration_noise for episode in ended],
+        "wall_time": [episode.wall_time for episode in ended],
+    }
+    return {f"episode_{name}": np.asarray(column) for name, column in columns.items()}
+
+
+def _episode_strings(ended: Sequence[EndedEpisode]) -> dict[str, tuple[NDArray[Any], list[str]]]:
+    columns = {
+        "world": [episode.info.world for episode in ended],
+        "town": [episode.info.town for episode in ended],
+        "weather": [episode.info.weather for episode in ended],
+        "driver": [episode.info.driver for episode in ended],
+        "end_reason": [episode.end_reason for episode in ended],
+        "policy_digest": [episode.info.policy_digest for episode in ended],
+    }
+    found = {}
+    for name in EPISODE_STRINGS:
+        texts = columns[name.removeprefix("episode_")]
+        categories = sorted(set(texts))
+        code = {text: number for number, text in enumerate(categories)}
+        found[name] = np.asarray([code[text] for text in texts], np.int32), categories
+    return found

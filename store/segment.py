@@ -1,0 +1,278 @@
+"""`Segment`: whole episodes, sealed for ever; open, read, verify.
+
+Opening reads the manifest and the sizes of the files, nothing else; every array is checked when it
+is read. `avtd3.store.arrays` knows the bytes, this module the meaning.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.arrays import ArrayFiles
+from avtd3.store.errors import SpecError
+from avtd3.store.layout import EPISODE_STRINGS, MAX_STEPS, ArrayLayout, raw_bytes, segment_arrays
+from avtd3.store.manifest import Manifest, corrupt, read_manifest
+from avtd3.store.spec import EpisodeSpec
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a segment may claim before anything is allocated for it."""
+
+    max_steps: int = MAX_STEPS
+    """Most steps."""
+    max_file_bytes: int = 16 * 1024**3
+    """Most bytes of all its files."""
+    max_raw_bytes: int = 64 * 1024**3
+    """Most bytes of all its arrays in memory."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeTable:
+    """What a segment knows about each of its E episodes, as columns of length E."""
+
+    offset: NDArray[np.int64]
+    """Row of the first step; its first observation's row is ``offset + number in the segment``."""
+    length: NDArray[np.int64]
+    """Steps."""
+    index: NDArray[np.int64]
+    """Position in the collector's plan, -1 if unknown."""
+    seed: NDArray[np.int64]
+    """Seed of the episode's world."""
+    scenario: NDArray[np.int64]
+    """Number of the scenario."""
+    episode_return: NDArray[np.float64]
+    """Sum of the stored rewards."""
+    policy_version: NDArray[np.int64]
+    """Version of the driving policy, -1 if there was none."""
+    exploration_noise: NDArray[np.float32]
+    """Standard deviation of the noise on the actions."""
+    wall_time: NDArray[np.float64]
+    """Start of the episode, in seconds since 1970, by the collector's clock."""
+    world: list[str]
+    """Name of the simulator."""
+    town: list[str]
+    """Name of the road network."""
+    weather: list[str]
+    """Name of the weather."""
+    driver: list[str]
+    """Who drove."""
+    end_reason: list[str]
+    """Why the episode ended."""
+    policy_digest: list[str]
+    """SHA-256 of the policy's file, or an empty string."""
+
+    @property
+    def observation_offset(self) -> NDArray[np.int64]:
+        """int64 (E,): row of each episode's first observation."""
+        return self.offset + np.arange(len(self.offset), dtype=np.int64)
+
+
+class Segment:
+    """One published segment; made by `Dataset.open_segment`.
+
+    It holds no file open, so a segment may be quarantined or deleted under a reader: the next read
+    then raises `SegmentNotFoundError`.
+    """
+
+    def __init__(self, path: Path, spec: EpisodeSpec, spec_digest: str, limits: Limits) -> None:
+        """Open the segment in a directory.
+
+        Raises:
+            SegmentNotFoundError: There is no such segment.
+            SegmentCorruptError: Torn, edited, of another spec, or beyond the limits.
+            FormatVersionError: Of a format that this version cannot read.
+        """
+        self.path = path
+        self.spec = spec
+        self._manifest = read_manifest(path)
+        _check_claims(path, self._manifest, spec_digest, self.raw_bytes, limits)
+        self._manifest.check_sizes(path)
+        self._arrays = ArrayFiles(path, self._manifest)
+
+    def __repr__(self) -> str:
+        return f"Segment({self.id!r}, episodes={self.episodes}, steps={self.steps})"
+
+    @property
+    def id(self) -> str:
+        """Name of the segment, sortable by time of sealing."""
+        return self._manifest.segment_id
+
+    @property
+    def episodes(self) -> int:
+        """Whole episodes."""
+        return self._manifest.episodes
+
+    @property
+    def steps(self) -> int:
+        """Sum of the episodes' lengths."""
+        return self._manifest.steps
+
+    @property
+    def observations(self) -> int:
+        """Rows of the arrays of observations: one more per episode than steps."""
+        return self._manifest.observations
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Who wrote the segment, when and with what."""
+        return self._manifest.provenance
+
+    @property
+    def manifest_digest(self) -> str:
+        """SHA-256 that covers every byte of the segment."""
+        return self._manifest.digest
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk, the manifest apart."""
+        return self._manifest.size_bytes
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all arrays once decoded."""
+        counts = self._manifest
+        return raw_bytes(
+            self.spec,
+            episodes=counts.episodes,
+            steps=counts.steps,
+            observations=counts.observations,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the arrays."""
+        return tuple(self._layouts())
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Read one whole array, every checksum verified.
+
+        Args:
+            name: One of `names`; for frames, `read_frames` can read a part.
+
+        Returns:
+            The array, writable; its rows are observations, steps or episodes.
+
+        Raises:
+            SpecError: Segments of this spec have no such array.
+            SegmentNotFoundError: The segment was removed since it was opened.
+            SegmentCorruptError: The array's bytes are not those that were published.
+        """
+        if name == "frames":
+            return self.read_frames()
+        return self._arrays.read(self._layout(name))
+
+    def read_frames(
+        self, start: int = 0, stop: int | None = None, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Decode a run of frames, every checksum verified before it is decoded.
+
+        Args:
+            start: First observation's row.
+            stop: Row behind the last one; None for the end.
+            out: uint8 (stop - start, C, H, W), C-contiguous, to decode into; None for a new array.
+
+        Returns:
+            uint8 (stop - start, C, H, W): ``out`` if given. Its content is undefined on an error.
+
+        Raises:
+            SpecError: The spec has no image, the range lies outside, or ``out`` does not fit.
+            SegmentNotFoundError: The segment was removed since it was opened.
+            SegmentCorruptError: The bytes are not those that were published.
+        """
+        layout = self._layout("frames")
+        stop = self.observations if stop is None else stop
+        if not 0 <= start <= stop <= self.observations:
+            raise SpecError(
+                f"segment {self.id}: frames {start}:{stop} lie outside 0:{self.observations}"
+            )
+        shape = (stop - start, *layout.shape[1:])
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise SpecError(f"out is {out.dtype} {out.shape}, expected contiguous uint8 {shape}")
+        if start < stop:
+            self._arrays.read_frames(layout, start, out)
+        return out
+
+    def episode_table(self) -> EpisodeTable:
+        """Read what is known of each episode.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed since it was opened.
+            SegmentCorruptError: The columns contradict each other or their checksums.
+        """
+        columns = {field.name: self._column(field.name) for field in _TABLE_FIELDS}
+        table = EpisodeTable(**columns)
+        ends = np.cumsum(table.length)
+        if (table.length < 1).any() or ends[-1] != self.steps:
+            raise corrupt(self.path, f"episode lengths do not add up to {self.steps} steps")
+        if (table.offset != ends - table.length).any():
+            raise corrupt(self.path, "episode_offset does not follow from episode_length")
+        return table
+
+    def _column(self, field: str) -> Any:  # noqa: ANN401 - an array or a list of strings
+        layout = self._layout(field if field.startswith("episode_") else f"episode_{field}")
+        values = self._arrays.read(layout)
+        if layout.name not in EPISODE_STRINGS:
+            return values
+        attributes = self._arrays.document(layout).get("attributes")
+        categories = attributes.get("categories") if isinstance(attributes, dict) else None
+        if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
+            raise corrupt(self.path, f"{layout.name} has no list of strings as its categories")
+        if not ((values >= 0) & (values < len(categories))).all():
+            raise corrupt(self.path, f"{layout.name} has codes beyond its {len(categories)} names")
+        return [categories[code] for code in values.tolist()]
+
+    def verify(self) -> None:
+        """Hash every file again and compare with the manifest.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed since it was opened.
+            SegmentCorruptError: A file is missing or differs, or the manifest has changed.
+        """
+        if read_manifest(self.path).digest != self.manifest_digest:
+            raise corrupt(self.path, "the manifest was replaced since the segment was opened")
+        self._manifest.check_sizes(self.path)
+        for name in self._manifest.files:
+            self._arrays.verify_file(name)
+        for layout in self._layouts().values():
+            self._arrays.document(layout)
+
+    def _layout(self, name: str) -> ArrayLayout:
+        layouts = self._layouts()
+        if name not in layouts:
+            raise SpecError(f"segment {self.id} has no array {name!r}; it has {', '.join(layouts)}")
+        return layouts[name]
+
+    def _layouts(self) -> dict[str, ArrayLayout]:
+        counts = self._manifest
+        return segment_arrays(
+            self.spec,
+            episodes=counts.episodes,
+            steps=counts.steps,
+            observations=counts.observations,
+        )
+
+
+_TABLE_FIELDS = dataclasses.fields(EpisodeTable)
+
+
+def _check_claims(
+    path: Path, manifest: Manifest, spec_digest: str, raw: int, limits: Limits
+) -> None:
+    if manifest.spec_digest != spec_digest:
+        raise corrupt(
+            path, f"was written for spec {manifest.spec_digest:.12}, expected {spec_digest:.12}"
+        )
+    for claim, most, unit in (
+        (manifest.steps, limits.max_steps, "steps"),
+        (manifest.size_bytes, limits.max_file_bytes, "bytes on disk"),
+        (raw, limits.max_raw_bytes, "bytes in memory"),
+    ):
+        if claim > most:
+            raise corrupt(path, f"claims {claim} {unit}, allowed are {most}")

@@ -1,0 +1,133 @@
+"""The file that holds all frames of a segment: encoded chunks, then an index with its checksum.
+
+This is Zarr's ``sharding_indexed`` codec, written in one go and read without zarr-python: 2 to 10
+times faster than its writer, 4 ms less to open. `docs/format.md` has the bytes.
+"""
+
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.codec import CRC_BYTES, ChainKind, crc32c, decode_into, unseal
+
+ENTRY_BYTES = 16
+"""Offset and length of one chunk, two little-endian uint64."""
+_MISSING = 2**64 - 1
+
+
+def build_shard(chunks: Sequence[bytes]) -> bytes:
+    """Lay out a shard: the chunks one behind the other, then the index.
+
+    Args:
+        chunks: Encoded chunks with their checksums, in order, none missing.
+    """
+    entries = []
+    offset = 0
+    for chunk in chunks:
+        entries.append(struct.pack("<QQ", offset, len(chunk)))
+        offset += len(chunk)
+    index = b"".join(entries)
+    return b"".join((*chunks, index, crc32c(index)))
+
+
+def index_bytes(chunks: int) -> int:
+    """Size of the index of a shard of so many chunks, checksum included."""
+    return chunks * ENTRY_BYTES + CRC_BYTES
+
+
+def parse_index(data: bytes, chunks: int, shard_bytes: int) -> NDArray[np.int64]:
+    """Read and check an index.
+
+    Args:
+        data: The last `index_bytes` bytes of the shard.
+        chunks: How many chunks the shard must hold.
+        shard_bytes: Size of the whole shard.
+
+    Returns:
+        int64 (chunks, 2): begin and end of each chunk in the file, all within the file.
+
+    Raises:
+        ValueError: The checksum differs, a chunk is missing, or one lies outside the file.
+    """
+    entries = np.frombuffer(unseal(data), dtype="<u8").reshape(chunks, 2)
+    if (entries == _MISSING).any():
+        raise ValueError("a chunk is missing from the shard")
+    limit = shard_bytes - index_bytes(chunks)
+    # Compared one by one before adding: an offset near 2**64 must not wrap into range.
+    if (entries > limit).any() or (entries.sum(axis=1) > limit).any():
+        raise ValueError("the index points outside the shard")
+    spans = entries.astype(np.int64)
+    spans[:, 1] += spans[:, 0]
+    return spans
+
+
+def read_index(path: Path, chunks: int) -> NDArray[np.int64]:
+    """Read the index of a shard file; see `parse_index`.
+
+    Raises:
+        OSError: The file is gone or cannot be read.
+        ValueError: The file is not a whole shard of so many chunks.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        need = index_bytes(chunks)
+        if size < need:
+            raise ValueError(f"{size} bytes, expected at least the {need} of the index")
+        return parse_index(os.pread(descriptor, need, size - need), chunks, size)
+    finally:
+        os.close(descriptor)
+
+
+def read_chunks(
+    path: Path,
+    spans: NDArray[np.int64],
+    kind: ChainKind,
+    out: NDArray[np.uint8],
+    *,
+    chunk_frames: int,
+    start: int,
+) -> None:
+    """Decode a run of frames from a shard file straight into place.
+
+    The file is read, not mapped: a mapping of a file that someone truncates kills the process
+    (SIGBUS), and reading costs a tenth of the decoding.
+
+    Args:
+        path: The shard.
+        spans: From `read_index`.
+        kind: The chain's decoder.
+        out: uint8 (n, C, H, W), C-contiguous.
+        chunk_frames: Frames per chunk.
+        start: Number of the first frame wanted; ``start + n`` must lie within the chunks.
+
+    Raises:
+        OSError: The file is gone or cannot be read.
+        ValueError: A chunk is not whole; the message has its number.
+    """
+    frame_bytes = out[0].nbytes
+    stop = start + len(out)
+    flat = out.reshape(-1).data
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for number in range(start // chunk_frames, -(-stop // chunk_frames)):
+            first = number * chunk_frames
+            begin, end = max(first, start), min(first + chunk_frames, stop)
+            place = flat[(begin - start) * frame_bytes : (end - start) * frame_bytes]
+            low, high = spans[number].tolist()
+            data = os.pread(descriptor, high - low, low)
+            try:
+                if end - begin == chunk_frames:
+                    decode_into(kind, data, place)
+                else:
+                    scratch = memoryview(bytearray(chunk_frames * frame_bytes))
+                    decode_into(kind, data, scratch)
+                    place[:] = scratch[(begin - first) * frame_bytes : (end - first) * frame_bytes]
+            except ValueError as error:
+                raise ValueError(f"chunk {number}: {error}") from error
+    finally:
+        os.close(descriptor)

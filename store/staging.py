@@ -1,0 +1,143 @@
+"""``.staging/``: where a segment is written before one rename publishes it.
+
+Each staging directory has a file beside it that names its owner, so that what a killed collector
+left behind can be told from what another one is writing now.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from avtd3.store.files import (
+    canonical_json,
+    create,
+    fsync_directory,
+    read_json,
+    remove_tree,
+    storage_errors,
+    write_new,
+)
+
+_OWNER_SUFFIX = ".owner.json"
+_DAY_S = 86_400.0
+
+
+def publish(staging: Path, target: Path, files: Mapping[str, bytes], last: str) -> None:
+    """Write a directory of files aside and rename it into place, all of it durable before.
+
+    Args:
+        staging: Where to write; must not exist. Its parent is made if it is missing.
+        target: Where the directory appears, whole; must not exist.
+        files: Bytes by path below the directory.
+        last: The one of them that is written after all others are on the disk.
+
+    Raises:
+        StorageError: The disk is full or not writable. Nothing was published, except when the very
+            last fsync failed; `target` tells.
+    """
+    owner = staging.with_name(staging.name + _OWNER_SUFFIX)
+    with storage_errors(staging):
+        try:
+            for directory in (staging.parent, target.parent):
+                directory.mkdir(exist_ok=True)
+            _write_owner(owner)
+            directories = _make_directories(staging, files)
+            _write_files(staging, {name: files[name] for name in files if name != last})
+            write_new(staging / last, files[last])
+            for directory in directories:
+                fsync_directory(directory)
+            os.rename(staging, target)  # noqa: PTH104 - Path.rename, patched alike in the tests
+        except BaseException:
+            remove_tree(staging)
+            raise
+        finally:
+            owner.unlink(missing_ok=True)
+        fsync_directory(target.parent)
+
+
+def _write_owner(owner: Path) -> None:
+    document = {"host": platform.node(), "pid": os.getpid(), "wall_time": time.time()}
+    os.close(create(owner, canonical_json(document)))
+
+
+def _make_directories(root: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Make the directories that files need; deepest first, as they must be fsynced."""
+    needed = {root}
+    for name in files:
+        needed.update(root / parent for parent in Path(name).parents)
+    ordered = sorted(needed, key=lambda path: len(path.parts))
+    for directory in ordered:
+        directory.mkdir()
+    return ordered[::-1]
+
+
+def _write_files(root: Path, files: Mapping[str, bytes]) -> None:
+    # All are written before the first is fsynced: one commit of the journal instead of fifty.
+    descriptors: list[int] = []
+    try:
+        for name, data in files.items():
+            descriptors.append(create(f"{root}{os.sep}{name}", data))
+        for descriptor in descriptors:
+            os.fsync(descriptor)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def clean_staging(staging: Path, older_than_s: float = _DAY_S) -> list[str]:
+    """Delete staging directories whose owner is dead.
+
+    Dead is a process of this host that no longer runs. A directory of another host, or one without
+    an owner's file, counts as dead once it is older than ``older_than_s``.
+
+    Args:
+        staging: The dataset's staging directory.
+        older_than_s: Age in seconds.
+
+    Returns:
+        Names of what was deleted.
+
+    Raises:
+        StorageError: The directory cannot be written.
+    """
+    removed: list[str] = []
+    if not staging.is_dir():
+        return removed
+    with storage_errors(staging):
+        for path in sorted(staging.iterdir()):
+            if path.name.endswith(_OWNER_SUFFIX):
+                subject = path.with_name(path.name.removesuffix(_OWNER_SUFFIX))
+                if not subject.exists() and _is_dead(path, path, older_than_s):
+                    path.unlink(missing_ok=True)
+                continue
+            owner = path.with_name(path.name + _OWNER_SUFFIX)
+            if not _is_dead(path, owner, older_than_s):
+                continue
+            remove_tree(path)
+            path.unlink(missing_ok=True) if path.is_file() else None
+            owner.unlink(missing_ok=True)
+            removed.append(path.name)
+    return removed
+
+
+def _is_dead(path: Path, owner: Path, older_than_s: float) -> bool:
+    try:
+        if time.time() - path.stat().st_mtime > older_than_s:
+            return True
+        document = read_json(owner)
+        host, pid = document["host"], int(document["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return host == platform.node() and not _is_running(pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
