@@ -11,61 +11,12 @@ from avtd3.store import scratch
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
 from avtd3.store.replay import AGE, LEFT, SHIFT, ReplayCache
 from avtd3.store.scratch import RowRanges, RowType, ScratchColumns
-from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.tests.store.memory import Episode, MemorySegment, make_spec
 
 
-def make_spec(image=True, vector=2):
-    return EpisodeSpec(
-        image=ImageSpec(height=3, width=2, stack=2) if image else None,
-        vector_names=tuple(f"v{i}" for i in range(vector)),
-        vector_scales=(1.0,) * vector,
-        action_names=("a",),
-        action_low=(-1.0,),
-        action_high=(1.0,),
-        reward_terms=(),
-        control_period_s=0.05,
-    )
-
-
-class MemorySegment:
-    """A segment whose arrays are at hand to be damaged; every number in it is `value`."""
-
-    def __init__(self, name, lengths, value=0, spec=None):
-        self.id = name
-        self.path = f"/data/segments/{name}"
-        self.spec = spec or make_spec()
-        lengths = np.array(lengths)
-        self.steps, self.episodes = int(lengths.sum()), len(lengths)
-        self.observations = self.steps + self.episodes
-        ends = np.zeros(self.steps, bool)
-        ends[np.cumsum(lengths) - 1] = True
-        self.arrays = {
-            "action": np.full((self.steps, 1), value, np.float32),
-            "reward": np.full(self.steps, value, np.float32),
-            "terminated": ends,
-            "truncated": np.zeros(self.steps, bool),
-            "episode_offset": np.cumsum(lengths) - lengths,
-            "episode_length": lengths,
-            "episode_return": np.full(self.episodes, value, np.float64),
-            "episode_policy_version": np.full(self.episodes, value),
-        }
-        if self.spec.vector_size:
-            shape = (self.observations, self.spec.vector_size)
-            self.arrays["vector"] = np.full(shape, value, np.float32)
-        self.value = value
-        self.reads = 0
-        self.fault = None
-
-    def read(self, name):
-        return self.arrays[name]
-
-    def read_frames(self, out):
-        self.reads += 1
-        assert out.flags.c_contiguous
-        out[:] = self.value
-        if self.fault is not None:
-            raise self.fault
-        return out
+def segment_of(name, lengths, number=0, spec=None):
+    spec = spec or make_spec()
+    return MemorySegment(name, [Episode(spec, number, n, terminated=True) for n in lengths])
 
 
 def wanted(*segments):
@@ -79,26 +30,19 @@ def cache(tmp_path):
     cache.close()
 
 
-def held(cache):
-    """Values of the frames, vectors and rewards of each held segment, which must be one value."""
-    columns = cache.columns()
-    found = {}
-    for key, segment in cache.segments.items():
-        start = cache.position(key)
-        rows = segment.steps + len(segment.lengths)
-        values = {
-            *np.unique(columns["frames"][start : start + rows]).tolist(),
-            *np.unique(columns["vector"][start : start + rows]).tolist(),
-            *np.unique(columns["reward"][start : start + segment.steps]).tolist(),
-            *np.unique(columns["action"][start : start + segment.steps]).tolist(),
-        }
-        assert len(values) == 1
-        found[key[1]] = values.pop()
-    return found
+def check_held(cache, *segments):
+    """The cache holds these segments and nothing else, byte for byte."""
+    assert sorted(cache.segments) == sorted((0, segment.id) for segment in segments)
+    for segment in segments:
+        start = cache.position((0, segment.id))
+        for name, column in cache.columns().items():
+            if name != "links":
+                values = segment.frames if name == "frames" else segment.arrays[name]
+                np.testing.assert_array_equal(column[start : start + len(values)], values)
 
 
 def test_links_lead_from_steps_to_observations(cache):
-    cache.follow(wanted(MemorySegment("a", [2, 1, 3])))
+    cache.follow(wanted(segment_of("a", [2, 1, 3])))
     start = cache.position((0, "a"))
     links = cache.columns()["links"][start : start + 6]
     assert links[:, SHIFT].tolist() == [0, 0, 1, 2, 2, 2]
@@ -107,28 +51,28 @@ def test_links_lead_from_steps_to_observations(cache):
 
 
 def test_each_frame_is_decoded_once(cache):
-    first, second = MemorySegment("a", [3], 1), MemorySegment("b", [4, 2], 2)
+    first, second = segment_of("a", [3], 1), segment_of("b", [4, 2], 2)
     changes = cache.follow(wanted(first))
     assert list(changes.added) == [(0, "a")]
     changes = cache.follow(wanted(first, second))
     assert list(changes.added) == [(0, "b")]
     assert changes.added[0, "b"].lengths.tolist() == [4, 2]
     assert (first.reads, second.reads) == (1, 1)
-    assert held(cache) == {"a": 1, "b": 2}
+    check_held(cache, first, second)
 
 
 def test_unwanted_segments_leave_and_their_rows_are_used_again(cache):
-    segments = [MemorySegment(f"{i:02}", [5], i) for i in range(20)]
+    segments = [segment_of(f"{i:02}", [5], i) for i in range(20)]
     for i in range(18):
         changes = cache.follow(wanted(*segments[i : i + 3]))
         assert changes.removed == (1 if i else 0)
-        assert held(cache) == {s.id: s.value for s in segments[i : i + 3]}
+        check_held(cache, *segments[i : i + 3])
     assert cache.rows <= 6 * 6
 
 
 def test_progress_counts_frames(cache):
     seen = []
-    segments = wanted(MemorySegment("a", [3]), MemorySegment("b", [4, 2]))
+    segments = wanted(segment_of("a", [3]), segment_of("b", [4, 2]))
     cache.follow(segments, lambda done, total: seen.append((done, total)))
     assert len(seen) == 2
     assert seen[-1] == (12, 12)
@@ -138,17 +82,17 @@ def test_progress_counts_frames(cache):
     "fault", [SegmentCorruptError("crc32c"), SegmentNotFoundError("gone"), OSError(5, "I/O error")]
 )
 def test_segment_that_fails_while_decoding_is_refused_whole(cache, fault):
-    bad, good = MemorySegment("a", [3], 1), MemorySegment("b", [4], 2)
+    bad, good = segment_of("a", [3], 1), segment_of("b", [4], 2)
     bad.fault = fault
     changes = cache.follow(wanted(bad, good))
     assert changes.refused == {(0, "a"): str(fault)}
-    assert held(cache) == {"b": 2}
+    check_held(cache, good)
 
 
 @pytest.mark.parametrize("name", ["vector", "action", "reward", "episode_return"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_refused(cache, name, value):
-    segment = MemorySegment("a", [3, 2])
+    segment = segment_of("a", [3, 2])
     segment.arrays[name][1] = value
     changes = cache.follow(wanted(segment))
     assert f"'{name}' row 1 is not finite" in changes.refused[0, "a"]
@@ -169,7 +113,7 @@ def test_numbers_that_are_not_finite_are_refused(cache, name, value):
     ],
 )
 def test_episodes_that_contradict_each_other_are_refused(cache, name, values, reason):
-    segment = MemorySegment("a", [3, 2])
+    segment = segment_of("a", [3, 2])
     segment.arrays[name] = np.array(values, segment.arrays[name].dtype)
     assert reason in cache.follow(wanted(segment)).refused[0, "a"]
 
@@ -177,7 +121,7 @@ def test_episodes_that_contradict_each_other_are_refused(cache, name, values, re
 def test_vector_only_spec_has_no_frames(tmp_path):
     spec = make_spec(image=False)
     cache = ReplayCache(spec, tmp_path)
-    segment = MemorySegment("a", [3], 1, spec)
+    segment = segment_of("a", [3], 1, spec)
     cache.follow(wanted(segment))
     assert set(cache.columns()) == {"vector", "action", "reward", "terminated", "links"}
     assert segment.reads == 0
@@ -187,7 +131,7 @@ def test_vector_only_spec_has_no_frames(tmp_path):
 def test_image_only_spec_has_no_vector(tmp_path):
     spec = make_spec(vector=0)
     cache = ReplayCache(spec, tmp_path)
-    cache.follow(wanted(MemorySegment("a", [3], 1, spec)))
+    cache.follow(wanted(segment_of("a", [3], 1, spec)))
     assert "vector" not in cache.columns()
     cache.close()
 
@@ -198,21 +142,21 @@ def test_empty_cache_has_no_columns(cache):
 
 
 def test_too_small_a_disk_is_named_before_anything_is_read(cache, monkeypatch):
-    good = MemorySegment("a", [3], 1)
+    good = segment_of("a", [3], 1)
     cache.follow(wanted(good))
 
     class FullDisk:
         f_bavail, f_frsize = 1, 16
 
     monkeypatch.setattr(scratch.os, "statvfs", lambda path: FullDisk)
-    late = MemorySegment("b", [4], 2)
+    late = segment_of("b", [4], 2)
     with pytest.raises(StorageError, match=r"0\.00 GiB more .*capacity.*store\.replay\.scratch"):
         cache.follow(wanted(good, late))
     assert late.reads == 0
     monkeypatch.undo()
-    assert held(cache) == {"a": 1}
+    check_held(cache, good)
     cache.follow(wanted(good, late))
-    assert held(cache) == {"a": 1, "b": 2}
+    check_held(cache, good, late)
 
 
 def test_disk_that_fills_meanwhile_is_an_error_not_a_signal(cache, monkeypatch):
@@ -221,7 +165,7 @@ def test_disk_that_fills_meanwhile_is_an_error_not_a_signal(cache, monkeypatch):
 
     monkeypatch.setattr(scratch.os, "posix_fallocate", refuse)
     with pytest.raises(StorageError, match="No space left on device"):
-        cache.follow(wanted(MemorySegment("a", [3])))
+        cache.follow(wanted(segment_of("a", [3])))
     assert not cache.segments
 
 
@@ -230,20 +174,21 @@ def test_file_system_without_reservation_is_served(cache, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(scratch.os, "posix_fallocate", refuse)
-    cache.follow(wanted(MemorySegment("a", [3], 7)))
-    assert held(cache) == {"a": 7}
+    segment = segment_of("a", [3], 7)
+    cache.follow(wanted(segment))
+    check_held(cache, segment)
 
 
 def test_interrupted_filling_leaves_only_whole_segments(cache):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
-    segments = wanted(MemorySegment("a", [3], 1), MemorySegment("b", [4], 2))
+    segments = wanted(segment_of("a", [3], 1), segment_of("b", [4], 2))
     with pytest.raises(KeyboardInterrupt):
         cache.follow(segments, interrupt)
     assert not cache.segments
     cache.follow(segments)
-    assert held(cache) == {"a": 1, "b": 2}
+    check_held(cache, *segments.values())
 
 
 def test_scratch_directory_that_cannot_be_made(tmp_path):

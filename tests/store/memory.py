@@ -1,0 +1,137 @@
+"""Datasets and segments in memory, with the methods of the real ones, to be damaged at will."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avtd3.store.dataset import Snapshot
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+
+
+def make_spec(image=True, vector=2, *, channels=1, stack=2, period=0.05):
+    return EpisodeSpec(
+        image=ImageSpec(channels=channels, height=3, width=2, stack=stack) if image else None,
+        vector_names=tuple(f"v{i}" for i in range(vector)),
+        vector_scales=(1.0,) * vector,
+        action_names=("episode", "step"),
+        action_low=(-1e6, -1e6),
+        action_high=(1e6, 1e6),
+        reward_terms=(),
+        control_period_s=period,
+    )
+
+
+class Episode:
+    """Random data of one episode; the actions say which episode and step they are."""
+
+    def __init__(self, spec, number, length, terminated):
+        rng = np.random.default_rng(number)
+        self.number, self.length, self.terminated = number, length, terminated
+        self.frames = self.vector = None
+        if spec.image is not None:
+            shape = (length + 1, *spec.image.frame_shape)
+            self.frames = rng.integers(0, 256, shape, dtype=np.uint8)
+        if spec.vector_size:
+            self.vector = rng.normal(size=(length + 1, spec.vector_size)).astype(np.float32)
+        self.action = np.stack([np.full(length, number), np.arange(length)], 1).astype(np.float32)
+        self.reward = rng.normal(size=length).astype(np.float32)
+
+
+class MemorySegment:
+    def __init__(self, name, episodes):
+        self.id, self.path = name, Path(f"/data/segments/{name}")
+        lengths = np.array([episode.length for episode in episodes])
+        self.steps, self.episodes = int(lengths.sum()), len(lengths)
+        self.observations = self.steps + self.episodes
+        ends = np.zeros((2, self.steps), bool)
+        ends[[int(not e.terminated) for e in episodes], np.cumsum(lengths) - 1] = True
+        self.arrays = {
+            "action": np.concatenate([e.action for e in episodes]),
+            "reward": np.concatenate([e.reward for e in episodes]),
+            "terminated": ends[0],
+            "truncated": ends[1],
+            "episode_offset": np.cumsum(lengths) - lengths,
+            "episode_length": lengths,
+            "episode_return": np.array([e.reward.sum(dtype=np.float64) for e in episodes]),
+            "episode_policy_version": np.array([e.number for e in episodes]),
+        }
+        if episodes[0].vector is not None:
+            self.arrays["vector"] = np.concatenate([e.vector for e in episodes])
+        if episodes[0].frames is not None:
+            self.frames = np.concatenate([e.frames for e in episodes])
+        self.reads = 0
+        self.fault = None
+
+    def read(self, name):
+        return self.arrays[name]
+
+    def read_frames(self, out):
+        self.reads += 1
+        assert out.flags.c_contiguous
+        out[:] = self.frames
+        if self.fault is not None:
+            raise self.fault
+        return out
+
+
+class MemoryDataset:
+    def __init__(self, path, spec, segments=()):
+        self.path, self.spec = Path(path), spec
+        self.segments, self.refused = list(segments), []
+        self.fault = None
+
+    def snapshot(self):
+        return self.refresh(None)
+
+    def refresh(self, _):
+        if self.fault is not None:
+            raise self.fault
+        return Snapshot(segments=tuple(self.segments), refused=tuple(self.refused))
+
+
+class World:
+    """Datasets of random episodes, and the slow formula for what a transition must hold."""
+
+    def __init__(self, spec):
+        self.spec, self.episodes = spec, []
+
+    def add_episodes(self, episodes):
+        """New episodes, given as (length, terminated)."""
+        count = len(self.episodes)
+        made = [Episode(self.spec, count + i, *episode) for i, episode in enumerate(episodes)]
+        self.episodes += made
+        return made
+
+    def segment(self, name, episodes):
+        return MemorySegment(name, self.add_episodes(episodes))
+
+    def dataset(self, path, *segments):
+        made = [self.segment(name, episodes) for name, episodes in segments]
+        return MemoryDataset(path, self.spec, made)
+
+    def stack(self, episode, t):
+        k = self.spec.image.stack
+        return np.concatenate([episode.frames[max(0, i)] for i in range(t - k + 1, t + 1)])
+
+    def check(self, batch, n, gamma):
+        """Every transition is the one that its action names; returns those as (episode, step)."""
+        drawn = [(int(number), int(t)) for number, t in batch.action]
+        for i, (number, t) in enumerate(drawn):
+            episode = self.episodes[number]
+            reward, discount, following = 0.0, 1.0, t
+            while following < min(t + n, episode.length):
+                reward += discount * float(episode.reward[following])
+                discount *= gamma
+                following += 1
+            if following == episode.length and episode.terminated:
+                discount = 0.0
+            assert batch.reward[i] == pytest.approx(reward, rel=1e-5, abs=1e-6)
+            assert batch.discount[i] == pytest.approx(discount, rel=1e-6)
+            if self.spec.image is not None:
+                assert (batch.observation_frames[i] == self.stack(episode, t)).all()
+                assert (batch.next_observation_frames[i] == self.stack(episode, following)).all()
+            if self.spec.vector_size:
+                assert (batch.observation_vector[i] == episode.vector[t]).all()
+                assert (batch.next_observation_vector[i] == episode.vector[following]).all()
+        return drawn

@@ -1,0 +1,349 @@
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from avtd3.store.dataset import Dataset, Refusal
+from avtd3.store.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    NoSegmentsError,
+    SegmentCorruptError,
+    SpecError,
+)
+from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.tests.store.memory import MemoryDataset, World, make_spec
+
+
+@pytest.fixture
+def world():
+    return World(make_spec())
+
+
+TWO = (("a", [(3, True), (2, False)]), ("b", [(4, True)]))
+
+
+def copy(batch):
+    names = ("frames", "observation_vector", "next_observation_vector", "action", "reward")
+    return [getattr(batch, name).copy() for name in (*names, "discount")]
+
+
+def same(left, right):
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_all_transitions_are_equally_likely(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    with Sampler([dataset], ReplayConfig(batch_size=9000), seed=0, scratch=tmp_path) as sampler:
+        drawn = world.check(sampler.sample(), 1, 0.99)
+    counts = [drawn.count(pair) for pair in set(drawn)]
+    assert len(counts) == 9
+    assert sum((count - 1000) ** 2 / 1000 for count in counts) < 26.1  # chi2, 8 degrees, 0.999
+
+
+def test_weights_set_the_share_of_each_dataset(world, tmp_path):
+    sets = [
+        world.dataset("/d", *TWO),
+        world.dataset("/e", ("c", [(40, True)])),
+    ]
+    sets.append(world.dataset("/f", ("d", [(4, True)])))
+    config = ReplayConfig(batch_size=10_000, weights=(3.0, 1.0, 0.0))
+    with Sampler(sets, config, seed=0, scratch=tmp_path) as sampler:
+        assert sampler.steps == 49
+        first = sum(number < 3 for number, _ in world.check(sampler.sample(), 1, 0.99))
+    assert abs(first - 7500) < 4 * 43.3  # four standard deviations
+
+
+def test_weight_of_an_empty_dataset_goes_to_the_others(world, tmp_path):
+    sets = [world.dataset("/d", *TWO), world.dataset("/e")]
+    config = ReplayConfig(batch_size=8, weights=(1.0, 9.0))
+    with Sampler(sets, config, seed=0, scratch=tmp_path) as sampler:
+        world.check(sampler.sample(), 1, 0.99)
+        sets[1].segments.append(world.segment("c", [(3, True)]))
+        sampler.refresh()
+        assert any(number == 3 for number, _ in world.check(sampler.sample(), 1, 0.99))
+
+
+def test_same_seed_same_batches_and_restore_continues(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    config = ReplayConfig(batch_size=5)
+    with (
+        Sampler([dataset], config, seed=7, scratch=tmp_path) as left,
+        Sampler([dataset], config, seed=7, scratch=tmp_path) as right,
+        Sampler([dataset], config, seed=8, scratch=tmp_path) as other,
+    ):
+        for _ in range(3):
+            batch = copy(left.sample())
+            assert same(batch, copy(right.sample()))
+        assert not same(batch, copy(other.sample()))
+        state = json.loads(json.dumps(left.state()))
+        expected = [copy(left.sample()) for _ in range(5)]
+        assert other.restore(state)
+        assert all(same(copy(other.sample()), batch) for batch in expected)
+
+
+def test_resume_after_following_draws_the_same(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    config = ReplayConfig(batch_size=6, capacity=8)
+    with Sampler([dataset], config, seed=7, scratch=tmp_path) as first:
+        for number in range(5):
+            dataset.segments.append(world.segment(f"c{number}", [(3 + number % 2, True)]))
+            first.refresh()
+        # a late arrival: written before the others, copied here after them
+        dataset.segments.append(world.segment("c3-late", [(1, True)]))
+        first.refresh()
+        with Sampler([dataset], config, seed=0, scratch=tmp_path) as second:
+            assert second.restore(first.state())
+            assert same(copy(first.sample()), copy(second.sample()))
+
+
+def test_restore_tells_when_the_data_has_changed(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    with Sampler([dataset], ReplayConfig(), seed=7, scratch=tmp_path) as sampler:
+        state = sampler.state()
+        dataset.segments.append(world.segment("c", [(3, True)]))
+        sampler.refresh()
+        assert not sampler.restore(state)
+
+
+@pytest.mark.parametrize("damage", [{"state": "x"}, {"state": str(1 << 200)}, {"has_uint32": None}])
+def test_damaged_state_is_refused(world, tmp_path, damage):
+    with Sampler([world.dataset("/d")], ReplayConfig(), seed=7, scratch=tmp_path) as sampler:
+        with pytest.raises(CheckpointError, match="sampler state"):
+            sampler.restore({**sampler.state(), **damage})
+        with pytest.raises(CheckpointError, match="sampler state"):
+            sampler.restore({})
+
+
+def test_a_batch_outlives_two_more_draws(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    with Sampler([dataset], ReplayConfig(batch_size=64), seed=0, scratch=tmp_path) as sampler:
+        batch = sampler.sample()
+        before = copy(batch)
+        sampler.sample()
+        sampler.sample()
+        assert same(copy(batch), before)
+        sampler.sample()
+        assert not same(copy(batch), before)
+
+
+def test_nothing_published_yet(world, tmp_path):
+    dataset = world.dataset("/data/empty")
+    with Sampler([dataset], ReplayConfig(batch_size=8), seed=0, scratch=tmp_path) as sampler:
+        assert sampler.steps == 0
+        with pytest.raises(NoSegmentsError, match=r"/data/empty: no segment is published yet"):
+            sampler.sample()
+        dataset.segments.append(world.segment("a", [(2, True), (3, False)]))
+        report = sampler.refresh()
+        assert (report.segments_added, report.steps_added, report.episodes_added) == (1, 5, 2)
+        assert report.lengths.tolist() == [2, 3]
+        assert report.policy_versions.tolist() == [0, 1]
+        returns = [episode.reward.sum(dtype=np.float64) for episode in world.episodes]
+        assert report.returns.tolist() == returns
+        world.check(sampler.sample(), 1, 0.99)
+        assert sampler.refresh().segments_added == 0
+
+
+def test_oldest_segments_make_room(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    config = ReplayConfig(batch_size=32, capacity=10)
+    with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+        assert sampler.opening.steps_added == sampler.steps == 9
+        dataset.segments.append(world.segment("c", [(6, True)]))
+        report = sampler.refresh()
+        assert (report.segments_added, report.segments_removed) == (1, 1)
+        assert sampler.steps == 10
+        assert {number for number, _ in world.check(sampler.sample(), 1, 0.99)} == {2, 3}
+
+
+def test_refused_segments_are_reported_once_and_leave_their_room_to_older_ones(world, tmp_path):
+    dataset = world.dataset("/d", *TWO, ("c", [(5, True)]))
+    dataset.segments[2].fault = SegmentCorruptError("crc32c of chunk 3")
+    dataset.refused.append(Refusal(segment_id="z", reason="torn"))
+    config = ReplayConfig(batch_size=32, capacity=9)
+    with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+        assert [(r.segment_id, r.reason) for r in sampler.opening.refused] == [
+            ("z", "torn"),
+            ("c", "crc32c of chunk 3"),
+        ]
+        assert sampler.opening.segments_added == 2
+        assert sampler.steps == 9
+        world.check(sampler.sample(), 1, 0.99)
+        assert sampler.refresh().refused == ()
+        assert dataset.segments[2].reads == 1
+
+
+def test_only_refused_segments(world, tmp_path):
+    dataset = world.dataset("/d", ("a", [(5, True)]))
+    dataset.segments[0].arrays["action"][3] = np.nan
+    with (
+        Sampler([dataset], ReplayConfig(), seed=0, scratch=tmp_path) as sampler,
+        pytest.raises(NoSegmentsError, match="1 segments are refused"),
+    ):
+        sampler.sample()
+
+
+def test_removed_segments_are_drawn_no_more(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    with Sampler([dataset], ReplayConfig(batch_size=32), seed=0, scratch=tmp_path) as sampler:
+        del dataset.segments[0]
+        assert sampler.refresh().segments_removed == 1
+        assert {number for number, _ in world.check(sampler.sample(), 1, 0.99)} == {2}
+
+
+def test_absent_dataset_is_still_drawn_from(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    with Sampler([dataset], ReplayConfig(batch_size=8), seed=0, scratch=tmp_path) as sampler:
+        segments, dataset.segments = dataset.segments, []
+        report = sampler.refresh()
+        assert [str(path) for path in report.absent] == ["/d"]
+        assert sampler.steps == 9
+        dataset.fault = DatasetError("stale file handle")
+        assert len(sampler.refresh().absent) == 1
+        dataset.segments, dataset.fault = segments, None
+        assert sampler.refresh().absent == ()
+        world.check(sampler.sample(), 1, 0.99)
+
+
+def test_a_thread_may_draw_while_another_refreshes(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    config = ReplayConfig(batch_size=16, capacity=12)
+    with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+        refreshed = threading.Event()
+
+        def refresh():
+            for number in range(40):
+                dataset.segments.append(world.segment(f"c{number:03}", [(3, True)]))
+                sampler.refresh()
+            refreshed.set()
+
+        thread = threading.Thread(target=refresh)
+        thread.start()
+        while not refreshed.is_set():
+            world.check(sampler.sample(), 1, 0.99)
+        thread.join()
+
+
+def test_datasets_must_agree(world, tmp_path):
+    other = MemoryDataset("/e", make_spec(period=0.1))
+    with pytest.raises(SpecError, match=r"/e holds other .* /d \(control_period_s: 0.05 against"):
+        Sampler([world.dataset("/d"), other], ReplayConfig(), seed=0, scratch=tmp_path)
+    with pytest.raises(ConfigError, match="given twice"):
+        Sampler([world.dataset("/d"), world.dataset("/d")], ReplayConfig(), seed=0)
+    with pytest.raises(ConfigError, match="at least one dataset"):
+        Sampler([], ReplayConfig(), seed=0)
+    with pytest.raises(ConfigError, match="has 2 values, expected 1"):
+        Sampler([world.dataset("/d")], ReplayConfig(weights=(1.0, 1.0)), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("capacity", 0),
+        ("batch_size", True),
+        ("n_step", 1.5),
+        ("gamma", 1.1),
+        ("gamma", float("nan")),
+        ("weights", (1.0, -1.0)),
+        ("weights", (float("inf"),)),
+        ("weights", (0.0, 0.0)),
+    ],
+)
+def test_config_is_checked(field, value):
+    with pytest.raises(ConfigError, match=f"replay.{field}"):
+        ReplayConfig(**{field: value})
+
+
+def test_config_names_the_scratch_directory(world, tmp_path):
+    config = ReplayConfig(scratch=str(tmp_path / "fast"))
+    with Sampler([world.dataset("/d", *TWO)], config, seed=0, scratch=tmp_path / "run"):
+        assert [path.name for path in tmp_path.iterdir()] == ["fast"]
+
+
+def test_close_twice_and_draw_no_more(world, tmp_path):
+    sampler = Sampler([world.dataset("/d", *TWO)], ReplayConfig(), seed=0, scratch=tmp_path)
+    sampler.close()
+    sampler.close()
+    with pytest.raises(NoSegmentsError):
+        sampler.sample()
+
+
+def write_episodes(dataset, episodes):
+    """Publish one segment through the real writer; returns its directory."""
+    with SegmentWriter(dataset, collector="test", provenance={}) as writer:
+        for episode in episodes:
+            info = EpisodeInfo(
+                seed=episode.number,
+                scenario=0,
+                world="w",
+                town="t",
+                weather="clear",
+                driver="expert",
+                policy_version=episode.number,
+            )
+            observations = [
+                {"frame": frame, "vector": vector, "frame_id": i, "sim_time_s": i * 0.05}
+                for i, (frame, vector) in enumerate(
+                    zip(episode.frames, episode.vector, strict=True)
+                )
+            ]
+            writer.begin_episode(info, **observations[0])
+            for t in range(episode.length):
+                ended = t + 1 == episode.length
+                writer.step(
+                    action=episode.action[t],
+                    reward=float(episode.reward[t]),
+                    reward_terms=None,
+                    terminated=ended and episode.terminated,
+                    truncated=ended and not episode.terminated,
+                    **observations[t + 1],
+                )
+            writer.end_episode("goal" if episode.terminated else "time_limit")
+        return writer.flush().path
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_published_segments_are_followed(world, tmp_path, n):
+    dataset = Dataset.create(tmp_path / "data", world.spec)
+    config = ReplayConfig(batch_size=32, n_step=n, capacity=45)
+    with Sampler([dataset], config, seed=0, scratch=tmp_path / "scratch") as sampler:
+        for number in range(6):
+            added = world.add_episodes([(9, number % 2 == 0), (4, False), (2, True)])
+            write_episodes(dataset, added)
+            report = sampler.refresh()
+            assert report.steps_added == 15
+            assert report.policy_versions.tolist() == [episode.number for episode in added]
+            assert sampler.steps == min(15 * (number + 1), 45)
+            drawn = world.check(sampler.sample(), n, 0.99)
+            assert all(episode >= 3 * (number - 2) for episode, _ in drawn)
+
+
+def test_flipped_bit_is_refused_and_the_rest_is_drawn(world, tmp_path):
+    dataset = Dataset.create(tmp_path / "data", world.spec)
+    good, bad = (world.add_episodes([(9, True)]) for _ in range(2))
+    write_episodes(dataset, good)
+    path = write_episodes(dataset, bad)
+    shard = path / "frames/c/0/0/0/0"
+    content = bytearray(shard.read_bytes())
+    content[5] ^= 1
+    shard.write_bytes(content)
+    with Sampler([dataset], ReplayConfig(batch_size=64), seed=0, scratch=tmp_path) as sampler:
+        (refusal,) = sampler.opening.refused
+        assert refusal.segment_id == path.name
+        assert "frames" in refusal.reason
+        assert {number for number, _ in world.check(sampler.sample(), 1, 0.99)} == {0}
+
+
+def test_segment_that_vanishes_before_it_is_read_is_refused(world, tmp_path, monkeypatch):
+    dataset = Dataset.create(tmp_path / "data", world.spec)
+    write_episodes(dataset, world.add_episodes([(9, True)]))
+    path = write_episodes(dataset, world.add_episodes([(9, True)]))
+    snapshot = dataset.snapshot()
+    dataset.quarantine(path.name)
+    monkeypatch.setattr(dataset, "snapshot", lambda: snapshot)
+    with Sampler([dataset], ReplayConfig(batch_size=64), seed=0, scratch=tmp_path) as sampler:
+        assert [refusal.segment_id for refusal in sampler.opening.refused] == [path.name]
+        assert sampler.steps == 9
