@@ -1,0 +1,81 @@
+"""`Batch`: one draw of transitions as tensors on the learner's device.
+
+==================== ===================== =========================================
+field                dtype                 shape and range
+==================== ===================== =========================================
+observation.pixels   float32 or bfloat16   (B, K*C, H, W), 0..255, channels_last
+observation.vector   float32               (B, V), normalised
+action               float32               (B, A), within the spec's bounds
+reward               float32               (B,), n-step sum
+discount             float32               (B,), gamma^m * (1 - terminated), in [0, 1]
+next_observation     as observation
+==================== ===================== =========================================
+
+Frames cross to the device once, as bytes, in the sampler's shared window of K + 1 frames. There,
+each of the two stacks is widened to pixels once, for all the networks that look at it.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avtd3.learn.networks import Observation, to_pixels
+from avtd3.store.sampler import Transitions
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Transitions ready for an update; see the table above."""
+
+    observation: Observation
+    """What was seen."""
+    action: Tensor
+    """float (B, A), what was done."""
+    reward: Tensor
+    """float (B,), n-step reward."""
+    discount: Tensor
+    """float (B,), weight of the next observation's value."""
+    next_observation: Observation
+    """What was seen n steps later."""
+
+
+def to_batch(transitions: Transitions, device: torch.device, dtype: torch.dtype) -> Batch:
+    """Move a draw to the device.
+
+    On the CPU the small arrays are copied: the sampler overwrites its buffers.
+
+    Args:
+        transitions: What `Sampler.sample` returned.
+        device: Where the networks are.
+        dtype: Floating type of the pixels.
+    """
+    pixels: list[Tensor | None] = [None, None]
+    if transitions.frames is not None:
+        assert transitions.observation_frames is not None
+        planes = transitions.observation_frames.shape[1]
+        window = _send(transitions.frames, device).flatten(1, 2)  # (B, W*C, H, W)
+        pixels = [to_pixels(window[:, :planes], dtype), to_pixels(window[:, -planes:], dtype)]
+    vectors = [
+        None if vector is None else _send(vector, device, copy=True)
+        for vector in (transitions.observation_vector, transitions.next_observation_vector)
+    ]
+    return Batch(
+        observation=Observation(pixels=pixels[0], vector=vectors[0]),
+        action=_send(transitions.action, device, copy=True),
+        reward=_send(transitions.reward, device, copy=True),
+        discount=_send(transitions.discount, device, copy=True),
+        next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
+    )
+
+
+def _send(
+    array: NDArray[np.uint8] | NDArray[np.float32], device: torch.device, *, copy: bool = False
+) -> Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        # the allocator of pinned memory keeps a block until the copy out of it has ended
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, copy=copy)

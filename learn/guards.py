@@ -1,0 +1,103 @@
+"""Gradient clipping: `ClipConfig`, and the norms before and after.
+
+Clipping bounds a step of the optimiser's input, not of the weights: Adam divides the scale out
+again. It guards against single wild batches; it does not cure a loss without a bound.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from avtd3.store.errors import ConfigError
+
+SCOPES = ("joint", "per_module")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClipConfig:
+    """Limits on the gradients."""
+
+    enabled: bool = True
+    """Whether gradients are clipped at all; the norms are measured either way."""
+    actor_max_norm: float = 1.0
+    """Largest norm of the actor's gradients."""
+    critic_max_norm: float = 10.0
+    """Largest norm of the critic's gradients."""
+    norm_type: float = 2.0
+    """Order of the norm; ``inf`` takes the largest entry."""
+    scope: str = "joint"
+    """``joint`` limits CNN and MLPs together, ``per_module`` each by itself."""
+
+    def __post_init__(self) -> None:
+        for name in ("actor_max_norm", "critic_max_norm", "norm_type"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigError(f"clip.{name} is {getattr(self, name)}, expected above 0")
+        if self.scope not in SCOPES:
+            raise ConfigError(f"clip.scope is {self.scope!r}, expected one of {SCOPES}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GradientNorms:
+    """Norms of one network's gradients; scalars, or NaN for a part that does not exist."""
+
+    cnn_before: Tensor
+    """The CNN's, before clipping."""
+    mlp_before: Tensor
+    """The MLPs', before clipping."""
+    cnn_after: Tensor
+    """The CNN's, after clipping."""
+    mlp_after: Tensor
+    """The MLPs', after clipping."""
+    clipped: Tensor
+    """1 where anything was clipped, else 0."""
+    finite: Tensor
+    """bool, whether every gradient is finite."""
+
+
+def clip_gradients(
+    cnn: Sequence[nn.Parameter],
+    mlp: Sequence[nn.Parameter],
+    max_norm: float,
+    config: ClipConfig,
+) -> GradientNorms:
+    """Scale the gradients of one network down to the limit, in place.
+
+    Args:
+        cnn: Parameters of its CNN; may be empty.
+        mlp: Parameters outside the CNN.
+        max_norm: The limit.
+        config: Order of the norm and scope of the limit.
+    """
+    modules = [[p.grad for p in part if p.grad is not None] for part in (cnn, mlp)]
+    before = [_norm(gradients, config.norm_type) for gradients in modules]
+    parts = [norm for norm, gradients in zip(before, modules, strict=True) if gradients]
+    total = torch.linalg.vector_norm(torch.stack(parts), config.norm_type)
+    nothing = torch.zeros_like(total)
+    after, clipped = before, nothing
+    if config.enabled:
+        limited = [total, total] if config.scope == "joint" else before
+        scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in limited]
+        for gradients, scale in zip(modules, scales, strict=True):
+            if gradients:
+                torch._foreach_mul_(gradients, scale)
+        after = [_norm(gradients, config.norm_type) for gradients in modules]
+        over = [(norm > max_norm).to(total.dtype) for norm in limited]
+        clipped = torch.maximum(*over)
+    return GradientNorms(
+        cnn_before=before[0],
+        mlp_before=before[1],
+        cnn_after=after[0],
+        mlp_after=after[1],
+        clipped=clipped,
+        finite=torch.isfinite(total),
+    )
+
+
+def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
+    if not gradients:
+        return torch.tensor(float("nan"))
+    norms = torch._foreach_norm(gradients, norm_type)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    return total

@@ -1,0 +1,129 @@
+"""`TD3Config`, and `TD3State`: the networks and optimisers that an update changes."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from avtd3.learn.guards import ClipConfig
+from avtd3.learn.networks import Actor, NetworkConfig, TwinCritic
+from avtd3.store.errors import ConfigError
+from avtd3.store.spec import EpisodeSpec
+
+WIRINGS = ("correct", "coupled")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TD3Config:
+    """Settings of the updates; names and defaults of Fujimoto et al. 2018 where they exist."""
+
+    tau: float = 0.005
+    """Share of the online networks that moves into the targets."""
+    policy_delay: int = 2
+    """Critic updates per actor update."""
+    target_policy_noise: float = 0.2
+    """Standard deviation of the noise on the target's actions, in half ranges of the action."""
+    target_noise_clip: float = 0.5
+    """Limit on that noise, in half ranges of the action."""
+    actor_lr: float = 3e-4
+    """Learning rate of the actor's MLP."""
+    critic_lr: float = 3e-4
+    """Learning rate of the critics' MLPs."""
+    actor_cnn_lr: float = 1e-4
+    """Learning rate of the actor's CNN."""
+    critic_cnn_lr: float = 1e-4
+    """Learning rate of the critics' CNN."""
+    mlp_weight_decay: float = 0.0
+    """Adam's L2 penalty on the MLPs."""
+    cnn_weight_decay: float = 1e-4
+    """Adam's L2 penalty on the CNNs."""
+    wiring: str = "correct"
+    """``correct``, or ``coupled`` to show how the actor's CNN diverges; see deviation 2."""
+    bc_alpha: float = 0.0
+    """TD3+BC: weight of Q against imitation, 2.5 in the paper; 0 is TD3 without imitation."""
+    bc_weight: float = 1.0
+    """Factor on the imitation term; 1 in the paper."""
+    pre_tanh_weight: float = 0.0
+    """Penalty on the mean square of the actor's numbers before tanh; 0 is none."""
+    reward_scale: float = 1.0
+    """Factor on every reward."""
+    reward_clip: float = 0.0
+    """Limit on the size of a scaled (n-step) reward; 0 is none."""
+    clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    """Limits on the gradients."""
+
+    def __post_init__(self) -> None:
+        for name in ("tau", "policy_delay", "actor_lr", "critic_lr", "reward_scale"):
+            _check(name, getattr(self, name), above=True)
+        for name in ("actor_cnn_lr", "critic_cnn_lr"):
+            _check(name, getattr(self, name), above=True)
+        for name in (
+            *("target_policy_noise", "target_noise_clip", "mlp_weight_decay", "cnn_weight_decay"),
+            *("bc_alpha", "bc_weight", "pre_tanh_weight", "reward_clip"),
+        ):
+            _check(name, getattr(self, name), above=False)
+        if self.tau > 1.0:
+            raise ConfigError(f"td3.tau is {self.tau}, expected at most 1")
+        if self.wiring not in WIRINGS:
+            raise ConfigError(f"td3.wiring is {self.wiring!r}, expected one of {WIRINGS}")
+
+
+def _check(name: str, value: float, *, above: bool) -> None:
+    if not (value > 0.0 if above else value >= 0.0) or not math.isfinite(value):
+        raise ConfigError(f"td3.{name} is {value}, expected {'above 0' if above else '0 or above'}")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TD3State:
+    """All that an update changes."""
+
+    actor: Actor
+    critic: TwinCritic
+    actor_target: Actor
+    critic_target: TwinCritic
+    actor_optimizer: torch.optim.Adam
+    critic_optimizer: torch.optim.Adam
+    updates: int = 0
+    """Critic updates so far, those left out included."""
+    skipped: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
+    """Critic updates left out because something was not finite."""
+    skipped_in_a_row: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
+    """Of those, how many since the last good one."""
+
+
+def create_state(
+    spec: EpisodeSpec, network: NetworkConfig, config: TD3Config, device: torch.device, seed: int
+) -> TD3State:
+    """Fresh networks and optimisers; the seed alone decides the weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        actor, critic = Actor(spec, network), TwinCritic(spec, network)
+    return state_of(actor.to(device), critic.to(device), config)
+
+
+def state_of(actor: Actor, critic: TwinCritic, config: TD3Config) -> TD3State:
+    """A state around existing networks, its targets equal to them."""
+    device = actor.action_scale.device
+    return TD3State(
+        actor=actor,
+        critic=critic,
+        actor_target=actor.target_copy(),
+        critic_target=critic.target_copy(),
+        actor_optimizer=_adam(actor, config.actor_cnn_lr, config.actor_lr, config),
+        critic_optimizer=_adam(critic, config.critic_cnn_lr, config.critic_lr, config),
+        skipped=torch.zeros((), device=device),
+        skipped_in_a_row=torch.zeros((), device=device),
+    )
+
+
+def _adam(
+    network: Actor | TwinCritic, cnn_lr: float, mlp_lr: float, config: TD3Config
+) -> torch.optim.Adam:
+    groups = [
+        {"params": network.mlp_parameters(), "lr": mlp_lr, "weight_decay": config.mlp_weight_decay}
+    ]
+    if network.encoder is not None:  # deviation 5
+        cnn = network.encoder_parameters()
+        groups.append({"params": cnn, "lr": cnn_lr, "weight_decay": config.cnn_weight_decay})
+    return torch.optim.Adam(groups, fused=True)

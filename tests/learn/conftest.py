@@ -1,0 +1,75 @@
+"""Specs and batches that the learner's tests share."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from avtd3.learn.batch import Batch
+from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+
+MakeSpec = Callable[..., EpisodeSpec]
+MakeBatch = Callable[..., Batch]
+
+
+@pytest.fixture
+def make_spec() -> MakeSpec:
+    def make(
+        *,
+        image: ImageSpec | None = None,
+        vector: int = 5,
+        low: tuple[float, ...] = (-1.0, -1.0),
+        high: tuple[float, ...] = (1.0, 1.0),
+    ) -> EpisodeSpec:
+        return EpisodeSpec(
+            image=image,
+            vector_names=tuple(f"v{i}" for i in range(vector)),
+            vector_scales=(1.0,) * vector,
+            action_names=tuple(f"a{i}" for i in range(len(low))),
+            action_low=low,
+            action_high=high,
+            reward_terms=(),
+            control_period_s=0.05,
+        )
+
+    return make
+
+
+@pytest.fixture
+def small_network() -> NetworkConfig:
+    return NetworkConfig(hidden=(16, 16), features=24)
+
+
+@pytest.fixture
+def make_batch() -> MakeBatch:
+    def make(
+        spec: EpisodeSpec, size: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=dtype)
+
+        def observe() -> Observation:
+            pixels = None
+            if spec.image is not None:
+                shape = (size, *spec.image.observation_shape)
+                frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+                pixels = to_pixels(frames, dtype)
+            vector = normal(size, spec.vector_size) if spec.vector_size else None
+            return Observation(pixels=pixels, vector=vector)
+
+        low = torch.tensor(spec.action_low, dtype=dtype)
+        high = torch.tensor(spec.action_high, dtype=dtype)
+        share = torch.rand(size, spec.action_size, generator=generator, dtype=dtype)
+        terminated = torch.rand(size, generator=generator) < 0.3
+        return Batch(
+            observation=observe(),
+            action=low + share * (high - low),
+            reward=normal(size),
+            discount=0.99 * (1 - terminated.to(dtype)),
+            next_observation=observe(),
+        )
+
+    return make

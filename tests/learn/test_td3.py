@@ -1,0 +1,198 @@
+import pytest
+import torch
+
+from avtd3.learn.guards import ClipConfig
+from avtd3.learn.networks import NetworkConfig
+from avtd3.learn.state import TD3Config, create_state
+from avtd3.learn.td3 import actor_loss, critic_loss, target_value, update
+from avtd3.store.errors import ConfigError
+from avtd3.store.spec import ImageSpec
+
+CPU = torch.device("cpu")
+IMAGE = ImageSpec(height=36, width=36, stack=2)
+
+
+def has_gradient(module):
+    return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
+
+
+def weights(*modules):
+    return [value.clone() for module in modules for value in module.state_dict().values()]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture
+def setting(make_spec, make_batch, small_network):
+    spec = make_spec(image=IMAGE, vector=3)
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=1)
+    return state, make_batch(spec), torch.zeros(8, 2)
+
+
+def test_critic_loss_reaches_the_critic_alone(setting):
+    state, batch, noise = setting
+    critic_loss(state, batch, batch.reward, noise, TD3Config()).loss.backward()
+    assert has_gradient(state.critic.encoder)
+    assert has_gradient(state.critic.head1)
+    assert has_gradient(state.critic.head2)
+    for other in (state.actor, state.actor_target, state.critic_target):
+        assert all(p.grad is None for p in other.parameters())
+
+
+@pytest.mark.parametrize("wiring", ["correct", "coupled"])
+def test_actor_loss_reaches_the_actor_alone(setting, wiring):
+    state, batch, _ = setting
+    actor_loss(state, batch, TD3Config(wiring=wiring)).loss.backward()
+    assert has_gradient(state.actor.encoder)
+    assert has_gradient(state.actor.head)
+    for other in (state.critic, state.actor_target, state.critic_target):
+        assert all(p.grad is None for p in other.parameters())
+    assert all(p.requires_grad for p in state.critic.parameters())
+
+
+def test_the_actor_is_judged_on_the_critics_own_features(setting):
+    state, batch, _ = setting
+    with torch.no_grad():
+        action = state.actor(batch.observation)
+        own = state.critic.first(state.critic.encode(batch.observation), action)
+        foreign = state.critic.first(state.actor.encode(batch.observation), action)
+    torch.testing.assert_close(actor_loss(state, batch, TD3Config()).q, own)
+    torch.testing.assert_close(actor_loss(state, batch, TD3Config(wiring="coupled")).q, foreign)
+    assert not torch.allclose(own, foreign)
+
+
+@pytest.mark.slow
+def test_coupled_wiring_inflates_what_correct_wiring_bounds(make_spec, make_batch):
+    spec = make_spec(image=IMAGE, vector=3)
+    network = NetworkConfig(feature_norm=False, hidden=(64, 64))
+    losses = {}
+    for wiring in ("correct", "coupled"):
+        config = TD3Config(
+            wiring=wiring, actor_cnn_lr=1e-3, cnn_weight_decay=0.0, clip=ClipConfig(enabled=False)
+        )
+        state = create_state(spec, network, config, CPU, seed=0)
+        batch = make_batch(spec, 32)
+        for _ in range(120):
+            result = update(state, batch, torch.zeros(32, 2), config)
+        losses[wiring] = result.actor.loss.item()
+    assert abs(losses["correct"]) < 20
+    assert abs(losses["coupled"]) > 10 * abs(losses["correct"])
+
+
+def test_discount_zero_stops_bootstrapping(setting):
+    state, batch, noise = setting
+    target = target_value(state, batch, batch.reward, noise, TD3Config())
+    ended = batch.discount == 0
+    assert ended.any()
+    assert torch.equal(target[ended], batch.reward[ended])
+    assert not torch.equal(target[~ended], batch.reward[~ended])
+
+
+def test_target_noise_scales_with_the_action_range_and_stays_in_bounds(make_spec, make_batch):
+    spec = make_spec(low=(-2.0,), high=(4.0,))
+    config = TD3Config()
+    state = create_state(spec, NetworkConfig(hidden=(8,)), config, CPU, seed=0)
+    batch = make_batch(spec)
+    seen = []
+    state.critic_target.both = lambda _, action: seen.append(action) or (action[:, 0],) * 2
+    before = state.actor_target(batch.next_observation)
+    for noise in (0.5, 100.0, -1e6):
+        target_value(state, batch, batch.reward, torch.full((8, 1), noise), config)
+    torch.testing.assert_close(seen[0], before + 0.5 * 0.2 * 3.0)
+    torch.testing.assert_close(seen[1], (before + 0.5 * 3.0).clamp(-2.0, 4.0))
+    torch.testing.assert_close(seen[2], (before - 0.5 * 3.0).clamp(-2.0, 4.0))
+
+
+def test_actor_and_targets_move_every_second_update(setting):
+    state, batch, noise = setting
+    frozen = (state.actor, state.actor_target, state.critic_target)
+    before = weights(*frozen)
+    assert update(state, batch, noise, TD3Config()).actor is None
+    assert same(before, weights(*frozen))
+    assert update(state, batch, noise, TD3Config()).actor is not None
+    assert not same(before, weights(*frozen))
+
+
+def test_targets_move_by_tau(setting):
+    state, batch, noise = setting
+    config = TD3Config(policy_delay=1, tau=0.25)
+    before = weights(state.critic_target)
+    update(state, batch, noise, config)
+    expected = [
+        0.75 * old + 0.25 * new for old, new in zip(before, weights(state.critic), strict=True)
+    ]
+    for value, want in zip(weights(state.critic_target), expected, strict=True):
+        torch.testing.assert_close(value, want)
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted(setting):
+    state, batch, noise = setting
+    config = TD3Config(policy_delay=1)
+    update(state, batch, noise, config)
+    before = weights(state.critic)
+    moments = [v["exp_avg"].clone() for v in state.critic_optimizer.state.values()]
+    batch.reward[2] = float("nan")
+    update(state, batch, noise, config)
+    update(state, batch, noise, config)
+    assert same(before, weights(state.critic))
+    assert same(moments, [v["exp_avg"] for v in state.critic_optimizer.state.values()])
+    assert all(bool(torch.isfinite(value).all()) for value in weights(state.actor))
+    assert state.skipped.item() == 2
+    assert state.skipped_in_a_row.item() == 2
+    batch.reward[2] = 0.0
+    update(state, batch, noise, config)
+    assert state.skipped.item() == 2
+    assert state.skipped_in_a_row.item() == 0
+    assert not same(before, weights(state.critic))
+
+
+def test_rewards_are_scaled_then_clipped(setting):
+    state, batch, noise = setting
+    result = update(state, batch, noise, TD3Config(reward_scale=3.0, reward_clip=1.5))
+    torch.testing.assert_close(result.reward, (batch.reward * 3.0).clamp(-1.5, 1.5))
+
+
+def test_the_same_seed_gives_the_same_weights(make_spec, make_batch, small_network):
+    spec = make_spec(image=IMAGE)
+    results = []
+    for _ in range(2):
+        state = create_state(spec, small_network, TD3Config(), CPU, seed=4)
+        for seed in range(4):
+            update(state, make_batch(spec, seed=seed), torch.ones(8, 2), TD3Config())
+        results.append(weights(state.actor, state.critic, state.critic_target))
+    assert same(*results)
+
+
+def test_bfloat16_stays_close_to_float32(make_spec, make_batch, small_network):
+    spec = make_spec(image=IMAGE)
+    losses = []
+    for autocast in (None, torch.bfloat16):
+        state = create_state(spec, small_network, TD3Config(), CPU, seed=4)
+        for seed in range(4):
+            batch = make_batch(spec, 32, seed=seed)
+            result = update(state, batch, torch.ones(32, 2), TD3Config(), autocast)
+        assert result.critic.loss.dtype == torch.float32
+        losses.append(result.critic.loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_imitation_pulls_the_actor_to_the_data(make_spec, make_batch, small_network):
+    spec = make_spec()
+    config = TD3Config(bc_alpha=0.1, policy_delay=1, actor_lr=1e-2)
+    state = create_state(spec, small_network, config, CPU, seed=0)
+    batch = make_batch(spec)
+    first = update(state, batch, torch.zeros(8, 2), config).actor.imitation.item()
+    for _ in range(60):
+        last = update(state, batch, torch.zeros(8, 2), config).actor.imitation.item()
+    assert last < 0.5 * first
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"tau": 0.0}, {"tau": 1.5}, {"policy_delay": 0}, {"wiring": "odd"}, {"critic_lr": -1.0}],
+)
+def test_impossible_settings_are_refused_by_name(bad):
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        TD3Config(**bad)
