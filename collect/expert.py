@@ -6,6 +6,8 @@ model (Treiber, Hennecke and Helbing 2000, eq. 1-2) behind a vehicle. It knows t
 gap to the vehicle ahead exactly: a teacher for data, not a driver to compare with.
 """
 
+import bisect
+import cmath
 import dataclasses
 import math
 
@@ -38,13 +40,13 @@ class ExpertConfig:
     """Wanted time to the vehicle ahead."""
     min_gap_m: float = 4.0
     """Wanted gap when standing."""
-    wheelbase_m: float = 2.9
+    wheelbase_m: float = 2.7
     """Distance between the axles."""
-    max_steer_rad: float = 0.61
+    max_steer_rad: float = 0.45
     """Angle of the wheels at a steering command of 1."""
-    full_throttle_mps2: float = 3.5
+    full_throttle_mps2: float = 4.0
     """Acceleration at a throttle of 1."""
-    full_brake_mps2: float = 8.0
+    full_brake_mps2: float = 8.7
     """Deceleration at a brake of 1."""
 
     def __post_init__(self) -> None:
@@ -63,7 +65,8 @@ class Expert:
     def __init__(self, config: ExpertConfig) -> None:
         self._config = config
         self._profile: list[float] = []
-        self._spacing_m = 1.0
+        self._distances: list[float] = []
+        self._points: list[complex] = []
         self._pedal = 0.0
 
     def begin(self, rng: np.random.Generator, task: DrivingTask) -> None:
@@ -74,7 +77,8 @@ class Expert:
             max_braking_mps2=config.max_braking_mps2,
             max_speed_mps=config.target_speed_mps,
         ).tolist()
-        self._spacing_m = route.length_m / max(len(self._profile) - 1, 1)
+        self._distances = route.distance_m.tolist()
+        self._points = (route.points[:, 0] + 1j * route.points[:, 1]).tolist()
         self._pedal = 0.0
 
     def act(
@@ -87,14 +91,19 @@ class Expert:
     def _steer(self, vehicle: VehicleState, task: DrivingTask) -> float:
         config = self._config
         reach = max(config.min_lookahead_m, config.lookahead_s * vehicle.speed_mps + 1.5)
-        target = task.route.ahead(task.progress_m, reach)
-        cos, sin = math.cos(vehicle.yaw_rad), math.sin(vehicle.yaw_rad)
-        dx = float(target[0]) - vehicle.x_m + 0.5 * config.wheelbase_m * cos
-        dy = float(target[1]) - vehicle.y_m + 0.5 * config.wheelbase_m * sin
-        right = cos * dy - sin * dx
-        distance = max(math.hypot(dx, dy), 1.0)
-        angle = math.atan(2.0 * config.wheelbase_m * right / (distance * distance))
+        yaw = vehicle.yaw_rad
+        rear = complex(vehicle.x_m, vehicle.y_m) - cmath.rect(0.5 * config.wheelbase_m, yaw)
+        way = (self._ahead(task.progress_m + reach) - rear) * cmath.rect(1.0, -yaw)
+        distance = max(abs(way), 1.0)
+        angle = math.atan(2.0 * config.wheelbase_m * way.imag / (distance * distance))
         return min(1.0, max(-1.0, angle / config.max_steer_rad))
+
+    def _ahead(self, distance_m: float) -> complex:
+        """The route's point at a distance, straight on past its end; 20 us less than numpy."""
+        at, points = self._distances, self._points
+        place = min(max(bisect.bisect_right(at, distance_m), 1), len(at) - 1)
+        share = (distance_m - at[place - 1]) / (at[place] - at[place - 1])
+        return points[place - 1] + share * (points[place] - points[place - 1])
 
     def _drive(self, frame: WorldFrame, task: DrivingTask) -> float:
         config, speed = self._config, frame.vehicle.speed_mps
@@ -110,7 +119,7 @@ class Expert:
 
     def _allowed(self, task: DrivingTask, speed: float) -> float:
         """Planned speed a little ahead, for the delay of the pedals."""
-        place = int((task.progress_m + 0.2 * max(speed, 0.0)) / self._spacing_m)
+        place = bisect.bisect_left(self._distances, task.progress_m + 0.2 * max(speed, 0.0))
         return self._profile[min(place, len(self._profile) - 1)]
 
     def _behind(self, frame: WorldFrame) -> float:

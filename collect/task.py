@@ -88,7 +88,7 @@ class DrivingTask:
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
         self.config = config
         self._period_s = control_period_s
-        self._builder = VectorBuilder(config.observation)
+        self._builder: VectorBuilder | None = None
         self._route: Route | None = None
         self._at = Projection(0.0, 0.0, 0.0)
         self._best_m = 0.0
@@ -155,7 +155,8 @@ class DrivingTask:
         self._time_limit_s = scenario.time_limit_s
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
-        return self._builder.build(vehicle, start.route, self._at, heading)
+        self._builder = VectorBuilder(self.config.observation, start.route)
+        return self._builder.build(vehicle, self._at, heading)
 
     def advance(self, frame: WorldFrame) -> TaskStep:
         """Judge the step that led to a frame.
@@ -163,6 +164,7 @@ class DrivingTask:
         Args:
             frame: What the world answered to the action.
         """
+        assert self._builder is not None, "begin() comes first"
         vehicle, route = frame.vehicle, self.route
         before_m = self._at.distance_m
         self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=before_m)
@@ -185,7 +187,7 @@ class DrivingTask:
             goal=reason == SUCCESS_REASON,
         )
         return TaskStep(
-            vector=self._builder.build(vehicle, route, self._at, heading),
+            vector=self._builder.build(vehicle, self._at, heading),
             reward_terms=reward_terms(facts, self.config.reward, self._period_s),
             terminated=terminated,
             truncated=truncated,

@@ -101,6 +101,8 @@ class World(Protocol):
     """Name recorded with every episode (``road``)."""
     control_period_s: float
     """Simulated seconds per step."""
+    image_shape: tuple[int, int, int]
+    """Shape of every frame's image, ``(C, H, W)``."""
 
     def reset(self, scenario: Scenario, seed: int) -> WorldStart:
         """Begin an episode; the same scenario and seed give the same bytes.

@@ -1,6 +1,8 @@
 """A world for tests: a point car on a winding road, with no camera worth the name."""
 
 import math
+import os
+import signal
 
 import numpy as np
 
@@ -8,8 +10,8 @@ from avtd3.collect.route import Route
 from avtd3.collect.world import VehicleState, WorldFrame, WorldStart
 from avtd3.store.errors import WorldError
 
-MAX_STEER_RAD = 0.61
-WHEELBASE_M = 2.9
+MAX_STEER_RAD = 0.45
+WHEELBASE_M = 2.7
 ACCELERATION_MPS2 = 3.0
 BRAKING_MPS2 = 8.0
 
@@ -116,3 +118,36 @@ class PointWorld:
 
     def close(self):
         self.closed = True
+
+
+def open_point_world(name, road):
+    return PointWorld()
+
+
+class DoomedWorld(PointWorld):
+    """Dies with its process, or fails, in the episode after its first."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.end, self.resets = end, 0
+
+    def reset(self, scenario, seed):
+        self.resets += 1
+        if self.resets == 2:
+            self.end()
+        return super().reset(scenario, seed)
+
+
+def open_world_that_dies(name, road):
+    return DoomedWorld(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def open_world_that_fails(name, road):
+    def fail():
+        raise WorldError("the simulator is gone")
+
+    return DoomedWorld(fail)
+
+
+def open_world_with_a_fault(name, road):
+    return DoomedWorld(lambda: 1 / 0)

@@ -20,7 +20,7 @@ from avtd3.tests.collect.point_world import make_vehicle, straight_route, windin
 def build(config, route, **vehicle):
     car = make_vehicle(**vehicle)
     at = route.project(car.x_m, car.y_m)
-    return VectorBuilder(config).build(car, route, at, heading_error(car.yaw_rad, at.yaw_rad))
+    return VectorBuilder(config, route).build(car, at, heading_error(car.yaw_rad, at.yaw_rad))
 
 
 def test_the_default_vector_has_the_23_numbers_with_units():

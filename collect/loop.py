@@ -1,0 +1,216 @@
+"""`Collector`: the loop of one process: act, step, write; a new policy between episodes."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from avtd3.collect.observation import check_frame
+from avtd3.collect.plan import Share, episode_generator, training_seed
+from avtd3.collect.pool import Choice, DriverPool
+from avtd3.collect.progress import Tally
+from avtd3.collect.rollout import Rollout, Transition
+from avtd3.collect.task import FAULT_REASON, STOP_REASON, DrivingTask
+from avtd3.collect.world import Scenario, World
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import StorageError, WorldError
+from avtd3.store.writer import EpisodeInfo, PublishedSegment, SegmentWriter, WriterConfig
+
+REPORT_PERIOD_S = 0.2
+"""Wall clock between two reports."""
+POLICY_PERIOD_S = 0.5
+"""Wall clock between two looks for the first policy."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """What the loop needs to know beside its collaborators."""
+
+    seed: int
+    """Seed of the plan."""
+    scenario: Scenario
+    """Setting of every episode."""
+    min_free_bytes: int
+    """Free bytes on the disk below which no episode is begun."""
+    writer: WriterConfig
+    """Codec and size of the segments."""
+    name: str
+    """Name of the collector, in the names of its segments."""
+    provenance: Mapping[str, Any]
+    """What every segment says about its origin."""
+
+
+class Collector:
+    """Collects one share of a plan with one world and one writer.
+
+    Args:
+        dataset: Where the segments go.
+        world: The simulator.
+        task: The task on it.
+        pool: The drivers.
+        settings: Everything else.
+        should_stop: Asked before every step; true ends the collection in good order.
+        on_tally: Called now and then with what has been collected.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        world: World,
+        task: DrivingTask,
+        pool: DriverPool,
+        settings: LoopSettings,
+        *,
+        should_stop: Callable[[], bool],
+        on_tally: Callable[[Tally], None],
+    ) -> None:
+        self._dataset, self._world, self._task, self._pool = dataset, world, task, pool
+        self._settings = settings
+        self._should_stop, self._on_tally = should_stop, on_tally
+        self._tally = Tally()
+        self._steps = 0
+        self._reported_s = -1.0
+
+    def run(self, share: Share) -> Tally:
+        """Collect a share of the plan; whatever ends it, what is whole is published.
+
+        Raises:
+            WorldError: The simulator failed, or a driver's action cannot be applied; the
+                running episode is kept up to the step before, as truncated.
+            StorageError: The disk is full or nearly so.
+        """
+        settings = self._settings
+        writer = SegmentWriter(
+            self._dataset,
+            collector=settings.name,
+            provenance=settings.provenance,
+            config=settings.writer,
+        )
+        with writer:
+            for index in share.indices():
+                done = share.steps is not None and self._steps >= share.steps
+                if done or self._should_stop():
+                    break
+                self._check_disk()
+                self._collect_episode(writer, index)
+            self._published(writer.close())
+        self._report(force=True)
+        return self._tally
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self._dataset.path).free
+        if free < self._settings.min_free_bytes:
+            raise StorageError(
+                f"{self._dataset.path} has {free / 1e6:.0f} MB free, less than "
+                f"{self._settings.min_free_bytes / 1e6:.0f} MB (collect.min_free_mb); free some "
+                "space, then go on with --resume"
+            )
+
+    def _collect_episode(self, writer: SegmentWriter, index: int) -> None:
+        seed = training_seed(self._settings.seed, index)
+        rng = episode_generator(seed)
+        choice = self._pool.draw(rng)
+        if choice.is_policy and not self._take_policy(writer):
+            return  # stopped while waiting
+        spec = self._dataset.spec
+        rollout = Rollout(self._world, self._task, spec, self._settings.scenario, seed)
+        if spec.image is not None:
+            check_frame(rollout.start.frame.image, spec.image, self._world.name)
+        self._begin(writer, rollout, choice, index)
+        self._drive(writer, rollout.drive(choice.driver, choice.spec.name, rng))
+
+    def _take_policy(self, writer: SegmentWriter) -> bool:
+        """Have a policy that is as new as can be; false if stopped before there was one."""
+        while (policy := self._pool.poll()) is None:
+            # A learner may wait for this very data: hold nothing back while waiting for it.
+            self._published(writer.flush())
+            self._note(waiting=f"waiting for the first policy in {self._pool.path}")
+            if self._should_stop():
+                return False
+            time.sleep(POLICY_PERIOD_S)
+        warning = self._pool.warning or self._tally.warning
+        self._note(waiting="", warning=warning, policy_version=policy.version)
+        return True
+
+    def _begin(self, writer: SegmentWriter, rollout: Rollout, choice: Choice, index: int) -> None:
+        start = rollout.start
+        policy = self._pool.policy if choice.is_policy else None
+        info = EpisodeInfo(
+            index=index,
+            seed=rollout.seed,
+            scenario=self._settings.scenario.number,
+            world=self._world.name,
+            town=start.town,
+            weather=start.weather,
+            driver=choice.spec.name,
+            policy_version=policy.version if policy else -1,
+            policy_digest=policy.digest if policy else "",
+            exploration_noise=choice.spec.sigma,
+        )
+        writer.begin_episode(
+            info,
+            frame=start.frame.image,
+            vector=rollout.vector,
+            frame_id=start.frame.frame_id,
+            sim_time_s=start.frame.sim_time_s,
+        )
+
+    def _drive(self, writer: SegmentWriter, transitions: Iterator[Transition]) -> None:
+        episode_return = 0.0
+        try:
+            for transition in transitions:
+                _write(writer, transition)
+                step = transition.step
+                episode_return += float(np.sum(step.reward_terms, dtype=np.float64))
+                self._steps += 1
+                self._report()
+                if step.terminated or step.truncated:
+                    self._end(writer.end_episode(step.reason), step.reason, episode_return)
+                elif self._should_stop():
+                    self._end(writer.truncate_episode(STOP_REASON), STOP_REASON, episode_return)
+                    return
+        except WorldError:
+            self._end(writer.truncate_episode(FAULT_REASON), FAULT_REASON, episode_return)
+            raise
+
+    def _end(self, segment: PublishedSegment | None, reason: str, episode_return: float) -> None:
+        self._tally = self._tally.with_end(reason, episode_return)
+        self._published(segment)
+
+    def _published(self, segment: PublishedSegment | None) -> None:
+        if segment is not None:
+            self._note(
+                segments=self._tally.segments + 1,
+                size_bytes=self._tally.size_bytes + segment.size_bytes,
+            )
+
+    def _note(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Tally
+        changed = dataclasses.replace(self._tally, **changes)
+        if changed != self._tally:
+            self._tally = changed
+            self._report(force=True)
+
+    def _report(self, *, force: bool = False) -> None:
+        now_s = time.monotonic()
+        if force or now_s - self._reported_s >= REPORT_PERIOD_S:
+            self._reported_s = now_s
+            self._tally = dataclasses.replace(self._tally, steps=self._steps)
+            self._on_tally(self._tally)
+
+
+def _write(writer: SegmentWriter, transition: Transition) -> None:
+    frame, step = transition.frame, transition.step
+    writer.step(
+        action=transition.action,
+        reward=None,
+        reward_terms=step.reward_terms,
+        frame=frame.image,
+        vector=step.vector,
+        terminated=step.terminated,
+        truncated=step.truncated,
+        frame_id=frame.frame_id,
+        sim_time_s=frame.sim_time_s,
+    )

@@ -1,0 +1,135 @@
+"""`CollectPlan`: which episodes are to be collected, and which of them a dataset already holds.
+
+An episode is its index: world, scenario, driver and every random number of episode i follow from
+the plan's seed and i. So, for drivers other than policies,
+
+- episode i has the same bytes whatever the number of workers and whatever ran before it;
+- worker w of W takes the episodes w, w + W, w + 2W, ... that the dataset lacks;
+- ``episodes = N`` collects exactly the episodes 0 to N - 1;
+- ``steps = N`` gives each worker an equal share of the steps still to do; a worker stops after
+  the episode with which it reaches its share. The dataset then holds at least N steps of whole
+  episodes; how many more, and which episodes, depends on the number of workers;
+- ``seconds = S`` collects for S seconds of wall clock and cuts the running episodes.
+
+The plan's digest goes into every segment. Collecting again under the same digest would store the
+same episodes twice: that is refused, unless it is a resumption, which adds the missing ones. An
+episode that was cut short counts as held.
+
+Training seeds are even, evaluation seeds odd. Worlds draw road networks by this bit, so no dataset
+ever holds a road of the evaluation.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from avtd3.collect.checks import check_number
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import ConfigError
+
+_TRAINING, _EVALUATION = 0, 1
+MAX_SEED = 2**62 - 1
+"""Largest seed of a plan and of an episode."""
+
+
+def training_seed(seed: int, index: int) -> int:
+    """Seed of an episode of a plan: even, 62 bits."""
+    return _spread(seed, index) | _TRAINING
+
+
+def evaluation_seed(seed: int, index: int) -> int:
+    """Seed of an episode of an evaluation: odd, 62 bits."""
+    return _spread(seed, index) | _EVALUATION
+
+
+def _spread(seed: int, index: int) -> int:
+    word = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]
+    return int(word) >> 3 << 1
+
+
+def episode_generator(episode_seed: int) -> np.random.Generator:
+    """The generator from which an episode's driver is drawn, and then its noise.
+
+    Apart from the world's, which is seeded with the number itself: the driver cannot be guessed
+    from the road.
+    """
+    return np.random.default_rng((episode_seed, 0xD21))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """How much to collect: one of the three is set."""
+
+    steps: int | None = None
+    """Steps that the dataset shall hold of this plan, at least."""
+    episodes: int | None = None
+    """Episodes that it shall hold, exactly."""
+    seconds: float | None = None
+    """Seconds of wall clock to collect for."""
+
+    def __post_init__(self) -> None:
+        given = {
+            name: value
+            for name in ("steps", "episodes", "seconds")
+            if (value := getattr(self, name)) is not None
+        }
+        if len(given) != 1:
+            named = ", ".join(f"{k}={v}" for k, v in given.items()) or "none"
+            raise ConfigError(f"one of steps, episodes and seconds must be given, found {named}")
+        for name, value in given.items():
+            check_number(name, value)
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a document of plain JSON values, in hexadecimal."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
+    """Episodes of a plan that a dataset holds: index to number of steps.
+
+    Segments that cannot be read are passed over: their episodes are collected again.
+    """
+    held: dict[int, int] = {}
+    for segment in dataset.snapshot().segments:
+        if segment.provenance.get("plan_digest") == plan_digest:
+            table = segment.episode_table()
+            held.update(zip(table.index.tolist(), table.length.tolist(), strict=True))
+    return held
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One worker's part of a plan."""
+
+    amount: Amount
+    """The whole plan's amount."""
+    held: frozenset[int]
+    """Indices of the episodes that the dataset already holds."""
+    held_steps: int
+    """Their steps."""
+    worker: int
+    """Number of the worker, from 0."""
+    workers: int
+    """How many there are."""
+
+    @property
+    def steps(self) -> int | None:
+        """Steps that this worker has to do; None when steps are not what is counted."""
+        if self.amount.steps is None:
+            return None
+        left = max(self.amount.steps - self.held_steps, 0)
+        return left // self.workers + (self.worker < left % self.workers)
+
+    def indices(self) -> Iterator[int]:
+        """The episodes to collect, in order; endless when episodes are not what is counted."""
+        index, stop = self.worker, self.amount.episodes
+        while stop is None or index < stop:
+            if index not in self.held:
+                yield index
+            index += self.workers

@@ -1,0 +1,158 @@
+"""What a collection and an evaluation report while they run, and at their end."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What has been collected so far, by one worker or by all."""
+
+    steps: int = 0
+    """Steps written, those of the running episode included."""
+    episodes: int = 0
+    """Episodes ended."""
+    segments: int = 0
+    """Segments published."""
+    size_bytes: int = 0
+    """Bytes published."""
+    return_sum: float = 0.0
+    """Sum of the returns of the ended episodes."""
+    end_reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Episodes by end reason."""
+    policy_version: int = -1
+    """Newest policy that has driven, -1 if none has."""
+    waiting: str = ""
+    """What is being waited for, or an empty string."""
+    warning: str = ""
+    """The last thing that a person should know, or an empty string."""
+
+    @property
+    def return_mean(self) -> float:
+        """Mean return of the ended episodes; 0 before the first."""
+        return self.return_sum / max(self.episodes, 1)
+
+    def with_end(self, reason: str, episode_return: float) -> Self:
+        """The tally with one more ended episode."""
+        reasons = {**self.end_reasons, reason: self.end_reasons.get(reason, 0) + 1}
+        return dataclasses.replace(
+            self,
+            episodes=self.episodes + 1,
+            return_sum=self.return_sum + episode_return,
+            end_reasons=reasons,
+        )
+
+    @classmethod
+    def total(cls, tallies: Iterable[Self]) -> Self:
+        """All workers' tallies as one."""
+        every = list(tallies)
+        reasons: dict[str, int] = {}
+        for tally in every:
+            for reason, count in tally.end_reasons.items():
+                reasons[reason] = reasons.get(reason, 0) + count
+        waiting = [tally.waiting for tally in every]
+        return cls(
+            steps=sum(tally.steps for tally in every),
+            episodes=sum(tally.episodes for tally in every),
+            segments=sum(tally.segments for tally in every),
+            size_bytes=sum(tally.size_bytes for tally in every),
+            return_sum=sum(tally.return_sum for tally in every),
+            end_reasons=reasons,
+            policy_version=max((tally.policy_version for tally in every), default=-1),
+            waiting=waiting[0] if waiting and all(waiting) else "",
+            warning=next((tally.warning for tally in every if tally.warning), ""),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CollectProgress:
+    """Where a collection stands."""
+
+    tally: Tally
+    """What has been collected."""
+    seconds: float
+    """Wall clock since the start."""
+    fraction: float
+    """Share of the work that is done, in [0, 1]."""
+    disk_free_bytes: int
+    """Bytes free where the dataset lies."""
+
+    @property
+    def steps_per_second(self) -> float:
+        """Mean speed since the start."""
+        return self.tally.steps / max(self.seconds, 1e-9)
+
+    def line(self) -> str:
+        """Where it stands, in one line."""
+        tally = self.tally
+        parts = [
+            f"{tally.steps} steps",
+            f"{self.steps_per_second:.0f}/s",
+            f"{tally.episodes} episodes",
+            f"return {tally.return_mean:.1f}",
+            f"{tally.size_bytes / 1e6:.1f} MB",
+            f"{self.disk_free_bytes / 1e9:.0f} GB free",
+        ]
+        if tally.policy_version >= 0:
+            parts.append(f"policy {tally.policy_version}")
+        parts += [text for text in (tally.waiting, tally.warning) if text]
+        return ", ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CollectReport:
+    """What a collection has done."""
+
+    dataset: str
+    """Path of the dataset."""
+    tally: Tally
+    """What was collected by this call."""
+    seconds: float
+    """Wall clock it took."""
+    workers: int
+    """Processes that collected."""
+    held_steps: int
+    """Steps of the same plan that the dataset held before."""
+    interrupted: bool
+    """Whether it was stopped before the plan was done."""
+    plan_digest: str
+    """Digest by which the plan's episodes are known in the dataset."""
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        tally = self.tally
+        return {
+            "dataset": self.dataset,
+            "steps": tally.steps,
+            "episodes": tally.episodes,
+            "segments": tally.segments,
+            "seconds": self.seconds,
+            "steps_per_second": tally.steps / max(self.seconds, 1e-9),
+            "bytes": tally.size_bytes,
+            "return_mean": tally.return_mean if tally.episodes else None,
+            "end_reasons": dict(sorted(tally.end_reasons.items())),
+            "policy_version": tally.policy_version if tally.policy_version >= 0 else None,
+            "workers": self.workers,
+            "held_steps": self.held_steps,
+            "interrupted": self.interrupted,
+            "plan_digest": self.plan_digest,
+        }
+
+    def summary(self) -> str:
+        """The report for a person."""
+        tally = self.tally
+        ends = ", ".join(f"{n} {reason}" for reason, n in sorted(tally.end_reasons.items()))
+        lines = [
+            f"{tally.steps} steps in {tally.episodes} episodes, {tally.segments} segments, "
+            f"{tally.size_bytes / 1e6:.1f} MB, to {self.dataset}",
+            f"{self.seconds:.1f} s, {tally.steps / max(self.seconds, 1e-9):.0f} steps/s, "
+            f"{self.workers} worker{'s' if self.workers > 1 else ''}",
+        ]
+        if tally.episodes:
+            lines.append(f"mean return {tally.return_mean:.1f}; ends: {ends}")
+        if self.held_steps:
+            lines.append(f"{self.held_steps} steps of this plan were there before")
+        if self.interrupted:
+            lines.append("interrupted; the same command with --resume goes on")
+        return "\n".join(lines)

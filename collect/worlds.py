@@ -1,0 +1,47 @@
+"""The simulators by name; each is imported only when it is asked for."""
+
+import dataclasses
+from collections.abc import Callable
+
+from avtd3.collect.world import World
+from avtd3.store.errors import ConfigError
+
+__all__ = ["WORLDS", "RoadConfig", "WorldFactory", "check_world", "open_world"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoadConfig:
+    """Settings of the embedded world."""
+
+
+WORLDS = ("road",)
+"""Names of the simulators of this version."""
+
+WorldFactory = Callable[[str, RoadConfig], World]
+"""``(name, road) -> World``; a function of a module, so that worker processes can call it."""
+
+
+def check_world(name: str) -> None:
+    """Refuse a simulator that does not exist.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    if name not in WORLDS:
+        raise ConfigError(f"world is {name!r}, expected one of: {', '.join(WORLDS)}")
+
+
+def open_world(name: str, road: RoadConfig) -> World:
+    """Make a simulator.
+
+    Args:
+        name: One of `WORLDS`.
+        road: Settings of the embedded world.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    check_world(name)
+    from avtd3.collect.road.world import RoadWorld
+
+    return RoadWorld(road)

@@ -1,0 +1,343 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from avtd3.collect import loop
+from avtd3.collect.collector import CollectConfig, collect
+from avtd3.collect.drivers import PolicyDriver
+from avtd3.collect.plan import training_seed
+from avtd3.collect.pool import DriverPool
+from avtd3.collect.reward import RewardConfig
+from avtd3.collect.scenarios import ScenarioConfig
+from avtd3.collect.task import TaskConfig
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import ConfigError, SpecError, StorageError, WorldError
+from avtd3.tests.collect.point_world import PointWorld
+
+SHORT = ScenarioConfig(route_length_m=20.0, time_limit_s=5.0)
+CONFIG = CollectConfig(scenario=SHORT, min_free_mb=0, name="test")
+COLUMNS = ("frames", "vector", "action", "reward", "reward_terms", "terminated", "truncated")
+
+
+def point_world(name, road):
+    return PointWorld()
+
+
+def gather(path, config=CONFIG, **options):
+    return collect(path, config, open_world=point_world, **options)
+
+
+def episodes(path):
+    """Every episode's index to its columns and its row of the table."""
+    found = {}
+    for segment in Dataset.open(path).snapshot().segments:
+        table, data = segment.episode_table(), {name: segment.read(name) for name in COLUMNS}
+        for e in range(segment.episodes):
+            first, count = int(table.offset[e]), int(table.length[e])
+            rows = {
+                name: value[first + e :][: count + 1]
+                if name in ("frames", "vector")
+                else value[first:][:count]
+                for name, value in data.items()
+            }
+            assert int(table.index[e]) not in found, "an episode is there twice"
+            row = {f.name: getattr(table, f.name)[e] for f in dataclasses.fields(table)}
+            found[int(table.index[e])] = (rows, row)
+    return found
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for index, (rows, row) in one.items():
+        for name in COLUMNS:
+            np.testing.assert_array_equal(rows[name], other[index][0][name])
+        for name in ("seed", "driver", "end_reason", "town", "episode_return"):
+            assert row[name] == other[index][1][name]
+
+
+def test_episodes_are_written_as_they_were_driven(tmp_path):
+    report = gather(tmp_path / "d", episodes=3)
+    found = episodes(tmp_path / "d")
+    assert sorted(found) == [0, 1, 2]
+    rows, row = found[1]
+    assert row["seed"] == training_seed(0, 1)
+    assert (row["driver"], row["world"], row["scenario"]) == ("expert", "point", 0)
+    assert row["end_reason"] == "goal"
+    assert rows["terminated"].tolist() == [False] * (row["length"] - 1) + [True]
+    assert not rows["truncated"].any()
+    np.testing.assert_allclose(rows["reward"], rows["reward_terms"].sum(axis=1), rtol=1e-5)
+    assert report.tally.episodes == 3
+    assert report.tally.steps == sum(r["length"] for _, r in found.values())
+    returns = [r["episode_return"] for _, r in found.values()]
+    assert report.tally.return_mean == pytest.approx(np.mean(returns), rel=1e-6)
+
+
+def test_the_report_has_the_keys_that_scripts_rely_on(tmp_path):
+    document = gather(tmp_path / "d", episodes=1).document()
+    wanted = {"dataset", "steps", "episodes", "segments", "seconds", "steps_per_second"}
+    assert wanted <= document.keys()
+    assert document["segments"] == 1
+    assert document["end_reasons"] == {"goal": 1}
+    json.dumps(document, allow_nan=False)
+
+
+def test_the_summary_is_for_people(tmp_path):
+    text = gather(tmp_path / "d", episodes=1).summary()
+    assert "1 episodes" in text
+    assert "1 goal" in text
+
+
+def test_steps_are_reached_with_whole_episodes(tmp_path):
+    report = gather(tmp_path / "d", steps=150)
+    lengths = [row["length"] for _, row in episodes(tmp_path / "d").values()]
+    assert report.tally.steps == sum(lengths) >= 150
+    assert sum(lengths[:-1]) < 150
+    assert gather(tmp_path / "e", dataclasses.replace(CONFIG, steps=10)).tally.episodes == 1
+
+
+def test_provenance_says_where_a_segment_comes_from(tmp_path):
+    report = gather(tmp_path / "d", episodes=1)
+    (segment,) = Dataset.open(tmp_path / "d").snapshot().segments
+    provenance = segment.provenance
+    assert provenance["config"]["driver"] == "expert"
+    assert provenance["config"]["task"]["reward"]["collision"] == 50.0
+    assert provenance["plan_digest"] == report.plan_digest
+    assert len(provenance["config_digest"]) == 64
+    assert "point" in provenance["simulator"]
+    assert "test" in segment.id
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    config = dataclasses.replace(CONFIG, driver="1:expert+noise,1:random")
+    gather(tmp_path / "a", config, episodes=4)
+    gather(tmp_path / "b", config, episodes=4)
+    assert_same(episodes(tmp_path / "a"), episodes(tmp_path / "b"))
+    gather(tmp_path / "c", dataclasses.replace(config, seed=1), episodes=4)
+    other = episodes(tmp_path / "c")
+    assert all(
+        row["seed"] != other[i][1]["seed"] for i, (_, row) in episodes(tmp_path / "a").items()
+    )
+
+
+def test_mixtures_are_recorded_per_episode(tmp_path):
+    config = dataclasses.replace(CONFIG, driver="1:expert+gaussian=0.1,1:random")
+    gather(tmp_path / "d", config, episodes=12)
+    rows = [row for _, row in episodes(tmp_path / "d").values()]
+    assert {row["driver"] for row in rows} == {"expert+gaussian=0.1", "random"}
+    assert {row["driver"]: round(float(row["exploration_noise"]), 3) for row in rows} == {
+        "expert+gaussian=0.1": 0.1,
+        "random": 0.0,
+    }
+
+
+def test_the_same_plan_twice_is_refused_and_resumed_without_duplicates(tmp_path):
+    gather(tmp_path / "d", episodes=2)
+    with pytest.raises(ConfigError, match=r"already holds 2 episodes .* --resume .* --seed"):
+        gather(tmp_path / "d", episodes=4)
+    report = gather(tmp_path / "d", episodes=4, resume=True)
+    assert report.tally.episodes == 2
+    assert report.held_steps > 0
+    gather(tmp_path / "whole", episodes=4)
+    assert_same(episodes(tmp_path / "d"), episodes(tmp_path / "whole"))
+    assert gather(tmp_path / "d", episodes=4, resume=True).tally.episodes == 0
+
+
+def test_other_plans_share_a_dataset(tmp_path):
+    first = gather(tmp_path / "d", episodes=1)
+    second = gather(tmp_path / "d", dataclasses.replace(CONFIG, driver="random"), episodes=1)
+    third = gather(tmp_path / "d", dataclasses.replace(CONFIG, seed=9), episodes=1)
+    assert len({first.plan_digest, second.plan_digest, third.plan_digest}) == 3
+    # What does not shape the data does not make another plan.
+    same = dataclasses.replace(CONFIG, workers=3, steps=5, name="other")
+    with pytest.raises(ConfigError, match="--resume"):
+        gather(tmp_path / "d", same, episodes=1)
+
+
+def test_resume_counts_the_steps_that_are_there(tmp_path):
+    gather(tmp_path / "d", steps=100)
+    before = episodes(tmp_path / "d")
+    report = gather(tmp_path / "d", steps=300, resume=True)
+    after = episodes(tmp_path / "d")
+    assert sorted(after) == list(range(len(after)))
+    assert_same({i: after[i] for i in before}, before)
+    assert report.tally.steps + report.held_steps >= 300
+    assert gather(tmp_path / "d", steps=300, resume=True).tally.steps == 0
+
+
+class StopAfter:
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self):
+        self.calls -= 1
+        return self.calls < 0
+
+
+def test_a_stop_publishes_the_running_episode_as_truncated(tmp_path):
+    report = gather(tmp_path / "d", episodes=50, should_stop=StopAfter(100))
+    found = episodes(tmp_path / "d")
+    rows, row = found[max(found)]
+    assert row["end_reason"] == "collector_stop"
+    assert rows["truncated"][-1]
+    assert not rows["terminated"][-1]
+    assert report.interrupted
+    assert report.document()["interrupted"]
+    # It counts as held: the plan goes on behind it.
+    gather(tmp_path / "d", episodes=max(found) + 2, resume=True)
+    assert len(episodes(tmp_path / "d")) == max(found) + 2
+
+
+def test_seconds_end_a_collection(tmp_path):
+    report = gather(tmp_path / "d", seconds=0.0)
+    assert report.tally.steps == 0
+    assert not report.interrupted
+
+
+def test_progress_is_reported(tmp_path):
+    seen = []
+    gather(tmp_path / "d", episodes=3, on_progress=seen.append)
+    assert seen[-1].fraction == 1.0
+    assert all(0.0 <= report.fraction <= 1.0 for report in seen)
+    assert "3 episodes" in seen[-1].line()
+    assert seen[-1].tally.segments == 1
+    assert seen[-1].disk_free_bytes > 0
+
+
+def test_a_failing_world_keeps_what_was_driven(tmp_path):
+    world = PointWorld(fail_at=100)
+    with pytest.raises(WorldError, match="failed as asked"):
+        collect(tmp_path / "d", CONFIG, episodes=9, open_world=lambda name, road: world)
+    found = episodes(tmp_path / "d")
+    assert sum(row["length"] for _, row in found.values()) == 99
+    assert found[max(found)][1]["end_reason"] == "world_error"
+    assert found[max(found)][0]["truncated"][-1]
+    assert world.closed
+
+
+def test_a_world_with_another_camera_than_the_dataset_is_refused(tmp_path):
+    gather(tmp_path / "d", episodes=1)
+
+    class Wide(PointWorld):
+        image_shape = (1, 8, 16)
+
+    with pytest.raises(SpecError, match="image"):
+        collect(tmp_path / "d", CONFIG, episodes=1, open_world=lambda name, road: Wide())
+    other = TaskConfig(reward=RewardConfig(collision=60.0))
+    assert gather(tmp_path / "d", dataclasses.replace(CONFIG, task=other), episodes=1)
+
+
+def test_a_nearly_full_disk_is_an_error_before_the_episode(tmp_path):
+    with pytest.raises(StorageError, match=r"MB free, less than .* --resume"):
+        gather(tmp_path / "d", dataclasses.replace(CONFIG, min_free_mb=10**9), episodes=1)
+
+
+class FakePolicy:
+    version, digest = 3, "ab" * 32
+
+    def act(self, frames, vector):
+        assert frames.shape == (4, 8, 8)
+        return np.array((0.0, 0.3), np.float32)
+
+
+class FakeDirectory:
+    """Publishes its first policy after some polls."""
+
+    def __init__(self, path, polls=0, action=None):
+        self.path, self.polls, self.warning = path, polls, ""
+
+    def latest(self, spec):
+        assert spec.vector_size == 23
+        self.polls -= 1
+        return FakePolicy() if self.polls < 0 else None
+
+    def poll(self, current, spec):
+        return current
+
+
+def with_policies(monkeypatch, directory):
+    monkeypatch.setattr("avtd3.collect.pool._open_directory", lambda path: directory)
+    monkeypatch.setattr(loop, "POLICY_PERIOD_S", 0.0)
+
+
+def test_policies_are_waited_for_and_recorded(tmp_path, monkeypatch):
+    with_policies(monkeypatch, FakeDirectory(tmp_path / "p", polls=3))
+    config = dataclasses.replace(CONFIG, driver="policy")
+    seen = []
+    gather(tmp_path / "d", config, episodes=2, policies=tmp_path / "p", on_progress=seen.append)
+    rows = [row for _, row in episodes(tmp_path / "d").values()]
+    assert [row["policy_version"] for row in rows] == [3, 3]
+    assert {row["policy_digest"] for row in rows} == {"ab" * 32}
+    assert {row["driver"] for row in rows} == {"policy+gaussian=0.1"}
+    assert any("waiting for the first policy" in report.line() for report in seen)
+    assert "policy 3" in seen[-1].line()
+    assert not seen[-1].tally.waiting
+
+
+def test_waiting_for_a_policy_holds_no_data_back_and_can_be_stopped(tmp_path, monkeypatch):
+    with_policies(monkeypatch, FakeDirectory(tmp_path / "p", polls=10**9))
+    config = dataclasses.replace(CONFIG, driver="1:expert,1:policy")
+    waited = []
+
+    def note(report):
+        if report.tally.waiting:
+            waited.append(len(Dataset.open(tmp_path / "d").segment_ids()))
+
+    report = gather(
+        tmp_path / "d",
+        config,
+        episodes=50,
+        policies=tmp_path / "p",
+        on_progress=note,
+        should_stop=lambda: bool(waited),
+    )
+    assert report.interrupted
+    assert waited[-1] == min(1, report.tally.episodes)
+
+
+def test_a_policy_needs_its_directory(tmp_path):
+    with pytest.raises(ConfigError, match="--policies"):
+        gather(tmp_path / "d", dataclasses.replace(CONFIG, driver="policy"))
+    assert not (tmp_path / "d").exists()
+
+
+def test_actions_that_are_no_numbers_are_one_clear_error(tmp_path, monkeypatch):
+    with_policies(monkeypatch, FakeDirectory(tmp_path))
+    monkeypatch.setattr(PolicyDriver, "act", lambda *_: np.array((math.nan, 0.0), np.float32))
+    config = dataclasses.replace(CONFIG, driver="policy", exploration_noise=0.0)
+    with pytest.raises(WorldError, match=r"driver policy answered \[nan, 0.0\] in episode seed"):
+        gather(tmp_path / "d", config, episodes=1, policies=tmp_path)
+    assert Dataset.open(tmp_path / "d").segment_ids() == []
+
+
+def test_the_pool_keeps_the_last_good_policy(monkeypatch):
+    class Torn(FakeDirectory):
+        def poll(self, current, spec):
+            self.warning = "policy 4 is torn"
+            return current
+
+    with_policies(monkeypatch, Torn(None))
+    spec = dataclasses.make_dataclass("Spec", [("vector_size", int, 23)])()
+    pool = DriverPool(CONFIG.mixture.parse("policy"), CONFIG.expert, spec, None, 0.05)
+    assert pool.policy is None
+    assert pool.poll().version == pool.poll().version == 3
+    assert pool.warning == "policy 4 is torn"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"world": "moon"}, "expected one of: road"),
+        ({"driver": "nobody"}, "nobody"),
+        ({"workers": 0}, "workers"),
+        ({"seed": -1}, "seed"),
+        ({"exploration_noise": math.nan}, "exploration_noise"),
+        ({"min_free_mb": -1}, "min_free_mb"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        CollectConfig(**change)
