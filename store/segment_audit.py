@@ -69,7 +69,7 @@ def audit_segment(task: SegmentTask) -> SegmentAudit:
             spec = Dataset.open(Path(task.dataset)).spec
             faults += _byte_faults(path, manifest, spec, found, hashes=task.judged)
             summary = summary.merge(_claims(manifest, spec))
-            if task.judged and not any(CHECKS[fault.check].severity == "error" for fault in faults):
+            if task.judged and not _has_error(faults):
                 judged, index, more = _judge(task, spec)
                 summary = summary.merge(judged)
                 faults += more
@@ -95,11 +95,15 @@ def audit_segment(task: SegmentTask) -> SegmentAudit:
 def _byte_faults(
     path: Path, manifest: Manifest, spec: EpisodeSpec, found: dict[str, int], *, hashes: bool
 ) -> list[Fault]:
-    return [
-        *spec_faults(manifest, spec),
-        *file_faults(path, manifest, found, hashes=hashes),
-        *(array_faults(path, manifest, spec) if hashes else ()),
-    ]
+    faults = [*spec_faults(manifest, spec), *file_faults(path, manifest, found, hashes=hashes)]
+    if hashes and not _has_error(faults):
+        # One cause, one finding: a torn zarr.json is told as a torn file only.
+        faults += array_faults(path, manifest, spec)
+    return faults
+
+
+def _has_error(faults: list[Fault]) -> bool:
+    return any(CHECKS[fault.check].severity == "error" for fault in faults)
 
 
 def _claims(manifest: Manifest, spec: EpisodeSpec) -> Summary:

@@ -256,4 +256,4 @@ def moments_by_name(
 
 def count_labels(labels: list[str]) -> Counter[str]:
     """Count labels, the numbered ones (``country-000012``) together as ``country-*``."""
-    return Counter(re.sub(r"\d+$", "*", label) or "-" for label in labels)
+    return Counter(re.sub(r"(?<=-)\d+$", "*", label) or "-" for label in labels)
