@@ -59,9 +59,10 @@ class FrameBuffer:
         """Add one frame, uint8 (C, H, W); it is copied."""
         place = self._count % self._codec.chunk_frames
         self._pending[place] = frame
-        self._count += 1
         if place + 1 == self._codec.chunk_frames:
             self._chunks.append(self._codec.encode(self._pending))
+        # Counted last, so that an interrupt before leaves a frame too many, which `truncate` drops.
+        self._count += 1
 
     def encoded(self, count: int) -> list[bytes]:
         """The chunks of the first ``count`` frames; the last one is filled up with zeros."""

@@ -112,12 +112,14 @@ class Dataset:
         """
         path = Path(path)
         group = path / GROUP_FILE
-        if not group.is_file():
+        with storage_errors(path):
+            is_there = group.is_file()
+        if not is_there:
             _check_free(path)
             with storage_errors(path):
                 for directory in (path, path / SEGMENTS, path / STAGING):
                     directory.mkdir(parents=True, exist_ok=True)
-                fsync_directory(path)
+                fsync_directory(path.parent)
             attributes = {
                 "format_version": FORMAT_VERSION,
                 "spec": spec.to_json(),
@@ -142,14 +144,10 @@ class Dataset:
             FormatVersionError: Of a format that this version cannot read.
         """
         path = Path(path)
-        if not path.exists():
-            raise DatasetError(f"dataset {path} does not exist; avtd3 collect {path} makes one")
-        if not path.is_dir():
-            raise DatasetError(f"dataset {path} is a file, expected a directory")
         group = path / GROUP_FILE
         try:
             document = read_json(group)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise DatasetError(_what_else(path)) from error
         except OSError as error:
             raise DatasetError(f"{group} cannot be read: {error.strerror}") from error
@@ -263,6 +261,10 @@ def _check_free(path: Path) -> None:
 
 
 def _what_else(path: Path) -> str:
+    if not path.exists():
+        return f"dataset {path} does not exist; avtd3 collect {path} makes one"
+    if not path.is_dir():
+        return f"dataset {path} is a file, expected a directory"
     if (path / ".zgroup").exists() or (path / ".zarray").exists():
         return f"{path} is a Zarr v2 store, expected an avtd3 dataset (Zarr v3)"
     if (path / MANIFEST_FILE).exists():

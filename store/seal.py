@@ -191,7 +191,7 @@ def seal_files(
     manifest = Manifest(
         segment_id=segment_id,
         spec_digest=dataset.spec_digest,
-        files={n: FileEntry(size=len(d), sha256=sha256(d)) for n, d in files.items()},
+        files={name: FileEntry(len(data), sha256(data)) for name, data in files.items()},
         provenance=provenance,
         digest="",
         **counts,

@@ -5,6 +5,7 @@ is read. `avtd3.store.arrays` knows the bytes, this module the meaning.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ class Segment:
             SegmentNotFoundError: The segment was removed since it was opened.
             SegmentCorruptError: The bytes are not those that were published.
         """
-        layout = self._layout("frames")
+        layout = self._frames_layout
         stop = self.observations if stop is None else stop
         if not 0 <= start <= stop <= self.observations:
             raise SpecError(
@@ -248,6 +249,10 @@ class Segment:
         if name not in layouts:
             raise SpecError(f"segment {self.id} has no array {name!r}; it has {', '.join(layouts)}")
         return layouts[name]
+
+    @functools.cached_property
+    def _frames_layout(self) -> ArrayLayout:
+        return self._layout("frames")
 
     def _layouts(self) -> dict[str, ArrayLayout]:
         counts = self._manifest

@@ -6,6 +6,7 @@ ready: with lz4hc, nine tenths of the writer's time is the compressor's own.
 
 import dataclasses
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -19,16 +20,23 @@ from numpy.typing import NDArray
 from avtd3.store.codec import FrameCodec
 from avtd3.store.columns import FrameBuffer, StepColumns
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, SpecError, StorageError
+from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.layout import MANIFEST_FILE, MAX_STEPS
-from avtd3.store.seal import EndedEpisode, EpisodeInfo, SegmentNamer, base_provenance, seal_files
+from avtd3.store.seal import (
+    EndedEpisode,
+    EpisodeInfo,
+    SegmentNamer,
+    base_provenance,
+    check_text,
+    seal_files,
+)
 from avtd3.store.staging import publish
+from avtd3.store.step_checker import StepChecker, as_bool
 
 __all__ = ["EpisodeInfo", "FrameCodec", "PublishedSegment", "SegmentWriter", "WriterConfig"]
 
 _COLLECTOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SPARE_ROWS = 512
-_REWARD_TOLERANCE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,24 +115,14 @@ class SegmentWriter:
         self._namer = SegmentNamer(collector)
         self._provenance = base_provenance(provenance, collector, self._config.codec)
         self._is_closed = False
-        self._read_spec()
+        self._checker = StepChecker(dataset.spec)
         self._start_buffers()
-
-    def _read_spec(self) -> None:
-        spec = self._dataset.spec
-        self._frame_shape = None if spec.image is None else spec.image.frame_shape
-        self._vector_shape = (spec.vector_size,) if spec.vector_size else None
-        self._terms_shape = (len(spec.reward_terms),) if spec.reward_terms else None
-        self._action_shape = (spec.action_size,)
-        # Compared as float32, because that is what is stored.
-        self._low = np.asarray(spec.action_low, np.float32).tolist()
-        self._high = np.asarray(spec.action_high, np.float32).tolist()
 
     def _start_buffers(self) -> None:
         spec, config = self._dataset.spec, self._config
         self._columns = StepColumns(spec, config.segment_steps + _SPARE_ROWS)
         self._frames = (
-            None if self._frame_shape is None else FrameBuffer(config.codec, self._frame_shape)
+            None if spec.image is None else FrameBuffer(config.codec, spec.image.frame_shape)
         )
         self._ended: list[EndedEpisode] = []
         self._running: EpisodeInfo | None = None
@@ -164,7 +162,7 @@ class SegmentWriter:
             raise SpecError("the writer is closed; make a new one")
         if self._running is not None:
             raise SpecError("an episode is running; end_episode or truncate_episode comes first")
-        self._check_observation(frame, vector, sim_time_s)
+        self._checker.check_observation(frame, vector, frame_id, sim_time_s)
         now = self._clock()
         if not self._ended or now < self._opened_at:
             self._opened_at = now
@@ -204,11 +202,13 @@ class SegmentWriter:
         row = self._steps
         if self._running is None or (row > self._whole_steps and self._is_over(row - 1)):
             raise SpecError("no episode is running; begin_episode comes first")
-        self._check_action(action)
-        total = self._check_reward(reward, reward_terms)
-        self._check_observation(frame, vector, sim_time_s)
+        if row - self._whole_steps >= MAX_STEPS:
+            raise SpecError(f"the episode has {MAX_STEPS} steps, the most allowed; end it")
+        self._checker.check_action(action)
+        total = self._checker.check_reward(reward, reward_terms)
+        self._checker.check_observation(frame, vector, frame_id, sim_time_s)
         if type(terminated) is not bool or type(truncated) is not bool:
-            terminated, truncated = _as_bool(terminated), _as_bool(truncated)
+            terminated, truncated = as_bool(terminated), as_bool(truncated)
         self._append_observation(frame, vector, frame_id, sim_time_s)
         columns = self._columns
         columns.action[row] = action
@@ -237,47 +237,6 @@ class SegmentWriter:
             self._frames.append(frame)
         self._observations = row + 1
 
-    def _check_action(self, action: NDArray[np.float32]) -> None:
-        _check_array("action", action, self._action_shape, np.float32)
-        for value, low, high in zip(action.tolist(), self._low, self._high, strict=True):
-            if not low <= value <= high:  # also true of NaN
-                raise SpecError(f"action {action} leaves its bounds {self._low} to {self._high}")
-
-    def _check_reward(
-        self, reward: float | None, reward_terms: NDArray[np.float32] | None
-    ) -> float:
-        _check_array("reward_terms", reward_terms, self._terms_shape, np.float32)
-        if reward_terms is None:
-            if reward is None:
-                raise SpecError("reward is None, and the spec has no reward_terms to add up")
-            total = float(reward)
-        else:
-            total = sum(reward_terms.tolist())
-            if reward is not None and not abs(reward - total) <= _REWARD_TOLERANCE * (
-                1.0 + abs(total)
-            ):
-                raise SpecError(f"reward is {reward}, its terms add up to {total}")
-        if not abs(total) <= _FLOAT32_MAX:
-            raise SpecError(f"reward is {total}, expected a finite number (terms {reward_terms})")
-        return total
-
-    def _check_observation(
-        self,
-        frame: NDArray[np.uint8] | None,
-        vector: NDArray[np.float32] | None,
-        sim_time_s: float,
-    ) -> None:
-        if self._steps - self._whole_steps >= MAX_STEPS - 1:
-            raise SpecError(f"an episode has {MAX_STEPS - 1} steps, the most allowed; end it")
-        _check_array("frame", frame, self._frame_shape, np.uint8)
-        _check_array("vector", vector, self._vector_shape, np.float32)
-        if vector is not None and not np.isfinite(vector).all():
-            names = self._dataset.spec.vector_names
-            wrong = [names[n] for n in np.flatnonzero(~np.isfinite(vector))]
-            raise SpecError(f"vector is not finite at {', '.join(wrong)}")
-        if not math.isfinite(sim_time_s):
-            raise SpecError(f"sim_time_s is {sim_time_s}, expected a finite number")
-
     def _is_over(self, row: int) -> bool:
         return bool(self._columns.terminated[row] or self._columns.truncated[row])
 
@@ -294,6 +253,7 @@ class SegmentWriter:
             SpecError: No episode is running, or its last step was not the last of an episode.
             StorageError: Publishing failed; the episodes are kept, `flush` tries again.
         """
+        check_text("end reason", reason)
         if self._running is None or self._steps == self._whole_steps:
             raise SpecError("end_episode needs a running episode of at least one step")
         if not self._is_over(self._steps - 1):
@@ -310,8 +270,8 @@ class SegmentWriter:
                 wall_time=self._running_since,
             )
         )
-        self._running = None
         self._whole_steps = self._steps
+        self._discard_running()
         age = self._clock() - self._opened_at
         if self._whole_steps >= self._config.segment_steps or age >= self._config.segment_seconds:
             return self.flush()
@@ -335,6 +295,7 @@ class SegmentWriter:
         return self.end_episode(reason)
 
     def _discard_running(self) -> None:
+        """Cut everything back to the whole episodes, also what an interrupted `step` left."""
         self._running = None
         self._steps = self._whole_steps
         self._observations = self._whole_steps + len(self._ended)
@@ -378,8 +339,10 @@ class SegmentWriter:
         )
         try:
             publish(staging, target, files, MANIFEST_FILE)
-        except StorageError:
-            if target.exists():  # only the fsync after the rename failed: it is out, once
+        except BaseException:
+            # What readers can see is published, even if the last fsync failed or a signal came:
+            # kept, it would be published twice.
+            if os.path.exists(target):  # noqa: PTH110 - never raises
                 self._forget(published)
             raise
         self._forget(published)
@@ -422,25 +385,3 @@ class SegmentWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-def _check_array(
-    name: str, value: object, shape: tuple[int, ...] | None, dtype: type[np.generic]
-) -> None:
-    if shape is None:
-        if value is not None:
-            raise SpecError(f"{name} was given, the spec has none")
-        return
-    if not isinstance(value, np.ndarray):
-        raise SpecError(f"{name} is {type(value).__name__}, expected {dtype.__name__} {shape}")
-    if value.shape != shape or value.dtype != dtype:
-        raise SpecError(f"{name} is {value.dtype} {value.shape}, expected {dtype.__name__} {shape}")
-
-
-def _as_bool(value: object) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise SpecError(f"terminated and truncated are truth values, not {value!r}")
-    return bool(value)
