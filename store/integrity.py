@@ -83,11 +83,16 @@ def list_files(path: Path) -> dict[str, int]:
         OSError: A file vanished meanwhile.
     """
     found: dict[str, int] = {}
-    for folder, folders, names in os.walk(path):
-        links = [name for name in folders if (Path(folder) / name).is_symlink()]
-        for name in names + links:
-            file = Path(folder) / name
-            found[file.relative_to(path).as_posix()] = file.lstat().st_size
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(path / folder) as entries:
+            for entry in entries:
+                name = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{name}/")
+                else:
+                    found[name] = entry.stat(follow_symlinks=False).st_size
     return found
 
 

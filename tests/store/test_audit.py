@@ -18,10 +18,9 @@ from avtd3.store.files import sha256
 from avtd3.store.findings import CHECKS
 from avtd3.store.manifest import FileEntry, read_manifest
 from avtd3.store.report import render
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.shard import build_shard
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import SegmentWriter
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
 
 SPEC = EpisodeSpec(
     image=ImageSpec(height=8, width=6, stack=2),
