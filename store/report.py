@@ -96,8 +96,7 @@ class AuditReport:
 
 def render(report: AuditReport) -> str:
     """The report for a terminal: summary, bars, findings, and the verdict last."""
-    lines = list(_header(report))
-    lines += _summary(report.total)
+    lines = [*_header(report), *_summary(report)]
     if len(report.datasets) > 1:
         lines += _datasets(report.datasets)
     for title, column in (
@@ -125,12 +124,16 @@ def _header(report: AuditReport) -> Iterator[str]:
     yield ""
 
 
-def _summary(total: Summary) -> Iterator[str]:
+def _summary(report: AuditReport) -> Iterator[str]:
+    total, damaged = report.total, len(report.damaged)
+    left_out = total.segments - total.segments_judged
+    unread = f"   (data of {left_out:,} not read)" if left_out else ""
+    wrong = f"   ({damaged:,} with errors)" if damaged else ""
     ratio = total.bytes_raw / total.bytes_on_disk if total.bytes_on_disk else 0.0
     for name, value in (
         ("episodes", f"{total.episodes:,}"),
-        ("steps", f"{total.steps:,}   ({total.seconds / 3600.0:.2f} h simulated)"),
-        ("segments", f"{total.segments:,}"),
+        ("steps", f"{total.steps:,}   ({_duration(total.simulated_seconds)} simulated)"),
+        ("segments", f"{total.segments:,}{unread}{wrong}"),
         ("on disk", f"{_size(total.bytes_on_disk)}   ({_size(total.bytes_raw)} raw, {ratio:.1f}x)"),
         ("return", _spread(total.returns)),
         ("length", _spread(total.lengths)),
@@ -148,6 +151,12 @@ def _spread(distribution: Distribution) -> str:
         f"mean {moments.mean:.1f}   median {p50:.1f}   5-95 % {p5:.1f} .. {p95:.1f}"
         f"   range {moments.minimum:.1f} .. {moments.maximum:.1f}"
     )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60.0:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60.0:.1f} min" if seconds < 3600.0 else f"{seconds / 3600.0:,.1f} h"
 
 
 def _size(size_bytes: float) -> str:
@@ -230,6 +239,11 @@ def _last_line(report: AuditReport) -> str:
     errors, warnings = report.log.count("error"), report.log.count("warning")
     strict = ", strict" if report.strict else ""
     return (
-        f"verdict: {report.verdict} ({errors:,} errors, {warnings:,} warnings{strict}; "
-        f"{report.total.segments_judged:,} segments read in {report.seconds:.1f} s)"
+        f"verdict: {report.verdict} ({_plural(errors, 'error')}, {_plural(warnings, 'warning')}"
+        f"{strict}; {_plural(report.total.segments_judged, 'segment')} read "
+        f"in {report.seconds:.1f} s)"
     )
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -68,11 +68,13 @@ def audit_segment(task: SegmentTask) -> SegmentAudit:
         if manifest is not None:
             spec = Dataset.open(Path(task.dataset)).spec
             faults += _byte_faults(path, manifest, spec, found, hashes=task.judged)
-            summary = summary.merge(_claims(manifest, spec))
-            if task.judged and not _has_error(faults):
-                judged, index, more = _judge(task, spec)
-                summary = summary.merge(judged)
-                faults += more
+            if not _has_error(faults):
+                # What a damaged segment claims to hold, no reader gets to see.
+                summary = summary.merge(_claims(manifest, spec))
+                if task.judged:
+                    judged, index, more = _judge(task, spec)
+                    summary = summary.merge(judged)
+                    faults += more
     except SegmentNotFoundError as error:
         faults.append(Fault(check="segment-gone", message=str(error)))
     except FileNotFoundError as error:
@@ -118,7 +120,7 @@ def _claims(manifest: Manifest, spec: EpisodeSpec) -> Summary:
         segments=1,
         episodes=manifest.episodes,
         steps=manifest.steps,
-        seconds=manifest.steps * spec.control_period_s,
+        simulated_seconds=manifest.steps * spec.control_period_s,
         bytes_raw=sum(array.nbytes for array in arrays.values()),
     )
 

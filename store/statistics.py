@@ -159,13 +159,12 @@ class Summary:
     """What a segment, a dataset or an audit holds."""
 
     segments: int = 0
-    """Published segments whose manifest is whole."""
+    """Published segments whose files are whole; episodes and steps are theirs."""
     segments_judged: int = 0
     """Those of them whose data was read and judged."""
     episodes: int = 0
     steps: int = 0
-    seconds: float = 0.0
-    """Simulated time."""
+    simulated_seconds: float = 0.0
     bytes_on_disk: int = 0
     """Size of all files of all segments, the damaged ones included."""
     bytes_raw: int = 0
@@ -212,7 +211,7 @@ class Summary:
         """The summary as a JSON object."""
         return {
             **{name: getattr(self, name) for name in _SUMS},
-            "hours": self.seconds / 3600.0,
+            "hours": self.simulated_seconds / 3600.0,
             "ratio": self.bytes_raw / self.bytes_on_disk if self.bytes_on_disk else None,
             "returns": self.returns.document(),
             "lengths": self.lengths.document(),
@@ -230,7 +229,7 @@ _SUMS = (
     "segments_judged",
     "episodes",
     "steps",
-    "seconds",
+    "simulated_seconds",
     "bytes_on_disk",
     "bytes_raw",
 )

@@ -135,7 +135,7 @@ def test_clean_data_has_no_findings(tmp_path, spec, scheduler):
     assert report.findings == ()
     assert report.verdict == "ok"
     assert (report.total.segments, report.total.episodes, report.total.steps) == (3, 9, 63)
-    assert report.total.seconds == pytest.approx(63 * 0.05)
+    assert report.total.simulated_seconds == pytest.approx(63 * 0.05)
     assert report.total.counts["end_reason"] == {"goal": 9}
     assert report.total.counts["town"] == {"loop-*": 9}
     assert report.total.lengths.document()["p50"] == 7.0
@@ -226,7 +226,7 @@ def test_a_torn_file_is_found_even_outside_the_sample(dataset, name):
     write(dataset.path, segments=8, collector="other")
     report = audit([dataset.path], dataclasses.replace(SYNC, sample=1e-9))
     assert checks_of(report) == {"file-size"}
-    assert report.total.segments == 9
+    assert (report.total.segments, len(report.damaged)) == (8, 1)
 
 
 def test_a_missing_file_is_found(dataset):
@@ -423,8 +423,8 @@ def test_a_sampled_audit_reads_only_its_share_and_counts_all(tmp_path):
         chunk.write_bytes(bytes(8) + chunk.read_bytes()[8:])
     report = audit([dataset.path], share)
     assert {finding.segment for finding in report.findings} == chosen
-    assert report.total.segments == 10
-    assert report.total.steps == 20
+    assert report.total.segments == 10 - len(chosen)
+    assert report.total.steps == 2 * report.total.segments
     assert "sampled" in render(report)
 
 
@@ -538,3 +538,28 @@ def test_a_cluster_answers_as_threads_do(tmp_path):
             [dataset.path], AuditConfig(scheduler=cluster.scheduler_address)
         ).document()
     assert {**by_cluster, "seconds": 0} == {**by_threads, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size_bytes", "says"),
+    [
+        (3.0, 999, ("3 s simulated", "999 B")),
+        (90.0, 1_500_000, ("1.5 min simulated", "1.5 MB")),
+        (7.2e6, 2.5e15, ("2,000.0 h simulated", "2,500.00 TB")),
+    ],
+)
+def test_amounts_are_told_in_units_that_a_person_reads(dataset, seconds, size_bytes, says):
+    report = audit([dataset.path], SYNC)
+    total = dataclasses.replace(report.total, simulated_seconds=seconds, bytes_on_disk=size_bytes)
+    text = render(dataclasses.replace(report, total=total))
+    assert all(part in text for part in says)
+    assert "(0 errors, 0 warnings; 1 segment read" in text
+
+
+def test_what_a_damaged_segment_claims_is_not_counted(dataset):
+    segment = only_segment(dataset)
+    reseal(segment, steps=10**12, observations=10**12 + 3)
+    report = audit([dataset.path], SYNC)
+    assert report.verdict == "errors"
+    assert (report.total.segments, report.total.steps) == (0, 0)
+    assert report.total.bytes_on_disk > 0

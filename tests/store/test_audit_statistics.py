@@ -89,7 +89,7 @@ def make_summary(number):
         segments_judged=1,
         episodes=number,
         steps=10 * number,
-        seconds=0.5 * number,
+        simulated_seconds=0.5 * number,
         bytes_on_disk=7,
         bytes_raw=70,
         returns=Distribution.of(values, f"{number}"),
