@@ -8,6 +8,7 @@ from avtd3.store.errors import ConfigError
 
 GENERATED = "generated"
 """Town of the scenarios whose road networks are drawn by seed."""
+_MIXED = ("country", "loop", "town")
 
 
 def _scenario(number: int, name: str, kinds: tuple[str, ...], npcs: int, weather: str) -> Scenario:
@@ -25,12 +26,12 @@ def _scenario(number: int, name: str, kinds: tuple[str, ...], npcs: int, weather
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    _scenario(0, "mixed roads, fair weather, 20 vehicles", ("country", "loop", "grid"), 20, "fair"),
+    _scenario(0, "mixed roads, fair weather, 20 vehicles", _MIXED, 20, "fair"),
     _scenario(1, "empty country roads", ("country",), 0, "clear"),
-    _scenario(2, "town with junctions", ("grid",), 20, "fair"),
-    _scenario(3, "bad light: night, fog or rain", ("country", "loop", "grid"), 10, "bad"),
-    _scenario(4, "dense traffic", ("loop", "grid"), 40, "fair"),
-    _scenario(5, "everything at random", ("country", "loop", "grid"), 20, "random"),
+    _scenario(2, "town with junctions", ("town",), 20, "fair"),
+    _scenario(3, "bad light: dusk, night, fog or rain", _MIXED, 10, "bad"),
+    _scenario(4, "dense traffic", ("loop", "town"), 40, "fair"),
+    _scenario(5, "everything at random", (*_MIXED, "motorway"), 20, "random"),
 )
 """Every scenario, at the place of its number; 0 is the reports' main one."""
 

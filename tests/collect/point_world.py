@@ -151,3 +151,11 @@ def open_world_that_fails(name, road):
 
 def open_world_with_a_fault(name, road):
     return DoomedWorld(lambda: 1 / 0)
+
+
+class CameraWorld(PointWorld):
+    image_shape = (1, 84, 84)
+
+
+def open_camera_world(name, road):
+    return CameraWorld()

@@ -2,6 +2,8 @@ import math
 
 import pytest
 
+from avtd3.collect.road.generate import NETWORK_KINDS
+from avtd3.collect.road.weather import WEATHER_GROUPS, WEATHERS
 from avtd3.collect.scenarios import SCENARIOS, ScenarioConfig, scenario
 from avtd3.store.errors import ConfigError
 
@@ -10,6 +12,12 @@ def test_scenarios_stand_at_the_place_of_their_number():
     assert [entry.number for entry in SCENARIOS] == list(range(len(SCENARIOS)))
     assert len(SCENARIOS) >= 5
     assert SCENARIOS[0].npcs == 20
+
+
+def test_scenarios_name_roads_and_weathers_that_exist():
+    for entry in SCENARIOS:
+        assert set(entry.network_kinds) <= set(NETWORK_KINDS)
+        assert entry.weather in (*WEATHERS, *WEATHER_GROUPS)
 
 
 def test_parameters_change_a_scenario_and_keep_its_number():

@@ -1,0 +1,216 @@
+"""`evaluate`: deterministic episodes on held-out roads, from which success is judged.
+
+Episode i of an evaluation follows from the evaluation's seed and i alone, and its seed is odd: no
+dataset holds its road. Policies drive without noise. So two policies evaluated with one seed meet
+the same roads, traffic and weather, and the same policy scores the same twice.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from avtd3.collect.examiner import EvaluateConfig, Examiner, one_thread
+from avtd3.collect.scores import EpisodeScore, summarise
+from avtd3.collect.worlds import WorldFactory, open_world
+
+__all__ = [
+    "EvaluateConfig",
+    "EvaluateProgress",
+    "EvaluateReport",
+    "Job",
+    "evaluate",
+    "run_job",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateProgress:
+    """Where an evaluation stands."""
+
+    done: int
+    """Episodes driven."""
+    episodes: int
+    """Episodes to drive."""
+    successes: int
+    """Episodes that reached their goal."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the work that is done, in [0, 1]."""
+        return self.done / self.episodes
+
+    def line(self) -> str:
+        """Where it stands, in one line."""
+        return f"{self.done} of {self.episodes} episodes, {self.successes} reached the goal"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateReport:
+    """What an evaluation has found."""
+
+    driver: str
+    """Who drove, as asked for."""
+    policy_version: int | None
+    """Version of the policy, if one drove."""
+    policy_digest: str
+    """SHA-256 of its file."""
+    scenario: int
+    """Number of the scenario."""
+    seed: int
+    """Seed of the evaluation."""
+    scores: tuple[EpisodeScore, ...]
+    """One row per episode, in order."""
+    seconds: float
+    """Wall clock it took."""
+    interrupted: bool
+    """Whether it was stopped before its last episode."""
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON values; the metrics are those of `avtd3.collect.scores.summarise`."""
+        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        rows = [dataclasses.asdict(score) for score in known.pop("scores")]
+        return {**summarise(self.scores), **known, "rows": rows}
+
+    def summary(self) -> str:
+        """The report for a person."""
+        found = summarise(self.scores)
+        low, high = found["success_interval"]
+        ends = ", ".join(f"{count} {reason}" for reason, count in found["end_reasons"].items())
+        version = "" if self.policy_version is None else f" (version {self.policy_version})"
+        lines = [
+            f"{self.driver}{version}, scenario {self.scenario}, {found['episodes']} held-out "
+            f"episodes, {found['distance_km']:.2f} km",
+            f"success         {found['success_rate']:.0%} (95 %: {low:.0%} to {high:.0%})",
+            f"route completed {found['route_completion']:.0%}",
+            f"return          {found['return_mean']:.1f} (95 %: "
+            f"{found['return_interval'][0]:.1f} to {found['return_interval'][1]:.1f})",
+            f"collisions      {found['collisions_per_km']:.2f} per km",
+            f"lane departures {found['lane_departures_per_km']:.2f} per km",
+            f"off the centre  {found['lateral_deviation_m']:.2f} m",
+            f"speed           {3.6 * found['speed_mps']:.1f} km/h",
+            f"ends            {ends}",
+        ]
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one process is to drive."""
+
+    config: EvaluateConfig
+    """The evaluation's settings."""
+    subject: str
+    """Who drives: a path or a driver, see `evaluate`."""
+    indices: tuple[int, ...]
+    """Which episodes."""
+    open_world: WorldFactory
+    """Makes the simulator."""
+
+
+def evaluate(
+    subject: str | Path,
+    config: EvaluateConfig,
+    *,
+    gif: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[EvaluateProgress], None] = lambda _: None,
+    open_world: WorldFactory = open_world,
+) -> EvaluateReport:
+    """Drive held-out episodes and measure.
+
+    Args:
+        subject: Who drives: a policy's file, a directory of policies (the newest is taken), or a
+            driver as for collecting.
+        config: The settings.
+        gif: Where to animate the first episode, which is driven once more for this.
+        should_stop: Asked at every step; true ends the evaluation after what was driven.
+        on_progress: Called after every episode.
+        open_world: Makes the simulator, in the process that uses it.
+
+    Raises:
+        ConfigError: The subject is neither a path nor a driver.
+        CheckpointError: The policy is torn, or the directory holds none.
+        SpecError: The policy observes something else than the task's vector and camera.
+        WorldError: The simulator, the driver or a worker process failed.
+    """
+    started_s = time.monotonic()
+    world = open_world(config.world, config.road)
+    try:
+        examiner = Examiner(world, config, str(subject))
+        if gif is not None:
+            from avtd3.collect.film import film
+
+            first = examiner.begin(0)
+            film(world, first.rollout, first.transitions, gif)
+    finally:
+        world.close()
+    every = range(config.episodes)
+    jobs = [
+        Job(
+            config=config,
+            subject=examiner.subject,
+            indices=tuple(every[worker :: config.workers]),
+            open_world=open_world,
+        )
+        for worker in range(min(config.workers, config.episodes))
+    ]
+
+    def show(parts: list[tuple[EpisodeScore, ...] | None]) -> None:
+        scores = [score for part in parts for score in part or ()]
+        successes = sum(score.is_success for score in scores)
+        on_progress(
+            EvaluateProgress(done=len(scores), episodes=config.episodes, successes=successes)
+        )
+
+    parts = _run(jobs, should_stop, show)
+    scores = sorted((s for part in parts for s in part), key=lambda score: score.index)
+    return EvaluateReport(
+        driver=str(subject),
+        policy_version=examiner.policy.version if examiner.policy else None,
+        policy_digest=examiner.policy.digest if examiner.policy else "",
+        scenario=config.scenario.number,
+        seed=config.seed,
+        scores=tuple(scores),
+        seconds=time.monotonic() - started_s,
+        interrupted=len(scores) < config.episodes,
+    )
+
+
+def _run(
+    jobs: list[Job],
+    should_stop: Callable[[], bool],
+    show: Callable[[list[tuple[EpisodeScore, ...] | None]], None],
+) -> list[tuple[EpisodeScore, ...]]:
+    if len(jobs) == 1:
+        return [run_job(jobs[0], should_stop, lambda scores: show([scores]))]
+    from avtd3.collect.workers import run_workers
+
+    return run_workers(run_job, jobs, should_stop=should_stop, on_reports=show)
+
+
+def run_job(
+    job: Job,
+    should_stop: Callable[[], bool],
+    report: Callable[[tuple[EpisodeScore, ...]], None],
+) -> tuple[EpisodeScore, ...]:
+    """Drive one process's episodes; an episode that is stopped is not scored.
+
+    Raises:
+        Avtd3Error: As `evaluate`.
+    """
+    world = job.open_world(job.config.world, job.config.road)
+    scores: tuple[EpisodeScore, ...] = ()
+    try:
+        examiner = Examiner(world, job.config, job.subject)
+        with one_thread(examiner.policy):
+            for index in job.indices:
+                score = examiner.score(index, should_stop)
+                if score is None:
+                    break
+                scores = (*scores, score)
+                report(scores)
+    finally:
+        world.close()
+    return scores

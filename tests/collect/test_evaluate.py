@@ -1,0 +1,169 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avtd3.collect.collector import CollectConfig, collect, task_spec
+from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.plan import evaluation_seed
+from avtd3.collect.scenarios import ScenarioConfig
+from avtd3.collect.task import TaskConfig
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import CheckpointError, ConfigError
+from avtd3.tests.collect.point_world import (
+    open_camera_world,
+    open_point_world,
+    open_world_that_fails,
+)
+
+SHORT = ScenarioConfig(route_length_m=30.0, time_limit_s=6.0)
+CONFIG = EvaluateConfig(scenario=SHORT, episodes=4)
+
+
+def examine(subject, config=CONFIG, **options):
+    return evaluate(subject, config, **{"open_world": open_point_world, **options})
+
+
+def test_the_expert_succeeds_and_chance_does_not():
+    expert, chance = examine("expert"), examine("random")
+    assert expert.document()["success_rate"] == 1.0
+    assert chance.document()["success_rate"] < 0.5
+    assert expert.document()["return_mean"] > chance.document()["return_mean"] + 20
+    assert expert.document()["lateral_deviation_m"] < 0.5
+    assert expert.policy_version is None
+
+
+def test_the_document_has_the_keys_that_scripts_rely_on():
+    document = examine("expert").document()
+    wanted = {
+        "episodes",
+        "success_rate",
+        "success_interval",
+        "return_mean",
+        "route_completion",
+        "collisions_per_km",
+        "lateral_deviation_m",
+        "speed_mps",
+    }
+    assert wanted <= document.keys()
+    assert [row["index"] for row in document["rows"]] == [0, 1, 2, 3]
+    assert [row["seed"] for row in document["rows"]] == [evaluation_seed(0, i) for i in range(4)]
+    assert json.loads(json.dumps(document, allow_nan=False))["end_reasons"] == {"goal": 4}
+
+
+def test_the_same_seed_scores_the_same_whatever_the_workers():
+    one = examine("1:expert+noise,1:random")
+    two = examine("1:expert+noise,1:random", dataclasses.replace(CONFIG, workers=2))
+    other = examine("1:expert+noise,1:random", dataclasses.replace(CONFIG, seed=1))
+    assert one.scores == two.scores
+    assert {s.seed for s in one.scores}.isdisjoint(s.seed for s in other.scores)
+
+
+def test_more_episodes_go_on_where_fewer_ended():
+    more = examine("expert", dataclasses.replace(CONFIG, episodes=5))
+    assert more.scores[:4] == examine("expert").scores
+
+
+def test_the_summary_is_for_people():
+    text = examine("expert").summary()
+    assert "4 held-out episodes" in text
+    assert "success         100%" in text
+    assert "4 goal" in text
+
+
+def test_progress_and_stop():
+    seen = []
+    report = examine(
+        "expert",
+        on_progress=seen.append,
+        should_stop=lambda: len(seen) == 2,
+    )
+    assert [entry.done for entry in seen] == [1, 2]
+    assert seen[-1].fraction == 0.5
+    assert seen[-1].line() == "2 of 4 episodes, 2 reached the goal"
+    assert report.interrupted
+    assert len(report.scores) == 2
+
+
+def test_the_first_episode_can_be_animated(tmp_path):
+    report = examine("expert", dataclasses.replace(CONFIG, episodes=1), gif=tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.n_frames >= report.scores[0].steps // 4
+    assert report.scores == examine("expert", dataclasses.replace(CONFIG, episodes=1)).scores
+
+
+def test_the_world_is_closed_when_it_fails():
+    worlds = []
+
+    def failing(name, road):
+        worlds.append(open_world_that_fails(name, road))
+        return worlds[-1]
+
+    with pytest.raises(Exception, match="the simulator is gone"):
+        examine("expert", open_world=failing)
+    assert all(world.closed for world in worlds)
+
+
+@pytest.mark.parametrize("subject", ["policy", "nobody", "runs/missing/policies", "1:policy"])
+def test_what_is_no_subject_is_refused(subject):
+    with pytest.raises(ConfigError, match=r"neither a policy's file, nor a directory"):
+        examine(subject)
+
+
+def test_an_empty_directory_holds_no_policy(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no policy"):
+        examine(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    """A directory with two policies of random weights."""
+    torch = pytest.importorskip("torch")
+    from avtd3.learn.networks import Actor, NetworkConfig
+    from avtd3.learn.policy import PolicyDirectory
+
+    spec = task_spec(TaskConfig(), open_camera_world("road", None))
+    directory = PolicyDirectory(tmp_path_factory.mktemp("policies"))
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = NetworkConfig()
+        directory.publish(Actor(spec, network), spec, network, updates=seed)
+    return directory.path
+
+
+def test_policies_drive_evaluations(policies):
+    short = dataclasses.replace(SHORT, time_limit_s=1.0)
+    config = dataclasses.replace(CONFIG, episodes=2, scenario=short)
+    newest = examine(policies, config, open_world=open_camera_world)
+    again = examine(policies, config, open_world=open_camera_world)
+    assert newest.scores == again.scores
+    assert newest.policy_version == again.policy_version
+    files = sorted(policies.glob("*.safetensors"))
+    older = examine(files[0], config, open_world=open_camera_world)
+    assert older.policy_version < newest.policy_version
+    assert older.policy_digest != newest.policy_digest
+    assert older.scores != newest.scores
+    assert {score.driver for score in newest.scores} == {"policy"}
+
+
+def test_policies_drive_collections(policies, tmp_path):
+    config = CollectConfig(
+        driver="policy", scenario=dataclasses.replace(SHORT, time_limit_s=1.0), min_free_mb=0
+    )
+    collect(tmp_path / "d", config, episodes=2, policies=policies, open_world=open_camera_world)
+    (segment,) = Dataset.open(tmp_path / "d").snapshot().segments
+    table = segment.episode_table()
+    assert table.policy_version.tolist() == [max(table.policy_version)] * 2
+    assert all(len(digest) == 64 for digest in table.policy_digest)
+    np.testing.assert_allclose(table.exploration_noise, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"episodes": 0}, "episodes"), ({"workers": 0}, "workers"), ({"world": "x"}, "world")],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        EvaluateConfig(**change)
