@@ -1,0 +1,251 @@
+"""`RoadWorld`: the embedded simulator, roads as carla.Map sees them, no server and no GPU.
+
+One step costs some 300 us with 20 vehicles, most of it the picture. Everything that varies
+comes from one generator per episode, so the same scenario and seed give the same bytes, whatever
+the world did before.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.checks import check_number
+from avtd3.collect.road.boxes import Box
+from avtd3.collect.road.camera import Camera, CameraConfig
+from avtd3.collect.road.contact import hits_vehicle, lead_on_route
+from avtd3.collect.road.network import RoadNetwork
+from avtd3.collect.road.planner import plan_route
+from avtd3.collect.road.raster import GAP, SHOULDER
+from avtd3.collect.road.site import Site, SiteCache
+from avtd3.collect.road.traffic import Ego, Traffic
+from avtd3.collect.road.vehicle import Vehicle, VehicleParams
+from avtd3.collect.road.weather import draw_weather
+from avtd3.collect.route import Route
+from avtd3.collect.world import Scenario, WorldFrame, WorldStart
+from avtd3.store.errors import WorldError
+
+_SEEN_M = 80.0
+_AGAINST = math.cos(math.radians(120.0))
+# A wheel on a line counts again only after so many frames off it: lines are not seldom grazed.
+_OFF_LINE_FRAMES = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoadConfig:
+    """The embedded world: its camera, its car, and how exactly the roads are drawn."""
+
+    camera: CameraConfig = dataclasses.field(default_factory=CameraConfig)
+    """The front camera."""
+    vehicle: VehicleParams = dataclasses.field(default_factory=VehicleParams)
+    """The car that is driven."""
+    control_period_s: float = 0.05
+    """Simulated seconds per step; the reports' 20 Hz."""
+    pixel_m: float = 0.1
+    """Side of a pixel of the painted ground."""
+    start_speed_mps: float = 6.0
+    """Largest speed at which an episode begins."""
+    start_lateral_m: float = 0.3
+    """Largest distance from the lane's middle at which an episode begins."""
+    start_heading_deg: float = 3.0
+    """Largest deviation from the lane's heading with which an episode begins."""
+    cached_networks: int = 32
+    """Networks kept ready; one takes 5 to 10 MB."""
+
+    def __post_init__(self) -> None:
+        check_number("road.control_period_s", self.control_period_s, minimum=0.01, maximum=0.5)
+        check_number("road.pixel_m", self.pixel_m, minimum=0.05, maximum=0.5)
+        check_number("road.start_speed_mps", self.start_speed_mps, maximum=30.0)
+        check_number("road.start_lateral_m", self.start_lateral_m, maximum=2.0)
+        check_number("road.start_heading_deg", self.start_heading_deg, maximum=30.0)
+        check_number("road.cached_networks", self.cached_networks, minimum=1, maximum=10_000)
+
+
+class RoadWorld:
+    """A `World` on generated or given OpenDRIVE roads.
+
+    Attributes:
+        name: ``road``.
+        control_period_s: Simulated seconds per step.
+        config: As given.
+        notices: What a person should know about the current episode's roads and traffic.
+    """
+
+    name = "road"
+
+    def __init__(self, config: RoadConfig | None = None) -> None:
+        self.config = config = config or RoadConfig()
+        self.control_period_s = config.control_period_s
+        self.notices: tuple[str, ...] = ()
+        self._sites = SiteCache(config.cached_networks, config.pixel_m)
+        self._camera = Camera(config.camera)
+        self._vehicle = Vehicle(config.vehicle, config.control_period_s)
+        self._site: Site | None = None
+
+    @property
+    def network(self) -> RoadNetwork:
+        """The network of the current episode."""
+        return self._current().network
+
+    @property
+    def vehicles(self) -> Traffic:
+        """The other vehicles of the current episode."""
+        self._current()
+        return self._traffic
+
+    def _current(self) -> Site:
+        if self._site is None:
+            raise WorldError("road world has no running episode, expected reset() before this")
+        return self._site
+
+    def reset(self, scenario: Scenario, seed: int) -> WorldStart:
+        """Begin an episode; see `World.reset`.
+
+        Raises:
+            RoadError: The scenario's road network cannot be used.
+            ConfigError: The scenario's weather or kind of network is unknown.
+        """
+        site = self._sites.site(scenario, seed)
+        # One stream for each purpose: more vehicles do not change the route or the weather.
+        route_rng, start_rng, camera_rng, traffic_rng = (
+            np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)
+        )
+        route = plan_route(site.network, route_rng, scenario.route_length_m).route
+        weather = draw_weather(scenario.weather, camera_rng)
+        self._site, self._route, self._grip = site, route, weather.grip
+        self._start(route, start_rng)
+        self._distance_m = route.project(self._vehicle.x_m, self._vehicle.y_m, 0.0).distance_m
+        self._traffic = Traffic(
+            site.paths, scenario.npcs, self._ego(), self.control_period_s, traffic_rng
+        )
+        self._camera.begin(site.raster, weather, camera_rng)
+        self._frame_id = 0
+        self._off_line = [0, 0]
+        self._lane_invasions()
+        unplaced = self._traffic.unplaced
+        crowded = f"{unplaced} of {scenario.npcs} vehicles found no room on {site.network.name}"
+        self.notices = (*site.notices, crowded) if unplaced else site.notices
+        return WorldStart(
+            route=route, frame=self._frame(), town=site.network.name, weather=weather.name
+        )
+
+    def _start(self, route: Route, rng: np.random.Generator) -> None:
+        """Put the car on the beginning of the route, rolling, a little off the middle."""
+        config = self.config
+        aside, turn = rng.uniform(-1.0, 1.0, 2).tolist()
+        yaw = float(route.yaw_rad[0])
+        lateral = aside * config.start_lateral_m
+        x, y = route.points[0].tolist()
+        self._vehicle.place(
+            x - lateral * math.sin(yaw),
+            y + lateral * math.cos(yaw),
+            math.remainder(yaw + turn * math.radians(config.start_heading_deg), math.tau),
+            rng.uniform(0.0, config.start_speed_mps),
+        )
+
+    def step(self, action: NDArray[np.float32]) -> WorldFrame:
+        """Drive for one control period; see `World.step`.
+
+        Raises:
+            WorldError: No episode is running, or the action is not two finite numbers.
+        """
+        self._current()
+        values = action.tolist()
+        if len(values) != 2 or not all(map(math.isfinite, values)):
+            raise WorldError(
+                f"action is {values}, expected two finite numbers (steer, throttle or brake); "
+                "check the driver"
+            )
+        vehicle = self._vehicle
+        vehicle.advance(values[0], values[1], self._grip)
+        at = self._route.project(vehicle.x_m, vehicle.y_m, self._distance_m)
+        self._distance_m = at.distance_m
+        self._traffic.advance(self._ego())
+        self._frame_id += 1
+        return self._frame()
+
+    def _ego(self) -> Ego:
+        vehicle, params = self._vehicle, self.config.vehicle
+        return Ego(
+            vehicle.x_m,
+            vehicle.y_m,
+            vehicle.yaw_rad,
+            vehicle.speed_mps,
+            params.length_m,
+            params.width_m,
+            self._route,
+            self._distance_m,
+        )
+
+    def _frame(self) -> WorldFrame:
+        vehicle, traffic, ego = self._vehicle, self._traffic, self._ego()
+        here = complex(vehicle.x_m, vehicle.y_m)
+        back = complex(math.cos(vehicle.yaw_rad), -math.sin(vehicle.yaw_rad))
+        seen = (traffic.at - here) * back
+        gap, speed = lead_on_route(ego, traffic, seen)
+        raster = self._current().raster
+        lane_yaw = raster.direction_at(vehicle.x_m, vehicle.y_m)
+        wrong_way = lane_yaw is not None and math.cos(vehicle.yaw_rad - lane_yaw) < _AGAINST
+        return WorldFrame(
+            frame_id=self._frame_id,
+            sim_time_s=self._frame_id * self.control_period_s,
+            image=self._camera.render(
+                vehicle.x_m, vehicle.y_m, vehicle.yaw_rad, self._boxes(seen, back)
+            ),
+            vehicle=vehicle.state(),
+            collision="vehicle" if hits_vehicle(ego, traffic, seen) else "",
+            off_road=raster.ground_at(vehicle.x_m, vehicle.y_m) < SHOULDER,
+            wrong_way=wrong_way,
+            lane_invasions=self._lane_invasions(),
+            lead_gap_m=gap,
+            lead_speed_mps=speed,
+        )
+
+    def _boxes(self, seen: NDArray[np.complex128], back: complex) -> list[Box]:
+        """The vehicles that the camera may see."""
+        traffic = self._traffic
+        ahead = seen.real
+        shown = (ahead > -1.0) & (ahead < _SEEN_M) & (np.abs(seen.imag) < 1.2 * ahead + 5.0)
+        boxes = []
+        for number in np.flatnonzero(shown).tolist():
+            turn = complex(traffic.heading[number]) * back
+            boxes.append(
+                Box(
+                    float(ahead[number]),
+                    float(seen.imag[number]),
+                    math.atan2(turn.imag, turn.real),
+                    float(traffic.length_m[number]),
+                    float(traffic.width_m[number]),
+                    float(traffic.height_m[number]),
+                    float(traffic.reflectance[number]),
+                )
+            )
+        return boxes
+
+    def _lane_invasions(self) -> int:
+        """Count the sides of the car whose wheels came onto a line."""
+        vehicle, params = self._vehicle, self.config.vehicle
+        raster = self._current().raster
+        cos_yaw, sin_yaw = math.cos(vehicle.yaw_rad), math.sin(vehicle.yaw_rad)
+        half, count = 0.5 * params.wheelbase_m, 0
+        for side, right in enumerate((-0.5 * params.track_m, 0.5 * params.track_m)):
+            on_line = any(
+                raster.ground_at(
+                    vehicle.x_m + forward * cos_yaw - right * sin_yaw,
+                    vehicle.y_m + forward * sin_yaw + right * cos_yaw,
+                )
+                >= GAP
+                for forward in (half, -half)
+            )
+            if on_line:
+                count += self._off_line[side] >= _OFF_LINE_FRAMES
+                self._off_line[side] = 0
+            else:
+                self._off_line[side] += 1
+        return count
+
+    def close(self) -> None:
+        """Forget the networks; safe to call twice."""
+        self._site = None
+        self._sites.clear()

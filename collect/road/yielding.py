@@ -1,0 +1,121 @@
+"""What a vehicle must keep away from: bodies in its corridor, and claims across its path.
+
+Pure functions on arrays over N vehicles and, last, the driven car: N + 1 bodies. Positions are
+complex, x + iy in metres; directions are unit complex numbers.
+"""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+Complex = NDArray[np.complex128]
+Real = NDArray[np.float64]
+
+SIGHT_M = 54.0
+"""How far along its path a vehicle looks."""
+SIGHT_STEP_M = 2
+"""Metres between the points of a path that are looked at."""
+_CLEARANCE_M = 0.3
+_BEHIND_M = -3.0
+# Sine of the angle from which two ways cross rather than run along each other.
+_CROSSING = 0.3
+_STOP_BEFORE_M = 1.5
+_HARD_MPS2 = 6.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scene:
+    """Where everyone is and means to go."""
+
+    at: Complex
+    """complex128 (N + 1,), centres."""
+    heading: Complex
+    """complex128 (N + 1,), directions."""
+    speed_mps: Real
+    """float64 (N + 1,)."""
+    length_m: Real
+    """float64 (N + 1,)."""
+    width_m: Real
+    """float64 (N + 1,)."""
+    sight: Complex
+    """complex128 (N, K), points along each path from the centre on, `SIGHT_STEP_M` apart."""
+    claims: Complex
+    """complex128 (N + 1, C), points on the way that each is about to take."""
+    at_junction: NDArray[np.bool_]
+    """bool (N,), whether the path crosses a junction within sight."""
+    rank: Real
+    """float64 (N + 1,), distinct; the higher one need not give way."""
+
+
+def find_leads(scene: Scene) -> tuple[Real, Real]:
+    """The obstacle that limits each vehicle most.
+
+    Returns:
+        Free metres to it, float64 (N,), infinite without one; and its speed along the
+        vehicle's path, float64 (N,).
+    """
+    count = len(scene.sight)
+    offset = (scene.at - scene.at[:count, None]) * scene.heading[:count, None].conj()
+    near = (offset.real > _BEHIND_M) & (np.abs(offset) < SIGHT_M)
+    near[np.arange(count), np.arange(count)] = False
+    who, whom = np.nonzero(near)
+    gaps, speeds = np.full(near.shape, np.inf), np.zeros(near.shape)
+    gaps[who, whom], speeds[who, whom] = _body_gaps(scene, who, whom)
+    nearest = np.argmin(gaps, axis=1)
+    rows = np.arange(count)
+    gap, speed = gaps[rows, nearest], speeds[rows, nearest]
+
+    crossing = scene.at_junction[who] & (scene.rank[whom] > scene.rank[who])
+    who, whom = who[crossing], whom[crossing]
+    if who.size:
+        stops = np.full(near.shape, np.inf)
+        stops[who, whom] = _claim_gaps(scene, who, whom)
+        stop = stops.min(axis=1)
+        speed = np.where(stop < gap, 0.0, speed)
+        gap = np.minimum(gap, stop)
+    return gap, speed
+
+
+def _body_gaps(scene: Scene, who: NDArray[np.intp], whom: NDArray[np.intp]) -> tuple[Real, Real]:
+    """Gap float64 (Q,) and speed float64 (Q,) along the path of `who` to the body of `whom`."""
+    sight = scene.sight[who]  # (Q, K)
+    offset = scene.at[whom, None] - sight
+    nearest = np.argmin(offset.real**2 + offset.imag**2, axis=1)
+    rows = np.arange(len(who))
+    way = _directions(scene.sight)[who, nearest]
+    local = offset[rows, nearest] * way.conj()
+    turn = scene.heading[whom] * way.conj()
+    cosine, sine = np.abs(turn.real), np.abs(turn.imag)
+    length, width = scene.length_m[whom], scene.width_m[whom]
+    half_length = 0.5 * (cosine * length + sine * width)
+    half_width = 0.5 * (sine * length + cosine * width)
+    along = SIGHT_STEP_M * nearest + local.real
+    beside = half_width + 0.5 * scene.width_m[who] + _CLEARANCE_M
+    blocked = (np.abs(local.imag) < beside) & (along > 0.0)
+    gap = np.where(blocked, along - half_length - 0.5 * scene.length_m[who], np.inf)
+    return gap, np.maximum(scene.speed_mps[whom] * turn.real, 0.0)
+
+
+def _claim_gaps(scene: Scene, who: NDArray[np.intp], whom: NDArray[np.intp]) -> Real:
+    """Free metres float64 (Q,) before the path of `who` crosses the way that `whom` claims."""
+    sight, claims = scene.sight[who], scene.claims[whom]
+    way, claimed = _directions(scene.sight)[who], _directions(scene.claims)[whom]
+    offset = claims[:, :, None] - sight[:, None, :]  # (Q, C, K)
+    turn = claimed[:, :, None] * way[:, None, :].conj()
+    crossing = (np.abs(turn.imag) > _CROSSING) | (turn.real < 0.0)
+    reach = 0.5 * (scene.width_m[who] + scene.width_m[whom]) + 2.0 * _CLEARANCE_M
+    touches = (np.abs(offset) < reach[:, None, None]) & crossing
+    conflict = touches.any(axis=1)  # (Q, K)
+    gap = SIGHT_STEP_M * np.argmax(conflict, axis=1) - 0.5 * scene.length_m[who] - _STOP_BEFORE_M
+    # Who is in the middle of it, or too fast to stop before it, drives on.
+    stops = np.any(conflict, axis=1) & (gap > scene.speed_mps[who] ** 2 / (2.0 * _HARD_MPS2))
+    return np.where(stops, gap, np.inf)
+
+
+def _directions(points: Complex) -> Complex:
+    """Unit vectors from each point of (..., n) to the next; the last one as before."""
+    step = np.diff(points, axis=-1)
+    step = np.concatenate([step, step[..., -1:]], axis=-1)
+    unit: Complex = step / np.maximum(np.abs(step), 1e-9)
+    return unit
