@@ -17,8 +17,8 @@ from avtd3.store.errors import ConfigError
 
 _COUNTRY = Winding(
     length_m=(1000.0, 1800.0),
-    edge_m=(70.0, 210.0),
-    turn_rad=(math.radians(8.0), math.radians(105.0)),
+    edge_m=(70.0, 180.0),
+    turn_rad=(math.radians(10.0), math.radians(105.0)),
     radius_m=(25.0, 260.0),
 )
 _LOOP = Winding(

@@ -142,6 +142,8 @@ class Winding:
     """How a winding road winds."""
 
     length_m: tuple[float, float]
+    """Length of the polyline before its corners are rounded; of a closed road, the smallest and
+    largest circumference of the circle that a vertex may lie on."""
     edge_m: tuple[float, float]
     turn_rad: tuple[float, float]
     radius_m: tuple[float, float]
@@ -208,12 +210,12 @@ def _drawn_radii(
     lengths: NDArray[np.float64],
     winding: Winding,
 ) -> list[float]:
-    """Radii between the smallest allowed and the largest that fit; small ones more often."""
+    """Radii between the smallest allowed and the largest that fit, wide sweeps more often."""
     low, high = winding.radius_m
     fits = np.clip(largest_radii(turns, lengths, winding.share), low, high)
     return [
         float(low * (top / low) ** part)
-        for top, part in zip(fits, rng.random(len(fits)), strict=True)
+        for top, part in zip(fits, np.sqrt(rng.random(len(fits))), strict=True)
     ]
 
 

@@ -1,6 +1,7 @@
 """OpenDRIVE text: read a stranger's file, refuse what carla.Map cannot take, flatten it."""
 
 import re
+import stat
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NoReturn
@@ -31,13 +32,15 @@ def read_opendrive(path: str | Path) -> str:
             driving lane.
     """
     path = Path(path)
-    if path.is_dir():
-        raise RoadError(f"road {path} is a directory, expected an .xodr file; name a file in it")
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise RoadError(f"road {path} is {kind}, expected an .xodr file; name the file")
+        if status.st_size > MAX_FILE_BYTES:
             raise RoadError(
-                f"road {path} has {size} bytes, expected at most {MAX_FILE_BYTES}; cut the map"
+                f"road {path} has {status.st_size} bytes, expected at most {MAX_FILE_BYTES}; "
+                f"cut the map"
             )
         data = path.read_bytes()
     except FileNotFoundError as error:

@@ -23,6 +23,7 @@ _OVERLAP_M = 0.3  # a join closer than this is a join, not a lane beside
 _CHANGE_PER_M = 8.0  # metres before and after a join, per metre that the lanes lie apart
 _END_MARGIN_M = 5.0
 _NARROWEST_M = 2.0
+_TURN_BACK_RAD = math.radians(150.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +116,13 @@ def _drive(
 
 
 def _ways(network: RoadNetwork, rng: np.random.Generator, lane: int) -> list[int]:
-    successors = network.lanes[lane].successors
+    successors = [n for n in network.lanes[lane].successors if not _turns_back(network.lanes[n])]
     return [successors[number] for number in rng.permutation(len(successors)).tolist()]
+
+
+def _turns_back(lane: Lane) -> bool:
+    """Whether a lane leads over a junction back to where it came from; too tight to drive."""
+    return lane.is_junction and abs(float(lane.yaw_rad[-1] - lane.yaw_rad[0])) > _TURN_BACK_RAD
 
 
 def _join(network: RoadNetwork, lanes: tuple[int, ...], start_m: float, length_m: float) -> Route:

@@ -13,7 +13,7 @@ def arc_route(radius_m: float = 30.0, turns: float = 0.5) -> Route:
     """A right-hand circle (clockwise seen from above, so yaw grows in CARLA's frame)."""
     angle = np.linspace(0.0, 2 * math.pi * turns, 2 + int(2 * math.pi * radius_m * turns))
     points = radius_m * np.stack([np.sin(angle), 1.0 - np.cos(angle)], axis=1)
-    return Route(points=points, lane_width_m=np.float64(3.5))
+    return Route(points=points, lane_width_m=np.array(3.5))
 
 
 def straight_route(length_m: int = 100) -> Route:
@@ -38,7 +38,7 @@ headings = st.lists(st.floats(-0.35, 0.35), min_size=5, max_size=120)
 def winding_route(turns: list[float]) -> Route:
     yaw = np.cumsum(turns)
     step = np.stack([np.cos(yaw), np.sin(yaw)], axis=1)
-    return Route(points=np.cumsum(step, axis=0), lane_width_m=np.float64(3.0))
+    return Route(points=np.cumsum(step, axis=0), lane_width_m=np.array(3.0))
 
 
 def test_lateral_is_positive_to_the_right_of_the_route():
@@ -81,6 +81,20 @@ def test_projection_is_the_nearest_point_of_all_segments(turns, x, y):
     assert math.hypot(x - px, y - py) == pytest.approx(nearest, abs=1e-9)
     assert abs(found.lateral_m) <= nearest + 1e-9
     assert 0.0 <= found.distance_m <= route.length_m
+
+
+@given(headings, st.floats(-40, 40), st.floats(-40, 40), st.floats(-20, 150))
+def test_window_search_is_exact_within_its_window(turns, x, y, near):
+    route = winding_route(turns)
+    ends = route.distance_m
+    low, high = near - SEARCH_BEHIND_M, near + SEARCH_AHEAD_M
+    inside = np.flatnonzero((ends[1:] > low) & (ends[:-1] < high)).tolist()
+    if not inside:  # far beyond an end: the last segment there
+        inside = [0] if near < 0.0 else [len(ends) - 2]
+    part = Route(points=route.points[inside[0] : inside[-1] + 2], lane_width_m=np.array(3.0))
+    found = route.project(x, y, near_m=near)
+    px, py = route.ahead(found.distance_m, [0.0])[0]
+    assert math.hypot(x - px, y - py) == pytest.approx(brute_force(part, x, y), abs=1e-6)
 
 
 @given(headings, st.data())
@@ -140,7 +154,7 @@ def test_speed_profile_obeys_curves_and_braking():
     angle = np.linspace(0.0, math.pi / 2, 32)[1:]
     bend = np.stack([100 + 20 * np.sin(angle), 20 - 20 * np.cos(angle)], axis=1)
     route = Route(
-        points=np.concatenate([straight_route().points, bend]), lane_width_m=np.float64(3.5)
+        points=np.concatenate([straight_route().points, bend]), lane_width_m=np.array(3.5)
     )
     speed = route.speed_profile(max_lateral_mps2=2.0, max_braking_mps2=3.0, max_speed_mps=15.0)
     assert speed[0] == pytest.approx(15.0)
@@ -173,7 +187,7 @@ def test_resample_keeps_ends_and_spaces_evenly(turns, spacing):
     found = resample(repeated, spacing)
     np.testing.assert_allclose(found[[0, -1]], route.points[[0, -1]], atol=1e-9)
     assert len(found) == max(round(route.length_m / spacing), 1) + 1
-    Route(points=found, lane_width_m=np.float64(3.0))
+    Route(points=found, lane_width_m=np.array(3.0))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +201,7 @@ def test_resample_keeps_ends_and_spaces_evenly(turns, spacing):
 )
 def test_impossible_points_are_refused(points, message):
     with pytest.raises(RoadError, match=message):
-        Route(points=np.array(points), lane_width_m=np.float64(3.5))
+        Route(points=np.array(points), lane_width_m=np.array(3.5))
 
 
 def test_resample_refuses_a_line_without_length():
