@@ -26,13 +26,13 @@ class ClipConfig:
     critic_max_norm: float = 10.0
     """Largest norm of the critic's gradients."""
     norm_type: float = 2.0
-    """Order of the norm; ``inf`` takes the largest entry."""
+    """Order of the norm."""
     scope: str = "joint"
     """``joint`` limits CNN and MLPs together, ``per_module`` each by itself."""
 
     def __post_init__(self) -> None:
         for name in ("actor_max_norm", "critic_max_norm", "norm_type"):
-            if not getattr(self, name) > 0.0:
+            if not 0.0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"clip.{name} is {getattr(self, name)}, expected above 0")
         if self.scope not in SCOPES:
             raise ConfigError(f"clip.scope is {self.scope!r}, expected one of {SCOPES}")

@@ -174,6 +174,10 @@ class PolicyDirectory:
         )
         return published.version
 
+    def newest_version(self) -> int | None:
+        """The highest version in the directory; None if it holds no policy."""
+        return max(exchange.versions(self.path), default=None)
+
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` policies."""
         exchange.prune(self.path, keep)

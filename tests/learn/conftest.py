@@ -1,13 +1,18 @@
 """Specs and batches that the learner's tests share."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from avtd3.learn.batch import Batch
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
+from avtd3.store.dataset import Dataset
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
 
 MakeSpec = Callable[..., EpisodeSpec]
 MakeBatch = Callable[..., Batch]
@@ -73,3 +78,46 @@ def make_batch() -> MakeBatch:
         )
 
     return make
+
+
+@pytest.fixture
+def publish_episodes() -> Callable[..., Dataset]:
+    """Write a dataset, or append to it: random episodes in one segment."""
+
+    def publish(
+        path: Path, spec: EpisodeSpec, *, episodes: int = 3, length: int = 20, seed: int = 0
+    ) -> Dataset:
+        rng = np.random.default_rng(seed)
+        dataset = Dataset.create(path, spec)
+
+        def observe() -> dict[str, Any]:
+            image = spec.image
+            vector = rng.normal(size=spec.vector_size).astype(np.float32)
+            return {
+                "frame": None
+                if image is None
+                else rng.integers(0, 256, image.frame_shape, dtype=np.uint8),
+                "vector": vector if spec.vector_size else None,
+            }
+
+        with SegmentWriter(dataset, collector="test", provenance={}) as writer:
+            for episode in range(episodes):
+                info = EpisodeInfo(
+                    seed=episode, scenario=0, world="t", town="t", weather="t", driver="random"
+                )
+                writer.begin_episode(info, frame_id=0, sim_time_s=0.0, **observe())
+                for step in range(1, length + 1):
+                    writer.step(
+                        action=rng.uniform(spec.action_low, spec.action_high).astype(np.float32),
+                        reward=float(rng.normal()),
+                        reward_terms=None,
+                        terminated=step == length and episode % 2 == 0,
+                        truncated=step == length and episode % 2 == 1,
+                        frame_id=step,
+                        sim_time_s=0.05 * step,
+                        **observe(),
+                    )
+                writer.end_episode("goal")
+        return dataset
+
+    return publish

@@ -1,0 +1,71 @@
+"""`LearnConfig`: the settings of ``avtd3 learn``, with those of its parts nested in it."""
+
+import dataclasses
+
+from avtd3.learn.networks import NetworkConfig
+from avtd3.learn.precision import PRECISIONS
+from avtd3.learn.state import TD3Config
+from avtd3.store.errors import ConfigError
+from avtd3.store.sampler import ReplayConfig
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LearnConfig:
+    """Settings of ``avtd3 learn``."""
+
+    updates: int = 1_000_000
+    """Gradient updates in all, those before a resume included (R2: production)."""
+    seed: int = 0
+    """Seed of the weights, the target noise and the draws."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    precision: str = "auto"
+    """Type of the matrix products: ``fp32``, ``bf16``, or ``auto``, which is bf16 on hardware that
+    multiplies it natively."""
+    threads: int = 0
+    """Threads of the CPU; 0 leaves the number to torch."""
+    learning_starts: int = 1_000
+    """With --follow: transitions to wait for before the first update (1 000 quick, 25 000
+    production)."""
+    updates_per_step: float = 1.0
+    """With --follow: updates per transition that was ever collected; 0 is no limit (1 as in
+    Fujimoto et al. 2018)."""
+    refresh_seconds: float = 2.0
+    """With --follow: seconds between two looks for new segments."""
+    log_every: int = 100
+    """Updates between two lines of metrics."""
+    publish_every: int = 1_000
+    """Updates between two published policies."""
+    keep_policies: int = 0
+    """Newest policies to keep in the policy directory; 0 keeps all."""
+    checkpoint_every: int = 5_000
+    """Updates between two checkpoints."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints to keep, besides milestones."""
+    milestones: tuple[int, ...] = (50_000, 100_000, 250_000, 500_000, 750_000, 1_000_000)
+    """Updates at which a checkpoint is made and kept for ever (R5)."""
+    max_skipped: int = 100
+    """Updates in a row that may be left out for not being finite before the run halts."""
+    td3: TD3Config = dataclasses.field(default_factory=TD3Config)
+    """The updates."""
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    """Shape of the networks."""
+    replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
+    """What is drawn, and how."""
+
+    def __post_init__(self) -> None:
+        counts = ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints")
+        for name in (*counts, "max_skipped"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 1 or above")
+        for name in ("seed", "threads", "learning_starts", "updates_per_step", "keep_policies"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 0 or above")
+        if not self.refresh_seconds > 0.0:
+            raise ConfigError(
+                f"learn.refresh_seconds is {self.refresh_seconds}, expected above 0 seconds"
+            )
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"learn.precision is {self.precision!r}, expected one of {PRECISIONS}"
+            )

@@ -1,0 +1,177 @@
+"""Where batches come from while others still collect: waiting, refreshing, and keeping the pace."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import DatasetError, NoSegmentsError
+from avtd3.store.sampler import RefreshReport, ReplayConfig, Sampler
+
+POLL_S = 0.2
+"""Longest sleep before looking at `should_stop` again, in seconds."""
+
+Wait = Callable[[str], None]
+"""Told what is waited for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FollowConfig:
+    """How to learn while others collect."""
+
+    refresh_seconds: float
+    """Seconds between two looks for new segments."""
+    learning_starts: int
+    """Transitions to wait for before the first update."""
+    updates_per_step: float
+    """Most updates per transition that the datasets ever offered; 0 is no limit."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Episodes:
+    """The newest episodes, from one refresh."""
+
+    returns: list[float] = dataclasses.field(default_factory=list)
+    """Sum of rewards of each."""
+    lengths: list[int] = dataclasses.field(default_factory=list)
+    """Steps of each."""
+    policy_versions: list[int] = dataclasses.field(default_factory=list)
+    """Policy that drove each; -1 for none."""
+
+    def add(self, report: RefreshReport) -> None:
+        """Take in what a refresh found."""
+        self.returns += report.returns.tolist()
+        self.lengths += report.lengths.tolist()
+        self.policy_versions += report.policy_versions.tolist()
+
+    def scalars(self, version: int | None) -> dict[str, float]:
+        """Means for the log, and forget; empty if there were no episodes."""
+        found: dict[str, float] = {}
+        if self.returns:
+            found["episode/return"] = float(np.mean(self.returns))
+            found["episode/length"] = float(np.mean(self.lengths))
+        driven = [policy for policy in self.policy_versions if policy >= 0]
+        if driven and version is not None:
+            found["run/policy_lag"] = version - float(np.mean(driven))
+        self.returns, self.lengths, self.policy_versions = [], [], []
+        return found
+
+
+def open_datasets(
+    paths: Sequence[Path], *, follow: bool, should_stop: Callable[[], bool], on_wait: Wait
+) -> list[Dataset]:
+    """Open datasets, waiting for those that do not exist yet when following.
+
+    Returns:
+        The datasets; none if it was told to stop while waiting.
+
+    Raises:
+        DatasetError: A path is something else, or missing and nobody is followed.
+    """
+    datasets: list[Dataset] = []
+    for path in paths:
+        while follow and not Path(path).exists():
+            if should_stop():
+                return []
+            on_wait(f"waiting for {path} to be made by a collector")
+            time.sleep(POLL_S)
+        datasets.append(_open(Path(path), follow=follow, should_stop=should_stop, on_wait=on_wait))
+    return datasets
+
+
+def _open(path: Path, *, follow: bool, should_stop: Callable[[], bool], on_wait: Wait) -> Dataset:
+    while True:
+        try:
+            return Dataset.open(path)
+        except DatasetError:
+            # a collector makes the directory a moment before it writes the spec into it
+            if not follow or should_stop() or any(path.glob("*.*")):
+                raise
+            on_wait(f"waiting for {path} to be made by a collector")
+            time.sleep(POLL_S)
+
+
+class Source:
+    """A sampler and its pace: how many updates the data allow so far."""
+
+    def __init__(
+        self, sampler: Sampler, paths: Sequence[Path], config: FollowConfig | None
+    ) -> None:
+        """Start with what the datasets hold.
+
+        Args:
+            sampler: Open, on the datasets.
+            paths: Their directories, for messages.
+            config: None to learn from what is there and never look again.
+
+        Raises:
+            NoSegmentsError: There is nothing to learn from, and nobody is followed.
+        """
+        self.sampler = sampler
+        self.steps_seen = sampler.opening.steps_added
+        self.episodes = Episodes()
+        self._config = config
+        self._where = ", ".join(str(path) for path in paths)
+        self._refresh_at_s = time.monotonic()
+        self._allowed: float = float("inf")
+        if config is None and sampler.steps == 0:
+            raise NoSegmentsError(
+                f"{self._where}: nothing is published that can be learned from, expected at least "
+                "one step; run avtd3 collect, or add --follow to wait for it"
+            )
+        self.episodes.add(sampler.opening)
+        self._pace()
+
+    def ready(self, updates: int) -> bool:
+        """Whether one more update may be done; looks for new segments when it is time to.
+
+        Args:
+            updates: Updates done so far.
+        """
+        if self._config is not None and time.monotonic() >= self._refresh_at_s:
+            report = self.sampler.refresh()
+            self.steps_seen += report.steps_added
+            self.episodes.add(report)
+            self._pace()
+            self._refresh_at_s = time.monotonic() + self._config.refresh_seconds
+        return updates < self._allowed
+
+    def wait(self, updates: int, on_wait: Wait) -> None:
+        """Say what is waited for, and sleep for a moment."""
+        assert self._config is not None
+        if self._allowed == 0.0:
+            text = f"waiting for segments in {self._where}: {self.sampler.steps} of "
+            on_wait(f"{text}{max(self._config.learning_starts, 1)} steps")
+        else:
+            on_wait(
+                f"waiting for steps in {self._where}: {updates} updates are "
+                f"{self._config.updates_per_step:g} for each of {self.steps_seen} steps"
+            )
+        time.sleep(min(POLL_S, self._config.refresh_seconds))
+
+    def _pace(self) -> None:
+        if self._config is None:
+            return
+        if self.sampler.steps < max(self._config.learning_starts, 1):
+            self._allowed = 0.0
+        elif self._config.updates_per_step:
+            self._allowed = self._config.updates_per_step * self.steps_seen
+        else:
+            self._allowed = float("inf")
+
+
+def open_sampler(
+    datasets: Sequence[Dataset], config: ReplayConfig, *, seed: int, scratch: Path, on_wait: Wait
+) -> Sampler:
+    """Decode the datasets into the run's scratch directory, saying how far it is."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    return Sampler(
+        datasets,
+        config,
+        seed=seed,
+        scratch=scratch,
+        on_progress=lambda done, total: on_wait(f"decoding frames: {done} of {total}"),
+    )

@@ -1,0 +1,319 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from avtd3.learn.checkpoint import list_checkpoints
+from avtd3.learn.curves import read_curves
+from avtd3.learn.metrics import METRICS
+from avtd3.learn.networks import NetworkConfig
+from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.train import LearnConfig, train
+from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
+from avtd3.store.sampler import ReplayConfig
+from avtd3.store.spec import ImageSpec
+
+IMAGE = ImageSpec(height=36, width=36, stack=2)
+
+
+@pytest.fixture
+def config():
+    return LearnConfig(
+        updates=40,
+        log_every=4,
+        publish_every=20,
+        checkpoint_every=10,
+        learning_starts=10,
+        refresh_seconds=0.01,
+        milestones=(20,),
+        keep_checkpoints=1,
+        network=NetworkConfig(hidden=(16, 16), features=24),
+        replay=ReplayConfig(batch_size=8),
+    )
+
+
+def tensors_of(checkpoint):
+    return safetensors.numpy.load_file(checkpoint / "tensors.safetensors")
+
+
+def test_a_run_leaves_policies_checkpoints_and_metrics(
+    tmp_path, make_spec, publish_episodes, config
+):
+    spec = make_spec(image=IMAGE, vector=3)
+    publish_episodes(tmp_path / "data", spec)
+    seen = []
+    report = train([tmp_path / "data"], tmp_path / "run", config, on_progress=seen.append)
+    assert (report.updates, report.policy_version, report.halted) == (40, 2, None)
+    assert not report.stopped
+    assert report.updates_per_second > 0
+    assert report.skipped == 0
+    json.dumps(report.document(), allow_nan=False)
+    assert "40 updates" in report.summary()
+    assert all(0.0 <= progress.fraction <= 1.0 and progress.line() for progress in seen)
+    directory = PolicyDirectory(tmp_path / "run" / "policies")
+    policy = directory.latest(spec)
+    assert (policy.version, policy.updates) == (2, 40)
+    names = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["update-000000020", "update-000000040"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["learn"]["updates"] == 40
+    curves = read_curves(tmp_path / "run" / "events")
+    assert set(curves) == set(METRICS) - {"run/policy_lag"}
+    assert list(curves["critic/loss"].updates) == list(range(4, 41, 4))
+    assert len(curves["episode/return"].values) == 1
+    assert all(np.isfinite(curve.values).all() for curve in curves.values())
+    assert (curves["critic_mlp/grad_norm_after"].values <= 10.0).all()
+    assert (curves["actor_mlp/grad_norm_before"].values > 0.0).all()
+
+
+def test_metrics_of_the_actor_are_absent_when_it_was_not_updated(
+    tmp_path, make_spec, publish_episodes, config
+):
+    publish_episodes(tmp_path / "data", make_spec())
+    td3 = dataclasses.replace(config.td3, policy_delay=8)
+    train([tmp_path / "data"], tmp_path / "run", dataclasses.replace(config, td3=td3))
+    curves = read_curves(tmp_path / "run" / "events")
+    assert list(curves["critic/loss"].updates) == list(range(4, 41, 4))
+    assert list(curves["actor/loss"].updates) == list(range(8, 41, 8))
+    assert not any("_cnn/" in name for name in curves)
+
+
+@pytest.mark.parametrize("image", [None, IMAGE])
+def test_a_resumed_run_equals_one_that_never_stopped(
+    tmp_path, make_spec, publish_episodes, config, image
+):
+    data = tmp_path / "data"
+    publish_episodes(data, make_spec(image=image))
+    train([data], tmp_path / "whole", config)
+    train([data], tmp_path / "parts", dataclasses.replace(config, updates=13))
+    report = train([data], tmp_path / "parts", config, resume=True)
+    assert report.resumed_exactly is True
+    assert (report.updates, report.session_updates) == (40, 27)
+    whole, parts = (
+        tensors_of(list_checkpoints(tmp_path / name / "checkpoints")[-1])
+        for name in ("whole", "parts")
+    )
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert value.tobytes() == parts[name].tobytes(), name
+
+
+def test_policy_versions_go_on_after_a_resume(tmp_path, make_spec, publish_episodes, config):
+    data, policies = tmp_path / "data", tmp_path / "policies"
+    publish_episodes(data, make_spec())
+    first = train([data], tmp_path / "run", config, policies=policies)
+    assert first.policy_version == 2
+    before = {path.name: path.read_bytes() for path in policies.glob("policy-*")}
+    longer = dataclasses.replace(config, updates=60)
+    second = train([data], tmp_path / "run", longer, policies=policies, resume=True)
+    assert second.policy_version == 3
+    for name, data_before in before.items():
+        assert (policies / name).read_bytes() == data_before
+
+
+def test_a_resume_on_other_segments_says_so(tmp_path, make_spec, publish_episodes, config):
+    spec = make_spec()
+    publish_episodes(tmp_path / "data", spec)
+    train([tmp_path / "data"], tmp_path / "run", dataclasses.replace(config, updates=10))
+    publish_episodes(tmp_path / "data", spec, seed=1)
+    report = train([tmp_path / "data"], tmp_path / "run", config, resume=True)
+    assert report.resumed_exactly is False
+    assert "no longer" in report.summary()
+
+
+def test_told_to_stop_it_saves_and_publishes(tmp_path, make_spec, publish_episodes, config):
+    publish_episodes(tmp_path / "data", make_spec())
+    asked = iter(range(1000))
+    report = train(
+        [tmp_path / "data"], tmp_path / "run", config, should_stop=lambda: next(asked) >= 7
+    )
+    assert report.stopped
+    assert report.updates == 7
+    assert report.policy_version == 1
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "update-000000007"
+    assert not any((tmp_path / "run" / "scratch").iterdir())
+
+
+def test_following_waits_for_the_dataset_its_steps_and_the_pace(
+    tmp_path, make_spec, publish_episodes, config, monkeypatch
+):
+    data, spec = tmp_path / "data", make_spec()
+    slow = dataclasses.replace(config, updates_per_step=0.5, learning_starts=30)
+    texts: list[str] = []
+    script = [
+        lambda: publish_episodes(data, spec, episodes=1),
+        lambda: publish_episodes(data, spec, episodes=1, seed=1),
+        lambda: publish_episodes(data, spec, episodes=2, seed=2),
+    ]
+
+    def advance(_seconds: float) -> None:
+        waits.append(texts[-1] if texts else "")
+        if len(waits) % 3 == 0 and script:
+            script.pop(0)()
+
+    waits: list[str] = []
+    monkeypatch.setattr("avtd3.learn.train.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("avtd3.learn.source.time.sleep", advance)
+    report = train(
+        [data],
+        tmp_path / "run",
+        dataclasses.replace(slow, refresh_seconds=1e-9),
+        follow=True,
+        on_progress=lambda progress: texts.append(progress.line()),
+    )
+    assert report.updates == 40
+    assert report.steps == 80
+    joined = "\n".join(waits)
+    assert f"waiting for {data} to be made" in joined
+    assert f"waiting for segments in {data}: 20 of 30 steps" in joined
+    assert "20 updates are 0.5 for each of 40 steps" in joined
+
+
+def test_following_can_be_stopped_before_there_is_anything(tmp_path, config):
+    asked = iter(range(10))
+    report = train(
+        [tmp_path / "data"],
+        tmp_path / "run",
+        config,
+        follow=True,
+        should_stop=lambda: next(asked) >= 1,
+    )
+    assert report.stopped
+    assert (report.updates, report.policy_version) == (0, None)
+
+
+def test_an_untrained_policy_is_there_before_the_first_segment(tmp_path, make_spec, config):
+    from avtd3.store.dataset import Dataset
+
+    spec = make_spec()
+    Dataset.create(tmp_path / "data", spec)
+    asked = iter(range(10))
+    report = train(
+        [tmp_path / "data"],
+        tmp_path / "run",
+        config,
+        policies=tmp_path / "policies",
+        follow=True,
+        should_stop=lambda: next(asked) >= 2,
+    )
+    assert report.policy_version == 0
+    assert PolicyDirectory(tmp_path / "policies").latest(spec).updates == 0
+    assert "waiting for segments" not in report.summary()
+
+
+def test_updates_that_stay_not_finite_halt_the_run(tmp_path, make_spec, publish_episodes, config):
+    publish_episodes(tmp_path / "data", make_spec())
+    td3 = dataclasses.replace(config.td3, reward_scale=1e38)
+    report = train(
+        [tmp_path / "data"],
+        tmp_path / "run",
+        dataclasses.replace(config, td3=td3, max_skipped=6),
+    )
+    assert report.halted is not None
+    assert "not finite" in report.halted
+    assert report.updates == 8
+    assert report.skipped == 8
+    assert "HALTED" in report.summary()
+    assert PolicyDirectory(tmp_path / "run" / "policies").latest(make_spec()) is not None
+
+
+def test_missing_and_empty_datasets_are_refused(tmp_path, make_spec, config):
+    from avtd3.store.dataset import Dataset
+
+    with pytest.raises(DatasetError):
+        train([tmp_path / "nowhere"], tmp_path / "run", config)
+    Dataset.create(tmp_path / "empty", make_spec())
+    with pytest.raises(NoSegmentsError, match="--follow"):
+        train([tmp_path / "empty"], tmp_path / "run", config)
+
+
+def test_datasets_of_two_specs_are_refused(tmp_path, make_spec, publish_episodes, config):
+    publish_episodes(tmp_path / "one", make_spec())
+    publish_episodes(tmp_path / "two", make_spec(vector=6))
+    with pytest.raises(SpecError):
+        train([tmp_path / "one", tmp_path / "two"], tmp_path / "run", config)
+
+
+def test_a_run_directory_is_not_taken_twice(tmp_path, make_spec, publish_episodes, config):
+    data = tmp_path / "data"
+    publish_episodes(data, make_spec())
+    short = dataclasses.replace(config, updates=2)
+    with pytest.raises(ConfigError, match="no run to resume"):
+        train([data], tmp_path / "run", short, resume=True)
+    train([data], tmp_path / "run", short)
+    with pytest.raises(ConfigError, match="--resume"):
+        train([data], tmp_path / "run", short)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is a file"):
+        train([data], tmp_path / "file", short)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path, make_spec, publish_episodes, config):
+    short = dataclasses.replace(config, updates=2)
+    publish_episodes(tmp_path / "one", make_spec())
+    publish_episodes(tmp_path / "two", make_spec(low=(-2.0, -2.0)))
+    train([tmp_path / "one"], tmp_path / "run", short)
+    with pytest.raises(SpecError, match="its own data"):
+        train([tmp_path / "two"], tmp_path / "run", short, resume=True)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from avtd3.learn.train import LearnConfig, train
+from avtd3.learn.networks import NetworkConfig
+from avtd3.store import files
+from avtd3.store.sampler import ReplayConfig
+count = 0
+real = os.fsync
+def fsync(descriptor):
+    global count
+    count += 1
+    if count == int(sys.argv[3]):
+        os.kill(os.getpid(), 9)
+    real(descriptor)
+os.fsync = fsync
+config = LearnConfig(updates=30, publish_every=5, checkpoint_every=5,
+    network=NetworkConfig(hidden=(8,)), replay=ReplayConfig(batch_size=4))
+train([Path(sys.argv[1])], Path(sys.argv[2]), config)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsyncs", [1, 9, 15, 20])
+def test_a_run_killed_at_any_write_goes_on(tmp_path, make_spec, publish_episodes, fsyncs):
+    data, run = tmp_path / "data", tmp_path / "run"
+    publish_episodes(data, make_spec())
+    command = [sys.executable, "-c", KILLED, str(data), str(run), str(fsyncs)]
+    assert subprocess.run(command, check=False).returncode == -9
+    config = LearnConfig(
+        updates=30,
+        publish_every=5,
+        checkpoint_every=5,
+        network=NetworkConfig(hidden=(8,)),
+        replay=ReplayConfig(batch_size=4),
+    )
+    started = (run / "config.json").exists()
+    report = train([data], run, config, resume=started)
+    assert report.updates == 30
+    policy = PolicyDirectory(run / "policies").latest(make_spec())
+    assert policy.updates == 30
+    assert not list(Path(run / "policies").glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"updates": 0}, {"refresh_seconds": 0.0}, {"precision": "fp8"}, {"seed": -1}]
+)
+def test_impossible_settings_are_refused_by_name(bad):
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        LearnConfig(**bad)
+
+
+def test_an_unknown_device_is_refused(tmp_path, make_spec, publish_episodes, config):
+    publish_episodes(tmp_path / "data", make_spec())
+    with pytest.raises(ConfigError, match="device"):
+        train([tmp_path / "data"], tmp_path / "r", dataclasses.replace(config, device="quantum"))
