@@ -116,13 +116,22 @@ def _drive(
 
 
 def _ways(network: RoadNetwork, rng: np.random.Generator, lane: int) -> list[int]:
-    successors = [n for n in network.lanes[lane].successors if not _turns_back(network.lanes[n])]
+    successors = [
+        following
+        for following in network.lanes[lane].successors
+        if not _turns_back(network, network.lanes[lane], network.lanes[following])
+    ]
     return [successors[number] for number in rng.permutation(len(successors)).tolist()]
 
 
-def _turns_back(lane: Lane) -> bool:
-    """Whether a lane leads over a junction back to where it came from; too tight to drive."""
-    return lane.is_junction and abs(float(lane.yaw_rad[-1] - lane.yaw_rad[0])) > _TURN_BACK_RAD
+def _turns_back(network: RoadNetwork, lane: Lane, following: Lane) -> bool:
+    """Whether a lane leads over a junction back to where one came from; too tight to drive."""
+    if not following.is_junction:
+        return False
+    beyond = [network.lanes[number].yaw_rad[0] for number in following.successors]
+    turns = np.array([*beyond, following.yaw_rad[-1]]) - lane.yaw_rad[-1]
+    # Converted maps bend at the joins too, so the connection's own turn does not tell it all.
+    return bool(np.cos(turns).min() < math.cos(_TURN_BACK_RAD))
 
 
 def _join(network: RoadNetwork, lanes: tuple[int, ...], start_m: float, length_m: float) -> Route:
