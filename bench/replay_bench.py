@@ -2,8 +2,8 @@
 
     python bench/replay_bench.py [--dataset DATASET] [--repeats 7] [--json]
 
-The floor is one ``np.take`` of the same number of frames from the same mapped file into one
-reused buffer: no draw, no rewards, no vectors. Rivals run in turns within each repeat, and the
+The floor is one ``np.take`` of the same number of frames from the same mapped file into as many
+reused buffers: no draw, no rewards, no vectors. Rivals run in turns within each repeat, and the
 medians over the repeats are compared. stable-baselines3 takes part if it is installed
 (``pip install avtd3[bench]``); its buffer holds the same stacks in memory, once each
 (``optimize_memory_usage=True``).
@@ -11,13 +11,13 @@ medians over the repeats are compared. stable-baselines3 takes part if it is ins
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.writer import EpisodeInfo, SegmentWriter
 
 Draw = Callable[[], object]
+SB3 = "stable-baselines3 ReplayBuffer"
 
 
 def make_dataset(path: Path, frames: int, episode_steps: int = 500) -> Dataset:
@@ -89,19 +90,15 @@ def fill_seconds(dataset: Dataset, scratch: Path) -> tuple[float, int]:
     return seconds, sum(segment.observations for segment in segments.values())
 
 
-def make_floor(frames: NDArray[np.uint8], count: int, batch: int, width: int) -> Draw:
-    """One gather of random windows, drawn beforehand."""
+def make_floor(frames: NDArray[np.uint8], count: int, batch: int, width: int, buffers: int) -> Draw:
+    """One gather of random windows, drawn beforehand, into as many buffers by turns."""
     flat = frames.reshape(len(frames), -1)
-    out = np.empty((batch, width, flat.shape[1]), np.uint8)
+    outs = itertools.cycle(
+        [np.empty((batch, width, flat.shape[1]), np.uint8) for _ in range(buffers)]
+    )
     first = np.random.default_rng(1).integers(0, count - width, (64, batch, 1))
-    windows = iter_forever(first + np.arange(width))
-    return lambda: np.take(flat, next(windows), axis=0, out=out, mode="clip")
-
-
-def iter_forever(items: NDArray[np.int64]) -> Any:  # noqa: ANN401 - a generator
-    """The items again and again."""
-    while True:
-        yield from items
+    windows = itertools.cycle(first + np.arange(width))
+    return lambda: np.take(flat, next(windows), axis=0, out=next(outs), mode="clip")
 
 
 def make_sb3(frames: NDArray[np.uint8], count: int, batch: int, stack: int) -> Draw | None:
@@ -143,7 +140,7 @@ class Row:
 
     name: str
     batches_per_second: float
-    to_floor: float
+    to_floor: float | None
     to_sb3: float | None
 
 
@@ -161,35 +158,32 @@ def compare(dataset: Dataset, scratch: Path, options: argparse.Namespace) -> lis
     image = dataset.spec.image
     assert image is not None, "the benchmark is about frames; give a dataset with an image"
     rivals: dict[str, Draw] = {}
+    floor_of: dict[str, str] = {}
     samplers = []
-    for n in (1, 3):
+    for n, buffers in ((1, 1), (1, 3), (3, 1)):
         config = ReplayConfig(batch_size=options.batch, n_step=n)
-        sampler = Sampler([dataset], config, seed=0, scratch=scratch)
+        sampler = Sampler([dataset], config, seed=0, scratch=scratch, buffers=buffers)
         samplers.append(sampler)
-        frames = sampler._cache.columns()["frames"]
-        count = sampler._cache.rows
         width = image.stack + 1 if n == 1 else 2 * image.stack
-        rivals[f"np.take of {width} frames (floor)"] = make_floor(
-            frames, count, options.batch, width
-        )
-        rivals[f"Sampler, n-step {n}"] = sampler.sample
+        floor = f"np.take, {width} frames, {buffers} buffers"
+        frames, count = sampler._cache.columns()["frames"], sampler._cache.rows
+        rivals[floor] = make_floor(frames, count, options.batch, width, buffers)
+        rivals[f"Sampler, n-step {n}, {buffers} buffers"] = sampler.sample
+        floor_of[f"Sampler, n-step {n}, {buffers} buffers"] = floor
     sb3 = make_sb3(frames, count, options.batch, image.stack)
     if sb3 is not None:
-        rivals["stable-baselines3 ReplayBuffer"] = sb3
+        rivals[SB3] = sb3
     rates = measure(rivals, options.repeats, options.batches)
     for sampler in samplers:
         sampler.close()
-    names = list(rivals)
-    floors = [rates[names[2 * (i // 2)]] if i < 4 else rates[names[0]] for i in range(len(names))]
-    theirs = rates[names[4]] if sb3 is not None else None
     return [
         Row(
             name=name,
-            batches_per_second=rates[name],
-            to_floor=rates[name] / floor,
-            to_sb3=None if theirs is None else rates[name] / theirs,
+            batches_per_second=rate,
+            to_floor=rate / rates[floor_of[name]] if name in floor_of else None,
+            to_sb3=rate / rates[SB3] if sb3 is not None else None,
         )
-        for name, floor in zip(names, floors, strict=True)
+        for name, rate in rates.items()
     ]
 
 
@@ -215,9 +209,8 @@ def main() -> None:
     print(f"{frames} frames; cache filled at {frames / seconds:,.0f} frames/s")
     print(f"{'batch of ' + str(options.batch):34} {'batches/s':>10} {'to floor':>9} {'to SB3':>7}")
     for row in rows:
-        to_sb3 = "-" if row.to_sb3 is None else f"{row.to_sb3:.2f}"
-        rate = f"{row.batches_per_second:10.0f}"
-        print(f"{row.name:34} {rate} {row.to_floor:9.3f} {to_sb3:>7}")
+        ratios = ["-" if r is None else f"{r:.3f}" for r in (row.to_floor, row.to_sb3)]
+        print(f"{row.name:34} {row.batches_per_second:10.0f} {ratios[0]:>9} {ratios[1]:>7}")
     if rows[0].to_sb3 is None:
         print("stable-baselines3 is not installed: pip install 'avtd3[bench]' adds it")
 

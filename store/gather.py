@@ -10,25 +10,25 @@ clamped to the first row of its episode:
   window is it at a fixed place.
 
 ``np.take(mode="clip")`` into a reused buffer is the fastest gather there is (the default mode
-costs half of it). All the rest has to stay within 5 % of it: bench/replay_bench.py.
+costs half of it). It also sweeps the processor's caches, after which numpy's small calls take five
+times as long: so all that is small is looked up for many batches at once, and a batch then costs
+its frames and little else (bench/replay_bench.py: at least 0.9 of the bare gather).
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.replay import AGE, LEFT, SHIFT, ReplayCache
+from avtd3.store.replay import ACTION, ALIVE, REWARD
 from avtd3.store.spec import EpisodeSpec
-
-BUFFERS = 3
-"""Batches that are alive at a time: one in use, one waiting, one being gathered."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Transitions:
-    """One batch; its arrays are overwritten by the third `Sampler.sample` after it."""
+    """One batch; a later draw overwrites its frames (see `Sampler`), the rest is its own."""
 
     frames: NDArray[np.uint8] | None
     """uint8 (B, W, C, H, W), all gathered frames: K + 1 or, for n-step > 1, 2 K of them; None
@@ -57,120 +57,159 @@ class Transitions:
         return f"Transitions({shapes})"
 
 
-class Gather:
-    """Turns positions of steps into batches, in `BUFFERS` buffers by turns."""
+class FrameBuffer:
+    """Memory for the frames of one batch, and the views of it that learners want."""
 
-    def __init__(self, spec: EpisodeSpec, *, batch_size: int, n_step: int, gamma: float) -> None:
-        """Allocate all buffers.
+    def __init__(self, spec: EpisodeSpec, *, batch_size: int, n_step: int) -> None:
+        self.window: NDArray[np.uint8] | None = None
+        self.flat: NDArray[np.uint8] | None = None
+        self.observation: NDArray[np.uint8] | None = None
+        self.next_observation: NDArray[np.uint8] | None = None
+        if spec.image is None:
+            return
+        stack = spec.image.stack
+        width = stack + 1 if n_step == 1 else 2 * stack
+        shape = (batch_size, *spec.image.observation_shape)
+        self.window = np.empty((batch_size, width, *spec.image.frame_shape), dtype=np.uint8)
+        self.flat = self.window.reshape((batch_size, width, -1), copy=False)
+        # (B, K, C, H, W) -> (B, K*C, H, W) without a copy: frames lie side by side
+        self.observation = self.window[:, :stack].reshape(shape, copy=False)
+        self.next_observation = self.window[:, -stack:].reshape(shape, copy=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRows:
+    """Where the episodes lie, in the order in which their steps are numbered."""
+
+    ends: NDArray[np.int64]
+    """int64 (E,), number behind each episode's last step; sorted."""
+    first: NDArray[np.int64]
+    """int64 (E,), row of each episode's first observation."""
+    shift: NDArray[np.int64]
+    """int64 (E,), from a step's number to its row."""
+
+    @classmethod
+    def from_lengths(cls, lengths: NDArray[np.int64], first: NDArray[np.int64]) -> Self:
+        """Number the steps of episodes, given their lengths and first rows."""
+        ends: NDArray[np.int64] = lengths.cumsum()
+        return cls(ends=ends, first=first, shift=first - (ends - lengths))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """All of some batches but their frames; see `Transitions` for what each array holds."""
+
+    rows: NDArray[np.int64]
+    """int64 (N, B, W), rows of the frames; W = 0 without an image."""
+    vectors: NDArray[np.float32] | None
+    """float32 (2, N, B, V), those of the observations and of the next ones."""
+    action: NDArray[np.float32]
+    """float32 (N, B, A)."""
+    reward: NDArray[np.float32]
+    """float32 (N, B)."""
+    discount: NDArray[np.float32]
+    """float32 (N, B)."""
+
+    def batch(self, number: int, frames: FrameBuffer) -> Transitions:
+        """One of the batches, with frames that are gathered into `frames`."""
+        vectors = self.vectors
+        return Transitions(
+            frames=frames.window,
+            observation_frames=frames.observation,
+            next_observation_frames=frames.next_observation,
+            observation_vector=None if vectors is None else vectors[0, number],
+            next_observation_vector=None if vectors is None else vectors[1, number],
+            action=self.action[number],
+            reward=self.reward[number],
+            discount=self.discount[number],
+        )
+
+
+class Gather:
+    """Turns numbers of steps into batches."""
+
+    def __init__(self, spec: EpisodeSpec, *, n_step: int, gamma: float) -> None:
+        """Prepare what does not change between batches.
 
         Args:
             spec: What the cache holds.
-            batch_size: Transitions per batch, B.
             n_step: Most rewards summed per transition.
             gamma: Discount per step.
         """
         stack = 0 if spec.image is None else spec.image.stack
-        self._steps = n_step
+        self._n_step = n_step
         self._stack = np.arange(1 - stack, 1)
-        self._window = np.arange(1 - stack, 2)
+        self._window = np.arange(1 - stack, 2 if stack else 1)
         self._ahead = np.arange(n_step)
         powers = gamma ** np.arange(n_step + 1, dtype=np.float64)
         self._powers = powers.astype(np.float32)
         below = self._ahead < np.arange(n_step + 1)[:, None]
         self._weights = np.where(below, powers[:-1], 0.0)  # (m, i): gamma^i while i < m
-        self._buffers = [_allocate(spec, batch_size, n_step) for _ in range(BUFFERS)]
-        width = stack + 1 if n_step == 1 else 2 * stack
-        self._rows = np.empty((batch_size, width), dtype=np.int64)
-        self._turn = 0
+        self._vector = ACTION + spec.action_size
+        self._width = self._vector + spec.vector_size
         self._columns: dict[str, NDArray[Any]] = {}
 
-    def bind(self, cache: ReplayCache | None) -> None:
-        """Read from the columns that the cache has now; None lets go of them."""
-        self._columns = {} if cache is None else cache.columns()
-        if "frames" in self._columns:
-            frames = self._columns["frames"]
-            # Two axes, not four: np.take then copies each frame as one block.
-            self._columns["frames"] = frames.reshape(len(frames), -1)
+    def bind(self, columns: Mapping[str, NDArray[Any]], episodes: EpisodeRows) -> None:
+        """Read from these columns of a cache from now on."""
+        # Two axes, not four: np.take then copies each row as one block.
+        self._columns = {name: column.reshape(len(column), -1) for name, column in columns.items()}
+        self._episodes = episodes
 
-    def __call__(self, position: NDArray[np.int64]) -> Transitions:
-        """Gather the transitions at these positions of the bound cache.
+    def look_up(self, number: NDArray[np.int64]) -> Lookup:
+        """Find the steps of these numbers and read all but their frames.
 
         Args:
-            position: int64 (B,), each that of a step.
+            number: int64 (N, B), each at least 0 and below the number of steps.
         """
-        batch = self._buffers[self._turn]
-        self._turn = (self._turn + 1) % BUFFERS
-        links = self._columns["links"].take(position, axis=0, mode="clip")
-        row = position + links[:, SHIFT]
-        if self._steps == 1:
-            next_row, last = row + 1, position
-            self._columns["reward"].take(position, mode="clip", out=batch.reward)
-            batch.discount.fill(self._powers[1])
+        episode = self._episodes.ends.searchsorted(number, side="right")
+        row = number + self._episodes.shift.take(episode)
+        if self._n_step == 1:
+            next_row = row + 1
         else:
-            count = np.minimum(links[:, LEFT], self._steps)
-            next_row, last = row + count, position + (count - 1)
-            self._sum_rewards(position, last, count, batch)
-        batch.discount[self._columns["terminated"].take(last, mode="clip")] = 0.0
-        self._columns["action"].take(position, axis=0, mode="clip", out=batch.action)
-        if batch.observation_vector is not None and batch.next_observation_vector is not None:
-            vector = self._columns["vector"]
-            vector.take(row, axis=0, mode="clip", out=batch.observation_vector)
-            vector.take(next_row, axis=0, mode="clip", out=batch.next_observation_vector)
-        if batch.frames is not None:
-            self._take_frames(row, next_row, row - links[:, AGE], batch.frames)
-        return batch
+            left = self._episodes.ends.take(episode) - number
+            count = np.minimum(left, self._n_step)
+            next_row = row + count
+        # One visit to memory for each transition: the two rows are neighbours if n = 1.
+        pairs = np.stack([row, next_row], axis=-1)
+        numbers = self._columns["numbers"].take(pairs, axis=0, mode="clip")  # (N, B, 2, 2 + A + V)
+        if self._n_step == 1:
+            reward = numbers[..., 0, REWARD].copy()
+            discount = numbers[..., 0, ALIVE] * self._powers[1]
+        else:
+            reward, discount = self._sum_rewards(row, count)
+        vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
+        return Lookup(
+            rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
+            vectors=np.ascontiguousarray(vectors) if self._width > self._vector else None,
+            action=numbers[..., 0, ACTION : self._vector].copy(),
+            reward=reward,
+            discount=discount,
+        )
+
+    def take_frames(self, rows: NDArray[np.int64], frames: FrameBuffer) -> None:
+        """Gather the frames of one batch, rows int64 (B, W)."""
+        if frames.flat is not None:
+            np.take(self._columns["frames"], rows, axis=0, mode="clip", out=frames.flat)
 
     def _sum_rewards(
-        self,
-        position: NDArray[np.int64],
-        last: NDArray[np.int64],
-        count: NDArray[np.int32],
-        batch: Transitions,
-    ) -> None:
-        """Discounted sums that stop at the last step of each transition."""
-        ahead = np.minimum(position[:, None] + self._ahead, last[:, None])  # (B, n)
-        reward = self._columns["reward"].take(ahead, mode="clip")
-        np.einsum("bn,bn->b", reward, self._weights[count], out=batch.reward, casting="same_kind")
-        self._powers.take(count, mode="clip", out=batch.discount)
+        self, row: NDArray[np.int64], count: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Discounted sums that end at each transition's last step, and its discounts."""
+        flat = self._columns["numbers"].reshape(-1)
+        last = row + (count - 1)
+        ahead = np.minimum(row[..., None] + self._ahead, last[..., None])  # (N, B, n)
+        reward = flat.take(ahead * self._width + REWARD, mode="clip")
+        total = np.einsum("abn,abn->ab", reward, self._weights[count])
+        alive = flat.take(last * self._width + ALIVE, mode="clip")
+        return total.astype(np.float32), alive * self._powers.take(count)
 
-    def _take_frames(
-        self,
-        row: NDArray[np.int64],
-        next_row: NDArray[np.int64],
-        first: NDArray[np.int64],
-        out: NDArray[np.uint8],
-    ) -> None:
-        rows, stack = self._rows, len(self._stack)
-        if self._steps == 1:
-            np.add(row[:, None], self._window, out=rows)
+    def _frame_rows(
+        self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        if self._n_step == 1:
+            rows = row[..., None] + self._window
         else:
-            np.add(row[:, None], self._stack, out=rows[:, :stack])
-            np.add(next_row[:, None], self._stack, out=rows[:, stack:])
-        np.maximum(rows, first[:, None], out=rows)  # clamped to the episode's first frame
-        self._columns["frames"].take(rows, axis=0, mode="clip", out=out.reshape(*rows.shape, -1))
-
-
-def _allocate(spec: EpisodeSpec, batch: int, n_step: int) -> Transitions:
-    frames = observation = following = None
-    if spec.image is not None:
-        stack = spec.image.stack
-        width = stack + 1 if n_step == 1 else 2 * stack
-        frames = np.empty((batch, width, *spec.image.frame_shape), dtype=np.uint8)
-        shape = (batch, *spec.image.observation_shape)
-        # (B, K, C, H, W) -> (B, K*C, H, W) without a copy: frames lie side by side
-        observation = frames[:, :stack].reshape(shape, copy=False)
-        following = frames[:, -stack:].reshape(shape, copy=False)
-    vectors = [
-        np.empty((batch, spec.vector_size), np.float32) if spec.vector_size else None
-        for _ in range(2)
-    ]
-    return Transitions(
-        frames=frames,
-        observation_frames=observation,
-        next_observation_frames=following,
-        observation_vector=vectors[0],
-        next_observation_vector=vectors[1],
-        action=np.empty((batch, spec.action_size), dtype=np.float32),
-        reward=np.empty(batch, dtype=np.float32),
-        discount=np.empty(batch, dtype=np.float32),
-    )
+            stacks = (row[..., None] + self._stack, next_row[..., None] + self._stack)
+            rows = np.concatenate(stacks, axis=-1)
+        clamped: NDArray[np.int64] = np.maximum(rows, first[..., None])  # the episode's first frame
+        return clamped

@@ -1,9 +1,10 @@
 """The replay cache: each frame decoded once, into memory-mapped rows that are only gathered.
 
-A segment of S steps in E episodes owns S + E rows, side by side. Its observations fill them; its
-steps fill the first S. So the step at position p belongs to the observation in row
-``p + links[p, SHIFT]``, and no number in ``links`` changes when a segment moves. Frames of 84x84
-take 7.06 GB of page cache per million; anonymous memory stays flat.
+A segment of S steps in E episodes owns S + E rows, one per observation, side by side. A step lies
+in the row of its observation, so the next observation is one row on, and the last row of each
+episode has no step. All that is small lies together in one column, because a random draw pays for
+each place in memory it touches. Frames of 84x84 take 7.06 GB of page cache per million; anonymous
+memory stays flat.
 
 The cache follows a list of wanted segments (`ReplayCache.follow`). A segment is checked before
 its frames are decoded, counts only when all of it is in place, and is refused with a reason
@@ -25,9 +26,9 @@ from avtd3.store.scratch import RowRanges, RowType, ScratchColumns
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
-SHIFT, AGE, LEFT = 0, 1, 2
-"""Columns of ``links``: rows from a step's position to its observation's row; steps since the
-episode's first; steps to the episode's end, this one included (so at least 1)."""
+REWARD, ALIVE, ACTION = 0, 1, 2
+"""Where the column ``numbers`` has a step's reward, 1 - terminated, and the first number of the
+action; the observation's vector follows."""
 
 FILL_THREADS = 2
 """Threads that decode while filling; the decoder releases the interpreter's lock."""
@@ -45,6 +46,8 @@ class CachedSegment:
 
     steps: int
     """Transitions it holds."""
+    first_rows: NDArray[np.int64]
+    """int64 (E,), row of each episode's first observation, counted from `ReplayCache.start`."""
     returns: NDArray[np.float64]
     """float64 (E,), sum of the rewards of each episode."""
     lengths: NDArray[np.int64]
@@ -68,9 +71,8 @@ class Changes:
 class ReplayCache:
     """Segments of one spec as memory-mapped columns.
 
-    Columns, by row: ``frames`` uint8 (C, H, W) and ``vector`` float32 (V,) of observations (each
-    only if the spec has it); ``action`` float32 (A,), ``reward`` float32, ``terminated`` bool and
-    ``links`` int32 (3,) of steps.
+    Columns, by row: ``frames`` uint8 (C, H, W), if the spec has an image, and ``numbers`` float32
+    (2 + A + V,), see `REWARD`.
     """
 
     def __init__(self, spec: EpisodeSpec, scratch: Path) -> None:
@@ -97,8 +99,8 @@ class ReplayCache:
         """The columns, each ``(rows, ...)``, valid until the next `follow`; none while empty."""
         return {name: self._columns[name] for name in self._columns} if self.rows else {}
 
-    def position(self, key: Key) -> int:
-        """Position of a segment's first step."""
+    def start(self, key: Key) -> int:
+        """First row of a segment."""
         return int(self._ranges[key].start)
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
@@ -157,18 +159,27 @@ class ReplayCache:
         for source, target in self._ranges.place(key, segment.observations):
             for name in self._columns:
                 self._columns[name][target] = self._columns[name][source]
+        lengths = arrays["episode_length"]
         pending[key] = CachedSegment(
             steps=segment.steps,
+            first_rows=np.cumsum(lengths + 1) - (lengths + 1),
             returns=arrays["episode_return"],
-            lengths=arrays["episode_length"],
+            lengths=lengths,
             policy_versions=arrays["episode_policy_version"],
         )
         self._columns.reserve(self._ranges.end)
-        start = self._ranges[key].start
-        arrays["links"] = _links(arrays["episode_length"])
-        for name in self._columns:
-            if name in arrays:
-                self._columns[name][start : start + len(arrays[name])] = arrays[name]
+        self._write_numbers(self._columns["numbers"][self._ranges[key]], arrays)
+
+    def _write_numbers(self, out: NDArray[np.float32], arrays: Mapping[str, NDArray[Any]]) -> None:
+        vector = ACTION + self.spec.action_size
+        out[:, :vector] = 0.0
+        if self.spec.vector_size:
+            out[:, vector:] = arrays["vector"]
+        lengths = arrays["episode_length"]
+        rows = np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)), lengths)
+        out[rows, REWARD] = arrays["reward"]
+        out[rows, ALIVE] = ~arrays["terminated"]
+        out[rows, ACTION:vector] = arrays["action"]
 
     def _decode(
         self,
@@ -206,25 +217,11 @@ class ReplayCache:
 
 
 def _row_types(spec: EpisodeSpec) -> dict[str, RowType]:
-    types = {
-        "action": RowType(dtype=np.float32, shape=(spec.action_size,)),
-        "reward": RowType(dtype=np.float32),
-        "terminated": RowType(dtype=np.bool_),
-        "links": RowType(dtype=np.int32, shape=(3,)),
-    }
+    width = ACTION + spec.action_size + spec.vector_size
+    types = {"numbers": RowType(dtype=np.float32, shape=(width,))}
     if spec.image is not None:
         types["frames"] = RowType(dtype=np.uint8, shape=spec.image.frame_shape)
-    if spec.vector_size:
-        types["vector"] = RowType(dtype=np.float32, shape=(spec.vector_size,))
     return types
-
-
-def _links(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The links of a segment's steps, int32 (S, 3), from the lengths of its episodes."""
-    episode = np.repeat(np.arange(len(lengths)), lengths)
-    first = (np.cumsum(lengths) - lengths)[episode]
-    age = np.arange(len(episode)) - first
-    return np.stack([episode, age, lengths[episode] - age], axis=1).astype(np.int32)
 
 
 def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]]:

@@ -135,3 +135,17 @@ class World:
                 assert (batch.observation_vector[i] == episode.vector[t]).all()
                 assert (batch.next_observation_vector[i] == episode.vector[following]).all()
         return drawn
+
+
+TWO = (("a", [(3, True), (2, False)]), ("b", [(4, True)]))
+
+
+def copy(batch):
+    """The arrays of a batch, to outlive it."""
+    names = ("frames", "observation_vector", "next_observation_vector", "action", "reward")
+    return [getattr(batch, name).copy() for name in (*names, "discount")]
+
+
+def same(left, right):
+    """Whether two copies are equal byte for byte."""
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))

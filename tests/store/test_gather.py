@@ -88,6 +88,8 @@ def test_observations_are_views_of_the_window(tmp_path, n):
     config = ReplayConfig(batch_size=4, n_step=n)
     with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
         batch = sampler.sample()
+    assert batch.frames is not None
+    assert batch.observation_frames is not None
     assert batch.frames.shape == (4, 3 if n == 1 else 4, 3, 3, 2)
     assert batch.observation_frames.shape == (4, 6, 3, 2)
     assert np.shares_memory(batch.frames, batch.observation_frames)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import textwrap
@@ -7,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.store import scratch
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
-from avtd3.store.replay import AGE, LEFT, SHIFT, ReplayCache
+from avtd3.store.replay import ACTION, ALIVE, REWARD, ReplayCache
 from avtd3.store.scratch import RowRanges, RowType, ScratchColumns
 from avtd3.tests.store.memory import Episode, MemorySegment, make_spec
 
@@ -34,20 +34,24 @@ def check_held(cache, *segments):
     """The cache holds these segments and nothing else, byte for byte."""
     assert sorted(cache.segments) == sorted((0, segment.id) for segment in segments)
     for segment in segments:
-        start = cache.position((0, segment.id))
-        for name, column in cache.columns().items():
-            if name != "links":
-                values = segment.frames if name == "frames" else segment.arrays[name]
-                np.testing.assert_array_equal(column[start : start + len(values)], values)
+        rows = slice(cache.start((0, segment.id)), None)
+        frames, numbers = cache.columns()["frames"][rows], cache.columns()["numbers"][rows]
+        observations = segment.observations
+        np.testing.assert_array_equal(frames[:observations], segment.frames)
+        np.testing.assert_array_equal(numbers[:observations, 4:], segment.arrays["vector"])
+        lengths = segment.arrays["episode_length"]
+        is_step = np.repeat(True, observations)
+        is_step[np.cumsum(lengths + 1) - 1] = False
+        steps = numbers[:observations][is_step]
+        np.testing.assert_array_equal(steps[:, REWARD], segment.arrays["reward"])
+        np.testing.assert_array_equal(steps[:, ALIVE], 1.0 - segment.arrays["terminated"])
+        np.testing.assert_array_equal(steps[:, ACTION:4], segment.arrays["action"])
+        assert (numbers[:observations, :4][~is_step] == 0.0).all()
 
 
-def test_links_lead_from_steps_to_observations(cache):
+def test_first_rows_count_one_observation_more_than_steps(cache):
     cache.follow(wanted(segment_of("a", [2, 1, 3])))
-    start = cache.position((0, "a"))
-    links = cache.columns()["links"][start : start + 6]
-    assert links[:, SHIFT].tolist() == [0, 0, 1, 2, 2, 2]
-    assert links[:, AGE].tolist() == [0, 1, 0, 0, 1, 2]
-    assert links[:, LEFT].tolist() == [2, 1, 1, 3, 2, 1]
+    assert cache.segments[0, "a"].first_rows.tolist() == [0, 3, 5]
 
 
 def test_each_frame_is_decoded_once(cache):
@@ -123,7 +127,7 @@ def test_vector_only_spec_has_no_frames(tmp_path):
     cache = ReplayCache(spec, tmp_path)
     segment = segment_of("a", [3], 1, spec)
     cache.follow(wanted(segment))
-    assert set(cache.columns()) == {"vector", "action", "reward", "terminated", "links"}
+    assert set(cache.columns()) == {"numbers"}
     assert segment.reads == 0
     cache.close()
 
@@ -132,7 +136,7 @@ def test_image_only_spec_has_no_vector(tmp_path):
     spec = make_spec(vector=0)
     cache = ReplayCache(spec, tmp_path)
     cache.follow(wanted(segment_of("a", [3], 1, spec)))
-    assert "vector" not in cache.columns()
+    assert cache.columns()["numbers"].shape[1:] == (4,)
     cache.close()
 
 
@@ -148,7 +152,7 @@ def test_too_small_a_disk_is_named_before_anything_is_read(cache, monkeypatch):
     class FullDisk:
         f_bavail, f_frsize = 1, 16
 
-    monkeypatch.setattr(scratch.os, "statvfs", lambda path: FullDisk)
+    monkeypatch.setattr(os, "statvfs", lambda path: FullDisk)
     late = segment_of("b", [4], 2)
     with pytest.raises(StorageError, match=r"0\.00 GiB more .*capacity.*store\.replay\.scratch"):
         cache.follow(wanted(good, late))
@@ -163,7 +167,7 @@ def test_disk_that_fills_meanwhile_is_an_error_not_a_signal(cache, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(scratch.os, "posix_fallocate", refuse)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(StorageError, match="No space left on device"):
         cache.follow(wanted(segment_of("a", [3])))
     assert not cache.segments
@@ -173,7 +177,7 @@ def test_file_system_without_reservation_is_served(cache, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(scratch.os, "posix_fallocate", refuse)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
     segment = segment_of("a", [3], 7)
     cache.follow(wanted(segment))
     check_held(cache, segment)

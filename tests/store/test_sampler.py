@@ -1,21 +1,23 @@
-import json
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
 from avtd3.store.dataset import Dataset, Refusal
+from avtd3.store.draw import BATCHES_AT_ONCE
 from avtd3.store.errors import (
-    CheckpointError,
     ConfigError,
     DatasetError,
     NoSegmentsError,
     SegmentCorruptError,
     SpecError,
+    StorageError,
 )
 from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.scratch import ScratchColumns
 from avtd3.store.writer import EpisodeInfo, SegmentWriter
-from avtd3.tests.store.memory import MemoryDataset, World, make_spec
+from avtd3.tests.store.memory import TWO, MemoryDataset, World, copy, make_spec, same
 
 
 @pytest.fixture
@@ -23,111 +25,40 @@ def world():
     return World(make_spec())
 
 
-TWO = (("a", [(3, True), (2, False)]), ("b", [(4, True)]))
-
-
-def copy(batch):
-    names = ("frames", "observation_vector", "next_observation_vector", "action", "reward")
-    return [getattr(batch, name).copy() for name in (*names, "discount")]
-
-
-def same(left, right):
-    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def test_all_transitions_are_equally_likely(world, tmp_path):
+def test_full_disk_leaves_what_is_held(world, tmp_path, monkeypatch):
     dataset = world.dataset("/d", *TWO)
-    with Sampler([dataset], ReplayConfig(batch_size=9000), seed=0, scratch=tmp_path) as sampler:
-        drawn = world.check(sampler.sample(), 1, 0.99)
-    counts = [drawn.count(pair) for pair in set(drawn)]
-    assert len(counts) == 9
-    assert sum((count - 1000) ** 2 / 1000 for count in counts) < 26.1  # chi2, 8 degrees, 0.999
+    config = ReplayConfig(batch_size=32, capacity=10)
+    with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+        sampler.sample()
+        dataset.segments.append(world.segment("c", [(6, True)]))
+
+        def refuse(*_):
+            raise StorageError("full")
+
+        monkeypatch.setattr(ScratchColumns, "reserve", refuse)
+        with pytest.raises(StorageError, match="full"):
+            sampler.refresh()
+        assert sampler.steps == 4
+        assert {number for number, _ in world.check(sampler.sample(), 1, 0.99)} == {2}
+        monkeypatch.undo()
+        assert sampler.refresh().steps_added == 6
+        assert {number for number, _ in world.check(sampler.sample(), 1, 0.99)} == {2, 3}
 
 
-def test_weights_set_the_share_of_each_dataset(world, tmp_path):
-    sets = [
-        world.dataset("/d", *TWO),
-        world.dataset("/e", ("c", [(40, True)])),
-    ]
-    sets.append(world.dataset("/f", ("d", [(4, True)])))
-    config = ReplayConfig(batch_size=10_000, weights=(3.0, 1.0, 0.0))
-    with Sampler(sets, config, seed=0, scratch=tmp_path) as sampler:
-        assert sampler.steps == 49
-        first = sum(number < 3 for number, _ in world.check(sampler.sample(), 1, 0.99))
-    assert abs(first - 7500) < 4 * 43.3  # four standard deviations
-
-
-def test_weight_of_an_empty_dataset_goes_to_the_others(world, tmp_path):
-    sets = [world.dataset("/d", *TWO), world.dataset("/e")]
-    config = ReplayConfig(batch_size=8, weights=(1.0, 9.0))
-    with Sampler(sets, config, seed=0, scratch=tmp_path) as sampler:
-        world.check(sampler.sample(), 1, 0.99)
-        sets[1].segments.append(world.segment("c", [(3, True)]))
-        sampler.refresh()
-        assert any(number == 3 for number, _ in world.check(sampler.sample(), 1, 0.99))
-
-
-def test_same_seed_same_batches_and_restore_continues(world, tmp_path):
-    dataset = world.dataset("/d", *TWO)
-    config = ReplayConfig(batch_size=5)
-    with (
-        Sampler([dataset], config, seed=7, scratch=tmp_path) as left,
-        Sampler([dataset], config, seed=7, scratch=tmp_path) as right,
-        Sampler([dataset], config, seed=8, scratch=tmp_path) as other,
-    ):
-        for _ in range(3):
-            batch = copy(left.sample())
-            assert same(batch, copy(right.sample()))
-        assert not same(batch, copy(other.sample()))
-        state = json.loads(json.dumps(left.state()))
-        expected = [copy(left.sample()) for _ in range(5)]
-        assert other.restore(state)
-        assert all(same(copy(other.sample()), batch) for batch in expected)
-
-
-def test_resume_after_following_draws_the_same(world, tmp_path):
-    dataset = world.dataset("/d", *TWO)
-    config = ReplayConfig(batch_size=6, capacity=8)
-    with Sampler([dataset], config, seed=7, scratch=tmp_path) as first:
-        for number in range(5):
-            dataset.segments.append(world.segment(f"c{number}", [(3 + number % 2, True)]))
-            first.refresh()
-        # a late arrival: written before the others, copied here after them
-        dataset.segments.append(world.segment("c3-late", [(1, True)]))
-        first.refresh()
-        with Sampler([dataset], config, seed=0, scratch=tmp_path) as second:
-            assert second.restore(first.state())
-            assert same(copy(first.sample()), copy(second.sample()))
-
-
-def test_restore_tells_when_the_data_has_changed(world, tmp_path):
-    dataset = world.dataset("/d", *TWO)
-    with Sampler([dataset], ReplayConfig(), seed=7, scratch=tmp_path) as sampler:
-        state = sampler.state()
-        dataset.segments.append(world.segment("c", [(3, True)]))
-        sampler.refresh()
-        assert not sampler.restore(state)
-
-
-@pytest.mark.parametrize("damage", [{"state": "x"}, {"state": str(1 << 200)}, {"has_uint32": None}])
-def test_damaged_state_is_refused(world, tmp_path, damage):
-    with Sampler([world.dataset("/d")], ReplayConfig(), seed=7, scratch=tmp_path) as sampler:
-        with pytest.raises(CheckpointError, match="sampler state"):
-            sampler.restore({**sampler.state(), **damage})
-        with pytest.raises(CheckpointError, match="sampler state"):
-            sampler.restore({})
-
-
-def test_a_batch_outlives_two_more_draws(world, tmp_path):
-    dataset = world.dataset("/d", *TWO)
-    with Sampler([dataset], ReplayConfig(batch_size=64), seed=0, scratch=tmp_path) as sampler:
+@pytest.mark.parametrize("buffers", [1, 3])
+def test_frames_live_for_as_many_draws_as_there_are_buffers(world, tmp_path, buffers):
+    dataset, config = world.dataset("/d", *TWO), ReplayConfig(batch_size=64)
+    with Sampler([dataset], config, seed=0, scratch=tmp_path, buffers=buffers) as sampler:
         batch = sampler.sample()
         before = copy(batch)
-        sampler.sample()
-        sampler.sample()
-        assert same(copy(batch), before)
-        sampler.sample()
-        assert not same(copy(batch), before)
+        for _ in range(buffers - 1):
+            sampler.sample()
+            assert same(copy(batch), before)
+        for _ in range(2 * BATCHES_AT_ONCE):
+            sampler.sample()
+        assert batch.frames is not None
+        assert not np.array_equal(batch.frames, before[0])
+        assert same(copy(batch)[1:], before[1:])
 
 
 def test_nothing_published_yet(world, tmp_path):
@@ -228,13 +159,15 @@ def test_a_thread_may_draw_while_another_refreshes(world, tmp_path):
 
 
 def test_datasets_must_agree(world, tmp_path):
-    other = MemoryDataset("/e", make_spec(period=0.1))
+    other: Any = MemoryDataset("/e", make_spec(period=0.1))
     with pytest.raises(SpecError, match=r"/e holds other .* /d \(control_period_s: 0.05 against"):
         Sampler([world.dataset("/d"), other], ReplayConfig(), seed=0, scratch=tmp_path)
     with pytest.raises(ConfigError, match="given twice"):
         Sampler([world.dataset("/d"), world.dataset("/d")], ReplayConfig(), seed=0)
     with pytest.raises(ConfigError, match="at least one dataset"):
         Sampler([], ReplayConfig(), seed=0)
+    with pytest.raises(ConfigError, match="at least 1 buffer"):
+        Sampler([world.dataset("/d")], ReplayConfig(), seed=0, buffers=0)
     with pytest.raises(ConfigError, match="has 2 values, expected 1"):
         Sampler([world.dataset("/d")], ReplayConfig(weights=(1.0, 1.0)), seed=0)
 
@@ -302,7 +235,9 @@ def write_episodes(dataset, episodes):
                     **observations[t + 1],
                 )
             writer.end_episode("goal" if episode.terminated else "time_limit")
-        return writer.flush().path
+        published = writer.flush()
+    assert published is not None
+    return published.path
 
 
 @pytest.mark.parametrize("n", [1, 3])
