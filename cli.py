@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         app(args=None if argv is None else list(argv))
     except (WorldError, StorageError) as error:
         _fail(error, EXIT_ENVIRONMENT)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except TrainingHalted as error:
         _fail(error, EXIT_NO)
     except Avtd3Error as error:
@@ -67,8 +69,12 @@ def collect(
     dataset: Annotated[Path, typer.Argument(help="Dataset directory; created if missing.")],
     world: WorldOption = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
-    episodes: Annotated[int | None, typer.Option(min=1, help="Stop after so many episodes.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so many seconds.")] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many episodes.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Stop after so many seconds.")
+    ] = None,
     driver: Annotated[
         str | None, typer.Option(help="expert, random, policy, or SHARE:DRIVER,...")
     ] = None,
@@ -200,11 +206,11 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline once: collect, audit, learn, evaluate, collect again, audit again."""
-    from avtd3.configs.demo import run_demo
+    from avtd3.configs.demo import DemoSections, run_demo
 
-    settings = _section("demo", config, set_)
+    sections = DemoSections.load(config, set_ or [])
     with interruptible() as should_stop:
-        report = run_demo(out, settings, should_stop=should_stop)
+        report = run_demo(out, sections, should_stop=should_stop, progress=progress, say=say)
     _answer(report.document(), as_json, report.summary())
 
 
@@ -232,3 +238,7 @@ def _fail(error: BaseException, code: int) -> None:
     text = " ".join(str(error).split()) or type(error).__name__
     say(f"avtd3: {text}")
     raise SystemExit(code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
 """Driving as pictures: contact sheets of episodes and animations of a drive.
 
-Everything is drawn from a `WorldFrame` and its route, so that any world can be shown; a world that
-knows its lanes and the other vehicles may hand them over for the map beside the camera's picture.
+The camera's picture stands beside a map of the route and of what the world says lies around it.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from avtd3.collect.route import Route
-from avtd3.collect.world import WorldFrame
+from avtd3.collect.world import Surroundings, WorldFrame
 from avtd3.store.files import write_aside
 
 PANEL_PX = 336
@@ -41,10 +40,8 @@ class Scene:
     """The way to the goal."""
     action: NDArray[np.float32]
     """float32 (2,), the action that led here: steering, throttle or brake."""
-    lanes: Sequence[NDArray[np.float64]]
-    """Centre lines of lanes near the car, each float64 (N, 2) in metres; may be empty."""
-    others: NDArray[np.float64]
-    """float64 (N, 3), x, y in metres and yaw in radians of the other vehicles."""
+    surroundings: Surroundings
+    """Lanes and other vehicles."""
     caption: str
     """One line under the picture."""
 
@@ -126,12 +123,12 @@ def animation(pictures: Sequence[Image.Image], path: Path, *, period_s: float) -
 def _draw_map(scene: Scene) -> Image.Image:
     panel = Image.new("RGB", (PANEL_PX, PANEL_PX), PAPER)
     draw = ImageDraw.Draw(panel)
-    for lane in scene.lanes:
+    for lane in scene.surroundings.lanes:
         _draw_line(draw, scene, lane, LANE, 8)
     _draw_line(draw, scene, scene.route.points, ROUTE, 3)
     goal = _to_map(scene, scene.route.points[-1:])[0]
     draw.ellipse([*(goal - 6), *(goal + 6)], outline=ROUTE, width=3)
-    for x_m, y_m, yaw_rad in scene.others:
+    for x_m, y_m, yaw_rad in scene.surroundings.others:
         _draw_vehicle(draw, scene, x_m, y_m, yaw_rad, OTHERS)
     car = scene.frame.vehicle
     _draw_vehicle(draw, scene, car.x_m, car.y_m, car.yaw_rad, CAR)

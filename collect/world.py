@@ -94,6 +94,16 @@ class WorldStart:
     """Name of the weather that was drawn."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What lies around the car, for maps; never for a driver."""
+
+    lanes: tuple[NDArray[np.float64], ...]
+    """Centre lines of the road network's lanes, each float64 (N, 2) in metres."""
+    others: NDArray[np.float64]
+    """float64 (N, 3): x, y in metres and yaw in radians of each other vehicle."""
+
+
 class World(Protocol):
     """A simulator with one car to drive, at a fixed control period."""
 
@@ -119,6 +129,10 @@ class World(Protocol):
         Raises:
             WorldError: The simulator failed, or the action is not finite.
         """
+        ...
+
+    def surroundings(self) -> Surroundings:
+        """What lies around the car now; only for pictures, not called while collecting."""
         ...
 
     def close(self) -> None:

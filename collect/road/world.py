@@ -23,7 +23,7 @@ from avtd3.collect.road.traffic import Ego, Traffic
 from avtd3.collect.road.vehicle import Vehicle, VehicleParams
 from avtd3.collect.road.weather import draw_weather
 from avtd3.collect.route import Route
-from avtd3.collect.world import Scenario, WorldFrame, WorldStart
+from avtd3.collect.world import Scenario, Surroundings, WorldFrame, WorldStart
 from avtd3.store.errors import WorldError
 
 _SEEN_M = 80.0
@@ -68,6 +68,7 @@ class RoadWorld:
     Attributes:
         name: ``road``.
         control_period_s: Simulated seconds per step.
+        image_shape: (1, H, W) of the camera's frames.
         config: As given.
         notices: What a person should know about the current episode's roads and traffic.
     """
@@ -80,6 +81,7 @@ class RoadWorld:
         self.notices: tuple[str, ...] = ()
         self._sites = SiteCache(config.cached_networks, config.pixel_m)
         self._camera = Camera(config.camera)
+        self.image_shape = (1, config.camera.height, config.camera.width)
         self._vehicle = Vehicle(config.vehicle, config.control_period_s)
         self._site: Site | None = None
 
@@ -244,6 +246,14 @@ class RoadWorld:
             else:
                 self._off_line[side] += 1
         return count
+
+    def surroundings(self) -> Surroundings:
+        """What lies around the car; see `World.surroundings`."""
+        lanes, traffic = self._current().network.lanes, self._traffic
+        others = (traffic.at.real, traffic.at.imag, np.angle(traffic.heading))
+        return Surroundings(
+            lanes=tuple(lane.points for lane in lanes), others=np.stack(others, axis=1)
+        )
 
     def close(self) -> None:
         """Forget the networks; safe to call twice."""
