@@ -10,7 +10,7 @@ channels_last.
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Self
 
 import torch
@@ -120,18 +120,28 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (B, F) of float pixels (B, K*C, H, W) in 0..255."""
+        weight, bias = self.scaled_first()
+        x = functional.conv2d(pixels, weight, bias, _CONVOLUTIONS[0][2])
+        x = self.activate(self.norms[0](x))
+        for convolution, norm in zip(self.convolutions[1:], self.norms[1:], strict=True):
+            x = self.activate(norm(convolution(x)))
+        # (B, H', W', 64): in channels_last memory this order of features costs no copy
+        return self.finish(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+
+    def scaled_first(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the first convolution for pixels of 0..255 instead of -1..1."""
         first = self.convolutions[0]
         assert isinstance(first, nn.Conv2d)
         assert first.bias is not None
-        weight = first.weight / 127.5
-        bias = first.bias - first.weight.sum((1, 2, 3))
-        x = functional.conv2d(pixels, weight, bias, first.stride)
-        x = _activate(self.norms[0](x), self._slope)
-        for convolution, norm in zip(self.convolutions[1:], self.norms[1:], strict=True):
-            x = _activate(norm(convolution(x)), self._slope)
-        # (B, H', W', 64): in channels_last memory this order of features costs no copy
-        x = self.linear(x.permute(0, 2, 3, 1).flatten(1))
-        features = _activate(self.feature_norm(x), self._slope)
+        return first.weight / 127.5, first.bias - first.weight.sum((1, 2, 3))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The activation between the layers."""
+        return _activate(x, self._slope)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Features (..., F) of what the linear layer answers (..., F)."""
+        features = self.activate(self.feature_norm(x))
         return features.clamp(-self._clamp, self._clamp) if self._clamp else features
 
 
@@ -147,9 +157,13 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (B, outputs) of inputs (B, inputs)."""
         for layer in self.layers[:-1]:
-            x = _activate(layer(x), self._slope)
+            x = self.activate(layer(x))
         result: Tensor = self.layers[-1](x)
         return result
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The activation between the layers."""
+        return _activate(x, self._slope)
 
 
 class _Network(nn.Module):
@@ -244,11 +258,6 @@ def move_targets(pairs: Iterable[tuple[nn.Module, nn.Module]], tau: float) -> No
             else:
                 value.copy_(theirs[name])  # BatchNorm's counter
     torch._foreach_lerp_(targets, onlines, tau)
-
-
-def count_parameters(modules: Sequence[nn.Module]) -> int:
-    """Number of trainable numbers in all modules."""
-    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def _slope(config: NetworkConfig) -> float:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn import exchange
-from avtd3.learn.networks import Actor, NetworkConfig, Observation, to_pixels
+from avtd3.learn.inference import DrivingActor
+from avtd3.learn.networks import Actor, NetworkConfig
 from avtd3.store.errors import Avtd3Error, CheckpointError, FormatVersionError, SpecError
 from avtd3.store.spec import EpisodeSpec
 
@@ -37,7 +38,7 @@ class Policy:
         """Wrap an actor.
 
         Args:
-            actor: The network; switched to evaluation mode.
+            actor: The network, on the CPU; switched to evaluation mode.
             spec: What it observes and how it acts.
             version: Number in its policy directory.
             updates: Gradient updates it was trained for.
@@ -47,7 +48,7 @@ class Policy:
         self.version = version
         self.updates = updates
         self.digest = digest
-        self._actor = actor.eval()
+        self._actor = DrivingActor(actor.eval())
 
     def __repr__(self) -> str:
         return f"Policy(version={self.version}, updates={self.updates}, digest={self.digest[:12]})"
@@ -69,14 +70,10 @@ class Policy:
             CheckpointError: The network answered something that is not finite.
         """
         self._check(frames, vector)
-        with torch.inference_mode():
-            observation = Observation(
-                pixels=None
-                if frames is None
-                else to_pixels(torch.from_numpy(frames)[None], torch.float32),
-                vector=None if vector is None else torch.from_numpy(vector)[None],
-            )
-            action: NDArray[np.float32] = self._actor(observation)[0].numpy()
+        action: NDArray[np.float32] = self._actor(
+            None if frames is None else torch.from_numpy(frames),
+            None if vector is None else torch.from_numpy(vector),
+        ).numpy()
         if not np.isfinite(action).all():
             raise CheckpointError(
                 f"policy {self.version} answers {action}, expected finite actions; go back to an "
@@ -210,12 +207,12 @@ class PolicyDirectory:
         self.warning = ""
         try:
             latest = exchange.read_latest(self.path)
-            if latest is None or (current is not None and latest.sha256 == current.digest):
-                return current
-            return Policy.load(self.path / latest.file, spec=spec)
+            if latest is not None and (current is None or latest.sha256 != current.digest):
+                current = Policy.load(self.path / latest.file, spec=spec)
+            self._warned = ""
         except (CheckpointError, FormatVersionError) as error:
             self._warn(error)
-            return current
+        return current
 
     def _warn(self, error: Avtd3Error) -> None:
         if str(error) != self._warned:
