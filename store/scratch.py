@@ -160,7 +160,7 @@ class RowRanges:
         """
         moves: list[tuple[slice, slice]] = []
         gap = next((gap for gap in self._gaps if gap[1] - gap[0] >= rows), None)
-        if gap is None and self.end - self.used > max(rows, self.used // 8):
+        if gap is None and self.end - self.used >= max(rows, self.used // 8):
             moves = self._pack()
         if gap is None:
             gap = (self.end, self.end + rows)

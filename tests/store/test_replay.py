@@ -74,6 +74,18 @@ def test_unwanted_segments_leave_and_their_rows_are_used_again(cache):
     assert cache.rows <= 6 * 6
 
 
+def test_segments_that_stay_are_moved_together_when_room_is_in_pieces(cache):
+    small = [segment_of(f"{i:02}", [2], i) for i in range(20)]
+    cache.follow(wanted(*small))
+    rows, start = cache.rows, cache.start((0, "18"))
+    large = segment_of("large", [20, 5], 99)
+    cache.follow(wanted(*small[::2], large))
+    assert cache.start((0, "18")) < start
+    assert cache.rows == rows
+    check_held(cache, *small[::2], large)
+    assert sum(segment.reads for segment in small) == 20
+
+
 def test_progress_counts_frames(cache):
     seen = []
     segments = wanted(segment_of("a", [3]), segment_of("b", [4, 2]))
