@@ -142,8 +142,8 @@ def evaluate(
         if gif is not None:
             from avtd3.collect.film import film
 
-            first = examiner.begin(0)
-            film(world, first.rollout, first.transitions, gif)
+            with one_thread(examiner.policy):
+                film(world, examiner.begin(0), gif)
     finally:
         world.close()
     every = range(config.episodes)

@@ -4,12 +4,13 @@ An episode is its index: world, scenario, driver and every random number of epis
 the plan's seed and i. So, for drivers other than policies,
 
 - episode i has the same bytes whatever the number of workers and whatever ran before it;
-- worker w of W takes the episodes w, w + W, w + 2W, ... that the dataset lacks;
-- ``episodes = N`` collects exactly the episodes 0 to N - 1;
-- ``steps = N`` gives each worker an equal share of the steps still to do; a worker stops after
-  the episode with which it reaches its share. The dataset then holds at least N steps of whole
-  episodes; how many more, and which episodes, depends on the number of workers;
-- ``seconds = S`` collects for S seconds of wall clock and cuts the running episodes.
+- ``episodes = N`` collects exactly the episodes 0 to N - 1; each worker takes an equal, contiguous
+  part of those that the dataset lacks;
+- ``steps = N`` gives each worker an equal share of the steps still to do; worker w of W takes
+  the groups w, w + W, w + 2W, ... of `GROUP` episodes, and stops after the episode with which it
+  reaches its share. The dataset then holds at least N steps of whole episodes; how many more,
+  and which episodes, depends on the number of workers;
+- ``seconds = S`` collects likewise for S seconds of wall clock and cuts the running episodes.
 
 The plan's digest goes into every segment. Collecting again under the same digest would store the
 same episodes twice: that is refused, unless it is a resumption, which adds the missing ones. An
@@ -21,6 +22,7 @@ ever holds a road of the evaluation.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -34,21 +36,25 @@ from avtd3.store.errors import ConfigError
 _TRAINING, _EVALUATION = 0, 1
 MAX_SEED = 2**62 - 1
 """Largest seed of a plan and of an episode."""
+GROUP = 8
+"""Episodes in a row whose seeds follow one another. A world may let them share what is dear to
+make: the road world drives them on one network, which takes as long to build as an episode."""
 
 
 def training_seed(seed: int, index: int) -> int:
-    """Seed of an episode of a plan: even, 62 bits."""
-    return _spread(seed, index) | _TRAINING
+    """Seed of an episode of a plan: even, 62 bits; successive within a group."""
+    group, place = divmod(index, GROUP)
+    return (_spread(seed, group) // GROUP * GROUP + place) << 1 | _TRAINING
 
 
 def evaluation_seed(seed: int, index: int) -> int:
     """Seed of an episode of an evaluation: odd, 62 bits."""
-    return _spread(seed, index) | _EVALUATION
+    return _spread(seed, index) << 1 | _EVALUATION
 
 
 def _spread(seed: int, index: int) -> int:
     word = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]
-    return int(word) >> 3 << 1
+    return int(word) >> 3
 
 
 def episode_generator(episode_seed: int) -> np.random.Generator:
@@ -128,8 +134,13 @@ class Share:
 
     def indices(self) -> Iterator[int]:
         """The episodes to collect, in order; endless when episodes are not what is counted."""
-        index, stop = self.worker, self.amount.episodes
-        while stop is None or index < stop:
-            if index not in self.held:
-                yield index
-            index += self.workers
+        if self.amount.episodes is not None:
+            missing = [i for i in range(self.amount.episodes) if i not in self.held]
+            count, worker = len(missing), self.worker
+            yield from missing[
+                count * worker // self.workers : count * (worker + 1) // self.workers
+            ]
+            return
+        for group in itertools.count(self.worker, self.workers):
+            indices = range(group * GROUP, (group + 1) * GROUP)
+            yield from (index for index in indices if index not in self.held)

@@ -1,17 +1,12 @@
-"""The simulators by name; each is imported only when it is asked for."""
+"""The simulators by name."""
 
-import dataclasses
 from collections.abc import Callable
 
+from avtd3.collect.road.world import RoadConfig, RoadWorld
 from avtd3.collect.world import World
 from avtd3.store.errors import ConfigError
 
 __all__ = ["WORLDS", "RoadConfig", "WorldFactory", "check_world", "open_world"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RoadConfig:
-    """Settings of the embedded world."""
 
 
 WORLDS = ("road",)
@@ -42,6 +37,4 @@ def open_world(name: str, road: RoadConfig) -> World:
         ConfigError: There is none of this name.
     """
     check_world(name)
-    from avtd3.collect.road.world import RoadWorld
-
     return RoadWorld(road)

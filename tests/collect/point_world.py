@@ -7,7 +7,7 @@ import signal
 import numpy as np
 
 from avtd3.collect.route import Route
-from avtd3.collect.world import VehicleState, WorldFrame, WorldStart
+from avtd3.collect.world import Surroundings, VehicleState, WorldFrame, WorldStart
 from avtd3.store.errors import WorldError
 
 MAX_STEER_RAD = 0.45
@@ -115,6 +115,9 @@ class PointWorld:
             collision="vehicle" if gap < 0.5 else "",
             lead_gap_m=gap if gap < 60 else math.inf,
         )
+
+    def surroundings(self):
+        return Surroundings(lanes=(self.route.points,), others=np.array([[9.0, 3.0, 0.1]]))
 
     def close(self):
         self.closed = True

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.collect.plan import (
+    GROUP,
     Amount,
     Share,
     digest,
@@ -13,6 +14,7 @@ from avtd3.collect.plan import (
     evaluation_seed,
     training_seed,
 )
+from avtd3.collect.road.site import EPISODES_PER_NETWORK
 from avtd3.store.errors import ConfigError
 
 SEEDS = st.integers(0, 2**62 - 1)
@@ -28,11 +30,16 @@ def test_training_seeds_are_even_and_evaluation_seeds_odd(seed, index):
 
 def test_seeds_are_fixed_for_ever():
     # A change of these numbers would make --resume repeat episodes under new seeds.
-    assert [training_seed(7, i) for i in range(2)] == [
-        4230073846445415318,
-        1658865782056144422,
-    ]
+    assert [training_seed(7, i) for i in range(2)] == [4230073846445415312, 4230073846445415314]
     assert len({training_seed(s, i) for s in range(30) for i in range(100)}) == 3000
+
+
+def test_groups_of_training_episodes_share_their_network_and_evaluations_do_not():
+    assert GROUP == EPISODES_PER_NETWORK
+    places = [training_seed(3, i) // (2 * GROUP) for i in range(4 * GROUP)]
+    assert len(set(places)) == 4
+    assert places == sorted(places, key=places.index)
+    assert len({evaluation_seed(3, i) // (2 * GROUP) for i in range(32)}) == 32
 
 
 def test_the_driver_generator_is_not_the_worlds():
@@ -75,9 +82,9 @@ def test_workers_share_the_missing_steps(steps, held_steps, workers):
 
 
 def test_steps_and_seconds_have_endless_indices():
-    part = share(Amount(seconds=1.0), worker=1, workers=3, held={4})
+    part = share(Amount(seconds=1.0), worker=1, workers=3, held={4, 12})
     assert part.steps is None
-    assert list(itertools.islice(part.indices(), 3)) == [1, 7, 10]
+    assert list(itertools.islice(part.indices(), 9)) == [8, 9, 10, 11, 13, 14, 15, 32, 33]
 
 
 def test_digest_does_not_depend_on_the_order_of_keys():
