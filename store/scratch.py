@@ -67,7 +67,7 @@ class ScratchColumns:
             self.close()
             raise StorageError(
                 f"replay scratch directory {directory} cannot be written: {error.strerror}; "
-                "name another one with --set store.replay.scratch=DIR"
+                "name another one with --set learn.replay.scratch=DIR"
             ) from error
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -131,7 +131,7 @@ class ScratchColumns:
         more = (rows - self.rows) * self.row_bytes
         return StorageError(
             f"replay scratch needs {more / GIB:.2f} GiB more in {self.directory}, {found}; lower "
-            "store.replay.capacity or name a larger disk with --set store.replay.scratch=DIR"
+            "learn.replay.capacity or name a larger disk with --set learn.replay.scratch=DIR"
         )
 
 

@@ -166,7 +166,7 @@ def test_too_small_a_disk_is_named_before_anything_is_read(cache, monkeypatch):
 
     monkeypatch.setattr(os, "statvfs", lambda path: FullDisk)
     late = segment_of("b", [4], 2)
-    with pytest.raises(StorageError, match=r"0\.00 GiB more .*capacity.*store\.replay\.scratch"):
+    with pytest.raises(StorageError, match=r"0\.00 GiB more .*capacity.*learn\.replay\.scratch"):
         cache.follow(wanted(good, late))
     assert late.reads == 0
     monkeypatch.undo()
@@ -209,7 +209,7 @@ def test_interrupted_filling_leaves_only_whole_segments(cache):
 
 def test_scratch_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot be written.*store\.replay\.scratch"):
+    with pytest.raises(StorageError, match=r"cannot be written.*learn\.replay\.scratch"):
         ReplayCache(make_spec(), tmp_path / "file" / "scratch")
 
 
