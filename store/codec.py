@@ -23,6 +23,8 @@ numcodecs.blosc.use_threads = False
 
 CRC_BYTES = 4
 BLOSC_HEADER_BYTES = 16
+ZSTD_HEADER_BYTES = 6
+ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 CodecName = Literal["lz4hc", "zstd", "raw"]
 ChainKind = Literal["blosc", "zstd", "raw"]
 
@@ -164,13 +166,28 @@ def decode_into(kind: ChainKind, data: bytes, out: memoryview) -> None:
 
 
 def _decode_zstd(payload: bytes, out: memoryview) -> None:
-    try:
-        decoded = numcodecs.zstd.decompress(payload, out)
-    except RuntimeError as error:
-        raise ValueError(f"zstd cannot decode the chunk: {error}") from error
-    size = memoryview(decoded).nbytes
+    # Asked first, because numcodecs leaves the rest of a larger buffer as it was.
+    size = _zstd_content_size(payload)
     if size != len(out):
-        raise ValueError(f"chunk holds {size} bytes, expected {len(out)}")
+        raise ValueError(f"zstd header claims {size} bytes, expected {len(out)}")
+    try:
+        numcodecs.zstd.decompress(payload, out)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"zstd cannot decode the chunk: {error}") from error
+
+
+def _zstd_content_size(payload: bytes) -> int | None:
+    """Size in a zstd frame's header (RFC 8878, section 3.1.1.1), or None if it is not there."""
+    if len(payload) < ZSTD_HEADER_BYTES or payload[:4] != ZSTD_MAGIC:
+        return None
+    descriptor = payload[4]
+    is_single, size_flag, dictionary_flag = descriptor >> 5 & 1, descriptor >> 6, descriptor & 3
+    begin = 5 + (1 - is_single) + (0, 1, 2, 4)[dictionary_flag]
+    length = (is_single, 2, 4, 8)[size_flag]
+    if length == 0:
+        return None
+    value = int.from_bytes(payload[begin : begin + length], "little")
+    return value + 256 if length == 2 else value
 
 
 def _check_blosc_header(payload: bytes, expected_bytes: int) -> None:

@@ -7,7 +7,7 @@ of them must exist before zarr-python is asked.
 
 import itertools
 import math
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def chunk_files(
         ValueError: A chunk is not in the manifest, or the grid is not a regular one.
     """
     chunk_shape = document["chunk_grid"]["configuration"]["chunk_shape"]
-    counts = [-(-n // side) for n, side in zip(layout.shape, chunk_shape, strict=True)]
+    counts = _count(layout.shape, chunk_shape)
     if math.prod(counts) > _MAX_CHUNKS:
         raise ValueError(f"{math.prod(counts)} chunks, allowed are {_MAX_CHUNKS}")
     encoding = document.get("chunk_key_encoding")
@@ -69,7 +69,7 @@ def read_through_zarr(
         OSError: A file is gone.
         ValueError: A chunk of a shard is missing, or zarr-python cannot decode the array.
     """
-    _check_shards(path, document, names)
+    _check_shards(path, layout, document, names)
     # Half a second, paid only for segments that are not as we write them.
     import zarr
     from zarr.errors import BaseZarrError
@@ -84,7 +84,13 @@ def read_through_zarr(
     return values
 
 
-def _check_shards(path: Path, document: dict[str, Any], names: tuple[str, ...]) -> None:
+def _count(shape: Sequence[int], chunk_shape: Sequence[int]) -> list[int]:
+    return [-(-n // side) for n, side in zip(shape, chunk_shape, strict=True)]
+
+
+def _check_shards(
+    path: Path, layout: ArrayLayout, document: dict[str, Any], names: tuple[str, ...]
+) -> None:
     codecs = document.get("codecs")
     if not isinstance(codecs, list):
         raise ValueError("codecs is no list")  # noqa: TRY004 - a file, not an argument
@@ -94,6 +100,12 @@ def _check_shards(path: Path, document: dict[str, Any], names: tuple[str, ...]) 
     inner = lookup(codecs[0], "configuration", "chunk_shape")
     if len(codecs) != 1 or not has_known_index(codecs[0]) or not is_shape(inner, len(outer)):
         raise ValueError("shards whose index cannot be checked for missing chunks")
-    chunks = math.prod(n // side for n, side in zip(outer, inner, strict=True))
-    for name in names:
-        read_index(path / name, chunks)
+    counts = _count(outer, inner)
+    if math.prod(counts) > _MAX_CHUNKS:
+        raise ValueError(f"{math.prod(counts)} chunks in a shard, allowed are {_MAX_CHUNKS}")
+    begins = np.stack([axis.ravel() for axis in np.indices(counts)], axis=1) * inner
+    places = itertools.product(*map(range, _count(layout.shape, outer)))
+    for name, place in zip(names, places, strict=True):
+        # Chunks that begin behind the array's end hold nothing and need not be there.
+        required = (begins + np.multiply(place, outer) < layout.shape).all(axis=1)
+        read_index(path / name, len(begins), required)

@@ -75,6 +75,7 @@ class EpisodeSpec:
     """Simulated seconds between two observations."""
 
     def __post_init__(self) -> None:
+        self._use_floats()
         if self.image is None and not self.vector_names:
             raise SpecError("spec holds neither an image nor a vector; an observation needs one")
         _check_names("vector_names", self.vector_names)
@@ -84,6 +85,12 @@ class EpisodeSpec:
             raise SpecError("spec has no action_names; an action needs at least one component")
         self._check_lengths()
         self._check_values()
+
+    def _use_floats(self) -> None:
+        # 1 and 1.0 are equal but spelled apart in JSON: equal specs must have equal digests.
+        for name in ("vector_scales", "action_low", "action_high"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        object.__setattr__(self, "control_period_s", float(self.control_period_s))
 
     def _check_lengths(self) -> None:
         for name, like in (

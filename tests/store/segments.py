@@ -1,0 +1,170 @@
+"""Made-up episodes for the tests of the store: written through the real writer, kept in memory."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.writer import EpisodeInfo, FrameCodec, SegmentWriter, WriterConfig
+
+
+def make_spec(channels=1, height=6, width=5, vector=3, terms=2, image=True):
+    return EpisodeSpec(
+        image=ImageSpec(channels=channels, height=height, width=width) if image else None,
+        vector_names=tuple(f"v{n}" for n in range(vector)),
+        vector_scales=(1.0,) * vector,
+        action_names=("steer", "throttle_brake"),
+        action_low=(-1.0, -0.5),
+        action_high=(1.0, 0.5),
+        reward_terms=tuple(f"r{n}" for n in range(terms)),
+        control_period_s=0.05,
+    )
+
+
+@dataclasses.dataclass
+class Episode:
+    """One episode as it was fed in; arrays of T + 1 observations and T steps."""
+
+    info: EpisodeInfo
+    frames: np.ndarray | None
+    vector: np.ndarray | None
+    action: np.ndarray
+    terms: np.ndarray | None
+    reward: np.ndarray
+    terminated: bool
+    reason: str
+
+    @property
+    def length(self):
+        return len(self.action)
+
+
+def make_episode(spec, length, seed=0, **info):
+    rng = np.random.default_rng(seed)
+    terms = None
+    if spec.reward_terms:
+        terms = rng.normal(size=(length, len(spec.reward_terms))).astype(np.float32)
+        reward = terms.astype(np.float64).sum(axis=1).astype(np.float32)
+    else:
+        reward = rng.normal(size=length).astype(np.float32)
+    frames = vector = None
+    if spec.image is not None:
+        shape = (length + 1, *spec.image.frame_shape)
+        frames = rng.integers(0, 4, shape, dtype=np.uint8)  # compresses, so every chain is used
+    if spec.vector_size:
+        vector = rng.normal(size=(length + 1, spec.vector_size)).astype(np.float32)
+    return Episode(
+        info=EpisodeInfo(
+            **{
+                "seed": seed,
+                "scenario": 0,
+                "world": "test",
+                "town": f"town-{seed % 3}",
+                "weather": "clear",
+                "driver": "expert",
+                **info,
+            }
+        ),
+        frames=frames,
+        vector=vector,
+        action=rng.uniform(-0.5, 0.5, (length, 2)).astype(np.float32),
+        terms=terms,
+        reward=reward,
+        terminated=bool(seed % 2),
+        reason="collision" if seed % 2 else "time_limit",
+    )
+
+
+def begin(writer, episode):
+    writer.begin_episode(
+        episode.info,
+        frame=None if episode.frames is None else episode.frames[0],
+        vector=None if episode.vector is None else episode.vector[0],
+        frame_id=100,
+        sim_time_s=1.0,
+    )
+
+
+def step(writer, episode, n, *, last=None):
+    last = n == episode.length - 1 if last is None else last
+    writer.step(
+        action=episode.action[n],
+        reward=None if episode.terms is not None else float(episode.reward[n]),
+        reward_terms=None if episode.terms is None else episode.terms[n],
+        frame=None if episode.frames is None else episode.frames[n + 1],
+        vector=None if episode.vector is None else episode.vector[n + 1],
+        terminated=last and episode.terminated,
+        truncated=last and not episode.terminated,
+        frame_id=101 + n,
+        sim_time_s=1.0 + 0.05 * (n + 1),
+    )
+
+
+def feed(writer, episode):
+    begin(writer, episode)
+    for n in range(episode.length):
+        step(writer, episode, n)
+    return writer.end_episode(episode.reason)
+
+
+class Clock:
+    """A clock that stands still unless it is set."""
+
+    def __init__(self, now=1_700_000_000.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def make_writer(dataset, *, clock=None, codec=None, collector="tester", **config):
+    config = {"segment_seconds": 1e9, "codec": codec or FrameCodec(), **config}
+    return SegmentWriter(
+        dataset,
+        collector=collector,
+        provenance={"config": {"a": 1}},
+        config=WriterConfig(**config),
+        clock=clock or Clock(),
+    )
+
+
+def write_dataset(path: Path, spec, episodes, **config):
+    dataset = Dataset.create(path, spec)
+    with make_writer(dataset, **config) as writer:
+        for episode in episodes:
+            feed(writer, episode)
+    return dataset
+
+
+def assert_holds(dataset, episodes):
+    """The dataset's segments hold exactly these episodes, in this order."""
+    number = 0
+    for segment in dataset.snapshot().segments:
+        table = segment.episode_table()
+        columns = {name: segment.read(name) for name in segment.names}
+        for n in range(segment.episodes):
+            want = episodes[number]
+            number += 1
+            rows = slice(table.observation_offset[n], table.observation_offset[n] + want.length + 1)
+            steps = slice(table.offset[n], table.offset[n] + want.length)
+            assert table.length[n] == want.length
+            assert (table.seed[n], table.town[n]) == (want.info.seed, want.info.town)
+            assert table.end_reason[n] == want.reason
+            if want.frames is not None:
+                np.testing.assert_array_equal(columns["frames"][rows], want.frames)
+                np.testing.assert_array_equal(
+                    segment.read_frames(rows.start, rows.stop), want.frames
+                )
+            if want.vector is not None:
+                np.testing.assert_array_equal(columns["vector"][rows], want.vector)
+            if want.terms is not None:
+                np.testing.assert_array_equal(columns["reward_terms"][steps], want.terms)
+            np.testing.assert_array_equal(columns["action"][steps], want.action)
+            np.testing.assert_array_equal(columns["reward"][steps], want.reward)
+            assert columns["terminated"][steps].tolist()[-1] is want.terminated
+            assert columns["truncated"][steps].tolist()[-1] is (not want.terminated)
+            assert not columns["terminated"][steps][:-1].any()
+            assert table.episode_return[n] == want.reward.sum(dtype=np.float64)
+    assert number == len(episodes)

@@ -1,0 +1,41 @@
+import inspect
+
+import pytest
+
+from avtd3.store import errors
+
+BUILTIN_BASES = {
+    "ConfigError": ValueError,
+    "SpecError": ValueError,
+    "FormatVersionError": ValueError,
+    "DatasetError": OSError,
+    "NoSegmentsError": OSError,
+    "SegmentNotFoundError": FileNotFoundError,
+    "SegmentCorruptError": ValueError,
+    "CheckpointError": ValueError,
+    "RoadError": ValueError,
+    "WorldError": RuntimeError,
+    "StorageError": OSError,
+    "TrainingHalted": RuntimeError,
+}
+
+
+@pytest.mark.parametrize(("name", "builtin"), BUILTIN_BASES.items())
+def test_each_error_is_ours_and_a_builtin(name, builtin):
+    error = getattr(errors, name)
+    assert issubclass(error, errors.Avtd3Error)
+    assert issubclass(error, builtin)
+    assert name in errors.__doc__
+
+
+def test_the_tree_is_complete():
+    found = {
+        name
+        for name, value in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(value, errors.Avtd3Error)
+    }
+    assert found == {*BUILTIN_BASES, "Avtd3Error"}
+
+
+def test_a_missing_dataset_and_an_empty_one_can_be_told_apart():
+    assert issubclass(errors.NoSegmentsError, errors.DatasetError)
