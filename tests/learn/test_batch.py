@@ -29,6 +29,7 @@ def test_a_batch_holds_what_was_drawn(tmp_path, make_spec, publish_episodes, n_s
         for _ in range(4):
             sampler.sample()
     for (tensor, _), array in zip(pairs, copies, strict=True):
+        assert tensor is not None
         np.testing.assert_array_equal(tensor.numpy(), array)
 
 
@@ -37,4 +38,5 @@ def test_a_batch_without_images(tmp_path, make_spec, publish_episodes):
     with Sampler([dataset], ReplayConfig(batch_size=4), seed=0, scratch=tmp_path) as sampler:
         batch = to_batch(sampler.sample(), torch.device("cpu"), torch.float32)
     assert batch.observation.pixels is None
+    assert batch.observation.vector is not None
     assert batch.observation.vector.shape == (4, 5)

@@ -85,7 +85,7 @@ class Reference:
         sa2 = np.concatenate([s2, np.clip(a2, -1, 1)], 1)
         y = r + GAMMA * (1 - done) * np.minimum(*(q.forward(sa2)[0][:, 0] for q in self.q_target))
         sa = np.concatenate([s, a], 1)
-        loss = 0.0
+        loss: float = 0.0
         for number, q in enumerate(self.q):
             value, inputs = q.forward(sa)
             error = value[:, 0] - y
@@ -100,7 +100,7 @@ class Reference:
         raw, inputs = self.actor.forward(s)
         pi = np.tanh(raw)
         value, q_inputs = self.q[0].forward(np.concatenate([s, pi], 1))
-        weight = self.bc_alpha / np.mean(np.abs(value)) if self.bc_alpha else 1.0
+        weight = self.bc_alpha / float(np.mean(np.abs(value))) if self.bc_alpha else 1.0
         loss = -weight * float(np.mean(value))
         _, at_inputs = self.q[0].backward(q_inputs, np.full_like(value, -weight / len(value)))
         at_pi = at_inputs[:, s.shape[1] :]

@@ -13,7 +13,7 @@ from avtd3.learn.curves import read_curves
 from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
-from avtd3.learn.train import LearnConfig, train
+from avtd3.learn.train import LearnConfig, LearnProgress, train
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
 from avtd3.store.sampler import ReplayConfig
 from avtd3.store.spec import ImageSpec
@@ -37,6 +37,12 @@ def config():
     )
 
 
+def newest_policy(path):
+    policy = PolicyDirectory(path).latest(None)
+    assert policy is not None
+    return policy
+
+
 def tensors_of(checkpoint):
     return safetensors.numpy.load_file(checkpoint / "tensors.safetensors")
 
@@ -46,7 +52,7 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
 ):
     spec = make_spec(image=IMAGE, vector=3)
     publish_episodes(tmp_path / "data", spec)
-    seen = []
+    seen: list[LearnProgress] = []
     report = train([tmp_path / "data"], tmp_path / "run", config, on_progress=seen.append)
     assert (report.updates, report.policy_version, report.halted) == (40, 2, None)
     assert not report.stopped
@@ -55,8 +61,7 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
     json.dumps(report.document(), allow_nan=False)
     assert "40 updates" in report.summary()
     assert all(0.0 <= progress.fraction <= 1.0 and progress.line() for progress in seen)
-    directory = PolicyDirectory(tmp_path / "run" / "policies")
-    policy = directory.latest(spec)
+    policy = newest_policy(tmp_path / "run" / "policies")
     assert (policy.version, policy.updates) == (2, 40)
     names = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
     assert names == ["update-000000020", "update-000000040"]
@@ -201,7 +206,7 @@ def test_an_untrained_policy_is_there_before_the_first_segment(tmp_path, make_sp
         should_stop=lambda: next(asked) >= 2,
     )
     assert report.policy_version == 0
-    assert PolicyDirectory(tmp_path / "policies").latest(spec).updates == 0
+    assert newest_policy(tmp_path / "policies").updates == 0
     assert "waiting for segments" not in report.summary()
 
 
@@ -218,7 +223,7 @@ def test_updates_that_stay_not_finite_halt_the_run(tmp_path, make_spec, publish_
     assert report.updates == 8
     assert report.skipped == 8
     assert "HALTED" in report.summary()
-    assert PolicyDirectory(tmp_path / "run" / "policies").latest(make_spec()) is not None
+    assert newest_policy(tmp_path / "run" / "policies").updates == 8
 
 
 def test_missing_and_empty_datasets_are_refused(tmp_path, make_spec, config):
@@ -264,7 +269,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, make_spec, publish_epis
 KILLED = """
 import os, sys
 from pathlib import Path
-from avtd3.learn.train import LearnConfig, train
+from avtd3.learn.train import LearnConfig, LearnProgress, train
 from avtd3.learn.networks import NetworkConfig
 from avtd3.store import files
 from avtd3.store.sampler import ReplayConfig
@@ -300,8 +305,7 @@ def test_a_run_killed_at_any_write_goes_on(tmp_path, make_spec, publish_episodes
     started = (run / "config.json").exists()
     report = train([data], run, config, resume=started)
     assert report.updates == 30
-    policy = PolicyDirectory(run / "policies").latest(make_spec())
-    assert policy.updates == 30
+    assert newest_policy(run / "policies").updates == 30
     assert not list(Path(run / "policies").glob(".*.tmp"))
 
 
