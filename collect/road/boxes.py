@@ -6,20 +6,21 @@ pixel and cost one slice; only near, slanting ones are painted column by column.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 _NEAREST_M = 0.4
-_BODY_TOP = 0.62  # shares of the vehicle's height
-_BODY_FOOT = 0.2
-_GLASS = 0.12
-_SHADOW = 0.05
-_LAMP_HEIGHT = 0.5
+_SIMPLE_BEYOND_M = 22.0
+_DECK_WITHIN_M = 12.0
+# Shares of the vehicle's height at which shadow, paint and glass end, from the ground up.
+_FOOT, _BELT, _LAMP = 0.2, 0.62, 0.5
+_CABIN_LENGTH, _CABIN_WIDTH, _CABIN_BACK = 0.5, 0.86, 0.05
+_GLASS, _SHADOW = 0.12, 0.05
+_SIDE_SHADE, _DECK_SHADE = 0.8, 1.12
 _LAMP_M = 0.15
-_DECK_WITHIN_M = 20.0
 
 
 class Box(NamedTuple):
@@ -59,6 +60,11 @@ class View:
     height_m: float
     """Height above the ground."""
 
+    def seen_from_camera(self, forward_m: float, right_m: float) -> complex:
+        """A place seen from the car, as ahead + i aside of the camera."""
+        offset = complex(forward_m - self.forward_m, right_m - self.right_m)
+        return offset * self.heading.conjugate()
+
     def row_of(self, ahead_m: float, height_m: float) -> float:
         """Row of a point at a distance ahead and a height above the ground."""
         below = self.height_m - height_m
@@ -78,14 +84,12 @@ class Light:
     """Row of the picture to which the first row of both belongs."""
 
 
-class _Face(NamedTuple):
-    """An upright wall between two corners: ahead and aside of the camera, in metres."""
+class _Paint(NamedTuple):
+    """Brightnesses of a vehicle's parts."""
 
-    ahead_1: float
-    aside_1: float
-    ahead_2: float
-    aside_2: float
-    is_end: bool
+    body: float
+    glass: float
+    shadow: float
 
 
 def draw_boxes(
@@ -101,117 +105,141 @@ def draw_boxes(
         lamps: Brightness of lit lamps; 0 when lamps are off.
     """
     for box in sorted(boxes, key=_distance, reverse=True):
-        _draw(frame, view, light, box, lamps)
+        at = view.seen_from_camera(box.forward_m, box.right_m)
+        if at.real <= -0.5 * box.length_m:
+            continue
+        turn = complex(math.cos(box.yaw_rad), math.sin(box.yaw_rad)) * view.heading.conjugate()
+        paint = _lit(frame, view, light, box, at)
+        if at.real > _SIMPLE_BEYOND_M or _shows_one_end(box, at, turn):
+            _draw_flat(frame, view, box, at, turn, paint)
+        else:
+            _draw_near(frame, view, box, at, turn, paint)
+        if lamps > 0.0:
+            _draw_lamps(frame, view, box, at, turn, lamps)
 
 
 def _distance(box: Box) -> float:
     return math.hypot(box.forward_m, box.right_m)
 
 
-def _draw(frame: NDArray[np.float32], view: View, light: Light, box: Box, lamps: float) -> None:
-    at = (complex(box.forward_m, box.right_m) - complex(view.forward_m, view.right_m)) * (
-        view.heading.conjugate()
-    )
-    if at.real < -box.length_m:
-        return
-    turn = complex(math.cos(box.yaw_rad), math.sin(box.yaw_rad)) * view.heading.conjugate()
-    factor, summand = _light_at(frame, view, light, at)
-    body, glass, shadow = (
-        factor * reflectance + summand for reflectance in (box.reflectance, _GLASS, _SHADOW)
-    )
-    tall = box.height_m
-    if at.real < _DECK_WITHIN_M:
-        # Bonnet and boot: the far walls, seen over the near ones.
-        for face in _faces(at, turn, box.length_m, box.width_m, front=False):
-            _wall(frame, view, face, (0.0, _BODY_TOP * tall), 1.12 * body)
-    for face in _faces(at, turn, box.length_m, box.width_m, front=True):
-        shade = body if face.is_end else 0.8 * body
-        _wall(frame, view, face, (_BODY_FOOT * tall, _BODY_TOP * tall), shade)
-        _wall(frame, view, face, (0.0, _BODY_FOOT * tall), shadow)
-    for face in _faces(
-        at - 0.05 * box.length_m * turn, turn, 0.5 * box.length_m, 0.86 * box.width_m, front=True
-    ):
-        _wall(frame, view, face, (_BODY_TOP * tall, tall), glass)
-    if lamps > 0.0:
-        _draw_lamps(frame, view, box, at, turn, lamps)
+def _shows_one_end(box: Box, at: complex, turn: complex) -> bool:
+    """Whether the camera looks straight at one end of a vehicle, not from right behind it."""
+    seen = -at * turn.conjugate()
+    return abs(seen.imag) < 0.5 * box.width_m and abs(seen.real) > box.length_m
 
 
-def _light_at(
-    frame: NDArray[np.float32], view: View, light: Light, at: complex
-) -> tuple[float, float]:
-    """Factor and summand of the light on the ground where a vehicle stands."""
+def _lit(frame: NDArray[np.float32], view: View, light: Light, box: Box, at: complex) -> _Paint:
+    """The vehicle's brightnesses in the light on the ground where it stands."""
     ahead = max(at.real, 1.0)
     row = int(view.row_of(ahead, 0.0)) - light.first_row
     column = int(view.column + view.focal * at.imag / ahead)
     row = min(max(row, 0), light.factor.shape[0] - 1)
     column = min(max(column, 0), frame.shape[1] - 1)
-    return float(light.factor[row, column]), float(light.summand[row, column])
+    factor, summand = light.factor.item(row, column), light.summand.item(row, column)
+    return _Paint(
+        box.reflectance * factor + summand, _GLASS * factor + summand, _SHADOW * factor + summand
+    )
 
 
-def _faces(
-    at: complex, turn: complex, length_m: float, width_m: float, *, front: bool
-) -> Iterator[_Face]:
-    """Walls of a box that turn towards the camera (`front`) or away from it."""
-    ahead, aside = 0.5 * length_m * turn, 0.5j * width_m * turn
-    corners = (at + ahead - aside, at + ahead + aside, at - ahead + aside, at - ahead - aside)
-    for side, normal in enumerate((ahead, aside, -ahead, -aside)):
+def _draw_flat(
+    frame: NDArray[np.float32], view: View, box: Box, at: complex, turn: complex, paint: _Paint
+) -> None:
+    """A far vehicle, or one that shows only its end: its outline, in three rectangles."""
+    cosine, sine = abs(turn.real), abs(turn.imag)
+    ahead = at.real - 0.5 * (cosine * box.length_m + sine * box.width_m)
+    middle = view.column + view.focal * at.imag / ahead
+    half = 0.5 * view.focal * (sine * box.length_m + cosine * box.width_m) / ahead
+    ground, foot, belt, top = (
+        math.ceil(view.row_of(ahead, share * box.height_m) - 0.5)
+        for share in (0.0, _FOOT, _BELT, 1.0)
+    )
+    left, right = max(math.ceil(middle - half - 0.5), 0), math.ceil(middle + half - 0.5)
+    if right <= 0:
+        return
+    frame[foot:ground, left:right] = paint.shadow
+    frame[belt:foot, left:right] = paint.body
+    inset = round((1.0 - _CABIN_WIDTH) * half)
+    frame[top:belt, left + inset : max(right - inset, 0)] = paint.glass
+
+
+def _draw_near(
+    frame: NDArray[np.float32], view: View, box: Box, at: complex, turn: complex, paint: _Paint
+) -> None:
+    """A vehicle with its walls and the top of its bonnet and boot."""
+    tall = box.height_m
+    ahead, aside = 0.5 * box.length_m * turn, 0.5j * box.width_m * turn
+    foot, belt = _FOOT * tall, _BELT * tall
+    # Bonnet and boot: the far walls, seen over the near ones.
+    for one, two, _ in _walls(at, ahead, aside, near=False) if at.real < _DECK_WITHIN_M else ():
+        _draw_wall(frame, view, one, two, (0.0, belt), (_DECK_SHADE * paint.body,))
+    for one, two, is_end in _walls(at, ahead, aside, near=True):
+        body = paint.body if is_end else _SIDE_SHADE * paint.body
+        _draw_wall(frame, view, one, two, (0.0, foot, belt), (paint.shadow, body))
+    at -= _CABIN_BACK * box.length_m * turn
+    for one, two, _ in _walls(at, _CABIN_LENGTH * ahead, _CABIN_WIDTH * aside, near=True):
+        _draw_wall(frame, view, one, two, (belt, tall), (paint.glass,))
+
+
+def _walls(
+    at: complex, ahead: complex, aside: complex, *, near: bool
+) -> list[tuple[complex, complex, bool]]:
+    """Walls of a box that turn towards the camera (`near`) or away from it.
+
+    Returns:
+        For each its two ends and whether it is the front or the rear one.
+    """
+    found = []
+    for normal, along, is_end in (
+        (ahead, aside, True),
+        (aside, ahead, False),
+        (-ahead, aside, True),
+        (-aside, ahead, False),
+    ):
         middle = at + normal
-        faces_camera = middle.real * normal.real + middle.imag * normal.imag < 0.0
-        if faces_camera == front:
-            one, two = corners[side], corners[(side + 1) % 4]
-            yield _Face(one.real, one.imag, two.real, two.imag, side % 2 == 0)
+        if (middle.real * normal.real + middle.imag * normal.imag < 0.0) == near:
+            found.append((middle - along, middle + along, is_end))
+    return found
 
 
-def _wall(
+def _draw_wall(
     frame: NDArray[np.float32],
     view: View,
-    face: _Face,
-    heights_m: tuple[float, float],
-    brightness: float,
+    one: complex,
+    two: complex,
+    heights_m: tuple[float, ...],
+    brightnesses: tuple[float, ...],
 ) -> None:
-    """Paint a wall between two heights in one brightness."""
-    clipped = _clip(face)
-    if clipped is None:
-        return
-    ahead_1, aside_1, ahead_2, aside_2, _ = clipped
-    low, high = heights_m
-    fall = (view.height_m - 0.5 * (low + high)) * view.sin_pitch
-    left = view.column + view.focal * aside_1 / (ahead_1 * view.cos_pitch + fall)
-    right = view.column + view.focal * aside_2 / (ahead_2 * view.cos_pitch + fall)
+    """Paint a wall in bands between heights, from the ground up."""
+    if one.real < _NEAREST_M or two.real < _NEAREST_M:
+        if one.real < _NEAREST_M and two.real < _NEAREST_M:
+            return
+        cut = one + (two - one) * (_NEAREST_M - one.real) / (two.real - one.real)
+        one, two = (cut, two) if one.real < _NEAREST_M else (one, cut)
+    fall = view.height_m * view.sin_pitch
+    left = view.column + view.focal * one.imag / (one.real * view.cos_pitch + fall)
+    right = view.column + view.focal * two.imag / (two.real * view.cos_pitch + fall)
     if left > right:
-        left, right, ahead_1, ahead_2 = right, left, ahead_2, ahead_1
+        left, right, one, two = right, left, two, one
     first, stop = max(math.ceil(left - 0.5), 0), min(math.ceil(right - 0.5), frame.shape[1])
     if first >= stop:
         return
-    top_1, top_2 = view.row_of(ahead_1, high), view.row_of(ahead_2, high)
-    foot_1, foot_2 = view.row_of(ahead_1, low), view.row_of(ahead_2, low)
-    top_step, foot_step = (top_2 - top_1) / (right - left), (foot_2 - foot_1) / (right - left)
+    starts = [view.row_of(one.real, height) for height in heights_m]
+    slopes = [
+        (view.row_of(two.real, height) - start) / (right - left)
+        for height, start in zip(heights_m, starts, strict=True)
+    ]
     # As many columns at a time as the borders stay level within a pixel.
-    steepest = max(abs(top_step), abs(foot_step))
+    steepest = max(max(slopes), -min(slopes))
     width = stop - first if steepest * (stop - first) < 1.0 else max(int(1.0 / steepest), 1)
     for column in range(first, stop, width):
         end = min(column + width, stop)
         along = 0.5 * (column + end) - left
-        top, foot = (
-            math.ceil(top_1 + top_step * along - 0.5),
-            math.ceil(foot_1 + foot_step * along - 0.5),
-        )
-        if foot > 0:
-            frame[max(top, 0) : foot, column:end] = brightness
-
-
-def _clip(face: _Face) -> _Face | None:
-    """The part of a wall that lies ahead of the camera; None if there is none."""
-    ahead_1, aside_1, ahead_2, aside_2, is_end = face
-    if ahead_1 >= _NEAREST_M and ahead_2 >= _NEAREST_M:
-        return face
-    if ahead_1 < _NEAREST_M and ahead_2 < _NEAREST_M:
-        return None
-    share = (_NEAREST_M - ahead_1) / (ahead_2 - ahead_1)
-    aside = aside_1 + (aside_2 - aside_1) * share
-    if ahead_1 < _NEAREST_M:
-        return _Face(_NEAREST_M, aside, ahead_2, aside_2, is_end)
-    return _Face(ahead_1, aside_1, _NEAREST_M, aside, is_end)
+        rows = [
+            max(math.ceil(start + slope * along - 0.5), 0)
+            for start, slope in zip(starts, slopes, strict=True)
+        ]
+        for band, brightness in enumerate(brightnesses):
+            frame[rows[band + 1] : rows[band], column:end] = brightness
 
 
 def _draw_lamps(
@@ -226,7 +254,7 @@ def _draw_lamps(
         if lamp.real < _NEAREST_M:
             continue
         column = int(view.column + view.focal * lamp.imag / lamp.real)
-        row = int(view.row_of(lamp.real, _LAMP_HEIGHT * box.height_m))
+        row = int(view.row_of(lamp.real, _LAMP * box.height_m))
         size = max(round(_LAMP_M * view.focal / lamp.real), 1)
         if column >= 0 and row >= 0:
             frame[row : row + size, column : column + size] = brightness

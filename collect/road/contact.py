@@ -1,9 +1,9 @@
 """What the car meets: bodies that overlap its own, and the vehicle ahead on its route."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from avtd3.collect.road.traffic import Ego, Traffic
 
@@ -11,23 +11,37 @@ LEAD_WITHIN_M = 60.0
 """How far ahead on the route a vehicle counts."""
 _CLEARANCE_M = 0.2
 _TOUCH_M = 8.0
+_NEAR_M = 80.0
 
 
-def hits_vehicle(ego: Ego, traffic: Traffic, seen: NDArray[np.complex128]) -> bool:
-    """Whether the car's body overlaps another vehicle's.
+class Nearby(NamedTuple):
+    """The vehicles about a car, as seen from it."""
 
-    Args:
-        ego: The car.
-        traffic: The others.
-        seen: complex128 (n,), their centres seen from the car, forward + i right, in metres.
-    """
+    numbers: list[int]
+    """Their places in the traffic's arrays."""
+    at: list[complex]
+    """Their centres, forward + i right, in metres."""
+    heading: list[complex]
+    """Their directions, unit numbers; 1 is the car's own."""
+
+
+def look_around(ego: Ego, traffic: Traffic) -> Nearby:
+    """The vehicles that the car may touch, see or follow."""
     back = complex(math.cos(ego.yaw_rad), -math.sin(ego.yaw_rad))
-    for number in np.flatnonzero(np.abs(seen) < _TOUCH_M).tolist():
-        other = complex(traffic.heading[number]) * back
-        half = (0.5 * float(traffic.length_m[number]), 0.5 * float(traffic.width_m[number]))
-        own = (0.5 * ego.length_m, 0.5 * ego.width_m)
-        if rectangles_overlap(complex(seen[number]), other, half, own):
-            return True
+    seen = (traffic.at - complex(ego.x_m, ego.y_m)) * back
+    numbers = ((np.abs(seen) < _NEAR_M) & (seen.real > -_TOUCH_M)).nonzero()[0]
+    heading = traffic.heading[numbers] * back
+    return Nearby(numbers.tolist(), seen[numbers].tolist(), heading.tolist())
+
+
+def hits_vehicle(ego: Ego, traffic: Traffic, around: Nearby) -> bool:
+    """Whether the car's body overlaps another vehicle's."""
+    own = (0.5 * ego.length_m, 0.5 * ego.width_m)
+    for number, at, heading in zip(*around, strict=True):
+        if abs(at) < _TOUCH_M:
+            half = (0.5 * traffic.length_m.item(number), 0.5 * traffic.width_m.item(number))
+            if rectangles_overlap(at, heading, half, own):
+                return True
     return False
 
 
@@ -56,29 +70,25 @@ def rectangles_overlap(
     return abs(turned.imag) <= half[1] + own[0] * sine + own[1] * cosine
 
 
-def lead_on_route(ego: Ego, traffic: Traffic, seen: NDArray[np.complex128]) -> tuple[float, float]:
+def lead_on_route(ego: Ego, traffic: Traffic, around: Nearby) -> tuple[float, float]:
     """The nearest vehicle in the corridor that the car needs along its route.
-
-    Args:
-        ego: The car.
-        traffic: The others.
-        seen: As in `hits_vehicle`.
 
     Returns:
         Free metres to it, infinite if there is none within `LEAD_WITHIN_M`, and its speed along
         the route, 0 if there is none.
     """
-    near = np.flatnonzero((np.abs(seen) < LEAD_WITHIN_M + 6.0) & (seen.real > -6.0))
-    if not near.size:
+    if not around.numbers:
         return math.inf, 0.0
-    route = ego.route
-    first = int(np.searchsorted(route.distance_m, ego.route_distance_m))
-    stop = int(np.searchsorted(route.distance_m, ego.route_distance_m + LEAD_WITHIN_M + 6.0))
-    first = max(min(first, stop - 1), 0)
+    route, near = ego.route, np.array(around.numbers)
+    per_m = (len(route.distance_m) - 1) / route.length_m
+    last = len(route.distance_m) - 1
+    first = min(int(ego.route_distance_m * per_m), last)
+    stop = min(int((ego.route_distance_m + LEAD_WITHIN_M) * per_m), last) + 1
     points = route.points[first:stop].view(np.complex128)[:, 0]
     offset = traffic.at[near, None] - points  # (n, K)
-    nearest = np.argmin(offset.real**2 + offset.imag**2, axis=1)
-    way = np.exp(-1j * route.yaw_rad[first + nearest])
+    nearest = np.abs(offset).argmin(axis=1)
+    yaw = route.yaw_rad[first + nearest]
+    way = np.cos(yaw) - 1j * np.sin(yaw)
     local = offset[np.arange(near.size), nearest] * way
     turn = traffic.heading[near] * way
     cosine, sine = np.abs(turn.real), np.abs(turn.imag)
@@ -87,7 +97,7 @@ def lead_on_route(ego: Ego, traffic: Traffic, seen: NDArray[np.complex128]) -> t
     beside = 0.5 * (sine * length + cosine * width + ego.width_m) + _CLEARANCE_M
     gap = along - 0.5 * (cosine * length + sine * width + ego.length_m)
     gap[(np.abs(local.imag) > beside) | (along <= 0.0)] = np.inf
-    lead = int(np.argmin(gap))
+    lead = int(gap.argmin())
     if gap[lead] > LEAD_WITHIN_M:
         return math.inf, 0.0
     return max(float(gap[lead]), 0.0), float(traffic.speed_mps[near[lead]] * turn[lead].real)

@@ -90,24 +90,23 @@ class Raster:
 
     def ground_at(self, x_m: float, y_m: float) -> int:
         """Class of the ground at a position."""
-        return int(self._pixel(self.fine, x_m, y_m, self.pixel_m)) >> 4
+        return self._pixel(self.fine, x_m, y_m, self.pixel_m) >> 4
 
     def direction_at(self, x_m: float, y_m: float) -> float | None:
         """Yaw of the lane at a position; None off the lanes and in junctions."""
-        code = int(self._pixel(self.direction, x_m, y_m, self.pixel_m * COARSE))
+        code = self._pixel(self.direction, x_m, y_m, self.pixel_m * COARSE)
         if code in (NO_LANE, ANY_DIRECTION):
             return None
         return (code - 1) * math.tau / DIRECTIONS
 
-    def _pixel(self, layer: NDArray[np.uint8], x_m: float, y_m: float, size_m: float) -> np.uint8:
+    def _pixel(self, layer: NDArray[np.uint8], x_m: float, y_m: float, size_m: float) -> int:
         side = layer.shape[1]
         row, column = int((y_m - self.top_m) // size_m), int((x_m - self.left_m) // size_m)
         rows, columns = self.table.shape
-        slot = self.table[
+        slot = self.table.item(
             min(max(row // side, 0), rows - 1), min(max(column // side, 0), columns - 1)
-        ]
-        pixel: np.uint8 = layer[slot, row % side, column % side]
-        return pixel
+        )
+        return layer.item(slot, row % side, column % side)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

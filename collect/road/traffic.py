@@ -8,8 +8,8 @@ junctions, the way that a vehicle of higher priority is about to take across it.
 total order (the driven car, then who is inside the junction, then who waited longest), so someone
 may always go; whoever stands for half a minute all the same is moved elsewhere.
 
-All vehicles move in a handful of array operations: 30 us per step for 20 of them, and 300 us for
-a decision, which is due every fifth step.
+Decisions hold for five steps, a quarter of a second, for which the motion of all vehicles is laid
+out at once: some 300 us for 20 of them, or 60 us per step.
 """
 
 import dataclasses
@@ -23,11 +23,12 @@ from avtd3.collect.road.yielding import SIGHT_M, SIGHT_STEP_M, Complex, Real, Sc
 from avtd3.collect.route import Route
 
 DECIDE_EVERY = 5
-"""Steps between two decisions of the traffic."""
+"""Steps for which a decision of the traffic holds."""
 
 _ACCELERATION_MPS2 = 1.6
 _COMFORT_MPS2 = 2.0
 _HARDEST_MPS2 = 8.0
+_BRAKING_S2_PER_M = 0.5 / math.sqrt(_ACCELERATION_MPS2 * _COMFORT_MPS2)
 _STANDSTILL_M = 2.0
 _HEADWAY_S = 1.3
 _WISH_MPS = (30.0 / 3.6, 50.0 / 3.6)
@@ -105,7 +106,7 @@ class Traffic:
         self._along_m: Real = np.zeros(count)
         self._first = np.arange(count) * PATH_POINTS
         self._gap_m: Real = np.full(count, np.inf)
-        self._lead_mps: Real = np.zeros(count)
+        self._times_s = step_s * np.arange(1.0, DECIDE_EVERY + 1.0)[:, None]
         self._waited_s: Real = np.zeros(count)
         self._tie = np.linspace(1.0, 0.0, count)
         self._placed = np.zeros(count, np.bool_)
@@ -124,35 +125,38 @@ class Traffic:
         """Move all vehicles by one step, the car being where it is now."""
         if not self.count:
             return
+        step = self._steps % DECIDE_EVERY
         self._steps += 1
-        self._move()
-        if self._steps % DECIDE_EVERY == 0:
+        self.at, self.heading = self._ats[step], self._headings[step]
+        self.speed_mps, self._along_m = self._speeds[step], self._alongs[step]
+        if step == DECIDE_EVERY - 1:
             self._renew(ego)
             self._decide(ego)
 
-    def _move(self) -> None:
-        step_s, speed = self._step_s, self.speed_mps
-        closing = speed - self._lead_mps
+    def _plan_motion(self, gap_m: Real, lead_mps: Real) -> None:
+        """Choose an acceleration for each vehicle, and where it puts them at the next steps."""
+        speed = self.speed_mps
+        closing = speed - lead_mps
         wish = self._cap_mps.reshape(-1)[self._first + self._along_m.astype(np.intp)]
-        braking = closing / (2.0 * math.sqrt(_ACCELERATION_MPS2 * _COMFORT_MPS2)) + _HEADWAY_S
+        braking = closing * _BRAKING_S2_PER_M + _HEADWAY_S
         keep = _STANDSTILL_M + np.maximum(speed * braking, 0.0)
-        push = 1.0 - (speed / wish) ** 4 - (keep / np.maximum(self._gap_m, 0.1)) ** 2
-        change = np.maximum(_ACCELERATION_MPS2 * push, -_HARDEST_MPS2)
-        faster = np.maximum(speed + change * step_s, 0.0) * self._placed
-        self._along_m += 0.5 * step_s * (speed + faster)
-        self.speed_mps = faster
-        self._gap_m -= closing * step_s
-        self._follow_paths()
-
-    def _follow_paths(self) -> None:
-        whole = self._along_m.astype(np.intp)
-        share = self._along_m - whole
+        ratio, crowding = speed / wish, keep / np.maximum(gap_m, 0.1)
+        ratio *= ratio
+        push = _ACCELERATION_MPS2 * (1.0 - ratio * ratio - crowding * crowding)
+        push = np.maximum(push, -_HARDEST_MPS2) * self._placed
+        # Who brakes to a halt within these steps stays where it halts.
+        faster = np.maximum(speed + push * self._times_s, 0.0)  # (steps, count)
+        means = 0.5 * (np.concatenate([speed[None], faster[:-1]]) + faster)
+        alongs = self._along_m + np.cumsum(means, axis=0) * self._step_s
+        whole = alongs.astype(np.intp)
+        share = alongs - whole
         points, index = self._points.reshape(-1), self._first + whole
         here, there = points[index], points[index + 1]
         step = there - here
-        self.at = here + share * step
         ahead = step + share * (points[index + 2] - there - step)
-        self.heading = ahead / np.maximum(np.abs(ahead), 1e-9)
+        self._ats = here + share * step
+        self._headings = ahead / np.maximum(np.abs(ahead), 1e-9)
+        self._speeds, self._alongs = faster, alongs
 
     def _renew(self, ego: Ego) -> None:
         """Lay new paths, and move who reached a dead end, is far off, stuck or without a place."""
@@ -228,7 +232,8 @@ class Traffic:
                 _EGO_RANK if ego.speed_mps > _EGO_WAITS_MPS else 100.0 * _PATIENCE_S,
             ),
         )
-        self._gap_m, self._lead_mps = find_leads(scene)
+        self._gap_m, lead_mps = find_leads(scene)
+        self._plan_motion(self._gap_m, lead_mps)
 
     def _claims(self, ego: Ego, index: NDArray[np.intp]) -> Complex:
         """Points complex128 (count + 1, C) on the way that each takes in the next seconds.

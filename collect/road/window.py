@@ -32,6 +32,7 @@ class GroundWindow:
         side = TILE // COARSE
         rows = self.coarse_row + _COARSE_TILES * side
         self.codes: NDArray[np.uint8] = np.zeros((rows, self.stride), np.uint8)
+        self.flat = self.codes.reshape(-1)
         fine, coarse = self.codes[: self.coarse_row], self.codes[self.coarse_row :]
         self._fine = fine.reshape(_FINE_TILES, TILE, _FINE_TILES, TILE)
         self._coarse = coarse[:, : _COARSE_TILES * side].reshape(

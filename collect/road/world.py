@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from avtd3.collect.checks import check_number
 from avtd3.collect.road.boxes import Box
 from avtd3.collect.road.camera import Camera, CameraConfig
-from avtd3.collect.road.contact import hits_vehicle, lead_on_route
+from avtd3.collect.road.contact import Nearby, hits_vehicle, lead_on_route, look_around
 from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.planner import plan_route
 from avtd3.collect.road.raster import GAP, SHOULDER
@@ -26,7 +26,6 @@ from avtd3.collect.route import Route
 from avtd3.collect.world import Scenario, Surroundings, WorldFrame, WorldStart
 from avtd3.store.errors import WorldError
 
-_SEEN_M = 80.0
 _AGAINST = math.cos(math.radians(120.0))
 # A wheel on a line counts again only after so many frames off it: lines are not seldom grazed.
 _OFF_LINE_FRAMES = 5
@@ -182,10 +181,8 @@ class RoadWorld:
 
     def _frame(self) -> WorldFrame:
         vehicle, traffic, ego = self._vehicle, self._traffic, self._ego()
-        here = complex(vehicle.x_m, vehicle.y_m)
-        back = complex(math.cos(vehicle.yaw_rad), -math.sin(vehicle.yaw_rad))
-        seen = (traffic.at - here) * back
-        gap, speed = lead_on_route(ego, traffic, seen)
+        around = look_around(ego, traffic)
+        gap, speed = lead_on_route(ego, traffic, around)
         raster = self._current().raster
         lane_yaw = raster.direction_at(vehicle.x_m, vehicle.y_m)
         wrong_way = lane_yaw is not None and math.cos(vehicle.yaw_rad - lane_yaw) < _AGAINST
@@ -193,10 +190,10 @@ class RoadWorld:
             frame_id=self._frame_id,
             sim_time_s=self._frame_id * self.control_period_s,
             image=self._camera.render(
-                vehicle.x_m, vehicle.y_m, vehicle.yaw_rad, self._boxes(seen, back)
+                vehicle.x_m, vehicle.y_m, vehicle.yaw_rad, self._boxes(around)
             ),
             vehicle=vehicle.state(),
-            collision="vehicle" if hits_vehicle(ego, traffic, seen) else "",
+            collision="vehicle" if hits_vehicle(ego, traffic, around) else "",
             off_road=raster.ground_at(vehicle.x_m, vehicle.y_m) < SHOULDER,
             wrong_way=wrong_way,
             lane_invasions=self._lane_invasions(),
@@ -204,26 +201,22 @@ class RoadWorld:
             lead_speed_mps=speed,
         )
 
-    def _boxes(self, seen: NDArray[np.complex128], back: complex) -> list[Box]:
+    def _boxes(self, around: Nearby) -> list[Box]:
         """The vehicles that the camera may see."""
         traffic = self._traffic
-        ahead = seen.real
-        shown = (ahead > -1.0) & (ahead < _SEEN_M) & (np.abs(seen.imag) < 1.2 * ahead + 5.0)
-        boxes = []
-        for number in np.flatnonzero(shown).tolist():
-            turn = complex(traffic.heading[number]) * back
-            boxes.append(
-                Box(
-                    float(ahead[number]),
-                    float(seen.imag[number]),
-                    math.atan2(turn.imag, turn.real),
-                    float(traffic.length_m[number]),
-                    float(traffic.width_m[number]),
-                    float(traffic.height_m[number]),
-                    float(traffic.reflectance[number]),
-                )
+        return [
+            Box(
+                at.real,
+                at.imag,
+                math.atan2(heading.imag, heading.real),
+                traffic.length_m.item(number),
+                traffic.width_m.item(number),
+                traffic.height_m.item(number),
+                traffic.reflectance.item(number),
             )
-        return boxes
+            for number, at, heading in zip(*around, strict=True)
+            if at.real > -1.0 and abs(at.imag) < 1.2 * at.real + 5.0
+        ]
 
     def _lane_invasions(self) -> int:
         """Count the sides of the car whose wheels came onto a line."""

@@ -1,0 +1,135 @@
+"""`GroundRays`: where a camera's rays meet the ground, and what is painted there.
+
+Seen from the car the points hold as long as the camera's mounting does. A row of rays meets the
+ground on a line, so a frame is one small product for the ends of the lines, one for all points,
+and one gather from the window.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.road.boxes import View
+from avtd3.collect.road.raster import COARSE
+from avtd3.collect.road.window import GroundWindow
+
+# Rays nearer to the horizon than this meet the ground too far out to matter.
+_LEAST_FALL = 1e-3
+
+
+class GroundRays:
+    """The rays of all pixels below the horizon, `fine` x `fine` of them for each.
+
+    Rows and columns of rays are sorted by their place in the pixel, so that a picture is the
+    average of `fine` x `fine` blocks.
+
+    Attributes:
+        horizon: First row of the picture that shows the ground.
+        ahead_m: float64 (rows,), distance of the ground ahead of the camera, by row.
+        right_m: float64 (rows, W), distance to the right of the camera's axis.
+    """
+
+    def __init__(self, view: View, size: tuple[int, int], fine: int, pixel_m: float) -> None:
+        height, width = size
+        sub = (np.arange(fine)[:, None] + 0.5) / fine
+        across = (np.arange(width) + sub - view.column) / view.focal  # (fine, W)
+        down = (np.arange(height) + sub - view.row) / view.focal  # (fine, H)
+        fall = view.sin_pitch + down * view.cos_pitch
+        # A row belongs to the ground once all its rays do.
+        self.horizon = int((fall < _LEAST_FALL).any(axis=0).sum())
+        fall, down = fall[:, self.horizon :].reshape(-1), down[:, self.horizon :].reshape(-1)
+        reach = view.height_m / fall
+        ahead = reach * (view.cos_pitch - down * view.sin_pitch)
+        self.ahead_m = ahead.reshape(fine, -1).mean(axis=0)
+        right = reach.reshape(fine, -1).mean(axis=0)[:, None] * across.mean(axis=0)
+        self.right_m: NDArray[np.float64] = right
+        self._fine, self._width = fine, width
+        self._lines = _lines(view, ahead, reach, float(np.abs(across).max()), pixel_m)
+        self._across = np.stack([np.ones(fine * width), across.reshape(-1)]).astype(np.float32)
+        rows, columns = len(reach), fine * width
+        self._points = np.empty((2 * rows, columns), np.float32)
+        self._cells = np.empty((2 * rows, columns), np.int32)
+        self._index = np.empty((rows, columns), np.intp)
+        self._codes = np.empty((rows, columns), np.uint8)
+
+    def brightness(
+        self, window: GroundWindow, x_m: float, y_m: float, yaw_rad: float, table: bytes
+    ) -> NDArray[np.uint16]:
+        """Sum of the brightnesses that each pixel's rays meet.
+
+        Args:
+            window: The ground around the car.
+            x_m: Centre of the car.
+            y_m: Centre of the car.
+            yaw_rad: Heading of the car.
+            table: Brightness of each of the 256 ground codes.
+
+        Returns:
+            uint16 (rows, W), from the horizon down.
+        """
+        (fine_x, fine_y), (coarse_x, coarse_y) = window.fine_m, window.coarse_m
+        pose = (
+            math.cos(yaw_rad),
+            math.sin(yaw_rad),
+            x_m - fine_x,
+            y_m - fine_y,
+            x_m - coarse_x,
+            y_m - coarse_y,
+            1.0,
+        )
+        lines = np.dot(self._lines, pose).astype(np.float32).reshape(-1, 2)
+        np.matmul(lines, self._across, out=self._points)
+        np.copyto(self._cells, self._points, casting="unsafe")
+        count = len(self._index)
+        rows, columns = self._cells[:count], self._cells[count:]
+        rows *= window.stride
+        rows += columns
+        # Gathers want indices of pointer size; clip mode spares them a check, none is outside.
+        np.copyto(self._index, rows)
+        window.flat.take(self._index, out=self._codes, mode="clip")
+        # bytes.translate is the fastest table look-up at hand, 1.5 times np.take.
+        seen = np.frombuffer(self._codes.tobytes().translate(table), np.uint8)
+        fine = self._fine
+        summed = np.add.reduce(seen.reshape(fine, -1), axis=0, dtype=np.uint16)
+        blocks = summed.reshape(-1, fine, self._width)
+        total: NDArray[np.uint16] = blocks[:, 0].copy()
+        for part in range(1, fine):
+            total += blocks[:, part]
+        return total
+
+
+def _lines(
+    view: View,
+    ahead: NDArray[np.float64],
+    reach: NDArray[np.float64],
+    side: float,
+    pixel_m: float,
+) -> NDArray[np.float64]:
+    """What makes base and slope of each row's line out of the car's pose.
+
+    Base and slope are window pixels; the point of a ray is ``base + across * slope``. Far rows
+    look at the coarse pixels, and rows beyond those at what lies at their border.
+
+    Returns:
+        float64 (4 * rows, 7): for all window rows, then for all window columns, base and slope
+        in turn, as sums over the pose (cosine and sine of the yaw, x and y in the fine square,
+        x and y in the coarse square, 1).
+    """
+    near_m, far_m = (reach_m - 2.0 * pixel_m for reach_m in GroundWindow.reach_m(pixel_m))
+    farthest = np.hypot(ahead, reach * side) + math.hypot(view.forward_m, view.right_m)
+    clip = np.minimum(1.0, far_m / farthest)
+    coarse = farthest > near_m
+    scale = np.where(coarse, 1.0 / (pixel_m * COARSE), 1.0 / pixel_m)
+    mount = complex(view.forward_m, view.right_m)
+    base = (mount + ahead * clip * view.heading) * scale
+    slope = 1j * reach * clip * view.heading * scale
+    lines = np.zeros((2, len(reach), 2, 7))
+    for part, value in enumerate((base, slope)):
+        lines[0, :, part, :2] = np.stack([value.imag, value.real], axis=1)
+        lines[1, :, part, :2] = np.stack([value.real, -value.imag], axis=1)
+    near_scale, coarse_scale = np.where(coarse, 0.0, scale), np.where(coarse, scale, 0.0)
+    lines[0, :, 0, 3], lines[1, :, 0, 2] = near_scale, near_scale
+    lines[0, :, 0, 5], lines[1, :, 0, 4] = coarse_scale, coarse_scale
+    lines[0, :, 0, 6] = np.where(coarse, GroundWindow.coarse_row, 0)
+    return lines.reshape(-1, 7)
