@@ -22,6 +22,14 @@ from avtd3.tests.store.segments import feed, make_episode, make_spec, make_write
 SPEC = make_spec()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def disk():
+    """No waiting for the disk: that every byte reaches it cannot be tested here anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 def write(path, *seeds, collector="tester"):
     episodes = [make_episode(SPEC, 2, seed) for seed in seeds]
     return write_dataset(path, SPEC, episodes, segment_steps=1, collector=collector)

@@ -24,6 +24,16 @@ from avtd3.store.segment import Limits
 from avtd3.tests.store.segments import assert_holds, make_episode, make_spec, write_dataset
 
 SPEC = make_spec()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def disk():
+    """No waiting for the disk: that every byte reaches it cannot be tested here anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 LENGTHS = (5, 1, 9, 2)
 CODECS = [FrameCodec(), FrameCodec(name="zstd", level=1), FrameCodec(name="raw", chunk_frames=3)]
 

@@ -28,6 +28,15 @@ from avtd3.tests.store.segments import (
     write_dataset,
 )
 
+
+@pytest.fixture(scope="module", autouse=True)
+def disk():
+    """No waiting for the disk: that every byte reaches it cannot be tested here anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 specs = st.builds(
     make_spec,
     channels=st.sampled_from([1, 3]),

@@ -1,0 +1,104 @@
+"""Make the golden dataset of the current format: ``python tests/golden/make_dataset.py``.
+
+Run it once for each new format version and commit what it writes; a dataset of a released format is
+never made again. Its values follow from formulas, so that the test needs nothing but the files.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.layout import FORMAT_VERSION
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
+
+LENGTHS = (3, 5)
+
+
+def golden_spec() -> EpisodeSpec:
+    """The golden dataset's spec."""
+    return EpisodeSpec(
+        image=ImageSpec(channels=1, height=4, width=6, stack=2),
+        vector_names=("speed_mps", "lateral_deviation_m"),
+        vector_scales=(10.0, 2.0),
+        action_names=("steer", "throttle_brake"),
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+        reward_terms=("efficiency", "safety"),
+        control_period_s=0.05,
+    )
+
+
+def golden_frame(episode: int, row: int) -> NDArray[np.uint8]:
+    """uint8 (1, 4, 6): the frame of one observation."""
+    return (np.arange(24).reshape(1, 4, 6) * (row + 1) + 50 * episode).astype(np.uint8)
+
+
+def golden_vector(episode: int, row: int) -> NDArray[np.float32]:
+    """float32 (2,): the vector of one observation."""
+    return np.array([episode + row / 8.0, -row / 4.0], np.float32)
+
+
+def golden_action(episode: int, row: int) -> NDArray[np.float32]:
+    """float32 (2,): the action of one step."""
+    return np.array([row / 8.0, (-1.0) ** episode / 2.0], np.float32)
+
+
+def golden_terms(episode: int, row: int) -> NDArray[np.float32]:
+    """float32 (2,): the reward's terms of one step."""
+    return np.array([row + 0.5, -50.0 * (episode == 1 and row == LENGTHS[1] - 1)], np.float32)
+
+
+def golden_info(episode: int) -> EpisodeInfo:
+    """What is recorded of one episode."""
+    return EpisodeInfo(
+        index=episode,
+        seed=2 * episode,
+        scenario=7,
+        world="road",
+        town=f"country-{episode:06d}",
+        weather="rain",
+        driver=("expert", "policy")[episode],
+        policy_version=(-1, 12)[episode],
+        policy_digest=("", "ab" * 32)[episode],
+        exploration_noise=(0.0, 0.25)[episode],
+    )
+
+
+def main() -> None:
+    """Write the dataset of this version of the format, if it is not there."""
+    path = Path(__file__).parent / f"dataset-v{FORMAT_VERSION}"
+    dataset = Dataset.create(path, golden_spec())
+    if dataset.segment_ids():
+        raise SystemExit(f"{path} exists; a golden dataset is never made again")
+    provenance = {"config": {"golden": True}}
+    with SegmentWriter(
+        dataset, collector="golden", provenance=provenance, clock=lambda: 1_800_000_000.0
+    ) as writer:
+        for episode, length in enumerate(LENGTHS):
+            writer.begin_episode(
+                golden_info(episode),
+                frame=golden_frame(episode, 0),
+                vector=golden_vector(episode, 0),
+                frame_id=1000 * episode,
+                sim_time_s=0.0,
+            )
+            for row in range(length):
+                writer.step(
+                    action=golden_action(episode, row),
+                    reward=None,
+                    reward_terms=golden_terms(episode, row),
+                    frame=golden_frame(episode, row + 1),
+                    vector=golden_vector(episode, row + 1),
+                    terminated=episode == 1 and row == length - 1,
+                    truncated=episode == 0 and row == length - 1,
+                    frame_id=1000 * episode + row + 1,
+                    sim_time_s=0.05 * (row + 1),
+                )
+            writer.end_episode(("time_limit", "collision")[episode])
+
+
+if __name__ == "__main__":
+    main()
