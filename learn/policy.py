@@ -22,7 +22,13 @@ from torch import Tensor
 from avtd3.learn import exchange
 from avtd3.learn.inference import DrivingActor
 from avtd3.learn.networks import Actor, NetworkConfig
-from avtd3.store.errors import Avtd3Error, CheckpointError, FormatVersionError, SpecError
+from avtd3.store.errors import (
+    Avtd3Error,
+    CheckpointError,
+    ConfigError,
+    FormatVersionError,
+    SpecError,
+)
 from avtd3.store.spec import EpisodeSpec
 
 FORMAT_VERSION = 1
@@ -250,8 +256,11 @@ def _read_claims(document: Mapping[str, Any], path: Path) -> tuple[EpisodeSpec, 
 def _build(
     spec: EpisodeSpec, config: NetworkConfig, tensors: dict[str, Tensor], path: Path
 ) -> Actor:
-    with torch.device("meta"):  # shapes only: a header may claim more than the file holds
-        expected = Actor(spec, config).state_dict()
+    try:
+        with torch.device("meta"):  # shapes only: a header may claim more than the file holds
+            expected = Actor(spec, config).state_dict()
+    except (ConfigError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"policy {path} has an impossible header: {error}") from error
     if expected.keys() != tensors.keys():
         names = ", ".join(sorted(expected.keys() ^ tensors.keys()))
         raise CheckpointError(f"policy {path} lacks or has beyond its header the tensors {names}")
