@@ -264,7 +264,8 @@ def check_action(
         WorldError: The action cannot be applied.
     """
     checked = np.asarray(action, np.float32)
-    if checked.shape != (size,) or not np.abs(checked).max() <= 1.0:  # also false for NaN
+    is_fit = checked.shape == (size,) and all(-1.0 <= v <= 1.0 for v in checked.tolist())
+    if not is_fit:  # NaN is not within bounds either
         raise WorldError(
             f"driver {driver} answered {checked.tolist()} in {where}, expected {size} finite "
             "numbers in [-1, 1]; remove the policy that does this, or choose another driver"

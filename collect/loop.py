@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from avtd3.collect.observation import check_frame
 from avtd3.collect.plan import Share, episode_generator, training_seed
 from avtd3.collect.pool import Choice, DriverPool
@@ -119,6 +117,8 @@ class Collector:
         rollout = Rollout(self._world, self._task, spec, self._settings.scenario, seed)
         if spec.image is not None:
             check_frame(rollout.start.frame.image, spec.image, self._world.name)
+        if self._world.notices:
+            self._note(warning="; ".join(self._world.notices))
         self._begin(writer, rollout, choice, index)
         self._drive(writer, rollout.drive(choice.driver, choice.spec.name, rng))
 
@@ -164,7 +164,7 @@ class Collector:
             for transition in transitions:
                 _write(writer, transition)
                 step = transition.step
-                episode_return += float(np.sum(step.reward_terms, dtype=np.float64))
+                episode_return += sum(step.reward_terms.tolist())
                 self._steps += 1
                 self._report()
                 if step.terminated or step.truncated:

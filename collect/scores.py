@@ -78,7 +78,7 @@ class Scorer:
         self._actions.append(transition.action)
         self._speeds.append(facts.speed_mps)
         self._laterals.append(abs(facts.lateral_m))
-        self._return += float(np.sum(step.reward_terms, dtype=np.float64))
+        self._return += sum(step.reward_terms.tolist())
         is_out = abs(facts.lateral_m) > 0.5 * facts.lane_width_m
         self._departures += is_out and not self._is_out
         self._is_out = is_out

@@ -15,6 +15,7 @@ stuck       truncated  it stood for `TaskConfig.stuck_s` with no vehicle close a
 `STOP_REASON` and `FAULT_REASON` (both truncated) are given by the collector, not by the task.
 """
 
+import bisect
 import dataclasses
 import math
 
@@ -91,6 +92,8 @@ class DrivingTask:
         self._builder: VectorBuilder | None = None
         self._route: Route | None = None
         self._at = Projection(0.0, 0.0, 0.0)
+        self._distances: list[float] = []
+        self._widths: list[float] = []
         self._best_m = 0.0
         self._steps = 0
         self._standing_s = 0.0
@@ -148,6 +151,8 @@ class DrivingTask:
         """
         vehicle = start.frame.vehicle
         self._route = start.route
+        self._distances = start.route.distance_m.tolist()
+        self._widths = start.route.lane_width_m.tolist()
         self._at = start.route.project(vehicle.x_m, vehicle.y_m, near_m=0.0)
         self._best_m = self._at.distance_m
         self._steps = 0
@@ -178,7 +183,7 @@ class DrivingTask:
             speed_mps=vehicle.speed_mps,
             lateral_m=self._at.lateral_m,
             heading_rad=heading,
-            lane_width_m=route.lane_width_at(self._at.distance_m),
+            lane_width_m=self._lane_width_m(),
             jerk_mps3=self._jerk(frame),
             collision=bool(frame.collision),
             off_road=frame.off_road or lost,
@@ -218,6 +223,11 @@ class DrivingTask:
         stands = abs(frame.vehicle.speed_mps) < _STANDING_MPS and frame.lead_gap_m > _LEAD_CLOSE_M
         self._standing_s = self._standing_s + self._period_s if stands else 0.0
         return self._standing_s >= self.config.stuck_s
+
+    def _lane_width_m(self) -> float:
+        """The lane's width at the route's point behind the car; they lie a metre apart."""
+        place = bisect.bisect_right(self._distances, self._at.distance_m) - 1
+        return self._widths[max(place, 0)]
 
     def _jerk(self, frame: WorldFrame) -> float:
         along, across = self._acceleration

@@ -113,6 +113,8 @@ class World(Protocol):
     """Simulated seconds per step."""
     image_shape: tuple[int, int, int]
     """Shape of every frame's image, ``(C, H, W)``."""
+    notices: tuple[str, ...]
+    """What a person should know about the running episode's roads and traffic, in sentences."""
 
     def reset(self, scenario: Scenario, seed: int) -> WorldStart:
         """Begin an episode; the same scenario and seed give the same bytes.

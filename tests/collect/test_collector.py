@@ -206,6 +206,21 @@ def test_progress_is_reported(tmp_path):
     assert seen[-1].disk_free_bytes > 0
 
 
+def test_what_the_world_has_to_say_is_reported(tmp_path):
+    class Flat(PointWorld):
+        notices = ("hills were removed", "3 vehicles found no room")
+
+    seen = []
+    collect(
+        tmp_path / "d",
+        CONFIG,
+        episodes=1,
+        open_world=lambda name, road: Flat(),
+        on_progress=seen.append,
+    )
+    assert "hills were removed; 3 vehicles" in seen[-1].line()
+
+
 def test_a_failing_world_keeps_what_was_driven(tmp_path):
     world = PointWorld(fail_at=100)
     with pytest.raises(WorldError, match="failed as asked"):

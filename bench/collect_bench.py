@@ -1,0 +1,128 @@
+"""How fast one core collects: road world, 20 vehicles, expert, compressed and published.
+
+    python bench/collect_bench.py [--steps N] [--workers N] [--repeats N] [--json]
+
+Each repeat collects into a new dataset with a seed of its own; the table has medians. The second
+column of speeds is per second of processor time, which a busy machine disturbs less. The breakdown
+comes from one more run, with a clock around each part (about 2 us per step and part), and from the
+steps alone: networks are built between episodes.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from avtd3.collect.collector import CollectConfig, collect
+from avtd3.collect.expert import Expert
+from avtd3.collect.road.camera import Camera
+from avtd3.collect.road.site import SiteCache
+from avtd3.collect.road.traffic import Traffic
+from avtd3.collect.road.vehicle import Vehicle
+from avtd3.collect.road.world import RoadWorld
+from avtd3.collect.task import DrivingTask
+from avtd3.store.writer import SegmentWriter
+
+PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "camera": (Camera, ("render",)),
+    "traffic": (Traffic, ("advance",)),
+    "vehicle": (Vehicle, ("advance",)),
+    "world, all of a step": (RoadWorld, ("step",)),
+    "task": (DrivingTask, ("advance",)),
+    "expert": (Expert, ("act",)),
+    "write": (SegmentWriter, ("begin_episode", "step", "end_episode", "close")),
+    "networks": (SiteCache, ("site",)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), options.steps, options.workers, options.repeats)
+    print(json.dumps(result, indent=2) if options.json else table(result))
+
+
+def measure(folder: Path, steps: int, workers: int, repeats: int) -> dict[str, Any]:
+    config = CollectConfig(workers=workers, min_free_mb=0)
+    walls, processors, sizes, returns = [], [], [], []
+    for seed in range(repeats):
+        before = time.process_time()
+        report = collect(
+            folder / f"repeat-{seed}", dataclasses.replace(config, seed=seed), steps=steps
+        ).document()
+        used = time.process_time() - before
+        walls.append(report["steps_per_second"])
+        processors.append(report["steps"] / used if workers == 1 else 0.0)
+        sizes.append(report["bytes"] / report["steps"])
+        returns.append(report["return_mean"])
+    result: dict[str, Any] = {
+        "workers": workers,
+        "steps": steps,
+        "steps_per_second": statistics.median(walls),
+        "steps_per_processor_second": statistics.median(processors) if workers == 1 else None,
+        "bytes_per_step": statistics.median(sizes),
+        "return_mean": statistics.median(returns),
+    }
+    if workers == 1:
+        result["microseconds_per_step"] = breakdown(folder, config, steps)
+    return result
+
+
+def breakdown(folder: Path, config: CollectConfig, steps: int) -> dict[str, float]:
+    spent = dict.fromkeys(PARTS, 0.0)
+    with contextlib.ExitStack() as stack:
+        for part, (kind, methods) in PARTS.items():
+            for method in methods:
+                stack.enter_context(_clocked(kind, method, part, spent))
+        report = collect(folder / "breakdown", dataclasses.replace(config, seed=99), steps=steps)
+    done = report.tally.steps
+    parts = {part: 1e6 * seconds / done for part, seconds in spent.items()}
+    whole = 1e6 * report.seconds / done
+    own = ("world, all of a step", "task", "expert", "write", "networks")
+    return {**parts, "rest": whole - sum(parts[part] for part in own), "whole": whole}
+
+
+@contextlib.contextmanager
+def _clocked(kind: type, method: str, part: str, spent: dict[str, float]) -> Iterator[None]:
+    plain: Callable[..., Any] = getattr(kind, method)
+
+    def clocked(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any method
+        start = time.perf_counter()
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            spent[part] += time.perf_counter() - start
+
+    setattr(kind, method, clocked)
+    try:
+        yield
+    finally:
+        setattr(kind, method, plain)
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        f"workers               {result['workers']}",
+        f"steps/s               {result['steps_per_second']:.0f}",
+    ]
+    if result["workers"] == 1:
+        lines.append(f"steps/s of processor  {result['steps_per_processor_second']:.0f}")
+    lines.append(f"bytes/step            {result['bytes_per_step']:.0f}")
+    for part, us in result.get("microseconds_per_step", {}).items():
+        lines.append(f"  {part:22} {us:7.1f} us")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
