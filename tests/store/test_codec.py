@@ -14,6 +14,10 @@ from avtd3.store.shard import ENTRY_BYTES, build_shard, parse_index, read_chunks
 CODECS = [FrameCodec(), FrameCodec(name="zstd", level=1), FrameCodec(name="raw", chunk_frames=3)]
 
 
+def kind_of(codec):
+    return known_chain(codec.chain())
+
+
 def frames_of(codec, chunks=1, seed=0, side=8):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 3, (codec.chunk_frames * chunks, 1, side, side), dtype=np.uint8)
@@ -34,7 +38,7 @@ def test_crc32c_is_the_castagnoli_one():
 def test_round_trip(codec):
     frames = frames_of(codec)
     out = bytearray(frames.nbytes)
-    decode_into(known_chain(codec.chain()), codec.encode(frames), memoryview(out))
+    decode_into(kind_of(codec), codec.encode(frames), memoryview(out))
     assert out == frames.tobytes()
 
 
@@ -45,7 +49,7 @@ def test_a_flipped_bit_is_always_found(codec, data):
     place = data.draw(st.integers(0, len(encoded) - 1))
     encoded[place] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(ValueError, match="crc32c"):
-        decode_into(known_chain(codec.chain()), bytes(encoded), memoryview(bytearray(256)))
+        decode_into(kind_of(codec), bytes(encoded), memoryview(bytearray(256)))
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -53,7 +57,7 @@ def test_a_flipped_bit_is_always_found(codec, data):
 def test_a_truncated_chunk_is_an_error(codec, cut):
     encoded = codec.encode(frames_of(codec))
     with pytest.raises(ValueError, match="crc32c"):
-        decode_into(known_chain(codec.chain()), encoded[:cut], memoryview(bytearray(256)))
+        decode_into(kind_of(codec), encoded[:cut], memoryview(bytearray(256)))
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -61,7 +65,7 @@ def test_a_truncated_chunk_is_an_error(codec, cut):
 def test_a_chunk_of_another_size_is_an_error(codec, expected):
     encoded = codec.encode(frames_of(codec))
     with pytest.raises(ValueError, match=r"expected|decode"):
-        decode_into(known_chain(codec.chain()), encoded, memoryview(bytearray(expected)))
+        decode_into(kind_of(codec), encoded, memoryview(bytearray(expected)))
 
 
 @given(header=st.binary(min_size=0, max_size=64))
@@ -135,7 +139,7 @@ def test_any_run_of_frames_can_be_read(codec, tmp_path_factory, start, count):
     read_chunks(
         path,
         read_index(path, chunks),
-        known_chain(codec.chain()),
+        kind_of(codec),
         out,
         chunk_frames=codec.chunk_frames,
         start=start,

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 
@@ -124,8 +125,10 @@ def test_of_processes_that_create_at_once_one_wins(tmp_path, periods):
         for period in periods
     ]
     for racer in racers:
+        assert racer.stdout is not None
         assert racer.stdout.readline() == "ready\n"
     for racer in racers:
+        assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
     answers = [racer.communicate()[0].strip() for racer in racers]
@@ -212,7 +215,7 @@ def test_the_dataset_is_a_group_for_zarr(tmp_path):
     import zarr
 
     dataset = write(tmp_path / "d", 0)
-    attributes = zarr.open_group(dataset.path, mode="r").attrs["avtd3"]
+    attributes: Any = zarr.open_group(dataset.path, mode="r").attrs["avtd3"]
     assert attributes["spec"] == SPEC.to_json()
     assert attributes["format_version"] == 1
     path = f"segments/{dataset.segment_ids()[0]}/reward"

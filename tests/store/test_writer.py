@@ -465,6 +465,7 @@ def test_a_killed_collector_leaves_whole_segments_only(dataset):
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert process.stdout is not None
         with process:
             for _ in range(published):
                 assert process.stdout.readline()
