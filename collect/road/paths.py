@@ -17,6 +17,7 @@ _STAND_EVERY_M = 3.0
 _STAND_MARGIN_M = 6.0
 _BEND_MPS2 = 2.0
 _BRAKING_MPS2 = 1.5
+_LEAST_STEP_M = 0.2
 _SMOOTHING = np.ones(5) / 5.0
 
 
@@ -26,6 +27,8 @@ class Path:
 
     points: NDArray[np.complex128]
     """complex128 (PATH_POINTS,), a metre apart; the last one repeats beyond a dead end."""
+    ways: NDArray[np.complex128]
+    """complex128 (PATH_POINTS,), unit vectors along the path."""
     speed_mps: NDArray[np.float64]
     """float64 (PATH_POINTS,), highest speed that the bends here and ahead allow."""
     in_junction: NDArray[np.bool_]
@@ -127,14 +130,23 @@ def _resampled(
     metres = np.arange(PATH_POINTS, dtype=np.float64)
     at = start_m + metres
     laid = np.interp(at, distance_m, points)
-    steps = np.diff(laid, append=laid[-1])
-    turn = np.abs(np.angle(steps[1:] * steps[:-1].conj()))
-    bend = np.convolve(np.append(turn, 0.0), _SMOOTHING, mode="same")
+    step = np.diff(laid)
+    size = np.abs(step)
+    # Beyond a dead end there are no steps: the last direction holds.
+    size[0], last = max(float(size[0]), 1e-9), max(int((size > _LEAST_STEP_M).sum()) - 1, 0)
+    step[last + 1 :], size[last + 1 :] = step[last], size[last]
+    chord = step / size
+    # The direction at a point is the mean of those of the steps before and behind it.
+    ways = np.concatenate([chord[:1], chord[1:] + chord[:-1], chord[-1:]])
+    ways /= np.abs(ways)
+    turn = np.abs(np.angle(chord[1:] * chord[:-1].conj()))
+    bend = np.convolve(np.concatenate([turn[:1], turn, turn[-1:]]), _SMOOTHING, mode="same")
     energy = np.minimum(_BEND_MPS2 / np.maximum(bend, 1e-6), wish_mps**2)
     braking = 2.0 * _BRAKING_MPS2 * metres
     reach = np.minimum.accumulate((energy + braking)[::-1])[::-1]
     return Path(
         points=laid,
+        ways=ways,
         speed_mps=np.sqrt(np.maximum(reach - braking, 0.0)),
         in_junction=crossing[np.searchsorted(distance_m, at).clip(max=len(crossing) - 1)],
         length_m=min(float(distance_m[-1]) - start_m, float(PATH_POINTS)),

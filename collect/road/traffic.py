@@ -14,12 +14,21 @@ out at once: some 300 us for 20 of them, or 60 us per step.
 
 import dataclasses
 import math
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.road.paths import PATH_POINTS, LanePaths
-from avtd3.collect.road.yielding import SIGHT_M, SIGHT_STEP_M, Complex, Real, Scene, find_leads
+from avtd3.collect.road.yielding import (
+    SIGHT_M,
+    SIGHT_STEP_M,
+    Claims,
+    Complex,
+    Real,
+    Scene,
+    find_leads,
+)
 from avtd3.collect.route import Route
 
 DECIDE_EVERY = 5
@@ -75,6 +84,7 @@ class Traffic:
 
     Attributes:
         count: Vehicles asked for.
+        placed: bool (count,), whether each found a place to be at.
         unplaced: Vehicles that found no free place; they are asked again every second.
         at: complex128 (count,), centres x + iy in metres.
         heading: complex128 (count,), unit vectors.
@@ -93,6 +103,8 @@ class Traffic:
         self.width_m = rng.uniform(1.7, 1.95, count)
         self.height_m = rng.uniform(1.4, 1.8, count)
         self.reflectance = rng.uniform(0.1, 0.9, count)
+        self._lengths_m = _joined(self.length_m, ego.length_m)
+        self._widths_m = _joined(self.width_m, ego.width_m)
         self._wish_mps = rng.uniform(*_WISH_MPS, count) * rng.uniform(*_WISH_SHARE, count)
         self.at: Complex = np.full(count, _AWAY)
         self.heading: Complex = np.ones(count, np.complex128)
@@ -100,6 +112,7 @@ class Traffic:
         self._lanes: list[list[int]] = [[] for _ in range(count)]
         self._start_m = [0.0] * count
         self._points = np.full((count, PATH_POINTS), _AWAY)
+        self._ways = np.ones((count, PATH_POINTS), np.complex128)
         self._cap_mps: Real = np.full((count, PATH_POINTS), 1.0)
         self._crossing = np.zeros((count, PATH_POINTS), np.bool_)
         self._end_m: Real = np.full(count, np.inf)
@@ -109,7 +122,7 @@ class Traffic:
         self._times_s = step_s * np.arange(1.0, DECIDE_EVERY + 1.0)[:, None]
         self._waited_s: Real = np.zeros(count)
         self._tie = np.linspace(1.0, 0.0, count)
-        self._placed = np.zeros(count, np.bool_)
+        self.placed = np.zeros(count, np.bool_)
         self._steps = 0
         for number in range(count):
             self._place(number, ego, _FIRST_PLACE_M, unseen=False)
@@ -119,7 +132,7 @@ class Traffic:
     @property
     def unplaced(self) -> int:
         """Vehicles that found no free place near the car."""
-        return self.count - int(self._placed.sum())
+        return self.count - int(self.placed.sum())
 
     def advance(self, ego: Ego) -> None:
         """Move all vehicles by one step, the car being where it is now."""
@@ -143,7 +156,7 @@ class Traffic:
         ratio, crowding = speed / wish, keep / np.maximum(gap_m, 0.1)
         ratio *= ratio
         push = _ACCELERATION_MPS2 * (1.0 - ratio * ratio - crowding * crowding)
-        push = np.maximum(push, -_HARDEST_MPS2) * self._placed
+        push = np.maximum(push, -_HARDEST_MPS2) * self.placed
         # Who brakes to a halt within these steps stays where it halts.
         faster = np.maximum(speed + push * self._times_s, 0.0)  # (steps, count)
         means = 0.5 * (np.concatenate([speed[None], faster[:-1]]) + faster)
@@ -151,11 +164,12 @@ class Traffic:
         whole = alongs.astype(np.intp)
         share = alongs - whole
         points, index = self._points.reshape(-1), self._first + whole
-        here, there = points[index], points[index + 1]
-        step = there - here
-        ahead = step + share * (points[index + 2] - there - step)
-        self._ats = here + share * step
-        self._headings = ahead / np.maximum(np.abs(ahead), 1e-9)
+        here = points[index]
+        self._ats = here + share * (points[index + 1] - here)
+        ways = self._ways.reshape(-1)
+        way = ways[index]
+        way += share * (ways[index + 1] - way)
+        self._headings = way / np.abs(way)
         self._speeds, self._alongs = faster, alongs
 
     def _renew(self, ego: Ego) -> None:
@@ -163,10 +177,10 @@ class Traffic:
         here = complex(ego.x_m, ego.y_m)
         lost = (np.abs(self.at - here) > _FARTHEST_M) | (self._along_m > self._end_m - 4.0)
         lost |= self._waited_s > _STUCK_S
-        for number in np.flatnonzero(lost).tolist():
-            if self._placed[number] or self._steps % round(1.0 / self._step_s) < DECIDE_EVERY:
+        for number in lost.nonzero()[0].tolist():
+            if self.placed[number] or self._steps % round(1.0 / self._step_s) < DECIDE_EVERY:
                 self._place(number, ego, _PLACE_M, unseen=True)
-        for number in np.flatnonzero(self._along_m > _RELAY_M).tolist():
+        for number in (self._along_m > _RELAY_M).nonzero()[0].tolist():
             start = self._start_m[number] + float(self._along_m[number])
             self._relay(number, self._paths.drop_passed(self._lanes[number], start))
 
@@ -179,6 +193,7 @@ class Traffic:
         self._points[number] = path.points
         self._cap_mps[number] = np.maximum(path.speed_mps, 0.1)
         self._crossing[number] = path.in_junction
+        self._ways[number] = path.ways
         self._end_m[number] = path.length_m if path.length_m < PATH_POINTS else np.inf
 
     def _place(
@@ -186,7 +201,7 @@ class Traffic:
     ) -> None:
         """Put a vehicle on a free place at a distance from the car, or away if there is none."""
         paths, here = self._paths, complex(ego.x_m, ego.y_m)
-        self.at[number], self._placed[number] = _AWAY, False
+        self.at[number], self.placed[number] = _AWAY, False
         self._points[number], self._along_m[number], self._end_m[number] = _AWAY, 0.0, np.inf
         self.speed_mps[number] = self._waited_s[number] = 0.0
         seen_from = (paths.stand - here) * complex(math.cos(ego.yaw_rad), -math.sin(ego.yaw_rad))
@@ -206,7 +221,7 @@ class Traffic:
                     paths.stand_heading[choice],
                 )
                 self.speed_mps[number] = 0.7 * self._cap_mps[number, 0]
-                self._gap_m[number], self._placed[number] = np.inf, True
+                self._gap_m[number], self.placed[number] = np.inf, True
                 return
 
     def _decide(self, ego: Ego) -> None:
@@ -215,35 +230,51 @@ class Traffic:
         index = self._first + whole
         sight = index[:, None] + _SIGHT
         points, crossing = self._points.reshape(-1), self._crossing.reshape(-1)
-        slow = self.speed_mps < _WAITED_MPS
-        self._waited_s += slow * (DECIDE_EVERY * self._step_s)
+        self._waited_s += (self.speed_mps < _WAITED_MPS) * (DECIDE_EVERY * self._step_s)
         self._waited_s[self.speed_mps > _MOVING_MPS] = 0.0
+        at_junction = crossing[sight[:, :_NEAR_JUNCTION]].any(axis=1)
+        claims = self._claims(ego, index) if at_junction.any() else None
+        ego_rank = _EGO_RANK if ego.speed_mps > _EGO_WAITS_MPS else 100.0 * _PATIENCE_S
         scene = Scene(
-            at=np.append(self.at, complex(ego.x_m, ego.y_m)),
-            heading=np.append(self.heading, complex(math.cos(ego.yaw_rad), math.sin(ego.yaw_rad))),
-            speed_mps=np.append(self.speed_mps, ego.speed_mps),
-            length_m=np.append(self.length_m, ego.length_m),
-            width_m=np.append(self.width_m, ego.width_m),
+            at=_joined(self.at, complex(ego.x_m, ego.y_m)),
+            heading=_joined(self.heading, complex(math.cos(ego.yaw_rad), math.sin(ego.yaw_rad))),
+            speed_mps=_joined(self.speed_mps, ego.speed_mps),
+            length_m=self._lengths_m,
+            width_m=self._widths_m,
             sight=points[sight],
-            claims=self._claims(ego, index),
-            at_junction=crossing[sight[:, :_NEAR_JUNCTION]].any(axis=1),
-            rank=np.append(
-                1000.0 * crossing[index] + 100.0 * self._waited_s + self._tie,
-                _EGO_RANK if ego.speed_mps > _EGO_WAITS_MPS else 100.0 * _PATIENCE_S,
-            ),
+            ways=self._ways.reshape(-1)[sight],
+            claims=claims,
+            at_junction=at_junction,
+            rank=_joined(1000.0 * crossing[index] + 100.0 * self._waited_s + self._tie, ego_rank),
         )
         self._gap_m, lead_mps = find_leads(scene)
         self._plan_motion(self._gap_m, lead_mps)
 
-    def _claims(self, ego: Ego, index: NDArray[np.intp]) -> Complex:
-        """Points complex128 (count + 1, C) on the way that each takes in the next seconds.
+    def _claims(self, ego: Ego, index: NDArray[np.intp]) -> Claims:
+        """Points on the way that each vehicle and the car take in the next seconds.
 
         A vehicle claims no more than it has room for, so that nobody waits for one who waits.
         """
         room = np.minimum(_CLAIM_S * self.speed_mps, self._gap_m)
         reach = np.maximum(room, 0.0) + _CLAIM_LEAST_M
-        offset = self.length_m[:, None] / 2 + reach[:, None] * _CLAIM_SHARES
-        taken = self._points.reshape(-1)[index[:, None] + np.rint(offset).astype(np.intp)]
+        offset = 0.5 * self.length_m[:, None] + reach[:, None] * _CLAIM_SHARES
+        taken = index[:, None] + np.rint(offset).astype(np.intp)
         reach_m = max(_CLAIM_S * ego.speed_mps, 0.0) + _CLAIM_LEAST_M
-        ahead = ego.route.ahead(ego.route_distance_m, ego.length_m / 2 + reach_m * _CLAIM_SHARES)
-        return np.concatenate([taken, ahead.view(np.complex128).reshape(1, -1)])
+        ahead = ego.route.ahead(ego.route_distance_m, 0.5 * ego.length_m + reach_m * _CLAIM_SHARES)
+        own = ahead.view(np.complex128)[:, 0]
+        step = np.diff(own, append=2.0 * own[-1] - own[-2])
+        return Claims(
+            points=np.concatenate([self._points.reshape(-1)[taken], own[None]]),
+            ways=np.concatenate([self._ways.reshape(-1)[taken], (step / np.abs(step))[None]]),
+        )
+
+
+Values = TypeVar("Values", np.float64, np.complex128)
+
+
+def _joined(values: NDArray[Values], last: complex) -> NDArray[Values]:
+    """One more value at an array's end; a fifth of the time of `np.append`."""
+    joined = np.empty(len(values) + 1, values.dtype)
+    joined[:-1] = values
+    joined[-1] = last
+    return joined

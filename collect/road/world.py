@@ -219,21 +219,17 @@ class RoadWorld:
         ]
 
     def _lane_invasions(self) -> int:
-        """Count the sides of the car whose wheels came onto a line."""
+        """Count the front wheels that came onto a line; the rear ones follow them."""
         vehicle, params = self._vehicle, self.config.vehicle
         raster = self._current().raster
         cos_yaw, sin_yaw = math.cos(vehicle.yaw_rad), math.sin(vehicle.yaw_rad)
-        half, count = 0.5 * params.wheelbase_m, 0
+        forward, count = 0.5 * params.wheelbase_m, 0
         for side, right in enumerate((-0.5 * params.track_m, 0.5 * params.track_m)):
-            on_line = any(
-                raster.ground_at(
-                    vehicle.x_m + forward * cos_yaw - right * sin_yaw,
-                    vehicle.y_m + forward * sin_yaw + right * cos_yaw,
-                )
-                >= GAP
-                for forward in (half, -half)
+            ground = raster.ground_at(
+                vehicle.x_m + forward * cos_yaw - right * sin_yaw,
+                vehicle.y_m + forward * sin_yaw + right * cos_yaw,
             )
-            if on_line:
+            if ground >= GAP:
                 count += self._off_line[side] >= _OFF_LINE_FRAMES
                 self._off_line[side] = 0
             else:
@@ -243,10 +239,9 @@ class RoadWorld:
     def surroundings(self) -> Surroundings:
         """What lies around the car; see `World.surroundings`."""
         lanes, traffic = self._current().network.lanes, self._traffic
-        others = (traffic.at.real, traffic.at.imag, np.angle(traffic.heading))
-        return Surroundings(
-            lanes=tuple(lane.points for lane in lanes), others=np.stack(others, axis=1)
-        )
+        at, heading = traffic.at[traffic.placed], traffic.heading[traffic.placed]
+        others = np.stack([at.real, at.imag, np.angle(heading)], axis=1)
+        return Surroundings(lanes=tuple(lane.points for lane in lanes), others=others)
 
     def close(self) -> None:
         """Forget the networks; safe to call twice."""

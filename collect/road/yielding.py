@@ -25,6 +25,16 @@ _HARD_MPS2 = 6.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Claims:
+    """The ways that everyone is about to take."""
+
+    points: Complex
+    """complex128 (N + 1, C)."""
+    ways: Complex
+    """complex128 (N + 1, C), directions there."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scene:
     """Where everyone is and means to go."""
 
@@ -40,8 +50,10 @@ class Scene:
     """float64 (N + 1,)."""
     sight: Complex
     """complex128 (N, K), points along each path from the centre on, `SIGHT_STEP_M` apart."""
-    claims: Complex
-    """complex128 (N + 1, C), points on the way that each is about to take."""
+    ways: Complex
+    """complex128 (N, K), directions there."""
+    claims: Claims | None
+    """What everyone claims; None if no path crosses a junction within sight."""
     at_junction: NDArray[np.bool_]
     """bool (N,), whether the path crosses a junction within sight."""
     rank: Real
@@ -58,20 +70,21 @@ def find_leads(scene: Scene) -> tuple[Real, Real]:
     count = len(scene.sight)
     offset = (scene.at - scene.at[:count, None]) * scene.heading[:count, None].conj()
     near = (offset.real > _BEHIND_M) & (np.abs(offset) < SIGHT_M)
-    near[np.arange(count), np.arange(count)] = False
-    who, whom = np.nonzero(near)
+    rows = np.arange(count)
+    near[rows, rows] = False
+    who, whom = near.nonzero()
     gaps, speeds = np.full(near.shape, np.inf), np.zeros(near.shape)
     gaps[who, whom], speeds[who, whom] = _body_gaps(scene, who, whom)
-    nearest = np.argmin(gaps, axis=1)
-    rows = np.arange(count)
+    nearest = gaps.argmin(axis=1)
     gap, speed = gaps[rows, nearest], speeds[rows, nearest]
-
+    if scene.claims is None:
+        return gap, speed
     crossing = scene.at_junction[who] & (scene.rank[whom] > scene.rank[who])
     who, whom = who[crossing], whom[crossing]
     if who.size:
-        stops = np.full(near.shape, np.inf)
-        stops[who, whom] = _claim_gaps(scene, who, whom)
-        stop = stops.min(axis=1)
+        gaps.fill(np.inf)
+        gaps[who, whom] = _claim_gaps(scene, scene.claims, who, whom)
+        stop = gaps.min(axis=1)
         speed = np.where(stop < gap, 0.0, speed)
         gap = np.minimum(gap, stop)
     return gap, speed
@@ -81,9 +94,9 @@ def _body_gaps(scene: Scene, who: NDArray[np.intp], whom: NDArray[np.intp]) -> t
     """Gap float64 (Q,) and speed float64 (Q,) along the path of `who` to the body of `whom`."""
     sight = scene.sight[who]  # (Q, K)
     offset = scene.at[whom, None] - sight
-    nearest = np.argmin(offset.real**2 + offset.imag**2, axis=1)
+    nearest = np.abs(offset).argmin(axis=1)
     rows = np.arange(len(who))
-    way = _directions(scene.sight)[who, nearest]
+    way = scene.ways[who, nearest]
     local = offset[rows, nearest] * way.conj()
     turn = scene.heading[whom] * way.conj()
     cosine, sine = np.abs(turn.real), np.abs(turn.imag)
@@ -97,12 +110,10 @@ def _body_gaps(scene: Scene, who: NDArray[np.intp], whom: NDArray[np.intp]) -> t
     return gap, np.maximum(scene.speed_mps[whom] * turn.real, 0.0)
 
 
-def _claim_gaps(scene: Scene, who: NDArray[np.intp], whom: NDArray[np.intp]) -> Real:
+def _claim_gaps(scene: Scene, made: Claims, who: NDArray[np.intp], whom: NDArray[np.intp]) -> Real:
     """Free metres float64 (Q,) before the path of `who` crosses the way that `whom` claims."""
-    sight, claims = scene.sight[who], scene.claims[whom]
-    way, claimed = _directions(scene.sight)[who], _directions(scene.claims)[whom]
-    offset = claims[:, :, None] - sight[:, None, :]  # (Q, C, K)
-    turn = claimed[:, :, None] * way[:, None, :].conj()
+    offset = made.points[whom][:, :, None] - scene.sight[who][:, None, :]  # (Q, C, K)
+    turn = made.ways[whom][:, :, None] * scene.ways[who].conj()[:, None, :]
     crossing = (np.abs(turn.imag) > _CROSSING) | (turn.real < 0.0)
     reach = 0.5 * (scene.width_m[who] + scene.width_m[whom]) + 2.0 * _CLEARANCE_M
     touches = (np.abs(offset) < reach[:, None, None]) & crossing
@@ -111,11 +122,3 @@ def _claim_gaps(scene: Scene, who: NDArray[np.intp], whom: NDArray[np.intp]) -> 
     # Who is in the middle of it, or too fast to stop before it, drives on.
     stops = np.any(conflict, axis=1) & (gap > scene.speed_mps[who] ** 2 / (2.0 * _HARD_MPS2))
     return np.where(stops, gap, np.inf)
-
-
-def _directions(points: Complex) -> Complex:
-    """Unit vectors from each point of (..., n) to the next; the last one as before."""
-    step = np.diff(points, axis=-1)
-    step = np.concatenate([step, step[..., -1:]], axis=-1)
-    unit: Complex = step / np.maximum(np.abs(step), 1e-9)
-    return unit
