@@ -235,7 +235,8 @@ def _answer(document: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def _fail(error: BaseException, code: int) -> None:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = " ".join(text.split())
     say(f"avtd3: {text}")
     raise SystemExit(code) from None
 

@@ -8,12 +8,15 @@ import dataclasses
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import carla
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.road.soundness import DRIVING, lane_sections, lanes_of
+
+if TYPE_CHECKING:
+    import carla
 
 LaneKey = tuple[int, int, int]
 """Road, lane section and lane, as carla.Map numbers them."""
@@ -90,10 +93,10 @@ class LaneDraft:
     strip: Strip
     is_junction: bool
     markings: tuple[str, str]
-    last: carla.Waypoint
+    last: "carla.Waypoint"
 
 
-def sample_lanes(world_map: carla.Map, root: ET.Element) -> tuple[list[LaneDraft], list[Strip]]:
+def sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[LaneDraft], list[Strip]]:
     """Sample the driving lanes of a document, and its other paved surface.
 
     Args:
@@ -138,8 +141,8 @@ def _document_lanes(root: ET.Element) -> Iterator[tuple[int, float, float, int, 
 
 
 def _sample(
-    world_map: carla.Map, road_id: int, lane_id: int, start: float, end: float, kind: str
-) -> tuple[Strip, list[carla.Waypoint], bool] | None:
+    world_map: "carla.Map", road_id: int, lane_id: int, start: float, end: float, kind: str
+) -> "tuple[Strip, list[carla.Waypoint], bool] | None":
     """Sample one lane in driving direction; None where there is nothing to drive on."""
     count = max(math.ceil((end - start) / SPACING_M), 1) + 1
     at = np.linspace(start + _INSET_M, end - _INSET_M, count)
@@ -174,7 +177,7 @@ def _sample(
     return strip, waypoints, forward
 
 
-def _marking(marking: carla.LaneMarking | None) -> str:
+def _marking(marking: "carla.LaneMarking | None") -> str:
     """Spell ``SolidSolid`` as ``solid_solid``; no marking at all as ``none``."""
     name = "NONE" if marking is None else str(marking.type)
     if name == "NONE":

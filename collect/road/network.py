@@ -6,9 +6,8 @@ what follows what, so that the embedded world drives the geometry that CARLA wou
 
 import dataclasses
 import math
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import carla
 import numpy as np
 
 from avtd3.collect.road.lanes import (
@@ -20,7 +19,10 @@ from avtd3.collect.road.lanes import (
     sample_lanes,
 )
 from avtd3.collect.road.opendrive import parse_opendrive
-from avtd3.store.errors import RoadError
+from avtd3.store.errors import RoadError, WorldError
+
+if TYPE_CHECKING:
+    import carla
 
 __all__ = ["Lane", "RoadNetwork", "Strip"]
 
@@ -67,7 +69,7 @@ class RoadNetwork:
 
     name: str
     """Name unique to the geometry."""
-    map: carla.Map
+    map: "carla.Map"
     """The `carla.Map` itself; it cannot be pickled."""
     lanes: tuple[Lane, ...]
     """Driving lanes; at least one."""
@@ -87,10 +89,11 @@ class RoadNetwork:
         Raises:
             RoadError: The text is not OpenDRIVE, carla.Map refuses it, or it has no driving
                 lane of useful length and width.
+            WorldError: The carla package is not installed.
         """
         root = parse_opendrive(xodr, name)
         try:
-            world_map = carla.Map(name, xodr)
+            world_map = _carla_map(name, xodr)
             drafts, paved = sample_lanes(world_map, root)
             links = _links(drafts)
         except (RuntimeError, IndexError) as error:
@@ -114,6 +117,18 @@ class RoadNetwork:
         return f"RoadNetwork({self.name!r}, {len(self.lanes)} lanes, {length:.0f} m of lane)"
 
 
+def _carla_map(name: str, xodr: str) -> "carla.Map":
+    # Imported here: settings of the road world are read on machines that have no carla.
+    try:
+        import carla
+    except ImportError as error:
+        raise WorldError(
+            "the road world needs the package carla 0.9.16, which has wheels for Python 3.10 to "
+            f"3.12 on x86-64 Linux and Windows; collect on such a machine ({error})"
+        ) from error
+    return carla.Map(name, xodr)
+
+
 def _links(drafts: list[LaneDraft]) -> list[tuple[int, ...]]:
     """Successors of each lane: carla.Map's, else whatever begins right at its end."""
     index = {draft.key: number for number, draft in enumerate(drafts)}
@@ -134,7 +149,7 @@ def _links(drafts: list[LaneDraft]) -> list[tuple[int, ...]]:
     return found
 
 
-def _followers(last: carla.Waypoint, index: dict[LaneKey, int]) -> list[int]:
+def _followers(last: "carla.Waypoint", index: dict[LaneKey, int]) -> list[int]:
     """Lanes that `waypoint.next` leads to, stepping over lanes too short to keep."""
     found: dict[int, None] = {}
     front = [last]
@@ -144,7 +159,7 @@ def _followers(last: carla.Waypoint, index: dict[LaneKey, int]) -> list[int]:
             number = index.get((waypoint.road_id, waypoint.section_id, waypoint.lane_id))
             if number is not None:
                 found[number] = None
-            elif waypoint.lane_type == carla.LaneType.Driving:
+            elif waypoint.lane_type.name == "Driving":
                 beyond.append(waypoint)
         front = beyond
         if not front:

@@ -56,8 +56,8 @@ def test_heavy_packages_stay_in_their_rooms(package, allowed):
 
 
 def test_nothing_is_unpickled():
-    words = ("pickle", "torch.load", "torch.save", "allow_pickle=True", "joblib")
+    words = ("pickle", " torch.load", " torch.save", "allow_pickle=True", "joblib")
     for path in MODULES:
         for line in path.read_text("utf-8").splitlines():
-            code = line.split("#")[0]
+            code = " " + line.split("#")[0]
             assert not any(f"{word}(" in code or f"import {word}" in code for word in words), line

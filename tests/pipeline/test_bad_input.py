@@ -1,0 +1,269 @@
+"""Bad input answers in one line that names the culprit, and with the right exit code."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import zarr
+
+from avtd3.cli import main
+from avtd3.store.dataset import Dataset
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.tests.pipeline.conftest import QUICK_WORLD
+
+USAGE, ENVIRONMENT = 2, 3
+
+SPEC = EpisodeSpec(
+    image=ImageSpec(height=36, width=36),
+    vector_names=("speed_mps",),
+    vector_scales=(10.0,),
+    action_names=("steer", "throttle_brake"),
+    action_low=(-1.0, -1.0),
+    action_high=(1.0, 1.0),
+    reward_terms=("progress",),
+    control_period_s=0.05,
+)
+
+
+def refused(capsys, code, *words):
+    """Run a command that must be refused; returns its one line."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("avtd3: ")]
+    assert stop.value.code == code, err
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    assert "[Errno" not in err
+    assert not out
+    return lines[0]
+
+
+def fill(path, episodes=2, length=6):
+    """A small sound dataset."""
+    dataset = Dataset.create(path, SPEC)
+    rng = np.random.default_rng(0)
+    with SegmentWriter(dataset, collector="test", provenance={}) as writer:
+        for number in range(episodes):
+            info = EpisodeInfo(
+                seed=number, scenario=0, world="test", town="t", weather="clear", driver="d"
+            )
+            seen = {
+                "frame": rng.integers(50, 200, (1, 36, 36)).astype(np.uint8),
+                "vector": np.array([0.5], np.float32),
+            }
+            writer.begin_episode(info, frame_id=0, sim_time_s=0.0, **seen)
+            for step in range(1, length + 1):
+                writer.step(
+                    action=np.zeros(2, np.float32),
+                    reward=None,
+                    reward_terms=np.ones(1, np.float32),
+                    terminated=step == length,
+                    truncated=False,
+                    frame_id=step,
+                    sim_time_s=0.05 * step,
+                    frame=rng.integers(50, 200, (1, 36, 36)).astype(np.uint8),
+                    vector=np.array([0.5], np.float32),
+                )
+            writer.end_episode("goal")
+    return dataset
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return fill(tmp_path / "data")
+
+
+def learn(path, tmp_path, *more):
+    return ("learn", path, "--run", tmp_path / "run", "--updates", 1, *more)
+
+
+def test_a_missing_dataset(tmp_path, capsys):
+    assert "nowhere" in refused(capsys, USAGE, "replay-inspect", tmp_path / "nowhere")
+    assert "nowhere" in refused(capsys, USAGE, *learn(tmp_path / "nowhere", tmp_path))
+
+
+def test_a_file_instead_of_a_directory(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("x")
+    for words in (("replay-inspect", file), learn(file, tmp_path), ("collect", file)):
+        assert "file" in refused(capsys, USAGE, *words)
+
+
+def test_a_foreign_zarr_group(tmp_path, capsys):
+    zarr.open_group(tmp_path / "other", mode="w")
+    for words in (
+        ("replay-inspect", tmp_path / "other"),
+        learn(tmp_path / "other", tmp_path),
+        ("collect", tmp_path / "other"),
+    ):
+        assert "other" in refused(capsys, USAGE, *words)
+
+
+def test_a_collector_with_another_spec(dataset, capsys):
+    line = refused(capsys, USAGE, "collect", dataset.path)
+    assert "vector_names" in line
+    assert "against" in line
+
+
+def test_learning_from_datasets_with_two_specs(dataset, tmp_path, capsys):
+    other = Dataset.create(
+        tmp_path / "other", EpisodeSpec.from_json(SPEC.to_json() | {"control_period_s": 0.1})
+    )
+    words = ("learn", dataset.path, other.path, "--run", tmp_path / "run")
+    assert "control_period_s" in refused(capsys, USAGE, *words)
+
+
+@pytest.mark.parametrize("how", ["torn", "edited"])
+def test_a_damaged_segment(dataset, tmp_path, capsys, how):
+    (segment,) = dataset.snapshot().segments
+    file = segment.path / "frames" / "c" / "0" / "0" / "0" / "0"
+    data = bytearray(file.read_bytes())
+    if how == "torn":
+        del data[len(data) // 2 :]
+    else:
+        data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    line = refused(capsys, USAGE, *learn(dataset.path, tmp_path))
+    assert segment.id in line
+    with pytest.raises(SystemExit) as stop:
+        main(["replay-inspect", str(dataset.path), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert stop.value.code == 1
+    assert report["verdict"] == "errors"
+    assert {finding["segment"] for finding in report["findings"]} == {segment.id}
+
+
+@pytest.fixture
+def policies(dataset, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                *map(str, learn(dataset.path, tmp_path, "--policies", tmp_path / "policies")),
+                "--set=learn.replay.batch_size=2",
+                "--set=learn.learning_starts=1",
+            ]
+        )
+    assert not stop.value.code
+    return tmp_path / "policies"
+
+
+def test_a_torn_policy(policies, capsys):
+    capsys.readouterr()
+    (file, *_) = sorted(policies.glob("*.safetensors"), reverse=True)
+    file.write_bytes(file.read_bytes()[:1000])
+    assert file.name in refused(capsys, USAGE, "evaluate", file, "--episodes", 1)
+
+
+def test_a_policy_for_another_spec(policies, capsys):
+    capsys.readouterr()
+    line = refused(capsys, USAGE, "evaluate", policies, "--episodes", 1)
+    assert "vector_names" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--set=learn.td3.tua=0.1",), "did you mean learn.td3.tau"),
+        (("--set=lern.td3.tau=0.1",), "did you mean learn"),
+        (("--set=learn.td3.tau=2",), "tau"),
+        (("--set=learn.td3.policy_delay=0",), "policy_delay"),
+        (("--set=learn.replay.batch_size=0",), "batch_size"),
+        (("--set=learn.replay.gamma=1.5",), "gamma"),
+        (("--set=learn.td3.wiring=both",), "wiring"),
+        (("--config=nowhere.yaml",), "nowhere.yaml"),
+    ],
+)
+def test_a_wrong_setting_of_the_learner(dataset, tmp_path, capsys, words, named):
+    assert named in refused(capsys, USAGE, *learn(dataset.path, tmp_path, *words))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--driver", "exprt"), "exprt"),
+        (("--driver", "-1:expert"), "share"),
+        (("--driver", "policy"), "--policies"),
+        (("--scenario", 99), "99"),
+        (("--world", "moon"), "moon"),
+        (("--steps", 5, "--episodes", 5), "steps=5, episodes=5"),
+        (("--set=collect.writer.segment_steps=0",), "segment_steps"),
+        (("--town", "nowhere.xodr"), "nowhere.xodr"),
+    ],
+)
+def test_a_wrong_setting_of_the_collector(tmp_path, capsys, words, named):
+    assert named in refused(capsys, USAGE, "collect", tmp_path / "data", *words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "not xml", "<a/>", "<OpenDRIVE/>", "<OpenDRIVE><road/></OpenDRIVE>", "<OpenDRIVE>", "\0"],
+)
+def test_a_road_file_that_is_none(tmp_path, capsys, text):
+    file = tmp_path / "town.xodr"
+    file.write_text(text)
+    words = ("collect", tmp_path / "data", "--town", file, "--steps", 10)
+    assert "town.xodr" in refused(capsys, USAGE, *words)
+
+
+def test_nothing_published_yet(tmp_path, capsys):
+    Dataset.create(tmp_path / "data", SPEC)
+    assert "data" in refused(capsys, USAGE, *learn(tmp_path / "data", tmp_path))
+
+
+def test_repeating_a_plan_without_resume(tmp_path, capsys):
+    words = ("collect", tmp_path / "data", "--episodes", 1, *QUICK_WORLD)
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert not stop.value.code
+    capsys.readouterr()
+    assert "--resume" in refused(capsys, USAGE, *words)
+
+
+def test_a_run_that_exists(policies, dataset, tmp_path, capsys):
+    capsys.readouterr()
+    assert "--resume" in refused(capsys, USAGE, *learn(dataset.path, tmp_path))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB, if this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk, capsys):
+    words = (
+        "collect", small_disk / "data", "--steps", 5000, *QUICK_WORLD,
+        "--set=collect.min_free_mb=0", "--set=collect.writer.segment_steps=300",
+    )  # fmt: skip
+    assert "disk is full" in refused(capsys, ENVIRONMENT, *words)
+    with pytest.raises(SystemExit) as stop:
+        main(["replay-inspect", str(small_disk / "data")])
+    assert not stop.value.code, capsys.readouterr().out
+
+
+def test_a_nearly_full_disk_is_refused_before_it_is_full(small_disk, capsys):
+    words = ("collect", small_disk / "data", "--steps", 5000, *QUICK_WORLD)
+    assert "min_free_mb" in refused(capsys, ENVIRONMENT, *words)
+
+
+def test_a_directory_that_cannot_be_written(tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("x")
+    assert "file" in refused(capsys, ENVIRONMENT, "collect", blocked / "data", "--steps", 10)
+
+
+def test_a_read_only_directory(small_disk, capsys):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    line = refused(capsys, ENVIRONMENT, "collect", small_disk / "data", "--steps", 10)
+    assert "read-only" in line
