@@ -35,6 +35,7 @@ NO_LANE, ANY_DIRECTION = 0, 255
 _SHOULDER_M = 0.5
 _EDGE_M = 0.2
 _LINE_M = 0.15
+_LINE_APART_M = 0.2
 _DASH_M = 3.0
 _DASH_PERIOD_M = 9.0
 _DEFAULTS = 4  # verge repeats after this many tiles in each direction
@@ -276,7 +277,7 @@ def _line_parts(kind: str) -> tuple[tuple[float, bool], ...]:
     parts = [name == "broken" for name in kind.split("_")]
     if len(parts) == 1:
         return ((0.0, parts[0]),)
-    return ((-_LINE_M, parts[0]), (_LINE_M, parts[1]))
+    return ((-_LINE_APART_M, parts[0]), (_LINE_APART_M, parts[1]))
 
 
 def _coarsen(fine: NDArray[np.uint8]) -> NDArray[np.uint8]:
