@@ -5,7 +5,6 @@ what was not published is collected again by ``resume``.
 """
 
 import dataclasses
-import importlib.metadata
 import math
 import platform
 import re
@@ -25,7 +24,7 @@ from avtd3.collect.progress import CollectProgress, CollectReport, Tally
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.task import DrivingTask, TaskConfig
 from avtd3.collect.world import World
-from avtd3.collect.worlds import RoadConfig, WorldFactory, check_world, open_world
+from avtd3.collect.worlds import RoadConfig, WorldFactory, build_string, check_world, open_world
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec, ImageSpec
@@ -290,5 +289,5 @@ def _provenance(config: CollectConfig, world: World) -> dict[str, Any]:
         "config": document,
         "config_digest": digest(document),
         "plan_digest": digest(config.plan_document()),
-        "simulator": f"{world.name}, avtd3 {importlib.metadata.version('avtd3')}",
+        "simulator": build_string(world),
     }

@@ -117,6 +117,8 @@ class Collector:
         rollout = Rollout(self._world, self._task, spec, self._settings.scenario, seed)
         if spec.image is not None:
             check_frame(rollout.start.frame.image, spec.image, self._world.name)
+        if self._should_stop():
+            return  # a reset may build a road network; nothing was driven yet
         if self._world.notices:
             self._note(warning="; ".join(self._world.notices))
         self._begin(writer, rollout, choice, index)

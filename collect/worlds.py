@@ -1,12 +1,13 @@
 """The simulators by name."""
 
+import importlib.metadata
 from collections.abc import Callable
 
 from avtd3.collect.road.world import RoadConfig, RoadWorld
 from avtd3.collect.world import World
 from avtd3.store.errors import ConfigError
 
-__all__ = ["WORLDS", "RoadConfig", "WorldFactory", "check_world", "open_world"]
+__all__ = ["WORLDS", "RoadConfig", "WorldFactory", "build_string", "check_world", "open_world"]
 
 
 WORLDS = ("road",)
@@ -24,6 +25,14 @@ def check_world(name: str) -> None:
     """
     if name not in WORLDS:
         raise ConfigError(f"world is {name!r}, expected one of: {', '.join(WORLDS)}")
+
+
+def build_string(world: World) -> str:
+    """What simulated, with versions, for the provenance of the data."""
+    parts = [world.name, f"avtd3 {importlib.metadata.version('avtd3')}"]
+    if isinstance(world, RoadWorld):
+        parts.append(f"carla {importlib.metadata.version('carla')}")
+    return ", ".join(parts)
 
 
 def open_world(name: str, road: RoadConfig) -> World:

@@ -12,6 +12,7 @@ SCENARIO = ScenarioConfig(route_length_m=60.0)
 
 def stored(path):
     (segment,) = Dataset.open(path).snapshot().segments
+    assert "carla 0.9" in segment.provenance["simulator"]
     names = ("frames", "vector", "action", "reward_terms", "frame_id", "sim_time")
     return segment.episode_table(), {name: segment.read(name) for name in names}
 
