@@ -6,7 +6,8 @@ microscopic simulations*, equations 2 and 3). Four times a second each looks for
 must keep away from: the nearest vehicle that stands or moves in its corridor, and, near
 junctions, the way that a vehicle of higher priority is about to take across it. Priority is a
 total order (the driven car, then who is inside the junction, then who waited longest), so someone
-may always go; whoever stands for half a minute all the same is moved elsewhere.
+may always go; who stands all the same for ten seconds in a junction, or for half a minute
+elsewhere, is moved to another place.
 
 Decisions hold for five steps, a quarter of a second, for which the motion of all vehicles is laid
 out at once: some 300 us for 20 of them, or 60 us per step.
@@ -45,16 +46,15 @@ _WISH_SHARE = (0.7, 1.1)
 
 _RELAY_M = 140.0  # along its path a vehicle gets a new one
 _SIGHT = np.arange(0, round(SIGHT_M), SIGHT_STEP_M)
-_NEAR_JUNCTION = 15  # points of the sight
-_CLAIM_SHARES = np.linspace(0.0, 1.0, 8)
+_CLAIM_SHARES = np.linspace(0.0, 1.0, 12)
 _CLAIM_S = 2.0
 _CLAIM_LEAST_M = 3.0
-_EGO_RANK = 1e9
+_INSIDE_RANK, _EGO_RANK = 1e6, 1e9
 _EGO_WAITS_MPS = 1.0
 _WAITED_MPS = 0.5
 _MOVING_MPS = 4.0
 _PATIENCE_S = 4.0
-_STUCK_S = 30.0
+_STUCK_S, _STUCK_INSIDE_S = 30.0, 10.0
 
 _AWAY = 1e7 + 0j  # where vehicles wait that found no place
 _FARTHEST_M = 200.0
@@ -121,7 +121,7 @@ class Traffic:
         self._gap_m: Real = np.full(count, np.inf)
         self._times_s = step_s * np.arange(1.0, DECIDE_EVERY + 1.0)[:, None]
         self._waited_s: Real = np.zeros(count)
-        self._tie = np.linspace(1.0, 0.0, count)
+        self._tie = np.linspace(0.1, 0.0, count)
         self.placed = np.zeros(count, np.bool_)
         self._steps = 0
         for number in range(count):
@@ -176,7 +176,8 @@ class Traffic:
         """Lay new paths, and move who reached a dead end, is far off, stuck or without a place."""
         here = complex(ego.x_m, ego.y_m)
         lost = (np.abs(self.at - here) > _FARTHEST_M) | (self._along_m > self._end_m - 4.0)
-        lost |= self._waited_s > _STUCK_S
+        inside = self._crossing.reshape(-1)[self._first + self._along_m.astype(np.intp)]
+        lost |= self._waited_s > np.where(inside, _STUCK_INSIDE_S, _STUCK_S)
         for number in lost.nonzero()[0].tolist():
             if self.placed[number] or self._steps % round(1.0 / self._step_s) < DECIDE_EVERY:
                 self._place(number, ego, _PLACE_M, unseen=True)
@@ -232,9 +233,9 @@ class Traffic:
         points, crossing = self._points.reshape(-1), self._crossing.reshape(-1)
         self._waited_s += (self.speed_mps < _WAITED_MPS) * (DECIDE_EVERY * self._step_s)
         self._waited_s[self.speed_mps > _MOVING_MPS] = 0.0
-        at_junction = crossing[sight[:, :_NEAR_JUNCTION]].any(axis=1)
-        claims = self._claims(ego, index) if at_junction.any() else None
-        ego_rank = _EGO_RANK if ego.speed_mps > _EGO_WAITS_MPS else 100.0 * _PATIENCE_S
+        in_junction = crossing[sight]
+        claims = self._claims(ego, index, in_junction) if in_junction.any() else None
+        ego_rank = _EGO_RANK if ego.speed_mps > _EGO_WAITS_MPS else _PATIENCE_S
         scene = Scene(
             at=_joined(self.at, complex(ego.x_m, ego.y_m)),
             heading=_joined(self.heading, complex(math.cos(ego.yaw_rad), math.sin(ego.yaw_rad))),
@@ -244,19 +245,21 @@ class Traffic:
             sight=points[sight],
             ways=self._ways.reshape(-1)[sight],
             claims=claims,
-            at_junction=at_junction,
-            rank=_joined(1000.0 * crossing[index] + 100.0 * self._waited_s + self._tie, ego_rank),
+            in_junction=in_junction,
+            rank=_joined(_INSIDE_RANK * in_junction[:, 0] + self._waited_s + self._tie, ego_rank),
         )
         self._gap_m, lead_mps = find_leads(scene)
         self._plan_motion(self._gap_m, lead_mps)
 
-    def _claims(self, ego: Ego, index: NDArray[np.intp]) -> Claims:
+    def _claims(self, ego: Ego, index: NDArray[np.intp], in_junction: NDArray[np.bool_]) -> Claims:
         """Points on the way that each vehicle and the car take in the next seconds.
 
-        A vehicle claims no more than it has room for, so that nobody waits for one who waits.
+        A vehicle claims no more than it has room for, so that nobody waits for one who waits;
+        inside a junction it claims all of its way out.
         """
         room = np.minimum(_CLAIM_S * self.speed_mps, self._gap_m)
-        reach = np.maximum(room, 0.0) + _CLAIM_LEAST_M
+        way_out = SIGHT_STEP_M * np.logical_and.accumulate(in_junction, axis=1).sum(axis=1)
+        reach = np.maximum(np.maximum(room, 0.0) + _CLAIM_LEAST_M, way_out)
         offset = 0.5 * self.length_m[:, None] + reach[:, None] * _CLAIM_SHARES
         taken = index[:, None] + np.rint(offset).astype(np.intp)
         reach_m = max(_CLAIM_S * ego.speed_mps, 0.0) + _CLAIM_LEAST_M

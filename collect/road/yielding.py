@@ -16,12 +16,14 @@ SIGHT_M = 54.0
 """How far along its path a vehicle looks."""
 SIGHT_STEP_M = 2
 """Metres between the points of a path that are looked at."""
-_CLEARANCE_M = 0.3
+_CLEARANCE_M, _SQUEEZE_M = 0.3, 0.05
 _BEHIND_M = -3.0
 # Sine of the angle from which two ways cross rather than run along each other.
 _CROSSING = 0.3
 _STOP_BEFORE_M = 1.5
 _HARD_MPS2 = 6.0
+_CRAWL_MPS = 3.0
+_NEAR_JUNCTION = 15  # points of the sight
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,8 +56,8 @@ class Scene:
     """complex128 (N, K), directions there."""
     claims: Claims | None
     """What everyone claims; None if no path crosses a junction within sight."""
-    at_junction: NDArray[np.bool_]
-    """bool (N,), whether the path crosses a junction within sight."""
+    in_junction: NDArray[np.bool_]
+    """bool (N, K), whether these points lie in a junction."""
     rank: Real
     """float64 (N + 1,), distinct; the higher one need not give way."""
 
@@ -79,15 +81,17 @@ def find_leads(scene: Scene) -> tuple[Real, Real]:
     gap, speed = gaps[rows, nearest], speeds[rows, nearest]
     if scene.claims is None:
         return gap, speed
-    crossing = scene.at_junction[who] & (scene.rank[whom] > scene.rank[who])
+    stop = _box_gaps(scene, gap, speed)
+    crossing = scene.in_junction[who, :_NEAR_JUNCTION].any(axis=1)
+    crossing &= scene.rank[whom] > scene.rank[who]
     who, whom = who[crossing], whom[crossing]
     if who.size:
         gaps.fill(np.inf)
         gaps[who, whom] = _claim_gaps(scene, scene.claims, who, whom)
-        stop = gaps.min(axis=1)
-        speed = np.where(stop < gap, 0.0, speed)
-        gap = np.minimum(gap, stop)
-    return gap, speed
+        stop = np.minimum(stop, gaps.min(axis=1))
+    # Who is too fast to stop, or past the place, drives on.
+    stop[stop < scene.speed_mps[:count] ** 2 / (2.0 * _HARD_MPS2)] = np.inf
+    return np.minimum(gap, stop), np.where(stop < gap, 0.0, speed)
 
 
 def _body_gaps(scene: Scene, who: NDArray[np.intp], whom: NDArray[np.intp]) -> tuple[Real, Real]:
@@ -104,7 +108,9 @@ def _body_gaps(scene: Scene, who: NDArray[np.intp], whom: NDArray[np.intp]) -> t
     half_length = 0.5 * (cosine * length + sine * width)
     half_width = 0.5 * (sine * length + cosine * width)
     along = SIGHT_STEP_M * nearest + local.real
-    beside = half_width + 0.5 * scene.width_m[who] + _CLEARANCE_M
+    # Side by side where ways merge, each would wait for the other: who ranks higher squeezes by.
+    clear = np.where(scene.rank[who] > scene.rank[whom], _SQUEEZE_M, _CLEARANCE_M)
+    beside = half_width + 0.5 * scene.width_m[who] + clear
     blocked = (np.abs(local.imag) < beside) & (along > 0.0)
     gap = np.where(blocked, along - half_length - 0.5 * scene.length_m[who], np.inf)
     return gap, np.maximum(scene.speed_mps[whom] * turn.real, 0.0)
@@ -119,6 +125,16 @@ def _claim_gaps(scene: Scene, made: Claims, who: NDArray[np.intp], whom: NDArray
     touches = (np.abs(offset) < reach[:, None, None]) & crossing
     conflict = touches.any(axis=1)  # (Q, K)
     gap = SIGHT_STEP_M * np.argmax(conflict, axis=1) - 0.5 * scene.length_m[who] - _STOP_BEFORE_M
-    # Who is in the middle of it, or too fast to stop before it, drives on.
-    stops = np.any(conflict, axis=1) & (gap > scene.speed_mps[who] ** 2 / (2.0 * _HARD_MPS2))
-    return np.where(stops, gap, np.inf)
+    return np.where(np.any(conflict, axis=1), gap, np.inf)
+
+
+def _box_gaps(scene: Scene, gap_m: Real, lead_mps: Real) -> Real:
+    """Free metres float64 (N,) to a junction that the vehicle ahead would not let it leave."""
+    length = scene.length_m[: len(gap_m)]
+    inside = scene.in_junction
+    begin = inside.argmax(axis=1)
+    beyond = ~inside & (np.arange(inside.shape[1]) > begin[:, None])
+    end_m = SIGHT_STEP_M * beyond.argmax(axis=1) + 0.5 * length
+    full = (gap_m < end_m + _STOP_BEFORE_M) & (lead_mps < _CRAWL_MPS) & np.any(beyond, axis=1)
+    full &= (begin > 0) & np.any(inside, axis=1)
+    return np.where(full, SIGHT_STEP_M * begin - 0.5 * length, np.inf)
