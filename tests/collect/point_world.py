@@ -63,7 +63,7 @@ class PointWorld:
     name = "point"
     control_period_s = 0.05
     image_shape = (1, 8, 8)
-    notices = ()
+    notices: tuple[str, ...] = ()
 
     def __init__(self, fail_at=None, lead=None):
         self.fail_at = fail_at

@@ -10,6 +10,7 @@ from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.drivers import PolicyDriver
 from avtd3.collect.plan import training_seed
 from avtd3.collect.pool import DriverPool
+from avtd3.collect.progress import CollectProgress
 from avtd3.collect.reward import RewardConfig
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.task import TaskConfig
@@ -197,7 +198,7 @@ def test_seconds_end_a_collection(tmp_path):
 
 
 def test_progress_is_reported(tmp_path):
-    seen = []
+    seen: list[CollectProgress] = []
     gather(tmp_path / "d", episodes=3, on_progress=seen.append)
     assert seen[-1].fraction == 1.0
     assert all(0.0 <= report.fraction <= 1.0 for report in seen)
@@ -208,9 +209,9 @@ def test_progress_is_reported(tmp_path):
 
 def test_what_the_world_has_to_say_is_reported(tmp_path):
     class Flat(PointWorld):
-        notices = ("hills were removed", "3 vehicles found no room")
+        notices: tuple[str, ...] = ("hills were removed", "3 vehicles found no room")
 
-    seen = []
+    seen: list[CollectProgress] = []
     collect(
         tmp_path / "d",
         CONFIG,
@@ -280,7 +281,7 @@ def with_policies(monkeypatch, directory):
 def test_policies_are_waited_for_and_recorded(tmp_path, monkeypatch):
     with_policies(monkeypatch, FakeDirectory(tmp_path / "p", polls=3))
     config = dataclasses.replace(CONFIG, driver="policy")
-    seen = []
+    seen: list[CollectProgress] = []
     gather(tmp_path / "d", config, episodes=2, policies=tmp_path / "p", on_progress=seen.append)
     rows = [row for _, row in episodes(tmp_path / "d").values()]
     assert [row["policy_version"] for row in rows] == [3, 3]
@@ -337,7 +338,8 @@ def test_the_pool_keeps_the_last_good_policy(monkeypatch):
     spec = dataclasses.make_dataclass("Spec", [("vector_size", int, 23)])()
     pool = DriverPool(CONFIG.mixture.parse("policy"), CONFIG.expert, spec, None, 0.05)
     assert pool.policy is None
-    assert pool.poll().version == pool.poll().version == 3
+    polled = [pool.poll() for _ in range(2)]
+    assert [policy.version for policy in polled if policy] == [3, 3]
     assert pool.warning == "policy 4 is torn"
 
 

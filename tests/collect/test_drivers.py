@@ -1,5 +1,6 @@
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_noise_has_the_stated_deviation_and_memory(time_s, correlation):
         def act(self, observation, frame, task):
             return np.zeros(2, np.float32)
 
-    driver = NoisyDriver(Still(), 0.1, time_s=time_s, period_s=0.05)
+    driver: Any = NoisyDriver(Still(), 0.1, time_s=time_s, period_s=0.05)
     driver.begin(np.random.default_rng(0), None)
     values = np.array([driver.act(None, None, None)[0] for _ in range(20_000)])
     assert values.std() == pytest.approx(0.1, rel=0.1)
@@ -99,7 +100,8 @@ def test_a_policy_driver_sees_the_stack_and_the_vector():
             seen.append((frames, vector))
             return np.array((0.0, 0.5), np.float32)
 
-    steps = drive(PolicyDriver(Fake()), 0)
+    policy: Any = Fake()
+    steps = drive(PolicyDriver(policy), 0)
     frames, vector = seen[2]
     assert frames.shape == (4, 8, 8)
     np.testing.assert_array_equal(frames[3], steps[1].frame.image[0])
@@ -183,7 +185,8 @@ def test_exploration_noise_goes_on_plain_policies_only():
 
 @pytest.mark.parametrize("kind", ["expert", "random", "expert+noise", "policy+gaussian"])
 def test_each_driver_can_be_built(kind):
-    policy = PolicyDriver(SimpleNamespace(act=lambda frames, vector: np.zeros(2, np.float32)))
+    still: Any = SimpleNamespace(act=lambda frames, vector: np.zeros(2, np.float32))
+    policy = PolicyDriver(still)
     driver = Mixture.parse(kind).drivers[0].build(ExpertConfig(), policy, 0.05)
     assert drive(driver, 0)[0].action.dtype == np.float32
 

@@ -13,6 +13,7 @@ from avtd3.collect.scores import (
     wilson_interval,
 )
 from avtd3.collect.task import TaskStep
+from avtd3.tests.collect.point_world import make_frame
 
 
 def transition(lateral_m=0.0, speed_mps=10.0, action=(0.0, 0.0), reward=1.0, **facts):
@@ -39,7 +40,7 @@ def transition(lateral_m=0.0, speed_mps=10.0, action=(0.0, 0.0), reward=1.0, **f
         heading_rad=0.0,
         facts=StepFacts(**{**known, **facts}),
     )
-    return Transition(np.array(action, np.float32), None, step)
+    return Transition(np.array(action, np.float32), make_frame(), step)
 
 
 def score(transitions, *, reason="goal", completion=1.0, index=0):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
+from avtd3.collect.progress import CollectProgress
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import WorldError
@@ -37,7 +38,7 @@ def actions(path):
 
 
 def test_two_workers_collect_the_bytes_of_one(tmp_path):
-    seen = []
+    seen: list[CollectProgress] = []
     two = collect(
         tmp_path / "two",
         CONFIG,
@@ -66,7 +67,7 @@ def test_two_workers_collect_the_bytes_of_one(tmp_path):
 
 
 def test_a_stop_reaches_all_workers_and_publishes_what_they_drive(tmp_path):
-    seen = []
+    seen: list[CollectProgress] = []
     report = collect(
         tmp_path / "d",
         CONFIG,
