@@ -27,7 +27,8 @@ from avtd3.collect.world import Scenario, Surroundings, WorldFrame, WorldStart
 from avtd3.store.errors import WorldError
 
 _AGAINST = math.cos(math.radians(120.0))
-# A wheel on a line counts again only after so many frames off it: lines are not seldom grazed.
+_LINE_M = 0.15
+# A wheel on a line counts again only after so many frames off it: lines are often grazed.
 _OFF_LINE_FRAMES = 5
 
 
@@ -122,8 +123,8 @@ class RoadWorld:
         )
         self._camera.begin(site.raster, weather, camera_rng)
         self._frame_id = 0
-        self._off_line = [0, 0]
-        self._lane_invasions()
+        self._off_line, self._lane_yaw = [0, 0], float(route.yaw_rad[0])
+        self._wheels = self._front_wheels()
         unplaced = self._traffic.unplaced
         crowded = f"{unplaced} of {scenario.npcs} vehicles found no room on {site.network.name}"
         self.notices = (*site.notices, crowded) if unplaced else site.notices
@@ -185,7 +186,10 @@ class RoadWorld:
         gap, speed = lead_on_route(ego, traffic, around)
         raster = self._current().raster
         lane_yaw = raster.direction_at(vehicle.x_m, vehicle.y_m)
-        wrong_way = lane_yaw is not None and math.cos(vehicle.yaw_rad - lane_yaw) < _AGAINST
+        wrong_way = False
+        if lane_yaw is not None:
+            wrong_way = math.cos(vehicle.yaw_rad - lane_yaw) < _AGAINST
+            self._lane_yaw = lane_yaw
         return WorldFrame(
             frame_id=self._frame_id,
             sim_time_s=self._frame_id * self.control_period_s,
@@ -218,22 +222,34 @@ class RoadWorld:
             if at.real > -1.0 and abs(at.imag) < 1.2 * at.real + 5.0
         ]
 
+    def _front_wheels(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Positions of the left and of the right front wheel."""
+        vehicle, params = self._vehicle, self.config.vehicle
+        forward, right = 0.5 * params.wheelbase_m, 0.5 * params.track_m
+        cos_yaw, sin_yaw = math.cos(vehicle.yaw_rad), math.sin(vehicle.yaw_rad)
+        x, y = vehicle.x_m + forward * cos_yaw, vehicle.y_m + forward * sin_yaw
+        across_x, across_y = -right * sin_yaw, right * cos_yaw
+        return (x - across_x, y - across_y), (x + across_x, y + across_y)
+
     def _lane_invasions(self) -> int:
         """Count the front wheels that came onto a line; the rear ones follow them."""
-        vehicle, params = self._vehicle, self.config.vehicle
-        raster = self._current().raster
-        cos_yaw, sin_yaw = math.cos(vehicle.yaw_rad), math.sin(vehicle.yaw_rad)
-        forward, count = 0.5 * params.wheelbase_m, 0
-        for side, right in enumerate((-0.5 * params.track_m, 0.5 * params.track_m)):
-            ground = raster.ground_at(
-                vehicle.x_m + forward * cos_yaw - right * sin_yaw,
-                vehicle.y_m + forward * sin_yaw + right * cos_yaw,
+        raster, count, wheels = self._current().raster, 0, self._front_wheels()
+        for side, ((old_x, old_y), (x, y)) in enumerate(zip(self._wheels, wheels, strict=True)):
+            # A fast wheel may step over a line: look at as many places as lines would fit between.
+            sin_lane, cos_lane = math.sin(self._lane_yaw), math.cos(self._lane_yaw)
+            across = (y - old_y) * cos_lane - (x - old_x) * sin_lane
+            places = int(abs(across) / _LINE_M) + 1
+            on_line = any(
+                raster.ground_at(x + (old_x - x) * place / places, y + (old_y - y) * place / places)
+                >= GAP
+                for place in range(places)
             )
-            if ground >= GAP:
+            if on_line:
                 count += self._off_line[side] >= _OFF_LINE_FRAMES
                 self._off_line[side] = 0
             else:
                 self._off_line[side] += 1
+        self._wheels = wheels
         return count
 
     def surroundings(self) -> Surroundings:
