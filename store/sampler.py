@@ -16,40 +16,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.dataset import Dataset, Refusal
+from avtd3.store.dataset import Dataset
 from avtd3.store.draw import Draws
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError
 from avtd3.store.gather import EpisodeRows, FrameBuffer, Gather, Lookup, Transitions
+from avtd3.store.refresh import RefreshReport, Refusals, RefusedSegment, name_refused
 from avtd3.store.replay import CachedSegment, Key, Progress, ReplayCache
 from avtd3.store.segment import Segment
 from avtd3.store.selection import ReplayConfig, check_datasets, select_segments
 
-__all__ = ["RefreshReport", "ReplayConfig", "Sampler", "Transitions"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RefreshReport:
-    """What a refresh, or the opening of a sampler, changed."""
-
-    segments_added: int
-    """Segments that can be drawn from now on."""
-    segments_removed: int
-    """Segments that cannot be drawn any more: past the capacity, or removed from the dataset."""
-    steps_added: int
-    """Transitions in the added segments."""
-    episodes_added: int
-    """Episodes in the added segments."""
-    returns: NDArray[np.float64]
-    """float64 (episodes_added,), sum of rewards of each new episode."""
-    lengths: NDArray[np.int64]
-    """int64 (episodes_added,), steps of each new episode."""
-    policy_versions: NDArray[np.int64]
-    """int64 (episodes_added,), policy that drove each new episode, -1 for none."""
-    refused: tuple[Refusal, ...]
-    """Segments that cannot be used, each reported once."""
-    absent: tuple[Path, ...] = ()
-    """Datasets that cannot be listed or have lost all their segments, as when a disk is unmounted;
-    what was read of them can still be drawn."""
+__all__ = ["RefreshReport", "RefusedSegment", "ReplayConfig", "Sampler", "Transitions"]
 
 
 class Sampler:
@@ -95,8 +71,7 @@ class Sampler:
         self._draws = Draws(seed=seed, batch_size=config.batch_size, weights=config.weights)
         self._lookup: Lookup | None = None
         self._lock = threading.Lock()
-        self._seen: set[Key] = set()
-        self._refused: set[Key] = set()
+        self._refusals = Refusals([dataset.path for dataset in self._datasets])
         self._snapshots = [dataset.snapshot() for dataset in self._datasets]
         directory = Path(config.scratch) if config.scratch else scratch
         self._cache = ReplayCache(self.spec, directory or Path(tempfile.gettempdir()))
@@ -144,6 +119,12 @@ class Sampler:
             paths = tuple(self._datasets[number].path for number in absent)
             return dataclasses.replace(report, absent=paths)
 
+    @property
+    def refused(self) -> tuple[RefusedSegment, ...]:
+        """All published segments that cannot be used as of the last refresh."""
+        with self._lock:
+            return self._refusals.all()
+
     def state(self) -> dict[str, Any]:
         """The generator's state and a digest of what can be drawn, as plain JSON."""
         with self._lock:
@@ -190,7 +171,7 @@ class Sampler:
     def _follow(self, on_progress: Progress | None) -> RefreshReport:
         """Make the cache hold what the snapshots and the capacity ask for."""
         added: dict[Key, CachedSegment] = {}
-        refused = self._new_refusals()
+        self._refusals.follow(self._snapshots)
         removed = 0
         while (wanted := self._wanted()).keys() != self._cache.segments.keys():
             try:
@@ -200,29 +181,16 @@ class Sampler:
             added |= changes.added
             removed += changes.removed
             # Room that a refused segment was to take goes to the next older ones.
-            self._refused |= changes.refused.keys()
-            refused += [Refusal(segment_id=k[1], reason=r) for k, r in changes.refused.items()]
-        return _report(list(added.values()), removed, refused)
-
-    def _new_refusals(self) -> list[Refusal]:
-        """What the snapshots refuse and no report has named yet."""
-        found = [
-            (number, refusal)
-            for number, snapshot in enumerate(self._snapshots)
-            for refusal in snapshot.refused
-        ]
-        new = [
-            refusal for number, refusal in found if (number, refusal.segment_id) not in self._seen
-        ]
-        self._seen |= {(number, refusal.segment_id) for number, refusal in found}
-        return new
+            self._refusals.add(changes.refused)
+        cached = [added[key] for key in sorted(added)]
+        return _report(cached, removed, self._refusals.take_new())
 
     def _wanted(self) -> dict[Key, Segment]:
         segments = {
             (number, segment.id): segment
             for number, snapshot in enumerate(self._snapshots)
             for segment in snapshot.segments
-            if (number, segment.id) not in self._refused
+            if (number, segment.id) not in self._refusals
         }
         return select_segments(segments, self.config)
 
@@ -247,13 +215,16 @@ class Sampler:
 
     def _why_empty(self) -> str:
         paths = ", ".join(str(dataset.path) for dataset in self._datasets)
-        refused = len(self._seen) + len(self._refused)
-        why = f"{refused} segments are refused" if refused else "no segment is published yet"
-        return f"nothing to draw from {paths}: {why}; run `avtd3 collect` and refresh"
+        if refused := self._refusals.all():
+            return f"nothing to draw from {paths}: {name_refused(refused)}"
+        return (
+            f"nothing to draw from {paths}: no segment is published yet; "
+            "run `avtd3 collect` and refresh"
+        )
 
 
 def _report(
-    added: Sequence[CachedSegment], removed: int, refused: Sequence[Refusal]
+    added: Sequence[CachedSegment], removed: int, refused: tuple[RefusedSegment, ...]
 ) -> RefreshReport:
     def join(name: str, dtype: type[np.generic]) -> NDArray[Any]:
         return np.concatenate([np.zeros(0, dtype), *(getattr(s, name) for s in added)])
@@ -267,5 +238,5 @@ def _report(
         returns=join("returns", np.float64),
         lengths=lengths,
         policy_versions=join("policy_versions", np.int64),
-        refused=tuple(refused),
+        refused=refused,
     )

@@ -105,6 +105,10 @@ def test_refused_segments_are_reported_once_and_leave_their_room_to_older_ones(w
         world.check(sampler.sample(), 1, 0.99)
         assert sampler.refresh().refused == ()
         assert dataset.segments[2].reads == 1
+        assert [r.segment_id for r in sampler.refused] == ["z", "c"]
+        del dataset.segments[2], dataset.refused[0]
+        sampler.refresh()
+        assert sampler.refused == ()
 
 
 def test_only_refused_segments(world, tmp_path):
@@ -112,7 +116,7 @@ def test_only_refused_segments(world, tmp_path):
     dataset.segments[0].arrays["action"][3] = np.nan
     with (
         Sampler([dataset], ReplayConfig(), seed=0, scratch=tmp_path) as sampler,
-        pytest.raises(NoSegmentsError, match="1 segments are refused"),
+        pytest.raises(NoSegmentsError, match=r"1 segments are refused \(a\).*'action' row 3"),
     ):
         sampler.sample()
 
