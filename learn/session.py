@@ -22,6 +22,7 @@ from avtd3.learn.config import LearnConfig
 from avtd3.learn.metrics import EventWriter, Meter
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.precision import autocast_type, pick_device
+from avtd3.learn.report import LearnProgress
 from avtd3.learn.source import Source
 from avtd3.learn.state import create_state
 from avtd3.learn.td3 import update
@@ -53,8 +54,6 @@ class Session:
         """
         self.spec, self.config = spec, config
         self.policy_version: int | None = None
-        self.loss = float("nan")
-        self.updates_per_second = 0.0
         self._device = pick_device(config.device)
         self._autocast = autocast_type(config.precision, self._device)
         self._state = create_state(spec, config.network, config.td3, self._device, config.seed)
@@ -64,8 +63,11 @@ class Session:
         self.resumed_from = self._load() if resume else None
         self._writer = EventWriter(run / "events")
         self._meter = Meter(features=0 if spec.image is None else config.network.features)
-        self._started_s = self._logged_s = time.monotonic()
-        self._logged_updates = self.updates
+        self._started_s = time.monotonic()
+        self._first_update = self._logged_updates = self.updates
+        self._paced_from_s: float | None = None
+        self._logged_s = self._started_s
+        self._shown: dict[str, float] = {}
         self._sampling_s = 0.0
         self._saved_at = self._published_at = -1
 
@@ -84,6 +86,32 @@ class Session:
         """Wall time of this session, in seconds."""
         return time.monotonic() - self._started_s
 
+    @property
+    def pace(self) -> float | None:
+        """Updates per second of this session, from its first one on; None before that."""
+        done = self.updates - self._first_update
+        if self._paced_from_s is None or not done:
+            return None
+        return done / max(time.monotonic() - self._paced_from_s, 1e-9)
+
+    def leave_out(self, seconds: float) -> None:
+        """Take a wait for data out of the pace."""
+        if self._paced_from_s is not None:
+            self._paced_from_s += seconds
+
+    def describe(self, progress: LearnProgress) -> LearnProgress:
+        """Fill in what is known of the learning."""
+        shown = self._shown
+        return dataclasses.replace(
+            progress,
+            updates=self.updates,
+            updates_per_second=shown.get("run/updates_per_second", self.pace),
+            critic_loss=shown.get("critic/loss"),
+            actor_loss=shown.get("actor/loss"),
+            q=shown.get("critic/q1_mean"),
+            policy_version=self.policy_version,
+        )
+
     def restore_sampler(self, source: Source) -> bool:
         """Let the draws go on where the checkpoint left them.
 
@@ -100,6 +128,8 @@ class Session:
             TrainingHalted: Too many updates in a row were not finite.
         """
         before_s = time.monotonic()
+        if self._paced_from_s is None:
+            self._paced_from_s = self._logged_s = before_s
         transitions = source.sampler.sample()
         self._sampling_s += time.monotonic() - before_s
         batch = to_batch(transitions, self._device, self._autocast or torch.float32)
@@ -118,18 +148,17 @@ class Session:
         """Write a line of metrics, and look whether the run should go on."""
         now_s = time.monotonic()
         passed_s = max(now_s - self._logged_s, 1e-9)
-        self.updates_per_second = (self.updates - self._logged_updates) / passed_s
         scalars = self._meter.read()
-        self.loss = scalars.get("critic/loss", self.loss)
         scalars |= self._rates() | source.episodes.scalars(self.policy_version)
         scalars |= {
             "critic/skipped": float(self.skipped),
-            "run/updates_per_second": self.updates_per_second,
+            "run/updates_per_second": (self.updates - self._logged_updates) / passed_s,
             "run/sampler_wait": self._sampling_s / passed_s,
             "run/replay_ratio": self.updates / max(source.steps_seen, 1),
             "run/steps": float(source.sampler.steps),
         }
         self._writer.write(self.updates, scalars)
+        self._shown |= scalars
         self._logged_s, self._logged_updates, self._sampling_s = now_s, self.updates, 0.0
         in_a_row = int(self._state.skipped_in_a_row.item())
         if in_a_row >= self.config.max_skipped:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import DatasetError, NoSegmentsError
+from avtd3.store.refresh import name_refused
 from avtd3.store.sampler import RefreshReport, ReplayConfig, Sampler
 
 POLL_S = 0.2
@@ -41,8 +43,13 @@ class Episodes:
     policy_versions: list[int] = dataclasses.field(default_factory=list)
     """Policy that drove each; -1 for none."""
 
+    newest_return: float | None = None
+    """Mean return of the last refresh that found episodes; kept when they are forgotten."""
+
     def add(self, report: RefreshReport) -> None:
         """Take in what a refresh found."""
+        if report.episodes_added:
+            self.newest_return = float(report.returns.mean())
         self.returns += report.returns.tolist()
         self.lengths += report.lengths.tolist()
         self.policy_versions += report.policy_versions.tolist()
@@ -112,15 +119,18 @@ class Source:
         """
         self.sampler = sampler
         self.steps_seen = sampler.opening.steps_added
+        self.absent: tuple[Path, ...] = ()
         self.episodes = Episodes()
         self._config = config
         self._where = ", ".join(str(path) for path in paths)
         self._refresh_at_s = time.monotonic()
         self._allowed: float = float("inf")
         if config is None and sampler.steps == 0:
+            refused = sampler.refused
+            mend = "run avtd3 collect, or add --follow to wait for it"
             raise NoSegmentsError(
                 f"{self._where}: nothing is published that can be learned from, expected at least "
-                "one step; run avtd3 collect, or add --follow to wait for it"
+                f"one step; {name_refused(refused) if refused else mend}"
             )
         self.episodes.add(sampler.opening)
         self._pace()
@@ -134,10 +144,20 @@ class Source:
         if self._config is not None and time.monotonic() >= self._refresh_at_s:
             report = self.sampler.refresh()
             self.steps_seen += report.steps_added
+            self.absent = report.absent
             self.episodes.add(report)
             self._pace()
             self._refresh_at_s = time.monotonic() + self._config.refresh_seconds
         return updates < self._allowed
+
+    def describe(self, progress: LearnProgress) -> LearnProgress:
+        """Fill in what is known of the data."""
+        return dataclasses.replace(
+            progress,
+            episode_return=self.episodes.newest_return,
+            refused=self.sampler.refused,
+            absent=self.absent,
+        )
 
     def wait(self, updates: int, on_wait: Wait) -> None:
         """Say what is waited for, and sleep for a moment."""

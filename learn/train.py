@@ -19,9 +19,9 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from avtd3.learn.config import LearnConfig
+from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.session import Session, cpu_threads, prepare_run
 from avtd3.learn.source import FollowConfig, Source, open_datasets, open_sampler
 from avtd3.store.dataset import Dataset
@@ -31,87 +31,6 @@ __all__ = ["LearnConfig", "LearnProgress", "LearnReport", "train"]
 
 PROGRESS_INTERVAL_S = 0.1
 """Shortest time between two reports of progress, in seconds."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LearnProgress:
-    """Where a run stands."""
-
-    updates: int
-    """Updates so far."""
-    target: int
-    """Updates in all."""
-    updates_per_second: float
-    """Pace between the last two lines of the log."""
-    loss: float
-    """Critic's loss at the last line; NaN before the first."""
-    policy_version: int | None
-    """Newest published policy."""
-    waiting: str
-    """What is waited for; empty while learning."""
-
-    @property
-    def fraction(self) -> float:
-        """Share of the updates that is done."""
-        return self.updates / self.target
-
-    def line(self) -> str:
-        """Where it stands, in one line."""
-        if self.waiting:
-            return self.waiting
-        return (
-            f"update {self.updates} of {self.target}, {self.updates_per_second:.1f}/s, "
-            f"critic loss {self.loss:.3g}, policy {self.policy_version}"
-        )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LearnReport:
-    """What a session of learning came to."""
-
-    run: str
-    """Directory of the run."""
-    updates: int
-    """Updates in all, those before a resume included."""
-    session_updates: int
-    """Updates of this session."""
-    updates_per_second: float
-    """Pace over this session's learning, waiting excluded."""
-    policy_version: int | None
-    """Newest published policy; None if it was stopped before there was one."""
-    policies: str
-    """Directory of the policies."""
-    halted: str | None
-    """Why a guard stopped the training; None if none did."""
-    stopped: bool
-    """Whether it was told to stop before its last update."""
-    seconds: float
-    """Wall time of this session."""
-    waited_s: float
-    """Of that, seconds spent waiting for data."""
-    steps: int
-    """Transitions that could be drawn at the end."""
-    skipped: int
-    """Updates left out because something was not finite."""
-    resumed_exactly: bool | None
-    """After a resume: whether the data are still those of the checkpoint. None without one."""
-
-    def document(self) -> dict[str, Any]:
-        """The report as a JSON document."""
-        return dataclasses.asdict(self)
-
-    def summary(self) -> str:
-        """The report for a person."""
-        state = "stopped" if self.stopped else "done"
-        lines = [
-            f"{f'HALTED: {self.halted}' if self.halted else state}: {self.updates} updates, "
-            f"{self.session_updates} of them in {self.seconds:.0f} s "
-            f"({self.updates_per_second:.1f} a second, {self.waited_s:.0f} s waited for data)",
-            f"run {self.run}; policy {self.policy_version} in {self.policies}",
-        ]
-        if self.resumed_exactly is False:
-            lines.append("the data are no longer those of the checkpoint that it went on from")
-        return "\n".join(lines)
 
 
 def train(
@@ -172,6 +91,7 @@ class _Trainer:
         self._run, self._policies, self._config = run, policies, config
         self._should_stop, self._on_progress = should_stop, on_progress
         self._session: Session | None = None
+        self._source: Source | None = None
         self._started_s = time.monotonic()
         self._told_s = float("-inf")
         self._waited_s = 0.0
@@ -183,7 +103,7 @@ class _Trainer:
             paths, follow=follow, should_stop=self._should_stop, on_wait=self._tell
         )
         if not datasets:
-            return self._report(None, halted=None, exact=None)
+            return self._report(halted=None, exact=None)
         with contextlib.ExitStack() as stack:
             session = Session(
                 datasets[0].spec, self._run, self._policies, self._config, resume=resume
@@ -192,11 +112,12 @@ class _Trainer:
             self._session, self._first_update = session, session.updates
             session.publish_first()
             source = self._open_source(datasets, paths, follow=follow, stack=stack)
+            self._source = source
             exact = session.restore_sampler(source) if session.resumed_from else None
             halted = self._loop(session, source)
             session.save(source)
             session.publish()
-            return self._report(source, halted=halted, exact=exact)
+            return self._report(halted=halted, exact=exact)
 
     def _open_source(
         self,
@@ -232,7 +153,9 @@ class _Trainer:
                 else:
                     before_s = time.monotonic()
                     source.wait(session.updates, self._tell)
-                    self._waited_s += time.monotonic() - before_s
+                    waited_s = time.monotonic() - before_s
+                    self._waited_s += waited_s
+                    session.leave_out(waited_s)
         except TrainingHalted as error:
             return str(error)
         return None
@@ -242,38 +165,31 @@ class _Trainer:
         if now_s - self._told_s < PROGRESS_INTERVAL_S:
             return
         self._told_s = now_s
-        session = self._session
-        self._on_progress(
-            LearnProgress(
-                updates=0 if session is None else session.updates,
-                target=self._config.updates,
-                updates_per_second=0.0 if session is None else session.updates_per_second,
-                loss=float("nan") if session is None else session.loss,
-                policy_version=None if session is None else session.policy_version,
-                waiting=waiting,
-            )
-        )
+        progress = LearnProgress(updates=0, target=self._config.updates, waiting=waiting)
+        if self._session is not None:
+            progress = self._session.describe(progress)
+        if self._source is not None:
+            progress = self._source.describe(progress)
+        self._on_progress(progress)
 
-    def _report(
-        self, source: Source | None, *, halted: str | None, exact: bool | None
-    ) -> LearnReport:
-        session = self._session
+    def _report(self, *, halted: str | None, exact: bool | None) -> LearnReport:
+        session, source = self._session, self._source
         updates = 0 if session is None else session.updates
-        seconds = time.monotonic() - self._started_s
-        done = updates - self._first_update
-        learning_s = 0.0 if session is None else session.seconds - self._waited_s
+        pace = None if session is None else session.pace
         return LearnReport(
             run=str(self._run),
             updates=updates,
-            session_updates=done,
-            updates_per_second=done / learning_s if done else 0.0,
+            session_updates=updates - self._first_update,
+            updates_per_second=0.0 if pace is None else pace,
             policy_version=None if session is None else session.policy_version,
             policies=str(self._policies),
             halted=halted,
             stopped=halted is None and updates < self._config.updates,
-            seconds=seconds,
+            seconds=time.monotonic() - self._started_s,
             waited_s=self._waited_s,
             steps=0 if source is None else source.sampler.steps,
             skipped=0 if session is None else session.skipped,
             resumed_exactly=exact,
+            refused=() if source is None else source.sampler.refused,
+            absent=() if source is None else source.absent,
         )

@@ -14,6 +14,7 @@ from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.train import LearnConfig, LearnProgress, train
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
 from avtd3.store.sampler import ReplayConfig
 from avtd3.store.spec import ImageSpec
@@ -60,7 +61,8 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
     assert report.skipped == 0
     json.dumps(report.document(), allow_nan=False)
     assert "40 updates" in report.summary()
-    assert all(0.0 <= progress.fraction <= 1.0 and progress.line() for progress in seen)
+    assert all(0.0 <= progress.fraction <= 1.0 for progress in seen)
+    assert not any("nan" in progress.line() for progress in seen)
     policy = newest_policy(tmp_path / "run" / "policies")
     assert (policy.version, policy.updates) == (2, 40)
     names = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
@@ -73,6 +75,27 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
     assert all(np.isfinite(curve.values).all() for curve in curves.values())
     assert (curves["critic_mlp/grad_norm_after"].values <= 10.0).all()
     assert (curves["actor_mlp/grad_norm_before"].values > 0.0).all()
+
+
+def test_progress_shows_the_pace_at_once_and_losses_once_they_are_logged(
+    tmp_path, make_spec, publish_episodes, config, monkeypatch
+):
+    monkeypatch.setattr("avtd3.learn.train.PROGRESS_INTERVAL_S", 0.0)
+    publish_episodes(tmp_path / "data", make_spec())
+    seen: list[LearnProgress] = []
+    train(
+        [tmp_path / "data"],
+        tmp_path / "run",
+        dataclasses.replace(config, updates=8),
+        on_progress=seen.append,
+    )
+    learning = {progress.updates: progress for progress in seen if not progress.waiting}
+    assert learning.keys() == set(range(1, 9))
+    assert all((progress.updates_per_second or 0.0) > 0.0 for progress in learning.values())
+    assert all(progress.episode_return is not None for progress in learning.values())
+    for progress in learning.values():
+        shown = [progress.critic_loss, progress.actor_loss, progress.q]
+        assert [value is not None for value in shown] == [progress.updates >= 4] * 3
 
 
 def test_metrics_of_the_actor_are_absent_when_it_was_not_updated(
@@ -192,8 +215,6 @@ def test_following_can_be_stopped_before_there_is_anything(tmp_path, config):
 
 
 def test_an_untrained_policy_is_there_before_the_first_segment(tmp_path, make_spec, config):
-    from avtd3.store.dataset import Dataset
-
     spec = make_spec()
     Dataset.create(tmp_path / "data", spec)
     asked = iter(range(10))
@@ -227,13 +248,61 @@ def test_updates_that_stay_not_finite_halt_the_run(tmp_path, make_spec, publish_
 
 
 def test_missing_and_empty_datasets_are_refused(tmp_path, make_spec, config):
-    from avtd3.store.dataset import Dataset
-
     with pytest.raises(DatasetError):
         train([tmp_path / "nowhere"], tmp_path / "run", config)
     Dataset.create(tmp_path / "empty", make_spec())
     with pytest.raises(NoSegmentsError, match="--follow"):
         train([tmp_path / "empty"], tmp_path / "run", config)
+
+
+def damage(segment):
+    """Flip a bit of the rewards; returns the segment's id."""
+    file = segment.path / "reward" / "c" / "0"
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data)
+    return segment.id
+
+
+def test_refused_segments_are_never_passed_over_in_silence(
+    tmp_path, make_spec, publish_episodes, config
+):
+    data = tmp_path / "data"
+    publish_episodes(data, make_spec())
+    bad = damage(publish_episodes(data, make_spec(), seed=1).snapshot().segments[-1])
+    lines: list[str] = []
+    report = train(
+        [data], tmp_path / "run", config, on_progress=lambda progress: lines.append(progress.line())
+    )
+    assert f"1 segments refused, last: {bad}: " in lines[-1]
+    assert bad in report.summary()
+    (refusal,) = report.document()["refused"]
+    assert (refusal["dataset"], refusal["segment"]) == (str(data), bad)
+    assert "crc32c" in refusal["reason"]
+    assert report.steps == 60
+    (good,) = Dataset.open(data).snapshot().segments[:1]
+    damage(good)
+    with pytest.raises(NoSegmentsError, match=rf"2 segments are refused .*{bad}.*crc32c"):
+        train([data], tmp_path / "other", config)
+
+
+def test_a_dataset_that_goes_away_is_named(tmp_path, make_spec, publish_episodes, config):
+    data = tmp_path / "data"
+    publish_episodes(data, make_spec())
+    asked = 0
+
+    def should_stop():
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            (data / "segments").rename(data / "elsewhere")
+        return False
+
+    fast = dataclasses.replace(config, refresh_seconds=1e-9, updates_per_step=0.0)
+    report = train([data], tmp_path / "run", fast, follow=True, should_stop=should_stop)
+    assert report.updates == 40
+    assert report.absent == (data,)
+    assert f"dataset {data} has gone away" in report.summary()
 
 
 def test_datasets_of_two_specs_are_refused(tmp_path, make_spec, publish_episodes, config):
