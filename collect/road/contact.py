@@ -79,21 +79,17 @@ def lead_on_route(ego: Ego, traffic: Traffic, around: Nearby) -> tuple[float, fl
     """
     if not around.numbers:
         return math.inf, 0.0
-    route, near = ego.route, np.array(around.numbers)
-    per_m = (len(route.distance_m) - 1) / route.length_m
-    last = len(route.distance_m) - 1
-    first = min(int(ego.route_distance_m * per_m), last)
-    stop = min(int((ego.route_distance_m + LEAD_WITHIN_M) * per_m), last) + 1
-    points = route.points[first:stop].view(np.complex128)[:, 0]
-    offset = traffic.at[near, None] - points  # (n, K)
-    nearest = np.abs(offset).argmin(axis=1)
-    yaw = route.yaw_rad[first + nearest]
-    way = np.cos(yaw) - 1j * np.sin(yaw)
+    course, near = ego.course, np.array(around.numbers)
+    first = course.index(ego.course_m)
+    stop = course.index(ego.course_m + LEAD_WITHIN_M) + 1
+    offset = traffic.at[near, None] - course.points[first:stop]  # (n, K)
+    nearest = (offset.real**2 + offset.imag**2).argmin(axis=1)
+    way = course.ways[first + nearest].conj()
     local = offset[np.arange(near.size), nearest] * way
     turn = traffic.heading[near] * way
     cosine, sine = np.abs(turn.real), np.abs(turn.imag)
     length, width = traffic.length_m[near], traffic.width_m[near]
-    along = route.distance_m[first + nearest] - ego.route_distance_m + local.real
+    along = course.distance_m[first + nearest] - ego.course_m + local.real
     beside = 0.5 * (sine * length + cosine * width + ego.width_m) + _CLEARANCE_M
     gap = along - 0.5 * (cosine * length + sine * width + ego.length_m)
     gap[(np.abs(local.imag) > beside) | (along <= 0.0)] = np.inf

@@ -12,11 +12,11 @@ Strips along the lanes are painted by sampling them more densely than the pixels
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.road.lines import Band, painted_lines
 from avtd3.collect.road.network import Lane, RoadNetwork, Strip
 
 VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
@@ -34,8 +34,6 @@ NO_LANE, ANY_DIRECTION = 0, 255
 
 _SHOULDER_M = 0.5
 _EDGE_M = 0.2
-_LINE_M = 0.15
-_LINE_APART_M = 0.2
 _DASH_M = 3.0
 _DASH_PERIOD_M = 9.0
 _DEFAULTS = 4  # verge repeats after this many tiles in each direction
@@ -43,7 +41,6 @@ _PAD_M = 16.0
 # A turned square lattice leaves no pixel out if its spacing is below a pixel / sqrt(2).
 _SPACING_PX = 0.7
 _LINE_SPACING_PX = 0.5
-_BARE = ("none", "grass", "curb")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,15 +107,6 @@ class Raster:
         return layer.item(slot, row % side, column % side)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Band:
-    """A band along a strip: its left and right border, in metres right of the centre line."""
-
-    along: Strip
-    left_m: NDArray[np.float64]
-    right_m: NDArray[np.float64]
-
-
 class _Painter:
     """The layers while they are being painted, last paint on top."""
 
@@ -157,13 +145,13 @@ class _Painter:
         for ground, beyond in ((EDGE, _SHOULDER_M + _EDGE_M), (SHOULDER, _SHOULDER_M)):
             for strip in self.strips:
                 w = strip.width_m / 2
-                self._fill(_Band(strip, -w - beyond, -w), ground << 4)
-                self._fill(_Band(strip, w, w + beyond), ground << 4)
+                self._fill(Band(strip, -w - beyond, -w), ground << 4)
+                self._fill(Band(strip, w, w + beyond), ground << 4)
         # Lanes come last: where they meet other pavement, they lie on top.
         for strip in reversed(self.strips):
             ground = ASPHALT if isinstance(strip, Lane) else SHOULDER
-            self._fill(_Band(strip, -strip.width_m / 2, strip.width_m / 2), ground << 4)
-        for band, dashed in _lines(self.lanes):
+            self._fill(Band(strip, -strip.width_m / 2, strip.width_m / 2), ground << 4)
+        for band, dashed in painted_lines(self.lanes):
             self._draw_line(band, dashed)
         self._paint_directions()
         coarse = _coarsen(self.fine)
@@ -181,11 +169,11 @@ class _Painter:
             direction=self.direction,
         )
 
-    def _fill(self, band: _Band, code: int) -> None:
+    def _fill(self, band: Band, code: int) -> None:
         x, y, _ = self._samples(band, self.pixel_m * _SPACING_PX)
         self.fine.reshape(-1)[self._index(x, y, self.pixel_m, TILE)] = code
 
-    def _draw_line(self, band: _Band, dashed: bool) -> None:
+    def _draw_line(self, band: Band, dashed: bool) -> None:
         x, y, distance = self._samples(band, self.pixel_m * _LINE_SPACING_PX)
         code = np.full(x.shape, PAINT << 4, np.uint8)
         if dashed:
@@ -197,7 +185,7 @@ class _Painter:
         # Lanes proper come last: where they meet a junction, their direction counts.
         for lane in sorted(self.lanes, key=lambda lane: not lane.is_junction):
             w = lane.width_m / 2
-            x, y, distance = self._samples(_Band(lane, -w, w), size_m * _SPACING_PX)
+            x, y, distance = self._samples(Band(lane, -w, w), size_m * _SPACING_PX)
             code = np.full(x.shape, ANY_DIRECTION, np.uint8)
             if not lane.is_junction:
                 yaw = np.interp(distance[:, 0], lane.distance_m, np.unwrap(lane.yaw_rad))
@@ -206,7 +194,7 @@ class _Painter:
             self.direction.reshape(-1)[self._index(x, y, size_m, side)] = code
 
     def _samples(
-        self, band: _Band, spacing_m: float
+        self, band: Band, spacing_m: float
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
         """Points float32 (along, across) from the corner that cover a band, and their distances."""
         strip = band.along
@@ -247,37 +235,6 @@ class _Painter:
         flat += (row & (side - 1)) << bits
         flat += column & (side - 1)
         return flat
-
-
-def _lines(lanes: Sequence[Lane]) -> Iterator[tuple[_Band, bool]]:
-    """Each painted line once, with whether it is dashed.
-
-    Neighbouring lanes describe the line between them twice, opposite ones even with dashes
-    counted from opposite ends, so a line is known by its road, section and lane boundary.
-    """
-    drawn: set[tuple[int, int, int]] = set()
-    for lane in lanes:
-        inner = lane.lane_id - (1 if lane.lane_id > 0 else -1)
-        for boundary, kind, side in (
-            (inner, lane.left_marking, -1.0),
-            (lane.lane_id, lane.right_marking, 1.0),
-        ):
-            key = (lane.road_id, lane.section_id, boundary)
-            if key in drawn or kind in _BARE:
-                continue
-            drawn.add(key)
-            middle = side * lane.width_m / 2
-            for shift, dashed in _line_parts(kind):
-                at = middle + side * shift
-                yield _Band(lane, at - _LINE_M / 2, at + _LINE_M / 2), dashed
-
-
-def _line_parts(kind: str) -> tuple[tuple[float, bool], ...]:
-    """Outward shift and dashing of each line that a marking consists of, inner line first."""
-    parts = [name == "broken" for name in kind.split("_")]
-    if len(parts) == 1:
-        return ((0.0, parts[0]),)
-    return ((-_LINE_APART_M, parts[0]), (_LINE_APART_M, parts[1]))
 
 
 def _coarsen(fine: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.planner import plan_route
 from avtd3.collect.road.raster import GAP, SHOULDER
 from avtd3.collect.road.site import Site, SiteCache
-from avtd3.collect.road.traffic import Ego, Traffic
+from avtd3.collect.road.traffic import Course, Ego, Traffic
 from avtd3.collect.road.vehicle import Vehicle, VehicleParams
 from avtd3.collect.road.weather import draw_weather
 from avtd3.collect.route import Route
@@ -116,6 +116,7 @@ class RoadWorld:
         route = plan_route(site.network, route_rng, scenario.route_length_m).route
         weather = draw_weather(scenario.weather, camera_rng)
         self._site, self._route, self._grip = site, route, weather.grip
+        self._course = Course(route)
         self._start(route, start_rng)
         self._distance_m = route.project(self._vehicle.x_m, self._vehicle.y_m, 0.0).distance_m
         self._traffic = Traffic(
@@ -176,7 +177,7 @@ class RoadWorld:
             vehicle.speed_mps,
             params.length_m,
             params.width_m,
-            self._route,
+            self._course,
             self._distance_m,
         )
 

@@ -98,7 +98,7 @@ def _body_gaps(scene: Scene, who: NDArray[np.intp], whom: NDArray[np.intp]) -> t
     """Gap float64 (Q,) and speed float64 (Q,) along the path of `who` to the body of `whom`."""
     sight = scene.sight[who]  # (Q, K)
     offset = scene.at[whom, None] - sight
-    nearest = np.abs(offset).argmin(axis=1)
+    nearest = (offset.real**2 + offset.imag**2).argmin(axis=1)
     rows = np.arange(len(who))
     way = scene.ways[who, nearest]
     local = offset[rows, nearest] * way.conj()
@@ -122,7 +122,8 @@ def _claim_gaps(scene: Scene, made: Claims, who: NDArray[np.intp], whom: NDArray
     turn = made.ways[whom][:, :, None] * scene.ways[who].conj()[:, None, :]
     crossing = (np.abs(turn.imag) > _CROSSING) | (turn.real < 0.0)
     reach = 0.5 * (scene.width_m[who] + scene.width_m[whom]) + 2.0 * _CLEARANCE_M
-    touches = (np.abs(offset) < reach[:, None, None]) & crossing
+    apart = offset.real**2 + offset.imag**2
+    touches = (apart < (reach * reach)[:, None, None]) & crossing
     conflict = touches.any(axis=1)  # (Q, K)
     gap = SIGHT_STEP_M * np.argmax(conflict, axis=1) - 0.5 * scene.length_m[who] - _STOP_BEFORE_M
     return np.where(np.any(conflict, axis=1), gap, np.inf)
@@ -130,11 +131,13 @@ def _claim_gaps(scene: Scene, made: Claims, who: NDArray[np.intp], whom: NDArray
 
 def _box_gaps(scene: Scene, gap_m: Real, lead_mps: Real) -> Real:
     """Free metres float64 (N,) to a junction that the vehicle ahead would not let it leave."""
-    length = scene.length_m[: len(gap_m)]
-    inside = scene.in_junction
+    length, inside = scene.length_m[: len(gap_m)], scene.in_junction
+    tight = (gap_m < SIGHT_M) & (lead_mps < _CRAWL_MPS)
+    if not tight.any():
+        return np.full(len(gap_m), np.inf)
     begin = inside.argmax(axis=1)
     beyond = ~inside & (np.arange(inside.shape[1]) > begin[:, None])
     end_m = SIGHT_STEP_M * beyond.argmax(axis=1) + 0.5 * length
-    full = (gap_m < end_m + _STOP_BEFORE_M) & (lead_mps < _CRAWL_MPS) & np.any(beyond, axis=1)
+    full = tight & (gap_m < end_m + _STOP_BEFORE_M) & np.any(beyond, axis=1)
     full &= (begin > 0) & np.any(inside, axis=1)
     return np.where(full, SIGHT_STEP_M * begin - 0.5 * length, np.inf)

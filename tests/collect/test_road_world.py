@@ -6,6 +6,7 @@ import pytest
 
 from avtd3.collect.road.camera import CameraConfig
 from avtd3.collect.road.site import EPISODES_PER_NETWORK
+from avtd3.collect.road.traffic import DECIDE_EVERY
 from avtd3.collect.road.world import RoadConfig, RoadWorld
 from avtd3.collect.scenarios import scenario
 from avtd3.store.errors import ConfigError, RoadError, WorldError
@@ -145,9 +146,12 @@ def test_running_into_a_vehicle_is_a_collision_after_its_gap_has_closed(straight
     traffic, car = world.vehicles, world._vehicle
     route = world._route
     (x, y), yaw = route.points[20].tolist(), float(route.yaw_rad[20])
-    traffic.at = traffic._ats = np.full((5, 1), complex(x, y))
-    traffic.at, traffic._alongs = traffic._ats[0], np.zeros((5, 1))
-    traffic._headings, traffic._speeds = np.full((5, 1), np.exp(1j * yaw)), np.zeros((5, 1))
+    traffic.at = traffic._ats = np.full((DECIDE_EVERY, 1), complex(x, y))
+    traffic.at, traffic._alongs = traffic._ats[0], np.zeros((DECIDE_EVERY, 1))
+    traffic._headings, traffic._speeds = (
+        np.full((DECIDE_EVERY, 1), np.exp(1j * yaw)),
+        np.zeros((DECIDE_EVERY, 1)),
+    )
     traffic._decide = traffic._renew = lambda ego: None
     frames = drive(world, 0.0, 0.8, 80)
     gaps = [frame.lead_gap_m for frame in frames]

@@ -15,7 +15,7 @@ from avtd3.collect.road.contact import (
 from avtd3.collect.road.generate import generate_network
 from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.paths import PATH_POINTS, LanePaths
-from avtd3.collect.road.traffic import DECIDE_EVERY, Ego, Traffic
+from avtd3.collect.road.traffic import Course, Ego, Traffic
 from avtd3.collect.road.yielding import Claims, Scene, find_leads
 from avtd3.collect.route import Route
 from avtd3.tests.collect.road_networks import ring_network, straight_network
@@ -27,7 +27,7 @@ def make_ego(x=50.0, y=1.75, yaw=0.0, speed=0.0, route=None, distance=0.0):
     if route is None:
         points = np.array([x, y]) + np.arange(100.0)[:, None] * [math.cos(yaw), math.sin(yaw)]
         route = Route(points=points, lane_width_m=np.float64(3.5))
-    return Ego(x, y, yaw, speed, 4.6, 1.85, route, distance)
+    return Ego(x, y, yaw, speed, 4.6, 1.85, Course(route), distance)
 
 
 def make_traffic(network, count, ego, seed=0):
@@ -327,7 +327,3 @@ def test_lead_follows_the_route_around_a_bend():
     gap, speed = lead_on_route(ego, traffic, look_around(ego, traffic))
     assert gap == pytest.approx(25.0 * math.pi / 2 - 4.6, abs=0.1)
     assert speed == pytest.approx(3.0, abs=0.01)
-
-
-def test_decisions_hold_for_a_whole_number_of_steps():
-    assert DECIDE_EVERY * STEP_S <= 0.3
