@@ -4,10 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from avtd3.store.dataset import Snapshot
+from avtd3.store.episodes import EpisodeSummary
 from avtd3.store.replay import Key
 
 _NAMED = 5
@@ -36,14 +34,8 @@ class RefreshReport:
     """Segments that cannot be drawn any more: past the capacity, or removed from the dataset."""
     steps_added: int
     """Transitions in the added segments."""
-    episodes_added: int
-    """Episodes in the added segments."""
-    returns: NDArray[np.float64]
-    """float64 (episodes_added,), sum of rewards of each new episode."""
-    lengths: NDArray[np.int64]
-    """int64 (episodes_added,), steps of each new episode."""
-    policy_versions: NDArray[np.int64]
-    """int64 (episodes_added,), policy that drove each new episode, -1 for none."""
+    episodes: EpisodeSummary
+    """The episodes in the added segments: by dataset, then segment id, then time."""
     refused: tuple[RefusedSegment, ...]
     """Segments that cannot be used, each reported once; `Sampler.refused` has all of them."""
     absent: tuple[Path, ...] = ()

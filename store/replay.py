@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.episodes import EpisodeSummary
 from avtd3.store.errors import SegmentCorruptError
 from avtd3.store.scratch import RowRanges, RowType, ScratchColumns
 from avtd3.store.segment import Segment
@@ -42,18 +43,14 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CachedSegment:
-    """A segment that is wholly in the cache, with the columns of its episodes."""
+    """A segment that is wholly in the cache."""
 
     steps: int
     """Transitions it holds."""
     first_rows: NDArray[np.int64]
     """int64 (E,), row of each episode's first observation, counted from `ReplayCache.start`."""
-    returns: NDArray[np.float64]
-    """float64 (E,), sum of the rewards of each episode."""
-    lengths: NDArray[np.int64]
-    """int64 (E,), steps of each episode."""
-    policy_versions: NDArray[np.int64]
-    """int64 (E,), version of the policy that drove each episode, -1 for none."""
+    episodes: EpisodeSummary
+    """What is known of its E episodes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +150,7 @@ class ReplayCache:
         """Check a segment's small arrays, give it rows and write all but the frames."""
         try:
             arrays = _read_checked(segment, self.spec)
+            end_reasons = segment.read_strings("episode_end_reason")
         except (SegmentCorruptError, OSError) as error:
             refused[key] = str(error)
             return
@@ -163,9 +161,7 @@ class ReplayCache:
         pending[key] = CachedSegment(
             steps=segment.steps,
             first_rows=np.cumsum(lengths + 1) - (lengths + 1),
-            returns=arrays["episode_return"],
-            lengths=lengths,
-            policy_versions=arrays["episode_policy_version"],
+            episodes=EpisodeSummary.of(arrays, end_reasons),
         )
         self._columns.reserve(self._ranges.end)
         self._write_numbers(self._columns["numbers"][self._ranges[key]], arrays)
@@ -225,11 +221,13 @@ def _row_types(spec: EpisodeSpec) -> dict[str, RowType]:
 
 
 def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]]:
-    """Read all that is small; raise SegmentCorruptError for what training could not survive."""
+    """Read the small arrays; raise SegmentCorruptError for what training could not survive."""
     names = ["episode_offset", "episode_length", "episode_return", "episode_policy_version"]
     names += ["action", "reward", "terminated", "truncated"]
     if spec.vector_size:
         names.append("vector")
+    if spec.reward_terms:
+        names.append("reward_terms")
     arrays = {name: segment.read(name) for name in names}
     for name, values in arrays.items():
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)

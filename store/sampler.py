@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.draw import Draws
+from avtd3.store.episodes import EpisodeSummary
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError
 from avtd3.store.gather import EpisodeRows, FrameBuffer, Gather, Lookup, Transitions
 from avtd3.store.refresh import RefreshReport, Refusals, RefusedSegment, name_refused
@@ -182,8 +182,14 @@ class Sampler:
             removed += changes.removed
             # Room that a refused segment was to take goes to the next older ones.
             self._refusals.add(changes.refused)
-        cached = [added[key] for key in sorted(added)]
-        return _report(cached, removed, self._refusals.take_new())
+        new = [added[key] for key in sorted(added)]
+        return RefreshReport(
+            segments_added=len(new),
+            segments_removed=removed,
+            steps_added=sum(segment.steps for segment in new),
+            episodes=EpisodeSummary.join([segment.episodes for segment in new], self.spec),
+            refused=self._refusals.take_new(),
+        )
 
     def _wanted(self) -> dict[Key, Segment]:
         segments = {
@@ -197,7 +203,7 @@ class Sampler:
     def _index(self) -> None:
         """Number all transitions: by dataset, then segment id, then time."""
         cached = sorted(self._cache.segments.items())
-        lengths = [segment.lengths for _, segment in cached]
+        lengths = [segment.episodes.lengths for _, segment in cached]
         first = [self._cache.start(key) + segment.first_rows for key, segment in cached]
         none = [np.zeros(0, np.int64)]
         rows = EpisodeRows.from_lengths(
@@ -221,22 +227,3 @@ class Sampler:
             f"nothing to draw from {paths}: no segment is published yet; "
             "run `avtd3 collect` and refresh"
         )
-
-
-def _report(
-    added: Sequence[CachedSegment], removed: int, refused: tuple[RefusedSegment, ...]
-) -> RefreshReport:
-    def join(name: str, dtype: type[np.generic]) -> NDArray[Any]:
-        return np.concatenate([np.zeros(0, dtype), *(getattr(s, name) for s in added)])
-
-    lengths = join("lengths", np.int64)
-    return RefreshReport(
-        segments_added=len(added),
-        segments_removed=removed,
-        steps_added=sum(segment.steps for segment in added),
-        episodes_added=len(lengths),
-        returns=join("returns", np.float64),
-        lengths=lengths,
-        policy_versions=join("policy_versions", np.int64),
-        refused=refused,
-    )

@@ -217,10 +217,18 @@ class Segment:
         return table
 
     def _column(self, field: str) -> Any:  # noqa: ANN401 - an array or a list of strings
-        layout = self._layout(field if field.startswith("episode_") else f"episode_{field}")
+        name = field if field.startswith("episode_") else f"episode_{field}"
+        return self.read_strings(name) if name in EPISODE_STRINGS else self.read(name)
+
+    def read_strings(self, name: str) -> list[str]:
+        """Read one of `EPISODE_STRINGS`, with one string per episode.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed since it was opened.
+            SegmentCorruptError: The column's bytes or codes are not sound.
+        """
+        layout = self._layout(name)
         values = self._arrays.read(layout)
-        if layout.name not in EPISODE_STRINGS:
-            return values
         attributes = self._arrays.document(layout).get("attributes")
         categories = attributes.get("categories") if isinstance(attributes, dict) else None
         if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):

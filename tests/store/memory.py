@@ -9,7 +9,7 @@ from avtd3.store.dataset import Snapshot
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 
-def make_spec(image=True, vector=2, *, channels=1, stack=2, period=0.05):
+def make_spec(image=True, vector=2, *, channels=1, stack=2, period=0.05, terms=0):
     return EpisodeSpec(
         image=ImageSpec(channels=channels, height=3, width=2, stack=stack) if image else None,
         vector_names=tuple(f"v{i}" for i in range(vector)),
@@ -17,7 +17,7 @@ def make_spec(image=True, vector=2, *, channels=1, stack=2, period=0.05):
         action_names=("episode", "step"),
         action_low=(-1e6, -1e6),
         action_high=(1e6, 1e6),
-        reward_terms=(),
+        reward_terms=tuple(f"r{i}" for i in range(terms)),
         control_period_s=period,
     )
 
@@ -36,6 +36,7 @@ class Episode:
             self.vector = rng.normal(size=(length + 1, spec.vector_size)).astype(np.float32)
         self.action = np.stack([np.full(length, number), np.arange(length)], 1).astype(np.float32)
         self.reward = rng.normal(size=length).astype(np.float32)
+        self.terms = rng.normal(size=(length, len(spec.reward_terms))).astype(np.float32)
 
 
 class MemorySegment:
@@ -56,6 +57,9 @@ class MemorySegment:
             "episode_return": np.array([e.reward.sum(dtype=np.float64) for e in episodes]),
             "episode_policy_version": np.array([e.number for e in episodes]),
         }
+        self.end_reasons = ["goal" if e.terminated else "time_limit" for e in episodes]
+        if episodes[0].terms.size:
+            self.arrays["reward_terms"] = np.concatenate([e.terms for e in episodes])
         if episodes[0].vector is not None:
             self.arrays["vector"] = np.concatenate([e.vector for e in episodes])
         if episodes[0].frames is not None:
@@ -65,6 +69,10 @@ class MemorySegment:
 
     def read(self, name):
         return self.arrays[name]
+
+    def read_strings(self, name):
+        assert name == "episode_end_reason"
+        return self.end_reasons
 
     def read_frames(self, out):
         self.reads += 1

@@ -60,7 +60,7 @@ def test_each_frame_is_decoded_once(cache):
     assert list(changes.added) == [(0, "a")]
     changes = cache.follow(wanted(first, second))
     assert list(changes.added) == [(0, "b")]
-    assert changes.added[0, "b"].lengths.tolist() == [4, 2]
+    assert changes.added[0, "b"].episodes.lengths.tolist() == [4, 2]
     assert (first.reads, second.reads) == (1, 1)
     check_held(cache, first, second)
 

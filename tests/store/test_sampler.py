@@ -69,11 +69,11 @@ def test_nothing_published_yet(world, tmp_path):
             sampler.sample()
         dataset.segments.append(world.segment("a", [(2, True), (3, False)]))
         report = sampler.refresh()
-        assert (report.segments_added, report.steps_added, report.episodes_added) == (1, 5, 2)
-        assert report.lengths.tolist() == [2, 3]
-        assert report.policy_versions.tolist() == [0, 1]
+        assert (report.segments_added, report.steps_added, len(report.episodes)) == (1, 5, 2)
+        assert report.episodes.lengths.tolist() == [2, 3]
+        assert report.episodes.policy_versions.tolist() == [0, 1]
         returns = [episode.reward.sum(dtype=np.float64) for episode in world.episodes]
-        assert report.returns.tolist() == returns
+        assert report.episodes.returns.tolist() == returns
         world.check(sampler.sample(), 1, 0.99)
         assert sampler.refresh().segments_added == 0
 
@@ -254,7 +254,7 @@ def test_published_segments_are_followed(world, tmp_path, n):
             write_episodes(dataset, added)
             report = sampler.refresh()
             assert report.steps_added == 15
-            assert report.policy_versions.tolist() == [episode.number for episode in added]
+            assert report.episodes.policy_versions.tolist() == [episode.number for episode in added]
             assert sampler.steps == min(15 * (number + 1), 45)
             drawn = world.check(sampler.sample(), n, 0.99)
             assert all(episode >= 3 * (number - 2) for episode, _ in drawn)
