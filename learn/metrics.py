@@ -79,11 +79,21 @@ METRICS: Mapping[str, str] = MappingProxyType(
         "run/replay_ratio": "updates per transition ever offered by the datasets",
         "run/steps": "transitions that can be drawn, count",
         "run/policy_lag": "published versions since the policy of the newest episodes, mean",
+        "run/policy_lag_min": "the smallest",
+        "run/policy_lag_max": "the largest",
         "episode/return": "sum of rewards of the newest episodes, mean",
         "episode/length": "steps of the newest episodes, mean",
+        "episode/success": "share of the newest episodes that reached the goal",
+        "episode/collision": "share of them that ended in a collision",
+        "episode/off_road": "share of them that ended off the road",
+        "episode/lateral_deviation": "distance from the route, mean over the newest episodes, m",
+        "episode/speed": "speed, mean over the newest episodes, m/s",
     }
 )
-"""Name of each scalar to its meaning and unit."""
+"""Name of each scalar to its meaning and unit; those of the reward's terms apart."""
+
+REWARD_TERMS = "reward/"
+"""Before the name of a reward term: its sum over an episode, mean over the newest ones, reward."""
 
 
 class Meter:
@@ -155,10 +165,10 @@ class EventWriter:
         self._writer = EventFileWriter(str(directory))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write scalars of one step; each name must be one of `METRICS`."""
+        """Write scalars of one step, named as in `METRICS` or after a reward term."""
         values = []
         for name, value in scalars.items():
-            assert name in METRICS, f"{name} is not in the table of metrics"
+            assert name in METRICS or name.startswith(REWARD_TERMS), f"{name} is no known metric"
             values.append(Summary.Value(tag=name, simple_value=value))
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
         self._writer.add_event(event)

@@ -5,13 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from avtd3.learn.episodes import Episodes
 from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import DatasetError, NoSegmentsError
 from avtd3.store.refresh import name_refused
-from avtd3.store.sampler import RefreshReport, ReplayConfig, Sampler
+from avtd3.store.sampler import ReplayConfig, Sampler
 
 POLL_S = 0.2
 """Longest sleep before looking at `should_stop` again, in seconds."""
@@ -30,41 +29,6 @@ class FollowConfig:
     """Transitions to wait for before the first update."""
     updates_per_step: float
     """Most updates per transition that the datasets ever offered; 0 is no limit."""
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Episodes:
-    """The newest episodes, from one refresh."""
-
-    returns: list[float] = dataclasses.field(default_factory=list)
-    """Sum of rewards of each."""
-    lengths: list[int] = dataclasses.field(default_factory=list)
-    """Steps of each."""
-    policy_versions: list[int] = dataclasses.field(default_factory=list)
-    """Policy that drove each; -1 for none."""
-
-    newest_return: float | None = None
-    """Mean return of the last refresh that found episodes; kept when they are forgotten."""
-
-    def add(self, report: RefreshReport) -> None:
-        """Take in what a refresh found."""
-        if report.episodes_added:
-            self.newest_return = float(report.returns.mean())
-        self.returns += report.returns.tolist()
-        self.lengths += report.lengths.tolist()
-        self.policy_versions += report.policy_versions.tolist()
-
-    def scalars(self, version: int | None) -> dict[str, float]:
-        """Means for the log, and forget; empty if there were no episodes."""
-        found: dict[str, float] = {}
-        if self.returns:
-            found["episode/return"] = float(np.mean(self.returns))
-            found["episode/length"] = float(np.mean(self.lengths))
-        driven = [policy for policy in self.policy_versions if policy >= 0]
-        if driven and version is not None:
-            found["run/policy_lag"] = version - float(np.mean(driven))
-        self.returns, self.lengths, self.policy_versions = [], [], []
-        return found
 
 
 def open_datasets(
@@ -120,7 +84,7 @@ class Source:
         self.sampler = sampler
         self.steps_seen = sampler.opening.steps_added
         self.absent: tuple[Path, ...] = ()
-        self.episodes = Episodes()
+        self.episodes = Episodes(sampler.spec)
         self._config = config
         self._where = ", ".join(str(path) for path in paths)
         self._refresh_at_s = time.monotonic()
@@ -132,7 +96,7 @@ class Source:
                 f"{self._where}: nothing is published that can be learned from, expected at least "
                 f"one step; {name_refused(refused) if refused else mend}"
             )
-        self.episodes.add(sampler.opening)
+        self.episodes.add(sampler.opening.episodes)
         self._pace()
 
     def ready(self, updates: int) -> bool:
@@ -145,7 +109,7 @@ class Source:
             report = self.sampler.refresh()
             self.steps_seen += report.steps_added
             self.absent = report.absent
-            self.episodes.add(report)
+            self.episodes.add(report.episodes)
             self._pace()
             self._refresh_at_s = time.monotonic() + self._config.refresh_seconds
         return updates < self._allowed

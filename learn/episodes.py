@@ -1,0 +1,80 @@
+"""What the newest episodes were like, in the log's names.
+
+The store summarises episodes without knowing what its columns mean. Here the columns that driving
+is judged by get their names; a dataset that lacks one of them lacks the metric.
+"""
+
+import numpy as np
+
+from avtd3.learn.metrics import REWARD_TERMS
+from avtd3.store.episodes import EpisodeSummary
+from avtd3.store.spec import EpisodeSpec
+
+END_REASONS = {
+    "episode/success": "goal",
+    "episode/collision": "collision",
+    "episode/off_road": "off_road",
+}
+"""Metric to the end reason whose share it is."""
+
+VECTOR_COLUMNS = {
+    "episode/lateral_deviation": "lateral_m",
+    "episode/speed": "speed_mps",
+}
+"""Metric to the vector's column whose mean size it is, in the column's unit."""
+
+
+class Episodes:
+    """The episodes that no line of the log has told of yet."""
+
+    def __init__(self, spec: EpisodeSpec) -> None:
+        self.newest_return: float | None = None
+        """Mean return of the newest episodes; kept when they are forgotten."""
+        self._spec = spec
+        self._new: list[EpisodeSummary] = []
+
+    def add(self, summary: EpisodeSummary) -> None:
+        """Take in what a refresh found."""
+        if len(summary):
+            self._new.append(summary)
+            self.newest_return = float(summary.returns.mean())
+
+    def scalars(self, version: int | None) -> dict[str, float]:
+        """Means for the log, and forget; empty if there were no episodes.
+
+        Args:
+            version: Newest published policy.
+        """
+        if not self._new:
+            return {}
+        new = EpisodeSummary.join(self._new, self._spec)
+        self._new.clear()
+        found = {
+            "episode/return": float(new.returns.mean()),
+            "episode/length": float(new.lengths.mean()),
+        }
+        for metric, reason in END_REASONS.items():
+            found[metric] = new.end_reasons.count(reason) / len(new)
+        return found | self._columns(new) | _policy_lag(new, version)
+
+    def _columns(self, new: EpisodeSummary) -> dict[str, float]:
+        spec = self._spec
+        sums = new.reward_term_sums.mean(axis=0).tolist()
+        found = {REWARD_TERMS + name: x for name, x in zip(spec.reward_terms, sums, strict=True)}
+        sizes = new.vector_mean_abs.mean(axis=0) * np.array(spec.vector_scales)
+        for metric, name in VECTOR_COLUMNS.items():
+            if name in spec.vector_names:
+                found[metric] = float(sizes[spec.vector_names.index(name)])
+        return found
+
+
+def _policy_lag(new: EpisodeSummary, version: int | None) -> dict[str, float]:
+    driven = new.policy_versions[new.policy_versions >= 0]
+    if version is None or not len(driven):
+        return {}
+    lags = version - driven
+    return {
+        "run/policy_lag": float(lags.mean()),
+        "run/policy_lag_min": float(lags.min()),
+        "run/policy_lag_max": float(lags.max()),
+    }
