@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor
@@ -161,8 +161,17 @@ class Meter:
 class EventWriter:
     """Writes scalars into a TensorBoard event file of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, first_step: int) -> None:
+        """Open a new file.
+
+        Args:
+            directory: Where the run's event files are.
+            first_step: First step that is still to come. Readers drop what earlier files have from
+                there on: it was logged behind the checkpoint that the run went on from.
+        """
         self._writer = EventFileWriter(str(directory))
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write scalars of one step, named as in `METRICS` or after a reward term."""

@@ -61,7 +61,7 @@ class Session:
         self._checkpoints = run / "checkpoints"
         self._policies = PolicyDirectory(policies)
         self.resumed_from = self._load() if resume else None
-        self._writer = EventWriter(run / "events")
+        self._writer = EventWriter(run / "events", first_step=self.updates + 1)
         self._meter = Meter(features=0 if spec.image is None else config.network.features)
         self._started_s = time.monotonic()
         self._first_update = self._logged_updates = self.updates

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,23 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert whole.keys() == parts.keys()
     for name, value in whole.items():
         assert value.tobytes() == parts[name].tobytes(), name
+
+
+def test_readers_drop_what_was_logged_behind_the_checkpoint(
+    tmp_path, make_spec, publish_episodes, config
+):
+    data, run = tmp_path / "data", tmp_path / "run"
+    publish_episodes(data, make_spec())
+    config = dataclasses.replace(config, log_every=5, keep_checkpoints=2, milestones=())
+    train([data], run, dataclasses.replace(config, updates=20))
+    first, last = list_checkpoints(run / "checkpoints")
+    assert first.name == "update-000000010"
+    shutil.rmtree(last)  # as if it had been killed just before it saved
+    assert list(read_curves(run / "events")["critic/loss"].updates) == [5, 10, 15, 20]
+    train([data], run, config, resume=True)
+    curves = read_curves(run / "events")
+    assert list(curves["critic/loss"].updates) == list(range(5, 41, 5))
+    assert list(curves["run/steps"].updates) == list(range(5, 41, 5))
 
 
 def test_policy_versions_go_on_after_a_resume(tmp_path, make_spec, publish_episodes, config):
