@@ -154,7 +154,7 @@ def _draw_line(
     width: int,
 ) -> None:
     pixels = _to_map(scene, points)
-    near = (np.abs(pixels - PANEL_PX / 2) < PANEL_PX).all(axis=1)
+    near: NDArray[np.bool_] = np.max(np.abs(pixels - PANEL_PX / 2), axis=1) < PANEL_PX
     if near.sum() < 2:
         return
     # Points outside are dropped in runs, so that a line never jumps across the panel.
@@ -192,7 +192,7 @@ def _draw_bars(draw: ImageDraw.ImageDraw, action: NDArray[np.float32]) -> None:
 
 def _encode(picture: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)  # type: ignore[arg-type] # options differ by kind
+    picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -36,7 +36,7 @@ from avtd3.store.errors import ConfigError
 _TRAINING, _EVALUATION = 0, 1
 MAX_SEED = 2**62 - 1
 """Largest seed of a plan and of an episode."""
-GROUP = 8
+GROUP = 4
 """Episodes in a row whose seeds follow one another. A world may let them share what is dear to
 make: the road world drives them on one network, which takes as long to build as an episode."""
 

@@ -13,7 +13,7 @@ from avtd3.collect.world import Scenario
 
 GENERATED = "generated"
 """Town of scenarios that draw generated networks."""
-EPISODES_PER_NETWORK = 8
+EPISODES_PER_NETWORK = 4
 """Episodes with successive even seeds that share a network."""
 
 

@@ -51,11 +51,14 @@ def fill(path, episodes=2, length=6):
             info = EpisodeInfo(
                 seed=number, scenario=0, world="test", town="t", weather="clear", driver="d"
             )
-            seen = {
-                "frame": rng.integers(50, 200, (1, 36, 36)).astype(np.uint8),
-                "vector": np.array([0.5], np.float32),
-            }
-            writer.begin_episode(info, frame_id=0, sim_time_s=0.0, **seen)
+            vector = np.array([0.5], np.float32)
+            writer.begin_episode(
+                info,
+                frame_id=0,
+                sim_time_s=0.0,
+                frame=rng.integers(50, 200, (1, 36, 36)).astype(np.uint8),
+                vector=vector,
+            )
             for step in range(1, length + 1):
                 writer.step(
                     action=np.zeros(2, np.float32),
@@ -66,7 +69,7 @@ def fill(path, episodes=2, length=6):
                     frame_id=step,
                     sim_time_s=0.05 * step,
                     frame=rng.integers(50, 200, (1, 36, 36)).astype(np.uint8),
-                    vector=np.array([0.5], np.float32),
+                    vector=vector,
                 )
             writer.end_episode("goal")
     return dataset

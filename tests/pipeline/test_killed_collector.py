@@ -33,7 +33,7 @@ def test_kill_at_random_moments(tmp_path, start, kills):
         "collect", data, "--seed", 5, "--resume", *QUICK_WORLD,
         "--set=collect.writer.segment_steps=60",
     )  # fmt: skip
-    before = []
+    before: list[tuple[int, int]] = []
     for _ in range(kills):
         collector = start(*plan, "--steps", 10_000_000)
         if chance.random() < 0.8:  # most while it writes, some while it starts

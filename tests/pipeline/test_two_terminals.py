@@ -19,7 +19,7 @@ SMALL_LEARNER = (
 
 def versions_driven(path):
     """Policy version and digest of every episode that a policy drove."""
-    driven = {}
+    driven: dict[int, str] = {}
     for segment in Dataset.open(path).snapshot().segments:
         table = segment.episode_table()
         driven.update(zip(table.policy_version.tolist(), table.policy_digest, strict=True))
