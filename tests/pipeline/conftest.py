@@ -47,11 +47,11 @@ class Running:
     """A command under way, with its standard error in a file."""
 
     def __init__(self, log, *words):
-        self._file = log.open("a")
         self.log = log
-        self.process = subprocess.Popen(
-            command(*words), stdout=subprocess.DEVNULL, stderr=self._file, env=ENVIRONMENT
-        )
+        with log.open("a") as file:
+            self.process = subprocess.Popen(
+                command(*words), stdout=subprocess.DEVNULL, stderr=file, env=ENVIRONMENT
+            )
 
     @property
     def is_alive(self):
@@ -60,14 +60,11 @@ class Running:
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        self._file.close()
 
     def stop(self, timeout=60):
         """Ask it to finish, as Ctrl-C does; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout)
-        self._file.close()
-        return code
+        return self.process.wait(timeout)
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+import os
+import signal
+
+import pytest
+
+from avtd3.configs import console
+
+
+class Report:
+    def __init__(self, text, fraction=None):
+        self.text, self.fraction = text, fraction
+
+    def line(self):
+        return self.text
+
+
+def test_the_first_signal_asks_to_stop_and_handlers_are_put_back(capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    with console.interruptible() as should_stop:
+        assert not should_stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert should_stop()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "once more to stop at once" in capfd.readouterr().err
+
+
+def test_without_a_terminal_lines_come_now_and_then(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress() as draw:
+        draw(Report("first", 0.25))
+        draw(Report("too soon", 0.5))
+        now[0] += console.LINE_INTERVAL_S
+        draw(Report("no end in sight"))
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [" 25% first", "no end in sight"]
+    assert not out
+
+
+@pytest.mark.parametrize("fraction", [None, 0.5])
+def test_a_terminal_gets_a_bar(capsys, monkeypatch, fraction):
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
+    with console.progress() as draw:
+        draw(Report("under way", fraction))
+    out, err = capsys.readouterr()
+    assert "under way" in err
+    assert not out

@@ -1,0 +1,43 @@
+"""The demo, made small: every step runs, and says what it found."""
+
+import json
+
+from PIL import Image
+
+from avtd3.tests.pipeline.conftest import avtd3, avtd3_json
+
+SMALL = (
+    "--set=demo.steps=300",
+    "--set=demo.more_steps=100",
+    "--set=collect.workers=1",
+    "--set=collect.scenario.route_length_m=60",
+    "--set=learn.updates=4",
+    "--set=learn.log_every=2",
+    "--set=learn.replay.batch_size=4",
+    "--set=evaluate.workers=1",
+    "--set=evaluate.episodes=2",
+    "--set=evaluate.scenario.route_length_m=60",
+)
+
+
+def test_every_step_leaves_what_it_promises(tmp_path):
+    out = tmp_path / "out"
+    report = avtd3_json("demo", "--out", out, *SMALL, timeout=250)
+    assert report == json.loads((out / "report.json").read_text())
+    assert set(report["evaluations"]) == {"random", "behaviour", "learned"}
+    seeds = [[row["seed"] for row in e["rows"]] for e in report["evaluations"].values()]
+    assert seeds[0] == seeds[1] == seeds[2], "each driver meets the same roads"
+    assert all(seed % 2 for seed in seeds[0]), "held-out roads have odd seeds"
+    assert report["updates"] == 4
+    for name in ("held-out-roads.png", "learned-policy.gif", "learning-curves.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 100
+    assert (out / "table.md").read_text().count("\n") == 5
+
+    audited = avtd3_json("replay-inspect", out / "data")
+    assert audited["verdict"] == "ok"
+    assert audited["steps"] >= 400
+
+    code, _, err = avtd3("demo", "--out", out)
+    assert code == 2
+    assert "not an empty directory" in err
