@@ -4,6 +4,7 @@ import collections
 import dataclasses
 from pathlib import Path
 
+from avtd3.collect.plan import GROUP
 from avtd3.collect.road.generate import generate_network
 from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.opendrive import flatten, read_opendrive
@@ -13,8 +14,6 @@ from avtd3.collect.world import Scenario
 
 GENERATED = "generated"
 """Town of scenarios that draw generated networks."""
-EPISODES_PER_NETWORK = 4
-"""Episodes with successive even seeds that share a network."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +83,10 @@ def _draw_network(scenario: Scenario, seed: int) -> tuple[str, int]:
 
     Even episode seeds get even network seeds, odd ones odd: episodes are collected with even
     seeds and evaluated with odd ones, so no dataset holds a road of an evaluation. Collecting,
-    a few episodes in a row share a network, which spares building one for each of them;
+    the episodes of a `GROUP` share a network, which spares building one for each of them;
     evaluations see a new one every time.
     """
     held_out = seed & 1
-    place = (seed >> 1) if held_out else (seed >> 1) // EPISODES_PER_NETWORK
+    place = (seed >> 1) if held_out else (seed >> 1) // GROUP
     place %= scenario.networks
     return scenario.network_kinds[place % len(scenario.network_kinds)], 2 * place + held_out

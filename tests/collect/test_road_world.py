@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
+from avtd3.collect.plan import GROUP
 from avtd3.collect.road.camera import CameraConfig
-from avtd3.collect.road.site import EPISODES_PER_NETWORK
 from avtd3.collect.road.traffic import DECIDE_EVERY
 from avtd3.collect.road.world import RoadConfig, RoadWorld
 from avtd3.collect.scenarios import scenario
@@ -67,7 +67,7 @@ def test_frames_are_numbered_and_timed(world):
 
 def test_an_episode_begins_on_its_route_rolling_a_little_askew(world):
     speeds, sides = [], []
-    for seed in range(0, 2 * EPISODES_PER_NETWORK, 2):
+    for seed in range(0, 16, 2):
         start = world.reset(EMPTY, seed)
         car = start.frame.vehicle
         at = start.route.project(car.x_m, car.y_m, 0.0)
@@ -87,8 +87,7 @@ def test_odd_seeds_drive_on_networks_that_even_seeds_never_see(world):
     setting = scenario(0, npcs=0, weather="clear", networks=2)
     towns = {
         parity: {
-            world.reset(setting, seed).town
-            for seed in range(parity, 6 * EPISODES_PER_NETWORK, 2 * EPISODES_PER_NETWORK - 2)
+            world.reset(setting, seed).town for seed in range(parity, 6 * GROUP, 2 * GROUP - 2)
         }
         for parity in (0, 1)
     }
