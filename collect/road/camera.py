@@ -1,9 +1,9 @@
 """`Camera`: a grayscale front camera that casts rays onto the painted ground.
 
-Every pixel below the horizon sends 2 x 2 rays to the ground plane (`GroundRays`). Light, fog and
-lamps depend on the pixel alone and are folded into one factor and one summand per pixel and
-episode. Vehicles are boxes on top; sensor noise comes from a tile drawn once per episode. About
-150 us per 84 x 84 frame with 15 000 rays.
+Every pixel below the horizon sends up to 2 x 2 rays to the ground plane (`GroundRays`). Light, fog
+and lamps depend on the pixel alone and are folded into one factor and one summand per pixel and
+episode. Vehicles are boxes on top. Half of the episodes have a clean sensor, as simulators' cameras
+do; the noise of the others comes from a tile drawn once per episode.
 """
 
 import dataclasses
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number, check_positive
 from avtd3.collect.road.boxes import Box, Light, View, draw_boxes
-from avtd3.collect.road.raster import ASPHALT, GAP, PAINT, TEXTURES, Raster
+from avtd3.collect.road.raster import ASPHALT, GAP, PAINT, Raster
 from avtd3.collect.road.rays import GroundRays
+from avtd3.collect.road.texture import TEXTURES
 from avtd3.collect.road.weather import Weather
 from avtd3.collect.road.window import GroundWindow
 
 # By ground class; those between bare asphalt and paint are mixed.
 _REFLECTANCE = (0.40, 0.26, 0.46, 0.30, 0.30, 0.0, 0.0, 0.0, 0.85)
-_GRAIN = (0.18, 0.12, 0.08, 0.06, 0.06, 0.06, 0.06, 0.06, 0.06)
+_GRAIN = (0.09, 0.06, 0.04, 0.03, 0.03, 0.03, 0.03, 0.03, 0.03)
+_NOISE_SHARE = (1.0 / 3.0, 1.0)
 _NOISE_FRAMES = 8
 _NOISE_OFFSETS = 4096
 _LAMP_M = 12.0
@@ -58,8 +60,11 @@ class CameraConfig:
     """Largest deviation of the camera's heading from the car's."""
     brightness_jitter: float = 0.1
     """Largest relative deviation of the exposure."""
-    noise: float = 2.0
-    """Standard deviation of the sensor noise in clear weather, in steps of 256."""
+    noise: float = 1.5
+    """Largest standard deviation of the sensor noise in clear weather, in steps of 256; each
+    episode with a noisy sensor draws a third of it to all of it."""
+    noisy_share: float = 0.5
+    """Share of the episodes whose sensor is noisy; the pictures of the others compress well."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -75,6 +80,7 @@ class CameraConfig:
         check_number("camera.lateral_jitter_m", self.lateral_jitter_m, maximum=1)
         check_number("camera.brightness_jitter", self.brightness_jitter, maximum=0.9)
         check_number("camera.noise", self.noise, maximum=100)
+        check_number("camera.noisy_share", self.noisy_share, maximum=1)
 
 
 class Camera:
@@ -101,14 +107,19 @@ class Camera:
         self._rays = GroundRays(view, size, config.supersample, raster.pixel_m)
         self._light(weather, exposure)
         self._lamps = exposure if weather.headlights > _LAMPS_ON else 0.0
-        pixels = config.height * config.width
-        sigma = np.float32(config.noise * weather.noise)
-        # Half a step makes the cast to integers, which cuts, round to the nearest.
-        noise = rng.standard_normal(pixels * _NOISE_FRAMES, np.float32) * sigma
-        self._noise = noise + np.float32(0.5)
-        offsets = rng.integers(0, pixels * (_NOISE_FRAMES - 1), _NOISE_OFFSETS)
-        self._offsets: list[int] = offsets.tolist()
-        self._frames = 0
+        self._draw_noise(weather.noise, rng)
+
+    def _draw_noise(self, factor: float, rng: np.random.Generator) -> None:
+        """Draw the episode's sensor: clean, or with a tile of noise and where to begin in it."""
+        config, self._frames = self.config, 0
+        is_noisy, share = rng.random() < config.noisy_share, rng.uniform(*_NOISE_SHARE)
+        sigma = np.float32(config.noise * share * factor)
+        self._noise: NDArray[np.float32] | None = None
+        if is_noisy and sigma > 0.0:
+            pixels = config.height * config.width
+            self._noise = rng.standard_normal(pixels * _NOISE_FRAMES, np.float32) * sigma
+            offsets = rng.integers(0, pixels * (_NOISE_FRAMES - 1), _NOISE_OFFSETS)
+            self._offsets: list[int] = offsets.tolist()
 
     def _light(self, weather: Weather, exposure: float) -> None:
         """Factor and summand from ground reflectance to brightness, per pixel; and the sky."""
@@ -119,8 +130,10 @@ class Camera:
         passed = np.exp(-weather.fog_per_m * distance)
         factor = passed * (weather.light + weather.headlights * lamps) * exposure
         haze = (1.0 - passed) * weather.sky_horizon * exposure
-        # The table is in steps of 255, and rays are summed, not averaged.
-        self._factor = (factor / (255.0 * config.supersample**2)).astype(np.float32)
+        # The table is in steps of 255, and rays are summed, not averaged. Half a step makes the
+        # cast to integers, which cuts, round to the nearest.
+        self._factor = (factor / (255.0 * self._rays.count)).astype(np.float32)
+        self._summand = (haze + 0.5).astype(np.float32)
         self.light = Light(
             factor=factor.astype(np.float32),
             summand=haze.astype(np.float32),
@@ -130,7 +143,7 @@ class Camera:
         rise = 1.0 - np.exp(-3.0 * height)
         sky = weather.sky_horizon + (weather.sky_top - weather.sky_horizon) * rise
         self._frame = np.empty((config.height, config.width), np.float32)
-        self._sky = np.broadcast_to(sky * exposure, (horizon, config.width)).astype(np.float32)
+        self._sky = (sky * exposure + 0.5).astype(np.float32)
 
     def render(
         self, x_m: float, y_m: float, yaw_rad: float, boxes: Sequence[Box]
@@ -152,12 +165,14 @@ class Camera:
         self._window.follow(x_m, y_m)
         met = self._rays.brightness(self._window, x_m, y_m, yaw_rad, self._table)
         np.multiply(met, self._factor, out=ground)
-        ground += self.light.summand
+        ground += self._summand
         draw_boxes(frame, self.view, self.light, boxes, self._lamps)
-        offset = self._offsets[self._frames % _NOISE_OFFSETS]
-        self._frames += 1
-        frame += self._noise[offset : offset + frame.size].reshape(frame.shape)
-        frame.clip(_BLACK, _WHITE, out=frame)
+        if self._noise is not None:
+            offset = self._offsets[self._frames % _NOISE_OFFSETS]
+            self._frames += 1
+            frame += self._noise[offset : offset + frame.size].reshape(frame.shape)
+            np.maximum(frame, _BLACK, out=frame)
+        np.minimum(frame, _WHITE, out=frame)
         return frame.astype(np.uint8)[None]
 
 

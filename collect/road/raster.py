@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from avtd3.collect.road.lines import Band, painted_lines
 from avtd3.collect.road.network import Lane, RoadNetwork, Strip
+from avtd3.collect.road.texture import ground_texture
 
 VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
 """Ground classes. `GAP` is bare asphalt between the dashes of a line; `PAINT_1` to `PAINT` are
 asphalt of which a quarter to all is painted."""
-TEXTURES = 16
-"""Texture levels, the lower four bits of a pixel."""
 TILE = 128
 """Fine pixels along a tile's side."""
 COARSE = 4
@@ -249,17 +248,15 @@ def _coarsen(fine: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _add_texture(layer: NDArray[np.uint8], table: NDArray[np.int32]) -> None:
-    """Set the texture bits: fine grain plus patches, from the pixels' place in the world.
+    """Set the texture bits, from the pixels' place in the world.
 
     The pattern repeats after `_DEFAULTS` tiles (51 m), which no one can see in a picture.
     """
     side = layer.shape[1]
-    size = _DEFAULTS * side
-    rng = np.random.default_rng(20200513)  # any constant: the texture belongs to no episode
-    grain = rng.integers(0, 11, (size, size), dtype=np.uint8)
-    patches = rng.integers(0, 6, (size // 8, size // 8), dtype=np.uint8)
-    texture = grain + np.kron(patches, np.ones((8, 8), np.uint8))  # in [0, 15]
+    texture = ground_texture(_DEFAULTS * TILE, TILE // side)
     tiles = texture.reshape(_DEFAULTS, side, _DEFAULTS, side).swapaxes(1, 2)
-    row, column = np.nonzero(table >= 0)
-    slot = table[row, column]
-    layer[slot] |= tiles[row % _DEFAULTS, column % _DEFAULTS]
+    # Verge tiles lie in many places, all of the same texture: the last one counts.
+    kind = np.zeros(len(layer), np.intp)
+    rows, columns = np.indices(table.shape) % _DEFAULTS
+    kind[table.reshape(-1)] = (rows * _DEFAULTS + columns).reshape(-1)
+    layer |= tiles.reshape(-1, side, side)[kind]

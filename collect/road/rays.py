@@ -21,13 +21,15 @@ _LEAST_FALL = 1e-3
 class GroundRays:
     """The rays of all pixels below the horizon, `fine` x `fine` of them for each.
 
-    Rows and columns of rays are sorted by their place in the pixel, so that a picture is the
-    average of `fine` x `fine` blocks.
+    Near rows, where the pixels of the picture are finer than those of the ground, make do with
+    one ray across. Rows and columns of rays are sorted by their place in the pixel, so that a
+    picture is the sum of blocks.
 
     Attributes:
         horizon: First row of the picture that shows the ground.
         ahead_m: float64 (rows,), distance of the ground ahead of the camera, by row.
         right_m: float64 (rows, W), distance to the right of the camera's axis.
+        count: float64 (rows, 1), rays of each pixel of a row.
     """
 
     def __init__(self, view: View, size: tuple[int, int], fine: int, pixel_m: float) -> None:
@@ -38,25 +40,40 @@ class GroundRays:
         fall = view.sin_pitch + down * view.cos_pitch
         # A row belongs to the ground once all its rays do.
         self.horizon = int((fall < _LEAST_FALL).any(axis=0).sum())
-        fall, down = fall[:, self.horizon :].reshape(-1), down[:, self.horizon :].reshape(-1)
-        reach = view.height_m / fall
+        fall, down = fall[:, self.horizon :], down[:, self.horizon :]
+        reach = view.height_m / fall  # (fine, rows)
         ahead = reach * (view.cos_pitch - down * view.sin_pitch)
-        self.ahead_m = ahead.reshape(fine, -1).mean(axis=0)
-        right = reach.reshape(fine, -1).mean(axis=0)[:, None] * across.mean(axis=0)
-        self.right_m: NDArray[np.float64] = right
-        self._fine, self._width = fine, width
-        self._lines = _lines(view, ahead, reach, float(np.abs(across).max()), pixel_m)
-        self._across = np.stack([np.ones(fine * width), across.reshape(-1)]).astype(np.float32)
-        rows, columns = len(reach), fine * width
-        self._points = np.empty((2 * rows, columns), np.float32)
-        self._cells = np.empty((2 * rows, columns), np.int32)
-        self._index = np.empty((rows, columns), np.intp)
-        self._codes = np.empty((rows, columns), np.uint8)
+        self.ahead_m = ahead.mean(axis=0)
+        middle = across.mean(axis=0)
+        self.right_m: NDArray[np.float64] = reach.mean(axis=0)[:, None] * middle
+        rows, far = reach.shape[1], int((reach.max(axis=0) > pixel_m * view.focal).sum())
+        self.count = np.where(np.arange(rows) < far, fine * fine, fine)[:, None]
+        self._far, self._fine, self._width = far, fine, width
+        self._far_rays = fine * far * fine * width
+        # The rays of far rows come first, those of near rows behind them.
+        ahead, reach = (
+            np.concatenate([rays[:, :far].reshape(-1), rays[:, far:].reshape(-1)])
+            for rays in (ahead, reach)
+        )
+        side = float(np.abs(across).max())
+        self._lines = _lines(view, ahead, reach, side, pixel_m)
+        self._across_far, self._across_near = (
+            np.stack([np.ones(rays.size), rays.reshape(-1)]).astype(np.float32)
+            for rays in (across, middle)
+        )
+        count = self._far_rays + fine * (rows - far) * width
+        self._points = np.empty((2, count), np.float32)
+        self._points_far = self._points[:, : self._far_rays].reshape(2, fine * far, -1)
+        self._points_near = self._points[:, self._far_rays :].reshape(2, -1, width)
+        self._cells = np.empty((2, count), np.int32)
+        self._index = np.empty(count, np.intp)
+        self._codes = np.empty(count, np.uint8)
+        self._total = np.empty((rows, width), np.uint16)
 
     def brightness(
         self, window: GroundWindow, x_m: float, y_m: float, yaw_rad: float, table: bytes
     ) -> NDArray[np.uint16]:
-        """Sum of the brightnesses that each pixel's rays meet.
+        """Sum of the brightnesses that each pixel's rays meet; see `count`.
 
         Args:
             window: The ground around the car.
@@ -66,7 +83,7 @@ class GroundRays:
             table: Brightness of each of the 256 ground codes.
 
         Returns:
-            uint16 (rows, W), from the horizon down.
+            uint16 (rows, W), from the horizon down; valid until the next call.
         """
         (fine_x, fine_y), (coarse_x, coarse_y) = window.fine_m, window.coarse_m
         pose = (
@@ -78,24 +95,30 @@ class GroundRays:
             y_m - coarse_y,
             1.0,
         )
-        lines = np.dot(self._lines, pose).astype(np.float32).reshape(-1, 2)
-        np.matmul(lines, self._across, out=self._points)
+        lines = np.dot(self._lines, pose).astype(np.float32).reshape(2, -1, 2)
+        far = self._fine * self._far
+        np.matmul(lines[:, :far], self._across_far, out=self._points_far)
+        np.matmul(lines[:, far:], self._across_near, out=self._points_near)
         np.copyto(self._cells, self._points, casting="unsafe")
-        count = len(self._index)
-        rows, columns = self._cells[:count], self._cells[count:]
+        rows, columns = self._cells
         rows *= window.stride
         rows += columns
         # Gathers want indices of pointer size; clip mode spares them a check, none is outside.
         np.copyto(self._index, rows)
         window.flat.take(self._index, out=self._codes, mode="clip")
         # bytes.translate is the fastest table look-up at hand, 1.5 times np.take.
-        seen = np.frombuffer(self._codes.tobytes().translate(table), np.uint8)
-        fine = self._fine
-        summed = np.add.reduce(seen.reshape(fine, -1), axis=0, dtype=np.uint16)
-        blocks = summed.reshape(-1, fine, self._width)
-        total: NDArray[np.uint16] = blocks[:, 0].copy()
-        for part in range(1, fine):
-            total += blocks[:, part]
+        return self._summed(np.frombuffer(self._codes.tobytes().translate(table), np.uint8))
+
+    def _summed(self, seen: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        fine, far, width = self._fine, self._far, self._width
+        split, total = self._far_rays, self._total
+        np.add.reduce(
+            seen[split:].reshape(fine, -1, width), axis=0, dtype=np.uint16, out=total[far:]
+        )
+        blocks = np.add.reduce(
+            seen[:split].reshape(fine, far, fine, width), axis=0, dtype=np.uint16
+        )
+        np.add.reduce(blocks, axis=1, dtype=np.uint16, out=total[:far])
         return total
 
 
