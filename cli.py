@@ -153,19 +153,24 @@ def replay_inspect(
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask cluster; default: threads.")
     ] = None,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Move damaged segments to quarantine/ afterwards.")
+    ] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Audit datasets: what they hold, whether the bytes are whole, whether the data make sense."""
-    from avtd3.store.audit import audit
+    from avtd3.store.audit import audit, quarantine_damaged
     from avtd3.store.report import render
 
     settings = _section("audit", config, set_)
     settings = _replace(settings, sample=sample, strict=strict or None, scheduler=scheduler)
     with interruptible() as should_stop, progress() as draw:
         report = audit(datasets, settings, should_stop=should_stop, on_progress=draw)
-    _answer(report.document(), as_json, render(report))
+    moved = list(quarantine_damaged(report)) if quarantine else []
+    text = "\n".join([render(report), *(f"moved to quarantine: {name}" for name in moved)])
+    _answer(report.document() | {"quarantined": moved}, as_json, text)
     if report.verdict != "ok":
         raise typer.Exit(EXIT_NO)
 
@@ -235,7 +240,9 @@ def _answer(document: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def _fail(error: BaseException, code: int) -> None:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    # An OSError of ours has its sentence as strerror; str() would put a number before it.
+    known = isinstance(error, Avtd3Error) and getattr(error, "strerror", None)
+    text = known or str(error) or type(error).__name__
     text = " ".join(text.split())
     say(f"avtd3: {text}")
     raise SystemExit(code) from None

@@ -35,7 +35,7 @@ class RefreshReport:
     steps_added: int
     """Transitions in the added segments."""
     episodes: EpisodeSummary
-    """The episodes in the added segments: by dataset, then segment id, then time."""
+    """The episodes in the added segments: by dataset, then segment id."""
     refused: tuple[RefusedSegment, ...]
     """Segments that cannot be used, each reported once; `Sampler.refused` has all of them."""
     absent: tuple[Path, ...] = ()

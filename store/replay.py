@@ -47,6 +47,8 @@ class CachedSegment:
 
     steps: int
     """Transitions it holds."""
+    content: str
+    """`Segment.content_digest`."""
     first_rows: NDArray[np.int64]
     """int64 (E,), row of each episode's first observation, counted from `ReplayCache.start`."""
     episodes: EpisodeSummary
@@ -160,6 +162,7 @@ class ReplayCache:
         lengths = arrays["episode_length"]
         pending[key] = CachedSegment(
             steps=segment.steps,
+            content=segment.content_digest,
             first_rows=np.cumsum(lengths + 1) - (lengths + 1),
             episodes=EpisodeSummary.of(arrays, end_reasons),
         )

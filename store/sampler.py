@@ -201,8 +201,14 @@ class Sampler:
         return select_segments(segments, self.config)
 
     def _index(self) -> None:
-        """Number all transitions: by dataset, then segment id, then time."""
-        cached = sorted(self._cache.segments.items())
+        """Number all transitions: by dataset, then segment, then time.
+
+        Segments follow their content, not their names: two collectors that publish the same
+        episodes a moment earlier or later give the same batches.
+        """
+        cached = sorted(
+            self._cache.segments.items(), key=lambda item: (item[0][0], item[1].content, item[0])
+        )
         lengths = [segment.episodes.lengths for _, segment in cached]
         first = [self._cache.start(key) + segment.first_rows for key, segment in cached]
         none = [np.zeros(0, np.int64)]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.arrays import ArrayFiles
 from avtd3.store.errors import SpecError
+from avtd3.store.files import sha256
 from avtd3.store.layout import EPISODE_STRINGS, MAX_STEPS, ArrayLayout, raw_bytes, segment_arrays
 from avtd3.store.manifest import Manifest, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
@@ -127,6 +128,21 @@ class Segment:
     def manifest_digest(self) -> str:
         """SHA-256 that covers every byte of the segment."""
         return self._manifest.digest
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 over the arrays' chunks, wall times apart.
+
+        The same episodes have the same digest, whenever they were collected and by whom: an order
+        of segments that no clock decides.
+        """
+        files = sorted(self._manifest.files.items())
+        chunks = (
+            f"{name} {entry.sha256}\n"
+            for name, entry in files
+            if "/c/" in name and not name.startswith("episode_wall_time/")
+        )
+        return sha256("".join(chunks).encode())
 
     @property
     def size_bytes(self) -> int:

@@ -138,6 +138,11 @@ def test_a_damaged_segment(dataset, tmp_path, capsys, how):
     assert stop.value.code == 1
     assert report["verdict"] == "errors"
     assert {finding["segment"] for finding in report["findings"]} == {segment.id}
+    with pytest.raises(SystemExit) as stop:
+        main(["replay-inspect", str(dataset.path), "--quarantine"])
+    assert stop.value.code == 1
+    assert f"moved to quarantine: {segment.id}" in capsys.readouterr().out
+    assert [path.name for path in dataset.quarantine_path.iterdir()] == [segment.id]
 
 
 @pytest.fixture

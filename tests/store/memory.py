@@ -1,5 +1,6 @@
 """Datasets and segments in memory, with the methods of the real ones, to be damaged at will."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ class MemorySegment:
             self.arrays["vector"] = np.concatenate([e.vector for e in episodes])
         if episodes[0].frames is not None:
             self.frames = np.concatenate([e.frames for e in episodes])
+        self.content_digest = hashlib.sha256(self.arrays["action"].tobytes()).hexdigest()
         self.reads = 0
         self.fault = None
 
