@@ -65,6 +65,16 @@ class View:
         offset = complex(forward_m - self.forward_m, right_m - self.right_m)
         return offset * self.heading.conjugate()
 
+    def rows_of(self, ahead_m: float, heights_m: Sequence[float]) -> list[float]:
+        """Rows of points at the same distance ahead and several heights above the ground."""
+        sin, cos = self.sin_pitch, self.cos_pitch
+        drop, depth = ahead_m * sin, ahead_m * cos
+        row, focal, top = self.row, self.focal, self.height_m
+        return [
+            row + focal * ((top - height) * cos - drop) / (depth + (top - height) * sin)
+            for height in heights_m
+        ]
+
     def row_of(self, ahead_m: float, height_m: float) -> float:
         """Row of a point at a distance ahead and a height above the ground."""
         below = self.height_m - height_m
@@ -149,13 +159,12 @@ def _draw_flat(
     ahead = at.real - 0.5 * (cosine * box.length_m + sine * box.width_m)
     middle = view.column + view.focal * at.imag / ahead
     half = 0.5 * view.focal * (sine * box.length_m + cosine * box.width_m) / ahead
-    ground, foot, belt, top = (
-        math.ceil(view.row_of(ahead, share * box.height_m) - 0.5)
-        for share in (0.0, _FOOT, _BELT, 1.0)
-    )
     left, right = max(math.ceil(middle - half - 0.5), 0), math.ceil(middle + half - 0.5)
-    if right <= 0:
+    if right <= 0 or left >= frame.shape[1]:
         return
+    tall = box.height_m
+    heights = (0.0, _FOOT * tall, _BELT * tall, tall)
+    ground, foot, belt, top = (math.ceil(row - 0.5) for row in view.rows_of(ahead, heights))
     frame[foot:ground, left:right] = paint.shadow
     frame[belt:foot, left:right] = paint.body
     inset = round((1.0 - _CABIN_WIDTH) * half)
@@ -223,11 +232,8 @@ def _draw_wall(
     first, stop = max(math.ceil(left - 0.5), 0), min(math.ceil(right - 0.5), frame.shape[1])
     if first >= stop:
         return
-    starts = [view.row_of(one.real, height) for height in heights_m]
-    slopes = [
-        (view.row_of(two.real, height) - start) / (right - left)
-        for height, start in zip(heights_m, starts, strict=True)
-    ]
+    starts, stops = view.rows_of(one.real, heights_m), view.rows_of(two.real, heights_m)
+    slopes = [(end - start) / (right - left) for start, end in zip(starts, stops, strict=True)]
     # As many columns at a time as the borders stay level within a pixel.
     steepest = max(max(slopes), -min(slopes))
     width = stop - first if steepest * (stop - first) < 1.0 else max(int(1.0 / steepest), 1)

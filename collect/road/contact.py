@@ -3,8 +3,6 @@
 import math
 from typing import NamedTuple
 
-import numpy as np
-
 from avtd3.collect.road.traffic import Ego, Traffic
 
 LEAD_WITHIN_M = 60.0
@@ -12,6 +10,9 @@ LEAD_WITHIN_M = 60.0
 _CLEARANCE_M = 0.2
 _TOUCH_M = 8.0
 _NEAR_M = 80.0
+# The farthest from a point of the course that the centre of a vehicle in the corridor can be.
+_CORRIDOR_M = 5.0
+_LONGEST_M = 6.0
 
 
 class Nearby(NamedTuple):
@@ -27,11 +28,18 @@ class Nearby(NamedTuple):
 
 def look_around(ego: Ego, traffic: Traffic) -> Nearby:
     """The vehicles that the car may touch, see or follow."""
+    here = complex(ego.x_m, ego.y_m)
     back = complex(math.cos(ego.yaw_rad), -math.sin(ego.yaw_rad))
-    seen = (traffic.at - complex(ego.x_m, ego.y_m)) * back
-    numbers = ((np.abs(seen) < _NEAR_M) & (seen.real > -_TOUCH_M)).nonzero()[0]
-    heading = traffic.heading[numbers] * back
-    return Nearby(numbers.tolist(), seen[numbers].tolist(), heading.tolist())
+    # Plain numbers: a few dozen of them cost less than numpy's calls.
+    headings = traffic.heading.tolist()
+    around = Nearby([], [], [])
+    for number, place in enumerate(traffic.at.tolist()):
+        seen = (place - here) * back
+        if seen.real > -_TOUCH_M and abs(seen) < _NEAR_M:
+            around.numbers.append(number)
+            around.at.append(seen)
+            around.heading.append(headings[number] * back)
+    return around
 
 
 def hits_vehicle(ego: Ego, traffic: Traffic, around: Nearby) -> bool:
@@ -79,21 +87,39 @@ def lead_on_route(ego: Ego, traffic: Traffic, around: Nearby) -> tuple[float, fl
     """
     if not around.numbers:
         return math.inf, 0.0
-    course, near = ego.course, np.array(around.numbers)
+    course = ego.course
     first = course.index(ego.course_m)
-    stop = course.index(ego.course_m + LEAD_WITHIN_M) + 1
-    offset = traffic.at[near, None] - course.points[first:stop]  # (n, K)
-    nearest = (offset.real**2 + offset.imag**2).argmin(axis=1)
-    way = course.ways[first + nearest].conj()
-    local = offset[np.arange(near.size), nearest] * way
-    turn = traffic.heading[near] * way
-    cosine, sine = np.abs(turn.real), np.abs(turn.imag)
-    length, width = traffic.length_m[near], traffic.width_m[near]
-    along = course.distance_m[first + nearest] - ego.course_m + local.real
+    stop = course.index(ego.course_m + LEAD_WITHIN_M + _LONGEST_M) + 1
+    gap, speed = LEAD_WITHIN_M, 0.0
+    for number in around.numbers:
+        at = traffic.at.item(number)
+        nearest = course.nearest(at, first, stop, _CORRIDOR_M)
+        if nearest is None:
+            continue
+        found = _gap_along(ego, traffic, number, nearest)
+        if found is not None and found[0] <= gap:
+            gap, speed = found
+    return (math.inf if gap == LEAD_WITHIN_M else max(gap, 0.0)), speed
+
+
+def _gap_along(ego: Ego, traffic: Traffic, number: int, nearest: int) -> tuple[float, float] | None:
+    """Free metres to a vehicle along the course and its speed along it; None if it is aside.
+
+    Args:
+        ego: The car.
+        traffic: The vehicles.
+        number: One of them.
+        nearest: The point of the course that is the nearest to it.
+    """
+    course, at = ego.course, traffic.at.item(number)
+    way = course.directions[nearest].conjugate()
+    local = (at - course.places[nearest]) * way
+    turn = traffic.heading.item(number) * way
+    cosine, sine = abs(turn.real), abs(turn.imag)
+    length, width = traffic.length_m.item(number), traffic.width_m.item(number)
+    along = course.distances[nearest] - ego.course_m + local.real
     beside = 0.5 * (sine * length + cosine * width + ego.width_m) + _CLEARANCE_M
+    if abs(local.imag) > beside or along <= 0.0:
+        return None
     gap = along - 0.5 * (cosine * length + sine * width + ego.length_m)
-    gap[(np.abs(local.imag) > beside) | (along <= 0.0)] = np.inf
-    lead = int(gap.argmin())
-    if gap[lead] > LEAD_WITHIN_M:
-        return math.inf, 0.0
-    return max(float(gap[lead]), 0.0), float(traffic.speed_mps[near[lead]] * turn[lead].real)
+    return gap, traffic.speed_mps.item(number) * turn.real

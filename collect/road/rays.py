@@ -67,7 +67,6 @@ class GroundRays:
         self._points_near = self._points[:, self._far_rays :].reshape(2, -1, width)
         self._cells = np.empty((2, count), np.int32)
         self._index = np.empty(count, np.intp)
-        self._codes = np.empty(count, np.uint8)
         self._total = np.empty((rows, width), np.uint16)
 
     def brightness(
@@ -103,11 +102,11 @@ class GroundRays:
         rows, columns = self._cells
         rows *= window.stride
         rows += columns
-        # Gathers want indices of pointer size; clip mode spares them a check, none is outside.
+        # Gathers want indices of pointer size, and are twice as fast without `out`.
         np.copyto(self._index, rows)
-        window.flat.take(self._index, out=self._codes, mode="clip")
+        codes = window.flat.take(self._index)
         # bytes.translate is the fastest table look-up at hand, 1.5 times np.take.
-        return self._summed(np.frombuffer(self._codes.tobytes().translate(table), np.uint8))
+        return self._summed(np.frombuffer(codes.tobytes().translate(table), np.uint8))
 
     def _summed(self, seen: NDArray[np.uint8]) -> NDArray[np.uint16]:
         fine, far, width = self._fine, self._far, self._width
