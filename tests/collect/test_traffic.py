@@ -26,7 +26,7 @@ STEP_S = 0.05
 def make_ego(x=50.0, y=1.75, yaw=0.0, speed=0.0, route=None, distance=0.0):
     if route is None:
         points = np.array([x, y]) + np.arange(100.0)[:, None] * [math.cos(yaw), math.sin(yaw)]
-        route = Route(points=points, lane_width_m=np.float64(3.5))
+        route = Route(points=points, lane_width_m=np.full(len(points), 3.5))
     return Ego(x, y, yaw, speed, 4.6, 1.85, Course(route), distance)
 
 
@@ -319,7 +319,7 @@ def test_lead_on_the_route_is_the_nearest_in_the_corridor():
 def test_lead_follows_the_route_around_a_bend():
     turn = np.linspace(0.0, math.pi / 2, 41)
     bend = 25.0 * np.stack([np.sin(turn), 1.0 - np.cos(turn)], axis=1)
-    route = Route(points=bend, lane_width_m=np.float64(3.5))
+    route = Route(points=bend, lane_width_m=np.full(len(bend), 3.5))
     ego = make_ego(0.0, 0.0, route=route)
     traffic = make_traffic(straight_network(), 2, make_ego())
     put(traffic, 0, 25.0 + 25.0j, heading=1j, speed=3.0)  # the end of the bend

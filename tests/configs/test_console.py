@@ -1,5 +1,7 @@
 import os
 import signal
+import sys
+import time
 
 import pytest
 
@@ -26,7 +28,7 @@ def test_the_first_signal_asks_to_stop_and_handlers_are_put_back(capfd):
 
 def test_without_a_terminal_lines_come_now_and_then(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with console.progress() as draw:
         draw(Report("first", 0.25))
         draw(Report("too soon", 0.5))
@@ -39,7 +41,7 @@ def test_without_a_terminal_lines_come_now_and_then(capsys, monkeypatch):
 
 @pytest.mark.parametrize("fraction", [None, 0.5])
 def test_a_terminal_gets_a_bar(capsys, monkeypatch, fraction):
-    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with console.progress() as draw:
         draw(Report("under way", fraction))
     out, err = capsys.readouterr()

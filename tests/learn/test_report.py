@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.store.sampler import RefusedSegment
@@ -12,7 +13,7 @@ def refuse(count):
 
 
 def make_report(**changes):
-    facts = {
+    facts: dict[str, Any] = {
         "run": "run", "updates": 5, "session_updates": 5, "updates_per_second": 1.0,
         "policy_version": 1, "policies": "p", "halted": None, "stopped": False, "seconds": 5.0,
         "waited_s": 0.0, "steps": 10, "skipped": 0, "resumed_exactly": None, "refused": (),
