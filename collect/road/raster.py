@@ -141,11 +141,17 @@ class _Painter:
         return table
 
     def finish(self) -> Raster:
-        for ground, beyond in ((EDGE, _SHOULDER_M + _EDGE_M), (SHOULDER, _SHOULDER_M)):
-            for strip in self.strips:
+        beside = self._beside()
+        for ground, begin, end in (
+            (EDGE, _SHOULDER_M, _SHOULDER_M + _EDGE_M),
+            (SHOULDER, 0.0, _SHOULDER_M),
+        ):
+            for strip, has_left, has_right in beside:
                 w = strip.width_m / 2
-                self._fill(Band(strip, -w - beyond, -w), ground << 4)
-                self._fill(Band(strip, w, w + beyond), ground << 4)
+                if not has_left:
+                    self._fill(Band(strip, -w - end, -w - begin), ground << 4)
+                if not has_right:
+                    self._fill(Band(strip, w + begin, w + end), ground << 4)
         # Lanes come last: where they meet other pavement, they lie on top.
         for strip in reversed(self.strips):
             ground = ASPHALT if isinstance(strip, Lane) else SHOULDER
@@ -168,79 +174,104 @@ class _Painter:
             direction=self.direction,
         )
 
+    def _beside(self) -> list[tuple[Strip, bool, bool]]:
+        """Whether another lane lies to the left and right of each strip and covers what is there.
+
+        Lane ids fall from left to right along the road, with the axis in place of lane 0.
+        """
+        keys = {(lane.road_id, lane.section_id, lane.lane_id) for lane in self.lanes}
+        beside: list[tuple[Strip, bool, bool]] = []
+        for strip in self.strips:
+            if not isinstance(strip, Lane):
+                beside.append((strip, False, False))
+                continue
+            outward = 1 if strip.lane_id > 0 else -1
+            inner = strip.lane_id - outward or -outward
+            road = (strip.road_id, strip.section_id)
+            beside.append((strip, (*road, inner) in keys, (*road, strip.lane_id + outward) in keys))
+        return beside
+
     def _fill(self, band: Band, code: int) -> None:
-        x, y, _ = self._samples(band, self.pixel_m * _SPACING_PX)
-        self.fine.reshape(-1)[self._index(x, y, self.pixel_m, TILE)] = code
+        index, _ = self._covered(band, self.pixel_m, TILE, _SPACING_PX)
+        self.fine.reshape(-1)[index] = code
 
     def _draw_line(self, band: Band, dashed: bool) -> None:
-        x, y, distance = self._samples(band, self.pixel_m * _LINE_SPACING_PX)
-        code = np.full(x.shape, PAINT << 4, np.uint8)
+        index, distance = self._covered(band, self.pixel_m, TILE, _LINE_SPACING_PX)
+        code = np.full(index.shape, PAINT << 4, np.uint8)
         if dashed:
-            code[distance[:, 0] % _DASH_PERIOD_M >= _DASH_M] = GAP << 4
-        self.fine.reshape(-1)[self._index(x, y, self.pixel_m, TILE)] = code
+            code[distance % _DASH_PERIOD_M >= _DASH_M] = GAP << 4
+        self.fine.reshape(-1)[index] = code
 
     def _paint_directions(self) -> None:
         size_m, side = self.pixel_m * COARSE, TILE // COARSE
         # Lanes proper come last: where they meet a junction, their direction counts.
         for lane in sorted(self.lanes, key=lambda lane: not lane.is_junction):
             w = lane.width_m / 2
-            x, y, distance = self._samples(Band(lane, -w, w), size_m * _SPACING_PX)
-            code = np.full(x.shape, ANY_DIRECTION, np.uint8)
+            index, distance = self._covered(Band(lane, -w, w), size_m, side, _SPACING_PX)
+            code = np.full(index.shape, ANY_DIRECTION, np.uint8)
             if not lane.is_junction:
-                yaw = np.interp(distance[:, 0], lane.distance_m, np.unwrap(lane.yaw_rad))
+                yaw = np.interp(distance, lane.distance_m, lane.yaw_rad)
                 turn = np.round(yaw * (DIRECTIONS / math.tau)).astype(np.int64) % DIRECTIONS
                 code[:] = (turn + 1)[:, None]
-            self.direction.reshape(-1)[self._index(x, y, size_m, side)] = code
+            self.direction.reshape(-1)[index] = code
 
-    def _samples(
-        self, band: Band, spacing_m: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-        """Points float32 (along, across) from the corner that cover a band, and their distances."""
+    def _covered(
+        self, band: Band, size_m: float, side: int, spacing_px: float
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Flat indices of the pixels under a band, in a layer with tiles of `side`.
+
+        Returns:
+            int32 (along, across), and float64 (along,) the distances along the strip.
+        """
         strip = band.along
-        side = max(float(np.abs(band.left_m).max()), float(np.abs(band.right_m).max()))
-        yaw = np.unwrap(strip.yaw_rad)
+        reach_m = max(float(np.abs(band.left_m).max()), float(np.abs(band.right_m).max()))
         # The outer border of a bend is longer than the centre line.
-        bend = np.abs(np.diff(yaw)) / np.maximum(np.diff(strip.distance_m), 1e-6)
-        stretch = 1.0 + side * float(bend.max(initial=0.0))
-        length = float(strip.distance_m[-1])
-        at = np.linspace(0.0, length, math.ceil(length * min(stretch, 2.0) / spacing_m) + 1)
+        bend = np.abs(np.diff(strip.yaw_rad)) / np.maximum(np.diff(strip.distance_m), 1e-6)
+        stretch = min(1.0 + reach_m * float(bend.max(initial=0.0)), 2.0)
+        spacing_m, length = size_m * spacing_px, float(strip.distance_m[-1])
+        at = np.linspace(0.0, length, math.ceil(length * stretch / spacing_m) + 1)
         widest = float((band.right_m - band.left_m).max())
-        share = np.linspace(0.0, 1.0, math.ceil(widest / spacing_m) + 1)
-        centre_x, centre_y, turned, left, right = (
-            np.interp(at, strip.distance_m, values)[:, None]
-            for values in (
-                *(strip.points - (self.left_m, self.top_m)).T,
-                yaw,
-                band.left_m,
-                band.right_m,
-            )
+        share = np.linspace(0.0, 1.0, math.ceil(widest / spacing_m) + 1, dtype=np.float32)
+        here = np.interp(at, strip.distance_m, strip.points.view(np.complex128)[:, 0])
+        yaw, left, right = (
+            np.interp(at, strip.distance_m, values)
+            for values in (strip.yaw_rad, band.left_m, band.right_m)
         )
-        offset = (left + (right - left) * share).astype(np.float32)  # (along, across)
-        x = centre_x.astype(np.float32) - offset * np.sin(turned).astype(np.float32)
-        y = centre_y.astype(np.float32) + offset * np.cos(turned).astype(np.float32)
-        return x, y, at[:, None]
+        # In pixels: a line across the strip begins on the left and goes on by shares of a step.
+        across = np.exp(1j * yaw) * (1j / size_m)
+        begin = (here - complex(self.left_m, self.top_m)) / size_m + left * across
+        step = (right - left) * across
+        ends = np.stack([begin, step], axis=1).astype(np.complex64)  # (along, 2)
+        shares = np.stack([np.ones_like(share), share])  # (2, across)
+        column = (ends.real @ shares).astype(np.int32)
+        row = (ends.imag @ shares).astype(np.int32)
+        return self._index(row, column, side), at
 
     def _index(
-        self, x: NDArray[np.float32], y: NDArray[np.float32], size_m: float, side: int
+        self, row: NDArray[np.int32], column: NDArray[np.int32], side: int
     ) -> NDArray[np.int32]:
-        """Flat index int32 of the pixel under each position, in a layer with tiles of `side`."""
+        """Flat indices int32 of pixels by their row and column, in a layer with tiles of `side`."""
         bits = side.bit_length() - 1
-        scale = np.float32(1.0 / size_m)
-        column = (x * scale).astype(np.int32)
-        row = (y * scale).astype(np.int32)
-        tile = (row >> bits) * self.table.shape[1] + (column >> bits)
-        flat: NDArray[np.int32] = np.take(self.table.reshape(-1), tile)
+        tile = row >> bits
+        tile *= self.table.shape[1]
+        tile += column >> bits
+        flat: NDArray[np.int32] = self.table.reshape(-1).take(tile)
         flat <<= 2 * bits
-        flat += (row & (side - 1)) << bits
-        flat += column & (side - 1)
+        row &= side - 1
+        row <<= bits
+        flat += row
+        column &= side - 1
+        flat += column
         return flat
 
 
 def _coarsen(fine: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Classes uint8 (slots, TILE / COARSE, TILE / COARSE), << 4, of classes without texture."""
     side = TILE // COARSE
-    blocks = (fine == PAINT << 4).reshape(-1, side, COARSE, side, COARSE)
-    painted = blocks.sum(axis=(2, 4), dtype=np.uint8)  # of 16
+    # Four pixels of a row are one word; a product adds up its bytes in the highest one.
+    words = (fine == PAINT << 4).view(np.uint32) * np.uint32(0x01010101) >> np.uint32(24)
+    rows = words.astype(np.uint8).reshape(-1, side, COARSE, side)
+    painted = rows[:, :, 0] + rows[:, :, 1] + rows[:, :, 2] + rows[:, :, 3]  # of 16
     plain = fine[:, 1::COARSE, 1::COARSE].copy()
     plain[plain >= GAP << 4] = ASPHALT << 4
     quarters = (painted + 3) >> 2
