@@ -4,8 +4,8 @@
 
 Each repeat collects into a new dataset with a seed of its own; the table has medians. The second
 column of speeds is per second of processor time, which a busy machine disturbs less. The breakdown
-comes from one more run, with a clock around each part (about 2 us per step and part), and from the
-steps alone: networks are built between episodes.
+comes from one more run, with a clock of processor time around each part (about 2 us per step and
+part). Networks are built between episodes, one for every few of them.
 """
 
 import argparse
@@ -85,10 +85,12 @@ def breakdown(folder: Path, config: CollectConfig, steps: int) -> dict[str, floa
         for part, (kind, methods) in PARTS.items():
             for method in methods:
                 stack.enter_context(_clocked(kind, method, part, spent))
+        start = time.process_time()
         report = collect(folder / "breakdown", dataclasses.replace(config, seed=99), steps=steps)
+        used = time.process_time() - start
     done = report.tally.steps
     parts = {part: 1e6 * seconds / done for part, seconds in spent.items()}
-    whole = 1e6 * report.seconds / done
+    whole = 1e6 * used / done
     own = ("world, all of a step", "task", "expert", "write", "networks")
     return {**parts, "rest": whole - sum(parts[part] for part in own), "whole": whole}
 
@@ -98,11 +100,11 @@ def _clocked(kind: type, method: str, part: str, spent: dict[str, float]) -> Ite
     plain: Callable[..., Any] = getattr(kind, method)
 
     def clocked(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any method
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             return plain(*args, **kwargs)
         finally:
-            spent[part] += time.perf_counter() - start
+            spent[part] += time.process_time() - start
 
     setattr(kind, method, clocked)
     try:

@@ -9,6 +9,7 @@ route crosses or repeats itself.
 import bisect
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,6 +64,7 @@ class Route:
     _longest: float = dataclasses.field(init=False)
     _reach_m: NDArray[np.float64] = dataclasses.field(init=False)
     _reached: NDArray[np.complex128] = dataclasses.field(init=False)
+    _answered: list[Any] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         points = _checked_points(self.points)
@@ -98,6 +100,7 @@ class Route:
         object.__setattr__(self, "_starts", distance[:-1].tolist())
         object.__setattr__(self, "_yaws", yaw.tolist())
         object.__setattr__(self, "_longest", float(size.max()))
+        object.__setattr__(self, "_answered", [None, None])
 
     def __repr__(self) -> str:
         return f"Route({len(self.points)} points, {self.length_m:.1f} m)"
@@ -115,6 +118,14 @@ class Route:
                 `SEARCH_BEHIND_M` behind it to `SEARCH_AHEAD_M` beyond it are searched. None
                 searches the whole route.
         """
+        # World and task ask for the same place in turn.
+        asked = (x_m, y_m, near_m)
+        if asked != self._answered[0]:
+            self._answered[:] = asked, self._searched(x_m, y_m, near_m)
+        found: Projection = self._answered[1]
+        return found
+
+    def _searched(self, x_m: float, y_m: float, near_m: float | None) -> Projection:
         first, stop, seed = self._window(x_m, y_m, near_m)
         best, along, right = self._to_segment(seed, x_m, y_m)
         found, longest, index = seed, self._longest, first

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NEAREST_M = 0.4
-_SIMPLE_BEYOND_M = 22.0
+_SIMPLE_BEYOND_M = 16.0
 _DECK_WITHIN_M = 12.0
 # Shares of the vehicle's height at which shadow, paint and glass end, from the ground up.
 _FOOT, _BELT, _LAMP = 0.2, 0.62, 0.5
@@ -94,12 +94,8 @@ class Light:
     """Row of the picture to which the first row of both belongs."""
 
 
-class _Paint(NamedTuple):
-    """Brightnesses of a vehicle's parts."""
-
-    body: float
-    glass: float
-    shadow: float
+_Paint = tuple[float, float, float]
+"""Brightnesses of a vehicle's body, glass and shadow."""
 
 
 def draw_boxes(
@@ -146,8 +142,10 @@ def _lit(frame: NDArray[np.float32], view: View, light: Light, box: Box, at: com
     row = min(max(row, 0), light.factor.shape[0] - 1)
     column = min(max(column, 0), frame.shape[1] - 1)
     factor, summand = light.factor.item(row, column), light.summand.item(row, column)
-    return _Paint(
-        box.reflectance * factor + summand, _GLASS * factor + summand, _SHADOW * factor + summand
+    return (
+        box.reflectance * factor + summand,
+        _GLASS * factor + summand,
+        _SHADOW * factor + summand,
     )
 
 
@@ -165,28 +163,29 @@ def _draw_flat(
     tall = box.height_m
     heights = (0.0, _FOOT * tall, _BELT * tall, tall)
     ground, foot, belt, top = (math.ceil(row - 0.5) for row in view.rows_of(ahead, heights))
-    frame[foot:ground, left:right] = paint.shadow
-    frame[belt:foot, left:right] = paint.body
+    body, glass, shadow = paint
+    frame[foot:ground, left:right] = shadow
+    frame[belt:foot, left:right] = body
     inset = round((1.0 - _CABIN_WIDTH) * half)
-    frame[top:belt, left + inset : max(right - inset, 0)] = paint.glass
+    frame[top:belt, left + inset : max(right - inset, 0)] = glass
 
 
 def _draw_near(
     frame: NDArray[np.float32], view: View, box: Box, at: complex, turn: complex, paint: _Paint
 ) -> None:
     """A vehicle with its walls and the top of its bonnet and boot."""
-    tall = box.height_m
+    tall, (body, glass, shadow) = box.height_m, paint
     ahead, aside = 0.5 * box.length_m * turn, 0.5j * box.width_m * turn
     foot, belt = _FOOT * tall, _BELT * tall
     # Bonnet and boot: the far walls, seen over the near ones.
     for one, two, _ in _walls(at, ahead, aside, near=False) if at.real < _DECK_WITHIN_M else ():
-        _draw_wall(frame, view, one, two, (0.0, belt), (_DECK_SHADE * paint.body,))
+        _draw_wall(frame, view, one, two, (0.0, belt), (_DECK_SHADE * body,))
     for one, two, is_end in _walls(at, ahead, aside, near=True):
-        body = paint.body if is_end else _SIDE_SHADE * paint.body
-        _draw_wall(frame, view, one, two, (0.0, foot, belt), (paint.shadow, body))
+        shade = body if is_end else _SIDE_SHADE * body
+        _draw_wall(frame, view, one, two, (0.0, foot, belt), (shadow, shade))
     at -= _CABIN_BACK * box.length_m * turn
     for one, two, _ in _walls(at, _CABIN_LENGTH * ahead, _CABIN_WIDTH * aside, near=True):
-        _draw_wall(frame, view, one, two, (belt, tall), (paint.glass,))
+        _draw_wall(frame, view, one, two, (belt, tall), (glass,))
 
 
 def _walls(
@@ -235,17 +234,18 @@ def _draw_wall(
     starts, stops = view.rows_of(one.real, heights_m), view.rows_of(two.real, heights_m)
     slopes = [(end - start) / (right - left) for start, end in zip(starts, stops, strict=True)]
     # As many columns at a time as the borders stay level within a pixel.
-    steepest = max(max(slopes), -min(slopes))
+    steepest = max(slopes[0], -slopes[0], slopes[-1], -slopes[-1])
     width = stop - first if steepest * (stop - first) < 1.0 else max(int(1.0 / steepest), 1)
     for column in range(first, stop, width):
         end = min(column + width, stop)
         along = 0.5 * (column + end) - left
-        rows = [
-            max(math.ceil(start + slope * along - 0.5), 0)
-            for start, slope in zip(starts, slopes, strict=True)
-        ]
-        for band, brightness in enumerate(brightnesses):
-            frame[rows[band + 1] : rows[band], column:end] = brightness
+        bottom = math.ceil(starts[0] + slopes[0] * along - 0.5)
+        for band, brightness in enumerate(brightnesses, 1):
+            if bottom <= 0:
+                break
+            top = math.ceil(starts[band] + slopes[band] * along - 0.5)
+            frame[top if top > 0 else 0 : bottom, column:end] = brightness
+            bottom = top
 
 
 def _draw_lamps(

@@ -284,7 +284,8 @@ def _add_texture(layer: NDArray[np.uint8], table: NDArray[np.int32]) -> None:
     The pattern repeats after `_DEFAULTS` tiles (51 m), which no one can see in a picture.
     """
     side = layer.shape[1]
-    texture = ground_texture(_DEFAULTS * TILE, TILE // side)
+    every = TILE // side
+    texture = ground_texture(_DEFAULTS * TILE)[every // 2 :: every, every // 2 :: every]
     tiles = texture.reshape(_DEFAULTS, side, _DEFAULTS, side).swapaxes(1, 2)
     # Verge tiles lie in many places, all of the same texture: the last one counts.
     kind = np.zeros(len(layer), np.intp)

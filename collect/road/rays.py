@@ -56,16 +56,16 @@ class GroundRays:
             for rays in (ahead, reach)
         )
         side = float(np.abs(across).max())
-        self._lines = _lines(view, ahead, reach, side, pixel_m)
+        self._lines = _lines(view, ahead, reach, side, pixel_m).astype(np.float32)
         self._across_far, self._across_near = (
             np.stack([np.ones(rays.size), rays.reshape(-1)]).astype(np.float32)
             for rays in (across, middle)
         )
         count = self._far_rays + fine * (rows - far) * width
         self._points = np.empty((2, count), np.float32)
+        self._rows, self._columns = self._points
         self._points_far = self._points[:, : self._far_rays].reshape(2, fine * far, -1)
         self._points_near = self._points[:, self._far_rays :].reshape(2, -1, width)
-        self._cells = np.empty((2, count), np.int32)
         self._index = np.empty(count, np.intp)
         self._total = np.empty((rows, width), np.uint16)
 
@@ -94,16 +94,18 @@ class GroundRays:
             y_m - coarse_y,
             1.0,
         )
-        lines = np.dot(self._lines, pose).astype(np.float32).reshape(2, -1, 2)
+        lines = np.dot(self._lines, np.array(pose, np.float32)).reshape(2, -1, 2)
         far = self._fine * self._far
         np.matmul(lines[:, :far], self._across_far, out=self._points_far)
         np.matmul(lines[:, far:], self._across_near, out=self._points_near)
-        np.copyto(self._cells, self._points, casting="unsafe")
-        rows, columns = self._cells
+        # Single precision tells 1.6 million places apart to a sixteenth of a pixel, and the fewer
+        # arrays, the more of the processor's cache is left.
+        rows = self._rows
+        np.trunc(rows, out=rows)
         rows *= window.stride
-        rows += columns
+        rows += self._columns
         # Gathers want indices of pointer size, and are twice as fast without `out`.
-        np.copyto(self._index, rows)
+        np.copyto(self._index, rows, casting="unsafe")
         codes = window.flat.take(self._index)
         # bytes.translate is the fastest table look-up at hand, 1.5 times np.take.
         return self._summed(np.frombuffer(codes.tobytes().translate(table), np.uint8))
@@ -111,13 +113,10 @@ class GroundRays:
     def _summed(self, seen: NDArray[np.uint8]) -> NDArray[np.uint16]:
         fine, far, width = self._fine, self._far, self._width
         split, total = self._far_rays, self._total
-        np.add.reduce(
-            seen[split:].reshape(fine, -1, width), axis=0, dtype=np.uint16, out=total[far:]
-        )
-        blocks = np.add.reduce(
-            seen[:split].reshape(fine, far, fine, width), axis=0, dtype=np.uint16
-        )
-        np.add.reduce(blocks, axis=1, dtype=np.uint16, out=total[:far])
+        far_seen = seen[:split].reshape(fine, far, fine, width)
+        np.add.reduce(far_seen, axis=(0, 2), dtype=np.uint16, out=total[:far])
+        near_seen = seen[split:].reshape(fine, -1, width)
+        np.add.reduce(near_seen, axis=0, dtype=np.uint16, out=total[far:])
         return total
 
 

@@ -5,7 +5,6 @@ import dataclasses
 from pathlib import Path
 
 from avtd3.collect.plan import GROUP
-from avtd3.collect.road.generate import generate_network
 from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.opendrive import flatten, read_opendrive
 from avtd3.collect.road.paths import LanePaths
@@ -59,6 +58,9 @@ class SiteCache:
     def _build(self, name: str, kind: str, number: int) -> Site:
         notices: tuple[str, ...] = ()
         if kind:
+            # Imported here: scenariogeneration takes a second, and given roads do not need it.
+            from avtd3.collect.road.generate import generate_network
+
             xodr = generate_network(kind, number)
         else:
             xodr, changed = flatten(read_opendrive(name))

@@ -13,14 +13,10 @@ _LAYERS_PX = ((0.7, 4.0), (0.3, 14.0))
 
 
 @functools.cache
-def ground_texture(size: int, every: int = 1) -> NDArray[np.uint8]:
-    """Texture levels uint8 (size / every, size / every) in [0, `TEXTURES`), equally frequent.
+def ground_texture(size: int) -> NDArray[np.uint8]:
+    """Texture levels uint8 (size, size) in [0, `TEXTURES`), equally frequent; one per pixel.
 
     Patches are smooth, so pictures of them compress; they repeat seamlessly after `size` pixels.
-
-    Args:
-        size: Pixels after which the texture repeats.
-        every: Take only every so many-th pixel.
     """
     rng = np.random.default_rng(_SEED)
     wave = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))  # cycles per pixel
@@ -29,8 +25,9 @@ def ground_texture(size: int, every: int = 1) -> NDArray[np.uint8]:
         white = np.fft.rfft2(rng.standard_normal((size, size)))
         layer = np.fft.irfft2(white * np.exp(-((wave * period) ** 2)), s=(size, size))
         field += share * layer / layer.std()
-    limits = np.quantile(field, np.linspace(0.0, 1.0, TEXTURES + 1)[1:-1])
-    levels = np.searchsorted(limits, field[every // 2 :: every, every // 2 :: every])
-    texture = levels.astype(np.uint8)
+    # Of equal numbers of pixels: the limits are quantiles of a part of the field.
+    part = np.sort(field[::4, ::4], axis=None)
+    limits = part[len(part) * np.arange(1, TEXTURES) // TEXTURES]
+    texture = np.searchsorted(limits, field).astype(np.uint8)
     texture.flags.writeable = False
     return texture
