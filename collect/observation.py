@@ -6,6 +6,8 @@ scale; the dataset's spec names them all. Nothing is clipped: the car leaves the
 the episode, long before a number grows large.
 """
 
+import bisect
+import cmath
 import collections
 import dataclasses
 import math
@@ -63,17 +65,20 @@ class ObservationConfig:
 class VectorBuilder:
     """Builds the vectors of an episode's observations.
 
-    Points are complex numbers, x + iy: one interpolation, and one product turns all waypoints
-    into the car's frame. That takes 15 us instead of 45.
+    Points are complex numbers, x + iy, so that one product turns a waypoint into the car's frame.
+    All in plain numbers: for a dozen waypoints that takes half the time of numpy's calls.
     """
 
     def __init__(self, config: ObservationConfig, route: Route) -> None:
-        self._route = route
-        self._points = route.points[:, 0] + 1j * route.points[:, 1]
-        self._offsets = np.arange(1, config.waypoints + 1) * config.waypoint_spacing_m
-        self._last_m = route.length_m - config.waypoints * config.waypoint_spacing_m
-        self._scales = np.array(config.scales[3:])
-        self._head = config.scales[:3]
+        spacing = config.waypoint_spacing_m
+        self._offsets = [spacing * number for number in range(1, config.waypoints + 1)]
+        # The last point is the route's end carried on straight, further than any waypoint.
+        beyond = self._offsets[-1] + 1.0
+        line = route.points[:, 0] + 1j * route.points[:, 1]
+        end = line[-1] + beyond * np.exp(1j * route.yaw_rad[-1])
+        self._places: list[complex] = [*line.tolist(), complex(end)]
+        self._distances: list[float] = [*route.distance_m.tolist(), route.length_m + beyond]
+        self._scales = config.scales[:5]
 
     def build(
         self, vehicle: VehicleState, at: Projection, heading_rad: float
@@ -85,23 +90,18 @@ class VectorBuilder:
             at: Where on the route it is.
             heading_rad: Its heading against the route's, see `heading_error`.
         """
-        vector = np.empty(3 + len(self._scales), np.float32)
-        speed, lateral, heading = self._head
-        vector[0] = vehicle.speed_mps / speed
-        vector[1] = at.lateral_m / lateral
-        vector[2] = heading_rad / heading
-        ahead = self._ahead(at.distance_m) - complex(vehicle.x_m, vehicle.y_m)  # (waypoints,)
-        ahead *= complex(math.cos(vehicle.yaw_rad), -math.sin(vehicle.yaw_rad))
-        np.divide(ahead.view(np.float64), self._scales, out=vector[3:], casting="same_kind")
-        return vector
-
-    def _ahead(self, distance_m: float) -> NDArray[np.complex128]:
-        if distance_m <= self._last_m:
-            at = self._offsets + distance_m
-            points: NDArray[np.complex128] = np.interp(at, self._route.distance_m, self._points)
-            return points
-        ahead = self._route.ahead(distance_m, self._offsets)
-        return np.asarray(ahead[:, 0] + 1j * ahead[:, 1], np.complex128)
+        speed, lateral, heading, forward, side = self._scales
+        values = [vehicle.speed_mps / speed, at.lateral_m / lateral, heading_rad / heading]
+        here, back = complex(vehicle.x_m, vehicle.y_m), cmath.rect(1.0, -vehicle.yaw_rad)
+        places, distances, place = self._places, self._distances, 1
+        for offset in self._offsets:
+            metres = at.distance_m + offset
+            place = bisect.bisect_right(distances, metres, place, len(distances) - 1)
+            before, start = places[place - 1], distances[place - 1]
+            share = (metres - start) / (distances[place] - start)
+            seen = (before + share * (places[place] - before) - here) * back
+            values += (seen.real / forward, seen.imag / side)
+        return np.array(values, np.float32)
 
 
 def heading_error(yaw_rad: float, route_yaw_rad: float) -> float:

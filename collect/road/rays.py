@@ -104,7 +104,8 @@ class GroundRays:
         np.trunc(rows, out=rows)
         rows *= window.stride
         rows += self._columns
-        # Gathers want indices of pointer size, and are twice as fast without `out`.
+        # Gathers want indices of pointer size, and are twice as fast without `out`. All of them
+        # lie inside: see `_lines`.
         np.copyto(self._index, rows, casting="unsafe")
         codes = window.flat.take(self._index)
         # bytes.translate is the fastest table look-up at hand, 1.5 times np.take.
@@ -138,9 +139,10 @@ def _lines(
         x and y in the coarse square, 1).
     """
     near_m, far_m = (reach_m - 2.0 * pixel_m for reach_m in GroundWindow.reach_m(pixel_m))
-    farthest = np.hypot(ahead, reach * side) + math.hypot(view.forward_m, view.right_m)
-    clip = np.minimum(1.0, far_m / farthest)
-    coarse = farthest > near_m
+    away = np.hypot(ahead, reach * side)
+    mount_m = math.hypot(view.forward_m, view.right_m)
+    clip = np.minimum(1.0, (far_m - mount_m) / away)
+    coarse = away + mount_m > near_m
     scale = np.where(coarse, 1.0 / (pixel_m * COARSE), 1.0 / pixel_m)
     mount = complex(view.forward_m, view.right_m)
     base = (mount + ahead * clip * view.heading) * scale

@@ -199,6 +199,15 @@ def test_pictures_of_clean_sensors_compress(raster):
     assert len(FrameCodec().encode(np.stack(frames))) < 0.5 * 4 * 84 * 84
 
 
+@pytest.mark.parametrize("pitch", [2.0, 6.0])
+def test_no_ray_leaves_the_window_before_it_follows_the_car(raster, pitch):
+    # Gathers refuse what lies beyond the last row.
+    camera = begun(raster, dataclasses.replace(STEADY, pitch_deg=pitch, field_of_view_deg=100.0))
+    for y in np.arange(0.0, 60.0, 0.3):
+        for yaw in (1.0, 1.3, 1.6, 1.9):
+            camera.render(50.0, y, yaw, [])
+
+
 def test_near_rows_have_one_ray_across_and_far_ones_all(raster):
     count = begun(raster)._rays.count[:, 0]
     reach = 1.6 / (np.arange(84)[-len(count) :] + 0.5 - 42.0 + 4.4) * 42.0  # to within the pitch
