@@ -27,7 +27,8 @@ def test_a_collector_publishes_what_it_has(tmp_path, start, number, workers):
     collector.process.send_signal(number)
     assert collector.process.wait(30) == 0, collector.log.read_text()
     reasons = end_reasons(data)
-    assert 1 <= reasons.count("collector_stop") <= workers
+    # None where the signal came between two episodes; tests/collect has the one under way.
+    assert reasons.count("collector_stop") <= workers
     assert avtd3_json("replay-inspect", data)["verdict"] == "ok"
     held = len(reasons)
     avtd3_json(*plan, "--episodes", held + 6, "--resume")
