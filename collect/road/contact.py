@@ -3,7 +3,8 @@
 import math
 from typing import NamedTuple
 
-from avtd3.collect.road.traffic import Ego, Traffic
+from avtd3.collect.road.course import Ego
+from avtd3.collect.road.traffic import Traffic
 
 LEAD_WITHIN_M = 60.0
 """How far ahead on the route a vehicle counts."""

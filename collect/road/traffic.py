@@ -13,13 +13,13 @@ Decisions hold for six steps, 0.3 s, for which the motion of all vehicles is lai
 out at once: 250 us for 20 of them on open roads and 500 us in a town, or 40 to 80 us per step.
 """
 
-import dataclasses
 import math
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.road.course import Ego
 from avtd3.collect.road.paths import PATH_POINTS, LanePaths
 from avtd3.collect.road.yielding import (
     SIGHT_M,
@@ -30,7 +30,6 @@ from avtd3.collect.road.yielding import (
     Scene,
     find_leads,
 )
-from avtd3.collect.route import Route
 
 DECIDE_EVERY = 6
 """Steps for which a decision of the traffic holds."""
@@ -64,62 +63,6 @@ _FIRST_PLACE_M = (15.0, 150.0)
 _UNSEEN_M = 85.0
 _FREE_ALONG_M = 12.0
 _FREE_ACROSS_M = 2.6
-_BEYOND_M = 80.0
-
-
-class Course:
-    """A route as the traffic looks at it: complex points and directions, reached by index.
-
-    It goes on straight for a while beyond the route's end, so that what stands there is seen.
-    """
-
-    def __init__(self, route: Route) -> None:
-        last = len(route.points) - 1
-        step_m = route.length_m / last
-        further_m = step_m * np.arange(1.0, math.ceil(_BEYOND_M / step_m) + 1.0)
-        line = route.points.view(np.complex128)[:, 0]
-        yaw = np.append(route.yaw_rad, np.full(len(further_m), route.yaw_rad[-1]))
-        self.ways: Complex = np.exp(1j * yaw)
-        self.points: Complex = np.append(line, line[-1] + further_m * self.ways[-1])
-        # Plain numbers, for looking at a few points.
-        distance = np.append(route.distance_m, route.length_m + further_m)
-        self.distances: list[float] = distance.tolist()
-        self.places: list[complex] = self.points.tolist()
-        self.directions: list[complex] = self.ways.tolist()
-        self._longest_m = float(np.abs(np.diff(self.points)).max())
-        self._last = len(self.points) - 1
-        self._per_m = 1.0 / step_m
-
-    def index(self, distance_m: float) -> int:
-        """Index of the point at a distance, about; the last one beyond the end."""
-        return min(int(distance_m * self._per_m), self._last)
-
-    def nearest(self, at: complex, first: int, stop: int, within_m: float) -> int | None:
-        """Index in a range of the point nearest to a place; None if none is near enough."""
-        places, longest, best = self.places, self._longest_m, within_m
-        found, index = None, first
-        while index < stop:
-            away = abs(at - places[index])
-            if away < best:
-                best, found = away, index
-            # So many of the next points cannot be nearer.
-            index += int((away - best) / longest) or 1
-        return found
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ego:
-    """The driven car, as the traffic sees it."""
-
-    x_m: float
-    y_m: float
-    yaw_rad: float
-    speed_mps: float
-    length_m: float
-    width_m: float
-    course: Course
-    course_m: float
-    """Distance of the car along its course."""
 
 
 class Traffic:

@@ -15,11 +15,12 @@ from avtd3.collect.checks import check_number
 from avtd3.collect.road.boxes import Box
 from avtd3.collect.road.camera import Camera, CameraConfig
 from avtd3.collect.road.contact import Nearby, hits_vehicle, lead_on_route, look_around
+from avtd3.collect.road.course import Course, Ego
 from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.planner import plan_route
 from avtd3.collect.road.raster import GAP, SHOULDER
 from avtd3.collect.road.site import Site, SiteCache
-from avtd3.collect.road.traffic import Course, Ego, Traffic
+from avtd3.collect.road.traffic import Traffic
 from avtd3.collect.road.vehicle import Vehicle, VehicleParams
 from avtd3.collect.road.weather import draw_weather
 from avtd3.collect.route import Route

@@ -12,10 +12,11 @@ from avtd3.collect.road.contact import (
     look_around,
     rectangles_overlap,
 )
+from avtd3.collect.road.course import Course, Ego
 from avtd3.collect.road.generate import generate_network
 from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.paths import PATH_POINTS, LanePaths
-from avtd3.collect.road.traffic import Course, Ego, Traffic
+from avtd3.collect.road.traffic import Traffic
 from avtd3.collect.road.yielding import Claims, Scene, find_leads
 from avtd3.collect.route import Route
 from avtd3.tests.collect.road_networks import ring_network, straight_network
