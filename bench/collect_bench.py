@@ -2,6 +2,10 @@
 
     python bench/collect_bench.py [--steps N] [--workers N] [--repeats N] [--json]
 
+Between the repeats CarRacing-v3, the usual small driving environment with a camera, is stepped in
+the same process (`pip install '.[bench]'`; left out without it): the ratio of the two says more
+than either, because machines differ and shared ones change their pace by the minute.
+
 Each repeat collects into a new dataset with a seed of its own; the table has medians. The second
 column of speeds is per second of processor time, which a busy machine disturbs less. The breakdown
 comes from one more run, with a clock of processor time around each part (about 2 us per step and
@@ -11,6 +15,7 @@ part). Networks are built between episodes, one for every few of them.
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import statistics
 import tempfile
@@ -18,6 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.expert import Expert
@@ -55,7 +62,7 @@ def main() -> None:
 
 def measure(folder: Path, steps: int, workers: int, repeats: int) -> dict[str, Any]:
     config = CollectConfig(workers=workers, min_free_mb=0)
-    walls, processors, sizes, returns = [], [], [], []
+    walls, processors, sizes, returns, peers = [], [], [], [], []
     for seed in range(repeats):
         before = time.process_time()
         report = collect(
@@ -66,17 +73,35 @@ def measure(folder: Path, steps: int, workers: int, repeats: int) -> dict[str, A
         processors.append(report["steps"] / used if workers == 1 else 0.0)
         sizes.append(report["bytes"] / report["steps"])
         returns.append(report["return_mean"])
+        peers.append(car_racing())
     result: dict[str, Any] = {
         "workers": workers,
         "steps": steps,
         "steps_per_second": statistics.median(walls),
         "steps_per_processor_second": statistics.median(processors) if workers == 1 else None,
+        "car_racing_per_processor_second": statistics.median(peers),
         "bytes_per_step": statistics.median(sizes),
         "return_mean": statistics.median(returns),
     }
     if workers == 1:
         result["microseconds_per_step"] = breakdown(folder, config, steps)
     return result
+
+
+def car_racing(steps: int = 150) -> float:
+    """Steps of CarRacing-v3 per second of processor time; 0 without Gymnasium."""
+    if not (importlib.util.find_spec("gymnasium") and importlib.util.find_spec("Box2D")):
+        return 0.0
+    import gymnasium
+
+    world = gymnasium.make("CarRacing-v3")
+    world.reset(seed=0)
+    start = time.process_time()
+    for _ in range(steps):
+        world.step(np.array([0.0, 0.1, 0.0], np.float32))
+    used = time.process_time() - start
+    world.close()
+    return steps / used
 
 
 def breakdown(folder: Path, config: CollectConfig, steps: int) -> dict[str, float]:
@@ -119,7 +144,14 @@ def table(result: dict[str, Any]) -> str:
         f"steps/s               {result['steps_per_second']:.0f}",
     ]
     if result["workers"] == 1:
-        lines.append(f"steps/s of processor  {result['steps_per_processor_second']:.0f}")
+        ours, peer = (
+            result["steps_per_processor_second"],
+            result["car_racing_per_processor_second"],
+        )
+        lines.append(f"steps/s of processor  {ours:.0f}")
+        if peer:
+            lines.append(f"CarRacing-v3          {peer:.0f}")
+            lines.append(f"ratio to CarRacing    {ours / peer:.1f}")
     lines.append(f"bytes/step            {result['bytes_per_step']:.0f}")
     for part, us in result.get("microseconds_per_step", {}).items():
         lines.append(f"  {part:22} {us:7.1f} us")

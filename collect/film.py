@@ -12,8 +12,8 @@ from avtd3.collect.worlds import WorldFactory, open_world
 
 EVERY = 2
 """Steps per picture of an animation: 10 pictures a second at 20 Hz."""
-MAX_PICTURES = 400
-"""Longest animation: 40 seconds of driving at 20 Hz."""
+MAX_PICTURES = 250
+"""Longest animation: 25 seconds of driving at 20 Hz."""
 SHEET_STEP = 60
 """The step whose picture stands for an episode on the contact sheet, if it lasts that long."""
 

@@ -26,11 +26,11 @@ from avtd3.store.files import write_aside
 
 CURVES = (
     "critic/loss",
-    "critic/q1",
+    "critic/q1_mean",
+    "critic_cnn/feature_norm",
     "actor/loss",
     "actor/imitation",
-    "actor/cnn_feature_norm",
-    "actor/saturation",
+    "actor_cnn/feature_norm",
 )
 """Metrics that are drawn as learning curves, where the run has them."""
 
