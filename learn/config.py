@@ -44,6 +44,11 @@ class LearnConfig:
     """Newest checkpoints to keep, besides milestones."""
     milestones: tuple[int, ...] = (50_000, 100_000, 250_000, 500_000, 750_000, 1_000_000)
     """Updates at which a checkpoint is made and kept for ever (R5)."""
+    decay_from: int = 0
+    """Update from which all learning rates fall linearly, down to `decay_to` at the last one; 0
+    keeps them."""
+    decay_to: float = 0.1
+    """Share of the learning rates that is left at the end of the decay."""
     max_skipped: int = 100
     """Updates in a row that may be left out for not being finite before the run halts."""
     td3: TD3Config = dataclasses.field(default_factory=TD3Config)
@@ -53,14 +58,26 @@ class LearnConfig:
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
     """What is drawn, and how."""
 
+    def rate_share(self, updates: int) -> float:
+        """Share of the learning rates that holds for the update after so many."""
+        if not self.decay_from or updates <= self.decay_from:
+            return 1.0
+        passed = (updates - self.decay_from) / max(self.updates - self.decay_from, 1)
+        return 1.0 + (self.decay_to - 1.0) * min(passed, 1.0)
+
     def __post_init__(self) -> None:
         counts = ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints")
         for name in (*counts, "max_skipped"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 1 or above")
-        for name in ("seed", "threads", "learning_starts", "updates_per_step", "keep_policies"):
+        for name in (
+            *("seed", "threads", "learning_starts", "updates_per_step", "keep_policies"),
+            "decay_from",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 0 or above")
+        if not 0.0 < self.decay_to <= 1.0:
+            raise ConfigError(f"learn.decay_to is {self.decay_to}, expected above 0, at most 1")
         if not self.refresh_seconds > 0.0:
             raise ConfigError(
                 f"learn.refresh_seconds is {self.refresh_seconds}, expected above 0 seconds"

@@ -134,6 +134,8 @@ class Session:
         self._sampling_s += time.monotonic() - before_s
         batch = to_batch(transitions, self._device, self._autocast or torch.float32)
         noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
+        if self.config.decay_from:
+            self._state.scale_rates(self.config.rate_share(self.updates))
         self._meter.add(update(self._state, batch, noise, self.config.td3, self._autocast))
         if self.updates % self.config.log_every == 0:
             self.log(source)

@@ -91,6 +91,12 @@ class TD3State:
     skipped_in_a_row: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
     """Of those, how many since the last good one."""
 
+    def scale_rates(self, share: float) -> None:
+        """Set every learning rate to a share of the configured one."""
+        for optimizer in (self.actor_optimizer, self.critic_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = share * group["base_lr"]
+
 
 def create_state(
     spec: EpisodeSpec, network: NetworkConfig, config: TD3Config, device: torch.device, seed: int
@@ -121,9 +127,21 @@ def _adam(
     network: Actor | TwinCritic, cnn_lr: float, mlp_lr: float, config: TD3Config
 ) -> torch.optim.Adam:
     groups = [
-        {"params": network.mlp_parameters(), "lr": mlp_lr, "weight_decay": config.mlp_weight_decay}
+        {
+            "params": network.mlp_parameters(),
+            "lr": mlp_lr,
+            "base_lr": mlp_lr,
+            "weight_decay": config.mlp_weight_decay,
+        }
     ]
     if network.encoder is not None:  # deviation 5
         cnn = network.encoder_parameters()
-        groups.append({"params": cnn, "lr": cnn_lr, "weight_decay": config.cnn_weight_decay})
+        groups.append(
+            {
+                "params": cnn,
+                "lr": cnn_lr,
+                "base_lr": cnn_lr,
+                "weight_decay": config.cnn_weight_decay,
+            }
+        )
     return torch.optim.Adam(groups, fused=True)
