@@ -1,0 +1,21 @@
+import numpy as np
+import pytest
+
+from avtd3.learn.config import LearnConfig
+from avtd3.store.errors import ConfigError
+
+
+def test_rates_fall_linearly_from_the_given_update_to_the_last():
+    config = LearnConfig(updates=100, decay_from=60, decay_to=0.2)
+    shares = [config.rate_share(updates) for updates in (0, 60, 70, 80, 100, 150)]
+    np.testing.assert_allclose(shares, [1.0, 1.0, 0.8, 0.6, 0.2, 0.2])
+
+
+def test_rates_stay_without_a_decay():
+    assert LearnConfig(updates=100).rate_share(100) == 1.0
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5, float("nan")])
+def test_an_impossible_share_is_refused(share):
+    with pytest.raises(ConfigError, match="decay_to"):
+        LearnConfig(decay_to=share)
