@@ -31,7 +31,7 @@ def test_kill_at_random_moments(tmp_path, start, kills):
     chance = random.Random(7)
     plan = (
         "collect", data, "--seed", 5, "--resume", *QUICK_WORLD,
-        "--set=collect.writer.segment_steps=60",
+        "--set=collect.writer.segment_steps=300",
     )  # fmt: skip
     before: list[tuple[int, int]] = []
     for _ in range(kills):
