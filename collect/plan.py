@@ -21,9 +21,7 @@ ever holds a road of the evaluation.
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +30,7 @@ import numpy as np
 from avtd3.collect.checks import check_number
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
+from avtd3.store.files import canonical_json, sha256
 
 _TRAINING, _EVALUATION = 0, 1
 MAX_SEED = 2**62 - 1
@@ -92,8 +91,7 @@ class Amount:
 
 def digest(document: Mapping[str, Any]) -> str:
     """SHA-256 of a document of plain JSON values, in hexadecimal."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(canonical_json(document))
 
 
 def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:

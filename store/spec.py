@@ -6,11 +6,10 @@ two documents (`EpisodeSpec.difference`).
 """
 
 import dataclasses
-import hashlib
-import json
 from typing import Any, Self
 
 from avtd3.store.errors import SpecError
+from avtd3.store.files import canonical_json, sha256
 
 MAX_AXIS = 4096
 """Largest image side, stack, vector or action length that a spec may claim."""
@@ -125,8 +124,7 @@ class EpisodeSpec:
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of the spec, in hexadecimal."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256(canonical_json(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
         """The spec as a JSON document of plain lists and numbers."""
