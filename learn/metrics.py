@@ -1,19 +1,14 @@
-"""What a run measures: names and units, the reading back, and TensorBoard's event files.
+"""What a run measures: names and units, and the reading back.
 
 An update leaves tensors on the device. They become numbers only when a line is logged, in one
 transfer. Values of the actor's update are those of its last one since the line before, and are
 absent if there was none: a missing value is never written as 0.
 """
 
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor
 
 from avtd3.learn.guards import GradientNorms
@@ -156,39 +151,6 @@ class Meter:
             f"{name}/feature_min": features.min(),
             f"{name}/feature_max": features.max(),
         }
-
-
-class EventWriter:
-    """Writes scalars into a TensorBoard event file of its own."""
-
-    def __init__(self, directory: Path, *, first_step: int) -> None:
-        """Open a new file.
-
-        Args:
-            directory: Where the run's event files are.
-            first_step: First step that is still to come. Readers drop what earlier files have from
-                there on: it was logged behind the checkpoint that the run went on from.
-        """
-        self._writer = EventFileWriter(str(directory))
-        start = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write scalars of one step, named as in `METRICS` or after a reward term."""
-        values = []
-        for name, value in scalars.items():
-            assert name in METRICS or name.startswith(REWARD_TERMS), f"{name} is no known metric"
-            values.append(Summary.Value(tag=name, simple_value=value))
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        self._writer.add_event(event)
-
-    def flush(self) -> None:
-        """Hand everything to the operating system."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Flush and close; safe to call twice."""
-        self._writer.close()
 
 
 def _critic_scalars(terms: CriticTerms, reward: Tensor) -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ from avtd3.learn.checkpoint import (
     save_checkpoint,
 )
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.metrics import EventWriter, Meter
+from avtd3.learn.events import EventWriter
+from avtd3.learn.metrics import Meter
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.precision import autocast_type, pick_device
 from avtd3.learn.report import LearnProgress
