@@ -17,7 +17,7 @@ its frames and little else (bench/replay_bench.py: at least 0.9 of the bare gath
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,31 @@ class FrameBuffer:
         # (B, K, C, H, W) -> (B, K*C, H, W) without a copy: frames lie side by side
         self.observation = self.window[:, :stack].reshape(shape, copy=False)
         self.next_observation = self.window[:, -stack:].reshape(shape, copy=False)
+
+
+class FrameSource(Protocol):
+    """Where the frames of a batch come from: the one door to the pixels."""
+
+    def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Put the frames of these rows into place.
+
+        Args:
+            rows: int64 (B, W), rows of the cache.
+            out: uint8 (B, W, C*H*W), contiguous.
+        """
+
+
+class MappedFrames:
+    """Frames that lie decoded in a column of the cache."""
+
+    def __init__(self, column: NDArray[np.uint8]) -> None:
+        """Read from a column uint8 (rows, C, H, W) from now on."""
+        # Two axes, not four: np.take then copies each row as one block.
+        self._frames = column.reshape(len(column), -1)
+
+    def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Put the frames of these rows into place; see `FrameSource`."""
+        np.take(self._frames, rows, axis=0, mode="clip", out=out)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +173,25 @@ class Gather:
         self._vector = ACTION + spec.action_size
         self._width = self._vector + spec.vector_size
         self._columns: dict[str, NDArray[Any]] = {}
+        self._frames: FrameSource | None = None
 
-    def bind(self, columns: Mapping[str, NDArray[Any]], episodes: EpisodeRows) -> None:
-        """Read from these columns of a cache from now on."""
-        # Two axes, not four: np.take then copies each row as one block.
+    def bind(
+        self,
+        columns: Mapping[str, NDArray[Any]],
+        episodes: EpisodeRows,
+        frames: FrameSource | None = None,
+    ) -> None:
+        """Read from these columns of a cache from now on.
+
+        Args:
+            columns: Of a `ReplayCache`.
+            episodes: Where the episodes lie in them.
+            frames: Where the frames are; None if the columns hold them, or there are none.
+        """
         self._columns = {name: column.reshape(len(column), -1) for name, column in columns.items()}
-        self._episodes = episodes
+        if frames is None and "frames" in columns:
+            frames = MappedFrames(columns["frames"])
+        self._episodes, self._frames = episodes, frames
 
     def look_up(self, number: NDArray[np.int64]) -> Lookup:
         """Find the steps of these numbers and read all but their frames.
@@ -189,7 +227,8 @@ class Gather:
     def take_frames(self, rows: NDArray[np.int64], frames: FrameBuffer) -> None:
         """Gather the frames of one batch, rows int64 (B, W)."""
         if frames.flat is not None:
-            np.take(self._columns["frames"], rows, axis=0, mode="clip", out=frames.flat)
+            assert self._frames is not None, "bind comes first"
+            self._frames.take(rows, frames.flat)
 
     def _sum_rewards(
         self, row: NDArray[np.int64], count: NDArray[np.int64]
