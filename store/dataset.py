@@ -22,6 +22,7 @@ from avtd3.store.errors import (
 from avtd3.store.files import create_exclusive, fsync_directory, read_json, storage_errors
 from avtd3.store.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
 from avtd3.store.metadata import document_bytes, group_document
+from avtd3.store.replaced import replaced_ids
 from avtd3.store.segment import Limits, Segment
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import clean_staging
@@ -203,23 +204,37 @@ class Dataset:
         """The snapshot as of now: segments that are gone left out, new ones behind the old ones.
 
         Only what the snapshot does not hold is opened; refused segments are tried again, because a
-        copy in progress looks like a torn one.
+        copy in progress looks like a torn one. Segments that another one replaces are left out.
         """
-        listed = self.segment_ids()
-        present = set(listed)
-        kept = [segment for segment in snapshot.segments if segment.id in present]
-        known = {segment.id for segment in kept}
+        kept = {segment.id: segment for segment in snapshot.segments}
+        names, before = self._directories(), None
+        # A listing may miss what is renamed meanwhile: a merged segment that comes and the ones
+        # it was merged from that go. Once two listings are equal, nothing has been missed.
+        while names != before:
+            present = set(names)
+            kept = {name: kept[name] for name in kept if name in present}
+            refused = self._open_new(names, kept, limits)
+            names, before = self._directories(), names
+        hidden = replaced_ids(kept.values())
+        segments = tuple(segment for name, segment in kept.items() if name not in hidden)
+        return Snapshot(segments=segments, refused=refused)
+
+    def _open_new(
+        self, names: list[str], kept: dict[str, Segment], limits: Limits | None
+    ) -> tuple[Refusal, ...]:
+        """Open what is sealed, not kept and not replaced, into ``kept``."""
         refused: list[Refusal] = []
-        for segment_id in listed:
-            if segment_id in known:
+        left_out = replaced_ids(kept.values()) | kept.keys()
+        for name in names:
+            if name in left_out or not self._is_sealed(name):
                 continue
             try:
-                kept.append(self.open_segment(segment_id, limits=limits))
+                kept[name] = self.open_segment(name, limits=limits)
             except SegmentNotFoundError:
                 continue
             except (SegmentCorruptError, FormatVersionError) as error:
-                refused.append(Refusal(segment_id=segment_id, reason=str(error)))
-        return Snapshot(segments=tuple(kept), refused=tuple(refused))
+                refused.append(Refusal(segment_id=name, reason=str(error)))
+        return tuple(refused)
 
     def quarantine(self, segment_id: str) -> Path:
         """Move a segment out of the readers' way, for a person to look at.
