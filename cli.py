@@ -5,18 +5,25 @@ Exit codes: 0 done; 1 the answer is no (an audit with findings, a halted trainin
 JSON document and nothing else; progress and errors go to standard error.
 """
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from avtd3.configs.command_line import (
+    EXIT_NO,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    answer,
+    replace,
+    section,
+)
 from avtd3.configs.console import interruptible, progress, say
+from avtd3.configs.inspect_command import replay_inspect
 from avtd3.store.errors import Avtd3Error, StorageError, TrainingHalted, WorldError
 
-EXIT_NO = 1
 EXIT_USAGE = 2
 EXIT_ENVIRONMENT = 3
 
@@ -29,14 +36,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigOption = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="YAML file, or a preset's name.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override, as learn.td3.tau=0.01; repeatable."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 WorldOption = Annotated[str | None, typer.Option("--world", help="Simulator; this version: road.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 
@@ -92,8 +91,8 @@ def collect(
     """Drive a car and write its episodes into a dataset."""
     from avtd3.collect.collector import collect as run
 
-    settings = _section("collect", config, set_)
-    settings = _replace(settings, world=world, driver=driver, workers=workers, seed=seed)
+    settings = section("collect", config, set_)
+    settings = replace(settings, world=world, driver=driver, workers=workers, seed=seed)
     settings = _replace_scenario(settings, number=scenario, npcs=npcs, town=town)
     with interruptible() as should_stop, progress() as draw:
         report = run(
@@ -107,7 +106,7 @@ def collect(
             should_stop=should_stop,
             on_progress=draw,
         )
-    _answer(report.document(), as_json, report.summary())
+    answer(report.document(), as_json, report.summary())
 
 
 @app.command()
@@ -126,7 +125,7 @@ def learn(
     """Train TD3 from datasets and publish policies."""
     from avtd3.learn.train import train
 
-    settings = _replace(_section("learn", config, set_), updates=updates, seed=seed)
+    settings = replace(section("learn", config, set_), updates=updates, seed=seed)
     with interruptible() as should_stop, progress() as draw:
         report = train(
             datasets,
@@ -138,41 +137,12 @@ def learn(
             should_stop=should_stop,
             on_progress=draw,
         )
-    _answer(report.document(), as_json, report.summary())
+    answer(report.document(), as_json, report.summary())
     if report.halted:
         raise typer.Exit(EXIT_NO)
 
 
-@app.command(name="replay-inspect")
-def replay_inspect(
-    datasets: Annotated[list[Path], typer.Argument(help="Datasets to audit.")],
-    sample: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Share of the segments to read.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask cluster; default: threads.")
-    ] = None,
-    quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Move damaged segments to quarantine/ afterwards.")
-    ] = False,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Audit datasets: what they hold, whether the bytes are whole, whether the data make sense."""
-    from avtd3.store.audit import audit, quarantine_damaged
-    from avtd3.store.report import render
-
-    settings = _section("audit", config, set_)
-    settings = _replace(settings, sample=sample, strict=strict or None, scheduler=scheduler)
-    with interruptible() as should_stop, progress() as draw:
-        report = audit(datasets, settings, should_stop=should_stop, on_progress=draw)
-    moved = list(quarantine_damaged(report)) if quarantine else []
-    text = "\n".join([render(report), *(f"moved to quarantine: {name}" for name in moved)])
-    _answer(report.document() | {"quarantined": moved}, as_json, text)
-    if report.verdict != "ok":
-        raise typer.Exit(EXIT_NO)
+app.command(name="replay-inspect")(replay_inspect)
 
 
 @app.command()
@@ -193,12 +163,12 @@ def evaluate(
     """Drive held-out roads without noise and measure how well."""
     from avtd3.collect.evaluate import evaluate as run
 
-    settings = _section("evaluate", config, set_)
-    settings = _replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
+    settings = section("evaluate", config, set_)
+    settings = replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
     settings = _replace_scenario(settings, number=scenario, npcs=npcs, town=town)
     with interruptible() as should_stop, progress() as draw:
         report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=draw)
-    _answer(report.document(), as_json, report.summary())
+    answer(report.document(), as_json, report.summary())
 
 
 @app.command()
@@ -216,27 +186,11 @@ def demo(
     sections = DemoSections.load(config, set_ or [])
     with interruptible() as should_stop:
         report = run_demo(out, sections, should_stop=should_stop, progress=progress, say=say)
-    _answer(report.document(), as_json, report.summary())
-
-
-def _section(name: str, config: str | None, overrides: list[str] | None) -> Any:  # noqa: ANN401
-    from avtd3.configs.load import load_section
-
-    return load_section(name, config, overrides or ())
-
-
-def _replace(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - any section
-    """Change what the command line named; None means it was not named."""
-    named = {key: value for key, value in changes.items() if value is not None}
-    return dataclasses.replace(settings, **named)
+    answer(report.document(), as_json, report.summary())
 
 
 def _replace_scenario(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - as above
-    return dataclasses.replace(settings, scenario=_replace(settings.scenario, **changes))
-
-
-def _answer(document: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
+    return replace(settings, scenario=replace(settings.scenario, **changes))
 
 
 def _fail(error: BaseException, code: int) -> None:

@@ -1,6 +1,6 @@
 """How a long command shows itself on a terminal, and how it is interrupted.
 
-Everything here writes to standard error, so that standard output stays free for the answer.
+All but `tell` writes to standard error, so that standard output stays free for the answer.
 """
 
 import contextlib
@@ -35,6 +35,11 @@ Draw = Callable[[Progress], None]
 def say(text: str) -> None:
     """Print one line for a person, on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Print a command's answer, on standard output."""
+    print(text)
 
 
 @contextlib.contextmanager

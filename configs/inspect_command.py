@@ -1,0 +1,48 @@
+"""`avtd3 replay-inspect`: its options, and which of the audit's functions they call."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avtd3.configs.command_line import (
+    EXIT_NO,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    answer,
+    replace,
+    section,
+)
+from avtd3.configs.console import interruptible, progress
+
+
+def replay_inspect(
+    datasets: Annotated[list[Path], typer.Argument(help="Datasets to audit.")],
+    sample: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of the segments to read.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster; default: threads.")
+    ] = None,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Move damaged segments to quarantine/ afterwards.")
+    ] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Audit datasets: what they hold, whether the bytes are whole, whether the data make sense."""
+    from avtd3.store.audit import audit, quarantine_damaged
+    from avtd3.store.report import render
+
+    settings = section("audit", config, set_)
+    settings = replace(settings, sample=sample, strict=strict or None, scheduler=scheduler)
+    with interruptible() as should_stop, progress() as draw:
+        report = audit(datasets, settings, should_stop=should_stop, on_progress=draw)
+    moved = list(quarantine_damaged(report)) if quarantine else []
+    text = "\n".join([render(report), *(f"moved to quarantine: {name}" for name in moved)])
+    answer(report.document() | {"quarantined": moved}, as_json, text)
+    if report.verdict != "ok":
+        raise typer.Exit(EXIT_NO)
