@@ -25,14 +25,18 @@ from avtd3.store.shard import read_chunks, read_index
 _MAX_METADATA_BYTES = 1024 * 1024
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Shard:
-    """An opened shard of frames."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FrameShard:
+    """A shard of frames whose index has been checked."""
 
     path: Path
+    """The file."""
     kind: ChainKind
+    """Decoder of its chunks."""
     chunk_frames: int
+    """Frames per chunk."""
     spans: NDArray[np.int64]
+    """int64 (chunks, 2), see `avtd3.store.shard.read_index`."""
 
 
 class ArrayFiles:
@@ -42,7 +46,7 @@ class ArrayFiles:
         self._path = path
         self._manifest = manifest
         self._documents: dict[str, dict[str, Any]] = {}
-        self._shard: _Shard | None = None
+        self._shard: FrameShard | None = None
 
     def document(self, layout: ArrayLayout) -> dict[str, Any]:
         """The array's ``zarr.json``, held against the manifest and the layout.
@@ -86,7 +90,7 @@ class ArrayFiles:
             SegmentNotFoundError: The segment was removed.
             SegmentCorruptError: The bytes are not those that were published.
         """
-        shard = self._shard or self._open_shard(layout)
+        shard = self.frame_shard(layout)
         if shard is None:
             out[:] = self._read_foreign(layout, start, start + len(out))
             return
@@ -99,6 +103,15 @@ class ArrayFiles:
                 chunk_frames=shard.chunk_frames,
                 start=start,
             )
+
+    def frame_shard(self, layout: ArrayLayout) -> FrameShard | None:
+        """The shard that holds the frames, or None if they are not encoded as format 1 does.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The shard's index is not the one that was published.
+        """
+        return self._shard or self._open_shard(layout)
 
     def verify_file(self, name: str) -> None:
         """Hash one file and compare with the manifest.
@@ -118,7 +131,7 @@ class ArrayFiles:
         with self._faults(name):
             return read_bytes(safe_join(self._path, name), max_bytes)
 
-    def _open_shard(self, layout: ArrayLayout) -> _Shard | None:
+    def _open_shard(self, layout: ArrayLayout) -> FrameShard | None:
         found = frame_chunks(self.document(layout), layout)
         if found is None:
             return None
@@ -129,7 +142,7 @@ class ArrayFiles:
         with self._faults(name):
             path = safe_join(self._path, name)
             spans = read_index(path, -(-layout.shape[0] // chunk_frames))
-        self._shard = _Shard(path, kind, chunk_frames, spans)
+        self._shard = FrameShard(path=path, kind=kind, chunk_frames=chunk_frames, spans=spans)
         return self._shard
 
     def _read_foreign(self, layout: ArrayLayout, start: int, stop: int) -> NDArray[Any]:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.arrays import ArrayFiles
+from avtd3.store.arrays import ArrayFiles, FrameShard
 from avtd3.store.errors import SpecError
 from avtd3.store.files import sha256
 from avtd3.store.layout import EPISODE_STRINGS, MAX_STEPS, ArrayLayout, raw_bytes, segment_arrays
-from avtd3.store.manifest import Manifest, corrupt, read_manifest
+from avtd3.store.manifest import FileEntry, Manifest, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
 
 
@@ -125,6 +125,11 @@ class Segment:
         return self._manifest.provenance
 
     @property
+    def files(self) -> Mapping[str, FileEntry]:
+        """Size and SHA-256 of every file but the manifest, by path below the directory."""
+        return self._manifest.files
+
+    @property
     def manifest_digest(self) -> str:
         """SHA-256 that covers every byte of the segment."""
         return self._manifest.digest
@@ -215,6 +220,19 @@ class Segment:
         if start < stop:
             self._arrays.read_frames(layout, start, out)
         return out
+
+    def frame_shard(self) -> FrameShard | None:
+        """Where the frames lie and how they are encoded, for a reader of single chunks.
+
+        Returns:
+            The shard, its index checked; None if only zarr-python can read the frames.
+
+        Raises:
+            SpecError: The spec has no image.
+            SegmentNotFoundError: The segment was removed since it was opened.
+            SegmentCorruptError: The index is not the one that was published.
+        """
+        return self._arrays.frame_shard(self._frames_layout)
 
     def episode_table(self) -> EpisodeTable:
         """Read what is known of each episode.
