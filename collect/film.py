@@ -1,14 +1,16 @@
 """Held-out drives as a GIF and as a contact sheet."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from avtd3.collect.examiner import EvaluateConfig, Examination, Examiner, one_thread
-from avtd3.collect.pictures import Scene, animation, contact_sheet, draw_scene
+from avtd3.collect.pictures import Scene, draw_scene
 from avtd3.collect.world import World
 from avtd3.collect.worlds import WorldFactory, open_world
+from avtd3.store.pictures import animation, contact_sheet
 
 EVERY = 2
 """Steps per picture of an animation: 10 pictures a second at 20 Hz."""
@@ -30,12 +32,8 @@ def film(world: World, examination: Examination, path: Path) -> None:
         StorageError: The file cannot be written.
         WorldError: The simulator or the driver failed.
     """
-    pictures = []
-    for step, scene in enumerate(_scenes(world, examination)):
-        if step % EVERY == 0:
-            pictures.append(draw_scene(scene))
-        if len(pictures) == MAX_PICTURES:
-            break
+    scenes = itertools.islice(_scenes(world, examination), 0, EVERY * MAX_PICTURES, EVERY)
+    pictures = (draw_scene(scene) for scene in scenes)
     animation(pictures, path, period_s=EVERY * world.control_period_s)
 
 

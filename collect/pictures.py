@@ -1,20 +1,17 @@
-"""Driving as pictures: contact sheets of episodes and animations of a drive.
+"""A moment of a drive as a picture.
 
 The camera's picture stands beside a map of the route and of what the world says lies around it.
 """
 
 import dataclasses
-import io
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from avtd3.collect.route import Route
 from avtd3.collect.world import Surroundings, WorldFrame
-from avtd3.store.files import write_aside
+from avtd3.store.pictures import INK, PAPER, font, frame_image
 
 PANEL_PX = 336
 """Side of the camera panel and of the map panel: four times the default camera."""
@@ -22,8 +19,6 @@ CAPTION_PX = 30
 MAP_SPAN_M = 90.0
 """Metres of road shown across the map."""
 
-INK = (230, 234, 238)
-PAPER = (24, 28, 33)
 LANE = (74, 82, 92)
 ROUTE = (64, 156, 255)
 OTHERS = (255, 184, 77)
@@ -58,66 +53,8 @@ def draw_scene(scene: Scene) -> Image.Image:
     picture.paste(_draw_map(scene), (PANEL_PX, 0))
     draw = ImageDraw.Draw(picture)
     _draw_bars(draw, scene.action)
-    draw.text((8, PANEL_PX + 7), scene.caption, fill=INK, font=_font(14))
+    draw.text((8, PANEL_PX + 7), scene.caption, fill=INK, font=font(14))
     return picture
-
-
-def frame_image(frame: NDArray[np.uint8]) -> Image.Image:
-    """Turn uint8 (C, H, W), one or three planes, into an RGB image."""
-    planes = np.repeat(frame, 3, axis=0) if frame.shape[0] == 1 else frame[:3]
-    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
-
-
-def contact_sheet(
-    pictures: Sequence[Image.Image], captions: Sequence[str], path: Path, *, columns: int = 5
-) -> None:
-    """Write pictures in a grid, each above its caption, as one PNG.
-
-    Args:
-        pictures: At least one picture, all of one size.
-        captions: One line for each picture.
-        path: The file, replaced atomically.
-        columns: Pictures in a row.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
-    gap, line = 6, 18
-    size = (columns * (width + gap) + gap, rows * (height + line + gap) + gap)
-    sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        x = gap + index % columns * (width + gap)
-        y = gap + index // columns * (height + line + gap)
-        sheet.paste(picture, (x, y))
-        draw.text((x, y + height + 2), caption, fill=INK, font=_font(11))
-    write_aside(path, _encode(sheet, "PNG", optimize=True))
-
-
-def animation(pictures: Sequence[Image.Image], path: Path, *, period_s: float) -> None:
-    """Write pictures as an endless GIF.
-
-    Args:
-        pictures: At least one picture, all of one size.
-        path: The file, replaced atomically.
-        period_s: Seconds each picture stands.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
-    palette = pictures[len(pictures) // 2].quantize(colors=96)
-    frames = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
-    data = _encode(
-        frames[0],
-        "GIF",
-        save_all=True,
-        append_images=frames[1:],
-        duration=round(1000 * period_s),
-        loop=0,
-    )
-    write_aside(path, data)
 
 
 def _draw_map(scene: Scene) -> Image.Image:
@@ -188,13 +125,3 @@ def _draw_bars(draw: ImageDraw.ImageDraw, action: NDArray[np.float32]) -> None:
         draw.rectangle([centre - reach, y, centre + reach, y + 7], fill=PAPER)
         ends = sorted((centre, centre + float(value) * reach))
         draw.rectangle([ends[0], y + 1, ends[1], y + 6], fill=colour)
-
-
-def _encode(picture: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)

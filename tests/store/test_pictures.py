@@ -1,0 +1,81 @@
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avtd3.store.errors import ConfigError, StorageError
+from avtd3.store.pictures import animation, contact_sheet, film, frame_image, sheet_width
+
+
+def grey(level, size=(24, 16)):
+    return Image.new("RGB", size, (level, level, level))
+
+
+@pytest.mark.parametrize(
+    ("planes", "shown"),
+    [(1, (0, 0, 0)), (2, (0, 0, 0)), (3, (0, 1, 2)), (4, (0, 1, 2))],
+)
+def test_a_frame_of_any_planes_becomes_a_colour_picture(planes, shown):
+    frame = np.random.default_rng(0).integers(0, 256, (planes, 5, 7), dtype=np.uint8)
+    picture = np.asarray(frame_image(frame))
+    assert picture.shape == (5, 7, 3)
+    for colour, plane in enumerate(shown):
+        np.testing.assert_array_equal(picture[:, :, colour], frame[plane])
+
+
+def test_a_contact_sheet_holds_each_picture_at_its_place(tmp_path):
+    path = tmp_path / "sheet.png"
+    below = grey(77, (50, 9))
+    contact_sheet(
+        [grey(level) for level in (50, 100, 150)],
+        ["a", "b", "c"],
+        path,
+        columns=2,
+        below=below,
+        title="three",
+    )
+    with Image.open(path) as sheet:
+        assert sheet.width == sheet_width(24, 2)
+        pixels = np.asarray(sheet)[:, :, 0]
+    for level, count in ((50, 24 * 16), (100, 24 * 16), (150, 24 * 16), (77, 50 * 9)):
+        assert (pixels == level).sum() >= count
+    assert np.argmax((pixels == 50).any(axis=1)) < np.argmax((pixels == 150).any(axis=1))
+    assert np.argmax((pixels == 50).any(axis=0)) < np.argmax((pixels == 100).any(axis=0))
+
+
+def test_an_animation_plays_every_picture_for_its_time(tmp_path):
+    path = tmp_path / "a.gif"
+    animation((grey(level) for level in [*range(0, 250, 10)] * 2), path, period_s=0.1)
+    with Image.open(path) as picture:
+        assert getattr(picture, "n_frames", 1) == 50
+        assert picture.info["duration"] == 100
+        assert picture.info["loop"] == 0
+        for number in (0, 25, 49):
+            picture.seek(number)
+            level = np.asarray(picture.convert("RGB"))[3, 3, 0]
+            assert abs(int(level) - 10 * (number % 25)) < 10
+
+
+def test_a_film_plays_every_picture_at_its_rate(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.mp4"
+    film((grey(5 * number, (64, 48)) for number in range(40)), path, period_s=0.05)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == 20
+        levels = [frame.to_ndarray(format="gray").mean() for frame in container.decode(stream)]
+    assert len(levels) == 40
+    assert np.all(np.diff(levels) > 0)
+
+
+def test_a_film_without_pyav_names_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConfigError, match=r"pip install avtd3\[video\]"):
+        film([grey(0)], tmp_path / "a.mp4", period_s=0.05)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_cannot_be_written_is_one_error(tmp_path):
+    with pytest.raises(StorageError, match="cannot write"):
+        animation([grey(0)], tmp_path / "missing" / "a.gif", period_s=0.1)
