@@ -252,6 +252,27 @@ def _link(aside: Path, path: Path, data: bytes) -> bool:
     return True
 
 
+def share_file(source: Path, target: Path) -> None:
+    """Make a file that shares its bytes with one that never changes: a hard link.
+
+    Where the file system has none, or the two lie on different ones, the bytes are copied and
+    fsynced.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+        OSError: ``source`` is gone, the disk is full or the directory not writable.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (*_NO_HARD_LINKS, errno.EXDEV):
+            raise
+        with source.open("rb") as old, target.open("xb") as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+
+
 def remove_tree(path: Path) -> None:
     """Delete a directory and what is in it; what is already gone is not an error."""
     shutil.rmtree(path, ignore_errors=True)

@@ -10,15 +10,13 @@ from collections.abc import Iterable
 from avtd3.store.segment import Segment
 
 REPLACES = "replaces"
-"""Key of a segment's provenance: ids of all segments whose episodes it holds."""
+"""Key of a segment's provenance: id to manifest's digest of every segment that it stands for."""
 
 
 def replaced_by(segment: Segment) -> frozenset[str]:
     """Ids of the segments that one stands for; of a stranger's provenance, what makes sense."""
     listed = segment.provenance.get(REPLACES)
-    if not isinstance(listed, list):
-        return frozenset()
-    return frozenset(name for name in listed if isinstance(name, str)) - {segment.id}
+    return frozenset(listed) - {segment.id} if isinstance(listed, dict) else frozenset()
 
 
 def replaced_ids(segments: Iterable[Segment]) -> frozenset[str]:

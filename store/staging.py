@@ -7,7 +7,7 @@ left behind can be told from what another one is writing now.
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from avtd3.store.files import (
@@ -16,6 +16,7 @@ from avtd3.store.files import (
     fsync_directory,
     read_json,
     remove_tree,
+    share_file,
     storage_errors,
     write_new,
 )
@@ -24,7 +25,15 @@ _OWNER_SUFFIX = ".owner.json"
 _DAY_S = 86_400.0
 
 
-def publish(staging: Path, target: Path, files: Mapping[str, bytes], last: str) -> None:
+def publish(
+    staging: Path,
+    target: Path,
+    files: Mapping[str, bytes],
+    last: str,
+    *,
+    shared: Mapping[str, Path] | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
     """Write a directory of files aside and rename it into place, all of it durable before.
 
     Args:
@@ -32,6 +41,9 @@ def publish(staging: Path, target: Path, files: Mapping[str, bytes], last: str) 
         target: Where the directory appears, whole; must not exist.
         files: Bytes by path below the directory.
         last: The one of them that is written after all others are on the disk.
+        shared: More files, that are taken over from published segments; see `share_file`.
+        check: Called with the staging directory when all is in it; what it raises prevents the
+            publication.
 
     Raises:
         StorageError: The disk is full or not writable. Nothing was published, except when the very
@@ -43,11 +55,15 @@ def publish(staging: Path, target: Path, files: Mapping[str, bytes], last: str) 
             for directory in (staging.parent, target.parent):
                 directory.mkdir(exist_ok=True)
             _write_owner(owner)
-            directories = _make_directories(staging, files)
+            directories = _make_directories(staging, (*files, *(shared or ())))
             _write_files(staging, {name: files[name] for name in files if name != last})
+            for name, source in (shared or {}).items():
+                share_file(source, staging / name)
             write_new(staging / last, files[last])
             for directory in directories:
                 fsync_directory(directory)
+            if check is not None:
+                check(staging)
             os.rename(staging, target)  # noqa: PTH104 - Path.rename, patched alike in the tests
         except BaseException:
             remove_tree(staging)
@@ -62,7 +78,7 @@ def _write_owner(owner: Path) -> None:
     os.close(create(owner, canonical_json(document)))
 
 
-def _make_directories(root: Path, files: Mapping[str, bytes]) -> list[Path]:
+def _make_directories(root: Path, files: Iterable[str]) -> list[Path]:
     """Make the directories that files need; deepest first, as they must be fsynced."""
     needed = {root}
     for name in files:

@@ -142,3 +142,35 @@ def test_checksums(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     want = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256(b"abc") == files.sha256_of_file(tmp_path / "x") == want
+
+
+def test_a_shared_file_is_one_file_under_two_names(tmp_path):
+    (tmp_path / "a").write_bytes(b"bytes")
+    files.share_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+    with pytest.raises(FileExistsError):
+        files.share_file(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_where_links_do_not_reach_the_bytes_are_copied(tmp_path, monkeypatch, number):
+    def no_link(*_):
+        raise OSError(number, "no")
+
+    (tmp_path / "a").write_bytes(b"bytes")
+    monkeypatch.setattr(os, "link", no_link)
+    files.share_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"bytes"
+    assert not (tmp_path / "b").samefile(tmp_path / "a")
+    with pytest.raises(FileExistsError):
+        files.share_file(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_full_disk_is_no_reason_to_copy(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    (tmp_path / "a").write_bytes(b"bytes")
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="full"):
+        files.share_file(tmp_path / "a", tmp_path / "b")
