@@ -31,6 +31,8 @@ class FrameShard:
 
     path: Path
     """The file."""
+    name: str
+    """Its path below the segment's directory, for messages."""
     kind: ChainKind
     """Decoder of its chunks."""
     chunk_frames: int
@@ -142,7 +144,9 @@ class ArrayFiles:
         with self._faults(name):
             path = safe_join(self._path, name)
             spans = read_index(path, -(-layout.shape[0] // chunk_frames))
-        self._shard = FrameShard(path=path, kind=kind, chunk_frames=chunk_frames, spans=spans)
+        self._shard = FrameShard(
+            path=path, name=name, kind=kind, chunk_frames=chunk_frames, spans=spans
+        )
         return self._shard
 
     def _read_foreign(self, layout: ArrayLayout, start: int, stop: int) -> NDArray[Any]:

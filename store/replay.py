@@ -74,19 +74,20 @@ class ReplayCache:
     (2 + A + V,), see `REWARD`.
     """
 
-    def __init__(self, spec: EpisodeSpec, scratch: Path) -> None:
+    def __init__(self, spec: EpisodeSpec, scratch: Path, *, frames: bool = True) -> None:
         """Make an empty cache.
 
         Args:
             spec: What every segment holds.
             scratch: Directory for the nameless scratch files.
+            frames: Hold the frames; False for replay that decodes them as they are drawn.
 
         Raises:
             StorageError: `scratch` cannot be written.
         """
         self.spec = spec
         self.segments: dict[Key, CachedSegment] = {}
-        self._columns = ScratchColumns(scratch, _row_types(spec))
+        self._columns = ScratchColumns(scratch, _row_types(spec, frames=frames))
         self._ranges = RowRanges()
 
     @property
@@ -215,10 +216,10 @@ class ReplayCache:
             segment.read_frames(out=self._columns["frames"][self._ranges[key]])
 
 
-def _row_types(spec: EpisodeSpec) -> dict[str, RowType]:
+def _row_types(spec: EpisodeSpec, *, frames: bool) -> dict[str, RowType]:
     width = ACTION + spec.action_size + spec.vector_size
     types = {"numbers": RowType(dtype=np.float32, shape=(width,))}
-    if spec.image is not None:
+    if frames and spec.image is not None:
         types["frames"] = RowType(dtype=np.uint8, shape=spec.image.frame_shape)
     return types
 
