@@ -15,6 +15,7 @@ from avtd3.configs.command_line import (
     section,
 )
 from avtd3.configs.console import interruptible, progress
+from avtd3.configs.inspect_episode import EpisodeFiles, show_episode
 
 
 def replay_inspect(
@@ -29,11 +30,27 @@ def replay_inspect(
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="Move damaged segments to quarantine/ afterwards.")
     ] = False,
+    episode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EPISODE",
+            help="Draw one episode instead: SEGMENT:NUMBER, a number in the plan, "
+            "or worst, best, longest, shortest, random.",
+        ),
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Its contact sheet, as PNG.")] = None,
+    gif: Annotated[Path | None, typer.Option(help="Play it as a GIF.")] = None,
+    mp4: Annotated[Path | None, typer.Option(help="Play it as a film.")] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Audit datasets: what they hold, whether the bytes are whole, whether the data make sense."""
+    files = EpisodeFiles(sheet=sheet, gif=gif, mp4=mp4)
+    files.check(episode)
+    if episode is not None:
+        show_episode(datasets, episode, files, as_json=as_json)
+        return
     from avtd3.store.audit import audit, quarantine_damaged
     from avtd3.store.report import render
 

@@ -52,7 +52,7 @@ def contact_sheet(
         path: The file, replaced atomically.
         columns: Pictures in a row.
         below: A picture under the grid.
-        title: A line above the grid.
+        title: Lines above the grid.
 
     Raises:
         StorageError: The file cannot be written.
@@ -60,12 +60,13 @@ def contact_sheet(
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
     gap, line = 6, 18
-    top = gap + (line + gap if title else 0)
+    top = gap + (line * (title.count("\n") + 1) + gap if title else 0)
     size = sheet_width(width, columns), top + rows * (height + line + gap)
     under = 0 if below is None else below.height + gap
     sheet = Image.new("RGB", (size[0], size[1] + under), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap), title, fill=INK, font=font(14))
+    for number, text in enumerate(title.split("\n")):
+        draw.text((gap, gap + number * line), text, fill=INK, font=font(14))
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x = gap + index % columns * (width + gap)
         y = top + index // columns * (height + line + gap)
@@ -130,7 +131,8 @@ def film(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> Non
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(1 / period_s).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(FILM_QUALITY)})
+        options = {"crf": str(FILM_QUALITY), "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
         for number, picture in enumerate(pictures):
             if not number:
                 stream.width, stream.height = picture.size
