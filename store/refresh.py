@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from avtd3.store.dataset import Snapshot
 from avtd3.store.episodes import EpisodeSummary
 from avtd3.store.replay import Key
+from avtd3.store.spec import EpisodeSpec
 
 _NAMED = 5
 """Most segments that an error names."""
@@ -41,6 +43,17 @@ class RefreshReport:
     absent: tuple[Path, ...] = ()
     """Datasets that cannot be listed or have lost all their segments, as when a disk is unmounted;
     what was read of them can still be drawn."""
+
+    @classmethod
+    def join(cls, reports: Sequence[Self], spec: EpisodeSpec) -> Self:
+        """Several changes in one report, in the order in which they happened."""
+        return cls(
+            segments_added=sum(report.segments_added for report in reports),
+            segments_removed=sum(report.segments_removed for report in reports),
+            steps_added=sum(report.steps_added for report in reports),
+            episodes=EpisodeSummary.join([report.episodes for report in reports], spec),
+            refused=tuple(segment for report in reports for segment in report.refused),
+        )
 
 
 class Refusals:

@@ -224,6 +224,11 @@ def _row_types(spec: EpisodeSpec, *, frames: bool) -> dict[str, RowType]:
     return types
 
 
+def row_bytes(spec: EpisodeSpec) -> int:
+    """Scratch that one row takes in a cache with frames."""
+    return sum(kind.size_bytes for kind in _row_types(spec, frames=True).values())
+
+
 def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]]:
     """Read the small arrays; raise SegmentCorruptError for what training could not survive."""
     names = ["episode_offset", "episode_length", "episode_return", "episode_policy_version"]

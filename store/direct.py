@@ -1,0 +1,277 @@
+"""Replay straight from the compressed shards, for datasets that fit neither memory nor scratch.
+
+Of a dataset's frames only the shards' indices are held (16 bytes per chunk, 4 MB for a million
+frames) and a few hundred open files. A batch reads, verifies and decodes the two or three chunks
+of each transition: all checksums, on every draw.
+
+It costs three times the gather from a cache, most of it LZ4. With the optional packages of the
+extra ``native`` one call decodes a batch on several cores with the interpreter's lock released;
+whatever that call cannot do, and everything without them, goes chunk by chunk through numcodecs.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.arrays import FrameShard
+from avtd3.store.codec import decode_into
+from avtd3.store.direct_files import ShardFiles
+from avtd3.store.direct_plan import ChunkPlan, ChunkTable
+from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
+from avtd3.store.manifest import corrupt, gone_or_torn
+from avtd3.store.replay import CachedSegment, Changes, Key, Progress, ReplayCache
+from avtd3.store.segment import Segment
+from avtd3.store.spec import EpisodeSpec
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedShard:
+    """The frames of a segment, and the rows they have in the replay."""
+
+    key: Key
+    """Which segment."""
+    start: int
+    """Row of its first frame."""
+    directory: Path
+    """The segment's directory."""
+    shard: FrameShard
+    """Its frames."""
+
+
+class ChunkDecoder(Protocol):
+    """A faster way to decode some of a batch's chunks."""
+
+    def decode(
+        self,
+        plan: ChunkPlan,
+        shards: Sequence[FrameShard],
+        descriptors: NDArray[np.int32],
+        out: NDArray[np.uint8],
+    ) -> NDArray[np.int64]:
+        """Put the frames of verified chunks into place.
+
+        Args:
+            plan: What to decode.
+            shards: All shards, as numbered in the plan.
+            descriptors: int32 (G,), open file of each chunk.
+            out: uint8 (frames of the batch, C*H*W), contiguous.
+
+        Returns:
+            int64: numbers of the chunks it did not decode, for whatever reason.
+        """
+
+
+class DirectFrames:
+    """A `FrameSource` over shards."""
+
+    def __init__(
+        self, frame_bytes: int, decoder: ChunkDecoder | None = None, files: ShardFiles | None = None
+    ) -> None:
+        """Start with no shard.
+
+        Args:
+            frame_bytes: Size of a raw frame.
+            decoder: Tried first; None to decode with numcodecs alone.
+            files: Where shards are opened.
+        """
+        self._frame_bytes = frame_bytes
+        self._decoder = decoder
+        self._files = files or ShardFiles()
+        self._damaged: dict[Key, str] = {}
+        self.bind(())
+
+    def bind(self, placed: Sequence[PlacedShard]) -> None:
+        """Read from these shards from now on."""
+        self._placed = sorted(placed, key=lambda item: item.start)
+        self._shards = [item.shard for item in self._placed]
+        most = max((shard.chunk_frames for shard in self._shards), default=0)
+        self._scratch = np.empty((most, self._frame_bytes), np.uint8)
+        self._table = ChunkTable.of([(item.start, item.shard) for item in self._placed])
+        self._files.keep(shard.path for shard in self._shards)
+
+    def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Decode the frames of these rows into place; see `FrameSource`.
+
+        Raises:
+            SegmentNotFoundError: A segment was removed; `take_damaged` has it.
+            SegmentCorruptError: A chunk is not the one that was published; as above.
+            StorageError: Too many files are open.
+        """
+        flat = out.reshape((-1, self._frame_bytes), copy=False)
+        plan = self._table.plan(rows.reshape(-1))
+        for part in plan.parts(self._files.most):
+            descriptors = self._open(part)
+            rest: Sequence[int] = range(len(part.chunk))
+            if self._decoder is not None:
+                rest = self._decoder.decode(part, self._shards, descriptors, flat).tolist()
+            if rest:
+                self._decode(part, rest, descriptors, flat)
+
+    def take_damaged(self) -> Mapping[Key, str]:
+        """Segments in which `take` has failed since the last call, with the reason."""
+        damaged, self._damaged = self._damaged, {}
+        return damaged
+
+    def close(self) -> None:
+        """Close all files; safe to call twice."""
+        self._files.close()
+
+    def _open(self, plan: ChunkPlan) -> NDArray[np.int32]:
+        """The open file of each chunk, int32 (G,)."""
+        numbers, index = np.unique(plan.shard, return_inverse=True)
+        descriptors = []
+        for number in numbers.tolist():
+            try:
+                descriptors.append(self._files.descriptor(self._shards[number].path))
+            except StorageError:
+                raise  # an OSError, but not the segment's fault
+            except OSError as error:
+                raise self._fault(number, error) from error
+        return np.array(descriptors, np.int32).take(index)
+
+    def _decode(
+        self,
+        plan: ChunkPlan,
+        numbers: Sequence[int],
+        descriptors: NDArray[np.int32],
+        out: NDArray[np.uint8],
+    ) -> None:
+        """Decode chunks one after another, the way every other reader of shards does."""
+        runs, shards = plan.is_run().tolist(), plan.shard.tolist()
+        begins, sizes, files = plan.begin.tolist(), plan.size.tolist(), descriptors.tolist()
+        firsts = plan.first.tolist()
+        number = 0
+        try:
+            for number in numbers:
+                frames = slice(firsts[number], firsts[number + 1])
+                shard = self._shards[shards[number]]
+                data = os.pread(files[number], sizes[number], begins[number])
+                if runs[number] and frames.stop - frames.start == shard.chunk_frames:
+                    place = int(plan.place[frames.start])
+                    decode_into(shard.kind, data, _bytes(out[place : place + shard.chunk_frames]))
+                    continue
+                scratch = self._scratch[: shard.chunk_frames]
+                decode_into(shard.kind, data, _bytes(scratch))
+                out[plan.place[frames]] = scratch[plan.inside[frames]]
+        except OSError as error:
+            raise self._fault(shards[number], error) from error
+        except ValueError as error:
+            where = f"chunk {plan.chunk[number]}: "
+            raise self._fault(shards[number], error, where) from error
+
+    def _fault(
+        self, number: int, error: OSError | ValueError, where: str = ""
+    ) -> SegmentCorruptError | SegmentNotFoundError:
+        """The error that names the segment, which is remembered as damaged."""
+        placed = self._placed[number]
+        fault: SegmentCorruptError | SegmentNotFoundError
+        if isinstance(error, OSError):
+            fault = gone_or_torn(placed.directory, f"{placed.shard.name}: {error.strerror}")
+        else:
+            fault = corrupt(placed.directory, f"{placed.shard.name}: {where}{error}")
+        self._damaged[placed.key] = str(fault)
+        return fault
+
+
+def _bytes(frames: NDArray[np.uint8]) -> memoryview:
+    """The bytes of contiguous frames, to write to."""
+    return frames.reshape(-1).data
+
+
+class DirectReplay:
+    """What a sampler needs of a `ReplayCache`, without the frames in it."""
+
+    def __init__(
+        self, spec: EpisodeSpec, scratch: Path, decoder: ChunkDecoder | None = None
+    ) -> None:
+        """Start empty.
+
+        Args:
+            spec: What every segment holds; with an image.
+            scratch: Directory for the nameless files of all that is small: rewards, actions,
+                vectors.
+            decoder: See `DirectFrames`.
+
+        Raises:
+            StorageError: `scratch` cannot be written.
+        """
+        assert spec.image is not None, "without an image there is nothing to decode"
+        self._numbers = ReplayCache(spec, scratch, frames=False)
+        self._shards: dict[Key, FrameShard] = {}
+        self._directories: dict[Key, Path] = {}
+        self.frames = DirectFrames(spec.image.frame_bytes, decoder)
+
+    @property
+    def segments(self) -> Mapping[Key, CachedSegment]:
+        """Segments that can be drawn from."""
+        return self._numbers.segments
+
+    @property
+    def rows(self) -> int:
+        """Rows that have disk space behind them."""
+        return self._numbers.rows
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """All columns but the frames; see `ReplayCache.columns`."""
+        return self._numbers.columns()
+
+    def start(self, key: Key) -> int:
+        """First row of a segment."""
+        return self._numbers.start(key)
+
+    def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
+        """Hold the wanted segments and no others; see `ReplayCache.follow`."""
+        refused = self._open_new(wanted)
+        good = {key: segment for key, segment in wanted.items() if key not in refused}
+        try:
+            changes = self._numbers.follow(good, on_progress)
+        finally:
+            self._place()
+        return dataclasses.replace(changes, refused={**refused, **changes.refused})
+
+    def close(self) -> None:
+        """Close all files; safe to call twice."""
+        self.frames.close()
+        self._numbers.close()
+
+    def _open_new(self, wanted: Mapping[Key, Segment]) -> dict[Key, str]:
+        """Read the indices of new shards; the reasons for those that cannot be used."""
+        refused = {}
+        for key, segment in wanted.items():
+            if key in self._shards:
+                continue
+            try:
+                shard = segment.frame_shard()
+            except (SegmentCorruptError, OSError) as error:
+                refused[key] = str(error)
+                continue
+            if shard is None:
+                refused[key] = (
+                    f"segment {segment.id} ({segment.path.parent}): its frames are in a chain of "
+                    "codecs that only zarr-python reads, too slow to draw from; use --replay cache"
+                )
+                continue
+            self._shards[key], self._directories[key] = shard, segment.path
+        return refused
+
+    def _place(self) -> None:
+        """Forget the shards of segments that are gone, and follow the rows of the others."""
+        held = self._numbers.segments
+        self._shards = {key: shard for key, shard in self._shards.items() if key in held}
+        self._directories = {key: self._directories[key] for key in self._shards}
+        self.frames.bind(
+            [
+                PlacedShard(
+                    key=key,
+                    start=self._numbers.start(key),
+                    directory=self._directories[key],
+                    shard=shard,
+                )
+                for key, shard in self._shards.items()
+            ]
+        )

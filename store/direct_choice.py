@@ -1,0 +1,88 @@
+"""Cache or direct: where a sampler gets its frames from, and why."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from avtd3.store.direct import DirectReplay
+from avtd3.store.native import open_decoder
+from avtd3.store.replay import Key, ReplayCache, row_bytes
+from avtd3.store.scratch import GIB
+from avtd3.store.segment import Segment
+from avtd3.store.selection import ReplayConfig
+from avtd3.store.spec import EpisodeSpec
+
+Mode = Literal["cache", "direct"]
+
+_SPARE = 0.9
+"""Most of the free space that a cache may take; others write to that disk, too."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayMode:
+    """Where frames come from."""
+
+    mode: Mode
+    """``cache``: decoded once into a scratch file; ``direct``: from the shards at every draw."""
+    why: str
+    """The reason, for people."""
+
+    def __str__(self) -> str:
+        return f"replay {self.mode}: {self.why}"
+
+
+def choose_mode(
+    config: ReplayConfig,
+    spec: EpisodeSpec,
+    wanted: Mapping[Key, Segment],
+    scratch: Path,
+    *,
+    grows: bool,
+) -> ReplayMode:
+    """Take the mode that was configured, or with ``auto`` the cache wherever it fits.
+
+    Args:
+        config: `ReplayConfig.mode` and the capacity.
+        spec: What a row holds.
+        wanted: Segments to be held at first.
+        scratch: Where the cache's files would lie; need not exist yet.
+        grows: More will be published: room is needed for the whole capacity.
+    """
+    if config.mode == "direct" and spec.image is not None:
+        return ReplayMode(mode="direct", why="as configured")
+    if spec.image is None:
+        return ReplayMode(mode="cache", why="there are no frames to decode")
+    if config.mode == "cache":
+        return ReplayMode(mode="cache", why="as configured")
+    steps = sum(segment.steps for segment in wanted.values())
+    rows = sum(segment.observations for segment in wanted.values())
+    if grows and steps < config.capacity:
+        # Each episode has one row more than steps; until one is known, that is left aside.
+        rows = config.capacity * rows // steps if steps else config.capacity
+    need, free = rows * row_bytes(spec), _free_bytes(scratch)
+    fits = need <= _SPARE * free
+    text = (
+        f"{rows:,} frames need {need / GIB:.2f} GiB of scratch, {free / GIB:.2f} GiB are free "
+        f"in {scratch}"
+    )
+    return ReplayMode(mode="cache" if fits else "direct", why=text)
+
+
+def _free_bytes(directory: Path) -> int:
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    state = os.statvfs(directory)
+    return state.f_bavail * state.f_frsize
+
+
+def open_replay(mode: ReplayMode, spec: EpisodeSpec, scratch: Path) -> ReplayCache | DirectReplay:
+    """An empty replay of the chosen mode.
+
+    Raises:
+        StorageError: `scratch` cannot be written.
+    """
+    if mode.mode == "direct":
+        return DirectReplay(spec, scratch, open_decoder())
+    return ReplayCache(spec, scratch)
