@@ -13,29 +13,34 @@ BATCHES_AT_ONCE = 16
 
 
 class Draws:
-    """Blocks of uniform draws over the transitions of some datasets, batch by batch."""
+    """Blocks of draws of what is numbered from 0, batch by batch: all alike, or by groups."""
 
-    def __init__(self, *, seed: int, batch_size: int, weights: tuple[float, ...]) -> None:
-        """Start at a seed.
+    def __init__(self, *, seed: int, batch_size: int) -> None:
+        """Start at a seed, with nothing to draw from.
 
         Args:
             seed: Seed of the generator, PCG64.
-            batch_size: Transitions per batch, B.
-            weights: Share of each dataset in the draws; empty for transitions all alike.
+            batch_size: Draws per batch, B.
         """
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._shape = (BATCHES_AT_ONCE, batch_size)
-        self._weights = weights
         self._start = self._generator.bit_generator.state
         self._taken = BATCHES_AT_ONCE
         self._counts = np.zeros(1, np.int64)
+        self._shares: NDArray[np.float64] | None = None
 
-    def bind(self, counts: NDArray[np.int64]) -> None:
-        """Draw from datasets of these many transitions from now on; the rest of a block is lost."""
+    def bind(self, counts: NDArray[np.int64], shares: NDArray[np.float64] | None = None) -> None:
+        """Draw from groups of these sizes from now on; the rest of a block is lost.
+
+        Args:
+            counts: int64 (G,), how many numbers each group has; groups lie one after another.
+            shares: float64 (G,), how much of the draws falls on each group, 0 where it is empty;
+                None for numbers all alike.
+        """
         self._counts, self._first = counts, counts.cumsum() - counts
-        if self._weights and counts.any():
-            shares = np.where(counts > 0, self._weights, 0.0).cumsum()
-            self._shares = shares / shares[-1]
+        self._shares = None if shares is None or not counts.any() else shares.cumsum()
+        if self._shares is not None:
+            self._shares /= self._shares[-1]
         self._taken = BATCHES_AT_ONCE
 
     @property
@@ -44,14 +49,14 @@ class Draws:
         return self._taken < BATCHES_AT_ONCE
 
     def draw(self) -> NDArray[np.int64]:
-        """Draw a new block: int64 (N, B), numbers of transitions, datasets one after another."""
+        """Draw a new block: int64 (N, B), numbers below the sum of all counts."""
         self._start = self._generator.bit_generator.state
         self._taken = 0
-        if not self._weights:
+        if self._shares is None:
             return self._generator.integers(0, self._counts.sum(), self._shape)
-        dataset = self._shares.searchsorted(self._generator.random(self._shape), side="right")
-        within = self._generator.integers(0, self._counts[dataset])
-        number: NDArray[np.int64] = self._first[dataset] + within
+        group = self._shares.searchsorted(self._generator.random(self._shape), side="right")
+        within = self._generator.integers(0, self._counts[group])
+        number: NDArray[np.int64] = self._first[group] + within
         return number
 
     def take(self) -> int:

@@ -54,6 +54,17 @@ class EpisodeSummary:
             vector_mean_abs=_sums(vector, np.cumsum(rows) - rows) / rows[:, None],
         )
 
+    def choose(self, episodes: NDArray[np.bool_] | slice) -> Self:
+        """Those of some episodes, bool (E,) or a slice."""
+        return type(self)(
+            returns=self.returns[episodes],
+            lengths=self.lengths[episodes],
+            policy_versions=self.policy_versions[episodes],
+            end_reasons=tuple(np.array(self.end_reasons, object)[episodes]),
+            reward_term_sums=self.reward_term_sums[episodes],
+            vector_mean_abs=self.vector_mean_abs[episodes],
+        )
+
     @classmethod
     def join(cls, summaries: Sequence[Self], spec: EpisodeSpec) -> Self:
         """One after the other; `spec` gives the widths where there are none."""

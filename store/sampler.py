@@ -13,15 +13,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from avtd3.store.dataset import Dataset
+from avtd3.store.direct import DirectReplay
+from avtd3.store.direct_choice import choose_mode, open_replay
 from avtd3.store.draw import Draws
+from avtd3.store.eligible import Eligibility
 from avtd3.store.episodes import EpisodeSummary
-from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError
-from avtd3.store.gather import EpisodeRows, FrameBuffer, Gather, Lookup, Transitions
+from avtd3.store.errors import (
+    ConfigError,
+    DatasetError,
+    NoSegmentsError,
+    SegmentCorruptError,
+    SegmentNotFoundError,
+)
+from avtd3.store.filters import NO_POLICY
+from avtd3.store.gather import FrameBuffer, Gather, Lookup, Transitions
+from avtd3.store.numbering import Numbering, group
 from avtd3.store.refresh import RefreshReport, Refusals, RefusedSegment, name_refused
-from avtd3.store.replay import CachedSegment, Key, Progress, ReplayCache
+from avtd3.store.replay import CachedSegment, Key, Progress
 from avtd3.store.segment import Segment
 from avtd3.store.selection import ReplayConfig, check_datasets, select_segments
 
@@ -43,6 +52,7 @@ class Sampler:
         seed: int,
         scratch: Path | None = None,
         buffers: int = 3,
+        grows: bool = False,
         on_progress: Progress | None = None,
     ) -> None:
         """Take a snapshot of each dataset and decode it into the replay cache.
@@ -55,6 +65,8 @@ class Sampler:
             buffers: Batches alive at a time: 3 for a thread that draws ahead (one in use, one
                 waiting, one being gathered); 1, which stays in the processor's cache and saves a
                 fifth of the time, where each batch is done with before the next is drawn.
+            grows: Whether `refresh` will be called, so that room for the whole capacity counts
+                where the mode of replay is chosen.
             on_progress: Called with frames done and frames in all while decoding.
 
         Raises:
@@ -68,13 +80,18 @@ class Sampler:
         self.spec = self._datasets[0].spec
         self.config = config
         self.steps = 0
-        self._draws = Draws(seed=seed, batch_size=config.batch_size, weights=config.weights)
+        self._draws = Draws(seed=seed, batch_size=config.batch_size)
+        self._eligible = Eligibility(config)
+        self._indexed_newest = NO_POLICY
+        self._chosen_digest = ""
         self._lookup: Lookup | None = None
         self._lock = threading.Lock()
+        self._unreported: list[RefreshReport] = []
         self._refusals = Refusals([dataset.path for dataset in self._datasets])
         self._snapshots = [dataset.snapshot() for dataset in self._datasets]
-        directory = Path(config.scratch) if config.scratch else scratch
-        self._cache = ReplayCache(self.spec, directory or Path(tempfile.gettempdir()))
+        directory = Path(config.scratch or scratch or tempfile.gettempdir())
+        self.mode = choose_mode(config, self.spec, self._wanted(), directory, grows=grows)
+        self._cache = open_replay(self.mode, self.spec, directory)
         self._gather = Gather(self.spec, n_step=config.n_step, gamma=config.gamma)
         self._frames = itertools.cycle(
             [
@@ -99,13 +116,19 @@ class Sampler:
             NoSegmentsError: Nothing has been published yet.
         """
         with self._lock:
-            if not self.steps:
-                raise NoSegmentsError(self._why_empty())
-            if self._lookup is None or not self._draws.is_drawn:
-                self._lookup = self._gather.look_up(self._draws.draw())
-            number, frames = self._draws.take(), next(self._frames)
-            self._gather.take_frames(self._lookup.rows[number], frames)
-            return self._lookup.batch(number, frames)
+            frames = next(self._frames)
+            while True:
+                if not self.steps:
+                    raise NoSegmentsError(self._why_empty())
+                if self._lookup is None or not self._draws.is_drawn:
+                    self._lookup = self._gather.look_up(self._draws.draw())
+                number = self._draws.take()
+                try:
+                    self._gather.take_frames(self._lookup.rows[number], frames)
+                except (SegmentCorruptError, SegmentNotFoundError):
+                    self._refuse_damaged()
+                else:
+                    return self._lookup.batch(number, frames)
 
     def refresh(self) -> RefreshReport:
         """Take in what was published since, and let go of what is too old or was removed.
@@ -115,7 +138,8 @@ class Sampler:
         """
         with self._lock:
             absent = [number for number in range(len(self._datasets)) if self._is_absent(number)]
-            report = self._follow(None)
+            report = RefreshReport.join([*self._unreported, self._follow(None)], self.spec)
+            self._unreported.clear()
             paths = tuple(self._datasets[number].path for number in absent)
             return dataclasses.replace(report, absent=paths)
 
@@ -182,14 +206,22 @@ class Sampler:
             removed += changes.removed
             # Room that a refused segment was to take goes to the next older ones.
             self._refusals.add(changes.refused)
-        new = [added[key] for key in sorted(added)]
+        if self._eligible.newest != self._indexed_newest:
+            self._index()  # which episodes are too old, or how much, has changed
+        new = [added[key].episodes.choose(self._eligible.drawable(key)) for key in sorted(added)]
         return RefreshReport(
             segments_added=len(new),
             segments_removed=removed,
-            steps_added=sum(segment.steps for segment in new),
-            episodes=EpisodeSummary.join([segment.episodes for segment in new], self.spec),
+            steps_added=sum(int(episodes.lengths.sum()) for episodes in new),
+            episodes=EpisodeSummary.join(new, self.spec),
             refused=self._refusals.take_new(),
         )
+
+    def _refuse_damaged(self) -> None:
+        """Go on without segments that proved bad only now, when frames of theirs were drawn."""
+        assert isinstance(self._cache, DirectReplay), "a cache has checked all of its frames"
+        self._refusals.add(self._cache.frames.take_damaged())
+        self._unreported.append(self._follow(None))
 
     def _wanted(self) -> dict[Key, Segment]:
         segments = {
@@ -198,35 +230,31 @@ class Sampler:
             for segment in snapshot.segments
             if (number, segment.id) not in self._refusals
         }
-        return select_segments(segments, self.config)
+        self._refusals.add(unreadable := self._eligible.look(segments))
+        readable = {key: segments[key] for key in segments if key not in unreadable}
+        chosen = select_segments(self._eligible.steps(readable), self.config)
+        return {key: segments[key] for key in chosen}
 
     def _index(self) -> None:
-        """Number all transitions: by dataset, then segment, then time.
-
-        Segments follow their content, not their names: two collectors that publish the same
-        episodes a moment earlier or later give the same batches.
-        """
-        cached = sorted(
-            self._cache.segments.items(), key=lambda item: (item[0][0], item[1].content, item[0])
-        )
-        lengths = [segment.episodes.lengths for _, segment in cached]
-        first = [self._cache.start(key) + segment.first_rows for key, segment in cached]
-        none = [np.zeros(0, np.int64)]
-        rows = EpisodeRows.from_lengths(
-            np.concatenate(lengths or none), np.concatenate(first or none)
-        )
-        counts = np.zeros(len(self._datasets), np.int64)
-        for key, segment in cached:
-            counts[key[0]] += segment.steps
-        self.steps = int(counts.sum())
-        self._draws.bind(counts)
-        self._gather.bind(self._cache.columns(), rows)
+        """Number all transitions that may be drawn."""
+        numbering = Numbering.of(self._cache.segments, self._cache.start, self._eligible)
+        lengths = numbering.lengths
+        groups = group(numbering, lengths, self._eligible, self.config, len(self._datasets))
+        self.steps = numbering.steps
+        self._indexed_newest = self._eligible.newest
+        self._chosen_digest = "" if self._eligible.takes_all else numbering.digest(groups)
+        self._draws.bind(groups.counts, groups.shares)
+        direct = self._cache.frames if isinstance(self._cache, DirectReplay) else None
+        self._gather.bind(self._cache.columns(), numbering.rows(lengths), direct)
 
     def _digest(self) -> str:
-        return hashlib.sha256(repr(sorted(self._cache.segments)).encode()).hexdigest()
+        held = repr(sorted(self._cache.segments)) + self._chosen_digest
+        return hashlib.sha256(held.encode()).hexdigest()
 
     def _why_empty(self) -> str:
         paths = ", ".join(str(dataset.path) for dataset in self._datasets)
+        if left_out := self._eligible.describe():
+            return f"nothing to draw from {paths}: {left_out}"
         if refused := self._refusals.all():
             return f"nothing to draw from {paths}: {name_refused(refused)}"
         return (

@@ -1,4 +1,4 @@
-"""Which segments are replayed: how many transitions are kept, and of which datasets."""
+"""`ReplayConfig`: what is kept for replay and how it is drawn; and which segments that means."""
 
 import dataclasses
 import math
@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError
+from avtd3.store.filters import parse_filter
 from avtd3.store.replay import Key
-from avtd3.store.segment import Segment
+from avtd3.store.shares import MixPart
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,24 +24,61 @@ class ReplayConfig:
     """Rewards summed before bootstrapping; fewer where the episode ends sooner."""
     gamma: float = 0.99
     """Discount per step, in [0, 1]."""
+    mode: str = "auto"
+    """``cache``: decode every frame once into a scratch file, fastest; ``direct``: decode from the
+    shards at every draw, for datasets that fit no disk; ``auto``: the cache where it fits."""
     scratch: str = ""
     """Directory for the replay's scratch files (7.06 GB per million 84x84 frames); empty: the
     run's own, or the system's temporary directory."""
     weights: tuple[float, ...] = ()
     """Share of draws from each dataset, and of the capacity for it, so that none pushes out
     another; they need not add up to 1. Empty: all transitions are equally likely."""
+    filter: tuple[str, ...] = ()
+    """Only episodes for which all of these hold, as ``end=collision``, ``policy=3..7``; see
+    `avtd3.store.filters`. Steps of other episodes do not count for the capacity."""
+    mix: tuple[MixPart, ...] = ()
+    """Shares of the draws by filter, as ``[{filter: ["end=collision"], weight: 0.3}, {weight:
+    0.7}]``; episodes in no part are not drawn. With `weights`, those hold within each part."""
+    held_out: float = 0.0
+    """Share of the episodes that is never drawn, in [0, 1): see `avtd3.store.held_out`."""
+    max_policy_lag: int | None = None
+    """Most versions that the policy of an episode may be older than the newest; None: any. Episodes
+    without a policy are kept."""
+    policy_lag_half_life: float = 0.0
+    """Versions after which an episode is drawn half as often; 0: all alike. Episodes without a
+    policy are drawn like the newest."""
 
     def __post_init__(self) -> None:
         for name in ("capacity", "batch_size", "n_step"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"replay.{name} is {value!r}, expected a whole number above 0")
+        if self.mode not in ("cache", "direct", "auto"):
+            raise ConfigError(f"replay.mode is {self.mode!r}, expected cache, direct or auto")
         if not 0.0 <= self.gamma <= 1.0:
             raise ConfigError(f"replay.gamma is {self.gamma!r}, expected a number in [0, 1]")
         if not all(0.0 <= weight < math.inf for weight in self.weights):
             raise ConfigError(f"replay.weights is {self.weights}, expected numbers from 0 up")
         if self.weights and sum(self.weights) <= 0.0:
             raise ConfigError("replay.weights are all 0, expected at least one above 0")
+        if self.mix and sum(part.weight for part in self.mix) <= 0.0:
+            raise ConfigError("replay.mix has only weights of 0, expected at least one above 0")
+        parse_filter(self.filter)
+        self._check_lags()
+
+    def _check_lags(self) -> None:
+        if not 0.0 <= self.held_out < 1.0:
+            raise ConfigError(f"replay.held_out is {self.held_out!r}, expected a share in [0, 1)")
+        lag = self.max_policy_lag
+        if lag is not None and (isinstance(lag, bool) or not isinstance(lag, int) or lag < 0):
+            raise ConfigError(
+                f"replay.max_policy_lag is {lag!r}, expected a whole number from 0 up, or null"
+            )
+        if not 0.0 <= self.policy_lag_half_life < math.inf:
+            raise ConfigError(
+                f"replay.policy_lag_half_life is {self.policy_lag_half_life!r}, expected versions "
+                "above 0, or 0 for none"
+            )
 
 
 def check_datasets(datasets: Sequence[Dataset], config: ReplayConfig) -> list[Dataset]:
@@ -69,29 +107,33 @@ def check_datasets(datasets: Sequence[Dataset], config: ReplayConfig) -> list[Da
     return list(datasets)
 
 
-def select_segments(segments: Mapping[Key, Segment], config: ReplayConfig) -> dict[Key, Segment]:
+def select_segments(steps: Mapping[Key, int], config: ReplayConfig) -> list[Key]:
     """The newest segments that the capacity holds, by age over all datasets or, weighted, in each.
 
     Which ones depends on nothing but the arguments, so a resumed run finds the same again.
+
+    Args:
+        steps: How many steps of each segment may be drawn.
+        config: Capacity and weights.
     """
     if not config.weights:
-        return _newest(segments, config.capacity)
+        return _newest(steps, config.capacity)
     total = sum(config.weights)
-    selected: dict[Key, Segment] = {}
+    selected: list[Key] = []
     for number, weight in enumerate(config.weights):
         if weight > 0.0:
-            own = {key: segment for key, segment in segments.items() if key[0] == number}
-            selected |= _newest(own, int(config.capacity * weight / total))
+            own = {key: count for key, count in steps.items() if key[0] == number}
+            selected += _newest(own, int(config.capacity * weight / total))
     return selected
 
 
-def _newest(segments: Mapping[Key, Segment], capacity: int) -> dict[Key, Segment]:
+def _newest(steps: Mapping[Key, int], capacity: int) -> list[Key]:
     """The newest segments whose steps fit, oldest first; at least one if there is any."""
     kept: list[Key] = []
-    steps = 0
-    for key in sorted(segments, key=lambda key: (key[1], key[0]), reverse=True):
-        steps += segments[key].steps
-        if kept and steps > capacity:
+    total = 0
+    for key in sorted(steps, key=lambda key: (key[1], key[0]), reverse=True):
+        total += steps[key]
+        if kept and total > capacity:
             break
         kept.append(key)
-    return {key: segments[key] for key in reversed(kept)}
+    return kept[::-1]
