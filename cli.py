@@ -22,6 +22,7 @@ from avtd3.configs.command_line import (
 )
 from avtd3.configs.console import interruptible, progress, say
 from avtd3.configs.inspect_command import replay_inspect
+from avtd3.configs.store_commands import app as store_app
 from avtd3.store.errors import Avtd3Error, StorageError, TrainingHalted, WorldError
 
 EXIT_USAGE = 2
@@ -143,6 +144,7 @@ def learn(
 
 
 app.command(name="replay-inspect")(replay_inspect)
+app.add_typer(store_app, name="store")
 
 
 @app.command()

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from avtd3.store.dataset import Dataset, Snapshot
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError, SpecError
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.layout import MAX_STEPS
+from avtd3.store.leftovers import find_leftovers, remove_leftovers
 from avtd3.store.merge import data_provenance, merge, origins
 from avtd3.store.pins import read_pins
 from avtd3.store.progress import HousekeepingProgress, count
 from avtd3.store.removal import empty_trash, exclusive, remove_segments
-from avtd3.store.replaced import REPLACES, replaced_by, replaced_ids
+from avtd3.store.replaced import replaced_ids
 from avtd3.store.segment import Segment
 
 MAX_ORIGINS = 1000
@@ -166,7 +167,9 @@ class _Compaction:
         on_progress: Callable[[HousekeepingProgress], None],
     ) -> bool:
         """Remove leftovers and merge; returns whether it was stopped early."""
-        self._remove_leftovers()
+        removed, problems = remove_leftovers(self._dataset, self._snapshot, self._pins)
+        self._removed += len(removed)
+        self._problems += problems
         total = sum(map(len, self._runs))
         done = 0
         for run in self._runs:
@@ -188,22 +191,6 @@ class _Compaction:
         self._bytes_after += size
         self._done.append(run)
         remove_segments(self._dataset, [segment.id for segment in run])
-
-    def _remove_leftovers(self) -> None:
-        """Finish what a crash interrupted, once what replaces them is seen to be whole."""
-        left = [name for name in self._leftovers if name not in self._pins]
-        for segment in self._snapshot.segments:
-            mine = [name for name in left if name in replaced_by(segment)]
-            if not mine:
-                continue
-            try:
-                segment.verify()
-            except (SegmentCorruptError, SegmentNotFoundError) as error:
-                self._problems.append(str(error))
-                continue
-            remove_segments(self._dataset, mine)
-            left = [name for name in left if name not in mine]
-            self._removed += len(mine)
 
     def report(self, *, dry_run: bool, stopped: bool) -> CompactReport:
         """What was done; in a dry run, what would be."""
@@ -264,25 +251,3 @@ def merged_name(run: Sequence[Segment], names: Sequence[str]) -> str | None:
         if before < name and (behind is None or name < behind) and name not in mine:
             return name
     return None
-
-
-def find_leftovers(dataset: Dataset, snapshot: Snapshot) -> list[str]:
-    """Segments on the disk that one of a snapshot replaces, in the order in which they may go.
-
-    Only those whose manifest is the one that was replaced: another segment of the same name is
-    left alone.
-    """
-    replaced: dict[str, str] = {}
-    for segment in snapshot.segments:
-        if replaced_by(segment):
-            replaced |= segment.provenance[REPLACES]
-    found: list[tuple[int, str]] = []
-    for name in set(dataset.segment_ids()) & replaced.keys():
-        try:
-            segment = dataset.open_segment(name)
-        except (SegmentCorruptError, SegmentNotFoundError):
-            continue
-        if segment.manifest_digest == replaced[name]:
-            # What replaces others goes behind them, lest they come to light again.
-            found.append((len(replaced_by(segment)), name))
-    return [name for _, name in sorted(found)]

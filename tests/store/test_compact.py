@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,20 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store import compact as compact_module
+from avtd3.store import removal
 from avtd3.store.compact import compact, merged_name
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, StorageError
 from avtd3.store.identity import episode_digests
 from avtd3.store.merge import ORIGIN
 from avtd3.store.pins import Pin, write_pins
+from avtd3.store.progress import HousekeepingProgress
 from avtd3.store.removal import exclusive
 from avtd3.store.replaced import REPLACES
 from avtd3.store.sampler import ReplayConfig, Sampler
 from avtd3.store.segment import Segment
-from avtd3.store.writer import FrameCodec, SegmentWriter, WriterConfig
-from avtd3.tests.store.segments import Clock, assert_holds, feed, make_episode, make_spec
-
-SPEC = make_spec(height=3, width=2)
+from avtd3.store.writer import FrameCodec
+from avtd3.tests.store.housekeeping import SPEC, fill, identity, publish
+from avtd3.tests.store.segments import Clock, assert_holds, make_spec
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,37 +34,6 @@ def _no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
-
-
-def identity(dataset):
-    """What readers see: the digest of every episode, in order."""
-    return [d for segment in dataset.snapshot().segments for d in episode_digests(segment)]
-
-
-def publish(dataset, lengths, *, seed=0, now=1_700_000_000.0, codec=None, **provenance):
-    """One segment of episodes of these lengths; returns the episodes."""
-    episodes = [
-        make_episode(dataset.spec, length, seed=seed + n, policy_version=seed, policy_digest="a")
-        for n, length in enumerate(lengths)
-    ]
-    config = WriterConfig(codec=codec or FrameCodec(), segment_steps=10_000, segment_seconds=1e9)
-    writer = SegmentWriter(
-        dataset, collector="test", provenance=provenance, config=config, clock=Clock(now)
-    )
-    with writer:
-        for episode in episodes:
-            feed(writer, episode)
-    return episodes
-
-
-def fill(path, segments, spec=SPEC, **options):
-    """A dataset of segments, each given by the lengths of its episodes; and the episodes."""
-    dataset = Dataset.create(path, spec)
-    episodes = []
-    for number, lengths in enumerate(segments):
-        now = 1_700_000_000.0 + number
-        episodes += publish(dataset, lengths, seed=100 * number, now=now, **options)
-    return dataset, episodes
 
 
 DATASETS = {
@@ -201,7 +172,7 @@ def test_a_dry_run_changes_nothing(tmp_path):
 
 def test_an_interruption_keeps_what_is_done_and_the_next_run_goes_on(tmp_path):
     dataset, episodes = fill(tmp_path / "data", [[4], [4], [4], [4]])
-    drawn = []
+    drawn: list[HousekeepingProgress] = []
     report = compact(
         dataset.path, target_steps=8, should_stop=lambda: bool(drawn), on_progress=drawn.append
     )
@@ -339,7 +310,8 @@ def test_a_merged_name_sorts_where_its_sources_did(names, data):
     ordered = sorted(names)
     first = data.draw(st.integers(0, len(ordered) - 2))
     last = data.draw(st.integers(first + 1, len(ordered) - 1))
-    name = merged_name([_Named(n) for n in ordered[first : last + 1]], ordered)
+    run: list[Any] = [_Named(n) for n in ordered[first : last + 1]]
+    name = merged_name(run, ordered)
     if name is not None:
         rest = [*ordered[:first], *ordered[last + 1 :]]
         assert name not in ordered
@@ -361,10 +333,10 @@ def test_a_sampler_that_refreshes_across_a_compaction_draws_the_same_episodes(
 
     config = ReplayConfig(batch_size=64, scratch=str(tmp_path))
     with Sampler([dataset], config, seed=0) as sampler:
-        removal = compact_module.remove_segments
+        remove = removal.remove_segments
 
         def looking(*args):
-            for step in (lambda: None, lambda: removal(*args)):
+            for step in (lambda: None, lambda: remove(*args)):
                 step()
                 report = sampler.refresh()
                 assert report.refused == ()
