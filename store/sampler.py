@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +28,7 @@ from avtd3.store.errors import (
 )
 from avtd3.store.filters import NO_POLICY
 from avtd3.store.gather import FrameBuffer, Gather, Lookup, Transitions
+from avtd3.store.held_out import HeldOutEpisode, read_episode
 from avtd3.store.numbering import Numbering, group
 from avtd3.store.refresh import RefreshReport, Refusals, RefusedSegment, name_refused
 from avtd3.store.replay import CachedSegment, Key, Progress
@@ -143,6 +144,32 @@ class Sampler:
             paths = tuple(self._datasets[number].path for number in absent)
             return dataclasses.replace(report, absent=paths)
 
+    def held_out(self, limit: int | None = None) -> Iterator[HeldOutEpisode]:
+        """Whole episodes that are never drawn, in an order that stays when others are added.
+
+        They are read from the datasets, not from the replay. Those of a segment that cannot be
+        read are left out, and the segment is refused.
+
+        Args:
+            limit: Most episodes; None for all of them.
+        """
+        with self._lock:
+            segments, chosen = self._listed(), self._eligible.held_out()
+        found = 0
+        for key, number in chosen:
+            if found == limit:
+                return
+            try:
+                episode = read_episode(segments[key], number, self.spec)
+            except SegmentNotFoundError:
+                continue  # pruned or merged since; the next refresh knows
+            except (SegmentCorruptError, OSError) as error:
+                with self._lock:
+                    self._refusals.add({key: str(error)})
+                continue
+            found += 1
+            yield episode
+
     @property
     def refused(self) -> tuple[RefusedSegment, ...]:
         """All published segments that cannot be used as of the last refresh."""
@@ -224,16 +251,20 @@ class Sampler:
         self._unreported.append(self._follow(None))
 
     def _wanted(self) -> dict[Key, Segment]:
-        segments = {
+        segments = self._listed()
+        self._refusals.add(unreadable := self._eligible.look(segments))
+        readable = {key: segments[key] for key in segments if key not in unreadable}
+        chosen = select_segments(self._eligible.steps(readable), self.config)
+        return {key: segments[key] for key in chosen}
+
+    def _listed(self) -> dict[Key, Segment]:
+        """All published segments that are not refused."""
+        return {
             (number, segment.id): segment
             for number, snapshot in enumerate(self._snapshots)
             for segment in snapshot.segments
             if (number, segment.id) not in self._refusals
         }
-        self._refusals.add(unreadable := self._eligible.look(segments))
-        readable = {key: segments[key] for key in segments if key not in unreadable}
-        chosen = select_segments(self._eligible.steps(readable), self.config)
-        return {key: segments[key] for key in chosen}
 
     def _index(self) -> None:
         """Number all transitions that may be drawn."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from avtd3.store.dataset import Snapshot
+from avtd3.store.segment import EpisodeTable
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 
@@ -26,9 +27,23 @@ def make_spec(image=True, vector=2, *, channels=1, stack=2, period=0.05, terms=0
 class Episode:
     """Random data of one episode; the actions say which episode and step they are."""
 
-    def __init__(self, spec, number, length, terminated):
+    def __init__(self, spec, number, length, terminated, about=()):
         rng = np.random.default_rng(number)
-        self.number, self.length, self.terminated = number, length, terminated
+        self.about = {
+            "seed": number,
+            "index": -1,
+            "scenario": 0,
+            "policy_version": number,
+            "exploration_noise": 0.0,
+            "wall_time": 0.0,
+            "world": "",
+            "town": "",
+            "weather": "",
+            "driver": "",
+            "end_reason": "goal" if terminated else "time_limit",
+            "policy_digest": "",
+        } | dict(about)
+        self.spec, self.number, self.length, self.terminated = spec, number, length, terminated
         self.frames = self.vector = None
         if spec.image is not None:
             shape = (length + 1, *spec.image.frame_shape)
@@ -56,9 +71,9 @@ class MemorySegment:
             "episode_offset": np.cumsum(lengths) - lengths,
             "episode_length": lengths,
             "episode_return": np.array([e.reward.sum(dtype=np.float64) for e in episodes]),
-            "episode_policy_version": np.array([e.number for e in episodes]),
+            "episode_policy_version": np.array([e.about["policy_version"] for e in episodes]),
         }
-        self.end_reasons = ["goal" if e.terminated else "time_limit" for e in episodes]
+        self.spec, self.about = episodes[0].spec, [e.about for e in episodes]
         if episodes[0].terms.size:
             self.arrays["reward_terms"] = np.concatenate([e.terms for e in episodes])
         if episodes[0].vector is not None:
@@ -74,12 +89,27 @@ class MemorySegment:
 
     def read_strings(self, name):
         assert name == "episode_end_reason"
-        return self.end_reasons
+        return [about["end_reason"] for about in self.about]
 
-    def read_frames(self, out):
+    def episode_table(self):
+        columns = {}
+        for name in self.about[0]:
+            values = [about[name] for about in self.about]
+            columns[name] = values if isinstance(values[0], str) else np.array(values)
+        return EpisodeTable(
+            offset=self.arrays["episode_offset"],
+            length=self.arrays["episode_length"],
+            episode_return=self.arrays["episode_return"],
+            **columns,
+        )
+
+    def read_frames(self, start=0, stop=None, out=None):
         self.reads += 1
+        stop = self.observations if stop is None else stop
+        if out is None:
+            out = np.empty((stop - start, *self.frames.shape[1:]), np.uint8)
         assert out.flags.c_contiguous
-        out[:] = self.frames
+        out[:] = self.frames[start:stop]
         if self.fault is not None:
             raise self.fault
         return out
@@ -107,7 +137,7 @@ class World:
         self.spec, self.episodes = spec, []
 
     def add_episodes(self, episodes):
-        """New episodes, given as (length, terminated)."""
+        """New episodes, given as (length, terminated) or (length, terminated, about)."""
         count = len(self.episodes)
         made = [Episode(self.spec, count + i, *episode) for i, episode in enumerate(episodes)]
         self.episodes += made
