@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ class MemorySegment:
         return [about["end_reason"] for about in self.about]
 
     def episode_table(self):
-        columns = {}
+        columns: dict[str, Any] = {}
         for name in self.about[0]:
             values = [about[name] for about in self.about]
             columns[name] = values if isinstance(values[0], str) else np.array(values)

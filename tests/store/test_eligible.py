@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,8 @@ class Model:
         return limit is None or version == -1 or self.newest - version <= limit
 
     def newest_segments(self, groups, allowed):
-        kept, steps = {}, 0
+        kept: dict[int, tuple[Any, int]] = {}
+        steps = 0
         for _, number, episodes in sorted(groups, key=lambda g: (g[0], g[1]), reverse=True):
             chosen = [e for e in episodes if e.number in allowed]
             if not chosen:
@@ -97,10 +99,11 @@ class Model:
 
     def shares(self):
         """Probability of each episode: number to share."""
-        config, found = self.config, Counter()
+        config = self.config
+        found: dict[int, float] = dict.fromkeys(self.drawable, 0.0)
         for part in config.mix or (MixPart(),):
             weights = config.weights or (1.0,)
-            held = {}
+            held: dict[int, dict[int, float]] = {}
             for episode, dataset in self.drawable.values():
                 if meant(episode, part.filter):
                     place = dataset if config.weights else 0
@@ -303,6 +306,8 @@ def test_held_out_episodes_are_whole_and_read_in_order(tmp_path):
     for episode in found:
         original = world.episodes[int(episode.action[0, 0])]
         assert np.array_equal(episode.action, original.action)
+        assert episode.frames is not None
+        assert episode.vector is not None
         assert np.array_equal(episode.frames, original.frames)
         assert np.array_equal(episode.vector, original.vector)
         assert np.array_equal(episode.reward, original.reward)
