@@ -14,7 +14,7 @@ from avtd3.configs.command_line import (
     replace,
     section,
 )
-from avtd3.configs.console import interruptible, progress
+from avtd3.configs.console import interruptible, progress, say
 from avtd3.configs.inspect_episode import EpisodeFiles, show_episode
 
 
@@ -30,6 +30,7 @@ def replay_inspect(
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="Move damaged segments to quarantine/ afterwards.")
     ] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the audit as one HTML page.")] = None,
     episode: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +48,7 @@ def replay_inspect(
 ) -> None:
     """Audit datasets: what they hold, whether the bytes are whole, whether the data make sense."""
     files = EpisodeFiles(sheet=sheet, gif=gif, mp4=mp4)
-    files.check(episode)
+    files.check(episode, html)
     if episode is not None:
         show_episode(datasets, episode, files, as_json=as_json)
         return
@@ -58,6 +59,11 @@ def replay_inspect(
     settings = replace(settings, sample=sample, strict=strict or None, scheduler=scheduler)
     with interruptible() as should_stop, progress() as draw:
         report = audit(datasets, settings, should_stop=should_stop, on_progress=draw)
+    if html is not None:
+        from avtd3.store.page import write_page
+
+        write_page(report, html)
+        say(f"wrote {html}")
     moved = list(quarantine_damaged(report)) if quarantine else []
     text = "\n".join([render(report), *(f"moved to quarantine: {name}" for name in moved)])
     answer(report.document() | {"quarantined": moved}, as_json, text)

@@ -27,12 +27,18 @@ class EpisodeFiles:
     mp4: Path | None = None
     """A film."""
 
-    def check(self, episode: str | None) -> None:
-        """Refuse files without an episode to show.
+    def check(self, episode: str | None, html: Path | None) -> None:
+        """Refuse what does not go together, before anything is read.
+
+        Args:
+            episode: The episode to show, or None.
+            html: Where to write the audit as a page, or None.
 
         Raises:
-            ConfigError: No episode is named.
+            ConfigError: Pictures without an episode, or a page of one.
         """
+        if episode is not None and html is not None:
+            raise ConfigError("--html shows a whole audit, --episode one episode: give one of them")
         for name in ("sheet", "gif", "mp4"):
             if episode is None and getattr(self, name) is not None:
                 raise ConfigError(f"--{name} shows one episode: name it, as in --episode worst")

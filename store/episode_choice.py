@@ -8,7 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
+from avtd3.store.errors import (
+    ConfigError,
+    FormatVersionError,
+    NoSegmentsError,
+    SegmentCorruptError,
+)
 from avtd3.store.segment import EpisodeTable, Segment
 
 WORDS = ("worst", "best", "longest", "shortest", "random")
@@ -61,12 +66,15 @@ def find_episode(datasets: Sequence[Path], name: str, rng: np.random.Generator) 
     )
 
 
-def readable_tables(dataset: Dataset) -> Iterator[tuple[Segment, EpisodeTable]]:
-    """Each segment with its table of episodes; what cannot be read is passed over."""
-    for segment in dataset.snapshot().segments:
+def readable_tables(
+    dataset: Dataset, segment_ids: Sequence[str] | None = None
+) -> Iterator[tuple[Segment, EpisodeTable]]:
+    """Segments, all or those named, with their tables of episodes; the damaged are passed over."""
+    for segment_id in dataset.segment_ids() if segment_ids is None else segment_ids:
         try:
+            segment = dataset.open_segment(segment_id)
             yield segment, segment.episode_table()
-        except (SegmentCorruptError, FileNotFoundError):
+        except (SegmentCorruptError, FormatVersionError, FileNotFoundError):
             continue
 
 

@@ -1,0 +1,182 @@
+"""What the data of an audit look like, section by section, as HTML."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from avtd3.store.markup import Markup, element
+from avtd3.store.page_charts import Bins, histogram
+from avtd3.store.page_tables import bars, table
+from avtd3.store.report import AuditReport
+from avtd3.store.statistics import SAMPLE_SIZE, Distribution, Moments, Summary
+
+COUNTED = (
+    ("town", "Towns"),
+    ("scenario", "Scenarios"),
+    ("weather", "Weather"),
+    ("world", "Worlds"),
+)
+
+
+def key_figures(report: AuditReport) -> Markup:
+    """The figures that a reader looks for first."""
+    total = report.total
+    ratio = f", {total.bytes_raw / total.bytes_on_disk:.1f}x smaller" if total.bytes_on_disk else ""
+    median = total.returns.sample.quantiles((0.5,))[0]
+    rows = [
+        ("Episodes", f"{total.episodes:,}", _per(total.lengths, "steps each, the median")),
+        ("Steps", f"{total.steps:,}", f"{_duration(total.simulated_seconds)} simulated"),
+        ("Segments", f"{total.segments:,}", f"{len(report.damaged):,} with errors"),
+        ("On disk", _size(total.bytes_on_disk), f"{_size(total.bytes_raw)} raw{ratio}"),
+        ("Mean return", _mean(total.returns.moments), f"median {_figure(median)}"),
+    ]
+    return element(
+        "dl",
+        [
+            element(
+                "div",
+                element("dt", name),
+                element("dd", value),
+                element("dd", note, class_="note"),
+            )
+            for name, value, note in rows
+        ],
+        class_="keys",
+    )
+
+
+def data_sections(report: AuditReport) -> Iterator[tuple[str, Markup]]:
+    """Title and content of each section that the audit has data for."""
+    total = report.total
+    for title, cards in (
+        ("Episodes", [*_episodes(total)]),
+        ("Rewards", [*_rewards(total)]),
+        ("Coverage", [*_coverage(total)]),
+    ):
+        if cards:
+            yield title, element("div", cards, class_="cards")
+    if len(report.datasets) > 1:
+        yield "Datasets", element("div", _datasets(report), class_="card")
+    if total.components:
+        yield "Numbers in detail", element("div", _details(total.components))
+
+
+def card(title: str, content: Markup, note: str = "", *, wide: bool = False) -> Markup:
+    """A box with a heading, and below its content a line that explains it."""
+    return element(
+        "div",
+        element("h3", title),
+        content,
+        element("p", note, class_="note") if note else "",
+        class_="card wide" if wide else "card",
+    )
+
+
+def _episodes(total: Summary) -> Iterator[Markup]:
+    for title, distribution, axis in (
+        ("Returns", total.returns, "return of an episode"),
+        ("Lengths", total.lengths, "steps of an episode"),
+    ):
+        bins = Bins.of(distribution.sample.values)
+        if bins is not None:
+            (median,) = distribution.sample.quantiles((0.5,))
+            plot = histogram(bins, name=axis, marks={"median": median})
+            yield card(title, plot, _sampled(distribution, axis))
+    for column, title in (("end_reason", "How episodes ended"), ("driver", "Who drove")):
+        if counts := total.counts.get(column):
+            yield card(title, counted(counts, column))
+    versions = total.counts.get("policy_version", Counter())
+    if set(versions) - {"-1"}:
+        named = Counter(
+            {"no policy" if k == "-1" else f"version {k}": v for k, v in versions.items()}
+        )
+        yield card("Which policy drove", counted(named, "policy version"))
+
+
+def counted(counts: Mapping[str, int], name: str) -> Markup:
+    """Episodes per value as bars, the most frequent first."""
+    rows = [(value or "-", count, f"{count:,}") for value, count in Counter(counts).most_common()]
+    return bars(rows, name=name.replace("_", " "), caption=f"Episodes by {name.replace('_', ' ')}")
+
+
+def _rewards(total: Summary) -> Iterator[Markup]:
+    shares = sorted(total.reward_shares.items(), key=lambda item: -item[1])
+    if len(shares) > 1:
+        rows = [(name, share, f"{share:.1%}") for name, share in shares]
+        plot = bars(rows, name="reward term", caption="Share of each reward term", signed=True)
+        note = "Share of each term in the sum of all terms' absolute values."
+        yield card("Reward terms", plot, note)
+    means = total.components.get("reward_terms", {})
+    if means:
+        rows_of_means = [[name, _mean(moments)] for name, moments in means.items()]
+        heads = ["term", "mean of a step"]
+        listed = table(heads, rows_of_means, caption="Reward terms", figures=heads[1:])
+        yield card("What a step earns", listed)
+
+
+def _coverage(total: Summary) -> Iterator[Markup]:
+    for column, title in COUNTED:
+        if counts := total.counts.get(column):
+            yield card(title, counted(counts, column))
+
+
+def _datasets(report: AuditReport) -> Markup:
+    heads = ["dataset", "episodes", "steps", "segments", "on disk", "mean return"]
+    rows = []
+    for dataset in report.datasets:
+        held = dataset.summary
+        counts = (f"{n:,}" for n in (held.episodes, held.steps, held.segments))
+        size = _size(held.bytes_on_disk)
+        rows.append([dataset.path, *counts, size, _mean(held.returns.moments)])
+    return table(heads, rows, caption="Datasets", figures=heads[1:])
+
+
+def _details(components: Mapping[str, Mapping[str, Moments]]) -> Sequence[Markup]:
+    parts = []
+    heads = ["name", "mean", "spread", "least", "largest"]
+    for group, named in components.items():
+        rows = []
+        for name, moments in named.items():
+            known = moments.document()
+            rows.append([name, *(_figure(known[key]) for key in ("mean", "std", "min", "max"))])
+        content = table(heads, rows, caption=group, figures=heads[1:])
+        title = group.replace("_", " ")
+        summary = element("summary", f"{title}: {len(rows)}")
+        parts.append(element("details", summary, element("div", content, class_="card")))
+    return parts
+
+
+def _sampled(distribution: Distribution, axis: str) -> str:
+    p5, p95 = distribution.sample.quantiles((0.05, 0.95))
+    many = distribution.moments.count > SAMPLE_SIZE
+    source = f", from a uniform sample of {SAMPLE_SIZE:,}" if many else ""
+    return f"The {axis}{source}; nine in ten lie from {_figure(p5)} to {_figure(p95)}."
+
+
+def _per(distribution: Distribution, text: str) -> str:
+    (median,) = distribution.sample.quantiles((0.5,))
+    return f"{_figure(median)} {text}"
+
+
+def _mean(moments: Moments) -> str:
+    return _figure(moments.document()["mean"])
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "0" if text == "-0" else text
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60.0:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60.0:.1f} min" if seconds < 3600.0 else f"{seconds / 3600.0:,.1f} h"
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000.0:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000.0
+    return f"{size_bytes:,.2f} TB"
