@@ -16,6 +16,7 @@ from avtd3.store.errors import ConfigError, SegmentCorruptError
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.identity import episode_digests
 from avtd3.store.layout import MANIFEST_FILE
+from avtd3.store.removal import clear_staging
 from avtd3.store.replaced import REPLACES
 from avtd3.store.seal import EndedEpisode, EpisodeInfo, base_provenance, seal_files
 from avtd3.store.segment import Limits, Segment
@@ -99,6 +100,7 @@ def merge(dataset: Dataset, sources: Sequence[Segment], segment_id: str, *, now_
                     f"segment {source.id} was removed while it was merged; try again"
                 )
 
+    clear_staging(dataset, segment_id)
     publish(
         dataset.staging_path / segment_id,
         dataset.segments_path / segment_id,

@@ -29,7 +29,7 @@ from avtd3.store.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE, segmen
 from avtd3.store.manifest import FileEntry, Manifest
 from avtd3.store.metadata import array_document, document_bytes, group_document
 from avtd3.store.progress import HousekeepingProgress, count
-from avtd3.store.removal import exclusive
+from avtd3.store.removal import clear_staging, empty_trash, exclusive
 from avtd3.store.replaced import REPLACES
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
@@ -128,6 +128,7 @@ def relabel(
         raise ConfigError(f"{target} is the dataset itself; name a new directory")
     new = Dataset.create(target, old.spec)
     with exclusive(new):
+        empty_trash(new)
         work = _Relabelling(old, new, full)
         stopped = work.run(clock, should_stop, on_progress)
         return work.report(stopped=stopped)
@@ -190,6 +191,7 @@ class _Relabelling:
         }
         files[MANIFEST_FILE] = self._manifest(segment, name, files, shared, now_s)
         target = self._new.segments_path / name
+        clear_staging(self._new, name)
         try:
             publish(self._new.staging_path / name, target, files, MANIFEST_FILE, shared=shared)
         except StorageError:

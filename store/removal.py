@@ -17,6 +17,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import StorageError
 from avtd3.store.files import fsync_directory, remove_tree, storage_errors
 from avtd3.store.layout import GROUP_FILE
+from avtd3.store.staging import owner_file
 
 _SUFFIX = ".removed"
 
@@ -79,6 +80,22 @@ def remove_segments(dataset: Dataset, segment_ids: Sequence[str]) -> None:
 
 
 def empty_trash(dataset: Dataset) -> None:
-    """Delete what a removal that was killed had renamed already; nothing else in staging."""
+    """Delete what killed housekeepers left in staging; nothing that is still to be published.
+
+    That is what they had renamed away already, and the owner's files of published segments.
+    """
     for place in dataset.staging_path.glob(f"*{_SUFFIX}"):
         remove_tree(place)
+    for segment_id in dataset.segment_ids():
+        owner_file(dataset.staging_path / segment_id).unlink(missing_ok=True)
+
+
+def clear_staging(dataset: Dataset, segment_id: str) -> None:
+    """Delete what a killed housekeeper left in staging of the segment that is now made again.
+
+    Names that housekeeping makes follow from what goes into them, and the lock is held: so whoever
+    wrote there is dead. What collectors write has other names, and is left to them.
+    """
+    place = dataset.staging_path / segment_id
+    remove_tree(place)
+    owner_file(place).unlink(missing_ok=True)

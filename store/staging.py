@@ -49,7 +49,7 @@ def publish(
         StorageError: The disk is full or not writable. Nothing was published, except when the very
             last fsync failed; `target` tells.
     """
-    owner = staging.with_name(staging.name + _OWNER_SUFFIX)
+    owner = owner_file(staging)
     with storage_errors(staging):
         try:
             for directory in (staging.parent, target.parent):
@@ -71,6 +71,11 @@ def publish(
         finally:
             owner.unlink(missing_ok=True)
         fsync_directory(target.parent)
+
+
+def owner_file(staging: Path) -> Path:
+    """The file beside a staging directory that says who writes there."""
+    return staging.with_name(staging.name + _OWNER_SUFFIX)
 
 
 def _write_owner(owner: Path) -> None:
@@ -128,7 +133,7 @@ def clean_staging(staging: Path, older_than_s: float = _DAY_S) -> list[str]:
                 if not subject.exists() and _is_dead(path, path, older_than_s):
                     path.unlink(missing_ok=True)
                 continue
-            owner = path.with_name(path.name + _OWNER_SUFFIX)
+            owner = owner_file(path)
             if not _is_dead(path, owner, older_than_s):
                 continue
             remove_tree(path)

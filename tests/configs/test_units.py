@@ -1,0 +1,84 @@
+"""Amounts as people write them."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avtd3.configs.units import parse_bytes, parse_seconds, parse_weights
+from avtd3.store.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0),
+        ("1234", 1234),
+        ("10GB", 10_000_000_000),
+        ("10 gb", 10_000_000_000),
+        ("1.5kB", 1500),
+        ("2GiB", 2 * 1024**3),
+        ("512MiB", 512 * 1024**2),
+        ("1TB", 10**12),
+        ("7B", 7),
+    ],
+)
+def test_bytes(text, value):
+    assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("45s", 45.0), ("90m", 5400.0), ("12h", 43_200.0), ("30d", 2_592_000.0), ("2w", 1_209_600.0)],
+)
+def test_seconds(text, value):
+    assert parse_seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "GB", "ten GB", "-1GB", "1XB", "1e9", "1 0", "nan", "30d"])
+def test_what_is_no_amount_of_bytes_is_refused(text):
+    with pytest.raises(ConfigError, match="expected an amount of bytes"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1y", "1M d", "9" * 400 + "d"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ConfigError, match="expected a time"):
+        parse_seconds(text)
+
+
+@given(st.text(max_size=8))
+def test_any_text_is_an_amount_or_an_error_of_ours(text):
+    for parse in (parse_bytes, parse_seconds):
+        with contextlib.suppress(ConfigError):
+            assert parse(text) >= 0
+
+
+def test_weights_from_pairs_and_files(tmp_path):
+    file = tmp_path / "weights.yaml"
+    file.write_text("safety/collision: 3\ncomfort/jerk: 0.5\n")
+    assert parse_weights(["a=1.0, b/c=-2e-1"]) == {"a": 1.0, "b/c": -0.2}
+    assert parse_weights([str(file), "comfort/jerk=0"]) == {
+        "safety/collision": 3.0,
+        "comfort/jerk": 0.0,
+    }
+
+
+@pytest.mark.parametrize("text", ["a=", "a=b", "a=1,b", "a=1,,"])
+def test_pairs_that_are_none_are_refused(text):
+    with pytest.raises(ConfigError, match="expected NAME=NUMBER"):
+        parse_weights([text])
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [1]", "a: x", "a: true", "a: {", "- a"])
+def test_files_that_hold_something_else_are_refused(tmp_path, text):
+    file = tmp_path / "weights.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="weight"):
+        parse_weights([str(file)])
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="expected NAME=NUMBER"):
+        parse_weights([str(tmp_path / "none.yaml")])
