@@ -14,6 +14,7 @@ import typer
 from avtd3.configs.command_line import (
     EXIT_NO,
     ConfigOption,
+    FilterOption,
     JsonOption,
     SetOption,
     answer,
@@ -118,6 +119,7 @@ def learn(
     updates: Annotated[int | None, typer.Option(min=1, help="Gradient updates in all.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Learn while others collect.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    filter_: FilterOption = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -127,6 +129,8 @@ def learn(
     from avtd3.learn.train import train
 
     settings = replace(section("learn", config, set_), updates=updates, seed=seed)
+    texts = None if filter_ is None else tuple(filter_)
+    settings = replace(settings, replay=replace(settings.replay, filter=texts))
     with interruptible() as should_stop, progress() as draw:
         report = train(
             datasets,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.command_line import EXIT_NO, JsonOption, answer
+from avtd3.configs.command_line import EXIT_NO, FilterOption, JsonOption, answer
 from avtd3.configs.console import interruptible, progress
 from avtd3.configs.units import parse_bytes, parse_seconds, parse_weights
 
@@ -21,14 +21,6 @@ app = typer.Typer(
 
 DatasetArgument = Annotated[Path, typer.Argument(help="The dataset.")]
 SegmentsArgument = Annotated[list[str] | None, typer.Argument(help="Names of segments.")]
-FilterOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--filter",
-        metavar="KEY=VALUE",
-        help="Episodes by scenario, world, town, driver, end, policy or date; repeatable.",
-    ),
-]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")
 ]

@@ -44,6 +44,11 @@ class LearnConfig:
     """Newest checkpoints to keep, besides milestones."""
     milestones: tuple[int, ...] = (50_000, 100_000, 250_000, 500_000, 750_000, 1_000_000)
     """Updates at which a checkpoint is made and kept for ever (R5)."""
+    evaluate_every: int = 5_000
+    """Updates between two looks at the held-out episodes, if `replay.held_out` is above 0."""
+    evaluate_episodes: int = 8
+    """Most held-out episodes that are looked at; always the same ones, while there are no others
+    before them in the split."""
     decay_from: int = 0
     """Update from which all learning rates fall linearly, down to `decay_to` at the last one; 0
     keeps them."""
@@ -67,7 +72,7 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         counts = ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints")
-        for name in (*counts, "max_skipped"):
+        for name in (*counts, "max_skipped", "evaluate_every", "evaluate_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 1 or above")
         for name in (

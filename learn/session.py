@@ -21,6 +21,7 @@ from avtd3.learn.checkpoint import (
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.events import EventWriter
 from avtd3.learn.metrics import Meter
+from avtd3.learn.offline import Judge
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.precision import autocast_type, pick_device
 from avtd3.learn.report import LearnProgress
@@ -140,6 +141,8 @@ class Session:
         self._meter.add(update(self._state, batch, noise, self.config.td3, self._autocast))
         if self.updates % self.config.log_every == 0:
             self.log(source)
+        if self.config.replay.held_out and self.updates % self.config.evaluate_every == 0:
+            self.evaluate(source)
         if self.updates % self.config.publish_every == 0:
             self.publish()
         if self.updates % self.config.checkpoint_every == 0 or (
@@ -170,6 +173,19 @@ class Session:
                 f"fewer than {self.config.max_skipped}; lower the learning rates or inspect the "
                 "data with avtd3 replay-inspect"
             )
+
+    def evaluate(self, source: Source) -> None:
+        """Look at held-out episodes, and write what they say into the log."""
+        judge = Judge(
+            spec=self.spec,
+            config=self.config.td3,
+            gamma=self.config.replay.gamma,
+            device=self._device,
+            autocast=self._autocast,
+        )
+        episodes = source.sampler.held_out(self.config.evaluate_episodes)
+        if scalars := judge(self._state, episodes):
+            self._writer.write(self.updates, scalars)
 
     def publish(self) -> None:
         """Publish the actor, unless it was just published."""

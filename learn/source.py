@@ -91,7 +91,7 @@ class Source:
         self._allowed: float = float("inf")
         if config is None and sampler.steps == 0:
             refused = sampler.refused
-            mend = "run avtd3 collect, or add --follow to wait for it"
+            mend = sampler.left_out or "run avtd3 collect, or add --follow to wait for it"
             raise NoSegmentsError(
                 f"{self._where}: nothing is published that can be learned from, expected at least "
                 f"one step; {name_refused(refused) if refused else mend}"

@@ -97,9 +97,7 @@ def update(
         config: Settings.
         autocast: Type of the matrix products, float32 if None.
     """
-    reward = batch.reward * config.reward_scale  # deviation 6
-    if config.reward_clip:
-        reward = reward.clamp(-config.reward_clip, config.reward_clip)
+    reward = scale_reward(batch.reward, config)
     device = batch.reward.device.type
     state.updates += 1
     with torch.autocast(device, autocast, enabled=autocast is not None):
@@ -122,6 +120,14 @@ def update(
         actor=None if actor is None else _detach(actor),
         actor_norms=actor_norms,
     )
+
+
+def scale_reward(reward: Tensor, config: TD3Config) -> Tensor:
+    """Rewards as the critic sees them (deviation 6)."""
+    reward = reward * config.reward_scale
+    if config.reward_clip:
+        reward = reward.clamp(-config.reward_clip, config.reward_clip)
+    return reward
 
 
 def _descend(

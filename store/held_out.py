@@ -54,11 +54,20 @@ class HeldOutEpisode:
     def __repr__(self) -> str:
         return f"HeldOutEpisode({self.segment_id!r}, {self.number}, steps={len(self.reward)})"
 
-    def stacks(self, stack: int) -> NDArray[np.uint8] | None:
-        """Stacked observations, uint8 (T + 1, K*C, H, W), oldest first, clamped to the start."""
-        if self.frames is None:
-            return None
-        rows = np.arange(len(self.frames))[:, None] + np.arange(1 - stack, 1)
+    def stacks(self, stack: int, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Stacked observations from `start` to before `stop`, clamped to the episode's start.
+
+        Args:
+            stack: Frames in each, K.
+            start: First observation.
+            stop: Behind the last one; None for the end.
+
+        Returns:
+            uint8 (stop - start, K*C, H, W), oldest frame first.
+        """
+        assert self.frames is not None, "there are no stacks without an image"
+        last = len(self.frames) if stop is None else stop
+        rows = np.arange(start, last)[:, None] + np.arange(1 - stack, 1)
         stacked: NDArray[np.uint8] = self.frames[rows.clip(0)]  # (T + 1, K, C, H, W)
         return stacked.reshape(len(stacked), -1, *stacked.shape[3:])
 

@@ -171,6 +171,11 @@ class Sampler:
             yield episode
 
     @property
+    def left_out(self) -> str:
+        """What became of the episodes where none may be drawn; empty if there are none."""
+        return self._eligible.describe()
+
+    @property
     def refused(self) -> tuple[RefusedSegment, ...]:
         """All published segments that cannot be used as of the last refresh."""
         with self._lock:
@@ -284,8 +289,8 @@ class Sampler:
 
     def _why_empty(self) -> str:
         paths = ", ".join(str(dataset.path) for dataset in self._datasets)
-        if left_out := self._eligible.describe():
-            return f"nothing to draw from {paths}: {left_out}"
+        if self.left_out:
+            return f"nothing to draw from {paths}: {self.left_out}"
         if refused := self._refusals.all():
             return f"nothing to draw from {paths}: {name_refused(refused)}"
         return (

@@ -1,0 +1,54 @@
+"""What the command line says about sampling reaches the learner."""
+
+import pytest
+
+from avtd3.cli import main
+from avtd3.configs.load import load_section
+from avtd3.learn import train as learner
+from avtd3.store.shares import MixPart
+
+
+class SeenError(Exception):
+    """Carries the settings out of the command."""
+
+
+@pytest.fixture
+def settings_of(monkeypatch, tmp_path):
+    def train(*arguments, **_):
+        raise SeenError(arguments[2])
+
+    monkeypatch.setattr(learner, "train", train)
+
+    def parse(*options):
+        with pytest.raises(SeenError) as caught:
+            main(["learn", "data", "--run", str(tmp_path / "run"), *options])
+        return caught.value.args[0]
+
+    return parse
+
+
+def test_filters_on_the_command_line_stand_for_those_of_the_configuration(settings_of):
+    config = ["--set", "learn.replay.filter=['end=goal']"]
+    assert settings_of(*config).replay.filter == ("end=goal",)
+    given = ["--filter", "end=collision", "--filter", "policy=3..7"]
+    assert settings_of(*config, *given).replay.filter == ("end=collision", "policy=3..7")
+
+
+def test_a_filter_that_cannot_be_read_is_bad_use(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["learn", "data", "--run", str(tmp_path / "run"), "--filter", "ending=goal"])
+    assert ended.value.code == 2
+    assert "expected KEY=VALUE with a KEY of scenario" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mix_can_be_set_and_written_in_a_file(tmp_path):
+    mix = "[{filter: ['end=collision'], weight: 0.3}, {weight: 0.7}]"
+    expected = (MixPart(filter=("end=collision",), weight=0.3), MixPart(weight=0.7))
+    config = load_section("learn", None, [f"learn.replay.mix={mix}"])
+    assert config.replay.mix == expected
+    file = tmp_path / "c.yaml"
+    file.write_text(f"learn:\n  replay:\n    mix: {mix}\n    max_policy_lag: 3\n")
+    config = load_section("learn", str(file), ["learn.replay.held_out=0.1"])
+    assert config.replay.mix == expected
+    assert (config.replay.max_policy_lag, config.replay.held_out) == (3, 0.1)

@@ -1,0 +1,146 @@
+"""Offline evaluation against one step at a time, and in a run."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from avtd3.learn import offline
+from avtd3.learn.config import LearnConfig
+from avtd3.learn.curves import read_curves
+from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
+from avtd3.learn.offline import Judge, discounted_returns
+from avtd3.learn.state import TD3Config, create_state
+from avtd3.learn.train import train
+from avtd3.store.errors import ConfigError, NoSegmentsError
+from avtd3.store.held_out import HeldOutEpisode
+from avtd3.store.sampler import ReplayConfig
+from avtd3.store.spec import ImageSpec
+
+CPU = torch.device("cpu")
+IMAGE = ImageSpec(height=36, width=36, stack=2)
+CONFIG = TD3Config(reward_scale=2.0, reward_clip=1.5)
+
+
+def make_episode(spec, length, *, terminated, seed=0):
+    rng = np.random.default_rng(seed)
+    frames = None
+    if spec.image is not None:
+        shape = (length + 1, *spec.image.frame_shape)
+        frames = rng.integers(0, 256, shape, dtype=np.uint8)
+    return HeldOutEpisode(
+        segment_id="a",
+        number=0,
+        frames=frames,
+        vector=rng.normal(size=(length + 1, spec.vector_size)).astype(np.float32),
+        action=rng.uniform(-1, 1, (length, 2)).astype(np.float32),
+        reward=rng.normal(size=length).astype(np.float32),
+        terminated=terminated,
+    )
+
+
+def one_by_one(state, episode, spec, gamma):
+    """The metrics of every step, each from its own forward passes."""
+
+    def observe(t):
+        pixels = None
+        if spec.image is not None:
+            stacked = torch.from_numpy(episode.stacks(spec.image.stack)[t : t + 1])
+            pixels = to_pixels(stacked, torch.float32)
+        return Observation(pixels=pixels, vector=torch.from_numpy(episode.vector[t : t + 1]))
+
+    rewards = np.clip(2.0 * episode.reward, -1.5, 1.5)
+    found = []
+    for t in range(len(rewards)):
+        action = torch.from_numpy(episode.action[t : t + 1])
+        encoded = state.critic.encode(observe(t))
+        q, mine = state.critic.first(encoded, action).item(), state.actor(observe(t))
+        following = observe(t + 1)
+        next_q = state.critic_target.both(
+            state.critic_target.encode(following), state.actor_target(following)
+        )
+        ended = episode.terminated and t + 1 == len(rewards)
+        target = rewards[t] + (0.0 if ended else gamma) * min(x.item() for x in next_q)
+        row = {
+            "offline/q": q,
+            "offline/td_error": abs(q - target),
+            "offline/q_actor": state.critic.first(encoded, mine).item(),
+            "offline/action_distance": (mine - action).abs().mean().item() / 1.0,
+        }
+        if episode.terminated:
+            seen = sum(gamma**i * r for i, r in enumerate(rewards[t:]))
+            row |= {"offline/return": seen, "offline/q_excess": q - seen}
+        found.append(row)
+    return found
+
+
+@pytest.mark.parametrize("image", [IMAGE, None])
+def test_the_means_are_those_of_single_steps(make_spec, small_network, monkeypatch, image):
+    monkeypatch.setattr(offline, "_STEPS_AT_ONCE", 2)
+    spec = make_spec(image=image, vector=3)
+    state = create_state(spec, small_network, CONFIG, CPU, seed=1)
+    episodes = [
+        make_episode(spec, 5, terminated=True, seed=1),
+        make_episode(spec, 2, terminated=False, seed=2),
+        make_episode(spec, 1, terminated=True, seed=3),
+    ]
+    before = {name: value.clone() for name, value in state.critic.state_dict().items()}
+    judge = Judge(spec=spec, config=CONFIG, gamma=0.9, device=CPU, autocast=None)
+    found = judge(state, iter(episodes))
+    assert state.critic.training
+    assert all(torch.equal(before[k], v) for k, v in state.critic.state_dict().items())
+    with torch.no_grad():
+        rows = [row for episode in episodes for row in one_by_one(state, episode, spec, 0.9)]
+    assert found.pop("offline/episodes") == 3.0
+    assert found.keys() == set().union(*rows)
+    for name, value in found.items():
+        assert value == pytest.approx(np.mean([r[name] for r in rows if name in r]), abs=1e-5)
+
+
+def test_returns_of_episodes_that_were_cut_off_are_not_known(make_spec, small_network):
+    spec = make_spec(vector=3)
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=1)
+    judge = Judge(spec=spec, config=TD3Config(), gamma=0.9, device=CPU, autocast=None)
+    found = judge(state, [make_episode(spec, 4, terminated=False)])
+    assert "offline/return" not in found
+    assert "offline/q" in found
+    assert judge(state, []) == {}
+
+
+def test_discounted_returns_by_hand():
+    assert discounted_returns(np.array([1, 2, 4], np.float32), 0.5).tolist() == [3.0, 4.0, 4.0]
+
+
+@pytest.fixture
+def config():
+    return LearnConfig(
+        updates=12,
+        evaluate_every=5,
+        evaluate_episodes=2,
+        network=NetworkConfig(hidden=(16, 16), features=24),
+        replay=ReplayConfig(batch_size=8, held_out=0.5),
+    )
+
+
+def test_a_run_judges_itself_by_what_it_never_draws(tmp_path, make_spec, publish_episodes, config):
+    dataset = publish_episodes(tmp_path / "data", make_spec(image=IMAGE), episodes=8, length=10)
+    report = train([dataset.path], tmp_path / "run", config)
+    assert 0 < report.steps < 80
+    curves = read_curves(tmp_path / "run" / "events")
+    assert curves["offline/td_error"].updates.tolist() == [5, 10]
+    assert curves["offline/episodes"].values.tolist() == [2.0, 2.0]
+
+
+def test_a_run_whose_filter_leaves_nothing_says_so(tmp_path, make_spec, publish_episodes, config):
+    dataset = publish_episodes(tmp_path / "data", make_spec())
+    nothing = dataclasses.replace(config, replay=ReplayConfig(filter=("end=collision",)))
+    with pytest.raises(NoSegmentsError, match=r"of 3 episodes, 3 are not meant by replay\.filter"):
+        train([dataset.path], tmp_path / "run", nothing)
+
+
+def test_config_is_checked():
+    with pytest.raises(ConfigError, match=r"learn\.evaluate_every"):
+        LearnConfig(evaluate_every=0)
+    with pytest.raises(ConfigError, match=r"learn\.evaluate_episodes"):
+        LearnConfig(evaluate_episodes=0)
