@@ -211,14 +211,20 @@ def test_large_frames_become_small_pictures(tmp_path):
     assert sum(map(len, reel.images)) < 200_000
 
 
+def binned(values):
+    bins = Bins.of(values)
+    assert bins is not None
+    return bins
+
+
 def test_bins_hold_every_finite_value():
     values = np.array([0.0, 1.0, np.nan, 2.5, np.inf, 10.0])
-    bins = Bins.of(values)
+    bins = binned(values)
     assert bins.counts.sum() == 4
     assert (bins.edges[0], bins.edges[-1]) == (0.0, 10.0)
     assert Bins.of(np.array([np.nan])) is None
-    assert Bins.of(np.full(5, 7.25)).counts.tolist() == [5.0]
-    whole = Bins.of(np.array([3.0, 4.0, 4.0, 6.0]))
+    assert binned(np.full(5, 7.25)).counts.tolist() == [5.0]
+    whole = binned(np.array([3.0, 4.0, 4.0, 6.0]))
     assert whole.counts.tolist() == [1.0, 2.0, 0.0, 1.0]
 
 
@@ -234,10 +240,10 @@ def test_a_histogram_draws_a_bar_for_each_bin_with_values():
 
 
 def test_a_line_has_gaps_where_values_are_missing():
-    path = re.search(r' d="([^"]*)"', line(np.array([0.0, 1.0, np.nan, 1.0, 0.0]), name="x"))
-    assert path.group(1).count("M") == 2
-    assert path.group(1).count("L") == 2
-    assert "M" not in re.search(r' d="([^"]*)"', line(np.full(3, np.nan), name="x")).group(1)
+    (path,) = re.findall(r' d="([^"]*)"', line(np.array([0.0, 1.0, np.nan, 1.0, 0.0]), name="x"))
+    assert path.count("M") == 2
+    assert path.count("L") == 2
+    assert re.findall(r' d="([^"]*)"', line(np.full(3, np.nan), name="x")) == [""]
 
 
 def test_bars_add_up_and_the_rest_is_one_row():

@@ -1,0 +1,155 @@
+"""The audit's page as a browser shows it: at a desk and on a phone, light and dark."""
+
+import base64
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avtd3.store.audit import audit
+from avtd3.store.page import write_page
+from avtd3.tests.store.chromium import Chromium, find_chromium
+from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
+
+WIDTHS = {"desk": 1280, "phone": 390}
+LONG = "a-town-whose-name-is-much-longer-than-anybody-would-like-it-to-be"
+EVIL = "<img src=x onerror=document.title='run'><script>document.title='run'</script>"
+
+STICKS_OUT = """
+[...document.body.querySelectorAll('*')].filter(e => {
+  const box = e.getBoundingClientRect();
+  return box.width && !e.closest('.scroll, svg, .hidden')
+    && (box.right > innerWidth + 0.5 || box.left < -0.5);
+}).map(e => e.outerHTML.slice(0, 120))
+"""
+
+FAINT = """
+(() => {
+  const pen = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+  const over = (below, colour) => {
+    pen.globalCompositeOperation = 'copy'; pen.fillStyle = `rgb(${below.join()})`;
+    pen.fillRect(0, 0, 1, 1);
+    pen.globalCompositeOperation = 'source-over'; pen.fillStyle = colour;
+    pen.fillRect(0, 0, 1, 1);
+    return [...pen.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+  };
+  const light = rgb => {
+    const [r, g, b] = rgb.map(v => v / 255).map(
+      v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const faint = [];
+  for (const e of document.body.querySelectorAll('*')) {
+    const text = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+    if (!text || e.closest('.hidden, title') || !e.getBoundingClientRect().width) continue;
+    const chain = []; for (let p = e; p; p = p.parentElement) chain.unshift(p);
+    let below = [255, 255, 255];
+    for (const p of chain) below = over(below, getComputedStyle(p).backgroundColor);
+    const style = getComputedStyle(e);
+    const ink = over(below, e.namespaceURI.endsWith('svg') ? style.fill : style.color);
+    const [high, low] = [light(below), light(ink)].sort((a, b) => b - a);
+    if ((high + 0.05) / (low + 0.05) < 4.5) faint.push(e.outerHTML.slice(0, 120));
+  }
+  return faint;
+})()
+"""
+
+SMALL = """
+[...document.querySelectorAll('svg text')].filter(e => {
+  const scale = e.getScreenCTM().a;
+  return scale * parseFloat(getComputedStyle(e).fontSize) < 9;
+}).length
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page with findings, long names, names that are HTML, and every kind of plot."""
+    spec = make_spec(height=40, width=40)
+    named = {"reward_terms": ["efficiency/a_term_with_a_long_name_of_its_own", EVIL]}
+    spec = type(spec).from_json(spec.to_json() | named)
+    rng = np.random.default_rng(0)
+    episodes = []
+    for number in range(16):
+        town = (EVIL, LONG, "country-000012", "loop-000003")[number % 4]
+        driver = ("expert+noise=0.2", LONG + LONG)[number % 2]
+        versions = {"policy_version": number % 3, "policy_digest": "0" * 64}
+        episode = make_episode(
+            spec, 5 + number, number, town=town, driver=driver, scenario=number % 5, **versions
+        )
+        episode.frames[:] = rng.integers(60, 200, episode.frames.shape, dtype=np.uint8)
+        if number % 3 == 0:
+            episode.frames[2] = 0
+        episodes.append(episode)
+    folder = tmp_path_factory.mktemp("page")
+    write_dataset(folder / "data", spec, episodes)
+    write_dataset(folder / LONG, spec, episodes[:2], collector="other")
+    write_page(audit([folder / "data", folder / LONG]), folder / "page.html")
+    return folder / "page.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    chromium = Chromium(executable, tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(WIDTHS, ("light", "dark")),
+    ids=lambda shown: "-".join(shown),
+)
+def shown(request, browser, page):
+    """The browser with the page open, and what it did to open it."""
+    device, theme = request.param
+    browser.open(page, width=WIDTHS[device], theme=theme, phone=device == "phone")
+    events = list(browser.events)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    return browser, events, WIDTHS[device], theme
+
+
+def test_nothing_is_wider_than_the_screen(shown):
+    browser, _, width, _ = shown
+    assert browser.evaluate("innerWidth") == width
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate(STICKS_OUT) == []
+
+
+def test_nothing_is_asked_of_the_network(shown, page):
+    _, events, _, _ = shown
+    asked = [e["params"]["request"]["url"] for e in events if e["method"].endswith("WillBeSent")]
+    assert [url for url in asked if not url.startswith("data:image/")] == [page.as_uri()]
+
+
+def test_nothing_runs_and_nothing_is_complained_of(shown):
+    browser, events, _, _ = shown
+    noisy = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+    assert [event for event in events if event["method"] in noisy] == []
+    assert browser.evaluate("document.title").startswith("Audit of ")
+    assert browser.evaluate("document.scripts.length") == 0
+
+
+def test_every_picture_is_shown(shown):
+    browser, _, _, _ = shown
+    widths = browser.evaluate("[...document.images].map(i => i.naturalWidth)")
+    assert len(widths) >= 12
+    assert all(width == 40 for width in widths)
+
+
+def test_text_stands_out_and_is_large_enough(shown):
+    browser, _, _, _ = shown
+    assert browser.evaluate(FAINT) == []
+    assert browser.evaluate(SMALL) == 0
+
+
+def test_the_theme_is_the_readers(shown):
+    browser, _, _, theme = shown
+    with Image.open(io.BytesIO(base64.b64decode(browser.screenshot(20, 20)))) as picture:
+        corner = np.asarray(picture.convert("L")).mean()
+    assert corner > 200 if theme == "light" else corner < 60
