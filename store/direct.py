@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.arrays import FrameShard
-from avtd3.store.codec import decode_into
+from avtd3.store.codec import decode
 from avtd3.store.direct_files import ShardFiles
 from avtd3.store.direct_plan import ChunkPlan, ChunkTable
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
@@ -46,24 +46,25 @@ class PlacedShard:
 class ChunkDecoder(Protocol):
     """A faster way to decode some of a batch's chunks."""
 
+    def bind(self, shards: Sequence[FrameShard]) -> None:
+        """Decode chunks of these shards from now on; plans have their numbers."""
+
     def decode(
-        self,
-        plan: ChunkPlan,
-        shards: Sequence[FrameShard],
-        descriptors: NDArray[np.int32],
-        out: NDArray[np.uint8],
+        self, plan: ChunkPlan, descriptors: NDArray[np.int32], out: NDArray[np.uint8]
     ) -> NDArray[np.int64]:
         """Put the frames of verified chunks into place.
 
         Args:
             plan: What to decode.
-            shards: All shards, as numbered in the plan.
             descriptors: int32 (G,), open file of each chunk.
             out: uint8 (frames of the batch, C*H*W), contiguous.
 
         Returns:
             int64: numbers of the chunks it did not decode, for whatever reason.
         """
+
+    def close(self) -> None:
+        """Give back what it holds; safe to call twice."""
 
 
 class DirectFrames:
@@ -89,10 +90,10 @@ class DirectFrames:
         """Read from these shards from now on."""
         self._placed = sorted(placed, key=lambda item: item.start)
         self._shards = [item.shard for item in self._placed]
-        most = max((shard.chunk_frames for shard in self._shards), default=0)
-        self._scratch = np.empty((most, self._frame_bytes), np.uint8)
         self._table = ChunkTable.of([(item.start, item.shard) for item in self._placed])
         self._files.keep(shard.path for shard in self._shards)
+        if self._decoder is not None:
+            self._decoder.bind(self._shards)
 
     def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Decode the frames of these rows into place; see `FrameSource`.
@@ -108,7 +109,7 @@ class DirectFrames:
             descriptors = self._open(part)
             rest: Sequence[int] = range(len(part.chunk))
             if self._decoder is not None:
-                rest = self._decoder.decode(part, self._shards, descriptors, flat).tolist()
+                rest = self._decoder.decode(part, descriptors, flat).tolist()
             if rest:
                 self._decode(part, rest, descriptors, flat)
 
@@ -120,6 +121,8 @@ class DirectFrames:
     def close(self) -> None:
         """Close all files; safe to call twice."""
         self._files.close()
+        if self._decoder is not None:
+            self._decoder.close()
 
     def _open(self, plan: ChunkPlan) -> NDArray[np.int32]:
         """The open file of each chunk, int32 (G,)."""
@@ -142,22 +145,21 @@ class DirectFrames:
         out: NDArray[np.uint8],
     ) -> None:
         """Decode chunks one after another, the way every other reader of shards does."""
-        runs, shards = plan.is_run().tolist(), plan.shard.tolist()
-        begins, sizes, files = plan.begin.tolist(), plan.size.tolist(), descriptors.tolist()
-        firsts = plan.first.tolist()
+        shards, begins, sizes = plan.shard.tolist(), plan.begin.tolist(), plan.size.tolist()
+        files, firsts, runs = descriptors.tolist(), plan.first.tolist(), plan.is_run().tolist()
+        places, insides = plan.place.tolist(), plan.inside.tolist()
+        target, frame = out.reshape(-1).data, self._frame_bytes
         number = 0
         try:
             for number in numbers:
-                frames = slice(firsts[number], firsts[number + 1])
                 shard = self._shards[shards[number]]
                 data = os.pread(files[number], sizes[number], begins[number])
-                if runs[number] and frames.stop - frames.start == shard.chunk_frames:
-                    place = int(plan.place[frames.start])
-                    decode_into(shard.kind, data, _bytes(out[place : place + shard.chunk_frames]))
-                    continue
-                scratch = self._scratch[: shard.chunk_frames]
-                decode_into(shard.kind, data, _bytes(scratch))
-                out[plan.place[frames]] = scratch[plan.inside[frames]]
+                frames = memoryview(decode(shard.kind, data, shard.chunk_frames * frame))
+                first, behind = firsts[number], firsts[number + 1]
+                step = behind - first if runs[number] else 1
+                for at in range(first, behind, step):
+                    to, source = places[at] * frame, insides[at] * frame
+                    target[to : to + step * frame] = frames[source : source + step * frame]
         except OSError as error:
             raise self._fault(shards[number], error) from error
         except ValueError as error:
@@ -176,11 +178,6 @@ class DirectFrames:
             fault = corrupt(placed.directory, f"{placed.shard.name}: {where}{error}")
         self._damaged[placed.key] = str(fault)
         return fault
-
-
-def _bytes(frames: NDArray[np.uint8]) -> memoryview:
-    """The bytes of contiguous frames, to write to."""
-    return frames.reshape(-1).data
 
 
 class DirectReplay:

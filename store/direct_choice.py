@@ -84,5 +84,6 @@ def open_replay(mode: ReplayMode, spec: EpisodeSpec, scratch: Path) -> ReplayCac
         StorageError: `scratch` cannot be written.
     """
     if mode.mode == "direct":
-        return DirectReplay(spec, scratch, open_decoder())
+        decoder = open_decoder(0 if spec.image is None else spec.image.frame_bytes)
+        return DirectReplay(spec, scratch, decoder)
     return ReplayCache(spec, scratch)

@@ -1,8 +1,208 @@
-"""Optional machine code for direct replay, from the wheels of the extra ``native``."""
+"""Optional machine code for direct replay: several cores, the interpreter's lock released.
 
-from avtd3.store.direct import ChunkDecoder
+It comes from wheels alone, no compiler: numba makes the loop, libblosc2 (in the wheel of
+``blosc2``) has the decoders of LZ4 and zstd, and google-crc32c the checksum in hardware. Where any
+of them is missing, direct replay works without, at half the speed on one core.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c._crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.arrays import FrameShard
+from avtd3.store.direct_plan import ChunkPlan
+
+if TYPE_CHECKING:
+    from avtd3.store.native_kernel import Functions
+
+MOST_THREADS = 4
+"""Threads that decode a batch; never more than the process has cores."""
+_SLACK_BYTES = 4096
+"""By how much an encoded chunk may be larger than a decoded one; larger ones go to numcodecs."""
+_KINDS = {"raw": 0, "zstd": 1, "blosc": 2}
+"""Numbers of the kinds of chains, as in the kernel."""
+
+# Signed, as every number in the kernel: numba adds signed and unsigned ones as floats.
+_ADDRESS = ctypes.c_ssize_t
+_SIZE = ctypes.c_ssize_t
+_LIBC = {
+    "pread": (_SIZE, ctypes.c_int, _ADDRESS, _SIZE, ctypes.c_int64),
+    "memcpy": (_ADDRESS, _ADDRESS, _ADDRESS, _SIZE),
+}
+_CRC32C = {"crc32c_value": (ctypes.c_uint32, _ADDRESS, _SIZE)}
+_BLOSC2 = {
+    "LZ4_decompress_safe_partial": (
+        ctypes.c_int,
+        _ADDRESS,
+        _ADDRESS,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+    ),
+    "ZSTD_createDCtx": (_ADDRESS,),
+    "ZSTD_freeDCtx": (_SIZE, _ADDRESS),
+    "ZSTD_getFrameContentSize": (ctypes.c_int64, _ADDRESS, _SIZE),
+    "ZSTD_decompressDCtx": (_SIZE, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _SIZE),
+}
 
 
-def open_decoder() -> ChunkDecoder | None:
-    """The native decoder, or None where its packages are not installed."""
-    return None
+def native_problem() -> str:
+    """Why there is no native decoder here; empty if there is one."""
+    try:
+        _functions()
+        _kernel()
+    except (ImportError, OSError, AttributeError) as error:
+        return str(error)
+    return ""
+
+
+def open_decoder(frame_bytes: int, threads: int | None = None) -> "NativeDecoder | None":
+    """The native decoder, or None where its packages are not installed.
+
+    Args:
+        frame_bytes: Size of a raw frame.
+        threads: Threads that decode; None for the process's cores, at most `MOST_THREADS`.
+    """
+    if native_problem():
+        return None
+    return NativeDecoder(frame_bytes, threads or min(MOST_THREADS, len(os.sched_getaffinity(0))))
+
+
+class NativeDecoder:
+    """A `ChunkDecoder` that shares a batch's chunks among threads."""
+
+    def __init__(self, frame_bytes: int, threads: int) -> None:
+        """Start with no shards.
+
+        Args:
+            frame_bytes: Size of a raw frame.
+            threads: Threads that decode, at least 1; the caller's own is one of them.
+        """
+        self._frame_bytes = frame_bytes
+        self._pool = ThreadPoolExecutor(max(1, threads - 1), "replay-decode")
+        self._kernel = _kernel()
+        self._functions = [_thread_functions() for _ in range(threads)]
+        self.bind(())
+
+    def bind(self, shards: Sequence[FrameShard]) -> None:
+        """Decode chunks of these shards from now on."""
+        kinds = [_KINDS[shard.kind] for shard in shards]
+        decoded = [shard.chunk_frames * self._frame_bytes for shard in shards]
+        self._kinds, self._decoded = np.array(kinds, np.int64), np.array(decoded, np.int64)
+        most = max(decoded, default=0)
+        self._buffers = [
+            self._kernel.Buffers(
+                packed=np.empty(most + _SLACK_BYTES, np.uint8), aside=np.empty(most, np.uint8)
+            )
+            for _ in self._functions
+        ]
+
+    def decode(
+        self, plan: ChunkPlan, descriptors: NDArray[np.int32], out: NDArray[np.uint8]
+    ) -> NDArray[np.int64]:
+        """Put the frames of verified chunks into place; see `ChunkDecoder`."""
+        chunks = self._kernel.Chunks(
+            descriptor=descriptors,
+            begin=plan.begin,
+            size=plan.size,
+            kind=self._kinds.take(plan.shard),
+            decoded=self._decoded.take(plan.shard),
+            first=plan.first,
+            inside=plan.inside,
+            place=plan.place,
+        )
+        is_done = np.zeros(len(plan.chunk), np.bool_)
+        threads = len(self._functions)
+        cuts = [len(plan.chunk) * number // threads for number in range(threads + 1)]
+
+        def share(number: int) -> None:
+            self._kernel.decode_chunks(
+                self._functions[number],
+                chunks,
+                self._buffers[number],
+                cuts[number],
+                cuts[number + 1],
+                self._frame_bytes,
+                out,
+                is_done,
+            )
+
+        jobs = [self._pool.submit(share, number) for number in range(1, threads)]
+        try:
+            share(0)
+        finally:
+            for job in jobs:
+                job.result()
+        return np.flatnonzero(~is_done)
+
+    def close(self) -> None:
+        """End the threads and free the contexts; safe to call twice."""
+        self._pool.shutdown()
+        for functions in self._functions:
+            _functions()["ZSTD_freeDCtx"](functions.zstd_context)
+        self._functions = []
+
+
+def _thread_functions() -> "Functions":
+    """The kernel's functions, with a context for one more thread."""
+    c = _functions()
+    context = int(c["ZSTD_createDCtx"]())
+    if not context:
+        raise MemoryError("zstd has no memory for a context")
+    functions: Functions = _kernel().Functions(
+        pread=c["pread"],
+        memcpy=c["memcpy"],
+        crc32c=c["crc32c_value"],
+        lz4_decompress=c["LZ4_decompress_safe_partial"],
+        zstd_content_size=c["ZSTD_getFrameContentSize"],
+        zstd_decompress=c["ZSTD_decompressDCtx"],
+        zstd_context=context,
+    )
+    return functions
+
+
+@functools.cache
+def _functions() -> dict[str, Callable[..., int]]:
+    """The C functions by name.
+
+    Raises:
+        ImportError: blosc2 is not installed.
+        OSError: A library cannot be loaded.
+        AttributeError: A library lacks a function.
+    """
+    found: dict[str, Callable[..., int]] = {}
+    # A library finds the functions of those that it is linked to: here, libcrc32c.
+    crc32c = google_crc32c._crc32c.__file__
+    for library, signatures in ((None, _LIBC), (crc32c, _CRC32C), (_libblosc2(), _BLOSC2)):
+        loaded = ctypes.CDLL(library)
+        for name, (result, *arguments) in signatures.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+            found[name] = function
+    return found
+
+
+def _libblosc2() -> str:
+    """Path of the library, found without the half second of importing blosc2."""
+    spec = importlib.util.find_spec("blosc2")
+    if spec is None or spec.origin is None:
+        raise ImportError("blosc2 is not installed")
+    directory = Path(spec.origin).parent / "lib"
+    found = sorted((*directory.glob("libblosc2.so*"), *directory.glob("libblosc2*.dylib")))
+    if not found:
+        raise ImportError(f"{directory} has no libblosc2")
+    return str(found[0])
+
+
+@functools.cache
+def _kernel() -> Any:  # noqa: ANN401 - a module that mypy knows by another name
+    return importlib.import_module("avtd3.store.native_kernel")

@@ -1,0 +1,136 @@
+"""The datasets that `replay_bench.py` measures on: made on demand, kept for the next time.
+
+* ``road``: collected by ``avtd3 collect`` in the road world, 20 vehicles, camera and vector.
+* ``carracing``: gymnasium's CarRacing-v3, grey, cut to 84x84, driven by smooth noise.
+* ``carracing-noisy``: the same with sensor noise of sigma 3 on every pixel, which compresses badly.
+
+All are written by avtd3's own writer with its default codec.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.collector import collect
+from avtd3.configs.load import load_section
+from avtd3.store.dataset import Dataset
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
+
+KINDS = ("road", "carracing", "carracing-noisy")
+EPISODE_STEPS = 500
+NOISE_SIGMA = 3.0
+_SIDE = 84
+_LEFT = 6
+"""CarRacing's picture is 96 wide and 96 high, the lowest 12 rows its dashboard."""
+
+
+def open_frames(kind: str, root: Path, frames: int, say: Callable[[str], None]) -> Dataset:
+    """The dataset of a kind with at least so many frames, made if it is not there.
+
+    Args:
+        kind: One of `KINDS`.
+        root: Directory that keeps the datasets.
+        frames: Fewest frames.
+        say: Told what is being made, because it takes a while.
+    """
+    path = root / f"{kind}-{frames}"
+    if not path.exists():
+        # Made aside: a benchmark that was stopped leaves no half dataset under the name.
+        aside = root / f"{path.name}.partial"
+        say(f"making {path}: {frames} frames")
+        _MAKERS[kind](aside, frames)
+        aside.rename(path)
+    return Dataset.open(path)
+
+
+def _make_road(path: Path, frames: int) -> None:
+    collect(path, load_section("collect", None, []), steps=frames, resume=path.exists())
+
+
+def _make_carracing(path: Path, frames: int, sigma: float = 0.0) -> None:
+    spec = EpisodeSpec(
+        image=ImageSpec(),
+        vector_names=("speed_mps",),
+        vector_scales=(100.0,),
+        action_names=("steer", "throttle_brake"),
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+        reward_terms=(),
+        control_period_s=0.02,
+    )
+    noise = np.random.default_rng(0)
+    dataset = Dataset.create(path, spec)
+    with SegmentWriter(dataset, collector="bench", provenance={}) as writer:
+        for seed in range(-(-frames // (EPISODE_STEPS + 1))):
+            for t, (picture, speed, action, reward) in enumerate(_drive(seed)):
+                frame = picture
+                if sigma:
+                    noisy = picture + noise.normal(0.0, sigma, picture.shape)
+                    frame = noisy.round().clip(0, 255).astype(np.uint8)
+                _write(writer, seed, t, frame, speed, action, reward)
+            writer.end_episode("time_limit")
+
+
+def _make_noisy(path: Path, frames: int) -> None:
+    _make_carracing(path, frames, sigma=NOISE_SIGMA)
+
+
+def _drive(seed: int) -> Iterator[tuple[NDArray[np.uint8], float, NDArray[np.float32], float]]:
+    """One episode: picture uint8 (1, H, W), speed, and the action and reward that led there."""
+    import gymnasium
+
+    env = gymnasium.make("CarRacing-v3", max_episode_steps=10 * EPISODE_STEPS)
+    picture, _ = env.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    steer, reward = 0.0, 0.0
+    action = np.zeros(2, np.float32)
+    for _ in range(EPISODE_STEPS + 1):
+        grey = picture[:_SIDE, _LEFT : _LEFT + _SIDE] @ (0.299, 0.587, 0.114)
+        velocity = env.unwrapped.car.hull.linearVelocity  # type: ignore[attr-defined]
+        yield grey.astype(np.uint8)[None], math.hypot(*velocity), action, float(reward)
+        steer = 0.9 * steer + 0.1 * rng.normal()
+        action = np.array([steer, 0.1], np.float32).clip(-1.0, 1.0)
+        picture, reward, ended, _, _ = env.step(np.array([action[0], action[1], 0.0]))
+        if ended:
+            picture, _ = env.reset(seed=seed + 1_000_003)
+    env.close()
+
+
+def _write(
+    writer: SegmentWriter,
+    seed: int,
+    t: int,
+    frame: NDArray[np.uint8],
+    speed: float,
+    action: NDArray[np.float32],
+    reward: float,
+) -> None:
+    vector = np.array([speed / 100.0], np.float32)
+    if t == 0:
+        info = EpisodeInfo(
+            seed=seed, scenario=0, world="carracing", town="", weather="", driver="random"
+        )
+        writer.begin_episode(info, frame=frame, vector=vector, frame_id=0, sim_time_s=0.0)
+        return
+    writer.step(
+        action=action,
+        reward=reward,
+        reward_terms=None,
+        frame=frame,
+        vector=vector,
+        terminated=False,
+        truncated=t == EPISODE_STEPS,
+        frame_id=t,
+        sim_time_s=0.02 * t,
+    )
+
+
+_MAKERS: dict[str, Callable[[Path, int], None]] = {
+    "road": _make_road,
+    "carracing": _make_carracing,
+    "carracing-noisy": _make_noisy,
+}
