@@ -35,10 +35,6 @@ MAX_GIF_PICTURES = 600
 GIF_PERIOD_S = 0.1
 """Shortest time that a GIF's picture stands."""
 PLOT_HEIGHT_PX = 84
-SPIKES = 0.01
-"""Share of the values, at either end, that may be cut off a plot if they lie far out."""
-FAR = 4.0
-"""How many times wider all the values must lie than all but the spikes, to cut those off."""
 FAINT = (70, 78, 88)
 COLOURS = (
     (64, 156, 255),
@@ -170,7 +166,7 @@ class _Plots:
 
     def _draw_lines(self, draw: ImageDraw.ImageDraw, track: Track, number: int) -> None:
         top, bottom = 2 * (number * self._each + 20), 2 * ((number + 1) * self._each - 6)
-        low, high = _range(track)
+        low, high = track.shown_range
         if low < 0.0 < high:
             zero = bottom + (top - bottom) * -low / (high - low)
             draw.line([(16, zero), (2 * self.size[0] - 16, zero)], fill=FAINT, width=2)
@@ -200,27 +196,13 @@ class _Plots:
                 x += width + 10
 
 
-def _range(track: Track) -> tuple[float, float]:
-    """What a plot shows of a track's values, low below high; a few far spikes are cut off."""
-    values = np.concatenate([channel.values for channel in track.channels])
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return -0.5, 0.5
-    least, largest = float(finite.min()), float(finite.max())
-    low, high = np.quantile(finite, (SPIKES, 1.0 - SPIKES)).tolist()
-    if high > low and largest - least > FAR * (high - low):
-        room = (high - low) / 4
-        least, largest = max(least, low - room), min(largest, high + room)
-    return (least, largest) if largest > least else (least - 0.5, least + 0.5)
-
-
 def _range_text(track: Track) -> str:
     """Least and largest value of a track, and whether its plot is cut off below them."""
     moments = [channel.moments for channel in track.channels if channel.moments.count]
     if not moments:
         return "no finite value"
     least, largest = min(m.minimum for m in moments), max(m.maximum for m in moments)
-    low, high = _range(track)
+    low, high = track.shown_range
     cut = low > least or high < largest
     return f"{least:.3g} .. {largest:.3g}" + (f" (drawn {low:.2g} .. {high:.2g})" if cut else "")
 

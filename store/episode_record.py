@@ -17,6 +17,10 @@ FRAMES_AT_ONCE = 64
 """Frames decoded together while an episode plays: many chunks, little memory."""
 MAX_VECTOR_TRACKS = 3
 MAX_TERMS = 6
+SPIKES = 0.01
+"""Share of the values, at either end, that may be cut off a plot if they lie far out."""
+FAR = 4.0
+"""How many times wider all the values must lie than all but the spikes, to cut those off."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,20 @@ class Track:
     title: str
     channels: tuple[Channel, ...]
     """At least one."""
+
+    @property
+    def shown_range(self) -> tuple[float, float]:
+        """What a plot shows of the values, low below high; a few far spikes are cut off."""
+        values = np.concatenate([channel.values for channel in self.channels])
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            return -0.5, 0.5
+        least, largest = float(finite.min()), float(finite.max())
+        low, high = np.quantile(finite, (SPIKES, 1.0 - SPIKES)).tolist()
+        if high > low and largest - least > FAR * (high - low):
+            room = (high - low) / 4
+            least, largest = max(least, low - room), min(largest, high + room)
+        return (least, largest) if largest > least else (least - 0.5, least + 0.5)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,11 +136,16 @@ def _mark(place: float, label: str) -> Iterator[Markup]:
     yield element("text", label, class_="label", x=place + shift, y=TOP + 8, text_anchor=side)
 
 
-def line(values: NDArray[np.float64], *, name: str) -> Markup:
-    """A quantity over time in a low strip; values that are not finite leave gaps."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    scale = (LINE_HEIGHT - 4.0) / (high - low) if high > low else 0.0
+def line(values: NDArray[np.float64], *, name: str, shown: tuple[float, float]) -> Markup:
+    """A quantity over time in a low strip.
+
+    Args:
+        values: One per moment; those that are not finite leave gaps.
+        name: What it is.
+        shown: Value at the bottom and at the top; what lies beyond is drawn there.
+    """
+    low, high = shown
+    scale = (LINE_HEIGHT - 4.0) / (high - low)
     rows = np.unique(
         np.linspace(0, len(values) - 1, min(len(values), LINE_POINTS)).astype(np.int64)
     )
@@ -149,7 +154,7 @@ def line(values: NDArray[np.float64], *, name: str) -> Markup:
         value = float(values[row])
         if math.isfinite(value):
             x = WIDTH * row / max(1, len(values) - 1)
-            y = LINE_HEIGHT - 2.0 - (value - low) * scale
+            y = LINE_HEIGHT - 2.0 - (min(max(value, low), high) - low) * scale
             pieces.append(f"{'L' if pen_down else 'M'}{x:.1f} {y:.1f}")
         pen_down = math.isfinite(value)
     path = element("path", class_="line", d="".join(pieces), vector_effect="non-scaling-stroke")

@@ -129,11 +129,12 @@ def draw_reel(reel: Reel) -> Markup:
         element("img", src=image, alt="" if number else label, width=width, height=height)
         for number, image in enumerate(reel.images)
     ]
-    channels = [record.tracks[0].channels[0]]
-    channels += [t.channels[0] for t in record.tracks if t.title == "reward" != channels[0].name]
     strips = []
-    for channel in channels:
-        strips += [element("span", channel.name), line(channel.values, name=channel.name)]
+    tracks = [record.tracks[0], *(t for t in record.tracks[1:] if t.title == "reward")]
+    for track in tracks:
+        channel = track.channels[0]
+        drawing = line(channel.values, name=channel.name, shown=track.shown_range)
+        strips += [element("span", channel.name), drawing]
     known = (
         f"{facts['driver']} in {facts['town']}, {facts['weather']}, scenario {facts['scenario']}: "
         f"return {facts['episode_return']:.1f} in {record.seconds:.1f} s, "

@@ -9,7 +9,7 @@ from PIL import Image
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_choice import WORDS, find_episode
 from avtd3.store.episode_pictures import write_film, write_gif, write_sheet
-from avtd3.store.episode_record import FRAMES_AT_ONCE, Channel, EpisodeRecord
+from avtd3.store.episode_record import FRAMES_AT_ONCE, Channel, EpisodeRecord, Track
 from avtd3.store.episode_text import Terminal, draw_episode, frame_blocks, sparkline
 from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
@@ -247,3 +247,20 @@ def test_a_name_of_another_kind_of_file_is_refused(dataset, tmp_path, write, nam
     with pytest.raises(ConfigError, match="name it"):
         write(record, tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plot_cuts_off_few_far_spikes_and_nothing_else():
+    def shown(values):
+        return Track(title="x", channels=(Channel(name="x", values=values),)).shown_range
+
+    calm = np.linspace(-1.0, 1.0, 500)
+    assert shown(calm) == (-1.0, 1.0)
+    spiked = calm.copy()
+    spiked[250] = -50.0
+    low, high = shown(spiked)
+    assert -2.0 < low < -1.0
+    assert high == 1.0
+    spiked[::4] = -50.0
+    assert shown(spiked) == (-50.0, 1.0)
+    assert shown(np.zeros(9)) == (-0.5, 0.5)
+    assert shown(np.full(9, np.nan)) == (-0.5, 0.5)

@@ -239,11 +239,20 @@ def test_a_histogram_draws_a_bar_for_each_bin_with_values():
     assert "2 .. 3: 8 (80.0%)" in drawing
 
 
+def drawn_path(values, shown=(0.0, 1.0)):
+    (path,) = re.findall(r' d="([^"]*)"', line(np.array(values), name="x", shown=shown))
+    return path
+
+
 def test_a_line_has_gaps_where_values_are_missing():
-    (path,) = re.findall(r' d="([^"]*)"', line(np.array([0.0, 1.0, np.nan, 1.0, 0.0]), name="x"))
+    path = drawn_path([0.0, 1.0, np.nan, 1.0, 0.0])
     assert path.count("M") == 2
     assert path.count("L") == 2
-    assert re.findall(r' d="([^"]*)"', line(np.full(3, np.nan), name="x")) == [""]
+    assert drawn_path([np.nan, np.inf]) == ""
+
+
+def test_a_line_stays_in_its_strip():
+    assert drawn_path([0.5, 1.0, -7.0]) == drawn_path([0.5, 9.0, 0.0])
 
 
 def test_bars_add_up_and_the_rest_is_one_row():
