@@ -51,3 +51,17 @@ def _line_parts(kind: str) -> tuple[tuple[float, bool], ...]:
     if len(parts) == 1:
         return ((0.0, parts[0]),)
     return ((-_LINE_APART_M, parts[0]), (_LINE_APART_M, parts[1]))
+
+
+def sample_band(band: Band, at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """x, y, yaw, left and right border of a band, float64 (5, n), at distances along it."""
+    strip = band.along
+    knots = np.stack([*strip.points.T, strip.yaw_rad, band.left_m, band.right_m])
+    # One search for all five, which np.interp would repeat for each.
+    last = len(strip.distance_m) - 1
+    place = np.interp(at, strip.distance_m, np.arange(last + 1.0))
+    whole = np.minimum(place.astype(np.intp), last - 1)
+    found = np.diff(knots).take(whole, axis=1, mode="clip")
+    found *= place - whole
+    found += knots.take(whole, axis=1, mode="clip")
+    return found

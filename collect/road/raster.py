@@ -16,7 +16,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.road.lines import Band, painted_lines
+from avtd3.collect.road.lines import Band, painted_lines, sample_band
 from avtd3.collect.road.network import Lane, RoadNetwork, Strip
 from avtd3.collect.road.texture import ground_texture
 
@@ -193,7 +193,7 @@ class _Painter:
 
     def _fill(self, band: Band, code: int) -> None:
         index, _ = self._covered(band, self.pixel_m, TILE, _SPACING_PX)
-        self.fine.reshape(-1)[index] = code
+        self.fine.reshape(-1)[index.reshape(-1)] = code
 
     def _draw_line(self, band: Band, dashed: bool) -> None:
         index, distance = self._covered(band, self.pixel_m, TILE, _LINE_SPACING_PX)
@@ -217,11 +217,11 @@ class _Painter:
 
     def _covered(
         self, band: Band, size_m: float, side: int, spacing_px: float
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Flat indices of the pixels under a band, in a layer with tiles of `side`.
 
         Returns:
-            int32 (along, across), and float64 (along,) the distances along the strip.
+            intp (along, across), and float64 (along,) the distances along the strip.
         """
         strip = band.along
         reach_m = max(float(np.abs(band.left_m).max()), float(np.abs(band.right_m).max()))
@@ -232,36 +232,33 @@ class _Painter:
         at = np.linspace(0.0, length, math.ceil(length * stretch / spacing_m) + 1)
         widest = float((band.right_m - band.left_m).max())
         share = np.linspace(0.0, 1.0, math.ceil(widest / spacing_m) + 1, dtype=np.float32)
-        here = np.interp(at, strip.distance_m, strip.points.view(np.complex128)[:, 0])
-        yaw, left, right = (
-            np.interp(at, strip.distance_m, values)
-            for values in (strip.yaw_rad, band.left_m, band.right_m)
-        )
+        x, y, yaw, left, right = sample_band(band, at)
         # In pixels: a line across the strip begins on the left and goes on by shares of a step.
-        across = np.exp(1j * yaw) * (1j / size_m)
-        begin = (here - complex(self.left_m, self.top_m)) / size_m + left * across
-        step = (right - left) * across
-        ends = np.stack([begin, step], axis=1).astype(np.complex64)  # (along, 2)
-        shares = np.stack([np.ones_like(share), share])  # (2, across)
-        column = (ends.real @ shares).astype(np.int32)
-        row = (ends.imag @ shares).astype(np.int32)
+        across_x, across_y = np.sin(yaw) / -size_m, np.cos(yaw) / size_m
+        wide = right - left
+        ends = np.empty((2, len(at), 2), np.float32)
+        ends[0, :, 0] = (x - self.left_m) / size_m + left * across_x
+        ends[1, :, 0] = (y - self.top_m) / size_m + left * across_y
+        ends[0, :, 1], ends[1, :, 1] = wide * across_x, wide * across_y
+        column, row = (ends @ np.stack([np.ones_like(share), share])).astype(np.int32)
         return self._index(row, column, side), at
 
     def _index(
         self, row: NDArray[np.int32], column: NDArray[np.int32], side: int
-    ) -> NDArray[np.int32]:
-        """Flat indices int32 of pixels by their row and column, in a layer with tiles of `side`."""
+    ) -> NDArray[np.intp]:
+        """Flat indices of pixels by their row and column, in a layer with tiles of `side`."""
         bits = side.bit_length() - 1
         tile = row >> bits
         tile *= self.table.shape[1]
         tile += column >> bits
-        flat: NDArray[np.int32] = self.table.reshape(-1).take(tile)
+        # `clip` only spares the check: strips lie inside the table.
+        flat: NDArray[np.intp] = self.table.reshape(-1).take(tile, mode="clip").astype(np.intp)
         flat <<= 2 * bits
         row &= side - 1
         row <<= bits
-        flat += row
         column &= side - 1
-        flat += column
+        row += column
+        flat += row
         return flat
 
 
