@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NEAREST_M = 0.4
-_SIMPLE_BEYOND_M = 16.0
-_DECK_WITHIN_M = 12.0
+_SIMPLE_BEYOND_M = 12.0
+_DECK_WITHIN_M = 8.0  # farther decks are half a pixel high
 # Shares of the vehicle's height at which shadow, paint and glass end, from the ground up.
 _FOOT, _BELT, _LAMP = 0.2, 0.62, 0.5
 _CABIN_LENGTH, _CABIN_WIDTH, _CABIN_BACK = 0.5, 0.86, 0.05
@@ -60,26 +60,14 @@ class View:
     height_m: float
     """Height above the ground."""
 
-    def seen_from_camera(self, forward_m: float, right_m: float) -> complex:
-        """A place seen from the car, as ahead + i aside of the camera."""
-        offset = complex(forward_m - self.forward_m, right_m - self.right_m)
-        return offset * self.heading.conjugate()
-
     def rows_of(self, ahead_m: float, heights_m: Sequence[float]) -> list[float]:
         """Rows of points at the same distance ahead and several heights above the ground."""
-        sin, cos = self.sin_pitch, self.cos_pitch
-        drop, depth = ahead_m * sin, ahead_m * cos
-        row, focal, top = self.row, self.focal, self.height_m
+        sin, cos, focal = self.sin_pitch, self.cos_pitch, self.focal
+        drop, depth, row, top = ahead_m * sin, ahead_m * cos, self.row, self.height_m
         return [
             row + focal * ((top - height) * cos - drop) / (depth + (top - height) * sin)
             for height in heights_m
         ]
-
-    def row_of(self, ahead_m: float, height_m: float) -> float:
-        """Row of a point at a distance ahead and a height above the ground."""
-        below = self.height_m - height_m
-        depth = ahead_m * self.cos_pitch + below * self.sin_pitch
-        return self.row + self.focal * (below * self.cos_pitch - ahead_m * self.sin_pitch) / depth
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,22 +98,22 @@ def draw_boxes(
         boxes: Vehicles in any order; those behind the camera are left out.
         lamps: Brightness of lit lamps; 0 when lamps are off.
     """
+    mount, back = complex(view.forward_m, view.right_m), view.heading.conjugate()
     for box in sorted(boxes, key=_distance, reverse=True):
-        at = view.seen_from_camera(box.forward_m, box.right_m)
+        at = (complex(box[0], box[1]) - mount) * back
         if at.real <= -0.5 * box.length_m:
             continue
-        turn = complex(math.cos(box.yaw_rad), math.sin(box.yaw_rad)) * view.heading.conjugate()
-        paint = _lit(frame, view, light, box, at)
+        turn = complex(math.cos(box.yaw_rad), math.sin(box.yaw_rad)) * back
         if at.real > _SIMPLE_BEYOND_M or _shows_one_end(box, at, turn):
-            _draw_flat(frame, view, box, at, turn, paint)
+            is_seen = _draw_flat(frame, view, light, box, at, turn)
         else:
-            _draw_near(frame, view, box, at, turn, paint)
-        if lamps > 0.0:
+            is_seen = _draw_near(frame, view, light, box, at, turn)
+        if lamps > 0.0 and is_seen:
             _draw_lamps(frame, view, box, at, turn, lamps)
 
 
 def _distance(box: Box) -> float:
-    return math.hypot(box.forward_m, box.right_m)
+    return math.hypot(box[0], box[1])
 
 
 def _shows_one_end(box: Box, at: complex, turn: complex) -> bool:
@@ -134,48 +122,61 @@ def _shows_one_end(box: Box, at: complex, turn: complex) -> bool:
     return abs(seen.imag) < 0.5 * box.width_m and abs(seen.real) > box.length_m
 
 
-def _lit(frame: NDArray[np.float32], view: View, light: Light, box: Box, at: complex) -> _Paint:
-    """The vehicle's brightnesses in the light on the ground where it stands."""
-    ahead = max(at.real, 1.0)
-    row = int(view.row_of(ahead, 0.0)) - light.first_row
-    column = int(view.column + view.focal * at.imag / ahead)
-    row = min(max(row, 0), light.factor.shape[0] - 1)
-    column = min(max(column, 0), frame.shape[1] - 1)
+def _lit(view: View, light: Light, reflectance: float, at: complex) -> _Paint:
+    """A vehicle's brightnesses in the light on the ground where it stands."""
+    ahead, top = max(at.real, 1.0), view.height_m
+    depth = ahead * view.cos_pitch + top * view.sin_pitch
+    rise = view.focal * (top * view.cos_pitch - ahead * view.sin_pitch) / depth
+    rows, columns = light.factor.shape
+    row = min(max(int(view.row + rise) - light.first_row, 0), rows - 1)
+    column = min(max(int(view.column + view.focal * at.imag / ahead), 0), columns - 1)
     factor, summand = light.factor.item(row, column), light.summand.item(row, column)
     return (
-        box.reflectance * factor + summand,
+        reflectance * factor + summand,
         _GLASS * factor + summand,
         _SHADOW * factor + summand,
     )
 
 
 def _draw_flat(
-    frame: NDArray[np.float32], view: View, box: Box, at: complex, turn: complex, paint: _Paint
-) -> None:
-    """A far vehicle, or one that shows only its end: its outline, in three rectangles."""
+    frame: NDArray[np.float32], view: View, light: Light, box: Box, at: complex, turn: complex
+) -> bool:
+    """A far vehicle, or one that shows only its end: its outline, in three rectangles.
+
+    Returns:
+        Whether its columns lie in the picture.
+    """
+    _, _, _, length, width, tall, reflectance = box
     cosine, sine = abs(turn.real), abs(turn.imag)
-    ahead = at.real - 0.5 * (cosine * box.length_m + sine * box.width_m)
-    middle = view.column + view.focal * at.imag / ahead
-    half = 0.5 * view.focal * (sine * box.length_m + cosine * box.width_m) / ahead
-    left, right = max(math.ceil(middle - half - 0.5), 0), math.ceil(middle + half - 0.5)
+    ahead = at.real - 0.5 * (cosine * length + sine * width)
+    middle = view.column + view.focal * at.imag / ahead - 0.5
+    half = 0.5 * view.focal * (sine * length + cosine * width) / ahead
+    left, right = max(math.ceil(middle - half), 0), math.ceil(middle + half)
     if right <= 0 or left >= frame.shape[1]:
-        return
-    tall = box.height_m
+        return False
     heights = (0.0, _FOOT * tall, _BELT * tall, tall)
     ground, foot, belt, top = (math.ceil(row - 0.5) for row in view.rows_of(ahead, heights))
-    body, glass, shadow = paint
+    body, glass, shadow = _lit(view, light, reflectance, at)
     frame[foot:ground, left:right] = shadow
     frame[belt:foot, left:right] = body
     inset = round((1.0 - _CABIN_WIDTH) * half)
     frame[top:belt, left + inset : max(right - inset, 0)] = glass
+    return True
 
 
 def _draw_near(
-    frame: NDArray[np.float32], view: View, box: Box, at: complex, turn: complex, paint: _Paint
-) -> None:
-    """A vehicle with its walls and the top of its bonnet and boot."""
-    tall, (body, glass, shadow) = box.height_m, paint
-    ahead, aside = 0.5 * box.length_m * turn, 0.5j * box.width_m * turn
+    frame: NDArray[np.float32], view: View, light: Light, box: Box, at: complex, turn: complex
+) -> bool:
+    """A vehicle with its walls and the top of its bonnet and boot.
+
+    Returns:
+        Whether any of it may lie in the picture.
+    """
+    _, _, _, length, width, tall, reflectance = box
+    ahead, aside = 0.5 * length * turn, 0.5j * width * turn
+    if _is_outside(frame, view, at, abs(ahead) + abs(aside)):
+        return False
+    body, glass, shadow = _lit(view, light, reflectance, at)
     foot, belt = _FOOT * tall, _BELT * tall
     # Bonnet and boot: the far walls, seen over the near ones.
     for one, two, _ in _walls(at, ahead, aside, near=False) if at.real < _DECK_WITHIN_M else ():
@@ -183,9 +184,18 @@ def _draw_near(
     for one, two, is_end in _walls(at, ahead, aside, near=True):
         shade = body if is_end else _SIDE_SHADE * body
         _draw_wall(frame, view, one, two, (0.0, foot, belt), (shadow, shade))
-    at -= _CABIN_BACK * box.length_m * turn
+    at -= _CABIN_BACK * length * turn
     for one, two, _ in _walls(at, _CABIN_LENGTH * ahead, _CABIN_WIDTH * aside, near=True):
         _draw_wall(frame, view, one, two, (belt, tall), (glass,))
+    return True
+
+
+def _is_outside(frame: NDArray[np.float32], view: View, at: complex, reach_m: float) -> bool:
+    """Whether all that stands within a reach of a place lies left or right of the picture."""
+    right = frame.shape[1] - view.column
+    half = max(view.column, right) + 1.0
+    depth = view.cos_pitch * at.real + view.height_m * max(view.sin_pitch, 0.0)
+    return view.focal * (abs(at.imag) - reach_m) > half * (depth + reach_m)
 
 
 def _walls(
@@ -223,12 +233,12 @@ def _draw_wall(
             return
         cut = one + (two - one) * (_NEAREST_M - one.real) / (two.real - one.real)
         one, two = (cut, two) if one.real < _NEAREST_M else (one, cut)
-    fall = view.height_m * view.sin_pitch
-    left = view.column + view.focal * one.imag / (one.real * view.cos_pitch + fall)
-    right = view.column + view.focal * two.imag / (two.real * view.cos_pitch + fall)
+    fall, cos, ceil = view.height_m * view.sin_pitch, view.cos_pitch, math.ceil
+    left = view.column + view.focal * one.imag / (one.real * cos + fall)
+    right = view.column + view.focal * two.imag / (two.real * cos + fall)
     if left > right:
         left, right, one, two = right, left, two, one
-    first, stop = max(math.ceil(left - 0.5), 0), min(math.ceil(right - 0.5), frame.shape[1])
+    first, stop = max(ceil(left - 0.5), 0), min(ceil(right - 0.5), frame.shape[1])
     if first >= stop:
         return
     starts, stops = view.rows_of(one.real, heights_m), view.rows_of(two.real, heights_m)
@@ -239,11 +249,11 @@ def _draw_wall(
     for column in range(first, stop, width):
         end = min(column + width, stop)
         along = 0.5 * (column + end) - left
-        bottom = math.ceil(starts[0] + slopes[0] * along - 0.5)
+        bottom = ceil(starts[0] + slopes[0] * along - 0.5)
         for band, brightness in enumerate(brightnesses, 1):
             if bottom <= 0:
                 break
-            top = math.ceil(starts[band] + slopes[band] * along - 0.5)
+            top = ceil(starts[band] + slopes[band] * along - 0.5)
             frame[top if top > 0 else 0 : bottom, column:end] = brightness
             bottom = top
 
@@ -260,7 +270,7 @@ def _draw_lamps(
         if lamp.real < _NEAREST_M:
             continue
         column = int(view.column + view.focal * lamp.imag / lamp.real)
-        row = int(view.row_of(lamp.real, _LAMP * box.height_m))
+        row = int(view.rows_of(lamp.real, (_LAMP * box.height_m,))[0])
         size = max(round(_LAMP_M * view.focal / lamp.real), 1)
         if column >= 0 and row >= 0:
             frame[row : row + size, column : column + size] = brightness

@@ -29,7 +29,6 @@ _NOISE_FRAMES = 8
 _NOISE_OFFSETS = 4096
 _LAMP_M = 12.0
 _LAMPS_ON = 0.15
-_BLACK, _WHITE = np.float32(0.0), np.float32(255.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +88,9 @@ class Camera:
     def __init__(self, config: CameraConfig) -> None:
         self.config = config
         self._window = GroundWindow()
+        # Whole pictures: numpy clips three times as fast by an array as by a number.
+        size = (config.height, config.width)
+        self._black, self._white = np.zeros(size, np.float32), np.full(size, 255.0, np.float32)
 
     def begin(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
         """Prepare an episode.
@@ -171,8 +173,8 @@ class Camera:
             offset = self._offsets[self._frames % _NOISE_OFFSETS]
             self._frames += 1
             frame += self._noise[offset : offset + frame.size].reshape(frame.shape)
-            np.maximum(frame, _BLACK, out=frame)
-        np.minimum(frame, _WHITE, out=frame)
+            np.maximum(frame, self._black, out=frame)
+        np.minimum(frame, self._white, out=frame)
         return frame.astype(np.uint8)[None]
 
 

@@ -9,7 +9,7 @@ total order (the driven car, then who is inside the junction, then who waited lo
 may always go; who stands all the same for ten seconds in a junction, or for half a minute
 elsewhere, is moved to another place.
 
-Decisions hold for six steps, 0.3 s, for which the motion of all vehicles is laid
+Decisions hold for ten steps, 0.5 s, for which the motion of all vehicles is laid
 out at once: 250 us for 20 of them on open roads and 500 us in a town, or 40 to 80 us per step.
 """
 
@@ -31,7 +31,7 @@ from avtd3.collect.road.yielding import (
     find_leads,
 )
 
-DECIDE_EVERY = 6
+DECIDE_EVERY = 10
 """Steps for which a decision of the traffic holds."""
 
 _ACCELERATION_MPS2 = 1.6
