@@ -8,6 +8,7 @@ import typer
 from avtd3.configs.command_line import (
     EXIT_NO,
     ConfigOption,
+    FilterOption,
     JsonOption,
     SetOption,
     answer,
@@ -42,15 +43,16 @@ def replay_inspect(
     sheet: Annotated[Path | None, typer.Option(help="Its contact sheet, as PNG.")] = None,
     gif: Annotated[Path | None, typer.Option(help="Play it as a GIF.")] = None,
     mp4: Annotated[Path | None, typer.Option(help="Play it as a film.")] = None,
+    filter_: FilterOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Audit datasets: what they hold, whether the bytes are whole, whether the data make sense."""
     files = EpisodeFiles(sheet=sheet, gif=gif, mp4=mp4)
-    files.check(episode, html)
+    files.check(episode, html, filter_ or ())
     if episode is not None:
-        show_episode(datasets, episode, files, as_json=as_json)
+        show_episode(datasets, episode, files, among=filter_ or (), as_json=as_json)
         return
     from avtd3.store.audit import audit, quarantine_damaged
     from avtd3.store.report import render

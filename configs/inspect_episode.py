@@ -27,16 +27,19 @@ class EpisodeFiles:
     mp4: Path | None = None
     """A film."""
 
-    def check(self, episode: str | None, html: Path | None) -> None:
+    def check(self, episode: str | None, html: Path | None, among: Sequence[str]) -> None:
         """Refuse what does not go together, before anything is read.
 
         Args:
             episode: The episode to show, or None.
             html: Where to write the audit as a page, or None.
+            among: Filters of episodes.
 
         Raises:
-            ConfigError: Pictures without an episode, or a page of one.
+            ConfigError: Pictures or filters without an episode, or a page of one.
         """
+        if episode is None and among:
+            raise ConfigError("--filter narrows what --episode chooses from: add --episode worst")
         if episode is not None and html is not None:
             raise ConfigError("--html shows a whole audit, --episode one episode: give one of them")
         for name in ("sheet", "gif", "mp4"):
@@ -45,7 +48,12 @@ class EpisodeFiles:
 
 
 def show_episode(
-    datasets: Sequence[Path], name: str, files: EpisodeFiles, *, as_json: bool
+    datasets: Sequence[Path],
+    name: str,
+    files: EpisodeFiles,
+    *,
+    among: Sequence[str] = (),
+    as_json: bool = False,
 ) -> None:
     """Find an episode, write its pictures, and draw it in the terminal.
 
@@ -53,6 +61,7 @@ def show_episode(
         datasets: Where to look.
         name: See `avtd3.store.episode_choice.find_episode`.
         files: What to write.
+        among: Filters of the episodes that a word chooses from.
         as_json: Print its facts as JSON instead.
 
     Raises:
@@ -64,8 +73,10 @@ def show_episode(
     from avtd3.store.episode_pictures import write_film, write_gif, write_sheet
     from avtd3.store.episode_record import EpisodeRecord
     from avtd3.store.episode_text import draw_episode
+    from avtd3.store.filters import parse_filter
 
-    record = EpisodeRecord.read(find_episode(datasets, name, np.random.default_rng()))
+    rng = np.random.default_rng()
+    record = EpisodeRecord.read(find_episode(datasets, name, rng, parse_filter(among)))
     written = []
     writers = ((files.sheet, write_sheet), (files.gif, write_gif), (files.mp4, write_film))
     for path, write in writers:

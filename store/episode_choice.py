@@ -14,6 +14,7 @@ from avtd3.store.errors import (
     NoSegmentsError,
     SegmentCorruptError,
 )
+from avtd3.store.filters import EpisodeFilter
 from avtd3.store.segment import EpisodeTable, Segment
 
 WORDS = ("worst", "best", "longest", "shortest", "random")
@@ -38,7 +39,12 @@ class EpisodePlace:
         return f"{self.segment.id}:{self.number}"
 
 
-def find_episode(datasets: Sequence[Path], name: str, rng: np.random.Generator) -> EpisodePlace:
+def find_episode(
+    datasets: Sequence[Path],
+    name: str,
+    rng: np.random.Generator,
+    among: EpisodeFilter | None = None,
+) -> EpisodePlace:
     """Find an episode by name.
 
     Args:
@@ -46,15 +52,16 @@ def find_episode(datasets: Sequence[Path], name: str, rng: np.random.Generator) 
         name: ``SEGMENT:NUMBER``, of the segment's name any part that no other has; a whole number,
             the episode's position in the collector's plan; or one of `WORDS`.
         rng: Draws for the word ``random``: each episode is as likely as any other.
+        among: The episodes that the words choose from; None for all.
 
     Raises:
         ConfigError: No episode is called so, or several are.
         DatasetError: A path is no dataset.
-        NoSegmentsError: There is no episode at all.
+        NoSegmentsError: There is no episode at all, or none that the filter means.
         SegmentCorruptError: The segment is named and damaged; the words pass over such segments.
     """
     if name in WORDS:
-        return _by_word(datasets, name, rng)
+        return _by_word(datasets, name, rng, among or EpisodeFilter())
     segment, colon, number = name.rpartition(":")
     if colon and segment and number.isdecimal():
         return _by_place(datasets, segment, int(number))
@@ -78,18 +85,24 @@ def readable_tables(
             continue
 
 
-def _by_word(datasets: Sequence[Path], word: str, rng: np.random.Generator) -> EpisodePlace:
+def _by_word(
+    datasets: Sequence[Path], word: str, rng: np.random.Generator, among: EpisodeFilter
+) -> EpisodePlace:
     found, largest = None, -np.inf
     for path in datasets:
         for segment, table in readable_tables(Dataset.open(path)):
+            meant = np.flatnonzero(among.matches(table))
+            if not meant.size:
+                continue
             keys = _keys(word, table, rng)
-            number = int(np.argmax(keys))
+            number = int(meant[np.argmax(keys[meant])])
             if found is None or keys[number] > largest:
                 largest = keys[number]
                 found = EpisodePlace(dataset=path, segment=segment, number=number)
     if found is None:
         listed = ", ".join(map(str, datasets))
-        raise NoSegmentsError(f"{listed} holds no episode that can be read; avtd3 collect adds one")
+        which = "that can be read" if among == EpisodeFilter() else "that the filter means"
+        raise NoSegmentsError(f"{listed} holds no episode {which}; avtd3 collect adds one")
     return found
 
 

@@ -12,6 +12,7 @@ from avtd3.store.episode_pictures import write_film, write_gif, write_sheet
 from avtd3.store.episode_record import FRAMES_AT_ONCE, Channel, EpisodeRecord, Track
 from avtd3.store.episode_text import Terminal, draw_episode, frame_blocks, sparkline
 from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
+from avtd3.store.filters import parse_filter
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 SPEC = make_spec(height=12, width=10)
@@ -47,6 +48,15 @@ def test_words_name_the_extreme_episode(dataset, word, number):
     record = EpisodeRecord.read(chosen(dataset.path, word))
     assert record.facts["index"] == number + 10
     assert record.length == LENGTHS[number]
+
+
+def test_words_choose_among_the_episodes_that_a_filter_means(dataset):
+    rng = np.random.default_rng(0)
+    for texts, number in ((["end=time_limit"], 0), (["town=town-2"], 2), (["end=collision"], 1)):
+        place = find_episode([dataset.path], "worst", rng, parse_filter(texts))
+        assert EpisodeRecord.read(place).facts["index"] == number + 10
+    with pytest.raises(NoSegmentsError, match="filter"):
+        find_episode([dataset.path], "worst", rng, parse_filter(["end=goal"]))
 
 
 def test_random_names_every_episode_at_last(dataset):
