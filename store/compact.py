@@ -16,15 +16,16 @@ from typing import Any
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError, SpecError
 from avtd3.store.files import canonical_json, sha256
-from avtd3.store.layout import MAX_STEPS
 from avtd3.store.leftovers import find_leftovers, remove_leftovers
-from avtd3.store.merge import data_provenance, merge, origins
+from avtd3.store.merge import data_provenance, merge
 from avtd3.store.pins import read_pins
 from avtd3.store.progress import HousekeepingProgress, count
 from avtd3.store.removal import empty_trash, exclusive, remove_segments
-from avtd3.store.replaced import replaced_ids
+from avtd3.store.replaced import origins, replaced_ids
 from avtd3.store.segment import Segment
 
+MAX_TARGET_STEPS = 131_072
+"""Largest target: a merged segment is put together in memory, some 4 kB a step of 84x84 frames."""
 MAX_ORIGINS = 1000
 """Most segments that one is merged from, so that its manifest stays small."""
 _RANDOM = re.compile(r"(.+)-[0-9a-f]{8}")
@@ -110,8 +111,8 @@ def compact(
         ConfigError: ``target_steps`` is out of range.
         StorageError: The disk is full, or another housekeeper is at work.
     """
-    if not 2 <= target_steps <= MAX_STEPS:
-        raise ConfigError(f"target_steps is {target_steps}, expected 2..{MAX_STEPS}")
+    if not 2 <= target_steps <= MAX_TARGET_STEPS:
+        raise ConfigError(f"target_steps is {target_steps}, expected 2..{MAX_TARGET_STEPS}")
     dataset = Dataset.open(path)
     if dry_run:
         return _Compaction(dataset, target_steps).report(dry_run=True, stopped=False)

@@ -13,17 +13,15 @@ from avtd3.store.codec import FrameCodec
 from avtd3.store.columns import OBSERVATION_COLUMNS, STEP_COLUMNS, FrameBuffer, StepColumns
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentCorruptError
-from avtd3.store.files import canonical_json, sha256
 from avtd3.store.identity import episode_digests
 from avtd3.store.layout import MANIFEST_FILE
 from avtd3.store.removal import clear_staging
-from avtd3.store.replaced import REPLACES
+from avtd3.store.replaced import ORIGIN, REPLACES, origins
 from avtd3.store.seal import EndedEpisode, EpisodeInfo, base_provenance, seal_files
-from avtd3.store.segment import Limits, Segment
+from avtd3.store.limits import Limits
+from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
 
-ORIGIN = "origin"
-"""Key of a merged segment's provenance: the segments that collectors wrote, in order."""
 COLLECTOR = "compact"
 """What stands in a merged segment's provenance as its collector."""
 _OWN_KEYS = frozenset(("avtd3", "python", "host", "collector", "sealed_at", REPLACES, ORIGIN))
@@ -34,24 +32,6 @@ _FRAMES_AT_ONCE = 512
 def data_provenance(segment: Segment) -> dict[str, Any]:
     """The part of a segment's provenance that merged segments must share: config, plan, codec."""
     return {key: value for key, value in segment.provenance.items() if key not in _OWN_KEYS}
-
-
-def origins(segment: Segment) -> list[dict[str, Any]]:
-    """The segments that its collectors wrote: itself, or what it was merged from."""
-    listed = segment.provenance.get(ORIGIN)
-    if isinstance(listed, list):
-        return listed
-    about = segment.provenance
-    return [
-        {
-            "segment_id": segment.id,
-            "digest": segment.manifest_digest,
-            "provenance_digest": sha256(canonical_json(dict(about))),
-            "episodes": segment.episodes,
-            "steps": segment.steps,
-            **{key: about.get(key) for key in ("collector", "host", "sealed_at")},
-        }
-    ]
 
 
 def merge(dataset: Dataset, sources: Sequence[Segment], segment_id: str, *, now_s: float) -> int:

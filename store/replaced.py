@@ -6,11 +6,19 @@ go, however long they stay on the disk. `docs/decisions/006-housekeeping.md` has
 """
 
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.files import canonical_json, sha256
 from avtd3.store.segment import Segment
 
 REPLACES = "replaces"
 """Key of a segment's provenance: id to manifest's digest of every segment that it stands for."""
+
+ORIGIN = "origin"
+"""Key of a merged segment's provenance: the segments that collectors wrote, in order."""
 
 
 def replaced_by(segment: Segment) -> frozenset[str]:
@@ -22,3 +30,49 @@ def replaced_by(segment: Segment) -> frozenset[str]:
 def replaced_ids(segments: Iterable[Segment]) -> frozenset[str]:
     """Ids of all segments that some of these stand for."""
     return frozenset().union(*map(replaced_by, segments))
+
+
+def origins(segment: Segment) -> list[dict[str, Any]]:
+    """The segments that its collectors wrote: itself, or what it was merged from."""
+    listed = segment.provenance.get(ORIGIN)
+    if isinstance(listed, list) and all(map(_is_origin, listed)):
+        return listed
+    about = segment.provenance
+    return [
+        {
+            "segment_id": segment.id,
+            "digest": segment.manifest_digest,
+            "provenance_digest": sha256(canonical_json(dict(about))),
+            "episodes": segment.episodes,
+            "steps": segment.steps,
+            **{key: about.get(key) for key in ("collector", "host", "sealed_at")},
+        }
+    ]
+
+
+def _is_origin(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("segment_id")) is str
+        and type(entry.get("episodes")) is int
+        and entry["episodes"] > 0
+    )
+
+
+def unseen_episodes(segment: Segment, held: Iterable[Segment]) -> NDArray[np.bool_]:
+    """Episodes of a segment that none of those which it replaces holds.
+
+    Args:
+        segment: Perhaps a merged one.
+        held: Segments that were read before.
+
+    Returns:
+        bool (E,): all True for a segment that was not merged from any of them.
+    """
+    mine = replaced_by(segment)
+    seen = {o["segment_id"] for old in held if old.id in mine for o in origins(old)}
+    listed = origins(segment)
+    counts = [origin["episodes"] for origin in listed]
+    if not seen or sum(counts) != segment.episodes:
+        return np.ones(segment.episodes, np.bool_)
+    return np.repeat([origin["segment_id"] not in seen for origin in listed], counts)

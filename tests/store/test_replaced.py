@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avtd3.store.dataset import Dataset, Snapshot
-from avtd3.store.replaced import REPLACES
+from avtd3.store.replaced import ORIGIN, REPLACES, origins, unseen_episodes
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.segments import Clock, feed, make_episode, make_spec
 
@@ -125,3 +125,14 @@ def test_a_segment_does_not_replace_itself(dataset):
     assert np.isfinite(segment.read("reward")).all()
     segment.provenance[REPLACES][manifest] = segment.manifest_digest
     assert dataset.refresh(Snapshot(segments=(segment,))).segments == (segment,)
+
+
+@pytest.mark.parametrize(
+    "value", ["text", [1], [{"segment_id": "a"}], [{"segment_id": "a", "episodes": -1}]]
+)
+def test_nonsense_in_the_provenance_is_nobodys_origin(dataset, value):
+    old = publish(dataset, 1, now=1)
+    publish(dataset, 2, now=2, **{ORIGIN: value, REPLACES: {old: ""}})
+    (segment,) = dataset.snapshot().segments
+    assert [origin["segment_id"] for origin in origins(segment)] == [segment.id]
+    assert unseen_episodes(segment, [dataset.open_segment(old)]).tolist() == [True]
