@@ -15,10 +15,10 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentCorruptError
 from avtd3.store.identity import episode_digests
 from avtd3.store.layout import MANIFEST_FILE
+from avtd3.store.limits import Limits
 from avtd3.store.removal import clear_staging
 from avtd3.store.replaced import ORIGIN, REPLACES, origins
 from avtd3.store.seal import EndedEpisode, EpisodeInfo, base_provenance, seal_files
-from avtd3.store.limits import Limits
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
 
