@@ -67,14 +67,7 @@ class Draws:
     def state(self) -> dict[str, Any]:
         """Where the block began and how many of its batches are taken, as plain JSON."""
         state = self._start if self.is_drawn else self._generator.bit_generator.state
-        return {
-            # 128-bit numbers, which not every reader of JSON keeps
-            "state": str(state["state"]["state"]),
-            "increment": str(state["state"]["inc"]),
-            "has_uint32": int(state["has_uint32"]),
-            "uinteger": int(state["uinteger"]),
-            "taken": self._taken if self.is_drawn else 0,
-        }
+        return {**generator_state(state), "taken": self._taken if self.is_drawn else 0}
 
     def restore(self, state: Mapping[str, Any]) -> NDArray[np.int64] | None:
         """Continue where `state` was taken.
@@ -87,12 +80,7 @@ class Draws:
         """
         try:
             taken = int(state["taken"])
-            self._generator.bit_generator.state = {
-                "bit_generator": "PCG64",
-                "state": {"state": int(state["state"]), "inc": int(state["increment"])},
-                "has_uint32": int(state["has_uint32"]),
-                "uinteger": int(state["uinteger"]),
-            }
+            restore_generator(self._generator, state)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"sampler state cannot be read ({error!r}), expected what Sampler.state() "
@@ -108,3 +96,28 @@ class Draws:
             return None
         block, self._taken = self.draw(), taken
         return block
+
+
+def generator_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a PCG64 as plain JSON."""
+    return {
+        # 128-bit numbers, which not every reader of JSON keeps
+        "state": str(state["state"]["state"]),
+        "increment": str(state["state"]["inc"]),
+        "has_uint32": int(state["has_uint32"]),
+        "uinteger": int(state["uinteger"]),
+    }
+
+
+def restore_generator(generator: np.random.Generator, state: Mapping[str, Any]) -> None:
+    """Continue where `generator_state` was taken.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: It is not what that returns.
+    """
+    generator.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": int(state["state"]), "inc": int(state["increment"])},
+        "has_uint32": int(state["has_uint32"]),
+        "uinteger": int(state["uinteger"]),
+    }

@@ -47,6 +47,10 @@ class Transitions:
     """float32 (B,): ``sum(gamma**i * r[t + i] for i < m)``, m = min(n, steps left)."""
     discount: NDArray[np.float32]
     """float32 (B,): ``gamma**m * (1 - terminated[t + m - 1])``; truncation bootstraps."""
+    weight: NDArray[np.float32] | None = None
+    """float32 (B,), importance weights in (0, 1]; None unless draws are prioritised."""
+    index: NDArray[np.int64] | None = None
+    """int64 (B,), names the transitions for `Sampler.update_priorities`; None likewise."""
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -93,6 +93,21 @@ class Groups:
     """int64 (G,), numbers in each group."""
     shares: NDArray[np.float64] | None
     """float64 (G,), shares of the draws; None for numbers all alike."""
+    of_episode: NDArray[np.int64]
+    """int64 (E,), group of each episode."""
+
+    def by_episode(self, starts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Share of the draws that falls on each episode: float64 (E,), with the sum 1.
+
+        Args:
+            starts: int64 (E,), numbers of each, as they were grouped.
+        """
+        if self.shares is None:
+            alike: NDArray[np.float64] = starts / max(starts.sum(), 1)
+            return alike
+        within = starts / np.maximum(self.counts, 1)[self.of_episode]
+        found: NDArray[np.float64] = self.shares[self.of_episode] * within
+        return found / found.sum() if len(found) else found
 
 
 def group(
@@ -117,7 +132,7 @@ def group(
     if not config.mix and not config.policy_lag_half_life:
         counts = np.bincount(dataset, starts, minlength=datasets).astype(np.int64)
         shares = np.where(counts > 0, config.weights, 0.0) if config.weights else None
-        return Groups(counts=counts, shares=shares)
+        return Groups(counts=counts, shares=shares, of_episode=dataset)
     facts = [eligible.facts(key) for key in numbering.keys]
     chosen = [eligible.drawable(key) for key in numbering.keys]
     versions = _join([each.versions for each in facts], chosen)
@@ -130,7 +145,7 @@ def group(
         part_weights=eligible.part_weights,
         dataset_weights=config.weights,
     )
-    return Groups(counts=starts, shares=shares)
+    return Groups(counts=starts, shares=shares, of_episode=np.arange(len(starts)))
 
 
 def _join(

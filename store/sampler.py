@@ -13,6 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from avtd3.store.dataset import Dataset
 from avtd3.store.direct import DirectReplay
 from avtd3.store.direct_choice import choose_mode, open_replay
@@ -30,6 +33,7 @@ from avtd3.store.filters import NO_POLICY
 from avtd3.store.gather import FrameBuffer, Gather, Lookup, Transitions
 from avtd3.store.held_out import HeldOutEpisode, read_episode
 from avtd3.store.numbering import Numbering, group
+from avtd3.store.priority import Priorities, PrioritisedDraw
 from avtd3.store.refresh import RefreshReport, Refusals, RefusedSegment, name_refused
 from avtd3.store.replay import CachedSegment, Key, Progress
 from avtd3.store.segment import Segment
@@ -82,6 +86,9 @@ class Sampler:
         self.config = config
         self.steps = 0
         self._draws = Draws(seed=seed, batch_size=config.batch_size)
+        self._priorities = None
+        if config.prioritised:
+            self._priorities = Priorities(config.priority, seed=seed, batch_size=config.batch_size)
         self._eligible = Eligibility(config)
         self._indexed_newest = NO_POLICY
         self._chosen_digest = ""
@@ -121,15 +128,27 @@ class Sampler:
             while True:
                 if not self.steps:
                     raise NoSegmentsError(self._why_empty())
-                if self._lookup is None or not self._draws.is_drawn:
-                    self._lookup = self._gather.look_up(self._draws.draw())
-                number = self._draws.take()
+                lookup, number, drawn = self._next()
                 try:
-                    self._gather.take_frames(self._lookup.rows[number], frames)
+                    self._gather.take_frames(lookup.rows[number], frames)
                 except (SegmentCorruptError, SegmentNotFoundError):
                     self._refuse_damaged()
-                else:
-                    return self._lookup.batch(number, frames)
+                    continue
+                batch = lookup.batch(number, frames)
+                if drawn is None:
+                    return batch
+                return dataclasses.replace(batch, weight=drawn.weight, index=drawn.index)
+
+    def update_priorities(self, index: NDArray[np.int64], td_error: NDArray[np.float32]) -> None:
+        """Draw transitions by these TD errors from now on; only if draws are prioritised.
+
+        Args:
+            index: int64 (B,), `Transitions.index` of a batch, however old.
+            td_error: float (B,), of any sign; what is not finite is passed over.
+        """
+        assert self._priorities is not None, "set replay.prioritised"
+        with self._lock:
+            self._priorities.update(index, td_error)
 
     def refresh(self) -> RefreshReport:
         """Take in what was published since, and let go of what is too old or was removed.
@@ -184,10 +203,23 @@ class Sampler:
     def state(self) -> dict[str, Any]:
         """The generator's state and a digest of what can be drawn, as plain JSON."""
         with self._lock:
-            return {**self._draws.state(), "segments": self._digest()}
+            state = {**self._draws.state(), "segments": self._digest()}
+            if self._priorities is not None:
+                state["priorities"] = self._priorities.state()
+            return state
 
-    def restore(self, state: Mapping[str, Any]) -> bool:
-        """Continue where `state` was taken.
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What belongs to `state` and is too large for JSON: priorities, if there are any."""
+        with self._lock:
+            return {} if self._priorities is None else self._priorities.arrays()
+
+    def restore(
+        self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None
+    ) -> bool:
+        """Continue where `state` and `arrays` were taken.
+
+        Priorities are those of then, as far as the transitions are still held; they are all alike
+        if the draws were not prioritised then.
 
         Returns:
             True if the same segments can be drawn as then, so that the batches are identical.
@@ -198,6 +230,8 @@ class Sampler:
         with self._lock:
             block = self._draws.restore(state)
             self._lookup = None if block is None else self._gather.look_up(block)
+            if self._priorities is not None and "priorities" in state:
+                self._priorities.restore(state["priorities"], arrays or {})
             return bool(state.get("segments") == self._digest())
 
     def close(self) -> None:
@@ -211,6 +245,15 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _next(self) -> tuple[Lookup, int, PrioritisedDraw | None]:
+        """The next batch's place in a block that is looked up."""
+        if self._priorities is not None:
+            drawn = self._priorities.draw()
+            return self._gather.look_up(drawn.number[None]), 0, drawn
+        if self._lookup is None or not self._draws.is_drawn:
+            self._lookup = self._gather.look_up(self._draws.draw())
+        return self._lookup, self._draws.take(), None
 
     def _is_absent(self, number: int) -> bool:
         """Take a new snapshot, unless the dataset is as good as unmounted."""
@@ -280,6 +323,8 @@ class Sampler:
         self._indexed_newest = self._eligible.newest
         self._chosen_digest = "" if self._eligible.takes_all else numbering.digest(groups)
         self._draws.bind(groups.counts, groups.shares)
+        if self._priorities is not None:
+            self._priorities.bind(numbering, groups.by_episode(lengths))
         direct = self._cache.frames if isinstance(self._cache, DirectReplay) else None
         self._gather.bind(self._cache.columns(), numbering.rows(lengths), direct)
 

@@ -12,6 +12,34 @@ from avtd3.store.shares import MixPart
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PriorityConfig:
+    """Exponents of prioritised draws (Schaul et al. 2016, table 3, proportional variant)."""
+
+    alpha: float = 0.6
+    """How much the priorities count: 0 not at all, 1 in proportion."""
+    beta: float = 0.4
+    """How much of the bias the importance weights take back at first; in the end all of it."""
+    beta_batches: int = 1_000_000
+    """Batches over which `beta` rises to 1."""
+    epsilon: float = 1e-3
+    """Added to each |TD error|, in reward, so that nothing is never drawn again."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(
+                    f"replay.priority.{name} is {getattr(self, name)!r}, expected a number in "
+                    "[0, 1]"
+                )
+        if self.beta_batches < 1:
+            raise ConfigError(
+                f"replay.priority.beta_batches is {self.beta_batches}, expected 1 or above"
+            )
+        if not 0.0 < self.epsilon < math.inf:
+            raise ConfigError(f"replay.priority.epsilon is {self.epsilon!r}, expected above 0")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayConfig:
     """What is kept for replay and how it is drawn."""
 
@@ -47,6 +75,12 @@ class ReplayConfig:
     policy_lag_half_life: float = 0.0
     """Versions after which an episode is drawn half as often; 0: all alike. Episodes without a
     policy are drawn like the newest."""
+
+    prioritised: bool = False
+    """Draw by TD error; see `avtd3.store.priority`. Weights, mix and decay then are factors of the
+    priorities, no longer exact shares."""
+    priority: PriorityConfig = dataclasses.field(default_factory=PriorityConfig)
+    """Exponents of that."""
 
     def __post_init__(self) -> None:
         for name in ("capacity", "batch_size", "n_step"):
