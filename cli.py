@@ -119,6 +119,9 @@ def learn(
     updates: Annotated[int | None, typer.Option(min=1, help="Gradient updates in all.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Learn while others collect.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    mode: Annotated[
+        str | None, typer.Option("--replay", metavar="MODE", help="cache, direct or auto.")
+    ] = None,
     filter_: FilterOption = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
@@ -130,7 +133,7 @@ def learn(
 
     settings = replace(section("learn", config, set_), updates=updates, seed=seed)
     texts = None if filter_ is None else tuple(filter_)
-    settings = replace(settings, replay=replace(settings.replay, filter=texts))
+    settings = replace(settings, replay=replace(settings.replay, filter=texts, mode=mode))
     with interruptible() as should_stop, progress() as draw:
         report = train(
             datasets,

@@ -87,6 +87,8 @@ class LearnReport:
     """Wall time of this session."""
     waited_s: float
     """Of that, seconds spent waiting for data."""
+    replay: str
+    """Where frames were drawn from, and why; empty if it was stopped before."""
     steps: int
     """Transitions that could be drawn at the end."""
     skipped: int
@@ -116,6 +118,7 @@ class LearnReport:
             f"{self.session_updates} of them in {self.seconds:.0f} s "
             f"({self.updates_per_second:.1f} a second, {self.waited_s:.0f} s waited for data)",
             f"run {self.run}; policy {self.policy_version} in {self.policies}",
+            *([self.replay] if self.replay else []),
         ]
         if self.resumed_exactly is False:
             lines.append("the data are no longer those of the checkpoint that it went on from")

@@ -148,14 +148,30 @@ class Source:
 
 
 def open_sampler(
-    datasets: Sequence[Dataset], config: ReplayConfig, *, seed: int, scratch: Path, on_wait: Wait
+    datasets: Sequence[Dataset],
+    config: ReplayConfig,
+    *,
+    seed: int,
+    scratch: Path,
+    grows: bool,
+    on_wait: Wait,
 ) -> Sampler:
-    """Decode the datasets into the run's scratch directory, saying how far it is."""
+    """Open the datasets for replay, saying how far it is with decoding.
+
+    Args:
+        datasets: Where to read.
+        config: What to keep and how to draw.
+        seed: Seed of the draws.
+        scratch: The run's own scratch directory.
+        grows: Whether more is expected to be published.
+        on_wait: Told how far it is.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     return Sampler(
         datasets,
         config,
         seed=seed,
         scratch=scratch,
+        grows=grows,
         on_progress=lambda done, total: on_wait(f"decoding frames: {done} of {total}"),
     )

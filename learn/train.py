@@ -133,9 +133,12 @@ class _Trainer:
             config.replay,
             seed=config.seed,
             scratch=self._run / "scratch",
+            grows=follow,
             on_wait=self._tell,
         )
         stack.callback(sampler.close)
+        self._told_s = float("-inf")  # said once, so it may not fall between two reports
+        self._tell(str(sampler.mode))
         pace = FollowConfig(
             refresh_seconds=config.refresh_seconds,
             learning_starts=config.learning_starts,
@@ -187,6 +190,7 @@ class _Trainer:
             stopped=halted is None and updates < self._config.updates,
             seconds=time.monotonic() - self._started_s,
             waited_s=self._waited_s,
+            replay="" if source is None else str(source.sampler.mode),
             steps=0 if source is None else source.sampler.steps,
             skipped=0 if session is None else session.skipped,
             resumed_exactly=exact,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from avtd3.store.direct import DirectReplay
-from avtd3.store.native import open_decoder
+from avtd3.store.native import native_problem, open_decoder
 from avtd3.store.replay import Key, ReplayCache, row_bytes
 from avtd3.store.scratch import GIB
 from avtd3.store.segment import Segment
@@ -51,7 +51,7 @@ def choose_mode(
         grows: More will be published: room is needed for the whole capacity.
     """
     if config.mode == "direct" and spec.image is not None:
-        return ReplayMode(mode="direct", why="as configured")
+        return ReplayMode(mode="direct", why=f"as configured; {_describe_decoder()}")
     if spec.image is None:
         return ReplayMode(mode="cache", why="there are no frames to decode")
     if config.mode == "cache":
@@ -67,7 +67,18 @@ def choose_mode(
         f"{rows:,} frames need {need / GIB:.2f} GiB of scratch, {free / GIB:.2f} GiB are free "
         f"in {scratch}"
     )
-    return ReplayMode(mode="cache" if fits else "direct", why=text)
+    if fits:
+        return ReplayMode(mode="cache", why=text)
+    return ReplayMode(mode="direct", why=f"{text}; {_describe_decoder()}")
+
+
+def _describe_decoder() -> str:
+    if problem := native_problem():
+        return (
+            "frames are decoded by numcodecs, half as fast as with `pip install 'avtd3[native]'` "
+            f"({problem})"
+        )
+    return "frames are decoded natively"
 
 
 def _free_bytes(directory: Path) -> int:

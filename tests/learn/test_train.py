@@ -412,3 +412,26 @@ def test_an_unknown_device_is_refused(tmp_path, make_spec, publish_episodes, con
     publish_episodes(tmp_path / "data", make_spec())
     with pytest.raises(ConfigError, match="device"):
         train([tmp_path / "data"], tmp_path / "r", dataclasses.replace(config, device="quantum"))
+
+
+def test_the_mode_of_replay_is_said_and_does_not_change_what_is_learned(
+    tmp_path, make_spec, publish_episodes, config
+):
+    publish_episodes(tmp_path / "data", make_spec(image=IMAGE, vector=3))
+    checkpoints = []
+    for mode in ("cache", "direct"):
+        replay = dataclasses.replace(config.replay, mode=mode)
+        seen: list[LearnProgress] = []
+        report = train(
+            [tmp_path / "data"],
+            tmp_path / mode,
+            dataclasses.replace(config, updates=10, replay=replay),
+            on_progress=seen.append,
+        )
+        assert report.replay.startswith(f"replay {mode}: as configured")
+        assert report.replay in report.summary()
+        assert report.document()["replay"] == report.replay
+        assert report.replay in [progress.waiting for progress in seen]
+        checkpoints.append(next((tmp_path / mode / "checkpoints").iterdir()))
+    first, second = map(tensors_of, checkpoints)
+    assert all((first[name] == second[name]).all() for name in first)
