@@ -154,18 +154,18 @@ def _check_table(found: Sequence[str], report: AuditReport) -> Markup:
 
 
 def _offenders(name: str, findings: Sequence[Finding], count: int) -> Markup:
-    rows = []
+    lines = []
     for finding in findings[:MAX_OFFENDERS]:
-        episode = "" if finding.episode is None else str(finding.episode)
-        rows.append([finding.segment or finding.dataset, episode, finding.message])
-    caption = f"Where {name} was found"
-    left_out = count - len(rows)
+        place = finding.segment or finding.dataset
+        place += "" if finding.episode is None else f":{finding.episode}"
+        lines.append(element("li", element("code", place), " ", finding.message))
+    left_out = count - len(lines)
     return element(
         "details",
         element("summary", f"{name}: {_plural(count, 'finding')}"),
         element(
             "div",
-            table(["segment", "episode", "expected and found"], rows, caption=caption),
+            element("ul", lines, class_="offenders"),
             element("p", f"… and {left_out:,} more", class_="note") if left_out else "",
             class_="card",
         ),

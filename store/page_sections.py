@@ -20,10 +20,12 @@ COUNTED = (
 def key_figures(report: AuditReport) -> Markup:
     """The figures that a reader looks for first."""
     total = report.total
-    ratio = f", {total.bytes_raw / total.bytes_on_disk:.1f}x smaller" if total.bytes_on_disk else ""
+    ratio = f", {total.bytes_raw / total.bytes_on_disk:.1f}x" if total.bytes_on_disk else ""
     median = total.returns.sample.quantiles((0.5,))[0]
+    kinds = ", ".join(f"{report.log.count(s):,} {s}s" for s in ("error", "warning", "info"))
     rows = [
-        ("Episodes", f"{total.episodes:,}", _per(total.lengths, "steps each, the median")),
+        ("Findings", f"{sum(report.log.counts.values()):,}", kinds.replace("infos", "notes")),
+        ("Episodes", f"{total.episodes:,}", _median_length(total.lengths)),
         ("Steps", f"{total.steps:,}", f"{_duration(total.simulated_seconds)} simulated"),
         ("Segments", f"{total.segments:,}", f"{len(report.damaged):,} with errors"),
         ("On disk", _size(total.bytes_on_disk), f"{_size(total.bytes_raw)} raw{ratio}"),
@@ -152,9 +154,8 @@ def _sampled(distribution: Distribution, axis: str) -> str:
     return f"The {axis}{source}; nine in ten lie from {_figure(p5)} to {_figure(p95)}."
 
 
-def _per(distribution: Distribution, text: str) -> str:
-    (median,) = distribution.sample.quantiles((0.5,))
-    return f"{_figure(median)} {text}"
+def _median_length(lengths: Distribution) -> str:
+    return f"median {_figure(lengths.sample.quantiles((0.5,))[0])} steps"
 
 
 def _mean(moments: Moments) -> str:

@@ -66,6 +66,9 @@ code { font: 14px ui-monospace, "DejaVu Sans Mono", Menlo, monospace; overflow-w
 .strip { display: block; width: 100%; height: 34px; }
 .strips { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 2px 12px;
   align-items: center; font-size: 13px; margin: 8px 0 0; max-width: none; color: var(--soft); }
+.offenders { list-style: none; margin: 0; padding: 0; font-size: 15px; }
+.offenders li { padding: 4px 0; overflow-wrap: anywhere; }
+.offenders code { color: var(--soft); margin-right: 8px; }
 details { margin: 12px 0; } summary { cursor: pointer; }
 details[open] > summary { margin-bottom: 8px; }
 .reel { margin: 0; }
@@ -79,6 +82,14 @@ details[open] > summary { margin-bottom: 8px; }
   .keys { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .keys dd { font-size: 20px; } h1 { font-size: 24px; }
   .reel div { grid-template-columns: repeat(3, 1fr); }
-  .card { padding: 14px; } }
+  .card { padding: 14px; }
+  .checks thead { position: absolute; clip-path: inset(50%); }
+  .checks, .checks tbody { display: block; }
+  .checks tr { display: flex; flex-wrap: wrap; gap: 2px 10px; padding: 10px 0;
+    border-bottom: 1px solid var(--line); }
+  .checks tr:last-child { border: 0; }
+  .checks th, .checks td { border: 0; padding: 0; }
+  .checks th { font-weight: 650; flex-grow: 1; }
+  .checks td:nth-child(n+4) { flex-basis: 100%; } .checks td:last-child { color: var(--soft); } }
 @media print { .card { break-inside: avoid; } }
 """
