@@ -10,8 +10,9 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from avtd3.store.dataset_file import check_free, read_spec
 from avtd3.store.errors import (
     DatasetError,
     FormatVersionError,
@@ -19,11 +20,12 @@ from avtd3.store.errors import (
     SegmentNotFoundError,
     SpecError,
 )
-from avtd3.store.files import create_exclusive, fsync_directory, read_json, storage_errors
+from avtd3.store.files import create_exclusive, fsync_directory, storage_errors
 from avtd3.store.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
+from avtd3.store.limits import Limits
 from avtd3.store.metadata import document_bytes, group_document
 from avtd3.store.replaced import replaced_ids
-from avtd3.store.segment import Limits, Segment
+from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import clean_staging
 
@@ -75,7 +77,11 @@ class Dataset:
 
     def __init__(self, path: Path, spec: EpisodeSpec) -> None:
         self.path = path
+        """The directory."""
         self.spec = spec
+        """What its segments hold."""
+        self.segments_path = path / SEGMENTS
+        """Where published segments lie."""
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r})"
@@ -84,11 +90,6 @@ class Dataset:
     def spec_digest(self) -> str:
         """Digest of the spec, as every segment must carry it."""
         return self.spec.digest
-
-    @property
-    def segments_path(self) -> Path:
-        """Where published segments lie."""
-        return self.path / SEGMENTS
 
     @property
     def staging_path(self) -> Path:
@@ -116,7 +117,7 @@ class Dataset:
         with storage_errors(path):
             is_there = group.is_file()
         if not is_there:
-            _check_free(path)
+            check_free(path, _OWN_NAMES)
             with storage_errors(path):
                 for directory in (path, path / SEGMENTS, path / STAGING):
                     directory.mkdir(parents=True, exist_ok=True)
@@ -145,16 +146,7 @@ class Dataset:
             FormatVersionError: Of a format that this version cannot read.
         """
         path = Path(path)
-        group = path / GROUP_FILE
-        try:
-            document = read_json(group)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise DatasetError(_what_else(path)) from error
-        except OSError as error:
-            raise DatasetError(f"{group} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise DatasetError(f"{path} is no dataset: {error}") from error
-        return cls(path, _read_spec(group, document))
+        return cls(path, read_spec(path))
 
     def segment_ids(self) -> list[str]:
         """Names of the published segments, oldest first.
@@ -226,14 +218,15 @@ class Dataset:
         refused: list[Refusal] = []
         left_out = replaced_ids(kept.values()) | kept.keys()
         for name in names:
-            if name in left_out or not self._is_sealed(name):
+            if name in left_out:
                 continue
             try:
                 kept[name] = self.open_segment(name, limits=limits)
             except SegmentNotFoundError:
                 continue
             except (SegmentCorruptError, FormatVersionError) as error:
-                refused.append(Refusal(segment_id=name, reason=str(error)))
+                if self._is_sealed(name):
+                    refused.append(Refusal(segment_id=name, reason=str(error)))
         return tuple(refused)
 
     def quarantine(self, segment_id: str) -> Path:
@@ -260,55 +253,3 @@ class Dataset:
     def clean_staging(self, older_than_s: float = 86_400.0) -> list[str]:
         """Delete what dead collectors left in staging; see `avtd3.store.staging.clean_staging`."""
         return clean_staging(self.staging_path, older_than_s)
-
-
-def _check_free(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise DatasetError(f"dataset {path} is a file, expected a directory or nothing")
-    with storage_errors(path):
-        found = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    foreign = sorted(found - _OWN_NAMES)
-    if foreign:
-        raise DatasetError(
-            f"{path} is not empty and is no dataset (it holds {foreign[0]!r}); "
-            "choose an empty or a new directory"
-        )
-
-
-def _what_else(path: Path) -> str:
-    if not path.exists():
-        return f"dataset {path} does not exist; avtd3 collect {path} makes one"
-    if not path.is_dir():
-        return f"dataset {path} is a file, expected a directory"
-    if (path / ".zgroup").exists() or (path / ".zarray").exists():
-        return f"{path} is a Zarr v2 store, expected an avtd3 dataset (Zarr v3)"
-    if (path / MANIFEST_FILE).exists():
-        return f"{path} is a single segment; name the dataset two levels above it"
-    return f"{path} is no dataset: it has no {GROUP_FILE}; avtd3 collect makes one"
-
-
-def _read_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - any JSON value
-    attributes = document.get("attributes") if isinstance(document, dict) else None
-    ours = attributes.get("avtd3") if isinstance(attributes, dict) else None
-    if not isinstance(ours, dict) or document.get("node_type") != "group":
-        raise DatasetError(f"{group.parent} is no dataset: {group.name} has no avtd3 attributes")
-    version = ours.get("format_version")
-    if type(version) is not int or version < 1:
-        raise DatasetError(f"{group}: format_version is {version!r}, expected a whole number")
-    if version > FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{group.parent} is of format {version}, this version of avtd3 reads up to "
-            f"{FORMAT_VERSION}: install a newer avtd3"
-        )
-    if "spec" not in ours:
-        raise DatasetError(f"{group.parent} is a part of a dataset, not a dataset: it has no spec")
-    try:
-        spec = EpisodeSpec.from_json(ours["spec"])
-    except SpecError as error:
-        raise DatasetError(f"{group}: {error}") from error
-    if spec.digest != ours.get("spec_digest"):
-        raise DatasetError(
-            f"{group}: the spec was edited (its digest is {spec.digest:.12}, the file says "
-            f"{ours.get('spec_digest')!s:.12}); restore it, the segments carry the old one"
-        )
-    return spec

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,34 @@ def read_bytes(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 
     Raises:
         OSError: The file is missing or cannot be read.
-        ValueError: The file is larger than ``max_bytes``.
+        ValueError: It is no regular file, or larger than ``max_bytes``.
     """
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a string path is 3x faster here
-        size = os.fstat(file.fileno()).st_size
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            # Without O_NONBLOCK, opening a pipe would wait for its other end for ever.
+            raise ValueError(f"{path} is no regular file")
+        size = status.st_size
         if size > max_bytes:
             raise ValueError(f"{path} has {size} bytes, expected at most {max_bytes}")
-        return file.read()
+        return _read_all(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def _read_all(descriptor: int, size: int) -> bytes:
+    """Read up to ``size`` bytes; one call reads at most 2 GiB."""
+    data = os.read(descriptor, size)
+    if len(data) == size:
+        return data
+    pieces = [data]
+    while size := size - len(data):
+        data = os.read(descriptor, size)
+        if not data:
+            break
+        pieces.append(data)
+    return b"".join(pieces)
 
 
 def read_json(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401 - as above

@@ -17,7 +17,7 @@ from avtd3.store.identity import episode_digests
 from avtd3.store.layout import MANIFEST_FILE
 from avtd3.store.limits import Limits
 from avtd3.store.removal import clear_staging
-from avtd3.store.replaced import ORIGIN, REPLACES, origins
+from avtd3.store.replaced import ORIGIN, RELABEL, REPLACES, origins
 from avtd3.store.seal import EndedEpisode, EpisodeInfo, base_provenance, seal_files
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
@@ -30,8 +30,24 @@ _FRAMES_AT_ONCE = 512
 
 
 def data_provenance(segment: Segment) -> dict[str, Any]:
-    """The part of a segment's provenance that merged segments must share: config, plan, codec."""
-    return {key: value for key, value in segment.provenance.items() if key not in _OWN_KEYS}
+    """The part of a segment's provenance that merged segments must share: config, plan, codec.
+
+    Of a relabelling that is the weights and the dataset, not which segment was relabelled.
+    """
+    shared = {key: value for key, value in segment.provenance.items() if key not in _OWN_KEYS}
+    if RELABEL in shared:
+        shared[RELABEL] = _without_segment(shared[RELABEL])
+    return shared
+
+
+def _without_segment(told: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if not isinstance(told, dict):
+        return told
+    return {
+        key: _without_segment(value) if key == "before" else value
+        for key, value in told.items()
+        if key not in ("segment_id", "digest")
+    }
 
 
 def merge(dataset: Dataset, sources: Sequence[Segment], segment_id: str, *, now_s: float) -> int:

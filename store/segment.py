@@ -16,21 +16,10 @@ from numpy.typing import NDArray
 from avtd3.store.arrays import ArrayFiles, FrameShard
 from avtd3.store.errors import SpecError
 from avtd3.store.files import sha256
-from avtd3.store.layout import EPISODE_STRINGS, MAX_STEPS, ArrayLayout, raw_bytes, segment_arrays
-from avtd3.store.manifest import FileEntry, Manifest, corrupt, read_manifest
+from avtd3.store.layout import EPISODE_STRINGS, ArrayLayout, raw_bytes, segment_arrays
+from avtd3.store.limits import Limits
+from avtd3.store.manifest import FileEntry, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a segment may claim before anything is allocated for it."""
-
-    max_steps: int = MAX_STEPS
-    """Most steps."""
-    max_file_bytes: int = 16 * 1024**3
-    """Most bytes of all its files."""
-    max_raw_bytes: int = 64 * 1024**3
-    """Most bytes of all its arrays in memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +81,9 @@ class Segment:
         self.path = path
         self.spec = spec
         self._manifest = read_manifest(path)
-        _check_claims(path, self._manifest, spec_digest, self.raw_bytes, limits)
+        if (found := self._manifest.spec_digest) != spec_digest:
+            raise corrupt(path, f"was written for spec {found:.12}, expected {spec_digest:.12}")
+        limits.check(path, self._manifest, self.raw_bytes)
         self._manifest.check_sizes(path)
         self._arrays = ArrayFiles(path, self._manifest)
 
@@ -307,19 +298,3 @@ class Segment:
 
 
 _TABLE_FIELDS = dataclasses.fields(EpisodeTable)
-
-
-def _check_claims(
-    path: Path, manifest: Manifest, spec_digest: str, raw: int, limits: Limits
-) -> None:
-    if manifest.spec_digest != spec_digest:
-        raise corrupt(
-            path, f"was written for spec {manifest.spec_digest:.12}, expected {spec_digest:.12}"
-        )
-    for claim, most, unit in (
-        (manifest.steps, limits.max_steps, "steps"),
-        (manifest.size_bytes, limits.max_file_bytes, "bytes on disk"),
-        (raw, limits.max_raw_bytes, "bytes in memory"),
-    ):
-        if claim > most:
-            raise corrupt(path, f"claims {claim} {unit}, allowed are {most}")

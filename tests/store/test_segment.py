@@ -19,8 +19,8 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import sha256
 from avtd3.store.layout import raw_bytes, segment_arrays
+from avtd3.store.limits import Limits
 from avtd3.store.manifest import FileEntry, read_manifest
-from avtd3.store.segment import Limits
 from avtd3.tests.store.segments import assert_holds, make_episode, make_spec, write_dataset
 
 SPEC = make_spec()

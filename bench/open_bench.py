@@ -1,0 +1,122 @@
+"""Speed of opening datasets: many small segments, or few large ones; warm.
+
+Each segment is a copy of one tiny real one under its own name: the data are hard links, only the
+manifest is written anew. Run ``python bench/open_bench.py [--segments N] [--json]``; 10 000
+segments are 1 GB of directories and manifests and take two minutes to make.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.layout import MANIFEST_FILE
+from avtd3.store.manifest import Manifest, read_manifest
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
+
+SPEC = EpisodeSpec(
+    image=ImageSpec(),
+    vector_names=tuple(f"number_{n}" for n in range(23)),
+    vector_scales=(1.0,) * 23,
+    action_names=("steer", "throttle_brake"),
+    action_low=(-1.0, -1.0),
+    action_high=(1.0, 1.0),
+    reward_terms=("efficiency", "lane", "comfort", "safety"),
+    control_period_s=0.05,
+)
+INFO = EpisodeInfo(seed=0, scenario=0, world="bench", town="none", weather="none", driver="none")
+
+
+def write_first(path: Path) -> tuple[Dataset, Path]:
+    """A dataset of one segment of two steps; its spec is that of the road world."""
+    dataset = Dataset.create(path, SPEC)
+    frame, vector = np.zeros((1, 84, 84), np.uint8), np.zeros(23, np.float32)
+    with SegmentWriter(dataset, collector="bench", provenance={}) as writer:
+        writer.begin_episode(INFO, frame=frame, vector=vector, frame_id=0, sim_time_s=0.0)
+        for n in (1, 2):
+            writer.step(
+                action=np.zeros(2, np.float32),
+                reward=None,
+                reward_terms=np.zeros(4, np.float32),
+                frame=frame,
+                vector=vector,
+                terminated=False,
+                truncated=n == 2,
+                frame_id=n,
+                sim_time_s=n * 0.05,
+            )
+        writer.end_episode("time_limit")
+    (name,) = dataset.segment_ids()
+    return dataset, dataset.segments_path / name
+
+
+def link_copy(source: Path, target: Path, manifest: Manifest) -> None:
+    """A segment with the files of another one, as hard links, and a manifest of its own."""
+    target.mkdir()
+    for name in manifest.files:
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source / name, file)
+    own = dataclasses.replace(manifest, segment_id=target.name).sealed()
+    (target / MANIFEST_FILE).write_bytes(own.to_bytes())
+
+
+def fill(dataset: Dataset, first: Path, segments: int) -> None:
+    """Add copies until there are so many segments."""
+    manifest = read_manifest(first)
+    source = first
+    for number in range(1, segments):
+        target = dataset.segments_path / f"20270115T080000.{number:06d}Z-bench-{number:06d}-0"
+        link_copy(source, target, manifest)
+        if number % 20_000 == 0:  # a file has at most 65 000 names on ext4
+            source = target
+
+
+def measure(path: Path, repeats: int) -> list[tuple[float, float]]:
+    """(wall, processor) seconds of each opening."""
+    times = []
+    for _ in range(repeats):
+        wall, processor = time.perf_counter(), time.process_time()
+        snapshot = Dataset.open(path).snapshot()
+        times.append((time.perf_counter() - wall, time.process_time() - processor))
+        if snapshot.refused:
+            raise SystemExit(f"refused: {snapshot.refused[0].reason}")
+    return times
+
+
+def main() -> None:
+    """Build, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--segments", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--keep", type=Path, help="build it here and leave it, or use what is here")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="avtd3-open-bench-") as scratch:
+        path = arguments.keep or Path(scratch) / "d"
+        if not path.exists():
+            dataset, first = write_first(path)
+            fill(dataset, first, arguments.segments)
+        count = len(Dataset.open(path).segment_ids())
+        times = measure(path, arguments.repeats)
+    wall, processor = (statistics.median(column) for column in zip(*times, strict=True))
+    if arguments.json:
+        print(json.dumps({"segments": count, "wall_s": wall, "processor_s": processor}))
+        return
+    each = wall / count * 1e6
+    print(
+        f"{count} segments opened in {wall:.2f} s ({processor:.2f} s of one processor), "
+        f"{each:.0f} us each"
+    )
+
+
+if __name__ == "__main__":
+    main()
