@@ -9,6 +9,7 @@ action               float32               (B, A), within the spec's bounds
 reward               float32               (B,), n-step sum
 discount             float32               (B,), gamma^m * (1 - terminated), in [0, 1]
 next_observation     as observation
+weight               float32               (B,), in (0, 1]; only if draws are prioritised
 ==================== ===================== =========================================
 
 Frames cross to the device once, as bytes, in the sampler's shared window of K + 1 frames. There,
@@ -40,6 +41,8 @@ class Batch:
     """float (B,), weight of the next observation's value."""
     next_observation: Observation
     """What was seen n steps later."""
+    weight: Tensor | None = None
+    """float (B,), importance weights in (0, 1]; None if all are 1."""
 
 
 def to_batch(transitions: Transitions, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -68,6 +71,7 @@ def to_batch(transitions: Transitions, device: torch.device, dtype: torch.dtype)
         reward=_send(transitions.reward, device, copy=True),
         discount=_send(transitions.discount, device, copy=True),
         next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
+        weight=None if transitions.weight is None else _send(transitions.weight, device, copy=True),
     )
 
 

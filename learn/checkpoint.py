@@ -5,7 +5,7 @@
     CHECKPOINTS/update-000002000/tensors.safetensors   networks, targets, Adam, random state
     CHECKPOINTS/update-000002000/checkpoint.json       counters, sampler, settings, digest of it
 
-A checkpoint is written into a directory aside, flushed to the disk and renamed. Reading one never
+Priorities of the draws, if there are any, lie with the tensors. A checkpoint is written aside, flushed to the disk and renamed. Reading one never
 runs code from it.
 """
 
@@ -21,6 +21,7 @@ from typing import Any, Self
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.state import TD3State
@@ -36,6 +37,8 @@ _NETWORKS = ("actor", "critic", "actor_target", "critic_target")
 _OPTIMIZERS = ("actor_optimizer", "critic_optimizer")
 _COUNTERS = ("skipped", "skipped_in_a_row")
 _NOISE = "noise"
+_SAMPLER = "sampler/"
+"""Before the names of the sampler's arrays."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -49,19 +52,24 @@ class Bookmark:
     """Digest of the spec of the data."""
     sampler: Mapping[str, Any]
     """What `Sampler.state` returned, the digest of its segments included."""
+    arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
+    """What `Sampler.arrays` returned; kept with the tensors."""
     config: Mapping[str, Any]
     """Resolved settings of the run."""
     seconds: float
     """Wall time that the run has trained for, over all its sessions."""
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], path: Path) -> Self:
+    def from_json(
+        cls, document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
+    ) -> Self:
         """Read it back; `path` is named when a key is missing or of the wrong kind."""
         try:
             return cls(
                 updates=int(document["updates"]),
                 spec_digest=str(document["spec_digest"]),
                 sampler=dict(document["sampler"]),
+                arrays=dict(arrays),
                 config=dict(document["config"]),
                 seconds=float(document["seconds"]),
             )
@@ -86,14 +94,17 @@ def save_checkpoint(
     path = directory / f"update-{bookmark.updates:09d}"
     aside = directory / f".{path.name}.{os.getpid()}.tmp"
     tensors = _named(state) | {_NOISE: noise.get_state()}
+    arrays = {_SAMPLER + name: torch.from_numpy(array) for name, array in bookmark.arrays.items()}
     data = safetensors.torch.save(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        {name: value.detach().cpu().contiguous() for name, value in (tensors | arrays).items()}
     )
+    about = dataclasses.asdict(dataclasses.replace(bookmark, arrays={}))
+    del about["arrays"]
     document = {
         "format_version": FORMAT_VERSION,
         "code_version": importlib.metadata.version("avtd3"),
         "tensors": {"file": TENSORS, "size": len(data), "sha256": files.sha256(data)},
-        **dataclasses.asdict(bookmark),
+        **about,
     }
     with files.storage_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
@@ -133,7 +144,12 @@ def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> Book
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise _torn(path, f"{TENSORS} cannot be read ({error})") from error
-    bookmark = Bookmark.from_json(document, path)
+    arrays = {
+        name.removeprefix(_SAMPLER): tensors.pop(name).numpy()
+        for name in sorted(tensors)
+        if name.startswith(_SAMPLER)
+    }
+    bookmark = Bookmark.from_json(document, arrays, path)
     _restore(state, noise, tensors, path)
     state.updates = bookmark.updates
     return bookmark

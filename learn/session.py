@@ -121,7 +121,8 @@ class Session:
             Whether the sampler holds the very segments that it held then.
         """
         assert self.resumed_from is not None
-        return source.sampler.restore(dict(self.resumed_from.sampler))
+        bookmark = self.resumed_from
+        return source.sampler.restore(dict(bookmark.sampler), bookmark.arrays)
 
     def step(self, source: Source) -> None:
         """One update, and whatever is due after it.
@@ -138,7 +139,11 @@ class Session:
         noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
         if self.config.decay_from:
             self._state.scale_rates(self.config.rate_share(self.updates))
-        self._meter.add(update(self._state, batch, noise, self.config.td3, self._autocast))
+        done = update(self._state, batch, noise, self.config.td3, self._autocast)
+        self._meter.add(done)
+        if transitions.index is not None:  # waits for the device
+            td_error = done.critic.td_error().float().cpu().numpy()
+            source.sampler.update_priorities(transitions.index, td_error)
         if self.updates % self.config.log_every == 0:
             self.log(source)
         if self.config.replay.held_out and self.updates % self.config.evaluate_every == 0:
@@ -212,6 +217,7 @@ class Session:
             updates=self.updates,
             spec_digest=self.spec.digest,
             sampler=source.sampler.state(),
+            arrays=source.sampler.arrays(),
             config=dataclasses.asdict(self.config),
             seconds=earlier_s + self.seconds,
         )

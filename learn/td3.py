@@ -15,6 +15,8 @@ Polyak averaging are as published. Deviations, each marked where it happens:
    `bc_weight` scales the imitation term.
 8. The actor's numbers before tanh may be penalised.
 9. An update whose loss or gradient is not finite is left out and counted.
+10. Draws may be prioritised by the larger TD error of the two critics (as in Fujimoto et al. 2020);
+    the critics' loss then has importance weights (Schaul et al. 2016).
 """
 
 import contextlib
@@ -46,6 +48,10 @@ class CriticTerms:
     """(B,) what both should be."""
     state: Tensor
     """(B, F + V) the critic's features and the vector."""
+
+    def td_error(self) -> Tensor:
+        """(B,) distance of either value to the target, the larger one."""
+        return torch.maximum((self.q1 - self.target).abs(), (self.q2 - self.target).abs())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,12 +187,18 @@ def target_value(
 def critic_loss(
     state: TD3State, batch: Batch, reward: Tensor, noise: Tensor, config: TD3Config
 ) -> CriticTerms:
-    """``mean((Q1 - y)^2) + mean((Q2 - y)^2)`` (2018, algorithm 1)."""
+    """``mean((Q1 - y)^2) + mean((Q2 - y)^2)`` (2018, algorithm 1).
+
+    The squares of prioritised draws are weighed by importance (deviation 10).
+    """
     with torch.no_grad():
         target = target_value(state, batch, reward, noise, config).to(batch.reward.dtype)
     encoded = state.critic.encode(batch.observation)
     q1, q2 = (q.to(target.dtype) for q in state.critic.both(encoded, batch.action))
-    loss = functional.mse_loss(q1, target) + functional.mse_loss(q2, target)
+    if batch.weight is None:
+        loss = functional.mse_loss(q1, target) + functional.mse_loss(q2, target)
+    else:  # deviation 10
+        loss = (batch.weight * ((q1 - target).square() + (q2 - target).square())).mean()
     return CriticTerms(loss=loss, q1=q1, q2=q2, target=target, state=encoded)
 
 

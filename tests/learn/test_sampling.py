@@ -1,0 +1,116 @@
+"""What the learner does with prioritised draws."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from avtd3.learn.batch import to_batch
+from avtd3.learn.checkpoint import list_checkpoints
+from avtd3.learn.config import LearnConfig
+from avtd3.learn.networks import NetworkConfig
+from avtd3.learn.state import TD3Config, create_state
+from avtd3.learn.td3 import critic_loss, update
+from avtd3.learn.train import train
+from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.spec import ImageSpec
+
+CPU = torch.device("cpu")
+IMAGE = ImageSpec(height=36, width=36, stack=2)
+
+
+@pytest.fixture
+def config():
+    return LearnConfig(
+        updates=24,
+        checkpoint_every=10,
+        keep_checkpoints=1,
+        network=NetworkConfig(hidden=(16, 16), features=24),
+        replay=ReplayConfig(batch_size=8, prioritised=True),
+    )
+
+
+def tensors_of(run):
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    return safetensors.numpy.load_file(newest / "tensors.safetensors")
+
+
+def test_importance_weighs_each_square(make_spec, make_batch, small_network):
+    spec = make_spec(vector=3)
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=1)
+    batch, noise = make_batch(spec), torch.zeros(8, 2)
+    weight = torch.linspace(0.1, 1.0, 8)
+    terms = critic_loss(
+        state, dataclasses.replace(batch, weight=weight), batch.reward, noise, TD3Config()
+    )
+    squares = [
+        (w * ((q1 - y) ** 2 + (q2 - y) ** 2)).item()
+        for w, q1, q2, y in zip(weight, terms.q1, terms.q2, terms.target, strict=True)
+    ]
+    assert terms.loss.item() == pytest.approx(sum(squares) / 8, rel=1e-5)
+    ones = dataclasses.replace(batch, weight=torch.ones(8))
+    plain = critic_loss(state, batch, batch.reward, noise, TD3Config())
+    same = critic_loss(state, ones, batch.reward, noise, TD3Config())
+    torch.testing.assert_close(same.loss, plain.loss)
+
+
+def test_the_larger_error_of_the_two_critics_counts(make_spec, make_batch, small_network):
+    spec = make_spec(vector=3)
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=1)
+    critic = update(state, make_batch(spec), torch.zeros(8, 2), TD3Config()).critic
+    expected = [
+        max(abs((q1 - y).item()), abs((q2 - y).item()))
+        for q1, q2, y in zip(critic.q1, critic.q2, critic.target, strict=True)
+    ]
+    assert critic.td_error().tolist() == pytest.approx(expected)
+
+
+def test_a_batch_has_the_weights_of_its_draws(tmp_path, make_spec, publish_episodes):
+    dataset = publish_episodes(tmp_path / "data", make_spec())
+    config = ReplayConfig(batch_size=8, prioritised=True)
+    with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+        for _ in range(10):
+            first = sampler.sample()
+            assert first.index is not None
+            sampler.update_priorities(first.index, np.arange(8, dtype=np.float32))
+        drawn = sampler.sample()
+        batch = to_batch(drawn, CPU, torch.float32)
+    assert batch.weight is not None
+    assert drawn.weight is not None
+    np.testing.assert_array_equal(batch.weight.numpy(), drawn.weight)
+    assert len(set(drawn.weight.tolist())) > 1
+
+
+@pytest.mark.parametrize("image", [None, IMAGE], ids=["numbers", "images"])
+def test_a_resumed_prioritised_run_equals_one_that_never_stopped(
+    tmp_path, make_spec, publish_episodes, config, image
+):
+    data = tmp_path / "data"
+    publish_episodes(data, make_spec(image=image))
+    train([data], tmp_path / "whole", config)
+    train([data], tmp_path / "parts", dataclasses.replace(config, updates=13))
+    report = train([data], tmp_path / "parts", config, resume=True)
+    assert report.resumed_exactly is True
+    whole, parts = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert value.tobytes() == parts[name].tobytes(), name
+    assert len(whole["sampler/priority"]) == report.steps
+    assert len(np.unique(whole["sampler/priority"])) > report.steps // 2
+
+
+def test_a_run_may_become_prioritised_and_stop_being_so(
+    tmp_path, make_spec, publish_episodes, config
+):
+    data, run = tmp_path / "data", tmp_path / "run"
+    publish_episodes(data, make_spec())
+    plain = dataclasses.replace(config, replay=ReplayConfig(batch_size=8))
+    train([data], run, dataclasses.replace(plain, updates=5))
+    assert "sampler/priority" not in tensors_of(run)
+    train([data], run, dataclasses.replace(config, updates=10), resume=True)
+    assert "sampler/priority" in tensors_of(run)
+    report = train([data], run, dataclasses.replace(plain, updates=15), resume=True)
+    assert report.resumed_exactly is True
+    assert "sampler/priority" not in tensors_of(run)
