@@ -5,8 +5,8 @@
     CHECKPOINTS/update-000002000/tensors.safetensors   networks, targets, Adam, random state
     CHECKPOINTS/update-000002000/checkpoint.json       counters, sampler, settings, digest of it
 
-Priorities of the draws, if there are any, lie with the tensors. A checkpoint is written aside, flushed to the disk and renamed. Reading one never
-runs code from it.
+Priorities of the draws, if there are any, lie with the tensors. A checkpoint is written into a
+directory aside, flushed to the disk and renamed. Reading one never runs code from it.
 """
 
 import contextlib
