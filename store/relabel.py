@@ -30,13 +30,11 @@ from avtd3.store.manifest import FileEntry, Manifest
 from avtd3.store.metadata import array_document, document_bytes, group_document
 from avtd3.store.progress import HousekeepingProgress, count
 from avtd3.store.removal import clear_staging, empty_trash, exclusive
-from avtd3.store.replaced import REPLACES
+from avtd3.store.replaced import RELABEL, REPLACES, replaced_ids
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
 from avtd3.store.weights import full_weights, weighted
 
-RELABEL = "relabel"
-"""Key of a relabelled segment's provenance: where its episodes come from, and the weights."""
 _NEW_ARRAYS = ("reward", "reward_terms", "episode_return")
 
 
@@ -104,9 +102,7 @@ def relabel(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[HousekeepingProgress], None] = lambda _: None,
 ) -> RelabelReport:
-    """Make a dataset of the same episodes with weighted reward terms, or go on with one.
-
-    Run again, it adds the segments that are new in ``source``.
+    """Make a dataset of the same episodes with weighted reward terms, or add to one what is new.
 
     Args:
         source: The dataset to read; it is not changed.
@@ -140,8 +136,10 @@ class _Relabelling:
     def __init__(self, old: Dataset, new: Dataset, weights: Mapping[str, float]) -> None:
         self._old, self._new, self._weights = old, new, weights
         self._tag = sha256(canonical_json(dict(weights)))[:8]
-        self._there = set(new.segment_ids())
-        self._check_target()
+        made = new.snapshot().segments
+        self._check_target(made)
+        self._digests = {segment.id: segment.manifest_digest for segment in made}
+        self._there = replaced_ids(made) | set(new.segment_ids())
         snapshot = old.snapshot()
         self._segments = sorted(snapshot.segments, key=lambda segment: segment.id)
         self._problems = [refusal.reason for refusal in snapshot.refused]
@@ -153,13 +151,15 @@ class _Relabelling:
         """Name of the new segment: the same tail behind all names leaves them in their order."""
         return f"{segment_id}-{self._tag}"
 
-    def _check_target(self) -> None:
-        others = [name for name in sorted(self._there) if not name.endswith(f"-{self._tag}")]
-        if others:
-            raise ConfigError(
-                f"{self._new.path} holds segment {others[0]}, which was not made with these "
-                "weights; choose a new directory"
-            )
+    def _check_target(self, made: Sequence[Segment]) -> None:
+        for segment in made:
+            told = segment.provenance.get(RELABEL)
+            found = told.get("weights") if isinstance(told, dict) else None
+            if found != self._weights:
+                raise ConfigError(
+                    f"{self._new.path} holds segment {segment.id}, which was made with weights "
+                    f"{found}, expected {dict(self._weights)}; choose a new directory"
+                )
 
     def run(
         self,
@@ -176,8 +176,7 @@ class _Relabelling:
                 self._make(segment, clock())
             except (SegmentCorruptError, SegmentNotFoundError) as error:
                 self._problems.append(str(error))
-            total = len(missing)
-            on_progress(HousekeepingProgress(verb="relabelled", done=number, total=total))
+            on_progress(HousekeepingProgress(verb="relabelled", done=number, total=len(missing)))
         return False
 
     def _make(self, segment: Segment, now_s: float) -> None:
@@ -237,8 +236,7 @@ class _Relabelling:
         if isinstance(replaced, dict):
             # What the old segment stands for may lie relabelled beside the new one.
             about[REPLACES] = {
-                name: self._new.open_segment(name).manifest_digest if name in self._there else ""
-                for name in map(self._name, replaced)
+                name: self._digests.get(name, "") for name in map(self._name, replaced)
             }
         return {
             **about,

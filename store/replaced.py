@@ -20,6 +20,9 @@ REPLACES = "replaces"
 ORIGIN = "origin"
 """Key of a merged segment's provenance: the segments that collectors wrote, in order."""
 
+RELABEL = "relabel"
+"""Key of a relabelled segment's provenance: whose episodes these are, and the weights."""
+
 
 def replaced_by(segment: Segment) -> frozenset[str]:
     """Ids of the segments that one stands for; of a stranger's provenance, what makes sense."""

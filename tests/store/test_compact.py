@@ -174,6 +174,16 @@ def test_a_large_segment_is_left_alone_and_splits_the_run(tmp_path):
     assert report.merged_segments == 4
 
 
+def test_pinned_segments_are_left_alone(tmp_path):
+    dataset, _ = fill(tmp_path / "data", [[2], [2], [2], [2], [2]])
+    names = dataset.segment_ids()
+    write_pins(dataset, {names[2]: Pin(note="", pinned_at=0.0)})
+    report = compact(dataset.path)
+    assert (report.merged_segments, report.pinned) == (4, 1)
+    assert "1 segment pinned" in report.summary()
+    assert names[2] in dataset.segment_ids()
+
+
 @pytest.mark.parametrize("other", [{"plan_digest": "b"}, {"config": {"x": 1}}])
 def test_segments_of_another_plan_or_config_are_not_merged(tmp_path, other):
     dataset = Dataset.create(tmp_path / "data", SPEC)
@@ -328,7 +338,15 @@ class _Named:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sets(st.text("ab-0f", min_size=1, max_size=12), min_size=2, max_size=7), st.data())
+@given(
+    st.sets(
+        st.text("ab-0f", min_size=1, max_size=5)
+        | st.integers(0, 2**32 - 1).map(lambda tail: f"a-{tail:08x}"),
+        min_size=2,
+        max_size=7,
+    ),
+    st.data(),
+)
 def test_a_merged_name_sorts_where_its_sources_did(names, data):
     ordered = sorted(names)
     first = data.draw(st.integers(0, len(ordered) - 2))

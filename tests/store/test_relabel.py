@@ -21,8 +21,8 @@ from avtd3.store.errors import (
     StorageError,
 )
 from avtd3.store.progress import HousekeepingProgress
-from avtd3.store.relabel import RELABEL, relabel
-from avtd3.store.replaced import REPLACES
+from avtd3.store.relabel import relabel
+from avtd3.store.replaced import RELABEL, REPLACES
 from avtd3.store.report import render
 from avtd3.store.sampler import ReplayConfig, Sampler
 from avtd3.tests.store.housekeeping import SPEC, START, files, fill, identity, publish
@@ -173,10 +173,29 @@ def test_a_compaction_of_the_old_dataset_doubles_nothing_in_the_new(old, tmp_pat
     assert identity(new) == before
 
 
+def test_the_new_dataset_can_be_compacted_too(old, tmp_path):
+    relabel(old.path, tmp_path / "new", {"r0": 2.0})
+    relabel(tmp_path / "new", tmp_path / "newer", {"r1": 2.0})
+    new = Dataset.open(tmp_path / "newer")
+    before = identity(new)
+    assert compact(new.path).merged_segments == 3
+    assert identity(new) == before
+    (segment,) = new.snapshot().segments
+    assert segment.provenance[RELABEL] == {
+        "dataset": str(tmp_path / "new"),
+        "weights": {"r0": 1.0, "r1": 2.0},
+        "before": {"dataset": str(old.path), "weights": {"r0": 2.0, "r1": 1.0}},
+    }
+    assert relabel(tmp_path / "new", new.path, {"r1": 2.0}).already_there == 3
+    assert identity(new) == before
+
+
 def test_other_weights_go_into_another_dataset(old, tmp_path):
     relabel(old.path, tmp_path / "new", {"r0": 2.0})
-    with pytest.raises(ConfigError, match="not made with these weights"):
+    with pytest.raises(ConfigError, match="which was made with weights"):
         relabel(old.path, tmp_path / "new", {"r0": 3.0})
+    with pytest.raises(ConfigError, match="made with weights None"):
+        relabel(tmp_path / "new", old.path, {"r0": 3.0})
     with pytest.raises(ConfigError, match="the dataset itself"):
         relabel(old.path, old.path / ".." / "old", {"r0": 3.0})
     other = fill(tmp_path / "other", [[2]], spec=make_spec(terms=3))[0]
