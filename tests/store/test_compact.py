@@ -337,7 +337,16 @@ class _Named:
         self.id = name
 
 
-@settings(max_examples=300, deadline=None)
+def test_a_merged_name_keeps_between_names_that_differ_in_their_tails_alone():
+    for stem in "abcdefgh":
+        ordered = [f"{stem}-{digit}0000000" for digit in "79ab"]
+        run: list[Any] = [_Named(name) for name in ordered[1:3]]
+        name = merged_name(run, ordered)
+        assert name is not None
+        assert ordered[0] < name < ordered[3]
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     st.sets(
         st.text("ab-0f", min_size=1, max_size=5)
