@@ -195,7 +195,8 @@ def _is_outside(frame: NDArray[np.float32], view: View, at: complex, reach_m: fl
     right = frame.shape[1] - view.column
     half = max(view.column, right) + 1.0
     depth = view.cos_pitch * at.real + view.height_m * max(view.sin_pitch, 0.0)
-    return view.focal * (abs(at.imag) - reach_m) > half * (depth + reach_m)
+    is_outside: bool = view.focal * (abs(at.imag) - reach_m) > half * (depth + reach_m)
+    return is_outside
 
 
 def _walls(

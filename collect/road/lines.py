@@ -61,7 +61,7 @@ def sample_band(band: Band, at: NDArray[np.float64]) -> NDArray[np.float64]:
     last = len(strip.distance_m) - 1
     place = np.interp(at, strip.distance_m, np.arange(last + 1.0))
     whole = np.minimum(place.astype(np.intp), last - 1)
-    found = np.diff(knots).take(whole, axis=1, mode="clip")
+    found: NDArray[np.float64] = np.diff(knots).take(whole, axis=1, mode="clip")
     found *= place - whole
     found += knots.take(whole, axis=1, mode="clip")
     return found
