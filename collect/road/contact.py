@@ -21,6 +21,8 @@ class Nearby(NamedTuple):
 
     numbers: list[int]
     """Their places in the traffic's arrays."""
+    places: list[complex]
+    """Their centres in the world, x + iy."""
     at: list[complex]
     """Their centres, forward + i right, in metres."""
     heading: list[complex]
@@ -33,11 +35,12 @@ def look_around(ego: Ego, traffic: Traffic) -> Nearby:
     back = complex(math.cos(ego.yaw_rad), -math.sin(ego.yaw_rad))
     # Plain numbers: a few dozen of them cost less than numpy's calls.
     headings = traffic.heading.tolist()
-    around = Nearby([], [], [])
+    around = Nearby([], [], [], [])
     for number, place in enumerate(traffic.at.tolist()):
         seen = (place - here) * back
         if seen.real > -_TOUCH_M and abs(seen) < _NEAR_M:
             around.numbers.append(number)
+            around.places.append(place)
             around.at.append(seen)
             around.heading.append(headings[number] * back)
     return around
@@ -46,7 +49,7 @@ def look_around(ego: Ego, traffic: Traffic) -> Nearby:
 def hits_vehicle(ego: Ego, traffic: Traffic, around: Nearby) -> bool:
     """Whether the car's body overlaps another vehicle's."""
     own = (0.5 * ego.length_m, 0.5 * ego.width_m)
-    for number, at, heading in zip(*around, strict=True):
+    for number, at, heading in zip(around.numbers, around.at, around.heading, strict=True):
         if abs(at) < _TOUCH_M:
             half = (0.5 * traffic.length_m.item(number), 0.5 * traffic.width_m.item(number))
             if rectangles_overlap(at, heading, half, own):
@@ -88,13 +91,12 @@ def lead_on_route(ego: Ego, traffic: Traffic, around: Nearby) -> tuple[float, fl
     """
     if not around.numbers:
         return math.inf, 0.0
-    course = ego.course
+    course, nearest_to = ego.course, ego.course.nearest
     first = course.index(ego.course_m)
     stop = course.index(ego.course_m + LEAD_WITHIN_M + _LONGEST_M) + 1
     gap, speed = LEAD_WITHIN_M, 0.0
-    for number in around.numbers:
-        at = traffic.at.item(number)
-        nearest = course.nearest(at, first, stop, _CORRIDOR_M)
+    for number, place in zip(around.numbers, around.places, strict=True):
+        nearest = nearest_to(place, first, stop, _CORRIDOR_M)
         if nearest is None:
             continue
         found = _gap_along(ego, traffic, number, nearest)

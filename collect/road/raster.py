@@ -98,12 +98,15 @@ class Raster:
 
     def _pixel(self, layer: NDArray[np.uint8], x_m: float, y_m: float, size_m: float) -> int:
         side = layer.shape[1]
-        row, column = int((y_m - self.top_m) // size_m), int((x_m - self.left_m) // size_m)
-        rows, columns = self.table.shape
-        slot = self.table.item(
-            min(max(row // side, 0), rows - 1), min(max(column // side, 0), columns - 1)
-        )
-        return layer.item(slot, row % side, column % side)
+        tile_row, row = divmod(int((y_m - self.top_m) // size_m), side)
+        tile_column, column = divmod(int((x_m - self.left_m) // size_m), side)
+        table = self.table
+        rows, columns = table.shape
+        if not 0 <= tile_row < rows:
+            tile_row = 0 if tile_row < 0 else rows - 1
+        if not 0 <= tile_column < columns:
+            tile_column = 0 if tile_column < 0 else columns - 1
+        return layer.item(table.item(tile_row, tile_column), row, column)
 
 
 class _Painter:

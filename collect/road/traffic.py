@@ -79,6 +79,7 @@ class Traffic:
         width_m: float64 (count,).
         height_m: float64 (count,).
         reflectance: float64 (count,), brightness of the paint.
+        looks: Length, width, height and reflectance of each, as plain numbers.
     """
 
     def __init__(
@@ -89,6 +90,8 @@ class Traffic:
         self.width_m = rng.uniform(1.7, 1.95, count)
         self.height_m = rng.uniform(1.4, 1.8, count)
         self.reflectance = rng.uniform(0.1, 0.9, count)
+        shapes = (self.length_m, self.width_m, self.height_m, self.reflectance)
+        self.looks: list[tuple[float, ...]] = list(zip(*(v.tolist() for v in shapes), strict=True))
         self._lengths_m = _joined(self.length_m, ego.length_m)
         self._widths_m = _joined(self.width_m, ego.width_m)
         self._wish_mps = rng.uniform(*_WISH_MPS, count) * rng.uniform(*_WISH_SHARE, count)

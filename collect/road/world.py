@@ -209,18 +209,10 @@ class RoadWorld:
 
     def _boxes(self, around: Nearby) -> list[Box]:
         """The vehicles that the camera may see."""
-        traffic = self._traffic
+        looks = self._traffic.looks
         return [
-            Box(
-                at.real,
-                at.imag,
-                math.atan2(heading.imag, heading.real),
-                traffic.length_m.item(number),
-                traffic.width_m.item(number),
-                traffic.height_m.item(number),
-                traffic.reflectance.item(number),
-            )
-            for number, at, heading in zip(*around, strict=True)
+            Box(at.real, at.imag, math.atan2(heading.imag, heading.real), *looks[number])
+            for number, at, heading in zip(around.numbers, around.at, around.heading, strict=True)
             if at.real > -1.0 and abs(at.imag) < 1.2 * at.real + 5.0
         ]
 
