@@ -24,7 +24,13 @@ from avtd3.store.layout import segment_arrays
 from avtd3.store.manifest import Manifest
 from avtd3.store.segment import EpisodeTable, Segment
 from avtd3.store.spec import EpisodeSpec
-from avtd3.store.statistics import Distribution, Moments, Summary, count_labels, moments_by_name
+from avtd3.store.statistics import (
+    Distribution,
+    Summary,
+    count_labels,
+    distributions_by_name,
+    kind_of_label,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,22 +170,30 @@ def _read_evidence(segment: Segment, spec: EpisodeSpec, table: EpisodeTable) -> 
 def _summarise(
     segment_id: str, evidence: Evidence, table: EpisodeTable, spec: EpisodeSpec
 ) -> Summary:
-    components = {"action": moments_by_name(spec.action_names, evidence.action)}
+    components = {
+        "action": distributions_by_name(spec.action_names, evidence.action, f"{segment_id}/action")
+    }
     magnitudes: dict[str, float] = {}
     if evidence.vector is not None:
-        components["vector"] = moments_by_name(
-            spec.vector_names, evidence.vector, spec.vector_scales
+        components["vector"] = distributions_by_name(
+            spec.vector_names, evidence.vector, f"{segment_id}/vector", spec.vector_scales
         )
     if evidence.reward_terms is not None:
-        components["reward_terms"] = moments_by_name(spec.reward_terms, evidence.reward_terms)
+        components["reward_terms"] = distributions_by_name(
+            spec.reward_terms, evidence.reward_terms, f"{segment_id}/reward_terms"
+        )
         magnitudes = dict(_magnitudes(spec.reward_terms, evidence.reward_terms))
     if evidence.frames is not None:
-        components["frames"] = {"mean grey": Moments.of(evidence.frames.mean)}
+        grey = Distribution.of(evidence.frames.mean, f"{segment_id}/mean grey")
+        components["frames"] = {"mean grey": grey}
     return Summary(
         segments_judged=1,
         returns=Distribution.of(table.episode_return, f"{segment_id}/return"),
         lengths=Distribution.of(table.length, f"{segment_id}/length"),
         counts=_count(table),
+        coverage=Counter(
+            zip(map(str, table.scenario.tolist()), map(kind_of_label, table.town), strict=True)
+        ),
         components=components,
         magnitudes=magnitudes,
     )

@@ -90,11 +90,21 @@ class Sample:
             values: Numbers (n,).
             key: Names the array; the same key gives the same priorities on any machine.
         """
-        numbers = np.asarray(values, np.float64)
+        (sample,) = cls.of_columns(np.asarray(values, np.float64)[:, None], key)
+        return sample
+
+    @classmethod
+    def of_columns(cls, values: NDArray[np.float64], key: str) -> list[Self]:
+        """Sample the finite values of each column of float64 (N, M), all at the same rows."""
         start = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
-        priorities = _scramble(np.arange(len(numbers), dtype=np.uint64), np.uint64(start))
-        finite = np.isfinite(numbers)
-        return cls._smallest(priorities[finite], numbers[finite])
+        priorities = _scramble(np.arange(len(values), dtype=np.uint64), np.uint64(start))
+        order = np.argsort(priorities)
+        priorities = priorities[order]
+        samples = []
+        for column in values[order].T:
+            kept = np.flatnonzero(np.isfinite(column))[:SAMPLE_SIZE]
+            samples.append(cls(priorities=priorities[kept], values=column[kept]))
+        return samples
 
     @classmethod
     def _smallest(cls, priorities: NDArray[np.uint64], values: NDArray[np.float64]) -> Self:
@@ -103,9 +113,12 @@ class Sample:
 
     def merge(self, other: Self) -> Self:
         """Sample of both sets of values together."""
+        # Of a full sample's partner few values still come in: the rest is never sorted.
+        full = len(self.priorities) == SAMPLE_SIZE
+        last = np.searchsorted(other.priorities, self.priorities[-1]) if full else None
         return self._smallest(
-            np.concatenate([self.priorities, other.priorities]),
-            np.concatenate([self.values, other.values]),
+            np.concatenate([self.priorities, other.priorities[:last]]),
+            np.concatenate([self.values, other.values[:last]]),
         )
 
     def quantiles(self, shares: tuple[float, ...]) -> list[float | None]:
@@ -174,8 +187,11 @@ class Summary:
     """Steps per episode."""
     counts: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
     """Episodes per value of a column (``end_reason``, ``scenario``, ...)."""
-    components: dict[str, dict[str, Moments]] = dataclasses.field(default_factory=dict)
-    """Moments per name of ``action``, ``vector`` (physical units) and ``reward_terms``."""
+    coverage: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
+    """Episodes per scenario and town, the numbered towns of a kind together."""
+    components: dict[str, dict[str, Distribution]] = dataclasses.field(default_factory=dict)
+    """Distribution per name of ``action``, ``vector`` (physical units), ``reward_terms`` and
+    ``frames``."""
     magnitudes: dict[str, float] = dataclasses.field(default_factory=dict)
     """Sum of absolute values per reward term."""
 
@@ -189,10 +205,9 @@ class Summary:
                 name: self.counts.get(name, Counter()) + other.counts.get(name, Counter())
                 for name in {**self.counts, **other.counts}
             },
+            coverage=self.coverage + other.coverage,
             components={
-                group: _merge_moments(
-                    self.components.get(group, {}), other.components.get(group, {})
-                )
+                group: _merge_named(self.components.get(group, {}), other.components.get(group, {}))
                 for group in {**self.components, **other.components}
             },
             magnitudes={
@@ -216,8 +231,12 @@ class Summary:
             "returns": self.returns.document(),
             "lengths": self.lengths.document(),
             "counts": {name: dict(counter.most_common()) for name, counter in self.counts.items()},
+            "coverage": [
+                {"scenario": scenario, "town": town, "episodes": count}
+                for (scenario, town), count in sorted(self.coverage.items())
+            ],
             "components": {
-                group: {name: moments.document() for name, moments in named.items()}
+                group: {name: known.document() for name, known in named.items()}
                 for group, named in self.components.items()
             },
             "reward_shares": self.reward_shares,
@@ -235,24 +254,43 @@ _SUMS = (
 )
 
 
-def _merge_moments(one: dict[str, Moments], other: dict[str, Moments]) -> dict[str, Moments]:
+def _merge_named(
+    one: dict[str, Distribution], other: dict[str, Distribution]
+) -> dict[str, Distribution]:
     return {
-        name: one.get(name, Moments()).merge(other.get(name, Moments()))
+        name: one.get(name, Distribution()).merge(other.get(name, Distribution()))
         for name in {**one, **other}
     }
 
 
-def moments_by_name(
-    names: tuple[str, ...], values: NDArray[np.float32], scales: tuple[float, ...] | None = None
-) -> dict[str, Moments]:
-    """Moments of each column of float32 (N, len(names)), times its scale."""
+def distributions_by_name(
+    names: tuple[str, ...],
+    values: NDArray[np.float32],
+    key: str,
+    scales: tuple[float, ...] | None = None,
+) -> dict[str, Distribution]:
+    """Distribution of each column of float32 (N, len(names)), times its scale.
+
+    Args:
+        names: Of the columns.
+        values: The array.
+        key: Names the array, see `Sample.of`.
+        scales: One per column; None for 1.
+    """
     factors = scales or (1.0,) * len(names)
+    columns = values.astype(np.float64) * factors
+    samples = Sample.of_columns(columns, key)
     return {
-        name: Moments.of(values[:, column].astype(np.float64) * factor)
-        for column, (name, factor) in enumerate(zip(names, factors, strict=True))
+        name: Distribution(moments=Moments.of(columns[:, column]), sample=samples[column])
+        for column, name in enumerate(names)
     }
 
 
 def count_labels(labels: list[str]) -> Counter[str]:
     """Count labels, the numbered ones (``country-000012``) together as ``country-*``."""
-    return Counter(re.sub(r"(?<=-)\d+$", "*", label) or "-" for label in labels)
+    return Counter(map(kind_of_label, labels))
+
+
+def kind_of_label(label: str) -> str:
+    """A label without the number at its end: ``country-*`` for ``country-000012``."""
+    return re.sub(r"(?<=-)\d+$", "*", label) or "-"

@@ -16,7 +16,7 @@ from avtd3.store.statistics import (
     Sample,
     Summary,
     count_labels,
-    moments_by_name,
+    distributions_by_name,
 )
 
 numbers = st.lists(st.floats(-1e6, 1e6), max_size=30)
@@ -95,7 +95,8 @@ def make_summary(number):
         returns=Distribution.of(values, f"{number}"),
         lengths=Distribution.of(values, f"{number}"),
         counts={"end_reason": Counter(goal=number)},
-        components={"action": {f"a{number % 2}": Moments.of(values)}},
+        coverage=Counter({("0", "loop-*"): number, (str(number), "a"): 1}),
+        components={"action": {f"a{number % 2}": Distribution.of(values, f"{number}")}},
         magnitudes={"progress": 3.0 * number, "comfort": 1.0 * number},
     )
 
@@ -110,6 +111,8 @@ def test_summaries_add_up():
     assert document["ratio"] == 10.0
     assert set(document["components"]["action"]) == {"a0", "a1"}
     assert document["returns"]["count"] == 7
+    assert document["coverage"][0] == {"scenario": "0", "town": "loop-*", "episodes": 5}
+    assert len(document["coverage"]) == 3
 
 
 def test_an_empty_summary_is_json():
@@ -121,9 +124,10 @@ def test_an_empty_summary_is_json():
 
 def test_components_are_in_physical_units():
     values = np.array([[0.5, 1.0], [1.0, 1.0]], np.float32)
-    found = moments_by_name(("speed_mps", "gap_m"), values, (10.0, 2.0))
+    found = distributions_by_name(("speed_mps", "gap_m"), values, "key", (10.0, 2.0))
     assert found["speed_mps"].document()["mean"] == 7.5
-    assert found["gap_m"].maximum == 2.0
+    assert found["gap_m"].moments.maximum == 2.0
+    assert sorted(found["speed_mps"].sample.values.tolist()) == [5.0, 10.0]
 
 
 def test_numbered_labels_are_counted_together():
