@@ -1,218 +1,270 @@
-"""How close a whole batch of `Sampler` comes to the bare gather of its frames.
+"""Whole batches per second: `Sampler` in its modes, other replay buffers, and the bare gather.
 
-    python bench/replay_bench.py [--dataset DATASET] [--repeats 7] [--json]
+    pip install -c constraints.txt -e '.[native,bench]'
+    python bench/replay_bench.py [--frames all] [--count 20000] [--data DIR] [--markdown | --json]
 
-The floor is one ``np.take`` of the same number of frames from the same mapped file into as many
-reused buffers: no draw, no rewards, no vectors. Rivals run in turns within each repeat, and the
-medians over the repeats are compared. stable-baselines3 takes part if it is installed
-(``pip install avtd3[bench]``); its buffer holds the same stacks in memory, once each
-(``optimize_memory_usage=True``).
+The floor is one ``np.take`` of the same number of frames from the same mapped file into a reused
+buffer: no draw, no rewards, no vectors. Every rival gives 256 transitions with observation and
+next observation of four frames, action, reward and end, and all are drawn from the same episodes:
+one batch of each is compared with them first. Rivals run in turns within each repeat, on one
+thread where nothing else is said; the medians over the repeats are compared.
+
+The datasets are made once and kept in ``--data``: see `replay_frames`.
 """
 
 import argparse
 import dataclasses
-import itertools
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
-from numpy.typing import NDArray
+from peers import Drawn, Material, Peer, make_cpprb, make_minari, make_sb3, make_torchrl
+from peers_zarr import make_tensorstore, make_zarr, make_zarrs
+from replay_frames import KINDS, open_frames
+from replay_table import Row, Table
 
+from avtd3.store import direct_choice
 from avtd3.store.dataset import Dataset
+from avtd3.store.gather import Transitions
+from avtd3.store.native import native_problem, open_decoder
 from avtd3.store.replay import ReplayCache
 from avtd3.store.sampler import ReplayConfig, Sampler
-from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter
 
-Draw = Callable[[], object]
-SB3 = "stable-baselines3 ReplayBuffer"
-
-
-def make_dataset(path: Path, frames: int, episode_steps: int = 500) -> Dataset:
-    """Write a dataset of smooth, scrolling texture with a vector of 23 numbers."""
-    spec = EpisodeSpec(
-        image=ImageSpec(),
-        vector_names=tuple(f"v{i}" for i in range(23)),
-        vector_scales=(1.0,) * 23,
-        action_names=("steer", "throttle_brake"),
-        action_low=(-1.0, -1.0),
-        action_high=(1.0, 1.0),
-        reward_terms=(),
-        control_period_s=0.05,
-    )
-    dataset = Dataset.create(path, spec)
-    rng = np.random.default_rng(0)
-    coarse = np.kron(rng.integers(0, 256, (40, 40)), np.ones((16, 16)))
-    texture = (coarse + rng.normal(0.0, 1.0, coarse.shape)).clip(0, 255).astype(np.uint8)
-    vectors = rng.normal(size=(episode_steps + 1, 23)).astype(np.float32)
-    with SegmentWriter(dataset, collector="bench", provenance={}) as writer:
-        for seed in range(max(1, frames // (episode_steps + 1))):
-            _write_episode(writer, texture, vectors, seed)
-    return dataset
+SB3 = "stable-baselines3 ReplayBuffer, in RAM"
+PEERS: dict[str, Callable[[Material, Path], Peer]] = {
+    SB3: make_sb3,
+    "cpprb stack_compress, in RAM": make_cpprb,
+    "TorchRL LazyMemmapStorage": make_torchrl,
+    "Minari, uniform transitions": make_minari,
+    "tensorstore on the same shards": make_tensorstore,
+    "zarrs on the same shards": make_zarrs,
+    "zarr-python on the same shards": make_zarr,
+}
 
 
-def _write_episode(
-    writer: SegmentWriter, texture: NDArray[np.uint8], vectors: NDArray[np.float32], seed: int
-) -> None:
-    info = EpisodeInfo(seed=seed, scenario=0, world="bench", town="", weather="", driver="random")
-    for t, vector in enumerate(vectors):
-        x, y = (seed * 37 + t) % 550, (seed * 91 + t // 3) % 550
-        frame = np.ascontiguousarray(texture[None, y : y + 84, x : x + 84])
-        if t == 0:
-            writer.begin_episode(info, frame=frame, vector=vector, frame_id=0, sim_time_s=0.0)
-            continue
-        writer.step(
-            action=vector[:2].clip(-1.0, 1.0),
-            reward=float(vector[2]),
-            reward_terms=None,
-            frame=frame,
-            vector=vector,
-            terminated=t + 1 == len(vectors),
-            truncated=False,
-            frame_id=t,
-            sim_time_s=0.05 * t,
-        )
-    writer.end_episode("goal")
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """Something that gives batches, and what it is compared with."""
+
+    draw: Callable[[], object]
+    floor: str = ""
+    """Name of the gather of as many frames; empty for the gather itself."""
+    memory_bytes: int = 0
+    disk_bytes: int = 0
 
 
-def fill_seconds(dataset: Dataset, scratch: Path) -> tuple[float, int]:
-    """Seconds to decode a dataset into an empty cache, files in the page cache; frames."""
+def fill_seconds(dataset: Dataset, scratch: Path) -> float:
+    """Seconds to decode a dataset into an empty cache, its files in the page cache."""
     segments = {(0, segment.id): segment for segment in dataset.snapshot().segments}
     cache = ReplayCache(dataset.spec, scratch)
     start = time.perf_counter()
     cache.follow(segments)
     seconds = time.perf_counter() - start
     cache.close()
-    return seconds, sum(segment.observations for segment in segments.values())
+    return seconds
 
 
-def make_floor(frames: NDArray[np.uint8], count: int, batch: int, width: int, buffers: int) -> Draw:
-    """One gather of random windows, drawn beforehand, into as many buffers by turns."""
+def make_floor(sampler: Sampler, material: Material, width: int) -> Rival:
+    """A gather of random windows, drawn beforehand, into one buffer."""
+    frames = sampler._cache.columns()["frames"]
     flat = frames.reshape(len(frames), -1)
-    outs = itertools.cycle(
-        [np.empty((batch, width, flat.shape[1]), np.uint8) for _ in range(buffers)]
+    first = np.random.default_rng(1).integers(
+        0, len(material.frames) - width, (64, material.batch, 1)
     )
-    first = np.random.default_rng(1).integers(0, count - width, (64, batch, 1))
-    windows = itertools.cycle(first + np.arange(width))
-    return lambda: np.take(flat, next(windows), axis=0, out=next(outs), mode="clip")
+    windows = first + np.arange(width)
+    out = np.empty((material.batch, width, flat.shape[1]), np.uint8)
+    turn = iter(range(1 << 62))
+    return Rival(draw=lambda: np.take(flat, windows[next(turn) % 64], axis=0, out=out, mode="clip"))
 
 
-def make_sb3(frames: NDArray[np.uint8], count: int, batch: int, stack: int) -> Draw | None:
-    """SB3's replay buffer in memory with the same stacks, or None if it is not installed."""
-    try:
-        from gymnasium import spaces
-        from stable_baselines3.common.buffers import ReplayBuffer
-    except ImportError:
-        return None
-    shape = (stack * frames.shape[1], *frames.shape[2:])
-    buffer = ReplayBuffer(
-        count - stack,
-        spaces.Box(0, 255, shape, np.uint8),
-        spaces.Box(-1.0, 1.0, (2,), np.float32),
-        device="cpu",
-        optimize_memory_usage=True,
-        handle_timeout_termination=False,
+def add_ours(
+    rivals: dict[str, Rival], dataset: Dataset, material: Material, scratch: Path
+) -> list[Sampler]:
+    """Samplers in all modes, and their floors."""
+    samplers = []
+    shards = sum(segment.size_bytes for segment in dataset.snapshot().segments)
+    for n in (1, 3):
+        config = ReplayConfig(batch_size=material.batch, n_step=n, mode="cache")
+        sampler = Sampler([dataset], config, seed=0, scratch=scratch, buffers=1)
+        samplers.append(sampler)
+        width = material.stack + 1 if n == 1 else 2 * material.stack
+        floor = f"floor: np.take of {width} frames"
+        rivals[floor] = make_floor(sampler, material, width)
+        name = f"avtd3 cache, {n}-step"
+        disk_bytes = shards + _scratch_bytes(sampler)
+        rivals[name] = Rival(draw=sampler.sample, floor=floor, disk_bytes=disk_bytes)
+    for name, threads in _decoders():
+        config = ReplayConfig(batch_size=material.batch, mode="direct")
+        decoder = (lambda size, n=threads: open_decoder(size, n)) if threads else lambda _: None
+        with mock.patch.object(direct_choice, "open_decoder", decoder):
+            sampler = Sampler([dataset], config, seed=0, scratch=scratch, buffers=1)
+        samplers.append(sampler)
+        rivals[name] = Rival(
+            draw=sampler.sample,
+            floor=f"floor: np.take of {material.stack + 1} frames",
+            memory_bytes=sum(
+                shard.spans.nbytes
+                for segment in dataset.snapshot().segments
+                if (shard := segment.frame_shard()) is not None
+            ),
+            disk_bytes=shards + _scratch_bytes(sampler),
+        )
+    for sampler in samplers:
+        if sampler.config.n_step == 1:
+            check(material, _read_ours(sampler.sample()))
+    return samplers
+
+
+def _decoders() -> list[tuple[str, int]]:
+    """Names of the ways to decode, and threads; none of them is numcodecs alone."""
+    found = [("avtd3 direct, numcodecs", 0)]
+    if not native_problem():
+        cores = min(2, len(os.sched_getaffinity(0)))
+        found += [(f"avtd3 direct, native, {n} threads", n) for n in range(cores, 0, -1)]
+    return [(name.replace("1 threads", "1 thread"), threads) for name, threads in found]
+
+
+def _scratch_bytes(sampler: Sampler) -> int:
+    """What the rows in use take in the scratch directory."""
+    columns = sampler._cache.columns().values()
+    return sum(column[0].nbytes for column in columns) * sampler._cache.rows
+
+
+def _read_ours(batch: Transitions) -> Drawn:
+    assert batch.observation_frames is not None
+    assert batch.next_observation_frames is not None
+    return Drawn(
+        observation=batch.observation_frames,
+        next_observation=batch.next_observation_frames,
+        action=batch.action,
+        reward=batch.reward,
     )
-    for i in range(stack):
-        channels = slice(i * frames.shape[1], (i + 1) * frames.shape[1])
-        buffer.observations[:, 0, channels] = frames[i : i + count - stack]
-    for column in (buffer.actions, buffer.rewards, buffer.dones):
-        column[:] = 0
-    buffer.full = True
-    return lambda: buffer.sample(batch)
 
 
-def batches_per_second(draw: Draw, batches: int) -> float:
-    draw()
-    start = time.perf_counter()
-    for _ in range(batches):
-        draw()
-    return batches / (time.perf_counter() - start)
+def check(material: Material, drawn: Drawn) -> None:
+    """See that a batch holds transitions of the dataset, whole and next to each other.
+
+    SB3 and cpprb lose the last observation of an episode, so a next observation is compared where
+    another step follows.
+    """
+    shape = (material.batch, material.stack * material.frames.shape[1], *material.frames.shape[2:])
+    assert drawn.observation.shape == drawn.next_observation.shape == shape
+    steps: dict[bytes, list[int]] = {}
+    for number, action in enumerate(material.action):
+        steps.setdefault(action.tobytes(), []).append(number)
+    rows, ends = material.rows(), set((material.lengths.cumsum() - 1).tolist())
+    for number in range(material.batch):
+        action = np.asarray(drawn.action[number], np.float32).tobytes()
+        found = [
+            step
+            for step in steps[action]
+            if material.reward[step] == drawn.reward[number]
+            and (material.stacks(rows[[step]]) == drawn.observation[number]).all()
+        ]
+        assert found, "an observation that is not in the dataset"
+        following = drawn.next_observation[number]
+        assert any(
+            step in ends or (material.stacks(rows[[step]] + 1) == following).all() for step in found
+        ), "a next observation that does not follow"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A line of the table."""
+def add_peers(rivals: dict[str, Rival], material: Material, scratch: Path) -> dict[str, str]:
+    """Fill every peer that is installed; the others with the reason."""
+    missing = {}
+    for name, make in PEERS.items():
+        try:
+            peer = make(material, scratch)
+        except ImportError as error:
+            missing[name] = f"not installed: {error}"
+            continue
+        check(material, peer.read(peer.draw()))
+        rivals[name] = Rival(
+            draw=peer.draw,
+            floor=f"floor: np.take of {material.stack + 1} frames",
+            memory_bytes=peer.memory_bytes,
+            disk_bytes=peer.disk_bytes,
+        )
+    return missing
 
-    name: str
-    batches_per_second: float
-    to_floor: float | None
-    to_sb3: float | None
 
-
-def measure(rivals: dict[str, Draw], repeats: int, batches: int) -> dict[str, float]:
+def measure(rivals: dict[str, Rival], repeats: int, seconds: float) -> dict[str, float]:
     """Median batches per second of each rival, measured in turns."""
     rates: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(repeats):
-        for name, draw in rivals.items():
-            rates[name].append(batches_per_second(draw, batches))
+        for name, rival in rivals.items():
+            rival.draw()
+            batches, start = 0, time.perf_counter()
+            while (spent := time.perf_counter() - start) < seconds or not batches:
+                rival.draw()
+                batches += 1
+            rates[name].append(batches / spent)
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def compare(dataset: Dataset, scratch: Path, options: argparse.Namespace) -> list[Row]:
+def compare(kind: str, dataset: Dataset, scratch: Path, options: argparse.Namespace) -> Table:
     """All rivals on one dataset."""
-    image = dataset.spec.image
-    assert image is not None, "the benchmark is about frames; give a dataset with an image"
-    rivals: dict[str, Draw] = {}
-    floor_of: dict[str, str] = {}
-    samplers = []
-    for n, buffers in ((1, 1), (1, 3), (3, 1)):
-        config = ReplayConfig(batch_size=options.batch, n_step=n)
-        sampler = Sampler([dataset], config, seed=0, scratch=scratch, buffers=buffers)
-        samplers.append(sampler)
-        width = image.stack + 1 if n == 1 else 2 * image.stack
-        floor = f"np.take, {width} frames, {buffers} buffers"
-        frames, count = sampler._cache.columns()["frames"], sampler._cache.rows
-        rivals[floor] = make_floor(frames, count, options.batch, width, buffers)
-        rivals[f"Sampler, n-step {n}, {buffers} buffers"] = sampler.sample
-        floor_of[f"Sampler, n-step {n}, {buffers} buffers"] = floor
-    sb3 = make_sb3(frames, count, options.batch, image.stack)
-    if sb3 is not None:
-        rivals[SB3] = sb3
-    rates = measure(rivals, options.repeats, options.batches)
+    material = Material.of(dataset, options.batch)
+    seconds = statistics.median(fill_seconds(dataset, scratch) for _ in range(3))
+    rivals: dict[str, Rival] = {}
+    samplers = add_ours(rivals, dataset, material, scratch)
+    missing = add_peers(rivals, material, scratch)
+    rates = measure(rivals, options.repeats, options.seconds)
     for sampler in samplers:
         sampler.close()
-    return [
+    rows = [
         Row(
             name=name,
-            batches_per_second=rate,
-            to_floor=rate / rates[floor_of[name]] if name in floor_of else None,
-            to_sb3=rate / rates[SB3] if sb3 is not None else None,
+            batches_per_second=rates[name],
+            to_floor=rates[name] / rates[rival.floor] if rival.floor else None,
+            to_sb3=rates[name] / rates[SB3] if SB3 in rates else None,
+            memory_bytes=rival.memory_bytes / material.steps if rival.floor else None,
+            disk_bytes=rival.disk_bytes / material.steps if rival.floor else None,
         )
-        for name, rate in rates.items()
+        for name, rival in rivals.items()
     ]
+    rows += [Row(name=f"{name} ({why})") for name, why in missing.items()]
+    return Table(
+        kind=kind,
+        transitions=material.steps,
+        fill_frames_per_second=len(material.frames) / seconds,
+        rows=tuple(rows),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", type=Path, help="measure on this one; else on a made one")
-    parser.add_argument("--frames", type=int, default=40_000, help="frames of the made dataset")
+    parser.add_argument("--frames", choices=(*KINDS, "all"), default="all")
+    parser.add_argument("--count", type=int, default=20_000, help="frames of each dataset")
+    default = Path(tempfile.gettempdir()) / "avtd3-bench"
+    parser.add_argument("--data", type=Path, default=default, help="keeps the datasets")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--batches", type=int, default=100, help="batches per repeat")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each rival in each repeat")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        path = options.dataset
-        dataset = Dataset.open(path) if path else make_dataset(scratch / "data", options.frames)
-        seconds, frames = fill_seconds(dataset, scratch)
-        rows = compare(dataset, scratch, options)
+    warnings.simplefilter("ignore")  # of the peers
+    kinds = KINDS if options.frames == "all" else (options.frames,)
+    tables = []
+    for kind in kinds:
+        options.data.mkdir(parents=True, exist_ok=True)
+        dataset = open_frames(
+            kind, options.data, options.count, lambda s: print(s, file=sys.stderr)
+        )
+        with tempfile.TemporaryDirectory(dir=options.data) as scratch:
+            tables.append(compare(kind, dataset, Path(scratch), options))
+        if not options.json:
+            print(tables[-1].markdown() if options.markdown else tables[-1].text())
     if options.json:
-        document = {"frames": frames, "fill_frames_per_second": frames / seconds}
-        print(json.dumps({**document, "rows": [dataclasses.asdict(row) for row in rows]}))
-        return
-    print(f"{frames} frames; cache filled at {frames / seconds:,.0f} frames/s")
-    print(f"{'batch of ' + str(options.batch):34} {'batches/s':>10} {'to floor':>9} {'to SB3':>7}")
-    for row in rows:
-        ratios = ["-" if r is None else f"{r:.3f}" for r in (row.to_floor, row.to_sb3)]
-        print(f"{row.name:34} {row.batches_per_second:10.0f} {ratios[0]:>9} {ratios[1]:>7}")
-    if rows[0].to_sb3 is None:
-        print("stable-baselines3 is not installed: pip install 'avtd3[bench]' adds it")
+        print(json.dumps([dataclasses.asdict(table) for table in tables]))
 
 
 if __name__ == "__main__":
