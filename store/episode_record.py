@@ -168,7 +168,7 @@ def _tracks(place: EpisodePlace, table: EpisodeTable) -> Iterator[Track]:
     if spec.vector_names:
         row = int(table.observation_offset[number])
         vector = segment.read("vector")[row : row + length + 1].astype(np.float64)
-        for column in _telling(spec.vector_names):
+        for column in telling(spec.vector_names):
             values = vector[:, column] * spec.vector_scales[column]
             channel = Channel(name=spec.vector_names[column], values=values)
             yield Track(title=channel.name, channels=(channel,))
@@ -190,7 +190,7 @@ def _track(title: str, names: tuple[str, ...], values: NDArray[np.float32]) -> T
     return Track(title=title, channels=tuple(channels))
 
 
-def _telling(names: tuple[str, ...]) -> list[int]:
+def telling(names: tuple[str, ...]) -> list[int]:
     """The first few components that are not numbered members of a series, else the first few."""
     single = [n for n, name in enumerate(names) if not re.search(r"\d", name)]
     return (single or list(range(len(names))))[:MAX_VECTOR_TRACKS]

@@ -93,7 +93,8 @@ def histogram(bins: Bins, *, name: str, marks: Mapping[str, float | None] | None
         )
     for label, value in (marks or {}).items():
         if value is not None and low <= value <= high:
-            parts += _mark(x(value), f"{label} {number(value)}")
+            text = number(value if abs(value) > (high - low) / 1000 else 0.0)
+            parts += _mark(x(value), f"{label} {text}")
     spread = f"{total:,.0f} values from {number(low)} to {number(high)}"
     return _svg(parts, f"Histogram of {name}, {spread}")
 

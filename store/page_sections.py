@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
+from avtd3.store.episode_record import telling
 from avtd3.store.markup import Markup, element
-from avtd3.store.page_charts import Bins, histogram
-from avtd3.store.page_tables import bars, table
+from avtd3.store.page_charts import Bins, histogram, number
+from avtd3.store.page_tables import bars, heat_table, scrolling, table
 from avtd3.store.report import AuditReport
 from avtd3.store.statistics import SAMPLE_SIZE, Distribution, Moments, Summary
 
@@ -15,6 +18,21 @@ COUNTED = (
     ("weather", "Weather"),
     ("world", "Worlds"),
 )
+
+NEAR_ZERO = 0.05
+"""Share of an action's largest size below which it counts as none: the straight-driving bias."""
+MAX_TOWNS = 30
+"""Rows of the table of scenarios and towns; with more it is left out."""
+DETAILS = {
+    "mean": "mean",
+    "spread": "std",
+    "least": "min",
+    "5 %": "p5",
+    "median": "p50",
+    "95 %": "p95",
+    "largest": "max",
+}
+"""Heads of the table of numbers, and their keys in a distribution's document."""
 
 
 def key_figures(report: AuditReport) -> Markup:
@@ -51,6 +69,7 @@ def data_sections(report: AuditReport) -> Iterator[tuple[str, Markup]]:
     total = report.total
     for title, cards in (
         ("Episodes", [*_episodes(total)]),
+        ("Driving", [*_driving(total)]),
         ("Rewards", [*_rewards(total)]),
         ("Coverage", [*_coverage(total)]),
     ):
@@ -75,8 +94,8 @@ def card(title: str, content: Markup, note: str = "", *, wide: bool = False) -> 
 
 def _episodes(total: Summary) -> Iterator[Markup]:
     for title, distribution, axis in (
-        ("Returns", total.returns, "return of an episode"),
-        ("Lengths", total.lengths, "steps of an episode"),
+        ("Returns", total.returns, "Return of an episode"),
+        ("Lengths", total.lengths, "Steps of an episode"),
     ):
         bins = Bins.of(distribution.sample.values)
         if bins is not None:
@@ -91,13 +110,47 @@ def _episodes(total: Summary) -> Iterator[Markup]:
         named = Counter(
             {"no policy" if k == "-1" else f"version {k}": v for k, v in versions.items()}
         )
-        yield card("Which policy drove", counted(named, "policy version"))
+        yield card("Which policy drove", counted(named, "policy version"), _staleness(versions))
+
+
+def _staleness(versions: Mapping[str, int]) -> str:
+    """How far behind the newest policy the driving ones are."""
+    held = sorted((int(version), count) for version, count in versions.items())
+    ages = [held[-1][0] - version for version, count in held for _ in range(count) if version >= 0]
+    newest = f"version {held[-1][0]}, the newest here"
+    if not any(ages):
+        return f"Wherever a policy drove, it was {newest}."
+    current = ages.count(0) / len(ages)
+    middle = sorted(ages)[len(ages) // 2]
+    behind = f"; half are {middle} or more versions behind" if middle else ""
+    return f"Where a policy drove, {current:.0%} of the episodes are of {newest}{behind}."
 
 
 def counted(counts: Mapping[str, int], name: str) -> Markup:
     """Episodes per value as bars, the most frequent first."""
     rows = [(value or "-", count, f"{count:,}") for value, count in Counter(counts).most_common()]
     return bars(rows, name=name.replace("_", " "), caption=f"Episodes by {name.replace('_', ' ')}")
+
+
+def _driving(total: Summary) -> Iterator[Markup]:
+    """What the actions and the telling numbers of the vector are like."""
+    for name, known in total.components.get("action", {}).items():
+        values = known.sample.values
+        bins = Bins.of(values)
+        if bins is None:
+            continue
+        near = NEAR_ZERO * max(abs(known.moments.minimum), abs(known.moments.maximum))
+        share = float(np.mean(np.abs(values) <= near))
+        note = f"{share:.0%} of the steps lie within ±{number(near)} of zero."
+        yield card(f"Action: {name}", histogram(bins, name=name), note)
+    vector = total.components.get("vector", {})
+    names = tuple(vector)
+    for name in (names[column] for column in telling(names)):
+        bins = Bins.of(vector[name].sample.values)
+        if bins is not None:
+            (median,) = vector[name].sample.quantiles((0.5,))
+            plot = histogram(bins, name=name, marks={"median": median})
+            yield card(name, plot, _sampled(vector[name], name))
 
 
 def _rewards(total: Summary) -> Iterator[Markup]:
@@ -107,15 +160,21 @@ def _rewards(total: Summary) -> Iterator[Markup]:
         plot = bars(rows, name="reward term", caption="Share of each reward term", signed=True)
         note = "Share of each term in the sum of all terms' absolute values."
         yield card("Reward terms", plot, note)
-    means = total.components.get("reward_terms", {})
-    if means:
-        rows_of_means = [[name, _mean(moments)] for name, moments in means.items()]
+    terms = total.components.get("reward_terms", {})
+    if terms:
+        rows_of_means = [[name, _mean(known.moments)] for name, known in terms.items()]
         heads = ["term", "mean of a step"]
         listed = table(heads, rows_of_means, caption="Reward terms", figures=heads[1:])
         yield card("What a step earns", listed)
 
 
 def _coverage(total: Summary) -> Iterator[Markup]:
+    towns = {town for _, town in total.coverage}
+    if len(total.coverage) > 1 and len(towns) <= MAX_TOWNS:
+        caption = "Episodes by scenario and town"
+        pairs = {(town, scenario): count for (scenario, town), count in total.coverage.items()}
+        content = heat_table(pairs, rows="town", columns="scenario", caption=caption)
+        yield card(caption, scrolling(content, caption), "Numbered towns of a kind together.")
     for column, title in COUNTED:
         if counts := total.counts.get(column):
             yield card(title, counted(counts, column))
@@ -132,14 +191,14 @@ def _datasets(report: AuditReport) -> Markup:
     return table(heads, rows, caption="Datasets", figures=heads[1:])
 
 
-def _details(components: Mapping[str, Mapping[str, Moments]]) -> Sequence[Markup]:
+def _details(components: Mapping[str, Mapping[str, Distribution]]) -> Sequence[Markup]:
     parts = []
-    heads = ["name", "mean", "spread", "least", "largest"]
+    heads = ["name", *DETAILS]
     for group, named in components.items():
         rows = []
-        for name, moments in named.items():
-            known = moments.document()
-            rows.append([name, *(_figure(known[key]) for key in ("mean", "std", "min", "max"))])
+        for name, known in named.items():
+            document = known.document()
+            rows.append([name, *(_figure(document[key]) for key in DETAILS.values())])
         content = table(heads, rows, caption=group, figures=heads[1:])
         title = group.replace("_", " ")
         summary = element("summary", f"{title}: {len(rows)}")
@@ -150,8 +209,8 @@ def _details(components: Mapping[str, Mapping[str, Moments]]) -> Sequence[Markup
 def _sampled(distribution: Distribution, axis: str) -> str:
     p5, p95 = distribution.sample.quantiles((0.05, 0.95))
     many = distribution.moments.count > SAMPLE_SIZE
-    source = f", from a uniform sample of {SAMPLE_SIZE:,}" if many else ""
-    return f"The {axis}{source}; nine in ten lie from {_figure(p5)} to {_figure(p95)}."
+    source = f", in a uniform sample of {SAMPLE_SIZE:,}" if many else ""
+    return f"{axis}: nine in ten from {_figure(p5)} to {_figure(p95)}{source}."
 
 
 def _median_length(lengths: Distribution) -> str:

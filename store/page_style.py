@@ -4,11 +4,11 @@ STYLE = """
 :root { color-scheme: light dark;
   --paper: #f4f6f8; --card: #ffffff; --ink: #18202a; --soft: #535f6d; --line: #d9e0e8;
   --bar: #3574d4; --mark: #b4540a; --error: #b3261e; --warning: #8a5300; --info: #275c9c;
-  --ok: #17693a; --tint: 10%; }
+  --ok: #17693a; --tint: 10%; --warmth: 1; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #12161b; --card: #1b2128; --ink: #e7ebef; --soft: #a7b3bf; --line: #333d48;
   --bar: #5b9bf0; --mark: #ffb067; --error: #ff8f86; --warning: #ffc56e; --info: #92c0ff;
-  --ok: #7cdb9c; --tint: 16%; } }
+  --ok: #7cdb9c; --tint: 16%; --warmth: 0.6; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
@@ -54,7 +54,8 @@ tbody tr:last-child > * { border-bottom: 0; }
 .bars th, .bars td { border: 0; padding: 3px 10px 3px 0; }
 span.bar { display: block; height: 12px; margin-top: 6px; border-radius: 3px;
   background: var(--bar); min-width: 2px; }
-.heat { background: color-mix(in srgb, var(--bar) var(--heat), transparent); padding-right: 8px; }
+.heat { background: color-mix(in srgb, var(--bar) calc(var(--heat) * var(--warmth)), transparent);
+  padding-right: 8px; }
 code { font: 14px ui-monospace, "DejaVu Sans Mono", Menlo, monospace; overflow-wrap: anywhere; }
 .plot { display: block; width: 100%; height: auto; margin-top: 6px; }
 .plot .bar { fill: var(--bar); } .plot .bar:hover { fill: var(--mark); }

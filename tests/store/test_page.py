@@ -174,6 +174,26 @@ def test_a_dataset_without_camera_or_terms_makes_a_page(tmp_path):
     assert "Returns" in page.text
 
 
+def test_actions_speed_coverage_and_staleness_are_drawn(tmp_path):
+    named = {"vector_names": ["speed_mps", "point_1_m", "point_2_m"]}
+    spec = type(SPEC).from_json(SPEC.to_json() | named)
+    episodes = [
+        sound_episode(20, n, spec, scenario=n % 2, policy_version=n, policy_digest="0" * 64)
+        for n in range(4)
+    ]
+    for episode in episodes:
+        episode.action[:15, 0] = 0.0
+        episode.action[15:, 0] = 0.5
+    write_dataset(tmp_path / "data", spec, episodes)
+    page = page_of(tmp_path / "data")
+    assert "75% of the steps lie within ±0.025 of zero" in page.text
+    labels = [a["aria-label"] for a in page.of("svg")]
+    assert any(label.startswith("Histogram of speed_mps, 84 values") for label in labels)
+    assert not any(label.startswith("Histogram of point_1_m") for label in labels)
+    assert "25% of the episodes are of version 3, the newest here; half are 2 or more" in page.text
+    assert "Episodes by scenario and town" in page.text
+
+
 def test_several_datasets_are_compared(sound, tmp_path):
     write_dataset(tmp_path / "other", SPEC, [sound_episode(4, 50)])
     text = page_of(sound.path, tmp_path / "other").text
