@@ -74,8 +74,9 @@ def unseen_episodes(segment: Segment, held: Iterable[Segment]) -> NDArray[np.boo
     """
     mine = replaced_by(segment)
     seen = {o["segment_id"] for old in held if old.id in mine for o in origins(old)}
-    listed = origins(segment)
-    counts = [origin["episodes"] for origin in listed]
-    if not seen or sum(counts) != segment.episodes:
-        return np.ones(segment.episodes, np.bool_)
-    return np.repeat([origin["segment_id"] not in seen for origin in listed], counts)
+    if seen:
+        listed = origins(segment)
+        counts = [origin["episodes"] for origin in listed]
+        if sum(counts) == segment.episodes:
+            return np.repeat([origin["segment_id"] not in seen for origin in listed], counts)
+    return np.ones(segment.episodes, np.bool_)

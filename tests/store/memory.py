@@ -82,6 +82,7 @@ class MemorySegment:
         if episodes[0].frames is not None:
             self.frames = np.concatenate([e.frames for e in episodes])
         self.content_digest = hashlib.sha256(self.arrays["action"].tobytes()).hexdigest()
+        self.provenance = {}
         self.reads = 0
         self.fault = None
 
