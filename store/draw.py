@@ -48,6 +48,11 @@ class Draws:
         """Whether there is a block with a batch left in it."""
         return self._taken < BATCHES_AT_ONCE
 
+    @property
+    def count(self) -> int:
+        """How many numbers there are to draw from."""
+        return int(self._counts.sum())
+
     def draw(self) -> NDArray[np.int64]:
         """Draw a new block: int64 (N, B), numbers below the sum of all counts."""
         self._start = self._generator.bit_generator.state

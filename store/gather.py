@@ -231,8 +231,17 @@ class Gather:
     def take_frames(self, rows: NDArray[np.int64], frames: FrameBuffer) -> None:
         """Gather the frames of one batch, rows int64 (B, W)."""
         if frames.flat is not None:
-            assert self._frames is not None, "bind comes first"
-            self._frames.take(rows, frames.flat)
+            self.fill(rows, frames.flat)
+
+    def fill(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Gather frames, rows int64 (B, W), into uint8 (B, W, C*H*W)."""
+        assert self._frames is not None, "bind comes first"
+        self._frames.take(rows, out)
+
+    def take_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """All that is small of some rows: float32 (..., 2 + A + V), see `ReplayCache`."""
+        found: NDArray[np.float32] = self._columns["numbers"].take(rows, axis=0, mode="clip")
+        return found
 
     def _sum_rewards(
         self, row: NDArray[np.int64], count: NDArray[np.int64]

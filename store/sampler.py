@@ -20,24 +20,23 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.direct import DirectReplay
 from avtd3.store.direct_choice import choose_mode, open_replay
 from avtd3.store.draw import Draws
-from avtd3.store.eligible import Eligibility
 from avtd3.store.episodes import EpisodeSummary
 from avtd3.store.errors import (
     ConfigError,
-    DatasetError,
     NoSegmentsError,
     SegmentCorruptError,
     SegmentNotFoundError,
 )
 from avtd3.store.filters import NO_POLICY
+from avtd3.store.following import Following
 from avtd3.store.gather import FrameBuffer, Gather, Lookup, Transitions
-from avtd3.store.held_out import HeldOutEpisode, read_episode
+from avtd3.store.held_out import HeldOutEpisode
 from avtd3.store.numbering import Numbering, group
 from avtd3.store.priority import Priorities, PrioritisedDraw
-from avtd3.store.refresh import RefreshReport, Refusals, RefusedSegment, name_refused
+from avtd3.store.refresh import RefreshReport, RefusedSegment
 from avtd3.store.replay import CachedSegment, Key, Progress
-from avtd3.store.segment import Segment
-from avtd3.store.selection import ReplayConfig, check_datasets, select_segments
+from avtd3.store.selection import ReplayConfig
+from avtd3.store.sequences import SequenceBatch, Sequences
 
 __all__ = ["RefreshReport", "RefusedSegment", "ReplayConfig", "Sampler", "Transitions"]
 
@@ -81,26 +80,28 @@ class Sampler:
         """
         if buffers < 1:
             raise ConfigError(f"a sampler needs at least 1 buffer, found {buffers}")
-        self._datasets = check_datasets(datasets, config)
-        self.spec = self._datasets[0].spec
+        self._following = Following(datasets, config)
+        self.spec = self._following.datasets[0].spec
         self.config = config
         self.steps = 0
         self._draws = Draws(seed=seed, batch_size=config.batch_size)
         self._priorities = None
         if config.prioritised:
             self._priorities = Priorities(config.priority, seed=seed, batch_size=config.batch_size)
-        self._eligible = Eligibility(config)
         self._indexed_newest = NO_POLICY
         self._chosen_digest = ""
         self._lookup: Lookup | None = None
         self._lock = threading.Lock()
         self._unreported: list[RefreshReport] = []
-        self._refusals = Refusals([dataset.path for dataset in self._datasets])
-        self._snapshots = [dataset.snapshot() for dataset in self._datasets]
         directory = Path(config.scratch or scratch or tempfile.gettempdir())
-        self.mode = choose_mode(config, self.spec, self._wanted(), directory, grows=grows)
+        self.mode = choose_mode(config, self.spec, self._following.wanted(), directory, grows=grows)
         self._cache = open_replay(self.mode, self.spec, directory)
         self._gather = Gather(self.spec, n_step=config.n_step, gamma=config.gamma)
+        self._sequences = None
+        if length := config.sequence_length:
+            self._sequences = Sequences(
+                self.spec, self._gather, seed=seed, length=length, count=config.batch_size // length
+            )
         self._frames = itertools.cycle(
             [
                 FrameBuffer(self.spec, batch_size=config.batch_size, n_step=config.n_step)
@@ -127,7 +128,7 @@ class Sampler:
             frames = next(self._frames)
             while True:
                 if not self.steps:
-                    raise NoSegmentsError(self._why_empty())
+                    raise NoSegmentsError(self._following.why_empty())
                 lookup, number, drawn = self._next()
                 try:
                     self._gather.take_frames(lookup.rows[number], frames)
@@ -138,6 +139,29 @@ class Sampler:
                 if drawn is None:
                     return batch
                 return dataclasses.replace(batch, weight=drawn.weight, index=drawn.index)
+
+    def sample_sequences(self) -> SequenceBatch:
+        """Draw a batch of sequences; only if `ReplayConfig.sequence_length` is above 0.
+
+        Returns:
+            ``batch_size / sequence_length`` sequences, whose frames the next call overwrites.
+
+        Raises:
+            NoSegmentsError: Nothing can be drawn, or no episode is long enough.
+        """
+        assert self._sequences is not None, "set replay.sequence_length"
+        with self._lock:
+            while self._sequences.draws.count:
+                try:
+                    return self._sequences.sample()
+                except (SegmentCorruptError, SegmentNotFoundError):
+                    self._refuse_damaged()
+            length = self.config.sequence_length
+            raise NoSegmentsError(
+                f"no episode has {length} steps, as replay.sequence_length asks for; lower it"
+                if self.steps
+                else self._following.why_empty()
+            )
 
     def update_priorities(self, index: NDArray[np.int64], td_error: NDArray[np.float32]) -> None:
         """Draw transitions by these TD errors from now on; only if draws are prioritised.
@@ -157,11 +181,10 @@ class Sampler:
             StorageError: The scratch directory is too small for what is new.
         """
         with self._lock:
-            absent = [number for number in range(len(self._datasets)) if self._is_absent(number)]
+            absent = self._following.look_again()
             report = RefreshReport.join([*self._unreported, self._follow(None)], self.spec)
             self._unreported.clear()
-            paths = tuple(self._datasets[number].path for number in absent)
-            return dataclasses.replace(report, absent=paths)
+            return dataclasses.replace(report, absent=absent)
 
     def held_out(self, limit: int | None = None) -> Iterator[HeldOutEpisode]:
         """Whole episodes that are never drawn, in an order that stays when others are added.
@@ -172,33 +195,18 @@ class Sampler:
         Args:
             limit: Most episodes; None for all of them.
         """
-        with self._lock:
-            segments, chosen = self._listed(), self._eligible.held_out()
-        found = 0
-        for key, number in chosen:
-            if found == limit:
-                return
-            try:
-                episode = read_episode(segments[key], number, self.spec)
-            except SegmentNotFoundError:
-                continue  # pruned or merged since; the next refresh knows
-            except (SegmentCorruptError, OSError) as error:
-                with self._lock:
-                    self._refusals.add({key: str(error)})
-                continue
-            found += 1
-            yield episode
+        return self._following.held_out(self._lock, limit)
 
     @property
     def left_out(self) -> str:
         """What became of the episodes where none may be drawn; empty if there are none."""
-        return self._eligible.describe()
+        return self._following.eligible.describe()
 
     @property
     def refused(self) -> tuple[RefusedSegment, ...]:
         """All published segments that cannot be used as of the last refresh."""
         with self._lock:
-            return self._refusals.all()
+            return self._following.refusals.all()
 
     def state(self) -> dict[str, Any]:
         """The generator's state and a digest of what can be drawn, as plain JSON."""
@@ -206,6 +214,8 @@ class Sampler:
             state = {**self._draws.state(), "segments": self._digest()}
             if self._priorities is not None:
                 state["priorities"] = self._priorities.state()
+            if self._sequences is not None:
+                state["sequences"] = self._sequences.draws.state()
             return state
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -232,6 +242,8 @@ class Sampler:
             self._lookup = None if block is None else self._gather.look_up(block)
             if self._priorities is not None and "priorities" in state:
                 self._priorities.restore(state["priorities"], arrays or {})
+            if self._sequences is not None and "sequences" in state:
+                self._sequences.restore(state["sequences"])
             return bool(state.get("segments") == self._digest())
 
     def close(self) -> None:
@@ -255,24 +267,12 @@ class Sampler:
             self._lookup = self._gather.look_up(self._draws.draw())
         return self._lookup, self._draws.take(), None
 
-    def _is_absent(self, number: int) -> bool:
-        """Take a new snapshot, unless the dataset is as good as unmounted."""
-        old = self._snapshots[number]
-        try:
-            new = self._datasets[number].refresh(old)
-        except DatasetError:
-            return True
-        if old.segments and not new.segments:
-            return True
-        self._snapshots[number] = new
-        return False
-
     def _follow(self, on_progress: Progress | None) -> RefreshReport:
         """Make the cache hold what the snapshots and the capacity ask for."""
         added: dict[Key, CachedSegment] = {}
-        self._refusals.follow(self._snapshots)
+        self._following.begin()
         removed = 0
-        while (wanted := self._wanted()).keys() != self._cache.segments.keys():
+        while (wanted := self._following.wanted()).keys() != self._cache.segments.keys():
             try:
                 changes = self._cache.follow(wanted, on_progress)
             finally:
@@ -280,65 +280,45 @@ class Sampler:
             added |= changes.added
             removed += changes.removed
             # Room that a refused segment was to take goes to the next older ones.
-            self._refusals.add(changes.refused)
-        if self._eligible.newest != self._indexed_newest:
+            self._following.refusals.add(changes.refused)
+        eligible = self._following.eligible
+        if eligible.newest != self._indexed_newest:
             self._index()  # which episodes are too old, or how much, has changed
-        new = [added[key].episodes.choose(self._eligible.drawable(key)) for key in sorted(added)]
+        new = self._following.news(wanted, added)
         return RefreshReport(
             segments_added=len(new),
             segments_removed=removed,
             steps_added=sum(int(episodes.lengths.sum()) for episodes in new),
             episodes=EpisodeSummary.join(new, self.spec),
-            refused=self._refusals.take_new(),
+            refused=self._following.refusals.take_new(),
         )
 
     def _refuse_damaged(self) -> None:
         """Go on without segments that proved bad only now, when frames of theirs were drawn."""
         assert isinstance(self._cache, DirectReplay), "a cache has checked all of its frames"
-        self._refusals.add(self._cache.frames.take_damaged())
+        self._following.refusals.add(self._cache.frames.take_damaged())
         self._unreported.append(self._follow(None))
-
-    def _wanted(self) -> dict[Key, Segment]:
-        segments = self._listed()
-        self._refusals.add(unreadable := self._eligible.look(segments))
-        readable = {key: segments[key] for key in segments if key not in unreadable}
-        chosen = select_segments(self._eligible.steps(readable), self.config)
-        return {key: segments[key] for key in chosen}
-
-    def _listed(self) -> dict[Key, Segment]:
-        """All published segments that are not refused."""
-        return {
-            (number, segment.id): segment
-            for number, snapshot in enumerate(self._snapshots)
-            for segment in snapshot.segments
-            if (number, segment.id) not in self._refusals
-        }
 
     def _index(self) -> None:
         """Number all transitions that may be drawn."""
-        numbering = Numbering.of(self._cache.segments, self._cache.start, self._eligible)
-        lengths = numbering.lengths
-        groups = group(numbering, lengths, self._eligible, self.config, len(self._datasets))
+        eligible = self._following.eligible
+        numbering = Numbering.of(self._cache.segments, self._cache.start, eligible)
+        lengths, datasets = numbering.lengths, len(self._following.datasets)
+        groups = group(numbering, lengths, eligible, self.config, datasets)
         self.steps = numbering.steps
-        self._indexed_newest = self._eligible.newest
-        self._chosen_digest = "" if self._eligible.takes_all else numbering.digest(groups)
+        self._indexed_newest = eligible.newest
+        self._chosen_digest = "" if eligible.takes_all else numbering.digest(groups)
         self._draws.bind(groups.counts, groups.shares)
         if self._priorities is not None:
             self._priorities.bind(numbering, groups.by_episode(lengths))
+        if self._sequences is not None:
+            starts = np.maximum(lengths - (self.config.sequence_length - 1), 0)
+            groups = group(numbering, starts, eligible, self.config, datasets)
+            self._sequences.draws.bind(groups.counts, groups.shares)
+            self._sequences.bind(numbering.rows(starts))
         direct = self._cache.frames if isinstance(self._cache, DirectReplay) else None
         self._gather.bind(self._cache.columns(), numbering.rows(lengths), direct)
 
     def _digest(self) -> str:
         held = repr(sorted(self._cache.segments)) + self._chosen_digest
         return hashlib.sha256(held.encode()).hexdigest()
-
-    def _why_empty(self) -> str:
-        paths = ", ".join(str(dataset.path) for dataset in self._datasets)
-        if self.left_out:
-            return f"nothing to draw from {paths}: {self.left_out}"
-        if refused := self._refusals.all():
-            return f"nothing to draw from {paths}: {name_refused(refused)}"
-        return (
-            f"nothing to draw from {paths}: no segment is published yet; "
-            "run `avtd3 collect` and refresh"
-        )

@@ -82,6 +82,10 @@ class ReplayConfig:
     priority: PriorityConfig = dataclasses.field(default_factory=PriorityConfig)
     """Exponents of that."""
 
+    sequence_length: int = 0
+    """Steps in a row that are drawn together, see `avtd3.store.sequences`; 0 draws each transition
+    by itself. The learner then takes ``batch_size / sequence_length`` sequences as a batch."""
+
     def __post_init__(self) -> None:
         for name in ("capacity", "batch_size", "n_step"):
             value = getattr(self, name)
@@ -99,6 +103,24 @@ class ReplayConfig:
             raise ConfigError("replay.mix has only weights of 0, expected at least one above 0")
         parse_filter(self.filter)
         self._check_lags()
+        self._check_sequences()
+
+    def _check_sequences(self) -> None:
+        length = self.sequence_length
+        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
+            raise ConfigError(
+                f"replay.sequence_length is {length!r}, expected a whole number from 0 up"
+            )
+        if length and self.batch_size % length:
+            raise ConfigError(
+                f"replay.batch_size is {self.batch_size}, expected a multiple of "
+                f"replay.sequence_length, which is {length}"
+            )
+        if length and (self.n_step > 1 or self.prioritised):
+            raise ConfigError(
+                f"replay.sequence_length is {length}, expected 0 where n_step is above 1 or draws "
+                "are prioritised: those are of single transitions"
+            )
 
     def _check_lags(self) -> None:
         if not 0.0 <= self.held_out < 1.0:
