@@ -25,6 +25,7 @@ from torch import Tensor
 
 from avtd3.learn.networks import Observation, to_pixels
 from avtd3.store.sampler import Transitions
+from avtd3.store.sequences import SequenceBatch
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,44 @@ def to_batch(transitions: Transitions, device: torch.device, dtype: torch.dtype)
         discount=_send(transitions.discount, device, copy=True),
         next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
         weight=None if transitions.weight is None else _send(transitions.weight, device, copy=True),
+    )
+
+
+def flatten_sequences(
+    sequences: SequenceBatch, gamma: float, device: torch.device, dtype: torch.dtype
+) -> Batch:
+    """Move sequences to the device, each of their steps as a transition of its own.
+
+    Args:
+        sequences: What `Sampler.sample_sequences` returned, S of L steps.
+        gamma: Discount per step.
+        device: Where the networks are.
+        dtype: Floating type of the pixels.
+
+    Returns:
+        S * L transitions, those of a sequence one after another.
+    """
+    length = sequences.action.shape[1]
+    pixels: list[Tensor | None] = [None, None]
+    if sequences.frames is not None:
+        frames = _send(sequences.frames, device)  # (S, K + L, C, H, W)
+        stack = frames.shape[1] - length
+        stacks = frames.unfold(1, stack, 1).movedim(-1, 2)  # (S, L + 1, K, C, H, W)
+        pixels = [
+            to_pixels(each.flatten(0, 1).flatten(1, 2), dtype)
+            for each in (stacks[:, :-1], stacks[:, 1:])
+        ]
+    vectors: list[Tensor | None] = [None, None]
+    if sequences.vector is not None:
+        vector = _send(sequences.vector, device, copy=True)
+        vectors = [each.flatten(0, 1) for each in (vector[:, :-1], vector[:, 1:])]
+    alive = np.where(sequences.terminated, np.float32(0.0), np.float32(gamma))
+    return Batch(
+        observation=Observation(pixels=pixels[0], vector=vectors[0]),
+        action=_send(sequences.action, device, copy=True).flatten(0, 1),
+        reward=_send(sequences.reward, device, copy=True).flatten(0, 1),
+        discount=_send(alive, device, copy=True).flatten(0, 1),
+        next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
     )
 
 

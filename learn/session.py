@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from avtd3.learn.batch import to_batch
+from avtd3.learn.batch import Batch, flatten_sequences, to_batch
 from avtd3.learn.checkpoint import (
     Bookmark,
     list_checkpoints,
@@ -133,17 +135,15 @@ class Session:
         before_s = time.monotonic()
         if self._paced_from_s is None:
             self._paced_from_s = self._logged_s = before_s
-        transitions = source.sampler.sample()
-        self._sampling_s += time.monotonic() - before_s
-        batch = to_batch(transitions, self._device, self._autocast or torch.float32)
+        batch, index = self._draw(source)
         noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
         if self.config.decay_from:
             self._state.scale_rates(self.config.rate_share(self.updates))
         done = update(self._state, batch, noise, self.config.td3, self._autocast)
         self._meter.add(done)
-        if transitions.index is not None:  # waits for the device
+        if index is not None:  # waits for the device
             td_error = done.critic.td_error().float().cpu().numpy()
-            source.sampler.update_priorities(transitions.index, td_error)
+            source.sampler.update_priorities(index, td_error)
         if self.updates % self.config.log_every == 0:
             self.log(source)
         if self.config.replay.held_out and self.updates % self.config.evaluate_every == 0:
@@ -154,6 +154,18 @@ class Session:
             self.updates in self.config.milestones
         ):
             self.save(source)
+
+    def _draw(self, source: Source) -> tuple[Batch, NDArray[np.int64] | None]:
+        """A batch on the device, and what names its transitions if draws are prioritised."""
+        replay, dtype = self.config.replay, self._autocast or torch.float32
+        before_s = time.monotonic()
+        if replay.sequence_length:
+            sequences = source.sampler.sample_sequences()
+            self._sampling_s += time.monotonic() - before_s
+            return flatten_sequences(sequences, replay.gamma, self._device, dtype), None
+        transitions = source.sampler.sample()
+        self._sampling_s += time.monotonic() - before_s
+        return to_batch(transitions, self._device, dtype), transitions.index
 
     def log(self, source: Source) -> None:
         """Write a line of metrics, and look whether the run should go on."""

@@ -1,4 +1,4 @@
-"""What the learner does with prioritised draws."""
+"""What the learner does with prioritised draws and with sequences."""
 
 import dataclasses
 
@@ -7,13 +7,14 @@ import pytest
 import safetensors.numpy
 import torch
 
-from avtd3.learn.batch import to_batch
+from avtd3.learn.batch import flatten_sequences, to_batch
 from avtd3.learn.checkpoint import list_checkpoints
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.state import TD3Config, create_state
 from avtd3.learn.td3 import critic_loss, update
 from avtd3.learn.train import train
+from avtd3.store.errors import NoSegmentsError
 from avtd3.store.sampler import ReplayConfig, Sampler
 from avtd3.store.spec import ImageSpec
 
@@ -114,3 +115,51 @@ def test_a_run_may_become_prioritised_and_stop_being_so(
     report = train([data], run, dataclasses.replace(plain, updates=15), resume=True)
     assert report.resumed_exactly is True
     assert "sampler/priority" not in tensors_of(run)
+
+
+@pytest.mark.parametrize("image", [None, IMAGE], ids=["numbers", "images"])
+def test_a_flattened_sequence_holds_its_transitions(tmp_path, make_spec, publish_episodes, image):
+    dataset = publish_episodes(tmp_path / "data", make_spec(image=image), length=6)
+    config = ReplayConfig(batch_size=12, sequence_length=3, gamma=0.9)
+    with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+        for _ in range(4):
+            drawn = sampler.sample_sequences()
+            batch = flatten_sequences(drawn, 0.9, CPU, torch.float32)
+            for place in range(12):
+                s, step = divmod(place, 3)
+                assert batch.reward[place] == drawn.reward[s, step]
+                assert batch.discount[place] == np.float32(
+                    0.0 if drawn.terminated[s, step] else 0.9
+                )
+                np.testing.assert_array_equal(batch.action[place], drawn.action[s, step])
+                for seen, at in ((batch.observation, step), (batch.next_observation, step + 1)):
+                    assert seen.vector is not None
+                    assert drawn.vector is not None
+                    np.testing.assert_array_equal(seen.vector[place], drawn.vector[s, at])
+                    if image is not None:
+                        assert seen.pixels is not None
+                        frames = drawn.observation_frames(at)[s]
+                        np.testing.assert_array_equal(seen.pixels[place], frames)
+
+
+def test_a_resumed_run_of_sequences_equals_one_that_never_stopped(
+    tmp_path, make_spec, publish_episodes, config
+):
+    data = tmp_path / "data"
+    publish_episodes(data, make_spec())
+    config = dataclasses.replace(config, replay=ReplayConfig(batch_size=8, sequence_length=4))
+    train([data], tmp_path / "whole", config)
+    train([data], tmp_path / "parts", dataclasses.replace(config, updates=13))
+    assert train([data], tmp_path / "parts", config, resume=True).resumed_exactly is True
+    whole, parts = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "parts")
+    for name, value in whole.items():
+        assert value.tobytes() == parts[name].tobytes(), name
+
+
+def test_a_run_without_an_episode_as_long_as_its_sequences_says_so(
+    tmp_path, make_spec, publish_episodes, config
+):
+    publish_episodes(tmp_path / "data", make_spec(), length=5)
+    config = dataclasses.replace(config, replay=ReplayConfig(batch_size=8, sequence_length=8))
+    with pytest.raises(NoSegmentsError, match="no episode has 8 steps"):
+        train([tmp_path / "data"], tmp_path / "run", config)
