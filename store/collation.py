@@ -15,6 +15,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import Avtd3Error
 from avtd3.store.evidence import FrameLimits
 from avtd3.store.findings import Fault, FindingLog
+from avtd3.store.replaced import replaced_ids
 from avtd3.store.report import AuditReport, DatasetReport
 from avtd3.store.segment_audit import SegmentAudit, SegmentTask
 from avtd3.store.statistics import Summary
@@ -76,6 +77,10 @@ class Collation:
         faults, readable = _root_faults(path)
         names, strays = _list_segments(path / "segments")
         faults += [Fault(check="stray", message=f"segments/{name}") for name in strays]
+        if readable and (replaced := _replaced(path)):
+            # Readers leave them out, so they are neither counted nor judged.
+            names = [name for name in names if name not in replaced]
+            faults.append(Fault(check="replaced", message=f"{len(replaced)} in segments/"))
         staging, quarantined = (len(_names(path / name)) for name in (".staging", "quarantine"))
         self._datasets[dataset] = DatasetReport(
             path=dataset, summary=Summary(), staging=staging, quarantined=quarantined
@@ -197,6 +202,13 @@ def _list_segments(path: Path) -> tuple[list[str], list[str]]:
     names = _names(path)
     folders = [name for name in names if not name.startswith(".") and (path / name).is_dir()]
     return folders, sorted(set(names) - set(folders))
+
+
+def _replaced(path: Path) -> frozenset[str]:
+    """Segments that lie there still though merged ones stand for them."""
+    dataset = Dataset.open(path)
+    replaced = replaced_ids(dataset.snapshot().segments)
+    return replaced.intersection(dataset.segment_ids()) if replaced else replaced
 
 
 def _planned_twice(

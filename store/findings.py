@@ -138,6 +138,10 @@ CHECKS: dict[str, Check] = {
         "delete them once no collector is running: they hold what a crash lost",
     ),
     "quarantined": _info("segments in quarantine/", "delete them when nobody needs them"),
+    "replaced": _info(
+        "segments that were merged into others and not yet removed",
+        "run avtd3 store compact, which removes them; readers leave them out",
+    ),
     # The bytes of a segment.
     "segment-gone": _info("a segment was removed during the audit", "none is needed"),
     "manifest": _error("MANIFEST.json is torn or altered", _QUARANTINE),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from avtd3.store import compact as compact_module
 from avtd3.store import removal
+from avtd3.store.audit import AuditConfig, audit
 from avtd3.store.compact import compact, merged_name
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, StorageError
@@ -20,6 +21,7 @@ from avtd3.store.pins import Pin, write_pins
 from avtd3.store.progress import HousekeepingProgress
 from avtd3.store.removal import exclusive
 from avtd3.store.replaced import ORIGIN, REPLACES, unseen_episodes
+from avtd3.store.report import render
 from avtd3.store.sampler import ReplayConfig, Sampler
 from avtd3.store.segment import Segment
 from avtd3.store.writer import FrameCodec
@@ -280,6 +282,21 @@ def test_leftovers_of_a_killed_compaction_are_removed_by_the_next(tmp_path, monk
     assert len(dataset.segment_ids()) == 1
     assert not any(dataset.staging_path.iterdir())
     assert_holds(dataset, episodes)
+
+
+def test_an_audit_leaves_out_what_is_replaced_as_readers_do(tmp_path, monkeypatch):
+    dataset = Dataset.create(tmp_path / "data", SPEC)
+    for index in range(3):
+        about = {"index": index}
+        publish(dataset, [4], seed=index, now=float(index), info=about, plan_digest="p")
+    clean = audit([dataset.path], AuditConfig(scheduler="sync"))
+    monkeypatch.setattr(compact_module, "remove_segments", lambda *_: None)
+    compact(dataset.path)
+    report = audit([dataset.path], AuditConfig(scheduler="sync"))
+    assert (report.total.segments, report.total.steps) == (1, 12)
+    assert report.log.count("warning") == clean.log.count("warning")
+    assert "run avtd3 store compact" in render(report)
+    assert "replaced" not in render(clean)
 
 
 def test_leftovers_stay_while_what_replaces_them_is_damaged(tmp_path, monkeypatch):
