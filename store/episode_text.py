@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from avtd3.store.episode_record import Channel, EpisodeRecord
 
 MIN_WIDTH = 60
+MAX_CHARACTERS = 400
+"""Of one line of what is known: a stranger's town may have a name of a megabyte."""
 FRAME_COLUMNS = 22
 """Characters across one frame of the strip."""
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -70,7 +72,7 @@ def describe(record: EpisodeRecord) -> list[str]:
 
 def printable(text: str) -> str:
     """The text without control characters: a stranger's dataset must not steer a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_CHARACTERS])
 
 
 def _began(wall_time: float) -> Iterator[str]:

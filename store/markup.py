@@ -45,6 +45,11 @@ def breakable(text: str) -> Markup:
     return Markup("<wbr>".join(map(escape, re.split(r"(?<=[/+_=:-])", text))))
 
 
+def shorten(text: str, most: int = 120) -> str:
+    """A text of at most so many characters: a stranger's name may have a million."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def join(parts: Iterable[str]) -> Markup:
     """Pieces one after the other."""
     return Markup("".join(map(escape, parts)))

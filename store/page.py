@@ -11,7 +11,7 @@ from pathlib import Path
 
 from avtd3.store.files import write_aside
 from avtd3.store.findings import CHECKS, Finding
-from avtd3.store.markup import Markup, element, join
+from avtd3.store.markup import Markup, element, join, shorten
 from avtd3.store.page_reels import Reel, draw_reel, pick_reels
 from avtd3.store.page_sections import data_sections, key_figures
 from avtd3.store.page_style import STYLE
@@ -158,7 +158,7 @@ def _offenders(name: str, findings: Sequence[Finding], count: int) -> Markup:
     for finding in findings[:MAX_OFFENDERS]:
         place = finding.segment or finding.dataset
         place += "" if finding.episode is None else f":{finding.episode}"
-        lines.append(element("li", element("code", place), " ", finding.message))
+        lines.append(element("li", element("code", place), " ", shorten(finding.message, 400)))
     left_out = count - len(lines)
     return element(
         "details",

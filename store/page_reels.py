@@ -11,7 +11,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.episode_choice import EpisodePlace, readable_tables
 from avtd3.store.episode_record import EpisodeRecord
 from avtd3.store.errors import Avtd3Error
-from avtd3.store.markup import Markup, element
+from avtd3.store.markup import Markup, element, shorten
 from avtd3.store.page_charts import line
 
 MAX_REELS = 8
@@ -124,7 +124,8 @@ def draw_reel(reel: Reel) -> Markup:
     """An episode as a figure: its frames, its speed and reward over time, what is known of it."""
     record, facts = reel.record, reel.record.facts
     width, height = reel.size
-    label = f"{len(reel.images)} frames of an episode, evenly spaced in time: {reel.why}"
+    why = shorten(reel.why)
+    label = f"{len(reel.images)} frames of an episode, evenly spaced in time: {why}"
     pictures = [
         element("img", src=image, alt="" if number else label, width=width, height=height)
         for number, image in enumerate(reel.images)
@@ -134,15 +135,17 @@ def draw_reel(reel: Reel) -> Markup:
     for track in tracks:
         channel = track.channels[0]
         drawing = line(channel.values, name=channel.name, shown=track.shown_range)
-        strips += [element("span", channel.name), drawing]
+        strips += [element("span", shorten(channel.name, 30)), drawing]
+    driver, town, weather, end = (
+        shorten(facts[name]) for name in ("driver", "town", "weather", "end_reason")
+    )
     known = (
-        f"{facts['driver']} in {facts['town']}, {facts['weather']}, scenario {facts['scenario']}: "
-        f"return {facts['episode_return']:.1f} in {record.seconds:.1f} s, "
-        f"ended by {facts['end_reason']}"
+        f"{driver} in {town}, {weather}, scenario {facts['scenario']}: "
+        f"return {facts['episode_return']:.1f} in {record.seconds:.1f} s, ended by {end}"
     )
     return element(
         "figure",
-        element("h3", reel.why[:1].upper() + reel.why[1:]),
+        element("h3", why[:1].upper() + why[1:]),
         element("div", pictures) if pictures else "",
         element("figcaption", known, element("br"), element("code", record.place.name)),
         element("p", strips, class_="strips"),

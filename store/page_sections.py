@@ -1,5 +1,6 @@
 """What the data of an audit look like, section by section, as HTML."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -21,8 +22,10 @@ COUNTED = (
 
 NEAR_ZERO = 0.05
 """Share of an action's largest size below which it counts as none: the straight-driving bias."""
-MAX_TOWNS = 30
-"""Rows of the table of scenarios and towns; with more it is left out."""
+MAX_SIDE = 30
+"""Rows and columns of the table of scenarios and towns; with more it is left out."""
+MAX_ACTIONS = 8
+"""Components of the action that are drawn, the first ones."""
 DETAILS = {
     "mean": "mean",
     "spread": "std",
@@ -134,7 +137,8 @@ def counted(counts: Mapping[str, int], name: str) -> Markup:
 
 def _driving(total: Summary) -> Iterator[Markup]:
     """What the actions and the telling numbers of the vector are like."""
-    for name, known in total.components.get("action", {}).items():
+    actions = total.components.get("action", {})
+    for name, known in itertools.islice(actions.items(), MAX_ACTIONS):
         values = known.sample.values
         bins = Bins.of(values)
         if bins is None:
@@ -169,8 +173,8 @@ def _rewards(total: Summary) -> Iterator[Markup]:
 
 
 def _coverage(total: Summary) -> Iterator[Markup]:
-    towns = {town for _, town in total.coverage}
-    if len(total.coverage) > 1 and len(towns) <= MAX_TOWNS:
+    sides = (len({pair[side] for pair in total.coverage}) for side in (0, 1))
+    if len(total.coverage) > 1 and max(sides) <= MAX_SIDE:
         caption = "Episodes by scenario and town"
         pairs = {(town, scenario): count for (scenario, town), count in total.coverage.items()}
         content = heat_table(pairs, rows="town", columns="scenario", caption=caption)

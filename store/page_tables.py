@@ -6,10 +6,12 @@ A table of bars is readable without seeing the bars.
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from avtd3.store.markup import Markup, breakable, element
+from avtd3.store.markup import Markup, breakable, element, shorten
 
 MAX_BARS = 12
 """Rows of a table of bars; the rest becomes one row."""
+MAX_ROWS = 300
+"""Rows of any other table; a last row tells how many are left out."""
 
 
 def bars(
@@ -37,7 +39,7 @@ def bars(
         body.append(
             element(
                 "tr",
-                element("th", breakable(label), scope="row"),
+                element("th", breakable(shorten(label)), scope="row"),
                 element("td", text, class_="figure"),
                 *([] if signed else [element("td", share, class_="figure soft")]),
                 element("td", element("span", class_="bar", style=f"width:{width:.1f}%")),
@@ -77,7 +79,7 @@ def heat_table(
     head += [element("th", column, scope="col", class_="figure") for column in across]
     body = []
     for row in down:
-        cells = [element("th", row, scope="row")]
+        cells = [element("th", shorten(row), scope="row")]
         for column in across:
             count = counts.get((row, column), 0)
             heat = 0.0 if not count else 12.0 + 58.0 * math.log1p(count) / math.log1p(most)
@@ -112,13 +114,16 @@ def table(
         return "figure" if head in figures else None
 
     body = []
-    for row in rows:
-        cells = [element("th", row[0], scope="row")]
+    for row in rows[:MAX_ROWS]:
+        cells = [element("th", shorten(row[0]), scope="row")]
         cells += [
             element("td", cell, class_=style(head))
             for head, cell in zip(heads[1:], row[1:], strict=True)
         ]
         body.append(element("tr", cells))
+    if len(rows) > MAX_ROWS:
+        rest = f"… and {len(rows) - MAX_ROWS:,} more"
+        body.append(element("tr", element("th", rest, scope="row", colspan=len(heads))))
     return scrolling(
         element(
             "table",

@@ -198,6 +198,13 @@ def test_a_strangers_strings_do_not_steer_the_terminal(tmp_path):
     assert all(line.isprintable() and line.isascii() for line in plain.splitlines())
 
 
+def test_endless_names_end(dataset, tmp_path):
+    record = EpisodeRecord.read(chosen(dataset.path, "worst"))
+    record.facts["town"] = "t" * 100_000
+    assert len(draw_episode(record, Terminal())) < 10_000
+    write_sheet(record, tmp_path / "a.png")
+
+
 def test_frames_become_blocks_of_colour_or_shades():
     frame = np.zeros((3, 22, 22), np.uint8)
     frame[0, :, 11:] = 255

@@ -154,6 +154,20 @@ def test_no_string_of_a_dataset_becomes_html(tmp_path):
     assert EVIL in page.text
 
 
+def test_the_page_stays_small_whatever_a_dataset_holds(tmp_path):
+    spec = make_spec(height=8, width=8, vector=3000, terms=2000)
+    named = {"vector_names": [f"{'v' * 300}{n}" for n in range(3000)]}
+    spec = type(spec).from_json(spec.to_json() | named)
+    episodes = [
+        sound_episode(2, n, spec, town=f"{'t' * 500}{n}a", scenario=n, driver="d" * 500)
+        for n in range(40)
+    ]
+    write_dataset(tmp_path / "data", spec, episodes)
+    text = render_page(audit([tmp_path / "data"]), pick_reels([tmp_path / "data"]), made=MADE)
+    assert len(text) < 1_000_000
+    assert "… and 2,700 more" in text
+
+
 def test_an_empty_dataset_makes_a_page(tmp_path):
     Dataset.create(tmp_path / "data", SPEC)
     page = page_of(tmp_path / "data")
