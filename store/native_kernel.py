@@ -22,9 +22,10 @@ _BLOSC_HEADER_BYTES = 16
 _BLOSC_1 = 2
 """Version byte of Blosc-1 buffers."""
 _LZ4 = 1
-"""Code of LZ4, and of LZ4HC, in the upper three bits of a Blosc buffer's flags."""
-_FILTERS = 0x05
-"""Flags of shuffle and bit shuffle."""
+"""Code of LZ4, and of LZ4HC, in the upper three bits of a Blosc buffer's flags; and the version of
+its format, in the byte before."""
+_FILTERS = 0x0D
+"""Flags of shuffle and bit shuffle, and one that has no meaning."""
 _COPY = 0x02
 """Flag: the buffer is a copy, because it would not compress."""
 _WHOLE_BLOCKS = 0x10
@@ -115,7 +116,7 @@ def _lz4_blocks(
     first, the first ones of the second.
     """
     block = _number(packed, 8)
-    if block < 1 or (total + block - 1) // block > (size - _BLOSC_HEADER_BYTES) // 4:
+    if not 1 <= block <= total or (total + block - 1) // block > (size - _BLOSC_HEADER_BYTES) // 4:
         return False
     for number in range((wanted + block - 1) // block):
         done = number * block
@@ -142,8 +143,8 @@ def _blosc(
             return False
         c.memcpy(target, np.int64(packed.ctypes.data) + _BLOSC_HEADER_BYTES, wanted)
         return True
-    is_whole = packed[3] == 1 or flags & _WHOLE_BLOCKS != 0
-    if flags & _FILTERS or flags >> 5 != _LZ4 or not is_whole:
+    is_whole = packed[3] == 1 or (flags & _WHOLE_BLOCKS != 0 and packed[3] != 0)
+    if flags & _FILTERS or flags >> 5 != _LZ4 or packed[1] != _LZ4 or not is_whole:
         return False
     return _lz4_blocks(c, packed, size, target, wanted, total)
 
