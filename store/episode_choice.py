@@ -1,19 +1,14 @@
 """Which episode a person means: by its place, by its number in the plan, or by a handy word."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import (
-    ConfigError,
-    FormatVersionError,
-    NoSegmentsError,
-    SegmentCorruptError,
-)
+from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.segment import EpisodeTable, Segment
 
@@ -73,15 +68,12 @@ def find_episode(
     )
 
 
-def readable_tables(
-    dataset: Dataset, segment_ids: Sequence[str] | None = None
-) -> Iterator[tuple[Segment, EpisodeTable]]:
-    """Segments, all or those named, with their tables of episodes; the damaged are passed over."""
-    for segment_id in dataset.segment_ids() if segment_ids is None else segment_ids:
+def readable_tables(segments: Iterable[Segment]) -> Iterator[tuple[Segment, EpisodeTable]]:
+    """Segments with their tables of episodes; the damaged and the vanished are passed over."""
+    for segment in segments:
         try:
-            segment = dataset.open_segment(segment_id)
             yield segment, segment.episode_table()
-        except (SegmentCorruptError, FormatVersionError, FileNotFoundError):
+        except (SegmentCorruptError, FileNotFoundError):
             continue
 
 
@@ -90,7 +82,7 @@ def _by_word(
 ) -> EpisodePlace:
     found, largest = None, -np.inf
     for path in datasets:
-        for segment, table in readable_tables(Dataset.open(path)):
+        for segment, table in readable_tables(Dataset.open(path).snapshot().segments):
             meant = np.flatnonzero(among.matches(table))
             if not meant.size:
                 continue
@@ -138,7 +130,7 @@ def _by_index(datasets: Sequence[Path], index: int) -> EpisodePlace:
     places = [
         EpisodePlace(dataset=path, segment=segment, number=number)
         for path in datasets
-        for segment, table in readable_tables(Dataset.open(path))
+        for segment, table in readable_tables(Dataset.open(path).snapshot().segments)
         for number in np.flatnonzero(table.index == index).tolist()
     ]
     if len(places) != 1:

@@ -65,12 +65,11 @@ def pick_reels(datasets: Sequence[Path]) -> tuple[Reel, ...]:
 def _candidates(datasets: Sequence[Path]) -> Iterator[_Candidate]:
     for path in datasets:
         try:
-            dataset = Dataset.open(path)
+            held = Dataset.open(path).snapshot().segments
         except (Avtd3Error, OSError):
             continue
-        ids = dataset.segment_ids()
-        spread = np.unique(np.linspace(0, len(ids) - 1, min(len(ids), MAX_SEGMENTS)).astype(int))
-        for segment, table in readable_tables(dataset, [ids[n] for n in spread]):
+        spread = np.linspace(0, len(held) - 1, min(len(held), MAX_SEGMENTS)).astype(np.int64)
+        for segment, table in readable_tables(held[n] for n in spread.tolist()):
             for number in range(segment.episodes):
                 yield _Candidate(
                     place=EpisodePlace(dataset=path, segment=segment, number=number),
