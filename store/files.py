@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,13 @@ def sha256(data: bytes) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file's bytes, in hexadecimal, read in pieces.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: It is no regular file: a device or a pipe may never end.
+    """
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -92,32 +98,26 @@ def read_bytes(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         OSError: The file is missing or cannot be read.
         ValueError: It is no regular file, or larger than ``max_bytes``.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            # Without O_NONBLOCK, opening a pipe would wait for its other end for ever.
-            raise ValueError(f"{path} is no regular file")
-        size = status.st_size
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise ValueError(f"{path} has {size} bytes, expected at most {max_bytes}")
-        return _read_all(descriptor, size)
-    finally:
+        return file.read()
+
+
+def open_regular(path: Path | str) -> FileIO:
+    """Open a file for reading, unbuffered, unless it is a pipe, a device or a directory.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: It is no regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for its other end for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-
-
-def _read_all(descriptor: int, size: int) -> bytes:
-    """Read up to ``size`` bytes; one call reads at most 2 GiB."""
-    data = os.read(descriptor, size)
-    if len(data) == size:
-        return data
-    pieces = [data]
-    while size := size - len(data):
-        data = os.read(descriptor, size)
-        if not data:
-            break
-        pieces.append(data)
-    return b"".join(pieces)
+        raise ValueError(f"{path} is no regular file")
+    return FileIO(descriptor, "rb")
 
 
 def read_json(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401 - as above

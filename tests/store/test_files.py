@@ -132,6 +132,15 @@ def test_read_json_is_bounded(tmp_path):
     assert len(files.read_json(tmp_path / "x")) == 101
 
 
+@pytest.mark.parametrize("read", [files.read_bytes, files.read_json, files.sha256_of_file])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(ValueError, match="no regular file"):
+            read(path)
+
+
 def test_canonical_json_has_one_spelling():
     assert files.canonical_json({"b": 1, "a": ["é"]}) == b'{"a":["\\u00e9"],"b":1}'
     with pytest.raises(ValueError, match="not JSON compliant"):
