@@ -31,7 +31,7 @@ SHEET_COLUMNS = 8
 PLAYED_PX = 384
 """Height of a played picture, and about the width of the camera's part."""
 MAX_GIF_PICTURES = 600
-"""Longest GIF; of longer episodes frames are left out, and a GIF's file stays below some 30 MB."""
+"""Longest GIF, one minute; of longer episodes frames are left out, so that files stay small."""
 GIF_PERIOD_S = 0.1
 """Shortest time that a GIF's picture stands."""
 PLOT_HEIGHT_PX = 84
