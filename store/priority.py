@@ -181,18 +181,19 @@ class _Places:
         self._starts, self._lengths = starts, lengths
         self._ends = lengths.cumsum()
         self._firsts = self._ends - lengths
+        self._shift = starts - self._firsts
         self._order = starts.argsort()
         self._sorted = starts[self._order]
 
     def indexes(self) -> NDArray[np.int64]:
         """Index of every number: int64 (N,)."""
         count = int(self._ends[-1]) if len(self._ends) else 0
-        return np.arange(count) + np.repeat(self._starts - self._firsts, self._lengths)
+        return np.arange(count) + np.repeat(self._shift, self._lengths)
 
     def index(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indexes of some numbers, in their shape."""
         episode = self._ends.searchsorted(number, side="right")
-        found: NDArray[np.int64] = number + (self._starts - self._firsts)[episode]
+        found: NDArray[np.int64] = number + self._shift[episode]
         return found
 
     def numbers(self, index: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,16 +2,25 @@
 
 import bisect
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avtd3.store import sum_tree
 from avtd3.store.sum_tree import FAN_OUT, SumTree
 
 # Whole numbers: all sums are exact, so the plain model has no rounding to excuse.
 VALUES = st.lists(st.integers(0, 5), min_size=1, max_size=3 * FAN_OUT).filter(any)
+
+
+@pytest.fixture(autouse=True, scope="module", params=[2, sum_tree.TOP], ids="top {}".format)
+def top(request):
+    """Trees of many levels and trees of few."""
+    with mock.patch.object(sum_tree, "TOP", request.param):
+        yield
 
 
 def tree_of(values):
@@ -40,11 +49,12 @@ def test_changed_values_make_the_tree_that_is_built_from_them(values, data):
     fresh = tree_of(values)
     assert tree.values(np.arange(len(values))).tolist() == values
     assert tree.total == fresh.total
-    for ours, theirs in zip(tree._levels, fresh._levels, strict=True):
+    pairs = zip([*tree._levels, tree._top], [*fresh._levels, fresh._top], strict=True)
+    for ours, theirs in pairs:
         assert ours.tobytes() == theirs.tobytes()
 
 
-@pytest.mark.parametrize("size", [1, FAN_OUT, FAN_OUT + 1, FAN_OUT**2 + 1, 40 * FAN_OUT**2])
+@pytest.mark.parametrize("size", [1, FAN_OUT, FAN_OUT + 1, FAN_OUT**2 + 1, 40 * FAN_OUT**3])
 def test_no_rounding_finds_a_place_of_value_0(size):
     rng = np.random.default_rng(size)
     values = rng.exponential(size=size) ** 8 * (rng.random(size) < 0.2)

@@ -1,0 +1,169 @@
+"""What the ways of drawing cost, against uniform draws and the bare gather of their frames.
+
+    python bench/sampling_bench.py [--frames 40000] [--batch 256] [--repeats 9] [--json]
+
+Every rival draws from the same frames of 84x84, in stacks of 4, with 23 numbers each. They take
+turns within each repeat, and the medians of the processor time over the repeats are compared.
+*prioritised* counts the draw and the update of the priorities that a learner makes after it.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.shares import MixPart
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
+
+Draw = Callable[[], object]
+
+
+def make_dataset(path: Path, frames: int, steps: int = 499) -> Dataset:
+    """Write episodes of random numbers and frames; what is in them costs a draw nothing."""
+    spec = EpisodeSpec(
+        image=ImageSpec(),
+        vector_names=tuple(f"v{i}" for i in range(23)),
+        vector_scales=(1.0,) * 23,
+        action_names=("steer", "throttle_brake"),
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+        reward_terms=(),
+        control_period_s=0.05,
+    )
+    dataset = Dataset.create(path, spec)
+    rng = np.random.default_rng(0)
+    pictures = np.kron(rng.integers(0, 256, (8, 1, 12, 12)), np.ones((7, 7))).astype(np.uint8)
+    vectors = rng.normal(size=(steps + 1, 23)).astype(np.float32)
+    with SegmentWriter(dataset, collector="bench", provenance={}) as writer:
+        for seed in range(max(2, frames // (steps + 1))):
+            scenario = seed % 2
+            info = EpisodeInfo(
+                seed=seed, scenario=scenario, world="bench", town="", weather="", driver="random"
+            )
+            for t, vector in enumerate(vectors):
+                seen = {"frame": pictures[t % 8], "vector": vector, "frame_id": t}
+                if t == 0:
+                    writer.begin_episode(info, sim_time_s=0.0, **seen)
+                    continue
+                writer.step(
+                    action=vector[:2].clip(-1.0, 1.0),
+                    reward=float(vector[2]),
+                    reward_terms=None,
+                    terminated=t == steps,
+                    truncated=False,
+                    sim_time_s=0.05 * t,
+                    **seen,
+                )
+            writer.end_episode("goal")
+    return dataset
+
+
+def draws_of(sampler: Sampler) -> Draw:
+    """One batch, as a learner would ask for it."""
+    config = sampler.config
+    if config.sequence_length:
+        return sampler.sample_sequences
+    if not config.prioritised:
+        return sampler.sample
+    errors = np.random.default_rng(0).exponential(size=config.batch_size).astype(np.float32)
+
+    def draw() -> None:
+        batch = sampler.sample()
+        assert batch.index is not None
+        sampler.update_priorities(batch.index, errors)
+
+    return draw
+
+
+def configs(batch: int) -> dict[str, ReplayConfig]:
+    """The ways of drawing."""
+    mix = (MixPart(filter=("scenario=0",), weight=0.3), MixPart(weight=0.7))
+    return {
+        "uniform": ReplayConfig(batch_size=batch, mode="cache"),
+        "filter": ReplayConfig(batch_size=batch, mode="cache", filter=("end=goal",), held_out=0.1),
+        "mix": ReplayConfig(batch_size=batch, mode="cache", mix=mix),
+        "prioritised": ReplayConfig(batch_size=batch, mode="cache", prioritised=True),
+        "sequences of 8": ReplayConfig(batch_size=batch, mode="cache", sequence_length=8),
+    }
+
+
+def make_floor(sampler: Sampler, batch: int) -> Draw:
+    """One gather of random windows, drawn beforehand."""
+    frames = sampler._cache.columns()["frames"]
+    flat = frames.reshape(len(frames), -1)
+    out = np.empty((batch, 5, flat.shape[1]), np.uint8)
+    first = np.random.default_rng(1).integers(0, sampler._cache.rows - 5, (64, batch, 1))
+    windows = itertools.cycle(first + np.arange(5))
+    return lambda: np.take(flat, next(windows), axis=0, out=out, mode="clip")
+
+
+def seconds_per_batch(draw: Draw, batches: int) -> float:
+    """Processor time of one batch."""
+    draw()
+    start = time.process_time()
+    for _ in range(batches):
+        draw()
+    return (time.process_time() - start) / batches
+
+
+def measure(dataset: Dataset, scratch: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of a batch of each rival, measured in turns."""
+    with contextlib.ExitStack() as stack:
+        samplers = {
+            name: stack.enter_context(
+                Sampler([dataset], config, seed=0, scratch=scratch, buffers=1)
+            )
+            for name, config in configs(options.batch).items()
+        }
+        rivals = {name: draws_of(sampler) for name, sampler in samplers.items()}
+        rivals["bare np.take"] = make_floor(samplers["uniform"], options.batch)
+        times: dict[str, list[float]] = {name: [] for name in rivals}
+        for _ in range(options.repeats):
+            for name, draw in rivals.items():
+                times[name].append(seconds_per_batch(draw, options.batches))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--frames", type=int, default=40_000, help="frames of the made dataset")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batches", type=int, default=100, help="batches per repeat")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        dataset = make_dataset(Path(name) / "data", options.frames)
+        times = measure(dataset, Path(name), options)
+    rows = [
+        {
+            "name": name,
+            "milliseconds": 1e3 * seconds,
+            "to_uniform": seconds / times["uniform"],
+            "to_floor": seconds / times["bare np.take"],
+        }
+        for name, seconds in times.items()
+    ]
+    if options.json:
+        print(json.dumps({"frames": options.frames, "batch": options.batch, "rows": rows}))
+        return
+    print(f"{'batch of ' + str(options.batch):18} {'ms':>7} {'to uniform':>11} {'to floor':>9}")
+    for row in rows:
+        print(
+            f"{row['name']:18} {row['milliseconds']:7.3f} {row['to_uniform']:11.2f} "
+            f"{row['to_floor']:9.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
