@@ -16,7 +16,7 @@ from typing import Any
 from avtd3.store.collation import AuditProgress, Collation
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
-from avtd3.store.evidence import FrameLimits
+from avtd3.store.evidence import CheckLimits
 from avtd3.store.report import AuditReport
 from avtd3.store.segment_audit import SegmentAudit, SegmentTask, audit_segment
 
@@ -35,10 +35,8 @@ class AuditConfig:
     machine and stable as a dataset grows. Manifests and file sizes are checked in any case."""
     strict: bool = False
     """Whether warnings count as errors in the verdict."""
-    frozen_frames: int = 20
-    """Equal frames in a row, while the car moves, that make a frozen picture (1 s at 20 Hz)."""
-    black_level: float = 2.0
-    """Mean grey, of 255, below which a frame is black."""
+    limits: CheckLimits = dataclasses.field(default_factory=CheckLimits)
+    """What the checks still accept."""
     max_findings_per_check: int = 20
     """Findings kept per check; all are counted."""
     scheduler: str = "threads"
@@ -50,8 +48,6 @@ class AuditConfig:
     def __post_init__(self) -> None:
         for name, holds, allowed in (
             ("sample", 0.0 < self.sample <= 1.0, "above 0 and at most 1"),
-            ("frozen_frames", self.frozen_frames >= 2, "2 or more"),
-            ("black_level", 0.0 <= self.black_level <= 255.0, "0 to 255"),
             ("max_findings_per_check", self.max_findings_per_check >= 1, "1 or more"),
             ("scheduler", bool(self.scheduler), "threads, sync or an address"),
             ("workers", self.workers >= 0, "0 or more"),
@@ -81,8 +77,9 @@ def audit(
     """
     config = config or AuditConfig()
     start = time.perf_counter()
-    limits = FrameLimits(black_level=config.black_level, frozen_frames=config.frozen_frames)
-    collation = Collation(limits, sample=config.sample, max_findings=config.max_findings_per_check)
+    collation = Collation(
+        config.limits, sample=config.sample, max_findings=config.max_findings_per_check
+    )
     tasks = [task for path in paths for task in collation.begin(path)]
     stopped = False
     with _scheduler(config) as compute:

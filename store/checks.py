@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.evidence import Evidence, FrameLimits, SemanticCheck, first_rows
+from avtd3.store.evidence import CheckLimits, Evidence, SemanticCheck, first_rows
 from avtd3.store.findings import Fault
 from avtd3.store.spec import EpisodeSpec
 
@@ -49,7 +49,7 @@ def episode_bounds(
         yield Fault(check=check, message=message)
 
 
-def step_after_end(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def step_after_end(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """Nothing follows a step that is terminated or truncated."""
     ends = evidence.terminated | evidence.truncated
     ends[_last_steps(evidence)] = False
@@ -59,7 +59,7 @@ def step_after_end(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits)
         yield Fault(check="step-after-end", episode=episode, message=message)
 
 
-def end_unmarked(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def end_unmarked(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """The last step of an episode is terminated or truncated."""
     last = _last_steps(evidence)
     marked = evidence.terminated[last] | evidence.truncated[last]
@@ -69,7 +69,7 @@ def end_unmarked(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -
         yield Fault(check="end-unmarked", episode=episode, message=message)
 
 
-def end_twice(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def end_twice(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """No step is both terminated and truncated."""
     both = evidence.terminated & evidence.truncated
     for episode, row, _ in first_rows(both, evidence.step_episode):
@@ -78,7 +78,7 @@ def end_twice(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> I
         yield Fault(check="end-twice", episode=episode, message=message)
 
 
-def not_finite(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def not_finite(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """All numbers are finite."""
     by_observation: _Named = {"vector": evidence.vector, "sim_time": evidence.sim_time}
     by_step: _Named = {
@@ -108,7 +108,7 @@ def not_finite(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> 
                 yield Fault(check="not-finite", episode=episode, message=message)
 
 
-def action_bounds(evidence: Evidence, spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def action_bounds(evidence: Evidence, spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """Actions lie within the spec's bounds."""
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
     slack = BOUND_TOLERANCE * (high - low)
@@ -123,7 +123,7 @@ def action_bounds(evidence: Evidence, spec: EpisodeSpec, _limits: FrameLimits) -
         yield Fault(check="action-bounds", episode=episode, message=message)
 
 
-def reward_sum(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def reward_sum(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """Each reward is the sum of its terms."""
     if evidence.reward_terms is None:
         return
@@ -138,7 +138,7 @@ def reward_sum(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> 
         yield Fault(check="reward-sum", episode=episode, message=message)
 
 
-def return_sum(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def return_sum(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """Each episode's return is the sum of its rewards."""
     rewards = evidence.reward.astype(np.float64)
     sums = np.add.reduceat(rewards, evidence.episodes.offset)
@@ -153,7 +153,7 @@ def return_sum(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> 
         yield Fault(check="return-sum", episode=episode, message=message)
 
 
-def frame_order(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def frame_order(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """Frame numbers increase within an episode."""
     advance, inside = _advances(evidence.frame_id, evidence)
     for episode, row, count in first_rows(inside & (advance <= 0), evidence.observation_episode):
@@ -164,7 +164,7 @@ def frame_order(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) ->
         yield Fault(check="frame-order", episode=episode, message=message)
 
 
-def frame_gap(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def frame_gap(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """Frame numbers advance as they usually do in the episode: simulators may tick in between."""
     advance, inside = _advances(evidence.frame_id, evidence)
     episode_of = evidence.observation_episode
@@ -183,7 +183,7 @@ def frame_gap(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> I
         yield Fault(check="frame-gap", episode=episode, message=message)
 
 
-def sim_time(evidence: Evidence, spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def sim_time(evidence: Evidence, spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """Simulated time advances by the control period."""
     period = spec.control_period_s
     advance, inside = _advances(evidence.sim_time, evidence)
@@ -199,7 +199,7 @@ def sim_time(evidence: Evidence, spec: EpisodeSpec, _limits: FrameLimits) -> Ite
         yield Fault(check="sim-time", episode=episode, message=message)
 
 
-def policy_digest(evidence: Evidence, _spec: EpisodeSpec, _limits: FrameLimits) -> Iterator[Fault]:
+def policy_digest(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
     """An episode driven by a policy names the digest of the policy's file."""
     for episode, version in enumerate(evidence.episodes.policy_version.tolist()):
         if version >= 0 and not evidence.episodes.policy_digest[episode]:

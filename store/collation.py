@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import Avtd3Error
-from avtd3.store.evidence import FrameLimits
+from avtd3.store.evidence import CheckLimits
 from avtd3.store.findings import Fault, FindingLog
 from avtd3.store.replaced import replaced_ids
 from avtd3.store.report import AuditReport, DatasetReport
@@ -51,7 +51,7 @@ class AuditProgress:
 class Collation:
     """What has been found so far, over all segments."""
 
-    def __init__(self, limits: FrameLimits, *, sample: float, max_findings: int) -> None:
+    def __init__(self, limits: CheckLimits, *, sample: float, max_findings: int) -> None:
         """Start with nothing.
 
         Args:

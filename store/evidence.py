@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.errors import ConfigError
 from avtd3.store.findings import Fault
 from avtd3.store.segment import EpisodeTable
 from avtd3.store.spec import EpisodeSpec
@@ -65,16 +66,48 @@ class Evidence:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FrameLimits:
-    """What the frame checks still accept."""
+class CheckLimits:
+    """What the checks still accept; each field is a setting of the audit."""
 
-    black_level: float
-    """Mean grey below which a frame is black."""
-    frozen_frames: int
-    """Equal frames in a row, while the car moves, that make a frozen picture."""
+    black_level: float = 2.0
+    """Mean grey, of 255, below which a frame is black."""
+    frozen_frames: int = 20
+    """Equal frames in a row, while the car moves, that make a frozen picture (1 s at 20 Hz)."""
+    flash_level: float = 60.0
+    """Greys by which one frame may differ from both its neighbours, which agree."""
+    stutter_share: float = 0.25
+    """Share of an episode's frames, while the car moves, that may repeat the frame before."""
+    frozen_actions: int = 200
+    """Steps in a row with the same action, while the car moves, that make a frozen driver."""
+    vector_limit: float = 50.0
+    """Largest size of a normalised component: beyond it a unit or a scale is wrong."""
+    reward_limit: float = 1000.0
+    """Largest size of one step's reward that the task can give."""
+    acceleration_mps2: float = 1000.0
+    """Largest change of speed per second: 50 m/s within a step of 50 ms."""
+    shortest_episode: int = 2
+    """Least steps of an episode that is of use."""
+    truncated_reasons: tuple[str, ...] = ("time_limit",)
+    """Reasons of an end that is no terminal state: such an end is truncated, not terminated."""
+
+    def __post_init__(self) -> None:
+        for name, holds, allowed in (
+            ("black_level", 0.0 <= self.black_level <= 255.0, "0 to 255"),
+            ("frozen_frames", self.frozen_frames >= 2, "2 or more"),
+            ("flash_level", 0.0 < self.flash_level <= 255.0, "above 0 and at most 255"),
+            ("stutter_share", 0.0 < self.stutter_share <= 1.0, "above 0 and at most 1"),
+            ("frozen_actions", self.frozen_actions >= 2, "2 or more"),
+            ("vector_limit", self.vector_limit > 0.0, "above 0"),
+            ("reward_limit", self.reward_limit > 0.0, "above 0"),
+            ("acceleration_mps2", self.acceleration_mps2 > 0.0, "above 0"),
+            ("shortest_episode", self.shortest_episode >= 1, "1 or more"),
+        ):
+            if not holds:
+                value = getattr(self, name)
+                raise ConfigError(f"audit.limits.{name} is {value!r}, expected {allowed}")
 
 
-SemanticCheck = Callable[[Evidence, EpisodeSpec, FrameLimits], Iterator[Fault]]
+SemanticCheck = Callable[[Evidence, EpisodeSpec, CheckLimits], Iterator[Fault]]
 """Yields the faults of one kind in a segment."""
 
 
@@ -85,3 +118,17 @@ def first_rows(
     rows = np.flatnonzero(bad)
     episodes, first, counts = np.unique(episode_of[rows], return_index=True, return_counts=True)
     yield from zip(episodes.tolist(), rows[first].tolist(), counts.tolist(), strict=True)
+
+
+def speed_mps(evidence: Evidence, spec: EpisodeSpec) -> NDArray[np.float32] | None:
+    """Speed at each observation from the vector's component named ``speed...``, if it has one."""
+    for part, name in enumerate(spec.vector_names):
+        if name.startswith("speed") and evidence.vector is not None:
+            return evidence.vector[:, part] * np.float32(spec.vector_scales[part])
+    return None
+
+
+def runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Start and stop of each run of True."""
+    edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

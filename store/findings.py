@@ -190,6 +190,52 @@ CHECKS: dict[str, Check] = {
     "frozen-frames": _warning(
         "the picture stands still while the car moves", "check that the camera is still running"
     ),
+    "frame-stutter": _warning(
+        "many frames of a moving car repeat the one before",
+        "have the camera tick with every control step",
+    ),
+    "frame-stale": _warning(
+        "an episode begins with the last frame of the one before",
+        "wait for a new frame after a reset, in the world's adapter",
+    ),
+    "frame-flash": _warning(
+        "a single frame shows another picture than its neighbours",
+        "check the camera's queue for frames of another sensor or episode",
+    ),
+    "timeout-unmarked": _error(
+        "a time-out is stored as terminated",
+        "collect it as truncated: else the critic learns that time is a crash",
+    ),
+    "label-missing": _warning(
+        "an episode does not say its world, driver or end", "fill them in the collector"
+    ),
+    "episode-short": _warning(
+        "an episode is too short to be of use", "look for a world that ends at its start"
+    ),
+    "noise-negative": _error("an exploration noise is negative", _COLLECT_AGAIN),
+    "vector-range": _warning(
+        "a component of the vector is far out of range", "check its unit and scale in the task"
+    ),
+    "vector-frozen": _warning(
+        "the vector stands still while the car moves", "check that its sensors are still read"
+    ),
+    "speed-jump": _warning(
+        "the speed changes faster than a car can", "look for a reset or a respawn in an episode"
+    ),
+    "action-frozen": _warning(
+        "the same action for long while the car moves",
+        "check that the driver still answers: a hung one repeats its last action",
+    ),
+    "reward-impossible": _error(
+        "a reward is larger than possible", "check the task; raise audit.limits.reward_limit"
+    ),
+    "reward-constant": _warning(
+        "all rewards of a segment are the same number", "check that the task's reward is stored"
+    ),
+    "policy-conflict": _warning(
+        "one policy version with two digests",
+        "give each training run its own policies: staleness is wrong otherwise",
+    ),
     "reward-dominated": _info(
         "one reward term makes up over 90 % of the total",
         "check the weights of the task's terms: the others can hardly be learned",
@@ -200,6 +246,15 @@ CHECKS: dict[str, Check] = {
     ),
     "segment-conflict": _error(
         "two different segments have the same id", "find out which is right; quarantine the other"
+    ),
+    "episode-copy": _warning(
+        "two episodes hold the same steps", "look for a seed that is used twice; quarantine one"
+    ),
+    "episode-alike": _info(
+        "two episodes look nearly the same", "vary seeds, towns or noise: they teach little more"
+    ),
+    "index-gap": _info(
+        "episodes of a plan are missing", "finish it with `avtd3 collect --resume`, or go on"
     ),
     "episode-twice": _warning(
         "the same planned episode was collected twice", "quarantine one of the two segments"

@@ -9,12 +9,22 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.evidence import Evidence, FrameFeatures, FrameLimits, SemanticCheck, first_rows
+from avtd3.store.evidence import (
+    CheckLimits,
+    Evidence,
+    FrameFeatures,
+    SemanticCheck,
+    first_rows,
+    runs,
+    speed_mps,
+)
 from avtd3.store.findings import Fault
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 MOVING_MPS = 0.5
 """Speed above which a picture must change."""
+FAST_MPS = 3.0
+"""Speed above which two pictures in a row must differ: 15 cm apart at 20 Hz."""
 UNIFORM_SPREAD = 1
 """Largest difference between two pixels of a frame that shows nothing."""
 BLOCK_BYTES = 1 << 20
@@ -52,7 +62,7 @@ def scan_frames(
     return FrameFeatures(mean=mean, spread=spread, repeated=repeated)
 
 
-def black_frames(evidence: Evidence, _spec: EpisodeSpec, limits: FrameLimits) -> Iterator[Fault]:
+def black_frames(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
     """Frames have light in them."""
     if evidence.frames is None:
         return
@@ -60,7 +70,7 @@ def black_frames(evidence: Evidence, _spec: EpisodeSpec, limits: FrameLimits) ->
     yield from _by_episode("black-frames", evidence, _is_black(evidence.frames, limits), message)
 
 
-def uniform_frames(evidence: Evidence, _spec: EpisodeSpec, limits: FrameLimits) -> Iterator[Fault]:
+def uniform_frames(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
     """Frames that are not black show more than one grey."""
     if evidence.frames is None:
         return
@@ -69,18 +79,18 @@ def uniform_frames(evidence: Evidence, _spec: EpisodeSpec, limits: FrameLimits) 
     yield from _by_episode("uniform-frames", evidence, uniform, message)
 
 
-def frozen_frames(evidence: Evidence, spec: EpisodeSpec, limits: FrameLimits) -> Iterator[Fault]:
+def frozen_frames(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
     """The picture changes while the car moves, or at all where no speed is known."""
     if evidence.frames is None:
         return
     still = evidence.frames.repeated & ~_is_black(evidence.frames, limits)
     still[evidence.observation_start] = False
-    speed = _speed_mps(evidence, spec)
+    speed = speed_mps(evidence, spec)
     if speed is not None:
         still &= np.abs(speed) > MOVING_MPS
     episode_of = evidence.observation_episode
     reported: set[int] = set()
-    for start, stop in _runs(still):
+    for start, stop in runs(still):
         # A run of n repetitions is n + 1 equal frames; an episode's first frame splits runs.
         frames, episode = stop - start + 1, int(episode_of[start])
         if frames >= limits.frozen_frames and episode not in reported:
@@ -94,7 +104,7 @@ def frozen_frames(evidence: Evidence, spec: EpisodeSpec, limits: FrameLimits) ->
             yield Fault(check="frozen-frames", episode=episode, message=message)
 
 
-def _is_black(frames: FrameFeatures, limits: FrameLimits) -> NDArray[np.bool_]:
+def _is_black(frames: FrameFeatures, limits: CheckLimits) -> NDArray[np.bool_]:
     black: NDArray[np.bool_] = frames.mean < limits.black_level
     return black
 
@@ -109,19 +119,60 @@ def _by_episode(
         yield Fault(check=check, episode=episode, message=message)
 
 
-def _speed_mps(evidence: Evidence, spec: EpisodeSpec) -> NDArray[np.float32] | None:
-    """Speed at each observation from the vector's component named ``speed...``, if it has one."""
-    for part, name in enumerate(spec.vector_names):
-        if name.startswith("speed") and evidence.vector is not None:
-            return evidence.vector[:, part] * np.float32(spec.vector_scales[part])
-    return None
+def frame_stutter(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """Most frames of a car that moves are new."""
+    speed = speed_mps(evidence, spec)
+    if evidence.frames is None or speed is None:
+        return
+    moving = np.abs(speed) > FAST_MPS
+    moving &= ~_is_black(evidence.frames, limits)
+    moving[evidence.observation_start] = False
+    repeated = moving & evidence.frames.repeated
+    for episode, row, count in first_rows(repeated, evidence.observation_episode):
+        start = int(evidence.observation_start[episode])
+        among = int(moving[start : start + 1 + int(evidence.episodes.length[episode])].sum())
+        if among >= limits.frozen_frames and count > limits.stutter_share * among:
+            message = (
+                f"{count} of {among} frames of the moving car repeat the one before, first at "
+                f"observation {row - start}; expected at most {limits.stutter_share:.0%}"
+            )
+            yield Fault(check="frame-stutter", episode=episode, message=message)
 
 
-def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Start and stop of each run of True."""
-    edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0))
-    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+def frame_stale(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """An episode does not begin with the picture that the one before ended with."""
+    if evidence.frames is None:
+        return
+    frames = evidence.frames
+    shown = (frames.spread > UNIFORM_SPREAD) & ~_is_black(frames, limits)
+    stale = frames.repeated & shown
+    for episode in np.flatnonzero(stale[evidence.observation_start]).tolist():
+        message = "its first frame is the last of the episode before, expected a new picture"
+        yield Fault(check="frame-stale", episode=episode, message=message)
 
 
-FRAME_CHECKS: tuple[SemanticCheck, ...] = (black_frames, uniform_frames, frozen_frames)
+def frame_flash(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """No single frame differs far from two neighbours that are alike: it is another picture."""
+    if evidence.frames is None:
+        return
+    frames, flash = evidence.frames, np.zeros(len(evidence.frames.mean), np.bool_)
+    before, here, after = frames.mean[:-2], frames.mean[1:-1], frames.mean[2:]
+    apart = np.minimum(np.abs(here - before), np.abs(here - after))
+    flash[1:-1] = (apart > limits.flash_level) & (np.abs(after - before) < apart / 3.0)
+    # Those at either end of an episode have one neighbour only.
+    flash[evidence.observation_start] = False
+    flash[evidence.observation_start + evidence.episodes.length] = False
+    flash &= (frames.spread > UNIFORM_SPREAD) & ~_is_black(frames, limits)
+    says = f"more than {limits.flash_level:g} greys off both neighbours"
+    yield from _by_episode("frame-flash", evidence, flash, says)
+
+
+FRAME_CHECKS: tuple[SemanticCheck, ...] = (
+    black_frames,
+    uniform_frames,
+    frozen_frames,
+    frame_stutter,
+    frame_stale,
+    frame_flash,
+)
 """The checks of the pictures; they rely on `episode_bounds` finding nothing."""

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from avtd3.store.checks import NUMBER_CHECKS, episode_bounds
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import Avtd3Error, SegmentNotFoundError
-from avtd3.store.evidence import Evidence, FrameLimits
+from avtd3.store.evidence import CheckLimits, Evidence
 from avtd3.store.findings import CHECKS, Fault, FindingLog
 from avtd3.store.frame_checks import FRAME_CHECKS, scan_frames
 from avtd3.store.integrity import array_faults, file_faults, list_files, open_manifest, spec_faults
 from avtd3.store.layout import segment_arrays
 from avtd3.store.manifest import Manifest
+from avtd3.store.plausibility import PLAUSIBILITY_CHECKS
 from avtd3.store.segment import EpisodeTable, Segment
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.statistics import (
@@ -42,7 +43,7 @@ class SegmentTask:
     segment_id: str
     judged: bool
     """Whether to read its data, or only its manifest and file sizes."""
-    limits: FrameLimits
+    limits: CheckLimits
     max_findings: int
     """Findings kept per check."""
 
@@ -146,7 +147,7 @@ def _judge(task: SegmentTask, spec: EpisodeSpec) -> tuple[Summary, NDArray[np.in
         return Summary(), np.empty(0, np.int64), faults
     table = segment.episode_table()
     evidence = _read_evidence(segment, spec, table)
-    for check in (*NUMBER_CHECKS, *FRAME_CHECKS):
+    for check in (*NUMBER_CHECKS, *PLAUSIBILITY_CHECKS, *FRAME_CHECKS):
         faults += check(evidence, spec, task.limits)
     planned = table.index[table.index >= 0]
     return _summarise(segment.id, evidence, table, spec), planned, faults

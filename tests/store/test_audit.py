@@ -14,6 +14,7 @@ from avtd3.store.codec import FrameCodec, seal
 from avtd3.store.collation import choose
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
+from avtd3.store.evidence import CheckLimits
 from avtd3.store.files import sha256
 from avtd3.store.findings import CHECKS
 from avtd3.store.manifest import FileEntry, read_manifest
@@ -34,7 +35,7 @@ SPEC = EpisodeSpec(
 )
 VECTOR_SPEC = dataclasses.replace(SPEC, image=None, reward_terms=())
 LENGTHS = (5, 9, 7)
-SYNC = AuditConfig(scheduler="sync", frozen_frames=5)
+SYNC = AuditConfig(scheduler="sync", limits=CheckLimits(frozen_frames=5))
 
 
 def write(path, spec=SPEC, *, segments=1, lengths=LENGTHS, plan="", seed=0, collector="test"):
@@ -505,8 +506,6 @@ def test_the_text_is_plain_short_and_ends_with_the_verdict(tmp_path):
         {"sample": 0.0},
         {"sample": 1.5},
         {"sample": float("nan")},
-        {"frozen_frames": 1},
-        {"black_level": -1.0},
         {"max_findings_per_check": 0},
         {"scheduler": ""},
         {"workers": -1},
