@@ -49,3 +49,25 @@ def main_ok(*words):
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in words])
     assert not stop.value.code
+
+
+def test_a_page_is_written_beside_the_report(dataset, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["replay-inspect", str(dataset.path), "--html", str(tmp_path / "a.html"), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert stop.value.code == (0 if document["verdict"] == "ok" else 1)
+    assert (tmp_path / "a.html").read_text("utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--html", "a.html", "--episode", "worst"], "give one of them"),
+        (["--filter", "end=goal"], "add --episode worst"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(dataset, tmp_path, capsys, options, words):
+    with pytest.raises(SystemExit) as stop:
+        main(["replay-inspect", str(dataset.path), *options])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
