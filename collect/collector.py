@@ -18,7 +18,7 @@ from avtd3.collect.checks import check_number
 from avtd3.collect.drivers import Mixture
 from avtd3.collect.expert import ExpertConfig
 from avtd3.collect.loop import Collector, LoopSettings
-from avtd3.collect.plan import MAX_SEED, Amount, Share, digest, held_episodes
+from avtd3.collect.plan import GROUP, MAX_SEED, Amount, Share, digest, held_episodes
 from avtd3.collect.pool import DriverPool
 from avtd3.collect.progress import CollectProgress, CollectReport, Tally
 from avtd3.collect.scenarios import ScenarioConfig
@@ -85,7 +85,8 @@ class CollectConfig:
         document = dataclasses.asdict(self)
         plan = {key: document[key] for key in _DATA_KEYS}
         scenario = dataclasses.asdict(self.scenario.resolve())
-        return {**plan, "scenario": scenario, "driver": self.mixture.text}
+        # Seeds follow from the size of a group too: another size is another plan.
+        return {**plan, "scenario": scenario, "driver": self.mixture.text, "group": GROUP}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
