@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from avtd3.store.episode_record import EpisodeRecord, Track
-from avtd3.store.episode_text import describe
+from avtd3.store.episode_text import describe, printable
 from avtd3.store.errors import ConfigError
 from avtd3.store.pictures import (
     INK,
@@ -111,7 +111,11 @@ def _played(record: EpisodeRecord, every: int) -> Iterator[Image.Image]:
     caption_px = 30
     plots = _Plots(record, PLAYED_PX + 48, PLAYED_PX)
     period_s = record.spec.control_period_s
-    facts = ", ".join(line.strip() for line in describe(record)[2:])
+    facts = record.facts
+    known = printable(
+        f"{facts['driver']} in {facts['town']}, return {facts['episode_return']:.1f}, "
+        f"ended by {facts['end_reason']}"
+    )
     for number, camera in enumerate(_cameras(record, every)):
         observation = number * every
         width = plots.size[0] + (0 if camera is None else camera.width)
@@ -119,7 +123,7 @@ def _played(record: EpisodeRecord, every: int) -> Iterator[Image.Image]:
         if camera is not None:
             picture.paste(camera, (0, (PLAYED_PX - camera.height) // 2))
         picture.paste(plots.drawn(observation), (width - plots.size[0], 0))
-        caption = f"{observation * period_s:5.1f} s   {facts}"
+        caption = f"{observation * period_s:5.1f} s   {known}"
         ImageDraw.Draw(picture).text((8, PLAYED_PX + 7), caption, fill=INK, font=font(14))
         yield picture
 
