@@ -201,8 +201,10 @@ def make_torchrl(material: Material, scratch: Path) -> Peer:
     """TorchRL, stacks of observation and next observation in a memory map."""
     import torch
     from tensordict import TensorDict
+    from torchrl import logger
     from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
 
+    logger.setLevel("WARNING")  # it tells standard output of every storage
     buffer = TensorDictReplayBuffer(
         storage=LazyMemmapStorage(material.steps, scratch_dir=scratch / "torchrl"),
         batch_size=material.batch,

@@ -268,6 +268,20 @@ def test_frames_that_only_zarr_reads_are_refused_with_the_mend(tmp_path, monkeyp
         assert "use --replay cache" in sampler.opening.refused[0].reason
 
 
+def test_a_batch_on_disk_is_fetched_at_once_and_one_in_memory_is_not(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path / "d")
+    blocks, advised = iter([0, 8, 8, 16, 16, 16, 16, 16]), []
+    monkeypatch.setattr("avtd3.store.direct._blocks_read", lambda: next(blocks))
+    monkeypatch.setattr(os, "posix_fadvise", lambda *args: advised.append(args))
+    counts = []
+    with open_sampler(dataset, tmp_path, "direct") as sampler:
+        for _ in range(4):
+            advised.clear()
+            sampler.sample()
+            counts.append(len(advised))
+    assert [count > 0 for count in counts] == [False, True, True, False]
+
+
 def test_frames_are_not_in_the_scratch(tmp_path):
     dataset = make_dataset(tmp_path / "d")
     with open_sampler(dataset, tmp_path, "direct") as sampler:

@@ -47,6 +47,17 @@ def test_each_frame_comes_from_its_chunk_and_each_chunk_once(shapes, data):
         steps = list(zip(np.diff(plan.inside[frames]), np.diff(plan.place[frames]), strict=True))
         assert plan.is_run()[g] == all(step == (1, 1) for step in steps)
     assert found.tolist() == wanted.tolist()
+    extents = list(zip(*(array.tolist() for array in plan.extents()), strict=True))
+    bytes_wanted = {
+        (shard, byte)
+        for shard, begin, size in zip(plan.shard, plan.begin, plan.size, strict=True)
+        for byte in range(begin, begin + size)
+    }
+    covered = [
+        (plan.shard[g], byte) for g, begin, size in extents for byte in range(begin, begin + size)
+    ]
+    assert len(covered) == len(set(covered))
+    assert set(covered) == bytes_wanted
 
 
 @given(SHARDS, st.integers(1, 4), st.data())
