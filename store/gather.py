@@ -222,8 +222,9 @@ class Gather:
         vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
         return Lookup(
             rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
-            vectors=np.ascontiguousarray(vectors) if self._width > self._vector else None,
-            action=numbers[..., 0, ACTION : self._vector].copy(),
+            # Views: a batch that is copied to a device anyway need not be copied here.
+            vectors=vectors if self._width > self._vector else None,
+            action=numbers[..., 0, ACTION : self._vector],
             reward=reward,
             discount=discount,
         )
@@ -263,5 +264,5 @@ class Gather:
         else:
             stacks = (row[..., None] + self._stack, next_row[..., None] + self._stack)
             rows = np.concatenate(stacks, axis=-1)
-        clamped: NDArray[np.int64] = np.maximum(rows, first[..., None])  # the episode's first frame
-        return clamped
+        np.maximum(rows, first[..., None], out=rows)  # the episode's first frame
+        return rows
