@@ -53,7 +53,7 @@ DATASETS = {
 }
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(**DATASETS)
 def test_any_compaction_of_any_dataset_keeps_the_episodes_in_order(
     tmp_path_factory, segments, image, target, again
@@ -363,7 +363,7 @@ def test_a_merged_name_keeps_between_names_that_differ_in_their_tails_alone():
         assert ordered[0] < name < ordered[3]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.sets(
         st.text("ab-0f", min_size=1, max_size=5)

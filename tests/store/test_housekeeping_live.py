@@ -20,7 +20,7 @@ from avtd3.store.writer import SegmentWriter, WriterConfig
 from avtd3.tests.store.housekeeping import SPEC, publish
 from avtd3.tests.store.segments import feed, make_episode
 
-SEGMENTS = 12
+SEGMENTS = 6
 KEPT, PRUNED = 0, 1
 
 
@@ -85,7 +85,7 @@ def keep_house(dataset, writers_done):
     is_last = False
     while not is_last:
         is_last = writers_done.is_set()
-        report = compact(dataset.path, target_steps=24)
+        report = compact(dataset.path, target_steps=12)
         assert report.problems == ()
         merged += report.merged_segments
         assert prune(dataset.path, config).problems == ()
@@ -152,6 +152,24 @@ def test_a_learner_refreshes_while_collectors_publish_and_a_housekeeper_merges(t
         house.result()
         sampler.refresh()
         assert sampler.steps == 3 * (1 + SEGMENTS) == len(drawn(sampler))
+
+
+def test_merged_episodes_are_no_news_to_a_learner(tmp_path):
+    """Its pace follows the steps that are new, and its metrics the episodes."""
+    dataset = Dataset.create(tmp_path / "data", SPEC)
+    publish(dataset, [3, 2], seed=0, now=1.0)
+    publish(dataset, [4], seed=10, now=2.0)
+    config = ReplayConfig(batch_size=8, scratch=str(tmp_path))
+    with Sampler([dataset], config, seed=0) as sampler:
+        assert sampler.opening.steps_added == 9
+        compact(dataset.path)
+        report = sampler.refresh()
+        assert (report.segments_removed, report.steps_added, len(report.episodes)) == (2, 0, 0)
+        publish(dataset, [6], seed=20, now=3.0)
+        compact(dataset.path)
+        report = sampler.refresh()
+        assert (report.steps_added, report.episodes.lengths.tolist()) == (6, [6])
+        assert sampler.steps == 15
 
 
 def test_a_resumed_plan_finds_its_episodes_in_merged_segments(tmp_path):

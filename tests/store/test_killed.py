@@ -15,12 +15,11 @@ def kill_everywhere(directory, command, stride):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     points, _, calls = (directory / "points").read_text().split()
-    assert int(points) >= min(int(calls) // stride, 10)
+    assert int(points) > int(calls) // stride
 
 
-@pytest.mark.parametrize("command", ["compact", "prune", "relabel"])
-def test_killed_at_some_system_calls(tmp_path, command):
-    kill_everywhere(tmp_path, command, 60)
+def test_killed_around_every_rename_of_a_compaction(tmp_path):
+    kill_everywhere(tmp_path, "compact", 1000)
 
 
 @pytest.mark.slow

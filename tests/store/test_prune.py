@@ -247,7 +247,7 @@ def test_a_learner_goes_on_with_what_is_left(tmp_path):
         assert (report.segments_removed, report.refused, sampler.steps) == (2, (), 6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
     limit=st.integers(1, 40),

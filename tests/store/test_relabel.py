@@ -278,7 +278,7 @@ def test_weights_of_one_change_nothing(old, tmp_path):
     assert identity(Dataset.open(tmp_path / "new")) == identity(old)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     weights=st.tuples(*[st.floats(-1e6, 1e6, width=32)] * 4),
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
