@@ -15,7 +15,6 @@ The datasets are made once and kept in ``--data``: see `replay_frames`.
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from replay_table import Row, Table
 from avtd3.store import direct_choice
 from avtd3.store.dataset import Dataset
 from avtd3.store.gather import Transitions
-from avtd3.store.native import native_problem, open_decoder
+from avtd3.store.native import native_problem, open_decoder, usable_cores
 from avtd3.store.replay import ReplayCache
 from avtd3.store.sampler import ReplayConfig, Sampler
 
@@ -127,7 +126,7 @@ def _decoders() -> list[tuple[str, int]]:
     """Names of the ways to decode, and threads; none of them is numcodecs alone."""
     found = [("avtd3 direct, numcodecs", 0)]
     if not native_problem():
-        cores = min(2, len(os.sched_getaffinity(0)))
+        cores = min(2, usable_cores())
         found += [(f"avtd3 direct, native, {n} threads", n) for n in range(cores, 0, -1)]
     return [(name.replace("1 threads", "1 thread"), threads) for name, threads in found]
 

@@ -74,7 +74,14 @@ def open_decoder(frame_bytes: int, threads: int | None = None) -> "NativeDecoder
     """
     if native_problem():
         return None
-    return NativeDecoder(frame_bytes, threads or min(MOST_THREADS, len(os.sched_getaffinity(0))))
+    return NativeDecoder(frame_bytes, threads or min(MOST_THREADS, usable_cores()))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class NativeDecoder:

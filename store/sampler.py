@@ -296,7 +296,9 @@ class Sampler:
     def _refuse_damaged(self) -> None:
         """Go on without segments that proved bad only now, when frames of theirs were drawn."""
         assert isinstance(self._cache, DirectReplay), "a cache has checked all of its frames"
-        self._following.refusals.add(self._cache.frames.take_damaged())
+        damaged = self._cache.frames.take_damaged()
+        assert damaged, "else the same draw would fail for ever"
+        self._following.refusals.add(damaged)
         self._unreported.append(self._follow(None))
 
     def _index(self) -> None:
