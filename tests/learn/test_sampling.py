@@ -16,6 +16,7 @@ from avtd3.learn.td3 import critic_loss, update
 from avtd3.learn.train import train
 from avtd3.store.errors import NoSegmentsError
 from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.shares import MixPart
 from avtd3.store.spec import ImageSpec
 
 CPU = torch.device("cpu")
@@ -163,3 +164,32 @@ def test_a_run_without_an_episode_as_long_as_its_sequences_says_so(
     config = dataclasses.replace(config, replay=ReplayConfig(batch_size=8, sequence_length=8))
     with pytest.raises(NoSegmentsError, match="no episode has 8 steps"):
         train([tmp_path / "data"], tmp_path / "run", config)
+
+
+@pytest.mark.parametrize(
+    "replay",
+    [
+        ReplayConfig(batch_size=8, held_out=0.4, mix=(MixPart(filter=("scenario=0",)),)),
+        ReplayConfig(batch_size=8, prioritised=True),
+        ReplayConfig(batch_size=8, sequence_length=4),
+    ],
+    ids=["chosen", "prioritised", "sequences"],
+)
+def test_the_mode_of_replay_does_not_change_what_is_drawn(
+    tmp_path, make_spec, publish_episodes, replay
+):
+    dataset = publish_episodes(tmp_path / "data", make_spec(image=IMAGE), episodes=5, length=9)
+    cache, direct = (dataclasses.replace(replay, mode=mode) for mode in ("cache", "direct"))
+    with (
+        Sampler([dataset], cache, seed=3, scratch=tmp_path) as left,
+        Sampler([dataset], direct, seed=3, scratch=tmp_path) as right,
+    ):
+        assert 0 < left.steps == right.steps
+        for _ in range(3):
+            draws = [
+                each.sample_sequences() if replay.sequence_length else each.sample()
+                for each in (left, right)
+            ]
+            for name in ("frames", "action", "reward"):
+                ours, theirs = (getattr(draw, name) for draw in draws)
+                np.testing.assert_array_equal(ours, theirs)
