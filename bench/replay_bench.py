@@ -7,7 +7,8 @@ The floor is one ``np.take`` of the same number of frames from the same mapped f
 buffer: no draw, no rewards, no vectors. Every rival gives 256 transitions with observation and
 next observation of four frames, action, reward and end, and all are drawn from the same episodes:
 one batch of each is compared with them first. Rivals run in turns within each repeat, on one
-thread where nothing else is said; the medians over the repeats are compared.
+thread where nothing else is said. Rates and ratios are medians over the repeats, each ratio of
+two rates of the same repeat.
 
 The datasets are made once and kept in ``--data``: see `replay_frames`.
 """
@@ -194,18 +195,29 @@ def add_peers(rivals: dict[str, Rival], material: Material, scratch: Path) -> di
     return missing
 
 
-def measure(rivals: dict[str, Rival], repeats: int, seconds: float) -> dict[str, float]:
-    """Median batches per second of each rival, measured in turns."""
+def measure(rivals: dict[str, Rival], repeats: int, seconds: float) -> dict[str, list[float]]:
+    """Batches per second of each rival in each repeat, measured in turns."""
     rates: dict[str, list[float]] = {name: [] for name in rivals}
+    for rival in rivals.values():
+        rival.draw()
     for _ in range(repeats):
         for name, rival in rivals.items():
-            rival.draw()
             batches, start = 0, time.perf_counter()
             while (spent := time.perf_counter() - start) < seconds or not batches:
                 rival.draw()
                 batches += 1
             rates[name].append(batches / spent)
-    return {name: statistics.median(values) for name, values in rates.items()}
+    return rates
+
+
+def ratio(rates: dict[str, list[float]], name: str, other: str) -> float | None:
+    """Median over the repeats of one rival's rate to another's in the same repeat.
+
+    On a shared machine the rates of two repeats differ more than those of one.
+    """
+    if other not in rates:
+        return None
+    return statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True))
 
 
 def compare(kind: str, dataset: Dataset, scratch: Path, options: argparse.Namespace) -> Table:
@@ -221,9 +233,9 @@ def compare(kind: str, dataset: Dataset, scratch: Path, options: argparse.Namesp
     rows = [
         Row(
             name=name,
-            batches_per_second=rates[name],
-            to_floor=rates[name] / rates[rival.floor] if rival.floor else None,
-            to_sb3=rates[name] / rates[SB3] if SB3 in rates else None,
+            batches_per_second=statistics.median(rates[name]),
+            to_floor=ratio(rates, name, rival.floor),
+            to_sb3=ratio(rates, name, SB3),
             memory_bytes=rival.memory_bytes / material.steps if rival.floor else None,
             disk_bytes=rival.disk_bytes / material.steps if rival.floor else None,
         )
