@@ -385,8 +385,9 @@ def test_a_merged_name_sorts_where_its_sources_did(names, data):
         assert sorted([*rest, name]).index(name) == first
 
 
+@pytest.mark.parametrize("mode", ["cache", "direct"])
 def test_a_sampler_that_refreshes_across_a_compaction_draws_the_same_episodes(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, mode
 ):
     dataset, _ = fill(tmp_path / "data", [[6, 5], [7], [8], [9, 3]])
     transitions = [
@@ -398,7 +399,7 @@ def test_a_sampler_that_refreshes_across_a_compaction_draws_the_same_episodes(
         batches = (sampler.sample().action for _ in range(20))
         assert {row.tobytes() for batch in batches for row in batch} == set(transitions)
 
-    config = ReplayConfig(batch_size=64, scratch=str(tmp_path))
+    config = ReplayConfig(batch_size=64, scratch=str(tmp_path), mode=mode)
     with Sampler([dataset], config, seed=0) as sampler:
         remove = removal.remove_segments
 
