@@ -120,7 +120,7 @@ class ChunkTable:
         return ChunkPlan(
             shard=shard.take(leads),
             chunk=chunk.take(leads),
-            begin=spans[:, 0],
+            begin=spans[:, 0].copy(),  # contiguous: machine code is made for one layout
             size=spans[:, 1] - spans[:, 0],
             first=first,
             inside=inside.take(place),

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c._crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -182,13 +181,13 @@ def _functions() -> dict[str, Callable[..., int]]:
     """The C functions by name.
 
     Raises:
-        ImportError: blosc2 is not installed.
+        ImportError: blosc2 is not installed, or google-crc32c has no C part here.
         OSError: A library cannot be loaded.
         AttributeError: A library lacks a function.
     """
     found: dict[str, Callable[..., int]] = {}
     # A library finds the functions of those that it is linked to: here, libcrc32c.
-    crc32c = google_crc32c._crc32c.__file__
+    crc32c = importlib.import_module("google_crc32c._crc32c").__file__
     for library, signatures in ((None, _LIBC), (crc32c, _CRC32C), (_libblosc2(), _BLOSC2)):
         loaded = ctypes.CDLL(library)
         for name, (result, *arguments) in signatures.items():
