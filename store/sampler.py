@@ -299,6 +299,7 @@ class Sampler:
         damaged = self._cache.frames.take_damaged()
         assert damaged, "else the same draw would fail for ever"
         self._following.refusals.add(damaged)
+        self._following.look_again()  # it may have been merged into another
         self._unreported.append(self._follow(None))
 
     def _index(self) -> None:

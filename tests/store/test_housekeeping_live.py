@@ -154,6 +154,23 @@ def test_a_learner_refreshes_while_collectors_publish_and_a_housekeeper_merges(t
         assert sampler.steps == 3 * (1 + SEGMENTS) == len(drawn(sampler))
 
 
+def test_direct_replay_finds_the_merged_segment_without_being_told(tmp_path, monkeypatch):
+    """Few files stay open, so that those of the removed segments are looked for in vain."""
+    monkeypatch.setattr("avtd3.store.direct_files.descriptor_budget", lambda: 1)
+    dataset = Dataset.create(tmp_path / "data", SPEC)
+    for number in range(3):
+        publish(dataset, [5], seed=number, now=float(number))
+    config = ReplayConfig(batch_size=16, scratch=str(tmp_path), mode="direct")
+    with Sampler([dataset], config, seed=0) as sampler:
+        sampler.sample()
+        compact(dataset.path)
+        for _ in range(10):
+            sampler.sample()
+        assert sampler.steps == 15
+        report = sampler.refresh()
+        assert (report.steps_added, report.segments_removed) == (0, 3)
+
+
 def test_merged_episodes_are_no_news_to_a_learner(tmp_path):
     """Its pace follows the steps that are new, and its metrics the episodes."""
     dataset = Dataset.create(tmp_path / "data", SPEC)
