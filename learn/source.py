@@ -173,5 +173,5 @@ def open_sampler(
         seed=seed,
         scratch=scratch,
         grows=grows,
-        on_progress=lambda done, total: on_wait(f"decoding frames: {done} of {total}"),
+        on_progress=lambda done, total: on_wait(f"reading the datasets: {done} of {total} frames"),
     )

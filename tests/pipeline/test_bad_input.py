@@ -182,6 +182,7 @@ def test_a_policy_for_another_spec(policies, capsys):
         (("--set=learn.replay.batch_size=0",), "batch_size"),
         (("--set=learn.replay.gamma=1.5",), "gamma"),
         (("--set=learn.td3.wiring=both",), "wiring"),
+        (("--replay=ram",), "replay.mode is 'ram', expected cache, direct or auto"),
         (("--config=nowhere.yaml",), "nowhere.yaml"),
     ],
 )
