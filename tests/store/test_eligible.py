@@ -194,8 +194,8 @@ def three_sets(world):
     ]
     kinds = [(3 + i % 4, True, each) for i, each in enumerate(about)]
     return [
-        world.dataset("/d", ("a", kinds[:5]), ("b", kinds[5:11])),
-        world.dataset("/e", ("c", kinds[11:])),
+        world.dataset("/d", ("a", kinds[::4]), ("b", kinds[1::4])),
+        world.dataset("/e", ("c", kinds[2::4] + kinds[3::4])),
         world.dataset("/f"),
     ]
 
