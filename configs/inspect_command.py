@@ -1,7 +1,7 @@
 """`avtd3 replay-inspect`: its options, and which of the audit's functions they call."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,13 +16,31 @@ from avtd3.configs.command_line import (
     section,
 )
 from avtd3.configs.console import interruptible, progress, say
+from avtd3.configs.inspect_drift import Comparison, parse_share
 from avtd3.configs.inspect_episode import EpisodeFiles, show_episode
+from avtd3.store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from avtd3.store.report import AuditReport
 
 
 def replay_inspect(
     datasets: Annotated[list[Path], typer.Argument(help="Datasets to audit.")],
     sample: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Share of the segments to read.")
+        str | None,
+        typer.Option(metavar="SHARE", help="Share of the segments to read, as 5% or 0.05."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Hash also what an earlier audit verified.")
+    ] = False,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Datasets whose drift from the others to show.")
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILTER", help="Give two, as date=..2026-11-09: drift from one to the other."
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
     scheduler: Annotated[
@@ -30,6 +48,9 @@ def replay_inspect(
     ] = None,
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="Move damaged segments to quarantine/ afterwards.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --quarantine: say what would be moved.")
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the audit as one HTML page.")] = None,
     episode: Annotated[
@@ -54,20 +75,48 @@ def replay_inspect(
     if episode is not None:
         show_episode(datasets, episode, files, among=filter_ or (), as_json=as_json)
         return
-    from avtd3.store.audit import audit, quarantine_damaged
+    from avtd3.store.audit import audit
     from avtd3.store.report import render
 
+    comparison = Comparison.parse(datasets, against or (), window or ())
     settings = section("audit", config, set_)
-    settings = replace(settings, sample=sample, strict=strict or None, scheduler=scheduler)
+    settings = replace(
+        settings,
+        sample=None if sample is None else parse_share(sample),
+        strict=strict or None,
+        full=full or None,
+        scheduler=scheduler,
+    )
     with interruptible() as should_stop, progress() as draw:
-        report = audit(datasets, settings, should_stop=should_stop, on_progress=draw)
+        report = audit(
+            comparison.datasets,
+            settings,
+            windows=comparison.windows,
+            should_stop=should_stop,
+            on_progress=draw,
+        )
     if html is not None:
         from avtd3.store.page import write_page
 
         write_page(report, html)
         say(f"wrote {html}")
-    moved = list(quarantine_damaged(report)) if quarantine else []
-    text = "\n".join([render(report), *(f"moved to quarantine: {name}" for name in moved)])
-    answer(report.document() | {"quarantined": moved}, as_json, text)
+    drift, drift_text = comparison.drift(report)
+    moved, moved_text = _quarantine(report, wanted=quarantine, dry_run=dry_run)
+    text = "\n".join([render(report), *drift_text, *moved_text])
+    answer(report.document() | {"quarantined": moved, "drift": drift}, as_json, text)
     if report.verdict != "ok":
         raise typer.Exit(EXIT_NO)
+
+
+def _quarantine(
+    report: "AuditReport", *, wanted: bool, dry_run: bool
+) -> tuple[list[str], list[str]]:
+    """Move damaged segments, or say which: their names, and lines for people."""
+    if dry_run and not wanted:
+        raise ConfigError("--dry-run belongs to --quarantine: the audit itself changes nothing")
+    if dry_run:
+        return [], [f"would move to quarantine: {name}" for _, name in report.damaged]
+    from avtd3.store.audit import quarantine_damaged
+
+    moved = list(quarantine_damaged(report)) if wanted else []
+    return moved, [f"moved to quarantine: {name}" for name in moved]

@@ -17,6 +17,7 @@ from avtd3.store.collation import AuditProgress, Collation
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.store.evidence import CheckLimits
+from avtd3.store.filters import EpisodeFilter
 from avtd3.store.report import AuditReport
 from avtd3.store.segment_audit import SegmentAudit, SegmentTask, audit_segment
 
@@ -35,6 +36,11 @@ class AuditConfig:
     machine and stable as a dataset grows. Manifests and file sizes are checked in any case."""
     strict: bool = False
     """Whether warnings count as errors in the verdict."""
+    full: bool = False
+    """Whether to hash again the files whose checksums an earlier audit verified; they are known
+    by size, mtime and inode."""
+    gamma: float = 0.99
+    """Discount of a step, for the largest discounted return and the bound of Q."""
     limits: CheckLimits = dataclasses.field(default_factory=CheckLimits)
     """What the checks still accept."""
     max_findings_per_check: int = 20
@@ -48,6 +54,7 @@ class AuditConfig:
     def __post_init__(self) -> None:
         for name, holds, allowed in (
             ("sample", 0.0 < self.sample <= 1.0, "above 0 and at most 1"),
+            ("gamma", 0.0 <= self.gamma < 1.0, "0 or more and below 1"),
             ("max_findings_per_check", self.max_findings_per_check >= 1, "1 or more"),
             ("scheduler", bool(self.scheduler), "threads, sync or an address"),
             ("workers", self.workers >= 0, "0 or more"),
@@ -60,6 +67,7 @@ def audit(
     paths: Sequence[Path],
     config: AuditConfig | None = None,
     *,
+    windows: Sequence[EpisodeFilter] = (),
     on_progress: Callable[[AuditProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> AuditReport:
@@ -68,6 +76,7 @@ def audit(
     Args:
         paths: The datasets, audited together: duplicates between them are found.
         config: How thorough to be.
+        windows: Sets of episodes to summarise apart, in `AuditReport.windows`.
         on_progress: Told after each segment.
         should_stop: Asked before each wave; True ends the audit with what it has.
 
@@ -77,9 +86,16 @@ def audit(
     """
     config = config or AuditConfig()
     start = time.perf_counter()
-    collation = Collation(
-        config.limits, sample=config.sample, max_findings=config.max_findings_per_check
+    task = SegmentTask(
+        dataset="",
+        segment_id="",
+        judged=True,
+        limits=config.limits,
+        max_findings=config.max_findings_per_check,
+        gamma=config.gamma,
+        windows=tuple(windows),
     )
+    collation = Collation(task, sample=config.sample, full=config.full)
     tasks = [task for path in paths for task in collation.begin(path)]
     stopped = False
     with _scheduler(config) as compute:

@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.duplicates import DuplicateFinder
 from avtd3.store.errors import Avtd3Error
-from avtd3.store.evidence import CheckLimits
 from avtd3.store.findings import Fault, FindingLog
 from avtd3.store.replaced import replaced_ids
 from avtd3.store.report import AuditReport, DatasetReport
 from avtd3.store.segment_audit import SegmentAudit, SegmentTask
 from avtd3.store.statistics import Summary
+from avtd3.store.verified import VerifiedSegments
+from avtd3.store.worst import WorstEpisode, worst_episodes
 
 DOMINANT_SHARE = 0.9
 """Share of one reward term above which the others can hardly be learned."""
@@ -51,17 +53,23 @@ class AuditProgress:
 class Collation:
     """What has been found so far, over all segments."""
 
-    def __init__(self, limits: CheckLimits, *, sample: float, max_findings: int) -> None:
+    def __init__(self, task: SegmentTask, *, sample: float, full: bool) -> None:
         """Start with nothing.
 
         Args:
-            limits: For the checks.
+            task: What every segment's task is like, but for its place.
             sample: Share of the segments to judge.
-            max_findings: Findings kept per check.
+            full: Whether to hash also what was verified before.
         """
-        self._limits = limits
+        self._task = task
         self._sample = sample
-        self._log = FindingLog(limit=max_findings)
+        self._full = full
+        self._log = FindingLog(limit=task.max_findings)
+        self._worst: tuple[WorstEpisode, ...] = ()
+        self._windows = tuple(Summary() for _ in task.windows)
+        self._duplicates = DuplicateFinder()
+        self._memories: dict[str, tuple[VerifiedSegments, list[str]]] = {}
+        self._stamps: dict[str, dict[str, str]] = {}
         self._datasets: dict[str, DatasetReport] = {}
         self._damaged: list[tuple[str, str]] = []
         self._seen: dict[str, tuple[str, str]] = {}
@@ -95,13 +103,15 @@ class Collation:
         for fault in faults:
             self._log.add(fault, dataset=dataset)
         chosen = choose(names, self._sample)
+        memory = VerifiedSegments(path)
+        self._memories[dataset] = memory, names
         return [
-            SegmentTask(
+            dataclasses.replace(
+                self._task,
                 dataset=dataset,
                 segment_id=name,
                 judged=name in chosen,
-                limits=self._limits,
-                max_findings=self._log.limit,
+                verified="" if self._full else memory.stamp_of(name),
             )
             for name in (names if readable else ())
         ]
@@ -113,6 +123,13 @@ class Collation:
         self._log.merge(result.log)
         if result.log.count("error"):
             self._damaged.append((dataset, segment_id))
+        self._worst = worst_episodes(self._worst, result.log)
+        self._duplicates.add(dataset, segment_id, result.digests, result.looks)
+        if result.task.judged:
+            self._stamps.setdefault(dataset, {})[segment_id] = result.stamp
+        if result.windows:
+            pairs = zip(self._windows, result.windows, strict=True)
+            self._windows = tuple(known.merge(more) for known, more in pairs)
         self._datasets[dataset] = self._datasets[dataset].including(result.summary)
         if result.manifest_digest:
             self._compare(dataset, segment_id, result.manifest_digest)
@@ -149,9 +166,9 @@ class Collation:
             complete: Whether all segments were taken.
             strict: Whether warnings count as errors.
         """
-        for plan, held in self._planned.items():
-            for place, fault in _planned_twice(plan, held, self._places):
-                self._log.add(fault, dataset=place[0], segment=place[1])
+        for path, (memory, names) in self._memories.items():
+            memory.save(self._stamps.get(path, {}), names)
+        self._between_segments(gaps=complete and self._sample == 1.0)
         total = Summary()
         for dataset in self._datasets.values():
             total = total.merge(dataset.summary)
@@ -162,11 +179,25 @@ class Collation:
             total=total,
             log=self._log,
             damaged=tuple(self._damaged),
+            worst=self._worst,
+            windows=self._windows,
+            gamma=self._task.gamma,
             strict=strict,
             sample=self._sample,
             complete=complete,
             seconds=seconds,
         )
+
+    def _between_segments(self, *, gaps: bool) -> None:
+        """Log what only shows between segments; gaps in plans only if all was read."""
+        for plan, held in self._planned.items():
+            for place, fault in _planned_twice(plan, held, self._places):
+                self._log.add(fault, dataset=place[0], segment=place[1])
+            if gaps:
+                for fault in _index_gaps(plan, [index for _, index in held]):
+                    self._log.add(fault, dataset=self._places[held[0][0]][0])
+        for (path, segment_id, _), fault in self._duplicates.faults():
+            self._log.add(fault, dataset=path, segment=segment_id)
 
 
 def choose(segment_ids: Sequence[str], share: float) -> frozenset[str]:
@@ -225,6 +256,16 @@ def _planned_twice(
             continue  # a copy of the whole segment, told as segment-twice
         message = f"episode {index[row]} of plan {plan[:16]} is also in segment {first[1]}"
         yield places[owner[row]], Fault(check="episode-twice", message=message)
+
+
+def _index_gaps(plan: str, held: list[NDArray[np.int64]]) -> Iterator[Fault]:
+    """Positions of a plan below its highest that no segment holds."""
+    index = np.unique(np.concatenate(held))
+    missing = np.setdiff1d(np.arange(index[-1] + 1), index)
+    if missing.size:
+        shown = ", ".join(map(str, missing[:5].tolist())) + (", ..." if missing.size > 5 else "")
+        message = f"plan {plan[:16]} lacks {missing.size} episodes below {index[-1]}: {shown}"
+        yield Fault(check="index-gap", message=message)
 
 
 def _share_faults(summary: Summary) -> Iterator[Fault]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,35 @@ class Evidence:
     def observation_start(self) -> NDArray[np.int64]:
         """First observation's row of each episode, int64 (E,)."""
         return self.episodes.observation_offset
+
+    def of_episodes(self, chosen: NDArray[np.bool_]) -> Self:
+        """Some of the episodes, chosen by bool (E,), one after the other as in a segment."""
+        steps, seen = chosen[self.step_episode], chosen[self.observation_episode]
+        table, frames = self.episodes, self.frames
+        columns: dict[str, Any] = {
+            field.name: [x for x, kept in zip(values, chosen, strict=True) if kept]
+            if isinstance(values := getattr(table, field.name), list)
+            else values[chosen]
+            for field in dataclasses.fields(table)
+        }
+        columns["offset"] = np.cumsum(columns["length"]) - columns["length"]
+        return dataclasses.replace(
+            self,
+            vector=None if self.vector is None else self.vector[seen],
+            frames=None
+            if frames is None
+            else FrameFeatures(
+                mean=frames.mean[seen], spread=frames.spread[seen], repeated=frames.repeated[seen]
+            ),
+            frame_id=self.frame_id[seen],
+            sim_time=self.sim_time[seen],
+            action=self.action[steps],
+            reward=self.reward[steps],
+            reward_terms=None if self.reward_terms is None else self.reward_terms[steps],
+            terminated=self.terminated[steps],
+            truncated=self.truncated[steps],
+            episodes=EpisodeTable(**columns),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

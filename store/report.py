@@ -1,15 +1,19 @@
 """What an audit answers: `AuditReport`, as a JSON document and as text for people."""
 
 import dataclasses
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from typing import Literal, Self
 
 from avtd3.store.findings import CHECKS, Finding, FindingLog
 from avtd3.store.statistics import Distribution, Summary
+from avtd3.store.worst import WorstEpisode
 
 Verdict = Literal["ok", "warnings", "errors"]
 
+WIDTH = 80
+"""Columns of a terminal."""
 BAR_WIDTH = 24
 """Characters of the longest bar."""
 MAX_BARS = 8
@@ -53,6 +57,12 @@ class AuditReport:
     log: FindingLog
     damaged: tuple[tuple[str, str], ...]
     """Dataset and id of each segment with an error."""
+    worst: tuple[WorstEpisode, ...]
+    """The episodes with the most findings, worst first."""
+    windows: tuple[Summary, ...]
+    """Of the sets of episodes that were to be summarised apart."""
+    gamma: float
+    """Discount of a step."""
     strict: bool
     """Whether warnings count as errors."""
     sample: float
@@ -75,6 +85,11 @@ class AuditReport:
             return "errors"
         return "warnings" if warnings else "ok"
 
+    @property
+    def q_bound(self) -> float:
+        """Size that no Q can exceed: the largest reward seen, for ever."""
+        return self.total.largest_reward / (1.0 - self.gamma)
+
     def document(self) -> dict[str, object]:
         """The report as a JSON object; everything in it is finite."""
         return {
@@ -86,6 +101,10 @@ class AuditReport:
             "warnings": self.log.count("warning"),
             "infos": self.log.count("info"),
             "damaged": [{"dataset": dataset, "segment": name} for dataset, name in self.damaged],
+            "worst": [worst.document() for worst in self.worst],
+            "windows": [window.document() for window in self.windows],
+            "gamma": self.gamma,
+            "q_bound": self.q_bound,
             "datasets": [dataset.document() for dataset in self.datasets],
             "strict": self.strict,
             "sample": self.sample,
@@ -95,8 +114,8 @@ class AuditReport:
 
 
 def render(report: AuditReport) -> str:
-    """The report for a terminal: summary, bars, findings, and the verdict last."""
-    lines = [*_header(report), *_summary(report)]
+    """The report for a terminal of 80 columns: verdict, findings, worst episodes, then figures."""
+    lines = [*_header(report), *_findings(report.log), *_worst(report.worst), *_summary(report)]
     if len(report.datasets) > 1:
         lines += _datasets(report.datasets)
     for title, column in (
@@ -108,14 +127,15 @@ def render(report: AuditReport) -> str:
     ):
         lines += _bars(title, report.total.counts.get(column, Counter()))
     lines += _shares(report.total)
-    lines += _findings(report.log)
-    lines.append(_last_line(report))
+    # Once more where the eye is when the command has ended.
+    lines.append(_verdict(report))
     return "\n".join(lines) + "\n"
 
 
 def _header(report: AuditReport) -> Iterator[str]:
     paths = ", ".join(dataset.path for dataset in report.datasets) or "nothing"
-    yield f"audit of {paths}"
+    yield from _wrapped(f"audit of {paths}", "  ")
+    yield _verdict(report)
     if report.sample < 1.0:
         judged, held = report.total.segments_judged, report.total.segments
         yield f"  sampled: data of {judged} of {held} segments read, files of all"
@@ -136,9 +156,14 @@ def _summary(report: AuditReport) -> Iterator[str]:
         ("segments", f"{total.segments:,}{unread}{wrong}"),
         ("on disk", f"{_size(total.bytes_on_disk)}   ({_size(total.bytes_raw)} raw, {ratio:.1f}x)"),
         ("return", _spread(total.returns)),
+        ("", _range(total.returns)),
         ("length", _spread(total.lengths)),
+        ("", _range(total.lengths)),
+        ("Q", _q(report)),
+        ("policies", _staleness(total)),
     ):
-        yield f"  {name:<10}{value}"
+        if value:
+            yield f"  {name:<10}{value}"
     yield ""
 
 
@@ -147,9 +172,30 @@ def _spread(distribution: Distribution) -> str:
     if not moments.count:
         return "-"
     p5, p50, p95 = distribution.sample.quantiles((0.05, 0.5, 0.95))
+    return f"mean {moments.mean:.1f}   median {p50:.1f}   5-95 % {p5:.1f} .. {p95:.1f}"
+
+
+def _range(distribution: Distribution) -> str:
+    moments = distribution.moments
+    return f"range {moments.minimum:.1f} .. {moments.maximum:.1f}" if moments.count else ""
+
+
+def _q(report: AuditReport) -> str:
+    if not report.total.largest_reward:
+        return ""
     return (
-        f"mean {moments.mean:.1f}   median {p50:.1f}   5-95 % {p5:.1f} .. {p95:.1f}"
-        f"   range {moments.minimum:.1f} .. {moments.maximum:.1f}"
+        f"{report.total.largest_discounted:.4g} seen, {report.q_bound:.4g} possible "
+        f"(gamma {report.gamma:g}, reward up to {report.total.largest_reward:.4g})"
+    )
+
+
+def _staleness(total: Summary) -> str:
+    known = total.staleness
+    if not known:
+        return ""
+    return (
+        f"{known['newest_share']:.0%} by the newest, version {known['newest']}; "
+        f"{known['mean_behind']:.1f} behind on average"
     )
 
 
@@ -219,13 +265,31 @@ def _findings(log: FindingLog) -> Iterator[str]:
         shown.setdefault(finding.check, []).append(finding)
     for check, findings in shown.items():
         entry = CHECKS[check]
-        yield f"  {entry.severity}: {check} x{log.counts[check]:,}: {entry.title}"
+        text = f"  {entry.severity}: {check} x{log.counts[check]:,}: {entry.title}"
+        yield from _wrapped(text, "    ")
         for finding in findings[:MAX_SHOWN]:
-            yield f"    {_place(finding)}: {finding.message}"
+            yield from _wrapped(f"    {_place(finding)}: {finding.message}", "      ")
         if log.counts[check] > MAX_SHOWN:
             yield f"    ... and {log.counts[check] - min(len(findings), MAX_SHOWN):,} more"
-        yield f"    -> {entry.mend}"
+        yield from _wrapped(f"    -> {entry.mend}", "       ")
         yield ""
+
+
+def _worst(worst: tuple[WorstEpisode, ...]) -> Iterator[str]:
+    if not worst:
+        return
+    yield "  worst episodes"
+    for episode in worst[:MAX_SHOWN]:
+        text = f"    {episode.segment} episode {episode.episode}: {', '.join(episode.checks)}"
+        yield from _wrapped(text, "      ")
+    yield ""
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """The text in lines of 80 columns; paths and names are never broken."""
+    return textwrap.wrap(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _place(finding: Finding) -> str:
@@ -235,7 +299,7 @@ def _place(finding: Finding) -> str:
     return f"{finding.segment}{episode}"
 
 
-def _last_line(report: AuditReport) -> str:
+def _verdict(report: AuditReport) -> str:
     errors, warnings = report.log.count("error"), report.log.count("warning")
     strict = ", strict" if report.strict else ""
     return (

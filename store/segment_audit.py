@@ -5,8 +5,6 @@ is the unit of work that Dask hands to threads or to a cluster, so all in and ou
 """
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,10 @@ from numpy.typing import NDArray
 
 from avtd3.store.checks import NUMBER_CHECKS, episode_bounds
 from avtd3.store.dataset import Dataset
+from avtd3.store.duplicates import episode_digests, episode_looks
 from avtd3.store.errors import Avtd3Error, SegmentNotFoundError
 from avtd3.store.evidence import CheckLimits, Evidence
+from avtd3.store.filters import EpisodeFilter
 from avtd3.store.findings import CHECKS, Fault, FindingLog
 from avtd3.store.frame_checks import FRAME_CHECKS, scan_frames
 from avtd3.store.integrity import array_faults, file_faults, list_files, open_manifest, spec_faults
@@ -25,13 +25,9 @@ from avtd3.store.manifest import Manifest
 from avtd3.store.plausibility import PLAUSIBILITY_CHECKS
 from avtd3.store.segment import EpisodeTable, Segment
 from avtd3.store.spec import EpisodeSpec
-from avtd3.store.statistics import (
-    Distribution,
-    Summary,
-    count_labels,
-    distributions_by_name,
-    kind_of_label,
-)
+from avtd3.store.statistics import Summary
+from avtd3.store.summarise import summarise
+from avtd3.store.verified import stamp
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +42,12 @@ class SegmentTask:
     limits: CheckLimits
     max_findings: int
     """Findings kept per check."""
+    gamma: float
+    """Discount of a step, for the bound of Q."""
+    windows: tuple[EpisodeFilter, ...] = ()
+    """Episodes to summarise apart."""
+    verified: str = ""
+    """Stamp under which its checksums were verified before, see `avtd3.store.verified`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,26 @@ class SegmentAudit:
     """Digest of the collector's plan, empty if unknown."""
     episode_index: NDArray[np.int64]
     """int64 (n,): positions in that plan of the episodes held."""
+    digests: NDArray[np.uint64]
+    """uint64 (E,), see `episode_digests`; empty if the data was not judged."""
+    looks: NDArray[np.uint64]
+    """uint64 (E,), see `episode_looks`."""
+    windows: tuple[Summary, ...]
+    """Of the task's windows, or nothing if the data was not judged."""
+    stamp: str
+    """Stamp under which its checksums are now verified, or an empty string."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """What the data of a segment say."""
+
+    summary: Summary = dataclasses.field(default_factory=Summary)
+    index: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
+    digests: NDArray[np.uint64] = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
+    looks: NDArray[np.uint64] = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
+    windows: tuple[Summary, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
 
 def audit_segment(task: SegmentTask) -> SegmentAudit:
@@ -68,20 +90,24 @@ def audit_segment(task: SegmentTask) -> SegmentAudit:
     path = Path(task.dataset) / "segments" / task.segment_id
     log = FindingLog(limit=task.max_findings)
     manifest, faults = open_manifest(path)
-    summary, index = Summary(), np.empty(0, np.int64)
+    summary, judged, seen = Summary(), _Judged(), ""
     try:
         found = list_files(path)
         summary = Summary(bytes_on_disk=sum(found.values()))
         if manifest is not None:
             spec = Dataset.open(Path(task.dataset)).spec
-            faults += _byte_faults(path, manifest, spec, found, hashes=task.judged)
+            seen = stamp(path, manifest.digest, found) if task.judged else ""
+            known = bool(seen) and seen == task.verified
+            faults += _byte_faults(
+                path, manifest, spec, found, hashes=task.judged and not known, arrays=task.judged
+            )
             if not _has_error(faults):
                 # What a damaged segment claims to hold, no reader gets to see.
                 summary = summary.merge(_claims(manifest, spec))
                 if task.judged:
-                    judged, index, more = _judge(task, spec)
-                    summary = summary.merge(judged)
-                    faults += more
+                    judged = _judge(task, spec)
+                    summary = summary.merge(judged.summary)
+                    faults += judged.faults
     except SegmentNotFoundError as error:
         faults.append(Fault(check="segment-gone", message=str(error)))
     except FileNotFoundError as error:
@@ -97,15 +123,25 @@ def audit_segment(task: SegmentTask) -> SegmentAudit:
         summary=summary,
         manifest_digest=manifest.digest if manifest is not None else "",
         plan=str(manifest.provenance.get("plan_digest", "")) if manifest is not None else "",
-        episode_index=index,
+        episode_index=judged.index,
+        digests=judged.digests,
+        looks=judged.looks,
+        windows=judged.windows,
+        stamp="" if _has_error(faults) else seen,
     )
 
 
 def _byte_faults(
-    path: Path, manifest: Manifest, spec: EpisodeSpec, found: dict[str, int], *, hashes: bool
+    path: Path,
+    manifest: Manifest,
+    spec: EpisodeSpec,
+    found: dict[str, int],
+    *,
+    hashes: bool,
+    arrays: bool,
 ) -> list[Fault]:
     faults = [*spec_faults(manifest, spec), *file_faults(path, manifest, found, hashes=hashes)]
-    if hashes and not _has_error(faults):
+    if arrays and not _has_error(faults):
         # One cause, one finding: a torn zarr.json is told as a torn file only.
         faults += array_faults(path, manifest, spec)
     return faults
@@ -132,7 +168,7 @@ def _claims(manifest: Manifest, spec: EpisodeSpec) -> Summary:
     )
 
 
-def _judge(task: SegmentTask, spec: EpisodeSpec) -> tuple[Summary, NDArray[np.int64], list[Fault]]:
+def _judge(task: SegmentTask, spec: EpisodeSpec) -> _Judged:
     """Read and judge the data of a segment whose files are whole."""
     segment = Dataset.open(Path(task.dataset)).open_segment(task.segment_id)
     faults = list(
@@ -144,13 +180,22 @@ def _judge(task: SegmentTask, spec: EpisodeSpec) -> tuple[Summary, NDArray[np.in
         )
     )
     if faults:
-        return Summary(), np.empty(0, np.int64), faults
+        return _Judged(faults=tuple(faults))
     table = segment.episode_table()
     evidence = _read_evidence(segment, spec, table)
     for check in (*NUMBER_CHECKS, *PLAUSIBILITY_CHECKS, *FRAME_CHECKS):
         faults += check(evidence, spec, task.limits)
-    planned = table.index[table.index >= 0]
-    return _summarise(segment.id, evidence, table, spec), planned, faults
+    return _Judged(
+        summary=summarise(segment.id, evidence, spec, gamma=task.gamma),
+        index=table.index[table.index >= 0],
+        digests=episode_digests(evidence),
+        looks=episode_looks(evidence),
+        windows=tuple(
+            summarise(segment.id, part, spec, gamma=task.gamma)
+            for part in (evidence.of_episodes(window.matches(table)) for window in task.windows)
+        ),
+        faults=tuple(faults),
+    )
 
 
 def _read_evidence(segment: Segment, spec: EpisodeSpec, table: EpisodeTable) -> Evidence:
@@ -166,54 +211,3 @@ def _read_evidence(segment: Segment, spec: EpisodeSpec, table: EpisodeTable) -> 
         episodes=table,
         **arrays,
     )
-
-
-def _summarise(
-    segment_id: str, evidence: Evidence, table: EpisodeTable, spec: EpisodeSpec
-) -> Summary:
-    components = {
-        "action": distributions_by_name(spec.action_names, evidence.action, f"{segment_id}/action")
-    }
-    magnitudes: dict[str, float] = {}
-    if evidence.vector is not None:
-        components["vector"] = distributions_by_name(
-            spec.vector_names, evidence.vector, f"{segment_id}/vector", spec.vector_scales
-        )
-    if evidence.reward_terms is not None:
-        components["reward_terms"] = distributions_by_name(
-            spec.reward_terms, evidence.reward_terms, f"{segment_id}/reward_terms"
-        )
-        magnitudes = dict(_magnitudes(spec.reward_terms, evidence.reward_terms))
-    if evidence.frames is not None:
-        grey = Distribution.of(evidence.frames.mean, f"{segment_id}/mean grey")
-        components["frames"] = {"mean grey": grey}
-    return Summary(
-        segments_judged=1,
-        returns=Distribution.of(table.episode_return, f"{segment_id}/return"),
-        lengths=Distribution.of(table.length, f"{segment_id}/length"),
-        counts=_count(table),
-        coverage=Counter(
-            zip(map(str, table.scenario.tolist()), map(kind_of_label, table.town), strict=True)
-        ),
-        components=components,
-        magnitudes=magnitudes,
-    )
-
-
-def _magnitudes(names: tuple[str, ...], terms: NDArray[np.float32]) -> Iterator[tuple[str, float]]:
-    for part, name in enumerate(names):
-        values = np.abs(terms[:, part].astype(np.float64))
-        yield name, float(values[np.isfinite(values)].sum())
-
-
-def _count(table: EpisodeTable) -> dict[str, Counter[str]]:
-    """Episodes per value of what a person asks about."""
-    return {
-        "end_reason": Counter(table.end_reason),
-        "scenario": Counter(map(str, table.scenario.tolist())),
-        "policy_version": Counter(map(str, table.policy_version.tolist())),
-        "driver": Counter(table.driver),
-        "world": Counter(table.world),
-        "town": count_labels(list(table.town)),
-        "weather": count_labels(list(table.weather)),
-    }

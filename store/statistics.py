@@ -7,7 +7,6 @@ is exact up to `SAMPLE_SIZE` values and beyond it a uniform sample, whatever the
 import dataclasses
 import hashlib
 import math
-import re
 from collections import Counter
 from typing import Self
 
@@ -194,11 +193,16 @@ class Summary:
     ``frames``."""
     magnitudes: dict[str, float] = dataclasses.field(default_factory=dict)
     """Sum of absolute values per reward term."""
+    largest_reward: float = 0.0
+    """Largest size of a step's reward."""
+    largest_discounted: float = 0.0
+    """Largest size of a discounted return, from any step on."""
 
     def merge(self, other: Self) -> Self:
         """What both hold together."""
         return type(self)(
             **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
+            **{name: max(getattr(self, name), getattr(other, name)) for name in _LARGEST},
             returns=self.returns.merge(other.returns),
             lengths=self.lengths.merge(other.lengths),
             counts={
@@ -222,10 +226,28 @@ class Summary:
         total = sum(self.magnitudes.values())
         return {k: v / total for k, v in self.magnitudes.items()} if total > 0.0 else {}
 
+    @property
+    def staleness(self) -> dict[str, float | int]:
+        """Of the episodes that a policy drove: its newest version, and how far they are behind."""
+        counts = {int(k): n for k, n in self.counts.get("policy_version", Counter()).items()}
+        driven = {version: count for version, count in counts.items() if version >= 0 < count}
+        if not driven:
+            return {}
+        newest, total = max(driven), sum(driven.values())
+        behind = sum((newest - version) * count for version, count in driven.items())
+        return {
+            "newest": newest,
+            "episodes": total,
+            "newest_share": driven[newest] / total,
+            "mean_behind": behind / total,
+            "most_behind": newest - min(driven),
+        }
+
     def document(self) -> dict[str, object]:
         """The summary as a JSON object."""
         return {
-            **{name: getattr(self, name) for name in _SUMS},
+            **{name: getattr(self, name) for name in (*_SUMS, *_LARGEST)},
+            "staleness": self.staleness,
             "hours": self.simulated_seconds / 3600.0,
             "ratio": self.bytes_raw / self.bytes_on_disk if self.bytes_on_disk else None,
             "returns": self.returns.document(),
@@ -253,6 +275,8 @@ _SUMS = (
     "bytes_raw",
 )
 
+_LARGEST = ("largest_reward", "largest_discounted")
+
 
 def _merge_named(
     one: dict[str, Distribution], other: dict[str, Distribution]
@@ -261,36 +285,3 @@ def _merge_named(
         name: one.get(name, Distribution()).merge(other.get(name, Distribution()))
         for name in {**one, **other}
     }
-
-
-def distributions_by_name(
-    names: tuple[str, ...],
-    values: NDArray[np.float32],
-    key: str,
-    scales: tuple[float, ...] | None = None,
-) -> dict[str, Distribution]:
-    """Distribution of each column of float32 (N, len(names)), times its scale.
-
-    Args:
-        names: Of the columns.
-        values: The array.
-        key: Names the array, see `Sample.of`.
-        scales: One per column; None for 1.
-    """
-    factors = scales or (1.0,) * len(names)
-    columns = values.astype(np.float64) * factors
-    samples = Sample.of_columns(columns, key)
-    return {
-        name: Distribution(moments=Moments.of(columns[:, column]), sample=samples[column])
-        for column, name in enumerate(names)
-    }
-
-
-def count_labels(labels: list[str]) -> Counter[str]:
-    """Count labels, the numbered ones (``country-000012``) together as ``country-*``."""
-    return Counter(map(kind_of_label, labels))
-
-
-def kind_of_label(label: str) -> str:
-    """A label without the number at its end: ``country-*`` for ``country-000012``."""
-    return re.sub(r"(?<=-)\d+$", "*", label) or "-"

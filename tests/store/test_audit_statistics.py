@@ -15,9 +15,8 @@ from avtd3.store.statistics import (
     Moments,
     Sample,
     Summary,
-    count_labels,
-    distributions_by_name,
 )
+from avtd3.store.summarise import count_labels, distributions_by_name, largest_discounted
 
 numbers = st.lists(st.floats(-1e6, 1e6), max_size=30)
 
@@ -156,3 +155,29 @@ def test_every_check_says_what_it_found_and_what_mends_it(check):
     assert entry.severity in ("error", "warning", "info")
     assert len(entry.title) > 10
     assert len(entry.mend) > 10
+
+
+def test_the_largest_discounted_return_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    reward = rng.normal(size=12).astype(np.float32)
+    offset, length = np.array([0, 5]), np.array([5, 7])
+    largest = 0.0
+    for start, steps in ((0, 5), (5, 7)):
+        for first in range(start, start + steps):
+            rest = reward[first : start + steps].astype(float)
+            largest = max(largest, abs(sum(0.9**n * r for n, r in enumerate(rest))))
+    assert largest_discounted(reward, offset, length, 0.9) == pytest.approx(largest)
+    assert largest_discounted(reward[:0], offset[:0], length[:0], 0.9) == 0.0
+
+
+def test_staleness_is_of_the_episodes_that_a_policy_drove():
+    versions = Counter({"-1": 10, "3": 1, "7": 3})
+    found = Summary(counts={"policy_version": versions}).staleness
+    assert found == {
+        "newest": 7,
+        "episodes": 4,
+        "newest_share": 0.75,
+        "mean_behind": 1.0,
+        "most_behind": 4,
+    }
+    assert Summary(counts={"policy_version": Counter({"-1": 2})}).staleness == {}
