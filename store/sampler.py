@@ -1,7 +1,9 @@
 """Draws from datasets: snapshot and seed in, batches of transitions out.
 
-`Sampler` draws which transitions make a batch. `avtd3.store.selection` says which segments they are
-drawn from, `avtd3.store.replay` holds those decoded, `avtd3.store.gather` puts the batch together.
+`Sampler` is where these meet: `avtd3.store.following` says which segments are wanted,
+`avtd3.store.replay` holds them decoded, `avtd3.store.numbering` numbers what may be drawn of them,
+`avtd3.store.draw`, `avtd3.store.priority` and `avtd3.store.sequences` draw numbers, and
+`avtd3.store.gather` puts the batch together.
 """
 
 import dataclasses
@@ -42,10 +44,10 @@ __all__ = ["RefreshReport", "RefusedSegment", "ReplayConfig", "Sampler", "Transi
 
 
 class Sampler:
-    """Uniform draws of transitions from one or several datasets.
+    """Draws of transitions, or sequences of them, from one or several datasets.
 
-    What can be drawn is a function of the datasets' snapshots and the capacity alone; with the
-    same seed it gives the same batches. One lock lets `sample` run in a thread of its own.
+    What can be drawn is a function of the datasets' snapshots and the configuration alone; with
+    the same seed it gives the same batches. One lock lets `sample` run in a thread of its own.
     """
 
     def __init__(
