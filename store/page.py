@@ -113,6 +113,8 @@ def _checks(report: AuditReport) -> Markup:
         kept: dict[str, list[Finding]] = {}
         for finding in report.findings:
             kept.setdefault(finding.check, []).append(finding)
+        if report.worst:
+            parts.append(_worst(report))
         parts += [_offenders(name, kept.get(name, []), counts[name]) for name in found]
     quiet = [name for name in CHECKS if not counts.get(name)]
     listed = table(
@@ -169,6 +171,21 @@ def _offenders(name: str, findings: Sequence[Finding], count: int) -> Markup:
             element("p", f"… and {left_out:,} more", class_="note") if left_out else "",
             class_="card",
         ),
+    )
+
+
+def _worst(report: AuditReport) -> Markup:
+    lines = []
+    for worst in report.worst:
+        counts = ((worst.errors, "error"), (worst.warnings, "warning"))
+        found = ", ".join(_plural(count, noun) for count, noun in counts if count)
+        place = element("code", f"{worst.segment}:{worst.episode}")
+        lines.append(element("li", place, " ", f"{found}: {', '.join(worst.checks)}"))
+    return element(
+        "details",
+        element("summary", f"The worst {_plural(len(lines), 'episode')}"),
+        element("div", element("ul", lines, class_="offenders"), class_="card"),
+        open="",
     )
 
 

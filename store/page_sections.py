@@ -9,6 +9,7 @@ import numpy as np
 from avtd3.store.episode_record import telling
 from avtd3.store.markup import Markup, element
 from avtd3.store.page_charts import Bins, histogram, number
+from avtd3.store.page_drift import drift_section
 from avtd3.store.page_tables import bars, heat_table, scrolling, table
 from avtd3.store.report import AuditReport
 from avtd3.store.statistics import SAMPLE_SIZE, Distribution, Moments, Summary
@@ -73,11 +74,14 @@ def data_sections(report: AuditReport) -> Iterator[tuple[str, Markup]]:
     for title, cards in (
         ("Episodes", [*_episodes(total)]),
         ("Driving", [*_driving(total)]),
-        ("Rewards", [*_rewards(total)]),
+        ("Rewards", [*_rewards(report)]),
         ("Coverage", [*_coverage(total)]),
     ):
         if cards:
             yield title, element("div", cards, class_="cards")
+    drift = drift_section(report)
+    if drift is not None:
+        yield "Drift", drift
     if len(report.datasets) > 1:
         yield "Datasets", element("div", _datasets(report), class_="card")
     if total.components:
@@ -157,7 +161,8 @@ def _driving(total: Summary) -> Iterator[Markup]:
             yield card(name, plot, _sampled(vector[name], name))
 
 
-def _rewards(total: Summary) -> Iterator[Markup]:
+def _rewards(report: AuditReport) -> Iterator[Markup]:
+    total = report.total
     shares = sorted(total.reward_shares.items(), key=lambda item: -item[1])
     if len(shares) > 1:
         rows = [(name, share, f"{share:.1%}") for name, share in shares]
@@ -169,7 +174,8 @@ def _rewards(total: Summary) -> Iterator[Markup]:
         rows_of_means = [[name, _mean(known.moments)] for name, known in terms.items()]
         heads = ["term", "mean of a step"]
         listed = table(heads, rows_of_means, caption="Reward terms", figures=heads[1:])
-        yield card("What a step earns", listed)
+        note = f"At a discount of {report.gamma:g} no Q can exceed {_figure(report.q_bound)}."
+        yield card("What a step earns", listed, note)
 
 
 def _coverage(total: Summary) -> Iterator[Markup]:

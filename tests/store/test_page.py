@@ -208,6 +208,28 @@ def test_actions_speed_coverage_and_staleness_are_drawn(tmp_path):
     assert "Episodes by scenario and town" in page.text
 
 
+def test_the_worst_episodes_are_named_as_the_command_takes_them(tmp_path):
+    episodes = [sound_episode(30, n) for n in range(3)]
+    episodes[1].frames[4:9] = 0
+    write_dataset(tmp_path / "data", SPEC, episodes)
+    (segment,) = Dataset.open(tmp_path / "data").segment_ids()
+    page = page_of(tmp_path / "data")
+    assert f"{segment}:1" in page.text
+    assert "The worst 1 episode" in page.text
+
+
+def test_drift_between_two_datasets_is_told(tmp_path):
+    for name, shift in (("before", 0.0), ("after", 0.3)):
+        episodes = [sound_episode(80, n) for n in range(4)]
+        for episode in episodes:
+            episode.action[:, 0] = episode.action[:, 0] / 4 + np.float32(shift)
+        write_dataset(tmp_path / name, SPEC, episodes, collector=name)
+    page = page_of(tmp_path / "before", tmp_path / "after")
+    assert "another population" in page.text
+    assert "action steer" in page.text
+    assert "Drift" not in page_of(tmp_path / "before").text
+
+
 def test_several_datasets_are_compared(sound, tmp_path):
     write_dataset(tmp_path / "other", SPEC, [sound_episode(4, 50)])
     text = page_of(sound.path, tmp_path / "other").text

@@ -1,0 +1,73 @@
+"""How far the data of an audit drift, from one window or dataset to the other, as HTML."""
+
+from avtd3.store.drift import Drift, drift_between
+from avtd3.store.markup import Markup, element, shorten
+from avtd3.store.page_charts import number
+from avtd3.store.page_tables import scrolling
+from avtd3.store.report import AuditReport
+from avtd3.store.statistics import Summary
+
+MAX_DRIFTS = 40
+"""Quantities told, the most drifted first."""
+SEVERITIES = {"same": "ok", "shifted": "warning", "other": "error", "few values": "info"}
+
+
+def drift_section(report: AuditReport) -> Markup | None:
+    """The drift between two windows, or else between two datasets; None where there are not two."""
+    compared = _compared(report)
+    if compared is None:
+        return None
+    (before, first), (after, second) = compared
+    drifts = drift_between(first, second)
+    if not drifts:
+        return None
+    counts = {kind: sum(d.verdict == kind for d in drifts) for kind in ("other", "shifted")}
+    lead = (
+        f"From {shorten(before)} to {shorten(after)}, {counts['other']} of {len(drifts)} "
+        f"quantities are another population and {counts['shifted']} are shifted."
+    )
+    note = (
+        "PSI: population stability index over ten parts, below 0.1 the same, above 0.25 another "
+        "population. KS: largest distance of the cumulative distributions."
+    )
+    return element(
+        "div",
+        element("p", lead),
+        _table(drifts[:MAX_DRIFTS]),
+        element("p", note, class_="note"),
+        class_="card",
+    )
+
+
+def _compared(report: AuditReport) -> tuple[tuple[str, Summary], tuple[str, Summary]] | None:
+    if len(report.windows) == 2:
+        first, second = report.windows
+        return ("the first window", first), ("the second", second)
+    if len(report.datasets) == 2:
+        before, after = report.datasets
+        return (before.path, before.summary), (after.path, after.summary)
+    return None
+
+
+def _table(drifts: tuple[Drift, ...]) -> Markup:
+    heads = ("quantity", "verdict", "PSI", "KS", "median", "then")
+    rows = []
+    for drift in drifts:
+        verdict = element("span", drift.verdict, class_=f"severity {SEVERITIES[drift.verdict]}")
+        figures = (f"{drift.psi:.2f}", f"{drift.ks:.2f}", *map(number, drift.medians))
+        cells = [element("th", shorten(drift.name), scope="row"), element("td", verdict)]
+        cells += [element("td", figure, class_="figure") for figure in figures]
+        rows.append(element("tr", cells))
+    caption = "Drift of each quantity"
+    styles = [None, None, *["figure"] * 4]
+    head = [
+        element("th", text, scope="col", class_=style)
+        for text, style in zip(heads, styles, strict=True)
+    ]
+    content = element(
+        "table",
+        element("caption", caption, class_="hidden"),
+        element("thead", element("tr", head)),
+        element("tbody", rows),
+    )
+    return scrolling(content, caption)
