@@ -80,8 +80,12 @@ class ArrayFiles:
         ours = plain_encoding(layout)
         if any(document.get(key) != value for key, value in ours.items()):
             return self._read_foreign(layout, 0, layout.shape[0])
-        data = self._read_file(layout.chunk_path, layout.nbytes + CRC_BYTES)
-        with self._faults(layout.chunk_path):
+        name = layout.chunk_path
+        data = self._read_file(name, layout.nbytes + CRC_BYTES)
+        # The chunk's own checksum would also hold for another array's file in its place.
+        if sha256(data) != self._manifest.files[name].sha256:
+            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+        with self._faults(name):
             values = np.frombuffer(unseal(data), np.dtype(layout.dtype).newbyteorder("<"))
             return values.reshape(layout.shape).astype(layout.dtype)
 

@@ -209,6 +209,14 @@ def test_every_truncated_file_is_found(dataset):
         file.write_bytes(good)
 
 
+def test_another_arrays_file_in_its_place_is_found(dataset):
+    """Its own checksum holds, and its size is right."""
+    path = only(dataset).path
+    shutil.copy(path / "episode_seed" / "c" / "0", path / "episode_length" / "c" / "0")
+    with pytest.raises(SegmentCorruptError, match="SHA-256"):
+        only(dataset).read("episode_length")
+
+
 def test_every_missing_file_is_found(dataset):
     segment_id = dataset.segment_ids()[0]
     path = dataset.segments_path / segment_id

@@ -1,0 +1,263 @@
+"""Writers, readers, quarantine, deletion, crashes and full disks in any order, against a model.
+
+The model is a list of episodes per published segment. Whatever happened, a reader that looks at the
+dataset gets exactly those, and one that holds an older snapshot gets what it held or is told that
+it is gone.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import SegmentNotFoundError, StorageError
+from avtd3.tests.store.segments import (
+    Clock,
+    begin,
+    feed,
+    make_episode,
+    make_spec,
+    make_writer,
+    step,
+)
+
+SPEC = make_spec(vector=1, terms=1)
+WRITERS = 2
+COUNTED = ("write", "fsync", "mkdir", "rename", "link", "open")
+
+
+def names(directory):
+    """What lies in a directory."""
+    return {path.name for path in directory.iterdir()}
+
+
+class CrashError(BaseException):
+    """Stands for a kill: nothing after it runs, not even what cleans up."""
+
+
+class Failing:
+    """File operations that work until the k-th of them, and from then on, or once, do not."""
+
+    def __init__(self, patch, k, error, *, is_final):
+        self.count = 0
+        for name in COUNTED:
+            self._wrap(patch, name, getattr(os, name), k, error, is_final)
+        if is_final:
+            for name in ("unlink", "rmdir", "remove"):  # the dead tidy nothing up
+                self._wrap(patch, name, getattr(os, name), k, error, is_final)
+
+    def _wrap(self, patch, name, real, k, error, is_final):
+        def call(*args, **kwargs):
+            self.count += 1
+            if self.count == k or (is_final and self.count > k):
+                raise error
+            return real(*args, **kwargs)
+
+        patch.setattr(os, name, call)
+
+
+def count_operations():
+    """How many file operations it takes to publish a segment."""
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        writer = make_writer(Dataset.create(Path(directory) / "d", SPEC))
+        feed(writer, make_episode(SPEC, 1))
+        failing = Failing(patch, 0, None, is_final=False)
+        writer.flush()
+    return failing.count
+
+
+OPERATIONS = count_operations()
+moments = st.integers(1, OPERATIONS) | st.integers(OPERATIONS - 7, OPERATIONS)
+"""When something happens to a publication: anywhere, and often around its rename."""
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """A dataset with two collectors, a reader with an old snapshot, and people who tidy up."""
+
+    def __init__(self):
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="avtd3-machine-"))
+        self.dataset = Dataset.create(self.root / "d", SPEC)
+        self.clock = Clock()
+        self.published: dict[str, list[int]] = {}
+        self.left: set[str] = set()
+        self.held: list[list[int]] = [[] for _ in range(WRITERS)]
+        self.running: list[bool] = [False] * WRITERS
+        self.writers = [self.new_writer(n) for n in range(WRITERS)]
+        self.seed = 0
+        self.snapshot = self.dataset.snapshot()
+
+    def new_writer(self, n):
+        return make_writer(
+            self.dataset, collector=f"w{n}", clock=self.clock, segment_steps=1_000_000
+        )
+
+    def episode(self, seed):
+        return make_episode(SPEC, 1 + seed % 3, seed)
+
+    def found(self, n):
+        """Note what has appeared, if something has, as the episodes that the writer held."""
+        new = names(self.dataset.segments_path) - self.published.keys()
+        assert len(new) <= 1
+        for name in new:
+            self.published[name] = self.held[n]
+            self.held[n] = []
+
+    writers_numbers = st.integers(0, WRITERS - 1)
+
+    @rule(n=writers_numbers)
+    def write_an_episode(self, n):
+        self.hold_an_episode(n)
+
+    def hold_an_episode(self, n):
+        if not self.running[n]:
+            feed(self.writers[n], self.episode(self.seed))
+            self.held[n].append(self.seed)
+            self.seed += 1
+
+    @rule(n=writers_numbers)
+    def begin_an_episode(self, n):
+        if not self.running[n]:
+            begin(self.writers[n], self.episode(1))
+            step(self.writers[n], self.episode(1), 0)
+            self.running[n] = True
+
+    @rule(n=writers_numbers)
+    def publish(self, n):
+        self.writers[n].flush()
+        self.found(n)
+        assert self.held[n] == []
+
+    @rule(n=writers_numbers, k=moments, code=st.sampled_from([28, errno.EIO]))
+    def publish_on_a_failing_disk(self, n, k, code):
+        self.hold_an_episode(n)
+        with pytest.MonkeyPatch.context() as patch:
+            Failing(patch, k, OSError(code, os.strerror(code)), is_final=False)
+            with contextlib.suppress(StorageError):
+                self.writers[n].flush()
+        self.found(n)
+        assert not [
+            p
+            for p in self.dataset.staging_path.iterdir()
+            if f"-w{n}-" in p.name
+            and p.name not in self.left
+            and not p.name.endswith(".owner.json")
+        ]
+
+    @rule(n=writers_numbers, k=moments)
+    def crash_while_publishing(self, n, k):
+        self.hold_an_episode(n)
+        before = names(self.dataset.staging_path)
+        with pytest.MonkeyPatch.context() as patch:
+            Failing(patch, k, CrashError(), is_final=True)
+            with contextlib.suppress(CrashError):
+                self.writers[n].flush()
+        self.found(n)
+        self.left |= names(self.dataset.staging_path) - before
+        self.held[n], self.running[n] = [], False
+        self.writers[n] = self.new_writer(n)
+
+    @rule(n=writers_numbers)
+    def close_and_start_again(self, n):
+        self.writers[n].close()
+        self.found(n)
+        self.running[n] = False
+        self.writers[n] = self.new_writer(n)
+
+    @rule(seconds=st.floats(-1e6, 1e6))
+    def set_the_clock(self, seconds):
+        self.clock.now = max(1.0, self.clock.now + seconds)
+
+    @precondition(lambda self: self.published)
+    @rule(data=st.data())
+    def quarantine(self, data):
+        name = data.draw(st.sampled_from(sorted(self.published)))
+        self.dataset.quarantine(name)
+        del self.published[name]
+
+    @precondition(lambda self: self.published)
+    @rule(data=st.data())
+    def delete(self, data):
+        name = data.draw(st.sampled_from(sorted(self.published)))
+        shutil.rmtree(self.dataset.segments_path / name)
+        del self.published[name]
+
+    @rule()
+    def clean_staging(self):
+        self.dataset.clean_staging(older_than_s=-1.0)
+        assert not list(self.dataset.staging_path.iterdir())
+        self.left = set()
+
+    @rule()
+    def refresh(self):
+        self.snapshot = self.dataset.refresh(self.snapshot)
+        assert {segment.id for segment in self.snapshot.segments} == self.published.keys()
+        assert self.snapshot.refused == ()
+
+    @rule()
+    def read_what_is_held(self):
+        for segment in self.snapshot.segments:
+            try:
+                self.check(segment, None)
+            except SegmentNotFoundError:
+                assert segment.id not in self.published
+            else:
+                assert segment.id in self.published
+
+    @invariant()
+    def a_new_reader_gets_what_was_published(self):
+        snapshot = Dataset.open(self.dataset.path).snapshot()
+        assert snapshot.refused == ()
+        assert [segment.id for segment in snapshot.segments] == sorted(self.published)
+        for segment in snapshot.segments:
+            self.check(segment, self.published[segment.id])
+
+    def check(self, segment, seeds):
+        table = segment.episode_table()
+        assert seeds is None or table.seed.tolist() == seeds
+        episodes = [self.episode(seed) for seed in table.seed.tolist()]
+        want = np.concatenate([episode.frames for episode in episodes])
+        np.testing.assert_array_equal(segment.read_frames(), want)
+        want = np.concatenate([episode.action for episode in episodes])
+        np.testing.assert_array_equal(segment.read("action"), want)
+
+    def teardown(self):
+        shutil.rmtree(self.root)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def disk():
+    """No waiting for the disk: that every byte reaches it cannot be tested here anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+FAST = settings(
+    max_examples=6, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_any_order_of_things():
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(StoreMachine, settings=FAST)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_any_order_of_many_things():
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        StoreMachine, settings=settings(FAST, max_examples=150, stateful_step_count=50)
+    )
