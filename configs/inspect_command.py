@@ -18,6 +18,7 @@ from avtd3.configs.command_line import (
 from avtd3.configs.console import interruptible, progress, say
 from avtd3.configs.inspect_drift import Comparison, parse_share
 from avtd3.configs.inspect_episode import EpisodeFiles, show_episode
+from avtd3.configs.inspect_estimate import show_estimate
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def replay_inspect(
-    datasets: Annotated[list[Path], typer.Argument(help="Datasets to audit.")],
+    datasets: Annotated[
+        list[Path] | None, typer.Argument(help="Datasets to audit.", show_default=False)
+    ] = None,
     sample: Annotated[
         str | None,
         typer.Option(metavar="SHARE", help="Share of the segments to read, as 5% or 0.05."),
@@ -52,6 +55,10 @@ def replay_inspect(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With --quarantine: say what would be moved.")
     ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Bytes per step of the dataset, or of --config, instead."),
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the audit as one HTML page.")] = None,
     episode: Annotated[
         str | None,
@@ -70,6 +77,11 @@ def replay_inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Audit datasets: what they hold, whether the bytes are whole, whether the data make sense."""
+    if estimate:
+        show_estimate(datasets or (), config, set_, as_json=as_json)
+        return
+    if not datasets:
+        raise ConfigError("replay-inspect needs a dataset: name one or more directories")
     files = EpisodeFiles(sheet=sheet, gif=gif, mp4=mp4)
     files.check(episode, html, filter_ or ())
     if episode is not None:
@@ -95,15 +107,16 @@ def replay_inspect(
             should_stop=should_stop,
             on_progress=draw,
         )
+    drifts = comparison.drifts(report)
     if html is not None:
         from avtd3.store.page import write_page
 
-        write_page(report, html)
+        write_page(report, html, drifts=drifts, compared=comparison.names)
         say(f"wrote {html}")
-    drift, drift_text = comparison.drift(report)
     moved, moved_text = _quarantine(report, wanted=quarantine, dry_run=dry_run)
-    text = "\n".join([render(report), *drift_text, *moved_text])
-    answer(report.document() | {"quarantined": moved, "drift": drift}, as_json, text)
+    text = "\n".join([render(report), *comparison.text(drifts), *moved_text])
+    found = {"quarantined": moved, "drift": [drift.document() for drift in drifts]}
+    answer(report.document() | found, as_json, text)
     if report.verdict != "ok":
         raise typer.Exit(EXIT_NO)
 

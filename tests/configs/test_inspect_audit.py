@@ -7,8 +7,9 @@ import pytest
 
 from avtd3.cli import main
 from avtd3.configs.inspect_drift import Comparison, parse_share
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
-from avtd3.tests.store.test_audit import write
+from avtd3.tests.store.test_audit import SPEC, write
 
 
 def run(capsys, *arguments):
@@ -74,3 +75,30 @@ def test_a_dry_run_moves_nothing_and_says_what_it_would(tmp_path, capsys):
     assert f"\nmoved to quarantine: {bad}" in out.out
     assert run(capsys, dataset.path)[0] == 0
     assert run(capsys, dataset.path, "--dry-run")[0] == 2
+
+
+def test_an_estimate_adds_up_to_the_files(tmp_path, capsys):
+    dataset = write(tmp_path / "data", segments=2)
+    code, out = run(capsys, dataset.path, "--estimate", "--json")
+    assert code == 0
+    document = json.loads(out.out)
+    files = [file for file in dataset.segments_path.rglob("*") if file.is_file()]
+    sizes = sum(file.stat().st_size for file in files)
+    assert document["bytes_per_step"] * document["steps"] == pytest.approx(sizes)
+    hours = 1e12 / document["bytes_per_step"] * 0.05 / 3600
+    assert document["hours_per_terabyte"] == pytest.approx(hours)
+
+
+def test_an_estimate_of_nothing_is_refused(tmp_path, capsys):
+    Dataset.create(tmp_path / "data", SPEC)
+    code, out = run(capsys, tmp_path / "data", "--estimate")
+    assert code == 2
+    assert "holds no steps" in out.err
+    assert run(capsys)[0] == 2
+
+
+@pytest.mark.slow
+def test_an_estimate_of_a_configuration_drives_and_leaves_nothing(capsys):
+    code, out = run(capsys, "--estimate", "--set", "collect.driver=random")
+    assert code == 0
+    assert "hours per terabyte" in out.out

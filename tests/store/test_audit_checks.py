@@ -1,6 +1,7 @@
 """Each semantic check: silent on clean arrays, and told by name when its fault is planted."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,3 +269,11 @@ def test_frames_equal_across_a_block_border_are_seen():
 
     features = scan_frames(read, len(frames), image)
     assert np.flatnonzero(features.repeated).tolist() == [16]
+
+
+def test_every_check_is_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs/audit.md").read_text()
+    for name, check in CHECKS.items():
+        assert f"| `{name}` | {check.severity} | {check.title} |" in text
+    for field in dataclasses.fields(CheckLimits):
+        assert f"`{field.name}`" in text
