@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
+    from avtd3.store.drift import Drift
     from avtd3.store.filters import EpisodeFilter
     from avtd3.store.report import AuditReport
 
@@ -75,9 +76,9 @@ class Comparison:
             names=names,
         )
 
-    def drift(self, report: "AuditReport") -> tuple[list[dict[str, object]], list[str]]:
-        """The drift between the two parts as JSON and as text; nothing if none was asked for."""
-        from avtd3.store.drift import drift_between, render_drift
+    def drifts(self, report: "AuditReport") -> tuple["Drift", ...]:
+        """The drift between the two parts, quantity by quantity; nothing if none was asked for."""
+        from avtd3.store.drift import drift_between
         from avtd3.store.statistics import Summary
 
         if self.windows:
@@ -90,6 +91,12 @@ class Comparison:
                 else:
                     first = first.merge(dataset.summary)
         else:
-            return [], []
-        found = drift_between(first, second)
-        return [drift.document() for drift in found], [render_drift(found, *self.names)]
+            return ()
+        return drift_between(first, second)
+
+    def text(self, drifts: Sequence["Drift"]) -> list[str]:
+        """The drift for the terminal; nothing if none was asked for."""
+        from avtd3.store.drift import render_drift
+
+        wanted = bool(self.windows or self.against)
+        return [render_drift(drifts, *self.names)] if wanted else []

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from avtd3.store.drift import Drift
 from avtd3.store.files import write_aside
 from avtd3.store.findings import CHECKS, Finding
 from avtd3.store.markup import Markup, element, join, shorten
+from avtd3.store.page_drift import drift_section
 from avtd3.store.page_reels import Reel, draw_reel, pick_reels
 from avtd3.store.page_sections import data_sections, key_figures
 from avtd3.store.page_style import STYLE
@@ -24,28 +26,42 @@ MAX_OFFENDERS = 10
 """Findings of each check that the page spells out."""
 
 
-def write_page(report: AuditReport, path: Path) -> None:
+def write_page(
+    report: AuditReport, path: Path, *, drifts: Sequence[Drift] = (), compared: Sequence[str] = ()
+) -> None:
     """Write an audit as a page, with frames of a few of its episodes.
 
     Args:
         report: The audit; its datasets are read once more, for the frames.
         path: The file, replaced atomically.
+        drifts: What was measured between two parts of the data, if anything.
+        compared: What these two parts are called.
 
     Raises:
         StorageError: The file cannot be written.
     """
     reels = pick_reels([Path(dataset.path) for dataset in report.datasets])
-    page = render_page(report, reels, made=datetime.datetime.now(datetime.UTC))
+    made = datetime.datetime.now(datetime.UTC)
+    page = render_page(report, reels, made=made, drifts=drifts, compared=compared)
     write_aside(path, page.encode())
 
 
-def render_page(report: AuditReport, reels: Sequence[Reel], *, made: datetime.datetime) -> str:
+def render_page(
+    report: AuditReport,
+    reels: Sequence[Reel],
+    *,
+    made: datetime.datetime,
+    drifts: Sequence[Drift] = (),
+    compared: Sequence[str] = (),
+) -> str:
     """An audit as HTML.
 
     Args:
         report: The audit.
         reels: Episodes to show.
         made: When the audit was made.
+        drifts: What was measured between two parts of the data, if anything.
+        compared: What these two parts are called.
     """
     names = ", ".join(dataset.path for dataset in report.datasets) or "nothing"
     title = f"Audit of {names}"
@@ -62,6 +78,7 @@ def render_page(report: AuditReport, reels: Sequence[Reel], *, made: datetime.da
     main = element(
         "main",
         _section("Checks", _checks(report)),
+        _section("Drift", drift_section(drifts, compared)) if drifts else "",
         _section("What the camera saw", _reels(reels)) if reels else "",
         [_section(name, content) for name, content in data_sections(report)],
     )

@@ -1,26 +1,25 @@
 """How far the data of an audit drift, from one window or dataset to the other, as HTML."""
 
-from avtd3.store.drift import Drift, drift_between
+from collections.abc import Sequence
+
+from avtd3.store.drift import Drift
 from avtd3.store.markup import Markup, element, shorten
 from avtd3.store.page_charts import number
 from avtd3.store.page_tables import scrolling
-from avtd3.store.report import AuditReport
-from avtd3.store.statistics import Summary
 
 MAX_DRIFTS = 40
 """Quantities told, the most drifted first."""
 SEVERITIES = {"same": "ok", "shifted": "warning", "other": "error", "few values": "info"}
 
 
-def drift_section(report: AuditReport) -> Markup | None:
-    """The drift between two windows, or else between two datasets; None where there are not two."""
-    compared = _compared(report)
-    if compared is None:
-        return None
-    (before, first), (after, second) = compared
-    drifts = drift_between(first, second)
-    if not drifts:
-        return None
+def drift_section(drifts: Sequence[Drift], compared: Sequence[str]) -> Markup:
+    """The drift as a table.
+
+    Args:
+        drifts: At least one quantity, the most drifted first.
+        compared: What the two sets of episodes are called.
+    """
+    before, after = compared
     counts = {kind: sum(d.verdict == kind for d in drifts) for kind in ("other", "shifted")}
     lead = (
         f"From {shorten(before)} to {shorten(after)}, {counts['other']} of {len(drifts)} "
@@ -39,17 +38,7 @@ def drift_section(report: AuditReport) -> Markup | None:
     )
 
 
-def _compared(report: AuditReport) -> tuple[tuple[str, Summary], tuple[str, Summary]] | None:
-    if len(report.windows) == 2:
-        first, second = report.windows
-        return ("the first window", first), ("the second", second)
-    if len(report.datasets) == 2:
-        before, after = report.datasets
-        return (before.path, before.summary), (after.path, after.summary)
-    return None
-
-
-def _table(drifts: tuple[Drift, ...]) -> Markup:
+def _table(drifts: Sequence[Drift]) -> Markup:
     heads = ("quantity", "verdict", "PSI", "KS", "median", "then")
     rows = []
     for drift in drifts:

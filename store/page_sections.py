@@ -9,7 +9,6 @@ import numpy as np
 from avtd3.store.episode_record import telling
 from avtd3.store.markup import Markup, element
 from avtd3.store.page_charts import Bins, histogram, number
-from avtd3.store.page_drift import drift_section
 from avtd3.store.page_tables import bars, heat_table, scrolling, table
 from avtd3.store.report import AuditReport
 from avtd3.store.statistics import SAMPLE_SIZE, Distribution, Moments, Summary
@@ -79,9 +78,6 @@ def data_sections(report: AuditReport) -> Iterator[tuple[str, Markup]]:
     ):
         if cards:
             yield title, element("div", cards, class_="cards")
-    drift = drift_section(report)
-    if drift is not None:
-        yield "Drift", drift
     if len(report.datasets) > 1:
         yield "Datasets", element("div", _datasets(report), class_="card")
     if total.components:

@@ -9,6 +9,7 @@ import pytest
 
 from avtd3.store.audit import audit
 from avtd3.store.dataset import Dataset
+from avtd3.store.drift import drift_between
 from avtd3.store.findings import CHECKS
 from avtd3.store.page import MAX_OFFENDERS, render_page, write_page
 from avtd3.store.page_charts import Bins, histogram, line, nice_ticks, number
@@ -224,10 +225,14 @@ def test_drift_between_two_datasets_is_told(tmp_path):
         for episode in episodes:
             episode.action[:, 0] = episode.action[:, 0] / 4 + np.float32(shift)
         write_dataset(tmp_path / name, SPEC, episodes, collector=name)
-    page = page_of(tmp_path / "before", tmp_path / "after")
+    report = audit([tmp_path / "before", tmp_path / "after"])
+    drifts = drift_between(*(dataset.summary for dataset in report.datasets))
+    text = render_page(report, (), made=MADE, drifts=drifts, compared=("a<b>", "after"))
+    page = Page(text)
+    assert "From a<b> to after" in page.text
     assert "another population" in page.text
     assert "action steer" in page.text
-    assert "Drift" not in page_of(tmp_path / "before").text
+    assert "Drift" not in Page(render_page(report, (), made=MADE)).text
 
 
 def test_several_datasets_are_compared(sound, tmp_path):

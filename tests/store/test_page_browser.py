@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from avtd3.store.audit import audit
+from avtd3.store.drift import drift_between
 from avtd3.store.page import write_page
 from avtd3.tests.store.chromium import Chromium, find_chromium
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
@@ -86,7 +87,9 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     write_dataset(folder / "data", spec, episodes)
     write_dataset(folder / LONG, spec, episodes[:2], collector="other")
-    write_page(audit([folder / "data", folder / LONG]), folder / "page.html")
+    report = audit([folder / "data", folder / LONG])
+    drifts = drift_between(*(dataset.summary for dataset in report.datasets))
+    write_page(report, folder / "page.html", drifts=drifts, compared=(EVIL, LONG))
     return folder / "page.html"
 
 
