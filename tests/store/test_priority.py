@@ -39,7 +39,7 @@ class PrioritisedSampling(RuleBasedStateMachine):
         self.world = World(make_spec(image=False))
         self.dataset = self.world.dataset("/d", ("s00", [(3, True), (2, False)]))
         self.model: dict[tuple[int, int], float] = {}
-        self.batches: list[tuple[Any, list[tuple[int, int]]]] = []
+        self.batches: list[tuple[Any, list[tuple[int, int] | None]]] = []
         self.largest, self.count = 1.0, 0
 
     @initialize(
@@ -66,6 +66,11 @@ class PrioritisedSampling(RuleBasedStateMachine):
             for number, step in segment.arrays["action"].astype(int).tolist():
                 held[number, step] = self.model.get((number, step), self.largest)
         self.model = held
+        # What was let go of is new if it comes back: older indexes do not name it.
+        self.batches = [
+            (index, [pair if pair in held else None for pair in drawn])
+            for index, drawn in self.batches
+        ]
 
     @rule(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3))
     def publish(self, lengths):
@@ -92,7 +97,7 @@ class PrioritisedSampling(RuleBasedStateMachine):
         assert batch.weight is not None
         assert batch.weight.max() == 1.0
         assert batch.weight == pytest.approx((priority.min() / priority) ** (ALPHA * self.beta()))
-        self.batches.append((batch.index, drawn))
+        self.batches.append((batch.index, [*drawn]))
 
     def beta(self):
         """As of the batch that was just drawn."""
@@ -109,7 +114,7 @@ class PrioritisedSampling(RuleBasedStateMachine):
         errors[3] = float("nan") if errors[3] > 10 else errors[3]
         self.sampler.update_priorities(index, np.array(errors, np.float32))
         for pair, error in zip(drawn, errors, strict=True):
-            if pair in self.model and not np.isnan(error):
+            if pair is not None and not np.isnan(error):
                 self.model[pair] = abs(error) + EPSILON
                 self.largest = max(self.largest, self.model[pair])
 
@@ -144,7 +149,7 @@ class PrioritisedSampling(RuleBasedStateMachine):
 
 
 TestPrioritisedSampling = PrioritisedSampling.TestCase
-TestPrioritisedSampling.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestPrioritisedSampling.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
 
 
 def test_draws_are_in_proportion_to_priority_and_share(tmp_path):
