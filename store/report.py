@@ -1,19 +1,17 @@
 """What an audit answers: `AuditReport`, as a JSON document and as text for people."""
 
 import dataclasses
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from typing import Literal, Self
 
 from avtd3.store.findings import CHECKS, Finding, FindingLog
 from avtd3.store.statistics import Distribution, Summary
+from avtd3.store.wording import duration, plural, size, wrapped
 from avtd3.store.worst import WorstEpisode
 
 Verdict = Literal["ok", "warnings", "errors"]
 
-WIDTH = 80
-"""Columns of a terminal."""
 BAR_WIDTH = 24
 """Characters of the longest bar."""
 MAX_BARS = 8
@@ -134,7 +132,7 @@ def render(report: AuditReport) -> str:
 
 def _header(report: AuditReport) -> Iterator[str]:
     paths = ", ".join(dataset.path for dataset in report.datasets) or "nothing"
-    yield from _wrapped(f"audit of {paths}", "  ")
+    yield from wrapped(f"audit of {paths}", "  ")
     yield _verdict(report)
     if report.sample < 1.0:
         judged, held = report.total.segments_judged, report.total.segments
@@ -152,9 +150,9 @@ def _summary(report: AuditReport) -> Iterator[str]:
     ratio = total.bytes_raw / total.bytes_on_disk if total.bytes_on_disk else 0.0
     for name, value in (
         ("episodes", f"{total.episodes:,}"),
-        ("steps", f"{total.steps:,}   ({_duration(total.simulated_seconds)} simulated)"),
+        ("steps", f"{total.steps:,}   ({duration(total.simulated_seconds)} simulated)"),
         ("segments", f"{total.segments:,}{unread}{wrong}"),
-        ("on disk", f"{_size(total.bytes_on_disk)}   ({_size(total.bytes_raw)} raw, {ratio:.1f}x)"),
+        ("on disk", f"{size(total.bytes_on_disk)}   ({size(total.bytes_raw)} raw, {ratio:.1f}x)"),
         ("return", _spread(total.returns)),
         ("", _range(total.returns)),
         ("length", _spread(total.lengths)),
@@ -199,20 +197,6 @@ def _staleness(total: Summary) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60.0:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60.0:.1f} min" if seconds < 3600.0 else f"{seconds / 3600.0:,.1f} h"
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000.0:
-            return f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1000.0
-    return f"{size_bytes:,.2f} TB"
-
-
 def _datasets(datasets: tuple[DatasetReport, ...]) -> Iterator[str]:
     width = max(len(dataset.path) for dataset in datasets)
     yield f"  {'dataset':<{width}}  {'episodes':>9}  {'steps':>11}  {'segments':>8}  {'on disk':>8}"
@@ -220,7 +204,7 @@ def _datasets(datasets: tuple[DatasetReport, ...]) -> Iterator[str]:
         summary = dataset.summary
         yield (
             f"  {dataset.path:<{width}}  {summary.episodes:>9,}  {summary.steps:>11,}  "
-            f"{summary.segments:>8,}  {_size(summary.bytes_on_disk):>8}"
+            f"{summary.segments:>8,}  {size(summary.bytes_on_disk):>8}"
         )
     yield ""
 
@@ -266,12 +250,12 @@ def _findings(log: FindingLog) -> Iterator[str]:
     for check, findings in shown.items():
         entry = CHECKS[check]
         text = f"  {entry.severity}: {check} x{log.counts[check]:,}: {entry.title}"
-        yield from _wrapped(text, "    ")
+        yield from wrapped(text, "    ")
         for finding in findings[:MAX_SHOWN]:
-            yield from _wrapped(f"    {_place(finding)}: {finding.message}", "      ")
+            yield from wrapped(f"    {_place(finding)}: {finding.message}", "      ")
         if log.counts[check] > MAX_SHOWN:
             yield f"    ... and {log.counts[check] - min(len(findings), MAX_SHOWN):,} more"
-        yield from _wrapped(f"    -> {entry.mend}", "       ")
+        yield from wrapped(f"    -> {entry.mend}", "       ")
         yield ""
 
 
@@ -281,15 +265,8 @@ def _worst(worst: tuple[WorstEpisode, ...]) -> Iterator[str]:
     yield "  worst episodes"
     for episode in worst[:MAX_SHOWN]:
         text = f"    {episode.segment} episode {episode.episode}: {', '.join(episode.checks)}"
-        yield from _wrapped(text, "      ")
+        yield from wrapped(text, "      ")
     yield ""
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    """The text in lines of 80 columns; paths and names are never broken."""
-    return textwrap.wrap(
-        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
 
 
 def _place(finding: Finding) -> str:
@@ -303,11 +280,7 @@ def _verdict(report: AuditReport) -> str:
     errors, warnings = report.log.count("error"), report.log.count("warning")
     strict = ", strict" if report.strict else ""
     return (
-        f"verdict: {report.verdict} ({_plural(errors, 'error')}, {_plural(warnings, 'warning')}"
-        f"{strict}; {_plural(report.total.segments_judged, 'segment')} read "
+        f"verdict: {report.verdict} ({plural(errors, 'error')}, {plural(warnings, 'warning')}"
+        f"{strict}; {plural(report.total.segments_judged, 'segment')} read "
         f"in {report.seconds:.1f} s)"
     )
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
