@@ -25,8 +25,11 @@ check: $(VENV)/.dev .typecheck/avtd3
 
 bench: $(VENV)/.bench
 	$(BIN)/python bench/replay_bench.py
+	$(BIN)/python bench/sampling_bench.py
 	$(BIN)/python bench/collect_bench.py
 	$(BIN)/python bench/store_bench.py
+	$(BIN)/python bench/open_bench.py
+	$(BIN)/python bench/audit_bench.py
 
 # torch is installed first and alone: the pin then holds for whatever asks for it afterwards.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -41,7 +44,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(PIP) -e '.[bench]'
+	$(PIP) -e '.[native,bench]'
 	touch $@
 
 .typecheck/avtd3:
