@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from avtd3.store.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
+from avtd3.store.inspect.audit import AuditConfig, audit
 from avtd3.store.manifest import MANIFEST_FILE, read_manifest
 
 

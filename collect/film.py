@@ -10,7 +10,7 @@ from avtd3.collect.examiner import EvaluateConfig, Examination, Examiner, one_th
 from avtd3.collect.pictures import Scene, draw_scene
 from avtd3.collect.world import World
 from avtd3.collect.worlds import WorldFactory, open_world
-from avtd3.store.pictures import animation, contact_sheet
+from avtd3.store.show.pictures import animation, contact_sheet
 
 EVERY = 2
 """Steps per picture of an animation: 10 pictures a second at 20 Hz."""

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from avtd3.collect.route import Route
 from avtd3.collect.world import Surroundings, WorldFrame
-from avtd3.store.pictures import INK, PAPER, font, frame_image
+from avtd3.store.show.pictures import INK, PAPER, font, frame_image
 
 PANEL_PX = 336
 """Side of the camera panel and of the map panel: four times the default camera."""

@@ -22,7 +22,7 @@ from avtd3.configs.inspect_estimate import show_estimate
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from avtd3.store.report import AuditReport
+    from avtd3.store.inspect.report import AuditReport
 
 
 def replay_inspect(
@@ -87,8 +87,8 @@ def replay_inspect(
     if episode is not None:
         show_episode(datasets, episode, files, among=filter_ or (), as_json=as_json)
         return
-    from avtd3.store.audit import audit
-    from avtd3.store.report import render
+    from avtd3.store.inspect.audit import audit
+    from avtd3.store.inspect.report import render
 
     comparison = Comparison.parse(datasets, against or (), window or ())
     settings = section("audit", config, set_)
@@ -109,7 +109,7 @@ def replay_inspect(
         )
     drifts = comparison.drifts(report)
     if html is not None:
-        from avtd3.store.page import write_page
+        from avtd3.store.page.page import write_page
 
         write_page(report, html, drifts=drifts, compared=comparison.names)
         say(f"wrote {html}")
@@ -129,7 +129,7 @@ def _quarantine(
         raise ConfigError("--dry-run belongs to --quarantine: the audit itself changes nothing")
     if dry_run:
         return [], [f"would move to quarantine: {name}" for _, name in report.damaged]
-    from avtd3.store.audit import quarantine_damaged
+    from avtd3.store.inspect.audit import quarantine_damaged
 
     moved = list(quarantine_damaged(report)) if wanted else []
     return moved, [f"moved to quarantine: {name}" for name in moved]

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from avtd3.store.audit import AuditConfig, audit
 from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
@@ -27,6 +26,7 @@ from avtd3.store.errors import (
     SegmentNotFoundError,
 )
 from avtd3.store.files import sha256
+from avtd3.store.inspect.audit import AuditConfig, audit
 from avtd3.store.layout import MANIFEST_FILE
 from avtd3.store.manifest import FileEntry, read_manifest
 from avtd3.store.sampler import ReplayConfig, Sampler

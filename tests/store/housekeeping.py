@@ -1,7 +1,7 @@
 """Datasets for the tests of housekeeping, and what readers see of them."""
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.identity import episode_digests
+from avtd3.store.upkeep.identity import episode_digests
 from avtd3.store.writer import FrameCodec, SegmentWriter, WriterConfig
 from avtd3.tests.store.segments import Clock, feed, make_episode, make_spec
 

@@ -9,16 +9,16 @@ import dask.base
 import numpy as np
 import pytest
 
-from avtd3.store.audit import AuditConfig, AuditProgress, audit, quarantine_damaged
 from avtd3.store.codec import FrameCodec, seal
-from avtd3.store.collation import choose
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
-from avtd3.store.evidence import CheckLimits
 from avtd3.store.files import sha256
-from avtd3.store.findings import CHECKS
+from avtd3.store.inspect.audit import AuditConfig, AuditProgress, audit, quarantine_damaged
+from avtd3.store.inspect.collation import choose
+from avtd3.store.inspect.evidence import CheckLimits
+from avtd3.store.inspect.findings import CHECKS
+from avtd3.store.inspect.report import render
 from avtd3.store.manifest import FileEntry, read_manifest
-from avtd3.store.report import render
 from avtd3.store.shard import build_shard
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.writer import EpisodeInfo, SegmentWriter

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avtd3.store.checks import NUMBER_CHECKS, episode_bounds
-from avtd3.store.evidence import CheckLimits, Evidence, FrameFeatures
-from avtd3.store.findings import CHECKS
-from avtd3.store.frame_checks import BLOCK_BYTES, FRAME_CHECKS, scan_frames
+from avtd3.store.inspect.checks import NUMBER_CHECKS, episode_bounds
+from avtd3.store.inspect.evidence import CheckLimits, Evidence, FrameFeatures
+from avtd3.store.inspect.findings import CHECKS
+from avtd3.store.inspect.frame_checks import BLOCK_BYTES, FRAME_CHECKS, scan_frames
 from avtd3.store.segment import EpisodeTable
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from avtd3.store.audit import audit
-from avtd3.store.duplicates import DuplicateFinder, episode_looks
-from avtd3.store.evidence import Evidence
+from avtd3.store.inspect.audit import audit
+from avtd3.store.inspect.duplicates import DuplicateFinder, episode_looks
+from avtd3.store.inspect.evidence import Evidence
 from avtd3.tests.store.test_audit import SYNC, write
 from avtd3.tests.store.test_audit_checks import make_table
 from avtd3.tests.store.test_audit_planted import drive

@@ -6,7 +6,7 @@ from avtd3.tests.store.memory import World, make_spec
 
 
 def summarise(segment):
-    return EpisodeSummary.of(segment.arrays, segment.end_reasons)
+    return EpisodeSummary.of(segment.arrays, [about["end_reason"] for about in segment.about])
 
 
 def check(summary, episodes):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.identity import episode_digests
 from avtd3.store.segment import Segment
+from avtd3.store.upkeep.identity import episode_digests
 from avtd3.store.writer import FrameCodec
 from avtd3.tests.store.housekeeping import SPEC, fill, identity, publish
 from avtd3.tests.store.segments import make_spec

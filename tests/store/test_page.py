@@ -7,14 +7,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from avtd3.store.audit import audit
 from avtd3.store.dataset import Dataset
-from avtd3.store.drift import drift_between
-from avtd3.store.findings import CHECKS
-from avtd3.store.page import MAX_OFFENDERS, render_page, write_page
-from avtd3.store.page_charts import Bins, histogram, line, nice_ticks, number
-from avtd3.store.page_reels import MAX_REELS, pick_reels
-from avtd3.store.page_tables import MAX_BARS, bars, heat_table
+from avtd3.store.inspect.audit import audit
+from avtd3.store.inspect.drift import drift_between
+from avtd3.store.inspect.findings import CHECKS
+from avtd3.store.page.charts import Bins, histogram, line, nice_ticks, number
+from avtd3.store.page.page import MAX_OFFENDERS, render_page, write_page
+from avtd3.store.page.reels import MAX_REELS, pick_reels
+from avtd3.store.page.tables import MAX_BARS, bars, heat_table
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 SPEC = make_spec(height=16, width=16)

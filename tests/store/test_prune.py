@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avtd3.store import compact as compact_module
-from avtd3.store.compact import compact
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, SegmentNotFoundError, StorageError
 from avtd3.store.filters import parse_filter
-from avtd3.store.pins import PINS_FILE, list_pins, pin, read_pins, unpin
-from avtd3.store.progress import HousekeepingProgress
-from avtd3.store.prune import PruneConfig, prune
-from avtd3.store.removal import exclusive
 from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.upkeep import compact as compact_module
+from avtd3.store.upkeep.compact import compact
+from avtd3.store.upkeep.pins import PINS_FILE, list_pins, pin, read_pins, unpin
+from avtd3.store.upkeep.progress import HousekeepingProgress
+from avtd3.store.upkeep.prune import PruneConfig, prune
+from avtd3.store.upkeep.removal import exclusive
 from avtd3.tests.store.housekeeping import SPEC, START, files, fill, identity, publish
 from avtd3.tests.store.segments import Clock
 

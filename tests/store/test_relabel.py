@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avtd3.store.audit import AuditConfig, audit
-from avtd3.store.compact import compact
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     ConfigError,
@@ -21,11 +19,13 @@ from avtd3.store.errors import (
     SpecError,
     StorageError,
 )
-from avtd3.store.progress import HousekeepingProgress
-from avtd3.store.relabel import relabel
+from avtd3.store.inspect.audit import AuditConfig, audit
+from avtd3.store.inspect.report import render
 from avtd3.store.replaced import RELABEL, REPLACES
-from avtd3.store.report import render
 from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.upkeep.compact import compact
+from avtd3.store.upkeep.progress import HousekeepingProgress
+from avtd3.store.upkeep.relabel import relabel
 from avtd3.tests.store.housekeeping import SPEC, START, files, fill, identity, publish
 from avtd3.tests.store.segments import Clock, make_spec
 

@@ -1,0 +1,1 @@
+"""The audit: reads datasets, and says what they hold and what is wrong with them."""

@@ -1,0 +1,1 @@
+"""Housekeeping: what changes a dataset after it was collected."""
