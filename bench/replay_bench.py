@@ -31,12 +31,12 @@ from peers_zarr import make_tensorstore, make_zarr, make_zarrs
 from replay_frames import KINDS, open_frames
 from replay_table import Row, Table
 
-from avtd3.store import direct_choice
 from avtd3.store.dataset import Dataset
-from avtd3.store.gather import Transitions
-from avtd3.store.native import native_problem, open_decoder, usable_cores
-from avtd3.store.replay import ReplayCache
-from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.replay import direct_choice
+from avtd3.store.replay.cache import ReplayCache
+from avtd3.store.replay.gather import Transitions
+from avtd3.store.replay.native import native_problem, open_decoder, usable_cores
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 
 SB3 = "stable-baselines3 ReplayBuffer, in RAM"
 PEERS: dict[str, Callable[[Material, Path], Peer]] = {

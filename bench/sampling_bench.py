@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.sampler import ReplayConfig, Sampler
-from avtd3.store.shares import MixPart
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.shares import MixPart
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.writer import EpisodeInfo, SegmentWriter
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.networks import Observation, to_pixels
-from avtd3.store.sampler import Transitions
-from avtd3.store.sequences import SequenceBatch
+from avtd3.store.replay.sampler import Transitions
+from avtd3.store.replay.sequences import SequenceBatch
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ is judged by get their names; a dataset that lacks one of them lacks the metric.
 import numpy as np
 
 from avtd3.learn.metrics import REWARD_TERMS
-from avtd3.store.episodes import EpisodeSummary
+from avtd3.store.replay.episodes import EpisodeSummary
 from avtd3.store.spec import EpisodeSpec
 
 END_REASONS = {

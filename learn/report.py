@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from avtd3.store.sampler import RefusedSegment
+from avtd3.store.replay.sampler import RefusedSegment
 
 _NAMED = 10
 """Most refused segments that a summary names; the document has all."""

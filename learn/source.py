@@ -9,8 +9,8 @@ from avtd3.learn.episodes import Episodes
 from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import DatasetError, NoSegmentsError
-from avtd3.store.refresh import name_refused
-from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.refresh import name_refused
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 
 POLL_S = 0.2
 """Longest sleep before looking at `should_stop` again, in seconds."""

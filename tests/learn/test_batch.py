@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from avtd3.learn.batch import to_batch
-from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.spec import ImageSpec
 
 

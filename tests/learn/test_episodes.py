@@ -4,7 +4,7 @@ import pytest
 from avtd3.collect.observation import ObservationConfig
 from avtd3.collect.task import SUCCESS_REASON
 from avtd3.learn.episodes import END_REASONS, VECTOR_COLUMNS, Episodes
-from avtd3.store.episodes import EpisodeSummary
+from avtd3.store.replay.episodes import EpisodeSummary
 from avtd3.store.spec import EpisodeSpec
 
 SPEC = EpisodeSpec(

@@ -17,7 +17,7 @@ from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.train import LearnConfig, LearnProgress, train
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
-from avtd3.store.sampler import ReplayConfig
+from avtd3.store.replay.sampler import ReplayConfig
 from avtd3.store.spec import ImageSpec
 
 IMAGE = ImageSpec(height=36, width=36, stack=2)
@@ -363,7 +363,7 @@ from pathlib import Path
 from avtd3.learn.train import LearnConfig, LearnProgress, train
 from avtd3.learn.networks import NetworkConfig
 from avtd3.store import files
-from avtd3.store.sampler import ReplayConfig
+from avtd3.store.replay.sampler import ReplayConfig
 count = 0
 real = os.fsync
 def fsync(descriptor):

@@ -29,7 +29,7 @@ from avtd3.store.files import sha256
 from avtd3.store.inspect.audit import AuditConfig, audit
 from avtd3.store.layout import MANIFEST_FILE
 from avtd3.store.manifest import FileEntry, read_manifest
-from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.segment import Segment
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 

@@ -15,7 +15,7 @@ from avtd3.store.errors import ConfigError, StorageError
 from avtd3.store.inspect.audit import AuditConfig, audit
 from avtd3.store.inspect.report import render
 from avtd3.store.replaced import ORIGIN, REPLACES, unseen_episodes
-from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.segment import Segment
 from avtd3.store.upkeep import compact as compact_module
 from avtd3.store.upkeep import removal

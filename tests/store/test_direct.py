@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avtd3.store import direct_choice
 from avtd3.store.codec import FrameCodec
-from avtd3.store.direct_choice import choose_mode
-from avtd3.store.direct_files import ShardFiles, descriptor_budget
 from avtd3.store.errors import ConfigError, NoSegmentsError, StorageError
-from avtd3.store.native import native_problem
-from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.replay import direct_choice
+from avtd3.store.replay.direct_choice import choose_mode
+from avtd3.store.replay.direct_files import ShardFiles, descriptor_budget
+from avtd3.store.replay.native import native_problem
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 DECODERS = [
@@ -90,7 +90,7 @@ def test_what_is_published_and_what_is_too_old_is_followed(tmp_path):
 
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path / "d")
-    monkeypatch.setattr("avtd3.store.direct.ShardFiles", lambda: ShardFiles(2))
+    monkeypatch.setattr("avtd3.store.replay.direct.ShardFiles", lambda: ShardFiles(2))
     with (
         open_sampler(dataset, tmp_path, "cache") as cache,
         open_sampler(dataset, tmp_path, "direct") as direct,
@@ -271,7 +271,7 @@ def test_frames_that_only_zarr_reads_are_refused_with_the_mend(tmp_path, monkeyp
 def test_a_batch_on_disk_is_fetched_at_once_and_one_in_memory_is_not(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path / "d")
     blocks, advised = iter([0, 8, 8, 16, 16, 16, 16, 16]), []
-    monkeypatch.setattr("avtd3.store.direct._blocks_read", lambda: next(blocks))
+    monkeypatch.setattr("avtd3.store.replay.direct._blocks_read", lambda: next(blocks))
     monkeypatch.setattr(os, "posix_fadvise", lambda *args: advised.append(args))
     counts = []
     with open_sampler(dataset, tmp_path, "direct") as sampler:

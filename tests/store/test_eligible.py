@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
-from avtd3.store.held_out import split_positions
-from avtd3.store.sampler import ReplayConfig, Sampler
-from avtd3.store.shares import MixPart
+from avtd3.store.replay.held_out import split_positions
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.shares import MixPart
 from avtd3.tests.store.memory import World, make_spec
 
 TOWNS, REASONS = ("country-1", "country-2", "loop"), ("goal", "collision")

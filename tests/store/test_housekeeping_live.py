@@ -12,8 +12,8 @@ from avtd3.collect.plan import held_episodes
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import SegmentNotFoundError
 from avtd3.store.filters import parse_filter
-from avtd3.store.replay import REWARD
-from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.cache import REWARD
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.upkeep.compact import compact
 from avtd3.store.upkeep.prune import PruneConfig, prune
 from avtd3.store.writer import SegmentWriter, WriterConfig
@@ -156,7 +156,7 @@ def test_a_learner_refreshes_while_collectors_publish_and_a_housekeeper_merges(t
 
 def test_direct_replay_finds_the_merged_segment_without_being_told(tmp_path, monkeypatch):
     """Few files stay open, so that those of the removed segments are looked for in vain."""
-    monkeypatch.setattr("avtd3.store.direct_files.descriptor_budget", lambda: 1)
+    monkeypatch.setattr("avtd3.store.replay.direct_files.descriptor_budget", lambda: 1)
     dataset = Dataset.create(tmp_path / "data", SPEC)
     for number in range(3):
         publish(dataset, [5], seed=number, now=float(number))

@@ -4,11 +4,11 @@ import numcodecs.blosc
 import numpy as np
 import pytest
 
-from avtd3.store import native
 from avtd3.store.arrays import FrameShard
 from avtd3.store.codec import FrameCodec, decode, seal
-from avtd3.store.direct_plan import ChunkTable
-from avtd3.store.native import native_problem, open_decoder
+from avtd3.store.replay import native
+from avtd3.store.replay.direct_plan import ChunkTable
+from avtd3.store.replay.native import native_problem, open_decoder
 
 needs_native = pytest.mark.skipif(bool(native_problem()), reason="the extra native is missing")
 

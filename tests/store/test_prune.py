@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, SegmentNotFoundError, StorageError
 from avtd3.store.filters import parse_filter
-from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.upkeep import compact as compact_module
 from avtd3.store.upkeep.compact import compact
 from avtd3.store.upkeep.pins import PINS_FILE, list_pins, pin, read_pins, unpin

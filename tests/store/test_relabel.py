@@ -22,7 +22,7 @@ from avtd3.store.errors import (
 from avtd3.store.inspect.audit import AuditConfig, audit
 from avtd3.store.inspect.report import render
 from avtd3.store.replaced import RELABEL, REPLACES
-from avtd3.store.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.upkeep.compact import compact
 from avtd3.store.upkeep.progress import HousekeepingProgress
 from avtd3.store.upkeep.relabel import relabel

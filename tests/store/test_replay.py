@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
-from avtd3.store.replay import ACTION, ALIVE, REWARD, ReplayCache
-from avtd3.store.scratch import RowRanges, RowType, ScratchColumns
+from avtd3.store.replay.cache import ACTION, ALIVE, REWARD, ReplayCache
+from avtd3.store.replay.scratch import RowRanges, RowType, ScratchColumns
 from avtd3.tests.store.memory import Episode, MemorySegment, make_spec
 
 
@@ -217,7 +217,7 @@ def test_scratch_space_is_nameless_and_survives_a_kill(tmp_path):
     code = f"""
         import os, signal
         from pathlib import Path
-        from avtd3.store.scratch import RowType, ScratchColumns
+        from avtd3.store.replay.scratch import RowType, ScratchColumns
         columns = ScratchColumns(Path({str(tmp_path)!r}), {{"x": RowType(dtype="u1", shape=(99,))}})
         columns.reserve(1000)
         columns["x"][:1000] = 7

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from avtd3.store.dataset import Dataset, Refusal
-from avtd3.store.draw import BATCHES_AT_ONCE
 from avtd3.store.errors import (
     ConfigError,
     DatasetError,
@@ -14,8 +13,9 @@ from avtd3.store.errors import (
     SpecError,
     StorageError,
 )
-from avtd3.store.sampler import ReplayConfig, Sampler
-from avtd3.store.scratch import ScratchColumns
+from avtd3.store.replay.draw import BATCHES_AT_ONCE
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.scratch import ScratchColumns
 from avtd3.store.writer import EpisodeInfo, SegmentWriter
 from avtd3.tests.store.memory import TWO, MemoryDataset, World, copy, make_spec, same
 

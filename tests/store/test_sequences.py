@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import ConfigError, NoSegmentsError
-from avtd3.store.sampler import ReplayConfig, Sampler
-from avtd3.store.shares import MixPart
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.shares import MixPart
 from avtd3.tests.store.memory import World, make_spec
 
 episodes = st.lists(st.tuples(st.integers(1, 7), st.booleans()), min_size=1, max_size=3)

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from avtd3.store.arrays import FrameShard
 from avtd3.store.codec import decode
-from avtd3.store.direct_files import ShardFiles
-from avtd3.store.direct_plan import ChunkPlan, ChunkTable
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
 from avtd3.store.manifest import corrupt, gone_or_torn
-from avtd3.store.replay import CachedSegment, Changes, Key, Progress, ReplayCache
+from avtd3.store.replay.cache import CachedSegment, Changes, Key, Progress, ReplayCache
+from avtd3.store.replay.direct_files import ShardFiles
+from avtd3.store.replay.direct_plan import ChunkPlan, ChunkTable
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 

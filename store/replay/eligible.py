@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import SegmentCorruptError
 from avtd3.store.filters import NO_POLICY, parse_filter
-from avtd3.store.held_out import split_positions
-from avtd3.store.replay import Key
+from avtd3.store.replay.cache import Key
+from avtd3.store.replay.held_out import split_positions
+from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
-from avtd3.store.selection import ReplayConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

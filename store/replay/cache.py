@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.episodes import EpisodeSummary
 from avtd3.store.errors import SegmentCorruptError
-from avtd3.store.scratch import RowRanges, RowType, ScratchColumns
+from avtd3.store.replay.episodes import EpisodeSummary
+from avtd3.store.replay.scratch import RowRanges, RowType, ScratchColumns
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 

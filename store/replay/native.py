@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.arrays import FrameShard
-from avtd3.store.direct_plan import ChunkPlan
+from avtd3.store.replay.direct_plan import ChunkPlan
 
 if TYPE_CHECKING:
-    from avtd3.store.native_kernel import Functions
+    from avtd3.store.replay.native_kernel import Functions
 
 MOST_THREADS = 4
 """Threads that decode a batch; never more than the process has cores."""
@@ -211,4 +211,4 @@ def _libblosc2() -> str:
 
 @functools.cache
 def _kernel() -> Any:  # noqa: ANN401 - a module that mypy knows by another name
-    return importlib.import_module("avtd3.store.native_kernel")
+    return importlib.import_module("avtd3.store.replay.native_kernel")

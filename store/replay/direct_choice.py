@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from avtd3.store.direct import DirectReplay
-from avtd3.store.native import native_problem, open_decoder
-from avtd3.store.replay import Key, ReplayCache, row_bytes
-from avtd3.store.scratch import GIB
+from avtd3.store.replay.cache import Key, ReplayCache, row_bytes
+from avtd3.store.replay.direct import DirectReplay
+from avtd3.store.replay.native import native_problem, open_decoder
+from avtd3.store.replay.scratch import GIB
+from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
-from avtd3.store.selection import ReplayConfig
 from avtd3.store.spec import EpisodeSpec
 
 Mode = Literal["cache", "direct"]

@@ -1,9 +1,8 @@
 """Draws from datasets: snapshot and seed in, batches of transitions out.
 
-`Sampler` is where these meet: `avtd3.store.following` says which segments are wanted,
-`avtd3.store.replay` holds them decoded, `avtd3.store.numbering` numbers what may be drawn of them,
-`avtd3.store.draw`, `avtd3.store.priority` and `avtd3.store.sequences` draw numbers, and
-`avtd3.store.gather` puts the batch together.
+`Sampler` is where the files beside it meet: `following` says which segments are wanted, `cache`
+holds them decoded (or `direct` reads them as they are drawn), `numbering` numbers what may be
+drawn of them, `draw`, `priority` and `sequences` draw numbers, `gather` puts the batch together.
 """
 
 import dataclasses
@@ -19,10 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.direct import DirectReplay
-from avtd3.store.direct_choice import choose_mode, open_replay
-from avtd3.store.draw import Draws
-from avtd3.store.episodes import EpisodeSummary
 from avtd3.store.errors import (
     ConfigError,
     NoSegmentsError,
@@ -30,15 +25,19 @@ from avtd3.store.errors import (
     SegmentNotFoundError,
 )
 from avtd3.store.filters import NO_POLICY
-from avtd3.store.following import Following
-from avtd3.store.gather import FrameBuffer, Gather, Lookup, Transitions
-from avtd3.store.held_out import HeldOutEpisode
-from avtd3.store.numbering import Numbering, group
-from avtd3.store.priority import Priorities, PrioritisedDraw
-from avtd3.store.refresh import RefreshReport, RefusedSegment
-from avtd3.store.replay import CachedSegment, Key, Progress
-from avtd3.store.selection import ReplayConfig
-from avtd3.store.sequences import SequenceBatch, Sequences
+from avtd3.store.replay.cache import CachedSegment, Key, Progress
+from avtd3.store.replay.direct import DirectReplay
+from avtd3.store.replay.direct_choice import choose_mode, open_replay
+from avtd3.store.replay.draw import Draws
+from avtd3.store.replay.episodes import EpisodeSummary
+from avtd3.store.replay.following import Following
+from avtd3.store.replay.gather import FrameBuffer, Gather, Lookup, Transitions
+from avtd3.store.replay.held_out import HeldOutEpisode
+from avtd3.store.replay.numbering import Numbering, group
+from avtd3.store.replay.priority import Priorities, PrioritisedDraw
+from avtd3.store.replay.refresh import RefreshReport, RefusedSegment
+from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.sequences import SequenceBatch, Sequences
 
 __all__ = ["RefreshReport", "RefusedSegment", "ReplayConfig", "Sampler", "Transitions"]
 

@@ -11,11 +11,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.eligible import Eligibility
-from avtd3.store.gather import EpisodeRows
-from avtd3.store.replay import CachedSegment, Key
-from avtd3.store.selection import ReplayConfig
-from avtd3.store.shares import episode_shares, policy_decay
+from avtd3.store.replay.cache import CachedSegment, Key
+from avtd3.store.replay.eligible import Eligibility
+from avtd3.store.replay.gather import EpisodeRows
+from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.shares import episode_shares, policy_decay
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

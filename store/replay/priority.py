@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.draw import generator_state, restore_generator
 from avtd3.store.errors import CheckpointError
 from avtd3.store.layout import MAX_STEPS
-from avtd3.store.numbering import Numbering
-from avtd3.store.replay import Key
-from avtd3.store.selection import PriorityConfig
-from avtd3.store.sum_tree import SumTree
+from avtd3.store.replay.cache import Key
+from avtd3.store.replay.draw import generator_state, restore_generator
+from avtd3.store.replay.numbering import Numbering
+from avtd3.store.replay.selection import PriorityConfig
+from avtd3.store.replay.sum_tree import SumTree
 
 _SERIAL = 1 << 20
 """Distance of the indexes of two segments."""

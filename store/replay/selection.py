@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.filters import parse_filter
-from avtd3.store.replay import Key
-from avtd3.store.shares import MixPart
+from avtd3.store.replay.cache import Key
+from avtd3.store.replay.shares import MixPart
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class ReplayConfig:
     """Shares of the draws by filter, as ``[{filter: ["end=collision"], weight: 0.3}, {weight:
     0.7}]``; episodes in no part are not drawn. With `weights`, those hold within each part."""
     held_out: float = 0.0
-    """Share of the episodes that is never drawn, in [0, 1): see `avtd3.store.held_out`."""
+    """Share of the episodes that is never drawn, in [0, 1): see `avtd3.store.replay.held_out`."""
     max_policy_lag: int | None = None
     """Most versions that the policy of an episode may be older than the newest; None: any. Episodes
     without a policy are kept."""
@@ -77,14 +77,15 @@ class ReplayConfig:
     policy are drawn like the newest."""
 
     prioritised: bool = False
-    """Draw by TD error; see `avtd3.store.priority`. Weights, mix and decay then are factors of the
-    priorities, no longer exact shares."""
+    """Draw by TD error; see `avtd3.store.replay.priority`. Weights, mix and decay then are factors
+    of the priorities, no longer exact shares."""
     priority: PriorityConfig = dataclasses.field(default_factory=PriorityConfig)
     """Exponents of that."""
 
     sequence_length: int = 0
-    """Steps in a row that are drawn together, see `avtd3.store.sequences`; 0 draws each transition
-    by itself. The learner then takes ``batch_size / sequence_length`` sequences as a batch."""
+    """Steps in a row that are drawn together, see `avtd3.store.replay.sequences`; 0 draws each
+    transition by itself. The learner then takes ``batch_size / sequence_length`` sequences as a
+    batch."""
 
     def __post_init__(self) -> None:
         for name in ("capacity", "batch_size", "n_step"):

@@ -1,0 +1,1 @@
+"""From published segments to batches of transitions."""
