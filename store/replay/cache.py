@@ -4,7 +4,8 @@ A segment of S steps in E episodes owns S + E rows, one per observation, side by
 in the row of its observation, so the next observation is one row on, and the last row of each
 episode has no step. All that is small lies together in one column, because a random draw pays for
 each place in memory it touches. Frames of 84x84 take 7.06 GB of page cache per million; anonymous
-memory stays flat.
+memory stays flat. Processes of one host share the frames (`SharedRows`): what one has decoded the
+others draw.
 
 The cache follows a list of wanted segments (`ReplayCache.follow`). A segment is checked before
 its frames are decoded, counts only when all of it is in place, and is refused with a reason
@@ -12,18 +13,20 @@ otherwise.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import SegmentCorruptError
+from avtd3.store.errors import SegmentCorruptError, StorageError
 from avtd3.store.replay.episodes import EpisodeSummary
-from avtd3.store.replay.scratch import RowRanges, RowType, ScratchColumns
+from avtd3.store.replay.rows import Key as Key
+from avtd3.store.replay.rows import PrivateRows, Rows, SharedRows
+from avtd3.store.replay.scratch import RowType
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
@@ -34,8 +37,8 @@ action; the observation's vector follows."""
 FILL_THREADS = 2
 """Threads that decode while filling; the decoder releases the interpreter's lock."""
 
-Key = tuple[int, str]
-"""A segment in the cache: number of its dataset, segment id."""
+WAIT_S = 0.1
+"""Seconds between two looks for segments that another process is decoding."""
 
 Progress = Callable[[int, int], None]
 """Called with frames done and frames in all."""
@@ -74,74 +77,83 @@ class ReplayCache:
     (2 + A + V,), see `REWARD`.
     """
 
-    def __init__(self, spec: EpisodeSpec, scratch: Path, *, frames: bool = True) -> None:
+    def __init__(
+        self, spec: EpisodeSpec, scratch: Path, *, frames: bool = True, shared: bool = True
+    ) -> None:
         """Make an empty cache.
 
         Args:
             spec: What every segment holds.
-            scratch: Directory for the nameless scratch files.
+            scratch: Directory for the scratch files.
             frames: Hold the frames; False for replay that decodes them as they are drawn.
+            shared: Share the frames with other processes of this user and host, where possible.
 
         Raises:
             StorageError: `scratch` cannot be written.
         """
         self.spec = spec
         self.segments: dict[Key, CachedSegment] = {}
-        self._columns = ScratchColumns(scratch, _row_types(spec, frames=frames))
-        self._ranges = RowRanges()
+        self.notice = ""
+        """Why frames are not shared although they should be; empty if all is well."""
+        self._rows = self._open(scratch, _row_types(spec, frames=frames), shared=shared)
+
+    def _open(self, scratch: Path, types: Mapping[str, RowType], *, shared: bool) -> Rows:
+        if shared and "frames" in types:
+            try:
+                return SharedRows(scratch, types, self.spec.digest)
+            except StorageError:
+                raise
+            except (OSError, ValueError) as error:
+                self.notice = f"frames are not shared with other runs: {error}"
+        return PrivateRows(scratch, types)
 
     @property
     def rows(self) -> int:
         """Rows that have disk space behind them."""
-        return self._columns.rows
+        return self._rows.rows
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns, each ``(rows, ...)``, valid until the next `follow`; none while empty."""
-        return {name: self._columns[name] for name in self._columns} if self.rows else {}
+        return self._rows.columns() if self.segments else {}
 
     def start(self, key: Key) -> int:
         """First row of a segment."""
-        return int(self._ranges[key].start)
+        return int(self._rows[key].start)
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
         """Hold the wanted segments and no others.
 
         Args:
             wanted: Segments to hold; those already held are not read again.
-            on_progress: Called after each segment that was decoded.
+            on_progress: Called after each segment that was decoded, and while another process
+                decodes.
 
         Raises:
             StorageError: The disk has no room; what was held and is wanted is still held.
         """
         gone = [key for key in self.segments if key not in wanted]
         for key in gone:
-            self._ranges.release(key)
             del self.segments[key]
         new = {key: segment for key, segment in wanted.items() if key not in self.segments}
-        self._columns.reserve(self._ranges.used + sum(s.observations for s in new.values()))
+        if not gone and not new:
+            return Changes(added={}, removed=0, refused={})
+        self._rows.change(gone, new)
         refused: dict[Key, str] = {}
-        with self._pending() as pending:
+        try:
+            pending: dict[Key, CachedSegment] = {}
             for key, segment in new.items():
                 self._enter(key, segment, pending, refused)
-            added = self._decode({key: new[key] for key in pending}, pending, refused, on_progress)
+            whole = self._fill({key: new[key] for key in pending}, refused, on_progress)
+            added = {key: pending[key] for key in whole}
             self.segments.update(added)
+        finally:
+            self._rows.settle([key for key in new if key not in self.segments])
         return Changes(added=added, removed=len(gone), refused=refused)
 
     def close(self) -> None:
         """Give the disk space back; safe to call twice."""
         self.segments.clear()
-        self._ranges = RowRanges()
-        self._columns.close()
-
-    @contextmanager
-    def _pending(self) -> Iterator[dict[Key, CachedSegment]]:
-        """Segments that own rows but are not whole; whatever stays so loses its rows again."""
-        pending: dict[Key, CachedSegment] = {}
-        try:
-            yield pending
-        finally:
-            for key in pending.keys() - self.segments.keys():
-                self._ranges.release(key)
+        self._rows.close()
 
     def _enter(
         self,
@@ -150,16 +162,13 @@ class ReplayCache:
         pending: dict[Key, CachedSegment],
         refused: dict[Key, str],
     ) -> None:
-        """Check a segment's small arrays, give it rows and write all but the frames."""
+        """Check a segment's small arrays and write all but the frames."""
         try:
             arrays = _read_checked(segment, self.spec)
             end_reasons = segment.read_strings("episode_end_reason")
         except (SegmentCorruptError, OSError) as error:
             refused[key] = str(error)
             return
-        for source, target in self._ranges.place(key, segment.observations):
-            for name in self._columns:
-                self._columns[name][target] = self._columns[name][source]
         lengths = arrays["episode_length"]
         pending[key] = CachedSegment(
             steps=segment.steps,
@@ -167,8 +176,7 @@ class ReplayCache:
             first_rows=np.cumsum(lengths + 1) - (lengths + 1),
             episodes=EpisodeSummary.of(arrays, end_reasons),
         )
-        self._columns.reserve(self._ranges.end)
-        self._write_numbers(self._columns["numbers"][self._ranges[key]], arrays)
+        self._write_numbers(self._rows.columns()["numbers"][self._rows[key]], arrays)
 
     def _write_numbers(self, out: NDArray[np.float32], arrays: Mapping[str, NDArray[Any]]) -> None:
         vector = ACTION + self.spec.action_size
@@ -181,16 +189,44 @@ class ReplayCache:
         out[rows, ALIVE] = ~arrays["terminated"]
         out[rows, ACTION:vector] = arrays["action"]
 
-    def _decode(
+    def _fill(
         self,
         segments: Mapping[Key, Segment],
-        pending: Mapping[Key, CachedSegment],
         refused: dict[Key, str],
         on_progress: Progress | None,
-    ) -> dict[Key, CachedSegment]:
-        """Decode frames straight into their rows; returns the segments that are whole."""
-        added, done = {}, 0
+    ) -> list[Key]:
+        """Wait until frames are in their rows, decoding what nobody else does.
+
+        Returns:
+            The segments that are whole.
+        """
+        waiting, whole = dict(segments), []
         total = sum(segment.observations for segment in segments.values())
+
+        def leave(key: Key) -> None:
+            del waiting[key]
+            if on_progress is not None:
+                on_progress(total - sum(s.observations for s in waiting.values()), total)
+
+        while waiting:
+            ready, mine = self._rows.look(waiting)
+            for key in ready:
+                whole.append(key)
+                leave(key)
+            for key, fault in self._decode({key: waiting[key] for key in mine}):
+                if fault:
+                    refused[key] = fault
+                else:
+                    whole.append(key)
+                leave(key)
+            if waiting and not ready and not mine:
+                time.sleep(WAIT_S)
+        return whole
+
+    def _decode(self, segments: Mapping[Key, Segment]) -> Iterator[tuple[Key, str]]:
+        """Decode frames straight into their rows; yields each segment with its fault, if any."""
+        if not segments:
+            return
         with ThreadPoolExecutor(FILL_THREADS, "replay-fill") as pool:
             jobs: dict[Future[None], Key] = {
                 pool.submit(self._read_frames, key, segment): key
@@ -198,22 +234,22 @@ class ReplayCache:
             }
             try:
                 for job in as_completed(jobs):
-                    key = jobs[job]
+                    fault = ""
                     try:
                         job.result()
-                        added[key] = pending[key]
+                        self._rows.finish(jobs[job])
+                    except StorageError:
+                        raise  # an OSError, but not the segment's fault
                     except (SegmentCorruptError, OSError) as error:
-                        refused[key] = str(error)
-                    done += segments[key].observations
-                    if on_progress is not None:
-                        on_progress(done, total)
+                        fault = str(error)
+                    yield jobs[job], fault
             finally:
                 pool.shutdown(cancel_futures=True)
-        return added
 
     def _read_frames(self, key: Key, segment: Segment) -> None:
-        if "frames" in self._columns:
-            segment.read_frames(out=self._columns["frames"][self._ranges[key]])
+        columns = self._rows.columns()
+        if "frames" in columns:
+            segment.read_frames(out=columns["frames"][self._rows[key]])
 
 
 def _row_types(spec: EpisodeSpec, *, frames: bool) -> dict[str, RowType]:

@@ -11,6 +11,7 @@ from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.native import native_problem, open_decoder
 from avtd3.store.replay.scratch import GIB
 from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.shared_directory import FRAMES, directory_name
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
@@ -61,7 +62,7 @@ def choose_mode(
     if grows and steps < config.capacity:
         # Each episode has one row more than steps; until one is known, that is left aside.
         rows = config.capacity * rows // steps if steps else config.capacity
-    need, free = rows * row_bytes(spec), _free_bytes(scratch)
+    need, free = rows * row_bytes(spec), _free_bytes(scratch) + _shared_bytes(scratch, spec)
     fits = need <= _SPARE * free
     text = (
         f"{rows:,} frames need {need / GIB:.2f} GiB of scratch, {free / GIB:.2f} GiB are free "
@@ -86,6 +87,14 @@ def _free_bytes(directory: Path) -> int:
         directory = directory.parent
     state = os.statvfs(directory)
     return state.f_bavail * state.f_frsize
+
+
+def _shared_bytes(directory: Path, spec: EpisodeSpec) -> int:
+    """Room taken by frames that other processes share: most likely those that are wanted."""
+    try:
+        return 512 * (directory / directory_name(spec.digest) / FRAMES).lstat().st_blocks
+    except OSError:
+        return 0
 
 
 def open_replay(mode: ReplayMode, spec: EpisodeSpec, scratch: Path) -> ReplayCache | DirectReplay:

@@ -25,7 +25,7 @@ from avtd3.store.errors import (
     SegmentNotFoundError,
 )
 from avtd3.store.filters import NO_POLICY
-from avtd3.store.replay.cache import CachedSegment, Key, Progress
+from avtd3.store.replay.cache import CachedSegment, Key, Progress, ReplayCache
 from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.direct_choice import choose_mode, open_replay
 from avtd3.store.replay.draw import Draws
@@ -97,6 +97,9 @@ class Sampler:
         directory = Path(config.scratch or scratch or tempfile.gettempdir())
         self.mode = choose_mode(config, self.spec, self._following.wanted(), directory, grows=grows)
         self._cache = open_replay(self.mode, self.spec, directory)
+        if isinstance(self._cache, ReplayCache) and self._cache.notice:
+            why = f"{self.mode.why}; {self._cache.notice}"
+            self.mode = dataclasses.replace(self.mode, why=why)
         self._gather = Gather(self.spec, n_step=config.n_step, gamma=config.gamma)
         self._sequences = None
         if length := config.sequence_length:

@@ -93,15 +93,16 @@ class ScratchColumns:
         """
         if rows <= self.rows:
             return
-        self._check_room(rows)
+        more = (rows - self.rows) * self.row_bytes
+        check_room(self.directory, more)
         try:
             if rows > self._mapped_rows:
                 self._map(2 * rows)
             for name, kind in self._types.items():
                 size = kind.size_bytes
-                _allocate(self._files[name], self.rows * size, (rows - self.rows) * size)
+                allocate(self._files[name].fileno(), self.rows * size, (rows - self.rows) * size)
         except OSError as error:
-            raise self._no_room(rows, f"the system says: {error.strerror}") from error
+            raise no_room(self.directory, more, f"the system says: {error.strerror}") from error
         self.rows = rows
 
     def close(self) -> None:
@@ -120,19 +121,6 @@ class ScratchColumns:
             flat = np.frombuffer(mmap.mmap(file.fileno(), size), dtype=kind.dtype)
             arrays[name] = flat.reshape((rows, *kind.shape))
         self._arrays, self._mapped_rows = arrays, rows
-
-    def _check_room(self, rows: int) -> None:
-        state = os.statvfs(self.directory)
-        free = state.f_bavail * state.f_frsize
-        if (rows - self.rows) * self.row_bytes > free:
-            raise self._no_room(rows, f"{free / GIB:.2f} GiB are free")
-
-    def _no_room(self, rows: int, found: str) -> StorageError:
-        more = (rows - self.rows) * self.row_bytes
-        return StorageError(
-            f"replay scratch needs {more / GIB:.2f} GiB more in {self.directory}, {found}; lower "
-            "learn.replay.capacity or name a larger disk with --set learn.replay.scratch=DIR"
-        )
 
 
 class RowRanges:
@@ -197,12 +185,38 @@ class RowRanges:
         return moves
 
 
-def _allocate(file: IO[bytes], offset: int, size: int) -> None:
+def check_room(directory: Path, more_bytes: int) -> None:
+    """See that a disk has room.
+
+    Raises:
+        StorageError: It has not.
+    """
+    state = os.statvfs(directory)
+    free = state.f_bavail * state.f_frsize
+    if more_bytes > free:
+        raise no_room(directory, more_bytes, f"{free / GIB:.2f} GiB are free")
+
+
+def no_room(directory: Path, more_bytes: int, found: str) -> StorageError:
+    """The error of a scratch directory that is too small.
+
+    Args:
+        directory: Where it lies.
+        more_bytes: What was asked for.
+        found: What came of it.
+    """
+    return StorageError(
+        f"replay scratch needs {more_bytes / GIB:.2f} GiB more in {directory}, {found}; lower "
+        "learn.replay.capacity or name a larger disk with --set learn.replay.scratch=DIR"
+    )
+
+
+def allocate(file: int, offset: int, size: int) -> None:
     """Reserve blocks; where the file system cannot, the check of free space has to do."""
     unsupported = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
     try:
         with contextlib.suppress(AttributeError):  # macOS has no posix_fallocate
-            os.posix_fallocate(file.fileno(), offset, size)
+            os.posix_fallocate(file, offset, size)
     except OSError as error:
         if error.errno not in unsupported:
             raise

@@ -82,6 +82,10 @@ class MemorySegment:
         if episodes[0].frames is not None:
             self.frames = np.concatenate([e.frames for e in episodes])
         self.content_digest = hashlib.sha256(self.arrays["action"].tobytes()).hexdigest()
+        whole = hashlib.sha256(self.id.encode())
+        for name in sorted(self.arrays):
+            whole.update(self.arrays[name].tobytes())
+        self.manifest_digest = whole.hexdigest()
         self.provenance = {}
         self.reads = 0
         self.fault = None

@@ -74,7 +74,8 @@ def test_unwanted_segments_leave_and_their_rows_are_used_again(cache):
     assert cache.rows <= 6 * 6
 
 
-def test_segments_that_stay_are_moved_together_when_room_is_in_pieces(cache):
+def test_segments_that_stay_are_moved_together_when_room_is_in_pieces(tmp_path):
+    cache = ReplayCache(make_spec(), tmp_path, shared=False)
     small = [segment_of(f"{i:02}", [2], i) for i in range(20)]
     cache.follow(wanted(*small))
     rows, start = cache.rows, cache.start((0, "18"))
@@ -84,6 +85,7 @@ def test_segments_that_stay_are_moved_together_when_room_is_in_pieces(cache):
     assert cache.rows == rows
     check_held(cache, *small[::2], large)
     assert sum(segment.reads for segment in small) == 20
+    cache.close()
 
 
 def test_progress_counts_frames(cache):
