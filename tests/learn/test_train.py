@@ -304,7 +304,9 @@ def test_refused_segments_are_never_passed_over_in_silence(
     assert report.steps == 60
     (good,) = Dataset.open(data).snapshot().segments[:1]
     damage(good)
-    with pytest.raises(NoSegmentsError, match=rf"2 segments are refused .*{bad}.*differs from the manifest"):
+    with pytest.raises(
+        NoSegmentsError, match=rf"2 segments are refused .*{bad}.*differs from the manifest"
+    ):
         train([data], tmp_path / "other", config)
 
 
