@@ -1,6 +1,7 @@
 """Where batches come from while others still collect: waiting, refreshing, and keeping the pace."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,6 +148,19 @@ class Source:
             self._allowed = float("inf")
 
 
+def scratch_directory(run: Path) -> Path:
+    """Where a run's replay cache lies unless the configuration says: beside the run.
+
+    Runs lie side by side, so those of one dataset share it. Not in /tmp, which may be memory, and
+    not beside the dataset, which may be another's or on a network. Inside the run only where its
+    parent is another disk (a container's volume) or cannot be written.
+    """
+    run = run.resolve()
+    if run.parent.stat().st_dev == run.stat().st_dev and os.access(run.parent, os.W_OK):
+        return run.parent
+    return run / "scratch"
+
+
 def open_sampler(
     datasets: Sequence[Dataset],
     config: ReplayConfig,
@@ -162,7 +176,7 @@ def open_sampler(
         datasets: Where to read.
         config: What to keep and how to draw.
         seed: Seed of the draws.
-        scratch: The run's own scratch directory.
+        scratch: Directory for the replay cache; see `scratch_directory`.
         grows: Whether more is expected to be published.
         on_wait: Told how far it is.
     """

@@ -6,7 +6,7 @@ A run directory holds::
     RUN/events/          TensorBoard event files
     RUN/checkpoints/     see learn/checkpoint.py
     RUN/policies/        published policies, unless they go elsewhere
-    RUN/scratch/         the replay cache while the process lives
+    RUN/scratch/         the replay cache, where it cannot lie beside RUN (`scratch_directory`)
 
 A run that is killed at any moment goes on from its newest checkpoint: what is under its name is
 whole. The update itself takes so much longer than drawing a batch (400 ms against 1 ms for images
@@ -23,7 +23,13 @@ from pathlib import Path
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.session import Session, cpu_threads, prepare_run
-from avtd3.learn.source import FollowConfig, Source, open_datasets, open_sampler
+from avtd3.learn.source import (
+    FollowConfig,
+    Source,
+    open_datasets,
+    open_sampler,
+    scratch_directory,
+)
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import TrainingHalted
 
@@ -132,7 +138,7 @@ class _Trainer:
             datasets,
             config.replay,
             seed=config.seed,
-            scratch=self._run / "scratch",
+            scratch=scratch_directory(self._run),
             grows=follow,
             on_wait=self._tell,
         )

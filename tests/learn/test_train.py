@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from avtd3.learn.curves import read_curves
 from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.source import scratch_directory
 from avtd3.learn.train import LearnConfig, LearnProgress, train
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
@@ -185,7 +187,16 @@ def test_told_to_stop_it_saves_and_publishes(tmp_path, make_spec, publish_episod
     assert report.updates == 7
     assert report.policy_version == 1
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "update-000000007"
-    assert not any((tmp_path / "run" / "scratch").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+
+
+def test_runs_side_by_side_share_their_scratch(tmp_path, monkeypatch):
+    runs = [tmp_path / name for name in "ab"]
+    for run in runs:
+        run.mkdir()
+    assert {scratch_directory(run) for run in runs} == {tmp_path.resolve()}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert scratch_directory(runs[0]) == runs[0].resolve() / "scratch"
 
 
 def test_following_waits_for_the_dataset_its_steps_and_the_pace(
