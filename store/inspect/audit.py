@@ -164,8 +164,9 @@ def _cluster(address: str) -> Iterator[Any]:
     except ImportError as error:
         message = f"audit.scheduler is {address!r}, which needs: pip install distributed"
         raise ConfigError(message) from error
+    open_client: Any = Client  # whether its calls are typed depends on its version
     try:
-        client = Client(address, set_as_default=False)  # type: ignore[no-untyped-call]  # as above
+        client = open_client(address, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"audit.scheduler {address!r} does not answer as a Dask scheduler ({error}); "

@@ -103,7 +103,7 @@ class ReplayCache:
                 return SharedRows(scratch, types, self.spec.digest)
             except StorageError:
                 raise
-            except (OSError, ValueError) as error:
+            except OSError as error:
                 self.notice = f"frames are not shared with other runs: {error}"
         return PrivateRows(scratch, types)
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.errors import StorageError
 from avtd3.store.replay.scratch import (
     RowRanges,
     RowType,
@@ -161,7 +162,7 @@ class SharedRows:
             with self._home.exclusive() as living:
                 self._read(living)
             self._map(1)  # here, not later, is where a file system that cannot is found out
-        except (OSError, ValueError):
+        except OSError:
             self.close()
             raise
         sweep(scratch)
@@ -249,8 +250,14 @@ class SharedRows:
         return sorted(left)
 
     def _read(self, living: set[str]) -> SharedIndex:
-        document = self._home.read_index()
-        index = SharedIndex() if document is None else SharedIndex.from_document(document)
+        try:
+            document = self._home.read_index()
+            index = SharedIndex() if document is None else SharedIndex.from_document(document)
+        except ValueError as error:
+            raise StorageError(
+                f"{self._home.path} holds an index that cannot be read ({error}); end the runs "
+                "that use it, then remove the directory"
+            ) from error
         index.keep(living)
         return index
 

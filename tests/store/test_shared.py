@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avtd3.store.errors import StorageError
 from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.replay.shared_directory import directory_name
 from avtd3.store.replay.shared_index import SharedIndex
@@ -233,3 +234,13 @@ def test_listed_rows_stay_where_they_are_and_hold_what_they_held(actions):  # no
                 if index[content].is_ready or index[content].decoder:
                     assert (memory[start:stop] == int(content)).all()
         assert index.rows <= 2000
+
+
+def test_an_index_that_cannot_be_read_is_one_clear_error(tmp_path):
+    first = ReplayCache(make_spec(), tmp_path)
+    (home,) = tmp_path.glob("avtd3-replay-*")
+    (home / "index.json").write_text("{", "utf-8")
+    with pytest.raises(StorageError, match=r"an index that cannot be read .* remove the directory"):
+        ReplayCache(make_spec(), tmp_path)
+    first.close()
+    ReplayCache(make_spec(), tmp_path).close()
