@@ -265,7 +265,10 @@ def _slope(config: NetworkConfig) -> float:
 
 
 def _activate(x: Tensor, slope: float) -> Tensor:
-    return functional.leaky_relu(x, slope) if slope else functional.relu(x)
+    # in place: nothing before it needs what it overwrites, and a batch's activations are megabytes
+    if slope:
+        return functional.leaky_relu(x, slope, inplace=True)
+    return functional.relu(x, inplace=True)
 
 
 def _conv_norm(kind: str, channels: int) -> nn.Module:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from avtd3.learn.allocator import keep_freed_memory
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.session import Session, cpu_threads, prepare_run
@@ -78,6 +79,7 @@ def train(
         "follow": follow,
     }
     prepare_run(run, document, resume=resume)
+    keep_freed_memory()
     with cpu_threads(config.threads):
         trainer = _Trainer(run, directory, config, should_stop, on_progress)
         return trainer.run(datasets, follow=follow, resume=resume)
