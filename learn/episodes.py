@@ -17,6 +17,9 @@ END_REASONS = {
 }
 """Metric to the end reason whose share it is."""
 
+TERM_SHARES = {"episode/lane_invasion": "safety/lane_invasion"}
+"""Metric to the reward term that the share of episodes is of in which it was not 0."""
+
 VECTOR_COLUMNS = {
     "episode/lateral_deviation": "lateral_m",
     "episode/speed": "speed_mps",
@@ -61,6 +64,10 @@ class Episodes:
         spec = self._spec
         sums = new.reward_term_sums.mean(axis=0).tolist()
         found = {REWARD_TERMS + name: x for name, x in zip(spec.reward_terms, sums, strict=True)}
+        for metric, name in TERM_SHARES.items():
+            if name in spec.reward_terms:
+                term = new.reward_term_sums[:, spec.reward_terms.index(name)]
+                found[metric] = float((term != 0.0).mean())
         sizes = new.vector_mean_abs.mean(axis=0) * np.array(spec.vector_scales)
         for metric, name in VECTOR_COLUMNS.items():
             if name in spec.vector_names:

@@ -10,7 +10,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from avtd3.learn.metrics import METRICS, REWARD_TERMS
+from avtd3.learn.metrics import metric
 
 PREFIX = "events.out.tfevents."
 _VERSION = "brain.Event:2"
@@ -38,10 +38,10 @@ class EventWriter:
         self.flush()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write scalars of one step, named as in `METRICS` or after a reward term."""
+        """Write scalars of one step, named as `metric` knows them."""
         values = []
         for name, value in scalars.items():
-            assert name in METRICS or name.startswith(REWARD_TERMS), f"{name} is no known metric"
+            assert metric(name) is not None, f"{name} is no known metric"
             values.append(Summary.Value(tag=name, simple_value=value))
         self._add(Event(step=step, summary=Summary(value=values)))
 

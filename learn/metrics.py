@@ -1,201 +1,144 @@
-"""What a run measures: names and units, and the reading back.
+"""What a run measures: the name of each scalar, its meaning, its unit, and which way is good."""
 
-An update leaves tensors on the device. They become numbers only when a line is logged, in one
-transfer. Values of the actor's update are those of its last one since the line before, and are
-absent if there was none: a missing value is never written as 0.
-"""
-
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import torch
-from torch import Tensor
+HIGHER, LOWER = "higher", "lower"
 
-from avtd3.learn.guards import GradientNorms
-from avtd3.learn.td3 import ActorTerms, CriticTerms, Update
 
-SATURATED = 0.99
-"""Share of the way to its bound from which an action counts as saturated."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """What one scalar means."""
+
+    meaning: str
+    """In words."""
+    unit: str
+    """Unit; ``1`` for a share or a ratio."""
+    better: str = ""
+    """``higher``, ``lower``, or empty where neither way is good by itself."""
+
+    def __str__(self) -> str:
+        return f"{self.meaning} [{self.unit}]"
+
+
+def _metric(meaning: str, unit: str, better: str = "") -> Metric:
+    return Metric(meaning=meaning, unit=unit, better=better)
+
 
 _FEATURES = {
-    "feature_norm": "L2 norm of each sample's features, mean over the batch",
-    "feature_mean": "mean of all features",
-    "feature_std": "standard deviation of all features",
-    "feature_min": "smallest feature",
-    "feature_max": "largest feature",
+    "feature_norm": _metric("L2 norm of each sample's features, mean over the batch", "1", LOWER),
+    "feature_mean": _metric("mean of all features", "1"),
+    "feature_std": _metric("standard deviation of all features", "1"),
+    "feature_min": _metric("smallest feature", "1"),
+    "feature_max": _metric("largest feature", "1"),
+    "dead_units": _metric("share of features that are 0 for the whole batch", "1", LOWER),
 }
 _NORMS = {
-    "grad_norm_before": "gradient norm before clipping",
-    "grad_norm_after": "gradient norm after clipping",
+    "grad_norm_before": _metric("gradient norm before clipping", "1", LOWER),
+    "grad_norm_after": _metric("gradient norm after clipping", "1"),
+}
+_CLIP_FRACTION = _metric("share of updates whose gradients were clipped", "1")
+
+_CRITIC = {
+    "critic/loss": _metric("sum of the two mean squared TD errors", "reward^2", LOWER),
+    "critic/q1_mean": _metric("mean Q1", "reward"),
+    "critic/q2_mean": _metric("mean Q2", "reward"),
+    "critic/q_gap": _metric("mean |Q1 - Q2|", "reward", LOWER),
+    "critic/q_min": _metric("smallest Q of both", "reward"),
+    "critic/q_max": _metric("largest Q of both", "reward"),
+    "critic/q_std": _metric("standard deviation of Q1", "reward"),
+    "critic/target_mean": _metric("mean target", "reward"),
+    "critic/target_std": _metric("standard deviation of the target", "reward"),
+    "critic/td_error1": _metric("mean |Q1 - target|", "reward", LOWER),
+    "critic/td_error2": _metric("mean |Q2 - target|", "reward", LOWER),
+    "critic/clip_fraction": _CLIP_FRACTION,
+    "critic/skipped": _metric(
+        "updates left out because something was not finite, so far", "count", LOWER
+    ),
+}
+_ACTOR = {
+    "actor/loss": _metric("loss of the actor", "reward"),
+    "actor/q_mean": _metric("mean Q1 of the actor's own actions", "reward"),
+    "actor/imitation": _metric("mean squared distance to the data's actions", "1"),
+    "actor/saturation": _metric("share of actions within 1 % of a bound", "1", LOWER),
+    "actor/action_std": _metric("standard deviation of the actions over the batch", "action"),
+    "actor/pre_tanh": _metric("mean size of the numbers before tanh", "1"),
+    "actor/clip_fraction": _CLIP_FRACTION,
+}
+_RUN = {
+    "batch/reward_mean": _metric("mean of the batch's (n-step) rewards, as seen", "reward"),
+    "batch/reward_std": _metric("their standard deviation", "reward"),
+    "batch/reward_min": _metric("the smallest", "reward"),
+    "batch/reward_max": _metric("the largest", "reward"),
+    "rate/actor_cnn": _metric("learning rate of the actor's CNN", "1"),
+    "rate/actor_mlp": _metric("learning rate of the actor's MLP", "1"),
+    "rate/critic_cnn": _metric("learning rate of the critics' CNN", "1"),
+    "rate/critic_mlp": _metric("learning rate of the critics' MLPs", "1"),
+    "run/updates_per_second": _metric("updates since the line before, by the clock", "1/s", HIGHER),
+    "run/sampler_wait": _metric("share of that time spent on drawing batches", "1", LOWER),
+    "run/replay_ratio": _metric("updates per transition ever offered by the datasets", "1"),
+    "run/steps": _metric("transitions that can be drawn", "count"),
+    "run/policy_lag": _metric(
+        "published versions since the policy of the newest episodes, mean", "versions", LOWER
+    ),
+    "run/policy_lag_min": _metric("the smallest", "versions", LOWER),
+    "run/policy_lag_max": _metric("the largest", "versions", LOWER),
+}
+_OFFLINE = {
+    "offline/td_error": _metric("mean |Q1 - target| over held-out steps", "reward", LOWER),
+    "offline/q": _metric("mean Q1 of the data's actions there", "reward"),
+    "offline/q_actor": _metric("mean Q1 of the actor's actions there", "reward"),
+    "offline/return": _metric(
+        "discounted return that followed, mean over steps of terminated held-out episodes", "reward"
+    ),
+    "offline/q_excess": _metric("mean of Q1 less that return, over the same steps", "reward"),
+    "offline/action_distance": _metric(
+        "mean distance of the actor from the data", "half ranges", LOWER
+    ),
+    "offline/episodes": _metric("held-out episodes that were looked at", "count"),
+}
+_EPISODE = {
+    "episode/return": _metric("sum of rewards of the newest episodes, mean", "reward", HIGHER),
+    "episode/length": _metric("steps of the newest episodes, mean", "steps", HIGHER),
+    "episode/success": _metric("share of the newest episodes that reached the goal", "1", HIGHER),
+    "episode/collision": _metric("share of them that ended in a collision", "1", LOWER),
+    "episode/off_road": _metric("share of them that ended off the road", "1", LOWER),
+    "episode/lane_invasion": _metric("share of them that crossed a lane's edge", "1", LOWER),
+    "episode/lateral_deviation": _metric(
+        "distance from the route, mean over the newest episodes", "m", LOWER
+    ),
+    "episode/speed": _metric("speed, mean over the newest episodes", "m/s"),
 }
 
-METRICS: Mapping[str, str] = MappingProxyType(
-    {
-        "critic/loss": "sum of the two mean squared TD errors, reward^2",
-        "critic/q1_mean": "mean Q1, reward",
-        "critic/q2_mean": "mean Q2, reward",
-        "critic/q_gap": "mean |Q1 - Q2|, reward",
-        "critic/q_min": "smallest Q of both, reward",
-        "critic/q_max": "largest Q of both, reward",
-        "critic/q_std": "standard deviation of Q1, reward",
-        "critic/target_mean": "mean target, reward",
-        "critic/target_std": "standard deviation of the target, reward",
-        "critic/td_error1": "mean |Q1 - target|, reward",
-        "critic/td_error2": "mean |Q2 - target|, reward",
-        "critic/clip_fraction": "share of updates whose gradients were clipped",
-        "critic/skipped": "updates left out because something was not finite, count",
-        **{
-            f"critic_{part}/{name}": text
-            for part in ("cnn", "mlp")
-            for name, text in _NORMS.items()
-        },
-        **{f"critic_cnn/{name}": text for name, text in _FEATURES.items()},
-        "actor/loss": "loss of the actor",
-        "actor/q_mean": "mean Q1 of the actor's own actions, reward",
-        "actor/imitation": "mean squared distance to the data's actions",
-        "actor/saturation": "share of actions within 1 % of a bound",
-        "actor/action_std": "standard deviation of the actions over the batch",
-        "actor/pre_tanh": "mean size of the numbers before tanh",
-        "actor/clip_fraction": "share of updates whose gradients were clipped",
-        **{
-            f"actor_{part}/{name}": text for part in ("cnn", "mlp") for name, text in _NORMS.items()
-        },
-        **{f"actor_cnn/{name}": text for name, text in _FEATURES.items()},
-        "batch/reward_mean": "mean of the batch's (n-step) rewards, as the critic sees them",
-        "batch/reward_std": "their standard deviation",
-        "batch/reward_min": "the smallest",
-        "batch/reward_max": "the largest",
-        "rate/actor_cnn": "learning rate of the actor's CNN",
-        "rate/actor_mlp": "learning rate of the actor's MLP",
-        "rate/critic_cnn": "learning rate of the critics' CNN",
-        "rate/critic_mlp": "learning rate of the critics' MLPs",
-        "run/updates_per_second": "updates per second of wall time since the line before",
-        "run/sampler_wait": "share of that time spent on drawing batches",
-        "run/replay_ratio": "updates per transition ever offered by the datasets",
-        "run/steps": "transitions that can be drawn, count",
-        "run/policy_lag": "published versions since the policy of the newest episodes, mean",
-        "run/policy_lag_min": "the smallest",
-        "run/policy_lag_max": "the largest",
-        "offline/td_error": "mean |Q1 - target| over held-out steps, reward",
-        "offline/q": "mean Q1 of the data's actions there, reward",
-        "offline/q_actor": "mean Q1 of the actor's actions there, reward",
-        "offline/return": "discounted return that followed, mean over steps of terminated held-out "
-        "episodes, reward",
-        "offline/q_excess": "mean of Q1 less that return, over the same steps, reward",
-        "offline/action_distance": "mean distance of the actor from the data, half ranges",
-        "offline/episodes": "held-out episodes that were looked at, count",
-        "episode/return": "sum of rewards of the newest episodes, mean",
-        "episode/length": "steps of the newest episodes, mean",
-        "episode/success": "share of the newest episodes that reached the goal",
-        "episode/collision": "share of them that ended in a collision",
-        "episode/off_road": "share of them that ended off the road",
-        "episode/lateral_deviation": "distance from the route, mean over the newest episodes, m",
-        "episode/speed": "speed, mean over the newest episodes, m/s",
-    }
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    _CRITIC
+    | {f"critic_{part}/{name}": m for part in ("cnn", "mlp") for name, m in _NORMS.items()}
+    | {f"critic_cnn/{name}": m for name, m in _FEATURES.items()}
+    | _ACTOR
+    | {f"actor_{part}/{name}": m for part in ("cnn", "mlp") for name, m in _NORMS.items()}
+    | {f"actor_cnn/{name}": m for name, m in _FEATURES.items()}
+    | _RUN
+    | _OFFLINE
+    | _EPISODE
 )
-"""Name of each scalar to its meaning and unit; those of the reward's terms apart."""
+"""Name of each scalar to what it means; those of `FAMILIES` apart."""
 
 REWARD_TERMS = "reward/"
-"""Before the name of a reward term: its sum over an episode, mean over the newest ones, reward."""
+"""Before the name of a reward term."""
 
-
-class Meter:
-    """Gathers updates between two lines of the log."""
-
-    def __init__(self, *, features: int) -> None:
-        """Start empty.
-
-        Args:
-            features: Numbers that each CNN makes; 0 without a camera.
-        """
-        self._features = features
-        self._last: Update | None = None
-        self._last_actor: Update | None = None
-        self._clipped: dict[str, list[Tensor]] = {"critic": [], "actor": []}
-
-    def add(self, update: Update) -> None:
-        """Take note of an update; nothing is read back."""
-        self._last = update
-        self._clipped["critic"].append(update.critic_norms.clipped)
-        if update.actor_norms is not None:
-            self._last_actor = update
-            self._clipped["actor"].append(update.actor_norms.clipped)
-
-    def read(self) -> dict[str, float]:
-        """Numbers since the last reading, by name; waits for the device once."""
-        scalars: dict[str, Tensor] = {}
-        if self._last is not None:
-            scalars |= _critic_scalars(self._last.critic, self._last.reward)
-            scalars |= _norm_scalars("critic", self._last.critic_norms)
-            scalars |= self._feature_scalars("critic_cnn", self._last.critic.state)
-        if self._last_actor is not None and self._last_actor.actor is not None:
-            assert self._last_actor.actor_norms is not None
-            scalars |= _actor_scalars(self._last_actor.actor)
-            scalars |= _norm_scalars("actor", self._last_actor.actor_norms)
-            scalars |= self._feature_scalars("actor_cnn", self._last_actor.actor.state)
-        for name, clipped in self._clipped.items():
-            if clipped:
-                scalars[f"{name}/clip_fraction"] = torch.stack(clipped).mean()
-            clipped.clear()
-        self._last = self._last_actor = None
-        if not scalars:
-            return {}
-        device = next(iter(scalars.values())).device
-        values = torch.stack([value.to(device, torch.float32) for value in scalars.values()])
-        return {
-            name: value
-            for name, value in zip(scalars, values.tolist(), strict=True)
-            if not (self._features == 0 and "_cnn/" in name)
-        }
-
-    def _feature_scalars(self, name: str, state: Tensor) -> dict[str, Tensor]:
-        if not self._features:
-            return {}
-        features = state[:, : self._features].float()
-        return {
-            f"{name}/feature_norm": torch.linalg.vector_norm(features, dim=1).mean(),
-            f"{name}/feature_mean": features.mean(),
-            f"{name}/feature_std": features.std(),
-            f"{name}/feature_min": features.min(),
-            f"{name}/feature_max": features.max(),
-        }
-
-
-def _critic_scalars(terms: CriticTerms, reward: Tensor) -> dict[str, Tensor]:
-    return {
-        "critic/loss": terms.loss,
-        "critic/q1_mean": terms.q1.mean(),
-        "critic/q2_mean": terms.q2.mean(),
-        "critic/q_gap": (terms.q1 - terms.q2).abs().mean(),
-        "critic/q_min": torch.minimum(terms.q1, terms.q2).min(),
-        "critic/q_max": torch.maximum(terms.q1, terms.q2).max(),
-        "critic/q_std": terms.q1.std(correction=0),
-        "critic/target_mean": terms.target.mean(),
-        "critic/target_std": terms.target.std(correction=0),
-        "critic/td_error1": (terms.q1 - terms.target).abs().mean(),
-        "critic/td_error2": (terms.q2 - terms.target).abs().mean(),
-        "batch/reward_mean": reward.mean(),
-        "batch/reward_std": reward.std(correction=0),
-        "batch/reward_min": reward.min(),
-        "batch/reward_max": reward.max(),
+FAMILIES: Mapping[str, Metric] = MappingProxyType(
+    {
+        REWARD_TERMS: _metric(
+            "sum of a reward term over an episode, mean over the newest ones", "reward", HIGHER
+        ),
     }
+)
+"""What a name begins with, where the rest of it comes from the data or the networks."""
 
 
-def _actor_scalars(terms: ActorTerms) -> dict[str, Tensor]:
-    return {
-        "actor/loss": terms.loss,
-        "actor/q_mean": terms.q.mean(),
-        "actor/imitation": terms.imitation,
-        "actor/saturation": (terms.pre_tanh.tanh().abs() > SATURATED).float().mean(),
-        "actor/action_std": terms.action.std(dim=0, correction=0).mean(),
-        "actor/pre_tanh": terms.pre_tanh.abs().mean(),
-    }
-
-
-def _norm_scalars(name: str, norms: GradientNorms) -> dict[str, Tensor]:
-    return {
-        f"{name}_cnn/grad_norm_before": norms.cnn_before,
-        f"{name}_cnn/grad_norm_after": norms.cnn_after,
-        f"{name}_mlp/grad_norm_before": norms.mlp_before,
-        f"{name}_mlp/grad_norm_after": norms.mlp_after,
-    }
+def metric(name: str) -> Metric | None:
+    """What a scalar means; None for one that is not ours."""
+    if name in METRICS:
+        return METRICS[name]
+    return next((m for prefix, m in FAMILIES.items() if name.startswith(prefix)), None)

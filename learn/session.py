@@ -22,7 +22,7 @@ from avtd3.learn.checkpoint import (
 )
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.events import EventWriter
-from avtd3.learn.metrics import Meter
+from avtd3.learn.meter import Meter
 from avtd3.learn.offline import Judge
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.precision import autocast_type, pick_device

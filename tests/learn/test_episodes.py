@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from avtd3.collect.observation import ObservationConfig
+from avtd3.collect.reward import REWARD_TERMS
 from avtd3.collect.task import SUCCESS_REASON
-from avtd3.learn.episodes import END_REASONS, VECTOR_COLUMNS, Episodes
+from avtd3.learn.episodes import END_REASONS, TERM_SHARES, VECTOR_COLUMNS, Episodes
 from avtd3.store.replay.episodes import EpisodeSummary
 from avtd3.store.spec import EpisodeSpec
 
@@ -14,7 +15,7 @@ SPEC = EpisodeSpec(
     action_names=("steer",),
     action_low=(-1.0,),
     action_high=(1.0,),
-    reward_terms=("progress", "safety/collision"),
+    reward_terms=("progress", "safety/lane_invasion"),
     control_period_s=0.05,
 )
 
@@ -58,7 +59,8 @@ def test_the_newest_episodes_in_the_units_of_driving(episodes):
             "episode/lateral_deviation": 0.5,
             "episode/speed": 7.0,
             "reward/progress": 2.0,
-            "reward/safety/collision": -2.0,
+            "reward/safety/lane_invasion": -2.0,
+            "episode/lane_invasion": 0.25,
             "run/policy_lag": 2.0,
             "run/policy_lag_min": 1.0,
             "run/policy_lag_max": 3.0,
@@ -81,4 +83,5 @@ def test_no_lag_without_a_policy(episodes):
 
 def test_the_names_are_those_of_the_driving_task():
     assert END_REASONS["episode/success"] == SUCCESS_REASON
+    assert set(TERM_SHARES.values()) <= set(REWARD_TERMS)
     assert set(VECTOR_COLUMNS.values()) <= set(ObservationConfig().names)

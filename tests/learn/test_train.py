@@ -72,7 +72,7 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
     assert names == ["update-000000020", "update-000000040"]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["learn"]["updates"] == 40
     curves = read_curves(tmp_path / "run" / "events")
-    unknown = {"episode/lateral_deviation", "episode/speed"}
+    unknown = {"episode/lane_invasion", "episode/lateral_deviation", "episode/speed"}
     unknown |= {metric for metric in METRICS if metric.startswith("offline/")}
     assert set(METRICS) - set(curves) == {m for m in METRICS if "policy_lag" in m} | unknown
     assert curves.keys() <= METRICS.keys()

@@ -1,0 +1,118 @@
+"""From updates to numbers: what is read back of them, and when.
+
+An update leaves tensors on the device. They become numbers only when a line is logged, in one
+transfer. Values of the actor's update are those of its last one since the line before, and are
+absent if there was none: a missing value is never written as 0.
+"""
+
+import torch
+from torch import Tensor
+
+from avtd3.learn.guards import GradientNorms
+from avtd3.learn.td3 import ActorTerms, CriticTerms, Update
+
+SATURATED = 0.99
+"""Share of the way to its bound from which an action counts as saturated."""
+
+
+class Meter:
+    """Gathers updates between two lines of the log."""
+
+    def __init__(self, *, features: int) -> None:
+        """Start empty.
+
+        Args:
+            features: Numbers that each CNN makes; 0 without a camera.
+        """
+        self._features = features
+        self._last: Update | None = None
+        self._last_actor: Update | None = None
+        self._clipped: dict[str, list[Tensor]] = {"critic": [], "actor": []}
+
+    def add(self, update: Update) -> None:
+        """Take note of an update; nothing is read back."""
+        self._last = update
+        self._clipped["critic"].append(update.critic_norms.clipped)
+        if update.actor_norms is not None:
+            self._last_actor = update
+            self._clipped["actor"].append(update.actor_norms.clipped)
+
+    def read(self) -> dict[str, float]:
+        """Numbers since the last reading, by name; waits for the device once."""
+        scalars: dict[str, Tensor] = {}
+        if self._last is not None:
+            scalars |= _critic_scalars(self._last.critic, self._last.reward)
+            scalars |= _norm_scalars("critic", self._last.critic_norms)
+            scalars |= self._feature_scalars("critic_cnn", self._last.critic.state)
+        if self._last_actor is not None and self._last_actor.actor is not None:
+            assert self._last_actor.actor_norms is not None
+            scalars |= _actor_scalars(self._last_actor.actor)
+            scalars |= _norm_scalars("actor", self._last_actor.actor_norms)
+            scalars |= self._feature_scalars("actor_cnn", self._last_actor.actor.state)
+        for name, clipped in self._clipped.items():
+            if clipped:
+                scalars[f"{name}/clip_fraction"] = torch.stack(clipped).mean()
+            clipped.clear()
+        self._last = self._last_actor = None
+        if not scalars:
+            return {}
+        device = next(iter(scalars.values())).device
+        values = torch.stack([value.to(device, torch.float32) for value in scalars.values()])
+        return {
+            name: value
+            for name, value in zip(scalars, values.tolist(), strict=True)
+            if not (self._features == 0 and "_cnn/" in name)
+        }
+
+    def _feature_scalars(self, name: str, state: Tensor) -> dict[str, Tensor]:
+        if not self._features:
+            return {}
+        features = state[:, : self._features].float()
+        return {
+            f"{name}/feature_norm": torch.linalg.vector_norm(features, dim=1).mean(),
+            f"{name}/feature_mean": features.mean(),
+            f"{name}/feature_std": features.std(),
+            f"{name}/feature_min": features.min(),
+            f"{name}/feature_max": features.max(),
+            f"{name}/dead_units": (features == 0.0).all(dim=0).float().mean(),
+        }
+
+
+def _critic_scalars(terms: CriticTerms, reward: Tensor) -> dict[str, Tensor]:
+    return {
+        "critic/loss": terms.loss,
+        "critic/q1_mean": terms.q1.mean(),
+        "critic/q2_mean": terms.q2.mean(),
+        "critic/q_gap": (terms.q1 - terms.q2).abs().mean(),
+        "critic/q_min": torch.minimum(terms.q1, terms.q2).min(),
+        "critic/q_max": torch.maximum(terms.q1, terms.q2).max(),
+        "critic/q_std": terms.q1.std(correction=0),
+        "critic/target_mean": terms.target.mean(),
+        "critic/target_std": terms.target.std(correction=0),
+        "critic/td_error1": (terms.q1 - terms.target).abs().mean(),
+        "critic/td_error2": (terms.q2 - terms.target).abs().mean(),
+        "batch/reward_mean": reward.mean(),
+        "batch/reward_std": reward.std(correction=0),
+        "batch/reward_min": reward.min(),
+        "batch/reward_max": reward.max(),
+    }
+
+
+def _actor_scalars(terms: ActorTerms) -> dict[str, Tensor]:
+    return {
+        "actor/loss": terms.loss,
+        "actor/q_mean": terms.q.mean(),
+        "actor/imitation": terms.imitation,
+        "actor/saturation": (terms.pre_tanh.tanh().abs() > SATURATED).float().mean(),
+        "actor/action_std": terms.action.std(dim=0, correction=0).mean(),
+        "actor/pre_tanh": terms.pre_tanh.abs().mean(),
+    }
+
+
+def _norm_scalars(name: str, norms: GradientNorms) -> dict[str, Tensor]:
+    return {
+        f"{name}_cnn/grad_norm_before": norms.cnn_before,
+        f"{name}_cnn/grad_norm_after": norms.cnn_after,
+        f"{name}_mlp/grad_norm_before": norms.mlp_before,
+        f"{name}_mlp/grad_norm_after": norms.mlp_after,
+    }
