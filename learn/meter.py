@@ -8,7 +8,7 @@ absent if there was none: a missing value is never written as 0.
 import torch
 from torch import Tensor
 
-from avtd3.learn.guards import GradientNorms
+from avtd3.learn.guard.clip import GradientNorms
 from avtd3.learn.td3 import ActorTerms, CriticTerms, Update
 
 SATURATED = 0.99

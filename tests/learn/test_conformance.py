@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from avtd3.learn.guards import ClipConfig
+from avtd3.learn.guard.clip import ClipConfig
 from avtd3.learn.networks import Actor, NetworkConfig, TwinCritic
 from avtd3.learn.state import TD3Config, state_of
 from avtd3.learn.td3 import update
