@@ -1,7 +1,7 @@
 """What the policy sees: the car's numbers in its own frame, and a stack of camera frames.
 
 The vector holds, in this order: speed, lateral deviation, heading error, and the waypoints ahead
-as x, y pairs in the car's frame (x forward, y to the right). Each number is stored divided by its
+as x, y pairs in the car's frame (x forward, y to the right); or the speed alone. Each number is stored divided by its
 scale; the dataset's spec names them all. Nothing is clipped: the car leaves the road, and so ends
 the episode, long before a number grows large.
 """
@@ -21,6 +21,7 @@ from avtd3.collect.world import VehicleState
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.spec import MAX_AXIS, ImageSpec
 
+VECTORS = ("full", "speed")
 SPEED_SCALE_MPS = 10.0
 LATERAL_SCALE_M = 2.0
 HEADING_SCALE_RAD = math.pi / 4.0
@@ -28,8 +29,10 @@ HEADING_SCALE_RAD = math.pi / 4.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ObservationConfig:
-    """Which waypoints an observation holds."""
+    """What an observation holds."""
 
+    vector: str = "full"
+    """``full``, or ``speed`` for the speed alone: all else has to be seen in the frames."""
     waypoints: int = 10
     """Number of waypoints ahead; 10 give the 23 numbers of the reports."""
     waypoint_spacing_m: float = 2.5
@@ -38,6 +41,8 @@ class ObservationConfig:
     """Camera frames per observation, oldest first."""
 
     def __post_init__(self) -> None:
+        if self.vector not in VECTORS:
+            raise ConfigError(f"vector is {self.vector!r}, expected one of {VECTORS}")
         if not 1 <= self.waypoints <= 100:
             raise ConfigError(f"waypoints is {self.waypoints}, expected 1 to 100")
         if not 1 <= self.stack <= MAX_AXIS:
@@ -47,6 +52,8 @@ class ObservationConfig:
     @property
     def names(self) -> tuple[str, ...]:
         """Name with unit of each number of the vector."""
+        if self.vector == "speed":
+            return ("speed_mps",)
         points = (f"waypoint_{i:02d}" for i in range(1, self.waypoints + 1))
         pairs = (f"{point}_{axis}_m" for point in points for axis in ("x", "y"))
         return ("speed_mps", "lateral_m", "heading_rad", *pairs)
@@ -57,6 +64,8 @@ class ObservationConfig:
 
         Forward the scale is the horizon; sideways it is 0.4 of it, because roads bend little.
         """
+        if self.vector == "speed":
+            return (SPEED_SCALE_MPS,)
         horizon = self.waypoints * self.waypoint_spacing_m
         pair = (horizon, 0.4 * horizon)
         return (SPEED_SCALE_MPS, LATERAL_SCALE_M, HEADING_SCALE_RAD, *(pair * self.waypoints))
@@ -78,6 +87,7 @@ class VectorBuilder:
         end = line[-1] + beyond * np.exp(1j * route.yaw_rad[-1])
         self._places: list[complex] = [*line.tolist(), complex(end)]
         self._distances: list[float] = [*route.distance_m.tolist(), route.length_m + beyond]
+        self._only_speed = config.vector == "speed"
         self._scales = config.scales[:5]
 
     def build(
@@ -90,6 +100,8 @@ class VectorBuilder:
             at: Where on the route it is.
             heading_rad: Its heading against the route's, see `heading_error`.
         """
+        if self._only_speed:
+            return np.array([vehicle.speed_mps / SPEED_SCALE_MPS], np.float32)
         speed, lateral, heading, forward, side = self._scales
         values = [vehicle.speed_mps / speed, at.lateral_m / lateral, heading_rad / heading]
         here, back = complex(vehicle.x_m, vehicle.y_m), cmath.rect(1.0, -vehicle.yaw_rad)

@@ -45,6 +45,14 @@ def test_numbers_on_a_straight_road_by_hand():
     assert vector.dtype == np.float32
 
 
+def test_the_speed_can_be_all_there_is():
+    config = ObservationConfig(vector="speed")
+    assert (config.names, config.scales) == (("speed_mps",), (10.0,))
+    vector = build(config, straight_route(), x_m=10.0, y_m=1.0, yaw_rad=0.3, speed_mps=5.0)
+    assert vector.dtype == np.float32
+    np.testing.assert_array_equal(vector, np.float32([0.5]))
+
+
 def test_waypoints_turn_with_the_car():
     config = ObservationConfig(waypoints=1, waypoint_spacing_m=5.0)
     vector = build(config, straight_route(), x_m=10.0, yaw_rad=math.pi / 2)
@@ -104,6 +112,8 @@ def test_frame_stack_survives_a_world_that_reuses_its_buffer():
 def test_bad_values_are_refused():
     with pytest.raises(ConfigError, match="waypoints is 0"):
         ObservationConfig(waypoints=0)
+    with pytest.raises(ConfigError, match="vector is 'all'"):
+        ObservationConfig(vector="all")
     with pytest.raises(ConfigError, match="waypoint_spacing_m"):
         ObservationConfig(waypoint_spacing_m=math.nan)
     with pytest.raises(ConfigError, match="stack"):
