@@ -1,9 +1,9 @@
 """What the policy sees: the car's numbers in its own frame, and a stack of camera frames.
 
 The vector holds, in this order: speed, lateral deviation, heading error, and the waypoints ahead
-as x, y pairs in the car's frame (x forward, y to the right); or the speed alone. Each number is stored divided by its
-scale; the dataset's spec names them all. Nothing is clipped: the car leaves the road, and so ends
-the episode, long before a number grows large.
+as x, y pairs in the car's frame (x forward, y to the right); or the speed alone. Each number is
+stored divided by its scale; the dataset's spec names them all. Nothing is clipped: the car leaves
+the road, and so ends the episode, long before a number grows large.
 """
 
 import bisect
@@ -148,28 +148,29 @@ class FrameStack:
 class Observation:
     """What a driver that is a policy may use: the vector, and the camera when it asks for it."""
 
-    vector: NDArray[np.float32]
-    """float32 (V,), see `ObservationConfig.names`."""
-    stack: FrameStack
-    """The camera frames; valid until the next step."""
+    vector: NDArray[np.float32] | None
+    """float32 (V,), as the spec names it; None without one."""
+    stack: FrameStack | None
+    """The camera frames; valid until the next step. None without a camera."""
 
     @property
-    def frames(self) -> NDArray[np.uint8]:
+    def frames(self) -> NDArray[np.uint8] | None:
         """The stacked frames, uint8 (K * C, H, W)."""
-        return self.stack.stacked()
+        return None if self.stack is None else self.stack.stacked()
 
     def __repr__(self) -> str:
-        return f"Observation(vector {self.vector.shape})"
+        return f"Observation(vector {None if self.vector is None else self.vector.shape})"
 
 
-def check_frame(image: NDArray[np.uint8], expected: ImageSpec, world: str) -> None:
+def check_frame(image: NDArray[np.uint8] | None, expected: ImageSpec, world: str) -> None:
     """Hold a world's camera frame against the spec.
 
     Raises:
         SpecError: The frame has another shape or dtype.
     """
-    if image.shape != expected.frame_shape or image.dtype != np.uint8:
+    found = "none" if image is None else f"{image.dtype} {image.shape}"
+    if found != f"uint8 {expected.frame_shape}":
         raise SpecError(
-            f"world {world} answers frames {image.dtype} {image.shape}, expected uint8 "
+            f"world {world} answers frames {found}, expected uint8 "
             f"{expected.frame_shape} as in the spec; use another dataset or set the camera's size"
         )
