@@ -1,184 +1,160 @@
-"""TD3 and TD3+BC against a plain reference, written from the papers with numpy and no autograd.
+"""TD3 and TD3+BC against the plain reference of `plain_td3`, in float64, to 1e-6.
 
-Fujimoto, van Hoof & Meger 2018 (algorithm 1) and Fujimoto & Gu 2021 (equations 3 to 5), for
-vector observations, in float64: losses, gradients and weights over several updates.
+Losses, gradients and all weights (targets too) over 20 updates from the same weights with the same
+batches and noise, for a vector alone and with the CNNs, for each option that claims to be standard.
 """
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from avtd3.learn.guard.clip import ClipConfig
 from avtd3.learn.networks import Actor, NetworkConfig, TwinCritic
+from avtd3.learn.session import cpu_threads
 from avtd3.learn.state import TD3Config, state_of
 from avtd3.learn.td3 import update
+from avtd3.store.spec import ImageSpec
+from avtd3.tests.learn.plain_td3 import Drawn, Network, PlainTD3, Seen
 
-Array = NDArray[np.float64]
-Layers = list[tuple[Array, Array]]
+UPDATES = 20
+IMAGE = ImageSpec(height=36, width=40, stack=1)
+RATES = {"actor_lr": 1e-3, "critic_lr": 2e-3, "actor_cnn_lr": 5e-4, "critic_cnn_lr": 7e-4}
+PLAIN = TD3Config(tau=0.01, cnn_weight_decay=0.0, clip=ClipConfig(enabled=False), **RATES)
+SMALL = NetworkConfig(hidden=(32, 24), features=16, feature_norm=False)
+BOUNDS = {"low": (-1.0, 0.0), "high": (1.0, 3.0)}
 
-GAMMA, LR_ACTOR, LR_CRITIC, TAU = 0.99, 1e-3, 2e-3, 0.01
-SIGMA, CLIP, DELAY = 0.2, 0.5, 2
-
-
-class Net:
-    """A ReLU network with backpropagation and Adam spelled out."""
-
-    def __init__(self, layers: Layers, lr: float) -> None:
-        self.layers = [(w.copy(), b.copy()) for w, b in layers]
-        self.lr = lr
-        self.moments = [[np.zeros_like(x) for x in (w, w, b, b)] for w, b in layers]
-        self.steps = 0
-
-    def forward(self, x: Array) -> tuple[Array, list[Array]]:
-        inputs = []
-        for i, (w, b) in enumerate(self.layers):
-            inputs.append(x)
-            x = x @ w.T + b
-            if i < len(self.layers) - 1:
-                x = np.maximum(x, 0.0)
-        return x, inputs
-
-    def backward(self, inputs: list[Array], gradient: Array) -> tuple[Layers, Array]:
-        found: Layers = []
-        for i in reversed(range(len(self.layers))):
-            w, _ = self.layers[i]
-            found.append((gradient.T @ inputs[i], gradient.sum(0)))
-            gradient = gradient @ w
-            if i > 0:
-                gradient = gradient * (inputs[i] > 0)
-        return found[::-1], gradient
-
-    def adam(self, gradients: Layers) -> None:
-        self.steps += 1
-        for i, pair in enumerate(gradients):
-            updated = []
-            for j, gradient in enumerate(pair):
-                m, v = self.moments[i][2 * j], self.moments[i][2 * j + 1]
-                m[...] = 0.9 * m + 0.1 * gradient
-                v[...] = 0.999 * v + 0.001 * gradient**2
-                m_hat = m / (1 - 0.9**self.steps)
-                v_hat = v / (1 - 0.999**self.steps)
-                updated.append(self.layers[i][j] - self.lr * m_hat / (np.sqrt(v_hat) + 1e-8))
-            self.layers[i] = (updated[0], updated[1])
-
-    def follow(self, online: "Net") -> None:
-        self.layers = [
-            (TAU * w + (1 - TAU) * wt, TAU * b + (1 - TAU) * bt)
-            for (w, b), (wt, bt) in zip(online.layers, self.layers, strict=True)
-        ]
+LEARNING = {
+    "td3": {},
+    "td3+bc": {"bc_alpha": 2.5},
+    "td3+bc, weighted": {"bc_alpha": 1.0, "bc_weight": 0.3, "pre_tanh_weight": 1e-2},
+    "every update": {"policy_delay": 1},
+    "every third update": {"policy_delay": 3, "tau": 0.1, "target_policy_noise": 0.6},
+    "rewards": {"reward_scale": 2.0, "reward_clip": 1.5},
+    "decay": {"mlp_weight_decay": 1e-2, "cnn_weight_decay": 3e-2},
+    "clipping": {"clip": ClipConfig(actor_max_norm=0.05, critic_max_norm=0.5)},
+    "clipping parts": {
+        "clip": ClipConfig(actor_max_norm=0.02, critic_max_norm=0.3, scope="per_module")
+    },
+    "together": {
+        "bc_alpha": 1.5,
+        "policy_delay": 3,
+        "reward_scale": 0.5,
+        "cnn_weight_decay": 1e-2,
+        "clip": ClipConfig(actor_max_norm=0.05, critic_max_norm=0.5),
+    },
+    "clipping by another norm": {"clip": ClipConfig(critic_max_norm=0.3, norm_type=3.0)},
+}
+SHAPES = {
+    "layer norms": {"conv_norm": "layer", "feature_norm": True},
+    "batch norms": {"conv_norm": "batch", "activation": "leaky_relu", "feature_clamp": 0.1},
+}
 
 
-class Reference:
-    def __init__(self, actor: Layers, q1: Layers, q2: Layers, bc_alpha: float) -> None:
-        self.actor, self.actor_target = Net(actor, LR_ACTOR), Net(actor, LR_ACTOR)
-        self.q = [Net(q1, LR_CRITIC), Net(q2, LR_CRITIC)]
-        self.q_target = [Net(q1, LR_CRITIC), Net(q2, LR_CRITIC)]
-        self.bc_alpha = bc_alpha
-        self.updates = 0
-        self.gradients: dict[str, Layers] = {}
-
-    def update(
-        self, s: Array, a: Array, r: Array, s2: Array, done: Array, noise: Array
-    ) -> tuple[float, float | None]:
-        a2 = np.tanh(self.actor_target.forward(s2)[0]) + np.clip(SIGMA * noise, -CLIP, CLIP)
-        sa2 = np.concatenate([s2, np.clip(a2, -1, 1)], 1)
-        y = r + GAMMA * (1 - done) * np.minimum(*(q.forward(sa2)[0][:, 0] for q in self.q_target))
-        sa = np.concatenate([s, a], 1)
-        loss: float = 0.0
-        for number, q in enumerate(self.q):
-            value, inputs = q.forward(sa)
-            error = value[:, 0] - y
-            loss += float(np.mean(error**2))
-            gradients, _ = q.backward(inputs, (2 * error / len(y))[:, None])
-            self.gradients[f"head{number + 1}"] = gradients
-            q.adam(gradients)
-        self.updates += 1
-        return loss, self.improve(s, a) if self.updates % DELAY == 0 else None
-
-    def improve(self, s: Array, a: Array) -> float:
-        raw, inputs = self.actor.forward(s)
-        pi = np.tanh(raw)
-        value, q_inputs = self.q[0].forward(np.concatenate([s, pi], 1))
-        weight = self.bc_alpha / float(np.mean(np.abs(value))) if self.bc_alpha else 1.0
-        loss = -weight * float(np.mean(value))
-        _, at_inputs = self.q[0].backward(q_inputs, np.full_like(value, -weight / len(value)))
-        at_pi = at_inputs[:, s.shape[1] :]
-        if self.bc_alpha:
-            loss += float(np.mean((pi - a) ** 2))
-            at_pi = at_pi + 2 * (pi - a) / a.size
-        gradients, _ = self.actor.backward(inputs, at_pi * (1 - pi**2))
-        self.gradients["head"] = gradients
-        self.actor.adam(gradients)
-        self.actor_target.follow(self.actor)
-        for target, online in zip(self.q_target, self.q, strict=True):
-            target.follow(online)
-        return loss
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Beside other work, threads wait for each other longer than these small products take."""
+    with cpu_threads(1):
+        yield
 
 
-def layers_of(mlp: torch.nn.Module) -> Layers:
-    tensors = [p.detach().numpy().copy() for p in mlp.parameters()]
-    return list(zip(tensors[::2], tensors[1::2], strict=True))
+def numbers(module):
+    found = {name: value.numpy().copy() for name, value in module.state_dict().items()}
+    return {name: value for name, value in found.items() if not name.startswith("action_")}
 
 
-def gradients_of(mlp: torch.nn.Module) -> Layers:
-    tensors = [p.grad.numpy().copy() for p in mlp.parameters() if p.grad is not None]
-    return list(zip(tensors[::2], tensors[1::2], strict=True))
+def gradients(module):
+    return {name: p.grad.numpy().copy() for name, p in module.named_parameters()}
 
 
-def assert_same(ours: Layers, theirs: Layers) -> None:
-    for mine, reference in zip(ours, theirs, strict=True):
-        for x, y in zip(mine, reference, strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12)
-
-
-@pytest.mark.parametrize("bc_alpha", [0.0, 2.5])
-def test_updates_are_those_of_the_papers(make_spec, make_batch, bc_alpha):
-    spec = make_spec(vector=7)
-    network = NetworkConfig(hidden=(32, 32))
-    config = TD3Config(
-        tau=TAU,
-        actor_lr=LR_ACTOR,
-        critic_lr=LR_CRITIC,
-        bc_alpha=bc_alpha,
-        clip=ClipConfig(enabled=False),
+def seen(observation):
+    pixels, vector = observation.pixels, observation.vector
+    return Seen(
+        pixels=None if pixels is None else pixels.numpy(),
+        vector=None if vector is None else vector.numpy(),
     )
+
+
+def drawn(batch):
+    return Drawn(
+        seen=seen(batch.observation),
+        action=batch.action.numpy(),
+        reward=batch.reward.numpy(),
+        discount=batch.discount.numpy(),
+        then=seen(batch.next_observation),
+        weight=None if batch.weight is None else batch.weight.numpy(),
+    )
+
+
+def assert_same(ours, theirs, what):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        # relative to the tensor's size: a single entry may be the rest of a sum that cancels
+        scale = max(float(np.abs(value).max()), 1e-8)
+        np.testing.assert_allclose(
+            value / scale, theirs[name] / scale, rtol=0, atol=1e-6, err_msg=f"{what} {name}"
+        )
+
+
+def assert_networks_same(state, plain, number):
+    for name in ("actor", "critic", "actor_target", "critic_target"):
+        network: Network = getattr(plain, name)
+        assert_same(numbers(getattr(state, name)), network.p, f"update {number} {name}")
+
+
+def compare(spec, make_batch, network, config, *, size, weighted=False):
     torch.manual_seed(3)
     state = state_of(Actor(spec, network).double(), TwinCritic(spec, network).double(), config)
-    actor, critic = state.actor, state.critic
-    reference = Reference(
-        layers_of(actor.head), layers_of(critic.head1), layers_of(critic.head2), bc_alpha
-    )
-    for seed in range(6):
-        batch = make_batch(spec, 64, seed, torch.float64)
-        noise = torch.randn(64, 2, dtype=torch.float64)
-        result = update(state, batch, noise, config)
-        assert batch.observation.vector is not None
-        assert batch.next_observation.vector is not None
-        loss, loss_actor = reference.update(
-            batch.observation.vector.numpy(),
-            batch.action.numpy(),
-            batch.reward.numpy(),
-            batch.next_observation.vector.numpy(),
-            (batch.discount == 0).double().numpy(),
-            noise.numpy(),
-        )
-        assert result.critic.loss.item() == pytest.approx(loss, rel=1e-6)
-        if loss_actor is None:
-            assert result.actor is None
-        else:
-            assert result.actor is not None
-            assert result.actor.loss.item() == pytest.approx(loss_actor, rel=1e-6)
-            assert_same(gradients_of(actor.head), reference.gradients["head"])
-        for name in ("head1", "head2"):
-            assert_same(gradients_of(getattr(critic, name)), reference.gradients[name])
-        pairs = [
-            (actor.head, reference.actor),
-            (state.actor_target.head, reference.actor_target),
-            (critic.head1, reference.q[0]),
-            (critic.head2, reference.q[1]),
-            (state.critic_target.head1, reference.q_target[0]),
-            (state.critic_target.head2, reference.q_target[1]),
-        ]
-        for ours, theirs in pairs:
-            assert_same(layers_of(ours), theirs.layers)
+    plain = PlainTD3(spec, numbers(state.actor), numbers(state.critic), network, config)
+    generator = torch.Generator().manual_seed(5)
+    turns = 0
+    for number in range(UPDATES):
+        batch = make_batch(spec, size, number, torch.float64)
+        if weighted:
+            weight = torch.rand(size, generator=generator, dtype=torch.float64)
+            batch = dataclasses.replace(batch, weight=weight)
+        noise = torch.randn(size, 2, generator=generator, dtype=torch.float64)
+        ours = update(state, batch, noise, config)
+        loss, actor_loss = plain.update(drawn(batch), noise.numpy())
+        assert ours.critic.loss.item() == pytest.approx(loss, rel=1e-6)
+        assert_same(gradients(state.critic), plain.critic.gradients, f"update {number} critic")
+        assert (ours.actor is None) == (actor_loss is None)
+        if ours.actor is not None:
+            turns += 1
+            assert ours.actor.loss.item() == pytest.approx(actor_loss, rel=1e-6)
+            assert_same(gradients(state.actor), plain.actor.gradients, f"update {number} actor")
+        assert_networks_same(state, plain, number)
+    assert turns == UPDATES // config.policy_delay
+
+
+@pytest.mark.parametrize("option", LEARNING)
+def test_updates_from_a_vector_are_those_of_the_papers(make_spec, make_batch, option):
+    config = dataclasses.replace(PLAIN, **LEARNING[option])
+    compare(make_spec(vector=7, **BOUNDS), make_batch, SMALL, config, size=32)
+
+
+IN_IMAGES = [
+    pytest.param(option, marks=() if option in ("td3", "together") else pytest.mark.slow)
+    for option in LEARNING
+]
+
+
+@pytest.mark.parametrize("option", IN_IMAGES)
+def test_updates_from_images_are_those_of_the_papers(make_spec, make_batch, option):
+    config = dataclasses.replace(PLAIN, **LEARNING[option])
+    spec = make_spec(image=IMAGE, vector=3, **BOUNDS)
+    compare(spec, make_batch, SMALL, config, size=4)
+
+
+@pytest.mark.parametrize("option", SHAPES)
+def test_each_shape_of_network_learns_by_its_own_formulas(make_spec, make_batch, option):
+    network = dataclasses.replace(SMALL, **SHAPES[option])
+    spec = make_spec(image=IMAGE, vector=0, **BOUNDS)
+    compare(spec, make_batch, network, PLAIN, size=4)
+
+
+@pytest.mark.parametrize("image", [None, pytest.param(IMAGE, marks=pytest.mark.slow)])
+def test_prioritised_draws_are_weighed_by_importance(make_spec, make_batch, image):
+    spec = make_spec(image=image, vector=3)
+    compare(spec, make_batch, SMALL, PLAIN, size=8, weighted=True)
