@@ -193,7 +193,8 @@ class PlainTD3:
         state, into_cnn = self.critic.encode(drawn.seen)
         both = np.concatenate([state, drawn.action], 1)
         weight = np.ones(len(target)) if drawn.weight is None else drawn.weight
-        loss, at_state, gradients = 0.0, np.zeros_like(state), {}
+        gradients: Tensors = {}
+        loss, at_state = 0.0, np.zeros_like(state)
         for name in ("head1", "head2"):
             value, back = self.critic.mlp(name, both)
             error = value[:, 0] - target

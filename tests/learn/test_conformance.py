@@ -5,6 +5,7 @@ batches and noise, for a vector alone and with the CNNs, for each option that cl
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,19 @@ from avtd3.tests.learn.plain_td3 import Drawn, Network, PlainTD3, Seen
 
 UPDATES = 20
 IMAGE = ImageSpec(height=36, width=40, stack=1)
-RATES = {"actor_lr": 1e-3, "critic_lr": 2e-3, "actor_cnn_lr": 5e-4, "critic_cnn_lr": 7e-4}
-PLAIN = TD3Config(tau=0.01, cnn_weight_decay=0.0, clip=ClipConfig(enabled=False), **RATES)
+PLAIN = TD3Config(
+    tau=0.01,
+    actor_lr=1e-3,
+    critic_lr=2e-3,
+    actor_cnn_lr=5e-4,
+    critic_cnn_lr=7e-4,
+    cnn_weight_decay=0.0,
+    clip=ClipConfig(enabled=False),
+)
 SMALL = NetworkConfig(hidden=(32, 24), features=16, feature_norm=False)
-BOUNDS = {"low": (-1.0, 0.0), "high": (1.0, 3.0)}
+BOUNDS: dict[str, Any] = {"low": (-1.0, 0.0), "high": (1.0, 3.0)}
 
-LEARNING = {
+LEARNING: dict[str, dict[str, Any]] = {
     "td3": {},
     "td3+bc": {"bc_alpha": 2.5},
     "td3+bc, weighted": {"bc_alpha": 1.0, "bc_weight": 0.3, "pre_tanh_weight": 1e-2},
@@ -46,7 +54,7 @@ LEARNING = {
     },
     "clipping by another norm": {"clip": ClipConfig(critic_max_norm=0.3, norm_type=3.0)},
 }
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "layer norms": {"conv_norm": "layer", "feature_norm": True},
     "batch norms": {"conv_norm": "batch", "activation": "leaky_relu", "feature_clamp": 0.1},
 }
