@@ -38,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-WorldOption = Annotated[str | None, typer.Option("--world", help="Simulator; this version: road.")]
+WorldOption = Annotated[str | None, typer.Option("--world", help="road, or gym:ID of Gymnasium.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 
 
@@ -85,16 +85,23 @@ def collect(
     scenario: Annotated[int | None, typer.Option(min=0, help="Number of the scenario.")] = None,
     npcs: Annotated[int | None, typer.Option(min=0, help="Other vehicles.")] = None,
     town: Annotated[str | None, typer.Option(help="An .xodr file to drive on.")] = None,
+    random_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of the plan driven at random first.")
+    ] = None,
+    max_lead: Annotated[
+        int | None, typer.Option(min=0, help="Wait while the policy is so many steps behind.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted plan.")] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Drive a car and write its episodes into a dataset."""
+    """Drive, and write the episodes into a dataset."""
     from avtd3.collect.collector import collect as run
 
     settings = section("collect", config, set_)
-    settings = replace(settings, world=world, driver=driver, workers=workers, seed=seed)
+    lead = replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
+    settings = replace(settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead)
     settings = _replace_scenario(settings, number=scenario, npcs=npcs, town=town)
     with interruptible() as should_stop, progress() as draw:
         report = run(
@@ -169,7 +176,7 @@ def evaluate(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Drive held-out roads without noise and measure how well."""
+    """Drive held-out episodes without noise and measure how well."""
     from avtd3.collect.evaluate import evaluate as run
 
     settings = section("evaluate", config, set_)

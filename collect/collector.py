@@ -14,23 +14,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from avtd3.collect.arena import Arena
 from avtd3.collect.checks import check_number
 from avtd3.collect.drivers import Mixture
 from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.gym_world import GYM, GymConfig
+from avtd3.collect.lead import LeadConfig
 from avtd3.collect.loop import Collector, LoopSettings
 from avtd3.collect.plan import GROUP, MAX_SEED, Amount, Share, digest, held_episodes
 from avtd3.collect.pool import DriverPool
 from avtd3.collect.progress import CollectProgress, CollectReport, Tally
 from avtd3.collect.scenarios import ScenarioConfig
-from avtd3.collect.task import DrivingTask, TaskConfig
-from avtd3.collect.world import World
-from avtd3.collect.worlds import RoadConfig, WorldFactory, build_string, check_world, open_world
+from avtd3.collect.task import TaskConfig
+from avtd3.collect.worlds import RoadConfig, WorldFactory, check_world, open_arena, open_world
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
-from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.writer import WriterConfig
 
-_DATA_KEYS = ("world", "road", "task", "expert", "seed")
+_DRIVING_KEYS = ("world", "road", "task", "expert", "seed")
+_GYM_KEYS = ("world", "gym", "seed")
 """Settings that shape the data beside the scenario and the mixture, which are resolved first."""
 _NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9]+")
 
@@ -40,7 +42,7 @@ class CollectConfig:
     """Everything that a collection depends on."""
 
     world: str = "road"
-    """Simulator."""
+    """Simulator: ``road``, or ``gym:ID`` for a Gymnasium environment."""
     driver: str = "expert"
     """Who drives: a driver or a mixture, see `avtd3.collect.drivers`."""
     steps: int = 10_000
@@ -50,7 +52,10 @@ class CollectConfig:
     seed: int = 0
     """Seed of the plan; two machines that collect into one dataset need two seeds."""
     exploration_noise: float = 0.1
-    """Standard deviation of Gaussian noise on policies that are given no other noise."""
+    """Standard deviation of Gaussian noise on policies that are given no other noise, in half
+    ranges of each action (0.1 in Fujimoto et al. 2018)."""
+    lead: LeadConfig = dataclasses.field(default_factory=LeadConfig)
+    """Random steps at the beginning, and how far to run ahead of the learner."""
     min_free_mb: int = 500
     """Free megabytes on the disk below which the collection ends with an error."""
     name: str = ""
@@ -63,6 +68,8 @@ class CollectConfig:
     """How the expert drives."""
     road: RoadConfig = dataclasses.field(default_factory=RoadConfig)
     """The embedded world."""
+    gym: GymConfig = dataclasses.field(default_factory=GymConfig)
+    """Gymnasium environments."""
     writer: WriterConfig = dataclasses.field(default_factory=WriterConfig)
     """Codec and size of the segments."""
 
@@ -83,10 +90,14 @@ class CollectConfig:
     def plan_document(self) -> dict[str, Any]:
         """The settings that shape the data, as JSON values; their digest names the plan."""
         document = dataclasses.asdict(self)
-        plan = {key: document[key] for key in _DATA_KEYS}
-        scenario = dataclasses.asdict(self.scenario.resolve())
         # Seeds follow from the size of a group too: another size is another plan.
-        return {**plan, "scenario": scenario, "driver": self.mixture.text, "group": GROUP}
+        plan: dict[str, Any] = {"driver": self.mixture.text, "group": GROUP}
+        if self.lead.random_steps:
+            plan["random_steps"] = self.lead.random_steps
+        if self.world.startswith(GYM):
+            return {**plan, **{key: document[key] for key in _GYM_KEYS}}
+        plan["scenario"] = dataclasses.asdict(self.scenario.resolve())
+        return {**plan, **{key: document[key] for key in _DRIVING_KEYS}}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,26 +214,23 @@ def run_job(job: Job, should_stop: Callable[[], bool], on_tally: Callable[[Tally
         Avtd3Error: As `collect`.
     """
     config, dataset = job.config, Dataset.open(job.dataset)
-    world = job.open_world(config.world, config.road)
+    arena = open_arena(config, job.open_world)
     try:
-        pool = DriverPool(
-            config.mixture, config.expert, dataset.spec, job.policies, world.control_period_s
-        )
         settings = LoopSettings(
             seed=config.seed,
-            scenario=config.scenario.resolve(),
+            lead=config.lead,
             min_free_bytes=config.min_free_mb * 1_000_000,
             writer=config.writer,
             name=_segment_name(config.name, job.share),
-            provenance=_provenance(config, world),
+            provenance=_provenance(config, arena),
         )
-        task = DrivingTask(config.task, world.control_period_s)
+        pool = DriverPool(config.mixture, arena, job.policies)
         collector = Collector(
-            dataset, world, task, pool, settings, should_stop=should_stop, on_tally=on_tally
+            dataset, arena, pool, settings, should_stop=should_stop, on_tally=on_tally
         )
         return collector.run(job.share)
     finally:
-        world.close()
+        arena.close()
 
 
 def _run(
@@ -238,13 +246,6 @@ def _run(
     return run_workers(run_job, jobs, should_stop=should_stop, on_reports=show_known)
 
 
-def task_spec(config: TaskConfig, world: World) -> EpisodeSpec:
-    """The spec of what the task makes on a world."""
-    channels, height, width = world.image_shape
-    image = ImageSpec(channels=channels, height=height, width=width, stack=config.observation.stack)
-    return DrivingTask(config, world.control_period_s).spec(image)
-
-
 def _open_dataset(
     path: Path, config: CollectConfig, policies: Path | None, factory: WorldFactory
 ) -> Dataset:
@@ -252,11 +253,12 @@ def _open_dataset(
         raise ConfigError(
             f"driver {config.driver!r} needs the learner's directory; give --policies"
         )
-    world = factory(config.world, config.road)
+    arena = open_arena(config, factory)
     try:
-        return Dataset.create(path, task_spec(config.task, world))
+        DriverPool(config.mixture, arena, policies)  # says which drivers are not at home here
+        return Dataset.create(path, arena.spec)
     finally:
-        world.close()
+        arena.close()
 
 
 def _amount(
@@ -284,11 +286,11 @@ def _segment_name(name: str, share: Share) -> str:
     return own if share.workers == 1 else f"{own}-{share.worker}"
 
 
-def _provenance(config: CollectConfig, world: World) -> dict[str, Any]:
+def _provenance(config: CollectConfig, arena: Arena) -> dict[str, Any]:
     document = dataclasses.asdict(config)
     return {
         "config": document,
         "config_digest": digest(document),
         "plan_digest": digest(config.plan_document()),
-        "simulator": build_string(world),
+        "simulator": arena.simulator,
     }

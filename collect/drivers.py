@@ -8,22 +8,21 @@ The grammar, as in ``--driver 0.6:expert,0.3:expert+noise=0.3,0.1:random``::
 Shares are positive and count relative to their sum; each episode draws one driver by its own
 generator. ``+noise`` adds an Ornstein-Uhlenbeck process (it wanders, so the data hold
 departures and recoveries), ``+gaussian`` independent noise; ``sigma`` is the standard deviation of
-what is added to both actions, 0.2 if not given.
+what is added to every action, in half ranges of that action, 0.2 if not given.
 """
 
 import dataclasses
 import math
 import re
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.expert import Expert, ExpertConfig
+from avtd3.collect.arena import Arena, Driver
 from avtd3.collect.observation import Observation
-from avtd3.collect.task import DrivingTask
-from avtd3.collect.world import WorldFrame
 from avtd3.store.errors import ConfigError, WorldError
+from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
     from avtd3.learn.policy import Policy
@@ -38,26 +37,15 @@ _DRIVER = re.compile(r"(?P<base>[a-z]+)(?:\+(?P<noise>noise|gaussian)(?:=(?P<sig
 _NOISE_TIME_S = 0.5
 
 
-class Driver(Protocol):
-    """Turns what is seen into an action."""
-
-    def begin(self, rng: np.random.Generator, task: DrivingTask) -> None:
-        """Start an episode; all randomness comes from the generator."""
-        ...
-
-    def act(
-        self, observation: Observation, frame: WorldFrame, task: DrivingTask
-    ) -> NDArray[np.float32]:
-        """The next action, float32 (2,) in [-1, 1]."""
-        ...
-
-
-class RandomDriver:
+class WanderingDriver:
     """Wanders: smooth random steering, and a pedal that is on the throttle most of the time.
 
     Two Ornstein-Uhlenbeck processes with a correlation time of 0.8 s: steering with standard
     deviation 0.25 about 0, the pedal with 0.4 about 0.35. White noise would average out in the
     car's inertia and the car would stand still.
+
+    Args:
+        period_s: Simulated seconds per action.
     """
 
     _CENTRE = np.array((0.0, 0.35))
@@ -67,15 +55,30 @@ class RandomDriver:
     def __init__(self, period_s: float) -> None:
         self._noise = _Wandering(self._SIGMA, self._TIME_S, period_s)
 
-    def begin(self, rng: np.random.Generator, task: DrivingTask) -> None:
+    def begin(self, rng: np.random.Generator) -> None:
         """Start an episode."""
         self._noise.begin(rng)
 
-    def act(
-        self, observation: Observation, frame: WorldFrame, task: DrivingTask
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Observation) -> NDArray[np.float32]:
         """The next action, whatever is seen."""
         return np.clip(self._CENTRE + self._noise.next(), -1.0, 1.0).astype(np.float32)
+
+
+class UniformDriver:
+    """Draws every action anew, evenly between the bounds."""
+
+    def __init__(self, spec: EpisodeSpec) -> None:
+        self._low, self._high = bounds(spec)
+        self._rng = np.random.default_rng(0)
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """Start an episode."""
+        self._rng = rng
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        """The next action, whatever is seen."""
+        drawn = self._rng.uniform(self._low, self._high).astype(np.float32)
+        return np.clip(drawn, self._low, self._high)  # rounding may step over a bound
 
 
 class PolicyDriver:
@@ -84,36 +87,44 @@ class PolicyDriver:
     def __init__(self, policy: "Policy | None" = None) -> None:
         self.policy = policy
 
-    def begin(self, rng: np.random.Generator, task: DrivingTask) -> None:
+    def begin(self, rng: np.random.Generator) -> None:
         """Nothing to prepare: policies have no memory."""
         assert self.policy is not None, "the collector sets the policy before the episode"
 
-    def act(
-        self, observation: Observation, frame: WorldFrame, task: DrivingTask
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Observation) -> NDArray[np.float32]:
         """The policy's action."""
         assert self.policy is not None, "the collector sets the policy before the episode"
         return self.policy.act(observation.frames, observation.vector)
 
 
 class NoisyDriver:
-    """Any driver with noise on both actions, clipped to [-1, 1]."""
+    """Any driver with noise on every action, clipped to the bounds.
 
-    def __init__(self, driver: Driver, sigma: float, *, time_s: float, period_s: float) -> None:
+    Args:
+        driver: Who drives.
+        sigma: Standard deviation of the noise, in half ranges of each action.
+        time_s: Correlation time of the noise; 0 for independent noise.
+        period_s: Simulated seconds per action.
+        spec: Bounds of the actions.
+    """
+
+    def __init__(
+        self, driver: Driver, sigma: float, *, time_s: float, period_s: float, spec: EpisodeSpec
+    ) -> None:
         self._driver = driver
-        self._noise = _Wandering(np.full(2, sigma), time_s, period_s)
+        self._low, self._high = bounds(spec)
+        half = 0.5 * (self._high.astype(np.float64) - self._low)
+        self._noise = _Wandering(sigma * half, time_s, period_s)
 
-    def begin(self, rng: np.random.Generator, task: DrivingTask) -> None:
+    def begin(self, rng: np.random.Generator) -> None:
         """Start an episode."""
-        self._driver.begin(rng, task)
+        self._driver.begin(rng)
         self._noise.begin(rng)
 
-    def act(
-        self, observation: Observation, frame: WorldFrame, task: DrivingTask
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Observation) -> NDArray[np.float32]:
         """The driver's action and the noise."""
-        action = self._driver.act(observation, frame, task) + self._noise.next()
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        action = self._driver.act(observation) + self._noise.next()
+        return np.clip(action.astype(np.float32), self._low, self._high)
 
 
 class _Wandering:
@@ -122,15 +133,21 @@ class _Wandering:
     def __init__(self, sigma: NDArray[np.float64], time_s: float, period_s: float) -> None:
         self._keep = math.exp(-period_s / time_s) if time_s > 0.0 else 0.0
         self._drive = sigma * math.sqrt(1.0 - self._keep**2)
-        self._value = np.zeros(2)
+        self._value = np.zeros_like(sigma)
         self._rng = np.random.default_rng(0)
 
     def begin(self, rng: np.random.Generator) -> None:
-        self._rng, self._value = rng, np.zeros(2)
+        self._rng, self._value = rng, np.zeros_like(self._drive)
 
     def next(self) -> NDArray[np.float64]:
-        self._value = self._keep * self._value + self._drive * self._rng.standard_normal(2)
+        drawn = self._rng.standard_normal(self._drive.size)
+        self._value = self._keep * self._value + self._drive * drawn
         return self._value
+
+
+def bounds(spec: EpisodeSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Smallest and largest value of each action, each float32 (A,)."""
+    return np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,32 +161,34 @@ class DriverSpec:
     noise: str
     """``noise``, ``gaussian``, or empty."""
     sigma: float
-    """Standard deviation of the noise; 0 without noise."""
+    """Standard deviation of the noise, in half ranges of the actions; 0 without noise."""
 
     @property
     def name(self) -> str:
         """The driver as recorded with each episode: ``expert+noise=0.2``."""
         return f"{self.base}+{self.noise}={self.sigma:g}" if self.noise else self.base
 
-    def build(self, expert: ExpertConfig, policy: PolicyDriver, period_s: float) -> Driver:
+    def build(self, arena: Arena, policy: PolicyDriver) -> Driver:
         """Make the driver.
 
         Args:
-            expert: How the expert drives.
+            arena: Where it drives.
             policy: Holds the policy, for the drivers that are one.
-            period_s: Simulated seconds per action.
+
+        Raises:
+            ConfigError: There is no such driver in this arena.
         """
-        driver: Driver
-        if self.base == "expert":
-            driver = Expert(expert)
-        elif self.base == "random":
-            driver = RandomDriver(period_s)
-        else:
-            driver = policy
+        driver: Driver = policy if self.base == "policy" else arena.driver(self.base)
         if not self.noise:
             return driver
+        spec = arena.spec
         time_s = _NOISE_TIME_S if self.noise == "noise" else 0.0
-        return NoisyDriver(driver, self.sigma, time_s=time_s, period_s=period_s)
+        period_s = spec.control_period_s
+        return NoisyDriver(driver, self.sigma, time_s=time_s, period_s=period_s, spec=spec)
+
+
+RANDOM = DriverSpec(share=1.0, base="random", noise="", sigma=0.0)
+"""The random driver, alone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,27 +266,33 @@ def _parse_part(part: str, text: str) -> DriverSpec:
 
 
 def check_action(
-    action: NDArray[np.float32], size: int, driver: str, where: str
+    action: NDArray[np.float32], spec: EpisodeSpec, driver: str, where: str
 ) -> NDArray[np.float32]:
     """Refuse an action that is not finite, of another length, or out of bounds.
 
     Args:
         action: What a driver answered.
-        size: Wanted length.
+        spec: Wanted length and bounds.
         driver: Its name, for the message.
         where: Which episode and step, for the message.
 
     Returns:
-        The action as float32 (size,).
+        The action as float32 (A,).
 
     Raises:
         WorldError: The action cannot be applied.
     """
     checked = np.asarray(action, np.float32)
-    is_fit = checked.shape == (size,) and all(-1.0 <= v <= 1.0 for v in checked.tolist())
+    low, high = spec.action_low, spec.action_high
+    is_fit = checked.shape == (len(low),) and all(map(_is_between, checked.tolist(), low, high))
     if not is_fit:  # NaN is not within bounds either
+        ranges = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low, high, strict=True))
         raise WorldError(
-            f"driver {driver} answered {checked.tolist()} in {where}, expected {size} finite "
-            "numbers in [-1, 1]; remove the policy that does this, or choose another driver"
+            f"driver {driver} answered {checked.tolist()} in {where}, expected {len(low)} finite "
+            f"numbers in {ranges}; remove the policy that does this, or choose another driver"
         )
     return checked
+
+
+def _is_between(value: float, low: float, high: float) -> bool:
+    return low <= value <= high

@@ -7,13 +7,13 @@ the same roads, traffic and weather, and the same policy scores the same twice.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from avtd3.collect.examiner import EvaluateConfig, Examiner, one_thread
 from avtd3.collect.scores import EpisodeScore, summarise
-from avtd3.collect.worlds import WorldFactory, open_world
+from avtd3.collect.worlds import WorldFactory, open_arena, open_world
 
 __all__ = [
     "EvaluateConfig",
@@ -33,8 +33,8 @@ class EvaluateProgress:
     """Episodes driven."""
     episodes: int
     """Episodes to drive."""
-    successes: int
-    """Episodes that reached their goal."""
+    return_mean: float
+    """Mean return of those."""
 
     @property
     def fraction(self) -> float:
@@ -43,7 +43,7 @@ class EvaluateProgress:
 
     def line(self) -> str:
         """Where it stands, in one line."""
-        return f"{self.done} of {self.episodes} episodes, {self.successes} reached the goal"
+        return f"{self.done} of {self.episodes} episodes, mean return {self.return_mean:.1f}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,14 @@ class EvaluateReport:
     """Version of the policy, if one drove."""
     policy_digest: str
     """SHA-256 of its file."""
+    world: str
+    """Where, by name."""
+    setting: str
+    """What a person calls it."""
     scenario: int
-    """Number of the scenario."""
+    """Number of the scenario; 0 where there are none."""
+    action_names: tuple[str, ...]
+    """Name of each action."""
     seed: int
     """Seed of the evaluation."""
     scores: tuple[EpisodeScore, ...]
@@ -70,29 +76,35 @@ class EvaluateReport:
     def document(self) -> dict[str, Any]:
         """The report as JSON values; the metrics are those of `avtd3.collect.scores.summarise`."""
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        rows = [dataclasses.asdict(score) for score in known.pop("scores")]
-        return {**summarise(self.scores), **known, "rows": rows}
+        rows = [score.row() for score in known.pop("scores")]
+        names = known.pop("action_names")
+        return {**summarise(self.scores, names), **known, "rows": rows}
 
     def summary(self) -> str:
         """The report for a person."""
-        found = summarise(self.scores)
-        low, high = found["success_interval"]
+        found = summarise(self.scores, self.action_names)
         ends = ", ".join(f"{count} {reason}" for reason, count in found["end_reasons"].items())
         version = "" if self.policy_version is None else f" (version {self.policy_version})"
         lines = [
-            f"{self.driver}{version}, scenario {self.scenario}, {found['episodes']} held-out "
-            f"episodes, {found['distance_km']:.2f} km",
-            f"success         {found['success_rate']:.0%} (95 %: {low:.0%} to {high:.0%})",
-            f"route completed {found['route_completion']:.0%}",
+            f"{self.driver}{version}, {self.setting}, {found['episodes']} held-out episodes",
+            *(_driving_lines(found) if "success_rate" in found else ()),
             f"return          {found['return_mean']:.1f} (95 %: "
             f"{found['return_interval'][0]:.1f} to {found['return_interval'][1]:.1f})",
-            f"collisions      {found['collisions_per_km']:.2f} per km",
-            f"lane departures {found['lane_departures_per_km']:.2f} per km",
-            f"off the centre  {found['lateral_deviation_m']:.2f} m",
-            f"speed           {3.6 * found['speed_mps']:.1f} km/h",
+            f"length          {found['episode_length']:.1f} steps (95 %: "
+            f"{found['length_interval'][0]:.1f} to {found['length_interval'][1]:.1f})",
             f"ends            {ends}",
         ]
         return "\n".join(lines)
+
+
+def _driving_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    low, high = found["success_interval"]
+    yield f"success         {found['success_rate']:.0%} (95 %: {low:.0%} to {high:.0%})"
+    yield f"route completed {found['route_completion']:.0%}, {found['distance_km']:.2f} km in all"
+    yield f"collisions      {found['collisions_per_km']:.2f} per km"
+    yield f"lane departures {found['lane_departures_per_km']:.2f} per km"
+    yield f"off the centre  {found['lateral_deviation_m']:.2f} m"
+    yield f"speed           {3.6 * found['speed_mps']:.1f} km/h"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,16 +148,16 @@ def evaluate(
         WorldError: The simulator, the driver or a worker process failed.
     """
     started_s = time.monotonic()
-    world = open_world(config.world, config.road)
+    arena = open_arena(config, open_world, render=gif is not None)
     try:
-        examiner = Examiner(world, config, str(subject))
+        examiner = Examiner(arena, config, str(subject))
         if gif is not None:
             from avtd3.collect.film import film
 
             with one_thread(examiner.policy):
-                film(world, examiner.begin(0), gif)
+                film(arena, examiner.begin(0), gif)
     finally:
-        world.close()
+        arena.close()
     every = range(config.episodes)
     jobs = [
         Job(
@@ -159,10 +171,8 @@ def evaluate(
 
     def show(parts: list[tuple[EpisodeScore, ...] | None]) -> None:
         scores = [score for part in parts for score in part or ()]
-        successes = sum(score.is_success for score in scores)
-        on_progress(
-            EvaluateProgress(done=len(scores), episodes=config.episodes, successes=successes)
-        )
+        mean = sum(score.episode_return for score in scores) / max(len(scores), 1)
+        on_progress(EvaluateProgress(done=len(scores), episodes=config.episodes, return_mean=mean))
 
     parts = _run(jobs, should_stop, show)
     scores = sorted((s for part in parts for s in part), key=lambda score: score.index)
@@ -170,7 +180,10 @@ def evaluate(
         driver=str(subject),
         policy_version=examiner.policy.version if examiner.policy else None,
         policy_digest=examiner.policy.digest if examiner.policy else "",
-        scenario=config.scenario.number,
+        world=arena.name,
+        setting=arena.setting,
+        scenario=arena.scenario,
+        action_names=arena.spec.action_names,
         seed=config.seed,
         scores=tuple(scores),
         seconds=time.monotonic() - started_s,
@@ -200,10 +213,10 @@ def run_job(
     Raises:
         Avtd3Error: As `evaluate`.
     """
-    world = job.open_world(job.config.world, job.config.road)
+    arena = open_arena(job.config, job.open_world)
     scores: tuple[EpisodeScore, ...] = ()
     try:
-        examiner = Examiner(world, job.config, job.subject)
+        examiner = Examiner(arena, job.config, job.subject)
         with one_thread(examiner.policy):
             for index in job.indices:
                 score = examiner.score(index, should_stop)
@@ -212,5 +225,5 @@ def run_job(
                 scores = (*scores, score)
                 report(scores)
     finally:
-        world.close()
+        arena.close()
     return scores

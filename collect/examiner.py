@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avtd3.collect.arena import Arena
 from avtd3.collect.checks import check_number
-from avtd3.collect.collector import task_spec
 from avtd3.collect.drivers import GRAMMAR, Mixture, PolicyDriver
 from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.gym_world import GymConfig
 from avtd3.collect.plan import MAX_SEED, episode_generator, evaluation_seed
 from avtd3.collect.rollout import Rollout, Transition
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.scores import EpisodeScore, Scorer
-from avtd3.collect.task import DrivingTask, TaskConfig
-from avtd3.collect.world import World
+from avtd3.collect.task import TaskConfig
 from avtd3.collect.worlds import RoadConfig, check_world
 from avtd3.store.errors import CheckpointError, ConfigError
 from avtd3.store.spec import EpisodeSpec
@@ -29,7 +29,7 @@ class EvaluateConfig:
     """Everything that an evaluation depends on, apart from who drives."""
 
     world: str = "road"
-    """Simulator."""
+    """Simulator: ``road``, or ``gym:ID`` for a Gymnasium environment."""
     episodes: int = 20
     """Held-out episodes."""
     workers: int = 1
@@ -44,6 +44,8 @@ class EvaluateConfig:
     """How the expert drives, where it is the one to be evaluated."""
     road: RoadConfig = dataclasses.field(default_factory=RoadConfig)
     """The embedded world."""
+    gym: GymConfig = dataclasses.field(default_factory=GymConfig)
+    """Gymnasium environments."""
 
     def __post_init__(self) -> None:
         check_world(self.world)
@@ -65,26 +67,20 @@ class Examination:
 
 
 class Examiner:
-    """One world on which a subject drives held-out episodes.
+    """One arena in which a subject drives held-out episodes.
 
     Args:
-        world: The simulator.
+        arena: Where the episodes happen.
         config: The evaluation's settings.
         subject: Who drives, see `evaluate`.
     """
 
-    def __init__(self, world: World, config: EvaluateConfig, subject: str) -> None:
-        self._world, self._config = world, config
-        self._task = DrivingTask(config.task, world.control_period_s)
-        self._spec = task_spec(config.task, world)
-        self._scenario = config.scenario.resolve()
-        self.policy, self.subject = _load_policy(subject, self._spec)
+    def __init__(self, arena: Arena, config: EvaluateConfig, subject: str) -> None:
+        self._arena, self._config = arena, config
+        self.policy, self.subject = _load_policy(subject, arena.spec)
         self._mixture = _mixture(subject) if self.policy is None else Mixture.parse("policy")
         driver = PolicyDriver(self.policy)
-        self._drivers = [
-            spec.build(config.expert, driver, world.control_period_s)
-            for spec in self._mixture.drivers
-        ]
+        self._drivers = [spec.build(arena, driver) for spec in self._mixture.drivers]
 
     def begin(self, index: int) -> Examination:
         """Begin an episode by its number in the evaluation."""
@@ -92,12 +88,12 @@ class Examiner:
         rng = episode_generator(seed)
         place = self._mixture.draw(rng)
         name = self._mixture.drivers[place].name
-        rollout = Rollout(self._world, self._task, self._spec, self._scenario, seed)
+        rollout = Rollout(self._arena, seed)
         return Examination(rollout, rollout.drive(self._drivers[place], name, rng), name)
 
     def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
         """Drive an episode to its end; None if it was stopped before."""
-        episode, scorer = self.begin(index), Scorer(self._world.control_period_s)
+        episode, scorer = self.begin(index), Scorer()
         reason = ""
         for transition in episode.transitions:
             scorer.watch(transition)
@@ -106,13 +102,13 @@ class Examiner:
                 return None
         start = episode.rollout.start
         return scorer.score(
-            completion=self._task.completion,
             index=index,
             seed=episode.rollout.seed,
             town=start.town,
             weather=start.weather,
             driver=episode.driver,
             end_reason=reason,
+            drive=self._arena.measures(),
         )
 
 

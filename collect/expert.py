@@ -55,23 +55,28 @@ class ExpertConfig:
 
 
 class Expert:
-    """Pure pursuit with speed control; see the module."""
+    """Pure pursuit with speed control; see the module.
+
+    Args:
+        config: How it drives.
+        task: What it drives; asked for the route, the place on it and the newest frame.
+    """
 
     _HARDEST_MPS2 = 6.0
     _SPEED_GAIN_PER_S = 1.2
     _PEDAL_RATE = 0.08
     """Largest rise of the pedal per step in normal driving, for comfort."""
 
-    def __init__(self, config: ExpertConfig) -> None:
-        self._config = config
+    def __init__(self, config: ExpertConfig, task: DrivingTask) -> None:
+        self._config, self._task = config, task
         self._profile: list[float] = []
         self._distances: list[float] = []
         self._points: list[complex] = []
         self._pedal = 0.0
 
-    def begin(self, rng: np.random.Generator, task: DrivingTask) -> None:
+    def begin(self, rng: np.random.Generator) -> None:
         """Plan the speeds along the episode's route; nothing is drawn."""
-        config, route = self._config, task.route
+        config, route = self._config, self._task.route
         self._profile = route.speed_profile(
             max_lateral_mps2=config.max_lateral_mps2,
             max_braking_mps2=config.max_braking_mps2,
@@ -81,19 +86,17 @@ class Expert:
         self._points = (route.points[:, 0] + 1j * route.points[:, 1]).tolist()
         self._pedal = 0.0
 
-    def act(
-        self, observation: Observation, frame: WorldFrame, task: DrivingTask
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Observation) -> NDArray[np.float32]:
         """Steer along the route and keep speed and distance, float32 (2,)."""
-        steer = self._steer(frame.vehicle, task)
-        return np.array((steer, self._drive(frame, task)), np.float32)
+        frame = self._task.frame
+        return np.array((self._steer(frame.vehicle), self._drive(frame)), np.float32)
 
-    def _steer(self, vehicle: VehicleState, task: DrivingTask) -> float:
+    def _steer(self, vehicle: VehicleState) -> float:
         config = self._config
         reach = max(config.min_lookahead_m, config.lookahead_s * vehicle.speed_mps + 1.5)
         yaw = vehicle.yaw_rad
         rear = complex(vehicle.x_m, vehicle.y_m) - cmath.rect(0.5 * config.wheelbase_m, yaw)
-        way = (self._ahead(task.progress_m + reach) - rear) * cmath.rect(1.0, -yaw)
+        way = (self._ahead(self._task.progress_m + reach) - rear) * cmath.rect(1.0, -yaw)
         distance = max(abs(way), 1.0)
         angle = math.atan(2.0 * config.wheelbase_m * way.imag / (distance * distance))
         return min(1.0, max(-1.0, angle / config.max_steer_rad))
@@ -105,9 +108,9 @@ class Expert:
         share = (distance_m - at[place - 1]) / (at[place] - at[place - 1])
         return points[place - 1] + share * (points[place] - points[place - 1])
 
-    def _drive(self, frame: WorldFrame, task: DrivingTask) -> float:
+    def _drive(self, frame: WorldFrame) -> float:
         config, speed = self._config, frame.vehicle.speed_mps
-        wanted = self._SPEED_GAIN_PER_S * (self._allowed(task, speed) - speed)
+        wanted = self._SPEED_GAIN_PER_S * (self._allowed(speed) - speed)
         wanted = min(wanted, config.max_acceleration_mps2, self._behind(frame))
         wanted = max(wanted, -self._HARDEST_MPS2)
         full = config.full_throttle_mps2 if wanted > 0.0 else config.full_brake_mps2
@@ -117,9 +120,9 @@ class Expert:
         self._pedal = min(1.0, max(-1.0, self._pedal + change))
         return self._pedal
 
-    def _allowed(self, task: DrivingTask, speed: float) -> float:
+    def _allowed(self, speed: float) -> float:
         """Planned speed a little ahead, for the delay of the pedals."""
-        place = bisect.bisect_left(self._distances, task.progress_m + 0.2 * max(speed, 0.0))
+        place = bisect.bisect_left(self._distances, self._task.progress_m + 0.2 * max(speed, 0.0))
         return self._profile[min(place, len(self._profile) - 1)]
 
     def _behind(self, frame: WorldFrame) -> float:

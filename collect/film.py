@@ -1,15 +1,14 @@
 """Held-out drives as a GIF and as a contact sheet."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
+from avtd3.collect.arena import Arena
 from avtd3.collect.examiner import EvaluateConfig, Examination, Examiner, one_thread
-from avtd3.collect.pictures import Scene, draw_scene
-from avtd3.collect.world import World
-from avtd3.collect.worlds import WorldFactory, open_world
+from avtd3.collect.worlds import WorldFactory, open_arena, open_world
 from avtd3.store.show.pictures import animation, contact_sheet
 
 EVERY = 2
@@ -20,11 +19,11 @@ SHEET_STEP = 60
 """The step whose picture stands for an episode on the contact sheet, if it lasts that long."""
 
 
-def film(world: World, examination: Examination, path: Path) -> None:
+def film(arena: Arena, examination: Examination, path: Path) -> None:
     """Drive an episode and write it as a GIF.
 
     Args:
-        world: The simulator on which it was begun.
+        arena: Where it was begun.
         examination: The episode.
         path: The file, replaced atomically.
 
@@ -32,9 +31,9 @@ def film(world: World, examination: Examination, path: Path) -> None:
         StorageError: The file cannot be written.
         WorldError: The simulator or the driver failed.
     """
-    scenes = itertools.islice(_scenes(world, examination), 0, EVERY * MAX_PICTURES, EVERY)
-    pictures = (draw_scene(scene) for scene in scenes)
-    animation(pictures, path, period_s=EVERY * world.control_period_s)
+    moments = itertools.islice(examination.transitions, 0, EVERY * MAX_PICTURES, EVERY)
+    pictures = (arena.picture(moment.action, examination.driver) for moment in moments)
+    animation(pictures, path, period_s=EVERY * arena.spec.control_period_s)
 
 
 def film_held_out(
@@ -57,13 +56,13 @@ def film_held_out(
     Raises:
         Avtd3Error: As `avtd3.collect.evaluate.evaluate`.
     """
-    world = open_world(config.world, config.road)
+    arena = open_arena(config, open_world, render=True)
     try:
-        examiner = Examiner(world, config, subject)
+        examiner = Examiner(arena, config, subject)
         with one_thread(examiner.policy):
-            film(world, examiner.begin(index), path)
+            film(arena, examiner.begin(index), path)
     finally:
-        world.close()
+        arena.close()
 
 
 def sheet_held_out(
@@ -86,47 +85,30 @@ def sheet_held_out(
     Raises:
         Avtd3Error: As `avtd3.collect.evaluate.evaluate`.
     """
-    world = open_world(config.world, config.road)
+    arena = open_arena(config, open_world, render=True)
     pictures: list[Image.Image] = []
     captions: list[str] = []
     try:
-        examiner = Examiner(world, config, subject)
+        examiner = Examiner(arena, config, subject)
         with one_thread(examiner.policy):
             for index in range(config.episodes):
                 if should_stop() and pictures:
                     break
                 examination = examiner.begin(index)
-                scene = _scene_at(world, examination, SHEET_STEP)
-                pictures.append(draw_scene(scene).resize((337, 183), Image.Resampling.LANCZOS))
+                picture = _picture_at(arena, examination, SHEET_STEP)
+                pictures.append(picture.resize((337, 183), Image.Resampling.LANCZOS))
                 start = examination.rollout.start
                 captions.append(f"{index}: {start.town}, {start.weather}")
     finally:
-        world.close()
+        arena.close()
     contact_sheet(pictures, captions, path, columns=4)
 
 
-def _scene_at(world: World, examination: Examination, step: int) -> Scene:
-    scene = None
-    for count, scene in enumerate(_scenes(world, examination)):  # noqa: B007 - the last one is used
+def _picture_at(arena: Arena, examination: Examination, step: int) -> Image.Image:
+    """The picture of a step, or of the last one if there are fewer."""
+    moment = None
+    for count, moment in enumerate(examination.transitions):  # noqa: B007 - the last one is used
         if count == step:
             break
-    assert scene is not None, "an episode has at least one step"
-    return scene
-
-
-def _scenes(world: World, examination: Examination) -> Iterator[Scene]:
-    start = examination.rollout.start
-    for number, transition in enumerate(examination.transitions):
-        facts = transition.step.facts
-        end = f"   {transition.step.reason}" if transition.step.reason else ""
-        yield Scene(
-            frame=transition.frame,
-            route=start.route,
-            action=transition.action,
-            surroundings=world.surroundings(),
-            caption=(
-                f"{examination.driver} on {start.town}, {start.weather}   "
-                f"{number * world.control_period_s:4.1f} s   {3.6 * facts.speed_mps:4.1f} km/h   "
-                f"{facts.lateral_m:+.2f} m{end}"
-            ),
-        )
+    assert moment is not None, "an episode has at least one step"
+    return arena.picture(moment.action, examination.driver)

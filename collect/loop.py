@@ -6,21 +6,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from avtd3.collect.arena import FAULT_REASON, STOP_REASON, Arena
+from avtd3.collect.lead import LeadConfig
 from avtd3.collect.observation import check_frame
 from avtd3.collect.plan import Share, episode_generator, training_seed
 from avtd3.collect.pool import Choice, DriverPool
 from avtd3.collect.progress import Tally
 from avtd3.collect.rollout import Rollout, Transition
-from avtd3.collect.task import FAULT_REASON, STOP_REASON, DrivingTask
-from avtd3.collect.world import Scenario, World
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import StorageError, WorldError
 from avtd3.store.writer import EpisodeInfo, PublishedSegment, SegmentWriter, WriterConfig
 
 REPORT_PERIOD_S = 0.2
 """Wall clock between two reports."""
-POLICY_PERIOD_S = 0.5
-"""Wall clock between two looks for the first policy."""
+POLICY_PERIOD_S = 0.05
+"""Wall clock between two looks for a policy that is waited for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,8 @@ class LoopSettings:
 
     seed: int
     """Seed of the plan."""
-    scenario: Scenario
-    """Setting of every episode."""
+    lead: LeadConfig
+    """How far the collection may run ahead of the learner."""
     min_free_bytes: int
     """Free bytes on the disk below which no episode is begun."""
     writer: WriterConfig
@@ -42,12 +42,11 @@ class LoopSettings:
 
 
 class Collector:
-    """Collects one share of a plan with one world and one writer.
+    """Collects one share of a plan with one arena and one writer.
 
     Args:
         dataset: Where the segments go.
-        world: The simulator.
-        task: The task on it.
+        arena: Where the episodes happen.
         pool: The drivers.
         settings: Everything else.
         should_stop: Asked before every step; true ends the collection in good order.
@@ -57,15 +56,14 @@ class Collector:
     def __init__(
         self,
         dataset: Dataset,
-        world: World,
-        task: DrivingTask,
+        arena: Arena,
         pool: DriverPool,
         settings: LoopSettings,
         *,
         should_stop: Callable[[], bool],
         on_tally: Callable[[Tally], None],
     ) -> None:
-        self._dataset, self._world, self._task, self._pool = dataset, world, task, pool
+        self._dataset, self._arena, self._pool = dataset, arena, pool
         self._settings = settings
         self._should_stop, self._on_tally = should_stop, on_tally
         self._tally = Tally()
@@ -93,7 +91,7 @@ class Collector:
                 if done or self._should_stop():
                     break
                 self._check_disk()
-                self._collect_episode(writer, index)
+                self._collect_episode(writer, share, index)
             self._published(writer.close())
         self._report(force=True)
         return self._tally
@@ -107,35 +105,46 @@ class Collector:
                 "space, then go on with --resume"
             )
 
-    def _collect_episode(self, writer: SegmentWriter, index: int) -> None:
+    def _collect_episode(self, writer: SegmentWriter, share: Share, index: int) -> None:
         seed = training_seed(self._settings.seed, index)
         rng = episode_generator(seed)
-        choice = self._pool.draw(rng)
-        if choice.is_policy and not self._take_policy(writer):
+        steps = share.held_steps + share.workers * self._steps
+        choice = self._pool.draw(rng, at_random=self._settings.lead.is_random(steps))
+        if choice.is_policy and not self._take_policy(writer, steps):
             return  # stopped while waiting
-        spec = self._dataset.spec
-        rollout = Rollout(self._world, self._task, spec, self._settings.scenario, seed)
-        if spec.image is not None:
-            check_frame(rollout.start.frame.image, spec.image, self._world.name)
+        image = self._dataset.spec.image
+        rollout = Rollout(self._arena, seed)
+        if image is not None:
+            check_frame(rollout.start.image, image, self._arena.name)
         if self._should_stop():
             return  # a reset may build a road network; nothing was driven yet
-        if self._world.notices:
-            self._note(warning="; ".join(self._world.notices))
+        if self._arena.notices:
+            self._note(warning="; ".join(self._arena.notices))
         self._begin(writer, rollout, choice, index)
         self._drive(writer, rollout.drive(choice.driver, choice.spec.name, rng))
 
-    def _take_policy(self, writer: SegmentWriter) -> bool:
-        """Have a policy that is as new as can be; false if stopped before there was one."""
-        while (policy := self._pool.poll()) is None:
+    def _take_policy(self, writer: SegmentWriter, steps: int) -> bool:
+        """Have a policy that is as new as must be; false if stopped before there was one."""
+        while waiting := self._waits_for(steps):
             # A learner may wait for this very data: hold nothing back while waiting for it.
             self._published(writer.flush())
-            self._note(waiting=f"waiting for the first policy in {self._pool.path}")
+            self._note(waiting=waiting)
+            self._report()
             if self._should_stop():
                 return False
             time.sleep(POLICY_PERIOD_S)
         warning = self._pool.warning or self._tally.warning
-        self._note(waiting="", warning=warning, policy_version=policy.version)
+        policy = self._pool.policy
+        self._note(waiting="", warning=warning, policy_version=policy.version if policy else -1)
         return True
+
+    def _waits_for(self, steps: int) -> str:
+        """What must happen before a policy may drive, or an empty string."""
+        policy = self._pool.poll()
+        if policy is None:
+            return f"waiting for the first policy in {self._pool.path}"
+        late = self._settings.lead.waits_for(steps, policy.updates)
+        return late and f"waiting for the learner of {self._pool.path}: {late}"
 
     def _begin(self, writer: SegmentWriter, rollout: Rollout, choice: Choice, index: int) -> None:
         start = rollout.start
@@ -143,8 +152,8 @@ class Collector:
         info = EpisodeInfo(
             index=index,
             seed=rollout.seed,
-            scenario=self._settings.scenario.number,
-            world=self._world.name,
+            scenario=self._arena.scenario,
+            world=self._arena.name,
             town=start.town,
             weather=start.weather,
             driver=choice.spec.name,
@@ -154,10 +163,10 @@ class Collector:
         )
         writer.begin_episode(
             info,
-            frame=start.frame.image,
-            vector=rollout.vector,
-            frame_id=start.frame.frame_id,
-            sim_time_s=start.frame.sim_time_s,
+            frame=start.image,
+            vector=start.vector,
+            frame_id=start.frame_id,
+            sim_time_s=start.sim_time_s,
         )
 
     def _drive(self, writer: SegmentWriter, transitions: Iterator[Transition]) -> None:
@@ -204,15 +213,15 @@ class Collector:
 
 
 def _write(writer: SegmentWriter, transition: Transition) -> None:
-    frame, step = transition.frame, transition.step
+    step = transition.step
     writer.step(
         action=transition.action,
         reward=None,
         reward_terms=step.reward_terms,
-        frame=frame.image,
+        frame=step.image,
         vector=step.vector,
         terminated=step.terminated,
         truncated=step.truncated,
-        frame_id=frame.frame_id,
-        sim_time_s=frame.sim_time_s,
+        frame_id=step.frame_id,
+        sim_time_s=step.sim_time_s,
     )

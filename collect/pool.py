@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avtd3.collect.drivers import Driver, DriverSpec, Mixture, PolicyDriver
-from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.arena import Arena, Driver
+from avtd3.collect.drivers import RANDOM, DriverSpec, Mixture, PolicyDriver
 from avtd3.store.errors import ConfigError
-from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
     from avtd3.learn.policy import Policy, PolicyDirectory
@@ -35,36 +34,34 @@ class DriverPool:
 
     Args:
         mixture: The drivers.
-        expert: How the expert drives.
-        spec: What policies must observe.
+        arena: Where they drive; policies must observe what its spec says.
         policies: Directory in which policies are published; only needed if one drives.
-        period_s: Simulated seconds per action.
 
     Raises:
-        ConfigError: The mixture has a policy, and there is no directory.
+        ConfigError: The mixture has a policy, and there is no directory; or a driver that is not
+            at home in the arena.
     """
 
-    def __init__(
-        self,
-        mixture: Mixture,
-        expert: ExpertConfig,
-        spec: EpisodeSpec,
-        policies: Path | None,
-        period_s: float,
-    ) -> None:
+    def __init__(self, mixture: Mixture, arena: Arena, policies: Path | None) -> None:
         self._mixture = mixture
-        self._spec = spec
+        self._spec = arena.spec
         self._policy_driver = PolicyDriver()
-        self._drivers = [
-            driver.build(expert, self._policy_driver, period_s) for driver in mixture.drivers
-        ]
+        self._drivers = [driver.build(arena, self._policy_driver) for driver in mixture.drivers]
+        self._random = Choice(arena.driver(RANDOM.base), RANDOM)
         self._directory: PolicyDirectory | None = None
         if mixture.needs_policy:
             self._directory = _open_directory(policies)
 
-    def draw(self, rng: np.random.Generator) -> Choice:
-        """The driver of an episode, by the episode's generator."""
+    def draw(self, rng: np.random.Generator, *, at_random: bool = False) -> Choice:
+        """The driver of an episode, by the episode's generator.
+
+        Args:
+            rng: The episode's generator.
+            at_random: Take the random driver, whatever was drawn.
+        """
         place = self._mixture.draw(rng)
+        if at_random:
+            return self._random
         return Choice(self._drivers[place], self._mixture.drivers[place])
 
     def poll(self) -> "Policy | None":

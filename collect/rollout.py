@@ -6,11 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.drivers import Driver, check_action
+from avtd3.collect.arena import Arena, Driver, Opening, Step
+from avtd3.collect.drivers import check_action
 from avtd3.collect.observation import FrameStack, Observation
-from avtd3.collect.task import DrivingTask, TaskStep
-from avtd3.collect.world import Scenario, World, WorldFrame, WorldStart
-from avtd3.store.spec import EpisodeSpec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,31 +17,21 @@ class Transition:
 
     action: NDArray[np.float32]
     """float32 (A,), as applied."""
-    frame: WorldFrame
-    """The world's answer."""
-    step: TaskStep
-    """The task's judgement."""
+    step: Step
+    """The arena's answer."""
 
 
 class Rollout:
     """An episode under way.
 
     Args:
-        world: The simulator.
-        task: The task; it is begun here.
-        spec: Spec of the data, for the length of the stack and of the action.
-        scenario: The setting.
+        arena: Where it happens; the episode is begun here.
         seed: The episode's seed; the driver's generator is derived from it.
     """
 
-    def __init__(
-        self, world: World, task: DrivingTask, spec: EpisodeSpec, scenario: Scenario, seed: int
-    ) -> None:
-        self._world, self._task, self._spec, self.seed = world, task, spec, seed
-        self.start: WorldStart = world.reset(scenario, seed)
-        self.vector = task.begin(self.start, scenario)
-        self._stack = FrameStack(spec.image.stack if spec.image else 1)
-        self._stack.begin(self.start.frame.image)
+    def __init__(self, arena: Arena, seed: int) -> None:
+        self._arena, self.seed = arena, seed
+        self.start: Opening = arena.begin(seed)
 
     def drive(self, driver: Driver, name: str, rng: np.random.Generator) -> Iterator[Transition]:
         """Let a driver drive until the episode ends, one transition at a time.
@@ -56,17 +44,19 @@ class Rollout:
         Raises:
             WorldError: The simulator failed, or the driver's action cannot be applied.
         """
-        driver.begin(rng, self._task)
-        frame, vector, count = self.start.frame, self.vector, 0
+        driver.begin(rng)
+        arena, spec, count = self._arena, self._arena.spec, 0
+        vector, stack = self.start.vector, FrameStack(spec.image.stack if spec.image else 1)
+        if self.start.image is not None:
+            stack.begin(self.start.image)
         while True:
-            seen = Observation(vector, self._stack)
-            action = driver.act(seen, frame, self._task)
+            action = driver.act(Observation(vector, stack if spec.image else None))
             where = f"episode seed {self.seed}, step {count}"
-            action = check_action(action, self._spec.action_size, name, where)
-            frame = self._world.step(action)
-            step = self._task.advance(frame)
-            self._stack.push(frame.image)
-            yield Transition(action, frame, step)
+            action = check_action(action, spec, name, where)
+            step = arena.step(action)
+            if step.image is not None:
+                stack.push(step.image)
+            yield Transition(action, step)
             if step.terminated or step.truncated:
                 return
             vector, count = step.vector, count + 1

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.arena import SUCCESS_REASON
+from avtd3.collect.drive_meter import DriveMeasures
 from avtd3.collect.rollout import Transition
-from avtd3.collect.task import ACTION_NAMES, SUCCESS_REASON
 
 _Z_95 = 1.959963984540054
 _RESAMPLES = 2000
@@ -25,9 +26,9 @@ class EpisodeScore:
     seed: int
     """Its seed, which is odd: a held-out road."""
     town: str
-    """Name of the road network."""
+    """Name of the road network; empty where there is none."""
     weather: str
-    """Name of the weather."""
+    """Name of the weather; empty where there is none."""
     driver: str
     """Who drove."""
     end_reason: str
@@ -36,107 +37,103 @@ class EpisodeScore:
     """Its length."""
     episode_return: float
     """Sum of its rewards."""
-    route_completion: float
-    """Share of the way to the goal that was driven, in [0, 1]."""
-    distance_m: float
-    """Metres driven."""
-    lane_departures: int
-    """How often the car's centre left the lane that the route follows."""
-    lane_invasions: int
-    """Lane markings crossed."""
-    wrong_way_steps: int
-    """Steps in a lane of the opposite direction."""
-    lateral_deviation_m: float
-    """Mean distance from the lane's centre, without sign."""
-    speed_mps: float
-    """Mean speed."""
-    action_variance: tuple[float, float]
-    """Variance of steering and of throttle or brake."""
+    action_variance: tuple[float, ...]
+    """Variance of each action."""
+    drive: DriveMeasures | None
+    """How the car was driven; None where nothing is a car."""
 
     @property
     def is_success(self) -> bool:
         """Whether the goal was reached."""
         return self.end_reason == SUCCESS_REASON
 
+    def row(self) -> dict[str, Any]:
+        """The score as one flat document of JSON values."""
+        document = dataclasses.asdict(self)
+        drive = document.pop("drive")
+        return {**document, **(drive or {})}
+
 
 class Scorer:
     """Watches the transitions of one episode."""
 
-    def __init__(self, control_period_s: float) -> None:
-        self._period_s = control_period_s
+    def __init__(self) -> None:
         self._actions: list[NDArray[np.float32]] = []
-        self._speeds: list[float] = []
-        self._laterals: list[float] = []
         self._return = 0.0
-        self._departures = self._invasions = self._wrong_way = 0
-        self._is_out = False
 
     def watch(self, transition: Transition) -> None:
         """Take one transition in."""
-        step = transition.step
-        facts = step.facts
         self._actions.append(transition.action)
-        self._speeds.append(facts.speed_mps)
-        self._laterals.append(abs(facts.lateral_m))
-        self._return += sum(step.reward_terms.tolist())
-        is_out = abs(facts.lateral_m) > 0.5 * facts.lane_width_m
-        self._departures += is_out and not self._is_out
-        self._is_out = is_out
-        self._invasions += facts.lane_invasions
-        self._wrong_way += facts.wrong_way
+        self._return += sum(transition.step.reward_terms.tolist())
 
-    def score(self, *, completion: float, **known: Any) -> EpisodeScore:  # noqa: ANN401 - fields
+    def score(self, **known: Any) -> EpisodeScore:  # noqa: ANN401 - fields
         """The episode's row.
 
         Args:
-            completion: Share of the way that was driven.
-            known: The fields of `EpisodeScore` that identify the episode, and its end.
+            known: The fields of `EpisodeScore` that identify the episode, its end, and how the
+                car was driven.
         """
-        steer, pedal = np.var(np.asarray(self._actions, np.float64), axis=0).tolist()
+        variance = np.var(np.asarray(self._actions, np.float64), axis=0).tolist()
         return EpisodeScore(
             steps=len(self._actions),
             episode_return=self._return,
-            route_completion=completion,
-            distance_m=float(np.sum(np.abs(self._speeds)) * self._period_s),
-            lane_departures=self._departures,
-            lane_invasions=self._invasions,
-            wrong_way_steps=self._wrong_way,
-            lateral_deviation_m=float(np.mean(self._laterals)),
-            speed_mps=float(np.mean(self._speeds)),
-            action_variance=(steer, pedal),
+            action_variance=tuple(variance),
             **known,
         )
 
 
-def summarise(scores: Sequence[EpisodeScore]) -> dict[str, Any]:
-    """The driving metrics over all episodes, as JSON values.
+def summarise(scores: Sequence[EpisodeScore], action_names: Sequence[str]) -> dict[str, Any]:
+    """What all episodes say together, as JSON values.
+
+    Args:
+        scores: The episodes.
+        action_names: Name of each action.
+
+    Returns:
+        Returns and lengths with their 95 % intervals; for cars the driving metrics as well.
+    """
+    steps = np.array([score.steps for score in scores], np.float64)
+    returns = np.array([score.episode_return for score in scores])
+    variance = [_mean([s.action_variance[i] for s in scores]) for i in range(len(action_names))]
+    reasons = [score.end_reason for score in scores]
+    found = {
+        "episodes": len(scores),
+        "return_mean": _mean(returns),
+        "return_interval": list(bootstrap_interval(returns)),
+        "return_std": float(np.std(returns)) if len(returns) else 0.0,
+        "episode_length": _mean(steps),
+        "length_interval": list(bootstrap_interval(steps)),
+        "action_variance": dict(zip(action_names, variance, strict=True)),
+        "end_reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+    }
+    drives = [score.drive for score in scores if score.drive is not None]
+    if len(drives) < len(scores):
+        return found
+    successes = sum(score.is_success for score in scores)
+    return {**found, **_driving(drives, steps, successes, reasons.count("collision"))}
+
+
+def _driving(
+    drives: Sequence[DriveMeasures], steps: NDArray[np.float64], successes: int, collisions: int
+) -> dict[str, Any]:
+    """The driving metrics over all episodes.
 
     Means of lateral deviation and speed are over steps, so that long episodes count by their
     length. Rates per kilometre are over all that was driven, at least one metre.
     """
-    steps = np.array([score.steps for score in scores], np.float64)
-    returns = np.array([score.episode_return for score in scores])
-    successes = sum(score.is_success for score in scores)
-    km = max(sum(score.distance_m for score in scores) / 1000.0, _LEAST_KM)
-    variance = [_mean([s.action_variance[i] for s in scores]) for i in range(len(ACTION_NAMES))]
-    reasons = sorted(score.end_reason for score in scores)
+    distance_km = sum(drive.distance_m for drive in drives) / 1000.0
+    km = max(distance_km, _LEAST_KM)
     return {
-        "episodes": len(scores),
-        "success_rate": successes / max(len(scores), 1),
-        "success_interval": list(wilson_interval(successes, len(scores))),
-        "return_mean": _mean(returns),
-        "return_interval": list(bootstrap_interval(returns)),
-        "route_completion": _mean([score.route_completion for score in scores]),
-        "collisions_per_km": reasons.count("collision") / km,
-        "lane_departures_per_km": sum(score.lane_departures for score in scores) / km,
-        "lane_invasions_per_km": sum(score.lane_invasions for score in scores) / km,
-        "wrong_way_share": _mean([score.wrong_way_steps for score in scores], 1.0 / steps),
-        "lateral_deviation_m": _mean([score.lateral_deviation_m for score in scores], steps),
-        "speed_mps": _mean([score.speed_mps for score in scores], steps),
-        "action_variance": dict(zip(ACTION_NAMES, variance, strict=True)),
-        "episode_length": _mean(steps),
-        "distance_km": sum(score.distance_m for score in scores) / 1000.0,
-        "end_reasons": {reason: reasons.count(reason) for reason in reasons},
+        "success_rate": successes / max(len(drives), 1),
+        "success_interval": list(wilson_interval(successes, len(drives))),
+        "route_completion": _mean([drive.route_completion for drive in drives]),
+        "collisions_per_km": collisions / km,
+        "lane_departures_per_km": sum(drive.lane_departures for drive in drives) / km,
+        "lane_invasions_per_km": sum(drive.lane_invasions for drive in drives) / km,
+        "wrong_way_share": _mean([drive.wrong_way_steps for drive in drives], 1.0 / steps),
+        "lateral_deviation_m": _mean([drive.lateral_deviation_m for drive in drives], steps),
+        "speed_mps": _mean([drive.speed_mps for drive in drives], steps),
+        "distance_km": distance_km,
     }
 
 

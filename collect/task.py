@@ -12,7 +12,8 @@ time_limit  truncated  the scenario's time is over
 stuck       truncated  it stood for `TaskConfig.stuck_s` with no vehicle close ahead
 =========== ========== ======================================================================
 
-`STOP_REASON` and `FAULT_REASON` (both truncated) are given by the collector, not by the task.
+`STOP_REASON` and `FAULT_REASON` of `avtd3.collect.arena` (both truncated) are given by the
+collector, not by the task.
 """
 
 import bisect
@@ -22,6 +23,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.arena import SUCCESS_REASON
 from avtd3.collect.checks import check_positive
 from avtd3.collect.observation import ObservationConfig, VectorBuilder, heading_error
 from avtd3.collect.reward import REWARD_TERMS, RewardConfig, StepFacts, reward_terms
@@ -31,12 +33,6 @@ from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 ACTION_NAMES = ("steer", "throttle_brake")
 """Steering, right positive; throttle above 0, brake below."""
-STOP_REASON = "collector_stop"
-"""End reason of an episode that was cut because the collector had to stop."""
-FAULT_REASON = "world_error"
-"""End reason of an episode that was cut because the simulator failed."""
-SUCCESS_REASON = "goal"
-"""End reason of an episode that reached its goal."""
 _STANDING_MPS = 0.3
 _LEAD_CLOSE_M = 15.0
 
@@ -99,6 +95,9 @@ class DrivingTask:
         self._standing_s = 0.0
         self._time_limit_s = math.inf
         self._acceleration = (0.0, 0.0)
+        self._frame: WorldFrame | None = None
+        self.reason = ""
+        """Why the running episode has ended; empty while it goes on."""
 
     def spec(self, image: ImageSpec) -> EpisodeSpec:
         """The spec of the data that this task makes with a camera."""
@@ -119,6 +118,12 @@ class DrivingTask:
         """The running episode's route."""
         assert self._route is not None, "begin() comes first"
         return self._route
+
+    @property
+    def frame(self) -> WorldFrame:
+        """The newest frame of the running episode."""
+        assert self._frame is not None, "begin() comes first"
+        return self._frame
 
     @property
     def progress_m(self) -> float:
@@ -150,6 +155,7 @@ class DrivingTask:
             The first observation's vector, float32 (V,).
         """
         vehicle = start.frame.vehicle
+        self._frame, self.reason = start.frame, ""
         self._route = start.route
         self._distances = start.route.distance_m.tolist()
         self._widths = start.route.lane_width_m.tolist()
@@ -171,6 +177,7 @@ class DrivingTask:
         """
         assert self._builder is not None, "begin() comes first"
         vehicle, route = frame.vehicle, self.route
+        self._frame = frame
         before_m = self._at.distance_m
         self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=before_m)
         self._best_m = max(self._best_m, self._at.distance_m)
@@ -178,6 +185,7 @@ class DrivingTask:
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
         lost = abs(self._at.lateral_m) > self.config.max_lateral_m
         terminated, truncated, reason = self._end(frame, lost)
+        self.reason = reason
         facts = StepFacts(
             progress_m=self._at.distance_m - before_m,
             speed_mps=vehicle.speed_mps,

@@ -1,49 +1,106 @@
-"""The simulators by name."""
+"""The worlds by name, and the arenas made of them."""
 
-import importlib.metadata
 from collections.abc import Callable
+from typing import Protocol
 
+from avtd3.collect.arena import Arena
+from avtd3.collect.driving import DrivingArena
+from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.gym_world import GYM, GymConfig, open_gym
 from avtd3.collect.road.world import RoadConfig, RoadWorld
+from avtd3.collect.scenarios import ScenarioConfig
+from avtd3.collect.task import TaskConfig
 from avtd3.collect.world import World
 from avtd3.store.errors import ConfigError
 
-__all__ = ["WORLDS", "RoadConfig", "WorldFactory", "build_string", "check_world", "open_world"]
-
+__all__ = [
+    "WORLDS",
+    "RoadConfig",
+    "WorldFactory",
+    "WorldSettings",
+    "check_world",
+    "open_arena",
+    "open_world",
+]
 
 WORLDS = ("road",)
-"""Names of the simulators of this version."""
+"""Names of the driving worlds of this version."""
 
 WorldFactory = Callable[[str, RoadConfig], World]
 """``(name, road) -> World``; a function of a module, so that worker processes can call it."""
 
 
+class WorldSettings(Protocol):
+    """What collections and evaluations say about where they happen."""
+
+    @property
+    def world(self) -> str:
+        """One of `WORLDS`, or ``gym:ID``."""
+        ...
+
+    @property
+    def scenario(self) -> ScenarioConfig:
+        """Roads, traffic, weather and route of a driving world."""
+        ...
+
+    @property
+    def task(self) -> TaskConfig:
+        """Observation, reward and ends on a driving world."""
+        ...
+
+    @property
+    def expert(self) -> ExpertConfig:
+        """How the expert drives on a driving world."""
+        ...
+
+    @property
+    def road(self) -> RoadConfig:
+        """The embedded world."""
+        ...
+
+    @property
+    def gym(self) -> GymConfig:
+        """Gymnasium environments."""
+        ...
+
+
 def check_world(name: str) -> None:
-    """Refuse a simulator that does not exist.
+    """Refuse a world that cannot exist.
 
     Raises:
         ConfigError: There is none of this name.
     """
-    if name not in WORLDS:
-        raise ConfigError(f"world is {name!r}, expected one of: {', '.join(WORLDS)}")
-
-
-def build_string(world: World) -> str:
-    """What simulated, with versions, for the provenance of the data."""
-    parts = [world.name, f"avtd3 {importlib.metadata.version('avtd3')}"]
-    if isinstance(world, RoadWorld):
-        parts.append(f"carla {importlib.metadata.version('carla')}")
-    return ", ".join(parts)
+    if name not in WORLDS and not (name.startswith(GYM) and name.removeprefix(GYM).strip()):
+        raise ConfigError(
+            f"world is {name!r}, expected one of: {', '.join(WORLDS)}, or {GYM}ID with the name of "
+            f"a Gymnasium environment, such as {GYM}Hopper-v5"
+        )
 
 
 def open_world(name: str, road: RoadConfig) -> World:
-    """Make a simulator.
+    """Make a driving world.
 
     Args:
         name: One of `WORLDS`.
         road: Settings of the embedded world.
+    """
+    assert name in WORLDS, "settings are checked"
+    return RoadWorld(road)
+
+
+def open_arena(settings: WorldSettings, factory: WorldFactory, *, render: bool = False) -> Arena:
+    """Make the place that the settings name.
+
+    Args:
+        settings: Which world, and how.
+        factory: Makes driving worlds.
+        render: Whether pictures of it will be asked for.
 
     Raises:
-        ConfigError: There is none of this name.
+        ConfigError: It cannot be made as wanted.
+        WorldError: The simulator does not start.
     """
-    check_world(name)
-    return RoadWorld(road)
+    if settings.world.startswith(GYM):
+        return open_gym(settings.world.removeprefix(GYM), settings.gym, render=render)
+    world = factory(settings.world, settings.road)
+    return DrivingArena(world, settings.task, settings.scenario.resolve(), settings.expert)

@@ -14,6 +14,7 @@ from avtd3.collect.progress import CollectProgress
 from avtd3.collect.reward import RewardConfig
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.task import TaskConfig
+from avtd3.collect.worlds import open_arena
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError, StorageError, WorldError
 from avtd3.tests.collect.point_world import PointWorld
@@ -251,7 +252,7 @@ def test_a_nearly_full_disk_is_an_error_before_the_episode(tmp_path):
 
 
 class FakePolicy:
-    version, digest = 3, "ab" * 32
+    version, digest, updates = 3, "ab" * 32, 0
 
     def act(self, frames, vector):
         assert frames.shape == (4, 8, 8)
@@ -335,8 +336,7 @@ def test_the_pool_keeps_the_last_good_policy(monkeypatch):
             return current
 
     with_policies(monkeypatch, Torn(None))
-    spec = dataclasses.make_dataclass("Spec", [("vector_size", int, 23)])()
-    pool = DriverPool(CONFIG.mixture.parse("policy"), CONFIG.expert, spec, None, 0.05)
+    pool = DriverPool(CONFIG.mixture.parse("policy"), open_arena(CONFIG, point_world), None)
     assert pool.policy is None
     polled = [pool.poll() for _ in range(2)]
     assert [policy.version for policy in polled if policy] == [3, 3]

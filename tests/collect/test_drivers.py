@@ -12,35 +12,77 @@ from avtd3.collect.drivers import (
     Mixture,
     NoisyDriver,
     PolicyDriver,
-    RandomDriver,
+    UniformDriver,
     check_action,
 )
-from avtd3.collect.expert import Expert, ExpertConfig
+from avtd3.collect.driving import DrivingArena
+from avtd3.collect.expert import ExpertConfig
 from avtd3.collect.rollout import Rollout
 from avtd3.collect.scenarios import scenario
-from avtd3.collect.task import DrivingTask, TaskConfig
+from avtd3.collect.task import TaskConfig, TaskStep
 from avtd3.store.errors import ConfigError, WorldError
-from avtd3.store.spec import ImageSpec
+from avtd3.store.spec import EpisodeSpec
 from avtd3.tests.collect.point_world import PointWorld
 
-IMAGE = ImageSpec(height=8, width=8)
 SETTING = scenario(0, route_length_m=100.0, time_limit_s=40.0)
 
 
-def drive(driver, seed, world=None, config=None):
-    world = world or PointWorld()
-    task = DrivingTask(config or TaskConfig(), world.control_period_s)
-    rollout = Rollout(world, task, task.spec(IMAGE), SETTING, seed)
-    return list(rollout.drive(driver, "test", np.random.default_rng(seed)))
+def make_arena(world=None, config=None):
+    return DrivingArena(world or PointWorld(), config or TaskConfig(), SETTING, ExpertConfig())
+
+
+class Spying(DrivingArena):
+    """Keeps what the task said of each step."""
+
+    def __init__(self, world=None, config=None):
+        super().__init__(world or PointWorld(), config or TaskConfig(), SETTING, ExpertConfig())
+        self.judged: list[TaskStep] = []
+        advance = self.task.advance
+
+        def spy(frame):
+            self.judged.append(advance(frame))
+            return self.judged[-1]
+
+        self.task.advance = spy  # type: ignore[method-assign] # to look on
+
+
+def drive(make_driver, seed, arena=None):
+    arena = arena or make_arena()
+    rollout = Rollout(arena, seed)
+    return list(rollout.drive(make_driver(arena), "test", np.random.default_rng(seed)))
+
+
+def expert(arena):
+    return arena.driver("expert")
+
+
+def wandering(arena):
+    return arena.driver("random")
+
+
+def make_spec(low, high):
+    return EpisodeSpec(
+        image=None,
+        vector_names=("x",),
+        vector_scales=(1.0,),
+        action_names=tuple(f"a{i}" for i in range(len(low))),
+        action_low=low,
+        action_high=high,
+        reward_terms=("reward",),
+        control_period_s=0.05,
+    )
+
+
+UNIT = make_spec((-1.0, -1.0), (1.0, 1.0))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_expert_reaches_the_goal_in_its_lane_near_the_target_speed(seed):
-    steps = drive(Expert(ExpertConfig()), seed)
+    arena = Spying()
+    steps = drive(expert, seed, arena)
     assert steps[-1].step.reason == "goal"
-    assert max(abs(t.step.facts.lateral_m) for t in steps) < 1.0
-    speeds = [t.frame.vehicle.speed_mps for t in steps]
-    assert 4.0 < np.mean(speeds) < 9.0
+    assert max(abs(judged.facts.lateral_m) for judged in arena.judged) < 1.0
+    assert 4.0 < np.mean([judged.facts.speed_mps for judged in arena.judged]) < 9.0
     terms = np.array([t.step.reward_terms for t in steps])
     shares = np.abs(terms).sum(axis=0) / np.abs(terms).sum()
     assert shares.max() < 0.7
@@ -48,47 +90,82 @@ def test_the_expert_reaches_the_goal_in_its_lane_near_the_target_speed(seed):
 
 
 def test_the_expert_stops_behind_a_standing_vehicle():
-    setting = TaskConfig(stuck_s=100.0)
-    steps = drive(Expert(ExpertConfig()), 0, PointWorld(lead=60.0), setting)
+    arena = make_arena(PointWorld(lead=60.0), TaskConfig(stuck_s=100.0))
+    steps = drive(expert, 0, arena)
     assert steps[-1].step.reason == "time_limit"
-    assert steps[-1].frame.vehicle.speed_mps < 0.1
-    assert 2.0 < steps[-1].frame.lead_gap_m < 8.0
+    assert arena.task.frame.vehicle.speed_mps < 0.1
+    assert 2.0 < arena.task.frame.lead_gap_m < 8.0
 
 
 def test_the_expert_is_gentle():
-    steps = drive(Expert(ExpertConfig()), 1)
-    jerk = np.array([abs(t.step.facts.jerk_mps3) for t in steps[1:]])
+    arena = Spying()
+    drive(expert, 1, arena)
+    jerk = np.array([abs(judged.facts.jerk_mps3) for judged in arena.judged[1:]])
     assert np.mean(jerk) < 10.0
 
 
 def test_the_random_driver_moves_and_depends_on_its_generator_alone():
-    actions = [np.array([t.action for t in drive(RandomDriver(0.05), s)]) for s in (0, 0, 1)]
+    actions = [np.array([t.action for t in drive(wandering, s)]) for s in (0, 0, 1)]
     np.testing.assert_array_equal(actions[0], actions[1])
     assert not np.array_equal(actions[0][:5], actions[2][:5])
-    moved = [drive(RandomDriver(0.05), seed)[-1].step.progress_m for seed in range(8)]
+    moved = []
+    for seed in range(8):
+        arena = make_arena()
+        drive(wandering, seed, arena)
+        moved.append(arena.task.progress_m)
     assert np.median(moved) > 10.0
+
+
+def test_the_uniform_driver_fills_the_bounds():
+    spec = make_spec((-2.0, 0.0, -0.4), (2.0, 1.0, 0.4))
+    driver = UniformDriver(spec)
+    nothing: Any = None
+    driver.begin(np.random.default_rng(0))
+    drawn = np.array([driver.act(nothing) for _ in range(4000)])
+    assert drawn.dtype == np.float32
+    assert (drawn >= np.float32(spec.action_low)).all()
+    assert (drawn <= np.float32(spec.action_high)).all()
+    np.testing.assert_allclose(drawn.mean(axis=0), (0.0, 0.5, 0.0), atol=0.1)
+    np.testing.assert_allclose(np.ptp(drawn, axis=0), (4.0, 1.0, 0.8), rtol=0.01)
+    driver.begin(np.random.default_rng(0))
+    np.testing.assert_array_equal(driver.act(nothing), drawn[0])
+
+
+class Still:
+    """Holds the wheel straight."""
+
+    def __init__(self, size=2):
+        self.size = size
+
+    def begin(self, rng):
+        pass
+
+    def act(self, observation):
+        return np.zeros(self.size, np.float32)
 
 
 @pytest.mark.parametrize(("time_s", "correlation"), [(0.0, 0.0), (0.5, math.exp(-0.1))])
 def test_noise_has_the_stated_deviation_and_memory(time_s, correlation):
-    class Still:
-        def begin(self, rng, task):
-            pass
-
-        def act(self, observation, frame, task):
-            return np.zeros(2, np.float32)
-
-    driver: Any = NoisyDriver(Still(), 0.1, time_s=time_s, period_s=0.05)
-    driver.begin(np.random.default_rng(0), None)
-    values = np.array([driver.act(None, None, None)[0] for _ in range(20_000)])
+    driver: Any = NoisyDriver(Still(), 0.1, time_s=time_s, period_s=0.05, spec=UNIT)
+    driver.begin(np.random.default_rng(0))
+    values = np.array([driver.act(None)[0] for _ in range(20_000)])
     assert values.std() == pytest.approx(0.1, rel=0.1)
     assert np.corrcoef(values[:-1], values[1:])[0, 1] == pytest.approx(correlation, abs=0.05)
 
 
+def test_noise_scales_with_half_the_range_of_each_action():
+    spec = make_spec((-2.0, -0.4, -1.0), (2.0, 0.4, 3.0))
+    driver: Any = NoisyDriver(Still(3), 0.1, time_s=0.0, period_s=0.05, spec=spec)
+    driver.begin(np.random.default_rng(0))
+    values = np.array([driver.act(None) for _ in range(5000)])
+    np.testing.assert_allclose(values.std(axis=0), (0.2, 0.04, 0.2), rtol=0.05)
+
+
 def test_noise_stays_within_bounds():
-    expert = Expert(ExpertConfig())
-    driver = NoisyDriver(expert, 1.0, time_s=0.5, period_s=0.05)
-    actions = np.array([t.action for t in drive(driver, 3)])
+    def noisy(arena):
+        return NoisyDriver(expert(arena), 1.0, time_s=0.5, period_s=0.05, spec=arena.spec)
+
+    actions = np.array([t.action for t in drive(noisy, 3)])
     assert np.abs(actions).max() == 1.0
 
 
@@ -101,11 +178,11 @@ def test_a_policy_driver_sees_the_stack_and_the_vector():
             return np.array((0.0, 0.5), np.float32)
 
     policy: Any = Fake()
-    steps = drive(PolicyDriver(policy), 0)
+    steps = drive(lambda _: PolicyDriver(policy), 0)
     frames, vector = seen[2]
     assert frames.shape == (4, 8, 8)
-    np.testing.assert_array_equal(frames[3], steps[1].frame.image[0])
-    np.testing.assert_array_equal(frames[2], steps[0].frame.image[0])
+    np.testing.assert_array_equal(frames[3], steps[1].step.image[0])
+    np.testing.assert_array_equal(frames[2], steps[0].step.image[0])
     np.testing.assert_array_equal(frames[0], frames[1])
     np.testing.assert_array_equal(vector, steps[1].step.vector)
 
@@ -187,8 +264,8 @@ def test_exploration_noise_goes_on_plain_policies_only():
 def test_each_driver_can_be_built(kind):
     still: Any = SimpleNamespace(act=lambda frames, vector: np.zeros(2, np.float32))
     policy = PolicyDriver(still)
-    driver = Mixture.parse(kind).drivers[0].build(ExpertConfig(), policy, 0.05)
-    assert drive(driver, 0)[0].action.dtype == np.float32
+    spec = Mixture.parse(kind).drivers[0]
+    assert drive(lambda arena: spec.build(arena, policy), 0)[0].action.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -196,7 +273,15 @@ def test_each_driver_can_be_built(kind):
 )
 def test_actions_that_cannot_be_applied_are_one_clear_error(action):
     with pytest.raises(WorldError, match=r"driver policy answered .* in episode 3"):
-        check_action(np.array(action), 2, "policy", "episode 3")
+        check_action(np.array(action), UNIT, "policy", "episode 3")
+
+
+def test_the_bounds_are_the_spec_s():
+    spec = make_spec((-2.0, 0.0), (2.0, 1.0))
+    assert check_action(np.array([-2.0, 1.0]), spec, "policy", "here").tolist() == [-2.0, 1.0]
+    for action in ([0.0, -0.1], [2.1, 0.5]):
+        with pytest.raises(WorldError, match=r"2 finite numbers in \[-2, 2\], \[0, 1\]"):
+            check_action(np.array(action), spec, "policy", "here")
 
 
 def test_expert_settings_are_checked():

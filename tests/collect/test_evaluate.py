@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avtd3.collect.collector import CollectConfig, collect, task_spec
+from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.evaluate import EvaluateConfig, EvaluateProgress, evaluate
 from avtd3.collect.plan import evaluation_seed
 from avtd3.collect.scenarios import ScenarioConfig
-from avtd3.collect.task import TaskConfig
+from avtd3.collect.worlds import open_arena
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import CheckpointError, ConfigError
 from avtd3.tests.collect.point_world import (
@@ -82,7 +82,7 @@ def test_progress_and_stop():
     )
     assert [entry.done for entry in seen] == [1, 2]
     assert seen[-1].fraction == 0.5
-    assert seen[-1].line() == "2 of 4 episodes, 2 reached the goal"
+    assert seen[-1].line() == f"2 of 4 episodes, mean return {seen[-1].return_mean:.1f}"
     assert report.interrupted
     assert len(report.scores) == 2
 
@@ -124,7 +124,7 @@ def policies(tmp_path_factory):
     from avtd3.learn.networks import Actor, NetworkConfig
     from avtd3.learn.policy import PolicyDirectory
 
-    spec = task_spec(TaskConfig(), open_camera_world("road", None))
+    spec = open_arena(CONFIG, open_camera_world).spec
     directory = PolicyDirectory(tmp_path_factory.mktemp("policies"))
     for seed in range(2):
         torch.manual_seed(seed)

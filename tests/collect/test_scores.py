@@ -3,6 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avtd3.collect.arena import Step
+from avtd3.collect.drive_meter import DriveMeter
 from avtd3.collect.reward import StepFacts
 from avtd3.collect.rollout import Transition
 from avtd3.collect.scores import (
@@ -12,8 +14,8 @@ from avtd3.collect.scores import (
     summarise,
     wilson_interval,
 )
-from avtd3.collect.task import TaskStep
-from avtd3.tests.collect.point_world import make_frame
+
+NAMES = ("steer", "throttle_brake")
 
 
 def transition(lateral_m=0.0, speed_mps=10.0, action=(0.0, 0.0), reward=1.0, **facts):
@@ -30,25 +32,18 @@ def transition(lateral_m=0.0, speed_mps=10.0, action=(0.0, 0.0), reward=1.0, **f
         "lane_invasions": 0,
         "goal": False,
     }
-    step = TaskStep(
-        vector=np.zeros(3, np.float32),
-        reward_terms=np.array([reward, 0.5], np.float32),
-        terminated=False,
-        truncated=False,
-        reason="",
-        progress_m=0.0,
-        heading_rad=0.0,
-        facts=StepFacts(**{**known, **facts}),
-    )
-    return Transition(np.array(action, np.float32), make_frame(), step)
+    terms = np.array([reward, 0.5], np.float32)
+    step = Step(None, np.zeros(3, np.float32), 0, 0.0, terms, False, False, "")
+    return Transition(np.array(action, np.float32), step), StepFacts(**{**known, **facts})
 
 
-def score(transitions, *, reason="goal", completion=1.0, index=0):
-    scorer = Scorer(0.05)
-    for entry in transitions:
+def score(transitions, *, reason="goal", completion=1.0, index=0, drives=True):
+    scorer, meter = Scorer(), DriveMeter(0.05)
+    for entry, facts in transitions:
         scorer.watch(entry)
+        meter.watch(facts)
     return scorer.score(
-        completion=completion,
+        drive=meter.measures(completion) if drives else None,
         index=index,
         seed=1,
         town="t",
@@ -70,12 +65,12 @@ def test_an_episode_by_hand():
     )
     assert found.steps == 5
     assert found.episode_return == pytest.approx(7.5)
-    assert found.distance_m == pytest.approx((10 + 10 + 4 + 0 + 10) * 0.05)
-    assert found.lane_departures == 2
-    assert found.lane_invasions == 2
-    assert found.wrong_way_steps == 1
-    assert found.lateral_deviation_m == pytest.approx((0 + 2 + 2 + 1 + 1.8) / 5)
-    assert found.speed_mps == pytest.approx(34 / 5)
+    assert found.drive.distance_m == pytest.approx((10 + 10 + 4 + 0 + 10) * 0.05)
+    assert found.drive.lane_departures == 2
+    assert found.drive.lane_invasions == 2
+    assert found.drive.wrong_way_steps == 1
+    assert found.drive.lateral_deviation_m == pytest.approx((0 + 2 + 2 + 1 + 1.8) / 5)
+    assert found.drive.speed_mps == pytest.approx(34 / 5)
     assert found.action_variance == pytest.approx((0.1, np.var([1, 1, 0, 0, 0])))
     assert found.is_success
 
@@ -85,7 +80,7 @@ def test_the_summary_by_hand():
     bad = score(
         [transition(lateral_m=1.0, speed_mps=5.0)] * 100, reason="collision", completion=0.5
     )
-    found = summarise([good, bad])
+    found = summarise([good, bad], NAMES)
     assert found["episodes"] == 2
     assert found["success_rate"] == 0.5
     assert found["route_completion"] == 0.75
@@ -100,8 +95,26 @@ def test_the_summary_by_hand():
     assert 150 <= low < 300 < high <= 450
 
 
+def test_what_is_no_car_has_returns_and_lengths_alone():
+    rows = [score([transition(reward=r)] * n, drives=False) for r, n in ((1.0, 10), (3.0, 30))]
+    found = summarise(rows, NAMES)
+    assert found["return_mean"] == pytest.approx((15.0 + 105.0) / 2)
+    assert found["return_std"] == pytest.approx(45.0)
+    assert found["episode_length"] == 20.0
+    assert found["length_interval"] == [10.0, 30.0]
+    assert "success_rate" not in found
+    assert "speed_mps" not in found
+    assert "drive" not in rows[0].row()
+
+
+def test_rows_are_flat():
+    row = score([transition()]).row()
+    assert row["speed_mps"] == 10.0
+    assert row["route_completion"] == 1.0
+
+
 def test_no_episode_is_no_division_by_zero():
-    found = summarise([])
+    found = summarise([], NAMES)
     assert found["episodes"] == 0
     assert found["success_interval"] == [0.0, 1.0]
     assert found["return_mean"] == 0.0

@@ -1,0 +1,124 @@
+"""`DrivingArena`: a driving world with the task on it."""
+
+import importlib.metadata
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.arena import Driver, Opening, Step
+from avtd3.collect.drive_meter import DriveMeasures, DriveMeter
+from avtd3.collect.drivers import WanderingDriver
+from avtd3.collect.expert import Expert, ExpertConfig
+from avtd3.collect.task import DrivingTask, TaskConfig
+from avtd3.collect.world import Scenario, World, WorldStart
+from avtd3.store.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class DrivingArena:
+    """Follows the route of a scenario on a driving world.
+
+    Args:
+        world: The simulator; closed with the arena.
+        config: Observation, reward and ends.
+        scenario: The setting of every episode.
+        expert: How the expert drives.
+    """
+
+    def __init__(
+        self, world: World, config: TaskConfig, scenario: Scenario, expert: ExpertConfig
+    ) -> None:
+        channels, height, width = world.image_shape
+        stack = config.observation.stack
+        self.world = world
+        self.task = DrivingTask(config, world.control_period_s)
+        self.spec = self.task.spec(
+            ImageSpec(channels=channels, height=height, width=width, stack=stack)
+        )
+        self.name = world.name
+        self.setting = f"scenario {scenario.number}"
+        self.scenario = scenario.number
+        self._scenario, self._expert = scenario, expert
+        self._start: WorldStart | None = None
+        self._meter = DriveMeter(world.control_period_s)
+        self._steps = 0
+
+    @property
+    def simulator(self) -> str:
+        """What simulates, with versions."""
+        parts = [self.name, f"avtd3 {importlib.metadata.version('avtd3')}"]
+        if self.name == "road":
+            parts.append(f"carla {importlib.metadata.version('carla')}")
+        return ", ".join(parts)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the world says about the running episode's roads and traffic."""
+        return self.world.notices
+
+    def driver(self, base: str) -> Driver:
+        """The expert, or a random driver that wanders."""
+        if base == "expert":
+            return Expert(self._expert, self.task)
+        return WanderingDriver(self.world.control_period_s)
+
+    def begin(self, seed: int) -> Opening:
+        """Begin an episode."""
+        start = self.world.reset(self._scenario, seed)
+        vector = self.task.begin(start, self._scenario)
+        self._start, self._steps = start, 0
+        self._meter = DriveMeter(self.world.control_period_s)
+        frame = start.frame
+        return Opening(
+            frame.image, vector, frame.frame_id, frame.sim_time_s, start.town, start.weather
+        )
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        """Apply steering, and throttle or brake."""
+        frame = self.world.step(action)
+        judged = self.task.advance(frame)
+        self._meter.watch(judged.facts)
+        self._steps += 1
+        return Step(
+            frame.image,
+            judged.vector,
+            frame.frame_id,
+            frame.sim_time_s,
+            judged.reward_terms,
+            judged.terminated,
+            judged.truncated,
+            judged.reason,
+        )
+
+    def measures(self) -> DriveMeasures:
+        """How the running episode was driven so far."""
+        return self._meter.measures(self.task.completion)
+
+    def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
+        """The camera's picture beside a map, above a caption."""
+        from avtd3.collect.pictures import Scene, draw_scene
+
+        assert self._start is not None, "begin() comes first"
+        task, vehicle = self.task, self.task.frame.vehicle
+        end = f"   {task.reason}" if task.reason else ""
+        where = f"{self._start.town}, {self._start.weather}"
+        seconds = (self._steps - 1) * self.world.control_period_s
+        return draw_scene(
+            Scene(
+                frame=task.frame,
+                route=task.route,
+                action=action,
+                surroundings=self.world.surroundings(),
+                caption=(
+                    f"{title} on {where}   {seconds:4.1f} s   {3.6 * vehicle.speed_mps:4.1f} km/h"
+                    f"   {task.lateral_m:+.2f} m{end}"
+                ),
+            )
+        )
+
+    def close(self) -> None:
+        """Release the simulator."""
+        self.world.close()

@@ -1,0 +1,219 @@
+"""`GymArena`: a Gymnasium environment as a place to collect and evaluate in.
+
+For results that can be laid beside published ones. What an environment gives is stored as it is:
+observations are neither normalised nor clipped, actions are in the environment's own bounds, and
+the reward is one term named ``reward``. Observations may be
+
+- a vector: a one-dimensional Box of anything but bytes;
+- an image: a Box of uint8 (H, W) or (H, W, C), stored as (C, H, W) and stacked like a camera's;
+- a Dict of one image at most and any number of vectors, joined in the Dict's order.
+
+An episode's end is ``terminated``, or, for truncated ones, ``time_limit`` if the limit was reached
+and ``truncated`` if the environment had another reason.
+"""
+
+import dataclasses
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.arena import Driver, Opening, Step
+from avtd3.collect.checks import check_number
+from avtd3.collect.drivers import UniformDriver
+from avtd3.collect.gym_spaces import Reader, bounds_of
+from avtd3.store.errors import ConfigError, WorldError
+from avtd3.store.spec import EpisodeSpec
+
+if TYPE_CHECKING:
+    import gymnasium
+    from PIL import Image
+
+GYM = "gym:"
+"""What the names of these worlds begin with."""
+_PACKAGES = ("gymnasium", "mujoco")
+"""Packages whose versions shape what these worlds do."""
+_INSTALL = "pip install 'avtd3[gym]'"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GymConfig:
+    """Settings of Gymnasium environments."""
+
+    stack: int = 4
+    """Frames per observation where the environment gives images (Mnih et al. 2015)."""
+    time_limit: int | None = None
+    """Steps after which an episode is truncated; None as registered with the environment."""
+
+    def __post_init__(self) -> None:
+        check_number("stack", self.stack, minimum=1, maximum=64)
+        check_number("time_limit", 1 if self.time_limit is None else self.time_limit, minimum=1)
+
+
+def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "GymArena":
+    """Make an environment by its name.
+
+    Args:
+        identifier: As for ``gymnasium.make``: ``Hopper-v5``, or ``module:Name-v0`` to import the
+            module that registers it first.
+        config: Settings.
+        render: Whether `GymArena.picture` will be called.
+
+    Raises:
+        ConfigError: Gymnasium is missing, there is no such environment, or its actions or
+            observations are of a kind that cannot be stored.
+    """
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ConfigError(f"world {GYM}{identifier} needs Gymnasium; {_INSTALL}") from error
+    try:
+        env = gymnasium.make(
+            identifier,
+            max_episode_steps=config.time_limit,
+            render_mode="rgb_array" if render else None,
+            disable_env_checker=True,
+        )
+    except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"world {GYM}{identifier} cannot be made: {reason}; name an environment of Gymnasium "
+            f"(MuJoCo's need {_INSTALL}), or MODULE:NAME of one that a module registers"
+        ) from error
+    return GymArena(env, f"{GYM}{identifier}", config)
+
+
+class GymArena:
+    """A Gymnasium environment.
+
+    Args:
+        env: The environment; closed with the arena.
+        name: Name recorded with the data.
+        config: Settings.
+
+    Raises:
+        ConfigError: Its actions or observations are of a kind that cannot be stored.
+    """
+
+    def __init__(self, env: "gymnasium.Env[Any, Any]", name: str, config: GymConfig) -> None:
+        self._env = env
+        self._reader = Reader(env.observation_space, config.stack, name)
+        low, high = bounds_of(env.action_space, name)
+        self._period_s = _period_s(env)
+        limit = None if env.spec is None else env.spec.max_episode_steps
+        self._limit = limit
+        self.spec = EpisodeSpec(
+            image=self._reader.image,
+            vector_names=self._reader.names,
+            vector_scales=(1.0,) * len(self._reader.names),
+            action_names=tuple(f"action_{i}" for i in range(low.size)),
+            action_low=tuple(low.tolist()),
+            action_high=tuple(high.tolist()),
+            reward_terms=("reward",),
+            control_period_s=self._period_s,
+        )
+        self.name = self.setting = name
+        self.scenario = 0
+        self.notices: tuple[str, ...] = ()
+        self._steps = 0
+
+    @property
+    def simulator(self) -> str:
+        """What simulates, with versions."""
+        parts = [self.name, f"avtd3 {importlib.metadata.version('avtd3')}"]
+        for package in _PACKAGES:
+            try:
+                parts.append(f"{package} {importlib.metadata.version(package)}")
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return ", ".join(parts)
+
+    def driver(self, base: str) -> Driver:
+        """The random driver, which draws evenly between the bounds.
+
+        Raises:
+            ConfigError: Another is asked for.
+        """
+        if base != "random":
+            raise ConfigError(
+                f"driver {base!r} does not know {self.name}; expected random or policy (--driver)"
+            )
+        return UniformDriver(self.spec)
+
+    def begin(self, seed: int) -> Opening:
+        """Begin an episode.
+
+        Raises:
+            WorldError: The environment failed.
+        """
+        self._steps = 0
+        seen, _ = self._ask("reset", seed=seed)
+        image, vector = self._reader.read(seen)
+        return Opening(image, vector, 0, 0.0, "", "")
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        """Apply an action.
+
+        Raises:
+            WorldError: The environment failed, or answered something that is not finite.
+        """
+        space = self._env.action_space
+        shaped = action.reshape(space.shape or ()).astype(space.dtype)
+        seen, reward, terminated, truncated, _ = self._ask("step", shaped)
+        self._steps += 1
+        image, vector = self._reader.read(seen)
+        terms = np.array((reward,), np.float32)
+        if not np.isfinite(terms).all():
+            raise WorldError(f"{self.name} answered a reward of {reward}, expected a finite number")
+        terminated, truncated = bool(terminated), bool(truncated) and not terminated
+        reason = "terminated" if terminated else self._cut() if truncated else ""
+        time_s = self._steps * self._period_s
+        return Step(image, vector, self._steps, time_s, terms, terminated, truncated, reason)
+
+    def _cut(self) -> str:
+        return "time_limit" if self._limit and self._steps >= self._limit else "truncated"
+
+    def _ask(self, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
+        import gymnasium
+
+        try:
+            return getattr(self._env, method)(*args, **options)
+        except (
+            *(gymnasium.error.Error, ArithmeticError, AssertionError, AttributeError),
+            *(LookupError, OSError, RuntimeError, TypeError, ValueError),
+        ) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise WorldError(
+                f"{self.name} failed in {method}() after {self._steps} steps: {reason}"
+            ) from error
+
+    def measures(self) -> None:
+        """Nothing beside the reward."""
+        return
+
+    def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
+        """What the environment draws of itself.
+
+        Raises:
+            WorldError: It draws nothing.
+        """
+        from PIL import Image
+
+        drawn = self._ask("render")
+        if not isinstance(drawn, np.ndarray) or drawn.dtype != np.uint8:
+            raise WorldError(f"{self.name} draws no picture of itself; leave --gif out")
+        return Image.fromarray(drawn)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+def _period_s(env: "gymnasium.Env[Any, Any]") -> float:
+    """Simulated seconds per step, as far as the environment says; else 1."""
+    period = getattr(env.unwrapped, "dt", None)
+    if isinstance(period, int | float) and period > 0.0:
+        return float(period)
+    pictures_per_s = env.metadata.get("render_fps")
+    return 1.0 / pictures_per_s if pictures_per_s else 1.0
