@@ -29,7 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from avtd3.learn.allocator import keep_freed_memory
 from avtd3.learn.batch import Batch, to_batch
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.session import Session, prepare_run
+from avtd3.learn.prepare import prepare_run
+from avtd3.learn.session import Session
 from avtd3.learn.source import Source
 from avtd3.learn.state import TD3State, create_state
 from avtd3.learn.td3 import update

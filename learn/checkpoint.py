@@ -58,6 +58,8 @@ class Bookmark:
     """Resolved settings of the run."""
     seconds: float
     """Wall time that the run has trained for, over all its sessions."""
+    guards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What `Watch.state` returned; empty in checkpoints that are older than the guards."""
 
     @classmethod
     def from_json(
@@ -72,6 +74,7 @@ class Bookmark:
                 arrays=dict(arrays),
                 config=dict(document["config"]),
                 seconds=float(document["seconds"]),
+                guards=dict(document.get("guards", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise _torn(path, f"its document cannot be read ({error!r})") from error

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from avtd3.learn.guard.config import GuardConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.precision import PRECISIONS
 from avtd3.learn.state import TD3Config
@@ -54,14 +55,14 @@ class LearnConfig:
     keeps them."""
     decay_to: float = 0.1
     """Share of the learning rates that is left at the end of the decay."""
-    max_skipped: int = 100
-    """Updates in a row that may be left out for not being finite before the run halts."""
     td3: TD3Config = dataclasses.field(default_factory=TD3Config)
     """The updates."""
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     """Shape of the networks."""
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
     """What is drawn, and how."""
+    guards: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    """What the run is watched for, and what follows."""
 
     def rate_share(self, updates: int) -> float:
         """Share of the learning rates that holds for the update after so many."""
@@ -72,7 +73,7 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         counts = ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints")
-        for name in (*counts, "max_skipped", "evaluate_every", "evaluate_episodes"):
+        for name in (*counts, "evaluate_every", "evaluate_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 1 or above")
         for name in (

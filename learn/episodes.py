@@ -33,6 +33,8 @@ class Episodes:
     def __init__(self, spec: EpisodeSpec) -> None:
         self.newest_return: float | None = None
         """Mean return of the newest episodes; kept when they are forgotten."""
+        self.newest_length: float | None = None
+        """Mean steps of the newest episodes; kept likewise."""
         self._spec = spec
         self._new: list[EpisodeSummary] = []
 
@@ -41,6 +43,7 @@ class Episodes:
         if len(summary):
             self._new.append(summary)
             self.newest_return = float(summary.returns.mean())
+            self.newest_length = float(summary.lengths.mean())
 
     def scalars(self, version: int | None) -> dict[str, float]:
         """Means for the log, and forget; empty if there were no episodes.

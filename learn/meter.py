@@ -24,7 +24,7 @@ class Meter:
         Args:
             features: Numbers that each CNN makes; 0 without a camera.
         """
-        self._features = features
+        self.features = features
         self._last: Update | None = None
         self._last_actor: Update | None = None
         self._clipped: dict[str, list[Tensor]] = {"critic": [], "actor": []}
@@ -43,12 +43,12 @@ class Meter:
         if self._last is not None:
             scalars |= _critic_scalars(self._last.critic, self._last.reward)
             scalars |= _norm_scalars("critic", self._last.critic_norms)
-            scalars |= self._feature_scalars("critic_cnn", self._last.critic.state)
+            scalars |= feature_scalars("critic_cnn", self._last.critic.state, self.features)
         if self._last_actor is not None and self._last_actor.actor is not None:
             assert self._last_actor.actor_norms is not None
-            scalars |= _actor_scalars(self._last_actor.actor)
+            scalars |= actor_scalars(self._last_actor.actor)
             scalars |= _norm_scalars("actor", self._last_actor.actor_norms)
-            scalars |= self._feature_scalars("actor_cnn", self._last_actor.actor.state)
+            scalars |= feature_scalars("actor_cnn", self._last_actor.actor.state, self.features)
         for name, clipped in self._clipped.items():
             if clipped:
                 scalars[f"{name}/clip_fraction"] = torch.stack(clipped).mean()
@@ -61,21 +61,29 @@ class Meter:
         return {
             name: value
             for name, value in zip(scalars, values.tolist(), strict=True)
-            if not (self._features == 0 and "_cnn/" in name)
+            if not (self.features == 0 and "_cnn/" in name)
         }
 
-    def _feature_scalars(self, name: str, state: Tensor) -> dict[str, Tensor]:
-        if not self._features:
-            return {}
-        features = state[:, : self._features].float()
-        return {
-            f"{name}/feature_norm": torch.linalg.vector_norm(features, dim=1).mean(),
-            f"{name}/feature_mean": features.mean(),
-            f"{name}/feature_std": features.std(),
-            f"{name}/feature_min": features.min(),
-            f"{name}/feature_max": features.max(),
-            f"{name}/dead_units": (features == 0.0).all(dim=0).float().mean(),
-        }
+
+def feature_scalars(name: str, state: Tensor, count: int) -> dict[str, Tensor]:
+    """What the features of a CNN are like.
+
+    Args:
+        name: Before the metrics' names.
+        state: (B, F + V) features and vector.
+        count: F; without features there are no metrics.
+    """
+    if not count:
+        return {}
+    features = state[:, :count].float()
+    return {
+        f"{name}/feature_norm": torch.linalg.vector_norm(features, dim=1).mean(),
+        f"{name}/feature_mean": features.mean(),
+        f"{name}/feature_std": features.std(),
+        f"{name}/feature_min": features.min(),
+        f"{name}/feature_max": features.max(),
+        f"{name}/dead_units": (features == 0.0).all(dim=0).float().mean(),
+    }
 
 
 def _critic_scalars(terms: CriticTerms, reward: Tensor) -> dict[str, Tensor]:
@@ -98,7 +106,8 @@ def _critic_scalars(terms: CriticTerms, reward: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _actor_scalars(terms: ActorTerms) -> dict[str, Tensor]:
+def actor_scalars(terms: ActorTerms) -> dict[str, Tensor]:
+    """What the actions of an update of the actor were like."""
     return {
         "actor/loss": terms.loss,
         "actor/q_mean": terms.q.mean(),

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from avtd3.learn.guard.names import GUARDS
+
 HIGHER, LOWER = "higher", "lower"
 
 
@@ -85,6 +87,17 @@ _RUN = {
     "run/policy_lag_min": _metric("the smallest", "versions", LOWER),
     "run/policy_lag_max": _metric("the largest", "versions", LOWER),
 }
+_ALERTS = {
+    "alerts/warn": _metric("readings in which a guard warned, so far", "count", LOWER),
+    "alerts/serious": _metric("readings in which a guard found something serious", "count", LOWER),
+    "alerts/stop": _metric("readings in which a guard asked for a stop, so far", "count", LOWER),
+    **{
+        f"alerts/{name}": _metric(f"updates over a limit of {name}, so far", "count", LOWER)
+        for name in GUARDS
+    },
+    "run/action_limit": _metric("share of the action's range that policies may use", "1", HIGHER),
+    "run/rollbacks": _metric("times that the run went back to a good checkpoint", "count", LOWER),
+}
 _OFFLINE = {
     "offline/td_error": _metric("mean |Q1 - target| over held-out steps", "reward", LOWER),
     "offline/q": _metric("mean Q1 of the data's actions there", "reward"),
@@ -119,6 +132,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     | {f"actor_{part}/{name}": m for part in ("cnn", "mlp") for name, m in _NORMS.items()}
     | {f"actor_cnn/{name}": m for name, m in _FEATURES.items()}
     | _RUN
+    | _ALERTS
     | _OFFLINE
     | _EPISODE
 )
@@ -126,12 +140,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 REWARD_TERMS = "reward/"
 """Before the name of a reward term."""
+WEIGHTS, UPDATE_RATIOS = "weights/", "update_ratio/"
+"""Before ``<network>.<layer>``."""
 
 FAMILIES: Mapping[str, Metric] = MappingProxyType(
     {
         REWARD_TERMS: _metric(
             "sum of a reward term over an episode, mean over the newest ones", "reward", HIGHER
         ),
+        WEIGHTS: _metric("L2 norm of a layer's weights and biases", "1"),
+        UPDATE_RATIOS: _metric("norm of a layer's last step over that of its weights", "1"),
     }
 )
 """What a name begins with, where the rest of it comes from the data or the networks."""

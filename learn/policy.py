@@ -8,9 +8,8 @@ never runs code from it.
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import safetensors
@@ -22,6 +21,7 @@ from torch import Tensor
 from avtd3.learn import exchange
 from avtd3.learn.inference import DrivingActor
 from avtd3.learn.networks import Actor, NetworkConfig
+from avtd3.learn.policy_header import FORMAT_VERSION, HEADER_KEY, read_claims, read_header
 from avtd3.store.errors import (
     Avtd3Error,
     CheckpointError,
@@ -31,15 +31,19 @@ from avtd3.store.errors import (
 )
 from avtd3.store.spec import EpisodeSpec
 
-FORMAT_VERSION = 1
-_HEADER_KEY = "avtd3_policy"
-
 
 class Policy:
     """An actor that drives: one observation in, one action out."""
 
     def __init__(
-        self, actor: Actor, spec: EpisodeSpec, *, version: int, updates: int, digest: str = ""
+        self,
+        actor: Actor,
+        spec: EpisodeSpec,
+        *,
+        version: int,
+        updates: int,
+        digest: str = "",
+        action_limit: float = 1.0,
     ) -> None:
         """Wrap an actor.
 
@@ -49,11 +53,16 @@ class Policy:
             version: Number in its policy directory.
             updates: Gradient updates it was trained for.
             digest: SHA-256 of the file it came from; empty if unpublished.
+            action_limit: Share of each half range of the action that it uses; the learner may hold
+                it back while it is being brought up.
         """
         self.spec = spec
         self.version = version
         self.updates = updates
         self.digest = digest
+        self.action_limit = action_limit
+        low, high = np.array(spec.action_low), np.array(spec.action_high)
+        self._centre = ((low + high) / 2.0).astype(np.float32)
         self._actor = DrivingActor(actor.eval())
 
     def __repr__(self) -> str:
@@ -85,6 +94,8 @@ class Policy:
                 f"policy {self.version} answers {action}, expected finite actions; go back to an "
                 "earlier policy"
             )
+        if self.action_limit < 1.0:
+            action = self._centre + np.float32(self.action_limit) * (action - self._centre)
         return action
 
     def _check(self, frames: NDArray[np.uint8] | None, vector: NDArray[np.float32] | None) -> None:
@@ -111,8 +122,8 @@ class Policy:
             SpecError: It was trained on other data than `spec` describes.
         """
         data, digest = exchange.read_verified(path)
-        document = _read_header(data, path)
-        found, config = _read_claims(document, path)
+        document = read_header(data, path)
+        found, config = read_claims(document, path)
         if spec is not None and found != spec:
             raise SpecError(
                 f"policy {path} was trained for another spec ({found.difference(spec)}); use a "
@@ -124,18 +135,30 @@ class Policy:
             raise CheckpointError(f"policy {path} cannot be read: {error}") from error
         actor = _build(found, config, tensors, path)
         return cls(
-            actor, found, version=document["version"], updates=document["updates"], digest=digest
+            actor,
+            found,
+            version=document["version"],
+            updates=document["updates"],
+            digest=digest,
+            action_limit=document.get("action_limit", 1.0),
         )
 
 
 def encode_policy(
-    actor: Actor, spec: EpisodeSpec, config: NetworkConfig, *, version: int, updates: int
+    actor: Actor,
+    spec: EpisodeSpec,
+    config: NetworkConfig,
+    *,
+    version: int,
+    updates: int,
+    action_limit: float = 1.0,
 ) -> bytes:
     """The bytes of a policy file; the same weights give the same bytes."""
     document = {
         "format_version": FORMAT_VERSION,
         "version": version,
         "updates": updates,
+        "action_limit": action_limit,
         "spec": spec.to_json(),
         "spec_digest": spec.digest,
         "network": dataclasses.asdict(config),
@@ -147,7 +170,7 @@ def encode_policy(
     }
     return safetensors.torch.save(
         {name: value.contiguous() for name, value in tensors.items()},
-        metadata={_HEADER_KEY: json.dumps(document, sort_keys=True)},
+        metadata={HEADER_KEY: json.dumps(document, sort_keys=True)},
     )
 
 
@@ -164,7 +187,13 @@ class PolicyDirectory:
         self._warned = ""
 
     def publish(
-        self, actor: Actor, spec: EpisodeSpec, config: NetworkConfig, *, updates: int
+        self,
+        actor: Actor,
+        spec: EpisodeSpec,
+        config: NetworkConfig,
+        *,
+        updates: int,
+        action_limit: float = 1.0,
     ) -> int:
         """Publish an actor under the next version, which is returned.
 
@@ -173,7 +202,9 @@ class PolicyDirectory:
         """
         published = exchange.publish(
             self.path,
-            lambda version: encode_policy(actor, spec, config, version=version, updates=updates),
+            lambda version: encode_policy(
+                actor, spec, config, version=version, updates=updates, action_limit=action_limit
+            ),
         )
         return published.version
 
@@ -223,34 +254,6 @@ class PolicyDirectory:
     def _warn(self, error: Avtd3Error) -> None:
         if str(error) != self._warned:
             self.warning = self._warned = str(error)
-
-
-def _read_header(data: bytes, path: Path) -> dict[str, Any]:
-    size = int.from_bytes(data[:8], "little")
-    try:
-        document = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_HEADER_KEY])
-        known = document["format_version"]
-        int(document["version"]), int(document["updates"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not a policy of avtd3: no readable {_HEADER_KEY} in its header ({error!r})"
-        ) from error
-    if known != FORMAT_VERSION:
-        raise FormatVersionError(
-            f"policy {path} has format version {known}, this avtd3 reads {FORMAT_VERSION}; "
-            "update avtd3"
-        )
-    return dict(document)
-
-
-def _read_claims(document: Mapping[str, Any], path: Path) -> tuple[EpisodeSpec, NetworkConfig]:
-    try:
-        spec = EpisodeSpec.from_json(document["spec"])
-        fields = dict(document["network"])
-        config = NetworkConfig(**fields | {"hidden": tuple(fields["hidden"])})
-    except (Avtd3Error, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"policy {path} has an impossible header: {error}") from error
-    return spec, config
 
 
 def _build(

@@ -1,6 +1,7 @@
 """What a run says of itself: a line while it learns, a report at its end."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class LearnProgress:
     """Sum of rewards of the newest episodes, mean."""
     policy_version: int | None = None
     """Newest published policy."""
+    alerts: tuple[str, ...] = ()
+    """The newest alerts of the guards, in words."""
     waiting: str = ""
     """What is waited for; empty while learning."""
     refused: tuple[RefusedSegment, ...] = ()
@@ -93,6 +96,10 @@ class LearnReport:
     """Transitions that could be drawn at the end."""
     skipped: int
     """Updates left out because something was not finite."""
+    alerts: Mapping[str, int]
+    """Alerts of the run so far, by level."""
+    rollbacks: int
+    """Times that the run went back to a good checkpoint."""
     resumed_exactly: bool | None
     """After a resume: whether the data are still those of the checkpoint. None without one."""
     refused: tuple[RefusedSegment, ...]
@@ -122,6 +129,10 @@ class LearnReport:
         ]
         if self.resumed_exactly is False:
             lines.append("the data are no longer those of the checkpoint that it went on from")
+        if told := [f"{count} {level}" for level, count in self.alerts.items() if count]:
+            lines.append(f"alerts: {', '.join(told)}; see {self.run}/alerts.jsonl")
+        if self.rollbacks:
+            lines.append(f"went back to a good checkpoint {self.rollbacks} times")
         if self.refused:
             lines.append(f"{len(self.refused)} segments refused:")
             lines += [f"  {r.segment_id}: {r.reason}" for r in self.refused[:_NAMED]]
@@ -131,7 +142,7 @@ class LearnReport:
 
 
 def _troubles(progress: LearnProgress) -> list[str]:
-    troubles = []
+    troubles = list(progress.alerts)
     if progress.refused:
         last = progress.refused[-1]
         troubles.append(

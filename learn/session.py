@@ -1,12 +1,8 @@
 """`Session`: one sitting of a run, and what happens between its updates."""
 
-import contextlib
 import dataclasses
-import json
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +18,20 @@ from avtd3.learn.checkpoint import (
 )
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.events import EventWriter
+from avtd3.learn.guard.limits import Finding
+from avtd3.learn.guard.rollback import go_back, keep_aside
+from avtd3.learn.guard.watch import Watch
 from avtd3.learn.meter import Meter
 from avtd3.learn.offline import Judge
+from avtd3.learn.pace import Pace
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.precision import autocast_type, pick_device
 from avtd3.learn.report import LearnProgress
 from avtd3.learn.source import Source
 from avtd3.learn.state import create_state
-from avtd3.learn.td3 import update
-from avtd3.store import files
-from avtd3.store.errors import ConfigError, SpecError, TrainingHalted
+from avtd3.learn.td3 import Update, update
+from avtd3.store.errors import SpecError, TrainingHalted
 from avtd3.store.spec import EpisodeSpec
-
-CONFIG_FILE = "config.json"
 
 
 class Session:
@@ -58,21 +55,23 @@ class Session:
         """
         self.spec, self.config = spec, config
         self.policy_version: int | None = None
+        self.pace = Pace()
+        self.alerts: tuple[str, ...] = ()
+        """The newest alerts, in words."""
+        self._run = run
         self._device = pick_device(config.device)
         self._autocast = autocast_type(config.precision, self._device)
         self._state = create_state(spec, config.network, config.td3, self._device, config.seed)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         self._checkpoints = run / "checkpoints"
         self._policies = PolicyDirectory(policies)
+        features = 0 if spec.image is None else config.network.features
+        delay = config.td3.policy_delay
+        self.watch = Watch(run, config.guards, features=features, policy_delay=delay)
         self.resumed_from = self._load() if resume else None
         self._writer = EventWriter(run / "events", first_step=self.updates + 1)
-        self._meter = Meter(features=0 if spec.image is None else config.network.features)
-        self._started_s = time.monotonic()
-        self._first_update = self._logged_updates = self.updates
-        self._paced_from_s: float | None = None
-        self._logged_s = self._started_s
+        self._meter = Meter(features=features)
         self._shown: dict[str, float] = {}
-        self._sampling_s = 0.0
         self._saved_at = self._published_at = -1
 
     @property
@@ -85,35 +84,18 @@ class Session:
         """Updates left out because something was not finite."""
         return int(self._state.skipped.item())
 
-    @property
-    def seconds(self) -> float:
-        """Wall time of this session, in seconds."""
-        return time.monotonic() - self._started_s
-
-    @property
-    def pace(self) -> float | None:
-        """Updates per second of this session, from its first one on; None before that."""
-        done = self.updates - self._first_update
-        if self._paced_from_s is None or not done:
-            return None
-        return done / max(time.monotonic() - self._paced_from_s, 1e-9)
-
-    def leave_out(self, seconds: float) -> None:
-        """Take a wait for data out of the pace."""
-        if self._paced_from_s is not None:
-            self._paced_from_s += seconds
-
     def describe(self, progress: LearnProgress) -> LearnProgress:
         """Fill in what is known of the learning."""
         shown = self._shown
         return dataclasses.replace(
             progress,
             updates=self.updates,
-            updates_per_second=shown.get("run/updates_per_second", self.pace),
+            updates_per_second=shown.get("run/updates_per_second", self.pace.updates_per_second),
             critic_loss=shown.get("critic/loss"),
             actor_loss=shown.get("actor/loss"),
             q=shown.get("critic/q1_mean"),
             policy_version=self.policy_version,
+            alerts=self.alerts,
         )
 
     def restore_sampler(self, source: Source) -> bool:
@@ -130,22 +112,23 @@ class Session:
         """One update, and whatever is due after it.
 
         Raises:
-            TrainingHalted: Too many updates in a row were not finite.
+            TrainingHalted: A stop alert ended the run.
         """
-        before_s = time.monotonic()
-        if self._paced_from_s is None:
-            self._paced_from_s = self._logged_s = before_s
+        self.pace.begin()
         batch, index = self._draw(source)
         noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
         if self.config.decay_from:
             self._state.scale_rates(self.config.rate_share(self.updates))
+        self.watch.before(self._state)
         done = update(self._state, batch, noise, self.config.td3, self._autocast)
+        self.pace.done += 1
         self._meter.add(done)
         if index is not None:  # waits for the device
             td_error = done.critic.td_error().float().cpu().numpy()
             source.sampler.update_priorities(index, td_error)
         if self.updates % self.config.log_every == 0:
             self.log(source)
+        self._guard(source, batch, done)
         if self.config.replay.held_out and self.updates % self.config.evaluate_every == 0:
             self.evaluate(source)
         if self.updates % self.config.publish_every == 0:
@@ -161,35 +144,61 @@ class Session:
         before_s = time.monotonic()
         if replay.sequence_length:
             sequences = source.sampler.sample_sequences()
-            self._sampling_s += time.monotonic() - before_s
+            self.pace.sampled(before_s)
             return flatten_sequences(sequences, replay.gamma, self._device, dtype), None
         transitions = source.sampler.sample()
-        self._sampling_s += time.monotonic() - before_s
+        self.pace.sampled(before_s)
         return to_batch(transitions, self._device, dtype), transitions.index
 
     def log(self, source: Source) -> None:
-        """Write a line of metrics, and look whether the run should go on."""
-        now_s = time.monotonic()
-        passed_s = max(now_s - self._logged_s, 1e-9)
+        """Write a line of metrics."""
         scalars = self._meter.read()
         scalars |= self._rates() | source.episodes.scalars(self.policy_version)
-        scalars |= {
+        scalars |= self.pace.line() | {
             "critic/skipped": float(self.skipped),
-            "run/updates_per_second": (self.updates - self._logged_updates) / passed_s,
-            "run/sampler_wait": self._sampling_s / passed_s,
             "run/replay_ratio": self.updates / max(source.steps_seen, 1),
             "run/steps": float(source.sampler.steps),
         }
         self._writer.write(self.updates, scalars)
         self._shown |= scalars
-        self._logged_s, self._logged_updates, self._sampling_s = now_s, self.updates, 0.0
-        in_a_row = int(self._state.skipped_in_a_row.item())
-        if in_a_row >= self.config.max_skipped:
-            raise TrainingHalted(
-                f"{in_a_row} updates in a row had a loss or gradient that is not finite, expected "
-                f"fewer than {self.config.max_skipped}; lower the learning rates or inspect the "
-                "data with avtd3 replay-inspect"
-            )
+
+    def _guard(self, source: Source, batch: Batch, done: Update) -> None:
+        """Let the guards look at an update, and do what they ask for."""
+        length = source.episodes.newest_length
+        found = self.watch.after(self._state, done, batch, length)
+        if found.scalars:
+            self._writer.write(self.updates, found.scalars)
+        self.alerts = found.messages or self.alerts
+        if found.stop is not None and self.config.guards.on_stop != "continue":
+            self._stop(source, found.stop)
+
+    def _stop(self, source: Source, finding: Finding) -> None:
+        """Keep the state aside; then go back to the last good checkpoint, or end the run."""
+        guards, good = self.config.guards, self.watch.last_good
+        path = keep_aside(self._run, self._state, self._noise, self._bookmark(source))
+        reason = f"{finding.name} at update {finding.update}: {finding.reason}; {finding.mend}; "
+        reason += f"the state is kept in {path}"
+        if guards.on_stop == "rollback" and self.watch.rollbacks < guards.max_rollbacks:
+            bookmark = None
+            if good is not None:
+                bookmark = go_back(self._run, good, self._state, self._noise)
+            if bookmark is not None:
+                self._go_on_from(bookmark, reason)
+                return
+        back = f"; the last good checkpoint is of update {good}" if good is not None else ""
+        raise TrainingHalted(reason + back)
+
+    def _go_on_from(self, bookmark: Bookmark, reason: str) -> None:
+        self.watch.rolled_back(bookmark.guards, self._state)
+        text = f"went back to update {self.updates} after {reason}"
+        number, most = float(self.watch.rollbacks), float(self.config.guards.max_rollbacks)
+        self.watch.alerts.note("rollback", self.updates, text, value=number, limit=most)
+        self.alerts = self.watch.alerts.messages()
+        self._writer.close()
+        self._writer = EventWriter(self._run / "events", first_step=self.updates + 1)
+        self._meter = Meter(features=self._meter.features)
+        self._saved_at = self._published_at = -1
+        self.publish()  # collectors may drive with one of those that went wrong
 
     def evaluate(self, source: Source) -> None:
         """Look at held-out episodes, and write what they say into the log."""
@@ -208,7 +217,11 @@ class Session:
         """Publish the actor, unless it was just published."""
         if self._published_at != self.updates:
             self.policy_version = self._policies.publish(
-                self._state.actor, self.spec, self.config.network, updates=self.updates
+                self._state.actor,
+                self.spec,
+                self.config.network,
+                updates=self.updates,
+                action_limit=self.watch.action_limit.share,
             )
             self._published_at = self.updates
             if self.config.keep_policies:
@@ -224,19 +237,31 @@ class Session:
         """Write a checkpoint, unless this very state was just written."""
         if self._saved_at == self.updates:
             return
+        self.watch.mark(self.updates)
+        save_checkpoint(self._checkpoints, self._state, self._noise, self._bookmark(source))
+        self._saved_at = self.updates
+        self._writer.flush()
+        kept = (*self.config.milestones, self.watch.last_good or 0)
+        prune_checkpoints(self._checkpoints, self.config.keep_checkpoints, kept)
+
+    def _bookmark(self, source: Source) -> Bookmark:
         earlier_s = 0.0 if self.resumed_from is None else self.resumed_from.seconds
-        bookmark = Bookmark(
+        return Bookmark(
             updates=self.updates,
             spec_digest=self.spec.digest,
             sampler=source.sampler.state(),
             arrays=source.sampler.arrays(),
             config=dataclasses.asdict(self.config),
-            seconds=earlier_s + self.seconds,
+            seconds=earlier_s + self.pace.seconds,
+            guards=self.watch.state(),
         )
-        save_checkpoint(self._checkpoints, self._state, self._noise, bookmark)
-        self._saved_at = self.updates
-        self._writer.flush()
-        prune_checkpoints(self._checkpoints, self.config.keep_checkpoints, self.config.milestones)
+
+    def finish(self, source: Source, *, halted: bool) -> None:
+        """Say what was only counted; save and publish, unless a guard ended the run."""
+        self.watch.alerts.flush(self.updates)
+        if not halted:
+            self.save(source)
+            self.publish()
 
     def close(self) -> None:
         """Close the event file."""
@@ -252,6 +277,7 @@ class Session:
                 f"checkpoint {found[-1]} was trained on data of spec {bookmark.spec_digest[:12]}, "
                 f"expected {self.spec.digest[:12]} as the datasets have; resume with its own data"
             )
+        self.watch.restore(bookmark.guards, self._state)
         return bookmark
 
     def _rates(self) -> dict[str, float]:
@@ -264,36 +290,3 @@ class Session:
             for part, group in zip(("mlp", "cnn"), optimizer.param_groups, strict=False):
                 rates[f"rate/{name}_{part}"] = group["lr"]
         return rates
-
-
-def prepare_run(run: Path, document: Mapping[str, Any], *, resume: bool) -> None:
-    """Make the run's directory and write down its settings.
-
-    Raises:
-        ConfigError: There is a run already and `resume` is not set, or the other way round.
-        StorageError: The directory cannot be written.
-    """
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"--run {run} is a file, expected a directory; choose another")
-    if not resume and list_checkpoints(run / "checkpoints"):
-        raise ConfigError(
-            f"--run {run} already holds a run; add --resume to go on, or choose another directory"
-        )
-    if resume and not (run / CONFIG_FILE).exists():
-        raise ConfigError(f"--run {run} holds no run to resume; start it without --resume")
-    with files.storage_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
-    files.write_aside(run / CONFIG_FILE, text.encode())
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads meanwhile; 0 leaves it alone."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,7 +4,9 @@ A run directory holds::
 
     RUN/config.json      resolved settings of its last session
     RUN/events/          TensorBoard event files
+    RUN/alerts.jsonl     see learn/guard/alerts.py; made at the first alert
     RUN/checkpoints/     see learn/checkpoint.py
+    RUN/emergency/       what stop alerts found, in the form of checkpoints
     RUN/policies/        published policies, unless they go elsewhere
     RUN/scratch/         the replay cache, where it cannot lie beside RUN (`scratch_directory`)
 
@@ -22,8 +24,9 @@ from pathlib import Path
 
 from avtd3.learn.allocator import keep_freed_memory
 from avtd3.learn.config import LearnConfig
+from avtd3.learn.prepare import cpu_threads, prepare_run
 from avtd3.learn.report import LearnProgress, LearnReport
-from avtd3.learn.session import Session, cpu_threads, prepare_run
+from avtd3.learn.session import Session
 from avtd3.learn.source import (
     FollowConfig,
     Source,
@@ -103,7 +106,6 @@ class _Trainer:
         self._started_s = time.monotonic()
         self._told_s = float("-inf")
         self._waited_s = 0.0
-        self._first_update = 0
 
     def run(self, paths: Sequence[Path], *, follow: bool, resume: bool) -> LearnReport:
         """Open everything, learn, and close everything."""
@@ -117,14 +119,13 @@ class _Trainer:
                 datasets[0].spec, self._run, self._policies, self._config, resume=resume
             )
             stack.callback(session.close)
-            self._session, self._first_update = session, session.updates
+            self._session = session
             session.publish_first()
             source = self._open_source(datasets, paths, follow=follow, stack=stack)
             self._source = source
             exact = session.restore_sampler(source) if session.resumed_from else None
             halted = self._loop(session, source)
-            session.save(source)
-            session.publish()
+            session.finish(source, halted=halted is not None)
             return self._report(halted=halted, exact=exact)
 
     def _open_source(
@@ -159,14 +160,17 @@ class _Trainer:
         try:
             while session.updates < self._config.updates and not self._should_stop():
                 if source.ready(session.updates):
+                    before = session.alerts
                     session.step(source)
+                    if session.alerts is not before:
+                        self._told_s = float("-inf")  # an alert may not fall between two reports
                     self._tell("")
                 else:
                     before_s = time.monotonic()
                     source.wait(session.updates, self._tell)
                     waited_s = time.monotonic() - before_s
                     self._waited_s += waited_s
-                    session.leave_out(waited_s)
+                    session.pace.leave_out(waited_s)
         except TrainingHalted as error:
             return str(error)
         return None
@@ -186,11 +190,11 @@ class _Trainer:
     def _report(self, *, halted: str | None, exact: bool | None) -> LearnReport:
         session, source = self._session, self._source
         updates = 0 if session is None else session.updates
-        pace = None if session is None else session.pace
+        pace = None if session is None else session.pace.updates_per_second
         return LearnReport(
             run=str(self._run),
             updates=updates,
-            session_updates=updates - self._first_update,
+            session_updates=0 if session is None else session.pace.done,
             updates_per_second=0.0 if pace is None else pace,
             policy_version=None if session is None else session.policy_version,
             policies=str(self._policies),
@@ -201,6 +205,8 @@ class _Trainer:
             replay="" if source is None else str(source.sampler.mode),
             steps=0 if source is None else source.sampler.steps,
             skipped=0 if session is None else session.skipped,
+            alerts={} if session is None else dict(session.watch.alerts.levels),
+            rollbacks=0 if session is None else session.watch.rollbacks,
             resumed_exactly=exact,
             refused=() if source is None else source.sampler.refused,
             absent=() if source is None else source.absent,

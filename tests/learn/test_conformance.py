@@ -13,7 +13,7 @@ import torch
 
 from avtd3.learn.guard.clip import ClipConfig
 from avtd3.learn.networks import Actor, NetworkConfig, TwinCritic
-from avtd3.learn.session import cpu_threads
+from avtd3.learn.prepare import cpu_threads
 from avtd3.learn.state import TD3Config, state_of
 from avtd3.learn.td3 import update
 from avtd3.store.spec import ImageSpec

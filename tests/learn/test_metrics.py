@@ -4,7 +4,7 @@ from avtd3.learn.metrics import FAMILIES, METRICS, REWARD_TERMS, metric
 
 
 def test_every_metric_has_a_unit_and_a_direction_that_readers_know():
-    for name, found in (METRICS | FAMILIES).items():
+    for name, found in {**METRICS, **FAMILIES}.items():
         assert found.meaning, name
         assert found.unit, name
         assert found.better in ("higher", "lower", ""), name

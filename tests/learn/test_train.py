@@ -12,7 +12,8 @@ import safetensors.numpy
 
 from avtd3.learn.checkpoint import list_checkpoints
 from avtd3.learn.curves import read_curves
-from avtd3.learn.metrics import METRICS
+from avtd3.learn.guard.config import GuardConfig
+from avtd3.learn.metrics import METRICS, metric
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.source import scratch_directory
@@ -32,6 +33,7 @@ def config():
         log_every=4,
         publish_every=20,
         checkpoint_every=10,
+        guards=GuardConfig(every=20, layers_every=20),
         learning_starts=10,
         refresh_seconds=0.01,
         milestones=(20,),
@@ -73,9 +75,9 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
     assert json.loads((tmp_path / "run" / "config.json").read_text())["learn"]["updates"] == 40
     curves = read_curves(tmp_path / "run" / "events")
     unknown = {"episode/lane_invasion", "episode/lateral_deviation", "episode/speed"}
-    unknown |= {metric for metric in METRICS if metric.startswith("offline/")}
+    unknown |= {name for name in METRICS if name.startswith("offline/")}
     assert set(METRICS) - set(curves) == {m for m in METRICS if "policy_lag" in m} | unknown
-    assert curves.keys() <= METRICS.keys()
+    assert all(metric(name) is not None for name in curves)
     assert curves["episode/success"].values.tolist() == [1.0]
     assert list(curves["critic/loss"].updates) == list(range(4, 41, 4))
     assert len(curves["episode/return"].values) == 1
@@ -270,14 +272,15 @@ def test_updates_that_stay_not_finite_halt_the_run(tmp_path, make_spec, publish_
     report = train(
         [tmp_path / "data"],
         tmp_path / "run",
-        dataclasses.replace(config, td3=td3, max_skipped=6),
+        dataclasses.replace(config, td3=td3, guards=GuardConfig(every=4, max_skipped=6)),
     )
     assert report.halted is not None
     assert "not finite" in report.halted
+    assert "emergency" in report.halted
     assert report.updates == 8
     assert report.skipped == 8
     assert "HALTED" in report.summary()
-    assert newest_policy(tmp_path / "run" / "policies").updates == 8
+    assert newest_policy(tmp_path / "run" / "policies").updates == 0
 
 
 def test_missing_and_empty_datasets_are_refused(tmp_path, make_spec, config):

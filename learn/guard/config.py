@@ -1,0 +1,145 @@
+"""`GuardConfig`: what a run is watched for, and what follows.
+
+Limits without another source come from the reports on which R4 rests (docs/guards.md); the lower
+level of each is a hint to look, the upper ones mean that the run will not come to good.
+"""
+
+import dataclasses
+import math
+
+from avtd3.store.errors import ConfigError
+
+ON_STOP = ("halt", "rollback", "continue")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CnnRateConfig:
+    """Learning rates of the CNNs that fall while their features are large."""
+
+    enabled: bool = True
+    """Whether they do."""
+    halve_above: float = 50.0
+    """Feature norm (per sample, mean over the batch) from which the rate is halved."""
+    recover_below: float = 30.0
+    """Feature norm below which it is doubled again, up to the configured rate."""
+    cool_down: int = 1_000
+    """Updates between two halvings: halving at every update would end learning in seconds."""
+    recover_after: int = 5_000
+    """Updates that the norm must have stayed below, before each doubling."""
+    floor: float = 1.0 / 64.0
+    """Smallest share of the configured rate."""
+
+    def __post_init__(self) -> None:
+        _above("rate", self, ("halve_above", "recover_below", "cool_down", "recover_after"))
+        if not self.recover_below <= self.halve_above:
+            raise ConfigError(
+                f"guards.rate.recover_below is {self.recover_below}, expected at most "
+                f"guards.rate.halve_above ({self.halve_above})"
+            )
+        if not 0.0 < self.floor <= 1.0:
+            raise ConfigError(f"guards.rate.floor is {self.floor}, expected above 0, at most 1")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ActionLimitConfig:
+    """A limit on what published policies do, until the learning looks sound."""
+
+    share: float = 1.0
+    """Share of each half range of the action that policies may use; 1 is no limit (0.6 in the
+    reports)."""
+    feature_norm_below: float = 30.0
+    """It is lifted once the actor's feature norm has stayed below this ..."""
+    for_updates: int = 5_000
+    """... for so many updates, ..."""
+    action_std_above: float = 0.05
+    """... the actions vary by more than this (standard deviation over a batch), ..."""
+    episode_length_above: float = 100.0
+    """... and the newest episodes are longer than this, in steps."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise ConfigError(
+                f"guards.action_limit.share is {self.share}, expected above 0, at most 1 (no limit)"
+            )
+        _above("action_limit", self, ("feature_norm_below", "for_updates"))
+        for name in ("action_std_above", "episode_length_above"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"guards.action_limit.{name} is {getattr(self, name)}, expected 0 or above"
+                )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GuardConfig:
+    """What a run is watched for."""
+
+    enabled: bool = True
+    """Whether anything is watched and acted on; clipping is apart (`td3.clip`)."""
+    every: int = 100
+    """Updates between two readings. Each looks at every update since the one before."""
+    repeat_every: int = 1_000
+    """Updates in which an alert that goes on is not said again, only counted."""
+    on_stop: str = "halt"
+    """After a stop alert: ``halt`` ends the run, ``rollback`` goes on from the last good
+    checkpoint, ``continue`` only says so."""
+    max_rollbacks: int = 3
+    """Rollbacks in all, after which a stop alert ends the run."""
+    rollback_rate: float = 0.5
+    """Share of the CNNs' learning rates that is left after each rollback."""
+    grad_norm: tuple[float, float, float] = (10_000.0, 50_000.0, 100_000.0)
+    """Gradient norms before clipping: warn, serious, stop (R4)."""
+    max_skipped: int = 100
+    """Updates in a row that may be left out for not being finite, before a stop alert."""
+    warm_up: int = 1_000
+    """Updates before the actor's loss has a baseline and its actions must vary."""
+    actor_loss_ratio: float = 10.0
+    """Actor loss, in baselines, that is a warning; ten times that is serious (R4). The baseline
+    is the median over the last `baseline_readings`, at least a tenth of what the data allow."""
+    baseline_readings: int = 50
+    """Readings that the baseline looks back over."""
+    q_limit: float = 10_000.0
+    """Size of Q that is serious (R4)."""
+    q_margin: float = 0.1
+    """How far Q may pass the largest discounted return that the data allow, as a share of the
+    range of returns; once the range is serious, ten times a stop."""
+    critic_loss_limit: float = 1_000.0
+    """Critic loss that is a warning (R4); ten times that is serious."""
+    feature_norm_limit: float = 100.0
+    """Feature norm (per sample, mean over the batch) that is serious (R4: failure)."""
+    saturation_limit: float = 0.9
+    """Share of actions within 1 % of a bound that is a warning."""
+    dead_limit: float = 0.9
+    """Share of features that are 0 for a whole batch that is a warning."""
+    action_std_limit: float = 1e-3
+    """Standard deviation of the actions over a batch, in units of the action, below which the actor
+    counts as constant: a warning."""
+    layers_every: int = 1_000
+    """Updates between two looks at each layer's weights (R4)."""
+    rate: CnnRateConfig = dataclasses.field(default_factory=CnnRateConfig)
+    """Learning rates of the CNNs."""
+    action_limit: ActionLimitConfig = dataclasses.field(default_factory=ActionLimitConfig)
+    """Limit on the actions of published policies."""
+
+    def __post_init__(self) -> None:
+        _above("", self, ("every", "repeat_every", "max_skipped", "warm_up", "layers_every"))
+        _above("", self, ("actor_loss_ratio", "baseline_readings", "q_limit", "q_margin"))
+        _above("", self, ("critic_loss_limit", "feature_norm_limit", "saturation_limit"))
+        _above("", self, ("dead_limit", "action_std_limit", "rollback_rate"))
+        if self.on_stop not in ON_STOP:
+            raise ConfigError(f"guards.on_stop is {self.on_stop!r}, expected one of {ON_STOP}")
+        if self.max_rollbacks < 0:
+            raise ConfigError(f"guards.max_rollbacks is {self.max_rollbacks}, expected 0 or above")
+        if self.rollback_rate > 1.0:
+            raise ConfigError(f"guards.rollback_rate is {self.rollback_rate}, expected at most 1")
+        if not (0.0 < self.grad_norm[0] <= self.grad_norm[1] <= self.grad_norm[2] < math.inf):
+            raise ConfigError(
+                f"guards.grad_norm is {self.grad_norm}, expected three rising limits above 0"
+            )
+
+
+def _above(section: str, config: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0.0 < value < math.inf:
+            place = ".".join(part for part in ("guards", section, name) if part)
+            raise ConfigError(f"{place} is {value}, expected above 0")
