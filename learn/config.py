@@ -29,8 +29,8 @@ class LearnConfig:
     """With --follow: transitions to wait for before the first update (1 000 quick, 25 000
     production)."""
     updates_per_step: float = 1.0
-    """With --follow: updates per transition that was ever collected; 0 is no limit (1 as in
-    Fujimoto et al. 2018)."""
+    """With --follow: updates per transition collected after the first `learning_starts`; 0 is no
+    limit (1 as in Fujimoto et al. 2018)."""
     refresh_seconds: float = 2.0
     """With --follow: seconds between two looks for new segments."""
     log_every: int = 100

@@ -29,7 +29,8 @@ class FollowConfig:
     learning_starts: int
     """Transitions to wait for before the first update."""
     updates_per_step: float
-    """Most updates per transition that the datasets ever offered; 0 is no limit."""
+    """Most updates per transition that the datasets offered after the first `learning_starts`; 0 is
+    no limit."""
 
 
 def open_datasets(
@@ -131,9 +132,11 @@ class Source:
             text = f"waiting for segments in {self._where}: {self.sampler.steps} of "
             on_wait(f"{text}{max(self._config.learning_starts, 1)} steps")
         else:
+            starts = self._config.learning_starts
             on_wait(
                 f"waiting for steps in {self._where}: {updates} updates are "
-                f"{self._config.updates_per_step:g} for each of {self.steps_seen} steps"
+                f"{self._config.updates_per_step:g} for each of {self.steps_seen - starts} steps "
+                f"after the first {starts}"
             )
         time.sleep(min(POLL_S, self._config.refresh_seconds))
 
@@ -143,7 +146,9 @@ class Source:
         if self.sampler.steps < max(self._config.learning_starts, 1):
             self._allowed = 0.0
         elif self._config.updates_per_step:
-            self._allowed = self._config.updates_per_step * self.steps_seen
+            # As published: the first steps are waited for, and give no updates of their own.
+            later = self.steps_seen - self._config.learning_starts
+            self._allowed = self._config.updates_per_step * later
         else:
             self._allowed = float("inf")
 

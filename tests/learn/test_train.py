@@ -224,16 +224,16 @@ def test_following_waits_for_the_dataset_its_steps_and_the_pace(
     report = train(
         [data],
         tmp_path / "run",
-        dataclasses.replace(slow, refresh_seconds=1e-9),
+        dataclasses.replace(slow, refresh_seconds=1e-9, updates=25),
         follow=True,
         on_progress=lambda progress: texts.append(progress.line()),
     )
-    assert report.updates == 40
+    assert report.updates == 25
     assert report.steps == 80
     joined = "\n".join(waits)
     assert f"waiting for {data} to be made" in joined
     assert f"waiting for segments in {data}: 20 of 30 steps" in joined
-    assert "20 updates are 0.5 for each of 40 steps" in joined
+    assert "5 updates are 0.5 for each of 10 steps after the first 30" in joined
 
 
 def test_following_can_be_stopped_before_there_is_anything(tmp_path, config):
