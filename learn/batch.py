@@ -13,7 +13,8 @@ weight               float32               (B,), in (0, 1]; only if draws are pr
 ==================== ===================== =========================================
 
 Frames cross to the device once, as bytes, in the sampler's shared window of K + 1 frames. There,
-each of the two stacks is widened to pixels once, for all the networks that look at it.
+each of the two stacks is shifted, if wanted, and widened to pixels once, for all the networks that
+look at it.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avtd3.learn.augment import draw_shifts, shift_frames
 from avtd3.learn.networks import Observation, to_pixels
 from avtd3.store.replay.sampler import Transitions
 from avtd3.store.replay.sequences import SequenceBatch
@@ -46,7 +48,22 @@ class Batch:
     """float (B,), importance weights in (0, 1]; None if all are 1."""
 
 
-def to_batch(transitions: Transitions, device: torch.device, dtype: torch.dtype) -> Batch:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Shifting:
+    """Random shifts of the images."""
+
+    pad: int
+    """Largest shift, in pixels; above 0."""
+    generator: torch.Generator
+    """Of the learner's device."""
+
+
+def to_batch(
+    transitions: Transitions,
+    device: torch.device,
+    dtype: torch.dtype,
+    shifting: Shifting | None = None,
+) -> Batch:
     """Move a draw to the device.
 
     On the CPU the small arrays are copied: the sampler overwrites its buffers.
@@ -55,13 +72,14 @@ def to_batch(transitions: Transitions, device: torch.device, dtype: torch.dtype)
         transitions: What `Sampler.sample` returned.
         device: Where the networks are.
         dtype: Floating type of the pixels.
+        shifting: How the images are shifted; None leaves them alone.
     """
-    pixels: list[Tensor | None] = [None, None]
+    pixels: tuple[Tensor | None, Tensor | None] = (None, None)
     if transitions.frames is not None:
         assert transitions.observation_frames is not None
         planes = transitions.observation_frames.shape[1]
         window = _send(transitions.frames, device).flatten(1, 2)  # (B, W*C, H, W)
-        pixels = [to_pixels(window[:, :planes], dtype), to_pixels(window[:, -planes:], dtype)]
+        pixels = _widen(window[:, :planes], window[:, -planes:], dtype, shifting)
     vectors = [
         None if vector is None else _send(vector, device, copy=True)
         for vector in (transitions.observation_vector, transitions.next_observation_vector)
@@ -77,7 +95,11 @@ def to_batch(transitions: Transitions, device: torch.device, dtype: torch.dtype)
 
 
 def flatten_sequences(
-    sequences: SequenceBatch, gamma: float, device: torch.device, dtype: torch.dtype
+    sequences: SequenceBatch,
+    gamma: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    shifting: Shifting | None = None,
 ) -> Batch:
     """Move sequences to the device, each of their steps as a transition of its own.
 
@@ -86,20 +108,21 @@ def flatten_sequences(
         gamma: Discount per step.
         device: Where the networks are.
         dtype: Floating type of the pixels.
+        shifting: How the images of each step are shifted; None leaves them alone.
 
     Returns:
         S * L transitions, those of a sequence one after another.
     """
     length = sequences.action.shape[1]
-    pixels: list[Tensor | None] = [None, None]
+    pixels: tuple[Tensor | None, Tensor | None] = (None, None)
     if sequences.frames is not None:
         frames = _send(sequences.frames, device)  # (S, K + L, C, H, W)
         stack = frames.shape[1] - length
         stacks = frames.unfold(1, stack, 1).movedim(-1, 2)  # (S, L + 1, K, C, H, W)
-        pixels = [
-            to_pixels(each.flatten(0, 1).flatten(1, 2), dtype)
-            for each in (stacks[:, :-1], stacks[:, 1:])
-        ]
+        before, after = (
+            each.flatten(0, 1).flatten(1, 2) for each in (stacks[:, :-1], stacks[:, 1:])
+        )
+        pixels = _widen(before, after, dtype, shifting)
     vectors: list[Tensor | None] = [None, None]
     if sequences.vector is not None:
         vector = _send(sequences.vector, device, copy=True)
@@ -112,6 +135,18 @@ def flatten_sequences(
         discount=_send(alive, device, copy=True).flatten(0, 1),
         next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
     )
+
+
+def _widen(
+    frames: Tensor, next_frames: Tensor, dtype: torch.dtype, shifting: Shifting | None
+) -> tuple[Tensor, Tensor]:
+    """Pixels of two batches of stacks, uint8 (B, K*C, H, W) each."""
+    if shifting is not None:
+        pad, size = shifting.pad, len(frames)
+        one, other = draw_shifts(pad, size, shifting.generator, frames.device)
+        frames = shift_frames(frames, one, pad)
+        next_frames = shift_frames(next_frames, other, pad)
+    return to_pixels(frames, dtype), to_pixels(next_frames, dtype)
 
 
 def _send(

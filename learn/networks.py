@@ -21,6 +21,7 @@ from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 ACTIVATIONS = ("relu", "leaky_relu")
+FEATURE_ACTIVATIONS = ("same", "tanh")
 CONV_NORMS = ("none", "layer", "batch")
 MIN_IMAGE_SIDE = 36
 """Smallest side, in pixels, of which the three convolutions leave anything."""
@@ -42,6 +43,9 @@ class NetworkConfig:
     """Normalisation after each convolution: ``none``, ``layer`` or ``batch``."""
     feature_norm: bool = True
     """LayerNorm on the features, before their activation."""
+    feature_activation: str = "same"
+    """``same`` as elsewhere, or ``tanh``: with `feature_norm` and 50 features this is the trunk of
+    DrQ-v2 (Yarats et al. 2021), linear, LayerNorm, tanh, before the action is joined."""
     feature_clamp: float = 0.0
     """Limit on the size of each feature; 0 switches the clamp off."""
 
@@ -57,6 +61,11 @@ class NetworkConfig:
         if self.conv_norm not in CONV_NORMS:
             raise ConfigError(
                 f"network.conv_norm is {self.conv_norm!r}, expected one of {CONV_NORMS}"
+            )
+        if self.feature_activation not in FEATURE_ACTIVATIONS:
+            raise ConfigError(
+                f"network.feature_activation is {self.feature_activation!r}, expected one of "
+                f"{FEATURE_ACTIVATIONS}"
             )
         if not 0.0 <= self.feature_clamp < float("inf"):
             raise ConfigError(f"network.feature_clamp is {self.feature_clamp}, expected 0 or above")
@@ -85,6 +94,8 @@ def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         dtype (B, K*C, H, W) of 0..255, channels_last in memory.
     """
+    if frames.is_contiguous(memory_format=torch.channels_last):
+        return frames.to(dtype)
     return torch.stack(frames.unbind(1), -1).to(dtype).permute(0, 3, 1, 2)
 
 
@@ -105,6 +116,7 @@ class Encoder(nn.Module):
             )
         self._slope = _slope(config)
         self._clamp = config.feature_clamp
+        self._tanh = config.feature_activation == "tanh"
         inputs, height, width = image.observation_shape
         convolutions: list[nn.Conv2d] = []
         norms: list[nn.Module] = []
@@ -141,7 +153,8 @@ class Encoder(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Features (..., F) of what the linear layer answers (..., F)."""
-        features = self.activate(self.feature_norm(x))
+        x = self.feature_norm(x)
+        features = torch.tanh(x) if self._tanh else self.activate(x)
         return features.clamp(-self._clamp, self._clamp) if self._clamp else features
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from avtd3.learn.batch import to_batch
+from avtd3.learn.augment import draw_shifts, shift_frames
+from avtd3.learn.batch import Shifting, flatten_sequences, to_batch
 from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.spec import ImageSpec
 
@@ -40,3 +41,45 @@ def test_a_batch_without_images(tmp_path, make_spec, publish_episodes):
     assert batch.observation.pixels is None
     assert batch.observation.vector is not None
     assert batch.observation.vector.shape == (4, 5)
+
+
+def shifting(seed):
+    return Shifting(pad=2, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_shifted(tensor, frames, shift):
+    assert torch.equal(tensor.to(torch.uint8), shift_frames(torch.from_numpy(frames), shift, 2))
+
+
+def test_each_stack_is_shifted_by_a_draw_of_its_own(tmp_path, make_spec, publish_episodes):
+    image = ImageSpec(height=8, width=10, stack=3)
+    dataset = publish_episodes(tmp_path / "data", make_spec(image=image))
+    device = torch.device("cpu")
+    with Sampler([dataset], ReplayConfig(batch_size=16), seed=0, scratch=tmp_path) as sampler:
+        drawn = sampler.sample()
+        batch = to_batch(drawn, device, torch.float32, shifting(5))
+        one, other = draw_shifts(2, 16, torch.Generator().manual_seed(5), device)
+        assert_shifted(batch.observation.pixels, drawn.observation_frames, one)
+        assert_shifted(batch.next_observation.pixels, drawn.next_observation_frames, other)
+        again = to_batch(drawn, device, torch.float32, shifting(5))
+    assert batch.observation.pixels is not None
+    assert again.observation.pixels is not None
+    assert torch.equal(batch.observation.pixels, again.observation.pixels)
+
+
+def test_the_steps_of_a_sequence_are_shifted_apart(tmp_path, make_spec, publish_episodes):
+    image = ImageSpec(height=8, width=10, stack=3)
+    dataset = publish_episodes(tmp_path / "data", make_spec(image=image))
+    config = ReplayConfig(batch_size=16, sequence_length=4)
+    device = torch.device("cpu")
+    with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+        drawn = sampler.sample_sequences()
+        plain = flatten_sequences(drawn, 0.99, device, torch.float32)
+        moved = flatten_sequences(drawn, 0.99, device, torch.float32, shifting(5))
+    one, other = draw_shifts(2, 16, torch.Generator().manual_seed(5), device)
+    assert plain.observation.pixels is not None
+    assert plain.next_observation.pixels is not None
+    before = plain.observation.pixels.to(torch.uint8).numpy()
+    assert_shifted(moved.observation.pixels, before, one)
+    after = plain.next_observation.pixels.to(torch.uint8).numpy()
+    assert_shifted(moved.next_observation.pixels, after, other)

@@ -22,6 +22,7 @@ OPTIONS = [
     NetworkConfig(activation="leaky_relu", feature_norm=False),
     NetworkConfig(conv_norm="layer", feature_clamp=0.3),
     NetworkConfig(conv_norm="batch", feature_norm=False, feature_clamp=0.2),
+    NetworkConfig(feature_activation="tanh", features=50, activation="leaky_relu"),
 ]
 
 
@@ -32,7 +33,7 @@ def plain_features(encoder, frames, config):
     for convolution, norm in zip(encoder.convolutions, encoder.norms, strict=True):
         x = functional.leaky_relu(norm(convolution(x)), slope)
     x = encoder.feature_norm(encoder.linear(x.permute(0, 2, 3, 1).flatten(1)))
-    x = functional.leaky_relu(x, slope)
+    x = torch.tanh(x) if config.feature_activation == "tanh" else functional.leaky_relu(x, slope)
     return x.clamp(-config.feature_clamp, config.feature_clamp) if config.feature_clamp else x
 
 
@@ -49,7 +50,7 @@ def test_the_folded_scaling_equals_the_plain_formula(config, sides):
     encoder = Encoder(image, config).double()
     frames = make_frames(image)
     ours = encoder(to_pixels(frames, torch.float64))
-    assert ours.shape == (3, 512)
+    assert ours.shape == (3, config.features)
     torch.testing.assert_close(ours, plain_features(encoder, frames, config))
 
 
@@ -151,6 +152,7 @@ def test_driving_equals_the_modules(make_spec, config, image, vector):
     [
         {"activation": "gelu"},
         {"conv_norm": "group"},
+        {"feature_activation": "relu"},
         {"hidden": ()},
         {"features": 0},
         {"feature_clamp": -1.0},
