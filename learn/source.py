@@ -8,13 +8,15 @@ from pathlib import Path
 
 from avtd3.learn.episodes import Episodes
 from avtd3.learn.report import LearnProgress
-from avtd3.store.dataset import Dataset
+from avtd3.store.dataset import SEGMENTS, STAGING, Dataset
 from avtd3.store.errors import DatasetError, NoSegmentsError
+from avtd3.store.layout import GROUP_FILE
 from avtd3.store.replay.refresh import name_refused
 from avtd3.store.replay.sampler import ReplayConfig, Sampler
 
 POLL_S = 0.2
 """Longest sleep before looking at `should_stop` again, in seconds."""
+_BEGINNING = {SEGMENTS, STAGING, GROUP_FILE}
 
 Wait = Callable[[str], None]
 """Told what is waited for."""
@@ -57,14 +59,20 @@ def open_datasets(
 
 def _open(path: Path, *, follow: bool, should_stop: Callable[[], bool], on_wait: Wait) -> Dataset:
     while True:
+        has_spec = (path / GROUP_FILE).exists()
         try:
             return Dataset.open(path)
         except DatasetError:
-            # a collector makes the directory a moment before it writes the spec into it
-            if not follow or should_stop() or any(path.glob("*.*")):
+            # a collector makes the directories a moment before it writes the spec beside them
+            if not follow or should_stop() or has_spec or not _is_beginning(path):
                 raise
             on_wait(f"waiting for {path} to be made by a collector")
             time.sleep(POLL_S)
+
+
+def _is_beginning(path: Path) -> bool:
+    """Whether a directory holds nothing but what a dataset begins with."""
+    return path.is_dir() and {entry.name for entry in path.iterdir()} <= _BEGINNING
 
 
 class Source:

@@ -236,6 +236,37 @@ def test_following_waits_for_the_dataset_its_steps_and_the_pace(
     assert "5 updates are 0.5 for each of 10 steps after the first 30" in joined
 
 
+def test_following_waits_while_a_collector_makes_the_dataset(
+    tmp_path, make_spec, publish_episodes, config, monkeypatch
+):
+    data = tmp_path / "data"
+    for name in ("segments", ".staging"):  # what is there a moment before zarr.json
+        (data / name).mkdir(parents=True)
+    spec, texts = make_spec(), []
+    monkeypatch.setattr("avtd3.learn.train.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(
+        "avtd3.learn.source.time.sleep",
+        lambda _: (data / "zarr.json").exists() or publish_episodes(data, spec, episodes=2),
+    )
+    short = dataclasses.replace(config, updates=2, learning_starts=10)
+    report = train(
+        [data],
+        tmp_path / "run",
+        short,
+        follow=True,
+        on_progress=lambda progress: texts.append(progress.line()),
+    )
+    assert report.updates == 2
+    assert any(f"waiting for {data} to be made" in text for text in texts)
+
+
+def test_following_something_else_is_refused_at_once(tmp_path, config):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.txt").write_text("not a dataset")
+    with pytest.raises(DatasetError, match=r"no zarr\.json"):
+        train([tmp_path / "data"], tmp_path / "run", config, follow=True)
+
+
 def test_following_can_be_stopped_before_there_is_anything(tmp_path, config):
     asked = iter(range(10))
     report = train(
