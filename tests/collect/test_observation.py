@@ -50,7 +50,7 @@ def test_the_speed_can_be_all_there_is():
     assert (config.names, config.scales) == (("speed_mps",), (10.0,))
     vector = build(config, straight_route(), x_m=10.0, y_m=1.0, yaw_rad=0.3, speed_mps=5.0)
     assert vector.dtype == np.float32
-    np.testing.assert_array_equal(vector, np.float32([0.5]))
+    np.testing.assert_array_equal(vector, np.array([0.5], np.float32))
 
 
 def test_waypoints_turn_with_the_car():
