@@ -17,7 +17,7 @@ def make_report(**changes):
         "run": "run", "updates": 5, "session_updates": 5, "updates_per_second": 1.0,
         "policy_version": 1, "policies": "p", "halted": None, "stopped": False, "seconds": 5.0,
         "waited_s": 0.0, "replay": "replay cache: fits", "steps": 10, "skipped": 0,
-        "resumed_exactly": None, "refused": (), "absent": (), "alerts": (), "rollbacks": (),
+        "resumed_exactly": None, "refused": (), "absent": (), "alerts": {}, "rollbacks": 0,
     }  # fmt: skip
     return LearnReport(**(facts | changes))
 
