@@ -14,7 +14,7 @@ import dataclasses
 import importlib.metadata
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from avtd3.learn.state import TD3State
 from avtd3.store import files
@@ -34,8 +34,8 @@ MAX_CHECKPOINT_BYTES = 8 << 30
 TENSORS, DOCUMENT = "tensors.safetensors", "checkpoint.json"
 _NAME = re.compile(r"update-(\d{9,18})")
 _NETWORKS = ("actor", "critic", "actor_target", "critic_target")
-_OPTIMIZERS = ("actor_optimizer", "critic_optimizer")
 _COUNTERS = ("skipped", "skipped_in_a_row")
+_RANGE = "value_range"
 _NOISE = "noise"
 _SAMPLER = "sampler/"
 """Before the names of the sampler's arrays."""
@@ -179,27 +179,30 @@ def _named(state: TD3State) -> dict[str, Tensor]:
     for name in _NETWORKS:
         for key, value in getattr(state, name).state_dict().items():
             tensors[f"{name}/{key}"] = value
-    for name in _OPTIMIZERS:
-        for key, moments in _moments(getattr(state, name)).items():
-            tensors |= {f"{name}/{key}/{moment}": moments[moment] for moment in moments}
+    if state.value_range is not None:
+        tensors[_RANGE] = state.value_range
+    for prefix, parameter, optimizer in _trained(state):
+        if parameter in optimizer.state:  # not before the first step
+            moments = optimizer.state[parameter]
+            tensors |= {prefix + moment: moments[moment] for moment in _MOMENTS}
     return tensors
 
 
-def _moments(optimizer: torch.optim.Adam) -> dict[int, dict[str, Tensor]]:
-    """Adam's tensors by the number of the parameter; empty before the first step."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        number: {moment: optimizer.state[p][moment] for moment in _MOMENTS}
-        for number, p in enumerate(parameters)
-        if p in optimizer.state
-    }
+def _trained(state: TD3State) -> Iterator[tuple[str, nn.Parameter, torch.optim.Adam]]:
+    """Every parameter, what the names of its moments begin with, and its optimiser.
+
+    The numbers are those of the network, not of the groups of the optimiser: a run may go on with
+    another kind of weight decay.
+    """
+    for name, (network, optimizer) in state.networks().items():
+        for number, p in enumerate(network.mlp_parameters() + network.encoder_parameters()):
+            yield f"{name}_optimizer/{number}/", p, optimizer
 
 
 def _restore(
     state: TD3State, noise: torch.Generator, tensors: dict[str, Tensor], path: Path
 ) -> None:
-    for name in _OPTIMIZERS:
-        _make_moments(getattr(state, name), name, tensors)
+    _make_moments(state, tensors)
     targets = _named(state) | {_NOISE: noise.get_state()}
     if targets.keys() != tensors.keys():
         names = ", ".join(sorted(targets.keys() ^ tensors.keys())[:5])
@@ -220,11 +223,10 @@ def _restore(
     noise.set_state(tensors[_NOISE])
 
 
-def _make_moments(optimizer: torch.optim.Adam, name: str, tensors: Mapping[str, Tensor]) -> None:
+def _make_moments(state: TD3State, tensors: Mapping[str, Tensor]) -> None:
     """Give Adam empty moments for those parameters that the checkpoint has moments of."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, p in enumerate(parameters):
-        if f"{name}/{number}/step" in tensors:
+    for prefix, p, optimizer in _trained(state):
+        if f"{prefix}step" in tensors:
             optimizer.state[p] = {
                 "step": torch.zeros((), dtype=torch.float32, device=p.device),
                 "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),

@@ -153,7 +153,7 @@ class Session:
     def log(self, source: Source) -> None:
         """Write a line of metrics."""
         scalars = self._meter.read()
-        scalars |= self._rates() | source.episodes.scalars(self.policy_version)
+        scalars |= self._state.rates() | source.episodes.scalars(self.policy_version)
         scalars |= self.pace.line() | {
             "critic/skipped": float(self.skipped),
             "run/replay_ratio": self.updates / max(source.steps_seen, 1),
@@ -279,14 +279,3 @@ class Session:
             )
         self.watch.restore(bookmark.guards, self._state)
         return bookmark
-
-    def _rates(self) -> dict[str, float]:
-        rates: dict[str, float] = {}
-        state = self._state
-        for name, optimizer in (
-            ("actor", state.actor_optimizer),
-            ("critic", state.critic_optimizer),
-        ):
-            for part, group in zip(("mlp", "cnn"), optimizer.param_groups, strict=False):
-                rates[f"rate/{name}_{part}"] = group["lr"]
-        return rates

@@ -12,6 +12,7 @@ from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec
 
 WIRINGS = ("correct", "coupled")
+DECAYS = ("l2", "decoupled")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +36,29 @@ class TD3Config:
     critic_cnn_lr: float = 1e-4
     """Learning rate of the critics' CNN."""
     mlp_weight_decay: float = 0.0
-    """Adam's L2 penalty on the MLPs."""
+    """Weight decay of the MLPs."""
     cnn_weight_decay: float = 1e-4
-    """Adam's L2 penalty on the CNNs."""
+    """Weight decay of the CNNs."""
+    weight_decay_kind: str = "l2"
+    """``l2`` adds the decay times the weight to its gradient, for all parameters (Adam, Kingma & Ba
+    2015); ``decoupled`` takes learning rate times decay off the weight itself, norms and biases
+    excepted (AdamW, Loshchilov & Hutter 2019), and wants decays some 100 times larger."""
     wiring: str = "correct"
     """``correct``, or ``coupled`` to show how the actor's CNN diverges; see deviation 2."""
     bc_alpha: float = 0.0
     """TD3+BC: weight of Q against imitation, 2.5 in the paper; 0 is TD3 without imitation."""
     bc_weight: float = 1.0
     """Factor on the imitation term; 1 in the paper."""
+    bc_fade_from: int = 0
+    """Update from which that factor changes linearly, down to `bc_final_weight` at
+    `bc_fade_until`: from imitating the data offline to improving on them online."""
+    bc_fade_until: int = 0
+    """Update at which it has arrived; 0 keeps `bc_weight` throughout."""
+    bc_final_weight: float = 0.0
+    """Factor on the imitation term after that (Beeson & Montana 2022 end at 0.2 of the first)."""
+    target_clip_every: int = 0
+    """Limit the next value in the target to the range of the targets seen so far, as it was at the
+    last multiple of so many updates (TD7, Fujimoto et al. 2023: 250); 0 is no limit."""
     pre_tanh_weight: float = 0.0
     """Penalty on the mean square of the actor's numbers before tanh; 0 is none."""
     reward_scale: float = 1.0
@@ -60,13 +75,31 @@ class TD3Config:
             _check(name, getattr(self, name), above=True)
         for name in (
             *("target_policy_noise", "target_noise_clip", "mlp_weight_decay", "cnn_weight_decay"),
-            *("bc_alpha", "bc_weight", "pre_tanh_weight", "reward_clip"),
+            *("bc_alpha", "bc_weight", "pre_tanh_weight", "reward_clip", "bc_final_weight"),
+            *("bc_fade_from", "bc_fade_until", "target_clip_every"),
         ):
             _check(name, getattr(self, name), above=False)
         if self.tau > 1.0:
             raise ConfigError(f"td3.tau is {self.tau}, expected at most 1")
         if self.wiring not in WIRINGS:
             raise ConfigError(f"td3.wiring is {self.wiring!r}, expected one of {WIRINGS}")
+        if self.weight_decay_kind not in DECAYS:
+            raise ConfigError(
+                f"td3.weight_decay_kind is {self.weight_decay_kind!r}, expected one of {DECAYS}"
+            )
+        if self.bc_fade_until and self.bc_fade_until <= self.bc_fade_from:
+            raise ConfigError(
+                f"td3.bc_fade_until is {self.bc_fade_until}, expected above bc_fade_from, "
+                f"{self.bc_fade_from}, or 0 for no fading"
+            )
+
+    def bc_weight_at(self, updates: int) -> float:
+        """Factor on the imitation term in the update of that number, counted from 1."""
+        if not self.bc_fade_until:
+            return self.bc_weight
+        share = (updates - self.bc_fade_from) / (self.bc_fade_until - self.bc_fade_from)
+        share = min(max(share, 0.0), 1.0)
+        return self.bc_weight + share * (self.bc_final_weight - self.bc_weight)
 
 
 def _check(name: str, value: float, *, above: bool) -> None:
@@ -90,6 +123,24 @@ class TD3State:
     """Critic updates left out because something was not finite."""
     skipped_in_a_row: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
     """Of those, how many since the last good one."""
+    value_range: Tensor | None = None
+    """(4,) least and greatest target so far, and what of them limits the next value now; None
+    unless `TD3Config.target_clip_every` is set."""
+
+    def networks(self) -> dict[str, tuple[Actor | TwinCritic, torch.optim.Adam]]:
+        """What is trained, by name."""
+        return {
+            "actor": (self.actor, self.actor_optimizer),
+            "critic": (self.critic, self.critic_optimizer),
+        }
+
+    def rates(self) -> dict[str, float]:
+        """The learning rates by their metric's name."""
+        return {
+            f"rate/{name}_{group['part']}": group["lr"]
+            for name, (_, optimizer) in self.networks().items()
+            for group in optimizer.param_groups
+        }
 
     def scale_rates(self, share: float) -> None:
         """Set every learning rate to a share of the configured one."""
@@ -120,28 +171,29 @@ def state_of(actor: Actor, critic: TwinCritic, config: TD3Config) -> TD3State:
         critic_optimizer=_adam(critic, config.critic_cnn_lr, config.critic_lr, config),
         skipped=torch.zeros((), device=device),
         skipped_in_a_row=torch.zeros((), device=device),
+        value_range=_no_range(actor.action_scale) if config.target_clip_every else None,
     )
+
+
+def _no_range(like: Tensor) -> Tensor:
+    """Nothing seen yet, and 0 as the only next value, as TD7 starts."""
+    return torch.tensor([math.inf, -math.inf, 0.0, 0.0], dtype=like.dtype, device=like.device)
 
 
 def _adam(
     network: Actor | TwinCritic, cnn_lr: float, mlp_lr: float, config: TD3Config
 ) -> torch.optim.Adam:
-    groups = [
-        {
-            "params": network.mlp_parameters(),
-            "lr": mlp_lr,
-            "base_lr": mlp_lr,
-            "weight_decay": config.mlp_weight_decay,
-        }
-    ]
-    if network.encoder is not None:  # deviation 5
-        cnn = network.encoder_parameters()
-        groups.append(
-            {
-                "params": cnn,
-                "lr": cnn_lr,
-                "base_lr": cnn_lr,
-                "weight_decay": config.cnn_weight_decay,
-            }
-        )
-    return torch.optim.Adam(groups, fused=True)
+    is_decoupled = config.weight_decay_kind == "decoupled"
+    groups = []
+    for part, parameters, lr, decay in (
+        ("mlp", network.mlp_parameters(), mlp_lr, config.mlp_weight_decay),
+        ("cnn", network.encoder_parameters(), cnn_lr, config.cnn_weight_decay),  # deviation 5
+    ):
+        kept = [p for p in parameters if is_decoupled and p.ndim == 1]  # norms and biases
+        decayed = [p for p in parameters if not is_decoupled or p.ndim > 1]
+        for some, its_decay in ((decayed, decay), (kept, 0.0)):
+            if some:
+                group = {"params": some, "part": part, "lr": lr, "base_lr": lr}
+                groups.append(group | {"weight_decay": its_decay})
+    kind = torch.optim.AdamW if is_decoupled else torch.optim.Adam
+    return kind(groups, fused=True)

@@ -9,14 +9,17 @@ Polyak averaging are as published. Deviations, each marked where it happens:
    trained on those, so the actor's CNN raises Q without bound: an ablation, not an option.)
 3. Target noise scales with half the range of each action, as in the authors' code.
 4. Per-sample discount: n-step returns, and only ``terminated`` stops bootstrapping.
-5. Gradients are clipped; CNNs have weight decay and a lower learning rate; LayerNorm on features.
+5. Gradients are clipped; CNNs have weight decay (by choice AdamW's, Loshchilov & Hutter 2019) and
+   a lower learning rate; LayerNorm on features.
 6. Rewards may be scaled and clipped on their way in.
 7. TD3+BC: the vector is not normalised by the data's statistics, the spec's scales do that;
-   `bc_weight` scales the imitation term.
+   `bc_weight` scales the imitation term, and may fade (as in Beeson & Montana 2022, but linearly).
 8. The actor's numbers before tanh may be penalised.
 9. An update whose loss or gradient is not finite is left out and counted.
 10. Draws may be prioritised by the larger TD error of the two critics (as in Fujimoto et al. 2020);
     the critics' loss then has importance weights (Schaul et al. 2016).
+11. Images may be shifted at random, by `learn/augment.py` (Yarats et al. 2021).
+12. The next value may be limited to the range of targets seen (TD7, Fujimoto et al. 2023).
 """
 
 import contextlib
@@ -108,6 +111,8 @@ def update(
     state.updates += 1
     with torch.autocast(device, autocast, enabled=autocast is not None):
         critic = critic_loss(state, batch, reward, noise, config)
+    if state.value_range is not None:
+        _note_targets(state.value_range, critic.target, state.updates, config)
     norms = _descend(state.critic, state.critic_optimizer, critic.loss, "critic", config)
     bad = (~norms.finite).float()
     state.skipped += bad
@@ -181,7 +186,22 @@ def target_value(
     action = state.actor_target(batch.next_observation) + smoothing
     action = torch.clamp(action, centre - scale, centre + scale)
     q1, q2 = state.critic_target.both(state.critic_target.encode(batch.next_observation), action)
-    return reward + batch.discount * torch.minimum(q1, q2)  # deviation 4
+    value = torch.minimum(q1, q2)
+    if state.value_range is not None:  # deviation 12
+        value = torch.clamp(value, state.value_range[2], state.value_range[3])
+    return reward + batch.discount * value  # deviation 4
+
+
+@torch.no_grad()
+def _note_targets(seen: Tensor, target: Tensor, updates: int, config: TD3Config) -> None:
+    """Widen the range of targets; let it count at each multiple of `target_clip_every`."""
+    is_finite = torch.isfinite(target)
+    low = torch.where(is_finite, target, torch.inf).min()
+    high = torch.where(is_finite, target, -torch.inf).max()
+    seen[0] = torch.minimum(seen[0], low)
+    seen[1] = torch.maximum(seen[1], high)
+    if updates % config.target_clip_every == 0:
+        seen[2:] = torch.where(seen[0] <= seen[1], seen[:2], seen[2:])
 
 
 def critic_loss(
@@ -217,7 +237,7 @@ def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
     imitation = functional.mse_loss(action, batch.action)
     if config.bc_alpha:  # deviation 7
         weight = config.bc_alpha / q.abs().mean().detach()
-        loss = -weight * q.mean() + config.bc_weight * imitation
+        loss = -weight * q.mean() + config.bc_weight_at(state.updates) * imitation
     else:
         loss = -q.mean()
     if config.pre_tanh_weight:  # deviation 8

@@ -172,10 +172,9 @@ class Watched:
 def set_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
     """Give the CNNs their share of the configured learning rates, by the network's name."""
     for name, rate in rates.items():
-        network, optimizer = getattr(state, name), getattr(state, f"{name}_optimizer")
-        parameters = {id(p) for p in network.encoder_parameters()}
+        _, optimizer = state.networks()[name]
         for group in optimizer.param_groups:
-            if id(group["params"][0]) in parameters:
+            if group["part"] == "cnn":
                 decay = group["lr"] / group["base_lr"]
                 full = group.setdefault("full_lr", group["base_lr"])
                 group["base_lr"] = full * rate.share

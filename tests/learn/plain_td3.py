@@ -3,8 +3,8 @@
 Fujimoto, van Hoof & Meger 2018 (algorithm 1, equation 14), Fujimoto & Gu 2021 (equations 3 to 5),
 Adam (Kingma & Ba 2015, algorithm 1), its decoupled decay (Loshchilov & Hutter 2019, algorithm 2),
 clipping by the global norm (Pascanu et al. 2013), importance weights (Schaul et al. 2016, section
-3.4), and the Nature CNN (Mnih et al. 2015). It shares no code with `learn`: only the settings, and
-the names of the parameters.
+3.4), the range of the targets (TD7, Fujimoto et al. 2023), and the Nature CNN (Mnih et al. 2015).
+It shares no code with `learn`: only the settings, and the names of the parameters.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ class Network:
         layers += [flatten_rows_first, linear(self.p, "encoder.linear")]
         if self.shape.feature_norm:
             layers.append(layer_norm(self.p, "encoder.feature_norm"))
-        layers.append(relu(slope))
+        layers.append(tanh if self.shape.feature_activation == "tanh" else relu(slope))
         return [*layers, clamp(self.shape.feature_clamp)] if self.shape.feature_clamp else layers
 
     def mlp(self, name: str, x: Array) -> tuple[Array, Back]:
@@ -108,11 +108,16 @@ class Network:
             in_cnn = name.startswith("encoder.")
             rate = rates[0] if in_cnn else rates[1]
             decay = config.cnn_weight_decay if in_cnn else config.mlp_weight_decay
-            self.p[name] = self._adam(name, gradient, rate, decay)
+            self.p[name] = self._adam(name, gradient, rate, decay, config)
 
-    def _adam(self, name: str, gradient: Array, rate: float, decay: float) -> Array:
+    def _adam(
+        self, name: str, gradient: Array, rate: float, decay: float, config: TD3Config
+    ) -> Array:
         value = self.p[name]
-        gradient = gradient + decay * value
+        if config.weight_decay_kind == "l2":
+            gradient = gradient + decay * value
+        elif value.ndim > 1:
+            value = value - rate * decay * value
         m, v = self._moments.get(name, (np.zeros_like(value), np.zeros_like(value)))
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         self._moments[name] = m, v
@@ -157,12 +162,17 @@ class PlainTD3:
         low, high = np.array(spec.action_low), np.array(spec.action_high)
         self.centre, self.half = (high + low) / 2, (high - low) / 2
         self.updates = 0
+        self.seen, self.limits = (np.inf, -np.inf), (0.0, 0.0)
 
     def update(self, drawn: Drawn, noise: Array) -> tuple[float, float | None]:
         """Losses of the critic and, where it is its turn, of the actor."""
         config = self.config
         self.updates += 1
-        loss = self._improve_critic(drawn, self.target(drawn, noise))
+        target = self.target(drawn, noise)
+        self.seen = (min(self.seen[0], target.min()), max(self.seen[1], target.max()))
+        if config.target_clip_every and self.updates % config.target_clip_every == 0:
+            self.limits = self.seen
+        loss = self._improve_critic(drawn, target)
         rates = (config.critic_cnn_lr, config.critic_lr)
         self.critic.descend(config, rates, config.clip.critic_max_norm)
         if self.updates % config.policy_delay:
@@ -187,7 +197,10 @@ class PlainTD3:
         reward = drawn.reward * config.reward_scale
         if config.reward_clip:
             reward = np.clip(reward, -config.reward_clip, config.reward_clip)
-        return np.asarray(reward + drawn.discount * np.minimum(*values))
+        value = np.minimum(*values)
+        if config.target_clip_every:
+            value = np.clip(value, *self.limits)
+        return np.asarray(reward + drawn.discount * value)
 
     def _improve_critic(self, drawn: Drawn, target: Array) -> float:
         state, into_cnn = self.critic.encode(drawn.seen)
@@ -205,6 +218,13 @@ class PlainTD3:
         self.critic.gradients = gradients | into_cnn(at_state)[1]
         return loss
 
+    def _imitation(self) -> float:
+        config = self.config
+        span = (config.bc_fade_from, config.bc_fade_until)
+        if not config.bc_fade_until:
+            return config.bc_weight
+        return float(np.interp(self.updates, span, (config.bc_weight, config.bc_final_weight)))
+
     def _improve_actor(self, drawn: Drawn) -> float:
         config = self.config
         state, into_cnn = self.actor.encode(drawn.seen)
@@ -217,9 +237,9 @@ class PlainTD3:
         loss = -weight * float(np.mean(value))
         at_action = into_action(np.full_like(value, -weight / len(value)))[0][:, judged.shape[1] :]
         if config.bc_alpha:
-            distance = action - drawn.action
-            loss += config.bc_weight * float(np.mean(distance**2))
-            at_action = at_action + config.bc_weight * 2 * distance / distance.size
+            factor, distance = self._imitation(), action - drawn.action
+            loss += factor * float(np.mean(distance**2))
+            at_action = at_action + factor * 2 * distance / distance.size
         at_raw = into_raw(at_action * self.half)[0]
         if config.pre_tanh_weight:
             loss += config.pre_tanh_weight * float(np.mean(raw**2))

@@ -11,7 +11,7 @@ from avtd3.learn.checkpoint import (
     save_checkpoint,
 )
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.state import TD3Config, create_state
+from avtd3.learn.state import DECAYS, TD3Config, create_state
 from avtd3.learn.td3 import update
 from avtd3.store.errors import CheckpointError, FormatVersionError
 from avtd3.store.spec import ImageSpec
@@ -45,10 +45,41 @@ def test_what_was_saved_is_what_is_loaded(tmp_path, make_state, make_batch, spec
     assert other.updates == 3
     for each in (state, other):
         update(each, make_batch(spec, seed=7), torch.ones(8, 2), TD3Config())
+    assert_equal(state, other)
+    assert torch.equal(torch.rand(3, generator=noise), torch.rand(3, generator=other_noise))
+
+
+def assert_equal(state, other):
     for name in ("actor", "critic", "actor_target", "critic_target"):
         ours, theirs = getattr(state, name).state_dict(), getattr(other, name).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert torch.equal(torch.rand(3, generator=noise), torch.rand(3, generator=other_noise))
+
+
+def test_the_range_of_the_targets_is_kept(tmp_path, make_batch, spec, small_network):
+    config = TD3Config(target_clip_every=2)
+    state, other = (create_state(spec, small_network, config, CPU, seed) for seed in (0, 1))
+    for seed in range(3):
+        update(state, make_batch(spec, seed=seed), torch.ones(8, 2), config)
+    path = save_checkpoint(tmp_path, state, torch.Generator(), bookmark(3))
+    load_checkpoint(path, other, torch.Generator())
+    assert state.value_range is not None
+    assert other.value_range is not None
+    assert torch.equal(other.value_range, state.value_range)
+    for each in (state, other):
+        update(each, make_batch(spec, seed=7), torch.ones(8, 2), config)
+    assert_equal(state, other)
+
+
+def test_a_run_may_go_on_with_another_kind_of_decay(tmp_path, make_batch, spec, small_network):
+    configs = [TD3Config(weight_decay_kind=kind, cnn_weight_decay=0) for kind in DECAYS]
+    states = [create_state(spec, small_network, config, CPU, seed=0) for config in configs]
+    for state, config in zip(states, configs, strict=True):
+        update(state, make_batch(spec), torch.ones(8, 2), config)
+    path = save_checkpoint(tmp_path, states[0], torch.Generator(), bookmark(1))
+    load_checkpoint(path, states[1], torch.Generator())
+    for state, config in zip(states, configs, strict=True):
+        update(state, make_batch(spec, seed=7), torch.ones(8, 2), config)
+    assert_equal(*states)
 
 
 def test_a_checkpoint_of_a_fresh_run_can_be_loaded(tmp_path, make_state):

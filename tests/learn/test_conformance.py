@@ -41,6 +41,13 @@ LEARNING: dict[str, dict[str, Any]] = {
     "every third update": {"policy_delay": 3, "tau": 0.1, "target_policy_noise": 0.6},
     "rewards": {"reward_scale": 2.0, "reward_clip": 1.5},
     "decay": {"mlp_weight_decay": 1e-2, "cnn_weight_decay": 3e-2},
+    "decoupled decay": {
+        "weight_decay_kind": "decoupled",
+        "mlp_weight_decay": 3.0,
+        "cnn_weight_decay": 10.0,
+    },
+    "fading": {"bc_alpha": 2.5, "bc_fade_from": 4, "bc_fade_until": 13, "bc_final_weight": 0.2},
+    "range of targets": {"target_clip_every": 3},
     "clipping": {"clip": ClipConfig(actor_max_norm=0.05, critic_max_norm=0.5)},
     "clipping parts": {
         "clip": ClipConfig(actor_max_norm=0.02, critic_max_norm=0.3, scope="per_module")
@@ -49,13 +56,16 @@ LEARNING: dict[str, dict[str, Any]] = {
         "bc_alpha": 1.5,
         "policy_delay": 3,
         "reward_scale": 0.5,
-        "cnn_weight_decay": 1e-2,
+        "cnn_weight_decay": 10.0,
+        "weight_decay_kind": "decoupled",
+        "target_clip_every": 4,
         "clip": ClipConfig(actor_max_norm=0.05, critic_max_norm=0.5),
     },
     "clipping by another norm": {"clip": ClipConfig(critic_max_norm=0.3, norm_type=3.0)},
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "layer norms": {"conv_norm": "layer", "feature_norm": True},
+    "trunk": {"feature_norm": True, "feature_activation": "tanh"},
     "batch norms": {"conv_norm": "batch", "activation": "leaky_relu", "feature_clamp": 0.1},
 }
 
@@ -155,7 +165,10 @@ def test_updates_from_images_are_those_of_the_papers(make_spec, make_batch, opti
     compare(spec, make_batch, SMALL, config, size=4)
 
 
-@pytest.mark.parametrize("option", SHAPES)
+OF_SHAPES = [pytest.param(s, marks=pytest.mark.slow if s == "trunk" else ()) for s in SHAPES]
+
+
+@pytest.mark.parametrize("option", OF_SHAPES)
 def test_each_shape_of_network_learns_by_its_own_formulas(make_spec, make_batch, option):
     network = dataclasses.replace(SMALL, **SHAPES[option])
     spec = make_spec(image=IMAGE, vector=0, **BOUNDS)

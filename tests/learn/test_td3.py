@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -197,9 +199,83 @@ def test_imitation_pulls_the_actor_to_the_data(make_spec, make_batch, small_netw
     assert actor_loss(state, batch, config).imitation.item() < 0.5 * before
 
 
+def test_the_imitation_fades_between_two_updates():
+    config = TD3Config(bc_weight=2.0, bc_fade_from=10, bc_fade_until=20, bc_final_weight=0.5)
+    weights = [config.bc_weight_at(updates) for updates in (1, 10, 12, 15, 20, 99)]
+    assert weights == pytest.approx([2.0, 2.0, 1.7, 1.25, 0.5, 0.5])
+    assert TD3Config(bc_weight=2.0).bc_weight_at(10**9) == 2.0
+
+
+def test_the_imitation_that_counts_is_that_of_the_update(setting):
+    state, batch, _ = setting
+    config = TD3Config(bc_alpha=1.0, bc_fade_from=1, bc_fade_until=3, policy_delay=1)
+    plain = TD3Config(bc_alpha=1.0, policy_delay=1)
+    state.updates = 2
+    full, half = actor_loss(state, batch, plain), actor_loss(state, batch, config)
+    torch.testing.assert_close(full.loss - half.loss, 0.5 * full.imitation)
+
+
+def test_decoupled_decay_spares_norms_and_biases(make_spec, small_network):
+    config = TD3Config(weight_decay_kind="decoupled", mlp_weight_decay=2.0, cnn_weight_decay=5.0)
+    state = create_state(make_spec(image=IMAGE), small_network, config, CPU, seed=0)
+    for network, optimizer in state.networks().values():
+        assert isinstance(optimizer, torch.optim.AdamW)
+        decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+        assert len(decay) == len(list(network.parameters()))
+        for name, p in network.named_parameters():
+            whole = 5.0 if name.startswith("encoder.") else 2.0
+            assert decay[id(p)] == (whole if name.endswith("weight") and p.ndim > 1 else 0.0), name
+
+
+@pytest.mark.parametrize("kind", ["l2", "decoupled"])
+@pytest.mark.parametrize("image", [None, IMAGE])
+def test_a_share_of_the_rates_reaches_every_parameter(make_spec, small_network, kind, image):
+    config = TD3Config(actor_lr=1.0, actor_cnn_lr=2.0, critic_lr=4.0, critic_cnn_lr=8.0)
+    config = dataclasses.replace(config, weight_decay_kind=kind)
+    state = create_state(make_spec(image=image), small_network, config, CPU, seed=0)
+    for share in (1.0, 0.25, 0.5):
+        state.scale_rates(share)
+        wanted = {"rate/actor_mlp": 1.0, "rate/critic_mlp": 4.0}
+        if image is not None:
+            wanted |= {"rate/actor_cnn": 2.0, "rate/critic_cnn": 8.0}
+        assert state.rates() == {name: share * rate for name, rate in wanted.items()}
+        for network, optimizer in state.networks().values():
+            reached = [p for group in optimizer.param_groups for p in group["params"]]
+            assert {id(p) for p in reached} == {id(p) for p in network.parameters()}
+
+
+def test_next_values_stay_in_the_range_of_targets_seen(setting, make_spec, small_network):
+    _, batch, noise = setting
+    config = TD3Config(target_clip_every=2)
+    state = create_state(make_spec(image=IMAGE, vector=3), small_network, config, CPU, seed=1)
+    first = update(state, batch, noise, config)
+    assert torch.equal(first.critic.target, batch.reward)  # only 0 is known to be possible
+    wild = batch.reward.clone()
+    batch.reward[3] = float("nan")
+    second = update(state, batch, noise, config)
+    assert torch.equal(second.critic.target[:3], wild[:3])
+    assert state.value_range is not None
+    low, high = float(wild.min()), float(wild.max())
+    assert state.value_range.tolist() == pytest.approx([low, high, low, high])
+    with torch.no_grad():
+        for p in state.critic_target.parameters():
+            p.fill_(3.0)
+    target = target_value(state, batch, wild, noise, config)
+    torch.testing.assert_close(target, wild + batch.discount * high)
+
+
 @pytest.mark.parametrize(
     "bad",
-    [{"tau": 0.0}, {"tau": 1.5}, {"policy_delay": 0}, {"wiring": "odd"}, {"critic_lr": -1.0}],
+    [
+        {"tau": 0.0},
+        {"tau": 1.5},
+        {"policy_delay": 0},
+        {"wiring": "odd"},
+        {"critic_lr": -1.0},
+        {"weight_decay_kind": "adamw"},
+        {"bc_fade_until": 5, "bc_fade_from": 5},
+        {"target_clip_every": -1},
+    ],
 )
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
