@@ -17,11 +17,10 @@ from avtd3.learn.checkpoint import (
     save_checkpoint,
 )
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.events import EventWriter
 from avtd3.learn.guard.limits import Finding
 from avtd3.learn.guard.rollback import go_back, keep_aside
 from avtd3.learn.guard.watch import Watch
-from avtd3.learn.meter import Meter
+from avtd3.learn.journal import Journal
 from avtd3.learn.offline import Judge
 from avtd3.learn.pace import Pace
 from avtd3.learn.policy import PolicyDirectory
@@ -56,8 +55,6 @@ class Session:
         self.spec, self.config = spec, config
         self.policy_version: int | None = None
         self.pace = Pace()
-        self.alerts: tuple[str, ...] = ()
-        """The newest alerts, in words."""
         self._run = run
         self._device = pick_device(config.device)
         self._autocast = autocast_type(config.precision, self._device)
@@ -69,9 +66,7 @@ class Session:
         delay = config.td3.policy_delay
         self.watch = Watch(run, config.guards, features=features, policy_delay=delay)
         self.resumed_from = self._load() if resume else None
-        self._writer = EventWriter(run / "events", first_step=self.updates + 1)
-        self._meter = Meter(features=features)
-        self._shown: dict[str, float] = {}
+        self._journal = Journal(run / "events", features=features, first_step=self.updates + 1)
         self._saved_at = self._published_at = -1
 
     @property
@@ -84,9 +79,14 @@ class Session:
         """Updates left out because something was not finite."""
         return int(self._state.skipped.item())
 
+    @property
+    def alerts(self) -> tuple[str, ...]:
+        """The newest alerts, in words; another object once there is a new one."""
+        return self.watch.alerts.newest
+
     def describe(self, progress: LearnProgress) -> LearnProgress:
         """Fill in what is known of the learning."""
-        shown = self._shown
+        shown = self._journal.newest
         return dataclasses.replace(
             progress,
             updates=self.updates,
@@ -122,7 +122,7 @@ class Session:
         self.watch.before(self._state)
         done = update(self._state, batch, noise, self.config.td3, self._autocast)
         self.pace.done += 1
-        self._meter.add(done)
+        self._journal.add(done)
         if index is not None:  # waits for the device
             td_error = done.critic.td_error().float().cpu().numpy()
             source.sampler.update_priorities(index, td_error)
@@ -152,23 +152,19 @@ class Session:
 
     def log(self, source: Source) -> None:
         """Write a line of metrics."""
-        scalars = self._meter.read()
-        scalars |= self._state.rates() | source.episodes.scalars(self.policy_version)
+        scalars = self._state.rates() | source.episodes.scalars(self.policy_version)
         scalars |= self.pace.line() | {
             "critic/skipped": float(self.skipped),
             "run/replay_ratio": self.updates / max(source.steps_seen, 1),
             "run/steps": float(source.sampler.steps),
         }
-        self._writer.write(self.updates, scalars)
-        self._shown |= scalars
+        self._journal.line(self.updates, scalars)
 
     def _guard(self, source: Source, batch: Batch, done: Update) -> None:
         """Let the guards look at an update, and do what they ask for."""
         length = source.episodes.newest_length
         found = self.watch.after(self._state, done, batch, length)
-        if found.scalars:
-            self._writer.write(self.updates, found.scalars)
-        self.alerts = found.messages or self.alerts
+        self._journal.write(self.updates, found.scalars)
         if found.stop is not None and self.config.guards.on_stop != "continue":
             self._stop(source, found.stop)
 
@@ -178,25 +174,25 @@ class Session:
         path = keep_aside(self._run, self._state, self._noise, self._bookmark(source))
         reason = f"{finding.name} at update {finding.update}: {finding.reason}; {finding.mend}; "
         reason += f"the state is kept in {path}"
-        if guards.on_stop == "rollback" and self.watch.rollbacks < guards.max_rollbacks:
-            bookmark = None
-            if good is not None:
-                bookmark = go_back(self._run, good, self._state, self._noise)
-            if bookmark is not None:
-                self._go_on_from(bookmark, reason)
-                return
-        back = f"; the last good checkpoint is of update {good}" if good is not None else ""
-        raise TrainingHalted(reason + back)
+        back = f"the last good checkpoint is of update {good}" if good is not None else ""
+        if guards.on_stop == "rollback":
+            back = f"it went back {self.watch.rollbacks} times already (guards.max_rollbacks)"
+            if self.watch.rollbacks < guards.max_rollbacks:
+                if good is not None and (bookmark := self._go_back(good)) is not None:
+                    self._go_on_from(bookmark, reason)
+                    return
+                back = "there is no good checkpoint to go back to"
+        raise TrainingHalted("; ".join(filter(None, (reason, back))))
+
+    def _go_back(self, updates: int) -> Bookmark | None:
+        return go_back(self._run, updates, self._state, self._noise)
 
     def _go_on_from(self, bookmark: Bookmark, reason: str) -> None:
         self.watch.rolled_back(bookmark.guards, self._state)
         text = f"went back to update {self.updates} after {reason}"
         number, most = float(self.watch.rollbacks), float(self.config.guards.max_rollbacks)
         self.watch.alerts.note("rollback", self.updates, text, value=number, limit=most)
-        self.alerts = self.watch.alerts.messages()
-        self._writer.close()
-        self._writer = EventWriter(self._run / "events", first_step=self.updates + 1)
-        self._meter = Meter(features=self._meter.features)
+        self._journal.go_back(self.updates + 1)
         self._saved_at = self._published_at = -1
         self.publish()  # collectors may drive with one of those that went wrong
 
@@ -210,8 +206,7 @@ class Session:
             autocast=self._autocast,
         )
         episodes = source.sampler.held_out(self.config.evaluate_episodes)
-        if scalars := judge(self._state, episodes):
-            self._writer.write(self.updates, scalars)
+        self._journal.write(self.updates, judge(self._state, episodes))
 
     def publish(self) -> None:
         """Publish the actor, unless it was just published."""
@@ -240,7 +235,7 @@ class Session:
         self.watch.mark(self.updates)
         save_checkpoint(self._checkpoints, self._state, self._noise, self._bookmark(source))
         self._saved_at = self.updates
-        self._writer.flush()
+        self._journal.flush()
         kept = (*self.config.milestones, self.watch.last_good or 0)
         prune_checkpoints(self._checkpoints, self.config.keep_checkpoints, kept)
 
@@ -265,7 +260,7 @@ class Session:
 
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        self._journal.close()
 
     def _load(self) -> Bookmark | None:
         found = list_checkpoints(self._checkpoints)
@@ -277,5 +272,5 @@ class Session:
                 f"checkpoint {found[-1]} was trained on data of spec {bookmark.spec_digest[:12]}, "
                 f"expected {self.spec.digest[:12]} as the datasets have; resume with its own data"
             )
-        self.watch.restore(bookmark.guards, self._state)
+        self.watch.resumed(bookmark.guards, self._state)
         return bookmark

@@ -172,6 +172,8 @@ class _Trainer:
                     self._waited_s += waited_s
                     session.pace.leave_out(waited_s)
         except TrainingHalted as error:
+            self._told_s = float("-inf")
+            self._tell("")
             return str(error)
         return None
 

@@ -19,7 +19,8 @@ from avtd3.store import files
 FILE = "alerts.jsonl"
 NOTE = "note"
 """Level of a line that tells what a guard did."""
-_DOING = "a guard acted on it; nothing to do"
+_NOTHING_TO_DO = "nothing to do"
+_SHOWN = 3
 
 
 def utc_now() -> str:
@@ -45,13 +46,8 @@ class AlertLog:
         self._path, self._repeat_every, self._now = path, repeat_every, now
         self._said: dict[str, tuple[int, int]] = {}
         self._unsaid: dict[str, int] = {}
-        self._messages: list[str] = []
-
-    def messages(self) -> tuple[str, ...]:
-        """The lines written since this was last asked, in words."""
-        messages = tuple(self._messages)
-        self._messages.clear()
-        return messages
+        self.newest: tuple[str, ...] = ()
+        """The newest lines in words, at most three; another object once there is a new one."""
 
     def add(self, finding: Finding, at: int) -> None:
         """Count a finding, and write a line if there was none of it lately, or only lesser ones.
@@ -81,7 +77,7 @@ class AlertLog:
         }
         self._write(line)
         again = f", {count} updates since it was said last" if count > finding.count else ""
-        self._messages.append(
+        self._say(
             f"{finding.level} alert {name} at update {finding.update}: {finding.reason}{again}; "
             f"{finding.mend}"
         )
@@ -97,10 +93,27 @@ class AlertLog:
                 "limit": limit,
                 "count": 1,
                 "reason": reason,
-                "mend": _DOING,
+                "mend": _NOTHING_TO_DO,
             }
         )
-        self._messages.append(f"{name} at update {at}: {reason}")
+        self._say(f"{name} at update {at}: {reason}")
+
+    def resume(self, at: int) -> None:
+        """Go on behind what a run that was killed wrote: say which of its lines do not hold.
+
+        Args:
+            at: Updates of the checkpoint that it goes on from.
+        """
+        with files.storage_errors(self._path):
+            text = self._path.read_bytes() if self._path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:  # killed in the middle of a line
+            files.write_aside(self._path, whole)
+        lost = [update for update in map(_update_of, whole.splitlines()) if update > at]
+        if lost:
+            reason = f"the run was killed and went on from update {at}: lines before this one that "
+            reason += "tell of later updates are of a past that no longer holds"
+            self.note("resume", at, reason, value=float(max(lost)), limit=float(at))
 
     def flush(self, at: int) -> None:
         """Write a line for each alert that was only counted since its last one."""
@@ -136,13 +149,25 @@ class AlertLog:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave; guards that it does not know start at 0."""
+        """Go on from what `state` gave; guards that are new start at 0, strange ones are lost."""
         self.levels |= {name: int(state["levels"][name]) for name in LEVELS}
         self.guards |= {name: int(state["guards"].get(name, 0)) for name in GUARDS}
-        self._said = {str(k): (int(v[0]), int(v[1])) for k, v in state["said"].items()}
-        self._unsaid = {str(k): int(v) for k, v in state["unsaid"].items()}
+        said, unsaid = state["said"], state["unsaid"]
+        self._said = {k: (int(v[0]), int(v[1])) for k, v in said.items() if k in GUARDS}
+        self._unsaid = {k: int(v) for k, v in unsaid.items() if k in GUARDS}
+
+    def _say(self, message: str) -> None:
+        self.newest = (*self.newest, message)[-_SHOWN:]
 
     def _write(self, line: Mapping[str, Any]) -> None:
         document = json.dumps({"time": self._now()} | dict(line), allow_nan=False)
         with files.storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(document + "\n")
+
+
+def _update_of(line: bytes) -> int:
+    """The update that a line tells of; -1 for one that is not ours."""
+    try:
+        return int(json.loads(line)["update"])
+    except (ValueError, KeyError, TypeError):
+        return -1

@@ -85,11 +85,11 @@ class GuardConfig:
     max_rollbacks: int = 3
     """Rollbacks in all, after which a stop alert ends the run."""
     rollback_rate: float = 0.5
-    """Share of the CNNs' learning rates that is left after each rollback."""
+    """Share of the CNNs' learning rates that is left after each rollback, down to `rate.floor`."""
     grad_norm: tuple[float, float, float] = (10_000.0, 50_000.0, 100_000.0)
     """Gradient norms before clipping: warn, serious, stop (R4)."""
     max_skipped: int = 100
-    """Updates in a row that may be left out for not being finite, before a stop alert."""
+    """Updates in a row of one network, left out for not being finite, that are a stop alert."""
     warm_up: int = 1_000
     """Updates before the actor's loss has a baseline and its actions must vary."""
     actor_loss_ratio: float = 10.0
@@ -113,6 +113,9 @@ class GuardConfig:
     action_std_limit: float = 1e-3
     """Standard deviation of the actions over a batch, in units of the action, below which the actor
     counts as constant: a warning."""
+    update_ratio_limit: float = 0.1
+    """Norm of one update of a layer over that of its weights that is a warning; about 1e-3 in
+    networks that learn well (Karpathy, "A Recipe for Training Neural Networks", 2019)."""
     layers_every: int = 1_000
     """Updates between two looks at each layer's weights (R4)."""
     rate: CnnRateConfig = dataclasses.field(default_factory=CnnRateConfig)
@@ -124,7 +127,7 @@ class GuardConfig:
         _above("", self, ("every", "repeat_every", "max_skipped", "warm_up", "layers_every"))
         _above("", self, ("actor_loss_ratio", "baseline_readings", "q_limit", "q_margin"))
         _above("", self, ("critic_loss_limit", "feature_norm_limit", "saturation_limit"))
-        _above("", self, ("dead_limit", "action_std_limit", "rollback_rate"))
+        _above("", self, ("dead_limit", "action_std_limit", "update_ratio_limit", "rollback_rate"))
         if self.on_stop not in ON_STOP:
             raise ConfigError(f"guards.on_stop is {self.on_stop!r}, expected one of {ON_STOP}")
         if self.max_rollbacks < 0:

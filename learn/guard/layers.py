@@ -2,11 +2,8 @@
 
 The norms catch growth that no clipping stops (Adam divides the gradient's scale out again); the
 ratio of the step to the weights is about 1e-3 in networks that learn well (Karpathy, "A Recipe for
-Training Neural Networks" 2019; measured here before, so that it is a look, not a guard).
+Training Neural Networks", 2019).
 """
-
-import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -60,15 +57,6 @@ class LayerProbe:
             return {}
         values = torch.stack(list(scalars.values())).tolist()
         return dict(zip(scalars, values, strict=True))
-
-
-def not_finite(scalars: Mapping[str, float]) -> list[str]:
-    """Layers whose weights are not finite."""
-    return [
-        name.removeprefix(WEIGHTS)
-        for name, value in scalars.items()
-        if name.startswith(WEIGHTS) and not math.isfinite(value)
-    ]
 
 
 def layers_of(network: nn.Module) -> dict[str, list[nn.Parameter]]:

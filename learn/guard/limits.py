@@ -7,11 +7,12 @@ fire.
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from avtd3.learn.guard.config import GuardConfig
 from avtd3.learn.guard.names import GUARDS, LEVELS
 from avtd3.learn.guard.window import Reading, Rows
+from avtd3.learn.metrics import UPDATE_RATIOS, WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,9 @@ class Memory:
     return_max: float = 0.0
     """Largest, at least 0."""
     skipped_in_a_row: int = 0
-    """Updates in a row, up to now, that were not finite."""
+    """Critic updates in a row, up to now, that were not finite."""
+    actor_skipped_in_a_row: int = 0
+    """The actor's."""
 
     @property
     def largest_return(self) -> float:
@@ -67,11 +70,13 @@ class Memory:
         losses = [abs(x) for x in reading.actor.columns.get("loss", []) if math.isfinite(x)]
         medians = [*self.actor_losses, *([statistics.median(losses)] if losses else [])]
         columns = reading.critic.columns
+        finite, actor_finite = columns.get("finite", []), reading.actor.columns.get("finite", [])
         return Memory(
             actor_losses=medians[-config.baseline_readings :],
             return_min=min([self.return_min, *columns.get("return_min", [])]),
             return_max=max([self.return_max, *columns.get("return_max", [])]),
-            skipped_in_a_row=_in_a_row(self.skipped_in_a_row, columns.get("finite", []))[0],
+            skipped_in_a_row=_in_a_row(self.skipped_in_a_row, finite)[0],
+            actor_skipped_in_a_row=_in_a_row(self.actor_skipped_in_a_row, actor_finite)[0],
         )
 
 
@@ -148,12 +153,16 @@ def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding | None]:
     for network, rows in (("actor", reading.actor), ("critic", reading.critic)):
         newest = Rows(updates=rows.updates[-1:])
         whose = f"of the {network}'s CNN at the last update"
-        if (norm := last.get(f"{network}_cnn/feature_norm")) is not None:
-            limits = (math.inf, config.feature_norm_limit)
-            yield _over("feature_norm", newest, [norm], limits, f"the feature norm {whose}")
-        if (dead := last.get(f"{network}_cnn/dead_units")) is not None:
-            what = f"the share of features {whose} that are 0 throughout"
-            yield _over("dead_units", newest, [dead], (config.dead_limit,), what)
+        for name, limits, what in (
+            ("feature_norm", (math.inf, config.feature_norm_limit), f"the feature norm {whose}"),
+            (
+                "dead_units",
+                (config.dead_limit,),
+                f"the share of features {whose} always at 0",
+            ),
+        ):
+            if (value := last.get(f"{network}_cnn/{name}")) is not None:
+                yield _over(f"{network}_{name}", newest, [value], limits, what)
     newest = Rows(updates=reading.actor.updates[-1:])
     if (share := last.get("actor/saturation")) is not None:
         what = "the share of the actor's actions within 1 % of a bound"
@@ -174,16 +183,18 @@ def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding | None]:
 
 
 def _finite(reading: Reading, memory: Memory, config: GuardConfig) -> Iterator[Finding | None]:
-    for network, rows in (("critic", reading.critic), ("actor", reading.actor)):
+    for network, rows, before in (
+        ("critic", reading.critic, memory.skipped_in_a_row),
+        ("actor", reading.actor, memory.actor_skipped_in_a_row),
+    ):
         finite = rows.columns.get("finite", [])
         bad = [update for update, ok in zip(rows.updates, finite, strict=True) if not ok]
         if not bad:
             continue
-        before = memory.skipped_in_a_row if network == "critic" else 0
         longest = _in_a_row(before, finite)[1]
         is_stop = longest >= config.max_skipped
         yield Finding(
-            name="not_finite",
+            name=f"{network}_not_finite",
             level="stop" if is_stop else "warn",
             update=bad[-1],
             value=float(longest),
@@ -216,6 +227,41 @@ def _over(
         count=sum(v > lowest for v, _ in known),
         reason=f"{what} is {value:.4g}, expected at most {limit:.4g}",
     )
+
+
+def look_at_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> list[Finding]:
+    """What is wrong with single layers.
+
+    Args:
+        scalars: Of `LayerProbe.after`; empty where it did not look.
+        at: Updates so far.
+        config: The limits.
+    """
+    bad = [layer for layer, size in _family(scalars, WEIGHTS) if not math.isfinite(size)]
+    found: list[Finding | None] = []
+    if bad:
+        found.append(
+            Finding(
+                name="weights",
+                level="stop",
+                update=at,
+                value=math.nan,
+                limit=0.0,
+                count=1,
+                reason=f"weights are not finite: {', '.join(bad[:5])}",
+            )
+        )
+    family = _family(scalars, UPDATE_RATIOS)
+    ratios = [(ratio, layer) for layer, ratio in family if math.isfinite(ratio)]
+    ratio, layer = max(ratios, default=(0.0, ""))
+    what = f"the step of {layer} over the size of its weights"
+    limits = (config.update_ratio_limit,)
+    found.append(_over("update_ratio", Rows(updates=[at]), [ratio], limits, what))
+    return [finding for finding in found if finding is not None]
+
+
+def _family(scalars: Mapping[str, float], prefix: str) -> list[tuple[str, float]]:
+    return [(k.removeprefix(prefix), v) for k, v in scalars.items() if k.startswith(prefix)]
 
 
 def _in_a_row(before: int, finite: Sequence[float]) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from avtd3.learn.batch import Batch
 from avtd3.learn.guard.action_limit import ActionLimit
 from avtd3.learn.guard.alerts import FILE, AlertLog
 from avtd3.learn.guard.config import GuardConfig
-from avtd3.learn.guard.layers import LayerProbe, not_finite
-from avtd3.learn.guard.limits import Finding, Memory, look
+from avtd3.learn.guard.layers import LayerProbe
+from avtd3.learn.guard.limits import Finding, Memory, look, look_at_layers
 from avtd3.learn.guard.names import LEVELS
 from avtd3.learn.guard.rate import CnnRate
 from avtd3.learn.guard.window import Reading, Window
@@ -38,7 +38,7 @@ class Watch:
         self.rates = {name: CnnRate(config.rate) for name in CNNS}
         self.action_limit = ActionLimit(config.action_limit)
         self.last_good: int | None = None
-        """Updates of the newest checkpoint with no serious alert since the one before it."""
+        """Updates of the newest good checkpoint, see `mark`."""
         self.rollbacks = 0
         """Times that the run went back to a good checkpoint."""
         self._window = Window(features=features)
@@ -67,22 +67,22 @@ class Watch:
         at = state.updates
         self._window.add(at, done, batch)
         scalars = self._layers.after(state)
-        findings = [_bad_weights(layers, at)] if (layers := not_finite(scalars)) else []
+        findings = look_at_layers(scalars, at, self.config)
         is_due = at % self.config.every == 0
         if is_due:
             reading = self._window.take()
             findings += look(reading, self._memory, self.config)
             self._memory = self._memory.after(reading, self.config)
             self._act(state, reading, episode_length)
+        findings.sort(key=_level)  # the worst is said last, and shown longest
         for finding in findings:
             self.alerts.add(finding, at)
-        self._is_serious |= any(LEVELS.index(f.level) >= _SERIOUS for f in findings)
+        self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         if is_due:
             scalars |= self.scalars()
         stops = [finding for finding in findings if finding.level == "stop"]
         return Watched(
             scalars=scalars,
-            messages=self.alerts.messages(),
             stop=stops[0] if stops else None,
         )
 
@@ -94,9 +94,16 @@ class Watch:
         }
 
     def mark(self, updates: int) -> None:
-        """Judge whether a checkpoint that is about to be saved is a good one."""
-        pending = look(self._window.settle(), self._memory, self.config)
-        if not self._is_serious and all(LEVELS.index(f.level) < _SERIOUS for f in pending):
+        """Judge whether a checkpoint that is about to be saved is a good one.
+
+        It is if nothing serious was found since the one before, and the newest update of each
+        network was not left out.
+        """
+        reading = self._window.settle()
+        worst = max((_level(f) for f in look(reading, self._memory, self.config)), default=-1)
+        now = self._memory.after(reading, self.config)
+        is_left_out = now.skipped_in_a_row or now.actor_skipped_in_a_row
+        if not self._is_serious and worst < _SERIOUS and not is_left_out:
             self.last_good = updates
         self._is_serious = False
 
@@ -135,14 +142,20 @@ class Watch:
         self._is_serious = False
         set_rates(networks, self.rates)
 
+    def resumed(self, state: Mapping[str, Any], networks: TD3State) -> None:
+        """Go on in a new session from what `state` gave; see `restore`."""
+        self.restore(state, networks)
+        self.alerts.resume(networks.updates)
+
     def rolled_back(self, state: Mapping[str, Any], networks: TD3State) -> None:
         """Go on from what `state` gave, with the alerts of today and CNNs that learn slower."""
         alerts, rollbacks = self.alerts.state(), self.rollbacks
         self.restore(state, networks)
         self.alerts.restore(alerts)
-        self.rollbacks = rollbacks + 1
+        times = rollbacks + 1 - self.rollbacks  # lower each time that it goes back there
+        self.rollbacks += times
         for rate in self.rates.values():
-            rate.cut(self.config.rollback_rate, networks.updates)
+            rate.cut(self.config.rollback_rate**times, networks.updates)
         set_rates(networks, self.rates)
 
     def _act(self, state: TD3State, reading: Reading, episode_length: float | None) -> None:
@@ -163,10 +176,8 @@ class Watched:
 
     scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """For the log."""
-    messages: tuple[str, ...] = ()
-    """Alerts to be said."""
     stop: Finding | None = None
-    """The first stop alert, if there was one."""
+    """A stop alert, if there was one."""
 
 
 def set_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
@@ -181,13 +192,5 @@ def set_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
                 group["lr"] = decay * group["base_lr"]
 
 
-def _bad_weights(layers: list[str], at: int) -> Finding:
-    return Finding(
-        name="weights",
-        level="stop",
-        update=at,
-        value=float("nan"),
-        limit=0.0,
-        count=1,
-        reason=f"weights are not finite: {', '.join(layers[:5])}",
-    )
+def _level(finding: Finding) -> int:
+    return LEVELS.index(finding.level)

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from avtd3.learn.batch import Batch
+from avtd3.learn.guard.config import GuardConfig
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
+from avtd3.learn.state import TD3Config
 from avtd3.store.dataset import Dataset
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.tests.learn.watched import GUARDS, PLAIN, Run
 
 MakeSpec = Callable[..., EpisodeSpec]
 MakeBatch = Callable[..., Batch]
@@ -121,3 +124,22 @@ def publish_episodes() -> Callable[..., Dataset]:
         return dataset
 
     return publish
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, make_spec: MakeSpec, make_batch: MakeBatch) -> Callable[..., Run]:
+    """A run under the guards."""
+
+    def make(
+        *,
+        camera: bool = True,
+        network: NetworkConfig = PLAIN,
+        td3: TD3Config | None = None,
+        guards: GuardConfig = GUARDS,
+    ) -> Run:
+        image = ImageSpec(height=36, width=36, stack=1) if camera else None
+        spec = make_spec(image=image, vector=3)
+        td3 = td3 or TD3Config()
+        return Run(tmp_path, spec, make_batch, network=network, td3=td3, guards=guards)
+
+    return make

@@ -1,0 +1,69 @@
+"""The limit on the actions of published policies, and when it lifts itself."""
+
+import pytest
+
+from avtd3.learn.guard.action_limit import ActionLimit
+from avtd3.learn.guard.config import ActionLimitConfig
+
+CONFIG = ActionLimitConfig(share=0.6, for_updates=100)
+CALM = {"actor_cnn/feature_norm": 20.0, "actor/action_std": 0.2}
+
+
+def test_it_lifts_once_all_three_speak_for_it():
+    limit = ActionLimit(CONFIG)
+    assert [limit.read(CALM, 150.0, at) for at in (0, 50, 99)] == [""] * 3
+    assert limit.share == 0.6
+    text = limit.read(CALM, 150.0, 100)
+    assert "without limit" in text
+    assert limit.share == 1.0
+    assert limit.read(CALM, 150.0, 200) == ""  # said once
+
+
+@pytest.mark.parametrize(
+    ("last", "length"),
+    [
+        (CALM | {"actor_cnn/feature_norm": 30.0}, 150.0),
+        (CALM | {"actor_cnn/feature_norm": float("nan")}, 150.0),
+        (CALM | {"actor/action_std": 0.05}, 150.0),
+        (CALM, 100.0),
+        (CALM, None),
+        ({}, 150.0),
+    ],
+)
+def test_one_that_does_not_holds_it(last, length):
+    limit = ActionLimit(CONFIG)
+    assert [limit.read(last, length, at) for at in range(0, 500, 50)] == [""] * 10
+    assert limit.share == 0.6
+
+
+def test_one_large_feature_norm_starts_the_count_anew():
+    limit = ActionLimit(CONFIG)
+    for at, norm in ((0, 20.0), (50, 31.0), (60, 20.0), (100, 20.0), (159, 20.0)):
+        limit.read(CALM | {"actor_cnn/feature_norm": norm}, 150.0, at)
+        assert limit.share == 0.6
+    limit.read(CALM, 150.0, 160)
+    assert limit.share == 1.0
+
+
+def test_without_a_camera_there_is_no_feature_norm_to_wait_for():
+    limit = ActionLimit(CONFIG)
+    for at in (0, 100):
+        limit.read({"actor/action_std": 0.2}, 150.0, at)
+    assert limit.share == 1.0
+
+
+def test_it_is_off_unless_asked_for():
+    assert ActionLimit(ActionLimitConfig()).share == 1.0
+
+
+def test_a_restored_one_goes_on_alike():
+    first, second = ActionLimit(CONFIG), ActionLimit(CONFIG)
+    first.read(CALM, 150.0, 40)
+    second.restore(first.state())
+    second.read(CALM, 150.0, 139)
+    assert second.share == 0.6
+    second.read(CALM, 150.0, 140)
+    assert second.share == 1.0
+    third = ActionLimit(CONFIG)
+    third.restore(second.state())
+    assert third.share == 1.0
