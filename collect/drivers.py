@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.arena import Arena, Driver
+from avtd3.collect.noise import Wandering
 from avtd3.collect.observation import Observation
 from avtd3.store.errors import ConfigError, WorldError
 from avtd3.store.spec import EpisodeSpec
@@ -53,7 +54,7 @@ class WanderingDriver:
     _TIME_S = 0.8
 
     def __init__(self, period_s: float) -> None:
-        self._noise = _Wandering(self._SIGMA, self._TIME_S, period_s)
+        self._noise = Wandering(self._SIGMA, self._TIME_S, period_s)
 
     def begin(self, rng: np.random.Generator) -> None:
         """Start an episode."""
@@ -96,9 +97,14 @@ class PolicyDriver:
         assert self.policy is not None, "the collector sets the policy before the episode"
         return self.policy.act(observation.frames, observation.vector)
 
+    @property
+    def action_limit(self) -> float:
+        """Share of each half range that the policy keeps to."""
+        return 1.0 if self.policy is None else self.policy.action_limit
+
 
 class NoisyDriver:
-    """Any driver with noise on every action, clipped to the bounds.
+    """Any driver with noise on every action, clipped to the bounds, or to a policy's limit.
 
     Args:
         driver: Who drives.
@@ -113,8 +119,8 @@ class NoisyDriver:
     ) -> None:
         self._driver = driver
         self._low, self._high = bounds(spec)
-        half = 0.5 * (self._high.astype(np.float64) - self._low)
-        self._noise = _Wandering(sigma * half, time_s, period_s)
+        self._half = half = 0.5 * (self._high.astype(np.float64) - self._low)
+        self._noise = Wandering(sigma * half, time_s, period_s)
 
     def begin(self, rng: np.random.Generator) -> None:
         """Start an episode."""
@@ -124,25 +130,10 @@ class NoisyDriver:
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """The driver's action and the noise."""
         action = self._driver.act(observation) + self._noise.next()
-        return np.clip(action.astype(np.float32), self._low, self._high)
-
-
-class _Wandering:
-    """Ornstein-Uhlenbeck noise of a given stationary deviation; independent for time 0."""
-
-    def __init__(self, sigma: NDArray[np.float64], time_s: float, period_s: float) -> None:
-        self._keep = math.exp(-period_s / time_s) if time_s > 0.0 else 0.0
-        self._drive = sigma * math.sqrt(1.0 - self._keep**2)
-        self._value = np.zeros_like(sigma)
-        self._rng = np.random.default_rng(0)
-
-    def begin(self, rng: np.random.Generator) -> None:
-        self._rng, self._value = rng, np.zeros_like(self._drive)
-
-    def next(self) -> NDArray[np.float64]:
-        drawn = self._rng.standard_normal(self._drive.size)
-        self._value = self._keep * self._value + self._drive * drawn
-        return self._value
+        limit = self._driver.action_limit if isinstance(self._driver, PolicyDriver) else 1.0
+        held_back = ((1.0 - limit) * self._half).astype(np.float32)
+        action = action.astype(np.float32)
+        return np.clip(action, self._low + held_back, self._high - held_back)
 
 
 def bounds(spec: EpisodeSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -135,7 +135,14 @@ class Collector:
             time.sleep(POLICY_PERIOD_S)
         warning = self._pool.warning or self._tally.warning
         policy = self._pool.policy
-        self._note(waiting="", warning=warning, policy_version=policy.version if policy else -1)
+        assert policy is not None, "nothing is waited for any more"
+        self._note(
+            waiting="",
+            warning=warning,
+            policy_version=policy.version,
+            action_limit=policy.action_limit,
+            limited_episodes=self._tally.limited_episodes + (policy.action_limit < 1.0),
+        )
         return True
 
     def _waits_for(self, steps: int) -> str:

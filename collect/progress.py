@@ -23,6 +23,10 @@ class Tally:
     """Episodes by end reason."""
     policy_version: int = -1
     """Newest policy that has driven, -1 if none has."""
+    action_limit: float = 1.0
+    """Share of the actions' range that the policy of the newest episode used; 1 is all."""
+    limited_episodes: int = 0
+    """Episodes begun by a policy that its learner holds back."""
     waiting: str = ""
     """What is being waited for, or an empty string."""
     warning: str = ""
@@ -60,6 +64,8 @@ class Tally:
             return_sum=sum(tally.return_sum for tally in every),
             end_reasons=reasons,
             policy_version=max((tally.policy_version for tally in every), default=-1),
+            action_limit=min((tally.action_limit for tally in every), default=1.0),
+            limited_episodes=sum(tally.limited_episodes for tally in every),
             waiting=waiting[0] if waiting and all(waiting) else "",
             warning=next((tally.warning for tally in every if tally.warning), ""),
         )
@@ -96,6 +102,11 @@ class CollectProgress:
         ]
         if tally.policy_version >= 0:
             parts.append(f"policy {tally.policy_version}")
+        if tally.action_limit < 1.0:
+            parts.append(
+                f"episode {tally.limited_episodes} with actions limited to "
+                f"{tally.action_limit:.0%} of their range"
+            )
         parts += [text for text in (tally.waiting, tally.warning) if text]
         return ", ".join(parts)
 
@@ -133,6 +144,7 @@ class CollectReport:
             "return_mean": tally.return_mean if tally.episodes else None,
             "end_reasons": dict(sorted(tally.end_reasons.items())),
             "policy_version": tally.policy_version if tally.policy_version >= 0 else None,
+            "limited_episodes": tally.limited_episodes,
             "workers": self.workers,
             "held_steps": self.held_steps,
             "interrupted": self.interrupted,
@@ -151,6 +163,8 @@ class CollectReport:
         ]
         if tally.episodes:
             lines.append(f"mean return {tally.return_mean:.1f}; ends: {ends}")
+        if tally.limited_episodes:
+            lines.append(f"{tally.limited_episodes} episodes with actions limited by the learner")
         if self.held_steps:
             lines.append(f"{self.held_steps} steps of this plan were there before")
         if self.interrupted:

@@ -252,7 +252,7 @@ def test_a_nearly_full_disk_is_an_error_before_the_episode(tmp_path):
 
 
 class FakePolicy:
-    version, digest, updates = 3, "ab" * 32, 0
+    version, digest, updates, action_limit = 3, "ab" * 32, 0, 1.0
 
     def act(self, frames, vector):
         assert frames.shape == (4, 8, 8)
@@ -291,6 +291,25 @@ def test_policies_are_waited_for_and_recorded(tmp_path, monkeypatch):
     assert any("waiting for the first policy" in report.line() for report in seen)
     assert "policy 3" in seen[-1].line()
     assert not seen[-1].tally.waiting
+    assert not any("limited" in report.line() for report in seen)
+
+
+def test_a_policy_that_is_held_back_is_told_of_once_an_episode(tmp_path, monkeypatch):
+    with_policies(monkeypatch, FakeDirectory(tmp_path / "p"))
+    monkeypatch.setattr(FakePolicy, "action_limit", 0.6)
+    config = dataclasses.replace(CONFIG, driver="policy")
+    lines: list[str] = []
+
+    def show(progress):
+        lines.append(progress.line())
+
+    report = gather(tmp_path / "d", config, episodes=3, policies=tmp_path / "p", on_progress=show)
+    told = [f"episode {n} with actions limited to 60% of their range" for n in (1, 2, 3)]
+    assert [any(text in line for line in lines) for text in told] == [True] * 3
+    assert report.document()["limited_episodes"] == 3
+    assert "3 episodes with actions limited by the learner" in report.summary()
+    actions = [rows["action"] for rows, _ in episodes(tmp_path / "d").values()]
+    assert np.abs(np.concatenate(actions)).max() <= np.float32(0.6)
 
 
 def test_waiting_for_a_policy_holds_no_data_back_and_can_be_stopped(tmp_path, monkeypatch):

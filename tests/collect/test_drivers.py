@@ -169,6 +169,19 @@ def test_noise_stays_within_bounds():
     assert np.abs(actions).max() == 1.0
 
 
+def test_noise_over_a_policy_that_is_held_back_keeps_to_its_limit():
+    still: Any = SimpleNamespace(
+        act=lambda frames, vector: np.array([0.5, 0.1], np.float32), action_limit=0.6
+    )
+    spec = make_spec((-1.0, 0.0), (1.0, 1.0))
+    driver = NoisyDriver(PolicyDriver(still), 1.0, time_s=0.0, period_s=0.05, spec=spec)
+    driver.begin(np.random.default_rng(0))
+    seen: Any = SimpleNamespace(frames=None, vector=None)
+    actions = np.array([driver.act(seen) for _ in range(200)])
+    np.testing.assert_allclose(actions.min(axis=0), (-0.6, 0.2), rtol=1e-6)
+    np.testing.assert_allclose(actions.max(axis=0), (0.6, 0.8), rtol=1e-6)
+
+
 def test_a_policy_driver_sees_the_stack_and_the_vector():
     seen = []
 
@@ -262,7 +275,9 @@ def test_exploration_noise_goes_on_plain_policies_only():
 
 @pytest.mark.parametrize("kind", ["expert", "random", "expert+noise", "policy+gaussian"])
 def test_each_driver_can_be_built(kind):
-    still: Any = SimpleNamespace(act=lambda frames, vector: np.zeros(2, np.float32))
+    still: Any = SimpleNamespace(
+        act=lambda frames, vector: np.zeros(2, np.float32), action_limit=1.0
+    )
     policy = PolicyDriver(still)
     spec = Mixture.parse(kind).drivers[0]
     assert drive(lambda arena: spec.build(arena, policy), 0)[0].action.dtype == np.float32
