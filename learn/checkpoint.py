@@ -60,6 +60,10 @@ class Bookmark:
     """Wall time that the run has trained for, over all its sessions."""
     guards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What `Watch.state` returned; empty in checkpoints that are older than the guards."""
+    gathered: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What `Journal.gathered` returned; empty in older checkpoints."""
+    episodes_told: bool = False
+    """Whether lines of the log have told of all episodes in the data."""
 
     @classmethod
     def from_json(
@@ -75,6 +79,8 @@ class Bookmark:
                 config=dict(document["config"]),
                 seconds=float(document["seconds"]),
                 guards=dict(document.get("guards", {})),
+                gathered=dict(document.get("gathered", {})),
+                episodes_told=bool(document.get("episodes_told", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise _torn(path, f"its document cannot be read ({error!r})") from error

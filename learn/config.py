@@ -55,6 +55,9 @@ class LearnConfig:
     keeps them."""
     decay_to: float = 0.1
     """Share of the learning rates that is left at the end of the decay."""
+    image_shift: int = 0
+    """Pixels by which images are shifted at random at most, their border repeated: 4 in DrQ-v2
+    (Yarats et al. 2021) for 84x84; 0 is none."""
     td3: TD3Config = dataclasses.field(default_factory=TD3Config)
     """The updates."""
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
@@ -78,7 +81,7 @@ class LearnConfig:
                 raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 1 or above")
         for name in (
             *("seed", "threads", "learning_starts", "updates_per_step", "keep_policies"),
-            "decay_from",
+            *("decay_from", "image_shift"),
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 0 or above")

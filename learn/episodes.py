@@ -45,6 +45,15 @@ class Episodes:
             self.newest_return = float(summary.returns.mean())
             self.newest_length = float(summary.lengths.mean())
 
+    @property
+    def are_told(self) -> bool:
+        """Whether lines of the log have told of all of them."""
+        return not self._new
+
+    def forget(self) -> None:
+        """Tell of them no more: a line of the log did, before the run was resumed."""
+        self._new.clear()
+
     def scalars(self, version: int | None) -> dict[str, float]:
         """Means for the log, and forget; empty if there were no episodes.
 
@@ -54,7 +63,7 @@ class Episodes:
         if not self._new:
             return {}
         new = EpisodeSummary.join(self._new, self._spec)
-        self._new.clear()
+        self.forget()
         found = {
             "episode/return": float(new.returns.mean()),
             "episode/length": float(new.lengths.mean()),

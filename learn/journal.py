@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from avtd3.learn.events import EventWriter
 from avtd3.learn.meter import Meter
@@ -11,18 +12,25 @@ from avtd3.learn.td3 import Update
 class Journal:
     """What is logged of the updates."""
 
-    def __init__(self, directory: Path, *, features: int, first_step: int) -> None:
+    def __init__(
+        self, directory: Path, *, features: int, first_step: int, gathered: Mapping[str, Any]
+    ) -> None:
         """Begin an event file.
 
         Args:
             directory: Of the run's event files.
             features: Numbers that each CNN makes; 0 without a camera.
             first_step: First update that is still to come.
+            gathered: What `gathered` gave for a checkpoint; empty at the start of a run.
+
+        Raises:
+            CheckpointError: `gathered` is something else.
         """
         self.newest: dict[str, float] = {}
         """The newest value of each metric of the lines."""
         self._directory, self._features = directory, features
         self._meter = Meter(features=features)
+        self._meter.restore(gathered)
         self._writer = EventWriter(directory, first_step=first_step)
 
     def add(self, update: Update) -> None:
@@ -48,6 +56,10 @@ class Journal:
         self._writer.close()
         self._writer = EventWriter(self._directory, first_step=first_step)
         self._meter = Meter(features=self._features)
+
+    def gathered(self) -> dict[str, Any]:
+        """What the next line has to tell so far, as JSON for a checkpoint; waits for the device."""
+        return self._meter.state()
 
     def flush(self) -> None:
         """Hand everything to the operating system."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avtd3.learn.batch import Batch, flatten_sequences, to_batch
+from avtd3.learn.batch import Batch, Shifting, flatten_sequences, to_batch
 from avtd3.learn.checkpoint import (
     Bookmark,
     list_checkpoints,
@@ -60,13 +60,20 @@ class Session:
         self._autocast = autocast_type(config.precision, self._device)
         self._state = create_state(spec, config.network, config.td3, self._device, config.seed)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
+        pad = config.image_shift
+        self._shifting = Shifting(pad=pad, generator=self._noise) if pad else None
         self._checkpoints = run / "checkpoints"
         self._policies = PolicyDirectory(policies)
         features = 0 if spec.image is None else config.network.features
         delay = config.td3.policy_delay
         self.watch = Watch(run, config.guards, features=features, policy_delay=delay)
         self.resumed_from = self._load() if resume else None
-        self._journal = Journal(run / "events", features=features, first_step=self.updates + 1)
+        self._journal = Journal(
+            run / "events",
+            features=features,
+            first_step=self.updates + 1,
+            gathered={} if self.resumed_from is None else self.resumed_from.gathered,
+        )
         self._saved_at = self._published_at = -1
 
     @property
@@ -106,7 +113,10 @@ class Session:
         """
         assert self.resumed_from is not None
         bookmark = self.resumed_from
-        return source.sampler.restore(dict(bookmark.sampler), bookmark.arrays)
+        exact = source.sampler.restore(dict(bookmark.sampler), bookmark.arrays)
+        if exact and bookmark.episodes_told:
+            source.episodes.forget()
+        return exact
 
     def step(self, source: Source) -> None:
         """One update, and whatever is due after it.
@@ -145,10 +155,11 @@ class Session:
         if replay.sequence_length:
             sequences = source.sampler.sample_sequences()
             self.pace.sampled(before_s)
-            return flatten_sequences(sequences, replay.gamma, self._device, dtype), None
+            batch = flatten_sequences(sequences, replay.gamma, self._device, dtype, self._shifting)
+            return batch, None
         transitions = source.sampler.sample()
         self.pace.sampled(before_s)
-        return to_batch(transitions, self._device, dtype), transitions.index
+        return to_batch(transitions, self._device, dtype, self._shifting), transitions.index
 
     def log(self, source: Source) -> None:
         """Write a line of metrics."""
@@ -233,9 +244,9 @@ class Session:
         if self._saved_at == self.updates:
             return
         self.watch.mark(self.updates)
+        self._journal.flush()  # a run that goes on from here has all lines before
         save_checkpoint(self._checkpoints, self._state, self._noise, self._bookmark(source))
         self._saved_at = self.updates
-        self._journal.flush()
         kept = (*self.config.milestones, self.watch.last_good or 0)
         prune_checkpoints(self._checkpoints, self.config.keep_checkpoints, kept)
 
@@ -249,6 +260,8 @@ class Session:
             config=dataclasses.asdict(self.config),
             seconds=earlier_s + self.pace.seconds,
             guards=self.watch.state(),
+            gathered=self._journal.gathered(),
+            episodes_told=source.episodes.are_told,
         )
 
     def finish(self, source: Source, *, halted: bool) -> None:

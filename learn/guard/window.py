@@ -6,7 +6,6 @@ that a run that goes on reads the very same.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from avtd3.learn.batch import Batch
 from avtd3.learn.guard.clip import GradientNorms
-from avtd3.learn.meter import actor_scalars, feature_scalars
+from avtd3.learn.meter import actor_scalars, feature_scalars, plain_number
 from avtd3.learn.td3 import Update
 
 _LAST = ("feature_norm", "dead_units")
@@ -39,7 +38,7 @@ class Rows:
 
     def document(self) -> dict[str, Any]:
         """As JSON of finite numbers."""
-        columns = {name: [_plain(x) for x in column] for name, column in self.columns.items()}
+        columns = {name: [plain_number(x) for x in column] for name, column in self.columns.items()}
         return {"updates": self.updates, "columns": columns}
 
     @classmethod
@@ -69,7 +68,7 @@ class Reading:
         return {
             "critic": self.critic.document(),
             "actor": self.actor.document(),
-            "last": {name: _plain(value) for name, value in self.last.items()},
+            "last": {name: plain_number(value) for name, value in self.last.items()},
         }
 
     @classmethod
@@ -215,8 +214,3 @@ def allowed_returns(reward: Tensor, discount: Tensor) -> Tensor:
     """
     allowed = torch.nan_to_num(reward / (1.0 - discount))
     return torch.where(torch.isfinite(reward), allowed, 0.0)
-
-
-def _plain(value: float) -> float | str:
-    """A number that JSON can hold; ``float`` reads it back."""
-    return value if math.isfinite(value) else str(value)
