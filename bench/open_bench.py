@@ -1,4 +1,6 @@
-"""Speed of opening datasets: many small segments, or few large ones; warm.
+"""Speed of opening datasets of many segments, and of following one that is new; warm.
+
+A learner opens without looking at the files of each segment; the other commands look at all.
 
 Each segment is a copy of one tiny real one under its own name: the data are hard links, only the
 manifest is written anew. Run ``python bench/open_bench.py [--segments N] [--json]``; 10 000
@@ -12,11 +14,12 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from avtd3.store.dataset import Dataset
+from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.layout import MANIFEST_FILE
 from avtd3.store.manifest import Manifest, read_manifest
 from avtd3.store.spec import EpisodeSpec, ImageSpec
@@ -80,16 +83,31 @@ def fill(dataset: Dataset, first: Path, segments: int) -> None:
             source = target
 
 
-def measure(path: Path, repeats: int) -> list[tuple[float, float]]:
-    """(wall, processor) seconds of each opening."""
+def measure(work: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Median wall and processor seconds of some work."""
     times = []
     for _ in range(repeats):
         wall, processor = time.perf_counter(), time.process_time()
-        snapshot = Dataset.open(path).snapshot()
+        work()
         times.append((time.perf_counter() - wall, time.process_time() - processor))
-        if snapshot.refused:
-            raise SystemExit(f"refused: {snapshot.refused[0].reason}")
-    return times
+    wall, processor = (statistics.median(column) for column in zip(*times, strict=True))
+    return {"wall_s": wall, "processor_s": processor}
+
+
+def measure_all(path: Path, repeats: int) -> dict[str, dict[str, float]]:
+    """Each kind of work by name; refuses a dataset with damaged segments."""
+    dataset = Dataset.open(path)
+    if refused := dataset.snapshot().refused:
+        raise SystemExit(f"refused: {refused[0].reason}")
+    whole = dataset.snapshot(check_files=False)
+    before = Snapshot(segments=whole.segments[:-1])
+    return {
+        "opened as a learner does": measure(
+            lambda: Dataset.open(path).snapshot(check_files=False), repeats
+        ),
+        "opened with a look at all files": measure(lambda: Dataset.open(path).snapshot(), repeats),
+        "one more followed": measure(lambda: dataset.refresh(before), repeats),
+    }
 
 
 def main() -> None:
@@ -106,16 +124,15 @@ def main() -> None:
             dataset, first = write_first(path)
             fill(dataset, first, arguments.segments)
         count = len(Dataset.open(path).segment_ids())
-        times = measure(path, arguments.repeats)
-    wall, processor = (statistics.median(column) for column in zip(*times, strict=True))
+        found = measure_all(path, arguments.repeats)
     if arguments.json:
-        print(json.dumps({"segments": count, "wall_s": wall, "processor_s": processor}))
+        print(json.dumps({"segments": count, **found}))
         return
-    each = wall / count * 1e6
-    print(
-        f"{count} segments opened in {wall:.2f} s ({processor:.2f} s of one processor), "
-        f"{each:.0f} us each"
-    )
+    for name, times in found.items():
+        print(
+            f"{count} segments, {name}: {times['wall_s']:.3f} s "
+            f"({times['processor_s']:.3f} s of one processor)"
+        )
 
 
 if __name__ == "__main__":

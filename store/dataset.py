@@ -24,7 +24,7 @@ from avtd3.store.files import create_exclusive, fsync_directory, storage_errors
 from avtd3.store.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
 from avtd3.store.limits import Limits
 from avtd3.store.metadata import document_bytes, group_document
-from avtd3.store.replaced import replaced_ids
+from avtd3.store.replaced import replaced_by, replaced_ids
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import clean_staging
@@ -180,23 +180,40 @@ class Dataset:
             SegmentCorruptError: Torn, edited, of another spec, or beyond the limits.
             FormatVersionError: Of a format that this version cannot read.
         """
+        segment = self._open(segment_id, limits or Limits())
+        segment.check_files()
+        return segment
+
+    def _open(self, segment_id: str, limits: Limits) -> Segment:
+        """A segment whose manifest is sound; its files are looked at only where others depend."""
         path = self._segment_path(segment_id)
-        return Segment(path, self.spec, self.spec_digest, limits or Limits())
+        segment = Segment(path, self.spec, self.spec_digest, limits)
+        if replaced_by(segment):
+            segment.check_files()  # else, torn, it would hide those that it replaces
+        return segment
 
     def _segment_path(self, segment_id: str) -> Path:
         if not segment_id or segment_id.startswith(".") or "/" in segment_id or "\0" in segment_id:
             raise SegmentNotFoundError(f"{segment_id!r} is no name of a segment")
         return self.segments_path / segment_id
 
-    def snapshot(self, *, limits: Limits | None = None) -> Snapshot:
-        """Open every published segment; what cannot be opened is refused, with the reason."""
-        return self.refresh(Snapshot(segments=()), limits=limits)
+    def snapshot(self, *, limits: Limits | None = None, check_files: bool = True) -> Snapshot:
+        """Open every published segment; what cannot be opened is refused: see `refresh`."""
+        return self.refresh(Snapshot(segments=()), limits=limits, check_files=check_files)
 
-    def refresh(self, snapshot: Snapshot, *, limits: Limits | None = None) -> Snapshot:
+    def refresh(
+        self, snapshot: Snapshot, *, limits: Limits | None = None, check_files: bool = True
+    ) -> Snapshot:
         """The snapshot as of now: segments that are gone left out, new ones behind the old ones.
 
         Only what the snapshot does not hold is opened; refused segments are tried again, because a
         copy in progress looks like a torn one. Segments that another one replaces are left out.
+
+        Args:
+            snapshot: What is known.
+            limits: What a segment may claim.
+            check_files: Look at the size of every file of what is opened, four fifths of the time
+                it takes. False for who calls `Segment.check_files` on those that are read.
         """
         kept = {segment.id: segment for segment in snapshot.segments}
         names, before = self._directories(), None
@@ -205,14 +222,14 @@ class Dataset:
         while names != before:
             present = set(names)
             kept = {name: kept[name] for name in kept if name in present}
-            refused = self._open_new(names, kept, limits)
+            refused = self._open_new(names, kept, limits or Limits(), check_files=check_files)
             names, before = self._directories(), names
         hidden = replaced_ids(kept.values())
         segments = tuple(segment for name, segment in kept.items() if name not in hidden)
         return Snapshot(segments=segments, refused=refused)
 
     def _open_new(
-        self, names: list[str], kept: dict[str, Segment], limits: Limits | None
+        self, names: list[str], kept: dict[str, Segment], limits: Limits, *, check_files: bool
     ) -> tuple[Refusal, ...]:
         """Open what is sealed, not kept and not replaced, into ``kept``."""
         refused: list[Refusal] = []
@@ -221,7 +238,10 @@ class Dataset:
             if name in left_out:
                 continue
             try:
-                kept[name] = self.open_segment(name, limits=limits)
+                segment = self._open(name, limits)
+                if check_files:
+                    segment.check_files()
+                kept[name] = segment
             except SegmentNotFoundError:
                 continue
             except (SegmentCorruptError, FormatVersionError) as error:

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import ConfigError
-from avtd3.store.segment import EpisodeTable
 
 NO_POLICY = -1
 """Version of the policy of an episode that no policy drove."""

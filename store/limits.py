@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from avtd3.store.layout import MAX_STEPS
-from avtd3.store.manifest import Manifest, corrupt
+from avtd3.store.manifest import corrupt
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,21 +18,29 @@ class Limits:
     max_raw_bytes: int = 64 * 1024**3
     """Most bytes of all its arrays in memory."""
 
-    def check(self, path: Path, manifest: Manifest, raw_bytes: int) -> None:
-        """Hold a segment's claims against these limits.
+    def check_counts(self, path: Path, steps: int, raw_bytes: int) -> None:
+        """Hold what a segment claims to contain against these limits.
 
         Args:
             path: The segment's directory, for the message.
-            manifest: What it claims.
-            raw_bytes: What its arrays would take in memory, by those claims.
+            steps: What it claims.
+            raw_bytes: What its arrays would take in memory, by its claims.
 
         Raises:
             SegmentCorruptError: It claims more than is allowed.
         """
-        for claim, most, unit in (
-            (manifest.steps, self.max_steps, "steps"),
-            (manifest.size_bytes, self.max_file_bytes, "bytes on disk"),
-            (raw_bytes, self.max_raw_bytes, "bytes in memory"),
-        ):
-            if claim > most:
-                raise corrupt(path, f"claims {claim} {unit}, allowed are {most}")
+        _check(path, steps, self.max_steps, "steps")
+        _check(path, raw_bytes, self.max_raw_bytes, "bytes in memory")
+
+    def check_size(self, path: Path, size_bytes: int) -> None:
+        """Hold the size that a segment claims to have on disk against these limits.
+
+        Raises:
+            SegmentCorruptError: It claims more than is allowed.
+        """
+        _check(path, size_bytes, self.max_file_bytes, "bytes on disk")
+
+
+def _check(path: Path, claim: int, most: int, unit: str) -> None:
+    if claim > most:
+        raise corrupt(path, f"claims {claim} {unit}, allowed are {most}")

@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import operator
 import os
+import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +21,7 @@ from avtd3.store.layout import FORMAT_VERSION, MANIFEST_FILE
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KIND = 0o170000  # the bits of a mode that tell files from the rest, as stat.S_IFMT has them
+_FILES = re.compile(rb'\{"digest":"[0-9a-f]{64}","episodes":[0-9]+,"files":(\[[^][]*\])')
 _entry_values = operator.itemgetter("path", "size", "sha256")
 _COUNTS = ("episodes", "steps", "observations")
 _KEYS = frozenset(
@@ -45,33 +47,45 @@ class FileEntry(NamedTuple):
 
 
 class FileTable(Mapping[str, FileEntry]):
-    """Files by path, kept as columns until someone asks for one.
+    """Files by path, parsed when someone asks for one; a dataset of 10 000 segments has 500 000."""
 
-    A dataset of 10 000 segments has half a million of them: as objects of their own, the garbage
-    collector alone would spend a third of the opening on them.
-    """
+    __slots__ = ("_files", "_path")
 
-    __slots__ = ("_by_path", "_digests", "_paths", "sizes")
+    def __init__(self, path: Path, text: bytes) -> None:
+        """Keep the list of files as it stands in a manifest.
 
-    def __init__(
-        self, paths: tuple[str, ...], sizes: tuple[int, ...], digests: tuple[str, ...]
-    ) -> None:
-        self._paths = paths
-        self.sizes = sizes
-        self._digests = digests
-        self._by_path: dict[str, FileEntry] | None = None
+        Args:
+            path: The segment's directory, for messages.
+            text: JSON. What is wrong with it comes to light when it is parsed.
+        """
+        self._path = path
+        self._files: bytes | dict[str, FileEntry] = text
+
+    def _parse(self) -> dict[str, FileEntry]:
+        files = self._files
+        if isinstance(files, bytes):
+            try:
+                self._files = files = _read_files(parse_json(files, MANIFEST_FILE))
+            except (KeyError, TypeError, ValueError) as error:
+                raise corrupt(self._path, f"{MANIFEST_FILE} is malformed: {error}") from error
+        return files
+
+    def items(self) -> ItemsView[str, FileEntry]:
+        """Those of the dict; as a mixin they would take five times as long."""
+        return self._parse().items()
+
+    def values(self) -> ValuesView[FileEntry]:
+        """As for `items`."""
+        return self._parse().values()
 
     def __getitem__(self, path: str) -> FileEntry:
-        if self._by_path is None:
-            entries = map(FileEntry, self.sizes, self._digests)
-            self._by_path = dict(zip(self._paths, entries, strict=True))
-        return self._by_path[path]
+        return self._parse()[path]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
+        return iter(self._parse())
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._parse())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +103,8 @@ class Manifest:
     observations: int
     """``steps + episodes``."""
     files: Mapping[str, FileEntry]
-    """Every file but the manifest, by path below the segment's directory."""
+    """Every file but the manifest, by path below the segment's directory. Of a manifest that was
+    read, a `FileTable`: if it is malformed, who asks it first gets a `SegmentCorruptError`."""
     provenance: Mapping[str, Any]
     """Who wrote it, when and with what."""
     digest: str
@@ -117,14 +132,7 @@ class Manifest:
     @property
     def size_bytes(self) -> int:
         """Bytes of all files it lists."""
-        return sum(self._sizes)
-
-    @property
-    def _sizes(self) -> Sequence[int]:
-        """Bytes of each file, in the order of `files`."""
-        if isinstance(self.files, FileTable):
-            return self.files.sizes
-        return [entry.size for entry in self.files.values()]
+        return sum(entry.size for entry in self.files.values())
 
     def sealed(self) -> Self:
         """The same manifest with its digest filled in."""
@@ -141,7 +149,7 @@ class Manifest:
             # Relative to an open directory: the kernel walks half as many names.
             directory = os.open(path, _DIRECTORY_FLAGS)
             try:
-                for name, size in zip(self.files, self._sizes, strict=True):
+                for name, (size, _) in self.files.items():
                     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
                     if status.st_size != size or status.st_mode & _KIND != stat.S_IFREG:
                         raise corrupt(path, _describe(name, status, size))
@@ -187,7 +195,7 @@ def read_manifest(path: Path) -> Manifest:
     file = f"{path}/{MANIFEST_FILE}"
     try:
         data = read_bytes(file, MAX_MANIFEST_BYTES)
-        document = parse_json(data, file)
+        document = _parse(data, path)
     except OSError as error:
         raise gone_or_torn(path, f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -201,20 +209,37 @@ def read_manifest(path: Path) -> Manifest:
             f"reads up to {FORMAT_VERSION}: install a newer avtd3"
         )
     try:
-        manifest = _from_json(document)
+        manifest = _from_json(document, path)
     except (KeyError, TypeError, ValueError) as error:
         raise corrupt(path, f"{MANIFEST_FILE} is malformed: {error}") from error
-    if not _digest_holds(data, document, manifest.digest):
+    if not _digest_holds(data, manifest.digest):
         raise corrupt(path, f"{MANIFEST_FILE} does not match its own digest")
     if manifest.segment_id != path.name:
         raise corrupt(path, f"{MANIFEST_FILE} is that of segment {manifest.segment_id}")
     return manifest
 
 
-def _from_json(document: dict[str, Any]) -> Manifest:
+def _parse(data: bytes, path: Path) -> Any:  # noqa: ANN401 - any JSON value
+    """Parse a manifest; of one that begins as ours do, the list of files is left for later.
+
+    That list is nine tenths of the text. No path of ours has a bracket: one in a string cuts it
+    short, and then what is left, or later what was cut out, is no JSON.
+    """
+    ours = _FILES.match(data)
+    if ours is None:
+        return parse_json(data, f"{path}/{MANIFEST_FILE}")
+    begin, end = ours.span(1)
+    document = parse_json(data[:begin] + b"[]" + data[end:], f"{path}/{MANIFEST_FILE}")
+    document["files"] = FileTable(path, data[begin:end])
+    return document
+
+
+def _from_json(document: dict[str, Any], path: Path) -> Manifest:
     if document.keys() != _KEYS:
         raise ValueError(f"missing or unknown keys: {sorted(_KEYS ^ document.keys())}")
-    files = _read_files(document["files"])
+    files = document["files"]
+    if not isinstance(files, FileTable):
+        files = _read_files(files)
     for name in _COUNTS:
         if type(document[name]) is not int or document[name] < 1:
             raise ValueError(f"{name} is {document[name]!r}, expected a whole number above 0")
@@ -234,14 +259,16 @@ def _from_json(document: dict[str, Any]) -> Manifest:
     )
 
 
-def _read_files(entries: list[dict[str, Any]]) -> "FileTable":
+def _read_files(entries: object) -> dict[str, FileEntry]:
+    if not isinstance(entries, list):
+        raise TypeError("files is no list")
     # Whole columns instead of entry by entry: Python needs a third of the time for them.
     paths, sizes, digests = zip(*map(_entry_values, entries), strict=True) if entries else ((),) * 3
     if not set(map(type, sizes)) <= {int} or min(sizes, default=0) < 0:
         raise ValueError("the size of a file is no whole number of bytes")
     if not set(map(type, digests)) <= {str}:
         raise ValueError("the SHA-256 of a file is no text")
-    return FileTable(_check_paths(paths), sizes, digests)
+    return dict(zip(_check_paths(paths), map(FileEntry, sizes, digests), strict=True))
 
 
 @functools.lru_cache(maxsize=64)
@@ -255,14 +282,15 @@ def _check_paths(paths: tuple[str, ...]) -> tuple[str, ...]:
     return paths
 
 
-def _digest_holds(data: bytes, document: dict[str, Any], digest: str) -> bool:
+def _digest_holds(data: bytes, digest: str) -> bool:
     # Our own manifests are canonical already: cutting the digest out of the text spares writing
-    # 50 files' worth of JSON again, half the time of opening a segment.
+    # 50 files' worth of JSON again.
     cut = data.replace(f'"digest":"{digest}",'.encode(), b"", 1).removesuffix(b"\n")
     if sha256(cut) == digest:
         return True
-    rest = {key: value for key, value in document.items() if key != "digest"}
     try:
+        rest = parse_json(data, MANIFEST_FILE)
+        del rest["digest"]
         return sha256(canonical_json(rest)) == digest
     except ValueError:
         return False

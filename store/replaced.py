@@ -32,7 +32,7 @@ def replaced_by(segment: Segment) -> frozenset[str]:
 
 def replaced_ids(segments: Iterable[Segment]) -> frozenset[str]:
     """Ids of all segments that some of these stand for."""
-    return frozenset().union(*map(replaced_by, segments))
+    return frozenset().union(*(replaced_by(s) for s in segments if REPLACES in s.provenance))
 
 
 def origins(segment: Segment) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """`Segment`: whole episodes, sealed for ever; open, read, verify.
 
-Opening reads the manifest and the sizes of the files, nothing else; every array is checked when it
-is read. `avtd3.store.arrays` knows the bytes, this module the meaning.
+Opening reads the manifest, the first read the sizes of all files; every array is checked when it is
+read. `avtd3.store.arrays` knows the bytes, this module the meaning.
 """
 
 import dataclasses
@@ -14,53 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.arrays import ArrayFiles, FrameShard
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import SpecError
 from avtd3.store.files import sha256
 from avtd3.store.layout import EPISODE_STRINGS, ArrayLayout, raw_bytes, segment_arrays
 from avtd3.store.limits import Limits
 from avtd3.store.manifest import FileEntry, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeTable:
-    """What a segment knows about each of its E episodes, as columns of length E."""
-
-    offset: NDArray[np.int64]
-    """Row of the first step; its first observation's row is ``offset + number in the segment``."""
-    length: NDArray[np.int64]
-    """Steps."""
-    index: NDArray[np.int64]
-    """Position in the collector's plan, -1 if unknown."""
-    seed: NDArray[np.int64]
-    """Seed of the episode's world."""
-    scenario: NDArray[np.int64]
-    """Number of the scenario."""
-    episode_return: NDArray[np.float64]
-    """Sum of the stored rewards."""
-    policy_version: NDArray[np.int64]
-    """Version of the driving policy, -1 if there was none."""
-    exploration_noise: NDArray[np.float32]
-    """Standard deviation of the noise on the actions."""
-    wall_time: NDArray[np.float64]
-    """Start of the episode, in seconds since 1970, by the collector's clock."""
-    world: list[str]
-    """Name of the simulator."""
-    town: list[str]
-    """Name of the road network."""
-    weather: list[str]
-    """Name of the weather."""
-    driver: list[str]
-    """Who drove."""
-    end_reason: list[str]
-    """Why the episode ended."""
-    policy_digest: list[str]
-    """SHA-256 of the policy's file, or an empty string."""
-
-    @property
-    def observation_offset(self) -> NDArray[np.int64]:
-        """int64 (E,): row of each episode's first observation."""
-        return self.offset + np.arange(len(self.offset), dtype=np.int64)
 
 
 class Segment:
@@ -71,7 +31,7 @@ class Segment:
     """
 
     def __init__(self, path: Path, spec: EpisodeSpec, spec_digest: str, limits: Limits) -> None:
-        """Open the segment in a directory.
+        """Open the segment in a directory: read its manifest, and nothing else.
 
         Raises:
             SegmentNotFoundError: There is no such segment.
@@ -80,12 +40,11 @@ class Segment:
         """
         self.path = path
         self.spec = spec
+        self._limits = limits
         self._manifest = read_manifest(path)
         if (found := self._manifest.spec_digest) != spec_digest:
             raise corrupt(path, f"was written for spec {found:.12}, expected {spec_digest:.12}")
-        limits.check(path, self._manifest, self.raw_bytes)
-        self._manifest.check_sizes(path)
-        self._arrays = ArrayFiles(path, self._manifest)
+        limits.check_counts(path, self.steps, self.raw_bytes)
 
     def __repr__(self) -> str:
         return f"Segment({self.id!r}, episodes={self.episodes}, steps={self.steps})"
@@ -155,6 +114,22 @@ class Segment:
             steps=counts.steps,
             observations=counts.observations,
         )
+
+    def check_files(self) -> None:
+        """See that every file is there and has its size; the first read of anything does so, too.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: A file is missing, no regular file, or of another size: torn, or
+                its copying is under way, and a later call may find it whole. Or all are too large.
+        """
+        _ = self._arrays  # made once they are right
+
+    @functools.cached_property
+    def _arrays(self) -> ArrayFiles:
+        self._limits.check_size(self.path, self.size_bytes)
+        self._manifest.check_sizes(self.path)
+        return ArrayFiles(self.path, self._manifest)
 
     @property
     def names(self) -> tuple[str, ...]:

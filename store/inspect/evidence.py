@@ -7,9 +7,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import ConfigError
 from avtd3.store.inspect.findings import Fault
-from avtd3.store.segment import EpisodeTable
 from avtd3.store.spec import EpisodeSpec
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import Avtd3Error, SegmentNotFoundError
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.inspect.checks import NUMBER_CHECKS, episode_bounds
@@ -32,7 +33,7 @@ from avtd3.store.inspect.summarise import summarise
 from avtd3.store.inspect.verified import stamp
 from avtd3.store.layout import segment_arrays
 from avtd3.store.manifest import Manifest
-from avtd3.store.segment import EpisodeTable, Segment
+from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
 

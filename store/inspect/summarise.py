@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.inspect.evidence import Evidence
 from avtd3.store.inspect.statistics import Distribution, Moments, Sample, Summary
-from avtd3.store.segment import EpisodeTable
 from avtd3.store.spec import EpisodeSpec
 
 

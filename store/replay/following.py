@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avtd3.store.dataset import Dataset
+from avtd3.store.dataset import Dataset, Refusal, Snapshot
 from avtd3.store.errors import DatasetError, SegmentCorruptError, SegmentNotFoundError
 from avtd3.store.replaced import unseen_episodes
 from avtd3.store.replay.cache import CachedSegment, Key
@@ -32,7 +32,9 @@ class Following:
         self.eligible = Eligibility(config)
         self.refusals = Refusals([dataset.path for dataset in self.datasets])
         self._config = config
-        self._snapshots = [dataset.snapshot() for dataset in self.datasets]
+        # Files of segments that the capacity leaves out need not be there; see `wanted`.
+        check = not self.eligible.takes_all
+        self._snapshots = [dataset.snapshot(check_files=check) for dataset in self.datasets]
         self._held: Mapping[Key, Segment] = {}
 
     def look_again(self) -> tuple[Path, ...]:
@@ -46,11 +48,32 @@ class Following:
 
     def wanted(self) -> dict[Key, Segment]:
         """The segments to hold; refuses those of whose episodes nothing can be read."""
-        segments = self._listed()
-        self.refusals.add(unreadable := self.eligible.look(segments))
-        readable = {key: segments[key] for key in segments if key not in unreadable}
-        chosen = select_segments(self.eligible.steps(readable), self._config)
-        return {key: segments[key] for key in chosen}
+        while True:
+            segments = self._listed()
+            self.refusals.add(unreadable := self.eligible.look(segments))
+            readable = {key: segments[key] for key in segments if key not in unreadable}
+            chosen = select_segments(self.eligible.steps(readable), self._config)
+            found = {key: segments[key] for key in chosen}
+            if not self._leave_out_torn(found):
+                return found
+
+    def _leave_out_torn(self, found: Mapping[Key, Segment]) -> bool:
+        """Let the snapshots refuse what is torn, so that it is tried again once it is whole."""
+        torn: dict[Key, Refusal] = {}
+        for key, segment in found.items():
+            try:
+                segment.check_files()
+            except (SegmentCorruptError, SegmentNotFoundError) as error:
+                torn[key] = Refusal(segment_id=segment.id, reason=str(error))
+        for number in {number for number, _ in torn}:
+            old = self._snapshots[number]
+            self._snapshots[number] = Snapshot(
+                segments=tuple(s for s in old.segments if (number, s.id) not in torn),
+                refused=(*old.refused, *(torn[key] for key in torn if key[0] == number)),
+            )
+        if torn:
+            self.begin()
+        return bool(torn)
 
     def news(
         self, held: Mapping[Key, Segment], added: Mapping[Key, CachedSegment]

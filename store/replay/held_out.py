@@ -14,7 +14,8 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.segment import EpisodeTable, Segment
+from avtd3.store.episode_table import EpisodeTable
+from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
 

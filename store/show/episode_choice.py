@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
 from avtd3.store.filters import EpisodeFilter
-from avtd3.store.segment import EpisodeTable, Segment
+from avtd3.store.segment import Segment
 
 WORDS = ("worst", "best", "longest", "shortest", "random")
 """Names for the episode of least or largest return, of most or fewest steps, and for any one."""

@@ -8,8 +8,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.inspect.statistics import Moments
-from avtd3.store.segment import EpisodeTable
 from avtd3.store.show.episode_choice import EpisodePlace
 from avtd3.store.spec import EpisodeSpec
 

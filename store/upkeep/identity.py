@@ -6,8 +6,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.layout import EPISODE_STRINGS
-from avtd3.store.segment import EpisodeTable, Segment
+from avtd3.store.segment import Segment
 
 _FRAMES_AT_ONCE = 512
 _OFFSET = "episode_offset"

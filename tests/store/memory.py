@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avtd3.store.dataset import Snapshot
-from avtd3.store.segment import EpisodeTable
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 
@@ -88,7 +88,11 @@ class MemorySegment:
         self.manifest_digest = whole.hexdigest()
         self.provenance = {}
         self.reads = 0
-        self.fault = None
+        self.fault = self.torn = None
+
+    def check_files(self):
+        if self.torn is not None:
+            raise self.torn
 
     def read(self, name):
         return self.arrays[name]
@@ -127,10 +131,10 @@ class MemoryDataset:
         self.segments, self.refused = list(segments), []
         self.fault = None
 
-    def snapshot(self):
-        return self.refresh(None)
+    def snapshot(self, *, check_files=True):
+        return self.refresh(None, check_files=check_files)
 
-    def refresh(self, _):
+    def refresh(self, _, *, check_files=True):
         if self.fault is not None:
             raise self.fault
         return Snapshot(segments=tuple(self.segments), refused=tuple(self.refused))

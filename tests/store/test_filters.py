@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import ConfigError
 from avtd3.store.filters import NEWEST, EpisodeFilter, parse_filter
-from avtd3.store.segment import EpisodeTable
 
 DAY_S = 86_400.0
 NOV_1 = 1_793_491_200.0  # 2026-11-01T00:00:00Z

@@ -282,7 +282,7 @@ def test_segment_that_vanishes_before_it_is_read_is_refused(world, tmp_path, mon
     path = write_episodes(dataset, world.add_episodes([(9, True)]))
     snapshot = dataset.snapshot()
     dataset.quarantine(path.name)
-    monkeypatch.setattr(dataset, "snapshot", lambda: snapshot)
+    monkeypatch.setattr(dataset, "snapshot", lambda **_: snapshot)
     with Sampler([dataset], ReplayConfig(batch_size=64), seed=0, scratch=tmp_path) as sampler:
         assert [refusal.segment_id for refusal in sampler.opening.refused] == [path.name]
         assert sampler.steps == 9
