@@ -1,6 +1,7 @@
 """What Gymnasium's spaces are in a dataset: action bounds, image specs and vectors."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,20 +82,30 @@ class Reader:
             WorldError: It is not of the space, or not finite.
         """
         parts = seen if self._is_dict else {"observation": seen}
-        image = None
-        if self._images:
-            frame = np.asarray(parts[self._images[0]])
-            image = self._as_planes(frame)
-        vector = None
-        if self._vectors:
-            # a copy: environments may go on writing into what they answered
-            vector = np.concatenate([parts[key] for key in self._vectors], dtype=np.float32)
-            if vector.shape != (len(self.names),) or not np.isfinite(vector).all():
-                raise WorldError(
-                    f"{self._name} answered the observation {vector.tolist()}, expected "
-                    f"{len(self.names)} finite numbers"
-                )
+        keys = {*self._images, *self._vectors}
+        if not isinstance(parts, Mapping) or not keys <= parts.keys():
+            found = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
+            raise WorldError(f"{self._name} answered {found}, expected a dict of {sorted(keys)}")
+        image = self._as_planes(np.asarray(parts[self._images[0]])) if self._images else None
+        vector = self._as_vector([parts[key] for key in self._vectors]) if self._vectors else None
         return image, vector
+
+    def _as_vector(self, parts: list[Any]) -> NDArray[np.float32]:
+        try:
+            with np.errstate(over="ignore"):  # too large for float32 is not finite either
+                # a copy: environments may go on writing into what they answered
+                vector = np.concatenate(parts, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise WorldError(
+                f"{self._name} answered an observation that is no vector: {error}; expected "
+                f"{len(self.names)} finite numbers"
+            ) from error
+        if vector.shape != (len(self.names),) or not np.isfinite(vector).all():
+            raise WorldError(
+                f"{self._name} answered the observation {vector.tolist()}, expected "
+                f"{len(self.names)} finite numbers"
+            )
+        return vector
 
     def _as_planes(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
         assert self.image is not None

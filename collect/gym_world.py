@@ -14,7 +14,7 @@ and ``truncated`` if the environment had another reason.
 
 import dataclasses
 import importlib.metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
     import gymnasium
+    from gymnasium.spaces import Box
     from PIL import Image
 
 GYM = "gym:"
@@ -75,8 +76,8 @@ def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "Gy
             render_mode="rgb_array" if render else None,
             disable_env_checker=True,
         )
-    except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except _faults() as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
             f"world {GYM}{identifier} cannot be made: {reason}; name an environment of Gymnasium "
             f"(MuJoCo's need {_INSTALL}), or MODULE:NAME of one that a module registers"
@@ -100,6 +101,7 @@ class GymArena:
         self._env = env
         self._reader = Reader(env.observation_space, config.stack, name)
         low, high = bounds_of(env.action_space, name)
+        self._actions = cast("Box", env.action_space)  # bounds_of refuses others
         self._period_s = _period_s(env)
         limit = None if env.spec is None else env.spec.max_episode_steps
         self._limit = limit
@@ -148,7 +150,7 @@ class GymArena:
             WorldError: The environment failed.
         """
         self._steps = 0
-        seen, _ = self._ask("reset", seed=seed)
+        seen, _ = self._answer(2, "reset", seed=seed)
         image, vector = self._reader.read(seen)
         return Opening(image, vector, 0, 0.0, "", "")
 
@@ -158,31 +160,47 @@ class GymArena:
         Raises:
             WorldError: The environment failed, or answered something that is not finite.
         """
-        space = self._env.action_space
-        shaped = action.reshape(space.shape or ()).astype(space.dtype)
-        seen, reward, terminated, truncated, _ = self._ask("step", shaped)
+        space = self._actions
+        # A bound that float32 rounds up would lie outside of a float64 space.
+        shaped = action.reshape(space.shape).astype(space.dtype).clip(space.low, space.high)
+        seen, reward, terminated, truncated, _ = self._answer(5, "step", shaped)
         self._steps += 1
         image, vector = self._reader.read(seen)
-        terms = np.array((reward,), np.float32)
-        if not np.isfinite(terms).all():
-            raise WorldError(f"{self.name} answered a reward of {reward}, expected a finite number")
+        terms = self._as_terms(reward)
         terminated, truncated = bool(terminated), bool(truncated) and not terminated
         reason = "terminated" if terminated else self._cut() if truncated else ""
         time_s = self._steps * self._period_s
         return Step(image, vector, self._steps, time_s, terms, terminated, truncated, reason)
 
+    def _as_terms(self, reward: Any) -> NDArray[np.float32]:  # noqa: ANN401 - as an env answers
+        try:
+            with np.errstate(over="ignore"):  # too large for float32 is not finite either
+                terms = np.asarray(reward, np.float32).reshape(-1)
+        except (TypeError, ValueError):
+            terms = np.array((np.nan,), np.float32)
+        if terms.shape != (1,) or not np.isfinite(terms).all():
+            raise WorldError(
+                f"{self.name} answered a reward of {reward} at step {self._steps}, expected one "
+                "finite number"
+            )
+        return terms
+
     def _cut(self) -> str:
         return "time_limit" if self._limit and self._steps >= self._limit else "truncated"
 
-    def _ask(self, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
-        import gymnasium
+    def _answer(self, parts: int, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
+        answer = self._ask(method, *args, **options)
+        if not isinstance(answer, tuple) or len(answer) != parts:
+            raise WorldError(
+                f"{self.name} answers {method}() with {type(answer).__name__}, expected a tuple of "
+                f"{parts}; wrap an environment of the old gym in shimmy"
+            )
+        return answer
 
+    def _ask(self, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
         try:
             return getattr(self._env, method)(*args, **options)
-        except (
-            *(gymnasium.error.Error, ArithmeticError, AssertionError, AttributeError),
-            *(LookupError, OSError, RuntimeError, TypeError, ValueError),
-        ) as error:
+        except _faults() as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise WorldError(
                 f"{self.name} failed in {method}() after {self._steps} steps: {reason}"
@@ -208,6 +226,16 @@ class GymArena:
     def close(self) -> None:
         """Close the environment."""
         self._env.close()
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What an environment, somebody else's code, may raise."""
+    import gymnasium
+
+    return (
+        *(gymnasium.error.Error, ArithmeticError, AssertionError, AttributeError),
+        *(ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    )
 
 
 def _period_s(env: "gymnasium.Env[Any, Any]") -> float:

@@ -15,6 +15,7 @@ from avtd3.store.writer import EpisodeInfo, SegmentWriter
 from avtd3.tests.pipeline.conftest import QUICK_WORLD
 
 USAGE, ENVIRONMENT = 2, 3
+BROKEN = "avtd3.tests.collect.tiny_envs:TinyBroken-v0"
 
 SPEC = EpisodeSpec(
     image=ImageSpec(height=36, width=36),
@@ -276,3 +277,20 @@ def test_a_read_only_directory(small_disk, capsys):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     line = refused(capsys, ENVIRONMENT, "collect", small_disk / "data", "--steps", 10)
     assert "read-only" in line
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "named"),
+    [
+        (USAGE, ("--world", "gym:Nowhere-v7"), "Nowhere"),
+        (USAGE, ("--world", "gym:CartPole-v1", "--driver", "random"), "Discrete(2)"),
+        (USAGE, ("--world", "gym:Pendulum-v1", "--driver", "expert"), "random or policy"),
+        (USAGE, ("--world", "gym:Pendulum-v1", "--driver", "policy"), "--policies"),
+        (ENVIRONMENT, ("--world", f"gym:{BROKEN}", "--driver", "random"), "[nan, 0.0]"),
+    ],
+)
+def test_a_gymnasium_world_that_does_not_fit(tmp_path, capsys, code, words, named):
+    pytest.importorskip("gymnasium")
+    line = refused(capsys, code, "collect", tmp_path / "d", "--episodes", "1", *words)
+    assert named in line
+    assert words[1] in line or "--policies" in line
