@@ -116,7 +116,7 @@ def update(
     norms = _descend(state.critic, state.critic_optimizer, critic.loss, "critic", config)
     bad = (~norms.finite).float()
     state.skipped += bad
-    state.skipped_in_a_row = (state.skipped_in_a_row + bad) * bad
+    state.skipped_in_a_row.add_(bad).mul_(bad)
     actor, actor_norms = None, None
     if state.updates % config.policy_delay == 0:
         with torch.autocast(device, autocast, enabled=autocast is not None):
