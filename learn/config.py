@@ -23,6 +23,9 @@ class LearnConfig:
     precision: str = "auto"
     """Type of the matrix products: ``fp32``, ``bf16``, or ``auto``, which is bf16 on hardware that
     multiplies it natively."""
+    cuda_graphs: bool = False
+    """Record the update's kernels on a GPU and replay them, one launch instead of hundreds. Off,
+    because no GPU was at hand to try it on: its logic is tested on the CPU only."""
     threads: int = 0
     """Threads of the CPU; 0 leaves the number to torch."""
     learning_starts: int = 1_000

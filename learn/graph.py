@@ -38,6 +38,15 @@ def record(work: Replay) -> Replay:
     return graph.replay
 
 
+def updater(
+    state: TD3State, config: TD3Config, autocast: torch.dtype | None, *, graphs: bool
+) -> Callable[[Batch, Tensor], Update]:
+    """What does the updates of a run: recorded on a GPU if `graphs`, plain anywhere else."""
+    if graphs and state.skipped.is_cuda:
+        return GraphedUpdate(state, config, autocast)
+    return lambda batch, noise: update(state, batch, noise, config, autocast)
+
+
 class GraphedUpdate:
     """Does what `avtd3.learn.td3.update` does, with learning rates rounded to float32.
 

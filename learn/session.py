@@ -2,11 +2,13 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from avtd3.learn.batch import Batch, Shifting, flatten_sequences, to_batch
 from avtd3.learn.checkpoint import (
@@ -17,6 +19,7 @@ from avtd3.learn.checkpoint import (
     save_checkpoint,
 )
 from avtd3.learn.config import LearnConfig
+from avtd3.learn.graph import updater
 from avtd3.learn.guard.limits import Finding
 from avtd3.learn.guard.rollback import go_back, keep_aside
 from avtd3.learn.guard.watch import Watch
@@ -28,7 +31,7 @@ from avtd3.learn.precision import autocast_type, pick_device
 from avtd3.learn.report import LearnProgress
 from avtd3.learn.source import Source
 from avtd3.learn.state import create_state
-from avtd3.learn.td3 import Update, update
+from avtd3.learn.td3 import Update
 from avtd3.store.errors import SpecError, TrainingHalted
 from avtd3.store.spec import EpisodeSpec
 
@@ -68,6 +71,7 @@ class Session:
         delay = config.td3.policy_delay
         self.watch = Watch(run, config.guards, features=features, policy_delay=delay)
         self.resumed_from = self._load() if resume else None
+        self._update = self._updater()
         self._journal = Journal(
             run / "events",
             features=features,
@@ -130,7 +134,7 @@ class Session:
         if self.config.decay_from:
             self._state.scale_rates(self.config.rate_share(self.updates))
         self.watch.before(self._state)
-        done = update(self._state, batch, noise, self.config.td3, self._autocast)
+        done = self._update(batch, noise)
         self.pace.done += 1
         self._journal.add(done)
         if index is not None:  # waits for the device
@@ -147,6 +151,10 @@ class Session:
             self.updates in self.config.milestones
         ):
             self.save(source)
+
+    def _updater(self) -> Callable[[Batch, Tensor], Update]:
+        td3, graphs = self.config.td3, self.config.cuda_graphs
+        return updater(self._state, td3, self._autocast, graphs=graphs)
 
     def _draw(self, source: Source) -> tuple[Batch, NDArray[np.int64] | None]:
         """A batch on the device, and what names its transitions if draws are prioritised."""
@@ -200,6 +208,7 @@ class Session:
 
     def _go_on_from(self, bookmark: Bookmark, reason: str) -> None:
         self.watch.rolled_back(bookmark.guards, self._state)
+        self._update = self._updater()
         text = f"went back to update {self.updates} after {reason}"
         number, most = float(self.watch.rollbacks), float(self.config.guards.max_rollbacks)
         self.watch.alerts.note("rollback", self.updates, text, value=number, limit=most)

@@ -196,4 +196,5 @@ def _adam(
                 group = {"params": some, "part": part, "lr": lr, "base_lr": lr}
                 groups.append(group | {"weight_decay": its_decay})
     kind = torch.optim.AdamW if is_decoupled else torch.optim.Adam
-    return kind(groups, fused=True)
+    on_gpu = network.mlp_parameters()[0].is_cuda
+    return kind(groups, fused=True, capturable=on_gpu)  # so that an update can be recorded

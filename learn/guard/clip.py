@@ -71,18 +71,18 @@ def clip_gradients(
         config: Order of the norm and scope of the limit.
     """
     modules = [[p.grad for p in part if p.grad is not None] for part in (cnn, mlp)]
-    before = [_norm(gradients, config.norm_type) for gradients in modules]
-    parts = [norm for norm, gradients in zip(before, modules, strict=True) if gradients]
+    parts = [_norm(gradients, config.norm_type) for gradients in modules if gradients]
     total = torch.linalg.vector_norm(torch.stack(parts), config.norm_type)
-    nothing = torch.zeros_like(total)
-    after, clipped = before, nothing
+    before = _named(parts, modules, total)
+    after, clipped = before, torch.zeros_like(total)
     if config.enabled:
         limited = [total, total] if config.scope == "joint" else before
         scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in limited]
         for gradients, scale in zip(modules, scales, strict=True):
             if gradients:
                 torch._foreach_mul_(gradients, scale)
-        after = [_norm(gradients, config.norm_type) for gradients in modules]
+        parts = [_norm(gradients, config.norm_type) for gradients in modules if gradients]
+        after = _named(parts, modules, total)
         over = [(norm > max_norm).to(total.dtype) for norm in limited]
         clipped = torch.maximum(*over)
     return GradientNorms(
@@ -96,8 +96,12 @@ def clip_gradients(
 
 
 def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
-    if not gradients:
-        return torch.tensor(float("nan"))
     norms = torch._foreach_norm(gradients, norm_type)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     return total
+
+
+def _named(parts: list[Tensor], modules: list[list[Tensor]], like: Tensor) -> list[Tensor]:
+    """The norm of each module, NaN on the same device where it has no gradients."""
+    found = iter(parts)
+    return [next(found) if gradients else torch.full_like(like, torch.nan) for gradients in modules]
