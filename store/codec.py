@@ -175,7 +175,7 @@ def _payload(kind: ChainKind, data: bytes, size: int) -> bytes:
     """A chunk's bytes without its crc32c, once that and all lengths have proved right."""
     payload = unseal(data)
     if kind == "blosc":
-        _check_blosc_header(payload, size)
+        check_blosc_header(payload, size)
     elif kind == "zstd":
         # Asked first, because numcodecs leaves the rest of a larger buffer as it was.
         if (claimed := _zstd_content_size(payload)) != size:
@@ -208,7 +208,12 @@ def _zstd_content_size(payload: bytes) -> int | None:
     return value + 256 if length == 2 else value
 
 
-def _check_blosc_header(payload: bytes, expected_bytes: int) -> None:
+def check_blosc_header(payload: bytes, expected_bytes: int) -> None:
+    """Hold the lengths in a blosc buffer's header against the true ones.
+
+    Raises:
+        ValueError: It is too short for a header, or one of them differs.
+    """
     # Blosc trusts its header: a length that lies makes it read or write past the buffers.
     if len(payload) < BLOSC_HEADER_BYTES:
         raise ValueError(f"{len(payload)} bytes, expected at least a blosc header")

@@ -1,19 +1,23 @@
-"""Arrays in an encoding that is not format 1's own: complete? then ask zarr-python.
+"""Arrays in an encoding that is not format 1's own: complete, and no bomb? then ask zarr-python.
 
 A segment may be compressed again with other codecs and its manifest rebuilt; it stays readable,
-only slower. zarr-python answers a missing chunk, shard or chunk of a shard with zeros, so here each
-of them must exist before zarr-python is asked.
+only slower. zarr-python answers a missing chunk, shard or chunk of a shard with zeros, and
+allocates whatever a chunk decodes to; so here each must exist and decode to its size before it is
+asked.
 """
 
+import contextlib
 import itertools
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.decoded_size import ChunkSizes, chunk_sizes
+from avtd3.store.files import open_regular, read_bytes
 from avtd3.store.layout import ArrayLayout
 from avtd3.store.metadata import has_known_index, is_shape, lookup
 from avtd3.store.shard import read_index
@@ -67,9 +71,10 @@ def read_through_zarr(
 
     Raises:
         OSError: A file is gone.
-        ValueError: A chunk of a shard is missing, or zarr-python cannot decode the array.
+        ValueError: A chunk of a shard is missing, a chunk decodes to another size than the grid's,
+            or zarr-python cannot decode the array.
     """
-    _check_shards(path, layout, document, names)
+    _check_chunks(path, layout, document, names)
     # Half a second, paid only for segments that are not as we write them.
     import zarr
     from zarr.errors import BaseZarrError
@@ -88,18 +93,23 @@ def _count(shape: Sequence[int], chunk_shape: Sequence[int]) -> list[int]:
     return [-(-n // side) for n, side in zip(shape, chunk_shape, strict=True)]
 
 
-def _check_shards(
+def _check_chunks(
     path: Path, layout: ArrayLayout, document: dict[str, Any], names: tuple[str, ...]
 ) -> None:
-    codecs = document.get("codecs")
-    if not isinstance(codecs, list):
-        raise ValueError("codecs is no list")  # noqa: TRY004 - a file, not an argument
-    if all(lookup(codec, "name") != "sharding_indexed" for codec in codecs):
-        return
+    """Every chunk must be there and decode to the size that the grid gives it."""
+    codecs: Any = document.get("codecs")
     outer = document["chunk_grid"]["configuration"]["chunk_shape"]
+    item_bytes = np.dtype(layout.dtype).itemsize
+    if not _is_sharded(codecs):
+        sizes = chunk_sizes(codecs, math.prod(outer) * item_bytes)
+        for name in names:
+            with _named(name):
+                sizes.check(read_bytes(path / name, sizes.max_bytes))
+        return
     inner = lookup(codecs[0], "configuration", "chunk_shape")
     if len(codecs) != 1 or not has_known_index(codecs[0]) or not is_shape(inner, len(outer)):
         raise ValueError("shards whose index cannot be checked for missing chunks")
+    sizes = chunk_sizes(lookup(codecs[0], "configuration", "codecs"), math.prod(inner) * item_bytes)
     counts = _count(outer, inner)
     if math.prod(counts) > _MAX_CHUNKS:
         raise ValueError(f"{math.prod(counts)} chunks in a shard, allowed are {_MAX_CHUNKS}")
@@ -108,4 +118,32 @@ def _check_shards(
     for name, place in zip(names, places, strict=True):
         # Chunks that begin behind the array's end hold nothing and need not be there.
         required = (begins + np.multiply(place, outer) < layout.shape).all(axis=1)
-        read_index(path / name, len(begins), required)
+        _check_shard(path, name, required, sizes)
+
+
+def _is_sharded(codecs: Any) -> bool:  # noqa: ANN401 - any JSON value
+    if not isinstance(codecs, list):
+        raise ValueError("codecs is no list")  # noqa: TRY004 - a file, not an argument
+    return any(lookup(codec, "name") == "sharding_indexed" for codec in codecs)
+
+
+def _check_shard(path: Path, name: str, required: NDArray[np.bool_], sizes: ChunkSizes) -> None:
+    with _named(name):
+        spans = read_index(path / name, len(required), required)
+        with open_regular(path / name) as file:
+            for low, high in spans[required | (spans[:, 1] > 0)].tolist():
+                if high - low > sizes.max_bytes:
+                    raise ValueError(
+                        f"a chunk has {high - low} bytes, expected at most {sizes.max_bytes}"
+                    )
+                file.seek(low)
+                sizes.check(file.read(high - low))
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the file in what goes wrong inside."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
