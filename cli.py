@@ -126,6 +126,10 @@ def learn(
     updates: Annotated[int | None, typer.Option(min=1, help="Gradient updates in all.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Learn while others collect.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    rollback: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="STEP", help="Go back to the checkpoint of that update."),
+    ] = None,
     mode: Annotated[
         str | None, typer.Option("--replay", metavar="MODE", help="cache, direct or auto.")
     ] = None,
@@ -149,6 +153,7 @@ def learn(
             policies=policies,
             follow=follow,
             resume=resume,
+            rollback=rollback,
             should_stop=should_stop,
             on_progress=draw,
         )

@@ -37,6 +37,8 @@ _NETWORKS = ("actor", "critic", "actor_target", "critic_target")
 _COUNTERS = ("skipped", "skipped_in_a_row")
 _RANGE = "value_range"
 _NOISE = "noise"
+_REPLACED = ".replaced"
+"""Behind the name of a checkpoint while another takes its place."""
 _SAMPLER = "sampler/"
 """Before the names of the sampler's arrays."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -64,6 +66,8 @@ class Bookmark:
     """What `Journal.gathered` returned; empty in older checkpoints."""
     episodes_told: bool = False
     """Whether lines of the log have told of all episodes in the data."""
+    best: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of `keeping.Best`; empty if no best one is kept."""
 
     @classmethod
     def from_json(
@@ -81,6 +85,7 @@ class Bookmark:
                 guards=dict(document.get("guards", {})),
                 gathered=dict(document.get("gathered", {})),
                 episodes_told=bool(document.get("episodes_told", False)),
+                best=dict(document.get("best", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise _torn(path, f"its document cannot be read ({error!r})") from error
@@ -123,10 +128,28 @@ def save_checkpoint(
         files.write_new(aside / TENSORS, data)
         files.write_new(aside / DOCUMENT, files.canonical_json(document))
         files.fsync_directory(aside)
-        files.remove_tree(path)  # of a run that was rolled back to before it
+        replaced = directory / f".{path.name}{_REPLACED}"
+        if path.exists():  # of a run that went back to it
+            path.rename(replaced)
         aside.rename(path)
         files.fsync_directory(directory)
+        files.remove_tree(replaced)
     return path
+
+
+def mend_replaced(directory: Path) -> None:
+    """Finish what a learner was killed at while it replaced a checkpoint by one of its name.
+
+    Raises:
+        StorageError: The directory cannot be written.
+    """
+    with files.storage_errors(directory):
+        for replaced in directory.glob(f".update-*{_REPLACED}"):
+            path = directory / replaced.name.removeprefix(".").removesuffix(_REPLACED)
+            if path.exists():
+                files.remove_tree(replaced)
+            else:
+                replaced.rename(path)
 
 
 def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> Bookmark:
@@ -168,14 +191,19 @@ def list_checkpoints(directory: Path) -> list[Path]:
     """Checkpoints in a directory, oldest first; empty if it does not exist."""
     with contextlib.suppress(FileNotFoundError):
         found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("update-")))
+        return sorted(found, key=updates_of)
     return []
+
+
+def updates_of(path: Path) -> int:
+    """Updates of a checkpoint, by its name."""
+    return int(path.name.removeprefix("update-"))
 
 
 def prune_checkpoints(directory: Path, keep: int, milestones: tuple[int, ...]) -> None:
     """Remove all but the newest `keep` checkpoints and those at milestones."""
     for path in list_checkpoints(directory)[: -max(keep, 1)]:
-        if int(path.name.removeprefix("update-")) not in milestones:
+        if updates_of(path) not in milestones:
             files.remove_tree(path)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from avtd3.learn.guard.config import GuardConfig
+from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.precision import PRECISIONS
 from avtd3.learn.state import TD3Config
@@ -46,6 +47,10 @@ class LearnConfig:
     """Updates between two checkpoints."""
     keep_checkpoints: int = 3
     """Newest checkpoints to keep, besides milestones."""
+    keep_best: str = ""
+    """Metric by whose newest value one more checkpoint, the best, is kept: ``offline/td_error``
+    with held-out episodes, ``episode/return`` with --follow, or any other of which higher or lower
+    is better; empty for none."""
     milestones: tuple[int, ...] = (50_000, 100_000, 250_000, 500_000, 750_000, 1_000_000)
     """Updates at which a checkpoint is made and kept for ever (R5)."""
     evaluate_every: int = 5_000
@@ -77,6 +82,10 @@ class LearnConfig:
         passed = (updates - self.decay_from) / max(self.updates - self.decay_from, 1)
         return 1.0 + (self.decay_to - 1.0) * min(passed, 1.0)
 
+    def saves_at(self, updates: int) -> bool:
+        """Whether a checkpoint is made after so many updates."""
+        return updates % self.checkpoint_every == 0 or updates in self.milestones
+
     def __post_init__(self) -> None:
         counts = ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints")
         for name in (*counts, "evaluate_every", "evaluate_episodes"):
@@ -90,6 +99,7 @@ class LearnConfig:
                 raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 0 or above")
         if not 0.0 < self.decay_to <= 1.0:
             raise ConfigError(f"learn.decay_to is {self.decay_to}, expected above 0, at most 1")
+        _check_keep_best(self.keep_best)
         if not self.refresh_seconds > 0.0:
             raise ConfigError(
                 f"learn.refresh_seconds is {self.refresh_seconds}, expected above 0 seconds"
@@ -98,3 +108,12 @@ class LearnConfig:
             raise ConfigError(
                 f"learn.precision is {self.precision!r}, expected one of {PRECISIONS}"
             )
+
+
+def _check_keep_best(name: str) -> None:
+    known = metric(name)
+    if name and (known is None or not known.better):
+        raise ConfigError(
+            f"learn.keep_best is {name!r}, expected a metric of which higher or lower is better, "
+            "as episode/return or offline/td_error"
+        )

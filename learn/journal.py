@@ -27,7 +27,7 @@ class Journal:
             CheckpointError: `gathered` is something else.
         """
         self.newest: dict[str, float] = {}
-        """The newest value of each metric of the lines."""
+        """The newest value of each metric."""
         self._directory, self._features = directory, features
         self._meter = Meter(features=features)
         self._meter.restore(gathered)
@@ -50,6 +50,7 @@ class Journal:
         """Write metrics that come at times of their own."""
         if scalars:
             self._writer.write(step, scalars)
+            self.newest |= scalars
 
     def go_back(self, first_step: int) -> None:
         """Begin anew from an update on; readers drop what was logged from there on before."""

@@ -1,29 +1,22 @@
 """`Session`: one sitting of a run, and what happens between its updates."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from avtd3.learn.batch import Batch, Shifting, flatten_sequences, to_batch
-from avtd3.learn.checkpoint import (
-    Bookmark,
-    list_checkpoints,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from avtd3.learn.batch import Batch, Shifting
+from avtd3.learn.checkpoint import Bookmark
 from avtd3.learn.config import LearnConfig
+from avtd3.learn.draw import Draw
 from avtd3.learn.graph import updater
 from avtd3.learn.guard.limits import Finding
 from avtd3.learn.guard.rollback import go_back, keep_aside
 from avtd3.learn.guard.watch import Watch
 from avtd3.learn.journal import Journal
+from avtd3.learn.keeping import Keeper
 from avtd3.learn.offline import Judge
 from avtd3.learn.pace import Pace
 from avtd3.learn.policy import PolicyDirectory
@@ -32,7 +25,7 @@ from avtd3.learn.report import LearnProgress
 from avtd3.learn.source import Source
 from avtd3.learn.state import create_state
 from avtd3.learn.td3 import Update
-from avtd3.store.errors import SpecError, TrainingHalted
+from avtd3.store.errors import TrainingHalted
 from avtd3.store.spec import EpisodeSpec
 
 
@@ -40,7 +33,14 @@ class Session:
     """Networks, their optimisers, and where they are logged, published and saved."""
 
     def __init__(
-        self, spec: EpisodeSpec, run: Path, policies: Path, config: LearnConfig, *, resume: bool
+        self,
+        spec: EpisodeSpec,
+        run: Path,
+        policies: Path,
+        config: LearnConfig,
+        *,
+        resume: bool,
+        rollback: int | None = None,
     ) -> None:
         """Make fresh networks, or take those of the run's newest checkpoint.
 
@@ -50,9 +50,10 @@ class Session:
             policies: Where policies are published.
             config: Settings.
             resume: Go on from the newest checkpoint, if there is one.
+            rollback: Go back to the checkpoint of so many updates; later ones are set aside.
 
         Raises:
-            CheckpointError: The newest checkpoint is torn or of other networks.
+            CheckpointError: The checkpoint is torn, of other networks, or not there.
             SpecError: The checkpoint is of other data.
         """
         self.spec, self.config = spec, config
@@ -64,13 +65,21 @@ class Session:
         self._state = create_state(spec, config.network, config.td3, self._device, config.seed)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         pad = config.image_shift
-        self._shifting = Shifting(pad=pad, generator=self._noise) if pad else None
-        self._checkpoints = run / "checkpoints"
+        self._draw = Draw(
+            replay=config.replay,
+            device=self._device,
+            dtype=self._autocast or torch.float32,
+            shifting=Shifting(pad=pad, generator=self._noise) if pad else None,
+            pace=self.pace,
+        )
+        self._keeper = Keeper(run, config)
         self._policies = PolicyDirectory(policies)
         features = 0 if spec.image is None else config.network.features
         delay = config.td3.policy_delay
         self.watch = Watch(run, config.guards, features=features, policy_delay=delay)
-        self.resumed_from = self._load() if resume else None
+        self._saved_at = self._published_at = -1
+        self._is_rolled_back = rollback is not None
+        self.resumed_from = self._load(rollback) if resume or self._is_rolled_back else None
         self._update = self._updater()
         self._journal = Journal(
             run / "events",
@@ -78,7 +87,6 @@ class Session:
             first_step=self.updates + 1,
             gathered={} if self.resumed_from is None else self.resumed_from.gathered,
         )
-        self._saved_at = self._published_at = -1
 
     @property
     def updates(self) -> int:
@@ -129,7 +137,7 @@ class Session:
             TrainingHalted: A stop alert ended the run.
         """
         self.pace.begin()
-        batch, index = self._draw(source)
+        batch, index = self._draw(source.sampler)
         noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
         if self.config.decay_from:
             self._state.scale_rates(self.config.rate_share(self.updates))
@@ -147,27 +155,12 @@ class Session:
             self.evaluate(source)
         if self.updates % self.config.publish_every == 0:
             self.publish()
-        if self.updates % self.config.checkpoint_every == 0 or (
-            self.updates in self.config.milestones
-        ):
+        if self.config.saves_at(self.updates):
             self.save(source)
 
     def _updater(self) -> Callable[[Batch, Tensor], Update]:
         td3, graphs = self.config.td3, self.config.cuda_graphs
         return updater(self._state, td3, self._autocast, graphs=graphs)
-
-    def _draw(self, source: Source) -> tuple[Batch, NDArray[np.int64] | None]:
-        """A batch on the device, and what names its transitions if draws are prioritised."""
-        replay, dtype = self.config.replay, self._autocast or torch.float32
-        before_s = time.monotonic()
-        if replay.sequence_length:
-            sequences = source.sampler.sample_sequences()
-            self.pace.sampled(before_s)
-            batch = flatten_sequences(sequences, replay.gamma, self._device, dtype, self._shifting)
-            return batch, None
-        transitions = source.sampler.sample()
-        self.pace.sampled(before_s)
-        return to_batch(transitions, self._device, dtype, self._shifting), transitions.index
 
     def log(self, source: Source) -> None:
         """Write a line of metrics."""
@@ -204,7 +197,10 @@ class Session:
         raise TrainingHalted("; ".join(filter(None, (reason, back))))
 
     def _go_back(self, updates: int) -> Bookmark | None:
-        return go_back(self._run, updates, self._state, self._noise)
+        bookmark = go_back(self._run, updates, self._state, self._noise)
+        if bookmark is not None:
+            self._keeper.restore(bookmark)
+        return bookmark
 
     def _go_on_from(self, bookmark: Bookmark, reason: str) -> None:
         self.watch.rolled_back(bookmark.guards, self._state)
@@ -243,9 +239,9 @@ class Session:
                 self._policies.prune(self.config.keep_policies)
 
     def publish_first(self) -> None:
-        """Publish the actor if the directory has no policy: collectors may wait for one."""
+        """Publish the actor where collectors wait for one, or drive with one it went back from."""
         self.policy_version = self._policies.newest_version()
-        if self.policy_version is None:
+        if self.policy_version is None or self._is_rolled_back:
             self.publish()
 
     def save(self, source: Source) -> None:
@@ -254,10 +250,14 @@ class Session:
             return
         self.watch.mark(self.updates)
         self._journal.flush()  # a run that goes on from here has all lines before
-        save_checkpoint(self._checkpoints, self._state, self._noise, self._bookmark(source))
+        self._keeper.save(
+            self._state,
+            self._noise,
+            self._bookmark(source),
+            newest=self._journal.newest,
+            good=self.watch.last_good,
+        )
         self._saved_at = self.updates
-        kept = (*self.config.milestones, self.watch.last_good or 0)
-        prune_checkpoints(self._checkpoints, self.config.keep_checkpoints, kept)
 
     def _bookmark(self, source: Source) -> Bookmark:
         earlier_s = 0.0 if self.resumed_from is None else self.resumed_from.seconds
@@ -284,15 +284,14 @@ class Session:
         """Close the event file."""
         self._journal.close()
 
-    def _load(self) -> Bookmark | None:
-        found = list_checkpoints(self._checkpoints)
-        if not found:
+    def _load(self, rollback: int | None) -> Bookmark | None:
+        path = self._keeper.find(rollback)
+        if path is None:
             return None
-        bookmark = load_checkpoint(found[-1], self._state, self._noise)
-        if bookmark.spec_digest != self.spec.digest:
-            raise SpecError(
-                f"checkpoint {found[-1]} was trained on data of spec {bookmark.spec_digest[:12]}, "
-                f"expected {self.spec.digest[:12]} as the datasets have; resume with its own data"
-            )
+        bookmark = self._keeper.load(path, self._state, self._noise, self.spec)
         self.watch.resumed(bookmark.guards, self._state)
+        if rollback is not None and (aside := self._keeper.set_aside(rollback)) is not None:
+            text = f"went back to update {rollback} as asked; later checkpoints are in {aside}"
+            self.watch.alerts.note("rollback", rollback, text, value=0.0, limit=0.0)
+        self._saved_at = self.updates
         return bookmark

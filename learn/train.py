@@ -51,6 +51,7 @@ def train(
     policies: Path | None = None,
     follow: bool = False,
     resume: bool = False,
+    rollback: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[LearnProgress], None] = lambda _: None,
 ) -> LearnReport:
@@ -63,6 +64,8 @@ def train(
         policies: Where to publish; the run's own ``policies`` if None.
         follow: Learn while others collect: wait for data, and look for new ones.
         resume: Go on from the run's newest checkpoint.
+        rollback: Go back to the checkpoint of so many updates and on from there, as
+            `learn/keeping.py` says.
         should_stop: Asked often; once true, the run is saved, published and left.
         on_progress: Told where the run stands, at most ten times a second.
 
@@ -81,11 +84,11 @@ def train(
         "policies": str(directory),
         "follow": follow,
     }
-    prepare_run(run, document, resume=resume)
+    prepare_run(run, document, resume=resume or rollback is not None)
     keep_freed_memory()
     with cpu_threads(config.threads):
         trainer = _Trainer(run, directory, config, should_stop, on_progress)
-        return trainer.run(datasets, follow=follow, resume=resume)
+        return trainer.run(datasets, follow=follow, resume=resume, rollback=rollback)
 
 
 class _Trainer:
@@ -107,7 +110,9 @@ class _Trainer:
         self._told_s = float("-inf")
         self._waited_s = 0.0
 
-    def run(self, paths: Sequence[Path], *, follow: bool, resume: bool) -> LearnReport:
+    def run(
+        self, paths: Sequence[Path], *, follow: bool, resume: bool, rollback: int | None
+    ) -> LearnReport:
         """Open everything, learn, and close everything."""
         datasets = open_datasets(
             paths, follow=follow, should_stop=self._should_stop, on_wait=self._tell
@@ -116,7 +121,12 @@ class _Trainer:
             return self._report(halted=None, exact=None)
         with contextlib.ExitStack() as stack:
             session = Session(
-                datasets[0].spec, self._run, self._policies, self._config, resume=resume
+                datasets[0].spec,
+                self._run,
+                self._policies,
+                self._config,
+                resume=resume,
+                rollback=rollback,
             )
             stack.callback(session.close)
             self._session = session

@@ -14,6 +14,7 @@ from avtd3.learn.checkpoint import (
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    updates_of,
 )
 from avtd3.learn.state import TD3State
 from avtd3.store import files
@@ -53,10 +54,7 @@ def go_back(run: Path, updates: int, state: TD3State, noise: torch.Generator) ->
         CheckpointError: It is torn or of other networks.
         StorageError: The directory cannot be written.
     """
-    found = {
-        int(path.name.removeprefix("update-")): path
-        for path in list_checkpoints(run / "checkpoints")
-    }
+    found = {updates_of(path): path for path in list_checkpoints(run / "checkpoints")}
     if updates not in found:
         return None
     before = noise.get_state()

@@ -63,7 +63,7 @@ def break_weights(monkeypatch):
                         p.mul_(1e3)
             return done
 
-        monkeypatch.setattr("avtd3.learn.session.update", update)
+        monkeypatch.setattr("avtd3.learn.graph.update", update)
 
     return install
 

@@ -57,7 +57,7 @@ PIXELS = {
 KILLER = """
 import os, signal, sys
 from avtd3.cli import main
-from avtd3.learn import session
+from avtd3.learn import graph
 from avtd3.learn.events import EventWriter
 left, place = int(sys.argv[1]), sys.argv[2]
 
@@ -71,7 +71,7 @@ def plant(owner, name):
         return real(*args, **kwargs)
     setattr(owner, name, counted)
 
-places = {"update": session, "fsync": os, "write": EventWriter}
+places = {"update": graph, "fsync": os, "write": EventWriter}
 plant(places[place], place)
 main(sys.argv[3:])
 """

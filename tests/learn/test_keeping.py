@@ -1,0 +1,202 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from avtd3.cli import main
+from avtd3.learn.checkpoint import Bookmark, list_checkpoints, mend_replaced, updates_of
+from avtd3.learn.config import LearnConfig
+from avtd3.learn.curves import read_curves
+from avtd3.learn.guard.config import GuardConfig
+from avtd3.learn.keeping import Keeper
+from avtd3.learn.networks import NetworkConfig
+from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.state import TD3Config, create_state
+from avtd3.learn.train import train
+from avtd3.store.errors import CheckpointError, ConfigError
+from avtd3.store.replay.sampler import ReplayConfig
+
+CPU = torch.device("cpu")
+NOISE = torch.Generator()
+
+
+@pytest.fixture
+def config():
+    return LearnConfig(
+        updates=40,
+        log_every=4,
+        publish_every=10,
+        checkpoint_every=10,
+        keep_checkpoints=5,
+        milestones=(),
+        guards=GuardConfig(every=20),
+        network=NetworkConfig(hidden=(8,)),
+        replay=ReplayConfig(batch_size=4),
+    )
+
+
+@pytest.fixture
+def run(tmp_path, make_spec, publish_episodes, config):
+    """A run of 40 updates with a checkpoint every 10."""
+    publish_episodes(tmp_path / "data", make_spec())
+    train([tmp_path / "data"], tmp_path / "run", config)
+    return tmp_path / "run"
+
+
+def kept(directory):
+    return [updates_of(path) for path in list_checkpoints(directory)]
+
+
+def bytes_of(checkpoint):
+    return {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+
+
+def test_a_run_goes_back_and_nothing_is_destroyed(run, config):
+    data, checkpoints = run.parent / "data", run / "checkpoints"
+    before = {path.name: bytes_of(path) for path in list_checkpoints(checkpoints)}
+    logged = read_curves(run / "events")["critic/loss"]
+    report = train([data], run, config, rollback=20)
+    assert (report.updates, report.session_updates, report.resumed_exactly) == (40, 20, True)
+    assert kept(run / "rolled-back" / "001") == [30, 40]
+    for path in list_checkpoints(run / "rolled-back" / "001"):
+        assert bytes_of(path) == before[path.name]
+    assert kept(checkpoints) == [10, 20, 30, 40]
+    again = read_curves(run / "events")["critic/loss"]
+    assert again.updates.tolist() == logged.updates.tolist()
+    assert again.values.tolist() == logged.values.tolist()  # same settings, same draws
+    notes = [json.loads(line) for line in (run / "alerts.jsonl").read_text().splitlines()]
+    assert ["rollback", 20, True] in [
+        [note["name"], note["update"], "rolled-back/001" in note["reason"]] for note in notes
+    ]
+    train([data], run, config, rollback=10)
+    assert kept(run / "rolled-back" / "002") == [20, 30, 40]
+
+
+def test_what_it_went_back_to_is_published_at_once(run, config):
+    policies = PolicyDirectory(run / "policies")
+    newest = policies.newest_version()
+    train([run.parent / "data"], run, dataclasses.replace(config, updates=20), rollback=20)
+    policy = policies.latest(None)
+    assert newest is not None
+    assert policy is not None
+    assert (policy.version, policy.updates) == (newest + 1, 20)
+    assert kept(run / "checkpoints") == [10, 20]
+
+
+def test_an_update_without_a_checkpoint_is_refused_and_nothing_moves(run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["learn", str(run.parent / "data"), "--run", str(run), "--rollback", "25"])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "--rollback 25" in message
+    assert "10, 20, 30, 40" in message
+    assert kept(run / "checkpoints") == [10, 20, 30, 40]
+    assert not (run / "rolled-back").exists()
+
+
+def test_a_torn_checkpoint_is_not_gone_back_to(run, config):
+    torn = run / "checkpoints" / "update-000000020" / "tensors.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="torn"):
+        train([run.parent / "data"], run, config, rollback=20)
+    assert kept(run / "checkpoints") == [10, 20, 30, 40]
+
+
+def test_there_must_be_a_run_to_go_back_in(tmp_path, config):
+    with pytest.raises(ConfigError, match="no run"):
+        train([tmp_path / "data"], tmp_path / "run", config, rollback=20)
+
+
+@pytest.fixture
+def keep(tmp_path, make_spec, small_network):
+    """Save checkpoints of made-up updates; answers which are left."""
+    spec = make_spec()
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=0)
+
+    def save(keeper, updates, **newest):
+        values = {name.replace("_", "/", 1): value for name, value in newest.items()}
+        mark = Bookmark(
+            updates=updates, spec_digest=spec.digest, sampler={}, config={}, seconds=0.0
+        )
+        keeper.save(state, NOISE, mark, newest=values, good=None)
+        return kept(tmp_path / "checkpoints")
+
+    return save
+
+
+def best_of(tmp_path):
+    return json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("episode/return", 1.0), ("offline/td_error", -1.0)])
+def test_the_best_is_kept_besides_the_newest_and_milestones(tmp_path, keep, metric, sign):
+    config = LearnConfig(keep_best=metric, keep_checkpoints=1, milestones=(1,))
+    keeper, name = Keeper(tmp_path, config), metric.replace("/", "_")
+    assert keep(keeper, 1) == [1]
+    assert keeper.best is None
+    assert keep(keeper, 2, **{name: sign * 5.0}) == [1, 2]
+    assert keep(keeper, 3, **{name: sign * 9.0}) == [1, 3]
+    assert keep(keeper, 4, **{name: sign * 9.0}) == [1, 3, 4]
+    assert keep(keeper, 5, **{name: math.nan}) == [1, 3, 5]
+    assert best_of(tmp_path) == {"metric": metric, "updates": 3, "value": sign * 9.0}
+
+
+def test_a_resumed_run_knows_its_best_and_its_newest_value(
+    tmp_path, keep, make_spec, small_network
+):
+    config = LearnConfig(keep_best="episode/return", keep_checkpoints=1)
+    keeper = Keeper(tmp_path, config)
+    keep(keeper, 2, episode_return=5.0)
+    keep(keeper, 3, episode_return=4.0)
+    path, best = keeper.find(None), keeper.best
+    assert path is not None
+    spec = make_spec()
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=0)
+    other = Keeper(tmp_path, dataclasses.replace(config, keep_best="critic/loss"))
+    other.load(path, state, NOISE, spec)
+    assert other.best is None
+    assert not (tmp_path / "checkpoints" / "best.json").exists()
+    resumed = Keeper(tmp_path, config)
+    resumed.load(path, state, NOISE, spec)
+    assert resumed.best == best
+    assert best_of(tmp_path)["updates"] == 2
+    assert keep(resumed, 4) == [2, 4]
+
+
+def test_a_run_keeps_its_best_by_held_out_episodes(tmp_path, make_spec, publish_episodes, config):
+    publish_episodes(tmp_path / "data", make_spec(), episodes=6)
+    config = dataclasses.replace(
+        config,
+        evaluate_every=10,
+        keep_checkpoints=1,
+        keep_best="offline/td_error",
+        replay=ReplayConfig(batch_size=4, held_out=0.5),
+    )
+    train([tmp_path / "data"], tmp_path / "run", config)
+    curve = read_curves(tmp_path / "run" / "events")["offline/td_error"]
+    best = int(curve.updates[curve.values.argmin()])
+    assert best_of(tmp_path / "run")["updates"] == best
+    assert kept(tmp_path / "run" / "checkpoints") == sorted({best, 40})
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path, keep, is_written):
+    keep(Keeper(tmp_path, LearnConfig()), 5)
+    directory = tmp_path / "checkpoints"
+    whole = bytes_of(directory / "update-000000005")
+    (directory / "update-000000005").rename(directory / ".update-000000005.replaced")
+    if is_written:
+        keep(Keeper(tmp_path, LearnConfig()), 6)
+        (directory / "update-000000006").rename(directory / "update-000000005")
+        whole = bytes_of(directory / "update-000000005")
+    mend_replaced(directory)
+    assert [path.name for path in directory.iterdir()] == ["update-000000005"]
+    assert bytes_of(directory / "update-000000005") == whole
+
+
+@pytest.mark.parametrize("name", ["episode/returns", "critic/q1_mean"])
+def test_a_metric_that_says_nothing_of_better_is_refused(name):
+    with pytest.raises(ConfigError, match="keep_best"):
+        LearnConfig(keep_best=name)
