@@ -1,0 +1,96 @@
+"""Make the golden checkpoint and policy: ``python tests/golden/make_checkpoint.py``.
+
+Run it once for each new format version and commit what it writes; those of a released format are
+never made again. Both come out of a real run on a dataset of formulas.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from avtd3.learn.checkpoint import FORMAT_VERSION, list_checkpoints
+from avtd3.learn.config import LearnConfig
+from avtd3.learn.networks import NetworkConfig
+from avtd3.learn.policy_header import FORMAT_VERSION as POLICY_VERSION
+from avtd3.learn.state import TD3Config
+from avtd3.learn.train import train
+from avtd3.store.dataset import Dataset
+from avtd3.store.replay.sampler import ReplayConfig
+from avtd3.store.spec import EpisodeSpec
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
+
+UPDATES = 7
+
+
+def golden_config(updates: int = UPDATES) -> LearnConfig:
+    """The settings of the golden run, or of one that goes on from it."""
+    return LearnConfig(
+        updates=updates,
+        seed=3,
+        device="cpu",
+        precision="fp32",
+        threads=1,
+        log_every=5,
+        publish_every=7,
+        network=NetworkConfig(hidden=(6, 5)),
+        td3=TD3Config(target_clip_every=2),
+        replay=ReplayConfig(batch_size=4, prioritised=True),
+    )
+
+
+def write_golden_data(path: Path) -> EpisodeSpec:
+    """A dataset of two short episodes; returns its spec."""
+    spec = EpisodeSpec(
+        image=None,
+        vector_names=("speed_mps", "lateral_m", "heading_rad"),
+        vector_scales=(10.0, 2.0, 1.0),
+        action_names=("steer", "throttle_brake"),
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+        reward_terms=(),
+        control_period_s=0.05,
+    )
+    with SegmentWriter(Dataset.create(path, spec), collector="golden", provenance={}) as writer:
+        for episode in range(2):
+            info = EpisodeInfo(
+                seed=episode, scenario=0, world="t", town="t", weather="t", driver="random"
+            )
+            row = np.array([episode, 0.5, -0.25], np.float32)
+            writer.begin_episode(info, frame_id=0, sim_time_s=0.0, frame=None, vector=row)
+            for step in range(1, 9):
+                writer.step(
+                    action=np.array([step / 8.0, (-1.0) ** step / 2.0], np.float32),
+                    reward=step / 4.0 - episode,
+                    reward_terms=None,
+                    frame=None,
+                    vector=row + np.float32(step / 16.0),
+                    terminated=step == 8 and episode == 1,
+                    truncated=step == 8 and episode == 0,
+                    frame_id=step,
+                    sim_time_s=0.05 * step,
+                )
+            writer.end_episode("goal")
+    return spec
+
+
+def main() -> None:
+    """Write the checkpoint and the policy of this version, if they are not there."""
+    golden = Path(__file__).parent
+    checkpoint = golden / f"checkpoint-v{FORMAT_VERSION}"
+    policy = golden / f"policy-v{POLICY_VERSION}"
+    for path in (checkpoint, policy):
+        if path.exists():
+            raise SystemExit(f"{path} exists; it is never made again")
+    with tempfile.TemporaryDirectory() as place:
+        data, run = Path(place, "data"), Path(place, "run")
+        write_golden_data(data)
+        train([data], run, golden_config())
+        (made,) = list_checkpoints(run / "checkpoints")
+        shutil.copytree(made, checkpoint / made.name)
+        shutil.copytree(run / "policies", policy)
+
+
+if __name__ == "__main__":
+    main()
