@@ -3,17 +3,20 @@
 The grammar, as in ``--driver 0.6:expert,0.3:expert+noise=0.3,0.1:random``::
 
     mixture = driver | share ":" driver { "," share ":" driver }
-    driver  = ( "expert" | "random" | "policy" ) [ ("+noise" | "+gaussian") [ "=" sigma ] ]
+    driver  = ( "expert" | "random" | "policy" ) [ ("+noise" | "+gaussian") [ "=" sigmas ] ]
+    sigmas  = sigma { "/" sigma }
 
 Shares are positive and count relative to their sum; each episode draws one driver by its own
 generator. ``+noise`` adds an Ornstein-Uhlenbeck process (it wanders, so the data hold
 departures and recoveries), ``+gaussian`` independent noise; ``sigma`` is the standard deviation of
-what is added to every action, in half ranges of that action, 0.2 if not given.
+what is added to every action, in half ranges of that action, 0.2 if not given; several sigmas, as
+in ``policy+gaussian=0.2/0.05``, are those of each action in turn.
 """
 
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from avtd3.collect.arena import Arena, Driver
 from avtd3.collect.noise import Wandering
 from avtd3.collect.observation import Observation
-from avtd3.store.errors import ConfigError, WorldError
+from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
@@ -30,11 +33,10 @@ if TYPE_CHECKING:
 
 BASE_DRIVERS = ("expert", "random", "policy")
 """Drivers that exist without noise."""
-GRAMMAR = "[SHARE:]DRIVER[+noise[=SIGMA]|+gaussian[=SIGMA]],... with DRIVER one of " + ", ".join(
-    BASE_DRIVERS
-)
+GRAMMAR = "[SHARE:]DRIVER[+noise[=SIGMA[/SIGMA]]|+gaussian[=SIGMA[/SIGMA]]],... with DRIVER one of "
+GRAMMAR += ", ".join(BASE_DRIVERS)
 DEFAULT_SIGMA = 0.2
-_DRIVER = re.compile(r"(?P<base>[a-z]+)(?:\+(?P<noise>noise|gaussian)(?:=(?P<sigma>[0-9.]+))?)?")
+_DRIVER = re.compile(r"(?P<base>[a-z]+)(?:\+(?P<noise>noise|gaussian)(?:=(?P<sigmas>[0-9./]+))?)?")
 _NOISE_TIME_S = 0.5
 
 
@@ -108,19 +110,26 @@ class NoisyDriver:
 
     Args:
         driver: Who drives.
-        sigma: Standard deviation of the noise, in half ranges of each action.
+        sigma: Standard deviation of the noise, in half ranges of each action: one for all, or one
+            for each.
         time_s: Correlation time of the noise; 0 for independent noise.
         period_s: Simulated seconds per action.
         spec: Bounds of the actions.
     """
 
     def __init__(
-        self, driver: Driver, sigma: float, *, time_s: float, period_s: float, spec: EpisodeSpec
+        self,
+        driver: Driver,
+        sigma: float | Sequence[float],
+        *,
+        time_s: float,
+        period_s: float,
+        spec: EpisodeSpec,
     ) -> None:
         self._driver = driver
         self._low, self._high = bounds(spec)
         self._half = half = 0.5 * (self._high.astype(np.float64) - self._low)
-        self._noise = Wandering(sigma * half, time_s, period_s)
+        self._noise = Wandering(np.asarray(sigma) * half, time_s, period_s)
 
     def begin(self, rng: np.random.Generator) -> None:
         """Start an episode."""
@@ -151,13 +160,20 @@ class DriverSpec:
     """One of `BASE_DRIVERS`."""
     noise: str
     """``noise``, ``gaussian``, or empty."""
-    sigma: float
-    """Standard deviation of the noise, in half ranges of the actions; 0 without noise."""
+    sigmas: tuple[float, ...] = ()
+    """Standard deviation of the noise, in half ranges of the actions: one for all, or one for each;
+    empty without noise."""
+
+    @property
+    def sigma(self) -> float:
+        """The largest of them, as recorded with each episode; 0 without noise."""
+        return max(self.sigmas, default=0.0)
 
     @property
     def name(self) -> str:
         """The driver as recorded with each episode: ``expert+noise=0.2``."""
-        return f"{self.base}+{self.noise}={self.sigma:g}" if self.noise else self.base
+        sigmas = "/".join(f"{sigma:g}" for sigma in self.sigmas)
+        return f"{self.base}+{self.noise}={sigmas}" if self.noise else self.base
 
     def build(self, arena: Arena, policy: PolicyDriver) -> Driver:
         """Make the driver.
@@ -167,18 +183,23 @@ class DriverSpec:
             policy: Holds the policy, for the drivers that are one.
 
         Raises:
-            ConfigError: There is no such driver in this arena.
+            ConfigError: There is no such driver in this arena, or it has other actions.
         """
         driver: Driver = policy if self.base == "policy" else arena.driver(self.base)
         if not self.noise:
             return driver
         spec = arena.spec
+        if len(self.sigmas) not in (1, spec.action_size):
+            raise ConfigError(
+                f"driver {self.name} has {len(self.sigmas)} sigmas, expected 1, or "
+                f"{spec.action_size} for {', '.join(spec.action_names)}"
+            )
         time_s = _NOISE_TIME_S if self.noise == "noise" else 0.0
         period_s = spec.control_period_s
-        return NoisyDriver(driver, self.sigma, time_s=time_s, period_s=period_s, spec=spec)
+        return NoisyDriver(driver, self.sigmas, time_s=time_s, period_s=period_s, spec=spec)
 
 
-RANDOM = DriverSpec(share=1.0, base="random", noise="", sigma=0.0)
+RANDOM = DriverSpec(share=1.0, base="random", noise="")
 """The random driver, alone."""
 
 
@@ -223,7 +244,7 @@ class Mixture:
         if sigma == 0.0:
             return self
         explored = tuple(
-            dataclasses.replace(driver, noise="gaussian", sigma=sigma)
+            dataclasses.replace(driver, noise="gaussian", sigmas=(sigma,))
             if driver.base == "policy" and not driver.noise
             else driver
             for driver in self.drivers
@@ -244,46 +265,14 @@ def _parse_part(part: str, text: str) -> DriverSpec:
         raise ConfigError(problem)
     try:
         share = float(share_text)
-        sigma = float(match["sigma"] or DEFAULT_SIGMA) if match["noise"] else 0.0
+        given = match["sigmas"] or f"{DEFAULT_SIGMA:g}"
+        sigmas = tuple(map(float, given.split("/"))) if match["noise"] else ()
     except ValueError as error:
         raise ConfigError(problem) from error
     if not (math.isfinite(share) and share > 0.0):
         raise ConfigError(f"driver {text!r}: share {share_text!r} of {driver!r} must be above 0")
-    if match["noise"] and not 0.0 < sigma <= 2.0:
+    if sigmas and not 0.0 < max(sigmas) <= 2.0:
         raise ConfigError(
-            f"driver {text!r}: sigma {sigma:g} of {driver!r} must be above 0, at most 2"
+            f"driver {text!r}: the largest sigma of {driver!r} must be above 0, at most 2"
         )
-    return DriverSpec(share=share, base=match["base"], noise=match["noise"] or "", sigma=sigma)
-
-
-def check_action(
-    action: NDArray[np.float32], spec: EpisodeSpec, driver: str, where: str
-) -> NDArray[np.float32]:
-    """Refuse an action that is not finite, of another length, or out of bounds.
-
-    Args:
-        action: What a driver answered.
-        spec: Wanted length and bounds.
-        driver: Its name, for the message.
-        where: Which episode and step, for the message.
-
-    Returns:
-        The action as float32 (A,).
-
-    Raises:
-        WorldError: The action cannot be applied.
-    """
-    checked = np.asarray(action, np.float32)
-    low, high = spec.action_low, spec.action_high
-    is_fit = checked.shape == (len(low),) and all(map(_is_between, checked.tolist(), low, high))
-    if not is_fit:  # NaN is not within bounds either
-        ranges = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low, high, strict=True))
-        raise WorldError(
-            f"driver {driver} answered {checked.tolist()} in {where}, expected {len(low)} finite "
-            f"numbers in {ranges}; remove the policy that does this, or choose another driver"
-        )
-    return checked
-
-
-def _is_between(value: float, low: float, high: float) -> bool:
-    return low <= value <= high
+    return DriverSpec(share=share, base=match["base"], noise=match["noise"] or "", sigmas=sigmas)

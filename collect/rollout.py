@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.arena import Arena, Driver, Opening, Step
-from avtd3.collect.drivers import check_action
 from avtd3.collect.observation import FrameStack, Observation
+from avtd3.store.errors import WorldError
+from avtd3.store.spec import EpisodeSpec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,3 +61,36 @@ class Rollout:
             if step.terminated or step.truncated:
                 return
             vector, count = step.vector, count + 1
+
+
+def check_action(
+    action: NDArray[np.float32], spec: EpisodeSpec, driver: str, where: str
+) -> NDArray[np.float32]:
+    """Refuse an action that is not finite, of another length, or out of bounds.
+
+    Args:
+        action: What a driver answered.
+        spec: Wanted length and bounds.
+        driver: Its name, for the message.
+        where: Which episode and step, for the message.
+
+    Returns:
+        The action as float32 (A,).
+
+    Raises:
+        WorldError: The action cannot be applied.
+    """
+    checked = np.asarray(action, np.float32)
+    low, high = spec.action_low, spec.action_high
+    is_fit = checked.shape == (len(low),) and all(map(_is_between, checked.tolist(), low, high))
+    if not is_fit:  # NaN is not within bounds either
+        ranges = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low, high, strict=True))
+        raise WorldError(
+            f"driver {driver} answered {checked.tolist()} in {where}, expected {len(low)} finite "
+            f"numbers in {ranges}; remove the policy that does this, or choose another driver"
+        )
+    return checked
+
+
+def _is_between(value: float, low: float, high: float) -> bool:
+    return low <= value <= high

@@ -13,11 +13,10 @@ from avtd3.collect.drivers import (
     NoisyDriver,
     PolicyDriver,
     UniformDriver,
-    check_action,
 )
 from avtd3.collect.driving import DrivingArena
 from avtd3.collect.expert import ExpertConfig
-from avtd3.collect.rollout import Rollout
+from avtd3.collect.rollout import Rollout, check_action
 from avtd3.collect.scenarios import scenario
 from avtd3.collect.task import TaskConfig, TaskStep
 from avtd3.store.errors import ConfigError, WorldError
@@ -161,6 +160,24 @@ def test_noise_scales_with_half_the_range_of_each_action():
     np.testing.assert_allclose(values.std(axis=0), (0.2, 0.04, 0.2), rtol=0.05)
 
 
+def test_noise_may_be_another_for_each_action():
+    still: Any = SimpleNamespace(
+        act=lambda frames, vector: np.array([0.0, 1.0], np.float32), action_limit=1.0
+    )
+    spec = make_spec((-1.0, 0.0), (1.0, 2.0))
+    arena: Any = SimpleNamespace(spec=spec)
+    wanted = Mixture.parse("policy+gaussian=0.2/0").drivers[0]
+    driver = wanted.build(arena, PolicyDriver(still))
+    driver.begin(np.random.default_rng(0))
+    seen: Any = SimpleNamespace(frames=None, vector=None)
+    values = np.array([driver.act(seen) for _ in range(5000)])
+    np.testing.assert_allclose(values.std(axis=0), (0.2, 0.0), rtol=0.05)
+    assert wanted.sigma == 0.2
+    other = Mixture.parse("policy+gaussian=0.2/0.1/0.1").drivers[0]
+    with pytest.raises(ConfigError, match="3 sigmas, expected 1, or 2 for"):
+        other.build(arena, PolicyDriver(still))
+
+
 def test_noise_stays_within_bounds():
     def noisy(arena):
         return NoisyDriver(expert(arena), 1.0, time_s=0.5, period_s=0.05, spec=arena.spec)
@@ -207,6 +224,7 @@ def test_a_policy_driver_sees_the_stack_and_the_vector():
         ("random", ["random"], [1.0]),
         ("policy+gaussian=0.1", ["policy+gaussian=0.1"], [1.0]),
         ("expert+noise", ["expert+noise=0.2"], [1.0]),
+        ("policy+gaussian=0.20/0.05", ["policy+gaussian=0.2/0.05"], [1.0]),
         ("3:expert,1:random", ["expert", "random"], [0.75, 0.25]),
         (
             "0.6:expert, 0.3:expert+noise=0.30,0.1:random",
@@ -237,6 +255,9 @@ def test_mixtures_are_read(text, names, shares):
         ("1:expert+noise=0", "above 0"),
         ("1:expert+noise=9", "at most 2"),
         ("1:expert+noise=1.2.3", "1.2.3"),
+        ("1:expert+noise=0.1/", "0.1/"),
+        ("1:expert+noise=0/0", "above 0"),
+        ("1:expert+noise=0.1/3", "at most 2"),
         ("1:expert=0.2", "'1:expert=0.2'"),
     ],
 )
