@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentNotFoundError, StorageError
+from avtd3.tests.store.disk import CrashError, failing
 from avtd3.tests.store.segments import (
     Clock,
     begin,
@@ -32,7 +33,6 @@ from avtd3.tests.store.segments import (
 
 SPEC = make_spec(vector=1, terms=1)
 WRITERS = 2
-COUNTED = ("write", "fsync", "mkdir", "rename", "link", "open")
 
 
 def names(directory):
@@ -40,39 +40,14 @@ def names(directory):
     return {path.name for path in directory.iterdir()}
 
 
-class CrashError(BaseException):
-    """Stands for a kill: nothing after it runs, not even what cleans up."""
-
-
-class Failing:
-    """File operations that work until the k-th of them, and from then on, or once, do not."""
-
-    def __init__(self, patch, k, error, *, is_final):
-        self.count = 0
-        for name in COUNTED:
-            self._wrap(patch, name, getattr(os, name), k, error, is_final)
-        if is_final:
-            for name in ("unlink", "rmdir", "remove"):  # the dead tidy nothing up
-                self._wrap(patch, name, getattr(os, name), k, error, is_final)
-
-    def _wrap(self, patch, name, real, k, error, is_final):
-        def call(*args, **kwargs):
-            self.count += 1
-            if self.count == k or (is_final and self.count > k):
-                raise error
-            return real(*args, **kwargs)
-
-        patch.setattr(os, name, call)
-
-
 def count_operations():
     """How many file operations it takes to publish a segment."""
-    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as directory:
         writer = make_writer(Dataset.create(Path(directory) / "d", SPEC))
         feed(writer, make_episode(SPEC, 1))
-        failing = Failing(patch, 0, None, is_final=False)
-        writer.flush()
-    return failing.count
+        with failing(directory) as disk:
+            writer.flush()
+    return disk.count
 
 
 OPERATIONS = count_operations()
@@ -137,13 +112,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.found(n)
         assert self.held[n] == []
 
-    @rule(n=writers_numbers, k=moments, code=st.sampled_from([28, errno.EIO]))
+    @rule(n=writers_numbers, k=moments, code=st.sampled_from([errno.ENOSPC, errno.EIO]))
     def publish_on_a_failing_disk(self, n, k, code):
         self.hold_an_episode(n)
-        with pytest.MonkeyPatch.context() as patch:
-            Failing(patch, k, OSError(code, os.strerror(code)), is_final=False)
-            with contextlib.suppress(StorageError):
-                self.writers[n].flush()
+        with failing(self.root, k, code), contextlib.suppress(StorageError):
+            self.writers[n].flush()
         self.found(n)
         assert not [
             p
@@ -157,10 +130,8 @@ class StoreMachine(RuleBasedStateMachine):
     def crash_while_publishing(self, n, k):
         self.hold_an_episode(n)
         before = names(self.dataset.staging_path)
-        with pytest.MonkeyPatch.context() as patch:
-            Failing(patch, k, CrashError(), is_final=True)
-            with contextlib.suppress(CrashError):
-                self.writers[n].flush()
+        with failing(self.root, k, CrashError(), is_final=True), contextlib.suppress(CrashError):
+            self.writers[n].flush()
         self.found(n)
         self.left |= names(self.dataset.staging_path) - before
         self.held[n], self.running[n] = [], False

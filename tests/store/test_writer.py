@@ -16,6 +16,7 @@ from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError, StorageError
 from avtd3.store.writer import EpisodeInfo, SegmentWriter, WriterConfig
+from avtd3.tests.store.disk import failing
 from avtd3.tests.store.segments import (
     Clock,
     assert_holds,
@@ -352,41 +353,17 @@ def test_an_interrupt_inside_a_step_costs_only_that_step(dataset, monkeypatch):
     assert_holds(dataset, [cut(episode, 2), make_episode(dataset.spec, 3, 7)])
 
 
-class Faults:
-    """Lets file operations through until the k-th, which fails; counts them."""
-
-    CALLS = ("write", "fsync", "mkdir", "rename", "open")
-
-    def __init__(self, monkeypatch, path, fail_at, code=errno.ENOSPC):
-        self.count = 0
-        self.failed = None
-        for name in self.CALLS:
-            self._wrap(monkeypatch, name, getattr(os, name), str(path), fail_at, code)
-
-    def _wrap(self, monkeypatch, name, real, path, fail_at, code):
-        def call(target, *args, **kwargs):
-            if isinstance(target, int) or str(target).startswith(path):
-                self.count += 1
-                if self.count == fail_at:
-                    self.failed = name
-                    raise OSError(code, os.strerror(code))
-            return real(target, *args, **kwargs)
-
-        monkeypatch.setattr(os, name, call)
-
-
-def count_operations(dataset, monkeypatch):
+def count_operations(dataset):
     writer = make_writer(dataset)
     feed(writer, make_episode(dataset.spec, 2, 50))
-    with monkeypatch.context() as patch:
-        faults = Faults(patch, dataset.path, 0)
+    with failing(dataset.path) as disk:
         writer.flush()
-    return faults.count
+    return disk.count
 
 
-def test_a_disk_that_fills_up_at_any_moment_costs_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_at_any_moment_costs_nothing(tmp_path):
     spec = make_spec()
-    total = count_operations(Dataset.create(tmp_path / "count", spec), monkeypatch)
+    total = count_operations(Dataset.create(tmp_path / "count", spec))
     assert total > 100
     dataset = Dataset.create(tmp_path / "d", spec)
     writer = make_writer(dataset)
@@ -398,12 +375,11 @@ def test_a_disk_that_fills_up_at_any_moment_costs_nothing(tmp_path, monkeypatch)
         running = make_episode(spec, 3, 1000 + k)
         begin(writer, running)
         step(writer, running, 0)
-        with monkeypatch.context() as patch:
-            faults = Faults(patch, dataset.path, k)
-            with pytest.raises(StorageError, match="disk is full"):
-                writer.flush()
-        kinds.add(faults.failed)
-        assert list(dataset.staging_path.iterdir()) == []
+        refusal = pytest.raises(StorageError, match="disk is full")
+        with failing(dataset.path, k, errno.ENOSPC) as faulty, refusal:
+            writer.flush()
+        kinds.add(faulty.failed)
+        assert faulty.failed == "unlink" or list(dataset.staging_path.iterdir()) == []
         step(writer, running, 1)
         writer.flush()
         step(writer, running, 2)
@@ -414,12 +390,10 @@ def test_a_disk_that_fills_up_at_any_moment_costs_nothing(tmp_path, monkeypatch)
     assert_holds(dataset, episodes)  # each exactly once, in order
 
 
-def test_a_full_disk_at_the_end_of_an_episode_can_be_retried(dataset, monkeypatch):
+def test_a_full_disk_at_the_end_of_an_episode_can_be_retried(dataset):
     writer = make_writer(dataset, segment_steps=1)
-    with monkeypatch.context() as patch:
-        Faults(patch, dataset.path, 5, errno.EROFS)
-        with pytest.raises(StorageError, match="read-only"):
-            feed(writer, make_episode(dataset.spec, 2))
+    with failing(dataset.path, 5, errno.EROFS), pytest.raises(StorageError, match="read-only"):
+        feed(writer, make_episode(dataset.spec, 2))
     assert writer.steps_unpublished == 2
     assert feed(writer, make_episode(dataset.spec, 2, 1)).episodes == 2
 
