@@ -16,7 +16,7 @@ from avtd3.tests.learn.watched import GUARDS, PLAIN, learnable, scale
 
 @pytest.mark.parametrize(
     ("camera", "feature_norm", "updates", "left"),
-    [(False, False, 400, 0.5), (True, False, 80, 0.95), (True, True, 80, 0.95)],
+    [(False, False, 250, 0.5), (True, False, 80, 0.95), (True, True, 80, 0.95)],
 )
 def test_a_run_that_learns_raises_nothing(make_run, camera, feature_norm, updates, left):
     network = dataclasses.replace(PLAIN, feature_norm=feature_norm)
@@ -36,7 +36,7 @@ def test_a_run_that_learns_raises_nothing(make_run, camera, feature_norm, update
 
 def test_the_right_wiring_at_the_same_rates_is_not(make_run):
     run = make_run(td3=TD3Config(actor_cnn_lr=3e-3, actor_lr=3e-3))
-    run.go(200)
+    run.go(120)
     assert not {"actor_q_bound", "actor_loss", "actor_feature_norm"} & run.fired().keys()
 
 
