@@ -1,8 +1,8 @@
 """`Window`: the updates between two readings, kept on the device until they are read.
 
-An update only has its small tensors put on a list: 4 us, and no wait for the device. A reading
-stacks them and moves one block. What a checkpoint finds on the list goes into it as numbers, so
-that a run that goes on reads the very same.
+An update only has its small tensors put on a list: some microseconds, and no wait for the device.
+A reading stacks them and moves one block (`bench/guard_bench.py`). What a checkpoint finds on the
+list goes into it as numbers, so that a run that goes on reads the very same.
 """
 
 import dataclasses

@@ -75,15 +75,26 @@ def test_the_coupled_wiring_is_caught_by_what_the_data_allow(make_run):
     assert run.watch.rates["critic"].share == 1.0
 
 
-def test_dead_units(make_run):
+@pytest.mark.parametrize("network", ["actor", "critic"])
+def test_dead_units(make_run, network):
     run = make_run()
     with torch.no_grad():
-        run.state.critic.encoder.linear.bias.sub_(1e3)
+        getattr(run.state, network).encoder.linear.bias.sub_(1e3)
     run.go(10)
-    assert run.fired() == {"critic_dead_units": "warn"}
+    assert run.fired() == {f"{network}_dead_units": "warn"}
     (line,) = run.lines()
     assert line["value"] == 1.0
-    assert "critic's CNN" in line["reason"]
+    assert f"{network}'s CNN" in line["reason"]
+
+
+def test_features_of_the_critics_count_apart(make_run):
+    run = make_run()
+    scale(run.state.critic.encoder.linear, 3000.0)
+    run.go(10)
+    assert run.fired()["critic_feature_norm"] == "serious"
+    assert "actor_feature_norm" not in run.fired()
+    assert run.watch.rates["critic"].share == 0.5
+    assert run.watch.rates["actor"].share == 1.0
 
 
 def test_a_saturated_and_constant_actor(make_run):
