@@ -15,7 +15,7 @@ otherwise.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import SegmentCorruptError, StorageError
+from avtd3.store.replay.checked import read_checked
 from avtd3.store.replay.episodes import EpisodeSummary
 from avtd3.store.replay.rows import Key as Key
 from avtd3.store.replay.rows import PrivateRows, Rows, SharedRows
@@ -140,14 +141,11 @@ class ReplayCache:
         self._rows.change(gone, new)
         refused: dict[Key, str] = {}
         try:
-            pending: dict[Key, CachedSegment] = {}
-            for key, segment in new.items():
-                self._enter(key, segment, pending, refused)
-            whole = self._fill({key: new[key] for key in pending}, refused, on_progress)
-            added = {key: pending[key] for key in whole}
+            added = self._fill(new, refused, on_progress)
             self.segments.update(added)
         finally:
-            self._rows.settle([key for key in new if key not in self.segments])
+            done = self.segments.keys() | refused.keys()
+            self._rows.settle([key for key in new if key not in done])
         return Changes(added=added, removed=len(gone), refused=refused)
 
     def close(self) -> None:
@@ -155,28 +153,18 @@ class ReplayCache:
         self.segments.clear()
         self._rows.close()
 
-    def _enter(
-        self,
-        key: Key,
-        segment: Segment,
-        pending: dict[Key, CachedSegment],
-        refused: dict[Key, str],
-    ) -> None:
+    def _enter(self, key: Key, segment: Segment) -> CachedSegment:
         """Check a segment's small arrays and write all but the frames."""
-        try:
-            arrays = _read_checked(segment, self.spec)
-            end_reasons = segment.read_strings("episode_end_reason")
-        except (SegmentCorruptError, OSError) as error:
-            refused[key] = str(error)
-            return
+        arrays = read_checked(segment, self.spec)
+        end_reasons = segment.read_strings("episode_end_reason")
+        self._write_numbers(self._rows.columns()["numbers"][self._rows[key]], arrays)
         lengths = arrays["episode_length"]
-        pending[key] = CachedSegment(
+        return CachedSegment(
             steps=segment.steps,
             content=segment.content_digest,
             first_rows=np.cumsum(lengths + 1) - (lengths + 1),
             episodes=EpisodeSummary.of(arrays, end_reasons),
         )
-        self._write_numbers(self._rows.columns()["numbers"][self._rows[key]], arrays)
 
     def _write_numbers(self, out: NDArray[np.float32], arrays: Mapping[str, NDArray[Any]]) -> None:
         vector = ACTION + self.spec.action_size
@@ -194,62 +182,64 @@ class ReplayCache:
         segments: Mapping[Key, Segment],
         refused: dict[Key, str],
         on_progress: Progress | None,
-    ) -> list[Key]:
-        """Wait until frames are in their rows, decoding what nobody else does.
+    ) -> dict[Key, CachedSegment]:
+        """Put segments into their rows, decoding the frames that nobody else does.
 
         Returns:
             The segments that are whole.
         """
-        waiting, whole = dict(segments), []
-        total = sum(segment.observations for segment in segments.values())
-
-        def leave(key: Key) -> None:
-            del waiting[key]
-            if on_progress is not None:
-                on_progress(total - sum(s.observations for s in waiting.values()), total)
-
+        waiting, whole = dict(segments), {}
+        left = total = sum(segment.observations for segment in segments.values())
         while waiting:
-            ready, mine = self._rows.look(waiting)
-            for key in ready:
-                whole.append(key)
-                leave(key)
-            for key, fault in self._decode({key: waiting[key] for key in mine}):
-                if fault:
-                    refused[key] = fault
+            # Ever smaller shares, so that processes that want the same segments divide them and
+            # end together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+            share = max(2 * FILL_THREADS, len(waiting) // 8)
+            ready, mine = self._rows.look(waiting, share)
+            decode = dict.fromkeys(ready, False) | dict.fromkeys(mine, True)
+            for key, found in self._take_in(waiting, decode):
+                if isinstance(found, CachedSegment):
+                    whole[key] = found
                 else:
-                    whole.append(key)
-                leave(key)
-            if waiting and not ready and not mine:
+                    refused[key] = found
+                    self._rows.settle([key])  # now: others with a good copy wait for it
+                left -= waiting.pop(key).observations
+                if on_progress is not None:
+                    on_progress(total - left, total)
+            if waiting and not decode:
                 time.sleep(WAIT_S)
         return whole
 
-    def _decode(self, segments: Mapping[Key, Segment]) -> Iterator[tuple[Key, str]]:
-        """Decode frames straight into their rows; yields each segment with its fault, if any."""
-        if not segments:
+    def _take_in(
+        self, segments: Mapping[Key, Segment], decode: Mapping[Key, bool]
+    ) -> Iterator[tuple[Key, CachedSegment | str]]:
+        """Enter segments and decode the frames of some; yields each one, or what is wrong."""
+        if not decode:
             return
         with ThreadPoolExecutor(FILL_THREADS, "replay-fill") as pool:
-            jobs: dict[Future[None], Key] = {
-                pool.submit(self._read_frames, key, segment): key
-                for key, segment in segments.items()
+            jobs = {
+                pool.submit(self._take_one, key, segments[key], decode=is_mine): key
+                for key, is_mine in decode.items()
             }
             try:
                 for job in as_completed(jobs):
-                    fault = ""
+                    key = jobs[job]
                     try:
-                        job.result()
-                        self._rows.finish(jobs[job])
+                        found: CachedSegment | str = job.result()
+                        if decode[key]:
+                            self._rows.finish(key)
                     except StorageError:
                         raise  # an OSError, but not the segment's fault
                     except (SegmentCorruptError, OSError) as error:
-                        fault = str(error)
-                    yield jobs[job], fault
+                        found = str(error)
+                    yield key, found
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _read_frames(self, key: Key, segment: Segment) -> None:
-        columns = self._rows.columns()
-        if "frames" in columns:
+    def _take_one(self, key: Key, segment: Segment, *, decode: bool) -> CachedSegment:
+        entered, columns = self._enter(key, segment), self._rows.columns()
+        if decode and "frames" in columns:
             segment.read_frames(out=columns["frames"][self._rows[key]])
+        return entered
 
 
 def _row_types(spec: EpisodeSpec, *, frames: bool) -> dict[str, RowType]:
@@ -263,38 +253,3 @@ def _row_types(spec: EpisodeSpec, *, frames: bool) -> dict[str, RowType]:
 def row_bytes(spec: EpisodeSpec) -> int:
     """Scratch that one row takes in a cache with frames."""
     return sum(kind.size_bytes for kind in _row_types(spec, frames=True).values())
-
-
-def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]]:
-    """Read the small arrays; raise SegmentCorruptError for what training could not survive."""
-    names = ["episode_offset", "episode_length", "episode_return", "episode_policy_version"]
-    names += ["action", "reward", "terminated", "truncated"]
-    if spec.vector_size:
-        names.append("vector")
-    if spec.reward_terms:
-        names.append("reward_terms")
-    arrays = {name: segment.read(name) for name in names}
-    for name, values in arrays.items():
-        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        if not finite.all():
-            raise _unusable(segment, f"{name!r} row {int(finite.argmin())} is not finite")
-    _check_episodes(segment, arrays)
-    return arrays
-
-
-def _check_episodes(segment: Segment, arrays: Mapping[str, NDArray[Any]]) -> None:
-    lengths = arrays["episode_length"]
-    if not (lengths > 0).all() or int(lengths.sum()) != segment.steps:
-        raise _unusable(segment, f"episode lengths do not add up to {segment.steps} steps")
-    if (arrays["episode_offset"] != np.cumsum(lengths) - lengths).any():
-        raise _unusable(segment, "'episode_offset' does not match 'episode_length'")
-    ends = np.flatnonzero(arrays["terminated"] | arrays["truncated"])
-    if not np.array_equal(ends, np.cumsum(lengths) - 1):
-        raise _unusable(segment, "steps marked as an end are not the last steps of the episodes")
-
-
-def _unusable(segment: Segment, what: str) -> SegmentCorruptError:
-    return SegmentCorruptError(
-        f"segment {segment.id} ({segment.path}): {what}; "
-        "run `avtd3 replay-inspect --quarantine` to set it aside"
-    )

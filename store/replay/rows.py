@@ -56,8 +56,13 @@ class Rows(Protocol):
             StorageError: The disk has no room; `new` has no rows then, and `gone` neither.
         """
 
-    def look(self, keys: Iterable[Key]) -> tuple[set[Key], list[Key]]:
-        """Which of some segments are in place, and which this process is to decode."""
+    def look(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
+        """Which of some segments are in place, and which this process is to decode.
+
+        Args:
+            keys: Segments that have rows.
+            most: To decode, at most, before it looks again, if others may want them, too.
+        """
 
     def finish(self, key: Key) -> None:
         """Say that all frames of a segment are in place."""
@@ -110,7 +115,7 @@ class PrivateRows:
             self.settle(placed)
             raise
 
-    def look(self, keys: Iterable[Key]) -> tuple[set[Key], list[Key]]:
+    def look(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
         """See `Rows`."""
         return set(), list(keys)
 
@@ -198,7 +203,7 @@ class SharedRows:
         self._contents |= contents
         self._ranges |= {c: slice(index[c].start, index[c].stop) for c in wanted}
 
-    def look(self, keys: Iterable[Key]) -> tuple[set[Key], list[Key]]:
+    def look(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
         """See `Rows`; of two segments with the same content one is to be decoded."""
         ready: set[Key] = set()
         mine: dict[str, Key] = {}
@@ -209,7 +214,7 @@ class SharedRows:
                 content = self._contents[key]
                 if index[content].is_ready:
                     ready.add(key)
-                elif index.take_over(self._home.lease, content):
+                elif len(mine) < most and index.take_over(self._home.lease, content):
                     mine.setdefault(content, key)
             if mine or self._finished:
                 self._home.write_index(index.to_document())

@@ -1,8 +1,11 @@
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -107,6 +110,61 @@ def test_rows_that_another_process_lists_are_left_alone(tmp_path):
     assert process.returncode == 0
     cache.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_two_that_want_the_same_segments_divide_the_decoding(tmp_path):
+    caches = [ReplayCache(SPEC, tmp_path) for _ in range(2)]
+    segments = [[segment_of(number) for number in range(1, 25)] for _ in caches]
+    both = threading.Barrier(2, timeout=60)  # neither goes on until the other decodes, too
+    for own in segments:
+        turns = itertools.count()
+        for segment in own:
+
+            def read(out, turns=turns, whole=segment.read_frames):
+                if next(turns) == 0:
+                    both.wait()
+                return whole(out=out)
+
+            segment.read_frames = read
+    with ThreadPoolExecutor(2) as pool:
+        changes = list(
+            pool.map(
+                lambda pair: pair[0].follow(wanted(*pair[1])), zip(caches, segments, strict=True)
+            )
+        )
+    for cache, own, change in zip(caches, segments, changes, strict=True):
+        assert (len(change.added), change.refused) == (24, {})
+        check(cache, *own)
+    reads = [[segment.reads for segment in own] for own in segments]
+    assert (np.sum(reads, axis=0) == 1).all()
+    assert all(sum(own) > 0 for own in reads)
+    for cache in caches:
+        cache.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_of_two_may_have_a_damaged_copy_of_what_the_other_wants(tmp_path):
+    left, right = ReplayCache(SPEC, tmp_path), ReplayCache(SPEC, tmp_path)
+    ours, theirs = ([segment_of(number) for number in range(1, 9)] for _ in range(2))
+    ours[0].fault = theirs[7].fault = OSError(5, "I/O error")
+    failed = threading.Barrier(2, timeout=60)
+    for own, bad in ((ours, 0), (theirs, 7)):
+        whole = own[bad].read_frames
+
+        def read(out, whole=whole):
+            failed.wait()
+            return whole(out=out)
+
+        own[bad].read_frames = read
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(left.follow, wanted(*ours))
+        other = pool.submit(right.follow, wanted(*reversed(theirs)))
+        refused = [list(job.result(timeout=60).refused) for job in (one, other)]
+    assert refused == [[(0, "01")], [(0, "08")]]
+    check(left, *ours[1:])
+    check(right, *theirs[:-1])
+    left.close()
+    right.close()
 
 
 def test_what_a_killed_process_was_decoding_is_taken_over(tmp_path):
