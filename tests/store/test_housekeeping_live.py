@@ -95,6 +95,7 @@ def keep_house(dataset, writers_done):
 def test_collectors_readers_and_a_housekeeper_at_once(tmp_path):
     dataset = Dataset.create(tmp_path / "data", SPEC)
     published, writers_done, over = Published(), threading.Event(), threading.Event()
+    published.collect(dataset, KEPT, 300)  # neighbours, in whatever order the others publish
     with ThreadPoolExecutor(6) as pool:
         watchers = [pool.submit(watch, dataset, published, over) for _ in range(2)]
         house = pool.submit(keep_house, dataset, writers_done)
@@ -112,7 +113,7 @@ def test_collectors_readers_and_a_housekeeper_at_once(tmp_path):
             over.set()
         assert min(watcher.result() for watcher in watchers) > 0
     found = episodes_of(dataset.snapshot())
-    wanted = {(seed, KEPT) for n in (0, 2) for seed in range(100 * n, 100 * n + SEGMENTS)}
+    wanted = {(seed, KEPT) for n in (0, 2, 3) for seed in range(100 * n, 100 * n + SEGMENTS)}
     assert found is not None
     assert Counter(found) == Counter(wanted)
     assert not any(dataset.staging_path.iterdir())
