@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from avtd3.cli import main
 from avtd3.collect.evaluate import evaluate
 from avtd3.collect.examiner import EvaluateConfig
 from avtd3.store.dataset import Dataset
@@ -55,8 +56,8 @@ def test_both_keep_in_step_and_either_waits_for_the_other(tmp_path, start):
         "learn", data, "--run", run, "--policies", policies, "--follow", *LEARNER,
         "--updates", STEPS - RANDOM,
     )  # fmt: skip
-    assert collector.process.wait(timeout=120) == 0, log.read_text()
-    assert learner.process.wait(timeout=120) == 0, learner.log.read_text()
+    assert collector.process.wait(timeout=300) == 0, log.read_text()
+    assert learner.process.wait(timeout=300) == 0, learner.log.read_text()
 
     done = 0
     for length, driver, version in episodes(data):
@@ -76,3 +77,6 @@ def test_both_keep_in_step_and_either_waits_for_the_other(tmp_path, start):
     elsewhere = dataclasses.replace(config, world="gym:MountainCarContinuous-v0")
     with pytest.raises(SpecError, match="trained for another spec"):
         evaluate(str(policies), elsewhere)
+    with pytest.raises(SystemExit) as stop:
+        main(["replay-inspect", str(data), "--sample", "100%"])
+    assert stop.value.code == 0
