@@ -106,6 +106,15 @@ _OFFLINE = {
         "discounted return that followed, mean over steps of terminated held-out episodes", "reward"
     ),
     "offline/q_excess": _metric("mean of Q1 less that return, over the same steps", "reward"),
+    "offline/q_correlation": _metric(
+        "correlation of Q1 and that return, over the same steps", "1", HIGHER
+    ),
+    "offline/initial_value": _metric(
+        "mean Q1 of the actor's action in the first state of an episode", "reward"
+    ),
+    "offline/initial_return": _metric(
+        "discounted return of a whole episode, mean over those that terminated", "reward"
+    ),
     "offline/action_distance": _metric(
         "mean distance of the actor from the data", "half ranges", LOWER
     ),

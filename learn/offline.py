@@ -1,7 +1,8 @@
 """Judging a critic and an actor by held-out episodes: what no draw has ever shown them.
 
 The critic's TD error there against that in training shows overfitting; its value against the
-return that followed shows optimism; the actor's distance to the data's actions shows how far the
+return that followed shows optimism, and their correlation whether it tells good states from bad
+ones; the actor's distance to the data's actions shows how far the
 critic is asked about actions it has no data for.
 """
 
@@ -42,6 +43,9 @@ class Judge:
     def __call__(self, state: TD3State, episodes: Iterable[HeldOutEpisode]) -> dict[str, float]:
         """Means over all steps of the episodes, by the name of their metric; empty without any.
 
+        Of the first steps alone: the value of the actor's action in them, which is what the critic
+        expects of a whole episode, and the return that the data had.
+
         Args:
             state: Looked at, not changed.
             episodes: Whole episodes, read one at a time.
@@ -55,11 +59,15 @@ class Judge:
                     columns.setdefault(name, []).append(values)
         if not count:
             return {}
-        means = {name: float(np.concatenate(values).mean()) for name, values in columns.items()}
-        return means | {"offline/episodes": float(count)}
+        steps = {name: np.concatenate(values) for name, values in columns.items()}
+        found = {name: float(values.mean()) for name, values in steps.items()}
+        if "offline/return" in steps:
+            seen = steps["offline/return"].astype(np.float64)
+            found |= _correlation(seen, seen + steps["offline/q_excess"])
+        return found | {"offline/episodes": float(count)}
 
     def _judge(self, state: TD3State, episode: HeldOutEpisode) -> dict[str, NDArray[np.float32]]:
-        """Each metric at each step of an episode, float32 (T,)."""
+        """Each metric at each step of an episode, float32 (T,); of the first step alone (1,)."""
         length = len(episode.reward)
         spans = [
             self._judge_span(state, episode, start, min(start + _STEPS_AT_ONCE, length))
@@ -74,6 +82,8 @@ class Judge:
             seen = discounted_returns(reward, self.gamma)
             found["offline/return"] = seen
             found["offline/q_excess"] = found["offline/q"] - seen
+            found["offline/initial_return"] = seen[:1]
+        found["offline/initial_value"] = found["offline/q_actor"][:1]
         return found
 
     def _judge_span(
@@ -128,6 +138,13 @@ def discounted_returns(reward: NDArray[np.float32], gamma: float) -> NDArray[np.
         following = float(reward[t]) + gamma * following
         found[t] = following
     return found.astype(np.float32)
+
+
+def _correlation(seen: NDArray[np.float64], q: NDArray[np.float64]) -> dict[str, float]:
+    """Pearson's between returns and values, each (N,); nothing where one of them is constant."""
+    if seen.std() == 0.0 or q.std() == 0.0:
+        return {}
+    return {"offline/q_correlation": float(np.corrcoef(seen, q)[0, 1])}
 
 
 @contextlib.contextmanager

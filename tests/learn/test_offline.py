@@ -9,6 +9,7 @@ import torch
 from avtd3.learn import offline
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
+from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
 from avtd3.learn.offline import Judge, discounted_returns
 from avtd3.learn.state import TD3Config, create_state
@@ -71,6 +72,9 @@ def one_by_one(state, episode, spec, gamma):
         if episode.terminated:
             seen = sum(gamma**i * r for i, r in enumerate(rewards[t:]))
             row |= {"offline/return": seen, "offline/q_excess": q - seen}
+        row |= {"offline/initial_value": row["offline/q_actor"]} if t == 0 else {}
+        if t == 0 and episode.terminated:
+            row["offline/initial_return"] = row["offline/return"]
         found.append(row)
     return found
 
@@ -93,6 +97,9 @@ def test_the_means_are_those_of_single_steps(make_spec, small_network, monkeypat
     with torch.no_grad():
         rows = [row for episode in episodes for row in one_by_one(state, episode, spec, 0.9)]
     assert found.pop("offline/episodes") == 3.0
+    known = [row for row in rows if "offline/return" in row]
+    pairs = np.array([(row["offline/return"], row["offline/q"]) for row in known])
+    assert found.pop("offline/q_correlation") == pytest.approx(np.corrcoef(pairs.T)[0, 1], abs=1e-5)
     assert found.keys() == set().union(*rows)
     for name, value in found.items():
         assert value == pytest.approx(np.mean([r[name] for r in rows if name in r]), abs=1e-5)
@@ -104,8 +111,22 @@ def test_returns_of_episodes_that_were_cut_off_are_not_known(make_spec, small_ne
     judge = Judge(spec=spec, config=TD3Config(), gamma=0.9, device=CPU, autocast=None)
     found = judge(state, [make_episode(spec, 4, terminated=False)])
     assert "offline/return" not in found
+    assert "offline/initial_return" not in found
+    assert "offline/q_correlation" not in found
     assert "offline/q" in found
     assert judge(state, []) == {}
+
+
+def test_a_critic_that_says_one_number_has_no_correlation(make_spec, small_network):
+    spec = make_spec(vector=3)
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=1)
+    with torch.no_grad():
+        for p in state.critic.parameters():
+            p.zero_()
+    judge = Judge(spec=spec, config=TD3Config(), gamma=0.9, device=CPU, autocast=None)
+    found = judge(state, [make_episode(spec, 4, terminated=True)])
+    assert found["offline/q_excess"] == pytest.approx(-found["offline/return"])
+    assert "offline/q_correlation" not in found
 
 
 def test_discounted_returns_by_hand():
@@ -130,6 +151,8 @@ def test_a_run_judges_itself_by_what_it_never_draws(tmp_path, make_spec, publish
     curves = read_curves(tmp_path / "run" / "events")
     assert curves["offline/td_error"].updates.tolist() == [5, 10]
     assert curves["offline/episodes"].values.tolist() == [2.0, 2.0]
+    names = {name for name in curves if name.startswith("offline/")}
+    assert names == {name for name in METRICS if name.startswith("offline/")}
 
 
 def test_a_run_whose_filter_leaves_nothing_says_so(tmp_path, make_spec, publish_episodes, config):
