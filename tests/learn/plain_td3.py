@@ -162,6 +162,7 @@ class PlainTD3:
         low, high = np.array(spec.action_low), np.array(spec.action_high)
         self.centre, self.half = (high + low) / 2, (high - low) / 2
         self.updates = 0
+        self.share = 1.0  # of the learning rates
         self.seen, self.limits = (np.inf, -np.inf), (0.0, 0.0)
 
     def update(self, drawn: Drawn, noise: Array) -> tuple[float, float | None]:
@@ -173,12 +174,12 @@ class PlainTD3:
         if config.target_clip_every and self.updates % config.target_clip_every == 0:
             self.limits = self.seen
         loss = self._improve_critic(drawn, target)
-        rates = (config.critic_cnn_lr, config.critic_lr)
+        rates = (self.share * config.critic_cnn_lr, self.share * config.critic_lr)
         self.critic.descend(config, rates, config.clip.critic_max_norm)
         if self.updates % config.policy_delay:
             return loss, None
         actor_loss = self._improve_actor(drawn)
-        rates = (config.actor_cnn_lr, config.actor_lr)
+        rates = (self.share * config.actor_cnn_lr, self.share * config.actor_lr)
         self.actor.descend(config, rates, config.clip.actor_max_norm)
         self.actor_target.follow(self.actor, config.tau)
         self.critic_target.follow(self.critic, config.tau)

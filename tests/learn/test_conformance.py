@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from avtd3.learn.config import LearnConfig
 from avtd3.learn.guard.clip import ClipConfig
 from avtd3.learn.networks import Actor, NetworkConfig, TwinCritic
 from avtd3.learn.prepare import cpu_threads
@@ -121,7 +122,7 @@ def assert_networks_same(state, plain, number):
         assert_same(numbers(getattr(state, name)), network.p, f"update {number} {name}")
 
 
-def compare(spec, make_batch, network, config, *, size, weighted=False):
+def compare(spec, make_batch, network, config, *, size, weighted=False, falling=None):
     torch.manual_seed(3)
     state = state_of(Actor(spec, network).double(), TwinCritic(spec, network).double(), config)
     plain = PlainTD3(spec, numbers(state.actor), numbers(state.critic), network, config)
@@ -133,6 +134,9 @@ def compare(spec, make_batch, network, config, *, size, weighted=False):
             weight = torch.rand(size, generator=generator, dtype=torch.float64)
             batch = dataclasses.replace(batch, weight=weight)
         noise = torch.randn(size, 2, generator=generator, dtype=torch.float64)
+        if falling is not None:
+            state.scale_rates(falling.rate_share(number))
+            plain.share = float(np.interp(number, (falling.decay_from, UPDATES), (1.0, 0.1)))
         ours = update(state, batch, noise, config)
         loss, actor_loss = plain.update(drawn(batch), noise.numpy())
         assert ours.critic.loss.item() == pytest.approx(loss, rel=1e-6)
@@ -179,3 +183,16 @@ def test_each_shape_of_network_learns_by_its_own_formulas(make_spec, make_batch,
 def test_prioritised_draws_are_weighed_by_importance(make_spec, make_batch, image):
     spec = make_spec(image=image, vector=3)
     compare(spec, make_batch, SMALL, PLAIN, size=8, weighted=True)
+
+
+@pytest.mark.parametrize("image", [None, pytest.param(IMAGE, marks=pytest.mark.slow)])
+def test_learning_rates_fall_linearly(make_spec, make_batch, image):
+    falling = LearnConfig(updates=UPDATES, decay_from=6, decay_to=0.1)
+    config = dataclasses.replace(PLAIN, weight_decay_kind="decoupled", mlp_weight_decay=3.0)
+    spec = make_spec(image=image, vector=3)
+    compare(spec, make_batch, SMALL, config, size=8, falling=falling)
+
+
+def test_leaky_units_learn_by_their_own_formula(make_spec, make_batch):
+    network = dataclasses.replace(SMALL, activation="leaky_relu")
+    compare(make_spec(vector=7, **BOUNDS), make_batch, network, PLAIN, size=16)

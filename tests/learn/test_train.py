@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from avtd3.learn import batch
 from avtd3.learn.checkpoint import list_checkpoints
 from avtd3.learn.curves import read_curves
 from avtd3.learn.guard.config import GuardConfig
@@ -137,6 +138,27 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert whole.keys() == parts.keys()
     for name, value in whole.items():
         assert value.tobytes() == parts[name].tobytes(), name
+
+
+def test_random_shifts_reach_the_batches(
+    tmp_path, make_spec, publish_episodes, config, monkeypatch
+):
+    publish_episodes(tmp_path / "data", make_spec(image=IMAGE))
+    seen = []
+
+    def to_batch(transitions, device, dtype, shifting):
+        seen.append(shifting)
+        return batch.to_batch(transitions, device, dtype, shifting)
+
+    monkeypatch.setattr("avtd3.learn.draw.to_batch", to_batch)
+    for name, pad in (("plain", 0), ("moved", 3)):
+        short = dataclasses.replace(config, updates=2, image_shift=pad)
+        train([tmp_path / "data"], tmp_path / name, short)
+    assert [shifting and shifting.pad for shifting in seen] == [None, None, 3, 3]
+    plain, moved = (
+        tensors_of(list_checkpoints(tmp_path / n / "checkpoints")[-1]) for n in ("plain", "moved")
+    )
+    assert (plain["noise"] != moved["noise"]).any()  # so that a resume goes on with the shifts
 
 
 def test_readers_drop_what_was_logged_behind_the_checkpoint(
@@ -448,7 +470,14 @@ def test_a_run_killed_at_any_write_goes_on(tmp_path, make_spec, publish_episodes
 
 
 @pytest.mark.parametrize(
-    "bad", [{"updates": 0}, {"refresh_seconds": 0.0}, {"precision": "fp8"}, {"seed": -1}]
+    "bad",
+    [
+        {"updates": 0},
+        {"refresh_seconds": 0.0},
+        {"precision": "fp8"},
+        {"seed": -1},
+        {"image_shift": -1},
+    ],
 )
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
