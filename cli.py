@@ -22,6 +22,7 @@ from avtd3.configs.command_line import (
     section,
 )
 from avtd3.configs.console import interruptible, progress, say
+from avtd3.configs.gate_commands import compare, gate
 from avtd3.configs.inspect_command import replay_inspect
 from avtd3.configs.store_commands import app as store_app
 from avtd3.store.errors import Avtd3Error, StorageError, TrainingHalted, WorldError
@@ -163,6 +164,8 @@ def learn(
 
 
 app.command(name="replay-inspect")(replay_inspect)
+app.command()(gate)
+app.command()(compare)
 app.add_typer(store_app, name="store")
 
 

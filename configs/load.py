@@ -81,23 +81,45 @@ def read_config(source: str) -> dict[str, Any]:
     if not path.exists() and source in presets():
         text = (resources.files("avtd3.configs") / f"{source}.yaml").read_text("utf-8")
     else:
-        text = _read_text(path)
+        text = read_text(path, otherwise=f"give a YAML file or a preset ({', '.join(presets())})")
+    return parse_mapping(text, source, of=f"sections: {', '.join(SECTIONS)}")
+
+
+def parse_mapping(text: str, source: str, *, of: str) -> dict[str, Any]:
+    """Read a YAML text into a mapping; nothing at all is an empty one.
+
+    Args:
+        text: The YAML.
+        source: Where it is from, for messages.
+        of: What the mapping should hold, for messages.
+
+    Raises:
+        ConfigError: It is not YAML, or no mapping.
+    """
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date may be none
         reason = " ".join(str(error).split())
         raise ConfigError(f"config {source} is not valid YAML: {reason}") from error
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise ConfigError(f"config {source} must be a mapping of sections: {', '.join(SECTIONS)}")
+        raise ConfigError(f"config {source} must be a mapping of {of}")
     return document
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, *, otherwise: str) -> str:
+    """Read a YAML file that a person named.
+
+    Args:
+        path: The file.
+        otherwise: What to do if there is none, for the message.
+
+    Raises:
+        ConfigError: There is no such file, or it is too large or no UTF-8.
+    """
     if not path.is_file():
-        known = ", ".join(presets())
-        raise ConfigError(f"config {path}: no such file; give a YAML file or a preset ({known})")
+        raise ConfigError(f"config {path}: no such file; {otherwise}")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"config {path} is larger than {MAX_CONFIG_BYTES} bytes; not a config")
     try:
@@ -159,6 +181,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _convert_literal(hint, value, path)
     if origin is tuple:
         return _convert_tuple(hint, value, path)
+    if origin is Mapping:
+        return _convert_mapping(hint, value, path)
     return _convert_scalar(hint, value, path)
 
 
@@ -187,6 +211,13 @@ def _convert_tuple(hint: Any, value: Any, path: str) -> Any:
         raise ConfigError(f"{path} must have {len(arguments)} values, found {len(value)}")
     pairs = zip(arguments, value, strict=True)
     return tuple(_convert(inner, item, f"{path}[{i}]") for i, (inner, item) in enumerate(pairs))
+
+
+def _convert_mapping(hint: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path} must be a mapping, found {value!r}")
+    _, inner = typing.get_args(hint)
+    return {str(key): _convert(inner, item, f"{path}.{key}") for key, item in value.items()}
 
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:

@@ -1,51 +1,22 @@
 """Learning curves: scalars out of a run's event files, as one picture."""
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from avtd3.store.errors import CheckpointError
+from avtd3.learn.judge.reader import read_log
+from avtd3.learn.judge.scalars import Curve
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """One scalar over a run."""
-
-    name: str
-    """The metric's name, as logged."""
-    updates: NDArray[np.int64]
-    """int64 (N,), gradient updates done."""
-    values: NDArray[np.float64]
-    """float64 (N,), the metric."""
-
-
-def read_curves(events: Path) -> dict[str, Curve]:
-    """Read every scalar of a directory of event files.
+def read_curves(events: Path) -> Mapping[str, Curve]:
+    """Read every scalar of a run's event files.
 
     Args:
         events: Directory that a TensorBoard writer wrote to.
 
     Raises:
-        CheckpointError: There are no event files.
+        ConfigError: There are no event files.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    if not any(events.glob("*tfevents*")):
-        raise CheckpointError(f"{events} holds no event files; give the directory of a run")
-    accumulator = EventAccumulator(str(events), size_guidance={"tensors": 0, "scalars": 0})
-    accumulator.Reload()
-    curves = {}
-    for name in accumulator.Tags()["scalars"]:
-        points = accumulator.Scalars(name)
-        curves[name] = Curve(
-            name=name,
-            updates=np.array([p.step for p in points], np.int64),
-            values=np.array([p.value for p in points], np.float64),
-        )
-    return curves
+    return read_log(events).curves
 
 
 def plot_curves(curves: Sequence[Curve], path: Path, *, title: str, columns: int = 3) -> None:

@@ -1,7 +1,6 @@
 """An audit as one HTML page that needs nothing else: no script, no network, no other file.
 
-A policy in the page forbids the browser to load anything, and everything read from a dataset is
-escaped by `avtd3.store.page.markup`.
+Everything read from a dataset is escaped by `avtd3.store.page.markup`.
 """
 
 import datetime
@@ -14,13 +13,12 @@ from avtd3.store.inspect.drift import Drift
 from avtd3.store.inspect.findings import CHECKS, Finding
 from avtd3.store.inspect.report import AuditReport
 from avtd3.store.page.drift import drift_section
+from avtd3.store.page.frame import html_page, section
 from avtd3.store.page.markup import Markup, element, join, shorten
 from avtd3.store.page.reels import Reel, draw_reel, pick_reels
 from avtd3.store.page.sections import data_sections, key_figures
-from avtd3.store.page.style import STYLE
 from avtd3.store.page.tables import scrolling, table
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
 MARKS = {"ok": "✓", "warnings": "!", "errors": "✕"}
 MAX_OFFENDERS = 10
 """Findings of each check that the page spells out."""
@@ -65,31 +63,14 @@ def render_page(
     """
     names = ", ".join(dataset.path for dataset in report.datasets) or "nothing"
     title = f"Audit of {names}"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("title", title),
-        element("style", Markup(STYLE)),
-    )
     main = element(
         "main",
-        _section("Checks", _checks(report)),
-        _section("Drift", drift_section(drifts, compared)) if drifts else "",
-        _section("What the camera saw", _reels(reels)) if reels else "",
-        [_section(name, content) for name, content in data_sections(report)],
+        section("Checks", _checks(report)),
+        section("Drift", drift_section(drifts, compared)) if drifts else "",
+        section("What the camera saw", _reels(reels)) if reels else "",
+        [section(name, content) for name, content in data_sections(report)],
     )
-    body = element("body", _header(report, title, made), main, _footer(report))
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
-
-
-def _section(title: str, content: Markup) -> Markup:
-    name = title.lower().replace(" ", "-")
-    heading = element("h2", title, id=name)
-    return element("section", heading, content, aria_labelledby=name)
+    return html_page(title, _header(report, title, made), main, _footer(report))
 
 
 def _header(report: AuditReport, title: str, made: datetime.datetime) -> Markup:

@@ -26,8 +26,9 @@ def test_the_wheel_holds_every_module_and_preset(tmp_path):
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     for package in packages["packages"]:
         folder = ROOT / Path(*package.split(".")[1:])
-        for path in [*folder.glob("*.py"), *folder.glob("*.yaml")]:
-            name = f"{package.replace('.', '/')}/{path.name}"
+        deep = folder.rglob("*.yaml") if package == "avtd3.configs" else folder.glob("*.yaml")
+        for path in [*folder.glob("*.py"), *deep]:
+            name = f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}"
             assert name in held, f"{name} is not in the wheel"
     assert not any(name.startswith(("avtd3/tests", "tests", "bench")) for name in held)
 

@@ -1,0 +1,1 @@
+"""Judging runs by their TensorBoard event files: gates, and comparisons of two runs."""
