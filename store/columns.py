@@ -1,9 +1,13 @@
 """Growing buffers for what a segment holds before it is sealed: encoded frames and columns."""
 
+import dataclasses
+from typing import Self
+
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.codec import FrameCodec, decode_into, known_chain
+from avtd3.store.codec_choice import MEASURED_FRAMES, choose_codec
 from avtd3.store.spec import EpisodeSpec
 
 OBSERVATION_COLUMNS = ("vector", "frame_id", "sim_time")
@@ -47,13 +51,39 @@ class StepColumns:
 
 
 class FrameBuffer:
-    """Frames, compressed chunk by chunk as they arrive, so that sealing has nothing left to do."""
+    """Frames, compressed chunk by chunk as they arrive, so that sealing has nothing left to do.
+
+    With the codec ``auto`` the first ones stay as they are, until `settled`.
+    """
 
     def __init__(self, codec: FrameCodec, frame_shape: tuple[int, ...]) -> None:
-        self._codec = codec
+        self._settings = codec
+        self._codec = dataclasses.replace(codec, name="raw") if codec.name == "auto" else codec
         self._pending = np.zeros((codec.chunk_frames, *frame_shape), np.uint8)
         self._chunks: list[bytes] = []
         self._count = 0
+
+    @property
+    def codec(self) -> FrameCodec:
+        """How the chunks are encoded; raw while ``auto`` is not settled."""
+        return self._codec
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough frames are held to choose a codec."""
+        return self._settings.name == "auto" and self._count >= MEASURED_FRAMES
+
+    def settled(self) -> Self:
+        """The same frames in the codec that suits them; itself, unless it is to choose one."""
+        if self._settings.name != "auto" or not self._count:
+            return self
+        size = self._codec.chunk_frames
+        frames = np.concatenate([self._frames_of_chunk(n) for n in range(-(-self._count // size))])
+        frames = frames[: self._count]
+        chosen = type(self)(choose_codec(self._settings, frames), frames.shape[1:])
+        for frame in frames:
+            chosen.append(frame)
+        return chosen
 
     def append(self, frame: NDArray[np.uint8]) -> None:
         """Add one frame, uint8 (C, H, W); it is copied."""

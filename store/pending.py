@@ -26,6 +26,7 @@ class PendingSegment:
             codec: How frames are compressed.
             rows: Steps for which there is room at first.
         """
+        self._settings = codec
         self.columns = StepColumns(spec, rows)
         self.ended: list[EndedEpisode] = []
         """The whole episodes."""
@@ -40,6 +41,11 @@ class PendingSegment:
         """Seconds since 1970 at which the first episode began."""
         self._observations = 0
         self._running_since = 0.0
+
+    @property
+    def codec(self) -> FrameCodec:
+        """How the frames are compressed; without an image, how they would be."""
+        return self._settings if self._frames is None else self._frames.codec
 
     @property
     def running_steps(self) -> int:
@@ -80,6 +86,8 @@ class PendingSegment:
         if vector is not None:
             columns.vector[row] = vector
         if self._frames is not None and frame is not None:
+            if self._frames.is_due:
+                self._frames = self._frames.settled()
             self._frames.append(frame)
         self._observations = row + 1
 
@@ -131,8 +139,11 @@ class PendingSegment:
             self._frames.truncate(self._observations)
 
     def encoded_frames(self) -> list[bytes] | None:
-        """The chunks of the whole episodes, or None without an image."""
-        return None if self._frames is None else self._frames.encoded(self.whole_observations)
+        """The chunks of the whole episodes, encoded as `codec` says; None without an image."""
+        if self._frames is None:
+            return None
+        self._frames = self._frames.settled()
+        return self._frames.encoded(self.whole_observations)
 
     def drop_whole(self) -> None:
         """Let go of the whole episodes, which are published, and keep the running one."""

@@ -114,13 +114,12 @@ class SegmentNamer:
         return f"{stamp}-{self._collector}-{self._counter:06d}-{secrets.token_hex(4)}"
 
 
-def base_provenance(given: Mapping[str, Any], collector: str, codec: FrameCodec) -> dict[str, Any]:
+def base_provenance(given: Mapping[str, Any], collector: str) -> dict[str, Any]:
     """What is recorded with every segment of a writer.
 
     Args:
         given: The caller's own JSON; config, simulator build and the like.
         collector: The collector's name.
-        codec: How it encodes frames.
 
     Raises:
         SpecError: ``given`` is not JSON, or larger than `MAX_PROVENANCE_BYTES`.
@@ -137,7 +136,6 @@ def base_provenance(given: Mapping[str, Any], collector: str, codec: FrameCodec)
         "python": platform.python_version(),
         "host": platform.node(),
         "collector": collector,
-        "codec": dataclasses.asdict(codec),
     }
 
 
@@ -159,7 +157,7 @@ def seal_files(
         columns: Its first rows are those of ``ended``.
         ended: The whole episodes, at least one.
         chunks: The encoded frames, or None if the spec has no image.
-        codec: How they were encoded.
+        codec: How they were encoded; recorded, too.
         provenance: JSON to record.
 
     Returns:
@@ -192,7 +190,7 @@ def seal_files(
         segment_id=segment_id,
         spec_digest=dataset.spec_digest,
         files={name: FileEntry(len(data), sha256(data)) for name, data in files.items()},
-        provenance=provenance,
+        provenance={**provenance, "codec": dataclasses.asdict(codec)},
         digest="",
         **counts,
     )

@@ -93,7 +93,7 @@ class SegmentWriter:
         self._config = config or WriterConfig()
         self._clock = clock
         self._namer = SegmentNamer(collector)
-        self._provenance = base_provenance(provenance, collector, self._config.codec)
+        self._provenance = base_provenance(provenance, collector)
         self._is_closed = False
         self._checker = StepChecker(dataset.spec)
         rows = self._config.segment_steps + _SPARE_ROWS
@@ -232,13 +232,14 @@ class SegmentWriter:
             return None
         now = self._clock()
         segment_id = self._namer.next(now)
+        chunks = pending.encoded_frames()
         files = seal_files(
             segment_id,
             self._dataset,
             pending.columns,
             pending.ended,
-            chunks=pending.encoded_frames(),
-            codec=self._config.codec,
+            chunks=chunks,
+            codec=pending.codec,
             provenance={**self._provenance, "sealed_at": now},
         )
         staging, target = (

@@ -79,7 +79,7 @@ def merge(dataset: Dataset, sources: Sequence[Segment], segment_id: str, *, now_
         [episode for source in sources for episode in _episodes(source)],
         chunks=_join_frames(sources, codec),
         codec=codec,
-        provenance=_provenance(sources, codec, now_s),
+        provenance=_provenance(sources, now_s),
     )
 
     def check(staging: Path) -> None:
@@ -123,7 +123,7 @@ def _codec(provenance: Mapping[str, Any]) -> FrameCodec:
         return FrameCodec()
 
 
-def _provenance(sources: Sequence[Segment], codec: FrameCodec, now_s: float) -> dict[str, Any]:
+def _provenance(sources: Sequence[Segment], now_s: float) -> dict[str, Any]:
     replaced: dict[str, str] = {}
     for source in sources:
         earlier = source.provenance.get(REPLACES)
@@ -134,7 +134,7 @@ def _provenance(sources: Sequence[Segment], codec: FrameCodec, now_s: float) -> 
         REPLACES: replaced,
         ORIGIN: [origin for source in sources for origin in origins(source)],
     }
-    return {**base_provenance(given, COLLECTOR, codec), "sealed_at": now_s}
+    return {**base_provenance(given, COLLECTOR), "sealed_at": now_s}
 
 
 def _join_columns(dataset: Dataset, sources: Sequence[Segment]) -> StepColumns:

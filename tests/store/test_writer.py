@@ -47,7 +47,7 @@ specs = st.builds(
 )
 codecs = st.builds(
     FrameCodec,
-    name=st.sampled_from(["lz4hc", "zstd", "raw"]),
+    name=st.sampled_from(["lz4hc", "zstd", "raw", "auto"]),
     level=st.integers(1, 9),
     chunk_frames=st.integers(1, 5),
 )
