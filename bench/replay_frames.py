@@ -7,6 +7,8 @@
 All are written by avtd3's own writer with its default codec.
 """
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,52 +66,72 @@ def _make_carracing(path: Path, frames: int, sigma: float = 0.0) -> None:
     )
     noise = np.random.default_rng(0)
     dataset = Dataset.create(path, spec)
+    held = 0
     with SegmentWriter(dataset, collector="bench", provenance={}) as writer:
-        for seed in range(-(-frames // (EPISODE_STEPS + 1))):
-            for t, (picture, speed, action, reward) in enumerate(_drive(seed)):
-                frame = picture
+        for seed in itertools.count():
+            if held >= frames:
+                break
+            for moment in _drive(seed):
+                frame = moment.picture
                 if sigma:
-                    noisy = picture + noise.normal(0.0, sigma, picture.shape)
+                    noisy = frame + noise.normal(0.0, sigma, frame.shape)
                     frame = noisy.round().clip(0, 255).astype(np.uint8)
-                _write(writer, seed, t, frame, speed, action, reward)
-            writer.end_episode("time_limit")
+                _write(writer, seed, moment, frame)
+                held += 1
+            writer.end_episode("terminated" if moment.terminated else "time_limit")
 
 
 def _make_noisy(path: Path, frames: int) -> None:
     _make_carracing(path, frames, sigma=NOISE_SIGMA)
 
 
-def _drive(seed: int) -> Iterator[tuple[NDArray[np.uint8], float, NDArray[np.float32], float]]:
-    """One episode: picture uint8 (1, H, W), speed, and the action and reward that led there."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Moment:
+    """An observation, and the step that led there."""
+
+    number: int
+    """0 is the episode's first."""
+    picture: NDArray[np.uint8]
+    """uint8 (1, H, W)."""
+    speed_mps: float
+    action: NDArray[np.float32]
+    """float32 (2,)."""
+    reward: float
+    terminated: bool
+    """Whether the environment ended the episode: the car has left the field, or the lap is done."""
+
+
+def _drive(seed: int) -> Iterator[_Moment]:
+    """One episode, to its end or `EPISODE_STEPS`."""
     import gymnasium
 
     env = gymnasium.make("CarRacing-v3", max_episode_steps=10 * EPISODE_STEPS)
     picture, _ = env.reset(seed=seed)
     rng = np.random.default_rng(seed)
-    steer, reward = 0.0, 0.0
+    steer, reward, ended = 0.0, 0.0, False
     action = np.zeros(2, np.float32)
-    for _ in range(EPISODE_STEPS + 1):
+    for number in range(EPISODE_STEPS + 1):
         grey = picture[:_SIDE, _LEFT : _LEFT + _SIDE] @ (0.299, 0.587, 0.114)
         velocity = env.unwrapped.car.hull.linearVelocity  # type: ignore[attr-defined]
-        yield grey.astype(np.uint8)[None], math.hypot(*velocity), action, float(reward)
+        yield _Moment(
+            number=number,
+            picture=grey.astype(np.uint8)[None],
+            speed_mps=math.hypot(*velocity),
+            action=action,
+            reward=float(reward),
+            terminated=ended,
+        )
+        if ended:
+            break
         steer = 0.9 * steer + 0.1 * rng.normal()
         action = np.array([steer, 0.1], np.float32).clip(-1.0, 1.0)
         picture, reward, ended, _, _ = env.step(np.array([action[0], action[1], 0.0]))
-        if ended:
-            picture, _ = env.reset(seed=seed + 1_000_003)
     env.close()
 
 
-def _write(
-    writer: SegmentWriter,
-    seed: int,
-    t: int,
-    frame: NDArray[np.uint8],
-    speed: float,
-    action: NDArray[np.float32],
-    reward: float,
-) -> None:
-    vector = np.array([speed / 100.0], np.float32)
+def _write(writer: SegmentWriter, seed: int, moment: _Moment, frame: NDArray[np.uint8]) -> None:
+    vector = np.array([moment.speed_mps / 100.0], np.float32)
+    t = moment.number
     if t == 0:
         info = EpisodeInfo(
             seed=seed, scenario=0, world="carracing", town="", weather="", driver="random"
@@ -117,13 +139,13 @@ def _write(
         writer.begin_episode(info, frame=frame, vector=vector, frame_id=0, sim_time_s=0.0)
         return
     writer.step(
-        action=action,
-        reward=reward,
+        action=moment.action,
+        reward=moment.reward,
         reward_terms=None,
         frame=frame,
         vector=vector,
-        terminated=False,
-        truncated=t == EPISODE_STEPS,
+        terminated=moment.terminated,
+        truncated=t == EPISODE_STEPS and not moment.terminated,
         frame_id=t,
         sim_time_s=0.02 * t,
     )

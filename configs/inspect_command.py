@@ -88,7 +88,7 @@ def replay_inspect(
         show_episode(datasets, episode, files, among=filter_ or (), as_json=as_json)
         return
     from avtd3.store.inspect.audit import audit
-    from avtd3.store.inspect.report import render
+    from avtd3.store.inspect.report_text import render
 
     comparison = Comparison.parse(datasets, against or (), window or ())
     settings = section("audit", config, set_)

@@ -12,6 +12,9 @@ from avtd3.store.errors import ConfigError
 from avtd3.store.inspect.findings import Fault
 from avtd3.store.spec import EpisodeSpec
 
+SPEED = "speed_mps"
+"""The vector's component that is the car's own speed; no other name says its unit."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FrameFeatures:
@@ -151,11 +154,11 @@ def first_rows(
 
 
 def speed_mps(evidence: Evidence, spec: EpisodeSpec) -> NDArray[np.float32] | None:
-    """Speed at each observation from the vector's component named ``speed...``, if it has one."""
-    for part, name in enumerate(spec.vector_names):
-        if name.startswith("speed") and evidence.vector is not None:
-            return evidence.vector[:, part] * np.float32(spec.vector_scales[part])
-    return None
+    """Speed at each observation, if the spec has it; ``speed_kmh`` or a limit is something else."""
+    if SPEED not in spec.vector_names or evidence.vector is None:
+        return None
+    part = spec.vector_names.index(SPEED)
+    return evidence.vector[:, part] * np.float32(spec.vector_scales[part])
 
 
 def runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -229,8 +229,8 @@ CHECKS: dict[str, Check] = {
     "reward-impossible": _error(
         "a reward is larger than possible", "check the task; raise audit.limits.reward_limit"
     ),
-    "reward-constant": _warning(
-        "all rewards of a segment are the same number", "check that the task's reward is stored"
+    "reward-missing": _warning(
+        "all rewards of a segment are zero", "check that the task's reward is stored"
     ),
     "policy-conflict": _warning(
         "one policy version with two digests",

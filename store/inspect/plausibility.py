@@ -21,7 +21,7 @@ from avtd3.store.inspect.frame_checks import MOVING_MPS
 from avtd3.store.spec import EpisodeSpec
 
 FEW_STEPS = 100
-"""Steps of a segment below which equal rewards say nothing."""
+"""Steps of a segment below which rewards of zero say nothing."""
 
 
 def timeout_unmarked(
@@ -63,8 +63,8 @@ def noise_negative(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits)
 
 
 def vector_range(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """Normalised components are of the size of 1."""
-    if evidence.vector is None:
+    """Normalised components are of the size of 1; where all scales are 1, none is normalised."""
+    if evidence.vector is None or all(scale == 1.0 for scale in spec.vector_scales):
         return
     # NaN and infinity are told by `not_finite`.
     size = np.where(np.isfinite(evidence.vector), np.abs(evidence.vector), 0.0)
@@ -153,14 +153,11 @@ def reward_impossible(
         yield Fault(check="reward-impossible", episode=episode, message=message)
 
 
-def reward_constant(
-    evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits
-) -> Iterator[Fault]:
-    """Rewards tell one step from another."""
-    reward = evidence.reward
-    if len(reward) >= FEW_STEPS and (reward == reward[0]).all():
-        message = f"all {len(reward)} rewards are {reward[0]:g}, expected different ones"
-        yield Fault(check="reward-constant", message=message)
+def reward_missing(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
+    """Something is rewarded; the same for every step may be: balancing is paid by the step."""
+    if len(evidence.reward) >= FEW_STEPS and not evidence.reward.any():
+        message = f"all {len(evidence.reward)} rewards are 0, expected some that are not"
+        yield Fault(check="reward-missing", message=message)
 
 
 def policy_conflict(
@@ -209,7 +206,7 @@ PLAUSIBILITY_CHECKS: tuple[SemanticCheck, ...] = (
     speed_jump,
     action_frozen,
     reward_impossible,
-    reward_constant,
+    reward_missing,
     policy_conflict,
 )
 """The checks by threshold and label; they rely on `episode_bounds` finding nothing."""

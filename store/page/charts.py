@@ -4,53 +4,22 @@ Colours come from the page's style sheet, so a plot follows a light or a dark th
 its value when pointed at.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.inspect.bins import Bins
 from avtd3.store.page.markup import Markup, element
 
 WIDTH, HEIGHT = 360.0, 190.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 12.0, 26.0
-BINS = 30
 LINE_HEIGHT = 34.0
 LINE_POINTS = 240
 """Points of a line over time: more than it has pixels on a phone."""
 
 _Scale = Callable[[float], float]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Bins:
-    """Counts of values between edges."""
-
-    edges: NDArray[np.float64]
-    """float64 (N + 1,), ascending."""
-    counts: NDArray[np.float64]
-    """float64 (N,), 0 or more."""
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64]) -> "Bins | None":
-        """Bins of equal width around all finite values; None if there are none.
-
-        Whole numbers of a narrow range get a bin each.
-        """
-        finite = values[np.isfinite(values)]
-        if not finite.size:
-            return None
-        low, high = float(finite.min()), float(finite.max())
-        whole = bool((finite == np.round(finite)).all())
-        if whole and high - low < BINS:
-            edges = np.arange(low - 0.5, high + 1.0)
-        elif high - low > 1e-9 * max(1.0, abs(low), abs(high)):
-            edges = np.linspace(low, high, BINS + 1)
-        else:
-            edges = np.array([low - 0.5, low + 0.5])
-        counts, _ = np.histogram(finite, edges)
-        return cls(edges=edges, counts=counts.astype(np.float64))
 
 
 def histogram(bins: Bins, *, name: str, marks: Mapping[str, float | None] | None = None) -> Markup:

@@ -4,11 +4,10 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
+from avtd3.store.inspect.bins import Bins, near_zero
 from avtd3.store.inspect.report import AuditReport
 from avtd3.store.inspect.statistics import SAMPLE_SIZE, Distribution, Moments, Summary
-from avtd3.store.page.charts import Bins, histogram, number
+from avtd3.store.page.charts import histogram, number
 from avtd3.store.page.markup import Markup, element
 from avtd3.store.page.tables import bars, heat_table, scrolling, table
 from avtd3.store.show.episode_record import telling
@@ -20,8 +19,6 @@ COUNTED = (
     ("world", "Worlds"),
 )
 
-NEAR_ZERO = 0.05
-"""Share of an action's largest size below which it counts as none: the straight-driving bias."""
 MAX_SIDE = 30
 """Rows and columns of the table of scenarios and towns; with more it is left out."""
 MAX_ACTIONS = 8
@@ -139,12 +136,10 @@ def _driving(total: Summary) -> Iterator[Markup]:
     """What the actions and the telling numbers of the vector are like."""
     actions = total.components.get("action", {})
     for name, known in itertools.islice(actions.items(), MAX_ACTIONS):
-        values = known.sample.values
-        bins = Bins.of(values)
+        bins = Bins.of(known.sample.values)
         if bins is None:
             continue
-        near = NEAR_ZERO * max(abs(known.moments.minimum), abs(known.moments.maximum))
-        share = float(np.mean(np.abs(values) <= near))
+        near, share = near_zero(known)
         note = f"{share:.0%} of the steps lie within ±{number(near)} of zero."
         yield card(f"Action: {name}", histogram(bins, name=name), note)
     vector = total.components.get("vector", {})

@@ -5,7 +5,6 @@ rewards and returns follow. Three small arrays of a segment are written anew; it
 frames above all, are hard links to the old ones: published files never change.
 """
 
-import dataclasses
 import importlib.metadata
 import platform
 import time
@@ -31,66 +30,12 @@ from avtd3.store.metadata import array_document, document_bytes, group_document
 from avtd3.store.replaced import RELABEL, REPLACES, replaced_ids
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
-from avtd3.store.upkeep.progress import HousekeepingProgress, count
+from avtd3.store.upkeep.progress import HousekeepingProgress
+from avtd3.store.upkeep.relabel_report import RelabelReport
 from avtd3.store.upkeep.removal import clear_staging, empty_trash, exclusive
 from avtd3.store.upkeep.weights import full_weights, weighted
 
 _NEW_ARRAYS = ("reward", "reward_terms", "episode_return")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RelabelReport:
-    """What a relabelling made."""
-
-    source: str
-    dataset: str
-    """The new dataset."""
-    weights: Mapping[str, float]
-    """Of every reward term."""
-    segments: int
-    """Segments made."""
-    steps: int
-    """Steps in them."""
-    already_there: int
-    """Segments that an earlier run had made."""
-    bytes_written: int
-    bytes_shared: int
-    """Bytes of files that lie in both datasets and on the disk once."""
-    bytes_copied: int
-    """Bytes that had to be copied, because links do not reach from one to the other."""
-    mean_return_before: float
-    """Over the episodes of the segments made; 0 if there are none."""
-    mean_return_after: float
-    problems: tuple[str, ...]
-    """Segments that cannot be read and were left out, and why."""
-    stopped: bool
-    """Whether it was interrupted; the next run goes on."""
-
-    def document(self) -> dict[str, Any]:
-        """The report as a JSON document."""
-        return dataclasses.asdict(self) | {"problems": list(self.problems)}
-
-    def summary(self) -> str:
-        """The report in a few lines."""
-        made = f"{count(self.segments, 'segment')} of {self.steps:,} steps"
-        lines = [f"relabelled {made} into {self.dataset}"]
-        if self.segments:
-            lines += [
-                f"mean return {self.mean_return_before:.3f} -> {self.mean_return_after:.3f}",
-                f"{self.bytes_written / 1e6:.1f} MB written, {self.bytes_shared / 1e6:.1f} MB "
-                "shared with the old dataset by hard links",
-            ]
-        if self.bytes_copied:
-            lines.append(
-                f"{self.bytes_copied / 1e6:.1f} MB copied: hard links do not reach from "
-                f"{self.source} to {self.dataset}"
-            )
-        if self.already_there:
-            lines.append(f"{count(self.already_there, 'segment')} made before")
-        lines += [f"left out: {problem}" for problem in self.problems]
-        if self.stopped:
-            lines.append("stopped early; run it again to go on")
-        return "\n".join(lines)
 
 
 def relabel(

@@ -17,7 +17,7 @@ from avtd3.store.inspect.audit import AuditConfig, AuditProgress, audit, quarant
 from avtd3.store.inspect.collation import choose
 from avtd3.store.inspect.evidence import CheckLimits
 from avtd3.store.inspect.findings import CHECKS
-from avtd3.store.inspect.report import render
+from avtd3.store.inspect.report_text import render
 from avtd3.store.manifest import FileEntry, read_manifest
 from avtd3.store.shard import build_shard
 from avtd3.store.spec import EpisodeSpec, ImageSpec
@@ -381,6 +381,19 @@ def test_an_episode_of_a_plan_collected_twice_is_told(tmp_path):
     assert report.log.counts == {"episode-twice": 3}
 
 
+def test_episodes_that_a_plan_lacks_are_told_once_and_none_when_sampled(tmp_path):
+    write(tmp_path / "data", plan="a" * 64, segments=4)  # episodes 0 to 11
+    names = Dataset.open(tmp_path / "data").segment_ids()
+    shutil.rmtree(tmp_path / "data" / "segments" / names[1])  # 3, 4, 5
+    write(tmp_path / "data", plan="b" * 64, seed=1)
+    report = audit([tmp_path / "data"], SYNC)
+    (gap,) = report.findings
+    assert (gap.check, gap.severity, report.verdict) == ("index-gap", "info", "ok")
+    assert gap.message == f"plan {'a' * 16} lacks 3 episodes below 11: 3, 4, 5"
+    sampled = audit([tmp_path / "data"], dataclasses.replace(SYNC, sample=0.5))
+    assert "index-gap" not in sampled.log.counts, "what was not read is no gap"
+
+
 def test_a_copied_dataset_repeats_segments_and_not_each_episode(tmp_path):
     write(tmp_path / "data", plan="a" * 64)
     shutil.copytree(tmp_path / "data", tmp_path / "copy")
@@ -500,6 +513,20 @@ def test_the_text_is_plain_short_and_ends_with_the_verdict(tmp_path):
     assert max(map(len, plain)) <= 80
     assert any(line.startswith("verdict: ok") for line in lines[1:4])
     assert any(line.split() == ["goal", "9", "#" * 24] for line in lines)
+
+
+def test_the_text_shows_how_actions_and_speed_spread(dataset):
+    rewrite(dataset, "action", set_row((slice(2, None), 0), 0.0))  # straight ahead
+    rewrite(dataset, "action", set_row((slice(2), 0), 1.0))
+    rewrite(dataset, "vector", set_row((slice(None), 0), 0.5))
+    lines = render(audit([dataset.path], SYNC)).splitlines()
+    rows = {line.split()[0]: line for line in lines if "|" in line}
+    assert list(rows) == ["steer", "throttle", "speed_mps"]
+    # 19 of 21 steps, and the darkest ink where they are
+    assert rows["steer"].endswith("| 1      90% within 0.05 of 0")
+    assert "0 |@@@@@@@@@@@@............| 1" in rows["steer"]
+    assert " 5 |@@@@@@@@@@@@@@@@@@@@@@@@| 5 " in rows["speed_mps"]
+    assert max(map(len, rows.values())) <= 80
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ FAULTS = {
     "action-frozen": ("action", repeat_rows(70, 105)),
     "reward-sum": ("reward_terms", set_row(80, 40.0)),
     "reward-impossible": ("reward", set_row(80, 1e6)),
-    "reward-constant": ("reward", zero_all),
+    "reward-missing": ("reward", zero_all),
     "return-sum": ("episode_return", set_row(1, 1e3)),
     "frame-order": ("frame_id", set_row(80, 1)),
     "frame-gap": ("frame_id", set_row(131, 400)),
@@ -130,7 +130,7 @@ FAULTS = {
     "episode-twice": ("episode_index", set_row(1, 0)),
 }
 """Array and change by check."""
-OF_THE_SEGMENT = {"reward-constant", "episode-twice"}
+OF_THE_SEGMENT = {"reward-missing", "episode-twice"}
 """Faults that are not one episode's."""
 
 
@@ -173,6 +173,28 @@ def test_a_planted_fault_is_found_by_name(tmp_path, check):
         assert found[0].episode == (2 if check == "episode-bounds" else 1)
     assert found[0].severity == CHECKS[check].severity
     assert report.verdict != "ok"
+
+
+def test_a_reward_by_the_step_is_a_reward(tmp_path):
+    dataset = drive(tmp_path / "data", dataclasses.replace(SPEC, reward_terms=()))
+    rewrite(dataset, "reward", set_row(slice(None), 1.0))
+    rewrite(dataset, "episode_return", lambda values: np.copyto(values, LENGTHS))
+    assert audit([dataset.path], CONFIG).findings == ()
+
+
+def test_where_nothing_is_normalised_no_size_is_out_of_range(tmp_path):
+    raw = dataclasses.replace(SPEC, vector_names=("x_0", "x_1"), vector_scales=(1.0, 1.0))
+    dataset = drive(tmp_path / "data", raw)
+    rewrite(dataset, "vector", set_row((80, 0), 900.0))
+    assert audit([dataset.path], CONFIG).findings == ()
+
+
+@pytest.mark.parametrize("name", ["speed_kmh", "speed_limit_mps", "speed"])
+def test_only_metres_per_second_of_the_car_itself_are_its_speed(tmp_path, name):
+    spec = dataclasses.replace(SPEC, vector_names=("lateral_m", name))
+    dataset = drive(tmp_path / "data", spec)
+    rewrite(dataset, "vector", set_row((80, 1), 9.0))  # 90 of its unit for one step
+    assert audit([dataset.path], CONFIG).findings == ()
 
 
 @pytest.mark.parametrize("image", [True, False], ids=["image", "vector"])

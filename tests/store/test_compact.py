@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, StorageError
 from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.inspect.report import render
+from avtd3.store.inspect.report_text import render
 from avtd3.store.replaced import ORIGIN, REPLACES, unseen_episodes
 from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.segment import Segment

@@ -1,13 +1,15 @@
 """Episodes that repeat another one are told; different drives are not."""
 
+import dataclasses
+
 import numpy as np
 
 from avtd3.store.inspect.audit import audit
 from avtd3.store.inspect.duplicates import DuplicateFinder, episode_looks
 from avtd3.store.inspect.evidence import Evidence
-from avtd3.tests.store.test_audit import SYNC, write
+from avtd3.tests.store.test_audit import SYNC, rewrite, write
 from avtd3.tests.store.test_audit_checks import make_table
-from avtd3.tests.store.test_audit_planted import drive
+from avtd3.tests.store.test_audit_planted import SPEC, drive
 
 
 def faults_of(*segments):
@@ -46,6 +48,20 @@ def test_a_dataset_written_twice_has_each_episode_told(tmp_path):
     report = audit([tmp_path / "one", tmp_path / "two"], SYNC)
     assert report.log.counts == {"episode-copy": 3}
     assert {finding.dataset for finding in report.findings} == {str(tmp_path / "two")}
+
+
+def nudge(values):
+    values += np.random.default_rng(0).normal(0.0, 1e-3, values.shape).astype(values.dtype)
+
+
+def test_the_same_drive_with_a_little_noise_is_alike(tmp_path):
+    spec = dataclasses.replace(SPEC, image=None, reward_terms=())
+    one, two = (drive(tmp_path / name, spec, lengths=(90, 120)) for name in ("one", "two"))
+    for name in ("vector", "action", "reward"):
+        rewrite(two, name, nudge)
+    counts = audit([one.path, two.path], SYNC).log.counts
+    assert counts["episode-alike"] == 2
+    assert "episode-copy" not in counts
 
 
 def test_different_drives_are_not_alike(tmp_path):

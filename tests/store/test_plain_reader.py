@@ -1,6 +1,7 @@
 """docs/format.md is enough to read a dataset: a reader written from it agrees with ours."""
 
 import ast
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
+from avtd3.store.inspect.audit import audit
+from avtd3.store.upkeep.pins import pin
 from avtd3.tests.store import plain_reader
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
@@ -49,6 +52,17 @@ def test_it_reads_what_the_writer_writes(tmp_path, kind, codec):
 
 def test_it_reads_the_golden_dataset():
     assert_agree(Dataset.open(GOLDEN))
+
+
+def test_what_an_audit_and_housekeeping_leave_behind_is_no_data(tmp_path):
+    spec = SPECS["all"]
+    dataset = write_dataset(tmp_path / "d", spec, [make_episode(spec, 4, 0)])
+    for path in dataset.path.rglob("*"):
+        os.utime(path, (1e9, 1e9))  # settled, so that the audit remembers
+    audit([dataset.path])
+    pin(dataset.path, dataset.segment_ids()[:1], note="kept")
+    assert {".verified.json", "pins.json"} <= {path.name for path in dataset.path.iterdir()}
+    assert_agree(dataset)
 
 
 def test_it_stacks_frames_as_the_specification_says():

@@ -20,7 +20,7 @@ from avtd3.store.errors import (
     StorageError,
 )
 from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.inspect.report import render
+from avtd3.store.inspect.report_text import render
 from avtd3.store.replaced import RELABEL, REPLACES
 from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.upkeep.compact import compact
