@@ -16,10 +16,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentNotFoundError, StorageError
+from avtd3.store.layout import MANIFEST_FILE
+from avtd3.store.upkeep.removal import remove_segments
 from avtd3.tests.store.disk import CrashError, failing
 from avtd3.tests.store.segments import (
     Clock,
@@ -66,12 +74,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.published: dict[str, list[int]] = {}
         self.left: set[str] = set()
         self.held: list[list[int]] = [[] for _ in range(WRITERS)]
-        self.running: list[bool] = [False] * WRITERS
+        self.running: list[int | None] = [None] * WRITERS
+        self.latest = [""] * WRITERS
         self.writers = [self.new_writer(n) for n in range(WRITERS)]
         self.seed = 0
         self.snapshot = self.dataset.snapshot()
 
     def new_writer(self, n):
+        self.running[n], self.latest[n] = None, ""
         return make_writer(
             self.dataset, collector=f"w{n}", clock=self.clock, segment_steps=1_000_000
         )
@@ -84,6 +94,8 @@ class StoreMachine(RuleBasedStateMachine):
         new = names(self.dataset.segments_path) - self.published.keys()
         assert len(new) <= 1
         for name in new:
+            assert name > self.latest[n], "a writer's segments sort in the order of publication"
+            self.latest[n] = name
             self.published[name] = self.held[n]
             self.held[n] = []
 
@@ -94,17 +106,34 @@ class StoreMachine(RuleBasedStateMachine):
         self.hold_an_episode(n)
 
     def hold_an_episode(self, n):
-        if not self.running[n]:
+        if self.running[n] is None:
             feed(self.writers[n], self.episode(self.seed))
             self.held[n].append(self.seed)
             self.seed += 1
 
     @rule(n=writers_numbers)
     def begin_an_episode(self, n):
-        if not self.running[n]:
-            begin(self.writers[n], self.episode(1))
-            step(self.writers[n], self.episode(1), 0)
-            self.running[n] = True
+        self.hold_an_episode(n)
+        if self.running[n] is None:
+            episode = self.episode(self.seed)
+            begin(self.writers[n], episode)
+            for t in range(episode.length - 1):
+                step(self.writers[n], episode, t)
+            self.running[n] = self.seed
+            self.seed += 1
+
+    @rule(n=writers_numbers, publishes=st.booleans())
+    def end_an_episode(self, n, publishes):
+        """Perhaps with a publication, a full disk or both in the midst of it."""
+        seed = self.running[n]
+        if seed is not None:
+            if publishes:
+                self.publish(n)
+            episode = self.episode(seed)
+            step(self.writers[n], episode, episode.length - 1)
+            self.writers[n].end_episode(episode.reason)
+            self.held[n].append(seed)
+            self.running[n] = None
 
     @rule(n=writers_numbers)
     def publish(self, n):
@@ -134,14 +163,14 @@ class StoreMachine(RuleBasedStateMachine):
             self.writers[n].flush()
         self.found(n)
         self.left |= names(self.dataset.staging_path) - before
-        self.held[n], self.running[n] = [], False
+        self.held[n] = []
         self.writers[n] = self.new_writer(n)
 
     @rule(n=writers_numbers)
     def close_and_start_again(self, n):
         self.writers[n].close()
         self.found(n)
-        self.running[n] = False
+        assert self.held[n] == []
         self.writers[n] = self.new_writer(n)
 
     @rule(seconds=st.floats(-1e6, 1e6))
@@ -154,12 +183,13 @@ class StoreMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.published)))
         self.dataset.quarantine(name)
         del self.published[name]
+        assert (self.dataset.quarantine_path / name / MANIFEST_FILE).is_file()
 
     @precondition(lambda self: self.published)
     @rule(data=st.data())
     def delete(self, data):
         name = data.draw(st.sampled_from(sorted(self.published)))
-        shutil.rmtree(self.dataset.segments_path / name)
+        remove_segments(self.dataset, [name])
         del self.published[name]
 
     @rule()
@@ -177,12 +207,12 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def read_what_is_held(self):
         for segment in self.snapshot.segments:
-            try:
-                self.check(segment, None)
-            except SegmentNotFoundError:
-                assert segment.id not in self.published
-            else:
-                assert segment.id in self.published
+            if segment.id in self.published:
+                self.check(segment, self.published[segment.id])
+                continue
+            for read in (segment.episode_table, segment.read_frames, segment.verify):
+                with pytest.raises(SegmentNotFoundError):
+                    read()
 
     @invariant()
     def a_new_reader_gets_what_was_published(self):
@@ -194,7 +224,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def check(self, segment, seeds):
         table = segment.episode_table()
-        assert seeds is None or table.seed.tolist() == seeds
+        assert table.seed.tolist() == seeds
         episodes = [self.episode(seed) for seed in table.seed.tolist()]
         want = np.concatenate([episode.frames for episode in episodes])
         np.testing.assert_array_equal(segment.read_frames(), want)
@@ -219,16 +249,12 @@ FAST = settings(
 
 
 def test_any_order_of_things():
-    from hypothesis.stateful import run_state_machine_as_test
-
     run_state_machine_as_test(StoreMachine, settings=FAST)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_any_order_of_many_things():
-    from hypothesis.stateful import run_state_machine_as_test
-
     run_state_machine_as_test(
         StoreMachine, settings=settings(FAST, max_examples=150, stateful_step_count=50)
     )
