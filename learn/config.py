@@ -16,7 +16,7 @@ class LearnConfig:
     """Settings of ``avtd3 learn``."""
 
     updates: int = 1_000_000
-    """Gradient updates in all, those before a resume included (R2: production)."""
+    """Gradient updates in all, those before a resume included (production)."""
     seed: int = 0
     """Seed of the weights, the target noise and the draws."""
     device: str = "auto"
@@ -52,7 +52,7 @@ class LearnConfig:
     with held-out episodes, ``episode/return`` with --follow, or any other of which higher or lower
     is better; empty for none."""
     milestones: tuple[int, ...] = (50_000, 100_000, 250_000, 500_000, 750_000, 1_000_000)
-    """Updates at which a checkpoint is made and kept for ever (R5)."""
+    """Updates at which a checkpoint is made and kept for ever."""
     evaluate_every: int = 5_000
     """Updates between two looks at the held-out episodes, if `replay.held_out` is above 0."""
     evaluate_episodes: int = 8

@@ -1,6 +1,6 @@
 """`GuardConfig`: what a run is watched for, and what follows.
 
-Limits without another source come from the reports on which R4 rests (docs/guards.md); the lower
+Limits without another source come from reports of runs that diverged (docs/guards.md); the lower
 level of each is a hint to look, the upper ones mean that the run will not come to good.
 """
 
@@ -87,25 +87,25 @@ class GuardConfig:
     rollback_rate: float = 0.5
     """Share of the CNNs' learning rates that is left after each rollback, down to `rate.floor`."""
     grad_norm: tuple[float, float, float] = (10_000.0, 50_000.0, 100_000.0)
-    """Gradient norms before clipping: warn, serious, stop (R4)."""
+    """Gradient norms before clipping: warn, serious, stop (reports)."""
     max_skipped: int = 100
     """Updates in a row of one network, left out for not being finite, that are a stop alert."""
     warm_up: int = 1_000
     """Updates before the actor's loss has a baseline and its actions must vary."""
     actor_loss_ratio: float = 10.0
-    """Actor loss, in baselines, that is a warning; ten times that is serious (R4). The baseline
+    """Actor loss, in baselines, that is a warning; ten times that is serious (reports). The baseline
     is the median over the last `baseline_readings`, at least a tenth of what the data allow."""
     baseline_readings: int = 50
     """Readings that the baseline looks back over."""
     q_limit: float = 10_000.0
-    """Size of Q that is serious (R4)."""
+    """Size of Q that is serious (reports)."""
     q_margin: float = 0.1
     """How far Q may pass the largest discounted return that the data allow, as a share of the
     range of returns; once the range is serious, ten times a stop."""
     critic_loss_limit: float = 1_000.0
-    """Critic loss that is a warning (R4); ten times that is serious."""
+    """Critic loss that is a warning (reports); ten times that is serious."""
     feature_norm_limit: float = 100.0
-    """Feature norm (per sample, mean over the batch) that is serious (R4: failure)."""
+    """Feature norm (per sample, mean over the batch) that is serious (reports: failure)."""
     saturation_limit: float = 0.9
     """Share of actions within 1 % of a bound that is a warning."""
     dead_limit: float = 0.9
@@ -117,7 +117,7 @@ class GuardConfig:
     """Norm of one update of a layer over that of its weights that is a warning; about 1e-3 in
     networks that learn well (Karpathy, "A Recipe for Training Neural Networks", 2019)."""
     layers_every: int = 1_000
-    """Updates between two looks at each layer's weights (R4)."""
+    """Updates between two looks at each layer's weights (reports)."""
     rate: CnnRateConfig = dataclasses.field(default_factory=CnnRateConfig)
     """Learning rates of the CNNs."""
     action_limit: ActionLimitConfig = dataclasses.field(default_factory=ActionLimitConfig)

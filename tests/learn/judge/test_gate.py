@@ -186,7 +186,7 @@ def test_nothing_like_it():
 
 
 def test_the_document_is_stable(run):
-    report = gate(run, config(LOSS | {"why": "w", "source": "R5"}, LOSS | {"below": 3}), BOOK)
+    report = gate(run, config(LOSS | {"why": "w", "source": "reports"}, LOSS | {"below": 3}), BOOK)
     document = json.loads(json.dumps(report.document(), allow_nan=False))
     assert list(document) == [
         *("format", "run", "stage", "verdict", "names", "axis", "judged_to", "last_step"),
@@ -209,7 +209,7 @@ def test_the_document_is_stable(run):
         "points": 10,
         "reason": "all 10 points; the nearest to the bound is shown",
         "why": "w",
-        "source": "R5",
+        "source": "reports",
     }
 
 
