@@ -15,6 +15,7 @@ The datasets are made once and kept in ``--data``: see `replay_frames`.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -28,7 +29,7 @@ from unittest import mock
 import numpy as np
 from peers import Drawn, Material, Peer, make_cpprb, make_minari, make_sb3, make_torchrl
 from peers_zarr import make_tensorstore, make_zarr, make_zarrs
-from replay_frames import KINDS, open_frames
+from replay_frames import KINDS, open_frames, open_raw
 from replay_table import Row, Table
 
 from avtd3.store.dataset import Dataset
@@ -86,9 +87,9 @@ def make_floor(sampler: Sampler, material: Material, width: int) -> Rival:
 
 
 def add_ours(
-    rivals: dict[str, Rival], dataset: Dataset, material: Material, scratch: Path
+    rivals: dict[str, Rival], dataset: Dataset, raw: Dataset, material: Material, scratch: Path
 ) -> list[Sampler]:
-    """Samplers in all modes, and their floors."""
+    """Samplers in all modes, direct also from the same frames kept raw, and their floors."""
     samplers = []
     shards = sum(segment.size_bytes for segment in dataset.snapshot().segments)
     for n in (1, 3):
@@ -101,21 +102,22 @@ def add_ours(
         name = f"avtd3 cache, {n}-step"
         disk_bytes = shards + _scratch_bytes(sampler)
         rivals[name] = Rival(draw=sampler.sample, floor=floor, disk_bytes=disk_bytes)
-    for name, threads in _decoders():
+    for (name, threads), source in itertools.product(_decoders(), (dataset, raw)):
         config = ReplayConfig(batch_size=material.batch, mode="direct")
         decoder = (lambda size, n=threads: open_decoder(size, n)) if threads else lambda _: None
         with mock.patch.object(direct_choice, "open_decoder", decoder):
-            sampler = Sampler([dataset], config, seed=0, scratch=scratch, buffers=1)
+            sampler = Sampler([source], config, seed=0, scratch=scratch, buffers=1)
         samplers.append(sampler)
-        rivals[name] = Rival(
+        held = source.snapshot().segments
+        rivals[name if source is dataset else f"{name}, raw frames"] = Rival(
             draw=sampler.sample,
             floor=f"floor: np.take of {material.stack + 1} frames",
             memory_bytes=sum(
                 shard.spans.nbytes
-                for segment in dataset.snapshot().segments
+                for segment in held
                 if (shard := segment.frame_shard()) is not None
             ),
-            disk_bytes=shards + _scratch_bytes(sampler),
+            disk_bytes=sum(segment.size_bytes for segment in held) + _scratch_bytes(sampler),
         )
     for sampler in samplers:
         if sampler.config.n_step == 1:
@@ -225,7 +227,7 @@ def compare(kind: str, dataset: Dataset, scratch: Path, options: argparse.Namesp
     material = Material.of(dataset, options.batch)
     seconds = statistics.median(fill_seconds(dataset, scratch) for _ in range(3))
     rivals: dict[str, Rival] = {}
-    samplers = add_ours(rivals, dataset, material, scratch)
+    samplers = add_ours(rivals, dataset, open_raw(dataset), material, scratch)
     missing = add_peers(rivals, material, scratch)
     rates = measure(rivals, options.repeats, options.seconds)
     for sampler in samplers:

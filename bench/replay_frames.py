@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from avtd3.collect.collector import collect
 from avtd3.configs.load import load_section
+from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
+from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.store.writer import EpisodeInfo, SegmentWriter, WriterConfig
 
 KINDS = ("road", "carracing", "carracing-noisy")
 EPISODE_STEPS = 500
@@ -45,6 +47,20 @@ def open_frames(kind: str, root: Path, frames: int, say: Callable[[str], None]) 
         aside = root / f"{path.name}.partial"
         say(f"making {path}: {frames} frames")
         _MAKERS[kind](aside, frames)
+        aside.rename(path)
+    return Dataset.open(path)
+
+
+def open_raw(dataset: Dataset) -> Dataset:
+    """The same steps with raw frames, each a chunk; made beside a dataset of `open_frames`."""
+    path = dataset.path.with_name(f"{dataset.path.name}.raw")
+    if not path.exists():
+        aside = path.with_name(f"{path.name}.partial")
+        copy = Dataset.create(aside, dataset.spec)
+        config = WriterConfig(codec=FrameCodec(name="raw", chunk_frames=1), segment_seconds=1e9)
+        with SegmentWriter(copy, collector="bench", provenance={}, config=config) as writer:
+            for segment in dataset.snapshot().segments:
+                _copy(segment, writer)
         aside.rename(path)
     return Dataset.open(path)
 
@@ -149,6 +165,35 @@ def _write(writer: SegmentWriter, seed: int, moment: _Moment, frame: NDArray[np.
         frame_id=t,
         sim_time_s=0.02 * t,
     )
+
+
+def _copy(segment: Segment, writer: SegmentWriter) -> None:
+    """Feed a segment's episodes through another writer; what is known of them is left behind."""
+    table, frames, vector = segment.episode_table(), segment.read_frames(), segment.read("vector")
+    action, reward = segment.read("action"), segment.read("reward").tolist()
+    terms = segment.read("reward_terms") if segment.spec.reward_terms else None
+    terminated = segment.read("terminated").tolist()
+    for n, first in enumerate(table.observation_offset.tolist()):
+        info = EpisodeInfo(
+            seed=int(table.seed[n]), scenario=0, world="copy", town="", weather="", driver="copy"
+        )
+        writer.begin_episode(
+            info, frame=frames[first], vector=vector[first], frame_id=0, sim_time_s=0.0
+        )
+        for t in range(int(table.length[n])):
+            step, is_last = int(table.offset[n]) + t, t + 1 == table.length[n]
+            writer.step(
+                action=action[step],
+                reward=reward[step],
+                reward_terms=None if terms is None else terms[step],
+                frame=frames[first + t + 1],
+                vector=vector[first + t + 1],
+                terminated=terminated[step],
+                truncated=is_last and not terminated[step],
+                frame_id=t + 1,
+                sim_time_s=0.0,
+            )
+        writer.end_episode(table.end_reason[n])
 
 
 _MAKERS: dict[str, Callable[[Path, int], None]] = {

@@ -55,9 +55,10 @@ class PendingSegment:
     @property
     def is_over(self) -> bool:
         """Whether the last step was the last of the running episode."""
-        last = self.steps - 1
-        columns = self.columns
-        return self.running_steps > 0 and bool(columns.terminated[last] or columns.truncated[last])
+        last, columns = self.steps - 1, self.columns
+        return last >= self.whole_steps and bool(
+            columns.terminated[last] or columns.truncated[last]
+        )
 
     @property
     def whole_observations(self) -> int:
