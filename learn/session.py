@@ -191,7 +191,7 @@ class Session:
             back = f"it went back {self.watch.rollbacks} times already (guards.max_rollbacks)"
             if self.watch.rollbacks < guards.max_rollbacks:
                 if good is not None and (bookmark := self._go_back(good)) is not None:
-                    self._go_on_from(bookmark, reason)
+                    self._go_on_from(source, bookmark, reason)
                     return
                 back = "there is no good checkpoint to go back to"
         raise TrainingHalted("; ".join(filter(None, (reason, back))))
@@ -202,7 +202,7 @@ class Session:
             self._keeper.restore(bookmark)
         return bookmark
 
-    def _go_on_from(self, bookmark: Bookmark, reason: str) -> None:
+    def _go_on_from(self, source: Source, bookmark: Bookmark, reason: str) -> None:
         self.watch.rolled_back(bookmark.guards, self._state)
         self._update = self._updater()
         text = f"went back to update {self.updates} after {reason}"
@@ -210,6 +210,7 @@ class Session:
         self.watch.alerts.note("rollback", self.updates, text, value=number, limit=most)
         self._journal.go_back(self.updates + 1)
         self._saved_at = self._published_at = -1
+        self.save(source)  # the next time it goes back to a checkpoint that knows of this one
         self.publish()  # collectors may drive with one of those that went wrong
 
     def evaluate(self, source: Source) -> None:

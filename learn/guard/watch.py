@@ -152,10 +152,9 @@ class Watch:
         alerts, rollbacks = self.alerts.state(), self.rollbacks
         self.restore(state, networks)
         self.alerts.restore(alerts)
-        times = rollbacks + 1 - self.rollbacks  # lower each time that it goes back there
-        self.rollbacks += times
+        self.rollbacks = rollbacks + 1
         for rate in self.rates.values():
-            rate.cut(self.config.rollback_rate**times, networks.updates)
+            rate.cut(self.config.rollback_rate, networks.updates)
         set_rates(networks, self.rates)
 
     def _act(self, state: TD3State, reading: Reading, episode_length: float | None) -> None:

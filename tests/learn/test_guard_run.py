@@ -152,6 +152,10 @@ def test_each_rollback_halves_the_rates_again_until_there_were_enough(
     assert "it went back 2 times already" in report.halted
     rates = read_curves(tmp_path / "run" / "events")["rate/critic_cnn"].values
     assert rates[-1] == pytest.approx(rates[0] / 4)
+    document = json.loads(
+        (tmp_path / "run/checkpoints/update-000000020/checkpoint.json").read_text()
+    )
+    assert document["guards"]["rollbacks"] == 2
 
 
 def test_with_no_good_checkpoint_there_is_nothing_to_go_back_to(learn, config, break_weights):
