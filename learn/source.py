@@ -11,7 +11,7 @@ from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import SEGMENTS, STAGING, Dataset
 from avtd3.store.errors import DatasetError, NoSegmentsError
 from avtd3.store.layout import GROUP_FILE
-from avtd3.store.replay.refresh import name_refused
+from avtd3.store.replay.refresh import RefreshReport, name_refused
 from avtd3.store.replay.sampler import ReplayConfig, Sampler
 
 POLL_S = 0.2
@@ -117,11 +117,11 @@ class Source:
         """
         if self._config is not None and time.monotonic() >= self._refresh_at_s:
             report = self.sampler.refresh()
-            self.steps_seen += report.steps_added
             self.absent = report.absent
-            self.episodes.add(report.episodes)
-            self._pace()
+            self._take(report)
             self._refresh_at_s = time.monotonic() + self._config.refresh_seconds
+        elif self.sampler.has_news:
+            self._take(self.sampler.news())
         return updates < self._allowed
 
     def describe(self, progress: LearnProgress) -> LearnProgress:
@@ -147,6 +147,11 @@ class Source:
                 f"after the first {starts}"
             )
         time.sleep(min(POLL_S, self._config.refresh_seconds))
+
+    def _take(self, report: RefreshReport) -> None:
+        self.steps_seen += report.steps_added
+        self.episodes.add(report.episodes)
+        self._pace()
 
     def _pace(self) -> None:
         if self._config is None:

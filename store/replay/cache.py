@@ -12,9 +12,10 @@ its frames are decoded, counts only when all of it is in place, and is refused w
 otherwise.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,14 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import SegmentCorruptError, StorageError
 from avtd3.store.replay.checked import read_checked
+from avtd3.store.replay.columns import row_types, write_numbers
 from avtd3.store.replay.episodes import EpisodeSummary
+from avtd3.store.replay.filling import Filling
 from avtd3.store.replay.rows import Key as Key
 from avtd3.store.replay.rows import PrivateRows, Rows, SharedRows
 from avtd3.store.replay.scratch import RowType
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
-
-REWARD, ALIVE, ACTION = 0, 1, 2
-"""Where the column ``numbers`` has a step's reward, 1 - terminated, and the first number of the
-action; the observation's vector follows."""
 
 FILL_THREADS = 2
 """Threads that decode while filling; the decoder releases the interpreter's lock."""
@@ -59,9 +58,13 @@ class CachedSegment:
     """What is known of its E episodes."""
 
 
+Arrival = tuple[Key, CachedSegment | str]
+"""A segment that is whole, or why it is refused."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What one call of `ReplayCache.follow` changed."""
+    """What one call of `ReplayCache.follow` or `ReplayCache.arrived` changed."""
 
     added: Mapping[Key, CachedSegment]
     """Segments that can be drawn from now on."""
@@ -75,7 +78,7 @@ class ReplayCache:
     """Segments of one spec as memory-mapped columns.
 
     Columns, by row: ``frames`` uint8 (C, H, W), if the spec has an image, and ``numbers`` float32
-    (2 + A + V,), see `REWARD`.
+    (2 + A + V,), see `avtd3.store.replay.columns`.
     """
 
     def __init__(
@@ -96,7 +99,8 @@ class ReplayCache:
         self.segments: dict[Key, CachedSegment] = {}
         self.notice = ""
         """Why frames are not shared although they should be; empty if all is well."""
-        self._rows = self._open(scratch, _row_types(spec, frames=frames), shared=shared)
+        self._filling: Filling[Arrival] | None = None
+        self._rows = self._open(scratch, row_types(spec, frames=frames), shared=shared)
 
     def _open(self, scratch: Path, types: Mapping[str, RowType], *, shared: bool) -> Rows:
         if shared and "frames" in types:
@@ -126,30 +130,97 @@ class ReplayCache:
 
         Args:
             wanted: Segments to hold; those already held are not read again.
-            on_progress: Called after each segment that was decoded, and while another process
-                decodes.
+            on_progress: Called after each segment.
 
         Raises:
             StorageError: The disk has no room; what was held and is wanted is still held.
         """
+        removed, new = self._make_room(wanted)
+        arrived: list[Arrival] = []
+        left = total = sum(segment.observations for segment in new.values())
+        try:
+            with contextlib.closing(self._fill(new)) as work:
+                for arrival in work:
+                    if arrival is None:
+                        continue
+                    arrived.append(arrival)
+                    left -= new[arrival[0]].observations
+                    if on_progress is not None:
+                        on_progress(total - left, total)
+            return self._take(arrived, removed)
+        finally:
+            done = self.segments.keys() | {key for key, found in arrived if isinstance(found, str)}
+            self._rows.settle([key for key in new if key not in done])
+
+    def follow_behind(self, wanted: Mapping[Key, Segment]) -> int:
+        """Begin to hold the wanted segments and no others, in a thread; see `arrived`.
+
+        Returns:
+            How many segments are no longer held.
+
+        Raises:
+            StorageError: The disk has no room; what was held and is wanted is still held.
+        """
+        removed, new = self._make_room(wanted)
+        if new:
+            self._filling = Filling(self._fill(new))
+        return removed
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether segments are still to come that `follow_behind` was told of."""
+        return self._filling is not None
+
+    @property
+    def has_arrivals(self) -> bool:
+        """Whether `arrived` has something to say."""
+        return self._filling is not None and self._filling.has_news
+
+    def wait(self) -> None:
+        """Wait until `arrived` has something to say; only if `is_filling`."""
+        assert self._filling is not None
+        self._filling.wait()
+
+    def arrived(self) -> Changes:
+        """Take in the segments that are whole since the last call; only if `is_filling`.
+
+        Raises:
+            StorageError: The disk has no room.
+        """
+        assert self._filling is not None
+        arrived, is_over = self._filling.take()
+        if is_over:
+            self._filling = None
+            self._rows.settle(())
+        return self._take(arrived, 0)
+
+    def _make_room(self, wanted: Mapping[Key, Segment]) -> tuple[int, dict[Key, Segment]]:
+        """Let go of what is not wanted; returns how many those were, and what is new."""
+        assert self._filling is None, "rows must not move while they are filled"
         gone = [key for key in self.segments if key not in wanted]
         for key in gone:
             del self.segments[key]
         new = {key: segment for key, segment in wanted.items() if key not in self.segments}
-        if not gone and not new:
-            return Changes(added={}, removed=0, refused={})
-        self._rows.change(gone, new)
+        if gone or new:
+            self._rows.change(gone, new)
+        return len(gone), new
+
+    def _take(self, arrived: Iterable[Arrival], removed: int) -> Changes:
+        added: dict[Key, CachedSegment] = {}
         refused: dict[Key, str] = {}
-        try:
-            added = self._fill(new, refused, on_progress)
-            self.segments.update(added)
-        finally:
-            done = self.segments.keys() | refused.keys()
-            self._rows.settle([key for key in new if key not in done])
-        return Changes(added=added, removed=len(gone), refused=refused)
+        for key, found in arrived:
+            if isinstance(found, CachedSegment):
+                added[key] = found
+            else:
+                refused[key] = found
+        self.segments.update(added)
+        return Changes(added=added, removed=removed, refused=refused)
 
     def close(self) -> None:
         """Give the disk space back; safe to call twice."""
+        if self._filling is not None:
+            self._filling.stop()
+            self._filling = None
         self.segments.clear()
         self._rows.close()
 
@@ -157,7 +228,7 @@ class ReplayCache:
         """Check a segment's small arrays and write all but the frames."""
         arrays = read_checked(segment, self.spec)
         end_reasons = segment.read_strings("episode_end_reason")
-        self._write_numbers(self._rows.columns()["numbers"][self._rows[key]], arrays)
+        write_numbers(self._rows.columns()["numbers"][self._rows[key]], arrays, self.spec)
         lengths = arrays["episode_length"]
         return CachedSegment(
             steps=segment.steps,
@@ -166,30 +237,13 @@ class ReplayCache:
             episodes=EpisodeSummary.of(arrays, end_reasons),
         )
 
-    def _write_numbers(self, out: NDArray[np.float32], arrays: Mapping[str, NDArray[Any]]) -> None:
-        vector = ACTION + self.spec.action_size
-        out[:, :vector] = 0.0
-        if self.spec.vector_size:
-            out[:, vector:] = arrays["vector"]
-        lengths = arrays["episode_length"]
-        rows = np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)), lengths)
-        out[rows, REWARD] = arrays["reward"]
-        out[rows, ALIVE] = ~arrays["terminated"]
-        out[rows, ACTION:vector] = arrays["action"]
-
-    def _fill(
-        self,
-        segments: Mapping[Key, Segment],
-        refused: dict[Key, str],
-        on_progress: Progress | None,
-    ) -> dict[Key, CachedSegment]:
+    def _fill(self, segments: Mapping[Key, Segment]) -> Generator[Arrival | None, None, None]:
         """Put segments into their rows, decoding the frames that nobody else does.
 
-        Returns:
-            The segments that are whole.
+        Yields:
+            Each segment once it is whole or refused; None while others decode.
         """
-        waiting, whole = dict(segments), {}
-        left = total = sum(segment.observations for segment in segments.values())
+        waiting = dict(segments)
         while waiting:
             # Ever smaller shares, so that processes that want the same segments divide them and
             # end together (guided self-scheduling, Polychronopoulos and Kuck 1987).
@@ -197,21 +251,17 @@ class ReplayCache:
             ready, mine = self._rows.look(waiting, share)
             decode = dict.fromkeys(ready, False) | dict.fromkeys(mine, True)
             for key, found in self._take_in(waiting, decode):
-                if isinstance(found, CachedSegment):
-                    whole[key] = found
-                else:
-                    refused[key] = found
+                if isinstance(found, str):
                     self._rows.settle([key])  # now: others with a good copy wait for it
-                left -= waiting.pop(key).observations
-                if on_progress is not None:
-                    on_progress(total - left, total)
+                del waiting[key]
+                yield key, found
             if waiting and not decode:
                 time.sleep(WAIT_S)
-        return whole
+                yield None
 
     def _take_in(
         self, segments: Mapping[Key, Segment], decode: Mapping[Key, bool]
-    ) -> Iterator[tuple[Key, CachedSegment | str]]:
+    ) -> Iterator[Arrival]:
         """Enter segments and decode the frames of some; yields each one, or what is wrong."""
         if not decode:
             return
@@ -240,16 +290,3 @@ class ReplayCache:
         if decode and "frames" in columns:
             segment.read_frames(out=columns["frames"][self._rows[key]])
         return entered
-
-
-def _row_types(spec: EpisodeSpec, *, frames: bool) -> dict[str, RowType]:
-    width = ACTION + spec.action_size + spec.vector_size
-    types = {"numbers": RowType(dtype=np.float32, shape=(width,))}
-    if frames and spec.image is not None:
-        types["frames"] = RowType(dtype=np.uint8, shape=spec.image.frame_shape)
-    return types
-
-
-def row_bytes(spec: EpisodeSpec) -> int:
-    """Scratch that one row takes in a cache with frames."""
-    return sum(kind.size_bytes for kind in _row_types(spec, frames=True).values())

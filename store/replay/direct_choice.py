@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from avtd3.store.replay.cache import Key, ReplayCache, row_bytes
+from avtd3.store.replay.cache import Key, ReplayCache
+from avtd3.store.replay.columns import row_bytes
 from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.native import native_problem, open_decoder
 from avtd3.store.replay.scratch import GIB

@@ -1,8 +1,8 @@
 """Draws from datasets: snapshot and seed in, batches of transitions out.
 
-`Sampler` is where the files beside it meet: `following` says which segments are wanted, `cache`
-holds them decoded (or `direct` reads them as they are drawn), `numbering` numbers what may be
-drawn of them, `draw`, `priority` and `sequences` draw numbers, `gather` puts the batch together.
+`Sampler` is where the files beside it meet: `following` says which segments are wanted, `stock` has
+them decoded in the `cache` (or `direct` reads them as they are drawn), `numbering` numbers what may
+be drawn of them, `draw`, `priority` and `sequences` draw numbers, `gather` puts batches together.
 """
 
 import dataclasses
@@ -18,19 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import (
-    ConfigError,
-    NoSegmentsError,
-    SegmentCorruptError,
-    SegmentNotFoundError,
-)
-from avtd3.store.filters import NO_POLICY
-from avtd3.store.replay.cache import CachedSegment, Key, Progress, ReplayCache
+from avtd3.store.errors import ConfigError, NoSegmentsError
+from avtd3.store.replay.cache import Progress
 from avtd3.store.replay.direct import DirectReplay
-from avtd3.store.replay.direct_choice import choose_mode, open_replay
 from avtd3.store.replay.draw import Draws
-from avtd3.store.replay.episodes import EpisodeSummary
-from avtd3.store.replay.following import Following
 from avtd3.store.replay.gather import FrameBuffer, Gather, Lookup, Transitions
 from avtd3.store.replay.held_out import HeldOutEpisode
 from avtd3.store.replay.numbering import Numbering, group
@@ -38,6 +29,7 @@ from avtd3.store.replay.priority import Priorities, PrioritisedDraw
 from avtd3.store.replay.refresh import RefreshReport, RefusedSegment
 from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.replay.sequences import SequenceBatch, Sequences
+from avtd3.store.replay.stock import DAMAGED, TAKE_S, Stock
 
 __all__ = ["RefreshReport", "RefusedSegment", "ReplayConfig", "Sampler", "Transitions"]
 
@@ -60,19 +52,17 @@ class Sampler:
         grows: bool = False,
         on_progress: Progress | None = None,
     ) -> None:
-        """Take a snapshot of each dataset and decode it into the replay cache.
+        """Take a snapshot of each dataset and decode it into the cache, or begin to.
 
         Args:
             datasets: Where to read; all of one spec.
             config: What to keep and how to draw.
             seed: Seed of the draws.
             scratch: Directory for the scratch files if the config names none.
-            buffers: Batches alive at a time: 3 for a thread that draws ahead (one in use, one
-                waiting, one being gathered); 1, which stays in the processor's cache and saves a
-                fifth of the time, where each batch is done with before the next is drawn.
-            grows: Whether `refresh` will be called, so that room for the whole capacity counts
-                where the mode of replay is chosen.
-            on_progress: Called with frames done and frames in all while decoding.
+            buffers: Batches alive at a time: 3 for a thread that draws ahead; 1, which stays in the
+                processor's cache and saves a fifth of the time, where each is used up at once.
+            grows: Whether `refresh` will be called; see `choose_mode`.
+            on_progress: Called with frames done and frames in all while it waits for them.
 
         Raises:
             ConfigError: No dataset, one given twice, not one weight for each, or no buffer.
@@ -81,39 +71,34 @@ class Sampler:
         """
         if buffers < 1:
             raise ConfigError(f"a sampler needs at least 1 buffer, found {buffers}")
-        self._following = Following(datasets, config)
-        self.spec = self._following.datasets[0].spec
-        self.config = config
-        self.steps = 0
-        self._draws = Draws(seed=seed, batch_size=config.batch_size)
+        self._stock = Stock(
+            datasets,
+            config,
+            directory=Path(config.scratch or scratch or tempfile.gettempdir()),
+            grows=grows,
+            on_change=self._index,
+        )
+        self._following, self._cache = self._stock.following, self._stock.cache
+        self.spec, self.mode = self._stock.spec, self._stock.mode
+        self.config, self.steps = config, 0
+        size, n = config.batch_size, config.n_step
+        self._draws = Draws(seed=seed, batch_size=size)
         self._priorities = None
         if config.prioritised:
-            self._priorities = Priorities(config.priority, seed=seed, batch_size=config.batch_size)
-        self._indexed_newest = NO_POLICY
+            self._priorities = Priorities(config.priority, seed=seed, batch_size=size)
         self._chosen_digest = ""
         self._lookup: Lookup | None = None
         self._lock = threading.Lock()
-        self._unreported: list[RefreshReport] = []
-        directory = Path(config.scratch or scratch or tempfile.gettempdir())
-        self.mode = choose_mode(config, self.spec, self._following.wanted(), directory, grows=grows)
-        self._cache = open_replay(self.mode, self.spec, directory)
-        if isinstance(self._cache, ReplayCache) and self._cache.notice:
-            why = f"{self.mode.why}; {self._cache.notice}"
-            self.mode = dataclasses.replace(self.mode, why=why)
-        self._gather = Gather(self.spec, n_step=config.n_step, gamma=config.gamma)
+        self._gather = Gather(self.spec, n_step=n, gamma=config.gamma)
         self._sequences = None
         if length := config.sequence_length:
             self._sequences = Sequences(
-                self.spec, self._gather, seed=seed, length=length, count=config.batch_size // length
+                self.spec, self._gather, seed=seed, length=length, count=size // length
             )
-        self._frames = itertools.cycle(
-            [
-                FrameBuffer(self.spec, batch_size=config.batch_size, n_step=config.n_step)
-                for _ in range(buffers)
-            ]
-        )
+        frames = [FrameBuffer(self.spec, batch_size=size, n_step=n) for _ in range(buffers)]
+        self._frames = itertools.cycle(frames)
         try:
-            self.opening = self._follow(on_progress)
+            self.opening = self._stock.open(on_progress)
         except BaseException:
             self.close()
             raise
@@ -131,13 +116,14 @@ class Sampler:
         with self._lock:
             frames = next(self._frames)
             while True:
+                self._stock.take_arrived(every_s=TAKE_S)
                 if not self.steps:
                     raise NoSegmentsError(self._following.why_empty())
                 lookup, number, drawn = self._next()
                 try:
                     self._gather.take_frames(lookup.rows[number], frames)
-                except (SegmentCorruptError, SegmentNotFoundError):
-                    self._refuse_damaged()
+                except DAMAGED:
+                    self._stock.refuse_damaged()
                     continue
                 batch = lookup.batch(number, frames)
                 if drawn is None:
@@ -155,16 +141,17 @@ class Sampler:
         """
         assert self._sequences is not None, "set replay.sequence_length"
         with self._lock:
+            self._stock.take_arrived(every_s=TAKE_S)
             while self._sequences.draws.count:
                 try:
                     return self._sequences.sample()
-                except (SegmentCorruptError, SegmentNotFoundError):
-                    self._refuse_damaged()
+                except DAMAGED:
+                    self._stock.refuse_damaged()
+            if not self.steps:
+                raise NoSegmentsError(self._following.why_empty())
             length = self.config.sequence_length
             raise NoSegmentsError(
                 f"no episode has {length} steps, as replay.sequence_length asks for; lower it"
-                if self.steps
-                else self._following.why_empty()
             )
 
     def update_priorities(self, index: NDArray[np.int64], td_error: NDArray[np.float32]) -> None:
@@ -185,10 +172,26 @@ class Sampler:
             StorageError: The scratch directory is too small for what is new.
         """
         with self._lock:
-            absent = self._following.look_again()
-            report = RefreshReport.join([*self._unreported, self._follow(None)], self.spec)
-            self._unreported.clear()
-            return dataclasses.replace(report, absent=absent)
+            self._stock.take_arrived()
+            # Rows must stay where they are while others are filled: first things first.
+            absent = () if self._stock.is_filling else self._following.look_again()
+            self._stock.unreported.append(self._stock.follow())
+            return dataclasses.replace(self._stock.take_reports(), absent=absent)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `news` has something to tell, or will once more is decoded."""
+        return bool(self._stock.unreported) or self._stock.is_filling
+
+    def news(self) -> RefreshReport:
+        """What has changed since the last report, without a look at the datasets.
+
+        Raises:
+            StorageError: The scratch directory is too small.
+        """
+        with self._lock:
+            self._stock.take_arrived()
+            return self._stock.take_reports()
 
     def held_out(self, limit: int | None = None) -> Iterator[HeldOutEpisode]:
         """Whole episodes that are never drawn, in an order that stays when others are added.
@@ -253,8 +256,7 @@ class Sampler:
     def close(self) -> None:
         """Give the scratch space back; safe to call twice."""
         with self._lock:
-            self._cache.close()
-            self._index()
+            self._stock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -271,41 +273,6 @@ class Sampler:
             self._lookup = self._gather.look_up(self._draws.draw())
         return self._lookup, self._draws.take(), None
 
-    def _follow(self, on_progress: Progress | None) -> RefreshReport:
-        """Make the cache hold what the snapshots and the capacity ask for."""
-        added: dict[Key, CachedSegment] = {}
-        self._following.begin()
-        removed = 0
-        while (wanted := self._following.wanted()).keys() != self._cache.segments.keys():
-            try:
-                changes = self._cache.follow(wanted, on_progress)
-            finally:
-                self._index()  # rows have moved, even if the disk is full
-            added |= changes.added
-            removed += changes.removed
-            # Room that a refused segment was to take goes to the next older ones.
-            self._following.refusals.add(changes.refused)
-        eligible = self._following.eligible
-        if eligible.newest != self._indexed_newest:
-            self._index()  # which episodes are too old, or how much, has changed
-        new = self._following.news(wanted, added)
-        return RefreshReport(
-            segments_added=len(new),
-            segments_removed=removed,
-            steps_added=sum(int(episodes.lengths.sum()) for episodes in new),
-            episodes=EpisodeSummary.join(new, self.spec),
-            refused=self._following.refusals.take_new(),
-        )
-
-    def _refuse_damaged(self) -> None:
-        """Go on without segments that proved bad only now, when frames of theirs were drawn."""
-        assert isinstance(self._cache, DirectReplay), "a cache has checked all of its frames"
-        damaged = self._cache.frames.take_damaged()
-        assert damaged, "else the same draw would fail for ever"
-        self._following.refusals.add(damaged)
-        self._following.look_again()  # it may have been merged into another
-        self._unreported.append(self._follow(None))
-
     def _index(self) -> None:
         """Number all transitions that may be drawn."""
         eligible = self._following.eligible
@@ -313,7 +280,6 @@ class Sampler:
         lengths, datasets = numbering.lengths, len(self._following.datasets)
         groups = group(numbering, lengths, eligible, self.config, datasets)
         self.steps = numbering.steps
-        self._indexed_newest = eligible.newest
         self._chosen_digest = "" if eligible.takes_all else numbering.digest(groups)
         self._draws.bind(groups.counts, groups.shares)
         if self._priorities is not None:

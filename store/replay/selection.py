@@ -39,6 +39,9 @@ class PriorityConfig:
             raise ConfigError(f"replay.priority.epsilon is {self.epsilon!r}, expected above 0")
 
 
+_CHOICES = {"mode": ("cache", "direct", "auto"), "fill": ("whole", "while")}
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayConfig:
     """What is kept for replay and how it is drawn."""
@@ -55,6 +58,10 @@ class ReplayConfig:
     mode: str = "auto"
     """``cache``: decode every frame once into a scratch file, fastest; ``direct``: decode from the
     shards at every draw, for datasets that fit no disk; ``auto``: the cache where it fits."""
+    fill: str = "whole"
+    """``whole``: draw once all frames are in the cache, so that a seed gives the same batches every
+    time; ``while``: draw from the first segment on, evenly from those that are decoded so far:
+    until all are, the batches depend on how fast that goes. ``direct`` has nothing to fill."""
     scratch: str = ""
     """Directory for the replay's scratch files (7.06 GB per million 84x84 frames); empty: the
     run's own, or the system's temporary directory."""
@@ -92,8 +99,7 @@ class ReplayConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"replay.{name} is {value!r}, expected a whole number above 0")
-        if self.mode not in ("cache", "direct", "auto"):
-            raise ConfigError(f"replay.mode is {self.mode!r}, expected cache, direct or auto")
+        self._check_choices()
         if not 0.0 <= self.gamma <= 1.0:
             raise ConfigError(f"replay.gamma is {self.gamma!r}, expected a number in [0, 1]")
         if not all(0.0 <= weight < math.inf for weight in self.weights):
@@ -105,6 +111,12 @@ class ReplayConfig:
         parse_filter(self.filter)
         self._check_lags()
         self._check_sequences()
+
+    def _check_choices(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if (choice := getattr(self, name)) not in allowed:
+                text = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+                raise ConfigError(f"replay.{name} is {choice!r}, expected {text}")
 
     def _check_sequences(self) -> None:
         length = self.sequence_length

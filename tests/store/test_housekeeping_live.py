@@ -12,7 +12,7 @@ from avtd3.collect.plan import held_episodes
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import SegmentNotFoundError
 from avtd3.store.filters import parse_filter
-from avtd3.store.replay.cache import REWARD
+from avtd3.store.replay.columns import REWARD
 from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.store.upkeep.compact import compact
 from avtd3.store.upkeep.prune import PruneConfig, prune
