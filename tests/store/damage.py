@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -240,8 +241,12 @@ def judge(dataset: Dataset, truth: Truth, mode: str) -> str:
     return "harmless" if is_whole else outcome
 
 
-def run(root: Path, seed: int, count: int) -> Counter[str]:
-    """Damage, read and restore ``count`` copies, each file of each segment in turn."""
+def run(root: Path, seed: int, count: int) -> dict[str, Any]:
+    """Damage, read and restore ``count`` copies, each file of each segment in turn.
+
+    Returns:
+        How often each outcome was, and how many of how many files were damaged.
+    """
     pristine = make_pristine(root / "pristine")
     truths = {name: know(dataset, MODES[name]) for name, dataset in pristine.items()}
     files = [
@@ -263,7 +268,8 @@ def run(root: Path, seed: int, count: int) -> Counter[str]:
         tell(f"copy {number} ({name}): {what} of {file}, replay {mode}")
         outcomes[judge(Dataset.open(work), truths[name], mode)] += 1
         shutil.rmtree(work)
-    return outcomes
+    touched = {files[place] for place in start[:count]}
+    return {"outcomes": outcomes, "touched": len(touched), "files": len(set(files))}
 
 
 def tell(line: str) -> None:

@@ -13,6 +13,8 @@ import pytest
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import StorageError
 from avtd3.store.inspect.audit import AuditConfig, audit
+from avtd3.store.layout import MANIFEST_FILE
+from avtd3.store.staging import publish
 from avtd3.store.writer import FrameCodec
 from avtd3.tests.store.disk import failing
 from avtd3.tests.store.segments import assert_holds, feed, make_episode, make_spec, make_writer
@@ -190,6 +192,16 @@ def test_bytes_that_a_power_cut_took_are_refused_and_not_read_as_zeros(tmp_path,
     snapshot = after_power_cut(lied, staging, target, tmp_path / "cut").snapshot()
     assert snapshot.segments == ()
     assert [refusal.segment_id for refusal in snapshot.refused] == [target.name]
+
+
+def test_a_publication_onto_a_segment_that_is_there_leaves_it_alone(tmp_path, no_waiting):
+    dataset, writer, episode = holding(tmp_path / "d")
+    target = writer.flush().path
+    files = {"a": b"other", MANIFEST_FILE: b"{}"}
+    with pytest.raises(StorageError, match="not empty"):
+        publish(dataset.staging_path / "x", target, files, MANIFEST_FILE)
+    assert list(dataset.staging_path.iterdir()) == []
+    assert_holds(dataset, [episode])
 
 
 def may_mount():

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from avtd3.store.errors import (
     SpecError,
 )
 from avtd3.store.files import sha256
+from avtd3.store.inspect.audit import AuditConfig, audit
 from avtd3.store.layout import raw_bytes, segment_arrays
 from avtd3.store.limits import Limits
 from avtd3.store.manifest import FileEntry, read_manifest
@@ -215,6 +217,32 @@ def test_another_arrays_file_in_its_place_is_found(dataset):
     shutil.copy(path / "episode_seed" / "c" / "0", path / "episode_length" / "c" / "0")
     with pytest.raises(SegmentCorruptError, match="SHA-256"):
         only(dataset).read("episode_length")
+
+
+def test_the_frames_of_another_segment_are_found(tmp_path):
+    """Of the same size, each checksum inside right: only the SHA-256 in the manifest knows."""
+    raw = FrameCodec(name="raw")
+    first, second = [make_episode(SPEC, 5, seed) for seed in (0, 1)]
+    mine = write_dataset(tmp_path / "mine", SPEC, [first], codec=raw)
+    other = write_dataset(tmp_path / "other", SPEC, [second], codec=raw)
+    shard = Path("frames", "c", "0", "0", "0", "0")
+    shutil.copy(only(other).path / shard, only(mine).path / shard)
+    with pytest.raises(SegmentCorruptError, match="SHA-256"):
+        only(mine).verify()
+    report = audit([mine.path], AuditConfig(scheduler="sync"))
+    assert report.verdict == "errors"
+
+
+def test_the_compressed_frames_of_another_segment_are_refused_when_opened(tmp_path):
+    """They have another size, as good as always."""
+    spec = make_spec(height=32, width=32)
+    mine, other = [
+        write_dataset(tmp_path / str(seed), spec, [make_episode(spec, 20, seed)]) for seed in (0, 1)
+    ]
+    shard = Path("frames", "c", "0", "0", "0", "0")
+    shutil.copy(only(other).path / shard, only(mine).path / shard)
+    with pytest.raises(SegmentCorruptError, match="bytes"):
+        only(mine)
 
 
 def test_every_missing_file_is_found(dataset):

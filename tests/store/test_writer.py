@@ -134,6 +134,29 @@ def test_a_segment_closes_when_it_is_old(dataset):
     assert feed(writer, make_episode(dataset.spec, 1, 3)) is None  # the next starts young
 
 
+def test_a_clock_that_goes_back_closes_segments_by_its_new_time(dataset):
+    clock = Clock()
+    writer = make_writer(dataset, clock=clock, segment_seconds=30.0)
+    assert feed(writer, make_episode(dataset.spec, 1)) is None
+    clock.now -= 5000.0
+    assert feed(writer, make_episode(dataset.spec, 1, 1)) is None
+    clock.now += 30.0
+    assert feed(writer, make_episode(dataset.spec, 1, 2)).episodes == 3
+
+
+def test_frames_of_zeros_are_written_like_any_others(tmp_path):
+    """zarr-python leaves out a chunk of zeros, and so does not know it from a lost one."""
+    spec = make_spec()
+    episode = make_episode(spec, 9)
+    episode.frames[:] = 0
+    dataset = write_dataset(tmp_path / "d", spec, [episode])
+    (segment,) = dataset.snapshot().segments
+    shard = segment.frame_shard()
+    assert len(shard.spans) == 3
+    assert (shard.spans[:, 1] > shard.spans[:, 0]).all()
+    assert_holds(dataset, [episode])
+
+
 def test_names_sort_by_time_and_are_plain_even_when_the_clock_goes_back(dataset):
     clock = Clock()
     writer = make_writer(dataset, clock=clock, collector="host-1_a", segment_steps=1)
