@@ -93,8 +93,9 @@ class GuardConfig:
     warm_up: int = 1_000
     """Updates before the actor's loss has a baseline and its actions must vary."""
     actor_loss_ratio: float = 10.0
-    """Actor loss, in baselines, that is a warning; ten times that is serious (reports). The baseline
-    is the median over the last `baseline_readings`, at least a tenth of what the data allow."""
+    """Actor loss, in baselines, that is a warning; ten times that is serious (reports). The
+    baseline is the median over the last `baseline_readings`, at least a tenth of what the data
+    allow."""
     baseline_readings: int = 50
     """Readings that the baseline looks back over."""
     q_limit: float = 10_000.0
