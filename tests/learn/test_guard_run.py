@@ -158,6 +158,18 @@ def test_each_rollback_halves_the_rates_again_until_there_were_enough(
     assert document["guards"]["rollbacks"] == 2
 
 
+def test_a_checkpoint_that_it_went_back_to_knows_of_it(tmp_path, learn, config, break_weights):
+    config = dataclasses.replace(config, guards=guards(on_stop="rollback"))
+    learn(dataclasses.replace(config, updates=13))
+    break_weights(14)
+    report = learn(dataclasses.replace(config, updates=16), resume=True)
+    assert (report.updates, report.rollbacks) == (16, 1)
+    document = json.loads(
+        (tmp_path / "run/checkpoints/update-000000013/checkpoint.json").read_text()
+    )
+    assert (document["guards"]["rollbacks"], document["guards"]["last_good"]) == (1, 13)
+
+
 def test_with_no_good_checkpoint_there_is_nothing_to_go_back_to(learn, config, break_weights):
     break_weights(3)
     report = learn(dataclasses.replace(config, guards=guards(on_stop="rollback")))
