@@ -9,6 +9,8 @@ from avtd3.store.page.tables import scrolling
 
 MAX_DRIFTS = 40
 """Quantities told, the most drifted first."""
+SEEN_DRIFTS = 8
+"""Those of them that are seen at once: the camera's pictures must not be screens away."""
 SEVERITIES = {"same": "ok", "shifted": "warning", "other": "error", "few values": "info"}
 
 
@@ -32,13 +34,23 @@ def drift_section(drifts: Sequence[Drift], compared: Sequence[str]) -> Markup:
     return element(
         "div",
         element("p", lead),
-        _table(drifts[:MAX_DRIFTS]),
+        _table(drifts[:SEEN_DRIFTS], "The most drifted quantities"),
+        _folded(drifts[SEEN_DRIFTS:MAX_DRIFTS]),
         element("p", note, class_="note"),
         class_="card",
     )
 
 
-def _table(drifts: Sequence[Drift]) -> Markup:
+def _folded(drifts: Sequence[Drift]) -> Markup | str:
+    """The less drifted quantities, behind a line that opens them."""
+    if not drifts:
+        return ""
+    noun = "quantity" if len(drifts) == 1 else "quantities"
+    told = element("summary", f"{len(drifts)} more {noun}, less drifted")
+    return element("details", told, _table(drifts, "Drift of the other quantities"))
+
+
+def _table(drifts: Sequence[Drift], caption: str) -> Markup:
     heads = ("quantity", "verdict", "PSI", "KS", "median", "then")
     rows = []
     for drift in drifts:
@@ -47,7 +59,6 @@ def _table(drifts: Sequence[Drift]) -> Markup:
         cells = [element("th", shorten(drift.name), scope="row"), element("td", verdict)]
         cells += [element("td", figure, class_="figure") for figure in figures]
         rows.append(element("tr", cells))
-    caption = "Drift of each quantity"
     styles = [None, None, *["figure"] * 4]
     head = [
         element("th", text, scope="col", class_=style)

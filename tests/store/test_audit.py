@@ -9,6 +9,7 @@ import dask.base
 import numpy as np
 import pytest
 
+from avtd3.cli import main
 from avtd3.store.codec import FrameCodec, seal
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
@@ -553,19 +554,25 @@ def test_a_cluster_that_is_none_is_refused(dataset):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_a_cluster_answers_as_threads_do(tmp_path):
+def test_a_cluster_of_processes_answers_as_threads_do(tmp_path, capsys):
     distributed = pytest.importorskip("distributed")
     dataset = write(tmp_path / "data", segments=6)
     bad = dataset.segment_ids()[2]
     (dataset.segments_path / bad / "reward/c/0").unlink()
     by_threads = audit([dataset.path]).document()
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
-        by_cluster = audit(
-            [dataset.path], AuditConfig(scheduler=cluster.scheduler_address)
-        ).document()
+        address = cluster.scheduler_address
+        assert address.startswith("tcp://")
+        by_cluster = audit([dataset.path], AuditConfig(scheduler=address)).document()
+        with pytest.raises(SystemExit) as stop:
+            main(["replay-inspect", str(dataset.path), "--json", "--scheduler", address])
+    by_command = json.loads(capsys.readouterr().out)
+    assert stop.value.code == 1
+    assert by_command["damaged"] == [{"dataset": str(dataset.path), "segment": bad}]
     assert {**by_cluster, "seconds": 0} == {**by_threads, "seconds": 0}
+    assert by_command["findings"] == by_threads["findings"]
 
 
 @pytest.mark.parametrize(

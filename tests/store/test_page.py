@@ -10,9 +10,10 @@ import pytest
 from avtd3.store.dataset import Dataset
 from avtd3.store.inspect.audit import audit
 from avtd3.store.inspect.bins import Bins
-from avtd3.store.inspect.drift import drift_between
+from avtd3.store.inspect.drift import Drift, drift_between
 from avtd3.store.inspect.findings import CHECKS
 from avtd3.store.page.charts import histogram, line, nice_ticks, number
+from avtd3.store.page.drift import MAX_DRIFTS, SEEN_DRIFTS, drift_section
 from avtd3.store.page.page import MAX_OFFENDERS, render_page, write_page
 from avtd3.store.page.reels import MAX_REELS, pick_reels
 from avtd3.store.page.tables import MAX_BARS, bars, heat_table
@@ -234,6 +235,20 @@ def test_drift_between_two_datasets_is_told(tmp_path):
     assert "another population" in page.text
     assert "action steer" in page.text
     assert "Drift" not in Page(render_page(report, (), made=MADE)).text
+
+
+def test_only_the_most_drifted_quantities_are_seen_at_once():
+    drifts = [
+        Drift(name=f"v{n}", psi=1.0 - n / 100, ks=0.1, medians=(0.0, 1.0), verdict="other")
+        for n in range(50)
+    ]
+    text = drift_section(drifts, ("a", "b"))
+    seen, folded = str(text).split("<details>")
+    assert seen.count("<tr>") == 1 + SEEN_DRIFTS
+    assert folded.count("<tr>") == 1 + MAX_DRIFTS - SEEN_DRIFTS
+    assert f"{MAX_DRIFTS - SEEN_DRIFTS} more quantities" in folded
+    assert "<details>" not in str(drift_section(drifts[:SEEN_DRIFTS], ("a", "b")))
+    assert "1 more quantity," in str(drift_section(drifts[: SEEN_DRIFTS + 1], ("a", "b")))
 
 
 def test_several_datasets_are_compared(sound, tmp_path):
