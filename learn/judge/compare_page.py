@@ -10,6 +10,7 @@ from avtd3.learn.judge.page import (
     key_figures,
     notice_list,
     plot_card,
+    row_name,
     verdict_table,
 )
 from avtd3.learn.judge.plots import Line, curve_plot
@@ -57,7 +58,7 @@ def _header(report: CompareReport, title: str) -> Markup:
 
 def _table(report: CompareReport) -> Markup:
     rows = [
-        (change.metric, badge(change.verdict, KINDS[change.verdict]), _cells(change))
+        (row_name(change.metric), badge(change.verdict, KINDS[change.verdict]), _cells(change))
         for change in report.changes[:MAX_ROWS]
     ]
     interval = f"{report.confidence:.0%} interval"

@@ -9,6 +9,7 @@ from avtd3.learn.judge.page import (
     key_figures,
     notice_list,
     plot_card,
+    row_name,
     verdict_table,
 )
 from avtd3.learn.judge.plots import Line, curve_plot
@@ -63,10 +64,16 @@ def _criteria(report: GateReport) -> Markup:
     rows = []
     for judged in report.criteria:
         outcome = judged.outcome
-        cells = (judged.metric, judged.limit, outcome.shown, judged.where, _why(judged))
-        rows.append((judged.name, badge(judged.verdict, KINDS[judged.verdict]), cells))
+        cells = (judged.limit, outcome.shown, judged.where, _why(judged))
+        rows.append(
+            (
+                row_name(judged.name, judged.metric),
+                badge(judged.verdict, KINDS[judged.verdict]),
+                cells,
+            )
+        )
     at = f"at {report.axis}"
-    heads = ("criterion", "verdict", "metric", "asked", "measured", at, "why")
+    heads = ("criterion", "verdict", "asked", "measured", at, "why")
     return verdict_table(
         heads, rows, figures=frozenset({"measured", at}), caption="Each criterion with its answer"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from avtd3.learn.metrics import metric
-from avtd3.store.page.markup import Markup, breakable, element, shorten
+from avtd3.store.page.markup import Markup, breakable, element, join, shorten
 from avtd3.store.page.tables import scrolling
 
 STYLE = """
@@ -17,8 +17,9 @@ STYLE = """
 .legend { display: flex; flex-wrap: wrap; gap: 2px 20px; list-style: none; padding: 0;
   margin: 0 0 12px; font-size: 15px; overflow-wrap: anywhere; }
 .card h3 { overflow-wrap: anywhere; } .card > p { margin: 0; font-size: 14px; }
-.judged th { font-weight: 600; overflow-wrap: anywhere; min-width: 160px; }
-.judged td:last-child { min-width: 240px; padding-right: 0; overflow-wrap: anywhere; }
+.judged tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 160px; }
+.judged .note { display: block; font-weight: 400; margin: 0; }
+.judged td:last-child { min-width: 260px; padding-right: 0; overflow-wrap: anywhere; }
 @media (max-width: 600px) {
   .judged thead { position: absolute; clip-path: inset(50%); }
   .judged, .judged tbody { display: block; }
@@ -37,7 +38,7 @@ STYLE = """
 
 def verdict_table(
     heads: Sequence[str],
-    rows: Sequence[tuple[str, Markup, Sequence[str]]],
+    rows: Sequence[tuple[Markup, Markup, Sequence[str]]],
     *,
     figures: frozenset[str] = frozenset(),
     caption: str,
@@ -52,7 +53,7 @@ def verdict_table(
     """
     body = []
     for name, verdict, cells in rows:
-        row = [element("th", breakable(shorten(name)), scope="row"), element("td", verdict)]
+        row = [element("th", name, scope="row"), element("td", verdict)]
         for head, text in zip(heads[2:], cells, strict=True):
             style = "figure" if head in figures else None
             row.append(element("td", shorten(text, 600), class_=style, data_head=head))
@@ -69,6 +70,12 @@ def verdict_table(
         class_="judged",
     )
     return element("div", scrolling(content, caption), class_="card")
+
+
+def row_name(name: str, below: str = "") -> Markup:
+    """What a row is about, with a word below it in small."""
+    note = element("span", breakable(shorten(below)), class_="note") if below else Markup("")
+    return join((breakable(shorten(name)), note))
 
 
 def badge(verdict: str, kind: str) -> Markup:
