@@ -63,6 +63,7 @@ def test_the_gradient_of_the_actor_counts_before_clipping(make_run):
     assert line["value"] > 10_000.0 > run.td3.clip.actor_max_norm
 
 
+@pytest.mark.slow
 def test_the_coupled_wiring_is_caught_by_what_the_data_allow(make_run):
     fast = TD3Config(wiring="coupled", actor_cnn_lr=3e-3, actor_lr=3e-3)
     run = make_run(td3=fast)

@@ -43,6 +43,7 @@ def updates_of(policies, version):
     return json.loads(header["__metadata__"]["avtd3_policy"])["updates"]
 
 
+@pytest.mark.slow
 def test_both_keep_in_step_and_either_waits_for_the_other(tmp_path, start):
     data, policies, run = tmp_path / "data", tmp_path / "policies", tmp_path / "run"
     collector = start(
