@@ -129,7 +129,7 @@ FAULTS = (
 )
 FAST = (publish_in_place, publish_twice, lose_the_running_frames)
 SEARCH = settings(
-    max_examples=60,
+    max_examples=400,
     stateful_step_count=30,
     deadline=None,
     database=None,
