@@ -62,9 +62,13 @@ def compare(
         directions: Which metrics should be low and which high.
 
     Raises:
-        ConfigError: A run has no event files, or a pattern fits no metric of either.
+        ConfigError: A run has no event files or no scalar in them, or a pattern fits no metric of
+            either.
     """
     logs = (read_log(baseline), read_log(candidate))
+    for run, log in zip((baseline, candidate), logs, strict=True):
+        if log.last_step is None:
+            raise ConfigError(f"{run} has logged no scalar yet; let it reach its first line")
     maps = tuple(book.pick(log.tags) for book, log in zip(names, logs, strict=True))
     before, after = (
         _by_metric(log, known, config.metrics) for log, known in zip(logs, maps, strict=True)

@@ -252,3 +252,8 @@ def test_a_change_of_three_spreads_is_seen_in_a_hundred_points():
         Level.of(rng.normal(size=100)), Level.of(3.0 + rng.normal(size=100)), 0.99
     )
     assert 2.0 < low < 3.0 < high < 4.0
+
+
+def test_a_run_without_a_line_is_told_of(report):
+    with pytest.raises(ConfigError, match="b has logged no scalar yet"):
+        report({"critic/loss": noisy(1.0)}, {})
