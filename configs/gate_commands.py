@@ -1,6 +1,7 @@
 """`avtd3 gate` and `avtd3 compare`: their options, and which functions they call."""
 
 import enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -49,18 +50,12 @@ def gate(
     """Hold a run's metrics against a stage's criteria: GO or NO-GO."""
     from avtd3.configs.gate_files import load_gate, load_names
     from avtd3.learn.judge.gate import gate as run_gate
-    from avtd3.store.files import write_aside
+    from avtd3.learn.judge.gate_page import gate_page
 
     config = load_gate(stage, criteria)
     report = run_gate(run, config, load_names(names, map_ or ()), optional=optional or ())
-    if markdown is not None:
-        write_aside(markdown, report.markdown().encode())
-        say(f"wrote {markdown}")
-    if html is not None:
-        from avtd3.learn.judge.gate_page import gate_page
-
-        write_aside(html, gate_page(report).encode())
-        say(f"wrote {html}")
+    _write(markdown, report.markdown)
+    _write(html, lambda: gate_page(report))
     answer(report.document(), as_json, report.summary())
     if report.verdict != "GO":
         raise typer.Exit(EXIT_NO)
@@ -116,7 +111,7 @@ def compare(
     from avtd3.configs.gate_files import load_directions, load_names
     from avtd3.learn.judge.compare import CompareConfig
     from avtd3.learn.judge.compare import compare as run_compare
-    from avtd3.store.files import write_aside
+    from avtd3.learn.judge.compare_page import compare_page
 
     config = CompareConfig(
         align=align.value,
@@ -127,16 +122,19 @@ def compare(
     )
     books = load_names(baseline_names, baseline_map or ()), load_names(names, map_ or ())
     report = run_compare(baseline, candidate, config, books, load_directions(directions))
-    if markdown is not None:
-        write_aside(markdown, report.markdown().encode())
-        say(f"wrote {markdown}")
-    if html is not None:
-        from avtd3.learn.judge.compare_page import compare_page
-
-        write_aside(html, compare_page(report).encode())
-        say(f"wrote {html}")
+    _write(markdown, report.markdown)
+    _write(html, lambda: compare_page(report))
     answer(report.document(), as_json, report.summary())
     if FailOn.WORSE in (fail_on or ()) and report.counts["worse"]:
         raise typer.Exit(EXIT_NO)
     if FailOn.LOST in (fail_on or ()) and report.only_baseline:
         raise typer.Exit(EXIT_NO)
+
+
+def _write(path: Path | None, text: Callable[[], str]) -> None:
+    """Write a text to where it is wanted, if it is."""
+    from avtd3.store.files import write_aside
+
+    if path is not None:
+        write_aside(path, text().encode())
+        say(f"wrote {path}")

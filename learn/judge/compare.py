@@ -66,16 +66,13 @@ def compare(
             either.
     """
     logs = (read_log(baseline), read_log(candidate))
-    for run, log in zip((baseline, candidate), logs, strict=True):
-        if log.last_step is None:
-            raise ConfigError(f"{run} has logged no scalar yet; let it reach its first line")
+    ends = _ends((baseline, candidate), logs, config)
     maps = tuple(book.pick(log.tags) for book, log in zip(names, logs, strict=True))
     before, after = (
         _by_metric(log, known, config.metrics) for log, known in zip(logs, maps, strict=True)
     )
     if config.metrics and not before and not after:
         raise ConfigError(f"--metric {', '.join(config.metrics)} fits no metric of either run")
-    ends = _ends(logs, config)
     changes = [
         _change(before[metric], after[metric], metric, ends, config, directions)
         for metric in sorted(before.keys() & after.keys())
@@ -114,9 +111,14 @@ def _by_metric(log: RunLog, names: NameMap, patterns: Sequence[str]) -> dict[str
     }
 
 
-def _ends(logs: Sequence[RunLog], config: CompareConfig) -> tuple[int, int]:
+def _ends(runs: Sequence[Path], logs: Sequence[RunLog], config: CompareConfig) -> tuple[int, int]:
     """Last step of each run that is looked at."""
-    first, second = (-1 if log.last_step is None else log.last_step for log in logs)
+    steps = []
+    for run, log in zip(runs, logs, strict=True):
+        if log.last_step is None:
+            raise ConfigError(f"{run} has logged no scalar yet; let it reach its first line")
+        steps.append(log.last_step)
+    first, second = steps
     common = min(first, second)
     return (common, common) if config.align == "common" else (first, second)
 

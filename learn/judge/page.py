@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from avtd3.learn.metrics import metric
 from avtd3.store.page.markup import Markup, breakable, element, join, shorten
-from avtd3.store.page.tables import scrolling
+from avtd3.store.page.tables import column_heads, framed, scrolling
 
 STYLE = """
 .line.before { stroke: var(--mark); } .line.after { stroke: var(--bar); }
@@ -58,17 +58,7 @@ def verdict_table(
             style = "figure" if head in figures else None
             row.append(element("td", shorten(text, 600), class_=style, data_head=head))
         body.append(element("tr", row))
-    columns = [
-        element("th", text, scope="col", class_="figure" if text in figures else None)
-        for text in heads
-    ]
-    content = element(
-        "table",
-        element("caption", caption, class_="hidden"),
-        element("thead", element("tr", columns)),
-        element("tbody", body),
-        class_="judged",
-    )
+    content = framed(column_heads(heads, figures), body, caption=caption, class_="judged")
     return element("div", scrolling(content, caption), class_="card")
 
 

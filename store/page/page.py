@@ -17,7 +17,7 @@ from avtd3.store.page.frame import html_page, section
 from avtd3.store.page.markup import Markup, element, join, shorten
 from avtd3.store.page.reels import Reel, draw_reel, pick_reels
 from avtd3.store.page.sections import data_sections, key_figures
-from avtd3.store.page.tables import scrolling, table
+from avtd3.store.page.tables import column_heads, framed, scrolling, table
 
 MARKS = {"ok": "✓", "warnings": "!", "errors": "✕"}
 MAX_OFFENDERS = 10
@@ -138,18 +138,9 @@ def _check_table(found: Sequence[str], report: AuditReport) -> Markup:
             element("td", check.mend),
         ]
         rows.append(element("tr", cells))
-    heads = [
-        element("th", head, scope="col", class_="figure" if head == "found" else None)
-        for head in ("check", "severity", "found", "what", "what to do")
-    ]
+    heads = column_heads(("check", "severity", "found", "what", "what to do"), {"found"})
     caption = "Checks that found something"
-    content = element(
-        "table",
-        element("caption", caption, class_="hidden"),
-        element("thead", element("tr", heads)),
-        element("tbody", rows),
-        class_="checks",
-    )
+    content = framed(heads, rows, caption=caption, class_="checks")
     return scrolling(content, caption)
 
 

@@ -46,19 +46,8 @@ def bars(
             )
         )
     heads = [name, "share"] if signed else [name, "count", "share"]
-    return element(
-        "table",
-        element("caption", caption, class_="hidden"),
-        element(
-            "thead",
-            element(
-                "tr",
-                [element("th", head, scope="col", class_="hidden") for head in [*heads, "bar"]],
-            ),
-        ),
-        element("tbody", body),
-        class_="bars",
-    )
+    hidden = [element("th", head, scope="col", class_="hidden") for head in [*heads, "bar"]]
+    return framed(hidden, body, caption=caption, class_="bars")
 
 
 def heat_table(
@@ -86,12 +75,7 @@ def heat_table(
             style = f"--heat:{heat:.0f}%"
             cells.append(element("td", f"{count:,}", class_="figure heat", style=style))
         body.append(element("tr", cells))
-    return element(
-        "table",
-        element("caption", caption, class_="hidden"),
-        element("thead", element("tr", head)),
-        element("tbody", body),
-    )
+    return framed(head, body, caption=caption)
 
 
 def table(
@@ -109,35 +93,46 @@ def table(
         figures: Heads of the columns that hold numbers.
         caption: What the table shows.
     """
-
-    def style(head: str) -> str | None:
-        return "figure" if head in figures else None
-
     body = []
     for row in rows[:MAX_ROWS]:
         cells = [element("th", shorten(row[0]), scope="row")]
         cells += [
-            element("td", cell, class_=style(head))
+            element("td", cell, class_=_style(head, figures))
             for head, cell in zip(heads[1:], row[1:], strict=True)
         ]
         body.append(element("tr", cells))
     if len(rows) > MAX_ROWS:
         rest = f"… and {len(rows) - MAX_ROWS:,} more"
         body.append(element("tr", element("th", rest, scope="row", colspan=len(heads))))
-    return scrolling(
-        element(
-            "table",
-            element("caption", caption, class_="hidden"),
-            element(
-                "thead",
-                element(
-                    "tr",
-                    [element("th", h, scope="col", class_=style(h)) for h in heads],
-                ),
-            ),
-            element("tbody", body),
-        ),
-        caption,
+    return scrolling(framed(column_heads(heads, figures), body, caption=caption), caption)
+
+
+def column_heads(heads: Sequence[str], figures: Collection[str] = ()) -> list[Markup]:
+    """The heads of a table's columns; those of `figures` stand to the right."""
+    return [element("th", head, scope="col", class_=_style(head, figures)) for head in heads]
+
+
+def _style(head: str, figures: Collection[str]) -> str | None:
+    return "figure" if head in figures else None
+
+
+def framed(
+    heads: Sequence[Markup], rows: Sequence[Markup], *, caption: str, class_: str | None = None
+) -> Markup:
+    """A table with a caption for those who cannot see it.
+
+    Args:
+        heads: The cells of its head.
+        rows: Its rows.
+        caption: What it shows.
+        class_: Class in the style sheet.
+    """
+    return element(
+        "table",
+        element("caption", caption, class_="hidden"),
+        element("thead", element("tr", heads)),
+        element("tbody", rows),
+        class_=class_,
     )
 
 

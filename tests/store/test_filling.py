@@ -93,9 +93,11 @@ def test_sampling_takes_in_what_has_arrived(world, tmp_path):
 def test_once_it_is_full_the_batches_are_those_of_a_cache_filled_before(world, tmp_path):
     dataset = three(world)
     gate = Gate(dataset.segments[2])
+    apart = tmp_path / "apart"  # caches of one scratch would wait for each other at the gate
+    apart.mkdir()
     with (
         open_sampler(dataset, tmp_path) as behind,
-        open_sampler(three(World(world.spec)), tmp_path, fill="whole") as whole,
+        open_sampler(three(World(world.spec)), apart, fill="whole") as whole,
     ):
         state = whole.state()
         assert not behind.restore(state)
