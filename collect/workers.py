@@ -109,8 +109,8 @@ class _Worker(Generic[ReportT, ResultT]):
         elif kind == _RESULT:
             self.result = content
         else:
-            name, text = content
-            self.error = getattr(errors, name)(text)
+            name, arguments = content
+            self.error = getattr(errors, name)(*arguments)
 
     def _part(self) -> None:
         self.pipe.close()
@@ -170,7 +170,7 @@ def _serve(
     try:
         result = work(job, should_stop, lambda report: send(_REPORT, report))
     except Avtd3Error as error:
-        send(_ERROR, (type(error).__name__, str(error)))
+        send(_ERROR, (type(error).__name__, error.args))
     else:
         send(_RESULT, result)
 

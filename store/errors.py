@@ -13,6 +13,7 @@ Every message says what was expected, what was found, where, and what mends it::
     ├── CheckpointError (ValueError)              a torn or foreign checkpoint or policy
     ├── RoadError (ValueError)                    an .xodr file that is not a usable road network
     ├── WorldError (RuntimeError)                 the simulator failed
+    │   └── WorldLost                             it vanished, stalled or crashed: try again
     ├── StorageError (OSError)                    the disk is full or cannot be written
     └── TrainingHalted (RuntimeError)             a guard stopped the training
 """
@@ -60,6 +61,24 @@ class RoadError(Avtd3Error, ValueError):
 
 class WorldError(Avtd3Error, RuntimeError):
     """A simulator that failed, vanished or answered nonsense."""
+
+
+class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
+    """A simulator that is gone for now; a fresh start of it may go on.
+
+    Attributes:
+        reason: ``server_lost`` (it does not answer), ``sensor_stall`` (it ticks, but a sensor
+            gives nothing), ``tick_timeout`` (the client is blocked), ``client_crash`` (the
+            client's process died) or ``spawn_refused`` (every place tried is taken).
+    """
+
+    def __init__(self, message: str, reason: str = "server_lost") -> None:
+        # Both are `args`, so that copies and other processes get the reason, too.
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class StorageError(Avtd3Error, OSError):

@@ -8,7 +8,7 @@ import numpy as np
 
 from avtd3.collect.route import Route
 from avtd3.collect.world import Surroundings, VehicleState, WorldFrame, WorldStart
-from avtd3.store.errors import WorldError
+from avtd3.store.errors import WorldError, WorldLost
 
 MAX_STEER_RAD = 0.45
 WHEELBASE_M = 2.7
@@ -149,6 +149,13 @@ def open_world_that_dies(name, road):
 def open_world_that_fails(name, road):
     def fail():
         raise WorldError("the simulator is gone")
+
+    return DoomedWorld(fail)
+
+
+def open_world_that_is_lost(name, road):
+    def fail():
+        raise WorldLost("no frame within 5 s", "sensor_stall")
 
     return DoomedWorld(fail)
 

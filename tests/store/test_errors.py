@@ -1,3 +1,4 @@
+import copy
 import inspect
 
 import pytest
@@ -15,6 +16,7 @@ BUILTIN_BASES = {
     "CheckpointError": ValueError,
     "RoadError": ValueError,
     "WorldError": RuntimeError,
+    "WorldLost": RuntimeError,
     "StorageError": OSError,
     "TrainingHalted": RuntimeError,
 }
@@ -39,3 +41,10 @@ def test_the_tree_is_complete():
 
 def test_a_missing_dataset_and_an_empty_one_can_be_told_apart():
     assert issubclass(errors.NoSegmentsError, errors.DatasetError)
+
+
+def test_a_lost_world_says_what_and_why_wherever_it_is_copied_to():
+    error = errors.WorldLost("no frame within 5 s", "sensor_stall")
+    for copy_of in (error, copy.copy(error), errors.WorldLost(*error.args)):
+        assert (str(copy_of), copy_of.reason) == ("no frame within 5 s", "sensor_stall")
+    assert errors.WorldLost("gone").reason == "server_lost"

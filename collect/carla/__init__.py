@@ -1,0 +1,1 @@
+"""The CARLA world: the real client in a supervised child process."""

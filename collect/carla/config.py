@@ -1,0 +1,176 @@
+"""`CarlaConfig`: which CARLA server, which car and camera, and how long to wait for what."""
+
+import dataclasses
+
+from avtd3.collect.checks import check_number, check_positive
+from avtd3.store.errors import ConfigError
+
+SCENARIO_WEATHER, KEPT_WEATHER = "scenario", "keep"
+CARLA_WEATHERS = (
+    "ClearNoon",
+    "CloudyNoon",
+    "WetNoon",
+    "WetCloudyNoon",
+    "SoftRainNoon",
+    "MidRainyNoon",
+    "HardRainNoon",
+    "ClearSunset",
+    "CloudySunset",
+    "WetSunset",
+    "WetCloudySunset",
+    "SoftRainSunset",
+    "MidRainSunset",
+    "HardRainSunset",
+    "ClearNight",
+    "CloudyNight",
+    "WetNight",
+    "WetCloudyNight",
+    "SoftRainNight",
+    "MidRainyNight",
+    "HardRainNight",
+    "DustStorm",
+)
+"""Presets of ``carla.WeatherParameters``, version 0.9.16."""
+_LARGEST_PICTURE = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CarlaCamera:
+    """The front camera: as the road world's, so that pictures of both fit one policy."""
+
+    height: int = 84
+    """Rows of the stored picture."""
+    width: int = 84
+    """Columns of the stored picture."""
+    supersample: int = 2
+    """The server draws so many times as many rows and columns; each square of them is averaged."""
+    field_of_view_deg: float = 90.0
+    """Horizontal angle of view."""
+    forward_m: float = 1.4
+    """Mounting ahead of the car's centre."""
+    height_m: float = 1.6
+    """Mounting above the ground."""
+    pitch_deg: float = 6.0
+    """Downward tilt."""
+    height_jitter_m: float = 0.1
+    """Largest deviation of the height, drawn for each episode."""
+    lateral_jitter_m: float = 0.1
+    """Largest deviation from the car's middle."""
+    pitch_jitter_deg: float = 1.0
+    """Largest deviation of the tilt."""
+    yaw_jitter_deg: float = 1.0
+    """Largest deviation of the camera's heading from the car's."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            check_number(f"camera.{name}", getattr(self, name), minimum=8, maximum=1024)
+        check_number("camera.supersample", self.supersample, minimum=1, maximum=8)
+        if self.supersample * max(self.height, self.width) > _LARGEST_PICTURE:
+            raise ConfigError(
+                f"camera.supersample is {self.supersample}, expected at most "
+                f"{_LARGEST_PICTURE // max(self.height, self.width)} with {self.height} x "
+                f"{self.width}: servers draw pictures of up to {_LARGEST_PICTURE} pixels a side"
+            )
+        check_number("camera.field_of_view_deg", self.field_of_view_deg, minimum=10, maximum=150)
+        check_number("camera.pitch_deg", self.pitch_deg, minimum=-20, maximum=45)
+        check_number("camera.pitch_jitter_deg", self.pitch_jitter_deg, maximum=10)
+        check_number("camera.yaw_jitter_deg", self.yaw_jitter_deg, maximum=20)
+        check_number("camera.height_jitter_m", self.height_jitter_m, maximum=0.5)
+        check_positive("camera.height_m", self.height_m - self.height_jitter_m)
+        check_number("camera.forward_m", self.forward_m, minimum=-3, maximum=3)
+        check_number("camera.lateral_jitter_m", self.lateral_jitter_m, maximum=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CarlaConfig:
+    """CARLA servers, and everything about driving on one."""
+
+    host: str = "localhost"
+    """Where the servers run."""
+    ports: tuple[int, ...] = (2000,)
+    """RPC port of each server; each gets a worker of its own."""
+    timeout_s: float = 10.0
+    """How long one call of the client may take."""
+    connect_timeout_s: float = 30.0
+    """How long a server that does not answer is asked again, with `backoff_s` in between."""
+    load_timeout_s: float = 120.0
+    """How long a map may take to load."""
+    step_timeout_s: float = 30.0
+    """How long a step may take before the client's process is killed: at least `timeout_s` plus
+    `sensor_timeout_s`, which name the cause more exactly."""
+    sensor_timeout_s: float = 5.0
+    """How long the picture of a frame may come after the frame."""
+    backoff_s: float = 1.0
+    """Pause before the second try to reach a server; it doubles up to `backoff_max_s`."""
+    backoff_max_s: float = 20.0
+    """Longest pause between two tries."""
+    tm_port: int = 0
+    """Port of the traffic manager in the client's process; 0 picks a free one."""
+    vehicle: str = "vehicle.tesla.model3"
+    """Blueprint of the car."""
+    control_period_s: float = 0.05
+    """Simulated seconds per step; the server's fixed time step."""
+    camera: CarlaCamera = dataclasses.field(default_factory=CarlaCamera)
+    """The front camera."""
+    weather: str = SCENARIO_WEATHER
+    """``scenario``: as the scenario says, varied by episode; ``keep``: the server's own; else a
+    preset of CARLA such as ``ClearNoon``."""
+    spectator_follows: bool = False
+    """Whether the server's own view follows the car."""
+    start_speed_mps: float = 6.0
+    """Largest speed at which an episode begins."""
+    start_lateral_m: float = 0.3
+    """Largest distance from the lane's middle at which an episode begins."""
+    start_heading_deg: float = 3.0
+    """Largest deviation from the lane's heading with which an episode begins."""
+    settle_s: float = 0.5
+    """Simulated seconds in which the car comes to rest on the ground before an episode."""
+    server_command: str = ""
+    """Command that starts a server, with ``{port}`` for its port; empty: servers run already."""
+    recycle_episodes: int = 0
+    """Episodes after which a server that avtd3 started is started anew; 0 never."""
+    spawn_attempts: int = 6
+    """Places along the route that are tried for the car while others stand there."""
+
+    def __post_init__(self) -> None:
+        if not self.host:
+            raise ConfigError("carla.host is empty, expected a name or an address: localhost")
+        if not self.ports or len(set(self.ports)) != len(self.ports):
+            raise ConfigError(f"carla.ports is {self.ports}, expected at least one, each once")
+        for port in self.ports:
+            check_number("carla.ports", port, minimum=1, maximum=65_535)
+        check_number("carla.tm_port", self.tm_port, maximum=65_535)
+        self._check_waits()
+        if not self.vehicle.startswith("vehicle."):
+            raise ConfigError(
+                f"carla.vehicle is {self.vehicle!r}, expected a blueprint: vehicle.tesla.model3"
+            )
+        check_number("carla.control_period_s", self.control_period_s, minimum=0.01, maximum=0.5)
+        known = (SCENARIO_WEATHER, KEPT_WEATHER, *CARLA_WEATHERS)
+        if self.weather not in known:
+            raise ConfigError(
+                f"carla.weather is {self.weather!r}, expected one of: {', '.join(known)}"
+            )
+        check_number("carla.start_speed_mps", self.start_speed_mps, maximum=30.0)
+        check_number("carla.start_lateral_m", self.start_lateral_m, maximum=2.0)
+        check_number("carla.start_heading_deg", self.start_heading_deg, maximum=30.0)
+        check_number("carla.settle_s", self.settle_s, maximum=10.0)
+        check_number("carla.recycle_episodes", self.recycle_episodes)
+        check_number("carla.spawn_attempts", self.spawn_attempts, minimum=1, maximum=100)
+
+    def _check_waits(self) -> None:
+        for name in (
+            "timeout_s",
+            "connect_timeout_s",
+            "load_timeout_s",
+            "sensor_timeout_s",
+            "backoff_s",
+            "backoff_max_s",
+        ):
+            check_number(f"carla.{name}", getattr(self, name), minimum=0.1, maximum=3600.0)
+        least = self.timeout_s + self.sensor_timeout_s
+        check_number("carla.step_timeout_s", self.step_timeout_s, minimum=least, maximum=7200.0)
+
+    def port_of(self, worker: int) -> int:
+        """The port of a worker's server; workers beyond the ports share them in turn."""
+        return self.ports[worker % len(self.ports)]
