@@ -1,0 +1,91 @@
+"""The camera sensor: the road world's camera at the place and size that the client asks for."""
+
+import math
+
+import numpy as np
+
+from avtd3.collect.road.boxes import Box
+from avtd3.collect.road.camera import Camera, CameraConfig
+from avtd3.collect.road.weather import Weather
+
+_SEES_M = 80.0
+_LOWEST_M, _HIGHEST_M = 0.3, 30.0
+_PITCH_DEG = (-20.0, 45.0)
+_LOOK = 7  # any constant: the ground's reflectances, which the road world draws by episode
+
+
+class Eye:
+    """What one camera sensor sees.
+
+    Its place in the world is handed to the road world's camera as if it were the car's, so that
+    any mounting works; roll is ignored.
+    """
+
+    def __init__(self, attributes, pose):
+        self.field_of_view_deg = float(attributes["fov"])
+        self.config = CameraConfig(
+            height=int(attributes["image_size_y"]),
+            width=int(attributes["image_size_x"]),
+            field_of_view_deg=self.field_of_view_deg,
+            supersample=1,
+            forward_m=0.0,
+            height_m=min(max(pose[2], _LOWEST_M), _HIGHEST_M),
+            pitch_deg=min(max(-pose[3], _PITCH_DEG[0]), _PITCH_DEG[1]),
+            height_jitter_m=0.0,
+            lateral_jitter_m=0.0,
+            pitch_jitter_deg=0.0,
+            yaw_jitter_deg=0.0,
+            brightness_jitter=0.0,
+            noise=0.0,
+            noisy_share=0.0,
+        )
+        self._camera = Camera(self.config)
+        self._shown = None
+
+    def look(self, pose, raster, weather, cars):
+        """Take a picture of the ground and of cars; uint8 (H, W)."""
+        if self._shown != (id(raster), weather):
+            self._camera.begin(raster, seen_weather(weather), np.random.default_rng(_LOOK))
+            self._shown = (id(raster), weather)
+        x, y, yaw = pose[0], pose[1], math.radians(pose[4])
+        back = complex(math.cos(yaw), -math.sin(yaw))
+        boxes = []
+        for car in cars:
+            at = complex(car.pose[0] - x, car.pose[1] - y) * back
+            # A camera sits in its own car, or so near that nothing of the car is in sight.
+            if abs(at) < _SEES_M and at.real > 0.0 and not _holds(car, x, y):
+                boxes.append(_box(car, at, yaw))
+        return self._camera.render(x, y, yaw, boxes)[0]
+
+
+def _holds(car, x, y):
+    """Whether a point lies within a car's outline."""
+    yaw = math.radians(car.pose[4])
+    at = complex(x - car.pose[0], y - car.pose[1]) * complex(math.cos(yaw), -math.sin(yaw))
+    return abs(at.real) <= car.half_m[0] and abs(at.imag) <= car.half_m[1]
+
+
+def _box(car, at, yaw):
+    length, width, height = (2.0 * half for half in car.half_m)
+    colour = [int(part) for part in car.attributes["color"].split(",")]
+    paint = max(sum(colour) / len(colour) / 255.0, 0.1)
+    turn = math.remainder(math.radians(car.pose[4]) - yaw, math.tau)
+    return Box(at.real, at.imag, turn, length, width, height, paint)
+
+
+def seen_weather(values):
+    """What the client's 14 numbers look like; roughly as in the road world's weathers."""
+    cloudiness, rain, sun_altitude, fog = values[0], values[1], values[5], values[6]
+    sun = min(max((sun_altitude + 5.0) / 25.0, 0.0), 1.0)
+    light = (0.12 + 0.93 * sun) * (1.0 - 0.3 * cloudiness / 100.0 - 0.2 * rain / 100.0)
+    return Weather(
+        name="server",
+        grip=1.0,
+        light=light,
+        contrast=1.0 - 0.3 * max(rain, fog) / 100.0,
+        sky_top=0.03 + 0.52 * sun,
+        sky_horizon=0.08 + 0.77 * sun,
+        fog_per_m=0.001 + 0.0005 * fog + 0.0001 * rain,
+        headlights=0.9 * (1.0 - sun),
+        noise=1.0,
+    )

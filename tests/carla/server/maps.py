@@ -1,0 +1,129 @@
+"""The maps of the server: two loops of its own, and whatever OpenDRIVE a client brings.
+
+Roads are laid flat, as in the road world: what drives on them knows no height.
+"""
+
+import dataclasses
+import functools
+import math
+
+from avtd3.collect.road.network import RoadNetwork
+from avtd3.collect.road.opendrive import flatten
+from avtd3.collect.road.raster import Raster
+
+DEFAULT = "AvTown01"
+OPENDRIVE = "OpenDriveMap"
+"""Name of the map made of a client's OpenDRIVE."""
+_LOOPS = {"AvTown01": (150.0, 30.0), "AvTown02": (260.0, 45.0), "Town01": (150.0, 30.0)}
+"""Straight and radius of each loop; no real map has their names but one, for those who want it."""
+_PIXEL_M = 0.1
+_SPAWN_EVERY_M = 20.0
+_SPAWN_HEIGHT_M = 0.3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TownMap:
+    """A map and what the simulation needs of it."""
+
+    name: str
+    """As `world.get_map().name` says it."""
+    xodr: str
+    """OpenDRIVE text."""
+    raster: Raster
+    """The ground."""
+    spawn_points: list[list[list[float]]]
+    """Transforms in the middle of the lanes."""
+
+
+class Maps:
+    """The maps by name, each made when it is first asked for."""
+
+    def __init__(self, xodr=None):
+        self.opendrive = xodr
+        self._made = {}
+
+    def available(self):
+        """Paths of the maps that can be loaded by name."""
+        return [f"/Game/Carla/Maps/{name}" for name in _LOOPS]
+
+    def find(self, name):
+        """The map of a name or path; raises KeyError if there is none, RoadError if it is bad."""
+        short = name.rpartition("/")[2]
+        if short == OPENDRIVE and self.opendrive is not None:
+            return town_map(short, self.opendrive)
+        if short not in self._made:
+            self._made[short] = town_map(f"Carla/Maps/{short}", loop(*_LOOPS[short]))
+        return self._made[short]
+
+
+@functools.lru_cache(maxsize=4)
+def town_map(name, xodr):
+    """Prepare OpenDRIVE text for driving on it."""
+    xodr, _ = flatten(xodr)
+    network = RoadNetwork.from_opendrive(name, xodr)
+    return TownMap(
+        name=name,
+        xodr=xodr,
+        raster=Raster.paint(network, _PIXEL_M),
+        spawn_points=list(_spawn_points(network)),
+    )
+
+
+def _spawn_points(network):
+    for lane in network.lanes:
+        if lane.is_junction:
+            continue
+        after = 0.0
+        for (x, y), yaw, along in zip(lane.points, lane.yaw_rad, lane.distance_m, strict=True):
+            if along >= after and along <= lane.length_m - 1.0:
+                after = along + _SPAWN_EVERY_M
+                place = [float(x), float(y), _SPAWN_HEIGHT_M]
+                yield [place, [0.0, math.degrees(float(yaw)), 0.0]]
+
+
+def loop(straight_m, radius_m):
+    """OpenDRIVE text of a closed two-lane road: straight, half circle, straight, half circle."""
+    half = math.pi * radius_m
+    pieces = (
+        (0.0, 0.0, 0.0, straight_m, "<line/>"),
+        (straight_m, 0.0, 0.0, half, f'<arc curvature="{1.0 / radius_m}"/>'),
+        (straight_m, 2.0 * radius_m, math.pi, straight_m, "<line/>"),
+        (0.0, 2.0 * radius_m, math.pi, half, f'<arc curvature="{1.0 / radius_m}"/>'),
+    )
+    roads = "".join(_road(number, *piece) for number, piece in enumerate(pieces))
+    place = "<geoReference><![CDATA[+proj=tmerc +lat_0=0 +lon_0=0]]></geoReference>"
+    head = f'<header revMajor="1" revMinor="4" name="loop">{place}</header>'
+    return f'<?xml version="1.0"?><OpenDRIVE>{head}{roads}</OpenDRIVE>'
+
+
+def _road(number, x, y, heading, length, shape):
+    before, after = (number - 1) % 4, (number + 1) % 4
+    links = (
+        f'<predecessor elementType="road" elementId="{before}" contactPoint="end"/>'
+        f'<successor elementType="road" elementId="{after}" contactPoint="start"/>'
+    )
+    return (
+        f'<road name="road {number}" length="{length}" id="{number}" junction="-1">'
+        f"<link>{links}</link>"
+        f'<type s="0" type="town"><speed max="50" unit="km/h"/></type>'
+        f'<planView><geometry s="0" x="{x}" y="{y}" hdg="{heading}" length="{length}">{shape}'
+        f'</geometry></planView><elevationProfile><elevation s="0" a="0" b="0" c="0" d="0"/>'
+        f'</elevationProfile><lateralProfile/><lanes><laneSection s="0">'
+        f"<left>{_lane(1)}</left><center><lane id='0' type='none' level='false'>"
+        f"{_mark('broken')}</lane></center><right>{_lane(-1)}</right></laneSection></lanes></road>"
+    )
+
+
+def _lane(number):
+    return (
+        f'<lane id="{number}" type="driving" level="false">'
+        f'<link><predecessor id="{number}"/><successor id="{number}"/></link>'
+        f'<width sOffset="0" a="3.5" b="0" c="0" d="0"/>{_mark("solid")}</lane>'
+    )
+
+
+def _mark(kind):
+    return (
+        f'<roadMark sOffset="0" type="{kind}" weight="standard" color="white" width="0.15" '
+        f'laneChange="{"both" if kind == "broken" else "none"}"/>'
+    )

@@ -1,0 +1,85 @@
+"""The bytes of the streams: sensor header, world snapshot, pictures, events."""
+
+import struct
+import time
+
+import msgpack
+import numpy as np
+
+COLLISION, RGB_CAMERA, SNAPSHOT = 0, 13, 17
+"""Sensor types, as numbered in the client's registry."""
+SNAPSHOT_STREAM = 1
+
+_HEADER = struct.Struct("<QQd6f")
+_EPISODE = struct.Struct("<Qdf3iI")
+_ACTOR = struct.Struct("<IB15f54s")
+_VEHICLE = struct.Struct("<3f3BifBBIB")
+_PICTURE = struct.Struct("<IIf")
+_TOKEN = struct.Struct("<IHBB16x")
+_TCP, _ANY_ADDRESS = 1, 0
+_UNKNOWN_LIGHT = 4
+
+assert (_HEADER.size, _EPISODE.size, _ACTOR.size, _TOKEN.size) == (48, 36, 119, 24)
+
+
+def token(stream_id, port):
+    """A stream's address; without a host the client uses the one it was created with."""
+    return _TOKEN.pack(stream_id, port, _TCP, _ANY_ADDRESS)
+
+
+def snapshot(simulation):
+    """The message of stream 1: everything that is alive, where it is and how it moves."""
+    parts = [
+        _HEADER.pack(SNAPSHOT, simulation.frame, simulation.elapsed_s, *([0.0] * 6)),
+        _EPISODE.pack(
+            simulation.episode_id,
+            time.time(),
+            simulation.delta_s,
+            0,
+            0,
+            0,
+            int(simulation.map_changed),
+        ),
+    ]
+    for actor in simulation.actors.values():
+        motion = actor.motion()
+        parts.append(_ACTOR.pack(actor.id, 1, *actor.pose, *motion, actor.state()))
+    return b"".join(parts)
+
+
+def vehicle_state(control, speed_limit_kmh):
+    """The part of a vehicle's record that only vehicles have."""
+    throttle, steer, brake, hand_brake, reverse, manual, gear = control
+    return _VEHICLE.pack(
+        throttle,
+        steer,
+        brake,
+        hand_brake,
+        reverse,
+        manual,
+        gear,
+        speed_limit_kmh,
+        _UNKNOWN_LIGHT,
+        0,
+        0,
+        0,
+    )
+
+
+def header(kind, simulation, pose):
+    """The front of every sensor's message."""
+    return _HEADER.pack(kind, simulation.frame, simulation.elapsed_s, *pose)
+
+
+def picture(simulation, pose, gray, field_of_view_deg):
+    """A picture of uint8 (H, W) grays, in B, G, R and opaque."""
+    height, width = gray.shape
+    pixels = np.full((height, width, 4), 255, np.uint8)
+    pixels[..., :3] = gray[..., None]
+    head = header(RGB_CAMERA, simulation, pose) + _PICTURE.pack(width, height, field_of_view_deg)
+    return head + pixels.tobytes()
+
+
+def event(kind, simulation, pose, value):
+    """An event: one msgpack value."""
+    return header(kind, simulation, pose) + msgpack.packb(value)
