@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number, check_positive
 from avtd3.collect.road.boxes import Box, Light, View, draw_boxes
+from avtd3.collect.road.mounting import draw_mounting
 from avtd3.collect.road.raster import ASPHALT, GAP, PAINT, Raster
 from avtd3.collect.road.rays import GroundRays
 from avtd3.collect.road.texture import TEXTURES
@@ -180,20 +181,18 @@ class Camera:
 
 def _draw_view(config: CameraConfig, rng: np.random.Generator) -> View:
     """Draw the mounting of an episode's camera."""
-    up, aside, tilt, turn = rng.uniform(-1.0, 1.0, 4).tolist()
-    pitch = math.radians(config.pitch_deg + tilt * config.pitch_jitter_deg)
-    yaw = math.radians(turn * config.yaw_jitter_deg)
+    at = draw_mounting(config, rng)
     half_angle = math.radians(config.field_of_view_deg / 2.0)
     return View(
         focal=config.width / 2.0 / math.tan(half_angle),
         column=config.width / 2.0,
         row=config.height / 2.0,
-        sin_pitch=math.sin(pitch),
-        cos_pitch=math.cos(pitch),
-        heading=complex(math.cos(yaw), math.sin(yaw)),
-        forward_m=config.forward_m,
-        right_m=aside * config.lateral_jitter_m,
-        height_m=config.height_m + up * config.height_jitter_m,
+        sin_pitch=math.sin(at.pitch_rad),
+        cos_pitch=math.cos(at.pitch_rad),
+        heading=complex(math.cos(at.yaw_rad), math.sin(at.yaw_rad)),
+        forward_m=at.forward_m,
+        right_m=at.right_m,
+        height_m=at.height_m,
     )
 
 

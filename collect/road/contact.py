@@ -1,10 +1,12 @@
 """What the car meets: bodies that overlap its own, and the vehicle ahead on its route."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from avtd3.collect.road.course import Ego
-from avtd3.collect.road.traffic import Traffic
 
 LEAD_WITHIN_M = 60.0
 """How far ahead on the route a vehicle counts."""
@@ -14,6 +16,21 @@ _NEAR_M = 80.0
 # The farthest from a point of the course that the centre of a vehicle in the corridor can be.
 _CORRIDOR_M = 5.0
 _LONGEST_M = 6.0
+
+
+class Bodies(Protocol):
+    """The other vehicles of a world, whoever drives them."""
+
+    at: NDArray[np.complex128]
+    """Centres x + iy in metres, far away where there is none."""
+    heading: NDArray[np.complex128]
+    """Unit numbers."""
+    speed_mps: NDArray[np.float64]
+    """Speeds along their headings."""
+    length_m: NDArray[np.float64]
+    """Lengths."""
+    width_m: NDArray[np.float64]
+    """Widths."""
 
 
 class Nearby(NamedTuple):
@@ -29,7 +46,7 @@ class Nearby(NamedTuple):
     """Their directions, unit numbers; 1 is the car's own."""
 
 
-def look_around(ego: Ego, traffic: Traffic) -> Nearby:
+def look_around(ego: Ego, traffic: Bodies) -> Nearby:
     """The vehicles that the car may touch, see or follow."""
     here = complex(ego.x_m, ego.y_m)
     back = complex(math.cos(ego.yaw_rad), -math.sin(ego.yaw_rad))
@@ -46,7 +63,7 @@ def look_around(ego: Ego, traffic: Traffic) -> Nearby:
     return around
 
 
-def hits_vehicle(ego: Ego, traffic: Traffic, around: Nearby) -> bool:
+def hits_vehicle(ego: Ego, traffic: Bodies, around: Nearby) -> bool:
     """Whether the car's body overlaps another vehicle's."""
     own = (0.5 * ego.length_m, 0.5 * ego.width_m)
     for number, at, heading in zip(around.numbers, around.at, around.heading, strict=True):
@@ -82,7 +99,7 @@ def rectangles_overlap(
     return abs(turned.imag) <= half[1] + own[0] * sine + own[1] * cosine
 
 
-def lead_on_route(ego: Ego, traffic: Traffic, around: Nearby) -> tuple[float, float]:
+def lead_on_route(ego: Ego, traffic: Bodies, around: Nearby) -> tuple[float, float]:
     """The nearest vehicle in the corridor that the car needs along its route.
 
     Returns:
@@ -105,7 +122,7 @@ def lead_on_route(ego: Ego, traffic: Traffic, around: Nearby) -> tuple[float, fl
     return (math.inf if gap == LEAD_WITHIN_M else max(gap, 0.0)), speed
 
 
-def _gap_along(ego: Ego, traffic: Traffic, number: int, nearest: int) -> tuple[float, float] | None:
+def _gap_along(ego: Ego, traffic: Bodies, number: int, nearest: int) -> tuple[float, float] | None:
     """Free metres to a vehicle along the course and its speed along it; None if it is aside.
 
     Args:

@@ -46,7 +46,7 @@ class SiteCache:
         kind, number = "", 0
         name = scenario.town
         if scenario.town == GENERATED:
-            kind, number = _draw_network(scenario, seed)
+            kind, number = draw_network(scenario, seed)
             name = f"{kind}-{number:06d}"
         if name not in self._sites:
             self._sites[name] = self._build(name, kind, number)
@@ -80,7 +80,7 @@ class SiteCache:
         self._sites.clear()
 
 
-def _draw_network(scenario: Scenario, seed: int) -> tuple[str, int]:
+def draw_network(scenario: Scenario, seed: int) -> tuple[str, int]:
     """Kind and seed of the generated network of an episode.
 
     Even episode seeds get even network seeds, odd ones odd: episodes are collected with even

@@ -16,18 +16,16 @@ from avtd3.collect.road.boxes import Box
 from avtd3.collect.road.camera import Camera, CameraConfig
 from avtd3.collect.road.contact import Nearby, hits_vehicle, lead_on_route, look_around
 from avtd3.collect.road.course import Course, Ego
+from avtd3.collect.road.footing import footing
 from avtd3.collect.road.network import RoadNetwork
-from avtd3.collect.road.planner import plan_route
-from avtd3.collect.road.raster import GAP, SHOULDER
+from avtd3.collect.road.opening import draw_opening
+from avtd3.collect.road.raster import GAP
 from avtd3.collect.road.site import Site, SiteCache
 from avtd3.collect.road.traffic import Traffic
 from avtd3.collect.road.vehicle import Vehicle, VehicleParams
-from avtd3.collect.road.weather import draw_weather
-from avtd3.collect.route import Route
 from avtd3.collect.world import Scenario, Surroundings, WorldFrame, WorldStart
 from avtd3.store.errors import WorldError
 
-_AGAINST = math.cos(math.radians(120.0))
 _LINE_M = 0.15
 # A wheel on a line counts again only after so many frames off it: lines are often grazed.
 _OFF_LINE_FRAMES = 5
@@ -110,19 +108,17 @@ class RoadWorld:
             ConfigError: The scenario's weather or kind of network is unknown.
         """
         site = self._sites.site(scenario, seed)
-        # One stream for each purpose: more vehicles do not change the route or the weather.
-        route_rng, start_rng, camera_rng, traffic_rng = (
-            np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)
-        )
-        route = plan_route(site.network, route_rng, scenario.route_length_m).route
-        weather = draw_weather(scenario.weather, camera_rng)
+        opening = draw_opening(site.network, scenario, seed, self.config)
+        route, weather, start = opening.route, opening.weather, opening.start
         self._site, self._route, self._grip = site, route, weather.grip
         self._course = Course(route)
-        self._start(route, start_rng)
+        self._vehicle.place(start.x_m, start.y_m, start.yaw_rad, start.speed_mps)
         self._distance_m = route.project(self._vehicle.x_m, self._vehicle.y_m, 0.0).distance_m
         ego = self._ego()
-        self._traffic = Traffic(site.paths, scenario.npcs, ego, self.control_period_s, traffic_rng)
-        self._camera.begin(site.raster, weather, camera_rng)
+        self._traffic = Traffic(
+            site.paths, scenario.npcs, ego, self.control_period_s, opening.traffic_rng
+        )
+        self._camera.begin(site.raster, weather, opening.camera_rng)
         self._frame_id = 0
         self._off_line, self._lane_yaw = [0, 0], float(route.yaw_rad[0])
         self._wheels = self._front_wheels()
@@ -131,20 +127,6 @@ class RoadWorld:
         self.notices = (*site.notices, crowded) if unplaced else site.notices
         return WorldStart(
             route=route, frame=self._frame(ego), town=site.network.name, weather=weather.name
-        )
-
-    def _start(self, route: Route, rng: np.random.Generator) -> None:
-        """Put the car on the beginning of the route, rolling, a little off the middle."""
-        config = self.config
-        aside, turn = rng.uniform(-1.0, 1.0, 2).tolist()
-        yaw = float(route.yaw_rad[0])
-        lateral = aside * config.start_lateral_m
-        x, y = route.points[0].tolist()
-        self._vehicle.place(
-            x - lateral * math.sin(yaw),
-            y + lateral * math.cos(yaw),
-            math.remainder(yaw + turn * math.radians(config.start_heading_deg), math.tau),
-            rng.uniform(0.0, config.start_speed_mps),
         )
 
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
@@ -187,11 +169,9 @@ class RoadWorld:
         around = look_around(ego, traffic)
         gap, speed = lead_on_route(ego, traffic, around)
         raster = self._current().raster
-        lane_yaw = raster.direction_at(vehicle.x_m, vehicle.y_m)
-        wrong_way = False
-        if lane_yaw is not None:
-            wrong_way = math.cos(vehicle.yaw_rad - lane_yaw) < _AGAINST
-            self._lane_yaw = lane_yaw
+        stands = footing(raster, vehicle.x_m, vehicle.y_m, vehicle.yaw_rad)
+        if stands.lane_yaw_rad is not None:
+            self._lane_yaw = stands.lane_yaw_rad
         return WorldFrame(
             frame_id=self._frame_id,
             sim_time_s=self._frame_id * self.control_period_s,
@@ -200,8 +180,8 @@ class RoadWorld:
             ),
             vehicle=vehicle.state(),
             collision="vehicle" if hits_vehicle(ego, traffic, around) else "",
-            off_road=raster.ground_at(vehicle.x_m, vehicle.y_m) < SHOULDER,
-            wrong_way=wrong_way,
+            off_road=stands.off_road,
+            wrong_way=stands.wrong_way,
             lane_invasions=self._lane_invasions(),
             lead_gap_m=gap,
             lead_speed_mps=speed,
