@@ -40,6 +40,10 @@ app = typer.Typer(
 )
 
 WorldOption = Annotated[str | None, typer.Option("--world", help="road, or gym:ID of Gymnasium.")]
+ScenarioFileOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Routes to drive by turns: YAML, or leaderboard route XML."),
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 
 
@@ -84,6 +88,7 @@ def collect(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
     seed: SeedOption = None,
     scenario: Annotated[int | None, typer.Option(min=0, help="Number of the scenario.")] = None,
+    scenario_file: ScenarioFileOption = None,
     npcs: Annotated[int | None, typer.Option(min=0, help="Other vehicles.")] = None,
     town: Annotated[str | None, typer.Option(help="An .xodr file to drive on.")] = None,
     random_steps: Annotated[
@@ -103,7 +108,9 @@ def collect(
     settings = section("collect", config, set_)
     lead = replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
     settings = replace(settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead)
-    settings = _replace_scenario(settings, number=scenario, npcs=npcs, town=town)
+    settings = _replace_scenario(
+        settings, number=scenario, file=scenario_file, npcs=npcs, town=town
+    )
     with interruptible() as should_stop, progress() as draw:
         report = run(
             dataset,
@@ -177,6 +184,7 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
     seed: SeedOption = None,
     scenario: Annotated[int | None, typer.Option(min=0, help="Number of the scenario.")] = None,
+    scenario_file: ScenarioFileOption = None,
     npcs: Annotated[int | None, typer.Option(min=0, help="Other vehicles.")] = None,
     town: Annotated[str | None, typer.Option(help="An .xodr file to drive on.")] = None,
     gif: Annotated[Path | None, typer.Option(help="Animate the first episode here.")] = None,
@@ -189,7 +197,9 @@ def evaluate(
 
     settings = section("evaluate", config, set_)
     settings = replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
-    settings = _replace_scenario(settings, number=scenario, npcs=npcs, town=town)
+    settings = _replace_scenario(
+        settings, number=scenario, file=scenario_file, npcs=npcs, town=town
+    )
     with interruptible() as should_stop, progress() as draw:
         report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=draw)
     answer(report.document(), as_json, report.summary())

@@ -87,8 +87,11 @@ class Arena(Protocol):
     """Name recorded with every episode: ``road``, ``gym:Hopper-v5``."""
     setting: str
     """What a person calls it: ``scenario 0``, ``gym:Hopper-v5``."""
-    scenario: int
-    """Number of the scenario, recorded with every episode; 0 where there are none."""
+
+    @property
+    def scenario(self) -> int:
+        """Number of the running episode's scenario, recorded with it; 0 where there are none."""
+        ...
 
     @property
     def simulator(self) -> str:
@@ -108,8 +111,12 @@ class Arena(Protocol):
         """
         ...
 
-    def begin(self, seed: int) -> Opening:
-        """Begin an episode; the same seed gives the same bytes.
+    def begin(self, seed: int, index: int = 0) -> Opening:
+        """Begin an episode; the same seed and setting give the same bytes.
+
+        Args:
+            seed: The episode's seed.
+            index: Its number in the plan, where settings are taken by turns.
 
         Raises:
             RoadError: A road network cannot be used.

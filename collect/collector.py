@@ -96,7 +96,7 @@ class CollectConfig:
             plan["random_steps"] = self.lead.random_steps
         if self.world.startswith(GYM):
             return {**plan, **{key: document[key] for key in _GYM_KEYS}}
-        plan["scenario"] = dataclasses.asdict(self.scenario.resolve())
+        plan["scenario"] = self.scenario.plan_document()
         return {**plan, **{key: document[key] for key in _DRIVING_KEYS}}
 
 

@@ -1,6 +1,7 @@
 """`DrivingArena`: a driving world with the task on it."""
 
 import importlib.metadata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +25,16 @@ class DrivingArena:
     Args:
         world: The simulator; closed with the arena.
         config: Observation, reward and ends.
-        scenario: The setting of every episode.
+        scenarios: The settings that the episodes take by turns, at least one.
         expert: How the expert drives.
     """
 
     def __init__(
-        self, world: World, config: TaskConfig, scenario: Scenario, expert: ExpertConfig
+        self,
+        world: World,
+        config: TaskConfig,
+        scenarios: Sequence[Scenario],
+        expert: ExpertConfig,
     ) -> None:
         channels, height, width = world.image_shape
         stack = config.observation.stack
@@ -39,9 +44,8 @@ class DrivingArena:
             ImageSpec(channels=channels, height=height, width=width, stack=stack)
         )
         self.name = world.name
-        self.setting = f"scenario {scenario.number}"
-        self.scenario = scenario.number
-        self._scenario, self._expert = scenario, expert
+        self.setting = _setting([scenario.number for scenario in scenarios])
+        self._scenarios, self._scenario, self._expert = tuple(scenarios), scenarios[0], expert
         self._start: WorldStart | None = None
         self._meter = DriveMeter(world.control_period_s)
         self._steps = 0
@@ -55,9 +59,14 @@ class DrivingArena:
         return ", ".join(parts)
 
     @property
+    def scenario(self) -> int:
+        """Number of the running episode's setting."""
+        return self._scenario.number
+
+    @property
     def notices(self) -> tuple[str, ...]:
-        """What the world says about the running episode's roads and traffic."""
-        return self.world.notices
+        """What is to be said about the running episode's setting, roads and traffic."""
+        return (*self._scenario.remarks, *self.world.notices)
 
     def driver(self, base: str) -> Driver:
         """The expert, or a random driver that wanders."""
@@ -65,8 +74,9 @@ class DrivingArena:
             return Expert(self._expert, self.task)
         return WanderingDriver(self.world.control_period_s)
 
-    def begin(self, seed: int) -> Opening:
-        """Begin an episode."""
+    def begin(self, seed: int, index: int = 0) -> Opening:
+        """Begin an episode, in the setting whose turn it is."""
+        self._scenario = self._scenarios[index % len(self._scenarios)]
         start = self.world.reset(self._scenario, seed)
         vector = self.task.begin(start, self._scenario)
         self._start, self._steps = start, 0
@@ -122,3 +132,10 @@ class DrivingArena:
     def close(self) -> None:
         """Release the simulator."""
         self.world.close()
+
+
+def _setting(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"scenario {numbers[0]}"
+    named = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+    return f"{len(numbers)} scenarios by turns ({named})"

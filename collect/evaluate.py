@@ -61,7 +61,9 @@ class EvaluateReport:
     setting: str
     """What a person calls it."""
     scenario: int
-    """Number of the scenario; 0 where there are none."""
+    """Number of the scenario, of a file's first route; 0 where there are none."""
+    scenario_file: str | None
+    """The file whose routes were driven by turns; None where roads were drawn."""
     action_names: tuple[str, ...]
     """Name of each action."""
     seed: int
@@ -83,10 +85,12 @@ class EvaluateReport:
     def summary(self) -> str:
         """The report for a person."""
         found = summarise(self.scores, self.action_names)
+        # Roads that a file fixes are the same for every seed.
+        kind = f"episodes of {self.scenario_file}" if self.scenario_file else "held-out episodes"
         ends = ", ".join(f"{count} {reason}" for reason, count in found["end_reasons"].items())
         version = "" if self.policy_version is None else f" (version {self.policy_version})"
         lines = [
-            f"{self.driver}{version}, {self.setting}, {found['episodes']} held-out episodes",
+            f"{self.driver}{version}, {self.setting}, {found['episodes']} {kind}",
             *(_driving_lines(found) if "success_rate" in found else ()),
             f"return          {found['return_mean']:.1f} (95 %: "
             f"{found['return_interval'][0]:.1f} to {found['return_interval'][1]:.1f})",
@@ -183,6 +187,7 @@ def evaluate(
         world=arena.name,
         setting=arena.setting,
         scenario=arena.scenario,
+        scenario_file=config.scenario.file,
         action_names=arena.spec.action_names,
         seed=config.seed,
         scores=tuple(scores),

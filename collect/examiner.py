@@ -88,7 +88,7 @@ class Examiner:
         rng = episode_generator(seed)
         place = self._mixture.draw(rng)
         name = self._mixture.drivers[place].name
-        rollout = Rollout(self._arena, seed)
+        rollout = Rollout(self._arena, seed, index)
         return Examination(rollout, rollout.drive(self._drivers[place], name, rng), name)
 
     def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
@@ -104,6 +104,7 @@ class Examiner:
         return scorer.score(
             index=index,
             seed=episode.rollout.seed,
+            scenario=self._arena.scenario,
             town=start.town,
             weather=start.weather,
             driver=episode.driver,

@@ -143,7 +143,7 @@ class GymArena:
             )
         return UniformDriver(self.spec)
 
-    def begin(self, seed: int) -> Opening:
+    def begin(self, seed: int, index: int = 0) -> Opening:
         """Begin an episode.
 
         Raises:

@@ -113,7 +113,7 @@ class Collector:
         if choice.is_policy and not self._take_policy(writer, steps):
             return  # stopped while waiting
         image = self._dataset.spec.image
-        rollout = Rollout(self._arena, seed)
+        rollout = Rollout(self._arena, seed, index)
         if image is not None:
             check_frame(rollout.start.image, image, self._arena.name)
         if self._should_stop():

@@ -28,11 +28,12 @@ class Rollout:
     Args:
         arena: Where it happens; the episode is begun here.
         seed: The episode's seed; the driver's generator is derived from it.
+        index: Its number in the plan; settings are taken by turns.
     """
 
-    def __init__(self, arena: Arena, seed: int) -> None:
+    def __init__(self, arena: Arena, seed: int, index: int = 0) -> None:
         self._arena, self.seed = arena, seed
-        self.start: Opening = arena.begin(seed)
+        self.start: Opening = arena.begin(seed, index)
 
     def drive(self, driver: Driver, name: str, rng: np.random.Generator) -> Iterator[Transition]:
         """Let a driver drive until the episode ends, one transition at a time.

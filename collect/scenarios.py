@@ -1,13 +1,16 @@
 """The numbered scenarios: what an episode's roads, traffic and light are drawn from."""
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.world import Scenario
+from avtd3.collect.scenario_files import read_scenarios
+from avtd3.collect.world import GENERATED, Scenario
 from avtd3.store.errors import ConfigError
 
-GENERATED = "generated"
-"""Town of the scenarios whose road networks are drawn by seed."""
+_OF_THE_FILE = frozenset(("town", "networks", "route_length_m"))
 _MIXED = ("country", "loop", "town")
 
 
@@ -49,6 +52,8 @@ class ScenarioConfig:
 
     number: int = 0
     """Number of the scenario."""
+    file: str | None = None
+    """Path of a scenario file, whose routes are driven by turns; None for the numbered ones."""
     npcs: int | None = None
     """Other vehicles; None as in the scenario."""
     town: str | None = None
@@ -65,18 +70,41 @@ class ScenarioConfig:
     def __post_init__(self) -> None:
         self.resolve()
 
-    def resolve(self) -> Scenario:
-        """The scenario with the changes made.
+    def resolve(self) -> tuple[Scenario, ...]:
+        """The scenarios that episodes take by turns, with the changes made: one, or a file's.
 
         Raises:
-            ConfigError: There is no scenario of this number, or a value is impossible.
+            ConfigError: There is no scenario of this number, the file is not a scenario file, or
+                a value is impossible.
         """
         changes = {
             field.name: value
             for field in dataclasses.fields(self)
-            if field.name != "number" and (value := getattr(self, field.name)) is not None
+            if field.name not in ("number", "file")
+            and (value := getattr(self, field.name)) is not None
         }
-        return scenario(self.number, **changes)
+        if self.file is None:
+            return (scenario(self.number, **changes),)
+        if self.number or (wrong := changes.keys() & _OF_THE_FILE):
+            named = "number" if self.number else ", ".join(sorted(wrong))
+            raise ConfigError(
+                f"scenario {named} is given and so is scenario file {self.file}, expected one of "
+                "them: write it into the file"
+            )
+        if "time_limit_s" in changes:
+            changes["time_per_m_s"] = 0.0
+        return tuple(_changed(entry, changes) for entry in read_scenarios(Path(self.file)))
+
+    def plan_document(self) -> Any:  # noqa: ANN401 - any JSON value
+        """What identifies the setting in a plan: not where its files lie."""
+        documents = [entry.document() for entry in self.resolve()]
+        if self.file is None:
+            return documents[0]
+        folder = f"{Path(self.file).parent.resolve()}/"
+        for document in documents:
+            for key in document.keys() & {"town", "xodr"}:
+                document[key] = document[key].removeprefix(folder)
+        return documents
 
 
 def scenario(number: int, **changes: object) -> Scenario:
@@ -92,7 +120,11 @@ def scenario(number: int, **changes: object) -> Scenario:
     if not 0 <= number < len(SCENARIOS):
         known = "; ".join(f"{entry.number} = {entry.name}" for entry in SCENARIOS)
         raise ConfigError(f"scenario {number} does not exist; there are: {known}")
-    changed = dataclasses.replace(SCENARIOS[number], **changes)  # type: ignore[arg-type] # checked below
+    return _changed(SCENARIOS[number], changes)
+
+
+def _changed(entry: Scenario, changes: Mapping[str, object]) -> Scenario:
+    changed = dataclasses.replace(entry, **changes)  # type: ignore[arg-type] # checked below
     check_number("scenario npcs", changed.npcs, maximum=1000)
     check_number("scenario networks", changed.networks, minimum=1, maximum=1_000_000)
     check_number("scenario route_length_m", changed.route_length_m, minimum=10.0)

@@ -25,6 +25,8 @@ class EpisodeScore:
     """Number of the episode in the evaluation."""
     seed: int
     """Its seed, which is odd: a held-out road."""
+    scenario: int
+    """Number of the scenario or route; 0 where there is none."""
     town: str
     """Name of the road network; empty where there is none."""
     weather: str

@@ -163,7 +163,7 @@ class DrivingTask:
         self._best_m = self._at.distance_m
         self._steps = 0
         self._standing_s = 0.0
-        self._time_limit_s = scenario.time_limit_s
+        self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * start.route.length_m
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
         self._builder = VectorBuilder(self.config.observation, start.route)

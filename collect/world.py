@@ -5,12 +5,15 @@ radians from +x. A positive lateral deviation lies to the right of the route.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.route import Route
+
+GENERATED = "generated"
+"""Town of the scenarios whose road networks are made up by kind and number."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,8 @@ class Scenario:
     name: str
     """What a person calls it."""
     town: str
-    """``generated`` for seeded networks, else the path of an .xodr file."""
+    """``generated`` for seeded networks, else the path of an .xodr file, or the name of a map that
+    the simulator has."""
     network_kinds: tuple[str, ...]
     """Kinds of generated network to draw from; ignored for an .xodr file."""
     networks: int
@@ -35,6 +39,24 @@ class Scenario:
     """Length of the route to the goal, in metres; shorter where the roads end sooner."""
     time_limit_s: float
     """Simulated seconds after which the episode is truncated."""
+    time_per_m_s: float = 0.0
+    """Simulated seconds that each metre of the route adds to the time limit."""
+    waypoints: tuple[tuple[float, float], ...] = ()
+    """Positions x, y in metres that the route leads through; empty for a random route."""
+    network: int | None = None
+    """Number of the generated network, of the first kind; None to draw one for each episode."""
+    xodr: str = ""
+    """Path of the town's .xodr file, for worlds that have no map of that name; empty for none."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know about how the setting was read, in sentences."""
+
+    def document(self) -> dict[str, Any]:
+        """The setting as JSON values; what a field's default says is left out."""
+        return {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,8 @@ import re
 import stat
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import NoReturn
 
+from avtd3.collect.plain_xml import PlainTree
 from avtd3.collect.road.soundness import MEND, check_sound
 from avtd3.store.errors import RoadError
 
@@ -68,7 +68,8 @@ def parse_opendrive(xodr: str, where: str) -> ET.Element:
     """
     if not xodr.strip():
         raise RoadError(f"road {where} is empty, expected OpenDRIVE text; {MEND}")
-    parser = ET.XMLParser(target=_PlainTree(where))
+    refusal = f"road {where} declares a DOCTYPE ({{}}), expected none; remove it"
+    parser = ET.XMLParser(target=PlainTree(lambda name: RoadError(refusal.format(name))))
     try:
         parser.feed(xodr)
         root: ET.Element = parser.close()
@@ -105,17 +106,6 @@ def flatten(xodr: str) -> tuple[str, bool]:
                 changed |= any(_is_relief(child) for child in element if child.tag in relief)
                 element[:] = [child for child in element if child.tag not in relief]
     return (ET.tostring(root, encoding="unicode"), True) if changed else (xodr, False)
-
-
-class _PlainTree(ET.TreeBuilder):
-    """A tree builder that stops at a document type, before any entity is declared."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self._where = where
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
-        raise RoadError(f"road {self._where} declares a DOCTYPE ({name}), expected none; remove it")
 
 
 def _decode(data: bytes, where: str) -> str:

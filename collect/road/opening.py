@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from avtd3.collect.road.network import RoadNetwork
-from avtd3.collect.road.planner import plan_route
+from avtd3.collect.road.waypoints import scenario_route
 from avtd3.collect.road.weather import Weather, draw_weather
 from avtd3.collect.route import Route
 from avtd3.collect.world import Scenario
@@ -82,7 +82,7 @@ def draw_opening(
     route_rng, start_rng, camera_rng, traffic_rng, simulator_rng = (
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
     )
-    route = plan_route(network, route_rng, scenario.route_length_m).route
+    route = scenario_route(network, scenario, route_rng).route
     return Opening(
         route=route,
         weather=draw_weather(scenario.weather, camera_rng),

@@ -9,10 +9,8 @@ from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.opendrive import flatten, read_opendrive
 from avtd3.collect.road.paths import LanePaths
 from avtd3.collect.road.raster import Raster
-from avtd3.collect.world import Scenario
-
-GENERATED = "generated"
-"""Town of scenarios that draw generated networks."""
+from avtd3.collect.world import GENERATED, Scenario
+from avtd3.store.errors import RoadError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +42,7 @@ class SiteCache:
             ConfigError: The scenario's kinds of network are unknown.
         """
         kind, number = "", 0
-        name = scenario.town
+        name = scenario.xodr or scenario.town
         if scenario.town == GENERATED:
             kind, number = draw_network(scenario, seed)
             name = f"{kind}-{number:06d}"
@@ -63,6 +61,7 @@ class SiteCache:
 
             xodr = generate_network(kind, number)
         else:
+            _check_town(name)
             xodr, changed = flatten(read_opendrive(name))
             name = Path(name).stem
             if changed:
@@ -80,6 +79,15 @@ class SiteCache:
         self._sites.clear()
 
 
+def _check_town(town: str) -> None:
+    """Tell who names one of CARLA's maps that this world has none of its own."""
+    if not Path(town).suffix and not Path(town).exists():
+        raise RoadError(
+            f"the road world has no map {town!r} of its own, expected the path of an .xodr file; "
+            f"put {town}.xodr beside the scenario file, or drive in CARLA (--world carla)"
+        )
+
+
 def draw_network(scenario: Scenario, seed: int) -> tuple[str, int]:
     """Kind and seed of the generated network of an episode.
 
@@ -88,6 +96,8 @@ def draw_network(scenario: Scenario, seed: int) -> tuple[str, int]:
     the episodes of a `GROUP` share a network, which spares building one for each of them;
     evaluations see a new one every time.
     """
+    if scenario.network is not None:
+        return scenario.network_kinds[0], scenario.network
     held_out = seed & 1
     place = (seed >> 1) if held_out else (seed >> 1) // GROUP
     place %= scenario.networks

@@ -27,14 +27,14 @@ SETTING = scenario(0, route_length_m=100.0, time_limit_s=40.0)
 
 
 def make_arena(world=None, config=None):
-    return DrivingArena(world or PointWorld(), config or TaskConfig(), SETTING, ExpertConfig())
+    return DrivingArena(world or PointWorld(), config or TaskConfig(), (SETTING,), ExpertConfig())
 
 
 class Spying(DrivingArena):
     """Keeps what the task said of each step."""
 
     def __init__(self, world=None, config=None):
-        super().__init__(world or PointWorld(), config or TaskConfig(), SETTING, ExpertConfig())
+        super().__init__(world or PointWorld(), config or TaskConfig(), (SETTING,), ExpertConfig())
         self.judged: list[TaskStep] = []
         advance = self.task.advance
 

@@ -24,10 +24,9 @@ def test_parameters_change_a_scenario_and_keep_its_number():
     changed = scenario(0, npcs=3, town="roads/mine.xodr")
     assert (changed.number, changed.npcs, changed.town) == (0, 3, "roads/mine.xodr")
     assert SCENARIOS[0].npcs == 20
-    assert ScenarioConfig(number=2, npcs=0, weather="fog").resolve() == scenario(
-        2, npcs=0, weather="fog"
-    )
-    assert ScenarioConfig().resolve() == SCENARIOS[0]
+    changed_config = ScenarioConfig(number=2, npcs=0, weather="fog")
+    assert changed_config.resolve() == (scenario(2, npcs=0, weather="fog"),)
+    assert ScenarioConfig().resolve() == (SCENARIOS[0],)
 
 
 @pytest.mark.parametrize("number", [-1, len(SCENARIOS)])
