@@ -29,9 +29,10 @@ from unittest import mock
 import numpy as np
 from peers import Drawn, Material, Peer, make_cpprb, make_minari, make_sb3, make_torchrl
 from peers_zarr import make_tensorstore, make_zarr, make_zarrs
-from replay_frames import KINDS, open_frames, open_raw
+from replay_frames import KINDS, open_copy, open_frames
 from replay_table import Row, Table
 
+from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay import direct_choice
 from avtd3.store.replay.cache import ReplayCache
@@ -49,6 +50,12 @@ PEERS: dict[str, Callable[[Material, Path], Peer]] = {
     "zarrs on the same shards": make_zarrs,
     "zarr-python on the same shards": make_zarr,
 }
+
+COPIES = {
+    "chunks of one": FrameCodec(chunk_frames=1),
+    "raw frames": FrameCodec(name="raw", chunk_frames=1),
+}
+"""How frames are stored besides by the default codec, for direct replay."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +94,9 @@ def make_floor(sampler: Sampler, material: Material, width: int) -> Rival:
 
 
 def add_ours(
-    rivals: dict[str, Rival], dataset: Dataset, raw: Dataset, material: Material, scratch: Path
+    rivals: dict[str, Rival], dataset: Dataset, material: Material, scratch: Path
 ) -> list[Sampler]:
-    """Samplers in all modes, direct also from the same frames kept raw, and their floors."""
+    """Samplers in all modes, direct also from copies under other codecs, and their floors."""
     samplers = []
     shards = sum(segment.size_bytes for segment in dataset.snapshot().segments)
     for n in (1, 3):
@@ -102,14 +109,17 @@ def add_ours(
         name = f"avtd3 cache, {n}-step"
         disk_bytes = shards + _scratch_bytes(sampler)
         rivals[name] = Rival(draw=sampler.sample, floor=floor, disk_bytes=disk_bytes)
-    for (name, threads), source in itertools.product(_decoders(), (dataset, raw)):
+    sources = {"": dataset}
+    for kept, codec in COPIES.items():
+        sources[f", {kept}"] = open_copy(dataset, kept.replace(" ", "-"), codec)
+    for (name, threads), (kept, source) in itertools.product(_decoders(), sources.items()):
         config = ReplayConfig(batch_size=material.batch, mode="direct")
         decoder = (lambda size, n=threads: open_decoder(size, n)) if threads else lambda _: None
         with mock.patch.object(direct_choice, "open_decoder", decoder):
             sampler = Sampler([source], config, seed=0, scratch=scratch, buffers=1)
         samplers.append(sampler)
         held = source.snapshot().segments
-        rivals[name if source is dataset else f"{name}, raw frames"] = Rival(
+        rivals[name + kept] = Rival(
             draw=sampler.sample,
             floor=f"floor: np.take of {material.stack + 1} frames",
             memory_bytes=sum(
@@ -227,7 +237,7 @@ def compare(kind: str, dataset: Dataset, scratch: Path, options: argparse.Namesp
     material = Material.of(dataset, options.batch)
     seconds = statistics.median(fill_seconds(dataset, scratch) for _ in range(3))
     rivals: dict[str, Rival] = {}
-    samplers = add_ours(rivals, dataset, open_raw(dataset), material, scratch)
+    samplers = add_ours(rivals, dataset, material, scratch)
     missing = add_peers(rivals, material, scratch)
     rates = measure(rivals, options.repeats, options.seconds)
     for sampler in samplers:

@@ -51,13 +51,19 @@ def open_frames(kind: str, root: Path, frames: int, say: Callable[[str], None]) 
     return Dataset.open(path)
 
 
-def open_raw(dataset: Dataset) -> Dataset:
-    """The same steps with raw frames, each a chunk; made beside a dataset of `open_frames`."""
-    path = dataset.path.with_name(f"{dataset.path.name}.raw")
+def open_copy(dataset: Dataset, name: str, codec: FrameCodec) -> Dataset:
+    """The same steps under another codec; made beside a dataset of `open_frames`.
+
+    Args:
+        dataset: What is copied.
+        name: What the copy's directory ends with.
+        codec: How its frames are stored.
+    """
+    path = dataset.path.with_name(f"{dataset.path.name}.{name}")
     if not path.exists():
         aside = path.with_name(f"{path.name}.partial")
         copy = Dataset.create(aside, dataset.spec)
-        config = WriterConfig(codec=FrameCodec(name="raw", chunk_frames=1), segment_seconds=1e9)
+        config = WriterConfig(codec=codec, segment_seconds=1e9)
         with SegmentWriter(copy, collector="bench", provenance={}, config=config) as writer:
             for segment in dataset.snapshot().segments:
                 _copy(segment, writer)

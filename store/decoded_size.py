@@ -51,7 +51,7 @@ class ChunkSizes:
             raise ValueError(f"has {len(data)} bytes, expected at most {self.max_bytes}")
         payload = memoryview(data)[: max(0, len(data) - self.trailer_bytes)]
         if self.compressor == "blosc":
-            check_blosc_header(bytes(payload), self.decoded_bytes)
+            check_blosc_header(data, len(payload), self.decoded_bytes)
             return
         if self.compressor == "zstd":
             _check_zstd(payload, self.decoded_bytes)
