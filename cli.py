@@ -124,6 +124,7 @@ def collect(
             on_progress=draw,
         )
     answer(report.document(), as_json, report.summary())
+    _check_simulators(report.failure)
 
 
 @app.command()
@@ -203,6 +204,7 @@ def evaluate(
     with interruptible() as should_stop, progress() as draw:
         report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=draw)
     answer(report.document(), as_json, report.summary())
+    _check_simulators(report.failure)
 
 
 @app.command()
@@ -225,6 +227,12 @@ def demo(
 
 def _replace_scenario(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - as above
     return replace(settings, scenario=replace(settings.scenario, **changes))
+
+
+def _check_simulators(failure: str) -> None:
+    """End with the environment's exit code where simulators kept the work from being done."""
+    if failure:
+        raise WorldError(failure)
 
 
 def _fail(error: BaseException, code: int) -> None:

@@ -5,7 +5,6 @@ what was not published is collected again by ``resume``.
 """
 
 import dataclasses
-import math
 import platform
 import re
 import shutil
@@ -24,6 +23,7 @@ from avtd3.collect.loop import Collector, LoopSettings
 from avtd3.collect.plan import GROUP, MAX_SEED, Amount, Share, digest, held_episodes
 from avtd3.collect.pool import DriverPool
 from avtd3.collect.progress import CollectProgress, CollectReport, Tally
+from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.task import TaskConfig
 from avtd3.collect.worlds import RoadConfig, WorldFactory, check_world, open_arena, open_world
@@ -70,6 +70,8 @@ class CollectConfig:
     """The embedded world."""
     gym: GymConfig = dataclasses.field(default_factory=GymConfig)
     """Gymnasium environments."""
+    recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
+    """What becomes of simulators that are lost."""
     writer: WriterConfig = dataclasses.field(default_factory=WriterConfig)
     """Codec and size of the segments."""
 
@@ -152,7 +154,9 @@ def collect(
         StorageError: The disk is full or not writable.
     """
     started_s = time.monotonic()
-    amount = _amount(config, steps, episodes, seconds)
+    if steps is None and episodes is None and seconds is None:
+        steps = config.steps
+    amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
     opened = _open_dataset(Path(dataset), config, policies, open_world)
     plan_digest = digest(config.plan_document())
     held = held_episodes(opened, plan_digest)
@@ -174,7 +178,7 @@ def collect(
             CollectProgress(
                 tally=total,
                 seconds=elapsed_s,
-                fraction=_fraction(amount, total, held, elapsed_s),
+                fraction=amount.fraction(held, total.steps, total.episodes, elapsed_s),
                 disk_free_bytes=shutil.disk_usage(opened.path).free,
             )
         )
@@ -195,15 +199,16 @@ def collect(
         )
         for worker in range(config.workers)
     ]
-    tallies = _run(jobs, is_over, show)
+    tally = Tally.total(_run(jobs, is_over, show))
     return CollectReport(
         dataset=str(dataset),
-        tally=Tally.total(tallies),
+        tally=tally,
         seconds=time.monotonic() - started_s,
         workers=config.workers,
         held_steps=sum(held.values()),
         interrupted=should_stop(),
         plan_digest=plan_digest,
+        missing=amount.missing(held, tally.steps, tally.episodes),
     )
 
 
@@ -214,11 +219,12 @@ def run_job(job: Job, should_stop: Callable[[], bool], on_tally: Callable[[Tally
         Avtd3Error: As `collect`.
     """
     config, dataset = job.config, Dataset.open(job.dataset)
-    arena = open_arena(config, job.open_world)
+    arena = open_arena(config, job.open_world, job.share.worker)
     try:
         settings = LoopSettings(
             seed=config.seed,
             lead=config.lead,
+            recovery=config.recovery,
             min_free_bytes=config.min_free_mb * 1_000_000,
             writer=config.writer,
             name=_segment_name(config.name, job.share),
@@ -259,25 +265,6 @@ def _open_dataset(
         return Dataset.create(path, arena.spec)
     finally:
         arena.close()
-
-
-def _amount(
-    config: CollectConfig, steps: int | None, episodes: int | None, seconds: float | None
-) -> Amount:
-    if steps is None and episodes is None and seconds is None:
-        steps = config.steps
-    return Amount(steps=steps, episodes=episodes, seconds=seconds)
-
-
-def _fraction(amount: Amount, total: Tally, held: dict[int, int], elapsed_s: float) -> float:
-    if amount.steps is not None:
-        done = (total.steps + sum(held.values())) / max(amount.steps, 1)
-    elif amount.episodes is not None:
-        before = sum(index < amount.episodes for index in held)
-        done = (total.episodes + before) / max(amount.episodes, 1)
-    else:
-        done = elapsed_s / max(amount.seconds or 0.0, 1e-9)
-    return min(done, 1.0) if math.isfinite(done) else 0.0
 
 
 def _segment_name(name: str, share: Share) -> str:

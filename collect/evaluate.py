@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.collect.examiner import EvaluateConfig, Examiner, one_thread
+from avtd3.collect.recovery import Recovery, Skipped, tell_skipped
 from avtd3.collect.scores import EpisodeScore, summarise
 from avtd3.collect.worlds import WorldFactory, open_arena, open_world
+from avtd3.store.errors import WorldLost
 
 __all__ = [
     "EvaluateConfig",
     "EvaluateProgress",
     "EvaluateReport",
     "Job",
+    "Part",
     "evaluate",
     "run_job",
 ]
@@ -74,12 +77,26 @@ class EvaluateReport:
     """Wall clock it took."""
     interrupted: bool
     """Whether it was stopped before its last episode."""
+    skipped: tuple[Skipped, ...] = ()
+    """Episodes that could not be driven, however often it was tried."""
+    lost_workers: tuple[str, ...] = ()
+    """Workers that gave up because their simulator is gone for good, and why."""
+
+    @property
+    def failure(self) -> str:
+        """Why simulators kept episodes from being driven, or an empty string."""
+        causes = list(self.lost_workers)
+        if self.skipped:
+            causes.append(f"{len(self.skipped)} episodes skipped")
+        return "; ".join(causes)
 
     def document(self) -> dict[str, Any]:
         """The report as JSON values; the metrics are those of `avtd3.collect.scores.summarise`."""
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         rows = [score.row() for score in known.pop("scores")]
         names = known.pop("action_names")
+        known["skipped"] = [episode.document() for episode in self.skipped]
+        known["lost_workers"] = list(self.lost_workers)
         return {**summarise(self.scores, names), **known, "rows": rows}
 
     def summary(self) -> str:
@@ -97,6 +114,7 @@ class EvaluateReport:
             f"length          {found['episode_length']:.1f} steps (95 %: "
             f"{found['length_interval'][0]:.1f} to {found['length_interval'][1]:.1f})",
             f"ends            {ends}",
+            *tell_skipped(self.skipped),
         ]
         return "\n".join(lines)
 
@@ -115,6 +133,8 @@ def _driving_lines(found: Mapping[str, Any]) -> Iterator[str]:
 class Job:
     """What one process is to drive."""
 
+    worker: int
+    """Number of the process, from 0."""
     config: EvaluateConfig
     """The evaluation's settings."""
     subject: str
@@ -123,6 +143,18 @@ class Job:
     """Which episodes."""
     open_world: WorldFactory
     """Makes the simulator."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one process has driven so far."""
+
+    scores: tuple[EpisodeScore, ...] = ()
+    """One row per episode."""
+    skipped: tuple[Skipped, ...] = ()
+    """Episodes that could not be driven."""
+    lost: str = ""
+    """Why the process gave up, or an empty string."""
 
 
 def evaluate(
@@ -149,7 +181,8 @@ def evaluate(
         ConfigError: The subject is neither a path nor a driver.
         CheckpointError: The policy is torn, or the directory holds none.
         SpecError: The policy observes something else than the task's vector and camera.
-        WorldError: The simulator, the driver or a worker process failed.
+        WorldError: The simulator, the driver or a worker process failed; a simulator that is lost
+            for good is an error only if no episode at all was driven, see `EvaluateReport.failure`.
     """
     started_s = time.monotonic()
     arena = open_arena(config, open_world, render=gif is not None)
@@ -165,6 +198,7 @@ def evaluate(
     every = range(config.episodes)
     jobs = [
         Job(
+            worker=worker,
             config=config,
             subject=examiner.subject,
             indices=tuple(every[worker :: config.workers]),
@@ -173,13 +207,17 @@ def evaluate(
         for worker in range(min(config.workers, config.episodes))
     ]
 
-    def show(parts: list[tuple[EpisodeScore, ...] | None]) -> None:
-        scores = [score for part in parts for score in part or ()]
+    def show(parts: list[Part | None]) -> None:
+        scores = [score for part in parts if part for score in part.scores]
         mean = sum(score.episode_return for score in scores) / max(len(scores), 1)
         on_progress(EvaluateProgress(done=len(scores), episodes=config.episodes, return_mean=mean))
 
     parts = _run(jobs, should_stop, show)
-    scores = sorted((s for part in parts for s in part), key=lambda score: score.index)
+    scores = sorted((s for part in parts for s in part.scores), key=lambda score: score.index)
+    lost = tuple(part.lost for part in parts if part.lost)
+    if lost and not scores:
+        raise WorldLost("; ".join(lost))
+    skipped = sorted((e for part in parts for e in part.skipped), key=lambda e: e.index)
     return EvaluateReport(
         driver=str(subject),
         policy_version=examiner.policy.version if examiner.policy else None,
@@ -192,43 +230,63 @@ def evaluate(
         seed=config.seed,
         scores=tuple(scores),
         seconds=time.monotonic() - started_s,
-        interrupted=len(scores) < config.episodes,
+        interrupted=should_stop() and len(scores) < config.episodes,
+        skipped=tuple(skipped),
+        lost_workers=lost,
     )
 
 
 def _run(
-    jobs: list[Job],
-    should_stop: Callable[[], bool],
-    show: Callable[[list[tuple[EpisodeScore, ...] | None]], None],
-) -> list[tuple[EpisodeScore, ...]]:
+    jobs: list[Job], should_stop: Callable[[], bool], show: Callable[[list[Part | None]], None]
+) -> list[Part]:
     if len(jobs) == 1:
-        return [run_job(jobs[0], should_stop, lambda scores: show([scores]))]
+        return [run_job(jobs[0], should_stop, lambda part: show([part]))]
     from avtd3.collect.workers import run_workers
 
     return run_workers(run_job, jobs, should_stop=should_stop, on_reports=show)
 
 
-def run_job(
-    job: Job,
-    should_stop: Callable[[], bool],
-    report: Callable[[tuple[EpisodeScore, ...]], None],
-) -> tuple[EpisodeScore, ...]:
+def run_job(job: Job, should_stop: Callable[[], bool], report: Callable[[Part], None]) -> Part:
     """Drive one process's episodes; an episode that is stopped is not scored.
+
+    An episode in which the simulator is lost is driven again from its beginning.
 
     Raises:
         Avtd3Error: As `evaluate`.
     """
-    arena = open_arena(job.config, job.open_world)
-    scores: tuple[EpisodeScore, ...] = ()
+    arena = open_arena(job.config, job.open_world, job.worker)
+    part, recovery = Part(), Recovery(job.config.recovery)
     try:
         examiner = Examiner(arena, job.config, job.subject)
         with one_thread(examiner.policy):
             for index in job.indices:
-                score = examiner.score(index, should_stop)
-                if score is None:
+                driven = _drive(examiner, index, recovery, should_stop)
+                if driven is None:
                     break
-                scores = (*scores, score)
-                report(scores)
+                part = _with(part, driven)
+                report(part)
+    except WorldLost as error:
+        part = dataclasses.replace(part, lost=f"worker {job.worker} gave up: {error}")
     finally:
         arena.close()
-    return scores
+    return part
+
+
+def _drive(
+    examiner: Examiner, index: int, recovery: Recovery, should_stop: Callable[[], bool]
+) -> EpisodeScore | Skipped | None:
+    """Score an episode, however often it must be begun; None if it was stopped."""
+    while not should_stop():
+        try:
+            return examiner.score(index, should_stop)
+        except WorldLost as error:
+            skipped = recovery.lost(index, error, examiner.steps)
+            if skipped is not None:
+                return skipped
+    return None
+
+
+def _with(part: Part, driven: EpisodeScore | Skipped) -> Part:
+    if isinstance(driven, Skipped):
+        return dataclasses.replace(part, skipped=(*part.skipped, driven))
+    return dataclasses.replace(part, scores=(*part.scores, driven))

@@ -12,6 +12,7 @@ from avtd3.collect.drivers import GRAMMAR, Mixture, PolicyDriver
 from avtd3.collect.expert import ExpertConfig
 from avtd3.collect.gym_world import GymConfig
 from avtd3.collect.plan import MAX_SEED, episode_generator, evaluation_seed
+from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.rollout import Rollout, Transition
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.scores import EpisodeScore, Scorer
@@ -46,6 +47,8 @@ class EvaluateConfig:
     """The embedded world."""
     gym: GymConfig = dataclasses.field(default_factory=GymConfig)
     """Gymnasium environments."""
+    recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
+    """What becomes of simulators that are lost."""
 
     def __post_init__(self) -> None:
         check_world(self.world)
@@ -80,6 +83,8 @@ class Examiner:
         self.policy, self.subject = _load_policy(subject, arena.spec)
         self._mixture = _mixture(subject) if self.policy is None else Mixture.parse("policy")
         driver = PolicyDriver(self.policy)
+        self.steps = 0
+        """Steps driven so far, those of lost episodes included."""
         self._drivers = [spec.build(arena, driver) for spec in self._mixture.drivers]
 
     def begin(self, index: int) -> Examination:
@@ -92,11 +97,16 @@ class Examiner:
         return Examination(rollout, rollout.drive(self._drivers[place], name, rng), name)
 
     def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
-        """Drive an episode to its end; None if it was stopped before."""
+        """Drive an episode to its end; None if it was stopped before.
+
+        Raises:
+            WorldError: The simulator or the driver failed.
+        """
         episode, scorer = self.begin(index), Scorer()
         reason = ""
         for transition in episode.transitions:
             scorer.watch(transition)
+            self.steps += 1
             reason = transition.step.reason
             if not reason and should_stop():
                 return None

@@ -12,9 +12,10 @@ from avtd3.collect.observation import check_frame
 from avtd3.collect.plan import Share, episode_generator, training_seed
 from avtd3.collect.pool import Choice, DriverPool
 from avtd3.collect.progress import Tally
+from avtd3.collect.recovery import Recovery, RecoveryConfig
 from avtd3.collect.rollout import Rollout, Transition
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import StorageError, WorldError
+from avtd3.store.errors import StorageError, WorldError, WorldLost
 from avtd3.store.writer import EpisodeInfo, PublishedSegment, SegmentWriter, WriterConfig
 
 REPORT_PERIOD_S = 0.2
@@ -31,6 +32,8 @@ class LoopSettings:
     """Seed of the plan."""
     lead: LeadConfig
     """How far the collection may run ahead of the learner."""
+    recovery: RecoveryConfig
+    """What becomes of lost worlds."""
     min_free_bytes: int
     """Free bytes on the disk below which no episode is begun."""
     writer: WriterConfig
@@ -68,10 +71,13 @@ class Collector:
         self._should_stop, self._on_tally = should_stop, on_tally
         self._tally = Tally()
         self._steps = 0
+        self._recovery = Recovery(settings.recovery)
         self._reported_s = -1.0
 
     def run(self, share: Share) -> Tally:
         """Collect a share of the plan; whatever ends it, what is whole is published.
+
+        A simulator that is lost for good ends the share with `Tally.lost`, not with an error.
 
         Raises:
             WorldError: The simulator failed, or a driver's action cannot be applied; the
@@ -86,15 +92,42 @@ class Collector:
             config=settings.writer,
         )
         with writer:
-            for index in share.indices():
-                done = share.steps is not None and self._steps >= share.steps
-                if done or self._should_stop():
-                    break
-                self._check_disk()
-                self._collect_episode(writer, share, index)
+            try:
+                self._collect(writer, share)
+            except WorldLost as error:
+                self._note(lost=(f"worker {share.worker} gave up: {error}",))
             self._published(writer.close())
         self._report(force=True)
         return self._tally
+
+    def _collect(self, writer: SegmentWriter, share: Share) -> None:
+        for index in share.indices():
+            # Begun again until it is driven or skipped: a lost world may be back.
+            while not self._is_over(share):
+                self._check_disk()
+                if self._is_settled(writer, share, index):
+                    break
+            else:
+                return
+
+    def _is_over(self, share: Share) -> bool:
+        done = share.steps is not None and self._steps >= share.steps
+        return done or self._should_stop()
+
+    def _is_settled(self, writer: SegmentWriter, share: Share, index: int) -> bool:
+        """Try an episode; whether there is nothing more to try about it."""
+        ended = self._tally.episodes
+        try:
+            self._collect_episode(writer, share, index)
+        except WorldLost as error:
+            skipped = self._recovery.lost(index, error, self._steps)
+            self._note(warning=str(error))
+            if self._tally.episodes > ended:
+                return True  # cut, and kept up to the step before
+            if skipped is None:
+                return False
+            self._note(skipped=(*self._tally.skipped, skipped))
+        return True
 
     def _check_disk(self) -> None:
         free = shutil.disk_usage(self._dataset.path).free
@@ -141,7 +174,6 @@ class Collector:
             warning=warning,
             policy_version=policy.version,
             action_limit=policy.action_limit,
-            limited_episodes=self._tally.limited_episodes + (policy.action_limit < 1.0),
         )
         return True
 
@@ -156,6 +188,8 @@ class Collector:
     def _begin(self, writer: SegmentWriter, rollout: Rollout, choice: Choice, index: int) -> None:
         start = rollout.start
         policy = self._pool.policy if choice.is_policy else None
+        if policy is not None and policy.action_limit < 1.0:
+            self._note(limited_episodes=self._tally.limited_episodes + 1)
         info = EpisodeInfo(
             index=index,
             seed=rollout.seed,
@@ -177,7 +211,7 @@ class Collector:
         )
 
     def _drive(self, writer: SegmentWriter, transitions: Iterator[Transition]) -> None:
-        episode_return = 0.0
+        episode_return, before = 0.0, self._steps
         try:
             for transition in transitions:
                 _write(writer, transition)
@@ -190,8 +224,11 @@ class Collector:
                 elif self._should_stop():
                     self._end(writer.truncate_episode(STOP_REASON), STOP_REASON, episode_return)
                     return
-        except WorldError:
-            self._end(writer.truncate_episode(FAULT_REASON), FAULT_REASON, episode_return)
+        except WorldError as error:
+            reason = error.reason if isinstance(error, WorldLost) else FAULT_REASON
+            published = writer.truncate_episode(reason)
+            if self._steps > before:  # an episode without a step is dropped
+                self._end(published, reason, episode_return)
             raise
 
     def _end(self, segment: PublishedSegment | None, reason: str, episode_return: float) -> None:

@@ -90,6 +90,43 @@ class Amount:
         for name, value in given.items():
             check_number(name, value)
 
+    def fraction(
+        self, held: Mapping[int, int], steps: int, episodes: int, elapsed_s: float
+    ) -> float:
+        """Share of the work that is done, in [0, 1].
+
+        Args:
+            held: What the dataset held before, see `held_episodes`.
+            steps: Steps collected since.
+            episodes: Episodes collected since.
+            elapsed_s: Wall clock since.
+        """
+        if self.seconds is not None:
+            done, all_ = elapsed_s, self.seconds
+        elif self.steps is not None:
+            done, all_ = steps + sum(held.values()), self.steps
+        else:
+            done, all_ = episodes + self._below(held), self.episodes or 0
+        return min(done / max(all_, 1e-9), 1.0)
+
+    def missing(self, held: Mapping[int, int], steps: int, episodes: int) -> str:
+        """What is still to be collected (``3 episodes``); empty if nothing is, or time is counted.
+
+        Args:
+            held: What the dataset held before, see `held_episodes`.
+            steps: Steps collected since.
+            episodes: Episodes collected since.
+        """
+        if self.steps is not None:
+            left, name = self.steps - steps - sum(held.values()), "step"
+        else:
+            left, name = (self.episodes or 0) - episodes - self._below(held), "episode"
+        return f"{left} {name}{'s' if left > 1 else ''}" if left > 0 else ""
+
+    def _below(self, held: Mapping[int, int]) -> int:
+        """Held episodes that count: a longer plan may have been held."""
+        return sum(index < (self.episodes or 0) for index in held)
+
 
 def digest(document: Mapping[str, Any]) -> str:
     """SHA-256 of a document of plain JSON values, in hexadecimal."""

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+from avtd3.collect.recovery import Skipped, tell_skipped
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
@@ -31,6 +33,10 @@ class Tally:
     """What is being waited for, or an empty string."""
     warning: str = ""
     """The last thing that a person should know, or an empty string."""
+    skipped: tuple[Skipped, ...] = ()
+    """Episodes that could not be begun, however often it was tried."""
+    lost: tuple[str, ...] = ()
+    """Workers that gave up because their simulator is gone for good, and why."""
 
     @property
     def return_mean(self) -> float:
@@ -68,6 +74,8 @@ class Tally:
             limited_episodes=sum(tally.limited_episodes for tally in every),
             waiting=waiting[0] if waiting and all(waiting) else "",
             warning=next((tally.warning for tally in every if tally.warning), ""),
+            skipped=tuple(sorted((e for t in every for e in t.skipped), key=lambda e: e.index)),
+            lost=tuple(sentence for tally in every for sentence in tally.lost),
         )
 
 
@@ -107,7 +115,9 @@ class CollectProgress:
                 f"episode {tally.limited_episodes} with actions limited to "
                 f"{tally.action_limit:.0%} of their range"
             )
-        parts += [text for text in (tally.waiting, tally.warning) if text]
+        if tally.skipped:
+            parts.append(f"{len(tally.skipped)} skipped")
+        parts += [text for text in (tally.waiting, tally.warning, *tally.lost) if text]
         return ", ".join(parts)
 
 
@@ -129,6 +139,19 @@ class CollectReport:
     """Whether it was stopped before the plan was done."""
     plan_digest: str
     """Digest by which the plan's episodes are known in the dataset."""
+    missing: str
+    """What the plan still lacks (``3 episodes``), or an empty string."""
+
+    @property
+    def failure(self) -> str:
+        """Why simulators kept the plan from being done and what to do, or an empty string."""
+        causes = list(self.tally.lost)
+        if self.tally.skipped and self.missing and not self.interrupted:
+            causes.append(f"{len(self.tally.skipped)} skipped")
+        if not causes:
+            return ""
+        missing = f"{self.missing or 'time'} missing"
+        return "; ".join([*causes, missing, "the same command with --resume goes on"])
 
     def document(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -149,6 +172,9 @@ class CollectReport:
             "held_steps": self.held_steps,
             "interrupted": self.interrupted,
             "plan_digest": self.plan_digest,
+            "skipped": [episode.document() for episode in tally.skipped],
+            "lost_workers": list(tally.lost),
+            "missing": self.missing,
         }
 
     def summary(self) -> str:
@@ -167,6 +193,7 @@ class CollectReport:
             lines.append(f"{tally.limited_episodes} episodes with actions limited by the learner")
         if self.held_steps:
             lines.append(f"{self.held_steps} steps of this plan were there before")
+        lines += tell_skipped(tally.skipped)
         if self.interrupted:
             lines.append("interrupted; the same command with --resume goes on")
         return "\n".join(lines)

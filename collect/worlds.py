@@ -26,9 +26,6 @@ __all__ = [
 WORLDS = ("road",)
 """Names of the driving worlds of this version."""
 
-WorldFactory = Callable[[str, RoadConfig], World]
-"""``(name, road) -> World``; a function of a module, so that worker processes can call it."""
-
 
 class WorldSettings(Protocol):
     """What collections and evaluations say about where they happen."""
@@ -64,6 +61,11 @@ class WorldSettings(Protocol):
         ...
 
 
+WorldFactory = Callable[[WorldSettings, int], World]
+"""``(settings, worker) -> World`` for the worker of this number, from 0; a function of a module, so
+that worker processes can call it."""
+
+
 def check_world(name: str) -> None:
     """Refuse a world that cannot exist.
 
@@ -77,23 +79,26 @@ def check_world(name: str) -> None:
         )
 
 
-def open_world(name: str, road: RoadConfig) -> World:
+def open_world(settings: WorldSettings, worker: int) -> World:
     """Make a driving world.
 
     Args:
-        name: One of `WORLDS`.
-        road: Settings of the embedded world.
+        settings: Which world, and how.
+        worker: Number of the worker that drives there, from 0.
     """
-    assert name in WORLDS, "settings are checked"
-    return RoadWorld(road)
+    assert settings.world in WORLDS, "settings are checked"
+    return RoadWorld(settings.road)
 
 
-def open_arena(settings: WorldSettings, factory: WorldFactory, *, render: bool = False) -> Arena:
+def open_arena(
+    settings: WorldSettings, factory: WorldFactory, worker: int = 0, *, render: bool = False
+) -> Arena:
     """Make the place that the settings name.
 
     Args:
         settings: Which world, and how.
         factory: Makes driving worlds.
+        worker: Number of the worker that drives there, from 0.
         render: Whether pictures of it will be asked for.
 
     Raises:
@@ -102,5 +107,5 @@ def open_arena(settings: WorldSettings, factory: WorldFactory, *, render: bool =
     """
     if settings.world.startswith(GYM):
         return open_gym(settings.world.removeprefix(GYM), settings.gym, render=render)
-    world = factory(settings.world, settings.road)
+    world = factory(settings, worker)
     return DrivingArena(world, settings.task, settings.scenario.resolve(), settings.expert)

@@ -69,7 +69,9 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
     Attributes:
         reason: ``server_lost`` (it does not answer), ``sensor_stall`` (it ticks, but a sensor
             gives nothing), ``tick_timeout`` (the client is blocked), ``client_crash`` (the
-            client's process died) or ``spawn_refused`` (every place tried is taken).
+            client's process died), ``spawn_refused`` (every place tried is taken) or
+            ``server_away`` (no server could be reached in all the time that was allowed for it:
+            there is no use in trying again).
     """
 
     def __init__(self, message: str, reason: str = "server_lost") -> None:

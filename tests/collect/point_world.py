@@ -8,7 +8,7 @@ import numpy as np
 
 from avtd3.collect.route import Route
 from avtd3.collect.world import Surroundings, VehicleState, WorldFrame, WorldStart
-from avtd3.store.errors import WorldError, WorldLost
+from avtd3.store.errors import WorldError
 
 MAX_STEER_RAD = 0.45
 WHEELBASE_M = 2.7
@@ -124,7 +124,7 @@ class PointWorld:
         self.closed = True
 
 
-def open_point_world(name, road):
+def open_point_world(settings, worker):
     return PointWorld()
 
 
@@ -142,25 +142,18 @@ class DoomedWorld(PointWorld):
         return super().reset(scenario, seed)
 
 
-def open_world_that_dies(name, road):
+def open_world_that_dies(settings, worker):
     return DoomedWorld(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def open_world_that_fails(name, road):
+def open_world_that_fails(settings, worker):
     def fail():
         raise WorldError("the simulator is gone")
 
     return DoomedWorld(fail)
 
 
-def open_world_that_is_lost(name, road):
-    def fail():
-        raise WorldLost("no frame within 5 s", "sensor_stall")
-
-    return DoomedWorld(fail)
-
-
-def open_world_with_a_fault(name, road):
+def open_world_with_a_fault(settings, worker):
     return DoomedWorld(lambda: 1 / 0)
 
 
@@ -168,5 +161,5 @@ class CameraWorld(PointWorld):
     image_shape = (1, 84, 84)
 
 
-def open_camera_world(name, road):
+def open_camera_world(settings, worker):
     return CameraWorld()

@@ -24,7 +24,7 @@ CONFIG = CollectConfig(scenario=SHORT, min_free_mb=0, name="test")
 COLUMNS = ("frames", "vector", "action", "reward", "reward_terms", "terminated", "truncated")
 
 
-def point_world(name, road):
+def point_world(settings, worker):
     return PointWorld()
 
 
@@ -217,7 +217,7 @@ def test_what_the_world_has_to_say_is_reported(tmp_path):
         tmp_path / "d",
         CONFIG,
         episodes=1,
-        open_world=lambda name, road: Flat(),
+        open_world=lambda *_: Flat(),
         on_progress=seen.append,
     )
     assert "hills were removed; 3 vehicles" in seen[-1].line()
@@ -226,7 +226,7 @@ def test_what_the_world_has_to_say_is_reported(tmp_path):
 def test_a_failing_world_keeps_what_was_driven(tmp_path):
     world = PointWorld(fail_at=100)
     with pytest.raises(WorldError, match="failed as asked"):
-        collect(tmp_path / "d", CONFIG, episodes=9, open_world=lambda name, road: world)
+        collect(tmp_path / "d", CONFIG, episodes=9, open_world=lambda *_: world)
     found = episodes(tmp_path / "d")
     assert sum(row["length"] for _, row in found.values()) == 99
     assert found[max(found)][1]["end_reason"] == "world_error"
@@ -241,7 +241,7 @@ def test_a_world_with_another_camera_than_the_dataset_is_refused(tmp_path):
         image_shape = (1, 8, 16)
 
     with pytest.raises(SpecError, match="image"):
-        collect(tmp_path / "d", CONFIG, episodes=1, open_world=lambda name, road: Wide())
+        collect(tmp_path / "d", CONFIG, episodes=1, open_world=lambda *_: Wide())
     other = TaskConfig(reward=RewardConfig(collision=60.0))
     assert gather(tmp_path / "d", dataclasses.replace(CONFIG, task=other), episodes=1)
 

@@ -97,8 +97,8 @@ def test_the_first_episode_can_be_animated(tmp_path):
 def test_the_world_is_closed_when_it_fails():
     worlds = []
 
-    def failing(name, road):
-        worlds.append(open_world_that_fails(name, road))
+    def failing(*at):
+        worlds.append(open_world_that_fails(*at))
         return worlds[-1]
 
     with pytest.raises(Exception, match="the simulator is gone"):

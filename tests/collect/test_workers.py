@@ -11,10 +11,12 @@ import pytest
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.progress import CollectProgress
 from avtd3.collect.scenarios import ScenarioConfig
+from avtd3.collect.workers import run_workers
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import WorldError, WorldLost
 from avtd3.store.writer import WriterConfig
 from avtd3.tests.collect import point_world
+from avtd3.tests.collect.lossy_world import lose_world
 
 CONFIG = CollectConfig(
     scenario=ScenarioConfig(route_length_m=20.0, time_limit_s=5.0),
@@ -105,10 +107,10 @@ def test_a_worker_that_dies_is_named_and_the_dataset_stays_sound(tmp_path, facto
     assert sorted(actions(tmp_path / "d")) == list(range(8))
 
 
-def test_a_lost_world_keeps_its_reason_on_the_way_from_a_worker(tmp_path):
-    with pytest.raises(WorldLost, match="no frame within 5 s") as caught:
-        collect(tmp_path / "d", CONFIG, episodes=8, open_world=point_world.open_world_that_is_lost)
-    assert caught.value.reason == "sensor_stall"
+def test_a_lost_world_keeps_its_reason_on_the_way_from_a_worker():
+    with pytest.raises(WorldLost, match="no frame within 5 s") as lost:
+        run_workers(lose_world, [None], should_stop=lambda: False, on_reports=lambda _: None)
+    assert lost.value.reason == "sensor_stall"
 
 
 PROGRAM = """

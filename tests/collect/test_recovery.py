@@ -1,0 +1,184 @@
+import dataclasses
+
+import pytest
+
+from avtd3.collect.collector import CollectConfig, collect
+from avtd3.collect.evaluate import evaluate
+from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.progress import CollectProgress
+from avtd3.collect.recovery import PROGRESS_STEPS, Recovery, RecoveryConfig, Skipped
+from avtd3.collect.scenarios import ScenarioConfig
+from avtd3.collect.worlds import open_world
+from avtd3.store.errors import ConfigError, WorldLost
+from avtd3.tests.collect.lossy_world import LossyWorld, open_second_worker_alone_lossy
+from avtd3.tests.collect.test_collector import assert_same, episodes
+
+CONFIG = CollectConfig(
+    scenario=ScenarioConfig(route_length_m=20.0, time_limit_s=5.0), min_free_mb=0, name="test"
+)
+EXAM = EvaluateConfig(scenario=CONFIG.scenario, episodes=3)
+
+
+def gather(path, world, config=CONFIG, **options):
+    return collect(path, config, open_world=lambda *_: world, **options)
+
+
+def endings(path):
+    return {
+        index: (int(row["length"]), str(row["end_reason"]))
+        for index, (_, row) in sorted(episodes(path).items())
+    }
+
+
+def test_an_episode_that_loses_its_world_is_kept_as_truncated_with_the_reason(tmp_path):
+    world = LossyWorld(steps={40: "tick_timeout"})
+    seen: list[CollectProgress] = []
+    report = gather(tmp_path / "d", world, episodes=4, on_progress=seen.append)
+    found = endings(tmp_path / "d")
+    cut = [index for index, (_, reason) in found.items() if reason == "tick_timeout"]
+    assert sorted(found) == [0, 1, 2, 3]
+    assert len(cut) == 1
+    assert sum(length for index, (length, _) in found.items() if index <= cut[0]) == 39
+    assert episodes(tmp_path / "d")[cut[0]][0]["truncated"][-1]
+    assert (report.failure, report.missing, report.tally.skipped) == ("", "", ())
+    assert report.tally.end_reasons["tick_timeout"] == 1
+    assert any("lost at step 40" in line.line() for line in seen)
+    assert world.closed
+
+
+def test_an_episode_lost_before_its_first_step_is_begun_again_and_is_the_same(tmp_path):
+    world = LossyWorld(resets={1: "server_lost", 2: "client_crash"}, steps={1: "sensor_stall"})
+    config = dataclasses.replace(CONFIG, recovery=RecoveryConfig(attempts=4))
+    report = gather(tmp_path / "d", world, config, episodes=3)
+    gather(tmp_path / "clean", LossyWorld(), episodes=3)
+    assert world.resets == 3 + 3
+    assert world.seeds[:4] == world.seeds[:1] * 4
+    assert (report.failure, report.tally.episodes) == ("", 3)
+    assert_same(episodes(tmp_path / "d"), episodes(tmp_path / "clean"))
+
+
+def test_an_episode_that_no_server_survives_is_skipped_listed_and_resumed(tmp_path):
+    healthy = LossyWorld()
+    gather(tmp_path / "clean", healthy, episodes=5)
+    world = LossyWorld(seeds=[healthy.seeds[2]])
+    report = gather(tmp_path / "d", world, episodes=5)
+    skipped = Skipped(2, "client_crash", "this road kills every server")
+    assert report.tally.skipped == (skipped,)
+    assert report.missing == "1 episode"
+    assert "--resume" in report.failure
+    assert "1 skipped" in report.failure
+    assert "skipped episode 2 (client_crash): this road kills every server" in report.summary()
+    assert report.document()["skipped"] == [dataclasses.asdict(skipped)]
+    assert world.resets == 4 + 3
+    assert sorted(episodes(tmp_path / "d")) == [0, 1, 3, 4]
+    again = gather(tmp_path / "d", LossyWorld(), episodes=5, resume=True)
+    assert again.failure == ""
+    assert_same(episodes(tmp_path / "d"), episodes(tmp_path / "clean"))
+
+
+def test_a_plan_of_steps_goes_on_with_other_episodes_than_a_skipped_one(tmp_path):
+    healthy = LossyWorld()
+    gather(tmp_path / "clean", healthy, steps=200)
+    report = gather(tmp_path / "d", LossyWorld(seeds=[healthy.seeds[0]]), steps=200)
+    assert [episode.index for episode in report.tally.skipped] == [0]
+    assert (report.failure, report.missing) == ("", "")
+    assert report.tally.steps >= 200
+
+
+@pytest.mark.parametrize(
+    ("world", "resets", "message"),
+    [
+        # Episode 0 is tried three times and skipped, then episode 1: six failures in a row.
+        (LossyWorld(resets=dict.fromkeys(range(1, 99), "server_lost")), 6, "6 failures in a row"),
+        (LossyWorld(resets={1: "server_away"}), 1, "lost at reset 1"),
+    ],
+)
+def test_a_simulator_that_stays_away_ends_its_worker(tmp_path, world, resets, message):
+    report = gather(tmp_path / "d", world, episodes=3)
+    assert world.resets == resets
+    assert report.tally.episodes == 0
+    assert "worker 0 gave up: " in report.failure
+    assert message in report.failure
+    assert "3 episodes missing" in report.failure
+    assert report.document()["lost_workers"]
+    assert world.closed
+    assert gather(tmp_path / "d", LossyWorld(), episodes=3, resume=True).failure == ""
+    assert sorted(episodes(tmp_path / "d")) == [0, 1, 2]
+
+
+def test_a_server_that_never_lives_for_a_second_does_not_fill_the_dataset(tmp_path):
+    world = LossyWorld(steps=dict.fromkeys(range(3, 10**4, 3), "server_lost"))
+    report = gather(tmp_path / "d", world, episodes=100)
+    assert "6 failures in a row" in report.failure
+    assert list(endings(tmp_path / "d").values()) == [(2, "server_lost")] * 6
+    assert report.missing == "94 episodes"
+
+
+def test_one_failing_server_does_not_stop_the_others(tmp_path):
+    config = dataclasses.replace(CONFIG, workers=2)
+    report = collect(tmp_path / "d", config, episodes=8, open_world=open_second_worker_alone_lossy)
+    assert "worker 1 gave up: lost at reset 2; 3 episodes missing" in report.failure
+    assert sorted(endings(tmp_path / "d")) == [0, 1, 2, 3, 4]
+    assert gather(tmp_path / "d", LossyWorld(), episodes=8, resume=True).failure == ""
+    gather(tmp_path / "clean", LossyWorld(), episodes=8)
+    assert_same(episodes(tmp_path / "d"), episodes(tmp_path / "clean"))
+
+
+def test_a_stop_ends_the_attempts(tmp_path):
+    world = LossyWorld(resets=dict.fromkeys(range(1, 99), "server_lost"))
+    report = gather(tmp_path / "d", world, episodes=3, should_stop=lambda: world.resets == 2)
+    assert (world.resets, report.interrupted, report.failure) == (2, True, "")
+
+
+def examine(world, **options):
+    return evaluate("expert", EXAM, open_world=lambda *_: world, **options)
+
+
+def test_an_evaluation_drives_a_lost_episode_again_from_its_beginning():
+    clean = examine(LossyWorld())
+    report = examine(LossyWorld(resets={1: "server_lost"}, steps={30: "sensor_stall"}))
+    assert report.scores == clean.scores
+    assert (report.failure, report.skipped, report.interrupted) == ("", (), False)
+
+
+def test_an_evaluation_skips_and_lists_what_cannot_be_driven():
+    healthy = LossyWorld()
+    clean = examine(healthy)
+    report = examine(LossyWorld(seeds=[healthy.seeds[1]]))
+    assert report.scores == (clean.scores[0], clean.scores[2])
+    assert [episode.index for episode in report.skipped] == [1]
+    assert report.failure == "1 episodes skipped"
+    assert "skipped episode 1 (client_crash)" in report.summary()
+    assert report.document()["skipped"][0]["reason"] == "client_crash"
+
+
+def test_an_evaluation_whose_server_goes_for_good_tells_what_was_driven():
+    clean = examine(LossyWorld())
+    report = examine(LossyWorld(resets={3: "server_away"}))
+    assert report.scores == clean.scores[:2]
+    assert report.failure == "worker 0 gave up: lost at reset 3"
+    with pytest.raises(WorldLost, match="gave up: lost at reset 1"):
+        examine(LossyWorld(resets={1: "server_away"}))
+
+
+def test_a_second_of_driving_begins_the_count_of_failures_anew():
+    recovery = Recovery(RecoveryConfig(attempts=2, failures=3))
+    error = WorldLost("gone", "server_lost")
+    for index in range(10):
+        steps = index * PROGRESS_STEPS
+        assert recovery.lost(index, error, steps) is None
+        assert recovery.lost(index, error, steps) == Skipped(index, "server_lost", "gone")
+    with pytest.raises(WorldLost, match="3 failures in a row, the last: gone"):
+        recovery.lost(10, error, steps + PROGRESS_STEPS - 1)
+
+
+@pytest.mark.parametrize("field", ["attempts", "failures"])
+def test_settings_of_the_recovery_are_checked(field):
+    with pytest.raises(ConfigError, match=rf"recovery.{field} is 0, expected 1"):
+        RecoveryConfig(**{field: 0})
+
+
+def test_the_road_world_takes_the_factorys_arguments():
+    world = open_world(CONFIG, 3)
+    assert world.name == "road"
+    world.close()
