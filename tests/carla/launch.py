@@ -82,6 +82,14 @@ class CarlaServer:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def hang_up(self):
+        """Close its standard input, as the end of its starter would."""
+        self._orders.close()
+
+    def wait(self):
+        """Wait for its end; the exit code."""
+        return self._process.wait(ANSWERS_WITHIN_S)
+
     def kill(self):
         """End it at once."""
         self._process.send_signal(signal.SIGKILL)

@@ -1,61 +1,208 @@
-"""The test server against the real client, each script in a process of its own."""
+"""The test server does what CARLA does, as the real client sees it."""
 
-import json
-import subprocess
-import sys
+import contextlib
+import math
+import os
 
 import pytest
 
-SCRIPT_WITHIN_S = 120
+from avtd3.tests.carla.launch import CarlaServer
+from avtd3.tests.carla.own_process import own_process
+
+with contextlib.suppress(ImportError):
+    import carla
+
+    from avtd3.tests.carla import client as real
 
 
-def run_script(name, port):
-    """What a script of `wire_client` finds out."""
-    done = subprocess.run(
-        [sys.executable, "-m", "avtd3.tests.carla.wire_client", name, str(port)],
-        capture_output=True,
-        text=True,
-        timeout=SCRIPT_WITHIN_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{name} ended with {done.returncode}: {done.stderr}{done.stdout}"
-    return json.loads(done.stdout.splitlines()[-1])
+@own_process
+def test_the_client_finds_a_world():
+    with CarlaServer() as server:
+        client = real.connect(server)
+        world = client.get_world()
+        assert client.get_server_version() == client.get_client_version()
+        world_map = world.get_map()
+        assert world_map.name == "Carla/Maps/AvTown01"
+        assert len(world_map.get_spawn_points()) > 40
+        assert len(world_map.get_topology()) == 8
+        assert world.get_blueprint_library().find(real.MODEL3).has_attribute("role_name")
+        first = world.wait_for_tick(real.WAIT_S).frame
+        assert world.wait_for_tick(real.WAIT_S).frame > first
+        assert not world.get_settings().synchronous_mode
+        assert real.kinds(world) == ["spectator"]
+        assert server.record()["problems"] == []
 
 
-def test_the_client_finds_a_world(carla_server):
-    found = run_script("look_around", carla_server.port)
-    assert found["version"] == "0.9.16"
-    assert found["map"] == "Carla/Maps/AvTown01"
-    assert found["spawn_points"] > 40
-    assert found["topology"] == 8
-    assert "vehicle.tesla.model3" in found["vehicles"]
-    assert found["runs_by_itself"]
-    assert found["settings"] is False
-    assert found["actors"] == ["spectator"]
-    assert carla_server.record()["problems"] == []
+@own_process
+def test_pictures_come_with_every_frame():
+    with CarlaServer() as server:
+        world = real.synchronous(real.connect(server).get_world())
+        car = real.spawn(world, real.MODEL3, world.get_map().get_spawn_points()[0])
+        with real.camera(world, car, fov=80) as camera:
+            camera.first(world)
+            for _ in range(5):
+                frame = world.tick()
+                picture = camera.until(frame)
+                assert picture.frame == frame
+            assert (picture.width, picture.height, picture.fov) == (40, 30, 80.0)
+            pixels = bytes(picture.raw_data)
+            assert pixels[0::4] == pixels[1::4] == pixels[2::4]
+            assert set(pixels[3::4]) == {255}
+            assert len(set(pixels[0::4])) > 20
+            # Where the sensor is said to be: 1.4 m ahead of the car.
+            assert car.get_location().distance(picture.transform.location) == pytest.approx(
+                math.hypot(1.4, 1.6), abs=1e-4
+            )
+        assert server.record()["problems"] == []
 
 
-def test_a_car_is_driven_seen_and_run_into_another(carla_server):
-    found = run_script("drive", carla_server.port)
-    assert found["taken"]
-    assert found["frames"] == list(range(found["frames"][0], found["frames"][-1] + 1))
-    assert found["pictures"] == found["frames"]
-    assert found["size"] == [40, 30, 4800, 80.0]
-    assert found["is_gray"]
-    assert found["levels"] > 20
-    assert found["steer"] == pytest.approx(0.25)
-    assert found["hit"] == [True, True]
-    assert found["speed"] > 3.0
-    assert found["box"] == pytest.approx([2.1, 0.7])
-    assert found["destroyed"] == [True, True]
-    assert found["left"] == ["spectator"]
-    record = carla_server.record()
-    assert record["problems"] == []
-    controls = [control for _, by_car in record["controls"] for control in by_car.values()]
-    # The control that was given before a tick is in force for it.
-    assert [0.6, 0.25] in [pytest.approx(control[:2]) for control in controls]
+@own_process
+def test_a_slow_sensor_sends_in_its_own_time():
+    with CarlaServer() as server:
+        world = real.synchronous(real.connect(server).get_world())
+        car = real.spawn(world, real.MODEL3, world.get_map().get_spawn_points()[0])
+        with real.camera(world, car, sensor_tick=0.15) as camera:
+            first = camera.first(world).frame
+            for _ in range(7):
+                world.tick()
+            assert camera.until(first + 1).frame == first + 3
+            assert camera.until(first + 4).frame == first + 6
+
+
+@own_process
+def test_a_car_is_driven_into_another():
+    with CarlaServer() as server:
+        world = real.synchronous(real.connect(server).get_world())
+        first, second = world.get_map().get_spawn_points()[:2]
+        car = real.spawn(world, real.MODEL3, first)
+        other = real.spawn(world, real.TT, second)
+        with pytest.raises(RuntimeError, match="Spawn failed because of collision at spawn pos"):
+            real.spawn(world, real.TT, first)
+        with real.sensor(world, car, "collision") as collision:
+            car.apply_control(carla.VehicleControl(throttle=0.6))
+            frame, contact = world.tick(), None
+            for _ in range(200):
+                frame = world.tick()
+                if car.get_location().distance(other.get_location()) < 3.0:
+                    contact = collision.until(0)
+                    break
+            assert contact is not None
+            assert (contact.actor.id, contact.other_actor.id) == (car.id, other.id)
+            assert contact.frame <= frame
+            assert car.get_velocity().length() > 3.0
+        assert other.bounding_box.extent.x == pytest.approx(2.1)
+        assert car.destroy()
+        assert other.destroy()
+        world.tick()
+        assert real.kinds(world) == ["spectator"]
+        assert server.record()["problems"] == []
+
+
+@own_process
+def test_the_car_is_where_it_was_put_and_as_fast_as_it_was_made():
+    with CarlaServer() as server:
+        world = real.synchronous(real.connect(server).get_world())
+        car = real.spawn(world, real.MODEL3, world.get_map().get_spawn_points()[0])
+        world.tick()
+        car.set_simulate_physics(False)
+        car.set_transform(carla.Transform(carla.Location(40.0, 1.5), carla.Rotation(yaw=10.0)))
+        world.tick()
+        assert car.get_location().distance(carla.Location(40.0, 1.5)) < 1e-5
+        assert car.get_velocity().length() == 0.0
+        car.set_simulate_physics(True)
+        ahead = car.get_transform().get_forward_vector()
+        car.set_target_velocity(6.0 * ahead)
+        world.tick()
+        assert car.get_velocity().length() == pytest.approx(6.0, abs=0.05)
+        moved = car.get_location() - carla.Location(40.0, 1.5)
+        assert moved.dot(ahead) == pytest.approx(0.3, abs=0.01)
+        assert car.get_acceleration().length() < 1.0
+
+
+@own_process
+def test_lines_are_crossed_as_the_map_has_them():
+    with CarlaServer() as server:
+        world = real.synchronous(real.connect(server).get_world())
+        right = [p for p in world.get_map().get_spawn_points() if abs(p.rotation.yaw) < 1e-3][2]
+        car = real.spawn(world, real.MODEL3, right)
+        world.tick()
+        with real.sensor(world, car, "lane_invasion") as lines:
+            world.tick()
+            for aside, kind in ((-2.5, "Broken"), (3.0, "Solid")):
+                place = carla.Transform(right.location, right.rotation)
+                world.tick()
+                while lines.has_any(0.3):
+                    pass
+                place.location.y += aside
+                car.set_transform(place)
+                frame = world.tick()
+                crossed = {str(mark.type) for mark in lines.until(frame).crossed_lane_markings}
+                assert crossed == {kind}
+                car.set_transform(right)
+
+
+@own_process
+def test_traffic_drives_along_its_lanes():
+    with CarlaServer() as server:
+        client = real.connect(server)
+        world = real.synchronous(client.get_world())
+        manager = client.get_trafficmanager(0)
+        manager.set_synchronous_mode(True)
+        manager.set_random_device_seed(7)
+        blueprint = world.get_blueprint_library().find(real.TT)
+        places = world.get_map().get_spawn_points()[::5][:8]
+        answers = client.apply_batch_sync(
+            [
+                carla.command.SpawnActor(blueprint, place).then(
+                    carla.command.SetAutopilot(carla.command.FutureActor, True, manager.get_port())
+                )
+                for place in places
+            ],
+            True,
+        )
+        assert [answer.error for answer in answers] == [""] * 8
+        cars = list(world.get_actors([answer.actor_id for answer in answers]))
+        for _ in range(300):
+            world.tick()
+        for car in cars:
+            speed = car.get_velocity().length()
+            lane = world.get_map().get_waypoint(car.get_location())
+            assert lane.transform.location.distance_2d(car.get_location()) < 0.6
+            assert speed < 50 / 3.6
+        assert sum(car.get_velocity().length() > 5.0 for car in cars) >= 4
+        manager.shut_down()
+        client.apply_batch_sync([carla.command.DestroyActor(car) for car in cars], True)
+        assert real.kinds(world) == ["spectator"]
+        assert server.record()["problems"] == []
+
+
+@own_process
+def test_maps_are_loaded_and_generated():
+    with CarlaServer() as server:
+        client = real.connect(server)
+        world = client.get_world()
+        car = real.spawn(world, real.MODEL3, world.get_map().get_spawn_points()[0])
+        world.wait_for_tick(real.WAIT_S)
+        assert car.is_alive
+        loaded = client.load_world("AvTown02")
+        assert loaded.get_map().name == "Carla/Maps/AvTown02"
+        assert loaded.id != world.id
+        assert real.kinds(loaded) == ["spectator"]
+        assert not car.is_alive
+        with pytest.raises(RuntimeError, match="not found"):
+            client.load_world("Nowhere")
+        from avtd3.collect.road.generate import generate_network  # takes a second
+
+        xodr = generate_network("country", 4)
+        generated = client.generate_opendrive_world(xodr, carla.OpendriveGenerationParameters())
+        assert generated.get_map().name.endswith("OpenDriveMap")
+        assert generated.get_map().to_opendrive() == xodr
+        assert client.reload_world().get_map().name.endswith("OpenDriveMap")
+        assert "/Game/Carla/Maps/AvTown01" in client.get_available_maps()
+        assert server.record()["problems"] == []
 
 
 def test_the_server_ends_with_whoever_started_it(carla_server):
-    carla_server._orders.close()
-    assert carla_server._process.wait(60) == 0
+    os.kill(carla_server.pid, 0)
+    carla_server.hang_up()
+    assert carla_server.wait() == 0

@@ -4,13 +4,15 @@ import math
 
 from avtd3.collect.road.vehicle import Vehicle, VehicleParams
 from avtd3.tests.carla.server import packing
-from avtd3.tests.carla.server.blueprints import SIZES_M
+from avtd3.tests.carla.server.blueprints import ROAD_CAR, SIZES_M
 
 STILL = (0.0,) * 9
 """Velocity, angular velocity and acceleration of what does not move."""
 NO_CONTROL = [0.0, 0.0, 0.0, False, False, False, 0]
 SPEED_LIMIT_KMH = 50.0
 DRY_TYRE_FRICTION = 3.5
+# CARLA's wheels turn far, and its traffic manager steers accordingly.
+_CARLA_WHEELS = {"max_wheel_angle_rad": 1.2, "wheel_rate_radps": 6.0}
 _NO_STATE = b""
 
 
@@ -59,7 +61,8 @@ class Car(Actor):
         super().__init__(number, description, pose)
         length, width, height = SIZES_M[description[1]]
         self.half_m = (0.5 * length, 0.5 * width, 0.5 * height)
-        self._params = VehicleParams(length_m=length, width_m=width)
+        wheels = {} if description[1] == ROAD_CAR else _CARLA_WHEELS
+        self._params = VehicleParams(length_m=length, width_m=width, **wheels)
         self.control, self.light_flags = list(NO_CONTROL), 0
         self.simulates, self.grip, self.constant_mps = True, 1.0, None
         self.body = Vehicle(self._params, 0.05)

@@ -5,8 +5,10 @@ import itertools
 BOOL, INT, FLOAT, STRING, COLOUR = range(1, 6)
 """Types of attributes."""
 
+ROAD_CAR = "vehicle.tesla.model3"
+"""The one that drives exactly as the road world's car."""
 SIZES_M = {
-    "vehicle.tesla.model3": (4.6, 1.85, 1.5),
+    ROAD_CAR: (4.6, 1.85, 1.5),
     "vehicle.lincoln.mkz_2017": (4.6, 1.85, 1.5),
     "vehicle.audi.tt": (4.2, 1.8, 1.4),
     "vehicle.nissan.micra": (3.6, 1.7, 1.5),

@@ -169,7 +169,7 @@ class Calls:
         return [self._car(number).light_flags]
 
     def get_vehicle_light_states(self):
-        return [[car.id, [car.light_flags]] for car in self._simulation.cars()]
+        return [[car.id, car.light_flags] for car in self._simulation.cars()]
 
     # The traffic manager, which runs in a client and only registers here.
 

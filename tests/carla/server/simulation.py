@@ -184,11 +184,9 @@ class Simulation:
 
     def _is_due(self, sensor):
         """Whether a camera's period is over."""
-        due_s = self._due_s.get(sensor.id, 0.0)
-        if self.elapsed_s < due_s - 1e-6:
+        if self.elapsed_s < self._due_s.get(sensor.id, 0.0) - 1e-6:
             return False
-        period_s = float(sensor.attributes["sensor_tick"])
-        self._due_s[sensor.id] = max(due_s, self.elapsed_s - self.delta_s) + period_s
+        self._due_s[sensor.id] = self.elapsed_s + float(sensor.attributes["sensor_tick"])
         return True
 
 
