@@ -1,5 +1,6 @@
 """What lives in an episode: the spectator, cars with the road world's dynamics, sensors."""
 
+import dataclasses
 import math
 
 from avtd3.collect.road.vehicle import Vehicle, VehicleParams
@@ -12,7 +13,7 @@ NO_CONTROL = [0.0, 0.0, 0.0, False, False, False, 0]
 SPEED_LIMIT_KMH = 50.0
 DRY_TYRE_FRICTION = 3.5
 # CARLA's wheels turn far, and its traffic manager steers accordingly.
-_CARLA_WHEELS = {"max_wheel_angle_rad": 1.2, "wheel_rate_radps": 6.0}
+_CARLA_PARAMS = VehicleParams(max_wheel_angle_rad=1.2, wheel_rate_radps=6.0)
 _NO_STATE = b""
 
 
@@ -61,8 +62,8 @@ class Car(Actor):
         super().__init__(number, description, pose)
         length, width, height = SIZES_M[description[1]]
         self.half_m = (0.5 * length, 0.5 * width, 0.5 * height)
-        wheels = {} if description[1] == ROAD_CAR else _CARLA_WHEELS
-        self._params = VehicleParams(length_m=length, width_m=width, **wheels)
+        params = VehicleParams() if description[1] == ROAD_CAR else _CARLA_PARAMS
+        self._params = dataclasses.replace(params, length_m=length, width_m=width)
         self.control, self.light_flags = list(NO_CONTROL), 0
         self.simulates, self.grip, self.constant_mps = True, 1.0, None
         self.body = Vehicle(self._params, 0.05)
