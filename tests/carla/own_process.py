@@ -24,7 +24,8 @@ def own_process(test):
         done = subprocess.run(
             [sys.executable, "-m", "avtd3.tests.carla.own_process", node],
             cwd=ROOT,
-            env=os.environ | {_INSIDE: "1"},
+            # Other plugins take a second to load; this one makes sense of the project's settings.
+            env=os.environ | {_INSIDE: "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             capture_output=True,
             text=True,
             timeout=WITHIN_S,
@@ -37,7 +38,7 @@ def own_process(test):
 
 
 if __name__ == "__main__":
-    code = pytest.main(["-q", "-s", "-p", "no:cacheprovider", sys.argv[1]])
+    code = pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "pytest_timeout", sys.argv[1]])
     sys.stdout.flush()
     sys.stderr.flush()
     # The client may abort while the interpreter ends, and by then the test is over.
