@@ -32,6 +32,7 @@ CARLA_WEATHERS = (
 )
 """Presets of ``carla.WeatherParameters``, version 0.9.16."""
 _LARGEST_PICTURE = 4096
+_THIS_MACHINE = ("localhost", "127.0.0.1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,10 @@ class CarlaConfig:
     """Simulated seconds in which the car comes to rest on the ground before an episode."""
     server_command: str = ""
     """Command that starts a server, with ``{port}`` for its port; empty: servers run already."""
+    server_start_s: float = 180.0
+    """How long a server that avtd3 started may take until it listens."""
+    server_memory_mb: int = 0
+    """Megabytes above which a server that avtd3 started is started anew; 0 never."""
     recycle_episodes: int = 0
     """Episodes after which a server that avtd3 started is started anew; 0 never."""
     spawn_attempts: int = 6
@@ -156,6 +161,12 @@ class CarlaConfig:
         check_number("carla.start_heading_deg", self.start_heading_deg, maximum=30.0)
         check_number("carla.settle_s", self.settle_s, maximum=10.0)
         check_number("carla.recycle_episodes", self.recycle_episodes)
+        check_number("carla.server_memory_mb", self.server_memory_mb)
+        if self.server_command and self.host not in _THIS_MACHINE:
+            raise ConfigError(
+                f"carla.host is {self.host!r}, expected one of: {', '.join(_THIS_MACHINE)}; a "
+                "server_command starts servers on this machine"
+            )
         check_number("carla.spawn_attempts", self.spawn_attempts, minimum=1, maximum=100)
 
     def _check_waits(self) -> None:
@@ -166,6 +177,7 @@ class CarlaConfig:
             "sensor_timeout_s",
             "backoff_s",
             "backoff_max_s",
+            "server_start_s",
         ):
             check_number(f"carla.{name}", getattr(self, name), minimum=0.1, maximum=3600.0)
         least = self.timeout_s + self.sensor_timeout_s

@@ -37,11 +37,19 @@ from avtd3.store.errors import ConfigError
         ("settle_s", 11.0, "carla.settle_s"),
         ("recycle_episodes", -1, "carla.recycle_episodes"),
         ("spawn_attempts", 0, "carla.spawn_attempts"),
+        ("server_start_s", 0.0, "carla.server_start_s"),
+        ("server_memory_mb", -1, "carla.server_memory_mb"),
     ],
 )
 def test_an_impossible_setting_is_named(field, value, says):
     with pytest.raises(ConfigError, match=says):
         CarlaConfig(**{field: value})
+
+
+def test_servers_are_started_on_this_machine_only():
+    assert CarlaConfig(server_command="./CarlaUE4.sh", host="127.0.0.1")
+    with pytest.raises(ConfigError, match=r"carla.host is 'gpu7', expected one of: localhost"):
+        CarlaConfig(server_command="./CarlaUE4.sh", host="gpu7")
 
 
 @pytest.mark.parametrize(
