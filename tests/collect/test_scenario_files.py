@@ -17,7 +17,6 @@ from avtd3.collect.scenario_files import read_scenarios
 from avtd3.collect.scenarios import SCENARIOS, ScenarioConfig
 from avtd3.collect.task import TaskConfig
 from avtd3.collect.world import GENERATED
-from avtd3.collect.worlds import open_world
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import Avtd3Error, ConfigError, RoadError
 from avtd3.tests.collect.point_world import open_point_world
@@ -314,7 +313,7 @@ def test_an_evaluation_names_the_route_of_each_episode(folder):
 
 def test_generated_networks_in_files_are_those_of_their_number(folder):
     pytest.importorskip("carla")
-    world = open_world("road", RoadConfig())
+    world = RoadWorld(RoadConfig())
     (setting,) = read_scenarios(
         write(folder, "avtd3_scenarios: 1\nroutes: [{network: {kind: loop, number: 9}, npcs: 0}]")
     )
