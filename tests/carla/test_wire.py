@@ -1,8 +1,12 @@
 """The test server does what CARLA does, as the real client sees it."""
 
 import contextlib
+import json
 import math
 import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -206,3 +210,22 @@ def test_the_server_ends_with_whoever_started_it(carla_server):
     os.kill(carla_server.pid, 0)
     carla_server.hang_up()
     assert carla_server.wait() == 0
+
+
+def test_a_server_without_input_serves_while_another_process_lives(tmp_path):
+    """As a server that a command starts: no one holds its standard input."""
+    command = [sys.executable, "-m", "avtd3.tests.carla.server"]
+    master = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with master, (tmp_path / "out").open("wb") as out:
+        server = subprocess.Popen(
+            [*command, "-carla-rpc-port=0", f"--serve-while={master.pid}"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+        )
+        hello = b""
+        while not hello.endswith(b"\n"):
+            hello = (tmp_path / "out").read_bytes()
+            assert server.poll() is None
+        socket.create_connection(("127.0.0.1", json.loads(hello)["port"]), timeout=60).close()
+        master.communicate(b"\n")
+    assert server.wait(60) == 0
