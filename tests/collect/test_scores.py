@@ -46,6 +46,7 @@ def score(transitions, *, reason="goal", completion=1.0, index=0, drives=True):
         drive=meter.measures(completion) if drives else None,
         index=index,
         seed=1,
+        scenario=0,
         town="t",
         weather="w",
         driver="expert",
