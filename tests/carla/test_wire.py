@@ -12,6 +12,7 @@ import pytest
 
 from avtd3.tests.carla.launch import CarlaServer
 from avtd3.tests.carla.own_process import own_process
+from avtd3.tests.collect.road_networks import straight_document
 
 with contextlib.suppress(ImportError):
     import carla
@@ -204,6 +205,22 @@ def test_maps_are_loaded_and_generated():
         assert client.reload_world().get_map().name.endswith("OpenDriveMap")
         assert "/Game/Carla/Maps/AvTown01" in client.get_available_maps()
         assert server.record()["problems"] == []
+
+
+@own_process
+def test_cars_stand_on_hills():
+    rise = '<elevation s="0" a="5" b="0.1" c="0" d="0"/>'
+    flat = straight_document()
+    xodr = flat.replace("<lanes>", f"<elevationProfile>{rise}</elevationProfile><lanes>")
+    with CarlaServer() as server:
+        client = real.connect(server)
+        world = client.generate_opendrive_world(xodr, carla.OpendriveGenerationParameters())
+        real.synchronous(world)
+        assert world.get_map().to_opendrive() == xodr
+        place = world.get_map().get_spawn_points()[2]
+        car = real.spawn(world, real.MODEL3, place)
+        world.tick()
+        assert car.get_location().z == pytest.approx(5.0 + 0.1 * place.location.x, abs=0.01)
 
 
 def test_the_server_ends_with_whoever_started_it(carla_server):

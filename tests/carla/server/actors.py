@@ -56,10 +56,11 @@ class Actor:
 
 
 class Car(Actor):
-    """A vehicle; it drives on flat ground, whatever height it was put at."""
+    """A vehicle; it always stands on the road, whatever height it was put at."""
 
-    def __init__(self, number, description, pose):
+    def __init__(self, number, description, pose, height_at):
         super().__init__(number, description, pose)
+        self._height_at = height_at
         length, width, height = SIZES_M[description[1]]
         self.half_m = (0.5 * length, 0.5 * width, 0.5 * height)
         params = VehicleParams() if description[1] == ROAD_CAR else _CARLA_PARAMS
@@ -98,7 +99,8 @@ class Car(Actor):
 
     def _show(self):
         body = self.body
-        self.pose = (body.x_m, body.y_m, 0.0, 0.0, math.degrees(body.yaw_rad), 0.0)
+        height_m = self._height_at(body.x_m, body.y_m)
+        self.pose = (body.x_m, body.y_m, height_m, 0.0, math.degrees(body.yaw_rad), 0.0)
 
     def halt(self):
         """Stand still, as a body without physics does."""

@@ -64,7 +64,7 @@ class Calls:
 
     def get_map_info(self):
         town = self._simulation.map
-        return [town.name, town.spawn_points]
+        return [town.name, town.spawn_points()]
 
     def get_map_data(self):
         return self._simulation.map.xodr

@@ -1,15 +1,20 @@
 """The maps of the server: two loops of its own, and whatever OpenDRIVE a client brings.
 
-Roads are laid flat, as in the road world: what drives on them knows no height.
+Cars stand at the height that a map's roads have, and drive as if these were flat, as in the road
+world.
 """
 
 import dataclasses
 import functools
 import math
+from typing import TYPE_CHECKING
 
 from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.opendrive import flatten
 from avtd3.collect.road.raster import Raster
+
+if TYPE_CHECKING:
+    import carla
 
 DEFAULT = "AvTown01"
 OPENDRIVE = "OpenDriveMap"
@@ -29,10 +34,27 @@ class TownMap:
     """As `world.get_map().name` says it."""
     xodr: str
     """OpenDRIVE text."""
+    hills: "carla.Map | None"
+    """The map with its heights; None where all of it is flat."""
     raster: Raster
     """The ground."""
-    spawn_points: list[list[list[float]]]
-    """Transforms in the middle of the lanes."""
+    places: list[tuple[float, float, float]]
+    """Middles of the lanes: x, y and yaw in degrees."""
+
+    def spawn_points(self):
+        """Transforms in the middle of the lanes, a little above the road."""
+        return [
+            [[x, y, self.height_at(x, y) + _SPAWN_HEIGHT_M], [0.0, yaw, 0.0]]
+            for x, y, yaw in self.places
+        ]
+
+    def height_at(self, x_m, y_m):
+        """Height of the road at, or nearest to, a place."""
+        if self.hills is None:
+            return 0.0
+        import carla
+
+        return self.hills.get_waypoint(carla.Location(x_m, y_m)).transform.location.z
 
 
 class Maps:
@@ -59,17 +81,18 @@ class Maps:
 @functools.lru_cache(maxsize=4)
 def town_map(name, xodr):
     """Prepare OpenDRIVE text for driving on it."""
-    xodr, _ = flatten(xodr)
-    network = RoadNetwork.from_opendrive(name, xodr)
+    flat, has_hills = flatten(xodr)
+    network = RoadNetwork.from_opendrive(name, flat)
     return TownMap(
         name=name,
         xodr=xodr,
+        hills=RoadNetwork.from_opendrive(name, xodr).map if has_hills else None,
         raster=Raster.paint(network, _PIXEL_M),
-        spawn_points=list(_spawn_points(network)),
+        places=list(_places(network)),
     )
 
 
-def _spawn_points(network):
+def _places(network):
     for lane in network.lanes:
         if lane.is_junction:
             continue
@@ -77,8 +100,7 @@ def _spawn_points(network):
         for (x, y), yaw, along in zip(lane.points, lane.yaw_rad, lane.distance_m, strict=True):
             if along >= after and along <= lane.length_m - 1.0:
                 after = along + _SPAWN_EVERY_M
-                place = [float(x), float(y), _SPAWN_HEIGHT_M]
-                yield [place, [0.0, math.degrees(float(yaw)), 0.0]]
+                yield float(x), float(y), math.degrees(float(yaw))
 
 
 def loop(straight_m, radius_m):

@@ -115,7 +115,7 @@ class Simulation:
         place = (complex(pose[0], pose[1]), math.radians(pose[4]))
         if any(_touch(*place, (0.5 * length, 0.5 * width), car) for car in self.cars()):
             raise Refused(TAKEN)
-        return Car(next(self._ids), description, pose)
+        return Car(next(self._ids), description, pose, self.map.height_at)
 
     def destroy(self, number):
         """Remove an actor; whether there was one. What is fixed to it stays."""
