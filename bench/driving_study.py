@@ -3,11 +3,12 @@
     python bench/driving_study.py [--out docs] [--work driving-study] [--seeds 3] [--jobs 1]
 
 For each of `full_state` and `vision_only`: collect once, then learn with several seeds and drive
-the held-out roads with every published policy. *online* starts as `full_state` does, but after
-`START` updates a collector drives with the newest policy, and the learner follows it with the old
-data and the new, one update for ten steps. Everything is done by the commands of ``avtd3``, which
-are printed. What is already in the work directory is not done again, so a study that was
-stopped goes on. Written are ``driving-study.md`` with the table and ``driving-study.png``.
+the held-out roads with some of the published policies. *online* starts as `full_state` does, but
+after `START` updates, with a policy that still drives badly, a collector drives with the newest
+policy, and the learner follows it with the old data and the new, one update for ten steps.
+Everything is done by the commands of ``avtd3``, which are printed. What is already in the work
+directory is not done again, so a study that was stopped goes on. Written are ``driving-study.md``
+with the table and ``driving-study.png``.
 """
 
 import argparse
@@ -25,14 +26,16 @@ from avtd3.learn.policy_header import read_header
 
 PRESETS = ("full_state", "vision_only")
 ONLINE = "online"
-STEPS = 60_000
+STEPS = 200_000
 """Steps to learn from offline."""
-START = 1_000
+START = 500
 """Updates after which the online runs leave their offline ones: a policy that has much to learn."""
 RATIO = 0.1
 """Updates per step online."""
-ONLINE_UPDATES = 4_000
-"""Updates in all, those before the start included: as many as offline."""
+ONLINE_UPDATES = 2_500
+"""Updates in all, those before the start included."""
+SHOWN = (0.5, 1.0)
+"""Shares of a run's updates after which its policy is driven, beside the one of `START`."""
 LEAD = 6_000
 """Steps that the collector may be ahead: two open segments and a policy's time."""
 EXPLORE = "policy+noise=0.1"
@@ -115,12 +118,20 @@ def make(way: Way, work: Path) -> None:
             resume = ["--resume"] if (run / "config.json").exists() else []
             answer(avtd3("learn", work / config, "--run", run, *arguments(way), *resume))
         done.touch()
-    for policy in sorted((run / "policies").glob("*.safetensors")):
+    for policy in shown(run):
         score = run / f"{policy.stem}.json"
         if not score.exists():
             found = answer(avtd3("evaluate", policy, "--config", config, "--workers", 1))
             found["updates"] = updates_of(policy)
             score.write_text(json.dumps(found))
+
+
+def shown(run: Path) -> list[Path]:
+    """The policies of a run that are driven, the earliest first."""
+    policies = {updates_of(path): path for path in (run / "policies").glob("*.safetensors")}
+    last = max(policies)
+    wanted = {START, *(round(share * last) for share in SHOWN)}
+    return [path for updates, path in sorted(policies.items()) if updates in wanted]
 
 
 def arguments(way: Way) -> list[object]:

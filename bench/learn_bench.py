@@ -1,6 +1,6 @@
 """Updates per second: ours, stable-baselines3's, a plain one, and what the arithmetic allows.
 
-    python bench/learn_bench.py [--threads 1,2] [--batch 256] [--repeats 5] [--json]
+    python bench/learn_bench.py [--device cpu] [--threads 1,2] [--batch 256] [--repeats 5] [--json]
 
 Each rival sits in a process of its own and makes two updates a turn (one of them moves the actor).
 They take turns, and the medians over the repeats are compared: of processor time with one thread,
@@ -9,6 +9,10 @@ updates, reads the metrics back and logs them, here after every second update in
 hundredth. *floor* is the floating-point work of an update at the speed of a matrix product of
 2048 x 2048, measured in the same turns. Nature CNNs on four frames of 84x84 everywhere; ours and
 the plain one see 23 numbers besides.
+
+With ``--device cuda`` the rivals are SB3 on that GPU and our loop: plain, with recorded updates
+(*graphs*, `learn.cuda_graphs`), and with the replay's frames on the GPU as well (*ring*,
+`learn.device_frames`).
 """
 
 import argparse
@@ -44,14 +48,19 @@ SIDE = 2048
 UPDATES = 2
 """Updates per turn: a whole policy delay."""
 SB3 = "stable-baselines3 TD3 CnnPolicy"
+RING = "bf16 graphs ring"
 OURS = tuple(f"avtd3 {what} {name}" for name in TYPES for what in ("update", "loop"))
-RIVALS = (SB3, "plain PyTorch", *OURS, *(f"floor {name}" for name in TYPES))
+RIVALS = {
+    "cpu": (SB3, "plain PyTorch", *OURS, *(f"floor {name}" for name in TYPES)),
+    "cuda": (SB3, *(f"avtd3 loop {name}" for name in ("fp32", "bf16", "bf16 graphs", RING))),
+}
 
 Turn = Callable[[], None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=tuple(RIVALS), default="cpu")
     parser.add_argument("--threads", default="1,2", help="numbers of threads, with commas")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
@@ -61,25 +70,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = open_frames("road", options.data or Path(folder), FRAMES, lambda _: None).path
         results = [
-            {"threads": threads, "seconds": measure(data, threads, options.batch, options.repeats)}
+            {"threads": threads, "seconds": measure(data, threads, options)}
             for threads in map(int, options.threads.split(","))
         ]
     print(json.dumps(results, indent=2) if options.json else "\n\n".join(map(table, results)))
 
 
-def measure(data: Path, threads: int, batch: int, repeats: int) -> dict[str, float]:
+def measure(data: Path, threads: int, options: argparse.Namespace) -> dict[str, float]:
     """Median seconds per update of each rival."""
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Connection] = {}
-    processes = []
-    for name in RIVALS:
+    processes, rivals = [], RIVALS[options.device]
+    for name in rivals:
         ends[name], theirs = context.Pipe()
-        arguments = (name, data, threads, batch, theirs)
+        arguments = (name, data, threads, options.batch, options.device, theirs)
         processes.append(context.Process(target=sit, args=arguments, daemon=True))
         processes[-1].start()
         ends[name].recv()
-    seconds: dict[str, list[float]] = {name: [] for name in RIVALS}
-    for repeat in range(repeats + 1):  # the first one warms up
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for repeat in range(options.repeats + 1):  # the first one warms up
         for name, end in ends.items():
             end.send(UPDATES)
             taken: float = end.recv()
@@ -92,37 +101,50 @@ def measure(data: Path, threads: int, batch: int, repeats: int) -> dict[str, flo
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def sit(name: str, data: Path, threads: int, batch: int, end: Connection) -> None:
+def sit(name: str, data: Path, threads: int, batch: int, device: str, end: Connection) -> None:
     """A rival's process: so many updates whenever asked, and how long one took."""
     torch.set_num_threads(threads)
-    clock = time.process_time if threads == 1 else time.perf_counter
+    clock = time.process_time if threads == 1 and device == "cpu" else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset.open(data)
         replay = ReplayConfig(batch_size=batch, mode="cache")
-        sampler = Sampler([dataset], replay, seed=0, scratch=Path(folder) / "scratch")
-        turn = rival(name, dataset, sampler, replay, Path(folder) / "run")
+        scratch, gathers = Path(folder) / "scratch", name.split()[-1] != "ring"
+        sampler = Sampler([dataset], replay, seed=0, scratch=scratch, gathers=gathers)
+        turn = rival(name, dataset, sampler, replay, Path(folder) / "run", device)
         end.send("ready")
         while updates := end.recv():
             before_s = clock()
             for _ in range(updates):
                 turn()
+            if device == "cuda":
+                torch.cuda.synchronize()
             end.send((clock() - before_s) / updates)
         sampler.close()
 
 
-def rival(name: str, dataset: Dataset, sampler: Sampler, replay: ReplayConfig, run: Path) -> Turn:
+def rival(
+    name: str, dataset: Dataset, sampler: Sampler, replay: ReplayConfig, run: Path, device: str
+) -> Turn:
     """One update of the rival of that name."""
     if name == SB3:
-        return stable_baselines3(replay.batch_size)
+        return stable_baselines3(replay.batch_size, device)
     if name == "plain PyTorch":
         plain = Plain(dataset.spec.vector_size)
         return lambda: plain.update(sampler.sample())
-    precision = name.rsplit(" ", 1)[1]
-    if name.startswith("floor"):
-        return floor(dataset, sampler, TYPES[precision])
+    words = name.split()
+    if words[0] == "floor":
+        return floor(dataset, sampler, TYPES[words[1]])
     keep_freed_memory()
-    if name.startswith("avtd3 loop"):
-        config = LearnConfig(precision=precision, replay=replay, log_every=UPDATES)
+    precision = words[2]
+    if words[1] == "loop":
+        config = LearnConfig(
+            device=device,
+            precision=precision,
+            cuda_graphs="graphs" in words,
+            device_frames="ring" in words,
+            replay=replay,
+            log_every=UPDATES,
+        )
         prepare_run(run, {}, resume=False)
         session = Session(dataset.spec, run, run / "policies", config, resume=False)
         source = Source(sampler, [dataset.path], None)

@@ -15,7 +15,7 @@ STACK, SIDE, ACTIONS = 4, 84, 2
 GAMMA, TAU, SIGMA, CLIP, DELAY = 0.99, 0.005, 0.2, 0.5, 2
 
 
-def stable_baselines3(batch: int) -> Callable[[], None]:
+def stable_baselines3(batch: int, device: str) -> Callable[[], None]:
     """stable-baselines3's TD3 with its CnnPolicy; an update draws from its buffer in RAM."""
     import gymnasium
     from stable_baselines3 import TD3
@@ -25,7 +25,7 @@ def stable_baselines3(batch: int) -> Callable[[], None]:
         observation_space = gymnasium.spaces.Box(0, 255, (STACK, SIDE, SIDE), np.uint8)
         action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTIONS,), np.float32)
 
-    model = TD3("CnnPolicy", Pixels(), buffer_size=1_000, batch_size=batch, device="cpu", seed=0)
+    model = TD3("CnnPolicy", Pixels(), buffer_size=1_000, batch_size=batch, device=device, seed=0)
     model.set_logger(configure(None, []))
     rng = np.random.default_rng(0)
     buffer = model.replay_buffer

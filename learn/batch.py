@@ -63,6 +63,7 @@ def to_batch(
     device: torch.device,
     dtype: torch.dtype,
     shifting: Shifting | None = None,
+    stacks: tuple[Tensor, Tensor] | None = None,
 ) -> Batch:
     """Move a draw to the device.
 
@@ -73,13 +74,15 @@ def to_batch(
         device: Where the networks are.
         dtype: Floating type of the pixels.
         shifting: How the images are shifted; None leaves them alone.
+        stacks: uint8 (B, K*C, H, W), the images of the observations and of the next ones, if they
+            are on the device already.
     """
-    pixels: tuple[Tensor | None, Tensor | None] = (None, None)
-    if transitions.frames is not None:
+    if stacks is None and transitions.frames is not None:
         assert transitions.observation_frames is not None
         planes = transitions.observation_frames.shape[1]
         window = _send(transitions.frames, device).flatten(1, 2)  # (B, W*C, H, W)
-        pixels = _widen(window[:, :planes], window[:, -planes:], dtype, shifting)
+        stacks = window[:, :planes], window[:, -planes:]
+    pixels = (None, None) if stacks is None else _widen(*stacks, dtype, shifting)
     vectors = [
         None if vector is None else _send(vector, device, copy=True)
         for vector in (transitions.observation_vector, transitions.next_observation_vector)

@@ -27,6 +27,10 @@ class LearnConfig:
     cuda_graphs: bool = False
     """Record the update's kernels on a GPU and replay them, one launch instead of hundreds. Off,
     because no GPU was at hand to try it on: its logic is tested on the CPU only."""
+    device_frames: bool = False
+    """Keep a copy of the replay's frames in the memory of the GPU, 7 GB for a million of 84x84, and
+    gather batches there. Off for the same reason; without a GPU, and with sequences or direct
+    replay, it does nothing."""
     threads: int = 0
     """Threads of the CPU; 0 leaves the number to torch."""
     learning_starts: int = 1_000

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from avtd3.learn.batch import Batch, Shifting, flatten_sequences, to_batch
 from avtd3.learn.pace import Pace
+from avtd3.learn.ring import FrameRing
 from avtd3.store.replay.sampler import ReplayConfig, Sampler
 
 
@@ -24,6 +25,8 @@ class Draw:
     """Floating type of the pixels."""
     shifting: Shifting | None
     """How images are shifted; None leaves them alone."""
+    ring: FrameRing | None
+    """Where the frames are already, if the sampler does not gather them."""
     pace: Pace
     """Told how long the sampler took."""
 
@@ -37,5 +40,8 @@ class Draw:
             return flatten_sequences(sequences, gamma, self.device, self.dtype, self.shifting), None
         transitions = sampler.sample()
         self.pace.sampled(before_s)
-        batch = to_batch(transitions, self.device, self.dtype, self.shifting)
+        stacks = None
+        if self.ring is not None and transitions.frames is None:
+            stacks = self.ring.stacks(sampler, transitions.frame_rows)
+        batch = to_batch(transitions, self.device, self.dtype, self.shifting, stacks)
         return batch, transitions.index

@@ -22,6 +22,7 @@ from avtd3.learn.pace import Pace
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.precision import autocast_type, pick_device
 from avtd3.learn.report import LearnProgress
+from avtd3.learn.ring import open_ring
 from avtd3.learn.source import Source
 from avtd3.learn.state import create_state
 from avtd3.learn.td3 import Update
@@ -65,17 +66,19 @@ class Session:
         self._state = create_state(spec, config.network, config.td3, self._device, config.seed)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         pad = config.image_shift
+        ring = open_ring(spec.image, self._device, wanted=config.device_frames)
+        self.gathers = ring is None  # else the frames are on the device
         self._draw = Draw(
             replay=config.replay,
             device=self._device,
             dtype=self._autocast or torch.float32,
             shifting=Shifting(pad=pad, generator=self._noise) if pad else None,
+            ring=ring,
             pace=self.pace,
         )
         self._keeper = Keeper(run, config)
         self._policies = PolicyDirectory(policies)
-        features = 0 if spec.image is None else config.network.features
-        delay = config.td3.policy_delay
+        features, delay = config.network.features if spec.image else 0, config.td3.policy_delay
         self.watch = Watch(run, config.guards, features=features, policy_delay=delay)
         self._saved_at = self._published_at = -1
         self._is_rolled_back = rollback is not None

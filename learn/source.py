@@ -185,6 +185,7 @@ def open_sampler(
     *,
     seed: int,
     scratch: Path,
+    gathers: bool,
     grows: bool,
     on_wait: Wait,
 ) -> Sampler:
@@ -195,6 +196,7 @@ def open_sampler(
         config: What to keep and how to draw.
         seed: Seed of the draws.
         scratch: Directory for the replay cache; see `scratch_directory`.
+        gathers: Whether batches are to hold frames; see `Sampler`.
         grows: Whether more is expected to be published.
         on_wait: Told how far it is.
     """
@@ -204,6 +206,7 @@ def open_sampler(
         config,
         seed=seed,
         scratch=scratch,
+        gathers=gathers,
         grows=grows,
         on_progress=lambda done, total: on_wait(f"reading the datasets: {done} of {total} frames"),
     )

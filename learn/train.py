@@ -131,7 +131,7 @@ class _Trainer:
             stack.callback(session.close)
             self._session = session
             session.publish_first()
-            source = self._open_source(datasets, paths, follow=follow, stack=stack)
+            source = self._open_source(session, datasets, paths, follow=follow, stack=stack)
             self._source = source
             exact = session.restore_sampler(source) if session.resumed_from else None
             halted = self._loop(session, source)
@@ -140,6 +140,7 @@ class _Trainer:
 
     def _open_source(
         self,
+        session: Session,
         datasets: Sequence[Dataset],
         paths: Sequence[Path],
         *,
@@ -152,6 +153,7 @@ class _Trainer:
             config.replay,
             seed=config.seed,
             scratch=scratch_directory(self._run),
+            gathers=session.gathers,
             grows=follow,
             on_wait=self._tell,
         )

@@ -32,7 +32,7 @@ class Transitions:
 
     frames: NDArray[np.uint8] | None
     """uint8 (B, W, C, H, W), all gathered frames: K + 1 or, for n-step > 1, 2 K of them; None
-    without an image."""
+    without an image, and if the sampler does not gather them."""
     observation_frames: NDArray[np.uint8] | None
     """uint8 (B, K*C, H, W), a view of the first K of `frames`, oldest first."""
     next_observation_frames: NDArray[np.uint8] | None
@@ -47,6 +47,8 @@ class Transitions:
     """float32 (B,): ``sum(gamma**i * r[t + i] for i < m)``, m = min(n, steps left)."""
     discount: NDArray[np.float32]
     """float32 (B,): ``gamma**m * (1 - terminated[t + m - 1])``; truncation bootstraps."""
+    frame_rows: NDArray[np.int64]
+    """int64 (B, W), where `frames` lie in `Sampler.frame_column`; W = 0 without an image."""
     weight: NDArray[np.float32] | None = None
     """float32 (B,), importance weights in (0, 1]; None unless draws are prioritised."""
     index: NDArray[np.int64] | None = None
@@ -64,12 +66,14 @@ class Transitions:
 class FrameBuffer:
     """Memory for the frames of one batch, and the views of it that learners want."""
 
-    def __init__(self, spec: EpisodeSpec, *, batch_size: int, n_step: int) -> None:
+    def __init__(
+        self, spec: EpisodeSpec, *, batch_size: int, n_step: int, holds: bool = True
+    ) -> None:
         self.window: NDArray[np.uint8] | None = None
         self.flat: NDArray[np.uint8] | None = None
         self.observation: NDArray[np.uint8] | None = None
         self.next_observation: NDArray[np.uint8] | None = None
-        if spec.image is None:
+        if spec.image is None or not holds:
             return
         stack = spec.image.stack
         width = stack + 1 if n_step == 1 else 2 * stack
@@ -151,6 +155,7 @@ class Lookup:
             action=self.action[number],
             reward=self.reward[number],
             discount=self.discount[number],
+            frame_rows=self.rows[number],
         )
 
 

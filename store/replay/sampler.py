@@ -6,6 +6,7 @@ be drawn of them, `draw`, `priority` and `sequences` draw numbers, `gather` puts
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import tempfile
@@ -22,6 +23,7 @@ from avtd3.store.errors import ConfigError, NoSegmentsError
 from avtd3.store.replay.cache import Progress
 from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.draw import Draws
+from avtd3.store.replay.frame_column import FrameColumn
 from avtd3.store.replay.gather import FrameBuffer, Gather, Lookup, Transitions
 from avtd3.store.replay.held_out import HeldOutEpisode
 from avtd3.store.replay.numbering import Numbering, group
@@ -49,6 +51,7 @@ class Sampler:
         seed: int,
         scratch: Path | None = None,
         buffers: int = 3,
+        gathers: bool = True,
         grows: bool = False,
         on_progress: Progress | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class Sampler:
             scratch: Directory for the scratch files if the config names none.
             buffers: Batches alive at a time: 3 for a thread that draws ahead; 1, which stays in the
                 processor's cache and saves a fifth of the time, where each is used up at once.
+            gathers: False for batches that name the rows of their frames in `frame_column` instead.
             grows: Whether `refresh` will be called; see `choose_mode`.
             on_progress: Called with frames done and frames in all while it waits for them.
 
@@ -95,8 +99,9 @@ class Sampler:
             self._sequences = Sequences(
                 self.spec, self._gather, seed=seed, length=length, count=size // length
             )
-        frames = [FrameBuffer(self.spec, batch_size=size, n_step=n) for _ in range(buffers)]
-        self._frames = itertools.cycle(frames)
+        gathers = gathers or isinstance(self._cache, DirectReplay)
+        make = functools.partial(FrameBuffer, self.spec, batch_size=size, n_step=n, holds=gathers)
+        self._frames = itertools.cycle([make() for _ in range(buffers)])
         try:
             self.opening = self._stock.open(on_progress)
         except BaseException:
@@ -169,7 +174,7 @@ class Sampler:
         """Take in what was published since, and let go of what is too old or was removed.
 
         Raises:
-            StorageError: The scratch directory is too small for what is new.
+            StorageError: The scratch directory is too small.
         """
         with self._lock:
             self._stock.take_arrived()
@@ -196,13 +201,15 @@ class Sampler:
     def held_out(self, limit: int | None = None) -> Iterator[HeldOutEpisode]:
         """Whole episodes that are never drawn, in an order that stays when others are added.
 
-        They are read from the datasets, not from the replay. Those of a segment that cannot be
-        read are left out, and the segment is refused.
-
         Args:
             limit: Most episodes; None for all of them.
         """
         return self._following.held_out(self._lock, limit)
+
+    def frame_column(self) -> FrameColumn:
+        """All decoded frames; see `Stock.frame_column`."""
+        with self._lock:
+            return self._stock.frame_column()
 
     @property
     def left_out(self) -> str:
@@ -234,9 +241,6 @@ class Sampler:
         self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None
     ) -> bool:
         """Continue where `state` and `arrays` were taken.
-
-        Priorities are those of then, as far as the transitions are still held; they are all alike
-        if the draws were not prioritised then.
 
         Returns:
             True if the same segments can be drawn as then, so that the batches are identical.

@@ -14,6 +14,7 @@ from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.direct_choice import choose_mode, open_replay
 from avtd3.store.replay.episodes import EpisodeSummary
 from avtd3.store.replay.following import Following
+from avtd3.store.replay.frame_column import FrameColumn
 from avtd3.store.replay.refresh import RefreshReport
 from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
@@ -60,6 +61,7 @@ class Stock:
         self.unreported: list[RefreshReport] = []
         """What has changed since it was last asked for."""
         self._on_change = on_change
+        self._column: FrameColumn | None = None
         self._newest = NO_POLICY
         self._taken_s = -math.inf
         self._wanted: Mapping[Key, Segment] = {}
@@ -176,7 +178,15 @@ class Stock:
         new = self.following.news(self._wanted, changes.added)
         return self._report(new, added=len(new), removed=0)
 
+    def frame_column(self) -> FrameColumn:
+        """All decoded frames, another object once they change; only of a cache of images."""
+        assert isinstance(self.cache, ReplayCache)
+        if self._column is None:
+            self._column = FrameColumn.of(self.cache)
+        return self._column
+
     def _change(self) -> None:
+        self._column = None
         self._newest = self.following.eligible.newest
         self._on_change()
 

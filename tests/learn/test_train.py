@@ -146,9 +146,9 @@ def test_random_shifts_reach_the_batches(
     publish_episodes(tmp_path / "data", make_spec(image=IMAGE))
     seen = []
 
-    def to_batch(transitions, device, dtype, shifting):
+    def to_batch(transitions, device, dtype, shifting, stacks):
         seen.append(shifting)
-        return batch.to_batch(transitions, device, dtype, shifting)
+        return batch.to_batch(transitions, device, dtype, shifting, stacks)
 
     monkeypatch.setattr("avtd3.learn.draw.to_batch", to_batch)
     for name, pad in (("plain", 0), ("moved", 3)):

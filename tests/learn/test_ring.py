@@ -1,0 +1,128 @@
+"""The copy of the replay's frames on a device; here that is the CPU."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from avtd3.learn.draw import Draw
+from avtd3.learn.pace import Pace
+from avtd3.learn.ring import FrameRing, open_ring
+from avtd3.store.errors import ConfigError
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.tests.store.memory import World, make_spec
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def world():
+    return World(make_spec())
+
+
+def dataset(world):
+    return world.dataset("/d", *((name, [(n, True)]) for name, n in (("a", 3), ("b", 4))))
+
+
+def draw(world, ring=None, **config):
+    replay = ReplayConfig(batch_size=16, **config)
+    return Draw(
+        replay=replay, device=CPU, dtype=torch.float32, shifting=None, ring=ring, pace=Pace()
+    )
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_batches_are_those_that_the_host_gathers(world, tmp_path, n_step):
+    config = ReplayConfig(batch_size=16, n_step=n_step, capacity=11)
+    ring = FrameRing(world.spec.image, CPU)
+    ours = dataset(world)
+    theirs = copy.copy(ours)
+    theirs.segments = list(ours.segments)
+    with (
+        Sampler([ours], config, seed=0, scratch=tmp_path, gathers=False) as bare,
+        Sampler([theirs], config, seed=0, scratch=tmp_path) as whole,
+    ):
+        for new in range(4):  # grows, then lets the oldest go; rows are used again
+            for _ in range(3):
+                left, _ = draw(world, ring, n_step=n_step)(bare)
+                right, _ = draw(world, n_step=n_step)(whole)
+                assert torch.equal(left.observation.pixels, right.observation.pixels)
+                assert torch.equal(left.next_observation.pixels, right.next_observation.pixels)
+                assert torch.equal(left.action, right.action)
+            segment = world.segment(f"c{new}", [(4, False)])
+            for data, sampler in ((ours, bare), (theirs, whole)):
+                data.segments.append(segment)
+                sampler.refresh()
+        assert bare.sample().frames is None
+
+
+def test_frames_are_copied_once(world, tmp_path, monkeypatch):
+    ring = FrameRing(world.spec.image, CPU)
+    data = dataset(world)
+    with Sampler(
+        [data], ReplayConfig(batch_size=16), seed=0, scratch=tmp_path, gathers=False
+    ) as sampler:
+        copied = []
+        kept = ring._frames.__class__.__setitem__
+
+        def count(frames, rows, value):
+            copied.append(len(value))
+            kept(frames, rows, value)
+
+        monkeypatch.setattr(torch.Tensor, "__setitem__", count)
+        take = draw(world, ring)
+        for _ in range(5):
+            take(sampler)
+        assert sorted(copied) == [0, 4, 5]  # nothing of before, and each segment's observations
+        data.segments.append(world.segment("c", [(1, True)]))
+        sampler.refresh()
+        take(sampler)
+        assert copied[3:] in ([2], [len(ring._frames), 2])
+
+
+def test_direct_replay_gathers_all_the_same(tmp_path, make_spec, publish_episodes):
+    from avtd3.store.spec import ImageSpec
+
+    spec = make_spec(image=ImageSpec(height=8, width=10, channels=1, stack=2))
+    data = publish_episodes(tmp_path / "data", spec)
+    config = ReplayConfig(batch_size=4, mode="direct")
+    with Sampler([data], config, seed=0, scratch=tmp_path, gathers=False) as sampler:
+        drawn = sampler.sample()
+        assert drawn.frames is not None
+        batch, _ = draw(None, FrameRing(spec.image, CPU))(sampler)
+        assert batch.observation.pixels.shape == (4, 2, 8, 10)
+
+
+def test_too_small_a_device_is_named(world, tmp_path, monkeypatch):
+    ring = FrameRing(world.spec.image, CPU)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with Sampler(
+        [dataset(world)], ReplayConfig(batch_size=4), seed=0, scratch=tmp_path, gathers=False
+    ) as sampler:
+        rows = sampler.sample().frame_rows
+        monkeypatch.setattr(torch, "empty", full)
+        with pytest.raises(
+            ConfigError, match=r"learn.device_frames: cpu has no room for \d+ frames"
+        ):
+            ring.stacks(sampler, rows)
+
+
+def test_a_ring_is_for_images_on_another_device(world):
+    assert open_ring(world.spec.image, CPU, wanted=True) is None
+    assert open_ring(None, torch.device("cuda"), wanted=True) is None
+    assert open_ring(world.spec.image, torch.device("meta"), wanted=False) is None
+    assert open_ring(world.spec.image, torch.device("meta"), wanted=True) is not None
+
+
+def test_rows_are_named_as_the_column_has_them(world, tmp_path):
+    with Sampler([dataset(world)], ReplayConfig(batch_size=8), seed=0, scratch=tmp_path) as sampler:
+        drawn = sampler.sample()
+        column = sampler.frame_column()
+        assert column is sampler.frame_column()
+        assert column.frames is not None
+        np.testing.assert_array_equal(column.frames[drawn.frame_rows], drawn.frames)
+        assert sorted(rows.stop - rows.start for rows in column.placed.values()) == [4, 5]
