@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from avtd3.collect.drive_meter import DriveMeasures
 from avtd3.collect.observation import Observation
+from avtd3.store.events import Event
 from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
@@ -134,6 +135,10 @@ class Arena(Protocol):
 
     def measures(self) -> DriveMeasures | None:
         """How a car was driven in the episode so far; None where nothing is a car."""
+        ...
+
+    def events(self) -> tuple[Event, ...]:
+        """What happened in the episode so far, by step; empty where that is not recorded."""
         ...
 
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":

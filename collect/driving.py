@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.arena import Driver, Opening, Step
+from avtd3.collect.drive_events import EventRecorder, Moment
 from avtd3.collect.drive_meter import DriveMeasures, DriveMeter
 from avtd3.collect.drivers import WanderingDriver
 from avtd3.collect.expert import Expert, ExpertConfig
 from avtd3.collect.task import DrivingTask, TaskConfig
 from avtd3.collect.world import Scenario, World, WorldStart
+from avtd3.store.events import Event
 from avtd3.store.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class DrivingArena:
         self.setting = _setting([scenario.number for scenario in scenarios])
         self._scenarios, self._scenario, self._expert = tuple(scenarios), scenarios[0], expert
         self._start: WorldStart | None = None
+        self._recorder: EventRecorder | None = None
         self._meter = DriveMeter(world.control_period_s)
         self._steps = 0
 
@@ -82,6 +85,7 @@ class DrivingArena:
         self._start, self._steps = start, 0
         self._meter = DriveMeter(self.world.control_period_s)
         frame = start.frame
+        self._recorder = EventRecorder(start.route.length_m, self.task.best_m, frame)
         return Opening(
             frame.image, vector, frame.frame_id, frame.sim_time_s, start.town, start.weather
         )
@@ -91,6 +95,15 @@ class DrivingArena:
         frame = self.world.step(action)
         judged = self.task.advance(frame)
         self._meter.watch(judged.facts)
+        moment = Moment(
+            frame=frame,
+            facts=judged.facts,
+            reason=judged.reason,
+            best_m=self.task.best_m,
+            standing_s=self.task.standing_s,
+        )
+        assert self._recorder is not None, "begin() comes first"
+        self._recorder.watch(moment)
         self._steps += 1
         return Step(
             frame.image,
@@ -106,6 +119,10 @@ class DrivingArena:
     def measures(self) -> DriveMeasures:
         """How the running episode was driven so far."""
         return self._meter.measures(self.task.completion)
+
+    def events(self) -> tuple[Event, ...]:
+        """What happened in the running episode so far."""
+        return () if self._recorder is None else self._recorder.events()
 
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
         """The camera's picture beside a map, above a caption."""

@@ -11,6 +11,7 @@ from avtd3.collect.checks import check_number
 from avtd3.collect.drivers import GRAMMAR, Mixture, PolicyDriver
 from avtd3.collect.expert import ExpertConfig
 from avtd3.collect.gym_world import GymConfig
+from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
 from avtd3.collect.plan import MAX_SEED, episode_generator, evaluation_seed
 from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.rollout import Rollout, Transition
@@ -37,6 +38,8 @@ class EvaluateConfig:
     """Processes; the scores do not depend on it."""
     seed: int = 0
     """Seed of the evaluation; the same seed meets the same roads."""
+    leaderboard: str = CURRENT
+    """Version of the CARLA leaderboard whose penalties give the driving score: 1.0, 2.0, 2.1."""
     scenario: ScenarioConfig = dataclasses.field(default_factory=ScenarioConfig)
     """Roads, traffic, weather and route."""
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
@@ -52,6 +55,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_world(self.world)
+        penalty_table(self.leaderboard)
         check_number("episodes", self.episodes, minimum=1, maximum=1_000_000)
         check_number("workers", self.workers, minimum=1, maximum=256)
         check_number("seed", self.seed, maximum=MAX_SEED)
@@ -120,6 +124,7 @@ class Examiner:
             driver=episode.driver,
             end_reason=reason,
             drive=self._arena.measures(),
+            route=score_route(self._arena.events(), penalty_table(self._config.leaderboard)),
         )
 
 

@@ -24,6 +24,7 @@ from avtd3.collect.checks import check_number
 from avtd3.collect.drivers import UniformDriver
 from avtd3.collect.gym_spaces import Reader, bounds_of
 from avtd3.store.errors import ConfigError, WorldError
+from avtd3.store.events import Event
 from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
@@ -205,6 +206,10 @@ class GymArena:
             raise WorldError(
                 f"{self.name} failed in {method}() after {self._steps} steps: {reason}"
             ) from error
+
+    def events(self) -> tuple[Event, ...]:
+        """Nothing is recorded of what is no road."""
+        return ()
 
     def measures(self) -> None:
         """Nothing beside the reward."""

@@ -220,13 +220,15 @@ class Collector:
                 self._steps += 1
                 self._report()
                 if step.terminated or step.truncated:
-                    self._end(writer.end_episode(step.reason), step.reason, episode_return)
+                    published = writer.end_episode(step.reason, self._arena.events())
+                    self._end(published, step.reason, episode_return)
                 elif self._should_stop():
-                    self._end(writer.truncate_episode(STOP_REASON), STOP_REASON, episode_return)
+                    published = writer.truncate_episode(STOP_REASON, self._arena.events())
+                    self._end(published, STOP_REASON, episode_return)
                     return
         except WorldError as error:
             reason = error.reason if isinstance(error, WorldLost) else FAULT_REASON
-            published = writer.truncate_episode(reason)
+            published = writer.truncate_episode(reason, self._arena.events())
             if self._steps > before:  # an episode without a step is dropped
                 self._end(published, reason, episode_return)
             raise

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from avtd3.collect.arena import SUCCESS_REASON
 from avtd3.collect.drive_meter import DriveMeasures
+from avtd3.collect.leaderboard import RouteScore, summarise_routes
 from avtd3.collect.rollout import Transition
 
 _Z_95 = 1.959963984540054
@@ -43,6 +44,8 @@ class EpisodeScore:
     """Variance of each action."""
     drive: DriveMeasures | None
     """How the car was driven; None where nothing is a car."""
+    route: RouteScore | None
+    """How the CARLA leaderboard would judge it; None where events are not recorded."""
 
     @property
     def is_success(self) -> bool:
@@ -51,9 +54,9 @@ class EpisodeScore:
 
     def row(self) -> dict[str, Any]:
         """The score as one flat document of JSON values."""
-        document = dataclasses.asdict(self)
-        drive = document.pop("drive")
-        return {**document, **(drive or {})}
+        document = dataclasses.asdict(dataclasses.replace(self, route=None))
+        drive, _ = document.pop("drive"), document.pop("route")
+        return {**document, **(drive or {}), **(self.route.row() if self.route else {})}
 
 
 class Scorer:
@@ -92,7 +95,8 @@ def summarise(scores: Sequence[EpisodeScore], action_names: Sequence[str]) -> di
         action_names: Name of each action.
 
     Returns:
-        Returns and lengths with their 95 % intervals; for cars the driving metrics as well.
+        Returns and lengths with their 95 % intervals; for cars the driving metrics as well, and
+        the leaderboard's.
     """
     steps = np.array([score.steps for score in scores], np.float64)
     returns = np.array([score.episode_return for score in scores])
@@ -112,7 +116,11 @@ def summarise(scores: Sequence[EpisodeScore], action_names: Sequence[str]) -> di
     if len(drives) < len(scores):
         return found
     successes = sum(score.is_success for score in scores)
-    return {**found, **_driving(drives, steps, successes, reasons.count("collision"))}
+    found |= _driving(drives, steps, successes, reasons.count("collision"))
+    routes = [score.route for score in scores if score.route is not None]
+    if routes:
+        found["scores"] = summarise_routes(routes)
+    return found
 
 
 def _driving(

@@ -136,6 +136,16 @@ class DrivingTask:
         return self._at.lateral_m
 
     @property
+    def best_m(self) -> float:
+        """Metres along the route that the car has come at most."""
+        return self._best_m
+
+    @property
+    def standing_s(self) -> float:
+        """Seconds for which it has been standing with no vehicle close ahead."""
+        return self._standing_s
+
+    @property
     def completion(self) -> float:
         """Share of the way to the goal driven so far, in [0, 1]."""
         return min(1.0, self._best_m / max(self._goal_m, 1e-9))

@@ -17,9 +17,15 @@ from numpy.typing import NDArray
 from avtd3.store.codec import CRC_BYTES, ChainKind, unseal
 from avtd3.store.files import parse_json, read_bytes, safe_join, sha256, sha256_of_file
 from avtd3.store.foreign import chunk_files, read_through_zarr
-from avtd3.store.layout import ArrayLayout
+from avtd3.store.layout import GROUP_FILE, ArrayLayout
 from avtd3.store.manifest import Manifest, corrupt, gone_or_torn
-from avtd3.store.metadata import check_document, frame_chunks, plain_encoding
+from avtd3.store.metadata import (
+    check_document,
+    frame_chunks,
+    is_shape,
+    lookup,
+    plain_encoding,
+)
 from avtd3.store.shard import read_chunks, read_index
 
 _MAX_METADATA_BYTES = 1024 * 1024
@@ -69,6 +75,26 @@ class ArrayFiles:
             self._documents[layout.name] = document
         return document
 
+    def rows(self, name: str, most: int) -> int:
+        """How many rows an array has that a segment may lack; 0 without it.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: Its ``zarr.json`` differs from the manifest, or claims no rows or
+                more than ``most``.
+        """
+        path = f"{name}/{GROUP_FILE}"
+        if path not in self._manifest.files:
+            return 0
+        data = self._read_file(path, _MAX_METADATA_BYTES)
+        if sha256(data) != self._manifest.files[path].sha256:
+            raise corrupt(self._path, f"SHA-256 of {path} differs from the manifest")
+        with self._faults(path):
+            shape = lookup(parse_json(data, path), "shape")
+            if not is_shape(shape, 1) or shape[0] > most:
+                raise ValueError(f"shape is {shape!r}, expected 1 to {most} rows")
+        return int(shape[0])
+
     def read(self, layout: ArrayLayout) -> NDArray[Any]:
         """Read a whole array other than the frames.
 
@@ -88,6 +114,22 @@ class ArrayFiles:
         with self._faults(name):
             values = np.frombuffer(unseal(data), np.dtype(layout.dtype).newbyteorder("<"))
             return values.reshape(layout.shape).astype(layout.dtype)
+
+    def texts(self, layout: ArrayLayout) -> list[str]:
+        """Read a whole column of codes, with the text that each stands for.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The column's bytes or codes are not sound.
+        """
+        values = self.read(layout)
+        attributes = self.document(layout).get("attributes")
+        categories = attributes.get("categories") if isinstance(attributes, dict) else None
+        if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
+            raise corrupt(self._path, f"{layout.name} has no list of strings as its categories")
+        if not ((values >= 0) & (values < len(categories))).all():
+            raise corrupt(self._path, f"{layout.name} has codes beyond its {len(categories)} names")
+        return [categories[code] for code in values.tolist()]
 
     def read_frames(self, layout: ArrayLayout, start: int, out: NDArray[np.uint8]) -> None:
         """Decode ``len(out)`` frames from row ``start`` on, at least one, into ``out``.

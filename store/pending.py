@@ -3,11 +3,14 @@
 Counted last, cut back first: whatever interrupts a call, `drop_running` leaves whole episodes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.codec import FrameCodec
 from avtd3.store.columns import FrameBuffer, StepColumns
+from avtd3.store.events import Event
 from avtd3.store.seal import EndedEpisode, EpisodeInfo
 from avtd3.store.spec import EpisodeSpec
 
@@ -115,7 +118,7 @@ class PendingSegment:
         if not self.is_over:
             self.columns.truncated[self.steps - 1] = True
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, events: Sequence[Event] = ()) -> None:
         """Make the running episode, of at least one step, a whole one."""
         assert self.running is not None, "the writer has asked"
         rewards = self.columns.reward[self.whole_steps : self.steps]
@@ -126,6 +129,7 @@ class PendingSegment:
                 episode_return=float(rewards.sum(dtype=np.float64)),
                 end_reason=reason,
                 wall_time=self._running_since,
+                events=tuple(events),
             )
         )
         self.whole_steps = self.steps

@@ -15,6 +15,13 @@ from avtd3.store.codec import FrameCodec, seal
 from avtd3.store.columns import OBSERVATION_COLUMNS, STEP_COLUMNS, StepColumns
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SpecError
+from avtd3.store.events import (
+    Event,
+    EventTable,
+    event_arrays,
+    event_texts,
+    event_values,
+)
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.layout import (
     EPISODE_STRINGS,
@@ -95,6 +102,8 @@ class EndedEpisode:
     """Why it ended."""
     wall_time: float
     """Its start, in seconds since 1970."""
+    events: tuple[Event, ...] = ()
+    """What happened, in order; nothing where events are not recorded."""
 
 
 class SegmentNamer:
@@ -171,9 +180,11 @@ def seal_files(
         "spec_digest": dataset.spec_digest,
     }
     files = {GROUP_FILE: document_bytes(group_document(about))}
-    values = _step_values(columns, counts) | _episode_numbers(ended)
-    strings = _episode_strings(ended)
-    for layout in segment_arrays(dataset.spec, **counts).values():
+    events = EventTable.of([episode.events for episode in ended])
+    values = _step_values(columns, counts) | _episode_numbers(ended) | event_values(events)
+    strings = _coded(_episode_strings(ended) | event_texts(events))
+    layouts = segment_arrays(dataset.spec, **counts) | event_arrays(len(events))
+    for layout in layouts.values():
         attributes: dict[str, Any] = {}
         used_codec = None
         if layout.name == "frames" and chunks is not None:
@@ -227,7 +238,7 @@ def _episode_numbers(ended: Sequence[EndedEpisode]) -> dict[str, NDArray[Any]]:
     return {f"episode_{name}": np.asarray(column) for name, column in columns.items()}
 
 
-def _episode_strings(ended: Sequence[EndedEpisode]) -> dict[str, tuple[NDArray[Any], list[str]]]:
+def _episode_strings(ended: Sequence[EndedEpisode]) -> dict[str, Sequence[str]]:
     columns = {
         "world": [episode.info.world for episode in ended],
         "town": [episode.info.town for episode in ended],
@@ -236,9 +247,15 @@ def _episode_strings(ended: Sequence[EndedEpisode]) -> dict[str, tuple[NDArray[A
         "end_reason": [episode.end_reason for episode in ended],
         "policy_digest": [episode.info.policy_digest for episode in ended],
     }
+    return {name: columns[name.removeprefix("episode_")] for name in EPISODE_STRINGS}
+
+
+def _coded(
+    columns: Mapping[str, Sequence[str]],
+) -> dict[str, tuple[NDArray[np.int32], list[str]]]:
+    """Codes and categories of columns of texts."""
     found = {}
-    for name in EPISODE_STRINGS:
-        texts = columns[name.removeprefix("episode_")]
+    for name, texts in columns.items():
         categories = sorted(set(texts))
         code = {text: number for number, text in enumerate(categories)}
         found[name] = np.asarray([code[text] for text in texts], np.int32), categories

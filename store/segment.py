@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from avtd3.store.arrays import ArrayFiles, FrameShard
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import SpecError
+from avtd3.store.events import EventTable, read_events, stored_arrays
 from avtd3.store.files import sha256
 from avtd3.store.layout import EPISODE_STRINGS, ArrayLayout, raw_bytes, segment_arrays
 from avtd3.store.limits import Limits
@@ -227,15 +228,26 @@ class Segment:
             SegmentNotFoundError: The segment was removed since it was opened.
             SegmentCorruptError: The column's bytes or codes are not sound.
         """
-        layout = self._layout(name)
-        values = self._arrays.read(layout)
-        attributes = self._arrays.document(layout).get("attributes")
-        categories = attributes.get("categories") if isinstance(attributes, dict) else None
-        if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
-            raise corrupt(self.path, f"{layout.name} has no list of strings as its categories")
-        if not ((values >= 0) & (values < len(categories))).all():
-            raise corrupt(self.path, f"{layout.name} has codes beyond its {len(categories)} names")
-        return [categories[code] for code in values.tolist()]
+        return self._arrays.texts(self._layout(name))
+
+    def events(self) -> EventTable | None:
+        """Read what happened in its episodes; None if that was not recorded.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed since it was opened.
+            SegmentCorruptError: The bytes are not those that were published, or contradict the
+                episodes.
+        """
+        layouts = self._event_layouts()
+        if not layouts:
+            return None
+        table = read_events(self._arrays, layouts)
+        if problem := table.problem(self.read("episode_length")):
+            raise corrupt(self.path, problem)
+        return table
+
+    def _event_layouts(self) -> dict[str, ArrayLayout]:
+        return stored_arrays(self._arrays, steps=self.steps, episodes=self.episodes)
 
     def verify(self) -> None:
         """Hash every file again and compare with the manifest.
@@ -249,7 +261,7 @@ class Segment:
         self._manifest.check_sizes(self.path)
         for name in self._manifest.files:
             self._arrays.verify_file(name)
-        for layout in self._layouts().values():
+        for layout in (self._layouts() | self._event_layouts()).values():
             self._arrays.document(layout)
 
     def _layout(self, name: str) -> ArrayLayout:

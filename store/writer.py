@@ -8,7 +8,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError
+from avtd3.store.events import Event, check_events
 from avtd3.store.layout import MANIFEST_FILE, MAX_STEPS
 from avtd3.store.pending import PendingSegment
 from avtd3.store.seal import (
@@ -175,17 +176,19 @@ class SegmentWriter:
         pending.add_observation(frame, vector, frame_id, sim_time_s)
         pending.add_step(action, total, reward_terms, terminated, truncated)
 
-    def end_episode(self, reason: str) -> PublishedSegment | None:
+    def end_episode(self, reason: str, events: Sequence[Event] = ()) -> PublishedSegment | None:
         """Close the running episode; publish if the segment is long or old enough.
 
         Args:
             reason: Why it ended.
+            events: What happened in it, by step.
 
         Returns:
             What was published, or None if the segment goes on.
 
         Raises:
-            SpecError: No episode is running, or its last step was not the last of an episode.
+            SpecError: No episode is running, its last step was not the last of an episode, or an
+                event is none of its steps'.
             StorageError: Publishing failed; the episodes are kept, `flush` tries again.
         """
         check_text("end reason", reason)
@@ -196,13 +199,16 @@ class SegmentWriter:
             raise SpecError(
                 "the last step was neither terminated nor truncated; use truncate_episode"
             )
-        pending.end(reason)
+        check_events(events, pending.running_steps)
+        pending.end(reason, events)
         age, config = self._clock() - pending.opened_at, self._config
         if pending.whole_steps >= config.segment_steps or age >= config.segment_seconds:
             return self.flush()
         return None
 
-    def truncate_episode(self, reason: str) -> PublishedSegment | None:
+    def truncate_episode(
+        self, reason: str, events: Sequence[Event] = ()
+    ) -> PublishedSegment | None:
         """Make the running episode whole by marking its last step truncated, and close it.
 
         An episode without a step is dropped. Without a running episode this does nothing.
@@ -216,7 +222,7 @@ class SegmentWriter:
             self._pending.drop_running()
             return None
         self._pending.truncate()
-        return self.end_episode(reason)
+        return self.end_episode(reason, events)
 
     def flush(self) -> PublishedSegment | None:
         """Publish the whole episodes held; a running one stays.

@@ -159,6 +159,7 @@ CHECKS: dict[str, Check] = {
     "array-unreadable": _error("an array cannot be decoded", _QUARANTINE),
     # The meaning of the data.
     "episode-bounds": _error("episodes do not tile their segment", _COLLECT_AGAIN),
+    "event-bounds": _error("events contradict their episodes", _COLLECT_AGAIN),
     "step-after-end": _error("steps go on after an episode's end", _COLLECT_AGAIN),
     "end-unmarked": _error("an episode ends without terminated or truncated", _COLLECT_AGAIN),
     "end-twice": _warning(

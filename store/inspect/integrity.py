@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from avtd3.store.arrays import ArrayFiles
 from avtd3.store.errors import FormatVersionError, SegmentCorruptError, SegmentNotFoundError
+from avtd3.store.events import stored_arrays
 from avtd3.store.files import read_json, sha256_of_file
 from avtd3.store.foreign import chunk_files
 from avtd3.store.inspect.findings import Fault
@@ -104,6 +106,11 @@ def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[
         steps=manifest.steps,
         observations=manifest.observations,
     )
+    try:
+        files = ArrayFiles(path, manifest)
+        expected |= stored_arrays(files, steps=manifest.steps, episodes=manifest.episodes)
+    except (OSError, ValueError) as error:
+        yield _metadata(str(error))
     for layout in expected.values():
         if layout.metadata_path not in manifest.files:
             yield _metadata(f"{layout.metadata_path} is not in the manifest, expected it there")

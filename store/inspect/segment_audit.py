@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import EpisodeTable
-from avtd3.store.errors import Avtd3Error, SegmentNotFoundError
+from avtd3.store.errors import Avtd3Error, SegmentCorruptError, SegmentNotFoundError
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.inspect.checks import NUMBER_CHECKS, episode_bounds
 from avtd3.store.inspect.duplicates import episode_digests, episode_looks
@@ -190,6 +190,10 @@ def _judge(task: SegmentTask, spec: EpisodeSpec) -> _Judged:
         return _Judged(faults=tuple(faults))
     table = segment.episode_table()
     evidence = _read_evidence(segment, spec, table)
+    try:
+        segment.events()
+    except SegmentCorruptError as error:
+        faults.append(Fault(check="event-bounds", message=str(error)))
     for check in (*NUMBER_CHECKS, *PLAUSIBILITY_CHECKS, *FRAME_CHECKS):
         faults += check(evidence, spec, task.limits)
     return _Judged(

@@ -19,8 +19,8 @@ def episode_digests(segment: Segment) -> Iterator[str]:
     """SHA-256 of each episode of a segment, in order, in hexadecimal.
 
     It covers the decoded bytes of the episode's rows of every array, frames and wall time
-    included, with names, dtypes and row shapes, and the strings; not where in the segment they
-    lie.
+    included, with names, dtypes and row shapes, the strings and the events; not where in the
+    segment they lie.
 
     Raises:
         SegmentNotFoundError: The segment was removed.
@@ -29,6 +29,7 @@ def episode_digests(segment: Segment) -> Iterator[str]:
     table = segment.episode_table()
     names = [name for name in sorted(segment.names) if name not in (_OFFSET, "frames")]
     arrays = {name: segment.read(name) for name in names if name not in EPISODE_STRINGS}
+    events = segment.events()
     strings = {name: segment.read_strings(name) for name in names if name in EPISODE_STRINGS}
     for number in range(segment.episodes):
         digest = hashlib.sha256()
@@ -39,6 +40,8 @@ def episode_digests(segment: Segment) -> Iterator[str]:
         for name, texts in strings.items():
             text = texts[number].encode("utf-8", "surrogatepass")
             digest.update(f"{name} {len(text)}\n".encode() + text)
+        for event in () if events is None else events.of_episode(number):
+            digest.update(f"{event}\n".encode("utf-8", "surrogatepass"))
         for frames in _frames(segment, table, number):
             digest.update(frames.data)
         yield digest.hexdigest()

@@ -167,7 +167,7 @@ def _join_frames(sources: Sequence[Segment], codec: FrameCodec) -> list[bytes] |
 
 
 def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
-    table = segment.episode_table()
+    table, events = segment.episode_table(), segment.events()
     for n in range(segment.episodes):
         yield EndedEpisode(
             info=EpisodeInfo(
@@ -186,4 +186,5 @@ def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
             episode_return=float(table.episode_return[n]),
             end_reason=table.end_reason[n],
             wall_time=float(table.wall_time[n]),
+            events=() if events is None else events.of_episode(n),
         )

@@ -47,6 +47,7 @@ def score(transitions, *, reason="goal", completion=1.0, index=0, drives=True):
         index=index,
         seed=1,
         scenario=0,
+        route=None,
         town="t",
         weather="w",
         driver="expert",

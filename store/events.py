@@ -1,0 +1,205 @@
+"""Events: what happened in an episode beside its steps, so that scores can be computed again.
+
+A segment holds them as a table of its own, one row an event, in arrays that format 1 leaves out
+where there are none. Readers that do not know them lose nothing else.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.arrays import ArrayFiles
+from avtd3.store.errors import SpecError
+from avtd3.store.layout import ArrayLayout
+
+EVENT_NUMBERS: Mapping[str, str] = {
+    "event_episode": "int64",
+    "event_step": "int64",
+    "event_value": "float64",
+    "event_x": "float64",
+    "event_y": "float64",
+}
+"""Numeric columns with one row per event, and their dtypes."""
+
+EVENT_STRINGS = ("event_kind", "event_subject")
+"""Columns of int32 codes into the array's attribute ``categories``."""
+
+_FIRST_ARRAY = "event_episode"
+"""The array whose length says how many events a segment holds."""
+MAX_TEXT = 512
+_PER_STEP = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened in an episode."""
+
+    step: int
+    """Step of the episode after which it was seen, from 0."""
+    kind: str
+    """What happened; see docs/format.md for those that avtd3 writes."""
+    subject: str = ""
+    """With whom or what, or an empty string."""
+    value: float = 0.0
+    """How much; its meaning follows from the kind."""
+    x_m: float
+    """Where the car's centre was, in the world's frame."""
+    y_m: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EventTable:
+    """The N events of a segment, by episode and step, as columns of length N."""
+
+    episode: NDArray[np.int64]
+    """Number of the episode in the segment."""
+    step: NDArray[np.int64]
+    """Step of the episode, from 0."""
+    value: NDArray[np.float64]
+    x: NDArray[np.float64]
+    """Metres."""
+    y: NDArray[np.float64]
+    kind: Sequence[str]
+    subject: Sequence[str]
+
+    @classmethod
+    def of(cls, episodes: Sequence[Sequence[Event]]) -> "EventTable":
+        """The table of the events of all episodes of a segment, in order."""
+        rows = [(number, event) for number, events in enumerate(episodes) for event in events]
+        return cls(
+            episode=np.array([number for number, _ in rows], np.int64),
+            step=np.array([event.step for _, event in rows], np.int64),
+            value=np.array([event.value for _, event in rows], np.float64),
+            x=np.array([event.x_m for _, event in rows], np.float64),
+            y=np.array([event.y_m for _, event in rows], np.float64),
+            kind=tuple(event.kind for _, event in rows),
+            subject=tuple(event.subject for _, event in rows),
+        )
+
+    def __len__(self) -> int:
+        return len(self.episode)
+
+    def of_episode(self, number: int) -> tuple[Event, ...]:
+        """The events of one episode, in order."""
+        return tuple(
+            Event(
+                step=int(self.step[row]),
+                kind=self.kind[row],
+                subject=self.subject[row],
+                value=float(self.value[row]),
+                x_m=float(self.x[row]),
+                y_m=float(self.y[row]),
+            )
+            for row in np.flatnonzero(self.episode == number).tolist()
+        )
+
+    def problem(self, lengths: NDArray[np.int64]) -> str:
+        """What contradicts the episodes, in a sentence; empty if nothing does.
+
+        Args:
+            lengths: int64 (E,), steps of each episode of the segment.
+        """
+        episode, step = self.episode, self.step
+        outside = (episode < 0) | (episode >= len(lengths))
+        if outside.any():
+            row = int(outside.argmax())
+            return f"event {row} is of episode {episode[row]}, expected 0 to {len(lengths) - 1}"
+        late = (step < 0) | (step >= lengths[episode])
+        if late.any():
+            row = int(late.argmax())
+            where = f"event {row} is of step {step[row]} of episode {episode[row]}"
+            return f"{where}, expected 0 to {lengths[episode[row]] - 1}"
+        again = (np.diff(episode) < 0) | ((np.diff(episode) == 0) & (np.diff(step) < 0))
+        if again.any():
+            row = int(again.argmax()) + 1
+            return f"event {row} lies before the event ahead of it, expected order by time"
+        wrong = ~(np.isfinite(self.value) & np.isfinite(self.x) & np.isfinite(self.y))
+        if wrong.any():
+            return f"event {int(wrong.argmax())} has a number that is not finite"
+        return ""
+
+
+def check_events(events: Sequence[Event], steps: int) -> None:
+    """Refuse events that no episode of so many steps can have.
+
+    Raises:
+        SpecError: A step outside the episode, no order by step, a number that is not finite, a text
+            that is too long, a kind that is empty, or too many events.
+    """
+    if len(events) > most_events(steps=steps, episodes=1):
+        raise SpecError(f"{len(events)} events in {steps} steps, expected at most {_PER_STEP} each")
+    last = 0
+    for number, event in enumerate(events):
+        where = f"event {number} ({event.kind!r:.40})"
+        if not last <= event.step < steps:
+            raise SpecError(f"{where} is of step {event.step}, expected {last} to {steps - 1}")
+        if not all(map(math.isfinite, (event.value, event.x_m, event.y_m))):
+            raise SpecError(f"{where} has a number that is not finite")
+        if not event.kind or max(len(event.kind), len(event.subject)) > MAX_TEXT:
+            raise SpecError(f"{where}: its kind and subject have 1 and 0 to {MAX_TEXT} characters")
+        last = event.step
+
+
+def most_events(*, steps: int, episodes: int) -> int:
+    """Most events that a segment of so many steps and episodes may hold."""
+    return _PER_STEP * (steps + episodes)
+
+
+def stored_arrays(files: ArrayFiles, *, steps: int, episodes: int) -> dict[str, ArrayLayout]:
+    """The arrays of events that a segment has; none if it has no events.
+
+    Args:
+        files: The segment's arrays.
+        steps: Steps of the segment.
+        episodes: Its episodes.
+
+    Raises:
+        SegmentNotFoundError: The segment was removed.
+        SegmentCorruptError: The arrays' metadata differ from the manifest, or claim too much.
+    """
+    most = most_events(steps=steps, episodes=episodes)
+    return event_arrays(files.rows(_FIRST_ARRAY, most))
+
+
+def read_events(files: ArrayFiles, layouts: Mapping[str, ArrayLayout]) -> EventTable:
+    """Read the events of a segment.
+
+    Args:
+        files: The segment's arrays.
+        layouts: What `stored_arrays` found, not nothing.
+
+    Raises:
+        SegmentNotFoundError: The segment was removed.
+        SegmentCorruptError: The bytes are not those that were published.
+    """
+    columns: dict[str, Any] = {
+        name.removeprefix("event_"): files.texts(layout)
+        if name in EVENT_STRINGS
+        else files.read(layout)
+        for name, layout in layouts.items()
+    }
+    return EventTable(**columns)
+
+
+def event_arrays(count: int) -> dict[str, ArrayLayout]:
+    """The arrays of a segment with so many events, by name; none where there are no events."""
+    dtypes = {**EVENT_NUMBERS, **dict.fromkeys(EVENT_STRINGS, "int32")}
+    return {
+        name: ArrayLayout(name=name, shape=(count,), dtype=dtype, dimensions=("event",))
+        for name, dtype in dtypes.items()
+        if count
+    }
+
+
+def event_values(table: EventTable) -> dict[str, NDArray[Any]]:
+    """The numeric columns by the names of their arrays."""
+    return {name: getattr(table, name.removeprefix("event_")) for name in EVENT_NUMBERS}
+
+
+def event_texts(table: EventTable) -> dict[str, Sequence[str]]:
+    """The columns of texts by the names of their arrays."""
+    return {name: getattr(table, name.removeprefix("event_")) for name in EVENT_STRINGS}

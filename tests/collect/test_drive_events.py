@@ -1,0 +1,187 @@
+"""What the recorder writes down, step by step, and that collections store it."""
+
+import dataclasses
+
+import pytest
+
+from avtd3.collect.collector import CollectConfig, collect
+from avtd3.collect.drive_events import EventRecorder, Moment
+from avtd3.collect.driving import DrivingArena
+from avtd3.collect.examiner import EvaluateConfig, Examiner
+from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.leaderboard import TABLES, score_route
+from avtd3.collect.reward import StepFacts
+from avtd3.collect.scenarios import ScenarioConfig
+from avtd3.collect.task import TaskConfig
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import WorldError
+from avtd3.tests.collect.point_world import (
+    PointWorld,
+    make_frame,
+    open_point_world,
+)
+
+FACTS = StepFacts(
+    progress_m=0.5,
+    speed_mps=5.0,
+    lateral_m=-8.5,
+    heading_rad=0.0,
+    lane_width_m=3.5,
+    jerk_mps3=0.0,
+    collision=False,
+    off_road=False,
+    wrong_way=False,
+    lane_invasions=0,
+    goal=False,
+)
+SHORT = ScenarioConfig(route_length_m=30.0, time_limit_s=6.0)
+
+
+def record(*steps, length_m=100.0):
+    """Events of steps given as (reason, best_m, frame values)."""
+    recorder = EventRecorder(length_m, 0.5, make_frame(speed_mps=5.0))
+    for number, (reason, best_m, values) in enumerate(steps, start=1):
+        frame = make_frame(frame_id=number, x_m=best_m, **{"speed_mps": 5.0, **values})
+        recorder.watch(
+            Moment(frame=frame, facts=FACTS, reason=reason, best_m=best_m, standing_s=10.05)
+        )
+    return recorder.events()
+
+
+def told(events):
+    return [(event.step, event.kind, event.value) for event in events]
+
+
+def test_an_uneventful_drive_tells_its_way():
+    events = record(("", 1.0, {}), ("", 2.0, {}))
+    assert told(events) == [(0, "route", 100.0), (1, "completion", 2.0)]
+    assert (events[-1].x_m, events[-1].y_m) == (2.0, 0.0)
+
+
+def test_before_the_first_step_nothing_is_told():
+    assert record() == ()
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "value"),
+    [
+        ("off_route", "route_deviation", 8.5),
+        ("stuck", "blocked", 10.05),
+        ("time_limit", "timeout", 0.1),
+        ("goal", "goal", 0.0),
+    ],
+)
+def test_ends_are_events(reason, kind, value):
+    events = record(("", 1.0, {}), (reason, 2.0, {}))
+    assert told(events)[1:-1] == [(1, kind, pytest.approx(value))]
+
+
+def test_a_collision_says_what_was_hit_and_how_fast():
+    events = record(
+        ("", 1.0, {"speed_mps": 7.0}),
+        ("collision", 1.2, {"speed_mps": 0.0, "collision": "vehicle.audi.tt"}),
+    )
+    assert told(events)[1:-1] == [(1, "collision", 7.0)]
+    assert events[1].subject == "vehicle.audi.tt"
+    (stood,) = record(("collision", 0.5, {"speed_mps": 0.0, "collision": "vehicle"}))[1:-1]
+    assert stood.value == 5.0  # it still moved in the frame before
+
+
+def test_stretches_outside_the_lanes_are_one_event_each():
+    events = record(
+        ("", 1.0, {}),
+        ("", 2.0, {"wrong_way": True}),
+        ("", 3.5, {"wrong_way": True}),
+        ("", 4.5, {"wrong_way": True, "off_road": True}),
+        ("", 5.0, {}),
+        ("", 6.0, {"wrong_way": True}),
+    )
+    assert told(events)[1:-1] == [
+        (1, "wrong_way", 2.5),
+        (3, "off_road", 1.0),
+        (5, "wrong_way", 1.0),
+    ]
+
+
+def test_events_lie_in_the_order_of_their_steps():
+    events = record(
+        ("", 1.0, {"wrong_way": True}),
+        ("", 2.0, {"wrong_way": True, "lane_invasions": 2}),
+        ("", 3.0, {}),
+    )
+    assert told(events)[1:-1] == [(0, "wrong_way", 1.5), (1, "lane_invasion", 2.0)]
+    assert [event.step for event in events] == sorted(event.step for event in events)
+
+
+def collected(path, **options):
+    config = CollectConfig(driver="1:expert,1:random", scenario=SHORT)
+    collect(path, config, **{"open_world": open_point_world, "episodes": 6, **options})
+    return Dataset.open(path)
+
+
+def episodes(dataset):
+    for segment in dataset.snapshot().segments:
+        table, events = segment.episode_table(), segment.events()
+        assert events is not None
+        for number in range(segment.episodes):
+            yield table, number, events.of_episode(number)
+
+
+def test_every_collected_episode_has_its_events(tmp_path):
+    ends = {"goal": "goal", "time_limit": "timeout", "off_route": "route_deviation"}
+    seen = set()
+    for table, number, events in episodes(collected(tmp_path / "d")):
+        kinds = [event.kind for event in events]
+        assert (kinds[0], kinds[-1]) == ("route", "completion")
+        assert events[-1].step == table.length[number] - 1
+        reason = table.end_reason[number]
+        seen.add(reason)
+        if reason in ends:
+            assert kinds[-2] == ends[reason]
+    assert "goal" in seen
+
+
+def test_an_episode_cut_by_a_failing_world_keeps_the_events_up_to_there(tmp_path):
+    with pytest.raises(WorldError):
+        collected(tmp_path / "d", open_world=lambda settings, worker: PointWorld(fail_at=20))
+    table, number, events = list(episodes(Dataset.open(tmp_path / "d")))[-1]
+    assert (table.end_reason[number], table.length[number]) == ("world_error", 19)
+    assert (events[0].kind, events[-1].kind, events[-1].step) == ("route", "completion", 18)
+
+
+def test_an_episode_cut_by_a_stop_keeps_its_events(tmp_path):
+    asked = iter(range(1000))
+    dataset = collected(tmp_path / "d", should_stop=lambda: next(asked) > 25)
+    table, number, events = list(episodes(dataset))[-1]
+    assert table.end_reason[number] == "collector_stop"
+    assert (events[-1].kind, events[-1].step) == ("completion", table.length[number] - 1)
+
+
+def test_driving_the_stored_actions_again_gives_the_stored_events(tmp_path):
+    arena = DrivingArena(PointWorld(), TaskConfig(), SHORT.resolve(), ExpertConfig())
+    for segment in collected(tmp_path / "d").snapshot().segments:
+        table, actions, stored = segment.episode_table(), segment.read("action"), segment.events()
+        assert stored is not None
+        for number in range(segment.episodes):
+            arena.begin(int(table.seed[number]))
+            start = int(table.offset[number])
+            for action in actions[start : start + int(table.length[number])]:
+                arena.step(action)
+            assert arena.events() == stored.of_episode(number)
+            score = score_route(stored.of_episode(number), TABLES["2.1"])
+            assert score is not None
+            is_goal = table.end_reason[number] == "goal"
+            assert (score.completion == 100.0) == is_goal
+
+
+def test_an_examination_has_a_score_for_each_episode():
+    arena = DrivingArena(PointWorld(), TaskConfig(), SHORT.resolve(), ExpertConfig())
+    examiner = Examiner(arena, EvaluateConfig(scenario=SHORT), "random")
+    score = examiner.score(0, lambda: False)
+    assert score is not None
+    assert score.route == score_route(arena.events(), TABLES["2.1"])
+    again = dataclasses.replace(EvaluateConfig(scenario=SHORT), leaderboard="2.0")
+    old = Examiner(arena, again, "random").score(0, lambda: False)
+    assert old is not None
+    assert old.route is not None
+    assert old.route.version == "2.0"
