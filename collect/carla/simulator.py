@@ -55,7 +55,8 @@ class Simulator:
         self._keeper: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the simulator
         self._episodes = self._losses = 0
-        self._is_spent = False
+        self.is_spent = False
+        """Whether the next `ensure` replaces it: no client may be on it then."""
         self.starts = 0
         """How often the server was started."""
         self.pid: int | None = None
@@ -68,7 +69,7 @@ class Simulator:
             WorldLost: It ended at once, or does not listen in time.
             WorldError: Somebody else's server has the port.
         """
-        if self._is_spent or (self._keeper is not None and self._keeper.poll() is not None):
+        if self.is_spent or (self._keeper is not None and self._keeper.poll() is not None):
             self._stop()
         if self._keeper is None:
             self._start()
@@ -90,7 +91,7 @@ class Simulator:
         self._episodes += 1
         many = 0 < self._recycle_episodes <= self._episodes
         large = 0 < self._max_memory_mb * 1_000_000 < self.memory_bytes()
-        self._is_spent = many or large
+        self.is_spent = many or large
 
     def memory_bytes(self) -> int:
         """Resident memory of the server's processes; 0 if none runs."""
@@ -151,7 +152,7 @@ class Simulator:
 
     def _stop(self) -> None:
         keeper, self._keeper, self.pid = self._keeper, None, None
-        self._episodes, self._is_spent = 0, False
+        self._episodes, self.is_spent = 0, False
         if keeper is None:
             return
         assert keeper.stdin is not None

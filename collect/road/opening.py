@@ -4,17 +4,22 @@ Each purpose has a random stream of its own, so that more vehicles do not change
 weather, and a world that needs one stream more does not change the others.
 """
 
+import cmath
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
 from avtd3.collect.road.network import RoadNetwork
+from avtd3.collect.road.planner import MIN_ROUTE_M
 from avtd3.collect.road.waypoints import scenario_route
 from avtd3.collect.road.weather import Weather, draw_weather
 from avtd3.collect.route import Route
 from avtd3.collect.world import Scenario
+
+_FURTHER_M = 10.0
 
 
 class StartLimits(Protocol):
@@ -45,6 +50,11 @@ class Start:
     yaw_rad: float
     speed_mps: float
 
+    @property
+    def velocity(self) -> complex:
+        """Velocity in the world, x + iy in m/s."""
+        return cmath.rect(self.speed_mps, self.yaw_rad)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
@@ -62,6 +72,27 @@ class Opening:
     """Draws the other vehicles."""
     simulator_rng: np.random.Generator
     """Draws what only foreign simulators need."""
+
+    def starts(self, attempts: int) -> Iterator[tuple[Route, Start, float]]:
+        """The start, then places further along the route, for worlds where something may stand.
+
+        Args:
+            attempts: How many at most; fewer where the route is short.
+
+        Yields:
+            The route from there on, the start, and the metres that it lies further on.
+        """
+        route, start = self.route, self.start
+        yield route, start, 0.0
+        lateral_m = route.project(start.x_m, start.y_m, 0.0).lateral_m
+        turn = start.yaw_rad - float(route.yaw_rad[0])
+        for attempt in range(1, attempts):
+            first = int(np.searchsorted(route.distance_m, attempt * _FURTHER_M))
+            if first >= len(route.points) or route.length_m - route.distance_m[first] < MIN_ROUTE_M:
+                return
+            rest = Route(points=route.points[first:], lane_width_m=route.lane_width_m[first:])
+            place = _beside(rest, lateral_m, turn, start.speed_mps)
+            yield rest, place, float(route.distance_m[first])
 
 
 def draw_opening(
@@ -95,12 +126,21 @@ def draw_opening(
 
 def _draw_start(route: Route, rng: np.random.Generator, limits: StartLimits) -> Start:
     aside, turn = rng.uniform(-1.0, 1.0, 2).tolist()
+    return _beside(
+        route,
+        aside * limits.start_lateral_m,
+        turn * math.radians(limits.start_heading_deg),
+        rng.uniform(0.0, limits.start_speed_mps),
+    )
+
+
+def _beside(route: Route, lateral_m: float, turn_rad: float, speed_mps: float) -> Start:
+    """A start beside the beginning of a route."""
     yaw = float(route.yaw_rad[0])
-    lateral = aside * limits.start_lateral_m
     x, y = route.points[0].tolist()
     return Start(
-        x_m=x - lateral * math.sin(yaw),
-        y_m=y + lateral * math.cos(yaw),
-        yaw_rad=math.remainder(yaw + turn * math.radians(limits.start_heading_deg), math.tau),
-        speed_mps=rng.uniform(0.0, limits.start_speed_mps),
+        x_m=x - lateral_m * math.sin(yaw),
+        y_m=y + lateral_m * math.cos(yaw),
+        yaw_rad=math.remainder(yaw + turn_rad, math.tau),
+        speed_mps=speed_mps,
     )

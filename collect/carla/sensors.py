@@ -1,0 +1,201 @@
+"""The sensors of one car: pictures matched to frames, collisions, lane markings crossed.
+
+Sensors answer in threads of the client, on connections of their own, and nothing tells when one
+has gone silent. So pictures go through a queue that is waited on for the frame of the tick, with a
+deadline; events are taken when the picture of their frame is there, and those that come later
+count for the next frame.
+"""
+
+import collections
+import queue
+import time
+
+import carla
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.picture import Grayscale
+from avtd3.collect.carla.server import ROLE, Server
+from avtd3.collect.road.mounting import Mounting
+from avtd3.store.errors import WorldError, WorldLost
+
+_HARMLESS = ("static.road", "static.sidewalk", "static.ground", "static.terrain")
+"""What a car stands on; curbs and hills touch its body without being hit."""
+_LISTENING_S = 0.05
+
+
+class Sensors:
+    """A camera, a collision and a lane invasion sensor, mounted on a car.
+
+    Args:
+        server: Connected and synchronous.
+        car: The `carla.Vehicle`.
+        mounting: Where the camera sits, from the car's middle.
+        middle_m: How far the car's middle lies ahead of its origin.
+
+    Raises:
+        WorldLost: The server did not answer.
+    """
+
+    def __init__(
+        self, server: Server, car: carla.Vehicle, mounting: Mounting, middle_m: float
+    ) -> None:
+        self._server = server
+        config = server.config
+        camera = config.camera
+        self._gray = Grayscale(camera.height, camera.width, camera.supersample)
+        self._wait_s = config.sensor_timeout_s
+        self._images: queue.SimpleQueue[carla.Image] = queue.SimpleQueue()
+        self._contacts: collections.deque[tuple[int, str]] = collections.deque()
+        self._markings: collections.deque[int] = collections.deque()
+        self._crossed, self._told = 0, 0
+        self.late = 0
+        """Pictures that came after their frame was given up, or twice."""
+        self._mounted: list[carla.Sensor] = []
+        self._mount(car, "sensor.camera.rgb", _place(mounting, middle_m), _lens(config))
+        self._mount(car, "sensor.other.collision", carla.Transform(), {})
+        self._mount(car, "sensor.other.lane_invasion", carla.Transform(), {})
+
+    def _mount(
+        self, car: carla.Vehicle, kind: str, place: carla.Transform, attributes: dict[str, str]
+    ) -> None:
+        with self._server.asking(f"mount {kind}"):
+            blueprint = self._server.world.get_blueprint_library().find(kind)
+            for name, value in {**attributes, "role_name": ROLE}.items():
+                if blueprint.has_attribute(name):
+                    blueprint.set_attribute(name, value)
+            self._mounted.append(self._server.world.spawn_actor(blueprint, place, attach_to=car))
+
+    def listen(self) -> carla.WorldSnapshot:
+        """Begin to listen, and tick until the first picture is there.
+
+        A subscription is live some milliseconds after `listen`; what is sent before is lost.
+
+        Returns:
+            The snapshot of the last tick.
+
+        Raises:
+            WorldLost: There came no picture.
+        """
+        camera, collision, invasion = self._mounted
+        with self._server.asking("start its sensors", limit_s=None):
+            camera.listen(self._images.put)
+            collision.listen(
+                lambda event: self._contacts.append((event.frame, event.other_actor.type_id))
+            )
+            invasion.listen(lambda event: self._markings.append(event.frame))
+        deadline_s = time.monotonic() + self._wait_s
+        while True:
+            snapshot = self._server.tick()
+            if self._next(_LISTENING_S) is not None:
+                return snapshot
+            if time.monotonic() > deadline_s:
+                raise self._stall(snapshot.frame, "first picture")
+
+    def _next(self, within_s: float) -> carla.Image | None:
+        try:
+            return self._images.get(timeout=max(within_s, 0.0))
+        except queue.Empty:
+            return None
+
+    def picture(self, frame: int) -> NDArray[np.uint8]:
+        """The camera's picture of a frame, uint8 (1, H, W).
+
+        Raises:
+            WorldLost: It did not come in time.
+            WorldError: It is not of the size that was asked for.
+        """
+        deadline_s = time.monotonic() + self._wait_s
+        while (image := self._next(deadline_s - time.monotonic())) is not None:
+            if image.frame == frame:
+                return self._turned(image)
+            self.late += 1
+            if image.frame > frame:
+                break
+        raise self._stall(frame, f"picture of frame {frame}")
+
+    def _turned(self, image: carla.Image) -> NDArray[np.uint8]:
+        data = np.frombuffer(image.raw_data, np.uint8)
+        if data.size != self._gray.size_bytes:
+            raise WorldError(
+                f"CARLA server {self._server.where} sent a picture of {image.width} x "
+                f"{image.height}, expected {self._gray.size_bytes} bytes; restart the server"
+            )
+        return self._gray(data)
+
+    def _stall(self, frame: int, what: str) -> WorldLost:
+        others = f"; {self.late} pictures of other frames came" if self.late else ""
+        return WorldLost(
+            f"CARLA server {self._server.where} ticks (frame {frame}), but its camera sent no "
+            f"{what} within {self._wait_s:g} s (sensor_timeout_s){others}; is it overloaded, or "
+            "started without rendering?",
+            "sensor_stall",
+        )
+
+    def forget(self, frame: int) -> None:
+        """Let go what was seen up to a frame: a teleport crosses every marking on its way."""
+        self.late = 0
+        self.collision(frame)
+        self._take_markings(frame)
+        self._told = (self._crossed + 1) // 2
+
+    def collision(self, frame: int) -> str:
+        """What the car hit up to a frame: ``vehicle``, ``walker``, ``static``... or nothing."""
+        kinds = []
+        while self._contacts and self._contacts[0][0] <= frame:
+            kinds.append(self._contacts.popleft()[1])
+        hits = [kind.partition(".")[0] for kind in kinds if not kind.startswith(_HARMLESS)]
+        return hits[0] if hits else ""
+
+    def lane_invasions(self, frame: int) -> int:
+        """Markings that the front of the car crossed up to a frame, since it was asked last.
+
+        CARLA reports every marking for each of the four corners of the car: the rear ones repeat
+        what the front ones did, so two reports are one crossing.
+        """
+        self._take_markings(frame)
+        total = (self._crossed + 1) // 2
+        new, self._told = total - self._told, total
+        return new
+
+    def _take_markings(self, frame: int) -> None:
+        while self._markings and self._markings[0] <= frame:
+            self._markings.popleft()
+            self._crossed += 1
+
+    def close(self) -> None:
+        """Stop all sensors, then remove them from the server.
+
+        One that is stopped and not destroyed may abort the process later, and the other way
+        round: first all are stopped, and those of a server that is gone are only stopped.
+        """
+        for sensor in self._mounted:
+            if sensor.is_listening:
+                sensor.stop()
+        mounted, self._mounted = self._mounted, []
+        for sensor in mounted:
+            if not self._server.is_gone and not sensor.destroy():
+                # Already gone, or the server is: the client does not tell, the next call will.
+                return
+
+
+def _place(mounting: Mounting, middle_m: float) -> carla.Transform:
+    return carla.Transform(
+        carla.Location(x=middle_m + mounting.forward_m, y=mounting.right_m, z=mounting.height_m),
+        carla.Rotation(
+            pitch=-float(np.degrees(mounting.pitch_rad)), yaw=float(np.degrees(mounting.yaw_rad))
+        ),
+    )
+
+
+def _lens(config: CarlaConfig) -> dict[str, str]:
+    camera = config.camera
+    return {
+        "image_size_x": str(camera.width * camera.supersample),
+        "image_size_y": str(camera.height * camera.supersample),
+        "fov": str(camera.field_of_view_deg),
+        "sensor_tick": "0.0",
+        # Smears of moving roads differ with the frame rate; pictures are of one instant.
+        "motion_blur_intensity": "0.0",
+    }

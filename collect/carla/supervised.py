@@ -1,0 +1,144 @@
+"""`Child`: the supervised process that holds a CARLA client, as its parent sees it.
+
+Every call has a deadline, which the child moves with each phase that it tells; a child that
+crashes, or does not answer in time, is killed and reported as lost.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.store import errors
+from avtd3.store.errors import Avtd3Error, WorldLost
+
+_START_S = 120.0
+_LOG_BYTES = 2000
+_LAST_LINES = 3
+
+
+class Child:
+    """One process with one client.
+
+    Args:
+        config: The settings.
+        port: The server's RPC port.
+    """
+
+    def __init__(self, config: CarlaConfig, port: int) -> None:
+        self._config, self._where = config, f"{config.host}:{port}"
+        self._doing = "start"
+        ours, theirs = socket.socketpair()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        with ours, theirs:
+            descriptor = theirs.fileno()
+            module = "avtd3.collect.carla.child"
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, str(descriptor), str(os.getpid())],
+                pass_fds=(descriptor,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
+            )
+            self._pipe: Connection[Any, Any] = Connection(ours.detach())
+        self._pipe.send((config, port))
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self.process.pid
+
+    def ask(self, name: str, *arguments: object, limit_s: float | None = None) -> Any:  # noqa: ANN401
+        """Have a command done.
+
+        Args:
+            name: One of `avtd3.collect.carla.child.COMMANDS`.
+            arguments: What it takes.
+            limit_s: Seconds for an answer, or for the next phase; None for the step's limit.
+
+        Returns:
+            What it answers.
+
+        Raises:
+            WorldLost: The process crashed or is blocked; it is gone then.
+            Avtd3Error: What the command raised.
+        """
+        limit_s = limit_s or self._config.step_timeout_s
+        try:
+            self._pipe.send((name, arguments))
+            return self._answer(name, limit_s)
+        except (EOFError, OSError):
+            raise self._crashed() from None
+
+    def _answer(self, name: str, limit_s: float) -> Any:  # noqa: ANN401
+        begun_s = time.monotonic()
+        while self._pipe.poll(max(begun_s + limit_s - time.monotonic(), 0.0)):
+            kind, *content = self._pipe.recv()
+            if kind == "phase":
+                (self._doing, call_s), begun_s = content[0], time.monotonic()
+                # A call ends by itself; what runs on has been blocked.
+                limit_s = call_s + self._config.step_timeout_s
+            elif content[0] == name:  # and not what an interrupted question was answered
+                if kind == "error":
+                    raise _rebuilt(*content[1])
+                self._doing = name
+                return content[1]
+        self.kill()
+        raise WorldLost(
+            f"CARLA client of {self._where} has been blocked for {limit_s:g} s (asked to "
+            f"{self._doing}); its process was killed, a fresh one connects for the next episode",
+            "tick_timeout",
+        )
+
+    def _crashed(self) -> WorldLost:
+        self._pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(self._config.timeout_s)
+        words = self._last_words()
+        self.kill()
+        code = self.process.returncode
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return WorldLost(
+            f"CARLA client of {self._where} crashed with {cause} (asked to {self._doing}); a "
+            f"fresh process connects for the next episode{words}",
+            "client_crash",
+        )
+
+    def _last_words(self) -> str:
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(size - _LOG_BYTES, 0))
+        lines = self._log.read().decode(errors="replace").split("\n")
+        said = "; ".join(line.strip() for line in lines if line.strip())
+        return f". It said: {said[-400:]}" if said else ""
+
+    def end(self, limit_s: float) -> bool:
+        """Have it close its session and leave; whether the server is as it was found."""
+        try:
+            is_clean = bool(self.ask("close", limit_s=limit_s))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(limit_s)
+        except WorldLost:
+            return False
+        finally:
+            self.kill()
+        return is_clean
+
+    def kill(self) -> None:
+        """Make sure that the process is gone; safe to call twice."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._pipe.close()
+        self._log.close()
+
+
+def _rebuilt(name: str, arguments: tuple[Any, ...]) -> Avtd3Error:
+    error: Avtd3Error = getattr(errors, name)(*arguments)
+    return error

@@ -1,0 +1,204 @@
+"""`CarlaTraffic`: other vehicles, driven by the traffic manager in the client's own process.
+
+The traffic manager is seeded, in synchronous mode, and listens on a port of its own. It lives for
+one episode: the client dies when a map is loaded beside it, or when its vehicles go before it does.
+"""
+
+import math
+import socket
+
+import carla
+import numpy as np
+
+from avtd3.collect.carla.motion import pose_of
+from avtd3.collect.carla.server import ROLE, Server
+from avtd3.collect.road.network import RoadNetwork
+from avtd3.collect.road.opening import Start
+from avtd3.store.errors import WorldError, WorldLost
+
+_NEAREST_M, _FARTHEST_M = 15.0, 150.0
+_EVERY_M = 8.0
+_APART_M = 8.0
+_DROP_M = 0.3
+_MAX_SEED = 2**31 - 1
+_AWAY = complex(1e9, 1e9)
+
+
+class CarlaTraffic:
+    """The other vehicles of an episode, ours and those of whoever else uses the server.
+
+    Attributes follow `avtd3.collect.road.contact.Bodies`: `at`, `heading`, `speed_mps`,
+    `length_m`, `width_m`, one entry per vehicle.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._manager: carla.TrafficManager | None = None
+        self._ours: list[carla.Vehicle] = []
+        self._ids: list[int] = []
+        self.unplaced = 0
+        """Vehicles of the episode that found no room."""
+        self._resize([])
+
+    def _resize(self, sizes: list[tuple[float, float]]) -> None:
+        count = len(sizes)
+        self.at = np.full(count, _AWAY)
+        self.heading = np.ones(count, np.complex128)
+        self.speed_mps = np.zeros(count)
+        self.length_m = np.array([length for length, _ in sizes])
+        self.width_m = np.array([width for _, width in sizes])
+
+    def begin(
+        self, network: RoadNetwork, start: Start, count: int, seed: int, rng: np.random.Generator
+    ) -> None:
+        """Spawn vehicles about the car's start and let them drive.
+
+        Args:
+            network: The roads.
+            start: Where the car is; it stands there already.
+            count: How many.
+            seed: Seeds the traffic manager.
+            rng: Draws places and models.
+
+        Raises:
+            WorldLost: The server did not answer.
+        """
+        if count:
+            models = self._models()
+            for place in _places(network, start, rng):
+                if len(self._ours) == count:
+                    break
+                self._spawn(models[int(rng.integers(len(models)))], place, rng)
+        self.unplaced = count - len(self._ours)
+        # Before its first snapshot an actor's state is uninitialised memory.
+        self._server.tick()
+        if self._ours:
+            self._release(seed)
+
+    def _models(self) -> list[carla.ActorBlueprint]:
+        with self._server.asking("list its vehicles"):
+            library = self._server.world.get_blueprint_library().filter("vehicle.*")
+        cars = [entry for entry in library if _is_car(entry)]
+        return sorted(cars or library, key=lambda entry: str(entry.id))
+
+    def _spawn(
+        self, model: carla.ActorBlueprint, place: carla.Transform, rng: np.random.Generator
+    ) -> None:
+        model.set_attribute("role_name", ROLE)
+        if model.has_attribute("color"):
+            colours = model.get_attribute("color").recommended_values
+            if colours:
+                model.set_attribute("color", colours[int(rng.integers(len(colours)))])
+        try:
+            with self._server.asking("spawn a vehicle"):
+                self._ours.append(self._server.world.spawn_actor(model, place))
+        except WorldLost:
+            raise
+        except WorldError:
+            return  # the place is taken: there are others
+
+    def _release(self, seed: int) -> None:
+        with self._server.asking("start its traffic", limit_s=self._server.config.load_timeout_s):
+            manager = self._manager = self._open_manager()
+            manager.set_random_device_seed(seed % _MAX_SEED)
+            port = manager.get_port()
+            for vehicle in self._ours:
+                vehicle.set_autopilot(True, port)
+
+    def _open_manager(self) -> carla.TrafficManager:
+        port = self._server.config.tm_port or _free_port()
+        manager = self._server.client.get_trafficmanager(port)
+        manager.set_synchronous_mode(True)
+        manager.set_global_distance_to_leading_vehicle(2.5)
+        return manager
+
+    def look(self, car_id: int) -> None:
+        """Find out which vehicles there are, ours or not, and how large.
+
+        Args:
+            car_id: The driven car, which is none of them.
+        """
+        with self._server.asking("measure its vehicles"):
+            actors = self._server.world.get_actors().filter("vehicle.*")
+            vehicles = [actor for actor in actors if actor.id != car_id]
+            extents = [vehicle.bounding_box.extent for vehicle in vehicles]
+        self._ids = [vehicle.id for vehicle in vehicles]
+        self._resize([(2.0 * extent.x, 2.0 * extent.y) for extent in extents])
+
+    def follow(self, snapshot: carla.WorldSnapshot) -> None:
+        """Take the places of all vehicles from a snapshot."""
+        for number, actor_id in enumerate(self._ids):
+            found = snapshot.find(actor_id)
+            if found is None:
+                self.at[number], self.speed_mps[number] = _AWAY, 0.0
+                continue
+            pose = pose_of(found)
+            heading = complex(math.cos(pose.yaw_rad), math.sin(pose.yaw_rad))
+            self.at[number], self.heading[number] = complex(pose.x_m, pose.y_m), heading
+            self.speed_mps[number] = (pose.velocity * heading.conjugate()).real
+
+    def end(self) -> list[int]:
+        """End the traffic manager; the ids of our vehicles, for whoever removes them.
+
+        In this order: a step of a traffic manager, such as the one in its `shut_down`, asks the
+        server about each of its vehicles, and one that is gone kills the process.
+        """
+        ids = [vehicle.id for vehicle in self._ours]
+        self._ours, self._ids = [], []
+        self._resize([])
+        manager, self._manager = self._manager, None
+        if manager is not None and not self._server.is_gone:
+            with self._server.asking("end its traffic"):
+                manager.shut_down()
+        return ids
+
+
+def _is_car(blueprint: carla.ActorBlueprint) -> bool:
+    """Whether a model is a car; of servers that do not say so, whether it has four wheels."""
+    if blueprint.has_attribute("base_type"):
+        return bool(blueprint.get_attribute("base_type").as_str() == "car")
+    return not blueprint.has_attribute("number_of_wheels") or (
+        blueprint.get_attribute("number_of_wheels").as_int() == 4
+    )
+
+
+def _places(network: RoadNetwork, start: Start, rng: np.random.Generator) -> list[carla.Transform]:
+    """Places in the lanes about the start, in random order, none near another."""
+    here, found = complex(start.x_m, start.y_m), []
+    for lane in network.lanes:
+        if lane.is_junction:
+            continue
+        for along in np.arange(0.5 * _EVERY_M, lane.length_m - 2.0, _EVERY_M).tolist():
+            x, y, yaw = (
+                float(np.interp(along, lane.distance_m, column))
+                for column in (lane.points[:, 0], lane.points[:, 1], lane.yaw_rad)
+            )
+            if _NEAREST_M < abs(complex(x, y) - here) < _FARTHEST_M:
+                found.append((complex(x, y), yaw))
+    taken: list[complex] = []
+    places = []
+    for number in rng.permutation(len(found)).tolist():
+        at, yaw = found[number]
+        if all(abs(at - other) >= _APART_M for other in taken):
+            taken.append(at)
+            ground_m = ground_height(network, at.real, at.imag)
+            places.append(
+                carla.Transform(
+                    carla.Location(at.real, at.imag, ground_m + _DROP_M),
+                    carla.Rotation(yaw=math.degrees(yaw)),
+                )
+            )
+    return places
+
+
+def ground_height(network: RoadNetwork, x_m: float, y_m: float) -> float:
+    """Height of the road nearest to a position."""
+    waypoint = network.map.get_waypoint(carla.Location(x_m, y_m, 0.0))
+    return float(waypoint.transform.location.z)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port

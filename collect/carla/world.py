@@ -1,0 +1,175 @@
+"""`CarlaWorld`: a `World` on a CARLA server, whose client lives in a supervised child process.
+
+The client can crash or block its process, and an old one never recovers from a server that went
+away. So whatever is lost costs one episode: its child ends, and the next reset starts a fresh one,
+which removes what the old one left behind. This process never imports the client.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.simulator import Simulator
+from avtd3.collect.carla.supervised import Child
+from avtd3.collect.world import Scenario, Surroundings, WorldFrame, WorldStart
+from avtd3.store.errors import WorldError, WorldLost
+
+
+class CarlaWorld:
+    """A `World` on one CARLA server.
+
+    Args:
+        config: The settings.
+        port: RPC port of the server.
+        simulator: Starts the server, and is closed with the world; None if it is someone else's.
+
+    Attributes:
+        name: ``carla``.
+        control_period_s: Simulated seconds per step.
+        image_shape: (1, H, W) of the frames.
+        notices: What a person should know about the running episode.
+    """
+
+    name = "carla"
+
+    def __init__(self, config: CarlaConfig, port: int, simulator: Simulator | None = None) -> None:
+        self.config, self.port, self._simulator = config, port, simulator
+        self.control_period_s = config.control_period_s
+        self.image_shape = (1, config.camera.height, config.camera.width)
+        self.notices: tuple[str, ...] = ()
+        self._child: Child | None = None
+        self._found: dict[str, Any] | None = None
+        self._losses, self._starts = 0, 0
+        self._is_running, self._is_dirty, self._is_closed = False, False, False
+
+    @property
+    def child_pid(self) -> int | None:
+        """The process that holds the client; None if there is none."""
+        return self._child.pid if self._child else None
+
+    def reset(self, scenario: Scenario, seed: int) -> WorldStart:
+        """Begin an episode; see `World.reset`.
+
+        Raises:
+            RoadError: The scenario's road network cannot be used.
+            ConfigError: The server has no such map, vehicle or weather.
+            WorldLost: The server or its client failed; the next reset starts afresh.
+            WorldError: The server cannot be used at all.
+        """
+        if self._is_closed:
+            raise WorldError("carla world is closed; make another one")
+        self._prepare_server()
+        with self._watching():
+            if self._child is None:
+                self._child = Child(self.config, self.port)
+                self._found = self._child.ask(
+                    "open", self._found, limit_s=self.config.load_timeout_s
+                )
+            begun = self._child.ask("reset", scenario, seed)
+        self._is_running = True
+        self.notices = begun.notices
+        start: WorldStart = begun.start
+        return start
+
+    def _prepare_server(self) -> None:
+        """Have a server: a fresh one of our own if it needs that, else time for it to recover."""
+        simulator, is_running = self._simulator, self._is_running
+        self._is_running = False
+        if simulator is not None:
+            if is_running:
+                simulator.episode_done()
+            if simulator.is_spent:
+                self._end_child()
+            simulator.ensure()
+            if simulator.starts != self._starts and self._child is not None:
+                self._child.kill()  # its client never finds the new server
+                self._child = None
+            self._starts = simulator.starts
+        elif self._losses > 1:
+            config = self.config
+            time.sleep(min(config.backoff_s * 2 ** (self._losses - 2), config.backoff_max_s))
+
+    def step(self, action: NDArray[np.float32]) -> WorldFrame:
+        """Drive for one control period; see `World.step`.
+
+        Raises:
+            WorldLost: The server, a sensor or the client failed: the episode is over.
+            WorldError: No episode is running, or the action is not two finite numbers.
+        """
+        values = action.tolist()
+        if len(values) != 2 or not all(map(math.isfinite, values)):
+            raise WorldError(
+                f"action is {values}, expected two finite numbers (steer, throttle or brake); "
+                "check the driver"
+            )
+        with self._watching():
+            frame: WorldFrame = self._current().ask("step", *values)
+        self._losses = 0
+        return frame
+
+    def _current(self) -> Child:
+        if self._child is None:
+            raise WorldError("carla world has no running episode, expected reset() before this")
+        return self._child
+
+    def surroundings(self) -> Surroundings:
+        """What lies around the car; see `World.surroundings`."""
+        with self._watching():
+            found: Surroundings = self._current().ask("surroundings")
+        return found
+
+    def _watching(self) -> "_Watch":
+        return _Watch(self)
+
+    def lose(self, error: WorldLost) -> None:
+        """End the child of a lost world, as cleanly as it goes."""
+        self._losses += 1
+        self._is_running = False
+        self._end_child()
+        if self._simulator is not None:
+            self._simulator.restart(error.reason)
+
+    def _end_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            config = self.config
+            self._is_dirty = not child.end(2.0 * config.timeout_s + config.step_timeout_s)
+
+    def close(self) -> None:
+        """Remove our actors and restore the server's settings; safe to call twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._end_child()
+        if self._simulator is not None:
+            self._simulator.close()
+        elif self._is_dirty:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Put right what a lost child has left, if the server is still there."""
+        brief = dataclasses.replace(self.config, connect_timeout_s=self.config.backoff_s)
+        child = Child(brief, self.port)
+        with contextlib.suppress(WorldError):
+            child.ask("open", self._found, limit_s=brief.load_timeout_s)
+        child.end(2.0 * brief.timeout_s + brief.step_timeout_s)
+
+
+class _Watch:
+    """Turns a loss inside a `with` into the end of the world's child."""
+
+    def __init__(self, world: CarlaWorld) -> None:
+        self._world = world
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, WorldLost):
+            self._world.lose(error)

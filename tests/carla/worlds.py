@@ -1,0 +1,62 @@
+"""CARLA worlds on the server of the tests, with short waits, and small scenarios."""
+
+import contextlib
+import time
+
+import numpy as np
+
+from avtd3.collect.carla.config import CarlaCamera, CarlaConfig
+from avtd3.collect.carla.world import CarlaWorld
+from avtd3.collect.scenarios import scenario
+
+LOOP = scenario(1, town="AvTown01", weather="clear", npcs=0)
+"""The server's own loop of two lanes."""
+COUNTRY = scenario(1, weather="clear", npcs=0)
+"""Generated country roads without traffic."""
+STRAIGHT_ON = np.array([0.0, 0.3], np.float32)
+WAIT_S = 60.0
+
+
+def settings(server, **changes):
+    """Settings for a server; a machine that is five times slower than ours still passes."""
+    usual = {
+        "host": "127.0.0.1",
+        "ports": (server.port,),
+        "timeout_s": 20.0,
+        "sensor_timeout_s": 20.0,
+        "step_timeout_s": 60.0,
+        "connect_timeout_s": 20.0,
+        "backoff_s": 0.1,
+        "settle_s": 0.1,
+        "camera": CarlaCamera(height=24, width=32),
+    }
+    return CarlaConfig(**{**usual, **changes})
+
+
+@contextlib.contextmanager
+def world_on(server, **changes):
+    """A world on a server, closed in the end."""
+    world = CarlaWorld(settings(server, **changes), server.port)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def drive(world, steps, action=STRAIGHT_ON):
+    """Frames of some steps with one action."""
+    return [world.step(action) for _ in range(steps)]
+
+
+def kinds(server):
+    """What is alive on a server, spectator aside."""
+    actors = server.record()["actors"]
+    return sorted(actor["type"] for actor in actors if actor["type"] != "spectator")
+
+
+def until(condition):
+    """Wait until something holds."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came to hold"
+        time.sleep(0.02)
