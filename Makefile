@@ -30,6 +30,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python bench/store_bench.py
 	$(BIN)/python bench/open_bench.py
 	$(BIN)/python bench/audit_bench.py
+	$(BIN)/python bench/carla_bench.py
 
 # torch is installed first and alone: the pin then holds for whatever asks for it afterwards.
 $(VENV)/.runtime: pyproject.toml constraints.txt

@@ -4,7 +4,10 @@ import contextlib
 import math
 
 import numpy as np
+import pytest
 
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.world import CarlaWorld
 from avtd3.collect.road.camera import CameraConfig
 from avtd3.collect.road.world import RoadConfig, RoadWorld
 from avtd3.collect.scenarios import scenario
@@ -93,6 +96,38 @@ def test_the_servers_car_and_camera_are_the_road_worlds():
     # Ground and sky are as bright as each likes; what is where is the same.
     for ours, theirs in pictures[::10]:
         assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("number", "seed", "weather"),
+    [
+        (2, 5, "rain"),
+        pytest.param(1, 2, "clear", marks=pytest.mark.slow),
+        pytest.param(0, 9, "overcast", marks=pytest.mark.slow),
+    ],
+)
+def test_an_episode_is_the_same_embedded_and_over_the_wire(number, seed, weather):
+    setting = scenario(number, networks=4, npcs=0, weather=weather)
+    with CarlaServer() as server:
+        config = CarlaConfig(host="127.0.0.1", ports=(server.port,))
+        there, here = CarlaWorld(config, server.port), RoadWorld()
+        wire, embedded = there.reset(setting, seed), here.reset(setting, seed)
+        try:
+            np.testing.assert_array_equal(wire.route.points, embedded.route.points)
+            assert (wire.town, wire.weather) == (embedded.town, embedded.weather)
+            pairs = [(embedded.frame, wire.frame)]
+            pairs += [(here.step(action), there.step(action)) for action in actions(seed)]
+        finally:
+            there.close()
+    assert_same_drive(
+        [state(ours.vehicle) for ours, _ in pairs], [state(w.vehicle) for _, w in pairs]
+    )
+    first = pairs[0][1]
+    for ours, theirs in pairs:
+        assert theirs.frame_id - first.frame_id == ours.frame_id
+        assert theirs.sim_time_s == pytest.approx(ours.sim_time_s, abs=1e-6)
+        assert (theirs.off_road, theirs.wrong_way) == (ours.off_road, ours.wrong_way)
+        assert theirs.lead_gap_m == ours.lead_gap_m == math.inf
 
 
 def gray(picture):
