@@ -124,8 +124,8 @@ def _driving_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"success         {found['success_rate']:.0%} (95 %: {low:.0%} to {high:.0%})"
     yield f"route completed {found['route_completion']:.0%}, {found['distance_km']:.2f} km in all"
     if "scores" in found:
-        score, version = found["scores"]["driving_score"], found["scores"]["leaderboard"]
-        yield f"driving score   {score:.1f} of 100 (CARLA leaderboard {version})"
+        score, version = found["scores"]["driving_score"], found["scores"]["penalties"]
+        yield f"driving score   {score:.1f} of 100 (CARLA {version})"
     yield f"collisions      {found['collisions_per_km']:.2f} per km"
     yield f"lane departures {found['lane_departures_per_km']:.2f} per km"
     yield f"off the centre  {found['lateral_deviation_m']:.2f} m"

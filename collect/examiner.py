@@ -38,8 +38,9 @@ class EvaluateConfig:
     """Processes; the scores do not depend on it."""
     seed: int = 0
     """Seed of the evaluation; the same seed meets the same roads."""
-    leaderboard: str = CURRENT
-    """Version of the CARLA leaderboard whose penalties give the driving score: 1.0, 2.0, 2.1."""
+    penalties: str = CURRENT
+    """Table of penalties of the driving score: leaderboard-1.0, leaderboard-2.0 or
+    leaderboard-2.1 of CARLA, see `avtd3.collect.leaderboard`."""
     scenario: ScenarioConfig = dataclasses.field(default_factory=ScenarioConfig)
     """Roads, traffic, weather and route."""
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
@@ -55,7 +56,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_world(self.world)
-        penalty_table(self.leaderboard)
+        penalty_table(self.penalties)
         check_number("episodes", self.episodes, minimum=1, maximum=1_000_000)
         check_number("workers", self.workers, minimum=1, maximum=256)
         check_number("seed", self.seed, maximum=MAX_SEED)
@@ -124,7 +125,7 @@ class Examiner:
             driver=episode.driver,
             end_reason=reason,
             drive=self._arena.measures(),
-            route=score_route(self._arena.events(), penalty_table(self._config.leaderboard)),
+            route=score_route(self._arena.events(), penalty_table(self._config.penalties)),
         )
 
 

@@ -54,7 +54,7 @@ class PenaltyTable:
     """One version of the leaderboard's penalties, for what we observe."""
 
     version: str
-    """The leaderboard's version."""
+    """The leaderboard's, as in ``leaderboard-2.1``."""
     coefficients: Mapping[str, float]
     """By infraction; the others cost nothing but what they cost in completion."""
     is_sum: bool
@@ -75,18 +75,18 @@ class PenaltyTable:
         return found * (1.0 - outside)
 
 
+_SUM = dict(zip(COLLISIONS, (1.0, 0.7, 0.6), strict=True))
 _PRODUCT = dict(zip(COLLISIONS, (0.5, 0.6, 0.65), strict=True))
 TABLES: Mapping[str, PenaltyTable] = {
-    "1.0": PenaltyTable(version="1.0", coefficients=_PRODUCT, is_sum=False),
-    "2.0": PenaltyTable(version="2.0", coefficients=_PRODUCT, is_sum=False),
-    "2.1": PenaltyTable(
-        version="2.1",
-        coefficients=dict(zip(COLLISIONS, (1.0, 0.7, 0.6), strict=True)),
-        is_sum=True,
-    ),
+    table.version: table
+    for table in (
+        PenaltyTable(version="leaderboard-1.0", coefficients=_PRODUCT, is_sum=False),
+        PenaltyTable(version="leaderboard-2.0", coefficients=_PRODUCT, is_sum=False),
+        PenaltyTable(version="leaderboard-2.1", coefficients=_SUM, is_sum=True),
+    )
 }
-"""The published tables. 1.0 and 2.0 differ only in what our worlds do not observe."""
-CURRENT = "2.1"
+"""The published tables by version. 1.0 and 2.0 differ only in what our worlds do not observe."""
+CURRENT = "leaderboard-2.1"
 
 
 def penalty_table(version: str) -> PenaltyTable:
@@ -96,7 +96,7 @@ def penalty_table(version: str) -> PenaltyTable:
         ConfigError: There is none of this version.
     """
     if version not in TABLES:
-        raise ConfigError(f"leaderboard is {version!r}, expected one of: {', '.join(TABLES)}")
+        raise ConfigError(f"penalties is {version!r}, expected one of: {', '.join(TABLES)}")
     return TABLES[version]
 
 
@@ -216,7 +216,7 @@ def summarise_routes(scores: Sequence[RouteScore]) -> dict[str, Any]:
     km = max(sum(score.driven_km for score in scores), _LEAST_KM)
     count = len(scores)
     return {
-        "leaderboard": scores[0].version,
+        "penalties": scores[0].version,
         "episodes": count,
         "driving_score": sum(score.driving_score for score in scores) / count,
         "completion_percent": sum(score.completion for score in scores) / count,

@@ -19,6 +19,7 @@ from avtd3.configs.console import interruptible, progress, say
 from avtd3.configs.inspect_drift import Comparison, parse_share
 from avtd3.configs.inspect_episode import EpisodeFiles, show_episode
 from avtd3.configs.inspect_estimate import show_estimate
+from avtd3.configs.inspect_scores import judge, page_section
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ def replay_inspect(
         bool,
         typer.Option("--estimate", help="Bytes per step of the dataset, or of --config, instead."),
     ] = False,
+    scores: Annotated[
+        bool,
+        typer.Option("--scores", help="Driving scores, computed again from the stored events."),
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the audit as one HTML page.")] = None,
     episode: Annotated[
         str | None,
@@ -83,7 +88,7 @@ def replay_inspect(
     if not datasets:
         raise ConfigError("replay-inspect needs a dataset: name one or more directories")
     files = EpisodeFiles(sheet=sheet, gif=gif, mp4=mp4)
-    files.check(episode, html, filter_ or ())
+    files.check(episode, html, filter_ or (), scores=scores)
     if episode is not None:
         show_episode(datasets, episode, files, among=filter_ or (), as_json=as_json)
         return
@@ -107,16 +112,23 @@ def replay_inspect(
             should_stop=should_stop,
             on_progress=draw,
         )
+        judged = [judge(comparison.datasets, config, set_, should_stop)] if scores else []
     drifts = comparison.drifts(report)
     if html is not None:
         from avtd3.store.page.page import write_page
 
-        write_page(report, html, drifts=drifts, compared=comparison.names)
+        more = [page_section(found) for found in judged]
+        write_page(report, html, drifts=drifts, compared=comparison.names, more=more)
         say(f"wrote {html}")
     moved, moved_text = _quarantine(report, wanted=quarantine, dry_run=dry_run)
-    text = "\n".join([render(report), *comparison.text(drifts), *moved_text])
-    found = {"quarantined": moved, "drift": [drift.document() for drift in drifts]}
-    answer(report.document() | found, as_json, text)
+    told = [found.summary() for found in judged]
+    text = "\n".join([render(report), *told, *comparison.text(drifts), *moved_text])
+    document = report.document() | {
+        "quarantined": moved,
+        "drift": [drift.document() for drift in drifts],
+        "scores": next((found.document() for found in judged), None),
+    }
+    answer(document, as_json, text)
     if report.verdict != "ok":
         raise typer.Exit(EXIT_NO)
 

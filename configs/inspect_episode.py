@@ -27,21 +27,26 @@ class EpisodeFiles:
     mp4: Path | None = None
     """A film."""
 
-    def check(self, episode: str | None, html: Path | None, among: Sequence[str]) -> None:
+    def check(
+        self, episode: str | None, html: Path | None, among: Sequence[str], *, scores: bool
+    ) -> None:
         """Refuse what does not go together, before anything is read.
 
         Args:
             episode: The episode to show, or None.
             html: Where to write the audit as a page, or None.
             among: Filters of episodes.
+            scores: Whether driving scores are asked for.
 
         Raises:
-            ConfigError: Pictures or filters without an episode, or a page of one.
+            ConfigError: Pictures or filters without an episode, or a page or the scores of one.
         """
         if episode is None and among:
             raise ConfigError("--filter narrows what --episode chooses from: add --episode worst")
         if episode is not None and html is not None:
             raise ConfigError("--html shows a whole audit, --episode one episode: give one of them")
+        if episode is not None and scores:
+            raise ConfigError("--scores judges all episodes, --episode shows one: give one of them")
         for name in ("sheet", "gif", "mp4"):
             if episode is None and getattr(self, name) is not None:
                 raise ConfigError(f"--{name} shows one episode: name it, as in --episode worst")

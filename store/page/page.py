@@ -25,7 +25,12 @@ MAX_OFFENDERS = 10
 
 
 def write_page(
-    report: AuditReport, path: Path, *, drifts: Sequence[Drift] = (), compared: Sequence[str] = ()
+    report: AuditReport,
+    path: Path,
+    *,
+    drifts: Sequence[Drift] = (),
+    compared: Sequence[str] = (),
+    more: Sequence[tuple[str, Markup]] = (),
 ) -> None:
     """Write an audit as a page, with frames of a few of its episodes.
 
@@ -34,13 +39,14 @@ def write_page(
         path: The file, replaced atomically.
         drifts: What was measured between two parts of the data, if anything.
         compared: What these two parts are called.
+        more: Title and content of further sections.
 
     Raises:
         StorageError: The file cannot be written.
     """
     reels = pick_reels([Path(dataset.path) for dataset in report.datasets])
     made = datetime.datetime.now(datetime.UTC)
-    page = render_page(report, reels, made=made, drifts=drifts, compared=compared)
+    page = render_page(report, reels, made=made, drifts=drifts, compared=compared, more=more)
     write_aside(path, page.encode())
 
 
@@ -51,6 +57,7 @@ def render_page(
     made: datetime.datetime,
     drifts: Sequence[Drift] = (),
     compared: Sequence[str] = (),
+    more: Sequence[tuple[str, Markup]] = (),
 ) -> str:
     """An audit as HTML.
 
@@ -60,6 +67,7 @@ def render_page(
         made: When the audit was made.
         drifts: What was measured between two parts of the data, if anything.
         compared: What these two parts are called.
+        more: Title and content of further sections.
     """
     names = ", ".join(dataset.path for dataset in report.datasets) or "nothing"
     title = f"Audit of {names}"
@@ -68,7 +76,7 @@ def render_page(
         section("Checks", _checks(report)),
         section("Drift", drift_section(drifts, compared)) if drifts else "",
         section("What the camera saw", _reels(reels)) if reels else "",
-        [section(name, content) for name, content in data_sections(report)],
+        [section(name, content) for name, content in (*more, *data_sections(report))],
     )
     return html_page(title, _header(report, title, made), main, _footer(report))
 

@@ -168,7 +168,7 @@ def test_driving_the_stored_actions_again_gives_the_stored_events(tmp_path):
             for action in actions[start : start + int(table.length[number])]:
                 arena.step(action)
             assert arena.events() == stored.of_episode(number)
-            score = score_route(stored.of_episode(number), TABLES["2.1"])
+            score = score_route(stored.of_episode(number), TABLES["leaderboard-2.1"])
             assert score is not None
             is_goal = table.end_reason[number] == "goal"
             assert (score.completion == 100.0) == is_goal
@@ -179,9 +179,9 @@ def test_an_examination_has_a_score_for_each_episode():
     examiner = Examiner(arena, EvaluateConfig(scenario=SHORT), "random")
     score = examiner.score(0, lambda: False)
     assert score is not None
-    assert score.route == score_route(arena.events(), TABLES["2.1"])
-    again = dataclasses.replace(EvaluateConfig(scenario=SHORT), leaderboard="2.0")
+    assert score.route == score_route(arena.events(), TABLES["leaderboard-2.1"])
+    again = dataclasses.replace(EvaluateConfig(scenario=SHORT), penalties="leaderboard-2.0")
     old = Examiner(arena, again, "random").score(0, lambda: False)
     assert old is not None
     assert old.route is not None
-    assert old.route.version == "2.0"
+    assert old.route.version == "leaderboard-2.0"

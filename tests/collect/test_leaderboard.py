@@ -27,7 +27,7 @@ def drive(*events, length=200.0, done=100.0):
     return (event("route", length), *events, event("completion", done, step=99))
 
 
-def score(*events, version="2.1", **way):
+def score(*events, version="leaderboard-2.1", **way):
     found = score_route(drive(*events, **way), penalty_table(version))
     assert found is not None
     return found
@@ -53,14 +53,14 @@ def test_the_published_coefficients():
         ("vehicle", 0.7, 0.6),
     ):
         assert score(hit(subject)).penalty == pytest.approx(1.0 / (1.0 + added))
-        assert score(hit(subject), version="1.0").penalty == pytest.approx(factor)
-        assert score(hit(subject), version="2.0").penalty == pytest.approx(factor)
+        assert score(hit(subject), version="leaderboard-1.0").penalty == pytest.approx(factor)
+        assert score(hit(subject), version="leaderboard-2.0").penalty == pytest.approx(factor)
 
 
 def test_several_infractions_by_hand():
     blows = [hit("vehicle.a"), hit("vehicle.b", x=50.0), hit("static.pole", x=100.0)]
     assert score(*blows).penalty == pytest.approx(1.0 / (1.0 + 0.7 + 0.7 + 0.6))
-    assert score(*blows, version="2.0").penalty == pytest.approx(0.6 * 0.6 * 0.65)
+    assert score(*blows, version="leaderboard-2.0").penalty == pytest.approx(0.6 * 0.6 * 0.65)
     assert score(*blows).infractions["collisions_vehicle"] == 2
 
 
@@ -114,7 +114,7 @@ def test_ends_are_counted_and_cost_nothing_but_the_way():
     ],
 )
 def test_episodes_without_a_record_have_no_score(events):
-    assert score_route(events, TABLES["2.1"]) is None
+    assert score_route(events, TABLES["leaderboard-2.1"]) is None
 
 
 def test_unknown_kinds_are_passed_over():
@@ -123,7 +123,7 @@ def test_unknown_kinds_are_passed_over():
 
 def test_all_together_are_means_and_rates_by_the_kilometre():
     found = summarise_routes([score(hit("vehicle")), score(done=200.0), score()])
-    assert found["leaderboard"] == "2.1"
+    assert found["penalties"] == "leaderboard-2.1"
     assert found["driving_score"] == pytest.approx((50.0 / 1.7 + 100.0 + 50.0) / 3)
     assert found["completion_percent"] == pytest.approx(200.0 / 3)
     assert found["infraction_penalty"] == pytest.approx((1.0 / 1.7 + 2.0) / 3)
@@ -146,8 +146,8 @@ def test_every_table_prices_every_collision_between_nothing_and_all():
 
 
 def test_an_unknown_version_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"leaderboard is '3', expected one of: 1\.0, 2\.0, 2\.1"):
-        EvaluateConfig(leaderboard="3")
+    with pytest.raises(ConfigError, match=r"penalties is '3', expected one of: leaderboard-1\.0"):
+        EvaluateConfig(penalties="3")
 
 
 def test_an_evaluation_tells_the_leaderboards_scores():
@@ -155,9 +155,10 @@ def test_an_evaluation_tells_the_leaderboards_scores():
     config = EvaluateConfig(scenario=setting, episodes=3)
     expert = evaluate("expert", config, open_world=open_point_world)
     found = expert.document()["scores"]
-    assert (found["driving_score"], found["leaderboard"], found["episodes"]) == (100.0, "2.1", 3)
+    assert (found["driving_score"], found["episodes"]) == (100.0, 3)
+    assert found["penalties"] == "leaderboard-2.1"
     assert expert.document()["rows"][0]["driving_score"] == 100.0
-    assert "driving score   100.0 of 100 (CARLA leaderboard 2.1)" in expert.summary()
+    assert "driving score   100.0 of 100 (CARLA leaderboard-2.1)" in expert.summary()
     chance = evaluate("random", config, open_world=open_point_world).document()
     assert chance["scores"]["driving_score"] < found["driving_score"]
     for row in chance["rows"]:
