@@ -39,7 +39,8 @@ p { margin: 0 0 12px; max-width: 75ch; overflow-wrap: anywhere; }
 .keys div { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
   padding: 12px 16px; }
 .keys dt { color: var(--soft); font-size: 14px; }
-.keys dd { margin: 0; font-size: 24px; font-weight: 650; line-height: 1.3; }
+.keys dd { margin: 0; font-size: 24px; font-weight: 650; line-height: 1.3;
+  overflow-wrap: anywhere; }
 .keys dd.note { font-size: 14px; font-weight: 400; margin: 0; }
 .scroll { overflow-x: auto; }
 .scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--bar); outline-offset: 2px; }

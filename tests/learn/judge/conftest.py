@@ -32,7 +32,7 @@ def write_run() -> WriteRun:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_foreign() -> WriteRun:
     """Write an event file as torch's SummaryWriter does: a record for each scalar."""
 
