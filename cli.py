@@ -12,23 +12,28 @@ from typing import Annotated, Any
 import typer
 
 from avtd3.configs.command_line import (
+    EXIT_ENVIRONMENT,
     EXIT_NO,
     ConfigOption,
     FilterOption,
+    HostOption,
     JsonOption,
+    PortsOption,
+    ServerCommandOption,
     SetOption,
     answer,
+    at_servers,
     replace,
     section,
 )
 from avtd3.configs.console import interruptible, progress, say
+from avtd3.configs.doctor_command import app as doctor_app
 from avtd3.configs.gate_commands import compare, gate
 from avtd3.configs.inspect_command import replay_inspect
 from avtd3.configs.store_commands import app as store_app
 from avtd3.store.errors import Avtd3Error, StorageError, TrainingHalted, WorldError
 
 EXIT_USAGE = 2
-EXIT_ENVIRONMENT = 3
 
 app = typer.Typer(
     name="avtd3",
@@ -39,10 +44,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-WorldOption = Annotated[str | None, typer.Option("--world", help="road, or gym:ID of Gymnasium.")]
+WorldOption = Annotated[
+    str | None, typer.Option("--world", help="road, carla, or gym:ID of Gymnasium.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes; on CARLA one for each port.")
+]
 ScenarioFileOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Routes to drive by turns: YAML, or leaderboard route XML."),
+]
+TownOption = Annotated[
+    str | None, typer.Option(help="An .xodr file to drive on, or a map of CARLA: Town01.")
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 
@@ -85,12 +98,15 @@ def collect(
         str | None, typer.Option(help="expert, random, policy, or SHARE:DRIVER,...")
     ] = None,
     policies: Annotated[Path | None, typer.Option(help="Where policies are published.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    workers: WorkersOption = None,
+    host: HostOption = None,
+    port: PortsOption = None,
+    server_command: ServerCommandOption = None,
     seed: SeedOption = None,
     scenario: Annotated[int | None, typer.Option(min=0, help="Number of the scenario.")] = None,
     scenario_file: ScenarioFileOption = None,
     npcs: Annotated[int | None, typer.Option(min=0, help="Other vehicles.")] = None,
-    town: Annotated[str | None, typer.Option(help="An .xodr file to drive on.")] = None,
+    town: TownOption = None,
     random_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of the plan driven at random first.")
     ] = None,
@@ -108,6 +124,7 @@ def collect(
     settings = section("collect", config, set_)
     lead = replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
     settings = replace(settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead)
+    settings = at_servers(settings, host, port, server_command)
     settings = _replace_scenario(
         settings, number=scenario, file=scenario_file, npcs=npcs, town=town
     )
@@ -175,6 +192,7 @@ app.command(name="replay-inspect")(replay_inspect)
 app.command()(gate)
 app.command()(compare)
 app.add_typer(store_app, name="store")
+app.add_typer(doctor_app, name="doctor")
 
 
 @app.command()
@@ -182,12 +200,15 @@ def evaluate(
     policy: Annotated[str, typer.Argument(help="Policy file or directory, or a driver's name.")],
     world: WorldOption = None,
     episodes: Annotated[int | None, typer.Option(min=1, help="Held-out episodes.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    workers: WorkersOption = None,
+    host: HostOption = None,
+    port: PortsOption = None,
+    server_command: ServerCommandOption = None,
     seed: SeedOption = None,
     scenario: Annotated[int | None, typer.Option(min=0, help="Number of the scenario.")] = None,
     scenario_file: ScenarioFileOption = None,
     npcs: Annotated[int | None, typer.Option(min=0, help="Other vehicles.")] = None,
-    town: Annotated[str | None, typer.Option(help="An .xodr file to drive on.")] = None,
+    town: TownOption = None,
     gif: Annotated[Path | None, typer.Option(help="Animate the first episode here.")] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -198,6 +219,7 @@ def evaluate(
 
     settings = section("evaluate", config, set_)
     settings = replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
+    settings = at_servers(settings, host, port, server_command)
     settings = _replace_scenario(
         settings, number=scenario, file=scenario_file, npcs=npcs, town=town
     )

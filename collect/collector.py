@@ -26,12 +26,20 @@ from avtd3.collect.progress import CollectProgress, CollectReport, Tally
 from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.task import TaskConfig
-from avtd3.collect.worlds import RoadConfig, WorldFactory, check_world, open_arena, open_world
+from avtd3.collect.worlds import (
+    CarlaConfig,
+    RoadConfig,
+    WorldFactory,
+    check_world,
+    count_workers,
+    open_arena,
+    open_world,
+)
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.store.writer import WriterConfig
 
-_DRIVING_KEYS = ("world", "road", "task", "expert", "seed")
+_DRIVING_KEYS = ("world", "task", "expert", "seed")
 _GYM_KEYS = ("world", "gym", "seed")
 """Settings that shape the data beside the scenario and the mixture, which are resolved first."""
 _NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9]+")
@@ -42,13 +50,14 @@ class CollectConfig:
     """Everything that a collection depends on."""
 
     world: str = "road"
-    """Simulator: ``road``, or ``gym:ID`` for a Gymnasium environment."""
+    """Simulator: ``road``, ``carla``, or ``gym:ID`` for a Gymnasium environment."""
     driver: str = "expert"
     """Who drives: a driver or a mixture, see `avtd3.collect.drivers`."""
     steps: int = 10_000
     """Steps to collect when neither steps, episodes nor seconds are asked for."""
-    workers: int = 1
-    """Processes; each drives a world of its own."""
+    workers: int | None = None
+    """Processes; each drives a world of its own. None: one, or one for each port of CARLA, which
+    are also the most."""
     seed: int = 0
     """Seed of the plan; two machines that collect into one dataset need two seeds."""
     exploration_noise: float = 0.1
@@ -70,16 +79,17 @@ class CollectConfig:
     """The embedded world."""
     gym: GymConfig = dataclasses.field(default_factory=GymConfig)
     """Gymnasium environments."""
+    carla: CarlaConfig = dataclasses.field(default_factory=CarlaConfig)
+    """CARLA servers."""
     recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
     """What becomes of simulators that are lost."""
     writer: WriterConfig = dataclasses.field(default_factory=WriterConfig)
     """Codec and size of the segments."""
 
     def __post_init__(self) -> None:
-        check_world(self.world)
+        check_world(self)
         Mixture.parse(self.driver)
         check_number("steps", self.steps, minimum=1)
-        check_number("workers", self.workers, minimum=1, maximum=256)
         check_number("seed", self.seed, maximum=MAX_SEED)
         check_number("exploration_noise", self.exploration_noise, maximum=2.0)
         check_number("min_free_mb", self.min_free_mb)
@@ -99,6 +109,10 @@ class CollectConfig:
         if self.world.startswith(GYM):
             return {**plan, **{key: document[key] for key in _GYM_KEYS}}
         plan["scenario"] = self.scenario.plan_document()
+        if self.world == "carla":
+            plan["carla"] = self.carla.plan_document()
+        else:
+            plan["road"] = document["road"]
         return {**plan, **{key: document[key] for key in _DRIVING_KEYS}}
 
 
@@ -166,6 +180,7 @@ def collect(
             f"{config.seed}); use --resume to go on with it, or another --seed for new episodes"
         )
     opened.clean_staging()
+    workers = count_workers(config)
 
     def is_over() -> bool:
         late = seconds is not None and time.monotonic() - started_s >= seconds
@@ -192,19 +207,19 @@ def collect(
                 held=frozenset(held),
                 held_steps=sum(held.values()),
                 worker=worker,
-                workers=config.workers,
+                workers=workers,
             ),
             policies=policies,
             open_world=open_world,
         )
-        for worker in range(config.workers)
+        for worker in range(workers)
     ]
     tally = Tally.total(_run(jobs, is_over, show))
     return CollectReport(
         dataset=str(dataset),
         tally=tally,
         seconds=time.monotonic() - started_s,
-        workers=config.workers,
+        workers=workers,
         held_steps=sum(held.values()),
         interrupted=should_stop(),
         plan_digest=plan_digest,

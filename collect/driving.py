@@ -57,7 +57,7 @@ class DrivingArena:
     def simulator(self) -> str:
         """What simulates, with versions."""
         parts = [self.name, f"avtd3 {importlib.metadata.version('avtd3')}"]
-        if self.name == "road":
+        if self.name in ("road", "carla"):
             parts.append(f"carla {importlib.metadata.version('carla')}")
         return ", ".join(parts)
 

@@ -14,7 +14,7 @@ from typing import Any
 from avtd3.collect.examiner import EvaluateConfig, Examiner, one_thread
 from avtd3.collect.recovery import Recovery, Skipped, tell_skipped
 from avtd3.collect.scores import EpisodeScore, summarise
-from avtd3.collect.worlds import WorldFactory, open_arena, open_world
+from avtd3.collect.worlds import WorldFactory, count_workers, open_arena, open_world
 from avtd3.store.errors import WorldLost
 
 __all__ = [
@@ -198,16 +198,16 @@ def evaluate(
                 film(arena, examiner.begin(0), gif)
     finally:
         arena.close()
-    every = range(config.episodes)
+    every, workers = range(config.episodes), min(count_workers(config), config.episodes)
     jobs = [
         Job(
             worker=worker,
             config=config,
             subject=examiner.subject,
-            indices=tuple(every[worker :: config.workers]),
+            indices=tuple(every[worker::workers]),
             open_world=open_world,
         )
-        for worker in range(min(config.workers, config.episodes))
+        for worker in range(workers)
     ]
 
     def show(parts: list[Part | None]) -> None:

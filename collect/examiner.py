@@ -18,7 +18,7 @@ from avtd3.collect.rollout import Rollout, Transition
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.scores import EpisodeScore, Scorer
 from avtd3.collect.task import TaskConfig
-from avtd3.collect.worlds import RoadConfig, check_world
+from avtd3.collect.worlds import CarlaConfig, RoadConfig, check_world
 from avtd3.store.errors import CheckpointError, ConfigError
 from avtd3.store.spec import EpisodeSpec
 
@@ -31,11 +31,12 @@ class EvaluateConfig:
     """Everything that an evaluation depends on, apart from who drives."""
 
     world: str = "road"
-    """Simulator: ``road``, or ``gym:ID`` for a Gymnasium environment."""
+    """Simulator: ``road``, ``carla``, or ``gym:ID`` for a Gymnasium environment."""
     episodes: int = 20
     """Held-out episodes."""
-    workers: int = 1
-    """Processes; the scores do not depend on it."""
+    workers: int | None = None
+    """Processes; the scores do not depend on it. None: one, or one for each port of CARLA, which
+    are also the most."""
     seed: int = 0
     """Seed of the evaluation; the same seed meets the same roads."""
     penalties: str = CURRENT
@@ -51,14 +52,15 @@ class EvaluateConfig:
     """The embedded world."""
     gym: GymConfig = dataclasses.field(default_factory=GymConfig)
     """Gymnasium environments."""
+    carla: CarlaConfig = dataclasses.field(default_factory=CarlaConfig)
+    """CARLA servers."""
     recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
     """What becomes of simulators that are lost."""
 
     def __post_init__(self) -> None:
-        check_world(self.world)
+        check_world(self)
         penalty_table(self.penalties)
         check_number("episodes", self.episodes, minimum=1, maximum=1_000_000)
-        check_number("workers", self.workers, minimum=1, maximum=256)
         check_number("seed", self.seed, maximum=MAX_SEED)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from avtd3.collect.arena import Arena
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.checks import check_number
 from avtd3.collect.driving import DrivingArena
 from avtd3.collect.expert import ExpertConfig
 from avtd3.collect.gym_world import GYM, GymConfig, open_gym
@@ -15,16 +17,19 @@ from avtd3.store.errors import ConfigError
 
 __all__ = [
     "WORLDS",
+    "CarlaConfig",
     "RoadConfig",
     "WorldFactory",
     "WorldSettings",
     "check_world",
+    "count_workers",
     "open_arena",
     "open_world",
 ]
 
-WORLDS = ("road",)
+WORLDS = ("road", "carla")
 """Names of the driving worlds of this version."""
+_MAX_WORKERS = 256
 
 
 class WorldSettings(Protocol):
@@ -60,23 +65,44 @@ class WorldSettings(Protocol):
         """Gymnasium environments."""
         ...
 
+    @property
+    def carla(self) -> CarlaConfig:
+        """CARLA servers."""
+        ...
+
+    @property
+    def workers(self) -> int | None:
+        """Processes; None for one, or one for each CARLA server."""
+        ...
+
 
 WorldFactory = Callable[[WorldSettings, int], World]
 """``(settings, worker) -> World`` for the worker of this number, from 0; a function of a module, so
 that worker processes can call it."""
 
 
-def check_world(name: str) -> None:
-    """Refuse a world that cannot exist.
+def check_world(settings: WorldSettings) -> None:
+    """Refuse a world that cannot exist, and a number of workers that cannot be.
 
     Raises:
-        ConfigError: There is none of this name.
+        ConfigError: There is no world of this name, or the number is out of bounds.
     """
+    name = settings.world
     if name not in WORLDS and not (name.startswith(GYM) and name.removeprefix(GYM).strip()):
         raise ConfigError(
             f"world is {name!r}, expected one of: {', '.join(WORLDS)}, or {GYM}ID with the name of "
             f"a Gymnasium environment, such as {GYM}Hopper-v5"
         )
+    if settings.workers is not None:
+        check_number("workers", settings.workers, minimum=1, maximum=_MAX_WORKERS)
+
+
+def count_workers(settings: WorldSettings) -> int:
+    """How many processes drive: on CARLA never more than there are servers."""
+    if settings.world != "carla":
+        return settings.workers or 1
+    servers = len(settings.carla.ports)
+    return min(settings.workers or servers, servers)
 
 
 def open_world(settings: WorldSettings, worker: int) -> World:
@@ -84,10 +110,19 @@ def open_world(settings: WorldSettings, worker: int) -> World:
 
     Args:
         settings: Which world, and how.
-        worker: Number of the worker that drives there, from 0.
+        worker: Number of the worker that drives there, from 0; each has a CARLA server of its own.
+
+    Raises:
+        WorldError: There is no such program as the server's command.
     """
     assert settings.world in WORLDS, "settings are checked"
-    return RoadWorld(settings.road)
+    if settings.world == "road":
+        return RoadWorld(settings.road)
+    from avtd3.collect.carla.simulator import Simulator
+    from avtd3.collect.carla.world import CarlaWorld
+
+    port = settings.carla.port_of(worker)
+    return CarlaWorld(settings.carla, port, Simulator.configured(settings.carla, port))
 
 
 def open_arena(

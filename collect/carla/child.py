@@ -16,10 +16,17 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from avtd3.collect.carla.checkup import Checkup
+from avtd3.collect.carla.doctor import CHECKS
 from avtd3.collect.carla.session import Session
 from avtd3.store.errors import Avtd3Error
 
-COMMANDS = ("open", "reset", "step", "surroundings", "close")
+COMMANDS = {
+    "session": ("open", "reset", "step", "surroundings", "close"),
+    "checkup": (*CHECKS, "close"),
+}
+"""What may be asked, by the work that the parent chose: episodes, or an examination."""
+_WORKERS: dict[str, type[Session] | type[Checkup]] = {"session": Session, "checkup": Checkup}
 _LOOK_S = 0.5
 
 
@@ -35,24 +42,26 @@ def main(descriptor: int, parent: int) -> None:
     faulthandler.enable()
     pipe: Connection[Any, Any] = Connection(descriptor)
     try:
-        config, port = pipe.recv()
+        work, config, port = pipe.recv()
     except EOFError:
         return
     watcher = threading.Thread(target=_watch, args=(parent, config.step_timeout_s), daemon=True)
     watcher.start()
-    session = Session(config, port, lambda *told: pipe.send(("phase", told)))
+    session = _WORKERS[work](config, port, lambda *told: pipe.send(("phase", told)))
     try:
-        while _serve(session, pipe):
+        while _serve(session, COMMANDS[work], pipe):
             pass
     except (EOFError, OSError):  # the parent is gone
         session.server.mute()
         session.close()
 
 
-def _serve(session: Session, pipe: "Connection[Any, Any]") -> bool:
+def _serve(
+    session: Session | Checkup, commands: tuple[str, ...], pipe: "Connection[Any, Any]"
+) -> bool:
     """Answer one command; whether there may be more."""
     name, arguments = pipe.recv()
-    assert name in COMMANDS, "the parent asks for what there is"
+    assert name in commands, "the parent asks for what there is"
     try:
         answer = getattr(session, name)(*arguments)
     except Avtd3Error as error:

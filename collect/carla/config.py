@@ -1,6 +1,7 @@
 """`CarlaConfig`: which CARLA server, which car and camera, and how long to wait for what."""
 
 import dataclasses
+from typing import Any
 
 from avtd3.collect.checks import check_number, check_positive
 from avtd3.store.errors import ConfigError
@@ -32,6 +33,16 @@ CARLA_WEATHERS = (
 )
 """Presets of ``carla.WeatherParameters``, version 0.9.16."""
 _LARGEST_PICTURE = 4096
+_SHAPE_THE_DATA = (
+    "vehicle",
+    "control_period_s",
+    "camera",
+    "weather",
+    "start_speed_mps",
+    "start_lateral_m",
+    "start_heading_deg",
+    "settle_s",
+)
 _THIS_MACHINE = ("localhost", "127.0.0.1")
 
 
@@ -186,3 +197,8 @@ class CarlaConfig:
     def port_of(self, worker: int) -> int:
         """The port of a worker's server; workers beyond the ports share them in turn."""
         return self.ports[worker % len(self.ports)]
+
+    def plan_document(self) -> dict[str, Any]:
+        """The settings that shape the data, as JSON values; servers and waiting times do not."""
+        document = dataclasses.asdict(self)
+        return {name: document[name] for name in _SHAPE_THE_DATA}

@@ -114,7 +114,9 @@ class Server:
                 raise WorldLost(
                     f"no CARLA server at {self.where}: {problem} ({tries} tries in {spent_s:.0f} "
                     f"s); start one with ./CarlaUE4.sh -RenderOffScreen -carla-rpc-port="
-                    f"{self.port}, or give its --host and --port"
+                    f"{self.port}, or give its --host and --port",
+                    # A server of our own is started anew before the next try.
+                    "server_lost" if config.server_command else "server_away",
                 )
             time.sleep(pause_s)
             pause_s = min(2.0 * pause_s, config.backoff_max_s)

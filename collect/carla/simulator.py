@@ -14,7 +14,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
+from avtd3.collect.carla.config import CarlaConfig
 from avtd3.store.errors import WorldError, WorldLost
 
 _HOST = "127.0.0.1"
@@ -62,6 +64,23 @@ class Simulator:
         self.pid: int | None = None
         """Process id of the running server, by which it is known; None if none runs."""
 
+    @classmethod
+    def configured(cls, config: CarlaConfig, port: int) -> Self | None:
+        """The simulator of a configuration; None if servers run already.
+
+        Raises:
+            WorldError: There is no such program.
+        """
+        if not config.server_command:
+            return None
+        return cls(
+            config.server_command,
+            port,
+            start_timeout_s=config.server_start_s,
+            recycle_episodes=config.recycle_episodes,
+            max_memory_mb=config.server_memory_mb,
+        )
+
     def ensure(self) -> None:
         """Have a server that listens; a fresh one if the last one died or is to be replaced.
 
@@ -69,7 +88,8 @@ class Simulator:
             WorldLost: It ended at once, or does not listen in time.
             WorldError: Somebody else's server has the port.
         """
-        if self.is_spent or (self._keeper is not None and self._keeper.poll() is not None):
+        # The keeper takes a moment to notice an end; the port is closed at once.
+        if self._keeper is not None and (self.is_spent or not _listens(self._port)):
             self._stop()
         if self._keeper is None:
             self._start()

@@ -29,9 +29,10 @@ class Child:
     Args:
         config: The settings.
         port: The server's RPC port.
+        work: What it does with the server, one of `avtd3.collect.carla.child.COMMANDS`.
     """
 
-    def __init__(self, config: CarlaConfig, port: int) -> None:
+    def __init__(self, config: CarlaConfig, port: int, work: str = "session") -> None:
         self._config, self._where = config, f"{config.host}:{port}"
         self._doing = "start"
         ours, theirs = socket.socketpair()
@@ -48,7 +49,7 @@ class Child:
                 env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
             )
             self._pipe: Connection[Any, Any] = Connection(ours.detach())
-        self._pipe.send((config, port))
+        self._pipe.send((work, config, port))
 
     @property
     def pid(self) -> int:
@@ -59,7 +60,7 @@ class Child:
         """Have a command done.
 
         Args:
-            name: One of `avtd3.collect.carla.child.COMMANDS`.
+            name: One of the commands of its work, see `avtd3.collect.carla.child.COMMANDS`.
             arguments: What it takes.
             limit_s: Seconds for an answer, or for the next phase; None for the step's limit.
 
@@ -120,6 +121,8 @@ class Child:
 
     def end(self, limit_s: float) -> bool:
         """Have it close its session and leave; whether the server is as it was found."""
+        if self._pipe.closed:
+            return False  # it crashed, or was killed
         try:
             is_clean = bool(self.ask("close", limit_s=limit_s))
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,0 +1,228 @@
+"""`Checkup`: the checks of `avtd3 doctor carla`, done inside the child process."""
+
+import itertools
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.carla.car import Car
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.doctor import FAILED, OK, WARNING, Finding
+from avtd3.collect.carla.sensors import Sensors
+from avtd3.collect.carla.server import ROLE, Phase, Server, Settings
+from avtd3.collect.road.mounting import draw_mounting
+from avtd3.collect.road.opening import Start
+from avtd3.store.errors import WorldLost
+
+Seen = tuple[Finding, NDArray[np.uint8] | None]
+"""A finding, and the picture that belongs to it: uint8 (1, H, W)."""
+
+_STEPS = 20
+_SPEED_STEPS, _SPEED_S = 200, 5.0
+_PLACES = 10
+_LISTEN_S = 1.0
+_FLAT = 1.0
+
+
+class Checkup:
+    """Checks of one server, in the order of `avtd3.collect.carla.doctor.CHECKS`.
+
+    Args:
+        config: The settings that episodes would be driven with.
+        port: The server's RPC port.
+        phase: Told before whatever may block.
+    """
+
+    def __init__(self, config: CarlaConfig, port: int, phase: Phase) -> None:
+        self.server = Server(config, port, phase)
+        self._period_s = config.control_period_s
+        self._found: Settings | None = None
+        self._car: Car | None = None
+        self._sensors: Sensors | None = None
+
+    def connection(self) -> Seen:
+        """Is there a server, of the client's version?
+
+        Raises:
+            WorldLost: There is none, or it does not answer.
+            WorldError: It is of another version.
+        """
+        begun_s = time.monotonic()
+        self.server.connect()
+        took_s = time.monotonic() - begun_s
+        version = self.server.client.get_server_version()
+        return _well("connection", f"answers after {took_s:.1f} s; version {version}, as ours")
+
+    def use(self) -> Seen:
+        """Is the server free for us?
+
+        Raises:
+            WorldLost: It does not answer.
+        """
+        server = self.server
+        found = server.settings()
+        if found["synchronous_mode"] and self._hears_a_tick():
+            return _finding(
+                "use",
+                FAILED,
+                "somebody else drives here: the server is in synchronous mode and being ticked",
+                "end the other client, or start another server and give its --port",
+            )
+        self._found = found
+        left = self._count_left()
+        if left:
+            mend = "the next avtd3 collect removes them"
+            return _finding("use", WARNING, f"{left} actors are left of a crashed run", mend)
+        if found["synchronous_mode"]:
+            return _finding(
+                "use",
+                WARNING,
+                "the server was left in synchronous mode, and stands still",
+                "avtd3 drives all the same; other programs need it reset: start it again",
+            )
+        return _well("use", "free: asynchronous, nothing of ours is left on it")
+
+    def _hears_a_tick(self) -> bool:
+        self.server.phase("wait whether somebody ticks it", _LISTEN_S)
+        try:
+            self.server.world.wait_for_tick(_LISTEN_S)
+        except RuntimeError:
+            return False
+        return True
+
+    def _count_left(self) -> int:
+        server = self.server
+        with server.asking("list its actors"):
+            world = server.world
+            if world.get_settings().synchronous_mode:
+                world.tick(server.config.timeout_s)
+            actors = list(world.get_actors())
+        return sum(actor.attributes.get("role_name") == ROLE for actor in actors)
+
+    def map(self) -> Seen:
+        """Are there roads, and places for cars?
+
+        Raises:
+            WorldLost: It does not answer.
+        """
+        server = self.server
+        with server.asking("give its map", limit_s=server.config.load_timeout_s):
+            found = server.world.get_map()
+            self._places = found.get_spawn_points()[:_PLACES]
+            roads, count = len(found.get_topology()), len(found.get_spawn_points())
+        if not roads or not count:
+            return _finding(
+                "map",
+                FAILED,
+                f"{found.name} has {roads} roads and {count} places for cars",
+                "load another map, as Town01",
+            )
+        return _well("map", f"{found.name}, {roads} stretches of road, {count} places for cars")
+
+    def steps(self) -> Seen:
+        """Does it advance by our steps, one frame each?
+
+        Raises:
+            WorldLost: It does not answer.
+        """
+        self.server.synchronise()
+        frames, periods = [], []
+        for _ in range(_STEPS):
+            snapshot = self.server.tick()
+            frames.append(snapshot.frame)
+            periods.append(snapshot.timestamp.delta_seconds)
+        worst_s = max(abs(period - self._period_s) for period in periods)
+        gaps = sum(b - a != 1 for a, b in itertools.pairwise(frames))
+        if worst_s > 1e-3 * self._period_s or gaps:
+            return _finding(
+                "steps",
+                FAILED,
+                f"{_STEPS} steps of {self._period_s:g} s: {gaps} gaps between frames, periods up "
+                f"to {worst_s:.3g} s off",
+                "another client may tick the server too: end it, or start another server",
+            )
+        return _well("steps", f"{_STEPS} steps of {self._period_s:g} s in synchronous mode")
+
+    def camera(self) -> Seen:
+        """Does a car's camera give a picture for every frame?
+
+        Raises:
+            WorldLost: It does not answer, or sends no pictures.
+            ConfigError: It has no such vehicle.
+        """
+        self._car = car = self._spawn()
+        # Known to `close` before it listens: a camera that stalls is to be removed, too.
+        mounting = draw_mounting(self.server.config.camera, np.random.default_rng(0))
+        self._sensors = sensors = Sensors(self.server, car.actor, mounting, car.ahead_m)
+        sensors.listen()
+        for _ in range(_STEPS):
+            picture = sensors.picture(self.server.tick().frame)
+        _, height, width = picture.shape
+        text = f"{_STEPS} pictures of {width} x {height}, one for each frame"
+        if picture.std() < _FLAT:
+            return (
+                Finding(
+                    "camera",
+                    WARNING,
+                    f"{text}, but without any contrast",
+                    "look at --image; a server must be started with -RenderOffScreen, not -nullrhi",
+                ),
+                picture,
+            )
+        return Finding("camera", OK, text), picture
+
+    def _spawn(self) -> Car:
+        refused: WorldLost | None = None
+        for place in self._places:
+            spot, yaw_rad = place.location, float(np.radians(place.rotation.yaw))
+            start = Start(x_m=spot.x, y_m=spot.y, yaw_rad=yaw_rad, speed_mps=0.0)
+            try:
+                return Car(self.server, start, spot.z)
+            except WorldLost as error:
+                if error.reason != "spawn_refused":
+                    raise
+                refused = error
+        assert refused is not None, "there are places"
+        raise refused
+
+    def speed(self) -> Seen:
+        """How fast does it advance, with a camera?
+
+        Raises:
+            WorldLost: It does not answer, or sends no pictures.
+        """
+        assert self._sensors is not None, "comes after the camera"
+        begun_s, steps = time.monotonic(), 0
+        while steps < _SPEED_STEPS and time.monotonic() - begun_s < _SPEED_S:
+            self.server.phase("advance by a step")
+            self._sensors.picture(self.server.tick().frame)
+            steps += 1
+        per_s = steps / (time.monotonic() - begun_s)
+        text = f"{per_s:.0f} steps/s with a camera, {per_s * self._period_s:.1f} x real time"
+        if per_s * self._period_s < 1.0:
+            mend = "collecting takes longer than driving: try -quality-level=Low, fewer vehicles"
+            return _finding("speed", WARNING, text, mend)
+        return _well("speed", text)
+
+    def close(self) -> bool:
+        """Remove what is ours and restore the server's settings; whether that went well."""
+        server = self.server
+        try:
+            if self._sensors is not None:
+                self._sensors.close()
+            if self._car is not None and not server.is_gone:
+                server.destroy([self._car.id])
+            if self._found is not None:
+                server.leave(self._found)
+        except WorldLost:
+            return False
+        return not server.is_gone
+
+
+def _well(check: str, text: str) -> Seen:
+    return Finding(check, OK, text), None
+
+
+def _finding(check: str, state: str, text: str, mend: str) -> Seen:
+    return Finding(check, state, text, mend), None

@@ -1,0 +1,108 @@
+"""Which worker drives where, and what the command line makes of hosts and ports."""
+
+import dataclasses
+
+import pytest
+from typer.testing import CliRunner
+
+from avtd3 import cli
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.collector import CollectConfig
+from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.worlds import count_workers, open_world
+from avtd3.configs.command_line import at_servers, section
+from avtd3.store.errors import ConfigError
+
+THREE = CarlaConfig(ports=(2000, 2010, 2020))
+LARGEST = 256
+
+
+@pytest.mark.parametrize(
+    ("world", "workers", "count"),
+    [
+        ("road", None, 1),
+        ("road", 5, 5),
+        ("carla", None, 3),
+        ("carla", 2, 2),
+        ("carla", 5, 3),
+    ],
+)
+def test_each_server_has_at_most_one_worker(world, workers, count):
+    for config in (CollectConfig, EvaluateConfig):
+        assert count_workers(config(world=world, workers=workers, carla=THREE)) == count
+
+
+def test_a_workers_number_picks_its_port():
+    config = CollectConfig(world="carla", carla=THREE)
+    worlds = [open_world(config, worker) for worker in range(3)]
+    assert [getattr(world, "port", 0) for world in worlds] == [2000, 2010, 2020]
+    assert {world.name for world in worlds} == {"carla"}
+    assert worlds[0].image_shape == (1, 84, 84)
+    for world in worlds:
+        world.close()
+
+
+@pytest.mark.parametrize("workers", [0, LARGEST + 1])
+def test_an_impossible_number_of_workers_is_refused(workers):
+    with pytest.raises(ConfigError, match=f"workers is {workers}"):
+        CollectConfig(workers=workers)
+
+
+def test_a_plan_does_not_depend_on_where_it_is_driven():
+    here = CollectConfig(world="carla")
+    there = dataclasses.replace(
+        here,
+        carla=CarlaConfig(host="gpu7", ports=(2000, 2010), timeout_s=5.0, recycle_episodes=9),
+        workers=2,
+    )
+    assert there.plan_document() == here.plan_document()
+    other = dataclasses.replace(here, carla=CarlaConfig(vehicle="vehicle.audi.tt"))
+    assert other.plan_document() != here.plan_document()
+    road = CollectConfig().plan_document()
+    assert "road" in road
+    assert "carla" not in road
+
+
+def test_hosts_and_ports_of_the_command_line():
+    settings = CollectConfig(world="carla")
+    found = at_servers(settings, "gpu7", "2000,2010", None).carla
+    assert (found.host, found.ports) == ("gpu7", (2000, 2010))
+    assert at_servers(settings, None, None, None) == settings
+    found = at_servers(settings, None, None, "./CarlaUE4.sh").carla
+    assert found.server_command == "./CarlaUE4.sh"
+
+
+@pytest.mark.parametrize(
+    ("world", "port", "message"),
+    [
+        ("road", "2000", "add --world carla"),
+        ("carla", "2000;2010", "expected numbers as in 2000,2010"),
+        ("carla", "2000,2000", "each once"),
+        ("carla", "0", "1 to 65535"),
+    ],
+)
+def test_bad_ports_are_one_clear_error(world, port, message):
+    with pytest.raises(ConfigError, match=message):
+        at_servers(CollectConfig(world=world), None, port, None)
+
+
+def test_the_preset_is_for_carla():
+    for name in ("collect", "evaluate"):
+        settings = section(name, "carla", None)
+        assert (settings.world, settings.scenario.town) == ("carla", "Town01")
+    changed = section("collect", "carla", ["collect.carla.ports=[2000,2010]"])
+    assert count_workers(changed) == 2
+
+
+def test_ports_without_carla_end_the_command_with_bad_use(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["collect", str(tmp_path / "d"), "--port", "2000"])
+    assert end.value.code == 2
+    assert "add --world carla" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_doctor_is_asked_for_by_the_name_of_his_patient():
+    found = CliRunner().invoke(cli.app, ["doctor", "--help"])
+    assert found.exit_code == 0
+    assert "carla" in found.output
