@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 ANSWERS_WITHIN_S = 60.0
@@ -72,6 +73,14 @@ class CarlaServer:
     def record(self):
         """What happened so far: calls, actors, controls by tick, ticks, streams and more."""
         return self._order({"record": True})
+
+    def record_when(self, is_so):
+        """The record as soon as it meets a condition: the server learns of ends a little later."""
+        end, pause = time.monotonic() + ANSWERS_WITHIN_S, threading.Event()
+        while not is_so(record := self.record()):
+            assert time.monotonic() < end, record
+            pause.wait(0.05)
+        return record
 
     @property
     def is_alive(self):
