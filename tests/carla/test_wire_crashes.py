@@ -57,6 +57,7 @@ def test_loading_a_map_after_the_traffic_manager_is_shut_down(carla_server):
     assert ending('manager.shut_down()\nclient.load_world("AvTown02")', carla_server) == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_under_an_asynchronous_traffic_manager(carla_server):
     script = """
     manager.set_synchronous_mode(False)

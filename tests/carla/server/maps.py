@@ -4,17 +4,12 @@ Cars stand at the height that a map's roads have, and drive as if these were fla
 world.
 """
 
-import dataclasses
 import functools
 import math
-from typing import TYPE_CHECKING
 
 from avtd3.collect.road.network import RoadNetwork
 from avtd3.collect.road.opendrive import flatten
 from avtd3.collect.road.raster import Raster
-
-if TYPE_CHECKING:
-    import carla
 
 DEFAULT = "AvTown01"
 OPENDRIVE = "OpenDriveMap"
@@ -26,26 +21,29 @@ _SPAWN_EVERY_M = 20.0
 _SPAWN_HEIGHT_M = 0.3
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TownMap:
-    """A map and what the simulation needs of it."""
+    """A map and what the simulation needs of it.
 
-    name: str
-    """As `world.get_map().name` says it."""
-    xodr: str
-    """OpenDRIVE text."""
-    hills: "carla.Map | None"
-    """The map with its heights; None where all of it is flat."""
-    raster: Raster
-    """The ground."""
-    places: list[tuple[float, float, float]]
-    """Middles of the lanes: x, y and yaw in degrees."""
+    Attributes: `name` as `world.get_map().name` says it, `xodr`, its OpenDRIVE text, and `hills`,
+    the map with its heights, None where all of it is flat.
+    """
+
+    def __init__(self, name, xodr):
+        flat, has_hills = flatten(xodr)
+        self.name, self.xodr = name, xodr
+        self.network = RoadNetwork.from_opendrive(name, flat)
+        self.hills = RoadNetwork.from_opendrive(name, xodr).map if has_hills else None
+
+    @functools.cached_property
+    def raster(self):
+        """The ground, which only cameras ask for."""
+        return Raster.paint(self.network, _PIXEL_M)
 
     def spawn_points(self):
         """Transforms in the middle of the lanes, a little above the road."""
         return [
             [[x, y, self.height_at(x, y) + _SPAWN_HEIGHT_M], [0.0, yaw, 0.0]]
-            for x, y, yaw in self.places
+            for x, y, yaw in _places(self.network)
         ]
 
     def height_at(self, x_m, y_m):
@@ -80,16 +78,8 @@ class Maps:
 
 @functools.lru_cache(maxsize=4)
 def town_map(name, xodr):
-    """Prepare OpenDRIVE text for driving on it."""
-    flat, has_hills = flatten(xodr)
-    network = RoadNetwork.from_opendrive(name, flat)
-    return TownMap(
-        name=name,
-        xodr=xodr,
-        hills=RoadNetwork.from_opendrive(name, xodr).map if has_hills else None,
-        raster=Raster.paint(network, _PIXEL_M),
-        places=list(_places(network)),
-    )
+    """The map of a name and OpenDRIVE text."""
+    return TownMap(name, xodr)
 
 
 def _places(network):
