@@ -2,8 +2,10 @@
 
 A waypoint stands for every lane that is about as near to it as the nearest: where lanes cross in a
 junction, the one that the whole route needs is found by dynamic programming over all waypoints.
-Ways may change to a lane beside where the marking allows it; a change costs as much as a detour of
-20 m, more where there is little room for it.
+Ways may change to a lane beside; a change costs as much as a detour of 20 m, more where there is
+little room for it, and 100 m more where the marking forbids it. As much it costs to pass a waypoint
+in the lane beside: the leaderboard's routes change lanes at one point, a few metres before a
+junction, which no car can do.
 """
 
 import dataclasses
@@ -23,11 +25,12 @@ from avtd3.store.errors import RoadError
 SNAP_M = 5.0
 """Farthest that a waypoint may lie from the middle of a driving lane."""
 _ALIKE_M = 2.0  # lanes this much farther away than the nearest are meant as well
-_MOST_LANES = 6
+_MOST_LANES = 8
 _OFFSET_COST = 5.0  # metres of detour per metre between a waypoint and its lane
 _CHANGE_M = 20.0
 _ROOM_M = 40.0  # a lane change with less room costs twice what is missing
 _LEAST_ROOM_M = 10.0
+_FORBIDDEN_M = 100.0
 
 _Point = tuple[float, float]
 _State = tuple[int, bool]
@@ -42,6 +45,8 @@ class _Place:
     share: float
     """Place along the lane, in [0, 1]."""
     offset_m: float
+    cost: float = 0.0
+    """What it costs to mean this one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,11 +89,13 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
         RoadError: A waypoint lies off the lanes, no way leads from one to the next, or the route
             is shorter than `MIN_ROUTE_M`.
     """
-    places = [_places(network, point, number) for number, point in enumerate(waypoints, start=1)]
-    ways = [_Way(_OFFSET_COST * place.offset_m, ()) for place in places[0]]
-    reached = [(place, way) for place, way in zip(places[0], ways, strict=True)]
+    beside = _Beside(network)
+    places = [
+        _places(network, beside, point, number) for number, point in enumerate(waypoints, start=1)
+    ]
+    reached = [(place, _Way(place.cost, ())) for place in places[0]]
     for number, (before, after) in enumerate(itertools.pairwise(waypoints), 1):
-        reached = _advance(network, reached, places[number])
+        reached = _advance(network, beside, reached, places[number])
         if not reached:
             raise RoadError(
                 f"road {network.name}: no way leads from waypoint {number} {_named(before)} to "
@@ -109,20 +116,47 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
     )
 
 
+class _Beside:
+    """Which lanes of one direction lie beside each other, and what a change between them costs."""
+
+    def __init__(self, network: RoadNetwork) -> None:
+        self._network = network
+        self._numbers = {
+            (lane.road_id, lane.section_id, lane.lane_id): lane.index for lane in network.lanes
+        }
+
+    def of(self, number: int) -> list[tuple[int, float]]:
+        """The lanes beside one, and how many metres more a change to them costs."""
+        lane = self._network.lanes[number]
+        found = []
+        for lane_id in (lane.lane_id - 1, lane.lane_id + 1):
+            other = self._numbers.get((lane.road_id, lane.section_id, lane_id))
+            if other is None:
+                continue
+            if other in (lane.left_lane, lane.right_lane):
+                found.append((other, 0.0))
+            elif lane_id * lane.lane_id > 0 and not lane.is_junction:  # lanes of one direction
+                found.append((other, _FORBIDDEN_M))
+        return found
+
+
 def _advance(
-    network: RoadNetwork, reached: Sequence[tuple[_Place, _Way]], places: Sequence[_Place]
+    network: RoadNetwork,
+    beside: _Beside,
+    reached: Sequence[tuple[_Place, _Way]],
+    places: Sequence[_Place],
 ) -> list[tuple[_Place, _Way]]:
     """The cheapest way to each place of the next waypoint, if there is one."""
     best: dict[int, _Way] = {}
     for place, way in reached:
-        for number, leg in _Search(network, place).ways(places):
-            cost = way.cost + leg.cost + _OFFSET_COST * places[number].offset_m
+        for number, leg in _Search(network, beside, place).ways(places):
+            cost = way.cost + leg.cost + places[number].cost
             if number not in best or cost < best[number].cost:
                 best[number] = _Way(cost, (*way.pieces, *leg.pieces))
     return [(places[number], way) for number, way in sorted(best.items())]
 
 
-def _places(network: RoadNetwork, point: _Point, number: int) -> list[_Place]:
+def _places(network: RoadNetwork, beside: _Beside, point: _Point, number: int) -> list[_Place]:
     """The lanes that a waypoint may mean, nearest first."""
     found = [
         _nearest(lane, point)
@@ -137,7 +171,15 @@ def _places(network: RoadNetwork, point: _Point, number: int) -> list[_Place]:
             "counts it?"
         )
     limit = min(SNAP_M, found[0].offset_m + _ALIKE_M)
-    return [place for place in found if place.offset_m <= limit][:_MOST_LANES]
+    meant = {place.lane for place in found if place.offset_m <= limit}
+    near = {other for lane in meant for other, _ in beside.of(lane)} - meant
+    return [
+        dataclasses.replace(
+            place, cost=_OFFSET_COST * place.offset_m + _FORBIDDEN_M * (place.lane in near)
+        )
+        for place in found
+        if place.lane in meant | near and place.offset_m <= SNAP_M
+    ][:_MOST_LANES]
 
 
 def _nearest(lane: Lane, point: _Point) -> _Place:
@@ -153,8 +195,8 @@ def _nearest(lane: Lane, point: _Point) -> _Place:
 class _Search:
     """Dijkstra's search over lanes from one place."""
 
-    def __init__(self, network: RoadNetwork, start: _Place) -> None:
-        self._network, self._start = network, start
+    def __init__(self, network: RoadNetwork, beside: _Beside, start: _Place) -> None:
+        self._network, self._beside, self._start = network, beside, start
         self._before: dict[_State, _State | None] = {}
 
     def ways(self, goals: Sequence[_Place]) -> Iterator[tuple[int, _Way]]:
@@ -187,10 +229,7 @@ class _Search:
 
     def _is_beside(self, state: _State, before: _State | None) -> bool:
         """Whether a lane is reached by a change from the one beside it."""
-        if before is None:
-            return False
-        lane = self._network.lanes[before[0]]
-        return state[0] in (lane.left_lane, lane.right_lane)
+        return before is not None and state[0] in dict(self._beside.of(before[0]))
 
     def _arrives(self, state: _State, goal: _Place) -> bool:
         if goal.lane != state[0] or goal.share < self._entry(state):
@@ -204,9 +243,9 @@ class _Search:
             if not turns_back(self._network, lane, self._network.lanes[number]):
                 yield room, (number, False)
         if room >= _LEAST_ROOM_M:
-            for beside in (lane.left_lane, lane.right_lane):
-                if beside is not None:
-                    yield _CHANGE_M + 2.0 * max(_ROOM_M - room, 0.0), (beside, state[1])
+            for number, more in self._beside.of(state[0]):
+                cost = _CHANGE_M + 2.0 * max(_ROOM_M - room, 0.0) + more
+                yield cost, (number, state[1])
 
     def _pieces(self, last: _State, share: float) -> Iterator[Piece]:
         """Stretches of lanes; lanes beside each other divide their section's way evenly."""

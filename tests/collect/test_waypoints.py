@@ -1,5 +1,6 @@
 """Routes through given waypoints, on roads whose answer is known and on generated ones."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -67,6 +68,30 @@ def test_a_route_changes_lanes_smoothly():
     assert np.abs(route.curvature).max() < 0.05
 
 
+def without_changes(network):
+    """The same lanes, with markings between them that nobody may cross."""
+    lanes = tuple(
+        dataclasses.replace(lane, left_lane=None, right_lane=None) for lane in network.lanes
+    )
+    return dataclasses.replace(network, lanes=lanes)
+
+
+def test_a_marking_that_forbids_is_crossed_where_there_is_no_other_way():
+    found = two_lanes()
+    (right, left) = sorted((lane.points[0, 1] for lane in found.lanes), reverse=True)
+    planned = plan_through(without_changes(found), [(5.0, right), (190.0, left)])
+    assert planned.route.points[-1] == pytest.approx([190.0, left], abs=0.05)
+
+
+def test_a_waypoint_in_a_lane_too_late_to_change_is_passed_in_the_lane_beside():
+    found = two_lanes()
+    (right, left) = sorted((lane.points[0, 1] for lane in found.lanes), reverse=True)
+    route = plan_through(found, [(5.0, right), (190.0, left), (198.0, right)]).route
+    assert np.abs(route.points[:, 1] - right).max() < 0.05
+    early = plan_through(found, [(5.0, right), (90.0, left), (198.0, right)]).route
+    assert early.project(90.0, left).lateral_m == pytest.approx(0.0, abs=0.05)
+
+
 def test_the_middle_waypoints_decide_the_way():
     """Two ways lead round a block; the waypoint in between says which."""
     found = network("town")
@@ -94,7 +119,9 @@ def test_any_random_route_is_found_again_from_its_ends(kind, seed):
     assert step.max() < 1.1
     for before, after in zip(planned.lanes[:-1], planned.lanes[1:], strict=True):
         lane = found.lanes[before]
-        assert after in (*lane.successors, lane.left_lane, lane.right_lane)
+        beside = found.lanes[after]
+        changes = (beside.road_id, beside.section_id) == (lane.road_id, lane.section_id)
+        assert after in lane.successors or (changes and beside.lane_id * lane.lane_id > 0)
 
 
 def test_the_same_waypoints_give_the_same_route():
