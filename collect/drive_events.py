@@ -22,6 +22,7 @@ road.
 """
 
 import dataclasses
+import math
 
 from avtd3.collect.arena import SUCCESS_REASON
 from avtd3.collect.reward import StepFacts
@@ -97,7 +98,7 @@ class EventRecorder:
 
     def _take_stretch(self, step: int, moment: Moment) -> None:
         """Begin, lengthen or end a stretch off the road or in the wrong lane."""
-        outside = (moment.frame.off_road, moment.frame.wrong_way)
+        outside = (moment.frame.off_road, moment.frame.wrong_way and not _follows(moment.facts))
         kind = next((name for name, is_so in zip(_STRETCHES, outside, strict=True) if is_so), "")
         gained_m = moment.best_m - self._best_m
         if self._stretch is not None and self._stretch.kind == kind:
@@ -120,6 +121,15 @@ class EventRecorder:
         found = sorted((*self._events, *open_ones), key=lambda event: event.step)
         last = _event(self._steps - 1, "completion", self._vehicle, self._best_m)
         return (*found, last)
+
+
+def _follows(facts: StepFacts) -> bool:
+    """Whether the car drives in the lane that the route follows, and so in no wrong one.
+
+    In junctions lanes of many directions lie upon each other; worlds may see any of them.
+    """
+    is_in_lane = abs(facts.lateral_m) <= 0.5 * facts.lane_width_m
+    return is_in_lane and abs(facts.heading_rad) < 0.5 * math.pi
 
 
 def _event(step: int, kind: str, vehicle: VehicleState, value: float, subject: str = "") -> Event:

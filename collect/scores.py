@@ -140,7 +140,7 @@ def _driving(
         "collisions_per_km": collisions / km,
         "lane_departures_per_km": sum(drive.lane_departures for drive in drives) / km,
         "lane_invasions_per_km": sum(drive.lane_invasions for drive in drives) / km,
-        "wrong_way_share": _mean([drive.wrong_way_steps for drive in drives], 1.0 / steps),
+        "wrong_way_share": sum(d.wrong_way_steps for d in drives) / max(float(steps.sum()), 1.0),
         "lateral_deviation_m": _mean([drive.lateral_deviation_m for drive in drives], steps),
         "speed_mps": _mean([drive.speed_mps for drive in drives], steps),
         "distance_km": distance_km,

@@ -37,13 +37,13 @@ FACTS = StepFacts(
 SHORT = ScenarioConfig(route_length_m=30.0, time_limit_s=6.0)
 
 
-def record(*steps, length_m=100.0):
+def record(*steps, length_m=100.0, facts=FACTS):
     """Events of steps given as (reason, best_m, frame values)."""
     recorder = EventRecorder(length_m, 0.5, make_frame(speed_mps=5.0))
     for number, (reason, best_m, values) in enumerate(steps, start=1):
         frame = make_frame(frame_id=number, x_m=best_m, **{"speed_mps": 5.0, **values})
         recorder.watch(
-            Moment(frame=frame, facts=FACTS, reason=reason, best_m=best_m, standing_s=10.05)
+            Moment(frame=frame, facts=facts, reason=reason, best_m=best_m, standing_s=10.05)
         )
     return recorder.events()
 
@@ -101,6 +101,21 @@ def test_stretches_outside_the_lanes_are_one_event_each():
         (3, "off_road", 1.0),
         (5, "wrong_way", 1.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("lateral_m", "heading_rad", "kinds"),
+    [
+        (0.5, 0.2, []),
+        (-1.7, 0.0, []),
+        (-1.8, 0.0, ["wrong_way"]),
+        (0.0, 3.1, ["wrong_way"]),
+    ],
+)
+def test_who_follows_the_routes_lane_is_in_no_wrong_one(lateral_m, heading_rad, kinds):
+    facts = dataclasses.replace(FACTS, lateral_m=lateral_m, heading_rad=heading_rad)
+    events = record(("", 1.0, {"wrong_way": True}), facts=facts)
+    assert [event.kind for event in events[1:-1]] == kinds
 
 
 def test_events_lie_in_the_order_of_their_steps():

@@ -97,6 +97,12 @@ def test_the_summary_by_hand():
     assert 150 <= low < 300 < high <= 450
 
 
+def test_the_share_in_the_wrong_lane_is_of_all_steps():
+    wrong, right = transition(wrong_way=True), transition()
+    found = summarise([score([wrong] * 30 + [right] * 70), score([right] * 300)], NAMES)
+    assert found["wrong_way_share"] == pytest.approx(30 / 400)
+
+
 def test_what_is_no_car_has_returns_and_lengths_alone():
     rows = [score([transition(reward=r)] * n, drives=False) for r, n in ((1.0, 10), (3.0, 30))]
     found = summarise(rows, NAMES)

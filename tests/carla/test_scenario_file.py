@@ -1,0 +1,86 @@
+"""One scenario file on two worlds: the same routes, and scores from the same kind of record."""
+
+import numpy as np
+import pytest
+
+from avtd3.collect.driving import DrivingArena
+from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.leaderboard import TABLES, score_route
+from avtd3.collect.plan import episode_generator
+from avtd3.collect.road.world import RoadWorld
+from avtd3.collect.rollout import Rollout
+from avtd3.collect.scenarios import ScenarioConfig
+from avtd3.collect.task import TaskConfig
+from avtd3.store.errors import ConfigError
+from avtd3.tests.carla.launch import CarlaServer
+from avtd3.tests.carla.worlds import world_on
+from avtd3.tests.collect.road_networks import straight_document
+
+YAML = """
+avtd3_scenarios: 1
+defaults: {npcs: 0, weather: clear, time_limit_s: 60}
+routes:
+  - id: 5
+    xodr: straight.xodr
+    waypoints: [[20, 1.75], [70, 1.75]]
+  - id: 6
+    network: {kind: loop, number: 4}
+    length_m: 50
+  - id: 7
+    town: AvTown09
+"""
+XML = """<routes><route id="8" town="straight"><waypoints>
+<position x="20" y="1.75" z="0"/><position x="70" y="1.75" z="0"/>
+</waypoints></route></routes>"""
+
+
+@pytest.fixture(scope="module")
+def world():
+    with CarlaServer() as server, world_on(server) as world:
+        yield world
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "straight.xodr").write_text(straight_document())
+    (tmp_path / "routes.yaml").write_text(YAML)
+    (tmp_path / "routes.xml").write_text(XML)
+    return tmp_path
+
+
+def arena(world, path):
+    scenarios = ScenarioConfig(file=str(path), npcs=0).resolve()
+    return DrivingArena(world, TaskConfig(), scenarios, ExpertConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "number", "town"),
+    [
+        ("routes.yaml", 0, 5, "straight"),
+        ("routes.yaml", 4, 6, "loop-000004"),
+        ("routes.xml", 0, 8, "straight"),
+    ],
+)
+def test_a_route_is_the_same_on_both_worlds(world, folder, name, index, number, town):
+    there, here = arena(world, folder / name), arena(RoadWorld(), folder / name)
+    for place in (there, here):
+        opening = place.begin(4, index)
+        assert (opening.town, place.scenario) == (town, number)
+    np.testing.assert_array_equal(there.task.route.points, here.task.route.points)
+    assert there.task.frame.vehicle.x_m == pytest.approx(here.task.frame.vehicle.x_m, abs=1e-3)
+
+
+def test_a_drive_over_the_wire_has_its_events_and_its_score(world, folder):
+    place = arena(world, folder / "routes.yaml")
+    rollout = Rollout(place, 4, 0)
+    for transition in rollout.drive(place.driver("expert"), "expert", episode_generator(4)):
+        last = transition.step
+    assert last.reason == "goal"
+    score = score_route(place.events(), TABLES["leaderboard-2.1"])
+    assert score is not None
+    assert (score.driving_score, score.length_m) == (100.0, pytest.approx(50.0, abs=0.1))
+
+
+def test_a_town_that_the_server_has_not_is_told(world, folder):
+    with pytest.raises(ConfigError, match=r"AvTown09.*did you mean AvTown0"):
+        arena(world, folder / "routes.yaml").begin(4, 2)
