@@ -19,8 +19,12 @@ from avtd3.store import errors
 from avtd3.store.errors import Avtd3Error, WorldLost
 
 _START_S = 120.0
-_LOG_BYTES = 2000
+_BETWEEN_S = 60.0
+"""Longest time from one phase of a command to the next, besides what its calls may take."""
+_LOG_BYTES = 16_384
 _LAST_LINES = 3
+_TRACES = ("File ", "Thread ", "Current thread ", "Extension modules", "^", "<")
+"""Beginnings of the lines of stack traces; the others name the cause."""
 
 
 class Child:
@@ -51,18 +55,28 @@ class Child:
             self._pipe: Connection[Any, Any] = Connection(ours.detach())
         self._pipe.send((work, config, port))
 
+    def open(self, found: dict[str, Any] | None) -> dict[str, Any]:
+        """Wait for its start and have it connect; see `avtd3.collect.carla.session.Session.open`.
+
+        Raises:
+            WorldLost: There is no server, or the process failed.
+            WorldError: The server cannot be used.
+        """
+        settings: dict[str, Any] = self.ask("open", found, limit_s=_START_S)
+        return settings
+
     @property
     def pid(self) -> int:
         """The process."""
         return self.process.pid
 
-    def ask(self, name: str, *arguments: object, limit_s: float | None = None) -> Any:  # noqa: ANN401
+    def ask(self, name: str, *arguments: object, limit_s: float = _BETWEEN_S) -> Any:  # noqa: ANN401
         """Have a command done.
 
         Args:
             name: One of the commands of its work, see `avtd3.collect.carla.child.COMMANDS`.
             arguments: What it takes.
-            limit_s: Seconds for an answer, or for the next phase; None for the step's limit.
+            limit_s: Seconds for an answer, or for the next phase.
 
         Returns:
             What it answers.
@@ -71,7 +85,6 @@ class Child:
             WorldLost: The process crashed or is blocked; it is gone then.
             Avtd3Error: What the command raised.
         """
-        limit_s = limit_s or self._config.step_timeout_s
         try:
             self._pipe.send((name, arguments))
             return self._answer(name, limit_s)
@@ -85,7 +98,7 @@ class Child:
             if kind == "phase":
                 (self._doing, call_s), begun_s = content[0], time.monotonic()
                 # A call ends by itself; what runs on has been blocked.
-                limit_s = call_s + self._config.step_timeout_s
+                limit_s = call_s + _BETWEEN_S
             elif content[0] == name:  # and not what an interrupted question was answered
                 if kind == "error":
                     raise _rebuilt(*content[1])
@@ -115,9 +128,9 @@ class Child:
     def _last_words(self) -> str:
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(size - _LOG_BYTES, 0))
-        lines = self._log.read().decode(errors="replace").split("\n")
-        said = "; ".join(line.strip() for line in lines if line.strip())
-        return f". It said: {said[-400:]}" if said else ""
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").split("\n")]
+        said = [line for line in lines if line and not line.startswith(_TRACES)][-_LAST_LINES:]
+        return f". It said: {'; '.join(said)}" if said else ""
 
     def end(self, limit_s: float) -> bool:
         """Have it close its session and leave; whether the server is as it was found."""

@@ -18,7 +18,7 @@ from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.simulator import Simulator
 from avtd3.collect.carla.supervised import Child
 from avtd3.collect.world import Scenario, Surroundings, WorldFrame, WorldStart
-from avtd3.store.errors import WorldError, WorldLost
+from avtd3.store.errors import Avtd3Error, WorldError, WorldLost
 
 
 class CarlaWorld:
@@ -66,16 +66,22 @@ class CarlaWorld:
             raise WorldError("carla world is closed; make another one")
         self._prepare_server()
         with self._watching():
-            if self._child is None:
-                self._child = Child(self.config, self.port)
-                self._found = self._child.ask(
-                    "open", self._found, limit_s=self.config.load_timeout_s
-                )
-            begun = self._child.ask("reset", scenario, seed)
+            begun = self._connected().ask("reset", scenario, seed)
         self._is_running = True
         self.notices = begun.notices
         start: WorldStart = begun.start
         return start
+
+    def _connected(self) -> Child:
+        """The child; a fresh one that has connected, if there is none."""
+        if self._child is None:
+            self._child = Child(self.config, self.port)
+            try:
+                self._found = self._child.open(self._found)
+            except Avtd3Error:
+                self._end_child()
+                raise
+        return self._child
 
     def _prepare_server(self) -> None:
         """Have a server: a fresh one of our own if it needs that, else time for it to recover."""
@@ -109,7 +115,9 @@ class CarlaWorld:
                 "check the driver"
             )
         with self._watching():
-            frame: WorldFrame = self._current().ask("step", *values)
+            frame: WorldFrame = self._current().ask(
+                "step", *values, limit_s=self.config.step_timeout_s
+            )
         self._losses = 0
         return frame
 
@@ -157,7 +165,7 @@ class CarlaWorld:
         brief = dataclasses.replace(self.config, connect_timeout_s=self.config.backoff_s)
         child = Child(brief, self.port)
         with contextlib.suppress(WorldError):
-            child.ask("open", self._found, limit_s=brief.load_timeout_s)
+            child.open(self._found)
         child.end(2.0 * brief.timeout_s + brief.step_timeout_s)
 
 
