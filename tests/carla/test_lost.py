@@ -75,7 +75,7 @@ def test_an_absent_server_is_told_with_what_was_tried():
         with pytest.raises(WorldLost) as caught:
             world.reset(LOOP, 2)
         world.close()
-    assert caught.value.reason == "server_lost"
+    assert caught.value.reason == "server_away"
     said = str(caught.value)
     assert f"no CARLA server at 127.0.0.1:{port}: connection refused" in said
     assert "tries in" in said
@@ -83,6 +83,7 @@ def test_an_absent_server_is_told_with_what_was_tried():
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_something_else_on_the_port_is_told():
     """A server that hangs before the first word looks the same to the client."""
     with socket.socket() as silent:
@@ -106,12 +107,12 @@ def test_another_version_is_one_clear_error_and_no_loss(server, world):
 
 
 def test_a_server_that_hangs_is_lost_and_found_again(server):
-    with world_on(server, timeout_s=1.0) as world:
+    with world_on(server, timeout_s=2.0) as world:
         world.reset(LOOP, 2)
         server.fault(hang_after_ticks=2)
         lost = lose(world, 3)
         assert lost.reason == "server_lost"
-        assert "did not advance by a step: time-out of 1000ms" in str(lost)
+        assert "did not advance by a step: time-out of 2000ms" in str(lost)
         with pytest.raises(WorldError, match="expected reset"):
             world.step(STRAIGHT_ON)
         server.fault(hang_after_ticks=None, hang=False)
@@ -122,7 +123,7 @@ def test_a_server_that_hangs_is_lost_and_found_again(server):
 
 def test_a_server_that_dies_is_lost_and_one_started_there_again_is_used():
     with CarlaServer(exit_after_ticks=30) as server:
-        config = settings(server, timeout_s=1.0)
+        config = settings(server, timeout_s=2.0)
         world = CarlaWorld(config, server.port)
         world.reset(LOOP, 2)
         lost = lose(world, 40)
@@ -136,13 +137,13 @@ def test_a_server_that_dies_is_lost_and_one_started_there_again_is_used():
 
 
 def test_a_camera_that_stalls_is_named(server):
-    with world_on(server, sensor_timeout_s=0.5) as world:
+    with world_on(server, sensor_timeout_s=1.5) as world:
         world.reset(LOOP, 2)
         server.fault(camera_stops_after_frames=2)
         lost = lose(world, 3)
         assert lost.reason == "sensor_stall"
         assert "its camera sent no picture of frame" in str(lost)
-        assert "within 0.5 s (sensor_timeout_s)" in str(lost)
+        assert "within 1.5 s (sensor_timeout_s)" in str(lost)
         # The server is well: what was ours is gone from it, and its settings are back.
         assert kinds(server) == []
         assert server.record()["settings"][0] is False
@@ -152,8 +153,9 @@ def test_a_camera_that_stalls_is_named(server):
         world.reset(LOOP, 2)
 
 
+@pytest.mark.slow
 def test_pictures_of_other_frames_are_not_taken_for_this_one(server):
-    with world_on(server, sensor_timeout_s=0.5) as world:
+    with world_on(server, sensor_timeout_s=1.5) as world:
         world.reset(LOOP, 2)
         server.fault(camera_delay_ticks=1)
         lost = lose(world)
@@ -161,8 +163,9 @@ def test_pictures_of_other_frames_are_not_taken_for_this_one(server):
         server.fault(camera_delay_ticks=0)
 
 
+@pytest.mark.slow
 def test_pictures_that_are_lost_with_their_connection_are_a_stall(server):
-    with world_on(server, sensor_timeout_s=0.5) as world:
+    with world_on(server, sensor_timeout_s=1.5) as world:
         world.reset(LOOP, 2)
         server.fault(cut_sensors_after_ticks=1)
         assert lose(world, 2).reason == "sensor_stall"
@@ -170,14 +173,14 @@ def test_pictures_that_are_lost_with_their_connection_are_a_stall(server):
 
 
 def test_a_client_that_is_blocked_is_killed_by_the_clock(server):
-    changes = {"timeout_s": 0.5, "sensor_timeout_s": 0.5, "step_timeout_s": 1.0}
+    changes = {"timeout_s": 2.0, "sensor_timeout_s": 1.0, "step_timeout_s": 3.0}
     with world_on(server, **changes) as world:
         world.reset(LOOP, 2)
         pid = world.child_pid
         os.kill(pid, signal.SIGSTOP)  # as silent as a lost wake-up inside the client
         lost = lose(world)
         assert lost.reason == "tick_timeout"
-        assert "has been blocked for 1 s" in str(lost)
+        assert "has been blocked for 3 s" in str(lost)
         assert is_gone(pid)
         world.reset(LOOP, 2)
         assert kinds(server).count("vehicle.tesla.model3") == 1  # what was left is swept
@@ -199,6 +202,7 @@ def test_a_client_that_crashes_is_named_with_its_last_words(server, world):
     assert server.record()["settings"] == found
 
 
+@pytest.mark.slow
 def test_a_crash_while_loading_names_the_map(server, world):
     world.reset(LOOP, 2)
     server.fault(slow={"load_new_episode": 2.0})
