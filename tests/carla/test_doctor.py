@@ -40,6 +40,10 @@ os._exit(0)
 """Puts a server into synchronous mode; then drives on, or leaves it so, as one that crashed."""
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def other_client(server, what):
     process = subprocess.Popen(
         [sys.executable, "-c", OTHER_CLIENT, str(server.port), what], stdout=subprocess.PIPE
@@ -102,10 +106,10 @@ def test_an_absent_server_is_told_with_what_to_start(tmp_path):
     [
         ({"hang": True}, False, "connection", "did not answer within 2 s"),
         ({"version": "0.9.15"}, True, "connection", "is version 0.9.15, expected 0.9.16"),
-        ({"exit_after_ticks": 10}, False, "steps", "did not advance by a step"),
-        ({"hang_after_ticks": 30}, False, "camera", "did not advance by a step"),
+        slow({"exit_after_ticks": 10}, False, "steps", "did not advance by a step"),
+        slow({"hang_after_ticks": 30}, False, "camera", "did not advance by a step"),
         ({"camera_stops_after_frames": 0}, True, "camera", "its camera sent no"),
-        ({"refuse_spawns": 99}, True, "camera", "spawn the car"),
+        slow({"refuse_spawns": 99}, True, "camera", "spawn the car"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_mend(faults, is_reached, check, text):
@@ -121,6 +125,7 @@ def test_what_is_wrong_is_named_with_its_mend(faults, is_reached, check, text):
     assert f"FAIL  {check}" in report.summary()
 
 
+@pytest.mark.slow
 def test_what_is_no_carla_server_is_told_apart():
     def answer(listener):
         while True:
@@ -153,6 +158,7 @@ def test_a_server_on_which_somebody_drives_is_left_alone():
         client.kill()
 
 
+@pytest.mark.slow
 def test_what_a_crashed_run_left_is_a_warning():
     with CarlaServer() as server:
         with other_client(server, "leave") as client:
