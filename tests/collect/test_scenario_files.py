@@ -11,6 +11,7 @@ from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.driving import DrivingArena
 from avtd3.collect.evaluate import EvaluateConfig, evaluate
 from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.plan import digest
 from avtd3.collect.road.generate import generate_network
 from avtd3.collect.road.world import RoadConfig, RoadWorld
 from avtd3.collect.scenario_files import read_scenarios
@@ -254,6 +255,14 @@ def test_a_plan_is_named_by_its_routes_and_not_by_where_they_lie(folder, tmp_pat
         for key, value in dataclasses.asdict(SCENARIOS[0]).items()
         if key not in ("time_per_m_s", "waypoints", "network", "xodr", "remarks")
     }
+
+
+def test_plans_of_numbered_scenarios_keep_the_name_that_they_had_before_there_were_files():
+    """Else nobody could resume a collection that an older version began."""
+    assert digest(CollectConfig().plan_document()).startswith("743e981a37a2081c")
+    given = ScenarioConfig(number=3, npcs=2, town="a.xodr")
+    plan = CollectConfig(scenario=given, driver="random").plan_document()
+    assert digest(plan).startswith("70ef5e808f20a242")
 
 
 def arena_of(path, world=None):

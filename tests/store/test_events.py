@@ -18,6 +18,7 @@ from avtd3.store.upkeep.compact import compact
 from avtd3.store.upkeep.identity import episode_digests
 from avtd3.store.upkeep.relabel import relabel
 from avtd3.store.writer import SegmentWriter, WriterConfig
+from avtd3.tests.golden.make_events import EVENTS as GOLDEN_EVENTS
 from avtd3.tests.store.segments import begin, make_episode, make_spec, step
 from avtd3.tests.store.test_audit import reseal
 from avtd3.tests.store.test_golden import GOLDEN
@@ -85,6 +86,15 @@ def test_segments_without_events_have_no_arrays_for_them(tmp_path):
     assert not any(name.startswith("event_") for name in segment.files)
     golden = Dataset.open(GOLDEN / "dataset-v1")
     assert [segment.events() for segment in golden.snapshot().segments] == [None]
+
+
+def test_the_golden_events_are_read():
+    """The bytes that were committed when events came."""
+    segment = only(Dataset.open(GOLDEN / "events-v1"))
+    segment.verify()
+    table = segment.events()
+    assert table is not None
+    assert (table.of_episode(0), table.of_episode(1)) == ((), GOLDEN_EVENTS)
 
 
 def test_what_does_not_know_events_reads_the_rest_the_same(tmp_path):

@@ -1,0 +1,73 @@
+"""Make the golden dataset with events: ``python tests/golden/make_events.py``.
+
+Events came after format 1 had its golden dataset, which has none and stays as it is.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.events import Event
+from avtd3.store.layout import FORMAT_VERSION
+from avtd3.store.spec import EpisodeSpec
+from avtd3.store.writer import EpisodeInfo, SegmentWriter
+
+LENGTH = 3
+EVENTS = (
+    Event(step=0, kind="route", value=200.0, x_m=0.0, y_m=1.75),
+    Event(step=1, kind="wrong_way", value=0.5, x_m=0.5, y_m=-1.75),
+    Event(step=2, kind="collision", subject="vehicle.audi.tt", value=7.5, x_m=1.0, y_m=-2.0),
+    Event(step=2, kind="completion", value=1.0, x_m=1.0, y_m=-2.0),
+)
+"""Of the second episode; the first has none."""
+
+
+def main() -> None:
+    """Write the dataset, if it is not there."""
+    path = Path(__file__).parent / f"events-v{FORMAT_VERSION}"
+    spec = EpisodeSpec(
+        image=None,
+        vector_names=("speed_mps",),
+        vector_scales=(10.0,),
+        action_names=("steer",),
+        action_low=(-1.0,),
+        action_high=(1.0,),
+        reward_terms=(),
+        control_period_s=0.05,
+    )
+    dataset = Dataset.create(path, spec)
+    if dataset.segment_ids():
+        raise SystemExit(f"{path} exists; a golden dataset is never made again")
+    with SegmentWriter(
+        dataset, collector="golden", provenance={}, clock=lambda: 1_800_000_000.0
+    ) as writer:
+        for episode, events in enumerate(((), EVENTS)):
+            info = EpisodeInfo(
+                index=episode,
+                seed=2 * episode,
+                scenario=0,
+                world="road",
+                town="town-000007",
+                weather="clear",
+                driver="expert",
+            )
+            vector = np.zeros(1, np.float32)
+            writer.begin_episode(info, frame=None, vector=vector, frame_id=0, sim_time_s=0.0)
+            for row in range(LENGTH):
+                writer.step(
+                    action=np.zeros(1, np.float32),
+                    reward=1.0,
+                    reward_terms=None,
+                    frame=None,
+                    vector=np.full(1, 0.1 * (row + 1), np.float32),
+                    terminated=row == LENGTH - 1,
+                    truncated=False,
+                    frame_id=row + 1,
+                    sim_time_s=0.05 * (row + 1),
+                )
+            writer.end_episode("collision", events)
+
+
+if __name__ == "__main__":
+    main()
