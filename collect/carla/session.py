@@ -112,6 +112,8 @@ class Session:
     def reset(self, scenario: Scenario, seed: int) -> Begun:
         """Begin an episode; see `avtd3.collect.world.World.reset`."""
         self._end()
+        if not self._towns.is_loaded(scenario, seed):
+            self._traffic.close()
         town = self._towns.open(scenario, seed)
         self.server.synchronise()
         opening = draw_opening(town.network, scenario, seed, self.config)
@@ -283,7 +285,7 @@ class Session:
         return self._episode
 
     def _end(self) -> None:
-        """Remove the actors of the episode: sensors, then the traffic manager and vehicles."""
+        """Remove the actors of the episode: sensors, then vehicles."""
         self._episode = None
         sensors, self._sensors = self._sensors, None
         if sensors is not None:
@@ -299,6 +301,7 @@ class Session:
         """Remove what is ours and restore the server's settings; whether that went well."""
         try:
             self._end()
+            self._traffic.close()
         except WorldLost:
             return False
         if self._found is not None and not self.server.is_gone:

@@ -48,6 +48,10 @@ class Towns:
         self._loaded = ""
         self._known: collections.OrderedDict[str, Town] = collections.OrderedDict()
 
+    def is_loaded(self, scenario: Scenario, seed: int) -> bool:
+        """Whether the server is known to be on an episode's roads already."""
+        return self._loaded == _key(scenario, seed)
+
     def open(self, scenario: Scenario, seed: int) -> Town:
         """Bring the server to an episode's roads.
 
