@@ -158,13 +158,17 @@ class CarlaTraffic:
         return [vehicle.id for vehicle in ours]
 
     def close(self) -> None:
-        """End the traffic manager; `end` comes first.
+        """End the traffic manager, once `end` was called and the vehicles are removed.
+
+        Its `shut_down` is a step, too, and looks at the last snapshot: a tick before it brings one
+        without the vehicles.
 
         Raises:
             WorldLost: The server did not answer.
         """
         manager, self._manager = self._manager, None
         if manager is not None and not self._server.is_gone:
+            self._server.tick()
             with self._server.asking("end its traffic"):
                 manager.shut_down()
 

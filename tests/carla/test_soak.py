@@ -93,11 +93,11 @@ def soak(episodes, growth):
     return watch.children
 
 
-def test_thirty_episodes_leave_nothing(monkeypatch):
+def test_two_dozen_episodes_leave_nothing(monkeypatch):
     monkeypatch.setattr(avtd3.collect.carla.world, "EPISODES_PER_CHILD", 8)
-    children = soak(30, growth=0.05)
+    children = soak(24, growth=0.05)
     # A loss brings a fresh child as well, so there may be more.
-    assert len(set(children)) >= 4
+    assert len(set(children)) >= 3
 
 
 @pytest.mark.slow
