@@ -95,7 +95,7 @@ class Collector:
             try:
                 self._collect(writer, share)
             except WorldLost as error:
-                self._note(lost=(f"worker {share.worker} gave up: {error}",))
+                self._note(lost=(f"worker {share.worker} gave up: {error}",), warning="")
             self._published(writer.close())
         self._report(force=True)
         return self._tally
@@ -120,8 +120,9 @@ class Collector:
         try:
             self._collect_episode(writer, share, index)
         except WorldLost as error:
+            lost = f"episode {index} lost its world ({error.reason}): {error}"
+            self._note(losses=self._tally.losses + 1, warning=lost)
             skipped = self._recovery.lost(index, error, self._steps)
-            self._note(warning=str(error))
             if self._tally.episodes > ended:
                 return True  # cut, and kept up to the step before
             if skipped is None:

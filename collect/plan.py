@@ -14,7 +14,7 @@ the plan's seed and i. So, for drivers other than policies,
 
 The plan's digest goes into every segment. Collecting again under the same digest would store the
 same episodes twice: that is refused, unless it is a resumption, which adds the missing ones. An
-episode that was cut short counts as held.
+episode that was cut short, by a lost simulator too, counts as held; one that was skipped does not.
 
 Training seeds are even, evaluation seeds odd. Worlds draw road networks by this bit, so no dataset
 ever holds a road of the evaluation.

@@ -33,6 +33,8 @@ class Tally:
     """What is being waited for, or an empty string."""
     warning: str = ""
     """The last thing that a person should know, or an empty string."""
+    losses: int = 0
+    """How often the simulator was lost, and had again or not."""
     skipped: tuple[Skipped, ...] = ()
     """Episodes that could not be begun, however often it was tried."""
     lost: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class Tally:
             limited_episodes=sum(tally.limited_episodes for tally in every),
             waiting=waiting[0] if waiting and all(waiting) else "",
             warning=next((tally.warning for tally in every if tally.warning), ""),
+            losses=sum(tally.losses for tally in every),
             skipped=tuple(sorted((e for t in every for e in t.skipped), key=lambda e: e.index)),
             lost=tuple(sentence for tally in every for sentence in tally.lost),
         )
@@ -115,6 +118,8 @@ class CollectProgress:
                 f"episode {tally.limited_episodes} with actions limited to "
                 f"{tally.action_limit:.0%} of their range"
             )
+        if tally.losses:
+            parts.append(f"simulator lost {tally.losses} times")
         if tally.skipped:
             parts.append(f"{len(tally.skipped)} skipped")
         parts += [text for text in (tally.waiting, tally.warning, *tally.lost) if text]
@@ -172,6 +177,7 @@ class CollectReport:
             "held_steps": self.held_steps,
             "interrupted": self.interrupted,
             "plan_digest": self.plan_digest,
+            "losses": tally.losses,
             "skipped": [episode.document() for episode in tally.skipped],
             "lost_workers": list(tally.lost),
             "missing": self.missing,
@@ -193,6 +199,8 @@ class CollectReport:
             lines.append(f"{tally.limited_episodes} episodes with actions limited by the learner")
         if self.held_steps:
             lines.append(f"{self.held_steps} steps of this plan were there before")
+        if tally.losses:
+            lines.append(f"the simulator was lost {tally.losses} times")
         lines += tell_skipped(tally.skipped)
         if self.interrupted:
             lines.append("interrupted; the same command with --resume goes on")

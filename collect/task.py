@@ -12,8 +12,8 @@ time_limit  truncated  the scenario's time is over
 stuck       truncated  it stood for `TaskConfig.stuck_s` with no vehicle close ahead
 =========== ========== ======================================================================
 
-`STOP_REASON` and `FAULT_REASON` of `avtd3.collect.arena` (both truncated) are given by the
-collector, not by the task.
+`STOP_REASON` and `FAULT_REASON` of `avtd3.collect.arena` and the reasons of `WorldLost` (all
+truncated) are given by the collector, not by the task.
 """
 
 import bisect

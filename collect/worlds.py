@@ -1,5 +1,6 @@
 """The worlds by name, and the arenas made of them."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from avtd3.collect.road.world import RoadConfig, RoadWorld
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.task import TaskConfig
 from avtd3.collect.world import World
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, WorldError
 
 __all__ = [
     "WORLDS",
@@ -113,11 +114,16 @@ def open_world(settings: WorldSettings, worker: int) -> World:
         worker: Number of the worker that drives there, from 0; each has a CARLA server of its own.
 
     Raises:
-        WorldError: There is no such program as the server's command.
+        WorldError: There is no such program as the server's command, or no CARLA client.
     """
     assert settings.world in WORLDS, "settings are checked"
     if settings.world == "road":
         return RoadWorld(settings.road)
+    if importlib.util.find_spec("carla") is None:  # looked for only: it may crash a process
+        raise WorldError(
+            "world carla needs the package carla 0.9.16, which has wheels for Python 3.10 to 3.12 "
+            "on x86-64 Linux and Windows; collect on such a machine"
+        )
     from avtd3.collect.carla.simulator import Simulator
     from avtd3.collect.carla.world import CarlaWorld
 

@@ -1,6 +1,7 @@
 """Which worker drives where, and what the command line makes of hosts and ports."""
 
 import dataclasses
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +12,7 @@ from avtd3.collect.collector import CollectConfig
 from avtd3.collect.examiner import EvaluateConfig
 from avtd3.collect.worlds import count_workers, open_world
 from avtd3.configs.command_line import at_servers, section
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, WorldError
 
 THREE = CarlaConfig(ports=(2000, 2010, 2020))
 LARGEST = 256
@@ -40,6 +41,12 @@ def test_a_workers_number_picks_its_port():
     assert worlds[0].image_shape == (1, 84, 84)
     for world in worlds:
         world.close()
+
+
+def test_a_machine_without_the_client_is_told_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "carla", None)
+    with pytest.raises(WorldError, match=r"needs the package carla 0\.9\.16"):
+        open_world(CollectConfig(world="carla"), 0)
 
 
 @pytest.mark.parametrize("workers", [0, LARGEST + 1])

@@ -42,7 +42,11 @@ def test_an_episode_that_loses_its_world_is_kept_as_truncated_with_the_reason(tm
     assert episodes(tmp_path / "d")[cut[0]][0]["truncated"][-1]
     assert (report.failure, report.missing, report.tally.skipped) == ("", "", ())
     assert report.tally.end_reasons["tick_timeout"] == 1
-    assert any("lost at step 40" in line.line() for line in seen)
+    told = (
+        f"simulator lost 1 times, episode {cut[0]} lost its world (tick_timeout): lost at step 40"
+    )
+    assert any(told in line.line() for line in seen)
+    assert report.document()["losses"] == 1
     assert world.closed
 
 
