@@ -20,6 +20,7 @@ from avtd3.tests.carla.worlds import (
     STRAIGHT_ON,
     drive,
     kinds,
+    other_car,
     settings,
     until,
     world_on,
@@ -244,36 +245,10 @@ def test_a_start_that_stays_taken_is_a_loss_that_leaves_the_server_in_use(server
     world.reset(LOOP, 2)
 
 
-OTHERS = """
-import sys, carla
-client = carla.Client("127.0.0.1", int(sys.argv[1]))
-client.set_timeout(60.0)
-world = client.get_world()
-library = world.get_blueprint_library()
-place = world.get_map().get_spawn_points()[5]
-car = world.spawn_actor(library.find("vehicle.audi.tt"), place)
-sensor = world.spawn_actor(
-    library.find("sensor.other.collision"), carla.Transform(), attach_to=car
-)
-world.wait_for_tick(60.0)
-print("spawned", flush=True)
-sys.stdin.read()
-sensor.destroy()
-car.destroy()
-import os; os._exit(0)
-"""
-
-
 def test_only_our_own_actors_are_removed(server, world):
     world.reset(LOOP, 2)
     world.close()
-    command = [sys.executable, "-c", OTHERS, str(server.port)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        while other.stdout.readline() != "spawned\n":
-            assert other.poll() is None
+    with other_car(server, 30.0, -1.75, 0.0):
         with world_on(server) as ours:
             ours.reset(LOOP, 4)
             os.kill(ours.child_pid, signal.SIGKILL)
@@ -281,8 +256,7 @@ def test_only_our_own_actors_are_removed(server, world):
             ours.reset(LOOP, 4)
             assert len(ours.surroundings().others) == 1
         assert kinds(server) == ["sensor.other.collision", "vehicle.audi.tt"]
-        other.communicate("")
-    server.fault(**HEALTHY)
+    assert kinds(server) == []
 
 
 PARENT = """

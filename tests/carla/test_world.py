@@ -12,7 +12,7 @@ from avtd3.collect.road.world import RoadWorld
 from avtd3.collect.scenarios import scenario
 from avtd3.store.errors import ConfigError, RoadError, WorldError
 from avtd3.tests.carla.launch import CarlaServer
-from avtd3.tests.carla.worlds import COUNTRY, LOOP, STRAIGHT_ON, drive, kinds, world_on
+from avtd3.tests.carla.worlds import COUNTRY, LOOP, STRAIGHT_ON, drive, kinds, other_car, world_on
 
 SENSORS = ["sensor.camera.rgb", "sensor.other.collision", "sensor.other.lane_invasion"]
 
@@ -181,6 +181,28 @@ def test_other_vehicles_drive_and_are_seen_ahead(server, world):
     world.reset(LOOP, 2)
     assert kinds(server) == [*SENSORS, "vehicle.tesla.model3"]
     assert len(world.surroundings().others) == 0
+
+
+def test_a_car_that_stands_ahead_is_seen_and_then_hit(server):
+    with world_on(server) as world:
+        route = world.reset(LOOP, 2).route
+    at = int(np.searchsorted(route.distance_m, 25.0))
+    place = (*route.points[at].tolist(), math.degrees(route.yaw_rad[at]))
+    with other_car(server, *place), world_on(server) as world:
+        start = world.reset(LOOP, 2)
+        assert start.frame.lead_gap_m == pytest.approx(25.0 - 4.4, abs=1.0)
+        assert start.frame.lead_speed_mps == 0.0
+        frames = [start.frame]
+        while not frames[-1].collision:
+            assert len(frames) < 200
+            steer = -0.3 * start.route.project(*at_of(frames[-1]), 10.0).lateral_m
+            frames.append(world.step(np.array([steer, 0.5], np.float32)))
+        assert frames[-1].collision == "vehicle"
+        assert frames[-1].lead_gap_m < 1.0
+
+
+def at_of(frame):
+    return frame.vehicle.x_m, frame.vehicle.y_m
 
 
 def test_vehicles_without_room_are_told(world):

@@ -1,6 +1,8 @@
 """CARLA worlds on the server of the tests, with short waits, and small scenarios."""
 
 import contextlib
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -60,3 +62,41 @@ def until(condition):
     while not condition():
         assert time.monotonic() < deadline_s, "it never came to hold"
         time.sleep(0.02)
+
+
+OTHER_CLIENT = """
+import os, sys, carla
+port, x, y, yaw_deg = int(sys.argv[1]), *map(float, sys.argv[2:])
+client = carla.Client("127.0.0.1", port)
+client.set_timeout(60.0)
+world = client.get_world()
+library = world.get_blueprint_library()
+place = carla.Transform(carla.Location(x, y, 0.3), carla.Rotation(yaw=yaw_deg))
+car = world.spawn_actor(library.find("vehicle.audi.tt"), place)
+sensor = world.spawn_actor(
+    library.find("sensor.other.collision"), carla.Transform(), attach_to=car
+)
+world.wait_for_tick(60.0)
+print("spawned", flush=True)
+sys.stdin.read()
+sensor.destroy()
+car.destroy()
+os._exit(0)
+"""
+
+
+@contextlib.contextmanager
+def other_car(server, x_m, y_m, yaw_deg):
+    """A car with a sensor that another client has put on a server, which runs by itself."""
+    numbers = map(str, (server.port, x_m, y_m, yaw_deg))
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER_CLIENT, *numbers],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        while other.stdout.readline() != "spawned\n":
+            assert other.poll() is None
+        yield
+        other.communicate("")
