@@ -121,7 +121,7 @@ class CarlaTraffic:
         """
         with self._server.asking("measure its vehicles"):
             actors = self._server.world.get_actors().filter("vehicle.*")
-            vehicles = [actor for actor in actors if actor.id != car_id]
+            vehicles = sorted((actor for actor in actors if actor.id != car_id), key=_id_of)
             extents = [vehicle.bounding_box.extent for vehicle in vehicles]
         self._ids = [vehicle.id for vehicle in vehicles]
         self._resize([(2.0 * extent.x, 2.0 * extent.y) for extent in extents])
@@ -171,6 +171,10 @@ class CarlaTraffic:
             self._server.tick()
             with self._server.asking("end its traffic"):
                 manager.shut_down()
+
+
+def _id_of(actor: carla.Actor) -> int:
+    return int(actor.id)
 
 
 def _is_car(blueprint: carla.ActorBlueprint) -> bool:

@@ -12,6 +12,7 @@ import threading
 
 import pytest
 
+from avtd3.collect.carla.simulator import Simulator
 from avtd3.collect.carla.world import CarlaWorld
 from avtd3.store.errors import WorldError, WorldLost
 from avtd3.tests.carla.launch import CarlaServer
@@ -262,6 +263,7 @@ def test_only_our_own_actors_are_removed(server, world):
 PARENT = """
 import sys, json
 from avtd3.tests.carla.worlds import LOOP, STRAIGHT_ON, settings
+from avtd3.collect.carla.simulator import Simulator
 from avtd3.collect.carla.world import CarlaWorld
 
 class Server:
@@ -273,6 +275,44 @@ print(json.dumps(world.child_pid), flush=True)
 while True:
     world.step(STRAIGHT_ON)
 """
+
+
+def test_a_server_that_a_crash_left_synchronous_is_found_and_freed(server, world):
+    """Its snapshots are empty until somebody ticks, and nobody else would."""
+    world.reset(LOOP, 2)
+    os.kill(world.child_pid, signal.SIGKILL)
+    assert server.record()["settings"][0] is True
+    assert len(kinds(server)) == 4
+    with world_on(server) as fresh:
+        fresh.reset(LOOP, 4)
+        assert len(kinds(server)) == 4
+    assert kinds(server) == []
+    assert server.record()["settings"][0] is False
+
+
+@pytest.mark.slow
+def test_a_server_of_ours_is_started_again_when_it_dies_and_recycled():
+    command = f"{sys.executable} -m avtd3.tests.carla.server --serve-while {os.getpid()}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = settings(type("Ours", (), {"port": port}), timeout_s=2.0)
+    simulator = Simulator(command, port, recycle_episodes=2)
+    world = CarlaWorld(config, port, simulator)
+    try:
+        world.reset(LOOP, 2)
+        drive(world, 2)
+        assert simulator.pid is not None
+        os.kill(simulator.pid, signal.SIGKILL)
+        assert lose(world).reason == "server_lost"
+        for seed, starts in ((4, 2), (6, 2), (8, 3)):
+            world.reset(LOOP, seed)
+            drive(world, 2)
+            assert simulator.starts == starts
+        pid = simulator.pid
+    finally:
+        world.close()
+    assert is_gone(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -75,6 +75,22 @@ def test_scenario_and_seed_repeat_an_episode_whatever_was_before(world):
     assert episode() == first
 
 
+def test_every_beginning_has_its_picture_and_no_more_settings_or_connections(server, world):
+    """A subscription is not live at once, and each change of settings eats ticks."""
+    world.reset(LOOP, 2)
+    before = server.record()
+    for seed in range(4, 44, 2):
+        start = world.reset(LOOP, seed)
+        assert len(np.unique(start.frame.image)) > 10
+        assert start.frame.sim_time_s == 0.0
+    after = server.record()
+    assert after["calls"]["set_episode_settings"] == before["calls"]["set_episode_settings"]
+    assert after["clients"] == before["clients"]
+    assert kinds(server) == [*SENSORS, "vehicle.tesla.model3"]
+    # The snapshots, the camera and the collisions.
+    assert sum(after["streams"].values()) == sum(before["streams"].values()) == 3
+
+
 def test_every_step_drives_with_its_own_control(server, world):
     """The client does not send a control that equals the last one; it must hold all the same."""
     start = world.reset(LOOP, 2)
@@ -181,6 +197,23 @@ def test_other_vehicles_drive_and_are_seen_ahead(server, world):
     world.reset(LOOP, 2)
     assert kinds(server) == [*SENSORS, "vehicle.tesla.model3"]
     assert len(world.surroundings().others) == 0
+
+
+def test_traffic_repeats_with_its_seed(world):
+    busy = dataclasses.replace(LOOP, npcs=10)
+
+    def episode():
+        world.reset(busy, 8)
+        frames = drive(world, 20)
+        return world.surroundings().others.tobytes(), [frame.lead_gap_m for frame in frames]
+
+    first = episode()
+    assert episode() == first
+    world.reset(dataclasses.replace(LOOP, town="AvTown02", npcs=2), 4)
+    assert episode() == first
+    world.reset(busy, 10)
+    drive(world, 20)
+    assert world.surroundings().others.tobytes() != first[0]
 
 
 def test_a_car_that_stands_ahead_is_seen_and_then_hit(server):
