@@ -196,9 +196,7 @@ def test_maps_are_loaded_and_generated():
         assert not car.is_alive
         with pytest.raises(RuntimeError, match="not found"):
             client.load_world("Nowhere")
-        from avtd3.collect.road.generate import generate_network  # takes a second
-
-        xodr = generate_network("country", 4)
+        xodr = straight_document(length=400.0)
         generated = client.generate_opendrive_world(xodr, carla.OpendriveGenerationParameters())
         assert generated.get_map().name.endswith("OpenDriveMap")
         assert generated.get_map().to_opendrive() == xodr
