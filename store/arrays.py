@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.binding import is_bound
 from avtd3.store.codec import CRC_BYTES, ChainKind, unseal
 from avtd3.store.files import parse_json, read_bytes, safe_join, sha256, sha256_of_file
 from avtd3.store.foreign import chunk_files, read_through_zarr
@@ -143,7 +144,7 @@ class ArrayFiles:
             out[:] = self._read_foreign(layout, start, start + len(out))
             return
         with self._faults(layout.chunk_path):
-            read_chunks(
+            checksums = read_chunks(
                 shard.path,
                 shard.spans,
                 shard.kind,
@@ -151,6 +152,10 @@ class ArrayFiles:
                 chunk_frames=shard.chunk_frames,
                 start=start,
             )
+        if len(out) == layout.shape[0]:
+            told = self._manifest.files[layout.chunk_path].sha256
+            if not is_bound(self._manifest.provenance, told, checksums):
+                raise corrupt(self._path, f"{layout.chunk_path} is another segment's")
 
     def frame_shard(self, layout: ArrayLayout) -> FrameShard | None:
         """The shard that holds the frames, or None if they are not encoded as format 1 does.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.binding import BINDING, binding
 from avtd3.store.codec import FrameCodec, seal
 from avtd3.store.columns import OBSERVATION_COLUMNS, STEP_COLUMNS, StepColumns
 from avtd3.store.dataset import Dataset
@@ -33,7 +34,7 @@ from avtd3.store.layout import (
 )
 from avtd3.store.manifest import FileEntry, Manifest
 from avtd3.store.metadata import array_document, document_bytes, group_document
-from avtd3.store.shard import build_shard
+from avtd3.store.shard import build_shard, joined_checksums
 
 MAX_TEXT = 512
 MAX_PROVENANCE_BYTES = 1024 * 1024
@@ -197,11 +198,16 @@ def seal_files(
         document = array_document(layout, codec=used_codec, attributes=attributes)
         files[layout.metadata_path] = document_bytes(document)
         files[layout.chunk_path] = data
+    entries = {name: FileEntry(len(data), sha256(data)) for name, data in files.items()}
+    recorded: dict[str, Any] = {**provenance, "codec": dataclasses.asdict(codec)}
+    if chunks is not None:
+        shard = entries[layouts["frames"].chunk_path]
+        recorded[BINDING] = binding(shard.sha256, joined_checksums(chunks))
     manifest = Manifest(
         segment_id=segment_id,
         spec_digest=dataset.spec_digest,
-        files={name: FileEntry(len(data), sha256(data)) for name, data in files.items()},
-        provenance={**provenance, "codec": dataclasses.asdict(codec)},
+        files=entries,
+        provenance=recorded,
         digest="",
         **counts,
     )

@@ -34,6 +34,15 @@ def build_shard(chunks: Sequence[bytes]) -> bytes:
     return b"".join((*chunks, index, crc32c(index)))
 
 
+def joined_checksums(chunks: Sequence[bytes]) -> bytes:
+    """The last four bytes of each chunk, which are its crc32c, one behind the other.
+
+    Each chunk's checksum holds for whatever chunk it is; all of them together, in order, tell the
+    shard of one segment from that of another.
+    """
+    return b"".join(chunk[-CRC_BYTES:] for chunk in chunks)
+
+
 def index_bytes(chunks: int) -> int:
     """Size of the index of a shard of so many chunks, checksum included."""
     return chunks * ENTRY_BYTES + CRC_BYTES
@@ -100,7 +109,7 @@ def read_chunks(
     *,
     chunk_frames: int,
     start: int,
-) -> None:
+) -> bytes:
     """Decode a run of frames from a shard file straight into place.
 
     The file is read, not mapped: a mapping of a file that someone truncates kills the process
@@ -114,6 +123,9 @@ def read_chunks(
         chunk_frames: Frames per chunk.
         start: Number of the first frame wanted; ``start + n`` must lie within the chunks.
 
+    Returns:
+        The checksums of the chunks that were read, see `joined_checksums`.
+
     Raises:
         OSError: The file is gone or cannot be read.
         ValueError: A chunk is not whole; the message has its number.
@@ -121,6 +133,7 @@ def read_chunks(
     frame_bytes = out[0].nbytes
     stop = start + len(out)
     flat = out.reshape(-1).data
+    checksums = []
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for number in range(start // chunk_frames, -(-stop // chunk_frames)):
@@ -129,6 +142,7 @@ def read_chunks(
             place = flat[(begin - start) * frame_bytes : (end - start) * frame_bytes]
             low, high = spans[number].tolist()
             data = os.pread(descriptor, high - low, low)
+            checksums.append(data[-CRC_BYTES:])
             try:
                 if end - begin == chunk_frames:
                     decode_into(kind, data, place)
@@ -140,3 +154,4 @@ def read_chunks(
                 raise ValueError(f"chunk {number}: {error}") from error
     finally:
         os.close(descriptor)
+    return b"".join(checksums)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from avtd3.store.binding import BINDING
 from avtd3.store.codec import FrameCodec
 from avtd3.store.columns import OBSERVATION_COLUMNS, STEP_COLUMNS, FrameBuffer, StepColumns
 from avtd3.store.dataset import Dataset
@@ -24,7 +25,9 @@ from avtd3.store.upkeep.removal import clear_staging
 
 COLLECTOR = "compact"
 """What stands in a merged segment's provenance as its collector."""
-_OWN_KEYS = frozenset(("avtd3", "python", "host", "collector", "sealed_at", REPLACES, ORIGIN))
+_OWN_KEYS = frozenset(
+    ("avtd3", "python", "host", "collector", "sealed_at", BINDING, REPLACES, ORIGIN)
+)
 """Keys of the provenance that say who sealed a segment, not what its data are."""
 _FRAMES_AT_ONCE = 512
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from avtd3.store.codec import FrameCodec
 from avtd3.store.errors import (
     FormatVersionError,
+    NoSegmentsError,
     SegmentCorruptError,
     SegmentNotFoundError,
     SpecError,
@@ -23,6 +24,7 @@ from avtd3.store.inspect.audit import AuditConfig, audit
 from avtd3.store.layout import raw_bytes, segment_arrays
 from avtd3.store.limits import Limits
 from avtd3.store.manifest import FileEntry, read_manifest
+from avtd3.store.replay.sampler import ReplayConfig, Sampler
 from avtd3.tests.store.segments import assert_holds, make_episode, make_spec, write_dataset
 
 SPEC = make_spec()
@@ -229,6 +231,13 @@ def test_the_frames_of_another_segment_are_found(tmp_path):
     shutil.copy(only(other).path / shard, only(mine).path / shard)
     with pytest.raises(SegmentCorruptError, match="SHA-256"):
         only(mine).verify()
+    with pytest.raises(SegmentCorruptError, match="is another segment's"):
+        only(mine).read_frames()
+    with (
+        Sampler([mine], ReplayConfig(batch_size=1), seed=0, scratch=tmp_path) as sampler,
+        pytest.raises(NoSegmentsError, match="is another segment's"),
+    ):
+        sampler.sample()
     report = audit([mine.path], AuditConfig(scheduler="sync"))
     assert report.verdict == "errors"
 
