@@ -3,12 +3,12 @@
     python bench/carla_bench.py [--steps N] [--rounds N] [--server-ms MS ...] [--json]
     python bench/carla_bench.py --host H --port P [--town Town01]
 
-The bare loop is what a script of a few lines does with the client: set a control, tick, wait for
-the picture of that frame; camera, collision and lane invasion sensors as avtd3 has them. avtd3's
-step is `CarlaWorld.step`: the same through its supervised process, with the gray picture, the
-motion, the lane and the vehicle ahead. The two are measured in turn, each in a fresh process; the
-figures are medians over the rounds. The processor time of the client's processes says more than
-the clock where others use the machine as well.
+avtd3's step is `CarlaWorld.step`: a control, a tick, the gray picture of that frame, motion, lane
+and the vehicle ahead, through its supervised process. The bare loop is a script of a few lines: a
+control, a tick, the picture of that frame as it comes. It is a second client that drives the same
+car and listens to the same camera, collision and lane invasion sensors, in turn with avtd3 every
+few dozen steps: server and machine are the same for both. Figures are medians over the rounds. The
+processor time of the client's processes says more than the clock where others use the machine.
 
 Without --port the server is the wire-compatible one of the tests, which ticks in 2 ms, ten times
 as fast as CARLA with a camera: `--server-ms` has it wait before each tick (0 is its own pace).
@@ -17,12 +17,13 @@ as fast as CARLA with a camera: `--server-ms` has it wait before each tick (0 is
 import argparse
 import contextlib
 import json
+import os
 import queue
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,14 @@ from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.world import CarlaWorld
 from avtd3.collect.scenarios import scenario
 
-WARM_UP = 20
-SENSORS = ("sensor.camera.rgb", "sensor.other.collision", "sensor.other.lane_invasion")
+WARM_UP = 5
+STAND, CREEP = np.array([0.0, -1.0], np.float32), np.array([0.02, 0.05], np.float32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40, help="in turn, before the other's")
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--server-ms", type=float, nargs="+", default=[0.0, 10.0, 25.0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, help="of a running server; else the tests' server")
@@ -48,140 +49,129 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
-        print(json.dumps(bare_cost(options.host, options.port, options.steps)))
+        drive_bare(options.host, options.port)
         return
-    rows = []
-    for server_ms in [0.0] if options.port else options.server_ms:
-        with serving(options, server_ms) as port:
-            rows.append({"server_ms": server_ms} | measure(options, port))
+    with serving(options) as (port, slow_down):
+        rows = measure(options, port, slow_down)
     print(json.dumps(rows, indent=2) if options.json else table(rows))
 
 
 @contextlib.contextmanager
-def serving(options: argparse.Namespace, server_ms: float) -> Iterator[int]:
-    """The port of a server: the one that was named, or one of the tests' for a while."""
+def serving(
+    options: argparse.Namespace,
+) -> Iterator[tuple[int, Callable[[float], None] | None]]:
+    """A port, and what slows the server down if it is one of the tests'."""
     if options.port:
-        yield options.port
+        yield options.port, None
         return
     from avtd3.tests.carla.launch import CarlaServer
 
-    with CarlaServer(slow={"tick_cue": server_ms / 1000.0}) as server:
-        yield server.port
+    with CarlaServer() as server:
+        yield server.port, lambda ms: server.fault(slow={"tick_cue": ms / 1000.0})
 
 
-def measure(options: argparse.Namespace, port: int) -> dict[str, Any]:
-    rounds = []
-    for seed in range(options.rounds):
-        # The world first: it brings the server to the town, and is gone when the other comes.
-        step, step_cpu = step_cost(options, port, seed)
-        command = [sys.executable, __file__, "--bare", f"--steps={options.steps}"]
-        command += [f"--host={options.host}", f"--port={port}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        bare, bare_cpu = json.loads(done.stdout.splitlines()[-1])
-        rounds.append(
-            {
-                "bare_ms": bare,
-                "step_ms": step,
-                "overhead_percent": 100.0 * (step / bare - 1.0),
-                "bare_processor_ms": bare_cpu,
-                "step_processor_ms": step_cpu,
-                "added_processor_percent": 100.0 * (step_cpu - bare_cpu) / bare,
-            }
-        )
-    return {name: statistics.median(row[name] for row in rounds) for name in rounds[0]} | {
-        "rounds": rounds
+def measure(
+    options: argparse.Namespace, port: int, slow_down: Callable[[float], None] | None
+) -> list[dict[str, Any]]:
+    world = CarlaWorld(CarlaConfig(host=options.host, ports=(port,)), port)
+    command = [sys.executable, __file__, "--bare", f"--host={options.host}", f"--port={port}"]
+    rows = []
+    try:
+        world.reset(scenario(1, town=options.town, weather="clear"), 0)
+        for _ in range(40):
+            world.step(STAND)
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as bare:
+            assert bare.stdin is not None
+            assert bare.stdout is not None
+            for server_ms in [0.0] if slow_down is None else options.server_ms:
+                if slow_down is not None:
+                    slow_down(server_ms)
+                rounds = []
+                for _ in range(options.rounds):
+                    step = step_cost(world, options.steps)
+                    print(options.steps, file=bare.stdin, flush=True)
+                    rounds.append(compared(step, json.loads(bare.stdout.readline())))
+                rows.append({"server_ms": server_ms, **medians(rounds)})
+            bare.stdin.close()
+    finally:
+        world.close()
+    return rows
+
+
+def compared(step: list[float], bare: list[float]) -> dict[str, float]:
+    """One round: milliseconds by the clock and of processors, and what the step adds."""
+    return {
+        "bare_ms": bare[0],
+        "step_ms": step[0],
+        "added_ms": step[0] - bare[0],
+        "overhead_percent": 100.0 * (step[0] / bare[0] - 1.0),
+        "bare_processor_ms": bare[1],
+        "step_processor_ms": step[1],
     }
 
 
-def step_cost(options: argparse.Namespace, port: int, seed: int) -> tuple[float, float]:
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
+
+
+def step_cost(world: CarlaWorld, steps: int) -> list[float]:
     """Milliseconds of a `CarlaWorld.step`, by the clock and of both processes' processors."""
-    world = CarlaWorld(CarlaConfig(host=options.host, ports=(port,)), port)
-    try:
-        world.reset(scenario(1, town=options.town, weather="clear"), seed)
-        actions = controls(WARM_UP + options.steps)
-        for action in actions[:WARM_UP]:
-            world.step(action)
-        child = psutil.Process(world.child_pid)
-        begun, used = time.perf_counter(), time.process_time() + sum(child.cpu_times()[:2])
-        for action in actions[WARM_UP:]:
-            world.step(action)
-        spent = time.perf_counter() - begun
-        used = time.process_time() + sum(child.cpu_times()[:2]) - used
-        return 1000.0 * spent / options.steps, 1000.0 * used / options.steps
-    finally:
-        world.close()
+    child = psutil.Process(world.child_pid)
+    begun = used = 0.0
+    for number in range(-WARM_UP, steps):
+        if number == 0:
+            begun = time.perf_counter()
+            used = time.process_time() + sum(child.cpu_times()[:2])
+        world.step(CREEP)
+    spent = time.perf_counter() - begun
+    used = time.process_time() + sum(child.cpu_times()[:2]) - used
+    return [1000.0 * spent / steps, 1000.0 * used / steps]
 
 
-def controls(steps: int) -> np.ndarray:
-    """Slow driving, a little to the left and right: float32 (steps, 2)."""
-    steer = 0.02 * np.sin(0.3 * np.arange(steps))
-    return np.stack([steer, np.full(steps, 0.15)], axis=1).astype(np.float32)
-
-
-def bare_cost(host: str, port: int, steps: int) -> tuple[float, float]:
-    """Milliseconds of a tick of a loop around the client, by the clock and of the processor."""
+def drive_bare(host: str, port: int) -> None:
+    """Drive the car that is there by numbers of steps from standard input; for its own process."""
     import carla
 
     client = carla.Client(host, port)
     client.set_timeout(60.0)
     world = client.get_world()
-    settings = world.get_settings()
-    settings.synchronous_mode, settings.fixed_delta_seconds = True, 0.05
-    world.apply_settings(settings)
-    library, places = world.get_blueprint_library(), world.get_map().get_spawn_points()
-    car = world.spawn_actor(library.find("vehicle.tesla.model3"), places[0])
+    world.tick()
+    actors = world.get_actors()
+    (car,) = (
+        actor
+        for actor in actors
+        if actor.attributes.get("role_name") == "avtd3" and actor.type_id.startswith("vehicle.")
+    )
     pictures: queue.SimpleQueue[Any] = queue.SimpleQueue()
     events: list[Any] = []
-    front = carla.Transform(carla.Location(1.4, 0.0, 1.6), carla.Rotation(pitch=-6.0))
-    sensors = []
-    for kind in SENSORS:
-        blueprint = library.find(kind)
-        if blueprint.has_attribute("image_size_x"):
-            camera = CarlaConfig().camera
-            side = str(camera.height * camera.supersample)
-            blueprint.set_attribute("image_size_x", side)
-            blueprint.set_attribute("image_size_y", side)
-        sensors.append(world.spawn_actor(blueprint, front, attach_to=car))
-        sensors[-1].listen(pictures.put if kind == SENSORS[0] else events.append)
-    try:
-        return drive_bare(carla, world, car, pictures, steps)
-    finally:
-        for sensor in sensors:
-            sensor.stop()
-            sensor.destroy()
-        car.destroy()
-        settings.synchronous_mode, settings.fixed_delta_seconds = False, None
-        world.apply_settings(settings)
-
-
-def drive_bare(
-    carla: Any,  # noqa: ANN401 - the client
-    world: Any,  # noqa: ANN401
-    car: Any,  # noqa: ANN401
-    pictures: "queue.SimpleQueue[Any]",
-    steps: int,
-) -> tuple[float, float]:
-    """Tick and wait for pictures; milliseconds per tick."""
-    begun = used = 0.0
-    for number, (steer, pedal) in enumerate(controls(WARM_UP + steps).tolist()):
-        if number == WARM_UP:
-            begun, used = time.perf_counter(), time.process_time()
-        car.apply_control(carla.VehicleControl(throttle=pedal, steer=steer))
-        frame = world.tick()
-        # The first ones may be lost: a subscription is live a little after `listen`.
-        with contextlib.suppress(queue.Empty):
-            while pictures.get(timeout=0.2 if number < WARM_UP else 10.0).frame < frame:
-                pass
-    spent, used = time.perf_counter() - begun, time.process_time() - used
-    return 1000.0 * spent / steps, 1000.0 * used / steps
+    sensors = [actor for actor in actors if actor.parent is not None and actor.parent.id == car.id]
+    for sensor in sensors:
+        sensor.listen(pictures.put if "camera" in sensor.type_id else events.append)
+    for line in sys.stdin:
+        begun = used = 0.0
+        for number in range(-WARM_UP, int(line)):
+            if number == 0:
+                begun, used = time.perf_counter(), time.process_time()
+            car.apply_control(carla.VehicleControl(steer=0.02, throttle=0.05))
+            frame = world.tick()
+            # Those of the other's steps come first; the very first may be lost.
+            with contextlib.suppress(queue.Empty):
+                while pictures.get(timeout=1.0).frame < frame:
+                    pass
+        spent, used = time.perf_counter() - begun, time.process_time() - used
+        print(json.dumps([1000.0 * spent / int(line), 1000.0 * used / int(line)]), flush=True)
+    # The sensors belong to the other client: this one only leaves.
+    os._exit(0)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["server waits   bare tick   avtd3 step  overhead   processor: bare    avtd3  added"]
+    lines = ["server waits  bare tick  avtd3 step     added  overhead   processor: bare    avtd3"]
     lines += [
-        f"{row['server_ms']:9.0f} ms {row['bare_ms']:8.2f} ms {row['step_ms']:9.2f} ms"
-        f" {row['overhead_percent']:7.1f} % {row['bare_processor_ms']:14.2f} ms"
-        f" {row['step_processor_ms']:5.2f} ms {row['added_processor_percent']:4.1f} %"
+        f"{row['server_ms']:9.0f} ms {row['bare_ms']:7.2f} ms {row['step_ms']:8.2f} ms"
+        f" {row['added_ms']:6.2f} ms {row['overhead_percent']:7.1f} %"
+        f" {row['bare_processor_ms']:14.2f} ms {row['step_processor_ms']:5.2f} ms"
         for row in rows
     ]
     return "\n".join(lines)
