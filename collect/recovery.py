@@ -25,9 +25,9 @@ class RecoveryConfig:
 
     attempts: int = 3
     """How often an episode is begun that is lost before its first step; then it is skipped."""
-    failures: int = 6
+    failures: int = 9
     """Failures in a row, with less than a second driven between them, that end a worker; more
-    than `attempts`, so that one episode that no server survives is skipped."""
+    than twice `attempts`, so that two episodes that no server survives are skipped."""
 
     def __post_init__(self) -> None:
         check_number("recovery.attempts", self.attempts, minimum=1, maximum=1000)

@@ -22,6 +22,7 @@ from avtd3.store.errors import WorldError, WorldLost
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
 _END_S = 60.0
+_LINGER_S = 30.0
 _LAST_WORDS = 400
 _BROKEN_SERVER = ("server_lost", "sensor_stall")
 """Losses that a server in good health does not cause; others are the client's own."""
@@ -126,11 +127,7 @@ class Simulator:
         self._log.close()
 
     def _start(self) -> None:
-        if _listens(self._port):
-            raise WorldError(
-                f"port {self._port} is served already by a process that avtd3 did not start; leave "
-                "--server-command out to use it, or choose another --port"
-            )
+        self._check_port()
         self._log.truncate(0)
         self._log.seek(0)
         self._keeper = subprocess.Popen(
@@ -144,6 +141,17 @@ class Simulator:
         self.pid = int(self._keeper.stdout.readline() or 0) or None
         self.starts += 1
         self._await(self._keeper)
+
+    def _check_port(self) -> None:
+        """Refuse a port that somebody else has; our last server may take a while to give it up."""
+        until_s = time.monotonic() + (_LINGER_S if self.starts else 0.0)
+        while _listens(self._port):
+            if time.monotonic() >= until_s:
+                raise WorldError(
+                    f"port {self._port} is served already by a process that avtd3 did not start; "
+                    "leave --server-command out to use it, or choose another --port"
+                )
+            time.sleep(_POLL_S)
 
     def _await(self, keeper: subprocess.Popen[bytes]) -> None:
         started_s = time.monotonic()

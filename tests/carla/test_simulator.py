@@ -20,6 +20,14 @@ if stubborn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "child" in sys.argv:
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+if "lingers" in sys.argv:
+    code = (
+        "import os, socket, sys, time; parent = os.getppid();"
+        "server = socket.create_server(('127.0.0.1', int(sys.argv[1])));"
+        "[time.sleep(0.05) for _ in iter(lambda: os.getppid() == parent, False)]; time.sleep(1)"
+    )
+    subprocess.Popen([sys.executable, "-c", code, sys.argv[1]], start_new_session=True)
+    time.sleep(600)
 ballast = bytearray(200_000_000) if "heavy" in sys.argv else None
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 while True:
@@ -130,6 +138,14 @@ def test_it_is_recycled_when_it_holds_too_much_memory(run, command):
     assert simulator.starts == 2
     simulator.close()
     assert simulator.memory_bytes() == 0
+
+
+def test_a_port_that_is_given_up_late_is_waited_for(run, command):
+    simulator = run(command + " lingers")
+    simulator.ensure()
+    simulator.restart("server_lost")
+    simulator.ensure()
+    assert simulator.starts == 2
 
 
 def test_a_server_that_ignores_being_asked_is_killed(run, command):

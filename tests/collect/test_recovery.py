@@ -92,8 +92,8 @@ def test_a_plan_of_steps_goes_on_with_other_episodes_than_a_skipped_one(tmp_path
 @pytest.mark.parametrize(
     ("world", "resets", "message"),
     [
-        # Episode 0 is tried three times and skipped, then episode 1: six failures in a row.
-        (LossyWorld(resets=dict.fromkeys(range(1, 99), "server_lost")), 6, "6 failures in a row"),
+        # Two episodes are tried three times and skipped, then the third: nine failures in a row.
+        (LossyWorld(resets=dict.fromkeys(range(1, 99), "server_lost")), 9, "9 failures in a row"),
         (LossyWorld(resets={1: "server_away"}), 1, "lost at reset 1"),
     ],
 )
@@ -113,9 +113,9 @@ def test_a_simulator_that_stays_away_ends_its_worker(tmp_path, world, resets, me
 def test_a_server_that_never_lives_for_a_second_does_not_fill_the_dataset(tmp_path):
     world = LossyWorld(steps=dict.fromkeys(range(3, 10**4, 3), "server_lost"))
     report = gather(tmp_path / "d", world, episodes=100)
-    assert "6 failures in a row" in report.failure
-    assert list(endings(tmp_path / "d").values()) == [(2, "server_lost")] * 6
-    assert report.missing == "94 episodes"
+    assert "9 failures in a row" in report.failure
+    assert list(endings(tmp_path / "d").values()) == [(2, "server_lost")] * 9
+    assert report.missing == "91 episodes"
 
 
 def test_one_failing_server_does_not_stop_the_others(tmp_path):
