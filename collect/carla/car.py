@@ -8,10 +8,12 @@ from avtd3.collect.carla.motion import Pose, pose_of
 from avtd3.collect.carla.server import ROLE, Server
 from avtd3.collect.carla.weather import needs_lamps
 from avtd3.collect.road.opening import Start
+from avtd3.collect.world import VehicleState
 from avtd3.store.errors import ConfigError, WorldError, WorldLost
 
-_DROP_M = 0.3
+_DROP_M = 0.5
 """Height above the road at which a car appears; it falls, or it would stick in the ground."""
+_BACK_M, _UP_M = 8.0, 5.0
 _HOLD = carla.VehicleControl(brake=1.0, hand_brake=True)
 
 
@@ -154,6 +156,17 @@ class Car:
                 "finite numbers; restart the server"
             )
         return pose
+
+
+def follow(spectator: carla.Actor, state: VehicleState) -> None:
+    """Have the server's own view look at the car from behind and above."""
+    place = carla.Location(
+        state.x_m - _BACK_M * math.cos(state.yaw_rad),
+        state.y_m - _BACK_M * math.sin(state.yaw_rad),
+        _UP_M,
+    )
+    turn = carla.Rotation(pitch=-20.0, yaw=math.degrees(state.yaw_rad))
+    spectator.set_transform(carla.Transform(place, turn))
 
 
 def _transform(start: Start, height_m: float, ahead_m: float = 0.0) -> carla.Transform:

@@ -1,7 +1,7 @@
 """The child process of a CARLA world: ``python -m avtd3.collect.carla.child FD PARENT``.
 
-It answers commands that come over a pipe: ``(name, arguments)`` in; out, any number of
-``("phase", (what, limit_s))`` and then ``("answer", name, value)`` or ``("error", name, (type,
+It answers commands that come over a pipe: ``(number, name, arguments)`` in; out, any number of
+``("phase", (what, limit_s))`` and then ``("answer", number, value)`` or ``("error", number, (type,
 arguments))``. When the pipe ends it removes its actors, restores the server and leaves; if that
 hangs, a thread ends the process. It always leaves by `os._exit`: the client aborts processes that
 end in the ordinary way.
@@ -60,17 +60,17 @@ def _serve(
     session: Session | Checkup, commands: tuple[str, ...], pipe: "Connection[Any, Any]"
 ) -> bool:
     """Answer one command; whether there may be more."""
-    name, arguments = pipe.recv()
+    number, name, arguments = pipe.recv()
     assert name in commands, "the parent asks for what there is"
     try:
         answer = getattr(session, name)(*arguments)
     except Avtd3Error as error:
-        pipe.send(("error", name, (type(error).__name__, error.args)))
+        pipe.send(("error", number, (type(error).__name__, error.args)))
     except RuntimeError as error:  # the client's own
         known = session.server.explained(error, name)
-        pipe.send(("error", name, (type(known).__name__, known.args)))
+        pipe.send(("error", number, (type(known).__name__, known.args)))
     else:
-        pipe.send(("answer", name, answer))
+        pipe.send(("answer", number, answer))
     return bool(name != "close")
 
 

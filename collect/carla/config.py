@@ -117,7 +117,8 @@ class CarlaConfig:
     backoff_max_s: float = 20.0
     """Longest pause between two tries."""
     tm_port: int = 0
-    """Port of the traffic manager in the client's process; 0 picks a free one."""
+    """Port of the traffic manager in the client's process; 0 picks a free one, as several servers
+    need it."""
     vehicle: str = "vehicle.tesla.model3"
     """Blueprint of the car."""
     control_period_s: float = 0.05
@@ -135,7 +136,7 @@ class CarlaConfig:
     """Largest distance from the lane's middle at which an episode begins."""
     start_heading_deg: float = 3.0
     """Largest deviation from the lane's heading with which an episode begins."""
-    settle_s: float = 0.5
+    settle_s: float = 1.0
     """Simulated seconds in which the car comes to rest on the ground before an episode."""
     server_command: str = ""
     """Command that starts a server, with ``{port}`` for its port; empty: servers run already."""
@@ -156,6 +157,11 @@ class CarlaConfig:
         for port in self.ports:
             check_number("carla.ports", port, minimum=1, maximum=65_535)
         check_number("carla.tm_port", self.tm_port, maximum=65_535)
+        if self.tm_port and len(self.ports) > 1:
+            raise ConfigError(
+                f"carla.tm_port is {self.tm_port}, expected 0 with {len(self.ports)} servers: the "
+                "client of each needs a port of its own"
+            )
         self._check_waits()
         if not self.vehicle.startswith("vehicle."):
             raise ConfigError(

@@ -171,7 +171,7 @@ class Sensors:
         round: first all are stopped, and those of a server that is gone are only stopped.
         """
         for sensor in self._mounted:
-            if sensor.is_listening:
+            if sensor.is_listening():
                 sensor.stop()
         mounted, self._mounted = self._mounted, []
         for sensor in mounted:

@@ -75,8 +75,9 @@ class Server:
             raise
         except RuntimeError as error:
             raise self.explained(error, what) from error
-        if limit_s:
-            self.client.set_timeout(self.config.timeout_s)
+        finally:
+            if limit_s:
+                self.client.set_timeout(self.config.timeout_s)
 
     def phase(self, what: str, limit_s: float | None = None) -> None:
         """Tell what is going on, and how long each call of it may take."""

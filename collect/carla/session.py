@@ -14,12 +14,11 @@ A beginning goes in this order, each step for a reason that the client gives:
 """
 
 import dataclasses
-import math
 
 import carla
 import numpy as np
 
-from avtd3.collect.carla.car import Car
+from avtd3.collect.carla.car import Car, follow
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.motion import Motion
 from avtd3.collect.carla.sensors import Sensors
@@ -246,7 +245,7 @@ class Session:
         gap_m, lead_mps = lead_on_route(ego, self._traffic, look_around(ego, self._traffic))
         stands = footing(episode.town.raster, x_m, y_m, state.yaw_rad)
         if self.config.spectator_follows:
-            self._lead_spectator(state)
+            follow(self.server.world.get_spectator(), state)
         frame, sensors = snapshot.frame, episode.sensors
         # The picture comes last of all that the server sends for a frame.
         picture = sensors.picture(frame) if image is None else image
@@ -262,16 +261,6 @@ class Session:
             lead_gap_m=gap_m,
             lead_speed_mps=lead_mps,
         )
-
-    def _lead_spectator(self, state: VehicleState) -> None:
-        back_m, up_m = 8.0, 5.0
-        place = carla.Location(
-            state.x_m - back_m * math.cos(state.yaw_rad),
-            state.y_m - back_m * math.sin(state.yaw_rad),
-            up_m,
-        )
-        turn = carla.Rotation(pitch=-20.0, yaw=math.degrees(state.yaw_rad))
-        self.server.world.get_spectator().set_transform(carla.Transform(place, turn))
 
     def surroundings(self) -> Surroundings:
         """What lies around the car; see `avtd3.collect.world.World.surroundings`."""

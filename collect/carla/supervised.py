@@ -38,7 +38,7 @@ class Child:
 
     def __init__(self, config: CarlaConfig, port: int, work: str = "session") -> None:
         self._config, self._where = config, f"{config.host}:{port}"
-        self._doing = "start"
+        self._doing, self._asked = "start", 0
         ours, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         with ours, theirs:
@@ -86,7 +86,8 @@ class Child:
             Avtd3Error: What the command raised.
         """
         try:
-            self._pipe.send((name, arguments))
+            self._asked += 1
+            self._pipe.send((self._asked, name, arguments))
             return self._answer(name, limit_s)
         except (EOFError, OSError):
             raise self._crashed() from None
@@ -99,7 +100,7 @@ class Child:
                 (self._doing, call_s), begun_s = content[0], time.monotonic()
                 # A call ends by itself; what runs on has been blocked.
                 limit_s = call_s + _BETWEEN_S
-            elif content[0] == name:  # and not what an interrupted question was answered
+            elif content[0] == self._asked:  # and not what an interrupted question was answered
                 if kind == "error":
                     raise _rebuilt(*content[1])
                 self._doing = name

@@ -20,7 +20,7 @@ from avtd3.store.errors import WorldError, WorldLost
 _NEAREST_M, _FARTHEST_M = 15.0, 150.0
 _EVERY_M = 8.0
 _APART_M = 8.0
-_DROP_M = 0.3
+_DROP_M = 0.5
 _MAX_SEED = 2**31 - 1
 _AWAY = complex(1e9, 1e9)
 

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -142,10 +143,16 @@ class CarlaWorld:
             found: Surroundings = self._current().ask("surroundings")
         return found
 
-    def _watching(self) -> "_Watch":
-        return _Watch(self)
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """End the child of a world that is lost inside."""
+        try:
+            yield
+        except WorldLost as error:
+            self._lose(error)
+            raise
 
-    def lose(self, error: WorldLost) -> None:
+    def _lose(self, error: WorldLost) -> None:
         """End the child of a lost world, as cleanly as it goes."""
         self._losses += 1
         self._is_running = False
@@ -177,17 +184,3 @@ class CarlaWorld:
         with contextlib.suppress(WorldError):
             child.open(self._found)
         child.end(2.0 * brief.timeout_s + brief.step_timeout_s)
-
-
-class _Watch:
-    """Turns a loss inside a `with` into the end of the world's child."""
-
-    def __init__(self, world: CarlaWorld) -> None:
-        self._world = world
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, WorldLost):
-            self._world.lose(error)

@@ -66,6 +66,11 @@ def test_a_picture_that_no_server_draws_is_refused():
         CarlaCamera(height=84, width=1024, supersample=8)
 
 
+def test_one_port_is_not_for_two_traffic_managers():
+    with pytest.raises(ConfigError, match=r"tm_port is 8000, expected 0 with 2 servers"):
+        CarlaConfig(ports=(2000, 2010), tm_port=8000)
+
+
 def test_settings_come_from_yaml_and_go_to_json():
     config = build(CarlaConfig, {"ports": [2000, 2010], "camera": {"height": 64}}, path="carla")
     assert config.ports == (2000, 2010)
