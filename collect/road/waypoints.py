@@ -89,13 +89,13 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
         RoadError: A waypoint lies off the lanes, no way leads from one to the next, or the route
             is shorter than `MIN_ROUTE_M`.
     """
-    beside = _Beside(network)
+    lanes = _Lanes(network)
     places = [
-        _places(network, beside, point, number) for number, point in enumerate(waypoints, start=1)
+        _places(network, lanes, point, number) for number, point in enumerate(waypoints, start=1)
     ]
     reached = [(place, _Way(place.cost, ())) for place in places[0]]
     for number, (before, after) in enumerate(itertools.pairwise(waypoints), 1):
-        reached = _advance(network, beside, reached, places[number])
+        reached = _advance(network, lanes, reached, places[number])
         if not reached:
             raise RoadError(
                 f"road {network.name}: no way leads from waypoint {number} {_named(before)} to "
@@ -116,17 +116,29 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
     )
 
 
-class _Beside:
-    """Which lanes of one direction lie beside each other, and what a change between them costs."""
+class _Lanes:
+    """The lanes of a network as routes through waypoints ask for them."""
 
     def __init__(self, network: RoadNetwork) -> None:
         self._network = network
+        self._low = np.array([lane.points.min(axis=0) for lane in network.lanes]) - SNAP_M
+        self._high = np.array([lane.points.max(axis=0) for lane in network.lanes]) + SNAP_M
         self._numbers = {
             (lane.road_id, lane.section_id, lane.lane_id): lane.index for lane in network.lanes
         }
 
-    def of(self, number: int) -> list[tuple[int, float]]:
-        """The lanes beside one, and how many metres more a change to them costs."""
+    def near(self, point: _Point) -> list[_Place]:
+        """The places of the lanes within `SNAP_M` of a point, nearest first."""
+        inside = ((self._low <= point) & (self._high >= point)).all(axis=1)
+        found = [
+            _nearest(self._network.lanes[number], point)
+            for number in np.flatnonzero(inside).tolist()
+        ]
+        within = [place for place in found if place.offset_m <= SNAP_M]
+        return sorted(within, key=lambda place: (place.offset_m, place.lane))
+
+    def beside(self, number: int) -> list[tuple[int, float]]:
+        """The lanes of one direction beside one, and how many metres more a change costs."""
         lane = self._network.lanes[number]
         found = []
         for lane_id in (lane.lane_id - 1, lane.lane_id + 1):
@@ -142,43 +154,38 @@ class _Beside:
 
 def _advance(
     network: RoadNetwork,
-    beside: _Beside,
+    lanes: _Lanes,
     reached: Sequence[tuple[_Place, _Way]],
     places: Sequence[_Place],
 ) -> list[tuple[_Place, _Way]]:
     """The cheapest way to each place of the next waypoint, if there is one."""
     best: dict[int, _Way] = {}
     for place, way in reached:
-        for number, leg in _Search(network, beside, place).ways(places):
+        for number, leg in _Search(network, lanes, place).ways(places):
             cost = way.cost + leg.cost + places[number].cost
             if number not in best or cost < best[number].cost:
                 best[number] = _Way(cost, (*way.pieces, *leg.pieces))
     return [(places[number], way) for number, way in sorted(best.items())]
 
 
-def _places(network: RoadNetwork, beside: _Beside, point: _Point, number: int) -> list[_Place]:
+def _places(network: RoadNetwork, lanes: _Lanes, point: _Point, number: int) -> list[_Place]:
     """The lanes that a waypoint may mean, nearest first."""
-    found = [
-        _nearest(lane, point)
-        for lane in network.lanes
-        if np.abs(lane.points - point).max(axis=1).min() <= SNAP_M + 2.0  # points lie 1 m apart
-    ]
-    found.sort(key=lambda place: (place.offset_m, place.lane))
-    if not found or found[0].offset_m > SNAP_M:
+    found = lanes.near(point)
+    if not found:
         raise RoadError(
             f"road {network.name}: waypoint {number} {_named(point)} lies more than {SNAP_M:g} m "
             "from every driving lane; is it of this map, in metres, with y to the right as CARLA "
             "counts it?"
         )
-    limit = min(SNAP_M, found[0].offset_m + _ALIKE_M)
+    limit = found[0].offset_m + _ALIKE_M
     meant = {place.lane for place in found if place.offset_m <= limit}
-    near = {other for lane in meant for other, _ in beside.of(lane)} - meant
+    near = {other for lane in meant for other, _ in lanes.beside(lane)} - meant
     return [
         dataclasses.replace(
             place, cost=_OFFSET_COST * place.offset_m + _FORBIDDEN_M * (place.lane in near)
         )
         for place in found
-        if place.lane in meant | near and place.offset_m <= SNAP_M
+        if place.lane in meant | near
     ][:_MOST_LANES]
 
 
@@ -195,8 +202,8 @@ def _nearest(lane: Lane, point: _Point) -> _Place:
 class _Search:
     """Dijkstra's search over lanes from one place."""
 
-    def __init__(self, network: RoadNetwork, beside: _Beside, start: _Place) -> None:
-        self._network, self._beside, self._start = network, beside, start
+    def __init__(self, network: RoadNetwork, lanes: _Lanes, start: _Place) -> None:
+        self._network, self._lanes, self._start = network, lanes, start
         self._before: dict[_State, _State | None] = {}
 
     def ways(self, goals: Sequence[_Place]) -> Iterator[tuple[int, _Way]]:
@@ -229,7 +236,7 @@ class _Search:
 
     def _is_beside(self, state: _State, before: _State | None) -> bool:
         """Whether a lane is reached by a change from the one beside it."""
-        return before is not None and state[0] in dict(self._beside.of(before[0]))
+        return before is not None and state[0] in dict(self._lanes.beside(before[0]))
 
     def _arrives(self, state: _State, goal: _Place) -> bool:
         if goal.lane != state[0] or goal.share < self._entry(state):
@@ -243,7 +250,7 @@ class _Search:
             if not turns_back(self._network, lane, self._network.lanes[number]):
                 yield room, (number, False)
         if room >= _LEAST_ROOM_M:
-            for number, more in self._beside.of(state[0]):
+            for number, more in self._lanes.beside(state[0]):
                 cost = _CHANGE_M + 2.0 * max(_ROOM_M - room, 0.0) + more
                 yield cost, (number, state[1])
 
