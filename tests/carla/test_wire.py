@@ -227,6 +227,15 @@ def test_the_server_ends_with_whoever_started_it(carla_server):
     assert carla_server.wait() == 0
 
 
+@pytest.mark.parametrize("junk", [b"GET / HTTP/1.1\r\n\r\n", b"\xc1\xc1", b"\x80"])
+def test_what_is_no_call_ends_its_connection_alone(carla_server, junk):
+    with socket.create_connection(("127.0.0.1", carla_server.port), timeout=60) as stranger:
+        stranger.sendall(junk)
+        assert stranger.recv(1) == b""
+    assert carla_server.is_alive
+    assert "no message" in carla_server.record()["problems"][0]
+
+
 def test_a_server_without_input_serves_while_another_process_lives(tmp_path):
     """As a server that a command starts: no one holds its standard input."""
     command = [sys.executable, "-m", "avtd3.tests.carla.server"]

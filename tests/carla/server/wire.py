@@ -133,7 +133,15 @@ class Answers:
     def _read(self, link, data):
         unpacker = self._unpackers[link]
         unpacker.feed(data)
-        for message in unpacker:
+        try:
+            messages = list(unpacker)
+        except (ValueError, msgpack.UnpackException):
+            messages = [None]
+        for message in messages:
+            if not isinstance(message, list) or len(message) not in (3, 4):
+                self.problems.append(f"no message of msgpack-RPC: {message!r}"[:300])
+                link.close()
+                return
             if message[0] == _REQUEST:
                 _, number, method, arguments = message
                 self._answer(link, number, method, arguments[1:])
