@@ -187,7 +187,7 @@ def test_what_cannot_be_collected_in_is_one_clear_error(tmp_path, world, driver,
 
 @pytest.mark.parametrize("world", ["gym:", "gym: ", "gymPendulum-v1", "moon"])
 def test_worlds_that_cannot_be_are_refused(world):
-    with pytest.raises(ConfigError, match="expected one of: road, or gym:ID"):
+    with pytest.raises(ConfigError, match="expected one of: road, carla, or gym:ID"):
         CollectConfig(world=world)
 
 
