@@ -47,10 +47,13 @@ def test_an_episode_has_consecutive_frames_of_one_period(server, world):
     assert kinds(server) == [*SENSORS, "vehicle.tesla.model3"]
 
 
-def test_an_episode_is_the_road_worlds(world):
+def test_an_episode_is_the_road_worlds(server, world):
     """Same roads, seed and actions: the same route, start and motion, to float32."""
     road = RoadWorld()
+    placed = server.record()["calls"].get("set_actor_transform", 0)
     start, same = world.reset(COUNTRY, 4), road.reset(COUNTRY, 4)
+    # Where it fell to the ground and came to rest is near its start; it is put there exactly.
+    assert server.record()["calls"]["set_actor_transform"] == placed + 1
     assert (start.town, start.weather) == (same.town, same.weather)
     np.testing.assert_array_equal(start.route.points, same.route.points)
     pairs = [(start.frame, same.frame)]
