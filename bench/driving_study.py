@@ -28,11 +28,11 @@ PRESETS = ("full_state", "vision_only")
 ONLINE = "online"
 STEPS = 200_000
 """Steps to learn from offline."""
-START = 500
+START = 300
 """Updates after which the online runs leave their offline ones: a policy that has much to learn."""
 RATIO = 0.1
 """Updates per step online."""
-ONLINE_UPDATES = 2_500
+ONLINE_UPDATES = 1_500
 """Updates in all, those before the start included."""
 SHOWN = (0.5, 1.0)
 """Shares of a run's updates after which its policy is driven, beside the one of `START`."""
