@@ -87,7 +87,7 @@ class EvaluateReport:
         """Why simulators kept episodes from being driven, or an empty string."""
         causes = list(self.lost_workers)
         if self.skipped:
-            causes.append(f"{len(self.skipped)} episodes skipped")
+            causes.append(f"{len(self.skipped)} of the episodes skipped")
         return "; ".join(causes)
 
     def document(self) -> dict[str, Any]:

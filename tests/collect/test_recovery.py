@@ -151,7 +151,7 @@ def test_an_evaluation_skips_and_lists_what_cannot_be_driven():
     report = examine(LossyWorld(seeds=[healthy.seeds[1]]))
     assert report.scores == (clean.scores[0], clean.scores[2])
     assert [episode.index for episode in report.skipped] == [1]
-    assert report.failure == "1 episodes skipped"
+    assert report.failure == "1 of the episodes skipped"
     assert "skipped episode 1 (client_crash)" in report.summary()
     assert report.document()["skipped"][0]["reason"] == "client_crash"
 
