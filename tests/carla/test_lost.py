@@ -315,7 +315,9 @@ def test_a_server_of_ours_is_started_again_when_it_dies_and_recycled():
     assert is_gone(pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_parent_that_is_killed_leaves_a_clean_server(server, number):
     """Ctrl-C reaches the child, too: it leaves that to its parent, and cleans up after it."""
     found = server.record()["settings"]
