@@ -3,12 +3,12 @@
     python bench/driving_study.py [--out docs] [--work driving-study] [--seeds 3] [--jobs 1]
 
 For each of `full_state` and `vision_only`: collect once, then learn with several seeds and drive
-the held-out roads with some of the published policies. *online* starts as `full_state` does, but
-after `START` updates, with a policy that still drives badly, a collector drives with the newest
-policy, and the learner follows it with the old data and the new, one update for ten steps.
-Everything is done by the commands of ``avtd3``, which are printed. What is already in the work
-directory is not done again, so a study that was stopped goes on. Written are ``driving-study.md``
-with the table and ``driving-study.png``.
+the held-out roads with the last policy. *online* starts as `full_state` does, but after `START`
+updates, with a policy that still drives badly, a collector drives with the newest policy, and the
+learner follows it with the old data and the new, one update for ten steps. Everything is done by
+the commands of ``avtd3``, which are printed. What is already in the work directory is not done
+again, so a study that was stopped goes on. Written are ``driving-study.md`` with the table and
+``driving-study.png``.
 """
 
 import argparse
@@ -34,8 +34,6 @@ RATIO = 0.1
 """Updates per step online."""
 ONLINE_UPDATES = 1_500
 """Updates in all, those before the start included."""
-SHOWN = (0.5, 1.0)
-"""Shares of a run's updates after which its policy is driven, beside the one of `START`."""
 LEAD = 6_000
 """Steps that the collector may be ahead: two open segments and a policy's time."""
 EXPLORE = "policy+noise=0.1"
@@ -127,11 +125,9 @@ def make(way: Way, work: Path) -> None:
 
 
 def shown(run: Path) -> list[Path]:
-    """The policies of a run that are driven, the earliest first."""
+    """The policies of a run that are driven: that of `START`, if there is one, and the last."""
     policies = {updates_of(path): path for path in (run / "policies").glob("*.safetensors")}
-    last = max(policies)
-    wanted = {START, *(round(share * last) for share in SHOWN)}
-    return [path for updates, path in sorted(policies.items()) if updates in wanted]
+    return [policies[updates] for updates in sorted({START, max(policies)} & policies.keys())]
 
 
 def arguments(way: Way) -> list[object]:
@@ -213,7 +209,7 @@ def line(way: Way, row: dict[str, Any]) -> str:
 
 
 def figure(found: dict[Way, list[dict[str, Any]]], path: Path) -> None:
-    """Success and return over the updates; every run is a line, with its interval."""
+    """Success and return over the updates, with their intervals."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -229,12 +225,11 @@ def figure(found: dict[Way, list[dict[str, Any]]], path: Path) -> None:
             (("success_rate", "success_interval"), ("return_mean", "return_interval"))
         ):
             panel = panels[row][column]
-            low, high = zip(*(score[interval] for score in rows), strict=True)
+            means = [score[mean] for score in rows]
+            reach = [[abs(score[interval][end] - score[mean]) for score in rows] for end in (0, 1)]
+            at = [count + 40 * way.seed for count in updates]  # seeds side by side
             label = f"seed {way.seed}"
-            panel.plot(
-                updates, [score[mean] for score in rows], "o-", color=color, ms=3, label=label
-            )
-            panel.fill_between(updates, low, high, color=color, alpha=0.12, lw=0)
+            panel.errorbar(at, means, reach, fmt="o-", color=color, ms=4, capsize=3, label=label)
             panel.grid(alpha=0.3)
         panels[0][column].set_title(way.name, fontsize=10)
     panels[0][0].set_ylabel("success")
