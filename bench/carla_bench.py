@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=40, help="in turn, before the other's")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--server-ms", type=float, nargs="+", default=[0.0, 10.0, 25.0])
+    parser.add_argument("--server-ms", type=float, nargs="+", default=[0.0, 10.0, 25.0, 50.0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, help="of a running server; else the tests' server")
     parser.add_argument("--town", default="Town01")

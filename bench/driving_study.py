@@ -230,8 +230,10 @@ def figure(found: dict[Way, list[dict[str, Any]]], path: Path) -> None:
             at = [count + 40 * way.seed for count in updates]  # seeds side by side
             label = f"seed {way.seed}"
             panel.errorbar(at, means, reach, fmt="o-", color=color, ms=4, capsize=3, label=label)
+            panel.set_xlim(0, max(*at, 1_000) + 200)
             panel.grid(alpha=0.3)
         panels[0][column].set_title(way.name, fontsize=10)
+    panels[0][0].set_ylim(0.0, 1.02)
     panels[0][0].set_ylabel("success")
     panels[1][0].set_ylabel("return")
     panels[0][0].legend(fontsize=7)
