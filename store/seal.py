@@ -17,6 +17,7 @@ from avtd3.store.columns import OBSERVATION_COLUMNS, STEP_COLUMNS, StepColumns
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SpecError
 from avtd3.store.events import (
+    MAX_TEXT,
     Event,
     EventTable,
     event_arrays,
@@ -36,7 +37,6 @@ from avtd3.store.manifest import FileEntry, Manifest
 from avtd3.store.metadata import array_document, document_bytes, group_document
 from avtd3.store.shard import build_shard, joined_checksums
 
-MAX_TEXT = 512
 MAX_PROVENANCE_BYTES = 1024 * 1024
 _INT64 = range(-(2**63), 2**63)
 

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from avtd3.collect.checks import check_number, check_positive
+from avtd3.collect.checks import check_number
+from avtd3.collect.road.mounting import FrontCamera
 from avtd3.store.errors import ConfigError
 
 SCENARIO_WEATHER, KEPT_WEATHER = "scenario", "keep"
@@ -47,50 +48,17 @@ _THIS_MACHINE = ("localhost", "127.0.0.1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CarlaCamera:
-    """The front camera: as the road world's, so that pictures of both fit one policy."""
-
-    height: int = 84
-    """Rows of the stored picture."""
-    width: int = 84
-    """Columns of the stored picture."""
-    supersample: int = 2
-    """The server draws so many times as many rows and columns; each square of them is averaged."""
-    field_of_view_deg: float = 90.0
-    """Horizontal angle of view."""
-    forward_m: float = 1.4
-    """Mounting ahead of the car's centre."""
-    height_m: float = 1.6
-    """Mounting above the ground."""
-    pitch_deg: float = 6.0
-    """Downward tilt."""
-    height_jitter_m: float = 0.1
-    """Largest deviation of the height, drawn for each episode."""
-    lateral_jitter_m: float = 0.1
-    """Largest deviation from the car's middle."""
-    pitch_jitter_deg: float = 1.0
-    """Largest deviation of the tilt."""
-    yaw_jitter_deg: float = 1.0
-    """Largest deviation of the camera's heading from the car's."""
+class CarlaCamera(FrontCamera):
+    """The front camera of a CARLA server."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            check_number(f"camera.{name}", getattr(self, name), minimum=8, maximum=1024)
-        check_number("camera.supersample", self.supersample, minimum=1, maximum=8)
+        FrontCamera.__post_init__(self)  # super() does not know a class with slots
         if self.supersample * max(self.height, self.width) > _LARGEST_PICTURE:
             raise ConfigError(
                 f"camera.supersample is {self.supersample}, expected at most "
                 f"{_LARGEST_PICTURE // max(self.height, self.width)} with {self.height} x "
                 f"{self.width}: servers draw pictures of up to {_LARGEST_PICTURE} pixels a side"
             )
-        check_number("camera.field_of_view_deg", self.field_of_view_deg, minimum=10, maximum=150)
-        check_number("camera.pitch_deg", self.pitch_deg, minimum=-20, maximum=45)
-        check_number("camera.pitch_jitter_deg", self.pitch_jitter_deg, maximum=10)
-        check_number("camera.yaw_jitter_deg", self.yaw_jitter_deg, maximum=20)
-        check_number("camera.height_jitter_m", self.height_jitter_m, maximum=0.5)
-        check_positive("camera.height_m", self.height_m - self.height_jitter_m)
-        check_number("camera.forward_m", self.forward_m, minimum=-3, maximum=3)
-        check_number("camera.lateral_jitter_m", self.lateral_jitter_m, maximum=1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.checks import check_number, check_positive
+from avtd3.collect.checks import check_number
 from avtd3.collect.road.boxes import Box, Light, View, draw_boxes
-from avtd3.collect.road.mounting import draw_mounting
+from avtd3.collect.road.mounting import FrontCamera, draw_mounting
 from avtd3.collect.road.raster import ASPHALT, GAP, PAINT, Raster
 from avtd3.collect.road.rays import GroundRays
 from avtd3.collect.road.texture import TEXTURES
@@ -33,31 +33,9 @@ _LAMPS_ON = 0.15
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CameraConfig:
-    """A camera behind the windscreen, and how far its mounting varies between episodes."""
+class CameraConfig(FrontCamera):
+    """The front camera of the embedded world, with its light and its sensor's noise."""
 
-    height: int = 84
-    """Rows of the picture."""
-    width: int = 84
-    """Columns of the picture."""
-    field_of_view_deg: float = 90.0
-    """Horizontal angle of view."""
-    supersample: int = 2
-    """Rays per pixel along each side."""
-    forward_m: float = 1.4
-    """Mounting ahead of the car's centre."""
-    height_m: float = 1.6
-    """Mounting above the ground."""
-    pitch_deg: float = 6.0
-    """Downward tilt."""
-    height_jitter_m: float = 0.1
-    """Largest deviation of the height."""
-    lateral_jitter_m: float = 0.1
-    """Largest deviation from the car's middle."""
-    pitch_jitter_deg: float = 1.0
-    """Largest deviation of the tilt."""
-    yaw_jitter_deg: float = 1.0
-    """Largest deviation of the camera's heading from the car's."""
     brightness_jitter: float = 0.1
     """Largest relative deviation of the exposure."""
     noise: float = 1.5
@@ -67,17 +45,7 @@ class CameraConfig:
     """Share of the episodes whose sensor is noisy; the pictures of the others compress well."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            check_number(f"camera.{name}", getattr(self, name), minimum=8, maximum=1024)
-        check_number("camera.supersample", self.supersample, minimum=1, maximum=8)
-        check_number("camera.field_of_view_deg", self.field_of_view_deg, minimum=10, maximum=150)
-        check_number("camera.pitch_deg", self.pitch_deg, minimum=-20, maximum=45)
-        check_number("camera.pitch_jitter_deg", self.pitch_jitter_deg, maximum=10)
-        check_number("camera.yaw_jitter_deg", self.yaw_jitter_deg, maximum=20)
-        check_number("camera.height_jitter_m", self.height_jitter_m, maximum=0.5)
-        check_positive("camera.height_m", self.height_m - self.height_jitter_m)
-        check_number("camera.forward_m", self.forward_m, minimum=-3, maximum=3)
-        check_number("camera.lateral_jitter_m", self.lateral_jitter_m, maximum=1)
+        FrontCamera.__post_init__(self)  # super() does not know a class with slots
         check_number("camera.brightness_jitter", self.brightness_jitter, maximum=0.9)
         check_number("camera.noise", self.noise, maximum=100)
         check_number("camera.noisy_share", self.noisy_share, maximum=1)

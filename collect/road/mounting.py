@@ -1,49 +1,55 @@
-"""`Mounting`: where an episode's camera sits, the same draw on every world with roads."""
+"""The front camera and its `Mounting` in an episode, the same on every world with roads."""
 
 import dataclasses
 import math
-from typing import Protocol
 
 import numpy as np
 
+from avtd3.collect.checks import check_number, check_positive
 
-class MountingLimits(Protocol):
-    """A camera's place, and how far it varies between episodes."""
 
-    @property
-    def forward_m(self) -> float:
-        """Mounting ahead of the car's centre."""
-        ...
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FrontCamera:
+    """A camera behind the windscreen, and how far its mounting varies between episodes.
 
-    @property
-    def height_m(self) -> float:
-        """Mounting above the ground."""
-        ...
+    Pictures of every world with roads are to fit one policy: so they have one set of defaults.
+    """
 
-    @property
-    def pitch_deg(self) -> float:
-        """Downward tilt."""
-        ...
+    height: int = 84
+    """Rows of the picture."""
+    width: int = 84
+    """Columns of the picture."""
+    supersample: int = 2
+    """Rays or rendered pixels per pixel along each side; their mean is what is stored."""
+    field_of_view_deg: float = 90.0
+    """Horizontal angle of view."""
+    forward_m: float = 1.4
+    """Mounting ahead of the car's centre."""
+    height_m: float = 1.6
+    """Mounting above the ground."""
+    pitch_deg: float = 6.0
+    """Downward tilt."""
+    height_jitter_m: float = 0.1
+    """Largest deviation of the height."""
+    lateral_jitter_m: float = 0.1
+    """Largest deviation from the car's middle."""
+    pitch_jitter_deg: float = 1.0
+    """Largest deviation of the tilt."""
+    yaw_jitter_deg: float = 1.0
+    """Largest deviation of the camera's heading from the car's."""
 
-    @property
-    def height_jitter_m(self) -> float:
-        """Largest deviation of the height."""
-        ...
-
-    @property
-    def lateral_jitter_m(self) -> float:
-        """Largest deviation from the car's middle."""
-        ...
-
-    @property
-    def pitch_jitter_deg(self) -> float:
-        """Largest deviation of the tilt."""
-        ...
-
-    @property
-    def yaw_jitter_deg(self) -> float:
-        """Largest deviation of the heading."""
-        ...
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            check_number(f"camera.{name}", getattr(self, name), minimum=8, maximum=1024)
+        check_number("camera.supersample", self.supersample, minimum=1, maximum=8)
+        check_number("camera.field_of_view_deg", self.field_of_view_deg, minimum=10, maximum=150)
+        check_number("camera.pitch_deg", self.pitch_deg, minimum=-20, maximum=45)
+        check_number("camera.pitch_jitter_deg", self.pitch_jitter_deg, maximum=10)
+        check_number("camera.yaw_jitter_deg", self.yaw_jitter_deg, maximum=20)
+        check_number("camera.height_jitter_m", self.height_jitter_m, maximum=0.5)
+        check_positive("camera.height_m", self.height_m - self.height_jitter_m)
+        check_number("camera.forward_m", self.forward_m, minimum=-3, maximum=3)
+        check_number("camera.lateral_jitter_m", self.lateral_jitter_m, maximum=1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +68,13 @@ class Mounting:
     """Heading against the car's, positive to the right."""
 
 
-def draw_mounting(limits: MountingLimits, rng: np.random.Generator) -> Mounting:
+def draw_mounting(camera: FrontCamera, rng: np.random.Generator) -> Mounting:
     """Draw the mounting of an episode's camera."""
     up, aside, tilt, turn = rng.uniform(-1.0, 1.0, 4).tolist()
     return Mounting(
-        forward_m=limits.forward_m,
-        right_m=aside * limits.lateral_jitter_m,
-        height_m=limits.height_m + up * limits.height_jitter_m,
-        pitch_rad=math.radians(limits.pitch_deg + tilt * limits.pitch_jitter_deg),
-        yaw_rad=math.radians(turn * limits.yaw_jitter_deg),
+        forward_m=camera.forward_m,
+        right_m=aside * camera.lateral_jitter_m,
+        height_m=camera.height_m + up * camera.height_jitter_m,
+        pitch_rad=math.radians(camera.pitch_deg + tilt * camera.pitch_jitter_deg),
+        yaw_rad=math.radians(turn * camera.yaw_jitter_deg),
     )

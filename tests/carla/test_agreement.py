@@ -9,11 +9,11 @@ import pytest
 
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.world import CarlaWorld
-from avtd3.collect.road.camera import CameraConfig
 from avtd3.collect.road.world import RoadConfig, RoadWorld
 from avtd3.collect.scenarios import scenario
 from avtd3.tests.carla.launch import CarlaServer
 from avtd3.tests.carla.own_process import own_process
+from avtd3.tests.collect.plain import STEADY
 from avtd3.tests.collect.road_networks import straight_document
 
 with contextlib.suppress(ImportError):
@@ -23,14 +23,6 @@ with contextlib.suppress(ImportError):
 
 EMPTY = scenario(1, networks=4, weather="clear")
 STEPS = 150
-STILL_CAMERA = CameraConfig(
-    height_jitter_m=0.0,
-    lateral_jitter_m=0.0,
-    pitch_jitter_deg=0.0,
-    yaw_jitter_deg=0.0,
-    brightness_jitter=0.0,
-    noisy_share=0.0,
-)
 
 
 def actions(seed):
@@ -64,7 +56,7 @@ def assert_same_drive(embedded, wire):
 @own_process
 def test_the_servers_car_and_camera_are_the_road_worlds():
     with CarlaServer() as server:
-        world = RoadWorld(RoadConfig(camera=STILL_CAMERA))
+        world = RoadWorld(RoadConfig(camera=STEADY))
         first = world.reset(EMPTY, 2).frame
         client = real.connect(server)
         there = real.synchronous(

@@ -26,6 +26,16 @@ def started(server):
     return client, world, car
 
 
+@contextlib.contextmanager
+def watched():
+    """A server, its synchronous world, and a camera whose first picture has come."""
+    with CarlaServer() as server:
+        _, world, car = started(server)
+        with real.camera(world, car) as camera:
+            camera.first(world)
+            yield server, world, camera
+
+
 @own_process
 def test_a_server_exits_on_a_tick():
     with CarlaServer() as server:
@@ -58,43 +68,34 @@ def test_a_server_hangs_and_wakes_up():
 
 @own_process
 def test_a_camera_stops():
-    with CarlaServer() as server:
-        _, world, car = started(server)
-        with real.camera(world, car) as camera:
-            camera.first(world)
-            server.fault(camera_stops_after_frames=2)
-            frames = [world.tick() for _ in range(6)]
-            assert [camera.until(frame).frame for frame in frames[:2]] == frames[:2]
-            assert not camera.has_any(0.3)
+    with watched() as (server, world, camera):
+        server.fault(camera_stops_after_frames=2)
+        frames = [world.tick() for _ in range(6)]
+        assert [camera.until(frame).frame for frame in frames[:2]] == frames[:2]
+        assert not camera.has_any(0.3)
 
 
 @own_process
 def test_pictures_come_late_but_whole():
-    with CarlaServer() as server:
-        _, world, car = started(server)
-        with real.camera(world, car) as camera:
-            camera.first(world)
-            server.fault(camera_delay_ticks=3)
-            frames = [world.tick() for _ in range(6)]
-            assert [camera.until(0).frame for _ in range(3)] == frames[:3]
-            assert not camera.has_any(0.3)
+    with watched() as (server, world, camera):
+        server.fault(camera_delay_ticks=3)
+        frames = [world.tick() for _ in range(6)]
+        assert [camera.until(0).frame for _ in range(3)] == frames[:3]
+        assert not camera.has_any(0.3)
 
 
 @own_process
 def test_pictures_are_left_out():
-    with CarlaServer() as server:
-        _, world, car = started(server)
-        with real.camera(world, car) as camera:
-            camera.first(world)
-            server.fault(camera_skips_every=4)
-            frames = [world.tick() for _ in range(9)]
-            server.fault(camera_skips_every=0)
-            frames.append(world.tick())
-            seen = [camera.until(0).frame]
-            while seen[-1] < frames[-1]:
-                seen.append(camera.until(0).frame)
-            assert set(seen) < set(frames)
-            assert len(frames) - len(seen) in (2, 3)
+    with watched() as (server, world, camera):
+        server.fault(camera_skips_every=4)
+        frames = [world.tick() for _ in range(9)]
+        server.fault(camera_skips_every=0)
+        frames.append(world.tick())
+        seen = [camera.until(0).frame]
+        while seen[-1] < frames[-1]:
+            seen.append(camera.until(0).frame)
+        assert set(seen) < set(frames)
+        assert len(frames) - len(seen) in (2, 3)
 
 
 @own_process

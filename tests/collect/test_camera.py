@@ -10,6 +10,7 @@ from avtd3.collect.road.raster import PAINT, Raster
 from avtd3.collect.road.weather import WEATHER_GROUPS, WEATHERS, Weather, draw_weather
 from avtd3.store.codec import FrameCodec
 from avtd3.store.errors import ConfigError
+from avtd3.tests.collect.plain import STEADY
 from avtd3.tests.collect.road_networks import straight_network
 
 PLAIN = Weather(
@@ -21,14 +22,6 @@ PLAIN = Weather(
     sky_horizon=0.9,
     fog_per_m=0.0,
     headlights=0.0,
-    noise=0.0,
-)
-STEADY = CameraConfig(
-    height_jitter_m=0.0,
-    lateral_jitter_m=0.0,
-    pitch_jitter_deg=0.0,
-    yaw_jitter_deg=0.0,
-    brightness_jitter=0.0,
     noise=0.0,
 )
 AHEAD = Box(12.0, 0.0, 0.0, 4.5, 1.8, 1.5, 1.0)

@@ -6,24 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.collect.reward import REWARD_TERMS, RewardConfig, StepFacts, reward_terms
+from avtd3.collect.reward import REWARD_TERMS, RewardConfig, reward_terms
 from avtd3.store.errors import ConfigError
+from avtd3.tests.collect.plain import CRUISE, PERIOD_S
 
 CONFIG = RewardConfig()
-PERIOD_S = 0.05
-CRUISE = StepFacts(
-    progress_m=30 / 3.6 * PERIOD_S,
-    speed_mps=30 / 3.6,
-    lateral_m=0.0,
-    heading_rad=0.0,
-    lane_width_m=3.5,
-    jerk_mps3=0.0,
-    collision=False,
-    off_road=False,
-    wrong_way=False,
-    lane_invasions=0,
-    goal=False,
-)
 
 
 def terms(config=CONFIG, **changes):

@@ -1,12 +1,14 @@
 """The camera sensor: the road world's camera at the place and size that the client asks for."""
 
+import dataclasses
 import math
 
 import numpy as np
 
 from avtd3.collect.road.boxes import Box
-from avtd3.collect.road.camera import Camera, CameraConfig
+from avtd3.collect.road.camera import Camera
 from avtd3.collect.road.weather import Weather
+from avtd3.tests.collect.plain import STEADY
 
 _SEES_M = 80.0
 _LOWEST_M, _HIGHEST_M = 0.3, 30.0
@@ -23,7 +25,8 @@ class Eye:
 
     def __init__(self, attributes, pose):
         self.field_of_view_deg = float(attributes["fov"])
-        self.config = CameraConfig(
+        self.config = dataclasses.replace(
+            STEADY,
             height=int(attributes["image_size_y"]),
             width=int(attributes["image_size_x"]),
             field_of_view_deg=self.field_of_view_deg,
@@ -31,12 +34,6 @@ class Eye:
             forward_m=0.0,
             height_m=min(max(pose[2], _LOWEST_M), _HIGHEST_M),
             pitch_deg=min(max(-pose[3], _PITCH_DEG[0]), _PITCH_DEG[1]),
-            height_jitter_m=0.0,
-            lateral_jitter_m=0.0,
-            pitch_jitter_deg=0.0,
-            yaw_jitter_deg=0.0,
-            brightness_jitter=0.0,
-            noise=0.0,
             noisy_share=0.0,
         )
         self._camera = Camera(self.config)
