@@ -3,12 +3,14 @@
 Sensors answer in threads of the client, on connections of their own, and nothing tells when one
 has gone silent. So pictures go through a queue that is waited on for the frame of the tick, with a
 deadline; events are taken when the picture of their frame is there, and those that come later
-count for the next frame.
+count for the next frame. Pictures turn gray in the client's thread, while the step looks at the
+rest of its frame.
 """
 
 import collections
 import queue
 import time
+from typing import NamedTuple
 
 import carla
 import numpy as np
@@ -23,6 +25,16 @@ from avtd3.store.errors import WorldError, WorldLost
 _HARMLESS = ("static.road", "static.sidewalk", "static.ground", "static.terrain")
 """What a car stands on; curbs and hills touch its body without being hit."""
 _LISTENING_S = 0.05
+
+
+class _Shot(NamedTuple):
+    """What the camera sent for a frame."""
+
+    frame: int
+    size: tuple[int, int]
+    """Width and height."""
+    gray: NDArray[np.uint8] | None
+    """uint8 (1, H, W); None of a size that was not asked for."""
 
 
 class Sensors:
@@ -46,7 +58,7 @@ class Sensors:
         camera = config.camera
         self._gray = Grayscale(camera.height, camera.width, camera.supersample)
         self._wait_s = config.sensor_timeout_s
-        self._images: queue.SimpleQueue[carla.Image] = queue.SimpleQueue()
+        self._shots: queue.SimpleQueue[_Shot] = queue.SimpleQueue()
         self._contacts: collections.deque[tuple[int, str]] = collections.deque()
         self._markings: collections.deque[int] = collections.deque()
         self._crossed, self._told = 0, 0
@@ -80,7 +92,7 @@ class Sensors:
         """
         camera, collision, invasion = self._mounted
         with self._server.asking("start its sensors", limit_s=None):
-            camera.listen(self._images.put)
+            camera.listen(self._see)
             collision.listen(
                 lambda event: self._contacts.append((event.frame, event.other_actor.type_id))
             )
@@ -93,9 +105,15 @@ class Sensors:
             if time.monotonic() > deadline_s:
                 raise self._stall(snapshot.frame, "first picture")
 
-    def _next(self, within_s: float) -> carla.Image | None:
+    def _see(self, image: carla.Image) -> None:
+        """Take a picture; called by a thread of the client."""
+        data = np.frombuffer(image.raw_data, np.uint8)
+        gray = self._gray(data) if data.size == self._gray.size_bytes else None
+        self._shots.put(_Shot(image.frame, (image.width, image.height), gray))
+
+    def _next(self, within_s: float) -> _Shot | None:
         try:
-            return self._images.get(timeout=max(within_s, 0.0))
+            return self._shots.get(timeout=max(within_s, 0.0))
         except queue.Empty:
             return None
 
@@ -107,22 +125,22 @@ class Sensors:
             WorldError: It is not of the size that was asked for.
         """
         deadline_s = time.monotonic() + self._wait_s
-        while (image := self._next(deadline_s - time.monotonic())) is not None:
-            if image.frame == frame:
-                return self._turned(image)
+        while (shot := self._next(deadline_s - time.monotonic())) is not None:
+            if shot.frame == frame:
+                return self._checked(shot)
             self.late += 1
-            if image.frame > frame:
+            if shot.frame > frame:
                 break
         raise self._stall(frame, f"picture of frame {frame}")
 
-    def _turned(self, image: carla.Image) -> NDArray[np.uint8]:
-        data = np.frombuffer(image.raw_data, np.uint8)
-        if data.size != self._gray.size_bytes:
+    def _checked(self, shot: _Shot) -> NDArray[np.uint8]:
+        if shot.gray is None:
+            width, height = shot.size
             raise WorldError(
-                f"CARLA server {self._server.where} sent a picture of {image.width} x "
-                f"{image.height}, expected {self._gray.size_bytes} bytes; restart the server"
+                f"CARLA server {self._server.where} sent a picture of {width} x {height}, "
+                f"expected {self._gray.size_bytes} bytes; restart the server"
             )
-        return self._gray(data)
+        return shot.gray
 
     def _stall(self, frame: int, what: str) -> WorldLost:
         others = f"; {self.late} pictures of other frames came" if self.late else ""

@@ -21,6 +21,7 @@ import numpy as np
 from avtd3.collect.carla.car import Car, follow
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.motion import Motion
+from avtd3.collect.carla.packing import Packed, pack
 from avtd3.collect.carla.sensors import Sensors
 from avtd3.collect.carla.server import Phase, Server, Settings, asynchronous
 from avtd3.collect.carla.town import Town, Towns
@@ -202,8 +203,8 @@ class Session:
             )
         return tuple(found)
 
-    def step(self, steer: float, pedal: float) -> WorldFrame:
-        """Drive for one control period.
+    def step(self, steer: float, pedal: float) -> Packed:
+        """Drive for one control period; the frame after it.
 
         Raises:
             WorldLost: The server or a sensor did not answer.
@@ -219,7 +220,7 @@ class Session:
         self._foreign_ticks += at_s - episode.seen_s > 1.5 * self.config.control_period_s
         episode.seen_s = at_s
         state = episode.motion.follow(episode.car.pose(snapshot), at_s, steer)
-        return self._frame(episode, snapshot, state, None)
+        return pack(self._frame(episode, snapshot, state, None))
 
     def _frame(
         self,

@@ -5,7 +5,9 @@ crashes, or does not answer in time, is killed and reported as lost.
 """
 
 import contextlib
+import math
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -53,6 +55,8 @@ class Child:
                 env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
             )
             self._pipe: Connection[Any, Any] = Connection(ours.detach())
+        self._news = select.poll()  # the pipe's own poll() builds one for every question
+        self._news.register(self._pipe.fileno(), select.POLLIN)
         self._pipe.send((work, config, port))
 
     def open(self, found: dict[str, Any] | None) -> dict[str, Any]:
@@ -94,7 +98,7 @@ class Child:
 
     def _answer(self, name: str, limit_s: float) -> Any:  # noqa: ANN401
         begun_s = time.monotonic()
-        while self._pipe.poll(max(begun_s + limit_s - time.monotonic(), 0.0)):
+        while self._has_news(begun_s + limit_s - time.monotonic()):
             kind, *content = self._pipe.recv()
             if kind == "phase":
                 (self._doing, call_s), begun_s = content[0], time.monotonic()
@@ -111,6 +115,10 @@ class Child:
             f"{self._doing}); its process was killed, a fresh one connects for the next episode",
             "tick_timeout",
         )
+
+    def _has_news(self, within_s: float) -> bool:
+        """Whether the child says something, or is gone, within so many seconds."""
+        return bool(self._news.poll(math.ceil(1000.0 * max(within_s, 0.0))))
 
     def _crashed(self) -> WorldLost:
         self._pipe.close()

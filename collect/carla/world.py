@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.packing import Packed, unpack
 from avtd3.collect.carla.simulator import Simulator
 from avtd3.collect.carla.supervised import Child
 from avtd3.collect.world import Scenario, Surroundings, WorldFrame, WorldStart
@@ -126,11 +127,11 @@ class CarlaWorld:
                 "check the driver"
             )
         with self._watching():
-            frame: WorldFrame = self._current().ask(
+            packed: Packed = self._current().ask(
                 "step", *values, limit_s=self.config.step_timeout_s
             )
         self._losses = 0
-        return frame
+        return unpack(packed)
 
     def _current(self) -> Child:
         if self._child is None:

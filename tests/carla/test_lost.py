@@ -21,6 +21,7 @@ from avtd3.tests.carla.worlds import (
     STRAIGHT_ON,
     drive,
     kinds,
+    lose,
     other_car,
     settings,
     until,
@@ -46,18 +47,9 @@ HEALTHY = {
     "version": "0.9.16",
     "hang": False,
     "hang_after_ticks": None,
-    "camera_stops_after_frames": None,
-    "camera_delay_ticks": 0,
     "refuse_spawns": 0,
     "slow": {},
 }
-
-
-def lose(world, steps=1):
-    """The loss of a world within so many steps."""
-    with pytest.raises(WorldLost) as caught:
-        drive(world, steps)
-    return caught.value
 
 
 def is_gone(pid):
@@ -136,42 +128,6 @@ def test_a_server_that_dies_is_lost_and_one_started_there_again_is_used():
         drive(world, 2)
         world.close()
         assert kinds(again) == []
-
-
-def test_a_camera_that_stalls_is_named(server):
-    with world_on(server, sensor_timeout_s=1.5) as world:
-        world.reset(LOOP, 2)
-        server.fault(camera_stops_after_frames=2)
-        lost = lose(world, 3)
-        assert lost.reason == "sensor_stall"
-        assert "its camera sent no picture of frame" in str(lost)
-        assert "within 1.5 s (sensor_timeout_s)" in str(lost)
-        # The server is well: what was ours is gone from it, and its settings are back.
-        assert kinds(server) == []
-        assert server.record()["settings"][0] is False
-        with pytest.raises(WorldLost, match="sent no first picture"):
-            world.reset(LOOP, 2)
-        server.fault(camera_stops_after_frames=None)
-        world.reset(LOOP, 2)
-
-
-@pytest.mark.slow
-def test_pictures_of_other_frames_are_not_taken_for_this_one(server):
-    with world_on(server, sensor_timeout_s=1.5) as world:
-        world.reset(LOOP, 2)
-        server.fault(camera_delay_ticks=1)
-        lost = lose(world)
-        assert lost.reason == "sensor_stall"
-        server.fault(camera_delay_ticks=0)
-
-
-@pytest.mark.slow
-def test_pictures_that_are_lost_with_their_connection_are_a_stall(server):
-    with world_on(server, sensor_timeout_s=1.5) as world:
-        world.reset(LOOP, 2)
-        server.fault(cut_sensors_after_ticks=1)
-        assert lose(world, 2).reason == "sensor_stall"
-        world.reset(LOOP, 2)
 
 
 def test_a_client_that_is_blocked_is_killed_by_the_clock(server):

@@ -6,10 +6,12 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from avtd3.collect.carla.config import CarlaCamera, CarlaConfig
 from avtd3.collect.carla.world import CarlaWorld
 from avtd3.collect.scenarios import scenario
+from avtd3.store.errors import WorldLost
 
 LOOP = scenario(1, town="AvTown01", weather="clear", npcs=0)
 """The server's own loop of two lanes."""
@@ -48,6 +50,13 @@ def world_on(server, **changes):
 def drive(world, steps, action=STRAIGHT_ON):
     """Frames of some steps with one action."""
     return [world.step(action) for _ in range(steps)]
+
+
+def lose(world, steps=1):
+    """The loss of a world within so many steps."""
+    with pytest.raises(WorldLost) as caught:
+        drive(world, steps)
+    return caught.value
 
 
 def kinds(server):

@@ -23,6 +23,8 @@ class Faults:
     """Pictures are sent so many ticks late."""
     camera_skips_every: int = 0
     """Every so many-th picture is not sent; 0 for none."""
+    camera_rows_lost: int = 0
+    """Pictures lack so many of their rows."""
     cut_sensors_after_ticks: int | None = None
     """The sensors' connections are closed, once, on the tick after so many: its data is lost."""
     cut_snapshots_after_ticks: int | None = None

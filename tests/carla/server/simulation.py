@@ -174,6 +174,7 @@ class Simulation:
             if not self._is_due(sensor) or self.faults.is_due("camera_stops_after_frames"):
                 continue
             gray = eye.look(sensor.pose, self.map.raster, self.weather, cars)
+            gray = gray[self.faults.camera_rows_lost :]
             message = packing.picture(self, sensor.pose, gray, eye.field_of_view_deg)
             skips = self.faults.camera_skips_every
             if not (skips and self.ticks % skips == 0):
