@@ -15,7 +15,7 @@ from avtd3.collect.examiner import EvaluateConfig, Examiner, one_thread
 from avtd3.collect.recovery import Recovery, Skipped, tell_skipped
 from avtd3.collect.scores import EpisodeScore, summarise
 from avtd3.collect.worlds import WorldFactory, count_workers, open_arena, open_world
-from avtd3.store.errors import WorldLost
+from avtd3.store.errors import RouteError, WorldLost
 
 __all__ = [
     "EvaluateConfig",
@@ -286,6 +286,8 @@ def _drive(
             skipped = recovery.lost(index, error, examiner.steps)
             if skipped is not None:
                 return skipped
+        except RouteError as error:
+            return recovery.unplanned(index, error, examiner.steps)
     return None
 
 

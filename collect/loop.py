@@ -15,7 +15,7 @@ from avtd3.collect.progress import Tally
 from avtd3.collect.recovery import Recovery, RecoveryConfig
 from avtd3.collect.rollout import Rollout, Transition
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import StorageError, WorldError, WorldLost
+from avtd3.store.errors import RouteError, StorageError, WorldError, WorldLost
 from avtd3.store.writer import EpisodeInfo, PublishedSegment, SegmentWriter, WriterConfig
 
 REPORT_PERIOD_S = 0.2
@@ -127,6 +127,9 @@ class Collector:
                 return True  # cut, and kept up to the step before
             if skipped is None:
                 return False
+            self._note(skipped=(*self._tally.skipped, skipped))
+        except RouteError as error:
+            skipped = self._recovery.unplanned(index, error, self._steps)
             self._note(skipped=(*self._tally.skipped, skipped))
         return True
 

@@ -45,7 +45,7 @@ def page_section(report: "ScoreReport") -> tuple[str, "Markup"]:
     if rows:
         drivers = table(heads, rows, caption="Driving scores by driver", figures=heads[1:])
         cards.append(card("By driver", drivers, note, wide=True))
-        listed = [[name, f"{rate:.2f}"] for name, rate in report.rates()]
+    if listed := [[name, f"{rate:.2f}"] for name, rate in report.rates()]:
         rates = table(["infraction", "per km"], listed, caption="Infractions", figures=["per km"])
         cards.append(card("Infractions", rates, "Per kilometre of route completed."))
     if report.unscored:

@@ -12,6 +12,7 @@ Every message says what was expected, what was found, where, and what mends it::
     ├── SegmentCorruptError (ValueError)          torn, edited or flipped bytes in a segment
     ├── CheckpointError (ValueError)              a torn or foreign checkpoint or policy
     ├── RoadError (ValueError)                    an .xodr file that is not a usable road network
+    │   └── RouteError                            one route that cannot be driven on its roads
     ├── WorldError (RuntimeError)                 the simulator failed
     │   └── WorldLost                             it vanished, stalled or crashed: try again
     ├── StorageError (OSError)                    the disk is full or cannot be written
@@ -57,6 +58,10 @@ class CheckpointError(Avtd3Error, ValueError):
 
 class RoadError(Avtd3Error, ValueError):
     """A road description that is empty, not OpenDRIVE, or has no lane to drive on."""
+
+
+class RouteError(RoadError):
+    """One route that cannot be driven on its roads; others may be."""
 
 
 class WorldError(Avtd3Error, RuntimeError):

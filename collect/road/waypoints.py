@@ -20,7 +20,7 @@ from avtd3.collect.road.joining import Piece, join
 from avtd3.collect.road.network import Lane, RoadNetwork
 from avtd3.collect.road.planner import MIN_ROUTE_M, PlannedRoute, plan_route, turns_back
 from avtd3.collect.world import Scenario
-from avtd3.store.errors import RoadError
+from avtd3.store.errors import RouteError
 
 SNAP_M = 5.0
 """Farthest that a waypoint may lie from the middle of a driving lane."""
@@ -68,7 +68,7 @@ def scenario_route(
         rng: Draws random routes; not used where there are waypoints.
 
     Raises:
-        RoadError: There is no such route.
+        RouteError: There is no such route.
     """
     if scenario.waypoints:
         return plan_through(network, scenario.waypoints)
@@ -86,7 +86,7 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
         The route from the first waypoint to the last.
 
     Raises:
-        RoadError: A waypoint lies off the lanes, no way leads from one to the next, or the route
+        RouteError: A waypoint lies off the lanes, no way leads from one to the next, or the route
             is shorter than `MIN_ROUTE_M`.
     """
     lanes = _Lanes(network)
@@ -97,7 +97,7 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
     for number, (before, after) in enumerate(itertools.pairwise(waypoints), 1):
         reached = _advance(network, lanes, reached, places[number])
         if not reached:
-            raise RoadError(
+            raise RouteError(
                 f"road {network.name}: no way leads from waypoint {number} {_named(before)} to "
                 f"waypoint {number + 1} {_named(after)} along the lanes; check their order and "
                 "side of the road, or set one in between"
@@ -105,7 +105,7 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
     pieces = _merged(min(reached, key=lambda found: found[1].cost)[1].pieces)
     length_m = sum(piece.to_m - piece.from_m for piece in pieces)
     if length_m < MIN_ROUTE_M:
-        raise RoadError(
+        raise RouteError(
             f"road {network.name}: the route through {len(waypoints)} waypoints is {length_m:.1f} "
             f"m long, expected at least {MIN_ROUTE_M} m; set the last one farther on"
         )
@@ -172,7 +172,7 @@ def _places(network: RoadNetwork, lanes: _Lanes, point: _Point, number: int) -> 
     """The lanes that a waypoint may mean, nearest first."""
     found = lanes.near(point)
     if not found:
-        raise RoadError(
+        raise RouteError(
             f"road {network.name}: waypoint {number} {_named(point)} lies more than {SNAP_M:g} m "
             "from every driving lane; is it of this map, in metres, with y to the right as CARLA "
             "counts it?"

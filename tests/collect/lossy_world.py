@@ -1,21 +1,24 @@
 """A world for tests that is lost when it is told to be."""
 
-from avtd3.store.errors import WorldLost
+from avtd3.store.errors import RouteError, WorldLost
 from avtd3.tests.collect.point_world import PointWorld
 
 
 class LossyWorld(PointWorld):
-    """Is lost at chosen resets and steps, counted from 1 over its life."""
+    """Is lost at chosen resets and steps, counted from 1 over its life; has no route for seeds."""
 
-    def __init__(self, resets=None, steps=None, seeds=()):
+    def __init__(self, resets=None, steps=None, seeds=(), routeless=()):
         super().__init__()
         self.lost_resets, self.lost_steps, self.lost_seeds = resets or {}, steps or {}, seeds
+        self.routeless = routeless
         self.resets = 0
         self.seeds = []
 
     def reset(self, scenario, seed):
         self.resets += 1
         self.seeds.append(seed)
+        if seed in self.routeless:
+            raise RouteError("no way leads there")
         if seed in self.lost_seeds:
             raise WorldLost("this road kills every server", "client_crash")
         if self.resets in self.lost_resets:

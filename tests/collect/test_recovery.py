@@ -9,7 +9,7 @@ from avtd3.collect.progress import CollectProgress
 from avtd3.collect.recovery import PROGRESS_STEPS, Recovery, RecoveryConfig, Skipped
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.worlds import open_world
-from avtd3.store.errors import ConfigError, WorldLost
+from avtd3.store.errors import ConfigError, RouteError, WorldLost
 from avtd3.tests.collect.lossy_world import LossyWorld, open_second_worker_alone_lossy
 from avtd3.tests.collect.test_collector import assert_same, episodes
 
@@ -78,6 +78,35 @@ def test_an_episode_that_no_server_survives_is_skipped_listed_and_resumed(tmp_pa
     again = gather(tmp_path / "d", LossyWorld(), episodes=5, resume=True)
     assert again.failure == ""
     assert_same(episodes(tmp_path / "d"), episodes(tmp_path / "clean"))
+
+
+def test_an_episode_without_a_route_is_skipped_at_once_and_listed(tmp_path):
+    healthy = LossyWorld()
+    gather(tmp_path / "clean", healthy, episodes=4)
+    world = LossyWorld(routeless=[healthy.seeds[1]])
+    report = gather(tmp_path / "d", world, episodes=4)
+    skipped = Skipped(1, "no_route", "no way leads there")
+    assert (report.tally.skipped, report.missing) == ((skipped,), "1 episode")
+    assert "skipped episode 1 (no_route): no way leads there" in report.summary()
+    assert (world.resets, report.document()["losses"]) == (4, 0)
+    assert sorted(episodes(tmp_path / "d")) == [0, 2, 3]
+
+
+def test_roads_without_any_route_end_the_collection_and_keep_what_there_is(tmp_path):
+    healthy = LossyWorld()
+    gather(tmp_path / "clean", healthy, episodes=20)
+    world = LossyWorld(routeless=healthy.seeds[2:])
+    with pytest.raises(RouteError, match="9 failures in a row, the last: no way leads there"):
+        gather(tmp_path / "d", world, episodes=20)
+    assert sorted(episodes(tmp_path / "d")) == [0, 1]
+
+
+def test_an_evaluation_lists_what_has_no_route():
+    healthy = LossyWorld()
+    examine(healthy)
+    report = examine(LossyWorld(routeless=[healthy.seeds[-1]]))
+    assert [(episode.index, episode.reason) for episode in report.skipped] == [(2, "no_route")]
+    assert len(report.scores) == 2
 
 
 def test_a_plan_of_steps_goes_on_with_other_episodes_than_a_skipped_one(tmp_path):

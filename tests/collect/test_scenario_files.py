@@ -313,6 +313,20 @@ def test_collected_episodes_take_the_routes_by_turns_and_resume_alike(folder, tm
     assert tables[0] == tables[1] == list(enumerate([7, 1, 2, 7, 1, 2, 7]))
 
 
+def test_a_route_off_the_lanes_costs_its_own_episodes_alone(folder, tmp_path):
+    ways = YAML.replace("[150.0, 1.75, 0.2]", "[150.0, 90.0]")
+    ways = ways.replace("town: Town01", "xodr: maps/straight.xodr")
+    ways = ways.replace("[[0, 0], [10, 0]]", "[[20, 1.75], [80, 1.75]]")
+    config = CollectConfig(scenario=ScenarioConfig(file=str(write(folder, ways))), min_free_mb=0)
+    report = collect(tmp_path / "d", config, episodes=6)
+    assert [(skipped.index, skipped.reason) for skipped in report.tally.skipped] == [
+        (0, "no_route"),
+        (3, "no_route"),
+    ]
+    assert "waypoint 2 (150, 90) lies more than 5 m" in report.tally.skipped[0].error
+    assert (report.tally.episodes, report.missing) == (4, "2 episodes")
+
+
 def test_an_evaluation_names_the_route_of_each_episode(folder):
     config = EvaluateConfig(scenario=ScenarioConfig(file=str(write(folder, YAML))), episodes=4)
     report = evaluate("expert", config, open_world=open_point_world)

@@ -1,5 +1,6 @@
 """`avtd3 replay-inspect --scores`: from stored events to text, JSON and page."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.leaderboard import TABLES
 from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.stored_scores import judge_datasets
+from avtd3.configs.inspect_scores import page_section
 from avtd3.store.dataset import Dataset
 from avtd3.tests.collect.point_world import open_point_world
 from avtd3.tests.store.test_events import write
@@ -76,6 +78,15 @@ def test_the_page_has_a_section_of_them(driven, capsys, tmp_path):
     assert "leaderboard-2.1" in text
     run(capsys, driven, "--html", tmp_path / "b.html")
     assert "Driving scores" not in (tmp_path / "b.html").read_text()
+
+
+def test_there_is_no_empty_card_of_infractions(driven):
+    report = judge_datasets([driven], TABLES["leaderboard-2.1"])
+    assert "Infractions" in str(page_section(report)[1])
+    expert = tuple(score for score in report.scores if score.driver == "expert")
+    page = str(page_section(dataclasses.replace(report, scores=expert))[1])
+    assert "By driver" in page
+    assert "Infractions" not in page
 
 
 def test_it_says_which_episodes_have_no_events(capsys, tmp_path):
