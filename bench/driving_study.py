@@ -3,12 +3,11 @@
     python bench/driving_study.py [--out docs] [--work driving-study] [--seeds 3] [--jobs 1]
 
 For each of `full_state` and `vision_only`: collect once, then learn with several seeds and drive
-the held-out roads with the last policy. *online* starts as `full_state` does, but after `START`
-updates, with a policy that still drives badly, a collector drives with the newest policy, and the
-learner follows it with the old data and the new, one update for ten steps. Everything is done by
-the commands of ``avtd3``, which are printed. What is already in the work directory is not done
-again, so a study that was stopped goes on. Written are ``driving-study.md`` with the table and
-``driving-study.png``.
+the held-out roads with the last policy. *online* begins as `full_state` does, but after `START`
+updates a collector drives with the newest policy and noise, and the learner goes on with the old
+data and the new, one update for ten steps. Everything is done by the commands of ``avtd3``, which
+are printed. What is already in the work directory is not done again, so a study that was stopped
+goes on. Written are ``driving-study.md`` with the table and ``driving-study.png``.
 """
 
 import argparse
@@ -19,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,15 @@ PRESETS = ("full_state", "vision_only")
 ONLINE = "online"
 STEPS = 200_000
 """Steps to learn from offline."""
-START = 300
-"""Updates after which the online runs leave their offline ones: a policy that has much to learn."""
+START = 150
+"""Updates after which the online runs leave their offline ones: a policy that hardly drives."""
 RATIO = 0.1
 """Updates per step online."""
-ONLINE_UPDATES = 1_500
-"""Updates in all, those before the start included."""
+ONLINE_UPDATES = 2_000
+"""Updates in all, those before the start included; the rates fall from the middle on."""
 LEAD = 6_000
 """Steps that the collector may be ahead: two open segments and a policy's time."""
-EXPLORE = "policy+noise=0.1"
+EXPLORE = "policy+noise=0.05"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,27 +145,34 @@ def go_online(way: Way, work: Path) -> None:
     follow = {
         "updates_per_step": RATIO,
         "learning_starts": round(held - START / RATIO),  # the old steps have had their updates
-        "publish_every": 200,
+        "decay_from": ONLINE_UPDATES // 2,
+        "publish_every": START,
         "refresh_seconds": 0.5,
     }
-    sets = [word for name, value in follow.items() for word in ("--set", f"learn.{name}={value}")]
     learner = avtd3(
-        *("learn", offline, online, "--run", run, *arguments(way), *sets),
+        *("learn", offline, online, "--run", run, *arguments(way), *sets("learn", follow)),
         *("--updates", ONLINE_UPDATES, "--follow", "--resume"),
     )
-    steps = round((ONLINE_UPDATES - START) / RATIO)
+    lead = {"updates_per_step": RATIO, "max_lead": LEAD}
+    steps = round((ONLINE_UPDATES - START) / RATIO) + LEAD
     collector = avtd3(
         *("collect", online, "--config", preset(way.name), "--driver", EXPLORE, "--workers", 1),
-        *("--policies", run / "policies", "--steps", steps + LEAD, "--seed", 100 + way.seed),
-        *(
-            "--set",
-            f"collect.lead.updates_per_step={RATIO}",
-            "--set",
-            f"collect.lead.max_lead={LEAD}",
-        ),
+        *("--policies", run / "policies", "--steps", steps, "--seed", 100 + way.seed),
+        *sets("collect.lead", lead),
     )
-    answer(collector)
+    while collector.poll() is None and learner.poll() is None:
+        time.sleep(1.0)
+    if learner.poll():
+        collector.terminate()  # it would wait for policies for ever
     answer(learner)
+    answer(collector)
+
+
+def sets(section: str, settings: dict[str, float]) -> list[str]:
+    """The settings as the command line takes them."""
+    return [
+        word for name, value in settings.items() for word in ("--set", f"{section}.{name}={value}")
+    ]
 
 
 def updates_of(policy: Path) -> int:
