@@ -30,6 +30,7 @@ def cleared(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_large_blocks_are_used_again():
     # A few do come anew, until what was freed lies where the next one fits.
     assert cleared("keep") < 25

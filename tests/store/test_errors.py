@@ -15,6 +15,7 @@ BUILTIN_BASES = {
     "SegmentCorruptError": ValueError,
     "CheckpointError": ValueError,
     "RoadError": ValueError,
+    "RouteError": ValueError,
     "WorldError": RuntimeError,
     "WorldLost": RuntimeError,
     "StorageError": OSError,

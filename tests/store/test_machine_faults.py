@@ -127,7 +127,7 @@ FAULTS = (
     refresh_misses_the_newest,
     read_what_is_gone_as_zeros,
 )
-FAST = (publish_in_place, publish_twice, lose_the_running_frames)
+FAST = (publish_in_place, lose_the_running_frames)
 SEARCH = settings(
     max_examples=400,
     stateful_step_count=30,
