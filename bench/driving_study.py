@@ -29,7 +29,7 @@ ONLINE = "online"
 STEPS = 200_000
 """Steps to learn from offline."""
 START = 150
-"""Updates after which the online runs leave their offline ones: a policy that hardly drives."""
+"""Updates after which the online runs leave their offline ones: a policy that has much to learn."""
 RATIO = 0.1
 """Updates per step online."""
 ONLINE_UPDATES = 2_000

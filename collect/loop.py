@@ -127,10 +127,11 @@ class Collector:
                 return True  # cut, and kept up to the step before
             if skipped is None:
                 return False
-            self._note(skipped=(*self._tally.skipped, skipped))
         except RouteError as error:
             skipped = self._recovery.unplanned(index, error, self._steps)
-            self._note(skipped=(*self._tally.skipped, skipped))
+        else:
+            return True
+        self._note(skipped=(*self._tally.skipped, skipped))
         return True
 
     def _check_disk(self) -> None:

@@ -17,8 +17,6 @@ from avtd3.store.errors import RouteError, WorldLost
 PROGRESS_STEPS = 20
 """Steps between two failures that make them no failures in a row: a second of driving. A server
 that lives for a step or two would otherwise fill a dataset with episodes of that length."""
-
-
 NO_ROUTE = "no_route"
 """Reason of an episode whose route cannot be driven on its roads."""
 

@@ -9,7 +9,15 @@ from avtd3.tests.carla.launch import CarlaServer
 collect_ignore_glob = [] if importlib.util.find_spec("carla") else ["test_*.py"]
 
 
+@pytest.fixture(scope="module")
+def server():
+    """One for all tests of a module."""
+    with CarlaServer() as server:
+        yield server
+
+
 @pytest.fixture
 def carla_server():
+    """One for a test alone."""
     with CarlaServer() as server:
         yield server

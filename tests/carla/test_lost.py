@@ -29,12 +29,6 @@ from avtd3.tests.carla.worlds import (
 )
 
 
-@pytest.fixture(scope="module")
-def server():
-    with CarlaServer() as server:
-        yield server
-
-
 @pytest.fixture
 def world(server):
     """A world on a server that is sound again afterwards, whatever the test did to it."""

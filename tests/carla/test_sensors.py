@@ -3,14 +3,7 @@
 import pytest
 
 from avtd3.store.errors import WorldError, WorldLost
-from avtd3.tests.carla.launch import CarlaServer
 from avtd3.tests.carla.worlds import LOOP, drive, kinds, lose, world_on
-
-
-@pytest.fixture(scope="module")
-def server():
-    with CarlaServer() as server:
-        yield server
 
 
 def test_a_camera_that_stalls_is_named(server):

@@ -20,12 +20,6 @@ SENSORS = ["sensor.camera.rgb", "sensor.other.collision", "sensor.other.lane_inv
 
 
 @pytest.fixture(scope="module")
-def server():
-    with CarlaServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def world(server):
     with world_on(server) as world:
         yield world
