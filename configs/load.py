@@ -78,7 +78,7 @@ def read_config(source: str) -> dict[str, Any]:
         ConfigError: There is no such file or preset, it is too large, or it is not a YAML mapping.
     """
     path = Path(source)
-    if not path.exists() and source in presets():
+    if not path.is_file() and source in presets():  # a dataset's directory may have the same name
         text = (resources.files("avtd3.configs") / f"{source}.yaml").read_text("utf-8")
     else:
         text = read_text(path, otherwise=f"give a YAML file or a preset ({', '.join(presets())})")

@@ -10,6 +10,7 @@ reward               float32               (B,), n-step sum
 discount             float32               (B,), gamma^m * (1 - terminated), in [0, 1]
 next_observation     as observation
 weight               float32               (B,), in (0, 1]; only if draws are prioritised
+imitated             float32               (B,), 0 or 1; only if not all actions are
 ==================== ===================== =========================================
 
 Frames cross to the device once, as bytes, in the sampler's shared window of K + 1 frames. There,
@@ -46,6 +47,8 @@ class Batch:
     """What was seen n steps later."""
     weight: Tensor | None = None
     """float (B,), importance weights in (0, 1]; None if all are 1."""
+    imitated: Tensor | None = None
+    """float (B,), 1 where the imitation term looks at the action, else 0; None if all are 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,8 @@ def to_batch(
         reward=_send(transitions.reward, device, copy=True),
         discount=_send(transitions.discount, device, copy=True),
         next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
-        weight=None if transitions.weight is None else _send(transitions.weight, device, copy=True),
+        weight=_send_if_any(transitions.weight, device),
+        imitated=_send_if_any(transitions.imitated, device),
     )
 
 
@@ -130,6 +134,7 @@ def flatten_sequences(
     if sequences.vector is not None:
         vector = _send(sequences.vector, device, copy=True)
         vectors = [each.flatten(0, 1) for each in (vector[:, :-1], vector[:, 1:])]
+    imitated = _send_if_any(sequences.imitated, device)
     alive = np.where(sequences.terminated, np.float32(0.0), np.float32(gamma))
     return Batch(
         observation=Observation(pixels=pixels[0], vector=vectors[0]),
@@ -137,6 +142,7 @@ def flatten_sequences(
         reward=_send(sequences.reward, device, copy=True).flatten(0, 1),
         discount=_send(alive, device, copy=True).flatten(0, 1),
         next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
+        imitated=None if imitated is None else imitated.repeat_interleave(length),
     )
 
 
@@ -160,3 +166,7 @@ def _send(
         # the allocator of pinned memory keeps a block until the copy out of it has ended
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device, copy=copy)
+
+
+def _send_if_any(array: NDArray[np.float32] | None, device: torch.device) -> Tensor | None:
+    return None if array is None else _send(array, device, copy=True)

@@ -20,6 +20,8 @@ Polyak averaging are as published. Deviations, each marked where it happens:
     the critics' loss then has importance weights (Schaul et al. 2016).
 11. Images may be shifted at random, by `learn/augment.py` (Yarats et al. 2021).
 12. The next value may be limited to the range of targets seen (TD7, Fujimoto et al. 2023).
+13. What is imitated may be some of the data alone, as are the demonstrations of Nair et al. 2018;
+    the critics learn from all.
 """
 
 import contextlib
@@ -70,7 +72,7 @@ class ActorTerms:
     pre_tanh: Tensor
     """(B, A) the numbers before tanh."""
     imitation: Tensor
-    """Scalar, mean squared distance to the data's actions."""
+    """Scalar, mean squared distance to those of the data's actions that are imitated."""
     state: Tensor
     """(B, F + V) the actor's features and the vector."""
 
@@ -234,7 +236,7 @@ def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
     with _frozen(state.critic):
         q = state.critic.first(_judged_state(state, batch.observation, encoded, config), action)
     q = q.to(batch.reward.dtype)
-    imitation = functional.mse_loss(action, batch.action)
+    imitation = _imitation(action, batch)
     if config.bc_alpha:  # deviation 7
         weight = config.bc_alpha / q.abs().mean().detach()
         loss = -weight * q.mean() + config.bc_weight_at(state.updates) * imitation
@@ -245,6 +247,13 @@ def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
     return ActorTerms(
         loss=loss, q=q, action=action, pre_tanh=pre_tanh, imitation=imitation, state=encoded
     )
+
+
+def _imitation(action: Tensor, batch: Batch) -> Tensor:
+    if batch.imitated is None:
+        return functional.mse_loss(action, batch.action)
+    distance = (action - batch.action).square().mean(dim=-1)  # deviation 13
+    return (batch.imitated * distance).sum() / batch.imitated.sum().clamp(min=1.0)
 
 
 def _judged_state(

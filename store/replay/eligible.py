@@ -32,6 +32,8 @@ class EpisodeFacts:
     parts: NDArray[np.bool_]
     """bool (P, E), parts of the mix that each belongs to, the filter being met; P = 1 without a
     mix."""
+    imitated: NDArray[np.bool_]
+    """bool (E,), whether their steps are marked for imitation."""
 
     @property
     def meant(self) -> NDArray[np.bool_]:
@@ -46,7 +48,7 @@ class Eligibility:
     def __init__(self, config: ReplayConfig) -> None:
         """Read the filters of a configuration."""
         self._config = config
-        self._filter = parse_filter(config.filter)
+        self._filter, self._imitate = parse_filter(config.filter), parse_filter(config.imitate)
         mixed = [part for part in config.mix if part.weight > 0.0]
         self._parts = [parse_filter(part.filter) for part in mixed]
         self.part_weights = tuple(part.weight for part in mixed) or (1.0,)
@@ -56,12 +58,20 @@ class Eligibility:
 
     @property
     def takes_all(self) -> bool:
-        """Whether every episode may be drawn, whatever it is."""
+        """Whether all episodes are drawn and imitated alike, whatever they are."""
         config = self._config
-        return (
-            not (config.filter or config.mix or config.held_out or config.policy_lag_half_life)
-            and config.max_policy_lag is None
+        return config.max_policy_lag is None and not (
+            config.filter
+            or config.mix
+            or config.imitate
+            or config.held_out
+            or config.policy_lag_half_life
         )
+
+    @property
+    def imitates_all(self) -> bool:
+        """Whether every step is marked for imitation."""
+        return not self._config.imitate
 
     def look(self, segments: Mapping[Key, Segment]) -> dict[Key, str]:
         """Take in these segments and forget all others.
@@ -147,4 +157,5 @@ class Eligibility:
             versions=table.policy_version,
             positions=split_positions(table),
             parts=np.stack(parts),
+            imitated=self._imitate.matches(table),
         )

@@ -49,6 +49,8 @@ class Transitions:
     """float32 (B,): ``gamma**m * (1 - terminated[t + m - 1])``; truncation bootstraps."""
     frame_rows: NDArray[np.int64]
     """int64 (B, W), where `frames` lie in `Sampler.frame_column`; W = 0 without an image."""
+    imitated: NDArray[np.float32] | None = None
+    """float32 (B,), 1 where the action is marked for imitation, else 0; None if all are."""
     weight: NDArray[np.float32] | None = None
     """float32 (B,), importance weights in (0, 1]; None unless draws are prioritised."""
     index: NDArray[np.int64] | None = None
@@ -120,12 +122,19 @@ class EpisodeRows:
     """int64 (E,), row of each episode's first observation."""
     shift: NDArray[np.int64]
     """int64 (E,), from a step's number to its row."""
+    imitated: NDArray[np.float32] | None = None
+    """float32 (E,), 1 where the steps are marked for imitation, else 0; None if all are."""
 
     @classmethod
-    def from_lengths(cls, lengths: NDArray[np.int64], first: NDArray[np.int64]) -> Self:
+    def from_lengths(
+        cls,
+        lengths: NDArray[np.int64],
+        first: NDArray[np.int64],
+        imitated: NDArray[np.float32] | None = None,
+    ) -> Self:
         """Number the steps of episodes, given their lengths and first rows."""
         ends: NDArray[np.int64] = lengths.cumsum()
-        return cls(ends=ends, first=first, shift=first - (ends - lengths))
+        return cls(ends=ends, first=first, shift=first - (ends - lengths), imitated=imitated)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +151,8 @@ class Lookup:
     """float32 (N, B)."""
     discount: NDArray[np.float32]
     """float32 (N, B)."""
+    imitated: NDArray[np.float32] | None
+    """float32 (N, B)."""
 
     def batch(self, number: int, frames: FrameBuffer) -> Transitions:
         """One of the batches, with frames that are gathered into `frames`."""
@@ -156,6 +167,7 @@ class Lookup:
             reward=self.reward[number],
             discount=self.discount[number],
             frame_rows=self.rows[number],
+            imitated=None if self.imitated is None else self.imitated[number],
         )
 
 
@@ -225,6 +237,7 @@ class Gather:
         else:
             reward, discount = self._sum_rewards(row, count)
         vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
+        imitated = self._episodes.imitated
         return Lookup(
             rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
             # Views: a batch that is copied to a device anyway need not be copied here.
@@ -232,6 +245,7 @@ class Gather:
             action=numbers[..., 0, ACTION : self._vector],
             reward=reward,
             discount=discount,
+            imitated=None if imitated is None else imitated.take(episode),
         )
 
     def take_frames(self, rows: NDArray[np.int64], frames: FrameBuffer) -> None:

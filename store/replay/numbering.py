@@ -33,6 +33,8 @@ class Numbering:
     """int64 (E,), steps of each."""
     first_rows: NDArray[np.int64]
     """int64 (E,), row of its first observation in the cache."""
+    imitated: NDArray[np.float32] | None
+    """float32 (E,), 1 where its steps are marked for imitation, else 0; None if all are."""
 
     @classmethod
     def of(
@@ -55,12 +57,17 @@ class Numbering:
         starts = [ends.cumsum() - ends for ends in lengths]
         first = [start(key) + held[key].first_rows for key in keys]
         counts = [len(values[mask]) for values, mask in zip(lengths, chosen, strict=True)]
+        imitated = None
+        if not eligible.imitates_all:
+            marks = [eligible.facts(key).imitated.astype(np.int64) for key in keys]
+            imitated = _join(marks, chosen).astype(np.float32)
         return cls(
             keys=keys,
             segment=np.repeat(np.arange(len(keys)), counts),
             first_step=_join(starts, chosen),
             lengths=_join(lengths, chosen),
             first_rows=_join(first, chosen),
+            imitated=imitated,
         )
 
     @property
@@ -78,7 +85,7 @@ class Numbering:
 
     def rows(self, starts: NDArray[np.int64]) -> EpisodeRows:
         """Where the numbered places lie, given how many of each episode, from its first step on."""
-        return EpisodeRows.from_lengths(starts, self.first_rows)
+        return EpisodeRows.from_lengths(starts, self.first_rows, self.imitated)
 
     def datasets(self) -> NDArray[np.int64]:
         """int64 (E,), number of the dataset of each episode."""

@@ -74,6 +74,9 @@ class ReplayConfig:
     mix: tuple[MixPart, ...] = ()
     """Shares of the draws by filter, as ``[{filter: ["end=collision"], weight: 0.3}, {weight:
     0.7}]``; episodes in no part are not drawn. With `weights`, those hold within each part."""
+    imitate: tuple[str, ...] = ()
+    """Only steps of episodes for which all of these hold are marked for imitation, as
+    ``policy=none``: what others have driven; empty: all steps. Drawn are the others as well."""
     held_out: float = 0.0
     """Share of the episodes that is never drawn, in [0, 1): see `avtd3.store.replay.held_out`."""
     max_policy_lag: int | None = None
@@ -108,7 +111,8 @@ class ReplayConfig:
             raise ConfigError("replay.weights are all 0, expected at least one above 0")
         if self.mix and sum(part.weight for part in self.mix) <= 0.0:
             raise ConfigError("replay.mix has only weights of 0, expected at least one above 0")
-        parse_filter(self.filter)
+        for texts in (self.filter, self.imitate):
+            parse_filter(texts)
         self._check_lags()
         self._check_sequences()
 

@@ -34,6 +34,8 @@ class SequenceBatch:
     """bool (S, L); only last steps can be."""
     truncated: NDArray[np.bool_]
     """bool (S, L); only last steps can be."""
+    imitated: NDArray[np.float32] | None = None
+    """float32 (S,), 1 where the actions are marked for imitation, else 0; None if all are."""
 
     def observation_frames(self, step: int) -> NDArray[np.uint8]:
         """The stack before a step, or after the last one: uint8 (S, K*C, H, W), a view.
@@ -114,4 +116,5 @@ class Sequences:
             reward=steps[..., REWARD].copy(),
             terminated=terminated,
             truncated=truncated,
+            imitated=None if self._starts.imitated is None else self._starts.imitated[episode],
         )

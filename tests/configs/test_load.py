@@ -88,6 +88,12 @@ def test_a_missing_file_lists_the_presets(sections):
         load.load_section("outer", "nowhere.yaml")
 
 
+def test_a_dataset_may_be_called_like_its_preset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert load.read_config("demo")["demo"]["steps"] == 30000
+
+
 def test_an_empty_file_means_the_defaults(sections, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("")

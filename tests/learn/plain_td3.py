@@ -3,7 +3,8 @@
 Fujimoto, van Hoof & Meger 2018 (algorithm 1, equation 14), Fujimoto & Gu 2021 (equations 3 to 5),
 Adam (Kingma & Ba 2015, algorithm 1), its decoupled decay (Loshchilov & Hutter 2019, algorithm 2),
 clipping by the global norm (Pascanu et al. 2013), importance weights (Schaul et al. 2016, section
-3.4), the range of the targets (TD7, Fujimoto et al. 2023), and the Nature CNN (Mnih et al. 2015).
+3.4), the range of the targets (TD7, Fujimoto et al. 2023), imitation of demonstrations alone (Nair
+et al. 2018, section IV B), and the Nature CNN (Mnih et al. 2015).
 It shares no code with `learn`: only the settings, and the names of the parameters.
 """
 
@@ -54,6 +55,7 @@ class Drawn:
     discount: Array
     then: Seen
     weight: Array | None
+    imitated: Array | None
 
 
 class Network:
@@ -239,8 +241,13 @@ class PlainTD3:
         at_action = into_action(np.full_like(value, -weight / len(value)))[0][:, judged.shape[1] :]
         if config.bc_alpha:
             factor, distance = self._imitation(), action - drawn.action
-            loss += factor * float(np.mean(distance**2))
-            at_action = at_action + factor * 2 * distance / distance.size
+            if drawn.imitated is not None:
+                distance = distance[drawn.imitated == 1]
+            mean = float(np.mean(distance**2)) if distance.size else 0.0
+            loss += factor * mean
+            slope = np.zeros_like(action)
+            slope[slice(None) if drawn.imitated is None else drawn.imitated == 1] = distance
+            at_action = at_action + factor * 2 * slope / max(distance.size, 1)
         at_raw = into_raw(at_action * self.half)[0]
         if config.pre_tanh_weight:
             loss += config.pre_tanh_weight * float(np.mean(raw**2))

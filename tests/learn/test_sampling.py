@@ -103,6 +103,20 @@ def test_a_resumed_prioritised_run_equals_one_that_never_stopped(
     assert len(np.unique(whole["sampler/priority"])) > report.steps // 2
 
 
+def test_a_batch_has_the_marks_of_its_draws(tmp_path, make_spec, publish_episodes):
+    dataset = publish_episodes(tmp_path / "data", make_spec())
+    config = ReplayConfig(batch_size=8, imitate=("scenario=1",))
+    with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+        batch = to_batch(sampler.sample(), CPU, torch.float32)
+    assert batch.imitated is not None
+    assert batch.imitated.tolist() == [0.0] * 8
+    config = dataclasses.replace(config, sequence_length=4, imitate=("scenario=0",))
+    with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+        batch = flatten_sequences(sampler.sample_sequences(), 0.9, CPU, torch.float32)
+    assert batch.imitated is not None
+    assert batch.imitated.tolist() == [1.0] * 8
+
+
 def test_a_run_may_become_prioritised_and_stop_being_so(
     tmp_path, make_spec, publish_episodes, config
 ):

@@ -150,9 +150,10 @@ MIXES = st.sampled_from(
     lag=st.sampled_from([None, 0, 2]),
     half_life=st.sampled_from([0.0, 1.5]),
     capacity=st.integers(1, 40),
+    imitate=TEXTS,
 )
 def test_only_eligible_episodes_are_drawn(
-    tmp_path_factory, data, texts, mix, held_out, lag, half_life, capacity
+    tmp_path_factory, data, texts, mix, held_out, lag, half_life, capacity, imitate
 ):
     world = World(make_spec(image=False))
     sets = [
@@ -167,6 +168,7 @@ def test_only_eligible_episodes_are_drawn(
         held_out=held_out,
         max_policy_lag=lag,
         policy_lag_half_life=half_life,
+        imitate=imitate,
     )
     model = Model(world, sets, config)
     with Sampler(sets, config, seed=1, scratch=tmp_path_factory.getbasetemp()) as sampler:
@@ -180,8 +182,13 @@ def test_only_eligible_episodes_are_drawn(
                 sampler.sample()
             return
         for _ in range(2):
-            drawn = {number for number, _ in world.check(sampler.sample(), 1, 0.99)}
-            assert drawn <= model.drawable.keys()
+            batch = sampler.sample()
+            drawn = [number for number, _ in world.check(batch, 1, 0.99)]
+            assert set(drawn) <= model.drawable.keys()
+            marks = [meant(world.episodes[number], imitate) for number in drawn]
+            assert (None if batch.imitated is None else batch.imitated.tolist()) == (
+                marks if imitate else None
+            )
 
 
 def three_sets(world):
@@ -238,6 +245,45 @@ def test_shares_are_exact(tmp_path, settings_):
     drawn = Counter(map(tuple, batch.action.astype(int).tolist()))
     assert drawn.keys() <= expected.keys()
     assert chi_square(drawn, expected, 20_000) < limit(len(expected) - 1)
+
+
+def marks_of(batch):
+    """What a batch says of imitation."""
+    assert batch.imitated.dtype == np.float32
+    return batch.imitated.tolist()
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_what_is_not_imitated_is_drawn_all_the_same(tmp_path, n_step, prioritised):
+    world = World(make_spec(image=False))
+    shown, own = {"policy_version": -1}, {"policy_version": 3}
+    dataset = world.dataset(
+        "/d", ("a", [(4, True, shown), (4, True, own)]), ("b", [(4, False, own)])
+    )
+    plain = ReplayConfig(batch_size=64, n_step=n_step, prioritised=prioritised)
+    marked = dataclasses.replace(plain, imitate=("policy=none",))
+    with (
+        Sampler([dataset], plain, seed=1, scratch=tmp_path) as left,
+        Sampler([dataset], marked, seed=1, scratch=tmp_path) as right,
+    ):
+        for _ in range(20):
+            ours, theirs = left.sample(), right.sample()
+            assert np.array_equal(ours.action, theirs.action)
+            assert marks_of(theirs) == (ours.action[:, 0] == 0).tolist()
+
+
+def test_a_newly_published_segment_is_marked_too(tmp_path):
+    world = World(make_spec(image=False))
+    dataset = world.dataset("/d", ("a", [(4, True, {"policy_version": -1})]))
+    config = ReplayConfig(batch_size=64, imitate=("policy=none",))
+    with Sampler([dataset], config, seed=1, scratch=tmp_path) as sampler:
+        assert marks_of(sampler.sample()) == [1.0] * 64
+        dataset.segments.append(world.segment("b", [(4, True, {"policy_version": 0})]))
+        sampler.refresh()
+        batch = sampler.sample()
+        assert marks_of(batch) == (batch.action[:, 0] == 0).tolist()
+        assert set(marks_of(batch)) == {0.0, 1.0}
 
 
 def chi_square(drawn, expected, count):

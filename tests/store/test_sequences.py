@@ -45,14 +45,18 @@ def check(world, batch, length):
     image=st.booleans(),
     vector=st.integers(0, 2),
     mixed=st.booleans(),
+    imitate=st.sampled_from([(), ("scenario=0",), ("scenario=1",)]),
 )
 def test_sequences_are_runs_of_one_episode(
-    tmp_path_factory, data, length, stack, image, vector, mixed
+    tmp_path_factory, data, length, stack, image, vector, mixed, imitate
 ):
     world = World(make_spec(image, vector if image else 2, stack=stack))
     dataset = world.dataset("/d", *((f"s{i}", each) for i, each in enumerate(data)))
     config = ReplayConfig(
-        batch_size=7 * length, sequence_length=length, mix=(MixPart(),) if mixed else ()
+        batch_size=7 * length,
+        sequence_length=length,
+        mix=(MixPart(),) if mixed else (),
+        imitate=imitate,
     )
     possible = {
         (episode.number, start)
@@ -68,6 +72,8 @@ def test_sequences_are_runs_of_one_episode(
         for _ in range(17):
             batch = sampler.sample_sequences()
             assert batch.reward.shape == (7, length)
+            marks = [1.0 if imitate == ("scenario=0",) else 0.0] * 7 if imitate else None
+            assert (None if batch.imitated is None else batch.imitated.tolist()) == marks
             drawn |= set(check(world, batch, length))
         assert drawn <= possible
         world.check(sampler.sample(), 1, 0.99)
