@@ -18,24 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from store_bench import INFO, SPEC
 
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.layout import MANIFEST_FILE
 from avtd3.store.manifest import Manifest, read_manifest
-from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter
-
-SPEC = EpisodeSpec(
-    image=ImageSpec(),
-    vector_names=tuple(f"number_{n}" for n in range(23)),
-    vector_scales=(1.0,) * 23,
-    action_names=("steer", "throttle_brake"),
-    action_low=(-1.0, -1.0),
-    action_high=(1.0, 1.0),
-    reward_terms=("efficiency", "lane", "comfort", "safety"),
-    control_period_s=0.05,
-)
-INFO = EpisodeInfo(seed=0, scenario=0, world="bench", town="none", weather="none", driver="none")
+from avtd3.store.writer import SegmentWriter
 
 
 def write_first(path: Path) -> tuple[Dataset, Path]:

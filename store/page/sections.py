@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from avtd3.store.inspect.bins import Bins, near_zero
 from avtd3.store.inspect.report import AuditReport
 from avtd3.store.inspect.statistics import SAMPLE_SIZE, Distribution, Moments, Summary
+from avtd3.store.inspect.wording import duration, size
 from avtd3.store.page.charts import histogram, number
 from avtd3.store.page.markup import Markup, element
 from avtd3.store.page.tables import bars, heat_table, scrolling, table
@@ -44,9 +45,9 @@ def key_figures(report: AuditReport) -> Markup:
     rows = [
         ("Findings", f"{sum(report.log.counts.values()):,}", kinds.replace("infos", "notes")),
         ("Episodes", f"{total.episodes:,}", _median_length(total.lengths)),
-        ("Steps", f"{total.steps:,}", f"{_duration(total.simulated_seconds)} simulated"),
+        ("Steps", f"{total.steps:,}", f"{duration(total.simulated_seconds)} simulated"),
         ("Segments", f"{total.segments:,}", f"{len(report.damaged):,} with errors"),
-        ("On disk", _size(total.bytes_on_disk), f"{_size(total.bytes_raw)} raw{ratio}"),
+        ("On disk", size(total.bytes_on_disk), f"{size(total.bytes_raw)} raw{ratio}"),
         ("Mean return", _mean(total.returns.moments), f"median {_figure(median)}"),
     ]
     return element(
@@ -187,8 +188,8 @@ def _datasets(report: AuditReport) -> Markup:
     for dataset in report.datasets:
         held = dataset.summary
         counts = (f"{n:,}" for n in (held.episodes, held.steps, held.segments))
-        size = _size(held.bytes_on_disk)
-        rows.append([dataset.path, *counts, size, _mean(held.returns.moments)])
+        on_disk = size(held.bytes_on_disk)
+        rows.append([dataset.path, *counts, on_disk, _mean(held.returns.moments)])
     return table(heads, rows, caption="Datasets", figures=heads[1:])
 
 
@@ -227,17 +228,3 @@ def _figure(value: float | None) -> str:
         return "-"
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return "0" if text == "-0" else text
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60.0:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60.0:.1f} min" if seconds < 3600.0 else f"{seconds / 3600.0:,.1f} h"
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000.0:
-            return f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1000.0
-    return f"{size_bytes:,.2f} TB"
