@@ -5,9 +5,10 @@
 For each of `full_state` and `vision_only`: collect once, then learn with several seeds and drive
 the held-out roads with the last policy. *online* begins as `full_state` does, but after `START`
 updates a collector drives with the newest policy and noise, and the learner goes on with the old
-data and the new, one update for ten steps. Everything is done by the commands of ``avtd3``, which
-are printed. What is already in the work directory is not done again, so a study that was stopped
-goes on. Written are ``driving-study.md`` with the table and ``driving-study.png``.
+data and the new, one update for ten steps; it imitates the old data alone. Everything is done by
+the commands of ``avtd3``, which are printed. What is already in the work directory is not done
+again, so a study that was stopped goes on. Written are ``driving-study.md`` with the table and
+``driving-study.png``.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,17 @@ PRESETS = ("full_state", "vision_only")
 ONLINE = "online"
 STEPS = 200_000
 """Steps to learn from offline."""
-START = 150
+START = 1_000
 """Updates after which the online runs leave their offline ones: a policy that has much to learn."""
 RATIO = 0.1
 """Updates per step online."""
-ONLINE_UPDATES = 2_000
-"""Updates in all, those before the start included; the rates fall from the middle on."""
+ONLINE_UPDATES = 3_000
+"""Updates in all, those before the start included; the rates fall from the start on."""
+PUBLISH_EVERY = 100
+"""Updates after which the collector gets another policy."""
 LEAD = 6_000
 """Steps that the collector may be ahead: two open segments and a policy's time."""
-EXPLORE = "policy+noise=0.05"
+EXPLORE = "policy+gaussian=0.1"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,18 +146,19 @@ def go_online(way: Way, work: Path) -> None:
         shutil.rmtree(left_over, ignore_errors=True)
     answer(avtd3("learn", offline, "--run", run, *arguments(way), "--updates", START))
     held = answer(avtd3("replay-inspect", offline))["steps"]
-    follow = {
+    follow: dict[str, float | str] = {
         "updates_per_step": RATIO,
         "learning_starts": round(held - START / RATIO),  # the old steps have had their updates
-        "decay_from": ONLINE_UPDATES // 2,
-        "publish_every": START,
+        "decay_from": START,
+        "replay.imitate": "[policy=none]",
+        "publish_every": PUBLISH_EVERY,
         "refresh_seconds": 0.5,
     }
     learner = avtd3(
         *("learn", offline, online, "--run", run, *arguments(way), *sets("learn", follow)),
         *("--updates", ONLINE_UPDATES, "--follow", "--resume"),
     )
-    lead = {"updates_per_step": RATIO, "max_lead": LEAD}
+    lead = {"updates_per_step": RATIO, "updates_before": START, "max_lead": LEAD}
     steps = round((ONLINE_UPDATES - START) / RATIO) + LEAD
     collector = avtd3(
         *("collect", online, "--config", preset(way.name), "--driver", EXPLORE, "--workers", 1),
@@ -168,7 +173,7 @@ def go_online(way: Way, work: Path) -> None:
     answer(collector)
 
 
-def sets(section: str, settings: dict[str, float]) -> list[str]:
+def sets(section: str, settings: Mapping[str, float | str]) -> list[str]:
     """The settings as the command line takes them."""
     return [
         word for name, value in settings.items() for word in ("--set", f"{section}.{name}={value}")

@@ -25,11 +25,14 @@ class LeadConfig:
     ``learn.updates_per_step``, or collector and learner wait for one another."""
     updates_per_step: float = 1.0
     """Updates that the learner does per step (``learn.updates_per_step``), to judge the lead by."""
+    updates_before: int = 0
+    """Updates that the learner had done before the plan's first step, from older data."""
 
     def __post_init__(self) -> None:
         check_number("random_steps", self.random_steps)
         check_number("max_lead", self.max_lead or 0)
         check_positive("updates_per_step", self.updates_per_step)
+        check_number("updates_before", self.updates_before)
 
     def is_random(self, steps: int) -> bool:
         """Whether an episode that begins after so many steps of the plan is a random one."""
@@ -44,8 +47,9 @@ class LeadConfig:
         """
         if self.max_lead is None:
             return ""
-        wanted = (steps - self.random_steps - self.max_lead) * self.updates_per_step
-        if updates >= wanted:
+        ahead = steps - self.random_steps - self.max_lead
+        wanted = self.updates_before + ahead * self.updates_per_step
+        if ahead <= 0 or updates >= wanted:
             return ""
         return (
             f"its newest policy has {updates} updates, {steps} steps need {wanted:.0f} "

@@ -35,8 +35,16 @@ def test_the_lead_goes_by_the_learner_s_ratio():
     assert not LeadConfig().waits_for(10**9, 0)
 
 
+def test_updates_from_older_data_give_no_lead():
+    lead = LeadConfig(max_lead=100, updates_per_step=0.5, updates_before=1000)
+    assert not lead.waits_for(100, 900)  # the first steps wait for nothing
+    assert not lead.waits_for(300, 1100)
+    assert "1099 updates, 300 steps need 1100" in lead.waits_for(300, 1099)
+
+
 @pytest.mark.parametrize(
-    "change", [{"random_steps": -1}, {"max_lead": -1}, {"updates_per_step": 0.0}]
+    "change",
+    [{"random_steps": -1}, {"max_lead": -1}, {"updates_per_step": 0.0}, {"updates_before": -1}],
 )
 def test_bad_settings_are_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
