@@ -112,6 +112,15 @@ class LearnConfig:
             raise ConfigError(
                 f"learn.precision is {self.precision!r}, expected one of {PRECISIONS}"
             )
+        _check_imitation(self.replay, self.td3)
+
+
+def _check_imitation(replay: ReplayConfig, td3: TD3Config) -> None:
+    if replay.imitate and not td3.bc_alpha:
+        raise ConfigError(
+            f"learn.replay.imitate is {replay.imitate}, but learn.td3.bc_alpha is 0: nothing is "
+            "imitated; set bc_alpha (TD3+BC: 2.5) or leave imitate out"
+        )
 
 
 def _check_keep_best(name: str) -> None:

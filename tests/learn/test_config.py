@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from avtd3.learn.config import LearnConfig
+from avtd3.learn.state import TD3Config
 from avtd3.store.errors import ConfigError
+from avtd3.store.replay.sampler import ReplayConfig
 
 
 def test_rates_fall_linearly_from_the_given_update_to_the_last():
@@ -19,3 +21,15 @@ def test_rates_stay_without_a_decay():
 def test_an_impossible_share_is_refused(share):
     with pytest.raises(ConfigError, match="decay_to"):
         LearnConfig(decay_to=share)
+
+
+def test_imitation_of_some_data_needs_imitation():
+    replay = ReplayConfig(imitate=("policy=none",))
+    with pytest.raises(ConfigError, match="imitate is"):
+        LearnConfig(replay=replay)
+    assert LearnConfig(replay=replay, td3=TD3Config(bc_alpha=2.5)).replay.imitate
+
+
+def test_a_filter_that_cannot_be_read_is_refused():
+    with pytest.raises(ConfigError, match="driver-is"):
+        ReplayConfig(imitate=("driver-is=expert",))
