@@ -38,6 +38,8 @@ ONLINE_UPDATES = 3_000
 """Updates in all, those before the start included; the rates fall from the start on."""
 PUBLISH_EVERY = 100
 """Updates after which the collector gets another policy."""
+DRIVEN_EVERY = 1_000
+"""Updates after which the held-out roads are driven, for the curves; the start is among them."""
 LEAD = 6_000
 """Steps that the collector may be ahead: two open segments and a policy's time."""
 EXPLORE = "policy+gaussian=0.1"
@@ -129,9 +131,10 @@ def make(way: Way, work: Path) -> None:
 
 
 def shown(run: Path) -> list[Path]:
-    """The policies of a run that are driven: that of `START`, if there is one, and the last."""
+    """The policies of a run that are driven: one each `DRIVEN_EVERY` updates, and the last."""
     policies = {updates_of(path): path for path in (run / "policies").glob("*.safetensors")}
-    return [policies[updates] for updates in sorted({START, max(policies)} & policies.keys())]
+    driven = {updates for updates in policies if updates and updates % DRIVEN_EVERY == 0}
+    return [policies[updates] for updates in sorted(driven | {max(policies)})]
 
 
 def arguments(way: Way) -> list[object]:
