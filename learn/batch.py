@@ -87,7 +87,7 @@ def to_batch(
         stacks = window[:, :planes], window[:, -planes:]
     pixels = (None, None) if stacks is None else _widen(*stacks, dtype, shifting)
     vectors = [
-        None if vector is None else _send(vector, device, copy=True)
+        _send_if_any(vector, device)
         for vector in (transitions.observation_vector, transitions.next_observation_vector)
     ]
     return Batch(

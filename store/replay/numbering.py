@@ -59,7 +59,7 @@ class Numbering:
         counts = [len(values[mask]) for values, mask in zip(lengths, chosen, strict=True)]
         imitated = None
         if not eligible.imitates_all:
-            marks = [eligible.facts(key).imitated.astype(np.int64) for key in keys]
+            marks = [eligible.facts(key).imitated for key in keys]
             imitated = _join(marks, chosen).astype(np.float32)
         return cls(
             keys=keys,
@@ -156,7 +156,8 @@ def group(
 
 
 def _join(
-    columns: Sequence[NDArray[np.int64]], chosen: Sequence[NDArray[np.bool_] | slice]
+    columns: Sequence[NDArray[np.int64] | NDArray[np.bool_]],
+    chosen: Sequence[NDArray[np.bool_] | slice],
 ) -> NDArray[np.int64]:
     """The chosen episodes of all segments, one after another."""
     kept = [column[mask] for column, mask in zip(columns, chosen, strict=True)]

@@ -240,14 +240,11 @@ class PlainTD3:
         loss = -weight * float(np.mean(value))
         at_action = into_action(np.full_like(value, -weight / len(value)))[0][:, judged.shape[1] :]
         if config.bc_alpha:
-            factor, distance = self._imitation(), action - drawn.action
-            if drawn.imitated is not None:
-                distance = distance[drawn.imitated == 1]
-            mean = float(np.mean(distance**2)) if distance.size else 0.0
-            loss += factor * mean
-            slope = np.zeros_like(action)
-            slope[slice(None) if drawn.imitated is None else drawn.imitated == 1] = distance
-            at_action = at_action + factor * 2 * slope / max(distance.size, 1)
+            marks = np.ones(len(action)) if drawn.imitated is None else drawn.imitated
+            factor, distance = self._imitation(), marks[:, None] * (action - drawn.action)
+            count = max(marks.sum(), 1) * action.shape[1]
+            loss += factor * float(np.sum(distance**2) / count)
+            at_action = at_action + factor * 2 * distance / count
         at_raw = into_raw(at_action * self.half)[0]
         if config.pre_tanh_weight:
             loss += config.pre_tanh_weight * float(np.mean(raw**2))
