@@ -15,6 +15,7 @@ The datasets are made once and kept in ``--data``: see `replay_frames`.
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
@@ -36,8 +37,11 @@ from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay import direct_choice
 from avtd3.store.replay.cache import ReplayCache
+from avtd3.store.replay.crew import usable_cores
+from avtd3.store.replay.direct import ChunkDecoder
 from avtd3.store.replay.gather import Transitions
-from avtd3.store.replay.native import native_problem, open_decoder, usable_cores
+from avtd3.store.replay.joined_decoder import JoinedDecoder
+from avtd3.store.replay.native import native_problem, open_decoder
 from avtd3.store.replay.sampler import ReplayConfig, Sampler
 
 SB3 = "stable-baselines3 ReplayBuffer, in RAM"
@@ -69,15 +73,19 @@ class Rival:
     disk_bytes: int = 0
 
 
-def fill_seconds(dataset: Dataset, scratch: Path) -> float:
-    """Seconds to decode a dataset into an empty cache, its files in the page cache."""
+def fill_seconds(dataset: Dataset, scratch: Path) -> tuple[float, float]:
+    """Seconds to decode a dataset into an empty cache, its files in the page cache.
+
+    Returns:
+        By the clock, and of processor time in all threads.
+    """
     segments = {(0, segment.id): segment for segment in dataset.snapshot().segments}
     cache = ReplayCache(dataset.spec, scratch)
-    start = time.perf_counter()
+    start, start_processor = time.perf_counter(), time.process_time()
     cache.follow(segments)
-    seconds = time.perf_counter() - start
+    seconds, processor = time.perf_counter() - start, time.process_time() - start_processor
     cache.close()
-    return seconds
+    return seconds, processor
 
 
 def make_floor(sampler: Sampler, material: Material, width: int) -> Rival:
@@ -112,9 +120,8 @@ def add_ours(
     sources = {"": dataset}
     for kept, codec in COPIES.items():
         sources[f", {kept}"] = open_copy(dataset, kept.replace(" ", "-"), codec)
-    for (name, threads), (kept, source) in itertools.product(_decoders(), sources.items()):
+    for (name, decoder), (kept, source) in itertools.product(_decoders().items(), sources.items()):
         config = ReplayConfig(batch_size=material.batch, mode="direct")
-        decoder = (lambda size, n=threads: open_decoder(size, n)) if threads else lambda _: None
         with mock.patch.object(direct_choice, "open_decoder", decoder):
             sampler = Sampler([source], config, seed=0, scratch=scratch, buffers=1)
         samplers.append(sampler)
@@ -135,13 +142,25 @@ def add_ours(
     return samplers
 
 
-def _decoders() -> list[tuple[str, int]]:
-    """Names of the ways to decode, and threads; none of them is numcodecs alone."""
-    found = [("avtd3 direct, numcodecs", 0)]
+def _decoders() -> dict[str, Callable[[int], ChunkDecoder | None]]:
+    """The ways to decode frames of a size, each with every number of threads."""
+    cores = min(2, usable_cores())
+    ways: dict[str, Callable[[int, int], ChunkDecoder | None]] = {"numcodecs": JoinedDecoder}
     if not native_problem():
-        cores = min(2, usable_cores())
-        found += [(f"avtd3 direct, native, {n} threads", n) for n in range(cores, 0, -1)]
-    return [(name.replace("1 threads", "1 thread"), threads) for name, threads in found]
+        ways["native"] = open_decoder
+    return {
+        f"avtd3 direct, {name}, {threads} thread{'s' * (threads > 1)}": functools.partial(
+            _open, way, threads
+        )
+        for name, way in ways.items()
+        for threads in range(cores, 0, -1)
+    }
+
+
+def _open(
+    way: Callable[[int, int], ChunkDecoder | None], threads: int, frame_bytes: int
+) -> ChunkDecoder | None:
+    return way(frame_bytes, threads)
 
 
 def _scratch_bytes(sampler: Sampler) -> int:
@@ -235,7 +254,8 @@ def ratio(rates: dict[str, list[float]], name: str, other: str) -> float | None:
 def compare(kind: str, dataset: Dataset, scratch: Path, options: argparse.Namespace) -> Table:
     """All rivals on one dataset."""
     material = Material.of(dataset, options.batch)
-    seconds = statistics.median(fill_seconds(dataset, scratch) for _ in range(3))
+    fills = [fill_seconds(dataset, scratch) for _ in range(options.repeats)]
+    clock, processor = (statistics.median(column) for column in zip(*fills, strict=True))
     rivals: dict[str, Rival] = {}
     samplers = add_ours(rivals, dataset, material, scratch)
     missing = add_peers(rivals, material, scratch)
@@ -257,7 +277,8 @@ def compare(kind: str, dataset: Dataset, scratch: Path, options: argparse.Namesp
     return Table(
         kind=kind,
         transitions=material.steps,
-        fill_frames_per_second=len(material.frames) / seconds,
+        fill_frames_per_second=len(material.frames) / clock,
+        fill_frames_per_processor_second=len(material.frames) / processor,
         rows=tuple(rows),
     )
 

@@ -30,6 +30,8 @@ from avtd3.store.metadata import (
 from avtd3.store.shard import read_chunks, read_index
 
 _MAX_METADATA_BYTES = 1024 * 1024
+_PART_BYTES = 2**20
+"""Frames that are decoded at a time where all are only passed on: they stay in a core's cache."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +145,32 @@ class ArrayFiles:
         if shard is None:
             out[:] = self._read_foreign(layout, start, start + len(out))
             return
+        checksums = self._decode(layout, shard, start, out)
+        if len(out) == layout.shape[0]:
+            self._check_bound(layout, checksums)
+
+    def frame_parts(self, layout: ArrayLayout) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decode all frames part by part; see `Segment.frame_parts`."""
+        shard, count = self.frame_shard(layout), layout.shape[0]
+        if shard is None:
+            yield 0, self._read_foreign(layout, 0, count)
+            return
+        most = max(1, _PART_BYTES * count // layout.nbytes // shard.chunk_frames)
+        most *= shard.chunk_frames
+        memory = np.empty((min(most, count), *layout.shape[1:]), np.uint8)
+        checksums = []
+        for start in range(0, count, most):
+            part = memory[: count - start]
+            checksums.append(self._decode(layout, shard, start, part))
+            yield start, part
+        self._check_bound(layout, b"".join(checksums))
+
+    def _decode(
+        self, layout: ArrayLayout, shard: FrameShard, start: int, out: NDArray[np.uint8]
+    ) -> bytes:
+        """Decode frames of a shard; the checksums of their chunks."""
         with self._faults(layout.chunk_path):
-            checksums = read_chunks(
+            return read_chunks(
                 shard.path,
                 shard.spans,
                 shard.kind,
@@ -152,10 +178,12 @@ class ArrayFiles:
                 chunk_frames=shard.chunk_frames,
                 start=start,
             )
-        if len(out) == layout.shape[0]:
-            told = self._manifest.files[layout.chunk_path].sha256
-            if not is_bound(self._manifest.provenance, told, checksums):
-                raise corrupt(self._path, f"{layout.chunk_path} is another segment's")
+
+    def _check_bound(self, layout: ArrayLayout, checksums: bytes) -> None:
+        """See that these are the checksums of all chunks of this segment, not of another."""
+        told = self._manifest.files[layout.chunk_path].sha256
+        if not is_bound(self._manifest.provenance, told, checksums):
+            raise corrupt(self._path, f"{layout.chunk_path} is another segment's")
 
     def frame_shard(self, layout: ArrayLayout) -> FrameShard | None:
         """The shard that holds the frames, or None if they are not encoded as format 1 does.

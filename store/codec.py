@@ -30,7 +30,7 @@ ChainKind = Literal["blosc", "zstd", "raw"]
 _BYTES_CODEC = {"name": "bytes"}
 _CRC_CODEC = {"name": "crc32c"}
 # The crc32c of any bytes with their own crc32c behind them: checked in one pass, nothing copied.
-_SEALED = 0x48674BC7
+SEALED = 0x48674BC7
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def check_seal(data: bytes) -> None:
     """
     if len(data) < CRC_BYTES:
         raise ValueError(f"{len(data)} bytes, expected at least the {CRC_BYTES} of a crc32c")
-    if google_crc32c.value(data) != _SEALED:
+    if google_crc32c.value(data) != SEALED:
         raise ValueError("crc32c differs: bytes have changed since they were written")
 
 

@@ -6,7 +6,7 @@ read. `avtd3.store.arrays` knows the bytes, this module the meaning.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,21 @@ class Segment:
         if start < stop:
             self._arrays.read_frames(layout, start, out)
         return out
+
+    def frame_parts(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decode all frames part by part, for whoever passes them on.
+
+        Yields:
+            Row of the part's first frame, and the frames, uint8 (n, C, H, W), in memory that the
+            next part is decoded into.
+
+        Raises:
+            SpecError: The spec has no image.
+            SegmentNotFoundError: The segment was removed since it was opened.
+            SegmentCorruptError: The bytes are not those that were published; perhaps only found
+                after the last part.
+        """
+        return self._arrays.frame_parts(self._frames_layout)
 
     def frame_shard(self) -> FrameShard | None:
         """Where the frames lie and how they are encoded, for a reader of single chunks.

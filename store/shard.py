@@ -4,19 +4,23 @@ This is Zarr's ``sharding_indexed`` codec, written in one go and read without za
 times faster than its writer, 4 ms less to open. `docs/format.md` has the bytes.
 """
 
+import itertools
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.codec import CRC_BYTES, ChainKind, crc32c, decode_into, unseal
+from avtd3.store.codec import CRC_BYTES, ChainKind, crc32c, decode, decode_into, unseal
+from avtd3.store.joined import SLACK_BYTES, PackedChunks, decode_blocks, find_blocks, room_bytes
 
 ENTRY_BYTES = 16
 """Offset and length of one chunk, two little-endian uint64."""
 _MISSING = 2**64 - 1
+_LOT_BYTES = 2**20
+"""Chunks that are decoded together: enough that a call costs little, few enough for a cache."""
 
 
 def build_shard(chunks: Sequence[bytes]) -> bytes:
@@ -131,27 +135,80 @@ def read_chunks(
         ValueError: A chunk is not whole; the message has its number.
     """
     frame_bytes = out[0].nbytes
-    stop = start + len(out)
-    flat = out.reshape(-1).data
+    size, low = chunk_frames * frame_bytes, start * frame_bytes
+    high = low + out.nbytes
+    flat, packed = out.reshape(-1), PackedChunks()
     checksums = []
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for number in range(start // chunk_frames, -(-stop // chunk_frames)):
-            first = number * chunk_frames
-            begin, end = max(first, start), min(first + chunk_frames, stop)
-            place = flat[(begin - start) * frame_bytes : (end - start) * frame_bytes]
-            low, high = spans[number].tolist()
-            data = os.pread(descriptor, high - low, low)
-            checksums.append(data[-CRC_BYTES:])
-            try:
-                if end - begin == chunk_frames:
-                    decode_into(kind, data, place)
-                else:
-                    scratch = memoryview(bytearray(chunk_frames * frame_bytes))
-                    decode_into(kind, data, scratch)
-                    place[:] = scratch[(begin - first) * frame_bytes : (end - first) * frame_bytes]
-            except ValueError as error:
-                raise ValueError(f"chunk {number}: {error}") from error
+        for first, last in _lots(low, high, size):
+            found = b""
+            if last - first > 1:
+                place = flat[first * size - low : last * size - low]
+                found = _decode_lot(descriptor, spans[first:last], kind, place, packed)
+            if not found:
+                for number in range(first, last):
+                    begin, end = max(number * size, low), min((number + 1) * size, high)
+                    place = flat[begin - low : end - low]
+                    skip = begin - number * size
+                    try:
+                        found += _decode_chunk(descriptor, spans[number], kind, size, skip, place)
+                    except ValueError as error:
+                        raise ValueError(f"chunk {number}: {error}") from error
+            checksums.append(found)
     finally:
         os.close(descriptor)
     return b"".join(checksums)
+
+
+def _lots(low: int, high: int, size: int) -> Iterator[tuple[int, int]]:
+    """Chunks that hold bytes ``low:high`` of all: whole ones in lots, the others alone."""
+    first, last = -(-low // size), high // size
+    most = max(1, _LOT_BYTES // size)
+    whole = (*range(first, last, most), last) if first < last else ()
+    cuts = (low // size, *whole, -(-high // size))
+    return ((a, b) for a, b in itertools.pairwise(cuts) if a < b)
+
+
+def _decode_lot(
+    descriptor: int,
+    spans: NDArray[np.int64],
+    kind: ChainKind,
+    out: NDArray[np.uint8],
+    packed: PackedChunks,
+) -> bytes:
+    """Decode chunks together; their checksums, or nothing if one must be decoded by itself."""
+    begin, size = spans[:, 0], spans[:, 1] - spans[:, 0]
+    decoded = len(out) // len(spans)
+    if kind == "zstd" or (size > decoded + SLACK_BYTES).any():
+        return b""
+    files = np.full(len(spans), descriptor, np.int32)
+    data, at = packed.read(files, begin, size, room_bytes(len(spans)))
+    ends = at + size
+    checksums = data[ends[:, None] + np.arange(-CRC_BYTES, 0)].tobytes() if at.all() else b""
+    starts = find_blocks(kind, data, at, size, decoded)
+    if not starts.all():
+        return b""
+    try:
+        decode_blocks(data, starts, decoded, out)
+    except ValueError:
+        return b""
+    return checksums
+
+
+def _decode_chunk(
+    descriptor: int,
+    span: NDArray[np.int64],
+    kind: ChainKind,
+    size: int,
+    skip: int,
+    out: NDArray[np.uint8],
+) -> bytes:
+    """Decode bytes of one chunk, from one of its `size` bytes on; its checksum."""
+    low, high = span.tolist()
+    data = os.pread(descriptor, high - low, low)
+    if len(out) == size:
+        decode_into(kind, data, out.data)
+    else:
+        out[:] = np.frombuffer(decode(kind, data, size), np.uint8)[skip : skip + len(out)]
+    return data[-CRC_BYTES:]

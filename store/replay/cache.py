@@ -286,7 +286,8 @@ class ReplayCache:
                 pool.shutdown(cancel_futures=True)
 
     def _take_one(self, key: Key, segment: Segment, *, decode: bool) -> CachedSegment:
-        entered, columns = self._enter(key, segment), self._rows.columns()
-        if decode and "frames" in columns:
-            segment.read_frames(out=columns["frames"][self._rows[key]])
+        entered = self._enter(key, segment)
+        if decode and "frames" in self._rows.columns():
+            for start, frames in segment.frame_parts():
+                self._rows.put_frames(key, start, frames)
         return entered

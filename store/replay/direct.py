@@ -6,7 +6,8 @@ of each transition: all checksums, on every draw.
 
 It costs three times the gather from a cache, most of it LZ4. With the optional packages of the
 extra ``native`` one call decodes a batch on several cores with the interpreter's lock released;
-whatever that call cannot do, and everything without them, goes chunk by chunk through numcodecs.
+without them `JoinedDecoder` does that for chunks of one frame. Whatever they cannot do, or find
+wrong, goes chunk by chunk through numcodecs, which has the words for it.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from avtd3.store.arrays import FrameShard
 from avtd3.store.codec import decode
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
+from avtd3.store.joined import extents
 from avtd3.store.manifest import corrupt, gone_or_torn
 from avtd3.store.replay.cache import CachedSegment, Changes, Key, Progress, ReplayCache
 from avtd3.store.replay.direct_files import ShardFiles
@@ -45,7 +47,7 @@ class PlacedShard:
 
 
 class ChunkDecoder(Protocol):
-    """A faster way to decode some of a batch's chunks."""
+    """A fast way to decode some of a batch's chunks."""
 
     def bind(self, shards: Sequence[FrameShard]) -> None:
         """Decode chunks of these shards from now on; plans have their numbers."""
@@ -71,19 +73,16 @@ class ChunkDecoder(Protocol):
 class DirectFrames:
     """A `FrameSource` over shards."""
 
-    def __init__(
-        self, frame_bytes: int, decoder: ChunkDecoder | None = None, files: ShardFiles | None = None
-    ) -> None:
+    def __init__(self, frame_bytes: int, decoder: ChunkDecoder) -> None:
         """Start with no shard.
 
         Args:
             frame_bytes: Size of a raw frame.
-            decoder: Tried first; None to decode with numcodecs alone.
-            files: Where shards are opened.
+            decoder: Tried first.
         """
         self._frame_bytes = frame_bytes
         self._decoder = decoder
-        self._files = files or ShardFiles()
+        self._files = ShardFiles()
         self._damaged: dict[Key, str] = {}
         self._is_on_disk = False
         self.bind(())
@@ -94,8 +93,7 @@ class DirectFrames:
         self._shards = [item.shard for item in self._placed]
         self._table = ChunkTable.of([(item.start, item.shard) for item in self._placed])
         self._files.keep(shard.path for shard in self._shards)
-        if self._decoder is not None:
-            self._decoder.bind(self._shards)
+        self._decoder.bind(self._shards)
 
     def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Decode the frames of these rows into place; see `FrameSource`.
@@ -112,9 +110,7 @@ class DirectFrames:
             descriptors = self._open(part)
             if self._is_on_disk:
                 _read_ahead(part, descriptors)
-            rest: Sequence[int] = range(len(part.chunk))
-            if self._decoder is not None:
-                rest = self._decoder.decode(part, descriptors, flat).tolist()
+            rest = self._decoder.decode(part, descriptors, flat).tolist()
             if rest:
                 self._decode(part, rest, descriptors, flat)
         self._is_on_disk = _blocks_read() != before
@@ -127,8 +123,7 @@ class DirectFrames:
     def close(self) -> None:
         """Close all files; safe to call twice."""
         self._files.close()
-        if self._decoder is not None:
-            self._decoder.close()
+        self._decoder.close()
 
     def _open(self, plan: ChunkPlan) -> NDArray[np.int32]:
         """The open file of each chunk, int32 (G,)."""
@@ -197,8 +192,8 @@ def _read_ahead(plan: ChunkPlan, descriptors: NDArray[np.int32]) -> None:
     It halves the time of a batch that is on disk, and costs a twentieth of one that is in memory:
     so it is done only after a batch that had to be fetched.
     """
-    chunks, begins, sizes = plan.extents()
-    files = descriptors.take(chunks)
+    leads, sizes = extents(plan.shard, plan.begin, plan.size)
+    files, begins = descriptors.take(leads), plan.begin.take(leads)
     if hasattr(os, "posix_fadvise"):  # macOS has none
         for file, begin, size in zip(files.tolist(), begins.tolist(), sizes.tolist(), strict=True):
             os.posix_fadvise(file, begin, size, os.POSIX_FADV_WILLNEED)
@@ -207,9 +202,7 @@ def _read_ahead(plan: ChunkPlan, descriptors: NDArray[np.int32]) -> None:
 class DirectReplay:
     """What a sampler needs of a `ReplayCache`, without the frames in it."""
 
-    def __init__(
-        self, spec: EpisodeSpec, scratch: Path, decoder: ChunkDecoder | None = None
-    ) -> None:
+    def __init__(self, spec: EpisodeSpec, scratch: Path, decoder: ChunkDecoder) -> None:
         """Start empty.
 
         Args:

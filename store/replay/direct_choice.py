@@ -9,6 +9,7 @@ from typing import Literal
 from avtd3.store.replay.cache import Key, ReplayCache
 from avtd3.store.replay.columns import row_bytes
 from avtd3.store.replay.direct import DirectReplay
+from avtd3.store.replay.joined_decoder import JoinedDecoder
 from avtd3.store.replay.native import native_problem, open_decoder
 from avtd3.store.replay.scratch import GIB
 from avtd3.store.replay.selection import ReplayConfig
@@ -105,6 +106,6 @@ def open_replay(mode: ReplayMode, spec: EpisodeSpec, scratch: Path) -> ReplayCac
         StorageError: `scratch` cannot be written.
     """
     if mode.mode == "direct":
-        decoder = open_decoder(0 if spec.image is None else spec.image.frame_bytes)
-        return DirectReplay(spec, scratch, decoder)
+        size = 0 if spec.image is None else spec.image.frame_bytes
+        return DirectReplay(spec, scratch, open_decoder(size) or JoinedDecoder(size))
     return ReplayCache(spec, scratch)

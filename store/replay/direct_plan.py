@@ -42,15 +42,6 @@ class ChunkPlan:
         run: NDArray[np.bool_] = before[self.first[1:] - 1] == before[self.first[:-1]]
         return run
 
-    def extents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Stretches of files that the chunks fill: the first chunk of each, its begin, its size."""
-        ends = self.begin + self.size
-        is_new = (np.diff(self.shard, prepend=-1) != 0) | (np.roll(ends, 1) != self.begin)
-        chunks = np.flatnonzero(is_new)
-        begins = self.begin.take(chunks)
-        lasts = np.append(chunks[1:], len(ends)) - 1
-        return chunks, begins, ends.take(lasts) - begins
-
     def parts(self, most: int) -> Iterator[Self]:
         """The same chunks in parts of at most so many shards; nearly always one."""
         new = np.flatnonzero(np.diff(self.shard, prepend=-1))

@@ -2,15 +2,13 @@
 
 It comes from wheels alone, no compiler: numba makes the loop, libblosc2 (in the wheel of
 ``blosc2``) has the decoders of LZ4 and zstd, and google-crc32c the checksum in hardware. Where any
-of them is missing, direct replay works without, at half the speed on one core.
+of them is missing, direct replay works without, at about half the speed.
 """
 
 import ctypes
 import functools
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.arrays import FrameShard
+from avtd3.store.joined import SLACK_BYTES
+from avtd3.store.replay.crew import Crew
 from avtd3.store.replay.direct_plan import ChunkPlan
 
 if TYPE_CHECKING:
     from avtd3.store.replay.native_kernel import Functions
 
-MOST_THREADS = 4
-"""Threads that decode a batch; never more than the process has cores."""
-_SLACK_BYTES = 4096
-"""By how much an encoded chunk may be larger than a decoded one; larger ones go to numcodecs."""
 _KINDS = {"raw": 0, "zstd": 1, "blosc": 2}
 """Numbers of the kinds of chains, as in the kernel."""
 
@@ -69,34 +65,25 @@ def open_decoder(frame_bytes: int, threads: int | None = None) -> "NativeDecoder
 
     Args:
         frame_bytes: Size of a raw frame.
-        threads: Threads that decode; None for the process's cores, at most `MOST_THREADS`.
+        threads: See `Crew`.
     """
-    if native_problem():
-        return None
-    return NativeDecoder(frame_bytes, threads or min(MOST_THREADS, usable_cores()))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # macOS has none
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return None if native_problem() else NativeDecoder(frame_bytes, threads)
 
 
 class NativeDecoder:
     """A `ChunkDecoder` that shares a batch's chunks among threads."""
 
-    def __init__(self, frame_bytes: int, threads: int) -> None:
+    def __init__(self, frame_bytes: int, threads: int | None = None) -> None:
         """Start with no shards.
 
         Args:
             frame_bytes: Size of a raw frame.
-            threads: Threads that decode, at least 1; the caller's own is one of them.
+            threads: See `Crew`.
         """
         self._frame_bytes = frame_bytes
-        self._pool = ThreadPoolExecutor(max(1, threads - 1), "replay-decode")
+        self._crew = Crew(threads)
         self._kernel = _kernel()
-        self._functions = [_thread_functions() for _ in range(threads)]
+        self._functions = [_thread_functions() for _ in range(self._crew.threads)]
         self.bind(())
 
     def bind(self, shards: Sequence[FrameShard]) -> None:
@@ -107,7 +94,7 @@ class NativeDecoder:
         most = max(decoded, default=0)
         self._buffers = [
             self._kernel.Buffers(
-                packed=np.empty(most + _SLACK_BYTES, np.uint8), aside=np.empty(most, np.uint8)
+                packed=np.empty(most + SLACK_BYTES, np.uint8), aside=np.empty(most, np.uint8)
             )
             for _ in self._functions
         ]
@@ -127,32 +114,25 @@ class NativeDecoder:
             place=plan.place,
         )
         is_done = np.zeros(len(plan.chunk), np.bool_)
-        threads = len(self._functions)
-        cuts = [len(plan.chunk) * number // threads for number in range(threads + 1)]
 
-        def share(number: int) -> None:
+        def work(thread: int, low: int, high: int) -> None:
             self._kernel.decode_chunks(
-                self._functions[number],
+                self._functions[thread],
                 chunks,
-                self._buffers[number],
-                cuts[number],
-                cuts[number + 1],
+                self._buffers[thread],
+                low,
+                high,
                 self._frame_bytes,
                 out,
                 is_done,
             )
 
-        jobs = [self._pool.submit(share, number) for number in range(1, threads)]
-        try:
-            share(0)
-        finally:
-            for job in jobs:
-                job.result()
+        self._crew.share(len(plan.chunk), work)
         return np.flatnonzero(~is_done)
 
     def close(self) -> None:
         """End the threads and free the contexts; safe to call twice."""
-        self._pool.shutdown()
+        self._crew.close()
         for functions in self._functions:
             _functions()["ZSTD_freeDCtx"](functions.zstd_context)
         self._functions = []

@@ -24,6 +24,7 @@ from avtd3.store.replay.scratch import (
     allocate,
     check_room,
     no_room,
+    write_rows,
 )
 from avtd3.store.replay.shared_directory import SharedDirectory, directory_name, sweep
 from avtd3.store.replay.shared_index import SharedIndex
@@ -48,6 +49,13 @@ class Rows(Protocol):
 
     def __getitem__(self, key: Key) -> slice:
         """Rows of a segment."""
+
+    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+        """Write frames of a segment, from one of its rows on.
+
+        Raises:
+            StorageError: The disk has no room after all.
+        """
 
     def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
         """Take the rows of some segments back and give rows to others.
@@ -97,6 +105,10 @@ class PrivateRows:
 
     def __getitem__(self, key: Key) -> slice:
         return self._ranges[key]
+
+    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+        """See `Rows`."""
+        self._columns.write("frames", self[key].start + start, frames)
 
     def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
         """See `Rows`."""
@@ -183,6 +195,14 @@ class SharedRows:
 
     def __getitem__(self, key: Key) -> slice:
         return self._ranges[self._contents[key]]
+
+    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+        """See `Rows`."""
+        try:
+            write_rows(self._home.frames, self[key].start + start, frames)
+        except OSError as error:
+            found = f"the system says: {error.strerror}"
+            raise no_room(self._home.path, frames.nbytes, found) from error
 
     def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
         """See `Rows`."""

@@ -105,6 +105,19 @@ class ScratchColumns:
             raise no_room(self.directory, more, f"the system says: {error.strerror}") from error
         self.rows = rows
 
+    def write(self, name: str, row: int, values: NDArray[Any]) -> None:
+        """Put values into rows of a column; see `write_rows`.
+
+        Raises:
+            StorageError: The disk has no room after all.
+        """
+        try:
+            write_rows(self._files[name].fileno(), row, values)
+        except OSError as error:
+            raise no_room(
+                self.directory, values.nbytes, f"the system says: {error.strerror}"
+            ) from error
+
     def close(self) -> None:
         """Give the disk space back, once no array of a column is held any more; idempotent."""
         self._arrays.clear()
@@ -209,6 +222,25 @@ def no_room(directory: Path, more_bytes: int, found: str) -> StorageError:
         f"replay scratch needs {more_bytes / GIB:.2f} GiB more in {directory}, {found}; lower "
         "learn.replay.capacity or name a larger disk with --set learn.replay.scratch=DIR"
     )
+
+
+def write_rows(file: int, row: int, values: NDArray[Any]) -> None:
+    """Write rows of a file that is mapped, too: the mapping shows them at once.
+
+    In large pieces this costs half of what the page faults of writing to the mapping do.
+
+    Args:
+        file: The open file.
+        row: The first row.
+        values: (rows, ...), C-contiguous.
+
+    Raises:
+        OSError: The file system cannot.
+    """
+    data, at = values.reshape(-1).data.cast("B"), row * values[0].nbytes
+    while data:
+        done = os.pwrite(file, data, at)
+        data, at = data[done:], at + done
 
 
 def allocate(file: int, offset: int, size: int) -> None:

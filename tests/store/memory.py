@@ -124,6 +124,11 @@ class MemorySegment:
             raise self.fault
         return out
 
+    def frame_parts(self):
+        frames = self.read_frames()
+        yield 0, frames[:1]
+        yield 1, frames[1:]
+
 
 class MemoryDataset:
     def __init__(self, path, spec, segments=()):

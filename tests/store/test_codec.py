@@ -1,4 +1,5 @@
 import struct
+from unittest import mock
 
 import google_crc32c
 import numcodecs.blosc
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avtd3.store import shard
 from avtd3.store.codec import FrameCodec, crc32c, decode_into, known_chain, seal, unseal
 from avtd3.store.errors import ConfigError
 from avtd3.store.shard import ENTRY_BYTES, build_shard, parse_index, read_chunks, read_index
@@ -122,29 +124,51 @@ def test_impossible_settings_are_refused(setting):
 
 
 def test_shard_bytes():
-    shard = build_shard([b"aaa", b"bb"])
+    data = build_shard([b"aaa", b"bb"])
     index = struct.pack("<QQQQ", 0, 3, 3, 2)
-    assert shard == b"aaabb" + index + struct.pack("<I", google_crc32c.value(index))
+    assert data == b"aaabb" + index + struct.pack("<I", google_crc32c.value(index))
+
+
+LOTS = st.sampled_from([1, 600, 2**20])
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@given(start=st.integers(0, 12), count=st.integers(1, 12))
-def test_any_run_of_frames_can_be_read(codec, tmp_path_factory, start, count):
-    frames = frames_of(codec, chunks=3)
+@given(start=st.integers(0, 28), count=st.integers(1, 28), lot=LOTS)
+def test_any_run_of_frames_can_be_read(codec, tmp_path_factory, start, count, lot):
+    frames = frames_of(codec, chunks=7)
     start = min(start, len(frames) - 1)
     count = min(count, len(frames) - start)
     path = tmp_path_factory.mktemp("shard") / "s"
     chunks = write_shard(path, codec, frames)
     out = np.empty((count, *frames.shape[1:]), np.uint8)
-    read_chunks(
-        path,
-        read_index(path, chunks),
-        kind_of(codec),
-        out,
-        chunk_frames=codec.chunk_frames,
-        start=start,
-    )
+    size = codec.chunk_frames
+    spans = read_index(path, chunks)
+    with mock.patch.object(shard, "_LOT_BYTES", lot):
+        checksums = read_chunks(path, spans, kind_of(codec), out, chunk_frames=size, start=start)
     np.testing.assert_array_equal(out, frames[start : start + count])
+    touched = spans[start // size : -(-(start + count) // size), 1].tolist()
+    data = path.read_bytes()
+    assert checksums == b"".join(data[end - 4 : end] for end in touched)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("bad", range(7))
+def test_a_damaged_chunk_is_named_and_those_before_it_are_not(codec, tmp_path, bad):
+    frames = frames_of(codec, chunks=7)
+    chunks = write_shard(tmp_path / "s", codec, frames)
+    spans = read_index(tmp_path / "s", chunks)
+    data = bytearray((tmp_path / "s").read_bytes())
+    data[spans[bad].sum() // 2] ^= 16
+    (tmp_path / "s").write_bytes(data)
+    with pytest.raises(ValueError, match=f"chunk {bad}: crc32c"):
+        read_chunks(
+            tmp_path / "s",
+            spans,
+            kind_of(codec),
+            np.empty_like(frames),
+            chunk_frames=codec.chunk_frames,
+            start=0,
+        )
 
 
 def sealed_index(*entries):

@@ -54,6 +54,7 @@ def content(batch):
         FrameCodec(chunk_frames=1, level=1),
         FrameCodec(name="zstd", level=1, chunk_frames=7),
         FrameCodec(name="raw", chunk_frames=3),
+        FrameCodec(name="raw", chunk_frames=1),
     ],
     ids=lambda codec: f"{codec.name}-{codec.chunk_frames}",
 )
@@ -88,8 +89,10 @@ def test_what_is_published_and_what_is_too_old_is_followed(tmp_path):
         assert direct.steps == 24
 
 
-def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
-    dataset = make_dataset(tmp_path / "d")
+@pytest.mark.parametrize("chunk_frames", [1, 4])
+@pytest.mark.usefixtures("decoder")
+def test_few_files_are_open_at_a_time(tmp_path, monkeypatch, chunk_frames):
+    dataset = make_dataset(tmp_path / "d", codec=FrameCodec(chunk_frames=chunk_frames))
     monkeypatch.setattr("avtd3.store.replay.direct.ShardFiles", lambda: ShardFiles(2))
     with (
         open_sampler(dataset, tmp_path, "cache") as cache,
@@ -162,9 +165,13 @@ def remove_segment(path):
     ],
     ids=["flipped", "cut", "unlinked"],
 )
+@pytest.mark.parametrize("chunk_frames", [1, 4])
 @pytest.mark.usefixtures("decoder")
-def test_a_segment_that_proves_bad_is_refused_and_the_rest_is_drawn(tmp_path, damage, words):
-    dataset = make_dataset(tmp_path / "d", lengths=(30, 30, 30))
+def test_a_segment_that_proves_bad_is_refused_and_the_rest_is_drawn(
+    tmp_path, damage, words, chunk_frames
+):
+    codec = FrameCodec(chunk_frames=chunk_frames)
+    dataset = make_dataset(tmp_path / "d", codec=codec, lengths=(30, 30, 30))
     bad, name = shard_path(dataset, 1), dataset.snapshot().segments[1].id
     with open_sampler(dataset, tmp_path, "direct") as sampler:
         assert sampler.steps == 90

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.store.arrays import FrameShard
+from avtd3.store.joined import extents
 from avtd3.store.replay.direct_plan import ChunkTable
 
 SHARDS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(0, 3)), min_size=1)
@@ -47,14 +48,15 @@ def test_each_frame_comes_from_its_chunk_and_each_chunk_once(shapes, data):
         steps = list(zip(np.diff(plan.inside[frames]), np.diff(plan.place[frames]), strict=True))
         assert plan.is_run()[g] == all(step == (1, 1) for step in steps)
     assert found.tolist() == wanted.tolist()
-    extents = list(zip(*(array.tolist() for array in plan.extents()), strict=True))
+    leads, lengths = extents(plan.shard, plan.begin, plan.size)
+    stretches = zip(leads.tolist(), plan.begin[leads].tolist(), lengths.tolist(), strict=True)
     bytes_wanted = {
         (shard, byte)
         for shard, begin, size in zip(plan.shard, plan.begin, plan.size, strict=True)
         for byte in range(begin, begin + size)
     }
     covered = [
-        (plan.shard[g], byte) for g, begin, size in extents for byte in range(begin, begin + size)
+        (plan.shard[g], byte) for g, begin, size in stretches for byte in range(begin, begin + size)
     ]
     assert len(covered) == len(set(covered))
     assert set(covered) == bytes_wanted

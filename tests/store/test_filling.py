@@ -30,12 +30,12 @@ class Gate:
 
     def __init__(self, segment):
         self.opened = threading.Event()
-        self._whole = segment.read_frames
-        segment.read_frames = self
+        self._whole = segment.frame_parts
+        segment.frame_parts = self
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self):
         assert self.opened.wait(60)
-        return self._whole(*args, **kwargs)
+        return self._whole()
 
 
 def three(world):

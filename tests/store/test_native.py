@@ -179,12 +179,3 @@ def test_without_its_packages_there_is_no_decoder_and_the_reason_is_known(monkey
     monkeypatch.setattr(native, "_functions", missing)
     assert native_problem() == "blosc2 is not installed"
     assert open_decoder(FRAME) is None
-
-
-@needs_native
-def test_threads_are_as_many_as_cores_at_most(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    decoder = open_decoder(FRAME)
-    assert decoder is not None
-    assert len(decoder._functions) == native.MOST_THREADS
-    decoder.close()

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -53,6 +54,39 @@ def check_held(cache, *segments):
 def test_first_rows_count_one_observation_more_than_steps(cache):
     cache.follow(wanted(segment_of("a", [2, 1, 3])))
     assert cache.segments[0, "a"].first_rows.tolist() == [0, 3, 5]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_frames_reach_their_rows_however_little_is_written_at_once(tmp_path, monkeypatch, shared):
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:7], at))
+    cache = ReplayCache(make_spec(), tmp_path, shared=shared)
+    first, second = segment_of("a", [3], 1), segment_of("b", [4, 2], 2)
+    cache.follow(wanted(first, second))
+    check_held(cache, first, second)
+    cache.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_disk_that_proves_full_while_frames_are_written_is_an_error(
+    tmp_path, monkeypatch, shared
+):
+    cache = ReplayCache(make_spec(), tmp_path, shared=shared)
+    first = segment_of("a", [3], 1)
+    cache.follow(wanted(first))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(StorageError, match="No space left") as raised:
+            cache.follow(wanted(first, segment_of("b", [4], 2)))
+    assert str(tmp_path) in str(raised.value)
+    check_held(cache, first)
+    cache.follow(wanted(first, segment_of("b", [4], 2)))
+    check_held(cache, first, segment_of("b", [4], 2))
+    cache.close()
 
 
 def test_each_frame_is_decoded_once(cache):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from avtd3.store import arrays
 from avtd3.store.codec import FrameCodec
 from avtd3.store.errors import (
     FormatVersionError,
@@ -343,6 +344,22 @@ def foreign_settings():
     }
 
 
+@pytest.mark.parametrize("chunk_frames", [1, 4, 5])
+@pytest.mark.parametrize("part", [1, 8, 2**20], ids=lambda frames: f"{frames} frames")
+def test_parts_are_all_frames_in_order_from_memory_used_again(
+    tmp_path, monkeypatch, chunk_frames, part
+):
+    codec = FrameCodec(chunk_frames=chunk_frames)
+    dataset = write_dataset(tmp_path, SPEC, [make_episode(SPEC, 40, 0)], codec=codec)
+    monkeypatch.setattr(arrays, "_PART_BYTES", part * SPEC.image.frame_bytes)
+    segment, found = only(dataset), list[np.ndarray]()
+    for start, frames in segment.frame_parts():
+        assert start == len(found)
+        found += list(frames.copy())
+        assert len(frames) <= max(part, chunk_frames)
+    np.testing.assert_array_equal(found, segment.read_frames())
+
+
 @pytest.mark.parametrize("kind", ["gzip", "shuffle", "split", "sharded", "v2 keys"])
 def test_frames_in_another_encoding_are_read_through_zarr(dataset, kind):
     segment = only(dataset)
@@ -352,6 +369,9 @@ def test_frames_in_another_encoding_are_read_through_zarr(dataset, kind):
     rebuild_manifest(segment.path)
     np.testing.assert_array_equal(only(dataset).read_frames(), values)
     np.testing.assert_array_equal(only(dataset).read_frames(3, 9), values[3:9])
+    ((start, part),) = only(dataset).frame_parts()
+    assert start == 0
+    np.testing.assert_array_equal(part, values)
     only(dataset).verify()
 
 

@@ -73,7 +73,7 @@ STUCK = """
     def stuck(*_, **__):
         print("decoding", flush=True)
         sys.stdin.read()
-    first.read_frames = stuck
+    first.frame_parts = stuck
     cache.follow(wanted(first))
 """
 
@@ -120,12 +120,12 @@ def test_two_that_want_the_same_segments_divide_the_decoding(tmp_path):
         turns = itertools.count()
         for segment in own:
 
-            def read(out, turns=turns, whole=segment.read_frames):
+            def read(turns=turns, whole=segment.frame_parts):
                 if next(turns) == 0:
                     both.wait()
-                return whole(out=out)
+                return whole()
 
-            segment.read_frames = read
+            segment.frame_parts = read
     with ThreadPoolExecutor(2) as pool:
         changes = list(
             pool.map(
@@ -149,13 +149,13 @@ def test_each_of_two_may_have_a_damaged_copy_of_what_the_other_wants(tmp_path):
     ours[0].fault = theirs[7].fault = OSError(5, "I/O error")
     failed = threading.Barrier(2, timeout=60)
     for own, bad in ((ours, 0), (theirs, 7)):
-        whole = own[bad].read_frames
+        whole = own[bad].frame_parts
 
-        def read(out, whole=whole):
+        def read(whole=whole):
             failed.wait()
-            return whole(out=out)
+            return whole()
 
-        own[bad].read_frames = read
+        own[bad].frame_parts = read
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(left.follow, wanted(*ours))
         other = pool.submit(right.follow, wanted(*reversed(theirs)))
