@@ -142,19 +142,14 @@ def read_chunks(
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for first, last in _lots(low, high, size):
+            begin, end = max(first * size, low), min(last * size, high)
+            place, chunks = flat[begin - low : end - low], spans[first:last]
             found = b""
-            if last - first > 1:
-                place = flat[first * size - low : last * size - low]
-                found = _decode_lot(descriptor, spans[first:last], kind, place, packed)
+            if len(chunks) > 1:
+                found = _decode_together(descriptor, chunks, kind, place, packed)
             if not found:
-                for number in range(first, last):
-                    begin, end = max(number * size, low), min((number + 1) * size, high)
-                    place = flat[begin - low : end - low]
-                    skip = begin - number * size
-                    try:
-                        found += _decode_chunk(descriptor, spans[number], kind, size, skip, place)
-                    except ValueError as error:
-                        raise ValueError(f"chunk {number}: {error}") from error
+                skip = begin - first * size
+                found = _decode_singly(descriptor, chunks, kind, size, skip, place, first)
             checksums.append(found)
     finally:
         os.close(descriptor)
@@ -163,29 +158,30 @@ def read_chunks(
 
 def _lots(low: int, high: int, size: int) -> Iterator[tuple[int, int]]:
     """Chunks that hold bytes ``low:high`` of all: whole ones in lots, the others alone."""
-    first, last = -(-low // size), high // size
+    first, last = -(-low // size), high // size  # of the whole ones
     most = max(1, _LOT_BYTES // size)
-    whole = (*range(first, last, most), last) if first < last else ()
-    cuts = (low // size, *whole, -(-high // size))
+    cuts = (low // size, *range(first, last, most), max(first, last), -(-high // size))
     return ((a, b) for a, b in itertools.pairwise(cuts) if a < b)
 
 
-def _decode_lot(
+def _decode_together(
     descriptor: int,
     spans: NDArray[np.int64],
     kind: ChainKind,
     out: NDArray[np.uint8],
     packed: PackedChunks,
 ) -> bytes:
-    """Decode chunks together; their checksums, or nothing if one must be decoded by itself."""
+    """Decode whole chunks with one call; their checksums, or nothing if one is not as it should."""
     begin, size = spans[:, 0], spans[:, 1] - spans[:, 0]
     decoded = len(out) // len(spans)
     if kind == "zstd" or (size > decoded + SLACK_BYTES).any():
         return b""
     files = np.full(len(spans), descriptor, np.int32)
     data, at = packed.read(files, begin, size, room_bytes(len(spans)))
+    if not at.all():
+        return b""
     ends = at + size
-    checksums = data[ends[:, None] + np.arange(-CRC_BYTES, 0)].tobytes() if at.all() else b""
+    checksums = data[ends[:, None] + np.arange(-CRC_BYTES, 0)].tobytes()
     starts = find_blocks(kind, data, at, size, decoded)
     if not starts.all():
         return b""
@@ -196,19 +192,32 @@ def _decode_lot(
     return checksums
 
 
-def _decode_chunk(
+def _decode_singly(
     descriptor: int,
-    span: NDArray[np.int64],
+    spans: NDArray[np.int64],
     kind: ChainKind,
     size: int,
     skip: int,
     out: NDArray[np.uint8],
+    first: int,
 ) -> bytes:
-    """Decode bytes of one chunk, from one of its `size` bytes on; its checksum."""
-    low, high = span.tolist()
-    data = os.pread(descriptor, high - low, low)
-    if len(out) == size:
-        decode_into(kind, data, out.data)
-    else:
-        out[:] = np.frombuffer(decode(kind, data, size), np.uint8)[skip : skip + len(out)]
-    return data[-CRC_BYTES:]
+    """Decode chunks one by one, without the first bytes of the first; their checksums.
+
+    Raises:
+        ValueError: A chunk is not whole; the message has its number, counted from ``first``.
+    """
+    checksums, at = [], 0
+    for number, (low, high) in enumerate(spans.tolist(), first):
+        data = os.pread(descriptor, high - low, low)
+        place = out[at : at + size - skip]
+        try:
+            if len(place) == size:
+                decode_into(kind, data, place.data)
+            else:
+                values = np.frombuffer(decode(kind, data, size), np.uint8)
+                place[:] = values[skip : skip + len(place)]
+        except ValueError as error:
+            raise ValueError(f"chunk {number}: {error}") from error
+        checksums.append(data[-CRC_BYTES:])
+        at, skip = at + len(place), 0
+    return b"".join(checksums)
