@@ -31,18 +31,18 @@ class Table:
 
     kind: str
     transitions: int
-    fill_frames_per_second: float
-    """Speed of decoding the dataset into a cache, by the clock, with all threads."""
-    fill_frames_per_processor_second: float
-    """The same by the processor time of all threads: the speed of a core."""
+    fill_one_core: float
+    """Frames per second decoded into a cache on one core."""
+    fill_two_cores: float
+    """The same on two, if there are two."""
     rows: Sequence[Row]
 
     def title(self) -> str:
         """What was measured."""
         return (
             f"{self.kind}: {self.transitions:,} transitions; "
-            f"cache filled at {self.fill_frames_per_second:,.0f} frames/s, "
-            f"{self.fill_frames_per_processor_second:,.0f} a core"
+            f"cache filled at {self.fill_one_core:,.0f} frames/s on one core, "
+            f"{self.fill_two_cores:,.0f} on two"
         )
 
     def markdown(self) -> str:

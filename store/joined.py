@@ -138,16 +138,14 @@ def _lz4_blocks(
     packed: NDArray[np.uint8], begin: NDArray[np.int64], size: NDArray[np.int64], decoded: int
 ) -> NDArray[np.int64]:
     at = np.where(size > _HEAD_BYTES, begin, 0)
-    head = packed[at[:, None] + np.arange(_HEAD_BYTES)]
-    numbers = head.view("<u4")[:, 1:].astype(np.int64)
+    head = packed[at[:, None] + np.arange(_HEAD_BYTES)].view("<i4")
     table = BLOSC_HEADER_BYTES + _ENTRY_BYTES
+    wanted = np.empty(head.shape, "<i4")
     # Decoded bytes, of them in a block, all bytes; where the block begins, and its LZ4 bytes.
-    wanted = np.empty_like(numbers)
-    wanted[:, 0], wanted[:, 1], wanted[:, 2] = decoded, decoded, size
-    wanted[:, 3], wanted[:, 4] = table, size - _HEAD_BYTES
-    is_good = (head[:, : len(_LZ4)] == np.frombuffer(_LZ4, np.uint8)).all(axis=1)
-    is_good &= (numbers == wanted).all(axis=1)
-    starts: NDArray[np.int64] = np.where(is_good & (at > 0), at + table, 0)
+    wanted[:] = (int.from_bytes(_LZ4, "little"), decoded, decoded, 0, table, 0)
+    wanted[:, 3], wanted[:, 5] = size, size - _HEAD_BYTES
+    is_good = (at > 0) & (head == wanted).all(axis=1)
+    starts: NDArray[np.int64] = np.where(is_good, at + table, 0)
     return starts
 
 

@@ -135,7 +135,7 @@ class Segment:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the arrays."""
-        return tuple(self._layouts())
+        return tuple(self._layouts)
 
     def read(self, name: str) -> NDArray[Any]:
         """Read one whole array, every checksum verified.
@@ -276,11 +276,11 @@ class Segment:
         self._manifest.check_sizes(self.path)
         for name in self._manifest.files:
             self._arrays.verify_file(name)
-        for layout in (self._layouts() | self._event_layouts()).values():
+        for layout in (self._layouts | self._event_layouts()).values():
             self._arrays.document(layout)
 
     def _layout(self, name: str) -> ArrayLayout:
-        layouts = self._layouts()
+        layouts = self._layouts
         if name not in layouts:
             raise SpecError(f"segment {self.id} has no array {name!r}; it has {', '.join(layouts)}")
         return layouts[name]
@@ -289,6 +289,7 @@ class Segment:
     def _frames_layout(self) -> ArrayLayout:
         return self._layout("frames")
 
+    @functools.cached_property
     def _layouts(self) -> dict[str, ArrayLayout]:
         counts = self._manifest
         return segment_arrays(

@@ -107,8 +107,11 @@ def test_links_out_of_the_directory_are_refused(tmp_path):
     (tmp_path / "secret").write_text("x")
     (tmp_path / "in" / "link").symlink_to(tmp_path / "secret")
     (tmp_path / "in" / "inner").symlink_to(tmp_path / "in")
-    with pytest.raises(ValueError, match="symbolic link"):
-        files.safe_join(tmp_path / "in", "link")
+    (tmp_path / "in" / "outer").symlink_to(tmp_path)
+    for path in ("link", "outer/secret", "inner/link", "inner/outer/missing"):
+        with pytest.raises(ValueError, match="symbolic link"):
+            files.safe_join(tmp_path / "in", path)
+    assert files.safe_join(tmp_path / "in", "a/b") == tmp_path / "in" / "a" / "b"
     assert files.safe_join(tmp_path / "in", "inner/a") == (tmp_path / "in" / "a").resolve()
 
 
