@@ -92,12 +92,7 @@ class Checkup:
         return True
 
     def _count_left(self) -> int:
-        server = self.server
-        with server.asking("list its actors"):
-            world = server.world
-            if world.get_settings().synchronous_mode:
-                world.tick(server.config.timeout_s)
-            actors = list(world.get_actors())
+        actors = self.server.actors()
         return sum(actor.attributes.get("role_name") == ROLE for actor in actors)
 
     def map(self) -> Seen:

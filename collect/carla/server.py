@@ -25,6 +25,8 @@ Phase = Callable[[str, float], None]
 
 _SETTINGS = tuple(name for name in dir(carla.WorldSettings) if not name.startswith("_"))
 _SUBSTEP_S, _SUBSTEPS = 0.01, 10
+_SUBSCRIBED_S = 0.5
+"""Longest wait for the snapshot of a tick that may have come before the subscription."""
 
 
 def is_timeout(error: RuntimeError) -> bool:
@@ -202,17 +204,32 @@ class Server:
 
     def sweep(self) -> int:
         """Remove what a crashed run of avtd3 has left behind; how many actors that were."""
-        with self.asking("list its actors"):
-            if self.world.get_settings().synchronous_mode:
-                # Until somebody ticks, a new client of a synchronous server sees no actors.
-                self.world.tick(self.config.timeout_s)
-            actors = list(self.world.get_actors())
+        actors = self.actors()
         cars = {actor.id for actor in actors if actor.attributes.get("role_name") == ROLE}
         ours = [actor for actor in actors if actor.id in cars or _is_mounted_on(actor, cars)]
         # Sensors first: what carries them is then free of them.
         ours.sort(key=lambda actor: not actor.type_id.startswith("sensor."))
         self.destroy([actor.id for actor in ours])
         return len(ours)
+
+    def actors(self) -> list[carla.Actor]:
+        """All actors; a synchronous server is ticked, before which a new client sees none."""
+        with self.asking("list its actors"):
+            if self.world.get_settings().synchronous_mode:
+                self._first_tick()
+            return list(self.world.get_actors())
+
+    def _first_tick(self) -> None:
+        """Tick until a snapshot comes: the first may be sent before our subscription is live."""
+        end_s = time.monotonic() + self.config.timeout_s
+        while True:
+            try:
+                self.world.tick(_SUBSCRIBED_S)
+            except RuntimeError as error:
+                if not is_timeout(error) or time.monotonic() > end_s:
+                    raise
+            else:
+                return
 
     def destroy(self, ids: list[int]) -> None:
         """Remove actors by id; those that are gone already are passed over."""

@@ -42,6 +42,7 @@ HEALTHY = {
     "hang": False,
     "hang_after_ticks": None,
     "refuse_spawns": 0,
+    "lost_snapshots": 0,
     "slow": {},
 }
 
@@ -148,7 +149,9 @@ def test_a_client_that_crashes_is_named_with_its_last_words(server, world):
     assert "crashed with signal 11" in str(lost)
     assert "Segmentation fault" in str(lost)
     assert len(kinds(server)) == 4
-    # Nobody begins another episode: closing tidies up, too.
+    # Nobody begins another episode: closing tidies up, too, even where a fresh client's
+    # subscription is not live yet when it ticks.
+    server.fault(lost_snapshots=2)
     world.close()
     assert kinds(server) == []
     assert server.record()["settings"] == found

@@ -29,6 +29,8 @@ class Faults:
     """The sensors' connections are closed, once, on the tick after so many: its data is lost."""
     cut_snapshots_after_ticks: int | None = None
     """The same for the snapshots' connections."""
+    lost_snapshots: int = 0
+    """So many snapshots are sent to nobody, as if no subscription were live yet."""
     refuse_spawns: int = 0
     """So many vehicles are refused, as if their places were taken."""
     grow_mb_per_episode: int = 0

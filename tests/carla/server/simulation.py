@@ -152,6 +152,9 @@ class Simulation:
 
     def announce(self):
         """Send the snapshot of this frame."""
+        if self.faults.lost_snapshots:
+            self.faults.lost_snapshots -= 1
+            return
         self._streams.publish(packing.SNAPSHOT_STREAM, packing.snapshot(self))
         self.map_changed = False
 
