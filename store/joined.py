@@ -169,7 +169,8 @@ def decode_blocks(
     """Decode blocks, one behind the other.
 
     Args:
-        packed: uint8 (bytes,), contiguous; its first `room_bytes` are written over.
+        packed: uint8 (bytes,), contiguous; its first `room_bytes` are written over. Less than
+            2 GiB, as `out`.
         starts: int64 (G,), where the blocks begin, none of them 0; G at least 1.
         decoded: Bytes of each.
         out: uint8, contiguous, G * decoded bytes.

@@ -31,6 +31,9 @@ from avtd3.store.replay.direct_plan import ChunkPlan, ChunkTable
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
+_MOST_BYTES = 2**26
+"""Frames that are planned and decoded at once, which bounds the memory that it takes."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedShard:
@@ -103,17 +106,21 @@ class DirectFrames:
             SegmentCorruptError: A chunk is not the one that was published; as above.
             StorageError: Too many files are open.
         """
-        flat = out.reshape((-1, self._frame_bytes), copy=False)
-        plan = self._table.plan(rows.reshape(-1))
+        flat, wanted = out.reshape((-1, self._frame_bytes), copy=False), rows.reshape(-1)
+        most = max(1, _MOST_BYTES // self._frame_bytes)
         before = _blocks_read()
-        for part in plan.parts(self._files.most):
+        for low in range(0, len(wanted), most):
+            self._take(wanted[low : low + most], flat[low : low + most])
+        self._is_on_disk = _blocks_read() != before
+
+    def _take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        for part in self._table.plan(rows).parts(self._files.most):
             descriptors = self._open(part)
             if self._is_on_disk:
                 _read_ahead(part, descriptors)
-            rest = self._decoder.decode(part, descriptors, flat).tolist()
+            rest = self._decoder.decode(part, descriptors, out).tolist()
             if rest:
-                self._decode(part, rest, descriptors, flat)
-        self._is_on_disk = _blocks_read() != before
+                self._decode(part, rest, descriptors, out)
 
     def take_damaged(self) -> Mapping[Key, str]:
         """Segments in which `take` has failed since the last call, with the reason."""

@@ -104,6 +104,21 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch, chunk_frames):
             assert len(direct._cache.frames._files) <= 2
 
 
+@pytest.mark.parametrize("frames", [1, 7, 50])
+@pytest.mark.parametrize("chunk_frames", [1, 4])
+@pytest.mark.usefixtures("decoder")
+def test_a_large_batch_is_decoded_in_parts(tmp_path, monkeypatch, frames, chunk_frames):
+    dataset = make_dataset(tmp_path / "d", codec=FrameCodec(chunk_frames=chunk_frames))
+    frame_bytes = dataset.spec.image.frame_bytes
+    monkeypatch.setattr("avtd3.store.replay.direct._MOST_BYTES", frames * frame_bytes)
+    with (
+        open_sampler(dataset, tmp_path, "cache") as cache,
+        open_sampler(dataset, tmp_path, "direct") as direct,
+    ):
+        for _ in range(10):
+            assert content(cache.sample()) == content(direct.sample())
+
+
 def test_open_files_are_bounded_and_closed(tmp_path):
     paths = [tmp_path / str(number) for number in range(5)]
     for path in paths:
