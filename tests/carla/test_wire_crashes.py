@@ -50,7 +50,7 @@ def test_loading_a_map_under_a_traffic_manager_crashes_now_and_then():
         with CarlaServer() as server:
             if ending('client.load_world("AvTown02")', server) == -signal.SIGSEGV:
                 return
-    # A race in the client: on some days one try in five, on others none in eighty.
+    # A race in the client: on some days it is lost within these tries, on others it is not.
     pytest.skip(f"{TRIES} times no crash: a race that was not lost today")
 
 
