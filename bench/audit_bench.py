@@ -15,9 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
-from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.manifest import MANIFEST_FILE, read_manifest
+from avtd3.store.format.layout import MANIFEST_FILE
+from avtd3.store.format.manifest import read_manifest
 
 
 def multiply(source: Dataset, path: Path, steps: int) -> Dataset:

@@ -31,7 +31,7 @@ import psutil
 
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.world import CarlaWorld
-from avtd3.collect.scenarios import scenario
+from avtd3.collect.maps.scenarios import scenario
 
 WARM_UP = 5
 STAND, CREEP = np.array([0.0, -1.0], np.float32), np.array([0.02, 0.05], np.float32)

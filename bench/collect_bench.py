@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.expert import Expert
-from avtd3.collect.road.camera import Camera
-from avtd3.collect.road.site import SiteCache
-from avtd3.collect.road.traffic import Traffic
-from avtd3.collect.road.vehicle import Vehicle
-from avtd3.collect.road.world import RoadWorld
-from avtd3.collect.task import DrivingTask
+from avtd3.collect.driving.expert import Expert
+from avtd3.collect.driving.task import DrivingTask
+from avtd3.collect.maps.site import SiteCache
+from avtd3.collect.sim.camera import Camera
+from avtd3.collect.sim.traffic import Traffic
+from avtd3.collect.sim.vehicle import Vehicle
+from avtd3.collect.sim.world import RoadWorld
 from avtd3.store.writer import SegmentWriter
 
 PARTS: dict[str, tuple[type, tuple[str, ...]]] = {

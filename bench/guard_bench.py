@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.guard.config import GuardConfig
-from avtd3.learn.guard.watch import Watch
+from avtd3.learn.guards.config import GuardConfig
+from avtd3.learn.guards.watch import Watch
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
 from avtd3.learn.precision import autocast_type
 from avtd3.learn.state import TD3Config, TD3State, create_state

@@ -21,8 +21,8 @@ import numpy as np
 from store_bench import INFO, SPEC
 
 from avtd3.store.dataset import Dataset, Snapshot
-from avtd3.store.layout import MANIFEST_FILE
-from avtd3.store.manifest import Manifest, read_manifest
+from avtd3.store.format.layout import MANIFEST_FILE
+from avtd3.store.format.manifest import Manifest, read_manifest
 from avtd3.store.writer import SegmentWriter
 
 

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from avtd3.collect.collector import collect
 from avtd3.configs.load import load_section
-from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.seal import EpisodeInfo
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter, WriterConfig
+from avtd3.store.writer import SegmentWriter
+from avtd3.store.writer_config import WriterConfig
 
 KINDS = ("road", "carracing", "carracing-noisy")
 EPISODE_STEPS = 500

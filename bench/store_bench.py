@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.codec import FrameCodec, decode_into, known_chain
 from avtd3.store.dataset import Dataset
+from avtd3.store.format.codec import FrameCodec, decode_into, known_chain
+from avtd3.store.seal import EpisodeInfo
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter, WriterConfig
+from avtd3.store.writer import SegmentWriter
+from avtd3.store.writer_config import WriterConfig
 
 SPEC = EpisodeSpec(
     image=ImageSpec(),

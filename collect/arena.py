@@ -1,8 +1,8 @@
 """`Arena`: where episodes happen. All that collecting and evaluating know of what simulates.
 
-A driving world with the task on it is one (`avtd3.collect.driving`), a Gymnasium environment is
-another (`avtd3.collect.gym_world`). The loop, the drivers, the workers and the evaluation are
-written against this file alone.
+A driving world with the task on it is one (`avtd3.collect.driving.driving_env`), a Gymnasium
+environment is another (`avtd3.collect.gym_world`). The loop, the drivers, the workers and the
+evaluation are written against this file alone.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.drive_meter import DriveMeasures
-from avtd3.collect.observation import Observation
+from avtd3.collect.driving.drive_meter import DriveMeasures
+from avtd3.collect.driving.observation import Observation
 from avtd3.store.events import Event
 from avtd3.store.spec import EpisodeSpec
 

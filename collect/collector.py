@@ -14,30 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.collect.arena import Arena
+from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.checks import check_number
 from avtd3.collect.drivers import Mixture
-from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.gym_world import GYM, GymConfig
 from avtd3.collect.lead import LeadConfig
 from avtd3.collect.loop import Collector, LoopSettings
+from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import GROUP, MAX_SEED, Amount, Share, digest, held_episodes
 from avtd3.collect.pool import DriverPool
 from avtd3.collect.progress import CollectProgress, CollectReport, Tally
 from avtd3.collect.recovery import RecoveryConfig
-from avtd3.collect.scenarios import ScenarioConfig
-from avtd3.collect.task import TaskConfig
-from avtd3.collect.worlds import (
-    CarlaConfig,
-    RoadConfig,
-    WorldFactory,
-    check_world,
-    count_workers,
-    open_arena,
-    open_world,
-)
+from avtd3.collect.sim.world import RoadConfig
+from avtd3.collect.worlds import WorldFactory, check_world, count_workers, open_arena, open_world
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
-from avtd3.store.writer import WriterConfig
+from avtd3.store.writer_config import WriterConfig
 
 _DRIVING_KEYS = ("world", "task", "expert", "seed")
 _GYM_KEYS = ("world", "gym", "seed")

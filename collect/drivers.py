@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.arena import Arena, Driver
+from avtd3.collect.driving.observation import Observation
 from avtd3.collect.noise import Wandering
-from avtd3.collect.observation import Observation
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec
 

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avtd3.collect.arena import Arena
+from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.checks import check_number
 from avtd3.collect.drivers import GRAMMAR, Mixture, PolicyDriver
-from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.gym_world import GymConfig
 from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
+from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import MAX_SEED, episode_generator, evaluation_seed
 from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.rollout import Rollout, Transition
-from avtd3.collect.scenarios import ScenarioConfig
 from avtd3.collect.scores import EpisodeScore, Scorer
-from avtd3.collect.task import TaskConfig
-from avtd3.collect.worlds import CarlaConfig, RoadConfig, check_world
+from avtd3.collect.sim.world import RoadConfig
+from avtd3.collect.worlds import check_world
 from avtd3.store.errors import CheckpointError, ConfigError
 from avtd3.store.spec import EpisodeSpec
 

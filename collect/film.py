@@ -9,7 +9,7 @@ from PIL import Image
 from avtd3.collect.arena import Arena
 from avtd3.collect.examiner import EvaluateConfig, Examination, Examiner, one_thread
 from avtd3.collect.worlds import WorldFactory, open_arena, open_world
-from avtd3.store.show.pictures import animation, contact_sheet
+from avtd3.store.render.pictures import animation, contact_sheet
 
 EVERY = 2
 """Steps per picture of an animation: 10 pictures a second at 20 Hz."""

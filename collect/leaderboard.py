@@ -17,7 +17,8 @@ is the same one, and a route is complete where its goal was reached.
 What is different, so that scores compare well among themselves and only about with published ones:
 our worlds have no lights, stop signs, emergency vehicles or acted scenarios to fail
 (`NOT_OBSERVED`), episodes end at the first collision and when the car leaves the road, and they end
-earlier off the route (8 m, there 30 m) and blocked (10 s, there 180 s); see `avtd3.collect.task`.
+earlier off the route (8 m, there 30 m) and blocked (10 s, there 180 s); see
+`avtd3.collect.driving.task`.
 """
 
 import dataclasses

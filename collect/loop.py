@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from avtd3.collect.arena import FAULT_REASON, STOP_REASON, Arena
+from avtd3.collect.driving.observation import check_frame
 from avtd3.collect.lead import LeadConfig
-from avtd3.collect.observation import check_frame
 from avtd3.collect.plan import Share, episode_generator, training_seed
 from avtd3.collect.pool import Choice, DriverPool
 from avtd3.collect.progress import Tally
@@ -16,7 +16,9 @@ from avtd3.collect.recovery import Recovery, RecoveryConfig
 from avtd3.collect.rollout import Rollout, Transition
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import RouteError, StorageError, WorldError, WorldLost
-from avtd3.store.writer import EpisodeInfo, PublishedSegment, SegmentWriter, WriterConfig
+from avtd3.store.seal import EpisodeInfo
+from avtd3.store.writer import PublishedSegment, SegmentWriter
+from avtd3.store.writer_config import WriterConfig
 
 REPORT_PERIOD_S = 0.2
 """Wall clock between two reports."""

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from avtd3.collect.route import Route
-from avtd3.collect.world import Surroundings, WorldFrame
-from avtd3.store.show.pictures import INK, PAPER, font, frame_image
+from avtd3.collect.driving.world import Surroundings, WorldFrame
+from avtd3.collect.maps.route import Route
+from avtd3.store.render.pictures import INK, PAPER, font, frame_image
 
 PANEL_PX = 336
 """Side of the camera panel and of the map panel: four times the default camera."""

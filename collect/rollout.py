@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.arena import Arena, Driver, Opening, Step
-from avtd3.collect.observation import FrameStack, Observation
+from avtd3.collect.driving.observation import FrameStack, Observation
 from avtd3.store.errors import WorldError
 from avtd3.store.spec import EpisodeSpec
 

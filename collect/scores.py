@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.arena import SUCCESS_REASON
-from avtd3.collect.drive_meter import DriveMeasures
+from avtd3.collect.driving.drive_meter import DriveMeasures
 from avtd3.collect.leaderboard import RouteScore, summarise_routes
 from avtd3.collect.rollout import Transition
 

@@ -15,8 +15,8 @@ from avtd3.collect.leaderboard import (
 )
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError
+from avtd3.store.render.episode_text import printable
 from avtd3.store.segment import Segment
-from avtd3.store.show.episode_text import printable
 
 _NAMED = 5
 

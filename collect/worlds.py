@@ -7,13 +7,13 @@ from typing import Protocol
 from avtd3.collect.arena import Arena
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.checks import check_number
-from avtd3.collect.driving import DrivingArena
-from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.task import TaskConfig
+from avtd3.collect.driving.world import World
 from avtd3.collect.gym_world import GYM, GymConfig, open_gym
-from avtd3.collect.road.world import RoadConfig, RoadWorld
-from avtd3.collect.scenarios import ScenarioConfig
-from avtd3.collect.task import TaskConfig
-from avtd3.collect.world import World
+from avtd3.collect.maps.scenarios import ScenarioConfig
+from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, WorldError
 
 __all__ = [

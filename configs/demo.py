@@ -18,11 +18,12 @@ from avtd3.collect.examiner import EvaluateConfig
 from avtd3.collect.film import film_held_out, sheet_held_out
 from avtd3.configs.console import Draw
 from avtd3.configs.load import load_section
+from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import plot_curves, read_curves
-from avtd3.learn.train import LearnConfig, train
+from avtd3.learn.train import train
+from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.errors import ConfigError, DatasetError
 from avtd3.store.files import write_aside
-from avtd3.store.inspect.audit import AuditConfig, audit
 
 CURVES = (
     "critic/loss",

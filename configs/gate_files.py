@@ -9,9 +9,9 @@ from avtd3.configs.load import build, parse_mapping, read_text
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from avtd3.learn.judge.criteria import GateConfig
-    from avtd3.learn.judge.directions import DirectionBook, Directions
-    from avtd3.learn.judge.names import NameBook, NameSet
+    from avtd3.learn.analysis.criteria import GateConfig
+    from avtd3.learn.analysis.directions import DirectionBook, Directions
+    from avtd3.learn.analysis.names import NameBook, NameSet
 
 _OWN_FILE = "give a YAML file, see docs/gates.md"
 _FIRST = "avtd3"
@@ -30,7 +30,7 @@ def load_gate(stage: str | None, criteria: Path | None) -> "GateConfig":
     Raises:
         ConfigError: There is no such stage or file, or something in it is unknown or impossible.
     """
-    from avtd3.learn.judge.criteria import GateConfig
+    from avtd3.learn.analysis.criteria import GateConfig
 
     if criteria is not None:
         source, text = str(criteria), read_text(criteria, otherwise=_OWN_FILE)
@@ -59,7 +59,7 @@ def load_names(chosen: str | None = None, mapped: Sequence[str] = ()) -> "NameBo
     Raises:
         ConfigError: There is no such set, something in it is unknown, or a text is no mapping.
     """
-    from avtd3.learn.judge.names import NameBook
+    from avtd3.learn.analysis.names import NameBook
 
     folder = resources.files("avtd3.configs") / "gates" / "names"
     sets = {}
@@ -90,7 +90,7 @@ def load_directions(file: Path | None = None) -> "DirectionBook":
     Raises:
         ConfigError: There is no such file, or something in it is unknown.
     """
-    from avtd3.learn.judge.directions import DirectionBook
+    from avtd3.learn.analysis.directions import DirectionBook
 
     shipped = resources.files("avtd3.configs") / "compare" / "directions.yaml"
     others = _directions(shipped.read_text("utf-8"), shipped.name)
@@ -101,7 +101,7 @@ def load_directions(file: Path | None = None) -> "DirectionBook":
 
 
 def _directions(text: str, source: str) -> "Directions":
-    from avtd3.learn.judge.directions import Directions
+    from avtd3.learn.analysis.directions import Directions
 
     document = parse_mapping(text, source, of="directions: lower, higher, neither")
     found: Directions = _build(Directions, document, source, path="directions")
@@ -117,7 +117,7 @@ def _build(kind: type, document: Mapping[str, object], source: str, *, path: str
 
 
 def _name_set(text: str, source: str) -> "NameSet":
-    from avtd3.learn.judge.names import NameSet
+    from avtd3.learn.analysis.names import NameSet
 
     document = parse_mapping(text, source, of="names: name, about, axis, marks, tags")
     names: NameSet = _build(NameSet, document, source, path="names")

@@ -23,7 +23,7 @@ from avtd3.configs.inspect_scores import judge, page_section
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from avtd3.store.inspect.report import AuditReport
+    from avtd3.store.audit.report import AuditReport
 
 
 def replay_inspect(
@@ -92,8 +92,8 @@ def replay_inspect(
     if episode is not None:
         show_episode(datasets, episode, files, among=filter_ or (), as_json=as_json)
         return
-    from avtd3.store.inspect.audit import audit
-    from avtd3.store.inspect.report_text import render
+    from avtd3.store.audit.audit import audit
+    from avtd3.store.audit.report_text import render
 
     comparison = Comparison.parse(datasets, against or (), window or ())
     settings = section("audit", config, set_)
@@ -115,7 +115,7 @@ def replay_inspect(
         judged = [judge(comparison.datasets, config, set_, should_stop)] if scores else []
     drifts = comparison.drifts(report)
     if html is not None:
-        from avtd3.store.page.page import write_page
+        from avtd3.store.render.page import write_page
 
         more = [page_section(found) for found in judged]
         write_page(report, html, drifts=drifts, compared=comparison.names, more=more)
@@ -141,7 +141,7 @@ def _quarantine(
         raise ConfigError("--dry-run belongs to --quarantine: the audit itself changes nothing")
     if dry_run:
         return [], [f"would move to quarantine: {name}" for _, name in report.damaged]
-    from avtd3.store.inspect.audit import quarantine_damaged
+    from avtd3.store.audit.audit import quarantine_damaged
 
     moved = list(quarantine_damaged(report)) if wanted else []
     return moved, [f"moved to quarantine: {name}" for name in moved]

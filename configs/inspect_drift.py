@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
+    from avtd3.store.audit.drift import Drift
+    from avtd3.store.audit.report import AuditReport
     from avtd3.store.filters import EpisodeFilter
-    from avtd3.store.inspect.drift import Drift
-    from avtd3.store.inspect.report import AuditReport
 
 WINDOWS = 2
 """Windows that can be compared."""
@@ -78,8 +78,8 @@ class Comparison:
 
     def drifts(self, report: "AuditReport") -> tuple["Drift", ...]:
         """The drift between the two parts, quantity by quantity; nothing if none was asked for."""
-        from avtd3.store.inspect.drift import drift_between
-        from avtd3.store.inspect.statistics import Summary
+        from avtd3.store.audit.drift import drift_between
+        from avtd3.store.audit.statistics import Summary
 
         if self.windows:
             first, second = report.windows
@@ -96,7 +96,7 @@ class Comparison:
 
     def text(self, drifts: Sequence["Drift"]) -> list[str]:
         """The drift for the terminal; nothing if none was asked for."""
-        from avtd3.store.inspect.drift import render_drift
+        from avtd3.store.audit.drift import render_drift
 
         wanted = bool(self.windows or self.against)
         return [render_drift(drifts, *self.names)] if wanted else []

@@ -13,7 +13,7 @@ from avtd3.configs.console import say
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from avtd3.store.show.episode_text import Terminal
+    from avtd3.store.render.episode_text import Terminal
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ def show_episode(
 
     Args:
         datasets: Where to look.
-        name: See `avtd3.store.show.episode_choice.find_episode`.
+        name: See `avtd3.store.render.episode_choice.find_episode`.
         files: What to write.
         among: Filters of the episodes that a word chooses from.
         as_json: Print its facts as JSON instead.
@@ -75,10 +75,10 @@ def show_episode(
     import numpy as np
 
     from avtd3.store.filters import parse_filter
-    from avtd3.store.show.episode_choice import find_episode
-    from avtd3.store.show.episode_pictures import write_film, write_gif, write_sheet
-    from avtd3.store.show.episode_record import EpisodeRecord
-    from avtd3.store.show.episode_text import draw_episode
+    from avtd3.store.render.episode_choice import find_episode
+    from avtd3.store.render.episode_pictures import write_film, write_gif, write_sheet
+    from avtd3.store.render.episode_record import EpisodeRecord
+    from avtd3.store.render.episode_text import draw_episode
 
     rng = np.random.default_rng()
     record = EpisodeRecord.read(find_episode(datasets, name, rng, parse_filter(among)))
@@ -94,7 +94,7 @@ def show_episode(
 
 def _terminal() -> "Terminal":
     """What standard output can show; a pipe or a file gets plain shades, and no colours."""
-    from avtd3.store.show.episode_text import Terminal
+    from avtd3.store.render.episode_text import Terminal
 
     unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM", "dumb") == "dumb"

@@ -26,8 +26,8 @@ def show_estimate(
     Raises:
         Avtd3Error: More than one dataset, one that cannot be opened, or a world that fails.
     """
+    from avtd3.store.audit.estimate import estimate
     from avtd3.store.dataset import Dataset
-    from avtd3.store.inspect.estimate import estimate
 
     if len(datasets) > 1:
         raise ConfigError(f"--estimate measures one dataset, {len(datasets)} are given")

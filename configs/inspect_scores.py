@@ -8,7 +8,7 @@ from avtd3.configs.command_line import section
 
 if TYPE_CHECKING:
     from avtd3.collect.stored_scores import ScoreReport
-    from avtd3.store.page.markup import Markup
+    from avtd3.store.render.markup import Markup
 
 
 def judge(
@@ -32,9 +32,9 @@ def judge(
 def page_section(report: "ScoreReport") -> tuple[str, "Markup"]:
     """Title and content of the page's section of scores."""
     from avtd3.collect.leaderboard import NOT_OBSERVED
-    from avtd3.store.page.markup import element
-    from avtd3.store.page.sections import card
-    from avtd3.store.page.tables import table
+    from avtd3.store.render.markup import element
+    from avtd3.store.render.sections import card
+    from avtd3.store.render.tables import table
 
     heads, rows = report.table()
     note = (

@@ -23,7 +23,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = types.MappingProxyType(
     {
         "collect": ("avtd3.collect.collector", "CollectConfig"),
         "learn": ("avtd3.learn.train", "LearnConfig"),
-        "audit": ("avtd3.store.inspect.audit", "AuditConfig"),
+        "audit": ("avtd3.store.audit.audit", "AuditConfig"),
         "evaluate": ("avtd3.collect.evaluate", "EvaluateConfig"),
         "demo": ("avtd3.configs.demo", "DemoConfig"),
     }

@@ -44,8 +44,8 @@ def prune(
 ) -> None:
     """Remove segments: the oldest, those of an age, or those all of whose episodes match."""
     from avtd3.store.filters import parse_filter
-    from avtd3.store.upkeep.prune import PruneConfig
-    from avtd3.store.upkeep.prune import prune as run
+    from avtd3.store.maintenance.prune import PruneConfig
+    from avtd3.store.maintenance.prune import prune as run
 
     config = PruneConfig(
         max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
@@ -70,7 +70,7 @@ def compact(
     as_json: JsonOption = False,
 ) -> None:
     """Merge small neighbouring segments; every episode stays the same, byte for byte."""
-    from avtd3.store.upkeep.compact import compact as run
+    from avtd3.store.maintenance.compact import compact as run
 
     with interruptible() as should_stop, progress() as draw:
         report = run(
@@ -99,7 +99,7 @@ def relabel(
     as_json: JsonOption = False,
 ) -> None:
     """Make a dataset of the same episodes under other rewards; frames are shared, not copied."""
-    from avtd3.store.upkeep.relabel import relabel as run
+    from avtd3.store.maintenance.relabel import relabel as run
 
     factors = parse_weights(weights)
     with interruptible() as should_stop, progress() as draw:
@@ -119,7 +119,7 @@ def pin(
 ) -> None:
     """Keep segments as they are: neither pruned nor merged. A filter pins all that hold a match."""
     from avtd3.store.filters import parse_filter
-    from avtd3.store.upkeep.pins import pin as run
+    from avtd3.store.maintenance.pins import pin as run
 
     episodes = parse_filter(filter_) if filter_ else None
     report = run(dataset, segments or (), episodes=episodes, note=note)
@@ -135,7 +135,7 @@ def unpin(
 ) -> None:
     """Take pins off."""
     from avtd3.store.filters import parse_filter
-    from avtd3.store.upkeep.pins import unpin as run
+    from avtd3.store.maintenance.pins import unpin as run
 
     episodes = parse_filter(filter_) if filter_ else None
     report = run(dataset, segments or (), episodes=episodes)
@@ -145,7 +145,7 @@ def unpin(
 @app.command()
 def pins(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     """List the pinned segments."""
-    from avtd3.store.upkeep.pins import list_pins
+    from avtd3.store.maintenance.pins import list_pins
 
     report = list_pins(dataset)
     answer(report.document(), as_json, report.summary())

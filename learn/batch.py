@@ -27,7 +27,7 @@ from torch import Tensor
 
 from avtd3.learn.augment import draw_shifts, shift_frames
 from avtd3.learn.networks import Observation, to_pixels
-from avtd3.store.replay.sampler import Transitions
+from avtd3.store.replay.gather import Transitions
 from avtd3.store.replay.sequences import SequenceBatch
 
 

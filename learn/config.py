@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from avtd3.learn.guard.config import GuardConfig
+from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.precision import PRECISIONS
 from avtd3.learn.state import TD3Config
 from avtd3.store.errors import ConfigError
-from avtd3.store.replay.sampler import ReplayConfig
+from avtd3.store.replay.selection import ReplayConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

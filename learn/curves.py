@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from avtd3.learn.judge.reader import read_log
-from avtd3.learn.judge.scalars import Curve
+from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.scalars import Curve
 
 
 def read_curves(events: Path) -> Mapping[str, Curve]:

@@ -1,6 +1,6 @@
 """`Keeper`: which checkpoints a run keeps, which of them is the best, and the way back to one.
 
-Kept are the newest, milestones, the last good one (`learn/guard/watch.py`), and the best by a
+Kept are the newest, milestones, the last good one (`learn/guards/watch.py`), and the best by a
 metric of one's choice, which ``RUN/checkpoints/best.json`` names. Going back by hand destroys
 nothing: checkpoints behind the one that is gone back to move to ``RUN/rolled-back/NNN``.
 """

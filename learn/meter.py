@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avtd3.learn.guard.clip import GradientNorms
+from avtd3.learn.guards.clip import GradientNorms
 from avtd3.learn.td3 import ActorTerms, CriticTerms, Update
 from avtd3.store.errors import CheckpointError
 

@@ -12,9 +12,9 @@ from avtd3.learn.checkpoint import Bookmark
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.draw import Draw
 from avtd3.learn.graph import updater
-from avtd3.learn.guard.limits import Finding
-from avtd3.learn.guard.rollback import go_back, keep_aside
-from avtd3.learn.guard.watch import Watch
+from avtd3.learn.guards.limits import Finding
+from avtd3.learn.guards.rollback import go_back, keep_aside
+from avtd3.learn.guards.watch import Watch
 from avtd3.learn.journal import Journal
 from avtd3.learn.keeping import Keeper
 from avtd3.learn.offline import Judge

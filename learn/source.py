@@ -10,9 +10,10 @@ from avtd3.learn.episodes import Episodes
 from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import SEGMENTS, STAGING, Dataset
 from avtd3.store.errors import DatasetError, NoSegmentsError
-from avtd3.store.layout import GROUP_FILE
+from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.replay.refresh import RefreshReport, name_refused
-from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.selection import ReplayConfig
 
 POLL_S = 0.2
 """Longest sleep before looking at `should_stop` again, in seconds."""

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from avtd3.learn.guard.clip import ClipConfig
+from avtd3.learn.guards.clip import ClipConfig
 from avtd3.learn.networks import Actor, NetworkConfig, TwinCritic
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.guard.clip import GradientNorms, clip_gradients
+from avtd3.learn.guards.clip import GradientNorms, clip_gradients
 from avtd3.learn.networks import Actor, Observation, TwinCritic, move_targets
 from avtd3.learn.state import TD3Config, TD3State
 

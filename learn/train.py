@@ -4,7 +4,7 @@ A run directory holds::
 
     RUN/config.json      resolved settings of its last session
     RUN/events/          TensorBoard event files
-    RUN/alerts.jsonl     see learn/guard/alerts.py; made at the first alert
+    RUN/alerts.jsonl     see learn/guards/alerts.py; made at the first alert
     RUN/checkpoints/     see learn/checkpoint.py
     RUN/emergency/       what stop alerts found, in the form of checkpoints
     RUN/policies/        published policies, unless they go elsewhere
@@ -27,13 +27,7 @@ from avtd3.learn.config import LearnConfig
 from avtd3.learn.prepare import cpu_threads, prepare_run
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.session import Session
-from avtd3.learn.source import (
-    FollowConfig,
-    Source,
-    open_datasets,
-    open_sampler,
-    scratch_directory,
-)
+from avtd3.learn.source import FollowConfig, Source, open_datasets, open_sampler, scratch_directory
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import TrainingHalted
 

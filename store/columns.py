@@ -6,8 +6,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.codec import FrameCodec, decode_into, known_chain
-from avtd3.store.codec_choice import MEASURED_FRAMES, choose_codec
+from avtd3.store.format.codec import FrameCodec, decode_into, known_chain
+from avtd3.store.format.codec_choice import MEASURED_FRAMES, choose_codec
 from avtd3.store.spec import EpisodeSpec
 
 OBSERVATION_COLUMNS = ("vector", "frame_id", "sim_time")

@@ -21,9 +21,9 @@ from avtd3.store.errors import (
     SpecError,
 )
 from avtd3.store.files import create_exclusive, fsync_directory, storage_errors
-from avtd3.store.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
-from avtd3.store.limits import Limits
-from avtd3.store.metadata import document_bytes, group_document
+from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
+from avtd3.store.format.limits import Limits
+from avtd3.store.format.metadata import document_bytes, group_document
 from avtd3.store.replaced import replaced_by, replaced_ids
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec

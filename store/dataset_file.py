@@ -6,7 +6,7 @@ from typing import Any
 
 from avtd3.store.errors import DatasetError, FormatVersionError, SpecError
 from avtd3.store.files import read_json, storage_errors
-from avtd3.store.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
+from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
 from avtd3.store.spec import EpisodeSpec
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.arrays import ArrayFiles
 from avtd3.store.errors import SpecError
-from avtd3.store.layout import ArrayLayout
+from avtd3.store.format.arrays import ArrayFiles
+from avtd3.store.format.layout import ArrayLayout
 
 EVENT_NUMBERS: Mapping[str, str] = {
     "event_episode": "int64",

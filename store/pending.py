@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.codec import FrameCodec
 from avtd3.store.columns import FrameBuffer, StepColumns
 from avtd3.store.events import Event
+from avtd3.store.format.codec import FrameCodec
 from avtd3.store.seal import EndedEpisode, EpisodeInfo
 from avtd3.store.spec import EpisodeSpec
 

@@ -11,21 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.binding import BINDING, binding
-from avtd3.store.codec import FrameCodec, seal
 from avtd3.store.columns import OBSERVATION_COLUMNS, STEP_COLUMNS, StepColumns
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SpecError
-from avtd3.store.events import (
-    MAX_TEXT,
-    Event,
-    EventTable,
-    event_arrays,
-    event_texts,
-    event_values,
-)
+from avtd3.store.events import MAX_TEXT, Event, EventTable, event_arrays, event_texts, event_values
 from avtd3.store.files import canonical_json, sha256
-from avtd3.store.layout import (
+from avtd3.store.format.binding import BINDING, binding
+from avtd3.store.format.codec import FrameCodec, seal
+from avtd3.store.format.layout import (
     EPISODE_STRINGS,
     FORMAT_VERSION,
     GROUP_FILE,
@@ -33,9 +26,9 @@ from avtd3.store.layout import (
     ArrayLayout,
     segment_arrays,
 )
-from avtd3.store.manifest import FileEntry, Manifest
-from avtd3.store.metadata import array_document, document_bytes, group_document
-from avtd3.store.shard import build_shard, joined_checksums
+from avtd3.store.format.manifest import FileEntry, Manifest
+from avtd3.store.format.metadata import array_document, document_bytes, group_document
+from avtd3.store.format.shard import build_shard, joined_checksums
 
 MAX_PROVENANCE_BYTES = 1024 * 1024
 _INT64 = range(-(2**63), 2**63)

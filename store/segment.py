@@ -1,7 +1,7 @@
 """`Segment`: whole episodes, sealed for ever; open, read, verify.
 
 Opening reads the manifest, the first read the sizes of all files; every array is checked when it is
-read. `avtd3.store.arrays` knows the bytes, this module the meaning.
+read. `avtd3.store.format.arrays` knows the bytes, this module the meaning.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.arrays import ArrayFiles, FrameShard
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import SpecError
 from avtd3.store.events import EventTable, read_events, stored_arrays
 from avtd3.store.files import sha256
-from avtd3.store.layout import EPISODE_STRINGS, ArrayLayout, raw_bytes, segment_arrays
-from avtd3.store.limits import Limits
-from avtd3.store.manifest import FileEntry, corrupt, read_manifest
+from avtd3.store.format.arrays import ArrayFiles, FrameShard
+from avtd3.store.format.layout import EPISODE_STRINGS, ArrayLayout, raw_bytes, segment_arrays
+from avtd3.store.format.limits import Limits
+from avtd3.store.format.manifest import FileEntry, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
 
 

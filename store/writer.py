@@ -16,19 +16,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.events import Event, check_events
-from avtd3.store.layout import MANIFEST_FILE, MAX_STEPS
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS
 from avtd3.store.pending import PendingSegment
-from avtd3.store.seal import (
-    EpisodeInfo,
-    SegmentNamer,
-    base_provenance,
-    check_text,
-    seal_files,
-)
+from avtd3.store.seal import EpisodeInfo, SegmentNamer, base_provenance, check_text, seal_files
 from avtd3.store.staging import publish
 from avtd3.store.step_checker import StepChecker, as_bool
 from avtd3.store.writer_config import WriterConfig

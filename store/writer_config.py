@@ -3,9 +3,9 @@
 import dataclasses
 import math
 
-from avtd3.store.codec import FrameCodec
 from avtd3.store.errors import ConfigError
-from avtd3.store.layout import MAX_STEPS
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.format.layout import MAX_STEPS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ import carla
 from avtd3.collect.carla.motion import Pose, pose_of
 from avtd3.collect.carla.server import ROLE, Server
 from avtd3.collect.carla.weather import needs_lamps
-from avtd3.collect.road.opening import Start
-from avtd3.collect.world import VehicleState
+from avtd3.collect.driving.world import VehicleState
+from avtd3.collect.maps.opening import Start
 from avtd3.store.errors import ConfigError, WorldError, WorldLost
 
 _DROP_M = 0.5

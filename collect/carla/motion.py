@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from avtd3.collect.world import VehicleState
+from avtd3.collect.driving.world import VehicleState
 
 if TYPE_CHECKING:
     import carla

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from avtd3.collect.world import VehicleState, WorldFrame
+from avtd3.collect.driving.world import VehicleState, WorldFrame
 
 _APART = ("image", "vehicle")
 _OF_FRAME = tuple(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.picture import Grayscale
 from avtd3.collect.carla.server import ROLE, Server
-from avtd3.collect.road.mounting import Mounting
+from avtd3.collect.maps.mounting import Mounting
 from avtd3.store.errors import WorldError, WorldLost
 
 _HARMLESS = ("static.road", "static.sidewalk", "static.ground", "static.terrain")

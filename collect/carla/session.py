@@ -27,13 +27,13 @@ from avtd3.collect.carla.server import Phase, Server, Settings, asynchronous
 from avtd3.collect.carla.town import Town, Towns
 from avtd3.collect.carla.traffic import CarlaTraffic, ground_height
 from avtd3.collect.carla.weather import weather_parameters
-from avtd3.collect.road.contact import lead_on_route, look_around
-from avtd3.collect.road.course import Course, Ego
-from avtd3.collect.road.footing import footing
-from avtd3.collect.road.mounting import draw_mounting
-from avtd3.collect.road.opening import Opening, Start, draw_opening
-from avtd3.collect.route import Route
-from avtd3.collect.world import Scenario, Surroundings, VehicleState, WorldFrame, WorldStart
+from avtd3.collect.driving.world import Scenario, Surroundings, VehicleState, WorldFrame, WorldStart
+from avtd3.collect.maps.contact import lead_on_route, look_around
+from avtd3.collect.maps.course import Course, Ego
+from avtd3.collect.maps.footing import footing
+from avtd3.collect.maps.mounting import draw_mounting
+from avtd3.collect.maps.opening import Opening, Start, draw_opening
+from avtd3.collect.maps.route import Route
 from avtd3.store.errors import WorldError, WorldLost
 
 _TM_SEEDS = 2**31 - 1
@@ -110,7 +110,7 @@ class Session:
         return found
 
     def reset(self, scenario: Scenario, seed: int) -> Begun:
-        """Begin an episode; see `avtd3.collect.world.World.reset`."""
+        """Begin an episode; see `avtd3.collect.driving.world.World.reset`."""
         self._end()
         if not self._towns.is_loaded(scenario, seed):
             self._traffic.close()
@@ -264,7 +264,7 @@ class Session:
         )
 
     def surroundings(self) -> Surroundings:
-        """What lies around the car; see `avtd3.collect.world.World.surroundings`."""
+        """What lies around the car; see `avtd3.collect.driving.world.World.surroundings`."""
         lanes, traffic = self._running().town.network.lanes, self._traffic
         others = np.stack([traffic.at.real, traffic.at.imag, np.angle(traffic.heading)], axis=1)
         return Surroundings(lanes=tuple(lane.points for lane in lanes), others=others)

@@ -13,11 +13,11 @@ from pathlib import Path
 import carla
 
 from avtd3.collect.carla.server import Server
-from avtd3.collect.road.network import RoadNetwork
-from avtd3.collect.road.opendrive import read_opendrive
-from avtd3.collect.road.raster import Raster
-from avtd3.collect.road.site import draw_network
-from avtd3.collect.world import GENERATED, Scenario
+from avtd3.collect.driving.world import GENERATED, Scenario
+from avtd3.collect.maps.network import RoadNetwork
+from avtd3.collect.maps.opendrive import read_opendrive
+from avtd3.collect.maps.raster import Raster
+from avtd3.collect.maps.site import draw_network
 from avtd3.store.errors import ConfigError
 
 _PIXEL_M = 0.1
@@ -77,7 +77,7 @@ class Towns:
     def _load(self, scenario: Scenario, key: str) -> None:
         if scenario.town == GENERATED:
             # Imported here: scenariogeneration takes a second, and other roads do not need it.
-            from avtd3.collect.road.generate import generate_network
+            from avtd3.collect.maps.generate import generate_network
 
             kind, _, number = key.rpartition("-")
             self._build(key, generate_network(kind, int(number)))

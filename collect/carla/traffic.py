@@ -13,8 +13,8 @@ import numpy as np
 
 from avtd3.collect.carla.motion import pose_of
 from avtd3.collect.carla.server import ROLE, Server
-from avtd3.collect.road.network import RoadNetwork
-from avtd3.collect.road.opening import Start
+from avtd3.collect.maps.network import RoadNetwork
+from avtd3.collect.maps.opening import Start
 from avtd3.store.errors import WorldError, WorldLost
 
 _NEAREST_M, _FARTHEST_M = 15.0, 150.0
@@ -28,7 +28,7 @@ _AWAY = complex(1e9, 1e9)
 class CarlaTraffic:
     """The other vehicles of an episode, ours and those of whoever else uses the server.
 
-    Attributes follow `avtd3.collect.road.contact.Bodies`: `at`, `heading`, `speed_mps`,
+    Attributes follow `avtd3.collect.maps.contact.Bodies`: `at`, `heading`, `speed_mps`,
     `length_m`, `width_m`, one entry per vehicle.
     """
 

@@ -20,14 +20,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.arrays import FrameShard
-from avtd3.store.codec import decode
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
-from avtd3.store.joined import extents
-from avtd3.store.manifest import corrupt, gone_or_torn
-from avtd3.store.replay.cache import CachedSegment, Changes, Key, Progress, ReplayCache
+from avtd3.store.format.arrays import FrameShard
+from avtd3.store.format.codec import decode
+from avtd3.store.format.joined import extents
+from avtd3.store.format.manifest import corrupt, gone_or_torn
+from avtd3.store.replay.cache import CachedSegment, Changes, Progress, ReplayCache
 from avtd3.store.replay.direct_files import ShardFiles
 from avtd3.store.replay.direct_plan import ChunkPlan, ChunkTable
+from avtd3.store.replay.rows import Key
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 

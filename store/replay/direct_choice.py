@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from avtd3.store.replay.cache import Key, ReplayCache
+from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.replay.columns import row_bytes
 from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.joined_decoder import JoinedDecoder
 from avtd3.store.replay.native import native_problem, open_decoder
+from avtd3.store.replay.rows import Key
 from avtd3.store.replay.scratch import GIB
 from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.replay.shared_directory import FRAMES, directory_name

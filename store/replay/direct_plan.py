@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.arrays import FrameShard
+from avtd3.store.format.arrays import FrameShard
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

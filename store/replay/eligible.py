@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import SegmentCorruptError
 from avtd3.store.filters import NO_POLICY, parse_filter
-from avtd3.store.replay.cache import Key
 from avtd3.store.replay.held_out import split_positions
+from avtd3.store.replay.rows import Key
 from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
 

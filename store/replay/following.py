@@ -9,11 +9,12 @@ import numpy as np
 from avtd3.store.dataset import Dataset, Refusal, Snapshot
 from avtd3.store.errors import DatasetError, SegmentCorruptError, SegmentNotFoundError
 from avtd3.store.replaced import unseen_episodes
-from avtd3.store.replay.cache import CachedSegment, Key
+from avtd3.store.replay.cache import CachedSegment
 from avtd3.store.replay.eligible import Eligibility
 from avtd3.store.replay.episodes import EpisodeSummary
 from avtd3.store.replay.held_out import HeldOutEpisode, read_episode
 from avtd3.store.replay.refresh import Refusals, name_refused
+from avtd3.store.replay.rows import Key
 from avtd3.store.replay.selection import ReplayConfig, check_datasets, select_segments
 from avtd3.store.segment import Segment
 

@@ -7,7 +7,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.replay.cache import Key, ReplayCache
+from avtd3.store.replay.cache import ReplayCache
+from avtd3.store.replay.rows import Key
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

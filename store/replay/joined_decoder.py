@@ -8,9 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.arrays import FrameShard
-from avtd3.store.codec import ChainKind
-from avtd3.store.joined import SLACK_BYTES, PackedChunks, decode_blocks, find_blocks, room_bytes
+from avtd3.store.format.arrays import FrameShard
+from avtd3.store.format.codec import ChainKind
+from avtd3.store.format.joined import (
+    SLACK_BYTES,
+    PackedChunks,
+    decode_blocks,
+    find_blocks,
+    room_bytes,
+)
 from avtd3.store.replay.crew import Crew
 from avtd3.store.replay.direct_plan import ChunkPlan
 
@@ -18,7 +24,7 @@ _KINDS: tuple[ChainKind, ...] = ("raw", "blosc")
 
 
 class JoinedDecoder:
-    """A `ChunkDecoder` of chunks of one frame, raw or LZ4; see `avtd3.store.joined`.
+    """A `ChunkDecoder` of chunks of one frame, raw or LZ4; see `avtd3.store.format.joined`.
 
     They are read under the interpreter's lock, and decoded without it by all threads.
     """

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.arrays import FrameShard
-from avtd3.store.joined import SLACK_BYTES
+from avtd3.store.format.arrays import FrameShard
+from avtd3.store.format.joined import SLACK_BYTES
 from avtd3.store.replay.crew import Crew
 from avtd3.store.replay.direct_plan import ChunkPlan
 

@@ -11,9 +11,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.replay.cache import CachedSegment, Key
+from avtd3.store.replay.cache import CachedSegment
 from avtd3.store.replay.eligible import Eligibility
 from avtd3.store.replay.gather import EpisodeRows
+from avtd3.store.replay.rows import Key
 from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.replay.shares import episode_shares, policy_decay
 

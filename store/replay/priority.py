@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import CheckpointError
-from avtd3.store.layout import MAX_STEPS
-from avtd3.store.replay.cache import Key
+from avtd3.store.format.layout import MAX_STEPS
 from avtd3.store.replay.draw import generator_state, restore_generator
 from avtd3.store.replay.numbering import Numbering
+from avtd3.store.replay.rows import Key
 from avtd3.store.replay.selection import PriorityConfig
 from avtd3.store.replay.sum_tree import SumTree
 

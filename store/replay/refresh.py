@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Self
 
 from avtd3.store.dataset import Snapshot
-from avtd3.store.replay.cache import Key
 from avtd3.store.replay.episodes import EpisodeSummary
+from avtd3.store.replay.rows import Key
 from avtd3.store.spec import EpisodeSpec
 
 _NAMED = 5

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.filters import parse_filter
-from avtd3.store.replay.cache import Key
+from avtd3.store.replay.rows import Key
 from avtd3.store.replay.shares import MixPart
 
 

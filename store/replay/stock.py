@@ -9,13 +9,14 @@ from pathlib import Path
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError
 from avtd3.store.filters import NO_POLICY
-from avtd3.store.replay.cache import CachedSegment, Changes, Key, Progress, ReplayCache
+from avtd3.store.replay.cache import CachedSegment, Changes, Progress, ReplayCache
 from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.direct_choice import choose_mode, open_replay
 from avtd3.store.replay.episodes import EpisodeSummary
 from avtd3.store.replay.following import Following
 from avtd3.store.replay.frame_column import FrameColumn
 from avtd3.store.replay.refresh import RefreshReport
+from avtd3.store.replay.rows import Key
 from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
 

@@ -9,8 +9,8 @@ import pytest
 
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.world import CarlaWorld
-from avtd3.collect.road.world import RoadConfig, RoadWorld
-from avtd3.collect.scenarios import scenario
+from avtd3.collect.maps.scenarios import scenario
+from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.tests.carla.launch import CarlaServer
 from avtd3.tests.carla.own_process import own_process
 from avtd3.tests.collect.plain import STEADY

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from avtd3.collect.carla.packing import pack, unpack
-from avtd3.collect.world import VehicleState, WorldFrame
+from avtd3.collect.driving.world import VehicleState, WorldFrame
 
 NUMBERS = st.floats(allow_nan=False)  # infinite ones among them, as gaps without a vehicle are
 VEHICLES = st.builds(

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from avtd3.collect.driving import DrivingArena
-from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.leaderboard import TABLES, score_route
+from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import episode_generator
-from avtd3.collect.road.world import RoadWorld
 from avtd3.collect.rollout import Rollout
-from avtd3.collect.scenarios import ScenarioConfig
-from avtd3.collect.task import TaskConfig
+from avtd3.collect.sim.world import RoadWorld
 from avtd3.store.errors import ConfigError
 from avtd3.tests.carla.launch import CarlaServer
 from avtd3.tests.carla.worlds import world_on

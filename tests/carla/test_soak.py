@@ -10,7 +10,7 @@ import pytest
 import avtd3.collect.carla.world
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.world import CarlaWorld
-from avtd3.collect.scenarios import scenario
+from avtd3.collect.maps.scenarios import scenario
 from avtd3.store.errors import WorldLost
 from avtd3.tests.carla.launch import CarlaServer
 

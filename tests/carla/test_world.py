@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from avtd3.collect.carla.config import CarlaCamera
-from avtd3.collect.road.generate import generate_network
-from avtd3.collect.road.world import RoadWorld
-from avtd3.collect.scenarios import scenario
+from avtd3.collect.maps.generate import generate_network
+from avtd3.collect.maps.scenarios import scenario
+from avtd3.collect.sim.world import RoadWorld
 from avtd3.store.errors import ConfigError, RoadError, WorldError
 from avtd3.tests.carla.launch import CarlaServer
 from avtd3.tests.carla.worlds import COUNTRY, LOOP, STRAIGHT_ON, drive, kinds, other_car, world_on

@@ -10,7 +10,7 @@ import pytest
 
 from avtd3.collect.carla.config import CarlaCamera, CarlaConfig
 from avtd3.collect.carla.world import CarlaWorld
-from avtd3.collect.scenarios import scenario
+from avtd3.collect.maps.scenarios import scenario
 from avtd3.store.errors import WorldLost
 
 LOOP = scenario(1, town="AvTown01", weather="clear", npcs=0)

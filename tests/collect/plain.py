@@ -1,7 +1,7 @@
 """What tests begin from: a camera without chance in it, and a step in which nothing happens."""
 
-from avtd3.collect.reward import StepFacts
-from avtd3.collect.road.camera import CameraConfig
+from avtd3.collect.driving.reward import StepFacts
+from avtd3.collect.sim.camera import CameraConfig
 
 PERIOD_S = 0.05
 

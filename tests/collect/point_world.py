@@ -6,8 +6,8 @@ import signal
 
 import numpy as np
 
-from avtd3.collect.route import Route
-from avtd3.collect.world import Surroundings, VehicleState, WorldFrame, WorldStart
+from avtd3.collect.driving.world import Surroundings, VehicleState, WorldFrame, WorldStart
+from avtd3.collect.maps.route import Route
 from avtd3.store.errors import WorldError
 
 MAX_STEER_RAD = 0.45

@@ -1,6 +1,6 @@
 """Small OpenDRIVE networks for tests of the road world."""
 
-from avtd3.collect.road.network import RoadNetwork
+from avtd3.collect.maps.network import RoadNetwork
 
 LANE_M = 3.5
 

@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 
-from avtd3.collect.road.boxes import Box
-from avtd3.collect.road.camera import Camera, CameraConfig
-from avtd3.collect.road.raster import PAINT, Raster
-from avtd3.collect.road.weather import WEATHER_GROUPS, WEATHERS, Weather, draw_weather
-from avtd3.store.codec import FrameCodec
+from avtd3.collect.maps.raster import PAINT, Raster
+from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS, Weather, draw_weather
+from avtd3.collect.sim.boxes import Box
+from avtd3.collect.sim.camera import Camera, CameraConfig
 from avtd3.store.errors import ConfigError
+from avtd3.store.format.codec import FrameCodec
 from avtd3.tests.collect.plain import STEADY
 from avtd3.tests.collect.road_networks import straight_network
 

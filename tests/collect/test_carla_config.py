@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from avtd3.collect.carla.config import CARLA_WEATHERS, CarlaCamera, CarlaConfig
-from avtd3.collect.road.camera import CameraConfig
-from avtd3.collect.road.world import RoadConfig
+from avtd3.collect.sim.camera import CameraConfig
+from avtd3.collect.sim.world import RoadConfig
 from avtd3.configs.load import build, to_document
 from avtd3.store.errors import ConfigError
 

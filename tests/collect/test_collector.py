@@ -8,12 +8,12 @@ import pytest
 from avtd3.collect import loop
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.drivers import PolicyDriver
+from avtd3.collect.driving.reward import RewardConfig
+from avtd3.collect.driving.task import TaskConfig
+from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import training_seed
 from avtd3.collect.pool import DriverPool
 from avtd3.collect.progress import CollectProgress
-from avtd3.collect.reward import RewardConfig
-from avtd3.collect.scenarios import ScenarioConfig
-from avtd3.collect.task import TaskConfig
 from avtd3.collect.worlds import open_arena
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError, StorageError, WorldError

@@ -5,21 +5,17 @@ import dataclasses
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.drive_events import EventRecorder, Moment
-from avtd3.collect.driving import DrivingArena
+from avtd3.collect.driving.drive_events import EventRecorder, Moment
+from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.examiner import EvaluateConfig, Examiner
-from avtd3.collect.expert import ExpertConfig
 from avtd3.collect.leaderboard import TABLES, score_route
-from avtd3.collect.scenarios import ScenarioConfig
-from avtd3.collect.task import TaskConfig
+from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import WorldError
 from avtd3.tests.collect.plain import CRUISE
-from avtd3.tests.collect.point_world import (
-    PointWorld,
-    make_frame,
-    open_point_world,
-)
+from avtd3.tests.collect.point_world import PointWorld, make_frame, open_point_world
 
 FACTS = dataclasses.replace(CRUISE, progress_m=0.5, speed_mps=5.0, lateral_m=-8.5)
 SHORT = ScenarioConfig(route_length_m=30.0, time_limit_s=6.0)

@@ -7,18 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.collect.drivers import (
-    BASE_DRIVERS,
-    Mixture,
-    NoisyDriver,
-    PolicyDriver,
-    UniformDriver,
-)
-from avtd3.collect.driving import DrivingArena
-from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.drivers import BASE_DRIVERS, Mixture, NoisyDriver, PolicyDriver, UniformDriver
+from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.task import TaskConfig, TaskStep
+from avtd3.collect.maps.scenarios import scenario
 from avtd3.collect.rollout import Rollout, check_action
-from avtd3.collect.scenarios import scenario
-from avtd3.collect.task import TaskConfig, TaskStep
 from avtd3.store.errors import ConfigError, WorldError
 from avtd3.store.spec import EpisodeSpec
 from avtd3.tests.collect.point_world import PointWorld

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluate import evaluate
+from avtd3.collect.examiner import EvaluateConfig
 from avtd3.collect.leaderboard import (
     COLLISIONS,
     INFRACTIONS,
@@ -13,7 +14,7 @@ from avtd3.collect.leaderboard import (
     score_route,
     summarise_routes,
 )
-from avtd3.collect.scenarios import ScenarioConfig
+from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.store.errors import ConfigError
 from avtd3.store.events import Event
 from avtd3.tests.collect.point_world import open_point_world

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avtd3.collect.road.generate import generate_network
-from avtd3.collect.road.network import RoadNetwork
+from avtd3.collect.maps.generate import generate_network
+from avtd3.collect.maps.network import RoadNetwork
 from avtd3.store.errors import RoadError
 
 carla = pytest.importorskip("carla")

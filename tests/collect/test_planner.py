@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avtd3.collect.road.generate import NETWORK_KINDS, generate_network
-from avtd3.collect.road.network import RoadNetwork
-from avtd3.collect.road.planner import MIN_ROUTE_M, plan_route
+from avtd3.collect.maps.generate import NETWORK_KINDS, generate_network
+from avtd3.collect.maps.network import RoadNetwork
+from avtd3.collect.maps.planner import MIN_ROUTE_M, plan_route
 from avtd3.store.errors import RoadError
 
 carla = pytest.importorskip("carla")

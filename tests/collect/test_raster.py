@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from avtd3.collect.road.generate import generate_network
-from avtd3.collect.road.network import RoadNetwork
-from avtd3.collect.road.raster import (
+from avtd3.collect.maps.generate import generate_network
+from avtd3.collect.maps.network import RoadNetwork
+from avtd3.collect.maps.raster import (
     ASPHALT,
     COARSE,
     EDGE,
@@ -17,7 +17,7 @@ from avtd3.collect.road.raster import (
     VERGE,
     Raster,
 )
-from avtd3.collect.road.window import GroundWindow
+from avtd3.collect.sim.window import GroundWindow
 from avtd3.tests.collect.road_networks import LANE_M, straight_network
 
 PIXEL_M = 0.1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.collect.reward import REWARD_TERMS, RewardConfig, reward_terms
+from avtd3.collect.driving.reward import REWARD_TERMS, RewardConfig, reward_terms
 from avtd3.store.errors import ConfigError
 from avtd3.tests.collect.plain import CRUISE, PERIOD_S
 

@@ -4,11 +4,11 @@ import math
 import numpy as np
 import pytest
 
+from avtd3.collect.maps.scenarios import scenario
 from avtd3.collect.plan import GROUP
-from avtd3.collect.road.camera import CameraConfig
-from avtd3.collect.road.traffic import DECIDE_EVERY
-from avtd3.collect.road.world import RoadConfig, RoadWorld
-from avtd3.collect.scenarios import scenario
+from avtd3.collect.sim.camera import CameraConfig
+from avtd3.collect.sim.traffic import DECIDE_EVERY
+from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, RoadError, WorldError
 from avtd3.tests.collect.road_networks import straight_document
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avtd3.collect.route import SEARCH_AHEAD_M, SEARCH_BEHIND_M, Route, resample
+from avtd3.collect.maps.route import SEARCH_AHEAD_M, SEARCH_BEHIND_M, Route, resample
 from avtd3.store.errors import RoadError
 
 

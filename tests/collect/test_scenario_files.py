@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.driving import DrivingArena
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
-from avtd3.collect.expert import ExpertConfig
+from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.task import TaskConfig
+from avtd3.collect.driving.world import GENERATED
+from avtd3.collect.evaluate import evaluate
+from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.maps.generate import generate_network
+from avtd3.collect.maps.scenario_files import read_scenarios
+from avtd3.collect.maps.scenarios import SCENARIOS, ScenarioConfig
 from avtd3.collect.plan import digest
-from avtd3.collect.road.generate import generate_network
-from avtd3.collect.road.world import RoadConfig, RoadWorld
-from avtd3.collect.scenario_files import read_scenarios
-from avtd3.collect.scenarios import SCENARIOS, ScenarioConfig
-from avtd3.collect.task import TaskConfig
-from avtd3.collect.world import GENERATED
+from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import Avtd3Error, ConfigError, RoadError
 from avtd3.tests.collect.point_world import open_point_world

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from avtd3.collect.road.generate import NETWORK_KINDS
-from avtd3.collect.road.weather import WEATHER_GROUPS, WEATHERS
-from avtd3.collect.scenarios import SCENARIOS, ScenarioConfig, scenario
+from avtd3.collect.maps.generate import NETWORK_KINDS
+from avtd3.collect.maps.scenarios import SCENARIOS, ScenarioConfig, scenario
+from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
 from avtd3.store.errors import ConfigError
 
 

@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from avtd3.collect.reward import REWARD_TERMS
-from avtd3.collect.scenarios import scenario
-from avtd3.collect.task import DrivingTask, TaskConfig
-from avtd3.collect.world import WorldStart
+from avtd3.collect.driving.reward import REWARD_TERMS
+from avtd3.collect.driving.task import DrivingTask, TaskConfig
+from avtd3.collect.driving.world import WorldStart
+from avtd3.collect.maps.scenarios import scenario
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import ImageSpec
 from avtd3.tests.collect.point_world import make_frame, straight_route

@@ -9,7 +9,7 @@ import pytest
 from avtd3.cli import main
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.leaderboard import TABLES
-from avtd3.collect.scenarios import ScenarioConfig
+from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.stored_scores import judge_datasets
 from avtd3.configs.inspect_scores import page_section
 from avtd3.store.dataset import Dataset

@@ -7,8 +7,8 @@ import pytest
 
 from avtd3.cli import main
 from avtd3.store.dataset import Dataset
-from avtd3.store.upkeep.pins import read_pins
-from avtd3.store.upkeep.removal import exclusive
+from avtd3.store.maintenance.pins import read_pins
+from avtd3.store.maintenance.removal import exclusive
 from avtd3.tests.store.housekeeping import fill, identity
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.layout import FORMAT_VERSION
+from avtd3.store.format.layout import FORMAT_VERSION
+from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.store.writer import SegmentWriter
 
 LENGTHS = (3, 5)
 

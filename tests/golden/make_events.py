@@ -9,9 +9,10 @@ import numpy as np
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.events import Event
-from avtd3.store.layout import FORMAT_VERSION
+from avtd3.store.format.layout import FORMAT_VERSION
+from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.store.writer import SegmentWriter
 
 LENGTH = 3
 EVENTS = (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.guard.clip import ClipConfig
+from avtd3.learn.guards.clip import ClipConfig
 from avtd3.learn.networks import Actor, NetworkConfig, TwinCritic
 from avtd3.learn.prepare import cpu_threads
 from avtd3.learn.state import TD3Config, state_of

@@ -2,8 +2,8 @@
 
 import pytest
 
-from avtd3.learn.guard.action_limit import ActionLimit
-from avtd3.learn.guard.config import ActionLimitConfig
+from avtd3.learn.guards.action_limit import ActionLimit
+from avtd3.learn.guards.config import ActionLimitConfig
 
 CONFIG = ActionLimitConfig(share=0.6, for_updates=100)
 CALM = {"actor_cnn/feature_norm": 20.0, "actor/action_std": 0.2}

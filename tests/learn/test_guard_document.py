@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from avtd3.learn.guard.clip import ClipConfig
-from avtd3.learn.guard.config import ActionLimitConfig, CnnRateConfig, GuardConfig
-from avtd3.learn.guard.names import GUARDS
+from avtd3.learn.guards.clip import ClipConfig
+from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
+from avtd3.learn.guards.names import GUARDS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "guards.md").read_text()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from avtd3.learn.guard.config import CnnRateConfig
+from avtd3.learn.guards.config import CnnRateConfig
 from avtd3.learn.state import TD3Config
 from avtd3.tests.learn.watched import GUARDS, scale
 

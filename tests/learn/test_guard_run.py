@@ -10,12 +10,13 @@ import torch
 from avtd3.cli import main
 from avtd3.learn import td3
 from avtd3.learn.checkpoint import list_checkpoints
+from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
-from avtd3.learn.guard.config import ActionLimitConfig, CnnRateConfig, GuardConfig
+from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
-from avtd3.learn.train import LearnConfig, train
-from avtd3.store.replay.sampler import ReplayConfig
+from avtd3.learn.train import train
+from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.spec import ImageSpec
 
 IMAGE = ImageSpec(height=36, width=36, stack=1)

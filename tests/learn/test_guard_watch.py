@@ -8,7 +8,7 @@ import statistics
 import pytest
 import torch
 
-from avtd3.learn.guard.config import CnnRateConfig
+from avtd3.learn.guards.config import CnnRateConfig
 from avtd3.learn.state import TD3Config
 from avtd3.store.errors import CheckpointError
 from avtd3.tests.learn.watched import GUARDS, PLAIN, learnable, scale

@@ -9,14 +9,14 @@ from avtd3.cli import main
 from avtd3.learn.checkpoint import Bookmark, list_checkpoints, mend_replaced, updates_of
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
-from avtd3.learn.guard.config import GuardConfig
+from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.keeping import Keeper
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.state import TD3Config, create_state
 from avtd3.learn.train import train
 from avtd3.store.errors import CheckpointError, ConfigError
-from avtd3.store.replay.sampler import ReplayConfig
+from avtd3.store.replay.selection import ReplayConfig
 
 CPU = torch.device("cpu")
 NOISE = torch.Generator()

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from avtd3.learn.guard.clip import ClipConfig
+from avtd3.learn.guards.clip import ClipConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.state import TD3Config, create_state
 from avtd3.learn.td3 import actor_loss, critic_loss, target_value, update

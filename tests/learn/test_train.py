@@ -12,16 +12,18 @@ import safetensors.numpy
 
 from avtd3.learn import batch
 from avtd3.learn.checkpoint import list_checkpoints
+from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
-from avtd3.learn.guard.config import GuardConfig
+from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import METRICS, metric
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.report import LearnProgress
 from avtd3.learn.source import scratch_directory
-from avtd3.learn.train import LearnConfig, LearnProgress, train
+from avtd3.learn.train import train
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
-from avtd3.store.replay.sampler import ReplayConfig
+from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.spec import ImageSpec
 
 IMAGE = ImageSpec(height=36, width=36, stack=2)

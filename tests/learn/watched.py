@@ -5,8 +5,8 @@ import json
 
 import torch
 
-from avtd3.learn.guard.config import GuardConfig
-from avtd3.learn.guard.watch import Watch
+from avtd3.learn.guards.config import GuardConfig
+from avtd3.learn.guards.watch import Watch
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.state import create_state
 from avtd3.learn.td3 import update

@@ -10,8 +10,9 @@ import zarr
 
 from avtd3.cli import main
 from avtd3.store.dataset import Dataset
+from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.store.writer import SegmentWriter
 from avtd3.tests.pipeline.conftest import QUICK_WORLD
 
 USAGE, ENVIRONMENT = 2, 3

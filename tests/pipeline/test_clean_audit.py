@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from avtd3.collect.collector import collect
-from avtd3.collect.scenarios import SCENARIOS
+from avtd3.collect.maps.scenarios import SCENARIOS
 from avtd3.configs.load import load_section
 from avtd3.learn.networks import Actor, NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
+from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
-from avtd3.store.inspect.audit import AuditConfig, audit
 
 DRIVERS = ("expert", "random", "expert+noise=0.4", "random+gaussian=0.5", "policy", "policy+noise")
 MIXTURE = ",".join(f"1:{driver}" for driver in DRIVERS)

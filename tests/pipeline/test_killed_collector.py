@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
-from avtd3.store.inspect.audit import AuditConfig, audit
 from avtd3.tests.pipeline.conftest import QUICK_WORLD, avtd3_json, wait_until
 
 

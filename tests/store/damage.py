@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from avtd3.store.codec import FrameCodec
+from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     FormatVersionError,
@@ -27,10 +27,11 @@ from avtd3.store.errors import (
     SegmentNotFoundError,
 )
 from avtd3.store.files import sha256
-from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.layout import MANIFEST_FILE
-from avtd3.store.manifest import FileEntry, read_manifest
-from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.format.layout import MANIFEST_FILE
+from avtd3.store.format.manifest import FileEntry, read_manifest
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 

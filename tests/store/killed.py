@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.upkeep.compact import compact
-from avtd3.store.upkeep.prune import PruneConfig, prune
-from avtd3.store.upkeep.relabel import relabel
+from avtd3.store.maintenance.compact import compact
+from avtd3.store.maintenance.prune import PruneConfig, prune
+from avtd3.store.maintenance.relabel import relabel
 from avtd3.tests.store.housekeeping import SPEC, files, fill, identity
 
 CALLS = ("mkdir", "rename", "link", "unlink", "rmdir", "fsync", "write", "open")

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, FrameCodec, SegmentWriter, WriterConfig
+from avtd3.store.writer import SegmentWriter
+from avtd3.store.writer_config import WriterConfig
 
 
 def make_spec(channels=1, height=6, width=5, vector=3, terms=2, image=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import StorageError
-from avtd3.store.writer import FrameCodec
+from avtd3.store.format.codec import FrameCodec
 from avtd3.tests.store.segments import assert_holds, feed, make_episode, make_spec, make_writer
 
 SPEC = make_spec(vector=1, terms=1)

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 from avtd3.cli import main
-from avtd3.store.codec import FrameCodec, seal
+from avtd3.store.audit.audit import AuditConfig, audit, quarantine_damaged
+from avtd3.store.audit.collation import AuditProgress, choose
+from avtd3.store.audit.evidence import CheckLimits
+from avtd3.store.audit.findings import CHECKS
+from avtd3.store.audit.report_text import render
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
 from avtd3.store.files import sha256
-from avtd3.store.inspect.audit import AuditConfig, AuditProgress, audit, quarantine_damaged
-from avtd3.store.inspect.collation import choose
-from avtd3.store.inspect.evidence import CheckLimits
-from avtd3.store.inspect.findings import CHECKS
-from avtd3.store.inspect.report_text import render
-from avtd3.store.manifest import FileEntry, read_manifest
-from avtd3.store.shard import build_shard
+from avtd3.store.format.codec import FrameCodec, seal
+from avtd3.store.format.manifest import FileEntry, read_manifest
+from avtd3.store.format.shard import build_shard
+from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.store.writer import SegmentWriter
 
 SPEC = EpisodeSpec(
     image=ImageSpec(height=8, width=6, stack=2),

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from avtd3.store.codec import FrameCodec
+from avtd3.store.format.codec import FrameCodec
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 SPEC = make_spec(height=64, width=64, vector=1, terms=1)
@@ -15,7 +15,7 @@ STEPS = 1_000
 SEGMENT_MB = STEPS * 64 * 64 / 1e6
 AUDIT = """
 import json, pathlib, re, sys
-from avtd3.store.inspect.audit import AuditConfig, audit
+from avtd3.store.audit.audit import AuditConfig, audit
 report = audit([pathlib.Path(sys.argv[1])], AuditConfig(workers=2))
 status = pathlib.Path("/proc/self/status").read_text()
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024 / 1e6

@@ -9,14 +9,15 @@ import json
 import numpy as np
 import pytest
 
-from avtd3.store.codec import seal
+from avtd3.store.audit.audit import AuditConfig, audit
+from avtd3.store.audit.evidence import CheckLimits
+from avtd3.store.audit.findings import CHECKS
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
-from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.inspect.evidence import CheckLimits
-from avtd3.store.inspect.findings import CHECKS
+from avtd3.store.format.codec import seal
+from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.test_audit import only_segment, reseal, rewrite, set_row
 
 SPEC = EpisodeSpec(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from avtd3.store.inspect.bins import Bins, near_zero, strip
-from avtd3.store.inspect.statistics import Distribution
+from avtd3.store.audit.bins import Bins, near_zero, strip
+from avtd3.store.audit.statistics import Distribution
 
 
 def binned(values, **options):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.store import shard
-from avtd3.store.codec import FrameCodec, crc32c, decode_into, known_chain, seal, unseal
 from avtd3.store.errors import ConfigError
-from avtd3.store.shard import ENTRY_BYTES, build_shard, parse_index, read_chunks, read_index
+from avtd3.store.format import shard
+from avtd3.store.format.codec import FrameCodec, crc32c, decode_into, known_chain, seal, unseal
+from avtd3.store.format.shard import ENTRY_BYTES, build_shard, parse_index, read_chunks, read_index
 
 CODECS = [FrameCodec(), FrameCodec(name="zstd", level=1), FrameCodec(name="raw", chunk_frames=3)]
 

@@ -10,21 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avtd3.store.audit.audit import AuditConfig, audit
+from avtd3.store.audit.report_text import render
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, StorageError
-from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.inspect.report_text import render
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.maintenance import compact as compact_module
+from avtd3.store.maintenance import removal
+from avtd3.store.maintenance.compact import compact, merged_name
+from avtd3.store.maintenance.identity import episode_digests
+from avtd3.store.maintenance.pins import Pin, write_pins
+from avtd3.store.maintenance.progress import HousekeepingProgress
+from avtd3.store.maintenance.removal import exclusive
 from avtd3.store.replaced import ORIGIN, REPLACES, unseen_episodes
-from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
-from avtd3.store.upkeep import compact as compact_module
-from avtd3.store.upkeep import removal
-from avtd3.store.upkeep.compact import compact, merged_name
-from avtd3.store.upkeep.identity import episode_digests
-from avtd3.store.upkeep.pins import Pin, write_pins
-from avtd3.store.upkeep.progress import HousekeepingProgress
-from avtd3.store.upkeep.removal import exclusive
-from avtd3.store.writer import FrameCodec
 from avtd3.tests.store.housekeeping import SPEC, fill, identity, publish
 from avtd3.tests.store.segments import Clock, assert_holds, make_spec
 
@@ -260,7 +261,7 @@ def test_a_source_that_goes_while_it_is_merged_stays_gone(tmp_path, monkeypatch)
             dataset.quarantine(names[1])
         return episode_digests(segment)
 
-    monkeypatch.setattr("avtd3.store.upkeep.merge.episode_digests", quarantining)
+    monkeypatch.setattr("avtd3.store.maintenance.merge.episode_digests", quarantining)
     report = compact(dataset.path)
     assert "removed while it was merged" in report.problems[0]
     assert dataset.segment_ids() == names[:1]

@@ -9,8 +9,8 @@ import numcodecs.zstd
 import numpy as np
 import pytest
 
-from avtd3.store.decoded_size import chunk_sizes
 from avtd3.store.errors import SegmentCorruptError
+from avtd3.store.format.decoded_size import chunk_sizes
 from avtd3.tests.store.test_segment import (  # noqa: F401 - two of them are fixtures
     dataset,
     edit_json,
@@ -101,7 +101,7 @@ def test_a_bomb_in_a_shard_is_found(dataset, no_zarr, place):  # noqa: F811
     """Also in the place of a chunk that lies wholly behind the array's end."""
     from zarr.codecs import GzipCodec
 
-    from avtd3.store.shard import build_shard
+    from avtd3.store.format.shard import build_shard
 
     segment = only(dataset)
     settings = {"chunks": (8, 1, 6, 5), "shards": (32, 1, 6, 5)}

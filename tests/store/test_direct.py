@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avtd3.store.codec import FrameCodec
 from avtd3.store.errors import ConfigError, NoSegmentsError, StorageError
+from avtd3.store.format.codec import FrameCodec
 from avtd3.store.replay import direct_choice
 from avtd3.store.replay.direct_choice import choose_mode
 from avtd3.store.replay.direct_files import ShardFiles, descriptor_budget
 from avtd3.store.replay.native import native_problem
-from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 DECODERS = [
@@ -285,7 +286,7 @@ def test_an_unknown_mode_is_refused():
 
 def test_frames_that_only_zarr_reads_are_refused_with_the_mend(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path / "d", lengths=(30,))
-    monkeypatch.setattr("avtd3.store.arrays.frame_chunks", lambda *_: None)
+    monkeypatch.setattr("avtd3.store.format.arrays.frame_chunks", lambda *_: None)
     with open_sampler(dataset, tmp_path, "direct") as sampler:
         assert "use --replay cache" in sampler.opening.refused[0].reason
 

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.store.arrays import FrameShard
-from avtd3.store.joined import extents
+from avtd3.store.format.arrays import FrameShard
+from avtd3.store.format.joined import extents
 from avtd3.store.replay.direct_plan import ChunkTable
 
 SHARDS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(0, 3)), min_size=1)

@@ -5,13 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from avtd3.store.inspect.drift import (
+from avtd3.store.audit.drift import (
     drift_between,
     kolmogorov_smirnov,
     population_stability,
     render_drift,
 )
-from avtd3.store.inspect.statistics import Distribution, Summary
+from avtd3.store.audit.statistics import Distribution, Summary
 
 
 def normal(shift, count=4000, seed=0):

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from avtd3.store.inspect.audit import audit
-from avtd3.store.inspect.duplicates import DuplicateFinder, episode_looks
-from avtd3.store.inspect.evidence import Evidence
+from avtd3.store.audit.audit import audit
+from avtd3.store.audit.duplicates import DuplicateFinder, episode_looks
+from avtd3.store.audit.evidence import Evidence
 from avtd3.tests.store.test_audit import SYNC, rewrite, write
 from avtd3.tests.store.test_audit_checks import make_table
 from avtd3.tests.store.test_audit_planted import SPEC, drive

@@ -9,10 +9,10 @@ from PIL import Image
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
 from avtd3.store.filters import parse_filter
-from avtd3.store.show.episode_choice import WORDS, find_episode
-from avtd3.store.show.episode_pictures import write_film, write_gif, write_sheet
-from avtd3.store.show.episode_record import FRAMES_AT_ONCE, Channel, EpisodeRecord, Track
-from avtd3.store.show.episode_text import Terminal, draw_episode, frame_blocks, sparkline
+from avtd3.store.render.episode_choice import WORDS, find_episode
+from avtd3.store.render.episode_pictures import write_film, write_gif, write_sheet
+from avtd3.store.render.episode_record import FRAMES_AT_ONCE, Channel, EpisodeRecord, Track
+from avtd3.store.render.episode_text import Terminal, draw_episode, frame_blocks, sparkline
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 SPEC = make_spec(height=12, width=10)

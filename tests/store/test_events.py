@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import zarr
 
-from avtd3.store.codec import seal
+from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SpecError
 from avtd3.store.events import Event, EventTable, check_events, most_events
-from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.upkeep.compact import compact
-from avtd3.store.upkeep.identity import episode_digests
-from avtd3.store.upkeep.relabel import relabel
-from avtd3.store.writer import SegmentWriter, WriterConfig
+from avtd3.store.format.codec import seal
+from avtd3.store.maintenance.compact import compact
+from avtd3.store.maintenance.identity import episode_digests
+from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.writer import SegmentWriter
+from avtd3.store.writer_config import WriterConfig
 from avtd3.tests.golden.make_events import EVENTS as GOLDEN_EVENTS
 from avtd3.tests.store.segments import begin, make_episode, make_spec, step
 from avtd3.tests.store.test_audit import reseal

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.layout import FORMAT_VERSION
+from avtd3.store.format.layout import FORMAT_VERSION
 from avtd3.tests.golden.make_dataset import (
     LENGTHS,
     golden_action,

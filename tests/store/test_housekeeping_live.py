@@ -12,11 +12,13 @@ from avtd3.collect.plan import held_episodes
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import SegmentNotFoundError
 from avtd3.store.filters import parse_filter
+from avtd3.store.maintenance.compact import compact
+from avtd3.store.maintenance.prune import PruneConfig, prune
 from avtd3.store.replay.columns import REWARD
-from avtd3.store.replay.sampler import ReplayConfig, Sampler
-from avtd3.store.upkeep.compact import compact
-from avtd3.store.upkeep.prune import PruneConfig, prune
-from avtd3.store.writer import SegmentWriter, WriterConfig
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.writer import SegmentWriter
+from avtd3.store.writer_config import WriterConfig
 from avtd3.tests.store.housekeeping import SPEC, publish
 from avtd3.tests.store.segments import feed, make_episode
 

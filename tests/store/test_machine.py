@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentNotFoundError, StorageError
-from avtd3.store.layout import MANIFEST_FILE
-from avtd3.store.upkeep.removal import remove_segments
+from avtd3.store.format.layout import MANIFEST_FILE
+from avtd3.store.maintenance.removal import remove_segments
 from avtd3.tests.store.disk import CrashError, failing
 from avtd3.tests.store.segments import (
     Clock,

@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.store.page.markup import breakable, element, escape, join
+from avtd3.store.render.markup import breakable, element, escape, join
 
 
 class Seen(HTMLParser):

@@ -4,8 +4,8 @@ import numcodecs.blosc
 import numpy as np
 import pytest
 
-from avtd3.store.arrays import FrameShard
-from avtd3.store.codec import FrameCodec, decode, seal
+from avtd3.store.format.arrays import FrameShard
+from avtd3.store.format.codec import FrameCodec, decode, seal
 from avtd3.store.replay import native
 from avtd3.store.replay.direct_plan import ChunkTable
 from avtd3.store.replay.native import native_problem, open_decoder

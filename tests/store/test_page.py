@@ -7,16 +7,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from avtd3.store.audit.audit import audit
+from avtd3.store.audit.bins import Bins
+from avtd3.store.audit.drift import Drift, drift_between
+from avtd3.store.audit.findings import CHECKS
 from avtd3.store.dataset import Dataset
-from avtd3.store.inspect.audit import audit
-from avtd3.store.inspect.bins import Bins
-from avtd3.store.inspect.drift import Drift, drift_between
-from avtd3.store.inspect.findings import CHECKS
-from avtd3.store.page.charts import histogram, line, nice_ticks, number
-from avtd3.store.page.drift import MAX_DRIFTS, SEEN_DRIFTS, drift_section
-from avtd3.store.page.page import MAX_OFFENDERS, render_page, write_page
-from avtd3.store.page.reels import MAX_REELS, pick_reels
-from avtd3.store.page.tables import MAX_BARS, bars, heat_table
+from avtd3.store.render.charts import histogram, line, nice_ticks, number
+from avtd3.store.render.drift import MAX_DRIFTS, SEEN_DRIFTS, drift_section
+from avtd3.store.render.page import MAX_OFFENDERS, render_page, write_page
+from avtd3.store.render.reels import MAX_REELS, pick_reels
+from avtd3.store.render.tables import MAX_BARS, bars, heat_table
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 SPEC = make_spec(height=16, width=16)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avtd3.store.inspect.audit import audit
-from avtd3.store.inspect.drift import drift_between
-from avtd3.store.page.page import write_page
+from avtd3.store.audit.audit import audit
+from avtd3.store.audit.drift import drift_between
+from avtd3.store.render.page import write_page
 from avtd3.tests.store.browsing import FAINT, SMALL, STICKS_OUT, WIDTHS, browser
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 

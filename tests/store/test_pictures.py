@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from avtd3.store.errors import ConfigError, StorageError
-from avtd3.store.show.pictures import animation, contact_sheet, film, frame_image, sheet_width
+from avtd3.store.render.pictures import animation, contact_sheet, film, frame_image, sheet_width
 
 
 def grey(level, size=(24, 16)):

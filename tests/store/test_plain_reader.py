@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avtd3.store.codec import FrameCodec
+from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
-from avtd3.store.inspect.audit import audit
-from avtd3.store.upkeep.pins import pin
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.maintenance.pins import pin
 from avtd3.tests.store import plain_reader
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 

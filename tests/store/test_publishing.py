@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import StorageError
-from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.layout import MANIFEST_FILE
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.staging import publish
-from avtd3.store.writer import FrameCodec
 from avtd3.tests.store.disk import failing
 from avtd3.tests.store.segments import assert_holds, feed, make_episode, make_spec, make_writer
 

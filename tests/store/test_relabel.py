@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avtd3.store.audit.audit import AuditConfig, audit
+from avtd3.store.audit.report_text import render
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     ConfigError,
@@ -19,13 +21,12 @@ from avtd3.store.errors import (
     SpecError,
     StorageError,
 )
-from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.inspect.report_text import render
+from avtd3.store.maintenance.compact import compact
+from avtd3.store.maintenance.progress import HousekeepingProgress
+from avtd3.store.maintenance.relabel import relabel
 from avtd3.store.replaced import RELABEL, REPLACES
-from avtd3.store.replay.sampler import ReplayConfig, Sampler
-from avtd3.store.upkeep.compact import compact
-from avtd3.store.upkeep.progress import HousekeepingProgress
-from avtd3.store.upkeep.relabel import relabel
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.housekeeping import SPEC, START, files, fill, identity, publish
 from avtd3.tests.store.segments import Clock, make_spec
 

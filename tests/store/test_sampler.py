@@ -14,9 +14,11 @@ from avtd3.store.errors import (
     StorageError,
 )
 from avtd3.store.replay.draw import BATCHES_AT_ONCE
-from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.scratch import ScratchColumns
-from avtd3.store.writer import EpisodeInfo, SegmentWriter
+from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.seal import EpisodeInfo
+from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.memory import TWO, MemoryDataset, World, copy, make_spec, same
 
 

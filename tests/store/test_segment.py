@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avtd3.store import arrays
-from avtd3.store.codec import FrameCodec
+from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.errors import (
     FormatVersionError,
     NoSegmentsError,
@@ -21,11 +20,13 @@ from avtd3.store.errors import (
     SpecError,
 )
 from avtd3.store.files import sha256
-from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.layout import raw_bytes, segment_arrays
-from avtd3.store.limits import Limits
-from avtd3.store.manifest import FileEntry, read_manifest
-from avtd3.store.replay.sampler import ReplayConfig, Sampler
+from avtd3.store.format import arrays
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.format.layout import raw_bytes, segment_arrays
+from avtd3.store.format.limits import Limits
+from avtd3.store.format.manifest import FileEntry, read_manifest
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.segments import assert_holds, make_episode, make_spec, write_dataset
 
 SPEC = make_spec()

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from avtd3.store.audit.audit import AuditConfig, audit
+from avtd3.store.audit.verified import VERIFIED_FILE, VerifiedSegments, stamp
 from avtd3.store.files import sha256_of_file
-from avtd3.store.inspect.audit import AuditConfig, audit
-from avtd3.store.inspect.verified import VERIFIED_FILE, VerifiedSegments, stamp
 from avtd3.tests.store.test_audit import SYNC, only_segment, write
 
 LONG_AGO = 1_600_000_000
@@ -27,7 +27,7 @@ def hashed(monkeypatch):
         names.append(path.name)
         return sha256_of_file(path)
 
-    monkeypatch.setattr("avtd3.store.inspect.integrity.sha256_of_file", recording)
+    monkeypatch.setattr("avtd3.store.audit.integrity.sha256_of_file", recording)
     return names
 
 
@@ -109,8 +109,8 @@ def test_segments_that_are_gone_are_forgotten(tmp_path):
 
 
 def test_a_dataset_that_cannot_be_written_is_audited_all_the_same(dataset, monkeypatch):
+    from avtd3.store.audit import verified
     from avtd3.store.errors import StorageError
-    from avtd3.store.inspect import verified
 
     def refuse(path, data):
         raise StorageError(f"{path}: read-only")

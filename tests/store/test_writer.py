@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avtd3.store.codec import FrameCodec
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError, StorageError
-from avtd3.store.writer import EpisodeInfo, SegmentWriter, WriterConfig
+from avtd3.store.format.codec import FrameCodec
+from avtd3.store.seal import EpisodeInfo
+from avtd3.store.writer import SegmentWriter
+from avtd3.store.writer_config import WriterConfig
 from avtd3.tests.store.disk import failing
 from avtd3.tests.store.segments import (
     Clock,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from avtd3.collect.road.vehicle import Vehicle, VehicleParams
+from avtd3.collect.sim.vehicle import Vehicle, VehicleParams
 from avtd3.tests.carla.server import packing
 from avtd3.tests.carla.server.blueprints import ROAD_CAR, SIZES_M
 

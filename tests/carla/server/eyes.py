@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from avtd3.collect.road.boxes import Box
-from avtd3.collect.road.camera import Camera
-from avtd3.collect.road.weather import Weather
+from avtd3.collect.maps.weather import Weather
+from avtd3.collect.sim.boxes import Box
+from avtd3.collect.sim.camera import Camera
 from avtd3.tests.collect.plain import STEADY
 
 _SEES_M = 80.0

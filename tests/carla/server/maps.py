@@ -7,9 +7,9 @@ world.
 import functools
 import math
 
-from avtd3.collect.road.network import RoadNetwork
-from avtd3.collect.road.opendrive import flatten
-from avtd3.collect.road.raster import Raster
+from avtd3.collect.maps.network import RoadNetwork
+from avtd3.collect.maps.opendrive import flatten
+from avtd3.collect.maps.raster import Raster
 
 DEFAULT = "AvTown01"
 OPENDRIVE = "OpenDriveMap"

@@ -5,7 +5,7 @@ import itertools
 import math
 from typing import Any
 
-from avtd3.collect.road.contact import rectangles_overlap
+from avtd3.collect.maps.contact import rectangles_overlap
 from avtd3.tests.carla.server import packing
 from avtd3.tests.carla.server.actors import Actor, Car, Sensor
 from avtd3.tests.carla.server.blueprints import SIZES_M, definitions

@@ -1,0 +1,1 @@
+"""The driving task: observation, reward, expert, and the environment they make."""

@@ -1,0 +1,1 @@
+"""OpenDRIVE maps: networks, routes, scenarios and rasters, shared by every driving simulator."""

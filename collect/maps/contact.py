@@ -1,0 +1,145 @@
+"""What the car meets: bodies that overlap its own, and the vehicle ahead on its route."""
+
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.maps.course import Ego
+
+LEAD_WITHIN_M = 60.0
+"""How far ahead on the route a vehicle counts."""
+_CLEARANCE_M = 0.2
+_TOUCH_M = 8.0
+_NEAR_M = 80.0
+# The farthest from a point of the course that the centre of a vehicle in the corridor can be.
+_CORRIDOR_M = 5.0
+_LONGEST_M = 6.0
+
+
+class Bodies(Protocol):
+    """The other vehicles of a world, whoever drives them."""
+
+    at: NDArray[np.complex128]
+    """Centres x + iy in metres, far away where there is none."""
+    heading: NDArray[np.complex128]
+    """Unit numbers."""
+    speed_mps: NDArray[np.float64]
+    """Speeds along their headings."""
+    length_m: NDArray[np.float64]
+    """Lengths."""
+    width_m: NDArray[np.float64]
+    """Widths."""
+
+
+class Nearby(NamedTuple):
+    """The vehicles about a car, as seen from it."""
+
+    numbers: list[int]
+    """Their places in the traffic's arrays."""
+    places: list[complex]
+    """Their centres in the world, x + iy."""
+    at: list[complex]
+    """Their centres, forward + i right, in metres."""
+    heading: list[complex]
+    """Their directions, unit numbers; 1 is the car's own."""
+
+
+def look_around(ego: Ego, traffic: Bodies) -> Nearby:
+    """The vehicles that the car may touch, see or follow."""
+    here = complex(ego.x_m, ego.y_m)
+    back = complex(math.cos(ego.yaw_rad), -math.sin(ego.yaw_rad))
+    # Plain numbers: a few dozen of them cost less than numpy's calls.
+    headings = traffic.heading.tolist()
+    around = Nearby([], [], [], [])
+    for number, place in enumerate(traffic.at.tolist()):
+        seen = (place - here) * back
+        if seen.real > -_TOUCH_M and abs(seen) < _NEAR_M:
+            around.numbers.append(number)
+            around.places.append(place)
+            around.at.append(seen)
+            around.heading.append(headings[number] * back)
+    return around
+
+
+def hits_vehicle(ego: Ego, traffic: Bodies, around: Nearby) -> bool:
+    """Whether the car's body overlaps another vehicle's."""
+    own = (0.5 * ego.length_m, 0.5 * ego.width_m)
+    for number, at, heading in zip(around.numbers, around.at, around.heading, strict=True):
+        if abs(at) < _TOUCH_M:
+            half = (0.5 * traffic.length_m.item(number), 0.5 * traffic.width_m.item(number))
+            if rectangles_overlap(at, heading, half, own):
+                return True
+    return False
+
+
+def rectangles_overlap(
+    at: complex, heading: complex, half: tuple[float, float], own: tuple[float, float]
+) -> bool:
+    """Whether a rectangle overlaps one that lies at the origin, heading along the real axis.
+
+    Two convex shapes are apart if and only if the direction of one of their sides separates
+    them (the separating axis theorem).
+
+    Args:
+        at: Centre of the first rectangle.
+        heading: Its direction, a unit number.
+        half: Half its length and half its width.
+        own: Half the length and half the width of the rectangle at the origin.
+    """
+    cosine, sine = abs(heading.real), abs(heading.imag)
+    if abs(at.real) > own[0] + half[0] * cosine + half[1] * sine:
+        return False
+    if abs(at.imag) > own[1] + half[0] * sine + half[1] * cosine:
+        return False
+    turned = at * heading.conjugate()
+    if abs(turned.real) > half[0] + own[0] * cosine + own[1] * sine:
+        return False
+    return abs(turned.imag) <= half[1] + own[0] * sine + own[1] * cosine
+
+
+def lead_on_route(ego: Ego, traffic: Bodies, around: Nearby) -> tuple[float, float]:
+    """The nearest vehicle in the corridor that the car needs along its route.
+
+    Returns:
+        Free metres to it, infinite if there is none within `LEAD_WITHIN_M`, and its speed along
+        the route, 0 if there is none.
+    """
+    if not around.numbers:
+        return math.inf, 0.0
+    course, nearest_to = ego.course, ego.course.nearest
+    first = course.index(ego.course_m)
+    stop = course.index(ego.course_m + LEAD_WITHIN_M + _LONGEST_M) + 1
+    gap, speed = LEAD_WITHIN_M, 0.0
+    for number, place in zip(around.numbers, around.places, strict=True):
+        nearest = nearest_to(place, first, stop, _CORRIDOR_M)
+        if nearest is None:
+            continue
+        found = _gap_along(ego, traffic, number, nearest)
+        if found is not None and found[0] <= gap:
+            gap, speed = found
+    return (math.inf if gap == LEAD_WITHIN_M else max(gap, 0.0)), speed
+
+
+def _gap_along(ego: Ego, traffic: Bodies, number: int, nearest: int) -> tuple[float, float] | None:
+    """Free metres to a vehicle along the course and its speed along it; None if it is aside.
+
+    Args:
+        ego: The car.
+        traffic: The vehicles.
+        number: One of them.
+        nearest: The point of the course that is the nearest to it.
+    """
+    course, at = ego.course, traffic.at.item(number)
+    way = course.directions[nearest].conjugate()
+    local = (at - course.places[nearest]) * way
+    turn = traffic.heading.item(number) * way
+    cosine, sine = abs(turn.real), abs(turn.imag)
+    length, width = traffic.length_m.item(number), traffic.width_m.item(number)
+    along = course.distances[nearest] - ego.course_m + local.real
+    beside = 0.5 * (sine * length + cosine * width + ego.width_m) + _CLEARANCE_M
+    if abs(local.imag) > beside or along <= 0.0:
+        return None
+    gap = along - 0.5 * (cosine * length + sine * width + ego.length_m)
+    return gap, traffic.speed_mps.item(number) * turn.real

@@ -1,1 +1,0 @@
-"""The embedded world: OpenDRIVE networks, a car, traffic and a camera, all on the CPU."""

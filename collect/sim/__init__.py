@@ -1,0 +1,1 @@
+"""The embedded simulator: vehicle, traffic and camera on the CPU."""

@@ -1,0 +1,1 @@
+"""Analysis of training runs from their TensorBoard event files: gates and comparisons."""

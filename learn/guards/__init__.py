@@ -1,0 +1,1 @@
+"""Guards of a training run: clipping, alerts, adaptive learning rates, rollback."""

@@ -1,0 +1,273 @@
+"""From a reading to findings: which guard is over its limit, by how much, and what mends it.
+
+Pure functions of numbers. Gradients count before clipping: on clipped norms no alert could ever
+fire.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from avtd3.learn.guards.config import GuardConfig
+from avtd3.learn.guards.names import GUARDS, LEVELS
+from avtd3.learn.guards.window import Reading, Rows
+from avtd3.learn.metrics import UPDATE_RATIOS, WEIGHTS
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One guard over its limit in one reading."""
+
+    name: str
+    """A key of `GUARDS`."""
+    level: str
+    """One of `LEVELS`."""
+    update: int
+    """The worst update."""
+    value: float
+    """What was found there; may be infinite or NaN."""
+    limit: float
+    """The limit of this level."""
+    count: int
+    """Updates of the reading that were over the lowest limit."""
+    reason: str
+    """In words."""
+
+    @property
+    def mend(self) -> str:
+        """What to try."""
+        return GUARDS[self.name]
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Memory:
+    """What limits remember from reading to reading."""
+
+    actor_losses: list[float] = dataclasses.field(default_factory=list)
+    """Median size of the actor's loss in each of the last readings."""
+    return_min: float = 0.0
+    """Smallest discounted return that the draws so far allow, at most 0: where Q starts."""
+    return_max: float = 0.0
+    """Largest, at least 0."""
+    skipped_in_a_row: int = 0
+    """Critic updates in a row, up to now, that were not finite."""
+    actor_skipped_in_a_row: int = 0
+    """The actor's."""
+
+    @property
+    def largest_return(self) -> float:
+        """Largest size of a discounted return that the draws so far allow."""
+        return max(self.return_max, -self.return_min)
+
+    def baseline(self) -> float:
+        """Size of the actor's loss that is usual; a tenth of what the data allow at least."""
+        usual = statistics.median(self.actor_losses) if self.actor_losses else 0.0
+        return max(usual, self.largest_return / 10.0)
+
+    def after(self, reading: Reading, config: GuardConfig) -> "Memory":
+        """What is remembered behind a reading."""
+        losses = [abs(x) for x in reading.actor.columns.get("loss", []) if math.isfinite(x)]
+        medians = [*self.actor_losses, *([statistics.median(losses)] if losses else [])]
+        columns = reading.critic.columns
+        finite, actor_finite = columns.get("finite", []), reading.actor.columns.get("finite", [])
+        return Memory(
+            actor_losses=medians[-config.baseline_readings :],
+            return_min=min([self.return_min, *columns.get("return_min", [])]),
+            return_max=max([self.return_max, *columns.get("return_max", [])]),
+            skipped_in_a_row=_in_a_row(self.skipped_in_a_row, finite)[0],
+            actor_skipped_in_a_row=_in_a_row(self.actor_skipped_in_a_row, actor_finite)[0],
+        )
+
+
+def look(reading: Reading, memory: Memory, config: GuardConfig) -> list[Finding]:
+    """Every guard that is over a limit.
+
+    Args:
+        reading: The updates since the reading before.
+        memory: Before this reading.
+        config: The limits.
+    """
+    now = memory.after(reading, config)
+    return [
+        finding
+        for finding in (
+            *_gradients(reading, config),
+            *_losses(reading, memory, now, config),
+            *_values(reading, now, config),
+            *_last(reading, config),
+            *_finite(reading, memory, config),
+        )
+        if finding is not None
+    ]
+
+
+def _gradients(reading: Reading, config: GuardConfig) -> Iterator[Finding | None]:
+    for network, rows in (("actor", reading.actor), ("critic", reading.critic)):
+        yield _over(
+            f"{network}_grad_norm",
+            rows,
+            rows.columns.get("grad_norm", []),
+            config.grad_norm,
+            f"the gradient of the {network} before clipping",
+        )
+
+
+def _losses(
+    reading: Reading, memory: Memory, now: Memory, config: GuardConfig
+) -> Iterator[Finding | None]:
+    limit = config.critic_loss_limit
+    losses = reading.critic.columns.get("loss", [])
+    yield _over("critic_loss", reading.critic, losses, (limit, 10.0 * limit), "the critic's loss")
+    updates = reading.critic.updates
+    if memory.actor_losses and updates and updates[-1] > config.warm_up:
+        # the range of returns is that of now: data may have come that were not there before
+        usual = max(memory.baseline(), now.largest_return / 10.0)
+        limit = config.actor_loss_ratio * usual
+        sizes = [abs(loss) for loss in reading.actor.columns.get("loss", [])]
+        what = f"the size of the actor's loss, usually {usual:.4g},"
+        yield _over("actor_loss", reading.actor, sizes, (limit, 10.0 * limit), what)
+
+
+def _values(reading: Reading, now: Memory, config: GuardConfig) -> Iterator[Finding | None]:
+    low, high = now.return_min, now.return_max
+    for name, rows, whose in (
+        ("q_bound", reading.critic, "Q"),
+        ("actor_q_bound", reading.actor, "Q of the actor's own actions"),
+    ):
+        q_min, q_max = rows.columns.get("q_min", []), rows.columns.get("q_max", [])
+        if math.isfinite(high - low) and high > low:
+            beyond = [max(b - high, low - a) for a, b in zip(q_min, q_max, strict=True)]
+            limits = tuple((high - low) * share for share in (config.q_margin, 1.0, 10.0))
+            what = f"the distance of {whose} beyond the returns that the data allow, {low:.4g} to "
+            yield _over(name, rows, beyond, limits, f"{what}{high:.4g},")
+    rows = reading.critic
+    pairs = zip(rows.columns.get("q_min", []), rows.columns.get("q_max", []), strict=True)
+    sizes = [max(-a, b) for a, b in pairs]
+    yield _over("q_size", rows, sizes, (math.inf, config.q_limit), "the size of Q")
+
+
+def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding | None]:
+    """Those that look at the last update of each network alone."""
+    last = reading.last
+    for network, rows in (("actor", reading.actor), ("critic", reading.critic)):
+        newest = Rows(updates=rows.updates[-1:])
+        whose = f"of the {network}'s CNN at the last update"
+        for name, limits, what in (
+            ("feature_norm", (math.inf, config.feature_norm_limit), f"the feature norm {whose}"),
+            (
+                "dead_units",
+                (config.dead_limit,),
+                f"the share of features {whose} always at 0",
+            ),
+        ):
+            if (value := last.get(f"{network}_cnn/{name}")) is not None:
+                yield _over(f"{network}_{name}", newest, [value], limits, what)
+    newest = Rows(updates=reading.actor.updates[-1:])
+    if (share := last.get("actor/saturation")) is not None:
+        what = "the share of the actor's actions within 1 % of a bound"
+        yield _over("saturation", newest, [share], (config.saturation_limit,), what)
+    spread = last.get("actor/action_std")
+    is_warm = newest.updates and newest.updates[0] > config.warm_up
+    if spread is not None and is_warm and spread < config.action_std_limit:
+        yield Finding(
+            name="constant_action",
+            level="warn",
+            update=newest.updates[0],
+            value=spread,
+            limit=config.action_std_limit,
+            count=1,
+            reason=f"the actions of a batch vary by {spread:.3g} (standard deviation), expected "
+            f"above {config.action_std_limit:.3g}",
+        )
+
+
+def _finite(reading: Reading, memory: Memory, config: GuardConfig) -> Iterator[Finding | None]:
+    for network, rows, before in (
+        ("critic", reading.critic, memory.skipped_in_a_row),
+        ("actor", reading.actor, memory.actor_skipped_in_a_row),
+    ):
+        finite = rows.columns.get("finite", [])
+        bad = [update for update, ok in zip(rows.updates, finite, strict=True) if not ok]
+        if not bad:
+            continue
+        longest = _in_a_row(before, finite)[1]
+        is_stop = longest >= config.max_skipped
+        yield Finding(
+            name=f"{network}_not_finite",
+            level="stop" if is_stop else "warn",
+            update=bad[-1],
+            value=float(longest),
+            limit=float(config.max_skipped) if is_stop else 1.0,
+            count=len(bad),
+            reason=f"{len(bad)} updates of the {network}, {longest} of them in a row, were left "
+            "out because a loss or gradient was not finite",
+        )
+
+
+def _over(
+    name: str, rows: Rows, values: Sequence[float], limits: Sequence[float], what: str
+) -> Finding | None:
+    """The worst of some values, if it is over the lowest limit; those not finite are apart."""
+    known = [(v, u) for v, u in zip(values, rows.updates, strict=True) if math.isfinite(v)]
+    if not known:
+        return None
+    value, update = max(known)
+    passed = [(limit, level) for limit, level in zip(limits, LEVELS, strict=False) if value > limit]
+    if not passed:
+        return None
+    limit, level = passed[-1]
+    lowest = min(limits)
+    return Finding(
+        name=name,
+        level=level,
+        update=update,
+        value=value,
+        limit=limit,
+        count=sum(v > lowest for v, _ in known),
+        reason=f"{what} is {value:.4g}, expected at most {limit:.4g}",
+    )
+
+
+def look_at_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> list[Finding]:
+    """What is wrong with single layers.
+
+    Args:
+        scalars: Of `LayerProbe.after`; empty where it did not look.
+        at: Updates so far.
+        config: The limits.
+    """
+    bad = [layer for layer, size in _family(scalars, WEIGHTS) if not math.isfinite(size)]
+    found: list[Finding | None] = []
+    if bad:
+        found.append(
+            Finding(
+                name="weights",
+                level="stop",
+                update=at,
+                value=math.nan,
+                limit=0.0,
+                count=1,
+                reason=f"weights are not finite: {', '.join(bad[:5])}",
+            )
+        )
+    family = _family(scalars, UPDATE_RATIOS)
+    ratios = [(ratio, layer) for layer, ratio in family if math.isfinite(ratio)]
+    ratio, layer = max(ratios, default=(0.0, ""))
+    what = f"the step of {layer} over the size of its weights"
+    limits = (config.update_ratio_limit,)
+    found.append(_over("update_ratio", Rows(updates=[at]), [ratio], limits, what))
+    return [finding for finding in found if finding is not None]
+
+
+def _family(scalars: Mapping[str, float], prefix: str) -> list[tuple[str, float]]:
+    return [(k.removeprefix(prefix), v) for k, v in scalars.items() if k.startswith(prefix)]
+
+
+def _in_a_row(before: int, finite: Sequence[float]) -> tuple[int, int]:
+    """Updates not finite in a row at the end, and the most anywhere."""
+    running, longest = before, 0
+    for ok in finite:
+        running = 0 if ok else running + 1
+        longest = max(longest, running)
+    return running, longest

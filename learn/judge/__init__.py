@@ -1,1 +1,0 @@
-"""Judging runs by their TensorBoard event files: gates, and comparisons of two runs."""

@@ -1,0 +1,116 @@
+"""How far the data of two datasets, or of two times, have drifted apart.
+
+Per quantity the population stability index over ten parts of equal size of the first (Siddiqi
+2006: below 0.1 the same, above 0.25 another population) and the two-sample Kolmogorov-Smirnov
+statistic, both from the audit's samples of 4096 values.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.audit.statistics import Distribution, Summary
+
+PARTS = 10
+"""Parts that the index compares."""
+SAME, OTHER = 0.1, 0.25
+"""Index below which two populations are the same, and above which they are not."""
+FEW = 100
+"""Values below which an index is mostly chance."""
+
+Verdict = Literal["same", "shifted", "other", "few values"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How one quantity differs between two sets of episodes."""
+
+    name: str
+    """Group and name, as ``action steer``."""
+    psi: float
+    """Population stability index, 0 or more."""
+    ks: float
+    """Largest distance of the two cumulative distributions, in [0, 1]."""
+    medians: tuple[float, float]
+    """Of the first and the second set."""
+    verdict: Verdict
+
+    def document(self) -> dict[str, object]:
+        """The drift as a JSON object."""
+        return dataclasses.asdict(self)
+
+
+def drift_between(first: Summary, second: Summary) -> tuple[Drift, ...]:
+    """Compare every quantity that both summaries hold, the most drifted first."""
+    found = []
+    other = dict(_quantities(second))
+    for name, known in _quantities(first):
+        if name in other and known.sample.values.size and other[name].sample.values.size:
+            found.append(_compare(name, known.sample.values, other[name].sample.values))
+    return tuple(sorted(found, key=lambda drift: -drift.psi))
+
+
+def population_stability(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Population stability index of the second (n,) against the first (m,)."""
+    edges = np.unique(np.quantile(first, np.linspace(0.0, 1.0, PARTS + 1)[1:-1]))
+    shares = []
+    for values in (first, second):
+        # Below an edge, on it, above it: of values such as 0 or 1 the edges are most.
+        part = np.searchsorted(edges, values, "left") + np.searchsorted(edges, values, "right")
+        counts = np.bincount(part, minlength=2 * len(edges) + 1)
+        # Half a value in each part: an empty one would make the index infinite.
+        shares.append((counts + 0.5) / (len(values) + 0.5 * len(counts)))
+    expected, found = shares
+    return float(((found - expected) * np.log(found / expected)).sum())
+
+
+def kolmogorov_smirnov(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Largest distance of the two empirical cumulative distributions."""
+    points = np.concatenate([first, second])
+    one, other = (
+        np.searchsorted(np.sort(values), points, side="right") / len(values)
+        for values in (first, second)
+    )
+    return float(np.abs(one - other).max())
+
+
+def render_drift(drifts: Sequence[Drift], first: str, second: str) -> str:
+    """The comparison for a terminal: most drifted first."""
+    if not drifts:
+        return f"drift from {first} to {second}: nothing to compare\n"
+    counts = {kind: sum(drift.verdict == kind for drift in drifts) for kind in ("other", "shifted")}
+    lines = [
+        f"drift from {first} to {second}: {counts['other']} of {len(drifts)} quantities are "
+        f"another population, {counts['shifted']} are shifted",
+        f"  {'quantity':<34} {'PSI':>6} {'KS':>6} {'median':>9} {'then':>9}  verdict",
+    ]
+    for drift in drifts:
+        one, other = drift.medians
+        lines.append(
+            f"  {drift.name:<34.34} {drift.psi:>6.2f} {drift.ks:>6.2f} {one:>9.4g} {other:>9.4g}"
+            f"  {drift.verdict}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _quantities(summary: Summary) -> Iterator[tuple[str, Distribution]]:
+    yield "episode return", summary.returns
+    yield "episode length", summary.lengths
+    for group, named in summary.components.items():
+        for name, known in named.items():
+            yield f"{group} {name}", known
+
+
+def _compare(name: str, first: NDArray[np.float64], second: NDArray[np.float64]) -> Drift:
+    psi = population_stability(first, second)
+    verdict: Verdict = "same" if psi < SAME else "shifted" if psi < OTHER else "other"
+    return Drift(
+        name=name,
+        psi=psi,
+        ks=kolmogorov_smirnov(first, second),
+        medians=(float(np.median(first)), float(np.median(second))),
+        verdict="few values" if min(len(first), len(second)) < FEW else verdict,
+    )

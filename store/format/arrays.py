@@ -1,0 +1,249 @@
+"""The arrays of one segment's directory: their metadata checked, their bytes decoded.
+
+Two ways lead to the values. Arrays encoded as format 1 writes them are decoded here. Any other
+chain of codecs goes to zarr-python, which reads a missing chunk as zeros; so before it is asked,
+every chunk must be in the manifest, with the SHA-256 written there.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.files import parse_json, read_bytes, safe_join, sha256, sha256_of_file
+from avtd3.store.format.binding import is_bound
+from avtd3.store.format.codec import CRC_BYTES, ChainKind, unseal
+from avtd3.store.format.foreign import chunk_files, read_through_zarr
+from avtd3.store.format.layout import GROUP_FILE, ArrayLayout
+from avtd3.store.format.manifest import Manifest, corrupt, gone_or_torn
+from avtd3.store.format.metadata import (
+    check_document,
+    frame_chunks,
+    is_shape,
+    lookup,
+    plain_encoding,
+)
+from avtd3.store.format.shard import read_chunks, read_index
+
+_MAX_METADATA_BYTES = 1024 * 1024
+_PART_BYTES = 2**20
+"""Frames that are decoded at a time where all are only passed on: they stay in a core's cache."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FrameShard:
+    """A shard of frames whose index has been checked."""
+
+    path: Path
+    """The file."""
+    name: str
+    """Its path below the segment's directory, for messages."""
+    kind: ChainKind
+    """Decoder of its chunks."""
+    chunk_frames: int
+    """Frames per chunk."""
+    spans: NDArray[np.int64]
+    """int64 (chunks, 2), see `avtd3.store.format.shard.read_index`."""
+
+
+class ArrayFiles:
+    """Reads the arrays of a segment; metadata and the shard's index are kept once checked."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._documents: dict[str, dict[str, Any]] = {}
+        self._shard: FrameShard | None = None
+
+    def document(self, layout: ArrayLayout) -> dict[str, Any]:
+        """The array's ``zarr.json``, held against the manifest and the layout.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The file differs from the manifest or from the layout.
+        """
+        document = self._documents.get(layout.name)
+        if document is None:
+            name = layout.metadata_path
+            data = self._read_file(name, _MAX_METADATA_BYTES)
+            if sha256(data) != self._manifest.files[name].sha256:
+                raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+            with self._faults(name):
+                document = parse_json(data, name)
+                check_document(document, layout)
+            self._documents[layout.name] = document
+        return document
+
+    def rows(self, name: str, most: int) -> int:
+        """How many rows an array has that a segment may lack; 0 without it.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: Its ``zarr.json`` differs from the manifest, or claims no rows or
+                more than ``most``.
+        """
+        path = f"{name}/{GROUP_FILE}"
+        if path not in self._manifest.files:
+            return 0
+        data = self._read_file(path, _MAX_METADATA_BYTES)
+        if sha256(data) != self._manifest.files[path].sha256:
+            raise corrupt(self._path, f"SHA-256 of {path} differs from the manifest")
+        with self._faults(path):
+            shape = lookup(parse_json(data, path), "shape")
+            if not is_shape(shape, 1) or shape[0] > most:
+                raise ValueError(f"shape is {shape!r}, expected 1 to {most} rows")
+        return int(shape[0])
+
+    def read(self, layout: ArrayLayout) -> NDArray[Any]:
+        """Read a whole array other than the frames.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The bytes are not those that were published.
+        """
+        document = self.document(layout)
+        ours = plain_encoding(layout)
+        if any(document.get(key) != value for key, value in ours.items()):
+            return self._read_foreign(layout, 0, layout.shape[0])
+        name = layout.chunk_path
+        data = self._read_file(name, layout.nbytes + CRC_BYTES)
+        # The chunk's own checksum would also hold for another array's file in its place.
+        if sha256(data) != self._manifest.files[name].sha256:
+            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+        with self._faults(name):
+            values = np.frombuffer(unseal(data), np.dtype(layout.dtype).newbyteorder("<"))
+            return values.reshape(layout.shape).astype(layout.dtype)
+
+    def texts(self, layout: ArrayLayout) -> list[str]:
+        """Read a whole column of codes, with the text that each stands for.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The column's bytes or codes are not sound.
+        """
+        values = self.read(layout)
+        attributes = self.document(layout).get("attributes")
+        categories = attributes.get("categories") if isinstance(attributes, dict) else None
+        if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
+            raise corrupt(self._path, f"{layout.name} has no list of strings as its categories")
+        if not ((values >= 0) & (values < len(categories))).all():
+            raise corrupt(self._path, f"{layout.name} has codes beyond its {len(categories)} names")
+        return [categories[code] for code in values.tolist()]
+
+    def read_frames(self, layout: ArrayLayout, start: int, out: NDArray[np.uint8]) -> None:
+        """Decode ``len(out)`` frames from row ``start`` on, at least one, into ``out``.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The bytes are not those that were published.
+        """
+        shard = self.frame_shard(layout)
+        if shard is None:
+            out[:] = self._read_foreign(layout, start, start + len(out))
+            return
+        checksums = self._decode(layout, shard, start, out)
+        if len(out) == layout.shape[0]:
+            self._check_bound(layout, checksums)
+
+    def frame_parts(self, layout: ArrayLayout) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decode all frames part by part; see `Segment.frame_parts`."""
+        shard, count = self.frame_shard(layout), layout.shape[0]
+        if shard is None:
+            yield 0, self._read_foreign(layout, 0, count)
+            return
+        most = max(1, _PART_BYTES * count // layout.nbytes // shard.chunk_frames)
+        most *= shard.chunk_frames
+        memory = np.empty((min(most, count), *layout.shape[1:]), np.uint8)
+        checksums = []
+        for start in range(0, count, most):
+            part = memory[: count - start]
+            checksums.append(self._decode(layout, shard, start, part))
+            yield start, part
+        self._check_bound(layout, b"".join(checksums))
+
+    def _decode(
+        self, layout: ArrayLayout, shard: FrameShard, start: int, out: NDArray[np.uint8]
+    ) -> bytes:
+        """Decode frames of a shard; the checksums of their chunks."""
+        with self._faults(layout.chunk_path):
+            return read_chunks(
+                shard.path,
+                shard.spans,
+                shard.kind,
+                out,
+                chunk_frames=shard.chunk_frames,
+                start=start,
+            )
+
+    def _check_bound(self, layout: ArrayLayout, checksums: bytes) -> None:
+        """See that these are the checksums of all chunks of this segment, not of another."""
+        told = self._manifest.files[layout.chunk_path].sha256
+        if not is_bound(self._manifest.provenance, told, checksums):
+            raise corrupt(self._path, f"{layout.chunk_path} is another segment's")
+
+    def frame_shard(self, layout: ArrayLayout) -> FrameShard | None:
+        """The shard that holds the frames, or None if they are not encoded as format 1 does.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The shard's index is not the one that was published.
+        """
+        return self._shard or self._open_shard(layout)
+
+    def verify_file(self, name: str) -> None:
+        """Hash one file and compare with the manifest.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: The file is missing, leads elsewhere, or differs.
+        """
+        with self._faults(name):
+            digest = sha256_of_file(safe_join(self._path, name))
+        if digest != self._manifest.files[name].sha256:
+            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+
+    def _read_file(self, name: str, max_bytes: int) -> bytes:
+        if name not in self._manifest.files:
+            raise corrupt(self._path, f"{name} is not in the manifest")
+        with self._faults(name):
+            return read_bytes(safe_join(self._path, name), max_bytes)
+
+    def _open_shard(self, layout: ArrayLayout) -> FrameShard | None:
+        found = frame_chunks(self.document(layout), layout)
+        if found is None:
+            return None
+        kind, chunk_frames = found
+        name = layout.chunk_path
+        if name not in self._manifest.files:
+            raise corrupt(self._path, f"{name} is not in the manifest")
+        with self._faults(name):
+            path = safe_join(self._path, name)
+            spans = read_index(path, -(-layout.shape[0] // chunk_frames))
+        self._shard = FrameShard(
+            path=path, name=name, kind=kind, chunk_frames=chunk_frames, spans=spans
+        )
+        return self._shard
+
+    def _read_foreign(self, layout: ArrayLayout, start: int, stop: int) -> NDArray[Any]:
+        document = self.document(layout)
+        files = self._manifest.files
+        with self._faults(layout.name):
+            names = chunk_files(layout, document, files)
+        for name in names:
+            self.verify_file(name)
+        with self._faults(layout.name):
+            return read_through_zarr(self._path, layout, document, names)[start:stop]
+
+    @contextlib.contextmanager
+    def _faults(self, name: str) -> Iterator[None]:
+        """Name the segment and the file in what goes wrong inside."""
+        try:
+            yield
+        except OSError as error:
+            raise gone_or_torn(self._path, f"{name}: {error.strerror}") from error
+        except ValueError as error:
+            raise corrupt(self._path, f"{name}: {error}") from error

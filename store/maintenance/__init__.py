@@ -1,0 +1,1 @@
+"""Dataset maintenance: compact, prune, relabel and pin published segments."""

@@ -1,0 +1,179 @@
+"""``pins.json``: the segments of a dataset that housekeeping must leave as they are."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import ConfigError, DatasetError, SegmentNotFoundError
+from avtd3.store.files import canonical_json, read_json, write_aside
+from avtd3.store.filters import EpisodeFilter
+from avtd3.store.maintenance.progress import count
+from avtd3.store.maintenance.removal import exclusive
+
+PINS_FILE = "pins.json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """Why a segment is to stay."""
+
+    note: str
+    """For people; may be empty."""
+    pinned_at: float
+    """Seconds since 1970."""
+
+
+def read_pins(dataset: Dataset) -> dict[str, Pin]:
+    """The pins of a dataset by segment id; of segments that are gone, too.
+
+    Raises:
+        DatasetError: The file is there and cannot be understood, so that nothing may be removed.
+    """
+    path = dataset.path / PINS_FILE
+    try:
+        return _parse(read_json(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DatasetError(
+            f"{path} cannot be read ({error}), expected what avtd3 store pin writes: mend it, or "
+            "delete it and pin again"
+        ) from error
+
+
+def _parse(document: Any) -> dict[str, Pin]:  # noqa: ANN401 - any JSON value
+    pins = document.get("pins") if isinstance(document, dict) else None
+    if not isinstance(pins, dict):
+        raise TypeError("no object under 'pins'")
+    return {
+        name: Pin(note=str(entry["note"]), pinned_at=float(entry["pinned_at"]))
+        for name, entry in pins.items()
+    }
+
+
+def write_pins(dataset: Dataset, pins: Mapping[str, Pin]) -> None:
+    """Replace the pins of a dataset, whose lock is held.
+
+    Raises:
+        StorageError: The dataset cannot be written.
+    """
+    document = {"pins": {name: dataclasses.asdict(pin) for name, pin in sorted(pins.items())}}
+    write_aside(dataset.path / PINS_FILE, canonical_json(document) + b"\n")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PinReport:
+    """The pins of a dataset, and which of them a command changed."""
+
+    dataset: str
+    changed: tuple[str, ...]
+    """Segments that were pinned or unpinned."""
+    pins: Mapping[str, Pin]
+    """All pins, by segment id."""
+    absent: tuple[str, ...]
+    """Pinned segments that are not in the dataset (any more)."""
+
+    def document(self) -> dict[str, Any]:
+        """The report as a JSON document."""
+        return {
+            "dataset": self.dataset,
+            "changed": list(self.changed),
+            "pins": {name: dataclasses.asdict(pin) for name, pin in self.pins.items()},
+            "absent": list(self.absent),
+        }
+
+    def summary(self) -> str:
+        """The report, a line for each pin."""
+        lines = [f"{count(len(self.pins), 'pinned segment')} in {self.dataset}"]
+        for name, pin in self.pins.items():
+            gone = " (not there)" if name in self.absent else ""
+            lines.append(f"  {name}{gone}{'  ' if pin.note else ''}{pin.note}")
+        return "\n".join(lines)
+
+
+def list_pins(path: Path) -> PinReport:
+    """The pins of the dataset in a directory.
+
+    Raises:
+        DatasetError: There is no dataset, or its pins cannot be read.
+    """
+    dataset = Dataset.open(path)
+    return _report(dataset, read_pins(dataset), ())
+
+
+def pin(
+    path: Path,
+    segment_ids: Sequence[str],
+    *,
+    episodes: EpisodeFilter | None = None,
+    note: str = "",
+    clock: Callable[[], float] = time.time,
+) -> PinReport:
+    """Pin segments by name, and those that hold an episode that matches.
+
+    Raises:
+        ConfigError: Nothing says which.
+        SegmentNotFoundError: A name is that of no segment.
+        DatasetError: There is no dataset, or its pins cannot be read.
+        StorageError: It cannot be written, or another housekeeper is at work.
+    """
+    dataset = Dataset.open(path)
+    with exclusive(dataset):
+        names = _named(dataset, segment_ids, episodes)
+        there = set(dataset.segment_ids())
+        for name in names:
+            if name not in there:
+                raise SegmentNotFoundError(f"there is no segment {name} in {path}")
+        pins = read_pins(dataset)
+        new = [name for name in names if name not in pins]
+        pins |= {name: Pin(note=note, pinned_at=clock()) for name in names}
+        write_pins(dataset, pins)
+    return _report(dataset, pins, new)
+
+
+def unpin(
+    path: Path, segment_ids: Sequence[str], *, episodes: EpisodeFilter | None = None
+) -> PinReport:
+    """Take pins off segments, by name or because they hold an episode that matches.
+
+    Raises:
+        ConfigError: Nothing says which, or a name is not pinned.
+        DatasetError: There is no dataset, or its pins cannot be read.
+        StorageError: It cannot be written, or another housekeeper is at work.
+    """
+    dataset = Dataset.open(path)
+    with exclusive(dataset):
+        names = _named(dataset, segment_ids, episodes)
+        pins = read_pins(dataset)
+        for name in segment_ids:
+            if name not in pins:
+                raise ConfigError(f"segment {name} of {path} is not pinned")
+        gone = [name for name in names if pins.pop(name, None) is not None]
+        write_pins(dataset, pins)
+    return _report(dataset, pins, gone)
+
+
+def _named(
+    dataset: Dataset, segment_ids: Sequence[str], episodes: EpisodeFilter | None
+) -> list[str]:
+    if not segment_ids and episodes is None:
+        raise ConfigError("nothing says which segments: expected names of segments, or --filter")
+    names = dict.fromkeys(segment_ids)
+    if episodes is not None:
+        for segment in dataset.snapshot().segments:
+            if episodes.matches(segment.episode_table()).any():
+                names[segment.id] = None
+    return list(names)
+
+
+def _report(dataset: Dataset, pins: Mapping[str, Pin], changed: Sequence[str]) -> PinReport:
+    there = set(dataset.segment_ids())
+    return PinReport(
+        dataset=str(dataset.path),
+        changed=tuple(changed),
+        pins=dict(sorted(pins.items())),
+        absent=tuple(sorted(pins.keys() - there)),
+    )

@@ -1,0 +1,260 @@
+"""Pruning: old or unwanted segments leave a dataset, oldest first, whole segments only.
+
+A segment is never cut: one that holds some episodes to keep is kept. Cutting would write the rest
+anew, which costs what collecting cost, to free what the next prune frees anyway.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError
+from avtd3.store.filters import EpisodeFilter
+from avtd3.store.format.layout import MANIFEST_FILE
+from avtd3.store.maintenance.leftovers import find_leftovers
+from avtd3.store.maintenance.pins import read_pins
+from avtd3.store.maintenance.progress import HousekeepingProgress, count
+from avtd3.store.maintenance.removal import empty_trash, exclusive, remove_segments
+from avtd3.store.replaced import replaced_by
+from avtd3.store.segment import Segment
+
+_AT_ONCE = 16
+"""Segments removed between two looks at whether to stop."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PruneConfig:
+    """What may go, and how much of it."""
+
+    max_bytes: int | None = None
+    """Bytes that the dataset's segments may take; the oldest go until they do, the newest stays."""
+    max_steps: int | None = None
+    """Steps that they may hold; likewise."""
+    older_than_s: float | None = None
+    """Only segments whose youngest episode began longer ago than this, in seconds."""
+    episodes: EpisodeFilter | None = None
+    """Only segments all of whose episodes match."""
+
+    def __post_init__(self) -> None:
+        if all(getattr(self, field.name) is None for field in dataclasses.fields(self)):
+            raise ConfigError(
+                "nothing says what to prune: expected --max-bytes, --max-steps, --older-than or "
+                "--filter"
+            )
+        for name in ("max_bytes", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"prune.{name} is {value!r}, expected 1 or more")
+        if self.older_than_s is not None and not 0.0 <= self.older_than_s < math.inf:
+            raise ConfigError(f"prune.older_than_s is {self.older_than_s!r}, expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PruneReport:
+    """What was pruned, or would be."""
+
+    dataset: str
+    dry_run: bool
+    segments_before: int
+    """Segments that readers saw."""
+    steps_before: int
+    bytes_before: int
+    removed: tuple[str, ...]
+    """Ids of the segments that went, oldest first."""
+    removed_steps: int
+    removed_bytes: int
+    pinned: int
+    """Segments that would have gone, were they not pinned."""
+    mixed: int
+    """Segments that were kept because only some of their episodes match."""
+    within_limits: bool
+    """Whether what is left keeps to ``max_bytes`` and ``max_steps``."""
+    problems: tuple[str, ...]
+    """Segments that cannot be read and were left alone, and why."""
+    stopped: bool
+    """Whether it was interrupted; what was removed is gone."""
+
+    def document(self) -> dict[str, Any]:
+        """The report as a JSON document."""
+        document = dataclasses.asdict(self)
+        return document | {"removed": list(self.removed), "problems": list(self.problems)}
+
+    def summary(self) -> str:
+        """The report in a few lines."""
+        verb = "would remove" if self.dry_run else "removed"
+        gone = len(self.removed)
+        lines = [
+            f"{verb} {count(gone, 'segment')} of {self.removed_steps:,} steps, "
+            f"{self.removed_bytes / 1e6:.1f} MB",
+            f"left: {count(self.segments_before - gone, 'segment')} of "
+            f"{self.steps_before - self.removed_steps:,} steps, "
+            f"{(self.bytes_before - self.removed_bytes) / 1e6:.1f} MB",
+        ]
+        if self.dry_run:
+            lines += [f"  {name}" for name in self.removed]
+        if self.pinned:
+            lines.append(f"{count(self.pinned, 'segment')} kept because pinned")
+        if self.mixed:
+            lines.append(f"{count(self.mixed, 'segment')} kept for other episodes in them")
+        lines += [f"left alone: {problem}" for problem in self.problems]
+        if self.stopped:
+            lines.append("stopped early; run it again to go on")
+        elif not self.within_limits:
+            lines.append("still above the limit: nothing else may go")
+        return "\n".join(lines)
+
+
+def prune(
+    path: Path,
+    config: PruneConfig,
+    *,
+    dry_run: bool = False,
+    clock: Callable[[], float] = time.time,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[HousekeepingProgress], None] = lambda _: None,
+) -> PruneReport:
+    """Remove the oldest segments that may go; without limits, all that may.
+
+    Pinned segments stay, and so does what lies in ``.staging/``, where collectors write.
+
+    Args:
+        path: The dataset; collectors may add to it and learners read it meanwhile.
+        config: What may go.
+        dry_run: Only say what would be removed.
+        clock: Seconds since 1970.
+        should_stop: Asked now and then.
+        on_progress: Told after each few segments.
+
+    Raises:
+        DatasetError: There is no dataset, or its pins cannot be read.
+        StorageError: It cannot be written, or another housekeeper is at work.
+    """
+    dataset = Dataset.open(path)
+    with contextlib.nullcontext() if dry_run else exclusive(dataset):
+        if not dry_run:
+            empty_trash(dataset)
+        work = _Pruning(dataset, config, clock())
+        gone = work.chosen if dry_run else list(work.remove(should_stop, on_progress))
+        return work.report(gone, dry_run=dry_run)
+
+
+class _Pruning:
+    """One pass over a dataset."""
+
+    def __init__(self, dataset: Dataset, config: PruneConfig, now_s: float) -> None:
+        self._dataset = dataset
+        self._config = config
+        self._now_s = now_s
+        self._pins = read_pins(dataset).keys()
+        snapshot = dataset.snapshot()
+        self._segments = sorted(snapshot.segments, key=lambda segment: segment.id)
+        self._leftovers = find_leftovers(dataset, snapshot)
+        self._bytes = {segment.id: _bytes_on_disk(segment) for segment in self._segments}
+        self._problems = [refusal.reason for refusal in snapshot.refused]
+        self._mixed = self._pinned = 0
+        self.chosen = list(self._choose())
+
+    def _choose(self) -> Iterator[Segment]:
+        """What is to go, oldest first."""
+        steps = sum(segment.steps for segment in self._segments)
+        size = sum(self._bytes.values())
+        limits = self._config.max_bytes is not None or self._config.max_steps is not None
+        for segment in self._segments:
+            # As for a learner's capacity: the newest stays, even if it alone holds more.
+            if limits and (self._keeps_limits(steps, size) or segment is self._segments[-1]):
+                return
+            if not self._may_go(segment):
+                continue
+            steps -= segment.steps
+            size -= self._bytes[segment.id]
+            yield segment
+
+    def _keeps_limits(self, steps: int, size: int) -> bool:
+        config = self._config
+        return (config.max_steps is None or steps <= config.max_steps) and (
+            config.max_bytes is None or size <= config.max_bytes
+        )
+
+    def _may_go(self, segment: Segment) -> bool:
+        """Whether a segment is old enough, matches, and is not pinned; counts why not."""
+        try:
+            if not self._is_old(segment) or not self._matches(segment):
+                return False
+        except (SegmentCorruptError, SegmentNotFoundError) as error:
+            self._problems.append(str(error))
+            return False
+        if {segment.id, *self._replaced_by(segment)} & self._pins:
+            self._pinned += 1
+            return False
+        return True
+
+    def _is_old(self, segment: Segment) -> bool:
+        age_s = self._config.older_than_s
+        # The episodes' own times: a merged segment is as old as what it was merged from.
+        return age_s is None or bool(
+            (segment.read("episode_wall_time") < self._now_s - age_s).all()
+        )
+
+    def _matches(self, segment: Segment) -> bool:
+        if self._config.episodes is None:
+            return True
+        found = self._config.episodes.matches(segment.episode_table())
+        self._mixed += bool(found.any() and not found.all())
+        return bool(found.all())
+
+    def _replaced_by(self, segment: Segment) -> list[str]:
+        """What a killed compaction left of the segments that one replaces."""
+        mine = replaced_by(segment)
+        return [name for name in self._leftovers if name in mine]
+
+    def remove(
+        self,
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[HousekeepingProgress], None],
+    ) -> Iterator[Segment]:
+        """Remove what was chosen, a few at a time; yields what is gone."""
+        total = len(self.chosen)
+        for start in range(0, total, _AT_ONCE):
+            if should_stop():
+                return
+            batch = self.chosen[start : start + _AT_ONCE]
+            # What a segment replaced goes before it, lest it comes to light again.
+            names = [name for s in batch for name in (*self._replaced_by(s), s.id)]
+            remove_segments(self._dataset, names)
+            yield from batch
+            done = min(start + _AT_ONCE, total)
+            on_progress(HousekeepingProgress(verb="removed", done=done, total=total))
+
+    def report(self, gone: Sequence[Segment], *, dry_run: bool) -> PruneReport:
+        """What was removed, or would be."""
+        steps = sum(segment.steps for segment in self._segments)
+        size = sum(self._bytes.values())
+        gone_steps = sum(segment.steps for segment in gone)
+        gone_bytes = sum(self._bytes[segment.id] for segment in gone)
+        return PruneReport(
+            dataset=str(self._dataset.path),
+            dry_run=dry_run,
+            segments_before=len(self._segments),
+            steps_before=steps,
+            bytes_before=size,
+            removed=tuple(segment.id for segment in gone),
+            removed_steps=gone_steps,
+            removed_bytes=gone_bytes,
+            pinned=self._pinned,
+            mixed=self._mixed,
+            within_limits=self._keeps_limits(steps - gone_steps, size - gone_bytes),
+            problems=tuple(self._problems),
+            stopped=len(gone) < len(self.chosen),
+        )
+
+
+def _bytes_on_disk(segment: Segment) -> int:
+    try:
+        return segment.size_bytes + (segment.path / MANIFEST_FILE).stat().st_size
+    except OSError:  # gone since the snapshot
+        return segment.size_bytes

@@ -1,0 +1,240 @@
+"""Relabelling: the same episodes under another reward, in a new dataset, without copying frames.
+
+A dataset stores each reward as the sum of its terms. New weights multiply the stored terms, and
+rewards and returns follow. Three small arrays of a segment are written anew; its other files, the
+frames above all, are hard links to the old ones: published files never change.
+"""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError, StorageError
+from avtd3.store.files import canonical_json, sha256
+from avtd3.store.format.codec import seal
+from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE, segment_arrays
+from avtd3.store.format.manifest import FileEntry, Manifest
+from avtd3.store.format.metadata import array_document, document_bytes, group_document
+from avtd3.store.maintenance.progress import HousekeepingProgress
+from avtd3.store.maintenance.relabel_report import RelabelReport
+from avtd3.store.maintenance.removal import clear_staging, empty_trash, exclusive
+from avtd3.store.maintenance.weights import full_weights, weighted
+from avtd3.store.replaced import RELABEL, REPLACES, replaced_ids
+from avtd3.store.segment import Segment
+from avtd3.store.staging import publish
+
+_NEW_ARRAYS = ("reward", "reward_terms", "episode_return")
+
+
+def relabel(
+    source: Path,
+    target: Path,
+    weights: Mapping[str, float],
+    *,
+    clock: Callable[[], float] = time.time,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[HousekeepingProgress], None] = lambda _: None,
+) -> RelabelReport:
+    """Make a dataset of the same episodes with weighted reward terms, or add to one what is new.
+
+    Args:
+        source: The dataset to read; it is not changed.
+        target: The dataset to make, or one made so from the same weights.
+        weights: Factor of each reward term; terms that are not named keep the factor 1.
+        clock: Seconds since 1970.
+        should_stop: Asked before each segment.
+        on_progress: Told after each segment.
+
+    Raises:
+        DatasetError: ``source`` is no dataset, or ``target`` is something else.
+        ConfigError: A weight is no finite number or of no term, or ``target`` holds other data.
+        SpecError: The dataset has no reward terms, or ``target`` is of another spec.
+        StorageError: The disk is full, or another housekeeper is at work.
+    """
+    old = Dataset.open(source)
+    full = full_weights(weights, old.spec)
+    if target.resolve() == source.resolve():
+        raise ConfigError(f"{target} is the dataset itself; name a new directory")
+    new = Dataset.create(target, old.spec)
+    with exclusive(new):
+        empty_trash(new)
+        work = _Relabelling(old, new, full)
+        stopped = work.run(clock, should_stop, on_progress)
+        return work.report(stopped=stopped)
+
+
+class _Relabelling:
+    """One pass over a dataset."""
+
+    def __init__(self, old: Dataset, new: Dataset, weights: Mapping[str, float]) -> None:
+        self._old, self._new, self._weights = old, new, weights
+        self._tag = sha256(canonical_json(dict(weights)))[:8]
+        made = new.snapshot().segments
+        self._check_target(made)
+        self._digests = {segment.id: segment.manifest_digest for segment in made}
+        self._there = replaced_ids(made) | set(new.segment_ids())
+        snapshot = old.snapshot()
+        self._segments = sorted(snapshot.segments, key=lambda segment: segment.id)
+        self._problems = [refusal.reason for refusal in snapshot.refused]
+        self._made: list[Segment] = []
+        self._written = self._shared = self._copied = 0
+        self._returns: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+
+    def _name(self, segment_id: str) -> str:
+        """Name of the new segment: the same tail behind all names leaves them in their order."""
+        return f"{segment_id}-{self._tag}"
+
+    def _check_target(self, made: Sequence[Segment]) -> None:
+        for segment in made:
+            told = segment.provenance.get(RELABEL)
+            found = told.get("weights") if isinstance(told, dict) else None
+            if found != self._weights:
+                raise ConfigError(
+                    f"{self._new.path} holds segment {segment.id}, which was made with weights "
+                    f"{found}, expected {dict(self._weights)}; choose a new directory"
+                )
+
+    def run(
+        self,
+        clock: Callable[[], float],
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[HousekeepingProgress], None],
+    ) -> bool:
+        """Make what is missing; returns whether it was stopped early."""
+        missing = [s for s in self._segments if self._name(s.id) not in self._there]
+        for number, segment in enumerate(missing, start=1):
+            if should_stop():
+                return True
+            try:
+                self._make(segment, clock())
+            except (SegmentCorruptError, SegmentNotFoundError) as error:
+                self._problems.append(str(error))
+            on_progress(HousekeepingProgress(verb="relabelled", done=number, total=len(missing)))
+        return False
+
+    def _make(self, segment: Segment, now_s: float) -> None:
+        values = weighted(segment, tuple(self._weights.values()))
+        name = self._name(segment.id)
+        files = _new_files(segment, values, name)
+        shared = {
+            path: segment.path / path
+            for path in segment.files
+            if path != GROUP_FILE and path.split("/")[0] not in _NEW_ARRAYS
+        }
+        files[MANIFEST_FILE] = self._manifest(segment, name, files, shared, now_s)
+        target = self._new.segments_path / name
+        clear_staging(self._new, name)
+        try:
+            publish(self._new.staging_path / name, target, files, MANIFEST_FILE, shared=shared)
+        except StorageError:
+            segment.verify()  # it may only have been removed
+            raise
+        self._made.append(segment)
+        self._returns.append((segment.read("episode_return"), values["episode_return"]))
+        self._written += sum(map(len, files.values()))
+        for path, origin in shared.items():
+            if (target / path).samefile(origin):
+                self._shared += segment.files[path].size
+            else:
+                self._copied += segment.files[path].size
+
+    def _manifest(
+        self,
+        segment: Segment,
+        name: str,
+        files: Mapping[str, bytes],
+        shared: Mapping[str, Path],
+        now_s: float,
+    ) -> bytes:
+        entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
+        entries |= {path: segment.files[path] for path in shared}
+        return (
+            Manifest(
+                segment_id=name,
+                spec_digest=self._new.spec_digest,
+                episodes=segment.episodes,
+                steps=segment.steps,
+                observations=segment.observations,
+                files=entries,
+                provenance=self._provenance(segment, now_s),
+                digest="",
+            )
+            .sealed()
+            .to_bytes()
+        )
+
+    def _provenance(self, segment: Segment, now_s: float) -> dict[str, Any]:
+        about = dict(segment.provenance)
+        replaced = about.pop(REPLACES, None)
+        if isinstance(replaced, dict):
+            # What the old segment stands for may lie relabelled beside the new one.
+            about[REPLACES] = {
+                name: self._digests.get(name, "") for name in map(self._name, replaced)
+            }
+        return {
+            **about,
+            "avtd3": importlib.metadata.version("avtd3"),
+            "python": platform.python_version(),
+            "host": platform.node(),
+            "sealed_at": now_s,
+            RELABEL: {
+                "dataset": str(self._old.path),
+                "segment_id": segment.id,
+                "digest": segment.manifest_digest,
+                "weights": dict(self._weights),
+                **({"before": about[RELABEL]} if RELABEL in about else {}),
+            },
+        }
+
+    def report(self, *, stopped: bool) -> RelabelReport:
+        """What was made."""
+        before, after = (_mean([pair[n] for pair in self._returns]) for n in (0, 1))
+        return RelabelReport(
+            source=str(self._old.path),
+            dataset=str(self._new.path),
+            weights=self._weights,
+            segments=len(self._made),
+            steps=sum(segment.steps for segment in self._made),
+            already_there=sum(self._name(s.id) in self._there for s in self._segments),
+            bytes_written=self._written,
+            bytes_shared=self._shared,
+            bytes_copied=self._copied,
+            mean_return_before=before,
+            mean_return_after=after,
+            problems=tuple(self._problems),
+            stopped=stopped,
+        )
+
+
+def _new_files(segment: Segment, values: Mapping[str, NDArray[Any]], name: str) -> dict[str, bytes]:
+    """The files that differ from the old segment's, but for the manifest."""
+    about = {
+        "format_version": FORMAT_VERSION,
+        "segment_id": name,
+        "spec_digest": segment.spec.digest,
+    }
+    files = {GROUP_FILE: document_bytes(group_document(about))}
+    layouts = segment_arrays(
+        segment.spec,
+        episodes=segment.episodes,
+        steps=segment.steps,
+        observations=segment.observations,
+    )
+    for array in _NEW_ARRAYS:
+        layout = layouts[array]
+        document = array_document(layout, codec=None, attributes={})
+        files[layout.metadata_path] = document_bytes(document)
+        dtype = np.dtype(layout.dtype).newbyteorder("<")
+        files[layout.chunk_path] = seal(np.ascontiguousarray(values[array], dtype).tobytes())
+    return files
+
+
+def _mean(returns: Sequence[NDArray[np.float64]]) -> float:
+    return float(np.concatenate(returns).mean()) if returns else 0.0

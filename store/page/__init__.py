@@ -1,1 +1,0 @@
-"""An audit's report as one HTML page."""

@@ -1,1 +1,0 @@
-"""Housekeeping: what changes a dataset after it was collected."""

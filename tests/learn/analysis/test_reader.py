@@ -1,0 +1,266 @@
+import math
+import struct
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
+from tensorboard.util.tensor_util import make_tensor_proto
+
+from avtd3.learn.analysis import reader, records, scalars
+from avtd3.learn.analysis.reader import find_event_files, read_log
+from avtd3.store.errors import ConfigError
+
+
+def points(log, tag):
+    curve = log.curves[tag]
+    return list(zip(curve.updates.tolist(), curve.values.tolist(), strict=True))
+
+
+def by_tensorboard(directory, tag):
+    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return [(point.step, point.value) for point in accumulator.Scalars(tag)]
+
+
+def test_a_run_is_read_whole(tmp_path, write_run):
+    run = write_run(
+        tmp_path, {"critic/loss": [(100, 2.0), (200, 1.0)], "actor/loss": [(200, -1.0)]}
+    )
+    log = read_log(run)
+    assert points(log, "critic/loss") == [(100, 2.0), (200, 1.0)]
+    assert points(log, "actor/loss") == [(200, -1.0)]
+    assert log.tags == ("actor/loss", "critic/loss")
+    assert log.last_step == 200
+    assert not log.notices
+    assert not log.damaged
+
+
+def test_only_what_is_wanted_is_kept(tmp_path, write_run):
+    run = write_run(tmp_path, {"critic/loss": [(1, 2.0)], "actor/loss": [(7, -1.0)]})
+    log = read_log(run, {"critic/loss"})
+    assert set(log.curves) == {"critic/loss"}
+    assert log.tags == ("actor/loss", "critic/loss")
+    assert log.last_step == 7
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path, write_run):
+    write_run(tmp_path, {"critic/loss": [(s, 1.0) for s in range(1, 11)]})
+    write_run(tmp_path, {"critic/loss": [(s, 2.0) for s in range(6, 13)]}, first_step=6)
+    log = read_log(tmp_path)
+    assert points(log, "critic/loss") == [(s, 1.0 if s < 6 else 2.0) for s in range(1, 13)]
+    assert points(log, "critic/loss") == by_tensorboard(tmp_path / "events", "critic/loss")
+    assert "5 points were dropped" in log.notices[0]
+    assert len(log.files) == 2
+
+
+def test_a_run_cut_back_ends_where_it_was_cut(tmp_path, write_run):
+    write_run(tmp_path, {"critic/loss": [(s, 1.0) for s in range(1, 11)]})
+    write_run(tmp_path, {}, first_step=4)
+    log = read_log(tmp_path)
+    assert log.last_step == 3
+    assert [step for step, _ in points(log, "critic/loss")] == [1, 2, 3]
+
+
+def test_files_are_taken_in_the_order_of_their_names(tmp_path, write_foreign):
+    write_foreign(tmp_path, {"a": [(5, 2.0)]}, name="events.out.tfevents.2", restart=3)
+    write_foreign(tmp_path, {"a": [(s, 1.0) for s in range(1, 6)]}, name="events.out.tfevents.1")
+    assert points(read_log(tmp_path), "a") == [(1, 1.0), (2, 1.0), (5, 2.0)]
+
+
+@pytest.mark.parametrize("version", [None, "brain.Event:1"])
+def test_files_without_a_version_are_cut_where_steps_go_back(tmp_path, write_foreign, version):
+    series = {"a": [(1, 1.0), (2, 1.0), (3, 1.0), (2, 5.0), (3, 5.0)]}
+    write_foreign(tmp_path, series, version=version)
+    log = read_log(tmp_path)
+    assert points(log, "a") == [(1, 1.0), (2, 5.0), (3, 5.0)]
+    if version is None:
+        assert points(log, "a") == by_tensorboard(tmp_path, "a")
+
+
+def test_steps_that_go_back_without_a_mark_are_kept_and_told(tmp_path, write_foreign):
+    write_foreign(tmp_path, {"a": [(1, 1.0), (3, 3.0), (2, 2.0)]})
+    log = read_log(tmp_path)
+    assert points(log, "a") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert "go back" in log.notices[0]
+
+
+def test_values_that_are_not_finite_are_read(tmp_path, write_foreign):
+    write_foreign(tmp_path, {"a": [(1, math.nan), (2, math.inf), (3, -math.inf)]})
+    values = read_log(tmp_path).curves["a"].values
+    np.testing.assert_array_equal(values, [math.nan, math.inf, -math.inf])
+
+
+def test_scalars_of_the_new_kind_are_read_and_other_tensors_are_not(tmp_path):
+    plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"))
+    first = Summary.Value(tag="a", tensor=make_tensor_proto(1.5), metadata=plugin)
+    values = [
+        (1, first),
+        (2, Summary.Value(tag="a", tensor=make_tensor_proto(2.5))),  # says no plugin again
+        (3, Summary.Value(tag="text", tensor=make_tensor_proto(["words"]))),
+        (4, Summary.Value(tag="a", tensor=make_tensor_proto([1.0, 2.0]))),
+    ]
+    records = RecordWriter((tmp_path / "events.out.tfevents.1").open("wb"))
+    for step, value in values:
+        records.write(Event(step=step, summary=Summary(value=[value])).SerializeToString())
+    records.close()
+    log = read_log(tmp_path)
+    assert points(log, "a") == [(1, 1.5), (2, 2.5)]
+    assert log.tags == ("a",)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_torn_end_is_left_out_and_told(tmp_path, write_foreign, cut):
+    path = write_foreign(tmp_path, {"a": [(1, 1.0), (2, 2.0), (3, 3.0)]})
+    path.write_bytes(path.read_bytes()[:-cut])
+    log = read_log(tmp_path)
+    assert points(log, "a") == [(1, 1.0), (2, 2.0)]
+    assert "ends inside a record" in log.notices[0]
+    assert path.name in log.notices[0]
+    assert not log.damaged
+
+
+def test_a_torn_file_hides_nothing_of_the_next(tmp_path, write_foreign):
+    path = write_foreign(tmp_path, {"a": [(1, 1.0), (2, 2.0)]}, name="events.out.tfevents.1")
+    path.write_bytes(path.read_bytes()[:-3])
+    write_foreign(tmp_path, {"a": [(2, 9.0)]}, name="events.out.tfevents.2", restart=2)
+    assert points(read_log(tmp_path), "a") == [(1, 1.0), (2, 9.0)]
+
+
+def test_every_flipped_bit_is_told(tmp_path, write_foreign):
+    path = write_foreign(tmp_path, {"a": [(1, 1.0), (2, 2.0)]})
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 3):
+        data = bytearray(whole)
+        data[place] ^= 0x10
+        path.write_bytes(data)
+        log = read_log(tmp_path)
+        assert len(log.damaged) == 1, place
+        assert "checksum" in log.damaged[0]
+        assert f"{path.name} fails" in log.damaged[0]
+
+
+def test_a_record_that_is_no_event_is_told(tmp_path, write_foreign):
+    path = write_foreign(tmp_path, {"a": [(1, 1.0)]})
+    with path.open("ab") as file:
+        RecordWriter(file).write(b"\xff\xff\xff")
+    log = read_log(tmp_path)
+    assert points(log, "a") == [(1, 1.0)]
+    assert "holds no event" in log.damaged[0]
+
+
+def test_an_empty_file_holds_nothing(tmp_path):
+    (tmp_path / "events.out.tfevents.1").touch()
+    log = read_log(tmp_path)
+    assert log.last_step is None
+    assert not log.curves
+
+
+def test_a_run_may_be_named_in_three_ways(tmp_path, write_run):
+    run = write_run(tmp_path / "run", {"critic/loss": [(1, 1.0)]})
+    (file,) = find_event_files(run)
+    assert find_event_files(run / "events") == [file]
+    assert find_event_files(file) == [file]
+
+
+def test_directories_below_are_suggested(tmp_path, write_run):
+    for name in ("one", "two"):
+        write_run(tmp_path / name, {"critic/loss": [(1, 1.0)]})
+    with pytest.raises(ConfigError, match=r"2 directories below.*one/events, .*two/events"):
+        read_log(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "file.txt"])
+def test_what_is_no_run_is_one_error(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(ConfigError, match=name):
+        read_log(tmp_path / name)
+
+
+def test_memory_is_bounded(tmp_path, write_foreign, monkeypatch):
+    monkeypatch.setattr(scalars, "MAX_POINTS", 3)
+    write_foreign(tmp_path, {"a": [(1, 1.0), (2, 1.0)], "b": [(1, 1.0), (2, 1.0)]})
+    assert points(read_log(tmp_path, {"a"}), "a") == [(1, 1.0), (2, 1.0)]
+    with pytest.raises(ConfigError, match="more than 3 points"):
+        read_log(tmp_path)
+
+
+def test_tags_files_and_bytes_are_bounded(tmp_path, write_foreign, monkeypatch):
+    first = write_foreign(tmp_path, {"a": [(1, 1.0)], "b": [(1, 1.0)]}, name="tfevents.1")
+    write_foreign(tmp_path, {"c": [(1, 1.0)]}, name="tfevents.2")
+    with monkeypatch.context() as patch:
+        patch.setattr(scalars, "MAX_TAGS", 2)
+        with pytest.raises(ConfigError, match="more than 2 different"):
+            read_log(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "MAX_FILES", 1)
+        with pytest.raises(ConfigError, match="2 event files"):
+            read_log(tmp_path)
+    size = first.stat().st_size
+    monkeypatch.setattr(reader, "MAX_BYTES", size)
+    assert read_log(first).last_step == 1
+    with pytest.raises(ConfigError, match=f"at most .* and {size:,} bytes"):
+        read_log(tmp_path)
+
+
+def append_record(path, data):
+    with path.open("ab") as file:
+        RecordWriter(file).write(data)
+
+
+def test_a_record_too_large_is_passed_over(tmp_path, write_foreign, monkeypatch):
+    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 100)
+    path = write_foreign(tmp_path, {"a": [(1, 1.0)]})
+    append_record(path, b"x" * 101)
+    scalar = Summary(value=[Summary.Value(tag="a", simple_value=2.0)])
+    append_record(path, Event(step=2, summary=scalar).SerializeToString())
+    log = read_log(tmp_path)
+    assert points(log, "a") == [(1, 1.0), (2, 2.0)]
+    assert "1 records too large" in log.notices[0]
+    assert not log.damaged
+
+
+def test_a_length_beyond_the_file_takes_no_memory(tmp_path, write_foreign):
+    path = write_foreign(tmp_path, {"a": [(1, 1.0)]})
+    append_record(path, b"")
+    head = struct.pack("<Q", 1 << 62)
+    path.write_bytes(
+        path.read_bytes()[:-16] + head + struct.pack("<I", masked_crc32c(head)) + b"...."
+    )
+    log = read_log(tmp_path)
+    assert points(log, "a") == [(1, 1.0)]
+    assert "ends inside a record" in log.notices[0]
+
+
+def test_a_tensor_that_claims_a_huge_shape_is_no_scalar(tmp_path):
+    plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"))
+    huge = make_tensor_proto(1.5)
+    huge.tensor_shape.dim.add(size=1 << 50)
+    text, short = make_tensor_proto(["words"]), make_tensor_proto(2.5)
+    short.tensor_content = b"\0\0"
+    values = [
+        Summary.Value(tag=f"{i}", tensor=t, metadata=plugin)
+        for i, t in enumerate((huge, text, short))
+    ]
+    path = tmp_path / "events.out.tfevents.1"
+    path.touch()
+    append_record(path, Event(step=1, summary=Summary(value=values)).SerializeToString())
+    assert read_log(tmp_path).tags == ()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64])
+def test_scalars_of_each_type_are_read(tmp_path, dtype):
+    plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"))
+    plain = make_tensor_proto(dtype(3))
+    packed = make_tensor_proto(0, dtype=np.dtype(dtype))
+    packed.Clear()
+    packed.MergeFrom(type(packed)(dtype=plain.dtype, tensor_content=np.array(4, dtype).tobytes()))
+    path = tmp_path / "events.out.tfevents.1"
+    path.touch()
+    for step, tensor in enumerate((plain, packed)):
+        value = Summary.Value(tag="a", tensor=tensor, metadata=plugin)
+        append_record(path, Event(step=step, summary=Summary(value=[value])).SerializeToString())
+    assert points(read_log(tmp_path), "a") == [(0, 3.0), (1, 4.0)]
