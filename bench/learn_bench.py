@@ -39,8 +39,8 @@ from avtd3.learn.source import Source
 from avtd3.learn.state import TD3State, create_state
 from avtd3.learn.td3 import update
 from avtd3.store.dataset import Dataset
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 
 CPU = torch.device("cpu")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

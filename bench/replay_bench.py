@@ -36,15 +36,13 @@ from replay_table import Row, Table
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.replay import direct_choice
+from avtd3.store.replay import segment_pool as direct_choice
 from avtd3.store.replay.cache import ReplayCache
-from avtd3.store.replay.crew import usable_cores
-from avtd3.store.replay.direct import ChunkDecoder
+from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.direct import ChunkDecoder, JoinedDecoder, usable_cores
 from avtd3.store.replay.gather import Transitions
-from avtd3.store.replay.joined_decoder import JoinedDecoder
 from avtd3.store.replay.native import native_problem, open_decoder
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 
 SB3 = "stable-baselines3 ReplayBuffer, in RAM"
 PEERS: dict[str, Callable[[Material, Path], Peer]] = {

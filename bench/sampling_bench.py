@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.replay.config import MixPart, ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
-from avtd3.store.replay.shares import MixPart
 from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.writer import SegmentWriter

@@ -21,8 +21,7 @@ from avtd3.store.format.codec import FrameCodec, decode_into, known_chain
 from avtd3.store.seal import EpisodeInfo
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import SegmentWriter
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.writer import SegmentWriter, WriterConfig
 
 SPEC = EpisodeSpec(
     image=ImageSpec(),

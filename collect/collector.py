@@ -31,7 +31,7 @@ from avtd3.collect.sim.world import RoadConfig
 from avtd3.collect.worlds import WorldFactory, check_world, count_workers, open_arena, open_world
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.writer import WriterConfig
 
 _DRIVING_KEYS = ("world", "task", "expert", "seed")
 _GYM_KEYS = ("world", "gym", "seed")

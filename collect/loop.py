@@ -17,8 +17,7 @@ from avtd3.collect.rollout import Rollout, Transition
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import RouteError, StorageError, WorldError, WorldLost
 from avtd3.store.seal import EpisodeInfo
-from avtd3.store.writer import PublishedSegment, SegmentWriter
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
 REPORT_PERIOD_S = 0.2
 """Wall clock between two reports."""

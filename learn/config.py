@@ -8,7 +8,7 @@ from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.precision import PRECISIONS
 from avtd3.learn.state import TD3Config
 from avtd3.store.errors import ConfigError
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from avtd3.learn.batch import Batch, Shifting, flatten_sequences, to_batch
 from avtd3.learn.pace import Pace
 from avtd3.learn.ring import FrameRing
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from avtd3.learn.batch import Batch
 from avtd3.learn.networks import Observation, to_pixels
 from avtd3.learn.state import TD3Config, TD3State
 from avtd3.learn.td3 import scale_reward, target_value
-from avtd3.store.replay.held_out import HeldOutEpisode
+from avtd3.store.replay.eligibility import HeldOutEpisode
 from avtd3.store.spec import EpisodeSpec
 
 _STEPS_AT_ONCE = 256

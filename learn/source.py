@@ -11,9 +11,9 @@ from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import SEGMENTS, STAGING, Dataset
 from avtd3.store.errors import DatasetError, NoSegmentsError
 from avtd3.store.format.layout import GROUP_FILE
-from avtd3.store.replay.refresh import RefreshReport, name_refused
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.segment_pool import RefreshReport, name_refused
 
 POLL_S = 0.2
 """Longest sleep before looking at `should_stop` again, in seconds."""

@@ -19,8 +19,7 @@ from avtd3.store.events import EventTable, read_events, stored_arrays
 from avtd3.store.files import sha256
 from avtd3.store.format.arrays import ArrayFiles, FrameShard
 from avtd3.store.format.layout import EPISODE_STRINGS, ArrayLayout, raw_bytes, segment_arrays
-from avtd3.store.format.limits import Limits
-from avtd3.store.format.manifest import FileEntry, corrupt, read_manifest
+from avtd3.store.format.manifest import FileEntry, Limits, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
 
 

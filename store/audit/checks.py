@@ -4,14 +4,22 @@ Each check takes the arrays and the spec and yields at most one fault per episod
 first bad row and how many there are. `episode_bounds` comes first: all others rely on it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.evidence import CheckLimits, Evidence, SemanticCheck, first_rows
+from avtd3.store.audit.evidence import (
+    CheckLimits,
+    Evidence,
+    FrameFeatures,
+    SemanticCheck,
+    first_rows,
+    runs,
+    speed_mps,
+)
 from avtd3.store.audit.findings import Fault
-from avtd3.store.spec import EpisodeSpec
+from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 SUM_TOLERANCE = 1e-3
 """Rewards and returns may differ from their sums by this, times the summed magnitude or 1."""
@@ -246,3 +254,352 @@ NUMBER_CHECKS: tuple[SemanticCheck, ...] = (
     policy_digest,
 )
 """The checks of everything but the pictures; they rely on `episode_bounds` finding nothing."""
+
+
+MOVING_MPS = 0.5
+"""Speed above which a picture must change."""
+FAST_MPS = 3.0
+"""Speed above which two pictures in a row must differ: 15 cm apart at 20 Hz."""
+UNIFORM_SPREAD = 1
+"""Largest difference between two pixels of a frame that shows nothing."""
+BLOCK_BYTES = 1 << 20
+"""Raw frames held at a time: small enough for the cache, large enough to cost no calls."""
+
+
+def scan_frames(
+    read: Callable[[int, int, NDArray[np.uint8]], object], frames: int, image: ImageSpec
+) -> FrameFeatures:
+    """Reduce frames to what the checks need, in bounded memory.
+
+    Args:
+        read: Decodes frames ``start`` to ``stop`` into a uint8 (n, C, H, W) buffer.
+        frames: Number of frames, N_obs.
+        image: Their shape.
+    """
+    # Whole chunks, so that none is decoded twice.
+    block = max(4, BLOCK_BYTES // image.frame_bytes // 16 * 16)
+    # One row more in front: the last frame of the block before.
+    buffer = np.empty((min(block, frames) + 1, *image.frame_shape), np.uint8)
+    # Twice as fast as 64 bits, and enough for frames of up to 16 MiB.
+    total = np.uint32 if image.frame_bytes <= 2**24 else np.uint64
+    mean = np.empty(frames, np.float32)
+    spread = np.empty(frames, np.uint8)
+    repeated = np.zeros(frames, np.bool_)
+    for start in range(0, frames, block):
+        stop = min(frames, start + block)
+        read(start, stop, buffer[1 : 1 + stop - start])
+        flat = buffer[: 1 + stop - start].reshape(1 + stop - start, -1)
+        mean[start:stop] = flat[1:].sum(axis=1, dtype=total) / image.frame_bytes
+        spread[start:stop] = flat[1:].max(axis=1) - flat[1:].min(axis=1)
+        repeated[start:stop] = (flat[1:] == flat[:-1]).all(axis=1)
+        buffer[0] = buffer[stop - start]
+    repeated[:1] = False
+    return FrameFeatures(mean=mean, spread=spread, repeated=repeated)
+
+
+def black_frames(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """Frames have light in them."""
+    if evidence.frames is None:
+        return
+    message = f"mean grey below {limits.black_level:g} of 255"
+    yield from _by_episode("black-frames", evidence, _is_black(evidence.frames, limits), message)
+
+
+def uniform_frames(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """Frames that are not black show more than one grey."""
+    if evidence.frames is None:
+        return
+    uniform = (evidence.frames.spread <= UNIFORM_SPREAD) & ~_is_black(evidence.frames, limits)
+    message = f"all pixels within {UNIFORM_SPREAD} grey of each other"
+    yield from _by_episode("uniform-frames", evidence, uniform, message)
+
+
+def frozen_frames(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """The picture changes while the car moves, or at all where no speed is known."""
+    if evidence.frames is None:
+        return
+    still = evidence.frames.repeated & ~_is_black(evidence.frames, limits)
+    still[evidence.observation_start] = False
+    speed = speed_mps(evidence, spec)
+    if speed is not None:
+        still &= np.abs(speed) > MOVING_MPS
+    episode_of = evidence.observation_episode
+    reported: set[int] = set()
+    for start, stop in runs(still):
+        # A run of n repetitions is n + 1 equal frames; an episode's first frame splits runs.
+        frames, episode = stop - start + 1, int(episode_of[start])
+        if frames >= limits.frozen_frames and episode not in reported:
+            reported.add(episode)
+            moving = "" if speed is None else " while the car moves"
+            first = start - 1 - evidence.observation_start[episode]
+            message = (
+                f"{frames} equal frames from observation {first}{moving}, "
+                f"expected less than {limits.frozen_frames}"
+            )
+            yield Fault(check="frozen-frames", episode=episode, message=message)
+
+
+def _is_black(frames: FrameFeatures, limits: CheckLimits) -> NDArray[np.bool_]:
+    black: NDArray[np.bool_] = frames.mean < limits.black_level
+    return black
+
+
+def _by_episode(
+    check: str, evidence: Evidence, bad: NDArray[np.bool_], says: str
+) -> Iterator[Fault]:
+    for episode, row, count in first_rows(bad, evidence.observation_episode):
+        held = evidence.episodes.length[episode] + 1
+        where = row - evidence.observation_start[episode]
+        message = f"{says} in {count} of {held} frames, first at observation {where}; expected none"
+        yield Fault(check=check, episode=episode, message=message)
+
+
+def frame_stutter(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """Most frames of a car that moves are new."""
+    speed = speed_mps(evidence, spec)
+    if evidence.frames is None or speed is None:
+        return
+    moving = np.abs(speed) > FAST_MPS
+    moving &= ~_is_black(evidence.frames, limits)
+    moving[evidence.observation_start] = False
+    repeated = moving & evidence.frames.repeated
+    for episode, row, count in first_rows(repeated, evidence.observation_episode):
+        start = int(evidence.observation_start[episode])
+        among = int(moving[start : start + 1 + int(evidence.episodes.length[episode])].sum())
+        if among >= limits.frozen_frames and count > limits.stutter_share * among:
+            message = (
+                f"{count} of {among} frames of the moving car repeat the one before, first at "
+                f"observation {row - start}; expected at most {limits.stutter_share:.0%}"
+            )
+            yield Fault(check="frame-stutter", episode=episode, message=message)
+
+
+def frame_stale(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """An episode does not begin with the picture that the one before ended with."""
+    if evidence.frames is None:
+        return
+    frames = evidence.frames
+    shown = (frames.spread > UNIFORM_SPREAD) & ~_is_black(frames, limits)
+    stale = frames.repeated & shown
+    for episode in np.flatnonzero(stale[evidence.observation_start]).tolist():
+        message = "its first frame is the last of the episode before, expected a new picture"
+        yield Fault(check="frame-stale", episode=episode, message=message)
+
+
+def frame_flash(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """No single frame differs far from two neighbours that are alike: it is another picture."""
+    if evidence.frames is None:
+        return
+    frames, flash = evidence.frames, np.zeros(len(evidence.frames.mean), np.bool_)
+    before, here, after = frames.mean[:-2], frames.mean[1:-1], frames.mean[2:]
+    apart = np.minimum(np.abs(here - before), np.abs(here - after))
+    flash[1:-1] = (apart > limits.flash_level) & (np.abs(after - before) < apart / 3.0)
+    # Those at either end of an episode have one neighbour only.
+    flash[evidence.observation_start] = False
+    flash[evidence.observation_start + evidence.episodes.length] = False
+    flash &= (frames.spread > UNIFORM_SPREAD) & ~_is_black(frames, limits)
+    says = f"more than {limits.flash_level:g} greys off both neighbours"
+    yield from _by_episode("frame-flash", evidence, flash, says)
+
+
+FRAME_CHECKS: tuple[SemanticCheck, ...] = (
+    black_frames,
+    uniform_frames,
+    frozen_frames,
+    frame_stutter,
+    frame_stale,
+    frame_flash,
+)
+"""The checks of the pictures; they rely on `episode_bounds` finding nothing."""
+
+
+FEW_STEPS = 100
+"""Steps of a segment below which rewards of zero say nothing."""
+
+
+def timeout_unmarked(
+    evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits
+) -> Iterator[Fault]:
+    """An episode that ran out of time is truncated: its last state has a future."""
+    table = evidence.episodes
+    terminated = evidence.terminated[table.offset + table.length - 1]
+    for episode in np.flatnonzero(terminated).tolist():
+        if table.end_reason[episode] in limits.truncated_reasons:
+            message = f"ends by {table.end_reason[episode]} as terminated, expected truncated"
+            yield Fault(check="timeout-unmarked", episode=episode, message=message)
+
+
+def label_missing(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
+    """Each episode names its world, its driver and why it ended."""
+    names = ("world", "driver", "end_reason")
+    columns = [getattr(evidence.episodes, name) for name in names]
+    for episode, labels in enumerate(zip(*columns, strict=True)):
+        if missing := [name for name, label in zip(names, labels, strict=True) if not label]:
+            message = f"no {', '.join(missing)}, expected a name"
+            yield Fault(check="label-missing", episode=episode, message=message)
+
+
+def episode_short(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """Episodes have steps enough to be of use."""
+    length = evidence.episodes.length
+    for episode in np.flatnonzero(length < limits.shortest_episode).tolist():
+        message = f"{length[episode]} steps, expected {limits.shortest_episode} or more"
+        yield Fault(check="episode-short", episode=episode, message=message)
+
+
+def noise_negative(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
+    """A standard deviation is 0 or more."""
+    noise = evidence.episodes.exploration_noise
+    for episode in np.flatnonzero(noise < 0.0).tolist():
+        message = f"exploration noise {noise[episode]:g}, expected 0 or more"
+        yield Fault(check="noise-negative", episode=episode, message=message)
+
+
+def vector_range(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """Normalised components are of the size of 1; where all scales are 1, none is normalised."""
+    if evidence.vector is None or all(scale == 1.0 for scale in spec.vector_scales):
+        return
+    # NaN and infinity are told by `not_finite`.
+    size = np.where(np.isfinite(evidence.vector), np.abs(evidence.vector), 0.0)
+    far = np.asarray(size > limits.vector_limit)
+    for episode, row, count in first_rows(
+        np.asarray(far.any(axis=1)), evidence.observation_episode
+    ):
+        part = int(np.argmax(size[row]))
+        message = (
+            f"{spec.vector_names[part]} is {evidence.vector[row, part]:.6g} scales at observation "
+            f"{row - evidence.observation_start[episode]}, expected at most "
+            f"{limits.vector_limit:g} ({count} such)"
+        )
+        yield Fault(check="vector-range", episode=episode, message=message)
+
+
+def vector_frozen(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """All components together change while the car moves."""
+    speed = speed_mps(evidence, spec)
+    if evidence.vector is None or speed is None:
+        return
+    still = np.zeros(len(evidence.vector), np.bool_)
+    still[1:] = (evidence.vector[1:] == evidence.vector[:-1]).all(axis=1)
+    still[evidence.observation_start] = False
+    still &= np.abs(speed) > MOVING_MPS
+    yield from _first_run(
+        "vector-frozen",
+        "equal vectors from observation",
+        still,
+        evidence.observation_episode,
+        evidence.observation_start,
+        limits.frozen_frames,
+    )
+
+
+def speed_jump(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """The speed changes no faster than a car's can, a crash included."""
+    speed = speed_mps(evidence, spec)
+    if speed is None:
+        return
+    with np.errstate(invalid="ignore"):  # inf - inf; `not_finite` tells it
+        change = np.abs(np.diff(speed.astype(np.float64), prepend=speed[:1]))
+    change[evidence.observation_start] = 0.0
+    most = limits.acceleration_mps2 * spec.control_period_s
+    jumps = np.isfinite(change) & (change > most)
+    for episode, row, count in first_rows(jumps, evidence.observation_episode):
+        message = (
+            f"speed changes by {change[row]:.3g} m/s before observation "
+            f"{row - evidence.observation_start[episode]}, expected at most {most:g} "
+            f"({count} such)"
+        )
+        yield Fault(check="speed-jump", episode=episode, message=message)
+
+
+def action_frozen(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
+    """A driver of a moving car acts anew."""
+    speed = speed_mps(evidence, spec)
+    if speed is None:
+        return
+    same = np.zeros(len(evidence.action), np.bool_)
+    same[1:] = (evidence.action[1:] == evidence.action[:-1]).all(axis=1)
+    same[evidence.episodes.offset] = False
+    # Step t acts on observation t; there is one observation more per episode.
+    same &= np.abs(speed[np.arange(len(same)) + evidence.step_episode]) > MOVING_MPS
+    yield from _first_run(
+        "action-frozen",
+        "equal actions from step",
+        same,
+        evidence.step_episode,
+        evidence.episodes.offset,
+        limits.frozen_actions,
+    )
+
+
+def reward_impossible(
+    evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits
+) -> Iterator[Fault]:
+    """No reward is larger than the task can give, so no return is above the possible."""
+    size = np.abs(evidence.reward)
+    far = np.isfinite(size) & (size > limits.reward_limit)
+    for episode, row, count in first_rows(far, evidence.step_episode):
+        message = (
+            f"reward {evidence.reward[row]:.6g} at step {row - evidence.episodes.offset[episode]}, "
+            f"expected at most {limits.reward_limit:g} in size ({count} such steps)"
+        )
+        yield Fault(check="reward-impossible", episode=episode, message=message)
+
+
+def reward_missing(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
+    """Something is rewarded; the same for every step may be: balancing is paid by the step."""
+    if len(evidence.reward) >= FEW_STEPS and not evidence.reward.any():
+        message = f"all {len(evidence.reward)} rewards are 0, expected some that are not"
+        yield Fault(check="reward-missing", message=message)
+
+
+def policy_conflict(
+    evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits
+) -> Iterator[Fault]:
+    """A policy's version stands for one file."""
+    known: dict[int, str] = {}
+    table = evidence.episodes
+    for episode, (version, digest) in enumerate(
+        zip(table.policy_version.tolist(), table.policy_digest, strict=True)
+    ):
+        if version >= 0 and digest and known.setdefault(version, digest) != digest:
+            message = (
+                f"policy version {version} has digest {digest[:16]}, "
+                f"expected {known[version][:16]} as before"
+            )
+            yield Fault(check="policy-conflict", episode=episode, message=message)
+
+
+def _first_run(
+    check: str,
+    says: str,
+    same: NDArray[np.bool_],
+    episode_of: NDArray[np.int64],
+    start_of: NDArray[np.int64],
+    most: int,
+) -> Iterator[Fault]:
+    """The first run of repetitions in each episode that is too long."""
+    reported: set[int] = set()
+    for start, stop in runs(same):
+        rows, episode = stop - start + 1, int(episode_of[start])
+        if rows >= most and episode not in reported:
+            reported.add(episode)
+            first = start - 1 - start_of[episode]
+            message = f"{rows} {says} {first} while the car moves, expected less than {most}"
+            yield Fault(check=check, episode=episode, message=message)
+
+
+PLAUSIBILITY_CHECKS: tuple[SemanticCheck, ...] = (
+    timeout_unmarked,
+    label_missing,
+    episode_short,
+    noise_negative,
+    vector_range,
+    vector_frozen,
+    speed_jump,
+    action_frozen,
+    reward_impossible,
+    reward_missing,
+    policy_conflict,
+)
+"""The checks by threshold and label; they rely on `episode_bounds` finding nothing."""

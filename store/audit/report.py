@@ -3,9 +3,8 @@
 import dataclasses
 from typing import Literal, Self
 
-from avtd3.store.audit.findings import Finding, FindingLog
+from avtd3.store.audit.findings import Finding, FindingLog, WorstEpisode
 from avtd3.store.audit.statistics import Summary
-from avtd3.store.audit.worst import WorstEpisode
 
 Verdict = Literal["ok", "warnings", "errors"]
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 from avtd3.store.audit.bins import Bins, near_zero, strip
 from avtd3.store.audit.evidence import SPEED
-from avtd3.store.audit.findings import CHECKS, Finding, FindingLog
+from avtd3.store.audit.findings import CHECKS, Finding, FindingLog, WorstEpisode
 from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.statistics import Distribution, Summary
 from avtd3.store.audit.wording import duration, plural, size, wrapped
-from avtd3.store.audit.worst import WorstEpisode
 
 BAR_WIDTH = 24
 """Characters of the longest bar."""

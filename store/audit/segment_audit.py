@@ -11,22 +11,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.checks import NUMBER_CHECKS, episode_bounds
+from avtd3.store.audit.checks import (
+    FRAME_CHECKS,
+    NUMBER_CHECKS,
+    PLAUSIBILITY_CHECKS,
+    episode_bounds,
+    scan_frames,
+)
 from avtd3.store.audit.duplicates import episode_digests, episode_looks
 from avtd3.store.audit.evidence import CheckLimits, Evidence
 from avtd3.store.audit.findings import CHECKS, Fault, FindingLog
-from avtd3.store.audit.frame_checks import FRAME_CHECKS, scan_frames
 from avtd3.store.audit.integrity import (
     array_faults,
     file_faults,
     list_files,
     open_manifest,
     spec_faults,
+    stamp,
 )
-from avtd3.store.audit.plausibility import PLAUSIBILITY_CHECKS
-from avtd3.store.audit.statistics import Summary
-from avtd3.store.audit.summarise import summarise
-from avtd3.store.audit.verified import stamp
+from avtd3.store.audit.statistics import Summary, summarise
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import Avtd3Error, SegmentCorruptError, SegmentNotFoundError
@@ -54,7 +57,7 @@ class SegmentTask:
     windows: tuple[EpisodeFilter, ...] = ()
     """Episodes to summarise apart."""
     verified: str = ""
-    """Stamp under which its checksums were verified before, see `avtd3.store.audit.verified`."""
+    """Stamp under which its checksums were verified before, see `avtd3.store.audit.integrity`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.files import parse_json, read_bytes, safe_join, sha256, sha256_of_file
-from avtd3.store.format.binding import is_bound
 from avtd3.store.format.codec import CRC_BYTES, ChainKind, unseal
 from avtd3.store.format.foreign import chunk_files, read_through_zarr
 from avtd3.store.format.layout import GROUP_FILE, ArrayLayout
-from avtd3.store.format.manifest import Manifest, corrupt, gone_or_torn
+from avtd3.store.format.manifest import Manifest, corrupt, gone_or_torn, is_bound
 from avtd3.store.format.metadata import (
     check_document,
     frame_chunks,

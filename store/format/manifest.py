@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from avtd3.store.errors import FormatVersionError, SegmentCorruptError, SegmentNotFoundError
 from avtd3.store.files import canonical_json, is_safe_relative, parse_json, read_bytes, sha256
-from avtd3.store.format.layout import FORMAT_VERSION, MANIFEST_FILE
+from avtd3.store.format.layout import FORMAT_VERSION, MANIFEST_FILE, MAX_STEPS
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -294,3 +294,68 @@ def _digest_holds(data: bytes, digest: str) -> bool:
         return sha256(canonical_json(rest)) == digest
     except ValueError:
         return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a segment may claim before anything is allocated for it."""
+
+    max_steps: int = MAX_STEPS
+    """Most steps."""
+    max_file_bytes: int = 16 * 1024**3
+    """Most bytes of all its files."""
+    max_raw_bytes: int = 64 * 1024**3
+    """Most bytes of all its arrays in memory."""
+
+    def check_counts(self, path: Path, steps: int, raw_bytes: int) -> None:
+        """Hold what a segment claims to contain against these limits.
+
+        Args:
+            path: The segment's directory, for the message.
+            steps: What it claims.
+            raw_bytes: What its arrays would take in memory, by its claims.
+
+        Raises:
+            SegmentCorruptError: It claims more than is allowed.
+        """
+        _check(path, steps, self.max_steps, "steps")
+        _check(path, raw_bytes, self.max_raw_bytes, "bytes in memory")
+
+    def check_size(self, path: Path, size_bytes: int) -> None:
+        """Hold the size that a segment claims to have on disk against these limits.
+
+        Raises:
+            SegmentCorruptError: It claims more than is allowed.
+        """
+        _check(path, size_bytes, self.max_file_bytes, "bytes on disk")
+
+
+def _check(path: Path, claim: int, most: int, unit: str) -> None:
+    if claim > most:
+        raise corrupt(path, f"claims {claim} {unit}, allowed are {most}")
+
+
+BINDING = "frames_checksums"
+"""Key of the provenance."""
+
+
+def binding(shard_sha256: str, checksums: bytes) -> dict[str, str]:
+    """What the provenance says of a shard.
+
+    Args:
+        shard_sha256: SHA-256 of the file, as in the manifest.
+        checksums: Of all its chunks, see `avtd3.store.format.shard.joined_checksums`.
+    """
+    return {"shard": shard_sha256, "checksums": sha256(checksums)}
+
+
+def is_bound(provenance: Mapping[str, Any], shard_sha256: str, checksums: bytes) -> bool:
+    """Whether checksums that were read are those that the provenance says.
+
+    Older segments say nothing, and what is said of another file, which was replaced together with
+    the manifest's entry, does not count.
+    """
+    said = provenance.get(BINDING)
+    if not isinstance(said, dict) or said.get("shard") != shard_sha256:
+        return True
+    return said == binding(shard_sha256, checksums)

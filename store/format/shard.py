@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.format.codec import CRC_BYTES, ChainKind, crc32c, decode, decode_into, unseal
-from avtd3.store.format.joined import (
+from avtd3.store.format.batch_decode import (
     SLACK_BYTES,
     PackedChunks,
     decode_blocks,
     find_blocks,
     room_bytes,
 )
+from avtd3.store.format.codec import CRC_BYTES, ChainKind, crc32c, decode, decode_into, unseal
 
 ENTRY_BYTES = 16
 """Offset and length of one chunk, two little-endian uint64."""

@@ -10,8 +10,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, SegmentNotFoundError
 from avtd3.store.files import canonical_json, read_json, write_aside
 from avtd3.store.filters import EpisodeFilter
-from avtd3.store.maintenance.progress import count
-from avtd3.store.maintenance.removal import exclusive
+from avtd3.store.maintenance.removal import count, exclusive
 
 PINS_FILE = "pins.json"
 

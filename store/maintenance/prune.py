@@ -16,10 +16,15 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import MANIFEST_FILE
-from avtd3.store.maintenance.leftovers import find_leftovers
 from avtd3.store.maintenance.pins import read_pins
-from avtd3.store.maintenance.progress import HousekeepingProgress, count
-from avtd3.store.maintenance.removal import empty_trash, exclusive, remove_segments
+from avtd3.store.maintenance.removal import (
+    HousekeepingProgress,
+    count,
+    empty_trash,
+    exclusive,
+    find_leftovers,
+    remove_segments,
+)
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
 

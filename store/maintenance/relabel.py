@@ -1,11 +1,9 @@
-"""Relabelling: the same episodes under another reward, in a new dataset, without copying frames.
+"""Other weights for stored reward terms: rewards and returns that follow from them."""
 
-A dataset stores each reward as the sum of its terms. New weights multiply the stored terms, and
-rewards and returns follow. Three small arrays of a segment are written anew; its other files, the
-frames above all, are hard links to the old ones: published files never change.
-"""
-
+import dataclasses
+import difflib
 import importlib.metadata
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +14,146 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError, StorageError
+from avtd3.store.errors import (
+    ConfigError,
+    SegmentCorruptError,
+    SegmentNotFoundError,
+    SpecError,
+    StorageError,
+)
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import seal
 from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE, segment_arrays
 from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
-from avtd3.store.maintenance.progress import HousekeepingProgress
-from avtd3.store.maintenance.relabel_report import RelabelReport
-from avtd3.store.maintenance.removal import clear_staging, empty_trash, exclusive
-from avtd3.store.maintenance.weights import full_weights, weighted
+from avtd3.store.maintenance.removal import (
+    HousekeepingProgress,
+    clear_staging,
+    count,
+    empty_trash,
+    exclusive,
+)
 from avtd3.store.replaced import RELABEL, REPLACES, replaced_ids
 from avtd3.store.segment import Segment
+from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
+
+
+def full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, float]:
+    """One finite factor for each reward term, in the order of the spec.
+
+    Args:
+        weights: Factors by name; terms that are not named get 1.
+        spec: Names the terms.
+
+    Raises:
+        SpecError: The spec has no terms.
+        ConfigError: A name is of no term, or a factor no finite number.
+    """
+    terms = spec.reward_terms
+    if not terms:
+        raise SpecError("the dataset stores rewards without their terms: nothing can be weighted")
+    for name, weight in weights.items():
+        if name not in terms:
+            near = difflib.get_close_matches(name, terms, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"weight of {name!r}: the terms are {', '.join(terms)}{hint}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ConfigError(f"weight of {name!r} is {weight!r}, expected a number")
+        if not math.isfinite(weight):
+            raise ConfigError(f"weight of {name!r} is {weight!r}, expected a finite number")
+    return {name: float(weights.get(name, 1.0)) for name in terms}
+
+
+def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[Any]]:
+    """Reward terms, rewards and returns of a segment under other weights.
+
+    Products are rounded to float32 as they are stored; each reward is the sum of its stored terms
+    and each return that of its stored rewards, both added in double precision.
+
+    Args:
+        segment: Where the terms lie.
+        weights: Factor of each of the R terms.
+
+    Returns:
+        ``reward_terms`` float32 (N, R), ``reward`` float32 (N,), ``episode_return`` float64 (E,).
+
+    Raises:
+        ConfigError: A weighted term or their sum is no finite float32.
+        SegmentNotFoundError: The segment was removed.
+        SegmentCorruptError: Its bytes are not those that were published.
+    """
+    table = segment.episode_table()
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = segment.read("reward_terms").astype(np.float64) * np.asarray(weights)
+        terms = products.astype(np.float32)
+        reward = terms.sum(axis=1, dtype=np.float64).astype(np.float32)
+    if not (np.isfinite(terms).all() and np.isfinite(reward).all()):
+        raise ConfigError(
+            f"segment {segment.id}: with weights {list(weights)} a reward leaves float32; "
+            "choose smaller ones"
+        )
+    returns = [
+        float(reward[start : start + length].sum(dtype=np.float64))
+        for start, length in zip(table.offset.tolist(), table.length.tolist(), strict=True)
+    ]
+    return {"reward_terms": terms, "reward": reward, "episode_return": np.array(returns)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RelabelReport:
+    """What a relabelling made."""
+
+    source: str
+    dataset: str
+    """The new dataset."""
+    weights: Mapping[str, float]
+    """Of every reward term."""
+    segments: int
+    """Segments made."""
+    steps: int
+    """Steps in them."""
+    already_there: int
+    """Segments that an earlier run had made."""
+    bytes_written: int
+    bytes_shared: int
+    """Bytes of files that lie in both datasets and on the disk once."""
+    bytes_copied: int
+    """Bytes that had to be copied, because links do not reach from one to the other."""
+    mean_return_before: float
+    """Over the episodes of the segments made; 0 if there are none."""
+    mean_return_after: float
+    problems: tuple[str, ...]
+    """Segments that cannot be read and were left out, and why."""
+    stopped: bool
+    """Whether it was interrupted; the next run goes on."""
+
+    def document(self) -> dict[str, Any]:
+        """The report as a JSON document."""
+        return dataclasses.asdict(self) | {"problems": list(self.problems)}
+
+    def summary(self) -> str:
+        """The report in a few lines."""
+        made = f"{count(self.segments, 'segment')} of {self.steps:,} steps"
+        lines = [f"relabelled {made} into {self.dataset}"]
+        if self.segments:
+            lines += [
+                f"mean return {self.mean_return_before:.3f} -> {self.mean_return_after:.3f}",
+                f"{self.bytes_written / 1e6:.1f} MB written, {self.bytes_shared / 1e6:.1f} MB "
+                "shared with the old dataset by hard links",
+            ]
+        if self.bytes_copied:
+            lines.append(
+                f"{self.bytes_copied / 1e6:.1f} MB copied: hard links do not reach from "
+                f"{self.source} to {self.dataset}"
+            )
+        if self.already_there:
+            lines.append(f"{count(self.already_there, 'segment')} made before")
+        lines += [f"left out: {problem}" for problem in self.problems]
+        if self.stopped:
+            lines.append("stopped early; run it again to go on")
+        return "\n".join(lines)
+
 
 _NEW_ARRAYS = ("reward", "reward_terms", "episode_return")
 

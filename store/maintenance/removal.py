@@ -1,23 +1,47 @@
-"""How segments leave a dataset: by one rename, then at leisure; by one housekeeper at a time.
-
-A removed segment is renamed into ``.staging/``, where no reader looks, and only deleted once that
-rename is on the disk. So a crash leaves it whole in ``segments/`` or gone from there. What a
-crash leaves in ``.staging/`` the next housekeeping deletes, or the next collector.
-"""
+"""How far a housekeeping command is."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from avtd3.store.dataset import Dataset
-from avtd3.store.errors import StorageError
+from avtd3.store.dataset import Dataset, Snapshot
+from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
 from avtd3.store.files import fsync_directory, remove_tree, storage_errors
 from avtd3.store.format.layout import GROUP_FILE
+from avtd3.store.replaced import REPLACES, replaced_by
 from avtd3.store.staging import owner_file
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HousekeepingProgress:
+    """Told after each piece of work."""
+
+    verb: str
+    """What is done, as a past participle."""
+    done: int
+    """Segments done."""
+    total: int
+    """Segments to do."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the segments that is done, in [0, 1]."""
+        return self.done / max(1, self.total)
+
+    def line(self) -> str:
+        """Where it stands, in one line."""
+        return f"{self.verb} {self.done:,} of {count(self.total, 'segment')}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where that is due."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
 
 _SUFFIX = ".removed"
 
@@ -99,3 +123,54 @@ def clear_staging(dataset: Dataset, segment_id: str) -> None:
     place = dataset.staging_path / segment_id
     remove_tree(place)
     owner_file(place).unlink(missing_ok=True)
+
+
+def find_leftovers(dataset: Dataset, snapshot: Snapshot) -> list[str]:
+    """Segments on the disk that one of a snapshot replaces, in the order in which they may go.
+
+    Only those whose manifest is the one that was replaced: another segment of the same name is
+    left alone.
+    """
+    replaced: dict[str, str] = {}
+    for segment in snapshot.segments:
+        if replaced_by(segment):
+            replaced |= segment.provenance[REPLACES]
+    found: list[tuple[int, str]] = []
+    for name in replaced.keys() & set(dataset.segment_ids()) if replaced else ():
+        try:
+            segment = dataset.open_segment(name)
+        except (SegmentCorruptError, SegmentNotFoundError):
+            continue
+        if segment.manifest_digest == replaced[name]:
+            # What replaces others goes behind them, lest they come to light again.
+            found.append((len(replaced_by(segment)), name))
+    return [name for _, name in sorted(found)]
+
+
+def remove_leftovers(
+    dataset: Dataset, snapshot: Snapshot, pins: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Remove leftovers whose replacement is whole, every file of it hashed again.
+
+    Returns:
+        Names of what was removed, and the replacements that are not whole, with the reason.
+
+    Raises:
+        StorageError: The dataset cannot be written.
+    """
+    left = [name for name in find_leftovers(dataset, snapshot) if name not in pins]
+    removed: list[str] = []
+    problems: list[str] = []
+    for segment in snapshot.segments if left else ():
+        mine = [name for name in left if name in replaced_by(segment)]
+        if not mine:
+            continue
+        try:
+            segment.verify()
+        except (SegmentCorruptError, SegmentNotFoundError) as error:
+            problems.append(str(error))
+            continue
+        remove_segments(dataset, mine)
+        removed += mine
+        left = [name for name in left if name not in mine]
+    return removed, problems

@@ -1,38 +1,130 @@
-"""The replay cache: each frame decoded once, into memory-mapped rows that are only gathered.
-
-A segment of S steps in E episodes owns S + E rows, one per observation, side by side. A step lies
-in the row of its observation, so the next observation is one row on, and the last row of each
-episode has no step. All that is small lies together in one column, because a random draw pays for
-each place in memory it touches. Frames of 84x84 take 7.06 GB of page cache per million; anonymous
-memory stays flat. Processes of one host share the frames (`SharedRows`): what one has decoded the
-others draw.
-
-The cache follows a list of wanted segments (`ReplayCache.follow`). A segment is checked before
-its frames are decoded, counts only when all of it is in place, and is refused with a reason
-otherwise.
-"""
+"""The small arrays of a segment, checked for what training could not survive."""
 
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import SegmentCorruptError, StorageError
-from avtd3.store.replay.checked import read_checked
-from avtd3.store.replay.columns import row_types, write_numbers
 from avtd3.store.replay.episodes import EpisodeSummary
-from avtd3.store.replay.filling import Filling
-from avtd3.store.replay.rows import Key as Key
-from avtd3.store.replay.rows import PrivateRows, Rows, SharedRows
-from avtd3.store.replay.scratch import RowType
+from avtd3.store.replay.scratch import RowType, row_types, write_numbers
+from avtd3.store.replay.shared import Key as Key
+from avtd3.store.replay.shared import PrivateRows, Rows, SharedRows
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
+
+
+def read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]]:
+    """Read the small arrays that replay needs, by name.
+
+    Raises:
+        SegmentNotFoundError: The segment was removed since it was opened.
+        SegmentCorruptError: It is damaged, a number is not finite, or episodes contradict another.
+    """
+    names = ["episode_offset", "episode_length", "episode_return", "episode_policy_version"]
+    names += ["action", "reward", "terminated", "truncated"]
+    if spec.vector_size:
+        names.append("vector")
+    if spec.reward_terms:
+        names.append("reward_terms")
+    arrays = {name: segment.read(name) for name in names}
+    for name, values in arrays.items():
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            raise _unusable(segment, f"{name!r} row {int(finite.argmin())} is not finite")
+    _check_episodes(segment, arrays)
+    return arrays
+
+
+def _check_episodes(segment: Segment, arrays: Mapping[str, NDArray[Any]]) -> None:
+    lengths = arrays["episode_length"]
+    if not (lengths > 0).all() or int(lengths.sum()) != segment.steps:
+        raise _unusable(segment, f"episode lengths do not add up to {segment.steps} steps")
+    if (arrays["episode_offset"] != np.cumsum(lengths) - lengths).any():
+        raise _unusable(segment, "'episode_offset' does not match 'episode_length'")
+    ends = np.flatnonzero(arrays["terminated"] | arrays["truncated"])
+    if not np.array_equal(ends, np.cumsum(lengths) - 1):
+        raise _unusable(segment, "steps marked as an end are not the last steps of the episodes")
+
+
+def _unusable(segment: Segment, what: str) -> SegmentCorruptError:
+    return SegmentCorruptError(
+        f"segment {segment.id} ({segment.path}): {what}; "
+        "run `avtd3 replay-inspect --quarantine` to set it aside"
+    )
+
+
+Item = TypeVar("Item")
+
+
+class Filling(Generic[Item]):
+    """Takes from a generator in a thread of its own; what has arrived is asked for."""
+
+    def __init__(self, work: Generator[Item | None, None, None]) -> None:
+        """Start.
+
+        Args:
+            work: Yields what arrives, and now and then None, so that it can be stopped.
+        """
+        self._work = work
+        self._arrived: list[Item] = []
+        self._fault: BaseException | None = None
+        self._is_over = False
+        self._is_stopped = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="replay-filling", daemon=True)
+        self._thread.start()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `take` has something to give, an error or the end among it."""
+        return bool(self._arrived) or self._is_over
+
+    def take(self) -> tuple[list[Item], bool]:
+        """What has arrived since the last call, and whether nothing will come after it.
+
+        Raises:
+            BaseException: What ended the work.
+        """
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+            if not arrived and self._fault is not None:
+                raise self._fault
+            return arrived, self._is_over and self._fault is None
+
+    def wait(self) -> None:
+        """Wait until there is something to take."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.has_news)
+
+    def stop(self) -> None:
+        """End the work after what is being done; safe to call twice."""
+        self._is_stopped = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for item in self._work:
+                if item is not None:
+                    with self._changed:
+                        self._arrived.append(item)
+                        self._changed.notify_all()
+                if self._is_stopped:
+                    break
+            self._work.close()
+        except BaseException as error:  # noqa: BLE001 - whoever takes gets it
+            self._fault = error
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
 
 FILL_THREADS = 2
 """Threads that decode while filling; the decoder releases the interpreter's lock."""
@@ -78,7 +170,7 @@ class ReplayCache:
     """Segments of one spec as memory-mapped columns.
 
     Columns, by row: ``frames`` uint8 (C, H, W), if the spec has an image, and ``numbers`` float32
-    (2 + A + V,), see `avtd3.store.replay.columns`.
+    (2 + A + V,), see `avtd3.store.replay.scratch`.
     """
 
     def __init__(
@@ -291,3 +383,22 @@ class ReplayCache:
             for start, frames in segment.frame_parts():
                 self._rows.put_frames(key, start, frames)
         return entered
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FrameColumn:
+    """The frames of a replay cache, and where those of each segment lie."""
+
+    frames: NDArray[np.uint8] | None
+    """uint8 (rows, C, H, W), the cache's own memory; None while it is empty."""
+    placed: Mapping[Key, slice]
+    """Rows of each segment that can be drawn from; what lies between them is not for reading."""
+
+    @classmethod
+    def of(cls, cache: ReplayCache) -> Self:
+        """The column of a cache of images."""
+        placed = {}
+        for key, segment in cache.segments.items():
+            start = cache.start(key)
+            placed[key] = slice(start, start + segment.steps + len(segment.first_rows))
+        return cls(frames=cache.columns().get("frames"), placed=placed)

@@ -1,36 +1,338 @@
-"""Replay straight from the compressed shards, for datasets that fit neither memory nor scratch.
-
-Of a dataset's frames only the shards' indices are held (16 bytes per chunk, 4 MB for a million
-frames) and a few hundred open files. A batch reads, verifies and decodes the two or three chunks
-of each transition: all checksums, on every draw.
-
-It costs three times the gather from a cache, most of it LZ4. With the optional packages of the
-extra ``native`` one call decodes a batch on several cores with the interpreter's lock released;
-without them `JoinedDecoder` does that for chunks of one frame. Whatever they cannot do, or find
-wrong, goes chunk by chunk through numcodecs, which has the words for it.
-"""
+"""Threads that share the work on one batch."""
 
 import dataclasses
+import errno
+import itertools
 import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
 from avtd3.store.format.arrays import FrameShard
-from avtd3.store.format.codec import decode
-from avtd3.store.format.joined import extents
+from avtd3.store.format.batch_decode import (
+    SLACK_BYTES,
+    PackedChunks,
+    decode_blocks,
+    extents,
+    find_blocks,
+    room_bytes,
+)
+from avtd3.store.format.codec import ChainKind, decode
 from avtd3.store.format.manifest import corrupt, gone_or_torn
 from avtd3.store.replay.cache import CachedSegment, Changes, Progress, ReplayCache
-from avtd3.store.replay.direct_files import ShardFiles
-from avtd3.store.replay.direct_plan import ChunkPlan, ChunkTable
-from avtd3.store.replay.rows import Key
+from avtd3.store.replay.shared import Key
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
+
+MOST_THREADS = 4
+"""Threads that decode a batch; never more than the process has cores."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Crew:
+    """A few threads, the caller's own one of them."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        """Start them when they are first needed.
+
+        Args:
+            threads: How many, at least 1; None for the process's cores, at most `MOST_THREADS`.
+        """
+        self.threads = threads or min(MOST_THREADS, usable_cores())
+        self._pool = ThreadPoolExecutor(max(1, self.threads - 1), "replay-decode")
+
+    def share(self, count: int, work: Callable[[int, int, int], None]) -> None:
+        """Do things ``0:count`` in equal shares.
+
+        Args:
+            count: How many things.
+            work: Called once in each thread, with the thread's number and its share's two ends.
+
+        Raises:
+            Exception: What `work` has raised, once all are done.
+        """
+        cuts = [count * number // self.threads for number in range(self.threads + 1)]
+        jobs = [
+            self._pool.submit(work, number, cuts[number], cuts[number + 1])
+            for number in range(1, self.threads)
+        ]
+        try:
+            work(0, 0, cuts[1])
+        finally:
+            for job in jobs:
+                job.result()
+
+    def close(self) -> None:
+        """End the threads; safe to call twice."""
+        self._pool.shutdown()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkPlan:
+    """The G chunks that hold the N frames of a batch."""
+
+    shard: NDArray[np.int64]
+    """int64 (G,), number of the shard; rising."""
+    chunk: NDArray[np.int64]
+    """int64 (G,), number of the chunk in its shard."""
+    begin: NDArray[np.int64]
+    """int64 (G,), offset of the chunk in its file."""
+    size: NDArray[np.int64]
+    """int64 (G,), bytes of the chunk in its file."""
+    first: NDArray[np.int64]
+    """int64 (G + 1,): frames ``first[g]:first[g + 1]`` of the two arrays below are of chunk g."""
+    inside: NDArray[np.int64]
+    """int64 (N,), number of the frame in its chunk; rising within a run of `place`."""
+    place: NDArray[np.int64]
+    """int64 (N,), which frame of the batch it is; rising within a chunk."""
+
+    def is_run(self) -> NDArray[np.bool_]:
+        """Whether each chunk's frames are wanted in one run, side by side: bool (G,)."""
+        breaks = (np.diff(self.inside) != 1) | (np.diff(self.place) != 1)
+        before = np.concatenate([[0], breaks.cumsum()])
+        run: NDArray[np.bool_] = before[self.first[1:] - 1] == before[self.first[:-1]]
+        return run
+
+    def parts(self, most: int) -> Iterator[Self]:
+        """The same chunks in parts of at most so many shards; nearly always one."""
+        new = np.flatnonzero(np.diff(self.shard, prepend=-1))
+        if len(new) <= most:
+            yield self
+            return
+        cuts = [*new[::most].tolist(), len(self.shard)]
+        for low, high in itertools.pairwise(cuts):
+            frames = slice(int(self.first[low]), int(self.first[high]))
+            yield dataclasses.replace(
+                self,
+                shard=self.shard[low:high],
+                chunk=self.chunk[low:high],
+                begin=self.begin[low:high],
+                size=self.size[low:high],
+                first=self.first[low : high + 1] - frames.start,
+                inside=self.inside[frames],
+                place=self.place[frames],
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkTable:
+    """Where each row of the cache lies: the indices of all shards, one behind the other.
+
+    16 bytes per chunk: 4 MB for a million frames in chunks of four.
+    """
+
+    start: NDArray[np.int64]
+    """int64 (S,), first row of each shard; rising."""
+    chunk_frames: NDArray[np.int64]
+    """int64 (S,), frames per chunk."""
+    first_chunk: NDArray[np.int64]
+    """int64 (S,), where each shard's chunks begin in `spans`."""
+    spans: NDArray[np.int64]
+    """int64 (chunks of all shards, 2): begin and end in the file."""
+
+    @classmethod
+    def of(cls, shards: Sequence[tuple[int, FrameShard]]) -> Self:
+        """Lay out the table of shards, each with its first row; rows rising."""
+        counts = np.array([len(shard.spans) for _, shard in shards], np.int64)
+        spans = [shard.spans for _, shard in shards] or [np.zeros((0, 2), np.int64)]
+        return cls(
+            start=np.array([start for start, _ in shards], np.int64),
+            chunk_frames=np.array([shard.chunk_frames for _, shard in shards], np.int64),
+            first_chunk=counts.cumsum() - counts,
+            spans=np.concatenate(spans),
+        )
+
+    def plan(self, rows: NDArray[np.int64]) -> ChunkPlan:
+        """Group frames by chunk.
+
+        Args:
+            rows: int64 (N,), each a row of a shard of the table.
+        """
+        shard = self.start.searchsorted(rows, side="right") - 1
+        frame = rows - self.start.take(shard)
+        chunk, inside = np.divmod(frame, self.chunk_frames.take(shard))
+        # One sort of single numbers, by chunk and then by place, is far faster than an argsort.
+        count = len(rows)
+        keys = (self.first_chunk.take(shard) + chunk) * count + np.arange(count)
+        keys.sort()
+        numbers, place = np.divmod(keys, count)
+        first = np.flatnonzero(np.diff(numbers, prepend=-1, append=len(self.spans)))
+        leads = place.take(first[:-1])
+        spans = self.spans.take(numbers.take(first[:-1]), axis=0)
+        return ChunkPlan(
+            shard=shard.take(leads),
+            chunk=chunk.take(leads),
+            begin=spans[:, 0].copy(),  # contiguous: machine code is made for one layout
+            size=spans[:, 1] - spans[:, 0],
+            first=first,
+            inside=inside.take(place),
+            place=place,
+        )
+
+
+_MOST_OPEN = 512
+_TOO_MANY = frozenset((errno.EMFILE, errno.ENFILE))
+
+
+def descriptor_budget() -> int:
+    """How many shards may be open at once: a quarter of what the process may open, at most 512."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(8, min(_MOST_OPEN, soft // 4 if soft > 0 else _MOST_OPEN))
+
+
+class ShardFiles:
+    """File descriptors of shards, the least recently used closed first."""
+
+    def __init__(self, most: int | None = None) -> None:
+        """Start with none open.
+
+        Args:
+            most: Most descriptors, at least 1; None for `descriptor_budget`.
+        """
+        self.most = most or descriptor_budget()
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def descriptor(self, path: Path) -> int:
+        """The descriptor of a shard; it stays valid until `most` others were asked for.
+
+        Raises:
+            OSError: The file is gone or cannot be opened.
+            StorageError: The process has no descriptor left.
+        """
+        found = self._open.get(path)
+        if found is not None:
+            self._open.move_to_end(path)
+            return found
+        if len(self._open) >= self.most:
+            self._close_oldest()
+        self._open[path] = self._open_file(path)
+        return self._open[path]
+
+    def keep(self, paths: Iterable[Path]) -> None:
+        """Close all but these."""
+        for path in self._open.keys() - set(paths):
+            os.close(self._open.pop(path))
+
+    def close(self) -> None:
+        """Close all; safe to call twice."""
+        self.keep(())
+
+    def _open_file(self, path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in _TOO_MANY:
+                raise
+            raise StorageError(
+                f"{path} cannot be opened: {error.strerror}; {len(self._open)} shards of the "
+                "replay are open; raise the limit with `ulimit -n` or use --replay cache"
+            ) from error
+
+    def _close_oldest(self) -> None:
+        _, descriptor = self._open.popitem(last=False)
+        os.close(descriptor)
+
+
+_KINDS: tuple[ChainKind, ...] = ("raw", "blosc")
+
+
+class JoinedDecoder:
+    """A `ChunkDecoder` of chunks of one frame, raw or LZ4; see `avtd3.store.format.batch_decode`.
+
+    They are read under the interpreter's lock, and decoded without it by all threads.
+    """
+
+    def __init__(self, frame_bytes: int, threads: int | None = None) -> None:
+        """Start with no shards.
+
+        Args:
+            frame_bytes: Size of a raw frame.
+            threads: See `Crew`.
+        """
+        self._frame_bytes = frame_bytes
+        self._crew = Crew(threads)
+        self._packed = PackedChunks()
+        self.bind(())
+
+    def bind(self, shards: Sequence[FrameShard]) -> None:
+        """Decode chunks of these shards from now on."""
+        self._kinds = np.array(
+            [
+                _KINDS.index(shard.kind) if shard.chunk_frames == 1 and shard.kind in _KINDS else -1
+                for shard in shards
+            ],
+            np.int64,
+        )
+
+    def decode(
+        self, plan: ChunkPlan, descriptors: NDArray[np.int32], out: NDArray[np.uint8]
+    ) -> NDArray[np.int64]:
+        """Put the frames of verified chunks into place; see `ChunkDecoder`."""
+        is_small = plan.size <= self._frame_bytes + SLACK_BYTES
+        kinds = np.where(is_small, self._kinds.take(plan.shard), -1)
+        mine = np.flatnonzero(kinds >= 0)
+        offset, size, files = plan.begin.take(mine), plan.size.take(mine), descriptors.take(mine)
+        # A table for each thread, before all chunks.
+        room = room_bytes(len(out))
+        packed, begin = self._packed.read(files, offset, size, room * self._crew.threads)
+        starts = np.zeros(len(kinds), np.int64)
+        for number, kind in enumerate(_KINDS):
+            alike = kinds.take(mine) == number
+            starts[mine[alike]] = find_blocks(
+                kind, packed, begin[alike], size[alike], self._frame_bytes
+            )
+        frames = starts.repeat(np.diff(plan.first))
+        is_found = frames > 0
+        table, place = frames[is_found], plan.place[is_found]
+        try:
+            if len(table) == len(out):
+                table[place] = table.copy()
+                self._decode(packed, table, room, out)
+            elif len(table):
+                aside = np.empty((len(table), self._frame_bytes), np.uint8)
+                self._decode(packed, table, room, aside)
+                out[place] = aside
+        except ValueError:  # one of them: the way chunk by chunk finds it
+            starts[:] = 0
+        return np.flatnonzero(starts == 0)
+
+    def _decode(
+        self,
+        packed: NDArray[np.uint8],
+        table: NDArray[np.int64],
+        room: int,
+        out: NDArray[np.uint8],
+    ) -> None:
+        """Decode blocks, each thread its share."""
+
+        def work(thread: int, low: int, high: int) -> None:
+            if low < high:
+                shift = room * thread
+                blocks = table[low:high] - shift
+                decode_blocks(packed[shift:], blocks, self._frame_bytes, out[low:high])
+
+        self._crew.share(len(out), work)
+
+    def close(self) -> None:
+        """End the threads; safe to call twice."""
+        self._crew.close()
+
 
 _MOST_BYTES = 2**26
 """Frames that are planned and decoded at once, which bounds the memory that it takes."""

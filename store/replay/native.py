@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.format.arrays import FrameShard
-from avtd3.store.format.joined import SLACK_BYTES
-from avtd3.store.replay.crew import Crew
-from avtd3.store.replay.direct_plan import ChunkPlan
+from avtd3.store.format.batch_decode import SLACK_BYTES
+from avtd3.store.replay.direct import ChunkPlan, Crew
 
 if TYPE_CHECKING:
     from avtd3.store.replay.native_kernel import Functions

@@ -46,7 +46,7 @@ class Functions(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """What to decode; see `avtd3.store.replay.direct_plan.ChunkPlan`."""
+    """What to decode; see `avtd3.store.replay.direct.ChunkPlan`."""
 
     descriptor: NDArray[np.int32]
     begin: NDArray[np.int64]

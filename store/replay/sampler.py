@@ -20,18 +20,15 @@ from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError
-from avtd3.store.replay.cache import Progress
+from avtd3.store.replay.cache import FrameColumn, Progress
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.direct import DirectReplay
-from avtd3.store.replay.draw import Draws
-from avtd3.store.replay.frame_column import FrameColumn
+from avtd3.store.replay.eligibility import HeldOutEpisode
 from avtd3.store.replay.gather import FrameBuffer, Gather, Lookup, Transitions
-from avtd3.store.replay.held_out import HeldOutEpisode
-from avtd3.store.replay.numbering import Numbering, group
 from avtd3.store.replay.priority import Priorities, PrioritisedDraw
-from avtd3.store.replay.refresh import RefreshReport, RefusedSegment
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.segment_pool import DAMAGED, TAKE_S, RefreshReport, RefusedSegment, Stock
 from avtd3.store.replay.sequences import SequenceBatch, Sequences
-from avtd3.store.replay.stock import DAMAGED, TAKE_S, Stock
+from avtd3.store.replay.transition_index import Draws, Numbering, group
 
 __all__ = ["RefreshReport", "RefusedSegment", "ReplayConfig", "Sampler", "Transitions"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.replay.columns import ACTION, ALIVE, REWARD
-from avtd3.store.replay.draw import Draws
 from avtd3.store.replay.gather import EpisodeRows, Gather
+from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD
+from avtd3.store.replay.transition_index import Draws
 from avtd3.store.spec import EpisodeSpec
 
 

@@ -18,7 +18,7 @@ from avtd3.collect.examiner import EvaluateConfig
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import WorldError
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.writer import WriterConfig
 from avtd3.tests.carla.launch import CarlaServer
 from avtd3.tests.carla.worlds import kinds, settings, until
 from avtd3.tests.pipeline.conftest import avtd3, start, wait_until

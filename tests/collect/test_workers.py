@@ -14,7 +14,7 @@ from avtd3.collect.progress import CollectProgress
 from avtd3.collect.workers import run_workers
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import WorldError, WorldLost
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.writer import WriterConfig
 from avtd3.tests.collect import point_world
 from avtd3.tests.collect.lossy_world import lose_world
 

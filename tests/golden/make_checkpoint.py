@@ -17,7 +17,7 @@ from avtd3.learn.policy_header import FORMAT_VERSION as POLICY_VERSION
 from avtd3.learn.state import TD3Config
 from avtd3.learn.train import train
 from avtd3.store.dataset import Dataset
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.writer import SegmentWriter

@@ -4,7 +4,7 @@ import pytest
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.state import TD3Config
 from avtd3.store.errors import ConfigError
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
 
 
 def test_rates_fall_linearly_from_the_given_update_to_the_last():

@@ -16,7 +16,7 @@ from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardCon
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.train import train
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.spec import ImageSpec
 
 IMAGE = ImageSpec(height=36, width=36, stack=1)

@@ -16,7 +16,7 @@ from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.state import TD3Config, create_state
 from avtd3.learn.train import train
 from avtd3.store.errors import CheckpointError, ConfigError
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
 
 CPU = torch.device("cpu")
 NOISE = torch.Generator()

@@ -15,8 +15,8 @@ from avtd3.learn.offline import Judge, discounted_returns
 from avtd3.learn.state import TD3Config, create_state
 from avtd3.learn.train import train
 from avtd3.store.errors import ConfigError, NoSegmentsError
-from avtd3.store.replay.held_out import HeldOutEpisode
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.eligibility import HeldOutEpisode
 from avtd3.store.spec import ImageSpec
 
 CPU = torch.device("cpu")

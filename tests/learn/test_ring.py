@@ -10,8 +10,8 @@ from avtd3.learn.draw import Draw
 from avtd3.learn.pace import Pace
 from avtd3.learn.ring import FrameRing, open_ring
 from avtd3.store.errors import ConfigError
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.memory import World, make_spec
 
 CPU = torch.device("cpu")

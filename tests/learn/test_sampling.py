@@ -15,9 +15,8 @@ from avtd3.learn.state import TD3Config, create_state
 from avtd3.learn.td3 import critic_loss, update
 from avtd3.learn.train import train
 from avtd3.store.errors import NoSegmentsError
+from avtd3.store.replay.config import MixPart, ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
-from avtd3.store.replay.shares import MixPart
 from avtd3.store.spec import ImageSpec
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from avtd3.learn.source import scratch_directory
 from avtd3.learn.train import train
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.spec import ImageSpec
 
 IMAGE = ImageSpec(height=36, width=36, stack=2)

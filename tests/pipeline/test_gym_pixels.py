@@ -13,7 +13,7 @@ from avtd3.learn.config import LearnConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.train import train
 from avtd3.store.dataset import Dataset
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.tests.collect import tiny_envs
 
 LEARN = LearnConfig(

@@ -30,8 +30,8 @@ from avtd3.store.files import sha256
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.format.manifest import FileEntry, read_manifest
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 

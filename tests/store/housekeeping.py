@@ -2,9 +2,8 @@
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.maintenance.identity import episode_digests
-from avtd3.store.writer import SegmentWriter
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.maintenance.compact import episode_digests
+from avtd3.store.writer import SegmentWriter, WriterConfig
 from avtd3.tests.store.segments import Clock, feed, make_episode, make_spec
 
 SPEC = make_spec(height=3, width=2)

@@ -15,8 +15,8 @@ import numpy as np
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import SegmentNotFoundError
 from avtd3.store.maintenance.removal import remove_segments
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.segments import feed, make_episode, make_spec, make_writer
 
 SPEC = make_spec(height=4, width=4, vector=1, terms=1)

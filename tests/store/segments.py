@@ -9,8 +9,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
-from avtd3.store.writer import SegmentWriter
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.writer import SegmentWriter, WriterConfig
 
 
 def make_spec(channels=1, height=6, width=5, vector=3, terms=2, image=True):

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from avtd3.cli import main
-from avtd3.store.audit.audit import AuditConfig, audit, quarantine_damaged
-from avtd3.store.audit.collation import AuditProgress, choose
+from avtd3.store.audit.audit import AuditConfig, AuditProgress, audit, choose, quarantine_damaged
 from avtd3.store.audit.evidence import CheckLimits
 from avtd3.store.audit.findings import CHECKS
 from avtd3.store.audit.report_text import render

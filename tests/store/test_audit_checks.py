@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avtd3.store.audit.checks import NUMBER_CHECKS, episode_bounds
+from avtd3.store.audit.checks import (
+    BLOCK_BYTES,
+    FRAME_CHECKS,
+    NUMBER_CHECKS,
+    episode_bounds,
+    scan_frames,
+)
 from avtd3.store.audit.evidence import CheckLimits, Evidence, FrameFeatures
 from avtd3.store.audit.findings import CHECKS
-from avtd3.store.audit.frame_checks import BLOCK_BYTES, FRAME_CHECKS, scan_frames
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 

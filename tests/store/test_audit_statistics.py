@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.store.audit.findings import CHECKS, Fault, FindingLog
-from avtd3.store.audit.statistics import SAMPLE_SIZE, Distribution, Moments, Sample, Summary
-from avtd3.store.audit.summarise import count_labels, distributions_by_name, largest_discounted
+from avtd3.store.audit.statistics import (
+    SAMPLE_SIZE,
+    Distribution,
+    Moments,
+    Sample,
+    Summary,
+    count_labels,
+    distributions_by_name,
+    largest_discounted,
+)
 
 numbers = st.lists(st.floats(-1e6, 1e6), max_size=30)
 

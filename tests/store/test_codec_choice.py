@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 
-from avtd3.store.columns import FrameBuffer
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
-from avtd3.store.format.codec import FrameCodec
-from avtd3.store.format.codec_choice import MEASURED_FRAMES, choose_codec
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.format.codec import MEASURED_FRAMES, FrameCodec, choose_codec
+from avtd3.store.seal import FrameBuffer
+from avtd3.store.writer import WriterConfig
 from avtd3.tests.store.segments import feed, make_episode, make_spec, make_writer
 
 AUTO = FrameCodec(name="auto")

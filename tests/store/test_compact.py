@@ -17,14 +17,12 @@ from avtd3.store.errors import ConfigError, StorageError
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.maintenance import compact as compact_module
 from avtd3.store.maintenance import removal
-from avtd3.store.maintenance.compact import compact, merged_name
-from avtd3.store.maintenance.identity import episode_digests
+from avtd3.store.maintenance.compact import compact, episode_digests, merged_name
 from avtd3.store.maintenance.pins import Pin, write_pins
-from avtd3.store.maintenance.progress import HousekeepingProgress
-from avtd3.store.maintenance.removal import exclusive
+from avtd3.store.maintenance.removal import HousekeepingProgress, exclusive
 from avtd3.store.replaced import ORIGIN, REPLACES, unseen_episodes
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
 from avtd3.tests.store.housekeeping import SPEC, fill, identity, publish
 from avtd3.tests.store.segments import Clock, assert_holds, make_spec
@@ -261,7 +259,7 @@ def test_a_source_that_goes_while_it_is_merged_stays_gone(tmp_path, monkeypatch)
             dataset.quarantine(names[1])
         return episode_digests(segment)
 
-    monkeypatch.setattr("avtd3.store.maintenance.merge.episode_digests", quarantining)
+    monkeypatch.setattr("avtd3.store.maintenance.compact.episode_digests", quarantining)
     report = compact(dataset.path)
     assert "removed while it was merged" in report.problems[0]
     assert dataset.segment_ids() == names[:1]

@@ -7,12 +7,12 @@ import pytest
 
 from avtd3.store.errors import ConfigError, NoSegmentsError, StorageError
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.replay import direct_choice
-from avtd3.store.replay.direct_choice import choose_mode
-from avtd3.store.replay.direct_files import ShardFiles, descriptor_budget
+from avtd3.store.replay import segment_pool as direct_choice
+from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.direct import ShardFiles, descriptor_budget
 from avtd3.store.replay.native import native_problem
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.segment_pool import choose_mode
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 DECODERS = [

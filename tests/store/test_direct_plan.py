@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.store.format.arrays import FrameShard
-from avtd3.store.format.joined import extents
-from avtd3.store.replay.direct_plan import ChunkTable
+from avtd3.store.format.batch_decode import extents
+from avtd3.store.replay.direct import ChunkTable
 
 SHARDS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(0, 3)), min_size=1)
 

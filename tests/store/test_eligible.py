@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
-from avtd3.store.replay.held_out import split_positions
+from avtd3.store.replay.config import MixPart, ReplayConfig
+from avtd3.store.replay.eligibility import split_positions
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
-from avtd3.store.replay.shares import MixPart
 from avtd3.tests.store.memory import World, make_spec
 
 TOWNS, REASONS = ("country-1", "country-2", "loop"), ("goal", "collision")

@@ -9,9 +9,9 @@ from avtd3.learn.source import Source
 from avtd3.store.errors import NoSegmentsError, SegmentCorruptError, StorageError
 from avtd3.store.replay import cache as cache_module
 from avtd3.store.replay import sampler as sampler_module
-from avtd3.store.replay.filling import Filling
+from avtd3.store.replay.cache import Filling
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.memory import World, make_spec
 
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.memory import World, make_spec
 
 episodes = st.lists(st.tuples(st.integers(1, 7), st.booleans()), min_size=1, max_size=3)

@@ -14,11 +14,10 @@ from avtd3.store.errors import SegmentNotFoundError
 from avtd3.store.filters import parse_filter
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.prune import PruneConfig, prune
-from avtd3.store.replay.columns import REWARD
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
-from avtd3.store.writer import SegmentWriter
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.replay.scratch import REWARD
+from avtd3.store.writer import SegmentWriter, WriterConfig
 from avtd3.tests.store.housekeeping import SPEC, publish
 from avtd3.tests.store.segments import feed, make_episode
 
@@ -159,7 +158,7 @@ def test_a_learner_refreshes_while_collectors_publish_and_a_housekeeper_merges(t
 
 def test_direct_replay_finds_the_merged_segment_without_being_told(tmp_path, monkeypatch):
     """Few files stay open, so that those of the removed segments are looked for in vain."""
-    monkeypatch.setattr("avtd3.store.replay.direct_files.descriptor_budget", lambda: 1)
+    monkeypatch.setattr("avtd3.store.replay.direct.descriptor_budget", lambda: 1)
     dataset = Dataset.create(tmp_path / "data", SPEC)
     for number in range(3):
         publish(dataset, [5], seed=number, now=float(number))

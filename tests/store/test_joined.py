@@ -9,11 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.format.arrays import FrameShard
+from avtd3.store.format.batch_decode import (
+    PackedChunks,
+    decode_blocks,
+    extents,
+    find_blocks,
+    room_bytes,
+)
 from avtd3.store.format.codec import CRC_BYTES, ChainKind, FrameCodec, decode, seal
-from avtd3.store.format.joined import PackedChunks, decode_blocks, extents, find_blocks, room_bytes
-from avtd3.store.replay.crew import MOST_THREADS, Crew
-from avtd3.store.replay.direct_plan import ChunkTable
-from avtd3.store.replay.joined_decoder import JoinedDecoder
+from avtd3.store.replay.direct import MOST_THREADS, ChunkTable, Crew, JoinedDecoder
 
 FRAME = 24 * 20
 GUARD = 64

@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from avtd3.store import staging, writer
-from avtd3.store.columns import FrameBuffer, StepColumns
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import Avtd3Error, SegmentNotFoundError, StorageError
-from avtd3.store.seal import SegmentNamer
+from avtd3.store.seal import FrameBuffer, SegmentNamer, StepColumns
 from avtd3.store.segment import Segment
 from avtd3.tests.store.test_machine import StoreMachine
 

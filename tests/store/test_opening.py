@@ -8,10 +8,9 @@ import pytest
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError
 from avtd3.store.files import canonical_json, sha256
-from avtd3.store.format.limits import Limits
-from avtd3.store.format.manifest import FileTable, Manifest, read_manifest
+from avtd3.store.format.manifest import FileTable, Limits, Manifest, read_manifest
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.store.segment import Segment
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 

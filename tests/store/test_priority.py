@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from avtd3.store.errors import CheckpointError, ConfigError
+from avtd3.store.replay.config import MixPart, PriorityConfig, ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import PriorityConfig, ReplayConfig
-from avtd3.store.replay.shares import MixPart
 from avtd3.tests.store.memory import TWO, World, make_spec
 
 ALPHA, EPSILON = 0.7, 0.01

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.processes import SEGMENTS, SPEC, STEPS, check_batch, check_segment, write
 
 

@@ -13,11 +13,10 @@ from avtd3.store.filters import parse_filter
 from avtd3.store.maintenance import compact as compact_module
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.pins import PINS_FILE, list_pins, pin, read_pins, unpin
-from avtd3.store.maintenance.progress import HousekeepingProgress
 from avtd3.store.maintenance.prune import PruneConfig, prune
-from avtd3.store.maintenance.removal import exclusive
+from avtd3.store.maintenance.removal import HousekeepingProgress, exclusive
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.housekeeping import SPEC, START, files, fill, identity, publish
 from avtd3.tests.store.segments import Clock
 

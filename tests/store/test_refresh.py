@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from avtd3.store.dataset import Refusal, Snapshot
-from avtd3.store.replay.refresh import Refusals, name_refused
+from avtd3.store.replay.segment_pool import Refusals, name_refused
 from avtd3.tests.store.memory import World, make_spec
 
 

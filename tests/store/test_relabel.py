@@ -22,11 +22,11 @@ from avtd3.store.errors import (
     StorageError,
 )
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.progress import HousekeepingProgress
 from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.maintenance.removal import HousekeepingProgress
 from avtd3.store.replaced import RELABEL, REPLACES
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.housekeeping import SPEC, START, files, fill, identity, publish
 from avtd3.tests.store.segments import Clock, make_spec
 

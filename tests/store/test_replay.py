@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
 from avtd3.store.replay.cache import ReplayCache
-from avtd3.store.replay.columns import ACTION, ALIVE, REWARD
-from avtd3.store.replay.scratch import RowRanges, RowType, ScratchColumns
+from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD, RowRanges, RowType, ScratchColumns
 from avtd3.tests.store.memory import Episode, MemorySegment, make_spec
 
 

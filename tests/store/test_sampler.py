@@ -13,10 +13,10 @@ from avtd3.store.errors import (
     SpecError,
     StorageError,
 )
-from avtd3.store.replay.draw import BATCHES_AT_ONCE
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.scratch import ScratchColumns
-from avtd3.store.replay.selection import ReplayConfig
+from avtd3.store.replay.transition_index import BATCHES_AT_ONCE
 from avtd3.store.seal import EpisodeInfo
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.memory import TWO, MemoryDataset, World, copy, make_spec, same

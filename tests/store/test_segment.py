@@ -23,10 +23,9 @@ from avtd3.store.files import sha256
 from avtd3.store.format import arrays
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.format.layout import raw_bytes, segment_arrays
-from avtd3.store.format.limits import Limits
-from avtd3.store.format.manifest import FileEntry, read_manifest
+from avtd3.store.format.manifest import FileEntry, Limits, read_manifest
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.selection import ReplayConfig
 from avtd3.tests.store.segments import assert_holds, make_episode, make_spec, write_dataset
 
 SPEC = make_spec()

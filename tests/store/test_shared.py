@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from avtd3.store.errors import StorageError
 from avtd3.store.replay.cache import ReplayCache
-from avtd3.store.replay.shared_directory import directory_name
-from avtd3.store.replay.shared_index import SharedIndex
+from avtd3.store.replay.shared import SharedIndex, directory_name
 from avtd3.tests.store.memory import Episode, MemorySegment, make_spec
 
 SPEC = make_spec()
@@ -233,7 +232,7 @@ def test_another_owners_directory_is_refused(tmp_path, monkeypatch):
     path = tmp_path / directory_name(SPEC.digest)
     path.mkdir(mode=0o700)
     name = path.name
-    monkeypatch.setattr("avtd3.store.replay.rows.directory_name", lambda _: name)
+    monkeypatch.setattr("avtd3.store.replay.shared.directory_name", lambda _: name)
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     cache = ReplayCache(SPEC, tmp_path)

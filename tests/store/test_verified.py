@@ -5,7 +5,7 @@ import os
 import pytest
 
 from avtd3.store.audit.audit import AuditConfig, audit
-from avtd3.store.audit.verified import VERIFIED_FILE, VerifiedSegments, stamp
+from avtd3.store.audit.integrity import VERIFIED_FILE, VerifiedSegments, stamp
 from avtd3.store.files import sha256_of_file
 from avtd3.tests.store.test_audit import SYNC, only_segment, write
 
@@ -109,7 +109,7 @@ def test_segments_that_are_gone_are_forgotten(tmp_path):
 
 
 def test_a_dataset_that_cannot_be_written_is_audited_all_the_same(dataset, monkeypatch):
-    from avtd3.store.audit import verified
+    from avtd3.store.audit import integrity as verified
     from avtd3.store.errors import StorageError
 
     def refuse(path, data):

@@ -16,8 +16,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError, StorageError
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.seal import EpisodeInfo
-from avtd3.store.writer import SegmentWriter
-from avtd3.store.writer_config import WriterConfig
+from avtd3.store.writer import SegmentWriter, WriterConfig
 from avtd3.tests.store.disk import failing
 from avtd3.tests.store.segments import (
     Clock,

@@ -1,0 +1,721 @@
+"""A scratch directory that processes of one user and host share, and that the last one removes.
+
+Each process holds the kernel's lock (flock) on a lease file of its own for as long as it lives.
+A lease that can be locked belongs to a process that has ended, however it ended. All else
+happens under the lock on the file ``lock``: to look which leases live, to change the index, to
+remove the directory. Who locked a file ``lock`` that is no longer in the directory came too late,
+and starts again. See docs/decisions/005-shared-cache.md.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import mmap
+import os
+import re
+import secrets
+import stat
+import time
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.errors import StorageError
+from avtd3.store.files import sha256
+from avtd3.store.replay.scratch import (
+    RowRanges,
+    RowType,
+    ScratchColumns,
+    allocate,
+    check_room,
+    no_room,
+    write_rows,
+)
+from avtd3.store.segment import Segment
+
+LOCK, FRAMES, INDEX = "lock", "frames", "index.json"
+LOCK_WAIT_S = 60.0
+"""Longest wait for a lock that is never held for longer than it takes to reserve disk space."""
+_LOCK_POLL_S = 0.005
+_LEASE = re.compile(r"lease-[0-9]+-[0-9a-f]{16}")
+_MAX_INDEX_BYTES = 256 * 1024 * 1024
+
+
+def directory_name(digest: str) -> str:
+    """Name of this user's directory for data of one kind on this host.
+
+    Args:
+        digest: Of all that says what a row is.
+    """
+    return f"{_prefix()}{digest:.16}"
+
+
+def _prefix() -> str:
+    # A disk may be shared by hosts; their memory is not, and perhaps not their locks.
+    host = sha256(os.uname().nodename.encode())
+    return f"avtd3-replay-{os.geteuid()}-{host:.8}-"
+
+
+class SharedDirectory:
+    """This process's place in a shared directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the directory or join those who use it.
+
+        Args:
+            path: Below an existing directory; see `directory_name`.
+
+        Raises:
+            OSError: Something else lies there, or the file system lacks what it takes.
+        """
+        self.path = path
+        self.lease = f"lease-{os.getpid()}-{secrets.token_hex(8)}"
+        self._pid = os.getpid()
+        self._directory, self._lock = _enter(path)
+        try:
+            self._lease_file = _open(self.lease, self._directory, os.O_CREAT | os.O_EXCL)
+            try:
+                fcntl.flock(self._lease_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._living() == {self.lease}:
+                    # Left by processes that were killed, perhaps with the whole machine.
+                    _remove(self._directory, (FRAMES, INDEX))
+                self.frames = _open(FRAMES, self._directory, os.O_CREAT)
+            except BaseException:
+                os.close(self._lease_file)
+                raise
+        except BaseException:
+            os.close(self._directory)
+            os.close(self._lock)
+            raise
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[set[str]]:
+        """Hold the lock; yields the leases of all processes that are alive, this one's included.
+
+        Raises:
+            StorageError: The directory was removed, or another process does not let go.
+        """
+        _lock(self._lock, self.path)
+        try:
+            if not _is_linked(self._directory, self._lock):
+                raise StorageError(
+                    f"{self.path} was removed while it was in use; start the run again"
+                )
+            yield self._living()
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def read_index(self) -> object:
+        """The index as it was written last, None if it never was; only with the lock held.
+
+        Raises:
+            ValueError: Not JSON.
+        """
+        try:
+            file = _open(INDEX, self._directory)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(file, "rb") as stream:
+            return json.loads(stream.read(_MAX_INDEX_BYTES))
+
+    def write_index(self, document: object) -> None:
+        """Replace the index; only with the lock held.
+
+        Raises:
+            StorageError: The disk is full.
+        """
+        aside = f"{INDEX}.new"
+        try:
+            file = _open(aside, self._directory, os.O_CREAT | os.O_TRUNC)
+            with os.fdopen(file, "wb") as stream:
+                stream.write(json.dumps(document, separators=(",", ":")).encode())
+            os.rename(aside, INDEX, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path / INDEX} cannot be written: {error.strerror}; free some space or "
+                "name another disk with --set learn.replay.scratch=DIR"
+            ) from error
+
+    def leave(self) -> None:
+        """Give up this process's place, and remove the directory if nobody else has one."""
+        if os.getpid() == self._pid:  # else a fork's copy, and the place is its parent's
+            # An error: somebody else removed it, and nothing is left to do.
+            with contextlib.suppress(OSError), self.exclusive() as living:
+                _remove(self._directory, (self.lease,))
+                if living == {self.lease}:
+                    _remove_all(self.path, self._directory)
+        for file in (self.frames, self._lease_file, self._lock, self._directory):
+            os.close(file)
+
+    def _living(self) -> set[str]:
+        return {self.lease} | _living(self._directory, but=self.lease)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what killed processes of this user and host left in a scratch directory."""
+    for path in parent.glob(f"{_prefix()}*"):
+        with contextlib.suppress(OSError):  # in use, another's, or going: not ours to remove
+            with contextlib.suppress(OSError):
+                path.rmdir()  # a process was killed between its first two steps, or its last two
+            directory, lock = _enter(path, is_new=False)
+            try:
+                if not _living(directory):
+                    _remove_all(path, directory)
+            finally:
+                os.close(lock)
+                os.close(directory)
+
+
+def _enter(path: Path, *, is_new: bool = True) -> tuple[int, int]:
+    """Open a directory and lock it; returns the two open files.
+
+    Args:
+        path: The directory.
+        is_new: Make what is missing, and wait for the lock.
+    """
+    while True:
+        if is_new:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+        directory = lock = -1
+        try:
+            directory = _open_directory(path)
+            lock = _open(LOCK, directory, os.O_CREAT if is_new else 0)
+            if is_new:
+                _lock(lock, path)
+            else:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_linked(directory, lock):
+                return directory, lock
+        except FileNotFoundError:
+            if not is_new:
+                _discard(directory, lock)
+                raise
+        except BaseException:
+            _discard(directory, lock)
+            raise
+        _discard(directory, lock)  # its last user has removed it meanwhile
+
+
+def _discard(directory: int, lock: int) -> None:
+    for file in (directory, lock):
+        if file >= 0:
+            os.close(file)
+
+
+def _open_directory(path: Path) -> int:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.fstat(directory)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        os.close(directory)
+        raise PermissionError(0, "belongs to another user or is open to others", str(path))
+    return directory
+
+
+def _open(name: str, directory: int, flags: int = 0) -> int:
+    """Open a file of ours for reading and writing; never through a link."""
+    flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    file = os.open(name, flags, 0o600, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise FileExistsError(0, "is no regular file", name)
+    return file
+
+
+def _lock(lock: int, path: Path) -> None:
+    give_up_s = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > give_up_s:
+                raise StorageError(
+                    f"{path / LOCK} is held by another process for over {LOCK_WAIT_S:.0f} s; "
+                    "end it, or name another directory with --set learn.replay.scratch=DIR"
+                ) from error
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return
+
+
+def _is_linked(directory: int, lock: int) -> bool:
+    """Whether a file that is open is still the directory's lock."""
+    try:
+        found = os.stat(LOCK, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(lock))
+
+
+def _living(directory: int, but: str = "") -> set[str]:
+    """Leases whose processes live; removes the others."""
+    living = set()
+    for name in os.listdir(directory):
+        if name == but or not _LEASE.fullmatch(name):
+            continue
+        file = _open(name, directory)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(directory, (name,))
+        except BlockingIOError:
+            living.add(name)
+        finally:
+            os.close(file)
+    return living
+
+
+def _remove(directory: int, names: tuple[str, ...]) -> None:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+
+
+def _remove_all(path: Path, directory: int) -> None:
+    """Remove a directory that nobody uses; the lock goes last, for those who wait for it."""
+    _remove(directory, (FRAMES, INDEX, f"{INDEX}.new", LOCK))
+    with contextlib.suppress(OSError):  # somebody has begun anew in it, or put a file there
+        path.rmdir()
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Placed:
+    """A segment's rows."""
+
+    start: int
+    """First row."""
+    stop: int
+    """Row behind the last one."""
+    is_ready: bool = False
+    """Whether all of its frames are in place."""
+    decoder: str = ""
+    """Lease of the process that is decoding it; empty if none is."""
+    users: set[str] = dataclasses.field(default_factory=set)
+    """Leases of the processes that draw from it or are about to."""
+
+
+class SharedIndex:
+    """Segments by content, the one placed first in front; ranges never overlap."""
+
+    def __init__(self, rows: int = 0, placed: Mapping[str, Placed] | None = None) -> None:
+        self.rows = rows
+        self._placed = dict(placed or {})
+
+    @classmethod
+    def from_document(cls, document: Any) -> Self:  # noqa: ANN401 - any JSON value
+        """Read what `to_document` made.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            placed = {
+                str(content): Placed(
+                    start=int(start),
+                    stop=int(stop),
+                    is_ready=bool(is_ready),
+                    decoder=str(decoder),
+                    users=set(users),
+                )
+                for content, (start, stop, is_ready, decoder, users) in document["segments"]
+            }
+            return cls(int(document["rows"]), placed)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError("not an index of shared frames") from error
+
+    def to_document(self) -> dict[str, Any]:
+        """Everything, as plain JSON."""
+        segments = [
+            [content, [at.start, at.stop, at.is_ready, at.decoder, sorted(at.users)]]
+            for content, at in self._placed.items()
+        ]
+        return {"rows": self.rows, "segments": segments}
+
+    def copy(self) -> Self:
+        """An index of its own with the same content."""
+        return type(self).from_document(self.to_document())
+
+    def __contains__(self, content: str) -> bool:
+        return content in self._placed
+
+    def __getitem__(self, content: str) -> Placed:
+        return self._placed[content]
+
+    def __iter__(self) -> Iterable[str]:
+        return iter(self._placed)
+
+    def keep(self, living: Collection[str]) -> None:
+        """Forget what processes wanted that are no more."""
+        for at in self._placed.values():
+            at.users.intersection_update(living)
+            if at.decoder not in living:
+                at.decoder = ""
+        self._forget_useless(list(self._placed))
+
+    def release(self, lease: str, contents: Iterable[str]) -> None:
+        """Let go of segments; those that are ready stay until their room is wanted."""
+        contents = [content for content in contents if content in self._placed]
+        for content in contents:
+            at = self._placed[content]
+            at.users.discard(lease)
+            if at.decoder == lease:
+                at.decoder = ""
+        self._forget_useless(contents)
+
+    def claim(self, lease: str, wanted: Mapping[str, int]) -> None:
+        """List segments, and give rows to those that have none.
+
+        Args:
+            lease: Who wants them.
+            wanted: Number of rows of each.
+        """
+        for content in wanted:
+            if content in self._placed:
+                self._placed[content].users.add(lease)
+        gaps = self._gaps()
+        for content, rows in wanted.items():
+            if content in self._placed:
+                continue
+            while (gap := next((g for g in gaps if g[1] - g[0] >= rows), None)) is None:
+                if not self._evict():
+                    break
+                gaps = self._gaps()
+            start = self._take(gap, gaps, rows)
+            self._placed[content] = Placed(start=start, stop=start + rows, users={lease})
+
+    def take_over(self, lease: str, content: str) -> bool:
+        """Become the one who decodes a segment; False if it is ready or another's to decode."""
+        at = self._placed[content]
+        if at.is_ready or at.decoder not in ("", lease):
+            return False
+        at.decoder = lease
+        return True
+
+    def finish(self, contents: Iterable[str]) -> None:
+        """Say that all frames of some segments are in place."""
+        for content in contents:
+            at = self._placed[content]
+            at.is_ready, at.decoder = True, ""
+
+    def _take(self, gap: tuple[int, int] | None, gaps: list[tuple[int, int]], rows: int) -> int:
+        """Take rows from a gap, or from the end and behind it; returns the first."""
+        if gap is None:
+            # Free rows that reach up to the end are grown, not left behind.
+            start = gaps.pop()[0] if gaps and gaps[-1][1] == self.rows else self.rows
+            self.rows = start + rows
+            return start
+        number = gaps.index(gap)
+        gaps[number : number + 1] = [(gap[0] + rows, gap[1])] if gap[1] - gap[0] > rows else []
+        return gap[0]
+
+    def _gaps(self) -> list[tuple[int, int]]:
+        """Rows that belong to no segment, in order."""
+        gaps, free = [], 0
+        for at in sorted(self._placed.values(), key=lambda at: at.start):
+            if at.start > free:
+                gaps.append((free, at.start))
+            free = at.stop
+        return [*gaps, (free, self.rows)] if free < self.rows else gaps
+
+    def _evict(self) -> bool:
+        """Give up the oldest segment that nobody lists; False if there is none."""
+        for content, at in self._placed.items():
+            if not at.users:
+                del self._placed[content]
+                return True
+        return False
+
+    def _forget_useless(self, contents: Iterable[str]) -> None:
+        """Take the rows of segments that nobody wants and that are not whole."""
+        for content in contents:
+            at = self._placed[content]
+            if not at.users and not at.is_ready:
+                del self._placed[content]
+
+
+Key = tuple[int, str]
+"""A segment in the cache: number of its dataset, segment id."""
+
+FLUSH_S = 0.5
+"""Most seconds until other processes are told which segments are ready."""
+
+
+class Rows(Protocol):
+    """Columns, and which of their rows belong to which segment."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that have disk space behind them."""
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns, each ``(rows, ...)``, until the next `change`."""
+
+    def __getitem__(self, key: Key) -> slice:
+        """Rows of a segment."""
+
+    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+        """Write frames of a segment, from one of its rows on.
+
+        Raises:
+            StorageError: The disk has no room after all.
+        """
+
+    def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
+        """Take the rows of some segments back and give rows to others.
+
+        Raises:
+            StorageError: The disk has no room; `new` has no rows then, and `gone` neither.
+        """
+
+    def look(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
+        """Which of some segments are in place, and which this process is to decode.
+
+        Args:
+            keys: Segments that have rows.
+            most: To decode, at most, before it looks again, if others may want them, too.
+        """
+
+    def finish(self, key: Key) -> None:
+        """Say that all frames of a segment are in place."""
+
+    def settle(self, failed: Iterable[Key]) -> None:
+        """Make what was finished known, and take the rows of what failed back."""
+
+    def close(self) -> None:
+        """Give everything back; safe to call twice."""
+
+
+class PrivateRows:
+    """Rows in nameless files of this process."""
+
+    def __init__(self, scratch: Path, types: Mapping[str, RowType]) -> None:
+        """Start empty.
+
+        Raises:
+            StorageError: `scratch` cannot be written.
+        """
+        self._columns = ScratchColumns(scratch, types)
+        self._ranges = RowRanges()
+
+    @property
+    def rows(self) -> int:
+        """See `Rows`."""
+        return self._columns.rows
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """See `Rows`."""
+        return {name: self._columns[name] for name in self._columns}
+
+    def __getitem__(self, key: Key) -> slice:
+        return self._ranges[key]
+
+    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+        """See `Rows`."""
+        self._columns.write("frames", self[key].start + start, frames)
+
+    def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
+        """See `Rows`."""
+        for key in gone:
+            self._ranges.release(key)
+        self._columns.reserve(self._ranges.used + sum(s.observations for s in new.values()))
+        placed: list[Key] = []
+        try:
+            for key, segment in new.items():
+                for source, target in self._ranges.place(key, segment.observations):
+                    for name in self._columns:
+                        self._columns[name][target] = self._columns[name][source]
+                placed.append(key)
+            self._columns.reserve(self._ranges.end)
+        except BaseException:
+            self.settle(placed)
+            raise
+
+    def look(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
+        """See `Rows`."""
+        return set(), list(keys)
+
+    def finish(self, key: Key) -> None:
+        """See `Rows`; nobody else wants to know."""
+
+    def settle(self, failed: Iterable[Key]) -> None:
+        """See `Rows`."""
+        for key in failed:
+            self._ranges.release(key)
+
+    def close(self) -> None:
+        """See `Rows`."""
+        self._ranges = RowRanges()
+        self._columns.close()
+
+
+class SharedRows:
+    """Frames in a file that processes share; all else in nameless files of this process."""
+
+    def __init__(self, scratch: Path, types: Mapping[str, RowType], digest: str) -> None:
+        """Join the processes that hold frames of one kind in a scratch directory.
+
+        Args:
+            scratch: Where the shared directory lies or is to lie.
+            types: What a row of each column holds; one of them is ``frames``.
+            digest: Of all that says what a row is.
+
+        Raises:
+            StorageError: `scratch` cannot be written.
+            OSError: The file system lacks what sharing takes, or something is in the way.
+        """
+        own = {name: kind for name, kind in types.items() if name != "frames"}
+        self._own, self._kind = ScratchColumns(scratch, own), types["frames"]
+        self._frames: NDArray[Any] = np.empty((0, *self._kind.shape), self._kind.dtype)
+        self._contents: dict[Key, str] = {}
+        self._ranges: dict[str, slice] = {}
+        self._finished: list[str] = []
+        self._flush_at_s = 0.0
+        self._mapped_rows = 0
+        self._used_rows = 0
+        try:
+            self._home = SharedDirectory(scratch / directory_name(digest))
+        except OSError:
+            self._own.close()
+            raise
+        self._leave = weakref.finalize(self, self._home.leave)
+        try:
+            with self._home.exclusive() as living:
+                self._read(living)
+            self._map(1)  # here, not later, is where a file system that cannot is found out
+        except OSError:
+            self.close()
+            raise
+        sweep(scratch)
+
+    @property
+    def rows(self) -> int:
+        """See `Rows`; those of all processes, as of the last `change`."""
+        return self._used_rows
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """See `Rows`."""
+        return {**{name: self._own[name] for name in self._own}, "frames": self._frames}
+
+    def __getitem__(self, key: Key) -> slice:
+        return self._ranges[self._contents[key]]
+
+    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+        """See `Rows`."""
+        try:
+            write_rows(self._home.frames, self[key].start + start, frames)
+        except OSError as error:
+            found = f"the system says: {error.strerror}"
+            raise no_room(self._home.path, frames.nbytes, found) from error
+
+    def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
+        """See `Rows`."""
+        left = self._forget(gone)
+        contents = {key: segment.manifest_digest for key, segment in new.items()}
+        wanted = {contents[key]: segment.observations for key, segment in new.items()}
+        with self._home.exclusive() as living:
+            index = self._read(living)
+            index.release(self._home.lease, left)
+            claimed = index.copy()
+            claimed.claim(self._home.lease, wanted)
+            try:
+                self._reserve(index.rows, claimed.rows)
+                index = claimed
+            finally:
+                self._home.write_index(index.to_document())
+        self._used_rows = index.rows
+        self._contents |= contents
+        self._ranges |= {c: slice(index[c].start, index[c].stop) for c in wanted}
+
+    def look(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
+        """See `Rows`; of two segments with the same content one is to be decoded."""
+        ready: set[Key] = set()
+        mine: dict[str, Key] = {}
+        with self._home.exclusive() as living:
+            index = self._read(living)
+            index.finish(self._finished)
+            for key in keys:
+                content = self._contents[key]
+                if index[content].is_ready:
+                    ready.add(key)
+                elif len(mine) < most and index.take_over(self._home.lease, content):
+                    mine.setdefault(content, key)
+            if mine or self._finished:
+                self._home.write_index(index.to_document())
+        self._finished = []
+        return ready, list(mine.values())
+
+    def finish(self, key: Key) -> None:
+        """See `Rows`; others learn of it within `FLUSH_S`, if more follow, or by `settle`."""
+        self._finished.append(self._contents[key])
+        if time.monotonic() >= self._flush_at_s:
+            self.settle(())
+
+    def settle(self, failed: Iterable[Key]) -> None:
+        """See `Rows`."""
+        left = self._forget(failed)
+        if left or self._finished:
+            with self._home.exclusive() as living:
+                index = self._read(living)
+                index.finish(self._finished)
+                index.release(self._home.lease, left)
+                self._home.write_index(index.to_document())
+            self._finished = []
+        self._flush_at_s = time.monotonic() + FLUSH_S
+
+    def close(self) -> None:
+        """See `Rows`."""
+        self._leave()
+        self._own.close()
+        self._frames = np.empty((0, *self._kind.shape), self._kind.dtype)
+        self._contents, self._ranges = {}, {}
+        self._used_rows = self._mapped_rows = 0
+
+    def _forget(self, keys: Iterable[Key]) -> list[str]:
+        """Forget segments; returns the contents that this process has no use for any more."""
+        left = {self._contents.pop(key) for key in keys} - set(self._contents.values())
+        for content in left:
+            del self._ranges[content]
+        return sorted(left)
+
+    def _read(self, living: set[str]) -> SharedIndex:
+        try:
+            document = self._home.read_index()
+            index = SharedIndex() if document is None else SharedIndex.from_document(document)
+        except ValueError as error:
+            raise StorageError(
+                f"{self._home.path} holds an index that cannot be read ({error}); end the runs "
+                "that use it, then remove the directory"
+            ) from error
+        index.keep(living)
+        return index
+
+    def _reserve(self, before: int, rows: int) -> None:
+        """Make rows of the shared file usable, and those of the same number of the other files."""
+        size = self._kind.size_bytes
+        if rows > before:
+            check_room(self._home.path, (rows - before) * size)
+        try:
+            self._map(rows)
+            if rows > before:
+                allocate(self._home.frames, before * size, (rows - before) * size)
+        except OSError as error:
+            more = (rows - before) * size
+            raise no_room(self._home.path, more, f"the system says: {error.strerror}") from error
+        self._own.reserve(rows)
+
+    def _map(self, rows: int) -> None:
+        """Map the shared file, far past its end; only with the lock held or before any use."""
+        if rows <= self._mapped_rows:
+            return
+        size = 2 * rows * self._kind.size_bytes
+        file = self._home.frames
+        if os.fstat(file).st_size < size:  # never shorter: others have mapped what is there
+            os.ftruncate(file, size)
+        flat = np.frombuffer(mmap.mmap(file, size), dtype=self._kind.dtype)
+        self._frames = flat.reshape((2 * rows, *self._kind.shape))
+        self._mapped_rows = 2 * rows
