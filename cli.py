@@ -11,7 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from avtd3.configs.command_line import (
+from avtd3.configs.commands.console import interruptible, progress, say
+from avtd3.configs.commands.doctor import app as doctor_app
+from avtd3.configs.commands.gate import compare, gate
+from avtd3.configs.commands.options import (
     EXIT_ENVIRONMENT,
     EXIT_NO,
     ConfigOption,
@@ -26,11 +29,8 @@ from avtd3.configs.command_line import (
     replace,
     section,
 )
-from avtd3.configs.console import interruptible, progress, say
-from avtd3.configs.doctor_command import app as doctor_app
-from avtd3.configs.gate_commands import compare, gate
-from avtd3.configs.inspect_command import replay_inspect
-from avtd3.configs.store_commands import app as store_app
+from avtd3.configs.commands.replay_inspect import replay_inspect
+from avtd3.configs.commands.store import app as store_app
 from avtd3.store.errors import Avtd3Error, StorageError, TrainingHalted, WorldError
 
 EXIT_USAGE = 2
@@ -166,7 +166,7 @@ def learn(
     as_json: JsonOption = False,
 ) -> None:
     """Train TD3 from datasets and publish policies."""
-    from avtd3.learn.train import train
+    from avtd3.learn.trainer import train
 
     settings = replace(section("learn", config, set_), updates=updates, seed=seed)
     texts = None if filter_ is None else tuple(filter_)
@@ -239,7 +239,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline once: collect, audit, learn, evaluate, collect again, audit again."""
-    from avtd3.configs.demo import DemoSections, run_demo
+    from avtd3.configs.commands.demo import DemoSections, run_demo
 
     sections = DemoSections.load(config, set_ or [])
     with interruptible() as should_stop:

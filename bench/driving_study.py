@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avtd3.learn.policy_header import read_header
+from avtd3.learn.policy import read_header
 
 PRESETS = ("full_state", "vision_only")
 ONLINE = "online"

@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 
 from avtd3.learn.batch import Batch
+from avtd3.learn.device import autocast_type
 from avtd3.learn.guards.config import GuardConfig
-from avtd3.learn.guards.watch import Watch
+from avtd3.learn.guards.monitor import Watch
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
-from avtd3.learn.precision import autocast_type
-from avtd3.learn.state import TD3Config, TD3State, create_state
-from avtd3.learn.td3 import Update, update
+from avtd3.learn.td3 import TD3Config, TD3State, Update, create_state, update
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 CPU = torch.device("cpu")

@@ -30,14 +30,12 @@ from learn_rivals import Plain, stable_baselines3
 from replay_frames import open_frames
 from torch.utils.flop_counter import FlopCounterMode
 
-from avtd3.learn.allocator import keep_freed_memory
 from avtd3.learn.batch import Batch, to_batch
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.prepare import prepare_run
-from avtd3.learn.session import Session
+from avtd3.learn.device import keep_freed_memory
 from avtd3.learn.source import Source
-from avtd3.learn.state import TD3State, create_state
-from avtd3.learn.td3 import update
+from avtd3.learn.td3 import TD3State, create_state, update
+from avtd3.learn.trainer import Session, prepare_run
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler

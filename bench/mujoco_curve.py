@@ -26,11 +26,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from avtd3.collect.evaluate import evaluate
-from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.evaluate import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
 from avtd3.learn.policy import Policy
-from avtd3.learn.prepare import CONFIG_FILE
+from avtd3.learn.trainer import CONFIG_FILE
 from avtd3.store.dataset import Dataset
 
 PRESET = ("--config", "mujoco_td3")

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import evaluate
-from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.evaluate import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
-from avtd3.learn.train import train
+from avtd3.learn.trainer import train
 
 PRECISIONS = ("fp32", "bf16")
 PRESET = "full_state"

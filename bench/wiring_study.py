@@ -18,12 +18,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from avtd3.collect.evaluate import evaluate
-from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.evaluate import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
-from avtd3.learn.train import train
+from avtd3.learn.trainer import train
 
 WIRINGS = ("coupled", "correct")
 GUARDS = {

@@ -1,35 +1,49 @@
-"""Who drives: the expert, a random driver, a policy, noise over any of them, and mixtures.
-
-The grammar, as in ``--driver 0.6:expert,0.3:expert+noise=0.3,0.1:random``::
-
-    mixture = driver | share ":" driver { "," share ":" driver }
-    driver  = ( "expert" | "random" | "policy" ) [ ("+noise" | "+gaussian") [ "=" sigmas ] ]
-    sigmas  = sigma { "/" sigma }
-
-Shares are positive and count relative to their sum; each episode draws one driver by its own
-generator. ``+noise`` adds an Ornstein-Uhlenbeck process (it wanders, so the data hold
-departures and recoveries), ``+gaussian`` independent noise; ``sigma`` is the standard deviation of
-what is added to every action, in half ranges of that action, 0.2 if not given; several sigmas, as
-in ``policy+gaussian=0.2/0.05``, are those of each action in turn.
-"""
+"""`Wandering`: noise that drivers add to their actions."""
 
 import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.arena import Arena, Driver
 from avtd3.collect.driving.observation import Observation
-from avtd3.collect.noise import Wandering
+from avtd3.collect.environment import Arena, Driver
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
-    from avtd3.learn.policy import Policy
+    from avtd3.learn.policy import Policy, PolicyDirectory
+
+
+class Wandering:
+    """Ornstein-Uhlenbeck noise of a given stationary deviation; independent for time 0.
+
+    Args:
+        sigma: Standard deviation of each action's noise, float64 (A,).
+        time_s: Correlation time.
+        period_s: Seconds between two values.
+    """
+
+    def __init__(self, sigma: NDArray[np.float64], time_s: float, period_s: float) -> None:
+        self._keep = math.exp(-period_s / time_s) if time_s > 0.0 else 0.0
+        self._drive = sigma * math.sqrt(1.0 - self._keep**2)
+        self._value = np.zeros_like(sigma)
+        self._rng = np.random.default_rng(0)
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """Start at 0, and draw from a generator from now on."""
+        self._rng, self._value = rng, np.zeros_like(self._drive)
+
+    def next(self) -> NDArray[np.float64]:
+        """The next value, float64 (A,)."""
+        drawn = self._rng.standard_normal(self._drive.size)
+        self._value = self._keep * self._value + self._drive * drawn
+        return self._value
+
 
 BASE_DRIVERS = ("expert", "random", "policy")
 """Drivers that exist without noise."""
@@ -276,3 +290,96 @@ def _parse_part(part: str, text: str) -> DriverSpec:
             f"driver {text!r}: the largest sigma of {driver!r} must be above 0, at most 2"
         )
     return DriverSpec(share=share, base=match["base"], noise=match["noise"] or "", sigmas=sigmas)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """The driver of one episode."""
+
+    driver: Driver
+    """Who drives."""
+    spec: DriverSpec
+    """Its place in the mixture."""
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether it is a policy, with noise or without."""
+        return self.spec.base == "policy"
+
+
+class DriverPool:
+    """The drivers of a mixture, made once, and the newest policy for those that are one.
+
+    Args:
+        mixture: The drivers.
+        arena: Where they drive; policies must observe what its spec says.
+        policies: Directory in which policies are published; only needed if one drives.
+
+    Raises:
+        ConfigError: The mixture has a policy, and there is no directory; or a driver that is not
+            at home in the arena.
+    """
+
+    def __init__(self, mixture: Mixture, arena: Arena, policies: Path | None) -> None:
+        self._mixture = mixture
+        self._spec = arena.spec
+        self._policy_driver = PolicyDriver()
+        self._drivers = [driver.build(arena, self._policy_driver) for driver in mixture.drivers]
+        self._random = Choice(arena.driver(RANDOM.base), RANDOM)
+        self._directory: PolicyDirectory | None = None
+        if mixture.needs_policy:
+            self._directory = _open_directory(policies)
+
+    def draw(self, rng: np.random.Generator, *, at_random: bool = False) -> Choice:
+        """The driver of an episode, by the episode's generator.
+
+        Args:
+            rng: The episode's generator.
+            at_random: Take the random driver, whatever was drawn.
+        """
+        place = self._mixture.draw(rng)
+        if at_random:
+            return self._random
+        return Choice(self._drivers[place], self._mixture.drivers[place])
+
+    def poll(self) -> "Policy | None":
+        """Take the newest policy, for all episodes from now on; None while there is none.
+
+        A torn newest policy leaves the one that drove so far, see `warning`.
+
+        Raises:
+            SpecError: The newest policy observes something else.
+        """
+        assert self._directory is not None, "only called when a policy was drawn"
+        current = self._policy_driver.policy
+        self._policy_driver.policy = (
+            self._directory.latest(self._spec)
+            if current is None
+            else self._directory.poll(current, self._spec)
+        )
+        return self._policy_driver.policy
+
+    @property
+    def policy(self) -> "Policy | None":
+        """The policy that drives now, if any."""
+        return self._policy_driver.policy
+
+    @property
+    def warning(self) -> str:
+        """Why the newest policy was not taken at the last poll, or an empty string."""
+        return self._directory.warning if self._directory else ""
+
+    @property
+    def path(self) -> Path | None:
+        """Directory that policies come from."""
+        return self._directory.path if self._directory else None
+
+
+def _open_directory(policies: Path | None) -> "PolicyDirectory":
+    if policies is None:
+        raise ConfigError(
+            "driver policy needs the directory that a learner publishes into; give --policies DIR"
+        )
+    from avtd3.learn.policy import PolicyDirectory
+
+    return PolicyDirectory(policies)

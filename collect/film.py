@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from avtd3.collect.arena import Arena
-from avtd3.collect.examiner import EvaluateConfig, Examination, Examiner, one_thread
+from avtd3.collect.environment import Arena
+from avtd3.collect.evaluate import EvaluateConfig, Examination, Examiner, one_thread
 from avtd3.collect.worlds import WorldFactory, open_arena, open_world
 from avtd3.store.render.pictures import animation, contact_sheet
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.arena import Arena, Driver, Opening, Step
 from avtd3.collect.driving.observation import FrameStack, Observation
+from avtd3.collect.environment import Arena, Driver, Opening, Step
 from avtd3.store.errors import WorldError
 from avtd3.store.spec import EpisodeSpec
 

@@ -4,14 +4,14 @@ import importlib.util
 from collections.abc import Callable
 from typing import Protocol
 
-from avtd3.collect.arena import Arena
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.checks import check_number
 from avtd3.collect.driving.driving_env import DrivingArena
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import World
-from avtd3.collect.gym_world import GYM, GymConfig, open_gym
+from avtd3.collect.environment import Arena
+from avtd3.collect.gym_env import GYM, GymConfig, open_gym
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, WorldError

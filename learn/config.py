@@ -2,11 +2,11 @@
 
 import dataclasses
 
+from avtd3.learn.device import PRECISIONS
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.precision import PRECISIONS
-from avtd3.learn.state import TD3Config
+from avtd3.learn.td3 import TD3Config
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
 

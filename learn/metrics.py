@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from avtd3.learn.guards.names import GUARDS
+from avtd3.learn.guards.config import GUARDS
 
 HIGHER, LOWER = "higher", "lower"
 

@@ -1,27 +1,22 @@
-"""`Policy`: the one thing that collectors see of the learner, and the directory it travels in.
-
-A policy file is a safetensors file. Its header carries the spec, the shape of the networks, the
-version and the update count as one JSON text; its tensors are the actor's weights. Reading one
-never runs code from it.
-"""
+"""The header of a policy file: what a possibly strange file says of itself, read strictly."""
 
 import dataclasses
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from avtd3.learn import exchange
-from avtd3.learn.inference import DrivingActor
-from avtd3.learn.networks import Actor, NetworkConfig
-from avtd3.learn.policy_header import FORMAT_VERSION, HEADER_KEY, read_claims, read_header
+from avtd3.learn import policy_store as exchange
+from avtd3.learn.networks import Actor, Encoder, Mlp, NetworkConfig
 from avtd3.store.errors import (
     Avtd3Error,
     CheckpointError,
@@ -30,6 +25,158 @@ from avtd3.store.errors import (
     SpecError,
 )
 from avtd3.store.spec import EpisodeSpec
+
+FORMAT_VERSION = 1
+HEADER_KEY = "avtd3_policy"
+
+
+def read_header(data: bytes, path: Path) -> dict[str, Any]:
+    """The document in the header of a policy file.
+
+    Raises:
+        CheckpointError: It is no policy file, or its numbers are impossible.
+        FormatVersionError: A later avtd3 wrote it.
+    """
+    size = int.from_bytes(data[:8], "little")
+    try:
+        document = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][HEADER_KEY])
+        known = document["format_version"]
+        int(document["version"]), int(document["updates"])
+        limit = float(document.get("action_limit", 1.0))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not a policy of avtd3: no readable {HEADER_KEY} in its header ({error!r})"
+        ) from error
+    if not 0.0 < limit <= 1.0:
+        raise CheckpointError(
+            f"policy {path} has the action limit {limit}, expected above 0, at most 1; go back to "
+            "an earlier policy"
+        )
+    if known != FORMAT_VERSION:
+        raise FormatVersionError(
+            f"policy {path} has format version {known}, this avtd3 reads {FORMAT_VERSION}; "
+            "update avtd3"
+        )
+    return dict(document)
+
+
+def read_claims(document: Mapping[str, Any], path: Path) -> tuple[EpisodeSpec, NetworkConfig]:
+    """The spec and the shape of the networks that a header claims.
+
+    Raises:
+        CheckpointError: They cannot be.
+    """
+    try:
+        spec = EpisodeSpec.from_json(document["spec"])
+        fields = dict(document["network"])
+        config = NetworkConfig(**fields | {"hidden": tuple(fields["hidden"])})
+    except (Avtd3Error, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"policy {path} has an impossible header: {error}") from error
+    return spec, config
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Convolution:
+    """A convolution as a product of patches (P, kernel * kernel * C) with a matrix."""
+
+    kernel: int
+    stride: int
+    weight: Tensor
+    """float32 (kernel * kernel * C, C')."""
+    bias: Tensor
+    """float32 (C',)."""
+    norm: nn.GroupNorm | None
+    """LayerNorm that follows, if any; BatchNorm is part of weight and bias."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Image float32 (H', W', C') of a contiguous image (H, W, C)."""
+        height, width, channels = image.shape
+        rows = (height - self.kernel) // self.stride + 1
+        columns = (width - self.kernel) // self.stride + 1
+        row = width * channels
+        patches = image.as_strided(
+            (rows, columns, self.kernel, self.kernel * channels),
+            (self.stride * row, self.stride * channels, row, 1),
+        )
+        flat = patches.reshape(rows * columns, -1)
+        x = torch.addmm(self.bias, flat, self.weight)
+        if self.norm is not None:
+            x = functional.layer_norm(x, x.shape, eps=self.norm.eps)
+            x = x * self.norm.weight + self.norm.bias
+        return x.view(rows, columns, -1)
+
+
+class DrivingActor:
+    """A copy of an actor that takes one observation at a time, without gradients."""
+
+    def __init__(self, actor: Actor) -> None:
+        """Copy the weights of an actor on the CPU, in evaluation mode."""
+        self._actor = actor
+        self._encoder = actor.encoder
+        if actor.encoder is not None:
+            self._convolutions = _convolutions(actor.encoder)
+
+    @torch.inference_mode()
+    def __call__(self, frames: Tensor | None, vector: Tensor | None) -> Tensor:
+        """The action, float32 (A,).
+
+        Args:
+            frames: uint8 (K*C, H, W), if the actor has a CNN.
+            vector: float32 (V,), if the spec has a vector.
+        """
+        parts = [] if vector is None else [vector]
+        if self._encoder is not None:
+            assert frames is not None
+            parts.insert(0, self._features(self._encoder, frames))
+        state = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._actor.squash(_run(self._actor.head, state))
+
+    def _features(self, encoder: Encoder, frames: Tensor) -> Tensor:
+        x = torch.stack(frames.unbind(0), -1).float()  # (H, W, K*C), 0..255
+        for convolution in self._convolutions:
+            x = encoder.activate(convolution(x))
+        return encoder.finish(torch.addmv(encoder.linear.bias, encoder.linear.weight, x.flatten()))
+
+
+def _run(mlp: Mlp, x: Tensor) -> Tensor:
+    for number, layer in enumerate(mlp.layers):
+        assert isinstance(layer, nn.Linear)
+        x = torch.addmv(layer.bias, layer.weight, mlp.activate(x) if number else x)
+    return x
+
+
+@torch.no_grad()
+def _convolutions(encoder: Encoder) -> list[_Convolution]:
+    found = []
+    for number, (convolution, norm) in enumerate(
+        zip(encoder.convolutions, encoder.norms, strict=True)
+    ):
+        assert isinstance(convolution, nn.Conv2d)
+        assert convolution.bias is not None
+        weight, bias = (
+            encoder.scaled_first()
+            if number == 0
+            else (
+                convolution.weight,
+                convolution.bias,
+            )
+        )
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            weight = weight * scale[:, None, None, None]
+            bias = (bias - norm.running_mean) * scale + norm.bias
+        found.append(
+            _Convolution(
+                kernel=convolution.kernel_size[0],
+                stride=convolution.stride[0],
+                weight=weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous(),
+                bias=bias.clone(),
+                norm=norm if isinstance(norm, nn.GroupNorm) else None,
+            )
+        )
+    return found
 
 
 class Policy:

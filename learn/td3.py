@@ -1,31 +1,8 @@
-"""TD3 (Fujimoto, van Hoof & Meger 2018), with TD3+BC (Fujimoto & Gu 2021) for fixed data.
-
-Twin critics whose minimum is the target, target policy smoothing, delayed policy updates and
-Polyak averaging are as published. Deviations, each marked where it happens:
-
-1. Images: both critics share one CNN, the actor has another; all have target copies.
-2. The actor's loss is ``-Q1(critic_cnn(obs), actor(actor_cnn(obs)))``, the critic's features
-   without gradient. (``wiring="coupled"`` gives the critic the actor's features instead. It never
-   trained on those, so the actor's CNN raises Q without bound: an ablation, not an option.)
-3. Target noise scales with half the range of each action, as in the authors' code.
-4. Per-sample discount: n-step returns, and only ``terminated`` stops bootstrapping.
-5. Gradients are clipped; CNNs have weight decay (by choice AdamW's, Loshchilov & Hutter 2019) and
-   a lower learning rate; LayerNorm on features.
-6. Rewards may be scaled and clipped on their way in.
-7. TD3+BC: the vector is not normalised by the data's statistics, the spec's scales do that;
-   `bc_weight` scales the imitation term, and may fade (as in Beeson & Montana 2022, but linearly).
-8. The actor's numbers before tanh may be penalised.
-9. An update whose loss or gradient is not finite is left out and counted.
-10. Draws may be prioritised by the larger TD error of the two critics (as in Fujimoto et al. 2020);
-    the critics' loss then has importance weights (Schaul et al. 2016).
-11. Images may be shifted at random, by `learn/augment.py` (Yarats et al. 2021).
-12. The next value may be limited to the range of targets seen (TD7, Fujimoto et al. 2023).
-13. What is imitated may be some of the data alone, as are the demonstrations of Nair et al. 2018;
-    the critics learn from all.
-"""
+"""`TD3Config`, and `TD3State`: the networks and optimisers that an update changes."""
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -34,9 +11,198 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.guards.clip import GradientNorms, clip_gradients
-from avtd3.learn.networks import Actor, Observation, TwinCritic, move_targets
-from avtd3.learn.state import TD3Config, TD3State
+from avtd3.learn.gradient_clip import ClipConfig, GradientNorms, clip_gradients
+from avtd3.learn.networks import Actor, NetworkConfig, Observation, TwinCritic, move_targets
+from avtd3.store.errors import ConfigError
+from avtd3.store.spec import EpisodeSpec
+
+WIRINGS = ("correct", "coupled")
+DECAYS = ("l2", "decoupled")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TD3Config:
+    """Settings of the updates; names and defaults of Fujimoto et al. 2018 where they exist."""
+
+    tau: float = 0.005
+    """Share of the online networks that moves into the targets."""
+    policy_delay: int = 2
+    """Critic updates per actor update."""
+    target_policy_noise: float = 0.2
+    """Standard deviation of the noise on the target's actions, in half ranges of the action."""
+    target_noise_clip: float = 0.5
+    """Limit on that noise, in half ranges of the action."""
+    actor_lr: float = 3e-4
+    """Learning rate of the actor's MLP."""
+    critic_lr: float = 3e-4
+    """Learning rate of the critics' MLPs."""
+    actor_cnn_lr: float = 1e-4
+    """Learning rate of the actor's CNN."""
+    critic_cnn_lr: float = 1e-4
+    """Learning rate of the critics' CNN."""
+    mlp_weight_decay: float = 0.0
+    """Weight decay of the MLPs."""
+    cnn_weight_decay: float = 1e-4
+    """Weight decay of the CNNs."""
+    weight_decay_kind: str = "l2"
+    """``l2`` adds the decay times the weight to its gradient, for all parameters (Adam, Kingma & Ba
+    2015); ``decoupled`` takes learning rate times decay off the weight itself, norms and biases
+    excepted (AdamW, Loshchilov & Hutter 2019), and wants decays some 100 times larger."""
+    wiring: str = "correct"
+    """``correct``, or ``coupled`` to show how the actor's CNN diverges; see deviation 2."""
+    bc_alpha: float = 0.0
+    """TD3+BC: weight of Q against imitation, 2.5 in the paper; 0 is TD3 without imitation."""
+    bc_weight: float = 1.0
+    """Factor on the imitation term; 1 in the paper."""
+    bc_fade_from: int = 0
+    """Update from which that factor changes linearly, down to `bc_final_weight` at
+    `bc_fade_until`: from imitating the data offline to improving on them online."""
+    bc_fade_until: int = 0
+    """Update at which it has arrived; 0 keeps `bc_weight` throughout."""
+    bc_final_weight: float = 0.0
+    """Factor on the imitation term after that (Beeson & Montana 2022 end at 0.2 of the first)."""
+    target_clip_every: int = 0
+    """Limit the next value in the target to the range of the targets seen so far, as it was at the
+    last multiple of so many updates (TD7, Fujimoto et al. 2023: 250); 0 is no limit."""
+    pre_tanh_weight: float = 0.0
+    """Penalty on the mean square of the actor's numbers before tanh; 0 is none."""
+    reward_scale: float = 1.0
+    """Factor on every reward."""
+    reward_clip: float = 0.0
+    """Limit on the size of a scaled (n-step) reward; 0 is none."""
+    clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    """Limits on the gradients."""
+
+    def __post_init__(self) -> None:
+        for name in ("tau", "policy_delay", "actor_lr", "critic_lr", "reward_scale"):
+            _check(name, getattr(self, name), above=True)
+        for name in ("actor_cnn_lr", "critic_cnn_lr"):
+            _check(name, getattr(self, name), above=True)
+        for name in (
+            *("target_policy_noise", "target_noise_clip", "mlp_weight_decay", "cnn_weight_decay"),
+            *("bc_alpha", "bc_weight", "pre_tanh_weight", "reward_clip", "bc_final_weight"),
+            *("bc_fade_from", "bc_fade_until", "target_clip_every"),
+        ):
+            _check(name, getattr(self, name), above=False)
+        if self.tau > 1.0:
+            raise ConfigError(f"td3.tau is {self.tau}, expected at most 1")
+        if self.wiring not in WIRINGS:
+            raise ConfigError(f"td3.wiring is {self.wiring!r}, expected one of {WIRINGS}")
+        if self.weight_decay_kind not in DECAYS:
+            raise ConfigError(
+                f"td3.weight_decay_kind is {self.weight_decay_kind!r}, expected one of {DECAYS}"
+            )
+        if self.bc_fade_until and self.bc_fade_until <= self.bc_fade_from:
+            raise ConfigError(
+                f"td3.bc_fade_until is {self.bc_fade_until}, expected above bc_fade_from, "
+                f"{self.bc_fade_from}, or 0 for no fading"
+            )
+
+    def bc_weight_at(self, updates: int) -> float:
+        """Factor on the imitation term in the update of that number, counted from 1."""
+        if not self.bc_fade_until:
+            return self.bc_weight
+        share = (updates - self.bc_fade_from) / (self.bc_fade_until - self.bc_fade_from)
+        share = min(max(share, 0.0), 1.0)
+        return self.bc_weight + share * (self.bc_final_weight - self.bc_weight)
+
+
+def _check(name: str, value: float, *, above: bool) -> None:
+    if not (value > 0.0 if above else value >= 0.0) or not math.isfinite(value):
+        raise ConfigError(f"td3.{name} is {value}, expected {'above 0' if above else '0 or above'}")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TD3State:
+    """All that an update changes."""
+
+    actor: Actor
+    critic: TwinCritic
+    actor_target: Actor
+    critic_target: TwinCritic
+    actor_optimizer: torch.optim.Adam
+    critic_optimizer: torch.optim.Adam
+    updates: int = 0
+    """Critic updates so far, those left out included."""
+    skipped: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
+    """Critic updates left out because something was not finite."""
+    skipped_in_a_row: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
+    """Of those, how many since the last good one."""
+    value_range: Tensor | None = None
+    """(4,) least and greatest target so far, and what of them limits the next value now; None
+    unless `TD3Config.target_clip_every` is set."""
+
+    def networks(self) -> dict[str, tuple[Actor | TwinCritic, torch.optim.Adam]]:
+        """What is trained, by name."""
+        return {
+            "actor": (self.actor, self.actor_optimizer),
+            "critic": (self.critic, self.critic_optimizer),
+        }
+
+    def rates(self) -> dict[str, float]:
+        """The learning rates by their metric's name."""
+        return {
+            f"rate/{name}_{group['part']}": group["lr"]
+            for name, (_, optimizer) in self.networks().items()
+            for group in optimizer.param_groups
+        }
+
+    def scale_rates(self, share: float) -> None:
+        """Set every learning rate to a share of the configured one."""
+        for optimizer in (self.actor_optimizer, self.critic_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = share * group["base_lr"]
+
+
+def create_state(
+    spec: EpisodeSpec, network: NetworkConfig, config: TD3Config, device: torch.device, seed: int
+) -> TD3State:
+    """Fresh networks and optimisers; the seed alone decides the weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        actor, critic = Actor(spec, network), TwinCritic(spec, network)
+    return state_of(actor.to(device), critic.to(device), config)
+
+
+def state_of(actor: Actor, critic: TwinCritic, config: TD3Config) -> TD3State:
+    """A state around existing networks, its targets equal to them."""
+    device = actor.action_scale.device
+    return TD3State(
+        actor=actor,
+        critic=critic,
+        actor_target=actor.target_copy(),
+        critic_target=critic.target_copy(),
+        actor_optimizer=_adam(actor, config.actor_cnn_lr, config.actor_lr, config),
+        critic_optimizer=_adam(critic, config.critic_cnn_lr, config.critic_lr, config),
+        skipped=torch.zeros((), device=device),
+        skipped_in_a_row=torch.zeros((), device=device),
+        value_range=_no_range(actor.action_scale) if config.target_clip_every else None,
+    )
+
+
+def _no_range(like: Tensor) -> Tensor:
+    """Nothing seen yet, and 0 as the only next value, as TD7 starts."""
+    return torch.tensor([math.inf, -math.inf, 0.0, 0.0], dtype=like.dtype, device=like.device)
+
+
+def _adam(
+    network: Actor | TwinCritic, cnn_lr: float, mlp_lr: float, config: TD3Config
+) -> torch.optim.Adam:
+    is_decoupled = config.weight_decay_kind == "decoupled"
+    groups = []
+    for part, parameters, lr, decay in (
+        ("mlp", network.mlp_parameters(), mlp_lr, config.mlp_weight_decay),
+        ("cnn", network.encoder_parameters(), cnn_lr, config.cnn_weight_decay),  # deviation 5
+    ):
+        kept = [p for p in parameters if is_decoupled and p.ndim == 1]  # norms and biases
+        decayed = [p for p in parameters if not is_decoupled or p.ndim > 1]
+        for some, its_decay in ((decayed, decay), (kept, 0.0)):
+            if some:
+                group = {"params": some, "part": part, "lr": lr, "base_lr": lr}
+                groups.append(group | {"weight_decay": its_decay})
+    kind = torch.optim.AdamW if is_decoupled else torch.optim.Adam
+    on_gpu = network.mlp_parameters()[0].is_cuda
+    return kind(groups, fused=True, capturable=on_gpu)  # so that an update can be recorded
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.doctor import FAILED, OK, WARNING, Finding
 from avtd3.collect.carla.sensors import Sensors
 from avtd3.collect.carla.server import ROLE, Phase, Server, Settings
-from avtd3.collect.maps.mounting import draw_mounting
-from avtd3.collect.maps.opening import Start
+from avtd3.collect.maps.camera_mounting import draw_mounting
+from avtd3.collect.maps.episode_setup import Start
 from avtd3.store.errors import WorldLost
 
 Seen = tuple[Finding, NDArray[np.uint8] | None]

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.maps.mounting import FrontCamera
+from avtd3.collect.maps.camera_mounting import FrontCamera
 from avtd3.store.errors import ConfigError
 
 SCENARIO_WEATHER, KEPT_WEATHER = "scenario", "keep"

@@ -131,7 +131,7 @@ class Simulator:
         self._log.truncate(0)
         self._log.seek(0)
         self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "avtd3.collect.carla.keeper", *self._command],
+            [sys.executable, "-m", "avtd3.collect.carla.guardian", *self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -13,8 +13,8 @@ import numpy as np
 
 from avtd3.collect.carla.motion import pose_of
 from avtd3.collect.carla.server import ROLE, Server
+from avtd3.collect.maps.episode_setup import Start
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.opening import Start
 from avtd3.store.errors import WorldError, WorldLost
 
 _NEAREST_M, _FARTHEST_M = 15.0, 150.0

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.arena import Driver, Opening, Step
 from avtd3.collect.drivers import WanderingDriver
-from avtd3.collect.driving.drive_events import EventRecorder, Moment
-from avtd3.collect.driving.drive_meter import DriveMeasures, DriveMeter
+from avtd3.collect.driving.events import EventRecorder, Moment
 from avtd3.collect.driving.expert import Expert, ExpertConfig
+from avtd3.collect.driving.measures import DriveMeasures, DriveMeter
 from avtd3.collect.driving.task import DrivingTask, TaskConfig
 from avtd3.collect.driving.world import Scenario, World, WorldStart
+from avtd3.collect.environment import Driver, Opening, Step
 from avtd3.store.events import Event
 from avtd3.store.spec import ImageSpec
 

@@ -12,7 +12,7 @@ time_limit  truncated  the scenario's time is over
 stuck       truncated  it stood for `TaskConfig.stuck_s` with no vehicle close ahead
 =========== ========== ======================================================================
 
-`STOP_REASON` and `FAULT_REASON` of `avtd3.collect.arena` and the reasons of `WorldLost` (all
+`STOP_REASON` and `FAULT_REASON` of `avtd3.collect.environment` and the reasons of `WorldLost` (all
 truncated) are given by the collector, not by the task.
 """
 
@@ -23,11 +23,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.arena import SUCCESS_REASON
 from avtd3.collect.checks import check_positive
 from avtd3.collect.driving.observation import ObservationConfig, VectorBuilder, heading_error
 from avtd3.collect.driving.reward import REWARD_TERMS, RewardConfig, StepFacts, reward_terms
 from avtd3.collect.driving.world import Scenario, WorldFrame, WorldStart
+from avtd3.collect.environment import SUCCESS_REASON
 from avtd3.collect.maps.route import Projection, Route
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 

@@ -1,12 +1,93 @@
-"""What the car meets: bodies that overlap its own, and the vehicle ahead on its route."""
+"""`Course` and `Ego`: the driven car and its route, as the other vehicles look at them."""
 
+import dataclasses
 import math
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.maps.course import Ego
+from avtd3.collect.maps.raster import SHOULDER, Raster
+from avtd3.collect.maps.route import Route
+
+_BEYOND_M = 80.0
+
+
+class Course:
+    """A route as the traffic looks at it: complex points and directions, reached by index.
+
+    It goes on straight for a while beyond the route's end, so that what stands there is seen.
+    """
+
+    def __init__(self, route: Route) -> None:
+        last = len(route.points) - 1
+        step_m = route.length_m / last
+        further_m = step_m * np.arange(1.0, math.ceil(_BEYOND_M / step_m) + 1.0)
+        line = route.points.view(np.complex128)[:, 0]
+        yaw = np.append(route.yaw_rad, np.full(len(further_m), route.yaw_rad[-1]))
+        self.ways: NDArray[np.complex128] = np.exp(1j * yaw)
+        self.points: NDArray[np.complex128] = np.append(line, line[-1] + further_m * self.ways[-1])
+        # Plain numbers, for looking at a few points.
+        distance = np.append(route.distance_m, route.length_m + further_m)
+        self.distances: list[float] = distance.tolist()
+        self.places: list[complex] = self.points.tolist()
+        self.directions: list[complex] = self.ways.tolist()
+        self._longest_m = float(np.abs(np.diff(self.points)).max())
+        self._last = len(self.points) - 1
+        self._per_m = 1.0 / step_m
+
+    def index(self, distance_m: float) -> int:
+        """Index of the point at a distance, about; the last one beyond the end."""
+        return min(int(distance_m * self._per_m), self._last)
+
+    def nearest(self, at: complex, first: int, stop: int, within_m: float) -> int | None:
+        """Index in a range of the point nearest to a place; None if none is near enough."""
+        places, longest, best = self.places, self._longest_m, within_m
+        found, index = None, first
+        while index < stop:
+            away = abs(at - places[index])
+            if away < best:
+                best, found = away, index
+            # So many of the next points cannot be nearer.
+            index += int((away - best) / longest) or 1
+        return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ego:
+    """The driven car, as the traffic sees it."""
+
+    x_m: float
+    y_m: float
+    yaw_rad: float
+    speed_mps: float
+    length_m: float
+    width_m: float
+    course: Course
+    course_m: float
+    """Distance of the car along its course."""
+
+
+_AGAINST = math.cos(math.radians(120.0))
+
+
+class Footing(NamedTuple):
+    """The ground below a car, and the lane's direction there."""
+
+    off_road: bool
+    """Whether the car's centre has left every driving lane and paved shoulder."""
+    wrong_way: bool
+    """Whether it stands in a lane of the opposite direction."""
+    lane_yaw_rad: float | None
+    """Direction of the lane; None off the lanes and in junctions."""
+
+
+def footing(raster: Raster, x_m: float, y_m: float, yaw_rad: float) -> Footing:
+    """Look at the ground under the centre of a car with a heading."""
+    lane_yaw = raster.direction_at(x_m, y_m)
+    wrong_way = lane_yaw is not None and math.cos(yaw_rad - lane_yaw) < _AGAINST
+    return Footing(raster.ground_at(x_m, y_m) < SHOULDER, wrong_way, lane_yaw)
+
 
 LEAD_WITHIN_M = 60.0
 """How far ahead on the route a vehicle counts."""

@@ -1,13 +1,218 @@
-"""OpenDRIVE text: read a stranger's file, refuse what carla.Map cannot take, flatten it."""
+"""XML from strangers: no document types, so no entities that grow when they are expanded."""
 
+import math
 import re
 import stat
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
-from avtd3.collect.maps.plain_xml import PlainTree
-from avtd3.collect.maps.soundness import MEND, check_sound
 from avtd3.store.errors import RoadError
+
+
+class PlainTree(ET.TreeBuilder):
+    """A tree builder that stops at a document type, before any entity is declared.
+
+    Args:
+        refuse: Makes the error to raise, from the document type's name.
+    """
+
+    def __init__(self, refuse: Callable[[str], Exception]) -> None:
+        super().__init__()
+        self._refuse = refuse
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
+        """Refuse."""
+        raise self._refuse(name)
+
+
+MAX_LANE_LENGTH_M = 5_000_000.0
+"""Longest sum of all lanes that a network may claim."""
+DRIVING = "driving"
+"""OpenDRIVE's type of a lane that cars drive in."""
+MEND = "export it again, or check it with an OpenDRIVE validator"
+"""What to do about a document that is not sound."""
+_GEOMETRIES = ("line", "spiral", "arc", "poly3", "paramPoly3")
+_LATE_M = 1e-3
+_SLACK_M = 10.0
+
+
+def check_sound(root: ET.Element, where: str) -> None:
+    """Refuse a document that carla.Map would not survive, or that has nothing to drive on.
+
+    Args:
+        root: The ``OpenDRIVE`` element.
+        where: File or name for the messages.
+
+    Raises:
+        RoadError: The first fault found.
+    """
+    _Checker(root, where).check()
+
+
+def lane_sections(road: ET.Element) -> list[tuple[float, float, ET.Element]]:
+    """The lane sections of a road in order, as (first metre, last metre, element)."""
+    found = sorted(road.findall("lanes/laneSection"), key=lambda e: float(e.get("s", "0")))
+    if not found:
+        return []
+    starts = [float(section.get("s", "0")) for section in found]
+    ends = [*starts[1:], float(road.get("length", "0"))]
+    return list(zip(starts, ends, found, strict=True))
+
+
+def lanes_of(section: ET.Element) -> Iterator[tuple[int, ET.Element]]:
+    """The lanes of a lane section with their ids, the centre (id 0) left out."""
+    for side in ("left", "right"):
+        for lane in section.findall(f"{side}/lane"):
+            yield int(lane.get("id", "0")), lane
+
+
+class _Checker:
+    """Looks through one document for what carla.Map does not survive."""
+
+    def __init__(self, root: ET.Element, where: str) -> None:
+        self._root = root
+        self._where = where
+        self._lanes: dict[str, tuple[set[int], set[int]]] = {}
+        self._driving = False
+        self._lane_length_m = 0.0
+
+    def check(self) -> None:
+        roads = self._root.findall("road")
+        for road in roads:
+            self._check_road(road)
+        if not self._driving:
+            self._refuse(f"has no driving lane in its {len(roads)} roads, expected at least one")
+        for road in roads:
+            self._check_links(road)
+        for junction in self._root.findall("junction"):
+            self._check_junction(junction)
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise RoadError(f"road {self._where} {what}; {MEND}")
+
+    def _number(self, element: ET.Element, key: str, owner: str) -> float:
+        text = element.get(key, "0")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            self._refuse(f"has {key}={text!r} in {owner}, expected a finite number")
+        return value
+
+    def _check_road(self, road: ET.Element) -> None:
+        name = road.get("id", "")
+        owner = f"road id {name!r}"
+        if not re.fullmatch(r"\d{1,9}", name):
+            self._refuse(f"has {owner}, expected a whole number below 1e9")
+        if name in self._lanes:
+            self._refuse(f"has {owner} twice, expected distinct ids")
+        length = self._number(road, "length", owner)
+        if not length > 0.0:
+            self._refuse(f"has length {length} m in {owner}, expected above 0")
+        self._check_plan(road, length, owner)
+        self._check_sections(road, length, owner)
+
+    def _check_plan(self, road: ET.Element, length: float, owner: str) -> None:
+        plan = road.findall("planView/geometry")
+        if not plan:
+            self._refuse(f"has no planView geometry in {owner}")
+        first = min(self._number(geometry, "s", owner) for geometry in plan)
+        if first > _LATE_M:
+            self._refuse(f"has a plan that begins at {first} m in {owner}, expected 0 m")
+        for geometry in plan:
+            shapes = [child for child in geometry if child.tag in _GEOMETRIES]
+            if not shapes:
+                self._refuse(f"has a geometry in {owner} that is none of {', '.join(_GEOMETRIES)}")
+            for element in (geometry, *shapes):
+                for key in element.attrib.keys() - {"pRange"}:
+                    self._number(element, key, owner)
+            if float(geometry.get("length", "0")) > length + _SLACK_M:
+                self._refuse(f"has a geometry in {owner} that is longer than its {length} m")
+
+    def _check_sections(self, road: ET.Element, length: float, owner: str) -> None:
+        found = road.findall("lanes/laneSection")
+        starts = [self._number(section, "s", owner) for section in found]
+        if found and (min(starts) < 0.0 or max(starts) >= length):
+            self._refuse(f"has a lane section at {max(starts)} m in {owner} of {length} m")
+        if len(set(starts)) != len(starts):
+            self._refuse(f"has two lane sections at the same place in {owner}")
+        sides = [self._check_lanes(section, owner) for section in found]
+        for (start, end, _), lanes in zip(lane_sections(road), sides, strict=True):
+            self._lane_length_m += (end - start) * len(lanes)
+        if self._lane_length_m > MAX_LANE_LENGTH_M:
+            self._refuse(f"claims over {MAX_LANE_LENGTH_M / 1000:.0f} km of lanes by {owner}")
+        empty: set[int] = set()
+        ordered = [lanes for _, lanes in sorted(zip(starts, sides, strict=True), key=_first)]
+        self._lanes[road.get("id", "")] = (ordered[0], ordered[-1]) if ordered else (empty, empty)
+
+    def _check_lanes(self, section: ET.Element, owner: str) -> set[int]:
+        if section.find("center/lane") is None:
+            self._refuse(f"has a lane section without centre lane in {owner}")
+        for width in section.iter("width"):
+            for key in width.attrib:
+                self._number(width, key, owner)
+        for lane in (*section.iterfind("left/lane"), *section.iterfind("right/lane")):
+            if not re.fullmatch(r"-?[1-9]\d{0,3}", lane.get("id", "")):
+                self._refuse(f"has lane id {lane.get('id')!r} in {owner}, expected a number")
+            self._driving |= lane.get("type") == DRIVING
+        numbers = [number for number, _ in lanes_of(section)]
+        found = set(numbers)
+        right = sum(1 for number in found if number < 0)
+        whole = {*range(-right, 0), *range(1, len(found) - right + 1)}
+        if found != whole or len(numbers) != len(found):
+            self._refuse(f"has lanes {numbers} in {owner}, expected 1, 2, ... on either side")
+        return found
+
+    def _check_links(self, road: ET.Element) -> None:
+        sections = [section for _, _, section in lane_sections(road)]
+        inner = [{lane for lane, _ in lanes_of(section)} for section in sections]
+        beyond = (self._linked_lanes(road, "predecessor"), self._linked_lanes(road, "successor"))
+        around = [beyond[0], *inner, beyond[1]]
+        either_way = road.get("rule") == "LHT"
+        for index, section in enumerate(sections):
+            for number, lane in lanes_of(section):
+                # carla.Map follows links in driving direction only, and trusts them.
+                if number < 0 or either_way:
+                    self._check_link(road, lane, "successor", around[index + 2])
+                if number > 0 or either_way:
+                    self._check_link(road, lane, "predecessor", around[index])
+
+    def _check_link(
+        self, road: ET.Element, lane: ET.Element, name: str, there: set[int] | None
+    ) -> None:
+        link = lane.find(f"link/{name}")
+        if link is None or there is None:
+            return
+        target = link.get("id", "")
+        if target not in {"0", *map(str, there)}:
+            self._refuse(
+                f"links lane {lane.get('id')} of road id {road.get('id')!r} to a lane "
+                f"{target!r} that does not exist, expected one of {sorted(there)}"
+            )
+
+    def _linked_lanes(self, road: ET.Element, name: str) -> set[int] | None:
+        """Lane ids where a road's link leads to; None if to no road."""
+        link = road.find(f"link/{name}")
+        if link is None or link.get("elementType") != "road":
+            return None
+        ends = self._lanes.get(link.get("elementId", ""))
+        if ends is None:
+            return None
+        return ends[1] if link.get("contactPoint") == "end" else ends[0]
+
+    def _check_junction(self, junction: ET.Element) -> None:
+        for connection in junction.findall("connection"):
+            road = connection.get("connectingRoad", connection.get("linkedRoad", ""))
+            if road not in self._lanes:
+                self._refuse(f"leads junction {junction.get('id')!r} over road {road!r}, not there")
+
+
+def _first(pair: tuple[float, set[int]]) -> float:
+    return pair[0]
+
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """Largest .xodr file that is read."""

@@ -1,25 +1,101 @@
-"""`Raster`: a road network painted on tiles of pixels, once, for cameras and wheels to look up.
-
-A pixel is one byte: the class of the ground in the upper four bits, a texture level in the lower
-four, so that one table of 256 brightnesses turns ground into picture under any light. Tiles
-without road share a few default tiles of verge, which keeps 2 km of road below 10 MB. Three
-layers: `fine` pixels, `coarse` pixels (4 x 4 fine ones, with the share of paint in the class, so
-that far lines fade instead of flickering) and, at the coarse size, the direction of the lane.
-
-Strips along the lanes are painted by sampling them more densely than the pixels lie: 0.1 s for
-2 km of road in plain numpy.
-"""
+"""Painted lines: which ones a network's lanes describe, each of them once."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.maps.lanes import Strip
-from avtd3.collect.maps.lines import Band, painted_lines, sample_band
-from avtd3.collect.maps.network import Lane, RoadNetwork
-from avtd3.collect.maps.texture import ground_texture
+from avtd3.collect.maps.network import Lane, RoadNetwork, Strip
+
+_LINE_M = 0.15
+_LINE_APART_M = 0.2
+_BARE = ("none", "grass", "curb")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Band:
+    """A band along a strip: its left and right border, in metres right of the centre line."""
+
+    along: Strip
+    left_m: NDArray[np.float64]
+    right_m: NDArray[np.float64]
+
+
+def painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:
+    """Each painted line once, with whether it is dashed.
+
+    Neighbouring lanes describe the line between them twice, opposite ones even with dashes
+    counted from opposite ends, so a line is known by its road, section and lane boundary.
+    """
+    drawn: set[tuple[int, int, int]] = set()
+    for lane in lanes:
+        inner = lane.lane_id - (1 if lane.lane_id > 0 else -1)
+        for boundary, kind, side in (
+            (inner, lane.left_marking, -1.0),
+            (lane.lane_id, lane.right_marking, 1.0),
+        ):
+            key = (lane.road_id, lane.section_id, boundary)
+            if key in drawn or kind in _BARE:
+                continue
+            drawn.add(key)
+            middle = side * lane.width_m / 2
+            for shift, dashed in _line_parts(kind):
+                at = middle + side * shift
+                yield Band(lane, at - _LINE_M / 2, at + _LINE_M / 2), dashed
+
+
+def _line_parts(kind: str) -> tuple[tuple[float, bool], ...]:
+    """Outward shift and dashing of each line that a marking consists of, inner line first."""
+    parts = [name == "broken" for name in kind.split("_")]
+    if len(parts) == 1:
+        return ((0.0, parts[0]),)
+    return ((-_LINE_APART_M, parts[0]), (_LINE_APART_M, parts[1]))
+
+
+def sample_band(band: Band, at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """x, y, yaw, left and right border of a band, float64 (5, n), at distances along it."""
+    strip = band.along
+    knots = np.stack([*strip.points.T, strip.yaw_rad, band.left_m, band.right_m])
+    # One search for all five, which np.interp would repeat for each.
+    last = len(strip.distance_m) - 1
+    place = np.interp(at, strip.distance_m, np.arange(last + 1.0))
+    whole = np.minimum(place.astype(np.intp), last - 1)
+    found: NDArray[np.float64] = np.diff(knots).take(whole, axis=1, mode="clip")
+    found *= place - whole
+    found += knots.take(whole, axis=1, mode="clip")
+    return found
+
+
+TEXTURES = 16
+"""Texture levels, the lower four bits of a ground code."""
+_SEED = 20200513  # any constant: the texture belongs to no episode
+_LAYERS_PX = ((0.7, 4.0), (0.3, 14.0))
+"""Share of each layer of patches, and the smallest period of its waves in pixels."""
+
+
+@functools.cache
+def ground_texture(size: int) -> NDArray[np.uint8]:
+    """Texture levels uint8 (size, size) in [0, `TEXTURES`), equally frequent; one per pixel.
+
+    Patches are smooth, so pictures of them compress; they repeat seamlessly after `size` pixels.
+    """
+    rng = np.random.default_rng(_SEED)
+    wave = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))  # cycles per pixel
+    field = np.zeros((size, size))
+    for share, period in _LAYERS_PX:
+        white = np.fft.rfft2(rng.standard_normal((size, size)))
+        layer = np.fft.irfft2(white * np.exp(-((wave * period) ** 2)), s=(size, size))
+        field += share * layer / layer.std()
+    # Of equal numbers of pixels: the limits are quantiles of a part of the field.
+    part = np.sort(field[::4, ::4], axis=None)
+    limits = part[len(part) * np.arange(1, TEXTURES) // TEXTURES]
+    texture = np.searchsorted(limits, field).astype(np.uint8)
+    texture.flags.writeable = False
+    return texture
+
 
 VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
 """Ground classes. `GAP` is bare asphalt between the dashes of a line; `PAINT_1` to `PAINT` are

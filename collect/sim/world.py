@@ -13,13 +13,19 @@ from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number
 from avtd3.collect.driving.world import Scenario, Surroundings, WorldFrame, WorldStart
-from avtd3.collect.maps.contact import Nearby, hits_vehicle, lead_on_route, look_around
-from avtd3.collect.maps.course import Course, Ego
-from avtd3.collect.maps.footing import footing
+from avtd3.collect.maps.contact import (
+    Course,
+    Ego,
+    Nearby,
+    footing,
+    hits_vehicle,
+    lead_on_route,
+    look_around,
+)
+from avtd3.collect.maps.episode_setup import draw_opening
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.opening import draw_opening
+from avtd3.collect.maps.prepared_map import Site, SiteCache
 from avtd3.collect.maps.raster import GAP
-from avtd3.collect.maps.site import Site, SiteCache
 from avtd3.collect.sim.boxes import Box
 from avtd3.collect.sim.camera import Camera, CameraConfig
 from avtd3.collect.sim.traffic import Traffic

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib import metadata
 
-from avtd3.learn.analysis.compare_report import Change, CompareReport, Verdict
+from avtd3.learn.analysis.compare import Change, CompareReport, Verdict
 from avtd3.learn.analysis.page import (
     STYLE,
     badge,

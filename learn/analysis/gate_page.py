@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from avtd3.learn.analysis.gate_report import GateReport, Judged, Verdict
+from avtd3.learn.analysis.gate import GateReport, Judged, Verdict
 from avtd3.learn.analysis.page import (
     STYLE,
     badge,

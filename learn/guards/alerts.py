@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from avtd3.learn.guards.config import GUARDS, LEVELS
 from avtd3.learn.guards.limits import Finding
-from avtd3.learn.guards.names import GUARDS, LEVELS
 from avtd3.store import files
 
 FILE = "alerts.jsonl"

@@ -9,9 +9,8 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from avtd3.learn.guards.config import GuardConfig
-from avtd3.learn.guards.names import GUARDS, LEVELS
-from avtd3.learn.guards.window import Reading, Rows
+from avtd3.learn.guards.config import GUARDS, LEVELS, GuardConfig
+from avtd3.learn.guards.readings import Reading, Rows
 from avtd3.learn.metrics import UPDATE_RATIOS, WEIGHTS
 
 

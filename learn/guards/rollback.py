@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from avtd3.learn.checkpoint import (
+from avtd3.learn.checkpoints import (
     Bookmark,
     list_checkpoints,
     load_checkpoint,
@@ -16,7 +16,7 @@ from avtd3.learn.checkpoint import (
     save_checkpoint,
     updates_of,
 )
-from avtd3.learn.state import TD3State
+from avtd3.learn.td3 import TD3State
 from avtd3.store import files
 
 EMERGENCY = "emergency"

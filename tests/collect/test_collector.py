@@ -5,15 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from avtd3.collect import loop
+from avtd3.collect import collector as loop
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.drivers import PolicyDriver
+from avtd3.collect.drivers import DriverPool, PolicyDriver
 from avtd3.collect.driving.reward import RewardConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import training_seed
-from avtd3.collect.pool import DriverPool
-from avtd3.collect.progress import CollectProgress
+from avtd3.collect.reports import CollectProgress
 from avtd3.collect.worlds import open_arena
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError, StorageError, WorldError
@@ -275,7 +274,7 @@ class FakeDirectory:
 
 
 def with_policies(monkeypatch, directory):
-    monkeypatch.setattr("avtd3.collect.pool._open_directory", lambda path: directory)
+    monkeypatch.setattr("avtd3.collect.drivers._open_directory", lambda path: directory)
     monkeypatch.setattr(loop, "POLICY_PERIOD_S", 0.0)
 
 

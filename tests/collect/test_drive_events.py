@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.driving.drive_events import EventRecorder, Moment
 from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.events import EventRecorder, Moment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
-from avtd3.collect.examiner import EvaluateConfig, Examiner
+from avtd3.collect.evaluate import EvaluateConfig, Examiner
 from avtd3.collect.leaderboard import TABLES, score_route
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.store.dataset import Dataset

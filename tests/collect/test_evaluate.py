@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateProgress, evaluate
-from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.evaluate import EvaluateConfig, EvaluateProgress, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import evaluation_seed
 from avtd3.collect.worlds import open_arena

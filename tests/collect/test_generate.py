@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avtd3.collect.maps.generate import NETWORK_KINDS, generate_network
-from avtd3.collect.maps.layout import Piece, corner, rounded, turns_of, unit_tangent
+from avtd3.collect.maps.generate import (
+    NETWORK_KINDS,
+    Piece,
+    corner,
+    generate_network,
+    rounded,
+    turns_of,
+    unit_tangent,
+)
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.opendrive import flatten
 from avtd3.store.errors import ConfigError

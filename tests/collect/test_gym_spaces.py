@@ -5,7 +5,7 @@ pytest.importorskip("gymnasium")
 
 from gymnasium import spaces
 
-from avtd3.collect.gym_spaces import Reader, bounds_of
+from avtd3.collect.gym_env import Reader, bounds_of
 from avtd3.store.errors import ConfigError, WorldError
 from avtd3.tests.collect import tiny_envs
 

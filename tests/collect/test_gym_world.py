@@ -10,9 +10,8 @@ gymnasium = pytest.importorskip("gymnasium")
 from PIL import Image  # noqa: E402 - only where gymnasium is installed
 
 from avtd3.collect.collector import CollectConfig, collect  # noqa: E402
-from avtd3.collect.evaluate import evaluate  # noqa: E402
-from avtd3.collect.examiner import EvaluateConfig  # noqa: E402
-from avtd3.collect.gym_world import GymConfig, open_gym  # noqa: E402
+from avtd3.collect.evaluate import EvaluateConfig, evaluate  # noqa: E402
+from avtd3.collect.gym_env import GymConfig, open_gym  # noqa: E402
 from avtd3.collect.rollout import Rollout  # noqa: E402
 from avtd3.store.dataset import Dataset  # noqa: E402
 from avtd3.store.errors import ConfigError, WorldError  # noqa: E402

@@ -3,10 +3,9 @@ from typing import Any
 
 import pytest
 
-from avtd3.collect import loop
-from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.lead import LeadConfig
-from avtd3.collect.progress import CollectProgress
+from avtd3.collect import collector as loop
+from avtd3.collect.collector import CollectConfig, LeadConfig, collect
+from avtd3.collect.reports import CollectProgress
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.tests.collect.point_world import open_point_world

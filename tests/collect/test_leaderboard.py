@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from avtd3.collect.evaluate import evaluate
-from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.evaluate import EvaluateConfig, evaluate
 from avtd3.collect.leaderboard import (
     COLLISIONS,
     INFRACTIONS,

@@ -1,8 +1,13 @@
 import pytest
 
 from avtd3.collect.maps import opendrive
-from avtd3.collect.maps.opendrive import flatten, parse_opendrive, read_opendrive
-from avtd3.collect.maps.soundness import lane_sections, lanes_of
+from avtd3.collect.maps.opendrive import (
+    flatten,
+    lane_sections,
+    lanes_of,
+    parse_opendrive,
+    read_opendrive,
+)
 from avtd3.store.errors import RoadError
 
 PLAN = '<geometry s="0" x="0" y="0" hdg="0" length="50"><line/></geometry>'

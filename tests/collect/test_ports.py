@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 from avtd3 import cli
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.collector import CollectConfig
-from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.evaluate import EvaluateConfig
 from avtd3.collect.worlds import count_workers, open_world
-from avtd3.configs.command_line import at_servers, section
+from avtd3.configs.commands.options import at_servers, section
 from avtd3.store.errors import ConfigError, WorldError
 
 THREE = CarlaConfig(ports=(2000, 2010, 2020))

@@ -17,7 +17,7 @@ from avtd3.collect.maps.raster import (
     VERGE,
     Raster,
 )
-from avtd3.collect.sim.window import GroundWindow
+from avtd3.collect.sim.camera import GroundWindow
 from avtd3.tests.collect.road_networks import LANE_M, straight_network
 
 PIXEL_M = 0.1

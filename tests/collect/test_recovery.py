@@ -3,11 +3,9 @@ import dataclasses
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import evaluate
-from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.evaluate import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
-from avtd3.collect.progress import CollectProgress
-from avtd3.collect.recovery import PROGRESS_STEPS, Recovery, RecoveryConfig, Skipped
+from avtd3.collect.reports import PROGRESS_STEPS, CollectProgress, Recovery, RecoveryConfig, Skipped
 from avtd3.collect.worlds import open_world
 from avtd3.store.errors import ConfigError, RouteError, WorldLost
 from avtd3.tests.collect.lossy_world import LossyWorld, open_second_worker_alone_lossy

@@ -12,11 +12,9 @@ from avtd3.collect.driving.driving_env import DrivingArena
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import GENERATED
-from avtd3.collect.evaluate import evaluate
-from avtd3.collect.examiner import EvaluateConfig
+from avtd3.collect.evaluate import EvaluateConfig, evaluate
 from avtd3.collect.maps.generate import generate_network
-from avtd3.collect.maps.scenario_files import read_scenarios
-from avtd3.collect.maps.scenarios import SCENARIOS, ScenarioConfig
+from avtd3.collect.maps.scenarios import SCENARIOS, ScenarioConfig, read_scenarios
 from avtd3.collect.plan import digest
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.dataset import Dataset

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.collect.arena import Step
-from avtd3.collect.driving.drive_meter import DriveMeter
+from avtd3.collect.driving.measures import DriveMeter
 from avtd3.collect.driving.reward import StepFacts
+from avtd3.collect.environment import Step
 from avtd3.collect.rollout import Transition
 from avtd3.collect.scores import (
     EpisodeScore,

@@ -6,14 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.collect.maps.contact import hits_vehicle, lead_on_route, look_around, rectangles_overlap
-from avtd3.collect.maps.course import Course, Ego
+from avtd3.collect.maps.contact import (
+    Course,
+    Ego,
+    hits_vehicle,
+    lead_on_route,
+    look_around,
+    rectangles_overlap,
+)
 from avtd3.collect.maps.generate import generate_network
+from avtd3.collect.maps.lane_paths import PATH_POINTS, LanePaths
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.paths import PATH_POINTS, LanePaths
 from avtd3.collect.maps.route import Route
-from avtd3.collect.sim.traffic import Traffic
-from avtd3.collect.sim.yielding import Claims, Scene, find_leads
+from avtd3.collect.sim.traffic import Claims, Scene, Traffic, find_leads
 from avtd3.tests.collect.road_networks import ring_network, straight_network
 
 STEP_S = 0.05

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from avtd3.collect.maps.generate import generate_network
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.planner import plan_route
+from avtd3.collect.maps.planner import plan_route, plan_through, scenario_route
 from avtd3.collect.maps.scenarios import scenario
-from avtd3.collect.maps.waypoints import plan_through, scenario_route
 from avtd3.store.errors import RoadError
 from avtd3.tests.collect.road_networks import ring_network, straight_network
 from avtd3.tests.collect.test_planner import straight_roads

@@ -10,7 +10,7 @@ import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.maps.scenarios import ScenarioConfig
-from avtd3.collect.progress import CollectProgress
+from avtd3.collect.reports import CollectProgress
 from avtd3.collect.workers import run_workers
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import WorldError, WorldLost

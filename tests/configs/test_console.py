@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from avtd3.configs import console
+from avtd3.configs.commands import console
 
 
 class Report:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from avtd3.cli import main
-from avtd3.configs.gate_files import load_directions, load_gate, load_names, stages
-from avtd3.learn.events import EventWriter
+from avtd3.configs.commands.gate import load_directions, load_gate, load_names, stages
+from avtd3.learn.logging import EventWriter
 from avtd3.learn.metrics import metric
 from avtd3.store.errors import ConfigError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from avtd3.cli import main
-from avtd3.configs.inspect_drift import Comparison, parse_share
+from avtd3.configs.commands.replay_inspect import Comparison, parse_share
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.tests.store.test_audit import SPEC, write

@@ -10,8 +10,8 @@ from avtd3.cli import main
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.leaderboard import TABLES
 from avtd3.collect.maps.scenarios import ScenarioConfig
-from avtd3.collect.stored_scores import judge_datasets
-from avtd3.configs.inspect_scores import page_section
+from avtd3.collect.scores import judge_datasets
+from avtd3.configs.commands.replay_inspect import page_section
 from avtd3.store.dataset import Dataset
 from avtd3.tests.collect.point_world import open_point_world
 from avtd3.tests.store.test_events import write

@@ -4,7 +4,7 @@ import pytest
 
 from avtd3.cli import main
 from avtd3.configs.load import load_section
-from avtd3.learn import train as learner
+from avtd3.learn import trainer as learner
 from avtd3.store.replay.config import MixPart
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from avtd3.learn.checkpoint import FORMAT_VERSION, list_checkpoints
+from avtd3.learn.checkpoints import FORMAT_VERSION, list_checkpoints
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.policy_header import FORMAT_VERSION as POLICY_VERSION
-from avtd3.learn.state import TD3Config
-from avtd3.learn.train import train
+from avtd3.learn.policy import FORMAT_VERSION as POLICY_VERSION
+from avtd3.learn.td3 import TD3Config
+from avtd3.learn.trainer import train
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.seal import EpisodeInfo

@@ -11,7 +11,7 @@ import torch
 from avtd3.learn.batch import Batch
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
-from avtd3.learn.state import TD3Config
+from avtd3.learn.td3 import TD3Config
 from avtd3.store.dataset import Dataset
 from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.state import TD3Config
+from avtd3.learn.td3 import TD3Config
 from avtd3.tests.learn.plain_layers import (
     Array,
     Back,

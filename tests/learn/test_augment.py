@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from avtd3.learn.augment import draw_shifts, shift_frames
+from avtd3.learn.batch import draw_shifts, shift_frames
 from avtd3.learn.networks import to_pixels
 
 PAD = 4

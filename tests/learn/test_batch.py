@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from avtd3.learn.augment import draw_shifts, shift_frames
-from avtd3.learn.batch import Shifting, flatten_sequences, to_batch
+from avtd3.learn.batch import Shifting, draw_shifts, flatten_sequences, shift_frames, to_batch
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.spec import ImageSpec

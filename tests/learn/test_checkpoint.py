@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from avtd3.learn.checkpoint import (
+from avtd3.learn.checkpoints import (
     Bookmark,
     list_checkpoints,
     load_checkpoint,
@@ -11,8 +11,7 @@ from avtd3.learn.checkpoint import (
     save_checkpoint,
 )
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.state import DECAYS, TD3Config, create_state
-from avtd3.learn.td3 import update
+from avtd3.learn.td3 import DECAYS, TD3Config, create_state, update
 from avtd3.store.errors import CheckpointError, FormatVersionError
 from avtd3.store.spec import ImageSpec
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.state import TD3Config
+from avtd3.learn.td3 import TD3Config
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
 

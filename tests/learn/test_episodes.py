@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from avtd3.collect.arena import SUCCESS_REASON
 from avtd3.collect.driving.observation import ObservationConfig
 from avtd3.collect.driving.reward import REWARD_TERMS
-from avtd3.learn.episodes import END_REASONS, TERM_SHARES, VECTOR_COLUMNS, Episodes
+from avtd3.collect.environment import SUCCESS_REASON
+from avtd3.learn.source import END_REASONS, TERM_SHARES, VECTOR_COLUMNS, Episodes
 from avtd3.store.replay.episodes import EpisodeSummary
 from avtd3.store.spec import EpisodeSpec
 

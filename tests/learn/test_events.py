@@ -3,7 +3,7 @@ import time
 import pytest
 
 from avtd3.learn.curves import read_curves
-from avtd3.learn.events import EventWriter
+from avtd3.learn.logging import EventWriter
 
 
 @pytest.mark.parametrize("passed_s", [0, -3600])

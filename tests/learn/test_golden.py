@@ -9,11 +9,11 @@ import pytest
 import safetensors.numpy
 import torch
 
-from avtd3.learn.checkpoint import FORMAT_VERSION, list_checkpoints, load_checkpoint
+from avtd3.learn.checkpoints import FORMAT_VERSION, list_checkpoints, load_checkpoint
+from avtd3.learn.policy import FORMAT_VERSION as POLICY_VERSION
 from avtd3.learn.policy import PolicyDirectory
-from avtd3.learn.policy_header import FORMAT_VERSION as POLICY_VERSION
-from avtd3.learn.state import create_state
-from avtd3.learn.train import train
+from avtd3.learn.td3 import create_state
+from avtd3.learn.trainer import train
 from avtd3.tests.golden.make_checkpoint import UPDATES, golden_config, write_golden_data
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from avtd3.learn import graph
-from avtd3.learn.graph import WARM_UP, GraphedUpdate
-from avtd3.learn.state import TD3Config, create_state, state_of
-from avtd3.learn.td3 import update
+from avtd3.learn import cuda_graph as graph
+from avtd3.learn.cuda_graph import WARM_UP, GraphedUpdate
+from avtd3.learn.td3 import TD3Config, create_state, state_of, update
 from avtd3.store.spec import ImageSpec
 
 CPU = torch.device("cpu")

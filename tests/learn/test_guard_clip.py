@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from avtd3.learn.guards.clip import ClipConfig, clip_gradients
+from avtd3.learn.gradient_clip import ClipConfig, clip_gradients
 from avtd3.store.errors import ConfigError
 
 

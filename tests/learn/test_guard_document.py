@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from avtd3.learn.guards.clip import ClipConfig
-from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
-from avtd3.learn.guards.names import GUARDS
+from avtd3.learn.gradient_clip import ClipConfig
+from avtd3.learn.guards.config import GUARDS, ActionLimitConfig, CnnRateConfig, GuardConfig
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "guards.md").read_text()

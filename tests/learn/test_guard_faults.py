@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avtd3.learn.guards.config import CnnRateConfig
-from avtd3.learn.state import TD3Config
+from avtd3.learn.td3 import TD3Config
 from avtd3.tests.learn.watched import GUARDS, scale
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.guards.limits import Memory, look, look_at_layers
-from avtd3.learn.guards.window import Reading, Rows
+from avtd3.learn.guards.readings import Reading, Rows
 
 CONFIG = GuardConfig()
 HEALTHY = {"loss": 1.0, "q_min": -1.0, "q_max": 1.0, "grad_norm": 1.0, "finite": 1.0}

@@ -9,13 +9,13 @@ import torch
 
 from avtd3.cli import main
 from avtd3.learn import td3
-from avtd3.learn.checkpoint import list_checkpoints
+from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
 from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
-from avtd3.learn.train import train
+from avtd3.learn.trainer import train
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.spec import ImageSpec
 
@@ -64,7 +64,7 @@ def break_weights(monkeypatch):
                         p.mul_(1e3)
             return done
 
-        monkeypatch.setattr("avtd3.learn.graph.update", update)
+        monkeypatch.setattr("avtd3.learn.cuda_graph.update", update)
 
     return install
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from avtd3.learn.guards.config import CnnRateConfig
-from avtd3.learn.state import TD3Config
+from avtd3.learn.td3 import TD3Config
 from avtd3.store.errors import CheckpointError
 from avtd3.tests.learn.watched import GUARDS, PLAIN, learnable, scale
 

@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from avtd3.cli import main
-from avtd3.learn.checkpoint import Bookmark, list_checkpoints, mend_replaced, updates_of
+from avtd3.learn.checkpoints import Bookmark, Keeper, list_checkpoints, mend_replaced, updates_of
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
 from avtd3.learn.guards.config import GuardConfig
-from avtd3.learn.keeping import Keeper
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
-from avtd3.learn.state import TD3Config, create_state
-from avtd3.learn.train import train
+from avtd3.learn.td3 import TD3Config, create_state
+from avtd3.learn.trainer import train
 from avtd3.store.errors import CheckpointError, ConfigError
 from avtd3.store.replay.config import ReplayConfig
 

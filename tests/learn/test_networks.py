@@ -4,7 +4,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from avtd3.learn.inference import DrivingActor
 from avtd3.learn.networks import (
     Actor,
     Encoder,
@@ -14,6 +13,7 @@ from avtd3.learn.networks import (
     move_targets,
     to_pixels,
 )
+from avtd3.learn.policy import DrivingActor
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import ImageSpec
 

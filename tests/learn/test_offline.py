@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from avtd3.learn import offline
+from avtd3.learn import evaluation as offline
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
+from avtd3.learn.evaluation import Judge, discounted_returns
 from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
-from avtd3.learn.offline import Judge, discounted_returns
-from avtd3.learn.state import TD3Config, create_state
-from avtd3.learn.train import train
+from avtd3.learn.td3 import TD3Config, create_state
+from avtd3.learn.trainer import train
 from avtd3.store.errors import ConfigError, NoSegmentsError
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.eligibility import HeldOutEpisode

@@ -6,7 +6,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from avtd3.learn import exchange
+from avtd3.learn import policy_store as exchange
 from avtd3.learn.networks import Actor, NetworkConfig
 from avtd3.learn.policy import Policy, PolicyDirectory
 from avtd3.store import files

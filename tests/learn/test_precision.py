@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from avtd3.learn.precision import autocast_type, pick_device
+from avtd3.learn.device import autocast_type, pick_device
 from avtd3.store.errors import ConfigError
 
 CPU = torch.device("cpu")

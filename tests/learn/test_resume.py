@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from avtd3.configs.load import load_section
-from avtd3.learn.checkpoint import list_checkpoints
+from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.curves import read_curves
-from avtd3.learn.train import train
+from avtd3.learn.trainer import train
 from avtd3.store.spec import ImageSpec
 
 UPDATES = 60
@@ -58,8 +58,8 @@ PIXELS = {
 KILLER = """
 import os, signal, sys
 from avtd3.cli import main
-from avtd3.learn import graph
-from avtd3.learn.events import EventWriter
+from avtd3.learn import cuda_graph
+from avtd3.learn.logging import EventWriter
 left, place = int(sys.argv[1]), sys.argv[2]
 
 def plant(owner, name):
@@ -72,7 +72,7 @@ def plant(owner, name):
         return real(*args, **kwargs)
     setattr(owner, name, counted)
 
-places = {"update": graph, "fsync": os, "write": EventWriter}
+places = {"update": cuda_graph, "fsync": os, "write": EventWriter}
 plant(places[place], place)
 main(sys.argv[3:])
 """

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from avtd3.learn.draw import Draw
-from avtd3.learn.pace import Pace
-from avtd3.learn.ring import FrameRing, open_ring
+from avtd3.learn.device_cache import FrameRing, open_ring
+from avtd3.learn.logging import Pace
+from avtd3.learn.trainer import Draw
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler

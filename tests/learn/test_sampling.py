@@ -8,12 +8,11 @@ import safetensors.numpy
 import torch
 
 from avtd3.learn.batch import flatten_sequences, to_batch
-from avtd3.learn.checkpoint import list_checkpoints
+from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.state import TD3Config, create_state
-from avtd3.learn.td3 import critic_loss, update
-from avtd3.learn.train import train
+from avtd3.learn.td3 import TD3Config, create_state, critic_loss, update
+from avtd3.learn.trainer import train
 from avtd3.store.errors import NoSegmentsError
 from avtd3.store.replay.config import MixPart, ReplayConfig
 from avtd3.store.replay.sampler import Sampler

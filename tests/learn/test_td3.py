@@ -3,10 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from avtd3.learn.guards.clip import ClipConfig
+from avtd3.learn.gradient_clip import ClipConfig
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.state import TD3Config, create_state
-from avtd3.learn.td3 import actor_loss, critic_loss, target_value, update
+from avtd3.learn.td3 import TD3Config, actor_loss, create_state, critic_loss, target_value, update
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import ImageSpec
 

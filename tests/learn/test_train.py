@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from avtd3.learn import batch
-from avtd3.learn.checkpoint import list_checkpoints
+from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
 from avtd3.learn.guards.config import GuardConfig
@@ -20,7 +20,7 @@ from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyDirectory
 from avtd3.learn.report import LearnProgress
 from avtd3.learn.source import scratch_directory
-from avtd3.learn.train import train
+from avtd3.learn.trainer import train
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
 from avtd3.store.replay.config import ReplayConfig
@@ -92,7 +92,7 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
 def test_progress_shows_the_pace_at_once_and_losses_once_they_are_logged(
     tmp_path, make_spec, publish_episodes, config, monkeypatch
 ):
-    monkeypatch.setattr("avtd3.learn.train.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("avtd3.learn.trainer.PROGRESS_INTERVAL_S", 0.0)
     publish_episodes(tmp_path / "data", make_spec())
     seen: list[LearnProgress] = []
     train(
@@ -152,7 +152,7 @@ def test_random_shifts_reach_the_batches(
         seen.append(shifting)
         return batch.to_batch(transitions, device, dtype, shifting, stacks)
 
-    monkeypatch.setattr("avtd3.learn.draw.to_batch", to_batch)
+    monkeypatch.setattr("avtd3.learn.trainer.to_batch", to_batch)
     for name, pad in (("plain", 0), ("moved", 3)):
         short = dataclasses.replace(config, updates=2, image_shift=pad)
         train([tmp_path / "data"], tmp_path / name, short)
@@ -243,7 +243,7 @@ def test_following_waits_for_the_dataset_its_steps_and_the_pace(
             script.pop(0)()
 
     waits: list[str] = []
-    monkeypatch.setattr("avtd3.learn.train.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("avtd3.learn.trainer.PROGRESS_INTERVAL_S", 0.0)
     monkeypatch.setattr("avtd3.learn.source.time.sleep", advance)
     report = train(
         [data],
@@ -267,7 +267,7 @@ def test_following_waits_while_a_collector_makes_the_dataset(
     for name in ("segments", ".staging"):  # what is there a moment before zarr.json
         (data / name).mkdir(parents=True)
     spec, texts = make_spec(), []
-    monkeypatch.setattr("avtd3.learn.train.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("avtd3.learn.trainer.PROGRESS_INTERVAL_S", 0.0)
     monkeypatch.setattr(
         "avtd3.learn.source.time.sleep",
         lambda _: (data / "zarr.json").exists() or publish_episodes(data, spec, episodes=2),
@@ -431,7 +431,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, make_spec, publish_epis
 KILLED = """
 import os, sys
 from pathlib import Path
-from avtd3.learn.train import LearnConfig, LearnProgress, train
+from avtd3.learn.trainer import LearnConfig, LearnProgress, train
 from avtd3.learn.networks import NetworkConfig
 from avtd3.store import files
 from avtd3.store.replay.sampler import ReplayConfig

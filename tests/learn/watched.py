@@ -6,10 +6,9 @@ import json
 import torch
 
 from avtd3.learn.guards.config import GuardConfig
-from avtd3.learn.guards.watch import Watch
+from avtd3.learn.guards.monitor import Watch
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.state import create_state
-from avtd3.learn.td3 import update
+from avtd3.learn.td3 import create_state, update
 
 CPU = torch.device("cpu")
 PLAIN = NetworkConfig(hidden=(16, 16), features=24, feature_norm=False)

@@ -3,7 +3,7 @@
 import pytest
 
 from avtd3.learn.curves import read_curves
-from avtd3.learn.guards.names import GUARDS
+from avtd3.learn.guards.config import GUARDS
 from avtd3.tests.pipeline.conftest import QUICK_WORLD, avtd3_json
 
 SETTINGS = (

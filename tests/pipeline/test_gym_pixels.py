@@ -6,12 +6,11 @@ import pytest
 pytest.importorskip("gymnasium")
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import evaluate
-from avtd3.collect.examiner import EvaluateConfig
-from avtd3.collect.gym_world import GymConfig
+from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.gym_env import GymConfig
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.train import train
+from avtd3.learn.trainer import train
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.tests.collect import tiny_envs

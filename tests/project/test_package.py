@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy():
 def test_a_learner_needs_no_carla():
     code = (
         "import sys; sys.modules['carla'] = None\n"
-        "import avtd3.cli, avtd3.learn.train\n"
+        "import avtd3.cli, avtd3.learn.trainer\n"
         "import avtd3.store.audit.audit, avtd3.store.replay.sampler\n"
         "from avtd3.configs.load import load_section, SECTIONS\n"
         "for name in SECTIONS: load_section(name)\n"

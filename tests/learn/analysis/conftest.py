@@ -8,7 +8,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from avtd3.learn.events import EventWriter
+from avtd3.learn.logging import EventWriter
 
 WriteRun = Callable[..., Path]
 Points = Mapping[str, Iterable[tuple[int, float]]]

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from avtd3.learn.analysis.compare import CompareConfig, compare
-from avtd3.learn.analysis.directions import DirectionBook, Directions
-from avtd3.learn.analysis.names import NameBook, NameSet
+from avtd3.learn.analysis.metric_names import DirectionBook, Directions, NameBook, NameSet
 from avtd3.learn.analysis.noise import Level, change_interval, student_quantile
 from avtd3.store.errors import ConfigError
 

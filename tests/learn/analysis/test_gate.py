@@ -4,7 +4,7 @@ import pytest
 
 from avtd3.learn.analysis.criteria import Criterion, GateConfig
 from avtd3.learn.analysis.gate import gate, read_settings
-from avtd3.learn.analysis.names import NameBook, NameMap, NameSet, nearest
+from avtd3.learn.analysis.metric_names import NameBook, NameMap, NameSet, nearest
 from avtd3.store.errors import ConfigError
 
 OURS = NameSet(name="avtd3", axis="updates", marks=("critic/loss", "critic/q_gap"))

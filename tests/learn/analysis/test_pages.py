@@ -10,10 +10,9 @@ from avtd3.learn.analysis import compare_page as compare_page_module
 from avtd3.learn.analysis.compare import CompareConfig, compare
 from avtd3.learn.analysis.compare_page import compare_page
 from avtd3.learn.analysis.criteria import Criterion, GateConfig
-from avtd3.learn.analysis.directions import DirectionBook
 from avtd3.learn.analysis.gate import gate
 from avtd3.learn.analysis.gate_page import gate_page
-from avtd3.learn.analysis.names import NameBook, NameSet
+from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameSet
 from avtd3.learn.analysis.plots import PARTS, Line, curve_plot
 from avtd3.learn.analysis.scalars import Curve
 

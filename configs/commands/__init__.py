@@ -1,0 +1,1 @@
+"""The commands of ``avtd3``: their options, and the functions they call."""

@@ -1,0 +1,278 @@
+"""`LayerProbe`: how large each layer's weights are, and how far one update moves them.
+
+The norms catch growth that no clipping stops (Adam divides the gradient's scale out again); the
+ratio of the step to the weights is about 1e-3 in networks that learn well (Karpathy, "A Recipe for
+Training Neural Networks", 2019).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from avtd3.learn.batch import Batch
+from avtd3.learn.gradient_clip import GradientNorms
+from avtd3.learn.logging import actor_scalars, feature_scalars, plain_number
+from avtd3.learn.metrics import UPDATE_RATIOS, WEIGHTS
+from avtd3.learn.td3 import TD3State, Update
+
+
+class LayerProbe:
+    """Looks at one update of each network every so many."""
+
+    def __init__(self, every: int, policy_delay: int) -> None:
+        """Plan the looks.
+
+        Args:
+            every: Updates between two looks.
+            policy_delay: Critic updates per actor update; the actor is looked at in its first
+                update from then on.
+        """
+        self._every, self._policy_delay = every, policy_delay
+        self._before: dict[str, dict[str, list[Tensor]]] = {}
+
+    def before(self, state: TD3State) -> None:
+        """Keep a copy of the weights that the next update is to be held against, if it is due."""
+        number = state.updates + 1
+        due: dict[str, nn.Module] = {}
+        if number % self._every == 0:
+            due["critic"] = state.critic
+        if number % self._policy_delay == 0 and number % self._every < self._policy_delay:
+            due["actor"] = state.actor
+        self._before = {
+            name: {
+                layer: [p.detach().clone() for p in parameters]
+                for layer, parameters in layers_of(network).items()
+            }
+            for name, network in due.items()
+        }
+
+    def after(self, state: TD3State) -> dict[str, float]:
+        """Norms and ratios of what was looked at; empty mostly, else it waits for the device."""
+        scalars: dict[str, Tensor] = {}
+        for name, layers in self._before.items():
+            now = layers_of(getattr(state, name))
+            for layer, old in layers.items():
+                size = _norm(old)
+                step = _norm([b.detach() - a for a, b in zip(old, now[layer], strict=True)])
+                scalars[f"{WEIGHTS}{name}.{layer}"] = _norm([p.detach() for p in now[layer]])
+                scalars[f"{UPDATE_RATIOS}{name}.{layer}"] = step / size.clamp(min=1e-12)
+        self._before = {}
+        if not scalars:
+            return {}
+        values = torch.stack(list(scalars.values())).tolist()
+        return dict(zip(scalars, values, strict=True))
+
+
+def layers_of(network: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Parameters of each layer of a network, by the layer's name."""
+    layers: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        layers.setdefault(name.rpartition(".")[0], []).append(parameter)
+    return layers
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)).float())
+    return total
+
+
+_LAST = ("feature_norm", "dead_units")
+_LAST_ACTOR = ("actor/saturation", "actor/action_std")
+
+
+@dataclasses.dataclass(slots=True)
+class Rows:
+    """What the updates of a window were, update by update; a column is as long as `updates`."""
+
+    updates: list[int] = dataclasses.field(default_factory=list)
+    """Which updates."""
+    columns: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    """Numbers by name; NaN and infinities are kept."""
+
+    def extend(self, updates: list[int], columns: Mapping[str, list[float]]) -> None:
+        """Add rows behind those that are there."""
+        self.updates += updates
+        for name, values in columns.items():
+            self.columns.setdefault(name, []).extend(values)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON of finite numbers."""
+        columns = {name: [plain_number(x) for x in column] for name, column in self.columns.items()}
+        return {"updates": self.updates, "columns": columns}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read it back."""
+        columns = document["columns"].items()
+        return cls(
+            updates=[int(update) for update in document["updates"]],
+            columns={str(name): [float(x) for x in column] for name, column in columns},
+        )
+
+
+@dataclasses.dataclass(slots=True)
+class Reading:
+    """A window as numbers."""
+
+    critic: Rows = dataclasses.field(default_factory=Rows)
+    """``loss``, ``q_min``, ``q_max``, ``grad_norm``, ``finite`` and the ``return_min`` and
+    ``return_max`` that each batch allows."""
+    actor: Rows = dataclasses.field(default_factory=Rows)
+    """``loss``, ``q_min``, ``q_max``, ``grad_norm`` and ``finite``, of the updates that had one."""
+    last: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Metrics of the features and actions at the last update of each network."""
+
+    def document(self) -> dict[str, Any]:
+        """As JSON of finite numbers."""
+        return {
+            "critic": self.critic.document(),
+            "actor": self.actor.document(),
+            "last": {name: plain_number(value) for name, value in self.last.items()},
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read it back."""
+        return cls(
+            critic=Rows.from_json(document["critic"]),
+            actor=Rows.from_json(document["actor"]),
+            last={str(name): float(value) for name, value in document["last"].items()},
+        )
+
+
+@dataclasses.dataclass(slots=True)
+class _Pending:
+    """Tensors of updates that were not read yet."""
+
+    updates: list[int] = dataclasses.field(default_factory=list)
+    values: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
+
+    def add(self, update: int, values: Mapping[str, Tensor]) -> None:
+        self.updates.append(update)
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+
+class Window:
+    """Gathers updates until they are read."""
+
+    def __init__(self, *, features: int) -> None:
+        """Start empty.
+
+        Args:
+            features: Numbers that each CNN makes; 0 without a camera.
+        """
+        self.reading = Reading()
+        self._features = features
+        self._critic, self._actor = _Pending(), _Pending()
+        self._last: Update | None = None
+        self._last_actor: Update | None = None
+
+    def add(self, number: int, update: Update, batch: Batch) -> None:
+        """Take note of an update; nothing is read back and nothing computed.
+
+        Args:
+            number: Updates so far, this one included.
+            update: What it did.
+            batch: What it learned from.
+        """
+        critic = update.critic
+        values = {"loss": critic.loss, "q1": critic.q1, "q2": critic.q2, "reward": update.reward}
+        values["discount"] = batch.discount
+        self._critic.add(number, values | self._norms(update.critic_norms))
+        self._last = update
+        if update.actor is not None and update.actor_norms is not None:
+            values = {"loss": update.actor.loss, "q1": update.actor.q}
+            self._actor.add(number, values | self._norms(update.actor_norms))
+            self._last_actor = update
+
+    def settle(self) -> Reading:
+        """Move what was gathered into `reading`; waits for the device if there is anything."""
+        wanted = _columns(self._critic, "critic") | _columns(self._actor, "actor")
+        wanted |= {("last", name): value for name, value in self._last_scalars().items()}
+        if wanted:
+            flat = torch.cat([value.reshape(-1).to(torch.float32) for value in wanted.values()])
+            numbers = iter(flat.tolist())
+            found: dict[str, dict[str, list[float]]] = {"critic": {}, "actor": {}}
+            for (part, name), value in wanted.items():
+                column = [next(numbers) for _ in range(value.numel())]
+                if part == "last":
+                    self.reading.last[name] = column[0]
+                else:
+                    found[part][name] = column
+            self.reading.critic.extend(self._critic.updates, found["critic"])
+            self.reading.actor.extend(self._actor.updates, found["actor"])
+        self._critic, self._actor = _Pending(), _Pending()
+        self._last = self._last_actor = None
+        return self.reading
+
+    def take(self) -> Reading:
+        """All that was gathered, and start anew."""
+        reading = self.settle()
+        self.reading = Reading()
+        return reading
+
+    def restore(self, reading: Reading) -> None:
+        """Go on behind what a checkpoint held."""
+        self._critic, self._actor = _Pending(), _Pending()
+        self._last = self._last_actor = None
+        self.reading = reading
+
+    def _norms(self, norms: GradientNorms) -> dict[str, Tensor]:
+        found = {"mlp": norms.mlp_before, "finite": norms.finite}
+        return found | ({"cnn": norms.cnn_before} if self._features else {})
+
+    def _last_scalars(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        if self._last is not None:
+            found |= feature_scalars("critic_cnn", self._last.critic.state, self._features)
+        if self._last_actor is not None and self._last_actor.actor is not None:
+            actor = self._last_actor.actor
+            found |= feature_scalars("actor_cnn", actor.state, self._features)
+            scalars = actor_scalars(actor)
+            found |= {name: scalars[name] for name in _LAST_ACTOR}
+        return {
+            name: value
+            for name, value in found.items()
+            if name in _LAST_ACTOR or name.split("/")[1] in _LAST
+        }
+
+
+def _columns(pending: _Pending, part: str) -> dict[tuple[str, str], Tensor]:
+    """Columns (N,) of a network's updates, still on the device; empty without any."""
+    if not pending.updates:
+        return {}
+    stacked = {name: torch.stack(values).float() for name, values in pending.values.items()}
+    norms = [stacked[name] for name in ("mlp", "cnn") if name in stacked]
+    qs = [stacked[name] for name in ("q1", "q2") if name in stacked]
+    columns = {
+        "loss": stacked["loss"],
+        "q_min": torch.cat(qs, dim=1).amin(dim=1),
+        "q_max": torch.cat(qs, dim=1).amax(dim=1),
+        "grad_norm": torch.stack(norms).amax(dim=0),
+        "finite": stacked["finite"],
+    }
+    if "discount" in stacked:
+        allowed = allowed_returns(stacked["reward"], stacked["discount"])
+        columns |= {"return_min": allowed.amin(dim=1), "return_max": allowed.amax(dim=1)}
+    return {(part, name): column for name, column in columns.items()}
+
+
+def allowed_returns(reward: Tensor, discount: Tensor) -> Tensor:
+    """``r / (1 - discount)``: the return of a transition that is repeated for ever.
+
+    No discounted return over the data is above the largest of these: where ``Q <= M`` and
+    ``r <= (1 - discount) * M``, ``r + discount * Q <= M``. For a last step it is the reward itself.
+
+    Args:
+        reward: (..., B), n-step, as the critic sees it.
+        discount: (..., B), weight of the next value, in [0, 1].
+
+    Returns:
+        (..., B); 0 where the reward is not finite, the largest number where nothing is discounted.
+    """
+    allowed = torch.nan_to_num(reward / (1.0 - discount))
+    return torch.where(torch.isfinite(reward), allowed, 0.0)
