@@ -29,7 +29,7 @@ import numpy as np
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.driving.expert import Expert
 from avtd3.collect.driving.task import DrivingTask
-from avtd3.collect.maps.prepared_map import SiteCache
+from avtd3.collect.maps.prepared_map import PreparedMapCache
 from avtd3.collect.sim.camera import Camera
 from avtd3.collect.sim.traffic import Traffic
 from avtd3.collect.sim.vehicle import Vehicle
@@ -44,7 +44,7 @@ PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "task": (DrivingTask, ("advance",)),
     "expert": (Expert, ("act",)),
     "write": (SegmentWriter, ("begin_episode", "step", "end_episode", "close")),
-    "networks": (SiteCache, ("site",)),
+    "networks": (PreparedMapCache, ("site",)),
 }
 
 

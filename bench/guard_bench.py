@@ -1,4 +1,4 @@
-"""What the guards cost: processor time per update of `Watch`, beside that of the update itself.
+"""Measure what the guards cost: processor time per update, of `GuardMonitor` and the update itself.
 
     python bench/guard_bench.py [--batch 256] [--updates 20] [--readings 20] [--json]
 
@@ -19,7 +19,7 @@ import torch
 from avtd3.learn.batch import Batch
 from avtd3.learn.device import autocast_type
 from avtd3.learn.guards.config import GuardConfig
-from avtd3.learn.guards.monitor import Watch
+from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, Update, create_state, update
 from avtd3.store.spec import EpisodeSpec, ImageSpec
@@ -72,11 +72,11 @@ def _updates(size: int, count: int) -> tuple[float, TD3State, tuple[Update, Upda
 
 
 def _guards(state: TD3State, pair: tuple[Update, Update], batch: Batch, readings: int) -> float:
-    """Processor seconds per update of `Watch`, over so many readings."""
+    """Processor seconds per update of `GuardMonitor`, over so many readings."""
     config = GuardConfig()
     with tempfile.TemporaryDirectory() as directory:
         features = NetworkConfig().features
-        watch = Watch(Path(directory), config, features=features, policy_delay=2)
+        watch = GuardMonitor(Path(directory), config, features=features, policy_delay=2)
         state.updates = 0
         before_s = time.process_time()
         for number in range(1, readings * config.every + 1):

@@ -1,4 +1,4 @@
-"""`LeadConfig`: how far a collection may run ahead of the learner that it collects for.
+"""`CollectAheadConfig`: how far a collection may run ahead of the learner that it collects for.
 
 Published results come from one process that does one update per step. Here the collector and the
 learner are two, and either may be the faster one. The learner keeps its side with
@@ -21,7 +21,7 @@ from avtd3.collect.drivers import Choice, DriverPool, Mixture
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.observation import check_frame
 from avtd3.collect.driving.task import TaskConfig
-from avtd3.collect.environment import FAULT_REASON, STOP_REASON, Arena
+from avtd3.collect.environment import FAULT_REASON, STOP_REASON, Environment
 from avtd3.collect.gym_env import GYM, GymConfig
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import (
@@ -37,7 +37,13 @@ from avtd3.collect.plan import (
 from avtd3.collect.reports import CollectProgress, CollectReport, Recovery, RecoveryConfig, Tally
 from avtd3.collect.rollout import Rollout, Transition
 from avtd3.collect.sim.world import RoadConfig
-from avtd3.collect.worlds import WorldFactory, check_world, count_workers, open_arena, open_world
+from avtd3.collect.worlds import (
+    WorldFactory,
+    check_world,
+    count_workers,
+    open_environment,
+    open_world,
+)
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, RouteError, StorageError, WorldError, WorldLost
 from avtd3.store.seal import EpisodeInfo
@@ -45,7 +51,7 @@ from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LeadConfig:
+class CollectAheadConfig:
     """What holds the collector back."""
 
     random_steps: int = 0
@@ -103,7 +109,7 @@ class LoopSettings:
 
     seed: int
     """Seed of the plan."""
-    lead: LeadConfig
+    lead: CollectAheadConfig
     """How far the collection may run ahead of the learner."""
     recovery: RecoveryConfig
     """What becomes of lost worlds."""
@@ -118,11 +124,11 @@ class LoopSettings:
 
 
 class Collector:
-    """Collects one share of a plan with one arena and one writer.
+    """Collects one share of a plan with one environment and one writer.
 
     Args:
         dataset: Where the segments go.
-        arena: Where the episodes happen.
+        environment: Where the episodes happen.
         pool: The drivers.
         settings: Everything else.
         should_stop: Asked before every step; true ends the collection in good order.
@@ -132,14 +138,14 @@ class Collector:
     def __init__(
         self,
         dataset: Dataset,
-        arena: Arena,
+        environment: Environment,
         pool: DriverPool,
         settings: LoopSettings,
         *,
         should_stop: Callable[[], bool],
         on_tally: Callable[[Tally], None],
     ) -> None:
-        self._dataset, self._arena, self._pool = dataset, arena, pool
+        self._dataset, self._arena, self._pool = dataset, environment, pool
         self._settings = settings
         self._should_stop, self._on_tally = should_stop, on_tally
         self._tally = Tally()
@@ -375,7 +381,7 @@ class CollectConfig:
     exploration_noise: float = 0.1
     """Standard deviation of Gaussian noise on policies that are given no other noise, in half
     ranges of each action (0.1 in Fujimoto et al. 2018)."""
-    lead: LeadConfig = dataclasses.field(default_factory=LeadConfig)
+    lead: CollectAheadConfig = dataclasses.field(default_factory=CollectAheadConfig)
     """Random steps at the beginning, and how far to run ahead of the learner."""
     min_free_mb: int = 500
     """Free megabytes on the disk below which the collection ends with an error."""
@@ -546,7 +552,7 @@ def run_job(job: Job, should_stop: Callable[[], bool], on_tally: Callable[[Tally
         Avtd3Error: As `collect`.
     """
     config, dataset = job.config, Dataset.open(job.dataset)
-    arena = open_arena(config, job.open_world, job.share.worker)
+    environment = open_environment(config, job.open_world, job.share.worker)
     try:
         settings = LoopSettings(
             seed=config.seed,
@@ -555,15 +561,15 @@ def run_job(job: Job, should_stop: Callable[[], bool], on_tally: Callable[[Tally
             min_free_bytes=config.min_free_mb * 1_000_000,
             writer=config.writer,
             name=_segment_name(config.name, job.share),
-            provenance=_provenance(config, arena),
+            provenance=_provenance(config, environment),
         )
-        pool = DriverPool(config.mixture, arena, job.policies)
+        pool = DriverPool(config.mixture, environment, job.policies)
         collector = Collector(
-            dataset, arena, pool, settings, should_stop=should_stop, on_tally=on_tally
+            dataset, environment, pool, settings, should_stop=should_stop, on_tally=on_tally
         )
         return collector.run(job.share)
     finally:
-        arena.close()
+        environment.close()
 
 
 def _run(
@@ -586,12 +592,12 @@ def _open_dataset(
         raise ConfigError(
             f"driver {config.driver!r} needs the learner's directory; give --policies"
         )
-    arena = open_arena(config, factory)
+    environment = open_environment(config, factory)
     try:
-        DriverPool(config.mixture, arena, policies)  # says which drivers are not at home here
-        return Dataset.create(path, arena.spec)
+        DriverPool(config.mixture, environment, policies)  # says which drivers are not at home here
+        return Dataset.create(path, environment.spec)
     finally:
-        arena.close()
+        environment.close()
 
 
 def _segment_name(name: str, share: Share) -> str:
@@ -600,11 +606,11 @@ def _segment_name(name: str, share: Share) -> str:
     return own if share.workers == 1 else f"{own}-{share.worker}"
 
 
-def _provenance(config: CollectConfig, arena: Arena) -> dict[str, Any]:
+def _provenance(config: CollectConfig, environment: Environment) -> dict[str, Any]:
     document = dataclasses.asdict(config)
     return {
         "config": document,
         "config_digest": digest(document),
         "plan_digest": digest(config.plan_document()),
-        "simulator": arena.simulator,
+        "simulator": environment.simulator,
     }

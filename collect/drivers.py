@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.driving.observation import Observation
-from avtd3.collect.environment import Arena, Driver
+from avtd3.collect.environment import Driver, Environment
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
-    from avtd3.learn.policy import Policy, PolicyDirectory
+    from avtd3.learn.policy import Policy, PolicyStore
 
 
 class Wandering:
@@ -189,20 +189,20 @@ class DriverSpec:
         sigmas = "/".join(f"{sigma:g}" for sigma in self.sigmas)
         return f"{self.base}+{self.noise}={sigmas}" if self.noise else self.base
 
-    def build(self, arena: Arena, policy: PolicyDriver) -> Driver:
+    def build(self, environment: Environment, policy: PolicyDriver) -> Driver:
         """Make the driver.
 
         Args:
-            arena: Where it drives.
+            environment: Where it drives.
             policy: Holds the policy, for the drivers that are one.
 
         Raises:
-            ConfigError: There is no such driver in this arena, or it has other actions.
+            ConfigError: There is no such driver in this environment, or it has other actions.
         """
-        driver: Driver = policy if self.base == "policy" else arena.driver(self.base)
+        driver: Driver = policy if self.base == "policy" else environment.driver(self.base)
         if not self.noise:
             return driver
-        spec = arena.spec
+        spec = environment.spec
         if len(self.sigmas) not in (1, spec.action_size):
             raise ConfigError(
                 f"driver {self.name} has {len(self.sigmas)} sigmas, expected 1, or "
@@ -312,21 +312,23 @@ class DriverPool:
 
     Args:
         mixture: The drivers.
-        arena: Where they drive; policies must observe what its spec says.
+        environment: Where they drive; policies must observe what its spec says.
         policies: Directory in which policies are published; only needed if one drives.
 
     Raises:
         ConfigError: The mixture has a policy, and there is no directory; or a driver that is not
-            at home in the arena.
+            at home in the environment.
     """
 
-    def __init__(self, mixture: Mixture, arena: Arena, policies: Path | None) -> None:
+    def __init__(self, mixture: Mixture, environment: Environment, policies: Path | None) -> None:
         self._mixture = mixture
-        self._spec = arena.spec
+        self._spec = environment.spec
         self._policy_driver = PolicyDriver()
-        self._drivers = [driver.build(arena, self._policy_driver) for driver in mixture.drivers]
-        self._random = Choice(arena.driver(RANDOM.base), RANDOM)
-        self._directory: PolicyDirectory | None = None
+        self._drivers = [
+            driver.build(environment, self._policy_driver) for driver in mixture.drivers
+        ]
+        self._random = Choice(environment.driver(RANDOM.base), RANDOM)
+        self._directory: PolicyStore | None = None
         if mixture.needs_policy:
             self._directory = _open_directory(policies)
 
@@ -375,11 +377,11 @@ class DriverPool:
         return self._directory.path if self._directory else None
 
 
-def _open_directory(policies: Path | None) -> "PolicyDirectory":
+def _open_directory(policies: Path | None) -> "PolicyStore":
     if policies is None:
         raise ConfigError(
             "driver policy needs the directory that a learner publishes into; give --policies DIR"
         )
-    from avtd3.learn.policy import PolicyDirectory
+    from avtd3.learn.policy import PolicyStore
 
-    return PolicyDirectory(policies)
+    return PolicyStore(policies)

@@ -1,4 +1,4 @@
-"""`Arena`: where episodes happen. All that collecting and evaluating know of what simulates.
+"""`Environment`: where episodes happen. All that collecting and evaluating know of what simulates.
 
 A driving world with the task on it is one (`avtd3.collect.driving.driving_env`), a Gymnasium
 environment is another (`avtd3.collect.gym_env`). The loop, the drivers, the workers and the
@@ -79,7 +79,7 @@ class Driver(Protocol):
         ...
 
 
-class Arena(Protocol):
+class Environment(Protocol):
     """One place in which one episode at a time is driven."""
 
     spec: EpisodeSpec

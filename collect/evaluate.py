@@ -1,4 +1,4 @@
-"""`Examiner`: one world on which a policy or a driver drives held-out episodes."""
+"""`Evaluator`: one world on which a policy or a driver drives held-out episodes."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from avtd3.collect.checks import check_number
 from avtd3.collect.drivers import GRAMMAR, Mixture, PolicyDriver
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
-from avtd3.collect.environment import Arena
+from avtd3.collect.environment import Environment
 from avtd3.collect.gym_env import GymConfig
 from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
 from avtd3.collect.maps.scenarios import ScenarioConfig
@@ -21,7 +21,13 @@ from avtd3.collect.reports import Recovery, RecoveryConfig, Skipped, tell_skippe
 from avtd3.collect.rollout import Rollout, Transition
 from avtd3.collect.scores import EpisodeScore, Scorer, summarise
 from avtd3.collect.sim.world import RoadConfig
-from avtd3.collect.worlds import WorldFactory, check_world, count_workers, open_arena, open_world
+from avtd3.collect.worlds import (
+    WorldFactory,
+    check_world,
+    count_workers,
+    open_environment,
+    open_world,
+)
 from avtd3.store.errors import CheckpointError, ConfigError, RouteError, WorldLost
 from avtd3.store.spec import EpisodeSpec
 
@@ -68,7 +74,7 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Examination:
+class EvaluationEpisode:
     """One episode about to be driven."""
 
     rollout: Rollout
@@ -79,32 +85,32 @@ class Examination:
     """Who drives."""
 
 
-class Examiner:
-    """One arena in which a subject drives held-out episodes.
+class Evaluator:
+    """One environment in which a subject drives held-out episodes.
 
     Args:
-        arena: Where the episodes happen.
+        environment: Where the episodes happen.
         config: The evaluation's settings.
         subject: Who drives, see `evaluate`.
     """
 
-    def __init__(self, arena: Arena, config: EvaluateConfig, subject: str) -> None:
-        self._arena, self._config = arena, config
-        self.policy, self.subject = _load_policy(subject, arena.spec)
+    def __init__(self, environment: Environment, config: EvaluateConfig, subject: str) -> None:
+        self._arena, self._config = environment, config
+        self.policy, self.subject = _load_policy(subject, environment.spec)
         self._mixture = _mixture(subject) if self.policy is None else Mixture.parse("policy")
         driver = PolicyDriver(self.policy)
         self.steps = 0
         """Steps driven so far, those of lost episodes included."""
-        self._drivers = [spec.build(arena, driver) for spec in self._mixture.drivers]
+        self._drivers = [spec.build(environment, driver) for spec in self._mixture.drivers]
 
-    def begin(self, index: int) -> Examination:
+    def begin(self, index: int) -> EvaluationEpisode:
         """Begin an episode by its number in the evaluation."""
         seed = evaluation_seed(self._config.seed, index)
         rng = episode_generator(seed)
         place = self._mixture.draw(rng)
         name = self._mixture.drivers[place].name
         rollout = Rollout(self._arena, seed, index)
-        return Examination(rollout, rollout.drive(self._drivers[place], name, rng), name)
+        return EvaluationEpisode(rollout, rollout.drive(self._drivers[place], name, rng), name)
 
     def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
         """Drive an episode to its end; None if it was stopped before.
@@ -139,11 +145,11 @@ def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]"
     path = Path(subject)
     if not path.exists():
         return None, subject
-    from avtd3.learn.policy import Policy, PolicyDirectory
+    from avtd3.learn.policy import Policy, PolicyStore
 
     if path.is_file():
         return Policy.load(path, spec=spec), subject
-    policy = PolicyDirectory(path).latest(spec)
+    policy = PolicyStore(path).latest(spec)
     if policy is None:
         raise CheckpointError(
             f"{path} holds no policy that can be read; give the directory that a learner publishes "
@@ -344,22 +350,22 @@ def evaluate(
             for good is an error only if no episode at all was driven, see `EvaluateReport.failure`.
     """
     started_s = time.monotonic()
-    arena = open_arena(config, open_world, render=gif is not None)
+    environment = open_environment(config, open_world, render=gif is not None)
     try:
-        examiner = Examiner(arena, config, str(subject))
+        evaluator = Evaluator(environment, config, str(subject))
         if gif is not None:
             from avtd3.collect.film import film
 
-            with one_thread(examiner.policy):
-                film(arena, examiner.begin(0), gif)
+            with one_thread(evaluator.policy):
+                film(environment, evaluator.begin(0), gif)
     finally:
-        arena.close()
+        environment.close()
     every, workers = range(config.episodes), min(count_workers(config), config.episodes)
     jobs = [
         Job(
             worker=worker,
             config=config,
-            subject=examiner.subject,
+            subject=evaluator.subject,
             indices=tuple(every[worker::workers]),
             open_world=open_world,
         )
@@ -379,13 +385,13 @@ def evaluate(
     skipped = sorted((e for part in parts for e in part.skipped), key=lambda e: e.index)
     return EvaluateReport(
         driver=str(subject),
-        policy_version=examiner.policy.version if examiner.policy else None,
-        policy_digest=examiner.policy.digest if examiner.policy else "",
-        world=arena.name,
-        setting=arena.setting,
-        scenario=arena.scenario,
+        policy_version=evaluator.policy.version if evaluator.policy else None,
+        policy_digest=evaluator.policy.digest if evaluator.policy else "",
+        world=environment.name,
+        setting=environment.setting,
+        scenario=environment.scenario,
         scenario_file=config.scenario.file,
-        action_names=arena.spec.action_names,
+        action_names=environment.spec.action_names,
         seed=config.seed,
         scores=tuple(scores),
         seconds=time.monotonic() - started_s,
@@ -413,13 +419,13 @@ def run_job(job: Job, should_stop: Callable[[], bool], report: Callable[[Part], 
     Raises:
         Avtd3Error: As `evaluate`.
     """
-    arena = open_arena(job.config, job.open_world, job.worker)
+    environment = open_environment(job.config, job.open_world, job.worker)
     part, recovery = Part(), Recovery(job.config.recovery)
     try:
-        examiner = Examiner(arena, job.config, job.subject)
-        with one_thread(examiner.policy):
+        evaluator = Evaluator(environment, job.config, job.subject)
+        with one_thread(evaluator.policy):
             for index in job.indices:
-                driven = _drive(examiner, index, recovery, should_stop)
+                driven = _drive(evaluator, index, recovery, should_stop)
                 if driven is None:
                     break
                 part = _with(part, driven)
@@ -427,23 +433,23 @@ def run_job(job: Job, should_stop: Callable[[], bool], report: Callable[[Part], 
     except WorldLost as error:
         part = dataclasses.replace(part, lost=f"worker {job.worker} gave up: {error}")
     finally:
-        arena.close()
+        environment.close()
     return part
 
 
 def _drive(
-    examiner: Examiner, index: int, recovery: Recovery, should_stop: Callable[[], bool]
+    evaluator: Evaluator, index: int, recovery: Recovery, should_stop: Callable[[], bool]
 ) -> EpisodeScore | Skipped | None:
     """Score an episode, however often it must be begun; None if it was stopped."""
     while not should_stop():
         try:
-            return examiner.score(index, should_stop)
+            return evaluator.score(index, should_stop)
         except WorldLost as error:
-            skipped = recovery.lost(index, error, examiner.steps)
+            skipped = recovery.lost(index, error, evaluator.steps)
             if skipped is not None:
                 return skipped
         except RouteError as error:
-            return recovery.unplanned(index, error, examiner.steps)
+            return recovery.unplanned(index, error, evaluator.steps)
     return None
 
 

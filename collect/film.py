@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from avtd3.collect.environment import Arena
-from avtd3.collect.evaluate import EvaluateConfig, Examination, Examiner, one_thread
-from avtd3.collect.worlds import WorldFactory, open_arena, open_world
+from avtd3.collect.environment import Environment
+from avtd3.collect.evaluate import EvaluateConfig, EvaluationEpisode, Evaluator, one_thread
+from avtd3.collect.worlds import WorldFactory, open_environment, open_world
 from avtd3.store.render.pictures import animation, contact_sheet
 
 EVERY = 2
@@ -19,11 +19,11 @@ SHEET_STEP = 60
 """The step whose picture stands for an episode on the contact sheet, if it lasts that long."""
 
 
-def film(arena: Arena, examination: Examination, path: Path) -> None:
+def film(environment: Environment, examination: EvaluationEpisode, path: Path) -> None:
     """Drive an episode and write it as a GIF.
 
     Args:
-        arena: Where it was begun.
+        environment: Where it was begun.
         examination: The episode.
         path: The file, replaced atomically.
 
@@ -32,8 +32,8 @@ def film(arena: Arena, examination: Examination, path: Path) -> None:
         WorldError: The simulator or the driver failed.
     """
     moments = itertools.islice(examination.transitions, 0, EVERY * MAX_PICTURES, EVERY)
-    pictures = (arena.picture(moment.action, examination.driver) for moment in moments)
-    animation(pictures, path, period_s=EVERY * arena.spec.control_period_s)
+    pictures = (environment.picture(moment.action, examination.driver) for moment in moments)
+    animation(pictures, path, period_s=EVERY * environment.spec.control_period_s)
 
 
 def film_held_out(
@@ -56,13 +56,13 @@ def film_held_out(
     Raises:
         Avtd3Error: As `avtd3.collect.evaluate.evaluate`.
     """
-    arena = open_arena(config, open_world, render=True)
+    environment = open_environment(config, open_world, render=True)
     try:
-        examiner = Examiner(arena, config, subject)
-        with one_thread(examiner.policy):
-            film(arena, examiner.begin(index), path)
+        evaluator = Evaluator(environment, config, subject)
+        with one_thread(evaluator.policy):
+            film(environment, evaluator.begin(index), path)
     finally:
-        arena.close()
+        environment.close()
 
 
 def sheet_held_out(
@@ -85,30 +85,30 @@ def sheet_held_out(
     Raises:
         Avtd3Error: As `avtd3.collect.evaluate.evaluate`.
     """
-    arena = open_arena(config, open_world, render=True)
+    environment = open_environment(config, open_world, render=True)
     pictures: list[Image.Image] = []
     captions: list[str] = []
     try:
-        examiner = Examiner(arena, config, subject)
-        with one_thread(examiner.policy):
+        evaluator = Evaluator(environment, config, subject)
+        with one_thread(evaluator.policy):
             for index in range(config.episodes):
                 if should_stop() and pictures:
                     break
-                examination = examiner.begin(index)
-                picture = _picture_at(arena, examination, SHEET_STEP)
+                examination = evaluator.begin(index)
+                picture = _picture_at(environment, examination, SHEET_STEP)
                 pictures.append(picture.resize((337, 183), Image.Resampling.LANCZOS))
                 start = examination.rollout.start
                 captions.append(f"{index}: {start.town}, {start.weather}")
     finally:
-        arena.close()
+        environment.close()
     contact_sheet(pictures, captions, path, columns=4)
 
 
-def _picture_at(arena: Arena, examination: Examination, step: int) -> Image.Image:
+def _picture_at(environment: Environment, examination: EvaluationEpisode, step: int) -> Image.Image:
     """The picture of a step, or of the last one if there are fewer."""
     moment = None
     for count, moment in enumerate(examination.transitions):  # noqa: B007 - the last one is used
         if count == step:
             break
     assert moment is not None, "an episode has at least one step"
-    return arena.picture(moment.action, examination.driver)
+    return environment.picture(moment.action, examination.driver)

@@ -165,14 +165,14 @@ class GymConfig:
         check_number("time_limit", 1 if self.time_limit is None else self.time_limit, minimum=1)
 
 
-def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "GymArena":
+def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "GymEnvironment":
     """Make an environment by its name.
 
     Args:
         identifier: As for ``gymnasium.make``: ``Hopper-v5``, or ``module:Name-v0`` to import the
             module that registers it first.
         config: Settings.
-        render: Whether `GymArena.picture` will be called.
+        render: Whether `GymEnvironment.picture` will be called.
 
     Raises:
         ConfigError: Gymnasium is missing, there is no such environment, or its actions or
@@ -195,14 +195,14 @@ def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "Gy
             f"world {GYM}{identifier} cannot be made: {reason}; name an environment of Gymnasium "
             f"(MuJoCo's need {_INSTALL}), or MODULE:NAME of one that a module registers"
         ) from error
-    return GymArena(env, f"{GYM}{identifier}", config)
+    return GymEnvironment(env, f"{GYM}{identifier}", config)
 
 
-class GymArena:
+class GymEnvironment:
     """A Gymnasium environment.
 
     Args:
-        env: The environment; closed with the arena.
+        env: The environment; closed with the environment.
         name: Name recorded with the data.
         config: Settings.
 

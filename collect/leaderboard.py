@@ -138,7 +138,7 @@ class RouteScore:
 
 
 def score_route(events: Sequence[Event], table: PenaltyTable) -> RouteScore | None:
-    """Judge an episode.
+    """HeldOutEvaluator an episode.
 
     Args:
         events: Its events, by step.

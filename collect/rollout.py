@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.driving.observation import FrameStack, Observation
-from avtd3.collect.environment import Arena, Driver, Opening, Step
+from avtd3.collect.environment import Driver, Environment, Opening, Step
 from avtd3.store.errors import WorldError
 from avtd3.store.spec import EpisodeSpec
 
@@ -19,21 +19,21 @@ class Transition:
     action: NDArray[np.float32]
     """float32 (A,), as applied."""
     step: Step
-    """The arena's answer."""
+    """The environment's answer."""
 
 
 class Rollout:
     """An episode under way.
 
     Args:
-        arena: Where it happens; the episode is begun here.
+        environment: Where it happens; the episode is begun here.
         seed: The episode's seed; the driver's generator is derived from it.
         index: Its number in the plan; settings are taken by turns.
     """
 
-    def __init__(self, arena: Arena, seed: int, index: int = 0) -> None:
-        self._arena, self.seed = arena, seed
-        self.start: Opening = arena.begin(seed, index)
+    def __init__(self, environment: Environment, seed: int, index: int = 0) -> None:
+        self._arena, self.seed = environment, seed
+        self.start: Opening = environment.begin(seed, index)
 
     def drive(self, driver: Driver, name: str, rng: np.random.Generator) -> Iterator[Transition]:
         """Let a driver drive until the episode ends, one transition at a time.
@@ -47,7 +47,7 @@ class Rollout:
             WorldError: The simulator failed, or the driver's action cannot be applied.
         """
         driver.begin(rng)
-        arena, spec, count = self._arena, self._arena.spec, 0
+        environment, spec, count = self._arena, self._arena.spec, 0
         vector, stack = self.start.vector, FrameStack(spec.image.stack if spec.image else 1)
         if self.start.image is not None:
             stack.begin(self.start.image)
@@ -55,7 +55,7 @@ class Rollout:
             action = driver.act(Observation(vector, stack if spec.image else None))
             where = f"episode seed {self.seed}, step {count}"
             action = check_action(action, spec, name, where)
-            step = arena.step(action)
+            step = environment.step(action)
             if step.image is not None:
                 stack.push(step.image)
             yield Transition(action, step)

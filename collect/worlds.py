@@ -1,4 +1,4 @@
-"""The worlds by name, and the arenas made of them."""
+"""The worlds by name, and the environments made of them."""
 
 import importlib.util
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Protocol
 
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.checks import check_number
-from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import World
-from avtd3.collect.environment import Arena
+from avtd3.collect.environment import Environment
 from avtd3.collect.gym_env import GYM, GymConfig, open_gym
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
@@ -24,7 +24,7 @@ __all__ = [
     "WorldSettings",
     "check_world",
     "count_workers",
-    "open_arena",
+    "open_environment",
     "open_world",
 ]
 
@@ -131,9 +131,9 @@ def open_world(settings: WorldSettings, worker: int) -> World:
     return CarlaWorld(settings.carla, port, Simulator.configured(settings.carla, port))
 
 
-def open_arena(
+def open_environment(
     settings: WorldSettings, factory: WorldFactory, worker: int = 0, *, render: bool = False
-) -> Arena:
+) -> Environment:
     """Make the place that the settings name.
 
     Args:
@@ -149,4 +149,4 @@ def open_arena(
     if settings.world.startswith(GYM):
         return open_gym(settings.world.removeprefix(GYM), settings.gym, render=render)
     world = factory(settings, worker)
-    return DrivingArena(world, settings.task, settings.scenario.resolve(), settings.expert)
+    return DrivingEnvironment(world, settings.task, settings.scenario.resolve(), settings.expert)

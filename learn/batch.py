@@ -82,7 +82,7 @@ class Batch:
     """What was seen n steps later."""
     weight: Tensor | None = None
     """float (B,), importance weights in (0, 1]; None if all are 1."""
-    imitated: Tensor | None = None
+    bc_mask: Tensor | None = None
     """float (B,), 1 where the imitation term looks at the action, else 0; None if all are 1."""
 
 
@@ -132,7 +132,7 @@ def to_batch(
         discount=_send(transitions.discount, device, copy=True),
         next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
         weight=_send_if_any(transitions.weight, device),
-        imitated=_send_if_any(transitions.imitated, device),
+        bc_mask=_send_if_any(transitions.bc_mask, device),
     )
 
 
@@ -169,7 +169,7 @@ def flatten_sequences(
     if sequences.vector is not None:
         vector = _send(sequences.vector, device, copy=True)
         vectors = [each.flatten(0, 1) for each in (vector[:, :-1], vector[:, 1:])]
-    imitated = _send_if_any(sequences.imitated, device)
+    bc_mask = _send_if_any(sequences.bc_mask, device)
     alive = np.where(sequences.terminated, np.float32(0.0), np.float32(gamma))
     return Batch(
         observation=Observation(pixels=pixels[0], vector=vectors[0]),
@@ -177,7 +177,7 @@ def flatten_sequences(
         reward=_send(sequences.reward, device, copy=True).flatten(0, 1),
         discount=_send(alive, device, copy=True).flatten(0, 1),
         next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
-        imitated=None if imitated is None else imitated.repeat_interleave(length),
+        bc_mask=None if bc_mask is None else bc_mask.repeat_interleave(length),
     )
 
 

@@ -48,7 +48,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Bookmark:
+class CheckpointMetadata:
     """Where a run stands, apart from its tensors."""
 
     updates: int
@@ -64,9 +64,9 @@ class Bookmark:
     seconds: float
     """Wall time that the run has trained for, over all its sessions."""
     guards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What `Watch.state` returned; empty in checkpoints that are older than the guards."""
+    """What `GuardMonitor.state` returned; empty in checkpoints that are older than the guards."""
     gathered: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What `Journal.gathered` returned; empty in older checkpoints."""
+    """What `MetricLogger.gathered` returned; empty in older checkpoints."""
     episodes_told: bool = False
     """Whether lines of the log have told of all episodes in the data."""
     best: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -95,7 +95,7 @@ class Bookmark:
 
 
 def save_checkpoint(
-    directory: Path, state: TD3State, noise: torch.Generator, bookmark: Bookmark
+    directory: Path, state: TD3State, noise: torch.Generator, bookmark: CheckpointMetadata
 ) -> Path:
     """Write a checkpoint; afterwards it is on the disk under its name, or nothing is.
 
@@ -155,7 +155,7 @@ def mend_replaced(directory: Path) -> None:
                 replaced.rename(path)
 
 
-def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> Bookmark:
+def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> CheckpointMetadata:
     """Put a checkpoint into fresh networks and optimisers of the same settings.
 
     Args:
@@ -184,7 +184,7 @@ def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> Book
         for name in sorted(tensors)
         if name.startswith(_SAMPLER)
     }
-    bookmark = Bookmark.from_json(document, arrays, path)
+    bookmark = CheckpointMetadata.from_json(document, arrays, path)
     _restore(state, noise, tensors, path)
     state.updates = bookmark.updates
     return bookmark
@@ -337,7 +337,7 @@ class Best:
             ) from error
 
 
-class Keeper:
+class CheckpointManager:
     """A run's checkpoints."""
 
     def __init__(self, run: Path, config: LearnConfig) -> None:
@@ -376,7 +376,7 @@ class Keeper:
 
     def load(
         self, path: Path, state: TD3State, noise: torch.Generator, spec: EpisodeSpec
-    ) -> Bookmark:
+    ) -> CheckpointMetadata:
         """Put a checkpoint into fresh networks and optimisers of the same settings.
 
         Raises:
@@ -393,7 +393,7 @@ class Keeper:
         self.restore(bookmark)
         return bookmark
 
-    def restore(self, bookmark: Bookmark) -> None:
+    def restore(self, bookmark: CheckpointMetadata) -> None:
         """Take the best one from a bookmark, if it is by the metric that is asked for.
 
         Raises:
@@ -433,7 +433,7 @@ class Keeper:
         self,
         state: TD3State,
         noise: torch.Generator,
-        bookmark: Bookmark,
+        bookmark: CheckpointMetadata,
         *,
         newest: Mapping[str, float],
         good: int | None,

@@ -119,7 +119,7 @@ def _check_imitation(replay: ReplayConfig, td3: TD3Config) -> None:
     if replay.imitate and not td3.bc_alpha:
         raise ConfigError(
             f"learn.replay.imitate is {replay.imitate}, but learn.td3.bc_alpha is 0: nothing is "
-            "imitated; set bc_alpha (TD3+BC: 2.5) or leave imitate out"
+            "bc_mask; set bc_alpha (TD3+BC: 2.5) or leave imitate out"
         )
 
 

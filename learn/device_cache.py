@@ -1,4 +1,4 @@
-"""`FrameRing`: the replay's frames in the memory of the device that learns.
+"""`DeviceFrameCache`: the replay's frames in the memory of the device that learns.
 
 A batch of 256 needs 9 MB of frames. Gathered on the host they cross to the device for every update;
 from a copy that lies there, only their numbers do. The copy follows the replay cache: what is new
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.store.errors import ConfigError
-from avtd3.store.replay.cache import FrameColumn
+from avtd3.store.replay.cache import FrameArray
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.spec import ImageSpec
 
@@ -21,7 +21,7 @@ _ROOM = 1.25
 """How much more room is taken than is needed, when more is needed: growing copies everything."""
 
 
-class FrameRing:
+class DeviceFrameCache:
     """A copy of a sampler's frames.
 
     Args:
@@ -33,7 +33,7 @@ class FrameRing:
         self._planes = image.observation_shape[0]
         self._device = device
         self._frames = torch.empty((0, *image.frame_shape), dtype=torch.uint8, device=device)
-        self._column: FrameColumn | None = None
+        self._column: FrameArray | None = None
 
     def stacks(self, sampler: Sampler, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The images of a batch, from frames that are on the device.
@@ -48,7 +48,7 @@ class FrameRing:
         Raises:
             ConfigError: The device has no room for the frames.
         """
-        column = sampler.frame_column()
+        column = sampler.frame_array()
         if column is not self._column:
             self._follow(column)
         numbers = torch.from_numpy(rows).reshape(-1).to(self._device)
@@ -56,7 +56,7 @@ class FrameRing:
         window = window.view(*rows.shape, *window.shape[1:]).flatten(1, 2)
         return window[:, : self._planes], window[:, -self._planes :]
 
-    def _follow(self, column: FrameColumn) -> None:
+    def _follow(self, column: FrameArray) -> None:
         """Copy what is new, or lies elsewhere now."""
         assert column.frames is not None, "rows were drawn from it"
         if len(column.frames) > len(self._frames):
@@ -82,8 +82,10 @@ class FrameRing:
         self._frames[: len(before)] = before
 
 
-def open_ring(image: ImageSpec | None, device: torch.device, *, wanted: bool) -> FrameRing | None:
+def open_device_cache(
+    image: ImageSpec | None, device: torch.device, *, wanted: bool
+) -> DeviceFrameCache | None:
     """A ring if it is wanted and of use: of images, on a device with memory of its own."""
     if not wanted or image is None or device.type == "cpu":
         return None
-    return FrameRing(image, device)
+    return DeviceFrameCache(image, device)

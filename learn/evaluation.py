@@ -25,7 +25,7 @@ _STEPS_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
+class HeldOutEvaluator:
     """How held-out episodes are looked at."""
 
     spec: EpisodeSpec

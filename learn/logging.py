@@ -1,4 +1,4 @@
-"""`Pace`: how fast a session learns, and how long its batches take."""
+"""`Throughput`: how fast a session learns, and how long its batches take."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from avtd3.learn.td3 import ActorTerms, CriticTerms, Update
 from avtd3.store.errors import CheckpointError
 
 
-class Pace:
+class Throughput:
     """The clock of a session.
 
     Until the first update nothing is timed; waits for data are left out of the session's pace.
@@ -77,7 +77,7 @@ SATURATED = 0.99
 """Share of the way to its bound from which an action counts as saturated."""
 
 
-class Meter:
+class UpdateMetrics:
     """Gathers updates between two lines of the log."""
 
     def __init__(self, *, features: int) -> None:
@@ -299,7 +299,7 @@ def _newest(directory: Path) -> int:
     return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
-class Journal:
+class MetricLogger:
     """What is logged of the updates."""
 
     def __init__(
@@ -319,7 +319,7 @@ class Journal:
         self.newest: dict[str, float] = {}
         """The newest value of each metric."""
         self._directory, self._features = directory, features
-        self._meter = Meter(features=features)
+        self._meter = UpdateMetrics(features=features)
         self._meter.restore(gathered)
         self._writer = EventWriter(directory, first_step=first_step)
 
@@ -346,7 +346,7 @@ class Journal:
         """Begin anew from an update on; readers drop what was logged from there on before."""
         self._writer.close()
         self._writer = EventWriter(self._directory, first_step=first_step)
-        self._meter = Meter(features=self._features)
+        self._meter = UpdateMetrics(features=self._features)
 
     def gathered(self) -> dict[str, Any]:
         """What the next line has to tell so far, as JSON for a checkpoint; waits for the device."""

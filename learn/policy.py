@@ -321,7 +321,7 @@ def encode_policy(
     )
 
 
-class PolicyDirectory:
+class PolicyStore:
     """Where a learner publishes policies and collectors find them.
 
     One learner may publish at a time; any number of collectors may read.

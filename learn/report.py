@@ -20,7 +20,7 @@ class LearnProgress:
     target: int
     """Updates in all."""
     updates_per_second: float | None = None
-    """Pace between the last two lines of the log, or of the session before there are two."""
+    """Throughput between the last two lines of the log, or of the session before there are two."""
     critic_loss: float | None = None
     """Critic's loss at the last line."""
     actor_loss: float | None = None
@@ -77,7 +77,7 @@ class LearnReport:
     session_updates: int
     """Updates of this session."""
     updates_per_second: float
-    """Pace over this session's learning, waiting excluded."""
+    """Throughput over this session's learning, waiting excluded."""
     policy_version: int | None
     """Newest published policy; None if it was stopped before there was one."""
     policies: str

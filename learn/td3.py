@@ -238,7 +238,7 @@ class ActorTerms:
     pre_tanh: Tensor
     """(B, A) the numbers before tanh."""
     imitation: Tensor
-    """Scalar, mean squared distance to those of the data's actions that are imitated."""
+    """Scalar, mean squared distance to those of the data's actions that are bc_mask."""
     state: Tensor
     """(B, F + V) the actor's features and the vector."""
 
@@ -416,10 +416,10 @@ def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
 
 
 def _imitation(action: Tensor, batch: Batch) -> Tensor:
-    if batch.imitated is None:
+    if batch.bc_mask is None:
         return functional.mse_loss(action, batch.action)
     distance = (action - batch.action).square().mean(dim=-1)  # deviation 13
-    return (batch.imitated * distance).sum() / batch.imitated.sum().clamp(min=1.0)
+    return (batch.bc_mask * distance).sum() / batch.bc_mask.sum().clamp(min=1.0)
 
 
 def _judged_state(

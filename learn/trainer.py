@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.batch import Batch, Shifting, flatten_sequences, to_batch
-from avtd3.learn.checkpoints import Bookmark, Keeper, list_checkpoints
+from avtd3.learn.checkpoints import CheckpointManager, CheckpointMetadata, list_checkpoints
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.cuda_graph import updater
 from avtd3.learn.device import autocast_type, keep_freed_memory, pick_device
-from avtd3.learn.device_cache import FrameRing, open_ring
-from avtd3.learn.evaluation import Judge
+from avtd3.learn.device_cache import DeviceFrameCache, open_device_cache
+from avtd3.learn.evaluation import HeldOutEvaluator
 from avtd3.learn.guards.limits import Finding
-from avtd3.learn.guards.monitor import Watch
+from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.guards.rollback import go_back, keep_aside
-from avtd3.learn.logging import Journal, Pace
-from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.logging import MetricLogger, Throughput
+from avtd3.learn.policy import PolicyStore
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.source import FollowConfig, Source, open_datasets, open_sampler, scratch_directory
 from avtd3.learn.td3 import Update, create_state
@@ -83,9 +83,9 @@ class Draw:
     """Floating type of the pixels."""
     shifting: Shifting | None
     """How images are shifted; None leaves them alone."""
-    ring: FrameRing | None
+    ring: DeviceFrameCache | None
     """Where the frames are already, if the sampler does not gather them."""
-    pace: Pace
+    pace: Throughput
     """Told how long the sampler took."""
 
     def __call__(self, sampler: Sampler) -> tuple[Batch, NDArray[np.int64] | None]:
@@ -134,14 +134,14 @@ class Session:
         """
         self.spec, self.config = spec, config
         self.policy_version: int | None = None
-        self.pace = Pace()
+        self.pace = Throughput()
         self._run = run
         self._device = pick_device(config.device)
         self._autocast = autocast_type(config.precision, self._device)
         self._state = create_state(spec, config.network, config.td3, self._device, config.seed)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         pad = config.image_shift
-        ring = open_ring(spec.image, self._device, wanted=config.device_frames)
+        ring = open_device_cache(spec.image, self._device, wanted=config.device_frames)
         self.gathers = ring is None  # else the frames are on the device
         self._draw = Draw(
             replay=config.replay,
@@ -151,15 +151,15 @@ class Session:
             ring=ring,
             pace=self.pace,
         )
-        self._keeper = Keeper(run, config)
-        self._policies = PolicyDirectory(policies)
+        self._keeper = CheckpointManager(run, config)
+        self._policies = PolicyStore(policies)
         features, delay = config.network.features if spec.image else 0, config.td3.policy_delay
-        self.watch = Watch(run, config.guards, features=features, policy_delay=delay)
+        self.watch = GuardMonitor(run, config.guards, features=features, policy_delay=delay)
         self._saved_at = self._published_at = -1
         self._is_rolled_back = rollback is not None
         self.resumed_from = self._load(rollback) if resume or self._is_rolled_back else None
         self._update = self._updater()
-        self._journal = Journal(
+        self._journal = MetricLogger(
             run / "events",
             features=features,
             first_step=self.updates + 1,
@@ -274,13 +274,13 @@ class Session:
                 back = "there is no good checkpoint to go back to"
         raise TrainingHalted("; ".join(filter(None, (reason, back))))
 
-    def _go_back(self, updates: int) -> Bookmark | None:
+    def _go_back(self, updates: int) -> CheckpointMetadata | None:
         bookmark = go_back(self._run, updates, self._state, self._noise)
         if bookmark is not None:
             self._keeper.restore(bookmark)
         return bookmark
 
-    def _go_on_from(self, source: Source, bookmark: Bookmark, reason: str) -> None:
+    def _go_on_from(self, source: Source, bookmark: CheckpointMetadata, reason: str) -> None:
         self.watch.rolled_back(bookmark.guards, self._state)
         self._update = self._updater()
         text = f"went back to update {self.updates} after {reason}"
@@ -293,7 +293,7 @@ class Session:
 
     def evaluate(self, source: Source) -> None:
         """Look at held-out episodes, and write what they say into the log."""
-        judge = Judge(
+        judge = HeldOutEvaluator(
             spec=self.spec,
             config=self.config.td3,
             gamma=self.config.replay.gamma,
@@ -338,9 +338,9 @@ class Session:
         )
         self._saved_at = self.updates
 
-    def _bookmark(self, source: Source) -> Bookmark:
+    def _bookmark(self, source: Source) -> CheckpointMetadata:
         earlier_s = 0.0 if self.resumed_from is None else self.resumed_from.seconds
-        return Bookmark(
+        return CheckpointMetadata(
             updates=self.updates,
             spec_digest=self.spec.digest,
             sampler=source.sampler.state(),
@@ -363,7 +363,7 @@ class Session:
         """Close the event file."""
         self._journal.close()
 
-    def _load(self, rollback: int | None) -> Bookmark | None:
+    def _load(self, rollback: int | None) -> CheckpointMetadata | None:
         path = self._keeper.find(rollback)
         if path is None:
             return None

@@ -30,7 +30,7 @@ from avtd3.collect.driving.world import (
 )
 from avtd3.collect.maps.camera_mounting import draw_mounting
 from avtd3.collect.maps.contact import Course, Ego, footing, lead_on_route, look_around
-from avtd3.collect.maps.episode_setup import Opening, Start, draw_opening
+from avtd3.collect.maps.episode_setup import EpisodeSetup, Start, draw_opening
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.opendrive import read_opendrive
 from avtd3.collect.maps.prepared_map import draw_network
@@ -274,7 +274,7 @@ class Session:
         )
         return Begun(start=begun, notices=self._notices(scenario, town, moved))
 
-    def _spawn(self, town: Town, opening: Opening) -> tuple[Route, Start, float]:
+    def _spawn(self, town: Town, opening: EpisodeSetup) -> tuple[Route, Start, float]:
         """Put the car on the route: at its start, or further on if that is taken."""
         refused: WorldLost | None = None
         for route, start, moved_m in opening.starts(self.config.spawn_attempts):

@@ -1,4 +1,4 @@
-"""`DrivingArena`: a driving world with the task on it."""
+"""`DrivingEnvironment`: a driving world with the task on it."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class DrivingArena:
+class DrivingEnvironment:
     """Follows the route of a scenario on a driving world.
 
     Args:
-        world: The simulator; closed with the arena.
+        world: The simulator; closed with the environment.
         config: Observation, reward and ends.
         scenarios: The settings that the episodes take by turns, at least one.
         expert: How the expert drives.

@@ -180,7 +180,7 @@ class DrivingTask:
         return self._builder.build(vehicle, self._at, heading)
 
     def advance(self, frame: WorldFrame) -> TaskStep:
-        """Judge the step that led to a frame.
+        """HeldOutEvaluator the step that led to a frame.
 
         Args:
             frame: What the world answered to the action.

@@ -71,7 +71,7 @@ class Ego:
 _AGAINST = math.cos(math.radians(120.0))
 
 
-class Footing(NamedTuple):
+class GroundContact(NamedTuple):
     """The ground below a car, and the lane's direction there."""
 
     off_road: bool
@@ -82,11 +82,11 @@ class Footing(NamedTuple):
     """Direction of the lane; None off the lanes and in junctions."""
 
 
-def footing(raster: Raster, x_m: float, y_m: float, yaw_rad: float) -> Footing:
+def footing(raster: Raster, x_m: float, y_m: float, yaw_rad: float) -> GroundContact:
     """Look at the ground under the centre of a car with a heading."""
     lane_yaw = raster.direction_at(x_m, y_m)
     wrong_way = lane_yaw is not None and math.cos(yaw_rad - lane_yaw) < _AGAINST
-    return Footing(raster.ground_at(x_m, y_m) < SHOULDER, wrong_way, lane_yaw)
+    return GroundContact(raster.ground_at(x_m, y_m) < SHOULDER, wrong_way, lane_yaw)
 
 
 LEAD_WITHIN_M = 60.0

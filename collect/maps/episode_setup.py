@@ -1,4 +1,4 @@
-"""`Opening`: what an episode draws before anything moves, the same on every world with roads.
+"""`EpisodeSetup`: what an episode draws before anything moves, the same on every world with roads.
 
 Each purpose has a random stream of its own, so that more vehicles do not change the route or the
 weather, and a world that needs one stream more does not change the others.
@@ -56,7 +56,7 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class EpisodeSetup:
     """An episode as drawn from its seed."""
 
     route: Route
@@ -96,7 +96,7 @@ class Opening:
 
 def draw_opening(
     network: RoadNetwork, scenario: Scenario, seed: int, limits: StartLimits
-) -> Opening:
+) -> EpisodeSetup:
     """Draw an episode's beginning.
 
     Args:
@@ -113,7 +113,7 @@ def draw_opening(
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
     )
     route = scenario_route(network, scenario, route_rng).route
-    return Opening(
+    return EpisodeSetup(
         route=route,
         weather=draw_weather(scenario.weather, camera_rng),
         start=_draw_start(route, start_rng, limits),

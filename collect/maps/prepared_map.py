@@ -1,4 +1,4 @@
-"""`Site`: a road network with everything that is prepared once for driving on it."""
+"""`PreparedMap`: a road network with everything that is prepared once for driving on it."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ from avtd3.store.errors import RoadError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class PreparedMap:
     """One network, painted and ready for traffic."""
 
     network: RoadNetwork
@@ -27,14 +27,14 @@ class Site:
     """What a person should know about the network, in sentences."""
 
 
-class SiteCache:
+class PreparedMapCache:
     """The sites used last, by the name that scenario and seed give them."""
 
     def __init__(self, capacity: int, pixel_m: float) -> None:
         self._capacity, self._pixel_m = capacity, pixel_m
-        self._sites: collections.OrderedDict[str, Site] = collections.OrderedDict()
+        self._sites: collections.OrderedDict[str, PreparedMap] = collections.OrderedDict()
 
-    def site(self, scenario: Scenario, seed: int) -> Site:
+    def site(self, scenario: Scenario, seed: int) -> PreparedMap:
         """The site of an episode, built if it is not at hand.
 
         Raises:
@@ -53,7 +53,7 @@ class SiteCache:
         self._sites.move_to_end(name)
         return self._sites[name]
 
-    def _build(self, name: str, kind: str, number: int) -> Site:
+    def _build(self, name: str, kind: str, number: int) -> PreparedMap:
         notices: tuple[str, ...] = ()
         if kind:
             # Imported here: scenariogeneration takes a second, and given roads do not need it.
@@ -67,7 +67,7 @@ class SiteCache:
             if changed:
                 notices = (f"road {name}: hills and banking were removed; the road world is flat",)
         network = RoadNetwork.from_opendrive(name, xodr)
-        return Site(
+        return PreparedMap(
             network=network,
             raster=Raster.paint(network, self._pixel_m),
             paths=LanePaths(network),

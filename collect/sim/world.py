@@ -24,7 +24,7 @@ from avtd3.collect.maps.contact import (
 )
 from avtd3.collect.maps.episode_setup import draw_opening
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.prepared_map import Site, SiteCache
+from avtd3.collect.maps.prepared_map import PreparedMap, PreparedMapCache
 from avtd3.collect.maps.raster import GAP
 from avtd3.collect.sim.boxes import Box
 from avtd3.collect.sim.camera import Camera, CameraConfig
@@ -84,11 +84,11 @@ class RoadWorld:
         self.config = config = config or RoadConfig()
         self.control_period_s = config.control_period_s
         self.notices: tuple[str, ...] = ()
-        self._sites = SiteCache(config.cached_networks, config.pixel_m)
+        self._sites = PreparedMapCache(config.cached_networks, config.pixel_m)
         self._camera = Camera(config.camera)
         self.image_shape = (1, config.camera.height, config.camera.width)
         self._vehicle = Vehicle(config.vehicle, config.control_period_s)
-        self._site: Site | None = None
+        self._site: PreparedMap | None = None
 
     @property
     def network(self) -> RoadNetwork:
@@ -101,7 +101,7 @@ class RoadWorld:
         self._current()
         return self._traffic
 
-    def _current(self) -> Site:
+    def _current(self) -> PreparedMap:
         if self._site is None:
             raise WorldError("road world has no running episode, expected reset() before this")
         return self._site

@@ -209,7 +209,7 @@ MAX_LIMIT = 1e30
 def gate(
     run: Path, config: GateConfig, names: NameBook, *, optional: Sequence[str] = ()
 ) -> GateReport:
-    """Judge a run.
+    """HeldOutEvaluator a run.
 
     Args:
         run: Its directory, one with event files, or an event file.

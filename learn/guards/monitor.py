@@ -1,4 +1,4 @@
-"""`Watch`: all guards of a run, read every so many updates, and what goes into a checkpoint."""
+"""`GuardMonitor`: all guards of a run, read every so many updates."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ CNNS = ("actor", "critic")
 _SERIOUS = LEVELS.index("serious")
 
 
-class Watch:
+class GuardMonitor:
     """Guards over the updates of a run.
 
     Args:
@@ -91,7 +91,7 @@ class Watch:
         }
 
     def mark(self, updates: int) -> None:
-        """Judge whether a checkpoint that is about to be saved is a good one.
+        """HeldOutEvaluator whether a checkpoint that is about to be saved is a good one.
 
         It is if nothing serious was found since the one before, and the newest update of each
         network was not left out.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from avtd3.learn.checkpoints import (
-    Bookmark,
+    CheckpointMetadata,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
@@ -24,7 +24,9 @@ EMERGENCY = "emergency"
 _KEPT = 3
 
 
-def keep_aside(run: Path, state: TD3State, noise: torch.Generator, bookmark: Bookmark) -> Path:
+def keep_aside(
+    run: Path, state: TD3State, noise: torch.Generator, bookmark: CheckpointMetadata
+) -> Path:
     """Save what a run was stopped with; returns where.
 
     Raises:
@@ -36,7 +38,9 @@ def keep_aside(run: Path, state: TD3State, noise: torch.Generator, bookmark: Boo
     return path
 
 
-def go_back(run: Path, updates: int, state: TD3State, noise: torch.Generator) -> Bookmark | None:
+def go_back(
+    run: Path, updates: int, state: TD3State, noise: torch.Generator
+) -> CheckpointMetadata | None:
     """Put a run's checkpoint into its networks, and move those behind it aside.
 
     A run that is killed meanwhile goes on from that checkpoint, or from one behind it.

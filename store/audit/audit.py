@@ -330,7 +330,7 @@ def audit(
     on_progress: Callable[[AuditProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> AuditReport:
-    """Judge datasets; what is wrong with the data becomes findings, never an exception.
+    """HeldOutEvaluator datasets; what is wrong with the data becomes findings, never an exception.
 
     Args:
         paths: The datasets, audited together: duplicates between them are found.

@@ -19,7 +19,7 @@ from avtd3.store.format.layout import EPISODE_STRINGS, MANIFEST_FILE
 from avtd3.store.format.manifest import BINDING, Limits
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
-    HousekeepingProgress,
+    MaintenanceProgress,
     clear_staging,
     count,
     empty_trash,
@@ -333,7 +333,7 @@ def compact(
     dry_run: bool = False,
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[HousekeepingProgress], None] = lambda _: None,
+    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
 ) -> CompactReport:
     """Merge runs of small neighbouring segments; the same episodes stay in the same order.
 
@@ -408,7 +408,7 @@ class _Compaction:
         self,
         clock: Callable[[], float],
         should_stop: Callable[[], bool],
-        on_progress: Callable[[HousekeepingProgress], None],
+        on_progress: Callable[[MaintenanceProgress], None],
     ) -> bool:
         """Remove leftovers and merge; returns whether it was stopped early."""
         removed, problems = remove_leftovers(self._dataset, self._snapshot, self._pins)
@@ -424,7 +424,7 @@ class _Compaction:
             except (SegmentCorruptError, SegmentNotFoundError, SpecError) as error:
                 self._problems.append(str(error))
             done += len(run)
-            on_progress(HousekeepingProgress(verb="merged", done=done, total=total))
+            on_progress(MaintenanceProgress(verb="merged", done=done, total=total))
         return False
 
     def _merge(self, run: Sequence[Segment], now_s: float) -> None:

@@ -18,7 +18,7 @@ from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
-    HousekeepingProgress,
+    MaintenanceProgress,
     count,
     empty_trash,
     exclusive,
@@ -121,7 +121,7 @@ def prune(
     dry_run: bool = False,
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[HousekeepingProgress], None] = lambda _: None,
+    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
 ) -> PruneReport:
     """Remove the oldest segments that may go; without limits, all that may.
 
@@ -220,7 +220,7 @@ class _Pruning:
     def remove(
         self,
         should_stop: Callable[[], bool],
-        on_progress: Callable[[HousekeepingProgress], None],
+        on_progress: Callable[[MaintenanceProgress], None],
     ) -> Iterator[Segment]:
         """Remove what was chosen, a few at a time; yields what is gone."""
         total = len(self.chosen)
@@ -233,7 +233,7 @@ class _Pruning:
             remove_segments(self._dataset, names)
             yield from batch
             done = min(start + _AT_ONCE, total)
-            on_progress(HousekeepingProgress(verb="removed", done=done, total=total))
+            on_progress(MaintenanceProgress(verb="removed", done=done, total=total))
 
     def report(self, gone: Sequence[Segment], *, dry_run: bool) -> PruneReport:
         """What was removed, or would be."""

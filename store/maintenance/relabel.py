@@ -27,7 +27,7 @@ from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE,
 from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
 from avtd3.store.maintenance.removal import (
-    HousekeepingProgress,
+    MaintenanceProgress,
     clear_staging,
     count,
     empty_trash,
@@ -165,7 +165,7 @@ def relabel(
     *,
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[HousekeepingProgress], None] = lambda _: None,
+    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
 ) -> RelabelReport:
     """Make a dataset of the same episodes with weighted reward terms, or add to one what is new.
 
@@ -230,7 +230,7 @@ class _Relabelling:
         self,
         clock: Callable[[], float],
         should_stop: Callable[[], bool],
-        on_progress: Callable[[HousekeepingProgress], None],
+        on_progress: Callable[[MaintenanceProgress], None],
     ) -> bool:
         """Make what is missing; returns whether it was stopped early."""
         missing = [s for s in self._segments if self._name(s.id) not in self._there]
@@ -241,7 +241,7 @@ class _Relabelling:
                 self._make(segment, clock())
             except (SegmentCorruptError, SegmentNotFoundError) as error:
                 self._problems.append(str(error))
-            on_progress(HousekeepingProgress(verb="relabelled", done=number, total=len(missing)))
+            on_progress(MaintenanceProgress(verb="relabelled", done=number, total=len(missing)))
         return False
 
     def _make(self, segment: Segment, now_s: float) -> None:

@@ -18,7 +18,7 @@ from avtd3.store.staging import owner_file
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class HousekeepingProgress:
+class MaintenanceProgress:
     """Told after each piece of work."""
 
     verb: str

@@ -64,7 +64,7 @@ def _unusable(segment: Segment, what: str) -> SegmentCorruptError:
 Item = TypeVar("Item")
 
 
-class Filling(Generic[Item]):
+class BackgroundDecoder(Generic[Item]):
     """Takes from a generator in a thread of its own; what has arrived is asked for."""
 
     def __init__(self, work: Generator[Item | None, None, None]) -> None:
@@ -191,7 +191,7 @@ class ReplayCache:
         self.segments: dict[Key, CachedSegment] = {}
         self.notice = ""
         """Why frames are not shared although they should be; empty if all is well."""
-        self._filling: Filling[Arrival] | None = None
+        self._filling: BackgroundDecoder[Arrival] | None = None
         self._rows = self._open(scratch, row_types(spec, frames=frames), shared=shared)
 
     def _open(self, scratch: Path, types: Mapping[str, RowType], *, shared: bool) -> Rows:
@@ -255,7 +255,7 @@ class ReplayCache:
         """
         removed, new = self._make_room(wanted)
         if new:
-            self._filling = Filling(self._fill(new))
+            self._filling = BackgroundDecoder(self._fill(new))
         return removed
 
     @property
@@ -386,7 +386,7 @@ class ReplayCache:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FrameColumn:
+class FrameArray:
     """The frames of a replay cache, and where those of each segment lie."""
 
     frames: NDArray[np.uint8] | None

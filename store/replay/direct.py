@@ -42,7 +42,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Crew:
+class DecodePool:
     """A few threads, the caller's own one of them."""
 
     def __init__(self, threads: int | None = None) -> None:
@@ -263,10 +263,10 @@ class JoinedDecoder:
 
         Args:
             frame_bytes: Size of a raw frame.
-            threads: See `Crew`.
+            threads: See `DecodePool`.
         """
         self._frame_bytes = frame_bytes
-        self._crew = Crew(threads)
+        self._crew = DecodePool(threads)
         self._packed = PackedChunks()
         self.bind(())
 

@@ -114,7 +114,7 @@ class EpisodeFacts:
     parts: NDArray[np.bool_]
     """bool (P, E), parts of the mix that each belongs to, the filter being met; P = 1 without a
     mix."""
-    imitated: NDArray[np.bool_]
+    bc_mask: NDArray[np.bool_]
     """bool (E,), whether their steps are marked for imitation."""
 
     @property
@@ -140,7 +140,7 @@ class Eligibility:
 
     @property
     def takes_all(self) -> bool:
-        """Whether all episodes are drawn and imitated alike, whatever they are."""
+        """Whether all episodes are drawn and bc_mask alike, whatever they are."""
         config = self._config
         return config.max_policy_lag is None and not (
             config.filter
@@ -239,5 +239,5 @@ class Eligibility:
             versions=table.policy_version,
             positions=split_positions(table),
             parts=np.stack(parts),
-            imitated=self._imitate.matches(table),
+            bc_mask=self._imitate.matches(table),
         )

@@ -48,8 +48,8 @@ class Transitions:
     discount: NDArray[np.float32]
     """float32 (B,): ``gamma**m * (1 - terminated[t + m - 1])``; truncation bootstraps."""
     frame_rows: NDArray[np.int64]
-    """int64 (B, W), where `frames` lie in `Sampler.frame_column`; W = 0 without an image."""
-    imitated: NDArray[np.float32] | None = None
+    """int64 (B, W), where `frames` lie in `Sampler.frame_array`; W = 0 without an image."""
+    bc_mask: NDArray[np.float32] | None = None
     """float32 (B,), 1 where the action is marked for imitation, else 0; None if all are."""
     weight: NDArray[np.float32] | None = None
     """float32 (B,), importance weights in (0, 1]; None unless draws are prioritised."""
@@ -122,7 +122,7 @@ class EpisodeRows:
     """int64 (E,), row of each episode's first observation."""
     shift: NDArray[np.int64]
     """int64 (E,), from a step's number to its row."""
-    imitated: NDArray[np.float32] | None = None
+    bc_mask: NDArray[np.float32] | None = None
     """float32 (E,), 1 where the steps are marked for imitation, else 0; None if all are."""
 
     @classmethod
@@ -130,11 +130,11 @@ class EpisodeRows:
         cls,
         lengths: NDArray[np.int64],
         first: NDArray[np.int64],
-        imitated: NDArray[np.float32] | None = None,
+        bc_mask: NDArray[np.float32] | None = None,
     ) -> Self:
         """Number the steps of episodes, given their lengths and first rows."""
         ends: NDArray[np.int64] = lengths.cumsum()
-        return cls(ends=ends, first=first, shift=first - (ends - lengths), imitated=imitated)
+        return cls(ends=ends, first=first, shift=first - (ends - lengths), bc_mask=bc_mask)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ class Lookup:
     """float32 (N, B)."""
     discount: NDArray[np.float32]
     """float32 (N, B)."""
-    imitated: NDArray[np.float32] | None
+    bc_mask: NDArray[np.float32] | None
     """float32 (N, B)."""
 
     def batch(self, number: int, frames: FrameBuffer) -> Transitions:
@@ -167,7 +167,7 @@ class Lookup:
             reward=self.reward[number],
             discount=self.discount[number],
             frame_rows=self.rows[number],
-            imitated=None if self.imitated is None else self.imitated[number],
+            bc_mask=None if self.bc_mask is None else self.bc_mask[number],
         )
 
 
@@ -237,7 +237,7 @@ class Gather:
         else:
             reward, discount = self._sum_rewards(row, count)
         vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
-        imitated = self._episodes.imitated
+        bc_mask = self._episodes.bc_mask
         return Lookup(
             rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
             # Views: a batch that is copied to a device anyway need not be copied here.
@@ -245,7 +245,7 @@ class Gather:
             action=numbers[..., 0, ACTION : self._vector],
             reward=reward,
             discount=discount,
-            imitated=None if imitated is None else imitated.take(episode),
+            bc_mask=None if bc_mask is None else bc_mask.take(episode),
         )
 
     def take_frames(self, rows: NDArray[np.int64], frames: FrameBuffer) -> None:

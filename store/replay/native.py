@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.format.arrays import FrameShard
 from avtd3.store.format.batch_decode import SLACK_BYTES
-from avtd3.store.replay.direct import ChunkPlan, Crew
+from avtd3.store.replay.direct import ChunkPlan, DecodePool
 
 if TYPE_CHECKING:
     from avtd3.store.replay.native_kernel import Functions
@@ -64,7 +64,7 @@ def open_decoder(frame_bytes: int, threads: int | None = None) -> "NativeDecoder
 
     Args:
         frame_bytes: Size of a raw frame.
-        threads: See `Crew`.
+        threads: See `DecodePool`.
     """
     return None if native_problem() else NativeDecoder(frame_bytes, threads)
 
@@ -77,10 +77,10 @@ class NativeDecoder:
 
         Args:
             frame_bytes: Size of a raw frame.
-            threads: See `Crew`.
+            threads: See `DecodePool`.
         """
         self._frame_bytes = frame_bytes
-        self._crew = Crew(threads)
+        self._crew = DecodePool(threads)
         self._kernel = _kernel()
         self._functions = [_thread_functions() for _ in range(self._crew.threads)]
         self.bind(())

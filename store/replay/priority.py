@@ -18,7 +18,7 @@ from avtd3.store.errors import CheckpointError
 from avtd3.store.format.layout import MAX_STEPS
 from avtd3.store.replay.config import PriorityConfig
 from avtd3.store.replay.shared import Key
-from avtd3.store.replay.transition_index import Numbering, generator_state, restore_generator
+from avtd3.store.replay.transition_index import TransitionIndex, generator_state, restore_generator
 
 FAN_OUT = 16
 """Children of a node."""
@@ -142,7 +142,7 @@ class Priorities:
         self._places = _Places(np.zeros(0, np.int64), np.zeros(0, np.int64))
         self._priority = np.zeros(0, np.float32)
 
-    def bind(self, numbering: Numbering, shares: NDArray[np.float64]) -> None:
+    def bind(self, numbering: TransitionIndex, shares: NDArray[np.float64]) -> None:
         """Draw from these transitions from now on; those known keep their priorities.
 
         Args:

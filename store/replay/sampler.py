@@ -20,15 +20,21 @@ from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError
-from avtd3.store.replay.cache import FrameColumn, Progress
+from avtd3.store.replay.cache import FrameArray, Progress
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.eligibility import HeldOutEpisode
 from avtd3.store.replay.gather import FrameBuffer, Gather, Lookup, Transitions
 from avtd3.store.replay.priority import Priorities, PrioritisedDraw
-from avtd3.store.replay.segment_pool import DAMAGED, TAKE_S, RefreshReport, RefusedSegment, Stock
+from avtd3.store.replay.segment_pool import (
+    DAMAGED,
+    TAKE_S,
+    RefreshReport,
+    RefusedSegment,
+    SegmentPool,
+)
 from avtd3.store.replay.sequences import SequenceBatch, Sequences
-from avtd3.store.replay.transition_index import Draws, Numbering, group
+from avtd3.store.replay.transition_index import Draws, TransitionIndex, group
 
 __all__ = ["RefreshReport", "RefusedSegment", "ReplayConfig", "Sampler", "Transitions"]
 
@@ -61,7 +67,7 @@ class Sampler:
             scratch: Directory for the scratch files if the config names none.
             buffers: Batches alive at a time: 3 for a thread that draws ahead; 1, which stays in the
                 processor's cache and saves a fifth of the time, where each is used up at once.
-            gathers: False for batches that name the rows of their frames in `frame_column` instead.
+            gathers: False for batches that name the rows of their frames in `frame_array` instead.
             grows: Whether `refresh` will be called; see `choose_mode`.
             on_progress: Called with frames done and frames in all while it waits for them.
 
@@ -72,7 +78,7 @@ class Sampler:
         """
         if buffers < 1:
             raise ConfigError(f"a sampler needs at least 1 buffer, found {buffers}")
-        self._stock = Stock(
+        self._stock = SegmentPool(
             datasets,
             config,
             directory=Path(config.scratch or scratch or tempfile.gettempdir()),
@@ -203,10 +209,10 @@ class Sampler:
         """
         return self._following.held_out(self._lock, limit)
 
-    def frame_column(self) -> FrameColumn:
-        """All decoded frames; see `Stock.frame_column`."""
+    def frame_array(self) -> FrameArray:
+        """All decoded frames; see `SegmentPool.frame_array`."""
         with self._lock:
-            return self._stock.frame_column()
+            return self._stock.frame_array()
 
     @property
     def left_out(self) -> str:
@@ -277,7 +283,7 @@ class Sampler:
     def _index(self) -> None:
         """Number all transitions that may be drawn."""
         eligible = self._following.eligible
-        numbering = Numbering.of(self._cache.segments, self._cache.start, eligible)
+        numbering = TransitionIndex.of(self._cache.segments, self._cache.start, eligible)
         lengths, datasets = numbering.lengths, len(self._following.datasets)
         groups = group(numbering, lengths, eligible, self.config, datasets)
         self.steps = numbering.steps

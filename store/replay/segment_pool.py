@@ -15,7 +15,7 @@ from avtd3.store.dataset import Dataset, Refusal, Snapshot
 from avtd3.store.errors import DatasetError, SegmentCorruptError, SegmentNotFoundError
 from avtd3.store.filters import NO_POLICY
 from avtd3.store.replaced import unseen_episodes
-from avtd3.store.replay.cache import CachedSegment, Changes, FrameColumn, Progress, ReplayCache
+from avtd3.store.replay.cache import CachedSegment, Changes, FrameArray, Progress, ReplayCache
 from avtd3.store.replay.config import ReplayConfig, check_datasets, select_segments
 from avtd3.store.replay.direct import DirectReplay, JoinedDecoder
 from avtd3.store.replay.eligibility import Eligibility, HeldOutEpisode, read_episode
@@ -144,7 +144,7 @@ def name_refused(refused: Sequence[RefusedSegment]) -> str:
     return f"{len(refused)} segments are refused ({names}), the first because: {refused[0].reason}"
 
 
-class Following:
+class SegmentTracker:
     """The newest snapshot of each dataset, what may be drawn of it, and what is refused."""
 
     def __init__(self, datasets: Sequence[Dataset], config: ReplayConfig) -> None:
@@ -378,7 +378,7 @@ TAKE_S = 0.5
 """Seconds between two looks, while batches are drawn, for what was decoded meanwhile."""
 
 
-class Stock:
+class SegmentPool:
     """Follows datasets, and says so whenever what can be drawn has changed."""
 
     def __init__(
@@ -404,7 +404,7 @@ class Stock:
             SpecError: The datasets hold different data.
             StorageError: The directory is not writable.
         """
-        self.following = Following(datasets, config)
+        self.following = SegmentTracker(datasets, config)
         self.spec = self.following.datasets[0].spec
         self.mode = choose_mode(config, self.spec, self.following.wanted(), directory, grows=grows)
         self.cache = open_replay(self.mode, self.spec, directory)
@@ -414,7 +414,7 @@ class Stock:
         self.unreported: list[RefreshReport] = []
         """What has changed since it was last asked for."""
         self._on_change = on_change
-        self._column: FrameColumn | None = None
+        self._column: FrameArray | None = None
         self._newest = NO_POLICY
         self._taken_s = -math.inf
         self._wanted: Mapping[Key, Segment] = {}
@@ -531,11 +531,11 @@ class Stock:
         new = self.following.news(self._wanted, changes.added)
         return self._report(new, added=len(new), removed=0)
 
-    def frame_column(self) -> FrameColumn:
+    def frame_array(self) -> FrameArray:
         """All decoded frames, another object once they change; only of a cache of images."""
         assert isinstance(self.cache, ReplayCache)
         if self._column is None:
-            self._column = FrameColumn.of(self.cache)
+            self._column = FrameArray.of(self.cache)
         return self._column
 
     def _change(self) -> None:

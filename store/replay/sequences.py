@@ -34,7 +34,7 @@ class SequenceBatch:
     """bool (S, L); only last steps can be."""
     truncated: NDArray[np.bool_]
     """bool (S, L); only last steps can be."""
-    imitated: NDArray[np.float32] | None = None
+    bc_mask: NDArray[np.float32] | None = None
     """float32 (S,), 1 where the actions are marked for imitation, else 0; None if all are."""
 
     def observation_frames(self, step: int) -> NDArray[np.uint8]:
@@ -116,5 +116,5 @@ class Sequences:
             reward=steps[..., REWARD].copy(),
             terminated=terminated,
             truncated=truncated,
-            imitated=None if self._starts.imitated is None else self._starts.imitated[episode],
+            bc_mask=None if self._starts.bc_mask is None else self._starts.bc_mask[episode],
         )

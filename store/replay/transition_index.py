@@ -136,7 +136,7 @@ def restore_generator(generator: np.random.Generator, state: Mapping[str, Any]) 
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Numbering:
+class TransitionIndex:
     """The E episodes that may be drawn, in the order in which their steps are numbered."""
 
     keys: tuple[Key, ...]
@@ -150,7 +150,7 @@ class Numbering:
     """int64 (E,), steps of each."""
     first_rows: NDArray[np.int64]
     """int64 (E,), row of its first observation in the cache."""
-    imitated: NDArray[np.float32] | None
+    bc_mask: NDArray[np.float32] | None
     """float32 (E,), 1 where its steps are marked for imitation, else 0; None if all are."""
 
     @classmethod
@@ -174,17 +174,17 @@ class Numbering:
         starts = [ends.cumsum() - ends for ends in lengths]
         first = [start(key) + held[key].first_rows for key in keys]
         counts = [len(values[mask]) for values, mask in zip(lengths, chosen, strict=True)]
-        imitated = None
+        bc_mask = None
         if not eligible.imitates_all:
-            marks = [eligible.facts(key).imitated for key in keys]
-            imitated = _join(marks, chosen).astype(np.float32)
+            marks = [eligible.facts(key).bc_mask for key in keys]
+            bc_mask = _join(marks, chosen).astype(np.float32)
         return cls(
             keys=keys,
             segment=np.repeat(np.arange(len(keys)), counts),
             first_step=_join(starts, chosen),
             lengths=_join(lengths, chosen),
             first_rows=_join(first, chosen),
-            imitated=imitated,
+            bc_mask=bc_mask,
         )
 
     @property
@@ -202,7 +202,7 @@ class Numbering:
 
     def rows(self, starts: NDArray[np.int64]) -> EpisodeRows:
         """Where the numbered places lie, given how many of each episode, from its first step on."""
-        return EpisodeRows.from_lengths(starts, self.first_rows, self.imitated)
+        return EpisodeRows.from_lengths(starts, self.first_rows, self.bc_mask)
 
     def datasets(self) -> NDArray[np.int64]:
         """int64 (E,), number of the dataset of each episode."""
@@ -235,7 +235,7 @@ class Groups:
 
 
 def group(
-    numbering: Numbering,
+    numbering: TransitionIndex,
     starts: NDArray[np.int64],
     eligible: Eligibility,
     config: ReplayConfig,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.leaderboard import TABLES, score_route
@@ -48,9 +48,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def arena(world, path):
+def environment(world, path):
     scenarios = ScenarioConfig(file=str(path), npcs=0).resolve()
-    return DrivingArena(world, TaskConfig(), scenarios, ExpertConfig())
+    return DrivingEnvironment(world, TaskConfig(), scenarios, ExpertConfig())
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def arena(world, path):
     ],
 )
 def test_a_route_is_the_same_on_both_worlds(world, folder, name, index, number, town):
-    there, here = arena(world, folder / name), arena(RoadWorld(), folder / name)
+    there, here = environment(world, folder / name), environment(RoadWorld(), folder / name)
     for place in (there, here):
         opening = place.begin(4, index)
         assert (opening.town, place.scenario) == (town, number)
@@ -71,7 +71,7 @@ def test_a_route_is_the_same_on_both_worlds(world, folder, name, index, number, 
 
 
 def test_a_drive_over_the_wire_has_its_events_and_its_score(world, folder):
-    place = arena(world, folder / "routes.yaml")
+    place = environment(world, folder / "routes.yaml")
     rollout = Rollout(place, 4, 0)
     for transition in rollout.drive(place.driver("expert"), "expert", episode_generator(4)):
         last = transition.step
@@ -84,4 +84,4 @@ def test_a_drive_over_the_wire_has_its_events_and_its_score(world, folder):
 
 def test_a_town_that_the_server_has_not_is_told(world, folder):
     with pytest.raises(ConfigError, match=r"AvTown09.*did you mean AvTown0"):
-        arena(world, folder / "routes.yaml").begin(4, 2)
+        environment(world, folder / "routes.yaml").begin(4, 2)

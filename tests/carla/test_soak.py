@@ -39,7 +39,7 @@ class Held:
         )
 
 
-class Watch:
+class GuardMonitor:
     """What the processes of a world hold after each episode."""
 
     def __init__(self, world, server):
@@ -71,7 +71,7 @@ def soak(episodes, growth):
     with CarlaServer() as server:
         config = CarlaConfig(host="127.0.0.1", ports=(server.port,), settle_s=0.1)
         world = CarlaWorld(config, server.port)
-        watch, losses = Watch(world, server), list[str]()
+        watch, losses = GuardMonitor(world, server), list[str]()
         for number in range(episodes):
             try:
                 world.reset(setting, number)

@@ -13,7 +13,7 @@ from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import training_seed
 from avtd3.collect.reports import CollectProgress
-from avtd3.collect.worlds import open_arena
+from avtd3.collect.worlds import open_environment
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError, StorageError, WorldError
 from avtd3.tests.collect.point_world import PointWorld
@@ -354,7 +354,7 @@ def test_the_pool_keeps_the_last_good_policy(monkeypatch):
             return current
 
     with_policies(monkeypatch, Torn(None))
-    pool = DriverPool(CONFIG.mixture.parse("policy"), open_arena(CONFIG, point_world), None)
+    pool = DriverPool(CONFIG.mixture.parse("policy"), open_environment(CONFIG, point_world), None)
     assert pool.policy is None
     polled = [pool.poll() for _ in range(2)]
     assert [policy.version for policy in polled if policy] == [3, 3]

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.events import EventRecorder, Moment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
-from avtd3.collect.evaluate import EvaluateConfig, Examiner
+from avtd3.collect.evaluate import EvaluateConfig, Evaluator
 from avtd3.collect.leaderboard import TABLES, score_route
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.store.dataset import Dataset
@@ -157,16 +157,16 @@ def test_an_episode_cut_by_a_stop_keeps_its_events(tmp_path):
 
 
 def test_driving_the_stored_actions_again_gives_the_stored_events(tmp_path):
-    arena = DrivingArena(PointWorld(), TaskConfig(), SHORT.resolve(), ExpertConfig())
+    environment = DrivingEnvironment(PointWorld(), TaskConfig(), SHORT.resolve(), ExpertConfig())
     for segment in collected(tmp_path / "d").snapshot().segments:
         table, actions, stored = segment.episode_table(), segment.read("action"), segment.events()
         assert stored is not None
         for number in range(segment.episodes):
-            arena.begin(int(table.seed[number]))
+            environment.begin(int(table.seed[number]))
             start = int(table.offset[number])
             for action in actions[start : start + int(table.length[number])]:
-                arena.step(action)
-            assert arena.events() == stored.of_episode(number)
+                environment.step(action)
+            assert environment.events() == stored.of_episode(number)
             score = score_route(stored.of_episode(number), TABLES["leaderboard-2.1"])
             assert score is not None
             is_goal = table.end_reason[number] == "goal"
@@ -174,13 +174,13 @@ def test_driving_the_stored_actions_again_gives_the_stored_events(tmp_path):
 
 
 def test_an_examination_has_a_score_for_each_episode():
-    arena = DrivingArena(PointWorld(), TaskConfig(), SHORT.resolve(), ExpertConfig())
-    examiner = Examiner(arena, EvaluateConfig(scenario=SHORT), "random")
-    score = examiner.score(0, lambda: False)
+    environment = DrivingEnvironment(PointWorld(), TaskConfig(), SHORT.resolve(), ExpertConfig())
+    evaluator = Evaluator(environment, EvaluateConfig(scenario=SHORT), "random")
+    score = evaluator.score(0, lambda: False)
     assert score is not None
-    assert score.route == score_route(arena.events(), TABLES["leaderboard-2.1"])
+    assert score.route == score_route(environment.events(), TABLES["leaderboard-2.1"])
     again = dataclasses.replace(EvaluateConfig(scenario=SHORT), penalties="leaderboard-2.0")
-    old = Examiner(arena, again, "random").score(0, lambda: False)
+    old = Evaluator(environment, again, "random").score(0, lambda: False)
     assert old is not None
     assert old.route is not None
     assert old.route.version == "leaderboard-2.0"

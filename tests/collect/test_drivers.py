@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.collect.drivers import BASE_DRIVERS, Mixture, NoisyDriver, PolicyDriver, UniformDriver
-from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig, TaskStep
 from avtd3.collect.maps.scenarios import scenario
@@ -21,10 +21,12 @@ SETTING = scenario(0, route_length_m=100.0, time_limit_s=40.0)
 
 
 def make_arena(world=None, config=None):
-    return DrivingArena(world or PointWorld(), config or TaskConfig(), (SETTING,), ExpertConfig())
+    return DrivingEnvironment(
+        world or PointWorld(), config or TaskConfig(), (SETTING,), ExpertConfig()
+    )
 
 
-class Spying(DrivingArena):
+class Spying(DrivingEnvironment):
     """Keeps what the task said of each step."""
 
     def __init__(self, world=None, config=None):
@@ -39,18 +41,18 @@ class Spying(DrivingArena):
         self.task.advance = spy  # type: ignore[method-assign] # to look on
 
 
-def drive(make_driver, seed, arena=None):
-    arena = arena or make_arena()
-    rollout = Rollout(arena, seed)
-    return list(rollout.drive(make_driver(arena), "test", np.random.default_rng(seed)))
+def drive(make_driver, seed, environment=None):
+    environment = environment or make_arena()
+    rollout = Rollout(environment, seed)
+    return list(rollout.drive(make_driver(environment), "test", np.random.default_rng(seed)))
 
 
-def expert(arena):
-    return arena.driver("expert")
+def expert(environment):
+    return environment.driver("expert")
 
 
-def wandering(arena):
-    return arena.driver("random")
+def wandering(environment):
+    return environment.driver("random")
 
 
 def make_spec(low, high):
@@ -71,11 +73,11 @@ UNIT = make_spec((-1.0, -1.0), (1.0, 1.0))
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_expert_reaches_the_goal_in_its_lane_near_the_target_speed(seed):
-    arena = Spying()
-    steps = drive(expert, seed, arena)
+    environment = Spying()
+    steps = drive(expert, seed, environment)
     assert steps[-1].step.reason == "goal"
-    assert max(abs(judged.facts.lateral_m) for judged in arena.judged) < 1.0
-    assert 4.0 < np.mean([judged.facts.speed_mps for judged in arena.judged]) < 9.0
+    assert max(abs(judged.facts.lateral_m) for judged in environment.judged) < 1.0
+    assert 4.0 < np.mean([judged.facts.speed_mps for judged in environment.judged]) < 9.0
     terms = np.array([t.step.reward_terms for t in steps])
     shares = np.abs(terms).sum(axis=0) / np.abs(terms).sum()
     assert shares.max() < 0.7
@@ -83,17 +85,17 @@ def test_the_expert_reaches_the_goal_in_its_lane_near_the_target_speed(seed):
 
 
 def test_the_expert_stops_behind_a_standing_vehicle():
-    arena = make_arena(PointWorld(lead=60.0), TaskConfig(stuck_s=100.0))
-    steps = drive(expert, 0, arena)
+    environment = make_arena(PointWorld(lead=60.0), TaskConfig(stuck_s=100.0))
+    steps = drive(expert, 0, environment)
     assert steps[-1].step.reason == "time_limit"
-    assert arena.task.frame.vehicle.speed_mps < 0.1
-    assert 2.0 < arena.task.frame.lead_gap_m < 8.0
+    assert environment.task.frame.vehicle.speed_mps < 0.1
+    assert 2.0 < environment.task.frame.lead_gap_m < 8.0
 
 
 def test_the_expert_is_gentle():
-    arena = Spying()
-    drive(expert, 1, arena)
-    jerk = np.array([abs(judged.facts.jerk_mps3) for judged in arena.judged[1:]])
+    environment = Spying()
+    drive(expert, 1, environment)
+    jerk = np.array([abs(judged.facts.jerk_mps3) for judged in environment.judged[1:]])
     assert np.mean(jerk) < 10.0
 
 
@@ -103,9 +105,9 @@ def test_the_random_driver_moves_and_depends_on_its_generator_alone():
     assert not np.array_equal(actions[0][:5], actions[2][:5])
     moved = []
     for seed in range(8):
-        arena = make_arena()
-        drive(wandering, seed, arena)
-        moved.append(arena.task.progress_m)
+        environment = make_arena()
+        drive(wandering, seed, environment)
+        moved.append(environment.task.progress_m)
     assert np.median(moved) > 10.0
 
 
@@ -159,9 +161,9 @@ def test_noise_may_be_another_for_each_action():
         act=lambda frames, vector: np.array([0.0, 1.0], np.float32), action_limit=1.0
     )
     spec = make_spec((-1.0, 0.0), (1.0, 2.0))
-    arena: Any = SimpleNamespace(spec=spec)
+    environment: Any = SimpleNamespace(spec=spec)
     wanted = Mixture.parse("policy+gaussian=0.2/0").drivers[0]
-    driver = wanted.build(arena, PolicyDriver(still))
+    driver = wanted.build(environment, PolicyDriver(still))
     driver.begin(np.random.default_rng(0))
     seen: Any = SimpleNamespace(frames=None, vector=None)
     values = np.array([driver.act(seen) for _ in range(5000)])
@@ -169,12 +171,14 @@ def test_noise_may_be_another_for_each_action():
     assert wanted.sigma == 0.2
     other = Mixture.parse("policy+gaussian=0.2/0.1/0.1").drivers[0]
     with pytest.raises(ConfigError, match="3 sigmas, expected 1, or 2 for"):
-        other.build(arena, PolicyDriver(still))
+        other.build(environment, PolicyDriver(still))
 
 
 def test_noise_stays_within_bounds():
-    def noisy(arena):
-        return NoisyDriver(expert(arena), 1.0, time_s=0.5, period_s=0.05, spec=arena.spec)
+    def noisy(environment):
+        return NoisyDriver(
+            expert(environment), 1.0, time_s=0.5, period_s=0.05, spec=environment.spec
+        )
 
     actions = np.array([t.action for t in drive(noisy, 3)])
     assert np.abs(actions).max() == 1.0
@@ -295,7 +299,9 @@ def test_each_driver_can_be_built(kind):
     )
     policy = PolicyDriver(still)
     spec = Mixture.parse(kind).drivers[0]
-    assert drive(lambda arena: spec.build(arena, policy), 0)[0].action.dtype == np.float32
+    assert (
+        drive(lambda environment: spec.build(environment, policy), 0)[0].action.dtype == np.float32
+    )
 
 
 @pytest.mark.parametrize(

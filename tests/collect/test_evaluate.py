@@ -9,7 +9,7 @@ from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.evaluate import EvaluateConfig, EvaluateProgress, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import evaluation_seed
-from avtd3.collect.worlds import open_arena
+from avtd3.collect.worlds import open_environment
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import CheckpointError, ConfigError
 from avtd3.tests.collect.point_world import (
@@ -122,10 +122,10 @@ def policies(tmp_path_factory):
     """A directory with two policies of random weights."""
     torch = pytest.importorskip("torch")
     from avtd3.learn.networks import Actor, NetworkConfig
-    from avtd3.learn.policy import PolicyDirectory
+    from avtd3.learn.policy import PolicyStore
 
-    spec = open_arena(CONFIG, open_camera_world).spec
-    directory = PolicyDirectory(tmp_path_factory.mktemp("policies"))
+    spec = open_environment(CONFIG, open_camera_world).spec
+    directory = PolicyStore(tmp_path_factory.mktemp("policies"))
     for seed in range(2):
         torch.manual_seed(seed)
         network = NetworkConfig()

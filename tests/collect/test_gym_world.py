@@ -27,10 +27,10 @@ def tiny(name="Tiny", **settings):
     return open_gym(f"{HERE}:{name}-v0", GymConfig(**settings))
 
 
-def drive(arena, seed=0):
-    rollout = Rollout(arena, seed)
+def drive(environment, seed=0):
+    rollout = Rollout(environment, seed)
     return rollout.start, list(
-        rollout.drive(arena.driver("random"), "random", np.random.default_rng(seed))
+        rollout.drive(environment.driver("random"), "random", np.random.default_rng(seed))
     )
 
 
@@ -41,21 +41,21 @@ def columns(path, names=COLUMNS):
 
 
 def test_a_vector_environment_is_described_as_it_is():
-    arena = tiny()
-    spec = arena.spec
+    environment = tiny()
+    spec = environment.spec
     assert spec.image is None
     assert spec.vector_names == ("observation_0", "observation_1")
     assert spec.vector_scales == (1.0, 1.0)
     assert (spec.action_low, spec.action_high) == ((-2.0, 0.0), (2.0, 1.0))
     assert spec.reward_terms == ("reward",)
     assert spec.control_period_s == pytest.approx(0.1)
-    assert arena.name == TINY
-    assert "gymnasium" in arena.simulator
+    assert environment.name == TINY
+    assert "gymnasium" in environment.simulator
 
 
 def test_observations_and_rewards_are_the_environment_s_own():
-    arena = tiny()
-    start, transitions = drive(arena, seed=5)
+    environment = tiny()
+    start, transitions = drive(environment, seed=5)
     env = gymnasium.make(f"{HERE}:Tiny-v0")
     seen, _ = env.reset(seed=5)
     np.testing.assert_array_equal(start.vector, seen.astype(np.float32))
@@ -67,11 +67,11 @@ def test_observations_and_rewards_are_the_environment_s_own():
 
 @pytest.mark.parametrize("name", ["Image", "Gray", "Dict"])
 def test_images_become_planes(name):
-    arena = tiny(f"Tiny{name}", stack=2)
-    assert arena.spec.image is not None
+    environment = tiny(f"Tiny{name}", stack=2)
+    assert environment.spec.image is not None
     channels = 1 if name == "Gray" else 3
-    assert arena.spec.image.observation_shape == (2 * channels, 40, 44)
-    start, transitions = drive(arena)
+    assert environment.spec.image.observation_shape == (2 * channels, 40, 44)
+    start, transitions = drive(environment)
     for seen in (start, transitions[0].step):
         assert seen.image is not None
         assert (seen.image.shape, seen.image.dtype) == ((channels, 40, 44), np.uint8)
@@ -83,9 +83,9 @@ def test_images_become_planes(name):
 
 
 def test_a_dict_is_an_image_and_its_vectors_joined():
-    arena = tiny("TinyDict")
-    assert arena.spec.vector_names == ("clock_0", "pose_0")
-    _, transitions = drive(arena)
+    environment = tiny("TinyDict")
+    assert environment.spec.vector_names == ("clock_0", "pose_0")
+    _, transitions = drive(environment)
     assert transitions[2].step.vector is not None
     assert transitions[2].step.vector[0] == 3.0
     assert transitions[2].step.vector.dtype == np.float32
@@ -214,10 +214,10 @@ def test_answers_that_cannot_be_stored_are_told(name, message):
 
 
 def test_an_action_never_leaves_a_space_of_doubles():
-    arena = tiny("TinyPrecise")
-    largest = np.array(arena.spec.action_high, np.float32)
-    arena.begin(0)
-    arena.step(largest)  # the environment asserts that it is within its space
+    environment = tiny("TinyPrecise")
+    largest = np.array(environment.spec.action_high, np.float32)
+    environment.begin(0)
+    environment.step(largest)  # the environment asserts that it is within its space
 
 
 def test_without_gymnasium_its_installation_is_named(monkeypatch):
@@ -239,8 +239,8 @@ def test_mujoco_s_tasks_are_reproducible(name):
     pytest.importorskip("mujoco")
     runs = []
     for _ in range(2):
-        arena = open_gym(name, GymConfig(time_limit=20))
-        drive(arena, seed=1)  # what ran before must leave no trace
-        runs.append([t.step.vector for t in drive(arena, seed=2)[1]])
-        arena.close()
+        environment = open_gym(name, GymConfig(time_limit=20))
+        drive(environment, seed=1)  # what ran before must leave no trace
+        runs.append([t.step.vector for t in drive(environment, seed=2)[1]])
+        environment.close()
     np.testing.assert_array_equal(runs[0], runs[1])

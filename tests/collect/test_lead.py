@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from avtd3.collect import collector as loop
-from avtd3.collect.collector import CollectConfig, LeadConfig, collect
+from avtd3.collect.collector import CollectAheadConfig, CollectConfig, collect
 from avtd3.collect.reports import CollectProgress
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
@@ -23,19 +23,19 @@ from avtd3.tests.collect.test_collector import CONFIG, FakeDirectory, FakePolicy
     ],
 )
 def test_the_lead_is_counted_from_the_random_steps(steps, updates, waits):
-    lead = LeadConfig(random_steps=1000, max_lead=200)
+    lead = CollectAheadConfig(random_steps=1000, max_lead=200)
     assert bool(lead.waits_for(steps, updates)) == waits
 
 
 def test_the_lead_goes_by_the_learner_s_ratio():
-    lead = LeadConfig(max_lead=100, updates_per_step=0.5)
+    lead = CollectAheadConfig(max_lead=100, updates_per_step=0.5)
     assert not lead.waits_for(300, 100)
     assert "99 updates, 300 steps need 100 (max_lead 100)" in lead.waits_for(300, 99)
-    assert not LeadConfig().waits_for(10**9, 0)
+    assert not CollectAheadConfig().waits_for(10**9, 0)
 
 
 def test_updates_from_older_data_give_no_lead():
-    lead = LeadConfig(max_lead=100, updates_per_step=0.5, updates_before=1000)
+    lead = CollectAheadConfig(max_lead=100, updates_per_step=0.5, updates_before=1000)
     assert not lead.waits_for(100, 900)  # the first steps wait for nothing
     assert not lead.waits_for(300, 1100)
     assert "1099 updates, 300 steps need 1100" in lead.waits_for(300, 1099)
@@ -47,12 +47,12 @@ def test_updates_from_older_data_give_no_lead():
 )
 def test_bad_settings_are_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
-        LeadConfig(**change)
+        CollectAheadConfig(**change)
 
 
 def leading(path, monkeypatch, directory, **changes):
     with_policies(monkeypatch, directory)
-    config = dataclasses.replace(CONFIG, driver="policy", lead=LeadConfig(**changes))
+    config = dataclasses.replace(CONFIG, driver="policy", lead=CollectAheadConfig(**changes))
     return config, {"policies": path, "open_world": open_point_world}
 
 
@@ -123,4 +123,4 @@ def test_a_learner_that_is_gone_is_waited_for_until_told_otherwise(tmp_path, mon
 
 def test_looking_for_policies_is_frequent():
     assert loop.POLICY_PERIOD_S <= 0.1
-    assert CollectConfig().lead == LeadConfig()
+    assert CollectConfig().lead == CollectAheadConfig()

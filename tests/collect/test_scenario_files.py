@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.driving.driving_env import DrivingArena
+from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import GENERATED
@@ -266,34 +266,37 @@ def test_plans_of_numbered_scenarios_keep_the_name_that_they_had_before_there_we
 
 def arena_of(path, world=None):
     scenarios = ScenarioConfig(file=str(path)).resolve()
-    return DrivingArena(world or RoadWorld(), TaskConfig(), scenarios, ExpertConfig())
+    return DrivingEnvironment(world or RoadWorld(), TaskConfig(), scenarios, ExpertConfig())
 
 
 def test_the_road_world_drives_the_routes_by_turns(folder):
     pytest.importorskip("carla")
-    arena = arena_of(write(folder, YAML))
-    first = arena.begin(11, 0)
-    assert (first.town, first.weather, arena.scenario) == ("straight", "clear", 7)
-    assert arena.task.route.points[0] == pytest.approx([20.0, 1.75], abs=0.02)
-    assert arena.task.route.length_m == pytest.approx(130.0, abs=0.1)
-    assert arena.begin(11, 4).town == "loop-000004"
-    assert (arena.task.route.length_m, arena.scenario) == (pytest.approx(60.0, abs=1.0), 1)
-    again = arena.begin(11, 3)
-    assert (arena.scenario, again.image.tobytes()) == (7, first.image.tobytes())
+    environment = arena_of(write(folder, YAML))
+    first = environment.begin(11, 0)
+    assert (first.town, first.weather, environment.scenario) == ("straight", "clear", 7)
+    assert environment.task.route.points[0] == pytest.approx([20.0, 1.75], abs=0.02)
+    assert environment.task.route.length_m == pytest.approx(130.0, abs=0.1)
+    assert environment.begin(11, 4).town == "loop-000004"
+    assert (environment.task.route.length_m, environment.scenario) == (
+        pytest.approx(60.0, abs=1.0),
+        1,
+    )
+    again = environment.begin(11, 3)
+    assert (environment.scenario, again.image.tobytes()) == (7, first.image.tobytes())
     with pytest.raises(RoadError, match=r"no map 'Town01' of its own.*Town01\.xodr beside"):
-        arena.begin(11, 2)
-    arena.close()
+        environment.begin(11, 2)
+    environment.close()
 
 
 def test_the_leaderboards_routes_run_on_the_road_world(folder):
     pytest.importorskip("carla")
-    arena = arena_of(write(folder, XML, "routes.xml"))
-    opening = arena.begin(2, 0)
-    assert (opening.town, opening.weather, arena.scenario) == ("straight", "overcast", 24211)
-    assert any("ControlLoss" in notice for notice in arena.notices)
+    environment = arena_of(write(folder, XML, "routes.xml"))
+    opening = environment.begin(2, 0)
+    assert (opening.town, opening.weather, environment.scenario) == ("straight", "overcast", 24211)
+    assert any("ControlLoss" in notice for notice in environment.notices)
     for _ in range(5):
-        arena.step(np.array([0.0, 0.5], np.float32))
-    arena.close()
+        environment.step(np.array([0.0, 0.5], np.float32))
+    environment.close()
 
 
 def test_collected_episodes_take_the_routes_by_turns_and_resume_alike(folder, tmp_path):

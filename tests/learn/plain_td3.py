@@ -55,7 +55,7 @@ class Drawn:
     discount: Array
     then: Seen
     weight: Array | None
-    imitated: Array | None
+    bc_mask: Array | None
 
 
 class Network:
@@ -240,7 +240,7 @@ class PlainTD3:
         loss = -weight * float(np.mean(value))
         at_action = into_action(np.full_like(value, -weight / len(value)))[0][:, judged.shape[1] :]
         if config.bc_alpha:
-            marks = np.ones(len(action)) if drawn.imitated is None else drawn.imitated
+            marks = np.ones(len(action)) if drawn.bc_mask is None else drawn.bc_mask
             factor, distance = self._imitation(), marks[:, None] * (action - drawn.action)
             count = max(marks.sum(), 1) * action.shape[1]
             loss += factor * float(np.sum(distance**2) / count)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avtd3.learn.checkpoints import (
-    Bookmark,
+    CheckpointMetadata,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
@@ -29,7 +29,7 @@ def make_state(spec, small_network):
 
 
 def bookmark(updates):
-    return Bookmark(
+    return CheckpointMetadata(
         updates=updates, spec_digest="d", sampler={"state": 5}, config={"a": 1}, seconds=2.5
     )
 

@@ -102,7 +102,7 @@ def drawn(batch):
         discount=batch.discount.numpy(),
         then=seen(batch.next_observation),
         weight=None if batch.weight is None else batch.weight.numpy(),
-        imitated=None if batch.imitated is None else batch.imitated.numpy(),
+        bc_mask=None if batch.bc_mask is None else batch.bc_mask.numpy(),
     )
 
 
@@ -122,9 +122,7 @@ def assert_networks_same(state, plain, number):
         assert_same(numbers(getattr(state, name)), network.p, f"update {number} {name}")
 
 
-def compare(
-    spec, make_batch, network, config, *, size, weighted=False, falling=None, imitated=None
-):
+def compare(spec, make_batch, network, config, *, size, weighted=False, falling=None, bc_mask=None):
     torch.manual_seed(3)
     state = state_of(Actor(spec, network).double(), TwinCritic(spec, network).double(), config)
     plain = PlainTD3(spec, numbers(state.actor), numbers(state.critic), network, config)
@@ -135,9 +133,9 @@ def compare(
         if weighted:
             weight = torch.rand(size, generator=generator, dtype=torch.float64)
             batch = dataclasses.replace(batch, weight=weight)
-        if imitated is not None:
-            marks = torch.rand(size, generator=generator) < imitated[number % len(imitated)]
-            batch = dataclasses.replace(batch, imitated=marks.double())
+        if bc_mask is not None:
+            marks = torch.rand(size, generator=generator) < bc_mask[number % len(bc_mask)]
+            batch = dataclasses.replace(batch, bc_mask=marks.double())
         noise = torch.randn(size, 2, generator=generator, dtype=torch.float64)
         if falling is not None:
             state.scale_rates(falling.rate_share(number))
@@ -195,7 +193,7 @@ def test_demonstrations_alone_are_imitated(make_spec, make_batch, image):
     config = dataclasses.replace(PLAIN, bc_alpha=2.5, bc_weight=0.7, policy_delay=1)
     spec = make_spec(image=image, vector=3)
     shares = (0.5, 0.0, 1.0)  # of the batch: some, none, all
-    compare(spec, make_batch, SMALL, config, size=8, imitated=shares)
+    compare(spec, make_batch, SMALL, config, size=8, bc_mask=shares)
 
 
 @pytest.mark.parametrize("image", [None, pytest.param(IMAGE, marks=pytest.mark.slow)])

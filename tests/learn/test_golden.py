@@ -11,7 +11,7 @@ import torch
 
 from avtd3.learn.checkpoints import FORMAT_VERSION, list_checkpoints, load_checkpoint
 from avtd3.learn.policy import FORMAT_VERSION as POLICY_VERSION
-from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.policy import PolicyStore
 from avtd3.learn.td3 import create_state
 from avtd3.learn.trainer import train
 from avtd3.tests.golden.make_checkpoint import UPDATES, golden_config, write_golden_data
@@ -75,7 +75,7 @@ def test_a_run_goes_on_from_an_old_checkpoint(tmp_path, version):
 
 @pytest.mark.parametrize("version", range(1, POLICY_VERSION + 1))
 def test_old_policies_act_as_their_weights_say(version):
-    policy = PolicyDirectory(GOLDEN / f"policy-v{version}").latest(None)
+    policy = PolicyStore(GOLDEN / f"policy-v{version}").latest(None)
     assert policy is not None
     assert (policy.version, policy.updates) == (1, UPDATES)
     file = GOLDEN / f"policy-v{version}" / "policy-00000001.safetensors"

@@ -14,7 +14,7 @@ from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
 from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.policy import PolicyStore
 from avtd3.learn.trainer import train
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.spec import ImageSpec
@@ -74,7 +74,7 @@ def lines(run):
 
 
 def policy(run):
-    found = PolicyDirectory(run / "policies").latest(None)
+    found = PolicyStore(run / "policies").latest(None)
     assert found is not None
     return found
 

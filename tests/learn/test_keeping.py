@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from avtd3.cli import main
-from avtd3.learn.checkpoints import Bookmark, Keeper, list_checkpoints, mend_replaced, updates_of
+from avtd3.learn.checkpoints import (
+    CheckpointManager,
+    CheckpointMetadata,
+    list_checkpoints,
+    mend_replaced,
+    updates_of,
+)
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.policy import PolicyStore
 from avtd3.learn.td3 import TD3Config, create_state
 from avtd3.learn.trainer import train
 from avtd3.store.errors import CheckpointError, ConfigError
@@ -74,7 +80,7 @@ def test_a_run_goes_back_and_nothing_is_destroyed(run, config):
 
 
 def test_what_it_went_back_to_is_published_at_once(run, config):
-    policies = PolicyDirectory(run / "policies")
+    policies = PolicyStore(run / "policies")
     newest = policies.newest_version()
     train([run.parent / "data"], run, dataclasses.replace(config, updates=20), rollback=20)
     policy = policies.latest(None)
@@ -116,7 +122,7 @@ def keep(tmp_path, make_spec, small_network):
 
     def save(keeper, updates, **newest):
         values = {name.replace("_", "/", 1): value for name, value in newest.items()}
-        mark = Bookmark(
+        mark = CheckpointMetadata(
             updates=updates, spec_digest=spec.digest, sampler={}, config={}, seconds=0.0
         )
         keeper.save(state, NOISE, mark, newest=values, good=None)
@@ -132,7 +138,7 @@ def best_of(tmp_path):
 @pytest.mark.parametrize(("metric", "sign"), [("episode/return", 1.0), ("offline/td_error", -1.0)])
 def test_the_best_is_kept_besides_the_newest_and_milestones(tmp_path, keep, metric, sign):
     config = LearnConfig(keep_best=metric, keep_checkpoints=1, milestones=(1,))
-    keeper, name = Keeper(tmp_path, config), metric.replace("/", "_")
+    keeper, name = CheckpointManager(tmp_path, config), metric.replace("/", "_")
     assert keep(keeper, 1) == [1]
     assert keeper.best is None
     assert keep(keeper, 2, **{name: sign * 5.0}) == [1, 2]
@@ -146,18 +152,18 @@ def test_a_resumed_run_knows_its_best_and_its_newest_value(
     tmp_path, keep, make_spec, small_network
 ):
     config = LearnConfig(keep_best="episode/return", keep_checkpoints=1)
-    keeper = Keeper(tmp_path, config)
+    keeper = CheckpointManager(tmp_path, config)
     keep(keeper, 2, episode_return=5.0)
     keep(keeper, 3, episode_return=4.0)
     path, best = keeper.find(None), keeper.best
     assert path is not None
     spec = make_spec()
     state = create_state(spec, small_network, TD3Config(), CPU, seed=0)
-    other = Keeper(tmp_path, dataclasses.replace(config, keep_best="critic/loss"))
+    other = CheckpointManager(tmp_path, dataclasses.replace(config, keep_best="critic/loss"))
     other.load(path, state, NOISE, spec)
     assert other.best is None
     assert not (tmp_path / "checkpoints" / "best.json").exists()
-    resumed = Keeper(tmp_path, config)
+    resumed = CheckpointManager(tmp_path, config)
     resumed.load(path, state, NOISE, spec)
     assert resumed.best == best
     assert best_of(tmp_path)["updates"] == 2
@@ -182,12 +188,12 @@ def test_a_run_keeps_its_best_by_held_out_episodes(tmp_path, make_spec, publish_
 
 @pytest.mark.parametrize("is_written", [False, True])
 def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path, keep, is_written):
-    keep(Keeper(tmp_path, LearnConfig()), 5)
+    keep(CheckpointManager(tmp_path, LearnConfig()), 5)
     directory = tmp_path / "checkpoints"
     whole = bytes_of(directory / "update-000000005")
     (directory / "update-000000005").rename(directory / ".update-000000005.replaced")
     if is_written:
-        keep(Keeper(tmp_path, LearnConfig()), 6)
+        keep(CheckpointManager(tmp_path, LearnConfig()), 6)
         (directory / "update-000000006").rename(directory / "update-000000005")
         whole = bytes_of(directory / "update-000000005")
     mend_replaced(directory)

@@ -9,7 +9,7 @@ import torch
 from avtd3.learn import evaluation as offline
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.curves import read_curves
-from avtd3.learn.evaluation import Judge, discounted_returns
+from avtd3.learn.evaluation import HeldOutEvaluator, discounted_returns
 from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
 from avtd3.learn.td3 import TD3Config, create_state
@@ -90,7 +90,7 @@ def test_the_means_are_those_of_single_steps(make_spec, small_network, monkeypat
         make_episode(spec, 1, terminated=True, seed=3),
     ]
     before = {name: value.clone() for name, value in state.critic.state_dict().items()}
-    judge = Judge(spec=spec, config=CONFIG, gamma=0.9, device=CPU, autocast=None)
+    judge = HeldOutEvaluator(spec=spec, config=CONFIG, gamma=0.9, device=CPU, autocast=None)
     found = judge(state, iter(episodes))
     assert state.critic.training
     assert all(torch.equal(before[k], v) for k, v in state.critic.state_dict().items())
@@ -108,7 +108,7 @@ def test_the_means_are_those_of_single_steps(make_spec, small_network, monkeypat
 def test_returns_of_episodes_that_were_cut_off_are_not_known(make_spec, small_network):
     spec = make_spec(vector=3)
     state = create_state(spec, small_network, TD3Config(), CPU, seed=1)
-    judge = Judge(spec=spec, config=TD3Config(), gamma=0.9, device=CPU, autocast=None)
+    judge = HeldOutEvaluator(spec=spec, config=TD3Config(), gamma=0.9, device=CPU, autocast=None)
     found = judge(state, [make_episode(spec, 4, terminated=False)])
     assert "offline/return" not in found
     assert "offline/initial_return" not in found
@@ -123,7 +123,7 @@ def test_a_critic_that_says_one_number_has_no_correlation(make_spec, small_netwo
     with torch.no_grad():
         for p in state.critic.parameters():
             p.zero_()
-    judge = Judge(spec=spec, config=TD3Config(), gamma=0.9, device=CPU, autocast=None)
+    judge = HeldOutEvaluator(spec=spec, config=TD3Config(), gamma=0.9, device=CPU, autocast=None)
     found = judge(state, [make_episode(spec, 4, terminated=True)])
     assert found["offline/q_excess"] == pytest.approx(-found["offline/return"])
     assert "offline/q_correlation" not in found

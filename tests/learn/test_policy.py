@@ -8,7 +8,7 @@ import torch
 
 from avtd3.learn import policy_store as exchange
 from avtd3.learn.networks import Actor, NetworkConfig
-from avtd3.learn.policy import Policy, PolicyDirectory
+from avtd3.learn.policy import Policy, PolicyStore
 from avtd3.store import files
 from avtd3.store.errors import CheckpointError, FormatVersionError, SpecError
 from avtd3.store.spec import ImageSpec
@@ -29,7 +29,7 @@ def actor(spec):
 
 @pytest.fixture
 def directory(tmp_path):
-    return PolicyDirectory(tmp_path / "policies")
+    return PolicyStore(tmp_path / "policies")
 
 
 def observation(spec):
@@ -95,7 +95,7 @@ def test_a_torn_newest_policy_leaves_the_last_good_one_and_warns_once(directory,
     assert "policy-00000001" in directory.warning
     assert directory.poll(good, spec) is good
     assert directory.warning == ""
-    assert newest(PolicyDirectory(directory.path), spec).version == 0
+    assert newest(PolicyStore(directory.path), spec).version == 0
     path.write_bytes(whole)
     assert directory.poll(good, spec).version == 1
 
@@ -104,7 +104,7 @@ def test_a_torn_latest_file_is_no_reason_to_stop(directory, actor, spec):
     directory.publish(actor, spec, CONFIG, updates=0)
     for text in ("", "[]", '{"version": 0, "file": "../../etc/passwd", "sha256": "x"}'):
         (directory.path / "LATEST.json").write_text(text)
-        reader = PolicyDirectory(directory.path)
+        reader = PolicyStore(directory.path)
         assert reader.poll(None, spec) is None
         assert "LATEST.json" in reader.warning
         assert newest(reader, spec).version == 0
@@ -215,7 +215,7 @@ def test_a_version_that_is_taken_meanwhile_is_skipped(directory, actor, spec, mo
 def test_the_same_weights_give_the_same_bytes(actor, spec, tmp_path):
     digests = set()
     for name in ("one", "two"):
-        directory = PolicyDirectory(tmp_path / name)
+        directory = PolicyStore(tmp_path / name)
         directory.publish(actor, spec, CONFIG, updates=0)
         digests.add(newest(directory, spec).digest)
     assert len(digests) == 1

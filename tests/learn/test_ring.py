@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from avtd3.learn.device_cache import FrameRing, open_ring
-from avtd3.learn.logging import Pace
+from avtd3.learn.device_cache import DeviceFrameCache, open_device_cache
+from avtd3.learn.logging import Throughput
 from avtd3.learn.trainer import Draw
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
@@ -29,14 +29,14 @@ def dataset(world):
 def draw(world, ring=None, **config):
     replay = ReplayConfig(batch_size=16, **config)
     return Draw(
-        replay=replay, device=CPU, dtype=torch.float32, shifting=None, ring=ring, pace=Pace()
+        replay=replay, device=CPU, dtype=torch.float32, shifting=None, ring=ring, pace=Throughput()
     )
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_batches_are_those_that_the_host_gathers(world, tmp_path, n_step):
     config = ReplayConfig(batch_size=16, n_step=n_step, capacity=11)
-    ring = FrameRing(world.spec.image, CPU)
+    ring = DeviceFrameCache(world.spec.image, CPU)
     ours = dataset(world)
     theirs = copy.copy(ours)
     theirs.segments = list(ours.segments)
@@ -59,7 +59,7 @@ def test_batches_are_those_that_the_host_gathers(world, tmp_path, n_step):
 
 
 def test_frames_are_copied_once(world, tmp_path, monkeypatch):
-    ring = FrameRing(world.spec.image, CPU)
+    ring = DeviceFrameCache(world.spec.image, CPU)
     data = dataset(world)
     with Sampler(
         [data], ReplayConfig(batch_size=16), seed=0, scratch=tmp_path, gathers=False
@@ -91,12 +91,12 @@ def test_direct_replay_gathers_all_the_same(tmp_path, make_spec, publish_episode
     with Sampler([data], config, seed=0, scratch=tmp_path, gathers=False) as sampler:
         drawn = sampler.sample()
         assert drawn.frames is not None
-        batch, _ = draw(None, FrameRing(spec.image, CPU))(sampler)
+        batch, _ = draw(None, DeviceFrameCache(spec.image, CPU))(sampler)
         assert batch.observation.pixels.shape == (4, 2, 8, 10)
 
 
 def test_too_small_a_device_is_named(world, tmp_path, monkeypatch):
-    ring = FrameRing(world.spec.image, CPU)
+    ring = DeviceFrameCache(world.spec.image, CPU)
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -113,17 +113,17 @@ def test_too_small_a_device_is_named(world, tmp_path, monkeypatch):
 
 
 def test_a_ring_is_for_images_on_another_device(world):
-    assert open_ring(world.spec.image, CPU, wanted=True) is None
-    assert open_ring(None, torch.device("cuda"), wanted=True) is None
-    assert open_ring(world.spec.image, torch.device("meta"), wanted=False) is None
-    assert open_ring(world.spec.image, torch.device("meta"), wanted=True) is not None
+    assert open_device_cache(world.spec.image, CPU, wanted=True) is None
+    assert open_device_cache(None, torch.device("cuda"), wanted=True) is None
+    assert open_device_cache(world.spec.image, torch.device("meta"), wanted=False) is None
+    assert open_device_cache(world.spec.image, torch.device("meta"), wanted=True) is not None
 
 
 def test_rows_are_named_as_the_column_has_them(world, tmp_path):
     with Sampler([dataset(world)], ReplayConfig(batch_size=8), seed=0, scratch=tmp_path) as sampler:
         drawn = sampler.sample()
-        column = sampler.frame_column()
-        assert column is sampler.frame_column()
+        column = sampler.frame_array()
+        assert column is sampler.frame_array()
         assert column.frames is not None
         np.testing.assert_array_equal(column.frames[drawn.frame_rows], drawn.frames)
         assert sorted(rows.stop - rows.start for rows in column.placed.values()) == [4, 5]

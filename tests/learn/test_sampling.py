@@ -107,13 +107,13 @@ def test_a_batch_has_the_marks_of_its_draws(tmp_path, make_spec, publish_episode
     config = ReplayConfig(batch_size=8, imitate=("scenario=1",))
     with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
         batch = to_batch(sampler.sample(), CPU, torch.float32)
-    assert batch.imitated is not None
-    assert batch.imitated.tolist() == [0.0] * 8
+    assert batch.bc_mask is not None
+    assert batch.bc_mask.tolist() == [0.0] * 8
     config = dataclasses.replace(config, sequence_length=4, imitate=("scenario=0",))
     with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
         batch = flatten_sequences(sampler.sample_sequences(), 0.9, CPU, torch.float32)
-    assert batch.imitated is not None
-    assert batch.imitated.tolist() == [1.0] * 8
+    assert batch.bc_mask is not None
+    assert batch.bc_mask.tolist() == [1.0] * 8
 
 
 def test_a_run_may_become_prioritised_and_stop_being_so(

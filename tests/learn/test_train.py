@@ -17,7 +17,7 @@ from avtd3.learn.curves import read_curves
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import METRICS, metric
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.policy import PolicyStore
 from avtd3.learn.report import LearnProgress
 from avtd3.learn.source import scratch_directory
 from avtd3.learn.trainer import train
@@ -47,7 +47,7 @@ def config():
 
 
 def newest_policy(path):
-    policy = PolicyDirectory(path).latest(None)
+    policy = PolicyStore(path).latest(None)
     assert policy is not None
     return policy
 

@@ -6,7 +6,7 @@ import json
 import torch
 
 from avtd3.learn.guards.config import GuardConfig
-from avtd3.learn.guards.monitor import Watch
+from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.td3 import create_state, update
 
@@ -22,7 +22,7 @@ class Run:
         self.spec, self.make_batch, self.td3 = spec, make_batch, td3
         self.state = create_state(spec, network, td3, CPU, 0)
         features = 0 if spec.image is None else network.features
-        self.watch = Watch(path, guards, features=features, policy_delay=td3.policy_delay)
+        self.watch = GuardMonitor(path, guards, features=features, policy_delay=td3.policy_delay)
         self.noise = torch.Generator().manual_seed(0)
         self.file = path / "alerts.jsonl"
         self.scalars: dict[str, float] = {}

@@ -7,7 +7,7 @@ from avtd3.collect.collector import collect
 from avtd3.collect.maps.scenarios import SCENARIOS
 from avtd3.configs.load import load_section
 from avtd3.learn.networks import Actor, NetworkConfig
-from avtd3.learn.policy import PolicyDirectory
+from avtd3.learn.policy import PolicyStore
 from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
 
@@ -31,7 +31,7 @@ def policies(tmp_path_factory):
     torch.manual_seed(0)
     config = NetworkConfig(hidden=(8,), features=8)
     spec = Dataset.open(folder / "data").spec
-    PolicyDirectory(folder / "p").publish(Actor(spec, config), spec, config, updates=0)
+    PolicyStore(folder / "p").publish(Actor(spec, config), spec, config, updates=0)
     return folder / "p"
 
 

@@ -19,7 +19,7 @@ from avtd3.store.maintenance import compact as compact_module
 from avtd3.store.maintenance import removal
 from avtd3.store.maintenance.compact import compact, episode_digests, merged_name
 from avtd3.store.maintenance.pins import Pin, write_pins
-from avtd3.store.maintenance.removal import HousekeepingProgress, exclusive
+from avtd3.store.maintenance.removal import MaintenanceProgress, exclusive
 from avtd3.store.replaced import ORIGIN, REPLACES, unseen_episodes
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -206,7 +206,7 @@ def test_a_dry_run_changes_nothing(tmp_path):
 
 def test_an_interruption_keeps_what_is_done_and_the_next_run_goes_on(tmp_path):
     dataset, episodes = fill(tmp_path / "data", [[4], [4], [4], [4]])
-    drawn: list[HousekeepingProgress] = []
+    drawn: list[MaintenanceProgress] = []
     report = compact(
         dataset.path, target_steps=8, should_stop=lambda: bool(drawn), on_progress=drawn.append
     )

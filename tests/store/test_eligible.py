@@ -186,7 +186,7 @@ def test_only_eligible_episodes_are_drawn(
             drawn = [number for number, _ in world.check(batch, 1, 0.99)]
             assert set(drawn) <= model.drawable.keys()
             marks = [meant(world.episodes[number], imitate) for number in drawn]
-            assert (None if batch.imitated is None else batch.imitated.tolist()) == (
+            assert (None if batch.bc_mask is None else batch.bc_mask.tolist()) == (
                 marks if imitate else None
             )
 
@@ -249,8 +249,8 @@ def test_shares_are_exact(tmp_path, settings_):
 
 def marks_of(batch):
     """What a batch says of imitation."""
-    assert batch.imitated.dtype == np.float32
-    return batch.imitated.tolist()
+    assert batch.bc_mask.dtype == np.float32
+    return batch.bc_mask.tolist()
 
 
 @pytest.mark.parametrize("n_step", [1, 3])

@@ -9,7 +9,7 @@ from avtd3.learn.source import Source
 from avtd3.store.errors import NoSegmentsError, SegmentCorruptError, StorageError
 from avtd3.store.replay import cache as cache_module
 from avtd3.store.replay import sampler as sampler_module
-from avtd3.store.replay.cache import Filling
+from avtd3.store.replay.cache import BackgroundDecoder
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.tests.store.memory import World, make_spec
@@ -190,7 +190,7 @@ def test_what_ends_the_work_is_raised_after_what_had_arrived():
         yield None
         raise OSError("gone")
 
-    filling = Filling(work())
+    filling = BackgroundDecoder(work())
     filling._thread.join()
     assert filling.take() == ([1], False)
     for _ in range(2):

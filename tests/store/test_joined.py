@@ -17,7 +17,7 @@ from avtd3.store.format.batch_decode import (
     room_bytes,
 )
 from avtd3.store.format.codec import CRC_BYTES, ChainKind, FrameCodec, decode, seal
-from avtd3.store.replay.direct import MOST_THREADS, ChunkTable, Crew, JoinedDecoder
+from avtd3.store.replay.direct import MOST_THREADS, ChunkTable, DecodePool, JoinedDecoder
 
 FRAME = 24 * 20
 GUARD = 64
@@ -314,13 +314,13 @@ def test_extents_cover_the_chunks_and_break_where_something_is_between(steps):
 
 def test_a_crew_has_as_many_threads_as_cores_and_no_more_than_four(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert Crew().threads == MOST_THREADS
+    assert DecodePool().threads == MOST_THREADS
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
-    assert Crew().threads == 1
+    assert DecodePool().threads == 1
 
 
 def test_a_crew_does_everything_once_and_tells_what_went_wrong():
-    crew, done = Crew(3), list[tuple[int, int]]()
+    crew, done = DecodePool(3), list[tuple[int, int]]()
     crew.share(8, lambda thread, low, high: done.extend((n, thread) for n in range(low, high)))
     assert sorted(n for n, _ in done) == list(range(8))
     assert {thread for _, thread in done} == {0, 1, 2}

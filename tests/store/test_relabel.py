@@ -23,7 +23,7 @@ from avtd3.store.errors import (
 )
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.relabel import relabel
-from avtd3.store.maintenance.removal import HousekeepingProgress
+from avtd3.store.maintenance.removal import MaintenanceProgress
 from avtd3.store.replaced import RELABEL, REPLACES
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -143,7 +143,7 @@ def test_the_result_audits_clean_and_can_be_drawn_from(old, tmp_path):
 
 
 def test_run_again_it_adds_what_is_new(old, tmp_path):
-    drawn: list[HousekeepingProgress] = []
+    drawn: list[MaintenanceProgress] = []
     stopped = relabel(
         old.path,
         tmp_path / "new",

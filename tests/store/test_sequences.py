@@ -73,7 +73,7 @@ def test_sequences_are_runs_of_one_episode(
             batch = sampler.sample_sequences()
             assert batch.reward.shape == (7, length)
             marks = [1.0 if imitate == ("scenario=0",) else 0.0] * 7 if imitate else None
-            assert (None if batch.imitated is None else batch.imitated.tolist()) == marks
+            assert (None if batch.bc_mask is None else batch.bc_mask.tolist()) == marks
             drawn |= set(check(world, batch, length))
         assert drawn <= possible
         world.check(sampler.sample(), 1, 0.99)
