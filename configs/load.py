@@ -78,11 +78,7 @@ def load_section(name: str, source: str | None = None, overrides: Sequence[str] 
     for text in overrides:
         _merge(document, _parse_override(text))
     for section in document:
-        if section not in SECTIONS:
-            close = _closest(str(section), SECTIONS, cutoff=0.5)
-            hint = f"did you mean {close}?" if close else f"known: {', '.join(SECTIONS)}"
-            where = source or "--set"
-            raise ConfigError(f"unknown section {str(section)!r} in {where}; {hint}")
+        _check_section(section, where=source or "--set")
     return build(section_type(name), document.get(name) or {}, path=name)
 
 
@@ -94,7 +90,12 @@ def json_schema(section: str | None = None) -> dict[str, Any]:
 
     Args:
         section: A key of `SECTIONS`; None describes a file with all of them and imports them all.
+
+    Raises:
+        ConfigError: If there is no such section.
     """
+    if section is not None:
+        _check_section(section, where="the configuration")
     names = list(SECTIONS) if section is None else [section]
     schema = _adapter(*map(section_type, names), described=True).json_schema()
     for definition in schema["$defs"].values():  # left out by pydantic before 2.14
@@ -177,6 +178,13 @@ def read_text(path: Path, *, otherwise: str) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _check_section(section: object, *, where: str) -> None:
+    if section not in SECTIONS:
+        close = _closest(str(section), SECTIONS, cutoff=0.5)
+        hint = f"did you mean {close}?" if close else f"known: {', '.join(SECTIONS)}"
+        raise ConfigError(f"unknown section {str(section)!r} in {where}; {hint}")
 
 
 def build(kind: type, document: object, *, path: str) -> Any:

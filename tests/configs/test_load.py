@@ -211,6 +211,11 @@ def test_the_schema_describes_types_defaults_and_meanings(sections):
     assert "required" not in definitions["Outer"]
 
 
+def test_a_schema_of_an_unknown_section_is_refused(sections):
+    with pytest.raises(ConfigError, match=r"unknown section 'outr'.*did you mean outer"):
+        load.json_schema("outr")
+
+
 def test_the_schema_of_a_file_has_every_section_and_refuses_others():
     schema = load.json_schema()
     assert list(schema["properties"]) == list(load.SECTIONS)
