@@ -7,6 +7,7 @@ It needs about 20 s. matplotlib is measured if it is installed (``pip install -e
 
 import importlib.metadata
 import importlib.util
+import io
 import statistics
 import struct
 import subprocess
@@ -102,6 +103,7 @@ def statistics_of_scipy() -> None:
 
     rng = np.random.default_rng(0)
     x, y = np.arange(60.0), rng.normal(size=60)
+    pairs_of_60 = np.triu_indices(60, 1)
     first, second, sample = rng.normal(size=4096), rng.normal(size=4096), rng.normal(size=100)
 
     def bootstrap() -> object:
@@ -109,6 +111,10 @@ def statistics_of_scipy() -> None:
 
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "slope of 60 points": (lambda: trend._sen_slope(x, y), lambda: stats.theilslopes(y, x)),
+        "Mann-Kendall of 60": (
+            lambda: (np.sign(y[None, :] - y[:, None])[pairs_of_60].sum(), trend._variance(y)),
+            lambda: stats.kendalltau(x, y, method="asymptotic"),
+        ),
         "ranks of 60": (lambda: trend._ranks(y), lambda: stats.rankdata(y)),
         "Kolmogorov-Smirnov of 4096": (
             lambda: kolmogorov_smirnov(first, second),
@@ -163,6 +169,7 @@ def event_files(folder: Path, lines: int = 2000) -> None:
         head = struct.pack("<Q", (1 << power) - 1)
         claims[f"a claim of 2^{power} - 1 bytes"] = head + struct.pack("<I", masked_crc32c(head))
     cases = {"torn": whole[:-5], "a flipped bit": bytes(flipped)}
+    cases["a record that is no event"] = whole + framed(b"\xff\xff\xff")
     cases |= {name: whole + record for name, record in claims.items()}
     for name, data in cases.items():
         path.write_bytes(data)
@@ -173,6 +180,15 @@ def event_files(folder: Path, lines: int = 2000) -> None:
         log = read_log(path)
         said = [text.removeprefix(path.name).strip() for text in (*log.notices, *log.damaged)]
         print(f"{name}: TensorBoard: {theirs}; ours: {'; '.join(said)}")
+
+
+def framed(data: bytes) -> bytes:
+    """Return a record with right checksums."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    file = io.BytesIO()
+    RecordWriter(file).write(data)
+    return file.getvalue()
 
 
 def drain(loader: Callable[[str], Any], path: Path) -> int:
