@@ -64,7 +64,7 @@ def serving(
     if options.port:
         yield options.port, None
         return
-    from avtd3.tests.carla.launch import CarlaServer
+    from avtd3.tests.collect.carla.launch import CarlaServer
 
     with CarlaServer() as server:
         yield server.port, lambda ms: server.fault(slow={"tick_cue": ms / 1000.0})

@@ -1,20 +1,27 @@
-"""From YAML and ``--set`` overrides to checked dataclasses, and back to plain documents.
+"""Load configuration: YAML and ``--set`` overrides become checked dataclasses.
 
-A configuration has one section per command (`SECTIONS`); each section is a dataclass that lives
-beside the code it steers and checks its own values. A section's module is imported only when that
-section is asked for, so that a collector never waits for torch and a learner never needs carla.
+A configuration has one section per command (`SECTIONS`). Each section is a plain dataclass that
+lives beside the code it configures and checks its own values; pydantic builds it from the file. A
+section's module is imported only when that section is asked for, so that a collector never waits
+for torch and a learner never needs carla.
 """
 
 import dataclasses
 import difflib
+import functools
 import importlib
+import itertools
+import json
+import re
+import reprlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import yaml
 
 from avtd3.store.errors import ConfigError
@@ -28,10 +35,27 @@ SECTIONS: Mapping[str, tuple[str, str]] = types.MappingProxyType(
         "demo": ("avtd3.configs.commands.demo", "DemoConfig"),
     }
 )
-"""Section name to the module and the dataclass that describe it."""
+"""Name of each section, with the module and the name of its dataclass."""
 
 MAX_CONFIG_BYTES = 1 << 20
 """Largest configuration file that is read."""
+MAX_VALUES = 100_000
+"""Largest configuration, in JSON tokens: YAML aliases can make a short file expand without end."""
+SHOWN_PROBLEMS = 5
+"""Problems that one error message lists."""
+
+_EXPECTED: Mapping[str, str] = types.MappingProxyType(
+    {
+        "int_type": "a whole number",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "tuple_type": "a list",
+        "dict_type": "a mapping",
+        "dataclass_type": "a mapping of settings",
+    }
+)
+"""What each of pydantic's error types expects, in the words of a YAML file."""
 
 
 def load_section(name: str, source: str | None = None, overrides: Sequence[str] = ()) -> Any:
@@ -40,33 +64,60 @@ def load_section(name: str, source: str | None = None, overrides: Sequence[str] 
     Args:
         name: A key of `SECTIONS`.
         source: Path of a YAML file, or the name of a preset that ships with avtd3.
-        overrides: ``section.key=value`` each; the value is read as YAML. Those of other sections
-            are only checked for the section's name.
+        overrides: ``section.key=value`` each; the value is read as YAML. Of other sections only
+            the name is checked.
 
     Returns:
         An instance of the section's dataclass.
 
     Raises:
-        ConfigError: An unknown section or key (with the nearest right one), or a bad value.
+        ConfigError: If a section or key is unknown (the message names the nearest right one) or a
+            value is invalid.
     """
     document = read_config(source) if source else {}
     for text in overrides:
         _merge(document, _parse_override(text))
     for section in document:
-        if section not in SECTIONS:
-            raise ConfigError(_unknown("section", str(section), SECTIONS, where=source or "--set"))
+        _check_section(section, where=source or "--set")
     return build(section_type(name), document.get(name) or {}, path=name)
 
 
+def json_schema(section: str | None = None) -> dict[str, Any]:
+    """Return the JSON Schema of a section, or of a whole configuration file.
+
+    Descriptions are the docstrings of the dataclasses and of their fields. An editor that is given
+    the schema completes and checks configuration files as they are typed.
+
+    Args:
+        section: A key of `SECTIONS`; None describes a file with all of them and imports them all.
+
+    Raises:
+        ConfigError: If there is no such section.
+    """
+    if section is not None:
+        _check_section(section, where="the configuration")
+    names = list(SECTIONS) if section is None else [section]
+    schema = _adapter(*map(section_type, names), described=True).json_schema()
+    for definition in schema["$defs"].values():  # left out by pydantic before 2.14
+        definition.setdefault("additionalProperties", False)
+    references = dict(zip(names, schema["prefixItems"], strict=True))
+    described = {"type": "object", "properties": references, "additionalProperties": False}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **(described if section is None else references[section]),
+        "$defs": schema["$defs"],
+    }
+
+
 def section_type(name: str) -> type:
-    """The dataclass of a section; imports its module."""
+    """Import the module of a section and return its dataclass."""
     module, attribute = SECTIONS[name]
     loaded: type = getattr(importlib.import_module(module), attribute)
     return loaded
 
 
 def presets() -> list[str]:
-    """Names of the YAML files that ship with avtd3."""
+    """Return the names of the YAML files that ship with avtd3."""
     folder = resources.files("avtd3.configs")
     return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
 
@@ -75,7 +126,8 @@ def read_config(source: str) -> dict[str, Any]:
     """Read a YAML file, or a preset by its name, into a mapping.
 
     Raises:
-        ConfigError: There is no such file or preset, it is too large, or it is not a YAML mapping.
+        ConfigError: If there is no such file or preset, it is too large, or it is not a YAML
+            mapping.
     """
     path = Path(source)
     if not path.is_file() and source in presets():  # a dataset's directory may have the same name
@@ -86,19 +138,19 @@ def read_config(source: str) -> dict[str, Any]:
 
 
 def parse_mapping(text: str, source: str, *, of: str) -> dict[str, Any]:
-    """Read a YAML text into a mapping; nothing at all is an empty one.
+    """Parse a YAML text into a mapping; an empty text is an empty mapping.
 
     Args:
         text: The YAML.
-        source: Where it is from, for messages.
+        source: Where the text comes from, for messages.
         of: What the mapping should hold, for messages.
 
     Raises:
-        ConfigError: It is not YAML, or no mapping.
+        ConfigError: If the text is not YAML or not a mapping.
     """
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date may be none
+        document = _parse_yaml(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: 2020-13-45
         reason = " ".join(str(error).split())
         raise ConfigError(f"config {source} is not valid YAML: {reason}") from error
     if document is None:
@@ -109,14 +161,14 @@ def parse_mapping(text: str, source: str, *, of: str) -> dict[str, Any]:
 
 
 def read_text(path: Path, *, otherwise: str) -> str:
-    """Read a YAML file that a person named.
+    """Read a YAML file that the user named.
 
     Args:
         path: The file.
-        otherwise: What to do if there is none, for the message.
+        otherwise: What to do if the file does not exist, for the message.
 
     Raises:
-        ConfigError: There is no such file, or it is too large or no UTF-8.
+        ConfigError: If there is no such file, it is too large or it is not UTF-8.
     """
     if not path.is_file():
         raise ConfigError(f"config {path}: no such file; {otherwise}")
@@ -128,118 +180,146 @@ def read_text(path: Path, *, otherwise: str) -> str:
         raise ConfigError(f"config {path} cannot be read as UTF-8 text: {error}") from error
 
 
+def _check_section(section: object, *, where: str) -> None:
+    if section not in SECTIONS:
+        close = _closest(str(section), SECTIONS, cutoff=0.5)
+        hint = f"did you mean {close}?" if close else f"known: {', '.join(SECTIONS)}"
+        raise ConfigError(f"unknown section {str(section)!r} in {where}; {hint}")
+
+
 def build(kind: type, document: object, *, path: str) -> Any:
     """Build a dataclass from a mapping, strictly.
+
+    Only a whole number is an int and only true or false is a bool. A list becomes a tuple.
 
     Args:
         kind: The dataclass.
         document: Keys and values; keys that are absent keep their defaults.
-        path: Dotted name of the place, for messages.
+        path: Dotted name of the mapping, for messages.
 
     Raises:
-        ConfigError: An unknown key, a value of the wrong kind, or one that the dataclass refuses.
+        ConfigError: If a key is unknown, or a value has the wrong type or is refused by the
+            dataclass. The message lists the first problems, each with its dotted path.
     """
-    if not isinstance(document, Mapping):
-        raise ConfigError(f"{path} must be a mapping of settings, found {document!r}")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    values = {}
-    for key, value in document.items():
-        if key not in fields:
-            raise ConfigError(_unknown("key", f"{path}.{key}", [f"{path}.{f}" for f in fields]))
-        values[key] = _convert(hints[key], value, f"{path}.{key}")
     try:
-        return kind(**values)
-    except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith(path) else f"{path}: {text}") from error
+        (config,) = _adapter(kind).validate_json(f"[{_to_json(document, path)}]")
+    except pydantic.ValidationError as error:
+        problems = error.errors(include_url=False)
+        known = list(_settings(kind, path))
+        shown = [_describe(problem, path, known) for problem in problems[:SHOWN_PROBLEMS]]
+        if problems[SHOWN_PROBLEMS:]:
+            shown.append(f"and {len(problems) - SHOWN_PROBLEMS} more")
+        raise ConfigError("; ".join(shown)) from error
+    return config
 
 
-def to_document(config: Any) -> dict[str, Any]:
-    """The dataclass as plain dictionaries, lists and numbers, ready for JSON or YAML."""
-    plain = _plain(dataclasses.asdict(config))
-    assert isinstance(plain, dict)
-    return plain
+@functools.cache
+def _adapter(*kinds: type, described: bool = False) -> pydantic.TypeAdapter[Any]:
+    """Make a validator of a tuple of dataclasses, for JSON.
+
+    Pydantic refuses a config for a dataclass, but passes that of a tuple on to what is inside. In
+    strict mode it builds tuples from lists and dataclasses from mappings only if they are JSON.
+
+    Args:
+        kinds: The dataclasses.
+        described: Whether to read the docstrings of their fields out of the source, which takes
+            most of the time.
+    """
+    config = pydantic.ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=described)
+    hint: Any = types.GenericAlias(tuple, kinds)
+    return pydantic.TypeAdapter(hint, config=config)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def _to_json(document: object, path: str) -> str:
+    encoder = json.JSONEncoder(default=str)  # a date is a text
+    try:
+        tokens = list(itertools.islice(encoder.iterencode(document), MAX_VALUES + 1))
+    except (TypeError, ValueError, RecursionError) as error:  # keys such as a date; cycles; depth
+        raise ConfigError(f"{path} is not a plain document: {error}") from error
+    if len(tokens) > MAX_VALUES:
+        raise ConfigError(f"{path} holds more than {MAX_VALUES:,} values, expected a configuration")
+    return "".join(tokens)
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin = typing.get_origin(hint)
+def _describe(problem: Any, path: str, known: Sequence[str]) -> str:
+    """Say where a value is wrong, what was expected there and what was found."""
+    location = problem["loc"][1:]  # without the index in the tuple of `_adapter`
+    place = path + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in location)
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "unexpected_keyword_argument":
+        return f"unknown key {place!r}; {_nearest(place, known)}"
+    if kind == "value_error":
+        text = str(context["error"])
+        return text if text.startswith(place) else f"{place}: {text}"
+    if kind == "missing":
+        return f"{place} is missing"
+    if kind == "too_long":
+        most, count = context["max_length"], context["actual_length"]
+        return f"{place} must have {most} values, found {count}"
+    expected = context["expected"] if kind == "literal_error" else _EXPECTED.get(kind)
+    reason = problem["msg"] if expected is None else f"must be {expected}"
+    return f"{place} {reason}, found {reprlib.repr(problem['input'])}"
+
+
+def _settings(hint: Any, path: str) -> Iterator[str]:
+    """Yield the dotted name of every setting below a type; list indices are left out."""
     if dataclasses.is_dataclass(hint):
-        assert isinstance(hint, type)
-        return build(hint, {} if value is None else value, path=path)
-    if origin in (types.UnionType, typing.Union):
-        return _convert_union(hint, value, path)
-    if origin is typing.Literal:
-        return _convert_literal(hint, value, path)
-    if origin is tuple:
-        return _convert_tuple(hint, value, path)
-    if origin is Mapping:
-        return _convert_mapping(hint, value, path)
-    return _convert_scalar(hint, value, path)
+        for name, inner in typing.get_type_hints(hint).items():
+            yield f"{path}.{name}"
+            yield from _settings(inner, f"{path}.{name}")
+    for inner in typing.get_args(hint):
+        yield from _settings(inner, path)
 
 
-def _convert_union(hint: Any, value: Any, path: str) -> Any:
-    options = typing.get_args(hint)
-    if value is None and type(None) in options:
-        return None
-    remaining = [option for option in options if option is not type(None)]
-    return _convert(remaining[0], value, path)
+def _nearest(place: str, known: Sequence[str]) -> str:
+    """Suggest a setting: beside the unknown one if the name is close, else of the same name."""
+    parent, _, name = place.rpartition(".")
+    plain_parent = re.sub(r"\[\d+\]", "", parent)
+    beside: dict[str, str] = {}
+    anywhere: dict[str, str] = {}
+    for setting in known:
+        above, _, leaf = setting.rpartition(".")
+        anywhere.setdefault(leaf, setting)
+        if above == plain_parent:
+            beside[leaf] = f"{parent}.{leaf}"
+    for settings, cutoff in ((beside, 0.8), (anywhere, 0.8), (beside, 0.5)):
+        close = _closest(name, settings, cutoff=cutoff)
+        if close is not None:
+            return f"did you mean {settings[close]}?"
+    return f"known: {', '.join(sorted(beside))}"
 
 
-def _convert_literal(hint: Any, value: Any, path: str) -> Any:
-    allowed = typing.get_args(hint)
-    if value not in allowed:
-        raise ConfigError(_unknown("value", str(value), map(str, allowed), where=path))
-    return value
+def _closest(name: str, known: Iterable[str], *, cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
-def _convert_tuple(hint: Any, value: Any, path: str) -> Any:
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"{path} must be a list, found {value!r}")
-    arguments = typing.get_args(hint)
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    if len(arguments) != len(value):
-        raise ConfigError(f"{path} must have {len(arguments)} values, found {len(value)}")
-    pairs = zip(arguments, value, strict=True)
-    return tuple(_convert(inner, item, f"{path}[{i}]") for i, (inner, item) in enumerate(pairs))
+class _Loader(yaml.SafeLoader):
+    """YAML as people write settings: 1e-4 and 1e6 are numbers, a key without a value is absent."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        node.value = [pair for pair in node.value if not _is_empty(pair[1])]
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        value: float = self.construct_yaml_float(node)
+        return int(value) if value.is_integer() else value
 
 
-def _convert_mapping(hint: Any, value: Any, path: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{path} must be a mapping, found {value!r}")
-    _, inner = typing.get_args(hint)
-    return {str(key): _convert(inner, item, f"{path}.{key}") for key, item in value.items()}
+# YAML 1.1 wants a dot in the mantissa and a sign in the exponent of a float; YAML 1.2 does not.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+"),
+    list("-+.0123456789"),
+)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 
-def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is float and isinstance(value, str):
-        value, is_number = _number_from_text(value, is_number)
-    if hint is float and is_number:
-        return float(value)
-    if hint is int and is_number and float(value).is_integer():
-        return int(value)
-    if hint in (bool, str) and isinstance(value, hint):
-        return value
-    name = {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "a text")
-    raise ConfigError(f"{path} must be {name}, found {value!r}")
+def _is_empty(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null") and node.value == ""
 
 
-def _number_from_text(value: str, is_number: bool) -> tuple[Any, bool]:
-    # YAML 1.1 reads 1e-4 (no dot) as a text; people mean the number.
-    try:
-        return float(value), True
-    except ValueError:
-        return value, is_number
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # which is a SafeLoader
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -247,8 +327,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not found or not key or "" in key.split("."):
         raise ConfigError(f"--set {text!r} must look like section.key=value")
     try:
-        document: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        document: Any = _parse_yaml(value)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML") from error
     for part in reversed(key.split(".")):
         document = {part: document}
@@ -262,11 +342,3 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
-
-
-def _unknown(what: str, name: str, known: typing.Iterable[str], where: str = "") -> str:
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-    place = f" in {where}" if where else ""
-    return f"unknown {what} {name!r}{place}; {hint}"

@@ -1,4 +1,4 @@
-"""Amounts as people write them on a command line: ``10GB``, ``30d``, ``name=1.0,other=0.5``."""
+"""Parse amounts given on a command line: ``10GB``, ``30d``, ``name=1.0,other=0.5``."""
 
 import math
 import re
@@ -18,21 +18,22 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in ``10GB`` (powers of 1000), ``10GiB`` (of 1024) or ``10000``.
+    """Return the bytes in ``10GB`` (powers of 1000), ``10GiB`` (of 1024) or ``10000``.
+
+    Capitals and small letters mean the same: nobody means megabits.
 
     Raises:
-        ConfigError: Something else.
+        ConfigError: If the text is none of these.
     """
-    # However it is capitalised: nobody means megabits.
     units = {unit.lower(): factor for unit, factor in _BYTES.items()}
     return round(_parse(text, units, "an amount of bytes as 10GB, 500MB or 2GiB"))
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds in ``45s``, ``90m``, ``12h``, ``30d`` or ``2w``.
+    """Return the seconds in ``45s``, ``90m``, ``12h``, ``30d`` or ``2w``.
 
     Raises:
-        ConfigError: Something else.
+        ConfigError: If the text is none of these.
     """
     return _parse(text, _SECONDS, "a time as 30d, 12h, 90m or 45s")
 
@@ -49,13 +50,13 @@ def _parse(text: str, units: Mapping[str, float], expected: str) -> float:
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Factors by name from ``name=1.0,other=0.5``, or from a YAML file of such pairs.
+    """Parse factors by name from ``name=1.0,other=0.5``, or from a YAML file of such pairs.
 
     Args:
-        texts: Each one list of pairs, or the path of a file; a later one overrules.
+        texts: Each is a list of pairs or the path of a file; later values replace earlier ones.
 
     Raises:
-        ConfigError: A part is neither, or the file is no mapping of names to numbers.
+        ConfigError: If a part is neither, or the file does not map names to numbers.
     """
     weights: dict[str, float] = {}
     for text in texts:

@@ -1,47 +1,44 @@
-"""Learning curves: scalars out of a run's event files, as one picture."""
+"""Read the learning curves of a run and draw them as one HTML page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from avtd3.learn.analysis.page import STYLE, plot_card
+from avtd3.learn.analysis.plots import Line, curve_plot
 from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.analysis.scalars import Curve
+from avtd3.store.files import write_aside
+from avtd3.store.render.frame import html_page
+from avtd3.store.render.markup import element
 
 
 def read_curves(events: Path) -> Mapping[str, Curve]:
-    """Read every scalar of a run's event files.
+    """Read every scalar of a run's event files, by tag.
 
     Args:
-        events: Directory that a TensorBoard writer wrote to.
+        events: Directory with the event files of a TensorBoard writer.
 
     Raises:
-        ConfigError: There are no event files.
+        ConfigError: If there are no event files.
     """
     return read_log(events).curves
 
 
-def plot_curves(curves: Sequence[Curve], path: Path, *, title: str, columns: int = 3) -> None:
-    """Draw each curve in a panel of its own and write a PNG.
+def plot_curves(curves: Sequence[Curve], path: Path, *, title: str) -> None:
+    """Write a page with a plot of each curve over gradient updates, each with its meaning.
+
+    The page is one file, without script or network, and fits a phone as well as a wide screen.
 
     Args:
-        curves: At least one.
-        path: The file.
-        title: Printed above the panels.
-        columns: Panels in a row.
+        curves: What to draw, each with at least one point.
+        path: The HTML file; it is replaced if it exists.
+        title: Heading of the page.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, curve in zip(panels, curves, strict=False):
-        panel.plot(curve.updates, curve.values, color="#2f6fb7", linewidth=1.2)
-        panel.set_title(curve.name, fontsize=10)
-        panel.grid(alpha=0.3)
-        panel.tick_params(labelsize=8)
-    for panel in panels[len(curves) :]:
-        panel.set_axis_off()
-    figure.supxlabel("gradient updates", fontsize=9)
-    figure.savefig(path, dpi=110)
+    cards = []
+    for curve in curves:
+        line = Line(label="run", curve=curve, kind="after")
+        plot = curve_plot([line], name=curve.name, axis="gradient updates")
+        cards.append(plot_card(curve.name, plot))
+    header = element("header", element("h1", title), element("p", "Over gradient updates."))
+    main = element("main", element("div", cards, class_="cards"))
+    write_aside(path, html_page(title, header, main, style=STYLE).encode())

@@ -283,7 +283,7 @@ class _Demo:
     def _draw(self) -> tuple[Path, ...]:
         config, subject = self._with.evaluate, str(self._policies)
         sheet, gif = self._out / "held-out-roads.png", self._out / "learned-policy.gif"
-        curves = self._out / "learning-curves.png"
+        curves = self._out / "learning-curves.html"
         sheet_held_out(subject, config, sheet, should_stop=self._should_stop)
         film_held_out(subject, config, self._with.demo.film_episode, gif)
         known = read_curves(self._run / "events")

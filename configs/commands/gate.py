@@ -1,4 +1,4 @@
-"""Criteria files and name files: those that ship with avtd3, and a person's own."""
+"""`avtd3 gate` and `avtd3 compare`: their options, and the criteria and name files they read."""
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,6 @@ import typer
 
 from avtd3.configs.commands.console import say
 from avtd3.configs.commands.options import EXIT_NO, JsonOption, answer
-from avtd3.configs.load import build, parse_mapping, read_text
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ def load_gate(stage: str | None, criteria: Path | None) -> "GateConfig":
     Raises:
         ConfigError: There is no such stage or file, or something in it is unknown or impossible.
     """
+    from avtd3.configs.load import parse_mapping, read_text
     from avtd3.learn.analysis.criteria import GateConfig
 
     if criteria is not None:
@@ -64,6 +64,7 @@ def load_names(chosen: str | None = None, mapped: Sequence[str] = ()) -> "NameBo
     Raises:
         ConfigError: There is no such set, something in it is unknown, or a text is no mapping.
     """
+    from avtd3.configs.load import read_text
     from avtd3.learn.analysis.metric_names import NameBook
 
     folder = resources.files("avtd3.configs") / "gates" / "names"
@@ -95,6 +96,7 @@ def load_directions(file: Path | None = None) -> "DirectionBook":
     Raises:
         ConfigError: There is no such file, or something in it is unknown.
     """
+    from avtd3.configs.load import read_text
     from avtd3.learn.analysis.metric_names import DirectionBook
 
     shipped = resources.files("avtd3.configs") / "compare" / "directions.yaml"
@@ -106,6 +108,7 @@ def load_directions(file: Path | None = None) -> "DirectionBook":
 
 
 def _directions(text: str, source: str) -> "Directions":
+    from avtd3.configs.load import parse_mapping
     from avtd3.learn.analysis.metric_names import Directions
 
     document = parse_mapping(text, source, of="directions: lower, higher, neither")
@@ -115,6 +118,8 @@ def _directions(text: str, source: str) -> "Directions":
 
 def _build(kind: type, document: Mapping[str, object], source: str, *, path: str) -> Any:  # noqa: ANN401
     """Build a dataclass; what is wrong is said with the file's name."""
+    from avtd3.configs.load import build
+
     try:
         return build(kind, document, path=path)
     except ConfigError as error:
@@ -122,6 +127,7 @@ def _build(kind: type, document: Mapping[str, object], source: str, *, path: str
 
 
 def _name_set(text: str, source: str) -> "NameSet":
+    from avtd3.configs.load import parse_mapping
     from avtd3.learn.analysis.metric_names import NameSet
 
     document = parse_mapping(text, source, of="names: name, about, axis, marks, tags")

@@ -1,12 +1,12 @@
-"""Scalars out of TensorBoard event files, whoever wrote them.
+"""Read scalars from TensorBoard event files, whatever program wrote them.
 
-TensorBoard's event loaders end a file silently at the first bad record; here it is told. Restarts
-follow TensorBoard: a `SessionLog.START` drops what was logged before it at its step or later; in
-files without a version (before "brain.Event:2") a step that goes back drops the same tags from
-there on.
+TensorBoard's event loaders end a file silently at the first bad record; `read_log` reports it.
+Restarts follow TensorBoard's rules: a `SessionLog.START` drops all earlier points at its step or
+later; in files without a version (before "brain.Event:2") a step that goes back drops the points of
+the same tags from there on.
 
-The files may be a stranger's, so their number, size, tags and points are bounded. A record is in
-memory while it is looked at; a point that is kept takes 16 bytes.
+Event files may come from strangers, so the number of files, bytes, tags and points is limited. One
+record is in memory at a time; each kept point takes 16 bytes.
 """
 
 import dataclasses
@@ -18,44 +18,44 @@ from avtd3.learn.analysis.scalars import Curve, Gather
 from avtd3.store.errors import ConfigError
 
 MAX_FILES = 10_000
-"""Event files of one run: it has one for each start."""
+"""Most event files of one run, which has one per start."""
 MAX_BYTES = 8 << 30
-"""Size of all event files of one run: a million updates logged one by one take 4 GB."""
+"""Largest total size of a run's event files: a million updates logged one by one take 4 GB."""
 _NAMED = 5
-"""Directories that an error suggests."""
+"""Directories that an error message suggests."""
 _BELOW = ("*/", "*/*/", "*/*/*/")
-"""Where they are looked for: a whole tree could be a whole disk."""
+"""Depths at which they are searched for: a whole tree could be a whole disk."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunLog:
-    """What the event files of one run hold."""
+    """Content of the event files of one run."""
 
     directory: Path
-    """Where the files are."""
+    """Directory of the files."""
     files: tuple[str, ...]
-    """Their names, in the order they were read."""
+    """Names of the files, in the order in which they were read."""
     curves: Mapping[str, Curve]
-    """The scalars that were wanted, by tag."""
+    """The requested scalars, by tag."""
     tags: tuple[str, ...]
-    """Tags of all scalars, in alphabetical order."""
+    """Tags of all scalars, sorted."""
     last_step: int | None
-    """Largest step of any scalar; None without one."""
+    """Largest step of any scalar; None if there are no scalars."""
     notices: tuple[str, ...]
-    """What a reader should know: torn ends, restarts."""
+    """Remarks for the user: truncated files, restarts."""
     damaged: tuple[str, ...]
-    """Files of which a part could not be read because bytes in it changed, and which part."""
+    """Files of which a part could not be read because its bytes have changed, and which part."""
 
 
 def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
     """Read the scalars of a run.
 
     Args:
-        run: A run's directory, one with event files in it, or an event file.
+        run: A run's directory, a directory with event files, or an event file.
         wanted: Tags to keep; None keeps all.
 
     Raises:
-        ConfigError: There are no event files, or more of something than a run can have.
+        ConfigError: If there are no event files, or they exceed one of the limits.
     """
     files = find_event_files(run)
     _check_size(run, files)
@@ -64,11 +64,13 @@ def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
     damaged: list[str] = []
     for path in files:
         records = _read_file(path, gather)
-        trouble, passed_over = records.trouble, records.passed_over
+        trouble = records.trouble
         if trouble is not None:
             (notices if trouble.torn else damaged).append(f"{path.name} {trouble.text}")
-        if passed_over:
-            notices.append(f"{path.name}: {passed_over:,} records too large for scalars left out")
+        if records.skipped:
+            notices.append(
+                f"{path.name}: {records.skipped:,} records too large for scalars skipped"
+            )
     curves, back = gather.curves()
     if gather.dropped:
         notices.append(
@@ -91,10 +93,10 @@ def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
 
 
 def find_event_files(run: Path) -> list[Path]:
-    """The event files of a run, in the order in which TensorBoard reads them: by name.
+    """Return the event files of a run, sorted by name, which is TensorBoard's order.
 
     Raises:
-        ConfigError: There are none; the message names directories below that have some.
+        ConfigError: If there are none; the message names subdirectories that have some.
     """
     if run.is_file():
         if _is_event_file(run):
@@ -135,7 +137,7 @@ def _check_size(run: Path, files: list[Path]) -> None:
 
 
 def _read_file(path: Path, gather: Gather) -> Records:
-    """Hand every event of a file on; what was wrong with the rest is in what is returned."""
+    """Add every event of a file to `gather`; return the records, with what was wrong with them."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 

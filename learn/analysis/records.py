@@ -1,9 +1,11 @@
-"""The records of an event file: their framing, their checksums, and how a file may be broken.
+"""Read the records of an event file: framing, checksums, and where the file is broken.
 
-TensorBoard's own reader computes each checksum byte by byte in Python and takes a length at its
-word; event files come from strangers, so here a length is held against the file first. A record is
-uint64 length, its checksum, the data, their checksum, little-endian; a checksum is a masked crc32c
-(tensorflow/core/lib/io/record_writer.h).
+A record is a uint64 length, the checksum of the length, the data, and the checksum of the data,
+all little-endian; a checksum is a masked crc32c (tensorflow/core/lib/io/record_writer.h).
+
+TensorBoard's own reader stops at a broken record without a word, computes checksums byte by byte
+in Python, and allocates whatever length a record claims. Event files may come from strangers, so
+here a length is first compared with the size of the file (docs/decisions/007).
 """
 
 import dataclasses
@@ -15,35 +17,35 @@ from typing import BinaryIO
 from avtd3.store.format.codec import crc32c
 
 MAX_RECORD_BYTES = 64 << 20
-"""Records above this are passed over: those of scalars take a few kilobytes."""
+"""Larger records are skipped: those of scalars take a few kilobytes."""
 _HEAD = struct.Struct("<Q4s")
 _FRAME = _HEAD.size + 4
-"""Bytes that a record's length and checksums take."""
+"""Size of a record without its data."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """Why a file could not be read to its end."""
+    """Reason why a file could not be read to its end."""
 
     text: str
-    """In words, after the file's name."""
+    """Description, to be printed after the file's name."""
     torn: bool
-    """Whether it only ends early, as that of a run that is writing or was killed."""
+    """Whether the file only ends early, because its run is still writing or was killed."""
 
 
 class Records:
-    """Iterates over the records of a file up to its end or to the first that is broken."""
+    """Iterator over the records of a file, up to its end or to the first broken one."""
 
     def __init__(self, path: Path) -> None:
-        """Take a file; it is opened by iterating."""
+        """Create the iterator; iterating opens the file."""
         self.trouble: Trouble | None = None
-        self.passed_over = 0
-        """Records that are too large."""
+        self.skipped = 0
+        """Number of records that were too large."""
         self._path = path
         self._start, self._size = 0, 0
 
     def __iter__(self) -> Iterator[bytes]:
-        """The data of each record, checked."""
+        """Yield the data of each record whose checksums are right."""
         with self._path.open("rb") as file:
             self._size = self._path.stat().st_size
             while self._start < self._size and self.trouble is None:
@@ -55,11 +57,11 @@ class Records:
                     self._start += _FRAME + len(found)
 
     def stop(self) -> None:
-        """Say that the record at hand is no event: the iteration ends behind it."""
+        """Report that the current record is not an event, and end the iteration."""
         self.trouble = self._fault("holds no event at")
 
     def _next(self, file: BinaryIO) -> bytes | Trouble | None:
-        """The data of the next record; None if it is too large."""
+        """Return the data of the next record, or None if it is too large."""
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size:
             return self._torn()
@@ -69,12 +71,12 @@ class Records:
         if self._start + _FRAME + length > self._size:
             return self._torn()
         if length > MAX_RECORD_BYTES:
-            self.passed_over += 1
+            self.skipped += 1
             self._start += _FRAME + length
             file.seek(self._start)
             return None
         data = file.read(length)
-        if len(data) < length:  # cut while it was read
+        if len(data) < length:  # truncated since its size was read
             return self._torn()
         if file.read(4) != _masked(data):
             return self._fault("fails a checksum at")

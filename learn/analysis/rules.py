@@ -1,4 +1,4 @@
-"""One criterion held against one curve: `judge`."""
+"""Check one criterion of a gate against one curve: `judge`."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ Answer = Literal["pass", "fail", "unknown"]
 _Floats = NDArray[np.float64]
 _Mask = NDArray[np.bool_]
 _NAMED = 5
-"""Steps of wild points that are spelled out."""
+"""Steps of non-finite points that a message lists."""
 
 STATISTICS: Mapping[str, Callable[[_Floats], float]] = {
     "max": lambda values: float(values.max()),
@@ -32,18 +32,18 @@ STATISTICS: Mapping[str, Callable[[_Floats], float]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What values are held against."""
+    """Bounds that values are compared with."""
 
     below: float | None = None
     above: float | None = None
     at_most: float | None = None
     at_least: float | None = None
     tolerance: float = 0.0
-    """Share of a bound that a value may lie beyond it."""
+    """How far beyond a bound a value may lie, as a share of the bound."""
 
     @classmethod
     def of(cls, criterion: Criterion, at_most: float | None) -> "Bounds":
-        """Those of a criterion, with the upper one of the run's settings if there is one."""
+        """Return a criterion's bounds; `at_most`, from the run's settings, replaces its own."""
         return cls(
             below=criterion.below,
             above=criterion.above,
@@ -53,7 +53,7 @@ class Bounds:
         )
 
     def hold(self, values: _Floats) -> _Mask:
-        """Whether each value lies within, bool (N,); a NaN does not."""
+        """Return whether each value lies within the bounds, bool (N,); NaN does not."""
         within = np.isfinite(values)
         if self.below is not None:
             within &= values < self.below + self._slack(self.below)
@@ -66,7 +66,7 @@ class Bounds:
         return within
 
     def excess(self, values: _Floats) -> _Floats:
-        """How far each value lies beyond the bounds, float64 (N,); below 0 inside."""
+        """Return how far each value lies beyond the bounds, float64 (N,); negative inside."""
         beyond = np.full(len(values), -np.inf)
         for bound in (self.below, self.at_most):
             if bound is not None:
@@ -77,7 +77,7 @@ class Bounds:
         return beyond
 
     def text(self, what: str) -> str:
-        """The bounds as a person writes them."""
+        """Format the bounds, for example ``x < 5, x >= 0``."""
         signs = (("<", self.below), (">", self.above), ("<=", self.at_most), (">=", self.at_least))
         return ", ".join(f"{what} {sign} {number(b)}" for sign, b in signs if b is not None)
 
@@ -87,31 +87,31 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a criterion says of a curve."""
+    """Result of a criterion for a curve."""
 
     answer: Answer
-    """Whether it holds."""
+    """Whether the criterion holds."""
     measured: float | None
-    """The number that was held against the bounds; None if there is none."""
+    """Number that was compared with the bounds; None if there is none."""
     shown: str
-    """The same for people, with what it is."""
+    """The same number as text, with its unit or meaning."""
     at_step: int | None
-    """Step of the point that decided, if it was one point."""
+    """Step of the deciding point, if a single point decided."""
     steps: tuple[int, int] | None
-    """First and last step that was looked at."""
+    """First and last step within the window."""
     points: int
-    """Points that were looked at."""
+    """Number of points within the window."""
     reason: str
-    """Why, in words."""
+    """Explanation of the answer."""
 
 
 def select(curve: Curve, window: Window, end: int | None) -> tuple[NDArray[np.int64], _Floats]:
-    """The points of a curve within a window.
+    """Return the steps and values of a curve within a window.
 
     Args:
         curve: The curve.
-        window: Which points.
-        end: Last step of the stage, behind which nothing is looked at; None for no such step.
+        window: The window.
+        end: Last step of the stage, after which points are ignored; None for no limit.
     """
     steps, values = curve.updates, curve.values
     keep = np.ones(len(steps), np.bool_)
@@ -133,7 +133,7 @@ def select(curve: Curve, window: Window, end: int | None) -> tuple[NDArray[np.in
 
 
 def limit_text(criterion: Criterion, bounds: Bounds) -> str:
-    """What a criterion asks, in a few characters."""
+    """Format what a criterion requires, in a few characters."""
     rule = criterion.rule
     if criterion.is_trend:
         return f"{rule.replace('_', ' ')} ({criterion.confidence:.0%} sure)"
@@ -149,16 +149,16 @@ def limit_text(criterion: Criterion, bounds: Bounds) -> str:
 
 
 def judge(criterion: Criterion, bounds: Bounds, curve: Curve, end: int | None) -> Outcome:
-    """Hold a criterion against a curve.
+    """Check a criterion against a curve.
 
-    Points that are not finite make it fail, whatever the rule; with ``share`` they count as points
+    A point that is not finite makes every rule fail except ``share``, where it counts as a point
     outside the bounds.
 
     Args:
-        criterion: What is asked.
-        bounds: Its bounds, those of the run's settings filled in.
+        criterion: The criterion.
+        bounds: Its bounds, including those from the run's settings.
         curve: The metric.
-        end: Last step that is looked at.
+        end: Last step of the stage, after which points are ignored; None for no limit.
     """
     steps, values = select(curve, criterion.window, end)
     points = _Points(steps=steps, values=np.abs(values) if criterion.absolute else values)
@@ -190,7 +190,7 @@ class _Points:
         shown: str | None = None,
         at: int | None = None,
     ) -> Outcome:
-        """An outcome about these points; `at` is the index of the one that decided."""
+        """Make an outcome for these points; `at` is the index of the deciding one."""
         text = ("" if measured is None else number(measured)) if shown is None else shown
         return Outcome(
             answer=answer,
@@ -204,7 +204,7 @@ class _Points:
 
 
 def _wild(points: _Points) -> str:
-    """Names the points that are not finite; empty if all are."""
+    """Describe the points that are not finite; empty if there are none."""
     wild = np.flatnonzero(~np.isfinite(points.values))
     if not wild.size:
         return ""

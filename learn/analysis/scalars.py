@@ -1,4 +1,4 @@
-"""Points of scalars, gathered event by event into curves: `Curve`, `Gather`."""
+"""Collect the points of scalars from events into curves."""
 
 import dataclasses
 from array import array
@@ -12,32 +12,32 @@ from numpy.typing import NDArray
 from avtd3.store.errors import ConfigError
 
 MAX_POINTS = 32_000_000
-"""Points that are kept of one run: 512 MB."""
+"""Most points that are kept of one run: 512 MB."""
 MAX_TAGS = 100_000
-"""Different scalars of one run; a run of avtd3 has about a hundred."""
+"""Most different scalars of one run; a run of avtd3 has about a hundred."""
 _NUMBERS: Mapping[int, tuple[str, np.dtype[Any]]] = {
     1: ("float_val", np.dtype("<f4")),
     2: ("double_val", np.dtype("<f8")),
     3: ("int_val", np.dtype("<i4")),
     9: ("int64_val", np.dtype("<i8")),
 }
-"""Data types of TensorFlow (types.proto) that scalars have: their field and how they lie there."""
+"""TensorFlow data types (types.proto) of scalars: the field that holds them and its dtype."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One scalar over a run."""
+    """One scalar over a training run."""
 
     name: str
-    """The metric's name, as logged."""
+    """Name of the metric, as logged."""
     updates: NDArray[np.int64]
-    """int64 (N,), ascending: the step it was logged under, in avtd3's runs gradient updates."""
+    """int64 (N,), ascending: the steps of the points, in avtd3's runs gradient updates."""
     values: NDArray[np.float64]
-    """float64 (N,), the metric; may hold NaN and infinities."""
+    """float64 (N,): the metric, possibly NaN or infinite."""
 
 
 class _Series:
-    """Points of one tag, in the order of the files."""
+    """Points of one tag, in the order in which they were read."""
 
     __slots__ = ("steps", "values")
 
@@ -45,7 +45,7 @@ class _Series:
         self.steps, self.values = array("q"), array("d")
 
     def drop_from(self, step: int) -> int:
-        """Drop the points at a step or later; how many there were."""
+        """Drop the points at a step or later and return their number."""
         keep = np.frombuffer(self.steps, np.int64) < step
         dropped = len(self.steps) - int(keep.sum())
         if dropped:
@@ -56,7 +56,7 @@ class _Series:
 
 
 class Gather:
-    """Collects points event by event, with TensorBoard's rules for restarts."""
+    """Collector of points from events, with TensorBoard's rules for restarts."""
 
     def __init__(self, run: Path, wanted: frozenset[str] | None) -> None:
         self.tags: set[str] = set()
@@ -70,7 +70,7 @@ class Gather:
         self._most_recent_step = -1
 
     def add(self, event: Any) -> None:  # noqa: ANN401 - a protobuf message has no type
-        """Take in an event."""
+        """Add the points of an event."""
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         if event.HasField("file_version"):
@@ -82,7 +82,7 @@ class Gather:
             self._add_summary(event)
 
     def curves(self) -> tuple[dict[str, Curve], list[str]]:
-        """The curves by tag, and the tags whose steps went back."""
+        """Return the curves by tag, and the tags whose steps went back."""
         curves, back = {}, []
         for tag in sorted(self._series):
             series = self._series[tag]
@@ -112,7 +112,7 @@ class Gather:
         self.tags.update(tag for tag, _ in scalars)
         if len(self.tags) > MAX_TAGS:
             raise ConfigError(
-                f"{self._run} holds more than {MAX_TAGS:,} different scalars; that is no run"
+                f"{self._run} holds more than {MAX_TAGS:,} different scalars; give a single run"
             )
         for tag, number in scalars:
             if self._wanted is None or tag in self._wanted:
@@ -127,8 +127,8 @@ class Gather:
         self._points += 1
         if self._points > MAX_POINTS:
             raise ConfigError(
-                f"{self._run} holds more than {MAX_POINTS:,} points; name the metrics that you "
-                "want, as --metric 'critic/*'"
+                f"{self._run} holds more than {MAX_POINTS:,} points; select metrics, "
+                "for example with --metric 'critic/*'"
             )
 
     def _restart(self, step: int) -> None:
@@ -143,23 +143,23 @@ class Gather:
         self._points -= count
 
     def _scalar(self, value: Any) -> float | None:  # noqa: ANN401 - as above
-        """The number of a summary's value, of the old kind or the new; None if it is no scalar."""
+        """Return the number in a summary's value, old style or new; None if it is not a scalar."""
         kind = value.WhichOneof("value")
         if kind == "simple_value":
             return float(value.simple_value)
         if kind != "tensor":
             return None
         if value.metadata.plugin_data.plugin_name == "scalars":
-            self._tensor_scalars.add(value.tag)  # said only with a tag's first value
+            self._tensor_scalars.add(value.tag)  # given only with a tag's first value
         if value.tag not in self._tensor_scalars:
             return None
         return _tensor_number(value.tensor)
 
 
 def _tensor_number(tensor: Any) -> float | None:  # noqa: ANN401 - a protobuf message
-    """The number of a tensor that holds one; None for any other.
+    """Return the number in a tensor that holds exactly one; None for any other.
 
-    TensorBoard's `make_ndarray` would build whatever shape is claimed.
+    TensorBoard's `make_ndarray` would allocate whatever shape the tensor claims.
     """
     kind = _NUMBERS.get(tensor.dtype)
     if kind is None or any(dim.size != 1 for dim in tensor.tensor_shape.dim):

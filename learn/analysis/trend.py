@@ -1,39 +1,43 @@
-"""Whether a noisy series rises or falls: Mann-Kendall's test and Theil and Sen's slope.
+"""Test whether a noisy series rises or falls: the Mann-Kendall test and the Theil-Sen slope.
 
-Neither assumes a distribution, and a few wild points hardly move them. Neighbouring points of a
-training curve resemble each other, which makes the plain test see trends everywhere; so the
-variance of its statistic is made larger by what the detrended series shows of it (Yue & Wang
-2004). Measured on 400 series without a trend: at 95 % confidence 2 to 5 % are called rising up to a
-correlation of 0.5 between neighbours, up to 12 % at 0.9 with fewer than 100 points.
+Neither assumes a distribution, and a few outliers hardly affect them. Neighbouring points of a
+training curve resemble each other, so the plain test would find trends everywhere; the variance of
+its statistic is therefore increased according to the autocorrelation of the detrended series (Yue &
+Wang 2004). Measured on 400 series without a trend, at 95 % confidence: 2 to 5 % are reported as
+rising for an autocorrelation of up to 0.5, and up to 12 % for 0.9 with fewer than 100 points.
+
+scipy has the parts, but neither this correction nor the continuity correction, and importing
+scipy.stats takes as long as a whole gate (docs/decisions/007).
 """
 
 import dataclasses
 import itertools
 import math
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCKS = 60
-"""Most parts that a series is summarised to, by the median of each: the test takes all pairs."""
+"""Blocks that a longer series is reduced to, by the median of each: the test takes all pairs."""
 FEWEST = 10
-"""Points below which no trend can be told: the normal approximation needs them (Kendall 1975)."""
+"""Fewest points for a trend: the normal approximation needs them (Kendall 1975)."""
 MOST_ALIKE = 0.9
-"""Largest correlation of neighbours that is assumed."""
+"""Largest autocorrelation that is assumed."""
 
 _Floats = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trend:
-    """How a series moves."""
+    """Direction of a series, and how certain it is."""
 
     slope: float
-    """Theil-Sen slope: median over all pairs, per step."""
+    """Theil-Sen slope per step: the median over all pairs of points."""
     rising: float
     """Confidence that it rises, in [0, 1]: one minus the one-sided p-value."""
     points: int
-    """Blocks that were compared."""
+    """Number of blocks that were compared."""
 
     @property
     def falling(self) -> float:
@@ -49,7 +53,7 @@ def find_trend(steps: NDArray[np.int64], values: _Floats) -> Trend | None:
         values: float64 (N,), finite.
 
     Returns:
-        None with fewer than `FEWEST` points.
+        The trend, or None if there are fewer than `FEWEST` points.
     """
     if len(values) < FEWEST:
         return None
@@ -60,11 +64,11 @@ def find_trend(steps: NDArray[np.int64], values: _Floats) -> Trend | None:
     if deviation == 0.0:
         return Trend(slope=slope, rising=0.5, points=len(y))
     shifted = statistic - float(np.sign(statistic))  # continuity: the statistic moves in steps of 2
-    return Trend(slope=slope, rising=_normal(shifted / deviation), points=len(y))
+    return Trend(slope=slope, rising=NormalDist().cdf(shifted / deviation), points=len(y))
 
 
 def _blocks(x: _Floats, y: _Floats) -> tuple[_Floats, _Floats]:
-    """Medians of equal parts, in order."""
+    """Reduce a series to the medians of at most `BLOCKS` equal parts."""
     if len(y) <= BLOCKS:
         return x, y
     edges = np.linspace(0, len(y), BLOCKS + 1).astype(np.int64)
@@ -76,6 +80,7 @@ def _blocks(x: _Floats, y: _Floats) -> tuple[_Floats, _Floats]:
 
 
 def _sen_slope(x: _Floats, y: _Floats) -> float:
+    """Return the median slope over all pairs of points at different steps."""
     first, second = np.triu_indices(len(y), 1)
     apart = x[second] - x[first]
     slopes = (y[second] - y[first])[apart > 0] / apart[apart > 0]
@@ -83,7 +88,7 @@ def _sen_slope(x: _Floats, y: _Floats) -> float:
 
 
 def _variance(y: _Floats) -> float:
-    """Of the statistic, for independent values, ties allowed (Kendall 1975)."""
+    """Return the variance of the statistic for independent values with ties (Kendall 1975)."""
     n = len(y)
     _, ties = np.unique(y, return_counts=True)
     tied = float((ties * (ties - 1) * (2 * ties + 5)).sum())
@@ -91,11 +96,12 @@ def _variance(y: _Floats) -> float:
 
 
 def _correction(x: _Floats, y: _Floats) -> float:
-    """Factor on the variance for values that resemble their neighbours: (1 + r) / (1 - r).
+    """Return the factor on the variance for autocorrelated values: (1 + r) / (1 - r).
 
-    That of an autoregressive series of many points (Yue & Wang 2004, eq. 8), from the correlation r
-    at lag 1 of the ranks, less a parabola: learning curves bend. Taking that out lowers r by about
-    (3 + 6 r) / n (after Marriott & Pope 1954), which is put back.
+    This is the factor of a long autoregressive series (Yue & Wang 2004, eq. 8). r is the
+    correlation at lag 1 of the ranks after a parabola is subtracted, because learning curves bend.
+    The subtraction lowers r by about (3 + 6 r) / n (after Marriott & Pope 1954), which is added
+    again.
     """
     n = len(y)
     spread = float(x.std())
@@ -112,13 +118,8 @@ def _correction(x: _Floats, y: _Floats) -> float:
 
 
 def _ranks(values: _Floats) -> _Floats:
-    """Ranks from 1, ties at their mean."""
+    """Return ranks from 1; ties get their mean rank."""
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts).astype(np.float64)
     ranks: _Floats = (last - (counts - 1) / 2.0)[index]
     return ranks
-
-
-def _normal(deviations: float) -> float:
-    """Share of the normal distribution below."""
-    return 0.5 * math.erfc(-deviations / math.sqrt(2.0))

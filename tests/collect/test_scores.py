@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from avtd3.collect.driving.measures import DriveMeter
 from avtd3.collect.driving.reward import StepFacts
@@ -148,6 +149,21 @@ def test_wilson_interval_holds_the_share(count, data):
     low, high = wilson_interval(successes, count)
     assert 0.0 <= low <= successes / count + 1e-12
     assert successes / count - 1e-12 <= high <= 1.0
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 5), (3, 7), (7, 7), (40, 100)])
+def test_wilson_interval_is_that_of_scipy(successes, count):
+    interval = stats.binomtest(successes, count).proportion_ci(method="wilson")
+    assert wilson_interval(successes, count) == pytest.approx(tuple(interval))
+
+
+def test_bootstrap_interval_is_that_of_scipy():
+    values = np.random.default_rng(1).exponential(3.0, 60)
+    found = stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0)
+    width = np.ptp(found.confidence_interval)
+    assert bootstrap_interval(values) == pytest.approx(
+        tuple(found.confidence_interval), abs=0.06 * width
+    )
 
 
 def test_bootstrap_interval_is_about_the_normal_one():

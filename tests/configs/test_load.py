@@ -1,4 +1,7 @@
 import dataclasses
+import json
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 import pytest
@@ -12,6 +15,7 @@ from avtd3.store.errors import ConfigError
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Inner:
     tau: float = 0.005
+    """Share of the target network that each update replaces."""
     delay: int = 2
     mode: Literal["correct", "coupled"] = "correct"
 
@@ -24,10 +28,12 @@ class Outer:
     name: str = "a"
     on: bool = False
     limit: float | None = None
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    more: tuple[Inner, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.name == "bad":
-            raise ConfigError("name is 'bad', expected anything else")
+        if not self.name.isalpha() or self.name == "bad":
+            raise ConfigError(f"name is {self.name!r}, expected letters")
 
 
 @pytest.fixture
@@ -43,8 +49,53 @@ def test_defaults_file_and_overrides_apply_in_this_order(sections, tmp_path):
     assert config == Outer(inner=Inner(tau=0.2, delay=3), weights=(1.0, 2.5), limit=7.0)
 
 
-def test_a_number_without_a_dot_in_its_mantissa_is_a_number(sections):
-    assert load.load_section("outer", None, ["outer.inner.tau=1e-4"]).inner.tau == 1e-4
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e-4", 1e-4), ("1E3", 1e3), ("+1.5e2", 150), (".5e1", 5), ("3", 3), ("-.inf", -math.inf)],
+)
+def test_numbers_are_read_as_people_write_them(sections, text, number):
+    tau = load.load_section("outer", None, [f"outer.inner.tau={text}"]).inner.tau
+    assert tau == number
+    assert isinstance(tau, float)
+
+
+@pytest.mark.parametrize("text", ["3", "3.0", "3e0", "0x3"])
+def test_a_whole_number_is_an_int_however_it_is_written(sections, text):
+    delay = load.load_section("outer", None, [f"outer.inner.delay={text}"]).inner.delay
+    assert delay == 3
+    assert isinstance(delay, int)
+
+
+@pytest.mark.parametrize("text", ["outer:", "outer:\n  inner:\n  # tau: 0.1\n"])
+def test_a_key_without_a_value_keeps_its_default(sections, tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    assert load.load_section("outer", str(file)) == Outer()
+
+
+def test_all_problems_are_listed_up_to_a_limit(sections, monkeypatch):
+    wrong = ["outer.on=3", "outer.limit=x", "outer.nam=b"]
+    with pytest.raises(ConfigError) as caught:
+        load.load_section("outer", None, wrong)
+    assert str(caught.value) == (
+        "outer.on must be true or false, found 3; outer.limit must be a number, found 'x'; "
+        "unknown key 'outer.nam'; did you mean outer.name?"
+    )
+    monkeypatch.setattr(load, "SHOWN_PROBLEMS", 1)
+    with pytest.raises(ConfigError, match="found 3; and 2 more"):
+        load.load_section("outer", None, wrong)
+
+
+def test_a_file_that_expands_without_end_is_refused(sections, tmp_path):
+    lines = ["a0: &a0 [1, 2]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    file = tmp_path / "c.yaml"
+    file.write_text("outer:\n" + "".join(f"  {line}\n" for line in lines))
+    with pytest.raises(ConfigError, match="more than 100,000 values"):
+        load.load_section("outer", str(file))
+    file.write_text("outer: &loop {inner: *loop}")
+    with pytest.raises(ConfigError, match="outer is not a plain document"):
+        load.load_section("outer", str(file))
 
 
 @pytest.mark.parametrize(
@@ -57,8 +108,20 @@ def test_a_number_without_a_dot_in_its_mantissa_is_a_number(sections):
         ("outer.on=1", r"outer.on must be true or false, found 1"),
         ("outer.inner.tau=fast", r"outer.inner.tau must be a number, found 'fast'"),
         ("outer.inner=3", r"outer.inner must be a mapping"),
-        ("outer.inner.mode=coupld", r"did you mean coupled"),
-        ("outer.size=[1]", r"outer.size must have 2 values, found 1"),
+        ("outer.inner.mode=coupld", r"outer.inner.mode must be 'correct' or 'coupled', found 'cou"),
+        ("outer.inner=null", r"outer.inner must be a mapping of settings, found None"),
+        ("outer.size=[1]", r"outer.size\[1\] is missing"),
+        ("outer.size=[1, 2, 3]", r"outer.size must have 2 values, found 3"),
+        ("outer.limit=true", r"outer.limit must be a number, found True"),
+        ("outer.scores=[1]", r"outer.scores must be a mapping, found \[1\]"),
+        ("outer.scores={a: x}", r"outer.scores.a must be a number, found 'x'"),
+        ("outer.tau=1", r"unknown key 'outer.tau'; did you mean outer.inner.tau\?"),
+        ("outer.zzz=1", r"unknown key 'outer.zzz'; known: inner, limit, more, name, on, scores"),
+        ("outer.more=[{}, {taw: 1}]", r"'outer.more\[1\].taw'; did you mean outer.more\[1\].tau\?"),
+        ("outer.name=2020-01-01", r"outer: name is '2020-01-01', expected letters"),
+        ("outer={1: 2}", r"unknown key 'outer.1'"),
+        ("outer={2020-01-01: 2}", r"outer is not a plain document"),
+        ("outer.name=1e5", r"outer.name must be a text, found 100000"),
         ("outer.weights=3", r"outer.weights must be a list"),
         ("outer.weights=[x]", r"outer.weights\[0\] must be a number"),
         ("outer.name=bad", r"outer: name is 'bad'"),
@@ -106,16 +169,64 @@ def test_an_empty_file_means_the_defaults(sections, tmp_path):
         inner=st.builds(Inner, tau=st.floats(0, 1), delay=st.integers(1, 9)),
         weights=st.lists(st.floats(0, 9)).map(tuple),
         limit=st.none() | st.floats(0, 1),
+        scores=st.dictionaries(st.text(), st.floats(allow_nan=False)),
+        more=st.lists(st.builds(Inner)).map(tuple),
     )
 )
-def test_a_document_reads_back_as_the_same_config(config):
-    assert load.build(Outer, load.to_document(config), path="outer") == config
+def test_a_config_reads_back_as_itself(config):
+    assert load.build(Outer, dataclasses.asdict(config), path="outer") == config
 
 
 @pytest.mark.parametrize("name", load.SECTIONS)
 def test_every_section_builds_from_nothing_and_reads_itself_back(name):
     config = load.load_section(name)
-    assert load.build(type(config), load.to_document(config), path=name) == config
+    assert load.build(type(config), dataclasses.asdict(config), path=name) == config
+
+
+def test_the_schema_describes_types_defaults_and_meanings(sections):
+    schema = load.json_schema("outer")
+    definitions = schema["$defs"]
+    assert schema["$ref"] == "#/$defs/Outer"
+    definitions["Inner"].pop("description", None)  # pydantic before 2.14 leaves it out
+    assert definitions["Inner"] == {
+        "type": "object",
+        "title": "Inner",
+        "additionalProperties": False,
+        "properties": {
+            "tau": {
+                "type": "number",
+                "title": "Tau",
+                "default": 0.005,
+                "description": "Share of the target network that each update replaces.",
+            },
+            "delay": {"type": "integer", "title": "Delay", "default": 2},
+            "mode": {
+                "type": "string",
+                "title": "Mode",
+                "default": "correct",
+                "enum": ["correct", "coupled"],
+            },
+        },
+    }
+    assert "required" not in definitions["Outer"]
+
+
+def test_a_schema_of_an_unknown_section_is_refused(sections):
+    with pytest.raises(ConfigError, match=r"unknown section 'outr'.*did you mean outer"):
+        load.json_schema("outr")
+
+
+def test_the_schema_of_a_file_has_every_section_and_refuses_others():
+    schema = load.json_schema()
+    assert list(schema["properties"]) == list(load.SECTIONS)
+    assert schema["additionalProperties"] is False
+    for name, reference in schema["properties"].items():
+        key = reference["$ref"].removeprefix("#/$defs/")
+        fields = {field.name for field in dataclasses.fields(load.section_type(name))}
+        assert set(schema["$defs"][key]["properties"]) == fields
+    for definition in schema["$defs"].values():
+        assert definition["additionalProperties"] is False
+    json.dumps(schema, allow_nan=False)
 
 
 @pytest.mark.parametrize("preset", load.presets())

@@ -10,7 +10,7 @@ def test_every_test_that_the_list_of_faults_names_exists():
     named = 0
     file = ""
     for path, test in re.findall(
-        r"`((?:\w+/\w+\.py)?)(?:::(\w+))?`", (ROOT / "docs" / "faults.md").read_text()
+        r"`((?:(?:\w+/)+\w+\.py)?)(?:::(\w+))?`", (ROOT / "docs" / "faults.md").read_text()
     ):
         file = path or file
         if path or test:

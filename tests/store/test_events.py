@@ -18,9 +18,9 @@ from avtd3.store.maintenance.compact import compact, episode_digests
 from avtd3.store.maintenance.relabel import relabel
 from avtd3.store.writer import SegmentWriter, WriterConfig
 from avtd3.tests.golden.make_events import EVENTS as GOLDEN_EVENTS
+from avtd3.tests.store.audit.test_audit import reseal
+from avtd3.tests.store.format.test_golden import GOLDEN
 from avtd3.tests.store.segments import begin, make_episode, make_spec, step
-from avtd3.tests.store.test_audit import reseal
-from avtd3.tests.store.test_golden import GOLDEN
 
 SPEC = make_spec()
 AUDIT = AuditConfig(scheduler="sync")

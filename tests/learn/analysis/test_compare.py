@@ -6,7 +6,7 @@ import pytest
 
 from avtd3.learn.analysis.compare import CompareConfig, compare
 from avtd3.learn.analysis.metric_names import DirectionBook, Directions, NameBook, NameSet
-from avtd3.learn.analysis.noise import Level, change_interval, student_quantile
+from avtd3.learn.analysis.noise import Level, change_interval
 from avtd3.store.errors import ConfigError
 
 OURS = NameSet(name="avtd3", axis="updates", marks=("critic/loss", "critic/q_gap"))
@@ -220,12 +220,33 @@ def test_impossible_settings_are_refused(settings):
         CompareConfig(**settings)
 
 
+def level(error, worth, median=0.0):
+    return Level(median=median, spread=1.0, worth=worth, error=error)
+
+
 @pytest.mark.parametrize(
-    ("freedom", "quantile"), [(1.0, 63.657), (2.0, 9.925), (10.0, 3.169), (1e5, 2.576)]
+    ("before", "after", "freedom", "quantile"),
+    [
+        (level(0.0, 2.0), level(1.0, 2.0), 1, math.tan(math.pi * 0.495)),
+        (level(1.0, 2.0), level(1.0, 2.0), 2, 0.99 * math.sqrt(2 / (4 * 0.995 * 0.005))),
+        (level(1.0, 6.0), level(1.0, 6.0), 10, 3.169273),
+    ],
 )
-def test_quantiles_of_student(freedom, quantile):
-    """Tables of Student's distribution, at 99.5 %."""
-    assert student_quantile(0.995, freedom) == pytest.approx(quantile, rel=0.01)
+def test_the_interval_is_that_of_welch(before, after, freedom, quantile):
+    """Against the closed forms of Student's quantiles (1, 2) and a table (10), at 99.5 %."""
+    error = math.hypot(before.error, after.error)
+    low, high = change_interval(before, after, 0.99)
+    assert (low, high) == pytest.approx((-error * quantile, error * quantile), rel=1e-6)
+    assert student_share(freedom, high / error) == pytest.approx(0.995, abs=1e-5)
+
+
+def student_share(freedom, value, parts=400_000):
+    """Share of Student's distribution below a value, by adding up its density."""
+    scale = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi)
+    scale /= math.gamma(freedom / 2)
+    middles = (np.arange(parts) + 0.5) * value / parts
+    density = scale * (1 + middles**2 / freedom) ** (-(freedom + 1) / 2)
+    return 0.5 + density.sum() * value / parts
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.5, 0.9])

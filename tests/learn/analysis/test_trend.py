@@ -1,5 +1,11 @@
+import itertools
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
 from avtd3.learn.analysis.trend import FEWEST, find_trend
 
@@ -40,6 +46,28 @@ def test_noise_is_seldom_a_trend(alike, most):
     found = [trend_of(np.arange(200), series(200, alike, rng)).rising for _ in range(50)]
     assert np.mean(np.array(found) > 0.95) <= most
     assert np.mean(np.array(found) < 0.05) <= most
+
+
+@given(st.lists(st.integers(-9, 9), min_size=FEWEST, max_size=40), st.data())
+def test_the_slope_is_the_median_over_all_pairs(values, data):
+    count = len(values)
+    gaps = data.draw(st.lists(st.integers(1, 5), min_size=count, max_size=count))
+    steps, series = np.cumsum(gaps), np.array(values, np.float64)
+    slope = stats.theilslopes(series, steps).slope
+    assert trend_of(steps, series).slope == pytest.approx(slope)
+
+
+@pytest.mark.parametrize("rise", [0.0, 0.02, -0.1])
+def test_the_confidence_is_that_of_mann_and_kendall(rise):
+    """Against the textbook's sums; a series that alternates is not corrected for likeness."""
+    values = [round((-1) ** i + rise * i, 1) for i in range(24)]
+    pairs = list(itertools.combinations(values, 2))
+    statistic = sum((b > a) - (b < a) for a, b in pairs)
+    ties = [values.count(value) for value in set(values)]
+    variance = (24 * 23 * 53 - sum(t * (t - 1) * (2 * t + 5) for t in ties)) / 18
+    z = (statistic - (statistic > 0) + (statistic < 0)) / math.sqrt(variance)
+    found = trend_of(np.arange(24), np.array(values))
+    assert found.rising == pytest.approx(0.5 * (1 + math.erf(z / math.sqrt(2))))
 
 
 def test_a_constant_neither_rises_nor_falls():

@@ -1,0 +1,178 @@
+"""`avtd3 doctor carla` and servers in all states, each a process of its own."""
+
+import contextlib
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from PIL import Image
+
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.doctor import CHECKS, examine
+from avtd3.store.errors import ConfigError, StorageError
+from avtd3.tests.collect.carla.launch import CarlaServer
+from avtd3.tests.pipeline.conftest import avtd3
+
+PATIENT = CarlaConfig(host="127.0.0.1", timeout_s=60.0, step_timeout_s=90.0, sensor_timeout_s=30.0)
+HASTY = dataclasses.replace(PATIENT, timeout_s=2.0, sensor_timeout_s=2.0, step_timeout_s=20.0)
+
+OTHER_CLIENT = """
+import carla, os, sys
+client = carla.Client("127.0.0.1", int(sys.argv[1]))
+client.set_timeout(60.0)
+world = client.get_world()
+settings = world.get_settings()
+settings.synchronous_mode, settings.fixed_delta_seconds = True, 0.05
+world.apply_settings(settings)
+blueprint = world.get_blueprint_library().find("vehicle.tesla.model3")
+blueprint.set_attribute("role_name", "avtd3")
+car = world.spawn_actor(blueprint, world.get_map().get_spawn_points()[0])
+world.tick()
+print("drives", flush=True)
+while sys.argv[2] == "drive":
+    world.tick()
+os._exit(0)
+"""
+"""Puts a server into synchronous mode; then drives on, or leaves it so, as one that crashed."""
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def other_client(server, what):
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER_CLIENT, str(server.port), what], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != b"drives\n":
+        assert process.poll() is None
+    return process
+
+
+def states(report):
+    return {finding.check: finding.state for finding in report.findings}
+
+
+def failure(report):
+    (finding,) = [finding for finding in report.findings if finding.state == "failed"]
+    return finding
+
+
+def actors(server):
+    return sorted(actor["type"] for actor in server.record()["actors"])
+
+
+def test_a_server_in_order_is_ready_and_left_as_it_was(tmp_path):
+    with CarlaServer() as server:
+        before = server.record()
+        code, out, err = avtd3(
+            "doctor", "carla", "--host", "127.0.0.1", "--port", server.port,
+            "--image", tmp_path / "seen.png", "--json",
+        )  # fmt: skip
+        after = server.record()
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["well"]
+    assert [check["check"] for check in document["checks"]] == [*CHECKS, "farewell"]
+    assert after["actors"] == before["actors"]
+    assert after["settings"] == before["settings"]
+    assert after["problems"] == []
+    with Image.open(tmp_path / "seen.png") as picture:
+        assert (picture.format, picture.size, picture.mode) == ("PNG", (84, 84), "L")
+        assert len(set(picture.tobytes())) > 20
+
+
+def test_an_absent_server_is_told_with_what_to_start(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    code, out, _ = avtd3(
+        "doctor", "carla", "--host", "127.0.0.1", "--port", port, "--image", tmp_path / "x.png",
+        "--set", "collect.carla.timeout_s=1",
+    )  # fmt: skip
+    assert code == 3
+    assert f"FAIL  connection  no CARLA server at 127.0.0.1:{port}" in out
+    assert "-> start one with ./CarlaUE4.sh" in out
+    assert out.endswith("is not ready\n")
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("faults", "is_reached", "check", "text"),
+    [
+        ({"hang": True}, False, "connection", "did not answer within 2 s"),
+        ({"version": "0.9.15"}, True, "connection", "is version 0.9.15, expected 0.9.16"),
+        slow({"exit_after_ticks": 10}, False, "steps", "did not advance by a step"),
+        slow({"hang_after_ticks": 30}, False, "camera", "did not advance by a step"),
+        ({"camera_stops_after_frames": 0}, True, "camera", "its camera sent no"),
+        slow({"refuse_spawns": 99}, True, "camera", "spawn the car"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_mend(faults, is_reached, check, text):
+    with CarlaServer(**faults) as server:
+        report = examine(HASTY, server.port)
+        if is_reached:
+            assert actors(server) == ["spectator"]
+    assert report.is_reached is is_reached
+    assert not report.is_well
+    found = failure(report)
+    assert (found.check, text in found.text) == (check, True), found
+    assert found.mend
+    assert f"FAIL  {check}" in report.summary()
+
+
+@pytest.mark.slow
+def test_what_is_no_carla_server_is_told_apart():
+    def answer(listener):
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(ConnectionError):
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.recv(1 << 16)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+        thread.start()
+        report = examine(HASTY, listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert not report.is_reached
+    assert failure(report).check == "connection"
+
+
+def test_a_server_on_which_somebody_drives_is_left_alone():
+    with CarlaServer() as server, other_client(server, "drive") as client:
+        report = examine(PATIENT, server.port)
+        assert failure(report).check == "use"
+        assert "somebody else drives here" in failure(report).text
+        assert report.is_reached
+        assert client.poll() is None
+        assert actors(server) == ["spectator", "vehicle.tesla.model3"]
+        client.kill()
+
+
+@pytest.mark.slow
+def test_what_a_crashed_run_left_is_a_warning():
+    with CarlaServer() as server:
+        with other_client(server, "leave") as client:
+            client.wait()
+        report = examine(PATIENT, server.port)
+        assert actors(server) == ["spectator", "vehicle.tesla.model3"]
+    assert report.is_well
+    assert states(report)["use"] == "warning"
+    assert "1 actors are left of a crashed run" in report.summary()
+
+
+def test_places_for_the_picture_are_checked(tmp_path):
+    with pytest.raises(ConfigError, match="there is no directory"):
+        examine(PATIENT, 1, tmp_path / "no" / "x.png")
+    (tmp_path / "taken").mkdir()
+    with CarlaServer() as server, pytest.raises(StorageError, match="give another --image"):
+        examine(PATIENT, server.port, tmp_path / "taken")

@@ -1,0 +1,166 @@
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avtd3.collect.maps.generate import NETWORK_KINDS, generate_network
+from avtd3.collect.maps.network import RoadNetwork
+from avtd3.collect.maps.planner import MIN_ROUTE_M, plan_route
+from avtd3.store.errors import RoadError
+
+carla = pytest.importorskip("carla")
+
+
+@functools.cache
+def network(kind: str, seed: int = 3) -> RoadNetwork:
+    return RoadNetwork.from_opendrive(kind, generate_network(kind, seed))
+
+
+def straight_roads(*starts_m: float, length_m: float = 40.0, lanes=((3.5, 0.0),)) -> RoadNetwork:
+    """One-way roads along x; each lane by its width's first two coefficients."""
+    roads = []
+    for number, start in enumerate(starts_m):
+        text = "".join(
+            f'<lane id="-{n + 1}" type="driving"><link/><width sOffset="0" a="{a}" b="{b}" '
+            f'c="0" d="0"/></lane>'
+            for n, (a, b) in enumerate(lanes[number % len(lanes)])
+        )
+        roads.append(
+            f'<road id="{number + 1}" length="{length_m}" junction="-1"><planView>'
+            f'<geometry s="0" x="{start}" y="0" hdg="0" length="{length_m}"><line/></geometry>'
+            f'</planView><lanes><laneSection s="0"><center><lane id="0" type="none"/></center>'
+            f"<right>{text}</right></laneSection></lanes></road>"
+        )
+    place = "<geoReference>+lat_0=0 +lon_0=0</geoReference>"
+    xodr = f"<OpenDRIVE><header>{place}</header>{''.join(roads)}</OpenDRIVE>"
+    return RoadNetwork.from_opendrive("straight", xodr)
+
+
+ONE = [((3.5, 0.0),)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(NETWORK_KINDS), st.integers(0, 2**32 - 1), st.floats(30.0, 600.0))
+def test_routes_follow_linked_lanes_smoothly_for_the_wanted_length(kind, seed, length):
+    found = network(kind)
+    planned = plan_route(found, np.random.default_rng(seed), length)
+    route = planned.route
+    assert route.length_m == pytest.approx(length, abs=1.0)
+    for before, after in zip(planned.lanes[:-1], planned.lanes[1:], strict=True):
+        assert after in found.lanes[before].successors
+    step = np.diff(route.distance_m)
+    assert step.min() > 0.9
+    assert step.max() < 1.1
+    assert np.abs(np.diff(route.yaw_rad)).max() < 0.25
+    first = found.lanes[planned.lanes[0]]
+    start = [np.interp(planned.start_distance_m, first.distance_m, c) for c in first.points.T]
+    np.testing.assert_allclose(route.points[0], start, atol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(NETWORK_KINDS), st.integers(0, 1000))
+def test_routes_stay_on_the_centre_lines_of_their_lanes(kind, seed):
+    found = network(kind)
+    planned = plan_route(found, np.random.default_rng(seed), 300.0)
+    centres = np.concatenate([found.lanes[lane].points for lane in planned.lanes])
+    gap = np.hypot(*(planned.route.points[:, None] - centres[None]).transpose(2, 0, 1))
+    assert gap.min(axis=1).max() < 0.6  # half the spacing of the points, and a little
+
+
+def test_the_same_generator_gives_the_same_route_and_others_differ():
+    routes = [
+        plan_route(network("town"), np.random.default_rng(seed), 200.0) for seed in (5, 5, 6, 7)
+    ]
+    np.testing.assert_array_equal(routes[0].route.points, routes[1].route.points)
+    assert routes[0].lanes == routes[1].lanes
+    assert len({route.lanes for route in routes}) == 3
+
+
+def test_all_ways_over_a_junction_are_taken_by_some_seed():
+    found = network("town")
+    taken = set()
+    for seed in range(300):
+        taken |= set(plan_route(found, np.random.default_rng(seed), 400.0).lanes)
+    assert len(taken) > 0.95 * len(found.lanes)
+
+
+def test_a_loop_may_be_driven_more_than_once():
+    found = network("loop")
+    lap = max(lane.length_m for lane in found.lanes) * len(found.lanes)
+    planned = plan_route(found, np.random.default_rng(0), 2.0 * lap)
+    assert planned.route.length_m == pytest.approx(2.0 * lap, abs=1.0)
+    assert len(set(planned.lanes)) < len(planned.lanes)
+    turned = abs(planned.route.yaw_rad[-1] - planned.route.yaw_rad[0])
+    assert turned > 2.0 * math.pi
+
+
+def test_a_short_network_gives_its_longest_way():
+    planned = plan_route(straight_roads(0.0, 40.0, lanes=ONE), np.random.default_rng(1), 500.0)
+    assert planned.lanes == (0, 1)
+    assert planned.route.length_m == pytest.approx(80.0, abs=0.1)
+    assert planned.start_distance_m == 0.0
+
+
+def test_starts_from_which_the_length_can_be_driven_are_preferred():
+    found = straight_roads(0.0, 40.0, 200.0, lanes=ONE)
+    for seed in range(10):
+        assert plan_route(found, np.random.default_rng(seed), 75.0).lanes == (0, 1)
+
+
+def test_a_dead_end_makes_the_search_turn_back():
+    # Both roads begin where the first ends; only the last road, behind one of them, goes on.
+    fork = straight_roads(0.0, 40.0, 40.0, 80.0, lanes=ONE)
+    lanes = list(fork.lanes)
+    assert lanes[0].successors == (1, 2)
+    for seed in range(10):
+        planned = plan_route(fork, np.random.default_rng(seed), 110.0)
+        assert planned.lanes[-1] == 3
+
+
+def test_a_lane_that_ends_as_a_wedge_is_left_on_a_smooth_curve():
+    # The right lane narrows to nothing over 100 m and is followed by the left lane alone.
+    found = straight_roads(
+        0.0, 100.0, length_m=100.0, lanes=[((3.5, 0.0), (3.5, -0.035)), ((3.5, 0.0),)]
+    )
+    wedge = next(lane for lane in found.lanes if lane.lane_id == -2)
+    onward = next(lane for lane in found.lanes if lane.road_id == 2)
+    object.__setattr__(wedge, "successors", (onward.index,))
+    object.__setattr__(found.lanes[0], "successors", ())
+    routes = [plan_route(found, np.random.default_rng(seed), 180.0) for seed in range(12)]
+    crossing = [planned for planned in routes if planned.lanes == (wedge.index, onward.index)]
+    assert crossing
+    for planned in crossing:
+        assert np.abs(planned.route.curvature).max() < 0.05
+        assert planned.route.lane_width_m.min() >= 2.0
+
+
+def test_ways_back_over_a_junction_are_not_taken():
+    # The converted map has two of them, of 6 m, where a street changes its name at a bend.
+    osm = (Path(__file__).parents[2] / "data" / "hamlet.osm").read_text()
+    xodr = carla.Osm2Odr.convert(osm, carla.Osm2OdrSettings())
+    found = RoadNetwork.from_opendrive("hamlet", xodr)
+    for seed in range(60):
+        planned = plan_route(found, np.random.default_rng(seed), 250.0)
+        assert planned.route.length_m > 240.0
+        assert np.abs(np.diff(planned.route.yaw_rad)).max() < 0.6
+        for lane, over, beyond in zip(
+            planned.lanes, planned.lanes[1:], planned.lanes[2:], strict=False
+        ):
+            if found.lanes[over].is_junction:
+                turn = found.lanes[beyond].yaw_rad[0] - found.lanes[lane].yaw_rad[-1]
+                assert math.cos(turn) > -0.87
+
+
+def test_a_network_too_short_for_any_route_is_refused():
+    with pytest.raises(RoadError, match="no way of"):
+        plan_route(straight_roads(0.0, length_m=20.0, lanes=ONE), np.random.default_rng(0), 100.0)
+
+
+@pytest.mark.parametrize("length", [MIN_ROUTE_M - 1.0, math.nan])
+def test_a_route_too_short_is_not_planned(length):
+    with pytest.raises(RoadError, match="at least"):
+        plan_route(network("loop"), np.random.default_rng(0), length)

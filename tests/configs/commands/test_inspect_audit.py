@@ -1,0 +1,104 @@
+"""`avtd3 replay-inspect`: shares, drift, quarantine and its dry run, from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from avtd3.cli import main
+from avtd3.configs.commands.replay_inspect import Comparison, parse_share
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import ConfigError
+from avtd3.tests.store.audit.test_audit import SPEC, write
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["replay-inspect", *map(str, arguments)])
+    return stop.value.code, capsys.readouterr()
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), ("100%", 1.0)])
+def test_shares_are_written_either_way(text, share):
+    assert parse_share(text) == share
+
+
+@pytest.mark.parametrize("text", ["0", "101%", "1.5", "five", "", "nan"])
+def test_what_is_no_share_is_refused(text):
+    with pytest.raises(ConfigError, match="--sample"):
+        parse_share(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((["a"], ["b"], ["world=x", "world=y"]), "give one"),
+        ((["a"], [], ["world=x"]), "expected two"),
+        ((["a"], ["a"], []), "compared with itself"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(arguments, says):
+    with pytest.raises(ConfigError, match=says):
+        Comparison.parse(
+            [Path(p) for p in arguments[0]], [Path(p) for p in arguments[1]], arguments[2]
+        )
+
+
+def test_drift_between_two_datasets(tmp_path, capsys):
+    write(tmp_path / "one", collector="one")
+    write(tmp_path / "two", collector="two", seed=1)
+    code, out = run(capsys, tmp_path / "one", "--against", tmp_path / "two")
+    assert code == 0
+    assert f"drift from {tmp_path / 'one'} to {tmp_path / 'two'}" in out.out
+
+
+def test_drift_between_two_windows_as_json(tmp_path, capsys):
+    write(tmp_path / "data")
+    code, out = run(
+        capsys, tmp_path / "data", "--window", "scenario=0", "--window", "scenario=1", "--json"
+    )
+    assert code == 0
+    document = json.loads(out.out)
+    assert {drift["name"] for drift in document["drift"]} >= {"action steer", "episode length"}
+    assert [window["returns"]["count"] for window in document["windows"]] == [2, 1]
+
+
+def test_a_dry_run_moves_nothing_and_says_what_it_would(tmp_path, capsys):
+    dataset = write(tmp_path / "data", segments=2)
+    bad = dataset.segment_ids()[0]
+    (dataset.segments_path / bad / "reward/c/0").unlink()
+    code, out = run(capsys, dataset.path, "--quarantine", "--dry-run")
+    assert code == 1
+    assert f"would move to quarantine: {bad}" in out.out
+    assert bad in {path.name for path in dataset.segments_path.iterdir()}
+    code, out = run(capsys, dataset.path, "--quarantine")
+    assert f"\nmoved to quarantine: {bad}" in out.out
+    assert run(capsys, dataset.path)[0] == 0
+    assert run(capsys, dataset.path, "--dry-run")[0] == 2
+
+
+def test_an_estimate_adds_up_to_the_files(tmp_path, capsys):
+    dataset = write(tmp_path / "data", segments=2)
+    code, out = run(capsys, dataset.path, "--estimate", "--json")
+    assert code == 0
+    document = json.loads(out.out)
+    files = [file for file in dataset.segments_path.rglob("*") if file.is_file()]
+    sizes = sum(file.stat().st_size for file in files)
+    assert document["bytes_per_step"] * document["steps"] == pytest.approx(sizes)
+    hours = 1e12 / document["bytes_per_step"] * 0.05 / 3600
+    assert document["hours_per_terabyte"] == pytest.approx(hours)
+
+
+def test_an_estimate_of_nothing_is_refused(tmp_path, capsys):
+    Dataset.create(tmp_path / "data", SPEC)
+    code, out = run(capsys, tmp_path / "data", "--estimate")
+    assert code == 2
+    assert "holds no steps" in out.err
+    assert run(capsys)[0] == 2
+
+
+@pytest.mark.slow
+def test_an_estimate_of_a_configuration_drives_and_leaves_nothing(capsys):
+    code, out = run(capsys, "--estimate", "--set", "collect.driver=random")
+    assert code == 0
+    assert "hours per terabyte" in out.out
