@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.driving.observation import FrameStack, Observation
+from avtd3.collect.driving.observation import Observation
 from avtd3.collect.environment import Driver, Environment, Opening, Step
 from avtd3.store.errors import WorldError
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step import FrameStack
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Rollout:
         environment, spec, count = self._arena, self._arena.spec, 0
         vector, stack = self.start.vector, FrameStack(spec.image.stack if spec.image else 1)
         if self.start.image is not None:
-            stack.begin(self.start.image)
+            stack.reset(self.start.image)
         while True:
             action = driver.act(Observation(vector, stack if spec.image else None))
             where = f"episode seed {self.seed}, step {count}"

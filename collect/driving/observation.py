@@ -8,7 +8,6 @@ the road, and so ends the episode, long before a number grows large.
 
 import bisect
 import cmath
-import collections
 import dataclasses
 import math
 
@@ -20,6 +19,7 @@ from avtd3.collect.driving.world import VehicleState
 from avtd3.collect.maps.route import Projection, Route
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.spec import MAX_AXIS, ImageSpec
+from avtd3.store.step import FrameStack
 
 VECTORS = ("full", "speed")
 SPEED_SCALE_MPS = 10.0
@@ -119,29 +119,6 @@ class VectorBuilder:
 def heading_error(yaw_rad: float, route_yaw_rad: float) -> float:
     """The car's heading minus the route's, in [-pi, pi]; positive when it points to the right."""
     return math.remainder(yaw_rad - route_yaw_rad, math.tau)
-
-
-class FrameStack:
-    """The last K camera frames of an episode, oldest first, clamped to its first frame.
-
-    The same rule by which the sampler rebuilds a stack from single stored frames: place j of the
-    stack at observation t is frame ``max(0, t - (K - 1) + j)``.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._frames: collections.deque[NDArray[np.uint8]] = collections.deque(maxlen=size)
-
-    def begin(self, frame: NDArray[np.uint8]) -> None:
-        """Start an episode with its first frame, uint8 (C, H, W)."""
-        self._frames.extend([frame.copy()] * (self._frames.maxlen or 1))
-
-    def push(self, frame: NDArray[np.uint8]) -> None:
-        """Add the next frame, uint8 (C, H, W); it is copied, so worlds may reuse their buffer."""
-        self._frames.append(frame.copy())
-
-    def stacked(self) -> NDArray[np.uint8]:
-        """The stack as a new array, uint8 (K * C, H, W)."""
-        return np.concatenate(self._frames)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.collect.driving.observation import (
-    FrameStack,
     ObservationConfig,
     VectorBuilder,
     check_frame,
@@ -14,6 +13,7 @@ from avtd3.collect.driving.observation import (
 )
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.spec import ImageSpec
+from avtd3.store.step import FrameStack
 from avtd3.tests.collect.point_world import make_vehicle, straight_route, winding_route
 
 
@@ -91,8 +91,8 @@ def test_heading_error_is_wrapped(yaw, route_yaw):
 def test_frame_stack_equals_clamping_to_the_first_frame(size, channels, steps):
     frames = np.arange((steps + 1) * channels * 4).reshape(-1, channels, 2, 2).astype(np.uint8)
     stack = FrameStack(size)
-    stack.begin(np.full((channels, 2, 2), 255, np.uint8))  # an episode before must leave no trace
-    stack.begin(frames[0])
+    stack.reset(np.full((channels, 2, 2), 255, np.uint8))  # an episode before must leave no trace
+    stack.reset(frames[0])
     for t in range(steps + 1):
         if t:
             stack.push(frames[t])
@@ -103,7 +103,7 @@ def test_frame_stack_equals_clamping_to_the_first_frame(size, channels, steps):
 
 def test_frame_stack_survives_a_world_that_reuses_its_buffer():
     stack, frame = FrameStack(2), np.zeros((1, 2, 2), np.uint8)
-    stack.begin(frame)
+    stack.reset(frame)
     frame[:] = 7
     stack.push(frame)
     assert stack.stacked()[:, 0, 0].tolist() == [0, 7]
