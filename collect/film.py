@@ -9,7 +9,7 @@ from PIL import Image
 from avtd3.collect.environment import Environment
 from avtd3.collect.evaluate import EvaluateConfig, EvaluationEpisode, Evaluator, one_thread
 from avtd3.collect.worlds import WorldFactory, open_environment, open_world
-from avtd3.store.render.pictures import animation, contact_sheet
+from avtd3.store.render.media import write_contact_sheet, write_gif
 
 EVERY = 2
 """Steps per picture of an animation: 10 pictures a second at 20 Hz."""
@@ -33,7 +33,7 @@ def film(environment: Environment, examination: EvaluationEpisode, path: Path) -
     """
     moments = itertools.islice(examination.transitions, 0, EVERY * MAX_PICTURES, EVERY)
     pictures = (environment.picture(moment.action, examination.driver) for moment in moments)
-    animation(pictures, path, period_s=EVERY * environment.spec.control_period_s)
+    write_gif(pictures, path, period_s=EVERY * environment.spec.control_period_s)
 
 
 def film_held_out(
@@ -101,7 +101,7 @@ def sheet_held_out(
                 captions.append(f"{index}: {start.town}, {start.weather}")
     finally:
         environment.close()
-    contact_sheet(pictures, captions, path, columns=4)
+    write_contact_sheet(pictures, captions, path, columns=4)
 
 
 def _picture_at(environment: Environment, examination: EvaluationEpisode, step: int) -> Image.Image:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from avtd3.collect.driving.world import Surroundings, WorldFrame
 from avtd3.collect.maps.route import Route
-from avtd3.store.render.pictures import INK, PAPER, font, frame_image
+from avtd3.store.render.media import INK, PAPER, font, scaled_image
 
 PANEL_PX = 336
 """Side of the camera panel and of the map panel: four times the default camera."""
@@ -48,8 +48,8 @@ def draw_scene(scene: Scene) -> Image.Image:
         An RGB image of 2 x `PANEL_PX` by `PANEL_PX` + `CAPTION_PX` pixels.
     """
     picture = Image.new("RGB", (2 * PANEL_PX, PANEL_PX + CAPTION_PX), PAPER)
-    camera = frame_image(scene.frame.image).resize((PANEL_PX, PANEL_PX), Image.Resampling.NEAREST)
-    picture.paste(camera, (0, 0))
+    camera = scaled_image(scene.frame.image, PANEL_PX)
+    picture.paste(camera, (0, (PANEL_PX - camera.height) // 2))
     picture.paste(_draw_map(scene), (PANEL_PX, 0))
     draw = ImageDraw.Draw(picture)
     _draw_bars(draw, scene.action)

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from avtd3.collect.leaderboard import (
 from avtd3.collect.rollout import Transition
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError
-from avtd3.store.render.episode_text import printable
+from avtd3.store.render.text import columns, printable
 from avtd3.store.segment import Segment
 
 _Z_95 = 1.959963984540054
@@ -288,7 +288,7 @@ class ScoreReport:
         lines = [f"scores  CARLA {self.version}, {len(self.scores)} episodes"]
         if self.scores:
             heads, rows = self.table()
-            lines += [f"  {line}" for line in _aligned([heads, *rows])]
+            lines += [f"  {line}" for line in columns([heads, *rows], "<>>>>>")]
             told = ", ".join(f"{name} {rate:.2f}" for name, rate in self.rates()) or "none"
             lines.append(f"  infractions per km: {told}")
             lines.append(f"  not observed: {', '.join(NOT_OBSERVED)}")
@@ -310,14 +310,6 @@ def _figures(routes: Sequence[RouteScore]) -> list[str]:
         f"{found['infraction_penalty']:.3f}",
         f"{hits:.2f}",
     ]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of text as lines, the first column to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        figures = zip(row[1:], widths[1:], strict=True)
-        yield "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in figures)])
 
 
 def judge_datasets(

@@ -3,13 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from avtd3.learn.analysis.page import STYLE, plot_card
-from avtd3.learn.analysis.plots import Line, curve_plot
+from avtd3.learn.analysis.pages import curves_page
 from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.analysis.scalars import Curve
 from avtd3.store.files import write_aside
-from avtd3.store.render.frame import html_page
-from avtd3.store.render.markup import element
 
 
 def read_curves(events: Path) -> Mapping[str, Curve]:
@@ -34,11 +31,4 @@ def plot_curves(curves: Sequence[Curve], path: Path, *, title: str) -> None:
         path: The HTML file; it is replaced if it exists.
         title: Heading of the page.
     """
-    cards = []
-    for curve in curves:
-        line = Line(label="run", curve=curve, kind="after")
-        plot = curve_plot([line], name=curve.name, axis="gradient updates")
-        cards.append(plot_card(curve.name, plot))
-    header = element("header", element("h1", title), element("p", "Over gradient updates."))
-    main = element("main", element("div", cards, class_="cards"))
-    write_aside(path, html_page(title, header, main, style=STYLE).encode())
+    write_aside(path, curves_page(curves, title=title).encode())

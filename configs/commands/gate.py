@@ -193,7 +193,7 @@ def gate(
 ) -> None:
     """Hold a run's metrics against a stage's criteria: GO or NO-GO."""
     from avtd3.learn.analysis.gate import gate as run_gate
-    from avtd3.learn.analysis.gate_page import gate_page
+    from avtd3.learn.analysis.pages import gate_page
 
     config = load_gate(stage, criteria)
     report = run_gate(run, config, load_names(names, map_ or ()), optional=optional or ())
@@ -253,7 +253,7 @@ def compare(
     """Hold a run's metrics against those of the run before it."""
     from avtd3.learn.analysis.compare import CompareConfig
     from avtd3.learn.analysis.compare import compare as run_compare
-    from avtd3.learn.analysis.compare_page import compare_page
+    from avtd3.learn.analysis.pages import compare_page
 
     config = CompareConfig(
         align=align.value,

@@ -25,12 +25,13 @@ from avtd3.configs.commands.options import (
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from avtd3.collect.scores import ScoreReport
     from avtd3.store.audit.drift import Drift
     from avtd3.store.audit.report import AuditReport
     from avtd3.store.filters import EpisodeFilter
-    from avtd3.store.render.episode_text import Terminal
-    from avtd3.store.render.markup import Markup
+    from avtd3.store.render.text import Terminal
 
 
 WINDOWS = 2
@@ -117,10 +118,10 @@ class Comparison:
 
     def text(self, drifts: Sequence["Drift"]) -> list[str]:
         """The drift for the terminal; nothing if none was asked for."""
-        from avtd3.store.audit.drift import render_drift
+        from avtd3.store.render.audit_text import drift_text
 
         wanted = bool(self.windows or self.against)
-        return [render_drift(drifts, *self.names)] if wanted else []
+        return [drift_text(drifts, *self.names)] if wanted else []
 
 
 MEASURED_STEPS = 600
@@ -207,7 +208,7 @@ def show_episode(
 
     Args:
         datasets: Where to look.
-        name: See `avtd3.store.render.episode_choice.find_episode`.
+        name: See `avtd3.store.render.episode_record.find_episode`.
         files: What to write.
         among: Filters of the episodes that a word chooses from.
         as_json: Print its facts as JSON instead.
@@ -218,16 +219,22 @@ def show_episode(
     import numpy as np
 
     from avtd3.store.filters import parse_filter
-    from avtd3.store.render.episode_choice import find_episode
-    from avtd3.store.render.episode_pictures import write_film, write_gif, write_sheet
-    from avtd3.store.render.episode_record import EpisodeRecord
-    from avtd3.store.render.episode_text import draw_episode
+    from avtd3.store.render.episode_record import EpisodeRecord, find_episode
+    from avtd3.store.render.episode_view import (
+        draw_episode,
+        write_episode_gif,
+        write_episode_mp4,
+        write_episode_sheet,
+    )
 
     rng = np.random.default_rng()
     record = EpisodeRecord.read(find_episode(datasets, name, rng, parse_filter(among)))
     written = []
-    writers = ((files.sheet, write_sheet), (files.gif, write_gif), (files.mp4, write_film))
-    for path, write in writers:
+    for path, write in (
+        (files.sheet, write_episode_sheet),
+        (files.gif, write_episode_gif),
+        (files.mp4, write_episode_mp4),
+    ):
         if path is not None:
             write(record, path)
             say(f"wrote {path}")
@@ -237,7 +244,7 @@ def show_episode(
 
 def _terminal() -> "Terminal":
     """What standard output can show; a pipe or a file gets plain shades, and no colours."""
-    from avtd3.store.render.episode_text import Terminal
+    from avtd3.store.render.text import Terminal
 
     unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM", "dumb") == "dumb"
@@ -267,29 +274,21 @@ def judge(
 
 
 def page_section(report: "ScoreReport") -> tuple[str, "Markup"]:
-    """Title and content of the page's section of scores."""
+    """Return title and content of the page's section of scores."""
     from avtd3.collect.leaderboard import NOT_OBSERVED
-    from avtd3.store.render.markup import element
-    from avtd3.store.render.sections import card
-    from avtd3.store.render.tables import table
+    from avtd3.store.render.html import render
 
     heads, rows = report.table()
-    note = (
-        "Driving score: completion times infraction penalty, by the definitions of CARLA's "
-        f"{report.version}. Not observed: {', '.join(NOT_OBSERVED)}."
+    content = render(
+        "scores.html.j2",
+        heads=heads,
+        rows=rows,
+        note="Driving score: completion times infraction penalty, by the definitions of CARLA's "
+        f"{report.version}. Not observed: {', '.join(NOT_OBSERVED)}.",
+        rates=[(name, f"{rate:.2f}") for name, rate in report.rates()],
+        unscored=[(entry.segment, entry.line().partition(": ")[2]) for entry in report.unscored],
     )
-    cards = []
-    if rows:
-        drivers = table(heads, rows, caption="Driving scores by driver", figures=heads[1:])
-        cards.append(card("By driver", drivers, note, wide=True))
-    if listed := [[name, f"{rate:.2f}"] for name, rate in report.rates()]:
-        rates = table(["infraction", "per km"], listed, caption="Infractions", figures=["per km"])
-        cards.append(card("Infractions", rates, "Per kilometre of route completed."))
-    if report.unscored:
-        lines = [[entry.segment, entry.line().partition(": ")[2]] for entry in report.unscored]
-        caption = "Episodes without a score"
-        cards.append(card(caption, table(["segment", "why"], lines, caption=caption), wide=True))
-    return "Driving scores", element("div", cards, class_="cards")
+    return "Driving scores", content
 
 
 def replay_inspect(
@@ -359,7 +358,7 @@ def replay_inspect(
         show_episode(datasets, episode, files, among=filter_ or (), as_json=as_json)
         return
     from avtd3.store.audit.audit import audit
-    from avtd3.store.audit.report_text import render
+    from avtd3.store.render.audit_text import audit_text
 
     comparison = Comparison.parse(datasets, against or (), window or ())
     settings = section("audit", config, set_)
@@ -381,14 +380,14 @@ def replay_inspect(
         judged = [judge(comparison.datasets, config, set_, should_stop)] if scores else []
     drifts = comparison.drifts(report)
     if html is not None:
-        from avtd3.store.render.page import write_page
+        from avtd3.store.render.audit_page import write_audit_page
 
         more = [page_section(found) for found in judged]
-        write_page(report, html, drifts=drifts, compared=comparison.names, more=more)
+        write_audit_page(report, html, drifts=drifts, compared=comparison.names, more=more)
         say(f"wrote {html}")
     moved, moved_text = _quarantine(report, wanted=quarantine, dry_run=dry_run)
     told = [found.summary() for found in judged]
-    text = "\n".join([render(report), *told, *comparison.text(drifts), *moved_text])
+    text = "\n".join([audit_text(report), *told, *comparison.text(drifts), *moved_text])
     document = report.document() | {
         "quarantined": moved,
         "drift": [drift.document() for drift in drifts],

@@ -16,7 +16,7 @@ from avtd3.learn.analysis.reader import RunLog, read_log
 from avtd3.learn.analysis.rules import select
 from avtd3.learn.analysis.scalars import Curve
 from avtd3.store.errors import ConfigError
-from avtd3.store.render.charts import number
+from avtd3.store.render.text import number
 
 FORMAT = "avtd3.compare/1"
 """Name and version of the JSON document."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from avtd3.learn.analysis.criteria import Criterion, Window
 from avtd3.learn.analysis.scalars import Curve
 from avtd3.learn.analysis.trend import FEWEST, find_trend
-from avtd3.store.render.charts import number
+from avtd3.store.render.text import number
 
 Answer = Literal["pass", "fail", "unknown"]
 

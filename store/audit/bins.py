@@ -1,10 +1,6 @@
-"""How values spread: counts between edges, and them as one line of text.
-
-What driving data suffer from most shows here: a car that goes straight ahead nearly all the time.
-"""
+"""Count values in bins, and how many are near zero: the bias of data that drives straight on."""
 
 import dataclasses
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +9,12 @@ from avtd3.store.audit.statistics import Distribution
 
 BINS = 30
 NEAR_ZERO = 0.05
-"""Share of a component's largest size below which it counts as none: the straight-driving bias."""
-_INKS = " .:-=+*#%@"
-"""From no value to the most."""
+"""Share of a component's largest size below which it counts as zero."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Bins:
-    """Counts of values between edges."""
+    """A histogram: counts of values between edges."""
 
     edges: NDArray[np.float64]
     """float64 (N + 1,), ascending."""
@@ -29,9 +23,11 @@ class Bins:
 
     @classmethod
     def of(cls, values: NDArray[np.float64], most: int = BINS) -> "Bins | None":
-        """At most so many bins of equal width around all finite values; None if there are none.
+        """Count all finite values in bins of equal width; return None if there are none.
 
-        Whole numbers of a narrow range get a bin each.
+        Args:
+            values: float64 (N,).
+            most: Largest number of bins; whole numbers of a narrow range get a bin each.
         """
         finite = values[np.isfinite(values)]
         if not finite.size:
@@ -49,19 +45,7 @@ class Bins:
 
 
 def near_zero(known: Distribution) -> tuple[float, float]:
-    """Size below which a value counts as none, and the share of the values that do."""
+    """Return the size below which a value counts as zero, and the share of such values."""
     most = max(abs(known.moments.minimum), abs(known.moments.maximum))
     near = NEAR_ZERO * most
     return near, float(np.mean(np.abs(known.sample.values) <= near))
-
-
-def strip(bins: Bins, width: int) -> str:
-    """The bins as characters, the darker the more values; each that holds any is seen.
-
-    Args:
-        bins: What to draw; fewer than ``width`` are drawn broader.
-        width: Characters.
-    """
-    most = max(1.0, float(bins.counts.max(initial=0.0)))
-    inks = [_INKS[math.ceil(count / most * (len(_INKS) - 1))] for count in bins.counts]
-    return "".join(inks[place * len(inks) // width] for place in range(width))

@@ -6,7 +6,7 @@ statistic, both from the audit's samples of 4096 values.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -75,25 +75,6 @@ def kolmogorov_smirnov(first: NDArray[np.float64], second: NDArray[np.float64]) 
         for values in (first, second)
     )
     return float(np.abs(one - other).max())
-
-
-def render_drift(drifts: Sequence[Drift], first: str, second: str) -> str:
-    """The comparison for a terminal: most drifted first."""
-    if not drifts:
-        return f"drift from {first} to {second}: nothing to compare\n"
-    counts = {kind: sum(drift.verdict == kind for drift in drifts) for kind in ("other", "shifted")}
-    lines = [
-        f"drift from {first} to {second}: {counts['other']} of {len(drifts)} quantities are "
-        f"another population, {counts['shifted']} are shifted",
-        f"  {'quantity':<34} {'PSI':>6} {'KS':>6} {'median':>9} {'then':>9}  verdict",
-    ]
-    for drift in drifts:
-        one, other = drift.medians
-        lines.append(
-            f"  {drift.name:<34.34} {drift.psi:>6.2f} {drift.ks:>6.2f} {one:>9.4g} {other:>9.4g}"
-            f"  {drift.verdict}"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def _quantities(summary: Summary) -> Iterator[tuple[str, Distribution]]:

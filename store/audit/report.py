@@ -1,4 +1,4 @@
-"""What an audit answers: `AuditReport`, and it as a JSON document; `report_text` tells it."""
+"""The result of an audit: `AuditReport`, also as a JSON document."""
 
 import dataclasses
 from typing import Literal, Self

@@ -42,6 +42,7 @@ def test_imports_point_one_way(path):
         ("torch", ("learn",)),
         ("carla", ("collect",)),
         ("dask", ("store/audit/audit",)),
+        ("jinja2", ("store/render/html",)),
     ],
 )
 def test_heavy_packages_stay_in_their_rooms(package, allowed):
@@ -53,6 +54,12 @@ def test_heavy_packages_stay_in_their_rooms(package, allowed):
                 name.split(".")[0] for name in imports(path, top_level_only=True)
             }
             assert ours or (package == "torch" and lazily), f"{place} imports {package}"
+
+
+def test_audits_are_data_and_only_the_render_package_shows_them():
+    for path in (ROOT / "store" / "audit").glob("*.py"):
+        for name in imports(path):
+            assert not name.startswith("avtd3.store.render"), f"{path} imports {name}"
 
 
 def test_nothing_is_unpickled():

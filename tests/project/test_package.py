@@ -27,9 +27,11 @@ def test_the_wheel_holds_every_module_and_preset(tmp_path):
     for package in packages["packages"]:
         folder = ROOT / Path(*package.split(".")[1:])
         deep = folder.rglob("*.yaml") if package == "avtd3.configs" else folder.glob("*.yaml")
-        for path in [*folder.glob("*.py"), *deep]:
+        pages = [*folder.glob("*.css"), *folder.glob("templates/*")]
+        for path in [*folder.glob("*.py"), *deep, *pages]:
             name = f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}"
             assert name in held, f"{name} is not in the wheel"
+    assert "avtd3/store/render/templates/base.html.j2" in held
     assert not any(name.startswith(("avtd3/tests", "tests", "bench")) for name in held)
 
 
@@ -44,6 +46,7 @@ def test_help_imports_nothing_heavy():
         "tensorboard",
         "scenariogeneration",
         "jinja2",
+        "PIL",
     ]
     code = (
         "import sys; from avtd3.cli import main\n"

@@ -5,11 +5,10 @@ import itertools
 import pytest
 
 from avtd3.learn.analysis.compare import CompareConfig, compare
-from avtd3.learn.analysis.compare_page import compare_page
 from avtd3.learn.analysis.criteria import Criterion, GateConfig
 from avtd3.learn.analysis.gate import gate
-from avtd3.learn.analysis.gate_page import gate_page
 from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameSet
+from avtd3.learn.analysis.pages import compare_page, gate_page
 from avtd3.tests.store.browsing import FAINT, SMALL, STICKS_OUT, WIDTHS, browser
 
 __all__ = ["browser"]  # a fixture

@@ -13,13 +13,13 @@ from avtd3.cli import main
 from avtd3.store.audit.audit import AuditConfig, AuditProgress, audit, choose, quarantine_damaged
 from avtd3.store.audit.evidence import CheckLimits
 from avtd3.store.audit.findings import CHECKS
-from avtd3.store.audit.report_text import render
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
 from avtd3.store.files import sha256
 from avtd3.store.format.codec import FrameCodec, seal
 from avtd3.store.format.manifest import FileEntry, read_manifest
 from avtd3.store.format.shard import build_shard
+from avtd3.store.render.audit_text import audit_text
 from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.writer import SegmentWriter
@@ -191,7 +191,7 @@ def test_semantic_fault_is_found_in_its_episode(dataset, check):
     assert found[0].segment == only_segment(dataset).name
     assert found[0].episode in ((1,) if check != "episode-bounds" else (2,))
     assert report.verdict == {"error": "errors", "warning": "warnings"}[CHECKS[check].severity]
-    assert found[0].message in " ".join(render(report).split())
+    assert found[0].message in " ".join(audit_text(report).split())
 
 
 def all_files(tmp):
@@ -235,7 +235,7 @@ def test_a_missing_file_is_found(dataset):
     (only_segment(dataset) / "reward/c/0").unlink()
     report = audit([dataset.path], SYNC)
     assert "file-missing" in checks_of(report)
-    assert "reward/c/0 is missing" in render(report)
+    assert "reward/c/0 is missing" in audit_text(report)
 
 
 def test_a_chunk_that_the_manifest_never_named_is_found(dataset):
@@ -333,7 +333,7 @@ def test_an_empty_dataset_is_a_warning(tmp_path):
     Dataset.create(tmp_path / "data", SPEC)
     report = audit([tmp_path / "data"])
     assert (checks_of(report), report.verdict) == ({"empty"}, "warnings")
-    assert "verdict: warnings" in render(report).splitlines()[-1]
+    assert "verdict: warnings" in audit_text(report).splitlines()[-1]
 
 
 def test_a_damaged_root_is_found_and_spares_the_other_dataset(dataset, tmp_path):
@@ -440,7 +440,7 @@ def test_a_sampled_audit_reads_only_its_share_and_counts_all(tmp_path):
     assert {finding.segment for finding in report.findings} == chosen
     assert report.total.segments == 10 - len(chosen)
     assert report.total.steps == 2 * report.total.segments
-    assert "sampled" in render(report)
+    assert "sampled" in audit_text(report)
 
 
 def test_waves_are_bounded_and_progress_tells_each_segment(tmp_path, monkeypatch):
@@ -466,7 +466,7 @@ def test_an_audit_stops_between_waves_and_says_so(tmp_path):
     asked = iter([False, True])
     report = audit([tmp_path / "data"], SYNC, should_stop=lambda: next(asked))
     assert (report.complete, report.total.segments) == (False, 4)
-    assert "stopped early" in render(report)
+    assert "stopped early" in audit_text(report)
 
 
 def test_findings_are_capped_and_counted(tmp_path):
@@ -475,7 +475,7 @@ def test_findings_are_capped_and_counted(tmp_path):
     report = audit([dataset.path], dataclasses.replace(SYNC, max_findings_per_check=7))
     assert len(report.findings) == 7
     assert report.log.counts == {"return-sum": 50}
-    assert "... and 47 more" in render(report)
+    assert "... and 47 more" in audit_text(report)
 
 
 def test_the_document_is_json_with_the_keys_that_scripts_rely_on(dataset):
@@ -506,7 +506,7 @@ def test_an_empty_document_is_json(tmp_path):
 def test_the_text_is_plain_short_and_ends_with_the_verdict(tmp_path):
     write(tmp_path / "one", segments=2)
     write(tmp_path / "two", seed=1, collector="other")
-    text = render(audit([tmp_path / "one", tmp_path / "two"], SYNC))
+    text = audit_text(audit([tmp_path / "one", tmp_path / "two"], SYNC))
     assert text.isascii()
     lines = text.splitlines()
     assert lines[-1].startswith("verdict: ok (0 errors, 0 warnings; 3 segments read in ")
@@ -520,7 +520,7 @@ def test_the_text_shows_how_actions_and_speed_spread(dataset):
     rewrite(dataset, "action", set_row((slice(2, None), 0), 0.0))  # straight ahead
     rewrite(dataset, "action", set_row((slice(2), 0), 1.0))
     rewrite(dataset, "vector", set_row((slice(None), 0), 0.5))
-    lines = render(audit([dataset.path], SYNC)).splitlines()
+    lines = audit_text(audit([dataset.path], SYNC)).splitlines()
     rows = {line.split()[0]: line for line in lines if "|" in line}
     assert list(rows) == ["steer", "throttle", "speed_mps"]
     # 19 of 21 steps, and the darkest ink where they are
@@ -586,7 +586,7 @@ def test_a_cluster_of_processes_answers_as_threads_do(tmp_path, capsys):
 def test_amounts_are_told_in_units_that_a_person_reads(dataset, seconds, size_bytes, says):
     report = audit([dataset.path], SYNC)
     total = dataclasses.replace(report.total, simulated_seconds=seconds, bytes_on_disk=size_bytes)
-    text = render(dataclasses.replace(report, total=total))
+    text = audit_text(dataclasses.replace(report, total=total))
     assert all(part in text for part in says)
     assert "(0 errors, 0 warnings; 1 segment read" in text
 

@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from avtd3.store.audit.drift import (
-    drift_between,
-    kolmogorov_smirnov,
-    population_stability,
-    render_drift,
-)
+from avtd3.store.audit.drift import drift_between, kolmogorov_smirnov, population_stability
 from avtd3.store.audit.statistics import Distribution, Summary
+from avtd3.store.render.audit_text import drift_text
 
 
 def normal(shift, count=4000, seed=0):
@@ -69,7 +65,7 @@ def test_the_most_drifted_come_first_and_few_values_are_told():
         "vector speed_mps": "same",
         "episode return": "few values",
     }
-    text = render_drift(found, "a", "b")
+    text = drift_text(found, "a", "b")
     assert "1 of 3 quantities" in text
     assert max(map(len, text.splitlines())) <= 110
-    assert "nothing to compare" in render_drift((), "a", "b")
+    assert "nothing to compare" in drift_text((), "a", "b")

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.audit.audit import AuditConfig, audit
-from avtd3.store.audit.report_text import render
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, StorageError
 from avtd3.store.format.codec import FrameCodec
@@ -20,6 +19,7 @@ from avtd3.store.maintenance import removal
 from avtd3.store.maintenance.compact import compact, episode_digests, merged_name
 from avtd3.store.maintenance.pins import Pin, write_pins
 from avtd3.store.maintenance.removal import MaintenanceProgress, exclusive
+from avtd3.store.render.audit_text import audit_text
 from avtd3.store.replaced import ORIGIN, REPLACES, unseen_episodes
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -294,8 +294,8 @@ def test_an_audit_leaves_out_what_is_replaced_as_readers_do(tmp_path, monkeypatc
     report = audit([dataset.path], AuditConfig(scheduler="sync"))
     assert (report.total.segments, report.total.steps) == (1, 12)
     assert report.log.count("warning") == clean.log.count("warning")
-    assert "run avtd3 store compact" in render(report)
-    assert "replaced" not in render(clean)
+    assert "run avtd3 store compact" in audit_text(report)
+    assert "replaced" not in audit_text(clean)
 
 
 def test_leftovers_stay_while_what_replaces_them_is_damaged(tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.audit.audit import AuditConfig, audit
-from avtd3.store.audit.report_text import render
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     ConfigError,
@@ -24,6 +23,7 @@ from avtd3.store.errors import (
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.relabel import relabel
 from avtd3.store.maintenance.removal import MaintenanceProgress
+from avtd3.store.render.audit_text import audit_text
 from avtd3.store.replaced import RELABEL, REPLACES
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -133,8 +133,8 @@ def test_the_result_audits_clean_and_can_be_drawn_from(old, tmp_path):
     relabel(old.path, tmp_path / "new", {"r0": 3.0, "r1": 0.1})
     found = audit([tmp_path / "new"], AuditConfig(scheduler="sync"))
     assert found.log.count("error") == 0
-    assert "reward-sum" not in render(found)
-    assert "return-sum" not in render(found)
+    assert "reward-sum" not in audit_text(found)
+    assert "return-sum" not in audit_text(found)
     new = Dataset.open(tmp_path / "new")
     config = ReplayConfig(batch_size=64, scratch=str(tmp_path))
     with Sampler([new], config, seed=0) as sampler:

@@ -1,9 +1,10 @@
-"""Frames as pictures: contact sheets, animations, films.
+"""Turn frames into pictures, filmstrips, contact sheets, GIFs and MP4s.
 
-A film is encoded while its pictures are made, so it needs no more memory than one of them; a GIF is
+An MP4 is encoded while its pictures are made, so it needs no more memory than one of them; a GIF is
 held as palette indices, one byte per pixel.
 """
 
+import base64
 import io
 import itertools
 from collections.abc import Iterable, Sequence
@@ -21,11 +22,15 @@ INK = (230, 234, 238)
 """Colour of text, red, green and blue."""
 PAPER = (24, 28, 33)
 """Colour behind everything."""
-
+GAP_PX = 6
+"""Pixels between the pictures of a contact sheet."""
+LINE_PX = 18
+"""Height of a line of text on a contact sheet."""
+JPEG_QUALITY = 82
 GIF_COLOURS = 96
-PALETTE_FROM = 30
-"""Pictures that a GIF's colours are chosen from: its first ones."""
-FILM_QUALITY = 20
+PALETTE_PICTURES = 30
+"""Pictures of a GIF that its colours are chosen from: the first ones."""
+MP4_QUALITY = 20
 """x264's constant rate factor: about 50 kB per second of an episode."""
 
 
@@ -35,7 +40,42 @@ def frame_image(frame: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
 
-def contact_sheet(
+def scaled_image(frame: NDArray[np.uint8], side_px: int) -> Image.Image:
+    """Turn uint8 (C, H, W) into an RGB image whose longer side has so many pixels.
+
+    Enlarged pixels stay sharp.
+    """
+    picture = frame_image(frame)
+    scale = side_px / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    filters = Image.Resampling
+    return picture.resize(size, filters.NEAREST if scale >= 1.0 else filters.LANCZOS)
+
+
+def filmstrip(
+    frames: Iterable[NDArray[np.uint8]], max_px: int
+) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """Encode frames as data URIs of JPEGs.
+
+    Args:
+        frames: At least one, uint8 (C, H, W).
+        max_px: Longer side of a picture; smaller frames keep their size.
+
+    Returns:
+        The data URIs, and width and height of the pictures in pixels.
+    """
+    uris = []
+    for frame in frames:
+        picture = frame_image(frame)
+        if frame.shape[0] < 3:
+            picture = picture.convert("L")
+        picture.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
+        data = base64.b64encode(encode(picture, "JPEG", quality=JPEG_QUALITY)).decode()
+        uris.append(f"data:image/jpeg;base64,{data}")
+    return tuple(uris), picture.size
+
+
+def write_contact_sheet(
     pictures: Sequence[Image.Image],
     captions: Sequence[str],
     path: Path,
@@ -59,43 +99,41 @@ def contact_sheet(
     """
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
-    gap, line = 6, 18
-    top = gap + (line * (title.count("\n") + 1) + gap if title else 0)
-    size = sheet_width(width, columns), top + rows * (height + line + gap)
-    under = 0 if below is None else below.height + gap
+    top = GAP_PX + (LINE_PX * (title.count("\n") + 1) + GAP_PX if title else 0)
+    size = sheet_width(width, columns), top + rows * (height + LINE_PX + GAP_PX)
+    under = 0 if below is None else below.height + GAP_PX
     sheet = Image.new("RGB", (size[0], size[1] + under), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, text in enumerate(title.split("\n")):
-        draw.text((gap, gap + number * line), text, fill=INK, font=font(14))
+        draw.text((GAP_PX, GAP_PX + number * LINE_PX), text, fill=INK, font=font(14))
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        x = gap + index % columns * (width + gap)
-        y = top + index // columns * (height + line + gap)
+        x = GAP_PX + index % columns * (width + GAP_PX)
+        y = top + index // columns * (height + LINE_PX + GAP_PX)
         sheet.paste(picture, (x, y))
         draw.text((x, y + height + 2), caption, fill=INK, font=font(11))
     if below is not None:
-        sheet.paste(below, (gap, size[1]))
+        sheet.paste(below, (GAP_PX, size[1]))
     write_aside(path, encode(sheet, "PNG", optimize=True))
 
 
 def sheet_width(picture_width: int, columns: int) -> int:
-    """Width in pixels of a contact sheet of so many pictures in a row."""
-    gap = 6
-    return columns * (picture_width + gap) + gap
+    """Return the width in pixels of a contact sheet with so many pictures in a row."""
+    return columns * (picture_width + GAP_PX) + GAP_PX
 
 
-def animation(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
+def write_gif(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
     """Write pictures as an endless GIF.
 
     Args:
         pictures: At least one picture, all of one size.
         path: The file, replaced atomically.
-        period_s: Seconds each picture stands.
+        period_s: Seconds that each picture is shown.
 
     Raises:
         StorageError: The file cannot be written.
     """
     coming = iter(pictures)
-    first = list(itertools.islice(coming, PALETTE_FROM))
+    first = list(itertools.islice(coming, PALETTE_PICTURES))
     palette = _side_by_side(first).quantize(colors=GIF_COLOURS)
     indexed = (
         picture.quantize(palette=palette, dither=Image.Dither.NONE)
@@ -112,13 +150,13 @@ def animation(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -
     write_aside(path, data)
 
 
-def film(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
+def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
     """Write pictures as an H.264 film in an MP4 file.
 
     Args:
-        pictures: At least one picture, all of one size; its sides are even.
+        pictures: At least one picture, all of one size; width and height are even.
         path: The file, replaced atomically.
-        period_s: Seconds each picture stands.
+        period_s: Seconds that each picture is shown.
 
     Raises:
         ConfigError: PyAV is not installed.
@@ -131,7 +169,7 @@ def film(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> Non
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(1 / period_s).limit_denominator(1001)
-        options = {"crf": str(FILM_QUALITY), "preset": "veryfast"}
+        options = {"crf": str(MP4_QUALITY), "preset": "veryfast"}
         stream = container.add_stream("libx264", rate=rate, options=options)
         for number, picture in enumerate(pictures):
             if not number:
@@ -144,7 +182,7 @@ def film(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> Non
 
 
 def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """A quarter of each picture's pixels, in one row."""
+    """Return a quarter of each picture's pixels, in one row."""
     small = [picture.reduce(2) for picture in pictures]
     row = Image.new("RGB", (sum(p.width for p in small), small[0].height))
     for number, picture in enumerate(small):
@@ -159,6 +197,6 @@ def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """The font that comes with Pillow, in a size in pixels."""
-    return ImageFont.load_default(size)
+def font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return the font that comes with Pillow."""
+    return ImageFont.load_default(size_px)

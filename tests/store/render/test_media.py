@@ -1,3 +1,5 @@
+"""Pictures, contact sheets, GIFs and MP4s: each pixel and each picture is at its place."""
+
 import sys
 
 import numpy as np
@@ -5,7 +7,15 @@ import pytest
 from PIL import Image
 
 from avtd3.store.errors import ConfigError, StorageError
-from avtd3.store.render.pictures import animation, contact_sheet, film, frame_image, sheet_width
+from avtd3.store.render.media import (
+    filmstrip,
+    frame_image,
+    scaled_image,
+    sheet_width,
+    write_contact_sheet,
+    write_gif,
+    write_mp4,
+)
 
 
 def grey(level, size=(24, 16)):
@@ -24,10 +34,27 @@ def test_a_frame_of_any_planes_becomes_a_colour_picture(planes, shown):
         np.testing.assert_array_equal(picture[:, :, colour], frame[plane])
 
 
+def test_frames_are_scaled_to_a_side_and_keep_their_shape():
+    frame = np.zeros((1, 3, 6), np.uint8)
+    frame[0, 0, 0] = 255
+    picture = scaled_image(frame, 12)
+    assert picture.size == (12, 6)
+    assert np.asarray(picture)[:3, :3, 0].tolist() == [[255, 255, 0], [255, 255, 0], [0, 0, 0]]
+    assert scaled_image(np.zeros((3, 50, 100), np.uint8), 10).size == (10, 5)
+
+
+def test_a_filmstrip_holds_small_jpegs():
+    uris, size = filmstrip(np.zeros((2, 3, 300, 500), np.uint8), 168)
+    assert size == (168, 101)
+    assert len(uris) == 2
+    assert all(uri.startswith("data:image/jpeg;base64,") for uri in uris)
+    assert filmstrip(np.zeros((1, 1, 8, 9), np.uint8), 168)[1] == (9, 8)
+
+
 def test_a_contact_sheet_holds_each_picture_at_its_place(tmp_path):
     path = tmp_path / "sheet.png"
     below = grey(77, (50, 9))
-    contact_sheet(
+    write_contact_sheet(
         [grey(level) for level in (50, 100, 150)],
         ["a", "b", "c"],
         path,
@@ -46,7 +73,7 @@ def test_a_contact_sheet_holds_each_picture_at_its_place(tmp_path):
 
 def test_an_animation_plays_every_picture_for_its_time(tmp_path):
     path = tmp_path / "a.gif"
-    animation((grey(level) for level in [*range(0, 250, 10)] * 2), path, period_s=0.1)
+    write_gif((grey(level) for level in [*range(0, 250, 10)] * 2), path, period_s=0.1)
     with Image.open(path) as picture:
         assert getattr(picture, "n_frames", 1) == 50
         assert picture.info["duration"] == 100
@@ -60,7 +87,7 @@ def test_an_animation_plays_every_picture_for_its_time(tmp_path):
 def test_a_film_plays_every_picture_at_its_rate(tmp_path):
     av = pytest.importorskip("av")
     path = tmp_path / "a.mp4"
-    film((grey(5 * number, (64, 48)) for number in range(40)), path, period_s=0.05)
+    write_mp4((grey(5 * number, (64, 48)) for number in range(40)), path, period_s=0.05)
     with av.open(path) as container:
         stream = container.streams.video[0]
         assert stream.average_rate == 20
@@ -72,10 +99,10 @@ def test_a_film_plays_every_picture_at_its_rate(tmp_path):
 def test_a_film_without_pyav_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ConfigError, match=r"pip install avtd3\[video\]"):
-        film([grey(0)], tmp_path / "a.mp4", period_s=0.05)
+        write_mp4([grey(0)], tmp_path / "a.mp4", period_s=0.05)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_picture_that_cannot_be_written_is_one_error(tmp_path):
     with pytest.raises(StorageError, match="cannot write"):
-        animation([grey(0)], tmp_path / "missing" / "a.gif", period_s=0.1)
+        write_gif([grey(0)], tmp_path / "missing" / "a.gif", period_s=0.1)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from avtd3.store.audit.audit import audit
 from avtd3.store.audit.drift import drift_between
-from avtd3.store.render.page import write_page
+from avtd3.store.render.audit_page import write_audit_page
 from avtd3.tests.store.browsing import FAINT, SMALL, STICKS_OUT, WIDTHS, browser
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
@@ -43,7 +43,7 @@ def page(tmp_path_factory):
     write_dataset(folder / LONG, spec, episodes[:2], collector="other")
     report = audit([folder / "data", folder / LONG])
     drifts = drift_between(*(dataset.summary for dataset in report.datasets))
-    write_page(report, folder / "page.html", drifts=drifts, compared=(EVIL, LONG))
+    write_audit_page(report, folder / "page.html", drifts=drifts, compared=(EVIL, LONG))
     return folder / "page.html"
 
 

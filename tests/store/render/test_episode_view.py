@@ -9,10 +9,21 @@ from PIL import Image
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
 from avtd3.store.filters import parse_filter
-from avtd3.store.render.episode_choice import WORDS, find_episode
-from avtd3.store.render.episode_pictures import write_film, write_gif, write_sheet
-from avtd3.store.render.episode_record import FRAMES_AT_ONCE, Channel, EpisodeRecord, Track
-from avtd3.store.render.episode_text import Terminal, draw_episode, frame_blocks, sparkline
+from avtd3.store.render.episode_record import (
+    FRAMES_AT_ONCE,
+    WORDS,
+    Channel,
+    EpisodeRecord,
+    Track,
+    find_episode,
+)
+from avtd3.store.render.episode_view import (
+    draw_episode,
+    write_episode_gif,
+    write_episode_mp4,
+    write_episode_sheet,
+)
+from avtd3.store.render.text import Terminal
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 SPEC = make_spec(height=12, width=10)
@@ -162,22 +173,6 @@ def test_frames_are_read_a_few_at_a_time(dataset, monkeypatch):
     assert max(sizes) <= FRAMES_AT_ONCE
 
 
-def test_a_sparkline_never_hides_a_spike():
-    values = np.zeros(1000)
-    values[437] = 5.0
-    line = sparkline(Channel(name="x", values=values), 50)
-    assert len(line) == 50
-    assert line.count("█") == 1
-    assert line.index("█") == 437 // 20
-
-
-def test_a_sparkline_leaves_out_what_is_not_finite():
-    channel = Channel(name="x", values=np.array([0.0, np.nan, 1.0, np.inf]))
-    assert sparkline(channel, 4) == "▁ █ "
-    assert sparkline(Channel(name="x", values=np.full(3, np.nan)), 4) == ""
-    assert sparkline(Channel(name="x", values=np.ones(3)), 9, unicode=False) == "___"
-
-
 def test_the_terminal_shows_facts_numbers_and_frames(dataset):
     text = draw_episode(
         EpisodeRecord.read(chosen(dataset.path, "worst")), Terminal(width=100, unicode=False)
@@ -202,18 +197,7 @@ def test_endless_names_end(dataset, tmp_path):
     record = EpisodeRecord.read(chosen(dataset.path, "worst"))
     record.facts["town"] = "t" * 100_000
     assert len(draw_episode(record, Terminal())) < 10_000
-    write_sheet(record, tmp_path / "a.png")
-
-
-def test_frames_become_blocks_of_colour_or_shades():
-    frame = np.zeros((3, 22, 22), np.uint8)
-    frame[0, :, 11:] = 255
-    rows = frame_blocks(frame, Terminal(colours=True))
-    assert len(rows) == 11
-    assert "38;5;196" in rows[0]
-    assert "38;5;232" in rows[0]
-    (shades,) = set(frame_blocks(frame, Terminal()))
-    assert shades == " " * 11 + "@" * 11
+    write_episode_sheet(record, tmp_path / "a.png")
 
 
 def pixels(path):
@@ -222,14 +206,14 @@ def pixels(path):
 
 
 def test_an_episode_becomes_a_contact_sheet(dataset, tmp_path):
-    write_sheet(EpisodeRecord.read(chosen(dataset.path, "longest")), tmp_path / "a.png")
+    write_episode_sheet(EpisodeRecord.read(chosen(dataset.path, "longest")), tmp_path / "a.png")
     sheet, _, _ = pixels(tmp_path / "a.png")
     assert sheet.shape[1] > 1000
     assert sheet.std() > 1.0
 
 
 def test_an_episode_becomes_a_gif_in_its_own_time(dataset, tmp_path):
-    write_gif(EpisodeRecord.read(chosen(dataset.path, "11")), tmp_path / "a.gif")
+    write_episode_gif(EpisodeRecord.read(chosen(dataset.path, "11")), tmp_path / "a.gif")
     picture, frames, info = pixels(tmp_path / "a.gif")
     assert frames == 4
     assert info["duration"] == 100
@@ -238,7 +222,7 @@ def test_an_episode_becomes_a_gif_in_its_own_time(dataset, tmp_path):
 
 def test_an_episode_becomes_a_film_of_all_its_frames(dataset, tmp_path):
     av = pytest.importorskip("av")
-    write_film(EpisodeRecord.read(chosen(dataset.path, "11")), tmp_path / "a.mp4")
+    write_episode_mp4(EpisodeRecord.read(chosen(dataset.path, "11")), tmp_path / "a.mp4")
     with av.open(tmp_path / "a.mp4") as container:
         assert container.streams.video[0].average_rate == 20
         assert sum(1 for _ in container.decode(video=0)) == LENGTHS[1] + 1
@@ -251,13 +235,14 @@ def test_an_episode_without_camera_shows_its_numbers(tmp_path):
     record.tracks[0].channels[0].values[2:] = np.nan
     record.tracks[1].channels[0].values[:] = np.nan
     assert "reward" in draw_episode(record, Terminal())
-    write_sheet(record, tmp_path / "a.png")
-    write_gif(record, tmp_path / "a.gif")
+    write_episode_sheet(record, tmp_path / "a.png")
+    write_episode_gif(record, tmp_path / "a.gif")
     assert pixels(tmp_path / "a.gif")[1] == 3
 
 
 @pytest.mark.parametrize(
-    ("write", "name"), [(write_sheet, "a.gif"), (write_gif, "a.png"), (write_film, "a")]
+    ("write", "name"),
+    [(write_episode_sheet, "a.gif"), (write_episode_gif, "a.png"), (write_episode_mp4, "a")],
 )
 def test_a_name_of_another_kind_of_file_is_refused(dataset, tmp_path, write, name):
     record = EpisodeRecord.read(chosen(dataset.path, "best"))

@@ -1,4 +1,4 @@
-"""The audit's page: what it says, and that nothing in a dataset can make it do anything else."""
+"""The audit's page: its facts, and that nothing in a dataset can become HTML."""
 
 import datetime
 import re
@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from avtd3.store.audit.audit import audit
-from avtd3.store.audit.bins import Bins
 from avtd3.store.audit.drift import Drift, drift_between
 from avtd3.store.audit.findings import CHECKS
 from avtd3.store.dataset import Dataset
-from avtd3.store.render.charts import histogram, line, nice_ticks, number
-from avtd3.store.render.drift import MAX_DRIFTS, SEEN_DRIFTS, drift_section
-from avtd3.store.render.page import MAX_OFFENDERS, render_page, write_page
-from avtd3.store.render.reels import MAX_REELS, pick_reels
-from avtd3.store.render.tables import MAX_BARS, bars, heat_table
+from avtd3.store.render.audit_page import (
+    MAX_DRIFTS,
+    MAX_EPISODES,
+    MAX_OFFENDERS,
+    SEEN_DRIFTS,
+    audit_page,
+    choose_episodes,
+    write_audit_page,
+)
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 SPEC = make_spec(height=16, width=16)
@@ -72,7 +75,7 @@ def sound(tmp_path_factory):
 
 def page_of(*paths, **config):
     report = audit(list(paths), **config)
-    return Page(render_page(report, pick_reels(list(paths)), made=MADE))
+    return Page(audit_page(report, choose_episodes(list(paths)), made=MADE))
 
 
 def test_a_sound_dataset_makes_a_page_with_everything(sound):
@@ -87,7 +90,7 @@ def test_a_sound_dataset_makes_a_page_with_everything(sound):
 
 def test_the_page_needs_nothing_else(sound, tmp_path):
     report = audit([sound.path])
-    write_page(report, tmp_path / "a.html")
+    write_audit_page(report, tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text("utf-8")
     page = Page(text)
     assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
@@ -149,7 +152,7 @@ def test_no_string_of_a_dataset_becomes_html(tmp_path):
     )
     path = tmp_path / f"data{EVIL.replace('/', '')}"
     write_dataset(path, spec, [episode])
-    text = render_page(audit([path]), pick_reels([path]), made=MADE)
+    text = audit_page(audit([path]), choose_episodes([path]), made=MADE)
     page = Page(text)
     assert not page.of("script")
     assert len(page.of("style")) == 1
@@ -166,7 +169,7 @@ def test_the_page_stays_small_whatever_a_dataset_holds(tmp_path):
         for n in range(40)
     ]
     write_dataset(tmp_path / "data", spec, episodes)
-    text = render_page(audit([tmp_path / "data"]), pick_reels([tmp_path / "data"]), made=MADE)
+    text = audit_page(audit([tmp_path / "data"]), choose_episodes([tmp_path / "data"]), made=MADE)
     assert len(text) < 1_000_000
     assert "… and 2,700 more" in text
 
@@ -211,6 +214,16 @@ def test_actions_speed_coverage_and_staleness_are_drawn(tmp_path):
     assert "Episodes by scenario and town" in page.text
 
 
+def test_the_table_of_scenarios_and_towns_holds_each_count_at_its_place(tmp_path):
+    places = [("a", 0)] * 3 + [("b", 10)] + [("a", 2)] * 5
+    episodes = [sound_episode(3, n, town=t, scenario=s) for n, (t, s) in enumerate(places)]
+    write_dataset(tmp_path / "data", SPEC, episodes)
+    text = audit_page(audit([tmp_path / "data"]), (), made=MADE)
+    table = text[text.index("town \\ scenario") :].partition("</table>")[0]
+    rows = [re.findall(r">([^<>\n]+)<", row) for row in table.split("<tr>")]
+    assert rows == [["0", "2", "10"], ["a", "3", "5", "0"], ["b", "0", "0", "1"]]
+
+
 def test_the_worst_episodes_are_named_as_the_command_takes_them(tmp_path):
     episodes = [sound_episode(30, n) for n in range(3)]
     episodes[1].frames[4:9] = 0
@@ -229,26 +242,31 @@ def test_drift_between_two_datasets_is_told(tmp_path):
         write_dataset(tmp_path / name, SPEC, episodes, collector=name)
     report = audit([tmp_path / "before", tmp_path / "after"])
     drifts = drift_between(*(dataset.summary for dataset in report.datasets))
-    text = render_page(report, (), made=MADE, drifts=drifts, compared=("a<b>", "after"))
+    text = audit_page(report, (), made=MADE, drifts=drifts, compared=("a<b>", "after"))
     page = Page(text)
     assert "From a<b> to after" in page.text
     assert "another population" in page.text
     assert "action steer" in page.text
-    assert "Drift" not in Page(render_page(report, (), made=MADE)).text
+    assert "Drift" not in Page(audit_page(report, (), made=MADE)).text
 
 
-def test_only_the_most_drifted_quantities_are_seen_at_once():
+def test_only_the_most_drifted_quantities_are_seen_at_once(sound):
     drifts = [
         Drift(name=f"v{n}", psi=1.0 - n / 100, ks=0.1, medians=(0.0, 1.0), verdict="other")
         for n in range(50)
     ]
-    text = drift_section(drifts, ("a", "b"))
-    seen, folded = str(text).split("<details>")
+
+    def section(drifts):
+        text = audit_page(report, (), made=MADE, drifts=drifts, compared=("a", "b"))
+        return text[text.index("The most drifted") : text.index("KS: largest distance")]
+
+    report = audit([sound.path])
+    seen, folded = section(drifts).split("<details>")
     assert seen.count("<tr>") == 1 + SEEN_DRIFTS
     assert folded.count("<tr>") == 1 + MAX_DRIFTS - SEEN_DRIFTS
     assert f"{MAX_DRIFTS - SEEN_DRIFTS} more quantities" in folded
-    assert "<details>" not in str(drift_section(drifts[:SEEN_DRIFTS], ("a", "b")))
-    assert "1 more quantity," in str(drift_section(drifts[: SEEN_DRIFTS + 1], ("a", "b")))
+    assert "<details>" not in section(drifts[:SEEN_DRIFTS])
+    assert "1 more quantity," in section(drifts[: SEEN_DRIFTS + 1])
 
 
 def test_several_datasets_are_compared(sound, tmp_path):
@@ -258,95 +276,31 @@ def test_several_datasets_are_compared(sound, tmp_path):
     assert str(tmp_path / "other") in text
 
 
-def test_reels_show_the_extremes_and_every_kind_of_end(sound):
-    reels = pick_reels([sound.path])
-    why = [reel.why for reel in reels]
+def test_the_extremes_and_every_kind_of_end_are_shown(sound):
+    shown = choose_episodes([sound.path])
+    why = [episode.why for episode in shown]
     assert why[:3] == ["lowest return", "highest return", "median return"]
-    returns = [r.record.facts["episode_return"] for r in reels]
+    returns = [e.record.facts["episode_return"] for e in shown]
     assert returns[0] == min(returns)
     assert returns[1] == max(returns)
-    assert len({reel.record.place.name for reel in reels}) == len(reels) <= MAX_REELS
-    assert {r.record.facts["driver"] for r in reels} == {"expert", "random", "policy"}
+    assert len({e.record.place.name for e in shown}) == len(shown) <= MAX_EPISODES
+    assert {e.record.facts["driver"] for e in shown} == {"expert", "random", "policy"}
 
 
-def test_reels_pass_over_damage(sound, tmp_path):
+def test_damaged_episodes_are_skipped(sound, tmp_path):
     path = tmp_path / "data"
     write_dataset(path, SPEC, [sound_episode(6, 1)])
     write_dataset(path, SPEC, [sound_episode(6, 2)], collector="other")
     segment = path / "segments" / Dataset.open(path).segment_ids()[0]
     (file,) = segment.glob("frames/c/0/0/0/0")
     file.write_bytes(bytes(file.stat().st_size))
-    assert len(pick_reels([path])) == 1
+    assert len(choose_episodes([path])) == 1
 
 
 def test_large_frames_become_small_pictures(tmp_path):
     spec = make_spec(height=300, width=500, channels=3, vector=0)
     path = tmp_path / "data"
     write_dataset(path, spec, [make_episode(spec, 2)])
-    (reel,) = pick_reels([path])
-    assert reel.size == (168, 101)
-    assert sum(map(len, reel.images)) < 200_000
-
-
-def binned(values):
-    bins = Bins.of(values)
-    assert bins is not None
-    return bins
-
-
-def test_a_histogram_draws_a_bar_for_each_bin_with_values():
-    bins = Bins(edges=np.arange(4.0), counts=np.array([2.0, 0.0, 8.0]))
-    drawing = histogram(bins, name="x", marks={"median": 2.5, "none": None, "far": 9.0})
-    heights = [float(h) for h in re.findall(r'class="bar"[^>]* height="([0-9.]+)"', drawing)]
-    assert len(heights) == 2
-    assert heights[1] == pytest.approx(4 * heights[0], rel=0.01)
-    assert "median 2.5" in drawing
-    assert "far" not in drawing
-    assert "2 .. 3: 8 (80.0%)" in drawing
-
-
-def drawn_path(values, shown=(0.0, 1.0)):
-    (path,) = re.findall(r' d="([^"]*)"', line(np.array(values), name="x", shown=shown))
-    return path
-
-
-def test_a_line_has_gaps_where_values_are_missing():
-    path = drawn_path([0.0, 1.0, np.nan, 1.0, 0.0])
-    assert path.count("M") == 2
-    assert path.count("L") == 2
-    assert drawn_path([np.nan, np.inf]) == ""
-
-
-def test_a_line_stays_in_its_strip():
-    assert drawn_path([0.5, 1.0, -7.0]) == drawn_path([0.5, 9.0, 0.0])
-
-
-def test_bars_add_up_and_the_rest_is_one_row():
-    rows = [(f"n{n}", float(100 - n), f"{100 - n}") for n in range(MAX_BARS + 3)]
-    page = Page(bars(rows, name="n", caption="c"))
-    assert len([a for a in page.of("th") if a["scope"] == "row"]) == MAX_BARS + 1
-    assert "3 others" in page.text
-
-
-def test_a_table_of_pairs_holds_each_count_at_its_place():
-    made = heat_table(
-        {("0", "a"): 3, ("10", "b"): 1, ("2", "a"): 5}, rows="r", columns="c", caption="x"
-    )
-    rows = [re.findall(r">([^<>]+)<", row) for row in made.split("<tr>")[2:]]
-    assert rows == [["0", "3", "0"], ["2", "5", "0"], ["10", "0", "1"]]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (-0.0, "0"), (12345.0, "12.3k"), (0.25, "0.25"), (-3e6, "-3M"), (1e-9, "1.0e-09")],
-)
-def test_numbers_are_short(value, text):
-    assert number(value) == text
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 30.0), (-112.0, 325.0), (1e-8, 2e-8), (5.0, 5.5)])
-def test_ticks_are_round_and_enclose(low, high):
-    ticks = nice_ticks(low, high, 5)
-    assert ticks[0] <= low
-    assert ticks[-1] >= high
-    assert 3 <= len(ticks) <= 9
+    (episode,) = choose_episodes([path])
+    assert episode.size == (168, 101)
+    assert sum(map(len, episode.images)) < 200_000

@@ -1,0 +1,154 @@
+"""Show a gate, a comparison or the curves of a run as one HTML page."""
+
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+
+from avtd3.learn.analysis import compare, gate
+from avtd3.learn.analysis.compare import Change, CompareReport
+from avtd3.learn.analysis.gate import GateReport, Judged
+from avtd3.learn.analysis.rules import Bounds
+from avtd3.learn.analysis.scalars import Curve
+from avtd3.learn.metrics import metric
+from avtd3.store.render.html import render_page
+from avtd3.store.render.plots import Line, curves
+from avtd3.store.render.text import integer, shorten
+
+MAX_PLOTS = 200
+"""Metrics of a comparison that are drawn, by verdict: a run may have a hundred thousand."""
+MAX_ROWS = 2_000
+"""Metrics of a comparison in the table."""
+GATE_KINDS: Mapping[gate.Verdict, str] = {
+    "pass": "ok",
+    "fail": "error",
+    "unknown": "error",
+    "warning": "warning",
+    "skipped": "info",
+}
+COMPARE_KINDS: Mapping[compare.Verdict, str] = {
+    "worse": "error",
+    "better": "ok",
+    "changed": "info",
+    "unclear": "warning",
+    "same": "info",
+}
+"""Classes of the verdicts in the style sheet."""
+
+Badge = tuple[str, str, str]
+"""A verdict, its class in the style sheet, and a text."""
+
+
+def gate_page(report: GateReport) -> str:
+    """Return the answer of a gate as a page: the verdict, each criterion, and the curves."""
+    at = f"at {report.axis}"
+    last = "none" if report.last_step is None else integer(report.last_step)
+    passed = f"{report.counts.get('pass', 0)} of {len(report.criteria)}"
+    return render_page(
+        "gate.html.j2",
+        title=f"{report.verdict}: stage {shorten(report.stage)} of {shorten(report.run)}",
+        report=report,
+        key_figures=[
+            ("stage", report.stage, ""),
+            (f"{report.axis} in the run", last, ""),
+            ("criteria passed", passed, ""),
+        ],
+        heads=("criterion", "verdict", "asked", "measured", at, "why"),
+        figures=("measured", at),
+        criteria=[_criterion_row(judged) for judged in report.criteria],
+        cards=_gate_cards(report),
+    )
+
+
+def compare_page(report: CompareReport) -> str:
+    """Return a comparison as a page: each shared metric before and after, in a table and plots."""
+    heads = ("metric", "verdict", "before", "after", "change", f"{report.confidence:.0%} interval")
+    drawn = report.changes[:MAX_PLOTS]
+    return render_page(
+        "compare.html.j2",
+        title=f"{shorten(report.candidate.run)} against {shorten(report.baseline.run)}",
+        report=report,
+        heads=(*heads, "why"),
+        figures=heads[2:],
+        changes=[
+            (c.metric, "", c.verdict, COMPARE_KINDS[c.verdict], (*c.texts(), c.reason))
+            for c in report.changes[:MAX_ROWS]
+        ],
+        rows_left_out=max(0, len(report.changes) - MAX_ROWS),
+        notices=[f"only in the {name}: {', '.join(names)}" for name, names in report.lonely()]
+        + list(report.notices),
+        changed=[_change_card(change, report) for change in drawn if change.verdict != "same"],
+        same=[_change_card(change, report) for change in drawn if change.verdict == "same"],
+        plots_left_out=len(report.changes) - len(drawn),
+    )
+
+
+def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
+    """Return a page with a plot of each curve, which has at least one point."""
+    axis = "gradient updates"
+    plots = [curves([_line("run", curve)], name=curve.name, axis=axis) for curve in drawn]
+    cards = [_card(curve.name, plot) for curve, plot in zip(drawn, plots, strict=True)]
+    return render_page("curves.html.j2", title=title, axis=axis, cards=cards)
+
+
+def _criterion_row(judged: Judged) -> tuple[str, str, str, str, tuple[str, ...]]:
+    cells = (judged.limit, judged.outcome.shown, judged.where, _why(judged))
+    return judged.name, judged.metric, judged.verdict, GATE_KINDS[judged.verdict], cells
+
+
+def _why(judged: Judged) -> str:
+    reason = judged.outcome.reason
+    if judged.criterion is None:
+        return reason
+    if judged.verdict not in ("pass", "skipped") and judged.criterion.why:
+        reason += f". {judged.criterion.why[0].upper()}{judged.criterion.why[1:]}"
+    return f"{reason} [{judged.criterion.source}]" if judged.criterion.source else reason
+
+
+def _gate_cards(report: GateReport) -> list[dict[str, object]]:
+    """Return a card for each metric with points, those of failed criteria first."""
+    asked: dict[str, list[Judged]] = {}
+    for judged in report.criteria:
+        asked.setdefault(judged.metric, []).append(judged)
+    cards = []
+    for name in sorted(report.curves, key=lambda name: not any(j.blocks for j in asked[name])):
+        if not len(report.curves[name].updates):
+            continue
+        limits = sorted({limit for judged in asked[name] for limit in _limits(judged)})
+        line = _line("run", report.curves[name])
+        plot = curves([line], name=name, axis=report.axis, limits=limits)
+        cards.append(
+            _card(name, plot, [(j.verdict, GATE_KINDS[j.verdict], j.limit) for j in asked[name]])
+        )
+    return cards
+
+
+def _limits(judged: Judged) -> list[float]:
+    """Return the values at which the metric itself would cross the bounds."""
+    bounds, criterion = judged.bounds or Bounds(), judged.criterion
+    if criterion is None or criterion.rule == "sum":
+        return []
+    found = (bounds.below, bounds.above, bounds.at_most, bounds.at_least)
+    given = [bound for bound in found if bound is not None]
+    return [*given, *(-bound for bound in given)] if criterion.absolute else given
+
+
+def _change_card(change: Change, report: CompareReport) -> dict[str, object]:
+    both = zip(("before", "after"), report.curves[change.metric], strict=True)
+    lines = [_line(kind, curve, kind) for kind, curve in both if len(curve.updates)]
+    end = max(report.baseline.judged_to, report.candidate.judged_to)
+    window = ((1.0 - report.window) * end, float(end))
+    plot = curves(lines, name=change.metric, axis=report.candidate.axis, window=window)
+    before, after, delta, _ = change.texts()
+    text = f"{before or 'nothing'} → {after or 'nothing'}, {delta or 'no change'}"
+    return _card(change.metric, plot, [(change.verdict, COMPARE_KINDS[change.verdict], text)])
+
+
+def _line(label: str, curve: Curve, kind: str = "after") -> Line:
+    return Line(label=label, steps=curve.updates, values=curve.values, kind=kind)
+
+
+def _card(name: str, plot: Markup, verdicts: Sequence[Badge] = ()) -> dict[str, object]:
+    """Return a metric's name, meaning, verdicts and plot, as the template takes them."""
+    known = metric(name)
+    meaning = "" if known is None else str(known)
+    return {"name": name, "meaning": meaning, "verdicts": verdicts, "plot": plot}

@@ -1,0 +1,435 @@
+"""Write an audit as one HTML page that needs nothing else: no script, network or other file."""
+
+import dataclasses
+import datetime
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from avtd3.store.audit.bins import Bins, near_zero
+from avtd3.store.audit.drift import Drift
+from avtd3.store.audit.findings import CHECKS, Finding
+from avtd3.store.audit.report import AuditReport, DatasetReport
+from avtd3.store.audit.statistics import SAMPLE_SIZE, Distribution, Summary
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import Avtd3Error
+from avtd3.store.files import write_aside
+from avtd3.store.render.episode_record import (
+    EpisodePlace,
+    EpisodeRecord,
+    key_components,
+    readable_tables,
+)
+from avtd3.store.render.html import render_page
+from avtd3.store.render.media import filmstrip
+from avtd3.store.render.plots import histogram, sparkline
+from avtd3.store.render.text import (
+    duration,
+    file_size,
+    integer,
+    largest,
+    number,
+    percent,
+    plural,
+    shorten,
+)
+
+MAX_OFFENDERS = 10
+"""Findings of each check that are listed."""
+MAX_DRIFTS = 40
+"""Quantities whose drift is listed, the most drifted first."""
+SEEN_DRIFTS = 8
+"""Those of them that are not folded away."""
+DRIFT_KINDS = {"same": "ok", "shifted": "warning", "other": "error", "few values": "info"}
+"""Classes of the verdicts in the style sheet."""
+MAX_BARS = 12
+"""Rows of a table of bars; one more row sums up the others."""
+MAX_SIDE = 30
+"""Most rows or columns of the table of scenarios and towns; a larger one is left out."""
+MAX_ACTIONS = 8
+"""Components of the action that are drawn, the first ones."""
+MAX_EPISODES = 8
+"""Episodes that are shown."""
+EPISODE_FRAMES = 6
+FRAME_PX = 168
+"""Longer side of a frame; smaller frames keep their size."""
+MAX_SEGMENTS = 48
+"""Segments of each dataset that episodes are chosen from, evenly spread."""
+MAX_IMAGE_BYTES = 1_500_000
+"""Size of all frames of a page together."""
+DETAILS = {
+    "mean": "mean",
+    "std": "std",
+    "min": "min",
+    "5 %": "p5",
+    "median": "p50",
+    "95 %": "p95",
+    "max": "max",
+}
+"""Heads of the table of numbers, and their keys in a distribution's document."""
+
+
+def write_audit_page(
+    report: AuditReport,
+    path: Path,
+    *,
+    drifts: Sequence[Drift] = (),
+    compared: Sequence[str] = (),
+    more: Sequence[tuple[str, Markup]] = (),
+) -> None:
+    """Write an audit as a page, with frames of a few of its episodes.
+
+    Args:
+        report: The audit; its datasets are read again, for the frames.
+        path: The file, replaced atomically.
+        drifts: Drift between two parts of the data, if it was measured.
+        compared: Names of these two parts.
+        more: Title and content of further sections.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    episodes = choose_episodes([Path(dataset.path) for dataset in report.datasets])
+    made = datetime.datetime.now(datetime.UTC)
+    page = audit_page(report, episodes, made=made, drifts=drifts, compared=compared, more=more)
+    write_aside(path, page.encode())
+
+
+def audit_page(
+    report: AuditReport,
+    episodes: Sequence["ShownEpisode"],
+    *,
+    made: datetime.datetime,
+    drifts: Sequence[Drift] = (),
+    compared: Sequence[str] = (),
+    more: Sequence[tuple[str, Markup]] = (),
+) -> str:
+    """Return an audit as HTML.
+
+    Args:
+        report: The audit.
+        episodes: Episodes to show.
+        made: When the audit was made.
+        drifts: Drift between two parts of the data, if it was measured.
+        compared: Names of these two parts.
+        more: Title and content of further sections.
+    """
+    total = report.total
+    details = {group: _detail_rows(named) for group, named in total.components.items()}
+    return render_page(
+        "audit.html.j2",
+        title="Audit of " + (", ".join(d.path for d in report.datasets) or "nothing"),
+        report=report,
+        made=f"{made:%Y-%m-%d %H:%M} UTC",
+        sentences=[*_sentences(report)],
+        key_figures=_key_figures(report),
+        **_findings(report),
+        drifts=[_drift_row(drift) for drift in drifts[:MAX_DRIFTS]],
+        seen_drifts=SEEN_DRIFTS,
+        drift_counts=Counter(drift.verdict for drift in drifts),
+        drift_total=len(drifts),
+        compared=compared,
+        episodes=episodes,
+        more=more,
+        episode_plots=[*_episode_plots(total)],
+        policies=_policy_counts(total),
+        staleness=_staleness(total),
+        driving_plots=[*_driving_plots(total)],
+        counts={name: largest(counts, MAX_BARS) for name, counts in total.counts.items() if counts},
+        reward_shares=largest(total.reward_shares, MAX_BARS),
+        earned=[(row[0], row[1]) for row in details.get("reward_terms", ())],
+        coverage=_coverage(total.coverage),
+        datasets=[_dataset_row(dataset) for dataset in report.datasets],
+        detail_heads=("name", *DETAILS),
+        details=details,
+    )
+
+
+def _key_figures(report: AuditReport) -> list[tuple[str, str, str]]:
+    total = report.total
+    ratio = f", {total.bytes_raw / total.bytes_on_disk:.1f}x" if total.bytes_on_disk else ""
+    log = report.log
+    found = [plural(log.count("error"), "error"), plural(log.count("warning"), "warning")]
+    found.append(plural(log.count("info"), "note"))
+    length, episode_return = (d.sample.quantiles((0.5,))[0] for d in (total.lengths, total.returns))
+    simulated = f"{duration(total.simulated_seconds)} simulated"
+    raw = f"{file_size(total.bytes_raw)} raw{ratio}"
+    mean = total.returns.moments.document()["mean"]
+    return [
+        ("Findings", integer(sum(log.counts.values())), ", ".join(found)),
+        ("Episodes", integer(total.episodes), f"median {number(length, 4)} steps"),
+        ("Steps", integer(total.steps), simulated),
+        ("Segments", integer(total.segments), f"{len(report.damaged):,} with errors"),
+        ("On disk", file_size(total.bytes_on_disk), raw),
+        ("Mean return", number(mean, 4), f"median {number(episode_return, 4)}"),
+    ]
+
+
+def _sentences(report: AuditReport) -> Iterator[str]:
+    log, total = report.log, report.total
+    if report.verdict == "ok":
+        yield f"None of {len(CHECKS)} checks found an error or a warning."
+    else:
+        counts = (("error", log.count("error")), ("warning", log.count("warning")))
+        yield " and ".join(plural(count, noun) for noun, count in counts if count) + " found."
+        if report.damaged:
+            yield f"{plural(len(report.damaged), 'segment')} should not be learned from."
+    if report.strict:
+        yield "Strict: warnings count as errors."
+    if report.sample < 1.0:
+        read = f"{total.segments_judged:,} of {plural(total.segments, 'segment')}"
+        yield f"A sample: data of {read} read, files of all."
+    if not report.complete:
+        yield "Stopped early: only the segments audited so far are covered."
+
+
+def _findings(report: AuditReport) -> dict[str, object]:
+    """Return the checks that found something, their first findings, and the worst episodes."""
+    counts, order = report.log.counts, ("error", "warning", "info")
+    found = [name for name in CHECKS if counts.get(name)]
+    found.sort(key=lambda name: order.index(CHECKS[name].severity))
+    kept: dict[str, list[Finding]] = {name: [] for name in found}
+    for finding in report.findings:
+        kept[finding.check].append(finding)
+    checks, offenders = [], []
+    for name, findings in kept.items():
+        check = CHECKS[name]
+        cells = (integer(counts[name]), check.title, check.mend)
+        checks.append((name, "", check.severity, check.severity, cells))
+        lines = [(_place(finding), finding.message) for finding in findings[:MAX_OFFENDERS]]
+        offenders.append((name, counts[name], lines))
+    worst = []
+    for episode in report.worst:
+        kinds = ((episode.errors, "error"), (episode.warnings, "warning"))
+        text = ", ".join(plural(count, noun) for count, noun in kinds if count)
+        place = f"{episode.segment}:{episode.episode}"
+        worst.append((place, f"{text}: {', '.join(episode.checks)}"))
+    quiet = [(n, check.severity, check.title) for n, check in CHECKS.items() if not counts.get(n)]
+    return {"checks": checks, "offenders": offenders, "worst": worst, "quiet": quiet}
+
+
+def _place(finding: Finding) -> str:
+    episode = "" if finding.episode is None else f":{finding.episode}"
+    return f"{finding.segment or finding.dataset}{episode}"
+
+
+def _drift_row(drift: Drift) -> tuple[str, str, str, str, tuple[str, ...]]:
+    figures = (f"{drift.psi:.2f}", f"{drift.ks:.2f}", *map(number, drift.medians))
+    return drift.name, "", drift.verdict, DRIFT_KINDS[drift.verdict], figures
+
+
+def _episode_plots(total: Summary) -> Iterator[tuple[str, Markup, str]]:
+    """Yield title, plot and note of the distribution of returns and of lengths."""
+    for title, known, axis in (
+        ("Returns", total.returns, "Return of an episode"),
+        ("Lengths", total.lengths, "Steps of an episode"),
+    ):
+        yield from _plot(title, known, axis)
+
+
+def _driving_plots(total: Summary) -> Iterator[tuple[str, Markup, str]]:
+    """Yield title, plot and note of each action and of a few components of the vector."""
+    actions = total.components.get("action", {})
+    for name, known in itertools.islice(actions.items(), MAX_ACTIONS):
+        if (bins := Bins.of(known.sample.values)) is not None:
+            near, share = near_zero(known)
+            note = f"{percent(share)} of the steps lie within ±{number(near)} of zero."
+            yield f"Action: {name}", histogram(bins.edges, bins.counts, name=name), note
+    vector = total.components.get("vector", {})
+    names = tuple(vector)
+    for name in (names[column] for column in key_components(names)):
+        yield from _plot(name, vector[name], name)
+
+
+def _plot(title: str, known: Distribution, axis: str) -> Iterator[tuple[str, Markup, str]]:
+    if (bins := Bins.of(known.sample.values)) is None:
+        return
+    p5, median, p95 = known.sample.quantiles((0.05, 0.5, 0.95))
+    sampled = known.moments.count > SAMPLE_SIZE
+    source = f", in a uniform sample of {SAMPLE_SIZE:,}" if sampled else ""
+    note = f"{axis}: nine in ten from {number(p5, 4)} to {number(p95, 4)}{source}."
+    drawn = histogram(bins.edges, bins.counts, name=axis, marks={"median": median})
+    yield title, drawn, note
+
+
+def _policy_counts(total: Summary) -> list[tuple[str, float]]:
+    """Return episodes per policy version; nothing if no policy drove."""
+    versions = total.counts.get("policy_version", Counter())
+    if not set(versions) - {"-1"}:
+        return []
+    named = {"no policy" if k == "-1" else f"version {k}": n for k, n in versions.items()}
+    return largest(named, MAX_BARS)
+
+
+def _staleness(total: Summary) -> str:
+    """Describe how far the driving policies are behind the newest one."""
+    versions = total.counts.get("policy_version", Counter())
+    driven = sorted((int(version), count) for version, count in versions.items())
+    driven = [(version, count) for version, count in driven if version >= 0]
+    if not driven:
+        return ""
+    newest = driven[-1][0]
+    ages = [newest - version for version, count in driven for _ in range(count)]
+    if not any(ages):
+        return f"Wherever a policy drove, it was version {newest}, the newest here."
+    middle = sorted(ages)[len(ages) // 2]
+    behind = f"; half are {middle} or more versions behind" if middle else ""
+    share = percent(ages.count(0) / len(ages))
+    return (
+        f"Where a policy drove, {share} of the episodes are of version {newest}, "
+        f"the newest here{behind}."
+    )
+
+
+def _coverage(
+    pairs: Mapping[tuple[str, str], int],
+) -> tuple[list[str], list[tuple[str, list[tuple[int, int]]]]] | None:
+    """Return heads and rows of the table of towns and scenarios; None if it would say nothing.
+
+    Args:
+        pairs: Episodes by scenario and town.
+
+    Returns:
+        The heads, and for each town its count and darkness in percent for each scenario.
+    """
+    scenarios, towns = (sorted({pair[side] for pair in pairs}, key=_natural) for side in (0, 1))
+    if len(pairs) < 2 or max(len(scenarios), len(towns)) > MAX_SIDE:
+        return None
+    most = math.log1p(max(pairs.values()))
+    rows = []
+    for town in towns:
+        counts = [pairs.get((scenario, town), 0) for scenario in scenarios]
+        heats = [round(12 + 58 * math.log1p(count) / most) if count else 0 for count in counts]
+        rows.append((town, list(zip(counts, heats, strict=True))))
+    return ["town \\ scenario", *scenarios], rows
+
+
+def _dataset_row(dataset: DatasetReport) -> tuple[str, ...]:
+    held = dataset.summary
+    counts = map(integer, (held.episodes, held.steps, held.segments))
+    mean = held.returns.moments.document()["mean"]
+    return (dataset.path, *counts, file_size(held.bytes_on_disk), number(mean, 4))
+
+
+def _detail_rows(named: Mapping[str, Distribution]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, known in named.items():
+        document = known.document()
+        rows.append((name, *(number(document[key], 4) for key in DETAILS.values())))
+    return rows
+
+
+def _natural(name: str) -> tuple[bool, float, str]:
+    """Return a key that sorts numbers by value, before names."""
+    return (not name.isdecimal(), float(name) if name.isdecimal() else 0.0, name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShownEpisode:
+    """One episode of a page."""
+
+    why: str
+    """What it is an example of."""
+    record: EpisodeRecord
+    images: tuple[str, ...]
+    """Evenly spaced frames as data URIs."""
+    size: tuple[int, int]
+    """Width and height of its frames, in pixels."""
+
+    @property
+    def sparklines(self) -> list[tuple[str, Markup]]:
+        """Name and sparkline of the first track and of the reward."""
+        first, *others = self.record.tracks
+        drawn = []
+        for track in (first, *(t for t in others if t.title == "reward")):
+            channel = track.channels[0]
+            line = sparkline(channel.values, name=channel.name, shown=track.shown_range)
+            drawn.append((shorten(channel.name, 30), line))
+        return drawn
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts of the episode."""
+        return self.record.facts
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    place: EpisodePlace
+    episode_return: float
+    length: int
+    end: str
+    driver: str
+
+
+def choose_episodes(datasets: Sequence[Path]) -> tuple[ShownEpisode, ...]:
+    """Choose a few episodes and read frames of each; skip those that are damaged.
+
+    These are the episodes of lowest, highest and median return, and one for each other end and
+    each other driver.
+    """
+    chosen: list[ShownEpisode] = []
+    size_bytes = 0
+    for why, candidate in _ranked([*_candidates(datasets)]):
+        try:
+            record = EpisodeRecord.read(candidate.place)
+            images, size = _frames(record)
+        except (Avtd3Error, OSError):
+            continue
+        size_bytes += sum(map(len, images))
+        if len(chosen) == MAX_EPISODES or size_bytes > MAX_IMAGE_BYTES:
+            break
+        chosen.append(ShownEpisode(why=why, record=record, images=images, size=size))
+    return tuple(chosen)
+
+
+def _frames(record: EpisodeRecord) -> tuple[tuple[str, ...], tuple[int, int]]:
+    if record.spec.image is None:
+        return (), (0, 0)
+    return filmstrip(map(record.frame, record.spread(EPISODE_FRAMES)), FRAME_PX)
+
+
+def _candidates(datasets: Sequence[Path]) -> Iterator[_Candidate]:
+    for path in datasets:
+        try:
+            held = Dataset.open(path).snapshot().segments
+        except (Avtd3Error, OSError):
+            continue
+        spread = np.linspace(0, len(held) - 1, min(len(held), MAX_SEGMENTS)).astype(np.int64)
+        for segment, table in readable_tables(held[n] for n in spread.tolist()):
+            for index in range(segment.episodes):
+                yield _Candidate(
+                    place=EpisodePlace(dataset=path, segment=segment, number=index),
+                    episode_return=float(table.episode_return[index]),
+                    length=int(table.length[index]),
+                    end=table.end_reason[index],
+                    driver=table.driver[index],
+                )
+
+
+def _ranked(candidates: Sequence[_Candidate]) -> Iterator[tuple[str, _Candidate]]:
+    """Yield episodes and why to show them, the most telling first, none of them twice."""
+    finite = (c for c in candidates if math.isfinite(c.episode_return))
+    ranked = sorted(finite, key=lambda c: c.episode_return)
+    if not ranked:
+        return
+    first = {"lowest return": 0, "highest return": -1, "median return": len(ranked) // 2}
+    taken: list[_Candidate] = []
+    for why, place in first.items():
+        if not any(ranked[place] is other for other in taken):
+            taken.append(ranked[place])
+            yield why, ranked[place]
+    for kind, label in (("end", "ended by"), ("driver", "driven by")):
+        known = {getattr(candidate, kind) for candidate in taken}
+        for candidate in sorted(ranked, key=lambda c: -c.length):
+            value = getattr(candidate, kind)
+            if value not in known:
+                known.add(value)
+                taken.append(candidate)
+                yield f"{label} {value}", candidate
