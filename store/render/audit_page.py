@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -20,6 +19,7 @@ from avtd3.store.audit.statistics import SAMPLE_SIZE, Distribution, Summary
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import Avtd3Error
 from avtd3.store.files import write_aside
+from avtd3.store.render.audit_text import staleness_text
 from avtd3.store.render.episode_record import (
     EpisodePlace,
     EpisodeRecord,
@@ -139,7 +139,7 @@ def audit_page(
         more=more,
         episode_plots=[*_episode_plots(total)],
         policies=_policy_counts(total),
-        staleness=_staleness(total),
+        staleness=staleness_text(total),
         driving_plots=[*_driving_plots(total)],
         counts={name: largest(counts, MAX_BARS) for name, counts in total.counts.items() if counts},
         reward_shares=largest(total.reward_shares, MAX_BARS),
@@ -267,26 +267,6 @@ def _policy_counts(total: Summary) -> list[tuple[str, float]]:
     return largest(named, MAX_BARS)
 
 
-def _staleness(total: Summary) -> str:
-    """Describe how far the driving policies are behind the newest one."""
-    versions = total.counts.get("policy_version", Counter())
-    driven = sorted((int(version), count) for version, count in versions.items())
-    driven = [(version, count) for version, count in driven if version >= 0]
-    if not driven:
-        return ""
-    newest = driven[-1][0]
-    ages = [newest - version for version, count in driven for _ in range(count)]
-    if not any(ages):
-        return f"Wherever a policy drove, it was version {newest}, the newest here."
-    middle = sorted(ages)[len(ages) // 2]
-    behind = f"; half are {middle} or more versions behind" if middle else ""
-    share = percent(ages.count(0) / len(ages))
-    return (
-        f"Where a policy drove, {share} of the episodes are of version {newest}, "
-        f"the newest here{behind}."
-    )
-
-
 def _coverage(
     pairs: Mapping[tuple[str, str], int],
 ) -> tuple[list[str], list[tuple[str, list[tuple[int, int]]]]] | None:
@@ -352,11 +332,6 @@ class ShownEpisode:
             line = sparkline(channel.values, name=channel.name, shown=track.shown_range)
             drawn.append((shorten(channel.name, 30), line))
         return drawn
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Facts of the episode."""
-        return self.record.facts
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

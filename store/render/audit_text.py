@@ -76,6 +76,17 @@ def drift_text(drifts: Sequence[Drift], first: str, second: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def staleness_text(total: Summary) -> str:
+    """Describe how far the driving policies are behind the newest; empty if no policy drove."""
+    known = total.staleness
+    if not known:
+        return ""
+    return (
+        f"{percent(known['newest_share'])} by the newest, version {known['newest']}; "
+        f"{known['mean_behind']:.1f} behind on average"
+    )
+
+
 def _header(report: AuditReport) -> Iterator[str]:
     paths = ", ".join(dataset.path for dataset in report.datasets) or "nothing"
     yield from wrap(f"audit of {paths}", "  ")
@@ -149,7 +160,7 @@ def _summary(report: AuditReport) -> Iterator[str]:
         ("length", _spread(total.lengths)),
         ("", _range(total.lengths)),
         ("Q", _q_bound(report)),
-        ("policies", _staleness(total)),
+        ("policies", staleness_text(total)),
     ):
         if value:
             yield f"  {name:<10}{value}"
@@ -178,16 +189,6 @@ def _q_bound(report: AuditReport) -> str:
     return (
         f"{number(total.largest_discounted, 4)} seen, {number(report.q_bound, 4)} possible "
         f"(gamma {report.gamma:g}, reward up to {number(total.largest_reward, 4)})"
-    )
-
-
-def _staleness(total: Summary) -> str:
-    known = total.staleness
-    if not known:
-        return ""
-    return (
-        f"{percent(known['newest_share'])} by the newest, version {known['newest']}; "
-        f"{known['mean_behind']:.1f} behind on average"
     )
 
 

@@ -210,7 +210,7 @@ def test_actions_speed_coverage_and_staleness_are_drawn(tmp_path):
     labels = [a["aria-label"] for a in page.of("svg")]
     assert any(label.startswith("Histogram of speed_mps, 84 values") for label in labels)
     assert not any(label.startswith("Histogram of point_1_m") for label in labels)
-    assert "25% of the episodes are of version 3, the newest here; half are 2 or more" in page.text
+    assert "25% by the newest, version 3; 1.5 behind on average" in page.text
     assert "Episodes by scenario and town" in page.text
 
 
