@@ -31,6 +31,7 @@ from avtd3.collect.checks import check_number
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.store.files import canonical_json, sha256
+from avtd3.store.render.text import plural
 
 _TRAINING, _EVALUATION = 0, 1
 MAX_SEED = 2**62 - 1
@@ -121,7 +122,7 @@ class Amount:
             left, name = self.steps - steps - sum(held.values()), "step"
         else:
             left, name = (self.episodes or 0) - episodes - self._below(held), "episode"
-        return f"{left} {name}{'s' if left > 1 else ''}" if left > 0 else ""
+        return plural(left, name) if left > 0 else ""
 
     def _below(self, held: Mapping[int, int]) -> int:
         """Held episodes that count: a longer plan may have been held."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from avtd3.collect.checks import check_number
 from avtd3.store.errors import RouteError, WorldLost
+from avtd3.store.render.text import file_size, plural
 
 PROGRESS_STEPS = 20
 """Steps between two failures that make them no failures in a row: a second of driving. A server
@@ -214,8 +215,8 @@ class CollectProgress:
             f"{self.steps_per_second:.0f}/s",
             f"{tally.episodes} episodes",
             f"return {tally.return_mean:.1f}",
-            f"{tally.size_bytes / 1e6:.1f} MB",
-            f"{self.disk_free_bytes / 1e9:.0f} GB free",
+            file_size(tally.size_bytes),
+            f"{file_size(self.disk_free_bytes)} free",
         ]
         if tally.policy_version >= 0:
             parts.append(f"policy {tally.policy_version}")
@@ -295,9 +296,9 @@ class CollectReport:
         ends = ", ".join(f"{n} {reason}" for reason, n in sorted(tally.end_reasons.items()))
         lines = [
             f"{tally.steps} steps in {tally.episodes} episodes, {tally.segments} segments, "
-            f"{tally.size_bytes / 1e6:.1f} MB, to {self.dataset}",
+            f"{file_size(tally.size_bytes)}, to {self.dataset}",
             f"{self.seconds:.1f} s, {tally.steps / max(self.seconds, 1e-9):.0f} steps/s, "
-            f"{self.workers} worker{'s' if self.workers > 1 else ''}",
+            f"{plural(self.workers, 'worker')}",
         ]
         if tally.episodes:
             lines.append(f"mean return {tally.return_mean:.1f}; ends: {ends}")

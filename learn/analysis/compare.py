@@ -9,14 +9,14 @@ from typing import Any, Literal
 import numpy as np
 
 from avtd3.learn.analysis.criteria import Window
-from avtd3.learn.analysis.gate import align, cell
+from avtd3.learn.analysis.gate import cell
 from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameMap
 from avtd3.learn.analysis.noise import FEWEST, Level, change_interval
 from avtd3.learn.analysis.reader import RunLog, read_log
 from avtd3.learn.analysis.rules import select
 from avtd3.learn.analysis.scalars import Curve
 from avtd3.store.errors import ConfigError
-from avtd3.store.render.text import number
+from avtd3.store.render.text import columns, number, plural
 
 FORMAT = "avtd3.compare/1"
 """Name and version of the JSON document."""
@@ -171,10 +171,8 @@ class CompareReport:
     def sentence(self) -> str:
         """The answer in one line."""
         counts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items() if count)
-        shared = len(self.changes)
-        return (
-            f"{shared} shared metric{'' if shared == 1 else 's'}: {counts or 'nothing to compare'}"
-        )
+        shared = plural(len(self.changes), "shared metric")
+        return f"{shared}: {counts or 'nothing to compare'}"
 
     def method(self) -> str:
         """How it was compared, in a sentence or two."""
@@ -189,9 +187,8 @@ class CompareReport:
         """The report for a terminal."""
         rows = [(c.verdict, c.metric, *c.texts()) for c in self.changes]
         heads = ("", "metric", "before", "after", "change", f"{self.confidence:.0%} interval")
-        widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
         lines = [f"baseline  {self.baseline.run}", f"candidate {self.candidate.run}", ""]
-        lines += [align(row, widths) for row in (heads, *rows)]
+        lines += columns([heads, *rows], "<" * len(heads))
         lines += [""] + [f"only in the {name}: {', '.join(m)}" for name, m in self.lonely()]
         lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join([*lines, self.method(), self.sentence()])

@@ -13,6 +13,7 @@ from avtd3.learn.analysis.reader import RunLog, read_log
 from avtd3.learn.analysis.rules import Answer, Bounds, Outcome, judge, limit_text
 from avtd3.learn.analysis.scalars import Curve
 from avtd3.store.errors import ConfigError
+from avtd3.store.render.text import columns, plural
 
 FORMAT = "avtd3.gate/1"
 """Name and version of the JSON document."""
@@ -149,12 +150,13 @@ class GateReport:
             for j in self.criteria
         ]
         heads = ("", "criterion", "asked", "measured", f"at {self.axis}")
-        widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-        lines = [self.sentence(), "", align(heads, widths)]
-        for row, judged in zip(rows, self.criteria, strict=True):
-            lines.append(align(row, widths))
+        first, *others = columns([heads, *rows], "<<<<<")
+        indent = " " * (first.index(heads[1]) + 2)
+        lines = [self.sentence(), "", first]
+        for line, judged in zip(others, self.criteria, strict=True):
+            lines.append(line)
             if judged.verdict not in ("pass", "skipped"):
-                lines += [f"{'':{widths[0]}}    {text}" for text in self.reasons(judged)]
+                lines += [f"{indent}{text}" for text in self.reasons(judged)]
         lines += ["", *(f"note: {notice}" for notice in self.notices)] if self.notices else []
         return "\n".join([*lines, "", self.sentence()])
 
@@ -191,11 +193,6 @@ class GateReport:
 def cell(text: str) -> str:
     """Text that cannot break out of a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def align(row: Sequence[str], widths: Sequence[int]) -> str:
-    """A line of a table whose columns have these widths."""
-    return "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 REACHED = 0.98
@@ -346,7 +343,7 @@ def _absent(metric: str, tag: str, log: RunLog) -> Outcome:
 
 def _judge_files(log: RunLog) -> Judged:
     count = len(log.files)
-    files = f"{count} event file{'' if count == 1 else 's'}"
+    files = plural(count, "event file")
     answer: Answer = "fail" if log.damaged else "pass"
     reason = "; ".join(log.damaged) or "every checksum holds"
     if log.damaged:

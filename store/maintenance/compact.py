@@ -21,13 +21,13 @@ from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     clear_staging,
-    count,
     empty_trash,
     exclusive,
     find_leftovers,
     remove_leftovers,
     remove_segments,
 )
+from avtd3.store.render.text import file_size, plural
 from avtd3.store.replaced import ORIGIN, RELABEL, REPLACES, origins, replaced_ids
 from avtd3.store.seal import (
     OBSERVATION_COLUMNS,
@@ -310,16 +310,16 @@ class CompactReport:
         """The report in a few lines."""
         verb = "would merge" if self.dry_run else "merged"
         lines = [
-            f"{verb} {count(self.merged_segments, 'segment')} of {self.merged_steps:,} steps: "
-            f"{self.segments_before:,} -> {count(self.segments_after, 'segment')}"
+            f"{verb} {plural(self.merged_segments, 'segment')} of {self.merged_steps:,} steps: "
+            f"{self.segments_before:,} -> {plural(self.segments_after, 'segment')}"
         ]
         if self.bytes_after:
-            lines.append(f"{self.bytes_before / 1e6:.1f} MB -> {self.bytes_after / 1e6:.1f} MB")
+            lines.append(f"{file_size(self.bytes_before)} -> {file_size(self.bytes_after)}")
         if self.leftovers:
             verb = "would remove" if self.dry_run else "removed"
-            lines.append(f"{verb} {count(self.leftovers, 'segment')} merged earlier")
+            lines.append(f"{verb} {plural(self.leftovers, 'segment')} merged earlier")
         if self.pinned:
-            lines.append(f"{count(self.pinned, 'segment')} pinned")
+            lines.append(f"{plural(self.pinned, 'segment')} pinned")
         lines += [f"not merged: {problem}" for problem in self.problems]
         if self.stopped:
             lines.append("stopped early; run it again to go on")

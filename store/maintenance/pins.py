@@ -10,7 +10,8 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, SegmentNotFoundError
 from avtd3.store.files import canonical_json, read_json, write_aside
 from avtd3.store.filters import EpisodeFilter
-from avtd3.store.maintenance.removal import count, exclusive
+from avtd3.store.maintenance.removal import exclusive
+from avtd3.store.render.text import plural
 
 PINS_FILE = "pins.json"
 
@@ -86,7 +87,7 @@ class PinReport:
 
     def summary(self) -> str:
         """The report, a line for each pin."""
-        lines = [f"{count(len(self.pins), 'pinned segment')} in {self.dataset}"]
+        lines = [f"{plural(len(self.pins), 'pinned segment')} in {self.dataset}"]
         for name, pin in self.pins.items():
             gone = " (not there)" if name in self.absent else ""
             lines.append(f"  {name}{gone}{'  ' if pin.note else ''}{pin.note}")

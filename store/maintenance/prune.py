@@ -19,12 +19,12 @@ from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
-    count,
     empty_trash,
     exclusive,
     find_leftovers,
     remove_segments,
 )
+from avtd3.store.render.text import file_size, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
 
@@ -94,18 +94,18 @@ class PruneReport:
         verb = "would remove" if self.dry_run else "removed"
         gone = len(self.removed)
         lines = [
-            f"{verb} {count(gone, 'segment')} of {self.removed_steps:,} steps, "
-            f"{self.removed_bytes / 1e6:.1f} MB",
-            f"left: {count(self.segments_before - gone, 'segment')} of "
+            f"{verb} {plural(gone, 'segment')} of {self.removed_steps:,} steps, "
+            f"{file_size(self.removed_bytes)}",
+            f"left: {plural(self.segments_before - gone, 'segment')} of "
             f"{self.steps_before - self.removed_steps:,} steps, "
-            f"{(self.bytes_before - self.removed_bytes) / 1e6:.1f} MB",
+            f"{file_size(self.bytes_before - self.removed_bytes)}",
         ]
         if self.dry_run:
             lines += [f"  {name}" for name in self.removed]
         if self.pinned:
-            lines.append(f"{count(self.pinned, 'segment')} kept because pinned")
+            lines.append(f"{plural(self.pinned, 'segment')} kept because pinned")
         if self.mixed:
-            lines.append(f"{count(self.mixed, 'segment')} kept for other episodes in them")
+            lines.append(f"{plural(self.mixed, 'segment')} kept for other episodes in them")
         lines += [f"left alone: {problem}" for problem in self.problems]
         if self.stopped:
             lines.append("stopped early; run it again to go on")

@@ -29,10 +29,10 @@ from avtd3.store.format.metadata import array_document, document_bytes, group_do
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     clear_staging,
-    count,
     empty_trash,
     exclusive,
 )
+from avtd3.store.render.text import file_size, plural
 from avtd3.store.replaced import RELABEL, REPLACES, replaced_ids
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
@@ -134,21 +134,21 @@ class RelabelReport:
 
     def summary(self) -> str:
         """The report in a few lines."""
-        made = f"{count(self.segments, 'segment')} of {self.steps:,} steps"
+        made = f"{plural(self.segments, 'segment')} of {self.steps:,} steps"
         lines = [f"relabelled {made} into {self.dataset}"]
         if self.segments:
             lines += [
                 f"mean return {self.mean_return_before:.3f} -> {self.mean_return_after:.3f}",
-                f"{self.bytes_written / 1e6:.1f} MB written, {self.bytes_shared / 1e6:.1f} MB "
+                f"{file_size(self.bytes_written)} written, {file_size(self.bytes_shared)} "
                 "shared with the old dataset by hard links",
             ]
         if self.bytes_copied:
             lines.append(
-                f"{self.bytes_copied / 1e6:.1f} MB copied: hard links do not reach from "
+                f"{file_size(self.bytes_copied)} copied: hard links do not reach from "
                 f"{self.source} to {self.dataset}"
             )
         if self.already_there:
-            lines.append(f"{count(self.already_there, 'segment')} made before")
+            lines.append(f"{plural(self.already_there, 'segment')} made before")
         lines += [f"left out: {problem}" for problem in self.problems]
         if self.stopped:
             lines.append("stopped early; run it again to go on")

@@ -13,6 +13,7 @@ from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
 from avtd3.store.files import fsync_directory, remove_tree, storage_errors
 from avtd3.store.format.layout import GROUP_FILE
+from avtd3.store.render.text import plural
 from avtd3.store.replaced import REPLACES, replaced_by
 from avtd3.store.staging import owner_file
 
@@ -35,12 +36,7 @@ class MaintenanceProgress:
 
     def line(self) -> str:
         """Where it stands, in one line."""
-        return f"{self.verb} {self.done:,} of {count(self.total, 'segment')}"
-
-
-def count(number: int, noun: str) -> str:
-    """A number and its noun, in the plural where that is due."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+        return f"{self.verb} {self.done:,} of {plural(self.total, 'segment')}"
 
 
 _SUFFIX = ".removed"
