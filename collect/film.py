@@ -105,7 +105,7 @@ def sheet_held_out(
 
 
 def _picture_at(environment: Environment, examination: EvaluationEpisode, step: int) -> Image.Image:
-    """The picture of a step, or of the last one if there are fewer."""
+    """Return the picture of a step, or of the last one if there are fewer."""
     moment = None
     for count, moment in enumerate(examination.transitions):  # noqa: B007 - the last one is used
         if count == step:

@@ -73,7 +73,7 @@ def _draw_map(scene: Scene) -> Image.Image:
 
 
 def _to_map(scene: Scene, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """World metres (N, 2) to panel pixels: the car below the middle, its heading up."""
+    """Map world metres (N, 2) to panel pixels: the car below the middle, its heading up."""
     car = scene.frame.vehicle
     delta = points - (car.x_m, car.y_m)
     cos, sin = np.cos(car.yaw_rad), np.sin(car.yaw_rad)

@@ -8,9 +8,8 @@ import functools
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import cast
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from avtd3.store.render import text
@@ -20,19 +19,43 @@ MAX_ROWS = 300
 """Rows of a table; one more row counts the others."""
 
 
+@functools.cache
+def environment() -> Environment:
+    """Return the environment that all templates share: autoescape, filters and style sheet."""
+    made = Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals |= {
+        "style": Markup((FOLDER / "style.css").read_text("utf-8")),
+        "version": metadata.version("avtd3"),
+        "MAX_ROWS": MAX_ROWS,
+    }
+    made.filters |= {
+        "breakable": breakable,
+        "shorten": text.shorten,
+        "number": text.number,
+        "integer": text.integer,
+        "percent": text.percent,
+        "file_size": text.file_size,
+        "duration": text.duration,
+        "plural": text.plural,
+    }
+    return made
+
+
 def render_page(template: str, **context: object) -> str:
     """Render the template of a whole page, as ``gate.html.j2``."""
-    return _environment().get_template(template).render(context)
+    return environment().get_template(template).render(context)
 
 
 def render(template: str, **context: object) -> Markup:
     """Render the template of a part, which a page then shows unchanged."""
     return Markup(render_page(template, **context))
-
-
-def macro(name: str, *args: object, **options: object) -> Markup:
-    """Call a macro of ``macros.html.j2``."""
-    return cast("Markup", getattr(_macros().module, name)(*args, **options))
 
 
 def breakable(name: str) -> Markup:
@@ -47,36 +70,3 @@ def _clean(value: str) -> str:
 
 def _finalize(value: object) -> object:
     return _clean(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
-        "style": Markup((FOLDER / "style.css").read_text("utf-8")),
-        "version": metadata.version("avtd3"),
-        "MAX_ROWS": MAX_ROWS,
-    }
-    environment.filters |= {
-        "breakable": breakable,
-        "shorten": text.shorten,
-        "number": text.number,
-        "integer": text.integer,
-        "percent": text.percent,
-        "file_size": text.file_size,
-        "duration": text.duration,
-        "plural": text.plural,
-    }
-    return environment
-
-
-@functools.cache
-def _macros() -> Template:
-    return _environment().get_template("macros.html.j2")

@@ -2,14 +2,16 @@
 
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from avtd3.store.render.html import MAX_ROWS, breakable, macro, render_page
+from avtd3.store.render.html import MAX_ROWS, breakable, environment, render_page
 
+UI: Any = environment().get_template("macros.html.j2").module
 EVIL = "<script>alert('1')</script>&\""
 
 
@@ -32,7 +34,7 @@ class Seen(HTMLParser):
 
 @given(st.text())
 def test_no_text_becomes_a_tag(text):
-    seen = Seen(macro("badge", text, text))
+    seen = Seen(UI.badge(text, text))
     assert seen.tags == ["span"]
     assert set(seen.attributes) == {"class"}
     shown = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
@@ -42,10 +44,10 @@ def test_no_text_becomes_a_tag(text):
 
 
 def test_markup_stays_and_text_is_escaped():
-    inner = macro("badge", "<i>", "ok")
+    inner = UI.badge("<i>", "ok")
     assert inner == '<span class="badge ok">&lt;i&gt;</span>'
-    assert inner in macro("table", ["a", "b"], [("x", inner)], "c")
-    assert "a??b" in macro("badge", "a\x00\x1bb", "ok")
+    assert inner in UI.table(["a", "b"], [("x", inner)], "c")
+    assert "a??b" in UI.badge("a\x00\x1bb", "ok")
 
 
 def test_a_missing_value_is_an_error():
@@ -62,21 +64,21 @@ def test_every_table_has_a_caption_and_escapes_its_cells(name):
         "heat": [(EVIL, [(1, 5)])],
     }[name]
     args = (rows, EVIL, EVIL) if name == "bars" else ([EVIL, "x"], rows, EVIL)
-    seen = Seen(macro(name, *args))
+    seen = Seen(getattr(UI, name)(*args))
     assert "script" not in seen.tags
     assert seen.tags.count("caption") == seen.tags.count("table") == 1
     assert seen.text.count(EVIL) >= 3
 
 
 def test_the_bars_of_counts_have_shares_and_those_of_shares_do_not():
-    cells = re.findall(r"<td[^>]*>([^<]+)</td>", macro("bars", [("a", 3), ("b", 1)], "n", "c"))
+    cells = re.findall(r"<td[^>]*>([^<]+)</td>", UI.bars([("a", 3), ("b", 1)], "n", "c"))
     assert cells == ["3", "75%", "1", "25%"]
-    made = macro("bars", [("a", 0.75), ("b", 0.25)], "n", "c", shares=True)
+    made = UI.bars([("a", 0.75), ("b", 0.25)], "n", "c", shares=True)
     assert re.findall(r"<td[^>]*>([^<]+)</td>", made) == ["75%", "25%"]
     assert re.findall(r"width:([0-9.]+)%", made) == ["100.0", "33.3"]
 
 
 def test_a_long_table_counts_the_rows_that_it_leaves_out():
-    made = macro("table", ["n"], [(str(n),) for n in range(MAX_ROWS + 1_234)], "c")
+    made = UI.table(["n"], [(str(n),) for n in range(MAX_ROWS + 1_234)], "c")
     assert made.count("<tr>") == MAX_ROWS + 2
     assert "… and 1,234 more" in made
