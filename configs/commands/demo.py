@@ -17,8 +17,9 @@ from avtd3.collect.evaluate import EvaluateConfig, EvaluateReport, evaluate
 from avtd3.collect.film import film_held_out, sheet_held_out
 from avtd3.configs.commands.console import Draw
 from avtd3.configs.load import load_section
+from avtd3.learn.analysis.pages import curves_page
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.curves import plot_curves, read_curves
 from avtd3.learn.trainer import train
 from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.errors import ConfigError, DatasetError
@@ -286,8 +287,7 @@ class _Demo:
         curves = self._out / "learning-curves.html"
         sheet_held_out(subject, config, sheet, should_stop=self._should_stop)
         film_held_out(subject, config, self._with.demo.film_episode, gif)
-        known = read_curves(self._run / "events")
-        plot_curves(
-            [known[name] for name in CURVES if name in known], curves, title="avtd3 demo: learning"
-        )
+        known = read_log(self._run / "events").curves
+        drawn = [known[name] for name in CURVES if name in known]
+        write_aside(curves, curves_page(drawn, title="avtd3 demo: learning").encode())
         return sheet, gif, curves

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from avtd3.cli import main
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.checkpoints import (
     CheckpointManager,
     CheckpointMetadata,
@@ -14,7 +15,6 @@ from avtd3.learn.checkpoints import (
     updates_of,
 )
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.curves import read_curves
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyStore
@@ -61,14 +61,14 @@ def bytes_of(checkpoint):
 def test_a_run_goes_back_and_nothing_is_destroyed(run, config):
     data, checkpoints = run.parent / "data", run / "checkpoints"
     before = {path.name: bytes_of(path) for path in list_checkpoints(checkpoints)}
-    logged = read_curves(run / "events")["critic/loss"]
+    logged = read_log(run / "events").curves["critic/loss"]
     report = train([data], run, config, rollback=20)
     assert (report.updates, report.session_updates, report.resumed_exactly) == (40, 20, True)
     assert kept(run / "rolled-back" / "001") == [30, 40]
     for path in list_checkpoints(run / "rolled-back" / "001"):
         assert bytes_of(path) == before[path.name]
     assert kept(checkpoints) == [10, 20, 30, 40]
-    again = read_curves(run / "events")["critic/loss"]
+    again = read_log(run / "events").curves["critic/loss"]
     assert again.updates.tolist() == logged.updates.tolist()
     assert again.values.tolist() == logged.values.tolist()  # same settings, same draws
     notes = [json.loads(line) for line in (run / "alerts.jsonl").read_text().splitlines()]
@@ -180,7 +180,7 @@ def test_a_run_keeps_its_best_by_held_out_episodes(tmp_path, make_spec, publish_
         replay=ReplayConfig(batch_size=4, held_out=0.5),
     )
     train([tmp_path / "data"], tmp_path / "run", config)
-    curve = read_curves(tmp_path / "run" / "events")["offline/td_error"]
+    curve = read_log(tmp_path / "run" / "events").curves["offline/td_error"]
     best = int(curve.updates[curve.values.argmin()])
     assert best_of(tmp_path / "run")["updates"] == best
     assert kept(tmp_path / "run" / "checkpoints") == sorted({best, 40})

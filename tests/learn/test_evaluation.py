@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from avtd3.learn import evaluation as offline
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.curves import read_curves
 from avtd3.learn.evaluation import HeldOutEvaluator, discounted_returns
 from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
@@ -148,7 +148,7 @@ def test_a_run_judges_itself_by_what_it_never_draws(tmp_path, make_spec, publish
     dataset = publish_episodes(tmp_path / "data", make_spec(image=IMAGE), episodes=8, length=10)
     report = train([dataset.path], tmp_path / "run", config)
     assert 0 < report.steps < 80
-    curves = read_curves(tmp_path / "run" / "events")
+    curves = read_log(tmp_path / "run" / "events").curves
     assert curves["offline/td_error"].updates.tolist() == [5, 10]
     assert curves["offline/episodes"].values.tolist() == [2.0, 2.0]
     names = {name for name in curves if name.startswith("offline/")}

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from avtd3.learn.curves import read_curves
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.logging import EventWriter
 
 
@@ -16,6 +16,6 @@ def test_a_later_start_is_read_last_whatever_the_clock_says(tmp_path, monkeypatc
             writer.write(step, {"critic/loss": float(first_step)})
         writer.close()
         now += passed_s
-    curve = read_curves(tmp_path)["critic/loss"]
+    curve = read_log(tmp_path).curves["critic/loss"]
     assert list(curve.updates) == list(range(1, 28))
     assert list(curve.values[:4]) == [1.0, 1.0, 3.0, 3.0]

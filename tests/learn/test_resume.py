@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from avtd3.configs.load import load_section
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.checkpoints import list_checkpoints
-from avtd3.learn.curves import read_curves
 from avtd3.learn.trainer import train
 from avtd3.store.spec import ImageSpec
 
@@ -98,7 +98,7 @@ def assert_same_run(whole, parts):
     assert [path.name for path in one] == [path.name for path in other]
     for mine, theirs in zip(one, other, strict=True):
         assert document_of(mine) == document_of(theirs)  # the tensors' digest included
-    curves, again = (read_curves(run / "events") for run in (whole, parts))
+    curves, again = (read_log(run / "events").curves for run in (whole, parts))
     assert curves.keys() == again.keys()
     for name in curves.keys() - CLOCK:
         assert curves[name].updates.tolist() == again[name].updates.tolist(), name

@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 
 from avtd3.learn import batch
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.curves import read_curves
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import METRICS, metric
 from avtd3.learn.networks import NetworkConfig
@@ -76,7 +76,7 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
     names = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
     assert names == ["update-000000020", "update-000000040"]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["learn"]["updates"] == 40
-    curves = read_curves(tmp_path / "run" / "events")
+    curves = read_log(tmp_path / "run" / "events").curves
     unknown = {"episode/lane_invasion", "episode/lateral_deviation", "episode/speed"}
     unknown |= {name for name in METRICS if name.startswith("offline/")}
     assert set(METRICS) - set(curves) == {m for m in METRICS if "policy_lag" in m} | unknown
@@ -116,7 +116,7 @@ def test_metrics_of_the_actor_are_absent_when_it_was_not_updated(
     publish_episodes(tmp_path / "data", make_spec())
     td3 = dataclasses.replace(config.td3, policy_delay=8)
     train([tmp_path / "data"], tmp_path / "run", dataclasses.replace(config, td3=td3))
-    curves = read_curves(tmp_path / "run" / "events")
+    curves = read_log(tmp_path / "run" / "events").curves
     assert list(curves["critic/loss"].updates) == list(range(4, 41, 4))
     assert list(curves["actor/loss"].updates) == list(range(8, 41, 8))
     assert not any("_cnn/" in name for name in curves)
@@ -173,9 +173,9 @@ def test_readers_drop_what_was_logged_behind_the_checkpoint(
     first, last = list_checkpoints(run / "checkpoints")
     assert first.name == "update-000000010"
     shutil.rmtree(last)  # as if it had been killed just before it saved
-    assert list(read_curves(run / "events")["critic/loss"].updates) == [5, 10, 15, 20]
+    assert list(read_log(run / "events").curves["critic/loss"].updates) == [5, 10, 15, 20]
     train([data], run, config, resume=True)
-    curves = read_curves(run / "events")
+    curves = read_log(run / "events").curves
     assert list(curves["critic/loss"].updates) == list(range(5, 41, 5))
     assert list(curves["run/steps"].updates) == list(range(5, 41, 5))
 

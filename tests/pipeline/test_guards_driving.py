@@ -2,7 +2,7 @@
 
 import pytest
 
-from avtd3.learn.curves import read_curves
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.guards.config import GUARDS
 from avtd3.tests.pipeline.conftest import QUICK_WORLD, avtd3_json
 
@@ -23,7 +23,7 @@ def test_learning_to_drive_raises_nothing(tmp_path):
     assert report["alerts"] == {"warn": 0, "serious": 0, "stop": 0}
     assert (report["halted"], report["rollbacks"], report["skipped"]) == (None, 0, 0)
     assert not (run / "alerts.jsonl").exists()
-    curves = read_curves(run / "events")
+    curves = read_log(run / "events").curves
     assert {curves[f"alerts/{name}"].values.max() for name in GUARDS} == {0.0}
     imitation = curves["actor/imitation"].values
     assert imitation[-20:].mean() < 0.5 * imitation[0]  # it learns indeed

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from avtd3.cli import main
-from avtd3.learn.curves import read_curves
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.metrics import FAMILIES, METRICS
 from avtd3.tests.pipeline.conftest import QUICK_WORLD
 
@@ -50,7 +50,7 @@ def test_a_run_on_the_road_world_logs_each_of_them(tmp_path):
     more = ("--policies", policies, "--episodes", 4, "--workers", 1, "--seed", 2)
     avtd3("collect", data, "--driver", "policy", *more, *QUICK_WORLD)
     avtd3(*learn, "--run", run, "--updates", 8)
-    logged = read_curves(run / "events")
+    logged = read_log(run / "events").curves
     names = {next((f for f in FAMILIES if name.startswith(f)), name) for name in logged}
     assert sorted(names) == sorted(table())
     assert list(logged["critic/loss"].updates) == [2, 4, 6, 8]

@@ -1,5 +1,7 @@
 """The pages of a gate, a comparison and a run: complete, and safe against names from files."""
 
+import xml.etree.ElementTree as ET
+
 import numpy as np
 
 from avtd3.learn.analysis import pages
@@ -71,12 +73,15 @@ def test_runs_with_nothing_in_common_have_a_page(tmp_path, write_foreign):
     assert "nothing to compare" in report.sentence()
 
 
-def test_the_page_of_a_run_shows_each_curve_with_its_meaning():
-    def curve(name, values):
-        return Curve(name=name, updates=np.arange(len(values)), values=np.array(values))
-
-    text = curves_page([curve("critic/loss", [3.0, 2.0]), curve(EVIL, [1.0])], title=EVIL)
+def test_the_page_of_a_run_has_a_plot_with_every_point_of_each_curve():
+    drawn = [
+        Curve(name=name, updates=np.arange(5) * 100, values=np.arange(5.0) * factor)
+        for name, factor in (("critic/loss", 1.0), (EVIL, -2.0))
+    ]
+    text = curves_page(drawn, title=EVIL)
     check_page(text)
-    assert text.count("<svg") == 2
-    assert "over gradient updates. run: 2 points from 2 to 3, ends at 2" in text
     assert str(metric("critic/loss")) in text
+    assert "over gradient updates. run: 5 points from -8 to 0, ends at -8" in text
+    main = text[text.index("<main>") : text.index("<footer>")].replace("<wbr>", "")
+    paths = ET.fromstring(main.strip()).iterfind(".//svg/path")
+    assert [(path.get("d") or "").count("L") for path in paths] == [4, 4]

@@ -9,9 +9,9 @@ import torch
 
 from avtd3.cli import main
 from avtd3.learn import td3
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.curves import read_curves
 from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy import PolicyStore
@@ -98,7 +98,7 @@ def test_a_stop_ends_the_run_and_is_said_everywhere(tmp_path, learn, config, bre
     (stop,) = [line for line in lines(run) if line["name"] == "critic_grad_norm"]
     assert stop["level"] == "stop"
     assert stop["value"] > stop["limit"] == 100_000.0
-    curves = read_curves(run / "events")
+    curves = read_log(run / "events").curves
     assert curves["alerts/stop"].values[-1] >= 1.0
     assert curves["alerts/critic_grad_norm"].values[-1] >= 1.0
     assert [path.name for path in list_checkpoints(run / "emergency")] == ["update-000000025"]
@@ -132,7 +132,7 @@ def test_a_rollback_goes_on_from_the_last_good_checkpoint(tmp_path, learn, confi
     note = lines(run)[names.index("rollback")]
     assert (note["level"], note["update"]) == ("note", 20)
     assert "gradient of the actor before clipping" in note["reason"]
-    curves = read_curves(run / "events")
+    curves = read_log(run / "events").curves
     assert list(curves["critic/loss"].updates) == list(range(5, 41, 5))
     assert curves["run/rollbacks"].values[-1] == 1.0
     assert curves["critic/loss"].values.max() < 1e3  # the past that went wrong is not shown
@@ -151,7 +151,7 @@ def test_each_rollback_halves_the_rates_again_until_there_were_enough(
     report = learn(config, image=IMAGE)
     assert (report.updates, report.rollbacks) == (25, 2)
     assert "it went back 2 times already" in report.halted
-    rates = read_curves(tmp_path / "run" / "events")["rate/critic_cnn"].values
+    rates = read_log(tmp_path / "run" / "events").curves["rate/critic_cnn"].values
     assert rates[-1] == pytest.approx(rates[0] / 4)
     document = json.loads(
         (tmp_path / "run/checkpoints/update-000000020/checkpoint.json").read_text()
@@ -237,5 +237,5 @@ def test_policies_hold_back_until_the_limit_lifts_itself(tmp_path, learn, config
     assert policy(tmp_path / "run").action_limit == 1.0
     (line,) = lines(tmp_path / "run")
     assert (line["name"], line["level"], line["update"]) == ("action_limit", "note", 25)
-    curve = read_curves(tmp_path / "run" / "events")["run/action_limit"]
+    curve = read_log(tmp_path / "run" / "events").curves["run/action_limit"]
     assert curve.values == pytest.approx([0.6] * 4 + [1.0] * 4)
