@@ -43,7 +43,7 @@ PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "world, all of a step": (RoadWorld, ("step",)),
     "task": (DrivingTask, ("advance",)),
     "expert": (Expert, ("act",)),
-    "write": (SegmentWriter, ("begin_episode", "step", "end_episode", "close")),
+    "write": (SegmentWriter, ("begin", "step", "end", "close")),
     "networks": (PreparedMapCache, ("site",)),
 }
 

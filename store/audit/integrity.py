@@ -19,13 +19,13 @@ from avtd3.store.errors import (
     SegmentNotFoundError,
     StorageError,
 )
-from avtd3.store.events import stored_arrays
 from avtd3.store.files import canonical_json, read_json, sha256_of_file, write_aside
 from avtd3.store.format.arrays import ArrayFiles
 from avtd3.store.format.foreign import chunk_files
 from avtd3.store.format.layout import MANIFEST_FILE, segment_arrays
 from avtd3.store.format.manifest import Manifest, read_manifest
 from avtd3.store.format.metadata import check_document
+from avtd3.store.segment import optional_arrays
 from avtd3.store.spec import EpisodeSpec
 
 VERIFIED_FILE = ".verified.json"
@@ -180,7 +180,7 @@ def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[
     )
     try:
         files = ArrayFiles(path, manifest)
-        expected |= stored_arrays(files, steps=manifest.steps, episodes=manifest.episodes)
+        expected |= optional_arrays(files, steps=manifest.steps, episodes=manifest.episodes)
     except (OSError, ValueError) as error:
         yield _metadata(str(error))
     for layout in expected.values():

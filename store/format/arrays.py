@@ -7,7 +7,7 @@ every chunk must be in the manifest, with the SHA-256 written there.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +67,19 @@ class ArrayFiles:
         """
         document = self._documents.get(layout.name)
         if document is None:
-            name = layout.metadata_path
-            data = self._read_file(name, _MAX_METADATA_BYTES)
-            if sha256(data) != self._manifest.files[name].sha256:
-                raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
-            with self._faults(name):
-                document = parse_json(data, name)
+            document = self._metadata(layout.metadata_path)
+            with self._faults(layout.metadata_path):
                 check_document(document, layout)
             self._documents[layout.name] = document
         return document
 
+    def names(self) -> list[str]:
+        """Return the names of the arrays that the manifest lists."""
+        end = f"/{GROUP_FILE}"
+        return [name.removesuffix(end) for name in self._manifest.files if name.endswith(end)]
+
     def rows(self, name: str, most: int) -> int:
-        """How many rows an array has that a segment may lack; 0 without it.
+        """Return the number of rows of an optional array; 0 if the segment does not have it.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
@@ -88,14 +89,26 @@ class ArrayFiles:
         path = f"{name}/{GROUP_FILE}"
         if path not in self._manifest.files:
             return 0
-        data = self._read_file(path, _MAX_METADATA_BYTES)
-        if sha256(data) != self._manifest.files[path].sha256:
-            raise corrupt(self._path, f"SHA-256 of {path} differs from the manifest")
+        shape = lookup(self._metadata(path), "shape")
         with self._faults(path):
-            shape = lookup(parse_json(data, path), "shape")
             if not is_shape(shape, 1) or shape[0] > most:
                 raise ValueError(f"shape is {shape!r}, expected 1 to {most} rows")
         return int(shape[0])
+
+    def dtype(self, name: str, allowed: Sequence[str]) -> str:
+        """Return the dtype of an optional array that the segment has.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: Its ``zarr.json`` differs from the manifest, or its dtype is not
+                one of ``allowed``.
+        """
+        path = f"{name}/{GROUP_FILE}"
+        dtype = lookup(self._metadata(path), "data_type")
+        with self._faults(path):
+            if dtype not in allowed:
+                raise ValueError(f"data_type is {dtype!r}, expected one of {', '.join(allowed)}")
+        return str(dtype)
 
     def read(self, layout: ArrayLayout) -> NDArray[Any]:
         """Read a whole array other than the frames.
@@ -204,6 +217,13 @@ class ArrayFiles:
             digest = sha256_of_file(safe_join(self._path, name))
         if digest != self._manifest.files[name].sha256:
             raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+
+    def _metadata(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
+        data = self._read_file(name, _MAX_METADATA_BYTES)
+        if sha256(data) != self._manifest.files[name].sha256:
+            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+        with self._faults(name):
+            return parse_json(data, name)
 
     def _read_file(self, name: str, max_bytes: int) -> bytes:
         if name not in self._manifest.files:

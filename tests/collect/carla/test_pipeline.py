@@ -54,6 +54,6 @@ def test_the_pipeline_over_the_wire(tmp_path):
         assert record["problems"] == []
     worlds = {
         world for segment in Dataset.open(data).snapshot().segments
-        for world in segment.episode_table().world
+        for world in segment.episode_table().texts("world")
     }  # fmt: skip
     assert worlds == {"carla"}

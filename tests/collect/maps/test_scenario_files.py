@@ -310,7 +310,7 @@ def test_collected_episodes_take_the_routes_by_turns_and_resume_alike(folder, tm
         rows: list[tuple[int, int]] = []
         for segment in Dataset.open(tmp_path / name).snapshot().segments:
             table = segment.episode_table()
-            rows += zip(table.index.tolist(), table.scenario.tolist(), strict=True)
+            rows += zip(table.index.tolist(), table.numbers("scenario").tolist(), strict=True)
         tables.append(sorted(rows))
     assert tables[0] == tables[1] == list(enumerate([7, 1, 2, 7, 1, 2, 7]))
 
