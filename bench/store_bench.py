@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.format.codec import FrameCodec, decode_into, known_chain
+from avtd3.store.format.codec import FrameCodec, chain_kind, decode_into
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
@@ -97,8 +97,7 @@ def codec_floor(frames: NDArray[np.uint8], codec: FrameCodec) -> tuple[float, fl
     begin = time.perf_counter()
     chunks = [codec.encode(block) for block in blocks]
     encoding = time.perf_counter() - begin
-    kind = known_chain(codec.chain())
-    assert kind is not None
+    kind = chain_kind(codec.chain())
     place = memoryview(bytearray(blocks[0].nbytes))
     return encoding, seconds(lambda: [decode_into(kind, chunk, place) for chunk in chunks])
 

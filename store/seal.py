@@ -25,9 +25,9 @@ from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import (
     MEASURED_FRAMES,
     FrameCodec,
+    chain_kind,
     choose_codec,
     decode_into,
-    known_chain,
     seal,
 )
 from avtd3.store.format.layout import (
@@ -162,9 +162,7 @@ class FrameBuffer:
     def _frames_of_chunk(self, number: int) -> NDArray[np.uint8]:
         if number == len(self._chunks):
             return self._pending
-        kind = known_chain(self._codec.chain())
-        if kind is None:
-            raise AssertionError("a chain of our own is always known")
+        kind = chain_kind(self._codec.chain())
         frames = np.empty_like(self._pending)
         decode_into(kind, self._chunks[number], frames.reshape(-1).data)
         return frames

@@ -206,11 +206,11 @@ class Segment:
         """
         return self._arrays.frame_parts(self._frames_layout)
 
-    def frame_shard(self) -> FrameShard | None:
+    def frame_shard(self) -> FrameShard:
         """Where the frames lie and how they are encoded, for a reader of single chunks.
 
         Returns:
-            The shard, its index checked; None if only zarr-python can read the frames.
+            The shard; its index has been checked.
 
         Raises:
             SpecError: The spec has no image.

@@ -1,8 +1,6 @@
-"""The arrays of one segment's directory: their metadata checked, their bytes decoded.
+"""`ArrayFiles`: read the arrays of one segment; check their metadata and decode their bytes.
 
-Two ways lead to the values. Arrays encoded as format 1 writes them are decoded here. Any other
-chain of codecs goes to zarr-python, which reads a missing chunk as zeros; so before it is asked,
-every chunk must be in the manifest, with the SHA-256 written there.
+Format 1 names the encodings that it allows. An array in any other is refused.
 """
 
 import contextlib
@@ -16,15 +14,13 @@ from numpy.typing import NDArray
 
 from avtd3.store.files import parse_json, read_bytes, safe_join, sha256, sha256_of_file
 from avtd3.store.format.codec import CRC_BYTES, ChainKind, unseal
-from avtd3.store.format.foreign import chunk_files, read_through_zarr
 from avtd3.store.format.layout import GROUP_FILE, ArrayLayout
 from avtd3.store.format.manifest import Manifest, corrupt, gone_or_torn, is_bound
 from avtd3.store.format.metadata import (
     check_document,
-    frame_chunks,
+    frame_encoding,
     is_shape,
     lookup,
-    plain_encoding,
 )
 from avtd3.store.format.shard import read_chunks, read_index
 
@@ -117,10 +113,7 @@ class ArrayFiles:
             SegmentNotFoundError: The segment was removed.
             SegmentCorruptError: The bytes are not those that were published.
         """
-        document = self.document(layout)
-        ours = plain_encoding(layout)
-        if any(document.get(key) != value for key, value in ours.items()):
-            return self._read_foreign(layout, 0, layout.shape[0])
+        self.document(layout)
         name = layout.chunk_path
         data = self._read_file(name, layout.nbytes + CRC_BYTES)
         # The chunk's own checksum would also hold for another array's file in its place.
@@ -154,9 +147,6 @@ class ArrayFiles:
             SegmentCorruptError: The bytes are not those that were published.
         """
         shard = self.frame_shard(layout)
-        if shard is None:
-            out[:] = self._read_foreign(layout, start, start + len(out))
-            return
         checksums = self._decode(layout, shard, start, out)
         if len(out) == layout.shape[0]:
             self._check_bound(layout, checksums)
@@ -164,9 +154,6 @@ class ArrayFiles:
     def frame_parts(self, layout: ArrayLayout) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Decode all frames part by part; see `Segment.frame_parts`."""
         shard, count = self.frame_shard(layout), layout.shape[0]
-        if shard is None:
-            yield 0, self._read_foreign(layout, 0, count)
-            return
         most = max(1, _PART_BYTES * count // layout.nbytes // shard.chunk_frames)
         most *= shard.chunk_frames
         memory = np.empty((min(most, count), *layout.shape[1:]), np.uint8)
@@ -197,14 +184,16 @@ class ArrayFiles:
         if not is_bound(self._manifest.provenance, told, checksums):
             raise corrupt(self._path, f"{layout.chunk_path} is another segment's")
 
-    def frame_shard(self, layout: ArrayLayout) -> FrameShard | None:
-        """The shard that holds the frames, or None if they are not encoded as format 1 does.
+    def frame_shard(self, layout: ArrayLayout) -> FrameShard:
+        """Return the shard that contains the frames; its index has been checked.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
             SegmentCorruptError: The shard's index is not the one that was published.
         """
-        return self._shard or self._open_shard(layout)
+        if self._shard is None:
+            self._shard = self._open_shard(layout)
+        return self._shard
 
     def verify_file(self, name: str) -> None:
         """Hash one file and compare with the manifest.
@@ -231,31 +220,15 @@ class ArrayFiles:
         with self._faults(name):
             return read_bytes(safe_join(self._path, name), max_bytes)
 
-    def _open_shard(self, layout: ArrayLayout) -> FrameShard | None:
-        found = frame_chunks(self.document(layout), layout)
-        if found is None:
-            return None
-        kind, chunk_frames = found
+    def _open_shard(self, layout: ArrayLayout) -> FrameShard:
+        kind, chunk_frames = frame_encoding(self.document(layout), layout)
         name = layout.chunk_path
         if name not in self._manifest.files:
             raise corrupt(self._path, f"{name} is not in the manifest")
         with self._faults(name):
             path = safe_join(self._path, name)
             spans = read_index(path, -(-layout.shape[0] // chunk_frames))
-        self._shard = FrameShard(
-            path=path, name=name, kind=kind, chunk_frames=chunk_frames, spans=spans
-        )
-        return self._shard
-
-    def _read_foreign(self, layout: ArrayLayout, start: int, stop: int) -> NDArray[Any]:
-        document = self.document(layout)
-        files = self._manifest.files
-        with self._faults(layout.name):
-            names = chunk_files(layout, document, files)
-        for name in names:
-            self.verify_file(name)
-        with self._faults(layout.name):
-            return read_through_zarr(self._path, layout, document, names)[start:stop]
+        return FrameShard(path=path, name=name, kind=kind, chunk_frames=chunk_frames, spans=spans)
 
     @contextlib.contextmanager
     def _faults(self, name: str) -> Iterator[None]:
