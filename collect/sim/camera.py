@@ -18,7 +18,6 @@ from avtd3.collect.maps.raster import ASPHALT, COARSE, GAP, PAINT, TEXTURES, TIL
 from avtd3.collect.maps.weather import Weather
 from avtd3.collect.sim.boxes import Box, Light, View, draw_boxes
 
-
 _FINE_TILES = 8
 _COARSE_TILES = 16
 # Distance of the car from the centre of the window, in tiles, at which the window moves.

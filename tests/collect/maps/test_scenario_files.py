@@ -143,7 +143,10 @@ def test_weather_parameters_become_the_nearest_named_weather(folder, look, name)
         (("length_m: 60", "town: Town01"), "town and network, expected network alone"),
         (("length_m: 60", "length_m: 2"), "length_m is 2, expected 10"),
         (("length_m: 60", "waypoints: [[0, 0], [9, 9]]\n    length_m: 60"), "one of them"),
-        (("number: 4}\n    length_m: 60", "}\n    waypoints: [[0, 0], [9, 9]]"), "expected a number for its network"),
+        (
+            ("number: 4}\n    length_m: 60", "}\n    waypoints: [[0, 0], [9, 9]]"),
+            "expected a number for its network",
+        ),
         (("town: Town01", "town: ../Town01.xodr"), "for a file use xodr: FILE"),
         (("maps/straight", "../straight"), "directory of the scenario file or below it"),
         (("maps/straight", "/etc/straight"), "directory of the scenario file or below it"),
@@ -189,7 +192,7 @@ def test_other_files_are_rejected(folder, text, message):
         (('town="Town05"', ""), "it has no town"),
         (('x="90"', 'x="east"'), "route '3', waypoint 2: x is 'east', expected a number"),
         (('<waypoint pitch="0" roll="0" x="90" y="-2.5" yaw="0" z="0"/>', ""), "at least two"),
-        (('town="Town05"', 'town="../Town05"'), "expected a map name"),
+        (('town="Town05"', 'town="../Town05"'), "expected the name of a map"),
     ],
 )
 def test_mistakes_in_xml_are_named(folder, change, message):
