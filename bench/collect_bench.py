@@ -29,11 +29,10 @@ import numpy as np
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.driving.expert import Expert
 from avtd3.collect.driving.task import DrivingTask
-from avtd3.collect.maps.prepared_map import PreparedMapCache
 from avtd3.collect.sim.camera import Camera
 from avtd3.collect.sim.traffic import Traffic
 from avtd3.collect.sim.vehicle import Vehicle
-from avtd3.collect.sim.world import RoadWorld
+from avtd3.collect.sim.world import PreparedMapCache, RoadWorld
 from avtd3.store.writer import SegmentWriter
 
 PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -44,7 +43,7 @@ PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "task": (DrivingTask, ("advance",)),
     "expert": (Expert, ("act",)),
     "write": (SegmentWriter, ("begin", "step", "end", "close")),
-    "networks": (PreparedMapCache, ("site",)),
+    "networks": (PreparedMapCache, ("get",)),
 }
 
 
