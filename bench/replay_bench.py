@@ -36,7 +36,7 @@ from replay_table import Row, Table
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.replay import segment_pool as direct_choice
+from avtd3.store.replay import sampler as sampler_module
 from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.direct import ChunkDecoder, JoinedDecoder, usable_cores
@@ -97,7 +97,7 @@ def fill_rate(dataset: Dataset, scratch: Path, cores: set[int]) -> float:
 
 def make_floor(sampler: Sampler, material: Material, width: int) -> Rival:
     """A gather of random windows, drawn beforehand, into one buffer."""
-    frames = sampler._cache.columns()["frames"]
+    frames = sampler.backend.arrays()["frames"]
     flat = frames.reshape(len(frames), -1)
     first = np.random.default_rng(1).integers(
         0, len(material.frames) - width, (64, material.batch, 1)
@@ -129,7 +129,7 @@ def add_ours(
         sources[f", {kept}"] = open_copy(dataset, kept.replace(" ", "-"), codec)
     for (name, decoder), (kept, source) in itertools.product(_decoders().items(), sources.items()):
         config = ReplayConfig(batch_size=material.batch, mode="direct")
-        with mock.patch.object(direct_choice, "open_decoder", decoder):
+        with mock.patch.object(sampler_module, "open_decoder", decoder):
             sampler = Sampler([source], config, seed=0, scratch=scratch, buffers=1)
         samplers.append(sampler)
         held = source.snapshot().segments
@@ -168,8 +168,8 @@ def _open(
 
 def _scratch_bytes(sampler: Sampler) -> int:
     """What the rows in use take in the scratch directory."""
-    columns = sampler._cache.columns().values()
-    return sum(column[0].nbytes for column in columns) * sampler._cache.rows
+    columns = sampler.backend.arrays().values()
+    return sum(column[0].nbytes for column in columns) * sampler.backend.rows
 
 
 def _read_ours(batch: Transitions) -> Drawn:

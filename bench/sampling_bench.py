@@ -89,10 +89,10 @@ def configs(batch: int) -> dict[str, ReplayConfig]:
 
 def make_floor(sampler: Sampler, batch: int) -> Draw:
     """One gather of random windows, drawn beforehand."""
-    frames = sampler._cache.columns()["frames"]
+    frames = sampler.backend.arrays()["frames"]
     flat = frames.reshape(len(frames), -1)
     out = np.empty((batch, 5, flat.shape[1]), np.uint8)
-    first = np.random.default_rng(1).integers(0, sampler._cache.rows - 5, (64, batch, 1))
+    first = np.random.default_rng(1).integers(0, sampler.backend.rows - 5, (64, batch, 1))
     windows = itertools.cycle(first + np.arange(5))
     return lambda: np.take(flat, next(windows), axis=0, out=out, mode="clip")
 

@@ -434,7 +434,7 @@ from pathlib import Path
 from avtd3.learn.trainer import LearnConfig, LearnProgress, train
 from avtd3.learn.networks import NetworkConfig
 from avtd3.store import files
-from avtd3.store.replay.sampler import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
 count = 0
 real = os.fsync
 def fsync(descriptor):

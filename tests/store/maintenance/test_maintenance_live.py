@@ -122,7 +122,7 @@ def test_collectors_readers_and_a_housekeeper_at_once(tmp_path):
 
 def drawn(sampler):
     """The rewards of all transitions that can be drawn: random numbers, so each only once."""
-    return [r for key in sampler._cache.segments for r in cached_rewards(sampler._cache, key)]
+    return [r for key in sampler.backend.segments for r in cached_rewards(sampler.backend, key)]
 
 
 def cached_rewards(cache, key):
@@ -133,7 +133,7 @@ def cached_rewards(cache, key):
         for start, length in zip(first, segment.episodes.lengths, strict=True)
         for n in range(start, start + length)
     ]
-    return cache.columns()["numbers"][rows, REWARD].tolist()
+    return cache.arrays()["numbers"][rows, REWARD].tolist()
 
 
 def test_a_learner_refreshes_while_collectors_publish_and_a_housekeeper_merges(tmp_path):

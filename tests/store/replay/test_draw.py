@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from avtd3.store.errors import CheckpointError
 from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.draws import BATCHES_AT_ONCE
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.transition_index import BATCHES_AT_ONCE
 from avtd3.tests.store.memory import TWO, World, copy, make_spec, same
 
 

@@ -434,7 +434,7 @@ def test_nothing_is_eligible(tmp_path):
     config = ReplayConfig(filter=("end=goal",), mix=(MixPart(filter=("town=x",)),))
     with (
         Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler,
-        pytest.raises(NoSegmentsError, match=r"of 5 episodes, 5 are not meant by replay.filter"),
+        pytest.raises(NoSegmentsError, match=r"of 5 episodes, 5 are excluded by replay.filter"),
     ):
         sampler.sample()
 

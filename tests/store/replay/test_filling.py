@@ -57,8 +57,8 @@ def drawn(world, sampler):
 def fill(sampler):
     """Wait until all is decoded; returns what was told meanwhile."""
     reports = []
-    while sampler._cache.is_filling:
-        sampler._cache.wait()
+    while sampler.backend.is_loading:
+        sampler.backend.wait()
         reports.append(sampler.news())
     return reports
 
@@ -84,8 +84,8 @@ def test_batches_are_drawn_from_what_is_decoded_so_far(world, tmp_path):
 def test_sampling_takes_in_what_has_arrived(world, tmp_path):
     dataset = three(world)
     with open_sampler(dataset, tmp_path) as sampler:
-        while sampler._cache.is_filling:
-            sampler._cache.wait()
+        while sampler.backend.is_loading:
+            sampler.backend.wait()
             sampler.sample()
         assert drawn(world, sampler) == {0, 1, 2}
         assert sampler.news().steps_added + sampler.opening.steps_added == 12
@@ -154,9 +154,9 @@ def test_a_disk_that_fills_up_meanwhile_is_told_to_who_draws(world, tmp_path, mo
         def full(key):
             raise StorageError("the disk is full")
 
-        monkeypatch.setattr(sampler._cache._rows, "finish", full)
+        monkeypatch.setattr(sampler.backend._rows, "finish", full)
         gate.opened.set()
-        sampler._cache.wait()
+        sampler.backend.wait()
         with pytest.raises(StorageError, match="the disk is full"):
             sampler.sample()
 

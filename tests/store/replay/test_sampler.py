@@ -14,9 +14,9 @@ from avtd3.store.errors import (
     StorageError,
 )
 from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.draws import BATCHES_AT_ONCE
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.scratch import ScratchColumns
-from avtd3.store.replay.transition_index import BATCHES_AT_ONCE
+from avtd3.store.replay.scratch import ScratchArrays
 from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.memory import TWO, MemoryDataset, World, copy, make_spec, same
@@ -37,7 +37,7 @@ def test_full_disk_leaves_what_is_held(world, tmp_path, monkeypatch):
         def refuse(*_):
             raise StorageError("full")
 
-        monkeypatch.setattr(ScratchColumns, "reserve", refuse)
+        monkeypatch.setattr(ScratchArrays, "reserve", refuse)
         with pytest.raises(StorageError, match="full"):
             sampler.refresh()
         assert sampler.steps == 4
@@ -166,7 +166,7 @@ def test_a_thread_may_draw_while_another_refreshes(world, tmp_path):
 
 def test_datasets_must_agree(world, tmp_path):
     other: Any = MemoryDataset("/e", make_spec(period=0.1))
-    with pytest.raises(SpecError, match=r"/e holds other .* /d \(control_period_s: 0.05 against"):
+    with pytest.raises(SpecError, match=r"dataset /e differs from that of /d \(control_period_s: 0.05 against"):
         Sampler([world.dataset("/d"), other], ReplayConfig(), seed=0, scratch=tmp_path)
     with pytest.raises(ConfigError, match="given twice"):
         Sampler([world.dataset("/d"), world.dataset("/d")], ReplayConfig(), seed=0)

@@ -30,7 +30,7 @@ def wanted(*segments):
 
 
 def check(cache, *segments):
-    frames = cache.columns()["frames"]
+    frames = cache.arrays()["frames"]
     for segment in segments:
         start = cache.start((0, segment.id))
         np.testing.assert_array_equal(frames[start : start + segment.observations], segment.frames)
@@ -297,7 +297,7 @@ def test_an_index_that_cannot_be_read_is_one_clear_error(tmp_path):
     first = ReplayCache(make_spec(), tmp_path)
     (home,) = tmp_path.glob("avtd3-replay-*")
     (home / "index.json").write_text("{", "utf-8")
-    with pytest.raises(StorageError, match=r"an index that cannot be read .* remove the directory"):
+    with pytest.raises(StorageError, match=r"the index in .* cannot be read .* remove the directory"):
         ReplayCache(make_spec(), tmp_path)
     first.close()
     ReplayCache(make_spec(), tmp_path).close()

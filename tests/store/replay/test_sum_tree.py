@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.store.replay import priority as sum_tree
-from avtd3.store.replay.priority import FAN_OUT, SumTree
+from avtd3.store.replay import draws as sum_tree
+from avtd3.store.replay.draws import FAN_OUT, SumTree
 
 # Whole numbers: all sums are exact, so the plain model has no rounding to excuse.
 VALUES = st.lists(st.integers(0, 5), min_size=1, max_size=3 * FAN_OUT).filter(any)
