@@ -12,7 +12,6 @@ from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.direct import ShardFiles, descriptor_budget
 from avtd3.store.replay.native import native_problem
 from avtd3.store.replay.sampler import Sampler, choose_mode
-
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 DECODERS = [
@@ -305,3 +304,10 @@ def test_frames_are_not_in_the_scratch(tmp_path):
         batch = sampler.sample()
         assert batch.frames is not None
         assert not np.array_equal(batch.frames[0], batch.frames[1])
+
+
+def test_direct_replay_has_no_frame_array(tmp_path):
+    dataset = make_dataset(tmp_path / "d")
+    with open_sampler(dataset, tmp_path, "direct") as sampler:
+        with pytest.raises(ConfigError, match=r"set replay\.mode to cache"):
+            sampler.frame_array()

@@ -297,7 +297,8 @@ def test_an_index_that_cannot_be_read_is_one_clear_error(tmp_path):
     first = ReplayCache(make_spec(), tmp_path)
     (home,) = tmp_path.glob("avtd3-replay-*")
     (home / "index.json").write_text("{", "utf-8")
-    with pytest.raises(StorageError, match=r"the index in .* cannot be read .* remove the directory"):
+    words = r"the index in .* cannot be read .* remove the directory"
+    with pytest.raises(StorageError, match=words):
         ReplayCache(make_spec(), tmp_path)
     first.close()
     ReplayCache(make_spec(), tmp_path).close()

@@ -12,18 +12,13 @@ from avtd3.store.replay import sampler as sampler_module
 from avtd3.store.replay.cache import BackgroundDecoder
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.tests.store.memory import World, make_spec
+from avtd3.tests.store.memory import World
 
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch):
     monkeypatch.setattr(sampler_module, "TAKE_S", 0.0)
     monkeypatch.setattr(cache_module, "FILL_THREADS", 1)
-
-
-@pytest.fixture
-def world():
-    return World(make_spec())
 
 
 class Gate:

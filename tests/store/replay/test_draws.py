@@ -11,11 +11,6 @@ from avtd3.store.replay.sampler import Sampler
 from avtd3.tests.store.memory import TWO, World, copy, make_spec, same
 
 
-@pytest.fixture
-def world():
-    return World(make_spec())
-
-
 def test_all_transitions_are_equally_likely(world, tmp_path):
     dataset = world.dataset("/d", *TWO)
     with Sampler([dataset], ReplayConfig(batch_size=9000), seed=0, scratch=tmp_path) as sampler:
