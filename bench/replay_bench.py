@@ -168,8 +168,9 @@ def _open(
 
 def _scratch_bytes(sampler: Sampler) -> int:
     """What the rows in use take in the scratch directory."""
-    columns = sampler.backend.arrays().values()
-    return sum(column[0].nbytes for column in columns) * sampler.backend.rows
+    backend = sampler.backend
+    rows = sum(found.steps + len(found.first_rows) for found in backend.segments.values())
+    return rows * sum(array[0].nbytes for array in backend.arrays().values())
 
 
 def _read_ours(batch: Transitions) -> Drawn:

@@ -92,7 +92,7 @@ def make_floor(sampler: Sampler, batch: int) -> Draw:
     frames = sampler.backend.arrays()["frames"]
     flat = frames.reshape(len(frames), -1)
     out = np.empty((batch, 5, flat.shape[1]), np.uint8)
-    first = np.random.default_rng(1).integers(0, sampler.backend.rows - 5, (64, batch, 1))
+    first = np.random.default_rng(1).integers(0, sampler.steps - 5, (64, batch, 1))
     windows = itertools.cycle(first + np.arange(5))
     return lambda: np.take(flat, next(windows), axis=0, out=out, mode="clip")
 

@@ -88,7 +88,7 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
                 makes reproducible.
             batches: Number of batches in a pass over the dataset, divided among the workers; None
                 for endless passes.
-            refresh_s: Minimum seconds between two looks for new segments; None for no refresh.
+            refresh_s: Minimum seconds between two checks for new segments; None for none.
             **replay: Fields of `ReplayConfig`, such as ``batch_size=256``, ``n_step=3``,
                 ``filter=("end=goal",)`` or ``sequence_length=8``. With ``sequence_length``,
                 batches are `ReplaySequences`, and else `ReplayBatch`.

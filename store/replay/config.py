@@ -83,8 +83,8 @@ class ReplayConfig:
     far; until all are decoded, the batches depend on the speed of decoding. Mode ``direct`` ignores
     it."""
     scratch: str = ""
-    """Directory for the scratch files (7.06 GB per million 84x84 frames). Empty: beside the run, or
-    the system's temporary directory."""
+    """Directory for the scratch files (7.06 GB per million 84x84 frames). Empty: next to the run
+    directory, or the system's temporary directory."""
     weights: tuple[float, ...] = ()
     """Share of each dataset in the samples and in the capacity, so that no dataset displaces
     another. The values are relative. Empty: all transitions are equally likely."""

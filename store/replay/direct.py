@@ -475,9 +475,9 @@ class DirectFrames:
                 shard = self._shards[shards[number]]
                 data = os.pread(files[number], sizes[number], begins[number])
                 frames = memoryview(decode(shard.kind, data, shard.chunk_frames * frame))
-                first, behind = firsts[number], firsts[number + 1]
-                step = behind - first if runs[number] else 1
-                for at in range(first, behind, step):
+                first, end = firsts[number], firsts[number + 1]
+                step = end - first if runs[number] else 1
+                for at in range(first, end, step):
                     to, source = places[at] * frame, insides[at] * frame
                     target[to : to + step * frame] = frames[source : source + step * frame]
         except OSError as error:

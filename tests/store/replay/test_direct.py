@@ -308,6 +308,8 @@ def test_frames_are_not_in_the_scratch(tmp_path):
 
 def test_direct_replay_has_no_frame_array(tmp_path):
     dataset = make_dataset(tmp_path / "d")
-    with open_sampler(dataset, tmp_path, "direct") as sampler:
-        with pytest.raises(ConfigError, match=r"set replay\.mode to cache"):
-            sampler.frame_array()
+    with (
+        open_sampler(dataset, tmp_path, "direct") as sampler,
+        pytest.raises(ConfigError, match=r"set replay\.mode to cache"),
+    ):
+        sampler.frame_array()
