@@ -68,6 +68,23 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
     Use it with ``DataLoader(dataset, batch_size=None, num_workers=...)``. Each worker process opens
     its own sampler and samples its own batches. Workers share the decoded frames on disk. Iterating
     over the dataset itself works, too.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from torch.utils.data import DataLoader
+        >>> from avtd3.store import Dataset, EpisodeSpec, Observation, SegmentWriter
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> dataset = Dataset.create(tempfile.mkdtemp(), spec)
+        >>> with SegmentWriter(dataset) as writer:
+        ...     writer.begin(Observation(vector=np.zeros(1, np.float32)))
+        ...     after = Observation(vector=np.ones(1, np.float32))
+        ...     writer.step(np.zeros(1, np.float32), 1.0, after, terminated=True)
+        >>> replay = ReplayDataset(dataset.path, batch_size=4, n_step=3, batches=2)
+        >>> for batch in DataLoader(replay, batch_size=None):
+        ...     print(batch.reward.tolist())
+        [1.0, 1.0, 1.0, 1.0]
+        [1.0, 1.0, 1.0, 1.0]
     """
 
     def __init__(

@@ -176,6 +176,22 @@ class Sampler:
 
     What can be sampled depends only on the snapshots of the datasets and on the configuration;
     with the same seed, the batches are the same. All methods may be called from several threads.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from avtd3.store import Dataset, EpisodeSpec, Observation, SegmentWriter
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> dataset = Dataset.create(tempfile.mkdtemp(), spec)
+        >>> with SegmentWriter(dataset) as writer:
+        ...     writer.begin(Observation(vector=np.zeros(1, np.float32)))
+        ...     after = Observation(vector=np.ones(1, np.float32))
+        ...     writer.step(np.zeros(1, np.float32), 1.0, after, terminated=True)
+        >>> with Sampler([dataset], ReplayConfig(batch_size=4), seed=0) as sampler:
+        ...     for batch in sampler.batches(2):
+        ...         print(batch.reward, batch.discount)
+        [1. 1. 1. 1.] [0. 0. 0. 0.]
+        [1. 1. 1. 1.] [0. 0. 0. 0.]
     """
 
     def __init__(
