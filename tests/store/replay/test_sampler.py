@@ -296,8 +296,8 @@ def test_iterators_yield_the_batches_of_sample(world, tmp_path):
                 assert same(copy(batch), copy(right.sample()))
         assert left.state() == right.state()
         for sequences in (left.sequence_batches(2), itertools.islice(left.sequence_batches(), 3)):
-            for batch in sequences:
-                assert batch.action.tolist() == right.sample_sequences().action.tolist()
+            for found in sequences:
+                assert found.action.tolist() == right.sample_sequences().action.tolist()
         assert left.state() == right.state()
 
 
@@ -337,9 +337,10 @@ def test_a_seed_gives_the_batches_of_earlier_versions(world, tmp_path, settings,
     hashed = hashlib.sha256()
     with Sampler(sets, config, seed=1, scratch=tmp_path) as sampler:
         for number in range(20):
+            batch: Any
             if config.sequence_length:
                 batch = sampler.sample_sequences()
-                arrays = (batch.frames, batch.vector, batch.action, batch.truncated)
+                arrays: Any = (batch.frames, batch.vector, batch.action, batch.truncated)
             else:
                 batch = sampler.sample()
                 arrays = (*copy(batch), batch.bc_mask, batch.weight)
