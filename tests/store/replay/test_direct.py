@@ -270,7 +270,7 @@ def test_a_named_mode_is_taken_whatever_the_disk_has(tmp_path, monkeypatch):
     assert (found.mode, found.why) == ("cache", "there are no frames to decode")
 
 
-def test_direct_replay_tells_how_to_be_faster(tmp_path, monkeypatch):
+def test_direct_replay_reports_how_to_make_it_faster(tmp_path, monkeypatch):
     found = choose_mode(ReplayConfig(mode="direct"), make_spec(), {}, tmp_path, grows=False)
     assert native_problem() or "natively" in str(found)
     monkeypatch.setattr(sampler_module, "native_problem", lambda: "blosc2 is not installed")

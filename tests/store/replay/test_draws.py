@@ -114,7 +114,7 @@ def test_resume_after_following_draws_the_same(world, tmp_path):
             assert same(copy(first.sample()), copy(second.sample()))
 
 
-def test_restore_tells_when_the_data_has_changed(world, tmp_path):
+def test_restore_reports_that_the_data_has_changed(world, tmp_path):
     dataset = world.dataset("/d", *TWO)
     with Sampler([dataset], ReplayConfig(), seed=7, scratch=tmp_path) as sampler:
         state = sampler.state()

@@ -24,7 +24,7 @@ from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.memory import TWO, MemoryDataset, World, copy, make_spec, same
 
 
-def test_full_disk_leaves_what_is_held(world, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_loaded_segments(world, tmp_path, monkeypatch):
     dataset = world.dataset("/d", *TWO)
     config = ReplayConfig(batch_size=32, capacity=10)
     with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
@@ -92,11 +92,11 @@ def test_oldest_segments_make_room(world, tmp_path):
 def test_refused_segments_are_reported_once_and_leave_their_room_to_older_ones(world, tmp_path):
     dataset = world.dataset("/d", *TWO, ("c", [(5, True)]))
     dataset.segments[2].fault = SegmentCorruptError("crc32c of chunk 3")
-    dataset.refused.append(Refusal(segment_id="z", reason="torn"))
+    dataset.refused.append(Refusal(segment_id="z", reason="truncated"))
     config = ReplayConfig(batch_size=32, capacity=9)
     with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
         assert [(r.segment_id, r.reason) for r in sampler.opening.refused] == [
-            ("z", "torn"),
+            ("z", "truncated"),
             ("c", "crc32c of chunk 3"),
         ]
         assert sampler.opening.segments_added == 2

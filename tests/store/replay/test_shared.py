@@ -78,8 +78,8 @@ STUCK = """
 
 
 def test_a_second_process_decodes_nothing_and_outlives_the_first(tmp_path):
-    process, told = start_process(tmp_path, HOLD)
-    assert told == "1 1"
+    process, line = start_process(tmp_path, HOLD)
+    assert line == "1 1"
     cache, first, third = ReplayCache(SPEC, tmp_path), segment_of(1), segment_of(3)
     assert cache.notice == ""
     cache.follow(wanted(first))
@@ -96,8 +96,8 @@ def test_a_second_process_decodes_nothing_and_outlives_the_first(tmp_path):
 def test_rows_that_another_process_lists_are_left_alone(tmp_path):
     cache, first, second = ReplayCache(SPEC, tmp_path), segment_of(1), segment_of(2)
     cache.follow(wanted(first, second))
-    process, told = start_process(tmp_path, HOLD)
-    assert told == "0 0"
+    process, line = start_process(tmp_path, HOLD)
+    assert line == "0 0"
     third = segment_of(3)
     cache.follow(wanted(third))
     check(cache, third)
@@ -167,12 +167,12 @@ def test_each_of_two_may_have_a_damaged_copy_of_what_the_other_wants(tmp_path):
 
 
 def test_what_a_killed_process_was_decoding_is_taken_over(tmp_path):
-    process, told = start_process(tmp_path, STUCK)
-    assert told == "decoding"
+    process, line = start_process(tmp_path, STUCK)
+    assert line == "decoding"
     cache, first = ReplayCache(SPEC, tmp_path), segment_of(1)
     seen = []
 
-    # Called for the segment that nobody else decodes: from then on the first is waited for.
+    # Called for the segment that no other process decodes; from then on it waits for the first.
     def kill(done, total):
         seen.append((done, total))
         stop(process)

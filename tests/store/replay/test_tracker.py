@@ -9,7 +9,7 @@ def snapshot(*names, refused=()):
     world = World(make_spec(image=False))
     return Snapshot(
         segments=tuple(world.segment(name, [(2, True)]) for name in names),
-        refused=tuple(Refusal(segment_id=name, reason=f"{name} is torn") for name in refused),
+        refused=tuple(Refusal(segment_id=name, reason=f"{name} is truncated") for name in refused),
     )
 
 
@@ -17,7 +17,7 @@ def names(refused):
     return [segment.segment_id for segment in refused]
 
 
-def test_what_is_mended_or_removed_is_forgotten():
+def test_fixed_and_removed_segments_are_forgotten():
     refusals = Refusals([Path("/d"), Path("/e")])
     refusals.update([snapshot("a"), snapshot("b", refused=["c"])])
     refusals.add({(0, "a"): "crc32c"})
@@ -25,7 +25,7 @@ def test_what_is_mended_or_removed_is_forgotten():
     assert (1, "c") not in refusals, "it may be a copy in progress, so it is tried again"
     found = refusals.take_new()
     assert [(str(r.dataset), r.segment_id, r.reason) for r in found] == [
-        ("/e", "c", "c is torn"),
+        ("/e", "c", "c is truncated"),
         ("/d", "a", "crc32c"),
     ]
     assert refusals.all() == found
@@ -44,4 +44,4 @@ def test_an_error_names_the_first_of_many():
     refusals.update([snapshot(refused=[f"s{i}" for i in range(8)])])
     text = name_refused(refusals.all())
     assert text.startswith("8 segments are refused (s0, s1, s2, s3, s4 and 3 more)")
-    assert text.endswith("s0 is torn")
+    assert text.endswith("s0 is truncated")
