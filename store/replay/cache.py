@@ -16,6 +16,7 @@ from avtd3.store.replay.backend import (
     Changes,
     EpisodeSummary,
     FrameArray,
+    FrameSource,
     Key,
     LoadedSegment,
     Progress,
@@ -200,7 +201,7 @@ class ReplayCache:
         return self._rows.rows
 
     @property
-    def frames(self) -> "MappedFrames | None":
+    def frames(self) -> FrameSource | None:
         """Reads frames until the next change; None if there are none."""
         frames = self.arrays().get("frames")
         return None if frames is None else MappedFrames(frames)
@@ -223,7 +224,7 @@ class ReplayCache:
         """Return the first row of a segment."""
         return int(self._rows[key].start)
 
-    def frame_array(self) -> FrameArray:
+    def frame_array(self) -> FrameArray | None:
         """Return all decoded frames."""
         placed = {}
         for key, segment in self._segments.items():
@@ -278,7 +279,7 @@ class ReplayCache:
         return self._add(results, 0)
 
     def take_damaged(self) -> Mapping[Key, str]:
-        """Return nothing: all frames were checked when they were decoded."""
+        """Return none: all frames were checked when they were decoded."""
         return {}
 
     def close(self) -> None:

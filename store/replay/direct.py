@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from avtd3.store.format.batch_decode import (
 )
 from avtd3.store.format.codec import ChainKind, decode
 from avtd3.store.format.manifest import corrupt, gone_or_torn
-from avtd3.store.replay.backend import Changes, Key, LoadedSegment, Progress
+from avtd3.store.replay.backend import Changes, Key, Progress
 from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
@@ -518,53 +518,29 @@ def _read_ahead(plan: ChunkPlan, descriptors: NDArray[np.int32]) -> None:
             os.posix_fadvise(file, begin, size, os.POSIX_FADV_WILLNEED)
 
 
-class DirectReplay:
-    """A `ReplayBackend` that holds only small arrays, and decodes frames for each batch."""
+class DirectReplay(ReplayCache):
+    """A `ReplayBackend` that caches only the numbers, and decodes frames for each batch."""
 
     def __init__(self, spec: EpisodeSpec, scratch: Path, decoder: ChunkDecoder) -> None:
         """Start empty.
 
         Args:
             spec: Spec of every segment, with an image.
-            scratch: Directory for unnamed files of the small arrays: rewards, actions, vectors.
+            scratch: Directory for unnamed files of the numbers: rewards, actions, vectors.
             decoder: See `DirectFrames`.
 
         Raises:
             StorageError: `scratch` cannot be written.
         """
         assert spec.image is not None, "without an image there is nothing to decode"
-        self._numbers = ReplayCache(spec, scratch, frames=False)
-        self._shards: dict[Key, FrameShard] = {}
-        self._directories: dict[Key, Path] = {}
-        self._frames = DirectFrames(spec.image.frame_bytes, decoder)
-
-    @property
-    def segments(self) -> Mapping[Key, LoadedSegment]:
-        """Segments that can be sampled."""
-        return self._numbers.segments
+        super().__init__(spec, scratch, frames=False)
+        self._shards: dict[Key, tuple[FrameShard, Path]] = {}
+        self._direct_frames = DirectFrames(spec.image.frame_bytes, decoder)
 
     @property
     def frames(self) -> DirectFrames:
         """Decodes frames from the shards of the current segments."""
-        return self._frames
-
-    @property
-    def is_loading(self) -> bool:
-        """False: there is nothing to load in the background."""
-        return False
-
-    @property
-    def has_loaded(self) -> bool:
-        """False: there is nothing to load in the background."""
-        return False
-
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """Return the small arrays; see `ReplayBackend.arrays`."""
-        return self._numbers.arrays()
-
-    def start(self, key: Key) -> int:
-        """Return the first row of a segment."""
-        return self._numbers.start(key)
+        return self._direct_frames
 
     def frame_array(self) -> None:
         """Return None: no frames are in memory."""
@@ -574,26 +550,19 @@ class DirectReplay:
         refused = self._open_new(wanted)
         good = {key: segment for key, segment in wanted.items() if key not in refused}
         try:
-            changes = self._numbers.follow(good, on_progress)
+            changes = super().follow(good, on_progress)
         finally:
             self._bind()
         return dataclasses.replace(changes, refused={**refused, **changes.refused})
 
-    def wait(self) -> None:
-        """Do nothing: there is nothing to load in the background."""
-
-    def take_loaded(self) -> Changes:
-        """Return no changes: there is nothing to load in the background."""
-        return Changes(added={}, removed=0, refused={})
-
     def take_damaged(self) -> Mapping[Key, str]:
         """Return the segments whose frames could not be read since the last call."""
-        return self._frames.take_damaged()
+        return self._direct_frames.take_damaged()
 
     def close(self) -> None:
-        """Close all files; safe to call twice."""
-        self._frames.close()
-        self._numbers.close()
+        """Close all files and free the disk space; safe to call twice."""
+        self._direct_frames.close()
+        super().close()
 
     def _open_new(self, wanted: Mapping[Key, Segment]) -> dict[Key, str]:
         """Read the indexes of new shards; return why some segments cannot be used."""
@@ -602,24 +571,17 @@ class DirectReplay:
             if key in self._shards:
                 continue
             try:
-                self._shards[key], self._directories[key] = segment.frame_shard(), segment.path
+                self._shards[key] = (segment.frame_shard(), segment.path)
             except (SegmentCorruptError, OSError) as error:
                 refused[key] = str(error)
         return refused
 
     def _bind(self) -> None:
         """Forget the shards of dropped segments, and bind the frames to the current rows."""
-        segments = self._numbers.segments
-        self._shards = {key: shard for key, shard in self._shards.items() if key in segments}
-        self._directories = {key: self._directories[key] for key in self._shards}
-        self._frames.bind(
+        self._shards = {key: found for key, found in self._shards.items() if key in self.segments}
+        self._direct_frames.bind(
             [
-                PlacedShard(
-                    key=key,
-                    start=self._numbers.start(key),
-                    directory=self._directories[key],
-                    shard=shard,
-                )
-                for key, shard in self._shards.items()
+                PlacedShard(key=key, start=self.start(key), directory=directory, shard=shard)
+                for key, (shard, directory) in self._shards.items()
             ]
         )
