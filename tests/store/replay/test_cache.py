@@ -6,7 +6,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
@@ -278,6 +278,7 @@ def test_columns_keep_their_rows_while_they_grow(tmp_path):
     columns.close()
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(

@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.replay import draws as sum_tree
@@ -27,6 +27,7 @@ def tree_of(values):
     return SumTree(np.array(values, np.float64))
 
 
+@settings(deadline=None)
 @given(values=VALUES, data=st.data())
 def test_places_are_where_the_running_sum_passes_the_target(values, data):
     tree, running = tree_of(values), list(itertools.accumulate(values))
@@ -36,6 +37,7 @@ def test_places_are_where_the_running_sum_passes_the_target(values, data):
     assert tree.find(np.array(targets)).tolist() == expected
 
 
+@settings(deadline=None)
 @given(values=VALUES, data=st.data())
 def test_changed_values_make_the_tree_that_is_built_from_them(values, data):
     tree = tree_of(values)
