@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import StorageError
@@ -252,6 +252,7 @@ def test_a_damaged_copy_is_decoded_from_the_other(tmp_path):
     right.close()
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
