@@ -1,4 +1,4 @@
-"""Small OpenDRIVE networks for tests of the road world."""
+"""Small OpenDRIVE networks for tests."""
 
 from avtd3.collect.maps.network import RoadNetwork
 
@@ -41,7 +41,7 @@ def straight_network(length=200.0, middle="broken"):
 
 
 def ring_network(radius=40.0):
-    """A circle, whose both lanes close in themselves."""
+    """A circle whose two lanes are closed."""
     turn = f'<arc curvature="{1.0 / radius}"/>'
     length = 2.0 * 3.141592653589793 * radius
     text = document(road(length=length, shape=turn))
@@ -51,7 +51,7 @@ def ring_network(radius=40.0):
 
 
 def crossing_network():
-    """Two roads that cross on one level without a junction; nobody gives way by road."""
+    """Two roads that cross on one level without a junction, so without right of way."""
     return RoadNetwork.from_opendrive(
         "crossing",
         document(road(1), road(2, x=100.0, y=-100.0, heading=1.5707963267948966)),

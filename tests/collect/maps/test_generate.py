@@ -31,7 +31,7 @@ def built(kind: str, seed: int) -> RoadNetwork:
 
 
 def chord_error(points, yaw) -> float:
-    """Largest difference between the headings given and those of the points' chords."""
+    """Return the largest difference between given headings and those of the chords."""
     chord = np.arctan2(*np.diff(points, axis=0).T[::-1])
     off = chord - 0.5 * (yaw[1:] + yaw[:-1])
     return float(np.abs((off + math.pi) % (2 * math.pi) - math.pi).max())

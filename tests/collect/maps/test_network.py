@@ -152,7 +152,7 @@ def test_a_wrong_link_across_a_gap_is_not_followed():
 
 
 def test_an_arc_keeps_its_heading_and_length():
-    arc = '<arc curvature="0.02"/>'  # anticlockwise in OpenDRIVE, so yaw falls in CARLA
+    arc = '<arc curvature="0.02"/>'  # anticlockwise in OpenDRIVE, so yaw decreases in CARLA
     found = network(road(section(0, right=[lane(-1)]), shape=arc))
     only = found.lanes[0]
     assert only.length_m == pytest.approx(100.0 * 51.75 / 50.0, abs=0.02)
