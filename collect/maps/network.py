@@ -28,25 +28,10 @@ SHORTEST_M = 0.25
 """Lanes shorter than this are dropped; their neighbours are linked directly."""
 NARROWEST_M = 1.0
 """Lanes with a smaller mean width are dropped."""
-PAVED = frozenset(
-    {
-        "shoulder",
-        "parking",
-        "stop",
-        "bidirectional",
-        "biking",
-        "bus",
-        "taxi",
-        "HOV",
-        "entry",
-        "exit",
-        "onRamp",
-        "offRamp",
-        "connectingRamp",
-        "restricted",
-        "roadWorks",
-    }
-)
+PAVED = frozenset((
+    "shoulder", "parking", "stop", "bidirectional", "biking", "bus", "taxi", "HOV", "entry", "exit",
+    "onRamp", "offRamp", "connectingRamp", "restricted", "roadWorks",
+))  # fmt: skip
 """Types of paved lanes on which cars should not drive. Sidewalks are not among them."""
 _INSET_M = 1e-3  # carla.Map has no waypoint exactly at the end of a road
 # The markings that permit a lane change.
@@ -82,20 +67,6 @@ class Strip:
         """Return the length of the centre line in metres."""
         return float(self.distance_m[-1])
 
-    def edge(self, side: float) -> NDArray[np.float64]:
-        """Return a line parallel to the centre line.
-
-        Args:
-            side: Share of half the width, positive to the right: -1 is the left edge, 1 the right
-                edge.
-
-        Returns:
-            float64 (N, 2), in metres.
-        """
-        right = np.stack([-np.sin(self.yaw_rad), np.cos(self.yaw_rad)], axis=1)
-        moved: NDArray[np.float64] = self.points + (0.5 * side * self.width_m)[:, None] * right
-        return moved
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lane(Strip):
@@ -123,8 +94,6 @@ class Lane(Strip):
     change."""
     successors: tuple[int, ...]
     """Indices of the lanes that continue this one."""
-    predecessors: tuple[int, ...]
-    """Indices of the lanes that this one continues."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -139,8 +108,6 @@ class RoadNetwork:
     """Driving lanes, at least one."""
     paved: tuple[Strip, ...]
     """Shoulders, parking bays and other paved surface that is not a driving lane."""
-    bounds: tuple[float, float, float, float]
-    """Minimum x, minimum y, maximum x and maximum y of lanes and paved surface, in metres."""
 
     @classmethod
     def from_opendrive(cls, name: str, xodr: str) -> Self:
@@ -171,11 +138,7 @@ class RoadNetwork:
                 "expected one; check the lane widths"
             )
         lanes = _lanes(drafts, links)
-        strips = (*lanes, *paved)
-        edges = np.concatenate([strip.edge(side) for strip in strips for side in (-1.0, 1.0)])
-        low, high = edges.min(axis=0), edges.max(axis=0)
-        bounds = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        return cls(name=name, map=world_map, lanes=lanes, paved=tuple(paved), bounds=bounds)
+        return cls(name=name, map=world_map, lanes=lanes, paved=tuple(paved))
 
     def __repr__(self) -> str:
         length = sum(lane.length_m for lane in self.lanes)
@@ -330,10 +293,6 @@ def _next_lanes(last: "carla.Waypoint", index: dict[LaneKey, int]) -> list[int]:
 
 def _lanes(drafts: list[_LaneDraft], links: list[tuple[int, ...]]) -> tuple[Lane, ...]:
     index = {draft.key: number for number, draft in enumerate(drafts)}
-    before: list[list[int]] = [[] for _ in drafts]
-    for number, successors in enumerate(links):
-        for successor in successors:
-            before[successor].append(number)
     return tuple(
         Lane(
             **{f.name: getattr(draft.strip, f.name) for f in dataclasses.fields(Strip)},
@@ -347,7 +306,6 @@ def _lanes(drafts: list[_LaneDraft], links: list[tuple[int, ...]]) -> tuple[Lane
             left_lane=_beside(drafts, index, draft, side=-1),
             right_lane=_beside(drafts, index, draft, side=1),
             successors=links[number],
-            predecessors=tuple(before[number]),
         )
         for number, draft in enumerate(drafts)
     )

@@ -1,8 +1,16 @@
 """Small OpenDRIVE networks for tests."""
 
+import numpy as np
+
 from avtd3.collect.maps.network import RoadNetwork
 
 LANE_M = 3.5
+
+
+def edge(strip, side):
+    """Return the line at a share of half a strip's width, positive to the right."""
+    right = np.stack([-np.sin(strip.yaw_rad), np.cos(strip.yaw_rad)], axis=1)
+    return strip.points + (0.5 * side * strip.width_m)[:, None] * right
 
 
 def marks(kind):

@@ -142,13 +142,6 @@ def test_ahead_interpolates_and_continues_straight():
     assert route.ahead(3.0, []).shape == (0, 2)
 
 
-def test_yaw_and_curvature_ahead_and_width():
-    route = arc_route(radius_m=30.0)
-    np.testing.assert_allclose(route.yaw_ahead(10.0, [0.0, 15.0]), [1 / 3, 25 / 30], atol=1e-3)
-    np.testing.assert_allclose(route.curvature_ahead(10.0, [0.0, 500.0]), 1 / 30, rtol=1e-3)
-    assert route.lane_width_at(12.0) == 3.5
-
-
 def test_speed_profile_obeys_curves_and_braking():
     # 100 m straight, then a quarter circle of 20 m radius.
     angle = np.linspace(0.0, math.pi / 2, 32)[1:]
