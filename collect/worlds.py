@@ -124,11 +124,9 @@ def open_world(settings: WorldSettings, worker: int) -> World:
             "world carla needs the package carla 0.9.16, which has wheels for Python 3.10 to 3.12 "
             "on x86-64 Linux and Windows; collect on such a machine"
         )
-    from avtd3.collect.carla.simulator import Simulator
     from avtd3.collect.carla.world import CarlaWorld
 
-    port = settings.carla.port_of(worker)
-    return CarlaWorld(settings.carla, port, Simulator.configured(settings.carla, port))
+    return CarlaWorld(settings.carla, settings.carla.port_of(worker))
 
 
 def open_environment(
