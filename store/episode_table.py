@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import ConfigError, SpecError
+from avtd3.store.errors import MissingPackageError, SpecError
 from avtd3.store.events import MAX_TEXT
 from avtd3.store.format.arrays import ArrayFiles
 from avtd3.store.format.layout import EPISODE_NUMBERS, ArrayLayout
@@ -182,7 +182,7 @@ class EpisodeTable:
         """Return the table as a pandas DataFrame, one row per episode.
 
         Raises:
-            ConfigError: pandas is not installed.
+            MissingPackageError: pandas is not installed.
         """
         frame: pandas.DataFrame = _import("pandas").DataFrame(self._columns())
         return frame
@@ -191,7 +191,7 @@ class EpisodeTable:
         """Return the table as an xarray Dataset with the dimension ``episode``.
 
         Raises:
-            ConfigError: xarray is not installed.
+            MissingPackageError: xarray is not installed.
         """
         columns = {name: ("episode", np.asarray(c)) for name, c in self._columns().items()}
         data: xarray.Dataset = _import("xarray").Dataset(columns)
@@ -277,7 +277,7 @@ def _import(name: str) -> Any:  # noqa: ANN401 - a module
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"this needs {name}; install it with pip install {name}") from error
+        raise MissingPackageError(f"{name} is not installed; pip install {name}") from error
 
 
 def attribute_columns(infos: Sequence[EpisodeInfo]) -> dict[str, AttributeColumn]:

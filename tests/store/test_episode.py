@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError, SpecError
+from avtd3.store.errors import (
+    ConfigError,
+    MissingPackageError,
+    SegmentCorruptError,
+    SegmentNotFoundError,
+    SpecError,
+)
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.manifest import Limits
 from avtd3.store.segment import Segment
@@ -184,7 +190,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(dataset, m
         raise ImportError(name)
 
     monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(ConfigError, match="needs pandas; install it with pip install pandas"):
+    with pytest.raises(MissingPackageError, match="pandas is not installed; pip install pandas"):
         dataset.episode_table().to_pandas()
 
 
