@@ -1,4 +1,4 @@
-"""Growing buffers for what a segment holds before it is sealed: encoded frames and columns."""
+"""A segment before it is published: its growing buffers, and the files made from them."""
 
 import dataclasses
 import importlib.metadata
@@ -32,12 +32,13 @@ from avtd3.store.format.codec import (
 )
 from avtd3.store.format.layout import (
     FORMAT_VERSION,
+    FRAMES,
     GROUP_FILE,
     MANIFEST_FILE,
     ArrayLayout,
     segment_arrays,
 )
-from avtd3.store.format.manifest import BINDING, FileEntry, Manifest, binding
+from avtd3.store.format.manifest import FRAMES_CHECKSUMS, FileEntry, Manifest, frames_checksums
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
 from avtd3.store.format.shard import build_shard, joined_checksums
 from avtd3.store.spec import EpisodeSpec
@@ -47,10 +48,10 @@ STEP_COLUMNS = ("action", "reward", "reward_terms", "terminated", "truncated")
 
 
 class StepColumns:
-    """Everything of a segment but the frames, in arrays that grow along their first axis.
+    """All arrays of a segment except the frames; they grow along their first axis.
 
-    The writer sets rows of the arrays directly: a method call per row and column would cost more
-    than all the rest of a step.
+    The writer sets rows of the arrays directly, because a method call per row and column would
+    take longer than the rest of a step.
     """
 
     def __init__(self, spec: EpisodeSpec, rows: int) -> None:
@@ -66,7 +67,7 @@ class StepColumns:
         self.grow(rows)
 
     def grow(self, rows: int) -> None:
-        """Make room for so many rows, keeping what is there."""
+        """Allocate this many rows and keep the present ones."""
         for name in (*OBSERVATION_COLUMNS, *STEP_COLUMNS):
             values = getattr(self, name)
             grown = np.zeros((rows, *values.shape[1:]), values.dtype)
@@ -75,7 +76,7 @@ class StepColumns:
         self.rows = rows
 
     def drop(self, observations: int, steps: int) -> None:
-        """Forget the first rows and move the others to the front."""
+        """Drop the first rows and move the others to the front."""
         for names, count in ((OBSERVATION_COLUMNS, observations), (STEP_COLUMNS, steps)):
             for name in names:
                 values = getattr(self, name)
@@ -83,9 +84,9 @@ class StepColumns:
 
 
 class FrameBuffer:
-    """Frames, compressed chunk by chunk as they arrive, so that sealing has nothing left to do.
+    """Frames that are compressed chunk by chunk as they arrive.
 
-    With the codec ``auto`` the first ones stay as they are, until `settled`.
+    With the codec ``auto``, frames stay uncompressed until `settled`.
     """
 
     def __init__(self, codec: FrameCodec, frame_shape: tuple[int, ...]) -> None:
@@ -97,16 +98,16 @@ class FrameBuffer:
 
     @property
     def codec(self) -> FrameCodec:
-        """How the chunks are encoded; raw while ``auto`` is not settled."""
+        """Codec of the chunks; raw while ``auto`` is not settled."""
         return self._codec
 
     @property
     def is_due(self) -> bool:
-        """Whether enough frames are held to choose a codec."""
+        """Whether there are enough frames to choose a codec."""
         return self._settings.name == "auto" and self._count >= MEASURED_FRAMES
 
     def settled(self) -> Self:
-        """The same frames in the codec that suits them; itself, unless it is to choose one."""
+        """Return the frames in the codec chosen for them, or itself if there is no choice."""
         if self._settings.name != "auto" or not self._count:
             return self
         size = self._codec.chunk_frames
@@ -123,11 +124,11 @@ class FrameBuffer:
         self._pending[place] = frame
         if place + 1 == self._codec.chunk_frames:
             self._chunks.append(self._codec.encode(self._pending))
-        # Counted last, so that an interrupt before leaves a frame too many, which `truncate` drops.
+        # Count last: an interrupt before leaves one frame too many, which `truncate` drops.
         self._count += 1
 
     def encoded(self, count: int) -> list[bytes]:
-        """The chunks of the first ``count`` frames; the last one is filled up with zeros."""
+        """Return the chunks of the first ``count`` frames; the last is padded with zeros."""
         whole, rest = divmod(count, self._codec.chunk_frames)
         chunks = self._chunks[:whole]
         if rest:
@@ -137,7 +138,7 @@ class FrameBuffer:
         return chunks
 
     def drop(self, count: int) -> None:
-        """Forget the first ``count`` frames and encode the others anew."""
+        """Drop the first ``count`` frames and encode the others again."""
         size = self._codec.chunk_frames
         kept = [
             self._frames_of_chunk(n).copy() for n in range(count // size, -(-self._count // size))
@@ -145,7 +146,7 @@ class FrameBuffer:
         self._restart(kept, count % size, self._count - count)
 
     def truncate(self, count: int) -> None:
-        """Forget all frames behind the first ``count``."""
+        """Drop all frames after the first ``count``."""
         size = self._codec.chunk_frames
         if count % size:
             self._pending[:] = self._frames_of_chunk(count // size)
@@ -173,12 +174,12 @@ MAX_PROVENANCE_BYTES = 1024 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EndedEpisode:
-    """A whole episode that waits to be published."""
+    """An episode that has ended and is not published yet."""
 
     info: EpisodeInfo
-    """What was known at its start."""
+    """What was known when it began."""
     length: int
-    """Steps."""
+    """Number of steps."""
     episode_return: float
     """Sum of its stored rewards."""
     end_reason: str
@@ -186,11 +187,11 @@ class EndedEpisode:
     wall_time: float
     """Its start, in seconds since 1970."""
     events: tuple[Event, ...] = ()
-    """What happened, in order; nothing where events are not recorded."""
+    """What happened, ordered by step; empty if events were not recorded."""
 
 
 class SegmentNamer:
-    """Names that sort by time, are unique across machines, and are safe as directories."""
+    """Makes names of segments that sort by time, are unique, and are valid directory names."""
 
     def __init__(self, collector: str) -> None:
         self._collector = collector
@@ -198,7 +199,7 @@ class SegmentNamer:
         self._last_us = 0
 
     def next(self, now_s: float) -> str:
-        """The next name; later than the one before, even if the clock went back."""
+        """Return the next name; it sorts after the last one, even if the clock went back."""
         self._last_us = max(self._last_us + 1, round(now_s * 1e6))
         moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self._last_us)
         self._counter += 1
@@ -207,11 +208,11 @@ class SegmentNamer:
 
 
 def base_provenance(given: Mapping[str, Any], collector: str) -> dict[str, Any]:
-    """What is recorded with every segment of a writer.
+    """Return the provenance that every segment of a writer has.
 
     Args:
-        given: The caller's own JSON; config, simulator build and the like.
-        collector: The collector's name.
+        given: The caller's JSON, such as its configuration.
+        collector: Name of the collector.
 
     Raises:
         SpecError: ``given`` is not JSON, or larger than `MAX_PROVENANCE_BYTES`.
@@ -221,7 +222,7 @@ def base_provenance(given: Mapping[str, Any], collector: str) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise SpecError(f"provenance is not JSON of finite numbers: {error}") from error
     if size > MAX_PROVENANCE_BYTES:
-        raise SpecError(f"provenance has {size} bytes, allowed are {MAX_PROVENANCE_BYTES}")
+        raise SpecError(f"provenance has {size} bytes, expected at most {MAX_PROVENANCE_BYTES}")
     return {
         **given,
         "avtd3": importlib.metadata.version("avtd3"),
@@ -241,19 +242,22 @@ def seal_files(
     codec: FrameCodec,
     provenance: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """Every file of a segment, the manifest last.
+    """Return all files of a segment, the manifest last.
 
     Args:
-        segment_id: The segment's name.
-        dataset: The dataset it is for.
-        columns: Its first rows are those of ``ended``.
-        ended: The whole episodes, at least one.
+        segment_id: Name of the segment.
+        dataset: Its dataset.
+        columns: The arrays; the first rows are those of ``ended``.
+        ended: The episodes, at least one.
         chunks: The encoded frames, or None if the spec has no image.
-        codec: How they were encoded; recorded, too.
+        codec: Codec of the chunks; it is recorded in the provenance.
         provenance: JSON to record.
 
     Returns:
         Bytes by path below the segment's directory.
+
+    Raises:
+        SpecError: An attribute is a text in one episode and a number in another.
     """
     steps = sum(episode.length for episode in ended)
     counts = {"episodes": len(ended), "steps": steps, "observations": steps + len(ended)}
@@ -279,7 +283,7 @@ def seal_files(
     for layout in layouts.values():
         attributes: dict[str, Any] = {}
         used_codec = None
-        if layout.name == "frames" and chunks is not None:
+        if layout.name == FRAMES and chunks is not None:
             data, used_codec = build_shard(chunks), codec
         elif layout.name in strings:
             codes, categories = strings[layout.name]
@@ -292,8 +296,8 @@ def seal_files(
     entries = {name: FileEntry(len(data), sha256(data)) for name, data in files.items()}
     recorded: dict[str, Any] = {**provenance, "codec": dataclasses.asdict(codec)}
     if chunks is not None:
-        shard = entries[layouts["frames"].chunk_path]
-        recorded[BINDING] = binding(shard.sha256, joined_checksums(chunks))
+        shard = entries[layouts[FRAMES].chunk_path]
+        recorded[FRAMES_CHECKSUMS] = frames_checksums(shard.sha256, joined_checksums(chunks))
     manifest = Manifest(
         segment_id=segment_id,
         spec_digest=dataset.spec_digest,
@@ -344,7 +348,7 @@ def _episode_texts(ended: Sequence[EndedEpisode]) -> dict[str, Sequence[str]]:
 def _coded(
     columns: Mapping[str, Sequence[str]],
 ) -> dict[str, tuple[NDArray[np.int32], list[str]]]:
-    """Codes and categories of columns of texts."""
+    """Return codes and categories of columns of texts."""
     found = {}
     for name, texts in columns.items():
         categories = sorted(set(texts))
