@@ -10,7 +10,7 @@ import importlib
 import math
 import numbers
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
@@ -312,10 +312,14 @@ def array_name(attribute: str) -> str:
     return f"episode_{attribute}" if attribute in OWN_ATTRIBUTES else _PREFIX + attribute
 
 
-def attribute_layout(name: str, column: AttributeColumn) -> ArrayLayout:
-    """Return the layout of the optional array of an attribute."""
-    dtype = "int32" if isinstance(column, list) else column.dtype.name
-    return _layout(name, dtype, len(column))
+_ARRAYS = {array_name(name): name for name in OWN_ATTRIBUTES}
+
+
+def _attribute_of(array: str) -> str:
+    """Return the attribute that an array holds, or an empty string."""
+    name = array.removeprefix(_PREFIX)
+    is_optional = name != array and _ATTRIBUTE_NAME.fullmatch(name)
+    return name if is_optional else _ARRAYS.get(array, "")
 
 
 def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLayout]:
@@ -327,25 +331,15 @@ def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLay
             one of attributes.
     """
     return {
-        array: _layout(array.removeprefix(_PREFIX), files.dtype(array, _DTYPES), episodes)
-        for array in _stored_names(files)
+        array: ArrayLayout(
+            name=array,
+            shape=(episodes,),
+            dtype=files.dtype(array, ("int32", "int64", "float64")),
+            dimensions=("episode",),
+        )
+        for array in files.names()
+        if array not in _ARRAYS and _attribute_of(array)
     }
-
-
-_DTYPES = ("int32", "int64", "float64")
-"""Of optional attributes: codes of texts, whole numbers, other numbers."""
-
-
-def _stored_names(files: ArrayFiles) -> Iterator[str]:
-    for array in files.names():
-        if array.startswith(_PREFIX) and _ATTRIBUTE_NAME.fullmatch(array.removeprefix(_PREFIX)):
-            yield array
-
-
-def _layout(name: str, dtype: str, episodes: int) -> ArrayLayout:
-    return ArrayLayout(
-        name=array_name(name), shape=(episodes,), dtype=dtype, dimensions=("episode",)
-    )
 
 
 def read_attributes(
@@ -361,14 +355,8 @@ def read_attributes(
         SegmentNotFoundError: The segment was removed.
         SegmentCorruptError: The bytes are not those that were published.
     """
-    found: dict[str, Any] = {}
-    for name, default in OWN_ATTRIBUTES.items():
-        layout = layouts[array_name(name)]
-        found[name] = files.texts(layout) if isinstance(default, str) else files.read(layout)
-    for array, layout in layouts.items():
-        if array.startswith(_PREFIX):
-            is_text = layout.dtype == "int32"
-            found[array.removeprefix(_PREFIX)] = (
-                files.texts(layout) if is_text else files.read(layout)
-            )
-    return found
+    return {
+        name: files.texts(layout) if layout.dtype == "int32" else files.read(layout)
+        for array, layout in layouts.items()
+        if (name := _attribute_of(array))
+    }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import SpecError
 from avtd3.store.format.arrays import ArrayFiles
-from avtd3.store.format.layout import ArrayLayout
+from avtd3.store.format.layout import ArrayLayout, Column
 
 EVENT_NUMBERS: Mapping[str, str] = {
     "event_episode": "int64",
@@ -203,11 +203,7 @@ def event_arrays(count: int) -> dict[str, ArrayLayout]:
     }
 
 
-def event_values(table: EventTable) -> dict[str, NDArray[Any]]:
-    """Return the numeric columns by the names of their arrays."""
-    return {name: getattr(table, name.removeprefix("event_")) for name in EVENT_NUMBERS}
-
-
-def event_texts(table: EventTable) -> dict[str, Sequence[str]]:
-    """Return the columns of texts by the names of their arrays."""
-    return {name: getattr(table, name.removeprefix("event_")) for name in EVENT_STRINGS}
+def event_columns(table: EventTable) -> dict[str, Column]:
+    """Return the columns by the names of their arrays; empty for no events."""
+    names = (*EVENT_NUMBERS, *EVENT_STRINGS) if len(table) else ()
+    return {name: getattr(table, name.removeprefix("event_")) for name in names}

@@ -17,10 +17,9 @@ from avtd3.store.episode_table import (
     EpisodeInfo,
     array_name,
     attribute_columns,
-    attribute_layout,
 )
 from avtd3.store.errors import SpecError
-from avtd3.store.events import Event, EventTable, event_arrays, event_texts, event_values
+from avtd3.store.events import Event, EventTable, event_columns
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import (
     MEASURED_FRAMES,
@@ -36,6 +35,8 @@ from avtd3.store.format.layout import (
     GROUP_FILE,
     MANIFEST_FILE,
     ArrayLayout,
+    Column,
+    column_layout,
     segment_arrays,
 )
 from avtd3.store.format.manifest import FRAMES_CHECKSUMS, FileEntry, Manifest, frames_checksums
@@ -267,29 +268,24 @@ def seal_files(
         "spec_digest": dataset.spec_digest,
     }
     files = {GROUP_FILE: document_bytes(group_document(about))}
-    events = EventTable.of([episode.events for episode in ended])
-    values = _step_values(columns, counts) | _episode_numbers(ended) | event_values(events)
-    texts = _episode_texts(ended) | event_texts(events)
-    layouts = segment_arrays(dataset.spec, **counts) | event_arrays(len(events))
+    arrays: dict[str, Column] = _step_columns(columns, counts) | _episode_columns(ended)
+    layouts = segment_arrays(dataset.spec, **counts)
     for name, column in attribute_columns([episode.info for episode in ended]).items():
-        array = array_name(name)
+        arrays[array_name(name)] = column
         if name not in OWN_ATTRIBUTES:
-            layouts[array] = attribute_layout(name, column)
-        if isinstance(column, list):
-            texts[array] = column
-        else:
-            values[array] = column
-    strings = _coded(texts)
+            layouts[array_name(name)] = column_layout(array_name(name), column, "episode")
+    for name, event_column in event_columns(EventTable.of([e.events for e in ended])).items():
+        arrays[name], layouts[name] = event_column, column_layout(name, event_column, "event")
     for layout in layouts.values():
         attributes: dict[str, Any] = {}
         used_codec = None
         if layout.name == FRAMES and chunks is not None:
             data, used_codec = build_shard(chunks), codec
-        elif layout.name in strings:
-            codes, categories = strings[layout.name]
-            data, attributes = _plain(layout, codes), {"categories": categories}
         else:
-            data = _plain(layout, values[layout.name])
+            values = arrays[layout.name]
+            if not isinstance(values, np.ndarray):
+                values, attributes["categories"] = _encode_texts(values)
+            data = _encode_values(layout, values)
         document = array_document(layout, codec=used_codec, attributes=attributes)
         files[layout.metadata_path] = document_bytes(document)
         files[layout.chunk_path] = data
@@ -310,12 +306,19 @@ def seal_files(
     return files
 
 
-def _plain(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
+def _encode_values(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
     dtype = np.dtype(layout.dtype).newbyteorder("<")
     return seal(np.ascontiguousarray(values, dtype).tobytes())
 
 
-def _step_values(columns: StepColumns, counts: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+def _encode_texts(texts: Sequence[str]) -> tuple[NDArray[np.int32], list[str]]:
+    """Return the code of each text, and the categories that the codes stand for."""
+    categories = sorted(set(texts))
+    code = {text: number for number, text in enumerate(categories)}
+    return np.asarray([code[text] for text in texts], np.int32), categories
+
+
+def _step_columns(columns: StepColumns, counts: Mapping[str, int]) -> dict[str, Column]:
     return {
         name: getattr(columns, name)[: counts[axis]]
         for axis, names in (("observations", OBSERVATION_COLUMNS), ("steps", STEP_COLUMNS))
@@ -323,9 +326,9 @@ def _step_values(columns: StepColumns, counts: Mapping[str, int]) -> dict[str, N
     }
 
 
-def _episode_numbers(ended: Sequence[EndedEpisode]) -> dict[str, NDArray[Any]]:
+def _episode_columns(ended: Sequence[EndedEpisode]) -> dict[str, Column]:
     lengths = [episode.length for episode in ended]
-    columns: dict[str, Sequence[float]] = {
+    numbers: dict[str, Sequence[float]] = {
         "offset": np.cumsum([0, *lengths[:-1]]).tolist(),
         "length": lengths,
         "index": [episode.info.index for episode in ended],
@@ -335,23 +338,7 @@ def _episode_numbers(ended: Sequence[EndedEpisode]) -> dict[str, NDArray[Any]]:
         "exploration_noise": [episode.info.exploration_noise for episode in ended],
         "wall_time": [episode.wall_time for episode in ended],
     }
-    return {f"episode_{name}": np.asarray(column) for name, column in columns.items()}
-
-
-def _episode_texts(ended: Sequence[EndedEpisode]) -> dict[str, Sequence[str]]:
-    return {
-        "episode_end_reason": [episode.end_reason for episode in ended],
-        "episode_policy_digest": [episode.info.policy_digest for episode in ended],
-    }
-
-
-def _coded(
-    columns: Mapping[str, Sequence[str]],
-) -> dict[str, tuple[NDArray[np.int32], list[str]]]:
-    """Return codes and categories of columns of texts."""
-    found = {}
-    for name, texts in columns.items():
-        categories = sorted(set(texts))
-        code = {text: number for number, text in enumerate(categories)}
-        found[name] = np.asarray([code[text] for text in texts], np.int32), categories
+    found: dict[str, Column] = {f"episode_{name}": np.asarray(v) for name, v in numbers.items()}
+    found["episode_end_reason"] = [episode.end_reason for episode in ended]
+    found["episode_policy_digest"] = [episode.info.policy_digest for episode in ended]
     return found

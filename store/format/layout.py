@@ -4,9 +4,11 @@ This is the only place that names the arrays of format 1; the writer and the rea
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avtd3.store.spec import EpisodeSpec
 
@@ -71,6 +73,16 @@ class ArrayLayout:
     def nbytes(self) -> int:
         """Size of the array's values in memory."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+Column: TypeAlias = NDArray[Any] | Sequence[str]
+"""Values of an array: numbers, or texts that are stored as codes into categories."""
+
+
+def column_layout(name: str, column: Column, dimension: str) -> ArrayLayout:
+    """Return the layout of an optional array of one dimension."""
+    dtype = column.dtype.name if isinstance(column, np.ndarray) else "int32"
+    return ArrayLayout(name=name, shape=(len(column),), dtype=dtype, dimensions=(dimension,))
 
 
 def segment_arrays(

@@ -147,9 +147,9 @@ def test_of_processes_that_create_at_once_one_wins(tmp_path, periods):
         (lambda path: (path.mkdir(), (path / "zarr.json").write_text("{")), "not JSON"),
         (
             lambda path: (path.mkdir(), (path / "zarr.json").write_text("[]")),
-            "d is no dataset: .* no avtd3",
+            "d is not a dataset: .* no avtd3",
         ),
-        (lambda path: (path.mkdir(), (path / "zarr.json").mkdir()), "no regular file"),
+        (lambda path: (path.mkdir(), (path / "zarr.json").mkdir()), "not a regular file"),
         (
             lambda path: (
                 path.mkdir(),

@@ -79,7 +79,7 @@ def test_a_removed_segment_is_not_found_at_its_first_read(dataset):
 def test_a_segment_too_large_is_refused_at_its_first_read(dataset):
     snapshot = dataset.snapshot(check_files=False, limits=Limits(max_file_bytes=100))
     assert len(snapshot.segments) == 3
-    with pytest.raises(SegmentCorruptError, match="bytes on disk, allowed are 100"):
+    with pytest.raises(SegmentCorruptError, match="bytes on disk, expected at most 100"):
         snapshot.segments[0].episode_table()
 
 

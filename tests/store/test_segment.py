@@ -426,7 +426,7 @@ def test_an_array_missing_from_the_manifest_is_an_error(dataset):
     [Limits(max_steps=16), Limits(max_file_bytes=100), Limits(max_raw_bytes=100)],
 )
 def test_a_segment_beyond_the_limits_is_refused_when_opened(dataset, limits):
-    with pytest.raises(SegmentCorruptError, match="allowed are"):
+    with pytest.raises(SegmentCorruptError, match="expected at most"):
         dataset.open_segment(dataset.segment_ids()[0], limits=limits)
 
 
