@@ -281,9 +281,9 @@ class Dataset:
         """Open one segment: its manifest and the sizes of its files are checked.
 
         Raises:
-            SegmentNotFoundError: There is no such segment (any more).
-            SegmentCorruptError: Torn, edited, of another spec, or beyond the limits.
-            FormatVersionError: Of a format that this version cannot read.
+            SegmentNotFoundError: The segment does not exist, or no longer.
+            SegmentCorruptError: It is damaged, of another spec, or exceeds the limits.
+            FormatVersionError: This version cannot read the segment's format.
         """
         segment = self._open(segment_id, limits or Limits())
         segment.check_files()

@@ -126,6 +126,20 @@ class EpisodeTable:
     """What is known about each of E episodes, as columns of length E.
 
     `Segment.episode_table` returns that of a segment, `Dataset.episode_table` that of all segments.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from avtd3.store import Dataset, EpisodeSpec, Observation, SegmentWriter
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> dataset = Dataset.create(tempfile.mkdtemp(), spec)
+        >>> at = Observation(vector=np.zeros(1, np.float32))
+        >>> with SegmentWriter(dataset) as writer:
+        ...     writer.begin(at, seed=7, lap=3)
+        ...     writer.step(np.ones(1, np.float32), 2.0, at, terminated=True)
+        >>> table = dataset.episode_table()
+        >>> table.seed.tolist(), table.texts("lap"), table.end_reason
+        ([7], ['3'], ['terminated'])
     """
 
     segment: list[str]
@@ -135,7 +149,7 @@ class EpisodeTable:
     offset: NDArray[np.int64]
     """Row of its first step in the segment's arrays of steps."""
     length: NDArray[np.int64]
-    """Steps."""
+    """Number of steps."""
     index: NDArray[np.int64]
     """Position in the collector's plan, -1 if unknown."""
     seed: NDArray[np.int64]

@@ -20,7 +20,7 @@ from avtd3.store.format.layout import FORMAT_VERSION, MANIFEST_FILE, MAX_STEPS
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_KIND = 0o170000  # the bits of a mode that tell files from the rest, as stat.S_IFMT has them
+_KIND = 0o170000  # the bits of a mode with the type of a file, as in stat.S_IFMT
 _FILES = re.compile(rb'\{"digest":"[0-9a-f]{64}","episodes":[0-9]+,"files":(\[[^][]*\])')
 _entry_values = operator.itemgetter("path", "size", "sha256")
 _COUNTS = ("episodes", "steps", "observations")

@@ -215,7 +215,7 @@ def test_a_flipped_byte_is_noticed(dataset):
         only(dataset).events()
 
 
-def test_a_torn_event_array_is_noticed(dataset):
+def test_a_truncated_event_array_is_detected(dataset):
     shutil.rmtree(only(dataset).path / "event_kind")
     (refused,) = dataset.snapshot().refused
     assert "event_kind" in refused.reason

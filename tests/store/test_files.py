@@ -35,7 +35,7 @@ def test_write_aside_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch, cal
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO])
-def test_storage_errors_are_one_line_with_path_and_mend(code):
+def test_storage_errors_are_one_line_with_path_and_fix(code):
     with pytest.raises(StorageError) as caught, files.storage_errors("/data/x"):
         raise OSError(code, "whatever")
     assert caught.value.errno == code
