@@ -116,9 +116,7 @@ def test_a_filter_does_not_change_what_is_truncated(dataset, tmp_path, config):
         assert (sampler.steps, sampler.refused) == (4 + 5 + 6, ())
 
 
-def test_files_of_segments_beyond_the_capacity_are_not_checked(
-    dataset, tmp_path, monkeypatch
-):
+def test_files_of_segments_beyond_the_capacity_are_not_checked(dataset, tmp_path, monkeypatch):
     looked, whole = [], Manifest.check_sizes
 
     def look(self, path):
