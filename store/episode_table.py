@@ -6,19 +6,24 @@ of its own for the attributes in `OWN_ATTRIBUTES`; the others are optional array
 """
 
 import dataclasses
+import importlib
 import math
 import numbers
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import SpecError
+from avtd3.store.errors import MissingPackageError, SpecError
 from avtd3.store.events import MAX_TEXT
 from avtd3.store.format.arrays import ArrayFiles
-from avtd3.store.format.layout import ArrayLayout
+from avtd3.store.format.layout import EPISODE_NUMBERS, ArrayLayout
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 OWN_ATTRIBUTES: Mapping[str, str | int] = {
     "scenario": -1,
@@ -118,12 +123,33 @@ def _check_attribute(name: str, value: object) -> Attribute:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeTable:
-    """What a segment knows about each of its E episodes, as columns of length E."""
+    """What is known about each of E episodes, as columns of length E.
 
+    `Segment.episode_table` returns that of a segment, `Dataset.episode_table` that of all segments.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from avtd3.store import Dataset, EpisodeSpec, Observation, SegmentWriter
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> dataset = Dataset.create(tempfile.mkdtemp(), spec)
+        >>> at = Observation(vector=np.zeros(1, np.float32))
+        >>> with SegmentWriter(dataset) as writer:
+        ...     writer.begin(at, seed=7, lap=3)
+        ...     writer.step(np.ones(1, np.float32), 2.0, at, terminated=True)
+        >>> table = dataset.episode_table()
+        >>> table.seed.tolist(), table.texts("lap"), table.end_reason
+        ([7], ['3'], ['terminated'])
+    """
+
+    segment: list[str]
+    """Name of the segment."""
+    number: NDArray[np.int64]
+    """Number of the episode in its segment, from 0."""
     offset: NDArray[np.int64]
-    """Row of the first step; its first observation's row is ``offset + number in the segment``."""
+    """Row of its first step in the segment's arrays of steps."""
     length: NDArray[np.int64]
-    """Steps."""
+    """Number of steps."""
     index: NDArray[np.int64]
     """Position in the collector's plan, -1 if unknown."""
     seed: NDArray[np.int64]
@@ -145,35 +171,72 @@ class EpisodeTable:
 
     @property
     def observation_offset(self) -> NDArray[np.int64]:
-        """int64 (E,): row of each episode's first observation."""
-        return self.offset + np.arange(len(self.offset), dtype=np.int64)
+        """int64 (E,): row of each episode's first observation in its segment's arrays."""
+        return self.offset + self.number
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    @classmethod
+    def join(cls, tables: Sequence["EpisodeTable"]) -> Self:
+        """Return one table of the episodes of several.
+
+        An attribute that is a text in one table and a number in another becomes a text.
+        """
+        fixed = {name: _join([getattr(t, name) for t in tables], name) for name in _FIXED}
+        names = dict.fromkeys(name for table in tables for name in table.attributes)
+        columns: dict[str, Any] = {}
+        for name in names:
+            is_text = any(isinstance(t.attributes.get(name), list) for t in tables)
+            parts = [t.texts(name) if is_text else t.numbers(name) for t in tables]
+            columns[name] = _join(parts, name)
+        return cls(**fixed, attributes=columns)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the table as a pandas DataFrame, one row per episode.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        frame: pandas.DataFrame = _import("pandas").DataFrame(self._columns())
+        return frame
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Return the table as an xarray Dataset with the dimension ``episode``.
+
+        Raises:
+            MissingPackageError: xarray is not installed.
+        """
+        columns = {name: ("episode", np.asarray(c)) for name, c in self._columns().items()}
+        data: xarray.Dataset = _import("xarray").Dataset(columns)
+        return data
+
+    def _columns(self) -> dict[str, AttributeColumn]:
+        return {name: getattr(self, name) for name in _FIXED} | dict(self.attributes)
 
     def texts(self, name: str) -> list[str]:
-        """Return an attribute of each episode as text; empty texts if no episode has it."""
+        """Return an attribute of each episode as text, empty for episodes that do not have it."""
         column = self.attributes.get(name)
         if column is None:
-            return [""] * len(self.length)
-        return column if isinstance(column, list) else [str(value) for value in column.tolist()]
+            return [""] * len(self)
+        return column if isinstance(column, list) else [_text(v) for v in column.tolist()]
 
     def numbers(self, name: str) -> NDArray[np.int64] | NDArray[np.float64]:
-        """Return a numeric attribute of each episode; NaN if no episode has it as a number."""
+        """Return a numeric attribute of each episode, NaN for episodes that do not have it."""
         column = self.attributes.get(name)
         if column is None or isinstance(column, list):
-            return np.full(len(self.length), np.nan)
+            return np.full(len(self), OWN_ATTRIBUTES.get(name, np.nan))
         return column
 
     def select(self, chosen: NDArray[np.bool_]) -> Self:
         """Return the table of the episodes chosen by bool (E,); offsets stay as they are."""
         rows = np.flatnonzero(chosen)
-
-        def taken(column: Any) -> Any:  # noqa: ANN401 - a column of either kind
-            return [column[n] for n in rows] if isinstance(column, list) else column[rows]
-
-        return dataclasses.replace(
-            self,
-            attributes={name: taken(column) for name, column in self.attributes.items()},
-            **{field.name: taken(getattr(self, field.name)) for field in TABLE_FIELDS},
-        )
+        taken: dict[str, Any] = {
+            name: [column[n] for n in rows] if isinstance(column, list) else column[rows]
+            for name, column in self._columns().items()
+        }
+        fixed = {name: taken.pop(name) for name in _FIXED}
+        return dataclasses.replace(self, attributes=taken, **fixed)
 
     def attributes_of(self, number: int) -> dict[str, Attribute]:
         """Return the attributes that were given for an episode."""
@@ -196,17 +259,39 @@ class EpisodeTable:
         )
 
     def row(self, number: int) -> dict[str, Attribute]:
-        """Return every column's value for an episode, attributes included."""
-        columns = {field.name: getattr(self, field.name) for field in TABLE_FIELDS}
+        """Return the value of each stored column for an episode, attributes included."""
         return {
             name: column[number] if isinstance(column, list) else column[number].item()
-            for name, column in (columns | dict(self.attributes)).items()
+            for name, column in self._columns().items()
+            if name not in _PLACE
         }
 
 
-TABLE_FIELDS = tuple(f for f in dataclasses.fields(EpisodeTable) if f.name != "attributes")
-"""The columns of `EpisodeTable` that every segment has."""
-_RESERVED = frozenset((*(field.name for field in TABLE_FIELDS), "return", "attributes"))
+_PLACE = ("segment", "number")
+_FIXED = tuple(f.name for f in dataclasses.fields(EpisodeTable) if f.name != "attributes")
+STORED_COLUMNS = tuple(name for name in _FIXED if name not in _PLACE)
+"""Columns of `EpisodeTable` that every segment stores in an array."""
+_RESERVED = frozenset((*_FIXED, "return", "attributes"))
+
+
+def _text(value: float) -> str:
+    return "" if value != value else str(value).removesuffix(".0")
+
+
+def _join(parts: Sequence[Any], name: str) -> Any:  # noqa: ANN401 - a column of either kind
+    if any(isinstance(part, list) for part in parts):
+        return [text for part in parts for text in part]
+    if parts:
+        return np.concatenate(parts)
+    dtype = EPISODE_NUMBERS.get(f"episode_{name.removeprefix('episode_')}")
+    return np.zeros(0, dtype or np.int64) if dtype or name == "number" else []
+
+
+def _import(name: str) -> Any:  # noqa: ANN401 - a module
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(f"{name} is not installed; pip install {name}") from error
 
 
 def attribute_columns(infos: Sequence[EpisodeInfo]) -> dict[str, AttributeColumn]:
@@ -241,10 +326,14 @@ def array_name(attribute: str) -> str:
     return f"episode_{attribute}" if attribute in OWN_ATTRIBUTES else _PREFIX + attribute
 
 
-def attribute_layout(name: str, column: AttributeColumn) -> ArrayLayout:
-    """Return the layout of the optional array of an attribute."""
-    dtype = "int32" if isinstance(column, list) else column.dtype.name
-    return _layout(name, dtype, len(column))
+_ARRAYS = {array_name(name): name for name in OWN_ATTRIBUTES}
+
+
+def _attribute_of(array: str) -> str:
+    """Return the attribute that an array holds, or an empty string."""
+    name = array.removeprefix(_PREFIX)
+    is_optional = name != array and _ATTRIBUTE_NAME.fullmatch(name)
+    return name if is_optional else _ARRAYS.get(array, "")
 
 
 def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLayout]:
@@ -256,25 +345,15 @@ def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLay
             one of attributes.
     """
     return {
-        array: _layout(array.removeprefix(_PREFIX), files.dtype(array, _DTYPES), episodes)
-        for array in _stored_names(files)
+        array: ArrayLayout(
+            name=array,
+            shape=(episodes,),
+            dtype=files.dtype(array, ("int32", "int64", "float64")),
+            dimensions=("episode",),
+        )
+        for array in files.names()
+        if array not in _ARRAYS and _attribute_of(array)
     }
-
-
-_DTYPES = ("int32", "int64", "float64")
-"""Of optional attributes: codes of texts, whole numbers, other numbers."""
-
-
-def _stored_names(files: ArrayFiles) -> Iterator[str]:
-    for array in files.names():
-        if array.startswith(_PREFIX) and _ATTRIBUTE_NAME.fullmatch(array.removeprefix(_PREFIX)):
-            yield array
-
-
-def _layout(name: str, dtype: str, episodes: int) -> ArrayLayout:
-    return ArrayLayout(
-        name=array_name(name), shape=(episodes,), dtype=dtype, dimensions=("episode",)
-    )
 
 
 def read_attributes(
@@ -290,14 +369,8 @@ def read_attributes(
         SegmentNotFoundError: The segment was removed.
         SegmentCorruptError: The bytes are not those that were published.
     """
-    found: dict[str, Any] = {}
-    for name, default in OWN_ATTRIBUTES.items():
-        layout = layouts[array_name(name)]
-        found[name] = files.texts(layout) if isinstance(default, str) else files.read(layout)
-    for array, layout in layouts.items():
-        if array.startswith(_PREFIX):
-            is_text = layout.dtype == "int32"
-            found[array.removeprefix(_PREFIX)] = (
-                files.texts(layout) if is_text else files.read(layout)
-            )
-    return found
+    return {
+        name: files.texts(layout) if layout.dtype == "int32" else files.read(layout)
+        for array, layout in layouts.items()
+        if (name := _attribute_of(array))
+    }
