@@ -21,7 +21,7 @@ class Check:
     """How bad it is."""
     title: str
     """What was found, in a few words."""
-    mend: str
+    fix: str
     """What to do about it."""
 
 
@@ -55,8 +55,8 @@ class Finding:
     """Expected and found."""
 
     def document(self) -> dict[str, object]:
-        """The finding as a JSON object, its mend included."""
-        return {**dataclasses.asdict(self), "mend": CHECKS[self.check].mend}
+        """The finding as a JSON object, its fix included."""
+        return {**dataclasses.asdict(self), "fix": CHECKS[self.check].fix}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -109,19 +109,19 @@ class FindingLog:
 
 
 _QUARANTINE = "move it away with `avtd3 replay-inspect --quarantine`, or copy it again"
-_COLLECT_AGAIN = "quarantine the segment, and mend the world or task that wrote it"
+_COLLECT_AGAIN = "quarantine the segment, and fix the world or task that wrote it"
 
 
-def _error(title: str, mend: str) -> Check:
-    return Check(severity="error", title=title, mend=mend)
+def _error(title: str, fix: str) -> Check:
+    return Check(severity="error", title=title, fix=fix)
 
 
-def _warning(title: str, mend: str) -> Check:
-    return Check(severity="warning", title=title, mend=mend)
+def _warning(title: str, fix: str) -> Check:
+    return Check(severity="warning", title=title, fix=fix)
 
 
-def _info(title: str, mend: str) -> Check:
-    return Check(severity="info", title=title, mend=mend)
+def _info(title: str, fix: str) -> Check:
+    return Check(severity="info", title=title, fix=fix)
 
 
 CHECKS: dict[str, Check] = {
@@ -166,7 +166,7 @@ CHECKS: dict[str, Check] = {
     "end-unmarked": _error("an episode ends without terminated or truncated", _COLLECT_AGAIN),
     "end-twice": _warning(
         "an end is both terminated and truncated",
-        "it is learned as terminated; mend the task if the time limit alone ended it",
+        "it is learned as terminated; fix the task if the time limit alone ended it",
     ),
     "not-finite": _error("a number is NaN or infinite", _COLLECT_AGAIN),
     "action-bounds": _error("an action lies outside the spec's bounds", _COLLECT_AGAIN),

@@ -200,7 +200,7 @@ def _findings(report: AuditReport) -> dict[str, object]:
     checks, offenders = [], []
     for name, findings in kept.items():
         check = CHECKS[name]
-        cells = (integer(counts[name]), check.title, check.mend)
+        cells = (integer(counts[name]), check.title, check.fix)
         checks.append((name, "", check.severity, check.severity, cells))
         lines = [(_place(finding), finding.message) for finding in findings[:MAX_OFFENDERS]]
         offenders.append((name, counts[name], lines))

@@ -122,7 +122,7 @@ def _findings(log: FindingLog) -> Iterator[str]:
             yield from wrap(f"    {_place(finding)}: {finding.message}", "      ")
         if log.counts[check] > MAX_SHOWN:
             yield f"    ... and {log.counts[check] - min(len(findings), MAX_SHOWN):,} more"
-        yield from wrap(f"    -> {entry.mend}", "       ")
+        yield from wrap(f"    -> {entry.fix}", "       ")
         yield ""
 
 

@@ -493,7 +493,7 @@ def test_the_document_is_json_with_the_keys_that_scripts_rely_on(dataset):
     } <= document.keys()
     assert document["verdict"] == "errors"
     (finding,) = document["findings"]
-    assert {"check", "severity", "segment", "episode", "message", "mend"} <= finding.keys()
+    assert {"check", "severity", "segment", "episode", "message", "fix"} <= finding.keys()
     assert document["datasets"][0]["path"] == str(dataset.path)
     assert document["damaged"][0]["segment"] == only_segment(dataset).name
 
