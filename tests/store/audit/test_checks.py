@@ -279,6 +279,6 @@ def test_frames_equal_across_a_block_border_are_seen():
 def test_every_check_is_in_the_documentation():
     text = (Path(__file__).parents[3] / "docs/audit.md").read_text()
     for name, check in CHECKS.items():
-        assert f"| `{name}` | {check.severity} | {check.title} |" in text
+        assert f"| `{name}` | {check.severity} | {check.title} | {check.fix} |" in text
     for field in dataclasses.fields(CheckLimits):
         assert f"`{field.name}`" in text

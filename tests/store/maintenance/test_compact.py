@@ -294,7 +294,7 @@ def test_an_audit_leaves_out_what_is_replaced_as_readers_do(tmp_path, monkeypatc
     report = audit([dataset.path], AuditConfig(scheduler="sync"))
     assert (report.total.segments, report.total.steps) == (1, 12)
     assert report.log.count("warning") == clean.log.count("warning")
-    assert "run avtd3 store compact" in audit_text(report)
+    assert "run `avtd3 store compact`" in audit_text(report)
     assert "replaced" not in audit_text(clean)
 
 
