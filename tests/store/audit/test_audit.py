@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from avtd3.cli import main
-from avtd3.store.audit.audit import AuditConfig, AuditProgress, audit, choose, quarantine_damaged
-from avtd3.store.audit.evidence import CheckLimits
+from avtd3.store.audit.audit import (
+    AuditConfig,
+    AuditProgress,
+    audit,
+    quarantine_damaged,
+    sample_segments,
+)
+from avtd3.store.audit.checks import CheckLimits
 from avtd3.store.audit.findings import CHECKS
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
@@ -420,19 +426,19 @@ def test_damaged_segments_are_quarantined_and_the_rest_is_kept(tmp_path):
 
 def test_a_sample_is_stable_nested_and_about_as_large_as_asked():
     names = [f"segment-{number:05d}" for number in range(2000)]
-    tenth, half = choose(names, 0.1), choose(names, 0.5)
-    assert tenth < half < choose(names, 1.0) == frozenset(names)
+    tenth, half = sample_segments(names, 0.1), sample_segments(names, 0.5)
+    assert tenth < half < sample_segments(names, 1.0) == frozenset(names)
     assert 150 < len(tenth) < 250
-    assert choose(names[:500], 0.1) == tenth & set(names[:500])
-    assert choose(names[:3], 1e-9) == choose(names[2::-1], 1e-9)
-    assert len(choose(names[:3], 1e-9)) == 1
-    assert choose([], 0.5) == frozenset()
+    assert sample_segments(names[:500], 0.1) == tenth & set(names[:500])
+    assert sample_segments(names[:3], 1e-9) == sample_segments(names[2::-1], 1e-9)
+    assert len(sample_segments(names[:3], 1e-9)) == 1
+    assert sample_segments([], 0.5) == frozenset()
 
 
 def test_a_sampled_audit_reads_only_its_share_and_counts_all(tmp_path):
     dataset = write(tmp_path / "data", segments=10, lengths=(2,))
     share = dataclasses.replace(SYNC, sample=0.4)
-    chosen = choose(dataset.segment_ids(), 0.4)
+    chosen = sample_segments(dataset.segment_ids(), 0.4)
     for name in dataset.segment_ids():
         chunk = dataset.segments_path / name / "reward/c/0"
         chunk.write_bytes(bytes(8) + chunk.read_bytes()[8:])
