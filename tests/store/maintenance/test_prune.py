@@ -83,7 +83,7 @@ def test_a_filter_takes_segments_all_of_whose_episodes_match(tmp_path):
     report = prune(dataset.path, config)
     assert report.removed == (names[3],)
     assert report.mixed == 1
-    assert "1 segment kept for other episodes in them" in report.summary()
+    assert "1 segment kept because of episodes that do not match" in report.summary()
     config = PruneConfig(episodes=parse_filter(["policy=100"]), max_steps=1)
     report = prune(dataset.path, config)
     assert report.removed == (names[1],)
@@ -124,7 +124,7 @@ def test_pins_ask_for_names_that_are_there(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[4]])
     with pytest.raises(SegmentNotFoundError, match="there is no segment x"):
         pin(dataset.path, ["x"])
-    with pytest.raises(ConfigError, match="nothing says which"):
+    with pytest.raises(ConfigError, match="no segments were selected"):
         pin(dataset.path, [])
     with pytest.raises(ConfigError, match="is not pinned"):
         unpin(dataset.path, dataset.segment_ids())
@@ -143,7 +143,7 @@ def test_nothing_is_removed_while_the_pins_cannot_be_read(tmp_path, text):
         lambda: compact(dataset.path),
         lambda: pin(dataset.path, dataset.segment_ids()),
     ):
-        with pytest.raises(DatasetError, match="mend it, or delete it"):
+        with pytest.raises(DatasetError, match="fix the file, or delete it"):
             change()
     assert len(dataset.segment_ids()) == 2
 

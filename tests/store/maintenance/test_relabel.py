@@ -104,7 +104,7 @@ def test_where_links_do_not_reach_files_are_copied_and_that_is_said(old, tmp_pat
     report = relabel(old.path, tmp_path / "new", {"r0": 2.0})
     assert report.bytes_shared == 0
     assert report.bytes_copied > 0
-    assert "copied: hard links do not reach" in report.summary()
+    assert "copied: hard links are not possible" in report.summary()
     for segment in Dataset.open(tmp_path / "new").snapshot().segments:
         segment.verify()
 
@@ -198,7 +198,7 @@ def test_other_weights_go_into_another_dataset(old, tmp_path):
         relabel(old.path, tmp_path / "new", {"r0": 3.0})
     with pytest.raises(ConfigError, match="made with weights None"):
         relabel(tmp_path / "new", old.path, {"r0": 3.0})
-    with pytest.raises(ConfigError, match="the dataset itself"):
+    with pytest.raises(ConfigError, match="the source dataset itself"):
         relabel(old.path, old.path / ".." / "old", {"r0": 3.0})
     other = fill(tmp_path / "other", [[2]], spec=make_spec(terms=3))[0]
     with pytest.raises(SpecError, match="another spec"):
@@ -217,7 +217,7 @@ def test_other_weights_go_into_another_dataset(old, tmp_path):
         ({"r0": float("inf")}, "expected a finite number"),
         ({"r0": True}, "expected a number"),
         ({"r0": "2"}, "expected a number"),
-        ({"r0": 1e38, "r1": 1e39}, "leaves float32"),
+        ({"r0": 1e38, "r1": 1e39}, "exceeds the range of float32"),
     ],
 )
 def test_impossible_weights_are_refused(old, tmp_path, weights, message):
