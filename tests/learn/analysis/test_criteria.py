@@ -4,9 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avtd3.learn.analysis.criteria import Criterion, GateConfig, Window
-from avtd3.learn.analysis.rules import Bounds, judge, limit_text, select
-from avtd3.learn.analysis.scalars import Curve
+from avtd3.learn.analysis.criteria import Criterion, GateConfig, Window, check_criterion
+from avtd3.learn.analysis.event_log import Curve
 from avtd3.store.errors import ConfigError
 
 NAN, INF = math.nan, math.inf
@@ -19,7 +18,7 @@ def curve(*values, every=100):
 
 def outcome(values, *, end=None, **settings):
     criterion = Criterion(name="c", metric="m", **settings)
-    return judge(criterion, Bounds.of(criterion, None), curve(*values), end)
+    return check_criterion(criterion, curve(*values), end)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_rounding_may_be_forgiven():
     ],
 )
 def test_windows(window, end, steps):
-    chosen, values = select(curve(1, 2, 3, 4, 5), Window(**window), end)
+    chosen, values = Window(**window).select(curve(1, 2, 3, 4, 5), end)
     assert chosen.tolist() == steps
     assert values.tolist() == [step / 100 for step in steps]
 
@@ -145,8 +144,7 @@ def test_too_few_points_are_unknown():
     ],
 )
 def test_limits_in_words(settings, text):
-    criterion = Criterion(name="c", metric="m", **settings)
-    assert limit_text(criterion, Bounds.of(criterion, None)) == text
+    assert Criterion(name="c", metric="m", **settings).limit_text() == text
 
 
 @pytest.mark.parametrize(

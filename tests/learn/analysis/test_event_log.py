@@ -9,8 +9,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from avtd3.learn.analysis import reader, records, scalars
-from avtd3.learn.analysis.reader import find_event_files, read_log
+from avtd3.learn.analysis import event_log
+from avtd3.learn.analysis.event_log import find_event_files, read_log
 from avtd3.store.errors import ConfigError
 
 
@@ -181,7 +181,7 @@ def test_what_is_no_run_is_one_error(tmp_path, name):
 
 
 def test_memory_is_bounded(tmp_path, write_foreign, monkeypatch):
-    monkeypatch.setattr(scalars, "MAX_POINTS", 3)
+    monkeypatch.setattr(event_log, "MAX_POINTS", 3)
     write_foreign(tmp_path, {"a": [(1, 1.0), (2, 1.0)], "b": [(1, 1.0), (2, 1.0)]})
     assert points(read_log(tmp_path, {"a"}), "a") == [(1, 1.0), (2, 1.0)]
     with pytest.raises(ConfigError, match="more than 3 points"):
@@ -192,15 +192,15 @@ def test_tags_files_and_bytes_are_bounded(tmp_path, write_foreign, monkeypatch):
     first = write_foreign(tmp_path, {"a": [(1, 1.0)], "b": [(1, 1.0)]}, name="tfevents.1")
     write_foreign(tmp_path, {"c": [(1, 1.0)]}, name="tfevents.2")
     with monkeypatch.context() as patch:
-        patch.setattr(scalars, "MAX_TAGS", 2)
+        patch.setattr(event_log, "MAX_TAGS", 2)
         with pytest.raises(ConfigError, match="more than 2 different"):
             read_log(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(reader, "MAX_FILES", 1)
+        patch.setattr(event_log, "MAX_FILES", 1)
         with pytest.raises(ConfigError, match="2 event files"):
             read_log(tmp_path)
     size = first.stat().st_size
-    monkeypatch.setattr(reader, "MAX_BYTES", size)
+    monkeypatch.setattr(event_log, "MAX_BYTES", size)
     assert read_log(first).last_step == 1
     with pytest.raises(ConfigError, match=f"at most .* and {size:,} bytes"):
         read_log(tmp_path)
@@ -212,7 +212,7 @@ def append_record(path, data):
 
 
 def test_a_record_too_large_is_passed_over(tmp_path, write_foreign, monkeypatch):
-    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(event_log, "MAX_RECORD_BYTES", 100)
     path = write_foreign(tmp_path, {"a": [(1, 1.0)]})
     append_record(path, b"x" * 101)
     scalar = Summary(value=[Summary.Value(tag="a", simple_value=2.0)])
