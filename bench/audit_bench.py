@@ -61,7 +61,7 @@ def main() -> None:
             figures = {
                 "steps": report.total.steps,
                 "segments": report.total.segments,
-                "segments_read": report.total.segments_judged,
+                "segments_read": report.total.segments_read,
                 "sample": arguments.sample,
                 "seconds": round(time.perf_counter() - start, 2),
                 "cpu_seconds": round(time.process_time() - processor, 2),

@@ -108,10 +108,21 @@ class Side:
     """What the steps count."""
     last_step: int | None
     """Last step of the run; None if it has no scalars."""
-    judged_to: int
+    end_step: int
     """Last step that was used."""
     notices: tuple[str, ...]
     """Remarks about the event files."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the run as a JSON object."""
+        return {
+            "run": self.run,
+            "names": self.names,
+            "axis": self.axis,
+            "last_step": self.last_step,
+            "judged_to": self.end_step,
+            "notices": list(self.notices),
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +160,8 @@ class CompareReport:
         """Return the report as a JSON object."""
         return {
             "format": FORMAT,
-            "baseline": dataclasses.asdict(self.baseline),
-            "candidate": dataclasses.asdict(self.candidate),
+            "baseline": self.baseline.document(),
+            "candidate": self.candidate.document(),
             "window": self.window,
             "confidence": self.confidence,
             "margin": self.margin,
@@ -169,7 +180,7 @@ class CompareReport:
 
     def method(self) -> str:
         """Describe how the runs were compared."""
-        ends = [f"{side.judged_to:,}" for side in (self.baseline, self.candidate)]
+        ends = [f"{side.end_step:,}" for side in (self.baseline, self.candidate)]
         where = ends[0] if ends[0] == ends[1] else " and ".join(ends)
         return (
             f"Medians over the last {self.window:.0%} of the steps up to {where}; intervals of "
@@ -301,7 +312,7 @@ def compare(
             names=known.source.name,
             axis=known.source.axis,
             last_step=log.last_step,
-            judged_to=end,
+            end_step=end,
             notices=(*log.notices, *log.damaged),
         )
         for run, log, known, end in zip((baseline, candidate), logs, maps, ends, strict=True)

@@ -102,7 +102,7 @@ class GateReport:
     """Set of names that the tags were read with."""
     axis: str
     """What the steps count."""
-    judged_to: int | None
+    end_step: int | None
     """Last step that was used; None for all."""
     last_step: int | None
     """Last step of the run; None if it has no scalars."""
@@ -134,7 +134,7 @@ class GateReport:
             "verdict": self.verdict,
             "names": self.names,
             "axis": self.axis,
-            "judged_to": self.judged_to,
+            "judged_to": self.end_step,
             "last_step": self.last_step,
             "counts": self.counts,
             "criteria": [result.document() for result in self.criteria],
@@ -254,7 +254,7 @@ def gate(
         about=config.about,
         names=known.source.name,
         axis=known.source.axis,
-        judged_to=config.steps,
+        end_step=config.steps,
         last_step=log.last_step,
         criteria=tuple(results),
         notices=(*_notices(log, known, config), *log.notices),

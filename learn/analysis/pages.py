@@ -133,7 +133,7 @@ def _limits(result: CriterionResult) -> list[float]:
 def _change_card(change: Change, report: CompareReport) -> dict[str, object]:
     both = zip(("before", "after"), report.curves[change.metric], strict=True)
     lines = [_line(kind, curve, kind) for kind, curve in both if len(curve.updates)]
-    end = max(report.baseline.judged_to, report.candidate.judged_to)
+    end = max(report.baseline.end_step, report.candidate.end_step)
     window = ((1.0 - report.window) * end, float(end))
     plot = curves(lines, name=change.metric, axis=report.candidate.axis, window=window)
     before, after, delta, _ = change.texts()

@@ -37,7 +37,7 @@ class Drift:
     medians: tuple[float, float]
     """Median of the first and of the second set."""
     verdict: Verdict
-    """``few values`` if a set is too small to tell."""
+    """``few values`` if a set is too small to compare."""
 
     def document(self) -> dict[str, object]:
         """Return the drift as a JSON object."""

@@ -181,7 +181,7 @@ class Summary:
 
     segments: int = 0
     """Published segments without damaged files; episodes and steps count only these."""
-    segments_judged: int = 0
+    segments_read: int = 0
     """Segments whose data was read and checked."""
     episodes: int = 0
     steps: int = 0
@@ -252,7 +252,7 @@ class Summary:
     def document(self) -> dict[str, object]:
         """Return the summary as a JSON object."""
         return {
-            **{name: getattr(self, name) for name in (*_SUMS, *_LARGEST)},
+            **{_KEYS.get(n, n): getattr(self, n) for n in (*_SUMS, *_LARGEST)},
             "staleness": self.staleness,
             "hours": self.simulated_seconds / 3600.0,
             "ratio": self.bytes_raw / self.bytes_on_disk if self.bytes_on_disk else None,
@@ -273,7 +273,7 @@ class Summary:
 
 _SUMS = (
     "segments",
-    "segments_judged",
+    "segments_read",
     "episodes",
     "steps",
     "simulated_seconds",
@@ -282,6 +282,8 @@ _SUMS = (
 )
 
 _LARGEST = ("largest_reward", "largest_discounted")
+_KEYS = {"segments_read": "segments_judged"}
+"""Keys of the JSON document that differ from the names of the fields."""
 
 
 def _merge_by_name(
@@ -319,7 +321,7 @@ def summarise(segment_id: str, data: SegmentData, spec: EpisodeSpec, *, gamma: f
         grey = Distribution.of(data.frames.mean, f"{segment_id}/mean grey")
         components["frames"] = {"mean grey": grey}
     return Summary(
-        segments_judged=1,
+        segments_read=1,
         returns=Distribution.of(table.episode_return, f"{segment_id}/return"),
         lengths=Distribution.of(table.length, f"{segment_id}/length"),
         counts=_count(table),

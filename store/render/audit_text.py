@@ -92,7 +92,7 @@ def _header(report: AuditReport) -> Iterator[str]:
     yield from wrap(f"audit of {paths}", "  ")
     yield _verdict(report)
     if report.sample < 1.0:
-        read, total = report.total.segments_judged, report.total.segments
+        read, total = report.total.segments_read, report.total.segments
         yield f"  sampled: data of {read} of {total} segments read, files of all"
     if not report.complete:
         yield "  stopped early: only the segments audited so far are covered"
@@ -104,7 +104,7 @@ def _verdict(report: AuditReport) -> str:
     strict = ", strict" if report.strict else ""
     return (
         f"verdict: {report.verdict} ({plural(errors, 'error')}, {plural(warnings, 'warning')}"
-        f"{strict}; {plural(report.total.segments_judged, 'segment')} read "
+        f"{strict}; {plural(report.total.segments_read, 'segment')} read "
         f"in {report.seconds:.1f} s)"
     )
 
@@ -145,7 +145,7 @@ def _worst(worst: tuple[WorstEpisode, ...]) -> Iterator[str]:
 
 def _summary(report: AuditReport) -> Iterator[str]:
     total, damaged = report.total, len(report.damaged)
-    left_out = total.segments - total.segments_judged
+    left_out = total.segments - total.segments_read
     unread = f"   (data of {left_out:,} not read)" if left_out else ""
     wrong = f"   ({damaged:,} with errors)" if damaged else ""
     stored, raw = file_size(total.bytes_on_disk), file_size(total.bytes_raw)

@@ -9,7 +9,7 @@ from avtd3.cli import main
 from avtd3.store.dataset import Dataset
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import exclusive
-from avtd3.tests.store.maintenance.maintenance import fill, identity
+from avtd3.tests.store.maintenance.datasets import fill, identity
 
 
 @pytest.fixture(autouse=True)

@@ -127,7 +127,7 @@ def test_runs_of_two_writers(tmp_path, write_run, write_foreign):
     assert "the baseline's steps are steps, the candidate's updates" in made.notices[-1]
 
 
-def test_damage_is_told(report, tmp_path, write_run):
+def test_damage_is_reported(report, tmp_path, write_run):
     write_run(tmp_path / "a", {"critic/loss": noisy(1.0)})
     (path,) = (tmp_path / "a" / "events").iterdir()
     data = bytearray(path.read_bytes())
@@ -218,6 +218,6 @@ def test_impossible_settings_are_refused(settings):
         CompareConfig(**settings)
 
 
-def test_a_run_without_a_line_is_told_of(report):
+def test_a_run_without_scalars_is_refused(report):
     with pytest.raises(ConfigError, match="b has logged no scalars yet"):
         report({"critic/loss": noisy(1.0)}, {})

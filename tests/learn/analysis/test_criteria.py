@@ -88,7 +88,7 @@ def test_a_share_counts_wild_points_as_outside():
     assert "NaN at 400" in found.reason
 
 
-def test_the_worst_point_and_the_first_outside_are_told():
+def test_the_worst_point_and_the_first_outside_are_reported():
     found = outcome([1, 7, 9, 2], rule="every", below=5)
     assert (found.measured, found.at_step) == (9.0, 300)
     assert "2 of 4 points outside, the first at 200" in found.reason

@@ -72,7 +72,7 @@ def test_a_person_may_call_metrics_optional(run):
         gate(run, absent, BOOK, optional=["critic_cnn/feature_nrm"])
 
 
-def test_an_advisory_criterion_only_tells(run):
+def test_an_advisory_criterion_only_warns(run):
     report = gate(run, config(LOSS | {"below": 3, "advisory": True}), BOOK)
     assert verdicts(report)["c0"] == "warning"
     assert report.verdict == "GO"
@@ -89,7 +89,7 @@ def test_a_stage_wants_its_steps_and_looks_no_further(run, write_run):
     assert gate(run, config(LOSS), BOOK).verdict == "NO-GO"
 
 
-def test_damage_is_no_go_and_a_torn_end_is_told(run):
+def test_damage_is_no_go_and_a_truncated_end_is_reported(run):
     (path,) = (run / "events").iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
@@ -117,7 +117,7 @@ def test_limits_come_from_the_run_where_it_has_them(run):
     assert "the run's own learn.td3.clip.actor_max_norm" in report.criteria[1].outcome.reason
 
 
-def test_settings_that_are_none(run):
+def test_invalid_settings(run):
     assert read_settings(run) == {}
     (run / "config.json").write_text("[1]")
     assert read_settings(run) == {}

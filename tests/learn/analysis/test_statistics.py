@@ -63,8 +63,8 @@ def test_the_slope_is_the_median_over_all_pairs(values, data):
 
 
 @pytest.mark.parametrize("rise", [0.0, 0.02, -0.1])
-def test_the_confidence_is_that_of_mann_and_kendall(rise):
-    """Against the textbook's sums; a series that alternates is not corrected for likeness."""
+def test_the_confidence_is_that_of_mann_kendall(rise):
+    """Against the textbook's sums; a series that alternates is not corrected."""
     values = [round((-1) ** i + rise * i, 1) for i in range(24)]
     pairs = list(itertools.combinations(values, 2))
     statistic = sum((b > a) - (b < a) for a, b in pairs)

@@ -227,7 +227,7 @@ def test_a_flipped_bit_in_any_file_is_found(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["frames/c/0/0/0/0", "reward/zarr.json", "zarr.json"])
-def test_a_torn_file_is_found_even_outside_the_sample(dataset, name):
+def test_a_truncated_file_is_found_even_outside_the_sample(dataset, name):
     file = only_segment(dataset) / name
     file.write_bytes(file.read_bytes()[:-1])
     assert checks_of(audit([dataset.path], SYNC)) == {"file-size"}
@@ -318,7 +318,7 @@ def test_a_missing_manifest_is_a_warning(dataset):
     assert strict.verdict == "errors"
 
 
-def test_leftovers_are_told_and_harm_nothing(dataset):
+def test_leftovers_are_reported_and_harmless(dataset):
     (dataset.staging_path / "unfinished").mkdir()
     (dataset.path / "quarantine" / "bad").mkdir(parents=True)
     report = audit([dataset.path], SYNC)
@@ -327,7 +327,7 @@ def test_leftovers_are_told_and_harm_nothing(dataset):
     assert (report.datasets[0].staging, report.datasets[0].quarantined) == (1, 1)
 
 
-def test_strays_among_the_segments_are_told(dataset):
+def test_strays_among_the_segments_are_reported(dataset):
     (dataset.segments_path / ".tmp").mkdir()
     (dataset.segments_path / "notes.txt").write_text("mine")
     report = audit([dataset.path], SYNC)
@@ -361,7 +361,7 @@ def test_what_is_no_dataset_is_refused(tmp_path, kind):
         audit([path])
 
 
-def test_a_segment_in_two_datasets_is_told(dataset, tmp_path):
+def test_a_segment_in_two_datasets_is_reported(dataset, tmp_path):
     shutil.copytree(dataset.path, tmp_path / "copy")
     report = audit([dataset.path, tmp_path / "copy"], SYNC)
     assert report.log.counts == {"segment-twice": 1}
@@ -379,7 +379,7 @@ def test_naming_a_dataset_twice_audits_it_once(dataset):
     assert (report.verdict, report.total.segments) == ("ok", 1)
 
 
-def test_an_episode_of_a_plan_collected_twice_is_told(tmp_path):
+def test_an_episode_of_a_plan_collected_twice_is_reported(tmp_path):
     write(tmp_path / "data", plan="a" * 64)
     write(tmp_path / "data", plan="b" * 64, seed=1)
     assert audit([tmp_path / "data"], SYNC).verdict == "ok"
@@ -388,7 +388,7 @@ def test_an_episode_of_a_plan_collected_twice_is_told(tmp_path):
     assert report.log.counts == {"episode-twice": 3}
 
 
-def test_episodes_that_a_plan_lacks_are_told_once_and_none_when_sampled(tmp_path):
+def test_episodes_that_a_plan_lacks_are_reported_once_and_none_when_sampled(tmp_path):
     write(tmp_path / "data", plan="a" * 64, segments=4)  # episodes 0 to 11
     names = Dataset.open(tmp_path / "data").segment_ids()
     shutil.rmtree(tmp_path / "data" / "segments" / names[1])  # 3, 4, 5
@@ -408,7 +408,7 @@ def test_a_copied_dataset_repeats_segments_and_not_each_episode(tmp_path):
     assert report.log.counts == {"segment-twice": 1}
 
 
-def test_a_reward_of_one_term_is_told(dataset):
+def test_a_reward_of_one_term_is_reported(dataset):
     rewrite(dataset, "reward_terms", set_row((slice(None), 1), 1e-6))
     report = audit([dataset.path], SYNC)
     assert report.log.counts["reward-dominated"] == 1
@@ -449,7 +449,7 @@ def test_a_sampled_audit_reads_only_its_share_and_counts_all(tmp_path):
     assert "sampled" in audit_text(report)
 
 
-def test_waves_are_bounded_and_progress_tells_each_segment(tmp_path, monkeypatch):
+def test_groups_are_bounded_and_progress_reports_each_segment(tmp_path, monkeypatch):
     write(tmp_path / "data", segments=11, lengths=(2,))
     waves = []
     compute = dask.base.compute
@@ -459,12 +459,12 @@ def test_waves_are_bounded_and_progress_tells_each_segment(tmp_path, monkeypatch
         return compute(*tasks, **options)
 
     monkeypatch.setattr("dask.base.compute", counting)
-    told: list[AuditProgress] = []
-    audit([tmp_path / "data"], SYNC, on_progress=told.append)
+    reported: list[AuditProgress] = []
+    audit([tmp_path / "data"], SYNC, on_progress=reported.append)
     assert waves == [4, 4, 3]
-    assert [progress.segments_done for progress in told] == list(range(1, 12))
-    assert told[-1].fraction == 1.0
-    assert "11 of 11 segments, 22 steps, 0 errors" in told[-1].line()
+    assert [progress.segments_done for progress in reported] == list(range(1, 12))
+    assert reported[-1].fraction == 1.0
+    assert "11 of 11 segments, 22 steps, 0 errors" in reported[-1].line()
 
 
 def test_an_audit_stops_between_waves_and_says_so(tmp_path):
@@ -552,7 +552,7 @@ def test_impossible_settings_are_refused(change):
         AuditConfig(**change)
 
 
-def test_a_cluster_that_is_none_is_refused(dataset):
+def test_an_invalid_cluster_address_is_refused(dataset):
     pytest.importorskip("distributed")
     with pytest.raises(ConfigError, match="does not answer"):
         audit([dataset.path], AuditConfig(scheduler="nonsense://nowhere"))
@@ -589,7 +589,7 @@ def test_a_cluster_of_processes_answers_as_threads_do(tmp_path, capsys):
         (7.2e6, 2.5e15, ("2,000.0 h simulated", "2,500.00 TB")),
     ],
 )
-def test_amounts_are_told_in_units_that_a_person_reads(dataset, seconds, size_bytes, says):
+def test_amounts_have_readable_units(dataset, seconds, size_bytes, says):
     report = audit([dataset.path], SYNC)
     total = dataclasses.replace(report.total, simulated_seconds=seconds, bytes_on_disk=size_bytes)
     text = audit_text(dataclasses.replace(report, total=total))

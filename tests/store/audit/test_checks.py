@@ -1,4 +1,4 @@
-"""Each semantic check: silent on clean arrays, and told by name when its fault is planted."""
+"""Each semantic check: silent on clean arrays, and reports its fault by name when it is planted."""
 
 import dataclasses
 from pathlib import Path
@@ -145,12 +145,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("check", FAULTS)
-def test_planted_fault_is_told(data, check):
+def test_planted_fault_is_reported(data, check):
     plant, episode, says = FAULTS[check]
     plant(data)
-    told = [fault for fault in faults_of(data) if fault.check == check]
-    assert [fault.episode for fault in told] == [episode]
-    assert says in told[0].message
+    reported = [fault for fault in faults_of(data) if fault.check == check]
+    assert [fault.episode for fault in reported] == [episode]
+    assert says in reported[0].message
 
 
 @pytest.mark.parametrize("check", [c for c in FAULTS if c not in ("frame-order", "sim-time")])
@@ -170,7 +170,7 @@ def test_every_fault_has_its_entry_in_the_catalogue():
     ["sim_time", "action", "reward", "reward_terms", "episode_return", "exploration_noise"],
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite_are_told_wherever_they_are(data, name, value):
+def test_numbers_that_are_not_finite_are_reported_wherever_they_are(data, name, value):
     owner = data if hasattr(data, name) else data.episodes
     getattr(owner, name)[1] = value
     assert "not-finite" in {fault.check for fault in faults_of(data)}
@@ -187,7 +187,7 @@ def test_a_still_picture_of_a_standing_car_is_fine(data):
     assert faults_of(data) == []
 
 
-def test_a_still_picture_without_a_speed_is_told(data):
+def test_a_still_picture_without_a_speed_is_reported(data):
     freeze(data)
     spec = dataclasses.replace(SPEC, vector_names=("a", "b"))
     assert [fault.check for fault in faults_of(data, spec)] == ["frozen-frames"]
@@ -198,14 +198,14 @@ def test_a_still_picture_does_not_run_over_from_one_episode_to_the_next(data):
     assert {fault.check for fault in faults_of(data)} == {"frame-stale"}
 
 
-def test_a_black_picture_is_told_once(data):
+def test_a_black_picture_is_reported_once(data):
     data.frames.mean[4:17] = 0.0
     data.frames.spread[4:17] = 0
     data.frames.repeated[5:17] = True
     assert [fault.check for fault in faults_of(data)] == ["black-frames"]
 
 
-def test_vector_only_data_without_terms_is_judged(data):
+def test_vector_only_data_without_terms_is_checked(data):
     plain = dataclasses.replace(data, frames=None, reward_terms=None)
     assert faults_of(plain, dataclasses.replace(SPEC, image=None, reward_terms=())) == []
 
@@ -220,7 +220,7 @@ def test_vector_only_data_without_terms_is_judged(data):
         ({"offset": [1, 3, 15]}, "offset 1, expected 0"),
     ],
 )
-def test_episodes_that_do_not_tile_are_told(change, says):
+def test_episodes_that_do_not_tile_are_reported(change, says):
     columns = {"offset": [0, 3, 15], "length": list(LENGTHS), **change}
     arrays = {name: np.array(values) for name, values in columns.items()}
     faults = list(episode_bounds(**arrays, steps=22, observations=25))

@@ -1,4 +1,4 @@
-"""Episodes that repeat another one are told; different drives are not."""
+"""Episodes that repeat another one are reported; different drives are not."""
 
 import dataclasses
 
@@ -35,14 +35,14 @@ def test_hashes_that_differ_in_two_bits_are_alike_wherever_the_bits_are():
     assert faults_of(("a", [1], [known]), ("a", [2], [known ^ 0b111])) == []
 
 
-def test_a_copy_is_told_once_and_nothing_is_alike_to_no_hash():
+def test_a_copy_is_reported_once_and_nothing_is_alike_to_no_hash():
     assert faults_of(("a", [1, 1, 2], [9, 9, 0]), ("a", [3], [0])) == [
         (("a", "s0", 1), "episode-copy")
     ]
     assert faults_of() == faults_of(("a", [], [])) == []
 
 
-def test_a_dataset_written_twice_has_each_episode_told(tmp_path):
+def test_a_dataset_written_twice_has_each_episode_reported(tmp_path):
     write(tmp_path / "one", collector="one")
     write(tmp_path / "two", collector="two")
     report = audit([tmp_path / "one", tmp_path / "two"], SYNC)

@@ -87,7 +87,7 @@ def make_summary(number):
     values = np.arange(number, 2 * number + 1, dtype=np.float64)
     return Summary(
         segments=1,
-        segments_judged=1,
+        segments_read=1,
         episodes=number,
         steps=10 * number,
         simulated_seconds=0.5 * number,
