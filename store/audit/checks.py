@@ -264,11 +264,13 @@ def timeout_unmarked(data: SegmentData, _spec: EpisodeSpec, limits: CheckLimits)
 
 
 def label_missing(data: SegmentData, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Find episodes without the name of their world, driver or end reason."""
-    names = ("world", "driver", "end_reason")
-    columns = [getattr(data.episodes, name) for name in names]
-    for episode, labels in enumerate(zip(*columns, strict=True)):
-        if missing := [name for name, label in zip(names, labels, strict=True) if not label]:
+    """Find episodes without an end reason, or without a label that other episodes have."""
+    table = data.episodes
+    attributes = {name: table.texts(name) for name in ("world", "driver")}
+    columns = {name: column for name, column in attributes.items() if any(column)}
+    columns["end_reason"] = table.end_reason
+    for episode, labels in enumerate(zip(*columns.values(), strict=True)):
+        if missing := [name for name, label in zip(columns, labels, strict=True) if not label]:
             message = f"no {', '.join(missing)}, expected a name"
             yield Fault(check="label-missing", episode=episode, message=message)
 

@@ -106,14 +106,8 @@ class SegmentData:
     def of_episodes(self, chosen: NDArray[np.bool_]) -> Self:
         """Return the data of the selected episodes, bool (E,), as if they were a segment."""
         steps, seen = chosen[self.step_episode], chosen[self.observation_episode]
-        table = self.episodes
-        columns: dict[str, Any] = {
-            field.name: [x for x, kept in zip(values, chosen, strict=True) if kept]
-            if isinstance(values := getattr(table, field.name), list)
-            else values[chosen]
-            for field in dataclasses.fields(table)
-        }
-        columns["offset"] = np.cumsum(columns["length"]) - columns["length"]
+        episodes = self.episodes.select(chosen)
+        offset = np.cumsum(episodes.length) - episodes.length
         return dataclasses.replace(
             self,
             vector=None if self.vector is None else self.vector[seen],
@@ -125,7 +119,7 @@ class SegmentData:
             reward_terms=None if self.reward_terms is None else self.reward_terms[steps],
             terminated=self.terminated[steps],
             truncated=self.truncated[steps],
-            episodes=EpisodeTable(**columns),
+            episodes=dataclasses.replace(episodes, offset=offset),
         )
 
 
