@@ -136,7 +136,7 @@ def audit(
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from avtd3.store import AuditConfig, Dataset, EpisodeSpec, ImageSpec, audit
+        >>> from avtd3.store import AuditConfig, Dataset, EpisodeSpec, ImageSpec, audit_datasets
         >>> spec = EpisodeSpec(
         ...     image=ImageSpec(height=84, width=84),
         ...     vector_names=(),
@@ -149,7 +149,7 @@ def audit(
         ... )
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     dataset = Dataset.create(Path(folder) / "data", spec)
-        ...     report = audit([dataset.path], AuditConfig(strict=True))
+        ...     report = audit_datasets([dataset.path], AuditConfig(strict=True))
         >>> report.verdict
         'errors'
         >>> report.findings[0].message

@@ -43,7 +43,7 @@ class AuditReport:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from avtd3.store import AuditReport, Dataset, EpisodeSpec, audit
+        >>> from avtd3.store import AuditReport, Dataset, EpisodeSpec, audit_datasets
         >>> spec = EpisodeSpec(
         ...     image=None,
         ...     vector_names=("speed_mps",),
@@ -56,7 +56,7 @@ class AuditReport:
         ... )
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     dataset = Dataset.create(Path(folder) / "data", spec)
-        ...     report: AuditReport = audit([dataset.path])
+        ...     report: AuditReport = audit_datasets([dataset.path])
         >>> report.verdict, report.total.episodes
         ('warnings', 0)
         >>> [(finding.check, finding.message) for finding in report.findings]
