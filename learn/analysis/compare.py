@@ -67,18 +67,7 @@ class Change:
 
     def document(self) -> dict[str, Any]:
         """Return the change as a JSON object."""
-        return {
-            "metric": self.metric,
-            "direction": self.direction,
-            "before": self.before,
-            "after": self.after,
-            "change": self.change,
-            "share": self.share,
-            "interval": None if self.interval is None else list(self.interval),
-            "points": list(self.points),
-            "verdict": self.verdict,
-            "reason": self.reason,
-        }
+        return {**dataclasses.asdict(self), "change": self.change, "share": self.share}
 
     def texts(self) -> tuple[str, str, str, str]:
         """Format the values before and after, the change and the interval."""

@@ -41,26 +41,10 @@ class AuditReport:
     """The result of `audit`: the verdict, the findings, and a summary of the data.
 
     Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from avtd3.store import AuditReport, Dataset, EpisodeSpec, audit_datasets
-        >>> spec = EpisodeSpec(
-        ...     image=None,
-        ...     vector_names=("speed_mps",),
-        ...     vector_scales=(10.0,),
-        ...     action_names=("steer",),
-        ...     action_low=(-1.0,),
-        ...     action_high=(1.0,),
-        ...     reward_terms=(),
-        ...     control_period_s=0.05,
-        ... )
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     dataset = Dataset.create(Path(folder) / "data", spec)
-        ...     report: AuditReport = audit_datasets([dataset.path])
-        >>> report.verdict, report.total.episodes
-        ('warnings', 0)
-        >>> [(finding.check, finding.message) for finding in report.findings]
-        [('empty', '0 segments, expected 1 or more')]
+        >>> from avtd3.store import audit_datasets
+        >>> report = audit_datasets([])  # paths of datasets
+        >>> report.verdict, report.findings, report.total.episodes
+        ('ok', (), 0)
     """
 
     datasets: tuple[DatasetReport, ...]

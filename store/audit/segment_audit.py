@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.checks import SEGMENT_CHECKS, CheckLimits, episode_bounds
+from avtd3.store.audit.checks import CheckLimits, check_values, episode_bounds
 from avtd3.store.audit.duplicates import perceptual_hashes, step_digests
 from avtd3.store.audit.findings import CHECKS, Fault, FindingLog
 from avtd3.store.audit.integrity import (
@@ -167,15 +167,16 @@ def _read_contents(task: SegmentTask, dataset: Dataset, known: Summary) -> Segme
         dataset: Its dataset.
         known: Summary of its files and manifest.
     """
-    segment, spec = dataset.open_segment(task.segment_id), dataset.spec
-    faults = list(
-        episode_bounds(
+    segment = dataset.open_segment(task.segment_id)
+    faults = [
+        Fault(check="episode-bounds", episode=episode, message=message)
+        for episode, message in episode_bounds(
             segment.read("episode_offset"),
             segment.read("episode_length"),
             steps=segment.steps,
             observations=segment.observations,
         )
-    )
+    ]
     if faults:
         return SegmentContents(summary=known, faults=tuple(faults))
     data = SegmentData.read(segment)
@@ -183,15 +184,12 @@ def _read_contents(task: SegmentTask, dataset: Dataset, known: Summary) -> Segme
         segment.events()
     except SegmentCorruptError as error:
         faults.append(Fault(check="event-bounds", message=str(error)))
-    for check in SEGMENT_CHECKS:
-        faults += check(data, spec, task.limits)
+    faults += check_values(data, task.limits)
     table = data.episodes
+    parts = [data.of_episodes(window.matches(table)) for window in task.windows]
     return SegmentContents(
-        summary=known.merge(summarise(segment.id, data, spec, gamma=task.gamma)),
-        windows=tuple(
-            summarise(segment.id, part, spec, gamma=task.gamma)
-            for part in (data.of_episodes(window.matches(table)) for window in task.windows)
-        ),
+        summary=known.merge(summarise(segment.id, data, gamma=task.gamma)),
+        windows=tuple(summarise(segment.id, part, gamma=task.gamma) for part in parts),
         plan_index=table.index[table.index >= 0],
         digests=step_digests(data),
         hashes=perceptual_hashes(data),

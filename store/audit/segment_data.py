@@ -39,6 +39,8 @@ class FrameFeatures:
 class SegmentData:
     """The arrays of a segment, with features instead of frames."""
 
+    spec: EpisodeSpec
+    """Names, scales and bounds of the components."""
     vector: NDArray[np.float32] | None
     """float32 (N_obs, V), or None."""
     frames: FrameFeatures | None
@@ -74,6 +76,7 @@ class SegmentData:
         names = ("frame_id", "sim_time", "action", "reward", "terminated", "truncated")
         arrays: dict[str, Any] = {name: segment.read(name) for name in names}
         return cls(
+            spec=spec,
             frames=features,
             vector=segment.read("vector") if spec.vector_size else None,
             reward_terms=segment.read("reward_terms") if spec.reward_terms else None,
@@ -96,12 +99,13 @@ class SegmentData:
         """Return the row of each episode's first observation, int64 (E,)."""
         return self.episodes.observation_offset
 
-    def speed_mps(self, spec: EpisodeSpec) -> NDArray[np.float32] | None:
+    @property
+    def speed_mps(self) -> NDArray[np.float32] | None:
         """Return the car's speed at each observation, float32 (N_obs,); None if not observed."""
-        if SPEED not in spec.vector_names or self.vector is None:
+        if SPEED not in self.spec.vector_names or self.vector is None:
             return None
-        part = spec.vector_names.index(SPEED)
-        return self.vector[:, part] * np.float32(spec.vector_scales[part])
+        part = self.spec.vector_names.index(SPEED)
+        return self.vector[:, part] * np.float32(self.spec.vector_scales[part])
 
     def of_episodes(self, chosen: NDArray[np.bool_]) -> Self:
         """Return the data of the selected episodes, bool (E,), as if they were a segment."""

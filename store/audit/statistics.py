@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from avtd3.store.audit.segment_data import SegmentData
 from avtd3.store.episode_table import EpisodeTable
-from avtd3.store.spec import EpisodeSpec
 
 _T = TypeVar("_T")
 
@@ -293,16 +292,15 @@ def _merge_by_name(
     return {**one, **other, **both}
 
 
-def summarise(segment_id: str, data: SegmentData, spec: EpisodeSpec, *, gamma: float) -> Summary:
+def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
     """Summarise the data of a segment, or of some of its episodes.
 
     Args:
         segment_id: Key of the samples.
         data: The arrays.
-        spec: Names and scales of the arrays' components.
         gamma: Discount per step, for the largest discounted return.
     """
-    table = data.episodes
+    table, spec = data.episodes, data.spec
     size = np.abs(data.reward[np.isfinite(data.reward)])
     components = {
         "action": distributions_by_name(spec.action_names, data.action, f"{segment_id}/action")

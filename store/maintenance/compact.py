@@ -24,6 +24,7 @@ from avtd3.store.format.manifest import BINDING, Limits
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
+    MaintenanceReport,
     clear_staging,
     empty_trash,
     exclusive,
@@ -63,11 +64,9 @@ _ATTEMPTS = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CompactReport:
+class CompactReport(MaintenanceReport):
     """What `compact` did, or would do."""
 
-    dataset: str
-    """Path of the dataset."""
     dry_run: bool
     """Whether nothing was changed."""
     segments_before: int
@@ -86,14 +85,6 @@ class CompactReport:
     """Segments that an earlier compaction had replaced but not removed."""
     pinned: int
     """Segments that were not merged because they are pinned."""
-    problems: tuple[str, ...]
-    """Why some groups could not be merged."""
-    stopped: bool
-    """Whether the command was interrupted; segments that were merged stay merged."""
-
-    def document(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
-        return dataclasses.asdict(self)
 
     def summary(self) -> str:
         """Format the report for a terminal."""

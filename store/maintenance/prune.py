@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError
@@ -19,6 +18,7 @@ from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
+    MaintenanceReport,
     empty_trash,
     exclusive,
     find_leftovers,
@@ -60,11 +60,9 @@ class PruneConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PruneReport:
+class PruneReport(MaintenanceReport):
     """What `prune` removed, or would remove."""
 
-    dataset: str
-    """Path of the dataset."""
     dry_run: bool
     """Whether nothing was changed."""
     segments_before: int
@@ -85,14 +83,6 @@ class PruneReport:
     """Segments that were kept because only some of their episodes match."""
     within_limits: bool
     """Whether the dataset now keeps ``max_bytes`` and ``max_steps``."""
-    problems: tuple[str, ...]
-    """Why some segments could not be read; they were kept."""
-    stopped: bool
-    """Whether the command was interrupted; segments that were removed stay removed."""
-
-    def document(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
-        return dataclasses.asdict(self)
 
     def summary(self) -> str:
         """Format the report for a terminal."""

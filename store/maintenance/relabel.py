@@ -28,6 +28,7 @@ from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
+    MaintenanceReport,
     clear_staging,
     empty_trash,
     exclusive,
@@ -101,13 +102,11 @@ def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[An
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RelabelReport:
+class RelabelReport(MaintenanceReport):
     """What `relabel` made."""
 
     source: str
     """Path of the old dataset."""
-    dataset: str
-    """Path of the new dataset."""
     weights: Mapping[str, float]
     """Factor of each reward term."""
     segments: int
@@ -126,14 +125,6 @@ class RelabelReport:
     """Old mean return of the episodes in the new segments; 0 if there are none."""
     mean_return_after: float
     """New mean return of these episodes."""
-    problems: tuple[str, ...]
-    """Why some segments could not be read; they were skipped."""
-    stopped: bool
-    """Whether the command was interrupted; the next run continues."""
-
-    def document(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
-        return dataclasses.asdict(self)
 
     def summary(self) -> str:
         """Format the report for a terminal."""

@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
@@ -39,6 +40,22 @@ class MaintenanceProgress:
     def line(self) -> str:
         """Format the progress as one line."""
         return f"{self.verb} {self.done:,} of {plural(self.total, 'segment')}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MaintenanceReport:
+    """What every maintenance command that can be interrupted reports."""
+
+    dataset: str
+    """Path of the dataset that was changed."""
+    problems: tuple[str, ...]
+    """Why some segments could not be read or merged; they were kept."""
+    stopped: bool
+    """Whether the command was interrupted; what it did until then is complete."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return dataclasses.asdict(self)
 
 
 @contextlib.contextmanager

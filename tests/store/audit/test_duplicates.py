@@ -74,6 +74,7 @@ def test_a_course_that_hardly_changes_has_no_hash():
     vector = np.concatenate([np.zeros((101, 2)), rng.normal(size=(101, 2)), np.zeros((11, 2))])
     nothing, flags = np.zeros(210), np.zeros(210, np.bool_)
     data = SegmentData(
+        spec=SPEC,
         vector=vector.astype(np.float32),
         frames=None,
         frame_id=np.arange(213),
