@@ -17,8 +17,8 @@ from avtd3.collect.evaluate import EvaluateConfig, EvaluateReport, evaluate
 from avtd3.collect.film import film_held_out, sheet_held_out
 from avtd3.configs.commands.console import Draw
 from avtd3.configs.load import load_section
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.analysis.pages import curves_page
-from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.trainer import train
 from avtd3.store.audit.audit import AuditConfig, audit

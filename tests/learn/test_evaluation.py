@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avtd3.learn import evaluation as offline
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.evaluation import HeldOutEvaluator, discounted_returns
 from avtd3.learn.metrics import METRICS

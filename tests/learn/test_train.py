@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from avtd3.learn import batch
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.guards.config import GuardConfig
