@@ -79,7 +79,7 @@ def score(
         }
         learning = section("learn", settings)
         assert isinstance(learning, LearnConfig)
-        train([data], run, learning, resume=run.exists())
+        train(learning, datasets=[data], run=run, resume=run.exists())
         examining = section("evaluate", {"workers": 1, **camera(options)})
         assert isinstance(examining, EvaluateConfig)
         report = evaluate(run / "policies", examining).document()
