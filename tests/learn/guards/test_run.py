@@ -176,7 +176,7 @@ def test_checkpoints_after_the_good_one_are_moved_like_those_of_a_rollback_by_ha
     tmp_path, learn, config, break_weights
 ):
     break_weights(13)
-    config = dataclasses.replace(config, guards=guards(every=15, on_stop="rollback"))
+    config = dataclasses.replace(config, guards=guards(every=25, on_stop="rollback"))
     report = learn(config)
     assert (report.updates, report.rollbacks) == (40, 1)
     run = tmp_path / "run"
