@@ -30,11 +30,12 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from avtd3.learn.batch import Batch, BatchLoader, RandomShift, open_device_cache
 from avtd3.learn.callbacks import CallbackList, TrainCallback
@@ -202,6 +203,7 @@ class Trainer:
         self._autocast = autocast_type(config.precision, self._device)
         self._state = create_state(spec, config.network, config.td3, self._device, config.seed)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
+        self._update = self._make_update()
         self._loader = self._make_loader()
         self._checkpoints = CheckpointManager(run, config, spec)
         self._policies = PolicyStore(policies)
@@ -267,15 +269,13 @@ class Trainer:
             self._restored = self._checkpoints.restore_newest(self._state, self._noise)
         if self._restored is not None:
             self._guards.resume(self._restored.guards, self._state)
+            self._update = self._make_update()
             self._saved_at = self.updates
         if aside is not None:
             text = (
                 f"rolled back to update {rollback} as requested; later checkpoints are in {aside}"
             )
             self._guards.alerts.note("rollback", self.updates, text, value=0.0, limit=0.0)
-        self._update = make_updater(
-            self._state, self._config.td3, self._autocast, graphs=self._config.cuda_graphs
-        )
         metrics = {} if self._restored is None else self._restored.metrics
         self._logger.start(self.updates + 1, metrics)
         self._policy_version = self._policies.newest_version()
@@ -377,6 +377,11 @@ class Trainer:
             absent=self.source.absent,
         )
 
+    def _make_update(self) -> Callable[[Batch, Tensor], Update]:
+        """Return the update function, for the state as it is after loading a checkpoint."""
+        td3, graphs = self._config.td3, self._config.cuda_graphs
+        return make_updater(self._state, td3, self._autocast, graphs=graphs)
+
     def _make_loader(self) -> BatchLoader:
         config, pad = self._config, self._config.image_shift
         return BatchLoader(
@@ -457,9 +462,7 @@ class Trainer:
         unused = torch.Generator(self._device)
         metadata, aside = self._checkpoints.roll_back(good, self._state, unused)
         self._guards.roll_back(metadata.guards, self._state)
-        self._update = make_updater(
-            self._state, self._config.td3, self._autocast, graphs=self._config.cuda_graphs
-        )
+        self._update = self._make_update()
         text = f"rolled back to update {good} after {reason}"
         text += "" if aside is None else f"; later checkpoints are in {aside}"
         count, most = float(self._guards.rollbacks), float(self._config.guards.max_rollbacks)
