@@ -20,8 +20,8 @@ from pathlib import Path
 
 from avtd3.collect.evaluate import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
+from avtd3.learn.analysis.reader import read_log
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.curves import read_curves
 from avtd3.learn.trainer import train
 
 WIRINGS = {"coupled": "actor", "correct": "own"}
@@ -126,7 +126,7 @@ def make(way: Way, options: argparse.Namespace) -> None:
 
 def last(way: Way, work: Path, metric: str) -> float:
     """The metric at the run's end: the median of its last log lines."""
-    return statistics.median(read_curves(work / way.name / "events")[metric].values[-LAST:])
+    return statistics.median(read_log(work / way.name / "events").curves[metric].values[-LAST:])
 
 
 def held_out(way: Way, work: Path) -> float:
@@ -174,7 +174,7 @@ def figure(ways: Sequence[Way], work: Path, path: Path) -> None:
     FigureCanvasAgg(drawing)
     panels = drawing.subplots(len(WATCHED), len(GUARDS), squeeze=False, sharex=True, sharey="row")
     for way in ways:
-        curves = read_curves(work / way.name / "events")
+        curves = read_log(work / way.name / "events").curves
         for row, metric in enumerate(WATCHED):
             panel = panels[row][list(GUARDS).index(way.guard)]
             curve = curves[metric]
