@@ -166,6 +166,10 @@ def learn(
     as_json: JsonOption = False,
 ) -> None:
     """Train TD3 from datasets and publish policies."""
+    from avtd3.learn.openmp import limit_spinning
+
+    limit_spinning()  # before torch is imported
+    from avtd3.learn.callbacks import ProgressCallback
     from avtd3.learn.trainer import train
 
     settings = replace(section("learn", config, set_), updates=updates, seed=seed)
@@ -173,15 +177,14 @@ def learn(
     settings = replace(settings, replay=replace(settings.replay, filter=texts, mode=mode))
     with interruptible() as should_stop, progress() as draw:
         report = train(
-            datasets,
-            run,
             settings,
+            datasets=datasets,
+            run=run,
             policies=policies,
             follow=follow,
             resume=resume,
             rollback=rollback,
-            should_stop=should_stop,
-            on_progress=draw,
+            callbacks=[ProgressCallback(draw, should_stop)],
         )
     answer(report.document(), as_json, report.summary())
     if report.halted:
@@ -239,6 +242,9 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline once: collect, audit, learn, evaluate, collect again, audit again."""
+    from avtd3.learn.openmp import limit_spinning
+
+    limit_spinning()  # before torch is imported
     from avtd3.configs.commands.demo import DemoSections, run_demo
 
     sections = DemoSections.load(config, set_ or [])

@@ -16,7 +16,8 @@ from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
-    from avtd3.learn.policy import Policy, PolicyStore
+    from avtd3.learn.policy import Policy
+    from avtd3.learn.policy_store import PolicyStore
 
 
 class Wandering:
@@ -382,6 +383,6 @@ def _open_directory(policies: Path | None) -> "PolicyStore":
         raise ConfigError(
             "driver policy needs the directory that a learner publishes into; give --policies DIR"
         )
-    from avtd3.learn.policy import PolicyStore
+    from avtd3.learn.policy_store import PolicyStore
 
     return PolicyStore(policies)

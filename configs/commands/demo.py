@@ -19,6 +19,7 @@ from avtd3.configs.commands.console import Draw
 from avtd3.configs.load import load_section
 from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.analysis.pages import curves_page
+from avtd3.learn.callbacks import ProgressCallback
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.trainer import train
 from avtd3.store.audit.audit import AuditConfig, audit
@@ -255,12 +256,11 @@ class _Demo:
     def _learn(self) -> None:
         with self._progress() as draw:
             report = train(
-                [self._data],
-                self._run,
                 self._with.learn,
+                datasets=self._data,
+                run=self._run,
                 policies=self._policies,
-                should_stop=self._should_stop,
-                on_progress=draw,
+                callbacks=[ProgressCallback(draw, self._should_stop)],
             )
         self._say(report.summary())
 
