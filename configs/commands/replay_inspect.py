@@ -199,7 +199,7 @@ def show_estimate(
         raise ConfigError(f"--estimate measures one dataset, found {len(datasets)}")
     if datasets and (config is not None or overrides):
         raise ConfigError(
-            "--config and --set have no effect when --estimate measures a dataset; leave out the "
+            "--config and --set have no effect when --estimate measures a dataset; omit the "
             "dataset to measure a configuration"
         )
     if datasets:
