@@ -20,7 +20,7 @@ def observe():
 
 with SegmentWriter(Dataset.create("data", spec)) as writer:
     for seed in range(8):
-        writer.begin(observe(), seed=seed, attributes={"driver": "random"})
+        writer.begin(observe(), seed=seed, driver="random")
         for step in range(1, 51):
             action = rng.uniform(-1.0, 1.0, 2).astype(np.float32)
             writer.step(action, reward=1.0, observation=observe(), terminated=step == 50)
