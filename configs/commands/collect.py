@@ -35,7 +35,7 @@ def collect(
     world: WorldOption = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Stop after N steps. Default: 10000 steps."),
+        typer.Option(min=1, metavar="N", help="Stop after N steps. Default: 10000."),
     ] = None,
     episodes: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Stop after N episodes instead.")
@@ -55,7 +55,8 @@ def collect(
     policies: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Directory in which a learner publishes policies; for policy."
+            metavar="DIR",
+            help="Directory where a learner publishes policies; needed to drive with policy.",
         ),
     ] = None,
     workers: WorkersOption = None,
@@ -70,7 +71,7 @@ def collect(
     random_steps: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="N", help="Drive the first N steps at random, whatever --driver says."
+            min=0, metavar="N", help="Drive the first N steps at random, regardless of --driver."
         ),
     ] = None,
     max_lead: Annotated[
@@ -83,7 +84,8 @@ def collect(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Collect what an earlier run of this plan lacks.")
+        bool,
+        typer.Option("--resume", help="Continue an interrupted collection with the same settings."),
     ] = False,
     config: ConfigOption = None,
     set_: SetOption = None,

@@ -14,7 +14,7 @@ app = typer.Typer(
 SectionArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[SECTION]",
+        metavar="SECTION",
         help="collect, learn, audit, evaluate or demo. Default: all sections.",
         show_default=False,
     ),

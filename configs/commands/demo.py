@@ -152,10 +152,10 @@ def demo(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the whole pipeline once, in about 10 minutes on 2 cores.
+    """Run the whole pipeline once.
 
     Collects data, audits them, learns, evaluates, collects with the learned policy, audits again
-    and draws pictures. Uses the preset demo unless --config is given.
+    and draws pictures: about 10 minutes on 2 cores. Uses the preset demo unless --config is given.
     """
     settings = DemoSettings.load(config, set_ or ())
     with interruptible() as should_stop:

@@ -178,8 +178,8 @@ NamesOption = Annotated[
     typer.Option(
         "--names",
         metavar="NAME|FILE",
-        help="Writer of the run: avtd3, sb3, cleanrl, or a YAML file of names. Default: chosen by "
-        "the run's tags.",
+        help="Program that wrote the run: avtd3, sb3, cleanrl, or a YAML file of names. "
+        "Default: chosen by the run's tags.",
     ),
 ]
 MarkdownOption = Annotated[
@@ -212,9 +212,9 @@ def gate(
     html: HtmlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a run's metrics against a stage's criteria: GO or NO-GO.
+    """Check a run against the criteria of a stage.
 
-    Exits with 1 for NO-GO.
+    The answer is GO or NO-GO. Exits with 1 for NO-GO.
     """
     from avtd3.learn.analysis.gate import gate as run_gate
     from avtd3.learn.analysis.pages import gate_page

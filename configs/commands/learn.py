@@ -21,7 +21,7 @@ from avtd3.configs.commands.options import (
 
 def learn(
     datasets: Annotated[
-        list[Path], typer.Argument(metavar="DATASET...", help="Datasets to learn from.")
+        list[Path], typer.Argument(metavar="DATASET", help="Datasets to learn from.")
     ],
     run: Annotated[
         Path,

@@ -47,7 +47,8 @@ WorldOption = Annotated[
     typer.Option(
         "--world",
         metavar="WORLD",
-        help="road (built-in simulator), carla, or gym:ID for a Gymnasium environment. "
+        help="road (built-in simulator), carla, gym:ID (Gymnasium), or MODULE:FACTORY (your own "
+        "world). "
         "Default: road.",
     ),
 ]
@@ -61,7 +62,8 @@ SeedOption = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Random seed. Default: 0.")
 ]
 ScenarioOption = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Number of a built-in scenario.")
+    int | None,
+    typer.Option(min=0, metavar="N", help="Number of a built-in scenario; see docs/scenarios.md."),
 ]
 ScenarioFileOption = Annotated[
     str | None,

@@ -370,7 +370,7 @@ def _quarantine(
 def replay_inspect(
     datasets: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DATASET...", help="Datasets to audit.", show_default=False),
+        typer.Argument(metavar="DATASET", help="Datasets to audit.", show_default=False),
     ] = None,
     sample: Annotated[
         str | None,
@@ -396,7 +396,8 @@ def replay_inspect(
     against: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DATASET", help="Report the drift from DATASET... to this one. Repeatable."
+            metavar="DATASET",
+            help="Report the drift from the other datasets to this one. Repeatable.",
         ),
     ] = None,
     window: Annotated[

@@ -28,7 +28,7 @@ app = typer.Typer(
 
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset directory.")]
 SegmentsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[SEGMENT]...", help="Names of segments.")
+    list[str] | None, typer.Argument(metavar="SEGMENT", help="Names of segments.")
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Report what would be done, and change nothing.")
@@ -41,16 +41,17 @@ def prune(
     max_bytes: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Remove the oldest segments above this size, such as 10GB."
+            metavar="SIZE",
+            help="Remove the oldest segments until the dataset has this size, such as 10GB.",
         ),
     ] = None,
     max_steps: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Remove the oldest segments above N steps."),
+        typer.Option(min=1, metavar="N", help="Remove the oldest segments until N steps are left."),
     ] = None,
     older_than: Annotated[
         str | None,
-        typer.Option(metavar="AGE", help="Remove only segments older than this, such as 30d."),
+        typer.Option(metavar="AGE", help="Remove no segments younger than this, such as 30d."),
     ] = None,
     filter_: FilterOption = None,
     dry_run: DryRunOption = False,
@@ -58,7 +59,8 @@ def prune(
 ) -> None:
     """Remove old or unwanted segments.
 
-    --filter removes the segments all of whose episodes match. Pinned segments are kept.
+    Give a limit, --older-than or --filter. The last two restrict which segments are removed; a
+    filter selects segments all of whose episodes match. Pinned segments are kept.
     """
     from avtd3.store.filters import parse_filter
     from avtd3.store.maintenance.prune import PruneConfig
