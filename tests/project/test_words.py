@@ -49,7 +49,7 @@ class Text:
 def glossary() -> dict[str, str]:
     """Return each withdrawn word or phrase, and what to use instead."""
     table = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("| use | instead of |\n")[2]
-    found = {}
+    found: dict[str, str] = {}
     for line in table.splitlines()[1:]:
         if not line.startswith("|"):
             break

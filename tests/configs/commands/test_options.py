@@ -104,8 +104,8 @@ def test_a_missing_file_of_weights_is_rejected(tmp_path):
     ],
 )
 def test_help_states_the_default_of_the_configuration(command, option, section, key):
-    group = typer.main.get_command(app)
-    options = {opt: param for param in group.commands[command].params for opt in param.opts}
+    commands = vars(typer.main.get_command(app))["commands"]
+    options = {opt: param for param in commands[command].params for opt in param.opts}
     (stated,) = re.findall(r"Default: ([\w.]+?)(?: steps)?\.(?: |$)", options[option].help)
     value = load_section(section)
     for name in key.split("."):
