@@ -29,11 +29,10 @@ import numpy as np
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.driving.expert import Expert
 from avtd3.collect.driving.task import DrivingTask
-from avtd3.collect.maps.prepared_map import PreparedMapCache
 from avtd3.collect.sim.camera import Camera
 from avtd3.collect.sim.traffic import Traffic
 from avtd3.collect.sim.vehicle import Vehicle
-from avtd3.collect.sim.world import RoadWorld
+from avtd3.collect.sim.world import PreparedMapCache, RoadWorld
 from avtd3.store.writer import SegmentWriter
 
 PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -43,8 +42,8 @@ PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "world, all of a step": (RoadWorld, ("step",)),
     "task": (DrivingTask, ("advance",)),
     "expert": (Expert, ("act",)),
-    "write": (SegmentWriter, ("begin_episode", "step", "end_episode", "close")),
-    "networks": (PreparedMapCache, ("site",)),
+    "write": (SegmentWriter, ("begin", "step", "end", "close")),
+    "networks": (PreparedMapCache, ("get",)),
 }
 
 

@@ -18,33 +18,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from store_bench import INFO, SPEC
+from store_bench import SPEC
 
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.format.manifest import Manifest, read_manifest
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 
 
 def write_first(path: Path) -> tuple[Dataset, Path]:
     """A dataset of one segment of two steps; its spec is that of the road world."""
     dataset = Dataset.create(path, SPEC)
-    frame, vector = np.zeros((1, 84, 84), np.uint8), np.zeros(23, np.float32)
-    with SegmentWriter(dataset, collector="bench", provenance={}) as writer:
-        writer.begin_episode(INFO, frame=frame, vector=vector, frame_id=0, sim_time_s=0.0)
+    seen = Observation(image=np.zeros((1, 84, 84), np.uint8), vector=np.zeros(23, np.float32))
+    with SegmentWriter(dataset, collector="bench") as writer:
+        writer.begin(seen)
         for n in (1, 2):
-            writer.step(
-                action=np.zeros(2, np.float32),
-                reward=None,
-                reward_terms=np.zeros(4, np.float32),
-                frame=frame,
-                vector=vector,
-                terminated=False,
-                truncated=n == 2,
-                frame_id=n,
-                sim_time_s=n * 0.05,
-            )
-        writer.end_episode("time_limit")
+            terms = np.zeros(4, np.float32)
+            writer.step(np.zeros(2, np.float32), None, seen, truncated=n == 2, reward_terms=terms)
+        writer.end("time_limit")
     (name,) = dataset.segment_ids()
     return dataset, dataset.segments_path / name
 

@@ -136,11 +136,7 @@ def add_ours(
         rivals[name + kept] = Rival(
             draw=sampler.sample,
             floor=f"floor: np.take of {material.stack + 1} frames",
-            memory_bytes=sum(
-                shard.spans.nbytes
-                for segment in held
-                if (shard := segment.frame_shard()) is not None
-            ),
+            memory_bytes=sum(segment.frame_shard().spans.nbytes for segment in held),
             disk_bytes=sum(segment.size_bytes for segment in held) + _scratch_bytes(sampler),
         )
     for sampler in samplers:

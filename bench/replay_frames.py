@@ -20,9 +20,9 @@ from avtd3.collect.collector import collect
 from avtd3.configs.load import load_section
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter, WriterConfig
 
 KINDS = ("road", "carracing", "carracing-noisy")
@@ -101,7 +101,7 @@ def _make_carracing(path: Path, frames: int, sigma: float = 0.0) -> None:
                     frame = noisy.round().clip(0, 255).astype(np.uint8)
                 _write(writer, seed, moment, frame)
                 held += 1
-            writer.end_episode("terminated" if moment.terminated else "time_limit")
+            writer.end("terminated" if moment.terminated else "time_limit")
 
 
 def _make_noisy(path: Path, frames: int) -> None:
@@ -153,24 +153,17 @@ def _drive(seed: int) -> Iterator[_Moment]:
 
 
 def _write(writer: SegmentWriter, seed: int, moment: _Moment, frame: NDArray[np.uint8]) -> None:
-    vector = np.array([moment.speed_mps / 100.0], np.float32)
+    seen = Observation(image=frame, vector=np.array([moment.speed_mps / 100.0], np.float32))
     t = moment.number
     if t == 0:
-        info = EpisodeInfo(
-            seed=seed, scenario=0, world="carracing", town="", weather="", driver="random"
-        )
-        writer.begin_episode(info, frame=frame, vector=vector, frame_id=0, sim_time_s=0.0)
+        writer.begin(seen, seed=seed, scenario=0, world="carracing", driver="random")
         return
     writer.step(
-        action=moment.action,
-        reward=moment.reward,
-        reward_terms=None,
-        frame=frame,
-        vector=vector,
+        moment.action,
+        moment.reward,
+        seen,
         terminated=moment.terminated,
         truncated=t == EPISODE_STEPS and not moment.terminated,
-        frame_id=t,
-        sim_time_s=0.02 * t,
     )
 
 
@@ -181,26 +174,19 @@ def _copy(segment: Segment, writer: SegmentWriter) -> None:
     terms = segment.read("reward_terms") if segment.spec.reward_terms else None
     terminated = segment.read("terminated").tolist()
     for n, first in enumerate(table.observation_offset.tolist()):
-        info = EpisodeInfo(
-            seed=int(table.seed[n]), scenario=0, world="copy", town="", weather="", driver="copy"
-        )
-        writer.begin_episode(
-            info, frame=frames[first], vector=vector[first], frame_id=0, sim_time_s=0.0
-        )
+        seen = Observation(image=frames[first], vector=vector[first])
+        writer.begin(seen, seed=int(table.seed[n]), scenario=0, world="copy", driver="copy")
         for t in range(int(table.length[n])):
             step, is_last = int(table.offset[n]) + t, t + 1 == table.length[n]
             writer.step(
-                action=action[step],
-                reward=reward[step],
-                reward_terms=None if terms is None else terms[step],
-                frame=frames[first + t + 1],
-                vector=vector[first + t + 1],
+                action[step],
+                reward[step],
+                Observation(image=frames[first + t + 1], vector=vector[first + t + 1]),
                 terminated=terminated[step],
                 truncated=is_last and not terminated[step],
-                frame_id=t + 1,
-                sim_time_s=0.0,
+                reward_terms=None if terms is None else terms[step],
             )
-        writer.end_episode(table.end_reason[n])
+        writer.end(table.end_reason[n])
 
 
 _MAKERS: dict[str, Callable[[Path, int], None]] = {

@@ -22,8 +22,8 @@ import numpy as np
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import MixPart, ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 
 Draw = Callable[[], object]
@@ -47,25 +47,14 @@ def make_dataset(path: Path, frames: int, steps: int = 499) -> Dataset:
     vectors = rng.normal(size=(steps + 1, 23)).astype(np.float32)
     with SegmentWriter(dataset, collector="bench", provenance={}) as writer:
         for seed in range(max(2, frames // (steps + 1))):
-            scenario = seed % 2
-            info = EpisodeInfo(
-                seed=seed, scenario=scenario, world="bench", town="", weather="", driver="random"
-            )
             for t, vector in enumerate(vectors):
-                seen = {"frame": pictures[t % 8], "vector": vector, "frame_id": t}
+                seen = Observation(image=pictures[t % 8], vector=vector)
                 if t == 0:
-                    writer.begin_episode(info, sim_time_s=0.0, **seen)
+                    writer.begin(seen, seed=seed, scenario=seed % 2, world="bench", driver="random")
                     continue
-                writer.step(
-                    action=vector[:2].clip(-1.0, 1.0),
-                    reward=float(vector[2]),
-                    reward_terms=None,
-                    terminated=t == steps,
-                    truncated=False,
-                    sim_time_s=0.05 * t,
-                    **seen,
-                )
-            writer.end_episode("goal")
+                action = vector[:2].clip(-1.0, 1.0)
+                writer.step(action, float(vector[2]), seen, terminated=t == steps)
+            writer.end("goal")
     return dataset
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.format.codec import FrameCodec, decode_into, known_chain
-from avtd3.store.seal import EpisodeInfo
+from avtd3.store.format.codec import FrameCodec, chain_kind, decode_into
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter, WriterConfig
 
 SPEC = EpisodeSpec(
@@ -33,7 +33,6 @@ SPEC = EpisodeSpec(
     reward_terms=("efficiency", "lane", "comfort", "safety"),
     control_period_s=0.05,
 )
-INFO = EpisodeInfo(seed=0, scenario=0, world="bench", town="none", weather="none", driver="none")
 
 
 def road_frames(count: int, noise: float) -> NDArray[np.uint8]:
@@ -65,20 +64,16 @@ def write(path: Path, frames: NDArray[np.uint8], codec: FrameCodec, episode_step
     with SegmentWriter(dataset, collector="bench", provenance={}, config=config) as writer:
         for start in range(0, len(frames) - 1, episode_steps + 1):
             block = frames[start : start + episode_steps + 1]
-            writer.begin_episode(INFO, frame=block[0], vector=vector, frame_id=0, sim_time_s=0.0)
+            writer.begin(Observation(image=block[0], vector=vector))
             for n in range(1, len(block)):
                 writer.step(
-                    action=action,
-                    reward=None,
-                    reward_terms=terms,
-                    frame=block[n],
-                    vector=vector,
-                    terminated=False,
+                    action,
+                    None,
+                    Observation(image=block[n], vector=vector),
                     truncated=n == len(block) - 1,
-                    frame_id=n,
-                    sim_time_s=n * 0.05,
+                    reward_terms=terms,
                 )
-            writer.end_episode("time_limit")
+            writer.end("time_limit")
     return dataset
 
 
@@ -102,8 +97,7 @@ def codec_floor(frames: NDArray[np.uint8], codec: FrameCodec) -> tuple[float, fl
     begin = time.perf_counter()
     chunks = [codec.encode(block) for block in blocks]
     encoding = time.perf_counter() - begin
-    kind = known_chain(codec.chain())
-    assert kind is not None
+    kind = chain_kind(codec.chain())
     place = memoryview(bytearray(blocks[0].nbytes))
     return encoding, seconds(lambda: [decode_into(kind, chunk, place) for chunk in chunks])
 

@@ -21,7 +21,7 @@ from avtd3.collect.drivers import Choice, DriverPool, Mixture
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.observation import check_frame
 from avtd3.collect.driving.task import TaskConfig
-from avtd3.collect.environment import FAULT_REASON, STOP_REASON, Environment
+from avtd3.collect.environment import FAULT_REASON, STOP_REASON, Environment, Opening, Step
 from avtd3.collect.gym_env import GYM, GymConfig
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import (
@@ -46,7 +46,7 @@ from avtd3.collect.worlds import (
 )
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, RouteError, StorageError, WorldError, WorldLost
-from avtd3.store.seal import EpisodeInfo
+from avtd3.store.step import Observation
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
 
@@ -274,7 +274,8 @@ class Collector:
         policy = self._pool.policy if choice.is_policy else None
         if policy is not None and policy.action_limit < 1.0:
             self._note(limited_episodes=self._tally.limited_episodes + 1)
-        info = EpisodeInfo(
+        writer.begin(
+            _observation(start),
             index=index,
             seed=rollout.seed,
             scenario=self._arena.scenario,
@@ -285,13 +286,6 @@ class Collector:
             policy_version=policy.version if policy else -1,
             policy_digest=policy.digest if policy else "",
             exploration_noise=choice.spec.sigma,
-        )
-        writer.begin_episode(
-            info,
-            frame=start.image,
-            vector=start.vector,
-            frame_id=start.frame_id,
-            sim_time_s=start.sim_time_s,
         )
 
     def _drive(self, writer: SegmentWriter, transitions: Iterator[Transition]) -> None:
@@ -304,15 +298,15 @@ class Collector:
                 self._steps += 1
                 self._report()
                 if step.terminated or step.truncated:
-                    published = writer.end_episode(step.reason, self._arena.events())
+                    published = writer.end(step.reason, self._arena.events())
                     self._end(published, step.reason, episode_return)
                 elif self._should_stop():
-                    published = writer.truncate_episode(STOP_REASON, self._arena.events())
+                    published = writer.truncate(STOP_REASON, self._arena.events())
                     self._end(published, STOP_REASON, episode_return)
                     return
         except WorldError as error:
             reason = error.reason if isinstance(error, WorldLost) else FAULT_REASON
-            published = writer.truncate_episode(reason, self._arena.events())
+            published = writer.truncate(reason, self._arena.events())
             if self._steps > before:  # an episode without a step is dropped
                 self._end(published, reason, episode_return)
             raise
@@ -345,15 +339,21 @@ class Collector:
 def _write(writer: SegmentWriter, transition: Transition) -> None:
     step = transition.step
     writer.step(
-        action=transition.action,
-        reward=None,
-        reward_terms=step.reward_terms,
-        frame=step.image,
-        vector=step.vector,
+        transition.action,
+        None,
+        _observation(step),
         terminated=step.terminated,
         truncated=step.truncated,
-        frame_id=step.frame_id,
-        sim_time_s=step.sim_time_s,
+        reward_terms=step.reward_terms,
+    )
+
+
+def _observation(seen: Opening | Step) -> Observation:
+    return Observation(
+        image=seen.image,
+        vector=seen.vector,
+        frame_id=seen.frame_id,
+        sim_time_s=seen.sim_time_s,
     )
 
 

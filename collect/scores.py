@@ -368,9 +368,9 @@ def _judge_segment(
                 segment=segment.id,
                 episode=number,
                 index=int(known.index[number]),
-                scenario=int(known.scenario[number]),
-                town=known.town[number],
-                driver=known.driver[number],
+                scenario=int(known.numbers("scenario")[number]),
+                town=known.texts("town")[number],
+                driver=known.texts("driver")[number],
                 end_reason=known.end_reason[number],
                 route=route,
             )

@@ -1,9 +1,119 @@
-"""`EpisodeTable`: what a segment knows about each of its episodes, as columns."""
+"""`EpisodeInfo` and `EpisodeTable`: what is known about an episode as a whole.
+
+An episode has a few columns that every dataset knows (seed, length, end reason, ...) and attributes
+that the writer chooses: ``writer.begin(observation, town="Town01", lap=3)``. Format 1 has columns
+of its own for the attributes in `OWN_ATTRIBUTES`; the others are optional arrays.
+"""
 
 import dataclasses
+import math
+import numbers
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from avtd3.store.errors import SpecError
+from avtd3.store.events import MAX_TEXT
+from avtd3.store.format.arrays import ArrayFiles
+from avtd3.store.format.layout import ArrayLayout
+
+OWN_ATTRIBUTES: Mapping[str, str | int] = {
+    "scenario": -1,
+    "world": "",
+    "town": "",
+    "weather": "",
+    "driver": "",
+}
+"""Attributes that format 1 stores in its own columns, and the value that means "not given"."""
+MAX_ATTRIBUTES = 64
+"""Most attributes of an episode, and most different ones of a writer."""
+
+Attribute: TypeAlias = str | int | float
+AttributeColumn: TypeAlias = list[str] | NDArray[np.int64] | NDArray[np.float64]
+
+_PREFIX = "attribute_"
+_ATTRIBUTE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_INT64 = range(-(2**63), 2**63)
+_MAX_WHOLE = 2**53
+"""Whole numbers up to this size are exact in float64, too."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeInfo:
+    """What is known of an episode when it begins."""
+
+    index: int = -1
+    """Position in the collector's plan, -1 if unknown."""
+    seed: int = 0
+    """Seed of the episode's world."""
+    policy_version: int = -1
+    """Version of the driving policy, -1 if there is none."""
+    policy_digest: str = ""
+    """SHA-256 of the policy's file, or an empty string."""
+    exploration_noise: float = 0.0
+    """Standard deviation of the noise on the actions."""
+    attributes: Mapping[str, Attribute] = dataclasses.field(default_factory=dict)
+    """Anything else, by name: texts of at most `MAX_TEXT` characters and finite numbers."""
+
+    def __post_init__(self) -> None:
+        for field in ("index", "seed", "policy_version"):
+            _check_int64(field, getattr(self, field))
+        check_text("policy_digest", self.policy_digest)
+        if not 0.0 <= self.exploration_noise < math.inf:
+            raise SpecError(
+                f"episode exploration_noise is {self.exploration_noise!r}, expected >= 0"
+            )
+        if len(self.attributes) > MAX_ATTRIBUTES:
+            raise SpecError(
+                f"episode has {len(self.attributes)} attributes, expected at most {MAX_ATTRIBUTES}"
+            )
+        checked = {name: _check_attribute(name, v) for name, v in self.attributes.items()}
+        object.__setattr__(self, "attributes", checked)
+
+
+def check_text(field: str, value: object) -> None:
+    """Raise if a value is not a short string.
+
+    Raises:
+        SpecError: Not a string, or longer than `MAX_TEXT`.
+    """
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise SpecError(
+            f"episode {field} is {value!r:.80}, expected a string of at most {MAX_TEXT} characters"
+        )
+
+
+def _check_int64(field: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in _INT64:
+        raise SpecError(f"episode {field} is {value!r}, expected a 64-bit whole number")
+    return value
+
+
+def _check_attribute(name: str, value: object) -> Attribute:
+    """Return the value as a plain string, int or float."""
+    if name in OWN_ATTRIBUTES:
+        if isinstance(OWN_ATTRIBUTES[name], str):
+            check_text(name, value)
+            return str(value)
+        return _check_int64(name, value)
+    if not _ATTRIBUTE_NAME.fullmatch(name) or name in _RESERVED:
+        raise SpecError(
+            f"{name!r} cannot name an attribute: expected letters, digits and '_', at most 64, and "
+            f"none of {', '.join(sorted(_RESERVED))}"
+        )
+    if isinstance(value, str):
+        check_text(name, value)
+        return value
+    if isinstance(value, numbers.Integral) and abs(int(value)) <= _MAX_WHOLE:
+        return int(value)
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        return float(value)
+    raise SpecError(
+        f"episode attribute {name} is {value!r:.80}, expected a string or a finite number"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +128,6 @@ class EpisodeTable:
     """Position in the collector's plan, -1 if unknown."""
     seed: NDArray[np.int64]
     """Seed of the episode's world."""
-    scenario: NDArray[np.int64]
-    """Number of the scenario."""
     episode_return: NDArray[np.float64]
     """Sum of the stored rewards."""
     policy_version: NDArray[np.int64]
@@ -28,20 +136,168 @@ class EpisodeTable:
     """Standard deviation of the noise on the actions."""
     wall_time: NDArray[np.float64]
     """Start of the episode, in seconds since 1970, by the collector's clock."""
-    world: list[str]
-    """Name of the simulator."""
-    town: list[str]
-    """Name of the road network."""
-    weather: list[str]
-    """Name of the weather."""
-    driver: list[str]
-    """Who drove."""
     end_reason: list[str]
     """Why the episode ended."""
     policy_digest: list[str]
     """SHA-256 of the policy's file, or an empty string."""
+    attributes: Mapping[str, AttributeColumn] = dataclasses.field(default_factory=dict)
+    """Column of each attribute. An empty text, NaN, or scenario -1 means "not given"."""
 
     @property
     def observation_offset(self) -> NDArray[np.int64]:
         """int64 (E,): row of each episode's first observation."""
         return self.offset + np.arange(len(self.offset), dtype=np.int64)
+
+    def texts(self, name: str) -> list[str]:
+        """Return an attribute of each episode as text; empty texts if no episode has it."""
+        column = self.attributes.get(name)
+        if column is None:
+            return [""] * len(self.length)
+        return column if isinstance(column, list) else [str(value) for value in column.tolist()]
+
+    def numbers(self, name: str) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Return a numeric attribute of each episode; NaN if no episode has it as a number."""
+        column = self.attributes.get(name)
+        if column is None or isinstance(column, list):
+            return np.full(len(self.length), np.nan)
+        return column
+
+    def select(self, chosen: NDArray[np.bool_]) -> Self:
+        """Return the table of the episodes chosen by bool (E,); offsets stay as they are."""
+        rows = np.flatnonzero(chosen)
+
+        def taken(column: Any) -> Any:  # noqa: ANN401 - a column of either kind
+            return [column[n] for n in rows] if isinstance(column, list) else column[rows]
+
+        return dataclasses.replace(
+            self,
+            attributes={name: taken(column) for name, column in self.attributes.items()},
+            **{field.name: taken(getattr(self, field.name)) for field in TABLE_FIELDS},
+        )
+
+    def attributes_of(self, number: int) -> dict[str, Attribute]:
+        """Return the attributes that were given for an episode."""
+        found: dict[str, Attribute] = {}
+        for name, column in self.attributes.items():
+            value = column[number] if isinstance(column, list) else column[number].item()
+            if value not in ("", OWN_ATTRIBUTES.get(name)) and value == value:
+                found[name] = value
+        return found
+
+    def info(self, number: int) -> EpisodeInfo:
+        """Return what was known of an episode when it began."""
+        return EpisodeInfo(
+            index=int(self.index[number]),
+            seed=int(self.seed[number]),
+            policy_version=int(self.policy_version[number]),
+            policy_digest=self.policy_digest[number],
+            exploration_noise=float(self.exploration_noise[number]),
+            attributes=self.attributes_of(number),
+        )
+
+    def row(self, number: int) -> dict[str, Attribute]:
+        """Return every column's value for an episode, attributes included."""
+        columns = {field.name: getattr(self, field.name) for field in TABLE_FIELDS}
+        return {
+            name: column[number] if isinstance(column, list) else column[number].item()
+            for name, column in (columns | dict(self.attributes)).items()
+        }
+
+
+TABLE_FIELDS = tuple(f for f in dataclasses.fields(EpisodeTable) if f.name != "attributes")
+"""The columns of `EpisodeTable` that every segment has."""
+_RESERVED = frozenset((*(field.name for field in TABLE_FIELDS), "return", "attributes"))
+
+
+def attribute_columns(infos: Sequence[EpisodeInfo]) -> dict[str, AttributeColumn]:
+    """Return a column for each attribute of these episodes, those of format 1 first.
+
+    Numbers are int64 if every episode has a whole number, else float64 with NaN for "not given".
+
+    Raises:
+        SpecError: An attribute is a text in one episode and a number in another.
+    """
+    given = dict.fromkeys(name for info in infos for name in info.attributes)
+    found: dict[str, AttributeColumn] = {}
+    for name in (*OWN_ATTRIBUTES, *sorted(given.keys() - OWN_ATTRIBUTES.keys())):
+        values = [info.attributes.get(name, OWN_ATTRIBUTES.get(name)) for info in infos]
+        present = [value for value in values if value is not None]
+        if all(isinstance(value, str) for value in present):
+            found[name] = ["" if value is None else str(value) for value in values]
+        elif any(isinstance(value, str) for value in present):
+            raise SpecError(
+                f"attribute {name} is a text in one episode and a number in another; "
+                "expected one kind in all episodes of a segment"
+            )
+        elif all(isinstance(value, int) for value in values):
+            found[name] = np.array(values, np.int64)
+        else:
+            found[name] = np.array([np.nan if v is None else v for v in values], np.float64)
+    return found
+
+
+def array_name(attribute: str) -> str:
+    """Return the name of the array that holds an attribute."""
+    return f"episode_{attribute}" if attribute in OWN_ATTRIBUTES else _PREFIX + attribute
+
+
+def attribute_layout(name: str, column: AttributeColumn) -> ArrayLayout:
+    """Return the layout of the optional array of an attribute."""
+    dtype = "int32" if isinstance(column, list) else column.dtype.name
+    return _layout(name, dtype, len(column))
+
+
+def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLayout]:
+    """Return the optional arrays of attributes that a segment has, by array name.
+
+    Raises:
+        SegmentNotFoundError: The segment was removed.
+        SegmentCorruptError: The metadata of an array differ from the manifest, or its dtype is not
+            one of attributes.
+    """
+    return {
+        array: _layout(array.removeprefix(_PREFIX), files.dtype(array, _DTYPES), episodes)
+        for array in _stored_names(files)
+    }
+
+
+_DTYPES = ("int32", "int64", "float64")
+"""Of optional attributes: codes of texts, whole numbers, other numbers."""
+
+
+def _stored_names(files: ArrayFiles) -> Iterator[str]:
+    for array in files.names():
+        if array.startswith(_PREFIX) and _ATTRIBUTE_NAME.fullmatch(array.removeprefix(_PREFIX)):
+            yield array
+
+
+def _layout(name: str, dtype: str, episodes: int) -> ArrayLayout:
+    return ArrayLayout(
+        name=array_name(name), shape=(episodes,), dtype=dtype, dimensions=("episode",)
+    )
+
+
+def read_attributes(
+    files: ArrayFiles, layouts: Mapping[str, ArrayLayout]
+) -> dict[str, AttributeColumn]:
+    """Read the columns of attributes.
+
+    Args:
+        files: The segment's arrays.
+        layouts: The arrays of the segment, from `segment_arrays` and `stored_attributes`.
+
+    Raises:
+        SegmentNotFoundError: The segment was removed.
+        SegmentCorruptError: The bytes are not those that were published.
+    """
+    found: dict[str, Any] = {}
+    for name, default in OWN_ATTRIBUTES.items():
+        layout = layouts[array_name(name)]
+        found[name] = files.texts(layout) if isinstance(default, str) else files.read(layout)
+    for array, layout in layouts.items():
+        if array.startswith(_PREFIX):
+            is_text = layout.dtype == "int32"
+            found[array.removeprefix(_PREFIX)] = (
+                files.texts(layout) if is_text else files.read(layout)
+            )
+    return found

@@ -42,12 +42,7 @@ _LISTS = {
     "driver": "drivers",
     "end": "end_reasons",
 }
-_COLUMNS = {
-    "worlds": "world",
-    "towns": "town",
-    "drivers": "driver",
-    "end_reasons": "end_reason",
-}
+_ATTRIBUTES = {"worlds": "world", "towns": "town", "drivers": "driver"}
 KEYS = (*_LISTS, "policy", "date")
 """What a filter's text may begin with."""
 
@@ -89,10 +84,12 @@ class EpisodeFilter:
         """Which episodes are meant: bool (E,)."""
         found = np.ones(len(table.length), np.bool_)
         if self.scenarios:
-            found &= np.isin(table.scenario, self.scenarios)
-        for field, column in _COLUMNS.items():
+            found &= np.isin(table.numbers("scenario"), self.scenarios)
+        for field, attribute in _ATTRIBUTES.items():
             if patterns := getattr(self, field):
-                found &= _any_pattern(getattr(table, column), patterns)
+                found &= _any_pattern(table.texts(attribute), patterns)
+        if self.end_reasons:
+            found &= _any_pattern(table.end_reason, self.end_reasons)
         if self.policy_versions:
             low, high = self.policy_versions
             found &= (table.policy_version >= low) & (table.policy_version <= high)

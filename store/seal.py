@@ -12,19 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.episode_table import (
+    OWN_ATTRIBUTES,
+    EpisodeInfo,
+    array_name,
+    attribute_columns,
+    attribute_layout,
+)
 from avtd3.store.errors import SpecError
-from avtd3.store.events import MAX_TEXT, Event, EventTable, event_arrays, event_texts, event_values
+from avtd3.store.events import Event, EventTable, event_arrays, event_texts, event_values
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import (
     MEASURED_FRAMES,
     FrameCodec,
+    chain_kind,
     choose_codec,
     decode_into,
-    known_chain,
     seal,
 )
 from avtd3.store.format.layout import (
-    EPISODE_STRINGS,
     FORMAT_VERSION,
     GROUP_FILE,
     MANIFEST_FILE,
@@ -156,64 +162,13 @@ class FrameBuffer:
     def _frames_of_chunk(self, number: int) -> NDArray[np.uint8]:
         if number == len(self._chunks):
             return self._pending
-        kind = known_chain(self._codec.chain())
-        if kind is None:
-            raise AssertionError("a chain of our own is always known")
+        kind = chain_kind(self._codec.chain())
         frames = np.empty_like(self._pending)
         decode_into(kind, self._chunks[number], frames.reshape(-1).data)
         return frames
 
 
 MAX_PROVENANCE_BYTES = 1024 * 1024
-_INT64 = range(-(2**63), 2**63)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeInfo:
-    """What is known of an episode when it begins."""
-
-    index: int = -1
-    """Position in the collector's plan, -1 if unknown."""
-    seed: int
-    """Seed of the episode's world."""
-    scenario: int
-    """Number of the scenario."""
-    world: str
-    """Name of the simulator."""
-    town: str
-    """Name of the road network."""
-    weather: str
-    """Name of the weather."""
-    driver: str
-    """Who drives."""
-    policy_version: int = -1
-    """Version of the driving policy, -1 if there is none."""
-    policy_digest: str = ""
-    """SHA-256 of the policy's file, or an empty string."""
-    exploration_noise: float = 0.0
-    """Standard deviation of the noise on the actions."""
-
-    def __post_init__(self) -> None:
-        for field in ("index", "seed", "scenario", "policy_version"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value not in _INT64:
-                raise SpecError(f"episode {field} is {value!r}, expected a 64-bit whole number")
-        for field in ("world", "town", "weather", "driver", "policy_digest"):
-            check_text(field, getattr(self, field))
-        if not 0.0 <= self.exploration_noise < float("inf"):
-            raise SpecError(
-                f"episode exploration_noise is {self.exploration_noise!r}, expected >= 0"
-            )
-
-
-def check_text(field: str, value: object) -> None:
-    """Refuse what is no short string.
-
-    Raises:
-        SpecError: Not a string, or longer than `MAX_TEXT`.
-    """
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise SpecError(f"episode {field} is {value!r:.80}, expected at most {MAX_TEXT} characters")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,8 +265,17 @@ def seal_files(
     files = {GROUP_FILE: document_bytes(group_document(about))}
     events = EventTable.of([episode.events for episode in ended])
     values = _step_values(columns, counts) | _episode_numbers(ended) | event_values(events)
-    strings = _coded(_episode_strings(ended) | event_texts(events))
+    texts = _episode_texts(ended) | event_texts(events)
     layouts = segment_arrays(dataset.spec, **counts) | event_arrays(len(events))
+    for name, column in attribute_columns([episode.info for episode in ended]).items():
+        array = array_name(name)
+        if name not in OWN_ATTRIBUTES:
+            layouts[array] = attribute_layout(name, column)
+        if isinstance(column, list):
+            texts[array] = column
+        else:
+            values[array] = column
+    strings = _coded(texts)
     for layout in layouts.values():
         attributes: dict[str, Any] = {}
         used_codec = None
@@ -363,7 +327,6 @@ def _episode_numbers(ended: Sequence[EndedEpisode]) -> dict[str, NDArray[Any]]:
         "index": [episode.info.index for episode in ended],
         "seed": [episode.info.seed for episode in ended],
         "return": [episode.episode_return for episode in ended],
-        "scenario": [episode.info.scenario for episode in ended],
         "policy_version": [episode.info.policy_version for episode in ended],
         "exploration_noise": [episode.info.exploration_noise for episode in ended],
         "wall_time": [episode.wall_time for episode in ended],
@@ -371,16 +334,11 @@ def _episode_numbers(ended: Sequence[EndedEpisode]) -> dict[str, NDArray[Any]]:
     return {f"episode_{name}": np.asarray(column) for name, column in columns.items()}
 
 
-def _episode_strings(ended: Sequence[EndedEpisode]) -> dict[str, Sequence[str]]:
-    columns = {
-        "world": [episode.info.world for episode in ended],
-        "town": [episode.info.town for episode in ended],
-        "weather": [episode.info.weather for episode in ended],
-        "driver": [episode.info.driver for episode in ended],
-        "end_reason": [episode.end_reason for episode in ended],
-        "policy_digest": [episode.info.policy_digest for episode in ended],
+def _episode_texts(ended: Sequence[EndedEpisode]) -> dict[str, Sequence[str]]:
+    return {
+        "episode_end_reason": [episode.end_reason for episode in ended],
+        "episode_policy_digest": [episode.info.policy_digest for episode in ended],
     }
-    return {name: columns[name.removeprefix("episode_")] for name in EPISODE_STRINGS}
 
 
 def _coded(

@@ -4,7 +4,6 @@ Opening reads the manifest, the first read the sizes of all files; every array i
 read. `avtd3.store.format.arrays` knows the bytes, this module the meaning.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.episode_table import EpisodeTable
+from avtd3.store.episode_table import (
+    TABLE_FIELDS,
+    EpisodeTable,
+    read_attributes,
+    stored_attributes,
+)
 from avtd3.store.errors import SpecError
 from avtd3.store.events import EventTable, read_events, stored_arrays
 from avtd3.store.files import sha256
@@ -202,11 +206,11 @@ class Segment:
         """
         return self._arrays.frame_parts(self._frames_layout)
 
-    def frame_shard(self) -> FrameShard | None:
+    def frame_shard(self) -> FrameShard:
         """Where the frames lie and how they are encoded, for a reader of single chunks.
 
         Returns:
-            The shard, its index checked; None if only zarr-python can read the frames.
+            The shard; its index has been checked.
 
         Raises:
             SpecError: The spec has no image.
@@ -222,8 +226,9 @@ class Segment:
             SegmentNotFoundError: The segment was removed since it was opened.
             SegmentCorruptError: The columns contradict each other or their checksums.
         """
-        columns = {field.name: self._column(field.name) for field in _TABLE_FIELDS}
-        table = EpisodeTable(**columns)
+        columns = {field.name: self._column(field.name) for field in TABLE_FIELDS}
+        layouts = self._layouts | stored_attributes(self._arrays, episodes=self.episodes)
+        table = EpisodeTable(**columns, attributes=read_attributes(self._arrays, layouts))
         ends = np.cumsum(table.length)
         if (table.length < 1).any() or ends[-1] != self.steps:
             raise corrupt(self.path, f"episode lengths do not add up to {self.steps} steps")
@@ -252,16 +257,13 @@ class Segment:
             SegmentCorruptError: The bytes are not those that were published, or contradict the
                 episodes.
         """
-        layouts = self._event_layouts()
+        layouts = stored_arrays(self._arrays, steps=self.steps, episodes=self.episodes)
         if not layouts:
             return None
         table = read_events(self._arrays, layouts)
         if problem := table.problem(self.read("episode_length")):
             raise corrupt(self.path, problem)
         return table
-
-    def _event_layouts(self) -> dict[str, ArrayLayout]:
-        return stored_arrays(self._arrays, steps=self.steps, episodes=self.episodes)
 
     def verify(self) -> None:
         """Hash every file again and compare with the manifest.
@@ -275,7 +277,8 @@ class Segment:
         self._manifest.check_sizes(self.path)
         for name in self._manifest.files:
             self._arrays.verify_file(name)
-        for layout in (self._layouts | self._event_layouts()).values():
+        optional = optional_arrays(self._arrays, steps=self.steps, episodes=self.episodes)
+        for layout in (self._layouts | optional).values():
             self._arrays.document(layout)
 
     def _layout(self, name: str) -> ArrayLayout:
@@ -299,4 +302,12 @@ class Segment:
         )
 
 
-_TABLE_FIELDS = dataclasses.fields(EpisodeTable)
+def optional_arrays(files: ArrayFiles, *, steps: int, episodes: int) -> dict[str, ArrayLayout]:
+    """Return the arrays that a segment has and might lack: events and attributes.
+
+    Raises:
+        SegmentNotFoundError: The segment was removed.
+        SegmentCorruptError: The arrays' metadata differ from the manifest, or claim too much.
+    """
+    events = stored_arrays(files, steps=steps, episodes=episodes)
+    return events | stored_attributes(files, episodes=episodes)

@@ -1,8 +1,7 @@
-"""What one step of an episode holds: `EpisodeSpec`, written once into every dataset.
+"""`EpisodeSpec`: what a step of an episode consists of; written once into every dataset.
 
-Equal specs mean compatible data. The digest of a spec travels with each segment and each
-published policy, so a mismatch is found by comparing two strings and explained by comparing
-two documents (`EpisodeSpec.difference`).
+Data with equal specs are compatible. Every segment and every published policy carries the digest of
+its spec, so comparing two strings finds a mismatch; `EpisodeSpec.difference` explains it.
 """
 
 import dataclasses
@@ -17,7 +16,12 @@ MAX_AXIS = 4096
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpec:
-    """One camera frame as stored, and how many of them an observation stacks."""
+    """Shape of one stored camera frame, and how many frames an observation stacks.
+
+    Example:
+        >>> ImageSpec(channels=3, height=96, width=96).observation_shape
+        (12, 96, 96)
+    """
 
     channels: int = 1
     """Planes per frame: 1 for grayscale, 3 for planar RGB."""
@@ -52,31 +56,37 @@ class ImageSpec:
 class EpisodeSpec:
     """Names, shapes, scales and timing of the data in a dataset.
 
-    A spec has an image, a vector, or both. Vectors are stored already normalised: the physical
-    quantity divided by its scale.
+    A spec has an image, a vector, or both. Vectors are stored normalised: the physical value
+    divided by its scale.
+
+    Example:
+        >>> spec = EpisodeSpec(image=ImageSpec(stack=1), action_names=("steer", "gas"))
+        >>> spec.action_low, spec.action_high
+        ((-1.0, -1.0), (1.0, 1.0))
     """
 
-    image: ImageSpec | None
+    image: ImageSpec | None = None
     """The camera, or None for vector-only data."""
-    vector_names: tuple[str, ...]
+    vector_names: tuple[str, ...] = ()
     """Name with unit of each number in ``vector``; empty if there is none."""
-    vector_scales: tuple[float, ...]
-    """Physical value that is stored as 1.0, one per name."""
+    vector_scales: tuple[float, ...] = ()
+    """Physical value that is stored as 1.0, one per name; not given: 1.0 for each."""
     action_names: tuple[str, ...]
-    """Name of each action component."""
-    action_low: tuple[float, ...]
-    """Smallest value of each action component."""
-    action_high: tuple[float, ...]
-    """Largest value of each action component."""
-    reward_terms: tuple[str, ...]
+    """Name of each action component, at least one."""
+    action_low: tuple[float, ...] = ()
+    """Smallest value of each action component; not given: -1.0 for each."""
+    action_high: tuple[float, ...] = ()
+    """Largest value of each action component; not given: 1.0 for each."""
+    reward_terms: tuple[str, ...] = ()
     """Names of the terms whose sum is the reward; empty if the reward has no parts."""
-    control_period_s: float
-    """Simulated seconds between two observations."""
+    control_period_s: float = 0.05
+    """Simulated seconds between two observations; the default is 20 Hz."""
 
     def __post_init__(self) -> None:
+        self._fill_defaults()
         self._use_floats()
         if self.image is None and not self.vector_names:
-            raise SpecError("spec holds neither an image nor a vector; an observation needs one")
+            raise SpecError("spec has neither an image nor vector_names; it needs one")
         _check_names("vector_names", self.vector_names)
         _check_names("action_names", self.action_names)
         _check_names("reward_terms", self.reward_terms)
@@ -85,8 +95,17 @@ class EpisodeSpec:
         self._check_lengths()
         self._check_values()
 
+    def _fill_defaults(self) -> None:
+        for name, like, value in (
+            ("vector_scales", self.vector_names, 1.0),
+            ("action_low", self.action_names, -1.0),
+            ("action_high", self.action_names, 1.0),
+        ):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (value,) * len(like))
+
     def _use_floats(self) -> None:
-        # 1 and 1.0 are equal but spelled apart in JSON: equal specs must have equal digests.
+        # 1 and 1.0 are equal but are different JSON; equal specs must have equal digests.
         for name in ("vector_scales", "action_low", "action_high"):
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         object.__setattr__(self, "control_period_s", float(self.control_period_s))
@@ -104,7 +123,7 @@ class EpisodeSpec:
     def _check_values(self) -> None:
         for scale in self.vector_scales:
             if not 0.0 < scale < float("inf"):
-                raise SpecError(f"spec vector_scales holds {scale}, expected finite and above 0")
+                raise SpecError(f"spec vector_scales contains {scale}, expected finite and above 0")
         for low, high in zip(self.action_low, self.action_high, strict=True):
             if not float("-inf") < low < high < float("inf"):
                 raise SpecError(f"spec action bounds [{low}, {high}] are not a finite interval")
@@ -127,16 +146,16 @@ class EpisodeSpec:
         return sha256(canonical_json(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as a JSON document of plain lists and numbers."""
+        """Return the spec as a JSON document of plain lists and numbers."""
         document = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in document.items()}
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """Read a spec back.
+        """Return the spec that a JSON document describes.
 
         Args:
-            document: What `to_json` returned, possibly from a stranger's file.
+            document: What `to_json` returned; it may come from an untrusted file.
 
         Raises:
             SpecError: A key is missing, unknown, or of the wrong kind.
@@ -149,7 +168,7 @@ class EpisodeSpec:
             raise SpecError(f"spec has missing or unknown keys: {', '.join(map(str, wrong))}")
         image = document["image"]
         try:
-            return cls(
+            spec = cls(
                 image=None if image is None else ImageSpec(**image),
                 control_period_s=float(document["control_period_s"]),
                 vector_names=tuple(map(str, document["vector_names"])),
@@ -161,9 +180,13 @@ class EpisodeSpec:
             )
         except (TypeError, ValueError) as error:
             raise SpecError(f"spec cannot be read: {error}") from error
+        for name in ("vector_scales", "action_low", "action_high"):
+            if not document[name] and getattr(spec, name):
+                raise SpecError(f"spec {name} is empty, expected {len(getattr(spec, name))} values")
+        return spec
 
     def difference(self, other: "EpisodeSpec") -> str:
-        """Where two specs differ, as ``name: ours against theirs``; empty if nowhere."""
+        """Return where two specs differ, as ``name: ours against theirs``; empty if equal."""
         mine, theirs = self.to_json(), other.to_json()
         return "; ".join(
             f"{key}: {mine[key]!r} against {theirs[key]!r}"

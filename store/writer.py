@@ -1,4 +1,7 @@
-"""`WriterConfig`: how a writer encodes frames and when it closes a segment."""
+"""`SegmentWriter`: take steps, keep whole episodes in memory, publish them as segments.
+
+`StepChecker` checks each step against the spec, `PendingSegment` holds what is not published yet.
+"""
 
 import dataclasses
 import math
@@ -14,22 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.episode_table import MAX_ATTRIBUTES, Attribute, EpisodeInfo, check_text
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.events import Event, check_events
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS
 from avtd3.store.seal import (
     EndedEpisode,
-    EpisodeInfo,
     FrameBuffer,
     SegmentNamer,
     StepColumns,
     base_provenance,
-    check_text,
     seal_files,
 )
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
+from avtd3.store.step import Observation, Step
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,7 @@ _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
 
 class StepChecker:
-    """Holds steps against a spec, in a few microseconds each."""
+    """Checks steps against a spec, in a few microseconds each."""
 
     def __init__(self, spec: EpisodeSpec) -> None:
         self._vector_names = spec.vector_names
@@ -71,9 +74,10 @@ class StepChecker:
         self._low = np.asarray(spec.action_low, np.float32).tolist()
         self._high = np.asarray(spec.action_high, np.float32).tolist()
         self._zeros = np.zeros(spec.vector_size, np.float32)
+        self._period_s = spec.control_period_s
 
     def check_action(self, action: NDArray[np.float32]) -> None:
-        """Refuse an action that is not float32 (A,) within the bounds.
+        """Raise if an action is not float32 (A,) within the bounds.
 
         Raises:
             SpecError: It is not.
@@ -84,7 +88,7 @@ class StepChecker:
                 raise SpecError(f"action {action} leaves its bounds {self._low} to {self._high}")
 
     def check_reward(self, reward: float | None, reward_terms: NDArray[np.float32] | None) -> float:
-        """The reward to store: the sum of its terms, which a given reward must equal.
+        """Return the reward to store: the sum of its terms, which a given reward must equal.
 
         Raises:
             SpecError: Not finite, not the sum, or terms that are not float32 (R,).
@@ -104,29 +108,40 @@ class StepChecker:
             raise SpecError(f"reward is {total}, expected a finite number (terms {reward_terms})")
         return total
 
-    def check_observation(
-        self,
-        frame: NDArray[np.uint8] | None,
-        vector: NDArray[np.float32] | None,
-        frame_id: int,
-        sim_time_s: float,
-    ) -> None:
-        """Refuse an observation that is not uint8 (C, H, W) and finite float32 (V,).
+    def check_observation(self, observation: Observation, number: int) -> tuple[int, float]:
+        """Raise if an observation is not uint8 (C, H, W) and finite float32 (V,).
+
+        Args:
+            observation: The observation.
+            number: Its number in the episode, from 0.
+
+        Returns:
+            Frame number and simulated seconds; counted from ``number`` if they were not given.
 
         Raises:
-            SpecError: It is not.
+            SpecError: It is not of the spec.
         """
-        _check_array("frame", frame, self._frame_shape, _UINT8)
+        if not isinstance(observation, Observation):
+            raise SpecError(
+                f"observation is {type(observation).__name__}, expected an avtd3.store.Observation"
+            )
+        vector, frame_id, time_s = observation.vector, observation.frame_id, observation.sim_time_s
+        _check_array("image", observation.image, self._frame_shape, _UINT8)
         _check_array("vector", vector, self._vector_shape, _FLOAT32)
         # Zero times anything finite is zero: one product in place of a comparison and a search.
         if vector is not None and vector.dot(self._zeros) != 0.0:
             names = self._vector_names
             wrong = [names[n] for n in np.flatnonzero(~np.isfinite(vector))]
             raise SpecError(f"vector is not finite at {', '.join(wrong)}")
-        if not math.isfinite(sim_time_s):
-            raise SpecError(f"sim_time_s is {sim_time_s}, expected a finite number")
-        if not isinstance(frame_id, _WHOLE) or not -_INT64 <= frame_id < _INT64:
+        if time_s is None:
+            time_s = number * self._period_s
+        elif not math.isfinite(time_s):
+            raise SpecError(f"sim_time_s is {time_s}, expected a finite number")
+        if frame_id is None:
+            frame_id = number
+        elif not isinstance(frame_id, _WHOLE) or not -_INT64 <= frame_id < _INT64:
             raise SpecError(f"frame_id is {frame_id!r}, expected a 64-bit whole number")
+        return frame_id, time_s
 
 
 def _check_array(
@@ -134,7 +149,7 @@ def _check_array(
 ) -> None:
     if shape is None:
         if value is not None:
-            raise SpecError(f"{name} was given, the spec has none")
+            raise SpecError(f"{name} was given, but the spec has none")
         return
     if not isinstance(value, np.ndarray):
         raise SpecError(f"{name} is {type(value).__name__}, expected {dtype} {shape}")
@@ -143,38 +158,38 @@ def _check_array(
 
 
 def as_bool(value: object) -> bool:
-    """Take in Python's and numpy's truth values, and nothing else.
+    """Return a Python or numpy bool as a Python one.
 
     Raises:
-        SpecError: Something else.
+        SpecError: The value is neither.
     """
     if not isinstance(value, bool | np.bool_):
-        raise SpecError(f"terminated and truncated are truth values, not {value!r}")
+        raise SpecError(f"terminated or truncated is {value!r}, expected True or False")
     return bool(value)
 
 
 class PendingSegment:
-    """Episodes in memory, their frames compressed as they arrive.
+    """Episodes in memory; their frames are compressed as they arrive.
 
-    It takes in what a `StepChecker` has let through; the order of calls is the writer's to check.
+    It does not check anything: the writer checks values (`StepChecker`) and the order of calls.
+
+    Args:
+        spec: The dataset's spec.
+        codec: How frames are compressed.
+        rows: Number of steps to allocate memory for at first.
     """
 
     def __init__(self, spec: EpisodeSpec, codec: FrameCodec, rows: int) -> None:
-        """Start with nothing.
-
-        Args:
-            spec: What a step holds.
-            codec: How frames are compressed.
-            rows: Steps for which there is room at first.
-        """
         self._settings = codec
         self.columns = StepColumns(spec, rows)
         self.ended: list[EndedEpisode] = []
         """The whole episodes."""
         self.running: EpisodeInfo | None = None
         """What is known of the running episode; None between episodes."""
+        self.end_reason = ""
+        """End reason that came with the last step of the running episode."""
         self.steps = 0
-        """Steps held, those of the running episode included."""
+        """Steps in memory, those of the running episode included."""
         self.whole_steps = 0
         """Steps of the whole episodes."""
         self._frames = None if spec.image is None else FrameBuffer(codec, spec.image.frame_shape)
@@ -202,6 +217,11 @@ class PendingSegment:
         )
 
     @property
+    def running_observations(self) -> int:
+        """Observations of the running episode."""
+        return self._observations - self.whole_observations
+
+    @property
     def whole_observations(self) -> int:
         """Observations of the whole episodes: one more than steps in each."""
         return self.whole_steps + len(self.ended)
@@ -210,7 +230,7 @@ class PendingSegment:
         """Begin an episode; its first observation comes next."""
         if not self.ended or now_s < self.opened_at:
             self.opened_at = now_s
-        self.running, self._running_since = info, now_s
+        self.running, self._running_since, self.end_reason = info, now_s, ""
 
     def add_observation(
         self,
@@ -219,7 +239,7 @@ class PendingSegment:
         frame_id: int,
         sim_time_s: float,
     ) -> None:
-        """Take in an observation of the running episode: uint8 (C, H, W) and float32 (V,)."""
+        """Add an observation of the running episode: uint8 (C, H, W) and float32 (V,)."""
         columns, row = self.columns, self._observations
         if row >= columns.rows:
             columns.grow(2 * columns.rows)
@@ -241,7 +261,7 @@ class PendingSegment:
         terminated: bool,
         truncated: bool,
     ) -> None:
-        """Take in the rest of a step, whose observation came before it."""
+        """Add the rest of a step; its observation has been added before."""
         columns, row = self.columns, self.steps
         columns.action[row] = action
         columns.reward[row] = reward
@@ -258,7 +278,7 @@ class PendingSegment:
 
     def end(self, reason: str, events: Sequence[Event] = ()) -> None:
         """Make the running episode, of at least one step, a whole one."""
-        assert self.running is not None, "the writer has asked"
+        assert self.running is not None, "checked by the writer"
         rewards = self.columns.reward[self.whole_steps : self.steps]
         self.ended.append(
             EndedEpisode(
@@ -289,7 +309,7 @@ class PendingSegment:
         return self._frames.encoded(self.whole_observations)
 
     def drop_whole(self) -> None:
-        """Let go of the whole episodes, which are published, and keep the running one."""
+        """Drop the whole episodes, which are published, and keep the running one."""
         observations, steps = self.whole_observations, self.whole_steps
         self.columns.drop(observations, steps)
         if self._frames is not None:
@@ -307,7 +327,7 @@ _SPARE_ROWS = 512
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedSegment:
-    """What has just appeared in a dataset."""
+    """A segment that a writer has just published."""
 
     segment_id: str
     """Name of the segment."""
@@ -322,160 +342,242 @@ class PublishedSegment:
 
 
 class SegmentWriter:
-    """Collects the steps of one environment and publishes whole episodes as segments.
+    """Writes the episodes of one environment into a dataset, as segments of whole episodes.
 
-    A failed publication (`StorageError`: the disk is full) loses nothing: the episodes stay in
-    memory, and the next `flush` or `end_episode` tries again. Not for use by several threads; any
-    number of writers, in any processes, may publish into one dataset.
+    Episodes stay in memory until a segment is long or old enough (`WriterConfig`), or until `flush`
+    or `close`; leaving the ``with`` block closes the writer. If publishing fails (`StorageError`:
+    the disk is full), nothing is lost: the episodes stay in memory, and the next `flush`, `end` or
+    `close` tries again. A writer must not be shared between threads. Any number of writers, in any
+    processes, may write into one dataset.
+
+    Args:
+        dataset: The dataset, or the path of an existing one.
+        collector: Name of the writer, part of each segment's name: letters, digits, - and _.
+        provenance: JSON to store with every segment, such as a configuration; None for nothing.
+        config: Codec and size of the segments; None for the defaults.
+        clock: Returns seconds since 1970.
+
+    Raises:
+        ConfigError: ``collector`` cannot be part of a directory's name.
+        DatasetError: There is no dataset at the path.
+        SpecError: ``provenance`` is not JSON.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from avtd3.store.spec import EpisodeSpec
+        >>> path = tempfile.mkdtemp()
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> with SegmentWriter(Dataset.create(path, spec)) as writer:
+        ...     writer.begin(Observation(vector=np.zeros(1, np.float32)), seed=1, town="Town01")
+        ...     after = Observation(vector=np.ones(1, np.float32))
+        ...     writer.step(np.zeros(1, np.float32), 1.0, after, terminated=True)
+        >>> Dataset.open(path).snapshot().steps
+        1
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Path | str,
         *,
-        collector: str,
-        provenance: Mapping[str, Any],
+        collector: str = "writer",
+        provenance: Mapping[str, Any] | None = None,
         config: WriterConfig | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Start with nothing.
-
-        Args:
-            dataset: Where to publish.
-            collector: Name of the collector, part of each segment's name: letters, digits, - and _.
-            provenance: JSON that is kept with every segment: config, its digest, simulator build.
-            config: How and when; None for the defaults.
-            clock: Seconds since 1970.
-
-        Raises:
-            ConfigError: The collector's name cannot be part of a directory's name.
-            SpecError: The provenance is not JSON.
-        """
         if not _COLLECTOR_NAME.fullmatch(collector):
             raise ConfigError(
                 f"collector is {collector!r}, expected 1 to 64 letters, digits, '-' or '_'"
             )
         self.bytes_published = 0
-        self._dataset = dataset
+        """Bytes of all segments that this writer has published."""
+        self._dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
         self._config = config or WriterConfig()
         self._clock = clock
         self._namer = SegmentNamer(collector)
-        self._provenance = base_provenance(provenance, collector)
+        self._provenance = base_provenance(provenance or {}, collector)
         self._is_closed = False
-        self._checker = StepChecker(dataset.spec)
+        self._is_text: dict[str, bool] = {}
+        self._checker = StepChecker(self._dataset.spec)
         rows = self._config.segment_steps + _SPARE_ROWS
-        self._pending = PendingSegment(dataset.spec, self._config.codec, rows)
+        self._pending = PendingSegment(self._dataset.spec, self._config.codec, rows)
 
     @property
     def steps_unpublished(self) -> int:
-        """Steps that a crash would lose now, those of the running episode included."""
+        """Steps that would be lost if the process died now, those of a running episode included."""
         return self._pending.steps
 
-    def begin_episode(
+    def begin(
         self,
-        info: EpisodeInfo,
+        observation: Observation,
         *,
-        frame: NDArray[np.uint8] | None,
-        vector: NDArray[np.float32] | None,
-        frame_id: int,
-        sim_time_s: float,
+        index: int = -1,
+        seed: int = 0,
+        policy_version: int = -1,
+        policy_digest: str = "",
+        exploration_noise: float = 0.0,
+        **attributes: Attribute,
     ) -> None:
-        """Take in an episode's first observation.
+        """Begin an episode with its first observation.
+
+        An episode before it whose last step was terminated or truncated is ended, see `end`.
 
         Args:
-            info: What is known of the episode.
-            frame: uint8 (C, H, W), or None if the spec has no image.
-            vector: float32 (V,), finite, or None if the spec has no vector.
-            frame_id: The simulator's number of the frame.
-            sim_time_s: Simulated seconds.
+            observation: Image uint8 (C, H, W) and vector float32 (V,), as the spec says.
+            index: Position in a plan, -1 if there is none.
+            seed: Seed of the episode's world.
+            policy_version: Version of the policy that acts, -1 if there is none.
+            policy_digest: SHA-256 of the policy's file, or an empty string.
+            exploration_noise: Standard deviation of the noise on the actions.
+            attributes: Anything else to store with the episode: texts and finite numbers. An
+                attribute must be a text in all episodes or a number in all.
 
         Raises:
-            SpecError: The observation is not of the spec, or an episode is running.
+            SpecError: A value is not of the spec, or an episode is running that is not over.
+            StorageError: Publishing the episodes before failed; they are kept. Call again.
         """
         if self._is_closed:
             raise SpecError("the writer is closed; make a new one")
-        if self._pending.running is not None:
-            raise SpecError("an episode is running; end_episode or truncate_episode comes first")
-        self._checker.check_observation(frame, vector, frame_id, sim_time_s)
-        self._pending.begin(info, self._clock())
-        self._pending.add_observation(frame, vector, frame_id, sim_time_s)
+        pending = self._pending
+        if pending.running is not None and not pending.is_over:
+            raise SpecError("an episode is running; call end or truncate first")
+        frame_id, sim_time_s = self._checker.check_observation(observation, 0)
+        info = EpisodeInfo(
+            index=index,
+            seed=seed,
+            policy_version=policy_version,
+            policy_digest=policy_digest,
+            exploration_noise=exploration_noise,
+            attributes=attributes,
+        )
+        self._check_kinds(info.attributes)
+        if pending.running is not None:
+            self.end()
+        pending.begin(info, self._clock())
+        pending.add_observation(observation.image, observation.vector, frame_id, sim_time_s)
+
+    def _check_kinds(self, attributes: Mapping[str, Attribute]) -> None:
+        kinds = self._is_text | {name: isinstance(v, str) for name, v in attributes.items()}
+        changed = [name for name, is_text in self._is_text.items() if kinds[name] != is_text]
+        if changed:
+            raise SpecError(
+                f"attribute {changed[0]} is {attributes[changed[0]]!r:.80}, expected a "
+                f"{'text' if self._is_text[changed[0]] else 'number'} as in an earlier episode"
+            )
+        if len(kinds) > MAX_ATTRIBUTES:
+            raise SpecError(
+                f"the episodes have {len(kinds)} different attributes, expected at most "
+                f"{MAX_ATTRIBUTES}"
+            )
+        self._is_text = kinds
 
     def step(
         self,
-        *,
         action: NDArray[np.float32],
         reward: float | None,
-        reward_terms: NDArray[np.float32] | None,
-        frame: NDArray[np.uint8] | None,
-        vector: NDArray[np.float32] | None,
-        terminated: bool,
-        truncated: bool,
-        frame_id: int,
-        sim_time_s: float,
+        observation: Observation,
+        *,
+        terminated: bool = False,
+        truncated: bool = False,
+        reward_terms: NDArray[np.float32] | None = None,
+        end_reason: str = "",
     ) -> None:
-        """Take in one step: an action, its reward, and the observation it led to.
+        """Add one step: an action, its reward, and the observation after it.
 
         Args:
             action: float32 (A,), within the spec's bounds.
-            reward: The reward, or None for the sum of its terms.
-            reward_terms: float32 (R,), finite, or None if the spec has none.
-            frame: uint8 (C, H, W), or None if the spec has no image.
-            vector: float32 (V,), finite, or None if the spec has no vector.
+            reward: The reward, or None for the sum of ``reward_terms``.
+            observation: Image uint8 (C, H, W) and vector float32 (V,), as the spec says.
             terminated: Whether the episode ended in a state without a future.
-            truncated: Whether it was cut off.
-            frame_id: The simulator's number of the frame.
-            sim_time_s: Simulated seconds.
+            truncated: Whether it was cut although it could have gone on.
+            reward_terms: float32 (R,), finite, or None if the spec has none.
+            end_reason: Why the episode ended; only with the last step.
 
         Raises:
-            SpecError: Something is not of the spec; nothing was taken in.
+            SpecError: A value is not of the spec; nothing was added.
         """
         pending = self._pending
         if pending.running is None or pending.is_over:
-            raise SpecError("no episode is running; begin_episode comes first")
+            raise SpecError("no episode is running; call begin first")
         if pending.running_steps >= MAX_STEPS:
             raise SpecError(f"the episode has {MAX_STEPS} steps, the most allowed; end it")
         self._checker.check_action(action)
         total = self._checker.check_reward(reward, reward_terms)
-        self._checker.check_observation(frame, vector, frame_id, sim_time_s)
+        number = pending.running_observations
+        frame_id, sim_time_s = self._checker.check_observation(observation, number)
         if type(terminated) is not bool or type(truncated) is not bool:
             terminated, truncated = as_bool(terminated), as_bool(truncated)
-        pending.add_observation(frame, vector, frame_id, sim_time_s)
+        if end_reason:
+            check_text("end_reason", end_reason)
+            if not (terminated or truncated):
+                raise SpecError(
+                    f"end_reason is {end_reason!r}, but the step is neither terminated nor "
+                    "truncated; give it with the last step only"
+                )
+        pending.end_reason = end_reason
+        pending.add_observation(observation.image, observation.vector, frame_id, sim_time_s)
         pending.add_step(action, total, reward_terms, terminated, truncated)
 
-    def end_episode(self, reason: str, events: Sequence[Event] = ()) -> PublishedSegment | None:
-        """Close the running episode; publish if the segment is long or old enough.
-
-        Args:
-            reason: Why it ended.
-            events: What happened in it, by step.
-
-        Returns:
-            What was published, or None if the segment goes on.
+    def add(self, step: Step) -> None:
+        """Add one step, given as a record; see `step`.
 
         Raises:
-            SpecError: No episode is running, its last step was not the last of an episode, or an
-                event is none of its steps'.
+            SpecError: A value is not of the spec; nothing was added.
+        """
+        self.step(
+            step.action,
+            step.reward,
+            step.observation,
+            terminated=step.terminated,
+            truncated=step.truncated,
+            reward_terms=step.reward_terms,
+            end_reason=step.end_reason,
+        )
+
+    def end(
+        self, reason: str | None = None, events: Sequence[Event] = ()
+    ) -> PublishedSegment | None:
+        """End the running episode; publish if the segment is long or old enough.
+
+        Calling it is optional: the next `begin`, or `close`, ends an episode that is over.
+
+        Args:
+            reason: Why it ended; None for the last step's ``end_reason``, or if that is empty
+                ``terminated`` or ``truncated``.
+            events: What happened in it, ordered by step.
+
+        Returns:
+            What was published, or None if the segment stays open.
+
+        Raises:
+            SpecError: No episode is running, its last step was neither terminated nor truncated, or
+                an event is of a step that it does not have.
             StorageError: Publishing failed; the episodes are kept, `flush` tries again.
         """
-        check_text("end reason", reason)
-        pending = self._pending
-        if pending.running is None or not pending.running_steps:
-            raise SpecError("end_episode needs a running episode of at least one step")
-        if not pending.is_over:
-            raise SpecError(
-                "the last step was neither terminated nor truncated; use truncate_episode"
-            )
-        check_events(events, pending.running_steps)
-        pending.end(reason, events)
-        age, config = self._clock() - pending.opened_at, self._config
+        self._end(reason, events)
+        pending, config = self._pending, self._config
+        age = self._clock() - pending.opened_at
         if pending.whole_steps >= config.segment_steps or age >= config.segment_seconds:
             return self.flush()
         return None
 
-    def truncate_episode(
-        self, reason: str, events: Sequence[Event] = ()
+    def _end(self, reason: str | None, events: Sequence[Event]) -> None:
+        pending = self._pending
+        if pending.running is None or not pending.running_steps:
+            raise SpecError("there is no running episode of at least one step to end")
+        if not pending.is_over:
+            raise SpecError("the last step was neither terminated nor truncated; call truncate")
+        if reason is None:
+            was_terminated = pending.columns.terminated[pending.steps - 1]
+            reason = pending.end_reason or ("terminated" if was_terminated else "truncated")
+        check_text("end_reason", reason)
+        check_events(events, pending.running_steps)
+        pending.end(reason, events)
+
+    def truncate(
+        self, reason: str | None = None, events: Sequence[Event] = ()
     ) -> PublishedSegment | None:
-        """Make the running episode whole by marking its last step truncated, and close it.
+        """Mark the last step of the running episode as truncated, and end the episode.
 
         An episode without a step is dropped. Without a running episode this does nothing.
 
@@ -488,10 +590,10 @@ class SegmentWriter:
             self._pending.drop_running()
             return None
         self._pending.truncate()
-        return self.end_episode(reason, events)
+        return self.end(reason, events)
 
     def flush(self) -> PublishedSegment | None:
-        """Publish the whole episodes held; a running one stays.
+        """Publish the whole episodes in memory; a running one stays.
 
         Returns:
             What was published, or None if there was no whole episode.
@@ -528,26 +630,30 @@ class SegmentWriter:
         try:
             publish(staging, target, files, MANIFEST_FILE)
         except BaseException:
-            # What readers can see is published, even if the last fsync failed or a signal came:
-            # kept, it would be published twice.
+            # What readers can see is published, even if the last fsync failed or a signal came.
+            # If it were kept, it would be published twice.
             if os.path.exists(target):  # noqa: PTH110 - never raises
-                self._forget(published)
+                self._drop(published)
             raise
-        self._forget(published)
+        self._drop(published)
         return published
 
-    def _forget(self, published: PublishedSegment) -> None:
+    def _drop(self, published: PublishedSegment) -> None:
         self.bytes_published += published.size_bytes
         self._pending.drop_whole()
 
     def close(self) -> PublishedSegment | None:
-        """Publish the whole episodes held and drop a running one; safe to call twice.
+        """Publish the whole episodes in memory; safe to call twice.
+
+        A running episode is ended if its last step was terminated or truncated, else dropped.
 
         Raises:
-            StorageError: The disk is full or not writable; call again once that is mended.
+            StorageError: The disk is full or not writable; call again once that is fixed.
         """
         if self._is_closed:
             return None
+        if self._pending.running is not None and self._pending.is_over:
+            self._end(None, ())
         self._pending.drop_running()
         published = self.flush()
         self._is_closed = True

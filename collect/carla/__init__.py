@@ -1,1 +1,1 @@
-"""The CARLA world: the real client in a supervised child process."""
+"""The CARLA simulator: the client runs in a supervised child process."""

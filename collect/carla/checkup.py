@@ -1,4 +1,4 @@
-"""`Checkup`: the checks of `avtd3 doctor carla`, done inside the child process."""
+"""`Checkup`: the checks of `avtd3 doctor carla`, as the client process runs them."""
 
 import itertools
 import time
@@ -10,55 +10,55 @@ from avtd3.collect.carla.car import Car
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.doctor import FAILED, OK, WARNING, Finding
 from avtd3.collect.carla.sensors import Sensors
-from avtd3.collect.carla.server import ROLE, Phase, Server, Settings
+from avtd3.collect.carla.server import ROLE, ReportPhase, Server, Settings
 from avtd3.collect.maps.camera_mounting import draw_mounting
 from avtd3.collect.maps.episode_setup import Start
 from avtd3.store.errors import WorldLost
 
-Seen = tuple[Finding, NDArray[np.uint8] | None]
-"""A finding, and the picture that belongs to it: uint8 (1, H, W)."""
+Result = tuple[Finding, NDArray[np.uint8] | None]
+"""A finding and its picture uint8 (1, H, W), if it has one."""
 
 _STEPS = 20
 _SPEED_STEPS, _SPEED_S = 200, 5.0
 _PLACES = 10
 _LISTEN_S = 1.0
-_FLAT = 1.0
+_MIN_CONTRAST = 1.0
 
 
 class Checkup:
     """Checks of one server, in the order of `avtd3.collect.carla.doctor.CHECKS`.
 
     Args:
-        config: The settings that episodes would be driven with.
+        config: The settings that episodes would use.
         port: The server's RPC port.
-        phase: Told before whatever may block.
+        report_phase: Called before everything that may block.
     """
 
-    def __init__(self, config: CarlaConfig, port: int, phase: Phase) -> None:
-        self.server = Server(config, port, phase)
+    def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
+        self.server = Server(config, port, report_phase)
         self._period_s = config.control_period_s
         self._found: Settings | None = None
         self._car: Car | None = None
         self._sensors: Sensors | None = None
 
-    def connection(self) -> Seen:
-        """Is there a server, of the client's version?
+    def connection(self) -> Result:
+        """Check that there is a server, of the client's version.
 
         Raises:
-            WorldLost: There is none, or it does not answer.
-            WorldError: It is of another version.
+            WorldLost: There is no server, or it does not answer.
+            WorldError: The server has another version.
         """
         begun_s = time.monotonic()
         self.server.connect()
         took_s = time.monotonic() - begun_s
         version = self.server.client.get_server_version()
-        return _well("connection", f"answers after {took_s:.1f} s; version {version}, as ours")
+        return _ok("connection", f"answers after {took_s:.1f} s; version {version} is supported")
 
-    def use(self) -> Seen:
-        """Is the server free for us?
+    def use(self) -> Result:
+        """Check that no other client drives on the server.
 
         Raises:
-            WorldLost: It does not answer.
+            WorldLost: The server does not answer.
         """
         server = self.server
         found = server.settings()
@@ -66,43 +66,42 @@ class Checkup:
             return _finding(
                 "use",
                 FAILED,
-                "somebody else drives here: the server is in synchronous mode and being ticked",
-                "end the other client, or start another server and give its --port",
+                "another client drives here: it ticks the server, which is in synchronous mode",
+                "stop the other client, or start another server and give its --port",
             )
         self._found = found
-        left = self._count_left()
-        if left:
-            mend = "the next avtd3 collect removes them"
-            return _finding("use", WARNING, f"{left} actors are left of a crashed run", mend)
+        if leftovers := self._count_leftovers():
+            text = f"a crashed run has left {leftovers} actors"
+            return _finding("use", WARNING, text, "the next avtd3 collect removes them")
         if found["synchronous_mode"]:
             return _finding(
                 "use",
                 WARNING,
-                "the server was left in synchronous mode, and stands still",
-                "avtd3 drives all the same; other programs need it reset: start it again",
+                "the server was left in synchronous mode, and does not advance",
+                "avtd3 can use it; restart it for other programs",
             )
-        return _well("use", "free: asynchronous, nothing of ours is left on it")
+        return _ok("use", "free: asynchronous, and without actors of avtd3")
 
     def _hears_a_tick(self) -> bool:
-        self.server.phase("wait whether somebody ticks it", _LISTEN_S)
+        self.server.phase("wait for a tick of another client", _LISTEN_S)
         try:
             self.server.world.wait_for_tick(_LISTEN_S)
         except RuntimeError:
             return False
         return True
 
-    def _count_left(self) -> int:
+    def _count_leftovers(self) -> int:
         actors = self.server.actors()
         return sum(actor.attributes.get("role_name") == ROLE for actor in actors)
 
-    def map(self) -> Seen:
-        """Are there roads, and places for cars?
+    def map(self) -> Result:
+        """Check that there are roads, and places for cars.
 
         Raises:
-            WorldLost: It does not answer.
+            WorldLost: The server does not answer.
         """
         server = self.server
-        with server.asking("give its map", limit_s=server.config.load_timeout_s):
+        with server.calling("return its map", limit_s=server.config.load_timeout_s):
             found = server.world.get_map()
             self._places = found.get_spawn_points()[:_PLACES]
             roads, count = len(found.get_topology()), len(found.get_spawn_points())
@@ -111,15 +110,15 @@ class Checkup:
                 "map",
                 FAILED,
                 f"{found.name} has {roads} roads and {count} places for cars",
-                "load another map, as Town01",
+                "load another map, such as Town01",
             )
-        return _well("map", f"{found.name}, {roads} stretches of road, {count} places for cars")
+        return _ok("map", f"{found.name}, {roads} stretches of road, {count} places for cars")
 
-    def steps(self) -> Seen:
-        """Does it advance by our steps, one frame each?
+    def steps(self) -> Result:
+        """Check that the server advances by our steps, one frame each.
 
         Raises:
-            WorldLost: It does not answer.
+            WorldLost: The server does not answer.
         """
         self.server.synchronise()
         frames, periods = [], []
@@ -135,19 +134,19 @@ class Checkup:
                 FAILED,
                 f"{_STEPS} steps of {self._period_s:g} s: {gaps} gaps between frames, periods up "
                 f"to {worst_s:.3g} s off",
-                "another client may tick the server too: end it, or start another server",
+                "another client may tick the server too: stop it, or start another server",
             )
-        return _well("steps", f"{_STEPS} steps of {self._period_s:g} s in synchronous mode")
+        return _ok("steps", f"{_STEPS} steps of {self._period_s:g} s in synchronous mode")
 
-    def camera(self) -> Seen:
-        """Does a car's camera give a picture for every frame?
+    def camera(self) -> Result:
+        """Check that a car's camera sends a picture for every frame.
 
         Raises:
-            WorldLost: It does not answer, or sends no pictures.
-            ConfigError: It has no such vehicle.
+            WorldLost: The server does not answer, or sends no pictures.
+            ConfigError: The server has no such vehicle.
         """
         self._car = car = self._spawn()
-        # Known to `close` before it listens: a camera that stalls is to be removed, too.
+        # Assigned before it listens, so that `close` also removes a camera that stalls.
         mounting = draw_mounting(self.server.config.camera, np.random.default_rng(0))
         self._sensors = sensors = Sensors(self.server, car.actor, mounting, car.ahead_m)
         sensors.listen()
@@ -155,13 +154,13 @@ class Checkup:
             picture = sensors.picture(self.server.tick().frame)
         _, height, width = picture.shape
         text = f"{_STEPS} pictures of {width} x {height}, one for each frame"
-        if picture.std() < _FLAT:
+        if picture.std() < _MIN_CONTRAST:
             return (
                 Finding(
                     "camera",
                     WARNING,
-                    f"{text}, but without any contrast",
-                    "look at --image; a server must be started with -RenderOffScreen, not -nullrhi",
+                    f"{text}, but without contrast",
+                    "view --image; start the server with -RenderOffScreen, not with -nullrhi",
                 ),
                 picture,
             )
@@ -181,11 +180,11 @@ class Checkup:
         assert refused is not None, "there are places"
         raise refused
 
-    def speed(self) -> Seen:
-        """How fast does it advance, with a camera?
+    def speed(self) -> Result:
+        """Measure how fast the server advances, with a camera.
 
         Raises:
-            WorldLost: It does not answer, or sends no pictures.
+            WorldLost: The server does not answer, or sends no pictures.
         """
         assert self._sensors is not None, "comes after the camera"
         begun_s, steps = time.monotonic(), 0
@@ -196,12 +195,12 @@ class Checkup:
         per_s = steps / (time.monotonic() - begun_s)
         text = f"{per_s:.0f} steps/s with a camera, {per_s * self._period_s:.1f} x real time"
         if per_s * self._period_s < 1.0:
-            mend = "collecting takes longer than driving: try -quality-level=Low, fewer vehicles"
-            return _finding("speed", WARNING, text, mend)
-        return _well("speed", text)
+            fix = "collection is slower than real time: try -quality-level=Low or fewer vehicles"
+            return _finding("speed", WARNING, text, fix)
+        return _ok("speed", text)
 
     def close(self) -> bool:
-        """Remove what is ours and restore the server's settings; whether that went well."""
+        """Remove our actors and restore the server's settings; return whether that succeeded."""
         server = self.server
         try:
             if self._sensors is not None:
@@ -209,15 +208,15 @@ class Checkup:
             if self._car is not None and not server.is_gone:
                 server.destroy([self._car.id])
             if self._found is not None:
-                server.leave(self._found)
+                server.restore(self._found)
         except WorldLost:
             return False
         return not server.is_gone
 
 
-def _well(check: str, text: str) -> Seen:
+def _ok(check: str, text: str) -> Result:
     return Finding(check, OK, text), None
 
 
-def _finding(check: str, state: str, text: str, mend: str) -> Seen:
-    return Finding(check, state, text, mend), None
+def _finding(check: str, state: str, text: str, fix: str) -> Result:
+    return Finding(check, state, text, fix), None

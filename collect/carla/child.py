@@ -1,10 +1,10 @@
-"""The child process of a CARLA world: ``python -m avtd3.collect.carla.child FD PARENT``.
+"""The process that holds a CARLA client: ``python -m avtd3.collect.carla.child FD PARENT``.
 
-It answers commands that come over a pipe: ``(number, name, arguments)`` in; out, any number of
-``("phase", (what, limit_s))`` and then ``("answer", number, value)`` or ``("error", number, (type,
-arguments))``. When the pipe ends it removes its actors, restores the server and leaves; if that
-hangs, a thread ends the process. It always leaves by `os._exit`: the client aborts processes that
-end in the ordinary way.
+It answers commands from a pipe. A command is ``(number, name, arguments)``. The process sends any
+number of ``("phase", (what, limit_s))``, and then ``("answer", number, value)`` or ``("error",
+number, (type, arguments))``. When the pipe ends, it removes its actors, restores the server and
+exits; if that hangs, a thread ends the process. It always exits by `os._exit`, because the client
+aborts processes that exit normally.
 """
 
 import faulthandler
@@ -25,17 +25,17 @@ COMMANDS = {
     "session": ("open", "reset", "step", "surroundings", "close"),
     "checkup": (*CHECKS, "close"),
 }
-"""What may be asked, by the work that the parent chose: episodes, or an examination."""
+"""Allowed commands, by the work that the parent chose: episodes, or the checks of the doctor."""
 _WORKERS: dict[str, type[Session] | type[Checkup]] = {"session": Session, "checkup": Checkup}
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Serve one parent until it asks to end or is gone.
+    """Serve one parent until it sends ``close`` or is gone.
 
     Args:
         descriptor: File descriptor of the pipe.
-        parent: The parent's process.
+        parent: Process id of the parent.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent decides
@@ -47,38 +47,38 @@ def main(descriptor: int, parent: int) -> None:
         return
     watcher = threading.Thread(target=_watch, args=(parent, config.step_timeout_s), daemon=True)
     watcher.start()
-    session = _WORKERS[work](config, port, lambda *told: pipe.send(("phase", told)))
+    session = _WORKERS[work](config, port, lambda *phase: pipe.send(("phase", phase)))
     try:
         while _serve(session, COMMANDS[work], pipe):
             pass
     except (EOFError, OSError):  # the parent is gone
-        session.server.mute()
+        session.server.stop_reporting()
         session.close()
 
 
 def _serve(
     session: Session | Checkup, commands: tuple[str, ...], pipe: "Connection[Any, Any]"
 ) -> bool:
-    """Answer one command; whether there may be more."""
+    """Answer one command; return whether more may follow."""
     number, name, arguments = pipe.recv()
-    assert name in commands, "the parent asks for what there is"
+    assert name in commands, "the parent sends only known commands"
     try:
         answer = getattr(session, name)(*arguments)
     except Avtd3Error as error:
         pipe.send(("error", number, (type(error).__name__, error.args)))
     except RuntimeError as error:  # the client's own
-        known = session.server.explained(error, name)
-        pipe.send(("error", number, (type(known).__name__, known.args)))
+        translated = session.server.translate_error(error, name)
+        pipe.send(("error", number, (type(translated).__name__, translated.args)))
     else:
         pipe.send(("answer", number, answer))
     return bool(name != "close")
 
 
-def _watch(parent: int, farewell_s: float) -> None:
+def _watch(parent: int, limit_s: float) -> None:
     """End the process if its parent is gone and it does not end by itself."""
     while os.getppid() == parent:
-        time.sleep(_LOOK_S)
-    time.sleep(farewell_s)
+        time.sleep(_POLL_S)
+    time.sleep(limit_s)
     os._exit(1)
 
 

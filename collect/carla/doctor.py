@@ -1,8 +1,8 @@
-"""`examine`: can episodes be driven on a CARLA server? What is wrong, and what mends it.
+"""`examine`: check whether episodes can be driven on a CARLA server, and how to fix what is wrong.
 
-The checks run in a supervised child process, as episodes do. So a server that is absent, hangs or
-is none at all costs no more than the time allowed, and a client that crashes is one more finding.
-The server is left as it was found; one on which somebody drives is left alone.
+The checks run in a supervised child process, like episodes. A server that is absent, hangs or is
+not a CARLA server costs at most the timeout, and a client that crashes is one of the findings. The
+server is left unchanged; if another client drives on it, the checks stop.
 """
 
 import dataclasses
@@ -12,51 +12,51 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.carla.client_process import ClientProcess
 from avtd3.collect.carla.config import CarlaConfig
-from avtd3.collect.carla.supervised import Child
 from avtd3.store.errors import ConfigError, StorageError, WorldError, WorldLost
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 CHECKS = ("connection", "use", "map", "steps", "camera", "speed")
 """The checks in order, each a method of `avtd3.collect.carla.checkup.Checkup`."""
-_SILENT = ("server_away", "server_lost", "tick_timeout", "client_crash")
+_UNREACHED = ("server_away", "server_lost", "tick_timeout", "client_crash")
 _STATES = {OK: "ok  ", WARNING: "!   ", FAILED: "FAIL"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     check: str
-    """Which check."""
+    """Name of the check."""
     state: str
     """``ok``, ``warning`` (episodes can be driven) or ``failed``."""
     text: str
     """What was found."""
-    mend: str = ""
-    """What mends it; empty if nothing needs to be mended."""
+    fix: str = ""
+    """How to fix it; empty if nothing is wrong."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorReport:
-    """What an examination has found."""
+    """The result of all checks of a server."""
 
     server: str
     """``host:port``."""
     findings: tuple[Finding, ...]
-    """One for each check that was made, in order."""
+    """One for each check that ran, in order."""
     is_reached: bool
-    """Whether there was a CARLA server, and it answered to the end."""
+    """Whether a CARLA server answered all calls."""
     image: str
-    """File in which the camera's picture was saved, or an empty string."""
+    """Path of the saved camera picture, or an empty string."""
 
     @property
     def is_well(self) -> bool:
-        """Whether episodes can be driven there."""
+        """Return whether episodes can be driven on the server."""
         return self.is_reached and all(finding.state != FAILED for finding in self.findings)
 
     def document(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
         return {
             "server": self.server,
             "well": self.is_well,
@@ -66,12 +66,12 @@ class DoctorReport:
         }
 
     def summary(self) -> str:
-        """The report for a person."""
+        """Return the report as text."""
         lines = []
         for finding in self.findings:
             lines.append(f"{_STATES[finding.state]}  {finding.check:<11} {finding.text}")
-            if finding.mend:
-                lines.append(f"{'':<18}-> {finding.mend}")
+            if finding.fix:
+                lines.append(f"{'':<18}-> {finding.fix}")
         end = "is ready" if self.is_well else "is not ready"
         return "\n".join([*lines, f"CARLA server {self.server} {end}"])
 
@@ -80,38 +80,43 @@ def examine(config: CarlaConfig, port: int, image: Path | None = None) -> Doctor
     """Check a CARLA server.
 
     Args:
-        config: The settings that episodes would be driven with.
+        config: The settings that episodes would use.
         port: RPC port of the server.
-        image: Where to save the camera's picture, as PNG; None for nowhere.
+        image: Where to save the camera's picture as PNG; None to save none.
+
+    Returns:
+        The report.
 
     Raises:
-        ConfigError: The picture cannot be saved there, or the server lacks what the settings name.
+        ConfigError: The directory for the picture does not exist, or the server lacks something
+            that the settings name.
         StorageError: The picture could not be written.
     """
     if image is not None and not image.absolute().parent.is_dir():
         raise ConfigError(
-            f"--image {image}: there is no directory {image.absolute().parent}; make it first"
+            f"--image {image}: there is no directory {image.absolute().parent}; create it first"
         )
-    # A server that is just starting is waited for by collections, and told here.
+    # Collections wait for a server that is starting; the doctor reports it.
     config = dataclasses.replace(config, connect_timeout_s=config.timeout_s)
     findings: list[Finding] = []
     picture: NDArray[np.uint8] | None = None
-    child = Child(config, port, "checkup")
+    child = ClientProcess(config, port, "checkup")
     is_reached, check = True, CHECKS[0]
     try:
         for check in CHECKS:
-            finding, seen = child.ask(check)
+            finding, image_of_check = child.ask(check)
             findings.append(finding)
-            picture = picture if seen is None else seen
+            picture = picture if image_of_check is None else image_of_check
             if finding.state == FAILED:
                 break
     except WorldError as error:
-        is_reached = not (isinstance(error, WorldLost) and error.reason in _SILENT)
-        findings.append(Finding(check, FAILED, *_told(error)))
+        is_reached = not (isinstance(error, WorldLost) and error.reason in _UNREACHED)
+        text, _, fix = str(error).partition("; ")
+        findings.append(Finding(check, FAILED, text, fix))
     finally:
         is_clean = child.end(2.0 * config.timeout_s + config.step_timeout_s)
     if is_reached:
-        findings.append(_farewell(is_clean))
+        findings.append(_cleanup(is_clean))
     saved = ""
     if image is not None and picture is not None:
         _save(picture, image)
@@ -124,20 +129,14 @@ def examine(config: CarlaConfig, port: int, image: Path | None = None) -> Doctor
     )
 
 
-def _told(error: WorldError) -> tuple[str, str]:
-    """An error's message as what was found and what mends it."""
-    found, _, mend = str(error).partition("; ")
-    return found, mend
-
-
-def _farewell(is_clean: bool) -> Finding:
+def _cleanup(is_clean: bool) -> Finding:
     if is_clean:
-        return Finding("farewell", OK, "our actors are removed, its settings are as they were")
+        return Finding("cleanup", OK, "our actors are removed and the settings are restored")
     return Finding(
-        "farewell",
+        "cleanup",
         FAILED,
-        "the server did not let us remove our actors and put its settings back",
-        "start it again",
+        "our actors could not be removed, or the settings could not be restored",
+        "restart the server",
     )
 
 

@@ -1,14 +1,14 @@
-"""Run a program for as long as somebody holds our standard input: ``python -m ... PROGRAM ARG...``.
+"""Run a program while standard input stays open: ``python -m ... PROGRAM ARG...``.
 
-A simulator must not outlive the collector that started it, not even one that was killed and could
-clean up nothing. So the collector starts this keeper, and the keeper the simulator, in a process
-group of its own. The end of the keeper's standard input, which comes when the collector ends in
-whatever way, ends the whole group: first by SIGTERM, then by SIGKILL. The group is known by the
-number of its first process, which is not given back to the system before the group is gone, so
-nothing else can be hit.
+A simulator must not outlive the collector that started it, even if the collector was killed.
+Therefore the collector starts this guardian, and the guardian starts the simulator in a process
+group of its own. When the collector ends, the guardian's standard input ends, and the guardian ends
+the whole group: first with SIGTERM, then with SIGKILL. The group is identified by the id of its
+first process. The system does not reuse this id before the group is gone, so no other process is
+hit.
 
-The keeper's standard output is one line, the process id of the program; what the program writes
-goes to the keeper's standard error. The keeper exits as the program does.
+The guardian writes one line to its standard output: the process id of the program. The output of
+the program goes to the guardian's standard error. The guardian exits with the code of the program.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ import sys
 import threading
 from collections.abc import Sequence
 
-FAREWELL_S = 3.0
-"""Seconds between SIGTERM and SIGKILL: a simulator has nothing to save."""
+TERMINATE_S = 3.0
+"""Seconds between SIGTERM and SIGKILL; a simulator has nothing to save."""
 
 
 def main(command: Sequence[str]) -> int:
-    """Run a program until it ends or standard input does.
+    """Run a program until it or standard input ends.
 
     Args:
         command: The program and its arguments.
 
     Returns:
-        Its exit code; 128 and the signal's number if it was killed.
+        Its exit code; 128 plus the number of the signal if it was killed.
 
     Raises:
-        OSError: It cannot be started.
+        OSError: The program cannot be started.
     """
     log = sys.stderr.fileno()
     program = subprocess.Popen(
@@ -44,7 +44,7 @@ def main(command: Sequence[str]) -> int:
     threading.Thread(target=_stop_with_input, args=(program.pid, ended), daemon=True).start()
     os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
     ended.set()
-    _signal(program.pid, signal.SIGKILL)  # what it started and left behind
+    _signal(program.pid, signal.SIGKILL)  # processes that it started and left
     code = program.wait()
     return code if code >= 0 else 128 - code
 
@@ -53,7 +53,7 @@ def _stop_with_input(group: int, ended: threading.Event) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     _signal(group, signal.SIGTERM)
-    if not ended.wait(FAREWELL_S):
+    if not ended.wait(TERMINATE_S):
         _signal(group, signal.SIGKILL)
 
 

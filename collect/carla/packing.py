@@ -1,7 +1,7 @@
-"""Frames of a world as plain tuples, for the pipe between a CARLA client's process and its parent.
+"""Convert frames to plain tuples, for the pipe between a CARLA client's process and its parent.
 
-Pickled as they are, two nested dataclasses and an array cost more than all else that a step adds to
-the server's tick.
+Pickling two nested dataclasses and an array would take longer than everything else that a step adds
+to the server's tick.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ import numpy as np
 
 from avtd3.collect.driving.world import VehicleState, WorldFrame
 
-_APART = ("image", "vehicle")
+_SEPARATE = ("image", "vehicle")
 _OF_FRAME = tuple(
-    field.name for field in dataclasses.fields(WorldFrame) if field.name not in _APART
+    field.name for field in dataclasses.fields(WorldFrame) if field.name not in _SEPARATE
 )
 _OF_VEHICLE = tuple(field.name for field in dataclasses.fields(VehicleState))
 _from_frame, _from_vehicle = operator.attrgetter(*_OF_FRAME), operator.attrgetter(*_OF_VEHICLE)
@@ -24,13 +24,13 @@ Packed = tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...], bytes]
 
 
 def pack(frame: WorldFrame) -> Packed:
-    """A frame as plain values."""
+    """Convert a frame to plain values."""
     image = frame.image
     return _from_frame(frame), _from_vehicle(frame.vehicle), image.shape, image.tobytes()
 
 
 def unpack(packed: Packed) -> WorldFrame:
-    """The frame that was packed; its picture can be read, not written."""
+    """Convert plain values back to a frame; its picture is read-only."""
     of_frame, of_vehicle, shape, pixels = packed
     return WorldFrame(
         image=np.frombuffer(pixels, np.uint8).reshape(shape),

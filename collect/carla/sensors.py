@@ -1,4 +1,4 @@
-"""From what a CARLA camera sends to what is stored: gray, and the size of the dataset."""
+"""`Sensors`: camera, collision and lane invasion sensor of a car; `Grayscale` converts pictures."""
 
 import collections
 import queue
@@ -18,12 +18,12 @@ _LUMA_BGRA = (0.114, 0.587, 0.299, 0.0)  # ITU-R BT.601
 
 
 class Grayscale:
-    """Turns pictures of B, G, R, A into gray ones, each pixel the mean of a square of theirs.
+    """Convert B, G, R, A pictures to gray ones, each pixel the mean of a square of pixels.
 
     Args:
         height: Rows of the gray picture.
-        width: Its columns.
-        supersample: Rows and columns of the given picture for each of them.
+        width: Columns of the gray picture.
+        supersample: Rows and columns of the original picture per row and column.
     """
 
     def __init__(self, height: int, width: int, supersample: int) -> None:
@@ -33,10 +33,10 @@ class Grayscale:
         weights = np.tile(np.array(_LUMA_BGRA), supersample) / supersample**2
         self._weights = weights.astype(np.float32)
         self.size_bytes = height * supersample * width * supersample * 4
-        """Bytes of a picture that can be turned."""
+        """Bytes of an original picture."""
 
     def __call__(self, bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn one picture.
+        """Convert one picture.
 
         Args:
             bgra: uint8 (size_bytes,), rows from the top.
@@ -44,7 +44,7 @@ class Grayscale:
         Returns:
             uint8 (1, H, W), a new array, rounded to the nearest.
         """
-        # Rows first: whole rows are added faster than pixels, and sums of 8 rows fit 16 bits.
+        # Rows first: adding whole rows is faster than adding pixels. Sums of 8 rows fit 16 bits.
         rows = bgra.reshape(self._rows)
         columns = rows[:, 0].astype(np.uint16)  # (H, W * s * 4)
         for number in range(1, rows.shape[1]):
@@ -56,18 +56,18 @@ class Grayscale:
 
 
 _HARMLESS = ("static.road", "static.sidewalk", "static.ground", "static.terrain")
-"""What a car stands on; curbs and hills touch its body without being hit."""
+"""Ground that a car stands on; contact with it is not a collision."""
 _LISTENING_S = 0.05
 
 
 class _Shot(NamedTuple):
-    """What the camera sent for a frame."""
+    """A picture that the camera sent."""
 
     frame: int
     size: tuple[int, int]
     """Width and height."""
     gray: NDArray[np.uint8] | None
-    """uint8 (1, H, W); None of a size that was not asked for."""
+    """uint8 (1, H, W); None if the size is wrong."""
 
 
 class Sensors:
@@ -76,8 +76,8 @@ class Sensors:
     Args:
         server: Connected and synchronous.
         car: The `carla.Vehicle`.
-        mounting: Where the camera sits, from the car's middle.
-        middle_m: How far the car's middle lies ahead of its origin.
+        mounting: Position of the camera, from the middle of the car.
+        middle_m: How far the middle of the car is ahead of its origin.
 
     Raises:
         WorldLost: The server did not answer.
@@ -94,9 +94,9 @@ class Sensors:
         self._shots: queue.SimpleQueue[_Shot] = queue.SimpleQueue()
         self._contacts: collections.deque[tuple[int, str]] = collections.deque()
         self._markings: collections.deque[int] = collections.deque()
-        self._crossed, self._told = 0, 0
+        self._crossed, self._reported = 0, 0
         self.late = 0
-        """Pictures that came after their frame was given up, or twice."""
+        """Pictures of other frames than the expected one."""
         self._mounted: list[carla.Sensor] = []
         self._mount(car, "sensor.camera.rgb", _place(mounting, middle_m), _lens(config))
         self._mount(car, "sensor.other.collision", carla.Transform(), {})
@@ -105,7 +105,7 @@ class Sensors:
     def _mount(
         self, car: carla.Vehicle, kind: str, place: carla.Transform, attributes: dict[str, str]
     ) -> None:
-        with self._server.asking(f"mount {kind}"):
+        with self._server.calling(f"mount {kind}"):
             blueprint = self._server.world.get_blueprint_library().find(kind)
             for name, value in {**attributes, "role_name": ROLE}.items():
                 if blueprint.has_attribute(name):
@@ -113,19 +113,19 @@ class Sensors:
             self._mounted.append(self._server.world.spawn_actor(blueprint, place, attach_to=car))
 
     def listen(self) -> carla.WorldSnapshot:
-        """Begin to listen, and tick until the first picture is there.
+        """Start to listen, and tick until the first picture arrives.
 
-        A subscription is live some milliseconds after `listen`; what is sent before is lost.
+        A subscription is live some milliseconds after `listen`; data sent before is lost.
 
         Returns:
             The snapshot of the last tick.
 
         Raises:
-            WorldLost: There came no picture.
+            WorldLost: No picture arrived.
         """
         camera, collision, invasion = self._mounted
-        with self._server.asking("start its sensors", limit_s=None):
-            camera.listen(self._see)
+        with self._server.calling("start its sensors", limit_s=None):
+            camera.listen(self._receive)
             collision.listen(
                 lambda event: self._contacts.append((event.frame, event.other_actor.type_id))
             )
@@ -138,8 +138,8 @@ class Sensors:
             if time.monotonic() > deadline_s:
                 raise self._stall(snapshot.frame, "first picture")
 
-    def _see(self, image: carla.Image) -> None:
-        """Take a picture; called by a thread of the client."""
+    def _receive(self, image: carla.Image) -> None:
+        """Store a picture; called by a thread of the client."""
         data = np.frombuffer(image.raw_data, np.uint8)
         gray = self._gray(data) if data.size == self._gray.size_bytes else None
         self._shots.put(_Shot(image.frame, (image.width, image.height), gray))
@@ -151,11 +151,11 @@ class Sensors:
             return None
 
     def picture(self, frame: int) -> NDArray[np.uint8]:
-        """The camera's picture of a frame, uint8 (1, H, W).
+        """Return the camera's picture of a frame, uint8 (1, H, W).
 
         Raises:
-            WorldLost: It did not come in time.
-            WorldError: It is not of the size that was asked for.
+            WorldLost: The picture did not arrive in time.
+            WorldError: The picture has another size than requested.
         """
         deadline_s = time.monotonic() + self._wait_s
         while (shot := self._next(deadline_s - time.monotonic())) is not None:
@@ -176,23 +176,23 @@ class Sensors:
         return shot.gray
 
     def _stall(self, frame: int, what: str) -> WorldLost:
-        others = f"; {self.late} pictures of other frames came" if self.late else ""
+        others = f"; {self.late} pictures of other frames arrived" if self.late else ""
         return WorldLost(
             f"CARLA server {self._server.where} ticks (frame {frame}), but its camera sent no "
-            f"{what} within {self._wait_s:g} s (sensor_timeout_s){others}; is it overloaded, or "
-            "started without rendering?",
+            f"{what} within {self._wait_s:g} s (sensor_timeout_s){others}; check whether it is "
+            "overloaded or was started without rendering",
             "sensor_stall",
         )
 
-    def forget(self, frame: int) -> None:
-        """Let go what was seen up to a frame: a teleport crosses every marking on its way."""
+    def discard_until(self, frame: int) -> None:
+        """Discard all events up to a frame: a teleport crosses every marking on its way."""
         self.late = 0
         self.collision(frame)
         self._take_markings(frame)
-        self._told = (self._crossed + 1) // 2
+        self._reported = (self._crossed + 1) // 2
 
     def collision(self, frame: int) -> str:
-        """What the car hit up to a frame: ``vehicle``, ``walker``, ``static``... or nothing."""
+        """Return what the car hit up to a frame (``vehicle``, ``walker``, ``static``...) or ""."""
         kinds = []
         while self._contacts and self._contacts[0][0] <= frame:
             kinds.append(self._contacts.popleft()[1])
@@ -200,14 +200,14 @@ class Sensors:
         return hits[0] if hits else ""
 
     def lane_invasions(self, frame: int) -> int:
-        """Markings that the front of the car crossed up to a frame, since it was asked last.
+        """Return how many markings the front of the car crossed up to a frame, since the last call.
 
-        CARLA reports every marking for each of the four corners of the car: the rear ones repeat
-        what the front ones did, so two reports are one crossing.
+        CARLA reports every marking for each of the four corners of the car. The rear corners repeat
+        the front ones, so that two reports are one crossing.
         """
         self._take_markings(frame)
         total = (self._crossed + 1) // 2
-        new, self._told = total - self._told, total
+        new, self._reported = total - self._reported, total
         return new
 
     def _take_markings(self, frame: int) -> None:
@@ -218,8 +218,9 @@ class Sensors:
     def close(self) -> None:
         """Stop all sensors, then remove them from the server.
 
-        One that is stopped and not destroyed may abort the process later, and the other way
-        round: first all are stopped, and those of a server that is gone are only stopped.
+        A sensor that is stopped but not destroyed may abort the process later, and so may one that
+        is destroyed but not stopped. Therefore all sensors are stopped first. If the server is
+        gone, they are only stopped.
         """
         for sensor in self._mounted:
             if sensor.is_listening():
@@ -227,7 +228,7 @@ class Sensors:
         mounted, self._mounted = self._mounted, []
         for sensor in mounted:
             if not self._server.is_gone and not sensor.destroy():
-                # Already gone, or the server is: the client does not tell, the next call will.
+                # Either the sensor or the server is gone; the next call will show which.
                 return
 
 
@@ -247,6 +248,6 @@ def _lens(config: CarlaConfig) -> dict[str, str]:
         "image_size_y": str(camera.height * camera.supersample),
         "fov": str(camera.field_of_view_deg),
         "sensor_tick": "0.0",
-        # Smears of moving roads differ with the frame rate; pictures are of one instant.
+        # Motion blur depends on the frame rate: disable it.
         "motion_blur_intensity": "0.0",
     }

@@ -1,7 +1,7 @@
-"""`Simulator`: the CARLA server that avtd3 itself starts, starts anew and stops.
+"""`Simulator`: start, restart and stop a CARLA server.
 
-It is known by its process id. What avtd3 did not start is never touched, whatever its name and
-whatever port it listens on.
+The server is identified by its process id. A server that avtd3 did not start is never touched,
+whatever its name and its port.
 """
 
 import os
@@ -23,24 +23,26 @@ _HOST = "127.0.0.1"
 _POLL_S = 0.1
 _END_S = 60.0
 _LINGER_S = 30.0
-_LAST_WORDS = 400
+_LAST_OUTPUT_BYTES = 400
 _BROKEN_SERVER = ("server_lost", "sensor_stall")
-"""Losses that a server in good health does not cause; others are the client's own."""
+"""Losses that a healthy server does not cause; the client itself causes the others."""
 
 
 class Simulator:
-    """Runs a server's command, one process at a time.
+    """Runs the command of a server, one process at a time.
 
     Args:
-        command: Program and arguments as for a shell, which is not used. ``{port}`` stands for
-            the port; without it ``-carla-rpc-port=PORT`` is added, as CARLA's servers take it.
-        port: Where the server is to listen.
-        start_timeout_s: How long it may take until it listens.
-        recycle_episodes: Episodes after which it is started anew; 0 never.
-        max_memory_mb: Megabytes above which it is started anew after an episode; 0 never.
+        command: Program and arguments in shell syntax; no shell is used. ``{port}`` is replaced by
+            the port. Without it, ``-carla-rpc-port=PORT`` is appended, the option of CARLA's
+            servers.
+        port: Port on which the server should listen.
+        start_timeout_s: Timeout until it listens.
+        recycle_episodes: Episodes after which it is restarted; 0 for never.
+        max_memory_mb: Memory in megabytes above which it is restarted after an episode; 0 for no
+            limit.
 
     Raises:
-        WorldError: There is no such program.
+        WorldError: The program does not exist.
     """
 
     def __init__(
@@ -55,22 +57,22 @@ class Simulator:
         self._command = _arguments(command, port)
         self._port, self._start_timeout_s = port, start_timeout_s
         self._recycle_episodes, self._max_memory_mb = recycle_episodes, max_memory_mb
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the simulator
         self._episodes = self._losses = 0
         self.is_spent = False
-        """Whether the next `ensure` replaces it: no client may be on it then."""
+        """Whether the next `ensure` replaces it; no client may be connected then."""
         self.starts = 0
-        """How often the server was started."""
+        """Number of times the server was started."""
         self.pid: int | None = None
-        """Process id of the running server, by which it is known; None if none runs."""
+        """Process id of the running server; None if none runs."""
 
     @classmethod
     def configured(cls, config: CarlaConfig, port: int) -> Self | None:
-        """The simulator of a configuration; None if servers run already.
+        """Return the simulator of a configuration; None if servers run already.
 
         Raises:
-            WorldError: There is no such program.
+            WorldError: The program does not exist.
         """
         if not config.server_command:
             return None
@@ -83,31 +85,31 @@ class Simulator:
         )
 
     def ensure(self) -> None:
-        """Have a server that listens; a fresh one if the last one died or is to be replaced.
+        """Start a server if none listens, or if the last one should be replaced.
 
         Raises:
-            WorldLost: It ended at once, or does not listen in time.
-            WorldError: Somebody else's server has the port.
+            WorldLost: The server ended at once, or does not listen in time.
+            WorldError: Another server uses the port.
         """
-        # The keeper takes a moment to notice an end; the port is closed at once.
-        if self._keeper is not None and (self.is_spent or not _listens(self._port)):
+        # The guardian takes a moment to notice the end of the server; the port closes at once.
+        if self._guardian is not None and (self.is_spent or not _listens(self._port)):
             self._stop()
-        if self._keeper is None:
+        if self._guardian is None:
             self._start()
 
     def restart(self, reason: str) -> None:
-        """Say that the world was lost; the next `ensure` starts a fresh server if that may help.
+        """Report that the world was lost; the next `ensure` starts a new server if that may help.
 
         Args:
-            reason: Why, see `WorldLost`. The client's own troubles leave the server running at
-                the first time, and not at the second one in a row.
+            reason: See `WorldLost`. After an error of the client itself, the server continues the
+                first time, but not the second time in a row.
         """
         self._losses += 1
         if reason in _BROKEN_SERVER or self._losses > 1:
             self._stop()
 
     def episode_done(self) -> None:
-        """Say that an episode came to its end; a server that is spent is replaced after it."""
+        """Report the end of an episode, after which a server may be replaced."""
         self._losses = 0
         self._episodes += 1
         many = 0 < self._recycle_episodes <= self._episodes
@@ -115,14 +117,14 @@ class Simulator:
         self.is_spent = many or large
 
     def memory_bytes(self) -> int:
-        """Resident memory of the server's processes; 0 if none runs."""
+        """Return the resident memory of the server's processes; 0 if none runs."""
         if self.pid is None:
             return 0
         pages = sum(map(_pages_of_group(self.pid), Path("/proc").glob("[0-9]*/stat")))
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def close(self) -> None:
-        """Stop the server and all that it started; safe to call twice."""
+        """Stop the server and everything that it started; safe to call twice."""
         self._stop()
         self._log.close()
 
@@ -130,76 +132,78 @@ class Simulator:
         self._check_port()
         self._log.truncate(0)
         self._log.seek(0)
-        self._keeper = subprocess.Popen(
+        self._guardian = subprocess.Popen(
             [sys.executable, "-m", "avtd3.collect.carla.guardian", *self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            start_new_session=True,  # Ctrl-C reaches a terminal's whole group: we decide
+            start_new_session=True,  # Ctrl-C would stop the whole process group of the terminal
         )
-        assert self._keeper.stdout is not None
-        self.pid = int(self._keeper.stdout.readline() or 0) or None
+        assert self._guardian.stdout is not None
+        self.pid = int(self._guardian.stdout.readline() or 0) or None
         self.starts += 1
-        self._await(self._keeper)
+        self._await(self._guardian)
 
     def _check_port(self) -> None:
-        """Refuse a port that somebody else has; our last server may take a while to give it up."""
+        """Raise if another process uses the port; our last server may take a while to free it."""
         until_s = time.monotonic() + (_LINGER_S if self.starts else 0.0)
         while _listens(self._port):
             if time.monotonic() >= until_s:
                 raise WorldError(
-                    f"port {self._port} is served already by a process that avtd3 did not start; "
-                    "leave --server-command out to use it, or choose another --port"
+                    f"port {self._port} is used by a process that avtd3 did not start; omit "
+                    "--server-command to use it, or choose another --port"
                 )
             time.sleep(_POLL_S)
 
-    def _await(self, keeper: subprocess.Popen[bytes]) -> None:
+    def _await(self, guardian: subprocess.Popen[bytes]) -> None:
         started_s = time.monotonic()
         while not _listens(self._port):
             waited_s = time.monotonic() - started_s
-            if keeper.poll() is not None:
-                what = f"ended with exit code {keeper.returncode} after {waited_s:.1f} s"
+            if guardian.poll() is not None:
+                what = f"ended with exit code {guardian.returncode} after {waited_s:.1f} s"
             elif waited_s > self._start_timeout_s:
                 what = f"does not listen on port {self._port} after {waited_s:.0f} s"
             else:
                 time.sleep(_POLL_S)
                 continue
-            words = self._last_words()
+            output = self._last_output()
             self._stop()
             raise WorldLost(
-                f"the server ({shlex.join(self._command)}) {what}, before any client could "
-                f"connect; its last words: {words or 'none'}; try the command by hand",
+                f"the server ({shlex.join(self._command)}) {what}, before a client could connect; "
+                f"its last output: {output or 'none'}; run the command by hand",
                 "server_lost",
             )
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         descriptor = self._log.fileno()
-        start = max(os.fstat(descriptor).st_size - _LAST_WORDS, 0)
-        # The server writes at this file's position: it must not be moved.
-        return " ".join(os.pread(descriptor, _LAST_WORDS, start).decode(errors="replace").split())
+        start = max(os.fstat(descriptor).st_size - _LAST_OUTPUT_BYTES, 0)
+        # The server writes at the position of this file: do not change it.
+        return " ".join(
+            os.pread(descriptor, _LAST_OUTPUT_BYTES, start).decode(errors="replace").split()
+        )
 
     def _stop(self) -> None:
-        keeper, self._keeper, self.pid = self._keeper, None, None
+        guardian, self._guardian, self.pid = self._guardian, None, None
         self._episodes, self.is_spent = 0, False
-        if keeper is None:
+        if guardian is None:
             return
-        assert keeper.stdin is not None
-        assert keeper.stdout is not None
-        keeper.stdin.close()
-        keeper.stdout.close()
+        assert guardian.stdin is not None
+        assert guardian.stdout is not None
+        guardian.stdin.close()
+        guardian.stdout.close()
         try:
-            keeper.wait(_END_S)
+            guardian.wait(_END_S)
         except subprocess.TimeoutExpired:
-            keeper.kill()
-            keeper.wait()
+            guardian.kill()
+            guardian.wait()
 
 
 def _arguments(command: str, port: int) -> list[str]:
     words = shlex.split(command)
     if not words or shutil.which(words[0]) is None:
         raise WorldError(
-            f"--server-command {command!r}: {words[0] if words else 'nothing'} is no program that "
-            "can be run; give the path of CarlaUE4.sh and its options"
+            f"--server-command {command!r}: {words[0] if words else 'nothing'} is not a program "
+            "that can be run; give the path of CarlaUE4.sh and its options"
         )
     if "{port}" not in command:
         return [*words, f"-carla-rpc-port={port}"]
@@ -215,11 +219,11 @@ def _listens(port: int) -> bool:
 
 
 def _pages_of_group(group: int) -> Callable[[Path], int]:
-    """A function that reads how many pages a process holds, 0 for those of other groups."""
+    """Return a function that reads the pages of a process; 0 for those of other groups."""
 
     def pages(path: Path) -> int:
         try:
-            # The name stands in brackets and may hold anything, spaces and brackets included.
+            # The name is in brackets and may contain spaces and brackets.
             fields = path.read_text(errors="replace").rpartition(")")[2].split()
         except OSError:
             return 0  # it ended meanwhile

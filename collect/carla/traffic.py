@@ -1,8 +1,8 @@
-"""`CarlaTraffic`: other vehicles, driven by the traffic manager in the client's own process.
+"""`CarlaTraffic`: the other vehicles, driven by the traffic manager in the client's process.
 
-The traffic manager is seeded, in synchronous mode, and listens on a port of its own. It lives as
-long as the map does: the client never frees the memory of one (0.1 MB on 500 m of road, tens of
-them in a town), and dies when a map is loaded beside one.
+The traffic manager is seeded, in synchronous mode, and listens on its own port. It lives as long as
+its map: the client never frees its memory (0.1 MB for 500 m of road, tens of MB for a town), and
+crashes if a map is loaded while one exists.
 """
 
 import math
@@ -11,13 +11,13 @@ import socket
 import carla
 import numpy as np
 
-from avtd3.collect.carla.motion import pose_of
+from avtd3.collect.carla.car import pose_of
 from avtd3.collect.carla.server import ROLE, Server
 from avtd3.collect.maps.episode_setup import Start
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.store.errors import WorldError, WorldLost
 
-_NEAREST_M, _FARTHEST_M = 15.0, 150.0
+_MIN_DISTANCE_M, _MAX_DISTANCE_M = 15.0, 150.0
 _EVERY_M = 8.0
 _APART_M = 8.0
 _DROP_M = 0.5
@@ -26,10 +26,10 @@ _AWAY = complex(1e9, 1e9)
 
 
 class CarlaTraffic:
-    """The other vehicles of an episode, ours and those of whoever else uses the server.
+    """The other vehicles of an episode, including those of other clients of the server.
 
-    Attributes follow `avtd3.collect.maps.contact.Bodies`: `at`, `heading`, `speed_mps`,
-    `length_m`, `width_m`, one entry per vehicle.
+    Attributes are those of `avtd3.collect.maps.contact.OtherVehicles`: `at`, `heading`,
+    `speed_mps`, `length_m`, `width_m`, one entry per vehicle.
     """
 
     def __init__(self, server: Server) -> None:
@@ -38,7 +38,7 @@ class CarlaTraffic:
         self._ours: list[carla.Vehicle] = []
         self._ids: list[int] = []
         self.unplaced = 0
-        """Vehicles of the episode that found no room."""
+        """Number of our vehicles that found no room."""
         self._resize([])
 
     def _resize(self, sizes: list[tuple[float, float]]) -> None:
@@ -49,15 +49,15 @@ class CarlaTraffic:
         self.length_m = np.array([length for length, _ in sizes])
         self.width_m = np.array([width for _, width in sizes])
 
-    def begin(
+    def spawn(
         self, network: RoadNetwork, start: Start, count: int, seed: int, rng: np.random.Generator
     ) -> None:
-        """Spawn vehicles about the car's start and let them drive.
+        """Spawn vehicles around the car's start and let them drive.
 
         Args:
             network: The roads.
-            start: Where the car is; it stands there already.
-            count: How many.
+            start: Position of the car, which was spawned before.
+            count: Number of vehicles.
             seed: Seeds the traffic manager.
             rng: Draws places and models.
 
@@ -69,20 +69,20 @@ class CarlaTraffic:
             for place in _places(network, start, rng):
                 if len(self._ours) == count:
                     break
-                self._spawn(models[int(rng.integers(len(models)))], place, rng)
+                self._spawn_one(models[int(rng.integers(len(models)))], place, rng)
         self.unplaced = count - len(self._ours)
-        # Before its first snapshot an actor's state is uninitialised memory.
+        # Before its first snapshot, the state of an actor is uninitialised memory.
         self._server.tick()
         if self._ours:
-            self._release(seed)
+            self._start_driving(seed)
 
     def _models(self) -> list[carla.ActorBlueprint]:
-        with self._server.asking("list its vehicles"):
+        with self._server.calling("list its vehicles"):
             library = self._server.world.get_blueprint_library().filter("vehicle.*")
         cars = [entry for entry in library if _is_car(entry)]
         return sorted(cars or library, key=lambda entry: str(entry.id))
 
-    def _spawn(
+    def _spawn_one(
         self, model: carla.ActorBlueprint, place: carla.Transform, rng: np.random.Generator
     ) -> None:
         model.set_attribute("role_name", ROLE)
@@ -91,15 +91,15 @@ class CarlaTraffic:
             if colours:
                 model.set_attribute("color", colours[int(rng.integers(len(colours)))])
         try:
-            with self._server.asking("spawn a vehicle"):
+            with self._server.calling("spawn a vehicle"):
                 self._ours.append(self._server.world.spawn_actor(model, place))
         except WorldLost:
             raise
         except WorldError:
-            return  # the place is taken: there are others
+            return  # the place is occupied: try the next one
 
-    def _release(self, seed: int) -> None:
-        with self._server.asking("start its traffic", limit_s=self._server.config.load_timeout_s):
+    def _start_driving(self, seed: int) -> None:
+        with self._server.calling("start its traffic", limit_s=self._server.config.load_timeout_s):
             manager = self._manager = self._manager or self._open_manager()
             manager.set_random_device_seed(seed % _MAX_SEED)
             port = manager.get_port()
@@ -113,21 +113,23 @@ class CarlaTraffic:
         manager.set_global_distance_to_leading_vehicle(2.5)
         return manager
 
-    def look(self, car_id: int) -> None:
-        """Find out which vehicles there are, ours or not, and how large.
+    def find_all(self, car_id: int) -> None:
+        """Find all vehicles on the server, ours or not, and their sizes.
 
         Args:
-            car_id: The driven car, which is none of them.
+            car_id: Id of the driven car, which is excluded.
         """
-        with self._server.asking("measure its vehicles"):
+        with self._server.calling("measure its vehicles"):
             actors = self._server.world.get_actors().filter("vehicle.*")
-            vehicles = sorted((actor for actor in actors if actor.id != car_id), key=_id_of)
+            vehicles = sorted(
+                (actor for actor in actors if actor.id != car_id), key=lambda actor: int(actor.id)
+            )
             extents = [vehicle.bounding_box.extent for vehicle in vehicles]
         self._ids = [vehicle.id for vehicle in vehicles]
         self._resize([(2.0 * extent.x, 2.0 * extent.y) for extent in extents])
 
-    def follow(self, snapshot: carla.WorldSnapshot) -> None:
-        """Take the places of all vehicles from a snapshot."""
+    def update(self, snapshot: carla.WorldSnapshot) -> None:
+        """Update the positions of all vehicles from a snapshot."""
         for number, actor_id in enumerate(self._ids):
             found = snapshot.find(actor_id)
             if found is None:
@@ -138,11 +140,11 @@ class CarlaTraffic:
             self.at[number], self.heading[number] = complex(pose.x_m, pose.y_m), heading
             self.speed_mps[number] = (pose.velocity * heading.conjugate()).real
 
-    def end(self) -> list[int]:
-        """Take our vehicles from the traffic manager; their ids, for whoever removes them.
+    def release(self) -> list[int]:
+        """Remove our vehicles from the traffic manager, and return their ids.
 
-        The tick matters: without it the next step of the traffic manager still asks the server
-        about each of them, and one that is gone by then kills the process.
+        The tick is necessary: without it, the next step of the traffic manager still asks the
+        server about each vehicle, and one that is gone by then crashes the process.
 
         Raises:
             WorldLost: The server did not answer.
@@ -150,7 +152,7 @@ class CarlaTraffic:
         ours, self._ours, self._ids = self._ours, [], []
         self._resize([])
         if ours and self._manager is not None and not self._server.is_gone:
-            with self._server.asking("take vehicles from its traffic"):
+            with self._server.calling("take vehicles from its traffic"):
                 port = self._manager.get_port()
                 for vehicle in ours:
                     vehicle.set_autopilot(False, port)
@@ -158,9 +160,9 @@ class CarlaTraffic:
         return [vehicle.id for vehicle in ours]
 
     def close(self) -> None:
-        """End the traffic manager, once `end` was called and the vehicles are removed.
+        """End the traffic manager, after `release` and the removal of the vehicles.
 
-        Its `shut_down` is a step, too, and looks at the last snapshot: a tick before it brings one
+        Its `shut_down` is also a step and uses the last snapshot. The tick before it brings one
         without the vehicles.
 
         Raises:
@@ -169,16 +171,12 @@ class CarlaTraffic:
         manager, self._manager = self._manager, None
         if manager is not None and not self._server.is_gone:
             self._server.tick()
-            with self._server.asking("end its traffic"):
+            with self._server.calling("end its traffic"):
                 manager.shut_down()
 
 
-def _id_of(actor: carla.Actor) -> int:
-    return int(actor.id)
-
-
 def _is_car(blueprint: carla.ActorBlueprint) -> bool:
-    """Whether a model is a car; of servers that do not say so, whether it has four wheels."""
+    """Return whether a model is a car; without that attribute, whether it has four wheels."""
     if blueprint.has_attribute("base_type"):
         return bool(blueprint.get_attribute("base_type").as_str() == "car")
     return not blueprint.has_attribute("number_of_wheels") or (
@@ -187,7 +185,7 @@ def _is_car(blueprint: carla.ActorBlueprint) -> bool:
 
 
 def _places(network: RoadNetwork, start: Start, rng: np.random.Generator) -> list[carla.Transform]:
-    """Places in the lanes about the start, in random order, none near another."""
+    """Return places in the lanes around the start, in random order, with a minimum distance."""
     here, found = complex(start.x_m, start.y_m), []
     for lane in network.lanes:
         if lane.is_junction:
@@ -197,7 +195,7 @@ def _places(network: RoadNetwork, start: Start, rng: np.random.Generator) -> lis
                 float(np.interp(along, lane.distance_m, column))
                 for column in (lane.points[:, 0], lane.points[:, 1], lane.yaw_rad)
             )
-            if _NEAREST_M < abs(complex(x, y) - here) < _FARTHEST_M:
+            if _MIN_DISTANCE_M < abs(complex(x, y) - here) < _MAX_DISTANCE_M:
                 found.append((complex(x, y), yaw))
     taken: list[complex] = []
     places = []
@@ -216,7 +214,7 @@ def _places(network: RoadNetwork, start: Start, rng: np.random.Generator) -> lis
 
 
 def ground_height(network: RoadNetwork, x_m: float, y_m: float) -> float:
-    """Height of the road nearest to a position."""
+    """Return the height of the road nearest to a position."""
     waypoint = network.map.get_waypoint(carla.Location(x_m, y_m, 0.0))
     return float(waypoint.transform.location.z)
 

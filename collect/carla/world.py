@@ -1,11 +1,11 @@
-"""`CarlaWorld`: a `World` on a CARLA server, whose client lives in a supervised child process.
+"""`CarlaWorld`: a `World` on a CARLA server, whose client runs in a supervised child process.
 
-The client can crash or block its process, and an old one never recovers from a server that went
-away. So whatever is lost costs one episode: its child ends, and the next reset starts a fresh one,
-which removes what the old one left behind. This process never imports the client.
+The client can crash or block its process, and never recovers from a server that went away. A
+failure therefore costs one episode: the child process is ended, and the next reset starts a new
+one, which removes the leftover actors. This process never imports the client.
 
-The client forgets nothing that it ever saw: some 5 kB for each car with its sensors, 100 kB for
-each traffic manager. So a child is replaced, in the ordinary way, every `EPISODES_PER_CHILD`.
+The client never frees what it stores about actors: about 5 kB for each car with its sensors, 100 kB
+for each traffic manager. A child process is therefore replaced every `EPISODES_PER_CHILD` episodes.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.carla.client_process import ClientProcess
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.packing import Packed, unpack
 from avtd3.collect.carla.simulator import Simulator
-from avtd3.collect.carla.supervised import Child
 from avtd3.collect.driving.world import Scenario, Surroundings, WorldFrame, WorldStart
 from avtd3.store.errors import Avtd3Error, WorldError, WorldLost
 
 EPISODES_PER_CHILD = 200
-"""Episodes after which a fresh process takes over; starting it takes about two seconds."""
+"""Episodes after which the child process is replaced; starting one takes about two seconds."""
 
 
 class CarlaWorld:
@@ -35,13 +35,13 @@ class CarlaWorld:
     Args:
         config: The settings.
         port: RPC port of the server.
-        simulator: Starts the server, and is closed with the world; None if it is someone else's.
+        simulator: Starts the server, and is closed with the world; None if the server runs already.
 
     Attributes:
         name: ``carla``.
         control_period_s: Simulated seconds per step.
         image_shape: (1, H, W) of the frames.
-        notices: What a person should know about the running episode.
+        notices: Remarks about the running episode for the user.
     """
 
     name = "carla"
@@ -51,43 +51,43 @@ class CarlaWorld:
         self.control_period_s = config.control_period_s
         self.image_shape = (1, config.camera.height, config.camera.width)
         self.notices: tuple[str, ...] = ()
-        self._child: Child | None = None
+        self._child: ClientProcess | None = None
         self._found: dict[str, Any] | None = None
-        self._losses, self._starts, self._begun = 0, 0, 0
+        self._losses, self._starts, self._episodes = 0, 0, 0
         self._is_running, self._is_dirty, self._is_closed = False, False, False
 
     @property
     def child_pid(self) -> int | None:
-        """The process that holds the client; None if there is none."""
+        """Return the id of the process with the client; None if there is none."""
         return self._child.pid if self._child else None
 
     def reset(self, scenario: Scenario, seed: int) -> WorldStart:
-        """Begin an episode; see `World.reset`.
+        """Start an episode; see `World.reset`.
 
         Raises:
             RoadError: The scenario's road network cannot be used.
             ConfigError: The server has no such map, vehicle or weather.
-            WorldLost: The server or its client failed; the next reset starts afresh.
+            WorldLost: The server or its client failed; the next reset starts a new client.
             WorldError: The server cannot be used at all.
         """
         if self._is_closed:
-            raise WorldError("carla world is closed; make another one")
+            raise WorldError("the simulator is closed; create a new CarlaWorld")
         self._prepare_server()
-        if self._begun >= EPISODES_PER_CHILD:
+        if self._episodes >= EPISODES_PER_CHILD:
             self._end_child()
-        with self._watching():
+        with self._ending_lost_child():
             child = self._connected()
-            self._begun += 1
-            begun = child.ask("reset", scenario, seed)
+            self._episodes += 1
+            result = child.ask("reset", scenario, seed)
         self._is_running = True
-        self.notices = begun.notices
-        start: WorldStart = begun.start
+        self.notices = result.notices
+        start: WorldStart = result.start
         return start
 
-    def _connected(self) -> Child:
-        """The child; a fresh one that has connected, if there is none."""
+    def _connected(self) -> ClientProcess:
+        """Return the child process; start and connect one if there is none."""
         if self._child is None:
-            self._child, self._begun = Child(self.config, self.port), 0
+            self._child, self._episodes = ClientProcess(self.config, self.port), 0
             try:
                 self._found = self._child.open(self._found)
             except Avtd3Error:
@@ -96,7 +96,7 @@ class CarlaWorld:
         return self._child
 
     def _prepare_server(self) -> None:
-        """Have a server: a fresh one of our own if it needs that, else time for it to recover."""
+        """Replace our own server if necessary; give another one time to recover after losses."""
         simulator, is_running = self._simulator, self._is_running
         self._is_running = False
         if simulator is not None:
@@ -106,7 +106,7 @@ class CarlaWorld:
                 self._end_child()
             simulator.ensure()
             if simulator.starts != self._starts and self._child is not None:
-                self._child.kill()  # its client never finds the new server
+                self._child.kill()  # its client never connects to the new server
                 self._child = None
             self._starts = simulator.starts
         elif self._losses > 1:
@@ -126,27 +126,27 @@ class CarlaWorld:
                 f"action is {values}, expected two finite numbers (steer, throttle or brake); "
                 "check the driver"
             )
-        with self._watching():
+        with self._ending_lost_child():
             packed: Packed = self._current().ask(
                 "step", *values, limit_s=self.config.step_timeout_s
             )
         self._losses = 0
         return unpack(packed)
 
-    def _current(self) -> Child:
+    def _current(self) -> ClientProcess:
         if self._child is None:
-            raise WorldError("carla world has no running episode, expected reset() before this")
+            raise WorldError("the simulator has no running episode; call reset() first")
         return self._child
 
     def surroundings(self) -> Surroundings:
-        """What lies around the car; see `World.surroundings`."""
-        with self._watching():
+        """Return the lanes and vehicles around the car; see `World.surroundings`."""
+        with self._ending_lost_child():
             found: Surroundings = self._current().ask("surroundings")
         return found
 
     @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
-        """End the child of a world that is lost inside."""
+    def _ending_lost_child(self) -> Iterator[None]:
+        """End the child process if the world is lost inside the block."""
         try:
             yield
         except WorldLost as error:
@@ -154,7 +154,7 @@ class CarlaWorld:
             raise
 
     def _lose(self, error: WorldLost) -> None:
-        """End the child of a lost world, as cleanly as it goes."""
+        """End the child process of a lost world, as cleanly as possible."""
         self._losses += 1
         self._is_running = False
         self._end_child()
@@ -176,12 +176,12 @@ class CarlaWorld:
         if self._simulator is not None:
             self._simulator.close()
         elif self._is_dirty:
-            self._tidy()
+            self._clean_up()
 
-    def _tidy(self) -> None:
-        """Put right what a lost child has left, if the server is still there."""
+    def _clean_up(self) -> None:
+        """Remove what a lost child process has left, if the server still answers."""
         brief = dataclasses.replace(self.config, connect_timeout_s=self.config.backoff_s)
-        child = Child(brief, self.port)
+        child = ClientProcess(brief, self.port)
         with contextlib.suppress(WorldError):
             child.open(self._found)
         child.end(2.0 * brief.timeout_s + brief.step_timeout_s)

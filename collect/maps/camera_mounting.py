@@ -1,4 +1,4 @@
-"""The front camera and its `Mounting` in an episode, the same on every world with roads."""
+"""`FrontCamera`: camera settings that both simulators share, and the `Mounting` of an episode."""
 
 import dataclasses
 import math
@@ -10,9 +10,9 @@ from avtd3.collect.checks import check_number, check_positive
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FrontCamera:
-    """A camera behind the windscreen, and how far its mounting varies between episodes.
+    """A camera behind the windscreen, and how much its mounting varies between episodes.
 
-    Pictures of every world with roads are to fit one policy: so they have one set of defaults.
+    Both simulators have the same defaults, so that one policy can drive on the pictures of both.
     """
 
     height: int = 84
@@ -20,23 +20,23 @@ class FrontCamera:
     width: int = 84
     """Columns of the picture."""
     supersample: int = 2
-    """Rays or rendered pixels per pixel along each side; their mean is what is stored."""
+    """Rays or rendered pixels per pixel along each side; their mean is stored."""
     field_of_view_deg: float = 90.0
     """Horizontal angle of view."""
     forward_m: float = 1.4
-    """Mounting ahead of the car's centre."""
+    """Distance ahead of the centre of the car."""
     height_m: float = 1.6
-    """Mounting above the ground."""
+    """Height above the ground."""
     pitch_deg: float = 6.0
     """Downward tilt."""
     height_jitter_m: float = 0.1
-    """Largest deviation of the height."""
+    """Maximum deviation of the height."""
     lateral_jitter_m: float = 0.1
-    """Largest deviation from the car's middle."""
+    """Maximum deviation from the middle of the car."""
     pitch_jitter_deg: float = 1.0
-    """Largest deviation of the tilt."""
+    """Maximum deviation of the tilt."""
     yaw_jitter_deg: float = 1.0
-    """Largest deviation of the camera's heading from the car's."""
+    """Maximum deviation of the camera's heading from the car's."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -54,22 +54,22 @@ class FrontCamera:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mounting:
-    """A camera's place on its car."""
+    """Position and direction of a camera on its car."""
 
     forward_m: float
-    """Ahead of the car's centre."""
+    """Distance ahead of the centre of the car."""
     right_m: float
-    """To the right of the car's middle."""
+    """Distance to the right of the middle of the car."""
     height_m: float
-    """Above the ground."""
+    """Height above the ground."""
     pitch_rad: float
     """Downward tilt."""
     yaw_rad: float
-    """Heading against the car's, positive to the right."""
+    """Heading relative to the car, positive to the right."""
 
 
 def draw_mounting(camera: FrontCamera, rng: np.random.Generator) -> Mounting:
-    """Draw the mounting of an episode's camera."""
+    """Draw the camera mounting of an episode."""
     up, aside, tilt, turn = rng.uniform(-1.0, 1.0, 4).tolist()
     return Mounting(
         forward_m=camera.forward_m,

@@ -1,4 +1,8 @@
-"""`Course` and `Ego`: the driven car and its route, as the other vehicles look at them."""
+"""The driven car's contact with its surroundings: the ground, vehicles that it hits, the one ahead.
+
+Both simulators use it. Positions are complex numbers, x + iy in metres; directions are unit complex
+numbers.
+"""
 
 import dataclasses
 import math
@@ -10,13 +14,22 @@ from numpy.typing import NDArray
 from avtd3.collect.maps.raster import SHOULDER, Raster
 from avtd3.collect.maps.route import Route
 
+LEAD_WITHIN_M = 60.0
+"""How far ahead on the route a vehicle counts as the lead vehicle."""
+_WRONG_WAY_COS = math.cos(math.radians(120.0))
 _BEYOND_M = 80.0
+_CLEARANCE_M = 0.2
+_TOUCH_M = 8.0
+_NEAR_M = 80.0
+# Maximum distance from the course at which the centre of a vehicle in the corridor can be.
+_CORRIDOR_M = 5.0
+_LONGEST_M = 6.0
 
 
 class Course:
-    """A route as the traffic looks at it: complex points and directions, reached by index.
+    """A route as complex points and directions by index, extended straight beyond its end.
 
-    It goes on straight for a while beyond the route's end, so that what stands there is seen.
+    The extension makes vehicles beyond the end of the route visible.
     """
 
     def __init__(self, route: Route) -> None:
@@ -25,37 +38,39 @@ class Course:
         further_m = step_m * np.arange(1.0, math.ceil(_BEYOND_M / step_m) + 1.0)
         line = route.points.view(np.complex128)[:, 0]
         yaw = np.append(route.yaw_rad, np.full(len(further_m), route.yaw_rad[-1]))
-        self.ways: NDArray[np.complex128] = np.exp(1j * yaw)
-        self.points: NDArray[np.complex128] = np.append(line, line[-1] + further_m * self.ways[-1])
-        # Plain numbers, for looking at a few points.
+        self.directions: NDArray[np.complex128] = np.exp(1j * yaw)
+        self.points: NDArray[np.complex128] = np.append(
+            line, line[-1] + further_m * self.directions[-1]
+        )
+        # Plain numbers: faster than numpy for a few points.
         distance = np.append(route.distance_m, route.length_m + further_m)
-        self.distances: list[float] = distance.tolist()
-        self.places: list[complex] = self.points.tolist()
-        self.directions: list[complex] = self.ways.tolist()
-        self._longest_m = float(np.abs(np.diff(self.points)).max())
+        self.distance_list: list[float] = distance.tolist()
+        self.point_list: list[complex] = self.points.tolist()
+        self.direction_list: list[complex] = self.directions.tolist()
+        self._max_step_m = float(np.abs(np.diff(self.points)).max())
         self._last = len(self.points) - 1
         self._per_m = 1.0 / step_m
 
     def index(self, distance_m: float) -> int:
-        """Index of the point at a distance, about; the last one beyond the end."""
+        """Return the approximate index of a distance; the last index beyond the end."""
         return min(int(distance_m * self._per_m), self._last)
 
     def nearest(self, at: complex, first: int, stop: int, within_m: float) -> int | None:
-        """Index in a range of the point nearest to a place; None if none is near enough."""
-        places, longest, best = self.places, self._longest_m, within_m
+        """Return the index in a range of the nearest point; None if none is close enough."""
+        places, longest, best = self.point_list, self._max_step_m, within_m
         found, index = None, first
         while index < stop:
             away = abs(at - places[index])
             if away < best:
                 best, found = away, index
-            # So many of the next points cannot be nearer.
+            # Skip the next points that cannot be nearer.
             index += int((away - best) / longest) or 1
         return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ego:
-    """The driven car, as the traffic sees it."""
+    """The driven car, as other vehicles see it."""
 
     x_m: float
     y_m: float
@@ -68,44 +83,13 @@ class Ego:
     """Distance of the car along its course."""
 
 
-_AGAINST = math.cos(math.radians(120.0))
-
-
-class GroundContact(NamedTuple):
-    """The ground below a car, and the lane's direction there."""
-
-    off_road: bool
-    """Whether the car's centre has left every driving lane and paved shoulder."""
-    wrong_way: bool
-    """Whether it stands in a lane of the opposite direction."""
-    lane_yaw_rad: float | None
-    """Direction of the lane; None off the lanes and in junctions."""
-
-
-def footing(raster: Raster, x_m: float, y_m: float, yaw_rad: float) -> GroundContact:
-    """Look at the ground under the centre of a car with a heading."""
-    lane_yaw = raster.direction_at(x_m, y_m)
-    wrong_way = lane_yaw is not None and math.cos(yaw_rad - lane_yaw) < _AGAINST
-    return GroundContact(raster.ground_at(x_m, y_m) < SHOULDER, wrong_way, lane_yaw)
-
-
-LEAD_WITHIN_M = 60.0
-"""How far ahead on the route a vehicle counts."""
-_CLEARANCE_M = 0.2
-_TOUCH_M = 8.0
-_NEAR_M = 80.0
-# The farthest from a point of the course that the centre of a vehicle in the corridor can be.
-_CORRIDOR_M = 5.0
-_LONGEST_M = 6.0
-
-
-class Bodies(Protocol):
-    """The other vehicles of a world, whoever drives them."""
+class OtherVehicles(Protocol):
+    """The other vehicles of a world, whatever drives them: one entry of each array per vehicle."""
 
     at: NDArray[np.complex128]
-    """Centres x + iy in metres, far away where there is none."""
+    """Centres x + iy in metres, far away for a vehicle without a position."""
     heading: NDArray[np.complex128]
-    """Unit numbers."""
+    """Directions."""
     speed_mps: NDArray[np.float64]
     """Speeds along their headings."""
     length_m: NDArray[np.float64]
@@ -115,23 +99,41 @@ class Bodies(Protocol):
 
 
 class Nearby(NamedTuple):
-    """The vehicles about a car, as seen from it."""
+    """The vehicles around a car, relative to it."""
 
     numbers: list[int]
-    """Their places in the traffic's arrays."""
+    """Indices in the arrays of `OtherVehicles`."""
     places: list[complex]
-    """Their centres in the world, x + iy."""
+    """Centres in the world, x + iy."""
     at: list[complex]
-    """Their centres, forward + i right, in metres."""
+    """Centres relative to the car, forward + i right, in metres."""
     heading: list[complex]
-    """Their directions, unit numbers; 1 is the car's own."""
+    """Directions relative to the car; 1 is the car's own direction."""
 
 
-def look_around(ego: Ego, traffic: Bodies) -> Nearby:
-    """The vehicles that the car may touch, see or follow."""
+class GroundContact(NamedTuple):
+    """The ground under a car, and the direction of the lane there."""
+
+    off_road: bool
+    """Whether the centre of the car is outside all driving lanes and paved shoulders."""
+    wrong_way: bool
+    """Whether the car is in a lane of the opposite direction."""
+    lane_yaw_rad: float | None
+    """Direction of the lane; None off the lanes and in junctions."""
+
+
+def ground_contact(raster: Raster, x_m: float, y_m: float, yaw_rad: float) -> GroundContact:
+    """Return the ground under the centre of a car with a heading."""
+    lane_yaw = raster.direction_at(x_m, y_m)
+    wrong_way = lane_yaw is not None and math.cos(yaw_rad - lane_yaw) < _WRONG_WAY_COS
+    return GroundContact(raster.ground_at(x_m, y_m) < SHOULDER, wrong_way, lane_yaw)
+
+
+def find_nearby(ego: Ego, traffic: OtherVehicles) -> Nearby:
+    """Return the vehicles that the car may touch, see or follow."""
     here = complex(ego.x_m, ego.y_m)
     back = complex(math.cos(ego.yaw_rad), -math.sin(ego.yaw_rad))
-    # Plain numbers: a few dozen of them cost less than numpy's calls.
+    # Plain numbers: for a few dozen vehicles, numpy's calls are slower.
     headings = traffic.heading.tolist()
     around = Nearby([], [], [], [])
     for number, place in enumerate(traffic.at.tolist()):
@@ -144,8 +146,8 @@ def look_around(ego: Ego, traffic: Bodies) -> Nearby:
     return around
 
 
-def hits_vehicle(ego: Ego, traffic: Bodies, around: Nearby) -> bool:
-    """Whether the car's body overlaps another vehicle's."""
+def hits_vehicle(ego: Ego, traffic: OtherVehicles, around: Nearby) -> bool:
+    """Return whether the body of the car overlaps another vehicle."""
     own = (0.5 * ego.length_m, 0.5 * ego.width_m)
     for number, at, heading in zip(around.numbers, around.at, around.heading, strict=True):
         if abs(at) < _TOUCH_M:
@@ -155,37 +157,12 @@ def hits_vehicle(ego: Ego, traffic: Bodies, around: Nearby) -> bool:
     return False
 
 
-def rectangles_overlap(
-    at: complex, heading: complex, half: tuple[float, float], own: tuple[float, float]
-) -> bool:
-    """Whether a rectangle overlaps one that lies at the origin, heading along the real axis.
-
-    Two convex shapes are apart if and only if the direction of one of their sides separates
-    them (the separating axis theorem).
-
-    Args:
-        at: Centre of the first rectangle.
-        heading: Its direction, a unit number.
-        half: Half its length and half its width.
-        own: Half the length and half the width of the rectangle at the origin.
-    """
-    cosine, sine = abs(heading.real), abs(heading.imag)
-    if abs(at.real) > own[0] + half[0] * cosine + half[1] * sine:
-        return False
-    if abs(at.imag) > own[1] + half[0] * sine + half[1] * cosine:
-        return False
-    turned = at * heading.conjugate()
-    if abs(turned.real) > half[0] + own[0] * cosine + own[1] * sine:
-        return False
-    return abs(turned.imag) <= half[1] + own[0] * sine + own[1] * cosine
-
-
-def lead_on_route(ego: Ego, traffic: Bodies, around: Nearby) -> tuple[float, float]:
-    """The nearest vehicle in the corridor that the car needs along its route.
+def lead_on_route(ego: Ego, traffic: OtherVehicles, around: Nearby) -> tuple[float, float]:
+    """Find the nearest vehicle in the corridor that the car needs along its route.
 
     Returns:
-        Free metres to it, infinite if there is none within `LEAD_WITHIN_M`, and its speed along
-        the route, 0 if there is none.
+        Free metres to it, infinite if there is none within `LEAD_WITHIN_M`; and its speed along the
+        route, 0 if there is none.
     """
     if not around.numbers:
         return math.inf, 0.0
@@ -203,22 +180,49 @@ def lead_on_route(ego: Ego, traffic: Bodies, around: Nearby) -> tuple[float, flo
     return (math.inf if gap == LEAD_WITHIN_M else max(gap, 0.0)), speed
 
 
-def _gap_along(ego: Ego, traffic: Bodies, number: int, nearest: int) -> tuple[float, float] | None:
-    """Free metres to a vehicle along the course and its speed along it; None if it is aside.
+def rectangles_overlap(
+    at: complex, heading: complex, half: tuple[float, float], own: tuple[float, float]
+) -> bool:
+    """Return whether a rectangle overlaps one at the origin that points along the real axis.
+
+    Two convex shapes are apart if and only if the direction of one of their sides separates them
+    (the separating axis theorem).
+
+    Args:
+        at: Centre of the first rectangle.
+        heading: Its direction, a unit complex number.
+        half: Half its length and half its width.
+        own: Half the length and half the width of the rectangle at the origin.
+    """
+    cosine, sine = abs(heading.real), abs(heading.imag)
+    if abs(at.real) > own[0] + half[0] * cosine + half[1] * sine:
+        return False
+    if abs(at.imag) > own[1] + half[0] * sine + half[1] * cosine:
+        return False
+    turned = at * heading.conjugate()
+    if abs(turned.real) > half[0] + own[0] * cosine + own[1] * sine:
+        return False
+    return abs(turned.imag) <= half[1] + own[0] * sine + own[1] * cosine
+
+
+def _gap_along(
+    ego: Ego, traffic: OtherVehicles, number: int, nearest: int
+) -> tuple[float, float] | None:
+    """Return free metres to a vehicle along the course and its speed; None if it is aside.
 
     Args:
         ego: The car.
         traffic: The vehicles.
-        number: One of them.
-        nearest: The point of the course that is the nearest to it.
+        number: Index of the vehicle.
+        nearest: Index of the point of the course that is nearest to it.
     """
     course, at = ego.course, traffic.at.item(number)
-    way = course.directions[nearest].conjugate()
-    local = (at - course.places[nearest]) * way
+    way = course.direction_list[nearest].conjugate()
+    local = (at - course.point_list[nearest]) * way
     turn = traffic.heading.item(number) * way
     cosine, sine = abs(turn.real), abs(turn.imag)
     length, width = traffic.length_m.item(number), traffic.width_m.item(number)
-    along = course.distances[nearest] - ego.course_m + local.real
+    along = course.distance_list[nearest] - ego.course_m + local.real
     beside = 0.5 * (sine * length + cosine * width + ego.width_m) + _CLEARANCE_M
     if abs(local.imag) > beside or along <= 0.0:
         return None

@@ -1,48 +1,53 @@
-"""`EpisodeSetup`: what an episode draws before anything moves, the same on every world with roads.
+"""`EpisodeSetup`: everything that an episode draws from its seed, the same on both simulators.
 
-Each purpose has a random stream of its own, so that more vehicles do not change the route or the
-weather, and a world that needs one stream more does not change the others.
+Each purpose has its own random stream. More vehicles therefore do not change the route or the
+weather, and a simulator that needs one more stream does not change the others.
 """
 
 import cmath
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
+from avtd3.collect.checks import check_number
 from avtd3.collect.driving.world import Scenario
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.planner import MIN_ROUTE_M, scenario_route
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.weather import Weather, draw_weather
+from avtd3.collect.plan import GROUP
 
-_FURTHER_M = 10.0
+_RETRY_EVERY_M = 10.0
 
 
-class StartLimits(Protocol):
-    """How far the beginnings of episodes differ from a car that stands in its lane's middle."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatorConfig:
+    """Settings that both simulators share; base of their configurations."""
 
-    @property
-    def start_speed_mps(self) -> float:
-        """Largest speed."""
-        ...
+    control_period_s: float = 0.05
+    """Simulated seconds per step; 20 Hz as in the reports."""
+    start_speed_mps: float = 6.0
+    """Maximum speed at the start of an episode."""
+    start_lateral_m: float = 0.3
+    """Maximum distance from the lane centre at the start of an episode."""
+    start_heading_deg: float = 3.0
+    """Maximum deviation from the heading of the lane at the start of an episode."""
 
-    @property
-    def start_lateral_m(self) -> float:
-        """Largest distance from the lane's middle."""
-        ...
-
-    @property
-    def start_heading_deg(self) -> float:
-        """Largest deviation from the lane's heading."""
-        ...
+    def check(self, section: str) -> None:
+        """Raise ConfigError if a value is impossible; `section` is the prefix of its name."""
+        check_number(
+            f"{section}.control_period_s", self.control_period_s, minimum=0.01, maximum=0.5
+        )
+        check_number(f"{section}.start_speed_mps", self.start_speed_mps, maximum=30.0)
+        check_number(f"{section}.start_lateral_m", self.start_lateral_m, maximum=2.0)
+        check_number(f"{section}.start_heading_deg", self.start_heading_deg, maximum=30.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Where and how fast a car begins."""
+    """Position and speed of the car at the start of an episode."""
 
     x_m: float
     y_m: float
@@ -51,7 +56,7 @@ class Start:
 
     @property
     def velocity(self) -> complex:
-        """Velocity in the world, x + iy in m/s."""
+        """Return the velocity in the world, x + iy in m/s."""
         return cmath.rect(self.speed_mps, self.yaw_rad)
 
 
@@ -60,33 +65,34 @@ class EpisodeSetup:
     """An episode as drawn from its seed."""
 
     route: Route
-    """The way to the goal."""
+    """The route to the goal."""
     weather: Weather
     """Light, sky and wetness."""
     start: Start
-    """The car: on the route's beginning, rolling, a little off the middle."""
+    """The car: near the start of the route, rolling, slightly off the lane centre."""
     camera_rng: np.random.Generator
-    """Draws the camera's mounting, and then what else differs between pictures."""
+    """Draws the camera's mounting, and then everything else that varies between pictures."""
     traffic_rng: np.random.Generator
     """Draws the other vehicles."""
     simulator_rng: np.random.Generator
-    """Draws what only foreign simulators need."""
+    """Draws what only other simulators need."""
 
     def starts(self, attempts: int) -> Iterator[tuple[Route, Start, float]]:
-        """The start, then places further along the route, for worlds where something may stand.
+        """Yield the start, then positions further along the route, in case something is in the way.
 
         Args:
-            attempts: How many at most; fewer where the route is short.
+            attempts: Maximum number of positions; fewer if the route is short.
 
         Yields:
-            The route from there on, the start, and the metres that it lies further on.
+            The rest of the route, the start on it, and its distance along the original route in
+            metres.
         """
         route, start = self.route, self.start
         yield route, start, 0.0
         lateral_m = route.project(start.x_m, start.y_m, 0.0).lateral_m
         turn = start.yaw_rad - float(route.yaw_rad[0])
         for attempt in range(1, attempts):
-            first = int(np.searchsorted(route.distance_m, attempt * _FURTHER_M))
+            first = int(np.searchsorted(route.distance_m, attempt * _RETRY_EVERY_M))
             if first >= len(route.points) or route.length_m - route.distance_m[first] < MIN_ROUTE_M:
                 return
             rest = Route(points=route.points[first:], lane_width_m=route.lane_width_m[first:])
@@ -94,16 +100,16 @@ class EpisodeSetup:
             yield rest, place, float(route.distance_m[first])
 
 
-def draw_opening(
-    network: RoadNetwork, scenario: Scenario, seed: int, limits: StartLimits
+def draw_setup(
+    network: RoadNetwork, scenario: Scenario, seed: int, config: SimulatorConfig
 ) -> EpisodeSetup:
-    """Draw an episode's beginning.
+    """Draw the setup of an episode.
 
     Args:
         network: The roads.
-        scenario: The setting.
-        seed: The episode's seed; the same one gives the same opening.
-        limits: How much the start varies.
+        scenario: The scenario.
+        seed: The episode's seed; the same seed gives the same setup.
+        config: How much the start varies.
 
     Raises:
         RoadError: The roads have no route for the scenario.
@@ -116,25 +122,42 @@ def draw_opening(
     return EpisodeSetup(
         route=route,
         weather=draw_weather(scenario.weather, camera_rng),
-        start=_draw_start(route, start_rng, limits),
+        start=_draw_start(route, start_rng, config),
         camera_rng=camera_rng,
         traffic_rng=traffic_rng,
         simulator_rng=simulator_rng,
     )
 
 
-def _draw_start(route: Route, rng: np.random.Generator, limits: StartLimits) -> Start:
+def draw_network(scenario: Scenario, seed: int) -> tuple[str, int]:
+    """Return kind and seed of the generated network of an episode.
+
+    Even episode seeds get even network seeds, odd ones odd: episodes are collected with even seeds
+    and evaluated with odd ones, so that no dataset contains a road of an evaluation. In a
+    collection, the episodes of a `GROUP` share a network, because building one takes long. Each
+    episode of an evaluation has a network of its own.
+    """
+    if scenario.network is not None:
+        return scenario.network_kinds[0], scenario.network
+    is_evaluation = seed & 1
+    number = (seed >> 1) if is_evaluation else (seed >> 1) // GROUP
+    number %= scenario.networks
+    kind = scenario.network_kinds[number % len(scenario.network_kinds)]
+    return kind, 2 * number + is_evaluation
+
+
+def _draw_start(route: Route, rng: np.random.Generator, config: SimulatorConfig) -> Start:
     aside, turn = rng.uniform(-1.0, 1.0, 2).tolist()
     return _beside(
         route,
-        aside * limits.start_lateral_m,
-        turn * math.radians(limits.start_heading_deg),
-        rng.uniform(0.0, limits.start_speed_mps),
+        aside * config.start_lateral_m,
+        turn * math.radians(config.start_heading_deg),
+        rng.uniform(0.0, config.start_speed_mps),
     )
 
 
 def _beside(route: Route, lateral_m: float, turn_rad: float, speed_mps: float) -> Start:
-    """A start beside the beginning of a route."""
+    """Return a start beside the first point of a route."""
     yaw = float(route.yaw_rad[0])
     x, y = route.points[0].tolist()
     return Start(

@@ -1,8 +1,9 @@
-"""Where generated roads run: polylines with rounded corners, in OpenDRIVE's frame.
+"""Generate road networks as OpenDRIVE text: country roads, loops, towns and motorways.
 
-A corner is a clothoid, an arc and a clothoid back, so curvature never jumps. Because it begins
-and ends on the polyline, a closed polyline gives a closed road exactly, and a street meets its
-junctions exactly. OpenDRIVE's frame has y to the left and headings anticlockwise.
+Roads run along polylines with rounded corners. A corner is a clothoid, an arc and a clothoid back,
+so that the curvature is continuous. It starts and ends on the polyline: a closed polyline therefore
+gives an exactly closed road, and a street meets its junctions exactly. OpenDRIVE's frame has y to
+the left and headings anticlockwise.
 """
 
 import dataclasses
@@ -19,27 +20,118 @@ from scenariogeneration import xodr
 from avtd3.store.errors import ConfigError, RoadError
 
 STRAIGHT_RAD = 1e-3
-"""Changes of heading below this are no corner."""
-_LINE_M = 1.0  # straight left between two corners, on either side
+"""Smaller changes of heading are not rounded."""
+_LINE_M = 1.0  # straight that remains on each side between two corners
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _ATTEMPTS = 500
 _SAMPLE_M = 6.0
+_DIGITS = 9  # nanometres; hides the last bits, in which the sines of machines differ
+_DATE = "2000-01-01T00:00:00"
+_PLACE = "+proj=tmerc +lat_0=0 +lon_0=0 +k=1 +x_0=0 +y_0=0 +datum=WGS84 +units=m +no_defs"
+_PAINT_M = 0.12
+_FIRST_LINK_ROAD = 1000
+_TURN_SHARE = 0.3  # share of the clothoids of a turn over a junction
+_TOWN_ATTEMPTS = 200
+_SHARE = 0.5
+_SHARPEST_RAD = math.radians(62.0)
+_RADIUS_M = (12.0, 40.0)
+_Streets = dict[int, list[int]]
+
+
+def generate_network(kind: str, seed: int) -> str:
+    """Generate a road network.
+
+    Args:
+        kind: One of `NETWORK_KINDS`: ``country`` is one winding road between two dead ends,
+            ``loop`` a closed road, ``town`` streets with T-junctions and crossings without dead
+            ends, ``motorway`` two or three lanes per side on gentle curves between dead ends.
+        seed: Any integer from 0; the same kind and seed give the same bytes.
+
+    Returns:
+        OpenDRIVE text.
+
+    Raises:
+        ConfigError: The kind is unknown, or the seed is negative.
+
+    Example:
+        >>> generate_network("loop", 3).startswith("<OpenDRIVE>")
+        True
+    """
+    if kind not in _GENERATORS:
+        raise ConfigError(f"network kind is {kind!r}, expected one of {', '.join(NETWORK_KINDS)}")
+    if seed < 0:
+        raise ConfigError(f"network seed is {seed}, expected at least 0")
+    rng = np.random.default_rng([NETWORK_KINDS.index(kind), seed])
+    builder = NetworkBuilder(f"{kind}-{seed:06d}")
+    _GENERATORS[kind](builder, rng)
+    return builder.text()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Winding:
+    """How a road winds."""
+
+    length_m: tuple[float, float]
+    """Length of the polyline before its corners are rounded. For a closed road: the smallest and
+    the largest circumference of the circles on which the vertices are."""
+    edge_m: tuple[float, float]
+    turn_rad: tuple[float, float]
+    radius_m: tuple[float, float]
+    """Smallest and largest radius of a corner."""
+    share: float = 0.6
+
+
+_COUNTRY = Winding(
+    length_m=(1000.0, 1800.0),
+    edge_m=(70.0, 180.0),
+    turn_rad=(math.radians(10.0), math.radians(105.0)),
+    radius_m=(25.0, 260.0),
+)
+_LOOP = Winding(
+    length_m=(560.0, 1260.0),
+    edge_m=(60.0, 400.0),
+    turn_rad=(0.0, math.radians(115.0)),
+    radius_m=(20.0, 200.0),
+)
+_MOTORWAY = Winding(
+    length_m=(1500.0, 2000.0),
+    edge_m=(300.0, 520.0),
+    turn_rad=(math.radians(3.0), math.radians(32.0)),
+    radius_m=(350.0, 1500.0),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Cross-section of a road, the same on both sides."""
+
+    lane_width_m: float
+    lanes: int = 1
+    """Driving lanes in each direction."""
+    centre_marks: tuple[str, ...] = ("broken",)
+    """Markings of the centre line, used in turn along the road."""
+    mark_length_m: float = math.inf
+    """Length of road after which the next centre marking starts."""
+    edge_mark: str = "solid"
+    """Marking outside the outermost lane."""
+    shoulder_m: float = 0.0
+    """Width of the paved shoulder; 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A stretch whose curvature changes evenly: a line, an arc or a clothoid."""
+    """A part of a road whose curvature changes linearly: a line, an arc or a clothoid."""
 
     x_m: float
     y_m: float
     heading_rad: float
     length_m: float
     curvature_start: float = 0.0
-    """1/m, positive to the left."""
+    """In 1/m, positive to the left."""
     curvature_end: float = 0.0
 
     def end(self) -> tuple[float, float, float]:
-        """Position and heading at its end; Gauss-Legendre, exact to 1e-9 m for any corner here."""
+        """Return position and heading at the end, by Gauss-Legendre quadrature, exact to 1e-9 m."""
         at = 0.5 * self.length_m * (_NODES + 1.0)
         slope = (self.curvature_end - self.curvature_start) / self.length_m
         heading = self.heading_rad + at * (self.curvature_start + 0.5 * slope * at)
@@ -52,236 +144,19 @@ class Piece:
         )
 
 
-def corner(
-    start: tuple[float, float, float], turn_rad: float, radius_m: float, share: float
-) -> list[Piece]:
-    """A corner from a position and heading on.
-
-    Args:
-        start: x, y and heading.
-        turn_rad: Change of heading, positive to the left; not 0.
-        radius_m: Smallest radius.
-        share: Part of the turn that the two clothoids take, in (0, 1).
-    """
-    bend = math.copysign(1.0 / radius_m, turn_rad)
-    ease = share * abs(turn_rad) * radius_m
-    hold = (1.0 - share) * abs(turn_rad) * radius_m
-    pieces: list[Piece] = []
-    for length, first, last in ((ease, 0.0, bend), (hold, bend, bend), (ease, bend, 0.0)):
-        pieces.append(
-            Piece(
-                x_m=start[0],
-                y_m=start[1],
-                heading_rad=start[2],
-                length_m=length,
-                curvature_start=first,
-                curvature_end=last,
-            )
-        )
-        start = pieces[-1].end()
-    return pieces
-
-
-def unit_tangent(turn_rad: float, share: float) -> float:
-    """Distance from a corner's vertex to its ends, for a smallest radius of 1 m."""
-    x, y, _ = corner((0.0, 0.0, 0.0), abs(turn_rad), 1.0, share)[-1].end()
-    # Both ends lie the same way from the vertex: (x, y) = (t + t cos, t sin).
-    return (
-        x / (1.0 + math.cos(turn_rad))
-        if abs(turn_rad) < math.pi / 2
-        else y / math.sin(abs(turn_rad))
-    )
-
-
-def turns_of(vertices: NDArray[np.float64], *, closed: bool = False) -> NDArray[np.float64]:
-    """Change of heading at each inner vertex (at every one if closed), in (-pi, pi]."""
-    edges = np.diff(vertices, axis=0)
-    if closed:
-        edges = np.concatenate([[vertices[0] - vertices[-1]], vertices[1:] - vertices[:-1]])
-        edges = np.concatenate([edges, edges[:1]])
-    heading = np.arctan2(edges[:, 1], edges[:, 0])
-    turned: NDArray[np.float64] = np.pi - (np.pi - np.diff(heading)) % (2.0 * np.pi)
-    return turned
-
-
-def largest_radii(
-    turns: NDArray[np.float64], lengths: NDArray[np.float64], share: float
-) -> NDArray[np.float64]:
-    """Radii at which neighbouring corners just fit on their edges.
-
-    Args:
-        turns: (N,), changes of heading.
-        lengths: (N + 1,), lengths of the edges before and after each corner.
-        share: See `corner`.
-    """
-    room = np.minimum(lengths[:-1], lengths[1:]) / 2.0 - _LINE_M
-    tangents = [unit_tangent(turn, share) for turn in np.abs(turns).clip(STRAIGHT_RAD).tolist()]
-    return np.asarray(room / np.array(tangents), np.float64)
-
-
-def rounded(vertices: NDArray[np.float64], radii: Sequence[float], share: float) -> list[Piece]:
-    """A road along a polyline whose inner vertices are rounded with the given radii."""
-    pieces: list[Piece] = []
-    place = vertices[0]
-    turns = [*turns_of(vertices).tolist(), 0.0]
-    for index, turn in enumerate(turns):
-        edge = vertices[index + 1] - vertices[index]
-        direction = edge / math.hypot(*edge)
-        bends = abs(turn) > STRAIGHT_RAD
-        tangent = radii[index] * unit_tangent(turn, share) if bends else 0.0
-        stop = vertices[index + 1] - tangent * direction
-        heading = math.atan2(direction[1], direction[0])
-        straight = math.hypot(*(stop - place))
-        pieces.append(Piece(x_m=place[0], y_m=place[1], heading_rad=heading, length_m=straight))
-        place = stop
-        if bends:
-            pieces += corner((stop[0], stop[1], heading), turn, radii[index], share)
-            place = np.array(pieces[-1].end()[:2])
-    return pieces
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Winding:
-    """How a winding road winds."""
-
-    length_m: tuple[float, float]
-    """Length of the polyline before its corners are rounded; of a closed road, the smallest and
-    largest circumference of the circle that a vertex may lie on."""
-    edge_m: tuple[float, float]
-    turn_rad: tuple[float, float]
-    radius_m: tuple[float, float]
-    """Smallest radius that is built, and the largest."""
-    share: float = 0.6
-
-
-def winding_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
-    """A road that winds, keeps away from itself and ends somewhere else."""
-    target = rng.uniform(*winding.length_m)
-    vertices = [np.zeros(2)]
-    headings = [rng.uniform(-math.pi, math.pi)]
-    length = 0.0
-    for _ in range(_ATTEMPTS):
-        edge = rng.uniform(*winding.edge_m)
-        turn = rng.choice([-1.0, 1.0]) * rng.uniform(*winding.turn_rad)
-        heading = headings[-1] + (turn if len(vertices) > 1 else 0.0)
-        new = vertices[-1] + edge * np.array([math.cos(heading), math.sin(heading)])
-        if not _may_follow(vertices, new, heading - headings[0], winding):
-            continue
-        vertices.append(new)
-        headings.append(heading)
-        length += edge
-        if length >= target:
-            break
-    line = np.array(vertices)
-    lengths = np.hypot(*np.diff(line, axis=0).T)
-    return rounded(line, _drawn_radii(rng, turns_of(line), lengths, winding), winding.share)
-
-
-def _may_follow(
-    vertices: list[NDArray[np.float64]], new: NDArray[np.float64], veer: float, winding: Winding
-) -> bool:
-    if len(vertices) < 2:
-        return True
-    line = np.array([*vertices[-2:], new])
-    lengths = np.hypot(*np.diff(line, axis=0).T)
-    radius = largest_radii(turns_of(line), lengths, winding.share)[0]
-    return bool(
-        radius >= winding.radius_m[0]
-        and abs(veer) <= 0.7 * math.pi
-        and _is_clear(vertices, new, winding.edge_m[0] / 2.0)
-    )
-
-
-def _is_clear(vertices: list[NDArray[np.float64]], new: NDArray[np.float64], away_m: float) -> bool:
-    """Whether the edge to a new vertex stays away from all edges but the one before it."""
-    earlier = [_along(a, b) for a, b in itertools.pairwise(vertices[:-1])]
-    if not earlier:
-        return True
-    here = _along(vertices[-1], new)
-    gap = here[:, None] - np.concatenate(earlier)[None]
-    return bool((gap**2).sum(axis=-1).min() > away_m**2)
-
-
-def _along(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
-    count = max(math.ceil(math.hypot(*(end - start)) / _SAMPLE_M), 1) + 1
-    return np.linspace(start, end, count)
-
-
-def _drawn_radii(
-    rng: np.random.Generator,
-    turns: NDArray[np.float64],
-    lengths: NDArray[np.float64],
-    winding: Winding,
-) -> list[float]:
-    """Radii between the smallest allowed and the largest that fit, wide sweeps more often."""
-    low, high = winding.radius_m
-    fits = np.clip(largest_radii(turns, lengths, winding.share), low, high)
-    return [
-        float(low * (top / low) ** part)
-        for top, part in zip(fits, np.sqrt(rng.random(len(fits))), strict=True)
-    ]
-
-
-def closed_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
-    """A road that comes back to its beginning: a star-shaped polygon with rounded corners."""
-    for _ in range(_ATTEMPTS):
-        count = int(rng.integers(5, 10))
-        step = 2.0 * math.pi / count
-        angle = step * (np.arange(count) + rng.uniform(-0.3, 0.3, count))
-        radius = rng.uniform(*winding.length_m, count) / (2.0 * math.pi)
-        polygon = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        if rng.random() < 0.5:
-            polygon = polygon[::-1].copy()
-        lengths = np.hypot(*(polygon - np.roll(polygon, 1, axis=0)).T)
-        around = np.append(lengths, lengths[0])
-        turns = turns_of(polygon, closed=True)
-        fits = largest_radii(turns, around, winding.share)
-        if fits.min() < winding.radius_m[0] or np.abs(turns).max() > winding.turn_rad[1]:
-            continue
-        seam = 0.5 * (polygon[0] + polygon[-1])
-        radii = _drawn_radii(rng, turns, around, winding)
-        return rounded(np.concatenate([[seam], polygon, [seam]]), radii, winding.share)
-    raise RoadError(f"no closed road found in {_ATTEMPTS} draws; use another seed")
-
-
-_DIGITS = 9  # below a nanometre; hides the last bits in which machines' sines differ
-_DATE = "2000-01-01T00:00:00"
-_PLACE = "+proj=tmerc +lat_0=0 +lon_0=0 +k=1 +x_0=0 +y_0=0 +datum=WGS84 +units=m +no_defs"
-_PAINT_M = 0.12
-_FIRST_LINK_ROAD = 1000
-_TURN_SHARE = 0.3  # of a turn over a junction, eased in and out
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """Cross-section of a road, the same on both sides."""
-
-    lane_width_m: float
-    lanes: int = 1
-    """Driving lanes in each direction."""
-    centre_marks: tuple[str, ...] = ("broken",)
-    """Markings of the middle, taken in turn along the road."""
-    mark_length_m: float = math.inf
-    """Length of road after which the next marking of the middle is taken."""
-    edge_mark: str = "solid"
-    """Marking between the outermost lane and what lies beyond."""
-    shoulder_m: float = 0.0
-    """Width of the paved shoulder; 0 for none."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """An end of a road that meets a junction."""
+    """One end of a road at a junction."""
 
     road_id: int
     at_end: bool
-    """Whether the road ends at the junction; otherwise it begins there."""
+    """Whether the road ends at the junction; otherwise it starts there."""
     angle_rad: float
-    """Direction in which the road leaves the junction's centre."""
+    """Direction in which the road leaves the centre of the junction."""
 
 
 class NetworkBuilder:
-    """Collects roads of right-hand traffic and writes them as one document."""
+    """Collect roads with right-hand traffic and write them as one document."""
 
     def __init__(self, name: str) -> None:
         self._document = xodr.OpenDrive(name, revMinor="4", geo_reference=_PLACE)
@@ -292,8 +167,8 @@ class NetworkBuilder:
         """Add a road.
 
         Args:
-            pieces: Its reference line, in order.
-            profile: Its cross-section.
+            pieces: The reference line, in order.
+            profile: The cross-section.
 
         Returns:
             The id of the road.
@@ -312,7 +187,7 @@ class NetworkBuilder:
         return road_id
 
     def join(self, first: int, second: int) -> None:
-        """Let the second road continue the first, lane by lane."""
+        """Make the second road continue the first, lane by lane."""
         before, after = self._roads[first], self._roads[second]
         before.add_successor(xodr.ElementType.road, second, xodr.ContactPoint.start)
         after.add_predecessor(xodr.ElementType.road, first, xodr.ContactPoint.end)
@@ -329,17 +204,17 @@ class NetworkBuilder:
         reach_m: float,
         lane_width_m: float,
     ) -> None:
-        """Connect roads of one lane a side in all directions except back.
+        """Connect roads with one lane per side in all directions except back.
 
         Args:
             junction_id: Id of the junction.
-            centre: Where the roads' axes meet.
-            arms: The roads; each ends `reach_m` from the centre on its straight way to it.
-            reach_m: Distance of the roads' ends from the centre.
+            centre: Where the axes of the roads meet.
+            arms: The roads; each ends `reach_m` from the centre on its straight line to it.
+            reach_m: Distance of the ends of the roads from the centre.
             lane_width_m: Width of the lanes.
 
         Raises:
-            RoadError: An arm's road is unknown.
+            RoadError: The road of an arm is unknown.
         """
         junction = xodr.Junction(f"junction {junction_id}", junction_id)
         for arm in arms:
@@ -385,256 +260,12 @@ class NetworkBuilder:
         self._links += 1
 
     def text(self) -> str:
-        """The document; the same roads give the same bytes, whatever the date."""
+        """Return the document; the same roads give the same bytes on any date."""
         root: ET.Element = self._document.get_element()
         for header in root.iter("header"):
             header.set("date", _DATE)
         ET.indent(root)
         return ET.tostring(root, encoding="unicode", xml_declaration=False) + "\n"
-
-
-def _plan(pieces: Sequence[Piece]) -> xodr.PlanView:
-    plan = xodr.PlanView()
-    for piece in pieces:
-        length = round(piece.length_m, _DIGITS)
-        first = round(piece.curvature_start, _DIGITS)
-        last = round(piece.curvature_end, _DIGITS)
-        if first == last:
-            shape = xodr.Arc(first, length=length) if first else xodr.Line(length)
-        else:
-            shape = xodr.Spiral(first, last, length=length)
-        place = (piece.x_m, piece.y_m, piece.heading_rad)
-        plan.add_fixed_geometry(shape, *(round(float(value), _DIGITS) for value in place))
-    return plan
-
-
-def _section(
-    start_m: float, profile: Profile, centre_mark: str, follows: bool, goes_on: bool
-) -> xodr.LaneSection:
-    """One lane section, linked to the sections before and after it in the same road."""
-    centre = xodr.Lane()
-    centre.add_roadmark(_mark(centre_mark))
-    section = xodr.LaneSection(start_m, centre)
-    for add in (section.add_left_lane, section.add_right_lane):
-        for number in range(1, profile.lanes + 1):
-            lane = xodr.Lane(a=profile.lane_width_m)
-            lane.add_roadmark(_mark("broken" if number < profile.lanes else profile.edge_mark))
-            add(lane)
-        if profile.shoulder_m > 0.0:
-            shoulder = xodr.Lane(xodr.LaneType.shoulder, a=profile.shoulder_m)
-            shoulder.add_roadmark(_mark("none"))
-            add(shoulder)
-    for lane in _all_lanes(section):
-        if follows:
-            lane.add_link("predecessor", lane.lane_id)
-        if goes_on:
-            lane.add_link("successor", lane.lane_id)
-    return section
-
-
-def _all_lanes(section: xodr.LaneSection) -> list[xodr.Lane]:
-    return [*section.leftlanes, *section.rightlanes]
-
-
-def _mark(kind: str) -> xodr.RoadMark:
-    change = xodr.LaneChange.both if kind == "broken" else xodr.LaneChange.none
-    return xodr.RoadMark(xodr.RoadMarkType[kind], width=_PAINT_M, laneChange=change)
-
-
-def _contact(arm: Arm) -> xodr.ContactPoint:
-    return xodr.ContactPoint.end if arm.at_end else xodr.ContactPoint.start
-
-
-def _crossing(
-    centre: tuple[float, float], from_rad: float, to_rad: float, reach_m: float
-) -> list[Piece]:
-    """The way over a junction between the ends of two arms."""
-    places = np.array(
-        [
-            _polar(centre, from_rad, reach_m),
-            centre,
-            _polar(centre, to_rad, reach_m),
-        ]
-    )
-    turn = float(turns_of(places)[0])
-    radius = reach_m / unit_tangent(turn, _TURN_SHARE) if abs(turn) > STRAIGHT_RAD else 0.0
-    # The corner takes all of both edges: what is left of them is rounding.
-    return [piece for piece in rounded(places, [radius], _TURN_SHARE) if piece.length_m > 1e-6]
-
-
-def _polar(centre: tuple[float, float], angle_rad: float, distance_m: float) -> tuple[float, float]:
-    return (
-        centre[0] + distance_m * math.cos(angle_rad),
-        centre[1] + distance_m * math.sin(angle_rad),
-    )
-
-
-_TOWN_ATTEMPTS = 200
-_SHARE = 0.5
-_SHARPEST_RAD = math.radians(62.0)
-_RADIUS_M = (12.0, 40.0)
-
-_Streets = dict[int, list[int]]
-
-
-def add_town(builder: NetworkBuilder, rng: np.random.Generator) -> None:
-    """Draw a town and add its roads and junctions."""
-    places, streets = _drawn(rng)
-    reach = float(rng.uniform(14.0, 18.0))
-    profile = Profile(
-        lane_width_m=round(rng.uniform(3.0, 3.6), 2),
-        centre_marks=(str(rng.choice(["broken", "broken", "solid"])),),
-        edge_mark=str(rng.choice(["solid", "none", "broken"])),
-    )
-    arms: dict[int, list[Arm]] = {node: [] for node, ends in streets.items() if len(ends) > 2}
-    for chain in _chains(streets):
-        pieces = _street(rng, places[chain], reach)
-        road_id = builder.add_road(pieces, profile)
-        for node, beyond, at_end in (
-            (chain[0], chain[1], False),
-            (chain[-1], chain[-2], True),
-        ):
-            leaving = places[beyond] - places[node]
-            angle = math.atan2(leaving[1], leaving[0])
-            arms[node].append(Arm(road_id=road_id, at_end=at_end, angle_rad=angle))
-    for number, (node, ends) in enumerate(arms.items()):
-        centre = (float(places[node][0]), float(places[node][1]))
-        builder.add_junction(number + 1, centre, ends, reach, profile.lane_width_m)
-
-
-def _drawn(rng: np.random.Generator) -> tuple[NDArray[np.float64], _Streets]:
-    """Places float64 (N, 2) of the nodes, and the nodes that each is joined to."""
-    for _ in range(_TOWN_ATTEMPTS):
-        across, along = int(rng.integers(3, 5)), 3
-        spacing = rng.uniform(85.0, 125.0, 2)
-        grid = np.stack(np.meshgrid(np.arange(across), np.arange(along)), axis=-1).reshape(-1, 2)
-        places = (grid + rng.uniform(-0.1, 0.1, grid.shape)) * spacing
-        streets = _grid_streets(across, along)
-        _thin_out(rng, streets, int(rng.integers(0, 4)))
-        if _is_fit(places, streets):
-            return places, streets
-    raise RoadError(f"no town found in {_ATTEMPTS} draws; use another seed")
-
-
-def _grid_streets(across: int, along: int) -> _Streets:
-    streets: _Streets = {node: [] for node in range(across * along)}
-    for node in streets:
-        for beyond, fits in (
-            (node + 1, (node + 1) % across != 0),
-            (node + across, node + across < across * along),
-        ):
-            if fits:
-                streets[node].append(beyond)
-                streets[beyond].append(node)
-    return streets
-
-
-def _thin_out(rng: np.random.Generator, streets: _Streets, count: int) -> None:
-    """Take streets away where that leaves no dead end and no island."""
-    for _ in range(count):
-        start = int(rng.integers(len(streets)))
-        end = int(rng.choice(streets[start]))
-        if min(len(streets[start]), len(streets[end])) <= 2:
-            continue
-        streets[start].remove(end)
-        streets[end].remove(start)
-        if len(_reached(streets, start)) < len(streets):
-            streets[start].append(end)
-            streets[end].append(start)
-
-
-def _reached(streets: _Streets, start: int) -> set[int]:
-    found, front = {start}, deque([start])
-    while front:
-        for beyond in streets[front.popleft()]:
-            if beyond not in found:
-                found.add(beyond)
-                front.append(beyond)
-    return found
-
-
-def _is_fit(places: NDArray[np.float64], streets: _Streets) -> bool:
-    """Whether no two streets meet too sharply, and no street leads back to its own junction."""
-    for node, ends in streets.items():
-        leaving = places[ends] - places[node]
-        angles = np.sort(np.arctan2(leaving[:, 1], leaving[:, 0]))
-        if np.diff(angles, append=angles[0] + 2.0 * math.pi).min() < _SHARPEST_RAD:
-            return False
-    return all(chain[0] != chain[-1] for chain in _chains(streets))
-
-
-def _chains(streets: _Streets) -> list[list[int]]:
-    """Streets from junction to junction, through the nodes where only two ends meet."""
-    found = []
-    for node in (node for node, ends in streets.items() if len(ends) > 2):
-        for beyond in streets[node]:
-            chain = [node, beyond]
-            while len(streets[chain[-1]]) == 2:
-                before, after = streets[chain[-1]]
-                chain.append(after if before == chain[-2] else before)
-            # Each street is met from both of its ends; one of them builds it.
-            if (chain[0], chain[1]) <= (chain[-1], chain[-2]):
-                found.append(chain)
-    return found
-
-
-def _street(rng: np.random.Generator, nodes: NDArray[np.float64], reach_m: float) -> list[Piece]:
-    """The street between two junctions, cut short of both, with its corners rounded."""
-    line = nodes.copy()
-    for end, beyond in ((0, 1), (-1, -2)):
-        leaving = nodes[beyond] - nodes[end]
-        line[end] = nodes[end] + reach_m * leaving / math.hypot(*leaving)
-    lengths = np.hypot(*np.diff(line, axis=0).T)
-    radii = [
-        min(float(fit), float(rng.uniform(*_RADIUS_M)))
-        for fit in largest_radii(turns_of(line), lengths, _SHARE)
-    ]
-    return rounded(line, radii, _SHARE)
-
-
-_COUNTRY = Winding(
-    length_m=(1000.0, 1800.0),
-    edge_m=(70.0, 180.0),
-    turn_rad=(math.radians(10.0), math.radians(105.0)),
-    radius_m=(25.0, 260.0),
-)
-_LOOP = Winding(
-    length_m=(560.0, 1260.0),
-    edge_m=(60.0, 400.0),
-    turn_rad=(0.0, math.radians(115.0)),
-    radius_m=(20.0, 200.0),
-)
-_MOTORWAY = Winding(
-    length_m=(1500.0, 2000.0),
-    edge_m=(300.0, 520.0),
-    turn_rad=(math.radians(3.0), math.radians(32.0)),
-    radius_m=(350.0, 1500.0),
-)
-
-
-def generate_network(kind: str, seed: int) -> str:
-    """Make up a road network.
-
-    Args:
-        kind: One of `NETWORK_KINDS`: ``country`` is one winding road between two dead ends,
-            ``loop`` a closed one, ``town`` streets with T-junctions and crossings and no dead
-            end, ``motorway`` two or three lanes a side on gentle curves between dead ends.
-        seed: Any number from 0; the same kind and seed give the same bytes.
-
-    Returns:
-        OpenDRIVE text.
-
-    Raises:
-        ConfigError: The kind is unknown, or the seed negative.
-    """
-    if kind not in _MAKERS:
-        raise ConfigError(f"network kind is {kind!r}, expected one of {', '.join(NETWORK_KINDS)}")
-    if seed < 0:
-        raise ConfigError(f"network seed is {seed}, expected at least 0")
-    rng = np.random.default_rng([NETWORK_KINDS.index(kind), seed])
-    builder = NetworkBuilder(f"{kind}-{seed:06d}")
-    _MAKERS[kind](builder, rng)
-    return builder.text()
 
 
 def _country(builder: NetworkBuilder, rng: np.random.Generator) -> None:
@@ -664,7 +295,7 @@ def _motorway(builder: NetworkBuilder, rng: np.random.Generator) -> None:
 
 
 def _middle_line(pieces: list[Piece]) -> int:
-    """Number of the straight piece nearest to the middle of a list."""
+    """Return the index of the straight piece nearest to the middle of a list."""
     lines = [n for n, piece in enumerate(pieces) if n and not piece.curvature_start]
     straight = [n for n in lines if not pieces[n].curvature_end]
     return min(straight, key=lambda n: abs(n - len(pieces) // 2))
@@ -680,11 +311,380 @@ def _two_lanes(rng: np.random.Generator) -> Profile:
     )
 
 
-_MAKERS: dict[str, Callable[[NetworkBuilder, np.random.Generator], None]] = {
+def _town(builder: NetworkBuilder, rng: np.random.Generator) -> None:
+    """Draw a town and add its roads and junctions."""
+    places, streets = _town_plan(rng)
+    reach = float(rng.uniform(14.0, 18.0))
+    profile = Profile(
+        lane_width_m=round(rng.uniform(3.0, 3.6), 2),
+        centre_marks=(str(rng.choice(["broken", "broken", "solid"])),),
+        edge_mark=str(rng.choice(["solid", "none", "broken"])),
+    )
+    arms: dict[int, list[Arm]] = {node: [] for node, ends in streets.items() if len(ends) > 2}
+    for chain in _chains(streets):
+        pieces = _street(rng, places[chain], reach)
+        road_id = builder.add_road(pieces, profile)
+        for node, beyond, at_end in (
+            (chain[0], chain[1], False),
+            (chain[-1], chain[-2], True),
+        ):
+            leaving = places[beyond] - places[node]
+            angle = math.atan2(leaving[1], leaving[0])
+            arms[node].append(Arm(road_id=road_id, at_end=at_end, angle_rad=angle))
+    for number, (node, ends) in enumerate(arms.items()):
+        centre = (float(places[node][0]), float(places[node][1]))
+        builder.add_junction(number + 1, centre, ends, reach, profile.lane_width_m)
+
+
+def _town_plan(rng: np.random.Generator) -> tuple[NDArray[np.float64], _Streets]:
+    """Draw the nodes float64 (N, 2) of a town, and the nodes to which each is connected."""
+    for _ in range(_TOWN_ATTEMPTS):
+        across, along = int(rng.integers(3, 5)), 3
+        spacing = rng.uniform(85.0, 125.0, 2)
+        grid = np.stack(np.meshgrid(np.arange(across), np.arange(along)), axis=-1).reshape(-1, 2)
+        places = (grid + rng.uniform(-0.1, 0.1, grid.shape)) * spacing
+        streets = _grid_streets(across, along)
+        _thin_out(rng, streets, int(rng.integers(0, 4)))
+        if _is_fit(places, streets):
+            return places, streets
+    raise RoadError(f"no town found in {_TOWN_ATTEMPTS} attempts; use another seed")
+
+
+def _grid_streets(across: int, along: int) -> _Streets:
+    streets: _Streets = {node: [] for node in range(across * along)}
+    for node in streets:
+        for beyond, fits in (
+            (node + 1, (node + 1) % across != 0),
+            (node + across, node + across < across * along),
+        ):
+            if fits:
+                streets[node].append(beyond)
+                streets[beyond].append(node)
+    return streets
+
+
+def _thin_out(rng: np.random.Generator, streets: _Streets, count: int) -> None:
+    """Remove random streets, unless that leaves a dead end or an island."""
+    for _ in range(count):
+        start = int(rng.integers(len(streets)))
+        end = int(rng.choice(streets[start]))
+        if min(len(streets[start]), len(streets[end])) <= 2:
+            continue
+        streets[start].remove(end)
+        streets[end].remove(start)
+        if len(_reached(streets, start)) < len(streets):
+            streets[start].append(end)
+            streets[end].append(start)
+
+
+def _reached(streets: _Streets, start: int) -> set[int]:
+    found, front = {start}, deque([start])
+    while front:
+        for beyond in streets[front.popleft()]:
+            if beyond not in found:
+                found.add(beyond)
+                front.append(beyond)
+    return found
+
+
+def _is_fit(places: NDArray[np.float64], streets: _Streets) -> bool:
+    """Return whether streets meet at wide angles and no street returns to its own junction."""
+    for node, ends in streets.items():
+        leaving = places[ends] - places[node]
+        angles = np.sort(np.arctan2(leaving[:, 1], leaving[:, 0]))
+        if np.diff(angles, append=angles[0] + 2.0 * math.pi).min() < _SHARPEST_RAD:
+            return False
+    return all(chain[0] != chain[-1] for chain in _chains(streets))
+
+
+def _chains(streets: _Streets) -> list[list[int]]:
+    """Return streets from junction to junction, through the nodes where only two ends meet."""
+    found = []
+    for node in (node for node, ends in streets.items() if len(ends) > 2):
+        for beyond in streets[node]:
+            chain = [node, beyond]
+            while len(streets[chain[-1]]) == 2:
+                before, after = streets[chain[-1]]
+                chain.append(after if before == chain[-2] else before)
+            # Each street is found from both of its ends; keep one of them.
+            if (chain[0], chain[1]) <= (chain[-1], chain[-2]):
+                found.append(chain)
+    return found
+
+
+def _street(rng: np.random.Generator, nodes: NDArray[np.float64], reach_m: float) -> list[Piece]:
+    """Return the street between two junctions, shortened at both, with rounded corners."""
+    line = nodes.copy()
+    for end, beyond in ((0, 1), (-1, -2)):
+        leaving = nodes[beyond] - nodes[end]
+        line[end] = nodes[end] + reach_m * leaving / math.hypot(*leaving)
+    lengths = np.hypot(*np.diff(line, axis=0).T)
+    radii = [
+        min(float(fit), float(rng.uniform(*_RADIUS_M)))
+        for fit in largest_radii(turns_of(line), lengths, _SHARE)
+    ]
+    return rounded(line, radii, _SHARE)
+
+
+def winding_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
+    """Draw a winding road that keeps a distance from itself and ends elsewhere."""
+    target = rng.uniform(*winding.length_m)
+    vertices = [np.zeros(2)]
+    headings = [rng.uniform(-math.pi, math.pi)]
+    length = 0.0
+    for _ in range(_ATTEMPTS):
+        edge = rng.uniform(*winding.edge_m)
+        turn = rng.choice([-1.0, 1.0]) * rng.uniform(*winding.turn_rad)
+        heading = headings[-1] + (turn if len(vertices) > 1 else 0.0)
+        new = vertices[-1] + edge * np.array([math.cos(heading), math.sin(heading)])
+        if not _is_possible(vertices, new, heading - headings[0], winding):
+            continue
+        vertices.append(new)
+        headings.append(heading)
+        length += edge
+        if length >= target:
+            break
+    line = np.array(vertices)
+    lengths = np.hypot(*np.diff(line, axis=0).T)
+    return rounded(line, _drawn_radii(rng, turns_of(line), lengths, winding), winding.share)
+
+
+def _is_possible(
+    vertices: list[NDArray[np.float64]], new: NDArray[np.float64], veer: float, winding: Winding
+) -> bool:
+    if len(vertices) < 2:
+        return True
+    line = np.array([*vertices[-2:], new])
+    lengths = np.hypot(*np.diff(line, axis=0).T)
+    radius = largest_radii(turns_of(line), lengths, winding.share)[0]
+    return bool(
+        radius >= winding.radius_m[0]
+        and abs(veer) <= 0.7 * math.pi
+        and _is_clear(vertices, new, winding.edge_m[0] / 2.0)
+    )
+
+
+def _is_clear(vertices: list[NDArray[np.float64]], new: NDArray[np.float64], away_m: float) -> bool:
+    """Return whether the edge to a new vertex keeps its distance from all edges but the last."""
+    earlier = [_along(a, b) for a, b in itertools.pairwise(vertices[:-1])]
+    if not earlier:
+        return True
+    here = _along(vertices[-1], new)
+    gap = here[:, None] - np.concatenate(earlier)[None]
+    return bool((gap**2).sum(axis=-1).min() > away_m**2)
+
+
+def _along(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
+    count = max(math.ceil(math.hypot(*(end - start)) / _SAMPLE_M), 1) + 1
+    return np.linspace(start, end, count)
+
+
+def _drawn_radii(
+    rng: np.random.Generator,
+    turns: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+    winding: Winding,
+) -> list[float]:
+    """Draw radii between the smallest allowed and the largest that fit, large ones more often."""
+    low, high = winding.radius_m
+    fits = np.clip(largest_radii(turns, lengths, winding.share), low, high)
+    return [
+        float(low * (top / low) ** part)
+        for top, part in zip(fits, np.sqrt(rng.random(len(fits))), strict=True)
+    ]
+
+
+def closed_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
+    """Draw a closed road: a star-shaped polygon with rounded corners."""
+    for _ in range(_ATTEMPTS):
+        count = int(rng.integers(5, 10))
+        step = 2.0 * math.pi / count
+        angle = step * (np.arange(count) + rng.uniform(-0.3, 0.3, count))
+        radius = rng.uniform(*winding.length_m, count) / (2.0 * math.pi)
+        polygon = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        if rng.random() < 0.5:
+            polygon = polygon[::-1].copy()
+        lengths = np.hypot(*(polygon - np.roll(polygon, 1, axis=0)).T)
+        around = np.append(lengths, lengths[0])
+        turns = turns_of(polygon, closed=True)
+        fits = largest_radii(turns, around, winding.share)
+        if fits.min() < winding.radius_m[0] or np.abs(turns).max() > winding.turn_rad[1]:
+            continue
+        seam = 0.5 * (polygon[0] + polygon[-1])
+        radii = _drawn_radii(rng, turns, around, winding)
+        return rounded(np.concatenate([[seam], polygon, [seam]]), radii, winding.share)
+    raise RoadError(f"no closed road found in {_ATTEMPTS} attempts; use another seed")
+
+
+def rounded(vertices: NDArray[np.float64], radii: Sequence[float], share: float) -> list[Piece]:
+    """Return a road along a polyline whose inner vertices are rounded with the given radii."""
+    pieces: list[Piece] = []
+    place = vertices[0]
+    turns = [*turns_of(vertices).tolist(), 0.0]
+    for index, turn in enumerate(turns):
+        edge = vertices[index + 1] - vertices[index]
+        direction = edge / math.hypot(*edge)
+        bends = abs(turn) > STRAIGHT_RAD
+        tangent = radii[index] * unit_tangent(turn, share) if bends else 0.0
+        stop = vertices[index + 1] - tangent * direction
+        heading = math.atan2(direction[1], direction[0])
+        straight = math.hypot(*(stop - place))
+        pieces.append(Piece(x_m=place[0], y_m=place[1], heading_rad=heading, length_m=straight))
+        place = stop
+        if bends:
+            pieces += corner((stop[0], stop[1], heading), turn, radii[index], share)
+            place = np.array(pieces[-1].end()[:2])
+    return pieces
+
+
+def corner(
+    start: tuple[float, float, float], turn_rad: float, radius_m: float, share: float
+) -> list[Piece]:
+    """Build a corner.
+
+    Args:
+        start: x, y and heading at which it starts.
+        turn_rad: Change of heading, positive to the left; not 0.
+        radius_m: Smallest radius.
+        share: Part of the turn that the two clothoids take, in (0, 1).
+    """
+    bend = math.copysign(1.0 / radius_m, turn_rad)
+    ease = share * abs(turn_rad) * radius_m
+    hold = (1.0 - share) * abs(turn_rad) * radius_m
+    pieces: list[Piece] = []
+    for length, first, last in ((ease, 0.0, bend), (hold, bend, bend), (ease, bend, 0.0)):
+        pieces.append(
+            Piece(
+                x_m=start[0],
+                y_m=start[1],
+                heading_rad=start[2],
+                length_m=length,
+                curvature_start=first,
+                curvature_end=last,
+            )
+        )
+        start = pieces[-1].end()
+    return pieces
+
+
+def unit_tangent(turn_rad: float, share: float) -> float:
+    """Return the distance from a corner's vertex to its ends, for a smallest radius of 1 m."""
+    x, y, _ = corner((0.0, 0.0, 0.0), abs(turn_rad), 1.0, share)[-1].end()
+    # Both ends are equally far from the vertex: (x, y) = (t + t cos, t sin).
+    return (
+        x / (1.0 + math.cos(turn_rad))
+        if abs(turn_rad) < math.pi / 2
+        else y / math.sin(abs(turn_rad))
+    )
+
+
+def turns_of(vertices: NDArray[np.float64], *, closed: bool = False) -> NDArray[np.float64]:
+    """Return the change of heading at each inner vertex (each vertex if closed), in (-pi, pi]."""
+    edges = np.diff(vertices, axis=0)
+    if closed:
+        edges = np.concatenate([[vertices[0] - vertices[-1]], vertices[1:] - vertices[:-1]])
+        edges = np.concatenate([edges, edges[:1]])
+    heading = np.arctan2(edges[:, 1], edges[:, 0])
+    turned: NDArray[np.float64] = np.pi - (np.pi - np.diff(heading)) % (2.0 * np.pi)
+    return turned
+
+
+def largest_radii(
+    turns: NDArray[np.float64], lengths: NDArray[np.float64], share: float
+) -> NDArray[np.float64]:
+    """Return the radii at which neighbouring corners just fit on their edges.
+
+    Args:
+        turns: float64 (N,), changes of heading.
+        lengths: float64 (N + 1,), lengths of the edges before and after each corner.
+        share: See `corner`.
+    """
+    room = np.minimum(lengths[:-1], lengths[1:]) / 2.0 - _LINE_M
+    tangents = [unit_tangent(turn, share) for turn in np.abs(turns).clip(STRAIGHT_RAD).tolist()]
+    return np.asarray(room / np.array(tangents), np.float64)
+
+
+def _plan(pieces: Sequence[Piece]) -> xodr.PlanView:
+    plan = xodr.PlanView()
+    for piece in pieces:
+        length = round(piece.length_m, _DIGITS)
+        first = round(piece.curvature_start, _DIGITS)
+        last = round(piece.curvature_end, _DIGITS)
+        if first == last:
+            shape = xodr.Arc(first, length=length) if first else xodr.Line(length)
+        else:
+            shape = xodr.Spiral(first, last, length=length)
+        place = (piece.x_m, piece.y_m, piece.heading_rad)
+        plan.add_fixed_geometry(shape, *(round(float(value), _DIGITS) for value in place))
+    return plan
+
+
+def _section(
+    start_m: float, profile: Profile, centre_mark: str, has_previous: bool, has_next: bool
+) -> xodr.LaneSection:
+    """Return one lane section, linked to the sections before and after it in the same road."""
+    centre = xodr.Lane()
+    centre.add_roadmark(_mark(centre_mark))
+    section = xodr.LaneSection(start_m, centre)
+    for add in (section.add_left_lane, section.add_right_lane):
+        for number in range(1, profile.lanes + 1):
+            lane = xodr.Lane(a=profile.lane_width_m)
+            lane.add_roadmark(_mark("broken" if number < profile.lanes else profile.edge_mark))
+            add(lane)
+        if profile.shoulder_m > 0.0:
+            shoulder = xodr.Lane(xodr.LaneType.shoulder, a=profile.shoulder_m)
+            shoulder.add_roadmark(_mark("none"))
+            add(shoulder)
+    for lane in _all_lanes(section):
+        if has_previous:
+            lane.add_link("predecessor", lane.lane_id)
+        if has_next:
+            lane.add_link("successor", lane.lane_id)
+    return section
+
+
+def _all_lanes(section: xodr.LaneSection) -> list[xodr.Lane]:
+    return [*section.leftlanes, *section.rightlanes]
+
+
+def _mark(kind: str) -> xodr.RoadMark:
+    change = xodr.LaneChange.both if kind == "broken" else xodr.LaneChange.none
+    return xodr.RoadMark(xodr.RoadMarkType[kind], width=_PAINT_M, laneChange=change)
+
+
+def _contact(arm: Arm) -> xodr.ContactPoint:
+    return xodr.ContactPoint.end if arm.at_end else xodr.ContactPoint.start
+
+
+def _crossing(
+    centre: tuple[float, float], from_rad: float, to_rad: float, reach_m: float
+) -> list[Piece]:
+    """Return the curve over a junction between the ends of two arms."""
+    places = np.array(
+        [
+            _polar(centre, from_rad, reach_m),
+            centre,
+            _polar(centre, to_rad, reach_m),
+        ]
+    )
+    turn = float(turns_of(places)[0])
+    radius = reach_m / unit_tangent(turn, _TURN_SHARE) if abs(turn) > STRAIGHT_RAD else 0.0
+    # The corner uses both edges completely: shorter pieces are rounding errors.
+    return [piece for piece in rounded(places, [radius], _TURN_SHARE) if piece.length_m > 1e-6]
+
+
+def _polar(centre: tuple[float, float], angle_rad: float, distance_m: float) -> tuple[float, float]:
+    return (
+        centre[0] + distance_m * math.cos(angle_rad),
+        centre[1] + distance_m * math.sin(angle_rad),
+    )
+
+
+_GENERATORS: dict[str, Callable[[NetworkBuilder, np.random.Generator], None]] = {
     "country": _country,
     "loop": _loop,
-    "town": add_town,
+    "town": _town,
     "motorway": _motorway,
 }
-NETWORK_KINDS: tuple[str, ...] = tuple(_MAKERS)
-"""Kinds of network that `generate_network` makes."""
+NETWORK_KINDS: tuple[str, ...] = tuple(_GENERATORS)
+"""Kinds of network that `generate_network` generates."""

@@ -1,7 +1,7 @@
-"""Sampling: the centre lines of an OpenDRIVE document's lanes, as carla.Map places them.
+"""`RoadNetwork`: the driving lanes of an OpenDRIVE document, as carla.Map places them.
 
-`carla.Map.get_waypoint_xodr` costs some 6 us per metre of lane and, unlike
-`generate_waypoints`, meets both ends of every lane and misses no short one.
+`carla.Map.get_waypoint_xodr` costs about 6 us per metre of lane. Unlike `generate_waypoints`, it
+reaches both ends of every lane and misses no short lane.
 """
 
 import dataclasses
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 LaneKey = tuple[int, int, int]
 """Road, lane section and lane, as carla.Map numbers them."""
 SPACING_M = 1.0
-"""Wanted distance between the points of a lane."""
+"""Target distance between the points of a lane."""
+SHORTEST_M = 0.25
+"""Lanes shorter than this are dropped; their neighbours are linked directly."""
+NARROWEST_M = 1.0
+"""Lanes with a smaller mean width are dropped."""
 PAVED = frozenset(
     {
         "shoulder",
@@ -43,12 +47,18 @@ PAVED = frozenset(
         "roadWorks",
     }
 )
-"""Types of lanes that carry a car though it should not drive there; sidewalks do not."""
-SHORTEST_M = 0.25
-"""Shortest lane that is kept; shorter ones are stepped over."""
-NARROWEST_M = 1.0
-"""Smallest mean width of a lane that is kept."""
-_INSET_M = 1e-3  # carla.Map has no waypoint at the very end of a road
+"""Types of paved lanes on which cars should not drive. Sidewalks are not among them."""
+_INSET_M = 1e-3  # carla.Map has no waypoint exactly at the end of a road
+# The markings that permit a lane change.
+_CROSSABLE = frozenset({"none", "broken", "broken_broken", "botts_dots"})
+# Links of carla.Map are followed in steps of this length, over dropped lanes too.
+_HOP_M = 0.3
+_MAX_HOPS = 8
+_MAX_GAP_M = 2.5
+_MAX_JOIN_RAD = math.pi / 3
+# A lane without a link continues in the lanes that start this close to its end.
+_TOUCH_M = 0.5
+_TOUCH_RAD = 0.3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,11 +66,12 @@ class Strip:
     """A band of road surface along a centre line, in driving direction, in CARLA's frame."""
 
     points: NDArray[np.float64]
-    """float64 (N, 2), centre line in metres, about every metre, both ends included, N >= 2."""
+    """float64 (N, 2), centre line in metres, one point about every metre, including both ends, N >=
+    2."""
     yaw_rad: NDArray[np.float64]
     """float64 (N,), heading of the centre line, unwrapped."""
     distance_m: NDArray[np.float64]
-    """float64 (N,), metres from the first point."""
+    """float64 (N,), metres along the centre line from the first point."""
     width_m: NDArray[np.float64]
     """float64 (N,), width across the heading."""
     kind: str
@@ -68,15 +79,15 @@ class Strip:
 
     @property
     def length_m(self) -> float:
-        """Metres from the first point to the last."""
+        """Return the length of the centre line in metres."""
         return float(self.distance_m[-1])
 
     def edge(self, side: float) -> NDArray[np.float64]:
-        """A line parallel to the centre line.
+        """Return a line parallel to the centre line.
 
         Args:
-            side: Share of half the width, positive to the right: -1 is the left edge, 1 the
-                right one.
+            side: Share of half the width, positive to the right: -1 is the left edge, 1 the right
+                edge.
 
         Returns:
             float64 (N, 2), in metres.
@@ -86,9 +97,106 @@ class Strip:
         return moved
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lane(Strip):
+    """A driving lane of one lane section, with its neighbours."""
+
+    index: int
+    """Index in `RoadNetwork.lanes`."""
+    road_id: int
+    """OpenDRIVE road."""
+    section_id: int
+    """Number of the lane section in the road."""
+    lane_id: int
+    """OpenDRIVE lane, negative to the right of the road's reference line."""
+    is_junction: bool
+    """Whether the lane crosses a junction."""
+    left_marking: str
+    """Marking on the left in driving direction: ``none``, ``solid``, ``broken``, ..."""
+    right_marking: str
+    """Marking on the right in driving direction."""
+    left_lane: int | None
+    """Index of the lane on the left, if it has the same direction and the marking permits a
+    change."""
+    right_lane: int | None
+    """Index of the lane on the right, if it has the same direction and the marking permits a
+    change."""
+    successors: tuple[int, ...]
+    """Indices of the lanes that continue this one."""
+    predecessors: tuple[int, ...]
+    """Indices of the lanes that this one continues."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoadNetwork:
+    """All driving lanes of a network, linked."""
+
+    name: str
+    """Name of the network, unique to its geometry."""
+    map: "carla.Map"
+    """The `carla.Map`; it cannot be pickled."""
+    lanes: tuple[Lane, ...]
+    """Driving lanes, at least one."""
+    paved: tuple[Strip, ...]
+    """Shoulders, parking bays and other paved surface that is not a driving lane."""
+    bounds: tuple[float, float, float, float]
+    """Minimum x, minimum y, maximum x and maximum y of lanes and paved surface, in metres."""
+
+    @classmethod
+    def from_opendrive(cls, name: str, xodr: str) -> Self:
+        """Build the network of an OpenDRIVE document.
+
+        Args:
+            name: Name for pictures, datasets and messages.
+            xodr: OpenDRIVE text.
+
+        Raises:
+            RoadError: The text is not OpenDRIVE, carla.Map rejects it, or it has no driving lane of
+                sufficient length and width.
+            WorldError: The carla package is not installed.
+        """
+        root = parse_opendrive(xodr, name)
+        try:
+            world_map = _carla_map(name, xodr)
+            drafts, paved = _sample_lanes(world_map, root)
+            links = _links(drafts)
+        except (RuntimeError, IndexError) as error:
+            raise RoadError(
+                f"road {name} is rejected by carla.Map ({error}), expected OpenDRIVE that CARLA "
+                f"can load; check it with an OpenDRIVE validator"
+            ) from error
+        if not drafts:
+            raise RoadError(
+                f"road {name} has no driving lane of at least {SHORTEST_M} m by {NARROWEST_M} m, "
+                "expected one; check the lane widths"
+            )
+        lanes = _lanes(drafts, links)
+        strips = (*lanes, *paved)
+        edges = np.concatenate([strip.edge(side) for strip in strips for side in (-1.0, 1.0)])
+        low, high = edges.min(axis=0), edges.max(axis=0)
+        bounds = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+        return cls(name=name, map=world_map, lanes=lanes, paved=tuple(paved), bounds=bounds)
+
+    def __repr__(self) -> str:
+        length = sum(lane.length_m for lane in self.lanes)
+        return f"RoadNetwork({self.name!r}, {len(self.lanes)} lanes, {length:.0f} m of lane)"
+
+
+def _carla_map(name: str, xodr: str) -> "carla.Map":
+    # Imported here: configurations are also read on machines without carla.
+    try:
+        import carla
+    except ImportError as error:
+        raise WorldError(
+            "the built-in simulator needs the package carla 0.9.16, which has wheels for Python "
+            f"3.10 to 3.12 on x86-64 Linux and Windows; collect on such a machine ({error})"
+        ) from error
+    return carla.Map(name, xodr)
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
-class LaneDraft:
-    """A driving lane as sampled, before it knows its neighbours."""
+class _LaneDraft:
+    """A driving lane as sampled, before it is linked to its neighbours."""
 
     key: LaneKey
     forward: bool
@@ -98,14 +206,9 @@ class LaneDraft:
     last: "carla.Waypoint"
 
 
-def sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[LaneDraft], list[Strip]]:
-    """Sample the driving lanes of a document, and its other paved surface.
-
-    Args:
-        world_map: The `carla.Map` of the same document.
-        root: The document, sound.
-    """
-    drafts: list[LaneDraft] = []
+def _sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[_LaneDraft], list[Strip]]:
+    """Sample the driving lanes of a checked document, and its other paved surface."""
+    drafts: list[_LaneDraft] = []
     paved: list[Strip] = []
     for road_id, start, end, lane_id, kind in _document_lanes(root):
         sampled = _sample(world_map, road_id, lane_id, start, end, kind)
@@ -117,7 +220,7 @@ def sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[LaneDra
             continue
         middle = waypoints[len(waypoints) // 2]
         drafts.append(
-            LaneDraft(
+            _LaneDraft(
                 key=(road_id, middle.section_id, lane_id),
                 forward=forward,
                 strip=strip,
@@ -133,7 +236,7 @@ def sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[LaneDra
 
 
 def _document_lanes(root: ET.Element) -> Iterator[tuple[int, float, float, int, str]]:
-    """Road id, first and last metre, lane id and type of every lane that a car can stand on."""
+    """Yield road id, start and end in metres, lane id and type of every driving or paved lane."""
     for road in root.iter("road"):
         for start, end, section in lane_sections(road):
             for lane_id, lane in lanes_of(section):
@@ -145,7 +248,7 @@ def _document_lanes(root: ET.Element) -> Iterator[tuple[int, float, float, int, 
 def _sample(
     world_map: "carla.Map", road_id: int, lane_id: int, start: float, end: float, kind: str
 ) -> "tuple[Strip, list[carla.Waypoint], bool] | None":
-    """Sample one lane in driving direction; None where there is nothing to drive on."""
+    """Sample one lane in driving direction; None if it is too short or too narrow."""
     count = max(math.ceil((end - start) / SPACING_M), 1) + 1
     at = np.linspace(start + _INSET_M, end - _INSET_M, count)
     find = world_map.get_waypoint_xodr
@@ -180,118 +283,15 @@ def _sample(
 
 
 def _marking(marking: "carla.LaneMarking | None") -> str:
-    """Spell ``SolidSolid`` as ``solid_solid``; no marking at all as ``none``."""
+    """Return the name of a marking: ``solid_solid`` for ``SolidSolid``, ``none`` for no marking."""
     name = "NONE" if marking is None else str(marking.type)
     if name == "NONE":
         return "none"
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).removeprefix("_")
 
 
-_CROSSABLE = frozenset({"none", "broken", "broken_broken", "botts_dots"})
-_HOP_M = 0.3
-_HOPS = 8
-_LARGEST_GAP_M = 2.5
-_SHARPEST_JOIN_RAD = math.pi / 3
-_TOUCH_M = 0.5
-_TOUCH_RAD = 0.3
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Lane(Strip):
-    """A driving lane of one lane section, and where it leads."""
-
-    index: int
-    """Position in `RoadNetwork.lanes`."""
-    road_id: int
-    """OpenDRIVE road."""
-    section_id: int
-    """Number of the lane section in its road."""
-    lane_id: int
-    """OpenDRIVE lane, negative to the right of the road's reference line."""
-    is_junction: bool
-    """Whether it crosses a junction."""
-    left_marking: str
-    """Marking on its left in driving direction: ``none``, ``solid``, ``broken``, ..."""
-    right_marking: str
-    """Marking on its right in driving direction."""
-    left_lane: int | None
-    """Lane of the same direction on the left that may be changed to."""
-    right_lane: int | None
-    """Lane of the same direction on the right that may be changed to."""
-    successors: tuple[int, ...]
-    """Lanes that continue it."""
-    predecessors: tuple[int, ...]
-    """Lanes that it continues."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RoadNetwork:
-    """All driving lanes of a network, joined."""
-
-    name: str
-    """Name unique to the geometry."""
-    map: "carla.Map"
-    """The `carla.Map` itself; it cannot be pickled."""
-    lanes: tuple[Lane, ...]
-    """Driving lanes; at least one."""
-    paved: tuple[Strip, ...]
-    """Shoulders, parking and other surface that is not a driving lane."""
-    bounds: tuple[float, float, float, float]
-    """Smallest x and y, largest x and y of lanes and pavement, in metres."""
-
-    @classmethod
-    def from_opendrive(cls, name: str, xodr: str) -> Self:
-        """Build the network of an OpenDRIVE document.
-
-        Args:
-            name: Name for pictures, datasets and messages.
-            xodr: OpenDRIVE text.
-
-        Raises:
-            RoadError: The text is not OpenDRIVE, carla.Map refuses it, or it has no driving
-                lane of useful length and width.
-            WorldError: The carla package is not installed.
-        """
-        root = parse_opendrive(xodr, name)
-        try:
-            world_map = _carla_map(name, xodr)
-            drafts, paved = sample_lanes(world_map, root)
-            links = _links(drafts)
-        except (RuntimeError, IndexError) as error:
-            raise RoadError(
-                f"road {name} is refused by carla.Map ({error}), expected OpenDRIVE that CARLA "
-                f"can load; check it with an OpenDRIVE validator"
-            ) from error
-        if not drafts:
-            raise RoadError(
-                f"road {name} has no driving lane of at least {SHORTEST_M} m by {NARROWEST_M} m"
-            )
-        lanes = _lanes(drafts, links)
-        strips = (*lanes, *paved)
-        edges = np.concatenate([strip.edge(side) for strip in strips for side in (-1.0, 1.0)])
-        low, high = edges.min(axis=0), edges.max(axis=0)
-        bounds = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        return cls(name=name, map=world_map, lanes=lanes, paved=tuple(paved), bounds=bounds)
-
-    def __repr__(self) -> str:
-        length = sum(lane.length_m for lane in self.lanes)
-        return f"RoadNetwork({self.name!r}, {len(self.lanes)} lanes, {length:.0f} m of lane)"
-
-
-def _carla_map(name: str, xodr: str) -> "carla.Map":
-    # Imported here: settings of the road world are read on machines that have no carla.
-    try:
-        import carla
-    except ImportError as error:
-        raise WorldError(
-            "the road world needs the package carla 0.9.16, which has wheels for Python 3.10 to "
-            f"3.12 on x86-64 Linux and Windows; collect on such a machine ({error})"
-        ) from error
-    return carla.Map(name, xodr)
-
-
-def _links(drafts: list[LaneDraft]) -> list[tuple[int, ...]]:
-    """Successors of each lane: carla.Map's, else whatever begins right at its end."""
+def _links(drafts: list[_LaneDraft]) -> list[tuple[int, ...]]:
+    """Return the successors of each lane: those of carla.Map, else the lanes at its end."""
     index = {draft.key: number for number, draft in enumerate(drafts)}
     begins = np.array([draft.strip.points[0] for draft in drafts]).reshape(-1, 2)
     headings = np.array([draft.strip.yaw_rad[0] for draft in drafts])
@@ -302,19 +302,19 @@ def _links(drafts: list[LaneDraft]) -> list[tuple[int, ...]]:
         turn = np.abs((headings - yaw + math.pi) % (2.0 * math.pi) - math.pi)
         linked = [
             number
-            for number in _followers(draft.last, index)
-            if gap[number] <= _LARGEST_GAP_M and turn[number] <= _SHARPEST_JOIN_RAD
+            for number in _next_lanes(draft.last, index)
+            if gap[number] <= _MAX_GAP_M and turn[number] <= _MAX_JOIN_RAD
         ]
         touching = np.flatnonzero((gap <= _TOUCH_M) & (turn <= _TOUCH_RAD)).tolist()
         found.append(tuple(linked or touching))
     return found
 
 
-def _followers(last: "carla.Waypoint", index: dict[LaneKey, int]) -> list[int]:
-    """Lanes that `waypoint.next` leads to, stepping over lanes too short to keep."""
+def _next_lanes(last: "carla.Waypoint", index: dict[LaneKey, int]) -> list[int]:
+    """Return the lanes that `waypoint.next` leads to, across lanes that were dropped."""
     found: dict[int, None] = {}
     front = [last]
-    for _ in range(_HOPS):
+    for _ in range(_MAX_HOPS):
         beyond = []
         for waypoint in (after for before in front for after in before.next(_HOP_M)):
             number = index.get((waypoint.road_id, waypoint.section_id, waypoint.lane_id))
@@ -328,7 +328,7 @@ def _followers(last: "carla.Waypoint", index: dict[LaneKey, int]) -> list[int]:
     return sorted(found)
 
 
-def _lanes(drafts: list[LaneDraft], links: list[tuple[int, ...]]) -> tuple[Lane, ...]:
+def _lanes(drafts: list[_LaneDraft], links: list[tuple[int, ...]]) -> tuple[Lane, ...]:
     index = {draft.key: number for number, draft in enumerate(drafts)}
     before: list[list[int]] = [[] for _ in drafts]
     for number, successors in enumerate(links):
@@ -354,9 +354,9 @@ def _lanes(drafts: list[LaneDraft], links: list[tuple[int, ...]]) -> tuple[Lane,
 
 
 def _beside(
-    drafts: list[LaneDraft], index: dict[LaneKey, int], draft: LaneDraft, side: int
+    drafts: list[_LaneDraft], index: dict[LaneKey, int], draft: _LaneDraft, side: int
 ) -> int | None:
-    """The lane next to this one (-1 left, 1 right) if it runs along and the marking lets cross."""
+    """Return the lane beside a lane (-1 left, 1 right) if a car may change to it, else None."""
     if draft.markings[side == 1] not in _CROSSABLE:
         return None
     road_id, section_id, lane_id = draft.key

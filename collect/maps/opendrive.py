@@ -1,58 +1,159 @@
-"""XML from strangers: no document types, so no entities that grow when they are expanded."""
+"""Read OpenDRIVE files, and check them for everything that carla.Map does not survive.
+
+Documents come from other people: a document type is an error, so no entity is ever expanded.
+"""
 
 import math
 import re
 import stat
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from avtd3.store.errors import RoadError
+from avtd3.store.errors import Avtd3Error, RoadError
 
-
-class PlainTree(ET.TreeBuilder):
-    """A tree builder that stops at a document type, before any entity is declared.
-
-    Args:
-        refuse: Makes the error to raise, from the document type's name.
-    """
-
-    def __init__(self, refuse: Callable[[str], Exception]) -> None:
-        super().__init__()
-        self._refuse = refuse
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
-        """Refuse."""
-        raise self._refuse(name)
-
-
+MAX_FILE_BYTES = 64 * 1024 * 1024
+"""Largest .xodr file that is read, in bytes."""
 MAX_LANE_LENGTH_M = 5_000_000.0
-"""Longest sum of all lanes that a network may claim."""
+"""Largest total length of all lanes of a network, in metres."""
 DRIVING = "driving"
-"""OpenDRIVE's type of a lane that cars drive in."""
-MEND = "export it again, or check it with an OpenDRIVE validator"
-"""What to do about a document that is not sound."""
+"""OpenDRIVE's type of a lane for cars."""
+_FIX = "export it again, or check it with an OpenDRIVE validator"
 _GEOMETRIES = ("line", "spiral", "arc", "poly3", "paramPoly3")
-_LATE_M = 1e-3
-_SLACK_M = 10.0
+_MAX_START_M = 1e-3
+_LENGTH_TOLERANCE_M = 10.0
+_RELIEF = (
+    ("elevationProfile", ("elevation",)),
+    ("lateralProfile", ("superelevation", "crossfall", "shape")),
+)
 
 
-def check_sound(root: ET.Element, where: str) -> None:
-    """Refuse a document that carla.Map would not survive, or that has nothing to drive on.
+def read_opendrive(path: str | Path) -> str:
+    """Read an OpenDRIVE file that carla.Map can load.
 
     Args:
-        root: The ``OpenDRIVE`` element.
-        where: File or name for the messages.
+        path: An .xodr file.
+
+    Returns:
+        Its text.
 
     Raises:
-        RoadError: The first fault found.
+        RoadError: The file is missing, is a directory, is unreadable, is empty or is larger than 64
+            MiB; it is not XML or not OpenDRIVE; it is malformed in a way that carla.Map does not
+            survive; or it has no driving lane.
     """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise RoadError(f"road {path} is {kind}, expected an .xodr file; give its path")
+        if status.st_size > MAX_FILE_BYTES:
+            raise RoadError(
+                f"road {path} has {status.st_size} bytes, expected at most {MAX_FILE_BYTES}; "
+                f"split the map"
+            )
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise RoadError(
+            f"road {path} does not exist, expected an .xodr file; check the path"
+        ) from error
+    except OSError as error:
+        raise RoadError(
+            f"road {path} cannot be read: {error.strerror}; check the file and its permissions"
+        ) from error
+    text = _decode(data, str(path))
+    parse_opendrive(text, str(path))
+    return text
+
+
+def parse_opendrive(xodr: str, where: str) -> ET.Element:
+    """Parse OpenDRIVE text, and check that carla.Map can load it.
+
+    Args:
+        xodr: The text.
+        where: File or name for error messages.
+
+    Returns:
+        The root element, without XML namespaces.
+
+    Raises:
+        RoadError: The text is not OpenDRIVE, declares a document type, would crash carla.Map, or
+            has no driving lane.
+    """
+    if not xodr.strip():
+        raise RoadError(f"road {where} is empty, expected OpenDRIVE text; {_FIX}")
+    root = parse_xml(xodr, f"road {where}", RoadError)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    if root.tag != "OpenDRIVE":
+        raise RoadError(f"road {where} is XML of <{root.tag}>, expected <OpenDRIVE>; {_FIX}")
     _Checker(root, where).check()
+    return root
+
+
+def parse_xml(data: str | bytes, where: str, error: type[Avtd3Error]) -> ET.Element:
+    """Parse XML that declares no document type, so that it has no entities to expand.
+
+    Args:
+        data: The XML.
+        where: File or name for error messages.
+        error: Class of the error to raise.
+
+    Returns:
+        The root element.
+    """
+    parser = ET.XMLParser(target=_PlainTree(where, error))
+    try:
+        parser.feed(data)
+        root: ET.Element = parser.close()
+    except error:
+        raise
+    except (ET.ParseError, ValueError) as failure:
+        raise error(f"{where} is not valid XML: {failure}") from failure
+    return root
+
+
+class _PlainTree(ET.TreeBuilder):
+    """Build a tree, and stop at a document type before it declares an entity."""
+
+    def __init__(self, where: str, error: type[Avtd3Error]) -> None:
+        super().__init__()
+        self._where, self._error = where, error
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
+        """Raise the error."""
+        raise self._error(
+            f"{self._where} declares a DOCTYPE ({name:.80}), expected none; remove it"
+        )
+
+
+def flatten(xodr: str) -> tuple[str, bool]:
+    """Remove the relief of a network: the built-in simulator drives on a plane.
+
+    Args:
+        xodr: OpenDRIVE text.
+
+    Returns:
+        The text without elevation, superelevation, crossfall and lateral shape, and whether it had
+        any. A text without relief is returned unchanged.
+
+    Raises:
+        RoadError: The text is not OpenDRIVE.
+    """
+    root = parse_opendrive(xodr, "to flatten")
+    changed = False
+    for road in root.iter("road"):
+        for profile, relief in _RELIEF:
+            for element in road.findall(profile):
+                changed |= any(_is_relief(child) for child in element if child.tag in relief)
+                element[:] = [child for child in element if child.tag not in relief]
+    return (ET.tostring(root, encoding="unicode"), True) if changed else (xodr, False)
 
 
 def lane_sections(road: ET.Element) -> list[tuple[float, float, ET.Element]]:
-    """The lane sections of a road in order, as (first metre, last metre, element)."""
+    """Return the lane sections of a road in order, as (start in metres, end in metres, element)."""
     found = sorted(road.findall("lanes/laneSection"), key=lambda e: float(e.get("s", "0")))
     if not found:
         return []
@@ -62,14 +163,27 @@ def lane_sections(road: ET.Element) -> list[tuple[float, float, ET.Element]]:
 
 
 def lanes_of(section: ET.Element) -> Iterator[tuple[int, ET.Element]]:
-    """The lanes of a lane section with their ids, the centre (id 0) left out."""
+    """Yield the lanes of a lane section with their ids, except the centre lane (id 0)."""
     for side in ("left", "right"):
         for lane in section.findall(f"{side}/lane"):
             yield int(lane.get("id", "0")), lane
 
 
+def _decode(data: bytes, where: str) -> str:
+    declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""", data[:200])
+    encoding = declared.group(1).decode() if declared else "utf-8"
+    try:
+        return data.decode("utf-8-sig" if encoding.lower() == "utf-8" else encoding)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise RoadError(f"road {where} is not {encoding} text: {error}; {_FIX}") from error
+
+
+def _is_relief(element: ET.Element) -> bool:
+    return any(float(element.get(key, "0")) != 0.0 for key in "abcd")
+
+
 class _Checker:
-    """Looks through one document for what carla.Map does not survive."""
+    """Check one document for everything that carla.Map does not survive."""
 
     def __init__(self, root: ET.Element, where: str) -> None:
         self._root = root
@@ -90,7 +204,7 @@ class _Checker:
             self._check_junction(junction)
 
     def _refuse(self, what: str) -> NoReturn:
-        raise RoadError(f"road {self._where} {what}; {MEND}")
+        raise RoadError(f"road {self._where} {what}; {_FIX}")
 
     def _number(self, element: ET.Element, key: str, owner: str) -> float:
         text = element.get(key, "0")
@@ -120,50 +234,54 @@ class _Checker:
         if not plan:
             self._refuse(f"has no planView geometry in {owner}")
         first = min(self._number(geometry, "s", owner) for geometry in plan)
-        if first > _LATE_M:
-            self._refuse(f"has a plan that begins at {first} m in {owner}, expected 0 m")
+        if first > _MAX_START_M:
+            self._refuse(f"has a planView that starts at {first} m in {owner}, expected 0 m")
         for geometry in plan:
             shapes = [child for child in geometry if child.tag in _GEOMETRIES]
             if not shapes:
-                self._refuse(f"has a geometry in {owner} that is none of {', '.join(_GEOMETRIES)}")
+                self._refuse(f"has a geometry in {owner}, expected one of {', '.join(_GEOMETRIES)}")
             for element in (geometry, *shapes):
                 for key in element.attrib.keys() - {"pRange"}:
                     self._number(element, key, owner)
-            if float(geometry.get("length", "0")) > length + _SLACK_M:
-                self._refuse(f"has a geometry in {owner} that is longer than its {length} m")
+            if float(geometry.get("length", "0")) > length + _LENGTH_TOLERANCE_M:
+                self._refuse(f"has a geometry in {owner} that is longer than the road ({length} m)")
 
     def _check_sections(self, road: ET.Element, length: float, owner: str) -> None:
         found = road.findall("lanes/laneSection")
         starts = [self._number(section, "s", owner) for section in found]
         if found and (min(starts) < 0.0 or max(starts) >= length):
-            self._refuse(f"has a lane section at {max(starts)} m in {owner} of {length} m")
+            self._refuse(
+                f"has lane sections from {min(starts)} m to {max(starts)} m in {owner}, expected "
+                f"starts from 0 m to below {length} m"
+            )
         if len(set(starts)) != len(starts):
-            self._refuse(f"has two lane sections at the same place in {owner}")
+            self._refuse(f"has two lane sections with the same start in {owner}, expected one")
         sides = [self._check_lanes(section, owner) for section in found]
         for (start, end, _), lanes in zip(lane_sections(road), sides, strict=True):
             self._lane_length_m += (end - start) * len(lanes)
         if self._lane_length_m > MAX_LANE_LENGTH_M:
-            self._refuse(f"claims over {MAX_LANE_LENGTH_M / 1000:.0f} km of lanes by {owner}")
+            self._refuse(f"has over {MAX_LANE_LENGTH_M / 1000:.0f} km of lanes, expected less")
         empty: set[int] = set()
-        ordered = [lanes for _, lanes in sorted(zip(starts, sides, strict=True), key=_first)]
+        by_start = sorted(zip(starts, sides, strict=True), key=lambda pair: pair[0])
+        ordered = [lanes for _, lanes in by_start]
         self._lanes[road.get("id", "")] = (ordered[0], ordered[-1]) if ordered else (empty, empty)
 
     def _check_lanes(self, section: ET.Element, owner: str) -> set[int]:
         if section.find("center/lane") is None:
-            self._refuse(f"has a lane section without centre lane in {owner}")
+            self._refuse(f"has a lane section without a centre lane in {owner}, expected one")
         for width in section.iter("width"):
             for key in width.attrib:
                 self._number(width, key, owner)
         for lane in (*section.iterfind("left/lane"), *section.iterfind("right/lane")):
             if not re.fullmatch(r"-?[1-9]\d{0,3}", lane.get("id", "")):
-                self._refuse(f"has lane id {lane.get('id')!r} in {owner}, expected a number")
+                self._refuse(f"has lane id {lane.get('id')!r} in {owner}, expected an integer")
             self._driving |= lane.get("type") == DRIVING
         numbers = [number for number, _ in lanes_of(section)]
         found = set(numbers)
         right = sum(1 for number in found if number < 0)
         whole = {*range(-right, 0), *range(1, len(found) - right + 1)}
         if found != whole or len(numbers) != len(found):
-            self._refuse(f"has lanes {numbers} in {owner}, expected 1, 2, ... on either side")
+            self._refuse(f"has lanes {numbers} in {owner}, expected 1, 2, ... on each side")
         return found
 
     def _check_links(self, road: ET.Element) -> None:
@@ -174,7 +292,7 @@ class _Checker:
         either_way = road.get("rule") == "LHT"
         for index, section in enumerate(sections):
             for number, lane in lanes_of(section):
-                # carla.Map follows links in driving direction only, and trusts them.
+                # carla.Map follows links in driving direction only, and does not check them.
                 if number < 0 or either_way:
                     self._check_link(road, lane, "successor", around[index + 2])
                 if number > 0 or either_way:
@@ -194,7 +312,7 @@ class _Checker:
             )
 
     def _linked_lanes(self, road: ET.Element, name: str) -> set[int] | None:
-        """Lane ids where a road's link leads to; None if to no road."""
+        """Return the lane ids at the other end of a road's link; None if it links to no road."""
         link = road.find(f"link/{name}")
         if link is None or link.get("elementType") != "road":
             return None
@@ -207,120 +325,7 @@ class _Checker:
         for connection in junction.findall("connection"):
             road = connection.get("connectingRoad", connection.get("linkedRoad", ""))
             if road not in self._lanes:
-                self._refuse(f"leads junction {junction.get('id')!r} over road {road!r}, not there")
-
-
-def _first(pair: tuple[float, set[int]]) -> float:
-    return pair[0]
-
-
-MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Largest .xodr file that is read."""
-_RELIEF = (
-    ("elevationProfile", ("elevation",)),
-    ("lateralProfile", ("superelevation", "crossfall", "shape")),
-)
-
-
-def read_opendrive(path: str | Path) -> str:
-    """Read an OpenDRIVE file that carla.Map can take.
-
-    Args:
-        path: An .xodr file.
-
-    Returns:
-        Its text.
-
-    Raises:
-        RoadError: The file is missing, a directory, unreadable, empty, larger than 64 MiB, not
-            XML, not OpenDRIVE, malformed in a way that carla.Map does not survive, or has no
-            driving lane.
-    """
-    path = Path(path)
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise RoadError(f"road {path} is {kind}, expected an .xodr file; name the file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise RoadError(
-                f"road {path} has {status.st_size} bytes, expected at most {MAX_FILE_BYTES}; "
-                f"cut the map"
-            )
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise RoadError(f"road {path} does not exist; expected an .xodr file") from error
-    except OSError as error:
-        raise RoadError(f"road {path} cannot be read: {error.strerror}") from error
-    text = _decode(data, str(path))
-    parse_opendrive(text, str(path))
-    return text
-
-
-def parse_opendrive(xodr: str, where: str) -> ET.Element:
-    """Parse OpenDRIVE text and hold it against what carla.Map takes.
-
-    Args:
-        xodr: The text; document types and entities are refused unread.
-        where: File or name for the messages.
-
-    Returns:
-        The root element, XML namespaces removed.
-
-    Raises:
-        RoadError: The text is not OpenDRIVE, or carla.Map would not survive it, or it has no
-            driving lane.
-    """
-    if not xodr.strip():
-        raise RoadError(f"road {where} is empty, expected OpenDRIVE text; {MEND}")
-    refusal = f"road {where} declares a DOCTYPE ({{}}), expected none; remove it"
-    parser = ET.XMLParser(target=PlainTree(lambda name: RoadError(refusal.format(name))))
-    try:
-        parser.feed(xodr)
-        root: ET.Element = parser.close()
-    except (ET.ParseError, ValueError) as error:
-        if isinstance(error, RoadError):
-            raise
-        raise RoadError(f"road {where} is not XML: {error}; {MEND}") from error
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-    if root.tag != "OpenDRIVE":
-        raise RoadError(f"road {where} is XML of <{root.tag}>, expected <OpenDRIVE>")
-    check_sound(root, where)
-    return root
-
-
-def flatten(xodr: str) -> tuple[str, bool]:
-    """Lay a network flat, as the embedded world drives it.
-
-    Args:
-        xodr: OpenDRIVE text.
-
-    Returns:
-        The text without elevation, superelevation, crossfall and lateral shape, and whether
-        there was any; the very same text if there was none.
-
-    Raises:
-        RoadError: The text is not OpenDRIVE.
-    """
-    root = parse_opendrive(xodr, "to flatten")
-    changed = False
-    for road in root.iter("road"):
-        for profile, relief in _RELIEF:
-            for element in road.findall(profile):
-                changed |= any(_is_relief(child) for child in element if child.tag in relief)
-                element[:] = [child for child in element if child.tag not in relief]
-    return (ET.tostring(root, encoding="unicode"), True) if changed else (xodr, False)
-
-
-def _decode(data: bytes, where: str) -> str:
-    declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""", data[:200])
-    encoding = declared.group(1).decode() if declared else "utf-8"
-    try:
-        return data.decode("utf-8-sig" if encoding.lower() == "utf-8" else encoding)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise RoadError(f"road {where} is not {encoding} text: {error}; {MEND}") from error
-
-
-def _is_relief(element: ET.Element) -> bool:
-    return any(float(element.get(key, "0")) != 0.0 for key in "abcd")
+                self._refuse(
+                    f"has a connection over road {road!r} in junction {junction.get('id')!r}, "
+                    "expected the id of a road that exists"
+                )

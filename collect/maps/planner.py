@@ -1,4 +1,4 @@
-"""Stretches of lanes laid end to end as one `Route`, at one point per metre."""
+"""Plan routes along lanes: random ones, and ones through given waypoints."""
 
 import dataclasses
 import heapq
@@ -14,70 +14,199 @@ from avtd3.collect.maps.network import Lane, RoadNetwork
 from avtd3.collect.maps.route import Route, resample
 from avtd3.store.errors import RoadError, RouteError
 
-_OVERLAP_M = 0.3  # a join closer than this is a join, not a lane beside
-_CHANGE_PER_M = 8.0  # metres before and after a join, per metre that the lanes lie apart
+_OVERLAP_M = 0.3  # lanes whose ends are closer than this continue each other
+_CHANGE_PER_M = 8.0  # length of a lane change before and after the join, per metre between lanes
 _NARROWEST_M = 2.0
+MIN_ROUTE_M = 30.0
+"""Length of the shortest route that is driven."""
+SNAP_M = 5.0
+"""Maximum distance of a waypoint from the middle of a driving lane."""
+_STARTS = 24  # positions that are tried before the longest route found is taken
+_VISITS = 400  # lanes that are visited from one start, so that the search ends
+_END_MARGIN_M = 5.0
+_TURN_BACK_RAD = math.radians(150.0)
+_ALIKE_M = 2.0  # a waypoint also stands for lanes this much farther away than the nearest
+_MAX_LANES = 8
+_OFFSET_COST = 5.0  # metres of detour per metre between a waypoint and its lane
+_CHANGE_M = 20.0
+_ROOM_M = 40.0  # a lane change with less room costs twice the missing length
+_MIN_ROOM_M = 10.0
+_FORBIDDEN_M = 100.0  # cost of a lane change that the marking forbids
+_Point = tuple[float, float]
+_State = tuple[int, bool]
+"""A lane, and whether the path is still in the lane section in which it started."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRoute:
+    """A route and the lanes that it runs along."""
+
+    route: Route
+    """The route, with a point about every metre."""
+    lanes: tuple[int, ...]
+    """Indices in `RoadNetwork.lanes`, in driving order; a lane may occur again."""
+    start_distance_m: float
+    """Distance along the first lane at which the route starts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of a lane, driven in the lane's direction."""
+class LanePart:
+    """A part of a lane, driven in the direction of the lane."""
 
     lane: int
-    """Index into `RoadNetwork.lanes`."""
+    """Index in `RoadNetwork.lanes`."""
     from_m: float
-    """Metres along the lane where it begins."""
+    """Distance along the lane at which the part starts."""
     to_m: float = math.inf
-    """Metres along the lane where it ends; infinite for the lane's own end."""
+    """Distance along the lane at which the part ends; infinite for the end of the lane."""
 
 
-def join(network: RoadNetwork, pieces: Sequence[Piece], length_m: float = math.inf) -> Route:
-    """One polyline over the pieces, cut to a length.
+def scenario_route(
+    network: RoadNetwork, scenario: Scenario, rng: np.random.Generator
+) -> PlannedRoute:
+    """Plan the route of a scenario: through its waypoints, or a random one.
 
     Args:
-        network: Whose lanes they are.
-        pieces: At least one, in driving order.
-        length_m: Where to cut it, in metres from its beginning.
+        network: The roads.
+        scenario: Waypoints, or the desired length.
+        rng: Draws random routes; not used if there are waypoints.
+
+    Raises:
+        RouteError: No such route exists.
     """
-    table = _table(network.lanes[pieces[0].lane], pieces[0])
-    for piece in pieces[1:]:
-        table = _append(table, _table(network.lanes[piece.lane], piece))
+    if scenario.waypoints:
+        return plan_through(network, scenario.waypoints)
+    return plan_route(network, rng, scenario.route_length_m)
+
+
+def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) -> PlannedRoute:
+    """Plan a random route.
+
+    The same network and the same state of the generator give the same route. Starts are distributed
+    evenly over all metres of lane outside junctions, or inside if there are no other lanes.
+
+    Args:
+        network: The roads.
+        rng: Draws the start and the lanes at forks.
+        length_m: Desired length in metres. The route is shorter only if no start leads so far.
+
+    Returns:
+        The route and its lanes.
+
+    Raises:
+        RoadError: The length is below `MIN_ROUTE_M`, or no route of `MIN_ROUTE_M` was found.
+    """
+    if not length_m >= MIN_ROUTE_M:
+        raise RoadError(f"route length is {length_m} m, expected at least {MIN_ROUTE_M} m")
+    best: tuple[float, float, tuple[int, ...]] = (0.0, 0.0, ())
+    for start_lane, start_m in _starts(network, rng):
+        reached, lanes = _drive(network, rng, start_lane, start_m, length_m)
+        if reached > best[0]:
+            best = (reached, start_m, lanes)
+        if reached >= length_m:
+            break
+    reached, start_m, lanes = best
+    if reached < MIN_ROUTE_M:
+        raise RoadError(
+            f"road {network.name} has no route of {MIN_ROUTE_M} m (longest found: {reached:.1f} "
+            "m); use longer roads"
+        )
+    parts = [LanePart(lanes[0], start_m), *(LanePart(lane, 0.0) for lane in lanes[1:])]
+    return PlannedRoute(
+        route=join(network, parts, min(length_m, reached)),
+        lanes=lanes,
+        start_distance_m=start_m,
+    )
+
+
+def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRoute:
+    """Plan the cheapest route through waypoints, in their order.
+
+    Args:
+        network: The roads.
+        waypoints: At least two positions x, y in metres, within `SNAP_M` of a driving lane.
+
+    Returns:
+        The route from the first waypoint to the last.
+
+    Raises:
+        RouteError: A waypoint is off the lanes, the lanes do not lead from one waypoint to the
+            next, or the route is shorter than `MIN_ROUTE_M`.
+    """
+    lanes = _Lanes(network)
+    places = [
+        _places(network, lanes, point, number) for number, point in enumerate(waypoints, start=1)
+    ]
+    reached = [(place, _Path(place.cost, ())) for place in places[0]]
+    for number, (before, after) in enumerate(itertools.pairwise(waypoints), 1):
+        reached = _advance(network, lanes, reached, places[number])
+        if not reached:
+            raise RouteError(
+                f"road {network.name}: no lanes lead from waypoint {number} {_named(before)} to "
+                f"waypoint {number + 1} {_named(after)}; check their order and their side of the "
+                "road, or add one in between"
+            )
+    parts = _merged(min(reached, key=lambda found: found[1].cost)[1].parts)
+    length_m = sum(part.to_m - part.from_m for part in parts)
+    if length_m < MIN_ROUTE_M:
+        raise RouteError(
+            f"road {network.name}: the route through {len(waypoints)} waypoints is {length_m:.1f} "
+            f"m long, expected at least {MIN_ROUTE_M} m; move the last one farther away"
+        )
+    return PlannedRoute(
+        route=join(network, parts),
+        lanes=tuple(part.lane for part in parts),
+        start_distance_m=parts[0].from_m,
+    )
+
+
+def join(network: RoadNetwork, parts: Sequence[LanePart], length_m: float = math.inf) -> Route:
+    """Join parts of lanes into one route, cut to a length.
+
+    Args:
+        network: The network of the lanes.
+        parts: At least one, in driving order.
+        length_m: Length at which the route is cut, in metres.
+    """
+    table = _table(network.lanes[parts[0].lane], parts[0])
+    for part in parts[1:]:
+        table = _append(table, _table(network.lanes[part.lane], part))
     distance = _distance(table)
     end = min(length_m, float(distance[-1]))
     at = np.concatenate((distance[distance < end], [end]))
     cut = np.stack([np.interp(at, distance, table[:, axis]) for axis in (0, 1)], axis=1)
     even = resample(cut)
     along = np.linspace(0.0, end, len(even))
-    # A lane that begins or ends as a wedge is no narrower than a car's way through it.
+    # A lane that starts or ends as a wedge still has room for a car.
     width = np.maximum(np.interp(along, distance, table[:, 3]), _NARROWEST_M)
     return Route(points=even, lane_width_m=width)
 
 
-def _table(lane: Lane, piece: Piece) -> NDArray[np.float64]:
-    """Columns x, y, yaw and width of the piece's points, float64 (N, 4)."""
-    inner = lane.distance_m[lane.distance_m > piece.from_m + _OVERLAP_M]
-    at = np.concatenate(([piece.from_m], inner))
-    if piece.to_m < lane.length_m:
-        at = np.concatenate((at[at < piece.to_m - _OVERLAP_M], [piece.to_m]))
+def _table(lane: Lane, part: LanePart) -> NDArray[np.float64]:
+    """Return columns x, y, yaw and width of the points of a part, float64 (N, 4)."""
+    inner = lane.distance_m[lane.distance_m > part.from_m + _OVERLAP_M]
+    at = np.concatenate(([part.from_m], inner))
+    if part.to_m < lane.length_m:
+        at = np.concatenate((at[at < part.to_m - _OVERLAP_M], [part.to_m]))
     columns = (lane.points[:, 0], lane.points[:, 1], lane.yaw_rad, lane.width_m)
     return np.stack([np.interp(at, lane.distance_m, column) for column in columns], axis=1)
 
 
 def _append(table: NDArray[np.float64], more: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Join two lanes; where they lie beside each other, change over on a smooth curve."""
+    """Append the points of the next lane, on a smooth curve if the lanes are side by side."""
     gap = math.hypot(*(more[0, :2] - table[-1, :2]))
     if gap <= _OVERLAP_M:
         return np.concatenate([table, more[1:] if len(more) > 1 else more])
     room = gap * _CHANGE_PER_M
     before, after = _distance(table), _distance(more)
-    # The last stretch before the join and the first behind it give way, at most half of each.
+    # The curve replaces the points before and after the join, at most half of each part.
     head = table[before <= max(before[-1] - room, 0.5 * before[-1])]
     tail = more[after >= min(room, 0.5 * after[-1])]
     return np.concatenate([head, _bridge(head[-1], tail[0]), tail])
 
 
 def _bridge(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A cubic Hermite curve between two rows, both left out, about a point per metre."""
+    """Return a cubic Hermite curve between two rows, without both: a point about every metre."""
     chord = math.hypot(*(end[:2] - start[:2]))
     share = np.linspace(0.0, 1.0, max(math.ceil(chord), 1) + 1)[1:-1, None]
     way = [chord * np.array([math.cos(row[2]), math.sin(row[2])]) for row in (start, end)]
@@ -95,75 +224,15 @@ def _distance(table: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate(([0.0], np.cumsum(step)))
 
 
-MIN_ROUTE_M = 30.0
-"""Shortest route that is worth an episode."""
-_STARTS = 24  # positions tried before settling for the longest way found
-_VISITS = 400  # lanes looked at from one start; networks branch, searches must end
-_END_MARGIN_M = 5.0
-_TURN_BACK_RAD = math.radians(150.0)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRoute:
-    """A route and the lanes that it runs along."""
-
-    route: Route
-    """The way, about a point per metre."""
-    lanes: tuple[int, ...]
-    """Indices into `RoadNetwork.lanes`, in driving order; a lane may come again."""
-    start_distance_m: float
-    """Where on the first lane the route begins."""
-
-
-def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) -> PlannedRoute:
-    """Plan a random route.
-
-    The same network and the same state of the generator give the same route.
-
-    Args:
-        network: Where to drive.
-        rng: Draws the start and the way on at forks.
-        length_m: Wanted length, in metres; met to about a metre, and shorter only where no start
-            goes so far.
-
-    Returns:
-        The route with its lanes. Starts are spread over all metres of lane outside junctions
-        (inside them only if there is nothing else).
-
-    Raises:
-        RoadError: The length is below `MIN_ROUTE_M`, or no way of `MIN_ROUTE_M` was found.
-    """
-    if not length_m >= MIN_ROUTE_M:
-        raise RoadError(f"route of {length_m} m wanted, expected at least {MIN_ROUTE_M} m")
-    best: tuple[float, float, tuple[int, ...]] = (0.0, 0.0, ())
-    for start_lane, start_m in _starts(network, rng):
-        reached, lanes = _drive(network, rng, start_lane, start_m, length_m)
-        if reached > best[0]:
-            best = (reached, start_m, lanes)
-        if reached >= length_m:
-            break
-    reached, start_m, lanes = best
-    if reached < MIN_ROUTE_M:
-        raise RoadError(
-            f"road {network.name} has no way of {MIN_ROUTE_M} m (longest found: {reached:.1f} m)"
-        )
-    pieces = [Piece(lanes[0], start_m), *(Piece(lane, 0.0) for lane in lanes[1:])]
-    return PlannedRoute(
-        route=join(network, pieces, min(length_m, reached)),
-        lanes=lanes,
-        start_distance_m=start_m,
-    )
-
-
 def _starts(network: RoadNetwork, rng: np.random.Generator) -> list[tuple[int, float]]:
-    """Random positions, then the very beginning of the lanes, longest first."""
+    """Return random positions, then the starts of the longest lanes, as (lane, distance)."""
     lanes = [lane for lane in network.lanes if not lane.is_junction] or list(network.lanes)
     length = np.array([lane.length_m for lane in lanes])
     drawn = rng.choice(len(lanes), size=_STARTS, p=length / length.sum())
     share = rng.random(_STARTS)
     found = [
-        (lanes[number].index, float(part * max(lanes[number].length_m - _END_MARGIN_M, 0.0)))
-        for number, part in zip(drawn.tolist(), share.tolist(), strict=True)
+        (lanes[number].index, float(along * max(lanes[number].length_m - _END_MARGIN_M, 0.0)))
+        for number, along in zip(drawn.tolist(), share.tolist(), strict=True)
     ]
     longest = np.argsort(-length, kind="stable")[:_STARTS].tolist()
     return found + [(lanes[number].index, 0.0) for number in longest]
@@ -172,142 +241,72 @@ def _starts(network: RoadNetwork, rng: np.random.Generator) -> list[tuple[int, f
 def _drive(
     network: RoadNetwork, rng: np.random.Generator, lane: int, start_m: float, length_m: float
 ) -> tuple[float, tuple[int, ...]]:
-    """Search depth first from a position; the length reached (up to the wanted) and the lanes."""
+    """Search depth first from a position; return the length reached and the lanes."""
     reached = network.lanes[lane].length_m - start_m
     path, lengths = [lane], [reached]
-    ways = [_ways(network, rng, lane)]
+    choices = [_next_lanes(network, rng, lane)]
     best: tuple[float, tuple[int, ...]] = (reached, (lane,))
     for _ in range(_VISITS):
         if best[0] >= length_m or not path:
             break
-        if not ways[-1]:
-            for stack in (path, lengths, ways):
+        if not choices[-1]:
+            for stack in (path, lengths, choices):
                 stack.pop()
             continue
-        following = ways[-1].pop()
-        path.append(following)
-        lengths.append(lengths[-1] + network.lanes[following].length_m)
-        ways.append(_ways(network, rng, following))
+        successor = choices[-1].pop()
+        path.append(successor)
+        lengths.append(lengths[-1] + network.lanes[successor].length_m)
+        choices.append(_next_lanes(network, rng, successor))
         if lengths[-1] > best[0]:
             best = (lengths[-1], tuple(path))
     return best
 
 
-def _ways(network: RoadNetwork, rng: np.random.Generator, lane: int) -> list[int]:
+def _next_lanes(network: RoadNetwork, rng: np.random.Generator, lane: int) -> list[int]:
+    """Return the successors of a lane in random order, without those that turn back."""
     successors = [
-        following
-        for following in network.lanes[lane].successors
-        if not turns_back(network, network.lanes[lane], network.lanes[following])
+        successor
+        for successor in network.lanes[lane].successors
+        if not _turns_back(network, network.lanes[lane], network.lanes[successor])
     ]
     return [successors[number] for number in rng.permutation(len(successors)).tolist()]
 
 
-def turns_back(network: RoadNetwork, lane: Lane, following: Lane) -> bool:
-    """Whether a lane leads over a junction back to where one came from; too tight to drive."""
-    if not following.is_junction:
+def _turns_back(network: RoadNetwork, lane: Lane, successor: Lane) -> bool:
+    """Return whether a lane leads over a junction back in the opposite direction.
+
+    Such a turn is too tight to drive.
+    """
+    if not successor.is_junction:
         return False
-    beyond = [network.lanes[number].yaw_rad[0] for number in following.successors]
-    turns = np.array([*beyond, following.yaw_rad[-1]]) - lane.yaw_rad[-1]
-    # Converted maps bend at the joins too, so the connection's own turn does not tell it all.
+    beyond = [network.lanes[number].yaw_rad[0] for number in successor.successors]
+    turns = np.array([*beyond, successor.yaw_rad[-1]]) - lane.yaw_rad[-1]
+    # Lanes of converted maps also bend at the joins: check the direction beyond the junction too.
     return bool(np.cos(turns).min() < math.cos(_TURN_BACK_RAD))
-
-
-SNAP_M = 5.0
-"""Farthest that a waypoint may lie from the middle of a driving lane."""
-_ALIKE_M = 2.0  # lanes this much farther away than the nearest are meant as well
-_MOST_LANES = 8
-_OFFSET_COST = 5.0  # metres of detour per metre between a waypoint and its lane
-_CHANGE_M = 20.0
-_ROOM_M = 40.0  # a lane change with less room costs twice what is missing
-_LEAST_ROOM_M = 10.0
-_FORBIDDEN_M = 100.0
-
-_Point = tuple[float, float]
-_State = tuple[int, bool]
-"""A lane, and whether the way is still in the lane section in which it began."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
-    """A lane that a waypoint may mean."""
+    """A position on a lane for which a waypoint may stand."""
 
     lane: int
     share: float
-    """Place along the lane, in [0, 1]."""
+    """Position along the lane, in [0, 1]."""
     offset_m: float
     cost: float = 0.0
-    """What it costs to mean this one."""
+    """Cost of using this position for the waypoint."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Way:
-    """The cheapest way to a place found so far."""
+class _Path:
+    """The cheapest path to a place found so far."""
 
     cost: float
-    pieces: tuple[Piece, ...]
-
-
-def scenario_route(
-    network: RoadNetwork, scenario: Scenario, rng: np.random.Generator
-) -> PlannedRoute:
-    """The route that a scenario asks for: through its waypoints, or a random one.
-
-    Args:
-        network: Where to drive.
-        scenario: Waypoints, or the wanted length.
-        rng: Draws random routes; not used where there are waypoints.
-
-    Raises:
-        RouteError: There is no such route.
-    """
-    if scenario.waypoints:
-        return plan_through(network, scenario.waypoints)
-    return plan_route(network, rng, scenario.route_length_m)
-
-
-def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRoute:
-    """Plan a route through waypoints, in their order.
-
-    Args:
-        network: Where to drive.
-        waypoints: At least two positions x, y in metres, within `SNAP_M` of a driving lane.
-
-    Returns:
-        The route from the first waypoint to the last.
-
-    Raises:
-        RouteError: A waypoint lies off the lanes, no way leads from one to the next, or the route
-            is shorter than `MIN_ROUTE_M`.
-    """
-    lanes = _Lanes(network)
-    places = [
-        _places(network, lanes, point, number) for number, point in enumerate(waypoints, start=1)
-    ]
-    reached = [(place, _Way(place.cost, ())) for place in places[0]]
-    for number, (before, after) in enumerate(itertools.pairwise(waypoints), 1):
-        reached = _advance(network, lanes, reached, places[number])
-        if not reached:
-            raise RouteError(
-                f"road {network.name}: no way leads from waypoint {number} {_named(before)} to "
-                f"waypoint {number + 1} {_named(after)} along the lanes; check their order and "
-                "side of the road, or set one in between"
-            )
-    pieces = _merged(min(reached, key=lambda found: found[1].cost)[1].pieces)
-    length_m = sum(piece.to_m - piece.from_m for piece in pieces)
-    if length_m < MIN_ROUTE_M:
-        raise RouteError(
-            f"road {network.name}: the route through {len(waypoints)} waypoints is {length_m:.1f} "
-            f"m long, expected at least {MIN_ROUTE_M} m; set the last one farther on"
-        )
-    return PlannedRoute(
-        route=join(network, pieces),
-        lanes=tuple(piece.lane for piece in pieces),
-        start_distance_m=pieces[0].from_m,
-    )
+    parts: tuple[LanePart, ...]
 
 
 class _Lanes:
-    """The lanes of a network as routes through waypoints ask for them."""
+    """The lanes of a network, indexed for routes through waypoints."""
 
     def __init__(self, network: RoadNetwork) -> None:
         self._network = network
@@ -318,7 +317,7 @@ class _Lanes:
         }
 
     def near(self, point: _Point) -> list[_Place]:
-        """The places of the lanes within `SNAP_M` of a point, nearest first."""
+        """Return the nearest place on each lane within `SNAP_M` of a point, nearest first."""
         inside = ((self._low <= point) & (self._high >= point)).all(axis=1)
         found = [
             _nearest(self._network.lanes[number], point)
@@ -328,7 +327,7 @@ class _Lanes:
         return sorted(within, key=lambda place: (place.offset_m, place.lane))
 
     def beside(self, number: int) -> list[tuple[int, float]]:
-        """The lanes of one direction beside one, and how many metres more a change costs."""
+        """Return the lanes beside a lane in its direction, and the extra cost of changing."""
         lane = self._network.lanes[number]
         found = []
         for lane_id in (lane.lane_id - 1, lane.lane_id + 1):
@@ -342,41 +341,25 @@ class _Lanes:
         return found
 
 
-def _advance(
-    network: RoadNetwork,
-    lanes: _Lanes,
-    reached: Sequence[tuple[_Place, _Way]],
-    places: Sequence[_Place],
-) -> list[tuple[_Place, _Way]]:
-    """The cheapest way to each place of the next waypoint, if there is one."""
-    best: dict[int, _Way] = {}
-    for place, way in reached:
-        for number, leg in _Search(network, lanes, place).ways(places):
-            cost = way.cost + leg.cost + places[number].cost
-            if number not in best or cost < best[number].cost:
-                best[number] = _Way(cost, (*way.pieces, *leg.pieces))
-    return [(places[number], way) for number, way in sorted(best.items())]
-
-
 def _places(network: RoadNetwork, lanes: _Lanes, point: _Point, number: int) -> list[_Place]:
-    """The lanes that a waypoint may mean, nearest first."""
+    """Return the places for which a waypoint may stand, nearest first."""
     found = lanes.near(point)
     if not found:
         raise RouteError(
-            f"road {network.name}: waypoint {number} {_named(point)} lies more than {SNAP_M:g} m "
-            "from every driving lane; is it of this map, in metres, with y to the right as CARLA "
-            "counts it?"
+            f"road {network.name}: waypoint {number} {_named(point)} is more than {SNAP_M:g} m "
+            "from every driving lane; check that it belongs to this map, in metres, with y to the "
+            "right as in CARLA"
         )
     limit = found[0].offset_m + _ALIKE_M
-    meant = {place.lane for place in found if place.offset_m <= limit}
-    near = {other for lane in meant for other, _ in lanes.beside(lane)} - meant
+    alike = {place.lane for place in found if place.offset_m <= limit}
+    beside = {other for lane in alike for other, _ in lanes.beside(lane)} - alike
     return [
         dataclasses.replace(
-            place, cost=_OFFSET_COST * place.offset_m + _FORBIDDEN_M * (place.lane in near)
+            place, cost=_OFFSET_COST * place.offset_m + _FORBIDDEN_M * (place.lane in beside)
         )
         for place in found
-        if place.lane in meant | near
-    ][:_MOST_LANES]
+        if place.lane in alike | beside
+    ][:_MAX_LANES]
 
 
 def _nearest(lane: Lane, point: _Point) -> _Place:
@@ -389,6 +372,22 @@ def _nearest(lane: Lane, point: _Point) -> _Place:
     return _Place(lane.index, min(at_m / lane.length_m, 1.0), float(away[place]))
 
 
+def _advance(
+    network: RoadNetwork,
+    lanes: _Lanes,
+    reached: Sequence[tuple[_Place, _Path]],
+    places: Sequence[_Place],
+) -> list[tuple[_Place, _Path]]:
+    """Return the cheapest path to each place of the next waypoint that can be reached."""
+    best: dict[int, _Path] = {}
+    for place, path in reached:
+        for number, leg in _Search(network, lanes, place).paths(places):
+            cost = path.cost + leg.cost + places[number].cost
+            if number not in best or cost < best[number].cost:
+                best[number] = _Path(cost, (*path.parts, *leg.parts))
+    return [(places[number], path) for number, path in sorted(best.items())]
+
+
 class _Search:
     """Dijkstra's search over lanes from one place."""
 
@@ -396,8 +395,8 @@ class _Search:
         self._network, self._lanes, self._start = network, lanes, start
         self._before: dict[_State, _State | None] = {}
 
-    def ways(self, goals: Sequence[_Place]) -> Iterator[tuple[int, _Way]]:
-        """The cheapest way to each goal that can be reached, by the goal's number."""
+    def paths(self, goals: Sequence[_Place]) -> Iterator[tuple[int, _Path]]:
+        """Yield the cheapest path to each goal that can be reached, with the index of the goal."""
         found: dict[int, tuple[float, _State]] = {}
         front: list[tuple[float, _State, _State | None]] = [(0.0, (self._start.lane, True), None)]
         while front:
@@ -413,10 +412,10 @@ class _Search:
                     number not in found or reached < found[number][0]
                 ):
                     found[number] = (reached, state)
-            for more, following in self._following(state):
-                heapq.heappush(front, (cost + more, following, state))
+            for more, successor in self._successors(state):
+                heapq.heappush(front, (cost + more, successor, state))
         for number, (cost, state) in found.items():
-            yield number, _Way(cost, tuple(self._pieces(state, goals[number].share)))
+            yield number, _Path(cost, tuple(self._parts(state, goals[number].share)))
 
     def _entry(self, state: _State) -> float:
         return self._start.share if state[1] else 0.0
@@ -425,27 +424,27 @@ class _Search:
         return (share - self._entry(state)) * self._network.lanes[state[0]].length_m
 
     def _is_beside(self, state: _State, before: _State | None) -> bool:
-        """Whether a lane is reached by a change from the one beside it."""
+        """Return whether a lane was reached by a change from the lane beside it."""
         return before is not None and state[0] in dict(self._lanes.beside(before[0]))
 
     def _arrives(self, state: _State, goal: _Place) -> bool:
         if goal.lane != state[0] or goal.share < self._entry(state):
             return False
         changes = self._is_beside(state, self._before[state])
-        return not changes or self._length(state, goal.share) >= _LEAST_ROOM_M
+        return not changes or self._length(state, goal.share) >= _MIN_ROOM_M
 
-    def _following(self, state: _State) -> Iterator[tuple[float, _State]]:
+    def _successors(self, state: _State) -> Iterator[tuple[float, _State]]:
         lane, room = self._network.lanes[state[0]], self._length(state)
         for number in lane.successors:
-            if not turns_back(self._network, lane, self._network.lanes[number]):
+            if not _turns_back(self._network, lane, self._network.lanes[number]):
                 yield room, (number, False)
-        if room >= _LEAST_ROOM_M:
+        if room >= _MIN_ROOM_M:
             for number, more in self._lanes.beside(state[0]):
                 cost = _CHANGE_M + 2.0 * max(_ROOM_M - room, 0.0) + more
                 yield cost, (number, state[1])
 
-    def _pieces(self, last: _State, share: float) -> Iterator[Piece]:
-        """Stretches of lanes; lanes beside each other divide their section's way evenly."""
+    def _parts(self, last: _State, share: float) -> Iterator[LanePart]:
+        """Yield the parts of lanes of a path; lanes side by side share their section evenly."""
         chain = [last]
         while (before := self._before[chain[-1]]) is not None:
             chain.append(before)
@@ -460,19 +459,19 @@ class _Search:
             edges = np.linspace(entry, exit_, len(row) + 1).tolist()
             for (lane, _), first, end in zip(row, edges[:-1], edges[1:], strict=True):
                 length_m = self._network.lanes[lane].length_m
-                yield Piece(lane, first * length_m, end * length_m)
+                yield LanePart(lane, first * length_m, end * length_m)
 
 
-def _merged(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces without empty ones, those that go on where the one before ended put together."""
-    merged: list[Piece] = []
-    for piece in pieces:
-        if piece.to_m - piece.from_m < 1e-6:
+def _merged(parts: Sequence[LanePart]) -> list[LanePart]:
+    """Return the parts without empty ones; adjacent parts of a lane are merged."""
+    merged: list[LanePart] = []
+    for part in parts:
+        if part.to_m - part.from_m < 1e-6:
             continue
-        if merged and merged[-1].lane == piece.lane and merged[-1].to_m == piece.from_m:
-            merged[-1] = Piece(piece.lane, merged[-1].from_m, piece.to_m)
+        if merged and merged[-1].lane == part.lane and merged[-1].to_m == part.from_m:
+            merged[-1] = LanePart(part.lane, merged[-1].from_m, part.to_m)
         else:
-            merged.append(piece)
+            merged.append(part)
     return merged
 
 

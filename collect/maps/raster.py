@@ -1,4 +1,8 @@
-"""Painted lines: which ones a network's lanes describe, each of them once."""
+"""`Raster`: a road network painted as pixels, in tiles, for the camera and for the wheels.
+
+A fine layer near the car and a coarse one far away hold a ground class and a texture level per
+pixel; a third layer holds the direction of the lane.
+"""
 
 import dataclasses
 import functools
@@ -10,125 +14,45 @@ from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork, Strip
 
+VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
+"""Ground classes. `GAP` is bare asphalt between the dashes of a line. `PAINT_1` to `PAINT` are
+asphalt of which one to four quarters are painted."""
+TILE = 128
+"""Fine pixels along the side of a tile."""
+COARSE = 4
+"""Fine pixels along the side of a coarse pixel."""
+TEXTURES = 16
+"""Number of texture levels, the lower four bits of a ground code."""
+DIRECTIONS = 252
+"""Number of steps of a full turn in which lane directions are stored."""
+NO_LANE, ANY_DIRECTION = 0, 255
+_SHOULDER_M = 0.5
+_EDGE_M = 0.2
 _LINE_M = 0.15
 _LINE_APART_M = 0.2
+_DASH_M = 3.0
+_DASH_PERIOD_M = 9.0
 _BARE = ("none", "grass", "curb")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Band:
-    """A band along a strip: its left and right border, in metres right of the centre line."""
-
-    along: Strip
-    left_m: NDArray[np.float64]
-    right_m: NDArray[np.float64]
-
-
-def painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:
-    """Each painted line once, with whether it is dashed.
-
-    Neighbouring lanes describe the line between them twice, opposite ones even with dashes
-    counted from opposite ends, so a line is known by its road, section and lane boundary.
-    """
-    drawn: set[tuple[int, int, int]] = set()
-    for lane in lanes:
-        inner = lane.lane_id - (1 if lane.lane_id > 0 else -1)
-        for boundary, kind, side in (
-            (inner, lane.left_marking, -1.0),
-            (lane.lane_id, lane.right_marking, 1.0),
-        ):
-            key = (lane.road_id, lane.section_id, boundary)
-            if key in drawn or kind in _BARE:
-                continue
-            drawn.add(key)
-            middle = side * lane.width_m / 2
-            for shift, dashed in _line_parts(kind):
-                at = middle + side * shift
-                yield Band(lane, at - _LINE_M / 2, at + _LINE_M / 2), dashed
-
-
-def _line_parts(kind: str) -> tuple[tuple[float, bool], ...]:
-    """Outward shift and dashing of each line that a marking consists of, inner line first."""
-    parts = [name == "broken" for name in kind.split("_")]
-    if len(parts) == 1:
-        return ((0.0, parts[0]),)
-    return ((-_LINE_APART_M, parts[0]), (_LINE_APART_M, parts[1]))
-
-
-def sample_band(band: Band, at: NDArray[np.float64]) -> NDArray[np.float64]:
-    """x, y, yaw, left and right border of a band, float64 (5, n), at distances along it."""
-    strip = band.along
-    knots = np.stack([*strip.points.T, strip.yaw_rad, band.left_m, band.right_m])
-    # One search for all five, which np.interp would repeat for each.
-    last = len(strip.distance_m) - 1
-    place = np.interp(at, strip.distance_m, np.arange(last + 1.0))
-    whole = np.minimum(place.astype(np.intp), last - 1)
-    found: NDArray[np.float64] = np.diff(knots).take(whole, axis=1, mode="clip")
-    found *= place - whole
-    found += knots.take(whole, axis=1, mode="clip")
-    return found
-
-
-TEXTURES = 16
-"""Texture levels, the lower four bits of a ground code."""
-_SEED = 20200513  # any constant: the texture belongs to no episode
+_DEFAULTS = 4  # the verge repeats after this many tiles in each direction
+_PAD_M = 16.0
+# A rotated square lattice covers every pixel if its spacing is below a pixel / sqrt(2).
+_SPACING_PX = 0.7
+_LINE_SPACING_PX = 0.5
+_SEED = 20200513  # any constant: the texture is the same in all episodes
 _LAYERS_PX = ((0.7, 4.0), (0.3, 14.0))
 """Share of each layer of patches, and the smallest period of its waves in pixels."""
 
 
-@functools.cache
-def ground_texture(size: int) -> NDArray[np.uint8]:
-    """Texture levels uint8 (size, size) in [0, `TEXTURES`), equally frequent; one per pixel.
-
-    Patches are smooth, so pictures of them compress; they repeat seamlessly after `size` pixels.
-    """
-    rng = np.random.default_rng(_SEED)
-    wave = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))  # cycles per pixel
-    field = np.zeros((size, size))
-    for share, period in _LAYERS_PX:
-        white = np.fft.rfft2(rng.standard_normal((size, size)))
-        layer = np.fft.irfft2(white * np.exp(-((wave * period) ** 2)), s=(size, size))
-        field += share * layer / layer.std()
-    # Of equal numbers of pixels: the limits are quantiles of a part of the field.
-    part = np.sort(field[::4, ::4], axis=None)
-    limits = part[len(part) * np.arange(1, TEXTURES) // TEXTURES]
-    texture = np.searchsorted(limits, field).astype(np.uint8)
-    texture.flags.writeable = False
-    return texture
-
-
-VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
-"""Ground classes. `GAP` is bare asphalt between the dashes of a line; `PAINT_1` to `PAINT` are
-asphalt of which a quarter to all is painted."""
-TILE = 128
-"""Fine pixels along a tile's side."""
-COARSE = 4
-"""Fine pixels along a coarse pixel's side."""
-DIRECTIONS = 252
-"""Lane directions are told apart in this many steps of a full turn; 0 means no lane."""
-NO_LANE, ANY_DIRECTION = 0, 255
-
-_SHOULDER_M = 0.5
-_EDGE_M = 0.2
-_DASH_M = 3.0
-_DASH_PERIOD_M = 9.0
-_DEFAULTS = 4  # verge repeats after this many tiles in each direction
-_PAD_M = 16.0
-# A turned square lattice leaves no pixel out if its spacing is below a pixel / sqrt(2).
-_SPACING_PX = 0.7
-_LINE_SPACING_PX = 0.5
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Raster:
-    """A painted network; see the module for the layers. All arrays are read-only."""
+    """A painted network. All arrays are read-only; see `paint`."""
 
     pixel_m: float
     """Side of a fine pixel in metres."""
     left_m: float
-    """x of the table's corner."""
+    """x of the corner of the table."""
     top_m: float
-    """y of the table's corner."""
+    """y of the corner of the table."""
     table: NDArray[np.int32]
     """int32 (rows, columns), the slot of each tile; rows run along y, columns along x."""
     fine: NDArray[np.uint8]
@@ -136,12 +60,12 @@ class Raster:
     coarse: NDArray[np.uint8]
     """uint8 (slots, TILE / COARSE, TILE / COARSE), class << 4 | texture."""
     direction: NDArray[np.uint8]
-    """uint8, shaped as `coarse`: 1 + yaw in steps of a turn / `DIRECTIONS`, or one of `NO_LANE`
-    and `ANY_DIRECTION` (junctions)."""
+    """uint8, the shape of `coarse`: 1 + yaw in steps of a turn / `DIRECTIONS`, `NO_LANE`, or
+    `ANY_DIRECTION` in junctions."""
 
     @classmethod
     def paint(cls, network: RoadNetwork, pixel_m: float) -> "Raster":
-        """Paint all lanes of a network, and what else is paved.
+        """Paint all lanes of a network, and its other paved surface.
 
         Args:
             network: The lanes to paint.
@@ -151,23 +75,23 @@ class Raster:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of all layers."""
+        """Return the memory of all layers in bytes."""
         layers = (self.table, self.fine, self.coarse, self.direction)
         return sum(layer.nbytes for layer in layers)
 
     def slots(self, row: int, column: int, size: int) -> NDArray[np.int32]:
-        """Slots int32 (size, size) of a square of tiles; beyond the table the border repeats."""
+        """Return slots int32 (size, size) of a square of tiles; outside, the border repeats."""
         rows = np.clip(np.arange(row, row + size), 0, self.table.shape[0] - 1)
         columns = np.clip(np.arange(column, column + size), 0, self.table.shape[1] - 1)
         found: NDArray[np.int32] = self.table[rows[:, None], columns]
         return found
 
     def ground_at(self, x_m: float, y_m: float) -> int:
-        """Class of the ground at a position."""
+        """Return the ground class at a position."""
         return self._pixel(self.fine, x_m, y_m, self.pixel_m) >> 4
 
     def direction_at(self, x_m: float, y_m: float) -> float | None:
-        """Yaw of the lane at a position; None off the lanes and in junctions."""
+        """Return the yaw of the lane at a position; None off the lanes and in junctions."""
         code = self._pixel(self.direction, x_m, y_m, self.pixel_m * COARSE)
         if code in (NO_LANE, ANY_DIRECTION):
             return None
@@ -186,8 +110,17 @@ class Raster:
         return layer.item(table.item(tile_row, tile_column), row, column)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Band:
+    """A band along a strip; its borders are in metres to the right of the centre line."""
+
+    along: Strip
+    left_m: NDArray[np.float64]
+    right_m: NDArray[np.float64]
+
+
 class _Painter:
-    """The layers while they are being painted, last paint on top."""
+    """The layers of a raster while they are painted, from the bottom up."""
 
     def __init__(self, network: RoadNetwork, pixel_m: float) -> None:
         self.lanes, self.pixel_m = network.lanes, pixel_m
@@ -205,13 +138,13 @@ class _Painter:
         self.direction = np.zeros((slots, side, side), np.uint8)
 
     def _allocate(self, rows: int, columns: int) -> NDArray[np.int32]:
-        """Give each tile that a strip may touch a slot of its own."""
+        """Give a slot of its own to each tile that a strip may touch."""
         tile_m = TILE * self.pixel_m
         used = np.zeros((rows, columns), np.bool_)
         for strip in self.strips:
-            reach = float(strip.width_m.max()) / 2 + _SHOULDER_M + _EDGE_M + 1.0
-            for dx in (-reach, 0.0, reach):
-                for dy in (-reach, 0.0, reach):
+            reach_m = float(strip.width_m.max()) / 2 + _SHOULDER_M + _EDGE_M + 1.0
+            for dx in (-reach_m, 0.0, reach_m):
+                for dy in (-reach_m, 0.0, reach_m):
                     at = (strip.points + np.array((dx - self.left_m, dy - self.top_m))) // tile_m
                     column, row = at.astype(np.int64).T
                     used[row, column] = True
@@ -232,11 +165,11 @@ class _Painter:
                     self._fill(Band(strip, -w - end, -w - begin), ground << 4)
                 if not has_right:
                     self._fill(Band(strip, w + begin, w + end), ground << 4)
-        # Lanes come last: where they meet other pavement, they lie on top.
+        # Lanes are painted last: they cover other pavement.
         for strip in reversed(self.strips):
             ground = ASPHALT if isinstance(strip, Lane) else SHOULDER
             self._fill(Band(strip, -strip.width_m / 2, strip.width_m / 2), ground << 4)
-        for band, dashed in painted_lines(self.lanes):
+        for band, dashed in _painted_lines(self.lanes):
             self._draw_line(band, dashed)
         self._paint_directions()
         coarse = _coarsen(self.fine)
@@ -255,9 +188,9 @@ class _Painter:
         )
 
     def _beside(self) -> list[tuple[Strip, bool, bool]]:
-        """Whether another lane lies to the left and right of each strip and covers what is there.
+        """Return for each strip whether a lane borders it on the left and on the right.
 
-        Lane ids fall from left to right along the road, with the axis in place of lane 0.
+        Lane ids decrease from left to right along the road; the axis takes the place of lane 0.
         """
         keys = {(lane.road_id, lane.section_id, lane.lane_id) for lane in self.lanes}
         beside: list[tuple[Strip, bool, bool]] = []
@@ -284,7 +217,7 @@ class _Painter:
 
     def _paint_directions(self) -> None:
         size_m, side = self.pixel_m * COARSE, TILE // COARSE
-        # Lanes proper come last: where they meet a junction, their direction counts.
+        # Lanes outside junctions are painted last: where they overlap, their direction counts.
         for lane in sorted(self.lanes, key=lambda lane: not lane.is_junction):
             w = lane.width_m / 2
             index, distance = self._covered(Band(lane, -w, w), size_m, side, _SPACING_PX)
@@ -298,22 +231,22 @@ class _Painter:
     def _covered(
         self, band: Band, size_m: float, side: int, spacing_px: float
     ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Flat indices of the pixels under a band, in a layer with tiles of `side`.
+        """Return flat indices of the pixels under a band, in a layer with tiles of `side` pixels.
 
         Returns:
             intp (along, across), and float64 (along,) the distances along the strip.
         """
         strip = band.along
         reach_m = max(float(np.abs(band.left_m).max()), float(np.abs(band.right_m).max()))
-        # The outer border of a bend is longer than the centre line.
+        # The outer border of a curve is longer than the centre line.
         bend = np.abs(np.diff(strip.yaw_rad)) / np.maximum(np.diff(strip.distance_m), 1e-6)
         stretch = min(1.0 + reach_m * float(bend.max(initial=0.0)), 2.0)
         spacing_m, length = size_m * spacing_px, float(strip.distance_m[-1])
         at = np.linspace(0.0, length, math.ceil(length * stretch / spacing_m) + 1)
         widest = float((band.right_m - band.left_m).max())
         share = np.linspace(0.0, 1.0, math.ceil(widest / spacing_m) + 1, dtype=np.float32)
-        x, y, yaw, left, right = sample_band(band, at)
-        # In pixels: a line across the strip begins on the left and goes on by shares of a step.
+        x, y, yaw, left, right = _sample_band(band, at)
+        # In pixels: a line across the strip, from its left end by shares of its whole width.
         across_x, across_y = np.sin(yaw) / -size_m, np.cos(yaw) / size_m
         wide = right - left
         ends = np.empty((2, len(at), 2), np.float32)
@@ -326,12 +259,12 @@ class _Painter:
     def _index(
         self, row: NDArray[np.int32], column: NDArray[np.int32], side: int
     ) -> NDArray[np.intp]:
-        """Flat indices of pixels by their row and column, in a layer with tiles of `side`."""
+        """Return flat indices of pixels by row and column, in a layer with such tiles."""
         bits = side.bit_length() - 1
         tile = row >> bits
         tile *= self.table.shape[1]
         tile += column >> bits
-        # `clip` only spares the check: strips lie inside the table.
+        # `clip` only avoids a bounds check: strips are inside the table.
         flat: NDArray[np.intp] = self.table.reshape(-1).take(tile, mode="clip").astype(np.intp)
         flat <<= 2 * bits
         row &= side - 1
@@ -342,10 +275,56 @@ class _Painter:
         return flat
 
 
+def _painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:
+    """Yield each painted line once, and whether it is dashed.
+
+    Neighbouring lanes both describe the line between them, and lanes of opposite direction count
+    its dashes from opposite ends. A line is therefore identified by road, section and lane
+    boundary.
+    """
+    drawn: set[tuple[int, int, int]] = set()
+    for lane in lanes:
+        inner = lane.lane_id - (1 if lane.lane_id > 0 else -1)
+        for boundary, kind, side in (
+            (inner, lane.left_marking, -1.0),
+            (lane.lane_id, lane.right_marking, 1.0),
+        ):
+            key = (lane.road_id, lane.section_id, boundary)
+            if key in drawn or kind in _BARE:
+                continue
+            drawn.add(key)
+            middle = side * lane.width_m / 2
+            for shift, dashed in _line_parts(kind):
+                at = middle + side * shift
+                yield Band(lane, at - _LINE_M / 2, at + _LINE_M / 2), dashed
+
+
+def _line_parts(kind: str) -> tuple[tuple[float, bool], ...]:
+    """Return outward shift and dashing of each line of a marking, inner line first."""
+    parts = [name == "broken" for name in kind.split("_")]
+    if len(parts) == 1:
+        return ((0.0, parts[0]),)
+    return ((-_LINE_APART_M, parts[0]), (_LINE_APART_M, parts[1]))
+
+
+def _sample_band(band: Band, at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return x, y, yaw, left and right border of a band at distances along it, float64 (5, n)."""
+    strip = band.along
+    knots = np.stack([*strip.points.T, strip.yaw_rad, band.left_m, band.right_m])
+    # One search for all five; np.interp would search once for each.
+    last = len(strip.distance_m) - 1
+    place = np.interp(at, strip.distance_m, np.arange(last + 1.0))
+    whole = np.minimum(place.astype(np.intp), last - 1)
+    found: NDArray[np.float64] = np.diff(knots).take(whole, axis=1, mode="clip")
+    found *= place - whole
+    found += knots.take(whole, axis=1, mode="clip")
+    return found
+
+
 def _coarsen(fine: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Classes uint8 (slots, TILE / COARSE, TILE / COARSE), << 4, of classes without texture."""
+    """Return the classes of the coarse layer, << 4, from a fine layer without texture."""
     side = TILE // COARSE
-    # Four pixels of a row are one word; a product adds up its bytes in the highest one.
+    # Four pixels of a row are one word; a product adds its bytes in the highest byte.
     words = (fine == PAINT << 4).view(np.uint32) * np.uint32(0x01010101) >> np.uint32(24)
     rows = words.astype(np.uint8).reshape(-1, side, COARSE, side)
     painted = rows[:, :, 0] + rows[:, :, 1] + rows[:, :, 2] + rows[:, :, 3]  # of 16
@@ -356,16 +335,37 @@ def _coarsen(fine: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _add_texture(layer: NDArray[np.uint8], table: NDArray[np.int32]) -> None:
-    """Set the texture bits, from the pixels' place in the world.
+    """Set the texture bits of a layer from the position of each pixel in the world.
 
-    The pattern repeats after `_DEFAULTS` tiles (51 m), which no one can see in a picture.
+    The pattern repeats after `_DEFAULTS` tiles (51 m), which is not visible in a picture.
     """
     side = layer.shape[1]
     every = TILE // side
-    texture = ground_texture(_DEFAULTS * TILE)[every // 2 :: every, every // 2 :: every]
+    texture = _ground_texture(_DEFAULTS * TILE)[every // 2 :: every, every // 2 :: every]
     tiles = texture.reshape(_DEFAULTS, side, _DEFAULTS, side).swapaxes(1, 2)
-    # Verge tiles lie in many places, all of the same texture: the last one counts.
+    # A verge tile is used in many places with the same texture: the last one counts.
     kind = np.zeros(len(layer), np.intp)
     rows, columns = np.indices(table.shape) % _DEFAULTS
     kind[table.reshape(-1)] = (rows * _DEFAULTS + columns).reshape(-1)
     layer |= tiles.reshape(-1, side, side)[kind]
+
+
+@functools.cache
+def _ground_texture(size: int) -> NDArray[np.uint8]:
+    """Return texture levels uint8 (size, size) in [0, `TEXTURES`), all equally frequent.
+
+    The patches are smooth, so that pictures of them compress well. The pattern tiles without seams.
+    """
+    rng = np.random.default_rng(_SEED)
+    wave = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))  # cycles per pixel
+    field = np.zeros((size, size))
+    for share, period in _LAYERS_PX:
+        white = np.fft.rfft2(rng.standard_normal((size, size)))
+        layer = np.fft.irfft2(white * np.exp(-((wave * period) ** 2)), s=(size, size))
+        field += share * layer / layer.std()
+    # The limits are quantiles of a part of the field, so that all levels are equally frequent.
+    part = np.sort(field[::4, ::4], axis=None)
+    limits = part[len(part) * np.arange(1, TEXTURES) // TEXTURES]
+    texture = np.searchsorted(limits, field).astype(np.uint8)
+    texture.flags.writeable = False
+    return texture

@@ -1,9 +1,9 @@
-"""`Route`: the way the car is to drive, and where the car is on it.
+"""`Route`: the polyline that the car should follow, and the projection of the car onto it.
 
-A polyline with a point about every metre, in CARLA's frame (x forward, y to the right, yaw
-clockwise in radians). Projection is exact on the segments of a window around the last known
-distance: about 10 us however long the route is, and the car stays on the right branch where a
-route crosses or repeats itself.
+The polyline has a point about every metre, in CARLA's frame (x forward, y to the right, yaw
+clockwise in radians). Projection is exact on the segments near the last known distance. It takes
+about 10 us for a route of any length, and stays on the correct branch where a route crosses or
+repeats itself.
 """
 
 import bisect
@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from avtd3.store.errors import RoadError
 
 SEARCH_BEHIND_M = 10.0
-"""How far behind the last known distance `Route.project` looks."""
+"""How far behind the last known distance `Route.project` searches."""
 SEARCH_AHEAD_M = 30.0
-"""How far beyond the last known distance `Route.project` looks."""
+"""How far beyond the last known distance `Route.project` searches."""
 BEYOND_M = 1000.0
-"""How far `Route.ahead` continues a route straight beyond its ends."""
+"""How far `Route.ahead` extends a route straight beyond its ends."""
 _CURVATURE_KERNEL = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
 _STRAIGHT = 1e-9
 
@@ -35,36 +35,36 @@ class Projection:
     lateral_m: float
     """Signed distance from the route, positive to its right."""
     yaw_rad: float
-    """Heading of the route there, continuous along the route (not wrapped)."""
+    """Heading of the route at that point, continuous along the route (not wrapped)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Route:
     """A polyline to follow, with its headings, curvatures and lane widths.
 
-    Only `points` and `lane_width_m` are given; the rest follows from them. All arrays are
+    `points` and `lane_width_m` are given; the other fields are computed from them. All arrays are
     read-only.
     """
 
     points: NDArray[np.float64]
     """float64 (N, 2), x and y in metres, N >= 2, in driving order."""
     lane_width_m: NDArray[np.float64]
-    """float64 (N,), width of the lane at each point; a single number is taken for all."""
+    """float64 (N,), width of the lane at each point; one number is used for all points."""
     distance_m: NDArray[np.float64] = dataclasses.field(init=False)
-    """float64 (N,), metres along the route from its first point."""
+    """float64 (N,), metres along the route from the first point."""
     yaw_rad: NDArray[np.float64] = dataclasses.field(init=False)
     """float64 (N,), heading at each point, unwrapped: continuous along the route."""
     curvature: NDArray[np.float64] = dataclasses.field(init=False)
-    """float64 (N,), change of heading per metre, lightly smoothed, positive to the right."""
+    """float64 (N,), change of heading per metre, slightly smoothed, positive to the right."""
     length_m: float = dataclasses.field(init=False)
-    """Metres from the first point to the last."""
+    """Length of the route in metres."""
     _segments: list[tuple[float, float, float, float, float]] = dataclasses.field(init=False)
     _starts: list[float] = dataclasses.field(init=False)
     _yaws: list[float] = dataclasses.field(init=False)
-    _longest: float = dataclasses.field(init=False)
-    _reach_m: NDArray[np.float64] = dataclasses.field(init=False)
-    _reached: NDArray[np.complex128] = dataclasses.field(init=False)
-    _answered: list[Any] = dataclasses.field(init=False)
+    _max_segment_m: float = dataclasses.field(init=False)
+    _extended_m: NDArray[np.float64] = dataclasses.field(init=False)
+    _extended_points: NDArray[np.complex128] = dataclasses.field(init=False)
+    _last_projection: list[Any] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         points = _checked_points(self.points)
@@ -74,7 +74,10 @@ class Route:
         size = np.hypot(step[:, 0], step[:, 1])
         if not size.min() > 0.0:
             where = int(np.argmin(size))
-            raise RoadError(f"route repeats point {where} at once; drop duplicate points first")
+            raise RoadError(
+                f"route point {where + 1} repeats point {where}, expected distinct neighbours; "
+                "drop duplicate points"
+            )
         distance = np.concatenate(([0.0], np.cumsum(size)))
         yaw = _vertex_yaw(step, size)
         values = {
@@ -92,47 +95,49 @@ class Route:
         beyond = BEYOND_M * np.exp(1j * yaw[[0, -1]])
         reached = np.concatenate(([line[0] - beyond[0]], line, [line[-1] + beyond[1]]))
         reach = np.concatenate(([-BEYOND_M], distance, [distance[-1] + BEYOND_M]))
-        object.__setattr__(self, "_reached", reached)
-        object.__setattr__(self, "_reach_m", reach)
-        # Plain numbers for `project`: numpy's calls cost more than its few segments' sums.
+        object.__setattr__(self, "_extended_points", reached)
+        object.__setattr__(self, "_extended_m", reach)
+        # Plain numbers for `project`: for a few segments, numpy's calls are slower.
         segments = np.column_stack([points[:-1], step / size[:, None], size])
         object.__setattr__(self, "_segments", list(map(tuple, segments.tolist())))
         object.__setattr__(self, "_starts", distance[:-1].tolist())
         object.__setattr__(self, "_yaws", yaw.tolist())
-        object.__setattr__(self, "_longest", float(size.max()))
-        object.__setattr__(self, "_answered", [None, None])
+        object.__setattr__(self, "_max_segment_m", float(size.max()))
+        object.__setattr__(self, "_last_projection", [None, None])
 
     def __repr__(self) -> str:
         return f"Route({len(self.points)} points, {self.length_m:.1f} m)"
 
     def project(self, x_m: float, y_m: float, near_m: float | None = None) -> Projection:
-        """Find the point of the route nearest to a position.
+        """Find the point of the route that is nearest to a position.
 
-        Beyond either end the lateral distance is measured across the end's direction, so a
-        car that overshoots the goal straight ahead has not left the route sideways.
+        Beyond either end, the lateral distance is measured across the direction of the end. A car
+        that passes the goal straight ahead has therefore no lateral deviation.
 
         Args:
             x_m: Position, in metres.
             y_m: Position, in metres.
-            near_m: Last known distance along the route; only the segments from
-                `SEARCH_BEHIND_M` behind it to `SEARCH_AHEAD_M` beyond it are searched. None
-                searches the whole route.
+            near_m: Last known distance along the route. Only the segments from `SEARCH_BEHIND_M`
+                behind it to `SEARCH_AHEAD_M` beyond it are searched. None searches the whole route.
+
+        Returns:
+            The nearest point.
         """
-        # World and task ask for the same place in turn.
-        asked = (x_m, y_m, near_m)
-        if asked != self._answered[0]:
-            self._answered[:] = asked, self._searched(x_m, y_m, near_m)
-        found: Projection = self._answered[1]
+        # World and task project the same position one after the other.
+        query = (x_m, y_m, near_m)
+        if query != self._last_projection[0]:
+            self._last_projection[:] = query, self._search(x_m, y_m, near_m)
+        found: Projection = self._last_projection[1]
         return found
 
-    def _searched(self, x_m: float, y_m: float, near_m: float | None) -> Projection:
+    def _search(self, x_m: float, y_m: float, near_m: float | None) -> Projection:
         first, stop, seed = self._window(x_m, y_m, near_m)
         best, along, right = self._to_segment(seed, x_m, y_m)
-        found, longest, index = seed, self._longest, first
+        found, longest, index = seed, self._max_segment_m, first
         while index < stop:
             start_x, start_y, _, _, _ = self._segments[index]
-            # A segment is no nearer than its start less its length, so the distance to a start
-            # says how many segments cannot be the nearest. On the route that is nearly all.
+            # A segment is at most its length nearer than its start. The distance to a start
+            # therefore shows how many of the next segments can be skipped: usually nearly all.
             reach = math.hypot(x_m - start_x, y_m - start_y) - best
             if reach >= longest:
                 index += int(reach / longest)
@@ -145,7 +150,7 @@ class Route:
         return self._projection(found, best, along, right)
 
     def _window(self, x_m: float, y_m: float, near_m: float | None) -> tuple[int, int, int]:
-        """First segment to search, the one after the last, and a good one to begin with."""
+        """Return the first segment to search, the one after the last, and the one to start with."""
         starts = self._starts
         if near_m is None:
             gap = np.hypot(self.points[:-1, 0] - x_m, self.points[:-1, 1] - y_m)
@@ -156,7 +161,7 @@ class Route:
         return first, stop, min(max(seed, first), stop - 1)
 
     def _to_segment(self, index: int, x_m: float, y_m: float) -> tuple[float, float, float]:
-        """Distance to a segment, and the position in its own frame: along it and to its right."""
+        """Return the distance to a segment, and the position along it and to the right of it."""
         start_x, start_y, cos, sin, size = self._segments[index]
         east, south = x_m - start_x, y_m - start_y
         along = east * cos + south * sin
@@ -179,29 +184,29 @@ class Route:
         return Projection(self._starts[segment] + foot, lateral, yaw)
 
     def ahead(self, distance_m: float, offsets_m: ArrayLike) -> NDArray[np.float64]:
-        """Positions on the route, continued straight for a kilometre beyond both ends.
+        """Return positions on the route, which is extended straight by a kilometre at both ends.
 
         Args:
-            distance_m: Metres along the route from which the offsets count.
-            offsets_m: float (n,), metres further along; may be negative.
+            distance_m: Metres along the route to which the offsets are added.
+            offsets_m: float (n,), in metres; may be negative.
 
         Returns:
             float64 (n, 2), x and y in metres.
         """
         at = np.asarray(offsets_m, np.float64) + distance_m
-        found = np.interp(at, self._reach_m, self._reached)
+        found = np.interp(at, self._extended_m, self._extended_points)
         return np.stack([found.real, found.imag], axis=-1)
 
     def yaw_ahead(self, distance_m: float, offsets_m: ArrayLike) -> NDArray[np.float64]:
-        """Headings float64 (n,) of the route at offsets from a distance, constant past the ends."""
+        """Return headings float64 (n,) at offsets from a distance, constant beyond the ends."""
         return self._interpolated(self.yaw_rad, distance_m, offsets_m)
 
     def curvature_ahead(self, distance_m: float, offsets_m: ArrayLike) -> NDArray[np.float64]:
-        """Curvatures float64 (n,) in 1/m at offsets from a distance; see `ahead`."""
+        """Return curvatures float64 (n,) in 1/m at offsets from a distance; see `ahead`."""
         return self._interpolated(self.curvature, distance_m, offsets_m)
 
     def lane_width_at(self, distance_m: float) -> float:
-        """Width of the lane in metres at a distance along the route."""
+        """Return the width of the lane in metres at a distance along the route."""
         return float(np.interp(distance_m, self.distance_m, self.lane_width_m))
 
     def _interpolated(
@@ -218,17 +223,16 @@ class Route:
         max_speed_mps: float,
         final_speed_mps: float | None = None,
     ) -> NDArray[np.float64]:
-        """Highest speed at each point that the curves ahead allow.
+        """Return the highest speed at each point that the curves ahead allow.
 
-        A curve of curvature k allows ``sqrt(max_lateral / |k|)``; before it the speed may be
-        higher by what braking takes off: ``v_i^2 <= v_j^2 + 2 a (s_j - s_i)`` for all j > i,
-        found in one pass as a running minimum of ``v^2 + 2 a s`` from the end.
+        A curve of curvature k allows ``sqrt(max_lateral / |k|)``. Before it, the speed may be
+        higher by as much as braking removes: ``v_i^2 <= v_j^2 + 2 a (s_j - s_i)`` for all j > i.
 
         Args:
-            max_lateral_mps2: Lateral acceleration that is accepted.
-            max_braking_mps2: Deceleration that is accepted.
+            max_lateral_mps2: Maximum lateral acceleration.
+            max_braking_mps2: Maximum deceleration.
             max_speed_mps: Speed on a straight.
-            final_speed_mps: Speed at the last point; None for no limit there.
+            final_speed_mps: Maximum speed at the last point; None for no limit.
 
         Returns:
             float64 (N,), metres per second.
@@ -237,18 +241,37 @@ class Route:
         energy = np.minimum(max_lateral_mps2 / bend, max_speed_mps**2)
         if final_speed_mps is not None:
             energy[-1] = min(energy[-1], final_speed_mps**2)
-        braking = 2.0 * max_braking_mps2 * self.distance_m
-        reach = np.minimum.accumulate((energy + braking)[::-1])[::-1]
-        return np.sqrt(np.maximum(reach - braking, 0.0))
+        return speed_with_braking(energy, max_braking_mps2, self.distance_m)
+
+
+def speed_with_braking(
+    max_square: NDArray[np.float64], max_braking_mps2: float, distance_m: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the highest speed at each point of a path from which braking meets all limits ahead.
+
+    The limits ``v_i^2 <= v_j^2 + 2 a (s_j - s_i)`` hold if ``v^2 + 2 a s`` is at most its running
+    minimum from the end.
+
+    Args:
+        max_square: float64 (N,), square of the speed limit at each point.
+        max_braking_mps2: Maximum deceleration a.
+        distance_m: float64 (N,), distance s along the path.
+
+    Returns:
+        float64 (N,), metres per second.
+    """
+    braking = 2.0 * max_braking_mps2 * distance_m
+    limit = np.minimum.accumulate((max_square + braking)[::-1])[::-1]
+    return np.sqrt(np.maximum(limit - braking, 0.0))
 
 
 def resample(points: NDArray[np.float64], spacing_m: float = 1.0) -> NDArray[np.float64]:
-    """Points at even distances along a polyline, both ends kept, duplicates dropped.
+    """Return points at even distances along a polyline, including both ends, without duplicates.
 
     Args:
         points: float64 (N, 2), in metres.
-        spacing_m: Wanted distance between points; the nearest one that fits a whole number of
-            times is taken.
+        spacing_m: Target distance between points. The nearest distance that divides the length
+            evenly is used.
 
     Returns:
         float64 (M, 2) with M >= 2.
@@ -259,7 +282,9 @@ def resample(points: NDArray[np.float64], spacing_m: float = 1.0) -> NDArray[np.
     step = np.diff(points, axis=0)
     distance = np.concatenate(([0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))))
     if not distance[-1] > 0.0:
-        raise RoadError(f"polyline of {len(points)} points has no length, expected above 0 m")
+        raise RoadError(
+            f"polyline of {len(points)} points has no length, expected above 0 m; check the points"
+        )
     count = max(round(distance[-1] / spacing_m), 1) + 1
     at = np.linspace(0.0, distance[-1], count)
     return np.stack([np.interp(at, distance, points[:, axis]) for axis in (0, 1)], axis=1)
@@ -270,12 +295,12 @@ def _checked_points(points: ArrayLike) -> NDArray[np.float64]:
     if checked.ndim != 2 or checked.shape[1] != 2 or len(checked) < 2:
         raise RoadError(f"route points have shape {checked.shape}, expected (N, 2) with N >= 2")
     if not np.isfinite(checked).all():
-        raise RoadError("route points hold a value that is not finite")
+        raise RoadError("route points contain a value that is not finite, expected finite numbers")
     return checked
 
 
 def _vertex_yaw(step: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Headings at the points, interpolated between the headings of the segments' middles."""
+    """Interpolate the headings at the points between those in the middle of the segments."""
     middle = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
     if len(middle) == 1:
         return np.repeat(middle, 2)

@@ -1,6 +1,6 @@
-"""Weathers: how light, sky, fog and wetness of an episode are drawn.
+"""Draw the light, sky, fog and road wetness of an episode from its named weather.
 
-Brightness is a share of white, 0 to 1, as an ideal camera would show it.
+Brightness is a share of white from 0 to 1, as an ideal camera would record it.
 """
 
 import dataclasses
@@ -12,24 +12,24 @@ from avtd3.store.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Weather:
-    """The look of one episode, drawn."""
+    """The drawn weather of one episode."""
 
     name: str
-    """Which of `WEATHERS` it is."""
+    """One of `WEATHERS`."""
     grip: float
     """Factor on the friction of the tyres."""
     light: float
-    """Daylight: factor on the brightness of whatever it falls on."""
+    """Daylight: factor on the brightness of all lit surfaces."""
     contrast: float
-    """Factor on the differences between the grounds' brightnesses."""
+    """Factor on the brightness differences of the ground."""
     sky_top: float
     """Brightness of the sky overhead."""
     sky_horizon: float
     """Brightness of the sky above the horizon, and of fog."""
     fog_per_m: float
-    """Share of the light lost per metre; what is lost is replaced by fog."""
+    """Share of the light lost per metre; fog replaces it."""
     headlights: float
-    """Brightness that the car's own lamps add right before it; 0 when they are off."""
+    """Brightness that the headlights add directly in front of the car; 0 when they are off."""
     noise: float
     """Factor on the camera's noise."""
 
@@ -112,24 +112,24 @@ _CLIMATES = {
     ),
 }
 WEATHERS: tuple[str, ...] = tuple(_CLIMATES)
-"""Every weather by name."""
+"""Names of all weathers."""
 WEATHER_GROUPS: dict[str, tuple[str, ...]] = {
     "fair": ("clear", "overcast"),
     "bad": ("rain", "fog", "dusk", "night"),
     "random": WEATHERS,
 }
-"""Names that stand for a draw among several weathers, all equally likely."""
+"""Names for a random choice among several weathers, all equally likely."""
 
 
 def draw_weather(name: str, rng: np.random.Generator) -> Weather:
-    """Draw an episode's weather.
+    """Draw the weather of an episode.
 
     Args:
-        name: One of `WEATHERS`, or of `WEATHER_GROUPS`.
+        name: One of `WEATHERS` or `WEATHER_GROUPS`.
         rng: The episode's generator.
 
     Raises:
-        ConfigError: There is no weather of this name.
+        ConfigError: No weather has this name.
     """
     group = WEATHER_GROUPS.get(name, (name,))
     chosen = group[int(rng.integers(len(group)))]

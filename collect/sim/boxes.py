@@ -1,7 +1,7 @@
-"""Vehicles as boxes: projected and painted wall by wall, far ones first.
+"""Draw vehicles as boxes: projected and painted wall by wall, far vehicles first.
 
-Most walls are a few pixels large or face the camera, so they are rectangles but for less than a
-pixel and cost one slice; only near, slanting ones are painted column by column.
+Most walls are a few pixels large or face the camera. They are rectangles to within a pixel, and
+cost one slice. Only near, slanted walls are painted column by column.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 _NEAREST_M = 0.4
 _SIMPLE_BEYOND_M = 12.0
 _DECK_WITHIN_M = 8.0  # farther decks are half a pixel high
-# Shares of the vehicle's height at which shadow, paint and glass end, from the ground up.
+# Shares of the height of a vehicle at which shadow and paint end, and of its lamps.
 _FOOT, _BELT, _LAMP = 0.2, 0.62, 0.5
 _CABIN_LENGTH, _CABIN_WIDTH, _CABIN_BACK = 0.5, 0.86, 0.05
 _GLASS, _SHADOW = 0.12, 0.05
@@ -24,7 +24,7 @@ _LAMP_M = 0.15
 
 
 class Box(NamedTuple):
-    """A vehicle as seen from the car: metres forward and right of the car's centre."""
+    """A vehicle relative to the car: metres forward and to the right of the centre of the car."""
 
     forward_m: float
     right_m: float
@@ -39,7 +39,7 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """Where a camera sits in its car and how it projects."""
+    """Where a camera is in its car, and how it projects."""
 
     focal: float
     """Focal length in pixels."""
@@ -54,14 +54,14 @@ class View:
     heading: complex
     """Unit vector (forward, right) in which the camera looks."""
     forward_m: float
-    """Place ahead of the car's centre."""
+    """Distance ahead of the centre of the car."""
     right_m: float
-    """Place to the right of the car's middle."""
+    """Distance to the right of the middle of the car."""
     height_m: float
     """Height above the ground."""
 
     def rows_of(self, ahead_m: float, heights_m: Sequence[float]) -> list[float]:
-        """Rows of points at the same distance ahead and several heights above the ground."""
+        """Return the rows of points at one distance ahead and at several heights."""
         sin, cos, focal = self.sin_pitch, self.cos_pitch, self.focal
         drop, depth, row, top = ahead_m * sin, ahead_m * cos, self.row, self.height_m
         return [
@@ -72,18 +72,18 @@ class View:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Light:
-    """How bright things on the ground look: ``reflectance * factor + summand``."""
+    """Brightness of surfaces near the ground: ``reflectance * factor + summand``."""
 
     factor: NDArray[np.float32]
-    """float32 (rows, W), light that falls on the ground and arrives here."""
+    """float32 (rows, W), light that falls on the ground and arrives at the camera."""
     summand: NDArray[np.float32]
     """float32 (rows, W), light that fog adds on the way."""
     first_row: int
-    """Row of the picture to which the first row of both belongs."""
+    """Row of the picture that belongs to the first row of both."""
 
 
 _Paint = tuple[float, float, float]
-"""Brightnesses of a vehicle's body, glass and shadow."""
+"""Brightness of a vehicle's body, glass and shadow."""
 
 
 def draw_boxes(
@@ -95,7 +95,7 @@ def draw_boxes(
         frame: float32 (H, W) in [0, 255]; changed in place.
         view: The camera.
         light: The light on the ground.
-        boxes: Vehicles in any order; those behind the camera are left out.
+        boxes: Vehicles in any order; those behind the camera are skipped.
         lamps: Brightness of lit lamps; 0 when lamps are off.
     """
     mount, back = complex(view.forward_m, view.right_m), view.heading.conjugate()
@@ -117,13 +117,13 @@ def _distance(box: Box) -> float:
 
 
 def _shows_one_end(box: Box, at: complex, turn: complex) -> bool:
-    """Whether the camera looks straight at one end of a vehicle, not from right behind it."""
+    """Return whether the camera looks straight at one end of a vehicle that is not too close."""
     seen = -at * turn.conjugate()
     return abs(seen.imag) < 0.5 * box.width_m and abs(seen.real) > box.length_m
 
 
 def _lit(view: View, light: Light, reflectance: float, at: complex) -> _Paint:
-    """A vehicle's brightnesses in the light on the ground where it stands."""
+    """Return a vehicle's brightnesses in the light on the ground where it stands."""
     ahead, top = max(at.real, 1.0), view.height_m
     depth = ahead * view.cos_pitch + top * view.sin_pitch
     rise = view.focal * (top * view.cos_pitch - ahead * view.sin_pitch) / depth
@@ -141,10 +141,10 @@ def _lit(view: View, light: Light, reflectance: float, at: complex) -> _Paint:
 def _draw_flat(
     frame: NDArray[np.float32], view: View, light: Light, box: Box, at: complex, turn: complex
 ) -> bool:
-    """A far vehicle, or one that shows only its end: its outline, in three rectangles.
+    """Draw a far vehicle, or one that shows only its end, as three rectangles.
 
     Returns:
-        Whether its columns lie in the picture.
+        Whether its columns are in the picture.
     """
     _, _, _, length, width, tall, reflectance = box
     cosine, sine = abs(turn.real), abs(turn.imag)
@@ -167,10 +167,10 @@ def _draw_flat(
 def _draw_near(
     frame: NDArray[np.float32], view: View, light: Light, box: Box, at: complex, turn: complex
 ) -> bool:
-    """A vehicle with its walls and the top of its bonnet and boot.
+    """Draw a vehicle with its walls and the top of its bonnet and boot.
 
     Returns:
-        Whether any of it may lie in the picture.
+        Whether any of it may be in the picture.
     """
     _, _, _, length, width, tall, reflectance = box
     ahead, aside = 0.5 * length * turn, 0.5j * width * turn
@@ -178,7 +178,7 @@ def _draw_near(
         return False
     body, glass, shadow = _lit(view, light, reflectance, at)
     foot, belt = _FOOT * tall, _BELT * tall
-    # Bonnet and boot: the far walls, seen over the near ones.
+    # Bonnet and boot: the far walls, visible above the near ones.
     for one, two, _ in _walls(at, ahead, aside, near=False) if at.real < _DECK_WITHIN_M else ():
         _draw_wall(frame, view, one, two, (0.0, belt), (_DECK_SHADE * body,))
     for one, two, is_end in _walls(at, ahead, aside, near=True):
@@ -191,7 +191,7 @@ def _draw_near(
 
 
 def _is_outside(frame: NDArray[np.float32], view: View, at: complex, reach_m: float) -> bool:
-    """Whether all that stands within a reach of a place lies left or right of the picture."""
+    """Return whether everything within a distance of a place is left or right of the picture."""
     right = frame.shape[1] - view.column
     half = max(view.column, right) + 1.0
     depth = view.cos_pitch * at.real + view.height_m * max(view.sin_pitch, 0.0)
@@ -202,10 +202,10 @@ def _is_outside(frame: NDArray[np.float32], view: View, at: complex, reach_m: fl
 def _walls(
     at: complex, ahead: complex, aside: complex, *, near: bool
 ) -> list[tuple[complex, complex, bool]]:
-    """Walls of a box that turn towards the camera (`near`) or away from it.
+    """Return the walls of a box that face the camera (`near`) or face away from it.
 
     Returns:
-        For each its two ends and whether it is the front or the rear one.
+        For each wall its two ends, and whether it is the front or the rear wall.
     """
     found = []
     for normal, along, is_end in (
@@ -244,7 +244,7 @@ def _draw_wall(
         return
     starts, stops = view.rows_of(one.real, heights_m), view.rows_of(two.real, heights_m)
     slopes = [(end - start) / (right - left) for start, end in zip(starts, stops, strict=True)]
-    # As many columns at a time as the borders stay level within a pixel.
+    # Paint as many columns at a time as the borders stay within a pixel.
     steepest = max(slopes[0], -slopes[0], slopes[-1], -slopes[-1])
     width = stop - first if steepest * (stop - first) < 1.0 else max(int(1.0 / steepest), 1)
     for column in range(first, stop, width):
@@ -262,7 +262,7 @@ def _draw_wall(
 def _draw_lamps(
     frame: NDArray[np.float32], view: View, box: Box, at: complex, turn: complex, lamps: float
 ) -> None:
-    """Light up the two lamps of the end that faces the camera, head lamps whiter than tail ones."""
+    """Draw the two lamps of the end that faces the camera, headlights brighter than tail lights."""
     seen_from_front = at.real * turn.real + at.imag * turn.imag < 0.0
     end = 0.5 * box.length_m * (turn if seen_from_front else -turn)
     brightness = lamps if seen_from_front else 0.6 * lamps

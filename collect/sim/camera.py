@@ -1,7 +1,8 @@
-"""`GroundWindow`: the piece of a raster around the car, contiguous, for the camera to gather from.
+"""`Camera`: the front camera of the built-in simulator, which samples the painted ground.
 
-A camera ray needs one gather from the window instead of one for its tile and one for its pixel.
-The window moves by whole tiles once the car nears its border: 0.3 ms every 15 m or so.
+A picture is the ground seen by the rays of its pixels, the sky, the boxes of the vehicles and the
+noise of the sensor. Rays look up the ground in one contiguous window around the car: one gather for
+each ray, instead of one for its tile and one for its pixel.
 """
 
 import dataclasses
@@ -19,22 +20,148 @@ from avtd3.collect.sim.boxes import Box, Light, View, draw_boxes
 
 _FINE_TILES = 8
 _COARSE_TILES = 16
-# How far the car may be from the window's centre, in tiles, before the window follows.
+# Distance of the car from the centre of the window, in tiles, at which the window moves.
 _SLACK_TILES = 1.5
+# Rays closer to the horizon than this meet the ground too far away to matter.
+_MIN_FALL = 1e-3
+# By ground class; the classes between bare asphalt and paint are interpolated.
+_REFLECTANCE = (0.40, 0.26, 0.46, 0.30, 0.30, 0.0, 0.0, 0.0, 0.85)
+_GRAIN = (0.09, 0.06, 0.04, 0.03, 0.03, 0.03, 0.03, 0.03, 0.03)
+_NOISE_SHARE = (1.0 / 3.0, 1.0)
+_NOISE_FRAMES = 8
+_NOISE_OFFSETS = 4096
+_LAMP_M = 12.0
+_LAMPS_ON = 0.15
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CameraConfig(FrontCamera):
+    """The front camera of the built-in simulator, with its light and the noise of its sensor."""
+
+    brightness_jitter: float = 0.1
+    """Maximum relative deviation of the exposure."""
+    noise: float = 1.5
+    """Maximum standard deviation of the sensor noise in clear weather, in steps of 256. Each
+    episode with a noisy sensor draws between a third of it and all of it."""
+    noisy_share: float = 0.5
+    """Share of the episodes with a noisy sensor; the pictures of the others compress well."""
+
+    def __post_init__(self) -> None:
+        FrontCamera.__post_init__(self)  # super() does not know a class with slots
+        check_number("camera.brightness_jitter", self.brightness_jitter, maximum=0.9)
+        check_number("camera.noise", self.noise, maximum=100)
+        check_number("camera.noisy_share", self.noisy_share, maximum=1)
+
+
+class Camera:
+    """The camera of one car; `reset` draws the mounting, light and noise of an episode."""
+
+    def __init__(self, config: CameraConfig) -> None:
+        self.config = config
+        self._window = GroundWindow()
+        # Whole pictures: numpy clips by an array three times as fast as by a number.
+        size = (config.height, config.width)
+        self._black, self._white = np.zeros(size, np.float32), np.full(size, 255.0, np.float32)
+
+    def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
+        """Prepare an episode.
+
+        Args:
+            raster: The ground to look at.
+            weather: Light and fog.
+            rng: The episode's generator.
+        """
+        config = self.config
+        self._window.show(raster)
+        self.view = view = _draw_view(config, rng)
+        exposure = 255.0 * (1.0 + rng.uniform(-1.0, 1.0) * config.brightness_jitter)
+        self._table = _reflectances(weather, rng)
+        size = (config.height, config.width)
+        self._rays = GroundRays(view, size, config.supersample, raster.pixel_m)
+        self._light(weather, exposure)
+        self._lamps = exposure if weather.headlights > _LAMPS_ON else 0.0
+        self._draw_noise(weather.noise, rng)
+
+    def _draw_noise(self, factor: float, rng: np.random.Generator) -> None:
+        """Draw the sensor of the episode: clean, or with a block of noise and offsets into it."""
+        config, self._frames = self.config, 0
+        is_noisy, share = rng.random() < config.noisy_share, rng.uniform(*_NOISE_SHARE)
+        sigma = np.float32(config.noise * share * factor)
+        self._noise: NDArray[np.float32] | None = None
+        if is_noisy and sigma > 0.0:
+            pixels = config.height * config.width
+            self._noise = rng.standard_normal(pixels * _NOISE_FRAMES, np.float32) * sigma
+            offsets = rng.integers(0, pixels * (_NOISE_FRAMES - 1), _NOISE_OFFSETS)
+            self._offsets: list[int] = offsets.tolist()
+
+    def _light(self, weather: Weather, exposure: float) -> None:
+        """Compute the light per pixel: factor and summand on ground reflectances, and the sky."""
+        config, horizon = self.config, self._rays.horizon
+        ahead, right = self._rays.ahead_m[:, None], self._rays.right_m
+        distance = np.hypot(ahead, right)
+        lamps = np.exp(-((right / (2.0 + 0.3 * ahead)) ** 2)) / (1.0 + (ahead / _LAMP_M) ** 2)
+        passed = np.exp(-weather.fog_per_m * distance)
+        factor = passed * (weather.light + weather.headlights * lamps) * exposure
+        haze = (1.0 - passed) * weather.sky_horizon * exposure
+        # The table is in steps of 255, and rays are summed, not averaged. The cast to integers
+        # truncates; with half a step more, it rounds to the nearest.
+        self._factor = (factor / (255.0 * self._rays.count)).astype(np.float32)
+        self._summand = (haze + 0.5).astype(np.float32)
+        self.light = Light(
+            factor=factor.astype(np.float32),
+            summand=haze.astype(np.float32),
+            first_row=horizon,
+        )
+        height = (horizon - np.arange(horizon))[:, None] / config.height
+        rise = 1.0 - np.exp(-3.0 * height)
+        sky = weather.sky_horizon + (weather.sky_top - weather.sky_horizon) * rise
+        self._frame = np.empty((config.height, config.width), np.float32)
+        self._sky = (sky * exposure + 0.5).astype(np.float32)
+
+    def render(
+        self, x_m: float, y_m: float, yaw_rad: float, boxes: Sequence[Box]
+    ) -> NDArray[np.uint8]:
+        """Render a picture.
+
+        Args:
+            x_m: Centre of the car.
+            y_m: Centre of the car.
+            yaw_rad: Heading of the car.
+            boxes: Vehicles relative to the car, in any order.
+
+        Returns:
+            uint8 (1, H, W), a new array.
+        """
+        frame, horizon = self._frame, self._rays.horizon
+        frame[:horizon] = self._sky
+        ground = frame[horizon:]
+        self._window.follow(x_m, y_m)
+        summed = self._rays.brightness(self._window, x_m, y_m, yaw_rad, self._table)
+        np.multiply(summed, self._factor, out=ground)
+        ground += self._summand
+        draw_boxes(frame, self.view, self.light, boxes, self._lamps)
+        if self._noise is not None:
+            offset = self._offsets[self._frames % _NOISE_OFFSETS]
+            self._frames += 1
+            frame += self._noise[offset : offset + frame.size].reshape(frame.shape)
+            np.maximum(frame, self._black, out=frame)
+        np.minimum(frame, self._white, out=frame)
+        return frame.astype(np.uint8)[None]
 
 
 class GroundWindow:
-    """Fine pixels around the car and coarse ones farther out, in one array of equal rows.
+    """Fine pixels around the car and coarse ones farther away, in one array of equal rows.
 
-    The fine square lies in rows 0 to 1023; the coarse one, half as wide, in the left half of
-    the rows below. A position x in metres has the fine column ``(x - fine_m[0]) / pixel_m``,
-    rows likewise from ``fine_m[1]``; coarse ones from `coarse_m`.
+    The fine square is in rows 0 to 1023; the coarse one, half as wide, is in the left half of the
+    rows below. A position x in metres is in the fine column ``(x - fine_m[0]) / pixel_m``, and
+    likewise for rows with ``fine_m[1]``; `coarse_m` is the origin of the coarse square. The window
+    moves by whole tiles when the car approaches its border: 0.3 ms about every 15 m.
     """
 
     stride = _FINE_TILES * TILE
     """Pixels per row of `codes`."""
     coarse_row = _FINE_TILES * TILE
-    """Row of `codes` where the coarse square begins."""
+    """Row of `codes` where the coarse square starts."""
 
     def __init__(self) -> None:
         side = TILE // COARSE
@@ -52,7 +179,7 @@ class GroundWindow:
 
     @staticmethod
     def reach_m(pixel_m: float) -> tuple[float, float]:
-        """Distance from the car that is always inside the fine and the coarse square."""
+        """Return the distances from the car that are always inside the fine and coarse square."""
         tile_m = TILE * pixel_m
         return (
             (_FINE_TILES / 2 - _SLACK_TILES) * tile_m,
@@ -60,12 +187,12 @@ class GroundWindow:
         )
 
     def show(self, raster: Raster) -> None:
-        """Look at another raster from now on."""
+        """Use another raster."""
         self._raster = raster
         self._centre_m = (float("inf"), float("inf"))
 
     def follow(self, x_m: float, y_m: float) -> None:
-        """Move with the car; does nothing while it is near enough to the centre."""
+        """Move with the car; does nothing while the car is close enough to the centre."""
         raster = self._raster
         assert raster is not None, "show a raster before following the car"
         tile_m = TILE * raster.pixel_m
@@ -85,21 +212,17 @@ class GroundWindow:
         self.coarse_m = (centre_x - reach * tile_m, centre_y - reach * tile_m)
 
 
-# Rays nearer to the horizon than this meet the ground too far out to matter.
-_LEAST_FALL = 1e-3
-
-
 class GroundRays:
-    """The rays of all pixels below the horizon, `fine` x `fine` of them for each.
+    """The rays of all pixels below the horizon, `fine` x `fine` of them per pixel.
 
-    Near rows, where the pixels of the picture are finer than those of the ground, make do with
-    one ray across. Rows and columns of rays are sorted by their place in the pixel, so that a
-    picture is the sum of blocks.
+    Near rows, whose pixels are smaller than those of the ground, have only one ray across. Rows and
+    columns of rays are sorted by their position in the pixel, so that a picture is the sum of
+    blocks.
 
     Attributes:
         horizon: First row of the picture that shows the ground.
         ahead_m: float64 (rows,), distance of the ground ahead of the camera, by row.
-        right_m: float64 (rows, W), distance to the right of the camera's axis.
+        right_m: float64 (rows, W), distance to the right of the axis of the camera.
         count: float64 (rows, 1), rays of each pixel of a row.
     """
 
@@ -109,8 +232,8 @@ class GroundRays:
         across = (np.arange(width) + sub - view.column) / view.focal  # (fine, W)
         down = (np.arange(height) + sub - view.row) / view.focal  # (fine, H)
         fall = view.sin_pitch + down * view.cos_pitch
-        # A row belongs to the ground once all its rays do.
-        self.horizon = int((fall < _LEAST_FALL).any(axis=0).sum())
+        # A row shows the ground if all its rays do.
+        self.horizon = int((fall < _MIN_FALL).any(axis=0).sum())
         fall, down = fall[:, self.horizon :], down[:, self.horizon :]
         reach = view.height_m / fall  # (fine, rows)
         ahead = reach * (view.cos_pitch - down * view.sin_pitch)
@@ -121,7 +244,7 @@ class GroundRays:
         self.count = np.where(np.arange(rows) < far, fine * fine, fine)[:, None]
         self._far, self._fine, self._width = far, fine, width
         self._far_rays = fine * far * fine * width
-        # The rays of far rows come first, those of near rows behind them.
+        # The rays of far rows come first, then those of near rows.
         ahead, reach = (
             np.concatenate([rays[:, :far].reshape(-1), rays[:, far:].reshape(-1)])
             for rays in (ahead, reach)
@@ -143,7 +266,7 @@ class GroundRays:
     def brightness(
         self, window: GroundWindow, x_m: float, y_m: float, yaw_rad: float, table: bytes
     ) -> NDArray[np.uint16]:
-        """Sum of the brightnesses that each pixel's rays meet; see `count`.
+        """Return the sum of the brightnesses that the rays of each pixel meet; see `count`.
 
         Args:
             window: The ground around the car.
@@ -169,20 +292,20 @@ class GroundRays:
         far = self._fine * self._far
         np.matmul(lines[:, :far], self._across_far, out=self._points_far)
         np.matmul(lines[:, far:], self._across_near, out=self._points_near)
-        # Single precision tells 1.6 million places apart to a sixteenth of a pixel, and the fewer
-        # arrays, the more of the processor's cache is left.
+        # Single precision resolves 1.6 million positions to a sixteenth of a pixel, and fewer
+        # arrays leave more of the processor's cache.
         rows = self._rows
         np.trunc(rows, out=rows)
         rows *= window.stride
         rows += self._columns
-        # Gathers want indices of pointer size, and are twice as fast without `out`. All of them
-        # lie inside: see `_lines`.
+        # Gathers need indices of pointer size, and are twice as fast without `out`. All indices
+        # are inside the window: see `_lines`.
         np.copyto(self._index, rows, casting="unsafe")
         codes = window.flat.take(self._index)
-        # bytes.translate is the fastest table look-up at hand, 1.5 times np.take.
-        return self._summed(np.frombuffer(codes.tobytes().translate(table), np.uint8))
+        # bytes.translate is the fastest table look-up, 1.5 times as fast as np.take.
+        return self._sum(np.frombuffer(codes.tobytes().translate(table), np.uint8))
 
-    def _summed(self, seen: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    def _sum(self, seen: NDArray[np.uint8]) -> NDArray[np.uint16]:
         fine, far, width = self._fine, self._far, self._width
         split, total = self._far_rays, self._total
         far_seen = seen[:split].reshape(fine, far, fine, width)
@@ -199,15 +322,15 @@ def _lines(
     side: float,
     pixel_m: float,
 ) -> NDArray[np.float64]:
-    """What makes base and slope of each row's line out of the car's pose.
+    """Return the matrix that turns the pose of the car into base and slope of each row's line.
 
     Base and slope are window pixels; the point of a ray is ``base + across * slope``. Far rows
-    look at the coarse pixels, and rows beyond those at what lies at their border.
+    sample the coarse pixels. Rows beyond those sample the border of the coarse square.
 
     Returns:
-        float64 (4 * rows, 7): for all window rows, then for all window columns, base and slope
-        in turn, as sums over the pose (cosine and sine of the yaw, x and y in the fine square,
-        x and y in the coarse square, 1).
+        float64 (4 * rows, 7): for all window rows, then for all window columns, base and slope in
+        turn, as sums over the pose (cosine and sine of the yaw, x and y in the fine square, x and y
+        in the coarse square, 1).
     """
     near_m, far_m = (reach_m - 2.0 * pixel_m for reach_m in GroundWindow.reach_m(pixel_m))
     away = np.hypot(ahead, reach * side)
@@ -229,133 +352,8 @@ def _lines(
     return lines.reshape(-1, 7)
 
 
-# By ground class; those between bare asphalt and paint are mixed.
-_REFLECTANCE = (0.40, 0.26, 0.46, 0.30, 0.30, 0.0, 0.0, 0.0, 0.85)
-_GRAIN = (0.09, 0.06, 0.04, 0.03, 0.03, 0.03, 0.03, 0.03, 0.03)
-_NOISE_SHARE = (1.0 / 3.0, 1.0)
-_NOISE_FRAMES = 8
-_NOISE_OFFSETS = 4096
-_LAMP_M = 12.0
-_LAMPS_ON = 0.15
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CameraConfig(FrontCamera):
-    """The front camera of the embedded world, with its light and its sensor's noise."""
-
-    brightness_jitter: float = 0.1
-    """Largest relative deviation of the exposure."""
-    noise: float = 1.5
-    """Largest standard deviation of the sensor noise in clear weather, in steps of 256; each
-    episode with a noisy sensor draws a third of it to all of it."""
-    noisy_share: float = 0.5
-    """Share of the episodes whose sensor is noisy; the pictures of the others compress well."""
-
-    def __post_init__(self) -> None:
-        FrontCamera.__post_init__(self)  # super() does not know a class with slots
-        check_number("camera.brightness_jitter", self.brightness_jitter, maximum=0.9)
-        check_number("camera.noise", self.noise, maximum=100)
-        check_number("camera.noisy_share", self.noisy_share, maximum=1)
-
-
-class Camera:
-    """The camera of one car; `begin` draws an episode's mounting, light and noise."""
-
-    def __init__(self, config: CameraConfig) -> None:
-        self.config = config
-        self._window = GroundWindow()
-        # Whole pictures: numpy clips three times as fast by an array as by a number.
-        size = (config.height, config.width)
-        self._black, self._white = np.zeros(size, np.float32), np.full(size, 255.0, np.float32)
-
-    def begin(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
-        """Prepare an episode.
-
-        Args:
-            raster: The ground to look at.
-            weather: Light and fog.
-            rng: The episode's generator.
-        """
-        config = self.config
-        self._window.show(raster)
-        self.view = view = _draw_view(config, rng)
-        exposure = 255.0 * (1.0 + rng.uniform(-1.0, 1.0) * config.brightness_jitter)
-        self._table = _reflectances(weather, rng)
-        size = (config.height, config.width)
-        self._rays = GroundRays(view, size, config.supersample, raster.pixel_m)
-        self._light(weather, exposure)
-        self._lamps = exposure if weather.headlights > _LAMPS_ON else 0.0
-        self._draw_noise(weather.noise, rng)
-
-    def _draw_noise(self, factor: float, rng: np.random.Generator) -> None:
-        """Draw the episode's sensor: clean, or with a tile of noise and where to begin in it."""
-        config, self._frames = self.config, 0
-        is_noisy, share = rng.random() < config.noisy_share, rng.uniform(*_NOISE_SHARE)
-        sigma = np.float32(config.noise * share * factor)
-        self._noise: NDArray[np.float32] | None = None
-        if is_noisy and sigma > 0.0:
-            pixels = config.height * config.width
-            self._noise = rng.standard_normal(pixels * _NOISE_FRAMES, np.float32) * sigma
-            offsets = rng.integers(0, pixels * (_NOISE_FRAMES - 1), _NOISE_OFFSETS)
-            self._offsets: list[int] = offsets.tolist()
-
-    def _light(self, weather: Weather, exposure: float) -> None:
-        """Factor and summand from ground reflectance to brightness, per pixel; and the sky."""
-        config, horizon = self.config, self._rays.horizon
-        ahead, right = self._rays.ahead_m[:, None], self._rays.right_m
-        distance = np.hypot(ahead, right)
-        lamps = np.exp(-((right / (2.0 + 0.3 * ahead)) ** 2)) / (1.0 + (ahead / _LAMP_M) ** 2)
-        passed = np.exp(-weather.fog_per_m * distance)
-        factor = passed * (weather.light + weather.headlights * lamps) * exposure
-        haze = (1.0 - passed) * weather.sky_horizon * exposure
-        # The table is in steps of 255, and rays are summed, not averaged. Half a step makes the
-        # cast to integers, which cuts, round to the nearest.
-        self._factor = (factor / (255.0 * self._rays.count)).astype(np.float32)
-        self._summand = (haze + 0.5).astype(np.float32)
-        self.light = Light(
-            factor=factor.astype(np.float32),
-            summand=haze.astype(np.float32),
-            first_row=horizon,
-        )
-        height = (horizon - np.arange(horizon))[:, None] / config.height
-        rise = 1.0 - np.exp(-3.0 * height)
-        sky = weather.sky_horizon + (weather.sky_top - weather.sky_horizon) * rise
-        self._frame = np.empty((config.height, config.width), np.float32)
-        self._sky = (sky * exposure + 0.5).astype(np.float32)
-
-    def render(
-        self, x_m: float, y_m: float, yaw_rad: float, boxes: Sequence[Box]
-    ) -> NDArray[np.uint8]:
-        """Take a picture.
-
-        Args:
-            x_m: Centre of the car.
-            y_m: Centre of the car.
-            yaw_rad: Heading of the car.
-            boxes: Vehicles seen from the car, in any order.
-
-        Returns:
-            uint8 (1, H, W), a new array.
-        """
-        frame, horizon = self._frame, self._rays.horizon
-        frame[:horizon] = self._sky
-        ground = frame[horizon:]
-        self._window.follow(x_m, y_m)
-        met = self._rays.brightness(self._window, x_m, y_m, yaw_rad, self._table)
-        np.multiply(met, self._factor, out=ground)
-        ground += self._summand
-        draw_boxes(frame, self.view, self.light, boxes, self._lamps)
-        if self._noise is not None:
-            offset = self._offsets[self._frames % _NOISE_OFFSETS]
-            self._frames += 1
-            frame += self._noise[offset : offset + frame.size].reshape(frame.shape)
-            np.maximum(frame, self._black, out=frame)
-        np.minimum(frame, self._white, out=frame)
-        return frame.astype(np.uint8)[None]
-
-
 def _draw_view(config: CameraConfig, rng: np.random.Generator) -> View:
-    """Draw the mounting of an episode's camera."""
+    """Draw the mounting of an episode's camera, and return its projection."""
     at = draw_mounting(config, rng)
     half_angle = math.radians(config.field_of_view_deg / 2.0)
     return View(
@@ -372,16 +370,15 @@ def _draw_view(config: CameraConfig, rng: np.random.Generator) -> View:
 
 
 def _reflectances(weather: Weather, rng: np.random.Generator) -> bytes:
-    """What each of the 256 ground codes reflects, in steps of 255, varied by episode."""
+    """Draw the reflectance of each of the 256 ground codes, in steps of 255."""
     grounds = np.array(_REFLECTANCE) * (1.0 + rng.uniform(-0.15, 0.15, len(_REFLECTANCE)))
     bare, paint = grounds[ASPHALT], grounds[PAINT] * rng.uniform(0.8, 1.0)
     grounds[GAP : PAINT + 1] = bare + (paint - bare) * np.linspace(0.0, 1.0, PAINT - GAP + 1)
-    middle = bare
     grain = np.array(_GRAIN) * rng.uniform(0.6, 1.4)
     texture = np.linspace(-0.5, 0.5, TEXTURES)
     levels = np.zeros((16, TEXTURES))
     levels[: PAINT + 1] = grounds[:, None] + grain[:, None] * texture
-    levels = middle + (levels - middle) * weather.contrast
+    levels = bare + (levels - bare) * weather.contrast
     gamma = rng.uniform(0.85, 1.15)
     table: bytes = np.rint(255.0 * levels.clip(0.0, 1.0) ** gamma).astype(np.uint8).tobytes()
     return table

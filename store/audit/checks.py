@@ -430,11 +430,13 @@ def timeout_unmarked(
 
 
 def label_missing(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Each episode names its world, its driver and why it ended."""
-    names = ("world", "driver", "end_reason")
-    columns = [getattr(evidence.episodes, name) for name in names]
-    for episode, labels in enumerate(zip(*columns, strict=True)):
-        if missing := [name for name, label in zip(names, labels, strict=True) if not label]:
+    """Yield the episodes without an end reason, or without a label that others have."""
+    table = evidence.episodes
+    attributes = {name: table.texts(name) for name in ("world", "driver")}
+    columns = {name: column for name, column in attributes.items() if any(column)}
+    columns["end_reason"] = table.end_reason
+    for episode, labels in enumerate(zip(*columns.values(), strict=True)):
+        if missing := [name for name, label in zip(columns, labels, strict=True) if not label]:
             message = f"no {', '.join(missing)}, expected a name"
             yield Fault(check="label-missing", episode=episode, message=message)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,13 +72,8 @@ class Evidence:
         """Some of the episodes, chosen by bool (E,), one after the other as in a segment."""
         steps, seen = chosen[self.step_episode], chosen[self.observation_episode]
         table, frames = self.episodes, self.frames
-        columns: dict[str, Any] = {
-            field.name: [x for x, kept in zip(values, chosen, strict=True) if kept]
-            if isinstance(values := getattr(table, field.name), list)
-            else values[chosen]
-            for field in dataclasses.fields(table)
-        }
-        columns["offset"] = np.cumsum(columns["length"]) - columns["length"]
+        episodes = table.select(chosen)
+        offset = np.cumsum(episodes.length) - episodes.length
         return dataclasses.replace(
             self,
             vector=None if self.vector is None else self.vector[seen],
@@ -94,7 +89,7 @@ class Evidence:
             reward_terms=None if self.reward_terms is None else self.reward_terms[steps],
             terminated=self.terminated[steps],
             truncated=self.truncated[steps],
-            episodes=EpisodeTable(**columns),
+            episodes=dataclasses.replace(episodes, offset=offset),
         )
 
 

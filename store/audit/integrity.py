@@ -19,13 +19,12 @@ from avtd3.store.errors import (
     SegmentNotFoundError,
     StorageError,
 )
-from avtd3.store.events import stored_arrays
 from avtd3.store.files import canonical_json, read_json, sha256_of_file, write_aside
 from avtd3.store.format.arrays import ArrayFiles
-from avtd3.store.format.foreign import chunk_files
 from avtd3.store.format.layout import MANIFEST_FILE, segment_arrays
 from avtd3.store.format.manifest import Manifest, read_manifest
 from avtd3.store.format.metadata import check_document
+from avtd3.store.segment import optional_arrays
 from avtd3.store.spec import EpisodeSpec
 
 VERIFIED_FILE = ".verified.json"
@@ -180,18 +179,18 @@ def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[
     )
     try:
         files = ArrayFiles(path, manifest)
-        expected |= stored_arrays(files, steps=manifest.steps, episodes=manifest.episodes)
+        expected |= optional_arrays(files, steps=manifest.steps, episodes=manifest.episodes)
     except (OSError, ValueError) as error:
         yield _metadata(str(error))
     for layout in expected.values():
-        if layout.metadata_path not in manifest.files:
-            yield _metadata(f"{layout.metadata_path} is not in the manifest, expected it there")
+        # zarr-python would read a chunk that is not there as zeros.
+        missing = sorted({layout.metadata_path, layout.chunk_path} - manifest.files.keys())
+        yield from (_metadata(f"{name} is not in the manifest, expected it") for name in missing)
+        if missing:
             continue
         try:
             document = read_json(path / layout.metadata_path)
             check_document(document, layout)
-            # A chunk that the manifest does not name would be read as zeros, silently, by zarr.
-            chunk_files(layout, document, manifest.files)
         except (OSError, ValueError) as error:
             yield _metadata(f"{layout.name}: {error}")
             continue

@@ -326,7 +326,7 @@ def summarise(segment_id: str, evidence: Evidence, spec: EpisodeSpec, *, gamma: 
         lengths=Distribution.of(table.length, f"{segment_id}/length"),
         counts=_count(table),
         coverage=Counter(
-            zip(map(str, table.scenario.tolist()), map(kind_of_label, table.town), strict=True)
+            zip(table.texts("scenario"), map(kind_of_label, table.texts("town")), strict=True)
         ),
         components=components,
         magnitudes=magnitudes,
@@ -345,12 +345,12 @@ def _count(table: EpisodeTable) -> dict[str, Counter[str]]:
     """Episodes per value of what a person asks about."""
     return {
         "end_reason": Counter(table.end_reason),
-        "scenario": Counter(map(str, table.scenario.tolist())),
+        "scenario": Counter(table.texts("scenario")),
         "policy_version": Counter(map(str, table.policy_version.tolist())),
-        "driver": Counter(table.driver),
-        "world": Counter(table.world),
-        "town": count_labels(list(table.town)),
-        "weather": count_labels(list(table.weather)),
+        "driver": Counter(table.texts("driver")),
+        "world": Counter(table.texts("world")),
+        "town": count_labels(table.texts("town")),
+        "weather": count_labels(table.texts("weather")),
     }
 
 

@@ -1,13 +1,11 @@
-"""The arrays of one segment's directory: their metadata checked, their bytes decoded.
+"""`ArrayFiles`: read the arrays of one segment; check their metadata and decode their bytes.
 
-Two ways lead to the values. Arrays encoded as format 1 writes them are decoded here. Any other
-chain of codecs goes to zarr-python, which reads a missing chunk as zeros; so before it is asked,
-every chunk must be in the manifest, with the SHA-256 written there.
+Format 1 names the encodings that it allows. An array in any other is refused.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,13 @@ from numpy.typing import NDArray
 
 from avtd3.store.files import parse_json, read_bytes, safe_join, sha256, sha256_of_file
 from avtd3.store.format.codec import CRC_BYTES, ChainKind, unseal
-from avtd3.store.format.foreign import chunk_files, read_through_zarr
 from avtd3.store.format.layout import GROUP_FILE, ArrayLayout
 from avtd3.store.format.manifest import Manifest, corrupt, gone_or_torn, is_bound
 from avtd3.store.format.metadata import (
     check_document,
-    frame_chunks,
+    frame_encoding,
     is_shape,
     lookup,
-    plain_encoding,
 )
 from avtd3.store.format.shard import read_chunks, read_index
 
@@ -67,18 +63,19 @@ class ArrayFiles:
         """
         document = self._documents.get(layout.name)
         if document is None:
-            name = layout.metadata_path
-            data = self._read_file(name, _MAX_METADATA_BYTES)
-            if sha256(data) != self._manifest.files[name].sha256:
-                raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
-            with self._faults(name):
-                document = parse_json(data, name)
+            document = self._metadata(layout.metadata_path)
+            with self._faults(layout.metadata_path):
                 check_document(document, layout)
             self._documents[layout.name] = document
         return document
 
+    def names(self) -> list[str]:
+        """Return the names of the arrays that the manifest lists."""
+        end = f"/{GROUP_FILE}"
+        return [name.removesuffix(end) for name in self._manifest.files if name.endswith(end)]
+
     def rows(self, name: str, most: int) -> int:
-        """How many rows an array has that a segment may lack; 0 without it.
+        """Return the number of rows of an optional array; 0 if the segment does not have it.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
@@ -88,14 +85,26 @@ class ArrayFiles:
         path = f"{name}/{GROUP_FILE}"
         if path not in self._manifest.files:
             return 0
-        data = self._read_file(path, _MAX_METADATA_BYTES)
-        if sha256(data) != self._manifest.files[path].sha256:
-            raise corrupt(self._path, f"SHA-256 of {path} differs from the manifest")
+        shape = lookup(self._metadata(path), "shape")
         with self._faults(path):
-            shape = lookup(parse_json(data, path), "shape")
             if not is_shape(shape, 1) or shape[0] > most:
                 raise ValueError(f"shape is {shape!r}, expected 1 to {most} rows")
         return int(shape[0])
+
+    def dtype(self, name: str, allowed: Sequence[str]) -> str:
+        """Return the dtype of an optional array that the segment has.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: Its ``zarr.json`` differs from the manifest, or its dtype is not
+                one of ``allowed``.
+        """
+        path = f"{name}/{GROUP_FILE}"
+        dtype = lookup(self._metadata(path), "data_type")
+        with self._faults(path):
+            if dtype not in allowed:
+                raise ValueError(f"data_type is {dtype!r}, expected one of {', '.join(allowed)}")
+        return str(dtype)
 
     def read(self, layout: ArrayLayout) -> NDArray[Any]:
         """Read a whole array other than the frames.
@@ -104,10 +113,7 @@ class ArrayFiles:
             SegmentNotFoundError: The segment was removed.
             SegmentCorruptError: The bytes are not those that were published.
         """
-        document = self.document(layout)
-        ours = plain_encoding(layout)
-        if any(document.get(key) != value for key, value in ours.items()):
-            return self._read_foreign(layout, 0, layout.shape[0])
+        self.document(layout)
         name = layout.chunk_path
         data = self._read_file(name, layout.nbytes + CRC_BYTES)
         # The chunk's own checksum would also hold for another array's file in its place.
@@ -141,9 +147,6 @@ class ArrayFiles:
             SegmentCorruptError: The bytes are not those that were published.
         """
         shard = self.frame_shard(layout)
-        if shard is None:
-            out[:] = self._read_foreign(layout, start, start + len(out))
-            return
         checksums = self._decode(layout, shard, start, out)
         if len(out) == layout.shape[0]:
             self._check_bound(layout, checksums)
@@ -151,9 +154,6 @@ class ArrayFiles:
     def frame_parts(self, layout: ArrayLayout) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Decode all frames part by part; see `Segment.frame_parts`."""
         shard, count = self.frame_shard(layout), layout.shape[0]
-        if shard is None:
-            yield 0, self._read_foreign(layout, 0, count)
-            return
         most = max(1, _PART_BYTES * count // layout.nbytes // shard.chunk_frames)
         most *= shard.chunk_frames
         memory = np.empty((min(most, count), *layout.shape[1:]), np.uint8)
@@ -184,14 +184,16 @@ class ArrayFiles:
         if not is_bound(self._manifest.provenance, told, checksums):
             raise corrupt(self._path, f"{layout.chunk_path} is another segment's")
 
-    def frame_shard(self, layout: ArrayLayout) -> FrameShard | None:
-        """The shard that holds the frames, or None if they are not encoded as format 1 does.
+    def frame_shard(self, layout: ArrayLayout) -> FrameShard:
+        """Return the shard that contains the frames; its index has been checked.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
             SegmentCorruptError: The shard's index is not the one that was published.
         """
-        return self._shard or self._open_shard(layout)
+        if self._shard is None:
+            self._shard = self._open_shard(layout)
+        return self._shard
 
     def verify_file(self, name: str) -> None:
         """Hash one file and compare with the manifest.
@@ -205,37 +207,28 @@ class ArrayFiles:
         if digest != self._manifest.files[name].sha256:
             raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
 
+    def _metadata(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
+        data = self._read_file(name, _MAX_METADATA_BYTES)
+        if sha256(data) != self._manifest.files[name].sha256:
+            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+        with self._faults(name):
+            return parse_json(data, name)
+
     def _read_file(self, name: str, max_bytes: int) -> bytes:
         if name not in self._manifest.files:
             raise corrupt(self._path, f"{name} is not in the manifest")
         with self._faults(name):
             return read_bytes(safe_join(self._path, name), max_bytes)
 
-    def _open_shard(self, layout: ArrayLayout) -> FrameShard | None:
-        found = frame_chunks(self.document(layout), layout)
-        if found is None:
-            return None
-        kind, chunk_frames = found
+    def _open_shard(self, layout: ArrayLayout) -> FrameShard:
+        kind, chunk_frames = frame_encoding(self.document(layout), layout)
         name = layout.chunk_path
         if name not in self._manifest.files:
             raise corrupt(self._path, f"{name} is not in the manifest")
         with self._faults(name):
             path = safe_join(self._path, name)
             spans = read_index(path, -(-layout.shape[0] // chunk_frames))
-        self._shard = FrameShard(
-            path=path, name=name, kind=kind, chunk_frames=chunk_frames, spans=spans
-        )
-        return self._shard
-
-    def _read_foreign(self, layout: ArrayLayout, start: int, stop: int) -> NDArray[Any]:
-        document = self.document(layout)
-        files = self._manifest.files
-        with self._faults(layout.name):
-            names = chunk_files(layout, document, files)
-        for name in names:
-            self.verify_file(name)
-        with self._faults(layout.name):
-            return read_through_zarr(self._path, layout, document, names)[start:stop]
+        return FrameShard(path=path, name=name, kind=kind, chunk_frames=chunk_frames, spans=spans)
 
     @contextlib.contextmanager
     def _faults(self, name: str) -> Iterator[None]:

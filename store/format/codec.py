@@ -132,30 +132,35 @@ def check_seal(data: bytes) -> None:
         raise ValueError("crc32c differs: bytes have changed since they were written")
 
 
-def known_chain(codecs: object) -> ChainKind | None:
-    """Which of our decoders reads a chunk of this chain, or None for zarr-python's turn.
+def chain_kind(codecs: Any) -> ChainKind:  # noqa: ANN401 - any JSON value
+    """Return which decoder reads a chunk.
 
     Args:
-        codecs: The list of codecs of one chunk of uint8 as in ``zarr.json``.
+        codecs: The codecs of one chunk of frames, as in ``zarr.json``.
+
+    Raises:
+        ValueError: Format 1 does not have this chain.
     """
-    if not isinstance(codecs, list) or not all(isinstance(codec, dict) for codec in codecs):
-        return None
-    names = [codec.get("name") for codec in codecs]
+    is_chain = isinstance(codecs, list) and all(isinstance(codec, dict) for codec in codecs)
+    names = [codec.get("name") for codec in codecs] if is_chain else None
     if names == ["bytes", "crc32c"]:
         return "raw"
     if names == ["bytes", "zstd", "crc32c"]:
         return "zstd"
-    # Shuffle, level and inner compressor stand in each blosc buffer's own header.
+    # Shuffle, level and inner compressor are in each blosc buffer's own header.
     if names == ["bytes", "blosc", "crc32c"]:
         return "blosc"
-    return None
+    raise ValueError(
+        f"the codecs of a chunk are {names or codecs!r:.200}, format 1 allows bytes, "
+        "then blosc, zstd or nothing, then crc32c"
+    )
 
 
 def decode_into(kind: ChainKind, data: bytes, out: memoryview) -> None:
     """Decode one chunk straight into place, its crc32c and lengths checked before.
 
     Args:
-        kind: From `known_chain`.
+        kind: From `chain_kind`.
         data: The chunk's bytes, crc32c last.
         out: Writable bytes, exactly as many as the chunk holds.
 

@@ -17,6 +17,8 @@ GROUP_FILE = "zarr.json"
 MANIFEST_FILE = "MANIFEST.json"
 MAX_STEPS = 1_000_000
 """Most steps that a segment may hold."""
+FRAMES = "frames"
+"""Name of the one array that is compressed."""
 _FRAME_DIMENSIONS = ("channel", "row", "column")
 
 EPISODE_NUMBERS: Mapping[str, str] = {
@@ -90,7 +92,7 @@ def segment_arrays(
 
     if spec.image is not None:
         frames_shape = (observations, *spec.image.frame_shape)
-        add("frames", "uint8", frames_shape, "observation", *_FRAME_DIMENSIONS)
+        add(FRAMES, "uint8", frames_shape, "observation", *_FRAME_DIMENSIONS)
     if spec.vector_size:
         vector_shape = (observations, spec.vector_size)
         add("vector", "float32", vector_shape, "observation", "vector_component")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from avtd3.store.format.codec import ChainKind, FrameCodec, known_chain
-from avtd3.store.format.layout import ArrayLayout
+from avtd3.store.format.codec import ChainKind, FrameCodec, chain_kind
+from avtd3.store.format.layout import FRAMES, ArrayLayout
 
 KEY_ENCODING = {"name": "default", "configuration": {"separator": "/"}}
 LITTLE_ENDIAN_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -83,57 +83,54 @@ def document_bytes(document: Mapping[str, Any]) -> bytes:
 
 
 def check_document(document: object, layout: ArrayLayout) -> None:
-    """Hold the ``zarr.json`` of an array against what the manifest says it must be.
+    """Raise if the ``zarr.json`` of an array is not what the manifest and format 1 ask for.
 
     Raises:
-        ValueError: Another shape or dtype, or chunks far larger than the array.
+        ValueError: Another shape, dtype or encoding.
     """
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - a file, not an argument
-    for key, value in (
-        ("zarr_format", 3),
-        ("node_type", "array"),
-        ("shape", list(layout.shape)),
-        ("data_type", layout.dtype),
-    ):
-        if document.get(key) != value:
-            raise ValueError(f"{key} is {document.get(key)!r}, expected {value!r}")
-    chunk_shape = lookup(document, "chunk_grid", "configuration", "chunk_shape")
-    if not is_shape(chunk_shape, len(layout.shape)):
-        raise ValueError(f"chunk shape {chunk_shape!r} is none for {layout.shape}")
-    chunk_bytes = math.prod(chunk_shape) * np.dtype(layout.dtype).itemsize
-    if chunk_bytes > 2 * layout.nbytes + _SLACK_BYTES:
-        raise ValueError(f"a chunk claims {chunk_bytes} bytes of an array of {layout.nbytes}")
+    expected: dict[str, Any] = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(layout.shape),
+        "data_type": layout.dtype,
+    }
+    if layout.name == FRAMES:
+        frame_encoding(document, layout)
+    else:
+        expected |= plain_encoding(layout)
+    for key, value in expected.items():
+        _check_value(key, document.get(key), value)
 
 
-def frame_chunks(document: dict[str, Any], layout: ArrayLayout) -> tuple[ChainKind, int] | None:
-    """Decoder and frames per chunk, or None if the frames are not encoded as format 1 does."""
-    if document.get("chunk_key_encoding") != KEY_ENCODING:
-        return None
+def frame_encoding(document: Mapping[str, Any], layout: ArrayLayout) -> tuple[ChainKind, int]:
+    """Return the decoder of the frames' chunks, and the number of frames per chunk.
+
+    Raises:
+        ValueError: The frames are not encoded as format 1 says.
+    """
+    frame_shape = list(layout.shape[1:])
     codecs = document.get("codecs")
-    if not isinstance(codecs, list) or len(codecs) != 1:
-        return None
-    settings = lookup(codecs[0], "configuration")
-    inner = lookup(settings, "chunk_shape")
-    if not is_shape(inner, len(layout.shape)) or tuple(inner[1:]) != layout.shape[1:]:
-        return None
-    frames = -(-layout.shape[0] // inner[0]) * inner[0]
-    if document["chunk_grid"] != _grid((frames, *layout.shape[1:])):
-        return None
-    kind = known_chain(lookup(settings, "codecs"))
-    if kind is None or not has_known_index(codecs[0]):
-        return None
-    return kind, inner[0]
-
-
-def has_known_index(codec: object) -> bool:
-    """Whether a codec is ``sharding_indexed`` with its index written as format 1 does."""
+    codec = codecs[0] if isinstance(codecs, list) and len(codecs) == 1 else codecs
     settings = lookup(codec, "configuration")
-    return (
-        lookup(codec, "name") == "sharding_indexed"
-        and lookup(settings, "index_codecs") == INDEX_CODECS
-        and lookup(settings, "index_location") in ("end", None)
-    )
+    _check_value("codecs", lookup(codec, "name") or codec, "sharding_indexed")
+    _check_value("index_codecs", lookup(settings, "index_codecs"), INDEX_CODECS)
+    _check_value("index_location", lookup(settings, "index_location") or "end", "end")
+    inner = lookup(settings, "chunk_shape")
+    if not is_shape(inner, len(layout.shape)) or inner[1:] != frame_shape:
+        raise ValueError(f"the chunk shape in a shard is {inner!r}, expected [k, *{frame_shape}]")
+    if (size := math.prod(inner)) > 2 * layout.nbytes + _SLACK_BYTES:
+        raise ValueError(f"a chunk has {size} bytes, but the array only {layout.nbytes}")
+    frames = -(-layout.shape[0] // inner[0]) * inner[0]
+    _check_value("chunk_grid", document.get("chunk_grid"), _grid((frames, *layout.shape[1:])))
+    _check_value("chunk_key_encoding", document.get("chunk_key_encoding"), KEY_ENCODING)
+    return chain_kind(lookup(settings, "codecs")), inner[0]
+
+
+def _check_value(key: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ValueError(f"{key} is {found!r:.200}, format 1 expects {expected!r}")
 
 
 def lookup(document: object, *keys: str) -> Any:  # noqa: ANN401 - any JSON value

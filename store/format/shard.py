@@ -58,30 +58,23 @@ def index_bytes(chunks: int) -> int:
     return chunks * ENTRY_BYTES + CRC_BYTES
 
 
-def parse_index(
-    data: bytes, chunks: int, shard_bytes: int, required: NDArray[np.bool_] | None = None
-) -> NDArray[np.int64]:
+def parse_index(data: bytes, chunks: int, shard_bytes: int) -> NDArray[np.int64]:
     """Read and check an index.
 
     Args:
         data: The last `index_bytes` bytes of the shard.
         chunks: How many chunks the shard must hold.
         shard_bytes: Size of the whole shard.
-        required: bool (chunks,), False for chunks wholly behind the array's end, which may be
-            missing; None if there are none.
 
     Returns:
-        int64 (chunks, 2): begin and end of each chunk in the file, all within the file; both 0
-        for one that may be missing and is.
+        int64 (chunks, 2): begin and end of each chunk in the file, all within the file.
 
     Raises:
         ValueError: The checksum differs, a chunk is missing, or one lies outside the file.
     """
     entries = np.frombuffer(unseal(data), dtype="<u8").reshape(chunks, 2)
-    missing = (entries == _MISSING).all(axis=1)
-    if (missing if required is None else missing & required).any():
+    if (entries == _MISSING).all(axis=1).any():
         raise ValueError("a chunk is missing from the shard")
-    entries = np.where(missing[:, None], np.uint64(0), entries)
     limit = shard_bytes - index_bytes(chunks)
     # Compared one by one before adding: an offset near 2**64 must not wrap into range.
     if (entries > limit).any() or (entries.sum(axis=1) > limit).any():
@@ -91,9 +84,7 @@ def parse_index(
     return spans
 
 
-def read_index(
-    path: Path, chunks: int, required: NDArray[np.bool_] | None = None
-) -> NDArray[np.int64]:
+def read_index(path: Path, chunks: int) -> NDArray[np.int64]:
     """Read the index of a shard file; see `parse_index`.
 
     Raises:
@@ -106,7 +97,7 @@ def read_index(
         need = index_bytes(chunks)
         if size < need:
             raise ValueError(f"{size} bytes, expected at least the {need} of the index")
-        return parse_index(os.pread(descriptor, need, size - need), chunks, size, required)
+        return parse_index(os.pread(descriptor, need, size - need), chunks, size)
     finally:
         os.close(descriptor)
 

@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.episode_table import EpisodeTable
+from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeTable
 from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError, SpecError
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import FrameCodec
@@ -33,7 +33,6 @@ from avtd3.store.seal import (
     OBSERVATION_COLUMNS,
     STEP_COLUMNS,
     EndedEpisode,
-    EpisodeInfo,
     FrameBuffer,
     StepColumns,
     base_provenance,
@@ -51,8 +50,8 @@ def episode_digests(segment: Segment) -> Iterator[str]:
     """SHA-256 of each episode of a segment, in order, in hexadecimal.
 
     It covers the decoded bytes of the episode's rows of every array, frames and wall time
-    included, with names, dtypes and row shapes, the strings and the events; not where in the
-    segment they lie.
+    included, with names, dtypes and row shapes, the strings, the attributes and the events; not
+    where in the segment they lie.
 
     Raises:
         SegmentNotFoundError: The segment was removed.
@@ -72,6 +71,10 @@ def episode_digests(segment: Segment) -> Iterator[str]:
         for name, texts in strings.items():
             text = texts[number].encode("utf-8", "surrogatepass")
             digest.update(f"{name} {len(text)}\n".encode() + text)
+        for name, value in sorted(table.attributes_of(number).items()):
+            if name not in OWN_ATTRIBUTES:
+                number_or_text = value if isinstance(value, str) else float(value)
+                digest.update(f"{name} {number_or_text!r}\n".encode())
         for event in () if events is None else events.of_episode(number):
             digest.update(f"{event}\n".encode("utf-8", "surrogatepass"))
         for frames in _frames(segment, table, number):
@@ -247,18 +250,7 @@ def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
     table, events = segment.episode_table(), segment.events()
     for n in range(segment.episodes):
         yield EndedEpisode(
-            info=EpisodeInfo(
-                index=int(table.index[n]),
-                seed=int(table.seed[n]),
-                scenario=int(table.scenario[n]),
-                world=table.world[n],
-                town=table.town[n],
-                weather=table.weather[n],
-                driver=table.driver[n],
-                policy_version=int(table.policy_version[n]),
-                policy_digest=table.policy_digest[n],
-                exploration_noise=float(table.exploration_noise[n]),
-            ),
+            info=table.info(n),
             length=int(table.length[n]),
             episode_return=float(table.episode_return[n]),
             end_reason=table.end_reason[n],

@@ -384,7 +384,7 @@ def _candidates(datasets: Sequence[Path]) -> Iterator[_Candidate]:
                     episode_return=float(table.episode_return[index]),
                     length=int(table.length[index]),
                     end=table.end_reason[index],
-                    driver=table.driver[index],
+                    driver=table.texts("driver")[index],
                 )
 
 

@@ -204,7 +204,7 @@ class EpisodeRecord:
     place: EpisodePlace
     spec: EpisodeSpec
     facts: dict[str, Any]
-    """The fields of `EpisodeTable` for this episode, as plain strings and numbers."""
+    """The columns of `EpisodeTable` for this episode, as plain strings and numbers."""
     tracks: tuple[Track, ...]
     """A few vector components, the actions, the reward and its terms over time."""
     first_row: int
@@ -223,7 +223,7 @@ class EpisodeRecord:
         return cls(
             place=place,
             spec=segment.spec,
-            facts=dict(_facts(table, number)),
+            facts=table.row(number),
             tracks=tuple(_tracks(place, table)),
             first_row=int(table.observation_offset[number]),
         )
@@ -291,12 +291,6 @@ def key_components(names: tuple[str, ...]) -> list[int]:
     """Return the first few components without a number in their names, else the first few."""
     single = [n for n, name in enumerate(names) if not re.search(r"\d", name)]
     return (single or list(range(len(names))))[:MAX_VECTOR_TRACKS]
-
-
-def _facts(table: EpisodeTable, number: int) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(table):
-        value = getattr(table, field.name)[number]
-        yield field.name, value if isinstance(value, str) else value.item()
 
 
 def _json_number(value: object) -> object:

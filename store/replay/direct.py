@@ -570,17 +570,9 @@ class DirectReplay:
             if key in self._shards:
                 continue
             try:
-                shard = segment.frame_shard()
+                self._shards[key], self._directories[key] = segment.frame_shard(), segment.path
             except (SegmentCorruptError, OSError) as error:
                 refused[key] = str(error)
-                continue
-            if shard is None:
-                refused[key] = (
-                    f"segment {segment.id} ({segment.path.parent}): its frames are in a chain of "
-                    "codecs that only zarr-python reads, too slow to draw from; use --replay cache"
-                )
-                continue
-            self._shards[key], self._directories[key] = shard, segment.path
         return refused
 
     def _place(self) -> None:

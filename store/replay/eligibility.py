@@ -29,8 +29,8 @@ def split_positions(table: EpisodeTable) -> NDArray[np.float64]:
 
     Those below the share are held out.
     """
-    columns = (table.world, table.town, table.scenario, table.seed, table.index)
-    lists = [column if isinstance(column, list) else column.tolist() for column in columns]
+    numbers = (table.numbers("scenario"), table.seed, table.index)
+    lists = (table.texts("world"), table.texts("town"), *(column.tolist() for column in numbers))
     digests = (
         hashlib.sha256(json.dumps(identity).encode()).digest()
         for identity in zip(*lists, strict=True)

@@ -45,8 +45,7 @@ def episodes(path):
                 for name, value in data.items()
             }
             assert int(table.index[e]) not in found, "an episode is there twice"
-            row = {f.name: getattr(table, f.name)[e] for f in dataclasses.fields(table)}
-            found[int(table.index[e])] = (rows, row)
+            found[int(table.index[e])] = (rows, table.row(e))
     return found
 
 

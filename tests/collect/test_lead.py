@@ -60,7 +60,9 @@ def rows(path):
     found: list[Any] = []
     for segment in Dataset.open(path).snapshot().segments:
         table = segment.episode_table()
-        found += zip(table.index.tolist(), table.driver, table.length.tolist(), strict=True)
+        found += zip(
+            table.index.tolist(), table.texts("driver"), table.length.tolist(), strict=True
+        )
     return [(driver, length) for _, driver, length in sorted(found)]
 
 

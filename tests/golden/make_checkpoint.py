@@ -18,8 +18,8 @@ from avtd3.learn.td3 import TD3Config
 from avtd3.learn.trainer import train
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 
 UPDATES = 7
@@ -55,24 +55,25 @@ def write_golden_data(path: Path) -> EpisodeSpec:
     )
     with SegmentWriter(Dataset.create(path, spec), collector="golden", provenance={}) as writer:
         for episode in range(2):
-            info = EpisodeInfo(
-                seed=episode, scenario=0, world="t", town="t", weather="t", driver="random"
-            )
             row = np.array([episode, 0.5, -0.25], np.float32)
-            writer.begin_episode(info, frame_id=0, sim_time_s=0.0, frame=None, vector=row)
+            writer.begin(
+                Observation(vector=row),
+                seed=episode,
+                scenario=0,
+                world="t",
+                town="t",
+                weather="t",
+                driver="random",
+            )
             for step in range(1, 9):
                 writer.step(
-                    action=np.array([step / 8.0, (-1.0) ** step / 2.0], np.float32),
-                    reward=step / 4.0 - episode,
-                    reward_terms=None,
-                    frame=None,
-                    vector=row + np.float32(step / 16.0),
+                    np.array([step / 8.0, (-1.0) ** step / 2.0], np.float32),
+                    step / 4.0 - episode,
+                    Observation(vector=row + np.float32(step / 16.0)),
                     terminated=step == 8 and episode == 1,
                     truncated=step == 8 and episode == 0,
-                    frame_id=step,
-                    sim_time_s=0.05 * step,
                 )
-            writer.end_episode("goal")
+            writer.end("goal")
     return spec
 
 

@@ -5,14 +5,15 @@ never made again. Its values follow from formulas, so that the test needs nothin
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.layout import FORMAT_VERSION
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 
 LENGTHS = (3, 5)
@@ -52,20 +53,30 @@ def golden_terms(episode: int, row: int) -> NDArray[np.float32]:
     return np.array([row + 0.5, -50.0 * (episode == 1 and row == LENGTHS[1] - 1)], np.float32)
 
 
-def golden_info(episode: int) -> EpisodeInfo:
-    """What is recorded of one episode."""
-    return EpisodeInfo(
-        index=episode,
-        seed=2 * episode,
-        scenario=7,
-        world="road",
-        town=f"country-{episode:06d}",
-        weather="rain",
-        driver=("expert", "policy")[episode],
-        policy_version=(-1, 12)[episode],
-        policy_digest=("", "ab" * 32)[episode],
-        exploration_noise=(0.0, 0.25)[episode],
+def golden_observation(episode: int, row: int) -> Observation:
+    """Return one observation."""
+    return Observation(
+        image=golden_frame(episode, row),
+        vector=golden_vector(episode, row),
+        frame_id=1000 * episode + row,
+        sim_time_s=0.05 * row,
     )
+
+
+def golden_info(episode: int) -> dict[str, Any]:
+    """Return what is recorded of one episode."""
+    return {
+        "index": episode,
+        "seed": 2 * episode,
+        "scenario": 7,
+        "world": "road",
+        "town": f"country-{episode:06d}",
+        "weather": "rain",
+        "driver": ("expert", "policy")[episode],
+        "policy_version": (-1, 12)[episode],
+        "policy_digest": ("", "ab" * 32)[episode],
+        "exploration_noise": (0.0, 0.25)[episode],
+    }
 
 
 def main() -> None:
@@ -79,26 +90,17 @@ def main() -> None:
         dataset, collector="golden", provenance=provenance, clock=lambda: 1_800_000_000.0
     ) as writer:
         for episode, length in enumerate(LENGTHS):
-            writer.begin_episode(
-                golden_info(episode),
-                frame=golden_frame(episode, 0),
-                vector=golden_vector(episode, 0),
-                frame_id=1000 * episode,
-                sim_time_s=0.0,
-            )
+            writer.begin(golden_observation(episode, 0), **golden_info(episode))
             for row in range(length):
                 writer.step(
-                    action=golden_action(episode, row),
-                    reward=None,
-                    reward_terms=golden_terms(episode, row),
-                    frame=golden_frame(episode, row + 1),
-                    vector=golden_vector(episode, row + 1),
+                    golden_action(episode, row),
+                    None,
+                    golden_observation(episode, row + 1),
                     terminated=episode == 1 and row == length - 1,
                     truncated=episode == 0 and row == length - 1,
-                    frame_id=1000 * episode + row + 1,
-                    sim_time_s=0.05 * (row + 1),
+                    reward_terms=golden_terms(episode, row),
                 )
-            writer.end_episode(("time_limit", "collision")[episode])
+            writer.end(("time_limit", "collision")[episode])
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import numpy as np
 from avtd3.store.dataset import Dataset
 from avtd3.store.events import Event
 from avtd3.store.format.layout import FORMAT_VERSION
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 
 LENGTH = 3
@@ -44,7 +44,8 @@ def main() -> None:
         dataset, collector="golden", provenance={}, clock=lambda: 1_800_000_000.0
     ) as writer:
         for episode, events in enumerate(((), EVENTS)):
-            info = EpisodeInfo(
+            writer.begin(
+                Observation(vector=np.zeros(1, np.float32)),
                 index=episode,
                 seed=2 * episode,
                 scenario=0,
@@ -53,21 +54,10 @@ def main() -> None:
                 weather="clear",
                 driver="expert",
             )
-            vector = np.zeros(1, np.float32)
-            writer.begin_episode(info, frame=None, vector=vector, frame_id=0, sim_time_s=0.0)
             for row in range(LENGTH):
-                writer.step(
-                    action=np.zeros(1, np.float32),
-                    reward=1.0,
-                    reward_terms=None,
-                    frame=None,
-                    vector=np.full(1, 0.1 * (row + 1), np.float32),
-                    terminated=row == LENGTH - 1,
-                    truncated=False,
-                    frame_id=row + 1,
-                    sim_time_s=0.05 * (row + 1),
-                )
-            writer.end_episode("collision", events)
+                after = Observation(vector=np.full(1, 0.1 * (row + 1), np.float32))
+                writer.step(np.zeros(1, np.float32), 1.0, after, terminated=row == LENGTH - 1)
+            writer.end("collision", events)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
 from avtd3.learn.td3 import TD3Config
 from avtd3.store.dataset import Dataset
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation as Seen
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.learn.watched import GUARDS, PLAIN, Run
 
@@ -94,34 +94,29 @@ def publish_episodes() -> Callable[..., Dataset]:
         rng = np.random.default_rng(seed)
         dataset = Dataset.create(path, spec)
 
-        def observe() -> dict[str, Any]:
+        def observe() -> Seen:
             image = spec.image
             vector = rng.normal(size=spec.vector_size).astype(np.float32)
-            return {
-                "frame": None
+            return Seen(
+                image=None
                 if image is None
                 else rng.integers(0, 256, image.frame_shape, dtype=np.uint8),
-                "vector": vector if spec.vector_size else None,
-            }
+                vector=vector if spec.vector_size else None,
+            )
 
         with SegmentWriter(dataset, collector="test", provenance={}) as writer:
             for episode in range(episodes):
-                info = EpisodeInfo(
-                    seed=episode, scenario=0, world="t", town="t", weather="t", driver="random"
-                )
-                writer.begin_episode(info, frame_id=0, sim_time_s=0.0, **observe())
+                labels: dict[str, Any] = {"world": "t", "town": "t", "weather": "t"}
+                writer.begin(observe(), seed=episode, scenario=0, driver="random", **labels)
                 for step in range(1, length + 1):
                     writer.step(
-                        action=rng.uniform(spec.action_low, spec.action_high).astype(np.float32),
-                        reward=float(rng.normal()),
-                        reward_terms=None,
+                        rng.uniform(spec.action_low, spec.action_high).astype(np.float32),
+                        float(rng.normal()),
+                        observe(),
                         terminated=step == length and episode % 2 == 0,
                         truncated=step == length and episode % 2 == 1,
-                        frame_id=step,
-                        sim_time_s=0.05 * step,
-                        **observe(),
                     )
-                writer.end_episode("goal")
+                writer.end("goal")
         return dataset
 
     return publish

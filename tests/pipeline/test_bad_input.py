@@ -10,8 +10,8 @@ import zarr
 
 from avtd3.cli import main
 from avtd3.store.dataset import Dataset
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.pipeline.conftest import QUICK_WORLD
 
@@ -50,30 +50,22 @@ def fill(path, episodes=2, length=6):
     rng = np.random.default_rng(0)
     with SegmentWriter(dataset, collector="test", provenance={}) as writer:
         for number in range(episodes):
-            info = EpisodeInfo(
-                seed=number, scenario=0, world="test", town="t", weather="clear", driver="d"
-            )
-            vector = np.array([0.5], np.float32)
-            writer.begin_episode(
-                info,
-                frame_id=0,
-                sim_time_s=0.0,
-                frame=rng.integers(50, 200, (1, 36, 36)).astype(np.uint8),
-                vector=vector,
-            )
-            for step in range(1, length + 1):
-                writer.step(
-                    action=np.zeros(2, np.float32),
-                    reward=None,
-                    reward_terms=np.ones(1, np.float32),
-                    terminated=step == length,
-                    truncated=False,
-                    frame_id=step,
-                    sim_time_s=0.05 * step,
-                    frame=rng.integers(50, 200, (1, 36, 36)).astype(np.uint8),
-                    vector=vector,
+            for step in range(length + 1):
+                seen = Observation(
+                    image=rng.integers(50, 200, (1, 36, 36)).astype(np.uint8),
+                    vector=np.array([0.5], np.float32),
                 )
-            writer.end_episode("goal")
+                if step == 0:
+                    writer.begin(seen, seed=number, scenario=0, world="test", town="t")
+                    continue
+                writer.step(
+                    np.zeros(2, np.float32),
+                    None,
+                    seen,
+                    terminated=step == length,
+                    reward_terms=np.ones(1, np.float32),
+                )
+            writer.end("goal")
     return dataset
 
 

@@ -44,7 +44,7 @@ def test_images_work_in_every_step(tmp_path, name):
     dataset, report = whole_loop(tmp_path, world, GymConfig(stack=2), 3)
     assert dataset.spec.image is not None
     assert (len(dataset.spec.vector_names) == 0) == (name != "TinyDict")
-    drivers = [d for s in dataset.snapshot().segments for d in s.episode_table().driver]
+    drivers = [d for s in dataset.snapshot().segments for d in s.episode_table().texts("driver")]
     assert drivers == ["random"] * 3 + ["policy+gaussian=0.3"]
     assert report.policy_version == 1  # the first is the untrained one
     assert np.isfinite(report.scores[0].episode_return)

@@ -31,7 +31,7 @@ def episodes(data):
     found: list[Any] = []
     for segment in Dataset.open(data).snapshot().segments:
         table = segment.episode_table()
-        columns = (table.index, table.length, table.driver, table.policy_version)
+        columns = (table.index, table.length, table.texts("driver"), table.policy_version)
         found += zip(*(c.tolist() if hasattr(c, "tolist") else c for c in columns), strict=True)
     return [row[1:] for row in sorted(found)]
 

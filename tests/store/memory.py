@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from avtd3.store.dataset import Snapshot
-from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.tests.store.segments import episode_table
 
 
 def make_spec(image=True, vector=2, *, channels=1, stack=2, period=0.05, terms=0):
@@ -106,7 +106,7 @@ class MemorySegment:
         for name in self.about[0]:
             values = [about[name] for about in self.about]
             columns[name] = values if isinstance(values[0], str) else np.array(values)
-        return EpisodeTable(
+        return episode_table(
             offset=self.arrays["episode_offset"],
             length=self.arrays["episode_length"],
             episode_return=self.arrays["episode_return"],

@@ -1,14 +1,16 @@
-"""Made-up episodes for the tests of the store: written through the real writer, kept in memory."""
+"""Made-up episodes for the tests of the store, written with the real writer."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeTable
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter, WriterConfig
 
 
@@ -29,7 +31,8 @@ def make_spec(channels=1, height=6, width=5, vector=3, terms=2, image=True):
 class Episode:
     """One episode as it was fed in; arrays of T + 1 observations and T steps."""
 
-    info: EpisodeInfo
+    info: dict[str, Any]
+    """Keywords of `SegmentWriter.begin`."""
     frames: np.ndarray | None
     vector: np.ndarray | None
     action: np.ndarray
@@ -58,17 +61,15 @@ def make_episode(spec, length, seed=0, **info):
     if spec.vector_size:
         vector = rng.normal(size=(length + 1, spec.vector_size)).astype(np.float32)
     return Episode(
-        info=EpisodeInfo(
-            **{
-                "seed": seed,
-                "scenario": 0,
-                "world": "test",
-                "town": f"town-{seed % 3}",
-                "weather": "clear",
-                "driver": "expert",
-                **info,
-            }
-        ),
+        info={
+            "seed": seed,
+            "scenario": 0,
+            "world": "test",
+            "town": f"town-{seed % 3}",
+            "weather": "clear",
+            "driver": "expert",
+            **info,
+        },
         frames=frames,
         vector=vector,
         action=rng.uniform(-0.5, 0.5, (length, 2)).astype(np.float32),
@@ -79,28 +80,52 @@ def make_episode(spec, length, seed=0, **info):
     )
 
 
-def begin(writer, episode):
-    writer.begin_episode(
-        episode.info,
-        frame=None if episode.frames is None else episode.frames[0],
-        vector=None if episode.vector is None else episode.vector[0],
-        frame_id=100,
-        sim_time_s=1.0,
+def episode_table(**columns) -> EpisodeTable:
+    """A table of episodes, given some of its columns; driving columns become attributes."""
+    count = len(next(iter(columns.values())))
+    attributes = {name: columns.pop(name) for name in OWN_ATTRIBUTES if name in columns}
+    whole: dict[str, Any] = {
+        "offset": np.arange(count),
+        "length": np.ones(count, np.int64),
+        "index": np.zeros(count, np.int64),
+        "seed": np.zeros(count, np.int64),
+        "episode_return": np.zeros(count),
+        "policy_version": np.full(count, -1),
+        "exploration_noise": np.zeros(count, np.float32),
+        "wall_time": np.zeros(count),
+        "end_reason": [""] * count,
+        "policy_digest": [""] * count,
+        "attributes": {
+            "scenario": np.zeros(count, np.int64),
+            **{name: [""] * count for name in ("world", "town", "weather", "driver")},
+            **attributes,
+        },
+    }
+    return EpisodeTable(**(whole | columns))
+
+
+def observation(episode, n):
+    return Observation(
+        image=None if episode.frames is None else episode.frames[n],
+        vector=None if episode.vector is None else episode.vector[n],
+        frame_id=100 + n,
+        sim_time_s=1.0 + 0.05 * n,
     )
+
+
+def begin(writer, episode):
+    writer.begin(observation(episode, 0), **episode.info)
 
 
 def step(writer, episode, n, *, last=None):
     last = n == episode.length - 1 if last is None else last
     writer.step(
-        action=episode.action[n],
-        reward=None if episode.terms is not None else float(episode.reward[n]),
-        reward_terms=None if episode.terms is None else episode.terms[n],
-        frame=None if episode.frames is None else episode.frames[n + 1],
-        vector=None if episode.vector is None else episode.vector[n + 1],
+        episode.action[n],
+        None if episode.terms is not None else float(episode.reward[n]),
+        observation(episode, n + 1),
         terminated=last and episode.terminated,
         truncated=last and not episode.terminated,
-        frame_id=101 + n,
-        sim_time_s=1.0 + 0.05 * (n + 1),
+        reward_terms=None if episode.terms is None else episode.terms[n],
     )
 
 
@@ -108,7 +133,7 @@ def feed(writer, episode):
     begin(writer, episode)
     for n in range(episode.length):
         step(writer, episode, n)
-    return writer.end_episode(episode.reason)
+    return writer.end(episode.reason)
 
 
 class Clock:
@@ -152,7 +177,8 @@ def assert_holds(dataset, episodes):
             rows = slice(table.observation_offset[n], table.observation_offset[n] + want.length + 1)
             steps = slice(table.offset[n], table.offset[n] + want.length)
             assert table.length[n] == want.length
-            assert (table.seed[n], table.town[n]) == (want.info.seed, want.info.town)
+            assert table.seed[n] == want.info["seed"]
+            assert table.texts("town")[n] == want.info["town"]
             assert table.end_reason[n] == want.reason
             if want.frames is not None:
                 np.testing.assert_array_equal(columns["frames"][rows], want.frames)

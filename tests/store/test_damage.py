@@ -29,7 +29,7 @@ def test_damaged_copies_are_found_or_harmless(tmp_path):
 @pytest.mark.timeout(1800)
 def test_two_thousand_damaged_copies_are_found_or_harmless(tmp_path):
     found = damage(tmp_path, seed=2, count=2000)
-    assert found["touched"] == found["files"] > 150  # every file of every encoding
+    assert found["touched"] == found["files"] > 120  # every file of every encoding
     outcomes = found["outcomes"]
     assert outcomes.keys() <= {"found when opened", "found when read", "harmless"}
     assert sum(outcomes.values()) == 2000

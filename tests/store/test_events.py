@@ -49,7 +49,7 @@ def write(path, *, segments=1, events=EVENTS, lengths=(3, 4, 5)):
         begin(writer, episode)
         for n in range(length):
             step(writer, episode, n)
-        writer.end_episode(episode.reason, happened)
+        writer.end(episode.reason, happened)
     writer.close()
     return dataset
 
@@ -166,7 +166,7 @@ def test_a_truncated_episode_has_events_too(tmp_path):
         begin(writer, episode)
         for n in range(2):
             step(writer, episode, n, last=False)
-        writer.truncate_episode("collector_stop", [event(1)])
+        writer.truncate("collector_stop", [event(1)])
     assert stored(dataset) == [(event(1),)]
 
 

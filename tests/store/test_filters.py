@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import ConfigError
 from avtd3.store.filters import NEWEST, EpisodeFilter, parse_filter
+from avtd3.tests.store.segments import episode_table
 
 DAY_S = 86_400.0
 NOV_1 = 1_793_491_200.0  # 2026-11-01T00:00:00Z
@@ -20,20 +20,7 @@ NOV_1 = 1_793_491_200.0  # 2026-11-01T00:00:00Z
 def table(**columns) -> EpisodeTable:
     """A table of episodes, given some of its columns."""
     count = len(next(iter(columns.values())))
-    whole: dict[str, Any] = {
-        "offset": np.arange(count),
-        "length": np.ones(count, np.int64),
-        **{name: np.zeros(count, np.int64) for name in ("index", "seed", "scenario")},
-        "episode_return": np.zeros(count),
-        "policy_version": np.full(count, -1),
-        "exploration_noise": np.zeros(count, np.float32),
-        "wall_time": np.full(count, NOV_1),
-        **{
-            name: [""] * count
-            for name in ("world", "town", "weather", "driver", "end_reason", "policy_digest")
-        },
-    }
-    return EpisodeTable(**(whole | columns))
+    return episode_table(**{"wall_time": np.full(count, NOV_1), **columns})
 
 
 def test_no_condition_means_every_episode():

@@ -131,7 +131,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.publish(n)
             episode = self.episode(seed)
             step(self.writers[n], episode, episode.length - 1)
-            self.writers[n].end_episode(episode.reason)
+            self.writers[n].end(episode.reason)
             self.held[n].append(seed)
             self.running[n] = None
 

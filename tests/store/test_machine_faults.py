@@ -40,13 +40,13 @@ def swallow_a_full_disk(patch):
 
 def publish_twice(patch):
     """What is visible although the last fsync failed is kept, as if it were not."""
-    forget = writer.SegmentWriter._forget
+    drop = writer.SegmentWriter._drop
 
-    def forget_unless_failing(self, published):
+    def drop_unless_failing(self, published):
         if sys.exc_info()[0] is None:
-            forget(self, published)
+            drop(self, published)
 
-    patch.setattr(writer.SegmentWriter, "_forget", forget_unless_failing)
+    patch.setattr(writer.SegmentWriter, "_drop", drop_unless_failing)
 
 
 def leave_staging_behind(patch):

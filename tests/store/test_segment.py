@@ -325,25 +325,6 @@ def rewrite_with_zarr(segment, name, **settings):
     return values
 
 
-def foreign_settings():
-    from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
-
-    return {
-        "gzip": {"chunks": (4, 1, 6, 5), "compressors": [GzipCodec()]},
-        "shuffle": {"chunks": (21, 1, 6, 5), "compressors": [BloscCodec(shuffle="bitshuffle")]},
-        "split": {"chunks": (7, 1, 3, 5), "compressors": [ZstdCodec(), Crc32cCodec()]},
-        "sharded": {
-            "chunks": (2, 1, 6, 5),
-            "shards": (12, 1, 6, 5),
-            "compressors": [GzipCodec(), Crc32cCodec()],
-        },
-        "v2 keys": {
-            "chunks": (4, 1, 6, 5),
-            "chunk_key_encoding": {"name": "v2", "separator": "."},
-        },
-    }
-
-
 @pytest.mark.parametrize("chunk_frames", [1, 4, 5])
 @pytest.mark.parametrize("part", [1, 8, 2**20], ids=lambda frames: f"{frames} frames")
 def test_parts_are_all_frames_in_order_from_memory_used_again(
@@ -360,59 +341,51 @@ def test_parts_are_all_frames_in_order_from_memory_used_again(
     np.testing.assert_array_equal(found, segment.read_frames())
 
 
-@pytest.mark.parametrize("kind", ["gzip", "shuffle", "split", "sharded", "v2 keys"])
-def test_frames_in_another_encoding_are_read_through_zarr(dataset, kind):
-    segment = only(dataset)
-    values = rewrite_with_zarr(
-        segment, "frames", config={"write_empty_chunks": True}, **foreign_settings()[kind]
-    )
-    rebuild_manifest(segment.path)
-    np.testing.assert_array_equal(only(dataset).read_frames(), values)
-    np.testing.assert_array_equal(only(dataset).read_frames(3, 9), values[3:9])
-    ((start, part),) = only(dataset).frame_parts()
-    assert start == 0
-    np.testing.assert_array_equal(part, values)
-    only(dataset).verify()
+def other_encodings():
+    from zarr.codecs import BloscCodec, GzipCodec
+
+    shards = {"chunks": (2, 1, 6, 5), "shards": (22, 1, 6, 5)}
+    return {
+        "codecs is .*bytes": {"chunks": (4, 1, 6, 5), "compressors": [BloscCodec()]},
+        r"codecs of a chunk are \['bytes', 'gzip'\], format 1 allows": {
+            **shards,
+            "compressors": [GzipCodec()],
+        },
+        "chunk shape in a shard is": {"chunks": (2, 1, 3, 5), "shards": (22, 1, 6, 5)},
+        "chunk_grid is .*12": {"chunks": (2, 1, 6, 5), "shards": (12, 1, 6, 5)},
+        "chunk_key_encoding is": {
+            **shards,
+            "chunk_key_encoding": {"name": "v2", "separator": "."},
+        },
+    }
 
 
-@pytest.mark.parametrize("kind", ["gzip", "shuffle", "sharded"])
-def test_a_flipped_bit_in_another_encoding_is_found(dataset, kind):
+@pytest.mark.parametrize("number", range(5))
+def test_frames_in_another_encoding_are_refused(dataset, number):
+    message, settings = list(other_encodings().items())[number]
     segment = only(dataset)
-    rewrite_with_zarr(segment, "frames", **foreign_settings()[kind])
+    rewrite_with_zarr(segment, "frames", **settings)
     rebuild_manifest(segment.path)
-    file = next(p for p in (segment.path / "frames" / "c").rglob("*") if p.is_file())
-    bad = bytearray(file.read_bytes())
-    bad[len(bad) // 2] ^= 4
-    file.write_bytes(bad)
-    with pytest.raises(SegmentCorruptError, match="SHA-256"):
+    with pytest.raises(SegmentCorruptError, match=f"frames/zarr.json: .*{message}"):
         only(dataset).read_frames()
+    with pytest.raises(SegmentCorruptError, match=f"frames/zarr.json: .*{message}"):
+        only(dataset).verify()
+    assert "array-metadata" in audit([dataset.path]).log.counts
 
 
-@pytest.mark.parametrize("kind", ["gzip", "sharded"])
-def test_a_missing_chunk_in_another_encoding_is_an_error_not_zeros(dataset, kind):
-    segment = only(dataset)
-    rewrite_with_zarr(segment, "frames", **foreign_settings()[kind])
-    next(p for p in (segment.path / "frames" / "c").rglob("*") if p.is_file()).unlink()
-    rebuild_manifest(segment.path)
-    with pytest.raises(SegmentCorruptError, match="not in the manifest"):
-        only(dataset).read_frames()
-
-
-@pytest.mark.parametrize("compressor", ["gzip", "blosc"])
-def test_a_chunk_left_out_of_a_shard_is_an_error_not_zeros(dataset, compressor):
+def test_a_chunk_left_out_of_a_shard_is_an_error_not_zeros(dataset):
     import zarr
-    from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
+    from zarr.codecs import BloscCodec, Crc32cCodec
 
     segment = only(dataset)
     shutil.rmtree(segment.path / "frames")
-    codec = GzipCodec() if compressor == "gzip" else BloscCodec(shuffle="noshuffle")
     array = zarr.create_array(
         segment.path / "frames",
         shape=(21, 1, 6, 5),
         dtype="uint8",
         chunks=(4, 1, 6, 5),
         shards=(24, 1, 6, 5),
-        compressors=[codec, Crc32cCodec()],
+        compressors=[BloscCodec(shuffle="noshuffle"), Crc32cCodec()],
     )
     array[:12] = 1
     rebuild_manifest(segment.path)
@@ -430,11 +403,12 @@ def test_an_empty_chunk_that_the_manifest_believes_in_is_an_error(dataset, name)
         only(dataset).read(name)
 
 
-def test_a_small_array_in_another_encoding_is_read_through_zarr(dataset):
+def test_a_small_array_in_another_encoding_is_refused(dataset):
     segment = only(dataset)
-    values = rewrite_with_zarr(segment, "reward", chunks=(5,))
+    rewrite_with_zarr(segment, "reward", chunks=(5,))
     rebuild_manifest(segment.path)
-    np.testing.assert_array_equal(only(dataset).read("reward"), values)
+    with pytest.raises(SegmentCorruptError, match=r"reward/zarr.json: chunk_grid is .*5.*expects"):
+        only(dataset).read("reward")
 
 
 def test_an_array_missing_from_the_manifest_is_an_error(dataset):

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import re
@@ -6,16 +7,19 @@ import subprocess
 import sys
 import textwrap
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, SpecError, StorageError
+from avtd3.store.errors import ConfigError, SegmentCorruptError, SpecError, StorageError
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.seal import EpisodeInfo
+from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step import Observation, Step
 from avtd3.store.writer import SegmentWriter, WriterConfig
 from avtd3.tests.store.disk import failing
 from avtd3.tests.store.segments import (
@@ -26,6 +30,7 @@ from avtd3.tests.store.segments import (
     make_episode,
     make_spec,
     make_writer,
+    observation,
     step,
     write_dataset,
 )
@@ -87,9 +92,9 @@ def test_flushes_interruptions_and_discards_in_any_order(tmp_path_factory, data,
                 writer.flush()
             step(writer, episode, n)
         if stop == episode.length:
-            writer.end_episode(episode.reason)
+            writer.end(episode.reason)
         else:
-            writer.truncate_episode("collector_stop")
+            writer.truncate("collector_stop")
             episode = cut(episode, stop)
         if stop:
             whole.append(episode)
@@ -191,18 +196,21 @@ def test_impossible_settings_are_refused(setting):
         WriterConfig(**setting)
 
 
-def good_step(spec):
+OBSERVED = ("image", "vector", "frame_id", "sim_time_s")
+
+
+def good_step(spec, **changes):
+    """Keywords of `SegmentWriter.step`; changes may be of its observation, too."""
     episode = make_episode(spec, 1)
+    seen = observation(episode, 1)
+    seen = dataclasses.replace(seen, **{k: v for k, v in changes.items() if k in OBSERVED})
     return {
         "action": episode.action[0],
         "reward": None,
+        "observation": seen,
         "reward_terms": episode.terms[0],
-        "frame": episode.frames[1],
-        "vector": episode.vector[1],
         "terminated": True,
-        "truncated": False,
-        "frame_id": 1,
-        "sim_time_s": 0.05,
+        **{k: v for k, v in changes.items() if k not in OBSERVED},
     }
 
 
@@ -221,12 +229,14 @@ def good_step(spec):
         ("reward_terms", np.array([np.nan, 0.0], np.float32)),
         ("reward_terms", np.full(2, 3e38, np.float32)),
         ("reward_terms", None),
-        ("frame", np.zeros((1, 6, 5), np.int8)),
-        ("frame", np.zeros((6, 5), np.uint8)),
-        ("frame", None),
+        ("image", np.zeros((1, 6, 5), np.int8)),
+        ("image", np.zeros((6, 5), np.uint8)),
+        ("image", None),
         ("vector", np.array([0.0, np.nan, 0.0], np.float32)),
         ("vector", np.zeros(3)),
         ("vector", None),
+        ("observation", np.zeros((1, 6, 5), np.uint8)),
+        ("end_reason", "x" * 513),
         ("terminated", 1),
         ("truncated", None),
         ("frame_id", 1.5),
@@ -240,9 +250,9 @@ def test_a_step_that_is_not_of_the_spec_is_refused_and_leaves_nothing(dataset, f
     begin(writer, episode)
     step(writer, episode, 0)
     with pytest.raises(SpecError, match=field.split("_")[0]):
-        writer.step(**{**good_step(dataset.spec), field: value})
+        writer.step(**good_step(dataset.spec, **{field: value}))
     step(writer, episode, 1)
-    writer.end_episode(episode.reason)
+    writer.end(episode.reason)
     writer.close()
     assert_holds(dataset, [episode])
 
@@ -250,7 +260,7 @@ def test_a_step_that_is_not_of_the_spec_is_refused_and_leaves_nothing(dataset, f
 def test_the_vector_message_names_the_number(dataset):
     writer = make_writer(dataset)
     begin(writer, make_episode(dataset.spec, 1))
-    bad = {**good_step(dataset.spec), "vector": np.array([0.0, np.nan, 0.0], np.float32)}
+    bad = good_step(dataset.spec, vector=np.array([0.0, np.nan, 0.0], np.float32))
     with pytest.raises(SpecError, match="not finite at v1"):
         writer.step(**bad)
 
@@ -261,9 +271,9 @@ def test_what_the_spec_has_not_must_not_be_given(tmp_path):
     episode = make_episode(spec, 1)
     begin(writer, episode)
     with pytest.raises(SpecError, match="reward is None"):
-        writer.step(**{**good_step(make_spec()), "frame": None, "reward_terms": None})
-    with pytest.raises(SpecError, match="frame was given"):
-        writer.step(**{**good_step(make_spec()), "reward": 1.0, "reward_terms": None})
+        writer.step(**good_step(make_spec(), image=None, reward_terms=None))
+    with pytest.raises(SpecError, match="image was given"):
+        writer.step(**good_step(make_spec(), reward=1.0, reward_terms=None))
 
 
 def test_a_reward_near_the_sum_of_its_terms_is_taken_as_the_sum(dataset):
@@ -271,8 +281,8 @@ def test_a_reward_near_the_sum_of_its_terms_is_taken_as_the_sum(dataset):
     writer = make_writer(dataset)
     begin(writer, make_episode(dataset.spec, 1))
     rough = float(np.float32(terms[0] + terms[1]))
-    writer.step(**{**good_step(dataset.spec), "reward": rough, "reward_terms": terms})
-    writer.end_episode("collision")
+    writer.step(**good_step(dataset.spec, reward=rough, reward_terms=terms))
+    writer.end("collision")
     writer.close()
     (segment,) = dataset.snapshot().segments
     assert segment.read("reward")[0] == np.float32(terms.astype(np.float64).sum())
@@ -287,21 +297,21 @@ def test_a_reward_near_the_sum_of_its_terms_is_taken_as_the_sum(dataset):
         {"town": None},
         {"driver": "x" * 513},
         {"exploration_noise": float("nan")},
+        {"scenario": 1.5},
+        {"lap": float("nan")},
+        {"lap": [1]},
+        {"grip": "x" * 513},
+        {"length": 3},
+        {"no-name": 3},
+        {f"a{n}": n for n in range(65)},
     ],
 )
-def test_impossible_episode_infos_are_refused(field):
-    with pytest.raises(SpecError, match=next(iter(field))):
-        EpisodeInfo(
-            **{
-                "seed": 0,
-                "scenario": 0,
-                "world": "w",
-                "town": "t",
-                "weather": "c",
-                "driver": "d",
-                **field,
-            }
-        )
+def test_impossible_episode_values_are_refused(dataset, field):
+    writer = make_writer(dataset)
+    name = next(iter(field))
+    with pytest.raises(SpecError, match="attributes" if name == "a0" else name):
+        writer.begin(observation(make_episode(dataset.spec, 1), 0), **field)
+    feed(writer, make_episode(dataset.spec, 1))
 
 
 def test_calls_in_the_wrong_order_are_refused(dataset):
@@ -309,21 +319,21 @@ def test_calls_in_the_wrong_order_are_refused(dataset):
     writer = make_writer(dataset)
     with pytest.raises(SpecError, match="no episode is running"):
         step(writer, episode, 0)
-    with pytest.raises(SpecError, match="needs a running episode"):
-        writer.end_episode("x")
+    with pytest.raises(SpecError, match="no running episode"):
+        writer.end("x")
     begin(writer, episode)
     with pytest.raises(SpecError, match="an episode is running"):
         begin(writer, episode)
     with pytest.raises(SpecError, match="at least one step"):
-        writer.end_episode("x")
+        writer.end("x")
     step(writer, episode, 0)
-    with pytest.raises(SpecError, match="use truncate_episode"):
-        writer.end_episode("x")
+    with pytest.raises(SpecError, match="call truncate"):
+        writer.end("x")
     step(writer, episode, 1)
     with pytest.raises(SpecError, match="no episode is running"):
         step(writer, episode, 1)
-    writer.end_episode("time_limit")
-    assert writer.truncate_episode("x") is None
+    writer.end("time_limit")
+    assert writer.truncate("x") is None
     writer.close()
     with pytest.raises(SpecError, match="closed"):
         begin(writer, episode)
@@ -333,7 +343,7 @@ def test_nothing_is_published_without_a_whole_episode(dataset):
     writer = make_writer(dataset)
     assert writer.flush() is None
     begin(writer, make_episode(dataset.spec, 3))
-    assert writer.truncate_episode("collector_stop") is None  # no step yet: dropped
+    assert writer.truncate("collector_stop") is None  # no step yet: dropped
     begin(writer, make_episode(dataset.spec, 3))
     step(writer, make_episode(dataset.spec, 3), 0)
     assert writer.flush() is None
@@ -371,7 +381,7 @@ def test_an_interrupt_inside_a_step_costs_only_that_step(dataset, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         step(writer, episode, 2)
     monkeypatch.undo()
-    writer.truncate_episode("collector_stop")
+    writer.truncate("collector_stop")
     feed(writer, make_episode(dataset.spec, 3, 7))
     writer.close()
     assert_holds(dataset, [cut(episode, 2), make_episode(dataset.spec, 3, 7)])
@@ -407,7 +417,7 @@ def test_a_disk_that_fills_up_at_any_moment_costs_nothing(tmp_path):
         step(writer, running, 1)
         writer.flush()
         step(writer, running, 2)
-        writer.end_episode(running.reason)
+        writer.end(running.reason)
         episodes.append(running)
     writer.close()
     assert kinds >= {"write", "fsync", "mkdir"}
@@ -482,3 +492,89 @@ def test_a_killed_collector_leaves_whole_segments_only(dataset):
     assert reported <= len(dataset.segment_ids()) <= reported + 3
     dataset.clean_staging()
     assert list(dataset.staging_path.iterdir()) == []
+
+
+def vector_spec(**changes):
+    return EpisodeSpec(vector_names=("x_m",), action_names=("push",), **changes)
+
+
+def seen(value=0.0, **about):
+    return Observation(vector=np.full(1, value, np.float32), **about)
+
+
+PUSH = np.zeros(1, np.float32)
+
+
+def test_everything_that_a_generic_user_does_not_have_has_a_default(tmp_path):
+    spec = vector_spec(control_period_s=0.5)
+    Dataset.create(tmp_path / "d", spec)
+    with SegmentWriter(tmp_path / "d") as writer:
+        writer.begin(seen())
+        writer.step(PUSH, 1.0, seen(1.0))
+        writer.step(PUSH, 2.0, seen(2.0), truncated=True)
+        writer.begin(seen())
+        writer.add(Step(action=PUSH, reward=3.0, observation=seen(4.0), terminated=True))
+        writer.begin(seen())
+        writer.step(PUSH, 0.0, seen(), terminated=True, end_reason="goal")
+    (segment,) = Dataset.open(tmp_path / "d").snapshot().segments
+    table = segment.episode_table()
+    assert table.end_reason == ["truncated", "terminated", "goal"]
+    assert table.length.tolist() == [2, 1, 1]
+    assert table.episode_return.tolist() == [3.0, 3.0, 0.0]
+    assert segment.read("frame_id").tolist() == [0, 1, 2, 0, 1, 0, 1]
+    assert segment.read("sim_time").tolist() == [0.0, 0.5, 1.0, 0.0, 0.5, 0.0, 0.5]
+    assert segment.read("vector")[:, 0].tolist() == [0.0, 1.0, 2.0, 0.0, 4.0, 0.0, 0.0]
+    assert [table.attributes_of(n) for n in range(3)] == [{}, {}, {}]
+    assert segment.provenance["collector"] == "writer"
+
+
+def test_an_end_reason_belongs_to_the_last_step(tmp_path):
+    writer = SegmentWriter(Dataset.create(tmp_path / "d", vector_spec()))
+    writer.begin(seen())
+    with pytest.raises(SpecError, match="end_reason is 'goal', but the step is neither"):
+        writer.step(PUSH, 0.0, seen(), end_reason="goal")
+
+
+def test_attributes_are_stored_per_episode(tmp_path):
+    given: list[dict[str, Any]] = [
+        {"town": "Town01", "lap": 3, "grip": 0.5, "tyres": "soft"},
+        {"lap": 4, "grip": 2, "scenario": 0},
+        {"lap": np.int64(5), "tyres": "hard", "Driver2": "x"},
+    ]
+    dataset = Dataset.create(tmp_path / "d", vector_spec())
+    with SegmentWriter(dataset) as writer:
+        for attributes in given:
+            writer.begin(seen(), **attributes)
+            writer.step(PUSH, 1.0, seen(), terminated=True)
+    (segment,) = dataset.snapshot().segments
+    segment.verify()
+    table = segment.episode_table()
+    assert [table.attributes_of(n) for n in range(3)] == given
+    assert table.numbers("lap").dtype == np.int64
+    assert table.texts("lap") == ["3", "4", "5"]
+    assert table.texts("tyres") == ["soft", "", "hard"]
+    np.testing.assert_array_equal(table.numbers("grip"), [0.5, 2.0, np.nan])
+    assert not [f for f in audit([dataset.path]).findings if f.severity == "error"]
+
+
+def test_an_attribute_is_a_text_or_a_number_in_all_episodes(tmp_path):
+    writer = SegmentWriter(Dataset.create(tmp_path / "d", vector_spec()))
+    writer.begin(seen(), lap=1)
+    writer.step(PUSH, 1.0, seen(), terminated=True)
+    with pytest.raises(SpecError, match="lap is 'one', expected a number as in an earlier"):
+        writer.begin(seen(), lap="one")
+    writer.begin(seen(), lap=2.5)
+
+
+def test_a_damaged_attribute_is_noticed(tmp_path):
+    dataset = Dataset.create(tmp_path / "d", vector_spec())
+    with SegmentWriter(dataset) as writer:
+        writer.begin(seen(), lap=1)
+        writer.step(PUSH, 1.0, seen(), terminated=True)
+    (name,) = dataset.segment_ids()
+    chunk = dataset.segments_path / name / "attribute_lap" / "c" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[0] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(SegmentCorruptError, match="attribute_lap"):
+        dataset.open_segment(name).episode_table()

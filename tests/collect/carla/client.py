@@ -1,4 +1,4 @@
-"""What tests do with the real client; only for processes that it may crash."""
+"""Helpers for tests with the real client, which may crash the process."""
 
 import contextlib
 import queue
@@ -18,7 +18,7 @@ def connect(server, timeout_s=WAIT_S):
 
 
 def synchronous(world):
-    """Put a world into steps of 0.05 s."""
+    """Set synchronous mode with steps of 0.05 s."""
     settings = world.get_settings()
     settings.synchronous_mode, settings.fixed_delta_seconds = True, 0.05
     world.apply_settings(settings)
@@ -33,12 +33,12 @@ def spawn(world, kind, place, parent=None, **attributes):
 
 
 def kinds(world):
-    """Types of the actors that the last snapshot holds."""
+    """Return the types of the actors in the last snapshot."""
     return sorted(actor.type_id for actor in world.get_actors())
 
 
-class Watched:
-    """A sensor that is listened to; stopped and destroyed at the end."""
+class ListeningSensor:
+    """A sensor with a listener; stopped and destroyed at the end."""
 
     def __init__(self, sensor):
         self.sensor, self._frames = sensor, queue.Queue[Any]()
@@ -52,20 +52,20 @@ class Watched:
         self.sensor.destroy()
 
     def first(self, world):
-        """Tick until something comes: the subscription is live a little after `listen`."""
+        """Tick until data arrives: the subscription is live only some time after `listen`."""
         while True:
             frame = world.tick()
             with contextlib.suppress(queue.Empty):
                 return self.until(frame, wait_s=0.2)
 
     def until(self, frame, wait_s=WAIT_S):
-        """Wait for the data of a frame or of a later one; `queue.Empty` if it does not come."""
+        """Wait for the data of a frame or a later one; raise `queue.Empty` if none arrives."""
         while (data := self._frames.get(timeout=wait_s)).frame < frame:
             pass
         return data
 
     def has_any(self, wait_s=0.0):
-        """Whether something came that was not asked for yet."""
+        """Return whether there is data that was not fetched yet."""
         try:
             self._frames.get(timeout=wait_s)
         except queue.Empty:
@@ -75,8 +75,8 @@ class Watched:
 
 def camera(world, car, **attributes):
     size = {"image_size_x": 40, "image_size_y": 30}
-    return Watched(spawn(world, "sensor.camera.rgb", FRONT, car, **size | attributes))
+    return ListeningSensor(spawn(world, "sensor.camera.rgb", FRONT, car, **size | attributes))
 
 
 def sensor(world, car, kind):
-    return Watched(spawn(world, f"sensor.other.{kind}", carla.Transform(), car))
+    return ListeningSensor(spawn(world, f"sensor.other.{kind}", carla.Transform(), car))

@@ -1,4 +1,4 @@
-"""A CARLA server for whoever asks for one; no tests where the client has no wheel."""
+"""Fixtures with a test server; no tests on machines without the client."""
 
 import importlib.util
 
@@ -11,13 +11,13 @@ collect_ignore_glob = [] if importlib.util.find_spec("carla") else ["test_*.py"]
 
 @pytest.fixture(scope="module")
 def server():
-    """One for all tests of a module."""
+    """One server for all tests of a module."""
     with CarlaServer() as server:
         yield server
 
 
 @pytest.fixture
 def carla_server():
-    """One for a test alone."""
+    """A server for one test."""
     with CarlaServer() as server:
         yield server

@@ -1,4 +1,4 @@
-"""`CarlaServer`: a wire-compatible server in a process of its own, for the time of a `with`."""
+"""`CarlaServer`: a wire-compatible server in its own process, as a context manager."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-ANSWERS_WITHIN_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 
 
 class CarlaServer:
@@ -52,12 +52,12 @@ class CarlaServer:
         self._lines.put(b"")
 
     def _line(self):
-        line = self._lines.get(timeout=ANSWERS_WITHIN_S)
+        line = self._lines.get(timeout=ANSWER_TIMEOUT_S)
         assert line, f"the server has ended: {self.log()}"
         return json.loads(line)
 
     def log(self):
-        """What it wrote on its standard error."""
+        """Return its standard error."""
         self._log.seek(0)
         return self._log.read().decode()
 
@@ -67,16 +67,16 @@ class CarlaServer:
         return self._line()
 
     def fault(self, **changes):
-        """Change what goes wrong; see `avtd3.tests.collect.carla.server.faults.Faults`."""
+        """Change the faults; see `avtd3.tests.collect.carla.server.faults.Faults`."""
         self._order({"fault": changes})
 
     def record(self):
-        """What happened so far: calls, actors, controls by tick, ticks, streams and more."""
+        """Return the record so far: calls, actors, controls by tick, ticks, streams and more."""
         return self._order({"record": True})
 
     def record_when(self, is_so):
-        """The record as soon as it meets a condition: the server learns of ends a little later."""
-        end, pause = time.monotonic() + ANSWERS_WITHIN_S, threading.Event()
+        """Return the record as soon as it meets a condition."""
+        end, pause = time.monotonic() + ANSWER_TIMEOUT_S, threading.Event()
         while not is_so(record := self.record()):
             assert time.monotonic() < end, record
             pause.wait(0.05)
@@ -87,20 +87,20 @@ class CarlaServer:
         return self._process.poll() is None
 
     def rss_bytes(self):
-        """Memory that the process holds."""
+        """Return the resident memory of the process."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def hang_up(self):
-        """Close its standard input, as the end of its starter would."""
+        """Close its standard input, as the end of its parent process would."""
         self._orders.close()
 
     def wait(self):
-        """Wait for its end; the exit code."""
-        return self._process.wait(ANSWERS_WITHIN_S)
+        """Wait for its end; return the exit code."""
+        return self._process.wait(ANSWER_TIMEOUT_S)
 
     def kill(self):
-        """End it at once."""
+        """Kill it."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 

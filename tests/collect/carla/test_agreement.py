@@ -1,4 +1,4 @@
-"""The same road, seed and actions: the same drive, embedded and over the wire."""
+"""The same roads, seed and actions give the same drive on both simulators."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ STEPS = 150
 
 
 def actions(seed):
-    """Smooth steering and pedals, float32 (STEPS, 2) in [-1, 1]."""
+    """Return smooth steering and pedals, float32 (STEPS, 2) in [-1, 1]."""
     rng = np.random.default_rng(seed)
     time_s = 0.05 * np.arange(STEPS)
     waves = rng.uniform(0.5, 2.0, (2, 1)) * time_s + rng.uniform(0.0, math.tau, (2, 1))
@@ -39,14 +39,14 @@ def state(vehicle):
 
 
 def driven(car):
-    """The same four numbers of a car of the client."""
+    """Return the same four numbers for a car of the client."""
     pose, ahead = car.get_transform(), car.get_transform().get_forward_vector()
     return [pose.location.x, pose.location.y, pose.rotation.yaw, car.get_velocity().dot(ahead)]
 
 
-def assert_same_drive(embedded, wire):
-    """Positions to a millimetre: single precision holds 0.03 mm at 500 m, and errors add up."""
-    difference = np.abs(np.array(embedded) - np.array(wire))
+def assert_same_drive(builtin, wire):
+    """Check positions to a millimetre: float32 resolves 0.03 mm at 500 m, and errors add up."""
+    difference = np.abs(np.array(builtin) - np.array(wire))
     difference[:, 2] = np.minimum(difference[:, 2], 360.0 - difference[:, 2])
     assert difference[:, :2].max() < 1e-3
     assert difference[:, 2].max() < 1e-2
@@ -54,7 +54,7 @@ def assert_same_drive(embedded, wire):
 
 
 @own_process
-def test_the_servers_car_and_camera_are_the_road_worlds():
+def test_the_servers_car_and_camera_are_those_of_the_built_in_simulator():
     with CarlaServer() as server:
         world = RoadWorld(RoadConfig(camera=STEADY))
         first = world.reset(EMPTY, 2).frame
@@ -75,19 +75,19 @@ def test_the_servers_car_and_camera_are_the_road_worlds():
             pictures = [(first.image[0], gray(camera.first(there)))]
             car.set_simulate_physics(True)
             car.set_target_velocity(first.vehicle.speed_mps * place.get_forward_vector())
-            embedded, wire = [], []
+            builtin, wire = [], []
             for steer, pedal in actions(3):
                 frame = world.step(np.array([steer, pedal]))
                 control = carla.VehicleControl(steer=float(steer))
                 control.throttle, control.brake = max(float(pedal), 0.0), max(-float(pedal), 0.0)
                 car.apply_control(control)
                 picture = camera.until(there.tick())
-                embedded.append(state(frame.vehicle))
+                builtin.append(state(frame.vehicle))
                 wire.append(driven(car))
                 pictures.append((frame.image[0], gray(picture)))
-    assert_same_drive(embedded, wire)
-    assert math.dist(embedded[0][:2], embedded[-1][:2]) > 20.0
-    # Ground and sky are as bright as each likes; what is where is the same.
+    assert_same_drive(builtin, wire)
+    assert math.dist(builtin[0][:2], builtin[-1][:2]) > 20.0
+    # The brightness of ground and sky differs; their positions are the same.
     for ours, theirs in pictures[::10]:
         assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.95
 
@@ -100,20 +100,20 @@ def test_the_servers_car_and_camera_are_the_road_worlds():
         pytest.param(0, 9, "overcast", marks=pytest.mark.slow),
     ],
 )
-def test_an_episode_is_the_same_embedded_and_over_the_wire(number, seed, weather):
+def test_an_episode_is_the_same_on_both_simulators(number, seed, weather):
     assert_same_episode(scenario(number, networks=4, npcs=0, weather=weather), seed)
 
 
 def assert_same_episode(setting, seed):
-    """Routes, drives and what is said of each frame are the same in both worlds."""
+    """Check that routes, drives and the values of each frame are the same on both."""
     with CarlaServer() as server:
         config = CarlaConfig(host="127.0.0.1", ports=(server.port,))
         there, here = CarlaWorld(config, server.port), RoadWorld()
-        wire, embedded = there.reset(setting, seed), here.reset(setting, seed)
+        wire, builtin = there.reset(setting, seed), here.reset(setting, seed)
         try:
-            np.testing.assert_allclose(wire.route.points, embedded.route.points, atol=1e-4)
-            assert (wire.town, wire.weather) == (embedded.town, embedded.weather)
-            pairs = [(embedded.frame, wire.frame)]
+            np.testing.assert_allclose(wire.route.points, builtin.route.points, atol=1e-4)
+            assert (wire.town, wire.weather) == (builtin.town, builtin.weather)
+            pairs = [(builtin.frame, wire.frame)]
             pairs += [(here.step(action), there.step(action)) for action in actions(seed)]
         finally:
             there.close()
@@ -130,7 +130,7 @@ def assert_same_episode(setting, seed):
 
 @pytest.mark.slow
 def test_hills_change_nothing_but_heights(tmp_path):
-    """The embedded world lays roads flat; a server has the file as it is."""
+    """The built-in simulator removes hills; a server has the file unchanged."""
     rise = '<elevationProfile><elevation s="0" a="3" b="0.05" c="0" d="0"/></elevationProfile>'
     hilly = straight_document(length=400.0).replace("<lanes>", f"{rise}<lanes>")
     path = tmp_path / "hills.xodr"
@@ -139,6 +139,6 @@ def test_hills_change_nothing_but_heights(tmp_path):
 
 
 def gray(picture):
-    """A picture of the client, every 2 x 2 pixels averaged."""
+    """Return a picture of the client, averaged over squares of 2 x 2 pixels."""
     pixels = np.frombuffer(picture.raw_data, np.uint8).reshape(picture.height, picture.width, 4)
     return pixels[..., 0].reshape(picture.height // 2, 2, -1, 2).mean(axis=(1, 3))

@@ -1,4 +1,4 @@
-"""Collecting over the wire: servers that die, stall and stay away; plans that come whole."""
+"""Collection over the wire: servers that die, stall or are absent; plans that are completed."""
 
 import collections
 import dataclasses
@@ -36,7 +36,7 @@ HASTY = {
 
 
 def plan(*servers, **changes):
-    """A collection on servers, with small pictures and short routes."""
+    """Return a collection on servers, with small pictures and short routes."""
     carla = settings(servers[0], ports=tuple(server.port for server in servers), **changes)
     return CollectConfig(
         world="carla",
@@ -48,21 +48,21 @@ def plan(*servers, **changes):
 
 
 @dataclasses.dataclass
-class Place:
-    """Where no server is yet."""
+class FreePort:
+    """A port without a server."""
 
     port: int
 
 
 @pytest.fixture
 def free():
-    """A place for a server that avtd3 starts."""
+    """A port for a server that avtd3 starts."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        return Place(probe.getsockname()[1])
+        return FreePort(probe.getsockname()[1])
 
 
 def command(tmp_path, **faults):
-    """Start servers of the tests, and note each start in a file."""
+    """Return a command that starts a test server, and records each start in a file."""
     python = shlex.quote(sys.executable)
     line = (
         f"echo started >> {shlex.quote(str(tmp_path / 'starts'))}; exec {python} -m"
@@ -84,28 +84,28 @@ def is_free(port):
     return False
 
 
-def held(path):
-    """Index to length and end of every episode; also checks all segments, byte by byte."""
+def stored(path):
+    """Check all segments byte by byte; return length and end reason of each episode."""
     found = {}
     for segment in Dataset.open(path).snapshot().segments:
         segment.verify()
         table = segment.episode_table()
         for index, length, end in zip(table.index, table.length, table.end_reason, strict=True):
-            assert int(index) not in found, "an episode is there twice"
+            assert int(index) not in found, "an episode is stored twice"
             found[int(index)] = (int(length), str(end))
     return dict(sorted(found.items()))
 
 
 def ends(path):
-    return collections.Counter(end for _, end in held(path).values())
+    return collections.Counter(end for _, end in stored(path).values())
 
 
-def test_a_server_that_dies_is_started_anew_and_the_plan_comes_whole(tmp_path, free):
-    """Each server lives for some 150 ticks, which is less than the plan takes."""
+def test_a_server_that_dies_is_restarted_and_the_plan_is_completed(tmp_path, free):
+    """Each server lives for about 150 ticks, fewer than the plan needs."""
     config = plan(free, server_command=command(tmp_path, exit_after_ticks=150), **HASTY)
     report = collect(tmp_path / "d", config, episodes=4)
     assert report.failure == ""
-    assert list(held(tmp_path / "d")) == [0, 1, 2, 3]
+    assert list(stored(tmp_path / "d")) == [0, 1, 2, 3]
     assert ends(tmp_path / "d")["server_lost"] >= 1
     assert starts(tmp_path) >= 2
     assert is_free(free.port)
@@ -138,12 +138,12 @@ def test_one_server_dies_and_the_other_goes_on(tmp_path):
         assert report.workers == 2
         (lost,) = report.tally.lost
         assert lost.startswith(f"worker 1 gave up: no CARLA server at 127.0.0.1:{bad.port}")
-        assert {0, 1, 2} <= held(tmp_path / "d").keys()
+        assert {0, 1, 2} <= stored(tmp_path / "d").keys()
         assert "missing; the same command with --resume goes on" in report.failure
         again = collect(tmp_path / "d", plan(good), episodes=6, resume=True)
         assert again.failure == ""
         assert kinds(good) == []
-    assert list(held(tmp_path / "d")) == list(range(6))
+    assert list(stored(tmp_path / "d")) == list(range(6))
     assert ends(tmp_path / "d")["server_lost"] <= 1
 
 
@@ -168,7 +168,7 @@ def test_roads_that_crash_every_server_are_skipped_and_listed(tmp_path, free):
     assert [(skip.index, skip.reason) for skip in report.tally.skipped] == [(1, "server_lost")]
     assert "1 skipped; 1 episode missing" in report.failure
     assert "skipped episode 1 (server_lost): " in report.summary()
-    assert list(held(tmp_path / "d")) == [0, 2]
+    assert list(stored(tmp_path / "d")) == [0, 2]
     assert ends(tmp_path / "d") == {"goal": 2}
 
 
@@ -199,20 +199,20 @@ def test_a_silent_server_cuts_the_episode_with_its_reason(tmp_path, faults, reas
     with CarlaServer(**faults) as server:
         config = plan(server, **HASTY)
 
-        def mend(progress):
+        def fix(progress):
             if reason in progress.tally.end_reasons:
                 server.fault(camera_stops_after_frames=None, hang_after_ticks=None, hang=False)
 
-        report = collect(tmp_path / "d", config, episodes=3, on_progress=mend)
+        report = collect(tmp_path / "d", config, episodes=3, on_progress=fix)
     assert report.failure == ""
-    assert list(held(tmp_path / "d")) == [0, 1, 2]
+    assert list(stored(tmp_path / "d")) == [0, 1, 2]
     assert ends(tmp_path / "d")[reason] == 1
 
 
 @pytest.mark.slow
 def test_a_server_of_another_version_ends_the_collection_at_once(tmp_path):
-    said = r"is version 0.9.15, expected 0.9.16"
-    with CarlaServer(version="0.9.15") as server, pytest.raises(WorldError, match=said):
+    message = r"has version 0.9.15, expected 0.9.16"
+    with CarlaServer(version="0.9.15") as server, pytest.raises(WorldError, match=message):
         collect(tmp_path / "d", plan(server), episodes=3)
 
 
@@ -221,7 +221,7 @@ def test_a_server_of_another_version_ends_the_collection_at_once(tmp_path):
     ("faults", "limits"),
     [({}, {"recycle_episodes": 1}), ({"grow_mb_per_episode": 300}, {"server_memory_mb": 250})],
 )
-def test_a_server_of_ours_is_recycled(tmp_path, free, faults, limits):
+def test_a_server_that_avtd3_started_is_recycled(tmp_path, free, faults, limits):
     config = plan(free, server_command=command(tmp_path, **faults), **limits)
     report = collect(tmp_path / "d", config, episodes=3)
     assert report.failure == ""
@@ -235,7 +235,7 @@ def test_two_servers_collect_what_one_collects(tmp_path):
     with CarlaServer() as one, CarlaServer() as other:
         collect(tmp_path / "two", plan(one, other), episodes=4)
         collect(tmp_path / "one", plan(one), episodes=4)
-    assert held(tmp_path / "two") == held(tmp_path / "one")
+    assert stored(tmp_path / "two") == stored(tmp_path / "one")
     driven = []
     for name in ("two", "one"):
         rows = {}

@@ -13,11 +13,11 @@ from avtd3.store.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "message"),
     [
         ("host", "", "carla.host is empty"),
         ("ports", (), "carla.ports is"),
-        ("ports", (2000, 2000), "each once"),
+        ("ports", (2000, 2000), "one or more distinct ports"),
         ("ports", (0,), "carla.ports is 0"),
         ("ports", (70_000,), "1 to 65535"),
         ("tm_port", 65_536, "carla.tm_port"),
@@ -41,8 +41,8 @@ from avtd3.store.errors import ConfigError
         ("server_memory_mb", -1, "carla.server_memory_mb"),
     ],
 )
-def test_an_impossible_setting_is_named(field, value, says):
-    with pytest.raises(ConfigError, match=says):
+def test_an_impossible_setting_is_named(field, value, message):
+    with pytest.raises(ConfigError, match=message):
         CarlaConfig(**{field: value})
 
 
@@ -61,12 +61,12 @@ def test_an_impossible_camera_is_named(field, value):
         CarlaCamera(**{field: value})
 
 
-def test_a_picture_that_no_server_draws_is_refused():
+def test_a_picture_too_large_for_a_server_is_rejected():
     with pytest.raises(ConfigError, match=r"camera\.supersample is 8, expected at most 4"):
         CarlaCamera(height=84, width=1024, supersample=8)
 
 
-def test_one_port_is_not_for_two_traffic_managers():
+def test_two_traffic_managers_cannot_share_a_port():
     with pytest.raises(ConfigError, match=r"tm_port is 8000, expected 0 with 2 servers"):
         CarlaConfig(ports=(2000, 2010), tm_port=8000)
 
@@ -78,8 +78,8 @@ def test_settings_come_from_yaml_and_go_to_json():
     assert build(CarlaConfig, dataclasses.asdict(config), path="carla") == config
 
 
-def test_the_camera_and_the_start_are_the_road_worlds():
-    """A policy that learned on one world meets the same pictures and starts on the other."""
+def test_the_camera_and_the_start_are_those_of_the_built_in_simulator():
+    """A policy trained on one simulator gets the same pictures and starts on the other."""
     ours, theirs = CarlaCamera(), CameraConfig()
     for field in dataclasses.fields(ours):
         assert getattr(ours, field.name) == getattr(theirs, field.name), field.name

@@ -1,4 +1,4 @@
-"""`avtd3 doctor carla` and servers in all states, each a process of its own."""
+"""`avtd3 doctor carla` on servers in all states, each in its own process."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ while sys.argv[2] == "drive":
     world.tick()
 os._exit(0)
 """
-"""Puts a server into synchronous mode; then drives on, or leaves it so, as one that crashed."""
+"""Set synchronous mode; then either continue to drive, or leave like a client that crashed."""
 
 
 def slow(*values):
@@ -67,7 +67,7 @@ def actors(server):
     return sorted(actor["type"] for actor in server.record()["actors"])
 
 
-def test_a_server_in_order_is_ready_and_left_as_it_was(tmp_path):
+def test_a_healthy_server_is_ready_and_left_unchanged(tmp_path):
     with CarlaServer() as server:
         before = server.record()
         code, out, err = avtd3(
@@ -78,7 +78,7 @@ def test_a_server_in_order_is_ready_and_left_as_it_was(tmp_path):
     assert (code, err) == (0, "")
     document = json.loads(out)
     assert document["well"]
-    assert [check["check"] for check in document["checks"]] == [*CHECKS, "farewell"]
+    assert [check["check"] for check in document["checks"]] == [*CHECKS, "cleanup"]
     assert after["actors"] == before["actors"]
     assert after["settings"] == before["settings"]
     assert after["problems"] == []
@@ -87,7 +87,7 @@ def test_a_server_in_order_is_ready_and_left_as_it_was(tmp_path):
         assert len(set(picture.tobytes())) > 20
 
 
-def test_an_absent_server_is_told_with_what_to_start(tmp_path):
+def test_an_absent_server_is_reported_with_what_to_start(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     code, out, _ = avtd3(
@@ -104,15 +104,15 @@ def test_an_absent_server_is_told_with_what_to_start(tmp_path):
 @pytest.mark.parametrize(
     ("faults", "is_reached", "check", "text"),
     [
-        ({"hang": True}, False, "connection", "did not answer within 2 s"),
-        ({"version": "0.9.15"}, True, "connection", "is version 0.9.15, expected 0.9.16"),
+        ({"hang": True}, False, "connection", "did not answer in 2 s"),
+        ({"version": "0.9.15"}, True, "connection", "has version 0.9.15, expected 0.9.16"),
         slow({"exit_after_ticks": 10}, False, "steps", "did not advance by a step"),
         slow({"hang_after_ticks": 30}, False, "camera", "did not advance by a step"),
         ({"camera_stops_after_frames": 0}, True, "camera", "its camera sent no"),
         slow({"refuse_spawns": 99}, True, "camera", "spawn the car"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_mend(faults, is_reached, check, text):
+def test_a_problem_is_named_with_its_fix(faults, is_reached, check, text):
     with CarlaServer(**faults) as server:
         report = examine(HASTY, server.port)
         if is_reached:
@@ -121,12 +121,12 @@ def test_what_is_wrong_is_named_with_its_mend(faults, is_reached, check, text):
     assert not report.is_well
     found = failure(report)
     assert (found.check, text in found.text) == (check, True), found
-    assert found.mend
+    assert found.fix
     assert f"FAIL  {check}" in report.summary()
 
 
 @pytest.mark.slow
-def test_what_is_no_carla_server_is_told_apart():
+def test_another_kind_of_server_is_recognised():
     def answer(listener):
         while True:
             try:
@@ -147,11 +147,11 @@ def test_what_is_no_carla_server_is_told_apart():
     assert failure(report).check == "connection"
 
 
-def test_a_server_on_which_somebody_drives_is_left_alone():
+def test_a_server_on_which_another_client_drives_is_left_alone():
     with CarlaServer() as server, other_client(server, "drive") as client:
         report = examine(PATIENT, server.port)
         assert failure(report).check == "use"
-        assert "somebody else drives here" in failure(report).text
+        assert "another client drives here" in failure(report).text
         assert report.is_reached
         assert client.poll() is None
         assert actors(server) == ["spectator", "vehicle.tesla.model3"]
@@ -159,7 +159,7 @@ def test_a_server_on_which_somebody_drives_is_left_alone():
 
 
 @pytest.mark.slow
-def test_what_a_crashed_run_left_is_a_warning():
+def test_leftovers_of_a_crashed_run_are_a_warning():
     with CarlaServer() as server:
         with other_client(server, "leave") as client:
             client.wait()
@@ -167,7 +167,7 @@ def test_what_a_crashed_run_left_is_a_warning():
         assert actors(server) == ["spectator", "vehicle.tesla.model3"]
     assert report.is_well
     assert states(report)["use"] == "warning"
-    assert "1 actors are left of a crashed run" in report.summary()
+    assert "a crashed run has left 1 actors" in report.summary()
 
 
 def test_places_for_the_picture_are_checked(tmp_path):

@@ -1,4 +1,4 @@
-"""Whatever happens to the server or the client: what is said, and that the next reset goes on."""
+"""Failures of the server and the client: the error message, and recovery at the next reset."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ from avtd3.tests.collect.carla.worlds import (
 
 @pytest.fixture
 def world(server):
-    """A world on a server that is sound again afterwards, whatever the test did to it."""
+    """A world on a server whose faults are removed after the test."""
     with world_on(server) as world:
         yield world
     server.fault(**HEALTHY)
@@ -55,40 +55,40 @@ def is_gone(pid):
     return False
 
 
-def test_an_absent_server_is_told_with_what_was_tried():
+def test_an_absent_server_is_reported_with_what_was_tried():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        config = settings(type("Nobody", (), {"port": port}), connect_timeout_s=0.3)
+        config = settings(type("Absent", (), {"port": port}), connect_timeout_s=0.3)
         world = CarlaWorld(config, port)
         with pytest.raises(WorldLost) as caught:
             world.reset(LOOP, 2)
         world.close()
     assert caught.value.reason == "server_away"
-    said = str(caught.value)
-    assert f"no CARLA server at 127.0.0.1:{port}: connection refused" in said
-    assert "tries in" in said
-    assert f"-carla-rpc-port={port}" in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert f"no CARLA server at 127.0.0.1:{port}: connection refused" in message
+    assert "attempts in" in message
+    assert f"-carla-rpc-port={port}" in message
+    assert "\n" not in message
 
 
 @pytest.mark.slow
-def test_something_else_on_the_port_is_told():
-    """A server that hangs before the first word looks the same to the client."""
+def test_another_program_on_the_port_is_reported():
+    """A server that hangs before its first answer looks the same to the client."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         port = silent.getsockname()[1]
-        config = settings(type("Nobody", (), {"port": port}), connect_timeout_s=0.5, timeout_s=0.5)
+        config = settings(type("Absent", (), {"port": port}), connect_timeout_s=0.5, timeout_s=0.5)
         world = CarlaWorld(config, port)
-        with pytest.raises(WorldLost, match="something listens there, but did not answer within"):
+        with pytest.raises(WorldLost, match="a program listens on this port, but did not answer"):
             world.reset(LOOP, 2)
         world.close()
 
 
-def test_another_version_is_one_clear_error_and_no_loss(server, world):
+def test_another_version_is_one_clear_error_and_not_a_loss(server, world):
     server.fault(version="0.9.15")
-    with pytest.raises(WorldError, match=r"is version 0\.9\.15, expected 0\.9\.16") as caught:
+    with pytest.raises(WorldError, match=r"has version 0\.9\.15, expected 0\.9\.16") as caught:
         world.reset(LOOP, 2)
     assert not isinstance(caught.value, WorldLost)
     server.fault(version="0.9.16-12-gabcdef0")
@@ -102,7 +102,7 @@ def test_a_server_that_hangs_is_lost_and_found_again(server):
         lost = lose(world, 3)
         assert lost.reason == "server_lost"
         assert "did not advance by a step: time-out of 2000ms" in str(lost)
-        with pytest.raises(WorldError, match="expected reset"):
+        with pytest.raises(WorldError, match=r"call reset\(\) first"):
             world.step(STRAIGHT_ON)
         server.fault(hang_after_ticks=None, hang=False)
         world.reset(LOOP, 2)
@@ -125,7 +125,7 @@ def test_a_server_that_dies_is_lost_and_one_started_there_again_is_used():
         assert kinds(again) == []
 
 
-def test_a_client_that_is_blocked_is_killed_by_the_clock(server):
+def test_a_client_that_is_blocked_is_killed_after_the_timeout(server):
     changes = {"timeout_s": 2.0, "sensor_timeout_s": 1.0, "step_timeout_s": 3.0}
     with world_on(server, **changes) as world:
         world.reset(LOOP, 2)
@@ -136,11 +136,11 @@ def test_a_client_that_is_blocked_is_killed_by_the_clock(server):
         assert "has been blocked for 3 s" in str(lost)
         assert is_gone(pid)
         world.reset(LOOP, 2)
-        assert kinds(server).count("vehicle.tesla.model3") == 1  # what was left is swept
+        assert kinds(server).count("vehicle.tesla.model3") == 1  # the leftovers are removed
     assert kinds(server) == []
 
 
-def test_a_client_that_crashes_is_named_with_its_last_words(server, world):
+def test_a_client_that_crashes_is_reported_with_its_last_output(server, world):
     found = server.record()["settings"]
     world.reset(LOOP, 2)
     os.kill(world.child_pid, signal.SIGSEGV)
@@ -149,8 +149,8 @@ def test_a_client_that_crashes_is_named_with_its_last_words(server, world):
     assert "crashed with signal 11" in str(lost)
     assert "Segmentation fault" in str(lost)
     assert len(kinds(server)) == 4
-    # Nobody begins another episode: closing tidies up, too, even where a fresh client's
-    # subscription is not live yet when it ticks.
+    # No other episode starts: closing cleans up too, even if the subscription of a new client is
+    # not live yet when it ticks.
     server.fault(lost_snapshots=2)
     world.close()
     assert kinds(server) == []
@@ -177,12 +177,14 @@ def test_a_crash_while_loading_names_the_map(server, world):
     assert caught.value.reason == "client_crash"
 
 
-def test_a_taken_start_moves_the_episode_along_its_route(server, world):
+def test_an_occupied_start_moves_the_episode_along_its_route(server, world):
     plain = world.reset(LOOP, 2)
     server.fault(refuse_spawns=2)
     moved = world.reset(LOOP, 2)
     (notice,) = world.notices
-    assert re.fullmatch(r"the start was taken, the episode begins 2[01] m further on", notice)
+    assert re.fullmatch(
+        r"the start was occupied; the episode starts 2[01] m along the route", notice
+    )
     assert moved.route.length_m == pytest.approx(plain.route.length_m - 20.0, abs=1.5)
     at = plain.route.project(moved.frame.vehicle.x_m, moved.frame.vehicle.y_m, 20.0)
     assert at.distance_m == pytest.approx(20.0, abs=1.5)
@@ -190,7 +192,7 @@ def test_a_taken_start_moves_the_episode_along_its_route(server, world):
     assert at.lateral_m == pytest.approx(before.lateral_m, abs=0.02)
 
 
-def test_a_start_that_stays_taken_is_a_loss_that_leaves_the_server_in_use(server, world):
+def test_a_start_that_stays_occupied_is_a_loss_after_which_the_server_is_used(server, world):
     server.fault(refuse_spawns=50)
     with pytest.raises(WorldLost, match="Spawn failed because of collision") as caught:
         world.reset(LOOP, 2)
@@ -232,8 +234,8 @@ while True:
 """
 
 
-def test_a_server_that_a_crash_left_synchronous_is_found_and_freed(server, world):
-    """Its snapshots are empty until somebody ticks, and nobody else would."""
+def test_a_server_that_a_crash_left_synchronous_is_found_and_restored(server, world):
+    """Its snapshots are empty until a client ticks, and no other client does."""
     world.reset(LOOP, 2)
     os.kill(world.child_pid, signal.SIGKILL)
     assert server.record()["settings"][0] is True
@@ -246,7 +248,7 @@ def test_a_server_that_a_crash_left_synchronous_is_found_and_freed(server, world
 
 
 @pytest.mark.slow
-def test_a_server_of_ours_is_started_again_when_it_dies_and_recycled():
+def test_a_server_that_avtd3_started_is_restarted_when_it_dies_and_recycled():
     command = f"{sys.executable} -m avtd3.tests.collect.carla.server --serve-while {os.getpid()}"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -274,7 +276,7 @@ def test_a_server_of_ours_is_started_again_when_it_dies_and_recycled():
     "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_a_parent_that_is_killed_leaves_a_clean_server(server, number):
-    """Ctrl-C reaches the child, too: it leaves that to its parent, and cleans up after it."""
+    """Ctrl-C also reaches the child process: it ignores it, and cleans up when its parent ends."""
     found = server.record()["settings"]
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(server.port)],

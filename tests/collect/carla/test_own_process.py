@@ -1,4 +1,4 @@
-"""What happens in a test's own process is told by the test."""
+"""Failures in a test's own process are failures of the test."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from avtd3.tests.collect.carla import own_process as module
 from avtd3.tests.collect.carla.own_process import own_process
 
 
-def test_a_failure_is_told_with_its_values():
+def test_a_failure_is_reported_with_its_values():
     with pytest.raises(pytest.fail.Exception, match="assert 1 == 2"):
         own_process(lambda: check(1, 2))()
 
@@ -29,5 +29,5 @@ def test_a_test_that_never_ends_is_killed(monkeypatch):
         own_process(signal.pause)()
 
 
-def test_what_is_well_is_well():
+def test_a_test_that_passes_passes():
     own_process(lambda: None)()

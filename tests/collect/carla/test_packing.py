@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 from avtd3.collect.carla.packing import pack, unpack
 from avtd3.collect.driving.world import VehicleState, WorldFrame
 
-NUMBERS = st.floats(allow_nan=False)  # infinite ones among them, as gaps without a vehicle are
+NUMBERS = st.floats(allow_nan=False)  # including infinite ones, as the gap has without a vehicle
 VEHICLES = st.builds(
     VehicleState,
     x_m=NUMBERS,

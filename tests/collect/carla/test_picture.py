@@ -14,7 +14,7 @@ def test_a_pixel_is_the_weighted_mean_of_a_square():
 
 
 @pytest.mark.parametrize("supersample", [1, 2, 3, 8])
-def test_any_picture_is_as_the_slow_formula_says(supersample):
+def test_pictures_agree_with_a_slow_formula(supersample):
     height, width = 5, 7
     shape = (height, supersample, width, supersample, 4)
     bgra = np.random.default_rng(supersample).integers(0, 256, shape, np.uint8)
@@ -25,7 +25,7 @@ def test_any_picture_is_as_the_slow_formula_says(supersample):
     found = gray(bgra.reshape(-1))
     assert found.dtype == np.uint8
     assert found.shape == (1, height, width)
-    # Rounding a value on the edge may go either way in single precision.
+    # In single precision, a value near a half may be rounded up or down.
     assert (
         np.abs(found[0] - expected).max() <= (np.abs(luma.mean(axis=(1, 3)) % 1 - 0.5) < 1e-3).max()
     )

@@ -10,7 +10,7 @@ from avtd3.tests.pipeline.test_two_terminals import SMALL_LEARNER, versions_driv
 
 
 def place(section, server):
-    """Where to drive, for a command's section of the settings."""
+    """Return the options for a server, for a command's section of the configuration."""
     return (
         "--world=carla", "--host=127.0.0.1", f"--port={server.port}", "--town=AvTown01",
         "--scenario=0", "--npcs=2",
@@ -54,6 +54,6 @@ def test_the_pipeline_over_the_wire(tmp_path):
         assert record["problems"] == []
     worlds = {
         world for segment in Dataset.open(data).snapshot().segments
-        for world in segment.episode_table().world
+        for world in segment.episode_table().texts("world")
     }  # fmt: skip
     assert worlds == {"carla"}

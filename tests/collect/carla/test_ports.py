@@ -1,4 +1,4 @@
-"""Which worker drives where, and what the command line makes of hosts and ports."""
+"""The server of each worker, and the options for hosts and ports."""
 
 import dataclasses
 import sys
@@ -43,7 +43,7 @@ def test_a_workers_number_picks_its_port():
         world.close()
 
 
-def test_a_machine_without_the_client_is_told_so(monkeypatch):
+def test_a_machine_without_the_client_is_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "carla", None)
     with pytest.raises(WorldError, match=r"needs the package carla 0\.9\.16"):
         open_world(CollectConfig(world="carla"), 0)
@@ -84,7 +84,7 @@ def test_hosts_and_ports_of_the_command_line():
     [
         ("road", "2000", "add --world carla"),
         ("carla", "2000;2010", "expected numbers, such as 2000,2010"),
-        ("carla", "2000,2000", "each once"),
+        ("carla", "2000,2000", "one or more distinct ports"),
         ("carla", "0", "1 to 65535"),
     ],
 )
@@ -109,7 +109,7 @@ def test_ports_without_carla_end_the_command_with_bad_use(tmp_path, capsys):
     assert not (tmp_path / "d").exists()
 
 
-def test_a_doctor_is_asked_for_by_the_name_of_his_patient():
+def test_the_doctor_has_a_command_for_carla():
     found = CliRunner().invoke(cli.app, ["doctor", "--help"])
     assert found.exit_code == 0
     assert "carla" in found.output

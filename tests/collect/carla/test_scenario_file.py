@@ -1,4 +1,4 @@
-"""One scenario file on two worlds: the same routes, and scores from the same kind of record."""
+"""One scenario file on both simulators: the same routes, and scores from the same events."""
 
 import numpy as np
 import pytest
@@ -64,8 +64,8 @@ def environment(world, path):
 def test_a_route_is_the_same_on_both_worlds(world, folder, name, index, number, town):
     there, here = environment(world, folder / name), environment(RoadWorld(), folder / name)
     for place in (there, here):
-        opening = place.begin(4, index)
-        assert (opening.town, place.scenario) == (town, number)
+        start = place.begin(4, index)
+        assert (start.town, place.scenario) == (town, number)
     np.testing.assert_array_equal(there.task.route.points, here.task.route.points)
     assert there.task.frame.vehicle.x_m == pytest.approx(here.task.frame.vehicle.x_m, abs=1e-3)
 
@@ -82,6 +82,6 @@ def test_a_drive_over_the_wire_has_its_events_and_its_score(world, folder):
     assert score.length_m == pytest.approx(50.0, abs=0.1)
 
 
-def test_a_town_that_the_server_has_not_is_told(world, folder):
+def test_a_town_that_the_server_lacks_is_named(world, folder):
     with pytest.raises(ConfigError, match=r"AvTown09.*did you mean AvTown0"):
         environment(world, folder / "routes.yaml").begin(4, 2)

@@ -1,4 +1,4 @@
-"""What the camera sends, or does not: never a picture of another frame, never of another size."""
+"""Pictures of other frames or of another size are never used; a stalled camera is reported."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_a_camera_that_stalls_is_named(server):
         assert lost.reason == "sensor_stall"
         assert "its camera sent no picture of frame" in str(lost)
         assert "within 1.5 s (sensor_timeout_s)" in str(lost)
-        # The server is well: what was ours is gone from it, and its settings are back.
+        # The server works: our actors are removed and its settings are restored.
         assert kinds(server) == []
         assert server.record()["settings"][0] is False
         with pytest.raises(WorldLost, match="sent no first picture"):
@@ -24,7 +24,7 @@ def test_a_camera_that_stalls_is_named(server):
 
 
 @pytest.mark.slow
-def test_pictures_of_other_frames_are_not_taken_for_this_one(server):
+def test_pictures_of_other_frames_are_not_used(server):
     with world_on(server, sensor_timeout_s=1.5) as world:
         world.reset(LOOP, 2)
         server.fault(camera_delay_ticks=1)
@@ -42,7 +42,7 @@ def test_pictures_that_are_lost_with_their_connection_are_a_stall(server):
         world.reset(LOOP, 2)
 
 
-def test_a_picture_of_another_size_is_refused(server):
+def test_a_picture_of_another_size_is_rejected(server):
     with world_on(server) as world:
         world.reset(LOOP, 2)
         server.fault(camera_rows_lost=1)

@@ -1,4 +1,4 @@
-"""`Simulator` with real processes, all known by their ids."""
+"""`Simulator` with real processes, all identified by their ids."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 while True:
     server.accept()[0].close()
 """
-"""Listens, and nothing more."""
+"""A server that only listens."""
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def command(tmp_path):
 
 @pytest.fixture
 def run(port):
-    """Make simulators that end with the test."""
+    """Create simulators that end with the test."""
     made = []
 
     def make(command, **options):
@@ -64,7 +64,7 @@ def run(port):
 
 
 def group(pid):
-    """Ids of the living processes of a process group."""
+    """Return the ids of the living processes of a process group."""
     listed = subprocess.run(["ps", "-eo", "pid,pgid,stat"], capture_output=True, check=True)
     rows = [line.split() for line in listed.stdout.decode().splitlines()[1:]]
     return [int(row[0]) for row in rows if int(row[1]) == pid and not row[2].startswith("Z")]
@@ -77,7 +77,7 @@ def wait_for(predicate):
         threading.Event().wait(0.05)
 
 
-def test_it_starts_a_server_once_and_stops_it_with_all_that_it_started(run, command, port):
+def test_it_starts_a_server_once_and_stops_it_with_its_children(run, command, port):
     simulator = run(command + " child")
     assert simulator.pid is None
     simulator.ensure()
@@ -92,7 +92,7 @@ def test_it_starts_a_server_once_and_stops_it_with_all_that_it_started(run, comm
     assert simulator.pid is None
 
 
-def test_a_server_that_died_is_started_anew_with_what_it_left_behind_gone(run, command):
+def test_a_server_that_died_is_restarted_and_its_children_are_stopped(run, command):
     simulator = run(command + " child")
     simulator.ensure()
     first = simulator.pid
@@ -102,12 +102,12 @@ def test_a_server_that_died_is_started_anew_with_what_it_left_behind_gone(run, c
     assert (simulator.starts, len(group(simulator.pid)) > 0) == (2, True)
 
 
-def test_only_what_a_server_may_have_caused_replaces_it(run, command):
+def test_only_losses_that_a_server_may_have_caused_replace_it(run, command):
     simulator = run(command)
     for reason, starts in (
         ("client_crash", 1),
         ("server_lost", 2),
-        ("tick_timeout", 3),  # a second loss in a row is nothing of the client's alone
+        ("tick_timeout", 3),  # after a second loss in a row, the server may be the cause
     ):
         simulator.ensure()
         simulator.restart(reason)
@@ -119,7 +119,7 @@ def test_only_what_a_server_may_have_caused_replaces_it(run, command):
     assert simulator.starts == 3
 
 
-def test_it_is_recycled_after_so_many_episodes(run, command):
+def test_it_is_recycled_after_a_number_of_episodes(run, command):
     simulator = run(command, recycle_episodes=2)
     starts = []
     for _ in range(5):
@@ -129,7 +129,7 @@ def test_it_is_recycled_after_so_many_episodes(run, command):
     assert starts == [1, 1, 2, 2, 3]
 
 
-def test_it_is_recycled_when_it_holds_too_much_memory(run, command):
+def test_it_is_recycled_when_it_uses_too_much_memory(run, command):
     simulator = run(command + " heavy", max_memory_mb=150)
     simulator.ensure()
     assert simulator.memory_bytes() > 200_000_000
@@ -140,7 +140,7 @@ def test_it_is_recycled_when_it_holds_too_much_memory(run, command):
     assert simulator.memory_bytes() == 0
 
 
-def test_a_port_that_is_given_up_late_is_waited_for(run, command):
+def test_it_waits_for_a_port_that_is_freed_late(run, command):
     simulator = run(command + " lingers")
     simulator.ensure()
     simulator.restart("server_lost")
@@ -148,7 +148,7 @@ def test_a_port_that_is_given_up_late_is_waited_for(run, command):
     assert simulator.starts == 2
 
 
-def test_a_server_that_ignores_being_asked_is_killed(run, command):
+def test_a_server_that_ignores_sigterm_is_killed(run, command):
     simulator = run(command + " stubborn")
     simulator.ensure()
     pid = simulator.pid
@@ -156,20 +156,20 @@ def test_a_server_that_ignores_being_asked_is_killed(run, command):
     assert group(pid) == []
 
 
-def test_somebody_elses_server_is_left_alone(run, command, port):
+def test_another_server_on_the_port_is_left_alone(run, command, port):
     with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(WorldError, match="did not start; leave --server-command out"):
+        with pytest.raises(WorldError, match="did not start; omit --server-command"):
             run(command).ensure()
         socket.create_connection(("127.0.0.1", port)).close()
 
 
 @pytest.mark.parametrize("command", ["no/such/CarlaUE4.sh -RenderOffScreen", ""])
 def test_a_command_that_does_not_exist_is_one_clear_error(command, port):
-    with pytest.raises(WorldError, match="is no program that can be run"):
+    with pytest.raises(WorldError, match="is not a program that can be run"):
         Simulator(command, port)
 
 
-def test_a_server_that_ends_at_once_says_its_last_words(run):
+def test_a_server_that_ends_at_once_is_reported_with_its_last_output(run):
     program = f"'{sys.executable}' -c 'import sys; sys.exit(\"no GPU\")'"
     with pytest.raises(WorldLost, match=r"-carla-rpc-port=\d+\) ended with exit code 1 .*no GPU"):
         run(program).ensure()

@@ -1,4 +1,4 @@
-"""Episodes begin, drive a little and end, over and over: nothing is left and nothing grows."""
+"""Many short episodes leave nothing behind, and memory use does not grow."""
 
 import dataclasses
 import os
@@ -15,21 +15,21 @@ from avtd3.store.errors import WorldLost
 from avtd3.tests.collect.carla.launch import CarlaServer
 
 STEPS = 4
-MOST_LOSSES = 3
-"""The traffic manager may block the client's process, which is then killed; see the client's
-traps. Seldom enough that a thousand episodes suffer hardly any."""
+MAX_LOSSES = 3
+"""The traffic manager sometimes blocks the client's process, which is then killed (see
+test_wire_traps.py). A thousand episodes have very few such losses."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """What a process holds."""
+class Resources:
+    """Resources that a process uses."""
 
     rss_mb: float
     threads: int
     files: int
 
     @classmethod
-    def by(cls, pid):
+    def of(cls, pid):
         proc = Path(f"/proc/{pid}")
         pages = int((proc / "statm").read_text().split()[1])
         return cls(
@@ -39,30 +39,32 @@ class Held:
         )
 
 
-class GuardMonitor:
-    """What the processes of a world hold after each episode."""
+class ResourceMonitor:
+    """Records the resources of a world's processes after each episode."""
 
     def __init__(self, world, server):
         self._world, self._server = world, server
-        self.held, self.children = [], []
+        self.used, self.children = [], []
 
     def episode_over(self):
         child = self._world.child_pid
         pids = {"parent": os.getpid(), "child": child, "server": self._server.pid}
-        self.held.append({name: Held.by(pid) for name, pid in pids.items()})
+        self.used.append({name: Resources.of(pid) for name, pid in pids.items()})
         self.children.append(child)
 
     def assert_flat(self, growth):
-        """The last third holds no more threads or files than the one before, nor more memory by
-        a share; the first third is for getting warm."""
-        third = len(self.held) // 3
+        """Check that threads, files and memory do not grow from the second third to the last.
+
+        The first third is for warming up. Memory may grow by the given share.
+        """
+        third = len(self.used) // 3
         for name in ("parent", "child", "server"):
             before, last = (
-                [held[name] for held in part]
-                for part in (self.held[third : 2 * third], self.held[-third:])
+                [used[name] for used in part]
+                for part in (self.used[third : 2 * third], self.used[-third:])
             )
             for what, share in (("threads", 0.0), ("files", 0.0), ("rss_mb", growth)):
-                most = [max(getattr(held, what) for held in part) for part in (before, last)]
+                most = [max(getattr(used, what) for used in part) for part in (before, last)]
                 assert most[1] <= most[0] * (1.0 + share), (name, what, most)
 
 
@@ -71,7 +73,7 @@ def soak(episodes, growth):
     with CarlaServer() as server:
         config = CarlaConfig(host="127.0.0.1", ports=(server.port,), settle_s=0.1)
         world = CarlaWorld(config, server.port)
-        watch, losses = GuardMonitor(world, server), list[str]()
+        monitor, losses = ResourceMonitor(world, server), list[str]()
         for number in range(episodes):
             try:
                 world.reset(setting, number)
@@ -79,24 +81,24 @@ def soak(episodes, growth):
                     world.step(np.array([0.0, 0.5], np.float32))
             except WorldLost as error:
                 losses.append(str(error))
-                if len(losses) > MOST_LOSSES:
+                if len(losses) > MAX_LOSSES:
                     pytest.fail("; ".join(losses))
             else:
-                watch.episode_over()
-        watch.assert_flat(growth)
+                monitor.episode_over()
+        monitor.assert_flat(growth)
         world.close()
         record = server.record_when(lambda record: record["clients"] == 0)
         assert [actor["type"] for actor in record["actors"]] == ["spectator"]
         assert record["streams"] == {}
         assert record["settings"][0] is False
         assert record["problems"] == []
-    return watch.children
+    return monitor.children
 
 
 def test_two_dozen_episodes_leave_nothing(monkeypatch):
     monkeypatch.setattr(avtd3.collect.carla.world, "EPISODES_PER_CHILD", 8)
     children = soak(24, growth=0.05)
-    # A loss brings a fresh child as well, so there may be more.
+    # A loss also starts a new child process, so there may be more.
     assert len(set(children)) >= 3
 
 

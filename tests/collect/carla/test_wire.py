@@ -1,4 +1,4 @@
-"""The test server does what CARLA does, as the real client sees it."""
+"""The test server behaves like CARLA for the real client."""
 
 import contextlib
 import json
@@ -11,7 +11,10 @@ import sys
 import pytest
 
 from avtd3.tests.collect.carla.launch import CarlaServer
-from avtd3.tests.collect.carla.own_process import own_process
+from avtd3.tests.collect.carla.own_process import (
+    own_process,
+    own_process_with_traffic_manager,
+)
 from avtd3.tests.collect.maps.road_networks import straight_document
 
 with contextlib.suppress(ImportError):
@@ -54,7 +57,7 @@ def test_pictures_come_with_every_frame():
             assert pixels[0::4] == pixels[1::4] == pixels[2::4]
             assert set(pixels[3::4]) == {255}
             assert len(set(pixels[0::4])) > 20
-            # Where the sensor is said to be: 1.4 m ahead of the car.
+            # The reported position of the sensor: 1.4 m ahead of the car.
             assert car.get_location().distance(picture.transform.location) == pytest.approx(
                 math.hypot(1.4, 1.6), abs=1e-4
             )
@@ -146,7 +149,7 @@ def test_lines_are_crossed_as_the_map_has_them():
                 car.set_transform(right)
 
 
-@own_process
+@own_process_with_traffic_manager
 def test_traffic_drives_along_its_lanes():
     with CarlaServer() as server:
         client = real.connect(server)
@@ -221,23 +224,23 @@ def test_cars_stand_on_hills():
         assert car.get_location().z == pytest.approx(5.0 + 0.1 * place.location.x, abs=0.01)
 
 
-def test_the_server_ends_with_whoever_started_it(carla_server):
+def test_the_server_ends_with_the_process_that_started_it(carla_server):
     os.kill(carla_server.pid, 0)
     carla_server.hang_up()
     assert carla_server.wait() == 0
 
 
 @pytest.mark.parametrize("junk", [b"GET / HTTP/1.1\r\n\r\n", b"\xc1\xc1", b"\x80"])
-def test_what_is_no_call_ends_its_connection_alone(carla_server, junk):
-    with socket.create_connection(("127.0.0.1", carla_server.port), timeout=60) as stranger:
-        stranger.sendall(junk)
-        assert stranger.recv(1) == b""
+def test_invalid_data_ends_only_its_own_connection(carla_server, junk):
+    with socket.create_connection(("127.0.0.1", carla_server.port), timeout=60) as connection:
+        connection.sendall(junk)
+        assert connection.recv(1) == b""
     assert carla_server.is_alive
     assert "no message" in carla_server.record()["problems"][0]
 
 
 def test_a_server_without_input_serves_while_another_process_lives(tmp_path):
-    """As a server that a command starts: no one holds its standard input."""
+    """Like a server that a command starts: its standard input is not open."""
     command = [sys.executable, "-m", "avtd3.tests.collect.carla.server"]
     master = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with master, (tmp_path / "out").open("wb") as out:

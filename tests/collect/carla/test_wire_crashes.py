@@ -1,6 +1,6 @@
-"""Ways in which the real client ends its own process, and the calm way out beside each.
+"""Calls that crash the real client's process, and a safe alternative to each.
 
-They are why a CARLA world keeps the client in a process of its own.
+They are the reason why the client of a CARLA world runs in a process of its own.
 """
 
 import signal
@@ -32,8 +32,8 @@ world.tick()
 """
 
 
-def ending(script, server):
-    """The exit code of a script that begins with a car driven by the traffic manager."""
+def exit_code_of(script, server):
+    """Return the exit code of a script that starts with a car driven by the traffic manager."""
     code = BEGIN + textwrap.dedent(script) + "\nos._exit(0)"
     done = subprocess.run(
         [sys.executable, "-c", code, str(server.port), str(server.pid)],
@@ -45,21 +45,21 @@ def ending(script, server):
 
 
 @pytest.mark.slow
-def test_loading_a_map_under_a_traffic_manager_crashes_now_and_then():
+def test_loading_a_map_under_a_traffic_manager_sometimes_crashes():
     for _ in range(TRIES):
         with CarlaServer() as server:
-            if ending('client.load_world("AvTown02")', server) == -signal.SIGSEGV:
+            if exit_code_of('client.load_world("AvTown02")', server) == -signal.SIGSEGV:
                 return
-    # A race in the client: on some days it is lost within these tries, on others it is not.
-    pytest.skip(f"{TRIES} times no crash: a race that was not lost today")
+    # A race in the client: it does not always show within these attempts.
+    pytest.skip(f"no crash in {TRIES} attempts: the race did not show")
 
 
 def test_loading_a_map_after_the_traffic_manager_is_shut_down(carla_server):
-    assert ending('manager.shut_down()\nclient.load_world("AvTown02")', carla_server) == 0
+    assert exit_code_of('manager.shut_down()\nclient.load_world("AvTown02")', carla_server) == 0
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_under_an_asynchronous_traffic_manager(carla_server):
+def test_a_server_that_dies_under_an_asynchronous_traffic_manager_crashes_the_client(carla_server):
     script = """
     manager.set_synchronous_mode(False)
     settings.synchronous_mode, settings.fixed_delta_seconds = False, None
@@ -70,4 +70,4 @@ def test_a_server_that_goes_under_an_asynchronous_traffic_manager(carla_server):
     import threading
     threading.Event().wait(60.0)
     """
-    assert ending(script, carla_server) == -signal.SIGABRT
+    assert exit_code_of(script, carla_server) == -signal.SIGABRT

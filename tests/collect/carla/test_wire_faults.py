@@ -1,4 +1,4 @@
-"""Every fault of the test server, as the real client suffers it."""
+"""Every fault of the test server, as the real client experiences it."""
 
 import contextlib
 import subprocess
@@ -13,12 +13,12 @@ with contextlib.suppress(ImportError):
     from avtd3.tests.collect.carla import client as real
 
 SOON_S = 1.0
-"""Time-out of a client, set only when it is about to meet a dead server."""
+"""Timeout of a client, set only just before it calls a dead server."""
 TIMED_OUT = "time-out of 1000ms while waiting for the simulator"
 
 
 def started(server):
-    """A client, its synchronous world, and a car on the first spawn point."""
+    """Return a client, its synchronous world, and a car on the first spawn point."""
     client = real.connect(server)
     world = real.synchronous(client.get_world())
     car = real.spawn(world, real.MODEL3, world.get_map().get_spawn_points()[0])
@@ -27,8 +27,8 @@ def started(server):
 
 
 @contextlib.contextmanager
-def watched():
-    """A server, its synchronous world, and a camera whose first picture has come."""
+def streaming():
+    """Yield a server, its synchronous world, and a camera whose first picture has arrived."""
     with CarlaServer() as server:
         _, world, car = started(server)
         with real.camera(world, car) as camera:
@@ -47,7 +47,7 @@ def test_a_server_exits_on_a_tick():
         with pytest.raises(RuntimeError, match=TIMED_OUT):
             world.tick()
         assert server.wait() == 1
-        # The client does not notice: it answers from what it knows.
+        # The client does not notice: it answers from its own state.
         assert car.is_alive
 
 
@@ -68,7 +68,7 @@ def test_a_server_hangs_and_wakes_up():
 
 @own_process
 def test_a_camera_stops():
-    with watched() as (server, world, camera):
+    with streaming() as (server, world, camera):
         server.fault(camera_stops_after_frames=2)
         frames = [world.tick() for _ in range(6)]
         assert [camera.until(frame).frame for frame in frames[:2]] == frames[:2]
@@ -76,8 +76,8 @@ def test_a_camera_stops():
 
 
 @own_process
-def test_pictures_come_late_but_whole():
-    with watched() as (server, world, camera):
+def test_pictures_are_late_but_complete():
+    with streaming() as (server, world, camera):
         server.fault(camera_delay_ticks=3)
         frames = [world.tick() for _ in range(6)]
         assert [camera.until(0).frame for _ in range(3)] == frames[:3]
@@ -85,8 +85,8 @@ def test_pictures_come_late_but_whole():
 
 
 @own_process
-def test_pictures_are_left_out():
-    with watched() as (server, world, camera):
+def test_pictures_are_skipped():
+    with streaming() as (server, world, camera):
         server.fault(camera_skips_every=4)
         frames = [world.tick() for _ in range(9)]
         server.fault(camera_skips_every=0)
@@ -108,7 +108,7 @@ def test_cut_streams_come_back():
             kept, lost = world.tick(), world.tick()
             assert camera.until(0).frame == kept
             assert camera.first(world).frame > lost
-        # A lost snapshot is a tick that does not return, until something else brings one.
+        # A tick whose snapshot is lost does not return until another snapshot arrives.
         server.fault(cut_snapshots_after_ticks=0)
         with pytest.raises(RuntimeError, match="time-out"):
             world.tick(1.0)
@@ -174,7 +174,7 @@ def test_frame_numbers_are_skipped():
             assert camera.until(frame + 9).frame == frame + 9
 
 
-def test_another_version_is_warned_of_and_no_more():
+def test_another_version_is_only_a_warning():
     code = (
         "import os, sys, carla; client = carla.Client('127.0.0.1', int(sys.argv[1])); "
         "client.set_timeout(60); print(client.get_world().get_map().name, flush=True); os._exit(0)"

@@ -1,4 +1,4 @@
-"""The traps of the real client are there against the test server, so drivers meet them in tests."""
+"""Pitfalls of the real client also occur with the test server, so that tests cover them."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ with contextlib.suppress(ImportError):
 
 
 def started(server):
-    """A synchronous world and a car on its first spawn point."""
+    """Return a synchronous world and a car on its first spawn point."""
     world = real.synchronous(real.connect(server).get_world())
     return world, real.spawn(world, real.MODEL3, world.get_map().get_spawn_points()[0])
 
@@ -39,7 +39,7 @@ def test_a_control_like_the_last_one_is_not_sent():
             car.apply_control(control)
             world.tick()
         assert sent() == 3
-        # Another handle starts anew and knows nothing of what this one sent.
+        # Another handle of the car does not know what this one sent.
         other = world.get_actor(car.id)
         other.apply_control(braking)
         car.apply_control(driving)
@@ -101,7 +101,7 @@ def test_settings_take_one_or_two_ticks():
 
 
 @own_process
-def test_whoever_finds_a_synchronous_server_sees_nothing_until_a_tick():
+def test_a_new_client_of_a_synchronous_server_sees_nothing_until_a_tick():
     with CarlaServer() as server:
         _, car = started(server)
         second = real.connect(server).get_world()
@@ -124,7 +124,7 @@ def test_the_first_picture_may_be_lost():
 
 
 @own_process
-def test_a_vehicle_that_goes_leaves_its_sensors():
+def test_a_destroyed_vehicle_leaves_its_sensors():
     with CarlaServer() as server:
         world, car = started(server)
         collision = real.spawn(world, "sensor.other.collision", carla.Transform(), car)
@@ -138,7 +138,7 @@ def test_a_vehicle_that_goes_leaves_its_sensors():
 
 
 @own_process
-def test_a_dead_server_is_not_found_again_by_an_old_client():
+def test_an_old_client_does_not_find_a_restarted_server():
     with CarlaServer() as server:
         port = server.port
         client = real.connect(server)
@@ -153,7 +153,7 @@ def test_a_dead_server_is_not_found_again_by_an_old_client():
 
 
 @own_process
-def test_a_control_that_a_traffic_manager_gave_hides_ours():
+def test_a_batched_control_hides_a_repeated_one():
     with CarlaServer() as server:
         world, car = started(server)
         control = carla.VehicleControl(throttle=0.5)
@@ -167,8 +167,8 @@ def test_a_control_that_a_traffic_manager_gave_hides_ours():
 
 
 @own_process
-def test_a_camera_left_alone_is_not_missed():
-    """A subscription that is gone leaves nothing behind on the server."""
+def test_a_destroyed_camera_leaves_no_subscription():
+    """A subscription that ended leaves nothing on the server."""
     with CarlaServer() as server:
         world, car = started(server)
         for _ in range(10):

@@ -1,4 +1,4 @@
-"""What a CARLA world answers, over the wire with the real client."""
+"""`CarlaWorld` with the real client, over the wire."""
 
 import dataclasses
 import math
@@ -49,12 +49,12 @@ def test_an_episode_has_consecutive_frames_of_one_period(server, world):
     assert kinds(server) == [*SENSORS, "vehicle.tesla.model3"]
 
 
-def test_an_episode_is_the_road_worlds(server, world):
-    """Same roads, seed and actions: the same route, start and motion, to float32."""
+def test_an_episode_is_the_same_as_in_the_built_in_simulator(server, world):
+    """The same roads, seed and actions give the same route, start and motion, to float32."""
     road = RoadWorld()
     placed = server.record()["calls"].get("set_actor_transform", 0)
     start, same = world.reset(COUNTRY, 4), road.reset(COUNTRY, 4)
-    # Where it fell to the ground and came to rest is near its start; it is put there exactly.
+    # The car settles on the ground near its start, and is then moved exactly to it.
     assert server.record()["calls"]["set_actor_transform"] == placed + 1
     assert (start.town, start.weather) == (same.town, same.weather)
     np.testing.assert_array_equal(start.route.points, same.route.points)
@@ -82,8 +82,8 @@ def test_scenario_and_seed_repeat_an_episode_whatever_was_before(world):
     assert episode() == first
 
 
-def test_every_beginning_has_its_picture_and_no_more_settings_or_connections(server, world):
-    """A subscription is not live at once, and each change of settings eats ticks."""
+def test_every_episode_starts_with_a_picture_without_new_settings_or_connections(server, world):
+    """A subscription is not live at once, and each change of settings takes ticks."""
     world.reset(LOOP, 2)
     before = server.record()
     for seed in range(4, 44, 2):
@@ -94,12 +94,12 @@ def test_every_beginning_has_its_picture_and_no_more_settings_or_connections(ser
     assert after["calls"]["set_episode_settings"] == before["calls"]["set_episode_settings"]
     assert after["clients"] == before["clients"]
     assert kinds(server) == [*SENSORS, "vehicle.tesla.model3"]
-    # The snapshots, the camera and the collisions.
+    # Snapshots, camera and collisions.
     assert sum(after["streams"].values()) == sum(before["streams"].values()) == 3
 
 
 def test_every_step_drives_with_its_own_control(server, world):
-    """The client does not send a control that equals the last one; it must hold all the same."""
+    """The client does not send a control equal to the last one; it must still be in force."""
     start = world.reset(LOOP, 2)
     (car,) = (actor["id"] for actor in server.record()["actors"] if "vehicle" in actor["type"])
     actions = [(0.0, 0.0), (0.0, 0.0), (0.25, 0.5), (0.25, 0.5), (0.0, -1.0), (2.0, 3.0), (0.0, 0)]
@@ -165,8 +165,8 @@ def test_roads_come_from_files_too(server, world, tmp_path):
     assert server.record()["map"] == "Carla/Maps/AvTown01"
 
 
-def test_what_a_server_does_not_have_is_named_and_the_world_goes_on(server, world):
-    with pytest.raises(ConfigError, match=r"'AvTown1' is no map .* did you mean AvTown01\?"):
+def test_missing_maps_and_weathers_are_named_and_the_world_continues(server, world):
+    with pytest.raises(ConfigError, match=r"'AvTown1' is not a map .* did you mean AvTown01\?"):
         world.reset(dataclasses.replace(LOOP, town="AvTown1"), 2)
     with pytest.raises(RoadError, match="does not exist"):
         world.reset(dataclasses.replace(LOOP, town="nowhere.xodr"), 2)
@@ -199,15 +199,15 @@ def test_other_vehicles_drive_and_are_seen_ahead(server, world):
     assert (moved > 1.0).sum() >= 10
     assert len(before.lanes) == 8
     assert min(gaps) < 60.0
-    # The map may change beside the traffic of the episode before.
+    # The map may change after an episode with traffic.
     world.reset(dataclasses.replace(COUNTRY, npcs=3), 12)
     world.reset(LOOP, 2)
     assert kinds(server) == [*SENSORS, "vehicle.tesla.model3"]
     assert len(world.surroundings().others) == 0
 
 
-def test_traffic_begins_in_the_same_places_with_its_seed(world):
-    """Its places are ours; how it drives on is the traffic manager's, whose threads may race."""
+def test_traffic_starts_in_the_same_places_with_its_seed(world):
+    """avtd3 draws the places; the threads of the traffic manager may race after that."""
     busy = dataclasses.replace(LOOP, npcs=10)
 
     def places(seed):
@@ -243,7 +243,7 @@ def at_of(frame):
     return frame.vehicle.x_m, frame.vehicle.y_m
 
 
-def test_vehicles_without_room_are_told(world):
+def test_vehicles_without_room_are_reported(world):
     world.reset(dataclasses.replace(LOOP, npcs=500), 2)
     (notice,) = world.notices
     assert "of 500 vehicles found no room on AvTown01" in notice
@@ -267,7 +267,7 @@ os._exit(0)
 """
 
 
-def test_ticks_of_another_client_show_in_the_numbers_and_are_told(server, world):
+def test_ticks_of_another_client_are_visible_and_reported(server, world):
     world.reset(LOOP, 2)
     before = world.step(STRAIGHT_ON)
     subprocess.run([sys.executable, "-c", FOREIGN_TICK, str(server.port)], check=True)
@@ -276,10 +276,15 @@ def test_ticks_of_another_client_show_in_the_numbers_and_are_told(server, world)
     assert after.sim_time_s - before.sim_time_s == pytest.approx(0.1)
     world.reset(LOOP, 2)
     (notice,) = world.notices
-    assert notice.startswith("1 steps of the episode before took more than a period")
+    assert notice.startswith("1 steps of the previous episode took more than one period")
 
 
-def test_weather_camera_spectator_and_settings_are_set_and_the_settings_given_back():
+def spectator_distance(record, frame):
+    (spectator,) = (actor for actor in record["actors"] if actor["type"] == "spectator")
+    return math.dist(spectator["pose"][:2], at_of(frame))
+
+
+def test_weather_camera_spectator_and_settings_are_set_and_the_settings_restored():
     with CarlaServer() as server:
         found = server.record()["settings"]
         camera = CarlaCamera(height=16, width=48, supersample=3, field_of_view_deg=70.0)
@@ -294,16 +299,16 @@ def test_weather_camera_spectator_and_settings_are_set_and_the_settings_given_ba
             start = world.reset(LOOP, 2)
             frame = world.step(STRAIGHT_ON)
             assert frame.image.shape == (1, 16, 48)
-            record = server.record()
+            # The client does not wait for an answer when it moves the spectator.
+            record = server.record_when(
+                lambda record: spectator_distance(record, frame) == pytest.approx(8.0, abs=0.1)
+            )
             assert record["weather"][2] == 50.0  # its puddles
             assert record["settings"][:3] == [True, False, [True, 0.1]]
             assert frame.sim_time_s - start.frame.sim_time_s == pytest.approx(0.1)
-            (spectator,) = (a for a in record["actors"] if a["type"] == "spectator")
-            away = math.dist(spectator["pose"][:2], (frame.vehicle.x_m, frame.vehicle.y_m))
-            assert away == pytest.approx(8.0, abs=0.1)
             assert "vehicle.audi.tt" in kinds(server)
         assert server.record()["settings"] == found
         assert kinds(server) == []
-        world.close()  # again does nothing
+        world.close()  # closing again does nothing
         with pytest.raises(WorldError, match="closed"):
             world.reset(LOOP, 2)

@@ -1,4 +1,4 @@
-"""CARLA worlds on the server of the tests, with short waits, and small scenarios."""
+"""CARLA worlds on the test server, with small scenarios."""
 
 import contextlib
 import subprocess
@@ -22,7 +22,7 @@ WAIT_S = 60.0
 
 
 def settings(server, **changes):
-    """Settings for a server; a machine that is five times slower than ours still passes."""
+    """Return settings for a server, with timeouts for a machine that is heavily loaded."""
     usual = {
         "host": "127.0.0.1",
         "ports": (server.port,),
@@ -39,7 +39,7 @@ def settings(server, **changes):
 
 @contextlib.contextmanager
 def world_on(server, **changes):
-    """A world on a server, closed in the end."""
+    """Yield a world on a server, and close it."""
     world = CarlaWorld(settings(server, **changes), server.port)
     try:
         yield world
@@ -48,28 +48,28 @@ def world_on(server, **changes):
 
 
 def drive(world, steps, action=STRAIGHT_ON):
-    """Frames of some steps with one action."""
+    """Return the frames of some steps with one action."""
     return [world.step(action) for _ in range(steps)]
 
 
 def lose(world, steps=1):
-    """The loss of a world within so many steps."""
+    """Return the error of a world that is lost within a number of steps."""
     with pytest.raises(WorldLost) as caught:
         drive(world, steps)
     return caught.value
 
 
 def kinds(server):
-    """What is alive on a server, spectator aside."""
+    """Return the types of the actors on a server, without the spectator."""
     actors = server.record()["actors"]
     return sorted(actor["type"] for actor in actors if actor["type"] != "spectator")
 
 
 def until(condition):
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     deadline_s = time.monotonic() + WAIT_S
     while not condition():
-        assert time.monotonic() < deadline_s, "it never came to hold"
+        assert time.monotonic() < deadline_s, "the condition never held"
         time.sleep(0.02)
 
 
@@ -96,7 +96,7 @@ os._exit(0)
 
 @contextlib.contextmanager
 def other_car(server, x_m, y_m, yaw_deg):
-    """A car with a sensor that another client has put on a server, which runs by itself."""
+    """Put a car with a sensor of another client on an asynchronous server."""
     numbers = map(str, (server.port, x_m, y_m, yaw_deg))
     with subprocess.Popen(
         [sys.executable, "-c", OTHER_CLIENT, *numbers],

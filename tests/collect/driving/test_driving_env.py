@@ -30,7 +30,7 @@ def test_an_episode_of_the_main_scenario_is_stored_the_same_twice(tmp_path):
     np.testing.assert_array_equal(data["frame_id"][:5], np.arange(5))
     np.testing.assert_allclose(np.diff(data["sim_time"][:5]), 0.05)
     # Groups of episodes share a network.
-    assert len(set(table.town)) == 1
+    assert len(set(table.texts("town"))) == 1
 
 
 def test_the_expert_reaches_held_out_goals_among_20_vehicles():

@@ -170,7 +170,7 @@ def test_a_network_of_lanes_too_narrow_is_refused():
 
 def test_what_carla_refuses_is_a_road_error():
     late = lane(-1).replace('width sOffset="0"', 'width sOffset="20"')
-    with pytest.raises(RoadError, match=r"refused by carla.Map"):
+    with pytest.raises(RoadError, match=r"rejected by carla.Map"):
         network(road(section(0, right=[late])))
 
 

@@ -68,7 +68,7 @@ def test_files_that_are_none(tmp_path):
         read_opendrive(tmp_path / "missing.xodr")
     with pytest.raises(RoadError, match="directory"):
         read_opendrive(tmp_path)
-    with pytest.raises(RoadError, match="no regular file"):
+    with pytest.raises(RoadError, match="not a regular file"):
         read_opendrive("/dev/null")
     with pytest.raises(RoadError, match="cannot be read"):
         read_opendrive(tmp_path / ("x" * 300))
@@ -87,14 +87,14 @@ def test_a_file_too_large_is_not_read(tmp_path, monkeypatch):
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b"hello <", "not XML"),
-        (b"\x00\x01\x02", "not XML"),
+        (b"hello <", "not valid XML"),
+        (b"\x00\x01\x02", "not valid XML"),
         (b"\xff\xfe<OpenDRIVE>", "not utf-8"),
         (b'<?xml version="1.0" encoding="klingon"?><OpenDRIVE/>', "klingon"),
         (b"<html/>", "expected <OpenDRIVE>"),
         (b"<OpenDRIVE><header/></OpenDRIVE>", "no driving lane"),
         (b'<!DOCTYPE a [<!ENTITY b "c">]><OpenDRIVE/>', "DOCTYPE"),
-        (document(road())[:200].encode(), "not XML"),
+        (document(road())[:200].encode(), "not valid XML"),
     ],
 )
 def test_bytes_that_are_no_opendrive(tmp_path, data, message):
@@ -114,9 +114,9 @@ SPIRAL = '<spiral curvStart="{}" curvEnd="0"/>'
     [
         # Each of these crashed carla.Map 0.9.16, hung it, or confused it.
         (document(road(plan="")), "no planView"),
-        (document(road(plan=PLAN.replace("<line/>", ""))), "none of line"),
-        (document(road(plan=PLAN.replace("line", "foo"))), "none of line"),
-        (document(road(plan=PLAN.replace('s="0"', 's="10"', 1))), "begins at 10"),
+        (document(road(plan=PLAN.replace("<line/>", ""))), "expected one of line"),
+        (document(road(plan=PLAN.replace("line", "foo"))), "expected one of line"),
+        (document(road(plan=PLAN.replace('s="0"', 's="10"', 1))), "starts at 10"),
         (document(road(plan=PLAN.replace('x="0"', 'x="nan"'))), "finite"),
         (document(road(plan=PLAN.replace("<line/>", SPIRAL.format("x")))), "finite"),
         (document(road(plan=PLAN.replace('"50"', '"5000"'))), "longer than"),
@@ -129,10 +129,10 @@ SPIRAL = '<spiral curvStart="{}" curvEnd="0"/>'
         (document(road(), road()), "twice"),
         (document(road(sections=section(60, lane()))), "60"),
         (document(road(sections=section(-1, lane()))), "lane section"),
-        (document(road(sections=section(0, lane()) * 2)), "same place"),
-        (document(road(sections=section(0, lane(-1), lane(-3)))), "on either side"),
-        (document(road(sections=section(0, lane(-1), lane(-1)))), "on either side"),
-        (document(road(sections=section(0, lane("x")))), "expected a number"),
+        (document(road(sections=section(0, lane()) * 2)), "same start"),
+        (document(road(sections=section(0, lane(-1), lane(-3)))), "on each side"),
+        (document(road(sections=section(0, lane(-1), lane(-1)))), "on each side"),
+        (document(road(sections=section(0, lane("x")))), "expected an integer"),
         (document(road(sections=section(0, lane()).replace("center", "c"))), "centre lane"),
         (document(road(sections=section(0, lane().replace("3.5", "inf")))), "finite"),
         (document(road(sections=section(0, lane(kind="sidewalk")))), "no driving lane"),
@@ -154,7 +154,7 @@ SPIRAL = '<spiral curvStart="{}" curvEnd="0"/>'
                 road(),
                 more='<junction id="9"><connection connectingRoad="7"/></junction>',
             ),
-            "'7', not there",
+            "road '7' in junction '9'",
         ),
     ],
 )

@@ -138,8 +138,8 @@ def test_a_lane_that_ends_as_a_wedge_is_left_on_a_smooth_curve():
         assert planned.route.lane_width_m.min() >= 2.0
 
 
-def test_ways_back_over_a_junction_are_not_taken():
-    # The converted map has two of them, of 6 m, where a street changes its name at a bend.
+def test_turns_back_over_a_junction_are_not_used():
+    # The converted map has two such turns of 6 m, where a street changes its name at a bend.
     osm = (Path(__file__).parents[2] / "data" / "hamlet.osm").read_text()
     xodr = carla.Osm2Odr.convert(osm, carla.Osm2OdrSettings())
     found = RoadNetwork.from_opendrive("hamlet", xodr)
@@ -156,7 +156,7 @@ def test_ways_back_over_a_junction_are_not_taken():
 
 
 def test_a_network_too_short_for_any_route_is_refused():
-    with pytest.raises(RoadError, match="no way of"):
+    with pytest.raises(RoadError, match="no route of"):
         plan_route(straight_roads(0.0, length_m=20.0, lanes=ONE), np.random.default_rng(0), 100.0)
 
 

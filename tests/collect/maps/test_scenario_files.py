@@ -1,4 +1,4 @@
-"""Scenario files: what is read, what is refused and how, and that episodes take routes by turns."""
+"""Scenario files: valid files, errors, and episodes that use the routes in turn."""
 
 import dataclasses
 import os
@@ -101,7 +101,7 @@ def test_the_leaderboards_xml_is_read(folder):
     assert first.xodr == str(folder / "straight.xodr")
     assert first.waypoints == ((20.0, 1.75), (150.0, 1.75))
     assert len(first.remarks) == 2
-    assert "its 1 scenarios (ControlLoss) are not acted" in first.remarks[1]
+    assert "its 1 scenarios (ControlLoss) are ignored" in first.remarks[1]
     assert (second.number, second.town, second.xodr) == (3, "Town05", "")
     assert second.waypoints == ((1.5, -2.5), (90.0, -2.5))
     assert second.remarks == ()
@@ -131,7 +131,7 @@ def test_weather_parameters_become_the_nearest_named_weather(folder, look, name)
         (("npcs: 3", "npc: 3"), r"defaults has the unknown key 'npc'; did you mean npcs\?"),
         (("weather: clear", "weather: cleer"), r"weather is 'cleer'; did you mean clear\?"),
         (("id: 7", "id: 1"), "another route has the id 1"),
-        (("id: 7", "id: seven"), "route 'seven': id is 'seven', expected a whole number"),
+        (("id: 7", "id: seven"), "route 'seven': id is 'seven', expected an integer"),
         (("[20, 1.75]", "[20]"), r"route 7: waypoint 1 is \[20\], expected \[x, y\]"),
         (("[20, 1.75]", "[.nan, 1]"), r"waypoint 1 is \[nan, 1\]"),
         (("[20, 1.75]", "[true, 1]"), r"waypoint 1 is \[True, 1\]"),
@@ -139,21 +139,24 @@ def test_weather_parameters_become_the_nearest_named_weather(folder, look, name)
         (("[20, 1.75], ", ""), "expected at least two"),
         (("kind: loop", "kind: lop"), r"network kind is 'lop'; did you mean loop\?"),
         (("kind: loop", "kin: loop"), r"did you mean kind\?"),
-        (("network: {kind: loop, number: 4}", "name: b"), "says nowhere to drive"),
+        (("network: {kind: loop, number: 4}", "name: b"), "it has no roads, expected one of"),
         (("length_m: 60", "town: Town01"), "town and network, expected network alone"),
         (("length_m: 60", "length_m: 2"), "length_m is 2, expected 10"),
         (("length_m: 60", "waypoints: [[0, 0], [9, 9]]\n    length_m: 60"), "one of them"),
-        (("number: 4}\n    length_m: 60", "}\n    waypoints: [[0, 0], [9, 9]]"), "which one"),
-        (("town: Town01", "town: ../Town01.xodr"), "for a file write xodr: FILE"),
-        (("maps/straight", "../straight"), "in its folder or below it"),
-        (("maps/straight", "/etc/straight"), "in its folder or below it"),
-        (("maps/straight", "maps/none"), "there is no such file"),
+        (
+            ("number: 4}\n    length_m: 60", "}\n    waypoints: [[0, 0], [9, 9]]"),
+            "expected a number for its network",
+        ),
+        (("town: Town01", "town: ../Town01.xodr"), "for a file use xodr: FILE"),
+        (("maps/straight", "../straight"), "directory of the scenario file or below it"),
+        (("maps/straight", "/etc/straight"), "directory of the scenario file or below it"),
+        (("maps/straight", "maps/none"), "none.xodr does not exist"),
         (("time_limit_s: 30", "time_limit_s: soon"), "time_limit_s is 'soon', expected a number"),
         (("time_limit_s: 30", "time_limit_s: -1"), "time_limit_s is -1"),
         (("routes:", "routes: 5\nroute:"), "unknown key 'route'; did you mean routes"),
     ],
 )
-def test_mistakes_are_told_with_their_place(folder, change, message):
+def test_an_error_names_the_place_of_the_mistake(folder, change, message):
     assert change[0] in YAML
     with pytest.raises(ConfigError, match=message) as caught:
         read_scenarios(write(folder, YAML.replace(change[0], change[1], 1)))
@@ -166,15 +169,15 @@ def test_mistakes_are_told_with_their_place(folder, change, message):
         ("", "the file is None, expected keys"),
         ("[1, 2]", r"the file is \[1, 2\]"),
         ("avtd3_scenarios: 1", "routes is None, expected a list"),
-        ("avtd3_scenarios: 1\nroutes: []", "it holds no routes"),
+        ("avtd3_scenarios: 1\nroutes: []", "it contains no routes"),
         ("a: [", "not valid YAML"),
         ("a: 2027-13-45", "not valid YAML"),
         ("[" * 1_000_000, "nested more than 8"),
-        ("a: &a [1, 1]\nb: [*a, *a]", "aliases .* are not read"),
+        ("a: &a [1, 1]\nb: [*a, *a]", "YAML alias .* use 'defaults'"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ],
 )
-def test_what_is_no_scenario_file_is_refused(folder, text, message):
+def test_other_files_are_rejected(folder, text, message):
     with pytest.raises(ConfigError, match=message):
         read_scenarios(write(folder, text))
 
@@ -185,30 +188,30 @@ def test_what_is_no_scenario_file_is_refused(folder, text, message):
         (("<routes>", '<!DOCTYPE r [<!ENTITY a "b">]><routes>'), "declares a DOCTYPE"),
         (("</routes>", ""), "not valid XML"),
         (("routes>", "roads>"), "XML of <roads>, expected <routes>"),
-        (('id="3"', 'id="three"'), "route 'three': its id is no whole number"),
+        (('id="3"', 'id="three"'), "route 'three': its id is not an integer"),
         (('town="Town05"', ""), "it has no town"),
         (('x="90"', 'x="east"'), "route '3', waypoint 2: x is 'east', expected a number"),
         (('<waypoint pitch="0" roll="0" x="90" y="-2.5" yaw="0" z="0"/>', ""), "at least two"),
-        (('town="Town05"', 'town="../Town05"'), "expected a map's name"),
+        (('town="Town05"', 'town="../Town05"'), "expected the name of a map"),
     ],
 )
-def test_mistakes_in_xml_are_told(folder, change, message):
+def test_mistakes_in_xml_are_named(folder, change, message):
     with pytest.raises(ConfigError, match=message):
         read_scenarios(write(folder, XML.replace(*change), "routes.xml"))
 
 
 def test_missing_huge_and_crowded_files_are_refused(folder):
-    with pytest.raises(ConfigError, match=r"no such file, expected YAML"):
+    with pytest.raises(ConfigError, match=r"does not exist, expected YAML"):
         read_scenarios(folder / "none.yaml")
     with (folder / "huge.yaml").open("wb") as file:
         os.truncate(file.fileno(), 17 * 1024 * 1024)
-    with pytest.raises(ConfigError, match="divide it"):
+    with pytest.raises(ConfigError, match="split it"):
         read_scenarios(folder / "huge.yaml")
     point = '<position x="1" y="2"/>'
     text = (
         f'<routes><route id="1" town="a"><waypoints>{100_001 * point}</waypoints></route></routes>'
     )
-    with pytest.raises(ConfigError, match="divide the file"):
+    with pytest.raises(ConfigError, match="split the file"):
         read_scenarios(write(folder, text, "many.xml"))
 
 
@@ -257,21 +260,21 @@ def test_a_plan_is_named_by_its_routes_and_not_by_where_they_lie(folder, tmp_pat
 
 
 def test_plans_of_numbered_scenarios_keep_the_name_that_they_had_before_there_were_files():
-    """Else nobody could resume a collection that an older version began."""
+    """Otherwise, a collection of an older version could not be resumed."""
     assert digest(CollectConfig().plan_document()).startswith("743e981a37a2081c")
     given = ScenarioConfig(number=3, npcs=2, town="a.xodr")
     plan = CollectConfig(scenario=given, driver="random").plan_document()
     assert digest(plan).startswith("70ef5e808f20a242")
 
 
-def arena_of(path, world=None):
+def environment_of(path, world=None):
     scenarios = ScenarioConfig(file=str(path)).resolve()
     return DrivingEnvironment(world or RoadWorld(), TaskConfig(), scenarios, ExpertConfig())
 
 
 def test_the_road_world_drives_the_routes_by_turns(folder):
     pytest.importorskip("carla")
-    environment = arena_of(write(folder, YAML))
+    environment = environment_of(write(folder, YAML))
     first = environment.begin(11, 0)
     assert (first.town, first.weather, environment.scenario) == ("straight", "clear", 7)
     assert environment.task.route.points[0] == pytest.approx([20.0, 1.75], abs=0.02)
@@ -283,16 +286,16 @@ def test_the_road_world_drives_the_routes_by_turns(folder):
     )
     again = environment.begin(11, 3)
     assert (environment.scenario, again.image.tobytes()) == (7, first.image.tobytes())
-    with pytest.raises(RoadError, match=r"no map 'Town01' of its own.*Town01\.xodr beside"):
+    with pytest.raises(RoadError, match=r"no map 'Town01', expected.*Town01\.xodr beside"):
         environment.begin(11, 2)
     environment.close()
 
 
 def test_the_leaderboards_routes_run_on_the_road_world(folder):
     pytest.importorskip("carla")
-    environment = arena_of(write(folder, XML, "routes.xml"))
-    opening = environment.begin(2, 0)
-    assert (opening.town, opening.weather, environment.scenario) == ("straight", "overcast", 24211)
+    environment = environment_of(write(folder, XML, "routes.xml"))
+    start = environment.begin(2, 0)
+    assert (start.town, start.weather, environment.scenario) == ("straight", "overcast", 24211)
     assert any("ControlLoss" in notice for notice in environment.notices)
     for _ in range(5):
         environment.step(np.array([0.0, 0.5], np.float32))
@@ -310,22 +313,22 @@ def test_collected_episodes_take_the_routes_by_turns_and_resume_alike(folder, tm
         rows: list[tuple[int, int]] = []
         for segment in Dataset.open(tmp_path / name).snapshot().segments:
             table = segment.episode_table()
-            rows += zip(table.index.tolist(), table.scenario.tolist(), strict=True)
+            rows += zip(table.index.tolist(), table.numbers("scenario").tolist(), strict=True)
         tables.append(sorted(rows))
     assert tables[0] == tables[1] == list(enumerate([7, 1, 2, 7, 1, 2, 7]))
 
 
 def test_a_route_off_the_lanes_costs_its_own_episodes_alone(folder, tmp_path):
-    ways = YAML.replace("[150.0, 1.75, 0.2]", "[150.0, 90.0]")
-    ways = ways.replace("town: Town01", "xodr: maps/straight.xodr")
-    ways = ways.replace("[[0, 0], [10, 0]]", "[[20, 1.75], [80, 1.75]]")
-    config = CollectConfig(scenario=ScenarioConfig(file=str(write(folder, ways))), min_free_mb=0)
+    text = YAML.replace("[150.0, 1.75, 0.2]", "[150.0, 90.0]")
+    text = text.replace("town: Town01", "xodr: maps/straight.xodr")
+    text = text.replace("[[0, 0], [10, 0]]", "[[20, 1.75], [80, 1.75]]")
+    config = CollectConfig(scenario=ScenarioConfig(file=str(write(folder, text))), min_free_mb=0)
     report = collect(tmp_path / "d", config, episodes=6)
     assert [(skipped.index, skipped.reason) for skipped in report.tally.skipped] == [
         (0, "no_route"),
         (3, "no_route"),
     ]
-    assert "waypoint 2 (150, 90) lies more than 5 m" in report.tally.skipped[0].error
+    assert "waypoint 2 (150, 90) is more than 5 m" in report.tally.skipped[0].error
     assert (report.tally.episodes, report.missing) == (4, "2 episodes")
 
 
@@ -347,8 +350,8 @@ def test_generated_networks_in_files_are_those_of_their_number(folder):
     world.close()
 
 
-def test_every_refusal_is_one_of_ours(folder):
-    """Whatever bytes a file is cut to, reading it ends in an answer or in our own error."""
+def test_every_error_is_one_of_ours(folder):
+    """Reading a truncated file raises an error of avtd3, wherever it is truncated."""
     data = XML.encode()
     for stop in range(0, len(data), 37):
         (folder / "cut.xml").write_bytes(data[:stop])

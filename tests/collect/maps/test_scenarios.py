@@ -31,7 +31,7 @@ def test_parameters_change_a_scenario_and_keep_its_number():
 
 @pytest.mark.parametrize("number", [-1, len(SCENARIOS)])
 def test_an_unknown_number_lists_the_valid_ones(number):
-    with pytest.raises(ConfigError, match=r"there are: 0 = mixed roads.*; 1 = empty country"):
+    with pytest.raises(ConfigError, match=r"expected one of: 0 = mixed roads.*; 1 = empty country"):
         scenario(number)
 
 

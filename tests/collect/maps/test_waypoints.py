@@ -135,9 +135,9 @@ def test_the_same_waypoints_give_the_same_route():
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        ([(20.0, 1.75), (150.0, 60.0)], r"waypoint 2 \(150, 60\) lies more than 5 m"),
-        ([(150.0, 1.75), (20.0, 1.75)], r"no way leads from waypoint 1 .* check their order"),
-        ([(20.0, 1.75), (150.0, -1.75)], r"no way leads from waypoint 1 "),
+        ([(20.0, 1.75), (150.0, 60.0)], r"waypoint 2 \(150, 60\) is more than 5 m"),
+        ([(150.0, 1.75), (20.0, 1.75)], r"no lanes lead from waypoint 1 .* check their order"),
+        ([(20.0, 1.75), (150.0, -1.75)], r"no lanes lead from waypoint 1 "),
         ([(20.0, 1.75), (40.0, 1.75)], "is 20.0 m long, expected at least 30"),
     ],
 )

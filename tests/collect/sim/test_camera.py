@@ -34,7 +34,7 @@ def raster():
 
 def begun(raster, config=STEADY, weather=PLAIN, seed=0):
     camera = Camera(config)
-    camera.begin(raster, weather, np.random.default_rng(seed))
+    camera.reset(raster, weather, np.random.default_rng(seed))
     return camera
 
 
@@ -213,12 +213,12 @@ def test_near_rows_have_one_ray_across_and_far_ones_all(raster):
 def test_same_seed_gives_the_same_pictures_whatever_came_before(raster):
     config = CameraConfig()
     fresh, used = Camera(config), Camera(config)
-    used.begin(raster, PLAIN, np.random.default_rng(9))
+    used.reset(raster, PLAIN, np.random.default_rng(9))
     used.render(150.0, 0.0, 2.0, [AHEAD])
     pictures = []
     for camera in (fresh, used):
         rng = np.random.default_rng(4)
-        camera.begin(raster, draw_weather("random", rng), rng)
+        camera.reset(raster, draw_weather("random", rng), rng)
         pictures.append([camera.render(x, 1.75, 0.1, [AHEAD]) for x in (20.0, 21.0, 60.0)])
     np.testing.assert_array_equal(pictures[0], pictures[1])
 
@@ -236,7 +236,7 @@ def test_paint_stands_out_in_every_weather(raster):
             rng = np.random.default_rng(seed)
             weather = draw_weather(name, rng)
             camera = Camera(CameraConfig())
-            camera.begin(raster, weather, rng)
+            camera.reset(raster, weather, rng)
             table = np.frombuffer(camera._table, np.uint8).reshape(16, 16)
             assert table[PAINT].min() > table[3].max() + 30
             frame = camera.render(60.0, 1.75, 0.0, [])[0].astype(int)

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from avtd3.collect.maps.contact import (
     Course,
     Ego,
+    find_nearby,
     hits_vehicle,
     lead_on_route,
-    look_around,
     rectangles_overlap,
 )
 from avtd3.collect.maps.generate import generate_network
-from avtd3.collect.maps.lane_paths import PATH_POINTS, LanePaths
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.route import Route
+from avtd3.collect.sim.lane_paths import PATH_POINTS, LanePaths
 from avtd3.collect.sim.traffic import Claims, Scene, Traffic, find_leads
 from avtd3.tests.collect.maps.road_networks import ring_network, straight_network
 
@@ -105,7 +105,7 @@ def test_vehicles_stop_behind_the_standing_car():
     closest = math.inf
     for _ in range(400):
         traffic.advance(ego)
-        around = look_around(ego, traffic)
+        around = find_nearby(ego, traffic)
         assert not hits_vehicle(ego, traffic, around)
         same = (np.abs(traffic.at.imag - 1.75) < 1.0) & (traffic.at.real < 300.0)
         if same.any():
@@ -124,7 +124,7 @@ def test_a_follower_does_not_ram_a_car_that_brakes(braking):
         x += speed * STEP_S
         ego = make_ego(x, speed=speed)
         traffic.advance(ego)
-        assert not hits_vehicle(ego, traffic, look_around(ego, traffic))
+        assert not hits_vehicle(ego, traffic, find_nearby(ego, traffic))
 
 
 def test_same_seed_gives_the_same_traffic_and_another_seed_another(town):
@@ -155,7 +155,7 @@ def test_no_vehicles_are_no_trouble():
     ego = make_ego()
     traffic = make_traffic(straight_network(), 0, ego)
     traffic.advance(ego)
-    around = look_around(ego, traffic)
+    around = find_nearby(ego, traffic)
     assert around.numbers == []
     assert lead_on_route(ego, traffic, around) == (math.inf, 0.0)
 
@@ -182,7 +182,7 @@ def test_paths_continue_through_successors(town):
     rng = np.random.default_rng(0)
     for lane in town.lanes[::5]:
         lanes = [lane.index]
-        path = paths.lay(lanes, 1.0, 10.0, rng)
+        path = paths.path(lanes, 1.0, 10.0, rng)
         assert path.length_m == PATH_POINTS
         steps = np.abs(np.diff(path.points))
         assert steps.min() > 0.5
@@ -192,7 +192,7 @@ def test_paths_continue_through_successors(town):
         assert path.speed_mps.max() <= 10.0
         assert (np.diff(path.speed_mps**2) >= -2 * 1.5 - 1e-6).all()
         # The same lanes again, from further along, give the same way.
-        later = paths.lay(lanes, 41.0, 10.0, rng)
+        later = paths.path(lanes, 41.0, 10.0, rng)
         np.testing.assert_allclose(later.points[:100], path.points[40:140], atol=1e-9)
 
 
@@ -206,10 +206,10 @@ def make_scene(at, heading, speed, sight, **values):
         "length_m": np.full(count + 1, 4.0),
         "width_m": np.full(count + 1, 2.0),
         "sight": sight,
-        "ways": np.concatenate([ways, ways[:, -1:]], axis=1),
+        "directions": np.concatenate([ways, ways[:, -1:]], axis=1),
         "claims": None,
         "in_junction": np.zeros(sight.shape, np.bool_),
-        "rank": np.arange(count + 1, dtype=np.float64),
+        "priority": np.arange(count + 1, dtype=np.float64),
     }
     return Scene(**{**scene, **values})
 
@@ -238,12 +238,12 @@ def test_a_crossing_vehicle_blocks_by_its_length_and_counts_as_standing():
     assert find_leads(make_scene([0, 20 + 3.5j], [1, 1j], [8.0, 6.0], EAST[None]))[0][0] == math.inf
 
 
-def crossing_scene(rank, speed=5.0):
+def crossing_scene(priority, speed=5.0):
     north = 20.0 + 1j * np.arange(-20.0, 34.0, 2.0)
     sight = np.stack([EAST, north])
     claims = Claims(
         points=np.stack([EAST[:12], north[:12], np.full(12, -99.0 + 0j)]),
-        ways=np.stack([np.full(12, 1.0 + 0j), np.full(12, 1j), np.full(12, 1.0 + 0j)]),
+        directions=np.stack([np.full(12, 1.0 + 0j), np.full(12, 1j), np.full(12, 1.0 + 0j)]),
     )
     return make_scene(
         [0, 20 - 20j, -99],
@@ -252,11 +252,11 @@ def crossing_scene(rank, speed=5.0):
         sight,
         claims=claims,
         in_junction=np.broadcast_to(np.arange(27) > 6, sight.shape) & (np.arange(27) < 12),
-        rank=np.array(rank, np.float64),
+        priority=np.array(priority, np.float64),
     )
 
 
-def test_only_the_lower_rank_gives_way_to_a_claim():
+def test_only_the_lower_priority_gives_way_to_a_claim():
     gap, _ = find_leads(crossing_scene([1, 2, 3]))
     assert 10.0 < gap[0] < 16.0
     assert gap[1] == math.inf
@@ -272,7 +272,7 @@ def test_who_cannot_stop_any_more_drives_on():
 
 def test_nobody_enters_a_junction_that_cannot_be_left():
     inside = (np.arange(27) > 6) & (np.arange(27) < 12)  # from 14 m to 24 m
-    claims = Claims(points=np.full((2, 12), -99.0 + 0j), ways=np.ones((2, 12), np.complex128))
+    claims = Claims(points=np.full((2, 12), -99.0 + 0j), directions=np.ones((2, 12), np.complex128))
 
     def gap_behind(lead):
         scene = make_scene(
@@ -308,11 +308,11 @@ def test_lead_on_the_route_is_the_nearest_in_the_corridor():
     put(traffic, 1, 20.0 + 3.5j, speed=9.0)  # the lane beside
     put(traffic, 2, 45.0 + 0j, speed=1.0)
     put(traffic, 3, -15.0 + 0j, speed=1.0)
-    gap, speed = lead_on_route(ego, traffic, look_around(ego, traffic))
+    gap, speed = lead_on_route(ego, traffic, find_nearby(ego, traffic))
     assert gap == pytest.approx(30.0 - 4.6, abs=0.01)
     assert speed == pytest.approx(4.0)
     put(traffic, 1, 12.0 + 2.5j, heading=1j, speed=5.0)  # now crossing
-    gap, speed = lead_on_route(ego, traffic, look_around(ego, traffic))
+    gap, speed = lead_on_route(ego, traffic, find_nearby(ego, traffic))
     assert gap == pytest.approx(12.0 - 2.3 - 0.9, abs=0.01)
     assert speed == pytest.approx(0.0, abs=1e-9)
 
@@ -325,6 +325,6 @@ def test_lead_follows_the_route_around_a_bend():
     traffic = make_traffic(straight_network(), 2, make_ego())
     put(traffic, 0, 25.0 + 25.0j, heading=1j, speed=3.0)  # the end of the bend
     put(traffic, 1, 25.0 + 0j, speed=3.0)  # straight ahead, off the route
-    gap, speed = lead_on_route(ego, traffic, look_around(ego, traffic))
+    gap, speed = lead_on_route(ego, traffic, find_nearby(ego, traffic))
     assert gap == pytest.approx(25.0 * math.pi / 2 - 4.6, abs=0.1)
     assert speed == pytest.approx(3.0, abs=0.01)

@@ -151,7 +151,7 @@ def test_running_into_a_vehicle_is_a_collision_after_its_gap_has_closed(straight
         np.full((DECIDE_EVERY, 1), np.exp(1j * yaw)),
         np.zeros((DECIDE_EVERY, 1)),
     )
-    traffic._decide = traffic._renew = lambda ego: None  # type: ignore[method-assign]  # a car that nobody moves
+    traffic._decide = traffic._replace_paths = lambda ego: None  # type: ignore[method-assign]  # a car that nobody moves
     frames = drive(world, 0.0, 0.8, 80)
     gaps = [frame.lead_gap_m for frame in frames]
     assert gaps[0] == pytest.approx(20.0 - 2.3 - traffic.length_m[0] / 2, abs=0.2)

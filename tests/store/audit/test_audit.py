@@ -20,8 +20,8 @@ from avtd3.store.format.codec import FrameCodec, seal
 from avtd3.store.format.manifest import FileEntry, read_manifest
 from avtd3.store.format.shard import build_shard
 from avtd3.store.render.audit_text import audit_text
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 
 SPEC = EpisodeSpec(
@@ -48,7 +48,7 @@ def write(path, spec=SPEC, *, segments=1, lengths=LENGTHS, plan="", seed=0, coll
         frame = None
         if spec.image is not None:
             frame = rng.integers(0, 256, spec.image.frame_shape, np.uint8)
-        return {"frame": frame, "vector": rng.uniform(0.2, 1.0, 2).astype(np.float32)}
+        return Observation(image=frame, vector=rng.uniform(0.2, 1.0, 2).astype(np.float32))
 
     provenance = {"plan_digest": plan} if plan else {}
     index = 0
@@ -57,7 +57,8 @@ def write(path, spec=SPEC, *, segments=1, lengths=LENGTHS, plan="", seed=0, coll
     ) as writer:
         for _ in range(segments):
             for length in lengths:
-                info = EpisodeInfo(
+                writer.begin(
+                    observation(),
                     index=index,
                     seed=index,
                     scenario=index % 2,
@@ -66,20 +67,16 @@ def write(path, spec=SPEC, *, segments=1, lengths=LENGTHS, plan="", seed=0, coll
                     weather="clear",
                     driver="expert",
                 )
-                writer.begin_episode(info, **observation(), frame_id=0, sim_time_s=0.0)
                 for step in range(1, length + 1):
                     terms = rng.normal(size=2).astype(np.float32)
                     writer.step(
-                        action=rng.uniform(-1.0, 1.0, 2).astype(np.float32),
-                        reward=None if spec.reward_terms else 0.5,
-                        reward_terms=terms if spec.reward_terms else None,
-                        **observation(),
+                        rng.uniform(-1.0, 1.0, 2).astype(np.float32),
+                        None if spec.reward_terms else 0.5,
+                        observation(),
                         terminated=step == length,
-                        truncated=False,
-                        frame_id=step,
-                        sim_time_s=0.05 * step,
+                        reward_terms=terms if spec.reward_terms else None,
                     )
-                writer.end_episode("goal")
+                writer.end("goal")
                 index += 1
             writer.flush()
     return dataset

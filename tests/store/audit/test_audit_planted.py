@@ -15,8 +15,8 @@ from avtd3.store.audit.findings import CHECKS
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.store.format.codec import seal
-from avtd3.store.seal import EpisodeInfo
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.audit.test_audit import only_segment, reseal, rewrite, set_row
 
@@ -45,11 +45,12 @@ def drive(path, spec=SPEC, lengths=LENGTHS):
         frame = None
         if spec.image is not None:
             frame = rng.integers(60, 120, spec.image.frame_shape).astype(np.uint8)
-        return {"frame": frame, "vector": vector.astype(np.float32)}
+        return Observation(image=frame, vector=vector.astype(np.float32))
 
     with SegmentWriter(dataset, collector="test", provenance={"plan_digest": "p"}) as writer:
         for index, length in enumerate(lengths):
-            info = EpisodeInfo(
+            writer.begin(
+                observation(0),
                 index=index,
                 seed=index,
                 scenario=0,
@@ -60,21 +61,18 @@ def drive(path, spec=SPEC, lengths=LENGTHS):
                 policy_version=index,
                 policy_digest=f"{index}" * 64,
             )
-            writer.begin_episode(info, **observation(0), frame_id=0, sim_time_s=0.0)
             for step in range(1, length + 1):
                 end, late = step == length, index == len(lengths) - 1
                 terms = rng.normal(size=2).astype(np.float32)
                 writer.step(
-                    action=rng.uniform(-0.9, 0.9, 2).astype(np.float32),
-                    reward=None if spec.reward_terms else float(terms.sum()),
-                    reward_terms=terms if spec.reward_terms else None,
-                    **observation(step),
+                    rng.uniform(-0.9, 0.9, 2).astype(np.float32),
+                    None if spec.reward_terms else float(terms.sum()),
+                    observation(step),
                     terminated=end and not late,
                     truncated=end and late,
-                    frame_id=step,
-                    sim_time_s=0.05 * step,
+                    reward_terms=terms if spec.reward_terms else None,
                 )
-            writer.end_episode("time_limit" if late else "goal")
+            writer.end("time_limit" if late else "goal")
     return dataset
 
 

@@ -15,8 +15,8 @@ from avtd3.store.audit.checks import (
 )
 from avtd3.store.audit.evidence import CheckLimits, Evidence, FrameFeatures
 from avtd3.store.audit.findings import CHECKS
-from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.tests.store.segments import episode_table
 
 LIMITS = CheckLimits(black_level=2.0, frozen_frames=5, stutter_share=1.0)
 LENGTHS = (3, 12, 7)
@@ -40,16 +40,10 @@ def make_table(lengths=LENGTHS, **columns):
         "length": length,
         "index": np.arange(episodes),
         "seed": np.arange(episodes),
-        "scenario": np.zeros(episodes, np.int64),
-        "episode_return": np.zeros(episodes),
-        "policy_version": np.full(episodes, -1),
-        "exploration_noise": np.zeros(episodes, np.float32),
-        "wall_time": np.zeros(episodes),
         **{name: ["x"] * episodes for name in ("world", "town", "weather", "driver")},
         "end_reason": ["goal"] * episodes,
-        "policy_digest": [""] * episodes,
     }
-    return EpisodeTable(**{**values, **columns})
+    return episode_table(**{**values, **columns})
 
 
 @pytest.fixture

@@ -36,9 +36,9 @@ def assert_agree(dataset):
                 if name in ("frames", "vector", "frame_id", "sim_time"):
                     rows = slice(begin + i, begin + i + length + 1)
                 np.testing.assert_array_equal(episode[name], segment.read(name)[rows])
+            row = table.row(i)
             for name in plain_reader.COLUMNS:
-                ours = getattr(table, "episode_return" if name == "return" else name)
-                assert episode[name] == ours[i]
+                assert episode[name] == row["episode_return" if name == "return" else name]
     assert number == len(theirs) > 0
 
 

@@ -58,7 +58,7 @@ def episodes_of(snapshot):
             table = segment.episode_table()
         except SegmentNotFoundError:
             return None
-        found += list(zip(table.seed.tolist(), table.scenario.tolist(), strict=True))
+        found += list(zip(table.seed.tolist(), table.numbers("scenario").tolist(), strict=True))
     return found
 
 

@@ -56,7 +56,7 @@ def test_rewards_are_the_sums_of_the_weighted_terms_and_all_else_is_the_same(old
         right.verify()
         for name in set(left.names) - set(NEW):
             np.testing.assert_array_equal(left.read(name), right.read(name))
-        assert left.episode_table().town == right.episode_table().town
+        assert left.episode_table().texts("town") == right.episode_table().texts("town")
         terms = left.read("reward_terms") * np.array([1.0, -0.5], np.float32)
         np.testing.assert_array_equal(right.read("reward_terms"), terms)
         rewards = [np.float32(float(a) + float(b)) for a, b in terms]

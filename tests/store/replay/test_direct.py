@@ -284,13 +284,6 @@ def test_an_unknown_mode_is_refused():
         ReplayConfig(mode="ram")
 
 
-def test_frames_that_only_zarr_reads_are_refused_with_the_mend(tmp_path, monkeypatch):
-    dataset = make_dataset(tmp_path / "d", lengths=(30,))
-    monkeypatch.setattr("avtd3.store.format.arrays.frame_chunks", lambda *_: None)
-    with open_sampler(dataset, tmp_path, "direct") as sampler:
-        assert "use --replay cache" in sampler.opening.refused[0].reason
-
-
 def test_a_batch_on_disk_is_fetched_at_once_and_one_in_memory_is_not(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path / "d")
     blocks, advised = iter([0, 8, 8, 16, 16, 16, 16, 16]), []

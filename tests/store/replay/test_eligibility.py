@@ -326,10 +326,13 @@ def test_the_split_grows_with_its_share_and_forgets_time_place_and_driver():
         table,
         offset=table.offset + 5,
         wall_time=table.wall_time + 1e6,
-        driver=["expert"] * 2000,
         policy_version=table.policy_version + 1,
         seed=table.seed[order],
-        town=[table.town[i] for i in order],
+        attributes={
+            **table.attributes,
+            "driver": ["expert"] * 2000,
+            "town": [table.texts("town")[i] for i in order],
+        },
     )
     assert split_positions(moved).tolist() == positions[order].tolist()
 

@@ -17,7 +17,7 @@ from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.scratch import ScratchColumns
 from avtd3.store.replay.transition_index import BATCHES_AT_ONCE
-from avtd3.store.seal import EpisodeInfo
+from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.memory import TWO, MemoryDataset, World, copy, make_spec, same
 
@@ -214,7 +214,12 @@ def write_episodes(dataset, episodes):
     """Publish one segment through the real writer; returns its directory."""
     with SegmentWriter(dataset, collector="test", provenance={}) as writer:
         for episode in episodes:
-            info = EpisodeInfo(
+            observations = [
+                Observation(image=frame, vector=vector)
+                for frame, vector in zip(episode.frames, episode.vector, strict=True)
+            ]
+            writer.begin(
+                observations[0],
                 seed=episode.number,
                 scenario=0,
                 world="w",
@@ -223,24 +228,16 @@ def write_episodes(dataset, episodes):
                 driver="expert",
                 policy_version=episode.number,
             )
-            observations = [
-                {"frame": frame, "vector": vector, "frame_id": i, "sim_time_s": i * 0.05}
-                for i, (frame, vector) in enumerate(
-                    zip(episode.frames, episode.vector, strict=True)
-                )
-            ]
-            writer.begin_episode(info, **observations[0])
             for t in range(episode.length):
                 ended = t + 1 == episode.length
                 writer.step(
-                    action=episode.action[t],
-                    reward=float(episode.reward[t]),
-                    reward_terms=None,
+                    episode.action[t],
+                    float(episode.reward[t]),
+                    observations[t + 1],
                     terminated=ended and episode.terminated,
                     truncated=ended and not episode.terminated,
-                    **observations[t + 1],
                 )
-            writer.end_episode("goal" if episode.terminated else "time_limit")
+            writer.end("goal" if episode.terminated else "time_limit")
         published = writer.flush()
     assert published is not None
     return published.path

@@ -42,7 +42,7 @@ class Eye:
     def look(self, pose, raster, weather, cars):
         """Take a picture of the ground and of cars; uint8 (H, W)."""
         if self._shown != (id(raster), weather):
-            self._camera.begin(raster, seen_weather(weather), np.random.default_rng(_LOOK))
+            self._camera.reset(raster, seen_weather(weather), np.random.default_rng(_LOOK))
             self._shown = (id(raster), weather)
         x, y, yaw = pose[0], pose[1], math.radians(pose[4])
         back = complex(math.cos(yaw), -math.sin(yaw))

@@ -1,7 +1,7 @@
-"""`LanePaths`: where other vehicles may stand in a network, and the ways they drive from there.
+"""`LanePaths`: where the vehicles of the traffic may start in a network, and the paths they follow.
 
-Positions are complex numbers, x + iy in metres, and directions unit complex numbers: a rotation
-is then one product.
+Positions are complex numbers, x + iy in metres, and directions unit complex numbers: a rotation is
+then one product.
 """
 
 import dataclasses
@@ -10,29 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork
+from avtd3.collect.maps.route import speed_with_braking
 
 PATH_POINTS = 256
 """Points of a path, one per metre."""
-_STAND_EVERY_M = 3.0
-_STAND_MARGIN_M = 6.0
-_BEND_MPS2 = 2.0
+_START_EVERY_M = 3.0
+_START_MARGIN_M = 6.0
+_CURVE_MPS2 = 2.0
 _BRAKING_MPS2 = 1.5
-_LEAST_STEP_M = 0.2
+_MIN_STEP_M = 0.2
 _SMOOTHING = np.ones(5) / 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Path:
-    """The way ahead of a vehicle."""
+    """The path ahead of a vehicle."""
 
     points: NDArray[np.complex128]
-    """complex128 (PATH_POINTS,), a metre apart; the last one repeats beyond a dead end."""
-    ways: NDArray[np.complex128]
+    """complex128 (PATH_POINTS,), one per metre; the last point repeats beyond a dead end."""
+    directions: NDArray[np.complex128]
     """complex128 (PATH_POINTS,), unit vectors along the path."""
     speed_mps: NDArray[np.float64]
-    """float64 (PATH_POINTS,), highest speed that the bends here and ahead allow."""
+    """float64 (PATH_POINTS,), highest speed that the curves here and ahead allow."""
     in_junction: NDArray[np.bool_]
-    """bool (PATH_POINTS,)."""
+    """bool (PATH_POINTS,), whether the point is in a junction."""
     length_m: float
     """Metres to the dead end, or the length of the whole path."""
 
@@ -41,10 +42,10 @@ class LanePaths:
     """The lanes of a network, prepared for traffic.
 
     Attributes:
-        stand: complex128 (n,), places where a vehicle may begin, outside junctions.
-        stand_heading: complex128 (n,), direction of the lane there.
-        stand_lane: int64 (n,), lane of each place.
-        stand_distance_m: float64 (n,), distance of each place along its lane.
+        starts: complex128 (n,), positions at which a vehicle may start, outside junctions.
+        start_headings: complex128 (n,), direction of the lane there.
+        start_lanes: int64 (n,), lane of each position.
+        start_distances_m: float64 (n,), distance of each position along its lane.
     """
 
     def __init__(self, network: RoadNetwork) -> None:
@@ -54,9 +55,9 @@ class LanePaths:
         lanes = [
             np.full(len(at), lane.index) for lane, at in zip(network.lanes, places, strict=True)
         ]
-        self.stand_lane: NDArray[np.int64] = np.concatenate(lanes)
-        self.stand_distance_m: NDArray[np.float64] = np.concatenate(places)
-        self.stand = np.concatenate(
+        self.start_lanes: NDArray[np.int64] = np.concatenate(lanes)
+        self.start_distances_m: NDArray[np.float64] = np.concatenate(places)
+        self.starts = np.concatenate(
             [
                 np.interp(at, lane.distance_m, points)
                 for lane, points, at in zip(network.lanes, self._points, places, strict=True)
@@ -68,30 +69,30 @@ class LanePaths:
                 for lane, at in zip(network.lanes, places, strict=True)
             ]
         )
-        self.stand_heading = np.exp(1j * yaw)
+        self.start_headings = np.exp(1j * yaw)
 
-    def lay(
-        self, lanes: list[int], start_m: float, wish_mps: float, rng: np.random.Generator
+    def path(
+        self, lanes: list[int], start_m: float, desired_mps: float, rng: np.random.Generator
     ) -> Path:
-        """Lay a path along lanes, drawing a successor at each fork not decided yet.
+        """Return a path along lanes; draw a successor at each fork that `lanes` does not decide.
 
         Args:
-            lanes: Lanes to follow; lanes drawn are appended, lanes driven through stay.
-            start_m: Distance along the first lane at which the path begins.
-            wish_mps: Speed on a straight.
+            lanes: Lanes to follow. Drawn lanes are appended; lanes that were passed stay.
+            start_m: Distance along the first lane at which the path starts.
+            desired_mps: Speed on a straight.
             rng: Draws successors.
         """
         end_m = start_m + PATH_POINTS
         points, distances, crossing = [], [], []
-        reached, place = 0.0, 0
-        while reached < end_m:
+        reached_m, place = 0.0, 0
+        while reached_m < end_m:
             lane = self._lanes[lanes[place]]
             points.append(self._points[lane.index])
-            distances.append(reached + lane.distance_m)
+            distances.append(reached_m + lane.distance_m)
             crossing.append(np.full(len(lane.points), lane.is_junction))
-            reached += lane.length_m
+            reached_m += lane.length_m
             place += 1
-            if place == len(lanes) and reached < end_m:
+            if place == len(lanes) and reached_m < end_m:
                 if not lane.successors:
                     break
                 lanes.append(lane.successors[int(rng.integers(len(lane.successors)))])
@@ -100,22 +101,22 @@ class LanePaths:
             np.concatenate(distances),
             np.concatenate(crossing),
             start_m=start_m,
-            wish_mps=wish_mps,
+            desired_mps=desired_mps,
         )
 
     def drop_passed(self, lanes: list[int], distance_m: float) -> float:
-        """Forget lanes that lie wholly behind a distance; answers the distance on what is left."""
+        """Drop the lanes behind a distance; return the distance along the first one left."""
         while len(lanes) > 1 and distance_m >= self._lanes[lanes[0]].length_m:
             distance_m -= self._lanes[lanes.pop(0)].length_m
         return distance_m
 
 
 def _places(lane: Lane) -> NDArray[np.float64]:
-    """Distances along a lane at which a vehicle may begin."""
-    last = lane.length_m - _STAND_MARGIN_M
-    if lane.is_junction or last < _STAND_MARGIN_M:
+    """Return the distances along a lane at which a vehicle may start."""
+    last = lane.length_m - _START_MARGIN_M
+    if lane.is_junction or last < _START_MARGIN_M:
         return np.empty(0)
-    return np.arange(_STAND_MARGIN_M, last, _STAND_EVERY_M)
+    return np.arange(_START_MARGIN_M, last, _START_EVERY_M)
 
 
 def _resampled(
@@ -124,30 +125,28 @@ def _resampled(
     crossing: NDArray[np.bool_],
     *,
     start_m: float,
-    wish_mps: float,
+    desired_mps: float,
 ) -> Path:
-    """One point per metre, with the speeds that bends allow (see `Route.speed_profile`)."""
+    """Return a path with one point per metre and the speeds that curves allow."""
     metres = np.arange(PATH_POINTS, dtype=np.float64)
     at = start_m + metres
-    laid = np.interp(at, distance_m, points)
-    step = np.diff(laid)
+    even = np.interp(at, distance_m, points)
+    step = np.diff(even)
     size = np.abs(step)
-    # Beyond a dead end there are no steps: the last direction holds.
-    size[0], last = max(float(size[0]), 1e-9), max(int((size > _LEAST_STEP_M).sum()) - 1, 0)
+    # Beyond a dead end there are no steps: the last direction continues.
+    size[0], last = max(float(size[0]), 1e-9), max(int((size > _MIN_STEP_M).sum()) - 1, 0)
     step[last + 1 :], size[last + 1 :] = step[last], size[last]
     chord = step / size
-    # The direction at a point is the mean of those of the steps before and behind it.
-    ways = np.concatenate([chord[:1], chord[1:] + chord[:-1], chord[-1:]])
-    ways /= np.abs(ways)
+    # The direction at a point is the mean of the steps before and after it.
+    directions = np.concatenate([chord[:1], chord[1:] + chord[:-1], chord[-1:]])
+    directions /= np.abs(directions)
     turn = np.abs(np.angle(chord[1:] * chord[:-1].conj()))
     bend = np.convolve(np.concatenate([turn[:1], turn, turn[-1:]]), _SMOOTHING, mode="same")
-    energy = np.minimum(_BEND_MPS2 / np.maximum(bend, 1e-6), wish_mps**2)
-    braking = 2.0 * _BRAKING_MPS2 * metres
-    reach = np.minimum.accumulate((energy + braking)[::-1])[::-1]
+    max_square = np.minimum(_CURVE_MPS2 / np.maximum(bend, 1e-6), desired_mps**2)
     return Path(
-        points=laid,
-        ways=ways,
-        speed_mps=np.sqrt(np.maximum(reach - braking, 0.0)),
+        points=even,
+        directions=directions,
+        speed_mps=speed_with_braking(max_square, _BRAKING_MPS2, metres),
         in_junction=crossing[np.searchsorted(distance_m, at).clip(max=len(crossing) - 1)],
         length_m=min(float(distance_m[-1]) - start_m, float(PATH_POINTS)),
     )

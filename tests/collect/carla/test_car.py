@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from avtd3.collect.carla.motion import Motion, Pose, pose_of
+from avtd3.collect.carla.car import Motion, Pose, pose_of
 
 
 class Vector:
@@ -11,7 +11,7 @@ class Vector:
 
 
 class Snapshot:
-    """As much of `carla.ActorSnapshot` as a pose is made of."""
+    """The parts of `carla.ActorSnapshot` that a pose uses."""
 
     def __init__(self, x, y, yaw_deg, velocity):
         self.place, self.yaw_deg, self.velocity = Vector(x, y), yaw_deg, Vector(*velocity)
@@ -39,7 +39,7 @@ def test_speeding_up_straight_on():
     motion = Motion(pose(math.pi / 2, 5j), 10.0)
     assert motion.state.speed_mps == pytest.approx(5.0)
     assert motion.state.acceleration_mps2 == motion.state.lateral_acceleration_mps2 == 0.0
-    state = motion.follow(pose(math.pi / 2, 5.1j), 10.05, 0.25)
+    state = motion.update(pose(math.pi / 2, 5.1j), 10.05, 0.25)
     assert state.speed_mps == pytest.approx(5.1)
     assert state.acceleration_mps2 == pytest.approx(2.0)
     assert state.lateral_acceleration_mps2 == pytest.approx(0.0, abs=1e-9)
@@ -53,7 +53,7 @@ def test_a_circle_pulls_towards_its_middle():
     for number in range(1, 4):
         yaw = rate * step_s * number
         velocity = 10.0 * complex(math.cos(yaw), math.sin(yaw))
-        state = motion.follow(pose(yaw, velocity), number * step_s, 0.0)
+        state = motion.update(pose(yaw, velocity), number * step_s, 0.0)
     assert state.acceleration_mps2 == pytest.approx(0.0, abs=1e-9)
     assert state.lateral_acceleration_mps2 == pytest.approx(2.0, rel=1e-3)
 
@@ -62,5 +62,5 @@ def test_rolling_backwards_is_negative_and_missed_time_counts():
     motion = Motion(pose(0.0, -1.0 + 0j), 0.0)
     assert motion.state.speed_mps == -1.0
     # Another client ticked once in between: two periods have passed.
-    assert motion.follow(pose(0.0, -2.0 + 0j), 0.1, 0.0).acceleration_mps2 == pytest.approx(-10.0)
-    assert motion.follow(pose(0.0, -3.0 + 0j), 0.1, 0.0).acceleration_mps2 == 0.0
+    assert motion.update(pose(0.0, -2.0 + 0j), 0.1, 0.0).acceleration_mps2 == pytest.approx(-10.0)
+    assert motion.update(pose(0.0, -3.0 + 0j), 0.1, 0.0).acceleration_mps2 == 0.0
