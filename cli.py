@@ -45,7 +45,14 @@ app = typer.Typer(
 )
 
 WorldOption = Annotated[
-    str | None, typer.Option("--world", help="road, carla, or gym:ID of Gymnasium.")
+    str | None,
+    typer.Option(
+        "--world",
+        metavar="WORLD",
+        help="road (built-in simulator), carla, gym:ID for a Gymnasium environment, or "
+        "MODULE:FACTORY for a world of your own, also from the current directory "
+        "(docs/worlds.md). Default: road.",
+    ),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Processes; on CARLA one for each port.")
@@ -120,6 +127,7 @@ def collect(
 ) -> None:
     """Drive, and write the episodes into a dataset."""
     from avtd3.collect.collector import collect as run
+    from avtd3.collect.worlds import use_current_directory
 
     settings = section("collect", config, set_)
     lead = replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
@@ -128,6 +136,7 @@ def collect(
     settings = _replace_scenario(
         settings, number=scenario, file=scenario_file, npcs=npcs, town=town
     )
+    use_current_directory(settings)
     with interruptible() as should_stop, progress() as draw:
         report = run(
             dataset,
@@ -215,7 +224,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Drive held-out episodes without noise and measure how well."""
-    from avtd3.collect.evaluate import evaluate as run
+    from avtd3.collect.evaluator import evaluate as run
+    from avtd3.collect.worlds import use_current_directory
 
     settings = section("evaluate", config, set_)
     settings = replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
@@ -223,6 +233,7 @@ def evaluate(
     settings = _replace_scenario(
         settings, number=scenario, file=scenario_file, npcs=npcs, town=town
     )
+    use_current_directory(settings)
     with interruptible() as should_stop, progress() as draw:
         report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=draw)
     answer(report.document(), as_json, report.summary())

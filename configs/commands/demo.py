@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, EvaluateReport, evaluate
-from avtd3.collect.film import film_held_out, sheet_held_out
+from avtd3.collect.evaluator import (
+    EvaluateConfig,
+    EvaluateReport,
+    evaluate,
+    film_held_out,
+    sheet_held_out,
+)
 from avtd3.configs.commands.console import Draw
 from avtd3.configs.load import load_section
 from avtd3.learn.analysis.pages import curves_page

@@ -27,7 +27,7 @@ from avtd3.store.errors import ConfigError
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from avtd3.collect.scores import ScoreReport
+    from avtd3.collect.leaderboard import ScoreReport
     from avtd3.store.audit.drift import Drift
     from avtd3.store.audit.report import AuditReport
     from avtd3.store.filters import EpisodeFilter
@@ -266,11 +266,10 @@ def judge(
     Raises:
         Avtd3Error: A path is no dataset, or there is no table of this name.
     """
-    from avtd3.collect.leaderboard import penalty_table
-    from avtd3.collect.scores import judge_datasets
+    from avtd3.collect.leaderboard import penalty_table, score_datasets
 
     table = penalty_table(section("evaluate", config, overrides).penalties)
-    return judge_datasets(datasets, table, should_stop)
+    return score_datasets(datasets, table, should_stop)
 
 
 def page_section(report: "ScoreReport") -> tuple[str, "Markup"]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.store.dataset import Dataset
 

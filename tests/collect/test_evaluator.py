@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, EvaluateProgress, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, EvaluateProgress, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import evaluation_seed
 from avtd3.collect.worlds import open_environment
@@ -113,7 +113,7 @@ def test_what_is_no_subject_is_refused(subject):
 
 
 def test_an_empty_directory_holds_no_policy(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no policy"):
+    with pytest.raises(CheckpointError, match="holds no readable policy"):
         examine(tmp_path)
 
 
