@@ -50,6 +50,8 @@ REFERENCE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<factory>[^\W\
 _SEE = "see docs/worlds.md"
 _T = TypeVar("_T")
 _MISSING = object()
+_FRAME_NUMBERS = ("frame_id", "sim_time_s", "lane_invasions", "lead_gap_m", "lead_speed_mps")
+_NO_VEHICLE = ("lead_gap_m", math.inf)
 _OWN_ATTRIBUTES = (
     {field.name for field in dataclasses.fields(EpisodeInfo)} | OWN_ATTRIBUTES.keys()
 ) - {"town", "weather"}
@@ -62,7 +64,7 @@ _ENVIRONMENT_MEMBERS = (
 )
 _WORLD_MEMBERS = (
     ("control_period_s", "a number of seconds above 0", None),
-    ("image_shape", "the shape (channels, height, width) of its images", None),
+    ("image_shape", "a tuple (channels, height, width)", None),
     ("reset", "a method reset(scenario, seed) that returns a WorldStart", 2),
     ("step", "a method step(action) that returns a WorldFrame", 1),
 )
@@ -224,6 +226,20 @@ class _UserCode:
         """Return an attribute of the user's object, or a default if it has none."""
         return self.call(f"its attribute {attribute}", getattr, made, attribute, default)
 
+    def expect(self, kind: type[_T], value: object, place: str) -> _T:
+        """Return a value that the user's code returned, if it is of a type.
+
+        Raises:
+            WorldError: If it is not.
+        """
+        if not isinstance(value, kind):
+            raise self.invalid(place, f"found {_type_name(value)}, expected {kind.__name__}")
+        return value
+
+    def invalid(self, place: str, problem: str) -> WorldError:
+        """Make the error for an invalid value."""
+        return WorldError(f"world {self.name}: invalid result of {place}: {problem}; {_SEE}")
+
     def _failure(self, place: str, error: Exception) -> WorldError:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return WorldError(f"world {self.name} failed in {place}: {text}{self._location(error)}")
@@ -336,7 +352,12 @@ class CustomEnvironment(Environment):
         _check_members(made, code, _ENVIRONMENT_MEMBERS)
         self._made: Any = made
         self._code, self._origin = code, origin
-        self.spec = _expect(EpisodeSpec, code.get(made, "spec"), code, "spec", ConfigError)
+        self.spec: EpisodeSpec = code.get(made, "spec")
+        if not isinstance(self.spec, EpisodeSpec):
+            raise ConfigError(
+                f"world {code.name}: spec is {_type_name(self.spec)}, expected an EpisodeSpec; "
+                f"{_SEE}"
+            )
         name = code.get(made, "name", Environment.name)
         self.name = code.name if name == Environment.name else str(name)
         self._checker = StepChecker(self.spec)
@@ -346,15 +367,15 @@ class CustomEnvironment(Environment):
         """Start an episode, and check the first observation and the attributes."""
         self._steps = 0
         result = self._code.call("reset()", self._made.reset, seed, index)
-        result = _expect(ResetResult, result, self._code, "the result of reset()")
+        result = self._code.expect(ResetResult, result, "reset()")
         try:
             self._checker.check_observation(result.observation, 0)
             EpisodeInfo(attributes=result.attributes)
         except (SpecError, AttributeError, TypeError) as error:
-            raise _invalid(self._code, "reset()", str(error)) from error
+            raise self._code.invalid("reset()", str(error)) from error
         if wrong := sorted(_OWN_ATTRIBUTES & result.attributes.keys()):
-            raise _invalid(
-                self._code, "reset()", f"avtd3 sets the attribute {wrong[0]} itself; rename it"
+            raise self._code.invalid(
+                "reset()", f"avtd3 sets the attribute {wrong[0]} itself; rename it"
             )
         return result
 
@@ -362,7 +383,7 @@ class CustomEnvironment(Environment):
         """Apply an action, and check the step."""
         place = f"step() after {self._steps} steps"
         step = self._code.call(place, self._made.step, action)
-        step = _expect(Step, step, self._code, f"the result of {place}")
+        step = self._code.expect(Step, step, place)
         self._steps += 1
         try:
             self._checker.check_action(step.action)
@@ -370,12 +391,12 @@ class CustomEnvironment(Environment):
             self._checker.check_observation(step.observation, self._steps)
             is_over = as_bool(step.terminated), as_bool(step.truncated)
         except (SpecError, TypeError, ValueError) as error:
-            raise _invalid(self._code, place, str(error)) from error
+            raise self._code.invalid(place, str(error)) from error
         if all(is_over):
-            raise _invalid(self._code, place, "both terminated and truncated are true")
+            raise self._code.invalid(place, "both terminated and truncated are true")
         if step.end_reason and not any(is_over):
-            raise _invalid(
-                self._code, place, f"end_reason is {step.end_reason!r} before the last step"
+            raise self._code.invalid(
+                place, f"end_reason is {step.end_reason!r} before the last step"
             )
         return step
 
@@ -406,7 +427,7 @@ class CustomEnvironment(Environment):
             isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
             for name, value in found.items()
         ):
-            raise _invalid(self._code, "measures()", f"found {found!r}, expected finite numbers")
+            raise self._code.invalid("measures()", f"found {found!r}, expected finite numbers")
         return dict(found)
 
     def events(self) -> tuple[Event, ...]:
@@ -465,19 +486,21 @@ class CustomWorld:
         self._code = code
         self.name = str(code.get(made, "name", code.name))
         self.simulator = f"{self.name}, from {origin}"
-        self.control_period_s = float(code.get(made, "control_period_s"))
-        shape = tuple(code.get(made, "image_shape"))
-        if not (math.isfinite(self.control_period_s) and self.control_period_s > 0.0):
-            raise ConfigError(
-                f"world {code.name}: control_period_s is {self.control_period_s}, expected "
-                f"{_WORLD_MEMBERS[0][1]}; {_SEE}"
-            )
-        if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
-            raise ConfigError(
-                f"world {code.name}: image_shape is {shape}, expected {_WORLD_MEMBERS[1][1]}; "
-                f"{_SEE}"
-            )
-        self.image_shape: tuple[int, int, int] = shape
+        self.control_period_s: float = code.get(made, "control_period_s")
+        self.image_shape: tuple[int, int, int] = code.get(made, "image_shape")
+        period, shape = self.control_period_s, self.image_shape
+        is_valid = (
+            isinstance(period, int | float) and math.isfinite(period) and period > 0.0,
+            isinstance(shape, tuple)
+            and len(shape) == 3
+            and all(isinstance(size, int) and size > 0 for size in shape),
+        )
+        for (name, expected, _), is_ok in zip(_WORLD_MEMBERS, is_valid, strict=False):
+            if not is_ok:
+                raise ConfigError(
+                    f"world {code.name}: {name} is {getattr(self, name)!r}, expected {expected}; "
+                    f"{_SEE}"
+                )
         self._route: Route | None = None
         self._steps = 0
 
@@ -490,8 +513,8 @@ class CustomWorld:
         """Start an episode, and check its route and first frame."""
         self._steps = 0
         start = self._code.call("reset()", self._made.reset, scenario, seed)
-        start = _expect(WorldStart, start, self._code, "the result of reset()")
-        self._route = _expect(Route, start.route, self._code, "the route of reset()")
+        start = self._code.expect(WorldStart, start, "reset()")
+        self._route = self._code.expect(Route, start.route, "reset(), route")
         self._check_frame(start.frame, "reset()")
         return start
 
@@ -506,12 +529,8 @@ class CustomWorld:
         """Return what is around the car; the route alone if the user's world does not say."""
         function = self._code.get(self._made, "surroundings", None)
         if function is not None:
-            return _expect(
-                Surroundings,
-                self._code.call("surroundings()", function),
-                self._code,
-                "surroundings()",
-            )
+            found = self._code.call("surroundings()", function)
+            return self._code.expect(Surroundings, found, "surroundings()")
         assert self._route is not None, "reset() comes first"
         return Surroundings(lanes=(self._route.points,), others=np.zeros((0, 3)))
 
@@ -520,46 +539,20 @@ class CustomWorld:
         self._code.call("close()", self._code.get(self._made, "close", lambda: None))
 
     def _check_frame(self, frame: object, place: str) -> WorldFrame:
-        checked = _expect(WorldFrame, frame, self._code, f"the frame of {place}")
-        image = checked.image
-        if (
-            not isinstance(image, np.ndarray)
-            or image.shape != self.image_shape
-            or image.dtype != np.uint8
-        ):
-            found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else repr(image)
-            raise _invalid(
-                self._code, place, f"image is {found}, expected uint8 {self.image_shape}"
-            )
-        vehicle = _expect(VehicleState, checked.vehicle, self._code, f"the vehicle of {place}")
+        code, checked = self._code, self._code.expect(WorldFrame, frame, place)
+        image = code.expect(np.ndarray, checked.image, f"{place}, image")
+        if image.shape != self.image_shape or image.dtype != np.uint8:
+            found = f"{image.dtype} {image.shape}"
+            raise code.invalid(place, f"image is {found}, expected uint8 {self.image_shape}")
+        vehicle = code.expect(VehicleState, checked.vehicle, f"{place}, vehicle")
+        code.expect(str, checked.collision, f"{place}, collision")
         numbers = {name: getattr(vehicle, name) for name in VehicleState.__slots__}
-        numbers |= {"sim_time_s": checked.sim_time_s, "lead_speed_mps": checked.lead_speed_mps}
+        numbers |= {name: getattr(checked, name) for name in _FRAME_NUMBERS}
         for name, value in numbers.items():
-            if not isinstance(value, int | float | np.number) or not math.isfinite(value):
-                raise _invalid(self._code, place, f"{name} is {value!r}, expected a finite number")
-        if not checked.lead_gap_m >= 0.0:  # NaN fails, too
-            raise _invalid(
-                self._code, place, f"lead_gap_m is {checked.lead_gap_m!r}, expected 0 or more"
-            )
+            is_number = isinstance(value, int | float | np.number)
+            if not is_number or not (math.isfinite(value) or (name, value) == _NO_VEHICLE):
+                raise code.invalid(place, f"{name} is {value!r}, expected a finite number")
         return checked
-
-
-def _expect(
-    kind: type[_T],
-    value: object,
-    code: _UserCode,
-    place: str,
-    error: type[Avtd3Error] = WorldError,
-) -> _T:
-    if not isinstance(value, kind):
-        raise error(
-            f"world {code.name}: {place} is {_type_name(value)}, expected {kind.__name__}; {_SEE}"
-        )
-    return value
-
-
-def _invalid(code: _UserCode, place: str, problem: str) -> WorldError:
-    return WorldError(f"world {code.name}: invalid result of {place}: {problem}; {_SEE}")
 
 
 def _type_name(value: object) -> str:

@@ -187,7 +187,7 @@ def test_a_name_that_leads_to_no_world_is_refused(world, options, message):
         ),
         (
             type("E", (), {"spec": 1, "reset": lambda s, a, b: 0, "step": lambda s, a: 0})(),
-            "spec is int, expected EpisodeSpec",
+            "spec is int, expected an EpisodeSpec",
         ),
         (type("W", (), {"image_shape": (1, 8, 8)})(), "W has no control_period_s, expected"),
         (
@@ -221,8 +221,8 @@ def failing(*_):
         ({"made": failing}, r"failed in step\(\) after 0 steps: KeyError: 'no such spring' \("),
         ({"measures": failing}, r"failed in measures\(\): KeyError"),
         ({"driver": failing}, r"failed in driver\(\): KeyError"),
-        ({"reset": lambda *_: (1, 2)}, r"the result of reset\(\) is tuple, expected ResetResult"),
-        ({"made": lambda *_: None}, r"the result of step\(\).* is None, expected Step"),
+        ({"reset": lambda *_: (1, 2)}, r"result of reset\(\): found tuple, expected ResetResult"),
+        ({"made": lambda *_: None}, r"result of step\(\).*: found None, expected Step"),
         ({"observe": lambda: None}, "observation is NoneType, expected"),
         (
             {"observe": lambda: Observation(vector=np.zeros(2))},  # type: ignore[arg-type]
@@ -273,8 +273,9 @@ def test_attributes_that_avtd3_sets_itself_are_refused():
     ("changes", "message"),
     [
         ({"image": np.zeros((8, 8), np.uint8)}, r"image is uint8 \(8, 8\), expected uint8 \(1, 8"),
-        ({"image": None}, "image is None"),
-        ({"vehicle": None}, "the vehicle of .* is None, expected VehicleState"),
+        ({"image": None}, "image: found None, expected ndarray"),
+        ({"collision": None}, "collision: found None, expected str"),
+        ({"vehicle": None}, "vehicle: found None, expected VehicleState"),
         ({"x_m": float("nan")}, "x_m is nan, expected a finite number"),
         ({"lead_gap_m": float("nan")}, "lead_gap_m is nan"),
     ],
