@@ -187,7 +187,7 @@ def test_a_stop_publishes_the_running_episode_as_truncated(tmp_path):
     assert not rows["terminated"][-1]
     assert report.interrupted
     assert report.document()["interrupted"]
-    # It counts as held: the plan goes on behind it.
+    # It counts as present: the plan continues after it.
     gather(tmp_path / "d", episodes=max(found) + 2, resume=True)
     assert len(episodes(tmp_path / "d")) == max(found) + 2
 
@@ -350,12 +350,12 @@ def test_actions_that_are_no_numbers_are_one_clear_error(tmp_path, monkeypatch):
 
 
 def test_the_pool_keeps_the_last_good_policy(monkeypatch):
-    class Torn(FakeDirectory):
+    class Truncated(FakeDirectory):
         def poll(self, current, spec):
             self.warning = "policy 4 is torn"
             return current
 
-    with_policies(monkeypatch, Torn(None))
+    with_policies(monkeypatch, Truncated(None))
     pool = DriverPool(CONFIG.mixture.parse("policy"), open_environment(CONFIG, point_world), None)
     assert pool.policy is None
     polled = [pool.poll() for _ in range(2)]

@@ -61,7 +61,7 @@ def test_the_same_seed_scores_the_same_whatever_the_workers():
     assert {s.seed for s in one.scores}.isdisjoint(s.seed for s in other.scores)
 
 
-def test_more_episodes_go_on_where_fewer_ended():
+def test_more_episodes_continue_where_fewer_ended():
     more = examine("expert", dataclasses.replace(CONFIG, episodes=5))
     assert more.scores[:4] == examine("expert").scores
 

@@ -73,7 +73,7 @@ def test_a_plan_starts_with_its_random_steps(tmp_path, monkeypatch):
     random = [length for driver, length in drivers if driver == "random"]
     assert sum(random) >= 150 > sum(random[:-1])
     assert {driver for driver, _ in drivers[len(random) :]} == {"policy+gaussian=0.1"}
-    # Those of before count: a resumption goes on with the policy.
+    # Earlier ones count: a resumed plan continues with the policy.
     collect(tmp_path / "d", config, steps=400, resume=True, **options)
     assert [driver for driver, _ in rows(tmp_path / "d")].count("random") == len(random)
 

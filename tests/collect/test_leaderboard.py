@@ -117,7 +117,7 @@ def test_episodes_without_a_record_have_no_score(events):
     assert score_route(events, TABLES["leaderboard-2.1"]) is None
 
 
-def test_unknown_kinds_are_passed_over():
+def test_unknown_kinds_are_skipped():
     assert score(event("sneeze", 3.0)).driving_score == 50.0
 
 

@@ -75,7 +75,7 @@ def test_shares_are_kept():
     assert np.mean([mixture.sample(rng) for _ in range(4000)]) == pytest.approx(0.75, abs=0.03)
 
 
-def test_exploration_noise_goes_on_plain_policies_only():
+def test_exploration_noise_is_added_to_plain_policies_only():
     explored = Mixture.parse("1:expert,1:policy,1:policy+noise=0.5").exploring(0.1)
     names = [driver.name for driver in explored.drivers]
     assert names == ["expert", "policy+gaussian=0.1", "policy+noise=0.5"]

@@ -108,7 +108,7 @@ def test_an_evaluation_lists_what_has_no_route():
     assert len(report.scores) == 2
 
 
-def test_a_plan_of_steps_goes_on_with_other_episodes_than_a_skipped_one(tmp_path):
+def test_a_plan_of_steps_continues_with_other_episodes_than_a_skipped_one(tmp_path):
     healthy = LossyWorld()
     gather(tmp_path / "clean", healthy, steps=200)
     report = gather(tmp_path / "d", LossyWorld(seeds=[healthy.seeds[0]]), steps=200)
@@ -210,7 +210,7 @@ def test_settings_of_the_recovery_are_checked(field):
         RecoveryConfig(**{field: 0})
 
 
-def test_the_road_world_takes_the_factorys_arguments():
+def test_the_built_in_simulator_takes_the_factorys_arguments():
     world = open_world(CONFIG, 3)
     assert world.name == "road"
     world.close()

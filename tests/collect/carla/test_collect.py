@@ -126,7 +126,7 @@ def test_an_absent_server_is_one_line_with_what_to_start(tmp_path, free):
 
 
 @pytest.mark.slow
-def test_one_server_dies_and_the_other_goes_on(tmp_path):
+def test_one_server_dies_and_the_other_continues(tmp_path):
     with CarlaServer() as good, CarlaServer() as bad:
         config = plan(good, bad, **HASTY)
 

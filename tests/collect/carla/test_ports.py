@@ -83,7 +83,7 @@ def test_hosts_and_ports_of_the_command_line():
     ("world", "port", "message"),
     [
         ("road", "2000", "add --world carla"),
-        ("carla", "2000;2010", "expected numbers as in 2000,2010"),
+        ("carla", "2000;2010", "expected numbers, such as 2000,2010"),
         ("carla", "2000,2000", "one or more distinct ports"),
         ("carla", "0", "1 to 65535"),
     ],

@@ -1,4 +1,4 @@
-"""The whole way on the embedded world: the expert drives, episodes are stored and evaluated."""
+"""The complete path on the built-in simulator: drive with the expert, store, evaluate."""
 
 import numpy as np
 

@@ -71,7 +71,7 @@ def test_the_vector_does_not_depend_on_where_the_world_has_its_origin(turn, x, y
     np.testing.assert_allclose(here, elsewhere, atol=1e-5)
 
 
-def test_waypoints_go_on_straight_past_the_goal():
+def test_waypoints_continue_straight_past_the_goal():
     vector = build(ObservationConfig(), straight_route(100.0), x_m=95.0)
     np.testing.assert_allclose(vector[3::2] * 25.0, np.arange(1, 11) * 2.5, rtol=1e-6)
 

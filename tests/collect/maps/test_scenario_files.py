@@ -271,7 +271,7 @@ def environment_of(path, world=None):
     return DrivingEnvironment(world or RoadWorld(), TaskConfig(), scenarios, ExpertConfig())
 
 
-def test_the_road_world_drives_the_routes_by_turns(folder):
+def test_the_built_in_simulator_drives_the_routes_in_turn(folder):
     pytest.importorskip("carla")
     environment = environment_of(write(folder, YAML))
     first = environment.reset(11, 0)
@@ -293,7 +293,7 @@ def test_the_road_world_drives_the_routes_by_turns(folder):
     environment.close()
 
 
-def test_the_leaderboards_routes_run_on_the_road_world(folder):
+def test_the_leaderboards_routes_run_on_the_built_in_simulator(folder):
     pytest.importorskip("carla")
     environment = environment_of(write(folder, XML, "routes.xml"))
     start = environment.reset(2, 0)
