@@ -31,7 +31,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = types.MappingProxyType(
         "collect": ("avtd3.collect.collector", "CollectConfig"),
         "learn": ("avtd3.learn.trainer", "LearnConfig"),
         "audit": ("avtd3.store.audit.audit", "AuditConfig"),
-        "evaluate": ("avtd3.collect.evaluate", "EvaluateConfig"),
+        "evaluate": ("avtd3.collect.evaluator", "EvaluateConfig"),
         "demo": ("avtd3.configs.commands.demo", "DemoConfig"),
     }
 )
@@ -129,16 +129,48 @@ def json_schema(section: str | None = None) -> dict[str, Any]:
     if section is not None:
         _check_section(section, where="the configuration")
     names = list(SECTIONS) if section is None else [section]
-    schema = _adapter(*map(section_type, names), described=True).json_schema()
+    kinds = [section_type(name) for name in names]
+    schema = _described_schema(kinds)
     for definition in schema["$defs"].values():  # pydantic before 2.14 omits it
         definition.setdefault("additionalProperties", False)
-    references = dict(zip(names, schema["prefixItems"], strict=True))
+    references = dict(zip(names, schema["prefixItems"][: len(names)], strict=True))
     described = {"type": "object", "properties": references, "additionalProperties": False}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **(described if section is None else references[section]),
         "$defs": schema["$defs"],
     }
+
+
+def _described_schema(kinds: Sequence[type]) -> dict[str, Any]:
+    """Return the JSON Schema of a tuple of dataclasses, with the docstrings of all fields.
+
+    Pydantic reads the docstrings of a class's own fields only; those of inherited fields are copied
+    from the schemas of the base classes.
+    """
+    used = dict.fromkeys(inner for kind in kinds for inner in _dataclasses(kind))
+    bases = {kind: [b for b in kind.__mro__[1:] if dataclasses.is_dataclass(b)] for kind in used}
+    extra = {base for inherited in bases.values() for base in inherited} - used.keys()
+    schema = _adapter(*kinds, *extra, described=True).json_schema()
+    definitions = schema["$defs"]
+    for kind, inherited in bases.items():
+        for base in inherited:
+            for name, field in definitions[base.__name__]["properties"].items():
+                own = definitions[kind.__name__]["properties"][name]
+                own.setdefault("description", field.get("description", ""))
+    for base in extra:
+        del definitions[base.__name__]
+    return schema
+
+
+def _dataclasses(hint: Any) -> Iterator[type]:
+    """Yield a dataclass and all dataclasses in the types of its fields."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+        for inner in typing.get_type_hints(hint).values():
+            yield from _dataclasses(inner)
+    for inner in typing.get_args(hint):
+        yield from _dataclasses(inner)
 
 
 def section_type(name: str) -> type:

@@ -5,10 +5,15 @@ import functools
 import hashlib
 import os
 import secrets
-from collections.abc import Container
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.episode import Episode, SegmentReader
+from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import (
     DatasetError,
     FormatVersionError,
@@ -17,6 +22,7 @@ from avtd3.store.errors import (
     SpecError,
 )
 from avtd3.store.files import create_exclusive, fsync_directory, read_json, storage_errors
+from avtd3.store.filters import EpisodeFilter, parse_filter
 from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
 from avtd3.store.format.manifest import Limits
 from avtd3.store.format.metadata import document_bytes, group_document
@@ -327,6 +333,63 @@ class Dataset:
                     refused.append(Refusal(segment_id=name, reason=str(error)))
         return tuple(refused)
 
+    def episodes(
+        self,
+        *filters: str | EpisodeFilter,
+        skip_damaged: bool = False,
+        limits: Limits | None = None,
+    ) -> Iterator[Episode]:
+        """Iterate over the stored episodes that match all filters, in order of time.
+
+        Args:
+            filters: Texts such as ``end=goal`` or ``town=country-*`` (see `parse_filter`), or
+                filters.
+            skip_damaged: Skip damaged and removed segments instead of raising.
+            limits: Largest size that a segment may claim; None for the defaults.
+
+        Raises:
+            ConfigError: A filter cannot be read.
+            SegmentCorruptError: A segment is damaged, or its copying is under way.
+        """
+        chosen = _filters(filters)
+        return (
+            Episode(reader, number)
+            for reader in self._readers(limits, skip_damaged=skip_damaged)
+            for number in np.flatnonzero(_matches(reader.table, chosen)).tolist()
+        )
+
+    def episode_table(
+        self,
+        *filters: str | EpisodeFilter,
+        skip_damaged: bool = False,
+        limits: Limits | None = None,
+    ) -> EpisodeTable:
+        """Return what is known about each stored episode that matches all filters.
+
+        Args:
+            filters: See `episodes`.
+            skip_damaged: Skip damaged and removed segments instead of raising.
+            limits: Largest size that a segment may claim; None for the defaults.
+
+        Raises:
+            ConfigError: A filter cannot be read.
+            SegmentCorruptError: A segment is damaged, or its copying is under way.
+        """
+        chosen = _filters(filters)
+        readers = self._readers(limits, skip_damaged=skip_damaged)
+        return EpisodeTable.join([r.table.select(_matches(r.table, chosen)) for r in readers])
+
+    def _readers(self, limits: Limits | None, *, skip_damaged: bool) -> Iterator[SegmentReader]:
+        snapshot = self.snapshot(limits=limits)
+        if snapshot.refused and not skip_damaged:
+            raise SegmentCorruptError(snapshot.refused[0].reason)
+        for segment in snapshot.segments:
+            try:
+                yield SegmentReader(segment)
+            except (SegmentCorruptError, SegmentNotFoundError):
+                if not skip_damaged:
+                    raise
+
     def quarantine(self, segment_id: str) -> Path:
         """Move a segment out of the readers' way, for a person to look at.
 
@@ -351,3 +414,15 @@ class Dataset:
     def clean_staging(self, older_than_s: float = 86_400.0) -> list[str]:
         """Delete what dead collectors left in staging; see `avtd3.store.staging.clean_staging`."""
         return clean_staging(self.staging_path, older_than_s)
+
+
+def _filters(filters: Sequence[str | EpisodeFilter]) -> list[EpisodeFilter]:
+    texts = [item for item in filters if isinstance(item, str)]
+    return [parse_filter(texts), *(item for item in filters if not isinstance(item, str))]
+
+
+def _matches(table: EpisodeTable, filters: Sequence[EpisodeFilter]) -> NDArray[np.bool_]:
+    found = np.ones(len(table), np.bool_)
+    for chosen in filters:
+        found &= chosen.matches(table)
+    return found

@@ -6,19 +6,24 @@ of its own for the attributes in `OWN_ATTRIBUTES`; the others are optional array
 """
 
 import dataclasses
+import importlib
 import math
 import numbers
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import SpecError
+from avtd3.store.errors import MissingPackageError, SpecError
 from avtd3.store.events import MAX_TEXT
 from avtd3.store.format.arrays import ArrayFiles
-from avtd3.store.format.layout import ArrayLayout
+from avtd3.store.format.layout import EPISODE_NUMBERS, ArrayLayout
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 OWN_ATTRIBUTES: Mapping[str, str | int] = {
     "scenario": -1,
@@ -118,10 +123,17 @@ def _check_attribute(name: str, value: object) -> Attribute:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeTable:
-    """What a segment knows about each of its E episodes, as columns of length E."""
+    """What is known about each of E episodes, as columns of length E.
 
+    `Segment.episode_table` returns that of a segment, `Dataset.episode_table` that of all segments.
+    """
+
+    segment: list[str]
+    """Name of the segment."""
+    number: NDArray[np.int64]
+    """Number of the episode in its segment, from 0."""
     offset: NDArray[np.int64]
-    """Row of the first step; its first observation's row is ``offset + number in the segment``."""
+    """Row of its first step in the segment's arrays of steps."""
     length: NDArray[np.int64]
     """Steps."""
     index: NDArray[np.int64]
@@ -145,35 +157,72 @@ class EpisodeTable:
 
     @property
     def observation_offset(self) -> NDArray[np.int64]:
-        """int64 (E,): row of each episode's first observation."""
-        return self.offset + np.arange(len(self.offset), dtype=np.int64)
+        """int64 (E,): row of each episode's first observation in its segment's arrays."""
+        return self.offset + self.number
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    @classmethod
+    def join(cls, tables: Sequence["EpisodeTable"]) -> Self:
+        """Return one table of the episodes of several.
+
+        An attribute that is a text in one table and a number in another becomes a text.
+        """
+        fixed = {name: _join([getattr(t, name) for t in tables], name) for name in _FIXED}
+        names = dict.fromkeys(name for table in tables for name in table.attributes)
+        columns: dict[str, Any] = {}
+        for name in names:
+            is_text = any(isinstance(t.attributes.get(name), list) for t in tables)
+            parts = [t.texts(name) if is_text else t.numbers(name) for t in tables]
+            columns[name] = _join(parts, name)
+        return cls(**fixed, attributes=columns)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the table as a pandas DataFrame, one row per episode.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        frame: pandas.DataFrame = _import("pandas").DataFrame(self._columns())
+        return frame
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Return the table as an xarray Dataset with the dimension ``episode``.
+
+        Raises:
+            MissingPackageError: xarray is not installed.
+        """
+        columns = {name: ("episode", np.asarray(c)) for name, c in self._columns().items()}
+        data: xarray.Dataset = _import("xarray").Dataset(columns)
+        return data
+
+    def _columns(self) -> dict[str, AttributeColumn]:
+        return {name: getattr(self, name) for name in _FIXED} | dict(self.attributes)
 
     def texts(self, name: str) -> list[str]:
-        """Return an attribute of each episode as text; empty texts if no episode has it."""
+        """Return an attribute of each episode as text, empty for episodes that do not have it."""
         column = self.attributes.get(name)
         if column is None:
-            return [""] * len(self.length)
-        return column if isinstance(column, list) else [str(value) for value in column.tolist()]
+            return [""] * len(self)
+        return column if isinstance(column, list) else [_text(v) for v in column.tolist()]
 
     def numbers(self, name: str) -> NDArray[np.int64] | NDArray[np.float64]:
-        """Return a numeric attribute of each episode; NaN if no episode has it as a number."""
+        """Return a numeric attribute of each episode, NaN for episodes that do not have it."""
         column = self.attributes.get(name)
         if column is None or isinstance(column, list):
-            return np.full(len(self.length), np.nan)
+            return np.full(len(self), OWN_ATTRIBUTES.get(name, np.nan))
         return column
 
     def select(self, chosen: NDArray[np.bool_]) -> Self:
         """Return the table of the episodes chosen by bool (E,); offsets stay as they are."""
         rows = np.flatnonzero(chosen)
-
-        def taken(column: Any) -> Any:  # noqa: ANN401 - a column of either kind
-            return [column[n] for n in rows] if isinstance(column, list) else column[rows]
-
-        return dataclasses.replace(
-            self,
-            attributes={name: taken(column) for name, column in self.attributes.items()},
-            **{field.name: taken(getattr(self, field.name)) for field in TABLE_FIELDS},
-        )
+        taken: dict[str, Any] = {
+            name: [column[n] for n in rows] if isinstance(column, list) else column[rows]
+            for name, column in self._columns().items()
+        }
+        fixed = {name: taken.pop(name) for name in _FIXED}
+        return dataclasses.replace(self, attributes=taken, **fixed)
 
     def attributes_of(self, number: int) -> dict[str, Attribute]:
         """Return the attributes that were given for an episode."""
@@ -196,17 +245,39 @@ class EpisodeTable:
         )
 
     def row(self, number: int) -> dict[str, Attribute]:
-        """Return every column's value for an episode, attributes included."""
-        columns = {field.name: getattr(self, field.name) for field in TABLE_FIELDS}
+        """Return the value of each stored column for an episode, attributes included."""
         return {
             name: column[number] if isinstance(column, list) else column[number].item()
-            for name, column in (columns | dict(self.attributes)).items()
+            for name, column in self._columns().items()
+            if name not in _PLACE
         }
 
 
-TABLE_FIELDS = tuple(f for f in dataclasses.fields(EpisodeTable) if f.name != "attributes")
-"""The columns of `EpisodeTable` that every segment has."""
-_RESERVED = frozenset((*(field.name for field in TABLE_FIELDS), "return", "attributes"))
+_PLACE = ("segment", "number")
+_FIXED = tuple(f.name for f in dataclasses.fields(EpisodeTable) if f.name != "attributes")
+STORED_COLUMNS = tuple(name for name in _FIXED if name not in _PLACE)
+"""Columns of `EpisodeTable` that every segment stores in an array."""
+_RESERVED = frozenset((*_FIXED, "return", "attributes"))
+
+
+def _text(value: float) -> str:
+    return "" if value != value else str(value).removesuffix(".0")
+
+
+def _join(parts: Sequence[Any], name: str) -> Any:  # noqa: ANN401 - a column of either kind
+    if any(isinstance(part, list) for part in parts):
+        return [text for part in parts for text in part]
+    if parts:
+        return np.concatenate(parts)
+    dtype = EPISODE_NUMBERS.get(f"episode_{name.removeprefix('episode_')}")
+    return np.zeros(0, dtype or np.int64) if dtype or name == "number" else []
+
+
+def _import(name: str) -> Any:  # noqa: ANN401 - a module
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(f"{name} is not installed; pip install {name}") from error
 
 
 def attribute_columns(infos: Sequence[EpisodeInfo]) -> dict[str, AttributeColumn]:

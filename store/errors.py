@@ -1,86 +1,92 @@
-"""The exceptions avtd3 raises on purpose.
+"""The exceptions that avtd3 raises on purpose.
 
-Every message says what was expected, what was found, where, and what mends it::
+Every message says what was expected, what was found, where, and how to fix it::
 
     Avtd3Error
-    ├── ConfigError (ValueError)                  an unknown key or an impossible value
+    ├── ConfigError (ValueError)                  an unknown key or an invalid value
     ├── SpecError (ValueError)                    data of another shape or meaning
     ├── FormatVersionError (ValueError)           a file of a format this version cannot read
-    ├── DatasetError (OSError)                    a directory that is no dataset, or not writable
-    │   └── NoSegmentsError                       a dataset that holds nothing yet
-    ├── SegmentNotFoundError (FileNotFoundError)  a segment removed while it was wanted
-    ├── SegmentCorruptError (ValueError)          torn, edited or flipped bytes in a segment
-    ├── CheckpointError (ValueError)              a torn or foreign checkpoint or policy
-    ├── RoadError (ValueError)                    an .xodr file that is not a usable road network
-    │   └── RouteError                            one route that cannot be driven on its roads
+    ├── DatasetError (OSError)                    a directory that is not a dataset
+    │   └── NoSegmentsError                       a dataset without segments
+    ├── SegmentNotFoundError (FileNotFoundError)  a segment that has been removed
+    ├── SegmentCorruptError (ValueError)          truncated, edited or damaged files in a segment
+    ├── CheckpointError (ValueError)              a damaged checkpoint or policy
+    ├── MissingPackageError (ImportError)         an optional package that is not installed
+    ├── RoadError (ValueError)                    an .xodr file without a usable road network
+    │   └── RouteError                            a route that cannot be driven on its roads
     ├── WorldError (RuntimeError)                 the simulator failed
-    │   └── WorldLost                             it vanished, stalled or crashed: try again
-    ├── StorageError (OSError)                    the disk is full or cannot be written
+    │   └── WorldLost                             the simulator is gone, stalled or crashed
+    ├── StorageError (OSError)                    the disk is full or not writable
     └── TrainingHalted (RuntimeError)             a guard stopped the training
+
+Each error is also a built-in exception, given in parentheses.
 """
 
 
 class Avtd3Error(Exception):
-    """Base of every error that avtd3 raises on purpose."""
+    """Base class of every exception that avtd3 raises on purpose."""
 
 
 class ConfigError(Avtd3Error, ValueError):
-    """A configuration key that does not exist or a value it cannot take."""
+    """A configuration key that does not exist, or an invalid value."""
 
 
 class SpecError(Avtd3Error, ValueError):
-    """Data whose shape, names or meaning differ from the spec it is held against."""
+    """Data whose shape, names or meaning do not match their spec."""
 
 
 class FormatVersionError(Avtd3Error, ValueError):
-    """A file written in a format version that this version does not read."""
+    """A file in a format version that this version of avtd3 cannot read."""
 
 
 class DatasetError(Avtd3Error, OSError):
-    """A path that is not a dataset, or one that cannot be used as such."""
+    """A path that is not a dataset or cannot be used as one."""
 
 
 class NoSegmentsError(DatasetError):
-    """A dataset in which nothing has been published yet."""
+    """A dataset without published segments, or without the segments that were asked for."""
 
 
 class SegmentNotFoundError(Avtd3Error, FileNotFoundError):
-    """A segment that was removed or quarantined since the snapshot was taken."""
+    """A segment that does not exist, or has been removed since it was opened."""
 
 
 class SegmentCorruptError(Avtd3Error, ValueError):
-    """A segment whose bytes are not the bytes that were published."""
+    """A segment whose files are not the ones that were published."""
 
 
 class CheckpointError(Avtd3Error, ValueError):
-    """A checkpoint or a published policy that is torn, altered or foreign."""
+    """A checkpoint or published policy that is truncated, altered or not avtd3's."""
+
+
+class MissingPackageError(Avtd3Error, ImportError):
+    """An optional Python package that is needed but not installed."""
 
 
 class RoadError(Avtd3Error, ValueError):
-    """A road description that is empty, not OpenDRIVE, or has no lane to drive on."""
+    """A road description that is empty, not OpenDRIVE, or without a lane to drive on."""
 
 
 class RouteError(RoadError):
-    """One route that cannot be driven on its roads; others may be."""
+    """A route that cannot be driven on its roads; other routes may be fine."""
 
 
 class WorldError(Avtd3Error, RuntimeError):
-    """A simulator that failed, vanished or answered nonsense."""
+    """A simulator that failed or returned invalid data."""
 
 
 class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
-    """A simulator that is gone for now; a fresh start of it may go on.
+    """A simulator that is gone for now; restarting it may help.
 
     Attributes:
         reason: ``server_lost`` (it does not answer), ``sensor_stall`` (it ticks, but a sensor
-            gives nothing), ``tick_timeout`` (the client is blocked), ``client_crash`` (the
-            client's process died), ``spawn_refused`` (every place tried is taken) or
-            ``server_away`` (no server could be reached in all the time that was allowed for it:
-            there is no use in trying again).
+            sends nothing), ``tick_timeout`` (the client is blocked), ``client_crash`` (the
+            client's process died), ``spawn_refused`` (every start position is occupied) or
+            ``server_away`` (no server could be reached in the time allowed: do not try again).
     """
 
     def __init__(self, message: str, reason: str = "server_lost") -> None:
-        # Both are `args`, so that copies and other processes get the reason, too.
+        # Both are in `args`, so that copies and other processes get the reason, too.
         super().__init__(message, reason)
         self.reason = reason
 
@@ -89,8 +95,8 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
 
 
 class StorageError(Avtd3Error, OSError):
-    """A disk that is full or a directory that cannot be written."""
+    """A disk that is full, or a directory that cannot be written."""
 
 
 class TrainingHalted(Avtd3Error, RuntimeError):  # noqa: N818 - an outcome, not a fault
-    """A guard stopped the training; the message says which and why."""
+    """A guard stopped the training; the message says which guard and why."""

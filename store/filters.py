@@ -1,27 +1,28 @@
-"""`EpisodeFilter`: which episodes are meant, by what the store knows of each.
+"""`EpisodeFilter`: choose episodes by what is known about each.
 
-Written as texts, ``KEY=VALUE``: one way for the command line, the configuration and the reports.
+A filter is written as texts, ``KEY=VALUE``, on the command line, in configurations and in Python:
 
-============ ===================================== ==============================================
-key          value                                 an episode matches if
-============ ===================================== ==============================================
-``scenario`` ``0,2``                               its scenario is one of the numbers
-``world``    ``road``                              its world is one of the names; ``*``, ``?`` and
-``town``     ``country-*,town-3``                  ``[...]`` stand for characters as in a shell
-``driver``   ``policy*``
-``end``      ``collision,off_road``
-``policy``   ``3..7``, ``5``, ``3..``, ``none``    its policy's version is in the range, both ends
-                                                   included; no policy is in no range but ``none``
-``date``     ``2026-11-01..2026-11-20``            it began on one of these days, in UTC; times of
-                                                   day are allowed: from the first, before the last
-============ ===================================== ==============================================
+================== ============================== ================================================
+key                value                          an episode matches if
+================== ============================== ================================================
+``world``          ``road``                       its attribute of this name is one of the values;
+``town``           ``country-*,town-3``           ``*``, ``?`` and ``[...]`` are wildcards as in a
+``driver``         ``policy*``                    shell
+``scenario``       ``0,2``
+``attribute.NAME`` ``3,4``
+``end``            ``collision,off_road``         its end reason is one of the values
+``policy``         ``3..7``, ``5``, ``3..``,      its policy's version is in the range, both ends
+                   ``none``                       included; ``none``: no policy acted
+``date``           ``2026-11-01..2026-11-20``     it began on one of these days, in UTC; with times,
+                                                  from the first until before the last
+================== ============================== ================================================
 """
 
 import dataclasses
 import datetime
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,38 +32,33 @@ from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import ConfigError
 
 NO_POLICY = -1
-"""Version of the policy of an episode that no policy drove."""
+"""Policy version of an episode in which no policy acted."""
 NEWEST = 2**63 - 1
 """End of an open range of versions."""
 
-_LISTS = {
-    "scenario": "scenarios",
-    "world": "worlds",
-    "town": "towns",
-    "driver": "drivers",
-    "end": "end_reasons",
-}
-_ATTRIBUTES = {"worlds": "world", "towns": "town", "drivers": "driver"}
-KEYS = (*_LISTS, "policy", "date")
-"""What a filter's text may begin with."""
+_ATTRIBUTE = "attribute."
+_ATTRIBUTE_KEYS = ("scenario", "world", "town", "driver")
+KEYS = (*_ATTRIBUTE_KEYS, "end", "policy", "date", f"{_ATTRIBUTE}NAME")
+"""Keys that a filter's text may have."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeFilter:
-    """Episodes for which all that is given holds; nothing given, all episodes."""
+    """Chooses the episodes that match every given field; without any, all episodes.
 
-    scenarios: tuple[int, ...] = ()
-    """Numbers of scenarios; empty: any."""
-    worlds: tuple[str, ...] = ()
-    """Patterns of the simulator's name; empty: any."""
-    towns: tuple[str, ...] = ()
-    """Patterns of the road network's name; empty: any."""
-    drivers: tuple[str, ...] = ()
-    """Patterns of the driver's name; empty: any."""
+    `parse_filter` makes one from texts.
+
+    Example:
+        >>> parse_filter(["town=country-*", "end=goal"]).end_reasons
+        ('goal',)
+    """
+
+    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Shell patterns by name of the attribute; numbers match as text."""
     end_reasons: tuple[str, ...] = ()
-    """Patterns of the reason of the episode's end; empty: any."""
+    """Shell patterns of the end reason; empty: any."""
     policy_versions: tuple[int, ...] = ()
-    """Lowest and highest version of the driving policy, -1 for none; empty: any."""
+    """Lowest and highest version of the policy that acted, -1 for none; empty: any."""
     since: str = ""
     """First day, or moment, of the episode's start: ISO 8601, UTC unless it says otherwise."""
     until: str = ""
@@ -81,13 +77,10 @@ class EpisodeFilter:
             )
 
     def matches(self, table: EpisodeTable) -> NDArray[np.bool_]:
-        """Which episodes are meant: bool (E,)."""
-        found = np.ones(len(table.length), np.bool_)
-        if self.scenarios:
-            found &= np.isin(table.numbers("scenario"), self.scenarios)
-        for field, attribute in _ATTRIBUTES.items():
-            if patterns := getattr(self, field):
-                found &= _any_pattern(table.texts(attribute), patterns)
+        """Return which episodes match, bool (E,)."""
+        found = np.ones(len(table), np.bool_)
+        for name, patterns in self.attributes.items():
+            found &= _any_pattern(table.texts(name), patterns)
         if self.end_reasons:
             found &= _any_pattern(table.end_reason, self.end_reasons)
         if self.policy_versions:
@@ -101,37 +94,55 @@ class EpisodeFilter:
 
 
 def parse_filter(texts: Sequence[str]) -> EpisodeFilter:
-    """Read a filter from texts as in the module's table.
+    """Return the filter that texts describe.
 
-    Values of one key, joined by commas or given twice, are alternatives; all keys must hold.
+    Values of one key, separated by commas or given twice, are alternatives. An episode must match
+    all keys.
+
+    Args:
+        texts: ``KEY=VALUE`` each, such as ``end=collision``, ``policy=3..7``, ``date=2026-11-01``,
+            ``town=country-*`` or ``attribute.lap=3``.
 
     Raises:
         ConfigError: An unknown key, a value that cannot be read, or a second policy or date.
+
+    Example:
+        >>> parse_filter(["policy=3..7"]).policy_versions
+        (3, 7)
     """
     values: dict[str, Any] = {}
+    attributes: dict[str, tuple[str, ...]] = {}
     for text in texts:
         key, found, value = text.partition("=")
-        if not found or key not in KEYS or not value.strip():
+        attribute = key.removeprefix(_ATTRIBUTE)
+        is_attribute = key in _ATTRIBUTE_KEYS or (attribute and attribute != key)
+        is_known = is_attribute or key in ("end", "policy", "date")
+        if not found or not is_known or not value.strip():
             raise ConfigError(
                 f"filter {text!r}: expected KEY=VALUE with a KEY of {', '.join(KEYS)}, as "
                 "'end=collision' or 'policy=3..7'"
             )
-        if key in _LISTS:
-            values[_LISTS[key]] = values.get(_LISTS[key], ()) + _parse_list(key, value, text)
+        if is_attribute:
+            items = _parse_scenarios(value, text) if key == "scenario" else _split(value)
+            attributes[attribute] = attributes.get(attribute, ()) + items
+            continue
+        if key == "end":
+            values["end_reasons"] = values.get("end_reasons", ()) + _split(value)
             continue
         fields = _parse_policy(value, text) if key == "policy" else _parse_date(value)
         if fields.keys() & values.keys():
             raise ConfigError(f"filter {text!r}: {key} is given twice; give one range")
         values |= fields
-    return EpisodeFilter(**values)
+    return EpisodeFilter(attributes=attributes, **values)
 
 
-def _parse_list(key: str, value: str, text: str) -> tuple[Any, ...]:
-    items = tuple(item.strip() for item in value.split(","))
-    if key != "scenario":
-        return items
+def _split(value: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in value.split(","))
+
+
+def _parse_scenarios(value: str, text: str) -> tuple[str, ...]:
     try:
-        return tuple(int(item) for item in items)
+        return tuple(str(int(item)) for item in value.split(","))
     except ValueError as error:
         raise ConfigError(
             f"filter {text!r}: expected whole numbers of scenarios, as 'scenario=0,2'"
@@ -158,14 +169,14 @@ def _parse_date(value: str) -> dict[str, Any]:
 
 
 def _any_pattern(names: Sequence[str], patterns: Sequence[str]) -> NDArray[np.bool_]:
-    """Bool (E,): whether a name fits a pattern; each name is compared once, however often it is."""
+    """Return which names match a pattern, bool (E,); equal names are compared once."""
     expression = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns))
     fits = {name: expression.match(name) is not None for name in set(names)}
     return np.array([fits[name] for name in names], np.bool_)
 
 
 def _seconds(text: str, *, last: bool) -> float:
-    """Seconds since 1970 of a day or moment; the end of the day if `last`; unbounded if empty."""
+    """Return a day or moment as seconds since 1970: the day's end if ``last``, inf if empty."""
     if not text:
         return float("inf") if last else float("-inf")
     try:

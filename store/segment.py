@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.episode_table import (
-    TABLE_FIELDS,
+    STORED_COLUMNS,
     EpisodeTable,
     read_attributes,
     stored_attributes,
@@ -226,9 +226,14 @@ class Segment:
             SegmentNotFoundError: The segment was removed since it was opened.
             SegmentCorruptError: The columns contradict each other or their checksums.
         """
-        columns = {field.name: self._column(field.name) for field in TABLE_FIELDS}
+        columns = {name: self._column(name) for name in STORED_COLUMNS}
         layouts = self._layouts | stored_attributes(self._arrays, episodes=self.episodes)
-        table = EpisodeTable(**columns, attributes=read_attributes(self._arrays, layouts))
+        table = EpisodeTable(
+            segment=[self.id] * self.episodes,
+            number=np.arange(self.episodes, dtype=np.int64),
+            attributes=read_attributes(self._arrays, layouts),
+            **columns,
+        )
         ends = np.cumsum(table.length)
         if (table.length < 1).any() or ends[-1] != self.steps:
             raise corrupt(self.path, f"episode lengths do not add up to {self.steps} steps")

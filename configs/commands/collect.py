@@ -97,12 +97,14 @@ def collect(
     Press Ctrl-C once to publish what is complete and stop.
     """
     from avtd3.collect.collector import collect as run
+    from avtd3.collect.worlds import use_current_directory
 
     settings = section("collect", config, set_)
     lead = replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
     settings = replace(settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead)
     where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
     settings = at_servers(replace(settings, scenario=where), host, port, server_command)
+    use_current_directory(settings)
     with interruptible() as should_stop, progress() as show:
         report = run(
             dataset,

@@ -19,7 +19,7 @@ from avtd3.store.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from avtd3.collect.collector import CollectConfig
-    from avtd3.collect.evaluate import EvaluateConfig, EvaluateReport
+    from avtd3.collect.evaluator import EvaluateConfig, EvaluateReport
     from avtd3.learn.config import LearnConfig
     from avtd3.store.audit.audit import AuditConfig
 
@@ -271,7 +271,7 @@ class _Demo:
         say(report.summary())
 
     def _evaluate(self) -> dict[str, "EvaluateReport"]:
-        from avtd3.collect.evaluate import evaluate
+        from avtd3.collect.evaluator import evaluate
 
         drivers = {
             "random": "random",
@@ -293,7 +293,7 @@ class _Demo:
         return reports
 
     def _draw(self) -> tuple[Path, ...]:
-        from avtd3.collect.film import film_held_out, sheet_held_out
+        from avtd3.collect.evaluator import film_held_out, sheet_held_out
         from avtd3.learn.analysis.pages import curves_page
         from avtd3.learn.analysis.reader import read_log
         from avtd3.store.files import write_aside

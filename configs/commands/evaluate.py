@@ -63,12 +63,14 @@ def evaluate(
     The policy drives without exploration noise, on roads that no dataset contains. The report
     gives 95 % confidence intervals.
     """
-    from avtd3.collect.evaluate import evaluate as run
+    from avtd3.collect.evaluator import evaluate as run
+    from avtd3.collect.worlds import use_current_directory
 
     settings = section("evaluate", config, set_)
     settings = replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
     where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
     settings = at_servers(replace(settings, scenario=where), host, port, server_command)
+    use_current_directory(settings)
     with interruptible() as should_stop, progress() as show:
         report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=show)
     answer(report.document(), as_json, report.summary())

@@ -48,8 +48,7 @@ WorldOption = Annotated[
         "--world",
         metavar="WORLD",
         help="road (built-in simulator), carla, gym:ID (Gymnasium), or MODULE:FACTORY (your own "
-        "world). "
-        "Default: road.",
+        "world, also from the current directory; see docs/worlds.md). Default: road.",
     ),
 ]
 WorkersOption = Annotated[

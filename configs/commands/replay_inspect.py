@@ -42,8 +42,7 @@ from avtd3.store.errors import ConfigError
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from avtd3.collect.leaderboard import PenaltyTable
-    from avtd3.collect.scores import ScoreReport
+    from avtd3.collect.leaderboard import PenaltyTable, ScoreReport
     from avtd3.store.audit.audit import AuditConfig
     from avtd3.store.audit.drift import Drift
     from avtd3.store.audit.report import AuditReport
@@ -316,9 +315,9 @@ def show_audit(
         )
         scores = []
         if penalties is not None:
-            from avtd3.collect.scores import judge_datasets
+            from avtd3.collect.leaderboard import score_datasets
 
-            scores.append(judge_datasets(comparison.datasets, penalties, should_stop))
+            scores.append(score_datasets(comparison.datasets, penalties, should_stop))
     drifts = comparison.drifts(report)
     if html is not None:
         sections = [page_section(found) for found in scores]

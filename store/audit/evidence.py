@@ -73,7 +73,7 @@ class Evidence:
         steps, seen = chosen[self.step_episode], chosen[self.observation_episode]
         table, frames = self.episodes, self.frames
         episodes = table.select(chosen)
-        offset = np.cumsum(episodes.length) - episodes.length
+        offset, number = np.cumsum(episodes.length) - episodes.length, np.arange(len(episodes))
         return dataclasses.replace(
             self,
             vector=None if self.vector is None else self.vector[seen],
@@ -89,7 +89,7 @@ class Evidence:
             reward_terms=None if self.reward_terms is None else self.reward_terms[steps],
             terminated=self.terminated[steps],
             truncated=self.truncated[steps],
-            episodes=dataclasses.replace(episodes, offset=offset),
+            episodes=dataclasses.replace(episodes, offset=offset, number=number),
         )
 
 

@@ -216,6 +216,14 @@ def test_a_schema_of_an_unknown_section_is_rejected(sections):
         load.json_schema("outr")
 
 
+def test_inherited_keys_are_described_too():
+    definitions = load.json_schema("collect")["$defs"]
+    assert "EnvironmentConfig" not in definitions
+    for name in ("CollectConfig", "CarlaCamera"):
+        for key, field in definitions[name]["properties"].items():
+            assert field["description"], f"{name}.{key}"
+
+
 def test_the_schema_of_a_file_has_every_section_and_no_other():
     schema = load.json_schema()
     assert list(schema["properties"]) == list(load.SECTIONS)

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("gymnasium")
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.gym_env import GymConfig
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.networks import NetworkConfig

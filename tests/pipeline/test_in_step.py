@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from avtd3.cli import main
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SpecError
 from avtd3.tests.pipeline.conftest import wait_until

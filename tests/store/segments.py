@@ -85,6 +85,8 @@ def episode_table(**columns) -> EpisodeTable:
     count = len(next(iter(columns.values())))
     attributes = {name: columns.pop(name) for name in OWN_ATTRIBUTES if name in columns}
     whole: dict[str, Any] = {
+        "segment": ["a"] * count,
+        "number": np.arange(count),
         "offset": np.arange(count),
         "length": np.ones(count, np.int64),
         "index": np.zeros(count, np.int64),

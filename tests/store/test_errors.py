@@ -14,6 +14,7 @@ BUILTIN_BASES = {
     "SegmentNotFoundError": FileNotFoundError,
     "SegmentCorruptError": ValueError,
     "CheckpointError": ValueError,
+    "MissingPackageError": ImportError,
     "RoadError": ValueError,
     "RouteError": ValueError,
     "WorldError": RuntimeError,

@@ -37,6 +37,7 @@ def test_no_condition_means_every_episode():
         (["town=country-*,town-3"], {"town": ["country-1", "town-3", "x"]}, [True, True, False]),
         (["driver=policy*"], {"driver": ["policy+noise=0.2", "expert"]}, [True, False]),
         (["driver=expert+noise=0.2"], {"driver": ["expert+noise=0.2", "expert"]}, [True, False]),
+        (["attribute.scenario=0*"], {"scenario": np.array([0, 1, 2])}, [True, False, False]),
         (["end=collision, off_road"], {"end_reason": ["off_road", "goal"]}, [True, False]),
         (["policy=3..7"], {"policy_version": np.array([-1, 2, 3, 7, 8])}, [0, 0, 1, 1, 0]),
         (["policy=..7"], {"policy_version": np.array([-1, 0, 7, 8])}, [0, 1, 1, 0]),
@@ -74,6 +75,7 @@ def test_each_key_selects_what_it_says(texts, columns, expected):
         ("end", "expected KEY=VALUE"),
         ("reason=goal", "expected KEY=VALUE with a KEY of scenario"),
         ("end=", "expected KEY=VALUE"),
+        ("attribute.=3", "expected KEY=VALUE"),
         ("scenario=one", "whole numbers of scenarios"),
         ("policy=a..b", "expected a version"),
         ("policy=7..3", "lower version before a higher"),
@@ -99,7 +101,7 @@ NAMES = st.text("ab*?[]!-\n", max_size=4)
 
 @given(names=st.lists(NAMES, min_size=1), patterns=st.lists(NAMES, min_size=1, max_size=3))
 def test_names_fit_patterns_as_in_a_shell(names, patterns):
-    found = EpisodeFilter(towns=tuple(patterns)).matches(table(town=names))
+    found = EpisodeFilter(attributes={"town": tuple(patterns)}).matches(table(town=names))
     plain = [any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in names]
     assert found.tolist() == plain
 

@@ -1,4 +1,4 @@
-"""Small OpenDRIVE networks for tests of the road world."""
+"""Small OpenDRIVE networks for tests of the built-in simulator."""
 
 from avtd3.collect.maps.network import RoadNetwork
 

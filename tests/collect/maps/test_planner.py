@@ -112,7 +112,7 @@ def test_starts_from_which_the_length_can_be_driven_are_preferred():
 
 
 def test_a_dead_end_makes_the_search_turn_back():
-    # Both roads begin where the first ends; only the last road, behind one of them, goes on.
+    # Both roads start where the first ends; only the last road, after one of them, continues.
     fork = straight_roads(0.0, 40.0, 40.0, 80.0, lanes=ONE)
     lanes = list(fork.lanes)
     assert lanes[0].successors == (1, 2)

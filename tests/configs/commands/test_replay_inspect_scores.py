@@ -8,9 +8,8 @@ import pytest
 
 from avtd3.cli import main
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.leaderboard import TABLES
+from avtd3.collect.leaderboard import TABLES, score_datasets
 from avtd3.collect.maps.scenarios import ScenarioConfig
-from avtd3.collect.scores import judge_datasets
 from avtd3.configs.commands.replay_inspect import page_section
 from avtd3.store.dataset import Dataset
 from avtd3.tests.collect.point_world import open_point_world
@@ -81,7 +80,7 @@ def test_the_page_has_a_section_on_scores(driven, capsys, tmp_path):
 
 
 def test_there_is_no_empty_card_of_infractions(driven):
-    report = judge_datasets([driven], TABLES["leaderboard-2.1"])
+    report = score_datasets([driven], TABLES["leaderboard-2.1"])
     assert "Infractions" in str(page_section(report)[1])
     expert = tuple(score for score in report.scores if score.driver == "expert")
     page = str(page_section(dataclasses.replace(report, scores=expert))[1])
@@ -96,7 +95,7 @@ def test_episodes_without_events_are_listed(capsys, tmp_path):
     assert "0 episodes" in out.out
     assert "2 episodes (0, 1): no events are stored" in out.out
     assert "Episodes without a score" in (tmp_path / "c.html").read_text()
-    report = judge_datasets([dataset.path], TABLES["leaderboard-2.1"])
+    report = score_datasets([dataset.path], TABLES["leaderboard-2.1"])
     assert [entry.episodes for entry in report.unscored] == [(0, 1, 2)]
     assert report.document()["all"] is None
 
@@ -109,7 +108,7 @@ def test_damaged_segments_are_named_and_the_others_scored(driven, tmp_path):
     data = bytearray(chunk.read_bytes())
     data[0] ^= 255
     chunk.write_bytes(data)
-    report = judge_datasets([path, driven], TABLES["leaderboard-2.1"])
+    report = score_datasets([path, driven], TABLES["leaderboard-2.1"])
     assert len(report.scores) == 8
     (broken,) = report.unscored
     assert broken.dataset == str(path)
@@ -124,4 +123,4 @@ def test_scores_and_one_episode_exclude_each_other(driven, capsys):
 
 
 def test_reading_stops_on_request(driven):
-    assert judge_datasets([driven], TABLES["leaderboard-2.1"], lambda: True).scores == ()
+    assert score_datasets([driven], TABLES["leaderboard-2.1"], lambda: True).scores == ()

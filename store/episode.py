@@ -1,0 +1,233 @@
+"""`Episode`: one stored episode; its arrays are read when they are used."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.episode_table import Attribute, EpisodeTable
+from avtd3.store.errors import SpecError
+from avtd3.store.events import Event, EventTable
+from avtd3.store.segment import Segment
+from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step import Observation, Step
+
+
+class SegmentReader:
+    """The table and the small arrays of a segment, shared by its episodes and read once."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.table: EpisodeTable = segment.episode_table()
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return a copy of rows of an array."""
+        if name not in self._arrays:
+            self._arrays[name] = self.segment.read(name)
+        return self._arrays[name][start:stop].copy()
+
+    @functools.cached_property
+    def events(self) -> EventTable:
+        """The events of the segment's episodes; none if they were not recorded."""
+        return self.segment.events() or EventTable.of(())
+
+
+class Episode:
+    """One episode of T steps and T + 1 observations; made by `Dataset.episodes`.
+
+    Arrays are read from disk and verified when they are first used, and belong to the caller.
+    Reading raises `SegmentNotFoundError` if the segment has been removed, `SegmentCorruptError` if
+    its bytes are damaged, and `SpecError` for what the dataset's spec does not have.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from avtd3.store.dataset import Dataset
+        >>> from avtd3.store.writer import SegmentWriter
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> dataset = Dataset.create(tempfile.mkdtemp(), spec)
+        >>> at = [Observation(vector=np.full(1, x, np.float32)) for x in (0.0, 0.5)]
+        >>> with SegmentWriter(dataset) as writer:
+        ...     writer.begin(at[0], lap=3)
+        ...     writer.step(np.ones(1, np.float32), 2.0, at[1], terminated=True, end_reason="goal")
+        >>> for episode in dataset.episodes("end=goal"):
+        ...     print(episode.length, episode.episode_return, episode.attributes)
+        ...     print(episode.vectors.tolist(), episode.actions.tolist())
+        1 2.0 {'lap': 3}
+        [[0.0], [0.5]] [[1.0]]
+    """
+
+    def __init__(self, reader: SegmentReader, number: int) -> None:
+        self._reader = reader
+        self.number = number
+        """Number of the episode in its segment, from 0."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Episode({self.name!r}, length={self.length}, episode_return={self.episode_return:g}, "
+            f"end_reason={self.end_reason!r})"
+        )
+
+    @property
+    def segment(self) -> Segment:
+        """The segment that contains the episode."""
+        return self._reader.segment
+
+    @property
+    def spec(self) -> EpisodeSpec:
+        """The dataset's spec."""
+        return self.segment.spec
+
+    @property
+    def name(self) -> str:
+        """``SEGMENT:NUMBER``, as ``replay-inspect --episode`` accepts it."""
+        return f"{self.segment.id}:{self.number}"
+
+    @property
+    def length(self) -> int:
+        """Number of steps, T."""
+        return int(self._reader.table.length[self.number])
+
+    @property
+    def episode_return(self) -> float:
+        """Sum of the stored rewards."""
+        return float(self._reader.table.episode_return[self.number])
+
+    @property
+    def end_reason(self) -> str:
+        """Why the episode ended."""
+        return self._reader.table.end_reason[self.number]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the episode's world."""
+        return int(self._reader.table.seed[self.number])
+
+    @property
+    def index(self) -> int:
+        """Position in the collector's plan, -1 if unknown."""
+        return int(self._reader.table.index[self.number])
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the policy that acted, -1 if there was none."""
+        return int(self._reader.table.policy_version[self.number])
+
+    @property
+    def started_at(self) -> float:
+        """Start of the episode, in seconds since 1970, by the collector's clock."""
+        return float(self._reader.table.wall_time[self.number])
+
+    @property
+    def attributes(self) -> dict[str, Attribute]:
+        """Attributes that were given when the episode began, such as town or driver."""
+        return self._reader.table.attributes_of(self.number)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What happened in the episode, ordered by step; empty if it was not recorded."""
+        return self._reader.events.of_episode(self.number)
+
+    @functools.cached_property
+    def frames(self) -> NDArray[np.uint8]:
+        """uint8 (T + 1, C, H, W): the camera frames, each stored once."""
+        start, stop = self._observation_rows()
+        return self.segment.read_frames(start, stop)
+
+    @functools.cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        """float32 (T + 1, V): the normalised vectors."""
+        return self._reader.rows("vector", *self._observation_rows())
+
+    @functools.cached_property
+    def frame_ids(self) -> NDArray[np.int64]:
+        """int64 (T + 1,): the simulator's frame numbers."""
+        return self._reader.rows("frame_id", *self._observation_rows())
+
+    @functools.cached_property
+    def sim_times_s(self) -> NDArray[np.float64]:
+        """float64 (T + 1,): simulated seconds."""
+        return self._reader.rows("sim_time", *self._observation_rows())
+
+    @functools.cached_property
+    def actions(self) -> NDArray[np.float32]:
+        """float32 (T, A): the actions as applied."""
+        return self._reader.rows("action", *self._step_rows())
+
+    @functools.cached_property
+    def rewards(self) -> NDArray[np.float32]:
+        """float32 (T,): the rewards."""
+        return self._reader.rows("reward", *self._step_rows())
+
+    @functools.cached_property
+    def reward_terms(self) -> NDArray[np.float32]:
+        """float32 (T, R): the parts of the rewards, in the spec's order."""
+        return self._reader.rows("reward_terms", *self._step_rows())
+
+    @functools.cached_property
+    def terminated(self) -> NDArray[np.bool_]:
+        """Bool (T,): whether the step ended the episode in a state without a future."""
+        return self._reader.rows("terminated", *self._step_rows())
+
+    @functools.cached_property
+    def truncated(self) -> NDArray[np.bool_]:
+        """Bool (T,): whether the episode was cut after the step."""
+        return self._reader.rows("truncated", *self._step_rows())
+
+    def observations(self, stack: int | None = None) -> NDArray[np.uint8]:
+        """Return the stacked frames of every observation, clamped to the episode's first frame.
+
+        Args:
+            stack: Frames in a stack, K; None for the spec's.
+
+        Returns:
+            uint8 (T + 1, K * C, H, W), oldest frame first.
+
+        Raises:
+            SpecError: The spec has no image, or ``stack`` is below 1.
+        """
+        frames = self.frames
+        stack = stack if stack is not None or self.spec.image is None else self.spec.image.stack
+        if stack is None or stack < 1:
+            raise SpecError(f"stack is {stack!r}, expected 1 or more")
+        rows = np.arange(len(frames))[:, None] + np.arange(1 - stack, 1)
+        stacks = frames[np.maximum(rows, 0)]
+        shape = (len(frames), stack * frames.shape[1], *frames.shape[2:])
+        stacked: NDArray[np.uint8] = stacks.reshape(shape)
+        return stacked
+
+    def observation(self, number: int) -> Observation:
+        """Return one observation, 0 to T, as the record that a writer takes."""
+        spec = self.spec
+        return Observation(
+            image=None if spec.image is None else self.frames[number],
+            vector=self.vectors[number] if spec.vector_size else None,
+            frame_id=int(self.frame_ids[number]),
+            sim_time_s=float(self.sim_times_s[number]),
+        )
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps as the records that a writer takes."""
+        has_terms = bool(self.spec.reward_terms)
+        for t in range(self.length):
+            is_last = t + 1 == self.length
+            yield Step(
+                action=self.actions[t],
+                reward=None if has_terms else float(self.rewards[t]),
+                reward_terms=self.reward_terms[t] if has_terms else None,
+                observation=self.observation(t + 1),
+                terminated=bool(self.terminated[t]),
+                truncated=bool(self.truncated[t]),
+                end_reason=self.end_reason if is_last else "",
+            )
+
+    def _step_rows(self) -> tuple[int, int]:
+        start = int(self._reader.table.offset[self.number])
+        return start, start + self.length
+
+    def _observation_rows(self) -> tuple[int, int]:
+        start, stop = self._step_rows()
+        return start + self.number, stop + self.number + 1
