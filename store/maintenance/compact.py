@@ -16,7 +16,7 @@ from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFound
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.format.layout import EPISODE_STRINGS, MANIFEST_FILE
-from avtd3.store.format.manifest import BINDING, Limits
+from avtd3.store.format.manifest import FRAMES_CHECKSUMS, Limits
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
@@ -104,7 +104,7 @@ def _frames(segment: Segment, table: EpisodeTable, number: int) -> Iterator[NDAr
 COLLECTOR = "compact"
 """What stands in a merged segment's provenance as its collector."""
 _OWN_KEYS = frozenset(
-    ("avtd3", "python", "host", "collector", "sealed_at", BINDING, REPLACES, ORIGIN)
+    ("avtd3", "python", "host", "collector", "sealed_at", FRAMES_CHECKSUMS, REPLACES, ORIGIN)
 )
 """Keys of the provenance that say who sealed a segment, not what its data are."""
 

@@ -25,7 +25,7 @@ from avtd3.store.format.batch_decode import (
     room_bytes,
 )
 from avtd3.store.format.codec import ChainKind, decode
-from avtd3.store.format.manifest import corrupt, gone_or_torn
+from avtd3.store.format.manifest import corrupt, gone_or_corrupt
 from avtd3.store.replay.cache import CachedSegment, Changes, Progress, ReplayCache
 from avtd3.store.replay.shared import Key
 from avtd3.store.segment import Segment
@@ -484,7 +484,7 @@ class DirectFrames:
         placed = self._placed[number]
         fault: SegmentCorruptError | SegmentNotFoundError
         if isinstance(error, OSError):
-            fault = gone_or_torn(placed.directory, f"{placed.shard.name}: {error.strerror}")
+            fault = gone_or_corrupt(placed.directory, f"{placed.shard.name}: {error.strerror}")
         else:
             fault = corrupt(placed.directory, f"{placed.shard.name}: {where}{error}")
         self._damaged[placed.key] = str(fault)

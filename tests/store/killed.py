@@ -1,7 +1,7 @@
-"""Kills a housekeeping command with SIGKILL at its system calls, one process for each.
+"""Kills a maintenance command with SIGKILL at its system calls, one process for each.
 
 Run by `test_killed.py` in a process of its own, which has no threads and may fork. The checks
-are assertions here; the exit code tells.
+are assertions here; the exit code says whether they hold.
 """
 
 import os
