@@ -1,4 +1,11 @@
-# Three commands, each sets up what it needs in .venv: `make demo`, `make test`, `make check`.
+# Every target installs what it needs into .venv.
+#   make demo    run the whole pipeline once
+#   make test    run the fast tests
+#   make check   check formatting, lint and types, then run the fast tests
+#   make slow    run the slow tests
+#   make bench   print the figures of docs/benchmarks.md
+#   make hooks   run the fast checks before each commit
+#   make clean   remove everything that the other targets create
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 DEMO_OUT ?= demo-out
 PYTEST_ARGS ?=
 
-.PHONY: demo test check slow bench clean
+.PHONY: demo test check slow bench hooks clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/avtd3 demo --out $(DEMO_OUT)
@@ -32,7 +39,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python bench/audit_bench.py
 	$(BIN)/python bench/carla_bench.py
 
-# torch is installed first and alone: the pin then holds for whatever asks for it afterwards.
+# torch is installed first, so that its pin holds for all packages that depend on it.
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("avtd3 needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -48,9 +55,12 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) -e '.[native,bench]'
 	touch $@
 
+hooks: $(VENV)/.dev
+	$(BIN)/pre-commit install
+
 .typecheck/avtd3:
 	mkdir -p .typecheck
 	ln -sfn .. $@
 
 clean:
-	rm -rf $(VENV) .typecheck build *.egg-info demo-out
+	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info $(DEMO_OUT)

@@ -1,15 +1,15 @@
-"""How fast one core collects: road world, 20 vehicles, expert, compressed and published.
+"""Measure the collection speed of one core: built-in simulator, 20 vehicles, expert, published.
 
     python bench/collect_bench.py [--steps N] [--workers N] [--repeats N] [--json]
 
-Between the repeats CarRacing-v3, the usual small driving environment with a camera, is stepped in
-the same process (`pip install '.[bench]'`; left out without it): the ratio of the two says more
-than either, because machines differ and shared ones change their pace by the minute.
+Between the repeats, the same process steps CarRacing-v3, a common small driving environment with a
+camera (`pip install '.[bench]'`; skipped without it). The ratio of the two speeds is more
+comparable than either speed, because shared machines change their speed by the minute.
 
-Each repeat collects into a new dataset with a seed of its own; the table has medians. The second
-column of speeds is per second of processor time, which a busy machine disturbs less. The breakdown
-comes from one more run, with a clock of processor time around each part (about 2 us per step and
-part). Networks are built between episodes, one for every few of them.
+Each repeat collects into a new dataset with its own seed; the table shows medians. Steps per second
+of CPU time vary less on a busy machine. The breakdown is from one more run that measures the CPU
+time of each part (which adds about 2 us per step and part). Road networks are built between
+episodes, one for every few of them.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def measure(folder: Path, steps: int, workers: int, repeats: int) -> dict[str, A
 
 
 def car_racing(steps: int = 150) -> float:
-    """Steps of CarRacing-v3 per second of processor time; 0 without Gymnasium."""
+    """Return the steps of CarRacing-v3 per second of CPU time; 0 without Gymnasium."""
     if not (importlib.util.find_spec("gymnasium") and importlib.util.find_spec("Box2D")):
         return 0.0
     import gymnasium
@@ -147,7 +147,7 @@ def table(result: dict[str, Any]) -> str:
             result["steps_per_processor_second"],
             result["car_racing_per_processor_second"],
         )
-        lines.append(f"steps/s of processor  {ours:.0f}")
+        lines.append(f"steps/s of CPU time   {ours:.0f}")
         if peer:
             lines.append(f"CarRacing-v3          {peer:.0f}")
             lines.append(f"ratio to CarRacing    {ours / peer:.1f}")

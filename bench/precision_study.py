@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
 from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig

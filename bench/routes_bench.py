@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from avtd3.collect.driving.world import Scenario
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.opendrive import flatten, read_opendrive
 from avtd3.collect.maps.planner import plan_through
-from avtd3.collect.maps.scenarios import read_scenarios
+from avtd3.collect.maps.scenarios import Scenario, read_scenarios
 from avtd3.store.errors import RoadError
 
 

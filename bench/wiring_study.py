@@ -18,7 +18,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
 from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig

@@ -1,20 +1,25 @@
-"""`Environment`: where episodes happen. All that collecting and evaluating know of what simulates.
+"""`Environment`: where episodes happen, one at a time.
 
-A driving world with the task on it is one (`avtd3.collect.driving.driving_env`), a Gymnasium
-environment is another (`avtd3.collect.gym_env`). The loop, the drivers, the workers and the
-evaluation are written against this file alone.
+Collecting and evaluating use this interface alone. The driving task on a simulator is one
+environment (`avtd3.collect.driving.driving_env`), a Gymnasium environment is another
+(`avtd3.collect.gym_env`), and users bring their own (`avtd3.collect.custom_world`).
 """
 
+import abc
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+import importlib.metadata
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.driving.measures import DriveMeasures
-from avtd3.collect.driving.observation import Observation
+from avtd3.collect.drivers import Driver, UniformDriver
+from avtd3.store.episode_table import Attribute
+from avtd3.store.errors import ConfigError, WorldError
 from avtd3.store.events import Event
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step import Observation, Step
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,128 +32,131 @@ SUCCESS_REASON = "goal"
 """End reason of an episode that reached its goal."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Opening:
-    """An episode's first observation, and what is known of the episode."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ResetResult:
+    """The start of an episode, as `Environment.reset` returns it.
 
-    image: NDArray[np.uint8] | None
-    """uint8 (C, H, W), or None without a camera."""
-    vector: NDArray[np.float32] | None
-    """float32 (V,), or None if the spec has none."""
-    frame_id: int
-    """The simulator's number of this observation."""
-    sim_time_s: float
-    """Simulated seconds."""
-    town: str
-    """Where it happens; empty where there is one place only."""
-    weather: str
-    """In what weather; empty where there is none."""
+    Example:
+        >>> import numpy as np
+        >>> ResetResult(observation=Observation(vector=np.zeros(3, np.float32)))
+        ResetResult(observation=Observation(vector float32 (3,)), attributes={})
+    """
+
+    observation: Observation
+    """The first observation."""
+    attributes: Mapping[str, Attribute] = dataclasses.field(default_factory=dict)
+    """Facts to record with the episode, such as ``town`` and ``weather``."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Step:
-    """What came of an action."""
+class Environment(abc.ABC):
+    """One place in which one episode at a time happens.
 
-    image: NDArray[np.uint8] | None
-    """uint8 (C, H, W), or None without a camera."""
-    vector: NDArray[np.float32] | None
-    """float32 (V,), or None if the spec has none."""
-    frame_id: int
-    """The simulator's number of this observation."""
-    sim_time_s: float
-    """Simulated seconds."""
-    reward_terms: NDArray[np.float32]
-    """float32 (R,), the terms of the reward as the spec names them."""
-    terminated: bool
-    """Whether the episode ended for good: no future to bootstrap from."""
-    truncated: bool
-    """Whether it was cut while it could have gone on."""
-    reason: str
-    """Why it ended, or an empty string."""
+    Subclass it to bring an environment of your own, see docs/worlds.md. Only `spec`, `reset` and
+    `step` have no default.
 
-
-class Driver(Protocol):
-    """Turns what is seen into an action."""
-
-    def begin(self, rng: np.random.Generator) -> None:
-        """Start an episode; all randomness comes from the generator."""
-        ...
-
-    def act(self, observation: Observation) -> NDArray[np.float32]:
-        """The next action, float32 (A,) within the spec's bounds."""
-        ...
-
-
-class Environment(Protocol):
-    """One place in which one episode at a time is driven."""
+    Example:
+        >>> import numpy as np
+        >>> class Counter(Environment):
+        ...     spec = EpisodeSpec(vector_names=("count",), action_names=("push",))
+        ...     def reset(self, seed, index=0):
+        ...         self.count = 0
+        ...         return ResetResult(observation=self.observe())
+        ...     def step(self, action):
+        ...         self.count += 1
+        ...         return Step(action=action, reward=float(action[0]),
+        ...                     observation=self.observe(), truncated=self.count == 10)
+        ...     def observe(self):
+        ...         return Observation(vector=np.array([self.count], np.float32))
+        >>> Counter().reset(seed=0).observation.vector
+        array([0.], dtype=float32)
+    """
 
     spec: EpisodeSpec
-    """What a step holds."""
-    name: str
+    """What an observation, an action and a reward hold."""
+    name: str = "environment"
     """Name recorded with every episode: ``road``, ``gym:Hopper-v5``."""
-    setting: str
-    """What a person calls it: ``scenario 0``, ``gym:Hopper-v5``."""
+
+    @property
+    def setting(self) -> str:
+        """Name for people: ``scenario 0``, ``gym:Hopper-v5``."""
+        return self.name
 
     @property
     def scenario(self) -> int:
-        """Number of the running episode's scenario, recorded with it; 0 where there are none."""
-        ...
+        """Number of the current episode's scenario, recorded with it; 0 without scenarios."""
+        return 0
 
     @property
     def simulator(self) -> str:
-        """What simulates, with versions, for the provenance of the data."""
-        ...
+        """Name and versions of the software that simulates, for the provenance of the data."""
+        return f"{self.name}, avtd3 {importlib.metadata.version('avtd3')}"
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a person should know about the running episode, in sentences."""
-        ...
+        """Sentences to show to the user about the current episode."""
+        return ()
 
     def driver(self, base: str) -> Driver:
-        """Make a driver that is at home here: ``expert`` or ``random``.
+        """Make a driver for this environment.
+
+        Args:
+            base: ``expert`` or ``random``. The default makes the random driver only.
 
         Raises:
-            ConfigError: There is no such driver here.
+            ConfigError: If there is no such driver here.
         """
-        ...
+        if base != "random":
+            raise ConfigError(
+                f"{self.name} has no driver {base!r}; choose random or policy (--driver)"
+            )
+        return UniformDriver(self.spec)
 
-    def begin(self, seed: int, index: int = 0) -> Opening:
-        """Begin an episode; the same seed and setting give the same bytes.
+    @abc.abstractmethod
+    def reset(self, seed: int, index: int = 0) -> ResetResult:
+        """Start an episode; the same seed and index give the same bytes.
 
         Args:
             seed: The episode's seed.
-            index: Its number in the plan, where settings are taken by turns.
+            index: The episode's number in the plan; scenarios are taken in turn by it.
 
         Raises:
-            RoadError: A road network cannot be used.
-            WorldError: The simulator failed.
+            RoadError: If a road network cannot be used.
+            WorldError: If the simulator failed.
         """
-        ...
 
+    @abc.abstractmethod
     def step(self, action: NDArray[np.float32]) -> Step:
         """Apply an action for one control period.
 
-        Raises:
-            WorldError: The simulator failed.
-        """
-        ...
+        Args:
+            action: float32 (A,), within the spec's bounds.
 
-    def measures(self) -> DriveMeasures | None:
-        """How a car was driven in the episode so far; None where nothing is a car."""
-        ...
+        Raises:
+            WorldError: If the simulator failed.
+        """
+
+    def measures(self) -> Mapping[str, float]:
+        """Return measurements of the episode so far, by name; empty by default.
+
+        An environment with a car returns those of `avtd3.collect.driving.driving_env.DriveMeter`.
+        """
+        return {}
 
     def events(self) -> tuple[Event, ...]:
-        """What happened in the episode so far, by step; empty where that is not recorded."""
-        ...
+        """Return what happened in the episode so far, by step; empty by default."""
+        return ()
 
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
-        """The present moment as a picture, after an action that led to it.
+        """Draw the present moment for people.
+
+        Args:
+            action: float32 (A,), the action that led here.
+            title: Who drives.
 
         Raises:
-            WorldError: The simulator has no picture of itself.
+            WorldError: If the environment cannot draw itself, which is the default.
         """
-        ...
+        raise WorldError(f"{self.name} draws no picture of itself; run without --gif")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most environments hold nothing
         """Release the simulator; safe to call twice."""
-        ...

@@ -1,4 +1,4 @@
-"""What Gymnasium's spaces are in a dataset: action bounds, image specs and vectors."""
+"""`GymEnvironment`: any Gymnasium environment whose spaces can be stored."""
 
 import dataclasses
 import importlib.metadata
@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.drivers import UniformDriver
-from avtd3.collect.environment import Driver, Opening, Step
+from avtd3.collect.environment import Environment, ResetResult
 from avtd3.store.errors import ConfigError, WorldError
-from avtd3.store.events import Event
 from avtd3.store.spec import MAX_AXIS, EpisodeSpec, ImageSpec
+from avtd3.store.step import Observation, Step
 
 if TYPE_CHECKING:
     import gymnasium
@@ -28,23 +27,23 @@ _KINDS = (
 )
 
 
-def bounds_of(
+def read_bounds(
     space: "gymnasium.Space[Any]", name: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Smallest and largest value of each action, each float32 (A,).
+    """Return the smallest and the largest value of each action, each float32 (A,).
 
     Args:
         space: The environment's action space.
         name: The environment, for messages.
 
     Raises:
-        ConfigError: The actions are not numbers within finite bounds.
+        ConfigError: If the actions are not floats within finite bounds.
     """
     from gymnasium.spaces import Box
 
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
         raise ConfigError(
-            f"{name} has actions {space}, expected a Box of floats: TD3 acts in numbers only"
+            f"{name} has actions {space}, expected a Box of floats: TD3 needs continuous actions"
         )
     low, high = space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel()
     if not (low.size and np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
@@ -54,8 +53,8 @@ def bounds_of(
     return low, high
 
 
-class Reader:
-    """Turns an environment's observations into images and vectors.
+class ObservationReader:
+    """Converts a Gymnasium environment's observations into images and vectors.
 
     Args:
         space: The environment's observation space.
@@ -63,7 +62,7 @@ class Reader:
         name: The environment, for messages.
 
     Raises:
-        ConfigError: The observations are of a kind that cannot be stored.
+        ConfigError: If observations of this kind cannot be stored.
     """
 
     def __init__(self, space: "gymnasium.Space[Any]", stack: int, name: str) -> None:
@@ -82,46 +81,56 @@ class Reader:
             f"{key}_{i}" for key in self._vectors for i in range(math.prod(parts[key].shape or ()))
         )
         if len(self.names) > MAX_AXIS:
-            raise ConfigError(f"{name} observes {len(self.names)} numbers, at most {MAX_AXIS} fit")
+            raise ConfigError(
+                f"{name} observes {len(self.names)} numbers, expected at most {MAX_AXIS}"
+            )
 
-    def read(self, seen: Any) -> tuple[NDArray[np.uint8] | None, NDArray[np.float32] | None]:  # noqa: ANN401 - whatever an environment answers
-        """An observation as uint8 (C, H, W) and float32 (V,), each None if there is none.
+    def read(self, returned: Any, step: int = 0, time_s: float = 0.0) -> Observation:  # noqa: ANN401 - any space
+        """Convert an observation.
+
+        Args:
+            returned: What the environment returned.
+            step: Number of the observation in its episode.
+            time_s: Simulated seconds since the episode's start.
 
         Raises:
-            WorldError: It is not of the space, or not finite.
+            WorldError: If it is not of the space, or not finite.
         """
-        parts = seen if self._is_dict else {"observation": seen}
+        parts = returned if self._is_dict else {"observation": returned}
         keys = {*self._images, *self._vectors}
         if not isinstance(parts, Mapping) or not keys <= parts.keys():
             found = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
-            raise WorldError(f"{self._name} answered {found}, expected a dict of {sorted(keys)}")
-        image = self._as_planes(np.asarray(parts[self._images[0]])) if self._images else None
-        vector = self._as_vector([parts[key] for key in self._vectors]) if self._vectors else None
-        return image, vector
+            raise WorldError(f"{self._name} returned {found}, expected a dict of {sorted(keys)}")
+        return Observation(
+            image=self._to_planes(np.asarray(parts[self._images[0]])) if self._images else None,
+            vector=self._to_vector(parts) if self._vectors else None,
+            frame_id=step,
+            sim_time_s=time_s,
+        )
 
-    def _as_vector(self, parts: list[Any]) -> NDArray[np.float32]:
+    def _to_vector(self, parts: Mapping[str, Any]) -> NDArray[np.float32]:
         try:
-            with np.errstate(over="ignore"):  # too large for float32 is not finite either
-                # a copy: environments may go on writing into what they answered
-                vector = np.concatenate(parts, dtype=np.float32)
+            with np.errstate(over="ignore"):  # too large for float32 becomes infinite
+                # a copy: environments may reuse the arrays that they return
+                vector = np.concatenate([parts[k] for k in self._vectors], dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise WorldError(
-                f"{self._name} answered an observation that is no vector: {error}; expected "
+                f"{self._name} returned an observation that is not a vector: {error}; expected "
                 f"{len(self.names)} finite numbers"
             ) from error
         if vector.shape != (len(self.names),) or not np.isfinite(vector).all():
             raise WorldError(
-                f"{self._name} answered the observation {vector.tolist()}, expected "
+                f"{self._name} returned the observation {vector.tolist()}, expected "
                 f"{len(self.names)} finite numbers"
             )
         return vector
 
-    def _as_planes(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
+    def _to_planes(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
         assert self.image is not None
         planes = frame[None] if frame.ndim == 2 else np.moveaxis(frame, -1, 0)
         if planes.shape != self.image.frame_shape or planes.dtype != np.uint8:
             raise WorldError(
-                f"{self._name} answered an image {frame.dtype} {frame.shape}, expected uint8 "
+                f"{self._name} returned an image {frame.dtype} {frame.shape}, expected uint8 "
                 f"{self.image.frame_shape} (planes, rows, columns)"
             )
         return np.ascontiguousarray(planes)
@@ -145,9 +154,9 @@ def _image_spec(space: "gymnasium.Space[Any]", stack: int) -> ImageSpec:
 
 
 GYM = "gym:"
-"""What the names of these worlds begin with."""
+"""Prefix of the names of these worlds."""
 _PACKAGES = ("gymnasium", "mujoco")
-"""Packages whose versions shape what these worlds do."""
+"""Packages whose versions affect these worlds."""
 _INSTALL = "pip install 'avtd3[gym]'"
 
 
@@ -156,9 +165,9 @@ class GymConfig:
     """Settings of Gymnasium environments."""
 
     stack: int = 4
-    """Frames per observation where the environment gives images (Mnih et al. 2015)."""
+    """Frames per observation if the environment returns images (4: Mnih et al. 2015)."""
     time_limit: int | None = None
-    """Steps after which an episode is truncated; None as registered with the environment."""
+    """Steps after which an episode is truncated; None keeps the environment's own limit."""
 
     def __post_init__(self) -> None:
         check_number("stack", self.stack, minimum=1, maximum=64)
@@ -166,22 +175,24 @@ class GymConfig:
 
 
 def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "GymEnvironment":
-    """Make an environment by its name.
+    """Make a Gymnasium environment by its name.
 
     Args:
         identifier: As for ``gymnasium.make``: ``Hopper-v5``, or ``module:Name-v0`` to import the
             module that registers it first.
-        config: Settings.
+        config: The settings.
         render: Whether `GymEnvironment.picture` will be called.
 
     Raises:
-        ConfigError: Gymnasium is missing, there is no such environment, or its actions or
-            observations are of a kind that cannot be stored.
+        ConfigError: If Gymnasium is missing, there is no such environment, or its actions or
+            observations cannot be stored.
     """
     try:
         import gymnasium
     except ImportError as error:
-        raise ConfigError(f"world {GYM}{identifier} needs Gymnasium; {_INSTALL}") from error
+        raise ConfigError(
+            f"world {GYM}{identifier} needs Gymnasium; install it with {_INSTALL}"
+        ) from error
     try:
         env = gymnasium.make(
             identifier,
@@ -192,32 +203,31 @@ def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "Gy
     except _faults() as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"world {GYM}{identifier} cannot be made: {reason}; name an environment of Gymnasium "
-            f"(MuJoCo's need {_INSTALL}), or MODULE:NAME of one that a module registers"
+            f"world {GYM}{identifier} cannot be made: {reason}; give the name of a Gymnasium "
+            f"environment (MuJoCo's need {_INSTALL}), or MODULE:NAME of one that a module registers"
         ) from error
     return GymEnvironment(env, f"{GYM}{identifier}", config)
 
 
-class GymEnvironment:
-    """A Gymnasium environment.
+class GymEnvironment(Environment):
+    """A Gymnasium environment as one of ours.
 
     Args:
-        env: The environment; closed with the environment.
+        env: The Gymnasium environment; closed with this one.
         name: Name recorded with the data.
-        config: Settings.
+        config: The settings.
 
     Raises:
-        ConfigError: Its actions or observations are of a kind that cannot be stored.
+        ConfigError: If its actions or observations cannot be stored.
     """
 
     def __init__(self, env: "gymnasium.Env[Any, Any]", name: str, config: GymConfig) -> None:
         self._env = env
-        self._reader = Reader(env.observation_space, config.stack, name)
-        low, high = bounds_of(env.action_space, name)
-        self._actions = cast("Box", env.action_space)  # bounds_of refuses others
+        self._reader = ObservationReader(env.observation_space, config.stack, name)
+        low, high = read_bounds(env.action_space, name)
+        self._actions = cast("Box", env.action_space)  # read_bounds refuses others
         self._period_s = _period_s(env)
-        limit = None if env.spec is None else env.spec.max_episode_steps
-        self._limit = limit
+        self._limit = None if env.spec is None else env.spec.max_episode_steps
         self.spec = EpisodeSpec(
             image=self._reader.image,
             vector_names=self._reader.names,
@@ -228,15 +238,13 @@ class GymEnvironment:
             reward_terms=("reward",),
             control_period_s=self._period_s,
         )
-        self.name = self.setting = name
-        self.scenario = 0
-        self.notices: tuple[str, ...] = ()
+        self.name = name
         self._steps = 0
 
     @property
     def simulator(self) -> str:
-        """What simulates, with versions."""
-        parts = [self.name, f"avtd3 {importlib.metadata.version('avtd3')}"]
+        """Name and versions of the software that simulates."""
+        parts = [super().simulator]
         for package in _PACKAGES:
             try:
                 parts.append(f"{package} {importlib.metadata.version(package)}")
@@ -244,73 +252,61 @@ class GymEnvironment:
                 continue
         return ", ".join(parts)
 
-    def driver(self, base: str) -> Driver:
-        """The random driver, which draws evenly between the bounds.
+    def reset(self, seed: int, index: int = 0) -> ResetResult:
+        """Start an episode.
 
         Raises:
-            ConfigError: Another is asked for.
-        """
-        if base != "random":
-            raise ConfigError(
-                f"driver {base!r} does not know {self.name}; expected random or policy (--driver)"
-            )
-        return UniformDriver(self.spec)
-
-    def begin(self, seed: int, index: int = 0) -> Opening:
-        """Begin an episode.
-
-        Raises:
-            WorldError: The environment failed.
+            WorldError: If the environment failed.
         """
         self._steps = 0
-        seen, _ = self._answer(2, "reset", seed=seed)
-        image, vector = self._reader.read(seen)
-        return Opening(image, vector, 0, 0.0, "", "")
+        returned, _ = self._call(2, "reset", seed=seed)
+        return ResetResult(observation=self._reader.read(returned, 0, 0.0))
 
     def step(self, action: NDArray[np.float32]) -> Step:
         """Apply an action.
 
         Raises:
-            WorldError: The environment failed, or answered something that is not finite.
+            WorldError: If the environment failed or returned something that is not finite.
         """
         space = self._actions
         # A bound that float32 rounds up would lie outside of a float64 space.
         shaped = action.reshape(space.shape).astype(space.dtype).clip(space.low, space.high)
-        seen, reward, terminated, truncated, _ = self._answer(5, "step", shaped)
+        returned, reward, terminated, truncated, _ = self._call(5, "step", shaped)
         self._steps += 1
-        image, vector = self._reader.read(seen)
-        terms = self._as_terms(reward)
         terminated, truncated = bool(terminated), bool(truncated) and not terminated
-        reason = "terminated" if terminated else self._cut() if truncated else ""
-        time_s = self._steps * self._period_s
-        return Step(image, vector, self._steps, time_s, terms, terminated, truncated, reason)
+        cut = "time_limit" if self._limit and self._steps >= self._limit else "truncated"
+        return Step(
+            action=action,
+            observation=self._reader.read(returned, self._steps, self._steps * self._period_s),
+            reward_terms=self._to_terms(reward),
+            terminated=terminated,
+            truncated=truncated,
+            end_reason="terminated" if terminated else cut if truncated else "",
+        )
 
-    def _as_terms(self, reward: Any) -> NDArray[np.float32]:  # noqa: ANN401 - as an env answers
+    def _to_terms(self, reward: Any) -> NDArray[np.float32]:  # noqa: ANN401 - as an env returns
         try:
-            with np.errstate(over="ignore"):  # too large for float32 is not finite either
+            with np.errstate(over="ignore"):  # too large for float32 becomes infinite
                 terms = np.asarray(reward, np.float32).reshape(-1)
         except (TypeError, ValueError):
             terms = np.array((np.nan,), np.float32)
         if terms.shape != (1,) or not np.isfinite(terms).all():
             raise WorldError(
-                f"{self.name} answered a reward of {reward} at step {self._steps}, expected one "
+                f"{self.name} returned a reward of {reward} at step {self._steps}, expected one "
                 "finite number"
             )
         return terms
 
-    def _cut(self) -> str:
-        return "time_limit" if self._limit and self._steps >= self._limit else "truncated"
-
-    def _answer(self, parts: int, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
-        answer = self._ask(method, *args, **options)
-        if not isinstance(answer, tuple) or len(answer) != parts:
+    def _call(self, parts: int, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
+        returned = self._guarded(method, *args, **options)
+        if not isinstance(returned, tuple) or len(returned) != parts:
             raise WorldError(
-                f"{self.name} answers {method}() with {type(answer).__name__}, expected a tuple of "
-                f"{parts}; wrap an environment of the old gym in shimmy"
+                f"{self.name} returns {type(returned).__name__} from {method}(), expected a tuple "
+                f"of {parts}; wrap an environment of the old gym in shimmy"
             )
-        return answer
+        return returned
 
-    def _ask(self, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
+    def _guarded(self, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
         try:
             return getattr(self._env, method)(*args, **options)
         except _faults() as error:
@@ -319,26 +315,18 @@ class GymEnvironment:
                 f"{self.name} failed in {method}() after {self._steps} steps: {reason}"
             ) from error
 
-    def events(self) -> tuple[Event, ...]:
-        """Nothing is recorded of what is no road."""
-        return ()
-
-    def measures(self) -> None:
-        """Nothing beside the reward."""
-        return
-
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
-        """What the environment draws of itself.
+        """Return what the environment renders.
 
         Raises:
-            WorldError: It draws nothing.
+            WorldError: If it renders nothing.
         """
         from PIL import Image
 
-        drawn = self._ask("render")
-        if not isinstance(drawn, np.ndarray) or drawn.dtype != np.uint8:
-            raise WorldError(f"{self.name} draws no picture of itself; leave --gif out")
-        return Image.fromarray(drawn)
+        rendered = self._guarded("render")
+        if not isinstance(rendered, np.ndarray) or rendered.dtype != np.uint8:
+            return super().picture(action, title)
+        return Image.fromarray(rendered)
 
     def close(self) -> None:
         """Close the environment."""
@@ -346,7 +334,7 @@ class GymEnvironment:
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    """What an environment, somebody else's code, may raise."""
+    """Return the exceptions that an environment, which is not our code, may raise."""
     import gymnasium
 
     return (
@@ -356,7 +344,7 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 def _period_s(env: "gymnasium.Env[Any, Any]") -> float:
-    """Simulated seconds per step, as far as the environment says; else 1."""
+    """Return the simulated seconds per step if the environment states them, else 1."""
     period = getattr(env.unwrapped, "dt", None)
     if isinstance(period, int | float) and period > 0.0:
         return float(period)

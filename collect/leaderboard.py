@@ -1,37 +1,42 @@
-"""The CARLA leaderboard's driving score of an episode, from its stored events.
+"""The CARLA leaderboard's driving score: of one episode, and of every episode in a dataset.
 
 The score of a route is the product of its completion in percent and its infraction penalty
-(https://leaderboard.carla.org/evaluation_v2_1). The penalty begins at 1 and falls with every
-infraction, by a table that has changed between versions:
+(https://leaderboard.carla.org/evaluation_v2_1), computed from the episode's stored events. The
+penalty starts at 1 and falls with every infraction, by a table that differs between versions:
 
 - 2.1: ``1 / (1 + sum of the coefficients)``; 1.0 and 2.0: the product of the coefficients.
-- Times ``1 - outside``, the share of the completed way that was driven off the road or in a lane of
-  the opposite direction: all versions.
+- All versions multiply by ``1 - outside``, where ``outside`` is the fraction of the completed route
+  that was driven off the road or in a lane of the opposite direction.
 
 Numbers as in carla-simulator/leaderboard, file leaderboard/utils/statistics_manager.py: branches
 leaderboard-1.0 (2165f5e, 2023-06), leaderboard-2.0 (a87a341, 2024-04), leaderboard-2.1 (cfecdc8,
-2025-03). The rules by which events count are those of carla-simulator/scenario_runner, file
-atomic_criteria.py: a collision of a car that stands is not its own, another one within 5 m
-is the same one, and a route is complete where its goal was reached.
+2025-03). Events count by the rules of carla-simulator/scenario_runner, file atomic_criteria.py: a
+collision of a standing car does not count, a second collision within 5 m counts as the same one,
+and a route is complete if its goal was reached.
 
-What is different, so that scores compare well among themselves and only about with published ones:
-our worlds have no lights, stop signs, emergency vehicles or acted scenarios to fail
-(`NOT_OBSERVED`), episodes end at the first collision and when the car leaves the road, and they end
-earlier off the route (8 m, there 30 m) and blocked (10 s, there 180 s); see
+Some things differ, so scores compare well with each other and only roughly with published ones: our
+worlds have no traffic lights, stop signs, emergency vehicles or scripted scenarios
+(`NOT_OBSERVED`); episodes end at the first collision and when the car leaves the road; and they end
+earlier when the car is off the route (8 m instead of 30 m) or blocked (10 s instead of 180 s). See
 `avtd3.collect.driving.task`.
 """
 
+import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError
 from avtd3.store.events import Event
+from avtd3.store.render.text import columns, printable
+from avtd3.store.segment import Segment
 
 COLLISIONS = ("collisions_pedestrian", "collisions_vehicle", "collisions_layout")
 INFRACTIONS = (*COLLISIONS, "outside_route_lanes", "route_dev", "route_timeout", "vehicle_blocked")
-"""What is counted, by the names in the leaderboard's result files."""
+"""Infractions that are counted, named as in the leaderboard's result files."""
 NOT_OBSERVED = (
     "red_light",
     "stop_infraction",
@@ -39,7 +44,7 @@ NOT_OBSERVED = (
     "yield_emergency_vehicle_infractions",
     "scenario_timeouts",
 )
-"""Infractions of the leaderboard that our worlds cannot see."""
+"""Infractions of the leaderboard that our worlds do not observe."""
 
 _STANDING_MPS = 0.1
 _SAME_PLACE_M = 5.0
@@ -52,21 +57,21 @@ _ENDS = {"route_deviation": "route_dev", "blocked": "vehicle_blocked", "timeout"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PenaltyTable:
-    """One version of the leaderboard's penalties, for what we observe."""
+    """One version of the leaderboard's penalties, for the infractions that we observe."""
 
     version: str
     """The leaderboard's, as in ``leaderboard-2.1``."""
     coefficients: Mapping[str, float]
-    """By infraction; the others cost nothing but what they cost in completion."""
+    """Coefficient of each infraction; the others only reduce the completion."""
     is_sum: bool
     """Whether the penalty is ``1 / (1 + sum)``; else the product."""
 
     def penalty(self, counts: Mapping[str, int], outside: float) -> float:
-        """The infraction penalty, in (0, 1].
+        """Return the infraction penalty, in (0, 1].
 
         Args:
             counts: How often each infraction happened.
-            outside: Share of the completed way that was driven outside the route's lanes.
+            outside: Fraction of the completed route that was driven outside its lanes.
         """
         used = [(self.coefficients[name], counts.get(name, 0)) for name in self.coefficients]
         if self.is_sum:
@@ -86,15 +91,15 @@ TABLES: Mapping[str, PenaltyTable] = {
         PenaltyTable(version="leaderboard-2.1", coefficients=_SUM, is_sum=True),
     )
 }
-"""The published tables by version. 1.0 and 2.0 differ only in what our worlds do not observe."""
+"""The published tables by version; 1.0 and 2.0 differ only in what our worlds do not observe."""
 CURRENT = "leaderboard-2.1"
 
 
 def penalty_table(version: str) -> PenaltyTable:
-    """A table by its version.
+    """Return a table by its version.
 
     Raises:
-        ConfigError: There is none of this version.
+        ConfigError: If there is no such version.
     """
     if version not in TABLES:
         raise ConfigError(f"penalties is {version!r}, expected one of: {', '.join(TABLES)}")
@@ -103,18 +108,18 @@ def penalty_table(version: str) -> PenaltyTable:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RouteScore:
-    """How the leaderboard judges one episode."""
+    """The leaderboard's score of one episode."""
 
     version: str
     """Version of the penalties."""
     driving_score: float
-    """Completion times penalty, in [0, 100]."""
+    """Completion multiplied by the penalty, in [0, 100]."""
     completion: float
     """Percent of the route completed, in [0, 100]."""
     penalty: float
     """In (0, 1]."""
     infractions: Mapping[str, int]
-    """How often each of `INFRACTIONS` happened; outside the lanes, how many stretches."""
+    """How often each of `INFRACTIONS` happened; for stretches outside the lanes, their number."""
     outside_m: float
     """Metres of the route driven outside its lanes."""
     length_m: float
@@ -126,7 +131,7 @@ class RouteScore:
         return self.length_m * self.completion / 100_000.0
 
     def row(self) -> dict[str, Any]:
-        """The score as JSON values, for a row of a table."""
+        """Return the score as JSON values, for a row of a table."""
         return {
             "driving_score": self.driving_score,
             "completion_percent": self.completion,
@@ -138,11 +143,11 @@ class RouteScore:
 
 
 def score_route(events: Sequence[Event], table: PenaltyTable) -> RouteScore | None:
-    """HeldOutEvaluator an episode.
+    """Score an episode.
 
     Args:
-        events: Its events, by step.
-        table: What infractions cost.
+        events: Its events, ordered by step.
+        table: The penalties.
 
     Returns:
         The score, or None if the episode's events were not recorded.
@@ -177,7 +182,7 @@ def _completion(length_m: float, done_m: float, *, is_goal: bool) -> float:
 
 
 def _counted(events: Sequence[Event]) -> list[Event]:
-    """The events without collisions that are not the car's own or the same as one before."""
+    """Return the events without collisions of a standing car and without repeated collisions."""
     found: list[Event] = []
     last: Event | None = None
     for event in events:
@@ -192,7 +197,7 @@ def _counted(events: Sequence[Event]) -> list[Event]:
 
 
 def _infraction(event: Event) -> str:
-    """The leaderboard's name for an event, or an empty string for none."""
+    """Return the leaderboard's name for an event, or an empty string if it has none."""
     if event.kind in _OUTSIDE:
         return "outside_route_lanes"
     if event.kind != "collision":
@@ -206,10 +211,10 @@ def _infraction(event: Event) -> str:
 
 
 def summarise_routes(scores: Sequence[RouteScore]) -> dict[str, Any]:
-    """What the leaderboard says of all episodes together, as JSON values.
+    """Aggregate the leaderboard's scores of several episodes, as JSON values.
 
     Args:
-        scores: The episodes, at least one, all judged by one table.
+        scores: The episodes, at least one, all scored with the same table.
 
     Returns:
         Means over the episodes, and infractions per kilometre completed, at least one metre.
@@ -229,3 +234,199 @@ def summarise_routes(scores: Sequence[RouteScore]) -> dict[str, Any]:
         "driven_km": sum(score.driven_km for score in scores),
         "not_observed": list(NOT_OBSERVED),
     }
+
+
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StoredScore:
+    """The score of one stored episode."""
+
+    dataset: str
+    """Path of the dataset."""
+    segment: str
+    """Id of the segment."""
+    episode: int
+    """Number of the episode in it."""
+    index: int
+    """Its index in the collector's plan; -1 if unknown."""
+    scenario: int
+    """Number of its scenario."""
+    town: str
+    """Name of its road network."""
+    driver: str
+    """The driver."""
+    end_reason: str
+    """Why it ended."""
+    route: RouteScore
+    """The leaderboard's score."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the score as JSON values."""
+        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        route = known.pop("route")
+        return {**known, **route.row()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Unscored:
+    """Episodes of one segment that have no score."""
+
+    dataset: str
+    """Path of the dataset."""
+    segment: str
+    """Id of the segment."""
+    episodes: tuple[int, ...]
+    """Their numbers in the segment; empty if the segment cannot be read."""
+    reason: str
+    """Why: no events are stored, or what is wrong with the segment."""
+
+    def line(self) -> str:
+        """Return one line that says which episodes and why."""
+        numbers = ", ".join(map(str, self.episodes[:_SHOWN]))
+        more = ", ..." if len(self.episodes) > _SHOWN else ""
+        which = f"{len(self.episodes)} episodes ({numbers}{more}): " if self.episodes else ""
+        return f"{self.segment}: {which}{self.reason}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreReport:
+    """The scores of all episodes of some datasets."""
+
+    version: str
+    """Version of the leaderboard's penalties."""
+    scores: tuple[StoredScore, ...]
+    """Every episode with events, in the order of the segments."""
+    unscored: tuple[Unscored, ...]
+    """The episodes without events."""
+
+    @property
+    def by_driver(self) -> dict[str, list[RouteScore]]:
+        """The scores by driver."""
+        found: dict[str, list[RouteScore]] = collections.defaultdict(list)
+        for score in self.scores:
+            found[score.driver].append(score.route)
+        return dict(sorted(found.items()))
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        routes = [score.route for score in self.scores]
+        return {
+            "penalties": self.version,
+            "not_observed": list(NOT_OBSERVED),
+            "all": summarise_routes(routes) if routes else None,
+            "by_driver": {name: summarise_routes(rows) for name, rows in self.by_driver.items()},
+            "rows": [score.document() for score in self.scores],
+            "unscored": [dataclasses.asdict(entry) for entry in self.unscored],
+        }
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and rows of a table: one row per driver, and one for all if several."""
+        heads = ["driver", "episodes", "driving score", "completed", "penalty", "collisions/km"]
+        groups = list(self.by_driver.items())
+        if len(groups) > 1:
+            groups.append(("all", [score.route for score in self.scores]))
+        return heads, [[name, *_figures(routes)] for name, routes in groups]
+
+    def rates(self) -> list[tuple[str, float]]:
+        """Return the infractions per kilometre over all episodes, without those that are 0."""
+        if not self.scores:
+            return []
+        found = summarise_routes([score.route for score in self.scores])
+        return [(name, rate) for name, rate in found["infractions_per_km"].items() if rate]
+
+    def summary(self) -> str:
+        """Return the report as text."""
+        lines = [f"scores  CARLA {self.version}, {len(self.scores)} episodes"]
+        if self.scores:
+            heads, rows = self.table()
+            lines += [f"  {line}" for line in columns([heads, *rows], "<>>>>>")]
+            rates = ", ".join(f"{name} {rate:.2f}" for name, rate in self.rates()) or "none"
+            lines.append(f"  infractions per km: {rates}")
+            lines.append(f"  not observed: {', '.join(NOT_OBSERVED)}")
+        lines += [f"  without a score: {entry.line()}" for entry in self.unscored[:_SHOWN]]
+        if len(self.unscored) > _SHOWN:
+            lines.append(f"  ... and {len(self.unscored) - _SHOWN} more segments")
+        return "\n".join(map(printable, lines))
+
+
+def _figures(routes: Sequence[RouteScore]) -> list[str]:
+    found = summarise_routes(routes)
+    hits = sum(
+        rate for name, rate in found["infractions_per_km"].items() if name.startswith("collisions")
+    )
+    return [
+        f"{found['episodes']:,}",
+        f"{found['driving_score']:.1f}",
+        f"{found['completion_percent']:.1f} %",
+        f"{found['infraction_penalty']:.3f}",
+        f"{hits:.2f}",
+    ]
+
+
+def score_datasets(
+    paths: Sequence[Path], table: PenaltyTable, should_stop: Callable[[], bool] = lambda: False
+) -> ScoreReport:
+    """Score every episode of some datasets from its stored events.
+
+    Args:
+        paths: The datasets.
+        table: The penalties.
+        should_stop: Called before each segment; true stops there.
+
+    Raises:
+        DatasetError: If a path is not a dataset.
+    """
+    scores: list[StoredScore] = []
+    unscored: list[Unscored] = []
+    for path in paths:
+        snapshot = Dataset.open(path).snapshot()
+        unscored += [
+            Unscored(dataset=str(path), segment=entry.segment_id, episodes=(), reason=entry.reason)
+            for entry in snapshot.refused
+        ]
+        for segment in snapshot.segments:
+            if should_stop():
+                break
+            try:
+                found, without = _score_segment(path, segment, table)
+            except (SegmentCorruptError, SegmentNotFoundError) as error:
+                found, without = [], _without(path, segment, (), str(error))
+            scores += found
+            unscored += without
+    return ScoreReport(version=table.version, scores=tuple(scores), unscored=tuple(unscored))
+
+
+def _without(path: Path, segment: Segment, episodes: Sequence[int], reason: str) -> list[Unscored]:
+    return [
+        Unscored(dataset=str(path), segment=segment.id, episodes=tuple(episodes), reason=reason)
+    ]
+
+
+def _score_segment(
+    path: Path, segment: Segment, table: PenaltyTable
+) -> tuple[list[StoredScore], list[Unscored]]:
+    known, events = segment.episode_table(), segment.events()
+    scores: list[StoredScore] = []
+    missing: list[int] = []
+    for number in range(segment.episodes):
+        route = score_route(() if events is None else events.of_episode(number), table)
+        if route is None:
+            missing.append(number)
+            continue
+        scores.append(
+            StoredScore(
+                dataset=str(path),
+                segment=segment.id,
+                episode=number,
+                index=int(known.index[number]),
+                scenario=int(known.numbers("scenario")[number]),
+                town=known.texts("town")[number],
+                driver=known.texts("driver")[number],
+                end_reason=known.end_reason[number],
+                route=route,
+            )
+        )
+    reason = "no events are stored: collected by an older version, or without a road"
+    return scores, _without(path, segment, missing, reason) if missing else []

@@ -1,23 +1,24 @@
-"""`CollectPlan`: which episodes are to be collected, and which of them a dataset already holds.
+"""The plan of a collection: which episodes to collect, and which of them a dataset already has.
 
-An episode is its index: world, scenario, driver and every random number of episode i follow from
-the plan's seed and i. So, for drivers other than policies,
+The index of an episode determines the episode: world, scenario, driver and every random number of
+episode i follow from the plan's seed and i. So, for drivers other than policies,
 
-- episode i has the same bytes whatever the number of workers and whatever ran before it;
+- episode i has the same bytes, whatever the number of workers and whatever ran before it;
 - ``episodes = N`` collects exactly the episodes 0 to N - 1; each worker takes an equal, contiguous
   part of those that the dataset lacks;
-- ``steps = N`` gives each worker an equal share of the steps still to do; worker w of W takes
-  the groups w, w + W, w + 2W, ... of `GROUP` episodes, and stops after the episode with which it
-  reaches its share. The dataset then holds at least N steps of whole episodes; how many more,
-  and which episodes, depends on the number of workers;
-- ``seconds = S`` collects likewise for S seconds of wall clock and cuts the running episodes.
+- ``steps = N`` gives each worker an equal share of the remaining steps; worker w of W takes the
+  groups w, w + W, w + 2W, ... of `GROUP` episodes, and stops after the episode with which it
+  reaches its share. The dataset then has at least N steps of whole episodes; how many more, and
+  which episodes, depends on the number of workers;
+- ``seconds = S`` does the same for S seconds of wall-clock time and cuts the running episodes.
 
-The plan's digest goes into every segment. Collecting again under the same digest would store the
-same episodes twice: that is refused, unless it is a resumption, which adds the missing ones. An
-episode that was cut short, by a lost simulator too, counts as held; one that was skipped does not.
+The plan's digest is stored in every segment. Collecting again with the same digest would store the
+same episodes twice: that is refused, unless the collection is resumed, which adds the missing ones.
+An episode that was cut short counts as present, also if the simulator was lost; a skipped one does
+not.
 
-Training seeds are even, evaluation seeds odd. Worlds draw road networks by this bit, so no dataset
-ever holds a road of the evaluation.
+Training seeds are even, evaluation seeds odd. Worlds choose road networks by this bit, so no
+dataset contains a road of the evaluation.
 """
 
 import dataclasses
@@ -37,20 +38,20 @@ _TRAINING, _EVALUATION = 0, 1
 MAX_SEED = 2**62 - 1
 """Largest seed of a plan and of an episode."""
 GROUP = 4
-"""Episodes in a row whose seeds follow one another. A world may let them share what is dear to
-make: the road world drives them on one network, which takes a third of an episode's time to build.
-More would be cheaper and teach less: with eight, the demo (docs/experiments.md) drove 10 of 20
-held-out roads, having seen half as many."""
+"""Consecutive episodes with consecutive seeds. A world may let them share what is expensive to
+make: the built-in simulator drives them on one network, which takes a third of an episode's time
+to build. A larger group would be cheaper but less varied: with eight, the demo
+(docs/experiments.md) drove 10 of 20 held-out roads, having seen half as many."""
 
 
 def training_seed(seed: int, index: int) -> int:
-    """Seed of an episode of a plan: even, 62 bits; successive within a group."""
+    """Return the seed of an episode of a plan: even, 62 bits, consecutive within a group."""
     group, place = divmod(index, GROUP)
     return (_spread(seed, group) // GROUP * GROUP + place) << 1 | _TRAINING
 
 
 def evaluation_seed(seed: int, index: int) -> int:
-    """Seed of an episode of an evaluation: odd, 62 bits."""
+    """Return the seed of an episode of an evaluation: odd, 62 bits."""
     return _spread(seed, index) << 1 | _EVALUATION
 
 
@@ -60,24 +61,23 @@ def _spread(seed: int, index: int) -> int:
 
 
 def episode_generator(episode_seed: int) -> np.random.Generator:
-    """The generator from which an episode's driver is drawn, and then its noise.
+    """Return the generator that chooses an episode's driver and then makes its noise.
 
-    Apart from the world's, which is seeded with the number itself: the driver cannot be guessed
-    from the road.
+    It is independent of the world's generator, which is seeded with the number itself.
     """
     return np.random.default_rng((episode_seed, 0xD21))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Amount:
-    """How much to collect: one of the three is set."""
+    """How much to collect: exactly one of the three is set."""
 
     steps: int | None = None
-    """Steps that the dataset shall hold of this plan, at least."""
+    """Least number of steps of this plan in the dataset at the end."""
     episodes: int | None = None
-    """Episodes that it shall hold, exactly."""
+    """Number of episodes of this plan in the dataset at the end."""
     seconds: float | None = None
-    """Seconds of wall clock to collect for."""
+    """Seconds to collect for."""
 
     def __post_init__(self) -> None:
         given = {
@@ -94,13 +94,13 @@ class Amount:
     def fraction(
         self, held: Mapping[int, int], steps: int, episodes: int, elapsed_s: float
     ) -> float:
-        """Share of the work that is done, in [0, 1].
+        """Return the fraction of the work that is done, in [0, 1].
 
         Args:
-            held: What the dataset held before, see `held_episodes`.
+            held: What the dataset had before, see `held_episodes`.
             steps: Steps collected since.
             episodes: Episodes collected since.
-            elapsed_s: Wall clock since.
+            elapsed_s: Seconds since.
         """
         if self.seconds is not None:
             done, all_ = elapsed_s, self.seconds
@@ -111,10 +111,10 @@ class Amount:
         return min(done / max(all_, 1e-9), 1.0)
 
     def missing(self, held: Mapping[int, int], steps: int, episodes: int) -> str:
-        """What is still to be collected (``3 episodes``); empty if nothing is, or time is counted.
+        """Return what is missing (``3 episodes``); empty if nothing is, or if time is counted.
 
         Args:
-            held: What the dataset held before, see `held_episodes`.
+            held: What the dataset had before, see `held_episodes`.
             steps: Steps collected since.
             episodes: Episodes collected since.
         """
@@ -125,19 +125,19 @@ class Amount:
         return plural(left, name) if left > 0 else ""
 
     def _below(self, held: Mapping[int, int]) -> int:
-        """Held episodes that count: a longer plan may have been held."""
+        """Count the held episodes of this amount: the dataset may have more of a longer plan."""
         return sum(index < (self.episodes or 0) for index in held)
 
 
 def digest(document: Mapping[str, Any]) -> str:
-    """SHA-256 of a document of plain JSON values, in hexadecimal."""
+    """Return the SHA-256 of a document of plain JSON values, in hexadecimal."""
     return sha256(canonical_json(document))
 
 
 def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
-    """Episodes of a plan that a dataset holds: index to number of steps.
+    """Return the episodes of a plan that a dataset has: index to number of steps.
 
-    Segments that cannot be read are passed over: their episodes are collected again.
+    Segments that cannot be read are skipped: their episodes are collected again.
     """
     held: dict[int, int] = {}
     for segment in dataset.snapshot().segments:
@@ -154,24 +154,24 @@ class Share:
     amount: Amount
     """The whole plan's amount."""
     held: frozenset[int]
-    """Indices of the episodes that the dataset already holds."""
+    """Indices of the episodes that the dataset already has."""
     held_steps: int
-    """Their steps."""
+    """Number of their steps."""
     worker: int
     """Number of the worker, from 0."""
     workers: int
-    """How many there are."""
+    """Number of workers."""
 
     @property
     def steps(self) -> int | None:
-        """Steps that this worker has to do; None when steps are not what is counted."""
+        """Steps that this worker has to collect; None if the amount is not in steps."""
         if self.amount.steps is None:
             return None
         left = max(self.amount.steps - self.held_steps, 0)
         return left // self.workers + (self.worker < left % self.workers)
 
     def indices(self) -> Iterator[int]:
-        """The episodes to collect, in order; endless when episodes are not what is counted."""
+        """Yield the episodes to collect, in order; endless unless the amount is in episodes."""
         if self.amount.episodes is not None:
             missing = [i for i in range(self.amount.episodes) if i not in self.held]
             count, worker = len(missing), self.worker

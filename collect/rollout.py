@@ -1,4 +1,4 @@
-"""One episode, step by step: the loop that collecting and evaluating share."""
+"""`Rollout`: one episode, step by step; the loop that collecting and evaluating share."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,89 +6,96 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.driving.observation import Observation
-from avtd3.collect.environment import Driver, Environment, Opening, Step
-from avtd3.store.errors import WorldError
-from avtd3.store.spec import EpisodeSpec
-from avtd3.store.step import FrameStack
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Transition:
-    """One action and what came of it."""
-
-    action: NDArray[np.float32]
-    """float32 (A,), as applied."""
-    step: Step
-    """The environment's answer."""
+from avtd3.collect.drivers import Driver
+from avtd3.collect.environment import Environment, ResetResult
+from avtd3.store.errors import SpecError, WorldError
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step import Step
 
 
 class Rollout:
-    """An episode under way.
+    """One episode in an environment.
 
     Args:
-        environment: Where it happens; the episode is begun here.
-        seed: The episode's seed; the driver's generator is derived from it.
-        index: Its number in the plan; settings are taken by turns.
+        environment: Where it happens; reset here.
+        seed: The episode's seed.
+        index: The episode's number in the plan; scenarios are taken in turn by it.
+
+    Raises:
+        SpecError: If the first camera frame does not have the shape in the spec.
     """
 
     def __init__(self, environment: Environment, seed: int, index: int = 0) -> None:
-        self._arena, self.seed = environment, seed
-        self.start: Opening = environment.begin(seed, index)
+        self._environment, self.seed = environment, seed
+        self.start: ResetResult = environment.reset(seed, index)
+        if environment.spec.image is not None:
+            image = self.start.observation.image
+            check_frame(image, environment.spec.image, environment.name)
 
-    def drive(self, driver: Driver, name: str, rng: np.random.Generator) -> Iterator[Transition]:
-        """Let a driver drive until the episode ends, one transition at a time.
+    def drive(self, driver: Driver, name: str, rng: np.random.Generator) -> Iterator[Step]:
+        """Drive until the episode ends, and yield each step.
 
         Args:
-            driver: Who drives.
+            driver: The driver; reset here.
             name: The driver's name, for messages.
             rng: The episode's generator.
 
         Raises:
-            WorldError: The simulator failed, or the driver's action cannot be applied.
+            WorldError: If the simulator failed or the driver's action is invalid.
         """
-        driver.begin(rng)
-        environment, spec, count = self._arena, self._arena.spec, 0
-        vector, stack = self.start.vector, FrameStack(spec.image.stack if spec.image else 1)
-        if self.start.image is not None:
-            stack.reset(self.start.image)
+        driver.reset(rng)
+        environment, observation, count = self._environment, self.start.observation, 0
         while True:
-            action = driver.act(Observation(vector, stack if spec.image else None))
             where = f"episode seed {self.seed}, step {count}"
-            action = check_action(action, spec, name, where)
+            action = check_action(driver.act(observation), environment.spec, name, where)
             step = environment.step(action)
-            if step.image is not None:
-                stack.push(step.image)
-            yield Transition(action, step)
-            if step.terminated or step.truncated:
+            if step.is_last and not step.end_reason:
+                reason = "terminated" if step.terminated else "truncated"
+                step = dataclasses.replace(step, end_reason=reason)
+            yield step
+            if step.is_last:
                 return
-            vector, count = step.vector, count + 1
+            observation, count = step.observation, count + 1
+
+
+def check_frame(image: NDArray[np.uint8] | None, expected: ImageSpec, world: str) -> None:
+    """Check a world's camera frame against the spec.
+
+    Raises:
+        SpecError: If the frame has another shape or dtype.
+    """
+    found = "none" if image is None else f"{image.dtype} {image.shape}"
+    if found != f"uint8 {expected.frame_shape}":
+        raise SpecError(
+            f"world {world} returned a frame {found}, expected uint8 "
+            f"{expected.frame_shape} as in the spec; use another dataset or set the camera's size"
+        )
 
 
 def check_action(
     action: NDArray[np.float32], spec: EpisodeSpec, driver: str, where: str
 ) -> NDArray[np.float32]:
-    """Refuse an action that is not finite, of another length, or out of bounds.
+    """Check that an action is finite, within its bounds and of the right length.
 
     Args:
-        action: What a driver answered.
-        spec: Wanted length and bounds.
-        driver: Its name, for the message.
+        action: What a driver returned.
+        spec: Expected length and bounds.
+        driver: The driver's name, for the message.
         where: Which episode and step, for the message.
 
     Returns:
         The action as float32 (A,).
 
     Raises:
-        WorldError: The action cannot be applied.
+        WorldError: If the action cannot be applied.
     """
     checked = np.asarray(action, np.float32)
     low, high = spec.action_low, spec.action_high
-    is_fit = checked.shape == (len(low),) and all(map(_is_between, checked.tolist(), low, high))
-    if not is_fit:  # NaN is not within bounds either
+    is_valid = checked.shape == (len(low),) and all(map(_is_between, checked.tolist(), low, high))
+    if not is_valid:  # NaN is not within bounds either
         ranges = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low, high, strict=True))
         raise WorldError(
-            f"driver {driver} answered {checked.tolist()} in {where}, expected {len(low)} finite "
+            f"driver {driver} returned {checked.tolist()} in {where}, expected {len(low)} finite "
             f"numbers in {ranges}; remove the policy that does this, or choose another driver"
         )
     return checked

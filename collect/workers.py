@@ -1,10 +1,10 @@
-"""Processes that work side by side, and end together.
+"""`run_workers`: processes that work in parallel and end together.
 
-Each worker is a fresh interpreter (``spawn``) with a pipe to its parent. A worker that dies takes
-nothing with it but its own unpublished steps: the others are stopped in good order and the parent
-raises. A parent that dies (``kill -9`` included) is noticed by its workers at their next step;
-they publish what is whole and leave. The stop flag is a byte of shared memory without a lock,
-because a lock that a killed process held would hang all others.
+Each worker is a new interpreter (``spawn``) with a pipe to its parent. A worker that dies loses
+only its own unpublished steps: the others stop in good order, and the parent raises. Workers notice
+at their next step that their parent died (even by ``kill -9``); they publish what is whole and
+exit. The stop flag is a byte of shared memory without a lock, because a lock that a killed process
+held would block all others.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ WorkFunction = Callable[[JobT, Callable[[], bool], Callable[[ReportT], None]], R
 """``(job, should_stop, report) -> result``, a function of a module, run in the worker."""
 
 _POLL_S = 0.2
-_FAREWELL_S = 10.0
+_EXIT_WAIT_S = 10.0
 _REPORT, _RESULT, _ERROR = "report", "result", "error"
 
 
@@ -39,36 +39,36 @@ def run_workers(
     should_stop: Callable[[], bool],
     on_reports: Callable[[list[ReportT | None]], None],
 ) -> list[ResultT]:
-    """Do each job in a process of its own.
+    """Run each job in a process of its own.
 
     Args:
-        work: What to do; must be importable by name.
+        work: The function that does a job; must be importable by name.
         jobs: One for each process.
-        should_stop: Asked a few times a second; true asks all workers to stop.
+        should_stop: Called a few times a second; true asks all workers to stop.
         on_reports: Called with each worker's newest report, None before its first.
 
     Returns:
         The results, in the order of the jobs.
 
     Raises:
-        Avtd3Error: What a worker raised; the first one if there were several.
-        WorldError: A worker died without a word.
+        Avtd3Error: The error that a worker raised; the first one if there were several.
+        WorldError: If a worker died without an error.
     """
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue(ctypes.c_byte, 0)
-    crew: list[_Worker[ReportT, ResultT]] = []
+    workers: list[_Worker[ReportT, ResultT]] = []
     try:
         for number, job in enumerate(jobs):
-            crew.append(_Worker(context, number, work, job, stop))
-        _supervise(crew, stop, should_stop, on_reports)
+            workers.append(_Worker(context, number, work, job, stop))
+        _supervise(workers, stop, should_stop, on_reports)
     finally:
         stop.value = 1
-        for worker in crew:
+        for worker in workers:
             worker.end()
-    for worker in crew:
+    for worker in workers:
         if worker.error is not None:
             raise worker.error
-    return [worker.result for worker in crew if worker.result is not None]
+    return [worker.result for worker in workers if worker.result is not None]
 
 
 class _Worker(Generic[ReportT, ResultT]):
@@ -86,11 +86,11 @@ class _Worker(Generic[ReportT, ResultT]):
         self.report: ReportT | None = None
         self.result: ResultT | None = None
         self.error: Avtd3Error | None = None
-        self.pipe, theirs = context.Pipe(duplex=False)
+        self.pipe, child_end = context.Pipe(duplex=False)
         self.process: SpawnProcess = context.Process(
-            target=_serve, args=(work, job, theirs, stop, os.getpid()), daemon=True
+            target=_serve, args=(work, job, child_end, stop, os.getpid()), daemon=True
         )
-        with theirs:  # held by the worker alone, so that its death closes the pipe
+        with child_end:  # open in the worker alone, so that its death closes the pipe
             self.process.start()
 
     @property
@@ -98,11 +98,11 @@ class _Worker(Generic[ReportT, ResultT]):
         return self.pipe.closed
 
     def receive(self) -> None:
-        """Take one message in; the end of the pipe is a message, too."""
+        """Receive one message; a closed pipe means that the worker is gone."""
         try:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
-            self._part()
+            self._record_exit()
             return
         if kind == _REPORT:
             self.report = content
@@ -112,20 +112,20 @@ class _Worker(Generic[ReportT, ResultT]):
             name, arguments = content
             self.error = getattr(errors, name)(*arguments)
 
-    def _part(self) -> None:
+    def _record_exit(self) -> None:
         self.pipe.close()
-        self.process.join(_FAREWELL_S)
+        self.process.join(_EXIT_WAIT_S)
         if self.result is None and self.error is None:
             code = self.process.exitcode
             cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
             self.error = WorldError(
-                f"worker {self.number} (process {self.process.pid}) died with {cause}; what it had "
-                "published is kept, go on with --resume"
+                f"worker {self.number} (process {self.process.pid}) died with {cause}; the "
+                "segments that it published are kept; continue with --resume"
             )
 
     def end(self) -> None:
-        """Make sure that the process is gone."""
-        self.process.join(_FAREWELL_S)
+        """Wait for the process to exit; kill it if it does not."""
+        self.process.join(_EXIT_WAIT_S)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -133,17 +133,17 @@ class _Worker(Generic[ReportT, ResultT]):
 
 
 def _supervise(
-    crew: Sequence[_Worker[ReportT, ResultT]],
+    workers: Sequence[_Worker[ReportT, ResultT]],
     stop: ctypes.c_byte,
     should_stop: Callable[[], bool],
     on_reports: Callable[[list[ReportT | None]], None],
 ) -> None:
-    while running := {worker.pipe: worker for worker in crew if not worker.is_over}:
+    while running := {worker.pipe: worker for worker in workers if not worker.is_over}:
         for pipe in wait(list(running), timeout=_POLL_S):
             assert isinstance(pipe, Connection)
             running[pipe].receive()
-        on_reports([worker.report for worker in crew])
-        if should_stop() or any(worker.error is not None for worker in crew):
+        on_reports([worker.report for worker in workers])
+        if should_stop() or any(worker.error is not None for worker in workers):
             stop.value = 1
 
 
@@ -154,16 +154,16 @@ def _serve(
     stop: ctypes.c_byte,
     parent: int,
 ) -> None:
-    """A worker's life."""
-    asked: list[int] = []
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent decides
-    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    """Run a job in the worker's process, and report to the parent."""
+    signals: list[int] = []
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
 
     def should_stop() -> bool:
-        return bool(stop.value or asked or os.getppid() != parent)
+        return bool(stop.value or signals or os.getppid() != parent)
 
     def send(kind: str, content: object) -> None:
-        with contextlib.suppress(OSError):  # a parent that is gone is found by should_stop
+        with contextlib.suppress(OSError):  # should_stop notices a parent that is gone
             pipe.send((kind, content))
 
     _use_one_thread()
@@ -176,9 +176,9 @@ def _serve(
 
 
 def _use_one_thread() -> None:
-    """Keep torch to one thread: there is a process for each core already.
+    """Limit torch to one thread, because there already is one process for each core.
 
-    It reads these when it is first imported, which in a worker is later than this.
+    Torch reads these variables when it is first imported, which is later than this.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")

@@ -1,150 +1,179 @@
-"""The worlds by name, and the environments made of them."""
+"""`EnvironmentConfig`: which world to drive in, and its settings; and how to open that world."""
 
+import dataclasses
 import importlib.util
-from collections.abc import Callable
-from typing import Protocol
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.checks import check_number
-from avtd3.collect.driving.driving_env import DrivingEnvironment
+from avtd3.collect.custom_world import (
+    REFERENCE,
+    as_environment,
+    installed_worlds,
+    open_custom_world,
+)
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import World
 from avtd3.collect.environment import Environment
 from avtd3.collect.gym_env import GYM, GymConfig, open_gym
 from avtd3.collect.maps.scenarios import ScenarioConfig
+from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, WorldError
 
-__all__ = [
-    "WORLDS",
-    "CarlaConfig",
-    "RoadConfig",
-    "WorldFactory",
-    "WorldSettings",
-    "check_world",
-    "count_workers",
-    "open_environment",
-    "open_world",
-]
-
 WORLDS = ("road", "carla")
-"""Names of the driving worlds of this version."""
+"""Names of the driving worlds that are part of avtd3."""
 _MAX_WORKERS = 256
 
 
-class WorldSettings(Protocol):
-    """What collections and evaluations say about where they happen."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentConfig:
+    """The settings that a collection and an evaluation share: where to drive, and how.
+
+    Example:
+        >>> EnvironmentConfig(world="gym:Hopper-v5").world
+        'gym:Hopper-v5'
+    """
+
+    world: str = "road"
+    """Simulator: ``road`` (built in), ``carla``, ``gym:ID`` for a Gymnasium environment, or your
+    own: ``module:factory``, or the name of an installed world (docs/worlds.md)."""
+    world_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of the factory of a world of your own: JSON values."""
+    workers: int | None = None
+    """Processes; each drives in a world of its own. None: one, or one for each port of CARLA, which
+    is also the maximum there. The scores of an evaluation do not depend on it."""
+    scenario: ScenarioConfig = dataclasses.field(default_factory=ScenarioConfig)
+    """Roads, traffic, weather and route."""
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    """Observation, reward and episode ends; a policy needs the observation that it was trained
+    with."""
+    expert: ExpertConfig = dataclasses.field(default_factory=ExpertConfig)
+    """How the expert drives."""
+    road: RoadConfig = dataclasses.field(default_factory=RoadConfig)
+    """The built-in simulator."""
+    gym: GymConfig = dataclasses.field(default_factory=GymConfig)
+    """Gymnasium environments."""
+    carla: CarlaConfig = dataclasses.field(default_factory=CarlaConfig)
+    """CARLA servers."""
+    recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
+    """What to do when a simulator is lost."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_number("workers", self.workers, minimum=1, maximum=_MAX_WORKERS)
+        is_gym = self.world.startswith(GYM)
+        is_known = bool(self.world.removeprefix(GYM).strip()) if is_gym else self.world in WORLDS
+        if not (is_known or self.is_custom):
+            installed = sorted(installed_worlds())
+            raise ConfigError(
+                f"world is {self.world!r}, expected one of: {', '.join((*WORLDS, *installed))}; or "
+                f"{GYM}ID with the name of a Gymnasium environment, such as {GYM}Hopper-v5; or "
+                "MODULE:FACTORY for a world of your own (docs/worlds.md)"
+            )
+        try:
+            json.dumps(self.world_options, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"world_options must be JSON values: {error}") from error
 
     @property
-    def world(self) -> str:
-        """One of `WORLDS`, or ``gym:ID``."""
-        ...
+    def is_custom(self) -> bool:
+        """Whether the world is a user's: ``module:factory`` or an installed one."""
+        if self.world in WORLDS or self.world.startswith(GYM):
+            return False
+        return bool(REFERENCE.fullmatch(self.world)) or self.world in installed_worlds()
 
     @property
-    def scenario(self) -> ScenarioConfig:
-        """Roads, traffic, weather and route of a driving world."""
-        ...
+    def worker_count(self) -> int:
+        """Number of worker processes; on CARLA never more than there are servers."""
+        if self.world != "carla":
+            return self.workers or 1
+        servers = len(self.carla.ports)
+        return min(self.workers or servers, servers)
 
-    @property
-    def task(self) -> TaskConfig:
-        """Observation, reward and ends on a driving world."""
-        ...
-
-    @property
-    def expert(self) -> ExpertConfig:
-        """How the expert drives on a driving world."""
-        ...
-
-    @property
-    def road(self) -> RoadConfig:
-        """The embedded world."""
-        ...
-
-    @property
-    def gym(self) -> GymConfig:
-        """Gymnasium environments."""
-        ...
-
-    @property
-    def carla(self) -> CarlaConfig:
-        """CARLA servers."""
-        ...
-
-    @property
-    def workers(self) -> int | None:
-        """Processes; None for one, or one for each CARLA server."""
-        ...
+    def world_document(self) -> dict[str, Any]:
+        """Return the settings of the environment that affect the data, as JSON values."""
+        document = dataclasses.asdict(self)
+        if self.world.startswith(GYM):
+            return {name: document[name] for name in ("world", "gym")}
+        found = {name: document[name] for name in ("world", "task", "expert")}
+        found["scenario"] = self.scenario.plan_document()
+        if self.world == "carla":
+            found["carla"] = self.carla.plan_document()
+        elif self.world == "road":
+            found["road"] = document["road"]
+        else:
+            found["world_options"] = document["world_options"]
+        return found
 
 
-WorldFactory = Callable[[WorldSettings, int], World]
-"""``(settings, worker) -> World`` for the worker of this number, from 0; a function of a module, so
+def use_current_directory(config: EnvironmentConfig) -> None:
+    """Make the modules of the current directory importable if the world is a user's.
+
+    The directory comes last in `sys.path`, so it hides no installed package. Worker processes
+    inherit it. Only the command line calls this.
+    """
+    folder = str(Path.cwd())
+    if config.is_custom and folder not in sys.path:
+        sys.path.append(folder)
+
+
+WorldFactory = Callable[[EnvironmentConfig, int], World | Environment]
+"""``(config, worker) -> world`` for the worker with this number, from 0; a function of a module, so
 that worker processes can call it."""
 
 
-def check_world(settings: WorldSettings) -> None:
-    """Refuse a world that cannot exist, and a number of workers that cannot be.
-
-    Raises:
-        ConfigError: There is no world of this name, or the number is out of bounds.
-    """
-    name = settings.world
-    if name not in WORLDS and not (name.startswith(GYM) and name.removeprefix(GYM).strip()):
-        raise ConfigError(
-            f"world is {name!r}, expected one of: {', '.join(WORLDS)}, or {GYM}ID with the name of "
-            f"a Gymnasium environment, such as {GYM}Hopper-v5"
-        )
-    if settings.workers is not None:
-        check_number("workers", settings.workers, minimum=1, maximum=_MAX_WORKERS)
-
-
-def count_workers(settings: WorldSettings) -> int:
-    """How many processes drive: on CARLA never more than there are servers."""
-    if settings.world != "carla":
-        return settings.workers or 1
-    servers = len(settings.carla.ports)
-    return min(settings.workers or servers, servers)
-
-
-def open_world(settings: WorldSettings, worker: int) -> World:
-    """Make a driving world.
+def open_world(config: EnvironmentConfig, worker: int) -> World | Environment:
+    """Make the world that a configuration names, unless it is a Gymnasium environment.
 
     Args:
-        settings: Which world, and how.
+        config: Which world, and its settings.
         worker: Number of the worker that drives there, from 0; each has a CARLA server of its own.
 
     Raises:
-        WorldError: There is no such program as the server's command, or no CARLA client.
+        ConfigError: If a user's world does not exist or has no valid form.
+        WorldError: If the command of the CARLA server does not exist, there is no CARLA client, or
+            a user's world raises an error.
     """
-    assert settings.world in WORLDS, "settings are checked"
-    if settings.world == "road":
-        return RoadWorld(settings.road)
-    if importlib.util.find_spec("carla") is None:  # looked for only: it may crash a process
+    if config.world == "road":
+        return RoadWorld(config.road)
+    if config.world != "carla":
+        return open_custom_world(config.world, config.world_options, worker)
+    if importlib.util.find_spec("carla") is None:  # not imported: it may crash a process
         raise WorldError(
             "world carla needs the package carla 0.9.16, which has wheels for Python 3.10 to 3.12 "
             "on x86-64 Linux and Windows; collect on such a machine"
         )
     from avtd3.collect.carla.world import CarlaWorld
 
-    return CarlaWorld(settings.carla, settings.carla.port_of(worker))
+    return CarlaWorld(config.carla, config.carla.port_of(worker))
 
 
 def open_environment(
-    settings: WorldSettings, factory: WorldFactory, worker: int = 0, *, render: bool = False
+    config: EnvironmentConfig, factory: WorldFactory, worker: int = 0, *, render: bool = False
 ) -> Environment:
-    """Make the place that the settings name.
+    """Make the environment that a configuration names.
 
     Args:
-        settings: Which world, and how.
-        factory: Makes driving worlds.
+        config: Which world, and its settings.
+        factory: Makes the world, unless it is a Gymnasium environment.
         worker: Number of the worker that drives there, from 0.
-        render: Whether pictures of it will be asked for.
+        render: Whether pictures of it will be drawn.
 
     Raises:
-        ConfigError: It cannot be made as wanted.
-        WorldError: The simulator does not start.
+        ConfigError: If it cannot be made with these settings.
+        WorldError: If the simulator does not start.
     """
-    if settings.world.startswith(GYM):
-        return open_gym(settings.world.removeprefix(GYM), settings.gym, render=render)
-    world = factory(settings, worker)
-    return DrivingEnvironment(world, settings.task, settings.scenario.resolve(), settings.expert)
+    if config.world_options and not config.is_custom:  # not in __post_init__: --world comes later
+        raise ConfigError(
+            f"world_options are {dict(config.world_options)}, expected none for world "
+            f"{config.world}: only a world of your own has them"
+        )
+    if config.world.startswith(GYM):
+        return open_gym(config.world.removeprefix(GYM), config.gym, render=render)
+    return as_environment(factory(config, worker), config.task, config.scenario, config.expert)

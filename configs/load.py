@@ -1,9 +1,9 @@
 """Load configuration: YAML and ``--set`` overrides become checked dataclasses.
 
-A configuration has one section per command (`SECTIONS`). Each section is a plain dataclass that
-lives beside the code it configures and checks its own values; pydantic builds it from the file. A
-section's module is imported only when that section is asked for, so that a collector never waits
-for torch and a learner never needs carla.
+A configuration has one section per command (`SECTIONS`). Each section is a plain dataclass beside
+the code that it configures, and checks its own values; pydantic builds it from the file. A
+section's module is imported only when that section is loaded: a collector does not import torch,
+and a learner does not import carla.
 """
 
 import dataclasses
@@ -31,31 +31,31 @@ SECTIONS: Mapping[str, tuple[str, str]] = types.MappingProxyType(
         "collect": ("avtd3.collect.collector", "CollectConfig"),
         "learn": ("avtd3.learn.config", "LearnConfig"),
         "audit": ("avtd3.store.audit.audit", "AuditConfig"),
-        "evaluate": ("avtd3.collect.evaluate", "EvaluateConfig"),
+        "evaluate": ("avtd3.collect.evaluator", "EvaluateConfig"),
         "demo": ("avtd3.configs.commands.demo", "DemoConfig"),
     }
 )
-"""Name of each section, with the module and the name of its dataclass."""
+"""Module and name of the dataclass of each section."""
 
 MAX_CONFIG_BYTES = 1 << 20
 """Largest configuration file that is read."""
 MAX_VALUES = 100_000
-"""Largest configuration, in JSON tokens: YAML aliases can make a short file expand without end."""
+"""Largest configuration, in JSON tokens: YAML aliases can expand a short file without limit."""
 SHOWN_PROBLEMS = 5
-"""Problems that one error message lists."""
+"""Number of problems that one error message lists."""
 
 _EXPECTED: Mapping[str, str] = types.MappingProxyType(
     {
         "int_type": "a whole number",
         "float_type": "a number",
         "bool_type": "true or false",
-        "string_type": "a text",
+        "string_type": "a string",
         "tuple_type": "a list",
         "dict_type": "a mapping",
         "dataclass_type": "a mapping of settings",
     }
 )
-"""What each of pydantic's error types expects, in the words of a YAML file."""
+"""Expected value for each of pydantic's error types, in terms of YAML."""
 
 
 def load_section(name: str, source: str | None = None, overrides: Sequence[str] = ()) -> Any:
@@ -64,14 +64,14 @@ def load_section(name: str, source: str | None = None, overrides: Sequence[str] 
     Args:
         name: A key of `SECTIONS`.
         source: Path of a YAML file, or the name of a preset that ships with avtd3.
-        overrides: ``section.key=value`` each; the value is read as YAML. Of other sections only
-            the name is checked.
+        overrides: Texts of the form ``section.key=value``, with the value in YAML. Keys of other
+            sections are ignored, but their section must exist.
 
     Returns:
         An instance of the section's dataclass.
 
     Raises:
-        ConfigError: If a section or key is unknown (the message names the nearest right one) or a
+        ConfigError: If a section or key is unknown (the message suggests the closest one), or a
             value is invalid.
     """
     document = read_config(source) if source else {}
@@ -82,14 +82,46 @@ def load_section(name: str, source: str | None = None, overrides: Sequence[str] 
     return build(section_type(name), document.get(name) or {}, path=name)
 
 
+def dump_sections(
+    section: str | None = None, source: str | None = None, overrides: Sequence[str] = ()
+) -> str:
+    """Return the resolved settings as YAML that `load_section` reads back.
+
+    Args:
+        section: A key of `SECTIONS`; None returns all of them.
+        source: As in `load_section`.
+        overrides: As in `load_section`.
+
+    Raises:
+        ConfigError: As in `load_section`, or if there is no such section.
+    """
+    if section is not None:
+        _check_section(section, where="the configuration")
+    names = list(SECTIONS) if section is None else [section]
+    document = {name: _plain(load_section(name, source, overrides)) for name in names}
+    return yaml.dump(document, sort_keys=False, allow_unicode=True, width=100).rstrip()
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as the values that YAML writes without tags."""
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def json_schema(section: str | None = None) -> dict[str, Any]:
     """Return the JSON Schema of a section, or of a whole configuration file.
 
-    Descriptions are the docstrings of the dataclasses and of their fields. An editor that is given
-    the schema completes and checks configuration files as they are typed.
+    Descriptions are the docstrings of the dataclasses and of their fields. Editors that read the
+    schema complete and check configuration files as you type.
 
     Args:
-        section: A key of `SECTIONS`; None describes a file with all of them and imports them all.
+        section: A key of `SECTIONS`; None describes files with all sections, and imports them all.
 
     Raises:
         ConfigError: If there is no such section.
@@ -97,16 +129,48 @@ def json_schema(section: str | None = None) -> dict[str, Any]:
     if section is not None:
         _check_section(section, where="the configuration")
     names = list(SECTIONS) if section is None else [section]
-    schema = _adapter(*map(section_type, names), described=True).json_schema()
-    for definition in schema["$defs"].values():  # left out by pydantic before 2.14
+    kinds = [section_type(name) for name in names]
+    schema = _described_schema(kinds)
+    for definition in schema["$defs"].values():  # pydantic before 2.14 omits it
         definition.setdefault("additionalProperties", False)
-    references = dict(zip(names, schema["prefixItems"], strict=True))
+    references = dict(zip(names, schema["prefixItems"][: len(names)], strict=True))
     described = {"type": "object", "properties": references, "additionalProperties": False}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **(described if section is None else references[section]),
         "$defs": schema["$defs"],
     }
+
+
+def _described_schema(kinds: Sequence[type]) -> dict[str, Any]:
+    """Return the JSON Schema of a tuple of dataclasses, with the docstrings of all fields.
+
+    Pydantic reads the docstrings of a class's own fields only; those of inherited fields are copied
+    from the schemas of the base classes.
+    """
+    used = dict.fromkeys(inner for kind in kinds for inner in _dataclasses(kind))
+    bases = {kind: [b for b in kind.__mro__[1:] if dataclasses.is_dataclass(b)] for kind in used}
+    extra = {base for inherited in bases.values() for base in inherited} - used.keys()
+    schema = _adapter(*kinds, *extra, described=True).json_schema()
+    definitions = schema["$defs"]
+    for kind, inherited in bases.items():
+        for base in inherited:
+            for name, field in definitions[base.__name__]["properties"].items():
+                own = definitions[kind.__name__]["properties"][name]
+                own.setdefault("description", field.get("description", ""))
+    for base in extra:
+        del definitions[base.__name__]
+    return schema
+
+
+def _dataclasses(hint: Any) -> Iterator[type]:
+    """Yield a dataclass and all dataclasses in the types of its fields."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+        for inner in typing.get_type_hints(hint).values():
+            yield from _dataclasses(inner)
+    for inner in typing.get_args(hint):
+        yield from _dataclasses(inner)
 
 
 def section_type(name: str) -> type:
@@ -123,14 +187,13 @@ def presets() -> list[str]:
 
 
 def read_config(source: str) -> dict[str, Any]:
-    """Read a YAML file, or a preset by its name, into a mapping.
+    """Read a YAML file, or a preset by name, into a mapping.
 
     Raises:
-        ConfigError: If there is no such file or preset, it is too large, or it is not a YAML
-            mapping.
+        ConfigError: If there is no such file or preset, or it is too large or not a YAML mapping.
     """
     path = Path(source)
-    if not path.is_file() and source in presets():  # a dataset's directory may have the same name
+    if not path.is_file() and source in presets():  # a directory may have the same name
         text = (resources.files("avtd3.configs") / f"{source}.yaml").read_text("utf-8")
     else:
         text = read_text(path, otherwise=f"give a YAML file or a preset ({', '.join(presets())})")
@@ -143,7 +206,7 @@ def parse_mapping(text: str, source: str, *, of: str) -> dict[str, Any]:
     Args:
         text: The YAML.
         source: Where the text comes from, for messages.
-        of: What the mapping should hold, for messages.
+        of: What the mapping should contain, for messages.
 
     Raises:
         ConfigError: If the text is not YAML or not a mapping.
@@ -161,11 +224,11 @@ def parse_mapping(text: str, source: str, *, of: str) -> dict[str, Any]:
 
 
 def read_text(path: Path, *, otherwise: str) -> str:
-    """Read a YAML file that the user named.
+    """Read a YAML file.
 
     Args:
         path: The file.
-        otherwise: What to do if the file does not exist, for the message.
+        otherwise: How to fix a missing file, for the message.
 
     Raises:
         ConfigError: If there is no such file, it is too large or it is not UTF-8.
@@ -173,7 +236,7 @@ def read_text(path: Path, *, otherwise: str) -> str:
     if not path.is_file():
         raise ConfigError(f"config {path}: no such file; {otherwise}")
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"config {path} is larger than {MAX_CONFIG_BYTES} bytes; not a config")
+        raise ConfigError(f"config {path} is larger than the limit of {MAX_CONFIG_BYTES:,} bytes")
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -190,7 +253,7 @@ def _check_section(section: object, *, where: str) -> None:
 def build(kind: type, document: object, *, path: str) -> Any:
     """Build a dataclass from a mapping, strictly.
 
-    Only a whole number is an int and only true or false is a bool. A list becomes a tuple.
+    Only whole numbers become int, and only true and false become bool. Lists become tuples.
 
     Args:
         kind: The dataclass.
@@ -198,8 +261,8 @@ def build(kind: type, document: object, *, path: str) -> Any:
         path: Dotted name of the mapping, for messages.
 
     Raises:
-        ConfigError: If a key is unknown, or a value has the wrong type or is refused by the
-            dataclass. The message lists the first problems, each with its dotted path.
+        ConfigError: If a key is unknown, or a value has the wrong type or is rejected by the
+            dataclass. The message lists the first problems with their dotted paths.
     """
     try:
         (config,) = _adapter(kind).validate_json(f"[{_to_json(document, path)}]")
@@ -215,15 +278,14 @@ def build(kind: type, document: object, *, path: str) -> Any:
 
 @functools.cache
 def _adapter(*kinds: type, described: bool = False) -> pydantic.TypeAdapter[Any]:
-    """Make a validator of a tuple of dataclasses, for JSON.
+    """Create a validator of JSON for a tuple of dataclasses.
 
-    Pydantic refuses a config for a dataclass, but passes that of a tuple on to what is inside. In
-    strict mode it builds tuples from lists and dataclasses from mappings only if they are JSON.
+    Pydantic does not accept a config for a dataclass, but passes that of a tuple on to its items.
+    In strict mode, it builds tuples from lists and dataclasses from mappings only for JSON input.
 
     Args:
         kinds: The dataclasses.
-        described: Whether to read the docstrings of their fields out of the source, which takes
-            most of the time.
+        described: Whether to read the docstrings of their fields from the source, which is slow.
     """
     config = pydantic.ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=described)
     hint: Any = types.GenericAlias(tuple, kinds)
@@ -231,18 +293,18 @@ def _adapter(*kinds: type, described: bool = False) -> pydantic.TypeAdapter[Any]
 
 
 def _to_json(document: object, path: str) -> str:
-    encoder = json.JSONEncoder(default=str)  # a date is a text
+    encoder = json.JSONEncoder(default=str)  # dates become strings
     try:
         tokens = list(itertools.islice(encoder.iterencode(document), MAX_VALUES + 1))
     except (TypeError, ValueError, RecursionError) as error:  # keys such as a date; cycles; depth
         raise ConfigError(f"{path} is not a plain document: {error}") from error
     if len(tokens) > MAX_VALUES:
-        raise ConfigError(f"{path} holds more than {MAX_VALUES:,} values, expected a configuration")
+        raise ConfigError(f"{path} has more than {MAX_VALUES:,} values, expected a configuration")
     return "".join(tokens)
 
 
 def _describe(problem: Any, path: str, known: Sequence[str]) -> str:
-    """Say where a value is wrong, what was expected there and what was found."""
+    """Describe where a value is wrong, what was expected and what was found."""
     location = problem["loc"][1:]  # without the index in the tuple of `_adapter`
     place = path + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in location)
     kind, context = problem["type"], problem.get("ctx", {})
@@ -262,7 +324,7 @@ def _describe(problem: Any, path: str, known: Sequence[str]) -> str:
 
 
 def _settings(hint: Any, path: str) -> Iterator[str]:
-    """Yield the dotted name of every setting below a type; list indices are left out."""
+    """Yield the dotted name of every setting below a type, without list indices."""
     if dataclasses.is_dataclass(hint):
         for name, inner in typing.get_type_hints(hint).items():
             yield f"{path}.{name}"
@@ -272,7 +334,7 @@ def _settings(hint: Any, path: str) -> Iterator[str]:
 
 
 def _nearest(place: str, known: Sequence[str]) -> str:
-    """Suggest a setting: beside the unknown one if the name is close, else of the same name."""
+    """Suggest a setting: one at the same level with a similar name, else one with the same name."""
     parent, _, name = place.rpartition(".")
     plain_parent = re.sub(r"\[\d+\]", "", parent)
     beside: dict[str, str] = {}
@@ -294,7 +356,7 @@ def _closest(name: str, known: Iterable[str], *, cutoff: float) -> str | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write settings: 1e-4 and 1e6 are numbers, a key without a value is absent."""
+    """Safe loader that reads 1e-4 and 1e6 as numbers, and ignores keys without a value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         node.value = [pair for pair in node.value if not _is_empty(pair[1])]
@@ -305,7 +367,7 @@ class _Loader(yaml.SafeLoader):
         return int(value) if value.is_integer() else value
 
 
-# YAML 1.1 wants a dot in the mantissa and a sign in the exponent of a float; YAML 1.2 does not.
+# YAML 1.1 requires a dot in the mantissa and a sign in the exponent; YAML 1.2 does not.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+"),
@@ -325,7 +387,7 @@ def _parse_yaml(text: str) -> Any:
 def _parse_override(text: str) -> dict[str, Any]:
     key, found, value = text.partition("=")
     if not found or not key or "" in key.split("."):
-        raise ConfigError(f"--set {text!r} must look like section.key=value")
+        raise ConfigError(f"found --set {text!r}, expected section.key=value")
     try:
         document: Any = _parse_yaml(value)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -18,11 +18,11 @@ from typing import Any
 import carla
 
 from avtd3.collect.carla.config import CarlaConfig
-from avtd3.collect.driving.world import GENERATED, Scenario
 from avtd3.collect.maps.episode_setup import draw_network
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.opendrive import read_opendrive
 from avtd3.collect.maps.raster import Raster
+from avtd3.collect.maps.scenarios import GENERATED, Scenario
 from avtd3.store.errors import ConfigError, WorldError, WorldLost
 
 ROLE = "avtd3"

@@ -18,17 +18,12 @@ from avtd3.collect.carla.server import (
     asynchronous,
 )
 from avtd3.collect.carla.traffic import CarlaTraffic, ground_height
-from avtd3.collect.driving.world import (
-    Scenario,
-    Surroundings,
-    VehicleState,
-    WorldFrame,
-    WorldStart,
-)
+from avtd3.collect.driving.world import Surroundings, VehicleState, WorldFrame, WorldStart
 from avtd3.collect.maps.camera_mounting import draw_mounting
 from avtd3.collect.maps.contact import Course, Ego, find_nearby, ground_contact, lead_on_route
 from avtd3.collect.maps.episode_setup import EpisodeSetup, Start, draw_setup
 from avtd3.collect.maps.route import Route
+from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import WorldError, WorldLost
 
 _TM_SEEDS = 2**31 - 1

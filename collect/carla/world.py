@@ -22,7 +22,8 @@ from avtd3.collect.carla.client_process import ClientProcess
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.packing import Packed, unpack
 from avtd3.collect.carla.simulator import Simulator
-from avtd3.collect.driving.world import Scenario, Surroundings, WorldFrame, WorldStart
+from avtd3.collect.driving.world import Surroundings, WorldFrame, WorldStart
+from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import Avtd3Error, WorldError, WorldLost
 
 EPISODES_PER_CHILD = 200

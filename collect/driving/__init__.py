@@ -1,1 +1,1 @@
-"""The driving task: observation, reward, expert, and the environment they make."""
+"""The driving task: observation, reward, expert, and the environment that combines them."""

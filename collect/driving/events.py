@@ -1,4 +1,4 @@
-"""`EventRecorder`: what happened in an episode, for the scores that are computed from it later.
+"""`EventRecorder`: what happens in an episode, for the scores that are computed from it later.
 
 ==================== ============================================ ============================
 kind                 value                                        subject
@@ -15,10 +15,9 @@ kind                 value                                        subject
 ``completion``       metres of the route completed; last step
 ==================== ============================================ ============================
 
-Every episode that was recorded has a ``route`` and a ``completion``: without them an episode has no
-events, which is something else than an episode in which nothing happened. A stretch off the road
-or in the wrong lane is one event, of the step with which it begins; one that is both is off the
-road.
+Every recorded episode has a ``route`` and a ``completion``: an episode without events was not
+recorded, which differs from an episode in which nothing happened. A stretch off the road or in the
+wrong lane is one event, at the step where it starts; a stretch that is both counts as off the road.
 """
 
 import dataclasses
@@ -40,22 +39,22 @@ _STRETCHES = ("off_road", "wrong_way")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What the recorder looks at after a step."""
+    """What the recorder needs to know about a step."""
 
     frame: WorldFrame
-    """What the world answered."""
+    """The world's frame after the step."""
     facts: StepFacts
-    """What the task made of it."""
+    """What the task computed from it."""
     reason: str
     """Why the episode ended, or an empty string."""
     best_m: float
     """Metres of the route completed so far."""
     standing_s: float
-    """Seconds for which the car has been standing in the way of nobody."""
+    """Seconds for which the car has been standing with no vehicle close ahead."""
 
 
 class EventRecorder:
-    """Watches the steps of one episode.
+    """Records the events of one episode.
 
     Args:
         length_m: Length of its route.
@@ -64,19 +63,19 @@ class EventRecorder:
     """
 
     def __init__(self, length_m: float, best_m: float, frame: WorldFrame) -> None:
-        self._begun_s = frame.sim_time_s
+        self._start_s = frame.sim_time_s
         self._vehicle = frame.vehicle
         self._best_m = best_m
         self._steps = 0
         self._stretch: Event | None = None
         self._events = [_event(0, "route", frame.vehicle, length_m)]
 
-    def watch(self, moment: Moment) -> None:
-        """Take one step in."""
+    def record(self, moment: Moment) -> None:
+        """Record one step."""
         step, frame = self._steps, moment.frame
-        self._take_stretch(step, moment)
+        self._record_stretch(step, moment)
         if frame.collision:
-            # Behind a blow the car may stand; what counts is whether it moved into it.
+            # After the impact the car may stand: what counts is whether it moved before.
             speed = max(abs(self._vehicle.speed_mps), abs(frame.vehicle.speed_mps))
             subject = frame.collision[:MAX_TEXT]
             self._events.append(_event(step, "collision", frame.vehicle, speed, subject))
@@ -93,11 +92,11 @@ class EventRecorder:
         return {
             "route_deviation": abs(moment.facts.lateral_m),
             "blocked": moment.standing_s,
-            "timeout": moment.frame.sim_time_s - self._begun_s,
+            "timeout": moment.frame.sim_time_s - self._start_s,
         }.get(kind, 0.0)
 
-    def _take_stretch(self, step: int, moment: Moment) -> None:
-        """Begin, lengthen or end a stretch off the road or in the wrong lane."""
+    def _record_stretch(self, step: int, moment: Moment) -> None:
+        """Start, extend or end a stretch off the road or in the wrong lane."""
         outside = (moment.frame.off_road, moment.frame.wrong_way and not _follows(moment.facts))
         kind = next((name for name, is_so in zip(_STRETCHES, outside, strict=True) if is_so), "")
         gained_m = moment.best_m - self._best_m
@@ -114,19 +113,19 @@ class EventRecorder:
             self._stretch = None
 
     def events(self) -> tuple[Event, ...]:
-        """What was seen so far, by step; empty before the first step."""
+        """Return the events so far, ordered by step; empty before the first step."""
         if not self._steps:
             return ()
-        open_ones = [] if self._stretch is None else [self._stretch]
-        found = sorted((*self._events, *open_ones), key=lambda event: event.step)
+        running = [] if self._stretch is None else [self._stretch]
+        found = sorted((*self._events, *running), key=lambda event: event.step)
         last = _event(self._steps - 1, "completion", self._vehicle, self._best_m)
         return (*found, last)
 
 
 def _follows(facts: StepFacts) -> bool:
-    """Whether the car drives in the lane that the route follows, and so in no wrong one.
+    """Return whether the car drives in the lane that the route follows, so not in a wrong one.
 
-    In junctions lanes of many directions lie upon each other; worlds may see any of them.
+    In junctions, lanes of many directions overlap; a world may report any of them.
     """
     is_in_lane = abs(facts.lateral_m) <= 0.5 * facts.lane_width_m
     return is_in_lane and abs(facts.heading_rad) < 0.5 * math.pi

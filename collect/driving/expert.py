@@ -1,9 +1,9 @@
-"""`Expert`: drives any route well, with what no camera shows.
+"""`Expert`: drives any route well, using information that no camera shows.
 
 Steering is pure pursuit (Coulter 1992): the arc through the rear axle and a point on the route a
-look-ahead away. Speed follows the lower of what the curves ahead allow and the intelligent driver
-model (Treiber, Hennecke and Helbing 2000, eq. 1-2) behind a vehicle. It knows the route and the
-gap to the vehicle ahead exactly: a teacher for data, not a driver to compare with.
+look-ahead away. The speed is the lower of what the curves ahead allow and what the intelligent
+driver model (Treiber, Hennecke and Helbing 2000, eq. 1-2) allows behind a vehicle. The expert knows
+the route and the gap to the vehicle ahead exactly: use it to make data, not as a baseline.
 """
 
 import bisect
@@ -15,31 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_positive
-from avtd3.collect.driving.observation import Observation
 from avtd3.collect.driving.task import DrivingTask
 from avtd3.collect.driving.world import VehicleState, WorldFrame
+from avtd3.store.step import Observation
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertConfig:
-    """How the expert drives, and what car it believes to drive."""
+    """How the expert drives, and the properties of the car that it assumes."""
 
     target_speed_mps: float = 30.0 / 3.6
     """Speed on a free straight road: 30 km/h."""
     max_lateral_mps2: float = 1.8
     """Lateral acceleration accepted in curves."""
     max_braking_mps2: float = 1.5
-    """Deceleration planned ahead of curves."""
+    """Deceleration planned before curves."""
     max_acceleration_mps2: float = 1.5
     """Acceleration on a free road."""
     lookahead_s: float = 0.55
-    """Look-ahead per speed; longer cuts corners, shorter weaves."""
+    """Look-ahead, in seconds of driving; a longer one cuts corners, a shorter one weaves."""
     min_lookahead_m: float = 3.5
-    """Look-ahead when slow."""
+    """Smallest look-ahead."""
     time_gap_s: float = 1.4
-    """Wanted time to the vehicle ahead."""
+    """Desired time to the vehicle ahead."""
     min_gap_m: float = 4.0
-    """Wanted gap when standing."""
+    """Desired gap when standing."""
     wheelbase_m: float = 2.7
     """Distance between the axles."""
     max_steer_rad: float = 0.45
@@ -55,11 +55,11 @@ class ExpertConfig:
 
 
 class Expert:
-    """Pure pursuit with speed control; see the module.
+    """Pure pursuit with speed control; see the module's description.
 
     Args:
         config: How it drives.
-        task: What it drives; asked for the route, the place on it and the newest frame.
+        task: Provides the route, the position on it and the newest frame.
     """
 
     _HARDEST_MPS2 = 6.0
@@ -74,8 +74,8 @@ class Expert:
         self._points: list[complex] = []
         self._pedal = 0.0
 
-    def begin(self, rng: np.random.Generator) -> None:
-        """Plan the speeds along the episode's route; nothing is drawn."""
+    def reset(self, rng: np.random.Generator) -> None:
+        """Plan the speeds along the episode's route; the generator is not used."""
         config, route = self._config, self._task.route
         self._profile = route.speed_profile(
             max_lateral_mps2=config.max_lateral_mps2,
@@ -87,7 +87,7 @@ class Expert:
         self._pedal = 0.0
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
-        """Steer along the route and keep speed and distance, float32 (2,)."""
+        """Return the action that follows the route and keeps speed and distance, float32 (2,)."""
         frame = self._task.frame
         return np.array((self._steer(frame.vehicle), self._drive(frame)), np.float32)
 
@@ -102,7 +102,10 @@ class Expert:
         return min(1.0, max(-1.0, angle / config.max_steer_rad))
 
     def _ahead(self, distance_m: float) -> complex:
-        """The route's point at a distance, straight on past its end; 20 us less than numpy."""
+        """Return the route's point at a distance, extrapolated past its end.
+
+        Plain Python saves 20 us compared with numpy.
+        """
         at, points = self._distances, self._points
         place = min(max(bisect.bisect_right(at, distance_m), 1), len(at) - 1)
         share = (distance_m - at[place - 1]) / (at[place] - at[place - 1])
@@ -110,23 +113,23 @@ class Expert:
 
     def _drive(self, frame: WorldFrame) -> float:
         config, speed = self._config, frame.vehicle.speed_mps
-        wanted = self._SPEED_GAIN_PER_S * (self._allowed(speed) - speed)
-        wanted = min(wanted, config.max_acceleration_mps2, self._behind(frame))
-        wanted = max(wanted, -self._HARDEST_MPS2)
-        full = config.full_throttle_mps2 if wanted > 0.0 else config.full_brake_mps2
-        # Pedals move slowly for comfort, except towards the brake when it matters.
-        slowest = -self._PEDAL_RATE if wanted > -2.0 else -1.0
-        change = min(max(wanted / full - self._pedal, slowest), self._PEDAL_RATE)
+        desired = self._SPEED_GAIN_PER_S * (self._allowed(speed) - speed)
+        desired = min(desired, config.max_acceleration_mps2, self._behind(frame))
+        desired = max(desired, -self._HARDEST_MPS2)
+        full = config.full_throttle_mps2 if desired > 0.0 else config.full_brake_mps2
+        # Pedals move slowly for comfort, except in hard braking.
+        slowest = -self._PEDAL_RATE if desired > -2.0 else -1.0
+        change = min(max(desired / full - self._pedal, slowest), self._PEDAL_RATE)
         self._pedal = min(1.0, max(-1.0, self._pedal + change))
         return self._pedal
 
     def _allowed(self, speed: float) -> float:
-        """Planned speed a little ahead, for the delay of the pedals."""
+        """Return the planned speed a little ahead, to allow for the delay of the pedals."""
         place = bisect.bisect_left(self._distances, self._task.progress_m + 0.2 * max(speed, 0.0))
         return self._profile[min(place, len(self._profile) - 1)]
 
     def _behind(self, frame: WorldFrame) -> float:
-        """Acceleration that the intelligent driver model allows behind the vehicle ahead."""
+        """Return the intelligent driver model's acceleration behind the vehicle ahead."""
         gap = frame.lead_gap_m
         if math.isinf(gap):
             return math.inf
@@ -134,6 +137,6 @@ class Expert:
         top = config.max_acceleration_mps2
         closing = speed - frame.lead_speed_mps
         comfort = 2.0 * math.sqrt(top * 2.0)
-        wanted = config.min_gap_m + max(0.0, speed * (config.time_gap_s + closing / comfort))
+        desired = config.min_gap_m + max(0.0, speed * (config.time_gap_s + closing / comfort))
         free = 1.0 - (speed / config.target_speed_mps) ** 4
-        return top * (free - (wanted / max(gap, 0.1)) ** 2)
+        return top * (free - (desired / max(gap, 0.1)) ** 2)

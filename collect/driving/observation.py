@@ -1,9 +1,9 @@
-"""What the policy sees: the car's numbers in its own frame, and a stack of camera frames.
+"""The observation vector: `ObservationConfig` says what it holds, `VectorBuilder` computes it.
 
 The vector holds, in this order: speed, lateral deviation, heading error, and the waypoints ahead
 as x, y pairs in the car's frame (x forward, y to the right); or the speed alone. Each number is
 stored divided by its scale; the dataset's spec names them all. Nothing is clipped: the car leaves
-the road, and so ends the episode, long before a number grows large.
+the road, which ends the episode, long before a number grows large.
 """
 
 import bisect
@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from avtd3.collect.checks import check_positive
 from avtd3.collect.driving.world import VehicleState
 from avtd3.collect.maps.route import Projection, Route
-from avtd3.store.errors import ConfigError, SpecError
-from avtd3.store.spec import MAX_AXIS, ImageSpec
-from avtd3.store.step import FrameStack
+from avtd3.store.errors import ConfigError
+from avtd3.store.spec import MAX_AXIS
 
 VECTORS = ("full", "speed")
 SPEED_SCALE_MPS = 10.0
@@ -32,7 +31,7 @@ class ObservationConfig:
     """What an observation holds."""
 
     vector: str = "full"
-    """``full``, or ``speed`` for the speed alone: all else has to be seen in the frames."""
+    """``full``, or ``speed`` for the speed alone: a policy must find the rest in the frames."""
     waypoints: int = 10
     """Number of waypoints ahead; 10 give the 23 numbers of the reports."""
     waypoint_spacing_m: float = 2.5
@@ -62,7 +61,7 @@ class ObservationConfig:
     def scales(self) -> tuple[float, ...]:
         """Physical value stored as 1.0, for each number of the vector.
 
-        Forward the scale is the horizon; sideways it is 0.4 of it, because roads bend little.
+        Forward, the scale is the horizon; sideways, it is 0.4 of that, because roads bend little.
         """
         if self.vector == "speed":
             return (SPEED_SCALE_MPS,)
@@ -74,14 +73,14 @@ class ObservationConfig:
 class VectorBuilder:
     """Builds the vectors of an episode's observations.
 
-    Points are complex numbers, x + iy, so that one product turns a waypoint into the car's frame.
-    All in plain numbers: for a dozen waypoints that takes half the time of numpy's calls.
+    Points are complex numbers, x + iy, so that one product rotates a waypoint into the car's frame.
+    Plain Python numbers take half the time of numpy for a dozen waypoints.
     """
 
     def __init__(self, config: ObservationConfig, route: Route) -> None:
         spacing = config.waypoint_spacing_m
         self._offsets = [spacing * number for number in range(1, config.waypoints + 1)]
-        # The last point is the route's end carried on straight, further than any waypoint.
+        # The last point extends the route straight beyond its end, further than any waypoint.
         beyond = self._offsets[-1] + 1.0
         line = route.points[:, 0] + 1j * route.points[:, 1]
         end = line[-1] + beyond * np.exp(1j * route.yaw_rad[-1])
@@ -93,12 +92,12 @@ class VectorBuilder:
     def build(
         self, vehicle: VehicleState, at: Projection, heading_rad: float
     ) -> NDArray[np.float32]:
-        """The normalised numbers, float32 (V,).
+        """Return the normalised numbers, float32 (V,).
 
         Args:
             vehicle: The car.
-            at: Where on the route it is.
-            heading_rad: Its heading against the route's, see `heading_error`.
+            at: Its position on the route.
+            heading_rad: Its heading relative to the route's, see `heading_error`.
         """
         if self._only_speed:
             return np.array([vehicle.speed_mps / SPEED_SCALE_MPS], np.float32)
@@ -117,37 +116,5 @@ class VectorBuilder:
 
 
 def heading_error(yaw_rad: float, route_yaw_rad: float) -> float:
-    """The car's heading minus the route's, in [-pi, pi]; positive when it points to the right."""
+    """Return the car's heading minus the route's, in [-pi, pi]; positive to the right."""
     return math.remainder(yaw_rad - route_yaw_rad, math.tau)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Observation:
-    """What a driver that is a policy may use: the vector, and the camera when it asks for it."""
-
-    vector: NDArray[np.float32] | None
-    """float32 (V,), as the spec names it; None without one."""
-    stack: FrameStack | None
-    """The camera frames; valid until the next step. None without a camera."""
-
-    @property
-    def frames(self) -> NDArray[np.uint8] | None:
-        """The stacked frames, uint8 (K * C, H, W)."""
-        return None if self.stack is None else self.stack.stacked()
-
-    def __repr__(self) -> str:
-        return f"Observation(vector {None if self.vector is None else self.vector.shape})"
-
-
-def check_frame(image: NDArray[np.uint8] | None, expected: ImageSpec, world: str) -> None:
-    """Hold a world's camera frame against the spec.
-
-    Raises:
-        SpecError: The frame has another shape or dtype.
-    """
-    found = "none" if image is None else f"{image.dtype} {image.shape}"
-    if found != f"uint8 {expected.frame_shape}":
-        raise SpecError(
-            f"world {world} answers frames {found}, expected uint8 "
-            f"{expected.frame_shape} as in the spec; use another dataset or set the camera's size"
-        )

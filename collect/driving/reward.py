@@ -1,13 +1,13 @@
-"""The reward: each term a pure function, all of them stored with every step.
+"""The reward: each term is a pure function, and all of them are stored with every step.
 
-The scales are chosen so that, at 20 Hz and 30 km/h, a step of good driving earns about 0.7: 0.42
-for progress and 0.25 for speed. Ordinary steps stay within [-10, +15], a collision step lands
-near -50, and no term carries more than 70 % of the sum of absolute values while the expert drives
-(the reports' system had one term at 93-96 % and nobody saw it). A driven second is worth about 13,
-so an episode of 20 s returns some 250, and under gamma 0.99 a collision costs as much again as
-the driving that it ends.
+With the default weights, at 20 Hz and 30 km/h, a step of good driving earns about 0.7: 0.42 for
+progress and 0.25 for speed. Ordinary steps stay within [-10, +15], a collision step costs about 50,
+and no term makes up more than 70 % of the sum of absolute values while the expert drives (in an
+earlier system, one term made up 93-96 % unnoticed). A second of driving earns about 13, so an
+episode of 20 s returns about 250, and with gamma 0.99 a collision costs as much again as the
+driving that it ends.
 
-Progress, speed and jerk scale with time so that a policy is not paid for another control period.
+Progress, speed and jerk scale with time, so the reward does not depend on the control period.
 """
 
 import dataclasses
@@ -35,16 +35,16 @@ REWARD_TERMS = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RewardConfig:
-    """Weights of the reward terms; 0 switches a term off, its column stays."""
+    """Weights of the reward terms; 0 switches a term off but keeps its column."""
 
     target_speed_mps: float = 30.0 / 3.6
     """Speed that earns the most: 30 km/h."""
     progress_per_m: float = 1.0
-    """For each metre along the route; driving back costs the same."""
+    """Reward for each metre along the route; driving back costs the same."""
     speed_per_s: float = 5.0
-    """For each second at the target speed; less on either side of it, 0 when standing."""
+    """Reward for each second at the target speed; less above and below it, 0 when standing."""
     goal: float = 10.0
-    """For reaching the goal, which ends the episode and with it all further reward."""
+    """Reward for reaching the goal, which ends the episode and so all further reward."""
     lateral_per_s: float = 6.0
     """Cost of each second at the edge of the lane; grows with the square of the deviation."""
     heading_per_s: float = 4.0
@@ -52,7 +52,7 @@ class RewardConfig:
     jerk_per_s: float = 1.0
     """Cost of each second at a jerk of `jerk_scale_mps3`."""
     jerk_scale_mps3: float = 10.0
-    """Jerk that counts as 1; the cost is limited at three times this."""
+    """Jerk that counts as 1; the cost is capped at three times this."""
     collision: float = 50.0
     """Cost of the step that collides, which ends the episode."""
     off_road: float = 25.0
@@ -71,7 +71,7 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepFacts:
-    """What happened in one step, as the reward needs it."""
+    """What happened in one step, as the reward needs to know it."""
 
     progress_m: float
     """Metres gained along the route, negative when the car went back."""
@@ -89,60 +89,65 @@ class StepFacts:
 
 
 def progress(facts: StepFacts, config: RewardConfig) -> float:
-    """Metres along the route."""
+    """Reward the metres gained along the route."""
     return config.progress_per_m * facts.progress_m
 
 
 def speed(facts: StepFacts, config: RewardConfig, period_s: float) -> float:
-    """``1 - |v - target| / target``, at least -1: 0 standing, 1 at the target, 0 at twice it."""
+    """Reward the speed: ``1 - |v - target| / target``, at least -1.
+
+    This is 0 when standing, 1 at the target and 0 at twice the target.
+    """
     target = config.target_speed_mps
     return config.speed_per_s * period_s * max(-1.0, 1.0 - abs(facts.speed_mps - target) / target)
 
 
 def goal(facts: StepFacts, config: RewardConfig) -> float:
-    """Paid once, on reaching the goal."""
+    """Reward reaching the goal, once."""
     return config.goal if facts.goal else 0.0
 
 
 def lateral(facts: StepFacts, config: RewardConfig, period_s: float) -> float:
-    """Square of the deviation in half lane widths, at most 4."""
+    """Penalise the lateral deviation: its square in half lane widths, at most 4."""
     deviation = facts.lateral_m / (0.5 * facts.lane_width_m)
     return -config.lateral_per_s * period_s * min(deviation * deviation, 4.0)
 
 
 def heading(facts: StepFacts, config: RewardConfig, period_s: float) -> float:
-    """Square of the heading error in units of 45 degrees, at most 4."""
+    """Penalise the heading error: its square in units of 45 degrees, at most 4."""
     error = facts.heading_rad / (math.pi / 4.0)
     return -config.heading_per_s * period_s * min(error * error, 4.0)
 
 
 def jerk(facts: StepFacts, config: RewardConfig, period_s: float) -> float:
-    """Jerk in units of its scale, at most 3."""
+    """Penalise jerk, in units of its scale, at most 3."""
     return -config.jerk_per_s * period_s * min(facts.jerk_mps3 / config.jerk_scale_mps3, 3.0)
 
 
 def collision(facts: StepFacts, config: RewardConfig) -> float:
-    """Paid once; the episode ends."""
+    """Penalise a collision, once: it ends the episode."""
     return -config.collision if facts.collision else 0.0
 
 
 def off_road(facts: StepFacts, config: RewardConfig) -> float:
-    """Paid once; the episode ends."""
+    """Penalise leaving the road, once: it ends the episode."""
     return -config.off_road if facts.off_road else 0.0
 
 
 def wrong_way(facts: StepFacts, config: RewardConfig, period_s: float) -> float:
-    """Paid as long as the car stands or drives in the opposite lane."""
+    """Penalise every second in a lane of the opposite direction."""
     return -config.wrong_way_per_s * period_s if facts.wrong_way else 0.0
 
 
 def lane_invasion(facts: StepFacts, config: RewardConfig) -> float:
-    """Lane markings crossed in this step, at most two."""
+    """Penalise the lane markings crossed in this step, at most two."""
     return -config.lane_invasion * min(facts.lane_invasions, 2)
 
 
 def reward_terms(facts: StepFacts, config: RewardConfig, period_s: float) -> NDArray[np.float32]:
-    """All terms of one step, float32 (R,) in the order of `REWARD_TERMS`; their sum is the reward.
+    """Return all terms of one step, float32 (R,) in the order of `REWARD_TERMS`.
+
+    Their sum is the reward.
 
     Args:
         facts: What happened.

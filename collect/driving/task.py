@@ -1,19 +1,19 @@
-"""`DrivingTask`: follow the route to its goal. Written once, the same on every world.
+"""`DrivingTask`: follow the route to its goal; the same on every world.
 
-It turns the frames of a world into observation vectors, reward terms and ends. What ends an
-episode, in this order of precedence:
+The task turns the frames of a world into observation vectors, reward terms and episode ends. What
+ends an episode, in this order of precedence:
 
 =========== ========== ======================================================================
 collision   terminated the car hit something
 off_road    terminated its centre left the road
-off_route   terminated it is further from the route than `TaskConfig.max_lateral_m`
+off_route   terminated it is farther from the route than `TaskConfig.max_lateral_m`
 goal        terminated it came within `TaskConfig.goal_m` of the route's end
 time_limit  truncated  the scenario's time is over
 stuck       truncated  it stood for `TaskConfig.stuck_s` with no vehicle close ahead
 =========== ========== ======================================================================
 
-`STOP_REASON` and `FAULT_REASON` of `avtd3.collect.environment` and the reasons of `WorldLost` (all
-truncated) are given by the collector, not by the task.
+The collector, not the task, sets `STOP_REASON` and `FAULT_REASON` of `avtd3.collect.environment`
+and the reasons of `WorldLost` (all truncated).
 """
 
 import bisect
@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from avtd3.collect.checks import check_positive
 from avtd3.collect.driving.observation import ObservationConfig, VectorBuilder, heading_error
 from avtd3.collect.driving.reward import REWARD_TERMS, RewardConfig, StepFacts, reward_terms
-from avtd3.collect.driving.world import Scenario, WorldFrame, WorldStart
+from avtd3.collect.driving.world import WorldFrame, WorldStart
 from avtd3.collect.environment import SUCCESS_REASON
 from avtd3.collect.maps.route import Projection, Route
+from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 ACTION_NAMES = ("steer", "throttle_brake")
@@ -39,18 +40,18 @@ _LEAD_CLOSE_M = 15.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TaskConfig:
-    """Observation, reward and ends of the driving task."""
+    """Observation, reward and episode ends of the driving task."""
 
     observation: ObservationConfig = dataclasses.field(default_factory=ObservationConfig)
-    """What the policy sees."""
+    """What the policy observes."""
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
-    """What it is paid for."""
+    """What it is rewarded for."""
     goal_m: float = 3.0
     """Distance to the route's end at which the goal is reached."""
     max_lateral_m: float = 8.0
-    """Distance from the route beyond which the car has lost it."""
+    """Distance from the route at which the car counts as off the route."""
     stuck_s: float = 10.0
-    """Seconds of standing without a vehicle ahead after which the episode is cut."""
+    """Seconds of standing without a vehicle ahead after which the episode is truncated."""
 
     def __post_init__(self) -> None:
         for name in ("goal_m", "max_lateral_m", "stuck_s"):
@@ -59,28 +60,29 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TaskStep:
-    """One step of the task, as stored and as measured."""
+    """One step of the task: what is stored, and what is measured."""
 
     vector: NDArray[np.float32]
     """float32 (V,), the observation's numbers after the step."""
     reward_terms: NDArray[np.float32]
     """float32 (R,), see `REWARD_TERMS`."""
     terminated: bool
-    """Whether the episode ended for good: no future to bootstrap from."""
+    """Whether the episode ended in a state without a future: nothing to bootstrap from."""
     truncated: bool
-    """Whether it was cut while it could have gone on."""
+    """Whether the episode was cut although it could have continued."""
     reason: str
     """Why it ended, or an empty string."""
-    progress_m: float
-    """Metres along the route."""
-    heading_rad: float
-    """Heading against the route's, positive to the right."""
     facts: StepFacts
     """What the reward was computed from."""
 
 
 class DrivingTask:
-    """The task's state within one episode."""
+    """The state of the driving task within one episode.
+
+    Args:
+        config: Observation, reward and episode ends.
+        control_period_s: Simulated seconds per step.
+    """
 
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
         self.config = config
@@ -97,10 +99,10 @@ class DrivingTask:
         self._acceleration = (0.0, 0.0)
         self._frame: WorldFrame | None = None
         self.reason = ""
-        """Why the running episode has ended; empty while it goes on."""
+        """Why the current episode ended; empty until then."""
 
     def spec(self, image: ImageSpec) -> EpisodeSpec:
-        """The spec of the data that this task makes with a camera."""
+        """Return the spec of the data that this task makes with a camera."""
         observation = self.config.observation
         return EpisodeSpec(
             image=image,
@@ -115,14 +117,14 @@ class DrivingTask:
 
     @property
     def route(self) -> Route:
-        """The running episode's route."""
-        assert self._route is not None, "begin() comes first"
+        """The current episode's route."""
+        assert self._route is not None, "reset() comes first"
         return self._route
 
     @property
     def frame(self) -> WorldFrame:
-        """The newest frame of the running episode."""
-        assert self._frame is not None, "begin() comes first"
+        """The newest frame of the current episode."""
+        assert self._frame is not None, "reset() comes first"
         return self._frame
 
     @property
@@ -137,29 +139,29 @@ class DrivingTask:
 
     @property
     def best_m(self) -> float:
-        """Metres along the route that the car has come at most."""
+        """Largest distance along the route that the car has reached."""
         return self._best_m
 
     @property
     def standing_s(self) -> float:
-        """Seconds for which it has been standing with no vehicle close ahead."""
+        """Seconds for which the car has been standing with no vehicle close ahead."""
         return self._standing_s
 
     @property
     def completion(self) -> float:
-        """Share of the way to the goal driven so far, in [0, 1]."""
+        """Fraction of the way to the goal driven so far, in [0, 1]."""
         return min(1.0, self._best_m / max(self._goal_m, 1e-9))
 
     @property
     def _goal_m(self) -> float:
         return max(self.route.length_m - self.config.goal_m, 0.0)
 
-    def begin(self, start: WorldStart, scenario: Scenario) -> NDArray[np.float32]:
+    def reset(self, start: WorldStart, scenario: Scenario) -> NDArray[np.float32]:
         """Start an episode.
 
         Args:
-            start: What the world's reset answered.
-            scenario: What it was reset to; its time limit is enforced here.
+            start: What the world's reset returned.
+            scenario: The scenario that it was reset to; its time limit is enforced here.
 
         Returns:
             The first observation's vector, float32 (V,).
@@ -180,12 +182,12 @@ class DrivingTask:
         return self._builder.build(vehicle, self._at, heading)
 
     def advance(self, frame: WorldFrame) -> TaskStep:
-        """HeldOutEvaluator the step that led to a frame.
+        """Compute observation, reward and end of the step that led to a frame.
 
         Args:
-            frame: What the world answered to the action.
+            frame: What the world returned for the action.
         """
-        assert self._builder is not None, "begin() comes first"
+        assert self._builder is not None, "reset() comes first"
         vehicle, route = frame.vehicle, self.route
         self._frame = frame
         before_m = self._at.distance_m
@@ -193,8 +195,8 @@ class DrivingTask:
         self._best_m = max(self._best_m, self._at.distance_m)
         self._steps += 1
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
-        lost = abs(self._at.lateral_m) > self.config.max_lateral_m
-        terminated, truncated, reason = self._end(frame, lost)
+        off_route = abs(self._at.lateral_m) > self.config.max_lateral_m
+        terminated, truncated, reason = self._end(frame, off_route)
         self.reason = reason
         facts = StepFacts(
             progress_m=self._at.distance_m - before_m,
@@ -204,7 +206,7 @@ class DrivingTask:
             lane_width_m=self._lane_width_m(),
             jerk_mps3=self._jerk(frame),
             collision=bool(frame.collision),
-            off_road=frame.off_road or lost,
+            off_road=frame.off_road or off_route,
             wrong_way=frame.wrong_way,
             lane_invasions=frame.lane_invasions,
             goal=reason == SUCCESS_REASON,
@@ -215,18 +217,16 @@ class DrivingTask:
             terminated=terminated,
             truncated=truncated,
             reason=reason,
-            progress_m=self._at.distance_m,
-            heading_rad=heading,
             facts=facts,
         )
 
-    def _end(self, frame: WorldFrame, lost: bool) -> tuple[bool, bool, str]:
-        """Whether the episode is terminated, truncated, and why."""
+    def _end(self, frame: WorldFrame, off_route: bool) -> tuple[bool, bool, str]:
+        """Return whether the episode is terminated, whether it is truncated, and why."""
         if frame.collision:
             return True, False, "collision"
         if frame.off_road:
             return True, False, "off_road"
-        if lost:
+        if off_route:
             return True, False, "off_route"
         if self._best_m >= self._goal_m:
             return True, False, SUCCESS_REASON
@@ -243,7 +243,7 @@ class DrivingTask:
         return self._standing_s >= self.config.stuck_s
 
     def _lane_width_m(self) -> float:
-        """The lane's width at the route's point behind the car; they lie a metre apart."""
+        """Return the lane's width at the route's point behind the car; points are 1 m apart."""
         place = bisect.bisect_right(self._distances, self._at.distance_m) - 1
         return self._widths[max(place, 0)]
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.driving.world import Scenario
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.planner import MIN_ROUTE_M, scenario_route
 from avtd3.collect.maps.route import Route
+from avtd3.collect.maps.scenarios import Scenario
 from avtd3.collect.maps.weather import Weather, draw_weather
 from avtd3.collect.plan import GROUP
 

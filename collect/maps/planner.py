@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.driving.world import Scenario
 from avtd3.collect.maps.network import Lane, RoadNetwork
 from avtd3.collect.maps.route import Route, resample
+from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import RoadError, RouteError
 
 _OVERLAP_M = 0.3  # lanes whose ends are closer than this continue each other

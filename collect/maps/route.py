@@ -44,6 +44,11 @@ class Route:
 
     `points` and `lane_width_m` are given; the other fields are computed from them. All arrays are
     read-only.
+
+    Example:
+        >>> route = Route(points=np.array([[0.0, 0.0], [50.0, 0.0]]), lane_width_m=np.array(3.5))
+        >>> route.length_m, route.project(10.0, 1.0).lateral_m
+        (50.0, 1.0)
     """
 
     points: NDArray[np.float64]

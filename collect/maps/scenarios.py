@@ -18,11 +18,63 @@ from typing import Any
 import yaml
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.driving.world import GENERATED, Scenario
 from avtd3.collect.maps.opendrive import parse_xml
 from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
 from avtd3.store.errors import ConfigError
 from avtd3.store.files import safe_join
+
+GENERATED = "generated"
+"""Town of the scenarios whose road networks are generated."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """The setting of an episode, apart from its seed: roads, traffic, weather, route and time.
+
+    Example:
+        >>> from avtd3.collect.maps.scenarios import scenario
+        >>> scenario(1, npcs=5).npcs
+        5
+    """
+
+    number: int
+    """Number by which datasets and the command line name it."""
+    name: str
+    """Name for people."""
+    town: str
+    """``generated`` for generated networks, else the path of an .xodr file or the name of a map of
+    the simulator."""
+    network_kinds: tuple[str, ...]
+    """Kinds of generated network to choose from; ignored for an .xodr file."""
+    networks: int
+    """Number of different generated networks."""
+    npcs: int
+    """Other vehicles around the car."""
+    weather: str
+    """Name of a weather, or ``random`` for another one in each episode."""
+    route_length_m: float
+    """Length of the route to the goal, in metres; shorter if the roads end before."""
+    time_limit_s: float
+    """Simulated seconds after which the episode is truncated."""
+    time_per_m_s: float = 0.0
+    """Simulated seconds that each metre of the route adds to the time limit."""
+    waypoints: tuple[tuple[float, float], ...] = ()
+    """Positions x, y in metres that the route leads through; empty for a random route."""
+    network: int | None = None
+    """Number of the generated network, of the first kind; None for another one in each episode."""
+    xodr: str = ""
+    """Path of the town's .xodr file, for worlds without a map of that name; empty for none."""
+    remarks: tuple[str, ...] = ()
+    """Sentences to show to the user about how the setting was read."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the setting as JSON values, without fields that have their default value."""
+        return {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        }
+
 
 VERSION = 1
 """Version of the YAML format."""

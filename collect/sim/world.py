@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.driving.world import GENERATED, Scenario, Surroundings, WorldFrame, WorldStart
+from avtd3.collect.driving.world import Surroundings, WorldFrame, WorldStart
 from avtd3.collect.maps.contact import (
     Course,
     Ego,
@@ -28,6 +28,7 @@ from avtd3.collect.maps.episode_setup import SimulatorConfig, draw_network, draw
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.opendrive import flatten, read_opendrive
 from avtd3.collect.maps.raster import GAP, Raster
+from avtd3.collect.maps.scenarios import GENERATED, Scenario
 from avtd3.collect.sim.boxes import Box
 from avtd3.collect.sim.camera import Camera, CameraConfig
 from avtd3.collect.sim.lane_paths import LanePaths

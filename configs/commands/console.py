@@ -1,6 +1,6 @@
-"""How a long command shows itself on a terminal, and how it is interrupted.
+"""Terminal output of the commands, their progress displays, and Ctrl-C.
 
-All but `tell` writes to standard error, so that standard output stays free for the answer.
+Only answers go to standard output; everything else goes to standard error.
 """
 
 import contextlib
@@ -13,48 +13,51 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 LINE_INTERVAL_S = 10.0
-"""Seconds between two lines of progress where there is no terminal to draw on."""
+"""Seconds between two lines of progress when standard error is not a terminal."""
 
 
 class Progress(Protocol):
-    """What a long-running function reports while it runs."""
+    """A report of a function that runs for a long time."""
 
     @property
     def fraction(self) -> float | None:
-        """Share of the work that is done, in [0, 1]; None if there is no end in sight."""
+        """Share of the work that is done, in [0, 1]; None if the amount of work is unknown."""
         ...
 
     def line(self) -> str:
-        """Where it stands, in one line."""
+        """Describe the progress in one line."""
         ...
 
 
-Draw = Callable[[Progress], None]
+ShowProgress = Callable[[Progress], None]
 
 
 def say(text: str) -> None:
-    """Print one line for a person, on standard error."""
+    """Print a message on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
-def tell(text: str) -> None:
-    """Print a command's answer, on standard output."""
+def print_answer(text: str) -> None:
+    """Print a command's answer on standard output."""
     print(text)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that turns true at the first Ctrl-C or SIGTERM; the second stops at once."""
+    """Yield a function that returns True after the first Ctrl-C or SIGTERM.
+
+    The second signal ends the process at once.
+    """
     received: list[int] = []
 
-    def note(number: int, _: types.FrameType | None) -> None:
+    def on_signal(number: int, _: types.FrameType | None) -> None:
         if received:
             os._exit(128 + number)
         received.append(number)
         # A signal may arrive inside a print, and a stream must not be entered twice.
-        os.write(2, b"\navtd3: finishing cleanly; once more to stop at once\n")
+        os.write(2, b"\navtd3: finishing cleanly; press Ctrl-C again to stop at once\n")
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(received)
     finally:
@@ -63,17 +66,17 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Draw]:
-    """Yield a function that draws each report: a bar on a terminal, else a line now and then."""
+def progress() -> Iterator[ShowProgress]:
+    """Yield a function that shows reports: a bar on a terminal, otherwise occasional lines."""
     if sys.stderr.isatty():
-        with _bar() as draw:
-            yield draw
+        with _bar() as show:
+            yield show
     else:
         yield _Lines()
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Draw]:
+def _bar() -> Iterator[ShowProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -87,7 +90,7 @@ def _bar() -> Iterator[Draw]:
     with Bar(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         task = bar.add_task("starting", total=None)
 
-        def draw(report: Progress) -> None:
+        def show(report: Progress) -> None:
             fraction = report.fraction
             bar.update(
                 task,
@@ -96,11 +99,11 @@ def _bar() -> Iterator[Draw]:
                 completed=fraction or 0.0,
             )
 
-        yield draw
+        yield show
 
 
 class _Lines:
-    """A line at the first report, then one every `LINE_INTERVAL_S` seconds."""
+    """Prints the first report, then one every `LINE_INTERVAL_S` seconds."""
 
     def __init__(self) -> None:
         self._next_s = 0.0

@@ -1,30 +1,27 @@
-"""`run_demo`: the whole pipeline once, from the first road to a policy that drives new ones.
+"""`avtd3 demo`: run the whole pipeline once, from the first road to a policy that drives new ones.
 
-The settings of every step are sections of the preset ``demo``, so each step can be repeated by hand
-with its own command and ``--config demo``.
+The settings of each step are sections of the preset ``demo``, so each step can be repeated with its
+own command and ``--config demo``.
 """
 
 import dataclasses
 import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, EvaluateReport, evaluate
-from avtd3.collect.film import film_held_out, sheet_held_out
-from avtd3.configs.commands.console import Draw
-from avtd3.configs.load import load_section
-from avtd3.learn.analysis.event_log import read_log
-from avtd3.learn.analysis.pages import curves_page
-from avtd3.learn.callbacks import ProgressCallback
-from avtd3.learn.config import LearnConfig
-from avtd3.learn.trainer import train
-from avtd3.store.audit.audit import AuditConfig, audit
+import typer
+
+from avtd3.configs.commands.console import interruptible, progress, say
+from avtd3.configs.commands.options import ConfigOption, JsonOption, SetOption, answer, section
 from avtd3.store.errors import ConfigError, DatasetError
-from avtd3.store.files import write_aside
+
+if TYPE_CHECKING:
+    from avtd3.collect.collector import CollectConfig
+    from avtd3.collect.evaluator import EvaluateConfig, EvaluateReport
+    from avtd3.learn.config import LearnConfig
+    from avtd3.store.audit.audit import AuditConfig
 
 CURVES = (
     "critic/loss",
@@ -34,19 +31,19 @@ CURVES = (
     "actor/imitation",
     "actor_cnn/feature_norm",
 )
-"""Metrics that are drawn as learning curves, where the run has them."""
+"""Metrics to plot as learning curves, if the run has them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DemoConfig:
-    """How much the demo does; how it does it is in the other sections."""
+    """Amounts of the demo; the other sections configure its steps."""
 
     steps: int = 20_000
     """Steps to collect before learning."""
     more_steps: int = 2_000
     """Steps to collect with the learned policy afterwards."""
     film_episode: int = 0
-    """Number of the held-out episode that is shown as a GIF."""
+    """Number of the held-out episode that is saved as a GIF, from 0."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "more_steps"):
@@ -55,50 +52,50 @@ class DemoConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DemoSections:
-    """The settings of every step."""
+class DemoSettings:
+    """Settings of all steps of the demo."""
 
     demo: DemoConfig
     """Amounts."""
-    collect: CollectConfig
-    """Roads, traffic and the drivers to learn from."""
-    audit: AuditConfig
-    """What the audit checks."""
-    learn: LearnConfig
-    """The learner."""
-    evaluate: EvaluateConfig
+    collect: "CollectConfig"
+    """Roads, traffic and drivers of the training data."""
+    audit: "AuditConfig"
+    """Checks of the audits."""
+    learn: "LearnConfig"
+    """The training."""
+    evaluate: "EvaluateConfig"
     """The held-out roads."""
 
     @classmethod
-    def load(cls, source: str | None, overrides: list[str]) -> "DemoSections":
-        """Read all sections of a file or preset, ``demo`` if None.
+    def load(cls, source: str | None, overrides: Sequence[str]) -> "DemoSettings":
+        """Load all sections of a file or preset; None loads the preset ``demo``.
 
         Raises:
-            ConfigError: As `load_section`.
+            ConfigError: As `avtd3.configs.load.load_section`.
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: load_section(name, source or "demo", overrides) for name in names})
+        return cls(**{name: section(name, source or "demo", overrides) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
-    """What the demo found."""
+    """The results of the demo."""
 
     out: Path
-    """Where everything lies."""
+    """Directory of all files."""
     seconds: float
-    """Wall clock of the whole run."""
+    """Wall-clock time of the whole demo."""
     data_return_mean: float
-    """Mean return of the episodes that were learned from."""
+    """Mean return of the training data."""
     updates: int
     """Gradient updates."""
-    evaluations: dict[str, EvaluateReport]
-    """Who drove the held-out roads, and how."""
+    evaluations: dict[str, "EvaluateReport"]
+    """Report of each driver on the held-out roads."""
     pictures: tuple[Path, ...]
-    """Files to look at."""
+    """Pictures and plots."""
 
     def document(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
         return {
             "out": str(self.out),
             "seconds": self.seconds,
@@ -109,7 +106,7 @@ class DemoReport:
         }
 
     def table(self) -> str:
-        """The evaluations as a table in Markdown."""
+        """Return the evaluations as a Markdown table."""
         head = (
             "driver", "success", "95 %", "route", "return", "collisions/km",
             "departures/km", "off centre", "speed",
@@ -133,160 +130,182 @@ class DemoReport:
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """The report for a person."""
+        """Return the report as text."""
         count = len(next(iter(self.evaluations.values())).scores)
         lines = [
-            f"{count} held-out roads, each driver on the same ones:",
+            f"{count} held-out roads, the same for each driver:",
             "",
             self.table(),
             "",
-            f"mean return of the data it learned from: {self.data_return_mean:.1f}",
-            f"{self.updates} updates; {self.seconds:.0f} s in all; look at:",
+            f"mean return of the training data: {self.data_return_mean:.1f}",
+            f"{self.updates} updates; {self.seconds:.0f} s in total; see:",
             *(f"  {path}" for path in self.pictures),
         ]
         return "\n".join(lines)
 
 
-def run_demo(
-    out: Path,
-    sections: DemoSections,
-    *,
-    should_stop: Callable[[], bool],
-    progress: Callable[[], AbstractContextManager[Draw]],
-    say: Callable[[str], None],
-) -> DemoReport:
-    """Collect, audit, learn, evaluate, collect with what was learned, audit again, draw.
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory for all files; must be new or empty.")
+    ] = Path("demo-out"),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline once.
+
+    Collects data, audits them, learns, evaluates, collects with the learned policy, audits again
+    and draws pictures: about 10 minutes on 2 cores. Uses the preset demo unless --config is given.
+    """
+    from avtd3.learn.openmp import limit_spinning
+
+    limit_spinning()  # before torch is imported
+    settings = DemoSettings.load(config, set_ or ())
+    with interruptible() as should_stop:
+        report = run_demo(out, settings, should_stop)
+    answer(report.document(), as_json, report.summary())
+
+
+def run_demo(out: Path, settings: DemoSettings, should_stop: Callable[[], bool]) -> DemoReport:
+    """Run all steps and write the results.
 
     Args:
-        out: Directory to make everything in; must be absent or empty.
-        sections: The settings.
-        should_stop: Asked all the time; true ends the step under way in good order.
-        progress: Opens a drawing of a step's progress.
-        say: Prints a line between the steps.
+        out: Directory for all files; must be absent or empty.
+        settings: The settings.
+        should_stop: Called often; when it returns True, the current step stops cleanly.
 
     Raises:
-        ConfigError: The directory is not empty.
-        DatasetError: An audit found something.
-        KeyboardInterrupt: It was stopped between two steps.
+        ConfigError: If the directory is not empty.
+        DatasetError: If an audit has findings.
+        KeyboardInterrupt: If `should_stop` returned True.
         Avtd3Error: As the steps.
     """
+    from avtd3.store.files import write_aside
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is not an empty directory; remove it or choose another")
-    return _Demo(out, sections, should_stop, progress, say).run()
+        raise ConfigError(f"--out {out} is not an empty directory; remove it or give another")
+    report = _Demo(out, settings, should_stop).run()
+    write_aside(out / "report.json", json.dumps(report.document(), indent=2).encode())
+    write_aside(out / "table.md", f"{report.table()}\n".encode())
+    return report
 
 
 class _Demo:
-    """The steps, in order; each says what it does and leaves its files under ``out``."""
+    """The steps in order; each prints what it does and writes its files below ``out``."""
 
-    def __init__(
-        self,
-        out: Path,
-        sections: DemoSections,
-        should_stop: Callable[[], bool],
-        progress: Callable[[], AbstractContextManager[Draw]],
-        say: Callable[[str], None],
-    ) -> None:
-        self._out, self._with = out, sections
-        self._should_stop, self._progress, self._say = should_stop, progress, say
+    def __init__(self, out: Path, settings: DemoSettings, should_stop: Callable[[], bool]) -> None:
+        self._out, self._settings, self._should_stop = out, settings, should_stop
         self._data, self._run, self._policies = out / "data", out / "run", out / "policies"
 
     def run(self) -> DemoReport:
-        started_s = time.monotonic()
-        settings = self._with.collect
-        self._head(f"1 of 7: collect {self._with.demo.steps} steps with {settings.driver}")
-        data = self._collect(settings, self._with.demo.steps)
-        self._head("2 of 7: audit")
+        started_s, amounts = time.monotonic(), self._settings.demo
+        collecting, updates = self._settings.collect, self._settings.learn.updates
+        self._start(f"1 of 7: collect {amounts.steps} steps with {collecting.driver}")
+        return_mean = self._collect(collecting, amounts.steps)
+        self._start("2 of 7: audit")
         self._audit()
-        self._head(f"3 of 7: learn offline, {self._with.learn.updates} updates")
+        self._start(f"3 of 7: learn offline, {updates} updates")
         self._learn()
-        self._head(f"4 of 7: evaluate on {self._with.evaluate.episodes} held-out roads")
+        self._start(f"4 of 7: evaluate on {self._settings.evaluate.episodes} held-out roads")
         evaluations = self._evaluate()
-        self._head(f"5 of 7: collect {self._with.demo.more_steps} steps with the learned policy")
-        more = dataclasses.replace(settings, driver="policy", seed=settings.seed + 1)
-        self._collect(more, self._with.demo.more_steps)
-        self._head("6 of 7: audit again")
+        self._start(f"5 of 7: collect {amounts.more_steps} steps with the learned policy")
+        more = dataclasses.replace(collecting, driver="policy", seed=collecting.seed + 1)
+        self._collect(more, amounts.more_steps)
+        self._start("6 of 7: audit again")
         self._audit()
-        self._head("7 of 7: pictures")
-        report = DemoReport(
+        self._start("7 of 7: draw pictures")
+        return DemoReport(
             out=self._out,
             pictures=self._draw(),
-            data_return_mean=data,
-            updates=self._with.learn.updates,
+            data_return_mean=return_mean,
+            updates=updates,
             evaluations=evaluations,
             seconds=time.monotonic() - started_s,
         )
-        document = json.dumps(report.document(), indent=2).encode()
-        write_aside(self._out / "report.json", document)
-        write_aside(self._out / "table.md", f"{report.table()}\n".encode())
-        return report
 
-    def _head(self, text: str) -> None:
+    def _start(self, step: str) -> None:
         if self._should_stop():
             raise KeyboardInterrupt
-        self._say(text)
+        say(step)
 
-    def _collect(self, config: CollectConfig, steps: int) -> float:
-        with self._progress() as draw:
+    def _collect(self, config: "CollectConfig", steps: int) -> float:
+        from avtd3.collect.collector import collect
+
+        with progress() as show:
             report = collect(
                 self._data,
                 config,
                 steps=steps,
                 policies=self._policies,
                 should_stop=self._should_stop,
-                on_progress=draw,
+                on_progress=show,
             )
-        self._say(report.summary())
+        say(report.summary())
         return report.tally.return_mean
 
     def _audit(self) -> None:
-        with self._progress() as draw:
-            report = audit(
-                [self._data], self._with.audit, should_stop=self._should_stop, on_progress=draw
-            )
+        from avtd3.store.audit.audit import audit
+
+        config = self._settings.audit
+        with progress() as show:
+            report = audit([self._data], config, should_stop=self._should_stop, on_progress=show)
         if report.verdict != "ok":
             raise DatasetError(
-                f"the audit of {self._data} found {len(report.findings)} faults; see them with "
-                f"avtd3 replay-inspect {self._data}"
+                f"the audit of {self._data} has {len(report.findings)} findings; run avtd3 "
+                f"replay-inspect {self._data} to list them"
             )
-        self._say(
+        say(
             f"verdict {report.verdict}: {report.total.steps} steps, "
             f"{report.total.episodes} episodes, {report.total.segments} segments"
         )
 
     def _learn(self) -> None:
-        with self._progress() as draw:
+        from avtd3.learn.callbacks import ProgressCallback
+        from avtd3.learn.trainer import train
+
+        with progress() as show:
             report = train(
-                self._with.learn,
+                self._settings.learn,
                 datasets=self._data,
                 run=self._run,
                 policies=self._policies,
-                callbacks=[ProgressCallback(draw, self._should_stop)],
+                callbacks=[ProgressCallback(show, self._should_stop)],
             )
-        self._say(report.summary())
+        say(report.summary())
 
-    def _evaluate(self) -> dict[str, EvaluateReport]:
+    def _evaluate(self) -> dict[str, "EvaluateReport"]:
+        from avtd3.collect.evaluator import evaluate
+
         drivers = {
             "random": "random",
-            "behaviour": self._with.collect.driver,
+            "behaviour": self._settings.collect.driver,
             "learned": str(self._policies),
         }
         reports = {}
         for name, subject in drivers.items():
-            with self._progress() as draw:
+            with progress() as show:
                 reports[name] = evaluate(
-                    subject, self._with.evaluate, should_stop=self._should_stop, on_progress=draw
+                    subject,
+                    self._settings.evaluate,
+                    should_stop=self._should_stop,
+                    on_progress=show,
                 )
             if self._should_stop():
                 raise KeyboardInterrupt
-            self._say(f"{name}:\n{reports[name].summary()}")
+            say(f"{name}:\n{reports[name].summary()}")
         return reports
 
     def _draw(self) -> tuple[Path, ...]:
-        config, subject = self._with.evaluate, str(self._policies)
+        from avtd3.collect.evaluator import film_held_out, sheet_held_out
+        from avtd3.learn.analysis.event_log import read_log
+        from avtd3.learn.analysis.pages import curves_page
+        from avtd3.store.files import write_aside
+
+        config, subject = self._settings.evaluate, str(self._policies)
         sheet, gif = self._out / "held-out-roads.png", self._out / "learned-policy.gif"
         curves = self._out / "learning-curves.html"
         sheet_held_out(subject, config, sheet, should_stop=self._should_stop)
-        film_held_out(subject, config, self._with.demo.film_episode, gif)
+        film_held_out(subject, config, self._settings.demo.film_episode, gif)
         known = read_log(self._run / "events").curves
         drawn = [known[name] for name in CURVES if name in known]
         write_aside(curves, curves_page(drawn, title="avtd3 demo: learning").encode())

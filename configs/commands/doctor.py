@@ -1,4 +1,4 @@
-"""`avtd3 doctor`: is what avtd3 needs from others there, and in order?"""
+"""`avtd3 doctor`: check external requirements."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,29 +18,32 @@ from avtd3.configs.commands.options import (
 )
 
 app = typer.Typer(
-    help="Check what avtd3 needs from others.", no_args_is_help=True, rich_markup_mode=None
+    help="Check that external requirements are met.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
 @app.callback()
 def _doctor() -> None:
-    """Check what avtd3 needs from others."""
+    """Check that external requirements are met."""
 
 
 @app.command()
 def carla(
     host: HostOption = None,
-    port: Annotated[int | None, typer.Option(help="Port of the CARLA server.")] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port of the CARLA server. Default: 2000.")
+    ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the camera's picture as PNG.")
+        Path | None, typer.Option(metavar="FILE", help="Save a camera image as PNG.")
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a CARLA server: connection, versions, steps, pictures, speed.
+    """Check that a CARLA server can be used.
 
-    Answers 0 if episodes can be driven there, 1 if something is wrong, 3 if there is no server.
+    Tests the connection, versions, simulation steps, camera images and speed. Exits with 0 if
+    episodes can be driven, with 1 if something is wrong, and with 3 if no server answers.
     """
     from avtd3.collect.carla.doctor import examine
 

@@ -1,57 +1,111 @@
-"""What every command of the command line shares: its common options, its settings, its answer."""
+"""Options, settings, answers and exit codes that the commands share."""
 
 import dataclasses
 import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from avtd3.configs.commands.console import tell
-from avtd3.store.errors import ConfigError
+from avtd3.configs.commands.console import print_answer
+from avtd3.store.errors import ConfigError, WorldError
 
 EXIT_NO = 1
-"""The exit code of a command whose answer is no: an audit with findings, a halted training."""
+"""Exit code when the answer is no: an audit with findings, NO-GO, training stopped by a guard."""
+EXIT_USAGE = 2
+"""Exit code for an invalid command line, configuration or input."""
 EXIT_ENVIRONMENT = 3
-"""The exit code of a command whose environment failed: a simulator gone, a disk full."""
+"""Exit code when the environment failed: no simulator, disk full."""
 
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="YAML file, or a preset's name.")
+    str | None,
+    typer.Option("--config", metavar="FILE", help="YAML file, or the name of a preset."),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override, as learn.td3.tau=0.01; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set one key, such as learn.td3.tau=0.01. Repeatable."
+    ),
 ]
 FilterOption = Annotated[
     list[str] | None,
     typer.Option(
         "--filter",
         metavar="KEY=VALUE",
-        help="Episodes by scenario, world, town, driver, end, policy or date; repeatable.",
+        help="Select episodes by scenario, world, town, driver, end, policy or date, such as "
+        "end=goal,timeout or policy=3..7. Repeatable; all filters must match.",
     ),
 ]
-HostOption = Annotated[str | None, typer.Option(help="Machine of the CARLA servers.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document to standard output.")
+]
+WorldOption = Annotated[
+    str | None,
+    typer.Option(
+        "--world",
+        metavar="WORLD",
+        help="road (built-in simulator), carla, gym:ID (Gymnasium), or MODULE:FACTORY (your own "
+        "world, also from the current directory; see docs/worlds.md). Default: road.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Worker processes. Default: 1, or one per port with CARLA."
+    ),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Random seed. Default: 0.")
+]
+ScenarioOption = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="N", help="Number of a built-in scenario; see docs/scenarios.md."),
+]
+ScenarioFileOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Drive these routes in turn: YAML, or CARLA leaderboard XML."
+    ),
+]
+NpcsOption = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Number of other vehicles.")
+]
+TownOption = Annotated[
+    str | None,
+    typer.Option(metavar="TOWN", help="OpenDRIVE file (.xodr), or a CARLA map such as Town01."),
+]
+HostOption = Annotated[
+    str | None, typer.Option(metavar="HOST", help="Host name or address of the CARLA servers.")
+]
 PortsOption = Annotated[
     str | None,
-    typer.Option(metavar="P[,P...]", help="Ports of the CARLA servers; a worker drives on each."),
+    typer.Option(
+        metavar="PORT[,PORT...]", help="Ports of the CARLA servers; each gets one worker."
+    ),
 ]
 ServerCommandOption = Annotated[
     str | None,
-    typer.Option(metavar="COMMAND", help="Start the CARLA servers so, {port} being the port."),
+    typer.Option(
+        metavar="COMMAND",
+        help="Start the CARLA servers with this command; {port} becomes the port.",
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
-def section(name: str, config: str | None, overrides: list[str] | None) -> Any:  # noqa: ANN401
-    """The settings of a command, see `avtd3.configs.load.load_section`."""
+def section(name: str, config: str | None, overrides: Sequence[str] | None) -> Any:  # noqa: ANN401
+    """Load the settings of a command; see `avtd3.configs.load.load_section`."""
     from avtd3.configs.load import load_section
 
     return load_section(name, config, overrides or ())
 
 
 def replace(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - any section
-    """Change what the command line named; None means it was not named."""
-    named = {key: value for key, value in changes.items() if value is not None}
-    return dataclasses.replace(settings, **named)
+    """Return the settings with the options of the command line; None means not given."""
+    given = {key: value for key, value in changes.items() if value is not None}
+    return dataclasses.replace(settings, **given)
 
 
 def at_servers(
@@ -60,34 +114,146 @@ def at_servers(
     ports: str | None,
     command: str | None,
 ) -> Any:  # noqa: ANN401
-    """Change which CARLA servers a section drives on; None means it was not named.
+    """Return the settings with the options that name CARLA servers; None means not given.
 
     Raises:
-        ConfigError: Servers are named for another world, or a port is no number.
+        ConfigError: If servers are given for another world, or a port is not a number.
     """
     if settings.world != "carla" and (host, ports, command) != (None, None, None):
         raise ConfigError(
-            f"world is {settings.world!r}, expected carla: --host, --port and --server-command say "
-            "where its servers are; add --world carla"
+            "--host, --port and --server-command need the world carla, found "
+            f"{settings.world!r}; add --world carla"
         )
     changes = {"host": host, "ports": parse_ports(ports), "server_command": command}
     return replace(settings, carla=replace(settings.carla, **changes))
 
 
-def parse_ports(text: str | None) -> tuple[int, ...] | None:
-    """The ports in ``2000,2010``; None for None.
+def answer(document: Mapping[str, Any], as_json: bool, text: str) -> None:
+    """Print a command's answer on standard output, as JSON or as text."""
+    print_answer(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
+
+
+def check_simulators(failure: str) -> None:
+    """Raise `WorldError` if simulators failed, so that the command exits with 3.
+
+    Args:
+        failure: What failed; an empty string if nothing did.
+    """
+    if failure:
+        raise WorldError(failure)
+
+
+_BYTES = {
+    "": 1,
+    "b": 1,
+    **{f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", start=1)},
+    **{f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", start=1)},
+}
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+
+
+def parse_bytes(text: str) -> int:
+    """Parse ``10GB`` (powers of 1000), ``10GiB`` (powers of 1024) or ``10000`` into bytes.
+
+    Upper and lower case are equivalent.
 
     Raises:
-        ConfigError: One is no number.
+        ConfigError: If the text has another form.
+    """
+    return round(_parse_amount(text, _BYTES, "an amount of bytes, such as 10GB, 500MB or 2GiB"))
+
+
+def parse_seconds(text: str) -> float:
+    """Parse ``45s``, ``90m``, ``12h``, ``30d`` or ``2w`` into seconds.
+
+    Raises:
+        ConfigError: If the text has another form.
+    """
+    return _parse_amount(text, _SECONDS, "a time, such as 30d, 12h, 90m or 45s")
+
+
+def _parse_amount(text: str, units: Mapping[str, float], expected: str) -> float:
+    match = _AMOUNT.fullmatch(text.strip())
+    factor = units.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ConfigError(f"found {text!r}, expected {expected}")
+    amount = float(match[1]) * factor
+    if not math.isfinite(amount):
+        raise ConfigError(f"{text!r} is too large; expected {expected}")
+    return amount
+
+
+def parse_share(text: str) -> float:
+    """Parse a share, ``5%`` or ``0.05``.
+
+    Raises:
+        ConfigError: If the text is not a number above 0 and at most 1.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
+    except ValueError:
+        share = 0.0
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(
+            f"--sample is {text!r}, expected a share above 0 and at most 1, such as 5% or 0.05"
+        )
+    return share
+
+
+def parse_ports(text: str | None) -> tuple[int, ...] | None:
+    """Parse ``2000,2010``; return None for None.
+
+    Raises:
+        ConfigError: If a part is not a whole number.
     """
     if text is None:
         return None
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise ConfigError(f"--port is {text!r}, expected numbers as in 2000,2010") from None
+        raise ConfigError(f"--port is {text!r}, expected numbers, such as 2000,2010") from None
 
 
-def answer(document: dict[str, Any], as_json: bool, text: str) -> None:
-    """Print a command's answer on standard output, as JSON or for people."""
-    tell(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
+def parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Parse weights by name from ``name=1.0,other=0.5``, or from YAML files.
+
+    Args:
+        texts: Each is a list of pairs or the path of a file; later values replace earlier ones.
+
+    Raises:
+        ConfigError: If a text is neither, or a file does not map names to numbers.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        if "=" not in text:
+            weights |= _read_weights(Path(text))
+            continue
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            weights[name.strip()] = _parse_weight(name, value)
+    return weights
+
+
+def _parse_weight(name: str, value: object) -> float:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    raise ConfigError(f"weight {name}={value}: expected NAME=NUMBER, such as safety/collision=2.0")
+
+
+def _read_weights(path: Path) -> dict[str, float]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"--weights {path}: expected NAME=NUMBER,... or a YAML file of such pairs ({reason})"
+        ) from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"--weights {path}: expected a mapping from reward terms to numbers")
+    return {str(name): _parse_weight(str(name), value) for name, value in document.items()}

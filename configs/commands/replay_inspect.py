@@ -1,11 +1,25 @@
-"""`avtd3 replay-inspect --against` and `--window`: which episodes are compared with which."""
+"""`avtd3 replay-inspect`: audit datasets, compare two of them, or show one episode.
+
+Five tools share the command. `choose_tool` decides from the options which one is meant:
+
+========== ================================ ==============================================
+tool       chosen by                        report
+========== ================================ ==============================================
+audit      none of the options below        contents, integrity and plausibility
+drift      ``--against`` or ``--window``    an audit, with the drift between two parts of it
+scores     ``--scores``                     an audit, with CARLA leaderboard driving scores
+episode    ``--episode``                    one episode, in the terminal and as pictures
+estimate   ``--estimate``                   disk space per step
+========== ================================ ==============================================
+"""
 
 import dataclasses
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +33,7 @@ from avtd3.configs.commands.options import (
     JsonOption,
     SetOption,
     answer,
+    parse_share,
     replace,
     section,
 )
@@ -27,46 +42,78 @@ from avtd3.store.errors import ConfigError
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from avtd3.collect.scores import ScoreReport
+    from avtd3.collect.leaderboard import PenaltyTable, ScoreReport
+    from avtd3.store.audit.audit import AuditConfig
     from avtd3.store.audit.drift import Drift
     from avtd3.store.audit.report import AuditReport
     from avtd3.store.filters import EpisodeFilter
     from avtd3.store.render.text import Terminal
 
+_CHOSEN_BY = {
+    "--against": "drift",
+    "--window": "drift",
+    "--scores": "scores",
+    "--episode": "episode",
+    "--estimate": "estimate",
+}
+_SETTINGS = {"--config", "--set"}
+_AUDIT = _SETTINGS | {
+    *("--sample", "--full", "--strict", "--scheduler", "--html", "--quarantine", "--dry-run"),
+}
+_EPISODE = {"--filter", "--sheet", "--gif", "--mp4"}
+TOOLS: Mapping[str, frozenset[str]] = types.MappingProxyType(
+    {
+        "audit": frozenset(_AUDIT),
+        "drift": frozenset(_AUDIT),
+        "scores": frozenset(_AUDIT),
+        "episode": frozenset(_EPISODE),
+        "estimate": frozenset(_SETTINGS),
+    }
+)
+"""Options that have an effect with each tool, besides those that choose it and ``--json``."""
 
-WINDOWS = 2
-"""Windows that can be compared."""
+MEASURED_STEPS = 600
+"""Steps that ``--estimate`` drives to measure a configuration: 30 s at 20 Hz."""
+_WINDOWS = 2
 
 
-def parse_share(text: str) -> float:
-    """Read a share, as ``5%`` or ``0.05``.
+def choose_tool(given: Iterable[str]) -> str:
+    """Return the tool that the options ask for, a key of `TOOLS`.
+
+    Args:
+        given: The options on the command line, such as ``--episode``.
 
     Raises:
-        ConfigError: It is no number above 0 and at most 1.
+        ConfigError: If options ask for two tools, or one has no effect with the tool.
     """
-    try:
-        share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
-    except ValueError:
-        share = 0.0
-    if not 0.0 < share <= 1.0:
-        raise ConfigError(
-            f"--sample is {text!r}, expected a share above 0 and at most 1, as 5% or 0.05"
-        )
-    return share
+    given = list(given)
+    choosing = {_CHOSEN_BY[option]: option for option in given if option in _CHOSEN_BY}
+    if len(choosing) > 1:
+        raise ConfigError(f"{' and '.join(choosing.values())} exclude each other; give one of them")
+    tool, by = next(iter(choosing.items()), ("audit", ""))
+    for option in given:
+        if option in _CHOSEN_BY or option in TOOLS[tool]:
+            continue
+        if option in _EPISODE:
+            raise ConfigError(f"{option} needs an episode; add --episode worst, for example")
+        raise ConfigError(f"{option} has no effect with {by}; give one of them")
+    if "--dry-run" in given and "--quarantine" not in given:
+        raise ConfigError("--dry-run has no effect without --quarantine; add --quarantine")
+    return tool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What is audited, and which two parts of it are compared, if any."""
+    """The datasets of an audit, and which two parts of them are compared, if any."""
 
     datasets: tuple[Path, ...]
-    """All that is audited."""
+    """All datasets, those of ``--against`` included."""
     against: tuple[Path, ...]
-    """Those of them that the others are compared with."""
+    """The datasets that the others are compared with."""
     windows: tuple["EpisodeFilter", ...]
-    """Two sets of episodes to compare, or nothing."""
+    """Two sets of episodes to compare, or none."""
     names: tuple[str, ...]
-    """What the two parts are called."""
+    """Names of the two parts, for the report."""
 
     @classmethod
     def parse(
@@ -75,21 +122,27 @@ class Comparison:
         """Read the options.
 
         Args:
-            datasets: The command's arguments.
-            against: Datasets of ``--against``.
-            windows: Texts of ``--window``: filters, several of one window apart by spaces.
+            datasets: Arguments of the command.
+            against: Values of ``--against``.
+            windows: Values of ``--window``; spaces separate the filters of one window.
 
         Raises:
-            ConfigError: Not two windows, both options at once, or a dataset on both sides.
+            ConfigError: If there are not two windows, both options are given, or a dataset is on
+                both sides.
         """
         from avtd3.store.filters import parse_filter
 
         if windows and against:
-            raise ConfigError("--against and --window both choose what to compare: give one")
-        if windows and len(windows) != WINDOWS:
-            raise ConfigError(f"{len(windows)} --window given, expected two to compare")
+            raise ConfigError("--against and --window exclude each other; give one of them")
+        if windows and len(windows) != _WINDOWS:
+            raise ConfigError(
+                f"found {len(windows)} --window, expected two, such as "
+                "--window date=..2026-11-09 --window date=2026-11-10.."
+            )
         if both := {*map(str, datasets)} & {*map(str, against)}:
-            raise ConfigError(f"{min(both)} is compared with itself: name another --against")
+            raise ConfigError(
+                f"--against {min(both)} is compared with itself; name another dataset"
+            )
         names = tuple(windows) or tuple(", ".join(map(str, side)) for side in (datasets, against))
         return cls(
             datasets=(*datasets, *against),
@@ -99,7 +152,7 @@ class Comparison:
         )
 
     def drifts(self, report: "AuditReport") -> tuple["Drift", ...]:
-        """The drift between the two parts, quantity by quantity; nothing if none was asked for."""
+        """Return the drift of each quantity between the two parts; empty without a comparison."""
         from avtd3.store.audit.drift import drift_between
         from avtd3.store.audit.statistics import Summary
 
@@ -117,91 +170,57 @@ class Comparison:
         return drift_between(first, second)
 
     def text(self, drifts: Sequence["Drift"]) -> list[str]:
-        """The drift for the terminal; nothing if none was asked for."""
+        """Return the drift as text for the terminal; empty without a comparison."""
         from avtd3.store.render.audit_text import drift_text
 
-        wanted = bool(self.windows or self.against)
-        return [drift_text(drifts, *self.names)] if wanted else []
-
-
-MEASURED_STEPS = 600
-"""Steps that are driven to measure a configuration: half a minute at 20 Hz."""
+        return [drift_text(drifts, *self.names)] if self.windows or self.against else []
 
 
 def show_estimate(
-    datasets: Sequence[Path], config: str | None, overrides: list[str] | None, *, as_json: bool
+    datasets: Sequence[Path], config: str | None, overrides: Sequence[str], *, as_json: bool
 ) -> None:
-    """Print what a step costs on the disk.
+    """Print the disk space that a step takes.
 
     Args:
-        datasets: One to measure; none to drive `MEASURED_STEPS` of the configured world, through
-            the real writer, into a directory that is removed again.
-        config: File or preset with the ``collect`` section.
-        overrides: As ``collect.task.image_size=96``.
-        as_json: Print JSON.
+        datasets: The dataset to measure. Without one, drive `MEASURED_STEPS` in the configured
+            world and write them to a temporary directory.
+        config: File or preset with the section ``collect``.
+        overrides: Settings such as ``collect.task.image_size=96``.
+        as_json: Whether to print JSON.
 
     Raises:
-        Avtd3Error: More than one dataset, one that cannot be opened, or a world that fails.
+        Avtd3Error: If there is more than one dataset, it cannot be opened, or the world fails.
     """
     from avtd3.store.audit.estimate import estimate
     from avtd3.store.dataset import Dataset
 
     if len(datasets) > 1:
-        raise ConfigError(f"--estimate measures one dataset, {len(datasets)} are given")
+        raise ConfigError(f"--estimate measures one dataset, found {len(datasets)}")
+    if datasets and (config is not None or overrides):
+        raise ConfigError(
+            "--config and --set have no effect when --estimate measures a dataset; omit the "
+            "dataset to measure a configuration"
+        )
     if datasets:
-        found = estimate(Dataset.open(datasets[0]))
+        report = estimate(Dataset.open(datasets[0]))
     else:
         from avtd3.collect.collector import collect
 
         with tempfile.TemporaryDirectory(prefix="avtd3-estimate-") as folder:
             path = Path(folder) / "data"
             collect(path, section("collect", config, overrides), steps=MEASURED_STEPS)
-            found = estimate(Dataset.open(path))
-    answer(found.document(), as_json, found.summary())
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeFiles:
-    """Which pictures of an episode to write; None leaves one out."""
-
-    sheet: Path | None = None
-    """A contact sheet, PNG."""
-    gif: Path | None = None
-    """An animation."""
-    mp4: Path | None = None
-    """A film."""
-
-    def check(
-        self, episode: str | None, html: Path | None, among: Sequence[str], *, scores: bool
-    ) -> None:
-        """Refuse what does not go together, before anything is read.
-
-        Args:
-            episode: The episode to show, or None.
-            html: Where to write the audit as a page, or None.
-            among: Filters of episodes.
-            scores: Whether driving scores are asked for.
-
-        Raises:
-            ConfigError: Pictures or filters without an episode, or a page or the scores of one.
-        """
-        if episode is None and among:
-            raise ConfigError("--filter narrows what --episode chooses from: add --episode worst")
-        if episode is not None and html is not None:
-            raise ConfigError("--html shows a whole audit, --episode one episode: give one of them")
-        if episode is not None and scores:
-            raise ConfigError("--scores judges all episodes, --episode shows one: give one of them")
-        for name in ("sheet", "gif", "mp4"):
-            if episode is None and getattr(self, name) is not None:
-                raise ConfigError(f"--{name} shows one episode: name it, as in --episode worst")
+            report = estimate(Dataset.open(path))
+    answer(report.document(), as_json, report.summary())
 
 
 def show_episode(
     datasets: Sequence[Path],
     name: str,
-    files: EpisodeFiles,
     *,
-    among: Sequence[str] = (),
+    filters: Sequence[str] = (),
+    sheet: Path | None = None,
+    gif: Path | None = None,
+    mp4: Path | None = None,
     as_json: bool = False,
 ) -> None:
     """Find an episode, write its pictures, and draw it in the terminal.
@@ -209,12 +228,14 @@ def show_episode(
     Args:
         datasets: Where to look.
         name: See `avtd3.store.render.episode_record.find_episode`.
-        files: What to write.
-        among: Filters of the episodes that a word chooses from.
-        as_json: Print its facts as JSON instead.
+        filters: Filters of the episodes that a word such as ``worst`` chooses from.
+        sheet: Where to write a contact sheet, as PNG.
+        gif: Where to write an animation.
+        mp4: Where to write a video.
+        as_json: Whether to print the episode's facts as JSON instead.
 
     Raises:
-        Avtd3Error: There is no such episode, it cannot be read, or a file cannot be written.
+        Avtd3Error: If no such episode exists, it cannot be read, or a file cannot be written.
     """
     import numpy as np
 
@@ -228,12 +249,12 @@ def show_episode(
     )
 
     rng = np.random.default_rng()
-    record = EpisodeRecord.read(find_episode(datasets, name, rng, parse_filter(among)))
+    record = EpisodeRecord.read(find_episode(datasets, name, rng, parse_filter(filters)))
     written = []
     for path, write in (
-        (files.sheet, write_episode_sheet),
-        (files.gif, write_episode_gif),
-        (files.mp4, write_episode_mp4),
+        (sheet, write_episode_sheet),
+        (gif, write_episode_gif),
+        (mp4, write_episode_mp4),
     ):
         if path is not None:
             write(record, path)
@@ -243,7 +264,7 @@ def show_episode(
 
 
 def _terminal() -> "Terminal":
-    """What standard output can show; a pipe or a file gets plain shades, and no colours."""
+    """Return what standard output can show; pipes and files get no colours."""
     from avtd3.store.render.text import Terminal
 
     unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
@@ -255,26 +276,68 @@ def _terminal() -> "Terminal":
     )
 
 
-def judge(
-    datasets: Sequence[Path],
-    config: str | None,
-    overrides: list[str] | None,
-    should_stop: Callable[[], bool],
-) -> "ScoreReport":
-    """Score the datasets' episodes by the table that ``evaluate.penalties`` names.
+def show_audit(
+    comparison: Comparison,
+    settings: "AuditConfig",
+    *,
+    penalties: "PenaltyTable | None" = None,
+    html: Path | None = None,
+    quarantine: bool = False,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Audit datasets and print the report.
+
+    Args:
+        comparison: The datasets, and which two parts of them are compared.
+        settings: The audit's settings.
+        penalties: Penalties of the driving scores; None computes no scores.
+        html: Where to write the report as a page.
+        quarantine: Whether to move damaged segments to quarantine afterwards.
+        dry_run: Whether only to report which segments would be moved.
+        as_json: Whether to print JSON.
 
     Raises:
-        Avtd3Error: A path is no dataset, or there is no table of this name.
+        Avtd3Error: If a path is not a dataset, or a file cannot be written.
+        typer.Exit: With 1 if the audit has findings.
     """
-    from avtd3.collect.leaderboard import penalty_table
-    from avtd3.collect.scores import judge_datasets
+    from avtd3.store.audit.audit import audit
+    from avtd3.store.render.audit_page import write_audit_page
+    from avtd3.store.render.audit_text import audit_text
 
-    table = penalty_table(section("evaluate", config, overrides).penalties)
-    return judge_datasets(datasets, table, should_stop)
+    with interruptible() as should_stop, progress() as show:
+        report = audit(
+            comparison.datasets,
+            settings,
+            windows=comparison.windows,
+            should_stop=should_stop,
+            on_progress=show,
+        )
+        scores = []
+        if penalties is not None:
+            from avtd3.collect.leaderboard import score_datasets
+
+            scores.append(score_datasets(comparison.datasets, penalties, should_stop))
+    drifts = comparison.drifts(report)
+    if html is not None:
+        sections = [page_section(found) for found in scores]
+        write_audit_page(report, html, drifts=drifts, compared=comparison.names, more=sections)
+        say(f"wrote {html}")
+    moved, lines = _quarantine(report, wanted=quarantine, dry_run=dry_run)
+    score_texts = [found.summary() for found in scores]
+    text = "\n".join([audit_text(report), *score_texts, *comparison.text(drifts), *lines])
+    document = report.document() | {
+        "quarantined": moved,
+        "drift": [drift.document() for drift in drifts],
+        "scores": next((found.document() for found in scores), None),
+    }
+    answer(document, as_json, text)
+    if report.verdict != "ok":
+        raise typer.Exit(EXIT_NO)
 
 
 def page_section(report: "ScoreReport") -> tuple[str, "Markup"]:
-    """Return title and content of the page's section of scores."""
+    """Return title and content of the page's section on driving scores."""
     from avtd3.collect.leaderboard import NOT_OBSERVED
     from avtd3.store.render.html import render
 
@@ -291,122 +354,158 @@ def page_section(report: "ScoreReport") -> tuple[str, "Markup"]:
     return "Driving scores", content
 
 
-def replay_inspect(
-    datasets: Annotated[
-        list[Path] | None, typer.Argument(help="Datasets to audit.", show_default=False)
-    ] = None,
-    sample: Annotated[
-        str | None,
-        typer.Option(metavar="SHARE", help="Share of the segments to read, as 5% or 0.05."),
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Hash also what an earlier audit verified.")
-    ] = False,
-    against: Annotated[
-        list[Path] | None, typer.Option(help="Datasets whose drift from the others to show.")
-    ] = None,
-    window: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILTER", help="Give two, as date=..2026-11-09: drift from one to the other."
-        ),
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask cluster; default: threads.")
-    ] = None,
-    quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Move damaged segments to quarantine/ afterwards.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --quarantine: say what would be moved.")
-    ] = False,
-    estimate: Annotated[
-        bool,
-        typer.Option("--estimate", help="Bytes per step of the dataset, or of --config, instead."),
-    ] = False,
-    scores: Annotated[
-        bool,
-        typer.Option("--scores", help="Driving scores, computed again from the stored events."),
-    ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the audit as one HTML page.")] = None,
-    episode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="EPISODE",
-            help="Draw one episode instead: SEGMENT:NUMBER, a number in the plan, "
-            "or worst, best, longest, shortest, random.",
-        ),
-    ] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Its contact sheet, as PNG.")] = None,
-    gif: Annotated[Path | None, typer.Option(help="Play it as a GIF.")] = None,
-    mp4: Annotated[Path | None, typer.Option(help="Play it as a film.")] = None,
-    filter_: FilterOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Audit datasets: what they hold, whether the bytes are whole, whether the data make sense."""
-    if estimate:
-        show_estimate(datasets or (), config, set_, as_json=as_json)
-        return
-    if not datasets:
-        raise ConfigError("replay-inspect needs a dataset: name one or more directories")
-    files = EpisodeFiles(sheet=sheet, gif=gif, mp4=mp4)
-    files.check(episode, html, filter_ or (), scores=scores)
-    if episode is not None:
-        show_episode(datasets, episode, files, among=filter_ or (), as_json=as_json)
-        return
-    from avtd3.store.audit.audit import audit
-    from avtd3.store.render.audit_text import audit_text
-
-    comparison = Comparison.parse(datasets, against or (), window or ())
-    settings = section("audit", config, set_)
-    settings = replace(
-        settings,
-        sample=None if sample is None else parse_share(sample),
-        strict=strict or None,
-        full=full or None,
-        scheduler=scheduler,
-    )
-    with interruptible() as should_stop, progress() as draw:
-        report = audit(
-            comparison.datasets,
-            settings,
-            windows=comparison.windows,
-            should_stop=should_stop,
-            on_progress=draw,
-        )
-        judged = [judge(comparison.datasets, config, set_, should_stop)] if scores else []
-    drifts = comparison.drifts(report)
-    if html is not None:
-        from avtd3.store.render.audit_page import write_audit_page
-
-        more = [page_section(found) for found in judged]
-        write_audit_page(report, html, drifts=drifts, compared=comparison.names, more=more)
-        say(f"wrote {html}")
-    moved, moved_text = _quarantine(report, wanted=quarantine, dry_run=dry_run)
-    told = [found.summary() for found in judged]
-    text = "\n".join([audit_text(report), *told, *comparison.text(drifts), *moved_text])
-    document = report.document() | {
-        "quarantined": moved,
-        "drift": [drift.document() for drift in drifts],
-        "scores": next((found.document() for found in judged), None),
-    }
-    answer(document, as_json, text)
-    if report.verdict != "ok":
-        raise typer.Exit(EXIT_NO)
-
-
 def _quarantine(
     report: "AuditReport", *, wanted: bool, dry_run: bool
 ) -> tuple[list[str], list[str]]:
-    """Move damaged segments, or say which: their names, and lines for people."""
-    if dry_run and not wanted:
-        raise ConfigError("--dry-run belongs to --quarantine: the audit itself changes nothing")
+    """Move damaged segments; return their names, and lines of text about them."""
     if dry_run:
         return [], [f"would move to quarantine: {name}" for _, name in report.damaged]
     from avtd3.store.audit.audit import quarantine_damaged
 
     moved = list(quarantine_damaged(report)) if wanted else []
     return moved, [f"moved to quarantine: {name}" for name in moved]
+
+
+def replay_inspect(
+    datasets: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DATASET", help="Datasets to audit.", show_default=False),
+    ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Read this share of the segments, such as 5% or 0.05."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Verify again what an earlier audit has verified.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Dask scheduler to use. Default: local threads."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML page.")
+    ] = None,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Afterwards, move damaged segments to quarantine/.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --quarantine: list the segments, move nothing.")
+    ] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DATASET",
+            help="Report the drift from the other datasets to this one. Repeatable.",
+        ),
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILTER",
+            help="Give twice, such as date=..2026-11-09 and date=2026-11-10..: report the drift "
+            "from the first window to the second.",
+        ),
+    ] = None,
+    scores: Annotated[
+        bool,
+        typer.Option("--scores", help="Report CARLA leaderboard scores, from the stored events."),
+    ] = False,
+    episode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EPISODE",
+            help="Show one episode instead: worst, best, longest, shortest, random, "
+            "SEGMENT:NUMBER, or its number in the collector's plan.",
+        ),
+    ] = None,
+    filter_: FilterOption = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Save the episode as a contact sheet, as PNG."),
+    ] = None,
+    gif: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Save the episode as a GIF.")
+    ] = None,
+    mp4: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Save the episode as a video; needs avtd3[video]."),
+    ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Report bytes per step of one dataset instead; without a dataset, of the "
+            "configuration.",
+        ),
+    ] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Audit datasets: integrity, contents, plausibility.
+
+    Exits with 1 if there are findings. --against, --window and --scores extend the audit.
+    --episode and --estimate replace it; --filter, --sheet, --gif and --mp4 belong to --episode.
+    """
+    options = {
+        "--sample": sample,
+        "--full": full,
+        "--strict": strict,
+        "--scheduler": scheduler,
+        "--html": html,
+        "--quarantine": quarantine,
+        "--dry-run": dry_run,
+        "--against": against,
+        "--window": window,
+        "--scores": scores,
+        "--episode": episode,
+        "--filter": filter_,
+        "--sheet": sheet,
+        "--gif": gif,
+        "--mp4": mp4,
+        "--estimate": estimate,
+        "--config": config,
+        "--set": set_,
+    }
+    tool = choose_tool(name for name, value in options.items() if value not in (None, False))
+    if tool == "estimate":
+        show_estimate(datasets or (), config, set_ or (), as_json=as_json)
+        return
+    if not datasets:
+        raise ConfigError("replay-inspect needs a dataset; give one or more directories")
+    if tool == "episode":
+        assert episode is not None
+        show_episode(
+            datasets,
+            episode,
+            filters=filter_ or (),
+            sheet=sheet,
+            gif=gif,
+            mp4=mp4,
+            as_json=as_json,
+        )
+        return
+    settings = replace(
+        section("audit", config, set_),
+        sample=None if sample is None else parse_share(sample),
+        strict=strict or None,
+        full=full or None,
+        scheduler=scheduler,
+    )
+    show_audit(
+        Comparison.parse(datasets, against or (), window or ()),
+        settings,
+        penalties=_penalties(config, set_) if scores else None,
+        html=html,
+        quarantine=quarantine,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+def _penalties(config: str | None, overrides: Sequence[str] | None) -> "PenaltyTable":
+    """Return the table of penalties that ``evaluate.penalties`` names."""
+    from avtd3.collect.leaderboard import penalty_table
+
+    return penalty_table(section("evaluate", config, overrides).penalties)

@@ -1,7 +1,7 @@
-"""`avtd3 store`: the commands that change what a dataset holds; the audit only reads.
+"""`avtd3 store`: commands that change which segments a dataset contains.
 
-Exit codes are those of all commands; 1 says that something was left undone: a limit that pins
-forbid to keep, a segment that cannot be read, an interruption.
+They exit with 1 when something could not be done: pins keep a dataset above its limit, a segment
+cannot be read, or the command was interrupted.
 """
 
 from pathlib import Path
@@ -10,19 +10,28 @@ from typing import Annotated
 import typer
 
 from avtd3.configs.commands.console import interruptible, progress
-from avtd3.configs.commands.options import EXIT_NO, FilterOption, JsonOption, answer
-from avtd3.configs.units import parse_bytes, parse_seconds, parse_weights
+from avtd3.configs.commands.options import (
+    EXIT_NO,
+    FilterOption,
+    JsonOption,
+    answer,
+    parse_bytes,
+    parse_seconds,
+    parse_weights,
+)
 
 app = typer.Typer(
-    help="Prune, compact, relabel and pin: what changes a dataset.",
+    help="Maintain a dataset: prune, compact, relabel, pin.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-DatasetArgument = Annotated[Path, typer.Argument(help="The dataset.")]
-SegmentsArgument = Annotated[list[str] | None, typer.Argument(help="Names of segments.")]
+DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset directory.")]
+SegmentsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="SEGMENT", help="Names of segments.")
+]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")
+    bool, typer.Option("--dry-run", help="Report what would be done, and change nothing.")
 ]
 
 
@@ -30,19 +39,29 @@ DryRunOption = Annotated[
 def prune(
     dataset: DatasetArgument,
     max_bytes: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Remove the oldest beyond this, as 10GB.")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Remove the oldest segments until the dataset has this size, such as 10GB.",
+        ),
     ] = None,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Remove the oldest beyond so many steps.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Remove the oldest segments until N steps are left."),
     ] = None,
     older_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Only segments older than this, as 30d.")
+        str | None,
+        typer.Option(metavar="AGE", help="Remove no segments younger than this, such as 30d."),
     ] = None,
     filter_: FilterOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove segments: the oldest, those of an age, or those all of whose episodes match."""
+    """Remove old or unwanted segments.
+
+    Give a limit, --older-than or --filter. The last two restrict which segments are removed; a
+    filter selects segments all of whose episodes match. Pinned segments are kept.
+    """
     from avtd3.store.filters import parse_filter
     from avtd3.store.maintenance.prune import PruneConfig
     from avtd3.store.maintenance.prune import prune as run
@@ -53,8 +72,8 @@ def prune(
         older_than_s=None if older_than is None else parse_seconds(older_than),
         episodes=parse_filter(filter_) if filter_ else None,
     )
-    with interruptible() as should_stop, progress() as draw:
-        report = run(dataset, config, dry_run=dry_run, should_stop=should_stop, on_progress=draw)
+    with interruptible() as should_stop, progress() as show:
+        report = run(dataset, config, dry_run=dry_run, should_stop=should_stop, on_progress=show)
     answer(report.document(), as_json, report.summary())
     if report.stopped or report.problems or not report.within_limits:
         raise typer.Exit(EXIT_NO)
@@ -64,21 +83,28 @@ def prune(
 def compact(
     dataset: DatasetArgument,
     target_steps: Annotated[
-        int, typer.Option(help="Most steps of a merged segment; half of it is small.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Merge segments of less than N/2 steps into segments of up to N steps.",
+        ),
     ] = 16_384,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge small neighbouring segments; every episode stays the same, byte for byte."""
+    """Merge small adjacent segments.
+
+    Every episode stays the same, byte for byte. Pinned segments are not merged.
+    """
     from avtd3.store.maintenance.compact import compact as run
 
-    with interruptible() as should_stop, progress() as draw:
+    with interruptible() as should_stop, progress() as show:
         report = run(
             dataset,
             target_steps=target_steps,
             dry_run=dry_run,
             should_stop=should_stop,
-            on_progress=draw,
+            on_progress=show,
         )
     answer(report.document(), as_json, report.summary())
     if report.stopped or report.problems:
@@ -88,22 +114,30 @@ def compact(
 @app.command()
 def relabel(
     dataset: DatasetArgument,
-    new: Annotated[Path, typer.Argument(help="The dataset to make; run again, it goes on.")],
+    new: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NEW", help="Dataset to create; to continue, run the same command again."
+        ),
+    ],
     weights: Annotated[
         list[str],
         typer.Option(
             metavar="NAME=NUMBER,...",
-            help="Factors of stored reward terms, or a YAML file of them; others keep 1.",
+            help="Factors of reward terms, or a YAML file of them; other terms keep the factor 1.",
         ),
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Make a dataset of the same episodes under other rewards; frames are shared, not copied."""
+    """Create a dataset of the same episodes with other rewards.
+
+    Frames are hard-linked instead of copied where the file system allows it.
+    """
     from avtd3.store.maintenance.relabel import relabel as run
 
     factors = parse_weights(weights)
-    with interruptible() as should_stop, progress() as draw:
-        report = run(dataset, new, factors, should_stop=should_stop, on_progress=draw)
+    with interruptible() as should_stop, progress() as show:
+        report = run(dataset, new, factors, should_stop=should_stop, on_progress=show)
     answer(report.document(), as_json, report.summary())
     if report.stopped or report.problems:
         raise typer.Exit(EXIT_NO)
@@ -114,10 +148,13 @@ def pin(
     dataset: DatasetArgument,
     segments: SegmentsArgument = None,
     filter_: FilterOption = None,
-    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Reason for the pin.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Keep segments as they are: neither pruned nor merged. A filter pins all that hold a match."""
+    """Protect segments from prune and compact.
+
+    --filter pins the segments that contain a matching episode.
+    """
     from avtd3.store.filters import parse_filter
     from avtd3.store.maintenance.pins import pin as run
 
@@ -133,7 +170,10 @@ def unpin(
     filter_: FilterOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take pins off."""
+    """Remove pins.
+
+    --filter unpins the segments that contain a matching episode.
+    """
     from avtd3.store.filters import parse_filter
     from avtd3.store.maintenance.pins import unpin as run
 

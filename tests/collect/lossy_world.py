@@ -1,4 +1,4 @@
-"""A world for tests that is lost when it is told to be."""
+"""A world for tests that is lost on request."""
 
 from avtd3.store.errors import RouteError, WorldLost
 from avtd3.tests.collect.point_world import PointWorld

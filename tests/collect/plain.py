@@ -1,4 +1,4 @@
-"""What tests begin from: a camera without chance in it, and a step in which nothing happens."""
+"""Plain values for tests: a camera without randomness, and a step in which nothing happens."""
 
 from avtd3.collect.driving.reward import StepFacts
 from avtd3.collect.sim.camera import CameraConfig

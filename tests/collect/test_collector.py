@@ -7,15 +7,17 @@ import pytest
 
 from avtd3.collect import collector as loop
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.drivers import DriverPool, PolicyDriver
+from avtd3.collect.drivers import PolicyDriver
 from avtd3.collect.driving.reward import RewardConfig
-from avtd3.collect.driving.task import TaskConfig
+from avtd3.collect.driving.task import DrivingTask, TaskConfig
 from avtd3.collect.maps.scenarios import ScenarioConfig
+from avtd3.collect.mixture import DriverPool
 from avtd3.collect.plan import training_seed
 from avtd3.collect.reports import CollectProgress
 from avtd3.collect.worlds import open_environment
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError, StorageError, WorldError
+from avtd3.store.spec import ImageSpec
 from avtd3.tests.collect.point_world import PointWorld
 
 SHORT = ScenarioConfig(route_length_m=20.0, time_limit_s=5.0)
@@ -135,7 +137,7 @@ def test_mixtures_are_recorded_per_episode(tmp_path):
 
 def test_the_same_plan_twice_is_refused_and_resumed_without_duplicates(tmp_path):
     gather(tmp_path / "d", episodes=2)
-    with pytest.raises(ConfigError, match=r"already holds 2 episodes .* --resume .* --seed"):
+    with pytest.raises(ConfigError, match=r"already has 2 episodes .* --resume .* --seed"):
         gather(tmp_path / "d", episodes=4)
     report = gather(tmp_path / "d", episodes=4, resume=True)
     assert report.tally.episodes == 2
@@ -185,7 +187,7 @@ def test_a_stop_publishes_the_running_episode_as_truncated(tmp_path):
     assert not rows["terminated"][-1]
     assert report.interrupted
     assert report.document()["interrupted"]
-    # It counts as held: the plan goes on behind it.
+    # It counts as present: the plan continues after it.
     gather(tmp_path / "d", episodes=max(found) + 2, resume=True)
     assert len(episodes(tmp_path / "d")) == max(found) + 2
 
@@ -251,6 +253,7 @@ def test_a_nearly_full_disk_is_an_error_before_the_episode(tmp_path):
 
 class FakePolicy:
     version, digest, updates, action_limit = 3, "ab" * 32, 0, 1.0
+    spec = DrivingTask(TaskConfig(), 0.05).spec(ImageSpec(height=8, width=8))
 
     def act(self, frames, vector):
         assert frames.shape == (4, 8, 8)
@@ -273,7 +276,7 @@ class FakeDirectory:
 
 
 def with_policies(monkeypatch, directory):
-    monkeypatch.setattr("avtd3.collect.drivers._open_directory", lambda path: directory)
+    monkeypatch.setattr("avtd3.collect.mixture._open_policy_store", lambda path: directory)
     monkeypatch.setattr(loop, "POLICY_PERIOD_S", 0.0)
 
 
@@ -292,7 +295,7 @@ def test_policies_are_waited_for_and_recorded(tmp_path, monkeypatch):
     assert not any("limited" in report.line() for report in seen)
 
 
-def test_a_policy_that_is_held_back_is_told_of_once_an_episode(tmp_path, monkeypatch):
+def test_a_limited_policy_is_reported_once_an_episode(tmp_path, monkeypatch):
     with_policies(monkeypatch, FakeDirectory(tmp_path / "p"))
     monkeypatch.setattr(FakePolicy, "action_limit", 0.6)
     config = dataclasses.replace(CONFIG, driver="policy")
@@ -302,8 +305,8 @@ def test_a_policy_that_is_held_back_is_told_of_once_an_episode(tmp_path, monkeyp
         lines.append(progress.line())
 
     report = gather(tmp_path / "d", config, episodes=3, policies=tmp_path / "p", on_progress=show)
-    told = [f"episode {n} with actions limited to 60% of their range" for n in (1, 2, 3)]
-    assert [any(text in line for line in lines) for text in told] == [True] * 3
+    expected = [f"episode {n} with actions limited to 60% of their range" for n in (1, 2, 3)]
+    assert [any(text in line for line in lines) for text in expected] == [True] * 3
     assert report.document()["limited_episodes"] == 3
     assert "3 episodes with actions limited by the learner" in report.summary()
     actions = [rows["action"] for rows, _ in episodes(tmp_path / "d").values()]
@@ -341,18 +344,18 @@ def test_actions_that_are_no_numbers_are_one_clear_error(tmp_path, monkeypatch):
     with_policies(monkeypatch, FakeDirectory(tmp_path))
     monkeypatch.setattr(PolicyDriver, "act", lambda *_: np.array((math.nan, 0.0), np.float32))
     config = dataclasses.replace(CONFIG, driver="policy", exploration_noise=0.0)
-    with pytest.raises(WorldError, match=r"driver policy answered \[nan, 0.0\] in episode seed"):
+    with pytest.raises(WorldError, match=r"driver policy returned \[nan, 0.0\] in episode seed"):
         gather(tmp_path / "d", config, episodes=1, policies=tmp_path)
     assert Dataset.open(tmp_path / "d").segment_ids() == []
 
 
 def test_the_pool_keeps_the_last_good_policy(monkeypatch):
-    class Torn(FakeDirectory):
+    class Truncated(FakeDirectory):
         def poll(self, current, spec):
             self.warning = "policy 4 is torn"
             return current
 
-    with_policies(monkeypatch, Torn(None))
+    with_policies(monkeypatch, Truncated(None))
     pool = DriverPool(CONFIG.mixture.parse("policy"), open_environment(CONFIG, point_world), None)
     assert pool.policy is None
     polled = [pool.poll() for _ in range(2)]

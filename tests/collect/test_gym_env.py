@@ -10,7 +10,7 @@ gymnasium = pytest.importorskip("gymnasium")
 from PIL import Image  # noqa: E402 - only where gymnasium is installed
 
 from avtd3.collect.collector import CollectConfig, collect  # noqa: E402
-from avtd3.collect.evaluate import EvaluateConfig, evaluate  # noqa: E402
+from avtd3.collect.evaluator import EvaluateConfig, evaluate  # noqa: E402
 from avtd3.collect.gym_env import GymConfig, open_gym  # noqa: E402
 from avtd3.collect.rollout import Rollout  # noqa: E402
 from avtd3.store.dataset import Dataset  # noqa: E402
@@ -55,14 +55,14 @@ def test_a_vector_environment_is_described_as_it_is():
 
 def test_observations_and_rewards_are_the_environment_s_own():
     environment = tiny()
-    start, transitions = drive(environment, seed=5)
+    start, steps = drive(environment, seed=5)
     env = gymnasium.make(f"{HERE}:Tiny-v0")
     seen, _ = env.reset(seed=5)
-    np.testing.assert_array_equal(start.vector, seen.astype(np.float32))
-    for transition in transitions:
-        seen, reward, _, _, _ = env.step(transition.action)
-        np.testing.assert_array_equal(transition.step.vector, seen.astype(np.float32))
-        np.testing.assert_array_equal(transition.step.reward_terms, np.array([reward], np.float32))
+    np.testing.assert_array_equal(start.observation.vector, seen.astype(np.float32))
+    for step in steps:
+        seen, reward, _, _, _ = env.step(step.action)
+        np.testing.assert_array_equal(step.observation.vector, seen.astype(np.float32))
+        np.testing.assert_array_equal(step.reward_terms, np.array([reward], np.float32))
 
 
 @pytest.mark.parametrize("name", ["Image", "Gray", "Dict"])
@@ -71,24 +71,24 @@ def test_images_become_planes(name):
     assert environment.spec.image is not None
     channels = 1 if name == "Gray" else 3
     assert environment.spec.image.observation_shape == (2 * channels, 40, 44)
-    start, transitions = drive(environment)
-    for seen in (start, transitions[0].step):
+    start, steps = drive(environment)
+    for seen in (start.observation, steps[0].observation):
         assert seen.image is not None
         assert (seen.image.shape, seen.image.dtype) == ((channels, 40, 44), np.uint8)
     if name != "Gray":
-        step = transitions[0].step
-        assert step.image is not None
-        column = int(step.image[0].any(axis=0).argmax())
-        assert step.image[:, 7, column].tolist() == [10, 20, 1]
+        image = steps[0].observation.image
+        assert image is not None
+        column = int(image[0].any(axis=0).argmax())
+        assert image[:, 7, column].tolist() == [10, 20, 1]
 
 
 def test_a_dict_is_an_image_and_its_vectors_joined():
     environment = tiny("TinyDict")
     assert environment.spec.vector_names == ("clock_0", "pose_0")
-    _, transitions = drive(environment)
-    assert transitions[2].step.vector is not None
-    assert transitions[2].step.vector[0] == 3.0
-    assert transitions[2].step.vector.dtype == np.float32
+    _, steps = drive(environment)
+    assert steps[2].observation.vector is not None
+    assert steps[2].observation.vector[0] == 3.0
+    assert steps[2].observation.vector.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_a_dict_is_an_image_and_its_vectors_joined():
     ],
 )
 def test_ends_are_kept_apart(name, settings, end):
-    _, transitions = drive(tiny(name, **settings), seed=1)
-    last = transitions[-1].step
-    assert (last.terminated, last.truncated, last.reason) == end
-    assert all(not t.step.reason for t in transitions[:-1])
+    _, steps = drive(tiny(name, **settings), seed=1)
+    last = steps[-1]
+    assert (last.terminated, last.truncated, last.end_reason) == end
+    assert all(not step.end_reason for step in steps[:-1])
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     assert set(table.texts("driver")) == {"random"}
     assert (one["action"] >= (-2.0, 0.0)).all()
     assert (one["action"] <= (2.0, 1.0)).all()
-    assert len(np.unique(one["vector"][table.offset, 0])) == 6  # each begins elsewhere
+    assert len(np.unique(one["vector"][table.offset, 0])) == 6  # each starts elsewhere
 
 
 def test_workers_and_resume_add_up_to_the_same_episodes(tmp_path):
@@ -173,7 +173,7 @@ def test_the_first_episode_can_be_animated(tmp_path):
         ("gym:Nowhere-v7", "random", "Nowhere"),
         ("gym:no.such.module:Tiny-v0", "random", "no.such"),
         ("gym:CartPole-v1", "random", r"Discrete\(2\), expected a Box of floats"),
-        (TINY, "expert", "driver 'expert' does not know"),
+        (TINY, "expert", "has no driver 'expert'"),
         (TINY, "policy", "--policies"),
     ],
 )
@@ -186,7 +186,7 @@ def test_what_cannot_be_collected_in_is_one_clear_error(tmp_path, world, driver,
 
 @pytest.mark.parametrize("world", ["gym:", "gym: ", "gymPendulum-v1", "moon"])
 def test_worlds_that_cannot_be_are_refused(world):
-    with pytest.raises(ConfigError, match="expected one of: road, carla, or gym:ID"):
+    with pytest.raises(ConfigError, match="expected one of: road, carla; or gym:ID"):
         CollectConfig(world=world)
 
 
@@ -203,12 +203,12 @@ def test_failures_keep_what_was_whole(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("TinyBroken", r"answered the observation \[nan, 0.0\], expected 2 finite numbers"),
-        ("TinyBoundless", r"answered a reward of 1e\+300 at step 1, expected one finite number"),
-        ("TinyOld", r"answers reset\(\) with ndarray, expected a tuple of 2"),
+        ("TinyBroken", r"returned the observation \[nan, 0.0\], expected 2 finite numbers"),
+        ("TinyBoundless", r"returned a reward of 1e\+300 at step 1, expected one finite number"),
+        ("TinyOld", r"returns ndarray from reset\(\), expected a tuple of 2"),
     ],
 )
-def test_answers_that_cannot_be_stored_are_told(name, message):
+def test_values_that_cannot_be_stored_are_reported(name, message):
     with pytest.raises(WorldError, match=message):
         drive(tiny(name))
 
@@ -216,7 +216,7 @@ def test_answers_that_cannot_be_stored_are_told(name, message):
 def test_an_action_never_leaves_a_space_of_doubles():
     environment = tiny("TinyPrecise")
     largest = np.array(environment.spec.action_high, np.float32)
-    environment.begin(0)
+    environment.reset(0)
     environment.step(largest)  # the environment asserts that it is within its space
 
 
@@ -241,6 +241,6 @@ def test_mujoco_s_tasks_are_reproducible(name):
     for _ in range(2):
         environment = open_gym(name, GymConfig(time_limit=20))
         drive(environment, seed=1)  # what ran before must leave no trace
-        runs.append([t.step.vector for t in drive(environment, seed=2)[1]])
+        runs.append([t.observation.vector for t in drive(environment, seed=2)[1]])
         environment.close()
     np.testing.assert_array_equal(runs[0], runs[1])

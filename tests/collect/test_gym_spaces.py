@@ -5,7 +5,7 @@ pytest.importorskip("gymnasium")
 
 from gymnasium import spaces
 
-from avtd3.collect.gym_env import Reader, bounds_of
+from avtd3.collect.gym_env import ObservationReader, read_bounds
 from avtd3.store.errors import ConfigError, WorldError
 from avtd3.tests.collect import tiny_envs
 
@@ -23,7 +23,7 @@ from avtd3.tests.collect import tiny_envs
 )
 def test_observations_that_cannot_be_stored_are_refused(space, message):
     with pytest.raises(ConfigError, match=message):
-        Reader(space, 1, "gym:Odd-v0")
+        ObservationReader(space, 1, "gym:Odd-v0")
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_observations_that_cannot_be_stored_are_refused(space, message):
 )
 def test_actions_that_cannot_be_learned_are_refused(space, message):
     with pytest.raises(ConfigError, match=message):
-        bounds_of(space, "gym:Odd-v0")
+        read_bounds(space, "gym:Odd-v0")
 
 
-def test_answers_out_of_their_space_are_told():
-    reader = Reader(tiny_envs.TinyImage.observation_space, 1, "gym:Odd-v0")
+def test_values_outside_their_space_are_reported():
+    reader = ObservationReader(tiny_envs.TinyImage.observation_space, 1, "gym:Odd-v0")
     with pytest.raises(WorldError, match=r"an image float64 \(40, 44, 3\), expected uint8 \(3, 40"):
         reader.read(np.zeros((40, 44, 3)))
-    reader = Reader(spaces.Box(-1.0, 1.0, (2,)), 1, "gym:Odd-v0")
+    reader = ObservationReader(spaces.Box(-1.0, 1.0, (2,)), 1, "gym:Odd-v0")
     for odd in (
         np.zeros(3),
         np.zeros((2, 1)),
@@ -57,7 +57,7 @@ def test_answers_out_of_their_space_are_told():
 
 
 @pytest.mark.parametrize("odd", [np.zeros(3), {"pose": np.zeros(1)}], ids=["array", "dict"])
-def test_a_dict_that_lacks_parts_is_told(odd):
-    reader = Reader(tiny_envs.TinyDict.observation_space, 1, "gym:Odd-v0")
+def test_a_dict_that_lacks_parts_is_refused(odd):
+    reader = ObservationReader(tiny_envs.TinyDict.observation_space, 1, "gym:Odd-v0")
     with pytest.raises(WorldError, match=r"a dict of .*'clock', 'pose'"):
         reader.read(odd)

@@ -66,14 +66,14 @@ def rows(path):
     return [(driver, length) for _, driver, length in sorted(found)]
 
 
-def test_a_plan_begins_with_its_random_steps(tmp_path, monkeypatch):
+def test_a_plan_starts_with_its_random_steps(tmp_path, monkeypatch):
     config, options = leading(tmp_path, monkeypatch, FakeDirectory(tmp_path), random_steps=150)
     collect(tmp_path / "d", config, steps=300, **options)
     drivers = rows(tmp_path / "d")
     random = [length for driver, length in drivers if driver == "random"]
     assert sum(random) >= 150 > sum(random[:-1])
     assert {driver for driver, _ in drivers[len(random) :]} == {"policy+gaussian=0.1"}
-    # Those of before count: a resumption goes on with the policy.
+    # Earlier ones count: a resumed plan continues with the policy.
     collect(tmp_path / "d", config, steps=400, resume=True, **options)
     assert [driver for driver, _ in rows(tmp_path / "d")].count("random") == len(random)
 
@@ -106,7 +106,7 @@ def test_the_collector_waits_for_its_learner_and_publishes_meanwhile(tmp_path, m
     assert len(Dataset.open(tmp_path / "d").segment_ids()) > 3  # each wait gave the data away
 
 
-def test_a_learner_that_is_gone_is_waited_for_until_told_otherwise(tmp_path, monkeypatch):
+def test_a_learner_that_is_gone_is_waited_for_until_stopped(tmp_path, monkeypatch):
     config, options = leading(tmp_path, monkeypatch, FakeDirectory(tmp_path), max_lead=20)
     seen: list[CollectProgress] = []
     report = collect(

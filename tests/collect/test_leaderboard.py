@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.leaderboard import (
     COLLISIONS,
     INFRACTIONS,
@@ -117,7 +117,7 @@ def test_episodes_without_a_record_have_no_score(events):
     assert score_route(events, TABLES["leaderboard-2.1"]) is None
 
 
-def test_unknown_kinds_are_passed_over():
+def test_unknown_kinds_are_skipped():
     assert score(event("sneeze", 3.0)).driving_score == 50.0
 
 
@@ -150,7 +150,7 @@ def test_an_unknown_version_lists_the_known_ones():
         EvaluateConfig(penalties="3")
 
 
-def test_an_evaluation_tells_the_leaderboards_scores():
+def test_an_evaluation_reports_the_leaderboards_scores():
     setting = ScenarioConfig(route_length_m=30.0, time_limit_s=6.0)
     config = EvaluateConfig(scenario=setting, episodes=3)
     expert = evaluate("expert", config, open_world=open_point_world)

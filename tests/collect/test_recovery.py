@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
-from avtd3.collect.reports import PROGRESS_STEPS, CollectProgress, Recovery, RecoveryConfig, Skipped
+from avtd3.collect.recovery import PROGRESS_STEPS, Recovery, RecoveryConfig, Skipped
+from avtd3.collect.reports import CollectProgress
 from avtd3.collect.worlds import open_world
 from avtd3.store.errors import ConfigError, RouteError, WorldLost
 from avtd3.tests.collect.lossy_world import LossyWorld, open_second_worker_alone_lossy
@@ -40,10 +41,10 @@ def test_an_episode_that_loses_its_world_is_kept_as_truncated_with_the_reason(tm
     assert episodes(tmp_path / "d")[cut[0]][0]["truncated"][-1]
     assert (report.failure, report.missing, report.tally.skipped) == ("", "", ())
     assert report.tally.end_reasons["tick_timeout"] == 1
-    told = (
+    expected = (
         f"simulator lost 1 times, episode {cut[0]} lost its world (tick_timeout): lost at step 40"
     )
-    assert any(told in line.line() for line in seen)
+    assert any(expected in line.line() for line in seen)
     assert report.document()["losses"] == 1
     assert world.closed
 
@@ -107,7 +108,7 @@ def test_an_evaluation_lists_what_has_no_route():
     assert len(report.scores) == 2
 
 
-def test_a_plan_of_steps_goes_on_with_other_episodes_than_a_skipped_one(tmp_path):
+def test_a_plan_of_steps_continues_with_other_episodes_than_a_skipped_one(tmp_path):
     healthy = LossyWorld()
     gather(tmp_path / "clean", healthy, steps=200)
     report = gather(tmp_path / "d", LossyWorld(seeds=[healthy.seeds[0]]), steps=200)
@@ -128,7 +129,7 @@ def test_a_simulator_that_stays_away_ends_its_worker(tmp_path, world, resets, me
     report = gather(tmp_path / "d", world, episodes=3)
     assert world.resets == resets
     assert report.tally.episodes == 0
-    assert "worker 0 gave up: " in report.failure
+    assert "worker 0 stopped: " in report.failure
     assert message in report.failure
     assert "3 episodes missing" in report.failure
     assert report.document()["lost_workers"]
@@ -148,7 +149,7 @@ def test_a_server_that_never_lives_for_a_second_does_not_fill_the_dataset(tmp_pa
 def test_one_failing_server_does_not_stop_the_others(tmp_path):
     config = dataclasses.replace(CONFIG, workers=2)
     report = collect(tmp_path / "d", config, episodes=8, open_world=open_second_worker_alone_lossy)
-    assert "worker 1 gave up: lost at reset 2; 3 episodes missing" in report.failure
+    assert "worker 1 stopped: lost at reset 2; 3 episodes missing" in report.failure
     assert sorted(endings(tmp_path / "d")) == [0, 1, 2, 3, 4]
     assert gather(tmp_path / "d", LossyWorld(), episodes=8, resume=True).failure == ""
     gather(tmp_path / "clean", LossyWorld(), episodes=8)
@@ -165,7 +166,7 @@ def examine(world, **options):
     return evaluate("expert", EXAM, open_world=lambda *_: world, **options)
 
 
-def test_an_evaluation_drives_a_lost_episode_again_from_its_beginning():
+def test_an_evaluation_drives_a_lost_episode_again_from_its_start():
     clean = examine(LossyWorld())
     report = examine(LossyWorld(resets={1: "server_lost"}, steps={30: "sensor_stall"}))
     assert report.scores == clean.scores
@@ -183,24 +184,24 @@ def test_an_evaluation_skips_and_lists_what_cannot_be_driven():
     assert report.document()["skipped"][0]["reason"] == "client_crash"
 
 
-def test_an_evaluation_whose_server_goes_for_good_tells_what_was_driven():
+def test_an_evaluation_whose_server_does_not_come_back_reports_what_was_driven():
     clean = examine(LossyWorld())
     report = examine(LossyWorld(resets={3: "server_away"}))
     assert report.scores == clean.scores[:2]
-    assert report.failure == "worker 0 gave up: lost at reset 3"
-    with pytest.raises(WorldLost, match="gave up: lost at reset 1"):
+    assert report.failure == "worker 0 stopped: lost at reset 3"
+    with pytest.raises(WorldLost, match="stopped: lost at reset 1"):
         examine(LossyWorld(resets={1: "server_away"}))
 
 
-def test_a_second_of_driving_begins_the_count_of_failures_anew():
+def test_a_second_of_driving_restarts_the_count_of_failures():
     recovery = Recovery(RecoveryConfig(attempts=2, failures=3))
     error = WorldLost("gone", "server_lost")
     for index in range(10):
         steps = index * PROGRESS_STEPS
-        assert recovery.lost(index, error, steps) is None
-        assert recovery.lost(index, error, steps) == Skipped(index, "server_lost", "gone")
+        assert recovery.record_loss(index, error, steps) is None
+        assert recovery.record_loss(index, error, steps) == Skipped(index, "server_lost", "gone")
     with pytest.raises(WorldLost, match="3 failures in a row, the last: gone"):
-        recovery.lost(10, error, steps + PROGRESS_STEPS - 1)
+        recovery.record_loss(10, error, steps + PROGRESS_STEPS - 1)
 
 
 @pytest.mark.parametrize("field", ["attempts", "failures"])
@@ -209,7 +210,7 @@ def test_settings_of_the_recovery_are_checked(field):
         RecoveryConfig(**{field: 0})
 
 
-def test_the_road_world_takes_the_factorys_arguments():
+def test_the_built_in_simulator_takes_the_factorys_arguments():
     world = open_world(CONFIG, 3)
     assert world.name == "road"
     world.close()

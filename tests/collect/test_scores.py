@@ -4,10 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from avtd3.collect.driving.measures import DriveMeter
+from avtd3.collect.driving.driving_env import DriveMeter
 from avtd3.collect.driving.reward import StepFacts
-from avtd3.collect.environment import Step
-from avtd3.collect.rollout import Transition
 from avtd3.collect.scores import (
     EpisodeScore,
     Scorer,
@@ -15,11 +13,12 @@ from avtd3.collect.scores import (
     summarise,
     wilson_interval,
 )
+from avtd3.store.step import Observation, Step
 
 NAMES = ("steer", "throttle_brake")
 
 
-def transition(lateral_m=0.0, speed_mps=10.0, action=(0.0, 0.0), reward=1.0, **facts):
+def make_step(lateral_m=0.0, speed_mps=10.0, action=(0.0, 0.0), reward=1.0, **facts):
     known = {
         "progress_m": 0.5,
         "speed_mps": speed_mps,
@@ -34,17 +33,21 @@ def transition(lateral_m=0.0, speed_mps=10.0, action=(0.0, 0.0), reward=1.0, **f
         "goal": False,
     }
     terms = np.array([reward, 0.5], np.float32)
-    step = Step(None, np.zeros(3, np.float32), 0, 0.0, terms, False, False, "")
-    return Transition(np.array(action, np.float32), step), StepFacts(**{**known, **facts})
+    step = Step(
+        action=np.array(action, np.float32),
+        observation=Observation(vector=np.zeros(3, np.float32)),
+        reward_terms=terms,
+    )
+    return step, StepFacts(**{**known, **facts})
 
 
-def score(transitions, *, reason="goal", completion=1.0, index=0, drives=True):
+def score(steps, *, reason="goal", completion=1.0, index=0, drives=True):
     scorer, meter = Scorer(), DriveMeter(0.05)
-    for entry, facts in transitions:
-        scorer.watch(entry)
-        meter.watch(facts)
+    for step, facts in steps:
+        scorer.record(step)
+        meter.record(facts)
     return scorer.score(
-        drive=meter.measures(completion) if drives else None,
+        measures=meter.measures(completion) if drives else {},
         index=index,
         seed=1,
         scenario=0,
@@ -59,30 +62,28 @@ def score(transitions, *, reason="goal", completion=1.0, index=0, drives=True):
 def test_an_episode_by_hand():
     found = score(
         [
-            transition(action=(0.5, 1.0)),
-            transition(lateral_m=-2.0, action=(-0.5, 1.0), lane_invasions=2),
-            transition(lateral_m=-2.0, speed_mps=4.0, wrong_way=True),
-            transition(lateral_m=1.0, speed_mps=0.0, action=(0.0, 0.0)),
-            transition(lateral_m=1.8),
+            make_step(action=(0.5, 1.0)),
+            make_step(lateral_m=-2.0, action=(-0.5, 1.0), lane_invasions=2),
+            make_step(lateral_m=-2.0, speed_mps=4.0, wrong_way=True),
+            make_step(lateral_m=1.0, speed_mps=0.0, action=(0.0, 0.0)),
+            make_step(lateral_m=1.8),
         ]
     )
     assert found.steps == 5
     assert found.episode_return == pytest.approx(7.5)
-    assert found.drive.distance_m == pytest.approx((10 + 10 + 4 + 0 + 10) * 0.05)
-    assert found.drive.lane_departures == 2
-    assert found.drive.lane_invasions == 2
-    assert found.drive.wrong_way_steps == 1
-    assert found.drive.lateral_deviation_m == pytest.approx((0 + 2 + 2 + 1 + 1.8) / 5)
-    assert found.drive.speed_mps == pytest.approx(34 / 5)
+    assert found.measures["distance_m"] == pytest.approx((10 + 10 + 4 + 0 + 10) * 0.05)
+    assert found.measures["lane_departures"] == 2
+    assert found.measures["lane_invasions"] == 2
+    assert found.measures["wrong_way_steps"] == 1
+    assert found.measures["lateral_deviation_m"] == pytest.approx((0 + 2 + 2 + 1 + 1.8) / 5)
+    assert found.measures["speed_mps"] == pytest.approx(34 / 5)
     assert found.action_variance == pytest.approx((0.1, np.var([1, 1, 0, 0, 0])))
     assert found.is_success
 
 
 def test_the_summary_by_hand():
-    good = score([transition()] * 300)
-    bad = score(
-        [transition(lateral_m=1.0, speed_mps=5.0)] * 100, reason="collision", completion=0.5
-    )
+    good = score([make_step()] * 300)
+    bad = score([make_step(lateral_m=1.0, speed_mps=5.0)] * 100, reason="collision", completion=0.5)
     found = summarise([good, bad], NAMES)
     assert found["episodes"] == 2
     assert found["success_rate"] == 0.5
@@ -99,13 +100,13 @@ def test_the_summary_by_hand():
 
 
 def test_the_share_in_the_wrong_lane_is_of_all_steps():
-    wrong, right = transition(wrong_way=True), transition()
+    wrong, right = make_step(wrong_way=True), make_step()
     found = summarise([score([wrong] * 30 + [right] * 70), score([right] * 300)], NAMES)
     assert found["wrong_way_share"] == pytest.approx(30 / 400)
 
 
 def test_what_is_no_car_has_returns_and_lengths_alone():
-    rows = [score([transition(reward=r)] * n, drives=False) for r, n in ((1.0, 10), (3.0, 30))]
+    rows = [score([make_step(reward=r)] * n, drives=False) for r, n in ((1.0, 10), (3.0, 30))]
     found = summarise(rows, NAMES)
     assert found["return_mean"] == pytest.approx((15.0 + 105.0) / 2)
     assert found["return_std"] == pytest.approx(45.0)
@@ -117,7 +118,7 @@ def test_what_is_no_car_has_returns_and_lengths_alone():
 
 
 def test_rows_are_flat():
-    row = score([transition()]).row()
+    row = score([make_step()]).row()
     assert row["speed_mps"] == 10.0
     assert row["route_completion"] == 1.0
 
@@ -176,5 +177,5 @@ def test_bootstrap_interval_is_about_the_normal_one():
 
 
 def test_rows_are_small():
-    assert not hasattr(score([transition()]), "__dict__")
-    assert isinstance(score([transition()]), EpisodeScore)
+    assert not hasattr(score([make_step()]), "__dict__")
+    assert isinstance(score([make_step()]), EpisodeScore)

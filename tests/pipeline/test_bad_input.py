@@ -1,4 +1,4 @@
-"""Bad input answers in one line that names the culprit, and with the right exit code."""
+"""Invalid input prints one line that names the cause, and exits with the right code."""
 
 import json
 import os
@@ -30,8 +30,8 @@ SPEC = EpisodeSpec(
 )
 
 
-def refused(capsys, code, *words):
-    """Run a command that must be refused; returns its one line."""
+def rejected(capsys, code, *words):
+    """Run a command that must fail; return its one line."""
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in words])
     out, err = capsys.readouterr()
@@ -45,7 +45,7 @@ def refused(capsys, code, *words):
 
 
 def fill(path, episodes=2, length=6):
-    """A small sound dataset."""
+    """Write a small valid dataset."""
     dataset = Dataset.create(path, SPEC)
     rng = np.random.default_rng(0)
     with SegmentWriter(dataset, collector="test", provenance={}) as writer:
@@ -79,15 +79,15 @@ def learn(path, tmp_path, *more):
 
 
 def test_a_missing_dataset(tmp_path, capsys):
-    assert "nowhere" in refused(capsys, USAGE, "replay-inspect", tmp_path / "nowhere")
-    assert "nowhere" in refused(capsys, USAGE, *learn(tmp_path / "nowhere", tmp_path))
+    assert "nowhere" in rejected(capsys, USAGE, "replay-inspect", tmp_path / "nowhere")
+    assert "nowhere" in rejected(capsys, USAGE, *learn(tmp_path / "nowhere", tmp_path))
 
 
 def test_a_file_instead_of_a_directory(tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("x")
     for words in (("replay-inspect", file), learn(file, tmp_path), ("collect", file)):
-        assert "file" in refused(capsys, USAGE, *words)
+        assert "file" in rejected(capsys, USAGE, *words)
 
 
 def test_a_foreign_zarr_group(tmp_path, capsys):
@@ -97,11 +97,11 @@ def test_a_foreign_zarr_group(tmp_path, capsys):
         learn(tmp_path / "other", tmp_path),
         ("collect", tmp_path / "other"),
     ):
-        assert "other" in refused(capsys, USAGE, *words)
+        assert "other" in rejected(capsys, USAGE, *words)
 
 
 def test_a_collector_with_another_spec(dataset, capsys):
-    line = refused(capsys, USAGE, "collect", dataset.path)
+    line = rejected(capsys, USAGE, "collect", dataset.path)
     assert "vector_names" in line
     assert "against" in line
 
@@ -111,20 +111,20 @@ def test_learning_from_datasets_with_two_specs(dataset, tmp_path, capsys):
         tmp_path / "other", EpisodeSpec.from_json(SPEC.to_json() | {"control_period_s": 0.1})
     )
     words = ("learn", dataset.path, other.path, "--run", tmp_path / "run")
-    assert "control_period_s" in refused(capsys, USAGE, *words)
+    assert "control_period_s" in rejected(capsys, USAGE, *words)
 
 
-@pytest.mark.parametrize("how", ["torn", "edited"])
+@pytest.mark.parametrize("how", ["truncated", "edited"])
 def test_a_damaged_segment(dataset, tmp_path, capsys, how):
     (segment,) = dataset.snapshot().segments
     file = segment.path / "frames" / "c" / "0" / "0" / "0" / "0"
     data = bytearray(file.read_bytes())
-    if how == "torn":
+    if how == "truncated":
         del data[len(data) // 2 :]
     else:
         data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    line = refused(capsys, USAGE, *learn(dataset.path, tmp_path))
+    line = rejected(capsys, USAGE, *learn(dataset.path, tmp_path))
     assert segment.id in line
     with pytest.raises(SystemExit) as stop:
         main(["replay-inspect", str(dataset.path), "--json"])
@@ -153,16 +153,16 @@ def policies(dataset, tmp_path):
     return tmp_path / "policies"
 
 
-def test_a_torn_policy(policies, capsys):
+def test_a_truncated_policy(policies, capsys):
     capsys.readouterr()
     (file, *_) = sorted(policies.glob("*.safetensors"), reverse=True)
     file.write_bytes(file.read_bytes()[:1000])
-    assert file.name in refused(capsys, USAGE, "evaluate", file, "--episodes", 1)
+    assert file.name in rejected(capsys, USAGE, "evaluate", file, "--episodes", 1)
 
 
 def test_a_policy_for_another_spec(policies, capsys):
     capsys.readouterr()
-    line = refused(capsys, USAGE, "evaluate", policies, "--episodes", 1)
+    line = rejected(capsys, USAGE, "evaluate", policies, "--episodes", 1)
     assert "vector_names" in line
 
 
@@ -182,7 +182,7 @@ def test_a_policy_for_another_spec(policies, capsys):
     ],
 )
 def test_a_wrong_setting_of_the_learner(dataset, tmp_path, capsys, words, named):
-    assert named in refused(capsys, USAGE, *learn(dataset.path, tmp_path, *words))
+    assert named in rejected(capsys, USAGE, *learn(dataset.path, tmp_path, *words))
     assert not (tmp_path / "run").exists()
 
 
@@ -200,23 +200,23 @@ def test_a_wrong_setting_of_the_learner(dataset, tmp_path, capsys, words, named)
     ],
 )
 def test_a_wrong_setting_of_the_collector(tmp_path, capsys, words, named):
-    assert named in refused(capsys, USAGE, "collect", tmp_path / "data", *words)
+    assert named in rejected(capsys, USAGE, "collect", tmp_path / "data", *words)
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "not xml", "<a/>", "<OpenDRIVE/>", "<OpenDRIVE><road/></OpenDRIVE>", "<OpenDRIVE>", "\0"],
 )
-def test_a_road_file_that_is_none(tmp_path, capsys, text):
+def test_an_invalid_road_file(tmp_path, capsys, text):
     file = tmp_path / "town.xodr"
     file.write_text(text)
     words = ("collect", tmp_path / "data", "--town", file, "--steps", 10)
-    assert "town.xodr" in refused(capsys, USAGE, *words)
+    assert "town.xodr" in rejected(capsys, USAGE, *words)
 
 
 def test_nothing_published_yet(tmp_path, capsys):
     Dataset.create(tmp_path / "data", SPEC)
-    assert "data" in refused(capsys, USAGE, *learn(tmp_path / "data", tmp_path))
+    assert "data" in rejected(capsys, USAGE, *learn(tmp_path / "data", tmp_path))
 
 
 def test_repeating_a_plan_without_resume(tmp_path, capsys):
@@ -225,17 +225,17 @@ def test_repeating_a_plan_without_resume(tmp_path, capsys):
         main([str(word) for word in words])
     assert not stop.value.code
     capsys.readouterr()
-    assert "--resume" in refused(capsys, USAGE, *words)
+    assert "--resume" in rejected(capsys, USAGE, *words)
 
 
 def test_a_run_that_exists(policies, dataset, tmp_path, capsys):
     capsys.readouterr()
-    assert "--resume" in refused(capsys, USAGE, *learn(dataset.path, tmp_path))
+    assert "--resume" in rejected(capsys, USAGE, *learn(dataset.path, tmp_path))
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 8 MB, if this process may mount one."""
+    """Mount a file system of 8 MB, if this process may."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
@@ -250,26 +250,26 @@ def test_a_full_disk(small_disk, capsys):
         "collect", small_disk / "data", "--steps", 5000, *QUICK_WORLD,
         "--set=collect.min_free_mb=0", "--set=collect.writer.segment_steps=300",
     )  # fmt: skip
-    assert "disk is full" in refused(capsys, ENVIRONMENT, *words)
+    assert "disk is full" in rejected(capsys, ENVIRONMENT, *words)
     with pytest.raises(SystemExit) as stop:
         main(["replay-inspect", str(small_disk / "data")])
     assert not stop.value.code, capsys.readouterr().out
 
 
-def test_a_nearly_full_disk_is_refused_before_it_is_full(small_disk, capsys):
+def test_a_nearly_full_disk_is_rejected_before_it_is_full(small_disk, capsys):
     words = ("collect", small_disk / "data", "--steps", 5000, *QUICK_WORLD)
-    assert "min_free_mb" in refused(capsys, ENVIRONMENT, *words)
+    assert "min_free_mb" in rejected(capsys, ENVIRONMENT, *words)
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("x")
-    assert "file" in refused(capsys, ENVIRONMENT, "collect", blocked / "data", "--steps", 10)
+    assert "file" in rejected(capsys, ENVIRONMENT, "collect", blocked / "data", "--steps", 10)
 
 
 def test_a_read_only_directory(small_disk, capsys):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    line = refused(capsys, ENVIRONMENT, "collect", small_disk / "data", "--steps", 10)
+    line = rejected(capsys, ENVIRONMENT, "collect", small_disk / "data", "--steps", 10)
     assert "read-only" in line
 
 
@@ -283,8 +283,8 @@ def test_a_read_only_directory(small_disk, capsys):
         (ENVIRONMENT, ("--world", f"gym:{BROKEN}", "--driver", "random"), "[nan, 0.0]"),
     ],
 )
-def test_a_gymnasium_world_that_does_not_fit(tmp_path, capsys, code, words, named):
+def test_a_gymnasium_environment_that_does_not_fit(tmp_path, capsys, code, words, named):
     pytest.importorskip("gymnasium")
-    line = refused(capsys, code, "collect", tmp_path / "d", "--episodes", "1", *words)
+    line = rejected(capsys, code, "collect", tmp_path / "d", "--episodes", "1", *words)
     assert named in line
     assert words[1] in line or "--policies" in line

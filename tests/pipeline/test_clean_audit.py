@@ -1,4 +1,4 @@
-"""What `avtd3 collect` writes has no findings: every driver, every kind of road, and Gymnasium."""
+"""Audits of collected data have no findings: all drivers, all kinds of roads, and Gymnasium."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def collected(path, *, driver, episodes, seed=0, policies=None, **changes):
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory):
-    """Of a network that has learned nothing, for the road world's spec."""
+    """Publish an untrained policy for the spec of the built-in simulator."""
     folder = tmp_path_factory.mktemp("policies")
     collected(folder / "data", driver="random", episodes=1, number=1, **SMALL)
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_every_driver_is_clean_on_every_kind_of_road(tmp_path, policies, scenari
         pytest.param("CarRacing-v3", marks=pytest.mark.slow),
     ],
 )
-def test_what_gymnasium_gives_is_clean(tmp_path, name):
+def test_data_from_gymnasium_are_clean(tmp_path, name):
     gymnasium = pytest.importorskip("gymnasium")
     try:
         gymnasium.make(name).close()

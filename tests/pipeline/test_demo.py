@@ -1,4 +1,4 @@
-"""The demo, made small: every step runs, and says what it found."""
+"""A small demo: every step runs and writes its files."""
 
 import json
 
@@ -20,13 +20,13 @@ SMALL = (
 )
 
 
-def test_every_step_leaves_what_it_promises(tmp_path):
+def test_every_step_writes_its_files(tmp_path):
     out = tmp_path / "out"
-    report = avtd3_json("demo", "--out", out, *SMALL, timeout=250)
+    report = avtd3_json("demo", "--out", out, *SMALL)
     assert report == json.loads((out / "report.json").read_text())
     assert set(report["evaluations"]) == {"random", "behaviour", "learned"}
     seeds = [[row["seed"] for row in e["rows"]] for e in report["evaluations"].values()]
-    assert seeds[0] == seeds[1] == seeds[2], "each driver meets the same roads"
+    assert seeds[0] == seeds[1] == seeds[2], "each driver drives on the same roads"
     assert all(seed % 2 for seed in seeds[0]), "held-out roads have odd seeds"
     assert report["updates"] == 4
     for name in ("held-out-roads.png", "learned-policy.gif"):

@@ -1,4 +1,4 @@
-"""The same plan, collected twice by racing workers, gives the same data and the same policy."""
+"""Collecting the same plan twice with two workers gives the same data and the same policy."""
 
 from safetensors.numpy import load_file
 
@@ -10,7 +10,7 @@ def contents(path):
     return sorted(s.content_digest for s in Dataset.open(path).snapshot().segments)
 
 
-def test_collecting_and_learning_twice(tmp_path):
+def test_collecting_and_learning_twice_gives_the_same_result(tmp_path):
     weights = []
     for name in ("a", "b"):
         data, run = tmp_path / name, tmp_path / f"run-{name}"

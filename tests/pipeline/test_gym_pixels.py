@@ -1,4 +1,4 @@
-"""Gymnasium environments that show pictures: collected, learned from, evaluated."""
+"""Gymnasium environments with images: collect, learn, evaluate."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("gymnasium")
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.gym_env import GymConfig
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.networks import NetworkConfig
@@ -25,7 +25,7 @@ LEARN = LearnConfig(
 
 
 def whole_loop(path, world, gym, episodes):
-    """Random episodes, a few updates, random and policy episodes, and an evaluation."""
+    """Collect at random, learn, collect with the policy, and evaluate."""
     data, policies = path / "data", path / "policies"
     config = CollectConfig(world=world, driver="random", gym=gym, min_free_mb=0)
     collect(data, config, episodes=episodes)
@@ -39,7 +39,7 @@ def whole_loop(path, world, gym, episodes):
 
 
 @pytest.mark.parametrize("name", ["TinyImage", "TinyGray", "TinyDict"])
-def test_pictures_go_all_the_way(tmp_path, name):
+def test_images_work_in_every_step(tmp_path, name):
     world = f"gym:{tiny_envs.__name__}:{name}-v0"
     dataset, report = whole_loop(tmp_path, world, GymConfig(stack=2), 3)
     assert dataset.spec.image is not None
@@ -50,7 +50,7 @@ def test_pictures_go_all_the_way(tmp_path, name):
     assert np.isfinite(report.scores[0].episode_return)
 
 
-def test_carracing_goes_all_the_way(tmp_path):
+def test_carracing_works_in_every_step(tmp_path):
     pytest.importorskip("Box2D")
     dataset, report = whole_loop(tmp_path, "gym:CarRacing-v3", GymConfig(time_limit=8), 1)
     assert dataset.spec.image is not None

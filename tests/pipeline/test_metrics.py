@@ -1,4 +1,4 @@
-"""docs/metrics.md: its tables are the code's, and a run on the road world logs just that."""
+"""docs/metrics.md agrees with the code, and with the metrics that a run logs."""
 
 import re
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_the_tables_are_those_of_the_code():
 
 
 @pytest.mark.slow
-def test_a_run_on_the_road_world_logs_each_of_them(tmp_path):
+def test_a_run_logs_every_metric(tmp_path):
     data, run, policies = (tmp_path / name for name in ("data", "run", "policies"))
     learn = ("learn", data, "--policies", policies, *TINY)
     avtd3("collect", data, "--driver", "random", "--episodes", 6, "--workers", 1, *QUICK_WORLD)

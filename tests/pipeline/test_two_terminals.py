@@ -1,4 +1,4 @@
-"""A collector and a learner that meet only in files, and die and return as they like."""
+"""A collector and a learner that exchange only files, and are killed and restarted."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ SMALL_LEARNER = (
 
 
 def versions_driven(path):
-    """Policy version and digest of every episode that a policy drove."""
+    """Return version and digest of the policy of every episode that a policy drove."""
     driven: dict[int, str] = {}
     for segment in Dataset.open(path).snapshot().segments:
         table = segment.episode_table()
@@ -35,11 +35,11 @@ def newest(policies):
     return json.loads(latest.read_text())["version"] if latest.exists() else -1
 
 
-def test_either_side_is_killed_and_returns(tmp_path, start):
+def test_either_side_can_be_killed_and_restarted(tmp_path, start):
     data, policies, run = tmp_path / "data", tmp_path / "policies", tmp_path / "run"
     collect = (
         "collect", data, "--policies", policies, "--driver", "0.5:policy,0.5:expert",
-        "--seconds", 600, "--seed", 3, "--resume", *QUICK_WORLD,
+        "--steps", 10_000_000, "--seed", 3, "--resume", *QUICK_WORLD,
         "--set=collect.writer.segment_steps=100", "--set=collect.scenario.time_limit_s=10",
     )  # fmt: skip
     learn = (
@@ -55,7 +55,7 @@ def test_either_side_is_killed_and_returns(tmp_path, start):
     collector.kill()
     before = published(data)
     version = newest(policies)
-    wait_until(lambda: newest(policies) > version, "a learner going on", running=(learner,))
+    wait_until(lambda: newest(policies) > version, "a new policy", running=(learner,))
     collector = start(*collect)
     both = (learner, collector)
     wait_until(lambda: len(published(data)) > len(before), "more segments", running=both)
@@ -63,9 +63,7 @@ def test_either_side_is_killed_and_returns(tmp_path, start):
     learner.kill()
     before |= published(data)
     version = newest(policies)
-    wait_until(
-        lambda: len(published(data)) > len(before), "a collector going on", running=(collector,)
-    )
+    wait_until(lambda: len(published(data)) > len(before), "new segments", running=(collector,))
     learner = start(*learn, "--resume")
     both = (learner, collector)
     wait_until(lambda: max(versions_driven(data)) > version, "a newer policy", running=both)

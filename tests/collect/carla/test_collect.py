@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import WorldError
@@ -118,7 +118,7 @@ def test_an_absent_server_is_one_line_with_what_to_start(tmp_path, free):
     )  # fmt: skip
     assert code == 3
     (line,) = [line for line in err.splitlines() if line.startswith("avtd3: ")]
-    assert f"worker 0 gave up: no CARLA server at 127.0.0.1:{free.port}" in line
+    assert f"worker 0 stopped: no CARLA server at 127.0.0.1:{free.port}" in line
     assert "start one with ./CarlaUE4.sh" in line
     assert "2 episodes missing" in line
     assert "Traceback" not in err
@@ -126,7 +126,7 @@ def test_an_absent_server_is_one_line_with_what_to_start(tmp_path, free):
 
 
 @pytest.mark.slow
-def test_one_server_dies_and_the_other_goes_on(tmp_path):
+def test_one_server_dies_and_the_other_continues(tmp_path):
     with CarlaServer() as good, CarlaServer() as bad:
         config = plan(good, bad, **HASTY)
 
@@ -137,9 +137,9 @@ def test_one_server_dies_and_the_other_goes_on(tmp_path):
         report = collect(tmp_path / "d", config, episodes=6, on_progress=end_one)
         assert report.workers == 2
         (lost,) = report.tally.lost
-        assert lost.startswith(f"worker 1 gave up: no CARLA server at 127.0.0.1:{bad.port}")
+        assert lost.startswith(f"worker 1 stopped: no CARLA server at 127.0.0.1:{bad.port}")
         assert {0, 1, 2} <= stored(tmp_path / "d").keys()
-        assert "missing; the same command with --resume goes on" in report.failure
+        assert "missing; run the same command with --resume to continue" in report.failure
         again = collect(tmp_path / "d", plan(good), episodes=6, resume=True)
         assert again.failure == ""
         assert kinds(good) == []

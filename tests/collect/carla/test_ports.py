@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from avtd3 import cli
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.collector import CollectConfig
-from avtd3.collect.evaluate import EvaluateConfig
-from avtd3.collect.worlds import count_workers, open_world
+from avtd3.collect.evaluator import EvaluateConfig
+from avtd3.collect.worlds import open_world
 from avtd3.configs.commands.options import at_servers, section
 from avtd3.store.errors import ConfigError, WorldError
 
@@ -30,7 +30,7 @@ LARGEST = 256
 )
 def test_each_server_has_at_most_one_worker(world, workers, count):
     for config in (CollectConfig, EvaluateConfig):
-        assert count_workers(config(world=world, workers=workers, carla=THREE)) == count
+        assert config(world=world, workers=workers, carla=THREE).worker_count == count
 
 
 def test_a_workers_number_picks_its_port():
@@ -38,7 +38,7 @@ def test_a_workers_number_picks_its_port():
     worlds = [open_world(config, worker) for worker in range(3)]
     assert [getattr(world, "port", 0) for world in worlds] == [2000, 2010, 2020]
     assert {world.name for world in worlds} == {"carla"}
-    assert worlds[0].image_shape == (1, 84, 84)
+    assert [getattr(world, "image_shape", None) for world in worlds] == [(1, 84, 84)] * 3
     for world in worlds:
         world.close()
 
@@ -83,7 +83,7 @@ def test_hosts_and_ports_of_the_command_line():
     ("world", "port", "message"),
     [
         ("road", "2000", "add --world carla"),
-        ("carla", "2000;2010", "expected numbers as in 2000,2010"),
+        ("carla", "2000;2010", "expected numbers, such as 2000,2010"),
         ("carla", "2000,2000", "one or more distinct ports"),
         ("carla", "0", "1 to 65535"),
     ],
@@ -98,7 +98,7 @@ def test_the_preset_is_for_carla():
         settings = section(name, "carla", None)
         assert (settings.world, settings.scenario.town) == ("carla", "Town01")
     changed = section("collect", "carla", ["collect.carla.ports=[2000,2010]"])
-    assert count_workers(changed) == 2
+    assert changed.worker_count == 2
 
 
 def test_ports_without_carla_end_the_command_with_bad_use(tmp_path, capsys):

@@ -64,8 +64,8 @@ def environment(world, path):
 def test_a_route_is_the_same_on_both_worlds(world, folder, name, index, number, town):
     there, here = environment(world, folder / name), environment(RoadWorld(), folder / name)
     for place in (there, here):
-        start = place.begin(4, index)
-        assert (start.town, place.scenario) == (town, number)
+        start = place.reset(4, index)
+        assert (start.attributes["town"], place.scenario) == (town, number)
     np.testing.assert_array_equal(there.task.route.points, here.task.route.points)
     assert there.task.frame.vehicle.x_m == pytest.approx(here.task.frame.vehicle.x_m, abs=1e-3)
 
@@ -73,9 +73,8 @@ def test_a_route_is_the_same_on_both_worlds(world, folder, name, index, number, 
 def test_a_drive_over_the_wire_has_its_events_and_its_score(world, folder):
     place = environment(world, folder / "routes.yaml")
     rollout = Rollout(place, 4, 0)
-    for transition in rollout.drive(place.driver("expert"), "expert", episode_generator(4)):
-        last = transition.step
-    assert last.reason == "goal"
+    *_, last = rollout.drive(place.driver("expert"), "expert", episode_generator(4))
+    assert last.end_reason == "goal"
     score = score_route(place.events(), TABLES["leaderboard-2.1"])
     assert score is not None
     assert score.driving_score == 100.0
@@ -84,4 +83,4 @@ def test_a_drive_over_the_wire_has_its_events_and_its_score(world, folder):
 
 def test_a_town_that_the_server_lacks_is_named(world, folder):
     with pytest.raises(ConfigError, match=r"AvTown09.*did you mean AvTown0"):
-        environment(world, folder / "routes.yaml").begin(4, 2)
+        environment(world, folder / "routes.yaml").reset(4, 2)

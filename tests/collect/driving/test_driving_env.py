@@ -1,9 +1,9 @@
-"""The whole way on the embedded world: the expert drives, episodes are stored and evaluated."""
+"""The complete path on the built-in simulator: drive with the expert, store, evaluate."""
 
 import numpy as np
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.store.dataset import Dataset
 

@@ -9,7 +9,7 @@ from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.events import EventRecorder, Moment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
-from avtd3.collect.evaluate import EvaluateConfig, Evaluator
+from avtd3.collect.evaluator import EvaluateConfig, Evaluator
 from avtd3.collect.leaderboard import TABLES, score_route
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.store.dataset import Dataset
@@ -26,23 +26,23 @@ def record(*steps, length_m=100.0, facts=FACTS):
     recorder = EventRecorder(length_m, 0.5, make_frame(speed_mps=5.0))
     for number, (reason, best_m, values) in enumerate(steps, start=1):
         frame = make_frame(frame_id=number, x_m=best_m, **{"speed_mps": 5.0, **values})
-        recorder.watch(
+        recorder.record(
             Moment(frame=frame, facts=facts, reason=reason, best_m=best_m, standing_s=10.05)
         )
     return recorder.events()
 
 
-def told(events):
+def recorded(events):
     return [(event.step, event.kind, event.value) for event in events]
 
 
-def test_an_uneventful_drive_tells_its_way():
+def test_an_uneventful_drive_records_its_route():
     events = record(("", 1.0, {}), ("", 2.0, {}))
-    assert told(events) == [(0, "route", 100.0), (1, "completion", 2.0)]
+    assert recorded(events) == [(0, "route", 100.0), (1, "completion", 2.0)]
     assert (events[-1].x_m, events[-1].y_m) == (2.0, 0.0)
 
 
-def test_before_the_first_step_nothing_is_told():
+def test_before_the_first_step_nothing_is_recorded():
     assert record() == ()
 
 
@@ -57,7 +57,7 @@ def test_before_the_first_step_nothing_is_told():
 )
 def test_ends_are_events(reason, kind, value):
     events = record(("", 1.0, {}), (reason, 2.0, {}))
-    assert told(events)[1:-1] == [(1, kind, pytest.approx(value))]
+    assert recorded(events)[1:-1] == [(1, kind, pytest.approx(value))]
 
 
 def test_a_collision_says_what_was_hit_and_how_fast():
@@ -65,7 +65,7 @@ def test_a_collision_says_what_was_hit_and_how_fast():
         ("", 1.0, {"speed_mps": 7.0}),
         ("collision", 1.2, {"speed_mps": 0.0, "collision": "vehicle.audi.tt"}),
     )
-    assert told(events)[1:-1] == [(1, "collision", 7.0)]
+    assert recorded(events)[1:-1] == [(1, "collision", 7.0)]
     assert events[1].subject == "vehicle.audi.tt"
     (stood,) = record(("collision", 0.5, {"speed_mps": 0.0, "collision": "vehicle"}))[1:-1]
     assert stood.value == 5.0  # it still moved in the frame before
@@ -80,7 +80,7 @@ def test_stretches_outside_the_lanes_are_one_event_each():
         ("", 5.0, {}),
         ("", 6.0, {"wrong_way": True}),
     )
-    assert told(events)[1:-1] == [
+    assert recorded(events)[1:-1] == [
         (1, "wrong_way", 2.5),
         (3, "off_road", 1.0),
         (5, "wrong_way", 1.0),
@@ -108,7 +108,7 @@ def test_events_lie_in_the_order_of_their_steps():
         ("", 2.0, {"wrong_way": True, "lane_invasions": 2}),
         ("", 3.0, {}),
     )
-    assert told(events)[1:-1] == [(0, "wrong_way", 1.5), (1, "lane_invasion", 2.0)]
+    assert recorded(events)[1:-1] == [(0, "wrong_way", 1.5), (1, "lane_invasion", 2.0)]
     assert [event.step for event in events] == sorted(event.step for event in events)
 
 
@@ -162,7 +162,7 @@ def test_driving_the_stored_actions_again_gives_the_stored_events(tmp_path):
         table, actions, stored = segment.episode_table(), segment.read("action"), segment.events()
         assert stored is not None
         for number in range(segment.episodes):
-            environment.begin(int(table.seed[number]))
+            environment.reset(int(table.seed[number]))
             start = int(table.offset[number])
             for action in actions[start : start + int(table.length[number])]:
                 environment.step(action)

@@ -8,12 +8,9 @@ from hypothesis import strategies as st
 from avtd3.collect.driving.observation import (
     ObservationConfig,
     VectorBuilder,
-    check_frame,
     heading_error,
 )
-from avtd3.store.errors import ConfigError, SpecError
-from avtd3.store.spec import ImageSpec
-from avtd3.store.step import FrameStack
+from avtd3.store.errors import ConfigError
 from avtd3.tests.collect.point_world import make_vehicle, straight_route, winding_route
 
 
@@ -74,7 +71,7 @@ def test_the_vector_does_not_depend_on_where_the_world_has_its_origin(turn, x, y
     np.testing.assert_allclose(here, elsewhere, atol=1e-5)
 
 
-def test_waypoints_go_on_straight_past_the_goal():
+def test_waypoints_continue_straight_past_the_goal():
     vector = build(ObservationConfig(), straight_route(100.0), x_m=95.0)
     np.testing.assert_allclose(vector[3::2] * 25.0, np.arange(1, 11) * 2.5, rtol=1e-6)
 
@@ -87,28 +84,6 @@ def test_heading_error_is_wrapped(yaw, route_yaw):
     assert math.sin(error) == pytest.approx(math.sin(yaw - route_yaw), abs=1e-9)
 
 
-@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 9))
-def test_frame_stack_equals_clamping_to_the_first_frame(size, channels, steps):
-    frames = np.arange((steps + 1) * channels * 4).reshape(-1, channels, 2, 2).astype(np.uint8)
-    stack = FrameStack(size)
-    stack.reset(np.full((channels, 2, 2), 255, np.uint8))  # an episode before must leave no trace
-    stack.reset(frames[0])
-    for t in range(steps + 1):
-        if t:
-            stack.push(frames[t])
-        places = np.maximum(0, t - (size - 1) + np.arange(size))
-        expected = frames[places].reshape(size * channels, 2, 2)
-        np.testing.assert_array_equal(stack.stacked(), expected)
-
-
-def test_frame_stack_survives_a_world_that_reuses_its_buffer():
-    stack, frame = FrameStack(2), np.zeros((1, 2, 2), np.uint8)
-    stack.reset(frame)
-    frame[:] = 7
-    stack.push(frame)
-    assert stack.stacked()[:, 0, 0].tolist() == [0, 7]
-
-
 def test_bad_values_are_refused():
     with pytest.raises(ConfigError, match="waypoints is 0"):
         ObservationConfig(waypoints=0)
@@ -118,5 +93,3 @@ def test_bad_values_are_refused():
         ObservationConfig(waypoint_spacing_m=math.nan)
     with pytest.raises(ConfigError, match="stack"):
         ObservationConfig(stack=0)
-    with pytest.raises(SpecError, match=r"expected uint8 \(1, 84, 84\)"):
-        check_frame(np.zeros((3, 84, 84), np.uint8), ImageSpec(), "point")

@@ -11,10 +11,9 @@ from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
-from avtd3.collect.driving.world import GENERATED
-from avtd3.collect.evaluate import EvaluateConfig, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.generate import generate_network
-from avtd3.collect.maps.scenarios import SCENARIOS, ScenarioConfig, read_scenarios
+from avtd3.collect.maps.scenarios import GENERATED, SCENARIOS, ScenarioConfig, read_scenarios
 from avtd3.collect.plan import digest
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.dataset import Dataset
@@ -272,30 +271,33 @@ def environment_of(path, world=None):
     return DrivingEnvironment(world or RoadWorld(), TaskConfig(), scenarios, ExpertConfig())
 
 
-def test_the_road_world_drives_the_routes_by_turns(folder):
+def test_the_built_in_simulator_drives_the_routes_in_turn(folder):
     pytest.importorskip("carla")
     environment = environment_of(write(folder, YAML))
-    first = environment.begin(11, 0)
-    assert (first.town, first.weather, environment.scenario) == ("straight", "clear", 7)
+    first = environment.reset(11, 0)
+    assert (*first.attributes.values(), environment.scenario) == ("straight", "clear", 7)
     assert environment.task.route.points[0] == pytest.approx([20.0, 1.75], abs=0.02)
     assert environment.task.route.length_m == pytest.approx(130.0, abs=0.1)
-    assert environment.begin(11, 4).town == "loop-000004"
+    assert environment.reset(11, 4).attributes["town"] == "loop-000004"
     assert (environment.task.route.length_m, environment.scenario) == (
         pytest.approx(60.0, abs=1.0),
         1,
     )
-    again = environment.begin(11, 3)
-    assert (environment.scenario, again.image.tobytes()) == (7, first.image.tobytes())
+    again = environment.reset(11, 3)
+    assert (environment.scenario, again.observation.image.tobytes()) == (
+        7,
+        first.observation.image.tobytes(),
+    )
     with pytest.raises(RoadError, match=r"no map 'Town01', expected.*Town01\.xodr beside"):
-        environment.begin(11, 2)
+        environment.reset(11, 2)
     environment.close()
 
 
-def test_the_leaderboards_routes_run_on_the_road_world(folder):
+def test_the_leaderboards_routes_run_on_the_built_in_simulator(folder):
     pytest.importorskip("carla")
     environment = environment_of(write(folder, XML, "routes.xml"))
-    start = environment.begin(2, 0)
-    assert (start.town, start.weather, environment.scenario) == ("straight", "overcast", 24211)
+    start = environment.reset(2, 0)
+    assert (*start.attributes.values(), environment.scenario) == ("straight", "overcast", 24211)
     assert any("ControlLoss" in notice for notice in environment.notices)
     for _ in range(5):
         environment.step(np.array([0.0, 0.5], np.float32))
@@ -336,7 +338,7 @@ def test_an_evaluation_names_the_route_of_each_episode(folder):
     config = EvaluateConfig(scenario=ScenarioConfig(file=str(write(folder, YAML))), episodes=4)
     report = evaluate("expert", config, open_world=open_point_world)
     assert [row["scenario"] for row in report.document()["rows"]] == [7, 1, 2, 7]
-    assert "3 scenarios by turns (7, 1, 2), 4 episodes of " in report.summary()
+    assert "3 scenarios in turn (7, 1, 2), 4 episodes of " in report.summary()
 
 
 def test_generated_networks_in_files_are_those_of_their_number(folder):

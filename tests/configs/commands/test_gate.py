@@ -1,4 +1,4 @@
-"""`avtd3 gate` and `avtd3 compare` as a person uses them, with the files that ship with avtd3."""
+"""`avtd3 gate` and `avtd3 compare` on the command line, with the files that ship with avtd3."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_a_gate_writes_files(write, tmp_path):
     assert text.read_text().startswith("# GO: stage smoke")
 
 
-def test_criteria_of_ones_own(write, tmp_path, capsys):
+def test_criteria_from_a_file(write, tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text("criteria: [{name: loss, metric: critic/loss, below: 0.5}]")
     assert call("gate", write("run"), "--criteria", str(file)) == 1
@@ -98,7 +98,7 @@ def test_criteria_of_ones_own(write, tmp_path, capsys):
         ("criteria: [{name: a, metric: b}]", "needs a bound"),
     ],
 )
-def test_criteria_that_are_none(tmp_path, text, says):
+def test_invalid_criteria_are_rejected(tmp_path, text, says):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=says):
@@ -114,7 +114,7 @@ def test_criteria_that_are_none(tmp_path, text, says):
         ("gate", "RUN", "--criteria", "missing.yaml"),
         ("gate", "RUN", "--stage", "smoke", "--map", "critic/loss"),
         ("gate", "RUN", "--stage", "smoke", "--map", "critic/loss=nothing"),
-        ("gate", "RUN", "--stage", "smoke", "--names", "nobody"),
+        ("gate", "RUN", "--stage", "smoke", "--names", "unknown"),
         ("gate", "RUN", "--stage", "smoke", "--optional", "nothing"),
         ("compare", "RUN", "missing"),
         ("compare", "RUN", "RUN", "--window", "0"),
@@ -122,7 +122,7 @@ def test_criteria_that_are_none(tmp_path, text, says):
         ("compare", "RUN", "RUN", "--directions", "missing.yaml"),
     ],
 )
-def test_bad_use_is_one_line(write, capsys, words):
+def test_invalid_use_prints_one_line(write, capsys, words):
     run = write("run")
     assert call(*(run if word == "RUN" else word for word in words)) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -143,7 +143,7 @@ def test_compare_writes_files_and_fails_on_demand(write, tmp_path, capsys):
     assert call("compare", before, after, "--metric", "actor/*", "--fail-on", "worse") == 0
 
 
-def test_directions_of_ones_own(write, tmp_path, capsys):
+def test_directions_from_a_file(write, tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text("higher: [critic/loss]")
     before, after = write("before"), write("after", **{"critic/loss": 2.0})

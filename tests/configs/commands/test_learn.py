@@ -1,4 +1,4 @@
-"""What the command line says about sampling reaches the learner."""
+"""Sampling options of the command line reach the learner."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from avtd3.store.replay.config import MixPart
 
 
 class SeenError(Exception):
-    """Carries the settings out of the command."""
+    """Carries the settings out of the command to the test."""
 
 
 @pytest.fixture
@@ -27,14 +27,14 @@ def settings_of(monkeypatch, tmp_path):
     return parse
 
 
-def test_filters_on_the_command_line_stand_for_those_of_the_configuration(settings_of):
+def test_filters_on_the_command_line_replace_those_of_the_configuration(settings_of):
     config = ["--set", "learn.replay.filter=['end=goal']"]
     assert settings_of(*config).replay.filter == ("end=goal",)
     given = ["--filter", "end=collision", "--filter", "policy=3..7"]
     assert settings_of(*config, *given).replay.filter == ("end=collision", "policy=3..7")
 
 
-def test_a_filter_that_cannot_be_read_is_bad_use(tmp_path, capsys):
+def test_an_invalid_filter_exits_with_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["learn", "data", "--run", str(tmp_path / "run"), "--filter", "ending=goal"])
     assert ended.value.code == 2
@@ -42,7 +42,7 @@ def test_a_filter_that_cannot_be_read_is_bad_use(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mix_can_be_set_and_written_in_a_file(tmp_path):
+def test_a_mix_can_be_set_in_an_option_and_in_a_file(tmp_path):
     mix = "[{filter: ['end=collision'], weight: 0.3}, {weight: 0.7}]"
     expected = (MixPart(filter=("end=collision",), weight=0.3), MixPart(weight=0.7))
     config = load_section("learn", None, [f"learn.replay.mix={mix}"])

@@ -35,7 +35,7 @@ def avtd3(capsys):
     return run
 
 
-def test_prune_answers_in_json_and_alone_on_standard_output(avtd3, dataset):
+def test_prune_prints_only_json_on_standard_output(avtd3, dataset):
     names = dataset.segment_ids()
     dry = avtd3("store", "prune", dataset.path, "--max-steps", 6, "--dry-run", "--json")
     assert (dry[0], json.loads(dry[1])["removed"]) == (0, names[:2])
@@ -56,14 +56,14 @@ def test_prune_takes_sizes_ages_and_filters(avtd3, dataset):
     assert (code, len(json.loads(out)["removed"])) == (0, 1)
 
 
-def test_a_limit_that_cannot_be_kept_is_no(avtd3, dataset):
+def test_a_limit_that_pins_prevent_exits_with_1(avtd3, dataset):
     assert avtd3("store", "pin", dataset.path, *dataset.segment_ids())[0] == 0
     code, out, _ = avtd3("store", "prune", dataset.path, "--max-steps", 1)
     assert code == 1
     assert "kept because pinned" in out
 
 
-def test_pins_are_set_listed_and_taken_off(avtd3, dataset):
+def test_pins_are_set_listed_and_removed(avtd3, dataset):
     name = dataset.segment_ids()[0]
     code, out, _ = avtd3("store", "pin", dataset.path, name, "--note", "reference", "--json")
     assert (code, json.loads(out)["changed"]) == (0, [name])
@@ -114,7 +114,7 @@ def test_relabel_reads_pairs_and_files(avtd3, dataset, tmp_path):
         (["relabel", "NEW", "--weights", "r0=x"], "expected NAME=NUMBER"),
     ],
 )
-def test_bad_use_is_one_line_and_code_2(avtd3, dataset, tmp_path, argv, message):
+def test_invalid_use_prints_one_line_and_exits_with_2(avtd3, dataset, tmp_path, argv, message):
     command, *rest = [str(tmp_path / arg) if arg == "NEW" else arg for arg in argv]
     code, out, err = avtd3("store", command, dataset.path, *rest)
     assert (code, out) == (2, "")
@@ -123,20 +123,20 @@ def test_bad_use_is_one_line_and_code_2(avtd3, dataset, tmp_path, argv, message)
 
 
 @pytest.mark.parametrize("command", [["prune", "--max-steps", "1"], ["compact"], ["pins"]])
-def test_what_is_no_dataset_is_code_2(avtd3, tmp_path, command):
+def test_a_missing_dataset_exits_with_2(avtd3, tmp_path, command):
     code, _, err = avtd3("store", command[0], tmp_path / "none", *command[1:])
     assert code == 2
     assert "does not exist" in err
 
 
-def test_a_second_housekeeper_is_code_3(avtd3, dataset):
+def test_a_second_maintenance_command_exits_with_3(avtd3, dataset):
     with exclusive(dataset):
         code, _, err = avtd3("store", "compact", dataset.path)
     assert code == 3
     assert "another avtd3 store command" in err
 
 
-def test_damage_is_told_with_code_1(avtd3, dataset):
+def test_damage_is_reported_and_exits_with_1(avtd3, dataset):
     data = dataset.segments_path / dataset.segment_ids()[1] / "reward" / "c" / "0"
     data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
     code, out, _ = avtd3("store", "compact", dataset.path)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluate import EvaluateConfig, EvaluateProgress, evaluate
+from avtd3.collect.evaluator import EvaluateConfig, EvaluateProgress, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import evaluation_seed
 from avtd3.collect.worlds import open_environment
@@ -61,7 +61,7 @@ def test_the_same_seed_scores_the_same_whatever_the_workers():
     assert {s.seed for s in one.scores}.isdisjoint(s.seed for s in other.scores)
 
 
-def test_more_episodes_go_on_where_fewer_ended():
+def test_more_episodes_continue_where_fewer_ended():
     more = examine("expert", dataclasses.replace(CONFIG, episodes=5))
     assert more.scores[:4] == examine("expert").scores
 
@@ -113,7 +113,7 @@ def test_what_is_no_subject_is_refused(subject):
 
 
 def test_an_empty_directory_holds_no_policy(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no policy"):
+    with pytest.raises(CheckpointError, match="holds no readable policy"):
         examine(tmp_path)
 
 

@@ -8,9 +8,8 @@ import pytest
 
 from avtd3.cli import main
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.leaderboard import TABLES
+from avtd3.collect.leaderboard import TABLES, score_datasets
 from avtd3.collect.maps.scenarios import ScenarioConfig
-from avtd3.collect.scores import judge_datasets
 from avtd3.configs.commands.replay_inspect import page_section
 from avtd3.store.dataset import Dataset
 from avtd3.tests.collect.point_world import open_point_world
@@ -48,7 +47,7 @@ def test_json_has_the_scores_of_every_episode(driven, capsys):
     assert {"segment", "episode", "scenario", "town", "end_reason"} <= row.keys()
 
 
-def test_another_version_of_the_table_can_be_asked_for(driven, capsys):
+def test_penalties_are_a_setting(driven, capsys):
     _, out = run(
         capsys, driven, "--scores", "--json", "--set", "evaluate.penalties=leaderboard-2.0"
     )
@@ -58,7 +57,7 @@ def test_another_version_of_the_table_can_be_asked_for(driven, capsys):
     assert "expected one of: leaderboard-1.0, leaderboard-2.0" in out.err
 
 
-def test_the_text_tells_them_by_driver(driven, capsys):
+def test_the_text_reports_scores_by_driver(driven, capsys):
     _, out = run(capsys, driven, "--scores")
     assert "scores  CARLA leaderboard-2.1, 8 episodes" in out.out
     assert "not observed: red_light" in out.out
@@ -66,12 +65,12 @@ def test_the_text_tells_them_by_driver(driven, capsys):
     assert [line[2] for line in lines if line[:1] == ["expert"] and len(line) > 5] == ["100.0"]
 
 
-def test_without_the_option_nothing_is_judged(driven, capsys):
+def test_without_the_option_there_are_no_scores(driven, capsys):
     _, out = run(capsys, driven, "--json")
     assert json.loads(out.out)["scores"] is None
 
 
-def test_the_page_has_a_section_of_them(driven, capsys, tmp_path):
+def test_the_page_has_a_section_on_scores(driven, capsys, tmp_path):
     run(capsys, driven, "--scores", "--html", tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text()
     assert "Driving scores" in text
@@ -81,7 +80,7 @@ def test_the_page_has_a_section_of_them(driven, capsys, tmp_path):
 
 
 def test_there_is_no_empty_card_of_infractions(driven):
-    report = judge_datasets([driven], TABLES["leaderboard-2.1"])
+    report = score_datasets([driven], TABLES["leaderboard-2.1"])
     assert "Infractions" in str(page_section(report)[1])
     expert = tuple(score for score in report.scores if score.driver == "expert")
     page = str(page_section(dataclasses.replace(report, scores=expert))[1])
@@ -89,19 +88,19 @@ def test_there_is_no_empty_card_of_infractions(driven):
     assert "Infractions" not in page
 
 
-def test_it_says_which_episodes_have_no_events(capsys, tmp_path):
+def test_episodes_without_events_are_listed(capsys, tmp_path):
     dataset = write(tmp_path / "some")
     shutil.copytree(GOLDEN / "dataset-v1", tmp_path / "old")
     _, out = run(capsys, tmp_path / "old", "--scores", "--html", tmp_path / "c.html")
     assert "0 episodes" in out.out
     assert "2 episodes (0, 1): no events are stored" in out.out
     assert "Episodes without a score" in (tmp_path / "c.html").read_text()
-    report = judge_datasets([dataset.path], TABLES["leaderboard-2.1"])
+    report = score_datasets([dataset.path], TABLES["leaderboard-2.1"])
     assert [entry.episodes for entry in report.unscored] == [(0, 1, 2)]
     assert report.document()["all"] is None
 
 
-def test_damaged_segments_are_named_and_the_others_judged(driven, tmp_path):
+def test_damaged_segments_are_named_and_the_others_scored(driven, tmp_path):
     path = tmp_path / "copy"
     shutil.copytree(driven, path)
     (segment,) = Dataset.open(path).snapshot().segments
@@ -109,7 +108,7 @@ def test_damaged_segments_are_named_and_the_others_judged(driven, tmp_path):
     data = bytearray(chunk.read_bytes())
     data[0] ^= 255
     chunk.write_bytes(data)
-    report = judge_datasets([path, driven], TABLES["leaderboard-2.1"])
+    report = score_datasets([path, driven], TABLES["leaderboard-2.1"])
     assert len(report.scores) == 8
     (broken,) = report.unscored
     assert broken.dataset == str(path)
@@ -123,5 +122,5 @@ def test_scores_and_one_episode_exclude_each_other(driven, capsys):
     assert "give one of them" in out.err
 
 
-def test_reading_stops_when_asked(driven):
-    assert judge_datasets([driven], TABLES["leaderboard-2.1"], lambda: True).scores == ()
+def test_reading_stops_on_request(driven):
+    assert score_datasets([driven], TABLES["leaderboard-2.1"], lambda: True).scores == ()

@@ -1,4 +1,4 @@
-"""`avtd3 replay-inspect`: shares, drift, quarantine and its dry run, from the command line."""
+"""`avtd3 replay-inspect` on the command line: choice of the tool, drift, quarantine, estimates."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from avtd3.cli import main
-from avtd3.configs.commands.replay_inspect import Comparison, parse_share
+from avtd3.configs.commands.options import parse_share
+from avtd3.configs.commands.replay_inspect import TOOLS, Comparison, choose_tool
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.tests.store.audit.test_audit import SPEC, write
@@ -18,13 +19,59 @@ def run(capsys, *arguments):
     return stop.value.code, capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("given", "tool"),
+    [
+        ((), "audit"),
+        (("--sample", "--strict", "--quarantine", "--dry-run"), "audit"),
+        (("--against", "--html"), "drift"),
+        (("--window", "--full"), "drift"),
+        (("--scores", "--set"), "scores"),
+        (("--episode", "--filter", "--gif"), "episode"),
+        (("--config", "--estimate"), "estimate"),
+    ],
+)
+def test_options_choose_one_tool(given, tool):
+    assert choose_tool(given) == tool
+    assert tool in TOOLS
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--episode", "--scores"), "--episode and --scores exclude each other; give one of them"),
+        (("--against", "--estimate"), "--against and --estimate exclude each other"),
+        (("--window", "--scores"), "--window and --scores exclude each other"),
+        (("--episode", "--html"), "--html has no effect with --episode; give one of them"),
+        (("--sample", "--estimate"), "--sample has no effect with --estimate"),
+        (("--config", "--episode"), "--config has no effect with --episode"),
+        (("--sheet",), "--sheet needs an episode; add --episode worst"),
+        (("--filter", "--scores"), "--filter needs an episode"),
+        (("--dry-run",), "--dry-run has no effect without --quarantine"),
+    ],
+)
+def test_options_of_two_tools_or_without_effect_are_rejected(given, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_tool(given)
+
+
+def test_an_option_without_effect_exits_with_2(tmp_path, capsys):
+    write(tmp_path / "data")
+    code, out = run(capsys, tmp_path / "data", "--estimate", "--set", "collect.seed=1")
+    assert code == 2
+    assert "have no effect when --estimate measures a dataset" in out.err
+    code, out = run(capsys, tmp_path / "data", "--episode", "", "--strict")
+    assert code == 2
+    assert "--strict has no effect with --episode" in out.err
+
+
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), ("100%", 1.0)])
-def test_shares_are_written_either_way(text, share):
+def test_shares_are_fractions_or_percentages(text, share):
     assert parse_share(text) == share
 
 
 @pytest.mark.parametrize("text", ["0", "101%", "1.5", "five", "", "nan"])
-def test_what_is_no_share_is_refused(text):
+def test_invalid_shares_are_rejected(text):
     with pytest.raises(ConfigError, match="--sample"):
         parse_share(text)
 
@@ -37,7 +84,7 @@ def test_what_is_no_share_is_refused(text):
         ((["a"], ["a"], []), "compared with itself"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(arguments, says):
+def test_invalid_comparisons_are_rejected(arguments, says):
     with pytest.raises(ConfigError, match=says):
         Comparison.parse(
             [Path(p) for p in arguments[0]], [Path(p) for p in arguments[1]], arguments[2]
@@ -63,7 +110,7 @@ def test_drift_between_two_windows_as_json(tmp_path, capsys):
     assert [window["returns"]["count"] for window in document["windows"]] == [2, 1]
 
 
-def test_a_dry_run_moves_nothing_and_says_what_it_would(tmp_path, capsys):
+def test_a_dry_run_lists_damaged_segments_and_moves_nothing(tmp_path, capsys):
     dataset = write(tmp_path / "data", segments=2)
     bad = dataset.segment_ids()[0]
     (dataset.segments_path / bad / "reward/c/0").unlink()
@@ -89,7 +136,7 @@ def test_an_estimate_adds_up_to_the_files(tmp_path, capsys):
     assert document["hours_per_terabyte"] == pytest.approx(hours)
 
 
-def test_an_estimate_of_nothing_is_refused(tmp_path, capsys):
+def test_an_estimate_of_an_empty_dataset_is_rejected(tmp_path, capsys):
     Dataset.create(tmp_path / "data", SPEC)
     code, out = run(capsys, tmp_path / "data", "--estimate")
     assert code == 2

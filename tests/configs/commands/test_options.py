@@ -1,12 +1,16 @@
-"""Amounts as people write them."""
+"""Values of options: amounts, weights, and the defaults that help texts state."""
 
 import contextlib
+import re
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.configs.units import parse_bytes, parse_seconds, parse_weights
+from avtd3.cli import app
+from avtd3.configs.commands.options import parse_bytes, parse_seconds, parse_weights
+from avtd3.configs.load import load_section
 from avtd3.store.errors import ConfigError
 
 
@@ -37,19 +41,19 @@ def test_seconds(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "GB", "ten GB", "-1GB", "1XB", "1e9", "1 0", "nan", "30d"])
-def test_what_is_no_amount_of_bytes_is_refused(text):
+def test_invalid_amounts_of_bytes_are_rejected(text):
     with pytest.raises(ConfigError, match="expected an amount of bytes"):
         parse_bytes(text)
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1y", "1M d", "9" * 400 + "d"])
-def test_what_is_no_time_is_refused(text):
+def test_invalid_times_are_rejected(text):
     with pytest.raises(ConfigError, match="expected a time"):
         parse_seconds(text)
 
 
 @given(st.text(max_size=8))
-def test_any_text_is_an_amount_or_an_error_of_ours(text):
+def test_any_text_is_an_amount_or_a_config_error(text):
     for parse in (parse_bytes, parse_seconds):
         with contextlib.suppress(ConfigError):
             assert parse(text) >= 0
@@ -66,19 +70,44 @@ def test_weights_from_pairs_and_files(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a=", "a=b", "a=1,b", "a=1,,"])
-def test_pairs_that_are_none_are_refused(text):
+def test_invalid_pairs_are_rejected(text):
     with pytest.raises(ConfigError, match="expected NAME=NUMBER"):
         parse_weights([text])
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [1]", "a: x", "a: true", "a: {", "- a"])
-def test_files_that_hold_something_else_are_refused(tmp_path, text):
+def test_invalid_files_of_weights_are_rejected(tmp_path, text):
     file = tmp_path / "weights.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match="weight"):
         parse_weights([str(file)])
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_file_of_weights_is_rejected(tmp_path):
     with pytest.raises(ConfigError, match="expected NAME=NUMBER"):
         parse_weights([str(tmp_path / "none.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "section", "key"),
+    [
+        ("collect", "--world", "collect", "world"),
+        ("collect", "--steps", "collect", "steps"),
+        ("collect", "--driver", "collect", "driver"),
+        ("collect", "--seed", "collect", "seed"),
+        ("evaluate", "--episodes", "evaluate", "episodes"),
+        ("evaluate", "--seed", "evaluate", "seed"),
+        ("evaluate", "--world", "evaluate", "world"),
+        ("learn", "--updates", "learn", "updates"),
+        ("learn", "--seed", "learn", "seed"),
+        ("learn", "--replay", "learn", "replay.mode"),
+    ],
+)
+def test_help_states_the_default_of_the_configuration(command, option, section, key):
+    commands = vars(typer.main.get_command(app))["commands"]
+    options = {opt: param for param in commands[command].params for opt in param.opts}
+    (stated,) = re.findall(r"Default: ([\w.]+?)(?: steps)?\.(?: |$)", options[option].help)
+    value = load_section(section)
+    for name in key.split("."):
+        value = getattr(value, name)
+    assert stated == str(value)

@@ -1,4 +1,4 @@
-"""The episode's options of replay-inspect, through the real command line."""
+"""`avtd3 replay-inspect --episode` on the command line."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_an_episode_as_json(dataset, capsys):
 
 
 @pytest.mark.parametrize("option", ["--sheet", "--gif", "--mp4"])
-def test_a_file_without_an_episode_is_refused(dataset, tmp_path, capsys, option):
+def test_a_picture_without_an_episode_is_rejected(dataset, tmp_path, capsys, option):
     with pytest.raises(SystemExit) as stop:
         main(["replay-inspect", str(dataset.path), option, str(tmp_path / "a.gif")])
     assert stop.value.code == 2
@@ -66,7 +66,7 @@ def test_a_page_is_written_beside_the_report(dataset, tmp_path, capsys):
         (["--filter", "end=goal"], "add --episode worst"),
     ],
 )
-def test_what_does_not_go_together_is_refused(dataset, tmp_path, capsys, options, words):
+def test_options_of_two_tools_are_rejected(dataset, tmp_path, capsys, options, words):
     with pytest.raises(SystemExit) as stop:
         main(["replay-inspect", str(dataset.path), *options])
     assert stop.value.code == 2

@@ -1,6 +1,6 @@
-"""A moment of a drive as a picture.
+"""`draw_scene`: a moment of a drive as a picture.
 
-The camera's picture stands beside a map of the route and of what the world says lies around it.
+The camera's picture is beside a map of the route and of the roads and vehicles around the car.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ CAR = (96, 220, 140)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One moment of a drive, with all that is drawn of it."""
+    """One moment of a drive, and everything to draw of it."""
 
     frame: WorldFrame
-    """What the world answered."""
+    """The newest frame."""
     route: Route
     """The way to the goal."""
     action: NDArray[np.float32]

@@ -1,0 +1,559 @@
+"""Worlds that users bring: load one by name, recognise its kind, and check what it returns.
+
+A world is named ``module:factory``, or by an entry point in the group ``avtd3.worlds``. The factory
+returns a driving `World`, on which avtd3 puts the driving task, or an `Environment` with actions,
+observations and a reward of its own. docs/worlds.md is the tutorial.
+
+Only a name that the user gives is imported. Datasets and policies never name code to import.
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import itertools
+import math
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.drivers import Driver
+from avtd3.collect.driving.driving_env import DrivingEnvironment
+from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.task import TaskConfig
+from avtd3.collect.driving.world import Surroundings, VehicleState, World, WorldFrame, WorldStart
+from avtd3.collect.environment import Environment, ResetResult
+from avtd3.collect.maps.route import Route
+from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
+from avtd3.collect.rollout import Rollout
+from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeInfo
+from avtd3.store.errors import Avtd3Error, ConfigError, SpecError, WorldError
+from avtd3.store.events import Event
+from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step import Observation, Step
+from avtd3.store.writer import StepChecker, as_bool
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ENTRY_POINT_GROUP = "avtd3.worlds"
+"""Group of entry points by which installed packages offer worlds."""
+REFERENCE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<factory>[^\W\d]\w*(\.\w+)*)")
+"""``package.module:factory``."""
+_SEE = "see docs/worlds.md"
+_T = TypeVar("_T")
+_MISSING = object()
+_FRAME_NUMBERS = ("frame_id", "sim_time_s", "lane_invasions", "lead_gap_m", "lead_speed_mps")
+_NO_VEHICLE = ("lead_gap_m", math.inf)
+_OWN_ATTRIBUTES = (
+    {field.name for field in dataclasses.fields(EpisodeInfo)} | OWN_ATTRIBUTES.keys()
+) - {"town", "weather"}
+
+# Name, expected value, and number of positional arguments of a method.
+_ENVIRONMENT_MEMBERS = (
+    ("spec", "an EpisodeSpec", None),
+    ("reset", "a method reset(seed, index) that returns a ResetResult", 2),
+    ("step", "a method step(action) that returns a Step", 1),
+)
+_WORLD_MEMBERS = (
+    ("control_period_s", "a number of seconds above 0", None),
+    ("image_shape", "a tuple (channels, height, width)", None),
+    ("reset", "a method reset(scenario, seed) that returns a WorldStart", 2),
+    ("step", "a method step(action) that returns a WorldFrame", 1),
+)
+
+
+def installed_worlds() -> dict[str, importlib.metadata.EntryPoint]:
+    """Return the entry points of all installed worlds, by name."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def open_custom_world(
+    name: str, options: Mapping[str, Any], worker: int = 0
+) -> "CustomWorld | CustomEnvironment":
+    """Import a user's factory, call it, and wrap what it returns in checks.
+
+    Args:
+        name: ``module:factory``, or the name of an entry point.
+        options: Keyword arguments of the factory.
+        worker: Number of the worker process, from 0; passed on if the factory has a parameter
+            ``worker``.
+
+    Raises:
+        ConfigError: If there is no such module or factory, the options do not fit, or it returns
+            something else than a world.
+        WorldError: If the user's code raises an error.
+    """
+    point = None if REFERENCE.fullmatch(name) else installed_worlds().get(name)
+    reference = point.value if point else name
+    match = REFERENCE.fullmatch(reference)
+    if match is None:
+        raise ConfigError(f"world {name!r} is {reference!r}, expected MODULE:FACTORY; {_SEE}")
+    code = _UserCode(name, match["module"])
+    factory = code.load(match["factory"])
+    if not callable(factory):
+        raise ConfigError(
+            f"world {name}: {match['factory']} is {type(factory).__name__}, expected a function "
+            f"or class that makes the world; {_SEE}"
+        )
+    made = code.call("its factory", factory, **_fitting_options(name, factory, options, worker))
+    version = _distribution(match["module"])
+    return _wrap(made, code, f"{reference} ({version})" if version else reference)
+
+
+def check_environment(
+    environment: object, *, episodes: int = 2, steps: int = 200, reproducible: bool = True
+) -> None:
+    """Check an environment or a driving world of your own by driving it at random.
+
+    Use it in your tests: it calls `reset` and `step` as avtd3 does and checks all that they return.
+
+    Args:
+        environment: An `Environment`, a `World`, or an object with the same methods.
+        episodes: Number of episodes.
+        steps: Most steps of each episode.
+        reproducible: Whether to drive each episode twice and require the same bytes.
+
+    Raises:
+        ConfigError: If a method or attribute is missing.
+        WorldError: If a returned value is invalid, an error is raised, or the two drives differ.
+
+    Example:
+        >>> from avtd3.collect.sim.world import RoadWorld
+        >>> check_environment(RoadWorld(), episodes=1, steps=20)
+    """
+    kind = type(environment)
+    made = _wrap(environment, _UserCode(kind.__qualname__, kind.__module__), kind.__qualname__)
+    checked = as_environment(made, TaskConfig(), ScenarioConfig(), ExpertConfig())
+    for index in range(episodes):
+        first = _drive(checked, index, steps)
+        if reproducible and (second := _drive(checked, index, steps)) != first:
+            pairs = enumerate(zip(first, second, strict=False))
+            step = next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
+            raise WorldError(
+                f"world {kind.__qualname__}: episode seed {index} differs in observation {step} "
+                "when it is driven again, expected the same bytes; in reset(), make all state "
+                "anew and take random numbers from np.random.default_rng(seed)"
+            )
+
+
+def as_environment(
+    made: World | Environment, task: TaskConfig, scenario: ScenarioConfig, expert: ExpertConfig
+) -> Environment:
+    """Return an environment as it is, and a driving world with the driving task on it."""
+    if isinstance(made, Environment):
+        return made
+    simulator = made.simulator if isinstance(made, CustomWorld) else ""
+    return DrivingEnvironment(made, task, scenario.resolve(), expert, simulator)
+
+
+def _drive(environment: Environment, seed: int, steps: int) -> list[object]:
+    """Drive an episode at random; return a comparable value for each observation."""
+    rollout = Rollout(environment, seed, seed)
+    driver, rng = environment.driver("random"), np.random.default_rng(seed)
+    seen: list[object] = [(_bytes(rollout.start.observation), dict(rollout.start.attributes))]
+    for step in itertools.islice(rollout.drive(driver, "random", rng), steps):
+        terms = None if step.reward_terms is None else step.reward_terms.tolist()
+        end = (step.terminated, step.truncated, step.end_reason)
+        seen.append((_bytes(step.observation), step.reward, terms, end))
+    return seen
+
+
+def _bytes(observation: Observation) -> tuple[bytes | None, ...]:
+    parts = (observation.image, observation.vector)
+    return tuple(None if part is None else part.tobytes() for part in parts)
+
+
+class _UserCode:
+    """Runs a user's code, and turns its exceptions into one error with file and line.
+
+    Args:
+        name: Name of the world, for messages.
+        module: Name of the module that the code comes from.
+    """
+
+    def __init__(self, name: str, module: str) -> None:
+        self.name, self._module = name, module
+
+    def load(self, path: str) -> object:
+        """Import the module and return an attribute of it, ``factory`` or ``Class.method``.
+
+        Raises:
+            ConfigError: If there is no such module or attribute.
+            WorldError: If the module raises an error while it is imported.
+        """
+        try:
+            found: object = importlib.import_module(self._module)
+        except ModuleNotFoundError as error:
+            if error.name and f"{self._module}.".startswith(f"{error.name}."):
+                raise ConfigError(
+                    f"world {self.name}: there is no module {error.name}; install its package, "
+                    "start avtd3 in the directory of the file, or add that directory to PYTHONPATH"
+                ) from error
+            raise self._failure("its import", error) from error
+        except Exception as error:
+            raise self._failure("its import", error) from error
+        for part in path.split("."):
+            if not hasattr(found, part):
+                raise ConfigError(
+                    f"world {self.name}: {self._module} has no {path}, expected a function or "
+                    f"class that makes the world; {_SEE}"
+                )
+            found = getattr(found, part)
+        return found
+
+    def call(self, place: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:  # noqa: ANN401 - any function
+        """Call a function of the user.
+
+        Raises:
+            WorldError: If it raises an error that is not one of avtd3's.
+        """
+        try:
+            return function(*args, **options)
+        except Avtd3Error:
+            raise  # `WorldLost` and `RouteError` have a meaning of their own
+        except Exception as error:
+            raise self._failure(place, error) from error
+
+    def get(self, made: object, attribute: str, default: object = None) -> Any:  # noqa: ANN401 - any attribute
+        """Return an attribute of the user's object, or a default if it has none."""
+        return self.call(f"its attribute {attribute}", getattr, made, attribute, default)
+
+    def expect(self, kind: type[_T], value: object, place: str) -> _T:
+        """Return a value that the user's code returned, if it is of a type.
+
+        Raises:
+            WorldError: If it is not.
+        """
+        if not isinstance(value, kind):
+            raise self.invalid(place, f"found {_type_name(value)}, expected {kind.__name__}")
+        return value
+
+    def invalid(self, place: str, problem: str) -> WorldError:
+        """Make the error for an invalid value."""
+        return WorldError(f"world {self.name}: invalid result of {place}: {problem}; {_SEE}")
+
+    def _failure(self, place: str, error: Exception) -> WorldError:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return WorldError(f"world {self.name} failed in {place}: {text}{self._location(error)}")
+
+    def _location(self, error: Exception) -> str:
+        """Return file and line of an exception, in the user's code if a frame of it is there."""
+        if isinstance(error, SyntaxError):
+            return f" ({error.filename}:{error.lineno})"
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+        frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+        found = importlib.util.find_spec(self._module.partition(".")[0])
+        file = Path(found.origin if found and found.origin else "")
+        is_package = file.name == "__init__.py"
+        theirs = [
+            frame
+            for frame in frames
+            if Path(frame.filename) == file
+            or (is_package and file.parent in Path(frame.filename).parents)
+        ]
+        last = (theirs or frames)[-1:]
+        return f" ({last[0].filename}:{last[0].lineno})" if last else ""
+
+
+def _fitting_options(
+    name: str, factory: Callable[..., object], options: Mapping[str, Any], worker: int
+) -> dict[str, Any]:
+    """Return the keyword arguments for a factory: the options, and the worker if it wants it."""
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # a built-in without a signature
+        return dict(options)
+    given = dict(options)
+    if "worker" in signature.parameters:
+        given.setdefault("worker", worker)
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise ConfigError(
+            f"world {name}: world_options do not fit its factory: {error}; "
+            f"found {', '.join(given) or 'none'}, expected {signature}"
+        ) from error
+    return given
+
+
+@functools.cache
+def _distribution(module: str) -> str:
+    """Return name and version of the distribution that installs a module; empty if none does."""
+    names = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
+
+
+def _wrap(made: object, code: _UserCode, origin: str) -> "CustomWorld | CustomEnvironment":
+    """Recognise what a user's factory returned, and wrap it.
+
+    What has a ``spec`` is an environment; what has ``control_period_s`` and ``image_shape`` is a
+    driving world.
+    """
+    if code.get(made, "spec", _MISSING) is not _MISSING:
+        return CustomEnvironment(made, code, origin)
+    if any(code.get(made, name, _MISSING) is not _MISSING for name, _, _ in _WORLD_MEMBERS[:2]):
+        return CustomWorld(made, code, origin)
+    raise ConfigError(
+        f"world {code.name}: found {_type_name(made)}, expected an environment (with spec, reset, "
+        f"step) or a driving world (with control_period_s, image_shape, reset, step); {_SEE}"
+    )
+
+
+def _check_members(
+    made: object, code: _UserCode, members: tuple[tuple[str, str, int | None], ...]
+) -> None:
+    """Check that an object has all required attributes and methods.
+
+    Raises:
+        ConfigError: If one is missing, or a method takes other arguments.
+    """
+    for name, expected, arguments in members:
+        value = code.get(made, name, _MISSING)
+        problem = ""
+        if value is _MISSING:
+            problem = f"has no {name}"
+        elif arguments is not None and not callable(value):
+            problem = f"has {name} = {_type_name(value)}"
+        elif arguments is not None:
+            try:
+                inspect.signature(value).bind(*range(arguments))
+            except TypeError:
+                problem = f"has {name}{inspect.signature(value)}"
+            except ValueError:  # a built-in without a signature
+                continue
+        if problem:
+            raise ConfigError(
+                f"world {code.name}: {type(made).__qualname__} {problem}, expected {expected}; "
+                f"{_SEE}"
+            )
+
+
+class CustomEnvironment(Environment):
+    """A user's environment: every call is guarded and every returned value is checked.
+
+    Args:
+        made: The user's object.
+        code: Calls it.
+        origin: Module, factory and version, for the provenance.
+
+    Raises:
+        ConfigError: If a required attribute or method is missing.
+    """
+
+    def __init__(self, made: object, code: _UserCode, origin: str) -> None:
+        _check_members(made, code, _ENVIRONMENT_MEMBERS)
+        self._made: Any = made
+        self._code, self._origin = code, origin
+        self.spec: EpisodeSpec = code.get(made, "spec")
+        if not isinstance(self.spec, EpisodeSpec):
+            raise ConfigError(
+                f"world {code.name}: spec is {_type_name(self.spec)}, expected an EpisodeSpec; "
+                f"{_SEE}"
+            )
+        name = code.get(made, "name", Environment.name)
+        self.name = code.name if name == Environment.name else str(name)
+        self._checker = StepChecker(self.spec)
+        self._steps = 0
+
+    def reset(self, seed: int, index: int = 0) -> ResetResult:
+        """Start an episode, and check the first observation and the attributes."""
+        self._steps = 0
+        result = self._code.call("reset()", self._made.reset, seed, index)
+        result = self._code.expect(ResetResult, result, "reset()")
+        try:
+            self._checker.check_observation(result.observation, 0)
+            EpisodeInfo(attributes=result.attributes)
+        except (SpecError, AttributeError, TypeError) as error:
+            raise self._code.invalid("reset()", str(error)) from error
+        if wrong := sorted(_OWN_ATTRIBUTES & result.attributes.keys()):
+            raise self._code.invalid(
+                "reset()", f"avtd3 sets the attribute {wrong[0]} itself; rename it"
+            )
+        return result
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        """Apply an action, and check the step."""
+        place = f"step() after {self._steps} steps"
+        step = self._code.call(place, self._made.step, action)
+        step = self._code.expect(Step, step, place)
+        self._steps += 1
+        try:
+            self._checker.check_action(step.action)
+            self._checker.check_reward(step.reward, step.reward_terms)
+            self._checker.check_observation(step.observation, self._steps)
+            is_over = as_bool(step.terminated), as_bool(step.truncated)
+        except (SpecError, TypeError, ValueError) as error:
+            raise self._code.invalid(place, str(error)) from error
+        if all(is_over):
+            raise self._code.invalid(place, "both terminated and truncated are true")
+        if step.end_reason and not any(is_over):
+            raise self._code.invalid(
+                place, f"end_reason is {step.end_reason!r} before the last step"
+            )
+        return step
+
+    @property
+    def scenario(self) -> int:
+        """Number of the current episode's scenario."""
+        return int(self._get("scenario", super().scenario))
+
+    @property
+    def simulator(self) -> str:
+        """The user's description, and the module, factory and version that were loaded."""
+        return f"{self._get('simulator', super().simulator)}, from {self._origin}"
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences about the current episode."""
+        return tuple(self._get("notices", super().notices))
+
+    def driver(self, base: str) -> Driver:
+        """Make one of the user's drivers, or a random one."""
+        driver = self._code.call("driver()", self._get("driver", super().driver), base)
+        return _CustomDriver(driver, base, self._code)
+
+    def measures(self) -> Mapping[str, float]:
+        """Return measurements of the episode so far."""
+        found = self._code.call("measures()", self._get("measures", super().measures))
+        if not isinstance(found, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
+            for name, value in found.items()
+        ):
+            raise self._code.invalid("measures()", f"found {found!r}, expected finite numbers")
+        return dict(found)
+
+    def events(self) -> tuple[Event, ...]:
+        """Return what happened in the episode so far."""
+        return tuple(self._code.call("events()", self._get("events", super().events)))
+
+    def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
+        """Draw the present moment."""
+        function = self._get("picture", super().picture)
+        picture: Image.Image = self._code.call("picture()", function, action, title)
+        return picture
+
+    def close(self) -> None:
+        """Release the simulator."""
+        self._code.call("close()", self._get("close", super().close))
+
+    def _get(self, name: str, default: Any) -> Any:  # noqa: ANN401 - any attribute
+        """Return an optional attribute of the user's object, or a default if it has none.
+
+        What a subclass of `Environment` inherits counts as none.
+        """
+        if inspect.getattr_static(self._made, name, None) is vars(Environment)[name]:
+            return default
+        return self._code.get(self._made, name, default)
+
+
+class _CustomDriver:
+    """A user's driver, with guarded calls."""
+
+    def __init__(self, driver: Any, base: str, code: _UserCode) -> None:  # noqa: ANN401 - of the user
+        self._driver, self._place, self._code = driver, f"act() of driver {base}", code
+
+    def reset(self, rng: np.random.Generator) -> None:
+        self._code.call(f"reset() before {self._place}", self._driver.reset, rng)
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        action: NDArray[np.float32] = self._code.call(self._place, self._driver.act, observation)
+        return action
+
+
+class CustomWorld:
+    """A user's driving world: every call is guarded and every returned value is checked.
+
+    Args:
+        made: The user's object.
+        code: Calls it.
+        origin: Module, factory and version, for the provenance.
+
+    Raises:
+        ConfigError: If a required attribute or method is missing or invalid.
+    """
+
+    def __init__(self, made: object, code: _UserCode, origin: str) -> None:
+        _check_members(made, code, _WORLD_MEMBERS)
+        self._made: Any = made
+        self._code = code
+        self.name = str(code.get(made, "name", code.name))
+        self.simulator = f"{self.name}, from {origin}"
+        self.control_period_s: float = code.get(made, "control_period_s")
+        self.image_shape: tuple[int, int, int] = code.get(made, "image_shape")
+        period, shape = self.control_period_s, self.image_shape
+        is_valid = (
+            isinstance(period, int | float) and math.isfinite(period) and period > 0.0,
+            isinstance(shape, tuple)
+            and len(shape) == 3
+            and all(isinstance(size, int) and size > 0 for size in shape),
+        )
+        for (name, expected, _), is_ok in zip(_WORLD_MEMBERS, is_valid, strict=False):
+            if not is_ok:
+                raise ConfigError(
+                    f"world {code.name}: {name} is {getattr(self, name)!r}, expected {expected}; "
+                    f"{_SEE}"
+                )
+        self._route: Route | None = None
+        self._steps = 0
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences about the current episode's roads and traffic."""
+        return tuple(self._code.get(self._made, "notices", ()))
+
+    def reset(self, scenario: Scenario, seed: int) -> WorldStart:
+        """Start an episode, and check its route and first frame."""
+        self._steps = 0
+        start = self._code.call("reset()", self._made.reset, scenario, seed)
+        start = self._code.expect(WorldStart, start, "reset()")
+        self._route = self._code.expect(Route, start.route, "reset(), route")
+        self._check_frame(start.frame, "reset()")
+        return start
+
+    def step(self, action: NDArray[np.float32]) -> WorldFrame:
+        """Apply an action, and check the frame."""
+        place = f"step() after {self._steps} steps"
+        frame = self._code.call(place, self._made.step, action)
+        self._steps += 1
+        return self._check_frame(frame, place)
+
+    def surroundings(self) -> Surroundings:
+        """Return what is around the car; the route alone if the user's world does not say."""
+        function = self._code.get(self._made, "surroundings", None)
+        if function is not None:
+            found = self._code.call("surroundings()", function)
+            return self._code.expect(Surroundings, found, "surroundings()")
+        assert self._route is not None, "reset() comes first"
+        return Surroundings(lanes=(self._route.points,), others=np.zeros((0, 3)))
+
+    def close(self) -> None:
+        """Release the simulator."""
+        self._code.call("close()", self._code.get(self._made, "close", lambda: None))
+
+    def _check_frame(self, frame: object, place: str) -> WorldFrame:
+        code, checked = self._code, self._code.expect(WorldFrame, frame, place)
+        image = code.expect(np.ndarray, checked.image, f"{place}, image")
+        if image.shape != self.image_shape or image.dtype != np.uint8:
+            found = f"{image.dtype} {image.shape}"
+            raise code.invalid(place, f"image is {found}, expected uint8 {self.image_shape}")
+        vehicle = code.expect(VehicleState, checked.vehicle, f"{place}, vehicle")
+        code.expect(str, checked.collision, f"{place}, collision")
+        numbers = {name: getattr(vehicle, name) for name in VehicleState.__slots__}
+        numbers |= {name: getattr(checked, name) for name in _FRAME_NUMBERS}
+        for name, value in numbers.items():
+            is_number = isinstance(value, int | float | np.number)
+            if not is_number or not (math.isfinite(value) or (name, value) == _NO_VEHICLE):
+                raise code.invalid(place, f"{name} is {value!r}, expected a finite number")
+        return checked
+
+
+def _type_name(value: object) -> str:
+    return "None" if value is None else type(value).__qualname__

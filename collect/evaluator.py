@@ -1,0 +1,573 @@
+"""`evaluate`: drive held-out episodes with a policy or a driver, and measure."""
+
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avtd3.collect.checks import check_number
+from avtd3.collect.drivers import PolicyDriver
+from avtd3.collect.environment import Environment
+from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
+from avtd3.collect.mixture import GRAMMAR, Mixture
+from avtd3.collect.plan import MAX_SEED, episode_generator, evaluation_seed
+from avtd3.collect.recovery import Recovery, Skipped, describe_skipped
+from avtd3.collect.rollout import Rollout
+from avtd3.collect.scores import EpisodeScore, Scorer, summarise
+from avtd3.collect.worlds import (
+    EnvironmentConfig,
+    WorldFactory,
+    open_environment,
+    open_world,
+)
+from avtd3.store.errors import CheckpointError, ConfigError, RouteError, WorldLost
+from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step import Step
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from avtd3.learn.policy import Policy
+
+FILM_EVERY = 2
+"""Steps per picture of an animation: 10 pictures per second at 20 Hz."""
+FILM_PICTURES = 250
+"""Most pictures of an animation: 25 seconds of driving."""
+SHEET_STEP = 60
+"""Step whose picture represents an episode on a contact sheet, if the episode is long enough."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig(EnvironmentConfig):
+    """All settings of an evaluation, except who drives.
+
+    Example:
+        >>> EvaluateConfig(episodes=50, world="gym:Hopper-v5").episodes
+        50
+    """
+
+    episodes: int = 20
+    """Held-out episodes."""
+    seed: int = 0
+    """Seed of the evaluation; the same seed gives the same episodes."""
+    penalties: str = CURRENT
+    """Penalty table of the driving score: leaderboard-1.0, leaderboard-2.0 or leaderboard-2.1 of
+    CARLA, see `avtd3.collect.leaderboard`."""
+
+    def __post_init__(self) -> None:
+        EnvironmentConfig.__post_init__(self)  # super() does not know a class with slots
+        penalty_table(self.penalties)
+        check_number("episodes", self.episodes, minimum=1, maximum=1_000_000)
+        check_number("seed", self.seed, maximum=MAX_SEED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvaluationEpisode:
+    """One episode that is about to be driven."""
+
+    rollout: Rollout
+    """The episode."""
+    steps: Iterator[Step]
+    """Its steps, driven one by one as they are read."""
+    driver: str
+    """Name of the driver."""
+
+
+class Evaluator:
+    """Drives held-out episodes with one subject in one environment.
+
+    Args:
+        environment: Where the episodes happen.
+        config: The evaluation's settings.
+        subject: Who drives, see `evaluate`.
+    """
+
+    def __init__(self, environment: Environment, config: EvaluateConfig, subject: str) -> None:
+        self._environment, self._config = environment, config
+        self.policy, self.subject = _load_policy(subject, environment.spec)
+        self._mixture = _parse_subject(subject) if self.policy is None else Mixture.parse("policy")
+        driver = PolicyDriver(self.policy)
+        self.steps = 0
+        """Steps driven so far, those of lost episodes included."""
+        self._drivers = [spec.build(environment, driver) for spec in self._mixture.drivers]
+
+    def start(self, index: int) -> EvaluationEpisode:
+        """Start an episode by its number in the evaluation."""
+        seed = evaluation_seed(self._config.seed, index)
+        rng = episode_generator(seed)
+        place = self._mixture.sample(rng)
+        name = self._mixture.drivers[place].name
+        rollout = Rollout(self._environment, seed, index)
+        return EvaluationEpisode(rollout, rollout.drive(self._drivers[place], name, rng), name)
+
+    def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
+        """Drive an episode to its end and score it; return None if it was stopped before.
+
+        Raises:
+            WorldError: If the simulator or the driver failed.
+        """
+        episode, scorer = self.start(index), Scorer()
+        reason = ""
+        for step in episode.steps:
+            scorer.record(step)
+            self.steps += 1
+            reason = step.end_reason
+            if not step.is_last and should_stop():
+                return None
+        attributes = episode.rollout.start.attributes
+        return scorer.score(
+            index=index,
+            seed=episode.rollout.seed,
+            scenario=self._environment.scenario,
+            town=str(attributes.get("town", "")),
+            weather=str(attributes.get("weather", "")),
+            driver=episode.driver,
+            end_reason=reason,
+            measures=self._environment.measures(),
+            route=score_route(self._environment.events(), penalty_table(self._config.penalties)),
+        )
+
+    def film(self, index: int, path: Path) -> None:
+        """Drive an episode and write it as a GIF.
+
+        Raises:
+            StorageError: If the file cannot be written.
+            WorldError: If the simulator or the driver failed.
+        """
+        from avtd3.store.render.media import write_gif
+
+        episode = self.start(index)
+        steps = itertools.islice(episode.steps, 0, FILM_EVERY * FILM_PICTURES, FILM_EVERY)
+        pictures = (self._environment.picture(step.action, episode.driver) for step in steps)
+        period_s = FILM_EVERY * self._environment.spec.control_period_s
+        with use_one_thread(self.policy):
+            write_gif(pictures, path, period_s=period_s)
+
+    def photograph(self, index: int, step_index: int) -> "tuple[Image.Image, str]":
+        """Drive an episode up to a step, or to its end; return a picture and the place's name."""
+        episode, step = self.start(index), None
+        with use_one_thread(self.policy):
+            for step in itertools.islice(episode.steps, step_index + 1):  # noqa: B007 - the last
+                pass
+        assert step is not None, "an episode has at least one step"
+        attributes = episode.rollout.start.attributes
+        place = ", ".join(
+            str(attributes[name]) for name in ("town", "weather") if name in attributes
+        )
+        return self._environment.picture(step.action, episode.driver), place
+
+
+def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]":
+    """Load the policy that a subject names, with the path of its file; None for a driver."""
+    path = Path(subject)
+    if not path.exists():
+        return None, subject
+    from avtd3.learn.policy import Policy
+    from avtd3.learn.policy_store import PolicyStore
+
+    if path.is_file():
+        return Policy.load(path, spec=spec), subject
+    policy = PolicyStore(path).latest(spec)
+    if policy is None:
+        raise CheckpointError(
+            f"{path} holds no readable policy; give the directory that a learner publishes "
+            "into (avtd3 learn --policies), or one of its files"
+        )
+    # The learner may publish another one meanwhile: every worker must use this one.
+    return policy, str(path / f"policy-{policy.version:08d}.safetensors")
+
+
+def _parse_subject(subject: str) -> Mixture:
+    mixture = None
+    with contextlib.suppress(ConfigError):
+        mixture = Mixture.parse(subject)
+    if mixture is None or mixture.needs_policy:
+        raise ConfigError(
+            f"{subject!r} is neither a policy's file, nor a directory of policies, nor a driver "
+            f"({GRAMMAR}); name a policy by its path"
+        )
+    return mixture
+
+
+@contextlib.contextmanager
+def use_one_thread(policy: "Policy | None") -> Iterator[None]:
+    """Limit torch to one thread while a policy drives.
+
+    Otherwise sums in another order would make the scores depend on the number of cores.
+    """
+    if policy is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateProgress:
+    """The state of a running evaluation."""
+
+    done: int
+    """Episodes driven."""
+    episodes: int
+    """Episodes to drive."""
+    return_mean: float
+    """Mean return of the driven episodes."""
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of the work that is done, in [0, 1]."""
+        return self.done / self.episodes
+
+    def line(self) -> str:
+        """Return the state as one line of text."""
+        return f"{self.done} of {self.episodes} episodes, mean return {self.return_mean:.1f}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateReport:
+    """The result of `evaluate`.
+
+    Example:
+        >>> report = EvaluateReport(
+        ...     driver="random", policy_version=None, policy_digest="", world="road",
+        ...     setting="scenario 0", scenario=0, scenario_file=None, action_names=(), seed=0,
+        ...     scores=(), seconds=1.0, interrupted=True,
+        ... )
+        >>> report.document()["episodes"]
+        0
+    """
+
+    driver: str
+    """Who drove, as given by the user."""
+    policy_version: int | None
+    """Version of the policy, if one drove."""
+    policy_digest: str
+    """SHA-256 of the policy's file; empty without a policy."""
+    world: str
+    """Name of the world."""
+    setting: str
+    """Name of the setting, for people."""
+    scenario: int
+    """Number of the scenario, or of a file's first route; 0 without scenarios."""
+    scenario_file: str | None
+    """The file whose routes were driven in turn; None for generated roads."""
+    action_names: tuple[str, ...]
+    """Name of each action."""
+    seed: int
+    """Seed of the evaluation."""
+    scores: tuple[EpisodeScore, ...]
+    """One score per episode, in order."""
+    seconds: float
+    """Seconds that it took."""
+    interrupted: bool
+    """Whether it was stopped before its last episode."""
+    skipped: tuple[Skipped, ...] = ()
+    """Episodes that could not be driven after several attempts."""
+    lost_workers: tuple[str, ...] = ()
+    """Workers that stopped because their simulator did not come back, and why."""
+
+    @property
+    def failure(self) -> str:
+        """Why episodes are missing because of simulators; empty if none are."""
+        causes = list(self.lost_workers)
+        if self.skipped:
+            causes.append(f"{len(self.skipped)} of the episodes skipped")
+        return "; ".join(causes)
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as JSON values: `summarise` of the scores, and a row for each."""
+        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        rows = [score.row() for score in known.pop("scores")]
+        names = known.pop("action_names")
+        known["skipped"] = [episode.document() for episode in self.skipped]
+        known["lost_workers"] = list(self.lost_workers)
+        return {**summarise(self.scores, names), **known, "rows": rows}
+
+    def summary(self) -> str:
+        """Return the report as text."""
+        found = summarise(self.scores, self.action_names)
+        # The roads of a scenario file are the same for every seed.
+        kind = f"episodes of {self.scenario_file}" if self.scenario_file else "held-out episodes"
+        ends = ", ".join(f"{count} {reason}" for reason, count in found["end_reasons"].items())
+        version = "" if self.policy_version is None else f" (version {self.policy_version})"
+        lines = [
+            f"{self.driver}{version}, {self.setting}, {found['episodes']} {kind}",
+            *(_driving_lines(found) if "success_rate" in found else _measure_lines(found)),
+            f"return          {found['return_mean']:.1f} (95 %: "
+            f"{found['return_interval'][0]:.1f} to {found['return_interval'][1]:.1f})",
+            f"length          {found['episode_length']:.1f} steps (95 %: "
+            f"{found['length_interval'][0]:.1f} to {found['length_interval'][1]:.1f})",
+            f"ends            {ends}",
+            *describe_skipped(self.skipped),
+        ]
+        return "\n".join(lines)
+
+
+def _measure_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    for name, mean in found.get("measures", {}).items():
+        yield f"{name:15} {mean:.3g}"
+
+
+def _driving_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    low, high = found["success_interval"]
+    yield f"success         {found['success_rate']:.0%} (95 %: {low:.0%} to {high:.0%})"
+    yield f"route completed {found['route_completion']:.0%}, {found['distance_km']:.2f} km in all"
+    if "scores" in found:
+        score, version = found["scores"]["driving_score"], found["scores"]["penalties"]
+        yield f"driving score   {score:.1f} of 100 (CARLA {version})"
+    yield f"collisions      {found['collisions_per_km']:.2f} per km"
+    yield f"lane departures {found['lane_departures_per_km']:.2f} per km"
+    yield f"off the centre  {found['lateral_deviation_m']:.2f} m"
+    yield f"speed           {3.6 * found['speed_mps']:.1f} km/h"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateJob:
+    """The work of one process."""
+
+    worker: int
+    """Number of the process, from 0."""
+    config: EvaluateConfig
+    """The evaluation's settings."""
+    subject: str
+    """Who drives: a path or a driver, see `evaluate`."""
+    indices: tuple[int, ...]
+    """Numbers of its episodes."""
+    open_world: WorldFactory
+    """Makes the world."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatePart:
+    """What one process has driven so far."""
+
+    scores: tuple[EpisodeScore, ...] = ()
+    """One score per episode."""
+    skipped: tuple[Skipped, ...] = ()
+    """Episodes that could not be driven."""
+    lost: str = ""
+    """Why the process stopped early, or an empty string."""
+
+
+def evaluate(
+    subject: str | Path,
+    config: EvaluateConfig | None = None,
+    *,
+    gif: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[EvaluateProgress], None] = lambda _: None,
+    open_world: WorldFactory = open_world,
+) -> EvaluateReport:
+    """Drive held-out episodes and measure how well.
+
+    Args:
+        subject: Who drives: a policy's file, a directory of policies (the newest one drives), or a
+            driver as for collecting.
+        config: The settings; None for the defaults.
+        gif: Path of an animation of the first episode, which is driven once more for it.
+        should_stop: Called at every step; true ends the evaluation.
+        on_progress: Called after every episode.
+        open_world: Makes the world, in the process that uses it; the default makes the one that the
+            settings name.
+
+    Raises:
+        ConfigError: If the subject is neither a path nor a driver.
+        CheckpointError: If the policy is truncated, or the directory has none.
+        SpecError: If the policy was trained with another observation.
+        WorldError: If the simulator, the driver or a worker process failed. A simulator that does
+            not come back is an error only if no episode was driven, see `EvaluateReport.failure`.
+
+    Example:
+        >>> from avtd3.collect import EvaluateConfig, ScenarioConfig, evaluate
+        >>> scenario = ScenarioConfig(number=1, route_length_m=30.0)  # empty country roads
+        >>> report = evaluate("expert", EvaluateConfig(scenario=scenario, episodes=1))
+        >>> report.document()["success_rate"]
+        1.0
+        >>> policies = "/path/to/policies"  # evaluate(policies) evaluates the newest policy there
+    """
+    config = config or EvaluateConfig()
+    started_s = time.monotonic()
+    environment = open_environment(config, open_world, render=gif is not None)
+    try:
+        evaluator = Evaluator(environment, config, str(subject))
+        if gif is not None:
+            evaluator.film(0, gif)
+    finally:
+        environment.close()
+    every, workers = range(config.episodes), min(config.worker_count, config.episodes)
+    jobs = [
+        EvaluateJob(
+            worker=worker,
+            config=config,
+            subject=evaluator.subject,
+            indices=tuple(every[worker::workers]),
+            open_world=open_world,
+        )
+        for worker in range(workers)
+    ]
+
+    def show(parts: list[EvaluatePart | None]) -> None:
+        scores = [score for part in parts if part for score in part.scores]
+        mean = sum(score.episode_return for score in scores) / max(len(scores), 1)
+        on_progress(EvaluateProgress(done=len(scores), episodes=config.episodes, return_mean=mean))
+
+    parts = _run(jobs, should_stop, show)
+    scores = sorted((s for part in parts for s in part.scores), key=lambda score: score.index)
+    lost = tuple(part.lost for part in parts if part.lost)
+    if lost and not scores:
+        raise WorldLost("; ".join(lost))
+    skipped = sorted((e for part in parts for e in part.skipped), key=lambda e: e.index)
+    return EvaluateReport(
+        driver=str(subject),
+        policy_version=evaluator.policy.version if evaluator.policy else None,
+        policy_digest=evaluator.policy.digest if evaluator.policy else "",
+        world=environment.name,
+        setting=environment.setting,
+        scenario=environment.scenario,
+        scenario_file=config.scenario.file,
+        action_names=environment.spec.action_names,
+        seed=config.seed,
+        scores=tuple(scores),
+        seconds=time.monotonic() - started_s,
+        interrupted=should_stop() and len(scores) < config.episodes,
+        skipped=tuple(skipped),
+        lost_workers=lost,
+    )
+
+
+def _run(
+    jobs: list[EvaluateJob],
+    should_stop: Callable[[], bool],
+    show: Callable[[list[EvaluatePart | None]], None],
+) -> list[EvaluatePart]:
+    if len(jobs) == 1:
+        return [run_job(jobs[0], should_stop, lambda part: show([part]))]
+    from avtd3.collect.workers import run_workers
+
+    return run_workers(run_job, jobs, should_stop=should_stop, on_reports=show)
+
+
+def run_job(
+    job: EvaluateJob, should_stop: Callable[[], bool], report: Callable[[EvaluatePart], None]
+) -> EvaluatePart:
+    """Drive one process's episodes; an interrupted episode is not scored.
+
+    An episode in which the simulator is lost is driven again from its start.
+
+    Raises:
+        Avtd3Error: As `evaluate`.
+    """
+    environment = open_environment(job.config, job.open_world, job.worker)
+    part, recovery = EvaluatePart(), Recovery(job.config.recovery)
+    try:
+        evaluator = Evaluator(environment, job.config, job.subject)
+        with use_one_thread(evaluator.policy):
+            for index in job.indices:
+                driven = _drive(evaluator, index, recovery, should_stop)
+                if driven is None:
+                    break
+                part = _add(part, driven)
+                report(part)
+    except WorldLost as error:
+        part = dataclasses.replace(part, lost=f"worker {job.worker} stopped: {error}")
+    finally:
+        environment.close()
+    return part
+
+
+def _drive(
+    evaluator: Evaluator, index: int, recovery: Recovery, should_stop: Callable[[], bool]
+) -> EpisodeScore | Skipped | None:
+    """Score an episode, with as many attempts as it needs; return None if it was stopped."""
+    while not should_stop():
+        try:
+            return evaluator.score(index, should_stop)
+        except WorldLost as error:
+            skipped = recovery.record_loss(index, error, evaluator.steps)
+            if skipped is not None:
+                return skipped
+        except RouteError as error:
+            return recovery.record_no_route(index, error, evaluator.steps)
+    return None
+
+
+def _add(part: EvaluatePart, driven: EpisodeScore | Skipped) -> EvaluatePart:
+    if isinstance(driven, Skipped):
+        return dataclasses.replace(part, skipped=(*part.skipped, driven))
+    return dataclasses.replace(part, scores=(*part.scores, driven))
+
+
+def film_held_out(
+    subject: str,
+    config: EvaluateConfig,
+    index: int,
+    path: Path,
+    *,
+    open_world: WorldFactory = open_world,
+) -> None:
+    """Write one episode of an evaluation as a GIF.
+
+    Args:
+        subject: Who drives, as for `evaluate`.
+        config: The evaluation's settings.
+        index: Number of the episode.
+        path: The file, replaced atomically.
+        open_world: Makes the world.
+
+    Raises:
+        Avtd3Error: As `evaluate`.
+    """
+    environment = open_environment(config, open_world, render=True)
+    try:
+        Evaluator(environment, config, subject).film(index, path)
+    finally:
+        environment.close()
+
+
+def sheet_held_out(
+    subject: str,
+    config: EvaluateConfig,
+    path: Path,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    open_world: WorldFactory = open_world,
+) -> None:
+    """Write a contact sheet with one picture of each episode of an evaluation.
+
+    Args:
+        subject: Who drives, as for `evaluate`.
+        config: The evaluation's settings.
+        path: The file, replaced atomically.
+        should_stop: Called between episodes; true skips the rest.
+        open_world: Makes the world.
+
+    Raises:
+        Avtd3Error: As `evaluate`.
+    """
+    from PIL import Image
+
+    from avtd3.store.render.media import write_contact_sheet
+
+    environment = open_environment(config, open_world, render=True)
+    pictures: list[Image.Image] = []
+    captions: list[str] = []
+    try:
+        evaluator = Evaluator(environment, config, subject)
+        for index in range(config.episodes):
+            if should_stop() and pictures:
+                break
+            picture, place = evaluator.photograph(index, SHEET_STEP)
+            pictures.append(picture.resize((337, 183), Image.Resampling.LANCZOS))
+            captions.append(f"{index}: {place}")
+    finally:
+        environment.close()
+    write_contact_sheet(pictures, captions, path, columns=4)

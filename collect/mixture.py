@@ -1,0 +1,250 @@
+"""`Mixture`: which driver drives which episode, and `DriverPool`, which holds those drivers."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from avtd3.collect.drivers import Driver, NoisyDriver, PolicyDriver
+from avtd3.collect.environment import Environment
+from avtd3.store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from avtd3.learn.policy import Policy
+    from avtd3.learn.policy_store import PolicyStore
+
+BASE_DRIVERS = ("expert", "random", "policy")
+"""Drivers without noise."""
+GRAMMAR = "[SHARE:]DRIVER[+noise[=SIGMA[/SIGMA]]|+gaussian[=SIGMA[/SIGMA]]],... with DRIVER one of "
+GRAMMAR += ", ".join(BASE_DRIVERS)
+DEFAULT_SIGMA = 0.2
+_DRIVER = re.compile(r"(?P<base>[a-z]+)(?:\+(?P<noise>noise|gaussian)(?:=(?P<sigmas>[0-9./]+))?)?")
+_NOISE_TIME_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DriverSpec:
+    """One driver of a mixture."""
+
+    share: float
+    """Share of the episodes, in (0, 1]."""
+    base: str
+    """One of `BASE_DRIVERS`."""
+    noise: str
+    """``noise`` (correlated over 0.5 s), ``gaussian`` (independent), or empty for none."""
+    sigmas: tuple[float, ...] = ()
+    """Standard deviation of the noise, in half ranges of the actions: one for all, or one for each;
+    empty without noise."""
+
+    @property
+    def sigma(self) -> float:
+        """The largest of `sigmas`, recorded with each episode; 0 without noise."""
+        return max(self.sigmas, default=0.0)
+
+    @property
+    def name(self) -> str:
+        """The driver as recorded with each episode: ``expert+noise=0.2``."""
+        sigmas = "/".join(f"{sigma:g}" for sigma in self.sigmas)
+        return f"{self.base}+{self.noise}={sigmas}" if self.noise else self.base
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether this is a policy, with or without noise."""
+        return self.base == "policy"
+
+    def build(self, environment: Environment, policy: PolicyDriver) -> Driver:
+        """Make the driver.
+
+        Args:
+            environment: Where it drives.
+            policy: Holds the policy, for a driver that is one.
+
+        Raises:
+            ConfigError: If the environment has no such driver, or another number of actions.
+        """
+        driver: Driver = policy if self.is_policy else environment.driver(self.base)
+        if not self.noise:
+            return driver
+        spec = environment.spec
+        if len(self.sigmas) not in (1, spec.action_size):
+            raise ConfigError(
+                f"driver {self.name} has {len(self.sigmas)} sigmas, expected 1, or "
+                f"{spec.action_size} for {', '.join(spec.action_names)}"
+            )
+        time_s = _NOISE_TIME_S if self.noise == "noise" else 0.0
+        period_s = spec.control_period_s
+        return NoisyDriver(driver, self.sigmas, time_s=time_s, period_s=period_s, spec=spec)
+
+
+RANDOM = DriverSpec(share=1.0, base="random", noise="")
+"""The random driver alone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Drivers with their shares of the episodes.
+
+    Example:
+        >>> Mixture.parse("3:expert+noise,1:random").text
+        '0.75:expert+noise=0.2,0.25:random'
+    """
+
+    drivers: tuple[DriverSpec, ...]
+    """The drivers; their shares sum to 1."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse a mixture; see `GRAMMAR`.
+
+        Raises:
+            ConfigError: If the text does not follow the grammar; names the wrong part.
+        """
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) == 1 and ":" not in parts[0]:
+            parts = [f"1:{parts[0]}"]
+        drivers = [_parse_part(part, text) for part in parts]
+        total = sum(driver.share for driver in drivers)
+        return cls(drivers=tuple(dataclasses.replace(d, share=d.share / total) for d in drivers))
+
+    @property
+    def text(self) -> str:
+        """The mixture in its own grammar, the same for equal mixtures."""
+        return ",".join(f"{driver.share:g}:{driver.name}" for driver in self.drivers)
+
+    @property
+    def needs_policy(self) -> bool:
+        """Whether any of the drivers is a policy."""
+        return any(driver.is_policy for driver in self.drivers)
+
+    def exploring(self, sigma: float) -> Self:
+        """Return the mixture with Gaussian noise on every policy that has no noise of its own.
+
+        Args:
+            sigma: Standard deviation in half ranges; 0 changes nothing.
+        """
+        if sigma == 0.0:
+            return self
+        explored = tuple(
+            dataclasses.replace(driver, noise="gaussian", sigmas=(sigma,))
+            if driver.is_policy and not driver.noise
+            else driver
+            for driver in self.drivers
+        )
+        return dataclasses.replace(self, drivers=explored)
+
+    def sample(self, rng: np.random.Generator) -> int:
+        """Return the index in `drivers` of an episode's driver, sampled by share."""
+        edges = np.cumsum([driver.share for driver in self.drivers])
+        return min(int(np.searchsorted(edges, rng.random(), side="right")), len(edges) - 1)
+
+
+def _parse_part(part: str, text: str) -> DriverSpec:
+    share_text, colon, driver = part.partition(":")
+    problem = f"driver {text!r}: cannot parse {part!r}; expected {GRAMMAR}"
+    match = _DRIVER.fullmatch(driver)
+    if not colon or match is None or match["base"] not in BASE_DRIVERS:
+        raise ConfigError(problem)
+    try:
+        share = float(share_text)
+        given = match["sigmas"] or f"{DEFAULT_SIGMA:g}"
+        sigmas = tuple(map(float, given.split("/"))) if match["noise"] else ()
+    except ValueError as error:
+        raise ConfigError(problem) from error
+    if not (math.isfinite(share) and share > 0.0):
+        raise ConfigError(f"driver {text!r}: share {share_text!r} of {driver!r} must be above 0")
+    if sigmas and not 0.0 < max(sigmas) <= 2.0:
+        raise ConfigError(
+            f"driver {text!r}: the largest sigma of {driver!r} must be above 0, at most 2"
+        )
+    return DriverSpec(share=share, base=match["base"], noise=match["noise"] or "", sigmas=sigmas)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """The driver of one episode."""
+
+    driver: Driver
+    """The driver."""
+    spec: DriverSpec
+    """Its entry in the mixture."""
+
+
+class DriverPool:
+    """The drivers of a mixture, made once, and the newest policy for those that are one.
+
+    Args:
+        mixture: The drivers.
+        environment: Where they drive; policies must have its spec.
+        policies: Directory in which policies are published; only needed if one drives.
+
+    Raises:
+        ConfigError: If the mixture has a policy and there is no directory, or the environment does
+            not have one of the drivers.
+    """
+
+    def __init__(self, mixture: Mixture, environment: Environment, policies: Path | None) -> None:
+        self._mixture = mixture
+        self._spec = environment.spec
+        self._policy_driver = PolicyDriver()
+        self._drivers = [
+            driver.build(environment, self._policy_driver) for driver in mixture.drivers
+        ]
+        self._random = Choice(environment.driver(RANDOM.base), RANDOM)
+        self._store = _open_policy_store(policies) if mixture.needs_policy else None
+
+    def choose(self, rng: np.random.Generator, *, use_random: bool = False) -> Choice:
+        """Return the driver of an episode.
+
+        Args:
+            rng: The episode's generator.
+            use_random: Return the random driver, whatever the generator says.
+        """
+        place = self._mixture.sample(rng)
+        if use_random:
+            return self._random
+        return Choice(self._drivers[place], self._mixture.drivers[place])
+
+    def poll(self) -> "Policy | None":
+        """Load the newest policy for all following episodes; return None if there is none yet.
+
+        If the newest policy is truncated, the one before stays in use, see `warning`.
+
+        Raises:
+            SpecError: If the newest policy has another spec.
+        """
+        assert self._store is not None, "only called when a policy was chosen"
+        current = self._policy_driver.policy
+        self._policy_driver.policy = (
+            self._store.latest(self._spec)
+            if current is None
+            else self._store.poll(current, self._spec)
+        )
+        return self._policy_driver.policy
+
+    @property
+    def policy(self) -> "Policy | None":
+        """The policy in use, if any."""
+        return self._policy_driver.policy
+
+    @property
+    def warning(self) -> str:
+        """Why the last poll did not take the newest policy, or an empty string."""
+        return self._store.warning if self._store else ""
+
+    @property
+    def path(self) -> Path | None:
+        """Directory that policies come from."""
+        return self._store.path if self._store else None
+
+
+def _open_policy_store(policies: Path | None) -> "PolicyStore":
+    if policies is None:
+        raise ConfigError(
+            "driver policy needs the directory that a learner publishes into; give --policies DIR"
+        )
+    from avtd3.learn.policy_store import PolicyStore
+
+    return PolicyStore(policies)

@@ -1,0 +1,121 @@
+"""`avtd3 collect`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avtd3.configs.commands.console import interruptible, progress
+from avtd3.configs.commands.options import (
+    ConfigOption,
+    HostOption,
+    JsonOption,
+    NpcsOption,
+    PortsOption,
+    ScenarioFileOption,
+    ScenarioOption,
+    SeedOption,
+    ServerCommandOption,
+    SetOption,
+    TownOption,
+    WorkersOption,
+    WorldOption,
+    answer,
+    at_servers,
+    check_simulators,
+    replace,
+    section,
+)
+
+
+def collect(
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Dataset directory; created if missing.")
+    ],
+    world: WorldOption = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Stop after N steps. Default: 10000."),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Stop after N episodes instead.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="S", help="Stop after S seconds of wall-clock time instead."),
+    ] = None,
+    driver: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DRIVER",
+            help="expert, random or policy, or a mixture such as "
+            "0.7:policy+gaussian=0.1,0.3:expert. Default: expert.",
+        ),
+    ] = None,
+    policies: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory where a learner publishes policies; needed to drive with policy.",
+        ),
+    ] = None,
+    workers: WorkersOption = None,
+    host: HostOption = None,
+    port: PortsOption = None,
+    server_command: ServerCommandOption = None,
+    seed: SeedOption = None,
+    scenario: ScenarioOption = None,
+    scenario_file: ScenarioFileOption = None,
+    npcs: NpcsOption = None,
+    town: TownOption = None,
+    random_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Drive the first N steps at random, regardless of --driver."
+        ),
+    ] = None,
+    max_lead: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Wait for the learner when the data are more than N steps ahead of its newest "
+            "policy. Default: never wait.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue an interrupted collection with the same settings."),
+    ] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drive a car and write the episodes to a dataset.
+
+    Several collectors can write to one dataset at the same time; give each its own --seed.
+    Press Ctrl-C once to publish what is complete and stop.
+    """
+    from avtd3.collect.collector import collect as run
+    from avtd3.collect.worlds import use_current_directory
+
+    settings = section("collect", config, set_)
+    lead = replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
+    settings = replace(settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead)
+    where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
+    settings = at_servers(replace(settings, scenario=where), host, port, server_command)
+    use_current_directory(settings)
+    with interruptible() as should_stop, progress() as show:
+        report = run(
+            dataset,
+            settings,
+            steps=steps,
+            episodes=episodes,
+            seconds=seconds,
+            policies=policies,
+            resume=resume,
+            should_stop=should_stop,
+            on_progress=show,
+        )
+    answer(report.document(), as_json, report.summary())
+    check_simulators(report.failure)

@@ -1,0 +1,101 @@
+"""`avtd3 learn`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avtd3.configs.commands.console import interruptible, progress
+from avtd3.configs.commands.options import (
+    EXIT_NO,
+    ConfigOption,
+    FilterOption,
+    JsonOption,
+    SeedOption,
+    SetOption,
+    answer,
+    replace,
+    section,
+)
+
+
+def learn(
+    datasets: Annotated[
+        list[Path], typer.Argument(metavar="DATASET", help="Datasets to learn from.")
+    ],
+    run: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Directory of this run: checkpoints, metrics and configuration."
+        ),
+    ],
+    policies: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Directory to publish policies in. Default: policies in --run."
+        ),
+    ] = None,
+    updates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Total gradient updates, including those before a resume. Default: 1000000.",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Pick up new segments while collectors write them.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint of --run.")
+    ] = False,
+    rollback: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Continue from the checkpoint at update N; later ones are set aside.",
+        ),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--replay",
+            metavar="MODE",
+            help="cache (decoded frames in memory), direct (decode when sampled), or auto "
+            "(cache if it fits). Default: auto.",
+        ),
+    ] = None,
+    filter_: FilterOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train TD3 or TD3+BC from datasets and publish policies.
+
+    Exits with 1 if a guard stopped the training. Press Ctrl-C once to save a checkpoint and stop.
+    """
+    from avtd3.learn.openmp import limit_spinning
+
+    limit_spinning()  # before torch is imported
+    from avtd3.learn.callbacks import ProgressCallback
+    from avtd3.learn.trainer import train
+
+    settings = replace(section("learn", config, set_), updates=updates, seed=seed)
+    filters = None if filter_ is None else tuple(filter_)
+    settings = replace(settings, replay=replace(settings.replay, filter=filters, mode=mode))
+    with interruptible() as should_stop, progress() as show:
+        report = train(
+            settings,
+            datasets=datasets,
+            run=run,
+            policies=policies,
+            follow=follow,
+            resume=resume,
+            rollback=rollback,
+            callbacks=[ProgressCallback(show, should_stop)],
+        )
+    answer(report.document(), as_json, report.summary())
+    if report.halted:
+        raise typer.Exit(EXIT_NO)
