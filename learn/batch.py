@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.networks import Observation, to_pixels
-from avtd3.store.replay.gather import Transitions
-from avtd3.store.replay.sequences import SequenceBatch
+from avtd3.store.replay.gather import SequenceBatch, Transitions
 
 
 def draw_shifts(

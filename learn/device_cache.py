@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.store.errors import ConfigError
-from avtd3.store.replay.cache import FrameArray
+from avtd3.store.replay.backend import FrameArray
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.spec import ImageSpec
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avtd3.store.replay.segment_pool import RefusedSegment
+from avtd3.store.replay.tracker import RefusedSegment
 
 _NAMED = 10
 """Most refused segments that a summary names; the document has all."""

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from avtd3.store.replay.config import ReplayConfig
     from avtd3.store.replay.gather import Transitions
     from avtd3.store.replay.sampler import Sampler
-    from avtd3.store.replay.sequences import Sequences
     from avtd3.store.segment import Segment
     from avtd3.store.spec import EpisodeSpec, ImageSpec
     from avtd3.store.step import FrameStack, Observation, Step
@@ -74,7 +73,6 @@ __all__ = [
     "SegmentCorruptError",
     "SegmentNotFoundError",
     "SegmentWriter",
-    "Sequences",
     "Snapshot",
     "SpecError",
     "Step",
@@ -107,7 +105,6 @@ _MODULES = {
     "Sampler": "replay.sampler",
     "Segment": "segment",
     "SegmentWriter": "writer",
-    "Sequences": "replay.sequences",
     "Snapshot": "dataset",
     "Step": "step",
     "Transitions": "replay.gather",

@@ -1,11 +1,11 @@
-"""``DATASET/zarr.json``: what the data of a dataset mean, and what else may lie at its path."""
+"""`Dataset`: a directory of segments, and `Snapshot`: its segments at one time."""
 
 import dataclasses
 import functools
 import hashlib
 import os
 import secrets
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,71 +32,67 @@ from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import clean_staging
 
 
-def check_free(path: Path, own_names: Container[str]) -> None:
-    """Make sure that a new dataset hides nothing.
-
-    Args:
-        path: Where it shall be.
-        own_names: What may lie there already, because a dataset consists of it.
+def _check_free(path: Path) -> None:
+    """Raise if a new dataset would be mixed with other files.
 
     Raises:
-        DatasetError: There is a file, or a directory with something else in it.
+        DatasetError: The path is a file, or a directory that contains something else.
         StorageError: The directory cannot be listed.
     """
     if path.exists() and not path.is_dir():
         raise DatasetError(f"dataset {path} is a file, expected a directory or nothing")
     with storage_errors(path):
         found = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    foreign = sorted(name for name in found if name not in own_names)
-    if foreign:
+    others = sorted(found - _OWN_NAMES)
+    if others:
         raise DatasetError(
-            f"{path} is not empty and is no dataset (it holds {foreign[0]!r}); "
+            f"{path} is not empty and not a dataset (it contains {others[0]!r}); "
             "choose an empty or a new directory"
         )
 
 
-def read_spec(path: Path) -> EpisodeSpec:
-    """The spec of the dataset in a directory.
+def _read_spec(path: Path) -> EpisodeSpec:
+    """Read the spec of the dataset in a directory.
 
     Raises:
-        DatasetError: Missing, a file, something else, or its spec was edited.
-        FormatVersionError: Of a format that this version cannot read.
+        DatasetError: There is no dataset, or its spec was edited.
+        FormatVersionError: This version cannot read the dataset's format.
     """
     group = path / GROUP_FILE
     try:
         document = read_json(group)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DatasetError(_what_else(path)) from error
+        raise DatasetError(_explain_missing(path)) from error
     except OSError as error:
         raise DatasetError(f"{group} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise DatasetError(f"{path} is no dataset: {error}") from error
+        raise DatasetError(f"{path} is not a dataset: {error}") from error
     return _parse_spec(group, document)
 
 
-def _what_else(path: Path) -> str:
+def _explain_missing(path: Path) -> str:
     if not path.exists():
-        return f"dataset {path} does not exist; avtd3 collect {path} makes one"
+        return f"dataset {path} does not exist; avtd3 collect {path} creates one"
     if not path.is_dir():
         return f"dataset {path} is a file, expected a directory"
     if (path / ".zgroup").exists() or (path / ".zarray").exists():
         return f"{path} is a Zarr v2 store, expected an avtd3 dataset (Zarr v3)"
     if (path / MANIFEST_FILE).exists():
         return f"{path} is a single segment; name the dataset two levels above it"
-    return f"{path} is no dataset: it has no {GROUP_FILE}; avtd3 collect makes one"
+    return f"{path} is not a dataset: it has no {GROUP_FILE}; avtd3 collect creates one"
 
 
 def _parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - any JSON value
     attributes = document.get("attributes") if isinstance(document, dict) else None
     ours = attributes.get("avtd3") if isinstance(attributes, dict) else None
     if not isinstance(ours, dict) or document.get("node_type") != "group":
-        raise DatasetError(f"{group.parent} is no dataset: {group.name} has no avtd3 attributes")
+        raise DatasetError(f"{group.parent} is not a dataset: {group.name} has no avtd3 attributes")
     version = ours.get("format_version")
     if type(version) is not int or version < 1:
         raise DatasetError(f"{group}: format_version is {version!r}, expected a whole number")
     if version > FORMAT_VERSION:
         raise FormatVersionError(
-            f"{group.parent} is of format {version}, this version of avtd3 reads up to "
+            f"{group.parent} has format {version}, this version of avtd3 reads up to "
             f"{FORMAT_VERSION}: install a newer avtd3"
         )
     if "spec" not in ours:
@@ -108,7 +104,7 @@ def _parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - an
     if spec.digest != ours.get("spec_digest"):
         raise DatasetError(
             f"{group}: the spec was edited (its digest is {spec.digest:.12}, the file says "
-            f"{ours.get('spec_digest')!s:.12}); restore it, the segments carry the old one"
+            f"{ours.get('spec_digest')!s:.12}); restore the file: the segments have the old spec"
         )
     return spec
 
@@ -121,26 +117,36 @@ _OWN_NAMES = frozenset((SEGMENTS, STAGING, QUARANTINE, GROUP_FILE))
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A segment that a snapshot left out."""
+    """A segment that a snapshot does not include, because it could not be opened."""
 
     segment_id: str
     """Name of its directory."""
     reason: str
-    """What is wrong with it and what mends it."""
+    """What is wrong with it, and how to fix it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A frozen, ordered list of segments: the same snapshot and seed give the same batches."""
+    """The segments of a dataset at one time, in order; made by `Dataset.snapshot`.
+
+    Sampling from the same snapshot with the same seed gives the same batches.
+
+    Example:
+        >>> import tempfile
+        >>> from avtd3.store import Dataset, EpisodeSpec
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> Dataset.create(tempfile.mkdtemp(), spec).snapshot()
+        Snapshot(0 segments, 0 refused)
+    """
 
     segments: tuple[Segment, ...]
-    """In order of time when taken; what a refresh adds stands behind."""
+    """Ordered by time; a refresh appends new ones."""
     refused: tuple[Refusal, ...] = ()
-    """Segments that were there and could not be opened."""
+    """Segments that could not be opened."""
 
     @property
     def steps(self) -> int:
-        """Steps in all its segments."""
+        """Number of steps in all its segments."""
         return sum(segment.steps for segment in self.segments)
 
     @property
@@ -154,46 +160,61 @@ class Snapshot:
 
 
 class Dataset:
-    """A directory that collectors publish segments into and learners read them from.
+    """A directory of segments; writers publish into it while others read.
 
     Make one with `Dataset.create` or `Dataset.open`.
+
+    Example:
+        >>> import tempfile
+        >>> from avtd3.store import EpisodeSpec
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> path = tempfile.mkdtemp()
+        >>> dataset = Dataset.create(path, spec)
+        >>> Dataset.open(path).spec == spec
+        True
+        >>> list(dataset.episodes())
+        []
     """
 
     def __init__(self, path: Path, spec: EpisodeSpec) -> None:
         self.path = path
         """The directory."""
         self.spec = spec
-        """What its segments hold."""
+        """What a step of its episodes consists of."""
         self.segments_path = path / SEGMENTS
-        """Where published segments lie."""
+        """Directory of the published segments."""
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r})"
 
     @functools.cached_property
     def spec_digest(self) -> str:
-        """Digest of the spec, as every segment must carry it."""
+        """Digest of the spec; every segment has it, too."""
         return self.spec.digest
 
     @property
     def staging_path(self) -> Path:
-        """Where segments are written before they are published."""
+        """Directory in which segments are written before they are published."""
         return self.path / STAGING
 
     @property
     def quarantine_path(self) -> Path:
-        """Where refused segments are kept."""
+        """Directory of quarantined segments."""
         return self.path / QUARANTINE
 
     @classmethod
     def create(cls, path: Path | str, spec: EpisodeSpec) -> Self:
-        """Make a dataset, or open the one that is there if its spec is equal.
+        """Create a dataset, or open an existing one with an equal spec.
 
-        Any number of processes may do so at once; one of them writes the spec.
+        Any number of processes may do so at the same time.
+
+        Args:
+            path: Directory; its parents are created, too.
+            spec: What a step consists of.
 
         Raises:
-            SpecError: There is a dataset with another spec; the message has the difference.
-            DatasetError: The path is a file, or a directory with something else in it.
+            SpecError: There is a dataset with another spec; the message says what differs.
+            DatasetError: The path is a file, or a directory that contains something else.
             StorageError: The directory cannot be written.
         """
         path = Path(path)
@@ -201,7 +222,7 @@ class Dataset:
         with storage_errors(path):
             is_there = group.is_file()
         if not is_there:
-            check_free(path, _OWN_NAMES)
+            _check_free(path)
             with storage_errors(path):
                 for directory in (path, path / SEGMENTS, path / STAGING):
                     directory.mkdir(parents=True, exist_ok=True)
@@ -226,14 +247,14 @@ class Dataset:
         """Open a dataset.
 
         Raises:
-            DatasetError: Missing, a file, something else, or its spec was edited.
-            FormatVersionError: Of a format that this version cannot read.
+            DatasetError: There is no dataset at the path, or its spec was edited.
+            FormatVersionError: This version cannot read the dataset's format.
         """
         path = Path(path)
-        return cls(path, read_spec(path))
+        return cls(path, _read_spec(path))
 
     def segment_ids(self) -> list[str]:
-        """Names of the published segments, oldest first.
+        """Return the names of the published segments, oldest first.
 
         Raises:
             DatasetError: The directory cannot be listed.
@@ -241,7 +262,7 @@ class Dataset:
         return [name for name in self._directories() if self._is_sealed(name)]
 
     def unsealed_ids(self) -> list[str]:
-        """Names in ``segments/`` without a manifest: half-copied, or damaged; never read."""
+        """Return the names in ``segments/`` without a manifest: partly copied, or damaged."""
         return [name for name in self._directories() if not self._is_sealed(name)]
 
     def _directories(self) -> list[str]:
@@ -260,49 +281,53 @@ class Dataset:
         """Open one segment: its manifest and the sizes of its files are checked.
 
         Raises:
-            SegmentNotFoundError: There is no such segment (any more).
-            SegmentCorruptError: Torn, edited, of another spec, or beyond the limits.
-            FormatVersionError: Of a format that this version cannot read.
+            SegmentNotFoundError: The segment does not exist, or no longer.
+            SegmentCorruptError: It is damaged, of another spec, or exceeds the limits.
+            FormatVersionError: This version cannot read the segment's format.
         """
         segment = self._open(segment_id, limits or Limits())
         segment.check_files()
         return segment
 
     def _open(self, segment_id: str, limits: Limits) -> Segment:
-        """A segment whose manifest is sound; its files are looked at only where others depend."""
+        """Open a segment; check its files only if it replaces others."""
         path = self._segment_path(segment_id)
         segment = Segment(path, self.spec, self.spec_digest, limits)
         if replaced_by(segment):
-            segment.check_files()  # else, torn, it would hide those that it replaces
+            segment.check_files()  # a damaged segment must not hide those that it replaces
         return segment
 
     def _segment_path(self, segment_id: str) -> Path:
         if not segment_id or segment_id.startswith(".") or "/" in segment_id or "\0" in segment_id:
-            raise SegmentNotFoundError(f"{segment_id!r} is no name of a segment")
+            raise SegmentNotFoundError(f"{segment_id!r} is not the name of a segment")
         return self.segments_path / segment_id
 
     def snapshot(self, *, limits: Limits | None = None, check_files: bool = True) -> Snapshot:
-        """Open every published segment; what cannot be opened is refused: see `refresh`."""
+        """Open every published segment; see `refresh`."""
         return self.refresh(Snapshot(segments=()), limits=limits, check_files=check_files)
 
     def refresh(
         self, snapshot: Snapshot, *, limits: Limits | None = None, check_files: bool = True
     ) -> Snapshot:
-        """The snapshot as of now: segments that are gone left out, new ones behind the old ones.
+        """Return an up-to-date snapshot: without removed segments, with new ones appended.
 
-        Only what the snapshot does not hold is opened; refused segments are tried again, because a
-        copy in progress looks like a torn one. Segments that another one replaces are left out.
+        Only segments that are not in the old snapshot are opened. Refused segments are tried again,
+        because a segment that is still being copied looks damaged. Segments that another segment
+        replaces are not included.
 
         Args:
-            snapshot: What is known.
-            limits: What a segment may claim.
-            check_files: Look at the size of every file of what is opened, four fifths of the time
-                it takes. False for who calls `Segment.check_files` on those that are read.
+            snapshot: The old snapshot.
+            limits: Largest size that a segment may claim; None for the defaults.
+            check_files: Check the size of every file of the opened segments, which takes four
+                fifths of the time. If False, call `Segment.check_files` before using a segment.
+
+        Returns:
+            The new snapshot. Segments that cannot be opened are in `Snapshot.refused`.
         """
         kept = {segment.id: segment for segment in snapshot.segments}
         names, before = self._directories(), None
-        # A listing may miss what is renamed meanwhile: a merged segment that comes and the ones
-        # it was merged from that go. Once two listings are equal, nothing has been missed.
+        # A listing may miss a merged segment that is published meanwhile, and also the segments
+        # that it replaces. If two listings are equal, nothing was missed.
         while names != before:
             present = set(names)
             kept = {name: kept[name] for name in kept if name in present}
@@ -315,11 +340,11 @@ class Dataset:
     def _open_new(
         self, names: list[str], kept: dict[str, Segment], limits: Limits, *, check_files: bool
     ) -> tuple[Refusal, ...]:
-        """Open what is sealed, not kept and not replaced, into ``kept``."""
+        """Add segments that are new and not replaced to ``kept``; return the others."""
         refused: list[Refusal] = []
-        left_out = replaced_ids(kept.values()) | kept.keys()
+        skipped = replaced_ids(kept.values()) | kept.keys()
         for name in names:
-            if name in left_out:
+            if name in skipped:
                 continue
             try:
                 segment = self._open(name, limits)
@@ -349,7 +374,7 @@ class Dataset:
 
         Raises:
             ConfigError: A filter cannot be read.
-            SegmentCorruptError: A segment is damaged, or its copying is under way.
+            SegmentCorruptError: A segment is damaged or still being copied.
         """
         chosen = _filters(filters)
         return (
@@ -373,7 +398,7 @@ class Dataset:
 
         Raises:
             ConfigError: A filter cannot be read.
-            SegmentCorruptError: A segment is damaged, or its copying is under way.
+            SegmentCorruptError: A segment is damaged or still being copied.
         """
         chosen = _filters(filters)
         readers = self._readers(limits, skip_damaged=skip_damaged)
@@ -391,10 +416,10 @@ class Dataset:
                     raise
 
     def quarantine(self, segment_id: str) -> Path:
-        """Move a segment out of the readers' way, for a person to look at.
+        """Move a segment to the quarantine directory, so that readers ignore it.
 
         Returns:
-            Where it is now.
+            Its new path.
 
         Raises:
             SegmentNotFoundError: There is no such segment.
@@ -412,7 +437,7 @@ class Dataset:
         return target
 
     def clean_staging(self, older_than_s: float = 86_400.0) -> list[str]:
-        """Delete what dead collectors left in staging; see `avtd3.store.staging.clean_staging`."""
+        """Delete what dead writers left in staging; see `avtd3.store.staging.clean_staging`."""
         return clean_staging(self.staging_path, older_than_s)
 
 

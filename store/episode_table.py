@@ -10,7 +10,7 @@ import importlib
 import math
 import numbers
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
@@ -126,6 +126,20 @@ class EpisodeTable:
     """What is known about each of E episodes, as columns of length E.
 
     `Segment.episode_table` returns that of a segment, `Dataset.episode_table` that of all segments.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from avtd3.store import Dataset, EpisodeSpec, Observation, SegmentWriter
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> dataset = Dataset.create(tempfile.mkdtemp(), spec)
+        >>> at = Observation(vector=np.zeros(1, np.float32))
+        >>> with SegmentWriter(dataset) as writer:
+        ...     writer.begin(at, seed=7, lap=3)
+        ...     writer.step(np.ones(1, np.float32), 2.0, at, terminated=True)
+        >>> table = dataset.episode_table()
+        >>> table.seed.tolist(), table.texts("lap"), table.end_reason
+        ([7], ['3'], ['terminated'])
     """
 
     segment: list[str]
@@ -135,7 +149,7 @@ class EpisodeTable:
     offset: NDArray[np.int64]
     """Row of its first step in the segment's arrays of steps."""
     length: NDArray[np.int64]
-    """Steps."""
+    """Number of steps."""
     index: NDArray[np.int64]
     """Position in the collector's plan, -1 if unknown."""
     seed: NDArray[np.int64]
@@ -312,10 +326,14 @@ def array_name(attribute: str) -> str:
     return f"episode_{attribute}" if attribute in OWN_ATTRIBUTES else _PREFIX + attribute
 
 
-def attribute_layout(name: str, column: AttributeColumn) -> ArrayLayout:
-    """Return the layout of the optional array of an attribute."""
-    dtype = "int32" if isinstance(column, list) else column.dtype.name
-    return _layout(name, dtype, len(column))
+_ARRAYS = {array_name(name): name for name in OWN_ATTRIBUTES}
+
+
+def _attribute_of(array: str) -> str:
+    """Return the attribute that an array holds, or an empty string."""
+    name = array.removeprefix(_PREFIX)
+    is_optional = name != array and _ATTRIBUTE_NAME.fullmatch(name)
+    return name if is_optional else _ARRAYS.get(array, "")
 
 
 def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLayout]:
@@ -327,25 +345,15 @@ def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLay
             one of attributes.
     """
     return {
-        array: _layout(array.removeprefix(_PREFIX), files.dtype(array, _DTYPES), episodes)
-        for array in _stored_names(files)
+        array: ArrayLayout(
+            name=array,
+            shape=(episodes,),
+            dtype=files.dtype(array, ("int32", "int64", "float64")),
+            dimensions=("episode",),
+        )
+        for array in files.names()
+        if array not in _ARRAYS and _attribute_of(array)
     }
-
-
-_DTYPES = ("int32", "int64", "float64")
-"""Of optional attributes: codes of texts, whole numbers, other numbers."""
-
-
-def _stored_names(files: ArrayFiles) -> Iterator[str]:
-    for array in files.names():
-        if array.startswith(_PREFIX) and _ATTRIBUTE_NAME.fullmatch(array.removeprefix(_PREFIX)):
-            yield array
-
-
-def _layout(name: str, dtype: str, episodes: int) -> ArrayLayout:
-    return ArrayLayout(
-        name=array_name(name), shape=(episodes,), dtype=dtype, dimensions=("episode",)
-    )
 
 
 def read_attributes(
@@ -361,14 +369,8 @@ def read_attributes(
         SegmentNotFoundError: The segment was removed.
         SegmentCorruptError: The bytes are not those that were published.
     """
-    found: dict[str, Any] = {}
-    for name, default in OWN_ATTRIBUTES.items():
-        layout = layouts[array_name(name)]
-        found[name] = files.texts(layout) if isinstance(default, str) else files.read(layout)
-    for array, layout in layouts.items():
-        if array.startswith(_PREFIX):
-            is_text = layout.dtype == "int32"
-            found[array.removeprefix(_PREFIX)] = (
-                files.texts(layout) if is_text else files.read(layout)
-            )
-    return found
+    return {
+        name: files.texts(layout) if layout.dtype == "int32" else files.read(layout)
+        for array, layout in layouts.items()
+        if (name := _attribute_of(array))
+    }

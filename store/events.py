@@ -1,7 +1,7 @@
-"""Events: what happened in an episode beside its steps, so that scores can be computed again.
+"""`Event`: what happened in an episode besides its steps, so that scores can be computed again.
 
-A segment holds them as a table of its own, one row an event, in arrays that format 1 leaves out
-where there are none. Readers that do not know them lose nothing else.
+A segment stores events in optional arrays, one row per event. A segment without events does not
+have these arrays, and readers that do not know them ignore them.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import SpecError
 from avtd3.store.format.arrays import ArrayFiles
-from avtd3.store.format.layout import ArrayLayout
+from avtd3.store.format.layout import ArrayLayout, Column
 
 EVENT_NUMBERS: Mapping[str, str] = {
     "event_episode": "int64",
@@ -29,31 +29,37 @@ EVENT_STRINGS = ("event_kind", "event_subject")
 """Columns of int32 codes into the array's attribute ``categories``."""
 
 _FIRST_ARRAY = "event_episode"
-"""The array whose length says how many events a segment holds."""
+"""Array whose length is the number of events of a segment."""
 MAX_TEXT = 512
+"""Most characters of a text that is stored per event or episode."""
 _PER_STEP = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One thing that happened in an episode."""
+    """Something that happened in an episode, such as a collision.
+
+    Example:
+        >>> Event(step=7, kind="collision", subject="barrier", value=4.2, x_m=10.0, y_m=-2.5).kind
+        'collision'
+    """
 
     step: int
-    """Step of the episode after which it was seen, from 0."""
+    """Step of the episode after which it was observed, from 0."""
     kind: str
-    """What happened; see docs/format.md for those that avtd3 writes."""
+    """What happened; docs/format.md lists the kinds that avtd3 writes."""
     subject: str = ""
-    """With whom or what, or an empty string."""
+    """The other party, or an empty string."""
     value: float = 0.0
-    """How much; its meaning follows from the kind."""
+    """A number whose meaning depends on the kind."""
     x_m: float
-    """Where the car's centre was, in the world's frame."""
+    """Where it happened, in the world's frame, metres."""
     y_m: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EventTable:
-    """The N events of a segment, by episode and step, as columns of length N."""
+    """The N events of a segment, ordered by episode and step, as columns of length N."""
 
     episode: NDArray[np.int64]
     """Number of the episode in the segment."""
@@ -68,7 +74,7 @@ class EventTable:
 
     @classmethod
     def of(cls, episodes: Sequence[Sequence[Event]]) -> "EventTable":
-        """The table of the events of all episodes of a segment, in order."""
+        """Return the table of the events of all episodes of a segment, in order."""
         rows = [(number, event) for number, events in enumerate(episodes) for event in events]
         return cls(
             episode=np.array([number for number, _ in rows], np.int64),
@@ -84,7 +90,7 @@ class EventTable:
         return len(self.episode)
 
     def of_episode(self, number: int) -> tuple[Event, ...]:
-        """The events of one episode, in order."""
+        """Return the events of one episode, in order."""
         return tuple(
             Event(
                 step=int(self.step[row]),
@@ -98,7 +104,7 @@ class EventTable:
         )
 
     def problem(self, lengths: NDArray[np.int64]) -> str:
-        """What contradicts the episodes, in a sentence; empty if nothing does.
+        """Return what contradicts the episodes, as a sentence; empty if nothing does.
 
         Args:
             lengths: int64 (E,), steps of each episode of the segment.
@@ -116,7 +122,7 @@ class EventTable:
         again = (np.diff(episode) < 0) | ((np.diff(episode) == 0) & (np.diff(step) < 0))
         if again.any():
             row = int(again.argmax()) + 1
-            return f"event {row} lies before the event ahead of it, expected order by time"
+            return f"event {row} is earlier than the event before it, expected them ordered by time"
         wrong = ~(np.isfinite(self.value) & np.isfinite(self.x) & np.isfinite(self.y))
         if wrong.any():
             return f"event {int(wrong.argmax())} has a number that is not finite"
@@ -124,11 +130,11 @@ class EventTable:
 
 
 def check_events(events: Sequence[Event], steps: int) -> None:
-    """Refuse events that no episode of so many steps can have.
+    """Raise if an episode of this many steps cannot have these events.
 
     Raises:
-        SpecError: A step outside the episode, no order by step, a number that is not finite, a text
-            that is too long, a kind that is empty, or too many events.
+        SpecError: A step is outside the episode, the events are not ordered by step, a number is
+            not finite, a text is too long, a kind is empty, or there are too many events.
     """
     if len(events) > most_events(steps=steps, episodes=1):
         raise SpecError(f"{len(events)} events in {steps} steps, expected at most {_PER_STEP} each")
@@ -140,26 +146,28 @@ def check_events(events: Sequence[Event], steps: int) -> None:
         if not all(map(math.isfinite, (event.value, event.x_m, event.y_m))):
             raise SpecError(f"{where} has a number that is not finite")
         if not event.kind or max(len(event.kind), len(event.subject)) > MAX_TEXT:
-            raise SpecError(f"{where}: its kind and subject have 1 and 0 to {MAX_TEXT} characters")
+            raise SpecError(
+                f"{where}: kind must have 1 to {MAX_TEXT} characters, subject at most {MAX_TEXT}"
+            )
         last = event.step
 
 
 def most_events(*, steps: int, episodes: int) -> int:
-    """Most events that a segment of so many steps and episodes may hold."""
+    """Return how many events a segment of this many steps and episodes may have."""
     return _PER_STEP * (steps + episodes)
 
 
 def stored_arrays(files: ArrayFiles, *, steps: int, episodes: int) -> dict[str, ArrayLayout]:
-    """The arrays of events that a segment has; none if it has no events.
+    """Return the arrays of events that a segment has; empty if it has no events.
 
     Args:
         files: The segment's arrays.
-        steps: Steps of the segment.
-        episodes: Its episodes.
+        steps: Number of steps in the segment.
+        episodes: Number of its episodes.
 
     Raises:
         SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The arrays' metadata differ from the manifest, or claim too much.
+        SegmentCorruptError: The arrays' metadata differ from the manifest or claim too many events.
     """
     most = most_events(steps=steps, episodes=episodes)
     return event_arrays(files.rows(_FIRST_ARRAY, most))
@@ -170,7 +178,7 @@ def read_events(files: ArrayFiles, layouts: Mapping[str, ArrayLayout]) -> EventT
 
     Args:
         files: The segment's arrays.
-        layouts: What `stored_arrays` found, not nothing.
+        layouts: From `stored_arrays`, not empty.
 
     Raises:
         SegmentNotFoundError: The segment was removed.
@@ -186,7 +194,7 @@ def read_events(files: ArrayFiles, layouts: Mapping[str, ArrayLayout]) -> EventT
 
 
 def event_arrays(count: int) -> dict[str, ArrayLayout]:
-    """The arrays of a segment with so many events, by name; none where there are no events."""
+    """Return the arrays of a segment with this many events, by name; empty for no events."""
     dtypes = {**EVENT_NUMBERS, **dict.fromkeys(EVENT_STRINGS, "int32")}
     return {
         name: ArrayLayout(name=name, shape=(count,), dtype=dtype, dimensions=("event",))
@@ -195,11 +203,7 @@ def event_arrays(count: int) -> dict[str, ArrayLayout]:
     }
 
 
-def event_values(table: EventTable) -> dict[str, NDArray[Any]]:
-    """The numeric columns by the names of their arrays."""
-    return {name: getattr(table, name.removeprefix("event_")) for name in EVENT_NUMBERS}
-
-
-def event_texts(table: EventTable) -> dict[str, Sequence[str]]:
-    """The columns of texts by the names of their arrays."""
-    return {name: getattr(table, name.removeprefix("event_")) for name in EVENT_STRINGS}
+def event_columns(table: EventTable) -> dict[str, Column]:
+    """Return the columns by the names of their arrays; empty for no events."""
+    names = (*EVENT_NUMBERS, *EVENT_STRINGS) if len(table) else ()
+    return {name: getattr(table, name.removeprefix("event_")) for name in names}

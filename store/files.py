@@ -1,7 +1,7 @@
-"""Files that are whole or absent: write aside, fsync, rename; safe paths; checksums.
+"""Atomic files, JSON, safe paths and checksums.
 
-Everything avtd3 leaves on disk for others goes through this module, so that a reader on another
-machine sees a file as it was meant or not at all, and a full disk is one line, not a traceback.
+All files that other processes read are written with this module: a reader sees a complete file or
+none, and a full disk raises `StorageError` with one line that says how to fix it.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from typing import Any
 from avtd3.store.errors import StorageError
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
-"""Largest JSON document that `read_json` takes in by default."""
+"""Largest JSON file that `read_json` reads by default."""
 
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "the disk is full: free some space and try again",
     errno.EDQUOT: "the disk quota is used up: free some space and try again",
     errno.EACCES: "permission denied: make the directory writable or choose another",
@@ -39,13 +39,13 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, er
 
 @contextlib.contextmanager
 def storage_errors(path: Path | str) -> Iterator[None]:
-    """Turn an operating system's error about writing into one line with a mend.
+    """Turn an `OSError` raised inside into a `StorageError` that says how to fix it.
 
     Args:
-        path: What was being written; named in the message.
+        path: What is written; the message names it if the error has no file name.
 
     Raises:
-        StorageError: In place of any `OSError` raised inside that is not one of ours.
+        StorageError: In place of any other `OSError` raised inside.
     """
     try:
         yield
@@ -53,50 +53,47 @@ def storage_errors(path: Path | str) -> Iterator[None]:
         raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        mend = _MENDS.get(error.errno or 0, f"{reason}: check the path and try again")
-        message = f"cannot write {error.filename or path}: {mend}"
+        fix = _FIXES.get(error.errno or 0, f"{reason}: check the path and try again")
+        message = f"cannot write {error.filename or path}: {fix}"
         raise StorageError(error.errno or errno.EIO, message) from error
 
 
 def sha256(data: bytes) -> str:
-    """SHA-256 of bytes, in hexadecimal."""
+    """Return the SHA-256 of bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a regular file's bytes, in hexadecimal, read in pieces.
+    """Return the SHA-256 of a regular file, in hexadecimal; it is read in pieces.
 
     Raises:
         OSError: The file is missing or cannot be read.
-        ValueError: It is no regular file: a device or a pipe may never end.
+        ValueError: It is not a regular file.
     """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(document: Any) -> bytes:  # noqa: ANN401 - any JSON value
-    """The one spelling of a JSON document that digests are taken over.
-
-    Args:
-        document: JSON of finite numbers.
+    """Return the encoding of a JSON document that digests are computed from.
 
     Returns:
-        ASCII, keys sorted, no white space.
+        ASCII, with sorted keys and without white space.
 
     Raises:
-        TypeError: Not JSON.
-        ValueError: NaN or an infinity.
+        TypeError: The document is not JSON.
+        ValueError: It contains NaN or an infinity.
     """
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode("ascii")
 
 
 def read_bytes(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Read a whole regular file that must not be larger than expected.
+    """Read a whole regular file of limited size.
 
     Raises:
         OSError: The file is missing or cannot be read.
-        ValueError: It is no regular file, or larger than ``max_bytes``.
+        ValueError: It is not a regular file, or larger than ``max_bytes``.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -106,35 +103,39 @@ def read_bytes(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 
 def open_regular(path: Path | str) -> FileIO:
-    """Open a file for reading, unbuffered, unless it is a pipe, a device or a directory.
+    """Open a regular file for reading, unbuffered.
 
     Raises:
         OSError: The file is missing or cannot be read.
-        ValueError: It is no regular file.
+        ValueError: It is a pipe, a device or a directory.
     """
-    # Without O_NONBLOCK, opening a pipe would wait for its other end for ever.
+    # Without O_NONBLOCK, opening a pipe would wait forever for its other end.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path} is not a regular file")
     return FileIO(descriptor, "rb")
 
 
 def read_json(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401 - as above
-    """Read a JSON file of bounded size.
+    """Read a JSON file of limited size.
 
     Raises:
         OSError: The file is missing or cannot be read.
-        ValueError: Too large, not UTF-8, not JSON, or nested too deep.
+        ValueError: It is too large, not UTF-8, not JSON, or nested too deep.
     """
     return parse_json(read_bytes(path, max_bytes), path)
 
 
 def parse_json(data: bytes, path: Path | str) -> Any:  # noqa: ANN401 - as above
-    """Parse bytes that should be JSON; ``path`` is named when they are not.
+    """Parse the JSON of a file.
+
+    Args:
+        data: Content of the file.
+        path: Its path, for the message.
 
     Raises:
-        ValueError: Not UTF-8, not JSON, or nested too deep.
+        ValueError: It is not UTF-8, not JSON, or nested too deep.
     """
     try:
         return json.loads(data)
@@ -146,19 +147,19 @@ def parse_json(data: bytes, path: Path | str) -> Any:  # noqa: ANN401 - as above
 
 @functools.lru_cache(maxsize=4096)  # segments repeat the same 50 paths
 def is_safe_relative(path: str) -> bool:
-    """Whether a path from a stranger's file is made of plain names and only leads down."""
+    """Return whether a path from an untrusted file has plain names only and leads down."""
     return _PLAIN_PATH.fullmatch(path) is not None
 
 
 def safe_join(root: Path, relative: str) -> Path:
-    """Join a path from a stranger's file to a directory it must not leave.
+    """Join a path from an untrusted file to a directory that it must not leave.
 
     Args:
         root: The directory.
         relative: A path with forward slashes.
 
     Raises:
-        ValueError: The path is absolute, holds ``..``, or leads out through a symbolic link.
+        ValueError: The path is absolute, contains ``..``, or leads out through a symbolic link.
     """
     if not is_safe_relative(relative):
         raise ValueError(f"{relative!r} is not a plain path below {root}")
@@ -168,7 +169,7 @@ def safe_join(root: Path, relative: str) -> Path:
         if os.path.islink(path):  # noqa: PTH114 - three times as fast
             break
     else:
-        return Path(path)  # there is no link to lead out
+        return Path(path)  # no link, so it cannot lead out
     real_root = os.path.realpath(root)
     real = os.path.realpath(os.path.join(real_root, relative))  # noqa: PTH118 - no Path needed
     if not real.startswith(real_root + os.sep):
@@ -177,7 +178,7 @@ def safe_join(root: Path, relative: str) -> Path:
 
 
 def fsync_directory(path: Path | str) -> None:
-    """Make the names in a directory survive a power cut.
+    """Write the names in a directory to disk, so that they survive a power failure.
 
     Raises:
         OSError: The device failed.
@@ -190,10 +191,10 @@ def fsync_directory(path: Path | str) -> None:
 
 
 def write_new(path: Path | str, data: bytes) -> None:
-    """Create a file that must not exist, with these bytes, and fsync it.
+    """Create a file with these bytes and fsync it.
 
     Raises:
-        FileExistsError: It exists.
+        FileExistsError: The file exists.
         OSError: The disk is full or the directory not writable.
     """
     descriptor = create(path, data)
@@ -204,14 +205,14 @@ def write_new(path: Path | str, data: bytes) -> None:
 
 
 def create(path: Path | str, data: bytes) -> int:
-    """Create a file that must not exist and write it, without fsync.
+    """Create a file with these bytes, without fsync.
 
     Returns:
-        The open descriptor. Fsyncing many files after writing all of them lets the file system
-        commit them together: 15 ms instead of 100 ms for the 50 files of a segment.
+        The open descriptor. Writing many files before the first fsync lets the file system commit
+        them together: 15 ms instead of 100 ms for the 50 files of a segment.
 
     Raises:
-        FileExistsError: It exists.
+        FileExistsError: The file exists.
         OSError: The disk is full or the directory not writable.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -226,7 +227,7 @@ def create(path: Path | str, data: bytes) -> int:
 
 
 def write_aside(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader sees the old bytes or the new ones, never a mixture.
+    """Replace a file atomically: a reader sees the old bytes or the new ones.
 
     Raises:
         StorageError: The disk is full or the directory not writable.
@@ -243,15 +244,15 @@ def write_aside(path: Path, data: bytes) -> None:
 
 
 def create_exclusive(path: Path, data: bytes, aside: Path) -> bool:
-    """Create a file with its whole content at once, unless it exists.
+    """Create a file atomically, unless it exists.
 
     Args:
         path: The file to create.
         data: Its bytes.
-        aside: A name for the copy that is linked into place, on the same file system.
+        aside: Path of a temporary file on the same file system, which is linked into place.
 
     Returns:
-        Whether this call created it; of several processes, exactly one is told True.
+        Whether this call created it: True in exactly one of several processes.
 
     Raises:
         StorageError: The disk is full or the directory not writable.
@@ -273,8 +274,8 @@ def _link(aside: Path, path: Path, data: bytes) -> bool:
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            # FAT and some network mounts: still exclusive, but a crash may leave a torn file,
-            # which readers refuse as not JSON.
+            # FAT and some network mounts: still exclusive, but a crash may leave a truncated file,
+            # which readers refuse because it is not JSON.
             write_new(path, data)
     except FileExistsError:
         return False
@@ -282,14 +283,14 @@ def _link(aside: Path, path: Path, data: bytes) -> bool:
 
 
 def share_file(source: Path, target: Path) -> None:
-    """Make a file that shares its bytes with one that never changes: a hard link.
+    """Create a hard link to a file that never changes.
 
-    Where the file system has none, or the two lie on different ones, the bytes are copied and
-    fsynced.
+    The bytes are copied and fsynced if the file system has no hard links, or if the paths are on
+    different file systems.
 
     Raises:
         FileExistsError: ``target`` exists.
-        OSError: ``source`` is gone, the disk is full or the directory not writable.
+        OSError: ``source`` is missing, the disk is full or the directory not writable.
     """
     try:
         os.link(source, target)
@@ -303,5 +304,5 @@ def share_file(source: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a directory and what is in it; what is already gone is not an error."""
+    """Delete a directory with its content; missing files are not an error."""
     shutil.rmtree(path, ignore_errors=True)

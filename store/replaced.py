@@ -1,8 +1,8 @@
-"""Which segments another one stands for: the rule that makes a compaction one rename.
+"""Segments that another segment replaces: the rule that makes a compaction one atomic rename.
 
-A segment that was merged from others lists them in its provenance, under `REPLACES`. While it can
-be opened, those are not read: so the rename that publishes it is the moment at which the old ones
-go, however long they stay on the disk. `docs/decisions/006-housekeeping.md` has the reasons.
+A merged segment lists the segments that it was merged from in its provenance, under `REPLACES`.
+Readers that can open it ignore those, so the rename that publishes it replaces them all at once,
+even if they stay on disk. See `docs/decisions/006-housekeeping.md`.
 """
 
 from collections.abc import Iterable
@@ -15,28 +15,28 @@ from avtd3.store.files import canonical_json, sha256
 from avtd3.store.segment import Segment
 
 REPLACES = "replaces"
-"""Key of a segment's provenance: id to manifest's digest of every segment that it stands for."""
+"""Key of a segment's provenance: manifest digest by id of every segment that it replaces."""
 
 ORIGIN = "origin"
 """Key of a merged segment's provenance: the segments that collectors wrote, in order."""
 
 RELABEL = "relabel"
-"""Key of a relabelled segment's provenance: whose episodes these are, and the weights."""
+"""Key of a relabelled segment's provenance: the source of the episodes, and the weights."""
 
 
 def replaced_by(segment: Segment) -> frozenset[str]:
-    """Ids of the segments that one stands for; of a stranger's provenance, what makes sense."""
+    """Return the ids of the segments that a segment replaces; invalid entries are ignored."""
     listed = segment.provenance.get(REPLACES)
     return frozenset(listed) - {segment.id} if isinstance(listed, dict) else frozenset()
 
 
 def replaced_ids(segments: Iterable[Segment]) -> frozenset[str]:
-    """Ids of all segments that some of these stand for."""
+    """Return the ids of all segments that these segments replace."""
     return frozenset().union(*(replaced_by(s) for s in segments if REPLACES in s.provenance))
 
 
 def origins(segment: Segment) -> list[dict[str, Any]]:
-    """The segments that its collectors wrote: itself, or what it was merged from."""
+    """Return the segments that collectors wrote: the segment itself, or those merged into it."""
     listed = segment.provenance.get(ORIGIN)
     if isinstance(listed, list) and all(map(_is_origin, listed)):
         return listed
@@ -62,18 +62,18 @@ def _is_origin(entry: object) -> bool:
     )
 
 
-def unseen_episodes(segment: Segment, held: Iterable[Segment]) -> NDArray[np.bool_]:
-    """Episodes of a segment that none of those which it replaces holds.
+def unseen_episodes(segment: Segment, read_before: Iterable[Segment]) -> NDArray[np.bool_]:
+    """Return which episodes of a segment are new to a reader of other segments.
 
     Args:
-        segment: Perhaps a merged one.
-        held: Segments that were read before.
+        segment: A segment that may have been merged from others.
+        read_before: Segments that the reader has read.
 
     Returns:
-        bool (E,): all True for a segment that was not merged from any of them.
+        bool (E,): False for episodes of segments in ``read_before`` that ``segment`` replaces.
     """
-    mine = replaced_by(segment)
-    seen = {o["segment_id"] for old in held if old.id in mine for o in origins(old)}
+    replaced = replaced_by(segment)
+    seen = {o["segment_id"] for old in read_before if old.id in replaced for o in origins(old)}
     if seen:
         listed = origins(segment)
         counts = [origin["episodes"] for origin in listed]

@@ -1,4 +1,4 @@
-"""Growing buffers for what a segment holds before it is sealed: encoded frames and columns."""
+"""A segment before it is published: its growing buffers, and the files made from them."""
 
 import dataclasses
 import importlib.metadata
@@ -17,10 +17,9 @@ from avtd3.store.episode_table import (
     EpisodeInfo,
     array_name,
     attribute_columns,
-    attribute_layout,
 )
 from avtd3.store.errors import SpecError
-from avtd3.store.events import Event, EventTable, event_arrays, event_texts, event_values
+from avtd3.store.events import Event, EventTable, event_columns
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import (
     MEASURED_FRAMES,
@@ -32,12 +31,15 @@ from avtd3.store.format.codec import (
 )
 from avtd3.store.format.layout import (
     FORMAT_VERSION,
+    FRAMES,
     GROUP_FILE,
     MANIFEST_FILE,
     ArrayLayout,
+    Column,
+    column_layout,
     segment_arrays,
 )
-from avtd3.store.format.manifest import BINDING, FileEntry, Manifest, binding
+from avtd3.store.format.manifest import FRAMES_CHECKSUMS, FileEntry, Manifest, frames_checksums
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
 from avtd3.store.format.shard import build_shard, joined_checksums
 from avtd3.store.spec import EpisodeSpec
@@ -47,10 +49,10 @@ STEP_COLUMNS = ("action", "reward", "reward_terms", "terminated", "truncated")
 
 
 class StepColumns:
-    """Everything of a segment but the frames, in arrays that grow along their first axis.
+    """All arrays of a segment except the frames; they grow along their first axis.
 
-    The writer sets rows of the arrays directly: a method call per row and column would cost more
-    than all the rest of a step.
+    The writer sets rows of the arrays directly, because a method call per row and column would
+    take longer than the rest of a step.
     """
 
     def __init__(self, spec: EpisodeSpec, rows: int) -> None:
@@ -66,7 +68,7 @@ class StepColumns:
         self.grow(rows)
 
     def grow(self, rows: int) -> None:
-        """Make room for so many rows, keeping what is there."""
+        """Allocate this many rows and keep the present ones."""
         for name in (*OBSERVATION_COLUMNS, *STEP_COLUMNS):
             values = getattr(self, name)
             grown = np.zeros((rows, *values.shape[1:]), values.dtype)
@@ -75,7 +77,7 @@ class StepColumns:
         self.rows = rows
 
     def drop(self, observations: int, steps: int) -> None:
-        """Forget the first rows and move the others to the front."""
+        """Drop the first rows and move the others to the front."""
         for names, count in ((OBSERVATION_COLUMNS, observations), (STEP_COLUMNS, steps)):
             for name in names:
                 values = getattr(self, name)
@@ -83,9 +85,9 @@ class StepColumns:
 
 
 class FrameBuffer:
-    """Frames, compressed chunk by chunk as they arrive, so that sealing has nothing left to do.
+    """Frames that are compressed chunk by chunk as they arrive.
 
-    With the codec ``auto`` the first ones stay as they are, until `settled`.
+    With the codec ``auto``, frames stay uncompressed until `settled`.
     """
 
     def __init__(self, codec: FrameCodec, frame_shape: tuple[int, ...]) -> None:
@@ -97,16 +99,16 @@ class FrameBuffer:
 
     @property
     def codec(self) -> FrameCodec:
-        """How the chunks are encoded; raw while ``auto`` is not settled."""
+        """Codec of the chunks; raw while ``auto`` is not settled."""
         return self._codec
 
     @property
     def is_due(self) -> bool:
-        """Whether enough frames are held to choose a codec."""
+        """Whether there are enough frames to choose a codec."""
         return self._settings.name == "auto" and self._count >= MEASURED_FRAMES
 
     def settled(self) -> Self:
-        """The same frames in the codec that suits them; itself, unless it is to choose one."""
+        """Return the frames in the codec chosen for them, or itself if there is no choice."""
         if self._settings.name != "auto" or not self._count:
             return self
         size = self._codec.chunk_frames
@@ -123,11 +125,11 @@ class FrameBuffer:
         self._pending[place] = frame
         if place + 1 == self._codec.chunk_frames:
             self._chunks.append(self._codec.encode(self._pending))
-        # Counted last, so that an interrupt before leaves a frame too many, which `truncate` drops.
+        # Count last: an interrupt before leaves one frame too many, which `truncate` drops.
         self._count += 1
 
     def encoded(self, count: int) -> list[bytes]:
-        """The chunks of the first ``count`` frames; the last one is filled up with zeros."""
+        """Return the chunks of the first ``count`` frames; the last is padded with zeros."""
         whole, rest = divmod(count, self._codec.chunk_frames)
         chunks = self._chunks[:whole]
         if rest:
@@ -137,7 +139,7 @@ class FrameBuffer:
         return chunks
 
     def drop(self, count: int) -> None:
-        """Forget the first ``count`` frames and encode the others anew."""
+        """Drop the first ``count`` frames and encode the others again."""
         size = self._codec.chunk_frames
         kept = [
             self._frames_of_chunk(n).copy() for n in range(count // size, -(-self._count // size))
@@ -145,7 +147,7 @@ class FrameBuffer:
         self._restart(kept, count % size, self._count - count)
 
     def truncate(self, count: int) -> None:
-        """Forget all frames behind the first ``count``."""
+        """Drop all frames after the first ``count``."""
         size = self._codec.chunk_frames
         if count % size:
             self._pending[:] = self._frames_of_chunk(count // size)
@@ -173,12 +175,12 @@ MAX_PROVENANCE_BYTES = 1024 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EndedEpisode:
-    """A whole episode that waits to be published."""
+    """An episode that has ended and is not published yet."""
 
     info: EpisodeInfo
-    """What was known at its start."""
+    """What was known when it began."""
     length: int
-    """Steps."""
+    """Number of steps."""
     episode_return: float
     """Sum of its stored rewards."""
     end_reason: str
@@ -186,11 +188,11 @@ class EndedEpisode:
     wall_time: float
     """Its start, in seconds since 1970."""
     events: tuple[Event, ...] = ()
-    """What happened, in order; nothing where events are not recorded."""
+    """What happened, ordered by step; empty if events were not recorded."""
 
 
 class SegmentNamer:
-    """Names that sort by time, are unique across machines, and are safe as directories."""
+    """Makes names of segments that sort by time, are unique, and are valid directory names."""
 
     def __init__(self, collector: str) -> None:
         self._collector = collector
@@ -198,7 +200,7 @@ class SegmentNamer:
         self._last_us = 0
 
     def next(self, now_s: float) -> str:
-        """The next name; later than the one before, even if the clock went back."""
+        """Return the next name; it sorts after the last one, even if the clock went back."""
         self._last_us = max(self._last_us + 1, round(now_s * 1e6))
         moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self._last_us)
         self._counter += 1
@@ -207,11 +209,11 @@ class SegmentNamer:
 
 
 def base_provenance(given: Mapping[str, Any], collector: str) -> dict[str, Any]:
-    """What is recorded with every segment of a writer.
+    """Return the provenance that every segment of a writer has.
 
     Args:
-        given: The caller's own JSON; config, simulator build and the like.
-        collector: The collector's name.
+        given: The caller's JSON, such as its configuration.
+        collector: Name of the collector.
 
     Raises:
         SpecError: ``given`` is not JSON, or larger than `MAX_PROVENANCE_BYTES`.
@@ -221,7 +223,7 @@ def base_provenance(given: Mapping[str, Any], collector: str) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise SpecError(f"provenance is not JSON of finite numbers: {error}") from error
     if size > MAX_PROVENANCE_BYTES:
-        raise SpecError(f"provenance has {size} bytes, allowed are {MAX_PROVENANCE_BYTES}")
+        raise SpecError(f"provenance has {size} bytes, expected at most {MAX_PROVENANCE_BYTES}")
     return {
         **given,
         "avtd3": importlib.metadata.version("avtd3"),
@@ -241,19 +243,22 @@ def seal_files(
     codec: FrameCodec,
     provenance: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """Every file of a segment, the manifest last.
+    """Return all files of a segment, the manifest last.
 
     Args:
-        segment_id: The segment's name.
-        dataset: The dataset it is for.
-        columns: Its first rows are those of ``ended``.
-        ended: The whole episodes, at least one.
+        segment_id: Name of the segment.
+        dataset: Its dataset.
+        columns: The arrays; the first rows are those of ``ended``.
+        ended: The episodes, at least one.
         chunks: The encoded frames, or None if the spec has no image.
-        codec: How they were encoded; recorded, too.
+        codec: Codec of the chunks; it is recorded in the provenance.
         provenance: JSON to record.
 
     Returns:
         Bytes by path below the segment's directory.
+
+    Raises:
+        SpecError: An attribute is a text in one episode and a number in another.
     """
     steps = sum(episode.length for episode in ended)
     counts = {"episodes": len(ended), "steps": steps, "observations": steps + len(ended)}
@@ -263,37 +268,32 @@ def seal_files(
         "spec_digest": dataset.spec_digest,
     }
     files = {GROUP_FILE: document_bytes(group_document(about))}
-    events = EventTable.of([episode.events for episode in ended])
-    values = _step_values(columns, counts) | _episode_numbers(ended) | event_values(events)
-    texts = _episode_texts(ended) | event_texts(events)
-    layouts = segment_arrays(dataset.spec, **counts) | event_arrays(len(events))
+    arrays: dict[str, Column] = _step_columns(columns, counts) | _episode_columns(ended)
+    layouts = segment_arrays(dataset.spec, **counts)
     for name, column in attribute_columns([episode.info for episode in ended]).items():
-        array = array_name(name)
+        arrays[array_name(name)] = column
         if name not in OWN_ATTRIBUTES:
-            layouts[array] = attribute_layout(name, column)
-        if isinstance(column, list):
-            texts[array] = column
-        else:
-            values[array] = column
-    strings = _coded(texts)
+            layouts[array_name(name)] = column_layout(array_name(name), column, "episode")
+    for name, event_column in event_columns(EventTable.of([e.events for e in ended])).items():
+        arrays[name], layouts[name] = event_column, column_layout(name, event_column, "event")
     for layout in layouts.values():
         attributes: dict[str, Any] = {}
         used_codec = None
-        if layout.name == "frames" and chunks is not None:
+        if layout.name == FRAMES and chunks is not None:
             data, used_codec = build_shard(chunks), codec
-        elif layout.name in strings:
-            codes, categories = strings[layout.name]
-            data, attributes = _plain(layout, codes), {"categories": categories}
         else:
-            data = _plain(layout, values[layout.name])
+            values = arrays[layout.name]
+            if not isinstance(values, np.ndarray):
+                values, attributes["categories"] = _encode_texts(values)
+            data = _encode_values(layout, values)
         document = array_document(layout, codec=used_codec, attributes=attributes)
         files[layout.metadata_path] = document_bytes(document)
         files[layout.chunk_path] = data
     entries = {name: FileEntry(len(data), sha256(data)) for name, data in files.items()}
     recorded: dict[str, Any] = {**provenance, "codec": dataclasses.asdict(codec)}
     if chunks is not None:
-        shard = entries[layouts["frames"].chunk_path]
-        recorded[BINDING] = binding(shard.sha256, joined_checksums(chunks))
+        shard = entries[layouts[FRAMES].chunk_path]
+        recorded[FRAMES_CHECKSUMS] = frames_checksums(shard.sha256, joined_checksums(chunks))
     manifest = Manifest(
         segment_id=segment_id,
         spec_digest=dataset.spec_digest,
@@ -306,12 +306,19 @@ def seal_files(
     return files
 
 
-def _plain(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
+def _encode_values(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
     dtype = np.dtype(layout.dtype).newbyteorder("<")
     return seal(np.ascontiguousarray(values, dtype).tobytes())
 
 
-def _step_values(columns: StepColumns, counts: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+def _encode_texts(texts: Sequence[str]) -> tuple[NDArray[np.int32], list[str]]:
+    """Return the code of each text, and the categories that the codes stand for."""
+    categories = sorted(set(texts))
+    code = {text: number for number, text in enumerate(categories)}
+    return np.asarray([code[text] for text in texts], np.int32), categories
+
+
+def _step_columns(columns: StepColumns, counts: Mapping[str, int]) -> dict[str, Column]:
     return {
         name: getattr(columns, name)[: counts[axis]]
         for axis, names in (("observations", OBSERVATION_COLUMNS), ("steps", STEP_COLUMNS))
@@ -319,9 +326,9 @@ def _step_values(columns: StepColumns, counts: Mapping[str, int]) -> dict[str, N
     }
 
 
-def _episode_numbers(ended: Sequence[EndedEpisode]) -> dict[str, NDArray[Any]]:
+def _episode_columns(ended: Sequence[EndedEpisode]) -> dict[str, Column]:
     lengths = [episode.length for episode in ended]
-    columns: dict[str, Sequence[float]] = {
+    numbers: dict[str, Sequence[float]] = {
         "offset": np.cumsum([0, *lengths[:-1]]).tolist(),
         "length": lengths,
         "index": [episode.info.index for episode in ended],
@@ -331,23 +338,7 @@ def _episode_numbers(ended: Sequence[EndedEpisode]) -> dict[str, NDArray[Any]]:
         "exploration_noise": [episode.info.exploration_noise for episode in ended],
         "wall_time": [episode.wall_time for episode in ended],
     }
-    return {f"episode_{name}": np.asarray(column) for name, column in columns.items()}
-
-
-def _episode_texts(ended: Sequence[EndedEpisode]) -> dict[str, Sequence[str]]:
-    return {
-        "episode_end_reason": [episode.end_reason for episode in ended],
-        "episode_policy_digest": [episode.info.policy_digest for episode in ended],
-    }
-
-
-def _coded(
-    columns: Mapping[str, Sequence[str]],
-) -> dict[str, tuple[NDArray[np.int32], list[str]]]:
-    """Codes and categories of columns of texts."""
-    found = {}
-    for name, texts in columns.items():
-        categories = sorted(set(texts))
-        code = {text: number for number, text in enumerate(categories)}
-        found[name] = np.asarray([code[text] for text in texts], np.int32), categories
+    found: dict[str, Column] = {f"episode_{name}": np.asarray(v) for name, v in numbers.items()}
+    found["episode_end_reason"] = [episode.end_reason for episode in ended]
+    found["episode_policy_digest"] = [episode.info.policy_digest for episode in ended]
     return found

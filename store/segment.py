@@ -1,7 +1,7 @@
-"""`Segment`: whole episodes, sealed for ever; open, read, verify.
+"""`Segment`: open, read and verify one published segment.
 
-Opening reads the manifest, the first read the sizes of all files; every array is checked when it is
-read. `avtd3.store.format.arrays` knows the bytes, this module the meaning.
+Opening reads the manifest. The first read checks the sizes of all files, and each array is verified
+when it is read. `avtd3.store.format.arrays` decodes the bytes.
 """
 
 import functools
@@ -28,20 +28,38 @@ from avtd3.store.spec import EpisodeSpec
 
 
 class Segment:
-    """One published segment; made by `Dataset.open_segment`.
+    """One published segment: whole episodes that never change; made by `Dataset.open_segment`.
 
-    It holds no file open, so a segment may be quarantined or deleted under a reader: the next read
-    then raises `SegmentNotFoundError`.
+    It keeps no file open, so that a segment can be quarantined or deleted while someone reads it;
+    the next read then raises `SegmentNotFoundError`. `Dataset.episodes` reads episode by episode.
+
+    Args:
+        path: The segment's directory. Only its manifest is read.
+        spec: The dataset's spec.
+        spec_digest: Its digest.
+        limits: Largest size that the segment may claim.
+
+    Raises:
+        SegmentNotFoundError: There is no such segment.
+        SegmentCorruptError: The manifest is damaged or of another spec, or exceeds the limits.
+        FormatVersionError: This version cannot read the segment's format.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from avtd3.store import Dataset, EpisodeSpec, Observation, SegmentWriter
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> dataset = Dataset.create(tempfile.mkdtemp(), spec)
+        >>> at = Observation(vector=np.zeros(1, np.float32))
+        >>> with SegmentWriter(dataset) as writer:
+        ...     writer.begin(at)
+        ...     writer.step(np.ones(1, np.float32), 2.0, at, terminated=True)
+        >>> (segment,) = dataset.snapshot().segments
+        >>> segment.read("reward").tolist()
+        [2.0]
     """
 
     def __init__(self, path: Path, spec: EpisodeSpec, spec_digest: str, limits: Limits) -> None:
-        """Open the segment in a directory: read its manifest, and nothing else.
-
-        Raises:
-            SegmentNotFoundError: There is no such segment.
-            SegmentCorruptError: Torn, edited, of another spec, or beyond the limits.
-            FormatVersionError: Of a format that this version cannot read.
-        """
         self.path = path
         self.spec = spec
         self._limits = limits
@@ -55,22 +73,22 @@ class Segment:
 
     @property
     def id(self) -> str:
-        """Name of the segment, sortable by time of sealing."""
+        """Name of the segment; names sort by time of publication."""
         return self._manifest.segment_id
 
     @property
     def episodes(self) -> int:
-        """Whole episodes."""
+        """Number of episodes."""
         return self._manifest.episodes
 
     @property
     def steps(self) -> int:
-        """Sum of the episodes' lengths."""
+        """Number of steps: the sum of the episodes' lengths."""
         return self._manifest.steps
 
     @property
     def observations(self) -> int:
-        """Rows of the arrays of observations: one more per episode than steps."""
+        """Number of observations: one more than steps in each episode."""
         return self._manifest.observations
 
     @property
@@ -80,7 +98,7 @@ class Segment:
 
     @property
     def files(self) -> Mapping[str, FileEntry]:
-        """Size and SHA-256 of every file but the manifest, by path below the directory."""
+        """Size and SHA-256 of every file except the manifest, by path below the directory."""
         return self._manifest.files
 
     @property
@@ -90,10 +108,10 @@ class Segment:
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 over the arrays' chunks, wall times apart.
+        """SHA-256 over the chunks of all arrays except the wall times.
 
-        The same episodes have the same digest, whenever they were collected and by whom: an order
-        of segments that no clock decides.
+        Equal episodes have equal digests, no matter when and by whom they were collected: this
+        gives segments an order that does not depend on clocks.
         """
         files = sorted(self._manifest.files.items())
         chunks = (
@@ -105,12 +123,12 @@ class Segment:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on disk, the manifest apart."""
+        """Bytes on disk, without the manifest."""
         return self._manifest.size_bytes
 
     @property
     def raw_bytes(self) -> int:
-        """Bytes of all arrays once decoded."""
+        """Bytes of all arrays when decoded."""
         counts = self._manifest
         return raw_bytes(
             self.spec,
@@ -120,14 +138,15 @@ class Segment:
         )
 
     def check_files(self) -> None:
-        """See that every file is there and has its size; the first read of anything does so, too.
+        """Check that every file exists and has its size; the first read of an array does so, too.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: A file is missing, no regular file, or of another size: torn, or
-                its copying is under way, and a later call may find it whole. Or all are too large.
+            SegmentCorruptError: A file is missing, not a regular file, or of another size. The
+                segment may still be being copied: a later call may succeed. Or all files together
+                exceed the limits.
         """
-        _ = self._arrays  # made once they are right
+        _ = self._arrays  # created only if the files are right
 
     @functools.cached_property
     def _arrays(self) -> ArrayFiles:
@@ -141,13 +160,13 @@ class Segment:
         return tuple(self._layouts)
 
     def read(self, name: str) -> NDArray[Any]:
-        """Read one whole array, every checksum verified.
+        """Read one whole array and verify every checksum.
 
         Args:
-            name: One of `names`; for frames, `read_frames` can read a part.
+            name: One of `names`; `read_frames` can read a part of the frames.
 
         Returns:
-            The array, writable; its rows are observations, steps or episodes.
+            The array, writable; its rows are observations, steps or episodes, see docs/format.md.
 
         Raises:
             SpecError: Segments of this spec have no such array.
@@ -161,18 +180,18 @@ class Segment:
     def read_frames(
         self, start: int = 0, stop: int | None = None, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """Decode a run of frames, every checksum verified before it is decoded.
+        """Decode consecutive frames; every checksum is verified before decoding.
 
         Args:
-            start: First observation's row.
-            stop: Row behind the last one; None for the end.
+            start: Row of the first observation.
+            stop: Row after the last one; None for the end.
             out: uint8 (stop - start, C, H, W), C-contiguous, to decode into; None for a new array.
 
         Returns:
             uint8 (stop - start, C, H, W): ``out`` if given. Its content is undefined on an error.
 
         Raises:
-            SpecError: The spec has no image, the range lies outside, or ``out`` does not fit.
+            SpecError: The spec has no image, the range is invalid, or ``out`` does not match.
             SegmentNotFoundError: The segment was removed since it was opened.
             SegmentCorruptError: The bytes are not those that were published.
         """
@@ -180,7 +199,7 @@ class Segment:
         stop = self.observations if stop is None else stop
         if not 0 <= start <= stop <= self.observations:
             raise SpecError(
-                f"segment {self.id}: frames {start}:{stop} lie outside 0:{self.observations}"
+                f"segment {self.id}: frames {start}:{stop} are outside 0:{self.observations}"
             )
         shape = (stop - start, *layout.shape[1:])
         if out is None:
@@ -192,22 +211,22 @@ class Segment:
         return out
 
     def frame_parts(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Decode all frames part by part, for whoever passes them on.
+        """Decode all frames part by part, so that they need little memory.
 
         Yields:
-            Row of the part's first frame, and the frames, uint8 (n, C, H, W), in memory that the
-            next part is decoded into.
+            Row of the part's first frame, and its frames, uint8 (n, C, H, W). The next part
+            overwrites their memory.
 
         Raises:
             SpecError: The spec has no image.
             SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The bytes are not those that were published; perhaps only found
-                after the last part.
+            SegmentCorruptError: The bytes are not those that were published; this may be detected
+                only after the last part.
         """
         return self._arrays.frame_parts(self._frames_layout)
 
     def frame_shard(self) -> FrameShard:
-        """Where the frames lie and how they are encoded, for a reader of single chunks.
+        """Return where the frames are and how they are encoded, to read single chunks.
 
         Returns:
             The shard; its index has been checked.
@@ -220,11 +239,11 @@ class Segment:
         return self._arrays.frame_shard(self._frames_layout)
 
     def episode_table(self) -> EpisodeTable:
-        """Read what is known of each episode.
+        """Read what is known about each episode.
 
         Raises:
             SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The columns contradict each other or their checksums.
+            SegmentCorruptError: The columns are damaged or contradict each other.
         """
         columns = {name: self._column(name) for name in STORED_COLUMNS}
         layouts = self._layouts | stored_attributes(self._arrays, episodes=self.episodes)
@@ -246,16 +265,16 @@ class Segment:
         return self.read_strings(name) if name in EPISODE_STRINGS else self.read(name)
 
     def read_strings(self, name: str) -> list[str]:
-        """Read one of `EPISODE_STRINGS`, with one string per episode.
+        """Read one of `EPISODE_STRINGS`: one text per episode.
 
         Raises:
             SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The column's bytes or codes are not sound.
+            SegmentCorruptError: The column's bytes or codes are damaged.
         """
         return self._arrays.texts(self._layout(name))
 
     def events(self) -> EventTable | None:
-        """Read what happened in its episodes; None if that was not recorded.
+        """Read the events of its episodes; None if none were recorded.
 
         Raises:
             SegmentNotFoundError: The segment was removed since it was opened.
@@ -271,7 +290,7 @@ class Segment:
         return table
 
     def verify(self) -> None:
-        """Hash every file again and compare with the manifest.
+        """Hash every file and compare it with the manifest.
 
         Raises:
             SegmentNotFoundError: The segment was removed since it was opened.

@@ -1,7 +1,7 @@
-"""``.staging/``: where a segment is written before one rename publishes it.
+"""``.staging/``: segments are written there, and one rename publishes them.
 
-Each staging directory has a file beside it that names its owner, so that what a killed collector
-left behind can be told from what another one is writing now.
+A file beside each staging directory names the process that writes it. `clean_staging` uses it to
+delete what killed processes left, and nothing that is being written.
 """
 
 import os
@@ -34,20 +34,20 @@ def publish(
     shared: Mapping[str, Path] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a directory of files aside and rename it into place, all of it durable before.
+    """Write a directory in staging, fsync all of it, and rename it to its final path.
 
     Args:
-        staging: Where to write; must not exist. Its parent is made if it is missing.
-        target: Where the directory appears, whole; must not exist.
+        staging: Directory to write; must not exist. Its parent is created if it is missing.
+        target: Final path of the directory; must not exist.
         files: Bytes by path below the directory.
-        last: The one of them that is written after all others are on the disk.
-        shared: More files, that are taken over from published segments; see `share_file`.
-        check: Called with the staging directory when all is in it; what it raises prevents the
-            publication.
+        last: Key of ``files``: the file that is written when all others are on disk.
+        shared: Files to link from published segments, by path below the directory; see
+            `share_file`.
+        check: Called with the complete staging directory; an exception prevents the publication.
 
     Raises:
-        StorageError: The disk is full or not writable. Nothing was published, except when the very
-            last fsync failed; `target` tells.
+        StorageError: The disk is full or not writable. Nothing was published, unless only the last
+            fsync failed: then ``target`` exists.
     """
     owner = owner_file(staging)
     with storage_errors(staging):
@@ -74,7 +74,7 @@ def publish(
 
 
 def owner_file(staging: Path) -> Path:
-    """The file beside a staging directory that says who writes there."""
+    """Return the file beside a staging directory that names the process that writes it."""
     return staging.with_name(staging.name + _OWNER_SUFFIX)
 
 
@@ -84,7 +84,7 @@ def _write_owner(owner: Path) -> None:
 
 
 def _make_directories(root: Path, files: Iterable[str]) -> list[Path]:
-    """Make the directories that files need; deepest first, as they must be fsynced."""
+    """Create the directories of files; return them deepest first, in the order of fsyncs."""
     needed = {root}
     for name in files:
         needed.update(root / parent for parent in Path(name).parents)
@@ -95,7 +95,7 @@ def _make_directories(root: Path, files: Iterable[str]) -> list[Path]:
 
 
 def _write_files(root: Path, files: Mapping[str, bytes]) -> None:
-    # All are written before the first is fsynced: one commit of the journal instead of fifty.
+    # Write all files before the first fsync: one commit of the file system's journal, not fifty.
     descriptors: list[int] = []
     try:
         for name, data in files.items():
@@ -108,17 +108,17 @@ def _write_files(root: Path, files: Mapping[str, bytes]) -> None:
 
 
 def clean_staging(staging: Path, older_than_s: float = _DAY_S) -> list[str]:
-    """Delete staging directories whose owner is dead.
+    """Delete staging directories whose writer is dead.
 
-    Dead is a process of this host that no longer runs. A directory of another host, or one without
-    an owner's file, counts as dead once it is older than ``older_than_s``.
+    A writer on this host is dead if its process no longer runs. A directory of another host, or
+    without an owner file, is deleted when it is older than ``older_than_s``.
 
     Args:
         staging: The dataset's staging directory.
         older_than_s: Age in seconds.
 
     Returns:
-        Names of what was deleted.
+        Names of the deleted directories.
 
     Raises:
         StorageError: The directory cannot be written.

@@ -1,7 +1,7 @@
 """`Observation` and `Step`: the records that worlds return, drivers read and writers store.
 
-An episode is one `Observation` and then a number of `Step`s. A camera frame is stored once;
-`FrameStack` rebuilds the stack that a network sees, by the same rule as the replay sampler.
+An episode is one `Observation`, followed by `Step`s. Each camera frame is stored once. `FrameStack`
+builds the stack that a network sees, by the same rule as the replay sampler.
 """
 
 import collections
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What can be observed at one instant: a camera frame, a vector, or both.
+    """A camera frame, a vector, or both, at one instant.
 
     Example:
         >>> import numpy as np
@@ -40,7 +40,7 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One action and what followed from it.
+    """One action, its reward, and the observation after it.
 
     Example:
         >>> import numpy as np
@@ -58,11 +58,11 @@ class Step:
     reward_terms: NDArray[np.float32] | None = None
     """float32 (R,), the parts of the reward in the spec's order; None if the spec names none."""
     terminated: bool = False
-    """Whether the episode ended in a state without a future: nothing to bootstrap from."""
+    """Whether the episode ended in a terminal state: there is no future reward."""
     truncated: bool = False
-    """Whether the episode was cut although it could have gone on."""
+    """Whether the episode was cut off although it could have continued."""
     end_reason: str = ""
-    """Why the episode ended; empty while it goes on."""
+    """Why the episode ended; empty for all steps but the last."""
 
     @property
     def is_last(self) -> bool:

@@ -37,14 +37,19 @@ from avtd3.store.step import Observation, Step
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WriterConfig:
-    """How frames are encoded and when a segment is closed."""
+    """Codec of the frames, and when a segment is closed.
+
+    Example:
+        >>> WriterConfig(segment_steps=512).codec.name
+        'lz4hc'
+    """
 
     codec: FrameCodec = dataclasses.field(default_factory=FrameCodec)
     """How frames are compressed."""
     segment_steps: int = 2048
-    """Steps after which a segment is closed, at the end of the episode that reaches them."""
+    """Steps after which a segment is closed, when the episode that reaches them ends."""
     segment_seconds: float = 30.0
-    """Age in seconds after which a segment is closed, at the end of an episode."""
+    """Age in seconds after which a segment is closed, when an episode ends."""
 
     def __post_init__(self) -> None:
         steps, seconds = self.segment_steps, self.segment_seconds
@@ -70,7 +75,7 @@ class StepChecker:
         self._vector_shape = (spec.vector_size,) if spec.vector_size else None
         self._terms_shape = (len(spec.reward_terms),) if spec.reward_terms else None
         self._action_shape = (spec.action_size,)
-        # Compared as float32, because that is what is stored.
+        # Compared as float32, which is what is stored.
         self._low = np.asarray(spec.action_low, np.float32).tolist()
         self._high = np.asarray(spec.action_high, np.float32).tolist()
         self._zeros = np.zeros(spec.vector_size, np.float32)
@@ -85,7 +90,7 @@ class StepChecker:
         _check_array("action", action, self._action_shape, _FLOAT32)
         for value, low, high in zip(action.tolist(), self._low, self._high, strict=True):
             if not low <= value <= high:  # also true of NaN
-                raise SpecError(f"action {action} leaves its bounds {self._low} to {self._high}")
+                raise SpecError(f"action is {action}, expected {self._low} to {self._high}")
 
     def check_reward(self, reward: float | None, reward_terms: NDArray[np.float32] | None) -> float:
         """Return the reward to store: the sum of its terms, which a given reward must equal.
@@ -96,14 +101,14 @@ class StepChecker:
         _check_array("reward_terms", reward_terms, self._terms_shape, _FLOAT32)
         if reward_terms is None:
             if reward is None:
-                raise SpecError("reward is None, and the spec has no reward_terms to add up")
+                raise SpecError("reward is None, but the spec has no reward_terms to add up")
             total = float(reward)
         else:
             total = sum(reward_terms.tolist())
             if reward is not None and not abs(reward - total) <= _REWARD_TOLERANCE * (
                 1.0 + abs(total)
             ):
-                raise SpecError(f"reward is {reward}, its terms add up to {total}")
+                raise SpecError(f"reward is {reward}, but its terms add up to {total}")
         if not abs(total) <= _FLOAT32_MAX:
             raise SpecError(f"reward is {total}, expected a finite number (terms {reward_terms})")
         return total
@@ -128,7 +133,7 @@ class StepChecker:
         vector, frame_id, time_s = observation.vector, observation.frame_id, observation.sim_time_s
         _check_array("image", observation.image, self._frame_shape, _UINT8)
         _check_array("vector", vector, self._vector_shape, _FLOAT32)
-        # Zero times anything finite is zero: one product in place of a comparison and a search.
+        # Zero times any finite number is zero: one product instead of a comparison and a search.
         if vector is not None and vector.dot(self._zeros) != 0.0:
             names = self._vector_names
             wrong = [names[n] for n in np.flatnonzero(~np.isfinite(vector))]
@@ -200,7 +205,7 @@ class PendingSegment:
 
     @property
     def codec(self) -> FrameCodec:
-        """How the frames are compressed; without an image, how they would be."""
+        """Codec of the frames; without an image, the configured one."""
         return self._settings if self._frames is None else self._frames.codec
 
     @property
@@ -327,7 +332,15 @@ _SPARE_ROWS = 512
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedSegment:
-    """A segment that a writer has just published."""
+    """A segment that a writer has just published.
+
+    Example:
+        >>> published = PublishedSegment(
+        ...     segment_id="a", path=Path("data/segments/a"), episodes=2, steps=50, size_bytes=4096
+        ... )
+        >>> published.steps
+        50
+    """
 
     segment_id: str
     """Name of the segment."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from avtd3.store.files import parse_json, read_bytes, safe_join, sha256, sha256_of_file
 from avtd3.store.format.codec import CRC_BYTES, ChainKind, unseal
 from avtd3.store.format.layout import GROUP_FILE, ArrayLayout
-from avtd3.store.format.manifest import Manifest, corrupt, gone_or_torn, is_bound
+from avtd3.store.format.manifest import Manifest, corrupt, gone_or_corrupt, has_checksums
 from avtd3.store.format.metadata import (
     check_document,
     frame_encoding,
@@ -26,19 +26,19 @@ from avtd3.store.format.shard import read_chunks, read_index
 
 _MAX_METADATA_BYTES = 1024 * 1024
 _PART_BYTES = 2**20
-"""Frames that are decoded at a time where all are only passed on: they stay in a core's cache."""
+"""Decoded bytes per part of `ArrayFiles.frame_parts`: a part stays in a core's cache."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FrameShard:
-    """A shard of frames whose index has been checked."""
+    """A shard of frames whose index has been verified."""
 
     path: Path
     """The file."""
     name: str
     """Its path below the segment's directory, for messages."""
     kind: ChainKind
-    """Decoder of its chunks."""
+    """How its chunks are encoded."""
     chunk_frames: int
     """Frames per chunk."""
     spans: NDArray[np.int64]
@@ -46,7 +46,7 @@ class FrameShard:
 
 
 class ArrayFiles:
-    """Reads the arrays of a segment; metadata and the shard's index are kept once checked."""
+    """Reads the arrays of a segment; keeps metadata and the shard's index once verified."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path = path
@@ -55,7 +55,7 @@ class ArrayFiles:
         self._shard: FrameShard | None = None
 
     def document(self, layout: ArrayLayout) -> dict[str, Any]:
-        """The array's ``zarr.json``, held against the manifest and the layout.
+        """Return the array's ``zarr.json``, compared with the manifest and the layout.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
@@ -116,7 +116,7 @@ class ArrayFiles:
         self.document(layout)
         name = layout.chunk_path
         data = self._read_file(name, layout.nbytes + CRC_BYTES)
-        # The chunk's own checksum would also hold for another array's file in its place.
+        # The chunk's own checksum does not detect another array's file in its place.
         if sha256(data) != self._manifest.files[name].sha256:
             raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
         with self._faults(name):
@@ -124,11 +124,11 @@ class ArrayFiles:
             return values.reshape(layout.shape).astype(layout.dtype)
 
     def texts(self, layout: ArrayLayout) -> list[str]:
-        """Read a whole column of codes, with the text that each stands for.
+        """Read a whole column of codes and return the text of each code.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: The column's bytes or codes are not sound.
+            SegmentCorruptError: The column's bytes or codes are damaged.
         """
         values = self.read(layout)
         attributes = self.document(layout).get("attributes")
@@ -136,11 +136,13 @@ class ArrayFiles:
         if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
             raise corrupt(self._path, f"{layout.name} has no list of strings as its categories")
         if not ((values >= 0) & (values < len(categories))).all():
-            raise corrupt(self._path, f"{layout.name} has codes beyond its {len(categories)} names")
+            raise corrupt(
+                self._path, f"{layout.name} has codes beyond {len(categories)} categories"
+            )
         return [categories[code] for code in values.tolist()]
 
     def read_frames(self, layout: ArrayLayout, start: int, out: NDArray[np.uint8]) -> None:
-        """Decode ``len(out)`` frames from row ``start`` on, at least one, into ``out``.
+        """Decode ``len(out)`` frames from row ``start``, at least one, into ``out``.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
@@ -149,7 +151,7 @@ class ArrayFiles:
         shard = self.frame_shard(layout)
         checksums = self._decode(layout, shard, start, out)
         if len(out) == layout.shape[0]:
-            self._check_bound(layout, checksums)
+            self._check_checksums(layout, checksums)
 
     def frame_parts(self, layout: ArrayLayout) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Decode all frames part by part; see `Segment.frame_parts`."""
@@ -162,12 +164,12 @@ class ArrayFiles:
             part = memory[: count - start]
             checksums.append(self._decode(layout, shard, start, part))
             yield start, part
-        self._check_bound(layout, b"".join(checksums))
+        self._check_checksums(layout, b"".join(checksums))
 
     def _decode(
         self, layout: ArrayLayout, shard: FrameShard, start: int, out: NDArray[np.uint8]
     ) -> bytes:
-        """Decode frames of a shard; the checksums of their chunks."""
+        """Decode frames of a shard; return the checksums of their chunks."""
         with self._faults(layout.chunk_path):
             return read_chunks(
                 shard.path,
@@ -178,10 +180,10 @@ class ArrayFiles:
                 start=start,
             )
 
-    def _check_bound(self, layout: ArrayLayout, checksums: bytes) -> None:
-        """See that these are the checksums of all chunks of this segment, not of another."""
-        told = self._manifest.files[layout.chunk_path].sha256
-        if not is_bound(self._manifest.provenance, told, checksums):
+    def _check_checksums(self, layout: ArrayLayout, checksums: bytes) -> None:
+        """Raise if these checksums of all chunks are those of another segment."""
+        shard_sha256 = self._manifest.files[layout.chunk_path].sha256
+        if not has_checksums(self._manifest.provenance, shard_sha256, checksums):
             raise corrupt(self._path, f"{layout.chunk_path} is another segment's")
 
     def frame_shard(self, layout: ArrayLayout) -> FrameShard:
@@ -196,11 +198,11 @@ class ArrayFiles:
         return self._shard
 
     def verify_file(self, name: str) -> None:
-        """Hash one file and compare with the manifest.
+        """Hash one file and compare it with the manifest.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: The file is missing, leads elsewhere, or differs.
+            SegmentCorruptError: The file is missing, links elsewhere, or differs.
         """
         with self._faults(name):
             digest = sha256_of_file(safe_join(self._path, name))
@@ -232,10 +234,10 @@ class ArrayFiles:
 
     @contextlib.contextmanager
     def _faults(self, name: str) -> Iterator[None]:
-        """Name the segment and the file in what goes wrong inside."""
+        """Name the segment and the file in errors raised inside."""
         try:
             yield
         except OSError as error:
-            raise gone_or_torn(self._path, f"{name}: {error.strerror}") from error
+            raise gone_or_corrupt(self._path, f"{name}: {error.strerror}") from error
         except ValueError as error:
             raise corrupt(self._path, f"{name}: {error}") from error

@@ -1,9 +1,9 @@
-"""Many chunks read side by side and decoded by one call: to blosc they are blocks of one buffer.
+"""Read many chunks into one buffer and decode them with one call of blosc.
 
-A Blosc-1 buffer is a header, a table of where its blocks begin, and the blocks in any order
-(c-blosc's README_CHUNK_FORMAT). So a chunk of one block becomes a block of a larger buffer by an
-entry in that buffer's table; nothing is copied. A thousand small chunks take one call in place of
-as many, which decodes each straight into place, and the interpreter's lock is free all the while.
+A Blosc-1 buffer has a header, a table of the offsets of its blocks, and the blocks in any order
+(c-blosc's README_CHUNK_FORMAT). A chunk with one block therefore becomes a block of a larger buffer
+with an entry in that buffer's table, without a copy. One call decodes a thousand small chunks, each
+to its place, without holding the interpreter's lock.
 """
 
 import os
@@ -17,30 +17,30 @@ from numpy.typing import NDArray
 from avtd3.store.format.codec import BLOSC_HEADER_BYTES, CRC_BYTES, SEALED, ChainKind
 
 SLACK_BYTES = 4096
-"""By how much an encoded chunk may be larger than a decoded one to be decoded with others."""
+"""Bytes by which an encoded chunk may exceed its decoded size to be decoded with others."""
 
 _ENTRY_BYTES = 4
-"""Of a block in the table."""
+"""Size of a block's entry in the table."""
 _LENGTH_BYTES = 4
-"""Of a block, before its LZ4 bytes."""
+"""Size of the length before a block's LZ4 bytes."""
 _HEAD_BYTES = BLOSC_HEADER_BYTES + _ENTRY_BYTES + _LENGTH_BYTES
-"""Of a buffer of one block, what comes before its LZ4 bytes."""
+"""Bytes before the LZ4 bytes in a buffer of one block."""
 _LZ4 = bytes((2, 1, 0x20, 1))
-"""How a buffer begins: Blosc-1, the first format of LZ4, LZ4 without filters, single bytes."""
+"""First bytes of a buffer: Blosc-1, format 1 of LZ4, LZ4 without filters, single bytes."""
 
 
 def extents(
     file: NDArray[np.integer], begin: NDArray[np.int64], size: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Stretches of files that chunks fill, one chunk right behind the other.
+    """Return the ranges of files that consecutive chunks occupy without gaps.
 
     Args:
-        file: int (G,), a number for the file of each chunk, not negative.
+        file: int (G,), number of each chunk's file, not negative.
         begin: int64 (G,), offset of each chunk in its file.
-        size: int64 (G,), its bytes.
+        size: int64 (G,), bytes of each chunk.
 
     Returns:
-        int64 (stretches,): the first chunk of each, and its bytes.
+        int64 (ranges,): the first chunk of each range, and the bytes of each range.
     """
     is_new = np.diff(file, prepend=-1) != 0
     is_new[1:] |= begin[1:] != begin[:-1] + size[:-1]
@@ -50,12 +50,12 @@ def extents(
 
 
 def room_bytes(blocks: int) -> int:
-    """Bytes that must be free before the first chunk, for a table of so many blocks."""
+    """Return the bytes that the table of this many blocks needs before the first chunk."""
     return BLOSC_HEADER_BYTES + _ENTRY_BYTES * blocks + _LENGTH_BYTES
 
 
 class PackedChunks:
-    """Chunks as they are in their files, side by side in memory that is used again."""
+    """Reads chunks side by side into memory that it reuses."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
@@ -67,17 +67,17 @@ class PackedChunks:
         size: NDArray[np.int64],
         room: int,
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Read chunks and check their crc32c.
+        """Read chunks and verify their crc32c.
 
         Args:
-            files: int32 (G,), the open file of each.
-            offset: int64 (G,), where it begins there.
-            size: int64 (G,), its bytes, crc32c included.
-            room: Bytes to be left free before the first, at least `room_bytes`.
+            files: int32 (G,), open file descriptor of each chunk.
+            offset: int64 (G,), offset of each chunk in its file.
+            size: int64 (G,), bytes of each chunk, with its crc32c.
+            room: Bytes to leave free before the first chunk, at least `room_bytes`.
 
         Returns:
-            uint8 (bytes,): room and chunks, until the next call. int64 (G,): where each begins
-            there, 0 for one that could not be read or is not as it was written.
+            uint8 (bytes,): the free bytes and the chunks, valid until the next call. int64 (G,):
+            offset of each chunk there, 0 for one that could not be read or is damaged.
         """
         ends = room + size.cumsum()
         begins, total = ends - size, room + int(size.sum())
@@ -97,15 +97,15 @@ class PackedChunks:
                 done = os.preadv(file, [view[low:high]], at)
             except OSError:
                 done = 0
-            packed[low + done : high] = 0  # nothing of an earlier batch
+            packed[low + done : high] = 0  # no bytes of an earlier batch
         fixed = packed.view()
-        fixed.flags.writeable = False  # google_crc32c takes nothing that may change
+        fixed.flags.writeable = False  # google_crc32c needs read-only memory
         value = google_crc32c.value
-        is_sound = [
+        is_valid = [
             value(fixed[low:high]) == SEALED
             for low, high in zip(begins.tolist(), ends.tolist(), strict=True)
         ]
-        return packed, np.where(is_sound, begins, 0)
+        return packed, np.where(is_valid, begins, 0)
 
 
 def find_blocks(
@@ -115,17 +115,17 @@ def find_blocks(
     size: NDArray[np.int64],
     decoded: int,
 ) -> NDArray[np.int64]:
-    """Where the one block of each chunk begins.
+    """Return where the block of each chunk begins.
 
     Args:
-        kind: How they are encoded.
+        kind: How the chunks are encoded.
         packed: uint8 (bytes,), from `PackedChunks.read`.
-        begin: int64 (G,), where each chunk begins in it, 0 for one to be left out.
-        size: int64 (G,), its bytes, crc32c included.
-        decoded: Bytes that it must decode to.
+        begin: int64 (G,), offset of each chunk in it, 0 to skip a chunk.
+        size: int64 (G,), bytes of each chunk, with its crc32c.
+        decoded: Bytes that each chunk must decode to.
 
     Returns:
-        int64 (G,), 0 for a chunk that is none of one block, or lies about a length.
+        int64 (G,), 0 for a chunk that does not have exactly one block or has a wrong length.
     """
     if kind == "blosc":
         return _lz4_blocks(packed, begin, size - CRC_BYTES, decoded)
@@ -141,7 +141,7 @@ def _lz4_blocks(
     head = packed[at[:, None] + np.arange(_HEAD_BYTES)].view("<i4")
     table = BLOSC_HEADER_BYTES + _ENTRY_BYTES
     wanted = np.empty(head.shape, "<i4")
-    # Decoded bytes, of them in a block, all bytes; where the block begins, and its LZ4 bytes.
+    # Decoded bytes, decoded bytes per block, encoded bytes; offset of the block, its LZ4 bytes.
     wanted[:] = (int.from_bytes(_LZ4, "little"), decoded, decoded, 0, table, 0)
     wanted[:, 3], wanted[:, 5] = size, size - _HEAD_BYTES
     is_good = (at > 0) & (head == wanted).all(axis=1)
@@ -152,9 +152,9 @@ def _lz4_blocks(
 def _raw_blocks(
     packed: NDArray[np.uint8], begin: NDArray[np.int64], size: NDArray[np.int64], decoded: int
 ) -> NDArray[np.int64]:
-    """Blosc copies a block as long as what it decodes to; it wants the length before it.
+    """Prepare raw chunks: blosc copies a block of the decoded size, with its length before it.
 
-    There it is written over the crc32c of the chunk before, which has been checked.
+    The length overwrites the crc32c of the chunk before, which has been verified.
     """
     is_good = (begin > 0) & (size == decoded)
     starts = np.where(is_good, begin - _LENGTH_BYTES, 0)
@@ -166,17 +166,17 @@ def _raw_blocks(
 def decode_blocks(
     packed: NDArray[np.uint8], starts: NDArray[np.int64], decoded: int, out: NDArray[np.uint8]
 ) -> None:
-    """Decode blocks, one behind the other.
+    """Decode blocks into consecutive memory.
 
     Args:
-        packed: uint8 (bytes,), contiguous; its first `room_bytes` are written over. Less than
-            2 GiB, as `out`.
-        starts: int64 (G,), where the blocks begin, none of them 0; G at least 1.
-        decoded: Bytes of each.
+        packed: uint8 (bytes,), contiguous; its first `room_bytes` are overwritten. Below 2 GiB, as
+            `out`.
+        starts: int64 (G,), offsets of the blocks, none 0; G at least 1.
+        decoded: Bytes that each block decodes to.
         out: uint8, contiguous, G * decoded bytes.
 
     Raises:
-        ValueError: A block does not decode; which one is not said.
+        ValueError: A block cannot be decoded; blosc does not say which.
     """
     head = _LZ4 + struct.pack("<III", len(starts) * decoded, decoded, len(packed))
     head += starts.astype("<i4").tobytes()

@@ -1,8 +1,8 @@
-"""How frames become bytes and back: one chunk through a chain of codecs, with its checksum.
+"""Compress and decompress one chunk of frames, with its checksum.
 
-A chunk's last four bytes are the crc32c of what precedes them. It is checked before anything is
-decoded, because blosc may read past the end of a damaged buffer, and because a flipped bit under
-blosc, zstd or raw decodes to silent garbage in more than half of the cases.
+The last four bytes of a chunk are the crc32c of the others. It is verified before decoding: blosc
+may read past the end of a damaged buffer, and a flipped bit in a blosc, zstd or raw chunk decodes
+to wrong values without an error in more than half of the cases.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import ConfigError
 
-# A chunk is 28 kB: threads inside blosc cost more than they save, and its global thread pool
-# does not survive a fork.
+# A chunk has 28 kB: threads in blosc cost more than they save, and its global thread pool does not
+# survive a fork.
 numcodecs.blosc.use_threads = False
 
 CRC_BYTES = 4
@@ -29,26 +29,31 @@ ChainKind = Literal["blosc", "zstd", "raw"]
 
 _BYTES_CODEC = {"name": "bytes"}
 _CRC_CODEC = {"name": "crc32c"}
-# The crc32c of any bytes with their own crc32c behind them: checked in one pass, nothing copied.
+# The crc32c of any bytes followed by their crc32c: verifies them in one pass without a copy.
 SEALED = 0x48674BC7
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FrameCodec:
-    """How frames are compressed, by measurement on clean and noisy 84x84 cameras.
+    """How frames are compressed.
 
-    lz4hc 5 decodes 347 000 frames/s and encodes 16 300; zstd 1 encodes 50 000 and makes noisy
-    frames a fifth smaller, but decodes 95 000; raw is for cameras that do not compress.
+    On clean and noisy 84x84 frames (`bench/store_bench.py`), lz4hc 5 decodes 347 000 frames/s and
+    encodes 16 300; zstd 1 encodes 50 000 and makes noisy frames a fifth smaller, but decodes
+    95 000; raw is for cameras whose frames do not compress.
+
+    Example:
+        >>> FrameCodec(name="zstd", level=1).chunk_frames
+        4
     """
 
     name: str = "lz4hc"
-    """``lz4hc`` (in blosc, without shuffle), ``zstd`` or ``raw``; ``auto`` for the first of them
-    that saves a fifth of the bytes of a writer's first frames (see `choose_codec`)."""
+    """``lz4hc`` (in blosc, without shuffle), ``zstd`` or ``raw``; ``auto`` selects the first that
+    saves a fifth of the bytes of a writer's first frames (`choose_codec`)."""
     level: int = 5
     """1 (fast) to 9 (small); ignored by ``raw``."""
     chunk_frames: int = 4
-    """Frames per chunk, the unit of random access; 1 to 64. More compress better; of ``raw``, 1
-    lets direct replay read only what it needs."""
+    """Frames per chunk, the unit of random access; 1 to 64. More compress better; with ``raw``, 1
+    lets direct replay read only the frames that it needs."""
 
     def __post_init__(self) -> None:
         if self.name not in ("lz4hc", "zstd", "raw", "auto"):
@@ -57,11 +62,11 @@ class FrameCodec:
         _check_range("codec.chunk_frames", self.chunk_frames, 1, 64)
 
     def chain(self) -> list[dict[str, Any]]:
-        """The codecs of one chunk, as they stand in ``zarr.json``."""
+        """Return the codecs of a chunk, as in ``zarr.json``."""
         return [_BYTES_CODEC, *self._compressors(), _CRC_CODEC]
 
     def _compressors(self) -> list[dict[str, Any]]:
-        assert self.name != "auto", "a choice comes before the first chunk"
+        assert self.name != "auto", "auto is replaced before the first chunk"
         if self.name == "raw":
             return []
         if self.name == "zstd":
@@ -82,9 +87,9 @@ class FrameCodec:
             frames: uint8 (chunk_frames, C, H, W), contiguous.
 
         Returns:
-            The chunk's bytes, its crc32c last.
+            The chunk's bytes, with its crc32c at the end.
         """
-        assert self.name != "auto", "a choice comes before the first chunk"
+        assert self.name != "auto", "auto is replaced before the first chunk"
         if self.name == "raw":
             payload = frames.tobytes()
         elif self.name == "zstd":
@@ -101,17 +106,17 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def crc32c(data: bytes) -> bytes:
-    """The crc32c of some bytes as four bytes, little-endian."""
+    """Return the crc32c of bytes as four bytes, little-endian."""
     return struct.pack("<I", google_crc32c.value(data))
 
 
 def seal(payload: bytes) -> bytes:
-    """Append the crc32c."""
+    """Return bytes with their crc32c appended."""
     return payload + crc32c(payload)
 
 
 def unseal(data: bytes) -> bytes:
-    """Check the crc32c at the end and take it off.
+    """Verify the crc32c at the end, and return the bytes before it.
 
     Raises:
         ValueError: Too short, or the checksum differs.
@@ -121,7 +126,7 @@ def unseal(data: bytes) -> bytes:
 
 
 def check_seal(data: bytes) -> None:
-    """Check the crc32c at the end.
+    """Verify the crc32c at the end.
 
     Raises:
         ValueError: Too short, or the checksum differs.
@@ -129,7 +134,7 @@ def check_seal(data: bytes) -> None:
     if len(data) < CRC_BYTES:
         raise ValueError(f"{len(data)} bytes, expected at least the {CRC_BYTES} of a crc32c")
     if google_crc32c.value(data) != SEALED:
-        raise ValueError("crc32c differs: bytes have changed since they were written")
+        raise ValueError("crc32c differs: the bytes have changed since they were written")
 
 
 def chain_kind(codecs: Any) -> ChainKind:  # noqa: ANN401 - any JSON value
@@ -157,15 +162,15 @@ def chain_kind(codecs: Any) -> ChainKind:  # noqa: ANN401 - any JSON value
 
 
 def decode_into(kind: ChainKind, data: bytes, out: memoryview) -> None:
-    """Decode one chunk straight into place, its crc32c and lengths checked before.
+    """Verify one chunk and decode it into memory.
 
     Args:
         kind: From `chain_kind`.
-        data: The chunk's bytes, crc32c last.
-        out: Writable bytes, exactly as many as the chunk holds.
+        data: The chunk's bytes, with its crc32c at the end.
+        out: Writable memory of the decoded size.
 
     Raises:
-        ValueError: The bytes are not those of a whole chunk of this size.
+        ValueError: The bytes are not a complete chunk of this size.
     """
     _check(kind, data, len(out))
     if kind == "raw":
@@ -175,10 +180,10 @@ def decode_into(kind: ChainKind, data: bytes, out: memoryview) -> None:
 
 
 def decode(kind: ChainKind, data: bytes, size: int) -> bytes:
-    """Decode one chunk of `size` bytes; see `decode_into`, whose checks it makes.
+    """Verify one chunk and return its ``size`` decoded bytes; see `decode_into`.
 
-    For a reader of a part of the chunk this is the faster one: numcodecs takes 5 us to look at a
-    buffer that it is to write to, and a part is copied in 2.
+    It is faster for a part of a chunk: numcodecs takes 5 us to examine an output buffer, copying a
+    part takes 2 us.
     """
     _check(kind, data, size)
     if kind == "raw":
@@ -190,22 +195,22 @@ def decode(kind: ChainKind, data: bytes, size: int) -> bytes:
 
 
 def _check(kind: ChainKind, data: bytes, size: int) -> None:
-    """See that a chunk's crc32c and all lengths are right."""
+    """Raise if a chunk's crc32c or a length is wrong."""
     check_seal(data)
     if kind == "blosc":
         check_blosc_header(data, len(data) - CRC_BYTES, size)
     elif kind == "zstd":
-        # Asked first, because numcodecs leaves the rest of a larger buffer as it was.
+        # Checked first, because numcodecs does not fill a larger buffer.
         if (claimed := _zstd_content_size(data[:-CRC_BYTES])) != size:
             raise ValueError(f"zstd header claims {claimed} bytes, expected {size}")
     elif len(data) - CRC_BYTES != size:
-        raise ValueError(f"chunk holds {len(data) - CRC_BYTES} bytes, expected {size}")
+        raise ValueError(f"chunk has {len(data) - CRC_BYTES} bytes, expected {size}")
 
 
 def _decompress(kind: ChainKind, data: bytes, out: memoryview | None = None) -> bytes:
     try:
         if kind == "blosc":
-            # It reads as many bytes as its header says, which was checked: no copy without the crc.
+            # It reads as many bytes as its verified header says: no need to cut off the crc.
             decoded: bytes = numcodecs.blosc.decompress(data, out)
         else:
             decoded = numcodecs.zstd.decompress(data[:-CRC_BYTES], out)
@@ -215,7 +220,7 @@ def _decompress(kind: ChainKind, data: bytes, out: memoryview | None = None) -> 
 
 
 def _zstd_content_size(payload: bytes) -> int | None:
-    """Size in a zstd frame's header (RFC 8878, section 3.1.1.1), or None if it is not there."""
+    """Return the size in a zstd frame's header (RFC 8878, 3.1.1.1), or None without one."""
     if len(payload) < ZSTD_HEADER_BYTES or payload[:4] != ZSTD_MAGIC:
         return None
     descriptor = payload[4]
@@ -229,17 +234,17 @@ def _zstd_content_size(payload: bytes) -> int | None:
 
 
 def check_blosc_header(data: bytes, encoded: int, expected_bytes: int) -> None:
-    """Hold the lengths in a blosc buffer's header against the true ones.
+    """Raise if a length in a blosc buffer's header is wrong.
 
     Args:
-        data: The buffer, and perhaps more behind it.
-        encoded: Bytes of the buffer.
-        expected_bytes: Bytes that it must decode to.
+        data: The buffer; more bytes may follow it.
+        encoded: Size of the buffer.
+        expected_bytes: Size that it must decode to.
 
     Raises:
         ValueError: It is too short for a header, or one of the lengths differs.
     """
-    # Blosc trusts its header: a length that lies makes it read or write past the buffers.
+    # Blosc trusts its header: with a wrong length it reads or writes past the buffers.
     if encoded < BLOSC_HEADER_BYTES:
         raise ValueError(f"{encoded} bytes, expected at least a blosc header")
     decoded_bytes, _, encoded_bytes = struct.unpack_from("<III", data, 4)
@@ -251,24 +256,24 @@ def check_blosc_header(data: bytes, encoded: int, expected_bytes: int) -> None:
 
 
 MEASURED_FRAMES = 256
-"""Frames that are held back until there is a codec for them: 2 MB of 84x84 grey."""
+"""Frames that are kept uncompressed until a codec is chosen: 2 MB of 84x84 grey."""
 LEAST_SAVING = 0.2
 """Share of the raw bytes that a codec must save."""
 _MOST_CHUNKS = 16
 
 
 def choose_codec(settings: FrameCodec, frames: NDArray[np.uint8]) -> FrameCodec:
-    """The codec for a camera: lz4hc, zstd 1 or raw, the first that saves enough.
+    """Choose the codec for a camera: lz4hc, zstd 1 or raw, the first that saves enough.
 
-    It takes some 10 ms, once for each writer.
+    It takes about 10 ms, once per writer.
 
     Args:
-        settings: Level of lz4hc, and frames per chunk; raw frames are a chunk each, because
-            nothing is saved by more.
-        frames: uint8 (N, C, H, W), the camera's first, at least one.
+        settings: Level of lz4hc, and frames per chunk. Raw frames get a chunk each, because larger
+            chunks would save nothing.
+        frames: uint8 (N, C, H, W), the first frames of the camera, N at least 1.
 
     Returns:
-        One whose name is not ``auto``.
+        A codec whose name is not ``auto``.
     """
     size = settings.chunk_frames
     count = max(1, len(frames) // size)

@@ -1,22 +1,23 @@
-"""Which arrays a segment holds: names, shapes, dtypes, files.
+"""The arrays of a segment: names, shapes, dtypes, files.
 
-The one place where format 1 names its arrays; the writer writes from it and the reader holds what
-it finds against it.
+This is the only place that names the arrays of format 1; the writer and the reader use it.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avtd3.store.spec import EpisodeSpec
 
 FORMAT_VERSION = 1
-"""Version of the dataset format that this code writes; it reads all up to it."""
+"""Version of the dataset format that this code writes; it reads this and all earlier ones."""
 GROUP_FILE = "zarr.json"
 MANIFEST_FILE = "MANIFEST.json"
 MAX_STEPS = 1_000_000
-"""Most steps that a segment may hold."""
+"""Most steps that a segment may have."""
 FRAMES = "frames"
 """Name of the one array that is compressed."""
 _FRAME_DIMENSIONS = ("channel", "row", "column")
@@ -50,22 +51,22 @@ class ArrayLayout:
     """Shape, dtype and dimensions of one array of a segment."""
 
     name: str
-    """Directory of the array, below the segment's."""
+    """Name of the array's directory in the segment's."""
     shape: tuple[int, ...]
-    """Rows first."""
+    """Number of rows, then the shape of a row."""
     dtype: str
-    """As Zarr and numpy both call it."""
+    """Name in Zarr and numpy."""
     dimensions: tuple[str, ...]
     """Name of each axis."""
 
     @property
     def chunk_path(self) -> str:
-        """Path of the array's only chunk (or shard) below the segment's directory."""
+        """Path of the array's only chunk or shard, below the segment's directory."""
         return "/".join((self.name, "c", *("0" for _ in self.shape)))
 
     @property
     def metadata_path(self) -> str:
-        """Path of the array's ``zarr.json`` below the segment's directory."""
+        """Path of the array's ``zarr.json``, below the segment's directory."""
         return f"{self.name}/{GROUP_FILE}"
 
     @property
@@ -74,14 +75,24 @@ class ArrayLayout:
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
+Column: TypeAlias = NDArray[Any] | Sequence[str]
+"""Values of an array: numbers, or texts that are stored as codes into categories."""
+
+
+def column_layout(name: str, column: Column, dimension: str) -> ArrayLayout:
+    """Return the layout of an optional array of one dimension."""
+    dtype = column.dtype.name if isinstance(column, np.ndarray) else "int32"
+    return ArrayLayout(name=name, shape=(len(column),), dtype=dtype, dimensions=(dimension,))
+
+
 def segment_arrays(
     spec: EpisodeSpec, *, episodes: int, steps: int, observations: int
 ) -> dict[str, ArrayLayout]:
-    """The arrays of a segment of this many episodes, steps and observations, by name.
+    """Return the arrays of a segment with these counts, by name.
 
     Args:
         spec: The dataset's spec.
-        episodes: E.
+        episodes: Number of episodes, E.
         steps: Sum of the episodes' lengths.
         observations: ``steps + episodes``.
     """
@@ -112,7 +123,7 @@ def segment_arrays(
 
 
 def raw_bytes(spec: EpisodeSpec, *, episodes: int, steps: int, observations: int) -> int:
-    """Size in memory of all arrays of a segment: the sum over `segment_arrays`, only faster."""
+    """Return the size in memory of all `segment_arrays`, in bytes, without creating them."""
     frame_bytes = 0 if spec.image is None else spec.image.frame_bytes
     return (
         observations * (frame_bytes + 4 * spec.vector_size + 8 + 8)

@@ -1,7 +1,7 @@
-"""MANIFEST.json, the last file of a segment: what else it holds, byte for byte.
+"""`Manifest`: ``MANIFEST.json``, which lists every other file of a segment with its SHA-256.
 
-A directory without a manifest is no segment. The manifest's digest covers everything in it, and
-it covers every other file, so two strings tell whether two segments are the same.
+It is written last: a directory without a manifest is not a segment. Its digest covers all of it and
+so all files: segments with equal digests are equal.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from avtd3.store.format.layout import FORMAT_VERSION, MANIFEST_FILE, MAX_STEPS
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_KIND = 0o170000  # the bits of a mode that tell files from the rest, as stat.S_IFMT has them
+_KIND = 0o170000  # the bits of a mode with the type of a file, as in stat.S_IFMT
 _FILES = re.compile(rb'\{"digest":"[0-9a-f]{64}","episodes":[0-9]+,"files":(\[[^][]*\])')
 _entry_values = operator.itemgetter("path", "size", "sha256")
 _COUNTS = ("episodes", "steps", "observations")
@@ -43,21 +43,20 @@ class FileEntry(NamedTuple):
     size: int
     """Bytes."""
     sha256: str
-    """In hexadecimal."""
+    """SHA-256 of its bytes, in hexadecimal."""
 
 
 class FileTable(Mapping[str, FileEntry]):
-    """Files by path, parsed when someone asks for one; a dataset of 10 000 segments has 500 000."""
+    """Files by path, parsed when first used: 10 000 segments have 500 000 files.
+
+    Args:
+        path: The segment's directory, for messages.
+        text: The list of files as JSON. Using it raises `SegmentCorruptError` if it is malformed.
+    """
 
     __slots__ = ("_files", "_path")
 
     def __init__(self, path: Path, text: bytes) -> None:
-        """Keep the list of files as it stands in a manifest.
-
-        Args:
-            path: The segment's directory, for messages.
-            text: JSON. What is wrong with it comes to light when it is parsed.
-        """
         self._path = path
         self._files: bytes | dict[str, FileEntry] = text
 
@@ -71,11 +70,11 @@ class FileTable(Mapping[str, FileEntry]):
         return files
 
     def items(self) -> ItemsView[str, FileEntry]:
-        """Those of the dict; as a mixin they would take five times as long."""
+        """Return the items of the dict; those of the mixin are five times slower."""
         return self._parse().items()
 
     def values(self) -> ValuesView[FileEntry]:
-        """As for `items`."""
+        """Return the values of the dict; see `items`."""
         return self._parse().values()
 
     def __getitem__(self, path: str) -> FileEntry:
@@ -90,28 +89,28 @@ class FileTable(Mapping[str, FileEntry]):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a segment is made of."""
+    """The content of a segment's manifest."""
 
     segment_id: str
     """Name of the segment's directory."""
     spec_digest: str
-    """Digest of the spec of the dataset it was written for."""
+    """Digest of the dataset's spec."""
     episodes: int
-    """Whole episodes."""
+    """Number of episodes."""
     steps: int
     """Sum of their lengths."""
     observations: int
     """``steps + episodes``."""
     files: Mapping[str, FileEntry]
-    """Every file but the manifest, by path below the segment's directory. Of a manifest that was
-    read, a `FileTable`: if it is malformed, who asks it first gets a `SegmentCorruptError`."""
+    """Every file except the manifest, by path below the segment's directory. `read_manifest` makes
+    it a `FileTable`: if it is malformed, its first use raises `SegmentCorruptError`."""
     provenance: Mapping[str, Any]
-    """Who wrote it, when and with what."""
+    """Who wrote the segment, when and with what."""
     digest: str
     """SHA-256 of everything else in the manifest."""
 
     def to_bytes(self) -> bytes:
-        """The manifest as it is written: canonical JSON and a line feed."""
+        """Return the content of the file: canonical JSON and a line feed."""
         return canonical_json({**self._body(), "digest": self.digest}) + b"\n"
 
     def _body(self) -> dict[str, Any]:
@@ -131,18 +130,18 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files it lists."""
+        """Bytes of all files that it lists."""
         return sum(entry.size for entry in self.files.values())
 
     def sealed(self) -> Self:
-        """The same manifest with its digest filled in."""
+        """Return the manifest with its digest."""
         return dataclasses.replace(self, digest=sha256(canonical_json(self._body())))
 
     def check_sizes(self, path: Path) -> None:
         """Compare the size of every file with the manifest's.
 
         Raises:
-            SegmentCorruptError: A file is missing, no regular file, or of another size.
+            SegmentCorruptError: A file is missing, not a regular file, or of another size.
         """
         name = "directory"
         try:
@@ -156,26 +155,26 @@ class Manifest:
             finally:
                 os.close(directory)
         except OSError as error:
-            raise gone_or_torn(path, f"{name} cannot be read: {error.strerror}") from error
+            raise gone_or_corrupt(path, f"{name} cannot be read: {error.strerror}") from error
 
 
 def _describe(name: str, status: os.stat_result, size: int) -> str:
     if stat.S_ISREG(status.st_mode):
         return f"{name} has {status.st_size} bytes, expected {size}"
-    what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no file"
+    what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a file"
     return f"{name} is {what}, expected a file of {size} bytes"
 
 
 def corrupt(path: Path, problem: str) -> SegmentCorruptError:
-    """The error for a segment whose bytes are not those that were published."""
+    """Return the error for a segment whose bytes are not those that were published."""
     return SegmentCorruptError(
         f"segment {path.name} ({path.parent}): {problem}; "
         "copy it again from its source, or quarantine it with avtd3 replay-inspect --quarantine"
     )
 
 
-def gone_or_torn(path: Path, problem: str) -> SegmentCorruptError | SegmentNotFoundError:
-    """The error for a file that cannot be opened: is the whole segment gone, or only the file?"""
+def gone_or_corrupt(path: Path, problem: str) -> SegmentCorruptError | SegmentNotFoundError:
+    """Return the error for a file that cannot be opened: the segment is gone, or only the file."""
     if path.is_dir():
         return corrupt(path, problem)
     return SegmentNotFoundError(
@@ -189,15 +188,15 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         SegmentNotFoundError: There is no such segment.
-        SegmentCorruptError: The manifest is missing, torn, edited or another segment's.
-        FormatVersionError: It is of a format that this version cannot read.
+        SegmentCorruptError: The manifest is missing, truncated, edited or another segment's.
+        FormatVersionError: This version cannot read the segment's format.
     """
     file = f"{path}/{MANIFEST_FILE}"
     try:
         data = read_bytes(file, MAX_MANIFEST_BYTES)
         document = _parse(data, path)
     except OSError as error:
-        raise gone_or_torn(path, f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
+        raise gone_or_corrupt(path, f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise corrupt(path, str(error)) from error
     if not isinstance(document, dict):
@@ -205,7 +204,7 @@ def read_manifest(path: Path) -> Manifest:
     version = document.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise FormatVersionError(
-            f"segment {path.name} ({path.parent}) is of format {version}, this version of avtd3 "
+            f"segment {path.name} ({path.parent}) has format {version}, this version of avtd3 "
             f"reads up to {FORMAT_VERSION}: install a newer avtd3"
         )
     try:
@@ -220,10 +219,10 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _parse(data: bytes, path: Path) -> Any:  # noqa: ANN401 - any JSON value
-    """Parse a manifest; of one that begins as ours do, the list of files is left for later.
+    """Parse a manifest; if it begins as avtd3 writes it, the list of files is parsed later.
 
-    That list is nine tenths of the text. No path of ours has a bracket: one in a string cuts it
-    short, and then what is left, or later what was cut out, is no JSON.
+    That list is nine tenths of the text. Valid paths have no bracket. If a string has one, the list
+    is cut too early, and one of the two parts is not JSON.
     """
     ours = _FILES.match(data)
     if ours is None:
@@ -246,7 +245,7 @@ def _from_json(document: dict[str, Any], path: Path) -> Manifest:
     if document["observations"] != document["steps"] + document["episodes"]:
         raise ValueError("observations are not steps + episodes")
     if not isinstance(document["provenance"], dict):
-        raise TypeError("provenance is no JSON object")
+        raise TypeError("provenance is not a JSON object")
     return Manifest(
         segment_id=str(document["segment_id"]),
         spec_digest=str(document["spec_digest"]),
@@ -261,30 +260,30 @@ def _from_json(document: dict[str, Any], path: Path) -> Manifest:
 
 def _read_files(entries: object) -> dict[str, FileEntry]:
     if not isinstance(entries, list):
-        raise TypeError("files is no list")
-    # Whole columns instead of entry by entry: Python needs a third of the time for them.
+        raise TypeError("files is not a list")
+    # Checking whole columns takes a third of the time of checking entry by entry.
     paths, sizes, digests = zip(*map(_entry_values, entries), strict=True) if entries else ((),) * 3
     if not set(map(type, sizes)) <= {int} or min(sizes, default=0) < 0:
-        raise ValueError("the size of a file is no whole number of bytes")
+        raise ValueError("the size of a file is not a whole number of bytes")
     if not set(map(type, digests)) <= {str}:
-        raise ValueError("the SHA-256 of a file is no text")
+        raise ValueError("the SHA-256 of a file is not a text")
     return dict(zip(_check_paths(paths), map(FileEntry, sizes, digests), strict=True))
 
 
 @functools.lru_cache(maxsize=64)
 def _check_paths(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Paths of files, if they are plain and distinct; one tuple for all segments that list them."""
+    """Return the paths if they are plain and distinct; one tuple for all segments with them."""
     for name in paths:
         if type(name) is not str or not is_safe_relative(name):
-            raise ValueError(f"file {name!r} is no plain path")
+            raise ValueError(f"file {name!r} is not a plain path")
     if len(set(paths)) != len(paths):
         raise ValueError("a file is listed twice")
     return paths
 
 
 def _digest_holds(data: bytes, digest: str) -> bool:
-    # Our own manifests are canonical already: cutting the digest out of the text spares writing
-    # 50 files' worth of JSON again.
+    # Manifests that avtd3 wrote are canonical: cutting the digest out of the text is faster than
+    # encoding the JSON again.
     cut = data.replace(f'"digest":"{digest}",'.encode(), b"", 1).removesuffix(b"\n")
     if sha256(cut) == digest:
         return True
@@ -298,64 +297,69 @@ def _digest_holds(data: bytes, digest: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a segment may claim before anything is allocated for it."""
+    """Largest size that a segment may claim; checked before memory is allocated for it.
+
+    Example:
+        >>> Limits(max_steps=10_000).max_file_bytes == 16 * 1024**3
+        True
+    """
 
     max_steps: int = MAX_STEPS
-    """Most steps."""
+    """Largest number of steps."""
     max_file_bytes: int = 16 * 1024**3
-    """Most bytes of all its files."""
+    """Largest size of all its files, in bytes."""
     max_raw_bytes: int = 64 * 1024**3
-    """Most bytes of all its arrays in memory."""
+    """Largest size of all its arrays in memory, in bytes."""
 
     def check_counts(self, path: Path, steps: int, raw_bytes: int) -> None:
-        """Hold what a segment claims to contain against these limits.
+        """Raise if a segment claims to contain more than the limits.
 
         Args:
             path: The segment's directory, for the message.
-            steps: What it claims.
-            raw_bytes: What its arrays would take in memory, by its claims.
+            steps: Number of steps.
+            raw_bytes: Size of its arrays in memory.
 
         Raises:
-            SegmentCorruptError: It claims more than is allowed.
+            SegmentCorruptError: A limit is exceeded.
         """
         _check(path, steps, self.max_steps, "steps")
         _check(path, raw_bytes, self.max_raw_bytes, "bytes in memory")
 
     def check_size(self, path: Path, size_bytes: int) -> None:
-        """Hold the size that a segment claims to have on disk against these limits.
+        """Raise if a segment claims to be larger on disk than the limit.
 
         Raises:
-            SegmentCorruptError: It claims more than is allowed.
+            SegmentCorruptError: The limit is exceeded.
         """
         _check(path, size_bytes, self.max_file_bytes, "bytes on disk")
 
 
 def _check(path: Path, claim: int, most: int, unit: str) -> None:
     if claim > most:
-        raise corrupt(path, f"claims {claim} {unit}, allowed are {most}")
+        raise corrupt(path, f"claims {claim} {unit}, expected at most {most}")
 
 
-BINDING = "frames_checksums"
-"""Key of the provenance."""
+FRAMES_CHECKSUMS = "frames_checksums"
+"""Key of the provenance that ties the frames to their segment."""
 
 
-def binding(shard_sha256: str, checksums: bytes) -> dict[str, str]:
-    """What the provenance says of a shard.
+def frames_checksums(shard_sha256: str, checksums: bytes) -> dict[str, str]:
+    """Return the value of `FRAMES_CHECKSUMS` for a shard.
 
     Args:
         shard_sha256: SHA-256 of the file, as in the manifest.
-        checksums: Of all its chunks, see `avtd3.store.format.shard.joined_checksums`.
+        checksums: CRC-32Cs of its chunks, see `avtd3.store.format.shard.joined_checksums`.
     """
     return {"shard": shard_sha256, "checksums": sha256(checksums)}
 
 
-def is_bound(provenance: Mapping[str, Any], shard_sha256: str, checksums: bytes) -> bool:
-    """Whether checksums that were read are those that the provenance says.
+def has_checksums(provenance: Mapping[str, Any], shard_sha256: str, checksums: bytes) -> bool:
+    """Return whether the checksums that were read match the provenance.
 
-    Older segments say nothing, and what is said of another file, which was replaced together with
-    the manifest's entry, does not count.
+    Also True if the provenance has no checksums (older segments), or those of another file, which
+    was replaced together with its entry in the manifest.
     """
-    said = provenance.get(BINDING)
-    if not isinstance(said, dict) or said.get("shard") != shard_sha256:
+    recorded = provenance.get(FRAMES_CHECKSUMS)
+    if not isinstance(recorded, dict) or recorded.get("shard") != shard_sha256:
         return True
-    return said == binding(shard_sha256, checksums)
+    return recorded == frames_checksums(shard_sha256, checksums)

@@ -1,4 +1,4 @@
-"""``zarr.json``: the documents that format 1 writes, and the check of those that it finds."""
+"""``zarr.json``: write the documents of format 1, and check those of a segment."""
 
 import json
 import math
@@ -20,11 +20,11 @@ _SLACK_BYTES = 64 * 1024 * 1024
 def array_document(
     layout: ArrayLayout, *, codec: FrameCodec | None, attributes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The ``zarr.json`` of an array.
+    """Return the ``zarr.json`` of an array.
 
     Args:
         layout: The array.
-        codec: For frames, how chunks inside the shard are encoded; None for the plain arrays.
+        codec: Codec of the chunks in the shard of the frames; None for other arrays.
         attributes: The array's user attributes.
     """
     encoding = plain_encoding(layout) if codec is None else sharded_encoding(layout, codec)
@@ -42,7 +42,7 @@ def array_document(
 
 
 def plain_encoding(layout: ArrayLayout) -> dict[str, Any]:
-    """Grid, keys and codecs of an array in one chunk of plain bytes and a crc32c."""
+    """Return grid, keys and codecs of an array in one chunk of plain bytes and a crc32c."""
     one_byte = np.dtype(layout.dtype).itemsize == 1
     return {
         "chunk_grid": _grid(layout.shape),
@@ -52,7 +52,7 @@ def plain_encoding(layout: ArrayLayout) -> dict[str, Any]:
 
 
 def sharded_encoding(layout: ArrayLayout, codec: FrameCodec) -> dict[str, Any]:
-    """Grid, keys and codecs of the frames: one shard of chunks of ``codec.chunk_frames``."""
+    """Return grid, keys and codecs of the frames: one shard of compressed chunks."""
     frame_shape = layout.shape[1:]
     settings = {
         "chunk_shape": [codec.chunk_frames, *frame_shape],
@@ -73,12 +73,12 @@ def _grid(chunk_shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``zarr.json`` of a group with these attributes under the key ``avtd3``."""
+    """Return the ``zarr.json`` of a group with these attributes under the key ``avtd3``."""
     return {"zarr_format": 3, "node_type": "group", "attributes": {"avtd3": dict(attributes)}}
 
 
 def document_bytes(document: Mapping[str, Any]) -> bytes:
-    """A ``zarr.json`` as it is written: indented, for people who open it."""
+    """Return the bytes of a ``zarr.json``, indented so that people can read it."""
     return json.dumps(document, indent=2, allow_nan=False).encode("ascii")
 
 
@@ -134,14 +134,14 @@ def _check_value(key: str, found: object, expected: object) -> None:
 
 
 def lookup(document: object, *keys: str) -> Any:  # noqa: ANN401 - any JSON value
-    """Walk into nested JSON objects; None where one of them is no object or lacks the key."""
+    """Return a value from nested JSON objects, or None if an object or a key is missing."""
     for key in keys:
         document = document.get(key) if isinstance(document, dict) else None
     return document
 
 
 def is_shape(value: object, axes: int) -> bool:
-    """Whether a JSON value is a list of so many whole numbers above 0."""
+    """Return whether a JSON value is a list of this many whole numbers above 0."""
     return (
         isinstance(value, list)
         and len(value) == axes

@@ -1,7 +1,7 @@
-"""The file that holds all frames of a segment: encoded chunks, then an index with its checksum.
+"""The shard: a file of all frames of a segment, encoded chunks followed by an index.
 
-This is Zarr's ``sharding_indexed`` codec, written in one go and read without zarr-python: 2 to 10
-times faster than its writer, 4 ms less to open. `docs/format.md` has the bytes.
+It is Zarr's ``sharding_indexed`` codec, written and read without zarr-python: writing is 2 to 10
+times faster, and opening saves 4 ms. `docs/format.md` specifies the bytes.
 """
 
 import itertools
@@ -25,15 +25,15 @@ from avtd3.store.format.codec import CRC_BYTES, ChainKind, crc32c, decode, decod
 ENTRY_BYTES = 16
 """Offset and length of one chunk, two little-endian uint64."""
 _MISSING = 2**64 - 1
-_LOT_BYTES = 2**20
-"""Chunks that are decoded together: enough that a call costs little, few enough for a cache."""
+_GROUP_BYTES = 2**20
+"""Decoded bytes per call: few calls, and small enough for a core's cache."""
 
 
 def build_shard(chunks: Sequence[bytes]) -> bytes:
-    """Lay out a shard: the chunks one behind the other, then the index.
+    """Return the bytes of a shard: the chunks, then the index.
 
     Args:
-        chunks: Encoded chunks with their checksums, in order, none missing.
+        chunks: All encoded chunks with their checksums, in order.
     """
     entries = []
     offset = 0
@@ -45,16 +45,16 @@ def build_shard(chunks: Sequence[bytes]) -> bytes:
 
 
 def joined_checksums(chunks: Sequence[bytes]) -> bytes:
-    """The last four bytes of each chunk, which are its crc32c, one behind the other.
+    """Return the crc32c of every chunk (its last four bytes), joined.
 
-    Each chunk's checksum holds for whatever chunk it is; all of them together, in order, tell the
-    shard of one segment from that of another.
+    A chunk's own checksum says nothing about where the chunk belongs. All of them in order identify
+    the shard of a segment.
     """
     return b"".join(chunk[-CRC_BYTES:] for chunk in chunks)
 
 
 def index_bytes(chunks: int) -> int:
-    """Size of the index of a shard of so many chunks, checksum included."""
+    """Return the size of the index of a shard of this many chunks, with its checksum."""
     return chunks * ENTRY_BYTES + CRC_BYTES
 
 
@@ -63,20 +63,20 @@ def parse_index(data: bytes, chunks: int, shard_bytes: int) -> NDArray[np.int64]
 
     Args:
         data: The last `index_bytes` bytes of the shard.
-        chunks: How many chunks the shard must hold.
+        chunks: Expected number of chunks.
         shard_bytes: Size of the whole shard.
 
     Returns:
-        int64 (chunks, 2): begin and end of each chunk in the file, all within the file.
+        int64 (chunks, 2): begin and end of each chunk, all within the file.
 
     Raises:
-        ValueError: The checksum differs, a chunk is missing, or one lies outside the file.
+        ValueError: The checksum differs, a chunk is missing, or one is outside the file.
     """
     entries = np.frombuffer(unseal(data), dtype="<u8").reshape(chunks, 2)
     if (entries == _MISSING).all(axis=1).any():
         raise ValueError("a chunk is missing from the shard")
     limit = shard_bytes - index_bytes(chunks)
-    # Compared one by one before adding: an offset near 2**64 must not wrap into range.
+    # Compare before adding, because an offset near 2**64 would wrap around.
     if (entries > limit).any() or (entries.sum(axis=1) > limit).any():
         raise ValueError("the index points outside the shard")
     spans = entries.astype(np.int64)
@@ -88,8 +88,8 @@ def read_index(path: Path, chunks: int) -> NDArray[np.int64]:
     """Read the index of a shard file; see `parse_index`.
 
     Raises:
-        OSError: The file is gone or cannot be read.
-        ValueError: The file is not a whole shard of so many chunks.
+        OSError: The file is missing or cannot be read.
+        ValueError: The file is not a complete shard of this many chunks.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -111,25 +111,25 @@ def read_chunks(
     chunk_frames: int,
     start: int,
 ) -> bytes:
-    """Decode a run of frames from a shard file straight into place.
+    """Decode consecutive frames of a shard file into an array.
 
-    The file is read, not mapped: a mapping of a file that someone truncates kills the process
-    (SIGBUS), and reading costs a tenth of the decoding.
+    The file is read, not memory-mapped: truncating a mapped file would kill the process (SIGBUS),
+    and reading takes a tenth of the time of decoding.
 
     Args:
         path: The shard.
         spans: From `read_index`.
-        kind: The chain's decoder.
+        kind: How chunks are encoded.
         out: uint8 (n, C, H, W), C-contiguous.
         chunk_frames: Frames per chunk.
-        start: Number of the first frame wanted; ``start + n`` must lie within the chunks.
+        start: Number of the first frame; ``start + n`` must not exceed the frames in the chunks.
 
     Returns:
         The checksums of the chunks that were read, see `joined_checksums`.
 
     Raises:
-        OSError: The file is gone or cannot be read.
-        ValueError: A chunk is not whole; the message has its number.
+        OSError: The file is missing or cannot be read.
+        ValueError: A chunk is damaged; the message has its number.
     """
     frame_bytes = out[0].nbytes
     size, low = chunk_frames * frame_bytes, start * frame_bytes
@@ -138,7 +138,7 @@ def read_chunks(
     checksums = []
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for first, last in _lots(low, high, size):
+        for first, last in _groups(low, high, size):
             begin, end = max(first * size, low), min(last * size, high)
             place, chunks = flat[begin - low : end - low], spans[first:last]
             found = b""
@@ -153,10 +153,10 @@ def read_chunks(
     return b"".join(checksums)
 
 
-def _lots(low: int, high: int, size: int) -> Iterator[tuple[int, int]]:
-    """Chunks that hold bytes ``low:high`` of all: whole ones in lots, the others alone."""
-    first, last = -(-low // size), high // size  # of the whole ones
-    most = max(1, _LOT_BYTES // size)
+def _groups(low: int, high: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of the chunks of bytes ``low:high``: whole ones in groups, others alone."""
+    first, last = -(-low // size), high // size  # whole chunks
+    most = max(1, _GROUP_BYTES // size)
     cuts = (low // size, *range(first, last, most), max(first, last), -(-high // size))
     return ((a, b) for a, b in itertools.pairwise(cuts) if a < b)
 
@@ -168,7 +168,7 @@ def _decode_together(
     out: NDArray[np.uint8],
     packed: PackedChunks,
 ) -> bytes:
-    """Decode whole chunks with one call; their checksums, or nothing if one is not as it should."""
+    """Decode whole chunks with one call; return their checksums, or b"" if that is impossible."""
     begin, size = spans[:, 0], spans[:, 1] - spans[:, 0]
     decoded = len(out) // len(spans)
     if kind == "zstd" or (size > decoded + SLACK_BYTES).any():
@@ -198,10 +198,10 @@ def _decode_singly(
     out: NDArray[np.uint8],
     first: int,
 ) -> bytes:
-    """Decode chunks one by one, without the first bytes of the first; their checksums.
+    """Decode chunks one by one, skipping bytes of the first one; return their checksums.
 
     Raises:
-        ValueError: A chunk is not whole; the message has its number, counted from ``first``.
+        ValueError: A chunk is damaged; the message has its number, counted from ``first``.
     """
     checksums, at = [], 0
     for number, (low, high) in enumerate(spans.tolist(), first):

@@ -26,7 +26,7 @@ UPDATES = 7
 
 
 def golden_config(updates: int = UPDATES) -> LearnConfig:
-    """The settings of the golden run, or of one that goes on from it."""
+    """Return the settings of the golden run, or of one that continues it."""
     return LearnConfig(
         updates=updates,
         seed=3,

@@ -191,7 +191,7 @@ def is_same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and np.array_equal(one, other)
 
 
-def judge(dataset: Dataset, truth: Truth, mode: str) -> str:
+def check(dataset: Dataset, truth: Truth, mode: str) -> str:
     """Read a damaged dataset in every way; raises AssertionError for a wrong answer."""
     (name,) = (p.name for p in dataset.segments_path.iterdir())
     is_whole = True
@@ -243,14 +243,14 @@ def run(root: Path, seed: int, count: int) -> dict[str, Any]:
         shutil.copytree(pristine[name].path, work)
         what = damage(work / file, np.random.default_rng((seed, number)))
         mode = MODES[number % 2]
-        tell(f"copy {number} ({name}): {what} of {file}, replay {mode}")
-        outcomes[judge(Dataset.open(work), truths[name], mode)] += 1
+        report(f"copy {number} ({name}): {what} of {file}, replay {mode}")
+        outcomes[check(Dataset.open(work), truths[name], mode)] += 1
         shutil.rmtree(work)
     touched = {files[place] for place in start[:count]}
     return {"outcomes": outcomes, "touched": len(touched), "files": len(set(files))}
 
 
-def tell(line: str) -> None:
+def report(line: str) -> None:
     """Print at once: the next moment may be the process's last."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
@@ -258,7 +258,7 @@ def tell(line: str) -> None:
 
 def main() -> None:
     os.fsync = lambda fd: None
-    tell(json.dumps(run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    report(json.dumps(run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Kills a housekeeping command with SIGKILL at its system calls, one process for each.
+"""Kills a maintenance command with SIGKILL at its system calls, one process for each.
 
 Run by `test_killed.py` in a process of its own, which has no threads and may fork. The checks
-are assertions here; the exit code tells.
+are assertions here; the exit code says whether they hold.
 """
 
 import os
@@ -14,7 +14,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.prune import PruneConfig, prune
 from avtd3.store.maintenance.relabel import relabel
-from avtd3.tests.store.maintenance.maintenance import SPEC, files, fill, identity
+from avtd3.tests.store.maintenance.datasets import SPEC, files, fill, identity
 
 CALLS = ("mkdir", "rename", "link", "unlink", "rmdir", "fsync", "write", "open")
 SEGMENTS = [[3, 2], [4], [2]]

@@ -1,7 +1,7 @@
 """The parts of `test_processes.py`, each run as a process of its own: writer, reader, remover.
 
 ``python -m avtd3.tests.store.processes ROLE DATASET NAME`` ends with one line of JSON. All but the
-writers go on until a file named ``over`` lies beside the dataset.
+writers continue until a file named ``over`` exists beside the dataset.
 """
 
 import contextlib

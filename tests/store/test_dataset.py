@@ -147,9 +147,9 @@ def test_of_processes_that_create_at_once_one_wins(tmp_path, periods):
         (lambda path: (path.mkdir(), (path / "zarr.json").write_text("{")), "not JSON"),
         (
             lambda path: (path.mkdir(), (path / "zarr.json").write_text("[]")),
-            "d is no dataset: .* no avtd3",
+            "d is not a dataset: .* no avtd3",
         ),
-        (lambda path: (path.mkdir(), (path / "zarr.json").mkdir()), "no regular file"),
+        (lambda path: (path.mkdir(), (path / "zarr.json").mkdir()), "not a regular file"),
         (
             lambda path: (
                 path.mkdir(),
@@ -267,7 +267,7 @@ def test_what_is_gone_stays_out(tmp_path):
         dataset.quarantine(before.segments[1].id)
 
 
-def test_a_torn_segment_is_refused_and_taken_once_it_is_whole(tmp_path):
+def test_a_truncated_segment_is_refused_until_it_is_complete(tmp_path):
     dataset = write(tmp_path / "d", 0, 1)
     torn = dataset.segments_path / dataset.segment_ids()[0] / "action" / "c" / "0" / "0"
     good = torn.read_bytes()

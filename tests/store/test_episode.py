@@ -1,6 +1,7 @@
 """`Dataset.episodes` and `Dataset.episode_table`: what was written is read, lazily, by filter."""
 
 import shutil
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -155,7 +156,8 @@ def test_the_table_of_a_dataset_joins_those_of_its_segments(dataset):
 def test_attributes_that_a_segment_lacks_are_not_given_there(tmp_path):
     spec = make_spec(image=False)
     dataset = Dataset.create(tmp_path / "d", spec)
-    for n, attributes in enumerate(({"lap": 1, "grip": "low"}, {}, {"lap": 2, "grip": 0.5})):
+    given: list[dict[str, Any]] = [{"lap": 1, "grip": "low"}, {}, {"lap": 2, "grip": 0.5}]
+    for n, attributes in enumerate(given):
         episode = make_episode(spec, 2, **attributes)
         write_dataset(dataset.path, spec, [episode], clock=Clock(1e9 + n))
     table = dataset.episode_table()

@@ -41,7 +41,7 @@ def test_the_tree_is_complete():
     assert found == {*BUILTIN_BASES, "Avtd3Error"}
 
 
-def test_a_missing_dataset_and_an_empty_one_can_be_told_apart():
+def test_a_missing_dataset_and_an_empty_one_have_different_errors():
     assert issubclass(errors.NoSegmentsError, errors.DatasetError)
 
 

@@ -149,8 +149,8 @@ def test_relabelling_keeps_them(dataset, tmp_path):
         ([event(2), event(1)], "of step 1, expected 2 to 2"),
         ([event(0, value=float("nan"))], "not finite"),
         ([event(0, x_m=float("inf"))], "not finite"),
-        ([event(0, kind="")], "its kind and subject"),
-        ([event(0, subject="x" * 513)], "its kind and subject"),
+        ([event(0, kind="")], "kind must have 1 to 512 characters"),
+        ([event(0, subject="x" * 513)], "kind must have 1 to 512 characters"),
         ([event(0)] * 33, "33 events in 3 steps"),
     ],
 )
@@ -175,10 +175,10 @@ def test_a_truncated_episode_has_events_too(tmp_path):
     [
         ("event_step", [0, 2, 3, 4], r"event 2 is of step 3 of episode 0, expected 0 to 2"),
         ("event_step", [0, 2, -1, 4], "event 2 is of step -1"),
-        ("event_step", [2, 0, 2, 4], "event 1 lies before"),
+        ("event_step", [2, 0, 2, 4], "event 1 is earlier"),
         ("event_episode", [0, 0, 0, 3], "event 3 is of episode 3, expected 0 to 2"),
         ("event_episode", [0, 0, -1, 2], "event 2 is of episode -1"),
-        ("event_episode", [2, 0, 0, 2], "event 1 lies before"),
+        ("event_episode", [2, 0, 0, 2], "event 1 is earlier"),
         ("event_x", [0.0, np.nan, 0.0, 0.0], "event 1 has a number that is not finite"),
     ],
 )
@@ -215,7 +215,7 @@ def test_a_flipped_byte_is_noticed(dataset):
         only(dataset).events()
 
 
-def test_a_torn_event_array_is_noticed(dataset):
+def test_a_truncated_event_array_is_detected(dataset):
     shutil.rmtree(only(dataset).path / "event_kind")
     (refused,) = dataset.snapshot().refused
     assert "event_kind" in refused.reason

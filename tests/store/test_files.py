@@ -35,7 +35,7 @@ def test_write_aside_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch, cal
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO])
-def test_storage_errors_are_one_line_with_path_and_mend(code):
+def test_storage_errors_are_one_line_with_path_and_fix(code):
     with pytest.raises(StorageError) as caught, files.storage_errors("/data/x"):
         raise OSError(code, "whatever")
     assert caught.value.errno == code
@@ -140,7 +140,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "link"):
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="not a regular file"):
             read(path)
 
 

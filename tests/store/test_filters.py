@@ -85,7 +85,7 @@ def test_each_key_selects_what_it_says(texts, columns, expected):
         ("date=2026-11-02..2026-11-01", "earlier date before a later"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_the_mend(text, expected):
+def test_what_cannot_be_read_is_refused_with_the_fix(text, expected):
     with pytest.raises(ConfigError, match=expected):
         parse_filter([text])
 

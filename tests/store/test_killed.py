@@ -1,4 +1,4 @@
-"""Housekeeping killed with SIGKILL: readers lose nothing and see nothing twice, ever."""
+"""Maintenance killed with SIGKILL: readers never lose an episode or see one twice."""
 
 import subprocess
 import sys

@@ -1,8 +1,8 @@
 """Writers, readers, quarantine, deletion, crashes and full disks in any order, against a model.
 
 The model is a list of episodes per published segment. Whatever happened, a reader that looks at the
-dataset gets exactly those, and one that holds an older snapshot gets what it held or is told that
-it is gone.
+dataset gets exactly those, and one that has an older snapshot gets what it had, or an error that
+says that it is gone.
 """
 
 import contextlib

@@ -19,7 +19,7 @@ from avtd3.tests.store.test_machine import StoreMachine
 
 
 def publish_in_place(patch):
-    """Straight into ``segments/``, where a crash leaves a torn segment."""
+    """Straight into ``segments/``, where a crash leaves a truncated segment."""
 
     def publish(_, target, files, last):
         for name in (last, *files):
@@ -57,7 +57,7 @@ def clean_nothing(patch):
     patch.setattr(Dataset, "clean_staging", lambda self, older_than_s: [])
 
 
-def name_by_the_clock(patch):
+def name_by_wall_time(patch):
     real = SegmentNamer.next
 
     def next_name(self, now_s):
@@ -118,7 +118,7 @@ FAULTS = (
     publish_twice,
     leave_staging_behind,
     clean_nothing,
-    name_by_the_clock,
+    name_by_wall_time,
     lose_the_running_steps,
     lose_the_running_frames,
     quarantine_a_copy,

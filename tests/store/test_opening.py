@@ -31,7 +31,7 @@ def dataset(source, tmp_path):
 
 
 def tear(dataset, number):
-    """Cut a file of a segment short; returns what mends it."""
+    """Truncate a file of a segment; return a function that restores it."""
     path = dataset.segments_path / dataset.segment_ids()[number] / "action/c/0/0"
     good = path.read_bytes()
     path.write_bytes(good[:-1])
@@ -57,7 +57,7 @@ def test_a_snapshot_that_does_not_look_at_files_holds_the_same_segments(dataset)
         left.verify()
 
 
-def test_a_torn_segment_is_refused_at_its_first_read(dataset):
+def test_a_truncated_segment_is_refused_at_its_first_read(dataset):
     mend = tear(dataset, 1)
     snapshot = dataset.snapshot(check_files=False)
     assert (len(snapshot.segments), snapshot.refused) == (3, ())
@@ -79,11 +79,11 @@ def test_a_removed_segment_is_not_found_at_its_first_read(dataset):
 def test_a_segment_too_large_is_refused_at_its_first_read(dataset):
     snapshot = dataset.snapshot(check_files=False, limits=Limits(max_file_bytes=100))
     assert len(snapshot.segments) == 3
-    with pytest.raises(SegmentCorruptError, match="bytes on disk, allowed are 100"):
+    with pytest.raises(SegmentCorruptError, match="bytes on disk, expected at most 100"):
         snapshot.segments[0].episode_table()
 
 
-def test_a_torn_segment_hides_none_of_those_that_it_replaces(dataset):
+def test_a_truncated_segment_hides_none_of_those_that_it_replaces(dataset):
     ids = dataset.segment_ids()
     manifest = dataset.segments_path / ids[2] / "MANIFEST.json"
     seal_again(manifest, lambda document: document["provenance"].update(replaces={ids[0]: "x"}))
@@ -93,13 +93,13 @@ def test_a_torn_segment_hides_none_of_those_that_it_replaces(dataset):
     assert [s.id for s in dataset.snapshot(check_files=False).segments] == ids[1:]
 
 
-def test_a_learner_refuses_what_is_torn_and_takes_it_once_it_is_whole(dataset, tmp_path):
+def test_a_learner_refuses_a_truncated_segment_until_it_is_complete(dataset, tmp_path):
     mend, ids = tear(dataset, 1), dataset.segment_ids()
     with Sampler([dataset], ReplayConfig(), seed=0, scratch=tmp_path) as sampler:
         assert [refusal.segment_id for refusal in sampler.opening.refused] == [ids[1]]
         assert "action/c/0/0 has 43 bytes" in sampler.opening.refused[0].reason
         assert sampler.steps == 4 + 6
-        assert sampler.refresh().refused == ()  # each is told once
+        assert sampler.refresh().refused == ()  # each is reported once
         assert [refusal.segment_id for refusal in sampler.refused] == [ids[1]]
         mend()
         assert sampler.refresh().steps_added == 5
@@ -107,7 +107,7 @@ def test_a_learner_refuses_what_is_torn_and_takes_it_once_it_is_whole(dataset, t
 
 
 @pytest.mark.parametrize("config", [{}, {"filter": ("policy=-1",)}], ids=["all", "filtered"])
-def test_a_filter_changes_nothing_about_what_is_torn(dataset, tmp_path, config):
+def test_a_filter_does_not_change_what_is_truncated(dataset, tmp_path, config):
     mend = tear(dataset, 2)
     with Sampler([dataset], ReplayConfig(**config), seed=0, scratch=tmp_path) as sampler:
         assert (sampler.steps, len(sampler.refused)) == (4 + 5, 1)
@@ -116,9 +116,7 @@ def test_a_filter_changes_nothing_about_what_is_torn(dataset, tmp_path, config):
         assert (sampler.steps, sampler.refused) == (4 + 5 + 6, ())
 
 
-def test_files_of_segments_that_the_capacity_leaves_out_are_not_looked_at(
-    dataset, tmp_path, monkeypatch
-):
+def test_files_of_segments_beyond_the_capacity_are_not_checked(dataset, tmp_path, monkeypatch):
     looked, whole = [], Manifest.check_sizes
 
     def look(self, path):

@@ -42,7 +42,7 @@ def merged(dataset):
     return old, aside, hidden
 
 
-def test_replaced_segments_are_left_out_while_they_lie_there(dataset, merged):
+def test_replaced_segments_are_ignored_while_they_exist(dataset, merged):
     _, place, aside = merged
     before = dataset.snapshot()
     assert seeds(before) == [1, 2]

@@ -86,7 +86,7 @@ def test_impossible_images_are_refused(side):
         {**make_spec().to_json(), "control_period_s": None},
     ],
 )
-def test_strange_documents_are_refused(document):
+def test_invalid_documents_are_refused(document):
     with pytest.raises(SpecError):
         EpisodeSpec.from_json(document)
 

@@ -151,7 +151,7 @@ def test_a_clock_that_goes_back_closes_segments_by_its_new_time(dataset):
 
 
 def test_frames_of_zeros_are_written_like_any_others(tmp_path):
-    """zarr-python leaves out a chunk of zeros, and so does not know it from a lost one."""
+    """zarr-python does not write a chunk of zeros, and so cannot detect that one is missing."""
     spec = make_spec()
     episode = make_episode(spec, 9)
     episode.frames[:] = 0

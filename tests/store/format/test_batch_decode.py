@@ -312,14 +312,14 @@ def test_extents_cover_the_chunks_and_break_where_something_is_between(steps):
     assert leads.tolist() == breaks
 
 
-def test_a_crew_has_as_many_threads_as_cores_and_no_more_than_four(monkeypatch):
+def test_a_decode_pool_has_a_thread_per_core_but_at_most_four(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     assert DecodePool().threads == MOST_THREADS
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     assert DecodePool().threads == 1
 
 
-def test_a_crew_does_everything_once_and_tells_what_went_wrong():
+def test_a_decode_pool_does_everything_once_and_reports_errors():
     crew, done = DecodePool(3), list[tuple[int, int]]()
     crew.share(8, lambda thread, low, high: done.extend((n, thread) for n in range(low, high)))
     assert sorted(n for n, _ in done) == list(range(8))

@@ -153,7 +153,7 @@ def test_any_run_of_frames_can_be_read(codec, tmp_path_factory, start, count, lo
     out = np.empty((count, *frames.shape[1:]), np.uint8)
     size = codec.chunk_frames
     spans = read_index(path, chunks)
-    with mock.patch.object(shard, "_LOT_BYTES", lot):
+    with mock.patch.object(shard, "_GROUP_BYTES", lot):
         checksums = read_chunks(path, spans, kind_of(codec), out, chunk_frames=size, start=start)
     np.testing.assert_array_equal(out, frames[start : start + count])
     touched = spans[start // size : -(-(start + count) // size), 1].tolist()

@@ -47,9 +47,9 @@ def test_one_frame_is_enough():
 
 
 def test_auto_is_no_codec_of_a_chunk():
-    with pytest.raises(AssertionError, match="choice"):
+    with pytest.raises(AssertionError, match="auto"):
         AUTO.encode(camera(0.0, frames=4))
-    with pytest.raises(AssertionError, match="choice"):
+    with pytest.raises(AssertionError, match="auto"):
         AUTO.chain()
     with pytest.raises(ConfigError, match="expected lz4hc, zstd, raw or auto"):
         FrameCodec(name="best")

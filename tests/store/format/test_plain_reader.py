@@ -54,7 +54,7 @@ def test_it_reads_the_golden_dataset():
     assert_agree(Dataset.open(GOLDEN))
 
 
-def test_what_an_audit_and_housekeeping_leave_behind_is_no_data(tmp_path):
+def test_files_of_audits_and_maintenance_are_not_data(tmp_path):
     spec = SPECS["all"]
     dataset = write_dataset(tmp_path / "d", spec, [make_episode(spec, 4, 0)])
     for path in dataset.path.rglob("*"):
