@@ -20,7 +20,7 @@ from avtd3.learn.batch import Batch
 from avtd3.learn.device import autocast_type
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.guards.monitor import GuardMonitor
-from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
+from avtd3.learn.networks import NetworkConfig, ObservationBatch, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, Update, create_state, update
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
@@ -89,11 +89,11 @@ def _guards(state: TD3State, pair: tuple[Update, Update], batch: Batch, readings
 def _batch(size: int, dtype: torch.dtype) -> Batch:
     generator = torch.Generator().manual_seed(0)
 
-    def observe() -> Observation:
+    def observe() -> ObservationBatch:
         shape = (size, 4, 84, 84)
         frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         vector = torch.randn(size, 23, generator=generator)
-        return Observation(pixels=to_pixels(frames, dtype), vector=vector)
+        return ObservationBatch(pixels=to_pixels(frames, dtype), vector=vector)
 
     reward = torch.randn(size, generator=generator)
     first = Batch(

@@ -31,11 +31,11 @@ from replay_frames import open_frames
 from torch.utils.flop_counter import FlopCounterMode
 
 from avtd3.learn.batch import Batch, to_batch
+from avtd3.learn.callbacks import CallbackList
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.device import keep_freed_memory
-from avtd3.learn.source import Source
 from avtd3.learn.td3 import TD3State, create_state, update
-from avtd3.learn.trainer import Session, prepare_run
+from avtd3.learn.trainer import Trainer, prepare_run
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -145,9 +145,11 @@ def rival(
             log_every=UPDATES,
         )
         prepare_run(run, {}, resume=False)
-        session = Session(dataset.spec, run, run / "policies", config, resume=False)
-        source = Source(sampler, [dataset.path], None)
-        return lambda: session.step(source)
+        notify = CallbackList([], target=config.updates)
+        trainer = Trainer(dataset.spec, config, run, run / "policies", notify)
+        trainer.restore()
+        trainer.open_source([dataset])
+        return trainer.step
     state, draw = fresh(dataset), sampler.sample()
     return lambda: step(state, to_batch(draw, CPU, TYPES[precision]), TYPES[precision])
 

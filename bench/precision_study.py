@@ -19,8 +19,8 @@ from typing import Any
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.curves import read_curves
 from avtd3.learn.trainer import train
 
 PRECISIONS = ("fp32", "bf16")
@@ -79,11 +79,11 @@ def score(
         }
         learning = section("learn", settings)
         assert isinstance(learning, LearnConfig)
-        train([data], run, learning, resume=run.exists())
+        train(learning, datasets=[data], run=run, resume=run.exists())
         examining = section("evaluate", {"workers": 1, **camera(options)})
         assert isinstance(examining, EvaluateConfig)
         report = evaluate(run / "policies", examining).document()
-        curves = read_curves(run / "events")
+        curves = read_log(run / "events").curves
         report["ends"] = {name: statistics.fmean(curves[name].values[-LAST:]) for name in CURVES}
         kept.write_text(json.dumps(report))
     found: dict[str, Any] = json.loads(kept.read_text())

@@ -20,11 +20,12 @@ from pathlib import Path
 
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.curves import read_curves
 from avtd3.learn.trainer import train
 
-WIRINGS = ("coupled", "correct")
+WIRINGS = {"coupled": "actor", "correct": "own"}
+"""Name of each actor loss, and its value of `learn.td3.critic_features`."""
 GUARDS = {
     "none": (False, False, False),
     "clipping": (True, False, False),
@@ -93,7 +94,7 @@ def settings(way: Way, options: argparse.Namespace) -> LearnConfig:
     """The run's settings: the defaults, but for its wiring and guards."""
     clip, norm, decay = GUARDS[way.guard]
     text = {
-        "learn.td3.wiring": way.wiring,
+        "learn.td3.critic_features": WIRINGS[way.wiring],
         "learn.td3.clip.enabled": str(clip).lower(),
         "learn.network.feature_norm": str(norm).lower(),
         "learn.td3.cnn_weight_decay": "1e-4" if decay else "0",
@@ -116,7 +117,7 @@ def make(way: Way, options: argparse.Namespace) -> None:
     score = run / "score.json"
     if score.exists():
         return
-    train([options.dataset], run, settings(way, options), resume=run.exists())
+    train(settings(way, options), datasets=[options.dataset], run=run, resume=run.exists())
     config = load_section("evaluate", "demo", [f"evaluate.episodes={options.episodes}"])
     assert isinstance(config, EvaluateConfig)
     report = evaluate(str(run / "policies"), config)
@@ -125,7 +126,7 @@ def make(way: Way, options: argparse.Namespace) -> None:
 
 def last(way: Way, work: Path, metric: str) -> float:
     """The metric at the run's end: the median of its last log lines."""
-    return statistics.median(read_curves(work / way.name / "events")[metric].values[-LAST:])
+    return statistics.median(read_log(work / way.name / "events").curves[metric].values[-LAST:])
 
 
 def held_out(way: Way, work: Path) -> float:
@@ -173,7 +174,7 @@ def figure(ways: Sequence[Way], work: Path, path: Path) -> None:
     FigureCanvasAgg(drawing)
     panels = drawing.subplots(len(WATCHED), len(GUARDS), squeeze=False, sharex=True, sharey="row")
     for way in ways:
-        curves = read_curves(work / way.name / "events")
+        curves = read_log(work / way.name / "events").curves
         for row, metric in enumerate(WATCHED):
             panel = panels[row][list(GUARDS).index(way.guard)]
             curve = curves[metric]

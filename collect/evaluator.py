@@ -165,7 +165,8 @@ def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]"
     path = Path(subject)
     if not path.exists():
         return None, subject
-    from avtd3.learn.policy import Policy, PolicyStore
+    from avtd3.learn.policy import Policy
+    from avtd3.learn.policy_store import PolicyStore
 
     if path.is_file():
         return Policy.load(path, spec=spec), subject

@@ -13,7 +13,8 @@ from avtd3.collect.environment import Environment
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from avtd3.learn.policy import Policy, PolicyStore
+    from avtd3.learn.policy import Policy
+    from avtd3.learn.policy_store import PolicyStore
 
 BASE_DRIVERS = ("expert", "random", "policy")
 """Drivers without noise."""
@@ -244,6 +245,6 @@ def _open_policy_store(policies: Path | None) -> "PolicyStore":
         raise ConfigError(
             "driver policy needs the directory that a learner publishes into; give --policies DIR"
         )
-    from avtd3.learn.policy import PolicyStore
+    from avtd3.learn.policy_store import PolicyStore
 
     return PolicyStore(policies)

@@ -29,7 +29,7 @@ from avtd3.store.errors import ConfigError
 SECTIONS: Mapping[str, tuple[str, str]] = types.MappingProxyType(
     {
         "collect": ("avtd3.collect.collector", "CollectConfig"),
-        "learn": ("avtd3.learn.trainer", "LearnConfig"),
+        "learn": ("avtd3.learn.config", "LearnConfig"),
         "audit": ("avtd3.store.audit.audit", "AuditConfig"),
         "evaluate": ("avtd3.collect.evaluator", "EvaluateConfig"),
         "demo": ("avtd3.configs.commands.demo", "DemoConfig"),

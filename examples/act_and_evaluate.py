@@ -14,15 +14,15 @@ class PrintLoss(TrainCallback):
 
 if __name__ == "__main__":
     roads = ScenarioConfig(networks=2, route_length_m=60.0)
-    collect("driving", CollectConfig(scenario=roads), episodes=4)
+    collect("driving", CollectConfig(scenario=roads), episodes=2)
     config = LearnConfig(updates=20, log_every=10, publish_every=20, learning_starts=0)
     train(config, datasets="driving", run="run", callbacks=[PrintLoss()])
 
     actor = PolicyActor(Policy.load("run/policies"))
     for episode in Dataset.open("driving").episodes():
         actor.reset()
-        actions = [actor.act(observation) for observation in episode.observations()]
-        print(np.abs(actions[:-1] - episode.actions).mean(), "mean difference from the expert")
+        actions = [actor.act(episode.observation(t)) for t in range(episode.length)]
+        print("mean difference from the expert:", np.abs(actions - episode.actions).mean())
 
     report = evaluate("run/policies", EvaluateConfig(scenario=roads, episodes=2))
     print(report.summary())

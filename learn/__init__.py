@@ -1,10 +1,67 @@
-"""TD3 from a dataset: networks, updates, checkpoints, published policies."""
+"""Train TD3 from datasets: networks, updates, guards, checkpoints and published policies."""
 
-import os
+import importlib
+from typing import TYPE_CHECKING, Any
 
-# OpenMP reads it when torch is loaded. By default a thread that has finished its part spins for
-# some 17 ms before it sleeps: beside a collector that wants the same cores, an update of 64 images
-# takes 500 to 1400 ms on two cores. Spinning for 0.3 ms: 120 to 240 ms there, 121 instead of 114 ms
-# alone.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+if TYPE_CHECKING:
+    from avtd3.learn.callbacks import ProgressCallback, TrainCallback
+    from avtd3.learn.config import LearnConfig
+    from avtd3.learn.gradient_clip import ClipConfig
+    from avtd3.learn.guards.alerts import Alert
+    from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
+    from avtd3.learn.networks import NetworkConfig
+    from avtd3.learn.policy import Policy, PolicyActor
+    from avtd3.learn.policy_store import PolicyStore
+    from avtd3.learn.report import LearnProgress, LearnReport
+    from avtd3.learn.td3 import TD3Config
+    from avtd3.learn.trainer import train
+
+__all__ = [
+    "ActionLimitConfig",
+    "Alert",
+    "ClipConfig",
+    "CnnRateConfig",
+    "GuardConfig",
+    "LearnConfig",
+    "LearnProgress",
+    "LearnReport",
+    "NetworkConfig",
+    "Policy",
+    "PolicyActor",
+    "PolicyStore",
+    "ProgressCallback",
+    "TD3Config",
+    "TrainCallback",
+    "train",
+]
+
+_MODULES = {
+    "ActionLimitConfig": "guards.config",
+    "Alert": "guards.alerts",
+    "ClipConfig": "gradient_clip",
+    "CnnRateConfig": "guards.config",
+    "GuardConfig": "guards.config",
+    "LearnConfig": "config",
+    "LearnProgress": "report",
+    "LearnReport": "report",
+    "NetworkConfig": "networks",
+    "Policy": "policy",
+    "PolicyActor": "policy",
+    "PolicyStore": "policy_store",
+    "ProgressCallback": "callbacks",
+    "TD3Config": "td3",
+    "TrainCallback": "callbacks",
+    "train": "trainer",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any exported object
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

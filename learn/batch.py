@@ -1,43 +1,98 @@
-"""Random shifts of images (Yarats et al. 2021, DrQ-v2), on bytes.
+"""`Batch`: sampled transitions as tensors on the device, and the steps that produce it.
 
-Each stack of frames is moved by up to `pad` pixels up or down and left or right, its border
-replicated into what is uncovered; observation and next observation are moved by draws of their own.
-The published code samples bilinearly, but draws whole pixels, so that each sample lies on a pixel's
-centre: a copy of bytes is the same (`tests/learn/test_augment.py`). On one core a batch of 256
-stacks of 84x84x4 takes 14 ms, a gather by row and column 60 ms.
+==================== ===================== =========================================
+field                dtype                 shape and range
+==================== ===================== =========================================
+observation.pixels   float32 or bfloat16   (B, K*C, H, W), 0..255, channels_last
+observation.vector   float32               (B, V), normalised
+action               float32               (B, A), within the spec's bounds
+reward               float32               (B,), n-step sum
+discount             float32               (B,), gamma^m * (1 - terminated), in [0, 1]
+next_observation     as observation
+weight               float32               (B,), in (0, 1]; only if prioritised
+bc_mask              float32               (B,), 0 or 1; only if not all are imitated
+==================== ===================== =========================================
+
+Frames are copied to the device once, as bytes, in the sampler's shared window of K + 1 frames. On
+the device, both stacks are shifted (if configured) and converted to pixels once for all networks.
 """
 
 import dataclasses
+import math
+import time
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avtd3.learn.networks import Observation, to_pixels
+from avtd3.learn.networks import ObservationBatch, to_pixels
+from avtd3.store.errors import ConfigError
+from avtd3.store.replay.backend import FrameArray
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.gather import SequenceBatch, Transitions
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.spec import ImageSpec
+
+_GROWTH = 1.25
+"""Factor between needed and allocated memory when `DeviceFrameCache` grows, which copies
+everything."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Transitions ready for an update; see the table above."""
+
+    observation: ObservationBatch
+    """The observations before the actions."""
+    action: Tensor
+    """float (B, A)."""
+    reward: Tensor
+    """float (B,), n-step rewards."""
+    discount: Tensor
+    """float (B,), weight of the next observation's value."""
+    next_observation: ObservationBatch
+    """The observations n steps later."""
+    weight: Tensor | None = None
+    """float (B,), importance weights in (0, 1]; None if all are 1."""
+    bc_mask: Tensor | None = None
+    """float (B,), 1 if the imitation term includes the transition, else 0; None if all are 1."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RandomShift:
+    """Settings of the random shifts of images (DrQ-v2, Yarats et al. 2021)."""
+
+    pad: int
+    """Largest shift, in pixels; above 0."""
+    generator: torch.Generator
+    """Generator on the learner's device."""
 
 
 def draw_shifts(
     pad: int, size: int, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Shifts for the observations and for the next ones.
+    """Draw shifts for the observations and for the next observations.
 
     Args:
         pad: Largest shift, in pixels.
         size: Stacks in a batch.
-        generator: Of that device.
-        device: Where the frames are.
+        generator: Generator on that device.
+        device: Device of the frames.
 
     Returns:
-        Two of int64 (B, 2), rows and columns, each uniform in -pad..pad.
+        Two tensors int64 (B, 2), rows and columns, each uniform in -pad..pad.
     """
     drawn = torch.randint(-pad, pad + 1, (2, size, 2), generator=generator, device=device)
     return drawn[0], drawn[1]
 
 
 def shift_frames(frames: Tensor, shift: Tensor, pad: int) -> Tensor:
-    """Move each stack: what it shows at (y, x) was at (y + dy, x + dx), or at the nearest border.
+    """Shift each stack: pixel (y, x) becomes that of (y + dy, x + dx), or of the nearest border.
+
+    The published code samples bilinearly, but at whole pixels, so copying bytes gives the same
+    result (`tests/learn/test_augment.py`). On one core, a batch of 256 stacks of 84x84x4 takes 14
+    ms; indexing by row and column takes 60 ms.
 
     Args:
         frames: uint8 (B, K*C, H, W), any strides.
@@ -57,79 +112,47 @@ def shift_frames(frames: Tensor, shift: Tensor, pad: int) -> Tensor:
     rows = rows.clamp(0, height - 1)  # (B, H)
     first = torch.arange(size, device=frames.device)[:, None] * height
     start = (first + rows) * wide.shape[2] + pad + shift[:, 1:]
-    # every stretch of W pixels that lies in memory: a row of the result is one of them
-    stretches = wide.as_strided(
-        (size * height * wide.shape[2] - width + 1, width * planes), (planes, 1)
-    )
-    moved = stretches.index_select(0, start.flatten())
+    # all runs of W consecutive pixels in memory: each row of the result is one of them
+    runs = wide.as_strided((size * height * wide.shape[2] - width + 1, width * planes), (planes, 1))
+    moved = runs.index_select(0, start.flatten())
     return moved.view(size, height, width, planes).permute(0, 3, 1, 2)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Transitions ready for an update; see the table above."""
-
-    observation: Observation
-    """What was seen."""
-    action: Tensor
-    """float (B, A), what was done."""
-    reward: Tensor
-    """float (B,), n-step reward."""
-    discount: Tensor
-    """float (B,), weight of the next observation's value."""
-    next_observation: Observation
-    """What was seen n steps later."""
-    weight: Tensor | None = None
-    """float (B,), importance weights in (0, 1]; None if all are 1."""
-    bc_mask: Tensor | None = None
-    """float (B,), 1 where the imitation term looks at the action, else 0; None if all are 1."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Shifting:
-    """Random shifts of the images."""
-
-    pad: int
-    """Largest shift, in pixels; above 0."""
-    generator: torch.Generator
-    """Of the learner's device."""
 
 
 def to_batch(
     transitions: Transitions,
     device: torch.device,
     dtype: torch.dtype,
-    shifting: Shifting | None = None,
+    shift: RandomShift | None = None,
     stacks: tuple[Tensor, Tensor] | None = None,
 ) -> Batch:
-    """Move a draw to the device.
+    """Move sampled transitions to the device.
 
-    On the CPU the small arrays are copied: the sampler overwrites its buffers.
+    On the CPU, the small arrays are copied, because the sampler reuses its buffers.
 
     Args:
         transitions: What `Sampler.sample` returned.
-        device: Where the networks are.
-        dtype: Floating type of the pixels.
-        shifting: How the images are shifted; None leaves them alone.
-        stacks: uint8 (B, K*C, H, W), the images of the observations and of the next ones, if they
-            are on the device already.
+        device: Device of the networks.
+        dtype: Floating-point type of the pixels.
+        shift: Random shifts of the images; None for none.
+        stacks: uint8 (B, K*C, H, W), the images of the observations and of the next observations,
+            if they are on the device already.
     """
     if stacks is None and transitions.frames is not None:
         assert transitions.observation_frames is not None
         planes = transitions.observation_frames.shape[1]
         window = _send(transitions.frames, device).flatten(1, 2)  # (B, W*C, H, W)
         stacks = window[:, :planes], window[:, -planes:]
-    pixels = (None, None) if stacks is None else _widen(*stacks, dtype, shifting)
+    pixels = (None, None) if stacks is None else _convert(*stacks, dtype, shift)
     vectors = [
         _send_if_any(vector, device)
         for vector in (transitions.observation_vector, transitions.next_observation_vector)
     ]
     return Batch(
-        observation=Observation(pixels=pixels[0], vector=vectors[0]),
+        observation=ObservationBatch(pixels=pixels[0], vector=vectors[0]),
         action=_send(transitions.action, device, copy=True),
         reward=_send(transitions.reward, device, copy=True),
         discount=_send(transitions.discount, device, copy=True),
-        next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
+        next_observation=ObservationBatch(pixels=pixels[1], vector=vectors[1]),
         weight=_send_if_any(transitions.weight, device),
         bc_mask=_send_if_any(transitions.bc_mask, device),
     )
@@ -140,16 +163,16 @@ def flatten_sequences(
     gamma: float,
     device: torch.device,
     dtype: torch.dtype,
-    shifting: Shifting | None = None,
+    shift: RandomShift | None = None,
 ) -> Batch:
-    """Move sequences to the device, each of their steps as a transition of its own.
+    """Move sequences to the device, with each step as a separate transition.
 
     Args:
-        sequences: What `Sampler.sample_sequences` returned, S of L steps.
+        sequences: What `Sampler.sample_sequences` returned: S sequences of L steps.
         gamma: Discount per step.
-        device: Where the networks are.
-        dtype: Floating type of the pixels.
-        shifting: How the images of each step are shifted; None leaves them alone.
+        device: Device of the networks.
+        dtype: Floating-point type of the pixels.
+        shift: Random shifts of the images of each step; None for none.
 
     Returns:
         S * L transitions, those of a sequence one after another.
@@ -163,32 +186,158 @@ def flatten_sequences(
         before, after = (
             each.flatten(0, 1).flatten(1, 2) for each in (stacks[:, :-1], stacks[:, 1:])
         )
-        pixels = _widen(before, after, dtype, shifting)
+        pixels = _convert(before, after, dtype, shift)
     vectors: list[Tensor | None] = [None, None]
     if sequences.vector is not None:
         vector = _send(sequences.vector, device, copy=True)
         vectors = [each.flatten(0, 1) for each in (vector[:, :-1], vector[:, 1:])]
     bc_mask = _send_if_any(sequences.bc_mask, device)
-    alive = np.where(sequences.terminated, np.float32(0.0), np.float32(gamma))
+    discount = np.where(sequences.terminated, np.float32(0.0), np.float32(gamma))
     return Batch(
-        observation=Observation(pixels=pixels[0], vector=vectors[0]),
+        observation=ObservationBatch(pixels=pixels[0], vector=vectors[0]),
         action=_send(sequences.action, device, copy=True).flatten(0, 1),
         reward=_send(sequences.reward, device, copy=True).flatten(0, 1),
-        discount=_send(alive, device, copy=True).flatten(0, 1),
-        next_observation=Observation(pixels=pixels[1], vector=vectors[1]),
+        discount=_send(discount, device, copy=True).flatten(0, 1),
+        next_observation=ObservationBatch(pixels=pixels[1], vector=vectors[1]),
         bc_mask=None if bc_mask is None else bc_mask.repeat_interleave(length),
     )
 
 
-def _widen(
-    frames: Tensor, next_frames: Tensor, dtype: torch.dtype, shifting: Shifting | None
+class DeviceFrameCache:
+    """A copy of the replay's frames on the device, from which batches are gathered there.
+
+    A batch of 256 needs 9 MB of frames. Without this cache, they are gathered on the host and
+    copied for every update; with it, only row numbers are copied. The copy follows the replay
+    cache: new frames are copied once, and replace frames that left the cache.
+
+    Args:
+        image: The spec's image.
+        device: Device of the copy.
+    """
+
+    def __init__(self, image: ImageSpec, device: torch.device) -> None:
+        self._planes = image.observation_shape[0]
+        self._device = device
+        self._frames = torch.empty((0, *image.frame_shape), dtype=torch.uint8, device=device)
+        self._source: FrameArray | None = None
+
+    def stacks(self, sampler: Sampler, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Gather the images of a batch.
+
+        Args:
+            sampler: The sampler that returned the rows and has not sampled since.
+            rows: int64 (B, W), `Transitions.frame_rows`.
+
+        Returns:
+            uint8 (B, K*C, H, W), the images of the observations and of the next observations.
+
+        Raises:
+            ConfigError: If the frames do not fit into the device's memory.
+        """
+        source = sampler.frame_array()
+        if source is not self._source:
+            self._copy_new(source)
+        numbers = torch.from_numpy(rows).reshape(-1).to(self._device)
+        window = self._frames.index_select(0, numbers)
+        window = window.view(*rows.shape, *window.shape[1:]).flatten(1, 2)
+        return window[:, : self._planes], window[:, -self._planes :]
+
+    def _copy_new(self, source: FrameArray) -> None:
+        """Copy the frames that are new or have moved."""
+        assert source.frames is not None, "the sampler returned rows of it"
+        if len(source.frames) > len(self._frames):
+            self._grow(len(source.frames))
+        frames = torch.from_numpy(source.frames)
+        copied = {} if self._source is None else self._source.placed
+        for key, rows in source.placed.items():
+            if copied.get(key) != rows:
+                self._frames[rows] = frames[rows].to(self._device)
+        self._source = source
+
+    def _grow(self, rows: int) -> None:
+        before = self._frames
+        shape = (round(_GROWTH * rows), *before.shape[1:])
+        try:
+            self._frames = torch.empty(shape, dtype=torch.uint8, device=self._device)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"learn.device_frames: {self._device} has no room for {rows:,} frames "
+                f"({math.prod(shape) / 2**30:.1f} GiB); set it to false, or lower "
+                "learn.replay.capacity"
+            ) from error
+        self._frames[: len(before)] = before
+
+
+def open_device_cache(
+    image: ImageSpec | None, device: torch.device, *, enabled: bool
+) -> DeviceFrameCache | None:
+    """Return a cache if it is enabled, there are images, and the device has its own memory."""
+    if not enabled or image is None or device.type == "cpu":
+        return None
+    return DeviceFrameCache(image, device)
+
+
+class BatchLoader:
+    """Sample batches and move them to the device.
+
+    Args:
+        replay: Single transitions or sequences, and their discount.
+        device: Device of the networks.
+        dtype: Floating-point type of the pixels.
+        shift: Random shifts of the images; None for none.
+        device_cache: Copy of the frames on the device, if the sampler does not gather them.
+    """
+
+    def __init__(
+        self,
+        replay: ReplayConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        shift: RandomShift | None = None,
+        device_cache: DeviceFrameCache | None = None,
+    ) -> None:
+        self._replay, self._device, self._dtype = replay, device, dtype
+        self._shift, self._device_cache = shift, device_cache
+        self.sampling_s = 0.0
+        """Time spent in the sampler so far, in seconds."""
+
+    @property
+    def gathers_on_host(self) -> bool:
+        """Whether the sampler has to gather the frames."""
+        return self._device_cache is None
+
+    def load(self, sampler: Sampler) -> tuple[Batch, NDArray[np.int64] | None]:
+        """Sample a batch.
+
+        Returns:
+            The batch, and the index of its transitions for `Sampler.update_priorities`; None if
+            sampling is not prioritised.
+        """
+        before_s = time.monotonic()
+        if self._replay.sequence_length:
+            sequences = sampler.sample_sequences()
+            self.sampling_s += time.monotonic() - before_s
+            gamma = self._replay.gamma
+            return flatten_sequences(sequences, gamma, self._device, self._dtype, self._shift), None
+        transitions = sampler.sample()
+        self.sampling_s += time.monotonic() - before_s
+        stacks = None
+        if self._device_cache is not None and transitions.frames is None:
+            stacks = self._device_cache.stacks(sampler, transitions.frame_rows)
+        batch = to_batch(transitions, self._device, self._dtype, self._shift, stacks)
+        return batch, transitions.index
+
+
+def _convert(
+    frames: Tensor, next_frames: Tensor, dtype: torch.dtype, shift: RandomShift | None
 ) -> tuple[Tensor, Tensor]:
-    """Pixels of two batches of stacks, uint8 (B, K*C, H, W) each."""
-    if shifting is not None:
-        pad, size = shifting.pad, len(frames)
-        one, other = draw_shifts(pad, size, shifting.generator, frames.device)
-        frames = shift_frames(frames, one, pad)
-        next_frames = shift_frames(next_frames, other, pad)
+    """Convert two batches of stacks, uint8 (B, K*C, H, W) each, to pixels."""
+    if shift is not None:
+        pad, size = shift.pad, len(frames)
+        first, second = draw_shifts(pad, size, shift.generator, frames.device)
+        frames = shift_frames(frames, first, pad)
+        next_frames = shift_frames(next_frames, second, pad)
     return to_pixels(frames, dtype), to_pixels(next_frames, dtype)
 
 
@@ -197,7 +346,7 @@ def _send(
 ) -> Tensor:
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
-        # the allocator of pinned memory keeps a block until the copy out of it has ended
+        # the allocator of pinned memory keeps a block until the copy from it has finished
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device, copy=copy)
 

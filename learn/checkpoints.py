@@ -1,12 +1,19 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that a run needs to continue as if it had never stopped.
 
 ::
 
-    CHECKPOINTS/update-000002000/tensors.safetensors   networks, targets, Adam, random state
-    CHECKPOINTS/update-000002000/checkpoint.json       counters, sampler, settings, digest of it
+    RUN/checkpoints/update-000002000/tensors.safetensors   networks, targets, Adam, random state
+    RUN/checkpoints/update-000002000/checkpoint.json       counters, sampler, settings, digest
+    RUN/checkpoints/best.json                              the best checkpoint and its metric
+    RUN/rolled-back/001/update-...                         checkpoints after one that was restored
+    RUN/emergency/update-...                               states at which a guard stopped the run
 
-Priorities of the draws, if there are any, lie with the tensors. A checkpoint is written into a
-directory aside, flushed to the disk and renamed. Reading one never runs code from it.
+Priorities of the sampler, if any, are stored with the tensors. A checkpoint is written to a
+temporary directory, flushed to disk and renamed. Reading one never executes code from it.
+
+`CheckpointManager` saves, restores and removes the checkpoints of a run. It keeps the newest ones,
+milestones, the last good one (see `GuardMonitor.mark_checkpoint`) and the best by a metric. Rolling
+back deletes nothing.
 """
 
 import contextlib
@@ -33,50 +40,75 @@ from avtd3.store.spec import EpisodeSpec
 
 FORMAT_VERSION = 1
 MAX_CHECKPOINT_BYTES = 8 << 30
-"""Largest tensor file that is read at all."""
+"""Largest tensor file that is read."""
 TENSORS, DOCUMENT = "tensors.safetensors", "checkpoint.json"
+CHECKPOINTS, ROLLED_BACK, EMERGENCY, BEST = "checkpoints", "rolled-back", "emergency", "best.json"
 _NAME = re.compile(r"update-(\d{9,18})")
 _NETWORKS = ("actor", "critic", "actor_target", "critic_target")
 _COUNTERS = ("skipped", "skipped_in_a_row")
 _RANGE = "value_range"
 _NOISE = "noise"
 _REPLACED = ".replaced"
-"""Behind the name of a checkpoint while another takes its place."""
+"""Suffix of a checkpoint while another one of the same name is written."""
 _SAMPLER = "sampler/"
-"""Before the names of the sampler's arrays."""
+"""Prefix of the names of the sampler's arrays."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_EMERGENCIES_KEPT = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointMetadata:
-    """Where a run stands, apart from its tensors."""
+    """Everything in a checkpoint except the tensors of the networks and optimisers."""
 
     updates: int
     """Critic updates so far."""
     spec_digest: str
     """Digest of the spec of the data."""
     sampler: Mapping[str, Any]
-    """What `Sampler.state` returned, the digest of its segments included."""
+    """What `Sampler.state` returned, including a digest of its segments."""
     arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
-    """What `Sampler.arrays` returned; kept with the tensors."""
+    """What `Sampler.arrays` returned; stored with the tensors."""
     config: Mapping[str, Any]
     """Resolved settings of the run."""
     seconds: float
-    """Wall time that the run has trained for, over all its sessions."""
+    """Wall-clock time that the run has trained for, over all its processes."""
     guards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What `GuardMonitor.state` returned; empty in checkpoints that are older than the guards."""
-    gathered: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What `MetricLogger.gathered` returned; empty in older checkpoints."""
-    episodes_told: bool = False
-    """Whether lines of the log have told of all episodes in the data."""
+    """What `GuardMonitor.state` returned; empty in checkpoints older than the guards."""
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What `MetricLogger.state` returned; empty in older checkpoints."""
+    episodes_logged: bool = False
+    """Whether the metrics of all episodes in the data have been logged."""
     best: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of `keeping.Best`; empty if no best one is kept."""
+    """Fields of `Best`; empty if no best checkpoint is kept."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the metadata without the arrays, as JSON values."""
+        return {
+            "updates": self.updates,
+            "spec_digest": self.spec_digest,
+            "sampler": self.sampler,
+            "config": self.config,
+            "seconds": self.seconds,
+            "guards": self.guards,
+            "gathered": self.metrics,
+            "episodes_told": self.episodes_logged,
+            "best": self.best,
+        }
 
     @classmethod
     def from_json(
         cls, document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
     ) -> Self:
-        """Read it back; `path` is named when a key is missing or of the wrong kind."""
+        """Read what `document` returned.
+
+        Args:
+            document: The document.
+            arrays: The sampler's arrays.
+            path: The checkpoint, for messages.
+
+        Raises:
+            CheckpointError: If a key is missing or has the wrong type.
+        """
         try:
             return cls(
                 updates=int(document["updates"]),
@@ -86,65 +118,66 @@ class CheckpointMetadata:
                 config=dict(document["config"]),
                 seconds=float(document["seconds"]),
                 guards=dict(document.get("guards", {})),
-                gathered=dict(document.get("gathered", {})),
-                episodes_told=bool(document.get("episodes_told", False)),
+                metrics=dict(document.get("gathered", {})),
+                episodes_logged=bool(document.get("episodes_told", False)),
                 best=dict(document.get("best", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise _torn(path, f"its document cannot be read ({error!r})") from error
+            raise _invalid(path, f"{DOCUMENT} is invalid ({error!r})") from error
 
 
 def save_checkpoint(
-    directory: Path, state: TD3State, noise: torch.Generator, bookmark: CheckpointMetadata
+    directory: Path, state: TD3State, noise: torch.Generator, metadata: CheckpointMetadata
 ) -> Path:
-    """Write a checkpoint; afterwards it is on the disk under its name, or nothing is.
+    """Write a checkpoint: it is either complete on disk under its name, or absent.
 
     Args:
-        directory: The run's directory of checkpoints; created if need be.
+        directory: Directory of checkpoints; created if it does not exist.
         state: Networks and optimisers.
         noise: Generator of the target noise.
-        bookmark: Everything else.
+        metadata: Everything else.
+
+    Returns:
+        The checkpoint's directory.
 
     Raises:
-        StorageError: The disk is full or the directory cannot be written.
+        StorageError: If the disk is full or the directory cannot be written.
     """
-    path = directory / f"update-{bookmark.updates:09d}"
-    aside = directory / f".{path.name}.{os.getpid()}.tmp"
-    tensors = _named(state) | {_NOISE: noise.get_state()}
-    arrays = {_SAMPLER + name: torch.from_numpy(array) for name, array in bookmark.arrays.items()}
+    path = directory / f"update-{metadata.updates:09d}"
+    temporary = directory / f".{path.name}.{os.getpid()}.tmp"
+    tensors = _tensors_of(state) | {_NOISE: noise.get_state()}
+    arrays = {_SAMPLER + name: torch.from_numpy(array) for name, array in metadata.arrays.items()}
     data = safetensors.torch.save(
         {name: value.detach().cpu().contiguous() for name, value in (tensors | arrays).items()}
     )
-    about = dataclasses.asdict(dataclasses.replace(bookmark, arrays={}))
-    del about["arrays"]
     document = {
         "format_version": FORMAT_VERSION,
         "code_version": importlib.metadata.version("avtd3"),
         "tensors": {"file": TENSORS, "size": len(data), "sha256": files.sha256(data)},
-        **about,
+        **metadata.document(),
     }
     with files.storage_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".update-*.tmp"):  # of a run that was killed
+        for stale in directory.glob(".update-*.tmp"):  # left by a process that was killed
             files.remove_tree(stale)
-        aside.mkdir()
-        files.write_new(aside / TENSORS, data)
-        files.write_new(aside / DOCUMENT, files.canonical_json(document))
-        files.fsync_directory(aside)
+        temporary.mkdir()
+        files.write_new(temporary / TENSORS, data)
+        files.write_new(temporary / DOCUMENT, files.canonical_json(document))
+        files.fsync_directory(temporary)
         replaced = directory / f".{path.name}{_REPLACED}"
-        if path.exists():  # of a run that went back to it
+        if path.exists():  # the run rolled back to it
             path.rename(replaced)
-        aside.rename(path)
+        temporary.rename(path)
         files.fsync_directory(directory)
         files.remove_tree(replaced)
     return path
 
 
-def mend_replaced(directory: Path) -> None:
-    """Finish what a learner was killed at while it replaced a checkpoint by one of its name.
+def fix_replaced(directory: Path) -> None:
+    """Repair a directory of checkpoints after a kill while a checkpoint was replaced.
 
     Raises:
-        StorageError: The directory cannot be written.
+        StorageError: If the directory cannot be written.
     """
     with files.storage_errors(directory):
         for replaced in directory.glob(f".update-*{_REPLACED}"):
@@ -156,7 +189,7 @@ def mend_replaced(directory: Path) -> None:
 
 
 def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> CheckpointMetadata:
-    """Put a checkpoint into fresh networks and optimisers of the same settings.
+    """Load a checkpoint into networks and optimisers of the same settings.
 
     Args:
         path: The checkpoint's directory.
@@ -164,34 +197,34 @@ def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> Chec
         noise: Changed in place.
 
     Raises:
-        CheckpointError: Torn, altered, or of other networks.
-        FormatVersionError: A later avtd3 wrote it.
+        CheckpointError: If the checkpoint is damaged or has other networks.
+        FormatVersionError: If a later version of avtd3 wrote it.
     """
     document = _read_document(path)
     try:
-        claim = document["tensors"]["sha256"]
+        expected = document["tensors"]["sha256"]
         data = files.read_bytes(path / TENSORS, MAX_CHECKPOINT_BYTES)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _torn(path, f"its tensors cannot be read ({error})") from error
-    if files.sha256(data) != claim:
-        raise _torn(path, f"{TENSORS} has another SHA-256 than {DOCUMENT} says")
+        raise _invalid(path, f"its tensors cannot be read ({error})") from error
+    if files.sha256(data) != expected:
+        raise _invalid(path, f"the SHA-256 of {TENSORS} differs from the one in {DOCUMENT}")
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise _torn(path, f"{TENSORS} cannot be read ({error})") from error
+        raise _invalid(path, f"{TENSORS} cannot be read ({error})") from error
     arrays = {
         name.removeprefix(_SAMPLER): tensors.pop(name).numpy()
         for name in sorted(tensors)
         if name.startswith(_SAMPLER)
     }
-    bookmark = CheckpointMetadata.from_json(document, arrays, path)
+    metadata = CheckpointMetadata.from_json(document, arrays, path)
     _restore(state, noise, tensors, path)
-    state.updates = bookmark.updates
-    return bookmark
+    state.updates = metadata.updates
+    return metadata
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Checkpoints in a directory, oldest first; empty if it does not exist."""
+    """Return the checkpoints in a directory, oldest first; none if it does not exist."""
     with contextlib.suppress(FileNotFoundError):
         found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, key=updates_of)
@@ -199,37 +232,37 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def updates_of(path: Path) -> int:
-    """Updates of a checkpoint, by its name."""
+    """Return the number of updates of a checkpoint, from its name."""
     return int(path.name.removeprefix("update-"))
 
 
 def prune_checkpoints(directory: Path, keep: int, milestones: tuple[int, ...]) -> None:
-    """Remove all but the newest `keep` checkpoints and those at milestones."""
+    """Remove all checkpoints except the newest `keep` and those at milestones."""
     for path in list_checkpoints(directory)[: -max(keep, 1)]:
         if updates_of(path) not in milestones:
             files.remove_tree(path)
 
 
-def _named(state: TD3State) -> dict[str, Tensor]:
-    """Every tensor of the state itself, not a copy, by its name in the file."""
+def _tensors_of(state: TD3State) -> dict[str, Tensor]:
+    """Return every tensor of the state, not a copy, by its name in the file."""
     tensors: dict[str, Tensor] = {name: getattr(state, name) for name in _COUNTERS}
     for name in _NETWORKS:
         for key, value in getattr(state, name).state_dict().items():
             tensors[f"{name}/{key}"] = value
     if state.value_range is not None:
         tensors[_RANGE] = state.value_range
-    for prefix, parameter, optimizer in _trained(state):
+    for prefix, parameter, optimizer in _parameters_of(state):
         if parameter in optimizer.state:  # not before the first step
             moments = optimizer.state[parameter]
             tensors |= {prefix + moment: moments[moment] for moment in _MOMENTS}
     return tensors
 
 
-def _trained(state: TD3State) -> Iterator[tuple[str, nn.Parameter, torch.optim.Adam]]:
-    """Every parameter, what the names of its moments begin with, and its optimiser.
+def _parameters_of(state: TD3State) -> Iterator[tuple[str, nn.Parameter, torch.optim.Adam]]:
+    """Yield every parameter with its optimiser and the prefix of the names of its moments.
 
-    The numbers are those of the network, not of the groups of the optimiser: a run may go on with
-    another kind of weight decay.
+    The numbers are those of the network, not of the optimiser's groups, so that a run may continue
+    with another kind of weight decay.
     """
     for name, (network, optimizer) in state.networks().items():
         for number, p in enumerate(network.mlp_parameters() + network.encoder_parameters()):
@@ -239,20 +272,20 @@ def _trained(state: TD3State) -> Iterator[tuple[str, nn.Parameter, torch.optim.A
 def _restore(
     state: TD3State, noise: torch.Generator, tensors: dict[str, Tensor], path: Path
 ) -> None:
-    _make_moments(state, tensors)
-    targets = _named(state) | {_NOISE: noise.get_state()}
+    _create_moments(state, tensors)
+    targets = _tensors_of(state) | {_NOISE: noise.get_state()}
     if targets.keys() != tensors.keys():
         names = ", ".join(sorted(targets.keys() ^ tensors.keys())[:5])
         raise CheckpointError(
-            f"checkpoint {path} is of other networks (not in both: {names} ...); resume with the "
-            "settings it was made with"
+            f"checkpoint {path} has other networks than the settings (not in both: {names} ...); "
+            "resume with the settings of the run"
         )
     for name, target in targets.items():
         found = tensors[name]
         if target.shape != found.shape or target.dtype != found.dtype:
             raise CheckpointError(
                 f"checkpoint {path}: {name} is {found.dtype} {tuple(found.shape)}, expected "
-                f"{target.dtype} {tuple(target.shape)}; resume with the settings it was made with"
+                f"{target.dtype} {tuple(target.shape)}; resume with the settings of the run"
             )
     with torch.no_grad():
         for name, target in targets.items():
@@ -260,9 +293,9 @@ def _restore(
     noise.set_state(tensors[_NOISE])
 
 
-def _make_moments(state: TD3State, tensors: Mapping[str, Tensor]) -> None:
-    """Give Adam empty moments for those parameters that the checkpoint has moments of."""
-    for prefix, p, optimizer in _trained(state):
+def _create_moments(state: TD3State, tensors: Mapping[str, Tensor]) -> None:
+    """Create Adam's moments for the parameters whose moments are in the checkpoint."""
+    for prefix, p, optimizer in _parameters_of(state):
         if f"{prefix}step" in tensors:
             optimizer.state[p] = {
                 "step": torch.zeros((), dtype=torch.float32, device=p.device),
@@ -275,9 +308,9 @@ def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = files.read_json(path / DOCUMENT)
     except (OSError, ValueError) as error:
-        raise _torn(path, f"{DOCUMENT} cannot be read ({error})") from error
+        raise _invalid(path, f"{DOCUMENT} cannot be read ({error})") from error
     if not isinstance(document, dict):
-        raise _torn(path, f"{DOCUMENT} holds no JSON object")
+        raise _invalid(path, f"{DOCUMENT} is not a JSON object")
     if document.get("format_version") != FORMAT_VERSION:
         raise FormatVersionError(
             f"checkpoint {path} has format version {document.get('format_version')}, this avtd3 "
@@ -286,13 +319,10 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _torn(path: Path, what: str) -> CheckpointError:
+def _invalid(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"checkpoint {path} is torn: {what}; remove it to go on from the one before"
+        f"checkpoint {path} is damaged: {what}; remove it to continue from the previous one"
     )
-
-
-CHECKPOINTS, ROLLED_BACK, BEST = "checkpoints", "rolled-back", "best.json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,16 +330,16 @@ class Best:
     """The best checkpoint so far."""
 
     metric: str
-    """By which metric."""
+    """Name of the metric."""
     value: float
-    """Its newest value when the checkpoint was made."""
+    """Newest value of the metric when the checkpoint was saved."""
     updates: int
-    """Which checkpoint."""
+    """Updates of the checkpoint."""
     newest: float
-    """The metric's newest value at the newest checkpoint."""
+    """Newest value of the metric at the newest checkpoint."""
 
     def after(self, value: float, updates: int) -> Self:
-        """The best after one more checkpoint; of two as good, the earlier one."""
+        """Return the best after another checkpoint; of two equal ones, the earlier one."""
         known = metric(self.metric)
         assert known is not None
         better = value > self.value if known.better == HIGHER else value < self.value
@@ -319,10 +349,10 @@ class Best:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read it back.
+        """Read the fields from a checkpoint's metadata.
 
         Raises:
-            CheckpointError: It is something else.
+            CheckpointError: If a field is missing or has the wrong type.
         """
         try:
             return cls(
@@ -333,95 +363,145 @@ class Best:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"the checkpoint does not say which is the best ({error!r}); resume from another"
+                f"the checkpoint does not name the best one ({error!r}); resume from another one"
             ) from error
 
 
 class CheckpointManager:
-    """A run's checkpoints."""
+    """Save, restore and remove the checkpoints of a run.
 
-    def __init__(self, run: Path, config: LearnConfig) -> None:
-        """Look after a run's checkpoints; nothing is read yet.
+    Args:
+        run: The run's directory.
+        config: How many checkpoints to keep.
+        spec: Spec of the data; checkpoints of other data are refused.
+    """
 
-        Args:
-            run: The run's directory.
-            config: How many are kept.
-        """
+    def __init__(self, run: Path, config: LearnConfig, spec: EpisodeSpec) -> None:
         self.best: Best | None = None
         """The best checkpoint so far; None without `LearnConfig.keep_best`, or before one."""
-        self._run, self._config = run, config
+        self._run, self._config, self._spec = run, config, spec
         self._directory = run / CHECKPOINTS
 
-    def find(self, rollback: int | None) -> Path | None:
-        """The checkpoint to go on from; None if the run has none yet.
+    def __contains__(self, updates: int) -> bool:
+        return updates in map(updates_of, list_checkpoints(self._directory))
+
+    def restore_newest(self, state: TD3State, noise: torch.Generator) -> CheckpointMetadata | None:
+        """Load the newest checkpoint; return None if there is none.
 
         Args:
-            rollback: Updates of the one to go back to; None for the newest.
+            state: Changed in place.
+            noise: Generator of the target noise; changed in place.
 
         Raises:
-            CheckpointError: There is none of so many updates.
+            CheckpointError: If the checkpoint is damaged or has other networks.
+            FormatVersionError: If a later version of avtd3 wrote it.
+            SpecError: If it was trained on data of another spec.
         """
-        mend_replaced(self._directory)
-        found = {updates_of(path): path for path in list_checkpoints(self._directory)}
-        if rollback is None:
-            return found[max(found)] if found else None
-        if rollback not in found:
-            kept = ", ".join(map(str, found)) or "none"
-            raise CheckpointError(
-                f"--rollback {rollback}: {self._directory} keeps no checkpoint of that update, "
-                f"expected one of: {kept}; earlier rollbacks moved theirs to "
-                f"{self._run / ROLLED_BACK}"
-            )
-        return found[rollback]
+        fix_replaced(self._directory)
+        found = list_checkpoints(self._directory)
+        return self._load(found[-1], state, noise) if found else None
 
-    def load(
-        self, path: Path, state: TD3State, noise: torch.Generator, spec: EpisodeSpec
-    ) -> CheckpointMetadata:
-        """Put a checkpoint into fresh networks and optimisers of the same settings.
+    def roll_back(
+        self, updates: int, state: TD3State, noise: torch.Generator
+    ) -> tuple[CheckpointMetadata, Path | None]:
+        """Load a checkpoint, and move all later ones to ``RUN/rolled-back/NNN``, newest first.
 
-        Raises:
-            CheckpointError: Torn, altered, or of other networks.
-            FormatVersionError: A later avtd3 wrote it.
-            SpecError: It was trained on data of another spec.
-        """
-        bookmark = load_checkpoint(path, state, noise)
-        if bookmark.spec_digest != spec.digest:
-            raise SpecError(
-                f"checkpoint {path} was trained on data of spec {bookmark.spec_digest[:12]}, "
-                f"expected {spec.digest[:12]} as the datasets have; resume with its own data"
-            )
-        self.restore(bookmark)
-        return bookmark
+        If the process is killed meanwhile, the run continues from this checkpoint or a later one.
 
-    def restore(self, bookmark: CheckpointMetadata) -> None:
-        """Take the best one from a bookmark, if it is by the metric that is asked for.
-
-        Raises:
-            StorageError: The directory cannot be written.
-        """
-        best = Best.from_json(bookmark.best) if bookmark.best else None
-        self.best = best if best is not None and best.metric == self._config.keep_best else None
-        self._tell_best()
-
-    def set_aside(self, updates: int) -> Path | None:
-        """Move all checkpoints behind an update out of the way, the newest first.
-
-        A run that is killed meanwhile goes on from that update, or from one behind it.
+        Args:
+            updates: Updates of the checkpoint.
+            state: Changed in place.
+            noise: Generator of the target noise; changed in place.
 
         Returns:
-            Where they are now; None if there were none.
+            The metadata, and the directory of the later checkpoints; None if there were none.
 
         Raises:
-            StorageError: The directory cannot be written.
+            CheckpointError: If there is no such checkpoint, it is damaged or has other networks.
+            FormatVersionError: If a later version of avtd3 wrote it.
+            SpecError: If it was trained on data of another spec.
+            StorageError: If the directory cannot be written.
         """
-        later = [path for path in list_checkpoints(self._directory) if updates_of(path) > updates]
-        if not later:
-            return None
-        place = self._run / ROLLED_BACK
-        with files.storage_errors(place):
-            place.mkdir(exist_ok=True)
-            number = max((int(p.name) for p in place.iterdir() if p.name.isdecimal()), default=0)
-            aside = place / f"{number + 1:03d}"
+        fix_replaced(self._directory)
+        found = {updates_of(path): path for path in list_checkpoints(self._directory)}
+        if updates not in found:
+            kept = ", ".join(map(str, found)) or "none"
+            raise CheckpointError(
+                f"rollback {updates}: {self._directory} has no checkpoint of that update, expected "
+                f"one of: {kept}; earlier rollbacks moved theirs to {self._run / ROLLED_BACK}"
+            )
+        metadata = self._load(found[updates], state, noise)
+        later = [path for number, path in found.items() if number > updates]
+        return metadata, self._move_aside(later) if later else None
+
+    def save(
+        self,
+        state: TD3State,
+        noise: torch.Generator,
+        metadata: CheckpointMetadata,
+        *,
+        newest: Mapping[str, float],
+        good: int | None,
+    ) -> Path:
+        """Write a checkpoint and remove those that need not be kept.
+
+        Args:
+            state: Networks and optimisers.
+            noise: Generator of the target noise.
+            metadata: Everything else; this method sets `CheckpointMetadata.best`.
+            newest: The newest value of each metric that this process logged.
+            good: Updates of the last good checkpoint, if there is one.
+
+        Returns:
+            The checkpoint's directory.
+
+        Raises:
+            StorageError: If the disk is full or the directory cannot be written.
+        """
+        self._update_best(metadata.updates, newest)
+        best = {} if self.best is None else dataclasses.asdict(self.best)
+        metadata = dataclasses.replace(metadata, best=best)
+        path = save_checkpoint(self._directory, state, noise, metadata)
+        if self.best is not None and self.best.updates == metadata.updates:
+            self._write_best()
+        kept = [*self._config.milestones, good, None if self.best is None else self.best.updates]
+        milestones = tuple(updates for updates in kept if updates is not None)
+        prune_checkpoints(self._directory, self._config.keep_checkpoints, milestones)
+        return path
+
+    def save_emergency(
+        self, state: TD3State, noise: torch.Generator, metadata: CheckpointMetadata
+    ) -> Path:
+        """Save the state at which a guard stopped the run; no run resumes from it by itself.
+
+        Returns:
+            The directory of the state.
+
+        Raises:
+            StorageError: If the disk is full or the directory cannot be written.
+        """
+        path = save_checkpoint(self._run / EMERGENCY, state, noise, metadata)
+        prune_checkpoints(self._run / EMERGENCY, _EMERGENCIES_KEPT, ())
+        return path
+
+    def _load(self, path: Path, state: TD3State, noise: torch.Generator) -> CheckpointMetadata:
+        metadata = load_checkpoint(path, state, noise)
+        if metadata.spec_digest != self._spec.digest:
+            raise SpecError(
+                f"checkpoint {path} was trained on data of spec {metadata.spec_digest[:12]}, but "
+                f"the datasets have spec {self._spec.digest[:12]}; resume with the run's own data"
+            )
+        best = Best.from_json(metadata.best) if metadata.best else None
+        self.best = best if best is not None and best.metric == self._config.keep_best else None
+        self._write_best()
+        return metadata
+
+    def _move_aside(self, later: list[Path]) -> Path:
+        parent = self._run / ROLLED_BACK
+        with files.storage_errors(parent):
+            parent.mkdir(exist_ok=True)
+            number = max((int(p.name) for p in parent.iterdir() if p.name.isdecimal()), default=0)
+            aside = parent / f"{number + 1:03d}"
             aside.mkdir()
             for path in reversed(later):
                 path.rename(aside / path.name)
@@ -429,38 +509,7 @@ class CheckpointManager:
             files.fsync_directory(self._directory)
         return aside
 
-    def save(
-        self,
-        state: TD3State,
-        noise: torch.Generator,
-        bookmark: CheckpointMetadata,
-        *,
-        newest: Mapping[str, float],
-        good: int | None,
-    ) -> None:
-        """Write a checkpoint and remove those that need not be kept.
-
-        Args:
-            state: Networks and optimisers.
-            noise: Generator of the target noise.
-            bookmark: Everything else; which is the best is filled in here.
-            newest: The newest value of each metric that this session logged.
-            good: Updates of the last good checkpoint, if there is one.
-
-        Raises:
-            StorageError: The disk is full or the directory cannot be written.
-        """
-        self._judge(bookmark.updates, newest)
-        best = {} if self.best is None else dataclasses.asdict(self.best)
-        bookmark = dataclasses.replace(bookmark, best=best)
-        save_checkpoint(self._directory, state, noise, bookmark)
-        if self.best is not None and self.best.updates == bookmark.updates:
-            self._tell_best()
-        kept = [*self._config.milestones, good, None if self.best is None else self.best.updates]
-        milestones = tuple(updates for updates in kept if updates is not None)
-        prune_checkpoints(self._directory, self._config.keep_checkpoints, milestones)
-
-    def _judge(self, updates: int, newest: Mapping[str, float]) -> None:
+    def _update_best(self, updates: int, newest: Mapping[str, float]) -> None:
         name = self._config.keep_best
         value = newest.get(name, None if self.best is None else self.best.newest)
         if not name or value is None or value != value:  # NaN is never the best
@@ -470,7 +519,7 @@ class CheckpointManager:
         else:
             self.best = self.best.after(value, updates)
 
-    def _tell_best(self) -> None:
+    def _write_best(self) -> None:
         path = self._directory / BEST
         if self.best is None:
             with files.storage_errors(path):

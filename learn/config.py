@@ -1,4 +1,4 @@
-"""`LearnConfig`: the settings of ``avtd3 learn``, with those of its parts nested in it."""
+"""`LearnConfig`: the settings of a training run."""
 
 import dataclasses
 
@@ -13,81 +13,87 @@ from avtd3.store.replay.config import ReplayConfig
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LearnConfig:
-    """Settings of ``avtd3 learn``."""
+    """Settings of a training run, the section ``learn`` of a configuration file.
+
+    Example:
+        >>> config = LearnConfig(updates=10_000, replay=ReplayConfig(n_step=3))
+        >>> config.td3.policy_delay
+        2
+    """
 
     updates: int = 1_000_000
-    """Gradient updates in all, those before a resume included (production)."""
+    """Total number of gradient updates, including those before a resume (1M for production)."""
     seed: int = 0
-    """Seed of the weights, the target noise and the draws."""
+    """Seed of the weights, the target noise and the sampling."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     precision: str = "auto"
-    """Type of the matrix products: ``fp32``, ``bf16``, or ``auto``, which is bf16 on hardware that
+    """Type of the matrix products: ``fp32``, ``bf16``, or ``auto`` for bf16 on hardware that
     multiplies it natively."""
     cuda_graphs: bool = False
-    """Record the update's kernels on a GPU and replay them, one launch instead of hundreds. Off,
-    because no GPU was at hand to try it on: its logic is tested on the CPU only."""
+    """On a GPU, record the kernels of an update and replay them with one launch instead of
+    hundreds. Off by default: it is tested on the CPU only."""
     device_frames: bool = False
-    """Keep a copy of the replay's frames in the memory of the GPU, 7 GB for a million of 84x84, and
-    gather batches there. Off for the same reason; without a GPU, and with sequences or direct
-    replay, it does nothing."""
+    """Keep a copy of the replay's frames in GPU memory (7 GB for a million frames of 84x84), and
+    gather batches there. Off by default: it is tested on the CPU only. It has no effect without a
+    GPU, with sequences or with direct replay."""
     threads: int = 0
-    """Threads of the CPU; 0 leaves the number to torch."""
+    """CPU threads of torch; 0 keeps torch's default."""
     learning_starts: int = 1_000
-    """With --follow: transitions to wait for before the first update (1 000 quick, 25 000
-    production)."""
+    """With --follow: number of transitions to wait for before the first update (1 000 for tests,
+    25 000 for production)."""
     updates_per_step: float = 1.0
-    """With --follow: updates per transition collected after the first `learning_starts`; 0 is no
-    limit (1 as in Fujimoto et al. 2018)."""
+    """With --follow: largest number of updates per transition after the first `learning_starts`; 0
+    is no limit (1 in Fujimoto et al. 2018)."""
     refresh_seconds: float = 2.0
-    """With --follow: seconds between two looks for new segments."""
+    """With --follow: seconds between two checks for new segments."""
     log_every: int = 100
-    """Updates between two lines of metrics."""
+    """Updates between two log lines."""
     publish_every: int = 1_000
     """Updates between two published policies."""
     keep_policies: int = 0
-    """Newest policies to keep in the policy directory; 0 keeps all."""
+    """Number of newest policies to keep in the policy directory; 0 keeps all."""
     checkpoint_every: int = 5_000
     """Updates between two checkpoints."""
     keep_checkpoints: int = 3
-    """Newest checkpoints to keep, besides milestones."""
+    """Number of newest checkpoints to keep, in addition to milestones."""
     keep_best: str = ""
-    """Metric by whose newest value one more checkpoint, the best, is kept: ``offline/td_error``
-    with held-out episodes, ``episode/return`` with --follow, or any other of which higher or lower
-    is better; empty for none."""
+    """Metric by which the best checkpoint is kept, in addition to the others: for example
+    ``offline/td_error`` with held-out episodes, or ``episode/return`` with --follow. It needs a
+    preferred direction (see docs/metrics.md); empty for none."""
     milestones: tuple[int, ...] = (50_000, 100_000, 250_000, 500_000, 750_000, 1_000_000)
-    """Updates at which a checkpoint is made and kept for ever."""
+    """Updates at which a checkpoint is saved and kept forever."""
     evaluate_every: int = 5_000
-    """Updates between two looks at the held-out episodes, if `replay.held_out` is above 0."""
+    """Updates between two evaluations on held-out episodes, if `replay.held_out` is above 0."""
     evaluate_episodes: int = 8
-    """Most held-out episodes that are looked at; always the same ones, while there are no others
-    before them in the split."""
+    """Largest number of held-out episodes to evaluate. They stay the same unless new data add
+    episodes before them in the split."""
     decay_from: int = 0
-    """Update from which all learning rates fall linearly, down to `decay_to` at the last one; 0
-    keeps them."""
+    """Update at which all learning rates start to decrease linearly, to `decay_to` at the last
+    update; 0 keeps them constant."""
     decay_to: float = 0.1
-    """Share of the learning rates that is left at the end of the decay."""
+    """Factor on the learning rates at the last update, in (0, 1]."""
     image_shift: int = 0
-    """Pixels by which images are shifted at random at most, their border repeated: 4 in DrQ-v2
-    (Yarats et al. 2021) for 84x84; 0 is none."""
+    """Largest random shift of images, in pixels, with repeated border (4 in DrQ-v2, Yarats et al.
+    2021, for 84x84); 0 is none."""
     td3: TD3Config = dataclasses.field(default_factory=TD3Config)
-    """The updates."""
+    """Settings of the updates."""
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     """Shape of the networks."""
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
-    """What is drawn, and how."""
+    """What is sampled, and how."""
     guards: GuardConfig = dataclasses.field(default_factory=GuardConfig)
-    """What the run is watched for, and what follows."""
+    """Limits of the guards, and how they react."""
 
     def rate_share(self, updates: int) -> float:
-        """Share of the learning rates that holds for the update after so many."""
+        """Return the factor on the learning rates for the update after `updates` updates."""
         if not self.decay_from or updates <= self.decay_from:
             return 1.0
         passed = (updates - self.decay_from) / max(self.updates - self.decay_from, 1)
         return 1.0 + (self.decay_to - 1.0) * min(passed, 1.0)
 
     def saves_at(self, updates: int) -> bool:
-        """Whether a checkpoint is made after so many updates."""
+        """Return whether a checkpoint is due after `updates` updates."""
         return updates % self.checkpoint_every == 0 or updates in self.milestones
 
     def __post_init__(self) -> None:
@@ -118,8 +124,8 @@ class LearnConfig:
 def _check_imitation(replay: ReplayConfig, td3: TD3Config) -> None:
     if replay.imitate and not td3.bc_alpha:
         raise ConfigError(
-            f"learn.replay.imitate is {replay.imitate}, but learn.td3.bc_alpha is 0: nothing is "
-            "bc_mask; set bc_alpha (TD3+BC: 2.5) or leave imitate out"
+            f"learn.replay.imitate is {replay.imitate}, but learn.td3.bc_alpha is 0, so nothing is "
+            "imitated; set bc_alpha (2.5 in TD3+BC), or remove imitate"
         )
 
 
@@ -127,6 +133,6 @@ def _check_keep_best(name: str) -> None:
     known = metric(name)
     if name and (known is None or not known.better):
         raise ConfigError(
-            f"learn.keep_best is {name!r}, expected a metric of which higher or lower is better, "
-            "as episode/return or offline/td_error"
+            f"learn.keep_best is {name!r}, expected a metric with a preferred direction, "
+            "for example episode/return or offline/td_error"
         )

@@ -1,13 +1,14 @@
-"""`GraphedUpdate`: an update whose kernels are recorded once and replayed (CUDA graphs).
+"""`GraphedUpdate`: record the kernels of an update once and replay them (CUDA graphs).
 
-An update is some hundreds of kernels, most of which take less time than their launch. A recorded
-one is a single launch; see https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. What
-a recording cannot do is branch, take new tensors or new numbers. So
+An update launches hundreds of kernels, most of which take less time than their launch. Replaying a
+recording is a single launch; see
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. A recording cannot branch, and
+cannot take new tensors or numbers. Therefore
 
-* each kind of update has a recording of its own, with the actor and without, for each weight of the
-  imitation (while that fades, each is another, so updates of the actor stay plain);
-* a batch is copied to where the recording reads, and what it says is copied from where it writes;
-* learning rates are tensors to it.
+* there is one recording for each kind of update: with and without the actor, and for each weight of
+  the imitation term. While that weight changes, actor updates are not recorded;
+* batches are copied to the memory that the recording reads, and results from where it writes;
+* learning rates are tensors.
 """
 
 import contextlib
@@ -22,39 +23,39 @@ from avtd3.learn.batch import Batch
 from avtd3.learn.td3 import TD3Config, TD3State, Update, update
 
 WARM_UP = 3
-"""Plain updates of each kind before it is recorded: they make the optimiser's moments and the
-libraries' workspaces."""
+"""Number of plain updates of each kind before recording. They create the optimiser's moments and
+the libraries' workspaces."""
 
 Replay = Callable[[], None]
 _Tree = TypeVar("_Tree")
 
 
 def record(work: Replay) -> Replay:
-    """Record a function's kernels without running them; returns what runs them."""
+    """Record the kernels of a function without running them; return a function that runs them."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
     return graph.replay
 
 
-def updater(
+def make_updater(
     state: TD3State, config: TD3Config, autocast: torch.dtype | None, *, graphs: bool
 ) -> Callable[[Batch, Tensor], Update]:
-    """What does the updates of a run: recorded on a GPU if `graphs`, plain anywhere else."""
+    """Return the update function of a run: recorded if `graphs` is set and there is a GPU."""
     if graphs and state.skipped.is_cuda:
         return GraphedUpdate(state, config, autocast)
     return lambda batch, noise: update(state, batch, noise, config, autocast)
 
 
 class GraphedUpdate:
-    """Does what `avtd3.learn.td3.update` does, with learning rates rounded to float32.
+    """Do the same as `avtd3.learn.td3.update`, with learning rates rounded to float32.
 
     Args:
-        state: What is updated, on one device. If a checkpoint is loaded into it afterwards, make
-            another of these: the recordings write to the tensors of now.
+        state: The state to update, on one device. After loading a checkpoint into it, create a new
+            `GraphedUpdate`: recordings write to the tensors that existed when they were made.
         config: Settings.
         autocast: Type of the matrix products, float32 if None.
-        recorder: Makes a recording; `record`, but for tests on machines without a GPU.
+        recorder: Function that records; tests without a GPU replace it.
     """
 
     def __init__(
@@ -75,10 +76,10 @@ class GraphedUpdate:
         self._known = [group["lr"] for group in groups]
 
     def __call__(self, batch: Batch, noise: Tensor) -> Update:
-        """One update; see `avtd3.learn.td3.update`.
+        """Do one update; see `avtd3.learn.td3.update`.
 
         Args:
-            batch: The transitions, always as many.
+            batch: The transitions; every batch has the same size.
             noise: (B, A) standard normal, for the target policy smoothing.
         """
         number = self._state.updates + 1
@@ -86,21 +87,21 @@ class GraphedUpdate:
         if kind is None or (kind.replay is None and kind.done < WARM_UP):
             if kind is not None:
                 kind.done += 1
-            with _aside(batch.reward.device):
+            with _side_stream(batch.reward.device):
                 return update(self._state, batch, noise, self._config, self._autocast)
         if self._inputs is None:
             self._inputs = (_map(torch.clone, batch), noise.clone())
-        for theirs, ours in zip(_tensors((batch, noise)), _tensors(self._inputs), strict=True):
-            ours.copy_(theirs, non_blocking=True)
+        for source, target in zip(_tensors((batch, noise)), _tensors(self._inputs), strict=True):
+            target.copy_(source, non_blocking=True)
         if kind.replay is None:
             kind.replay = self._recorder(lambda: self._work(kind))
         self._set_rates()
         kind.replay()
-        self._state.updates = number  # recording counts, replaying does not
-        return kind.answer()
+        self._state.updates = number  # recording increments it, replaying does not
+        return kind.result()
 
     def _kind(self, number: int) -> "_Kind | None":
-        """Of which kind the update of that number is; None while imitation fades."""
+        """Return the kind of an update; None for actor updates while imitation fades."""
         config = self._config
         has_actor = number % config.policy_delay == 0
         sets_range = bool(config.target_clip_every) and number % config.target_clip_every == 0
@@ -125,7 +126,7 @@ class GraphedUpdate:
 
     @contextlib.contextmanager
     def _tensor_rates(self) -> Iterator[None]:
-        """Let the optimisers read the rates from the device meanwhile."""
+        """Give the optimisers learning rates on the device within a ``with`` block."""
         numbers = [group["lr"] for group in self._groups]
         for group, rate in zip(self._groups, self._rates, strict=True):
             group["lr"] = rate
@@ -137,7 +138,7 @@ class GraphedUpdate:
 
 
 class _Kind:
-    """One kind of update: its recording, and where that writes."""
+    """One kind of update: its recording, and the tensors to which it writes."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -145,8 +146,8 @@ class _Kind:
         self.written: Update | None = None
         self.flat: Tensor | None = None
 
-    def answer(self) -> Update:
-        """What the recording wrote, in memory of its own: one copy instead of thirty."""
+    def result(self) -> Update:
+        """Return a copy of what the recording wrote, made by one kernel instead of thirty."""
         assert self.written is not None
         assert self.flat is not None
         flat, begin = self.flat.clone(), 0
@@ -160,8 +161,8 @@ class _Kind:
 
 
 @contextlib.contextmanager
-def _aside(device: torch.device) -> Iterator[None]:
-    """Run on another stream than usual, as what precedes a recording has to."""
+def _side_stream(device: torch.device) -> Iterator[None]:
+    """Run on a side stream, as required before recording."""
     if device.type != "cuda":
         yield
         return
@@ -173,7 +174,7 @@ def _aside(device: torch.device) -> Iterator[None]:
 
 
 def _map(change: Callable[[Tensor], Tensor], tree: _Tree) -> _Tree:
-    """The same nest of dataclasses and tuples, of changed tensors."""
+    """Apply a function to every tensor of a nest of dataclasses and tuples."""
     if isinstance(tree, Tensor):
         return change(tree)  # type: ignore[return-value]  # a tensor again
     if isinstance(tree, tuple):
@@ -185,7 +186,7 @@ def _map(change: Callable[[Tensor], Tensor], tree: _Tree) -> _Tree:
 
 
 def _tensors(tree: object) -> list[Tensor]:
-    """The tensors of a nest, in the order of its fields."""
+    """Return the tensors of a nest, in the order of its fields."""
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:

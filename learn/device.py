@@ -1,9 +1,4 @@
-"""Keeping freed memory in the process, so that an update need not ask the system for it again.
-
-glibc takes every large block from the system and gives it back when it is freed. An update from
-images frees and takes some hundred megabytes, and the system clears each page anew: 12 % of the
-update's time (`bench/learn_bench.py`). The process then holds on to its peak.
-"""
+"""Choose the device and the precision, and configure the memory allocator."""
 
 import ctypes
 from pathlib import Path
@@ -12,15 +7,21 @@ import torch
 
 from avtd3.store.errors import ConfigError
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+PRECISIONS = ("auto", "fp32", "bf16")
+_NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # see malloc.h
 _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process reuse large blocks of memory, for the rest of its life.
+    """Make this process keep large freed blocks of memory for reuse, instead of returning them.
+
+    By default, glibc returns every large block to the system. An update from images frees and
+    allocates hundreds of megabytes, and the system clears each page again, which takes 12 % of the
+    update's time (`bench/learn_bench.py`). With this setting, the process keeps its peak memory.
 
     Returns:
-        Whether the C library can; others than glibc are left alone.
+        Whether the C library supports it; only glibc does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -29,15 +30,11 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
 
 
-PRECISIONS = ("auto", "fp32", "bf16")
-_NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
-
-
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one.
+    """Return a device by name; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: There is no such device here.
+        ConfigError: If there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,10 +50,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """What the matrix products run in: bfloat16, or None for float32.
+    """Return the type of matrix products: bfloat16, or None for float32.
 
-    ``auto`` takes bfloat16 where the hardware multiplies it. Elsewhere it is emulated, and slower
-    than float32.
+    ``auto`` is bfloat16 if the hardware multiplies it natively. Emulation is slower than float32.
     """
     if precision == "bf16":
         return torch.bfloat16

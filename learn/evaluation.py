@@ -1,9 +1,9 @@
-"""Judging a critic and an actor by held-out episodes: what no draw has ever shown them.
+"""`HeldOutEvaluator`: evaluate the critic and the actor on episodes that are never sampled.
 
-The critic's TD error there against that in training shows overfitting; its value against the
-return that followed shows optimism, and their correlation whether it tells good states from bad
-ones; the actor's distance to the data's actions shows how far the
-critic is asked about actions it has no data for.
+Compare the TD error on held-out episodes with that in training to detect overfitting. Compare
+values with the returns that followed to detect overestimation; their correlation shows whether the
+critic ranks states correctly. The difference between the actor's and the data's actions shows how
+far the critic extrapolates.
 """
 
 import contextlib
@@ -16,76 +16,77 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.networks import Observation, to_pixels
+from avtd3.learn.networks import ObservationBatch, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
 from avtd3.store.replay.eligibility import HeldOutEpisode
 from avtd3.store.spec import EpisodeSpec
 
-_STEPS_AT_ONCE = 256
+_CHUNK = 256
+"""Steps that are evaluated at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutEvaluator:
-    """How held-out episodes are looked at."""
+    """Evaluate networks on held-out episodes."""
 
     spec: EpisodeSpec
-    """What they hold."""
+    """Spec of the episodes."""
     config: TD3Config
-    """Scale of the rewards."""
+    """Settings of the updates: scale of the rewards and limits of the targets."""
     gamma: float
     """Discount per step."""
     device: torch.device
-    """Where the networks are."""
+    """Device of the networks."""
     autocast: torch.dtype | None
-    """Type of the matrix products, float32 if None."""
+    """Type of the matrix products; None for float32."""
 
     def __call__(self, state: TD3State, episodes: Iterable[HeldOutEpisode]) -> dict[str, float]:
-        """Means over all steps of the episodes, by the name of their metric; empty without any.
+        """Return means over all steps of the episodes, by metric; nothing without episodes.
 
-        Of the first steps alone: the value of the actor's action in them, which is what the critic
-        expects of a whole episode, and the return that the data had.
+        ``offline/initial_value`` and ``offline/initial_return`` are means over the first steps: the
+        return that the critic predicts for a whole episode, and the return of the data.
 
         Args:
-            state: Looked at, not changed.
-            episodes: Whole episodes, read one at a time.
+            state: The networks; they are not changed.
+            episodes: Complete episodes, read one at a time.
         """
         columns: dict[str, list[NDArray[np.float32]]] = {}
         count = 0
         with torch.no_grad(), _evaluating(state):
             for episode in episodes:
                 count += 1
-                for name, values in self._judge(state, episode).items():
+                for name, values in self._evaluate(state, episode).items():
                     columns.setdefault(name, []).append(values)
         if not count:
             return {}
         steps = {name: np.concatenate(values) for name, values in columns.items()}
         found = {name: float(values.mean()) for name, values in steps.items()}
         if "offline/return" in steps:
-            seen = steps["offline/return"].astype(np.float64)
-            found |= _correlation(seen, seen + steps["offline/q_excess"])
+            returns = steps["offline/return"].astype(np.float64)
+            found |= _correlation(returns, returns + steps["offline/q_excess"])
         return found | {"offline/episodes": float(count)}
 
-    def _judge(self, state: TD3State, episode: HeldOutEpisode) -> dict[str, NDArray[np.float32]]:
-        """Each metric at each step of an episode, float32 (T,); of the first step alone (1,)."""
+    def _evaluate(self, state: TD3State, episode: HeldOutEpisode) -> dict[str, NDArray[np.float32]]:
+        """Return each metric at each step, float32 (T,), or at the first step only, (1,)."""
         length = len(episode.reward)
-        spans = [
-            self._judge_span(state, episode, start, min(start + _STEPS_AT_ONCE, length))
-            for start in range(0, length, _STEPS_AT_ONCE)
+        chunks = [
+            self._evaluate_chunk(state, episode, start, min(start + _CHUNK, length))
+            for start in range(0, length, _CHUNK)
         ]
         found = {
-            name: torch.cat([span[name] for span in spans]).float().cpu().numpy()
-            for name in spans[0]
+            name: torch.cat([chunk[name] for chunk in chunks]).float().cpu().numpy()
+            for name in chunks[0]
         }
-        if episode.terminated:  # where it was cut off, the rest of the return is not known
+        if episode.terminated:  # the return of a truncated episode is not known
             reward = scale_reward(torch.from_numpy(episode.reward), self.config).numpy()
-            seen = discounted_returns(reward, self.gamma)
-            found["offline/return"] = seen
-            found["offline/q_excess"] = found["offline/q"] - seen
-            found["offline/initial_return"] = seen[:1]
+            returns = discounted_returns(reward, self.gamma)
+            found["offline/return"] = returns
+            found["offline/q_excess"] = found["offline/q"] - returns
+            found["offline/initial_return"] = returns[:1]
         found["offline/initial_value"] = found["offline/q_actor"][:1]
         return found
 
-    def _judge_span(
+    def _evaluate_chunk(
         self, state: TD3State, episode: HeldOutEpisode, start: int, stop: int
     ) -> dict[str, Tensor]:
         batch = self._batch(episode, start, stop)
@@ -107,7 +108,7 @@ class HeldOutEvaluator:
         }
 
     def _batch(self, episode: HeldOutEpisode, start: int, stop: int) -> Batch:
-        """The steps from `start` to before `stop` as a batch."""
+        """Return the steps in range(start, stop) as a batch."""
         discount = np.full(stop - start, self.gamma, np.float32)
         if episode.terminated and stop == len(episode.reward):
             discount[-1] = 0.0
@@ -119,18 +120,18 @@ class HeldOutEvaluator:
             next_observation=self._observe(episode, start + 1, stop + 1),
         )
 
-    def _observe(self, episode: HeldOutEpisode, start: int, stop: int) -> Observation:
+    def _observe(self, episode: HeldOutEpisode, start: int, stop: int) -> ObservationBatch:
         pixels = vector = None
         if self.spec.image is not None:
             stacks = torch.from_numpy(episode.stacks(self.spec.image.stack, start, stop))
             pixels = to_pixels(stacks.to(self.device), self.autocast or torch.float32)
         if episode.vector is not None:
             vector = torch.from_numpy(episode.vector[start:stop]).to(self.device)
-        return Observation(pixels=pixels, vector=vector)
+        return ObservationBatch(pixels=pixels, vector=vector)
 
 
 def discounted_returns(reward: NDArray[np.float32], gamma: float) -> NDArray[np.float32]:
-    """``sum(gamma**i * r[t + i])`` to the episode's end, float32 (T,) like the rewards."""
+    """Return ``sum(gamma**i * reward[t + i])`` up to the end of the episode, float32 (T,)."""
     found = np.empty(len(reward), np.float64)
     following = 0.0
     for t in range(len(reward) - 1, -1, -1):
@@ -139,16 +140,16 @@ def discounted_returns(reward: NDArray[np.float32], gamma: float) -> NDArray[np.
     return found.astype(np.float32)
 
 
-def _correlation(seen: NDArray[np.float64], q: NDArray[np.float64]) -> dict[str, float]:
-    """Pearson's between returns and values, each (N,); nothing where one of them is constant."""
-    if seen.std() == 0.0 or q.std() == 0.0:
+def _correlation(returns: NDArray[np.float64], q: NDArray[np.float64]) -> dict[str, float]:
+    """Return Pearson's correlation of returns and values, each (N,); nothing if one is constant."""
+    if returns.std() == 0.0 or q.std() == 0.0:
         return {}
-    return {"offline/q_correlation": float(np.corrcoef(seen, q)[0, 1])}
+    return {"offline/q_correlation": float(np.corrcoef(returns, q)[0, 1])}
 
 
 @contextlib.contextmanager
 def _evaluating(state: TD3State) -> Iterator[None]:
-    """Normalisations use what they have learned, and learn nothing meanwhile."""
+    """Switch the networks to evaluation mode within a ``with`` block."""
     networks = [state.actor, state.critic]
     before = [network.training for network in networks]
     for network in networks:

@@ -1,7 +1,7 @@
-"""Gradient clipping: `ClipConfig`, and the norms before and after.
+"""`clip_gradients` and its `ClipConfig`.
 
-Clipping bounds a step of the optimiser's input, not of the weights: Adam divides the scale out
-again. It guards against single wild batches; it does not cure a loss without a bound.
+Clipping limits the input of the optimiser, not its step: Adam divides the scale out again. It helps
+against single extreme batches, but not against a loss without a bound.
 """
 
 import dataclasses
@@ -17,10 +17,15 @@ SCOPES = ("joint", "per_module")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ClipConfig:
-    """Limits on the gradients."""
+    """Limits on the norms of the gradients.
+
+    Example:
+        >>> ClipConfig(scope="per_module").actor_max_norm
+        1.0
+    """
 
     enabled: bool = True
-    """Whether gradients are clipped at all; the norms are measured either way."""
+    """Whether to clip gradients. Their norms are measured in any case."""
     actor_max_norm: float = 1.0
     """Largest norm of the actor's gradients."""
     critic_max_norm: float = 10.0
@@ -28,7 +33,7 @@ class ClipConfig:
     norm_type: float = 2.0
     """Order of the norm."""
     scope: str = "joint"
-    """``joint`` limits CNN and MLPs together, ``per_module`` each by itself."""
+    """``joint`` limits the norm of CNN and MLPs together, ``per_module`` limits each of them."""
 
     def __post_init__(self) -> None:
         for name in ("actor_max_norm", "critic_max_norm", "norm_type"):
@@ -40,20 +45,20 @@ class ClipConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GradientNorms:
-    """Norms of one network's gradients; scalars, or NaN for a part that does not exist."""
+    """Norms of the gradients of one network; scalars, NaN for a part that does not exist."""
 
     cnn_before: Tensor
-    """The CNN's, before clipping."""
+    """Norm of the CNN's gradients before clipping."""
     mlp_before: Tensor
-    """The MLPs', before clipping."""
+    """Norm of the MLPs' gradients before clipping."""
     cnn_after: Tensor
-    """The CNN's, after clipping."""
+    """Norm of the CNN's gradients after clipping."""
     mlp_after: Tensor
-    """The MLPs', after clipping."""
+    """Norm of the MLPs' gradients after clipping."""
     clipped: Tensor
-    """1 where anything was clipped, else 0."""
+    """1 if anything was clipped, else 0."""
     finite: Tensor
-    """bool, whether every gradient is finite."""
+    """bool, whether all gradients are finite."""
 
 
 def clip_gradients(
@@ -62,12 +67,12 @@ def clip_gradients(
     max_norm: float,
     config: ClipConfig,
 ) -> GradientNorms:
-    """Scale the gradients of one network down to the limit, in place.
+    """Scale the gradients of one network down to a maximum norm, in place.
 
     Args:
-        cnn: Parameters of its CNN; may be empty.
+        cnn: Parameters of the CNN; may be empty.
         mlp: Parameters outside the CNN.
-        max_norm: The limit.
+        max_norm: The maximum norm.
         config: Order of the norm and scope of the limit.
     """
     modules = [[p.grad for p in part if p.grad is not None] for part in (cnn, mlp)]
@@ -102,6 +107,6 @@ def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
 
 
 def _named(parts: list[Tensor], modules: list[list[Tensor]], like: Tensor) -> list[Tensor]:
-    """The norm of each module, NaN on the same device where it has no gradients."""
+    """Return the norm of each module; NaN, on the same device, if it has no gradients."""
     found = iter(parts)
     return [next(found) if gradients else torch.full_like(like, torch.nan) for gradients in modules]

@@ -1,10 +1,9 @@
 """The networks: a Nature CNN (Mnih et al. 2015), the actor and the twin critic.
 
-The actor and the critic own a CNN each. An observation enters as uint8 frames, is turned into
-floating pixels of 0..255 once per batch (`to_pixels`), and the scaling to [-1, 1] is folded into
-the first convolution: ``conv(x / 127.5 - 1) = conv_w/127.5(x) - sum(w)``. On one core a batch of
-256 costs 9 ms to convert this way, against 25 ms for scaling it and reordering it to
-channels_last.
+The actor and the critic each have their own CNN. `to_pixels` converts the uint8 frames of a batch
+to floating-point pixels in 0..255 once. The first convolution includes the scaling to [-1, 1]:
+``conv(x / 127.5 - 1) = conv_w/127.5(x) - sum(w)``. On one core, converting a batch of 256 takes 9
+ms this way, and 25 ms if it is scaled and reordered to channels_last.
 """
 
 import copy
@@ -24,30 +23,35 @@ ACTIVATIONS = ("relu", "leaky_relu")
 FEATURE_ACTIVATIONS = ("same", "tanh")
 CONV_NORMS = ("none", "layer", "batch")
 MIN_IMAGE_SIDE = 36
-"""Smallest side, in pixels, of which the three convolutions leave anything."""
+"""Smallest side of an image, in pixels, that the three convolutions accept."""
 LEAKY_SLOPE = 0.01
 _CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """Shape of the actor and the critic."""
+    """Shape of the actor and the critic.
+
+    Example:
+        >>> NetworkConfig(hidden=(64, 64)).features
+        512
+    """
 
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers of each MLP."""
     features: int = 512
-    """Numbers that a CNN makes of a stack of frames."""
+    """Number of features that a CNN computes from a stack of frames."""
     activation: str = "relu"
-    """``relu`` or ``leaky_relu`` (slope 0.01), in the CNNs and the MLPs."""
+    """Activation in the CNNs and the MLPs: ``relu``, or ``leaky_relu`` with slope 0.01."""
     conv_norm: str = "none"
     """Normalisation after each convolution: ``none``, ``layer`` or ``batch``."""
     feature_norm: bool = True
-    """LayerNorm on the features, before their activation."""
+    """Whether to apply LayerNorm to the features, before their activation."""
     feature_activation: str = "same"
-    """``same`` as elsewhere, or ``tanh``: with `feature_norm` and 50 features this is the trunk of
-    DrQ-v2 (Yarats et al. 2021), linear, LayerNorm, tanh, before the action is joined."""
+    """Activation of the features: ``same`` as `activation`, or ``tanh``. With ``tanh``,
+    `feature_norm` and 50 features, this is the trunk of DrQ-v2 (Yarats et al. 2021)."""
     feature_clamp: float = 0.0
-    """Limit on the size of each feature; 0 switches the clamp off."""
+    """Limit on the absolute value of each feature; 0 is no limit."""
 
     def __post_init__(self) -> None:
         if not self.hidden or any(not 1 <= width <= 65536 for width in self.hidden):
@@ -72,27 +76,27 @@ class NetworkConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
+class ObservationBatch:
     """A batch of observations, ready for the networks."""
 
     pixels: Tensor | None
-    """float (B, K*C, H, W) of 0..255, channels_last in memory; None without a camera."""
+    """float (B, K*C, H, W) in 0..255, channels_last in memory; None without a camera."""
     vector: Tensor | None
     """float (B, V), normalised; None if the spec has no vector."""
 
 
 def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn frames into what the CNNs take.
+    """Convert frames to the input of the CNNs.
 
-    Stacking the planes as bytes and widening them afterwards touches a quarter of the memory
-    that reordering floats does.
+    Reordering bytes and converting them afterwards touches a quarter of the memory that reordering
+    floats does.
 
     Args:
         frames: uint8 (B, K*C, H, W), any strides.
-        dtype: Floating type; bfloat16 holds 0..255 exactly.
+        dtype: Floating-point type; bfloat16 represents 0..255 exactly.
 
     Returns:
-        dtype (B, K*C, H, W) of 0..255, channels_last in memory.
+        dtype (B, K*C, H, W) in 0..255, channels_last in memory.
     """
     if frames.is_contiguous(memory_format=torch.channels_last):
         return frames.to(dtype)
@@ -100,14 +104,13 @@ def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features."""
+    """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features.
+
+    Raises:
+        ConfigError: If a side of the image is shorter than `MIN_IMAGE_SIDE`.
+    """
 
     def __init__(self, image: ImageSpec, config: NetworkConfig) -> None:
-        """Build the CNN.
-
-        Raises:
-            ConfigError: A side of the image is shorter than `MIN_IMAGE_SIDE`.
-        """
         super().__init__()
         if min(image.height, image.width) < MIN_IMAGE_SIDE:
             raise ConfigError(
@@ -131,35 +134,35 @@ class Encoder(nn.Module):
         self.feature_norm = nn.LayerNorm(config.features) if config.feature_norm else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features (B, F) of float pixels (B, K*C, H, W) in 0..255."""
+        """Return features (B, F) of float pixels (B, K*C, H, W) in 0..255."""
         weight, bias = self.scaled_first()
         x = functional.conv2d(pixels, weight, bias, _CONVOLUTIONS[0][2])
         x = self.activate(self.norms[0](x))
         for convolution, norm in zip(self.convolutions[1:], self.norms[1:], strict=True):
             x = self.activate(norm(convolution(x)))
-        # (B, H', W', 64): in channels_last memory this order of features costs no copy
+        # (B, H', W', 64): in channels_last memory, this order of the features needs no copy
         return self.finish(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 
     def scaled_first(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the first convolution for pixels of 0..255 instead of -1..1."""
+        """Return weight and bias of the first convolution for pixels in 0..255, not -1..1."""
         first = self.convolutions[0]
         assert isinstance(first, nn.Conv2d)
         assert first.bias is not None
         return first.weight / 127.5, first.bias - first.weight.sum((1, 2, 3))
 
     def activate(self, x: Tensor) -> Tensor:
-        """The activation between the layers."""
+        """Apply the activation between layers."""
         return _activate(x, self._slope)
 
     def finish(self, x: Tensor) -> Tensor:
-        """Features (..., F) of what the linear layer answers (..., F)."""
+        """Return features (..., F) from the output of the linear layer (..., F)."""
         x = self.feature_norm(x)
         features = torch.tanh(x) if self._tanh else self.activate(x)
         return features.clamp(-self._clamp, self._clamp) if self._clamp else features
 
 
 class Mlp(nn.Module):
-    """Linear layers with an activation between them; PyTorch's default initialisation."""
+    """Linear layers with activations between them, in PyTorch's default initialisation."""
 
     def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -168,27 +171,27 @@ class Mlp(nn.Module):
         self._slope = _slope(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs (B, outputs) of inputs (B, inputs)."""
+        """Return outputs (B, outputs) for inputs (B, inputs)."""
         for layer in self.layers[:-1]:
             x = self.activate(layer(x))
         result: Tensor = self.layers[-1](x)
         return result
 
     def activate(self, x: Tensor) -> Tensor:
-        """The activation between the layers."""
+        """Apply the activation between layers."""
         return _activate(x, self._slope)
 
 
 class _Network(nn.Module):
-    """What the actor and the critic share: an optional CNN of their own, and the state."""
+    """Base of the actor and the critic: an optional CNN, and the state that the MLPs read."""
 
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
         super().__init__()
         self.encoder = None if spec.image is None else Encoder(spec.image, config)
         self.state_size = spec.vector_size + (0 if spec.image is None else config.features)
 
-    def encode(self, observation: Observation) -> Tensor:
-        """State float (B, F + V): this network's own features, then the vector."""
+    def encode(self, observation: ObservationBatch) -> Tensor:
+        """Return the state, float (B, F + V): this network's own features, then the vector."""
         parts: list[Tensor] = []
         if self.encoder is not None:
             assert observation.pixels is not None
@@ -198,15 +201,15 @@ class _Network(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the CNN; empty without a camera."""
+        """Return the parameters of the CNN; empty without a camera."""
         return [] if self.encoder is None else list(self.encoder.parameters())
 
     def mlp_parameters(self) -> list[nn.Parameter]:
-        """All parameters outside the CNN."""
+        """Return all parameters outside the CNN."""
         return [p for name, p in self.named_parameters() if not name.startswith("encoder.")]
 
     def target_copy(self) -> Self:
-        """A frozen copy in evaluation mode, for use as target network."""
+        """Return a frozen copy in evaluation mode, for use as target network."""
         target = copy.deepcopy(self)
         return target.requires_grad_(requires_grad=False).eval()
 
@@ -224,16 +227,16 @@ class Actor(_Network):
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
 
     def squash(self, pre_tanh: Tensor) -> Tensor:
-        """Actions (B, A) of the MLP's outputs (B, A)."""
+        """Return actions (B, A) for outputs of the MLP (B, A)."""
         return self.action_centre + self.action_scale * torch.tanh(pre_tanh)
 
-    def forward(self, observation: Observation) -> Tensor:
-        """Actions float (B, A) of a batch of observations."""
+    def forward(self, observation: ObservationBatch) -> Tensor:
+        """Return actions, float (B, A), for a batch of observations."""
         return self.squash(self.head(self.encode(observation)))
 
 
 class TwinCritic(_Network):
-    """Two action values of one state; both MLPs read the features of the same CNN."""
+    """Two estimates of an action's value; both MLPs read the features of the same CNN."""
 
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
         super().__init__(spec, config)
@@ -242,34 +245,36 @@ class TwinCritic(_Network):
         self.head2 = Mlp(inputs, 1, config)
 
     def first(self, state: Tensor, action: Tensor) -> Tensor:
-        """Q1 (B,) of states (B, F + V) and actions (B, A)."""
+        """Return Q1 (B,) of states (B, F + V) and actions (B, A)."""
         q: Tensor = self.head1(torch.cat([state, action], dim=1))
         return q.squeeze(1)
 
     def both(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Q1 and Q2, each (B,), of states (B, F + V) and actions (B, A)."""
+        """Return Q1 and Q2, each (B,), of states (B, F + V) and actions (B, A)."""
         inputs = torch.cat([state, action], dim=1)
         return self.head1(inputs).squeeze(1), self.head2(inputs).squeeze(1)
 
 
 @torch.no_grad()
 def move_targets(pairs: Iterable[tuple[nn.Module, nn.Module]], tau: float) -> None:
-    """Polyak averaging, ``target += tau * (online - target)``, buffers of BatchNorm included.
+    """Move target networks towards online networks: ``target += tau * (online - target)``.
+
+    This includes the buffers of BatchNorm.
 
     Args:
-        pairs: Target and online network of each pair.
-        tau: Share of the online network, in (0, 1].
+        pairs: Pairs of a target and an online network.
+        tau: Weight of the online network, in (0, 1].
     """
     targets: list[Tensor] = []
     onlines: list[Tensor] = []
     for target, online in pairs:
-        mine, theirs = target.state_dict(), online.state_dict()
-        for name, value in mine.items():
+        online_values = online.state_dict()
+        for name, value in target.state_dict().items():
             if value.is_floating_point():
                 targets.append(value)
-                onlines.append(theirs[name])
+                onlines.append(online_values[name])
             else:
-                value.copy_(theirs[name])  # BatchNorm's counter
+                value.copy_(online_values[name])  # BatchNorm's counter
     torch._foreach_lerp_(targets, onlines, tau)
 
 
@@ -278,7 +283,7 @@ def _slope(config: NetworkConfig) -> float:
 
 
 def _activate(x: Tensor, slope: float) -> Tensor:
-    # in place: nothing before it needs what it overwrites, and a batch's activations are megabytes
+    # in place, because nothing else needs the input, and the activations of a batch take megabytes
     if slope:
         return functional.leaky_relu(x, slope, inplace=True)
     return functional.relu(x, inplace=True)
@@ -286,5 +291,5 @@ def _activate(x: Tensor, slope: float) -> Tensor:
 
 def _conv_norm(kind: str, channels: int) -> nn.Module:
     if kind == "layer":
-        return nn.GroupNorm(1, channels)  # over channels, rows and columns of one sample
+        return nn.GroupNorm(1, channels)  # normalises over channels, rows and columns of a sample
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()

@@ -1,152 +1,155 @@
-"""The files of a policy directory, with no knowledge of what is inside a policy.
+"""`PolicyStore`: the directory through which a learner passes policies to collectors.
 
-::
-
-    POLICIES/policy-00000012.safetensors   weights, never changed once it has its name
-    POLICIES/policy-00000012.json          its size and SHA-256
-    POLICIES/LATEST.json                   version, file and SHA-256 of the newest, replaced
-
-Each file is written aside, flushed to the disk and renamed, in this order, so whoever copies or
-polls the directory sees a policy whole or not at all.
+`avtd3.learn.policy` describes the files. Each one is written to a temporary name, flushed to disk
+and
+renamed: first the policy, then its sidecar, then `LATEST`. A process that copies or polls the
+directory
+sees complete policies only.
 """
 
 import dataclasses
-import re
-from collections.abc import Callable
 from pathlib import Path
 
+from avtd3.learn.networks import Actor, NetworkConfig
+from avtd3.learn.policy import (
+    LATEST,
+    Policy,
+    PublishedFile,
+    encode_policy,
+    list_versions,
+    policy_name,
+    read_latest,
+)
 from avtd3.store import files
-from avtd3.store.errors import CheckpointError
-
-LATEST = "LATEST.json"
-MAX_POLICY_BYTES = 1 << 30
-"""Largest policy file that is read at all."""
-MAX_SIDECAR_BYTES = 1 << 16
-_NAME = re.compile(r"policy-(\d{8,18})\.safetensors")
+from avtd3.store.errors import Avtd3Error, CheckpointError, FormatVersionError
+from avtd3.store.spec import EpisodeSpec
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """A policy file as its sidecar or `LATEST.json` describes it."""
-
-    version: int
-    """Number of the policy, counted up from 0 in each directory."""
-    file: str
-    """Name of the weights file."""
-    sha256: str
-    """SHA-256 of the whole weights file, in hexadecimal."""
-
-
-def policy_name(version: int) -> str:
-    """Name of the weights file of a version."""
-    return f"policy-{version:08d}.safetensors"
-
-
-def versions(directory: Path) -> list[int]:
-    """Versions whose weights file exists, ascending; empty for a missing directory."""
-    with files.storage_errors(directory):
-        try:
-            names = [path.name for path in directory.iterdir()]
-        except FileNotFoundError:
-            return []
-    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
-
-
-def publish(directory: Path, encode: Callable[[int], bytes]) -> Published:
-    """Publish a policy under the next free version.
+class PolicyStore:
+    """A directory of published policies. One learner publishes; any number of collectors read.
 
     Args:
-        directory: The policy directory; created if need be.
-        encode: Makes the file's bytes, given the version.
+        path: The directory; created when the first policy is published.
 
-    Raises:
-        StorageError: The directory cannot be written.
+    Example:
+        >>> store = PolicyStore("policies-that-do-not-exist")
+        >>> print(store.newest_version())
+        None
     """
-    with files.storage_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".policy-*.tmp"):  # of a learner that was killed
-            stale.unlink(missing_ok=True)
-    version = max(versions(directory), default=-1) + 1
-    while True:
-        data = encode(version)
-        path = directory / policy_name(version)
-        if files.create_exclusive(path, data, aside=path.with_name(f".{path.name}.tmp")):
-            break
-        version += 1
-    published = Published(version=version, file=path.name, sha256=files.sha256(data))
-    document = dataclasses.asdict(published)
-    sidecar = files.canonical_json(document | {"size_bytes": len(data)})
-    files.write_aside(path.with_suffix(".json"), sidecar)
-    files.write_aside(directory / LATEST, files.canonical_json(document))
-    return published
 
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        """The directory."""
+        self.warning = ""
+        """Why the newest policy could not be read; empty unless the last call found a new
+        reason."""
+        self._last_warning = ""
 
-def prune(directory: Path, keep: int) -> None:
-    """Remove all but the newest `keep` policies, oldest first, sidecars last."""
-    for version in versions(directory)[: -max(keep, 1)]:
-        path = directory / policy_name(version)
-        path.unlink(missing_ok=True)
-        path.with_suffix(".json").unlink(missing_ok=True)
+    def publish(
+        self,
+        actor: Actor,
+        spec: EpisodeSpec,
+        config: NetworkConfig,
+        *,
+        updates: int,
+        action_limit: float = 1.0,
+    ) -> int:
+        """Publish an actor as the next version.
 
+        Args:
+            actor: The network.
+            spec: Spec of its data.
+            config: Shape of the network.
+            updates: Number of gradient updates of its training.
+            action_limit: Share of each half range of the action that it may use, in (0, 1].
 
-def read_latest(directory: Path) -> Published | None:
-    """What `LATEST.json` names; None if there is none yet.
+        Returns:
+            The version.
 
-    Raises:
-        CheckpointError: The file is torn or names something outside the directory.
-    """
-    path = directory / LATEST
-    return _read_published(path) if path.exists() else None
+        Raises:
+            StorageError: If the directory cannot be written.
+        """
+        with files.storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for stale in self.path.glob(".policy-*.tmp"):  # left by a process that was killed
+                stale.unlink(missing_ok=True)
+        version = max(list_versions(self.path), default=-1) + 1
+        while True:
+            path = self.path_of(version)
+            data = encode_policy(
+                actor, spec, config, version=version, updates=updates, action_limit=action_limit
+            )
+            if files.create_exclusive(path, data, aside=path.with_name(f".{path.name}.tmp")):
+                break
+            version += 1
+        published = PublishedFile(version=version, file=path.name, sha256=files.sha256(data))
+        document = dataclasses.asdict(published)
+        sidecar = files.canonical_json(document | {"size_bytes": len(data)})
+        files.write_aside(path.with_suffix(".json"), sidecar)
+        files.write_aside(self.path / LATEST, files.canonical_json(document))
+        return version
 
+    def path_of(self, version: int) -> Path:
+        """Return the path of a policy file."""
+        return self.path / policy_name(version)
 
-def read_verified(path: Path) -> tuple[bytes, str]:
-    """Read a weights file whose bytes are those that its sidecar promises.
+    def versions(self) -> list[int]:
+        """Return all versions in the directory, ascending."""
+        return list_versions(self.path)
 
-    Returns:
-        The file's bytes and their SHA-256 in hexadecimal.
+    def newest_version(self) -> int | None:
+        """Return the highest version in the directory; None if there is no policy."""
+        return max(self.versions(), default=None)
 
-    Raises:
-        CheckpointError: The file or its sidecar is missing, too large, torn or altered.
-    """
-    data = _read_bounded(path, MAX_POLICY_BYTES)
-    sidecar = path.with_suffix(".json")
-    expected = _read_published(sidecar).sha256
-    actual = files.sha256(data)
-    if actual != expected:
-        raise CheckpointError(
-            f"policy {path} has SHA-256 {actual}, expected {expected} ({sidecar.name}); the file "
-            "is torn or altered: copy it again or publish a new one"
-        )
-    return data, actual
+    def prune(self, keep: int) -> None:
+        """Remove all policies except the newest `keep`, oldest first, sidecars last."""
+        for version in self.versions()[: -max(keep, 1)]:
+            path = self.path_of(version)
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
 
+    def latest(self, spec: EpisodeSpec | None) -> Policy | None:
+        """Return the newest policy that can be read; None if there is none.
 
-def _read_published(path: Path) -> Published:
-    data = _read_bounded(path, MAX_SIDECAR_BYTES)
-    try:
-        document = files.parse_json(data, path)
-    except ValueError as error:
-        raise CheckpointError(f"{error}; torn file: copy it again") from error
-    fields = document if isinstance(document, dict) else {}
-    version, file, sha256 = (fields.get(key) for key in ("version", "file", "sha256"))
-    if not (
-        isinstance(version, int)
-        and isinstance(sha256, str)
-        and isinstance(file, str)
-        and _NAME.fullmatch(file)
-    ):
-        raise CheckpointError(
-            f"{path} names no policy, expected the keys version, file and sha256; copy it again "
-            "or publish a new policy"
-        )
-    return Published(version=version, file=file, sha256=sha256)
+        Args:
+            spec: The spec that the policy must have; None for any.
 
+        Raises:
+            SpecError: If the newest policy was trained for another spec.
+        """
+        policy = self.poll(None, spec)
+        if policy is not None:
+            return policy
+        for version in reversed(self.versions()):
+            try:
+                return Policy.load(self.path_of(version), spec=spec)
+            except (CheckpointError, FormatVersionError) as error:
+                self._warn(error)
+        return None
 
-def _read_bounded(path: Path, limit: int) -> bytes:
-    try:
-        return files.read_bytes(path, limit)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} is missing; copy the policy together with its .json file"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read a policy: {error}; copy it again") from error
+    def poll(self, current: Policy | None, spec: EpisodeSpec | None) -> Policy | None:
+        """Return the newest policy, or `current` if it is the newest one.
+
+        This reads one small file, so call it between episodes. If the newest policy cannot be read,
+        it returns `current`, and sets `warning` once.
+
+        Args:
+            current: The policy in use; None if there is none.
+            spec: The spec that the policy must have; None for any.
+
+        Raises:
+            SpecError: If the newest policy was trained for another spec.
+        """
+        self.warning = ""
+        try:
+            latest = read_latest(self.path)
+            if latest is not None and (current is None or latest.sha256 != current.digest):
+                current = Policy.load(self.path / latest.file, spec=spec)
+            self._last_warning = ""
+        except (CheckpointError, FormatVersionError) as error:
+            self._warn(error)
+        return current
+
+    def _warn(self, error: Avtd3Error) -> None:
+        if str(error) != self._last_warning:
+            self.warning = self._last_warning = str(error)

@@ -1,4 +1,4 @@
-"""What a run says of itself: a line while it learns, a report at its end."""
+"""`LearnProgress` and `LearnReport`: the state of a run while it trains, and its result."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,47 +7,53 @@ from typing import Any
 
 from avtd3.store.replay.tracker import RefusedSegment
 
-_NAMED = 10
-"""Most refused segments that a summary names; the document has all."""
+_SHOWN = 10
+"""Number of refused segments that a summary lists; the document lists all."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LearnProgress:
-    """Where a run stands. What is not known yet is None, and is not shown."""
+    """The current state of a run. Values that are not known yet are None.
+
+    Example:
+        >>> progress = LearnProgress(updates=500, target=1_000, critic_loss=0.25)
+        >>> progress.line()
+        'update 500 of 1000, critic loss 0.25'
+    """
 
     updates: int
     """Updates so far."""
     target: int
-    """Updates in all."""
+    """Total number of updates of the run."""
     updates_per_second: float | None = None
-    """Throughput between the last two lines of the log, or of the session before there are two."""
+    """Updates per second between the last two log lines, or since the start of the process."""
     critic_loss: float | None = None
-    """Critic's loss at the last line."""
+    """Loss of the critics at the last log line."""
     actor_loss: float | None = None
-    """Actor's loss at the last line that had one."""
+    """Loss of the actor at the last log line that has one."""
     q: float | None = None
-    """Mean Q1 at the last line."""
+    """Mean Q1 at the last log line."""
     episode_return: float | None = None
-    """Sum of rewards of the newest episodes, mean."""
+    """Mean return of the newest episodes."""
     policy_version: int | None = None
-    """Newest published policy."""
+    """Version of the newest published policy."""
     alerts: tuple[str, ...] = ()
-    """The newest alerts of the guards, in words."""
+    """The newest alerts, as text."""
     waiting: str = ""
-    """What is waited for; empty while learning."""
+    """What the run is waiting for; empty while it trains."""
     refused: tuple[RefusedSegment, ...] = ()
     """Segments that cannot be used."""
     absent: tuple[Path, ...] = ()
-    """Datasets that have gone away while they are learned from."""
+    """Datasets that disappeared during training."""
 
     @property
     def fraction(self) -> float:
-        """Share of the updates that is done."""
+        """Completed share of the updates, in [0, 1]."""
         return self.updates / self.target
 
     def line(self) -> str:
-        """Where it stands, in one line."""
-        return "; ".join((self.waiting or ", ".join(self._facts()), *_troubles(self)))
+        """Return the progress as one line of text."""
+        return "; ".join((self.waiting or ", ".join(self._facts()), *_problems(self)))
 
     def _facts(self) -> list[str]:
         facts = [f"update {self.updates} of {self.target}"]
@@ -68,47 +74,53 @@ class LearnProgress:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LearnReport:
-    """What a session of learning came to."""
+    """The result of one process lifetime of a run.
+
+    Example:
+        >>> report = LearnReport(run="run", policies="run/policies", updates=1_000)
+        >>> report.halted is None
+        True
+    """
 
     run: str
-    """Directory of the run."""
-    updates: int
-    """Updates in all, those before a resume included."""
-    session_updates: int
-    """Updates of this session."""
-    updates_per_second: float
-    """Throughput over this session's learning, waiting excluded."""
-    policy_version: int | None
-    """Newest published policy; None if it was stopped before there was one."""
+    """The run's directory."""
     policies: str
     """Directory of the policies."""
-    halted: str | None
-    """Why a guard stopped the training; None if none did."""
-    stopped: bool
-    """Whether it was told to stop before its last update."""
-    seconds: float
-    """Wall time of this session."""
-    waited_s: float
-    """Of that, seconds spent waiting for data."""
-    replay: str
-    """Where frames were drawn from, and why; empty if it was stopped before."""
-    steps: int
-    """Transitions that could be drawn at the end."""
-    skipped: int
-    """Updates left out because something was not finite."""
-    alerts: Mapping[str, int]
-    """Alerts of the run so far, by level."""
-    rollbacks: int
-    """Times that the run went back to a good checkpoint."""
-    resumed_exactly: bool | None
-    """After a resume: whether the data are still those of the checkpoint. None without one."""
-    refused: tuple[RefusedSegment, ...]
-    """Segments that could not be used, as of the last look at the datasets."""
-    absent: tuple[Path, ...]
-    """Datasets that had gone away by then."""
+    updates: int = 0
+    """Updates so far, including those before a resume."""
+    session_updates: int = 0
+    """Updates in this process."""
+    updates_per_second: float = 0.0
+    """Updates per second in this process, without the time spent waiting for data."""
+    policy_version: int | None = None
+    """Version of the newest published policy; None if the run stopped before the first one."""
+    halted: str | None = None
+    """Why a guard ended the run; None if none did."""
+    stopped: bool = False
+    """Whether a callback stopped the run before its last update."""
+    seconds: float = 0.0
+    """Wall-clock time of this process, in seconds."""
+    waited_s: float = 0.0
+    """Part of it that was spent waiting for data, in seconds."""
+    replay: str = ""
+    """The replay mode, and why it was chosen; empty if the run stopped before."""
+    steps: int = 0
+    """Number of transitions that could be sampled at the end."""
+    skipped: int = 0
+    """Skipped updates, because a loss or gradient was not finite."""
+    alerts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Number of alerts of the run so far, by level."""
+    rollbacks: int = 0
+    """Number of rollbacks to a good checkpoint after a stop alert."""
+    resumed_exactly: bool | None = None
+    """After a resume, whether the data are the same as for the checkpoint; None otherwise."""
+    refused: tuple[RefusedSegment, ...] = ()
+    """Segments that could not be used."""
+    absent: tuple[Path, ...] = ()
+    """Datasets that disappeared during training."""
 
     def document(self) -> dict[str, Any]:
-        """The report as a JSON document."""
+        """Return the report as JSON values."""
         return dataclasses.asdict(self) | {
             "refused": [
                 {"dataset": str(r.dataset), "segment": r.segment_id, "reason": r.reason}
@@ -118,41 +130,41 @@ class LearnReport:
         }
 
     def summary(self) -> str:
-        """The report for a person."""
+        """Return the report as text for the terminal."""
         state = "stopped" if self.stopped else "done"
         lines = [
             f"{f'HALTED: {self.halted}' if self.halted else state}: {self.updates} updates, "
             f"{self.session_updates} of them in {self.seconds:.0f} s "
-            f"({self.updates_per_second:.1f} a second, {self.waited_s:.0f} s waited for data)",
+            f"({self.updates_per_second:.1f} per second, {self.waited_s:.0f} s waiting for data)",
             f"run {self.run}; policy {self.policy_version} in {self.policies}",
             *([self.replay] if self.replay else []),
         ]
         if self.resumed_exactly is False:
-            lines.append("the data are no longer those of the checkpoint that it went on from")
-        if told := [f"{count} {level}" for level, count in self.alerts.items() if count]:
-            lines.append(f"alerts: {', '.join(told)}; see {self.run}/alerts.jsonl")
+            lines.append("the data are no longer the same as for the checkpoint")
+        if counts := [f"{count} {level}" for level, count in self.alerts.items() if count]:
+            lines.append(f"alerts: {', '.join(counts)}; see {self.run}/alerts.jsonl")
         if self.rollbacks:
-            lines.append(f"went back to a good checkpoint {self.rollbacks} times")
+            lines.append(f"rollbacks to a good checkpoint: {self.rollbacks}")
         if self.refused:
             lines.append(f"{len(self.refused)} segments refused:")
-            lines += [f"  {r.segment_id}: {r.reason}" for r in self.refused[:_NAMED]]
-        if len(self.refused) > _NAMED:
-            lines.append(f"  and {len(self.refused) - _NAMED} more, named with --json")
+            lines += [f"  {r.segment_id}: {r.reason}" for r in self.refused[:_SHOWN]]
+        if len(self.refused) > _SHOWN:
+            lines.append(f"  and {len(self.refused) - _SHOWN} more; --json lists all")
         return "\n".join(lines + _absences(self))
 
 
-def _troubles(progress: LearnProgress) -> list[str]:
-    troubles = list(progress.alerts)
+def _problems(progress: LearnProgress) -> list[str]:
+    problems = list(progress.alerts)
     if progress.refused:
         last = progress.refused[-1]
-        troubles.append(
+        problems.append(
             f"{len(progress.refused)} segments refused, last: {last.segment_id}: {last.reason}"
         )
-    return troubles + _absences(progress)
+    return problems + _absences(progress)
 
 
 def _absences(of: LearnProgress | LearnReport) -> list[str]:
     return [
-        f"dataset {path} has gone away; learned from what was read of it before"
+        f"dataset {path} has disappeared; training continues with the data read before"
         for path in of.absent
     ]

@@ -1,4 +1,29 @@
-"""`TD3Config`, and `TD3State`: the networks and optimisers that an update changes."""
+"""TD3 (Fujimoto, van Hoof & Meger 2018), with TD3+BC (Fujimoto & Gu 2021) for fixed data.
+
+The twin critics with their minimum as target, target policy smoothing, delayed policy updates and
+Polyak averaging are as published. The code marks each deviation from the papers by its number:
+
+1. Both critics share one CNN, and the actor has its own; all have target copies.
+2. The actor's loss is ``-Q1(critic_cnn(obs), actor(actor_cnn(obs)))``, without a gradient through
+   the critic's features. ``critic_features="actor"`` is an ablation: it gives the critic the
+   features of the actor's CNN, on which the critic was never trained, so the actor's CNN increases
+   Q without bound.
+3. Target noise scales with half the range of each action, as in the authors' code.
+4. The discount is per sample: n-step returns, and only ``terminated`` stops bootstrapping.
+5. Gradients are clipped. CNNs have weight decay (optionally that of AdamW, Loshchilov & Hutter
+   2019) and lower learning rates. LayerNorm normalises the features.
+6. Rewards may be scaled and clipped.
+7. TD3+BC: the scales of the spec normalise the vector, not statistics of the data. `bc_weight`
+   scales the imitation term, and may change linearly (similar to Beeson & Montana 2022).
+8. The actor's outputs before tanh may be penalised.
+9. An update whose loss or gradient is not finite is skipped and counted.
+10. Samples may be prioritised by the larger TD error of the two critics (Fujimoto et al. 2020);
+    the critics' loss then has importance weights (Schaul et al. 2016).
+11. Images may be shifted at random, see `avtd3.learn.batch` (Yarats et al. 2021).
+12. The next value may be limited to the range of previous targets (TD7, Fujimoto et al. 2023).
+13. Imitation may be restricted to part of the data, like the demonstrations of Nair et al. 2018;
+    the critics learn from all data.
+"""
 
 import contextlib
 import dataclasses
@@ -12,26 +37,31 @@ from torch.nn import functional
 
 from avtd3.learn.batch import Batch
 from avtd3.learn.gradient_clip import ClipConfig, GradientNorms, clip_gradients
-from avtd3.learn.networks import Actor, NetworkConfig, Observation, TwinCritic, move_targets
+from avtd3.learn.networks import Actor, NetworkConfig, ObservationBatch, TwinCritic, move_targets
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec
 
-WIRINGS = ("correct", "coupled")
+CRITIC_FEATURES = ("own", "actor")
 DECAYS = ("l2", "decoupled")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TD3Config:
-    """Settings of the updates; names and defaults of Fujimoto et al. 2018 where they exist."""
+    """Settings of the updates, with the names and defaults of Fujimoto et al. 2018.
+
+    Example:
+        >>> TD3Config(bc_alpha=2.5).policy_delay
+        2
+    """
 
     tau: float = 0.005
-    """Share of the online networks that moves into the targets."""
+    """Weight of the online networks when the target networks move towards them, in (0, 1]."""
     policy_delay: int = 2
     """Critic updates per actor update."""
     target_policy_noise: float = 0.2
     """Standard deviation of the noise on the target's actions, in half ranges of the action."""
     target_noise_clip: float = 0.5
-    """Limit on that noise, in half ranges of the action."""
+    """Limit on the absolute value of that noise, in half ranges of the action."""
     actor_lr: float = 3e-4
     """Learning rate of the actor's MLP."""
     critic_lr: float = 3e-4
@@ -45,33 +75,36 @@ class TD3Config:
     cnn_weight_decay: float = 1e-4
     """Weight decay of the CNNs."""
     weight_decay_kind: str = "l2"
-    """``l2`` adds the decay times the weight to its gradient, for all parameters (Adam, Kingma & Ba
-    2015); ``decoupled`` takes learning rate times decay off the weight itself, norms and biases
-    excepted (AdamW, Loshchilov & Hutter 2019), and wants decays some 100 times larger."""
-    wiring: str = "correct"
-    """``correct``, or ``coupled`` to show how the actor's CNN diverges; see deviation 2."""
+    """``l2`` adds decay times weight to the gradient of all parameters (Adam, Kingma & Ba 2015).
+    ``decoupled`` subtracts learning rate times decay times weight, except for norms and biases
+    (AdamW, Loshchilov & Hutter 2019); it needs decays about 100 times larger."""
+    critic_features: str = "own"
+    """Features on which the critic rates the actor's actions: ``own``, those of the critic's CNN,
+    or ``actor``, an ablation that shows how the actor's CNN diverges (deviation 2)."""
     bc_alpha: float = 0.0
-    """TD3+BC: weight of Q against imitation, 2.5 in the paper; 0 is TD3 without imitation."""
+    """Weight of Q relative to imitation in TD3+BC (2.5 in the paper); 0 is TD3 without
+    imitation."""
     bc_weight: float = 1.0
-    """Factor on the imitation term; 1 in the paper."""
+    """Factor on the imitation term (1 in the paper)."""
     bc_fade_from: int = 0
-    """Update from which that factor changes linearly, down to `bc_final_weight` at
-    `bc_fade_until`: from imitating the data offline to improving on them online."""
+    """Update at which that factor starts to change linearly, to reach `bc_final_weight` at
+    `bc_fade_until`: first imitate the data, then improve on them."""
     bc_fade_until: int = 0
-    """Update at which it has arrived; 0 keeps `bc_weight` throughout."""
+    """Update at which the factor reaches `bc_final_weight`; 0 keeps `bc_weight` throughout."""
     bc_final_weight: float = 0.0
-    """Factor on the imitation term after that (Beeson & Montana 2022 end at 0.2 of the first)."""
+    """Factor on the imitation term from then on (0.2 of the first one in Beeson & Montana 2022)."""
     target_clip_every: int = 0
-    """Limit the next value in the target to the range of the targets seen so far, as it was at the
-    last multiple of so many updates (TD7, Fujimoto et al. 2023: 250); 0 is no limit."""
+    """Limit the next value in the target to the range of all previous targets. The limits change
+    only at multiples of this number of updates (250 in TD7, Fujimoto et al. 2023); 0 is no
+    limit."""
     pre_tanh_weight: float = 0.0
-    """Penalty on the mean square of the actor's numbers before tanh; 0 is none."""
+    """Penalty on the mean square of the actor's outputs before tanh; 0 is none."""
     reward_scale: float = 1.0
     """Factor on every reward."""
     reward_clip: float = 0.0
-    """Limit on the size of a scaled (n-step) reward; 0 is none."""
+    """Limit on the absolute value of a scaled (n-step) reward; 0 is no limit."""
     clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
-    """Limits on the gradients."""
+    """Limits on the norms of the gradients."""
 
     def __post_init__(self) -> None:
         for name in ("tau", "policy_delay", "actor_lr", "critic_lr", "reward_scale"):
@@ -86,8 +119,11 @@ class TD3Config:
             _check(name, getattr(self, name), above=False)
         if self.tau > 1.0:
             raise ConfigError(f"td3.tau is {self.tau}, expected at most 1")
-        if self.wiring not in WIRINGS:
-            raise ConfigError(f"td3.wiring is {self.wiring!r}, expected one of {WIRINGS}")
+        if self.critic_features not in CRITIC_FEATURES:
+            raise ConfigError(
+                f"td3.critic_features is {self.critic_features!r}, expected one of "
+                f"{CRITIC_FEATURES}"
+            )
         if self.weight_decay_kind not in DECAYS:
             raise ConfigError(
                 f"td3.weight_decay_kind is {self.weight_decay_kind!r}, expected one of {DECAYS}"
@@ -99,7 +135,7 @@ class TD3Config:
             )
 
     def bc_weight_at(self, updates: int) -> float:
-        """Factor on the imitation term in the update of that number, counted from 1."""
+        """Return the factor on the imitation term in update number `updates`, counted from 1."""
         if not self.bc_fade_until:
             return self.bc_weight
         share = (updates - self.bc_fade_from) / (self.bc_fade_until - self.bc_fade_from)
@@ -114,7 +150,7 @@ def _check(name: str, value: float, *, above: bool) -> None:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class TD3State:
-    """All that an update changes."""
+    """Everything that an update changes: networks, optimisers and counters."""
 
     actor: Actor
     critic: TwinCritic
@@ -123,24 +159,24 @@ class TD3State:
     actor_optimizer: torch.optim.Adam
     critic_optimizer: torch.optim.Adam
     updates: int = 0
-    """Critic updates so far, those left out included."""
+    """Critic updates so far, including skipped ones."""
     skipped: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
-    """Critic updates left out because something was not finite."""
+    """Number of skipped critic updates, because a loss or gradient was not finite."""
     skipped_in_a_row: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
-    """Of those, how many since the last good one."""
+    """Number of skipped critic updates since the last one that was not."""
     value_range: Tensor | None = None
-    """(4,) least and greatest target so far, and what of them limits the next value now; None
-    unless `TD3Config.target_clip_every` is set."""
+    """(4,): smallest and largest target so far, then the lower and upper limit on the next value;
+    None unless `TD3Config.target_clip_every` is set."""
 
     def networks(self) -> dict[str, tuple[Actor | TwinCritic, torch.optim.Adam]]:
-        """What is trained, by name."""
+        """Return the trained networks and their optimisers, by name."""
         return {
             "actor": (self.actor, self.actor_optimizer),
             "critic": (self.critic, self.critic_optimizer),
         }
 
     def rates(self) -> dict[str, float]:
-        """The learning rates by their metric's name."""
+        """Return the learning rates, by metric."""
         return {
             f"rate/{name}_{group['part']}": group["lr"]
             for name, (_, optimizer) in self.networks().items()
@@ -148,7 +184,7 @@ class TD3State:
         }
 
     def scale_rates(self, share: float) -> None:
-        """Set every learning rate to a share of the configured one."""
+        """Set every learning rate to a share of its configured value."""
         for optimizer in (self.actor_optimizer, self.critic_optimizer):
             for group in optimizer.param_groups:
                 group["lr"] = share * group["base_lr"]
@@ -157,7 +193,7 @@ class TD3State:
 def create_state(
     spec: EpisodeSpec, network: NetworkConfig, config: TD3Config, device: torch.device, seed: int
 ) -> TD3State:
-    """Fresh networks and optimisers; the seed alone decides the weights."""
+    """Create networks and optimisers; the weights depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         actor, critic = Actor(spec, network), TwinCritic(spec, network)
@@ -165,7 +201,7 @@ def create_state(
 
 
 def state_of(actor: Actor, critic: TwinCritic, config: TD3Config) -> TD3State:
-    """A state around existing networks, its targets equal to them."""
+    """Create a state from existing networks, with target networks equal to them."""
     device = actor.action_scale.device
     return TD3State(
         actor=actor,
@@ -181,7 +217,7 @@ def state_of(actor: Actor, critic: TwinCritic, config: TD3Config) -> TD3State:
 
 
 def _no_range(like: Tensor) -> Tensor:
-    """Nothing seen yet, and 0 as the only next value, as TD7 starts."""
+    """Return the range before the first target: none, and 0 as the only next value, as in TD7."""
     return torch.tensor([math.inf, -math.inf, 0.0, 0.0], dtype=like.dtype, device=like.device)
 
 
@@ -194,40 +230,40 @@ def _adam(
         ("mlp", network.mlp_parameters(), mlp_lr, config.mlp_weight_decay),
         ("cnn", network.encoder_parameters(), cnn_lr, config.cnn_weight_decay),  # deviation 5
     ):
-        kept = [p for p in parameters if is_decoupled and p.ndim == 1]  # norms and biases
         decayed = [p for p in parameters if not is_decoupled or p.ndim > 1]
-        for some, its_decay in ((decayed, decay), (kept, 0.0)):
-            if some:
-                group = {"params": some, "part": part, "lr": lr, "base_lr": lr}
-                groups.append(group | {"weight_decay": its_decay})
+        others = [p for p in parameters if is_decoupled and p.ndim == 1]  # norms and biases
+        for members, weight_decay in ((decayed, decay), (others, 0.0)):
+            if members:
+                group = {"params": members, "part": part, "lr": lr, "base_lr": lr}
+                groups.append(group | {"weight_decay": weight_decay})
     kind = torch.optim.AdamW if is_decoupled else torch.optim.Adam
     on_gpu = network.mlp_parameters()[0].is_cuda
-    return kind(groups, fused=True, capturable=on_gpu)  # so that an update can be recorded
+    return kind(groups, fused=True, capturable=on_gpu)  # for recorded updates
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CriticTerms:
-    """The critic's loss and what it was made of."""
+    """The critics' loss and its terms."""
 
     loss: Tensor
     """Scalar, sum of the two mean squared errors."""
     q1: Tensor
-    """(B,) first value."""
+    """(B,) values of the first critic."""
     q2: Tensor
-    """(B,) second value."""
+    """(B,) values of the second critic."""
     target: Tensor
-    """(B,) what both should be."""
+    """(B,) targets of both."""
     state: Tensor
     """(B, F + V) the critic's features and the vector."""
 
     def td_error(self) -> Tensor:
-        """(B,) distance of either value to the target, the larger one."""
+        """Return the larger absolute TD error of the two critics, (B,)."""
         return torch.maximum((self.q1 - self.target).abs(), (self.q2 - self.target).abs())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ActorTerms:
-    """The actor's loss and what it was made of."""
+    """The actor's loss and its terms."""
 
     loss: Tensor
     """Scalar."""
@@ -236,23 +272,23 @@ class ActorTerms:
     action: Tensor
     """(B, A) the actor's actions."""
     pre_tanh: Tensor
-    """(B, A) the numbers before tanh."""
+    """(B, A) the actor's outputs before tanh."""
     imitation: Tensor
-    """Scalar, mean squared distance to those of the data's actions that are bc_mask."""
+    """Scalar, mean squared difference from the data's actions that are imitated."""
     state: Tensor
     """(B, F + V) the actor's features and the vector."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one update did, as detached tensors on the device; nothing is read back."""
+    """The terms and gradient norms of one update, as detached tensors on the device."""
 
     critic: CriticTerms
     critic_norms: GradientNorms
     reward: Tensor
-    """(B,) as the critic saw it, scaled and clipped."""
+    """(B,) rewards, scaled and clipped."""
     actor: ActorTerms | None
-    """None on updates that left the actor alone."""
+    """None if the actor was not updated."""
     actor_norms: GradientNorms | None
 
 
@@ -263,9 +299,9 @@ def update(
     config: TD3Config,
     autocast: torch.dtype | None = None,
 ) -> Update:
-    """One critic update and, every `policy_delay` updates, one of the actor and the targets.
+    """Update the critics and, every `policy_delay` updates, the actor and the target networks.
 
-    No input or output, no clock, and no wait for the device.
+    This function does not read files or clocks, and does not wait for the device.
 
     Args:
         state: Changed in place.
@@ -302,7 +338,7 @@ def update(
 
 
 def scale_reward(reward: Tensor, config: TD3Config) -> Tensor:
-    """Rewards as the critic sees them (deviation 6)."""
+    """Scale and clip rewards (deviation 6)."""
     reward = reward * config.reward_scale
     if config.reward_clip:
         reward = reward.clamp(-config.reward_clip, config.reward_clip)
@@ -316,13 +352,13 @@ def _descend(
     limit: str,
     config: TD3Config,
 ) -> GradientNorms:
-    """One step of the optimiser, unless something is not finite (deviation 9)."""
+    """Make one step of the optimiser, unless a gradient is not finite (deviation 9)."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
     clip = config.clip
     max_norm = clip.actor_max_norm if limit == "actor" else clip.critic_max_norm
     norms = clip_gradients(network.encoder_parameters(), network.mlp_parameters(), max_norm, clip)
-    # the fused kernel leaves weights and moments alone where this is 1, with no wait for it
+    # if this is 1, the fused kernel keeps weights and moments as they are, without a wait
     optimizer.found_inf = (~norms.finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     return norms
@@ -339,7 +375,7 @@ def _detach(terms: _Terms) -> _Terms:
 def target_value(
     state: TD3State, batch: Batch, reward: Tensor, noise: Tensor, config: TD3Config
 ) -> Tensor:
-    """``r + discount * min(Q1', Q2')(s', clip(pi'(s') + clip(noise)))``, (B,) (2018, eq. 14).
+    """Return ``r + discount * min(Q1', Q2')(s', clip(pi'(s') + clip(noise)))`` (2018, eq. 14).
 
     Args:
         state: The target networks.
@@ -347,6 +383,9 @@ def target_value(
         reward: (B,) rewards, scaled.
         noise: (B, A) standard normal.
         config: Size of the noise.
+
+    Returns:
+        (B,) targets.
     """
     limit = config.target_noise_clip
     scale, centre = state.actor.action_scale, state.actor.action_centre
@@ -362,7 +401,7 @@ def target_value(
 
 @torch.no_grad()
 def _note_targets(seen: Tensor, target: Tensor, updates: int, config: TD3Config) -> None:
-    """Widen the range of targets; let it count at each multiple of `target_clip_every`."""
+    """Extend the range of targets; apply it at each multiple of `target_clip_every`."""
     is_finite = torch.isfinite(target)
     low = torch.where(is_finite, target, torch.inf).min()
     high = torch.where(is_finite, target, -torch.inf).max()
@@ -375,9 +414,9 @@ def _note_targets(seen: Tensor, target: Tensor, updates: int, config: TD3Config)
 def critic_loss(
     state: TD3State, batch: Batch, reward: Tensor, noise: Tensor, config: TD3Config
 ) -> CriticTerms:
-    """``mean((Q1 - y)^2) + mean((Q2 - y)^2)`` (2018, algorithm 1).
+    """Compute ``mean((Q1 - y)^2) + mean((Q2 - y)^2)`` (2018, algorithm 1).
 
-    The squares of prioritised draws are weighed by importance (deviation 10).
+    Prioritised samples have importance weights (deviation 10).
     """
     with torch.no_grad():
         target = target_value(state, batch, reward, noise, config).to(batch.reward.dtype)
@@ -391,7 +430,9 @@ def critic_loss(
 
 
 def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
-    """``-mean(Q1(s, pi(s)))``, or with `bc_alpha` the loss of TD3+BC; none of it moves the critic.
+    """Compute ``-mean(Q1(s, pi(s)))``, or the loss of TD3+BC if `bc_alpha` is set.
+
+    The critic gets no gradient.
 
     TD3+BC (2021, eq. 3 to 5): ``-lambda * mean(Q1(s, pi(s))) + mean((pi(s) - a)^2)``, with
     ``lambda = alpha / mean(|Q1|)``.
@@ -400,7 +441,7 @@ def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
     pre_tanh = state.actor.head(encoded).to(batch.reward.dtype)
     action = state.actor.squash(pre_tanh)
     with _frozen(state.critic):
-        q = state.critic.first(_judged_state(state, batch.observation, encoded, config), action)
+        q = state.critic.first(_critic_state(state, batch.observation, encoded, config), action)
     q = q.to(batch.reward.dtype)
     imitation = _imitation(action, batch)
     if config.bc_alpha:  # deviation 7
@@ -422,11 +463,11 @@ def _imitation(action: Tensor, batch: Batch) -> Tensor:
     return (batch.bc_mask * distance).sum() / batch.bc_mask.sum().clamp(min=1.0)
 
 
-def _judged_state(
-    state: TD3State, observation: Observation, encoded: Tensor, config: TD3Config
+def _critic_state(
+    state: TD3State, observation: ObservationBatch, encoded: Tensor, config: TD3Config
 ) -> Tensor:
-    """The features on which the critic judges the actor's action: its own (deviation 2)."""
-    if config.wiring == "coupled":
+    """Return the state on which the critic rates the actor's action (deviation 2)."""
+    if config.critic_features == "actor":
         return encoded
     with torch.no_grad():
         return state.critic.encode(observation)

@@ -1,4 +1,30 @@
-"""Before a run: its directory with its settings, and the threads that it may use."""
+"""`train`, and the `Trainer` behind it: the lifecycle of a training process.
+
+::
+
+    open      wait for the datasets; create the networks
+    restore   continue from a checkpoint, or roll back to one; publish the first policy
+    source    decode the datasets; continue sampling where the checkpoint was saved
+    loop      wait for data, or: sample, update, log, guard, evaluate, publish, save
+    finish    save and publish once more
+    close     close the event file and the sampler
+
+A run directory contains::
+
+    RUN/config.json      resolved settings of the newest process
+    RUN/events/          TensorBoard event files
+    RUN/alerts.jsonl     alerts of the guards; created at the first alert
+    RUN/checkpoints/     checkpoints, see `avtd3.learn.checkpoints`
+    RUN/emergency/       states at which a guard stopped the run
+    RUN/rolled-back/     checkpoints after those to which the run was rolled back
+    RUN/policies/        published policies, unless `policies` names another directory
+    RUN/scratch/         the replay cache, if it cannot be beside RUN
+
+A run can be killed at any moment, and continues from its newest checkpoint. Sampling takes much
+less time than an update (1 ms against 400 ms for images on a CPU; on a GPU it overlaps with the
+previous update), so no thread samples ahead, and each checkpoint has the exact state of the
+sampler.
+"""
 
 import contextlib
 import dataclasses
@@ -6,53 +32,132 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from avtd3.learn.batch import Batch, Shifting, flatten_sequences, to_batch
-from avtd3.learn.checkpoints import CheckpointManager, CheckpointMetadata, list_checkpoints
+from avtd3.learn.batch import Batch, BatchLoader, RandomShift, open_device_cache
+from avtd3.learn.callbacks import CallbackList, TrainCallback
+from avtd3.learn.checkpoints import (
+    CHECKPOINTS,
+    CheckpointManager,
+    CheckpointMetadata,
+    list_checkpoints,
+)
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.cuda_graph import updater
+from avtd3.learn.cuda_graph import make_updater
 from avtd3.learn.device import autocast_type, keep_freed_memory, pick_device
-from avtd3.learn.device_cache import DeviceFrameCache, open_device_cache
 from avtd3.learn.evaluation import HeldOutEvaluator
+from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
-from avtd3.learn.guards.rollback import go_back, keep_aside
 from avtd3.learn.logging import MetricLogger, Throughput
-from avtd3.learn.policy import PolicyStore
+from avtd3.learn.policy_store import PolicyStore
+from avtd3.learn.replay_source import ReplaySource, open_datasets, scratch_directory
 from avtd3.learn.report import LearnProgress, LearnReport
-from avtd3.learn.source import FollowConfig, Source, open_datasets, open_sampler, scratch_directory
 from avtd3.learn.td3 import Update, create_state
 from avtd3.store import files
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, TrainingHalted
-from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.sampler import Sampler
+from avtd3.store.errors import ConfigError
 from avtd3.store.spec import EpisodeSpec
 
 CONFIG_FILE = "config.json"
 
 
-def prepare_run(run: Path, document: Mapping[str, Any], *, resume: bool) -> None:
-    """Make the run's directory and write down its settings.
+def train(
+    config: LearnConfig | None = None,
+    *,
+    datasets: Path | str | Sequence[Path | str],
+    run: Path | str,
+    policies: Path | str | None = None,
+    follow: bool = False,
+    resume: bool = False,
+    rollback: int | None = None,
+    callbacks: Sequence[TrainCallback] = (),
+) -> LearnReport:
+    """Train TD3 from datasets and publish policies.
+
+    If collectors run on the same machine, set the environment variable ``GOMP_SPINCOUNT=5000``
+    before importing torch, as ``avtd3 learn`` does; see `avtd3.learn.openmp`.
+
+    Args:
+        config: Settings; None for the defaults.
+        datasets: One or more dataset directories, all of one spec.
+        run: The run's own directory; created if it does not exist.
+        policies: Directory for the published policies; None for ``RUN/policies``.
+        follow: Learn while other processes append to the datasets: wait for data, and look for new
+            segments.
+        resume: Continue from the run's newest checkpoint.
+        rollback: Roll back to the checkpoint of this number of updates and continue from it.
+        callbacks: Objects that follow the run, and may stop it.
+
+    Returns:
+        The result. `LearnReport.halted` is not None if a guard ended the run.
 
     Raises:
-        ConfigError: There is a run already and `resume` is not set, or the other way round.
-        StorageError: The directory cannot be written.
+        ConfigError: If the run exists and neither `resume` nor `rollback` is set, if there is no
+            run to resume, if no dataset is given, or if a setting is not possible on this machine.
+        DatasetError: If a path is not a dataset, or is missing and `follow` is False.
+        NoSegmentsError: If the datasets are empty and `follow` is False.
+        CheckpointError: If the checkpoint cannot be used.
+        SpecError: If the datasets, or the checkpoint, have different specs.
+        StorageError: If the disk is full or a directory cannot be written.
+    """
+    config = LearnConfig() if config is None else config
+    paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
+    if not paths:
+        raise ConfigError("train needs at least one dataset, found none")
+    run = Path(run)
+    directory = run / "policies" if policies is None else Path(policies)
+    document = {
+        "learn": dataclasses.asdict(config),
+        "datasets": [str(path) for path in paths],
+        "policies": str(directory),
+        "follow": follow,
+    }
+    prepare_run(run, document, resume=resume or rollback is not None)
+    keep_freed_memory()
+    notify = CallbackList(callbacks, target=config.updates)
+    started_s = time.monotonic()
+    with cpu_threads(config.threads):
+        opened = open_datasets(
+            paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+        )
+        if opened:
+            with Trainer(opened[0].spec, config, run, directory, notify) as trainer:
+                trainer.restore(resume=resume, rollback=rollback)
+                trainer.open_source(opened, follow=follow)
+                trainer.loop()
+                trainer.finish()
+                report = trainer.report()
+        else:
+            report = LearnReport(run=str(run), policies=str(directory), stopped=True)
+    report = dataclasses.replace(report, seconds=time.monotonic() - started_s)
+    notify.on_end(report)
+    return report
+
+
+def prepare_run(run: Path, document: Mapping[str, Any], *, resume: bool) -> None:
+    """Create the run's directory and write its settings.
+
+    Args:
+        run: The directory.
+        document: The settings.
+        resume: Whether the run must exist.
+
+    Raises:
+        ConfigError: If the run exists and `resume` is False, or the other way round.
+        StorageError: If the directory cannot be written.
     """
     if run.exists() and not run.is_dir():
-        raise ConfigError(f"--run {run} is a file, expected a directory; choose another")
-    if not resume and list_checkpoints(run / "checkpoints"):
+        raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
+    if not resume and list_checkpoints(run / CHECKPOINTS):
         raise ConfigError(
-            f"--run {run} already holds a run; add --resume to go on, or choose another directory"
+            f"run {run} exists already; resume it (--resume), or choose another directory"
         )
     if resume and not (run / CONFIG_FILE).exists():
-        raise ConfigError(f"--run {run} holds no run to resume; start it without --resume")
+        raise ConfigError(f"{run} contains no run to resume; start it without --resume")
     with files.storage_errors(run):
         run.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=2, sort_keys=True) + "\n"
@@ -61,7 +166,7 @@ def prepare_run(run: Path, document: Mapping[str, Any], *, resume: bool) -> None
 
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads meanwhile; 0 leaves it alone."""
+    """Set the number of torch's CPU threads within a ``with`` block; 0 keeps it."""
     before = torch.get_num_threads()
     if count:
         torch.set_num_threads(count)
@@ -71,494 +176,362 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """How batches are drawn."""
+class Trainer:
+    """One process lifetime of a training run. `train` calls its methods in order.
 
-    replay: ReplayConfig
-    """Single transitions or sequences, and their discount."""
-    device: torch.device
-    """Where the networks are."""
-    dtype: torch.dtype
-    """Floating type of the pixels."""
-    shifting: Shifting | None
-    """How images are shifted; None leaves them alone."""
-    ring: DeviceFrameCache | None
-    """Where the frames are already, if the sampler does not gather them."""
-    pace: Throughput
-    """Told how long the sampler took."""
+    Args:
+        spec: Spec of the data.
+        config: Settings.
+        run: The run's directory, prepared by `prepare_run`.
+        policies: Directory of the published policies.
+        notify: The callbacks.
 
-    def __call__(self, sampler: Sampler) -> tuple[Batch, NDArray[np.int64] | None]:
-        """A batch, and what names its transitions if draws are prioritised."""
-        before_s = time.monotonic()
-        if self.replay.sequence_length:
-            sequences = sampler.sample_sequences()
-            self.pace.sampled(before_s)
-            gamma = self.replay.gamma
-            return flatten_sequences(sequences, gamma, self.device, self.dtype, self.shifting), None
-        transitions = sampler.sample()
-        self.pace.sampled(before_s)
-        stacks = None
-        if self.ring is not None and transitions.frames is None:
-            stacks = self.ring.stacks(sampler, transitions.frame_rows)
-        batch = to_batch(transitions, self.device, self.dtype, self.shifting, stacks)
-        return batch, transitions.index
-
-
-class Session:
-    """Networks, their optimisers, and where they are logged, published and saved."""
+    Raises:
+        ConfigError: If a setting is not possible on this machine.
+    """
 
     def __init__(
         self,
         spec: EpisodeSpec,
+        config: LearnConfig,
         run: Path,
         policies: Path,
-        config: LearnConfig,
-        *,
-        resume: bool,
-        rollback: int | None = None,
+        notify: CallbackList,
     ) -> None:
-        """Make fresh networks, or take those of the run's newest checkpoint.
-
-        Args:
-            spec: The data's spec.
-            run: The run's directory, prepared by `prepare_run`.
-            policies: Where policies are published.
-            config: Settings.
-            resume: Go on from the newest checkpoint, if there is one.
-            rollback: Go back to the checkpoint of so many updates; later ones are set aside.
-
-        Raises:
-            CheckpointError: The checkpoint is torn, of other networks, or not there.
-            SpecError: The checkpoint is of other data.
-        """
-        self.spec, self.config = spec, config
-        self.policy_version: int | None = None
-        self.pace = Throughput()
-        self._run = run
+        self._spec, self._config, self._run, self._notify = spec, config, run, notify
         self._device = pick_device(config.device)
         self._autocast = autocast_type(config.precision, self._device)
         self._state = create_state(spec, config.network, config.td3, self._device, config.seed)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
-        pad = config.image_shift
-        ring = open_device_cache(spec.image, self._device, wanted=config.device_frames)
-        self.gathers = ring is None  # else the frames are on the device
-        self._draw = Draw(
-            replay=config.replay,
-            device=self._device,
-            dtype=self._autocast or torch.float32,
-            shifting=Shifting(pad=pad, generator=self._noise) if pad else None,
-            ring=ring,
-            pace=self.pace,
-        )
-        self._keeper = CheckpointManager(run, config)
+        self._update = self._make_update()
+        self._loader = self._make_loader()
+        self._checkpoints = CheckpointManager(run, config, spec)
         self._policies = PolicyStore(policies)
-        features, delay = config.network.features if spec.image else 0, config.td3.policy_delay
-        self.watch = GuardMonitor(run, config.guards, features=features, policy_delay=delay)
-        self._saved_at = self._published_at = -1
-        self._is_rolled_back = rollback is not None
-        self.resumed_from = self._load(rollback) if resume or self._is_rolled_back else None
-        self._update = self._updater()
-        self._journal = MetricLogger(
-            run / "events",
+        features = config.network.features if spec.image is not None else 0
+        self._guards = GuardMonitor(
+            run,
+            config.guards,
             features=features,
-            first_step=self.updates + 1,
-            gathered={} if self.resumed_from is None else self.resumed_from.gathered,
+            policy_delay=config.td3.policy_delay,
+            on_alert=self._on_alert,
         )
-
-    @property
-    def updates(self) -> int:
-        """Updates so far, those before a resume included."""
-        return self._state.updates
-
-    @property
-    def skipped(self) -> int:
-        """Updates left out because something was not finite."""
-        return int(self._state.skipped.item())
-
-    @property
-    def alerts(self) -> tuple[str, ...]:
-        """The newest alerts, in words; another object once there is a new one."""
-        return self.watch.alerts.newest
-
-    def describe(self, progress: LearnProgress) -> LearnProgress:
-        """Fill in what is known of the learning."""
-        shown = self._journal.newest
-        return dataclasses.replace(
-            progress,
-            updates=self.updates,
-            updates_per_second=shown.get("run/updates_per_second", self.pace.updates_per_second),
-            critic_loss=shown.get("critic/loss"),
-            actor_loss=shown.get("actor/loss"),
-            q=shown.get("critic/q1_mean"),
-            policy_version=self.policy_version,
-            alerts=self.alerts,
-        )
-
-    def restore_sampler(self, source: Source) -> bool:
-        """Let the draws go on where the checkpoint left them.
-
-        Returns:
-            Whether the sampler holds the very segments that it held then.
-        """
-        assert self.resumed_from is not None
-        bookmark = self.resumed_from
-        exact = source.sampler.restore(dict(bookmark.sampler), bookmark.arrays)
-        if exact and bookmark.episodes_told:
-            source.episodes.forget()
-        return exact
-
-    def step(self, source: Source) -> None:
-        """One update, and whatever is due after it.
-
-        Raises:
-            TrainingHalted: A stop alert ended the run.
-        """
-        self.pace.begin()
-        batch, index = self._draw(source.sampler)
-        noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
-        if self.config.decay_from:
-            self._state.scale_rates(self.config.rate_share(self.updates))
-        self.watch.before(self._state)
-        done = self._update(batch, noise)
-        self.pace.done += 1
-        self._journal.add(done)
-        if index is not None:  # waits for the device
-            td_error = done.critic.td_error().float().cpu().numpy()
-            source.sampler.update_priorities(index, td_error)
-        if self.updates % self.config.log_every == 0:
-            self.log(source)
-        self._guard(source, batch, done)
-        if self.config.replay.held_out and self.updates % self.config.evaluate_every == 0:
-            self.evaluate(source)
-        if self.updates % self.config.publish_every == 0:
-            self.publish()
-        if self.config.saves_at(self.updates):
-            self.save(source)
-
-    def _updater(self) -> Callable[[Batch, Tensor], Update]:
-        td3, graphs = self.config.td3, self.config.cuda_graphs
-        return updater(self._state, td3, self._autocast, graphs=graphs)
-
-    def log(self, source: Source) -> None:
-        """Write a line of metrics."""
-        scalars = self._state.rates() | source.episodes.scalars(self.policy_version)
-        scalars |= self.pace.line() | {
-            "critic/skipped": float(self.skipped),
-            "run/replay_ratio": self.updates / max(source.steps_seen, 1),
-            "run/steps": float(source.sampler.steps),
-        }
-        self._journal.line(self.updates, scalars)
-
-    def _guard(self, source: Source, batch: Batch, done: Update) -> None:
-        """Let the guards look at an update, and do what they ask for."""
-        length = source.episodes.newest_length
-        found = self.watch.after(self._state, done, batch, length)
-        self._journal.write(self.updates, found.scalars)
-        if found.stop is not None and self.config.guards.on_stop != "continue":
-            self._stop(source, found.stop)
-
-    def _stop(self, source: Source, finding: Finding) -> None:
-        """Keep the state aside; then go back to the last good checkpoint, or end the run."""
-        guards, good = self.config.guards, self.watch.last_good
-        path = keep_aside(self._run, self._state, self._noise, self._bookmark(source))
-        reason = f"{finding.name} at update {finding.update}: {finding.reason}; {finding.mend}; "
-        reason += f"the state is kept in {path}"
-        back = f"the last good checkpoint is of update {good}" if good is not None else ""
-        if guards.on_stop == "rollback":
-            back = f"it went back {self.watch.rollbacks} times already (guards.max_rollbacks)"
-            if self.watch.rollbacks < guards.max_rollbacks:
-                if good is not None and (bookmark := self._go_back(good)) is not None:
-                    self._go_on_from(source, bookmark, reason)
-                    return
-                back = "there is no good checkpoint to go back to"
-        raise TrainingHalted("; ".join(filter(None, (reason, back))))
-
-    def _go_back(self, updates: int) -> CheckpointMetadata | None:
-        bookmark = go_back(self._run, updates, self._state, self._noise)
-        if bookmark is not None:
-            self._keeper.restore(bookmark)
-        return bookmark
-
-    def _go_on_from(self, source: Source, bookmark: CheckpointMetadata, reason: str) -> None:
-        self.watch.rolled_back(bookmark.guards, self._state)
-        self._update = self._updater()
-        text = f"went back to update {self.updates} after {reason}"
-        number, most = float(self.watch.rollbacks), float(self.config.guards.max_rollbacks)
-        self.watch.alerts.note("rollback", self.updates, text, value=number, limit=most)
-        self._journal.go_back(self.updates + 1)
-        self._saved_at = self._published_at = -1
-        self.save(source)  # the next time it goes back to a checkpoint that knows of this one
-        self.publish()  # collectors may drive with one of those that went wrong
-
-    def evaluate(self, source: Source) -> None:
-        """Look at held-out episodes, and write what they say into the log."""
-        judge = HeldOutEvaluator(
-            spec=self.spec,
-            config=self.config.td3,
-            gamma=self.config.replay.gamma,
+        self._logger = MetricLogger(run / "events", features=features, on_write=notify.on_metrics)
+        self._evaluator = HeldOutEvaluator(
+            spec=spec,
+            config=config.td3,
+            gamma=config.replay.gamma,
             device=self._device,
             autocast=self._autocast,
         )
-        episodes = source.sampler.held_out(self.config.evaluate_episodes)
-        self._journal.write(self.updates, judge(self._state, episodes))
+        self._throughput = Throughput()
+        self._source: ReplaySource | None = None
+        self._restored: CheckpointMetadata | None = None
+        self._is_exact: bool | None = None
+        self._policy_version: int | None = None
+        self._saved_at = self._published_at = -1
+        self._waited_s = 0.0
+        self._halted: str | None = None
+        notify.add_source(self._describe)
 
-    def publish(self) -> None:
-        """Publish the actor, unless it was just published."""
-        if self._published_at != self.updates:
-            self.policy_version = self._policies.publish(
-                self._state.actor,
-                self.spec,
-                self.config.network,
-                updates=self.updates,
-                action_limit=self.watch.action_limit.share,
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def updates(self) -> int:
+        """Updates so far, including those before a resume."""
+        return self._state.updates
+
+    @property
+    def source(self) -> ReplaySource:
+        """The data; `open_source` sets it."""
+        assert self._source is not None, "call open_source first"
+        return self._source
+
+    def restore(self, *, resume: bool = False, rollback: int | None = None) -> None:
+        """Continue from a checkpoint, open the event file, and publish the first policy.
+
+        Args:
+            resume: Continue from the newest checkpoint, if there is one.
+            rollback: Roll back to the checkpoint of this number of updates.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be used.
+            SpecError: If it was trained on data of another spec.
+            StorageError: If a directory cannot be written.
+        """
+        aside = None
+        if rollback is not None:
+            self._restored, aside = self._checkpoints.roll_back(rollback, self._state, self._noise)
+        elif resume:
+            self._restored = self._checkpoints.restore_newest(self._state, self._noise)
+        if self._restored is not None:
+            self._guards.resume(self._restored.guards, self._state)
+            self._update = self._make_update()
+            self._saved_at = self.updates
+        if aside is not None:
+            text = (
+                f"rolled back to update {rollback} as requested; later checkpoints are in {aside}"
             )
-            self._published_at = self.updates
-            if self.config.keep_policies:
-                self._policies.prune(self.config.keep_policies)
+            self._guards.alerts.note("rollback", self.updates, text, value=0.0, limit=0.0)
+        metrics = {} if self._restored is None else self._restored.metrics
+        self._logger.start(self.updates + 1, metrics)
+        self._policy_version = self._policies.newest_version()
+        if self._policy_version is None or rollback is not None:
+            self._publish()  # collectors wait for a policy, or use one that was rolled back
 
-    def publish_first(self) -> None:
-        """Publish the actor where collectors wait for one, or drive with one it went back from."""
-        self.policy_version = self._policies.newest_version()
-        if self.policy_version is None or self._is_rolled_back:
-            self.publish()
+    def open_source(self, datasets: Sequence[Dataset], *, follow: bool = False) -> None:
+        """Open the datasets for sampling, and continue where the checkpoint was saved.
 
-    def save(self, source: Source) -> None:
-        """Write a checkpoint, unless this very state was just written."""
-        if self._saved_at == self.updates:
+        Args:
+            datasets: The datasets.
+            follow: Whether other processes append to them.
+
+        Raises:
+            NoSegmentsError: If the datasets are empty and `follow` is False.
+            SpecError: If the datasets have different specs.
+            StorageError: If the scratch directory cannot be written or is too small.
+        """
+        self._source = ReplaySource(
+            datasets,
+            self._config,
+            scratch=scratch_directory(self._run),
+            follow=follow,
+            gathers=self._loader.gathers_on_host,
+            on_wait=self._notify.report,
+        )
+        self._notify.report(str(self._source.sampler.mode), now=True)
+        self._notify.add_source(self._source.describe)
+        if (restored := self._restored) is not None:
+            self._is_exact = self._source.restore(
+                restored.sampler, restored.arrays, episodes_logged=restored.episodes_logged
+            )
+
+    def loop(self) -> None:
+        """Update until the run is complete, a callback stops it or a guard halts it."""
+        self._notify.on_start(self._notify.progress())
+        while (
+            self.updates < self._config.updates
+            and self._halted is None
+            and not self._notify.should_stop()
+        ):
+            if self.source.ready(self.updates):
+                self.step()
+                self._notify.on_update(self.updates)
+                self._notify.report(now=self._halted is not None)
+            else:
+                self._wait()
+
+    def step(self) -> None:
+        """Do one update, and everything that is due after it."""
+        batch, update = self._learn()
+        if self.updates % self._config.log_every == 0:
+            self._log()
+        self._check_guards(batch, update)
+        if self._halted is not None:
             return
-        self.watch.mark(self.updates)
-        self._journal.flush()  # a run that goes on from here has all lines before
-        self._keeper.save(
-            self._state,
-            self._noise,
-            self._bookmark(source),
-            newest=self._journal.newest,
-            good=self.watch.last_good,
-        )
-        self._saved_at = self.updates
+        if self._config.replay.held_out and self.updates % self._config.evaluate_every == 0:
+            episodes = self.source.sampler.held_out(self._config.evaluate_episodes)
+            self._logger.write(self.updates, self._evaluator(self._state, episodes))
+        if self.updates % self._config.publish_every == 0:
+            self._publish()
+        if self._config.saves_at(self.updates):
+            self._save()
 
-    def _bookmark(self, source: Source) -> CheckpointMetadata:
-        earlier_s = 0.0 if self.resumed_from is None else self.resumed_from.seconds
-        return CheckpointMetadata(
-            updates=self.updates,
-            spec_digest=self.spec.digest,
-            sampler=source.sampler.state(),
-            arrays=source.sampler.arrays(),
-            config=dataclasses.asdict(self.config),
-            seconds=earlier_s + self.pace.seconds,
-            guards=self.watch.state(),
-            gathered=self._journal.gathered(),
-            episodes_told=source.episodes.are_told,
-        )
-
-    def finish(self, source: Source, *, halted: bool) -> None:
-        """Say what was only counted; save and publish, unless a guard ended the run."""
-        self.watch.alerts.flush(self.updates)
-        if not halted:
-            self.save(source)
-            self.publish()
+    def finish(self) -> None:
+        """Write the remaining alerts; save and publish, unless a guard ended the run."""
+        self._guards.alerts.flush(self.updates)
+        if self._halted is None:
+            self._save()
+            self._publish()
 
     def close(self) -> None:
-        """Close the event file."""
-        self._journal.close()
-
-    def _load(self, rollback: int | None) -> CheckpointMetadata | None:
-        path = self._keeper.find(rollback)
-        if path is None:
-            return None
-        bookmark = self._keeper.load(path, self._state, self._noise, self.spec)
-        self.watch.resumed(bookmark.guards, self._state)
-        if rollback is not None and (aside := self._keeper.set_aside(rollback)) is not None:
-            text = f"went back to update {rollback} as asked; later checkpoints are in {aside}"
-            self.watch.alerts.note("rollback", rollback, text, value=0.0, limit=0.0)
-        self._saved_at = self.updates
-        return bookmark
-
-
-PROGRESS_INTERVAL_S = 0.1
-"""Shortest time between two reports of progress, in seconds."""
-
-
-def train(
-    datasets: Sequence[Path],
-    run: Path,
-    config: LearnConfig,
-    *,
-    policies: Path | None = None,
-    follow: bool = False,
-    resume: bool = False,
-    rollback: int | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[LearnProgress], None] = lambda _: None,
-) -> LearnReport:
-    """Train TD3 from datasets and publish policies.
-
-    Args:
-        datasets: Directories to learn from.
-        run: The run's own directory.
-        config: Settings.
-        policies: Where to publish; the run's own ``policies`` if None.
-        follow: Learn while others collect: wait for data, and look for new ones.
-        resume: Go on from the run's newest checkpoint.
-        rollback: Go back to the checkpoint of so many updates and on from there, as
-            `learn/checkpoints.py` says.
-        should_stop: Asked often; once true, the run is saved, published and left.
-        on_progress: Told where the run stands, at most ten times a second.
-
-    Raises:
-        ConfigError: The run's directory is taken, or a setting is impossible here.
-        DatasetError: A dataset is missing or something else.
-        NoSegmentsError: There is nothing to learn from, and nobody is followed.
-        CheckpointError: The run's checkpoint cannot be used.
-        SpecError: The datasets, or the checkpoint, hold different data.
-        StorageError: The disk is full.
-    """
-    directory = policies or run / "policies"
-    document = {
-        "learn": dataclasses.asdict(config),
-        "datasets": [str(path) for path in datasets],
-        "policies": str(directory),
-        "follow": follow,
-    }
-    prepare_run(run, document, resume=resume or rollback is not None)
-    keep_freed_memory()
-    with cpu_threads(config.threads):
-        trainer = _Trainer(run, directory, config, should_stop, on_progress)
-        return trainer.run(datasets, follow=follow, resume=resume, rollback=rollback)
-
-
-class _Trainer:
-    """The loop, with what it keeps count of."""
-
-    def __init__(
-        self,
-        run: Path,
-        policies: Path,
-        config: LearnConfig,
-        should_stop: Callable[[], bool],
-        on_progress: Callable[[LearnProgress], None],
-    ) -> None:
-        self._run, self._policies, self._config = run, policies, config
-        self._should_stop, self._on_progress = should_stop, on_progress
-        self._session: Session | None = None
-        self._source: Source | None = None
-        self._started_s = time.monotonic()
-        self._told_s = float("-inf")
-        self._waited_s = 0.0
-
-    def run(
-        self, paths: Sequence[Path], *, follow: bool, resume: bool, rollback: int | None
-    ) -> LearnReport:
-        """Open everything, learn, and close everything."""
-        datasets = open_datasets(
-            paths, follow=follow, should_stop=self._should_stop, on_wait=self._tell
-        )
-        if not datasets:
-            return self._report(halted=None, exact=None)
-        with contextlib.ExitStack() as stack:
-            session = Session(
-                datasets[0].spec,
-                self._run,
-                self._policies,
-                self._config,
-                resume=resume,
-                rollback=rollback,
-            )
-            stack.callback(session.close)
-            self._session = session
-            session.publish_first()
-            source = self._open_source(session, datasets, paths, follow=follow, stack=stack)
-            self._source = source
-            exact = session.restore_sampler(source) if session.resumed_from else None
-            halted = self._loop(session, source)
-            session.finish(source, halted=halted is not None)
-            return self._report(halted=halted, exact=exact)
-
-    def _open_source(
-        self,
-        session: Session,
-        datasets: Sequence[Dataset],
-        paths: Sequence[Path],
-        *,
-        follow: bool,
-        stack: contextlib.ExitStack,
-    ) -> Source:
-        config = self._config
-        sampler = open_sampler(
-            datasets,
-            config.replay,
-            seed=config.seed,
-            scratch=scratch_directory(self._run),
-            gathers=session.gathers,
-            grows=follow,
-            on_wait=self._tell,
-        )
-        stack.callback(sampler.close)
-        self._told_s = float("-inf")  # said once, so it may not fall between two reports
-        self._tell(str(sampler.mode))
-        pace = FollowConfig(
-            refresh_seconds=config.refresh_seconds,
-            learning_starts=config.learning_starts,
-            updates_per_step=config.updates_per_step,
-        )
-        return Source(sampler, paths, pace if follow else None)
-
-    def _loop(self, session: Session, source: Source) -> str | None:
-        """Update until there are enough; the reason if a guard said no."""
-        try:
-            while session.updates < self._config.updates and not self._should_stop():
-                if source.ready(session.updates):
-                    before = session.alerts
-                    session.step(source)
-                    if session.alerts is not before:
-                        self._told_s = float("-inf")  # an alert may not fall between two reports
-                    self._tell("")
-                else:
-                    before_s = time.monotonic()
-                    source.wait(session.updates, self._tell)
-                    waited_s = time.monotonic() - before_s
-                    self._waited_s += waited_s
-                    session.pace.leave_out(waited_s)
-        except TrainingHalted as error:
-            self._told_s = float("-inf")
-            self._tell("")
-            return str(error)
-        return None
-
-    def _tell(self, waiting: str) -> None:
-        now_s = time.monotonic()
-        if now_s - self._told_s < PROGRESS_INTERVAL_S:
-            return
-        self._told_s = now_s
-        progress = LearnProgress(updates=0, target=self._config.updates, waiting=waiting)
-        if self._session is not None:
-            progress = self._session.describe(progress)
+        """Close the event file and the sampler; safe to call twice."""
+        self._logger.close()
         if self._source is not None:
-            progress = self._source.describe(progress)
-        self._on_progress(progress)
+            self._source.close()
 
-    def _report(self, *, halted: str | None, exact: bool | None) -> LearnReport:
-        session, source = self._session, self._source
-        updates = 0 if session is None else session.updates
-        pace = None if session is None else session.pace.updates_per_second
+    def report(self) -> LearnReport:
+        """Return the result so far."""
+        sampler = self.source.sampler
         return LearnReport(
             run=str(self._run),
-            updates=updates,
-            session_updates=0 if session is None else session.pace.done,
-            updates_per_second=0.0 if pace is None else pace,
-            policy_version=None if session is None else session.policy_version,
-            policies=str(self._policies),
-            halted=halted,
-            stopped=halted is None and updates < self._config.updates,
-            seconds=time.monotonic() - self._started_s,
+            policies=str(self._policies.path),
+            updates=self.updates,
+            session_updates=self._throughput.updates,
+            updates_per_second=self._throughput.updates_per_second or 0.0,
+            policy_version=self._policy_version,
+            halted=self._halted,
+            stopped=self._halted is None and self.updates < self._config.updates,
+            seconds=self._throughput.seconds,
             waited_s=self._waited_s,
-            replay="" if source is None else str(source.sampler.mode),
-            steps=0 if source is None else source.sampler.steps,
-            skipped=0 if session is None else session.skipped,
-            alerts={} if session is None else dict(session.watch.alerts.levels),
-            rollbacks=0 if session is None else session.watch.rollbacks,
-            resumed_exactly=exact,
-            refused=() if source is None else source.sampler.refused,
-            absent=() if source is None else source.absent,
+            replay=str(sampler.mode),
+            steps=sampler.steps,
+            skipped=int(self._state.skipped.item()),
+            alerts=dict(self._guards.alerts.levels),
+            rollbacks=self._guards.rollbacks,
+            resumed_exactly=self._is_exact,
+            refused=sampler.refused,
+            absent=self.source.absent,
         )
+
+    def _make_update(self) -> Callable[[Batch, Tensor], Update]:
+        """Return the update function, for the state as it is after loading a checkpoint."""
+        td3, graphs = self._config.td3, self._config.cuda_graphs
+        return make_updater(self._state, td3, self._autocast, graphs=graphs)
+
+    def _make_loader(self) -> BatchLoader:
+        config, pad = self._config, self._config.image_shift
+        return BatchLoader(
+            config.replay,
+            self._device,
+            self._autocast or torch.float32,
+            shift=RandomShift(pad=pad, generator=self._noise) if pad else None,
+            device_cache=open_device_cache(
+                self._spec.image, self._device, enabled=config.device_frames
+            ),
+        )
+
+    def _wait(self) -> None:
+        before_s = time.monotonic()
+        self.source.wait(self.updates, self._notify.report)
+        waited_s = time.monotonic() - before_s
+        self._waited_s += waited_s
+        self._throughput.exclude(waited_s)
+
+    def _learn(self) -> tuple[Batch, Update]:
+        """Sample a batch and do one update."""
+        self._throughput.begin_update()
+        batch, index = self._loader.load(self.source.sampler)
+        noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
+        if self._config.decay_from:
+            self._state.scale_rates(self._config.rate_share(self.updates))
+        self._guards.before(self._state)
+        update = self._update(batch, noise)
+        self._throughput.updates += 1
+        self._logger.add(update)
+        if index is not None:  # waits for the device
+            td_error = update.critic.td_error().float().cpu().numpy()
+            self.source.sampler.update_priorities(index, td_error)
+        return batch, update
+
+    def _log(self) -> None:
+        source = self.source
+        scalars = self._state.rates() | source.episodes.read(self._policy_version)
+        scalars |= self._throughput.scalars(self._loader.sampling_s) | {
+            "critic/skipped": float(self._state.skipped.item()),
+            "run/replay_ratio": self.updates / max(source.steps_seen, 1),
+            "run/steps": float(source.sampler.steps),
+        }
+        self._logger.write_updates(self.updates, scalars)
+
+    def _check_guards(self, batch: Batch, update: Update) -> None:
+        length = self.source.episodes.newest_length
+        result = self._guards.after(self._state, update, batch, length)
+        self._logger.write(self.updates, result.scalars)
+        if result.stop is not None and self._config.guards.on_stop != "continue":
+            self._stop(result.stop)
+
+    def _stop(self, finding: Finding) -> None:
+        """Save the state in ``RUN/emergency``; then roll back, or halt the run."""
+        guards, good = self._config.guards, self._guards.last_good
+        path = self._checkpoints.save_emergency(self._state, self._noise, self._metadata())
+        reason = f"{finding.name} at update {finding.update}: {finding.reason}; {finding.fix}; "
+        reason += f"the state is saved in {path}"
+        if guards.on_stop == "rollback":
+            if self._guards.rollbacks >= guards.max_rollbacks:
+                count = self._guards.rollbacks
+                why = f"the run was rolled back {count} times already (guards.max_rollbacks)"
+            elif good is None or good not in self._checkpoints:
+                why = "there is no good checkpoint to roll back to"
+            else:
+                self._roll_back(good, reason)
+                return
+        else:
+            why = "" if good is None else f"the last good checkpoint is of update {good}"
+        self._halted = "; ".join(filter(None, (reason, why)))
+
+    def _roll_back(self, good: int, reason: str) -> None:
+        """Continue from the last good checkpoint, with other samples and noise.
+
+        The sampler and the noise keep their states: with the same batches, the run would fail in
+        the same way.
+        """
+        unused = torch.Generator(self._device)
+        metadata, aside = self._checkpoints.roll_back(good, self._state, unused)
+        self._guards.roll_back(metadata.guards, self._state)
+        self._update = self._make_update()
+        text = f"rolled back to update {good} after {reason}"
+        text += "" if aside is None else f"; later checkpoints are in {aside}"
+        count, most = float(self._guards.rollbacks), float(self._config.guards.max_rollbacks)
+        self._guards.alerts.note("rollback", good, text, value=count, limit=most)
+        self._logger.start(self.updates + 1, {})
+        self._saved_at = self._published_at = -1
+        self._save()  # the next rollback to this checkpoint takes this one into account
+        self._publish()  # collectors may use a policy that was rolled back
+
+    def _publish(self) -> None:
+        """Publish the actor, unless it is published already."""
+        if self._published_at == self.updates:
+            return
+        version = self._policies.publish(
+            self._state.actor,
+            self._spec,
+            self._config.network,
+            updates=self.updates,
+            action_limit=self._guards.action_limit.share,
+        )
+        self._policy_version, self._published_at = version, self.updates
+        if self._config.keep_policies:
+            self._policies.prune(self._config.keep_policies)
+        self._notify.on_publish(self._policies.path_of(version))
+
+    def _save(self) -> None:
+        """Save a checkpoint, unless this state is saved already."""
+        if self._saved_at == self.updates:
+            return
+        self._guards.mark_checkpoint(self.updates)
+        self._logger.flush()  # a run that resumes from here must have all earlier lines
+        path = self._checkpoints.save(
+            self._state,
+            self._noise,
+            self._metadata(),
+            newest=self._logger.newest,
+            good=self._guards.last_good,
+        )
+        self._saved_at = self.updates
+        self._notify.on_checkpoint(path)
+
+    def _metadata(self) -> CheckpointMetadata:
+        earlier_s = 0.0 if self._restored is None else self._restored.seconds
+        sampler = self.source.sampler
+        return CheckpointMetadata(
+            updates=self.updates,
+            spec_digest=self._spec.digest,
+            sampler=sampler.state(),
+            arrays=sampler.arrays(),
+            config=dataclasses.asdict(self._config),
+            seconds=earlier_s + self._throughput.seconds,
+            guards=self._guards.state(),
+            metrics=self._logger.state(),
+            episodes_logged=self.source.episodes.are_logged,
+        )
+
+    def _describe(self, progress: LearnProgress) -> LearnProgress:
+        """Fill in the fields of a progress report that depend on the updates."""
+        newest, speed = self._logger.newest, self._throughput.updates_per_second
+        return dataclasses.replace(
+            progress,
+            updates=self.updates,
+            updates_per_second=newest.get("run/updates_per_second", speed),
+            critic_loss=newest.get("critic/loss"),
+            actor_loss=newest.get("actor/loss"),
+            q=newest.get("critic/q1_mean"),
+            policy_version=self._policy_version,
+            alerts=self._guards.alerts.newest,
+        )
+
+    def _on_alert(self, alert: Alert) -> None:
+        self._notify.on_alert(alert)

@@ -157,6 +157,9 @@ def demo(
     Collects data, audits them, learns, evaluates, collects with the learned policy, audits again
     and draws pictures: about 10 minutes on 2 cores. Uses the preset demo unless --config is given.
     """
+    from avtd3.learn.openmp import limit_spinning
+
+    limit_spinning()  # before torch is imported
     settings = DemoSettings.load(config, set_ or ())
     with interruptible() as should_stop:
         report = run_demo(out, settings, should_stop)
@@ -257,16 +260,16 @@ class _Demo:
         )
 
     def _learn(self) -> None:
+        from avtd3.learn.callbacks import ProgressCallback
         from avtd3.learn.trainer import train
 
         with progress() as show:
             report = train(
-                [self._data],
-                self._run,
                 self._settings.learn,
+                datasets=self._data,
+                run=self._run,
                 policies=self._policies,
-                should_stop=self._should_stop,
-                on_progress=show,
+                callbacks=[ProgressCallback(show, self._should_stop)],
             )
         say(report.summary())
 

@@ -76,6 +76,10 @@ def learn(
 
     Exits with 1 if a guard stopped the training. Press Ctrl-C once to save a checkpoint and stop.
     """
+    from avtd3.learn.openmp import limit_spinning
+
+    limit_spinning()  # before torch is imported
+    from avtd3.learn.callbacks import ProgressCallback
     from avtd3.learn.trainer import train
 
     settings = replace(section("learn", config, set_), updates=updates, seed=seed)
@@ -83,15 +87,14 @@ def learn(
     settings = replace(settings, replay=replace(settings.replay, filter=filters, mode=mode))
     with interruptible() as should_stop, progress() as show:
         report = train(
-            datasets,
-            run,
             settings,
+            datasets=datasets,
+            run=run,
             policies=policies,
             follow=follow,
             resume=resume,
             rollback=rollback,
-            should_stop=should_stop,
-            on_progress=show,
+            callbacks=[ProgressCallback(show, should_stop)],
         )
     answer(report.document(), as_json, report.summary())
     if report.halted:

@@ -1,1 +1,1 @@
-"""Guards of a training run: clipping, alerts, adaptive learning rates, rollback."""
+"""Guards of a training run: alerts, adaptive learning rates and the action limit."""

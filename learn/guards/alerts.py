@@ -1,10 +1,6 @@
-"""`AlertLog`: findings said once, counted always, and written where people and tools look.
+"""`AlertLog`: count alerts, and write them to ``RUN/alerts.jsonl``."""
 
-Each line of ``RUN/alerts.jsonl`` is one JSON object: ``update``, ``time`` (UTC), ``name``,
-``level``, ``value``, ``limit``, ``count`` (updates over the limit since the line before of this
-name), ``reason`` and ``mend``. Lines of level ``note`` tell what a guard did.
-"""
-
+import dataclasses
 import datetime
 import json
 import math
@@ -16,157 +12,195 @@ from avtd3.learn.guards.config import GUARDS, LEVELS
 from avtd3.learn.guards.limits import Finding
 from avtd3.store import files
 
-FILE = "alerts.jsonl"
+ALERTS_FILE = "alerts.jsonl"
 NOTE = "note"
-"""Level of a line that tells what a guard did."""
+"""Level of an alert that reports an action of a guard instead of a problem."""
 _NOTHING_TO_DO = "nothing to do"
 _SHOWN = 3
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One line of ``RUN/alerts.jsonl``: a guard over its limit, or an action of a guard.
+
+    Example:
+        >>> alert = Alert(update=24, name="q_size", level="serious", reason="Q is 2e4", count=3)
+        >>> print(alert)
+        serious alert q_size at update 24: Q is 2e4; 3 updates were over the limit
+    """
+
+    update: int
+    """The update that exceeded the limit most."""
+    name: str
+    """Name of the guard, or of its action."""
+    level: str
+    """``warn``, ``serious`` or ``stop``, or ``note`` for an action of a guard."""
+    value: float | None = None
+    """The value at that update; None if it is not finite or there is none."""
+    limit: float | None = None
+    """The limit of this level; None if there is none."""
+    count: int = 1
+    """Updates over the limit since the previous line of this name."""
+    reason: str
+    """What was found and what was expected, as a sentence."""
+    fix: str = ""
+    """How to fix it."""
+
+    def __str__(self) -> str:
+        text = f"{self.name} at update {self.update}: {self.reason}"
+        if self.level == NOTE:
+            return text
+        count = f"; {self.count} updates were over the limit" if self.count > 1 else ""
+        fix = f"; {self.fix}" if self.fix else ""
+        return f"{self.level} alert {text}{count}{fix}"
+
+
 def utc_now() -> str:
-    """The time for a line, UTC to the second."""
+    """Return the current UTC time in ISO 8601 format, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 class AlertLog:
-    """The alerts of a run."""
+    """The alerts of a run. Each one is counted; a persisting one is not written every time.
 
-    def __init__(self, path: Path, repeat_every: int, now: Callable[[], str] = utc_now) -> None:
-        """Go on with a run's file; it is made at the first alert.
+    Args:
+        path: The file; created at the first alert, and continued if it exists.
+        repeat_every: Updates for which a persisting alert is only counted.
+        on_alert: Called with each new alert and note.
+        now: Returns the time of a line.
+    """
 
-        Args:
-            path: The file.
-            repeat_every: Updates in which an alert that goes on is only counted.
-            now: Gives the time that lines carry.
-        """
+    def __init__(
+        self,
+        path: Path,
+        repeat_every: int,
+        *,
+        on_alert: Callable[[Alert], None] = lambda _: None,
+        now: Callable[[], str] = utc_now,
+    ) -> None:
         self.levels = dict.fromkeys(LEVELS, 0)
-        """Alerts so far by level: readings in which a guard was over its limit."""
+        """Number of alerts so far, by level."""
         self.guards = dict.fromkeys(GUARDS, 0)
-        """Updates so far that were over each guard's limit."""
-        self._path, self._repeat_every, self._now = path, repeat_every, now
-        self._said: dict[str, tuple[int, int]] = {}
-        self._unsaid: dict[str, int] = {}
+        """Number of updates over the limit so far, by guard."""
         self.newest: tuple[str, ...] = ()
-        """The newest lines in words, at most three; another object once there is a new one."""
+        """The newest alerts as text, at most three."""
+        self._path, self._repeat_every = path, repeat_every
+        self._on_alert, self._now = on_alert, now
+        self._reported: dict[str, tuple[int, int]] = {}
+        self._unreported: dict[str, int] = {}
 
     def add(self, finding: Finding, at: int) -> None:
-        """Count a finding, and write a line if there was none of it lately, or only lesser ones.
+        """Count a finding; write it unless it was written lately at the same or a higher level.
 
         Args:
-            finding: What was found.
+            finding: The finding.
             at: Updates so far.
         """
         name, level = finding.name, LEVELS.index(finding.level)
         self.levels[finding.level] += 1
         self.guards[name] += finding.count
-        count = self._unsaid.pop(name, 0) + finding.count
-        said_at, said_level = self._said.get(name, (-self._repeat_every, -1))
-        if 0 <= at - said_at < self._repeat_every and level <= said_level:
-            self._unsaid[name] = count
+        count = self._unreported.pop(name, 0) + finding.count
+        reported_at, reported_level = self._reported.get(name, (-self._repeat_every, -1))
+        if 0 <= at - reported_at < self._repeat_every and level <= reported_level:
+            self._unreported[name] = count
             return
-        self._said[name] = (at, level)
-        line = {
-            "update": finding.update,
-            "name": name,
-            "level": finding.level,
-            "value": finding.value if math.isfinite(finding.value) else None,
-            "limit": finding.limit,
-            "count": count,
-            "reason": finding.reason,
-            "mend": finding.mend,
-        }
-        self._write(line)
-        again = f", {count} updates since it was said last" if count > finding.count else ""
-        self._say(
-            f"{finding.level} alert {name} at update {finding.update}: {finding.reason}{again}; "
-            f"{finding.mend}"
+        self._reported[name] = (at, level)
+        self._write(
+            Alert(
+                update=finding.update,
+                name=name,
+                level=finding.level,
+                value=finding.value if math.isfinite(finding.value) else None,
+                limit=finding.limit,
+                count=count,
+                reason=finding.reason,
+                fix=finding.fix,
+            )
         )
 
     def note(self, name: str, at: int, reason: str, *, value: float, limit: float) -> None:
-        """Tell what a guard did."""
+        """Write an action of a guard."""
         self._write(
-            {
-                "update": at,
-                "name": name,
-                "level": NOTE,
-                "value": value,
-                "limit": limit,
-                "count": 1,
-                "reason": reason,
-                "mend": _NOTHING_TO_DO,
-            }
+            Alert(
+                update=at,
+                name=name,
+                level=NOTE,
+                value=value,
+                limit=limit,
+                reason=reason,
+                fix=_NOTHING_TO_DO,
+            )
         )
-        self._say(f"{name} at update {at}: {reason}")
 
     def resume(self, at: int) -> None:
-        """Go on behind what a run that was killed wrote: say which of its lines do not hold.
+        """Continue the file of a run that was killed, and mark the lines that became void.
 
         Args:
-            at: Updates of the checkpoint that it goes on from.
+            at: Updates of the checkpoint from which the run continues.
         """
         with files.storage_errors(self._path):
             text = self._path.read_bytes() if self._path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:  # killed in the middle of a line
+        if whole != text:  # the process was killed in the middle of a line
             files.write_aside(self._path, whole)
-        lost = [update for update in map(_update_of, whole.splitlines()) if update > at]
-        if lost:
-            reason = f"the run was killed and went on from update {at}: lines before this one that "
-            reason += "tell of later updates are of a past that no longer holds"
-            self.note("resume", at, reason, value=float(max(lost)), limit=float(at))
+        void = [update for update in map(_update_of, whole.splitlines()) if update > at]
+        if void:
+            reason = f"the run was killed and continues from update {at}: the lines above this one "
+            reason += "that report later updates are void"
+            self.note("resume", at, reason, value=float(max(void)), limit=float(at))
 
     def flush(self, at: int) -> None:
-        """Write a line for each alert that was only counted since its last one."""
-        for name, count in self._unsaid.items():
-            level = LEVELS[self._said[name][1]]
+        """Write a line for each alert that was only counted since its last line."""
+        for name, count in self._unreported.items():
             reason = f"{count} more updates were over the limit of {name} by update {at}"
-            self._write(
-                {
-                    "update": at,
-                    "name": name,
-                    "level": level,
-                    "value": None,
-                    "limit": None,
-                    "count": count,
-                    "reason": reason,
-                    "mend": GUARDS[name],
-                }
+            level = LEVELS[self._reported[name][1]]
+            self._append(
+                Alert(
+                    update=at,
+                    name=name,
+                    level=level,
+                    count=count,
+                    reason=reason,
+                    fix=GUARDS[name],
+                )
             )
-        self._unsaid.clear()
+        self._unreported.clear()
 
     def scalars(self) -> dict[str, float]:
-        """Counts so far, by metric."""
+        """Return the counts so far, by metric."""
         counts = self.levels | self.guards
         return {f"alerts/{name}": float(count) for name, count in counts.items()}
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """Return the counts as JSON, for a checkpoint."""
         return {
             "levels": dict(self.levels),
             "guards": dict(self.guards),
-            "said": {name: list(said) for name, said in self._said.items()},
-            "unsaid": dict(self._unsaid),
+            "said": {name: list(reported) for name, reported in self._reported.items()},
+            "unsaid": dict(self._unreported),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave; guards that are new start at 0, strange ones are lost."""
+        """Continue from what `state` returned; new guards start at 0, unknown ones are dropped."""
         self.levels |= {name: int(state["levels"][name]) for name in LEVELS}
         self.guards |= {name: int(state["guards"].get(name, 0)) for name in GUARDS}
-        said, unsaid = state["said"], state["unsaid"]
-        self._said = {k: (int(v[0]), int(v[1])) for k, v in said.items() if k in GUARDS}
-        self._unsaid = {k: int(v) for k, v in unsaid.items() if k in GUARDS}
+        reported, unreported = state["said"], state["unsaid"]
+        self._reported = {k: (int(v[0]), int(v[1])) for k, v in reported.items() if k in GUARDS}
+        self._unreported = {k: int(v) for k, v in unreported.items() if k in GUARDS}
 
-    def _say(self, message: str) -> None:
-        self.newest = (*self.newest, message)[-_SHOWN:]
+    def _write(self, alert: Alert) -> None:
+        self._append(alert)
+        self.newest = (*self.newest, str(alert))[-_SHOWN:]
+        self._on_alert(alert)
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        document = json.dumps({"time": self._now()} | dict(line), allow_nan=False)
+    def _append(self, alert: Alert) -> None:
+        document = json.dumps({"time": self._now()} | dataclasses.asdict(alert), allow_nan=False)
         with files.storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(document + "\n")
 
 
 def _update_of(line: bytes) -> int:
-    """The update that a line tells of; -1 for one that is not ours."""
+    """Return the update of a line; -1 if the line is invalid."""
     try:
         return int(json.loads(line)["update"])
     except (ValueError, KeyError, TypeError):

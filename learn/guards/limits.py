@@ -1,7 +1,7 @@
-"""From a reading to findings: which guard is over its limit, by how much, and what mends it.
+"""Compare a reading with the limits: which guard exceeds its limit, and by how much.
 
-Pure functions of numbers. Gradients count before clipping: on clipped norms no alert could ever
-fire.
+Pure functions of numbers. Gradient norms are those before clipping: clipped norms never exceed a
+limit.
 """
 
 import dataclasses
@@ -9,68 +9,67 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from avtd3.learn.guards.config import GUARDS, LEVELS, GuardConfig
+from avtd3.learn.guards.config import GUARDS, LEVELS, UPDATE_RATIOS, WEIGHTS, GuardConfig
 from avtd3.learn.guards.readings import Reading, Rows
-from avtd3.learn.metrics import UPDATE_RATIOS, WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One guard over its limit in one reading."""
+    """A guard that exceeded its limit in one reading."""
 
     name: str
-    """A key of `GUARDS`."""
+    """Name of the guard, a key of `GUARDS`."""
     level: str
-    """One of `LEVELS`."""
+    """Severity, one of `LEVELS`."""
     update: int
     """The worst update."""
     value: float
-    """What was found there; may be infinite or NaN."""
+    """The value at that update; may be infinite or NaN."""
     limit: float
     """The limit of this level."""
     count: int
-    """Updates of the reading that were over the lowest limit."""
+    """Number of updates in the reading that exceeded the lowest limit."""
     reason: str
-    """In words."""
+    """What was found and what was expected, as a sentence."""
 
     @property
-    def mend(self) -> str:
-        """What to try."""
+    def fix(self) -> str:
+        """How to fix it."""
         return GUARDS[self.name]
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class Memory:
-    """What limits remember from reading to reading."""
+class History:
+    """What the limits need from earlier readings."""
 
     actor_losses: list[float] = dataclasses.field(default_factory=list)
-    """Median size of the actor's loss in each of the last readings."""
+    """Median absolute loss of the actor in each of the last readings."""
     return_min: float = 0.0
-    """Smallest discounted return that the draws so far allow, at most 0: where Q starts."""
+    """Smallest discounted return that the sampled data allow; at most 0, where Q starts."""
     return_max: float = 0.0
-    """Largest, at least 0."""
+    """Largest discounted return that the sampled data allow; at least 0."""
     skipped_in_a_row: int = 0
-    """Critic updates in a row, up to now, that were not finite."""
+    """Number of consecutive skipped critic updates up to now."""
     actor_skipped_in_a_row: int = 0
-    """The actor's."""
+    """Number of consecutive skipped actor updates up to now."""
 
     @property
     def largest_return(self) -> float:
-        """Largest size of a discounted return that the draws so far allow."""
+        """Largest absolute discounted return that the sampled data allow."""
         return max(self.return_max, -self.return_min)
 
     def baseline(self) -> float:
-        """Size of the actor's loss that is usual; a tenth of what the data allow at least."""
+        """Return the usual absolute loss of the actor; at least a tenth of `largest_return`."""
         usual = statistics.median(self.actor_losses) if self.actor_losses else 0.0
         return max(usual, self.largest_return / 10.0)
 
-    def after(self, reading: Reading, config: GuardConfig) -> "Memory":
-        """What is remembered behind a reading."""
+    def after(self, reading: Reading, config: GuardConfig) -> "History":
+        """Return the history including a reading."""
         losses = [abs(x) for x in reading.actor.columns.get("loss", []) if math.isfinite(x)]
         medians = [*self.actor_losses, *([statistics.median(losses)] if losses else [])]
         columns = reading.critic.columns
         finite, actor_finite = columns.get("finite", []), reading.actor.columns.get("finite", [])
-        return Memory(
+        return History(
             actor_losses=medians[-config.baseline_readings :],
             return_min=min([self.return_min, *columns.get("return_min", [])]),
             return_max=max([self.return_max, *columns.get("return_max", [])]),
@@ -79,23 +78,23 @@ class Memory:
         )
 
 
-def look(reading: Reading, memory: Memory, config: GuardConfig) -> list[Finding]:
-    """Every guard that is over a limit.
+def check_reading(reading: Reading, history: History, config: GuardConfig) -> list[Finding]:
+    """Return a finding for every guard that exceeds a limit.
 
     Args:
-        reading: The updates since the reading before.
-        memory: Before this reading.
+        reading: The updates since the previous reading.
+        history: The readings before this one.
         config: The limits.
     """
-    now = memory.after(reading, config)
+    now = history.after(reading, config)
     return [
         finding
         for finding in (
             *_gradients(reading, config),
-            *_losses(reading, memory, now, config),
+            *_losses(reading, history, now, config),
             *_values(reading, now, config),
             *_last(reading, config),
-            *_finite(reading, memory, config),
+            *_finite(reading, history, config),
         )
         if finding is not None
     ]
@@ -113,22 +112,22 @@ def _gradients(reading: Reading, config: GuardConfig) -> Iterator[Finding | None
 
 
 def _losses(
-    reading: Reading, memory: Memory, now: Memory, config: GuardConfig
+    reading: Reading, history: History, now: History, config: GuardConfig
 ) -> Iterator[Finding | None]:
     limit = config.critic_loss_limit
     losses = reading.critic.columns.get("loss", [])
     yield _over("critic_loss", reading.critic, losses, (limit, 10.0 * limit), "the critic's loss")
     updates = reading.critic.updates
-    if memory.actor_losses and updates and updates[-1] > config.warm_up:
-        # the range of returns is that of now: data may have come that were not there before
-        usual = max(memory.baseline(), now.largest_return / 10.0)
+    if history.actor_losses and updates and updates[-1] > config.warm_up:
+        # use the range of returns including this reading: there may be new data
+        usual = max(history.baseline(), now.largest_return / 10.0)
         limit = config.actor_loss_ratio * usual
         sizes = [abs(loss) for loss in reading.actor.columns.get("loss", [])]
-        what = f"the size of the actor's loss, usually {usual:.4g},"
+        what = f"the absolute loss of the actor, usually {usual:.4g},"
         yield _over("actor_loss", reading.actor, sizes, (limit, 10.0 * limit), what)
 
 
-def _values(reading: Reading, now: Memory, config: GuardConfig) -> Iterator[Finding | None]:
+def _values(reading: Reading, now: History, config: GuardConfig) -> Iterator[Finding | None]:
     low, high = now.return_min, now.return_max
     for name, rows, whose in (
         ("q_bound", reading.critic, "Q"),
@@ -138,16 +137,16 @@ def _values(reading: Reading, now: Memory, config: GuardConfig) -> Iterator[Find
         if math.isfinite(high - low) and high > low:
             beyond = [max(b - high, low - a) for a, b in zip(q_min, q_max, strict=True)]
             limits = tuple((high - low) * share for share in (config.q_margin, 1.0, 10.0))
-            what = f"the distance of {whose} beyond the returns that the data allow, {low:.4g} to "
+            what = f"the excess of {whose} over the returns that the data allow, {low:.4g} to "
             yield _over(name, rows, beyond, limits, f"{what}{high:.4g},")
     rows = reading.critic
     pairs = zip(rows.columns.get("q_min", []), rows.columns.get("q_max", []), strict=True)
     sizes = [max(-a, b) for a, b in pairs]
-    yield _over("q_size", rows, sizes, (math.inf, config.q_limit), "the size of Q")
+    yield _over("q_size", rows, sizes, (math.inf, config.q_limit), "the absolute value of Q")
 
 
 def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding | None]:
-    """Those that look at the last update of each network alone."""
+    """Yield the findings of the guards that check the last update of each network."""
     last = reading.last
     for network, rows in (("actor", reading.actor), ("critic", reading.critic)):
         newest = Rows(updates=rows.updates[-1:])
@@ -157,7 +156,7 @@ def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding | None]:
             (
                 "dead_units",
                 (config.dead_limit,),
-                f"the share of features {whose} always at 0",
+                f"the share of features {whose} that are 0 for the whole batch",
             ),
         ):
             if (value := last.get(f"{network}_cnn/{name}")) is not None:
@@ -176,15 +175,15 @@ def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding | None]:
             value=spread,
             limit=config.action_std_limit,
             count=1,
-            reason=f"the actions of a batch vary by {spread:.3g} (standard deviation), expected "
+            reason=f"the standard deviation of the actions over a batch is {spread:.3g}, expected "
             f"above {config.action_std_limit:.3g}",
         )
 
 
-def _finite(reading: Reading, memory: Memory, config: GuardConfig) -> Iterator[Finding | None]:
+def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator[Finding | None]:
     for network, rows, before in (
-        ("critic", reading.critic, memory.skipped_in_a_row),
-        ("actor", reading.actor, memory.actor_skipped_in_a_row),
+        ("critic", reading.critic, history.skipped_in_a_row),
+        ("actor", reading.actor, history.actor_skipped_in_a_row),
     ):
         finite = rows.columns.get("finite", [])
         bad = [update for update, ok in zip(rows.updates, finite, strict=True) if not ok]
@@ -199,15 +198,15 @@ def _finite(reading: Reading, memory: Memory, config: GuardConfig) -> Iterator[F
             value=float(longest),
             limit=float(config.max_skipped) if is_stop else 1.0,
             count=len(bad),
-            reason=f"{len(bad)} updates of the {network}, {longest} of them in a row, were left "
-            "out because a loss or gradient was not finite",
+            reason=f"{len(bad)} updates of the {network}, {longest} of them in a row, were skipped "
+            "because a loss or gradient was not finite",
         )
 
 
 def _over(
     name: str, rows: Rows, values: Sequence[float], limits: Sequence[float], what: str
 ) -> Finding | None:
-    """The worst of some values, if it is over the lowest limit; those not finite are apart."""
+    """Return a finding for the largest finite value, if it exceeds the lowest limit."""
     known = [(v, u) for v, u in zip(values, rows.updates, strict=True) if math.isfinite(v)]
     if not known:
         return None
@@ -228,11 +227,11 @@ def _over(
     )
 
 
-def look_at_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> list[Finding]:
-    """What is wrong with single layers.
+def check_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> list[Finding]:
+    """Return a finding for each guard of single layers that exceeds its limit.
 
     Args:
-        scalars: Of `LayerProbe.after`; empty where it did not look.
+        scalars: What `LayerProbe.after` returned.
         at: Updates so far.
         config: The limits.
     """
@@ -253,7 +252,7 @@ def look_at_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -
     family = _family(scalars, UPDATE_RATIOS)
     ratios = [(ratio, layer) for layer, ratio in family if math.isfinite(ratio)]
     ratio, layer = max(ratios, default=(0.0, ""))
-    what = f"the step of {layer} over the size of its weights"
+    what = f"the norm of one update of {layer} relative to that of its weights"
     limits = (config.update_ratio_limit,)
     found.append(_over("update_ratio", Rows(updates=[at]), [ratio], limits, what))
     return [finding for finding in found if finding is not None]
@@ -264,7 +263,7 @@ def _family(scalars: Mapping[str, float], prefix: str) -> list[tuple[str, float]
 
 
 def _in_a_row(before: int, finite: Sequence[float]) -> tuple[int, int]:
-    """Updates not finite in a row at the end, and the most anywhere."""
+    """Return the number of consecutive skipped updates at the end, and the largest anywhere."""
     running, longest = before, 0
     for ok in finite:
         running = 0 if ok else running + 1

@@ -1,16 +1,15 @@
-"""`GuardMonitor`: all guards of a run, read every so many updates."""
+"""`GuardMonitor`: all guards of a run, and the two quantities that they adjust."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.guards.action_limit import ActionLimit
-from avtd3.learn.guards.alerts import FILE, AlertLog
-from avtd3.learn.guards.cnn_lr import CnnRate
-from avtd3.learn.guards.config import LEVELS, GuardConfig
-from avtd3.learn.guards.limits import Finding, Memory, look, look_at_layers
+from avtd3.learn.guards.alerts import ALERTS_FILE, Alert, AlertLog
+from avtd3.learn.guards.config import LEVELS, ActionLimitConfig, CnnRateConfig, GuardConfig
+from avtd3.learn.guards.limits import Finding, History, check_layers, check_reading
 from avtd3.learn.guards.readings import LayerProbe, Reading, Window
 from avtd3.learn.td3 import TD3State, Update
 from avtd3.store.errors import CheckpointError
@@ -19,108 +18,256 @@ CNNS = ("actor", "critic")
 _SERIOUS = LEVELS.index("serious")
 
 
+class CnnRate:
+    """The learning rate of one CNN: halved while its features are large, then doubled again."""
+
+    def __init__(self, config: CnnRateConfig) -> None:
+        self.share = 1.0
+        """Share of the configured rate, in [floor, 1]."""
+        self._config = config
+        self._halved_at: int | None = None
+        self._calm_since: int | None = None
+
+    def read(self, feature_norm: float, at: int) -> str:
+        """Adapt the rate to a feature norm.
+
+        Args:
+            feature_norm: Per sample, mean over the batch; ignored if it is not finite.
+            at: Updates so far.
+
+        Returns:
+            What changed and why, as a sentence; empty if nothing changed.
+        """
+        config = self._config
+        if not config.enabled or not math.isfinite(feature_norm):
+            return ""
+        if feature_norm >= config.recover_below:
+            self._calm_since = None
+        elif self._calm_since is None:
+            self._calm_since = at
+        if feature_norm > config.halve_above:
+            return self._halve(feature_norm, at)
+        if self._calm_since is not None and at - self._calm_since >= config.recover_after:
+            return self._recover(at)
+        return ""
+
+    def reduce(self, factor: float, at: int) -> None:
+        """Multiply the rate by a factor, but not below the floor."""
+        self.share = max(self.share * factor, self._config.floor)
+        self._halved_at, self._calm_since = at, None
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as JSON, for a checkpoint."""
+        return {
+            "share": self.share,
+            "halved_at": self._halved_at,
+            "calm_since": self._calm_since,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        self.share = float(state["share"])
+        self._halved_at, self._calm_since = state["halved_at"], state["calm_since"]
+
+    def _halve(self, feature_norm: float, at: int) -> str:
+        config = self._config
+        if self._halved_at is not None and at - self._halved_at < config.cool_down:
+            return ""
+        if self.share <= config.floor:
+            return ""
+        self.reduce(0.5, at)
+        return (
+            f"the feature norm is {feature_norm:.4g}, expected at most {config.halve_above:g}: the "
+            f"CNN's learning rate is now {self.share:.3g} of the configured one"
+        )
+
+    def _recover(self, at: int) -> str:
+        self._calm_since = at
+        if self.share >= 1.0:
+            return ""
+        self.share = min(2.0 * self.share, 1.0)
+        return (
+            f"the feature norm stayed below {self._config.recover_below:g} for "
+            f"{self._config.recover_after} updates: the CNN's learning rate is {self.share:.3g} of "
+            "the configured one again"
+        )
+
+
+class ActionLimit:
+    """The limit on the actions of published policies, and whether it has been removed."""
+
+    def __init__(self, config: ActionLimitConfig) -> None:
+        self._config = config
+        self._is_lifted = config.share >= 1.0
+        self._calm_since: int | None = None
+
+    @property
+    def share(self) -> float:
+        """Share of each half range of the action that policies may use now."""
+        return 1.0 if self._is_lifted else self._config.share
+
+    def read(self, last: Mapping[str, float], episode_length: float | None, at: int) -> str:
+        """Remove the limit if training looks healthy.
+
+        Args:
+            last: Metrics of the newest updates. Without a camera there is no feature norm, and
+                that condition is ignored.
+            episode_length: Mean length of the newest episodes, in steps; None without episodes.
+            at: Updates so far.
+
+        Returns:
+            Why the limit was removed, as a sentence; empty if it was not.
+        """
+        config = self._config
+        if self._is_lifted or (spread := last.get("actor/action_std")) is None:
+            return ""
+        if not last.get("actor_cnn/feature_norm", 0.0) < config.feature_norm_below:
+            self._calm_since = None
+            return ""
+        if self._calm_since is None:
+            self._calm_since = at
+        calm = at - self._calm_since
+        is_long = episode_length is not None and episode_length > config.episode_length_above
+        if calm < config.for_updates or not spread > config.action_std_above or not is_long:
+            return ""
+        self._is_lifted = True
+        return (
+            f"the actions of policies are no longer limited: for {calm} updates the feature norm "
+            f"stayed below {config.feature_norm_below:g}, the standard deviation of the actions is "
+            f"{spread:.3g}, and the newest episodes have {episode_length:.0f} steps"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as JSON, for a checkpoint."""
+        return {"is_lifted": self._is_lifted, "calm_since": self._calm_since}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned; keep the limit off if it is not configured."""
+        self._is_lifted = bool(state["is_lifted"]) or self._config.share >= 1.0
+        self._calm_since = state["calm_since"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GuardResult:
+    """What the guards return after an update."""
+
+    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Metrics to log; mostly empty."""
+    stop: Finding | None = None
+    """The first finding of level ``stop``, if there is one."""
+
+
 class GuardMonitor:
-    """Guards over the updates of a run.
+    """Check the updates of a run, write alerts, and adjust learning rates and the action limit.
+
+    Call `before` and `after` around each update, and `mark_checkpoint` before saving a checkpoint.
 
     Args:
         run: The run's directory.
         config: The limits.
-        features: Numbers that each CNN makes; 0 without a camera.
+        features: Number of features of each CNN; 0 without a camera.
         policy_delay: Critic updates per actor update.
+        on_alert: Called with each new alert and note.
     """
 
-    def __init__(self, run: Path, config: GuardConfig, *, features: int, policy_delay: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: GuardConfig,
+        *,
+        features: int,
+        policy_delay: int,
+        on_alert: Callable[[Alert], None] = lambda _: None,
+    ) -> None:
         self.config = config
-        self.alerts = AlertLog(run / FILE, config.repeat_every)
+        self.alerts = AlertLog(run / ALERTS_FILE, config.repeat_every, on_alert=on_alert)
         self.rates = {name: CnnRate(config.rate) for name in CNNS}
         self.action_limit = ActionLimit(config.action_limit)
         self.last_good: int | None = None
-        """Updates of the newest good checkpoint, see `mark`."""
+        """Updates of the newest good checkpoint; see `mark_checkpoint`."""
         self.rollbacks = 0
-        """Times that the run went back to a good checkpoint."""
+        """Number of rollbacks to a good checkpoint after a stop alert."""
         self._window = Window(features=features)
         self._layers = LayerProbe(config.layers_every, policy_delay)
-        self._memory = Memory()
+        self._history = History()
         self._is_serious = False
 
     def before(self, state: TD3State) -> None:
-        """To be called before an update."""
+        """Prepare for an update."""
         if self.config.enabled:
             self._layers.before(state)
 
     def after(
-        self, state: TD3State, done: Update, batch: Batch, episode_length: float | None
-    ) -> "Watched":
-        """To be called after an update; waits for the device only where a reading is due.
+        self, state: TD3State, update: Update, batch: Batch, episode_length: float | None
+    ) -> GuardResult:
+        """Check an update; wait for the device only if a reading is due.
 
         Args:
             state: The networks; the learning rates of their CNNs may be changed.
-            done: What the update did.
-            batch: What it learned from.
-            episode_length: Mean steps of the newest episodes, if there are any.
+            update: What the update returned.
+            batch: Its batch.
+            episode_length: Mean length of the newest episodes, in steps; None without episodes.
         """
         if not self.config.enabled:
-            return Watched()
+            return GuardResult()
         at = state.updates
-        self._window.add(at, done, batch)
+        self._window.add(at, update, batch)
         scalars = self._layers.after(state)
-        findings = look_at_layers(scalars, at, self.config)
+        findings = check_layers(scalars, at, self.config)
         is_due = at % self.config.every == 0
         if is_due:
             reading = self._window.take()
-            findings += look(reading, self._memory, self.config)
-            self._memory = self._memory.after(reading, self.config)
-            self._act(state, reading, episode_length)
-        findings.sort(key=_level)  # the worst is said last, and shown longest
+            findings += check_reading(reading, self._history, self.config)
+            self._history = self._history.after(reading, self.config)
+            self._adjust(state, reading, episode_length)
+        findings.sort(key=_level)  # the most severe one comes last, and is shown longest
         for finding in findings:
             self.alerts.add(finding, at)
         self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         if is_due:
             scalars |= self.scalars()
         stops = [finding for finding in findings if finding.level == "stop"]
-        return Watched(
-            scalars=scalars,
-            stop=stops[0] if stops else None,
-        )
+        return GuardResult(scalars=scalars, stop=stops[0] if stops else None)
 
     def scalars(self) -> dict[str, float]:
-        """Counts of alerts and what holds now, for the log."""
+        """Return the counts of alerts, the action limit and the rollbacks, by metric."""
         return self.alerts.scalars() | {
             "run/action_limit": self.action_limit.share,
             "run/rollbacks": float(self.rollbacks),
         }
 
-    def mark(self, updates: int) -> None:
-        """HeldOutEvaluator whether a checkpoint that is about to be saved is a good one.
+    def mark_checkpoint(self, updates: int) -> None:
+        """Set `last_good` if the checkpoint that is about to be saved is good.
 
-        It is if nothing serious was found since the one before, and the newest update of each
-        network was not left out.
+        It is good if nothing serious was found since the previous checkpoint, and the newest update
+        of neither network was skipped.
         """
         reading = self._window.settle()
-        worst = max((_level(f) for f in look(reading, self._memory, self.config)), default=-1)
-        now = self._memory.after(reading, self.config)
-        is_left_out = now.skipped_in_a_row or now.actor_skipped_in_a_row
-        if not self._is_serious and worst < _SERIOUS and not is_left_out:
+        findings = check_reading(reading, self._history, self.config)
+        worst = max((_level(finding) for finding in findings), default=-1)
+        now = self._history.after(reading, self.config)
+        is_skipped = now.skipped_in_a_row or now.actor_skipped_in_a_row
+        if not self._is_serious and worst < _SERIOUS and not is_skipped:
             self.last_good = updates
         self._is_serious = False
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """Return the state of all guards as JSON, for a checkpoint."""
         return {
             "alerts": self.alerts.state(),
             "rates": {name: rate.state() for name, rate in self.rates.items()},
             "action_limit": self.action_limit.state(),
             "last_good": self.last_good,
             "rollbacks": self.rollbacks,
-            "memory": dataclasses.asdict(self._memory),
+            "memory": dataclasses.asdict(self._history),
             "window": self._window.settle().document(),
         }
 
     def restore(self, state: Mapping[str, Any], networks: TD3State) -> None:
-        """Go on from what `state` gave; from nothing, for checkpoints older than the guards.
+        """Continue from what `state` returned; checkpoints without guards have an empty mapping.
 
         Raises:
-            CheckpointError: It is something else.
+            CheckpointError: If the state is invalid.
         """
         if not state:
             return
@@ -130,54 +277,49 @@ class GuardMonitor:
                 rate.restore(state["rates"][name])
             self.action_limit.restore(state["action_limit"])
             self.last_good, self.rollbacks = state["last_good"], int(state["rollbacks"])
-            self._memory = Memory(**state["memory"])
+            self._history = History(**state["memory"])
             self._window.restore(Reading.from_json(state["window"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"the checkpoint's guards cannot be read ({error!r}); resume from another one"
             ) from error
         self._is_serious = False
-        set_rates(networks, self.rates)
+        set_cnn_rates(networks, self.rates)
 
-    def resumed(self, state: Mapping[str, Any], networks: TD3State) -> None:
-        """Go on in a new session from what `state` gave; see `restore`."""
+    def resume(self, state: Mapping[str, Any], networks: TD3State) -> None:
+        """Restore in a new process, and mark the alerts that became void."""
         self.restore(state, networks)
         self.alerts.resume(networks.updates)
 
-    def rolled_back(self, state: Mapping[str, Any], networks: TD3State) -> None:
-        """Go on from what `state` gave, with the alerts of today and CNNs that learn slower."""
+    def roll_back(self, state: Mapping[str, Any], networks: TD3State) -> None:
+        """Restore after a rollback: keep the counts of alerts, and reduce the CNNs' rates."""
         alerts, rollbacks = self.alerts.state(), self.rollbacks
         self.restore(state, networks)
         self.alerts.restore(alerts)
         self.rollbacks = rollbacks + 1
         for rate in self.rates.values():
-            rate.cut(self.config.rollback_rate, networks.updates)
-        set_rates(networks, self.rates)
+            rate.reduce(self.config.rollback_rate, networks.updates)
+        set_cnn_rates(networks, self.rates)
 
-    def _act(self, state: TD3State, reading: Reading, episode_length: float | None) -> None:
+    def _adjust(self, state: TD3State, reading: Reading, episode_length: float | None) -> None:
         at = state.updates
         for name, rate in self.rates.items():
             norm = reading.last.get(f"{name}_cnn/feature_norm")
             if norm is not None and (text := rate.read(norm, at)):
                 limit = self.config.rate.halve_above
                 self.alerts.note(f"{name}_cnn_rate", at, text, value=norm, limit=limit)
-                set_rates(state, self.rates)
+                set_cnn_rates(state, self.rates)
         if text := self.action_limit.read(reading.last, episode_length, at):
             self.alerts.note("action_limit", at, text, value=1.0, limit=1.0)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
-    """What the guards have to say after an update."""
+def set_cnn_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
+    """Set the learning rates of the CNNs to their shares of the configured rates.
 
-    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """For the log."""
-    stop: Finding | None = None
-    """A stop alert, if there was one."""
-
-
-def set_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
-    """Give the CNNs their share of the configured learning rates, by the network's name."""
+    Args:
+        state: The optimisers.
+        rates: By the network's name.
+    """
     for name, rate in rates.items():
         _, optimizer = state.networks()[name]
         for group in optimizer.param_groups:

@@ -1,9 +1,4 @@
-"""`LayerProbe`: how large each layer's weights are, and how far one update moves them.
-
-The norms catch growth that no clipping stops (Adam divides the gradient's scale out again); the
-ratio of the step to the weights is about 1e-3 in networks that learn well (Karpathy, "A Recipe for
-Training Neural Networks", 2019).
-"""
+"""`Window` and `LayerProbe`: turn updates into the numbers that the guards check."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,27 +9,30 @@ from torch import Tensor, nn
 
 from avtd3.learn.batch import Batch
 from avtd3.learn.gradient_clip import GradientNorms
-from avtd3.learn.logging import actor_scalars, feature_scalars, plain_number
-from avtd3.learn.metrics import UPDATE_RATIOS, WEIGHTS
+from avtd3.learn.guards.config import UPDATE_RATIOS, WEIGHTS
 from avtd3.learn.td3 import TD3State, Update
+from avtd3.learn.update_metrics import actor_scalars, feature_scalars, json_number
 
 
 class LayerProbe:
-    """Looks at one update of each network every so many."""
+    """Measure the weights of each layer, and how far one update moves them.
+
+    The norms reveal growth that clipping does not stop, because Adam divides the scale of the
+    gradient out. The ratio of step to weights is about 1e-3 in healthy training (Karpathy, "A
+    Recipe for Training Neural Networks", 2019).
+
+    Args:
+        every: Updates between two measurements.
+        policy_delay: Critic updates per actor update. The actor is measured at its first update
+            after the critic.
+    """
 
     def __init__(self, every: int, policy_delay: int) -> None:
-        """Plan the looks.
-
-        Args:
-            every: Updates between two looks.
-            policy_delay: Critic updates per actor update; the actor is looked at in its first
-                update from then on.
-        """
         self._every, self._policy_delay = every, policy_delay
         self._before: dict[str, dict[str, list[Tensor]]] = {}
 
     def before(self, state: TD3State) -> None:
-        """Keep a copy of the weights that the next update is to be held against, if it is due."""
+        """Copy the weights before an update that is due for measurement."""
         number = state.updates + 1
         due: dict[str, nn.Module] = {}
         if number % self._every == 0:
@@ -50,7 +48,10 @@ class LayerProbe:
         }
 
     def after(self, state: TD3State) -> dict[str, float]:
-        """Norms and ratios of what was looked at; empty mostly, else it waits for the device."""
+        """Return norms and ratios after an update; nothing unless it was due for measurement.
+
+        Waits for the device if it returns anything.
+        """
         scalars: dict[str, Tensor] = {}
         for name, layers in self._before.items():
             now = layers_of(getattr(state, name))
@@ -67,7 +68,7 @@ class LayerProbe:
 
 
 def layers_of(network: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters of each layer of a network, by the layer's name."""
+    """Return the parameters of each layer of a network, by the layer's name."""
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         layers.setdefault(name.rpartition(".")[0], []).append(parameter)
@@ -85,27 +86,27 @@ _LAST_ACTOR = ("actor/saturation", "actor/action_std")
 
 @dataclasses.dataclass(slots=True)
 class Rows:
-    """What the updates of a window were, update by update; a column is as long as `updates`."""
+    """A table of updates: one row per update, one column per number."""
 
     updates: list[int] = dataclasses.field(default_factory=list)
-    """Which updates."""
+    """Number of each update."""
     columns: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    """Numbers by name; NaN and infinities are kept."""
+    """Values by name, one for each update; NaN and infinities included."""
 
     def extend(self, updates: list[int], columns: Mapping[str, list[float]]) -> None:
-        """Add rows behind those that are there."""
+        """Append rows."""
         self.updates += updates
         for name, values in columns.items():
             self.columns.setdefault(name, []).extend(values)
 
     def document(self) -> dict[str, Any]:
-        """As JSON of finite numbers."""
-        columns = {name: [plain_number(x) for x in column] for name, column in self.columns.items()}
+        """Return the table as JSON; numbers that are not finite become text."""
+        columns = {name: [json_number(x) for x in column] for name, column in self.columns.items()}
         return {"updates": self.updates, "columns": columns}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read it back."""
+        """Read what `document` returned."""
         columns = document["columns"].items()
         return cls(
             updates=[int(update) for update in document["updates"]],
@@ -115,27 +116,27 @@ class Rows:
 
 @dataclasses.dataclass(slots=True)
 class Reading:
-    """A window as numbers."""
+    """The numbers of all updates between two readings of the guards."""
 
     critic: Rows = dataclasses.field(default_factory=Rows)
-    """``loss``, ``q_min``, ``q_max``, ``grad_norm``, ``finite`` and the ``return_min`` and
+    """Columns ``loss``, ``q_min``, ``q_max``, ``grad_norm``, ``finite``, and the ``return_min`` and
     ``return_max`` that each batch allows."""
     actor: Rows = dataclasses.field(default_factory=Rows)
-    """``loss``, ``q_min``, ``q_max``, ``grad_norm`` and ``finite``, of the updates that had one."""
+    """Columns ``loss``, ``q_min``, ``q_max``, ``grad_norm`` and ``finite`` of the actor updates."""
     last: dict[str, float] = dataclasses.field(default_factory=dict)
     """Metrics of the features and actions at the last update of each network."""
 
     def document(self) -> dict[str, Any]:
-        """As JSON of finite numbers."""
+        """Return the reading as JSON; numbers that are not finite become text."""
         return {
             "critic": self.critic.document(),
             "actor": self.actor.document(),
-            "last": {name: plain_number(value) for name, value in self.last.items()},
+            "last": {name: json_number(value) for name, value in self.last.items()},
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read it back."""
+        """Read what `document` returned."""
         return cls(
             critic=Rows.from_json(document["critic"]),
             actor=Rows.from_json(document["actor"]),
@@ -145,7 +146,7 @@ class Reading:
 
 @dataclasses.dataclass(slots=True)
 class _Pending:
-    """Tensors of updates that were not read yet."""
+    """Tensors of updates that have not been read back yet."""
 
     updates: list[int] = dataclasses.field(default_factory=list)
     values: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
@@ -157,27 +158,26 @@ class _Pending:
 
 
 class Window:
-    """Gathers updates until they are read."""
+    """Collect updates between two readings of the guards.
+
+    Args:
+        features: Number of features of each CNN; 0 without a camera.
+    """
 
     def __init__(self, *, features: int) -> None:
-        """Start empty.
-
-        Args:
-            features: Numbers that each CNN makes; 0 without a camera.
-        """
-        self.reading = Reading()
-        self._features = features
+        self._reading = Reading()
+        self._feature_count = features
         self._critic, self._actor = _Pending(), _Pending()
         self._last: Update | None = None
         self._last_actor: Update | None = None
 
     def add(self, number: int, update: Update, batch: Batch) -> None:
-        """Take note of an update; nothing is read back and nothing computed.
+        """Add an update, without computing anything or waiting for the device.
 
         Args:
-            number: Updates so far, this one included.
-            update: What it did.
-            batch: What it learned from.
+            number: Updates so far, including this one.
+            update: What the update returned.
+            batch: Its batch.
         """
         critic = update.critic
         values = {"loss": critic.loss, "q1": critic.q1, "q2": critic.q2, "reward": update.reward}
@@ -190,7 +190,7 @@ class Window:
             self._last_actor = update
 
     def settle(self) -> Reading:
-        """Move what was gathered into `reading`; waits for the device if there is anything."""
+        """Return the reading so far; wait for the device if there are new updates."""
         wanted = _columns(self._critic, "critic") | _columns(self._actor, "actor")
         wanted |= {("last", name): value for name, value in self._last_scalars().items()}
         if wanted:
@@ -200,38 +200,38 @@ class Window:
             for (part, name), value in wanted.items():
                 column = [next(numbers) for _ in range(value.numel())]
                 if part == "last":
-                    self.reading.last[name] = column[0]
+                    self._reading.last[name] = column[0]
                 else:
                     found[part][name] = column
-            self.reading.critic.extend(self._critic.updates, found["critic"])
-            self.reading.actor.extend(self._actor.updates, found["actor"])
+            self._reading.critic.extend(self._critic.updates, found["critic"])
+            self._reading.actor.extend(self._actor.updates, found["actor"])
         self._critic, self._actor = _Pending(), _Pending()
         self._last = self._last_actor = None
-        return self.reading
+        return self._reading
 
     def take(self) -> Reading:
-        """All that was gathered, and start anew."""
+        """Return the reading, and start again."""
         reading = self.settle()
-        self.reading = Reading()
+        self._reading = Reading()
         return reading
 
     def restore(self, reading: Reading) -> None:
-        """Go on behind what a checkpoint held."""
+        """Continue from the reading in a checkpoint."""
         self._critic, self._actor = _Pending(), _Pending()
         self._last = self._last_actor = None
-        self.reading = reading
+        self._reading = reading
 
     def _norms(self, norms: GradientNorms) -> dict[str, Tensor]:
         found = {"mlp": norms.mlp_before, "finite": norms.finite}
-        return found | ({"cnn": norms.cnn_before} if self._features else {})
+        return found | ({"cnn": norms.cnn_before} if self._feature_count else {})
 
     def _last_scalars(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if self._last is not None:
-            found |= feature_scalars("critic_cnn", self._last.critic.state, self._features)
+            found |= feature_scalars("critic_cnn", self._last.critic.state, self._feature_count)
         if self._last_actor is not None and self._last_actor.actor is not None:
             actor = self._last_actor.actor
-            found |= feature_scalars("actor_cnn", actor.state, self._features)
+            found |= feature_scalars("actor_cnn", actor.state, self._feature_count)
             scalars = actor_scalars(actor)
             found |= {name: scalars[name] for name in _LAST_ACTOR}
         return {
@@ -242,7 +242,7 @@ class Window:
 
 
 def _columns(pending: _Pending, part: str) -> dict[tuple[str, str], Tensor]:
-    """Columns (N,) of a network's updates, still on the device; empty without any."""
+    """Return the columns (N,) of a network's updates, on the device; none without updates."""
     if not pending.updates:
         return {}
     stacked = {name: torch.stack(values).float() for name, values in pending.values.items()}
@@ -262,17 +262,17 @@ def _columns(pending: _Pending, part: str) -> dict[tuple[str, str], Tensor]:
 
 
 def allowed_returns(reward: Tensor, discount: Tensor) -> Tensor:
-    """``r / (1 - discount)``: the return of a transition that is repeated for ever.
+    """Return ``r / (1 - discount)``, the discounted return if a transition repeated forever.
 
-    No discounted return over the data is above the largest of these: where ``Q <= M`` and
-    ``r <= (1 - discount) * M``, ``r + discount * Q <= M``. For a last step it is the reward itself.
+    No discounted return over the data exceeds the largest of these: if ``Q <= M`` and
+    ``r <= (1 - discount) * M``, then ``r + discount * Q <= M``. For a last step it is the reward.
 
     Args:
-        reward: (..., B), n-step, as the critic sees it.
-        discount: (..., B), weight of the next value, in [0, 1].
+        reward: (..., B) n-step rewards, scaled and clipped.
+        discount: (..., B) weights of the next value, in [0, 1].
 
     Returns:
-        (..., B); 0 where the reward is not finite, the largest number where nothing is discounted.
+        (..., B); 0 where the reward is not finite, the largest number where the discount is 1.
     """
     allowed = torch.nan_to_num(reward / (1.0 - discount))
     return torch.where(torch.isfinite(reward), allowed, 0.0)

@@ -122,7 +122,7 @@ def policies(tmp_path_factory):
     """A directory with two policies of random weights."""
     torch = pytest.importorskip("torch")
     from avtd3.learn.networks import Actor, NetworkConfig
-    from avtd3.learn.policy import PolicyStore
+    from avtd3.learn.policy_store import PolicyStore
 
     spec = open_environment(CONFIG, open_camera_world).spec
     directory = PolicyStore(tmp_path_factory.mktemp("policies"))

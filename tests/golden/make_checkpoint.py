@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         data, run = Path(place, "data"), Path(place, "run")
         write_golden_data(data)
-        train([data], run, golden_config())
+        train(golden_config(), datasets=[data], run=run)
         (made,) = list_checkpoints(run / "checkpoints")
         shutil.copytree(made, checkpoint / made.name)
         shutil.copytree(run / "policies", policy)

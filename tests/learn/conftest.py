@@ -10,13 +10,13 @@ import torch
 
 from avtd3.learn.batch import Batch
 from avtd3.learn.guards.config import GuardConfig
-from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
+from avtd3.learn.networks import NetworkConfig, ObservationBatch, to_pixels
 from avtd3.learn.td3 import TD3Config
 from avtd3.store.dataset import Dataset
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation as Seen
 from avtd3.store.writer import SegmentWriter
-from avtd3.tests.learn.watched import GUARDS, PLAIN, Run
+from avtd3.tests.learn.guarded_run import GUARDS, PLAIN, GuardedRun
 
 MakeSpec = Callable[..., EpisodeSpec]
 MakeBatch = Callable[..., Batch]
@@ -60,14 +60,14 @@ def make_batch() -> MakeBatch:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=generator, dtype=dtype)
 
-        def observe() -> Observation:
+        def observe() -> ObservationBatch:
             pixels = None
             if spec.image is not None:
                 shape = (size, *spec.image.observation_shape)
                 frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
                 pixels = to_pixels(frames, dtype)
             vector = normal(size, spec.vector_size) if spec.vector_size else None
-            return Observation(pixels=pixels, vector=vector)
+            return ObservationBatch(pixels=pixels, vector=vector)
 
         low = torch.tensor(spec.action_low, dtype=dtype)
         high = torch.tensor(spec.action_high, dtype=dtype)
@@ -123,7 +123,9 @@ def publish_episodes() -> Callable[..., Dataset]:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, make_spec: MakeSpec, make_batch: MakeBatch) -> Callable[..., Run]:
+def make_run(
+    tmp_path: Path, make_spec: MakeSpec, make_batch: MakeBatch
+) -> Callable[..., GuardedRun]:
     """A run under the guards."""
 
     def make(
@@ -132,10 +134,10 @@ def make_run(tmp_path: Path, make_spec: MakeSpec, make_batch: MakeBatch) -> Call
         network: NetworkConfig = PLAIN,
         td3: TD3Config | None = None,
         guards: GuardConfig = GUARDS,
-    ) -> Run:
+    ) -> GuardedRun:
         image = ImageSpec(height=36, width=36, stack=1) if camera else None
         spec = make_spec(image=image, vector=3)
         td3 = td3 or TD3Config()
-        return Run(tmp_path, spec, make_batch, network=network, td3=td3, guards=guards)
+        return GuardedRun(tmp_path, spec, make_batch, network=network, td3=td3, guards=guards)
 
     return make

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from avtd3.learn.batch import Shifting, draw_shifts, flatten_sequences, shift_frames, to_batch
+from avtd3.learn.batch import RandomShift, draw_shifts, flatten_sequences, shift_frames, to_batch
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.spec import ImageSpec
@@ -43,8 +43,8 @@ def test_a_batch_without_images(tmp_path, make_spec, publish_episodes):
     assert batch.observation.vector.shape == (4, 5)
 
 
-def shifting(seed):
-    return Shifting(pad=2, generator=torch.Generator().manual_seed(seed))
+def shift(seed):
+    return RandomShift(pad=2, generator=torch.Generator().manual_seed(seed))
 
 
 def assert_shifted(tensor, frames, shift):
@@ -57,11 +57,11 @@ def test_each_stack_is_shifted_by_a_draw_of_its_own(tmp_path, make_spec, publish
     device = torch.device("cpu")
     with Sampler([dataset], ReplayConfig(batch_size=16), seed=0, scratch=tmp_path) as sampler:
         drawn = sampler.sample()
-        batch = to_batch(drawn, device, torch.float32, shifting(5))
+        batch = to_batch(drawn, device, torch.float32, shift(5))
         one, other = draw_shifts(2, 16, torch.Generator().manual_seed(5), device)
         assert_shifted(batch.observation.pixels, drawn.observation_frames, one)
         assert_shifted(batch.next_observation.pixels, drawn.next_observation_frames, other)
-        again = to_batch(drawn, device, torch.float32, shifting(5))
+        again = to_batch(drawn, device, torch.float32, shift(5))
     assert batch.observation.pixels is not None
     assert again.observation.pixels is not None
     assert torch.equal(batch.observation.pixels, again.observation.pixels)
@@ -75,7 +75,7 @@ def test_the_steps_of_a_sequence_are_shifted_apart(tmp_path, make_spec, publish_
     with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
         drawn = sampler.sample_sequences()
         plain = flatten_sequences(drawn, 0.99, device, torch.float32)
-        moved = flatten_sequences(drawn, 0.99, device, torch.float32, shifting(5))
+        moved = flatten_sequences(drawn, 0.99, device, torch.float32, shift(5))
     one, other = draw_shifts(2, 16, torch.Generator().manual_seed(5), device)
     assert plain.observation.pixels is not None
     assert plain.next_observation.pixels is not None

@@ -10,14 +10,14 @@ from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.checkpoints import (
     CheckpointManager,
     CheckpointMetadata,
+    fix_replaced,
     list_checkpoints,
-    mend_replaced,
     updates_of,
 )
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.policy import PolicyStore
+from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.td3 import TD3Config, create_state
 from avtd3.learn.trainer import train
 from avtd3.store.errors import CheckpointError, ConfigError
@@ -46,7 +46,7 @@ def config():
 def run(tmp_path, make_spec, publish_episodes, config):
     """A run of 40 updates with a checkpoint every 10."""
     publish_episodes(tmp_path / "data", make_spec())
-    train([tmp_path / "data"], tmp_path / "run", config)
+    train(config, datasets=[tmp_path / "data"], run=tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -62,7 +62,7 @@ def test_a_run_goes_back_and_nothing_is_destroyed(run, config):
     data, checkpoints = run.parent / "data", run / "checkpoints"
     before = {path.name: bytes_of(path) for path in list_checkpoints(checkpoints)}
     logged = read_log(run / "events").curves["critic/loss"]
-    report = train([data], run, config, rollback=20)
+    report = train(config, datasets=[data], run=run, rollback=20)
     assert (report.updates, report.session_updates, report.resumed_exactly) == (40, 20, True)
     assert kept(run / "rolled-back" / "001") == [30, 40]
     for path in list_checkpoints(run / "rolled-back" / "001"):
@@ -75,14 +75,19 @@ def test_a_run_goes_back_and_nothing_is_destroyed(run, config):
     assert ["rollback", 20, True] in [
         [note["name"], note["update"], "rolled-back/001" in note["reason"]] for note in notes
     ]
-    train([data], run, config, rollback=10)
+    train(config, datasets=[data], run=run, rollback=10)
     assert kept(run / "rolled-back" / "002") == [20, 30, 40]
 
 
 def test_what_it_went_back_to_is_published_at_once(run, config):
     policies = PolicyStore(run / "policies")
     newest = policies.newest_version()
-    train([run.parent / "data"], run, dataclasses.replace(config, updates=20), rollback=20)
+    train(
+        dataclasses.replace(config, updates=20),
+        datasets=[run.parent / "data"],
+        run=run,
+        rollback=20,
+    )
     policy = policies.latest(None)
     assert newest is not None
     assert policy is not None
@@ -95,7 +100,7 @@ def test_an_update_without_a_checkpoint_is_refused_and_nothing_moves(run, capsys
         main(["learn", str(run.parent / "data"), "--run", str(run), "--rollback", "25"])
     assert ended.value.code == 2
     message = capsys.readouterr().err
-    assert "--rollback 25" in message
+    assert "rollback 25" in message
     assert "10, 20, 30, 40" in message
     assert kept(run / "checkpoints") == [10, 20, 30, 40]
     assert not (run / "rolled-back").exists()
@@ -104,14 +109,14 @@ def test_an_update_without_a_checkpoint_is_refused_and_nothing_moves(run, capsys
 def test_a_torn_checkpoint_is_not_gone_back_to(run, config):
     torn = run / "checkpoints" / "update-000000020" / "tensors.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="torn"):
-        train([run.parent / "data"], run, config, rollback=20)
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(config, datasets=[run.parent / "data"], run=run, rollback=20)
     assert kept(run / "checkpoints") == [10, 20, 30, 40]
 
 
 def test_there_must_be_a_run_to_go_back_in(tmp_path, config):
     with pytest.raises(ConfigError, match="no run"):
-        train([tmp_path / "data"], tmp_path / "run", config, rollback=20)
+        train(config, datasets=[tmp_path / "data"], run=tmp_path / "run", rollback=20)
 
 
 @pytest.fixture
@@ -136,9 +141,11 @@ def best_of(tmp_path):
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("episode/return", 1.0), ("offline/td_error", -1.0)])
-def test_the_best_is_kept_besides_the_newest_and_milestones(tmp_path, keep, metric, sign):
+def test_the_best_is_kept_besides_the_newest_and_milestones(
+    tmp_path, keep, make_spec, metric, sign
+):
     config = LearnConfig(keep_best=metric, keep_checkpoints=1, milestones=(1,))
-    keeper, name = CheckpointManager(tmp_path, config), metric.replace("/", "_")
+    keeper, name = CheckpointManager(tmp_path, config, make_spec()), metric.replace("/", "_")
     assert keep(keeper, 1) == [1]
     assert keeper.best is None
     assert keep(keeper, 2, **{name: sign * 5.0}) == [1, 2]
@@ -152,19 +159,19 @@ def test_a_resumed_run_knows_its_best_and_its_newest_value(
     tmp_path, keep, make_spec, small_network
 ):
     config = LearnConfig(keep_best="episode/return", keep_checkpoints=1)
-    keeper = CheckpointManager(tmp_path, config)
+    keeper = CheckpointManager(tmp_path, config, make_spec())
     keep(keeper, 2, episode_return=5.0)
     keep(keeper, 3, episode_return=4.0)
-    path, best = keeper.find(None), keeper.best
-    assert path is not None
-    spec = make_spec()
-    state = create_state(spec, small_network, TD3Config(), CPU, seed=0)
-    other = CheckpointManager(tmp_path, dataclasses.replace(config, keep_best="critic/loss"))
-    other.load(path, state, NOISE, spec)
+    best = keeper.best
+    state = create_state(make_spec(), small_network, TD3Config(), CPU, seed=0)
+    other = CheckpointManager(
+        tmp_path, dataclasses.replace(config, keep_best="critic/loss"), make_spec()
+    )
+    assert other.restore_newest(state, NOISE) is not None
     assert other.best is None
     assert not (tmp_path / "checkpoints" / "best.json").exists()
-    resumed = CheckpointManager(tmp_path, config)
-    resumed.load(path, state, NOISE, spec)
+    resumed = CheckpointManager(tmp_path, config, make_spec())
+    resumed.restore_newest(state, NOISE)
     assert resumed.best == best
     assert best_of(tmp_path)["updates"] == 2
     assert keep(resumed, 4) == [2, 4]
@@ -179,7 +186,7 @@ def test_a_run_keeps_its_best_by_held_out_episodes(tmp_path, make_spec, publish_
         keep_best="offline/td_error",
         replay=ReplayConfig(batch_size=4, held_out=0.5),
     )
-    train([tmp_path / "data"], tmp_path / "run", config)
+    train(config, datasets=[tmp_path / "data"], run=tmp_path / "run")
     curve = read_log(tmp_path / "run" / "events").curves["offline/td_error"]
     best = int(curve.updates[curve.values.argmin()])
     assert best_of(tmp_path / "run")["updates"] == best
@@ -187,16 +194,16 @@ def test_a_run_keeps_its_best_by_held_out_episodes(tmp_path, make_spec, publish_
 
 
 @pytest.mark.parametrize("is_written", [False, True])
-def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path, keep, is_written):
-    keep(CheckpointManager(tmp_path, LearnConfig()), 5)
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path, keep, make_spec, is_written):
+    keep(CheckpointManager(tmp_path, LearnConfig(), make_spec()), 5)
     directory = tmp_path / "checkpoints"
     whole = bytes_of(directory / "update-000000005")
     (directory / "update-000000005").rename(directory / ".update-000000005.replaced")
     if is_written:
-        keep(CheckpointManager(tmp_path, LearnConfig()), 6)
+        keep(CheckpointManager(tmp_path, LearnConfig(), make_spec()), 6)
         (directory / "update-000000006").rename(directory / "update-000000005")
         whole = bytes_of(directory / "update-000000005")
-    mend_replaced(directory)
+    fix_replaced(directory)
     assert [path.name for path in directory.iterdir()] == ["update-000000005"]
     assert bytes_of(directory / "update-000000005") == whole
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from avtd3.learn import evaluation as offline
+from avtd3.learn import evaluation
 from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.evaluation import HeldOutEvaluator, discounted_returns
 from avtd3.learn.metrics import METRICS
-from avtd3.learn.networks import NetworkConfig, Observation, to_pixels
+from avtd3.learn.networks import NetworkConfig, ObservationBatch, to_pixels
 from avtd3.learn.td3 import TD3Config, create_state
 from avtd3.learn.trainer import train
 from avtd3.store.errors import ConfigError, NoSegmentsError
@@ -49,7 +49,7 @@ def one_by_one(state, episode, spec, gamma):
         if spec.image is not None:
             stacked = torch.from_numpy(episode.stacks(spec.image.stack)[t : t + 1])
             pixels = to_pixels(stacked, torch.float32)
-        return Observation(pixels=pixels, vector=torch.from_numpy(episode.vector[t : t + 1]))
+        return ObservationBatch(pixels=pixels, vector=torch.from_numpy(episode.vector[t : t + 1]))
 
     rewards = np.clip(2.0 * episode.reward, -1.5, 1.5)
     found = []
@@ -81,7 +81,7 @@ def one_by_one(state, episode, spec, gamma):
 
 @pytest.mark.parametrize("image", [IMAGE, None])
 def test_the_means_are_those_of_single_steps(make_spec, small_network, monkeypatch, image):
-    monkeypatch.setattr(offline, "_STEPS_AT_ONCE", 2)
+    monkeypatch.setattr(evaluation, "_CHUNK", 2)
     spec = make_spec(image=image, vector=3)
     state = create_state(spec, small_network, CONFIG, CPU, seed=1)
     episodes = [
@@ -146,7 +146,7 @@ def config():
 
 def test_a_run_judges_itself_by_what_it_never_draws(tmp_path, make_spec, publish_episodes, config):
     dataset = publish_episodes(tmp_path / "data", make_spec(image=IMAGE), episodes=8, length=10)
-    report = train([dataset.path], tmp_path / "run", config)
+    report = train(config, datasets=[dataset.path], run=tmp_path / "run")
     assert 0 < report.steps < 80
     curves = read_log(tmp_path / "run" / "events").curves
     assert curves["offline/td_error"].updates.tolist() == [5, 10]
@@ -159,7 +159,7 @@ def test_a_run_whose_filter_leaves_nothing_says_so(tmp_path, make_spec, publish_
     dataset = publish_episodes(tmp_path / "data", make_spec())
     nothing = dataclasses.replace(config, replay=ReplayConfig(filter=("end=collision",)))
     with pytest.raises(NoSegmentsError, match=r"of 3 episodes, 3 are excluded by replay\.filter"):
-        train([dataset.path], tmp_path / "run", nothing)
+        train(nothing, datasets=[dataset.path], run=tmp_path / "run")
 
 
 def test_config_is_checked():

@@ -8,12 +8,12 @@ from avtd3.learn.networks import (
     Actor,
     Encoder,
     NetworkConfig,
-    Observation,
+    ObservationBatch,
     TwinCritic,
     move_targets,
     to_pixels,
 )
-from avtd3.learn.policy import DrivingActor
+from avtd3.learn.policy import SingleActor
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import ImageSpec
 
@@ -90,12 +90,12 @@ def test_actions_are_in_bounds_for_every_kind_of_observation(make_spec, image, v
     nn.init.normal_(list(actor.head.parameters())[-2], std=20.0)
     pixels = None if image is None else to_pixels(make_frames(image, 64), torch.float32)
     vectors = torch.randn(64, vector) if vector else None
-    action = actor(Observation(pixels=pixels, vector=vectors))
+    action = actor(ObservationBatch(pixels=pixels, vector=vectors))
     assert action.shape == (64, 2)
     assert (action >= torch.tensor([-3.0, 0.0])).all()
     assert (action <= torch.tensor([-1.0, 10.0])).all()
     critic = TwinCritic(spec, NetworkConfig(hidden=(8,), features=16))
-    state = critic.encode(Observation(pixels=pixels, vector=vectors))
+    state = critic.encode(ObservationBatch(pixels=pixels, vector=vectors))
     q1, q2 = critic.both(state, action)
     assert q1.shape == q2.shape == (64,)
     assert torch.equal(critic.first(state, action), q1)
@@ -140,8 +140,8 @@ def test_driving_equals_the_modules(make_spec, config, image, vector):
     vectors = torch.randn(1, vector) if vector else None
     pixels = None if frames is None else to_pixels(frames, torch.float32)
     with torch.no_grad():
-        expected = actor(Observation(pixels=pixels, vector=vectors))[0]
-    ours = DrivingActor(actor)(
+        expected = actor(ObservationBatch(pixels=pixels, vector=vectors))[0]
+    ours = SingleActor(actor)(
         None if frames is None else frames[0], None if vectors is None else vectors[0]
     )
     np.testing.assert_allclose(ours.numpy(), expected.numpy(), rtol=1e-4, atol=1e-4)

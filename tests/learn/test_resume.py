@@ -110,14 +110,14 @@ def compare(tmp_path, spec, publish_episodes, settings, kills):
     publish_episodes(data, spec, episodes=6)
     config.write_text(yaml.safe_dump({"learn": COMMON | settings}))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train([data], whole, load_section("learn", str(config), []))
+    train(load_section("learn", str(config), []), datasets=[data], run=whole)
     words = ["learn", data, "--run", parts, "--config", config]
     died = 0
     for calls, place in kills:
         resume = ["--resume"] if (parts / "config.json").exists() else []
         died += learn_and_die([*words, *resume], calls, place)
     assert died >= 2
-    train([data], parts, load_section("learn", str(config), []), resume=True)
+    train(load_section("learn", str(config), []), datasets=[data], run=parts, resume=True)
     assert_same_run(whole, parts)
 
 

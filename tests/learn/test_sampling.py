@@ -90,9 +90,9 @@ def test_a_resumed_prioritised_run_equals_one_that_never_stopped(
 ):
     data = tmp_path / "data"
     publish_episodes(data, make_spec(image=image))
-    train([data], tmp_path / "whole", config)
-    train([data], tmp_path / "parts", dataclasses.replace(config, updates=13))
-    report = train([data], tmp_path / "parts", config, resume=True)
+    train(config, datasets=[data], run=tmp_path / "whole")
+    train(dataclasses.replace(config, updates=13), datasets=[data], run=tmp_path / "parts")
+    report = train(config, datasets=[data], run=tmp_path / "parts", resume=True)
     assert report.resumed_exactly is True
     whole, parts = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "parts")
     assert whole.keys() == parts.keys()
@@ -122,11 +122,11 @@ def test_a_run_may_become_prioritised_and_stop_being_so(
     data, run = tmp_path / "data", tmp_path / "run"
     publish_episodes(data, make_spec())
     plain = dataclasses.replace(config, replay=ReplayConfig(batch_size=8))
-    train([data], run, dataclasses.replace(plain, updates=5))
+    train(dataclasses.replace(plain, updates=5), datasets=[data], run=run)
     assert "sampler/priority" not in tensors_of(run)
-    train([data], run, dataclasses.replace(config, updates=10), resume=True)
+    train(dataclasses.replace(config, updates=10), datasets=[data], run=run, resume=True)
     assert "sampler/priority" in tensors_of(run)
-    report = train([data], run, dataclasses.replace(plain, updates=15), resume=True)
+    report = train(dataclasses.replace(plain, updates=15), datasets=[data], run=run, resume=True)
     assert report.resumed_exactly is True
     assert "sampler/priority" not in tensors_of(run)
 
@@ -162,9 +162,11 @@ def test_a_resumed_run_of_sequences_equals_one_that_never_stopped(
     data = tmp_path / "data"
     publish_episodes(data, make_spec())
     config = dataclasses.replace(config, replay=ReplayConfig(batch_size=8, sequence_length=4))
-    train([data], tmp_path / "whole", config)
-    train([data], tmp_path / "parts", dataclasses.replace(config, updates=13))
-    assert train([data], tmp_path / "parts", config, resume=True).resumed_exactly is True
+    train(config, datasets=[data], run=tmp_path / "whole")
+    train(dataclasses.replace(config, updates=13), datasets=[data], run=tmp_path / "parts")
+    assert (
+        train(config, datasets=[data], run=tmp_path / "parts", resume=True).resumed_exactly is True
+    )
     whole, parts = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "parts")
     for name, value in whole.items():
         assert value.tobytes() == parts[name].tobytes(), name
@@ -176,7 +178,7 @@ def test_a_run_without_an_episode_as_long_as_its_sequences_says_so(
     publish_episodes(tmp_path / "data", make_spec(), length=5)
     config = dataclasses.replace(config, replay=ReplayConfig(batch_size=8, sequence_length=8))
     with pytest.raises(NoSegmentsError, match="no episode has 8 steps"):
-        train([tmp_path / "data"], tmp_path / "run", config)
+        train(config, datasets=[tmp_path / "data"], run=tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,15 @@ import torch
 
 from avtd3.learn.gradient_clip import ClipConfig
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.td3 import TD3Config, actor_loss, create_state, critic_loss, target_value, update
+from avtd3.learn.td3 import (
+    CRITIC_FEATURES,
+    TD3Config,
+    actor_loss,
+    create_state,
+    critic_loss,
+    target_value,
+    update,
+)
 from avtd3.store.errors import ConfigError
 from avtd3.store.spec import ImageSpec
 
@@ -42,10 +50,10 @@ def test_critic_loss_reaches_the_critic_alone(setting):
         assert all(p.grad is None for p in other.parameters())
 
 
-@pytest.mark.parametrize("wiring", ["correct", "coupled"])
-def test_actor_loss_reaches_the_actor_alone(setting, wiring):
+@pytest.mark.parametrize("features", CRITIC_FEATURES)
+def test_actor_loss_reaches_the_actor_alone(setting, features):
     state, batch, _ = setting
-    actor_loss(state, batch, TD3Config(wiring=wiring)).loss.backward()
+    actor_loss(state, batch, TD3Config(critic_features=features)).loss.backward()
     assert has_gradient(state.actor.encoder)
     assert has_gradient(state.actor.head)
     for other in (state.critic, state.actor_target, state.critic_target):
@@ -53,34 +61,38 @@ def test_actor_loss_reaches_the_actor_alone(setting, wiring):
     assert all(p.requires_grad for p in state.critic.parameters())
 
 
-def test_the_actor_is_judged_on_the_critics_own_features(setting):
+def test_the_critic_rates_the_actor_on_its_own_features(setting):
     state, batch, _ = setting
     with torch.no_grad():
         action = state.actor(batch.observation)
         own = state.critic.first(state.critic.encode(batch.observation), action)
         foreign = state.critic.first(state.actor.encode(batch.observation), action)
     torch.testing.assert_close(actor_loss(state, batch, TD3Config()).q, own)
-    torch.testing.assert_close(actor_loss(state, batch, TD3Config(wiring="coupled")).q, foreign)
+    ablation = TD3Config(critic_features="actor")
+    torch.testing.assert_close(actor_loss(state, batch, ablation).q, foreign)
     assert not torch.allclose(own, foreign)
 
 
 @pytest.mark.slow
-def test_coupled_wiring_inflates_what_correct_wiring_bounds(make_spec, make_batch):
+def test_features_of_the_actor_inflate_what_the_critics_own_features_bound(make_spec, make_batch):
     spec = make_spec(image=IMAGE, vector=3)
     network = NetworkConfig(feature_norm=False, hidden=(64, 64))
     losses = {}
-    for wiring in ("correct", "coupled"):
+    for features in CRITIC_FEATURES:
         config = TD3Config(
-            wiring=wiring, actor_cnn_lr=1e-3, cnn_weight_decay=0.0, clip=ClipConfig(enabled=False)
+            critic_features=features,
+            actor_cnn_lr=1e-3,
+            cnn_weight_decay=0.0,
+            clip=ClipConfig(enabled=False),
         )
         state = create_state(spec, network, config, CPU, seed=0)
         batch = make_batch(spec, 32)
         for _ in range(120):
             result = update(state, batch, torch.zeros(32, 2), config)
         assert result.actor is not None
-        losses[wiring] = result.actor.loss.item()
-    assert abs(losses["correct"]) < 20
-    assert abs(losses["coupled"]) > 10 * abs(losses["correct"])
+        losses[features] = result.actor.loss.item()
+    assert abs(losses["own"]) < 20
+    assert abs(losses["actor"]) > 10 * abs(losses["own"])
 
 
 def test_discount_zero_stops_bootstrapping(setting):
@@ -269,7 +281,7 @@ def test_next_values_stay_in_the_range_of_targets_seen(setting, make_spec, small
         {"tau": 0.0},
         {"tau": 1.5},
         {"policy_delay": 0},
-        {"wiring": "odd"},
+        {"critic_features": "odd"},
         {"critic_lr": -1.0},
         {"weight_decay_kind": "adamw"},
         {"bc_fade_until": 5, "bc_fade_from": 5},

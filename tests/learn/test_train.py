@@ -12,14 +12,15 @@ import safetensors.numpy
 
 from avtd3.learn import batch
 from avtd3.learn.analysis.event_log import read_log
+from avtd3.learn.callbacks import ProgressCallback
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import METRICS, metric
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.policy import PolicyStore
+from avtd3.learn.policy_store import PolicyStore
+from avtd3.learn.replay_source import scratch_directory
 from avtd3.learn.report import LearnProgress
-from avtd3.learn.source import scratch_directory
 from avtd3.learn.trainer import train
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
@@ -62,7 +63,12 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
     spec = make_spec(image=IMAGE, vector=3)
     publish_episodes(tmp_path / "data", spec)
     seen: list[LearnProgress] = []
-    report = train([tmp_path / "data"], tmp_path / "run", config, on_progress=seen.append)
+    report = train(
+        config,
+        datasets=[tmp_path / "data"],
+        run=tmp_path / "run",
+        callbacks=[ProgressCallback(seen.append)],
+    )
     assert (report.updates, report.policy_version, report.halted) == (40, 2, None)
     assert not report.stopped
     assert report.updates_per_second > 0
@@ -92,14 +98,14 @@ def test_a_run_leaves_policies_checkpoints_and_metrics(
 def test_progress_shows_the_pace_at_once_and_losses_once_they_are_logged(
     tmp_path, make_spec, publish_episodes, config, monkeypatch
 ):
-    monkeypatch.setattr("avtd3.learn.trainer.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("avtd3.learn.callbacks.PROGRESS_INTERVAL_S", 0.0)
     publish_episodes(tmp_path / "data", make_spec())
     seen: list[LearnProgress] = []
     train(
-        [tmp_path / "data"],
-        tmp_path / "run",
         dataclasses.replace(config, updates=8),
-        on_progress=seen.append,
+        datasets=[tmp_path / "data"],
+        run=tmp_path / "run",
+        callbacks=[ProgressCallback(seen.append)],
     )
     learning = {progress.updates: progress for progress in seen if not progress.waiting}
     assert learning.keys() == set(range(1, 9))
@@ -115,7 +121,7 @@ def test_metrics_of_the_actor_are_absent_when_it_was_not_updated(
 ):
     publish_episodes(tmp_path / "data", make_spec())
     td3 = dataclasses.replace(config.td3, policy_delay=8)
-    train([tmp_path / "data"], tmp_path / "run", dataclasses.replace(config, td3=td3))
+    train(dataclasses.replace(config, td3=td3), datasets=[tmp_path / "data"], run=tmp_path / "run")
     curves = read_log(tmp_path / "run" / "events").curves
     assert list(curves["critic/loss"].updates) == list(range(4, 41, 4))
     assert list(curves["actor/loss"].updates) == list(range(8, 41, 8))
@@ -128,9 +134,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 ):
     data = tmp_path / "data"
     publish_episodes(data, make_spec(image=image))
-    train([data], tmp_path / "whole", config)
-    train([data], tmp_path / "parts", dataclasses.replace(config, updates=13))
-    report = train([data], tmp_path / "parts", config, resume=True)
+    train(config, datasets=[data], run=tmp_path / "whole")
+    train(dataclasses.replace(config, updates=13), datasets=[data], run=tmp_path / "parts")
+    report = train(config, datasets=[data], run=tmp_path / "parts", resume=True)
     assert report.resumed_exactly is True
     assert (report.updates, report.session_updates) == (40, 27)
     whole, parts = (
@@ -148,15 +154,17 @@ def test_random_shifts_reach_the_batches(
     publish_episodes(tmp_path / "data", make_spec(image=IMAGE))
     seen = []
 
-    def to_batch(transitions, device, dtype, shifting, stacks):
-        seen.append(shifting)
-        return batch.to_batch(transitions, device, dtype, shifting, stacks)
+    plain_to_batch = batch.to_batch
 
-    monkeypatch.setattr("avtd3.learn.trainer.to_batch", to_batch)
+    def to_batch(transitions, device, dtype, shift, stacks):
+        seen.append(shift)
+        return plain_to_batch(transitions, device, dtype, shift, stacks)
+
+    monkeypatch.setattr("avtd3.learn.batch.to_batch", to_batch)
     for name, pad in (("plain", 0), ("moved", 3)):
         short = dataclasses.replace(config, updates=2, image_shift=pad)
-        train([tmp_path / "data"], tmp_path / name, short)
-    assert [shifting and shifting.pad for shifting in seen] == [None, None, 3, 3]
+        train(short, datasets=[tmp_path / "data"], run=tmp_path / name)
+    assert [shift and shift.pad for shift in seen] == [None, None, 3, 3]
     plain, moved = (
         tensors_of(list_checkpoints(tmp_path / n / "checkpoints")[-1]) for n in ("plain", "moved")
     )
@@ -169,12 +177,12 @@ def test_readers_drop_what_was_logged_behind_the_checkpoint(
     data, run = tmp_path / "data", tmp_path / "run"
     publish_episodes(data, make_spec())
     config = dataclasses.replace(config, log_every=5, keep_checkpoints=2, milestones=())
-    train([data], run, dataclasses.replace(config, updates=20))
+    train(dataclasses.replace(config, updates=20), datasets=[data], run=run)
     first, last = list_checkpoints(run / "checkpoints")
     assert first.name == "update-000000010"
     shutil.rmtree(last)  # as if it had been killed just before it saved
     assert list(read_log(run / "events").curves["critic/loss"].updates) == [5, 10, 15, 20]
-    train([data], run, config, resume=True)
+    train(config, datasets=[data], run=run, resume=True)
     curves = read_log(run / "events").curves
     assert list(curves["critic/loss"].updates) == list(range(5, 41, 5))
     assert list(curves["run/steps"].updates) == list(range(5, 41, 5))
@@ -183,11 +191,11 @@ def test_readers_drop_what_was_logged_behind_the_checkpoint(
 def test_policy_versions_go_on_after_a_resume(tmp_path, make_spec, publish_episodes, config):
     data, policies = tmp_path / "data", tmp_path / "policies"
     publish_episodes(data, make_spec())
-    first = train([data], tmp_path / "run", config, policies=policies)
+    first = train(config, datasets=[data], run=tmp_path / "run", policies=policies)
     assert first.policy_version == 2
     before = {path.name: path.read_bytes() for path in policies.glob("policy-*")}
     longer = dataclasses.replace(config, updates=60)
-    second = train([data], tmp_path / "run", longer, policies=policies, resume=True)
+    second = train(longer, datasets=[data], run=tmp_path / "run", policies=policies, resume=True)
     assert second.policy_version == 3
     for name, data_before in before.items():
         assert (policies / name).read_bytes() == data_before
@@ -196,9 +204,11 @@ def test_policy_versions_go_on_after_a_resume(tmp_path, make_spec, publish_episo
 def test_a_resume_on_other_segments_says_so(tmp_path, make_spec, publish_episodes, config):
     spec = make_spec()
     publish_episodes(tmp_path / "data", spec)
-    train([tmp_path / "data"], tmp_path / "run", dataclasses.replace(config, updates=10))
+    train(
+        dataclasses.replace(config, updates=10), datasets=[tmp_path / "data"], run=tmp_path / "run"
+    )
     publish_episodes(tmp_path / "data", spec, seed=1)
-    report = train([tmp_path / "data"], tmp_path / "run", config, resume=True)
+    report = train(config, datasets=[tmp_path / "data"], run=tmp_path / "run", resume=True)
     assert report.resumed_exactly is False
     assert "no longer" in report.summary()
 
@@ -207,7 +217,10 @@ def test_told_to_stop_it_saves_and_publishes(tmp_path, make_spec, publish_episod
     publish_episodes(tmp_path / "data", make_spec())
     asked = iter(range(1000))
     report = train(
-        [tmp_path / "data"], tmp_path / "run", config, should_stop=lambda: next(asked) >= 7
+        config,
+        datasets=[tmp_path / "data"],
+        run=tmp_path / "run",
+        callbacks=[ProgressCallback(should_stop=lambda: next(asked) >= 7)],
     )
     assert report.stopped
     assert report.updates == 7
@@ -243,19 +256,19 @@ def test_following_waits_for_the_dataset_its_steps_and_the_pace(
             script.pop(0)()
 
     waits: list[str] = []
-    monkeypatch.setattr("avtd3.learn.trainer.PROGRESS_INTERVAL_S", 0.0)
-    monkeypatch.setattr("avtd3.learn.source.time.sleep", advance)
+    monkeypatch.setattr("avtd3.learn.callbacks.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("avtd3.learn.replay_source.time.sleep", advance)
     report = train(
-        [data],
-        tmp_path / "run",
         dataclasses.replace(slow, refresh_seconds=1e-9, updates=25),
+        datasets=[data],
+        run=tmp_path / "run",
         follow=True,
-        on_progress=lambda progress: texts.append(progress.line()),
+        callbacks=[ProgressCallback(lambda progress: texts.append(progress.line()))],
     )
     assert report.updates == 25
     assert report.steps == 80
     joined = "\n".join(waits)
-    assert f"waiting for {data} to be made" in joined
+    assert f"waiting for a collector to create {data}" in joined
     assert f"waiting for segments in {data}: 20 of 30 steps" in joined
     assert "5 updates are 0.5 for each of 10 steps after the first 30" in joined
 
@@ -267,38 +280,38 @@ def test_following_waits_while_a_collector_makes_the_dataset(
     for name in ("segments", ".staging"):  # what is there a moment before zarr.json
         (data / name).mkdir(parents=True)
     spec, texts = make_spec(), []
-    monkeypatch.setattr("avtd3.learn.trainer.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("avtd3.learn.callbacks.PROGRESS_INTERVAL_S", 0.0)
     monkeypatch.setattr(
-        "avtd3.learn.source.time.sleep",
+        "avtd3.learn.replay_source.time.sleep",
         lambda _: (data / "zarr.json").exists() or publish_episodes(data, spec, episodes=2),
     )
     short = dataclasses.replace(config, updates=2, learning_starts=10)
     report = train(
-        [data],
-        tmp_path / "run",
         short,
+        datasets=[data],
+        run=tmp_path / "run",
         follow=True,
-        on_progress=lambda progress: texts.append(progress.line()),
+        callbacks=[ProgressCallback(lambda progress: texts.append(progress.line()))],
     )
     assert report.updates == 2
-    assert any(f"waiting for {data} to be made" in text for text in texts)
+    assert any(f"waiting for a collector to create {data}" in text for text in texts)
 
 
 def test_following_something_else_is_refused_at_once(tmp_path, config):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "notes.txt").write_text("not a dataset")
     with pytest.raises(DatasetError, match=r"no zarr\.json"):
-        train([tmp_path / "data"], tmp_path / "run", config, follow=True)
+        train(config, datasets=[tmp_path / "data"], run=tmp_path / "run", follow=True)
 
 
 def test_following_can_be_stopped_before_there_is_anything(tmp_path, config):
     asked = iter(range(10))
     report = train(
-        [tmp_path / "data"],
-        tmp_path / "run",
         config,
+        datasets=[tmp_path / "data"],
+        run=tmp_path / "run",
         follow=True,
-        should_stop=lambda: next(asked) >= 1,
+        callbacks=[ProgressCallback(should_stop=lambda: next(asked) >= 1)],
     )
     assert report.stopped
     assert (report.updates, report.policy_version) == (0, None)
@@ -309,12 +322,12 @@ def test_an_untrained_policy_is_there_before_the_first_segment(tmp_path, make_sp
     Dataset.create(tmp_path / "data", spec)
     asked = iter(range(10))
     report = train(
-        [tmp_path / "data"],
-        tmp_path / "run",
         config,
+        datasets=[tmp_path / "data"],
+        run=tmp_path / "run",
         policies=tmp_path / "policies",
         follow=True,
-        should_stop=lambda: next(asked) >= 2,
+        callbacks=[ProgressCallback(should_stop=lambda: next(asked) >= 2)],
     )
     assert report.policy_version == 0
     assert newest_policy(tmp_path / "policies").updates == 0
@@ -325,9 +338,9 @@ def test_updates_that_stay_not_finite_halt_the_run(tmp_path, make_spec, publish_
     publish_episodes(tmp_path / "data", make_spec())
     td3 = dataclasses.replace(config.td3, reward_scale=1e38)
     report = train(
-        [tmp_path / "data"],
-        tmp_path / "run",
         dataclasses.replace(config, td3=td3, guards=GuardConfig(every=4, max_skipped=6)),
+        datasets=[tmp_path / "data"],
+        run=tmp_path / "run",
     )
     assert report.halted is not None
     assert "not finite" in report.halted
@@ -340,10 +353,10 @@ def test_updates_that_stay_not_finite_halt_the_run(tmp_path, make_spec, publish_
 
 def test_missing_and_empty_datasets_are_refused(tmp_path, make_spec, config):
     with pytest.raises(DatasetError):
-        train([tmp_path / "nowhere"], tmp_path / "run", config)
+        train(config, datasets=[tmp_path / "nowhere"], run=tmp_path / "run")
     Dataset.create(tmp_path / "empty", make_spec())
     with pytest.raises(NoSegmentsError, match="--follow"):
-        train([tmp_path / "empty"], tmp_path / "run", config)
+        train(config, datasets=[tmp_path / "empty"], run=tmp_path / "run")
 
 
 def damage(segment):
@@ -363,7 +376,10 @@ def test_refused_segments_are_never_passed_over_in_silence(
     bad = damage(publish_episodes(data, make_spec(), seed=1).snapshot().segments[-1])
     lines: list[str] = []
     report = train(
-        [data], tmp_path / "run", config, on_progress=lambda progress: lines.append(progress.line())
+        config,
+        datasets=[data],
+        run=tmp_path / "run",
+        callbacks=[ProgressCallback(lambda progress: lines.append(progress.line()))],
     )
     assert f"1 segments refused, last: {bad}: " in lines[-1]
     assert bad in report.summary()
@@ -376,7 +392,7 @@ def test_refused_segments_are_never_passed_over_in_silence(
     with pytest.raises(
         NoSegmentsError, match=rf"2 segments are refused .*{bad}.*differs from the manifest"
     ):
-        train([data], tmp_path / "other", config)
+        train(config, datasets=[data], run=tmp_path / "other")
 
 
 def test_a_dataset_that_goes_away_is_named(tmp_path, make_spec, publish_episodes, config):
@@ -392,17 +408,23 @@ def test_a_dataset_that_goes_away_is_named(tmp_path, make_spec, publish_episodes
         return False
 
     fast = dataclasses.replace(config, refresh_seconds=1e-9, updates_per_step=0.0)
-    report = train([data], tmp_path / "run", fast, follow=True, should_stop=should_stop)
+    report = train(
+        fast,
+        datasets=[data],
+        run=tmp_path / "run",
+        follow=True,
+        callbacks=[ProgressCallback(should_stop=should_stop)],
+    )
     assert report.updates == 40
     assert report.absent == (data,)
-    assert f"dataset {data} has gone away" in report.summary()
+    assert f"dataset {data} has disappeared" in report.summary()
 
 
 def test_datasets_of_two_specs_are_refused(tmp_path, make_spec, publish_episodes, config):
     publish_episodes(tmp_path / "one", make_spec())
     publish_episodes(tmp_path / "two", make_spec(vector=6))
     with pytest.raises(SpecError):
-        train([tmp_path / "one", tmp_path / "two"], tmp_path / "run", config)
+        train(config, datasets=[tmp_path / "one", tmp_path / "two"], run=tmp_path / "run")
 
 
 def test_a_run_directory_is_not_taken_twice(tmp_path, make_spec, publish_episodes, config):
@@ -410,29 +432,28 @@ def test_a_run_directory_is_not_taken_twice(tmp_path, make_spec, publish_episode
     publish_episodes(data, make_spec())
     short = dataclasses.replace(config, updates=2)
     with pytest.raises(ConfigError, match="no run to resume"):
-        train([data], tmp_path / "run", short, resume=True)
-    train([data], tmp_path / "run", short)
+        train(short, datasets=[data], run=tmp_path / "run", resume=True)
+    train(short, datasets=[data], run=tmp_path / "run")
     with pytest.raises(ConfigError, match="--resume"):
-        train([data], tmp_path / "run", short)
+        train(short, datasets=[data], run=tmp_path / "run")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="is a file"):
-        train([data], tmp_path / "file", short)
+        train(short, datasets=[data], run=tmp_path / "file")
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path, make_spec, publish_episodes, config):
     short = dataclasses.replace(config, updates=2)
     publish_episodes(tmp_path / "one", make_spec())
     publish_episodes(tmp_path / "two", make_spec(low=(-2.0, -2.0)))
-    train([tmp_path / "one"], tmp_path / "run", short)
-    with pytest.raises(SpecError, match="its own data"):
-        train([tmp_path / "two"], tmp_path / "run", short, resume=True)
+    train(short, datasets=[tmp_path / "one"], run=tmp_path / "run")
+    with pytest.raises(SpecError, match="the run's own data"):
+        train(short, datasets=[tmp_path / "two"], run=tmp_path / "run", resume=True)
 
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from avtd3.learn.trainer import LearnConfig, LearnProgress, train
-from avtd3.learn.networks import NetworkConfig
+from avtd3.learn import LearnConfig, NetworkConfig, train
 from avtd3.store import files
 from avtd3.store.replay.config import ReplayConfig
 count = 0
@@ -446,7 +467,7 @@ def fsync(descriptor):
 os.fsync = fsync
 config = LearnConfig(updates=30, publish_every=5, checkpoint_every=5,
     network=NetworkConfig(hidden=(8,)), replay=ReplayConfig(batch_size=4))
-train([Path(sys.argv[1])], Path(sys.argv[2]), config)
+train(config, datasets=sys.argv[1], run=sys.argv[2])
 """
 
 
@@ -465,7 +486,7 @@ def test_a_run_killed_at_any_write_goes_on(tmp_path, make_spec, publish_episodes
         replay=ReplayConfig(batch_size=4),
     )
     started = (run / "config.json").exists()
-    report = train([data], run, config, resume=started)
+    report = train(config, datasets=[data], run=run, resume=started)
     assert report.updates == 30
     assert newest_policy(run / "policies").updates == 30
     assert not list(Path(run / "policies").glob(".*.tmp"))
@@ -489,7 +510,11 @@ def test_impossible_settings_are_refused_by_name(bad):
 def test_an_unknown_device_is_refused(tmp_path, make_spec, publish_episodes, config):
     publish_episodes(tmp_path / "data", make_spec())
     with pytest.raises(ConfigError, match="device"):
-        train([tmp_path / "data"], tmp_path / "r", dataclasses.replace(config, device="quantum"))
+        train(
+            dataclasses.replace(config, device="quantum"),
+            datasets=[tmp_path / "data"],
+            run=tmp_path / "r",
+        )
 
 
 def test_the_mode_of_replay_is_said_and_does_not_change_what_is_learned(
@@ -501,10 +526,10 @@ def test_the_mode_of_replay_is_said_and_does_not_change_what_is_learned(
         replay = dataclasses.replace(config.replay, mode=mode)
         seen: list[LearnProgress] = []
         report = train(
-            [tmp_path / "data"],
-            tmp_path / mode,
             dataclasses.replace(config, updates=10, replay=replay),
-            on_progress=seen.append,
+            datasets=[tmp_path / "data"],
+            run=tmp_path / mode,
+            callbacks=[ProgressCallback(seen.append)],
         )
         assert report.replay.startswith(f"replay {mode}: as configured")
         assert report.replay in report.summary()

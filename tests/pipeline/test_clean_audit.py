@@ -7,7 +7,7 @@ from avtd3.collect.collector import collect
 from avtd3.collect.maps.scenarios import SCENARIOS
 from avtd3.configs.load import load_section
 from avtd3.learn.networks import Actor, NetworkConfig
-from avtd3.learn.policy import PolicyStore
+from avtd3.learn.policy_store import PolicyStore
 from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
 

@@ -29,7 +29,7 @@ def whole_loop(path, world, gym, episodes):
     data, policies = path / "data", path / "policies"
     config = CollectConfig(world=world, driver="random", gym=gym, min_free_mb=0)
     collect(data, config, episodes=episodes)
-    train([data], path / "run", LEARN, policies=policies)
+    train(LEARN, datasets=[data], run=path / "run", policies=policies)
     mixed = CollectConfig(
         world=world, driver="policy", gym=gym, min_free_mb=0, seed=1, exploration_noise=0.3
     )

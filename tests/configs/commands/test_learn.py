@@ -15,7 +15,7 @@ class SeenError(Exception):
 @pytest.fixture
 def settings_of(monkeypatch, tmp_path):
     def train(*arguments, **_):
-        raise SeenError(arguments[2])
+        raise SeenError(arguments[0])
 
     monkeypatch.setattr(learner, "train", train)
 

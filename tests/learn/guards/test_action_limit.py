@@ -2,8 +2,8 @@
 
 import pytest
 
-from avtd3.learn.guards.action_limit import ActionLimit
 from avtd3.learn.guards.config import ActionLimitConfig
+from avtd3.learn.guards.monitor import ActionLimit
 
 CONFIG = ActionLimitConfig(share=0.6, for_updates=100)
 CALM = {"actor_cnn/feature_norm": 20.0, "actor/action_std": 0.2}
@@ -14,7 +14,7 @@ def test_it_lifts_once_all_three_speak_for_it():
     assert [limit.read(CALM, 150.0, at) for at in (0, 50, 99)] == [""] * 3
     assert limit.share == 0.6
     text = limit.read(CALM, 150.0, 100)
-    assert "without limit" in text
+    assert "no longer limited" in text
     assert limit.share == 1.0
     assert limit.read(CALM, 150.0, 200) == ""  # said once
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from avtd3.learn.guards.cnn_lr import CnnRate
 from avtd3.learn.guards.config import CnnRateConfig
+from avtd3.learn.guards.monitor import CnnRate
 
 CONFIG = CnnRateConfig(cool_down=100, recover_after=300, floor=0.2)
 

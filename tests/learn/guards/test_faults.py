@@ -8,7 +8,7 @@ import torch
 
 from avtd3.learn.guards.config import CnnRateConfig
 from avtd3.learn.td3 import TD3Config
-from avtd3.tests.learn.watched import GUARDS, scale
+from avtd3.tests.learn.guarded_run import GUARDS, scale
 
 
 def test_a_poisoned_batch_is_told_and_counted(make_run):
@@ -21,7 +21,7 @@ def test_a_poisoned_batch_is_told_and_counted(make_run):
     assert run.state.skipped == 2.0
     (line,) = run.lines()
     assert "2 updates of the critic, 2 of them in a row" in line["reason"]
-    assert "replay-inspect" in line["mend"]
+    assert "replay-inspect" in line["fix"]
     assert "critic_not_finite" in run.messages[0]
     assert run.stop is None
 
@@ -64,16 +64,16 @@ def test_the_gradient_of_the_actor_counts_before_clipping(make_run):
 
 
 @pytest.mark.slow
-def test_the_coupled_wiring_is_caught_by_what_the_data_allow(make_run):
-    fast = TD3Config(wiring="coupled", actor_cnn_lr=3e-3, actor_lr=3e-3)
+def test_critic_features_of_the_actor_are_caught_by_what_the_data_allow(make_run):
+    fast = TD3Config(critic_features="actor", actor_cnn_lr=3e-3, actor_lr=3e-3)
     run = make_run(td3=fast)
     run.go(200)
     fired = run.fired()
     assert {"actor_q_bound", "actor_loss", "actor_feature_norm"} <= fired.keys()
     assert not {"q_bound", "q_size", "critic_loss"} & fired.keys()
     assert any(line["name"] == "actor_cnn_rate" for line in run.lines())
-    assert run.watch.rates["actor"].share < 1.0
-    assert run.watch.rates["critic"].share == 1.0
+    assert run.monitor.rates["actor"].share < 1.0
+    assert run.monitor.rates["critic"].share == 1.0
 
 
 @pytest.mark.parametrize("network", ["actor", "critic"])
@@ -94,8 +94,8 @@ def test_features_of_the_critics_count_apart(make_run):
     run.go(10)
     assert run.fired()["critic_feature_norm"] == "serious"
     assert "actor_feature_norm" not in run.fired()
-    assert run.watch.rates["critic"].share == 0.5
-    assert run.watch.rates["actor"].share == 1.0
+    assert run.monitor.rates["critic"].share == 0.5
+    assert run.monitor.rates["actor"].share == 1.0
 
 
 def test_a_saturated_and_constant_actor(make_run):

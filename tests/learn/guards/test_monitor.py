@@ -11,7 +11,7 @@ import torch
 from avtd3.learn.guards.config import CnnRateConfig
 from avtd3.learn.td3 import TD3Config
 from avtd3.store.errors import CheckpointError
-from avtd3.tests.learn.watched import GUARDS, PLAIN, learnable, scale
+from avtd3.tests.learn.guarded_run import GUARDS, PLAIN, learnable, scale
 
 
 @pytest.mark.parametrize(
@@ -31,10 +31,10 @@ def test_a_run_that_learns_raises_nothing(make_run, camera, feature_norm, update
     counts = {name: value for name, value in run.scalars.items() if name.startswith("alerts/")}
     assert set(counts.values()) == {0.0}
     assert run.scalars["run/action_limit"] == 1.0
-    assert all(rate.share == 1.0 for rate in run.watch.rates.values())
+    assert all(rate.share == 1.0 for rate in run.monitor.rates.values())
 
 
-def test_the_right_wiring_at_the_same_rates_is_not(make_run):
+def test_the_critics_own_features_at_the_same_rates_raise_nothing(make_run):
     run = make_run(td3=TD3Config(actor_cnn_lr=3e-3, actor_lr=3e-3))
     run.go(120)
     assert not {"actor_q_bound", "actor_loss", "actor_feature_norm"} & run.fired().keys()
@@ -48,7 +48,7 @@ def test_an_alert_that_goes_on_is_said_now_and_then_and_counted_always(make_run)
     told = [line for line in run.lines() if line["name"] == "saturation"]
     assert [(line["update"], line["count"]) for line in told] == [(10, 1), (40, 3)]
     assert run.scalars["alerts/saturation"] == 6.0
-    run.watch.alerts.flush(60)
+    run.monitor.alerts.flush(60)
     told = [line for line in run.lines() if line["name"] == "saturation"]
     assert (told[-1]["update"], told[-1]["count"]) == (60, 2)
     assert "2 more updates" in told[-1]["reason"]
@@ -67,12 +67,12 @@ def test_a_state_goes_on_as_if_nothing_had_been(make_run):
         scale(run.state.actor.encoder.linear, 3000.0)
     whole.go(47)
     first.go(13)
-    state = json.loads(json.dumps(first.watch.state(), allow_nan=False))
+    state = json.loads(json.dumps(first.monitor.state(), allow_nan=False))
     second = make_run(guards=guards)
     second.state, second.noise = first.state, first.noise
-    second.watch.restore(state, second.state)
+    second.monitor.restore(state, second.state)
     second.go(34)
-    assert second.watch.state() == whole.watch.state()
+    assert second.monitor.state() == whole.monitor.state()
     assert [g["lr"] for g in second.state.actor_optimizer.param_groups] == [
         g["lr"] for g in whole.state.actor_optimizer.param_groups
     ]
@@ -80,34 +80,34 @@ def test_a_state_goes_on_as_if_nothing_had_been(make_run):
 
 def test_a_state_that_is_none_is_refused(make_run):
     run = make_run(camera=False)
-    run.watch.restore({}, run.state)
+    run.monitor.restore({}, run.state)
     with pytest.raises(CheckpointError, match="guards"):
-        run.watch.restore({"alerts": 5}, run.state)
+        run.monitor.restore({"alerts": 5}, run.state)
 
 
 def test_a_checkpoint_is_good_if_nothing_serious_came_before_it(make_run):
     run = make_run(camera=False)
     run.go(10)
-    run.watch.mark(10)
-    assert run.watch.last_good == 10
+    run.monitor.mark_checkpoint(10)
+    assert run.monitor.last_good == 10
     scale(run.state.critic.head1, 1000.0)
     run.go(5)  # not read yet
-    run.watch.mark(15)
-    assert run.watch.last_good == 10
+    run.monitor.mark_checkpoint(15)
+    assert run.monitor.last_good == 10
     run.go(5)
-    run.watch.mark(20)
-    assert run.watch.last_good == 10
+    run.monitor.mark_checkpoint(20)
+    assert run.monitor.last_good == 10
 
 
 def test_a_checkpoint_whose_newest_update_was_left_out_is_not_good(make_run):
     run = make_run(camera=False)
     run.go(10)
     run.go(3, lambda batch: dataclasses.replace(batch, reward=batch.reward * math.nan))
-    run.watch.mark(13)
-    assert run.watch.last_good is None
+    run.monitor.mark_checkpoint(13)
+    assert run.monitor.last_good is None
     run.go(1)
-    run.watch.mark(14)
-    assert run.watch.last_good == 14
+    run.monitor.mark_checkpoint(14)
+    assert run.monitor.last_good == 14
 
 
 def test_nothing_is_read_back_between_two_readings(make_run, monkeypatch):
@@ -123,7 +123,7 @@ def test_nothing_is_read_back_between_two_readings(make_run, monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, name, told)
     inside = False
-    after = run.watch.after
+    after = run.monitor.after
 
     def watched(*arguments):
         nonlocal inside
@@ -132,7 +132,7 @@ def test_nothing_is_read_back_between_two_readings(make_run, monkeypatch):
         inside = False
         return found
 
-    monkeypatch.setattr(run.watch, "after", watched)
+    monkeypatch.setattr(run.monitor, "after", watched)
     run.go(40)
     assert [update for update, _ in read] == [20, 20, 40, 40]
     assert {name for _, name in read} == {"tolist"}

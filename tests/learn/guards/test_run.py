@@ -10,11 +10,12 @@ import torch
 from avtd3.cli import main
 from avtd3.learn import td3
 from avtd3.learn.analysis.event_log import read_log
+from avtd3.learn.callbacks import ProgressCallback
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.policy import PolicyStore
+from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.trainer import train
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.spec import ImageSpec
@@ -43,7 +44,7 @@ def learn(tmp_path, make_spec, publish_episodes):
     def learn(config, *, run="run", image=None, **options):
         if not (tmp_path / "data").exists():
             publish_episodes(tmp_path / "data", make_spec(image=image), length=20)
-        return train([tmp_path / "data"], tmp_path / run, config, **options)
+        return train(config, datasets=[tmp_path / "data"], run=tmp_path / run, **options)
 
     return learn
 
@@ -86,7 +87,7 @@ def guards(**changes):
 def test_a_stop_ends_the_run_and_is_said_everywhere(tmp_path, learn, config, break_weights):
     break_weights(23)
     seen: list[str] = []
-    report = learn(config, on_progress=lambda progress: seen.append(progress.line()))
+    report = learn(config, callbacks=[ProgressCallback(lambda p: seen.append(p.line()))])
     run = tmp_path / "run"
     assert (report.updates, report.stopped, report.rollbacks) == (25, False, 0)
     assert report.alerts["stop"] >= 1
@@ -127,7 +128,7 @@ def test_a_rollback_goes_on_from_the_last_good_checkpoint(tmp_path, learn, confi
     report = learn(config, image=IMAGE)
     run = tmp_path / "run"
     assert (report.updates, report.halted, report.rollbacks) == (40, None, 1)
-    assert "went back to a good checkpoint 1 times" in report.summary()
+    assert "rollbacks to a good checkpoint: 1" in report.summary()
     names = [line["name"] for line in lines(run)]
     note = lines(run)[names.index("rollback")]
     assert (note["level"], note["update"]) == ("note", 20)
@@ -150,7 +151,7 @@ def test_each_rollback_halves_the_rates_again_until_there_were_enough(
     config = dataclasses.replace(config, guards=guards(on_stop="rollback", max_rollbacks=2))
     report = learn(config, image=IMAGE)
     assert (report.updates, report.rollbacks) == (25, 2)
-    assert "it went back 2 times already" in report.halted
+    assert "the run was rolled back 2 times already" in report.halted
     rates = read_log(tmp_path / "run" / "events").curves["rate/critic_cnn"].values
     assert rates[-1] == pytest.approx(rates[0] / 4)
     document = json.loads(
@@ -171,11 +172,25 @@ def test_a_checkpoint_that_it_went_back_to_knows_of_it(tmp_path, learn, config, 
     assert (document["guards"]["rollbacks"], document["guards"]["last_good"]) == (1, 13)
 
 
+def test_checkpoints_after_the_good_one_are_moved_like_those_of_a_rollback_by_hand(
+    tmp_path, learn, config, break_weights
+):
+    break_weights(13)
+    config = dataclasses.replace(config, guards=guards(every=25, on_stop="rollback"))
+    report = learn(config)
+    assert (report.updates, report.rollbacks) == (40, 1)
+    run = tmp_path / "run"
+    aside = [path.name for path in list_checkpoints(run / "rolled-back" / "001")]
+    assert aside == ["update-000000020"]
+    (note,) = [line for line in lines(run) if line["name"] == "rollback"]
+    assert note["update"] == 10
+
+
 def test_with_no_good_checkpoint_there_is_nothing_to_go_back_to(learn, config, break_weights):
     break_weights(3)
     report = learn(dataclasses.replace(config, guards=guards(on_stop="rollback")))
     assert report.updates == 5
-    assert "there is no good checkpoint to go back to" in report.halted
+    assert "there is no good checkpoint to roll back to" in report.halted
 
 
 def test_told_to_it_only_says_so(tmp_path, learn, config, break_weights):
@@ -223,7 +238,7 @@ def test_lines_of_a_past_that_was_lost_are_told_of(tmp_path, learn, config):
     assert (run / "alerts.jsonl").read_bytes().startswith(before[:-13])
     found = [line for line in lines(run) if line["name"] == "resume"]
     assert [(line["level"], line["update"]) for line in found] == [("note", 10)]
-    assert "no longer holds" in found[0]["reason"]
+    assert "are void" in found[0]["reason"]
 
 
 def test_policies_hold_back_until_the_limit_lifts_itself(tmp_path, learn, config):

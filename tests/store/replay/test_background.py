@@ -1,11 +1,13 @@
 """Sampling while the replay cache is filled in the background; no test depends on a clock."""
 
+import contextlib
 import threading
 
 import numpy as np
 import pytest
 
-from avtd3.learn.source import Source
+from avtd3.learn.config import LearnConfig
+from avtd3.learn.replay_source import ReplaySource
 from avtd3.store.errors import NoSegmentsError, SegmentCorruptError, StorageError
 from avtd3.store.replay import cache as cache_module
 from avtd3.store.replay import sampler as sampler_module
@@ -191,11 +193,11 @@ def test_closing_while_it_fills_leaves_nothing(world, tmp_path):
 def test_a_source_counts_what_arrives_without_following(world, tmp_path):
     dataset = three(world)
     gate = Gate(dataset.segments[1])
-    with open_sampler(dataset, tmp_path) as sampler:
-        source = Source(sampler, [dataset.path], None)
+    config = LearnConfig(replay=ReplayConfig(batch_size=64, fill="while"))
+    with contextlib.closing(ReplaySource([dataset], config, scratch=tmp_path)) as source:
         assert source.steps_seen == 3
         gate.opened.set()
-        while sampler.has_news:
+        while source.sampler.has_news:
             assert source.ready(0)
         assert source.steps_seen == 12
 

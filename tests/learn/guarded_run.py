@@ -1,4 +1,4 @@
-"""A learner under the guards, without data or files but the alerts."""
+"""`GuardedRun`: updates under the guards, without datasets or files except the alerts."""
 
 import dataclasses
 import json
@@ -15,14 +15,14 @@ PLAIN = NetworkConfig(hidden=(16, 16), features=24, feature_norm=False)
 GUARDS = GuardConfig(every=10, warm_up=10, layers_every=20)
 
 
-class Run:
-    """Updates from random batches, each of them watched."""
+class GuardedRun:
+    """Updates from random batches, each checked by the guards."""
 
     def __init__(self, path, spec, make_batch, *, network, td3, guards):
         self.spec, self.make_batch, self.td3 = spec, make_batch, td3
         self.state = create_state(spec, network, td3, CPU, 0)
         features = 0 if spec.image is None else network.features
-        self.watch = GuardMonitor(path, guards, features=features, policy_delay=td3.policy_delay)
+        self.monitor = GuardMonitor(path, guards, features=features, policy_delay=td3.policy_delay)
         self.noise = torch.Generator().manual_seed(0)
         self.file = path / "alerts.jsonl"
         self.scalars: dict[str, float] = {}
@@ -33,16 +33,16 @@ class Run:
         for _ in range(count):
             batch = spoil(self.make_batch(self.spec, seed=self.state.updates))
             noise = torch.randn(batch.action.shape, generator=self.noise)
-            self.watch.before(self.state)
+            self.monitor.before(self.state)
             done = update(self.state, batch, noise, self.td3)
-            found = self.watch.after(self.state, done, batch, length)
+            found = self.monitor.after(self.state, done, batch, length)
             self.errors.append(done.critic.loss.item())
             self.scalars |= found.scalars
             self.stop = self.stop or found.stop
 
     @property
     def messages(self):
-        return self.watch.alerts.newest
+        return self.monitor.alerts.newest
 
     def lines(self):
         text = self.file.read_text() if self.file.exists() else ""

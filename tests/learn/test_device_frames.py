@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avtd3.learn.device_cache import DeviceFrameCache, open_device_cache
-from avtd3.learn.logging import Throughput
-from avtd3.learn.trainer import Draw
+from avtd3.learn.batch import BatchLoader, DeviceFrameCache, open_device_cache
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -26,17 +24,15 @@ def dataset(world):
     return world.dataset("/d", *((name, [(n, True)]) for name, n in (("a", 3), ("b", 4))))
 
 
-def draw(world, ring=None, **config):
+def loader(cache=None, **config):
     replay = ReplayConfig(batch_size=16, **config)
-    return Draw(
-        replay=replay, device=CPU, dtype=torch.float32, shifting=None, ring=ring, pace=Throughput()
-    )
+    return BatchLoader(replay, CPU, torch.float32, device_cache=cache)
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_batches_are_those_that_the_host_gathers(world, tmp_path, n_step):
     config = ReplayConfig(batch_size=16, n_step=n_step, capacity=11)
-    ring = DeviceFrameCache(world.spec.image, CPU)
+    cache = DeviceFrameCache(world.spec.image, CPU)
     ours = dataset(world)
     theirs = copy.copy(ours)
     theirs.segments = list(ours.segments)
@@ -46,8 +42,8 @@ def test_batches_are_those_that_the_host_gathers(world, tmp_path, n_step):
     ):
         for new in range(4):  # grows, then lets the oldest go; rows are used again
             for _ in range(3):
-                left, _ = draw(world, ring, n_step=n_step)(bare)
-                right, _ = draw(world, n_step=n_step)(whole)
+                left, _ = loader(cache, n_step=n_step).load(bare)
+                right, _ = loader(n_step=n_step).load(whole)
                 assert torch.equal(left.observation.pixels, right.observation.pixels)
                 assert torch.equal(left.next_observation.pixels, right.next_observation.pixels)
                 assert torch.equal(left.action, right.action)
@@ -59,27 +55,27 @@ def test_batches_are_those_that_the_host_gathers(world, tmp_path, n_step):
 
 
 def test_frames_are_copied_once(world, tmp_path, monkeypatch):
-    ring = DeviceFrameCache(world.spec.image, CPU)
+    cache = DeviceFrameCache(world.spec.image, CPU)
     data = dataset(world)
     with Sampler(
         [data], ReplayConfig(batch_size=16), seed=0, scratch=tmp_path, gathers=False
     ) as sampler:
         copied = []
-        kept = ring._frames.__class__.__setitem__
+        kept = cache._frames.__class__.__setitem__
 
         def count(frames, rows, value):
             copied.append(len(value))
             kept(frames, rows, value)
 
         monkeypatch.setattr(torch.Tensor, "__setitem__", count)
-        take = draw(world, ring)
+        take = loader(cache).load
         for _ in range(5):
             take(sampler)
         assert sorted(copied) == [0, 4, 5]  # nothing of before, and each segment's observations
         data.segments.append(world.segment("c", [(1, True)]))
         sampler.refresh()
         take(sampler)
-        assert copied[3:] in ([2], [len(ring._frames), 2])
+        assert copied[3:] in ([2], [len(cache._frames), 2])
 
 
 def test_direct_replay_gathers_all_the_same(tmp_path, make_spec, publish_episodes):
@@ -91,12 +87,12 @@ def test_direct_replay_gathers_all_the_same(tmp_path, make_spec, publish_episode
     with Sampler([data], config, seed=0, scratch=tmp_path, gathers=False) as sampler:
         drawn = sampler.sample()
         assert drawn.frames is not None
-        batch, _ = draw(None, DeviceFrameCache(spec.image, CPU))(sampler)
+        batch, _ = loader(DeviceFrameCache(spec.image, CPU)).load(sampler)
         assert batch.observation.pixels.shape == (4, 2, 8, 10)
 
 
 def test_too_small_a_device_is_named(world, tmp_path, monkeypatch):
-    ring = DeviceFrameCache(world.spec.image, CPU)
+    cache = DeviceFrameCache(world.spec.image, CPU)
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -109,14 +105,14 @@ def test_too_small_a_device_is_named(world, tmp_path, monkeypatch):
         with pytest.raises(
             ConfigError, match=r"learn.device_frames: cpu has no room for \d+ frames"
         ):
-            ring.stacks(sampler, rows)
+            cache.stacks(sampler, rows)
 
 
 def test_a_ring_is_for_images_on_another_device(world):
-    assert open_device_cache(world.spec.image, CPU, wanted=True) is None
-    assert open_device_cache(None, torch.device("cuda"), wanted=True) is None
-    assert open_device_cache(world.spec.image, torch.device("meta"), wanted=False) is None
-    assert open_device_cache(world.spec.image, torch.device("meta"), wanted=True) is not None
+    assert open_device_cache(world.spec.image, CPU, enabled=True) is None
+    assert open_device_cache(None, torch.device("cuda"), enabled=True) is None
+    assert open_device_cache(world.spec.image, torch.device("meta"), enabled=False) is None
+    assert open_device_cache(world.spec.image, torch.device("meta"), enabled=True) is not None
 
 
 def test_rows_are_named_as_the_column_has_them(world, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from avtd3.collect.driving.observation import ObservationConfig
 from avtd3.collect.driving.reward import REWARD_TERMS
 from avtd3.collect.environment import SUCCESS_REASON
-from avtd3.learn.source import END_REASONS, TERM_SHARES, VECTOR_COLUMNS, Episodes
+from avtd3.learn.replay_source import END_REASONS, TERM_SHARES, VECTOR_COLUMNS, EpisodeMetrics
 from avtd3.store.replay.backend import EpisodeSummary
 from avtd3.store.spec import EpisodeSpec
 
@@ -33,7 +33,7 @@ def summarise(returns, reasons, terms, vector, versions):
 
 @pytest.fixture
 def episodes():
-    episodes = Episodes(SPEC)
+    episodes = EpisodeMetrics(SPEC)
     episodes.add(summarise([4.0], ["goal"], [[5.0, 0.0]], [[0.4, 9.0, 0.1]], [-1]))
     episodes.add(
         summarise(
@@ -48,7 +48,7 @@ def episodes():
 
 
 def test_the_newest_episodes_in_the_units_of_driving(episodes):
-    found = episodes.scalars(6)
+    found = episodes.read(6)
     assert found == pytest.approx(
         {
             "episode/return": 1.0,
@@ -69,16 +69,16 @@ def test_the_newest_episodes_in_the_units_of_driving(episodes):
 
 
 def test_nothing_is_said_twice_and_the_newest_return_is_kept(episodes):
-    episodes.scalars(6)
-    assert episodes.scalars(6) == {}
+    episodes.read(6)
+    assert episodes.read(6) == {}
     assert episodes.newest_return == 0.0
     episodes.add(EpisodeSummary.join([], SPEC))
-    assert episodes.scalars(6) == {}
+    assert episodes.read(6) == {}
     assert episodes.newest_return == 0.0
 
 
 def test_no_lag_without_a_policy(episodes):
-    assert not any("lag" in name for name in episodes.scalars(None))
+    assert not any("lag" in name for name in episodes.read(None))
 
 
 def test_the_names_are_those_of_the_driving_task():
