@@ -8,7 +8,6 @@ It needs about 20 s. matplotlib is measured if it is installed (``pip install -e
 import importlib.metadata
 import importlib.util
 import io
-import statistics
 import struct
 import subprocess
 import sys
@@ -49,7 +48,7 @@ def import_seconds(names: str, repeats: int = 5) -> float:
 
     def median(code: str) -> float:
         command = [sys.executable, "-c", code]
-        return statistics.median(
+        return median(
             timeit.timeit(lambda: subprocess.run(command, check=True), number=1)
             for _ in range(repeats)
         )
@@ -98,7 +97,7 @@ def statistics_of_scipy() -> None:
     from scipy import special, stats
 
     from avtd3.collect.scores import bootstrap_interval, wilson_interval
-    from avtd3.learn.analysis import trend
+    from avtd3.learn.analysis.statistics import kendall_variance, mean_ranks, theil_sen_slope
     from avtd3.store.audit.drift import kolmogorov_smirnov
 
     rng = np.random.default_rng(0)
@@ -110,12 +109,18 @@ def statistics_of_scipy() -> None:
         return stats.bootstrap((sample,), np.mean, n_resamples=2000, method="percentile", rng=rng)
 
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "slope of 60 points": (lambda: trend._sen_slope(x, y), lambda: stats.theilslopes(y, x)),
+        "slope of 60 points": (
+            lambda: theil_sen_slope(x, y),
+            lambda: stats.theilslopes(y, x),
+        ),
         "Mann-Kendall of 60": (
-            lambda: (np.sign(y[None, :] - y[:, None])[pairs_of_60].sum(), trend._variance(y)),
+            lambda: (
+                np.sign(y[None, :] - y[:, None])[pairs_of_60].sum(),
+                kendall_variance(y),
+            ),
             lambda: stats.kendalltau(x, y, method="asymptotic"),
         ),
-        "ranks of 60": (lambda: trend._ranks(y), lambda: stats.rankdata(y)),
+        "ranks of 60": (lambda: mean_ranks(y), lambda: stats.rankdata(y)),
         "Kolmogorov-Smirnov of 4096": (
             lambda: kolmogorov_smirnov(first, second),
             lambda: stats.ks_2samp(first, second),
@@ -141,7 +146,7 @@ def event_files(folder: Path, lines: int = 2000) -> None:
     )
     from tensorboard.summary.writer.record_writer import masked_crc32c
 
-    from avtd3.learn.analysis.reader import read_log
+    from avtd3.learn.analysis.event_log import read_log
     from avtd3.learn.logging import EventWriter
     from avtd3.learn.metrics import METRICS
 

@@ -1,10 +1,10 @@
-"""Speed of opening datasets of many segments, and of following one that is new; warm.
+"""Measure how long it takes to open a dataset of many segments, and to find one new segment.
 
-A learner opens without looking at the files of each segment; the other commands look at all.
-
-Each segment is a copy of one tiny real one under its own name: the data are hard links, only the
-manifest is written anew. Run ``python bench/open_bench.py [--segments N] [--json]``; 10 000
-segments are 1 GB of directories and manifests and take two minutes to make.
+A learner opens a dataset without checking the files of each segment; the other commands check them.
+Each segment is a copy of one tiny segment under its own id: the data are hard links, only the
+manifest is written. Files are read from the page cache. Run
+``python bench/open_bench.py [--segments N] [--json]``; 10 000 segments are 1 GB of directories and
+manifests and take two minutes to make.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from avtd3.store.writer import SegmentWriter
 
 
 def write_first(path: Path) -> tuple[Dataset, Path]:
-    """A dataset of one segment of two steps; its spec is that of the road world."""
+    """Write a dataset of one segment of two steps; return it and the segment's directory."""
     dataset = Dataset.create(path, SPEC)
     seen = Observation(image=np.zeros((1, 84, 84), np.uint8), vector=np.zeros(23, np.float32))
     with SegmentWriter(dataset, collector="bench") as writer:
@@ -42,7 +42,7 @@ def write_first(path: Path) -> tuple[Dataset, Path]:
 
 
 def link_copy(source: Path, target: Path, manifest: Manifest) -> None:
-    """A segment with the files of another one, as hard links, and a manifest of its own."""
+    """Make a segment from hard links to the files of another one, with its own id."""
     target.mkdir()
     for name in manifest.files:
         file = target / name
@@ -53,7 +53,7 @@ def link_copy(source: Path, target: Path, manifest: Manifest) -> None:
 
 
 def fill(dataset: Dataset, first: Path, segments: int) -> None:
-    """Add copies until there are so many segments."""
+    """Add copies of the first segment until the dataset has ``segments`` segments."""
     manifest = read_manifest(first)
     source = first
     for number in range(1, segments):
@@ -64,38 +64,40 @@ def fill(dataset: Dataset, first: Path, segments: int) -> None:
 
 
 def measure(work: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Median wall and processor seconds of some work."""
+    """Return the median wall-clock and CPU seconds of some work."""
     times = []
     for _ in range(repeats):
-        wall, processor = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         work()
-        times.append((time.perf_counter() - wall, time.process_time() - processor))
-    wall, processor = (statistics.median(column) for column in zip(*times, strict=True))
-    return {"wall_s": wall, "processor_s": processor}
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+    return {"wall_s": wall, "cpu_s": cpu}
 
 
 def measure_all(path: Path, repeats: int) -> dict[str, dict[str, float]]:
-    """Each kind of work by name; refuses a dataset with damaged segments."""
+    """Return the times of each kind of work by name; exit if a segment is damaged."""
     dataset = Dataset.open(path)
     if refused := dataset.snapshot().refused:
         raise SystemExit(f"refused: {refused[0].reason}")
     whole = dataset.snapshot(check_files=False)
     before = Snapshot(segments=whole.segments[:-1])
     return {
-        "opened as a learner does": measure(
+        "opened as by a learner": measure(
             lambda: Dataset.open(path).snapshot(check_files=False), repeats
         ),
-        "opened with a look at all files": measure(lambda: Dataset.open(path).snapshot(), repeats),
-        "one more followed": measure(lambda: dataset.refresh(before), repeats),
+        "opened with all files checked": measure(lambda: Dataset.open(path).snapshot(), repeats),
+        "one new segment found": measure(lambda: dataset.refresh(before), repeats),
     }
 
 
 def main() -> None:
-    """Build, measure, print."""
+    """Build the dataset, measure, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--segments", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="build it here and leave it, or use what is here")
+    parser.add_argument(
+        "--keep", type=Path, help="build it here and keep it, or use it if it exists"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="avtd3-open-bench-") as scratch:
@@ -110,8 +112,7 @@ def main() -> None:
         return
     for name, times in found.items():
         print(
-            f"{count} segments, {name}: {times['wall_s']:.3f} s "
-            f"({times['processor_s']:.3f} s of one processor)"
+            f"{count} segments, {name}: {times['wall_s']:.3f} s ({times['cpu_s']:.3f} s CPU time)"
         )
 
 

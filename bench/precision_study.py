@@ -19,7 +19,7 @@ from typing import Any
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.trainer import train
 

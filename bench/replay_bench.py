@@ -1,16 +1,16 @@
-"""Whole batches per second: `Sampler` in its modes, other replay buffers, and the bare gather.
+"""Measure batches per second of `Sampler` in its modes, of other replay buffers, and of np.take.
 
     pip install -c constraints.txt -e '.[native,bench]'
     python bench/replay_bench.py [--frames all] [--count 20000] [--data DIR] [--markdown | --json]
 
 The floor is one ``np.take`` of the same number of frames from the same mapped file into a reused
-buffer: no draw, no rewards, no vectors. Every rival gives 256 transitions with observation and
-next observation of four frames, action, reward and end, and all are drawn from the same episodes:
-one batch of each is compared with them first. Rivals run in turns within each repeat, on one
-thread where nothing else is said. Rates and ratios are medians over the repeats, each ratio of
+buffer, without random numbers, rewards or vectors. Every rival returns 256 transitions with
+observation and next observation of four frames, action, reward and end. All sample the same
+episodes; one batch of each is first checked against them. Rivals take turns within each repeat, on
+one thread unless stated otherwise. Rates and ratios are medians over the repeats; each ratio is of
 two rates of the same repeat.
 
-The datasets are made once and kept in ``--data``: see `replay_frames`.
+The datasets are made once and kept in ``--data``; see `replay_frames`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from replay_table import Row, Table
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.replay import segment_pool as direct_choice
+from avtd3.store.replay import sampler as sampler_module
 from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.direct import ChunkDecoder, JoinedDecoder, usable_cores
@@ -59,32 +59,32 @@ COPIES = {
     "chunks of one": FrameCodec(chunk_frames=1),
     "raw frames": FrameCodec(name="raw", chunk_frames=1),
 }
-"""How frames are stored besides by the default codec, for direct replay."""
+"""Other codecs than the default one, for direct replay."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """Something that gives batches, and what it is compared with."""
+    """Something that returns batches, and what it is compared with."""
 
     draw: Callable[[], object]
     floor: str = ""
-    """Name of the gather of as many frames; empty for the gather itself."""
+    """Name of the np.take of as many frames; empty for np.take itself."""
     memory_bytes: int = 0
     disk_bytes: int = 0
 
 
 def fill_rate(dataset: Dataset, scratch: Path, cores: set[int]) -> float:
-    """Frames per second decoded into an empty cache, the dataset's files in the page cache.
+    """Return the frames per second decoded into an empty cache; the files are in the page cache.
 
     Args:
-        dataset: What is decoded.
-        scratch: Where the cache lies.
-        cores: On which cores.
+        dataset: The dataset to decode.
+        scratch: Directory of the cache.
+        cores: Cores to use.
     """
     segments = {(0, segment.id): segment for segment in dataset.snapshot().segments}
     cache = ReplayCache(dataset.spec, scratch)
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)  # of this thread and those that it starts
+    os.sched_setaffinity(0, cores)  # also applies to the threads that this one starts
     try:
         start = time.perf_counter()
         cache.follow(segments)
@@ -96,8 +96,8 @@ def fill_rate(dataset: Dataset, scratch: Path, cores: set[int]) -> float:
 
 
 def make_floor(sampler: Sampler, material: Material, width: int) -> Rival:
-    """A gather of random windows, drawn beforehand, into one buffer."""
-    frames = sampler._cache.columns()["frames"]
+    """Return an np.take of random windows, drawn beforehand, into one buffer."""
+    frames = sampler.backend.arrays()["frames"]
     flat = frames.reshape(len(frames), -1)
     first = np.random.default_rng(1).integers(
         0, len(material.frames) - width, (64, material.batch, 1)
@@ -111,7 +111,7 @@ def make_floor(sampler: Sampler, material: Material, width: int) -> Rival:
 def add_ours(
     rivals: dict[str, Rival], dataset: Dataset, material: Material, scratch: Path
 ) -> list[Sampler]:
-    """Samplers in all modes, direct also from copies under other codecs, and their floors."""
+    """Add samplers in all modes, in direct mode also with other codecs, and their floors."""
     samplers = []
     shards = sum(segment.size_bytes for segment in dataset.snapshot().segments)
     for n in (1, 3):
@@ -129,7 +129,7 @@ def add_ours(
         sources[f", {kept}"] = open_copy(dataset, kept.replace(" ", "-"), codec)
     for (name, decoder), (kept, source) in itertools.product(_decoders().items(), sources.items()):
         config = ReplayConfig(batch_size=material.batch, mode="direct")
-        with mock.patch.object(direct_choice, "open_decoder", decoder):
+        with mock.patch.object(sampler_module, "open_decoder", decoder):
             sampler = Sampler([source], config, seed=0, scratch=scratch, buffers=1)
         samplers.append(sampler)
         held = source.snapshot().segments
@@ -146,7 +146,7 @@ def add_ours(
 
 
 def _decoders() -> dict[str, Callable[[int], ChunkDecoder | None]]:
-    """The ways to decode frames of a size, each with every number of threads."""
+    """Return the ways to decode frames, each with every number of threads."""
     cores = min(2, usable_cores())
     ways: dict[str, Callable[[int, int], ChunkDecoder | None]] = {"numcodecs": JoinedDecoder}
     if not native_problem():
@@ -167,9 +167,10 @@ def _open(
 
 
 def _scratch_bytes(sampler: Sampler) -> int:
-    """What the rows in use take in the scratch directory."""
-    columns = sampler._cache.columns().values()
-    return sum(column[0].nbytes for column in columns) * sampler._cache.rows
+    """Return the size of the rows in use in the scratch directory."""
+    backend = sampler.backend
+    rows = sum(found.steps + len(found.first_rows) for found in backend.segments.values())
+    return rows * sum(array[0].nbytes for array in backend.arrays().values())
 
 
 def _read_ours(batch: Transitions) -> Drawn:
@@ -184,9 +185,9 @@ def _read_ours(batch: Transitions) -> Drawn:
 
 
 def check(material: Material, drawn: Drawn) -> None:
-    """See that a batch holds transitions of the dataset, whole and next to each other.
+    """Check that a batch contains complete transitions of the dataset.
 
-    SB3 and cpprb lose the last observation of an episode, so a next observation is compared where
+    SB3 and cpprb lose the last observation of an episode, so a next observation is compared only if
     another step follows.
     """
     shape = (material.batch, material.stack * material.frames.shape[1], *material.frames.shape[2:])
@@ -211,7 +212,7 @@ def check(material: Material, drawn: Drawn) -> None:
 
 
 def add_peers(rivals: dict[str, Rival], material: Material, scratch: Path) -> dict[str, str]:
-    """Fill every peer that is installed; the others with the reason."""
+    """Add every peer that is installed; return the others with the reason."""
     missing = {}
     for name, make in PEERS.items():
         try:
@@ -230,7 +231,7 @@ def add_peers(rivals: dict[str, Rival], material: Material, scratch: Path) -> di
 
 
 def measure(rivals: dict[str, Rival], repeats: int, seconds: float) -> dict[str, list[float]]:
-    """Batches per second of each rival in each repeat, measured in turns."""
+    """Return the batches per second of each rival in each repeat, measured in turns."""
     rates: dict[str, list[float]] = {name: [] for name in rivals}
     for rival in rivals.values():
         rival.draw()
@@ -245,9 +246,9 @@ def measure(rivals: dict[str, Rival], repeats: int, seconds: float) -> dict[str,
 
 
 def ratio(rates: dict[str, list[float]], name: str, other: str) -> float | None:
-    """Median over the repeats of one rival's rate to another's in the same repeat.
+    """Return the median over the repeats of one rival's rate divided by another's.
 
-    On a shared machine the rates of two repeats differ more than those of one.
+    On a shared machine, rates of different repeats differ more than rates of one repeat.
     """
     if other not in rates:
         return None
@@ -255,7 +256,7 @@ def ratio(rates: dict[str, list[float]], name: str, other: str) -> float | None:
 
 
 def compare(kind: str, dataset: Dataset, scratch: Path, options: argparse.Namespace) -> Table:
-    """All rivals on one dataset."""
+    """Measure all rivals on one dataset."""
     material = Material.of(dataset, options.batch)
     cores = sorted(os.sched_getaffinity(0))
     fills = [
@@ -295,14 +296,16 @@ def main() -> None:
     parser.add_argument("--frames", choices=(*KINDS, "all"), default="all")
     parser.add_argument("--count", type=int, default=20_000, help="frames of each dataset")
     default = Path(tempfile.gettempdir()) / "avtd3-bench"
-    parser.add_argument("--data", type=Path, default=default, help="keeps the datasets")
+    parser.add_argument(
+        "--data", type=Path, default=default, help="directory that keeps the datasets"
+    )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each rival in each repeat")
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds per rival and repeat")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # of the peers
+    warnings.simplefilter("ignore")  # raised by the peers
     kinds = KINDS if options.frames == "all" else (options.frames,)
     tables = []
     for kind in kinds:

@@ -1,6 +1,6 @@
-"""The datasets that `replay_bench.py` measures on: made on demand, kept for the next time.
+"""The datasets that `replay_bench.py` measures on: created on demand and kept.
 
-* ``road``: collected by ``avtd3 collect`` in the road world, 20 vehicles, camera and vector.
+* ``road``: collected by ``avtd3 collect`` in the built-in simulator: 20 vehicles, camera, vector.
 * ``carracing``: gymnasium's CarRacing-v3, grey, cut to 84x84, driven by smooth noise.
 * ``carracing-noisy``: the same with sensor noise of sigma 3 on every pixel, which compresses badly.
 
@@ -30,21 +30,21 @@ EPISODE_STEPS = 500
 NOISE_SIGMA = 3.0
 _SIDE = 84
 _LEFT = 6
-"""CarRacing's picture is 96 wide and 96 high, the lowest 12 rows its dashboard."""
+"""CarRacing's image is 96 x 96; the lowest 12 rows are the dashboard."""
 
 
 def open_frames(kind: str, root: Path, frames: int, say: Callable[[str], None]) -> Dataset:
-    """The dataset of a kind with at least so many frames, made if it is not there.
+    """Open the dataset of a kind with at least `frames` frames; create it if it is missing.
 
     Args:
         kind: One of `KINDS`.
         root: Directory that keeps the datasets.
-        frames: Fewest frames.
-        say: Told what is being made, because it takes a while.
+        frames: Minimum number of frames.
+        say: Called with what is being created, because it takes a while.
     """
     path = root / f"{kind}-{frames}"
     if not path.exists():
-        # Made aside: a benchmark that was stopped leaves no half dataset under the name.
+        # Created under another name, so that a stopped benchmark leaves no incomplete dataset.
         aside = root / f"{path.name}.partial"
         say(f"making {path}: {frames} frames")
         _MAKERS[kind](aside, frames)
@@ -53,12 +53,12 @@ def open_frames(kind: str, root: Path, frames: int, say: Callable[[str], None]) 
 
 
 def open_copy(dataset: Dataset, name: str, codec: FrameCodec) -> Dataset:
-    """The same steps under another codec; made beside a dataset of `open_frames`.
+    """Open a copy with another codec, next to a dataset of `open_frames`; create it if missing.
 
     Args:
-        dataset: What is copied.
-        name: What the copy's directory ends with.
-        codec: How its frames are stored.
+        dataset: The dataset to copy.
+        name: Suffix of the copy's directory.
+        codec: Codec of the copy.
     """
     path = dataset.path.with_name(f"{dataset.path.name}.{name}")
     if not path.exists():
@@ -110,10 +110,10 @@ def _make_noisy(path: Path, frames: int) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Moment:
-    """An observation, and the step that led there."""
+    """An observation, and the step that led to it."""
 
     number: int
-    """0 is the episode's first."""
+    """Index in the episode, from 0."""
     picture: NDArray[np.uint8]
     """uint8 (1, H, W)."""
     speed_mps: float
@@ -121,11 +121,11 @@ class _Moment:
     """float32 (2,)."""
     reward: float
     terminated: bool
-    """Whether the environment ended the episode: the car has left the field, or the lap is done."""
+    """Whether the episode ended: the car left the field, or the lap is complete."""
 
 
 def _drive(seed: int) -> Iterator[_Moment]:
-    """One episode, to its end or `EPISODE_STEPS`."""
+    """Yield one episode, up to its end or `EPISODE_STEPS`."""
     import gymnasium
 
     env = gymnasium.make("CarRacing-v3", max_episode_steps=10 * EPISODE_STEPS)
@@ -168,7 +168,7 @@ def _write(writer: SegmentWriter, seed: int, moment: _Moment, frame: NDArray[np.
 
 
 def _copy(segment: Segment, writer: SegmentWriter) -> None:
-    """Feed a segment's episodes through another writer; what is known of them is left behind."""
+    """Write a segment's episodes with another writer, without their attributes."""
     table, frames, vector = segment.episode_table(), segment.read_frames(), segment.read("vector")
     action, reward = segment.read("action"), segment.read("reward").tolist()
     terms = segment.read("reward_terms") if segment.spec.reward_terms else None

@@ -1,4 +1,4 @@
-"""What `replay_bench.py` prints."""
+"""The table that `replay_bench.py` prints."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A line of the table; None where there is nothing to say."""
+    """A row of the table; None leaves a cell empty."""
 
     name: str
     batches_per_second: float | None = None
@@ -15,10 +15,10 @@ class Row:
     memory_bytes: float | None = None
     """Bytes of memory per transition."""
     disk_bytes: float | None = None
-    """Bytes on disk per transition, the dataset included where it is read."""
+    """Bytes on disk per transition, including the dataset if it is read."""
 
     def cells(self) -> list[str]:
-        """The line in words."""
+        """Return the formatted cells."""
         ratios = [_show(value, ".2f") for value in (self.to_floor, self.to_sb3)]
         sizes = [_show(value, ",.0f") for value in (self.memory_bytes, self.disk_bytes)]
         digits = ",.0f" if (self.batches_per_second or 0) >= 10 else ".2g"
@@ -34,11 +34,11 @@ class Table:
     fill_one_core: float
     """Frames per second decoded into a cache on one core."""
     fill_two_cores: float
-    """The same on two, if there are two."""
+    """The same on two cores, if there are two."""
     rows: Sequence[Row]
 
     def title(self) -> str:
-        """What was measured."""
+        """Return a description of what was measured."""
         return (
             f"{self.kind}: {self.transitions:,} transitions; "
             f"cache filled at {self.fill_one_core:,.0f} frames/s on one core, "
@@ -46,12 +46,12 @@ class Table:
         )
 
     def markdown(self) -> str:
-        """The table for a README."""
+        """Return the table as Markdown."""
         lines = [f"**{self.title()}**", "", _line(_HEAD), "|---|" + "---:|" * (len(_HEAD) - 1)]
         return "\n".join([*lines, *(_line(row.cells()) for row in self.rows), ""])
 
     def text(self) -> str:
-        """The table for a terminal."""
+        """Return the table as plain text."""
         cells = [_HEAD, *(row.cells() for row in self.rows)]
         widths = [max(len(line[at]) for line in cells) for at in range(len(_HEAD))]
         lines = [self.title()]

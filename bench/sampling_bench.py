@@ -1,10 +1,10 @@
-"""What the ways of drawing cost, against uniform draws and the bare gather of their frames.
+"""Measure the ways of sampling, compared with uniform sampling and with the bare frame gather.
 
     python bench/sampling_bench.py [--frames 40000] [--batch 256] [--repeats 9] [--json]
 
-Every rival draws from the same frames of 84x84, in stacks of 4, with 23 numbers each. They take
-turns within each repeat, and the medians of the processor time over the repeats are compared.
-*prioritised* counts the draw and the update of the priorities that a learner makes after it.
+Every rival samples the same 84x84 frames in stacks of 4, with 23 numbers each. They take turns
+within each repeat, and the medians of the CPU time over the repeats are compared. *prioritised*
+includes the update of the priorities after each batch.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Draw = Callable[[], object]
 
 
 def make_dataset(path: Path, frames: int, steps: int = 499) -> Dataset:
-    """Write episodes of random numbers and frames; what is in them costs a draw nothing."""
+    """Write episodes of random numbers and frames; the contents do not affect the cost."""
     spec = EpisodeSpec(
         image=ImageSpec(),
         vector_names=tuple(f"v{i}" for i in range(23)),
@@ -59,7 +59,7 @@ def make_dataset(path: Path, frames: int, steps: int = 499) -> Dataset:
 
 
 def draws_of(sampler: Sampler) -> Draw:
-    """One batch, as a learner would ask for it."""
+    """Return a function that samples one batch as a learner does."""
     config = sampler.config
     if config.sequence_length:
         return sampler.sample_sequences
@@ -76,7 +76,7 @@ def draws_of(sampler: Sampler) -> Draw:
 
 
 def configs(batch: int) -> dict[str, ReplayConfig]:
-    """The ways of drawing."""
+    """Return the ways of sampling."""
     mix = (MixPart(filter=("scenario=0",), weight=0.3), MixPart(weight=0.7))
     return {
         "uniform": ReplayConfig(batch_size=batch, mode="cache"),
@@ -88,17 +88,17 @@ def configs(batch: int) -> dict[str, ReplayConfig]:
 
 
 def make_floor(sampler: Sampler, batch: int) -> Draw:
-    """One gather of random windows, drawn beforehand."""
-    frames = sampler._cache.columns()["frames"]
+    """Return a gather of random windows, drawn beforehand."""
+    frames = sampler.backend.arrays()["frames"]
     flat = frames.reshape(len(frames), -1)
     out = np.empty((batch, 5, flat.shape[1]), np.uint8)
-    first = np.random.default_rng(1).integers(0, sampler._cache.rows - 5, (64, batch, 1))
+    first = np.random.default_rng(1).integers(0, sampler.steps - 5, (64, batch, 1))
     windows = itertools.cycle(first + np.arange(5))
     return lambda: np.take(flat, next(windows), axis=0, out=out, mode="clip")
 
 
 def seconds_per_batch(draw: Draw, batches: int) -> float:
-    """Processor time of one batch."""
+    """Return the CPU time of one batch."""
     draw()
     start = time.process_time()
     for _ in range(batches):
@@ -107,7 +107,7 @@ def seconds_per_batch(draw: Draw, batches: int) -> float:
 
 
 def measure(dataset: Dataset, scratch: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a batch of each rival, measured in turns."""
+    """Return the median seconds per batch of each rival, measured in turns."""
     with contextlib.ExitStack() as stack:
         samplers = {
             name: stack.enter_context(
@@ -126,7 +126,9 @@ def measure(dataset: Dataset, scratch: Path, options: argparse.Namespace) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, default=40_000, help="frames of the made dataset")
+    parser.add_argument(
+        "--frames", type=int, default=40_000, help="frames in the generated dataset"
+    )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--batches", type=int, default=100, help="batches per repeat")
     parser.add_argument("--repeats", type=int, default=9)

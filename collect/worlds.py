@@ -149,11 +149,9 @@ def open_world(config: EnvironmentConfig, worker: int) -> World | Environment:
             "world carla needs the package carla 0.9.16, which has wheels for Python 3.10 to 3.12 "
             "on x86-64 Linux and Windows; collect on such a machine"
         )
-    from avtd3.collect.carla.simulator import Simulator
     from avtd3.collect.carla.world import CarlaWorld
 
-    port = config.carla.port_of(worker)
-    return CarlaWorld(config.carla, port, Simulator.configured(config.carla, port))
+    return CarlaWorld(config.carla, config.carla.port_of(worker))
 
 
 def open_environment(

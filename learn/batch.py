@@ -28,11 +28,10 @@ from torch import Tensor
 
 from avtd3.learn.networks import ObservationBatch, to_pixels
 from avtd3.store.errors import ConfigError
-from avtd3.store.replay.cache import FrameArray
+from avtd3.store.replay.backend import FrameArray
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.gather import Transitions
+from avtd3.store.replay.gather import SequenceBatch, Transitions
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.sequences import SequenceBatch
 from avtd3.store.spec import ImageSpec
 
 _GROWTH = 1.25

@@ -16,9 +16,9 @@ from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import SEGMENTS, STAGING, Dataset
 from avtd3.store.errors import DatasetError, NoSegmentsError
 from avtd3.store.format.layout import GROUP_FILE
-from avtd3.store.replay.episodes import EpisodeSummary
+from avtd3.store.replay.backend import EpisodeSummary
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.segment_pool import RefreshReport, name_refused
+from avtd3.store.replay.tracker import RefreshReport, name_refused
 from avtd3.store.spec import EpisodeSpec
 
 END_REASONS = {

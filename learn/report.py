@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avtd3.store.replay.segment_pool import RefusedSegment
+from avtd3.store.replay.tracker import RefusedSegment
 
 _SHOWN = 10
 """Number of refused segments that a summary lists; the document lists all."""

@@ -67,7 +67,7 @@ class Car:
         with server.calling("measure the car"):
             box = self.actor.bounding_box
         self.ahead_m: float = box.location.x
-        """How far its middle lies ahead of its origin."""
+        """How far its middle is ahead of its origin."""
         self.length_m: float = 2.0 * box.extent.x
         self.width_m: float = 2.0 * box.extent.y
         self.hold()

@@ -10,41 +10,21 @@ from avtd3.store.errors import ConfigError
 
 SCENARIO_WEATHER, KEPT_WEATHER = "scenario", "keep"
 CARLA_WEATHERS = (
-    "ClearNoon",
-    "CloudyNoon",
-    "WetNoon",
-    "WetCloudyNoon",
-    "SoftRainNoon",
-    "MidRainyNoon",
-    "HardRainNoon",
-    "ClearSunset",
-    "CloudySunset",
-    "WetSunset",
-    "WetCloudySunset",
-    "SoftRainSunset",
-    "MidRainSunset",
-    "HardRainSunset",
-    "ClearNight",
-    "CloudyNight",
-    "WetNight",
-    "WetCloudyNight",
-    "SoftRainNight",
-    "MidRainyNight",
-    "HardRainNight",
-    "DustStorm",
-)
+    "ClearNoon", "CloudyNoon", "WetNoon", "WetCloudyNoon", "SoftRainNoon", "MidRainyNoon",
+    "HardRainNoon", "ClearSunset", "CloudySunset", "WetSunset", "WetCloudySunset",
+    "SoftRainSunset", "MidRainSunset", "HardRainSunset", "ClearNight", "CloudyNight", "WetNight",
+    "WetCloudyNight", "SoftRainNight", "MidRainyNight", "HardRainNight", "DustStorm",
+)  # fmt: skip
 """Presets of ``carla.WeatherParameters`` in version 0.9.16."""
 _LARGEST_PICTURE = 4096
 _DATA_SETTINGS = (
-    "vehicle",
-    "control_period_s",
-    "camera",
-    "weather",
-    "start_speed_mps",
-    "start_lateral_m",
-    "start_heading_deg",
-    "settle_s",
-)
+    "vehicle", "control_period_s", "camera", "weather", "start_speed_mps", "start_lateral_m",
+    "start_heading_deg", "settle_s",
+)  # fmt: skip
+_WAITS = (
+    "timeout_s", "connect_timeout_s", "load_timeout_s", "sensor_timeout_s", "backoff_s",
+    "backoff_max_s", "server_start_s",
+)  # fmt: skip
 _THIS_MACHINE = ("localhost", "127.0.0.1")
 
 
@@ -149,15 +129,7 @@ class CarlaConfig(SimulatorConfig):
         check_number("carla.spawn_attempts", self.spawn_attempts, minimum=1, maximum=100)
 
     def _check_waits(self) -> None:
-        for name in (
-            "timeout_s",
-            "connect_timeout_s",
-            "load_timeout_s",
-            "sensor_timeout_s",
-            "backoff_s",
-            "backoff_max_s",
-            "server_start_s",
-        ):
+        for name in _WAITS:
             check_number(f"carla.{name}", getattr(self, name), minimum=0.1, maximum=3600.0)
         least = self.timeout_s + self.sensor_timeout_s
         check_number("carla.step_timeout_s", self.step_timeout_s, minimum=least, maximum=7200.0)

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.store.errors import WorldError, WorldLost
@@ -29,34 +28,21 @@ _BROKEN_SERVER = ("server_lost", "sensor_stall")
 
 
 class Simulator:
-    """Runs the command of a server, one process at a time.
+    """Runs the `server_command` of a configuration, one process at a time.
 
     Args:
-        command: Program and arguments in shell syntax; no shell is used. ``{port}`` is replaced by
-            the port. Without it, ``-carla-rpc-port=PORT`` is appended, the option of CARLA's
-            servers.
+        config: The command, and when to restart the server. The command is in shell syntax, but no
+            shell is used. ``{port}`` is replaced by the port. Without it, ``-carla-rpc-port=PORT``
+            is appended, the option of CARLA's servers.
         port: Port on which the server should listen.
-        start_timeout_s: Timeout until it listens.
-        recycle_episodes: Episodes after which it is restarted; 0 for never.
-        max_memory_mb: Memory in megabytes above which it is restarted after an episode; 0 for no
-            limit.
 
     Raises:
         WorldError: The program does not exist.
     """
 
-    def __init__(
-        self,
-        command: str,
-        port: int,
-        *,
-        start_timeout_s: float = 180.0,
-        recycle_episodes: int = 0,
-        max_memory_mb: int = 0,
-    ) -> None:
-        self._command = _arguments(command, port)
-        self._port, self._start_timeout_s = port, start_timeout_s
-        self._recycle_episodes, self._max_memory_mb = recycle_episodes, max_memory_mb
+    def __init__(self, config: CarlaConfig, port: int) -> None:
+        self._config, self._port = config, port
+        self._command = _arguments(config.server_command, port)
         self._guardian: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the simulator
         self._episodes = self._losses = 0
@@ -66,23 +52,6 @@ class Simulator:
         """Number of times the server was started."""
         self.pid: int | None = None
         """Process id of the running server; None if none runs."""
-
-    @classmethod
-    def configured(cls, config: CarlaConfig, port: int) -> Self | None:
-        """Return the simulator of a configuration; None if servers run already.
-
-        Raises:
-            WorldError: The program does not exist.
-        """
-        if not config.server_command:
-            return None
-        return cls(
-            config.server_command,
-            port,
-            start_timeout_s=config.server_start_s,
-            recycle_episodes=config.recycle_episodes,
-            max_memory_mb=config.server_memory_mb,
-        )
 
     def ensure(self) -> None:
         """Start a server if none listens, or if the last one should be replaced.
@@ -112,8 +81,8 @@ class Simulator:
         """Report the end of an episode, after which a server may be replaced."""
         self._losses = 0
         self._episodes += 1
-        many = 0 < self._recycle_episodes <= self._episodes
-        large = 0 < self._max_memory_mb * 1_000_000 < self.memory_bytes()
+        many = 0 < self._config.recycle_episodes <= self._episodes
+        large = 0 < self._config.server_memory_mb * 1_000_000 < self.memory_bytes()
         self.is_spent = many or large
 
     def memory_bytes(self) -> int:
@@ -161,7 +130,7 @@ class Simulator:
             waited_s = time.monotonic() - started_s
             if guardian.poll() is not None:
                 what = f"ended with exit code {guardian.returncode} after {waited_s:.1f} s"
-            elif waited_s > self._start_timeout_s:
+            elif waited_s > self._config.server_start_s:
                 what = f"does not listen on port {self._port} after {waited_s:.0f} s"
             else:
                 time.sleep(_POLL_S)

@@ -36,19 +36,20 @@ class CarlaWorld:
     Args:
         config: The settings.
         port: RPC port of the server.
-        simulator: Starts the server, and is closed with the world; None if the server runs already.
 
     Attributes:
         name: ``carla``.
         control_period_s: Simulated seconds per step.
         image_shape: (1, H, W) of the frames.
+        simulator: Starts the server, if the configuration has a command for it; else None.
         notices: Remarks about the running episode for the user.
     """
 
     name = "carla"
 
-    def __init__(self, config: CarlaConfig, port: int, simulator: Simulator | None = None) -> None:
-        self.config, self.port, self._simulator = config, port, simulator
+    def __init__(self, config: CarlaConfig, port: int) -> None:
+        self.config, self.port = config, port
+        self.simulator = Simulator(config, port) if config.server_command else None
         self.control_period_s = config.control_period_s
         self.image_shape = (1, config.camera.height, config.camera.width)
         self.notices: tuple[str, ...] = ()
@@ -98,7 +99,7 @@ class CarlaWorld:
 
     def _prepare_server(self) -> None:
         """Replace our own server if necessary; give another one time to recover after losses."""
-        simulator, is_running = self._simulator, self._is_running
+        simulator, is_running = self.simulator, self._is_running
         self._is_running = False
         if simulator is not None:
             if is_running:
@@ -159,8 +160,8 @@ class CarlaWorld:
         self._losses += 1
         self._is_running = False
         self._end_child()
-        if self._simulator is not None:
-            self._simulator.restart(error.reason)
+        if self.simulator is not None:
+            self.simulator.restart(error.reason)
 
     def _end_child(self) -> None:
         child, self._child = self._child, None
@@ -174,8 +175,8 @@ class CarlaWorld:
             return
         self._is_closed = True
         self._end_child()
-        if self._simulator is not None:
-            self._simulator.close()
+        if self.simulator is not None:
+            self.simulator.close()
         elif self._is_dirty:
             self._clean_up()
 

@@ -1,1 +1,1 @@
-"""OpenDRIVE maps: networks, routes, scenarios and rasters, shared by every driving simulator."""
+"""OpenDRIVE maps: networks, routes, scenarios and rasters, shared by both simulators."""

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,25 +28,10 @@ SHORTEST_M = 0.25
 """Lanes shorter than this are dropped; their neighbours are linked directly."""
 NARROWEST_M = 1.0
 """Lanes with a smaller mean width are dropped."""
-PAVED = frozenset(
-    {
-        "shoulder",
-        "parking",
-        "stop",
-        "bidirectional",
-        "biking",
-        "bus",
-        "taxi",
-        "HOV",
-        "entry",
-        "exit",
-        "onRamp",
-        "offRamp",
-        "connectingRamp",
-        "restricted",
-        "roadWorks",
-    }
-)
+PAVED = frozenset((
+    "shoulder", "parking", "stop", "bidirectional", "biking", "bus", "taxi", "HOV", "entry", "exit",
+    "onRamp", "offRamp", "connectingRamp", "restricted", "roadWorks",
+))  # fmt: skip
 """Types of paved lanes on which cars should not drive. Sidewalks are not among them."""
 _INSET_M = 1e-3  # carla.Map has no waypoint exactly at the end of a road
 # The markings that permit a lane change.
@@ -82,20 +67,6 @@ class Strip:
         """Return the length of the centre line in metres."""
         return float(self.distance_m[-1])
 
-    def edge(self, side: float) -> NDArray[np.float64]:
-        """Return a line parallel to the centre line.
-
-        Args:
-            side: Share of half the width, positive to the right: -1 is the left edge, 1 the right
-                edge.
-
-        Returns:
-            float64 (N, 2), in metres.
-        """
-        right = np.stack([-np.sin(self.yaw_rad), np.cos(self.yaw_rad)], axis=1)
-        moved: NDArray[np.float64] = self.points + (0.5 * side * self.width_m)[:, None] * right
-        return moved
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lane(Strip):
@@ -115,16 +86,14 @@ class Lane(Strip):
     """Marking on the left in driving direction: ``none``, ``solid``, ``broken``, ..."""
     right_marking: str
     """Marking on the right in driving direction."""
-    left_lane: int | None
+    left_lane: int | None = None
     """Index of the lane on the left, if it has the same direction and the marking permits a
     change."""
-    right_lane: int | None
+    right_lane: int | None = None
     """Index of the lane on the right, if it has the same direction and the marking permits a
     change."""
-    successors: tuple[int, ...]
+    successors: tuple[int, ...] = ()
     """Indices of the lanes that continue this one."""
-    predecessors: tuple[int, ...]
-    """Indices of the lanes that this one continues."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -139,8 +108,6 @@ class RoadNetwork:
     """Driving lanes, at least one."""
     paved: tuple[Strip, ...]
     """Shoulders, parking bays and other paved surface that is not a driving lane."""
-    bounds: tuple[float, float, float, float]
-    """Minimum x, minimum y, maximum x and maximum y of lanes and paved surface, in metres."""
 
     @classmethod
     def from_opendrive(cls, name: str, xodr: str) -> Self:
@@ -158,24 +125,19 @@ class RoadNetwork:
         root = parse_opendrive(xodr, name)
         try:
             world_map = _carla_map(name, xodr)
-            drafts, paved = _sample_lanes(world_map, root)
-            links = _links(drafts)
+            sampled, paved = _sample_lanes(world_map, root)
+            lanes = _linked(sampled)
         except (RuntimeError, IndexError) as error:
             raise RoadError(
                 f"road {name} is rejected by carla.Map ({error}), expected OpenDRIVE that CARLA "
                 f"can load; check it with an OpenDRIVE validator"
             ) from error
-        if not drafts:
+        if not lanes:
             raise RoadError(
                 f"road {name} has no driving lane of at least {SHORTEST_M} m by {NARROWEST_M} m, "
                 "expected one; check the lane widths"
             )
-        lanes = _lanes(drafts, links)
-        strips = (*lanes, *paved)
-        edges = np.concatenate([strip.edge(side) for strip in strips for side in (-1.0, 1.0)])
-        low, high = edges.min(axis=0), edges.max(axis=0)
-        bounds = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        return cls(name=name, map=world_map, lanes=lanes, paved=tuple(paved), bounds=bounds)
+        return cls(name=name, map=world_map, lanes=lanes, paved=tuple(paved))
 
     def __repr__(self) -> str:
         length = sum(lane.length_m for lane in self.lanes)
@@ -194,45 +156,39 @@ def _carla_map(name: str, xodr: str) -> "carla.Map":
     return carla.Map(name, xodr)
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
-class _LaneDraft:
-    """A driving lane as sampled, before it is linked to its neighbours."""
+class _Sampled(NamedTuple):
+    """A driving lane as sampled, without links to other lanes."""
 
-    key: LaneKey
+    lane: Lane
     forward: bool
-    strip: Strip
-    is_junction: bool
-    markings: tuple[str, str]
     last: "carla.Waypoint"
 
 
-def _sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[_LaneDraft], list[Strip]]:
+def _sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[_Sampled], list[Strip]]:
     """Sample the driving lanes of a checked document, and its other paved surface."""
-    drafts: list[_LaneDraft] = []
+    sampled: list[_Sampled] = []
     paved: list[Strip] = []
     for road_id, start, end, lane_id, kind in _document_lanes(root):
-        sampled = _sample(world_map, road_id, lane_id, start, end, kind)
-        if sampled is None:
+        found = _sample(world_map, road_id, lane_id, start, end, kind)
+        if found is None:
             continue
-        strip, waypoints, forward = sampled
+        strip, waypoints, forward = found
         if kind != DRIVING:
             paved.append(strip)
             continue
         middle = waypoints[len(waypoints) // 2]
-        drafts.append(
-            _LaneDraft(
-                key=(road_id, middle.section_id, lane_id),
-                forward=forward,
-                strip=strip,
-                is_junction=middle.is_junction,
-                markings=(
-                    _marking(middle.left_lane_marking),
-                    _marking(middle.right_lane_marking),
-                ),
-                last=waypoints[-1],
-            )
+        lane = Lane(
+            **{field.name: getattr(strip, field.name) for field in dataclasses.fields(Strip)},
+            index=len(sampled),
+            road_id=road_id,
+            section_id=middle.section_id,
+            lane_id=lane_id,
+            is_junction=middle.is_junction,
+            left_marking=_marking(middle.left_lane_marking),
+            right_marking=_marking(middle.right_lane_marking),
         )
-    return drafts, paved
+        sampled.append(_Sampled(lane, forward, waypoints[-1]))
+    return sampled, paved
 
 
 def _document_lanes(root: ET.Element) -> Iterator[tuple[int, float, float, int, str]]:
@@ -290,19 +246,18 @@ def _marking(marking: "carla.LaneMarking | None") -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).removeprefix("_")
 
 
-def _links(drafts: list[_LaneDraft]) -> list[tuple[int, ...]]:
+def _links(sampled: list[_Sampled], index: dict[LaneKey, int]) -> list[tuple[int, ...]]:
     """Return the successors of each lane: those of carla.Map, else the lanes at its end."""
-    index = {draft.key: number for number, draft in enumerate(drafts)}
-    begins = np.array([draft.strip.points[0] for draft in drafts]).reshape(-1, 2)
-    headings = np.array([draft.strip.yaw_rad[0] for draft in drafts])
+    begins = np.array([lane.points[0] for lane, _, _ in sampled]).reshape(-1, 2)
+    headings = np.array([lane.yaw_rad[0] for lane, _, _ in sampled])
     found = []
-    for draft in drafts:
-        end, yaw = draft.strip.points[-1], float(draft.strip.yaw_rad[-1])
+    for lane, _, last in sampled:
+        end, yaw = lane.points[-1], float(lane.yaw_rad[-1])
         gap = np.hypot(*(begins - end).T)
         turn = np.abs((headings - yaw + math.pi) % (2.0 * math.pi) - math.pi)
         linked = [
             number
-            for number in _next_lanes(draft.last, index)
+            for number in _next_lanes(last, index)
             if gap[number] <= _MAX_GAP_M and turn[number] <= _MAX_JOIN_RAD
         ]
         touching = np.flatnonzero((gap <= _TOUCH_M) & (turn <= _TOUCH_RAD)).tolist()
@@ -328,41 +283,28 @@ def _next_lanes(last: "carla.Waypoint", index: dict[LaneKey, int]) -> list[int]:
     return sorted(found)
 
 
-def _lanes(drafts: list[_LaneDraft], links: list[tuple[int, ...]]) -> tuple[Lane, ...]:
-    index = {draft.key: number for number, draft in enumerate(drafts)}
-    before: list[list[int]] = [[] for _ in drafts]
-    for number, successors in enumerate(links):
-        for successor in successors:
-            before[successor].append(number)
+def _linked(sampled: list[_Sampled]) -> tuple[Lane, ...]:
+    """Return the lanes with their neighbours and successors."""
+    index = {(lane.road_id, lane.section_id, lane.lane_id): lane.index for lane, _, _ in sampled}
     return tuple(
-        Lane(
-            **{f.name: getattr(draft.strip, f.name) for f in dataclasses.fields(Strip)},
-            index=number,
-            road_id=draft.key[0],
-            section_id=draft.key[1],
-            lane_id=draft.key[2],
-            is_junction=draft.is_junction,
-            left_marking=draft.markings[0],
-            right_marking=draft.markings[1],
-            left_lane=_beside(drafts, index, draft, side=-1),
-            right_lane=_beside(drafts, index, draft, side=1),
-            successors=links[number],
-            predecessors=tuple(before[number]),
+        dataclasses.replace(
+            each.lane,
+            left_lane=_beside(sampled, index, each, side=-1),
+            right_lane=_beside(sampled, index, each, side=1),
+            successors=successors,
         )
-        for number, draft in enumerate(drafts)
+        for each, successors in zip(sampled, _links(sampled, index), strict=True)
     )
 
 
 def _beside(
-    drafts: list[_LaneDraft], index: dict[LaneKey, int], draft: _LaneDraft, side: int
+    sampled: list[_Sampled], index: dict[LaneKey, int], each: _Sampled, side: int
 ) -> int | None:
     """Return the lane beside a lane (-1 left, 1 right) if a car may change to it, else None."""
-    if draft.markings[side == 1] not in _CROSSABLE:
+    lane = each.lane
+    if (lane.right_marking if side == 1 else lane.left_marking) not in _CROSSABLE:
         return None
-    road_id, section_id, lane_id = draft.key
-    # Lane ids fall from left to right along the road's reference line.
-    beside = lane_id - side if draft.forward else lane_id + side
-    number = index.get((road_id, section_id, beside))
-    if number is None or drafts[number].forward != draft.forward:
-        return None
-    return number
+    # Lane ids decrease from left to right along the reference line of the road.
+    beside = lane.lane_id - side if each.forward else lane.lane_id + side
+    number = index.get((lane.road_id, lane.section_id, beside))
+    return None if number is None or sampled[number].forward != each.forward else number

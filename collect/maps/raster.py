@@ -73,12 +73,6 @@ class Raster:
         """
         return _Painter(network, pixel_m).finish()
 
-    @property
-    def size_bytes(self) -> int:
-        """Return the memory of all layers in bytes."""
-        layers = (self.table, self.fine, self.coarse, self.direction)
-        return sum(layer.nbytes for layer in layers)
-
     def slots(self, row: int, column: int, size: int) -> NDArray[np.int32]:
         """Return slots int32 (size, size) of a square of tiles; outside, the border repeats."""
         rows = np.clip(np.arange(row, row + size), 0, self.table.shape[0] - 1)

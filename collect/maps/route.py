@@ -202,24 +202,6 @@ class Route:
         found = np.interp(at, self._extended_m, self._extended_points)
         return np.stack([found.real, found.imag], axis=-1)
 
-    def yaw_ahead(self, distance_m: float, offsets_m: ArrayLike) -> NDArray[np.float64]:
-        """Return headings float64 (n,) at offsets from a distance, constant beyond the ends."""
-        return self._interpolated(self.yaw_rad, distance_m, offsets_m)
-
-    def curvature_ahead(self, distance_m: float, offsets_m: ArrayLike) -> NDArray[np.float64]:
-        """Return curvatures float64 (n,) in 1/m at offsets from a distance; see `ahead`."""
-        return self._interpolated(self.curvature, distance_m, offsets_m)
-
-    def lane_width_at(self, distance_m: float) -> float:
-        """Return the width of the lane in metres at a distance along the route."""
-        return float(np.interp(distance_m, self.distance_m, self.lane_width_m))
-
-    def _interpolated(
-        self, values: NDArray[np.float64], distance_m: float, offsets_m: ArrayLike
-    ) -> NDArray[np.float64]:
-        at = np.asarray(offsets_m, np.float64) + distance_m
-        return np.asarray(np.interp(at, self.distance_m, values), np.float64)
-
     def speed_profile(
         self,
         *,

@@ -86,17 +86,9 @@ MAX_WAYPOINTS = 100_000
 _MAX_DISTANCE_M = 1e6
 _MAX_DEPTH = 8
 _ROUTE_KEYS = (
-    "id",
-    "name",
-    "town",
-    "xodr",
-    "network",
-    "waypoints",
-    "length_m",
-    "npcs",
-    "weather",
+    "id", "name", "town", "xodr", "network", "waypoints", "length_m", "npcs", "weather",
     "time_limit_s",
-)
+)  # fmt: skip
 _SHARED_KEYS = tuple(key for key in _ROUTE_KEYS if key not in ("id", "name", "waypoints"))
 _INITIAL_S, _PER_M_S = 5.0, 0.8
 """Time limit if a file gives none. The CARLA leaderboard 1.0 grants 0.8 s per metre of route and 5

@@ -34,83 +34,33 @@ class Weather:
     """Factor on the camera's noise."""
 
 
-_Range = tuple[float, float]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Climate:
-    grip: float
-    light: _Range
-    contrast: _Range
-    sky_top: _Range
-    sky_horizon: _Range
-    fog_per_m: _Range
-    headlights: _Range
-    noise: float
-
-
-_CLIMATES = {
-    "clear": _Climate(
-        grip=1.0,
-        light=(0.9, 1.2),
-        contrast=(1.0, 1.2),
-        sky_top=(0.45, 0.65),
-        sky_horizon=(0.75, 0.95),
-        fog_per_m=(0.001, 0.003),
-        headlights=(0.0, 0.0),
-        noise=1.0,
+# Fixed values, and ranges to draw from.
+_CLIMATES: dict[str, dict[str, float | tuple[float, float]]] = {
+    "clear": dict(
+        grip=1.0, light=(0.9, 1.2), contrast=(1.0, 1.2), sky_top=(0.45, 0.65),
+        sky_horizon=(0.75, 0.95), fog_per_m=(0.001, 0.003), headlights=(0.0, 0.0), noise=1.0,
     ),
-    "overcast": _Climate(
-        grip=1.0,
-        light=(0.65, 0.9),
-        contrast=(0.7, 0.95),
-        sky_top=(0.55, 0.75),
-        sky_horizon=(0.65, 0.85),
-        fog_per_m=(0.002, 0.006),
-        headlights=(0.0, 0.0),
-        noise=1.0,
+    "overcast": dict(
+        grip=1.0, light=(0.65, 0.9), contrast=(0.7, 0.95), sky_top=(0.55, 0.75),
+        sky_horizon=(0.65, 0.85), fog_per_m=(0.002, 0.006), headlights=(0.0, 0.0), noise=1.0,
     ),
-    "rain": _Climate(
-        grip=0.75,
-        light=(0.45, 0.7),
-        contrast=(0.6, 0.85),
-        sky_top=(0.35, 0.5),
-        sky_horizon=(0.45, 0.6),
-        fog_per_m=(0.008, 0.02),
-        headlights=(0.05, 0.15),
-        noise=1.8,
+    "rain": dict(
+        grip=0.75, light=(0.45, 0.7), contrast=(0.6, 0.85), sky_top=(0.35, 0.5),
+        sky_horizon=(0.45, 0.6), fog_per_m=(0.008, 0.02), headlights=(0.05, 0.15), noise=1.8,
     ),
-    "fog": _Climate(
-        grip=0.95,
-        light=(0.6, 0.85),
-        contrast=(0.6, 0.9),
-        sky_top=(0.6, 0.8),
-        sky_horizon=(0.6, 0.8),
-        fog_per_m=(0.025, 0.055),
-        headlights=(0.0, 0.1),
-        noise=1.0,
+    "fog": dict(
+        grip=0.95, light=(0.6, 0.85), contrast=(0.6, 0.9), sky_top=(0.6, 0.8),
+        sky_horizon=(0.6, 0.8), fog_per_m=(0.025, 0.055), headlights=(0.0, 0.1), noise=1.0,
     ),
-    "dusk": _Climate(
-        grip=1.0,
-        light=(0.3, 0.5),
-        contrast=(0.8, 1.0),
-        sky_top=(0.15, 0.3),
-        sky_horizon=(0.4, 0.65),
-        fog_per_m=(0.002, 0.006),
-        headlights=(0.2, 0.4),
-        noise=1.4,
+    "dusk": dict(
+        grip=1.0, light=(0.3, 0.5), contrast=(0.8, 1.0), sky_top=(0.15, 0.3),
+        sky_horizon=(0.4, 0.65), fog_per_m=(0.002, 0.006), headlights=(0.2, 0.4), noise=1.4,
     ),
-    "night": _Climate(
-        grip=1.0,
-        light=(0.08, 0.18),
-        contrast=(0.9, 1.1),
-        sky_top=(0.01, 0.05),
-        sky_horizon=(0.05, 0.1),
-        fog_per_m=(0.002, 0.008),
-        headlights=(0.7, 1.1),
-        noise=1.8,
+    "night": dict(
+        grip=1.0, light=(0.08, 0.18), contrast=(0.9, 1.1), sky_top=(0.01, 0.05),
+        sky_horizon=(0.05, 0.1), fog_per_m=(0.002, 0.008), headlights=(0.7, 1.1), noise=1.8,
     ),
-}
+}  # fmt: skip
 WEATHERS: tuple[str, ...] = tuple(_CLIMATES)
 """Names of all weathers."""
 WEATHER_GROUPS: dict[str, tuple[str, ...]] = {
@@ -136,10 +86,8 @@ def draw_weather(name: str, rng: np.random.Generator) -> Weather:
     if chosen not in _CLIMATES:
         known = ", ".join((*WEATHERS, *WEATHER_GROUPS))
         raise ConfigError(f"weather is {name!r}, expected one of: {known}")
-    climate = _CLIMATES[chosen]
     values = {
-        field.name: rng.uniform(*value) if isinstance(value, tuple) else value
-        for field in dataclasses.fields(climate)
-        for value in (getattr(climate, field.name),)
+        name: rng.uniform(*value) if isinstance(value, tuple) else value
+        for name, value in _CLIMATES[chosen].items()
     }
     return Weather(name=chosen, **values)

@@ -1,1 +1,1 @@
-"""The embedded simulator: vehicle, traffic and camera on the CPU."""
+"""The built-in simulator: vehicle, traffic and camera on the CPU."""

@@ -297,8 +297,8 @@ class _Demo:
 
     def _draw(self) -> tuple[Path, ...]:
         from avtd3.collect.evaluator import film_held_out, sheet_held_out
+        from avtd3.learn.analysis.event_log import read_log
         from avtd3.learn.analysis.pages import curves_page
-        from avtd3.learn.analysis.reader import read_log
         from avtd3.store.files import write_aside
 
         config, subject = self._settings.evaluate, str(self._policies)

@@ -1,4 +1,4 @@
-"""What a comparison answers: `CompareReport`, as JSON, as text and as Markdown."""
+"""Compare the metrics of two training runs: `compare` reports what became better or worse."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,27 +7,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avtd3.learn.analysis.criteria import Window
-from avtd3.learn.analysis.gate import cell
+from avtd3.learn.analysis.event_log import Curve, RunLog, read_log
 from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameMap
-from avtd3.learn.analysis.noise import FEWEST, Level, change_interval
-from avtd3.learn.analysis.reader import RunLog, read_log
-from avtd3.learn.analysis.rules import select
-from avtd3.learn.analysis.scalars import Curve
+from avtd3.learn.analysis.statistics import FEWEST_FOR_LEVEL, Level, change_interval
 from avtd3.store.errors import ConfigError
-from avtd3.store.render.text import columns, number, plural
+from avtd3.store.render.text import columns, markdown_table, number, plural
 
 FORMAT = "avtd3.compare/1"
 """Name and version of the JSON document."""
 
 Verdict = Literal["worse", "better", "changed", "unclear", "same"]
 ORDER: tuple[Verdict, ...] = ("worse", "better", "changed", "unclear", "same")
-"""Verdicts in the order in which people want to see them."""
-CAUTION = (
-    "An interval covers the noise within these two runs, not how far another seed of either would "
-    "be."
-)
+"""Verdicts in the order of reports."""
+CAUTION = "An interval covers the noise within these two runs, not the difference between seeds."
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,57 +30,47 @@ class Change:
     """How one metric differs between two runs."""
 
     metric: str
-    """avtd3's name of it, or the tag that both runs give it."""
+    """avtd3's name of the metric, or the tag in both runs."""
     direction: str | None
-    """``lower`` or ``higher`` is better, or ``neither``; None if it is not known."""
+    """Whether ``lower`` or ``higher`` is better, or ``neither``; None if unknown."""
     before: float | None
-    """Median of the baseline's window; None without a finite point."""
+    """Median within the window of the baseline; None without a finite point."""
     after: float | None
-    """Median of the candidate's."""
+    """Median within the window of the candidate."""
     interval: tuple[float, float] | None
-    """What the change lies in; None where noise could not be told."""
+    """Confidence interval of the change; None if the noise cannot be estimated."""
     points: tuple[int, int]
-    """Points in the windows."""
+    """Points within each window."""
     verdict: Verdict
+    """How the metric changed."""
     reason: str
-    """Why, in words."""
+    """Explanation of the verdict."""
 
     @property
     def change(self) -> float | None:
-        """Median of the candidate less that of the baseline."""
+        """Return the median of the candidate minus that of the baseline."""
         if self.before is None or self.after is None:
             return None
         return self.after - self.before
 
     @property
     def share(self) -> float | None:
-        """The change as a share of the baseline; None where that is 0."""
+        """Return the change as a share of the baseline; None if that is 0."""
         if self.change is None or not self.before:
             return None
         return self.change / abs(self.before)
 
     @property
     def rank(self) -> tuple[int, float, str]:
-        """Sorts by verdict, then the largest change first."""
+        """Return a sort key: by verdict, then the largest change first."""
         return ORDER.index(self.verdict), -abs(self.share or 0.0), self.metric
 
     def document(self) -> dict[str, Any]:
-        """The change as a JSON object."""
-        return {
-            "metric": self.metric,
-            "direction": self.direction,
-            "before": self.before,
-            "after": self.after,
-            "change": self.change,
-            "share": self.share,
-            "interval": None if self.interval is None else list(self.interval),
-            "points": list(self.points),
-            "verdict": self.verdict,
-            "reason": self.reason,
-        }
+        """Return the change as a JSON object."""
+        return {**dataclasses.asdict(self), "change": self.change, "share": self.share}
 
     def texts(self) -> tuple[str, str, str, str]:
-        """Before, after, change and interval, for people."""
+        """Format the values before and after, the change and the interval."""
         before, after, change = (
             "" if value is None else number(value)
             for value in (self.before, self.after, self.change)
@@ -102,62 +87,70 @@ class Change:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One of the two runs."""
+    """One of the two runs of a comparison."""
 
     run: str
-    """Its directory."""
+    """Path of the run."""
     names: str
-    """The set of names its tags were read by."""
+    """Set of names that the tags were read with."""
     axis: str
-    """What its steps count."""
+    """What the steps count."""
     last_step: int | None
-    """Last step it has; None without scalars."""
-    judged_to: int
-    """Last step that was looked at."""
+    """Last step of the run; None if it has no scalars."""
+    end_step: int
+    """Last step that was used."""
     notices: tuple[str, ...]
-    """What a reader should know of its event files."""
+    """Remarks about the event files."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the run as a JSON object."""
+        return {
+            "run": self.run,
+            "names": self.names,
+            "axis": self.axis,
+            "last_step": self.last_step,
+            "judged_to": self.end_step,
+            "notices": list(self.notices),
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CompareReport:
-    """How a candidate differs from a baseline."""
+    """The result of `compare`: how each metric of a candidate differs from a baseline."""
 
     baseline: Side
+    """The run before."""
     candidate: Side
+    """The run after."""
     window: float
-    """Share of the steps whose median was compared."""
+    """Share of the steps, at the end, whose median was compared."""
     confidence: float
-    """Of the intervals."""
+    """Confidence of the intervals."""
     margin: float
-    """Change that does not matter, as a share."""
+    """Change that is ignored, as a share."""
     changes: tuple[Change, ...]
-    """Every metric that both runs have, by verdict."""
+    """Every metric of both runs, by verdict."""
     only_baseline: tuple[str, ...]
     """Metrics that the candidate lacks."""
     only_candidate: tuple[str, ...]
     """Metrics that the baseline lacks."""
     notices: tuple[str, ...]
-    """What a reader should know."""
+    """Remarks about both runs."""
     curves: Mapping[str, tuple[Curve, Curve]]
-    """The metrics of both, by name; not in the document."""
+    """Curves of both runs by metric; not in the document."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many metrics have each verdict."""
+        """Return the number of metrics with each verdict."""
         verdicts = [change.verdict for change in self.changes]
         return {verdict: verdicts.count(verdict) for verdict in ORDER}
 
     def document(self) -> dict[str, Any]:
-        """The report as a JSON document."""
-
-        def side(of: Side) -> dict[str, Any]:
-            document = dataclasses.asdict(of)
-            return document | {"notices": list(of.notices)}
-
+        """Return the report as a JSON object."""
         return {
             "format": FORMAT,
-            "baseline": side(self.baseline),
-            "candidate": side(self.candidate),
+            "baseline": self.baseline.document(),
+            "candidate": self.candidate.document(),
             "window": self.window,
             "confidence": self.confidence,
             "margin": self.margin,
@@ -169,22 +162,22 @@ class CompareReport:
         }
 
     def sentence(self) -> str:
-        """The answer in one line."""
+        """Format the number of metrics with each verdict as one line."""
         counts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items() if count)
         shared = plural(len(self.changes), "shared metric")
         return f"{shared}: {counts or 'nothing to compare'}"
 
     def method(self) -> str:
-        """How it was compared, in a sentence or two."""
-        ends = [f"{side.judged_to:,}" for side in (self.baseline, self.candidate)]
+        """Describe how the runs were compared."""
+        ends = [f"{side.end_step:,}" for side in (self.baseline, self.candidate)]
         where = ends[0] if ends[0] == ends[1] else " and ".join(ends)
         return (
             f"Medians over the last {self.window:.0%} of the steps up to {where}; intervals of "
-            f"{self.confidence:.0%}; changes below {self.margin:.0%} count as none. {CAUTION}"
+            f"{self.confidence:.0%}; changes below {self.margin:.0%} are ignored. {CAUTION}"
         )
 
     def summary(self) -> str:
-        """The report for a terminal."""
+        """Format the report for a terminal."""
         rows = [(c.verdict, c.metric, *c.texts()) for c in self.changes]
         heads = ("", "metric", "before", "after", "change", f"{self.confidence:.0%} interval")
         lines = [f"baseline  {self.baseline.run}", f"candidate {self.candidate.run}", ""]
@@ -194,23 +187,25 @@ class CompareReport:
         return "\n".join([*lines, self.method(), self.sentence()])
 
     def lonely(self) -> list[tuple[str, Sequence[str]]]:
-        """Metrics that only one run has, by what the run is called; runs without any left out."""
+        """Return ``baseline`` and ``candidate`` with the metrics that only this run has, if any."""
         both = (("baseline", self.only_baseline), ("candidate", self.only_candidate))
         return [(name, metrics) for name, metrics in both if metrics]
 
     def markdown(self) -> str:
-        """The report as Markdown."""
-        lines = [f"# `{self.candidate.run}` against `{self.baseline.run}`", "", self.sentence(), ""]
+        """Format the report as Markdown."""
         interval = f"{self.confidence:.0%} interval"
-        lines += [
-            f"| verdict | metric | before | after | change | {interval} | why |",
-            "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+        heads = ("verdict", "metric", "before", "after", "change", interval, "why")
+        rows = [
+            (
+                f"**{change.verdict}**" if change.verdict == "worse" else change.verdict,
+                f"`{change.metric}`",
+                *change.texts(),
+                change.reason,
+            )
+            for change in self.changes
         ]
-        for change in self.changes:
-            bold = f"**{change.verdict}**" if change.verdict == "worse" else change.verdict
-            cells = (bold, f"`{change.metric}`", *change.texts(), change.reason)
-            lines.append("| " + " | ".join(map(cell, cells)) + " |")
-        lines.append("")
+        lines = [f"# `{self.candidate.run}` against `{self.baseline.run}`", "", self.sentence(), ""]
+        lines += [*markdown_table(heads, "<<>>>><", rows), ""]
         for name, metrics in self.lonely():
             lines.append(f"- only in the {name}: " + ", ".join(f"`{metric}`" for metric in metrics))
         lines += [f"- {notice}" for notice in self.notices]
@@ -219,20 +214,20 @@ class CompareReport:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CompareConfig:
-    """Settings of a comparison."""
+    """Settings of `compare`."""
 
     align: Literal["common", "end"] = "common"
-    """``common``: both runs up to the last step that both have; ``end``: each up to its own end."""
+    """``common``: use both runs up to the last step of both; ``end``: each up to its own end."""
     window: float = 0.2
-    """Share of those steps, at their end, whose median is compared."""
+    """Share of these steps, at the end, whose median is compared."""
     margin: float = 0.05
-    """Change that does not matter, as a share of the baseline's median, or of its spread within the
-    window where that is larger."""
+    """Change to ignore, as a share of the baseline's median, or of its spread within the window if
+    that is larger."""
     confidence: float = 0.99
-    """Of the interval around a change, see learn/analysis/noise.py. Of a hundred metrics, one may
-    be called changed by chance."""
+    """Confidence of the interval of a change, see learn/analysis/statistics.py. Of a hundred
+    metrics, one may be reported as changed by chance."""
     metrics: tuple[str, ...] = ()
-    """Patterns of metrics to compare, as ``critic/*``; empty compares all."""
+    """Patterns of metrics to compare, for example ``critic/*``; empty compares all."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.window <= 1.0:
@@ -250,18 +245,43 @@ def compare(
     names: tuple[NameBook, NameBook],
     directions: DirectionBook,
 ) -> CompareReport:
-    """Compare two runs.
+    """Compare the metrics of two training runs.
+
+    For every metric of both runs, the medians over the last part of the steps are compared. The
+    verdict is ``better``, ``worse`` or ``changed`` only if the change exceeds the margin and its
+    confidence interval, which is corrected for autocorrelation, excludes 0.
 
     Args:
-        baseline: Directory of the run before.
-        candidate: Directory of the run after.
+        baseline: The run before: its directory, or an event file.
+        candidate: The run after.
         config: Settings.
         names: Which tag is which metric, for the baseline and for the candidate.
-        directions: Which metrics should be low and which high.
+        directions: Whether a lower or a higher value of a metric is better.
+
+    Returns:
+        The report, worse metrics first.
 
     Raises:
-        ConfigError: A run has no event files or no scalar in them, or a pattern fits no metric of
-            either.
+        ConfigError: A run has no event files or no scalars, exceeds a limit, or the patterns match
+            no metric of either run.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from avtd3.learn.analysis.compare import CompareConfig, compare
+        >>> from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameSet
+        >>> from avtd3.learn.logging import EventWriter
+        >>> names = NameBook(sets=(NameSet(name="avtd3", axis="updates"),))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     runs = Path(folder) / "before", Path(folder) / "after"
+        ...     for run, loss in zip(runs, (2.0, 1.0)):
+        ...         writer = EventWriter(run / "events", first_step=1)
+        ...         for step in range(1, 101):
+        ...             writer.write(step, {"critic/loss": loss})
+        ...         writer.close()
+        ...     report = compare(*runs, CompareConfig(), (names, names), DirectionBook())
+        >>> report.sentence()
+        '1 shared metric: 1 better'
     """
     logs = (read_log(baseline), read_log(candidate))
     ends = _ends((baseline, candidate), logs, config)
@@ -270,7 +290,7 @@ def compare(
         _by_metric(log, known, config.metrics) for log, known in zip(logs, maps, strict=True)
     )
     if config.metrics and not before and not after:
-        raise ConfigError(f"--metric {', '.join(config.metrics)} fits no metric of either run")
+        raise ConfigError(f"--metric {', '.join(config.metrics)} matches no metric of either run")
     changes = [
         _change(before[metric], after[metric], metric, ends, config, directions)
         for metric in sorted(before.keys() & after.keys())
@@ -281,7 +301,7 @@ def compare(
             names=known.source.name,
             axis=known.source.axis,
             last_step=log.last_step,
-            judged_to=end,
+            end_step=end,
             notices=(*log.notices, *log.damaged),
         )
         for run, log, known, end in zip((baseline, candidate), logs, maps, ends, strict=True)
@@ -310,11 +330,11 @@ def _by_metric(log: RunLog, names: NameMap, patterns: Sequence[str]) -> dict[str
 
 
 def _ends(runs: Sequence[Path], logs: Sequence[RunLog], config: CompareConfig) -> tuple[int, int]:
-    """Last step of each run that is looked at."""
+    """Return the last step of each run to use."""
     steps = []
     for run, log in zip(runs, logs, strict=True):
         if log.last_step is None:
-            raise ConfigError(f"{run} has logged no scalar yet; let it reach its first line")
+            raise ConfigError(f"{run} has logged no scalars yet; wait until it has logged some")
         steps.append(log.last_step)
     first, second = steps
     common = min(first, second)
@@ -333,21 +353,21 @@ def _change(
         _window(curve, end, config) for curve, end in zip((before, after), ends, strict=True)
     ]
     direction = directions.of(metric)
-    wild = tuple(int((~np.isfinite(values)).sum()) for values in windows)
+    not_finite = tuple(int((~np.isfinite(values)).sum()) for values in windows)
     points = tuple(len(values) for values in windows)
     finite = [values[np.isfinite(values)] for values in windows]
     medians = tuple(float(np.median(values)) if values.size else None for values in finite)
     verdict: Verdict = "unclear"
     interval = None
-    if wild[0] or wild[1]:
-        verdict, reason = _judge_wild(wild, points)
-    elif min(points) < FEWEST:
-        reason = f"{min(points)} points in a window, expected at least {FEWEST}"
+    if any(not_finite):
+        verdict, reason = _classify_not_finite(not_finite, points)
+    elif min(points) < FEWEST_FOR_LEVEL:
+        reason = f"{min(points)} points in a window, expected at least {FEWEST_FOR_LEVEL}"
     else:
         levels = Level.of(finite[0]), Level.of(finite[1])
         interval = change_interval(*levels, config.confidence)
-        room = config.margin * max(abs(levels[0].median), levels[0].spread)
-        verdict, reason = _judge(levels, interval, room, direction)
+        margin = config.margin * max(abs(levels[0].median), levels[0].spread)
+        verdict, reason = _classify(levels, interval, margin, direction)
     return Change(
         metric=metric,
         direction=direction,
@@ -360,46 +380,51 @@ def _change(
     )
 
 
-def _window(
-    curve: Curve, end: int, config: CompareConfig
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    start = end - config.window * end
-    _, values = select(
-        curve, Window(from_step=int(start) + 1, to_step=max(end, int(start) + 1)), end
-    )
-    return values
+def _window(curve: Curve, end: int, config: CompareConfig) -> NDArray[np.float64]:
+    first = int(end - config.window * end) + 1
+    return Window(from_step=first, to_step=max(end, first)).select(curve, end)[1]
 
 
-def _judge(
+def _classify(
     levels: tuple[Level, Level],
     interval: tuple[float, float],
-    room: float,
+    margin: float,
     direction: str | None,
 ) -> tuple[Verdict, str]:
+    """Return the verdict on a change, and its reason.
+
+    Args:
+        levels: Levels of the baseline and of the candidate.
+        interval: Confidence interval of the change.
+        margin: Change to ignore.
+        direction: Whether ``lower`` or ``higher`` is better.
+    """
     change = levels[1].median - levels[0].median
     low, high = interval
     if low <= 0.0 <= high:
-        if max(-low, high) <= room:
-            return "same", "no change, and any there may be is within the margin"
+        if max(-low, high) <= margin:
+            return "same", "no change, and the interval is within the margin"
         return "unclear", "the change is within the noise"
-    if abs(change) <= room:
+    if abs(change) <= margin:
         return "same", "a change within the margin"
     if direction in (None, "neither"):
-        return "changed", "beyond the noise; neither way is better by itself"
+        return "changed", "beyond the noise; neither direction is better by itself"
     better = (change < 0.0) == (direction == "lower")
     return ("better" if better else "worse"), f"beyond the noise; {direction} is better"
 
 
-def _judge_wild(wild: tuple[int, ...], points: tuple[int, ...]) -> tuple[Verdict, str]:
+def _classify_not_finite(
+    not_finite: tuple[int, ...], points: tuple[int, ...]
+) -> tuple[Verdict, str]:
     parts = [
         f"{count:,} of {total:,} points of the {name} are not finite"
-        for count, total, name in zip(wild, points, ("baseline", "candidate"), strict=True)
+        for count, total, name in zip(not_finite, points, ("baseline", "candidate"), strict=True)
         if count
     ]
     reason = "; ".join(parts)
-    if wild[0] and wild[1]:
+    if all(not_finite):
         return "unclear", reason
-    return ("worse" if wild[1] else "better"), reason
+    return ("worse" if not_finite[1] else "better"), reason
 
 
 def _notices(sides: Sequence[Side], logs: Sequence[RunLog], ends: tuple[int, int]) -> list[str]:
@@ -408,12 +433,12 @@ def _notices(sides: Sequence[Side], logs: Sequence[RunLog], ends: tuple[int, int
         notices += [f"{name}: {notice}" for notice in side.notices]
         if log.last_step is not None and log.last_step > end:
             notices.append(
-                f"the {name} goes on to {log.last_step:,}; both are compared up to {end:,} "
-                "(--align end takes each one's own end)"
+                f"the {name} continues to {log.last_step:,}; both are compared up to {end:,} "
+                "(--align end uses the end of each)"
             )
     if sides[0].axis != sides[1].axis:
         notices.append(
-            f"the baseline's steps are {sides[0].axis}, the candidate's {sides[1].axis}: what is "
-            "compared at one step need not be as far in learning"
+            f"the baseline's steps are {sides[0].axis}, the candidate's {sides[1].axis}: at "
+            "the same step, one run may have learned for longer"
         )
     return notices

@@ -1,13 +1,20 @@
-"""What a gate asks of a run: `Criterion`, its `Window` of steps, and `GateConfig`, a stage's list.
+"""Define what a gate requires of a run, and check it: `Criterion`, `GateConfig`, `check_criterion`.
 
-A criteria file is a `GateConfig` in YAML; configs/gates/ holds those of the stages.
+A criteria file is a `GateConfig` in YAML; configs/gates/ has those of the stages.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.learn.analysis.event_log import Curve
+from avtd3.learn.analysis.statistics import FEWEST_FOR_TREND, find_trend
 from avtd3.store.errors import ConfigError
+from avtd3.store.render.text import number
 
 Rule = Literal[
     "every",
@@ -24,22 +31,35 @@ Rule = Literal[
     "not_rising",
     "not_falling",
 ]
+Answer = Literal["pass", "fail", "unknown"]
+
 TRENDS = ("rising", "falling", "not_rising", "not_falling")
-_BOUNDS = ("below", "above", "at_most", "at_least")
+_Floats = NDArray[np.float64]
+_BOUNDS = {"below": "<", "above": ">", "at_most": "<=", "at_least": ">="}
+_LISTED = 5
+"""Steps of points that are not finite that a message lists."""
+_STATISTICS: Mapping[str, Callable[[_Floats], float]] = {
+    "max": lambda values: float(values.max()),
+    "min": lambda values: float(values.min()),
+    "mean": lambda values: float(values.mean()),
+    "median": lambda values: float(np.median(values)),
+    "last": lambda values: float(values[-1]),
+    "sum": lambda values: float(values.sum()),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Which points of a metric a criterion looks at; without any setting, all."""
+    """The points of a metric that a criterion uses; without any setting, all."""
 
     from_step: int | None = None
-    """First step that is looked at."""
+    """First step."""
     to_step: int | None = None
-    """Last step that is looked at."""
+    """Last step."""
     last_share: float | None = None
-    """Only this share of the steps, at the end: 0.2 is the last fifth."""
+    """Share of the steps, at the end: 0.2 is the last fifth."""
     last_points: int | None = None
-    """Of what is left, only so many points, at the end."""
+    """Largest number of the remaining points, at the end."""
 
     def __post_init__(self) -> None:
         if self.last_share is not None and not 0.0 < self.last_share <= 1.0:
@@ -50,59 +70,84 @@ class Window:
             raise ConfigError(f"window.last_points is {self.last_points}, expected 1 or above")
         if None not in (self.from_step, self.to_step) and self.from_step > self.to_step:  # type: ignore[operator] # neither is None
             raise ConfigError(
-                f"window.from_step {self.from_step} lies behind window.to_step {self.to_step}"
+                f"window.from_step {self.from_step} is behind window.to_step {self.to_step}"
             )
+
+    def select(self, curve: Curve, end: int | None) -> tuple[NDArray[np.int64], _Floats]:
+        """Return the steps and values of a curve within the window.
+
+        Args:
+            curve: The curve.
+            end: Last step of the stage, after which points are ignored; None for no limit.
+        """
+        steps, values = curve.updates, curve.values
+        keep = np.ones(len(steps), np.bool_)
+        if end is not None:
+            keep &= steps <= end
+        if self.from_step is not None:
+            keep &= steps >= self.from_step
+        if self.to_step is not None:
+            keep &= steps <= self.to_step
+        steps, values = steps[keep], values[keep]
+        if self.last_share is not None and len(steps):
+            last = int(steps[-1])
+            first = min(int(curve.updates[0]), 0)
+            keep = steps > last - self.last_share * (last - first)
+            steps, values = steps[keep], values[keep]
+        if self.last_points is not None:
+            steps, values = steps[-self.last_points :], values[-self.last_points :]
+        return steps, values
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Criterion:
-    """One thing that a gate asks of one metric."""
+    """One requirement of a gate for one metric."""
 
     name: str = ""
-    """What it is called in the table; each criterion of a file has its own."""
+    """Name in the table; unique in a file."""
     metric: str = ""
     """avtd3's name of the metric, see learn/metrics.py; other writers' tags are mapped to these."""
     rule: Rule = "every"
-    """``every``, ``share`` and ``count`` look at each point; ``max``, ``min``, ``mean``,
-    ``median``, ``last`` and ``sum`` at one number of them all; ``rising``, ``falling``,
-    ``not_rising`` and ``not_falling`` at the trend."""
+    """``every``, ``share`` and ``count`` use each point; ``max``, ``min``, ``mean``, ``median``,
+    ``last`` and ``sum`` one number of all points; ``rising``, ``falling``, ``not_rising`` and
+    ``not_falling`` the trend."""
     absolute: bool = False
-    """Whether the values' sizes are looked at, without their signs."""
+    """Whether to use the absolute values."""
     below: float | None = None
-    """Bound that values lie below."""
+    """Bound that values must be below."""
     above: float | None = None
-    """Bound that values lie above."""
+    """Bound that values must be above."""
     at_most: float | None = None
-    """Bound that values lie below or at."""
+    """Bound that values must not exceed."""
     at_least: float | None = None
-    """Bound that values lie above or at."""
+    """Bound that values must reach."""
     at_most_setting: str | None = None
-    """Where the run's own config.json has the bound ``at_most``, as
-    ``learn.td3.clip.actor_max_norm``; a run without it is held against ``at_most``."""
+    """Setting in the run's own config.json that replaces the bound ``at_most``, for example
+    ``learn.td3.clip.actor_max_norm``; ``at_most`` is for runs that lack the setting."""
     tolerance: float = 0.0
-    """How far beyond a bound still counts as within, as a share of the bound: for rounding."""
+    """How far a value may exceed a bound, as a share of the bound: for rounding."""
     share: float = 1.0
-    """With ``share``: least share of the points that lies within the bounds."""
+    """With ``share``: smallest share of the points that must be within the bounds."""
     times: int = 0
-    """With ``count``: most points that may lie within the bounds."""
+    """With ``count``: largest number of points that may be within the bounds."""
     confidence: float = 0.95
-    """With a trend: how sure a rise or fall must be, see learn/analysis/trend.py."""
+    """With a trend: required confidence, see learn/analysis/statistics.py."""
     window: Window = dataclasses.field(default_factory=Window)
-    """Which points are looked at."""
+    """Points to use."""
     min_points: int = 1
-    """Points below which the answer is unknown."""
+    """Number of points below which the answer is unknown."""
     optional: bool = False
-    """Whether the run may lack the metric; without this, an absent metric is unknown, so NO-GO."""
+    """Whether the run may lack the metric; otherwise a missing metric is unknown, so NO-GO."""
     advisory: bool = False
-    """Whether a failure is only told, and does not make the gate NO-GO."""
+    """Whether a failure is only reported, and does not make the gate NO-GO."""
     why: str = ""
-    """What a failure means and what to do, for people."""
+    """What a failure means and what to do, for the user."""
     source: str = ""
-    """Where the criterion is from."""
+    """Source of the criterion."""
 
     @property
     def is_trend(self) -> bool:
-        """Whether the rule is about a trend."""
+        """Return whether the rule is about a trend."""
         return self.rule in TRENDS
 
     def __post_init__(self) -> None:
@@ -122,7 +167,7 @@ class Criterion:
                 raise ConfigError(
                     f"criterion {name!r}: {field} is {value}, expected {least} or above"
                 )
-        # What a rule does not look at would be ignored silently.
+        # Refuse settings that the rule would silently ignore.
         for field, rule, default in (("share", "share", 1.0), ("times", "count", 0)):
             if getattr(self, field) != default and self.rule != rule:
                 raise ConfigError(
@@ -130,12 +175,11 @@ class Criterion:
                 )
 
     def _check_bounds(self, name: str) -> None:
-        bounds = {field: getattr(self, field) for field in _BOUNDS}
-        given = {field: bound for field, bound in bounds.items() if bound is not None}
-        for field, bound in given.items():
+        bounds = self.bounds
+        for field, bound in bounds.items():
             if not math.isfinite(bound):
                 raise ConfigError(f"criterion {name!r}: {field} is {bound}, expected a number")
-        has_bound = bool(given) or self.at_most_setting is not None
+        has_bound = bool(bounds) or self.at_most_setting is not None
         if self.is_trend and (has_bound or self.absolute):
             raise ConfigError(
                 f"criterion {name!r}: rule {self.rule} takes no bounds; make a second criterion"
@@ -150,20 +194,66 @@ class Criterion:
                 "setting"
             )
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Return the bounds that are set, by name."""
+        bounds = {field: getattr(self, field) for field in _BOUNDS}
+        return {field: bound for field, bound in bounds.items() if bound is not None}
+
+    def limit_text(self) -> str:
+        """Format what the criterion requires, for example ``every x < 5``."""
+        rule = self.rule
+        if self.is_trend:
+            return f"{rule.replace('_', ' ')} ({self.confidence:.0%} sure)"
+        what = "|x|" if self.absolute else "x"
+        if rule == "every":
+            return f"every {self._bounds_text(what)}"
+        if rule == "share":
+            return f"{self.share:.0%} of points {self._bounds_text(what)}"
+        if rule == "count":
+            return f"at most {self.times} points {self._bounds_text(what)}"
+        return self._bounds_text(f"{rule} {what}" if self.absolute else rule)
+
+    def _bounds_text(self, what: str) -> str:
+        return ", ".join(f"{what} {_BOUNDS[f]} {number(bound)}" for f, bound in self.bounds.items())
+
+    def are_within(self, values: _Floats) -> NDArray[np.bool_]:
+        """Return whether each value is within the bounds, bool (N,); NaN is not."""
+        within = np.isfinite(values)
+        for field, bound in self.bounds.items():
+            slack = abs(bound) * self.tolerance
+            if field == "below":
+                within &= values < bound + slack
+            elif field == "above":
+                within &= values > bound - slack
+            elif field == "at_most":
+                within &= values <= bound + slack
+            else:
+                within &= values >= bound - slack
+        return within
+
+    def excess(self, values: _Floats) -> _Floats:
+        """Return how far each value is beyond the bounds, float64 (N,); negative inside."""
+        beyond = np.full(len(values), -np.inf)
+        for field, bound in self.bounds.items():
+            sign = 1.0 if field in ("below", "at_most") else -1.0
+            beyond = np.maximum(beyond, sign * (values - bound))
+        return beyond
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GateConfig:
     """The criteria of a stage."""
 
     stage: str = ""
-    """What the stage is called."""
+    """Name of the stage."""
     about: str = ""
-    """What passing it means, for people."""
+    """What passing the stage means, for the user."""
     steps: int | None = None
-    """Steps of the stage: a run must have reached them, and is judged up to there; None judges all
-    there is."""
+    """Steps of the stage: a run must have reached them, and later points are ignored; None for no
+    limit."""
     criteria: tuple[Criterion, ...] = ()
-    """What is asked."""
+    """The criteria."""
 
     def __post_init__(self) -> None:
         if not self.criteria:
@@ -174,3 +264,140 @@ class GateConfig:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"criterion {twice[0]!r} is there twice; give each its own name")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What was measured for a criterion, and whether it is met."""
+
+    answer: Answer
+    """Whether the criterion is met."""
+    measured: float | None = None
+    """Number that was compared with the bounds; None if there is none."""
+    shown: str
+    """The same number as text, with its unit or meaning."""
+    at_step: int | None = None
+    """Step of the deciding point, if a single point decided."""
+    steps: tuple[int, int] | None = None
+    """First and last step within the window."""
+    points: int = 0
+    """Number of points within the window."""
+    reason: str
+    """Explanation of the answer."""
+
+
+def check_criterion(criterion: Criterion, curve: Curve, end: int | None) -> Outcome:
+    """Check a criterion against a curve.
+
+    A point that is not finite makes every rule fail except ``share``, where it counts as a point
+    outside the bounds.
+
+    Args:
+        criterion: The criterion.
+        curve: The metric.
+        end: Last step of the stage, after which points are ignored; None for no limit.
+    """
+    steps, values = criterion.window.select(curve, end)
+    points = _Points(steps=steps, values=np.abs(values) if criterion.absolute else values)
+    if len(values) < criterion.min_points:
+        least = f"expected at least {criterion.min_points}"
+        reason = f"{len(values)} of its {len(curve.values)} points are in the window, {least}"
+        return points.outcome("unknown", reason)
+    not_finite = points.not_finite()
+    if not_finite and criterion.rule != "share":
+        return points.outcome("fail", not_finite, shown="not finite")
+    if criterion.is_trend:
+        return _check_trend(criterion, points)
+    if criterion.rule in _STATISTICS:
+        return _check_statistic(criterion, points)
+    if criterion.rule == "every":
+        return _check_every(criterion, points)
+    return _check_counted(criterion, points, not_finite)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Points:
+    steps: NDArray[np.int64]
+    values: _Floats
+
+    def outcome(
+        self,
+        answer: Answer,
+        reason: str,
+        *,
+        measured: float | None = None,
+        shown: str | None = None,
+        at: int | None = None,
+    ) -> Outcome:
+        """Make an outcome for these points; ``at`` is the index of the deciding one."""
+        text = ("" if measured is None else number(measured)) if shown is None else shown
+        return Outcome(
+            answer=answer,
+            measured=measured if measured is None or math.isfinite(measured) else None,
+            shown=text,
+            at_step=None if at is None else int(self.steps[at]),
+            steps=(int(self.steps[0]), int(self.steps[-1])) if len(self.steps) else None,
+            points=len(self.steps),
+            reason=reason,
+        )
+
+    def not_finite(self) -> str:
+        """Describe the points that are not finite; empty if there are none."""
+        rows = np.flatnonzero(~np.isfinite(self.values))
+        if not rows.size:
+            return ""
+        names = [
+            f"{'NaN' if math.isnan(self.values[row]) else 'inf'} at {self.steps[row]:,}"
+            for row in rows[:_LISTED]
+        ]
+        more = f" and {rows.size - _LISTED:,} more" if rows.size > _LISTED else ""
+        return f"{rows.size:,} of {len(self.values):,} points not finite: {', '.join(names)}{more}"
+
+
+def _check_trend(criterion: Criterion, points: _Points) -> Outcome:
+    trend = find_trend(points.steps, points.values)
+    if trend is None:
+        least = f"expected at least {FEWEST_FOR_TREND} to see a trend"
+        return points.outcome("unknown", f"{len(points.values)} points, {least}")
+    asked = criterion.rule.removeprefix("not_")
+    sure = trend.rising if asked == "rising" else trend.falling
+    is_sure = sure >= criterion.confidence
+    answer: Answer = "pass" if is_sure != criterion.rule.startswith("not_") else "fail"
+    slope = f"{trend.slope * 1000:+.3g}"
+    reason = f"{asked} with a confidence of {sure:.1%}, median slope per 1,000 steps {slope}"
+    return points.outcome(answer, reason, measured=trend.slope, shown=f"{slope} per 1k")
+
+
+def _check_statistic(criterion: Criterion, points: _Points) -> Outcome:
+    rule, values = criterion.rule, points.values
+    measured = _STATISTICS[rule](values)
+    at = {"max": int(values.argmax()), "min": int(values.argmin()), "last": len(values) - 1}
+    answer: Answer = "pass" if criterion.are_within(np.array([measured]))[0] else "fail"
+    reason = f"{rule} of {len(values):,} points"
+    return points.outcome(answer, reason, measured=measured, at=at.get(rule))
+
+
+def _check_every(criterion: Criterion, points: _Points) -> Outcome:
+    outside = np.flatnonzero(~criterion.are_within(points.values))
+    worst = int(np.argmax(criterion.excess(points.values)))
+    measured, total = float(points.values[worst]), len(points.values)
+    if not outside.size:
+        reason = f"all {total:,} points; the nearest to the bound is shown"
+        return points.outcome("pass", reason, measured=measured, at=worst)
+    first = f"the first at {points.steps[outside[0]]:,}; the worst is shown"
+    reason = f"{outside.size:,} of {total:,} points outside, {first}"
+    return points.outcome("fail", reason, measured=measured, at=worst)
+
+
+def _check_counted(criterion: Criterion, points: _Points, not_finite: str) -> Outcome:
+    within = np.flatnonzero(criterion.are_within(points.values))
+    inside, total = within.size, len(points.values)
+    if criterion.rule == "share":
+        share = inside / total
+        answer: Answer = "pass" if share >= criterion.share else "fail"
+        reason = f"{inside:,} of {total:,} points within" + (not_finite and f"; {not_finite}")
+        return points.outcome(answer, reason, measured=share, shown=f"{share:.1%}")
+    answer = "pass" if inside <= criterion.times else "fail"
+    at = int(within[0]) if inside else None
+    reason = f"{inside:,} of {total:,} points" + ("" if at is None else ", the first is named")
+    return points.outcome(answer, reason, measured=float(inside), shown=f"{inside:,} points", at=at)

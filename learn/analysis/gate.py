@@ -1,4 +1,4 @@
-"""What a gate answers: `GateReport`, as JSON, as text and as Markdown."""
+"""Check a training run against the criteria of a stage: `gate` returns GO or NO-GO."""
 
 import dataclasses
 import json
@@ -7,49 +7,66 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from avtd3.learn.analysis.criteria import Criterion, GateConfig
+from avtd3.learn.analysis.criteria import Answer, Criterion, GateConfig, Outcome, check_criterion
+from avtd3.learn.analysis.event_log import Curve, RunLog, read_log
 from avtd3.learn.analysis.metric_names import NameBook, NameMap, nearest
-from avtd3.learn.analysis.reader import RunLog, read_log
-from avtd3.learn.analysis.rules import Answer, Bounds, Outcome, judge, limit_text
-from avtd3.learn.analysis.scalars import Curve
 from avtd3.store.errors import ConfigError
-from avtd3.store.render.text import columns, plural
+from avtd3.store.render.text import columns, markdown_table, plural
 
 FORMAT = "avtd3.gate/1"
 """Name and version of the JSON document."""
+REACHED = 0.98
+"""Share of a stage's steps that counts as all: the last line may be logged before the last step."""
+CONFIG_FILE = "config.json"
+"""File in which a run of avtd3 states its settings."""
+MAX_SETTINGS_BYTES = 1 << 20
+"""Largest settings file; a larger one is not from avtd3."""
+MAX_LIMIT = 1e30
+"""Settings above this are not limits: a whole number in JSON may be larger than any float."""
 
 Verdict = Literal["pass", "fail", "unknown", "skipped", "warning"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A criterion with its answer."""
+class CriterionResult:
+    """A criterion with its verdict."""
 
     name: str
-    """What the criterion is called."""
-    metric: str
-    """avtd3's name of the metric; empty where the criterion is about the run itself."""
-    tag: str
-    """What the run calls it."""
-    limit: str
-    """What was asked, in a few characters."""
+    """Name of the criterion."""
+    metric: str = ""
+    """avtd3's name of the metric; empty if the criterion is about the run itself."""
+    tag: str = ""
+    """The run's name of the metric."""
+    limit: str = ""
+    """What is required, in a few characters."""
     verdict: Verdict
-    """``pass``, ``fail``, ``unknown`` (could not be told), ``skipped`` (an optional metric is
-    absent), ``warning`` (an advisory criterion that does not hold or is unknown)."""
+    """``pass``, ``fail``, ``unknown`` (not measured), ``skipped`` (an optional metric is absent),
+    ``warning`` (an advisory criterion is not met or unknown)."""
     outcome: Outcome
-    """What was measured, and why it is so."""
+    """What was measured, and why the verdict is so."""
     criterion: Criterion | None = None
-    """The criterion; None where it is built in."""
-    bounds: Bounds | None = None
-    """What the values were held against."""
+    """The criterion, with the run's own limits; None if it is built in."""
 
     @property
     def blocks(self) -> bool:
-        """Whether this alone makes the gate NO-GO."""
+        """Return whether this result alone makes the gate NO-GO."""
         return self.verdict in ("fail", "unknown")
 
+    @property
+    def where(self) -> str:
+        """Format the step or steps that decided."""
+        outcome = self.outcome
+        if outcome.at_step is not None:
+            return f"{outcome.at_step:,}"
+        return "" if outcome.steps is None else f"{outcome.steps[0]:,} to {outcome.steps[1]:,}"
+
+    @property
+    def why(self) -> str:
+        """Return the note of the criterion, which says what a failure means."""
+        return "" if self.criterion is None else self.criterion.why
+
     def document(self) -> dict[str, Any]:
-        """The answer as a JSON object."""
+        """Return the result as a JSON object."""
         outcome = self.outcome
         passed = {"pass": True, "fail": False, "warning": False}.get(self.verdict)
         return {
@@ -66,58 +83,50 @@ class Judged:
             "steps": None if outcome.steps is None else list(outcome.steps),
             "points": outcome.points,
             "reason": outcome.reason,
-            "why": "" if self.criterion is None else self.criterion.why,
+            "why": self.why,
             "source": "" if self.criterion is None else self.criterion.source,
         }
-
-    @property
-    def where(self) -> str:
-        """The step or steps that it is about, for people."""
-        outcome = self.outcome
-        if outcome.at_step is not None:
-            return f"{outcome.at_step:,}"
-        return "" if outcome.steps is None else f"{outcome.steps[0]:,} to {outcome.steps[1]:,}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GateReport:
-    """A stage's answer about a run."""
+    """The result of `gate`: the verdict, and each criterion with what was measured."""
 
     run: str
-    """The run's directory."""
+    """Path of the run."""
     stage: str
-    """The stage."""
+    """Name of the stage."""
     about: str
-    """What passing it means."""
+    """What passing the stage means."""
     names: str
-    """The set of names that the tags were read by."""
+    """Set of names that the tags were read with."""
     axis: str
     """What the steps count."""
-    judged_to: int | None
-    """Last step that was looked at; None for all."""
+    end_step: int | None
+    """Last step that was used; None for all."""
     last_step: int | None
     """Last step of the run; None if it has no scalars."""
-    criteria: tuple[Judged, ...]
-    """Every criterion with its answer, in the file's order, the built-in ones first."""
+    criteria: tuple[CriterionResult, ...]
+    """Every criterion with its result: first the built-in ones, then in the order of the file."""
     notices: tuple[str, ...]
-    """What a reader should know of the event files."""
+    """Remarks about the event files."""
     curves: Mapping[str, Curve]
-    """The metrics that were judged, by avtd3's name; not in the document."""
+    """The metrics that were used, by avtd3's name; not in the document."""
 
     @property
     def verdict(self) -> str:
-        """``GO`` or ``NO-GO``."""
-        return "NO-GO" if any(judged.blocks for judged in self.criteria) else "GO"
+        """Return ``GO`` or ``NO-GO``."""
+        return "NO-GO" if any(result.blocks for result in self.criteria) else "GO"
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many criteria have each verdict, those that no criterion has left out."""
-        verdicts = [judged.verdict for judged in self.criteria]
+        """Return the number of criteria with each verdict that occurs."""
+        verdicts = [result.verdict for result in self.criteria]
         order: Sequence[Verdict] = ("pass", "fail", "unknown", "warning", "skipped")
         return {verdict: verdicts.count(verdict) for verdict in order if verdict in verdicts}
 
     def document(self) -> dict[str, Any]:
-        """The report as a JSON document."""
+        """Return the report as a JSON object."""
         return {
             "format": FORMAT,
             "run": self.run,
@@ -125,106 +134,119 @@ class GateReport:
             "verdict": self.verdict,
             "names": self.names,
             "axis": self.axis,
-            "judged_to": self.judged_to,
+            "judged_to": self.end_step,
             "last_step": self.last_step,
             "counts": self.counts,
-            "criteria": [judged.document() for judged in self.criteria],
+            "criteria": [result.document() for result in self.criteria],
             "notices": list(self.notices),
         }
 
     def sentence(self) -> str:
-        """The verdict in one line."""
+        """Format the verdict as one line."""
         counts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
         return f"{self.verdict}: stage {self.stage} of {self.run} ({counts})"
 
     def summary(self) -> str:
-        """The report for a terminal: a table, and why under each line that does not pass."""
+        """Format the report for a terminal: a table, with the reasons of what did not pass."""
         rows = [
             (
-                j.verdict.upper() if j.blocks else j.verdict,
-                j.name,
-                j.limit,
-                j.outcome.shown,
-                j.where,
+                result.verdict.upper() if result.blocks else result.verdict,
+                result.name,
+                result.limit,
+                result.outcome.shown,
+                result.where,
             )
-            for j in self.criteria
+            for result in self.criteria
         ]
         heads = ("", "criterion", "asked", "measured", f"at {self.axis}")
         first, *others = columns([heads, *rows], "<<<<<")
         indent = " " * (first.index(heads[1]) + 2)
         lines = [self.sentence(), "", first]
-        for line, judged in zip(others, self.criteria, strict=True):
+        for line, result in zip(others, self.criteria, strict=True):
             lines.append(line)
-            if judged.verdict not in ("pass", "skipped"):
-                lines += [f"{indent}{text}" for text in self.reasons(judged)]
+            if result.verdict not in ("pass", "skipped"):
+                what = f"{result.metric}: " if result.metric else ""
+                if result.tag != result.metric:
+                    what = f"{result.metric} ({result.tag}): "
+                lines.append(f"{indent}{what}{result.outcome.reason}")
+                lines += [f"{indent}{result.why}"] if result.why else []
         lines += ["", *(f"note: {notice}" for notice in self.notices)] if self.notices else []
         return "\n".join([*lines, "", self.sentence()])
 
-    def reasons(self, judged: Judged) -> list[str]:
-        """Why a criterion does not pass, and what that means."""
-        what = f"{judged.metric}: " if judged.metric else ""
-        if judged.tag != judged.metric:
-            what = f"{judged.metric} ({judged.tag}): "
-        texts = [what + judged.outcome.reason]
-        if judged.criterion is not None and judged.criterion.why:
-            texts.append(judged.criterion.why)
-        return texts
-
     def markdown(self) -> str:
-        """The report as Markdown."""
+        """Format the report as Markdown."""
+        rows = []
+        for result in self.criteria:
+            why = result.outcome.reason
+            if result.why and result.verdict != "pass":
+                why += f". {result.why}"
+            rows.append(
+                (
+                    f"**{result.verdict}**" if result.blocks else result.verdict,
+                    result.name,
+                    f"`{result.metric}`" if result.metric else "",
+                    result.limit,
+                    result.outcome.shown,
+                    result.where,
+                    why,
+                )
+            )
+        at = f"at {self.axis}"
+        heads = ("verdict", "criterion", "metric", "asked", "measured", at, "why")
         lines = [f"# {self.verdict}: stage {self.stage} of `{self.run}`", ""]
         lines += [self.about, ""] if self.about else []
-        lines += [
-            f"| verdict | criterion | metric | asked | measured | at {self.axis} | why |",
-            "| --- | --- | --- | --- | ---: | ---: | --- |",
-        ]
-        for judged in self.criteria:
-            verdict = f"**{judged.verdict}**" if judged.blocks else judged.verdict
-            metric = f"`{judged.metric}`" if judged.metric else ""
-            cells = (verdict, judged.name, metric, judged.limit, judged.outcome.shown)
-            why = judged.outcome.reason
-            if judged.criterion is not None and judged.criterion.why and judged.verdict != "pass":
-                why += f". {judged.criterion.why}"
-            lines.append("| " + " | ".join(map(cell, (*cells, judged.where, why))) + " |")
+        lines += markdown_table(heads, "<<<<>><", rows)
         lines += ["", *(f"- {notice}" for notice in self.notices)] if self.notices else []
         return "\n".join([*lines, ""])
-
-
-def cell(text: str) -> str:
-    """Text that cannot break out of a cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-REACHED = 0.98
-"""Share of a stage's steps that counts as all of them: a writer's last line may lie before."""
-CONFIG_FILE = "config.json"
-MAX_SETTINGS_BYTES = 1 << 20
-MAX_LIMIT = 1e30
-"""Settings above this are no limit: a whole number in JSON may be larger than any float."""
 
 
 def gate(
     run: Path, config: GateConfig, names: NameBook, *, optional: Sequence[str] = ()
 ) -> GateReport:
-    """HeldOutEvaluator a run.
+    """Check a training run against the criteria of a stage.
+
+    Two criteria are built in: all checksums of the event files are valid, and the run has reached
+    the stage's steps.
 
     Args:
-        run: Its directory, one with event files, or an event file.
+        run: Directory of the run, a directory with event files, or an event file.
         config: The criteria.
         names: Which tag is which metric.
-        optional: Patterns of metrics or names of criteria, as ``*_cnn/*``, that the run may lack.
+        optional: Patterns of metrics or names of criteria that the run may lack, as ``*_cnn/*``.
+
+    Returns:
+        The report; its verdict is ``GO`` if no criterion failed or is unknown.
 
     Raises:
-        ConfigError: There are no event files, or a pattern or a mapping fits nothing.
+        ConfigError: There are no event files, they exceed a limit, or a pattern or a mapping
+            matches nothing.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from avtd3.learn.analysis.criteria import Criterion, GateConfig
+        >>> from avtd3.learn.analysis.gate import gate
+        >>> from avtd3.learn.analysis.metric_names import NameBook, NameSet
+        >>> from avtd3.learn.logging import EventWriter
+        >>> loss = Criterion(name="loss bounded", metric="critic/loss", below=5.0)
+        >>> config = GateConfig(stage="mine", criteria=(loss,))
+        >>> names = NameBook(sets=(NameSet(name="avtd3", axis="updates"),))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     writer = EventWriter(Path(folder) / "events", first_step=1)
+        ...     writer.write(1, {"critic/loss": 2.0})
+        ...     writer.close()
+        ...     report = gate(Path(folder), config, names)
+        >>> report.verdict, report.counts
+        ('GO', {'pass': 2})
     """
     criteria = _make_optional(config.criteria, optional)
     log = read_log(run, names.candidates(criterion.metric for criterion in criteria))
     known = names.pick(log.tags)
     settings = read_settings(run)
-    judged = [_judge_files(log)]
+    results = [_check_files(log)]
     if config.steps is not None:
-        judged.append(_judge_steps(log, config.steps))
-    judged += [_judge(criterion, config, log, known, settings) for criterion in criteria]
+        results.append(_check_steps(log, config.steps))
+    results += [_check_metric(criterion, config, log, known, settings) for criterion in criteria]
     metrics = {criterion.metric for criterion in criteria}
     return GateReport(
         run=str(run),
@@ -232,9 +254,9 @@ def gate(
         about=config.about,
         names=known.source.name,
         axis=known.source.axis,
-        judged_to=config.steps,
+        end_step=config.steps,
         last_step=log.last_step,
-        criteria=tuple(judged),
+        criteria=tuple(results),
         notices=(*_notices(log, known, config), *log.notices),
         curves={
             metric: log.curves[tag]
@@ -245,146 +267,122 @@ def gate(
 
 
 def read_settings(run: Path) -> Mapping[str, Any]:
-    """The settings that a run of avtd3 wrote down; empty for any other run.
+    """Return the settings that a run of avtd3 wrote; empty for any other run.
 
     Raises:
-        ConfigError: There is such a file, but it is not what `avtd3 learn` writes.
+        ConfigError: The settings file is not valid JSON.
     """
     path = run / CONFIG_FILE
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size > MAX_SETTINGS_BYTES:
         return {}
-    if path.stat().st_size > MAX_SETTINGS_BYTES:
-        return {}  # no file of ours
     try:
         document = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is no JSON, expected the settings that avtd3 learn wrote: {error}; restore "
-            "it, or move it away to use the limits of the criteria file"
+            f"{path} is not valid JSON, expected the settings that avtd3 learn wrote ({error}); "
+            "restore the file, or move it away to use the limits of the criteria file"
         ) from error
     return document if isinstance(document, dict) else {}
 
 
 def _make_optional(criteria: Sequence[Criterion], patterns: Sequence[str]) -> tuple[Criterion, ...]:
-    """Mark what the patterns name."""
+    """Make the criteria optional that one of the patterns matches."""
 
-    def named(criterion: Criterion, pattern: str) -> bool:
+    def matches(criterion: Criterion, pattern: str) -> bool:
         return fnmatchcase(criterion.metric, pattern) or fnmatchcase(criterion.name, pattern)
 
     for pattern in patterns:
-        if not any(named(criterion, pattern) for criterion in criteria):
+        if not any(matches(criterion, pattern) for criterion in criteria):
             close = nearest(pattern, [c.metric for c in criteria])
             hint = f"; did you mean {close}?" if close else ""
-            raise ConfigError(f"--optional {pattern!r} names no metric of this stage{hint}")
+            raise ConfigError(f"--optional {pattern!r} matches no metric of this stage{hint}")
     return tuple(
         dataclasses.replace(criterion, optional=True)
-        if any(named(criterion, pattern) for pattern in patterns)
+        if any(matches(criterion, pattern) for pattern in patterns)
         else criterion
         for criterion in criteria
     )
 
 
-def _judge(
+def _check_metric(
     criterion: Criterion,
     config: GateConfig,
     log: RunLog,
     names: NameMap,
     settings: Mapping[str, Any],
-) -> Judged:
+) -> CriterionResult:
     tag = names.tag(criterion.metric)
-    limit, note = _setting(criterion, settings)
-    bounds = Bounds.of(criterion, limit)
+    criterion, note = _use_setting(criterion, settings)
     if tag in log.curves:
-        outcome = judge(criterion, bounds, log.curves[tag], config.steps)
-        verdict: Verdict = outcome.answer
+        outcome = check_criterion(criterion, log.curves[tag], config.steps)
     else:
         outcome = _absent(criterion.metric, tag, log)
-        verdict = "unknown"
+    verdict: Verdict = outcome.answer
     if criterion.optional and not outcome.points:
         verdict = "skipped"
     if criterion.advisory and verdict in ("fail", "unknown"):
         verdict = "warning"
     if note:
         outcome = dataclasses.replace(outcome, reason=f"{outcome.reason}; {note}")
-    return Judged(
+    return CriterionResult(
         name=criterion.name,
         metric=criterion.metric,
         tag=tag,
-        limit=limit_text(criterion, bounds),
+        limit=criterion.limit_text(),
         verdict=verdict,
         outcome=outcome,
         criterion=criterion,
-        bounds=bounds,
     )
 
 
-def _setting(criterion: Criterion, settings: Mapping[str, Any]) -> tuple[float | None, str]:
-    """The bound that the run's own settings have, and a word on where the bound is from."""
-    place = criterion.at_most_setting
-    if place is None:
-        return None, ""
+def _use_setting(criterion: Criterion, settings: Mapping[str, Any]) -> tuple[Criterion, str]:
+    """Return the criterion with the run's own limit, and a note on where the limit is from."""
+    key = criterion.at_most_setting
+    if key is None:
+        return criterion, ""
     value: Any = settings
-    for part in place.split("."):
+    for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_LIMIT:
-        return float(value), f"the limit is the run's own {place}"
-    return None, f"the run does not say {place}: the criterion's own limit"
+        own = dataclasses.replace(criterion, at_most=float(value))
+        return own, f"the limit is the run's own {key}"
+    return criterion, f"the run does not say {key}: the criterion's own limit"
 
 
 def _absent(metric: str, tag: str, log: RunLog) -> Outcome:
-    what = f"the run has no {tag!r}"
+    reason = f"the run has no {tag!r}"
     close = nearest(tag, log.tags)
     if close is not None:
-        what += f"; its nearest tag is {close!r}: if that is it, --map {metric}={close}"
+        reason += f"; its nearest tag is {close!r}: if that is it, --map {metric}={close}"
     elif not log.tags:
-        what += ": it has no scalars at all"
-    return _whole("unknown", what, shown="absent")
+        reason += ": it has no scalars at all"
+    return Outcome(answer="unknown", shown="absent", reason=reason)
 
 
-def _judge_files(log: RunLog) -> Judged:
+def _check_files(log: RunLog) -> CriterionResult:
     count = len(log.files)
-    files = plural(count, "event file")
     answer: Answer = "fail" if log.damaged else "pass"
-    reason = "; ".join(log.damaged) or "every checksum holds"
+    shown, reason = plural(count, "event file"), "every checksum is valid"
     if log.damaged:
-        reason += "; copy the files again from where they were written"
-    outcome = _whole(answer, reason, shown=f"{len(log.damaged)} of {count} damaged")
-    if not log.damaged:
-        outcome = dataclasses.replace(outcome, shown=files)
-    return Judged(
-        name="event files whole", metric="", tag="", limit="", verdict=answer, outcome=outcome
-    )
+        shown = f"{len(log.damaged)} of {count} damaged"
+        reason = "; ".join(log.damaged) + "; copy the files again from where they were written"
+    outcome = Outcome(answer=answer, shown=shown, reason=reason)
+    return CriterionResult(name="event files whole", verdict=answer, outcome=outcome)
 
 
-def _judge_steps(log: RunLog, steps: int) -> Judged:
-    last = -1 if log.last_step is None else log.last_step
-    answer: Answer = "pass" if last >= REACHED * steps else "fail"
+def _check_steps(log: RunLog, steps: int) -> CriterionResult:
+    last = log.last_step
+    answer: Answer = "pass" if last is not None and last >= REACHED * steps else "fail"
     reason = f"the stage has {steps:,} steps"
     if answer == "fail":
-        reason += ": let the run go on, or gate it by an earlier stage"
-    shown = f"{last:,}" if log.last_step is not None else "no step"
-    outcome = dataclasses.replace(
-        _whole(answer, reason, shown=shown), measured=None if last < 0 else float(last)
-    )
-    return Judged(
+        reason += ": continue the run, or gate it by an earlier stage"
+    shown = "no step" if last is None else f"{last:,}"
+    measured = None if last is None or last < 0 else float(last)
+    return CriterionResult(
         name="steps reached",
-        metric="",
-        tag="",
         limit=f">= {REACHED:.0%} of {steps:,}",
         verdict=answer,
-        outcome=outcome,
-    )
-
-
-def _whole(answer: Answer, reason: str, *, shown: str) -> Outcome:
-    return Outcome(
-        answer=answer,
-        measured=None,
-        shown=shown,
-        at_step=None,
-        steps=None,
-        points=0,
-        reason=reason,
+        outcome=Outcome(answer=answer, measured=measured, shown=shown, reason=reason),
     )
 
 
@@ -395,7 +393,7 @@ def _notices(log: RunLog, names: NameMap, config: GateConfig) -> list[str]:
         notices.append(f"tags are read as {source.name} names them; steps are {source.axis}")
     if config.steps is not None and log.last_step is not None and log.last_step > config.steps:
         notices.append(
-            f"the run goes on to {log.last_step:,}; it is judged up to {config.steps:,}, as the "
-            "stage is long"
+            f"the run continues to {log.last_step:,}; points after {config.steps:,}, the length of "
+            "the stage, are ignored"
         )
     return notices

@@ -1,6 +1,6 @@
-"""Which tag of a writer is which of avtd3's metrics: `NameSet`, and `NameBook`, which picks one.
+"""Map the tags of other writers to avtd3's metrics, and look up which direction is better.
 
-configs/gates/names/ has a set for each writer that is known.
+configs/gates/names/ has a `NameSet` for each known writer.
 """
 
 import dataclasses
@@ -14,27 +14,27 @@ from avtd3.learn.metrics import HIGHER, LOWER, metric
 from avtd3.store.errors import ConfigError
 
 ALIKE = 0.75
-"""How well the words of a suggestion fit, in [0, 1]."""
+"""Smallest similarity of the words of a suggestion, in [0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NameSet:
-    """How one writer names what avtd3 knows."""
+    """Tags of one writer for avtd3's metrics."""
 
     name: str = ""
-    """What the set is called."""
+    """Name of the set."""
     about: str = ""
-    """Which writer it is, and which version was looked at."""
+    """The writer, and the version that was examined."""
     axis: str = "steps"
-    """What its steps count."""
+    """What the steps count."""
     marks: tuple[str, ...] = ()
-    """Tags by which a run of this writer is known."""
+    """Tags by which a run of this writer is recognised."""
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Metric to tag; a metric that is not in it has its own name as tag."""
+    """Tags by metric; a metric that is missing here has its own name as tag."""
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise ConfigError("names without a name; write what the set is called, as 'name: sb3'")
+            raise ConfigError("the set of names has no name; add one, for example 'name: sb3'")
         tags = list(self.tags.values())
         twice = sorted({tag for tag in tags if tags.count(tag) > 1})
         if twice:
@@ -43,41 +43,41 @@ class NameSet:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NameMap:
-    """The names of one run."""
+    """Maps between metrics and tags of one run."""
 
     source: NameSet
-    """The set that was picked."""
+    """The set of the run's writer."""
     own: Mapping[str, str]
-    """Metric to tag, from the command line; before those of the set."""
+    """Tags by metric, from the command line; they override the set."""
 
     def tag(self, metric: str) -> str:
-        """The tag of a metric."""
+        """Return the tag of a metric."""
         return self.own.get(metric) or self.source.tags.get(metric, metric)
 
     def metric(self, tag: str) -> str:
-        """The metric of a tag; a tag that stands for none is its own name."""
+        """Return the metric of a tag, or the tag itself if it has none."""
         known = {**self.source.tags, **self.own}
         return {tag: metric for metric, tag in known.items()}.get(tag, tag)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NameBook:
-    """All sets that are known, and what the command line says."""
+    """All known sets of names, and the settings of the command line; picks the set of a run."""
 
     sets: tuple[NameSet, ...]
-    """The sets, avtd3's first: a run that none of them knows is read by it."""
+    """The sets, avtd3's first: it is used for runs that no set recognises."""
     own: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Metric to tag, from the command line."""
+    """Tags by metric, from the command line."""
     chosen: NameSet | None = None
-    """The set to use; None picks by the run's tags."""
+    """The set to use; None recognises the writer by its tags."""
 
     def candidates(self, metrics: Iterable[str]) -> set[str]:
-        """Every tag that one of the metrics may have."""
+        """Return every tag that one of the metrics may have."""
         maps = [NameMap(source=each, own=self.own) for each in self._choice()]
         return {names.tag(metric) for metric in metrics for names in maps}
 
     def pick(self, tags: Collection[str]) -> NameMap:
-        """The set that knows most of a run's tags by its marks, avtd3's if none does.
+        """Return the names of a run: the set with most marks among its tags, else avtd3's.
 
         Raises:
             ConfigError: The command line maps a metric to a tag that the run does not have.
@@ -96,10 +96,10 @@ class NameBook:
 
 
 def nearest(name: str, tags: Collection[str]) -> str | None:
-    """The tag most like a metric's name, or None if none is much like it.
+    """Return the tag most similar to a metric's name, or None if none is similar.
 
-    Words are compared one by one, where ``len`` is as good as ``length``; what stands behind the
-    last slash must fit by itself, so that ``critic/q_gap`` is not taken for ``critic/loss``.
+    Words are compared one by one, and ``len`` equals ``length``. The part behind the last slash
+    must be similar by itself, so that ``critic/loss`` is not suggested for ``critic/q_gap``.
     """
     whole, last = _words(name), _words(name.rpartition("/")[2])
     if not last:
@@ -110,7 +110,7 @@ def nearest(name: str, tags: Collection[str]) -> str | None:
 
 
 def did_you_mean(name: str, tags: Collection[str]) -> str:
-    """The end of a message about a tag that is not there."""
+    """Return the end of a message about a missing tag."""
     found = nearest(name, tags)
     return f"; did you mean {found}?" if found else f"; it has {len(tags)} others"
 
@@ -120,7 +120,7 @@ def _words(name: str) -> list[str]:
 
 
 def _fit(words: Sequence[str], others: Sequence[str]) -> float:
-    """How well each word is found among others, mean, in [0, 1]."""
+    """Return the mean similarity of each word to the most similar other, in [0, 1]."""
     return sum(max((_alike(word, other) for other in others), default=0.0) for word in words) / len(
         words
     )
@@ -138,17 +138,17 @@ Direction = Literal["lower", "higher", "neither"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Directions:
-    """Patterns of metrics by what is better; ``*`` stands for anything, ``neither`` goes first."""
+    """Patterns of metrics by the direction that is better; ``neither`` is matched first."""
 
     lower: tuple[str, ...] = ()
-    """Metrics that are better when they are low."""
+    """Patterns of metrics of which lower values are better."""
     higher: tuple[str, ...] = ()
-    """Metrics that are better when they are high."""
+    """Patterns of metrics of which higher values are better."""
     neither: tuple[str, ...] = ()
-    """Metrics of which neither is better."""
+    """Patterns of metrics of which neither is better."""
 
     def of(self, name: str) -> Direction | None:
-        """The direction of a metric; None if no pattern fits."""
+        """Return the direction of a metric; None if no pattern matches."""
         named: tuple[tuple[Direction, tuple[str, ...]], ...] = (
             ("neither", self.neither),
             ("lower", self.lower),
@@ -162,15 +162,15 @@ class Directions:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DirectionBook:
-    """All that is known of directions. Those of avtd3's own metrics are in learn/metrics.py."""
+    """Looks up the direction of any metric; learn/metrics.py has those of avtd3's metrics."""
 
     own: Directions = dataclasses.field(default_factory=Directions)
-    """A person's own, asked first."""
+    """Directions of the user, which have priority."""
     others: Directions = dataclasses.field(default_factory=Directions)
-    """Those of tags that other writers have beside avtd3's metrics, asked last."""
+    """Directions of other writers' tags that are not avtd3's metrics, which come last."""
 
     def of(self, name: str) -> Direction | None:
-        """The direction of a metric; None if nobody knows it."""
+        """Return the direction of a metric; None if unknown."""
         known: Direction | None = None
         ours = metric(name)
         if ours is not None:

@@ -6,9 +6,8 @@ from markupsafe import Markup
 
 from avtd3.learn.analysis import compare, gate
 from avtd3.learn.analysis.compare import Change, CompareReport
-from avtd3.learn.analysis.gate import GateReport, Judged
-from avtd3.learn.analysis.rules import Bounds
-from avtd3.learn.analysis.scalars import Curve
+from avtd3.learn.analysis.event_log import Curve
+from avtd3.learn.analysis.gate import CriterionResult, GateReport
 from avtd3.learn.metrics import metric
 from avtd3.store.render.html import render_page
 from avtd3.store.render.plots import Line, curves
@@ -54,7 +53,7 @@ def gate_page(report: GateReport) -> str:
         ],
         heads=("criterion", "verdict", "asked", "measured", at, "why"),
         figures=("measured", at),
-        criteria=[_criterion_row(judged) for judged in report.criteria],
+        criteria=[_criterion_row(result) for result in report.criteria],
         cards=_gate_cards(report),
     )
 
@@ -90,30 +89,30 @@ def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
     return render_page("curves.html.j2", title=title, axis=axis, cards=cards)
 
 
-def _criterion_row(judged: Judged) -> tuple[str, str, str, str, tuple[str, ...]]:
-    cells = (judged.limit, judged.outcome.shown, judged.where, _why(judged))
-    return judged.name, judged.metric, judged.verdict, GATE_KINDS[judged.verdict], cells
+def _criterion_row(result: CriterionResult) -> tuple[str, str, str, str, tuple[str, ...]]:
+    cells = (result.limit, result.outcome.shown, result.where, _why(result))
+    return result.name, result.metric, result.verdict, GATE_KINDS[result.verdict], cells
 
 
-def _why(judged: Judged) -> str:
-    reason = judged.outcome.reason
-    if judged.criterion is None:
+def _why(result: CriterionResult) -> str:
+    reason = result.outcome.reason
+    if result.criterion is None:
         return reason
-    if judged.verdict not in ("pass", "skipped") and judged.criterion.why:
-        reason += f". {judged.criterion.why[0].upper()}{judged.criterion.why[1:]}"
-    return f"{reason} [{judged.criterion.source}]" if judged.criterion.source else reason
+    if result.verdict not in ("pass", "skipped") and result.criterion.why:
+        reason += f". {result.criterion.why[0].upper()}{result.criterion.why[1:]}"
+    return f"{reason} [{result.criterion.source}]" if result.criterion.source else reason
 
 
 def _gate_cards(report: GateReport) -> list[dict[str, object]]:
     """Return a card for each metric with points, those of failed criteria first."""
-    asked: dict[str, list[Judged]] = {}
-    for judged in report.criteria:
-        asked.setdefault(judged.metric, []).append(judged)
+    asked: dict[str, list[CriterionResult]] = {}
+    for result in report.criteria:
+        asked.setdefault(result.metric, []).append(result)
     cards = []
     for name in sorted(report.curves, key=lambda name: not any(j.blocks for j in asked[name])):
         if not len(report.curves[name].updates):
             continue
-        limits = sorted({limit for judged in asked[name] for limit in _limits(judged)})
+        limits = sorted({limit for result in asked[name] for limit in _limits(result)})
         line = _line("run", report.curves[name])
         plot = curves([line], name=name, axis=report.axis, limits=limits)
         cards.append(
@@ -122,20 +121,19 @@ def _gate_cards(report: GateReport) -> list[dict[str, object]]:
     return cards
 
 
-def _limits(judged: Judged) -> list[float]:
+def _limits(result: CriterionResult) -> list[float]:
     """Return the values at which the metric itself would cross the bounds."""
-    bounds, criterion = judged.bounds or Bounds(), judged.criterion
+    criterion = result.criterion
     if criterion is None or criterion.rule == "sum":
         return []
-    found = (bounds.below, bounds.above, bounds.at_most, bounds.at_least)
-    given = [bound for bound in found if bound is not None]
+    given = list(criterion.bounds.values())
     return [*given, *(-bound for bound in given)] if criterion.absolute else given
 
 
 def _change_card(change: Change, report: CompareReport) -> dict[str, object]:
     both = zip(("before", "after"), report.curves[change.metric], strict=True)
     lines = [_line(kind, curve, kind) for kind, curve in both if len(curve.updates)]
-    end = max(report.baseline.judged_to, report.candidate.judged_to)
+    end = max(report.baseline.end_step, report.candidate.end_step)
     window = ((1.0 - report.window) * end, float(end))
     plot = curves(lines, name=change.metric, axis=report.candidate.axis, window=window)
     before, after, delta, _ = change.texts()

@@ -1,1 +1,1 @@
-"""The audit: read datasets, and report what they hold and what is wrong with them."""
+"""Audits of datasets: check the data, and summarise what they contain. Nothing is rendered here."""

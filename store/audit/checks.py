@@ -1,246 +1,462 @@
-"""Whether a segment's numbers make sense: pure functions over its arrays.
+"""Check the values in a segment: pure functions over its arrays.
 
-Each check takes the arrays and the spec and yields at most one fault per episode, which tells the
-first bad row and how many there are. `episode_bounds` comes first: all others rely on it.
+Each check takes the data of a segment and the limits, and yields at most one fault per episode,
+which names the first bad row and the number of bad rows. The function ``reward_sum`` is the check
+``reward-sum`` of `avtd3.store.audit.findings.CHECKS`. All checks in `SEGMENT_CHECKS` require that
+`episode_bounds` found nothing; `check_values` runs them all.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.evidence import (
-    CheckLimits,
-    Evidence,
-    FrameFeatures,
-    SemanticCheck,
-    first_rows,
-    runs,
-    speed_mps,
-)
 from avtd3.store.audit.findings import Fault
-from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
+from avtd3.store.errors import ConfigError
 
 SUM_TOLERANCE = 1e-3
-"""Rewards and returns may differ from their sums by this, times the summed magnitude or 1."""
+"""Largest difference of a reward or return from its sum, times the summed magnitude or 1."""
 TIME_TOLERANCE = 0.01
-"""Share of a control period by which one may be longer or shorter."""
+"""Share of the control period by which a period may be longer or shorter."""
 BOUND_TOLERANCE = 1e-6
-"""Share of an action's range by which float32 may round past its bound."""
+"""Share of an action's range by which rounding to float32 may exceed the bound."""
+MOVING_MPS = 0.5
+"""Speed above which the image, the vector and the action must change."""
+FAST_MPS = 3.0
+"""Speed above which two consecutive frames must differ: 15 cm apart at 20 Hz."""
+UNIFORM_SPREAD = 1
+"""Largest difference between two pixels of a frame that shows nothing."""
+FEW_STEPS = 100
+"""Steps of a segment below which rewards of zero mean nothing."""
 
-_Named = dict[str, NDArray[np.floating] | None]
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CheckLimits:
+    """Limits of the checks; each field is a setting ``audit.limits.*``."""
+
+    black_level: float = 2.0
+    """Mean grey level, of 255, below which a frame is black."""
+    frozen_frames: int = 20
+    """Number of equal frames or vectors in a row, while the car moves, that is a fault (1 s at
+    20 Hz)."""
+    flash_level: float = 60.0
+    """Grey levels by which a frame may differ from both its neighbours, if those are alike."""
+    stutter_share: float = 0.25
+    """Share of an episode's frames that may repeat the previous frame while the car moves."""
+    frozen_actions: int = 200
+    """Number of equal actions in a row, while the car moves, that is a fault."""
+    vector_limit: float = 50.0
+    """Largest magnitude of a normalised component; beyond it, a unit or a scale is wrong."""
+    reward_limit: float = 1000.0
+    """Largest magnitude of the reward that the task can give for one step."""
+    acceleration_mps2: float = 1000.0
+    """Largest change of speed per second: 50 m/s within a step of 50 ms."""
+    shortest_episode: int = 2
+    """Fewest steps of a useful episode."""
+    truncated_reasons: tuple[str, ...] = ("time_limit",)
+    """End reasons of episodes that must be truncated, not terminated."""
+
+    def __post_init__(self) -> None:
+        for name, is_valid, allowed in (
+            ("black_level", 0.0 <= self.black_level <= 255.0, "0 to 255"),
+            ("frozen_frames", self.frozen_frames >= 2, "2 or more"),
+            ("flash_level", 0.0 < self.flash_level <= 255.0, "above 0 and at most 255"),
+            ("stutter_share", 0.0 < self.stutter_share <= 1.0, "above 0 and at most 1"),
+            ("frozen_actions", self.frozen_actions >= 2, "2 or more"),
+            ("vector_limit", self.vector_limit > 0.0, "above 0"),
+            ("reward_limit", self.reward_limit > 0.0, "above 0"),
+            ("acceleration_mps2", self.acceleration_mps2 > 0.0, "above 0"),
+            ("shortest_episode", self.shortest_episode >= 1, "1 or more"),
+        ):
+            if not is_valid:
+                value = getattr(self, name)
+                raise ConfigError(f"audit.limits.{name} is {value!r}, expected {allowed}")
+
+
+Faults = Iterator[tuple[int | None, str]]
+"""Number of the episode, or None, and what was found and expected."""
+SegmentCheck = Callable[[SegmentData, CheckLimits], Faults]
+"""A check: yields the faults of one kind in a segment; its name is that of the kind."""
 
 
 def episode_bounds(
     offset: NDArray[np.int64], length: NDArray[np.int64], *, steps: int, observations: int
-) -> Iterator[Fault]:
-    """Episodes follow each other without gaps and fill the arrays.
+) -> Faults:
+    """Check that episodes follow each other without gaps and fill the arrays.
 
     Args:
         offset: int64 (E,), row of each episode's first step.
         length: int64 (E,), steps.
-        steps: Rows held along ``step``.
-        observations: Rows held along ``observation``.
+        steps: Number of rows along ``step``.
+        observations: Number of rows along ``observation``.
     """
-    check = "episode-bounds"
     for episode in np.flatnonzero(length < 1).tolist():
-        yield Fault(check=check, episode=episode, message=f"length {length[episode]}, expected 1+")
+        yield episode, f"length {length[episode]}, expected 1+"
     expected = np.concatenate([[0], np.cumsum(length)])
     for episode in np.flatnonzero(offset != expected[:-1]).tolist()[:1]:
-        message = f"offset {offset[episode]}, expected {expected[episode]}, the lengths before it"
-        yield Fault(check=check, episode=episode, message=message)
+        yield (
+            episode,
+            f"offset {offset[episode]}, expected {expected[episode]}, the lengths before it",
+        )
     if expected[-1] != steps:
-        message = f"lengths add up to {expected[-1]}, expected the {steps} steps held"
-        yield Fault(check=check, message=message)
+        yield None, f"lengths add up to {expected[-1]}, expected the {steps} steps of the segment"
     if observations != steps + len(length):
-        message = f"{observations} observations, expected {steps} steps + {len(length)} episodes"
-        yield Fault(check=check, message=message)
+        yield None, f"{observations} observations, expected {steps} steps + {len(length)} episodes"
 
 
-def step_after_end(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Nothing follows a step that is terminated or truncated."""
-    ends = evidence.terminated | evidence.truncated
-    ends[_last_steps(evidence)] = False
-    for episode, row, _ in first_rows(ends, evidence.step_episode):
-        step, length = row - evidence.episodes.offset[episode], evidence.episodes.length[episode]
-        message = f"step {step} is an end, expected only step {length - 1} to be one"
-        yield Fault(check="step-after-end", episode=episode, message=message)
+def step_after_end(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find steps that follow a terminated or truncated step."""
+    ends = data.terminated | data.truncated
+    ends[_last_steps(data)] = False
+    for episode, row, _ in _first_rows(ends, data.step_episode):
+        step, length = row - data.episodes.offset[episode], data.episodes.length[episode]
+        yield episode, f"step {step} is an end, expected only step {length - 1} to be one"
 
 
-def end_unmarked(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """The last step of an episode is terminated or truncated."""
-    last = _last_steps(evidence)
-    marked = evidence.terminated[last] | evidence.truncated[last]
-    for episode in np.flatnonzero(~marked).tolist():
-        step = evidence.episodes.length[episode] - 1
-        message = f"last step {step} is neither terminated nor truncated, expected one of them"
-        yield Fault(check="end-unmarked", episode=episode, message=message)
+def end_unmarked(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find episodes whose last step is neither terminated nor truncated."""
+    last = _last_steps(data)
+    for episode in np.flatnonzero(~(data.terminated[last] | data.truncated[last])).tolist():
+        step = data.episodes.length[episode] - 1
+        yield episode, f"last step {step} is neither terminated nor truncated, expected one of them"
 
 
-def end_twice(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """No step is both terminated and truncated."""
-    both = evidence.terminated & evidence.truncated
-    for episode, row, _ in first_rows(both, evidence.step_episode):
-        step = row - evidence.episodes.offset[episode]
-        message = f"step {step} is both terminated and truncated, expected one of them"
-        yield Fault(check="end-twice", episode=episode, message=message)
+def end_twice(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find steps that are both terminated and truncated."""
+    for episode, row, _ in _first_rows(data.terminated & data.truncated, data.step_episode):
+        step = row - data.episodes.offset[episode]
+        yield episode, f"step {step} is both terminated and truncated, expected one of them"
 
 
-def not_finite(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """All numbers are finite."""
-    by_observation: _Named = {"vector": evidence.vector, "sim_time": evidence.sim_time}
-    by_step: _Named = {
-        "action": evidence.action,
-        "reward": evidence.reward,
-        "reward_terms": evidence.reward_terms,
-    }
-    by_episode: _Named = {
-        "episode_return": evidence.episodes.episode_return,
-        "episode_exploration_noise": evidence.episodes.exploration_noise,
-    }
-    episodes = np.arange(len(evidence.episodes.length))
-    for arrays, episode_of, starts in (
-        (by_observation, evidence.observation_episode, evidence.observation_start),
-        (by_step, evidence.step_episode, evidence.episodes.offset),
-        (by_episode, episodes, episodes),
+def not_finite(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find values that are NaN or infinite."""
+    table, episodes = data.episodes, np.arange(len(data.episodes.length))
+    seen = data.observation_episode, data.observation_start
+    done, each = (data.step_episode, table.offset), (episodes, episodes)
+    for name, values, (episode_of, starts) in (
+        ("vector", data.vector, seen),
+        ("sim_time", data.sim_time, seen),
+        ("action", data.action, done),
+        ("reward", data.reward, done),
+        ("reward_terms", data.reward_terms, done),
+        ("episode_return", table.episode_return, each),
+        ("episode_exploration_noise", table.exploration_noise, each),
     ):
-        for name, values in arrays.items():
-            if values is None:
-                continue
-            bad = np.asarray((~np.isfinite(values)).reshape(len(values), -1).any(axis=1))
-            for episode, row, count in first_rows(bad, episode_of):
-                message = (
-                    f"{name} holds NaN or infinity in {count} rows, first {row - starts[episode]};"
-                    " expected finite numbers"
-                )
-                yield Fault(check="not-finite", episode=episode, message=message)
+        if values is None:
+            continue
+        bad = np.asarray((~np.isfinite(values)).reshape(len(values), -1).any(axis=1))
+        for episode, row, count in _first_rows(bad, episode_of):
+            yield (
+                episode,
+                f"{name} has NaN or infinity in {count} rows, first {row - starts[episode]};"
+                " expected finite numbers",
+            )
 
 
-def action_bounds(evidence: Evidence, spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Actions lie within the spec's bounds."""
-    low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
+def action_bounds(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find actions outside the bounds of the data.spec."""
+    low, high = np.asarray(data.spec.action_low), np.asarray(data.spec.action_high)
     slack = BOUND_TOLERANCE * (high - low)
-    outside = (evidence.action < low - slack) | (evidence.action > high + slack)
-    for episode, row, count in first_rows(outside.any(axis=1), evidence.step_episode):
+    outside = (data.action < low - slack) | (data.action > high + slack)
+    for episode, row, count in _first_rows(outside.any(axis=1), data.step_episode):
         part = int(np.flatnonzero(outside[row])[0])
-        message = (
-            f"{spec.action_names[part]} is {evidence.action[row, part]:.6g} at step "
-            f"{row - evidence.episodes.offset[episode]}, expected {low[part]:g}..{high[part]:g} "
-            f"({count} such steps)"
+        yield (
+            episode,
+            f"{data.spec.action_names[part]} is {data.action[row, part]:.6g} at step "
+            f"{row - data.episodes.offset[episode]}, expected {low[part]:g}..{high[part]:g} "
+            f"({count} such steps)",
         )
-        yield Fault(check="action-bounds", episode=episode, message=message)
 
 
-def reward_sum(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Each reward is the sum of its terms."""
-    if evidence.reward_terms is None:
+def reward_sum(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find rewards that are not the sum of their terms."""
+    if data.reward_terms is None:
         return
-    terms = evidence.reward_terms.astype(np.float64)
+    terms = data.reward_terms.astype(np.float64)
     sums = terms.sum(axis=1)
-    wrong = _differs(evidence.reward, sums, np.abs(terms).sum(axis=1))
-    for episode, row, count in first_rows(wrong, evidence.step_episode):
-        message = (
-            f"reward {evidence.reward[row]:.6g} at step {row - evidence.episodes.offset[episode]}, "
-            f"expected {sums[row]:.6g}, the sum of its terms ({count} such steps)"
+    wrong = _differs(data.reward, sums, np.abs(terms).sum(axis=1))
+    for episode, row, count in _first_rows(wrong, data.step_episode):
+        yield (
+            episode,
+            f"reward {data.reward[row]:.6g} at step {row - data.episodes.offset[episode]}, "
+            f"expected {sums[row]:.6g}, the sum of its terms ({count} such steps)",
         )
-        yield Fault(check="reward-sum", episode=episode, message=message)
 
 
-def return_sum(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Each episode's return is the sum of its rewards."""
-    rewards = evidence.reward.astype(np.float64)
-    sums = np.add.reduceat(rewards, evidence.episodes.offset)
-    magnitudes = np.add.reduceat(np.abs(rewards), evidence.episodes.offset)
-    for episode in np.flatnonzero(
-        _differs(evidence.episodes.episode_return, sums, magnitudes)
-    ).tolist():
-        message = (
-            f"return {evidence.episodes.episode_return[episode]:.6g}, "
-            f"expected {sums[episode]:.6g}, the sum of its rewards"
+def return_sum(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find episodes whose return is not the sum of the rewards."""
+    rewards, returns = data.reward.astype(np.float64), data.episodes.episode_return
+    sums = np.add.reduceat(rewards, data.episodes.offset)
+    magnitudes = np.add.reduceat(np.abs(rewards), data.episodes.offset)
+    for episode in np.flatnonzero(_differs(returns, sums, magnitudes)).tolist():
+        yield (
+            episode,
+            f"return {returns[episode]:.6g}, expected {sums[episode]:.6g}, the sum of its rewards",
         )
-        yield Fault(check="return-sum", episode=episode, message=message)
 
 
-def frame_order(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Frame numbers increase within an episode."""
-    advance, inside = _advances(evidence.frame_id, evidence)
-    for episode, row, count in first_rows(inside & (advance <= 0), evidence.observation_episode):
-        message = (
-            f"frame {evidence.frame_id[row]} after {evidence.frame_id[row - 1]} at observation "
-            f"{row - evidence.observation_start[episode]}, expected a higher one ({count} such)"
+def frame_order(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find frame numbers that do not increase within an episode."""
+    advance, inside = _advances(data.frame_id, data)
+    for episode, row, count in _first_rows(inside & (advance <= 0), data.observation_episode):
+        yield (
+            episode,
+            f"frame {data.frame_id[row]} after {data.frame_id[row - 1]} at observation "
+            f"{row - data.observation_start[episode]}, expected a higher one ({count} such)",
         )
-        yield Fault(check="frame-order", episode=episode, message=message)
 
 
-def frame_gap(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Frame numbers advance as they usually do in the episode: simulators may tick in between."""
-    advance, inside = _advances(evidence.frame_id, evidence)
-    episode_of = evidence.observation_episode
-    usual = np.zeros(len(evidence.episodes.length))
-    for episode, start in enumerate(evidence.observation_start.tolist()):
-        usual[episode] = np.median(
-            advance[start + 1 : start + 1 + evidence.episodes.length[episode]]
-        )
+def frame_gap(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find frame numbers that advance by more than is usual in the episode.
+
+    Simulators may tick several times per step, so the usual advance need not be 1.
+    """
+    advance, inside = _advances(data.frame_id, data)
+    episode_of = data.observation_episode
+    usual = np.zeros(len(data.episodes.length))
+    for episode, start in enumerate(data.observation_start.tolist()):
+        usual[episode] = np.median(advance[start + 1 : start + 1 + data.episodes.length[episode]])
     gaps = inside & (advance > np.maximum(usual, 1)[episode_of])
-    for episode, row, count in first_rows(gaps, episode_of):
-        message = (
-            f"frame {evidence.frame_id[row]} after {evidence.frame_id[row - 1]} at observation "
-            f"{row - evidence.observation_start[episode]}, expected steps of {usual[episode]:g} "
-            f"({count} gaps)"
+    for episode, row, count in _first_rows(gaps, episode_of):
+        yield (
+            episode,
+            f"frame {data.frame_id[row]} after {data.frame_id[row - 1]} at observation "
+            f"{row - data.observation_start[episode]}, expected steps of {usual[episode]:g} "
+            f"({count} gaps)",
         )
-        yield Fault(check="frame-gap", episode=episode, message=message)
 
 
-def sim_time(evidence: Evidence, spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Simulated time advances by the control period."""
-    period = spec.control_period_s
-    advance, inside = _advances(evidence.sim_time, evidence)
-    # Half an ulp of the clock on either side: a world that ran for months still ticks exactly.
+def sim_time(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find steps over which simulated time does not advance by the control period."""
+    period = data.spec.control_period_s
+    advance, inside = _advances(data.sim_time, data)
+    # Allow for rounding of the clock: half an ulp on either side, which is large after months.
     with np.errstate(invalid="ignore"):
-        slack = TIME_TOLERANCE * period + np.spacing(np.abs(evidence.sim_time))
+        slack = TIME_TOLERANCE * period + np.spacing(np.abs(data.sim_time))
         wrong = inside & (np.abs(advance - period) > slack)
-    for episode, row, count in first_rows(wrong, evidence.observation_episode):
-        message = (
+    for episode, row, count in _first_rows(wrong, data.observation_episode):
+        yield (
+            episode,
             f"{advance[row]:.6g} s pass before observation "
-            f"{row - evidence.observation_start[episode]}, expected {period:g} s ({count} such)"
+            f"{row - data.observation_start[episode]}, expected {period:g} s ({count} such)",
         )
-        yield Fault(check="sim-time", episode=episode, message=message)
 
 
-def policy_digest(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """An episode driven by a policy names the digest of the policy's file."""
-    for episode, version in enumerate(evidence.episodes.policy_version.tolist()):
-        if version >= 0 and not evidence.episodes.policy_digest[episode]:
-            message = f"policy version {version} without a digest, expected the file's SHA-256"
-            yield Fault(check="policy-digest", episode=episode, message=message)
+def policy_digest(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find episodes that name a policy version without the digest of the policy's file."""
+    for episode, version in enumerate(data.episodes.policy_version.tolist()):
+        if version >= 0 and not data.episodes.policy_digest[episode]:
+            yield episode, f"policy version {version} without a digest, expected the file's SHA-256"
 
 
-def _last_steps(evidence: Evidence) -> NDArray[np.int64]:
-    return evidence.episodes.offset + evidence.episodes.length - 1
+def timeout_unmarked(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find episodes that ran out of time but are terminated instead of truncated."""
+    for episode in np.flatnonzero(data.terminated[_last_steps(data)]).tolist():
+        reason = data.episodes.end_reason[episode]
+        if reason in limits.truncated_reasons:
+            yield episode, f"ends by {reason} as terminated, expected truncated"
 
 
-def _differs(
-    values: NDArray[np.floating], sums: NDArray[np.float64], magnitudes: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Whether finite values differ from their sums; `not_finite` tells the others."""
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(values.astype(np.float64) - sums)
-        wrong: NDArray[np.bool_] = apart > SUM_TOLERANCE * np.maximum(magnitudes, 1.0)
-    return wrong & np.isfinite(apart)
+def label_missing(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find episodes without an end reason, or without a label that other episodes have."""
+    table = data.episodes
+    attributes = {name: table.texts(name) for name in ("world", "driver")}
+    columns = {name: column for name, column in attributes.items() if any(column)}
+    columns["end_reason"] = table.end_reason
+    for episode, labels in enumerate(zip(*columns.values(), strict=True)):
+        if missing := [name for name, label in zip(columns, labels, strict=True) if not label]:
+            yield episode, f"no {', '.join(missing)}, expected a name"
 
 
-def _advances(
-    values: NDArray[np.int64] | NDArray[np.float64], evidence: Evidence
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Difference to the row before, and where that row belongs to the same episode."""
-    inside = np.ones(len(values), np.bool_)
-    inside[evidence.observation_start] = False
-    with np.errstate(invalid="ignore"):  # inf - inf; `not_finite` tells it
-        advance = np.diff(values, prepend=values[:1])
-    return advance.astype(np.float64), inside
+def episode_short(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find episodes with too few steps."""
+    length = data.episodes.length
+    for episode in np.flatnonzero(length < limits.shortest_episode).tolist():
+        yield episode, f"{length[episode]} steps, expected {limits.shortest_episode} or more"
 
 
-NUMBER_CHECKS: tuple[SemanticCheck, ...] = (
+def noise_negative(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find episodes whose exploration noise, a standard deviation, is negative."""
+    noise = data.episodes.exploration_noise
+    for episode in np.flatnonzero(noise < 0.0).tolist():
+        yield episode, f"exploration noise {noise[episode]:g}, expected 0 or more"
+
+
+def vector_range(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find normalised components far above 1; if all scales are 1, none is normalised."""
+    if data.vector is None or all(scale == 1.0 for scale in data.spec.vector_scales):
+        return
+    # `not_finite` reports NaN and infinity.
+    size = np.where(np.isfinite(data.vector), np.abs(data.vector), 0.0)
+    far = np.asarray((size > limits.vector_limit).any(axis=1))
+    for episode, row, count in _first_rows(far, data.observation_episode):
+        part = int(np.argmax(size[row]))
+        yield (
+            episode,
+            f"{data.spec.vector_names[part]} is {data.vector[row, part]:.6g} scales at observation "
+            f"{row - data.observation_start[episode]}, expected at most "
+            f"{limits.vector_limit:g} ({count} such)",
+        )
+
+
+def vector_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find stretches in which no component of the vector changes although the car moves."""
+    speed = data.speed_mps
+    if data.vector is None or speed is None:
+        return
+    still = _repeats(data.vector, data.observation_start) & (np.abs(speed) > MOVING_MPS)
+    yield from _long_repeats(
+        "equal vectors from observation {} while the car moves",
+        still,
+        (data.observation_episode, data.observation_start),
+        limits.frozen_frames,
+    )
+
+
+def action_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find stretches in which the action does not change although the car moves."""
+    speed = data.speed_mps
+    if speed is None:
+        return
+    same = _repeats(data.action, data.episodes.offset)
+    # Step t acts on observation t; each episode has one observation more than steps.
+    same &= np.abs(speed[np.arange(len(same)) + data.step_episode]) > MOVING_MPS
+    yield from _long_repeats(
+        "equal actions from step {} while the car moves",
+        same,
+        (data.step_episode, data.episodes.offset),
+        limits.frozen_actions,
+    )
+
+
+def speed_jump(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find changes of speed that no car can make, not even in a crash."""
+    speed = data.speed_mps
+    if speed is None:
+        return
+    change, inside = _advances(speed.astype(np.float64), data)
+    most = limits.acceleration_mps2 * data.spec.control_period_s
+    jumps = inside & np.isfinite(change) & (np.abs(change) > most)
+    for episode, row, count in _first_rows(jumps, data.observation_episode):
+        yield (
+            episode,
+            f"speed changes by {abs(change[row]):.3g} m/s before observation "
+            f"{row - data.observation_start[episode]}, expected at most {most:g} ({count} such)",
+        )
+
+
+def reward_impossible(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find rewards that are larger than the task can give."""
+    size = np.abs(data.reward)
+    far = np.isfinite(size) & (size > limits.reward_limit)
+    for episode, row, count in _first_rows(far, data.step_episode):
+        yield (
+            episode,
+            f"reward {data.reward[row]:.6g} at step {row - data.episodes.offset[episode]}, "
+            f"expected at most {limits.reward_limit:g} in size ({count} such steps)",
+        )
+
+
+def reward_missing(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find segments without any reward; a constant reward per step is valid."""
+    if len(data.reward) >= FEW_STEPS and not data.reward.any():
+        yield None, f"all {len(data.reward)} rewards are 0, expected some that are not"
+
+
+def policy_conflict(data: SegmentData, _limits: CheckLimits) -> Faults:
+    """Find policy versions with more than one digest."""
+    known: dict[int, str] = {}
+    table = data.episodes
+    for episode, (version, digest) in enumerate(
+        zip(table.policy_version.tolist(), table.policy_digest, strict=True)
+    ):
+        if version >= 0 and digest and known.setdefault(version, digest) != digest:
+            yield (
+                episode,
+                f"policy version {version} has digest {digest[:16]}, "
+                f"expected {known[version][:16]} as before",
+            )
+
+
+def black_frames(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find black frames."""
+    if data.frames is not None:
+        text = f"mean grey below {limits.black_level:g} of 255"
+        yield from _bad_frames(text, data, _is_black(data.frames, limits))
+
+
+def uniform_frames(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find frames of a single grey level that are not black."""
+    if data.frames is not None:
+        uniform = (data.frames.spread <= UNIFORM_SPREAD) & ~_is_black(data.frames, limits)
+        text = f"all pixels within {UNIFORM_SPREAD} grey of each other"
+        yield from _bad_frames(text, data, uniform)
+
+
+def frozen_frames(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find stretches of equal frames while the car moves, or at all if its speed is unknown."""
+    if data.frames is None:
+        return
+    still = data.frames.repeated & ~_is_black(data.frames, limits)
+    still[data.observation_start] = False
+    speed = data.speed_mps
+    if speed is not None:
+        still &= np.abs(speed) > MOVING_MPS
+    yield from _long_repeats(
+        "equal frames from observation {}" + ("" if speed is None else " while the car moves"),
+        still,
+        (data.observation_episode, data.observation_start),
+        limits.frozen_frames,
+    )
+
+
+def frame_stutter(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find episodes in which many frames repeat the previous one while the car moves."""
+    speed = data.speed_mps
+    if data.frames is None or speed is None:
+        return
+    moving = (np.abs(speed) > FAST_MPS) & ~_is_black(data.frames, limits)
+    moving[data.observation_start] = False
+    repeated = moving & data.frames.repeated
+    for episode, row, count in _first_rows(repeated, data.observation_episode):
+        start = int(data.observation_start[episode])
+        among = int(moving[start : start + 1 + int(data.episodes.length[episode])].sum())
+        if among >= limits.frozen_frames and count > limits.stutter_share * among:
+            yield (
+                episode,
+                f"{count} of {among} frames of the moving car repeat the one before, first at "
+                f"observation {row - start}; expected at most {limits.stutter_share:.0%}",
+            )
+
+
+def frame_stale(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find episodes that begin with the last frame of the previous episode."""
+    if data.frames is None:
+        return
+    stale = data.frames.repeated & _shows_something(data.frames, limits)
+    for episode in np.flatnonzero(stale[data.observation_start]).tolist():
+        yield episode, "its first frame is the last of the episode before, expected a new frame"
+
+
+def frame_flash(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find single frames that differ strongly from two neighbours that are alike."""
+    if data.frames is None:
+        return
+    mean, flash = data.frames.mean, np.zeros(len(data.frames.mean), np.bool_)
+    before, here, after = mean[:-2], mean[1:-1], mean[2:]
+    apart = np.minimum(np.abs(here - before), np.abs(here - after))
+    flash[1:-1] = (apart > limits.flash_level) & (np.abs(after - before) < apart / 3.0)
+    # The first and last frame of an episode have only one neighbour.
+    flash[data.observation_start] = False
+    flash[data.observation_start + data.episodes.length] = False
+    flash &= _shows_something(data.frames, limits)
+    text = f"more than {limits.flash_level:g} greys off both neighbours"
+    yield from _bad_frames(text, data, flash)
+
+
+SEGMENT_CHECKS: tuple[SegmentCheck, ...] = (
     step_after_end,
     end_unmarked,
     end_twice,
@@ -252,346 +468,6 @@ NUMBER_CHECKS: tuple[SemanticCheck, ...] = (
     frame_gap,
     sim_time,
     policy_digest,
-)
-"""The checks of everything but the pictures; they rely on `episode_bounds` finding nothing."""
-
-
-MOVING_MPS = 0.5
-"""Speed above which a picture must change."""
-FAST_MPS = 3.0
-"""Speed above which two pictures in a row must differ: 15 cm apart at 20 Hz."""
-UNIFORM_SPREAD = 1
-"""Largest difference between two pixels of a frame that shows nothing."""
-BLOCK_BYTES = 1 << 20
-"""Raw frames held at a time: small enough for the cache, large enough to cost no calls."""
-
-
-def scan_frames(
-    read: Callable[[int, int, NDArray[np.uint8]], object], frames: int, image: ImageSpec
-) -> FrameFeatures:
-    """Reduce frames to what the checks need, in bounded memory.
-
-    Args:
-        read: Decodes frames ``start`` to ``stop`` into a uint8 (n, C, H, W) buffer.
-        frames: Number of frames, N_obs.
-        image: Their shape.
-    """
-    # Whole chunks, so that none is decoded twice.
-    block = max(4, BLOCK_BYTES // image.frame_bytes // 16 * 16)
-    # One row more in front: the last frame of the block before.
-    buffer = np.empty((min(block, frames) + 1, *image.frame_shape), np.uint8)
-    # Twice as fast as 64 bits, and enough for frames of up to 16 MiB.
-    total = np.uint32 if image.frame_bytes <= 2**24 else np.uint64
-    mean = np.empty(frames, np.float32)
-    spread = np.empty(frames, np.uint8)
-    repeated = np.zeros(frames, np.bool_)
-    for start in range(0, frames, block):
-        stop = min(frames, start + block)
-        read(start, stop, buffer[1 : 1 + stop - start])
-        flat = buffer[: 1 + stop - start].reshape(1 + stop - start, -1)
-        mean[start:stop] = flat[1:].sum(axis=1, dtype=total) / image.frame_bytes
-        spread[start:stop] = flat[1:].max(axis=1) - flat[1:].min(axis=1)
-        repeated[start:stop] = (flat[1:] == flat[:-1]).all(axis=1)
-        buffer[0] = buffer[stop - start]
-    repeated[:1] = False
-    return FrameFeatures(mean=mean, spread=spread, repeated=repeated)
-
-
-def black_frames(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """Frames have light in them."""
-    if evidence.frames is None:
-        return
-    message = f"mean grey below {limits.black_level:g} of 255"
-    yield from _by_episode("black-frames", evidence, _is_black(evidence.frames, limits), message)
-
-
-def uniform_frames(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """Frames that are not black show more than one grey."""
-    if evidence.frames is None:
-        return
-    uniform = (evidence.frames.spread <= UNIFORM_SPREAD) & ~_is_black(evidence.frames, limits)
-    message = f"all pixels within {UNIFORM_SPREAD} grey of each other"
-    yield from _by_episode("uniform-frames", evidence, uniform, message)
-
-
-def frozen_frames(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """The picture changes while the car moves, or at all where no speed is known."""
-    if evidence.frames is None:
-        return
-    still = evidence.frames.repeated & ~_is_black(evidence.frames, limits)
-    still[evidence.observation_start] = False
-    speed = speed_mps(evidence, spec)
-    if speed is not None:
-        still &= np.abs(speed) > MOVING_MPS
-    episode_of = evidence.observation_episode
-    reported: set[int] = set()
-    for start, stop in runs(still):
-        # A run of n repetitions is n + 1 equal frames; an episode's first frame splits runs.
-        frames, episode = stop - start + 1, int(episode_of[start])
-        if frames >= limits.frozen_frames and episode not in reported:
-            reported.add(episode)
-            moving = "" if speed is None else " while the car moves"
-            first = start - 1 - evidence.observation_start[episode]
-            message = (
-                f"{frames} equal frames from observation {first}{moving}, "
-                f"expected less than {limits.frozen_frames}"
-            )
-            yield Fault(check="frozen-frames", episode=episode, message=message)
-
-
-def _is_black(frames: FrameFeatures, limits: CheckLimits) -> NDArray[np.bool_]:
-    black: NDArray[np.bool_] = frames.mean < limits.black_level
-    return black
-
-
-def _by_episode(
-    check: str, evidence: Evidence, bad: NDArray[np.bool_], says: str
-) -> Iterator[Fault]:
-    for episode, row, count in first_rows(bad, evidence.observation_episode):
-        held = evidence.episodes.length[episode] + 1
-        where = row - evidence.observation_start[episode]
-        message = f"{says} in {count} of {held} frames, first at observation {where}; expected none"
-        yield Fault(check=check, episode=episode, message=message)
-
-
-def frame_stutter(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """Most frames of a car that moves are new."""
-    speed = speed_mps(evidence, spec)
-    if evidence.frames is None or speed is None:
-        return
-    moving = np.abs(speed) > FAST_MPS
-    moving &= ~_is_black(evidence.frames, limits)
-    moving[evidence.observation_start] = False
-    repeated = moving & evidence.frames.repeated
-    for episode, row, count in first_rows(repeated, evidence.observation_episode):
-        start = int(evidence.observation_start[episode])
-        among = int(moving[start : start + 1 + int(evidence.episodes.length[episode])].sum())
-        if among >= limits.frozen_frames and count > limits.stutter_share * among:
-            message = (
-                f"{count} of {among} frames of the moving car repeat the one before, first at "
-                f"observation {row - start}; expected at most {limits.stutter_share:.0%}"
-            )
-            yield Fault(check="frame-stutter", episode=episode, message=message)
-
-
-def frame_stale(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """An episode does not begin with the picture that the one before ended with."""
-    if evidence.frames is None:
-        return
-    frames = evidence.frames
-    shown = (frames.spread > UNIFORM_SPREAD) & ~_is_black(frames, limits)
-    stale = frames.repeated & shown
-    for episode in np.flatnonzero(stale[evidence.observation_start]).tolist():
-        message = "its first frame is the last of the episode before, expected a new picture"
-        yield Fault(check="frame-stale", episode=episode, message=message)
-
-
-def frame_flash(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """No single frame differs far from two neighbours that are alike: it is another picture."""
-    if evidence.frames is None:
-        return
-    frames, flash = evidence.frames, np.zeros(len(evidence.frames.mean), np.bool_)
-    before, here, after = frames.mean[:-2], frames.mean[1:-1], frames.mean[2:]
-    apart = np.minimum(np.abs(here - before), np.abs(here - after))
-    flash[1:-1] = (apart > limits.flash_level) & (np.abs(after - before) < apart / 3.0)
-    # Those at either end of an episode have one neighbour only.
-    flash[evidence.observation_start] = False
-    flash[evidence.observation_start + evidence.episodes.length] = False
-    flash &= (frames.spread > UNIFORM_SPREAD) & ~_is_black(frames, limits)
-    says = f"more than {limits.flash_level:g} greys off both neighbours"
-    yield from _by_episode("frame-flash", evidence, flash, says)
-
-
-FRAME_CHECKS: tuple[SemanticCheck, ...] = (
-    black_frames,
-    uniform_frames,
-    frozen_frames,
-    frame_stutter,
-    frame_stale,
-    frame_flash,
-)
-"""The checks of the pictures; they rely on `episode_bounds` finding nothing."""
-
-
-FEW_STEPS = 100
-"""Steps of a segment below which rewards of zero say nothing."""
-
-
-def timeout_unmarked(
-    evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits
-) -> Iterator[Fault]:
-    """An episode that ran out of time is truncated: its last state has a future."""
-    table = evidence.episodes
-    terminated = evidence.terminated[table.offset + table.length - 1]
-    for episode in np.flatnonzero(terminated).tolist():
-        if table.end_reason[episode] in limits.truncated_reasons:
-            message = f"ends by {table.end_reason[episode]} as terminated, expected truncated"
-            yield Fault(check="timeout-unmarked", episode=episode, message=message)
-
-
-def label_missing(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Yield the episodes without an end reason, or without a label that others have."""
-    table = evidence.episodes
-    attributes = {name: table.texts(name) for name in ("world", "driver")}
-    columns = {name: column for name, column in attributes.items() if any(column)}
-    columns["end_reason"] = table.end_reason
-    for episode, labels in enumerate(zip(*columns.values(), strict=True)):
-        if missing := [name for name, label in zip(columns, labels, strict=True) if not label]:
-            message = f"no {', '.join(missing)}, expected a name"
-            yield Fault(check="label-missing", episode=episode, message=message)
-
-
-def episode_short(evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """Episodes have steps enough to be of use."""
-    length = evidence.episodes.length
-    for episode in np.flatnonzero(length < limits.shortest_episode).tolist():
-        message = f"{length[episode]} steps, expected {limits.shortest_episode} or more"
-        yield Fault(check="episode-short", episode=episode, message=message)
-
-
-def noise_negative(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """A standard deviation is 0 or more."""
-    noise = evidence.episodes.exploration_noise
-    for episode in np.flatnonzero(noise < 0.0).tolist():
-        message = f"exploration noise {noise[episode]:g}, expected 0 or more"
-        yield Fault(check="noise-negative", episode=episode, message=message)
-
-
-def vector_range(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """Normalised components are of the size of 1; where all scales are 1, none is normalised."""
-    if evidence.vector is None or all(scale == 1.0 for scale in spec.vector_scales):
-        return
-    # NaN and infinity are told by `not_finite`.
-    size = np.where(np.isfinite(evidence.vector), np.abs(evidence.vector), 0.0)
-    far = np.asarray(size > limits.vector_limit)
-    for episode, row, count in first_rows(
-        np.asarray(far.any(axis=1)), evidence.observation_episode
-    ):
-        part = int(np.argmax(size[row]))
-        message = (
-            f"{spec.vector_names[part]} is {evidence.vector[row, part]:.6g} scales at observation "
-            f"{row - evidence.observation_start[episode]}, expected at most "
-            f"{limits.vector_limit:g} ({count} such)"
-        )
-        yield Fault(check="vector-range", episode=episode, message=message)
-
-
-def vector_frozen(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """All components together change while the car moves."""
-    speed = speed_mps(evidence, spec)
-    if evidence.vector is None or speed is None:
-        return
-    still = np.zeros(len(evidence.vector), np.bool_)
-    still[1:] = (evidence.vector[1:] == evidence.vector[:-1]).all(axis=1)
-    still[evidence.observation_start] = False
-    still &= np.abs(speed) > MOVING_MPS
-    yield from _first_run(
-        "vector-frozen",
-        "equal vectors from observation",
-        still,
-        evidence.observation_episode,
-        evidence.observation_start,
-        limits.frozen_frames,
-    )
-
-
-def speed_jump(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """The speed changes no faster than a car's can, a crash included."""
-    speed = speed_mps(evidence, spec)
-    if speed is None:
-        return
-    with np.errstate(invalid="ignore"):  # inf - inf; `not_finite` tells it
-        change = np.abs(np.diff(speed.astype(np.float64), prepend=speed[:1]))
-    change[evidence.observation_start] = 0.0
-    most = limits.acceleration_mps2 * spec.control_period_s
-    jumps = np.isfinite(change) & (change > most)
-    for episode, row, count in first_rows(jumps, evidence.observation_episode):
-        message = (
-            f"speed changes by {change[row]:.3g} m/s before observation "
-            f"{row - evidence.observation_start[episode]}, expected at most {most:g} "
-            f"({count} such)"
-        )
-        yield Fault(check="speed-jump", episode=episode, message=message)
-
-
-def action_frozen(evidence: Evidence, spec: EpisodeSpec, limits: CheckLimits) -> Iterator[Fault]:
-    """A driver of a moving car acts anew."""
-    speed = speed_mps(evidence, spec)
-    if speed is None:
-        return
-    same = np.zeros(len(evidence.action), np.bool_)
-    same[1:] = (evidence.action[1:] == evidence.action[:-1]).all(axis=1)
-    same[evidence.episodes.offset] = False
-    # Step t acts on observation t; there is one observation more per episode.
-    same &= np.abs(speed[np.arange(len(same)) + evidence.step_episode]) > MOVING_MPS
-    yield from _first_run(
-        "action-frozen",
-        "equal actions from step",
-        same,
-        evidence.step_episode,
-        evidence.episodes.offset,
-        limits.frozen_actions,
-    )
-
-
-def reward_impossible(
-    evidence: Evidence, _spec: EpisodeSpec, limits: CheckLimits
-) -> Iterator[Fault]:
-    """No reward is larger than the task can give, so no return is above the possible."""
-    size = np.abs(evidence.reward)
-    far = np.isfinite(size) & (size > limits.reward_limit)
-    for episode, row, count in first_rows(far, evidence.step_episode):
-        message = (
-            f"reward {evidence.reward[row]:.6g} at step {row - evidence.episodes.offset[episode]}, "
-            f"expected at most {limits.reward_limit:g} in size ({count} such steps)"
-        )
-        yield Fault(check="reward-impossible", episode=episode, message=message)
-
-
-def reward_missing(evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits) -> Iterator[Fault]:
-    """Something is rewarded; the same for every step may be: balancing is paid by the step."""
-    if len(evidence.reward) >= FEW_STEPS and not evidence.reward.any():
-        message = f"all {len(evidence.reward)} rewards are 0, expected some that are not"
-        yield Fault(check="reward-missing", message=message)
-
-
-def policy_conflict(
-    evidence: Evidence, _spec: EpisodeSpec, _limits: CheckLimits
-) -> Iterator[Fault]:
-    """A policy's version stands for one file."""
-    known: dict[int, str] = {}
-    table = evidence.episodes
-    for episode, (version, digest) in enumerate(
-        zip(table.policy_version.tolist(), table.policy_digest, strict=True)
-    ):
-        if version >= 0 and digest and known.setdefault(version, digest) != digest:
-            message = (
-                f"policy version {version} has digest {digest[:16]}, "
-                f"expected {known[version][:16]} as before"
-            )
-            yield Fault(check="policy-conflict", episode=episode, message=message)
-
-
-def _first_run(
-    check: str,
-    says: str,
-    same: NDArray[np.bool_],
-    episode_of: NDArray[np.int64],
-    start_of: NDArray[np.int64],
-    most: int,
-) -> Iterator[Fault]:
-    """The first run of repetitions in each episode that is too long."""
-    reported: set[int] = set()
-    for start, stop in runs(same):
-        rows, episode = stop - start + 1, int(episode_of[start])
-        if rows >= most and episode not in reported:
-            reported.add(episode)
-            first = start - 1 - start_of[episode]
-            message = f"{rows} {says} {first} while the car moves, expected less than {most}"
-            yield Fault(check=check, episode=episode, message=message)
-
-
-PLAUSIBILITY_CHECKS: tuple[SemanticCheck, ...] = (
     timeout_unmarked,
     label_missing,
     episode_short,
@@ -603,5 +479,104 @@ PLAUSIBILITY_CHECKS: tuple[SemanticCheck, ...] = (
     reward_impossible,
     reward_missing,
     policy_conflict,
+    black_frames,
+    uniform_frames,
+    frozen_frames,
+    frame_stutter,
+    frame_stale,
+    frame_flash,
 )
-"""The checks by threshold and label; they rely on `episode_bounds` finding nothing."""
+"""All checks of the values in a segment, except `episode_bounds`, which must find nothing first."""
+
+
+def check_values(data: SegmentData, limits: CheckLimits) -> Iterator[Fault]:
+    """Yield the faults that the checks in `SEGMENT_CHECKS` find in a segment."""
+    for check in SEGMENT_CHECKS:
+        name = check.__name__.replace("_", "-")
+        for episode, message in check(data, limits):
+            yield Fault(check=name, episode=episode, message=message)
+
+
+def _first_rows(
+    bad: NDArray[np.bool_], episode_of: NDArray[np.int64]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield each episode with bad rows: its number, its first bad row, and their count."""
+    rows = np.flatnonzero(bad)
+    episodes, first, counts = np.unique(episode_of[rows], return_index=True, return_counts=True)
+    yield from zip(episodes.tolist(), rows[first].tolist(), counts.tolist(), strict=True)
+
+
+def _last_steps(data: SegmentData) -> NDArray[np.int64]:
+    return data.episodes.offset + data.episodes.length - 1
+
+
+def _differs(
+    values: NDArray[np.floating], sums: NDArray[np.float64], magnitudes: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return which values differ from their sums; `not_finite` reports those not finite."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(values.astype(np.float64) - sums)
+        wrong: NDArray[np.bool_] = apart > SUM_TOLERANCE * np.maximum(magnitudes, 1.0)
+    return wrong & np.isfinite(apart)
+
+
+def _advances(
+    values: NDArray[np.int64] | NDArray[np.float64], data: SegmentData
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the difference to the previous row, and whether that is of the same episode."""
+    inside = np.ones(len(values), np.bool_)
+    inside[data.observation_start] = False
+    with np.errstate(invalid="ignore"):  # infinity minus infinity, which `not_finite` reports
+        advance = np.diff(values, prepend=values[:1])
+    return advance.astype(np.float64), inside
+
+
+def _repeats(values: NDArray[np.float32], start_of: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rows of float32 (N, M) equal the previous row of the same episode."""
+    same = np.zeros(len(values), np.bool_)
+    same[1:] = (values[1:] == values[:-1]).all(axis=1)
+    same[start_of] = False
+    return same
+
+
+def _long_repeats(
+    text: str,
+    same: NDArray[np.bool_],
+    places: tuple[NDArray[np.int64], NDArray[np.int64]],
+    most: int,
+) -> Faults:
+    """Yield the first stretch of each episode with too many equal rows.
+
+    Args:
+        text: What the rows are; ``{}`` becomes the first row of the stretch.
+        same: Whether each row equals the previous one.
+        places: Episode of each row, and first row of each episode.
+        most: Number of equal rows that is too many.
+    """
+    episode_of, start_of = places
+    edges = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0, append=0))
+    reported: set[int] = set()
+    for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        # n repetitions are n + 1 equal rows; no stretch continues into the next episode.
+        rows, episode = stop - start + 1, int(episode_of[start])
+        if rows >= most and episode not in reported:
+            reported.add(episode)
+            where = text.format(start - 1 - start_of[episode])
+            yield episode, f"{rows} {where}, expected less than {most}"
+
+
+def _bad_frames(text: str, data: SegmentData, bad: NDArray[np.bool_]) -> Faults:
+    for episode, row, count in _first_rows(bad, data.observation_episode):
+        frames = data.episodes.length[episode] + 1
+        first = row - data.observation_start[episode]
+        where = f"{count} of {frames} frames, first at observation {first}"
+        yield episode, f"{text} in {where}; expected none"
+
+
+def _is_black(frames: FrameFeatures, limits: CheckLimits) -> NDArray[np.bool_]:
+    black: NDArray[np.bool_] = frames.mean < limits.black_level
+    return black
+
+
+def _shows_something(frames: FrameFeatures, limits: CheckLimits) -> NDArray[np.bool_]:
+    return (frames.spread > UNIFORM_SPREAD) & ~_is_black(frames, limits)

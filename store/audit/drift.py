@@ -1,8 +1,8 @@
-"""How far the data of two datasets, or of two times, have drifted apart.
+"""Measure how far the data of two sets of episodes have drifted apart.
 
-Per quantity the population stability index over ten parts of equal size of the first (Siddiqi
-2006: below 0.1 the same, above 0.25 another population) and the two-sample Kolmogorov-Smirnov
-statistic, both from the audit's samples of 4096 values.
+Each quantity gets the population stability index over ten equally populated parts of the first set
+(Siddiqi 2006: below 0.1 the populations are the same, above 0.25 they differ) and the two-sample
+Kolmogorov-Smirnov statistic, both from the audit's samples of 4096 values.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from avtd3.store.audit.statistics import Distribution, Summary
 
 PARTS = 10
-"""Parts that the index compares."""
+"""Number of parts that the index compares."""
 SAME, OTHER = 0.1, 0.25
-"""Index below which two populations are the same, and above which they are not."""
+"""Index below which two populations are the same, and above which they differ."""
 FEW = 100
-"""Values below which an index is mostly chance."""
+"""Number of values below which an index is mostly chance."""
 
 Verdict = Literal["same", "shifted", "other", "few values"]
 
@@ -29,22 +29,23 @@ class Drift:
     """How one quantity differs between two sets of episodes."""
 
     name: str
-    """Group and name, as ``action steer``."""
+    """Group and name of the quantity, for example ``action steer``."""
     psi: float
     """Population stability index, 0 or more."""
     ks: float
-    """Largest distance of the two cumulative distributions, in [0, 1]."""
+    """Largest distance between the two cumulative distributions, in [0, 1]."""
     medians: tuple[float, float]
-    """Of the first and the second set."""
+    """Median of the first and of the second set."""
     verdict: Verdict
+    """``few values`` if a set is too small to compare."""
 
     def document(self) -> dict[str, object]:
-        """The drift as a JSON object."""
+        """Return the drift as a JSON object."""
         return dataclasses.asdict(self)
 
 
 def drift_between(first: Summary, second: Summary) -> tuple[Drift, ...]:
-    """Compare every quantity that both summaries hold, the most drifted first."""
+    """Return the drift of each quantity in both summaries, the most drifted first."""
     found = []
     other = dict(_quantities(second))
     for name, known in _quantities(first):
@@ -54,21 +55,21 @@ def drift_between(first: Summary, second: Summary) -> tuple[Drift, ...]:
 
 
 def population_stability(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Population stability index of the second (n,) against the first (m,)."""
+    """Return the index of the second float64 (n,) relative to the first float64 (m,)."""
     edges = np.unique(np.quantile(first, np.linspace(0.0, 1.0, PARTS + 1)[1:-1]))
     shares = []
     for values in (first, second):
-        # Below an edge, on it, above it: of values such as 0 or 1 the edges are most.
+        # Count values below, on and above each edge: of values such as 0 or 1, most are edges.
         part = np.searchsorted(edges, values, "left") + np.searchsorted(edges, values, "right")
         counts = np.bincount(part, minlength=2 * len(edges) + 1)
-        # Half a value in each part: an empty one would make the index infinite.
+        # Add half a value to each part: an empty part would make the index infinite.
         shares.append((counts + 0.5) / (len(values) + 0.5 * len(counts)))
     expected, found = shares
     return float(((found - expected) * np.log(found / expected)).sum())
 
 
 def kolmogorov_smirnov(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Largest distance of the two empirical cumulative distributions."""
+    """Return the largest distance between the two empirical cumulative distributions."""
     points = np.concatenate([first, second])
     one, other = (
         np.searchsorted(np.sort(values), points, side="right") / len(values)

@@ -1,4 +1,4 @@
-"""What data will cost on the disk, before it is collected: measured on a little of it."""
+"""Estimate the disk space of a step from a small dataset."""
 
 import dataclasses
 
@@ -8,34 +8,34 @@ from avtd3.store.format.layout import MANIFEST_FILE
 
 TERABYTE = 1e12
 ABOUT = "about the segment"
-"""What is no array: manifests and metadata."""
+"""Key of the bytes that are not array data: manifests and metadata."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Bytes per step of each array as stored, and what follows from them."""
+    """Bytes per step of each array, as measured on a dataset."""
 
     steps: int
-    """Steps that were measured."""
+    """Number of steps that were measured."""
     seconds_per_step: float
     """Control period."""
     stored: dict[str, float]
-    """Bytes per step by array; ``about the segment`` for manifests and metadata."""
+    """Bytes per step by array, and `ABOUT`."""
     raw: float
-    """Bytes per step of the arrays in memory."""
+    """Bytes per step of the decoded arrays."""
 
     @property
     def bytes_per_step(self) -> float:
-        """Bytes on the disk for each step."""
+        """Return the bytes on disk per step."""
         return sum(self.stored.values())
 
     @property
     def hours_per_terabyte(self) -> float:
-        """Hours of driving in 10^12 bytes."""
+        """Return the hours of driving that fit into 10^12 bytes."""
         return TERABYTE / self.bytes_per_step * self.seconds_per_step / 3600.0
 
     def document(self) -> dict[str, object]:
-        """The estimate as a JSON object."""
+        """Return the estimate as a JSON object."""
         return {
             **dataclasses.asdict(self),
             "bytes_per_step": self.bytes_per_step,
@@ -44,7 +44,7 @@ class Estimate:
         }
 
     def summary(self) -> str:
-        """The estimate for a terminal, the largest array first."""
+        """Format the estimate for a terminal, the largest array first."""
         lines = [
             f"{self.bytes_per_step:,.0f} bytes per step, "
             f"{self.hours_per_terabyte:,.0f} hours per terabyte",
@@ -57,10 +57,10 @@ class Estimate:
 
 
 def estimate(dataset: Dataset) -> Estimate:
-    """Measure the segments of a dataset.
+    """Measure the published segments of a dataset.
 
     Raises:
-        DatasetError: It holds no step.
+        DatasetError: The dataset has no steps.
     """
     stored: dict[str, float] = {}
     steps, raw = 0, 0
@@ -74,7 +74,7 @@ def estimate(dataset: Dataset) -> Estimate:
             stored[key] = stored.get(key, 0.0) + entry.size
     if not steps:
         raise DatasetError(
-            f"{dataset.path} holds no steps to measure, expected some: collect a few seconds"
+            f"{dataset.path} has no steps to measure; collect a few seconds of driving first"
         )
     return Estimate(
         steps=steps,

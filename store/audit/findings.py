@@ -1,7 +1,7 @@
-"""What an audit can say: the catalogue of checks, `Finding`, and the log that counts them.
+"""The catalogue of checks, the findings of an audit, and the log that counts them.
 
-Every finding is counted; only the first few of each check are kept, so a dataset with a million
-bad episodes costs no more memory than one with ten.
+Every finding is counted, but only the first few of each check are kept, so the memory that an audit
+needs does not grow with the number of findings.
 """
 
 import dataclasses
@@ -10,68 +10,68 @@ from collections import Counter
 from typing import Literal, Self
 
 Severity = Literal["error", "warning", "info"]
-"""An error makes data wrong to learn from, a warning may, an info is worth knowing."""
+"""How bad a problem is. Do not train on data with an ``error``; an ``info`` is harmless."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that an audit looks for."""
+    """One kind of problem that an audit looks for."""
 
     severity: Severity
-    """How bad it is."""
+    """How bad the problem is."""
     title: str
-    """What was found, in a few words."""
-    mend: str
-    """What to do about it."""
+    """The problem, in a few words."""
+    fix: str
+    """What to do about the problem."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One violation as a check sees it, before it is put into its place."""
+    """One problem that a check reports, without the dataset and segment."""
 
     check: str
     """Name in `CHECKS`."""
     episode: int | None = None
-    """Number of the episode in its segment, or None if it is not about one episode."""
+    """Number of the episode in its segment; None if the problem is not in one episode."""
     message: str
-    """Expected and found."""
+    """What was found and what was expected."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One violation, with the place at which it was found."""
+    """One problem, with the place where it was found."""
 
     check: str
     """Name in `CHECKS`."""
     severity: Severity
-    """That of the check."""
+    """Severity of the check."""
     dataset: str
     """Path of the dataset."""
     segment: str
-    """Segment id, or an empty string if it is about the dataset."""
+    """Id of the segment; empty if the problem is in the dataset."""
     episode: int | None
-    """Number of the episode in its segment, or None."""
+    """As in `Fault`."""
     message: str
-    """Expected and found."""
+    """What was found and what was expected."""
 
     def document(self) -> dict[str, object]:
-        """The finding as a JSON object, its mend included."""
-        return {**dataclasses.asdict(self), "mend": CHECKS[self.check].mend}
+        """Return the finding as a JSON object, with its fix."""
+        return {**dataclasses.asdict(self), "fix": CHECKS[self.check].fix}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class FindingLog:
-    """Counts of all findings and the first few of each check; logs add up."""
+    """Counts of all findings, and the first few findings of each check."""
 
     limit: int
-    """Findings kept per check."""
+    """Largest number of findings to keep per check."""
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Findings per check, the dropped ones included."""
+    """Findings per check, including those that were not kept."""
     kept: dict[str, list[Finding]] = dataclasses.field(default_factory=dict)
     """At most `limit` findings per check, in the order of the segments."""
 
     def add(self, fault: Fault, *, dataset: str, segment: str = "") -> None:
-        """Count a fault, and keep it while there is room."""
+        """Count a fault, and keep it if the limit of its check is not reached."""
         self.counts[fault.check] = self.counts.get(fault.check, 0) + 1
         kept = self.kept.setdefault(fault.check, [])
         if len(kept) < self.limit:
@@ -87,18 +87,18 @@ class FindingLog:
             )
 
     def merge(self, other: Self) -> None:
-        """Take over another log's counts and, while there is room, its findings."""
+        """Add the counts of another log and, up to the limit, its findings."""
         for check, count in other.counts.items():
             self.counts[check] = self.counts.get(check, 0) + count
             kept = self.kept.setdefault(check, [])
             kept.extend(other.kept[check][: self.limit - len(kept)])
 
     def count(self, severity: Severity) -> int:
-        """Number of findings of one severity."""
+        """Return the number of findings of a severity."""
         return sum(n for check, n in self.counts.items() if CHECKS[check].severity == severity)
 
     def findings(self) -> tuple[Finding, ...]:
-        """The kept findings, errors first, then in the catalogue's order."""
+        """Return the kept findings: errors first, then in the order of `CHECKS`."""
         return tuple(
             finding
             for severity in ("error", "warning", "info")
@@ -108,173 +108,189 @@ class FindingLog:
         )
 
 
-_QUARANTINE = "move it away with `avtd3 replay-inspect --quarantine`, or copy it again"
-_COLLECT_AGAIN = "quarantine the segment, and mend the world or task that wrote it"
+_QUARANTINE = "run `avtd3 replay-inspect --quarantine`, or copy the segment again"
+_FIX_THE_SOURCE = "quarantine the segment, and fix the simulator or task that wrote it"
 
 
-def _error(title: str, mend: str) -> Check:
-    return Check(severity="error", title=title, mend=mend)
+def _error(title: str, fix: str) -> Check:
+    return Check(severity="error", title=title, fix=fix)
 
 
-def _warning(title: str, mend: str) -> Check:
-    return Check(severity="warning", title=title, mend=mend)
+def _warning(title: str, fix: str) -> Check:
+    return Check(severity="warning", title=title, fix=fix)
 
 
-def _info(title: str, mend: str) -> Check:
-    return Check(severity="info", title=title, mend=mend)
+def _info(title: str, fix: str) -> Check:
+    return Check(severity="info", title=title, fix=fix)
 
 
 CHECKS: dict[str, Check] = {
-    # The dataset as a whole.
+    # A dataset as a whole: audit.py.
     "dataset-unreadable": _error(
-        "the dataset's own zarr.json is damaged", "copy zarr.json again from where it came from"
+        "the dataset's zarr.json is damaged", "restore zarr.json from its source"
     ),
-    "empty": _warning("no segment is published", "run `avtd3 collect` into it"),
-    "stray": _warning("something that is no segment lies in segments/", "move it elsewhere"),
+    "empty": _warning("the dataset has no published segments", "collect with `avtd3 collect`"),
+    "stray": _warning("segments/ contains an entry that is not a segment", "move it elsewhere"),
     "manifest-missing": _warning(
-        "a segment without MANIFEST.json does not exist as data",
-        "copy the segment again; where no copy is under way, delete the directory",
+        "a segment has no MANIFEST.json, so readers ignore it",
+        "copy the segment again; if no copy is in progress, delete the directory",
     ),
     "staging": _info(
-        "unpublished segments in .staging/",
-        "delete them once no collector is running: they hold what a crash lost",
+        "there are unpublished segments in .staging/",
+        "delete them when no collector is running; they contain what a crashed collector did not "
+        "publish",
     ),
-    "quarantined": _info("segments in quarantine/", "delete them when nobody needs them"),
+    "quarantined": _info("there are segments in quarantine/", "delete them when nobody needs them"),
     "replaced": _info(
-        "segments that were merged into others and not yet removed",
-        "run avtd3 store compact, which removes them; readers leave them out",
+        "segments that were merged into others are not yet removed",
+        "run `avtd3 store compact`, which removes them; readers ignore them",
     ),
-    # The bytes of a segment.
-    "segment-gone": _info("a segment was removed during the audit", "none is needed"),
-    "manifest": _error("MANIFEST.json is torn or altered", _QUARANTINE),
-    "format-version": _error("a segment of another format version", "read it with its own avtd3"),
+    # The files of a segment: integrity.py.
+    "segment-gone": _info("a segment was removed during the audit", "no action is needed"),
+    "manifest": _error("a segment's MANIFEST.json is truncated or altered", _QUARANTINE),
+    "format-version": _error(
+        "a segment has an unsupported format version",
+        "read it with the avtd3 version that wrote it",
+    ),
     "spec-digest": _error(
-        "a segment written for another spec", "move it to the dataset it was collected for"
+        "a segment was written for another spec", "move it to the dataset that it was collected for"
     ),
-    "file-missing": _error("a file of the segment is missing", _QUARANTINE),
-    "file-size": _error("a file of the segment is torn", _QUARANTINE),
-    "file-digest": _error("a file of the segment was altered", _QUARANTINE),
+    "file-missing": _error("a file of a segment is missing", _QUARANTINE),
+    "file-size": _error("a file of a segment is truncated or too long", _QUARANTINE),
+    "file-digest": _error("a file of a segment was altered", _QUARANTINE),
     "file-unexpected": _warning(
-        "a sealed segment holds a file its manifest does not name", "move the file elsewhere"
+        "a segment contains a file that its manifest does not list", "move the file elsewhere"
     ),
-    "array-metadata": _error("an array does not have the shape that the spec asks", _QUARANTINE),
+    "array-metadata": _error(
+        "an array does not have the shape or type that the spec requires", _QUARANTINE
+    ),
     "array-unreadable": _error("an array cannot be decoded", _QUARANTINE),
-    # The meaning of the data.
-    "episode-bounds": _error("episodes do not tile their segment", _COLLECT_AGAIN),
-    "event-bounds": _error("events contradict their episodes", _COLLECT_AGAIN),
-    "step-after-end": _error("steps go on after an episode's end", _COLLECT_AGAIN),
-    "end-unmarked": _error("an episode ends without terminated or truncated", _COLLECT_AGAIN),
-    "end-twice": _warning(
-        "an end is both terminated and truncated",
-        "it is learned as terminated; mend the task if the time limit alone ended it",
+    # The values in a segment: checks.py.
+    "episode-bounds": _error(
+        "episodes overlap, leave gaps or do not fill their segment", _FIX_THE_SOURCE
     ),
-    "not-finite": _error("a number is NaN or infinite", _COLLECT_AGAIN),
-    "action-bounds": _error("an action lies outside the spec's bounds", _COLLECT_AGAIN),
-    "reward-sum": _error("a reward is not the sum of its terms", _COLLECT_AGAIN),
-    "return-sum": _error("a return is not the sum of its episode's rewards", _COLLECT_AGAIN),
-    "frame-order": _error("frame numbers do not increase", _COLLECT_AGAIN),
+    "event-bounds": _error("events do not fit their episodes", _FIX_THE_SOURCE),
+    "step-after-end": _error("an episode continues after a step that ends it", _FIX_THE_SOURCE),
+    "end-unmarked": _error(
+        "the last step of an episode is neither terminated nor truncated", _FIX_THE_SOURCE
+    ),
+    "end-twice": _warning(
+        "a step is both terminated and truncated",
+        "training treats it as terminated; fix the task if only the time limit ended the episode",
+    ),
+    "not-finite": _error("a value is NaN or infinite", _FIX_THE_SOURCE),
+    "action-bounds": _error("an action is outside the bounds of the spec", _FIX_THE_SOURCE),
+    "reward-sum": _error("a reward is not the sum of its terms", _FIX_THE_SOURCE),
+    "return-sum": _error("a return is not the sum of the episode's rewards", _FIX_THE_SOURCE),
+    "frame-order": _error("frame numbers do not increase", _FIX_THE_SOURCE),
     "frame-gap": _warning(
-        "frames were lost", "look for an overloaded simulator; the data can be learned from"
+        "frames were lost",
+        "check whether the simulator is overloaded; the data can be used for training",
     ),
     "sim-time": _warning(
         "simulated time does not advance by the control period",
         "run the simulator in synchronous mode with a fixed time step",
     ),
     "policy-digest": _warning(
-        "an episode names a policy version without its digest",
-        "update the collector; staleness of these episodes cannot be checked",
+        "an episode names a policy version without a digest",
+        "update the collector; the staleness of these episodes cannot be checked",
     ),
-    "black-frames": _warning(
-        "frames are black", "check the camera, its warm-up, and the world's light"
-    ),
+    "black-frames": _warning("frames are black", "check the camera, its warm-up and the lighting"),
     "uniform-frames": _warning(
-        "frames show one single grey", "check the camera's exposure and its place on the car"
+        "frames show a single grey level", "check the camera's exposure and its position on the car"
     ),
     "frozen-frames": _warning(
-        "the picture stands still while the car moves", "check that the camera is still running"
+        "the image does not change while the car moves", "check that the camera is still running"
     ),
     "frame-stutter": _warning(
-        "many frames of a moving car repeat the one before",
-        "have the camera tick with every control step",
+        "many frames repeat the previous one while the car moves",
+        "make the camera tick with every control step",
     ),
     "frame-stale": _warning(
-        "an episode begins with the last frame of the one before",
-        "wait for a new frame after a reset, in the world's adapter",
+        "an episode begins with the last frame of the previous episode",
+        "make the simulator adapter wait for a new frame after a reset",
     ),
     "frame-flash": _warning(
-        "a single frame shows another picture than its neighbours",
+        "a single frame differs strongly from both its neighbours",
         "check the camera's queue for frames of another sensor or episode",
     ),
     "timeout-unmarked": _error(
-        "a time-out is stored as terminated",
-        "collect it as truncated: else the critic learns that time is a crash",
+        "a timeout is stored as terminated",
+        "mark timeouts as truncated; otherwise the critic learns that timeouts are failures",
     ),
     "label-missing": _warning(
-        "an episode does not say its world, driver or end", "fill them in the collector"
+        "an episode lacks its world, driver or end reason", "set these fields in the collector"
     ),
     "episode-short": _warning(
-        "an episode is too short to be of use", "look for a world that ends at its start"
+        "an episode is too short to be useful",
+        "check for a simulator that ends episodes at the start",
     ),
-    "noise-negative": _error("an exploration noise is negative", _COLLECT_AGAIN),
+    "noise-negative": _error("an exploration noise is negative", _FIX_THE_SOURCE),
     "vector-range": _warning(
-        "a component of the vector is far out of range", "check its unit and scale in the task"
+        "a component of the vector is far out of range",
+        "check the unit and scale of the component in the task",
     ),
     "vector-frozen": _warning(
-        "the vector stands still while the car moves", "check that its sensors are still read"
+        "the vector does not change while the car moves", "check that the sensors are still read"
     ),
     "speed-jump": _warning(
-        "the speed changes faster than a car can", "look for a reset or a respawn in an episode"
+        "the speed changes faster than a car can", "check for a reset or respawn within an episode"
     ),
     "action-frozen": _warning(
-        "the same action for long while the car moves",
-        "check that the driver still answers: a hung one repeats its last action",
+        "the action does not change for a long time while the car moves",
+        "check that the driver still responds; a driver that hangs repeats its last action",
     ),
     "reward-impossible": _error(
-        "a reward is larger than possible", "check the task; raise audit.limits.reward_limit"
+        "a reward is larger than the task can give",
+        "check the task, or raise `audit.limits.reward_limit`",
     ),
     "reward-missing": _warning(
         "all rewards of a segment are zero", "check that the task's reward is stored"
     ),
     "policy-conflict": _warning(
-        "one policy version with two digests",
-        "give each training run its own policies: staleness is wrong otherwise",
+        "one policy version has two digests",
+        "give each training run its own policy directory; otherwise staleness is wrong",
     ),
+    # Segments and datasets together: audit.py and duplicates.py.
     "reward-dominated": _info(
         "one reward term makes up over 90 % of the total",
-        "check the weights of the task's terms: the others can hardly be learned",
+        "check the weights of the reward terms; the other terms have almost no effect",
     ),
-    # Segments against each other.
     "segment-twice": _warning(
-        "the same segment lies in two datasets", "remove one copy, or name one dataset only"
+        "two datasets contain the same segment", "remove one copy, or name only one of the datasets"
     ),
     "segment-conflict": _error(
-        "two different segments have the same id", "find out which is right; quarantine the other"
+        "two different segments have the same id",
+        "find out which one is correct, and quarantine the other",
     ),
     "episode-copy": _warning(
-        "two episodes hold the same steps", "look for a seed that is used twice; quarantine one"
+        "two episodes have the same actions and rewards",
+        "check for a seed that is used twice; quarantine one copy",
     ),
     "episode-alike": _info(
-        "two episodes look nearly the same", "vary seeds, towns or noise: they teach little more"
+        "two episodes look nearly the same",
+        "vary seeds, towns or noise; such episodes add little",
     ),
     "index-gap": _info(
-        "episodes of a plan are missing", "finish it with `avtd3 collect --resume`, or go on"
+        "episodes of a plan are missing",
+        "finish the plan with `avtd3 collect --resume`, or accept the gap",
     ),
     "episode-twice": _warning(
         "the same planned episode was collected twice", "quarantine one of the two segments"
     ),
 }
-"""Every check by name, in the order in which reports show them."""
+"""Every check by name, in the order of reports; the comments name the module of the check."""
 
 
-KEPT = 10
-"""Episodes told."""
+MAX_WORST = 10
+"""Largest number of episodes that a report lists as the worst."""
 ERROR_WEIGHT = 1000
-"""One error outweighs this many warnings."""
+"""An error counts as much as this many warnings."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WorstEpisode:
-    """An episode, and the checks that found something in it."""
+    """An episode and the checks that found a problem in it."""
 
     dataset: str
     segment: str
@@ -282,20 +298,25 @@ class WorstEpisode:
     errors: int
     warnings: int
     checks: tuple[str, ...]
-    """Names, errors first."""
+    """Names of the checks, errors first."""
 
     @property
     def weight(self) -> tuple[int, str, int]:
-        """Larger is worse; the place decides between equals."""
+        """Return a sort key that is larger for a worse episode; ties are broken by place."""
         return ERROR_WEIGHT * self.errors + self.warnings, self.segment, self.episode
 
     def document(self) -> dict[str, object]:
-        """The episode as a JSON object."""
-        return {**dataclasses.asdict(self), "checks": list(self.checks)}
+        """Return the episode as a JSON object."""
+        return dataclasses.asdict(self)
 
 
 def worst_episodes(known: tuple[WorstEpisode, ...], log: FindingLog) -> tuple[WorstEpisode, ...]:
-    """The `KEPT` worst of those known and those of one more segment's log, worst first."""
+    """Return the `MAX_WORST` worst episodes, worst first.
+
+    Args:
+        known: The worst episodes of the segments so far.
+        log: The findings of one more segment.
+    """
     checks: dict[tuple[str, str, int], list[str]] = {}
     severities: Counter[tuple[tuple[str, str, int], str]] = Counter()
     for finding in log.findings():
@@ -314,4 +335,4 @@ def worst_episodes(known: tuple[WorstEpisode, ...], log: FindingLog) -> tuple[Wo
         )
         for place, names in checks.items()
     )
-    return tuple(heapq.nlargest(KEPT, (*known, *found), key=lambda worst: worst.weight))
+    return tuple(heapq.nlargest(MAX_WORST, (*known, *found), key=lambda worst: worst.weight))

@@ -1,9 +1,9 @@
-"""Which segments' checksums were verified before, so that an audit need not hash them again.
+"""Check the files of a segment, and cache which segments have verified checksums.
 
-Remembered in the dataset's `.verified.json`, outside the published segments: one stamp per
-segment over its manifest's digest and every file's size, mtime and inode. Any of them changed,
-and the files are hashed anew. What a disk loses without a trace in these is found by `--full`,
-and by the chunks' own checksums, which every audit checks as it decodes.
+The dataset's `.verified.json` stores one stamp per verified segment: a digest of the manifest's
+digest and of every file's size, mtime and inode. If the stamp of a segment is unchanged, an audit
+does not hash its files again. If a disk alters bytes but none of these, `--full` finds it. The
+checksums of the chunks find it too: every audit verifies them as it decodes the chunks.
 """
 
 import hashlib
@@ -28,22 +28,25 @@ from avtd3.store.segment import optional_arrays
 from avtd3.store.spec import EpisodeSpec
 
 VERIFIED_FILE = ".verified.json"
-"""Name in the dataset's directory."""
+"""Name of the cache file in the dataset's directory."""
 FORMAT = 1
 SETTLED_NS = 2_000_000_000
-"""Age below which an mtime cannot tell two writes apart on every file system."""
+"""Age below which two writes may have the same mtime on some file systems."""
 
 
 def stamp(path: Path, manifest_digest: str, names: Iterable[str]) -> str:
-    """What a segment's files look like from outside, or "" if they are too new to tell.
+    """Return a digest of the sizes, mtimes and inodes of a segment's files.
 
     Args:
-        path: The segment's directory.
-        manifest_digest: Digest of the manifest, which holds the checksums.
-        names: Its files.
+        path: Directory of the segment.
+        manifest_digest: Digest of the manifest, which contains the checksums.
+        names: Names of the files.
+
+    Returns:
+        The stamp, or an empty string if a file is so new that a later write may go unnoticed.
 
     Raises:
-        OSError: A file vanished.
+        OSError: A file was removed.
     """
     digest, newest = hashlib.sha256(manifest_digest.encode()), 0
     for name in sorted(names):
@@ -54,10 +57,10 @@ def stamp(path: Path, manifest_digest: str, names: Iterable[str]) -> str:
 
 
 class VerifiedSegments:
-    """The memory of one dataset."""
+    """The checksum cache of one dataset: the stamps of its verified segments."""
 
     def __init__(self, dataset: Path) -> None:
-        """Read what is remembered; a torn or strange memory is no memory."""
+        """Read the cache of a dataset; ignore a truncated or invalid cache file."""
         self._path = dataset / VERIFIED_FILE
         self._stamps: dict[str, str] = {}
         try:
@@ -70,13 +73,17 @@ class VerifiedSegments:
                 self._stamps = {k: v for k, v in stamps.items() if isinstance(v, str)}
 
     def stamp_of(self, segment_id: str) -> str:
-        """The stamp under which a segment was verified, or ""."""
+        """Return the stamp with which a segment was verified, or an empty string."""
         return self._stamps.get(segment_id, "")
 
     def save(self, fresh: dict[str, str], present: Iterable[str]) -> None:
-        """Remember more segments, and forget those that are gone; atomically.
+        """Add stamps, drop those of segments that are gone, and replace the file atomically.
 
-        A dataset that cannot be written is audited all the same, and nothing is remembered.
+        If the dataset cannot be written, nothing is cached.
+
+        Args:
+            fresh: New stamps by segment id; an empty stamp removes the old one.
+            present: Ids of the segments in the dataset.
         """
         kept = {**self._stamps, **fresh}
         names = set(present)
@@ -92,18 +99,18 @@ class VerifiedSegments:
 
 
 def open_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
-    """Read a segment's manifest, or say why that cannot be.
+    """Read a segment's manifest.
 
     Args:
-        path: The segment's directory.
+        path: Directory of the segment.
 
     Returns:
-        The manifest and no fault, or None and one.
+        The manifest and no fault, or None and one fault.
     """
     try:
         return read_manifest(path), []
     except SegmentNotFoundError:
-        return None, [Fault(check="segment-gone", message="it was there when the audit began")]
+        return None, [Fault(check="segment-gone", message="it was removed after the audit began")]
     except FormatVersionError as error:
         return None, [Fault(check="format-version", message=str(error))]
     except SegmentCorruptError as error:
@@ -114,7 +121,7 @@ def open_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
 
 
 def spec_faults(manifest: Manifest, spec: EpisodeSpec) -> Iterator[Fault]:
-    """Hold the segment's spec digest against its dataset's."""
+    """Check that the segment was written for the spec of its dataset."""
     if manifest.spec_digest != spec.digest:
         message = f"spec digest {manifest.spec_digest[:16]}, expected {spec.digest[:16]}"
         yield Fault(check="spec-digest", message=message)
@@ -123,13 +130,13 @@ def spec_faults(manifest: Manifest, spec: EpisodeSpec) -> Iterator[Fault]:
 def file_faults(
     path: Path, manifest: Manifest, found: Mapping[str, int], *, hashes: bool
 ) -> Iterator[Fault]:
-    """Hold the segment's files against its manifest.
+    """Compare the segment's files with its manifest.
 
     Args:
-        path: The segment's directory.
-        manifest: Its manifest.
-        found: Its files and their sizes, from `list_files`.
-        hashes: Whether to read every byte; sizes and names are checked in any case.
+        path: Directory of the segment.
+        manifest: Manifest of the segment.
+        found: Names and sizes of the files, from `list_files`.
+        hashes: Whether to verify checksums; names and sizes are always checked.
 
     Raises:
         OSError: A file cannot be read.
@@ -145,15 +152,15 @@ def file_faults(
             message = f"{name} has SHA-256 {digest[:16]}, expected {entry.sha256[:16]}"
             yield Fault(check="file-digest", message=message)
     for name in sorted(found.keys() - manifest.files.keys() - {MANIFEST_FILE}):
-        message = f"{name}, expected only what {MANIFEST_FILE} names"
+        message = f"{name}, expected only the files that {MANIFEST_FILE} lists"
         yield Fault(check="file-unexpected", message=message)
 
 
 def list_files(path: Path) -> dict[str, int]:
-    """Size in bytes of every file by its name below ``path``; links are files, unfollowed.
+    """Return the size in bytes of every file below ``path``, by name; links are not followed.
 
     Raises:
-        OSError: A file vanished meanwhile.
+        OSError: A file was removed meanwhile.
     """
     found: dict[str, int] = {}
     folders = [""]
@@ -170,7 +177,7 @@ def list_files(path: Path) -> dict[str, int]:
 
 
 def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[Fault]:
-    """Hold each array's ``zarr.json`` against the spec and the manifest's counts."""
+    """Compare each array's ``zarr.json`` with the spec and the counts of the manifest."""
     expected = segment_arrays(
         spec,
         episodes=manifest.episodes,
@@ -183,7 +190,7 @@ def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[
     except (OSError, ValueError) as error:
         yield _metadata(str(error))
     for layout in expected.values():
-        # zarr-python would read a chunk that is not there as zeros.
+        # zarr-python would read a missing chunk as zeros.
         missing = sorted({layout.metadata_path, layout.chunk_path} - manifest.files.keys())
         yield from (_metadata(f"{name} is not in the manifest, expected it") for name in missing)
         if missing:

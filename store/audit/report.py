@@ -1,4 +1,4 @@
-"""The result of an audit: `AuditReport`, also as a JSON document."""
+"""The result of an audit: `AuditReport`."""
 
 import dataclasses
 from typing import Literal, Self
@@ -11,21 +11,23 @@ Verdict = Literal["ok", "warnings", "errors"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetReport:
-    """What one dataset holds."""
+    """The contents of one dataset."""
 
     path: str
+    """Path of the dataset."""
     summary: Summary
+    """What its published segments contain."""
     staging: int
-    """Unpublished segments in ``.staging/``."""
+    """Number of unpublished segments in ``.staging/``."""
     quarantined: int
-    """Segments in ``quarantine/``."""
+    """Number of segments in ``quarantine/``."""
 
     def including(self, summary: Summary) -> Self:
-        """The same report with another segment in it."""
+        """Return the report with the summary of one more segment added."""
         return dataclasses.replace(self, summary=self.summary.merge(summary))
 
     def document(self) -> dict[str, object]:
-        """The report as a JSON object."""
+        """Return the report as a JSON object."""
         return {
             "path": self.path,
             "staging": self.staging,
@@ -36,37 +38,46 @@ class DatasetReport:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AuditReport:
-    """What an audit found."""
+    """The result of `audit`: the verdict, the findings, and a summary of the data.
+
+    Example:
+        >>> from avtd3.store import audit_datasets
+        >>> report = audit_datasets([])  # paths of datasets
+        >>> report.verdict, report.findings, report.total.episodes
+        ('ok', (), 0)
+    """
 
     datasets: tuple[DatasetReport, ...]
+    """The contents of each dataset."""
     total: Summary
-    """All datasets together."""
+    """The contents of all datasets together."""
     log: FindingLog
+    """The findings, and the number of findings of each check."""
     damaged: tuple[tuple[str, str], ...]
     """Dataset and id of each segment with an error."""
     worst: tuple[WorstEpisode, ...]
     """The episodes with the most findings, worst first."""
     windows: tuple[Summary, ...]
-    """Of the sets of episodes that were to be summarised apart."""
+    """The contents of each set of episodes that `audit` was asked to summarise separately."""
     gamma: float
-    """Discount of a step."""
+    """Discount per step."""
     strict: bool
     """Whether warnings count as errors."""
     sample: float
     """Share of the segments whose data was read."""
     complete: bool
-    """False if the audit was stopped before its end."""
+    """Whether the audit ran to its end."""
     seconds: float
-    """Wall-clock time."""
+    """Wall-clock time of the audit."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The findings kept, errors first."""
+        """Return the findings that were kept, errors first."""
         return self.log.findings()
 
     @property
     def verdict(self) -> Verdict:
-        """``errors`` if there is any, else ``warnings`` if there is any, else ``ok``."""
+        """Return ``errors`` if there are any, else ``warnings`` if there are any, else ``ok``."""
         warnings = self.log.count("warning") > 0
         if self.log.count("error") or (self.strict and warnings):
             return "errors"
@@ -74,11 +85,11 @@ class AuditReport:
 
     @property
     def q_bound(self) -> float:
-        """Size that no Q can exceed: the largest reward seen, for ever."""
+        """Return the largest possible magnitude of Q: the largest reward at every step, forever."""
         return self.total.largest_reward / (1.0 - self.gamma)
 
     def document(self) -> dict[str, object]:
-        """The report as a JSON object; everything in it is finite."""
+        """Return the report as a JSON object, in which all numbers are finite."""
         return {
             "verdict": self.verdict,
             **self.total.document(),

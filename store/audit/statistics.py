@@ -1,31 +1,33 @@
-"""Summaries of data that add up: of a segment, a dataset, or everything.
+"""Summarise the data of a segment, and merge the summaries of segments and datasets.
 
-Moments merge exactly (Chan, Golub and LeVeque 1979); quantiles come from a bottom-k sample, which
-is exact up to `SAMPLE_SIZE` values and beyond it a uniform sample, whatever the order of merging.
+Moments merge exactly (Chan, Golub and LeVeque 1979). Quantiles come from a bottom-k sample: all
+values up to `SAMPLE_SIZE`, a uniform sample beyond, in whatever order samples are merged.
 """
 
 import dataclasses
 import hashlib
 import math
+import operator
 import re
 from collections import Counter
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.evidence import Evidence
+from avtd3.store.audit.segment_data import SegmentData
 from avtd3.store.episode_table import EpisodeTable
-from avtd3.store.spec import EpisodeSpec
+
+_T = TypeVar("_T")
 
 SAMPLE_SIZE = 4096
-"""Values kept for quantiles: their standard error at the median is 0.8 % of the ranks."""
+"""Values of a sample; the standard error of its median is 0.8 % of the ranks."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Count, mean, spread and range of the finite values of a quantity."""
+    """Count, mean, squared deviation and range of the finite values of a quantity."""
 
     count: int = 0
     mean: float = 0.0
@@ -36,12 +38,12 @@ class Moments:
 
     @classmethod
     def of(cls, values: NDArray[np.generic]) -> Self:
-        """Moments of an array of any shape; values that are not finite are left out."""
+        """Compute the moments of an array of any shape, without the values that are not finite."""
         numbers = np.asarray(values, np.float64)
         finite = numbers[np.isfinite(numbers)]
         if not finite.size:
             return cls()
-        with np.errstate(over="ignore", invalid="ignore"):  # 1e300 squared: shown as no spread
+        with np.errstate(over="ignore", invalid="ignore"):  # 1e300 squared: no standard deviation
             mean = float(finite.mean())
             squares = float(np.square(finite - mean).sum())
         return cls(
@@ -53,7 +55,7 @@ class Moments:
         )
 
     def merge(self, other: Self) -> Self:
-        """Moments of both sets of values together."""
+        """Return the moments of both sets of values together."""
         if not self.count or not other.count:
             return self if self.count else other
         count = self.count + other.count
@@ -67,7 +69,7 @@ class Moments:
         )
 
     def document(self) -> dict[str, float | int | None]:
-        """``count, mean, std, min, max`` as JSON; None where there is no such number."""
+        """Return ``count, mean, std, min, max`` as JSON; None where JSON has no such number."""
         std = math.sqrt(self.squares / self.count) if self.count else math.nan
         return {
             "count": self.count,
@@ -80,7 +82,7 @@ class Moments:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The values with the smallest priorities: a uniform sample that merges in any order."""
+    """A uniform sample that merges in any order: the values with the smallest priorities."""
 
     priorities: NDArray[np.uint64]
     """uint64 (n,), ascending."""
@@ -93,7 +95,7 @@ class Sample:
 
         Args:
             values: Numbers (n,).
-            key: Names the array; the same key gives the same priorities on any machine.
+            key: Name of the array; equal keys give equal priorities on every machine.
         """
         (sample,) = cls.of_columns(np.asarray(values, np.float64)[:, None], key)
         return sample
@@ -117,8 +119,8 @@ class Sample:
         return cls(priorities=priorities[order], values=values[order])
 
     def merge(self, other: Self) -> Self:
-        """Sample of both sets of values together."""
-        # Of a full sample's partner few values still come in: the rest is never sorted.
+        """Return a sample of both sets of values together."""
+        # Few values of the other sample can still enter a full one; do not sort the rest.
         full = len(self.priorities) == SAMPLE_SIZE
         last = np.searchsorted(other.priorities, self.priorities[-1]) if full else None
         return self._smallest(
@@ -127,14 +129,14 @@ class Sample:
         )
 
     def quantiles(self, shares: tuple[float, ...]) -> list[float | None]:
-        """Value below which each share of the values lies, or Nones without values."""
+        """Return the quantiles at the given shares; None if there are no values."""
         if not self.values.size:
             return [None] * len(shares)
         return [_number(float(value)) for value in np.quantile(self.values, shares)]
 
 
 def _scramble(counter: NDArray[np.uint64], start: np.uint64) -> NDArray[np.uint64]:
-    """SplitMix64 (Steele, Lea and Flood 2014) at positions of the stream that begins at start."""
+    """Return SplitMix64 (Steele, Lea and Flood 2014) at positions of the stream from start."""
     z = start + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -142,13 +144,13 @@ def _scramble(counter: NDArray[np.uint64], start: np.uint64) -> NDArray[np.uint6
 
 
 def _number(value: float) -> float | None:
-    """The value, or None where JSON has no such number."""
+    """Return the value, or None if JSON has no such number."""
     return value if math.isfinite(value) else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """Moments and quantiles of a quantity of which each episode has one."""
+    """Moments and a sample of a quantity."""
 
     moments: Moments = dataclasses.field(default_factory=Moments)
     sample: Sample = dataclasses.field(
@@ -157,84 +159,81 @@ class Distribution:
 
     @classmethod
     def of(cls, values: NDArray[np.generic], key: str) -> Self:
-        """Distribution of a one-dimensional array; see `Sample.of` for the key."""
+        """Return the distribution of a one-dimensional array; see `Sample.of` for the key."""
         return cls(moments=Moments.of(values), sample=Sample.of(values, key))
 
     def merge(self, other: Self) -> Self:
-        """Distribution of both sets of values together."""
+        """Return the distribution of both sets of values together."""
         return type(self)(
             moments=self.moments.merge(other.moments), sample=self.sample.merge(other.sample)
         )
 
     def document(self) -> dict[str, float | int | None]:
-        """``count, mean, std, min, max, p5, p50, p95`` as JSON."""
+        """Return ``count, mean, std, min, max, p5, p50, p95`` as JSON."""
         p5, p50, p95 = self.sample.quantiles((0.05, 0.5, 0.95))
         return {**self.moments.document(), "p5": p5, "p50": p50, "p95": p95}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a segment, a dataset or an audit holds."""
+    """The contents of a segment, a dataset or several datasets."""
 
     segments: int = 0
-    """Published segments whose files are whole; episodes and steps are theirs."""
-    segments_judged: int = 0
-    """Those of them whose data was read and judged."""
+    """Published segments without damaged files; episodes and steps count only these."""
+    segments_read: int = 0
+    """Segments whose data was read and checked."""
     episodes: int = 0
     steps: int = 0
     simulated_seconds: float = 0.0
+    """Steps times the control period."""
     bytes_on_disk: int = 0
-    """Size of all files of all segments, the damaged ones included."""
+    """Size of all files of all segments, including damaged ones."""
     bytes_raw: int = 0
-    """Size of the arrays without compression."""
+    """Size of the decoded arrays."""
     returns: Distribution = dataclasses.field(default_factory=Distribution)
+    """Returns of the episodes."""
     lengths: Distribution = dataclasses.field(default_factory=Distribution)
-    """Steps per episode."""
+    """Steps of the episodes."""
     counts: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
-    """Episodes per value of a column (``end_reason``, ``scenario``, ...)."""
+    """Episodes per value of ``end_reason``, ``scenario``, ..."""
     coverage: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
-    """Episodes per scenario and town, the numbered towns of a kind together."""
+    """Episodes per scenario and kind of town, see `kind_of_label`."""
     components: dict[str, dict[str, Distribution]] = dataclasses.field(default_factory=dict)
-    """Distribution per name of ``action``, ``vector`` (physical units), ``reward_terms`` and
+    """Distributions by name, for ``action``, ``vector`` (in physical units), ``reward_terms`` and
     ``frames``."""
     magnitudes: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Sum of absolute values per reward term."""
+    """Sum of the absolute values of each reward term."""
     largest_reward: float = 0.0
-    """Largest size of a step's reward."""
+    """Largest magnitude of a step's reward."""
     largest_discounted: float = 0.0
-    """Largest size of a discounted return, from any step on."""
+    """Largest magnitude of the discounted return from any step."""
 
     def merge(self, other: Self) -> Self:
-        """What both hold together."""
+        """Return the contents of both together."""
         return type(self)(
             **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
             **{name: max(getattr(self, name), getattr(other, name)) for name in _LARGEST},
             returns=self.returns.merge(other.returns),
             lengths=self.lengths.merge(other.lengths),
-            counts={
-                name: self.counts.get(name, Counter()) + other.counts.get(name, Counter())
-                for name in {**self.counts, **other.counts}
-            },
+            counts=_merge_by_name(self.counts, other.counts, operator.add),
             coverage=self.coverage + other.coverage,
-            components={
-                group: _merge_named(self.components.get(group, {}), other.components.get(group, {}))
-                for group in {**self.components, **other.components}
-            },
-            magnitudes={
-                name: self.magnitudes.get(name, 0.0) + other.magnitudes.get(name, 0.0)
-                for name in {**self.magnitudes, **other.magnitudes}
-            },
+            components=_merge_by_name(
+                self.components,
+                other.components,
+                lambda one, more: _merge_by_name(one, more, Distribution.merge),
+            ),
+            magnitudes=_merge_by_name(self.magnitudes, other.magnitudes, operator.add),
         )
 
     @property
     def reward_shares(self) -> dict[str, float]:
-        """Share of each reward term in the sum of the terms' absolute values."""
+        """Return the share of each reward term in the sum of absolute values."""
         total = sum(self.magnitudes.values())
         return {k: v / total for k, v in self.magnitudes.items()} if total > 0.0 else {}
 
     @property
     def staleness(self) -> dict[str, float | int]:
-        """Of the episodes that a policy drove: its newest version, and how far they are behind."""
+        """Return the newest policy version, and how far the driving policies are behind it."""
         counts = {int(k): n for k, n in self.counts.get("policy_version", Counter()).items()}
         driven = {version: count for version, count in counts.items() if version >= 0 < count}
         if not driven:
@@ -250,9 +249,9 @@ class Summary:
         }
 
     def document(self) -> dict[str, object]:
-        """The summary as a JSON object."""
+        """Return the summary as a JSON object."""
         return {
-            **{name: getattr(self, name) for name in (*_SUMS, *_LARGEST)},
+            **{_KEYS.get(n, n): getattr(self, n) for n in (*_SUMS, *_LARGEST)},
             "staleness": self.staleness,
             "hours": self.simulated_seconds / 3600.0,
             "ratio": self.bytes_raw / self.bytes_on_disk if self.bytes_on_disk else None,
@@ -273,7 +272,7 @@ class Summary:
 
 _SUMS = (
     "segments",
-    "segments_judged",
+    "segments_read",
     "episodes",
     "steps",
     "simulated_seconds",
@@ -282,46 +281,45 @@ _SUMS = (
 )
 
 _LARGEST = ("largest_reward", "largest_discounted")
+_KEYS = {"segments_read": "segments_judged"}
+"""Keys of the JSON document that differ from the names of the fields."""
 
 
-def _merge_named(
-    one: dict[str, Distribution], other: dict[str, Distribution]
-) -> dict[str, Distribution]:
-    return {
-        name: one.get(name, Distribution()).merge(other.get(name, Distribution()))
-        for name in {**one, **other}
-    }
+def _merge_by_name(
+    one: dict[str, _T], other: dict[str, _T], merge: Callable[[_T, _T], _T]
+) -> dict[str, _T]:
+    both = {name: merge(one[name], other[name]) for name in one.keys() & other.keys()}
+    return {**one, **other, **both}
 
 
-def summarise(segment_id: str, evidence: Evidence, spec: EpisodeSpec, *, gamma: float) -> Summary:
-    """What a judged segment, or some of its episodes, hold.
+def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
+    """Summarise the data of a segment, or of some of its episodes.
 
     Args:
-        segment_id: Names the samples.
-        evidence: The arrays.
-        spec: Their names and scales.
-        gamma: Discount of a step, for the largest return.
+        segment_id: Key of the samples.
+        data: The arrays.
+        gamma: Discount per step, for the largest discounted return.
     """
-    table = evidence.episodes
-    size = np.abs(evidence.reward[np.isfinite(evidence.reward)])
+    table, spec = data.episodes, data.spec
+    size = np.abs(data.reward[np.isfinite(data.reward)])
     components = {
-        "action": distributions_by_name(spec.action_names, evidence.action, f"{segment_id}/action")
+        "action": distributions_by_name(spec.action_names, data.action, f"{segment_id}/action")
     }
     magnitudes: dict[str, float] = {}
-    if evidence.vector is not None:
+    if data.vector is not None:
         components["vector"] = distributions_by_name(
-            spec.vector_names, evidence.vector, f"{segment_id}/vector", spec.vector_scales
+            spec.vector_names, data.vector, f"{segment_id}/vector", spec.vector_scales
         )
-    if evidence.reward_terms is not None:
+    if data.reward_terms is not None:
         components["reward_terms"] = distributions_by_name(
-            spec.reward_terms, evidence.reward_terms, f"{segment_id}/reward_terms"
+            spec.reward_terms, data.reward_terms, f"{segment_id}/reward_terms"
         )
-        magnitudes = dict(_magnitudes(spec.reward_terms, evidence.reward_terms))
-    if evidence.frames is not None:
-        grey = Distribution.of(evidence.frames.mean, f"{segment_id}/mean grey")
+        magnitudes = dict(_magnitudes(spec.reward_terms, data.reward_terms))
+    if data.frames is not None:
+        grey = Distribution.of(data.frames.mean, f"{segment_id}/mean grey")
         components["frames"] = {"mean grey": grey}
     return Summary(
-        segments_judged=1,
+        segments_read=1,
         returns=Distribution.of(table.episode_return, f"{segment_id}/return"),
         lengths=Distribution.of(table.length, f"{segment_id}/length"),
         counts=_count(table),
@@ -331,7 +329,7 @@ def summarise(segment_id: str, evidence: Evidence, spec: EpisodeSpec, *, gamma: 
         components=components,
         magnitudes=magnitudes,
         largest_reward=float(size.max(initial=0.0)),
-        largest_discounted=largest_discounted(evidence.reward, table.offset, table.length, gamma),
+        largest_discounted=largest_discounted(data.reward, table.offset, table.length, gamma),
     )
 
 
@@ -342,7 +340,7 @@ def _magnitudes(names: tuple[str, ...], terms: NDArray[np.float32]) -> Iterator[
 
 
 def _count(table: EpisodeTable) -> dict[str, Counter[str]]:
-    """Episodes per value of what a person asks about."""
+    """Count the episodes per value of the columns that reports show."""
     return {
         "end_reason": Counter(table.end_reason),
         "scenario": Counter(table.texts("scenario")),
@@ -357,17 +355,17 @@ def _count(table: EpisodeTable) -> dict[str, Counter[str]]:
 def largest_discounted(
     reward: NDArray[np.float32], offset: NDArray[np.int64], length: NDArray[np.int64], gamma: float
 ) -> float:
-    """Largest size of ``sum gamma^t r`` from any step to its episode's end.
+    """Return the largest magnitude of ``sum gamma^t r`` from any step to the episode's end.
 
     Args:
         reward: float32 (N_steps,).
         offset: int64 (E,), first step of each episode.
-        length: int64 (E,), steps of each.
-        gamma: Discount of a step.
+        length: int64 (E,), steps of each episode.
+        gamma: Discount per step.
     """
     values = np.where(np.isfinite(reward), reward, 0.0).astype(np.float64)
     total, largest = np.zeros(len(length)), 0.0
-    # All episodes at once, from their ends: as many rounds as the longest has steps.
+    # Process all episodes at once, from their ends.
     for back in range(1, int(length.max(initial=0)) + 1):
         going = np.flatnonzero(length >= back)
         total[going] = values[(offset + length - back)[going]] + gamma * total[going]
@@ -381,13 +379,13 @@ def distributions_by_name(
     key: str,
     scales: tuple[float, ...] | None = None,
 ) -> dict[str, Distribution]:
-    """Distribution of each column of float32 (N, len(names)), times its scale.
+    """Return the distribution of each column of an array, times its scale.
 
     Args:
-        names: Of the columns.
-        values: The array.
-        key: Names the array, see `Sample.of`.
-        scales: One per column; None for 1.
+        names: Names of the columns.
+        values: float32 (N, len(names)).
+        key: Key of the samples, see `Sample.of`.
+        scales: One factor per column; None for 1.
     """
     factors = scales or (1.0,) * len(names)
     columns = values.astype(np.float64) * factors
@@ -399,10 +397,10 @@ def distributions_by_name(
 
 
 def count_labels(labels: list[str]) -> Counter[str]:
-    """Count labels, the numbered ones (``country-000012``) together as ``country-*``."""
+    """Count labels by kind, see `kind_of_label`."""
     return Counter(map(kind_of_label, labels))
 
 
 def kind_of_label(label: str) -> str:
-    """A label without the number at its end: ``country-*`` for ``country-000012``."""
+    """Replace the number at the end of a label: ``country-*`` for ``country-000012``."""
     return re.sub(r"(?<=-)\d+$", "*", label) or "-"

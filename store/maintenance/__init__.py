@@ -1,1 +1,1 @@
-"""Dataset maintenance: compact, prune, relabel and pin published segments."""
+"""Maintenance of datasets: compact, prune, relabel and pin published segments."""

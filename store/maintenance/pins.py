@@ -1,4 +1,4 @@
-"""``pins.json``: the segments of a dataset that housekeeping must leave as they are."""
+"""Pin segments, so that no maintenance command removes or merges them: ``pins.json``."""
 
 import dataclasses
 import time
@@ -18,19 +18,19 @@ PINS_FILE = "pins.json"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """Why a segment is to stay."""
+    """Why and since when a segment is pinned."""
 
     note: str
-    """For people; may be empty."""
+    """A note of the user; may be empty."""
     pinned_at: float
-    """Seconds since 1970."""
+    """Time of the pin, in seconds since 1970."""
 
 
 def read_pins(dataset: Dataset) -> dict[str, Pin]:
-    """The pins of a dataset by segment id; of segments that are gone, too.
+    """Return the pins of a dataset by segment id, including those of removed segments.
 
     Raises:
-        DatasetError: The file is there and cannot be understood, so that nothing may be removed.
+        DatasetError: The file exists but is invalid, so nothing may be removed.
     """
     path = dataset.path / PINS_FILE
     try:
@@ -39,8 +39,8 @@ def read_pins(dataset: Dataset) -> dict[str, Pin]:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DatasetError(
-            f"{path} cannot be read ({error}), expected what avtd3 store pin writes: mend it, or "
-            "delete it and pin again"
+            f"{path} cannot be read ({error}), expected the format of avtd3 store pin; fix the "
+            "file, or delete it and pin again"
         ) from error
 
 
@@ -55,7 +55,7 @@ def _parse(document: Any) -> dict[str, Pin]:  # noqa: ANN401 - any JSON value
 
 
 def write_pins(dataset: Dataset, pins: Mapping[str, Pin]) -> None:
-    """Replace the pins of a dataset, whose lock is held.
+    """Replace the pins of a dataset; the caller holds its lock.
 
     Raises:
         StorageError: The dataset cannot be written.
@@ -66,27 +66,23 @@ def write_pins(dataset: Dataset, pins: Mapping[str, Pin]) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PinReport:
-    """The pins of a dataset, and which of them a command changed."""
+    """The pins of a dataset, and which segments a command pinned or unpinned."""
 
     dataset: str
+    """Path of the dataset."""
     changed: tuple[str, ...]
-    """Segments that were pinned or unpinned."""
+    """Ids of the segments that were pinned or unpinned."""
     pins: Mapping[str, Pin]
     """All pins, by segment id."""
     absent: tuple[str, ...]
-    """Pinned segments that are not in the dataset (any more)."""
+    """Ids of pinned segments that are not in the dataset."""
 
     def document(self) -> dict[str, Any]:
-        """The report as a JSON document."""
-        return {
-            "dataset": self.dataset,
-            "changed": list(self.changed),
-            "pins": {name: dataclasses.asdict(pin) for name, pin in self.pins.items()},
-            "absent": list(self.absent),
-        }
+        """Return the report as a JSON object."""
+        return dataclasses.asdict(self)
 
     def summary(self) -> str:
-        """The report, a line for each pin."""
+        """Format the report for a terminal, with a line for each pin."""
         lines = [f"{plural(len(self.pins), 'pinned segment')} in {self.dataset}"]
         for name, pin in self.pins.items():
             gone = " (not there)" if name in self.absent else ""
@@ -95,10 +91,10 @@ class PinReport:
 
 
 def list_pins(path: Path) -> PinReport:
-    """The pins of the dataset in a directory.
+    """Return the pins of a dataset.
 
     Raises:
-        DatasetError: There is no dataset, or its pins cannot be read.
+        DatasetError: The path is not a dataset, or its pins cannot be read.
     """
     dataset = Dataset.open(path)
     return _report(dataset, read_pins(dataset), ())
@@ -112,13 +108,20 @@ def pin(
     note: str = "",
     clock: Callable[[], float] = time.time,
 ) -> PinReport:
-    """Pin segments by name, and those that hold an episode that matches.
+    """Pin segments by id, and those with a matching episode.
+
+    Args:
+        path: The dataset.
+        segment_ids: Ids of segments.
+        episodes: Pins each segment with at least one episode that matches.
+        note: A note of the user.
+        clock: Seconds since 1970.
 
     Raises:
-        ConfigError: Nothing says which.
-        SegmentNotFoundError: A name is that of no segment.
-        DatasetError: There is no dataset, or its pins cannot be read.
-        StorageError: It cannot be written, or another housekeeper is at work.
+        ConfigError: Neither ids nor a filter are given.
+        SegmentNotFoundError: There is no segment with one of the ids.
+        DatasetError: The path is not a dataset, or its pins cannot be read.
+        StorageError: The dataset cannot be written, or another maintenance command is running.
     """
     dataset = Dataset.open(path)
     with exclusive(dataset):
@@ -137,12 +140,12 @@ def pin(
 def unpin(
     path: Path, segment_ids: Sequence[str], *, episodes: EpisodeFilter | None = None
 ) -> PinReport:
-    """Take pins off segments, by name or because they hold an episode that matches.
+    """Unpin segments by id, and those with a matching episode.
 
     Raises:
-        ConfigError: Nothing says which, or a name is not pinned.
-        DatasetError: There is no dataset, or its pins cannot be read.
-        StorageError: It cannot be written, or another housekeeper is at work.
+        ConfigError: Neither ids nor a filter are given, or an id is not pinned.
+        DatasetError: The path is not a dataset, or its pins cannot be read.
+        StorageError: The dataset cannot be written, or another maintenance command is running.
     """
     dataset = Dataset.open(path)
     with exclusive(dataset):
@@ -160,7 +163,7 @@ def _named(
     dataset: Dataset, segment_ids: Sequence[str], episodes: EpisodeFilter | None
 ) -> list[str]:
     if not segment_ids and episodes is None:
-        raise ConfigError("nothing says which segments: expected names of segments, or --filter")
+        raise ConfigError("no segments were selected; name segments, or give --filter")
     names = dict.fromkeys(segment_ids)
     if episodes is not None:
         for segment in dataset.snapshot().segments:

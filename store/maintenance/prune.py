@@ -1,7 +1,7 @@
-"""Pruning: old or unwanted segments leave a dataset, oldest first, whole segments only.
+"""Remove old or unwanted segments from a dataset, oldest first.
 
-A segment is never cut: one that holds some episodes to keep is kept. Cutting would write the rest
-anew, which costs what collecting cost, to free what the next prune frees anyway.
+Only whole segments are removed; a segment with some episodes to keep stays. Cutting it would
+rewrite the rest, only to free space that the next prune frees anyway.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError
@@ -19,6 +18,7 @@ from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
+    MaintenanceReport,
     empty_trash,
     exclusive,
     find_leftovers,
@@ -29,26 +29,26 @@ from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
 
 _AT_ONCE = 16
-"""Segments removed between two looks at whether to stop."""
+"""Segments that are removed between two calls of ``should_stop``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PruneConfig:
-    """What may go, and how much of it."""
+    """Which segments `prune` may remove, and how many."""
 
     max_bytes: int | None = None
-    """Bytes that the dataset's segments may take; the oldest go until they do, the newest stays."""
+    """Largest size of all segments: the oldest beyond it are removed, but never the newest."""
     max_steps: int | None = None
-    """Steps that they may hold; likewise."""
+    """Largest number of steps in all segments; likewise."""
     older_than_s: float | None = None
-    """Only segments whose youngest episode began longer ago than this, in seconds."""
+    """Remove only segments whose youngest episode began longer ago than this, in seconds."""
     episodes: EpisodeFilter | None = None
-    """Only segments all of whose episodes match."""
+    """Remove only segments in which every episode matches."""
 
     def __post_init__(self) -> None:
         if all(getattr(self, field.name) is None for field in dataclasses.fields(self)):
             raise ConfigError(
-                "nothing says what to prune: expected --max-bytes, --max-steps, --older-than or "
+                "nothing to prune was selected, expected --max-bytes, --max-steps, --older-than or "
                 "--filter"
             )
         for name in ("max_bytes", "max_steps"):
@@ -60,37 +60,32 @@ class PruneConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PruneReport:
-    """What was pruned, or would be."""
+class PruneReport(MaintenanceReport):
+    """What `prune` removed, or would remove."""
 
-    dataset: str
     dry_run: bool
+    """Whether nothing was changed."""
     segments_before: int
-    """Segments that readers saw."""
+    """Segments that readers saw before."""
     steps_before: int
+    """Steps of these segments."""
     bytes_before: int
+    """Size of these segments."""
     removed: tuple[str, ...]
-    """Ids of the segments that went, oldest first."""
+    """Ids of the removed segments, oldest first."""
     removed_steps: int
+    """Steps of the removed segments."""
     removed_bytes: int
+    """Size of the removed segments."""
     pinned: int
-    """Segments that would have gone, were they not pinned."""
+    """Segments that were kept only because they are pinned."""
     mixed: int
     """Segments that were kept because only some of their episodes match."""
     within_limits: bool
-    """Whether what is left keeps to ``max_bytes`` and ``max_steps``."""
-    problems: tuple[str, ...]
-    """Segments that cannot be read and were left alone, and why."""
-    stopped: bool
-    """Whether it was interrupted; what was removed is gone."""
-
-    def document(self) -> dict[str, Any]:
-        """The report as a JSON document."""
-        document = dataclasses.asdict(self)
-        return document | {"removed": list(self.removed), "problems": list(self.problems)}
+    """Whether the dataset now keeps ``max_bytes`` and ``max_steps``."""
 
     def summary(self) -> str:
-        """The report in a few lines."""
+        """Format the report for a terminal."""
         verb = "would remove" if self.dry_run else "removed"
         gone = len(self.removed)
         lines = [
@@ -105,12 +100,13 @@ class PruneReport:
         if self.pinned:
             lines.append(f"{plural(self.pinned, 'segment')} kept because pinned")
         if self.mixed:
-            lines.append(f"{plural(self.mixed, 'segment')} kept for other episodes in them")
-        lines += [f"left alone: {problem}" for problem in self.problems]
+            mixed = plural(self.mixed, "segment")
+            lines.append(f"{mixed} kept because of episodes that do not match")
+        lines += [f"kept: {problem}" for problem in self.problems]
         if self.stopped:
-            lines.append("stopped early; run it again to go on")
+            lines.append("stopped early; run the command again to continue")
         elif not self.within_limits:
-            lines.append("still above the limit: nothing else may go")
+            lines.append("still above the limit: no other segment may be removed")
         return "\n".join(lines)
 
 
@@ -123,21 +119,21 @@ def prune(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
 ) -> PruneReport:
-    """Remove the oldest segments that may go; without limits, all that may.
+    """Remove the oldest segments that the config selects; without limits, all that it selects.
 
-    Pinned segments stay, and so does what lies in ``.staging/``, where collectors write.
+    Pinned segments stay, and so do those in ``.staging/``, where collectors write.
 
     Args:
-        path: The dataset; collectors may add to it and learners read it meanwhile.
-        config: What may go.
-        dry_run: Only say what would be removed.
+        path: The dataset; collectors may add to it and learners may read it meanwhile.
+        config: Which segments to remove, and how many.
+        dry_run: Whether to report only what would be removed.
         clock: Seconds since 1970.
-        should_stop: Asked now and then.
-        on_progress: Told after each few segments.
+        should_stop: Called every few segments; True ends the command.
+        on_progress: Called every few segments.
 
     Raises:
-        DatasetError: There is no dataset, or its pins cannot be read.
-        StorageError: It cannot be written, or another housekeeper is at work.
+        DatasetError: The path is not a dataset, or its pins cannot be read.
+        StorageError: The dataset cannot be written, or another maintenance command is running.
     """
     dataset = Dataset.open(path)
     with contextlib.nullcontext() if dry_run else exclusive(dataset):
@@ -149,7 +145,7 @@ def prune(
 
 
 class _Pruning:
-    """One pass over a dataset."""
+    """One pruning of a dataset."""
 
     def __init__(self, dataset: Dataset, config: PruneConfig, now_s: float) -> None:
         self._dataset = dataset
@@ -165,12 +161,12 @@ class _Pruning:
         self.chosen = list(self._choose())
 
     def _choose(self) -> Iterator[Segment]:
-        """What is to go, oldest first."""
+        """Yield the segments to remove, oldest first."""
         steps = sum(segment.steps for segment in self._segments)
         size = sum(self._bytes.values())
         limits = self._config.max_bytes is not None or self._config.max_steps is not None
         for segment in self._segments:
-            # As for a learner's capacity: the newest stays, even if it alone holds more.
+            # Keep the newest segment even if it alone exceeds the limit, as a learner does.
             if limits and (self._keeps_limits(steps, size) or segment is self._segments[-1]):
                 return
             if not self._may_go(segment):
@@ -186,7 +182,7 @@ class _Pruning:
         )
 
     def _may_go(self, segment: Segment) -> bool:
-        """Whether a segment is old enough, matches, and is not pinned; counts why not."""
+        """Return whether a segment is old enough, matches and is not pinned; count why not."""
         try:
             if not self._is_old(segment) or not self._matches(segment):
                 return False
@@ -200,7 +196,7 @@ class _Pruning:
 
     def _is_old(self, segment: Segment) -> bool:
         age_s = self._config.older_than_s
-        # The episodes' own times: a merged segment is as old as what it was merged from.
+        # Use the times of the episodes: merging does not make a segment younger.
         return age_s is None or bool(
             (segment.read("episode_wall_time") < self._now_s - age_s).all()
         )
@@ -213,7 +209,7 @@ class _Pruning:
         return bool(found.all())
 
     def _replaced_by(self, segment: Segment) -> list[str]:
-        """What a killed compaction left of the segments that one replaces."""
+        """Return the segments that this one replaces and that were not yet removed."""
         mine = replaced_by(segment)
         return [name for name in self._leftovers if name in mine]
 
@@ -222,13 +218,13 @@ class _Pruning:
         should_stop: Callable[[], bool],
         on_progress: Callable[[MaintenanceProgress], None],
     ) -> Iterator[Segment]:
-        """Remove what was chosen, a few at a time; yields what is gone."""
+        """Remove the chosen segments, a few at a time, and yield those that are removed."""
         total = len(self.chosen)
         for start in range(0, total, _AT_ONCE):
             if should_stop():
                 return
             batch = self.chosen[start : start + _AT_ONCE]
-            # What a segment replaced goes before it, lest it comes to light again.
+            # Remove replaced segments before those that replace them, or readers would see them.
             names = [name for s in batch for name in (*self._replaced_by(s), s.id)]
             remove_segments(self._dataset, names)
             yield from batch
@@ -236,7 +232,7 @@ class _Pruning:
             on_progress(MaintenanceProgress(verb="removed", done=done, total=total))
 
     def report(self, gone: Sequence[Segment], *, dry_run: bool) -> PruneReport:
-        """What was removed, or would be."""
+        """Return what was removed, or would be removed."""
         steps = sum(segment.steps for segment in self._segments)
         size = sum(self._bytes.values())
         gone_steps = sum(segment.steps for segment in gone)

@@ -1,4 +1,4 @@
-"""Other weights for stored reward terms: rewards and returns that follow from them."""
+"""Make a dataset of the same episodes with other weights for the stored reward terms."""
 
 import dataclasses
 import difflib
@@ -28,6 +28,7 @@ from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
+    MaintenanceReport,
     clear_staging,
     empty_trash,
     exclusive,
@@ -40,19 +41,19 @@ from avtd3.store.staging import publish
 
 
 def full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, float]:
-    """One finite factor for each reward term, in the order of the spec.
+    """Return a factor for each reward term, in the order of the spec.
 
     Args:
-        weights: Factors by name; terms that are not named get 1.
-        spec: Names the terms.
+        weights: Factors by name; other terms get 1.
+        spec: The spec, which names the terms.
 
     Raises:
-        SpecError: The spec has no terms.
-        ConfigError: A name is of no term, or a factor no finite number.
+        SpecError: The spec has no reward terms.
+        ConfigError: A name is not a reward term, or a factor is not a finite number.
     """
     terms = spec.reward_terms
     if not terms:
-        raise SpecError("the dataset stores rewards without their terms: nothing can be weighted")
+        raise SpecError("the dataset stores rewards without their terms; nothing can be weighted")
     for name, weight in weights.items():
         if name not in terms:
             near = difflib.get_close_matches(name, terms, n=1)
@@ -66,22 +67,22 @@ def full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, f
 
 
 def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[Any]]:
-    """Reward terms, rewards and returns of a segment under other weights.
+    """Compute the reward terms, rewards and returns of a segment with other weights.
 
-    Products are rounded to float32 as they are stored; each reward is the sum of its stored terms
-    and each return that of its stored rewards, both added in double precision.
+    Products are rounded to float32. A reward is the sum of its rounded terms, and a return the sum
+    of its rounded rewards, both added in double precision.
 
     Args:
-        segment: Where the terms lie.
+        segment: The segment.
         weights: Factor of each of the R terms.
 
     Returns:
         ``reward_terms`` float32 (N, R), ``reward`` float32 (N,), ``episode_return`` float64 (E,).
 
     Raises:
-        ConfigError: A weighted term or their sum is no finite float32.
+        ConfigError: A weighted term or a reward exceeds the range of float32.
         SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: Its bytes are not those that were published.
+        SegmentCorruptError: The bytes are not those that were published.
     """
     table = segment.episode_table()
     with np.errstate(over="ignore", invalid="ignore"):
@@ -90,8 +91,8 @@ def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[An
         reward = terms.sum(axis=1, dtype=np.float64).astype(np.float32)
     if not (np.isfinite(terms).all() and np.isfinite(reward).all()):
         raise ConfigError(
-            f"segment {segment.id}: with weights {list(weights)} a reward leaves float32; "
-            "choose smaller ones"
+            f"segment {segment.id}: with weights {list(weights)} a reward exceeds the range of "
+            "float32; choose smaller weights"
         )
     returns = [
         float(reward[start : start + length].sum(dtype=np.float64))
@@ -101,39 +102,32 @@ def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[An
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RelabelReport:
-    """What a relabelling made."""
+class RelabelReport(MaintenanceReport):
+    """What `relabel` made."""
 
     source: str
-    dataset: str
-    """The new dataset."""
+    """Path of the old dataset."""
     weights: Mapping[str, float]
-    """Of every reward term."""
+    """Factor of each reward term."""
     segments: int
-    """Segments made."""
+    """Segments that were made."""
     steps: int
-    """Steps in them."""
+    """Steps in these segments."""
     already_there: int
     """Segments that an earlier run had made."""
     bytes_written: int
+    """Size of the files that were written."""
     bytes_shared: int
-    """Bytes of files that lie in both datasets and on the disk once."""
+    """Size of the files that both datasets share through hard links."""
     bytes_copied: int
-    """Bytes that had to be copied, because links do not reach from one to the other."""
+    """Size of the files that were copied because hard links are not possible."""
     mean_return_before: float
-    """Over the episodes of the segments made; 0 if there are none."""
+    """Old mean return of the episodes in the new segments; 0 if there are none."""
     mean_return_after: float
-    problems: tuple[str, ...]
-    """Segments that cannot be read and were left out, and why."""
-    stopped: bool
-    """Whether it was interrupted; the next run goes on."""
-
-    def document(self) -> dict[str, Any]:
-        """The report as a JSON document."""
-        return dataclasses.asdict(self) | {"problems": list(self.problems)}
+    """New mean return of these episodes."""
 
     def summary(self) -> str:
-        """The report in a few lines."""
+        """Format the report for a terminal."""
         made = f"{plural(self.segments, 'segment')} of {self.steps:,} steps"
         lines = [f"relabelled {made} into {self.dataset}"]
         if self.segments:
@@ -144,14 +138,14 @@ class RelabelReport:
             ]
         if self.bytes_copied:
             lines.append(
-                f"{file_size(self.bytes_copied)} copied: hard links do not reach from "
+                f"{file_size(self.bytes_copied)} copied: hard links are not possible from "
                 f"{self.source} to {self.dataset}"
             )
         if self.already_there:
             lines.append(f"{plural(self.already_there, 'segment')} made before")
-        lines += [f"left out: {problem}" for problem in self.problems]
+        lines += [f"skipped: {problem}" for problem in self.problems]
         if self.stopped:
-            lines.append("stopped early; run it again to go on")
+            lines.append("stopped early; run the command again to continue")
         return "\n".join(lines)
 
 
@@ -167,26 +161,27 @@ def relabel(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
 ) -> RelabelReport:
-    """Make a dataset of the same episodes with weighted reward terms, or add to one what is new.
+    """Make a dataset of the same episodes with weighted reward terms, or add what is new to it.
 
     Args:
         source: The dataset to read; it is not changed.
-        target: The dataset to make, or one made so from the same weights.
-        weights: Factor of each reward term; terms that are not named keep the factor 1.
+        target: The dataset to make, or one that was made with the same weights.
+        weights: Factors of reward terms by name; other terms get 1.
         clock: Seconds since 1970.
-        should_stop: Asked before each segment.
-        on_progress: Told after each segment.
+        should_stop: Called before each segment; True ends the command.
+        on_progress: Called after each segment.
 
     Raises:
-        DatasetError: ``source`` is no dataset, or ``target`` is something else.
-        ConfigError: A weight is no finite number or of no term, or ``target`` holds other data.
-        SpecError: The dataset has no reward terms, or ``target`` is of another spec.
-        StorageError: The disk is full, or another housekeeper is at work.
+        DatasetError: ``source`` is not a dataset, or ``target`` is something else.
+        ConfigError: A weight is not a finite number, a name is not a reward term, or ``target`` has
+            other data.
+        SpecError: The dataset has no reward terms, or ``target`` has another spec.
+        StorageError: The disk is full, or another maintenance command is running.
     """
     old = Dataset.open(source)
     full = full_weights(weights, old.spec)
     if target.resolve() == source.resolve():
-        raise ConfigError(f"{target} is the dataset itself; name a new directory")
+        raise ConfigError(f"{target} is the source dataset itself; name a new directory")
     new = Dataset.create(target, old.spec)
     with exclusive(new):
         empty_trash(new)
@@ -196,7 +191,7 @@ def relabel(
 
 
 class _Relabelling:
-    """One pass over a dataset."""
+    """One relabelling of a dataset."""
 
     def __init__(self, old: Dataset, new: Dataset, weights: Mapping[str, float]) -> None:
         self._old, self._new, self._weights = old, new, weights
@@ -213,16 +208,16 @@ class _Relabelling:
         self._returns: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
 
     def _name(self, segment_id: str) -> str:
-        """Name of the new segment: the same tail behind all names leaves them in their order."""
+        """Return the id of the new segment: the same suffix for all keeps the order."""
         return f"{segment_id}-{self._tag}"
 
     def _check_target(self, made: Sequence[Segment]) -> None:
         for segment in made:
-            told = segment.provenance.get(RELABEL)
-            found = told.get("weights") if isinstance(told, dict) else None
+            relabelled = segment.provenance.get(RELABEL)
+            found = relabelled.get("weights") if isinstance(relabelled, dict) else None
             if found != self._weights:
                 raise ConfigError(
-                    f"{self._new.path} holds segment {segment.id}, which was made with weights "
+                    f"{self._new.path} has segment {segment.id}, which was made with weights "
                     f"{found}, expected {dict(self._weights)}; choose a new directory"
                 )
 
@@ -232,7 +227,7 @@ class _Relabelling:
         should_stop: Callable[[], bool],
         on_progress: Callable[[MaintenanceProgress], None],
     ) -> bool:
-        """Make what is missing; returns whether it was stopped early."""
+        """Make the missing segments; return whether the work was interrupted."""
         missing = [s for s in self._segments if self._name(s.id) not in self._there]
         for number, segment in enumerate(missing, start=1):
             if should_stop():
@@ -259,7 +254,7 @@ class _Relabelling:
         try:
             publish(self._new.staging_path / name, target, files, MANIFEST_FILE, shared=shared)
         except StorageError:
-            segment.verify()  # it may only have been removed
+            segment.verify()  # raises a clearer error if the segment was removed
             raise
         self._made.append(segment)
         self._returns.append((segment.read("episode_return"), values["episode_return"]))
@@ -299,7 +294,7 @@ class _Relabelling:
         about = dict(segment.provenance)
         replaced = about.pop(REPLACES, None)
         if isinstance(replaced, dict):
-            # What the old segment stands for may lie relabelled beside the new one.
+            # The segments that the old one replaces may already be relabelled in the new dataset.
             about[REPLACES] = {
                 name: self._digests.get(name, "") for name in map(self._name, replaced)
             }
@@ -319,7 +314,7 @@ class _Relabelling:
         }
 
     def report(self, *, stopped: bool) -> RelabelReport:
-        """What was made."""
+        """Return what was made."""
         before, after = (_mean([pair[n] for pair in self._returns]) for n in (0, 1))
         return RelabelReport(
             source=str(self._old.path),
@@ -339,7 +334,7 @@ class _Relabelling:
 
 
 def _new_files(segment: Segment, values: Mapping[str, NDArray[Any]], name: str) -> dict[str, bytes]:
-    """The files that differ from the old segment's, but for the manifest."""
+    """Return the files that differ from those of the old segment, without the manifest."""
     about = {
         "format_version": FORMAT_VERSION,
         "segment_id": name,

@@ -1,4 +1,4 @@
-"""How far a housekeeping command is."""
+"""What the maintenance commands share: progress, the lock, and the removal of segments."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
@@ -17,13 +18,15 @@ from avtd3.store.render.text import plural
 from avtd3.store.replaced import REPLACES, replaced_by
 from avtd3.store.staging import owner_file
 
+_SUFFIX = ".removed"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MaintenanceProgress:
-    """Told after each piece of work."""
+    """Progress of a maintenance command."""
 
     verb: str
-    """What is done, as a past participle."""
+    """What the command does, as a past participle."""
     done: int
     """Segments done."""
     total: int
@@ -31,30 +34,43 @@ class MaintenanceProgress:
 
     @property
     def fraction(self) -> float:
-        """Share of the segments that is done, in [0, 1]."""
+        """Return the share of the segments that are done, in [0, 1]."""
         return self.done / max(1, self.total)
 
     def line(self) -> str:
-        """Where it stands, in one line."""
+        """Format the progress as one line."""
         return f"{self.verb} {self.done:,} of {plural(self.total, 'segment')}"
 
 
-_SUFFIX = ".removed"
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MaintenanceReport:
+    """What every maintenance command that can be interrupted reports."""
+
+    dataset: str
+    """Path of the dataset that was changed."""
+    problems: tuple[str, ...]
+    """Why some segments could not be read or merged; they were kept."""
+    stopped: bool
+    """Whether the command was interrupted; what it did until then is complete."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return dataclasses.asdict(self)
 
 
 @contextlib.contextmanager
 def exclusive(dataset: Dataset) -> Iterator[None]:
-    """Hold a dataset's lock, which all that changes published segments takes.
+    """Hold the lock of a dataset, which every command that changes published segments takes.
 
-    Collectors and readers neither take nor need it. The lock is the kernel's and lies on the
-    dataset's ``zarr.json``: it ends with the process, however that ends.
+    Collectors and readers do not take the lock. It is a kernel lock on the dataset's ``zarr.json``,
+    so it is released when the process ends for any reason.
 
     Raises:
-        StorageError: Another process holds it, or the file system has no locks.
+        StorageError: Another process holds the lock, or the file system has no locks.
     """
     path = dataset.path / GROUP_FILE
     with storage_errors(path):
-        # For writing, though nothing is written: NFS asks for it.
+        # NFS requires a file that is open for writing, although nothing is written.
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         try:
@@ -62,13 +78,13 @@ def exclusive(dataset: Dataset) -> Iterator[None]:
         except BlockingIOError as error:
             raise StorageError(
                 errno.EAGAIN,
-                f"another avtd3 store command is changing {dataset.path}: wait until it has ended",
+                f"another avtd3 store command is changing {dataset.path}; wait until it has ended",
             ) from error
         except OSError as error:
             raise StorageError(
                 error.errno or errno.ENOLCK,
-                f"{path} cannot be locked ({error.strerror}): "
-                "run avtd3 store on the machine whose disk it is",
+                f"{path} cannot be locked ({error.strerror}); "
+                "run avtd3 store on the machine that the disk belongs to",
             ) from error
         yield
     finally:
@@ -76,11 +92,11 @@ def exclusive(dataset: Dataset) -> Iterator[None]:
 
 
 def remove_segments(dataset: Dataset, segment_ids: Sequence[str]) -> None:
-    """Take segments from the readers, then delete them; what is already gone is not an error.
+    """Hide segments from readers, then delete them; ignore those that are already gone.
 
     Args:
-        dataset: Where they lie.
-        segment_ids: Which, in the order in which they go.
+        dataset: The dataset of the segments.
+        segment_ids: Ids in the order of removal.
 
     Raises:
         StorageError: The dataset cannot be written.
@@ -89,43 +105,44 @@ def remove_segments(dataset: Dataset, segment_ids: Sequence[str]) -> None:
     with storage_errors(dataset.segments_path):
         dataset.staging_path.mkdir(exist_ok=True)
         for segment_id in segment_ids:
-            place = dataset.staging_path / f"{secrets.token_hex(8)}{_SUFFIX}"
+            target = dataset.staging_path / f"{secrets.token_hex(8)}{_SUFFIX}"
             with contextlib.suppress(FileNotFoundError):
-                (dataset.segments_path / segment_id).rename(place)
-                trash.append(place)
+                (dataset.segments_path / segment_id).rename(target)
+                trash.append(target)
         fsync_directory(dataset.segments_path)
         fsync_directory(dataset.staging_path)
-    for place in trash:
-        remove_tree(place)
+    for target in trash:
+        remove_tree(target)
 
 
 def empty_trash(dataset: Dataset) -> None:
-    """Delete what killed housekeepers left in staging; nothing that is still to be published.
+    """Delete what killed maintenance commands left in staging.
 
-    That is what they had renamed away already, and the owner's files of published segments.
+    These are segments that were already hidden from readers, and the owner files of segments that
+    are published. Unpublished segments stay.
     """
-    for place in dataset.staging_path.glob(f"*{_SUFFIX}"):
-        remove_tree(place)
+    for path in dataset.staging_path.glob(f"*{_SUFFIX}"):
+        remove_tree(path)
     for segment_id in dataset.segment_ids():
         owner_file(dataset.staging_path / segment_id).unlink(missing_ok=True)
 
 
 def clear_staging(dataset: Dataset, segment_id: str) -> None:
-    """Delete what a killed housekeeper left in staging of the segment that is now made again.
+    """Delete what a killed maintenance command left in staging of a segment that is made again.
 
-    Names that housekeeping makes follow from what goes into them, and the lock is held: so whoever
-    wrote there is dead. What collectors write has other names, and is left to them.
+    The caller holds the lock, so the process that wrote the files is dead. Collectors use other
+    names, so their files stay.
     """
-    place = dataset.staging_path / segment_id
-    remove_tree(place)
-    owner_file(place).unlink(missing_ok=True)
+    path = dataset.staging_path / segment_id
+    remove_tree(path)
+    owner_file(path).unlink(missing_ok=True)
 
 
 def find_leftovers(dataset: Dataset, snapshot: Snapshot) -> list[str]:
-    """Segments on the disk that one of a snapshot replaces, in the order in which they may go.
+    """Return the ids of segments that others replace, in the order in which they can be removed.
 
-    Only those whose manifest is the one that was replaced: another segment of the same name is
-    left alone.
+    A segment counts only if its manifest is the one that was replaced: another segment of the same
+    name stays.
     """
     replaced: dict[str, str] = {}
     for segment in snapshot.segments:
@@ -138,7 +155,7 @@ def find_leftovers(dataset: Dataset, snapshot: Snapshot) -> list[str]:
         except (SegmentCorruptError, SegmentNotFoundError):
             continue
         if segment.manifest_digest == replaced[name]:
-            # What replaces others goes behind them, lest they come to light again.
+            # Remove replaced segments before those that replace them, or readers would see them.
             found.append((len(replaced_by(segment)), name))
     return [name for _, name in sorted(found)]
 
@@ -146,10 +163,10 @@ def find_leftovers(dataset: Dataset, snapshot: Snapshot) -> list[str]:
 def remove_leftovers(
     dataset: Dataset, snapshot: Snapshot, pins: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """Remove leftovers whose replacement is whole, every file of it hashed again.
+    """Remove leftovers, after all checksums of their replacements are verified.
 
     Returns:
-        Names of what was removed, and the replacements that are not whole, with the reason.
+        Ids of the removed segments, and why some replacements are damaged.
 
     Raises:
         StorageError: The dataset cannot be written.
@@ -158,15 +175,15 @@ def remove_leftovers(
     removed: list[str] = []
     problems: list[str] = []
     for segment in snapshot.segments if left else ():
-        mine = [name for name in left if name in replaced_by(segment)]
-        if not mine:
+        names = [name for name in left if name in replaced_by(segment)]
+        if not names:
             continue
         try:
             segment.verify()
         except (SegmentCorruptError, SegmentNotFoundError) as error:
             problems.append(str(error))
             continue
-        remove_segments(dataset, mine)
-        removed += mine
-        left = [name for name in left if name not in mine]
+        remove_segments(dataset, names)
+        removed += names
+        left = [name for name in left if name not in names]
     return removed, problems

@@ -183,7 +183,7 @@ def _sentences(report: AuditReport) -> Iterator[str]:
     if report.strict:
         yield "Strict: warnings count as errors."
     if report.sample < 1.0:
-        read = f"{total.segments_judged:,} of {plural(total.segments, 'segment')}"
+        read = f"{total.segments_read:,} of {plural(total.segments, 'segment')}"
         yield f"A sample: data of {read} read, files of all."
     if not report.complete:
         yield "Stopped early: only the segments audited so far are covered."
@@ -200,7 +200,7 @@ def _findings(report: AuditReport) -> dict[str, object]:
     checks, offenders = [], []
     for name, findings in kept.items():
         check = CHECKS[name]
-        cells = (integer(counts[name]), check.title, check.mend)
+        cells = (integer(counts[name]), check.title, check.fix)
         checks.append((name, "", check.severity, check.severity, cells))
         lines = [(_place(finding), finding.message) for finding in findings[:MAX_OFFENDERS]]
         offenders.append((name, counts[name], lines))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from avtd3.store.audit.bins import Bins, near_zero
 from avtd3.store.audit.drift import Drift
-from avtd3.store.audit.evidence import SPEED
 from avtd3.store.audit.findings import CHECKS, Finding, FindingLog, WorstEpisode
 from avtd3.store.audit.report import AuditReport, DatasetReport
+from avtd3.store.audit.segment_data import SPEED
 from avtd3.store.audit.statistics import Distribution, Summary
 from avtd3.store.render.text import (
     BAR_WIDTH,
@@ -92,7 +92,7 @@ def _header(report: AuditReport) -> Iterator[str]:
     yield from wrap(f"audit of {paths}", "  ")
     yield _verdict(report)
     if report.sample < 1.0:
-        read, total = report.total.segments_judged, report.total.segments
+        read, total = report.total.segments_read, report.total.segments
         yield f"  sampled: data of {read} of {total} segments read, files of all"
     if not report.complete:
         yield "  stopped early: only the segments audited so far are covered"
@@ -104,7 +104,7 @@ def _verdict(report: AuditReport) -> str:
     strict = ", strict" if report.strict else ""
     return (
         f"verdict: {report.verdict} ({plural(errors, 'error')}, {plural(warnings, 'warning')}"
-        f"{strict}; {plural(report.total.segments_judged, 'segment')} read "
+        f"{strict}; {plural(report.total.segments_read, 'segment')} read "
         f"in {report.seconds:.1f} s)"
     )
 
@@ -122,7 +122,7 @@ def _findings(log: FindingLog) -> Iterator[str]:
             yield from wrap(f"    {_place(finding)}: {finding.message}", "      ")
         if log.counts[check] > MAX_SHOWN:
             yield f"    ... and {log.counts[check] - min(len(findings), MAX_SHOWN):,} more"
-        yield from wrap(f"    -> {entry.mend}", "       ")
+        yield from wrap(f"    -> {entry.fix}", "       ")
         yield ""
 
 
@@ -145,7 +145,7 @@ def _worst(worst: tuple[WorstEpisode, ...]) -> Iterator[str]:
 
 def _summary(report: AuditReport) -> Iterator[str]:
     total, damaged = report.total, len(report.damaged)
-    left_out = total.segments - total.segments_judged
+    left_out = total.segments - total.segments_read
     unread = f"   (data of {left_out:,} not read)" if left_out else ""
     wrong = f"   ({damaged:,} with errors)" if damaged else ""
     stored, raw = file_size(total.bytes_on_disk), file_size(total.bytes_raw)

@@ -118,6 +118,19 @@ def columns(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     ]
 
 
+def markdown_table(heads: Sequence[str], align: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format a table as Markdown; ``align`` has ``<`` or ``>`` for each column."""
+
+    def line(cells: Sequence[str]) -> str:
+        # A cell must not break out of its column.
+        safe = (" ".join(text.split()).replace("|", "\\|").replace("<", "&lt;") for text in cells)
+        return f"| {' | '.join(safe)} |"
+
+    return [line(heads), line(["---:" if side == ">" else "---" for side in align])] + [
+        line(row) for row in rows
+    ]
+
+
 def largest(counts: Mapping[str, float], most: int) -> list[tuple[str, float]]:
     """Return the ``most`` largest values by name, and the sum of the others as one more row."""
     ranked = Counter(counts).most_common()

@@ -1,1 +1,1 @@
-"""From published segments to batches of transitions."""
+"""Replay: from published segments to batches of transitions."""

@@ -1,32 +1,39 @@
-"""The small arrays of a segment, checked for what training could not survive."""
+"""`ReplayCache`: the segments of a sampler, decoded once into memory-mapped scratch files."""
 
 import contextlib
-import dataclasses
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import SegmentCorruptError, StorageError
-from avtd3.store.replay.episodes import EpisodeSummary
-from avtd3.store.replay.scratch import RowType, row_types, write_numbers
-from avtd3.store.replay.shared import Key as Key
-from avtd3.store.replay.shared import PrivateRows, Rows, SharedRows
+from avtd3.store.replay.backend import (
+    Changes,
+    EpisodeSummary,
+    FrameArray,
+    FrameSource,
+    Key,
+    LoadedSegment,
+    Progress,
+)
+from avtd3.store.replay.scratch import PrivateRows, Rows, RowType, row_types, write_numbers
+from avtd3.store.replay.shared import SharedRows
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
 
-def read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]]:
+def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]]:
     """Read the small arrays that replay needs, by name.
 
     Raises:
-        SegmentNotFoundError: The segment was removed since it was opened.
-        SegmentCorruptError: It is damaged, a number is not finite, or episodes contradict another.
+        SegmentNotFoundError: The segment was removed after it was opened.
+        SegmentCorruptError: The segment is damaged, a value is not finite, or its episode arrays
+            contradict each other.
     """
     names = ["episode_offset", "episode_length", "episode_return", "episode_policy_version"]
     names += ["action", "reward", "terminated", "truncated"]
@@ -65,17 +72,17 @@ Item = TypeVar("Item")
 
 
 class BackgroundDecoder(Generic[Item]):
-    """Takes from a generator in a thread of its own; what has arrived is asked for."""
+    """Runs a generator in a thread and collects what it yields."""
 
     def __init__(self, work: Generator[Item | None, None, None]) -> None:
-        """Start.
+        """Start the thread.
 
         Args:
-            work: Yields what arrives, and now and then None, so that it can be stopped.
+            work: Yields results. It may yield None at any time, to be stopped there.
         """
         self._work = work
-        self._arrived: list[Item] = []
-        self._fault: BaseException | None = None
+        self._results: list[Item] = []
+        self._error: BaseException | None = None
         self._is_over = False
         self._is_stopped = False
         self._changed = threading.Condition()
@@ -83,29 +90,29 @@ class BackgroundDecoder(Generic[Item]):
         self._thread.start()
 
     @property
-    def has_news(self) -> bool:
-        """Whether `take` has something to give, an error or the end among it."""
-        return bool(self._arrived) or self._is_over
+    def has_results(self) -> bool:
+        """Whether `take` has something to return or raise, the end of the work included."""
+        return bool(self._results) or self._is_over
 
     def take(self) -> tuple[list[Item], bool]:
-        """What has arrived since the last call, and whether nothing will come after it.
+        """Return the results since the last call, and whether they are the last ones.
 
         Raises:
-            BaseException: What ended the work.
+            BaseException: The error that ended the work, once all results were returned.
         """
         with self._changed:
-            arrived, self._arrived = self._arrived, []
-            if not arrived and self._fault is not None:
-                raise self._fault
-            return arrived, self._is_over and self._fault is None
+            results, self._results = self._results, []
+            if not results and self._error is not None:
+                raise self._error
+            return results, self._is_over and self._error is None
 
     def wait(self) -> None:
-        """Wait until there is something to take."""
+        """Wait until `has_results`."""
         with self._changed:
-            self._changed.wait_for(lambda: self.has_news)
+            self._changed.wait_for(lambda: self.has_results)
 
     def stop(self) -> None:
-        """End the work after what is being done; safe to call twice."""
+        """Stop at the next result and wait for the thread; safe to call twice."""
         self._is_stopped = True
         self._thread.join()
 
@@ -114,84 +121,63 @@ class BackgroundDecoder(Generic[Item]):
             for item in self._work:
                 if item is not None:
                     with self._changed:
-                        self._arrived.append(item)
+                        self._results.append(item)
                         self._changed.notify_all()
                 if self._is_stopped:
                     break
             self._work.close()
-        except BaseException as error:  # noqa: BLE001 - whoever takes gets it
-            self._fault = error
+        except BaseException as error:  # noqa: BLE001 - raised again by `take`
+            self._error = error
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
 
 FILL_THREADS = 2
-"""Threads that decode while filling; the decoder releases the interpreter's lock."""
+"""Number of decoding threads; the decoder releases the GIL."""
 
 WAIT_S = 0.1
-"""Seconds between two looks for segments that another process is decoding."""
+"""Seconds between two checks for segments that another process is decoding."""
 
-Progress = Callable[[int, int], None]
-"""Called with frames done and frames in all."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CachedSegment:
-    """A segment that is wholly in the cache."""
-
-    steps: int
-    """Transitions it holds."""
-    content: str
-    """`Segment.content_digest`."""
-    first_rows: NDArray[np.int64]
-    """int64 (E,), row of each episode's first observation, counted from `ReplayCache.start`."""
-    episodes: EpisodeSummary
-    """What is known of its E episodes."""
-
-
-Arrival = tuple[Key, CachedSegment | str]
-"""A segment that is whole, or why it is refused."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """What one call of `ReplayCache.follow` or `ReplayCache.arrived` changed."""
-
-    added: Mapping[Key, CachedSegment]
-    """Segments that can be drawn from now on."""
-    removed: int
-    """Segments that cannot be drawn any more."""
-    refused: Mapping[Key, str]
-    """Segments that were wanted and are not usable, with the reason."""
+Result = tuple[Key, LoadedSegment | str]
+"""A segment and its record, or why it is refused."""
 
 
 class ReplayCache:
-    """Segments of one spec as memory-mapped columns.
+    """A `ReplayBackend` that decodes segments of one spec into memory-mapped arrays.
 
-    Columns, by row: ``frames`` uint8 (C, H, W), if the spec has an image, and ``numbers`` float32
-    (2 + A + V,), see `avtd3.store.replay.scratch`.
+    The arrays, by row: ``frames`` uint8 (C, H, W), if the spec has an image, and ``numbers``
+    float32 (2 + A + V,), see `avtd3.store.replay.scratch`.
     """
 
     def __init__(
-        self, spec: EpisodeSpec, scratch: Path, *, frames: bool = True, shared: bool = True
+        self,
+        spec: EpisodeSpec,
+        scratch: Path,
+        *,
+        frames: bool = True,
+        shared: bool = True,
+        in_background: bool = False,
     ) -> None:
-        """Make an empty cache.
+        """Create an empty cache.
 
         Args:
-            spec: What every segment holds.
+            spec: Spec of every segment.
             scratch: Directory for the scratch files.
-            frames: Hold the frames; False for replay that decodes them as they are drawn.
-            shared: Share the frames with other processes of this user and host, where possible.
+            frames: Whether to decode frames.
+            shared: Whether to share frames with other processes of this user and host, if the file
+                system allows it.
+            in_background: Whether `follow` loads segments in a background thread.
 
         Raises:
             StorageError: `scratch` cannot be written.
         """
         self.spec = spec
-        self.segments: dict[Key, CachedSegment] = {}
+        self._segments: dict[Key, LoadedSegment] = {}
         self.notice = ""
-        """Why frames are not shared although they should be; empty if all is well."""
-        self._filling: BackgroundDecoder[Arrival] | None = None
+        """Why frames are not shared although they should be; empty if they are."""
+        self._in_background = in_background
+        self._decoder: BackgroundDecoder[Result] | None = None
         self._rows = self._open(scratch, row_types(spec, frames=frames), shared=shared)
 
     def _open(self, scratch: Path, types: Mapping[str, RowType], *, shared: bool) -> Rows:
@@ -205,200 +191,201 @@ class ReplayCache:
         return PrivateRows(scratch, types)
 
     @property
+    def segments(self) -> Mapping[Key, LoadedSegment]:
+        """Segments that are completely in the cache."""
+        return self._segments
+
+    @property
     def rows(self) -> int:
-        """Rows that have disk space behind them."""
+        """Number of rows that have disk space."""
         return self._rows.rows
 
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns, each ``(rows, ...)``, valid until the next `follow`; none while empty."""
-        return self._rows.columns() if self.segments else {}
+    @property
+    def frames(self) -> FrameSource | None:
+        """Reads frames until the next change; None if there are none."""
+        frames = self.arrays().get("frames")
+        return None if frames is None else MappedFrames(frames)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a background thread is loading segments."""
+        return self._decoder is not None
+
+    @property
+    def has_loaded(self) -> bool:
+        """Whether `take_loaded` has something to return."""
+        return self._decoder is not None and self._decoder.has_results
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Return the arrays, each ``(rows, ...)``, valid until the next change; see the class."""
+        return self._rows.arrays() if self._segments else {}
 
     def start(self, key: Key) -> int:
-        """First row of a segment."""
+        """Return the first row of a segment."""
         return int(self._rows[key].start)
 
-    def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
-        """Hold the wanted segments and no others.
+    def frame_array(self) -> FrameArray | None:
+        """Return all decoded frames."""
+        placed = {}
+        for key, segment in self._segments.items():
+            start = self.start(key)
+            placed[key] = slice(start, start + segment.steps + len(segment.first_rows))
+        return FrameArray(frames=self.arrays().get("frames"), placed=placed)
 
-        Args:
-            wanted: Segments to hold; those already held are not read again.
-            on_progress: Called after each segment.
+    def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
+        """Load the wanted segments and drop all others; see `ReplayBackend.follow`.
 
         Raises:
-            StorageError: The disk has no room; what was held and is wanted is still held.
+            StorageError: The disk is full; segments that were loaded and are wanted still are.
         """
         removed, new = self._make_room(wanted)
-        arrived: list[Arrival] = []
+        if self._in_background:
+            if new:
+                self._decoder = BackgroundDecoder(self._load(new))
+            return Changes(added={}, removed=removed, refused={})
+        results: list[Result] = []
         left = total = sum(segment.observations for segment in new.values())
         try:
-            with contextlib.closing(self._fill(new)) as work:
-                for arrival in work:
-                    if arrival is None:
+            with contextlib.closing(self._load(new)) as work:
+                for result in work:
+                    if result is None:
                         continue
-                    arrived.append(arrival)
-                    left -= new[arrival[0]].observations
+                    results.append(result)
+                    left -= new[result[0]].observations
                     if on_progress is not None:
                         on_progress(total - left, total)
-            return self._take(arrived, removed)
+            return self._add(results, removed)
         finally:
-            done = self.segments.keys() | {key for key, found in arrived if isinstance(found, str)}
+            refused = {key for key, found in results if isinstance(found, str)}
+            done = self._segments.keys() | refused
             self._rows.settle([key for key in new if key not in done])
 
-    def follow_behind(self, wanted: Mapping[Key, Segment]) -> int:
-        """Begin to hold the wanted segments and no others, in a thread; see `arrived`.
-
-        Returns:
-            How many segments are no longer held.
-
-        Raises:
-            StorageError: The disk has no room; what was held and is wanted is still held.
-        """
-        removed, new = self._make_room(wanted)
-        if new:
-            self._filling = BackgroundDecoder(self._fill(new))
-        return removed
-
-    @property
-    def is_filling(self) -> bool:
-        """Whether segments are still to come that `follow_behind` was told of."""
-        return self._filling is not None
-
-    @property
-    def has_arrivals(self) -> bool:
-        """Whether `arrived` has something to say."""
-        return self._filling is not None and self._filling.has_news
-
     def wait(self) -> None:
-        """Wait until `arrived` has something to say; only if `is_filling`."""
-        assert self._filling is not None
-        self._filling.wait()
+        """Wait until `has_loaded`; only while `is_loading`."""
+        assert self._decoder is not None
+        self._decoder.wait()
 
-    def arrived(self) -> Changes:
-        """Take in the segments that are whole since the last call; only if `is_filling`.
+    def take_loaded(self) -> Changes:
+        """Return what the background thread has loaded since the last call.
 
         Raises:
-            StorageError: The disk has no room.
+            StorageError: The disk is full.
         """
-        assert self._filling is not None
-        arrived, is_over = self._filling.take()
+        assert self._decoder is not None
+        results, is_over = self._decoder.take()
         if is_over:
-            self._filling = None
+            self._decoder = None
             self._rows.settle(())
-        return self._take(arrived, 0)
+        return self._add(results, 0)
+
+    def take_damaged(self) -> Mapping[Key, str]:
+        """Return none: all frames were checked when they were decoded."""
+        return {}
+
+    def close(self) -> None:
+        """Free the disk space; safe to call twice."""
+        if self._decoder is not None:
+            self._decoder.stop()
+            self._decoder = None
+        self._segments.clear()
+        self._rows.close()
 
     def _make_room(self, wanted: Mapping[Key, Segment]) -> tuple[int, dict[Key, Segment]]:
-        """Let go of what is not wanted; returns how many those were, and what is new."""
-        assert self._filling is None, "rows must not move while they are filled"
-        gone = [key for key in self.segments if key not in wanted]
+        """Drop what is not wanted; return how many segments those were, and the new ones."""
+        assert self._decoder is None, "rows must not move while they are written"
+        gone = [key for key in self._segments if key not in wanted]
         for key in gone:
-            del self.segments[key]
-        new = {key: segment for key, segment in wanted.items() if key not in self.segments}
+            del self._segments[key]
+        new = {key: segment for key, segment in wanted.items() if key not in self._segments}
         if gone or new:
             self._rows.change(gone, new)
         return len(gone), new
 
-    def _take(self, arrived: Iterable[Arrival], removed: int) -> Changes:
-        added: dict[Key, CachedSegment] = {}
+    def _add(self, results: Iterable[Result], removed: int) -> Changes:
+        added: dict[Key, LoadedSegment] = {}
         refused: dict[Key, str] = {}
-        for key, found in arrived:
-            if isinstance(found, CachedSegment):
+        for key, found in results:
+            if isinstance(found, LoadedSegment):
                 added[key] = found
             else:
                 refused[key] = found
-        self.segments.update(added)
+        self._segments.update(added)
         return Changes(added=added, removed=removed, refused=refused)
 
-    def close(self) -> None:
-        """Give the disk space back; safe to call twice."""
-        if self._filling is not None:
-            self._filling.stop()
-            self._filling = None
-        self.segments.clear()
-        self._rows.close()
-
-    def _enter(self, key: Key, segment: Segment) -> CachedSegment:
-        """Check a segment's small arrays and write all but the frames."""
-        arrays = read_checked(segment, self.spec)
-        end_reasons = segment.read_strings("episode_end_reason")
-        write_numbers(self._rows.columns()["numbers"][self._rows[key]], arrays, self.spec)
-        lengths = arrays["episode_length"]
-        return CachedSegment(
-            steps=segment.steps,
-            content=segment.content_digest,
-            first_rows=np.cumsum(lengths + 1) - (lengths + 1),
-            episodes=EpisodeSummary.of(arrays, end_reasons),
-        )
-
-    def _fill(self, segments: Mapping[Key, Segment]) -> Generator[Arrival | None, None, None]:
-        """Put segments into their rows, decoding the frames that nobody else does.
+    def _load(self, segments: Mapping[Key, Segment]) -> Generator[Result | None, None, None]:
+        """Load segments into their rows; decode those frames that no other process decodes.
 
         Yields:
-            Each segment once it is whole or refused; None while others decode.
+            Each segment once it is complete or refused; None while other processes decode.
         """
         waiting = dict(segments)
         while waiting:
-            # Ever smaller shares, so that processes that want the same segments divide them and
-            # end together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+            # The shares get smaller, so that processes that want the same segments finish at the
+            # same time (guided self-scheduling, Polychronopoulos and Kuck 1987).
             share = max(2 * FILL_THREADS, len(waiting) // 8)
-            ready, mine = self._rows.look(waiting, share)
+            ready, mine = self._rows.claim(waiting, share)
             decode = dict.fromkeys(ready, False) | dict.fromkeys(mine, True)
-            for key, found in self._take_in(waiting, decode):
+            for key, found in self._load_share(waiting, decode):
                 if isinstance(found, str):
-                    self._rows.settle([key])  # now: others with a good copy wait for it
+                    self._rows.settle([key])  # now: others may have an intact copy
                 del waiting[key]
                 yield key, found
             if waiting and not decode:
                 time.sleep(WAIT_S)
                 yield None
 
-    def _take_in(
+    def _load_share(
         self, segments: Mapping[Key, Segment], decode: Mapping[Key, bool]
-    ) -> Iterator[Arrival]:
-        """Enter segments and decode the frames of some; yields each one, or what is wrong."""
+    ) -> Iterator[Result]:
+        """Load segments in a few threads; decode the frames of those whose value is True."""
         if not decode:
             return
         with ThreadPoolExecutor(FILL_THREADS, "replay-fill") as pool:
             jobs = {
-                pool.submit(self._take_one, key, segments[key], decode=is_mine): key
+                pool.submit(self._load_one, key, segments[key], decode=is_mine): key
                 for key, is_mine in decode.items()
             }
             try:
                 for job in as_completed(jobs):
                     key = jobs[job]
                     try:
-                        found: CachedSegment | str = job.result()
+                        found: LoadedSegment | str = job.result()
                         if decode[key]:
                             self._rows.finish(key)
                     except StorageError:
-                        raise  # an OSError, but not the segment's fault
+                        raise  # an OSError, but not a fault of the segment
                     except (SegmentCorruptError, OSError) as error:
                         found = str(error)
                     yield key, found
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _take_one(self, key: Key, segment: Segment, *, decode: bool) -> CachedSegment:
-        entered = self._enter(key, segment)
-        if decode and "frames" in self._rows.columns():
+    def _load_one(self, key: Key, segment: Segment, *, decode: bool) -> LoadedSegment:
+        """Check a segment, write its numbers and, with `decode`, its frames."""
+        arrays = _read_checked(segment, self.spec)
+        end_reasons = segment.read_strings("episode_end_reason")
+        out = self._rows.arrays()
+        write_numbers(out["numbers"][self._rows[key]], arrays, self.spec)
+        if decode and "frames" in out:
             for start, frames in segment.frame_parts():
                 self._rows.put_frames(key, start, frames)
-        return entered
+        lengths = arrays["episode_length"]
+        return LoadedSegment(
+            steps=segment.steps,
+            content=segment.content_digest,
+            first_rows=np.cumsum(lengths + 1) - (lengths + 1),
+            episodes=EpisodeSummary.of(arrays, end_reasons),
+        )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FrameArray:
-    """The frames of a replay cache, and where those of each segment lie."""
+class MappedFrames:
+    """A `FrameSource` over decoded frames in memory."""
 
-    frames: NDArray[np.uint8] | None
-    """uint8 (rows, C, H, W), the cache's own memory; None while it is empty."""
-    placed: Mapping[Key, slice]
-    """Rows of each segment that can be drawn from; what lies between them is not for reading."""
+    def __init__(self, frames: NDArray[np.uint8]) -> None:
+        """Read from these frames, uint8 (rows, C, H, W)."""
+        # With two axes instead of four, np.take copies each row as one block.
+        self._frames = frames.reshape(len(frames), -1)
 
-    @classmethod
-    def of(cls, cache: ReplayCache) -> Self:
-        """The column of a cache of images."""
-        placed = {}
-        for key, segment in cache.segments.items():
-            start = cache.start(key)
-            placed[key] = slice(start, start + segment.steps + len(segment.first_rows))
-        return cls(frames=cache.columns().get("frames"), placed=placed)
+    def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Copy the frames of these rows into `out`; see `FrameSource.take`."""
+        np.take(self._frames, rows, axis=0, mode="clip", out=out)

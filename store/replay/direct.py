@@ -1,4 +1,8 @@
-"""Threads that share the work on one batch."""
+"""`DirectReplay`: frames decoded from the shards of a dataset for each batch, without a cache.
+
+A batch is planned with `ChunkTable`: which chunks hold its frames. A `ChunkDecoder` decodes most of
+them at once; `DirectFrames` decodes the rest one by one, and reports what is damaged.
+"""
 
 import dataclasses
 import errno
@@ -9,12 +13,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
+from avtd3.store.errors import (
+    SegmentCorruptError,
+    SegmentNotFoundError,
+    StorageError,
+)
 from avtd3.store.format.arrays import FrameShard
 from avtd3.store.format.batch_decode import (
     SLACK_BYTES,
@@ -26,43 +34,43 @@ from avtd3.store.format.batch_decode import (
 )
 from avtd3.store.format.codec import ChainKind, decode
 from avtd3.store.format.manifest import corrupt, gone_or_corrupt
-from avtd3.store.replay.cache import CachedSegment, Changes, Progress, ReplayCache
-from avtd3.store.replay.shared import Key
+from avtd3.store.replay.backend import Changes, Key, Progress
+from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
 MOST_THREADS = 4
-"""Threads that decode a batch; never more than the process has cores."""
+"""Maximum number of threads that decode a batch; also limited by the cores of the process."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # macOS has none
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class DecodePool:
-    """A few threads, the caller's own one of them."""
+    """A few threads that share the work on one batch, including the caller's thread."""
 
     def __init__(self, threads: int | None = None) -> None:
-        """Start them when they are first needed.
+        """Prepare the threads; they start when they are first needed.
 
         Args:
-            threads: How many, at least 1; None for the process's cores, at most `MOST_THREADS`.
+            threads: Number of threads, at least 1; None for one per core, at most `MOST_THREADS`.
         """
         self.threads = threads or min(MOST_THREADS, usable_cores())
         self._pool = ThreadPoolExecutor(max(1, self.threads - 1), "replay-decode")
 
     def share(self, count: int, work: Callable[[int, int, int], None]) -> None:
-        """Do things ``0:count`` in equal shares.
+        """Split ``range(count)`` evenly across the threads and wait for them.
 
         Args:
-            count: How many things.
-            work: Called once in each thread, with the thread's number and its share's two ends.
+            count: Number of items.
+            work: Called once per thread, with the thread's number and the two ends of its share.
 
         Raises:
-            Exception: What `work` has raised, once all are done.
+            Exception: What `work` raised, after all threads are done.
         """
         cuts = [count * number // self.threads for number in range(self.threads + 1)]
         jobs = [
@@ -76,38 +84,38 @@ class DecodePool:
                 job.result()
 
     def close(self) -> None:
-        """End the threads; safe to call twice."""
+        """Stop the threads; safe to call twice."""
         self._pool.shutdown()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkPlan:
-    """The G chunks that hold the N frames of a batch."""
+    """The G chunks that contain the N frames of a batch."""
 
     shard: NDArray[np.int64]
-    """int64 (G,), number of the shard; rising."""
+    """int64 (G,), index of the shard; ascending."""
     chunk: NDArray[np.int64]
-    """int64 (G,), number of the chunk in its shard."""
+    """int64 (G,), index of the chunk in its shard."""
     begin: NDArray[np.int64]
     """int64 (G,), offset of the chunk in its file."""
     size: NDArray[np.int64]
     """int64 (G,), bytes of the chunk in its file."""
     first: NDArray[np.int64]
-    """int64 (G + 1,): frames ``first[g]:first[g + 1]`` of the two arrays below are of chunk g."""
+    """int64 (G + 1,): items ``first[g]:first[g + 1]`` of the two arrays below belong to chunk g."""
     inside: NDArray[np.int64]
-    """int64 (N,), number of the frame in its chunk; rising within a run of `place`."""
+    """int64 (N,), index of the frame in its chunk; ascending within a run of `place`."""
     place: NDArray[np.int64]
-    """int64 (N,), which frame of the batch it is; rising within a chunk."""
+    """int64 (N,), index of the frame in the batch; ascending within a chunk."""
 
     def is_run(self) -> NDArray[np.bool_]:
-        """Whether each chunk's frames are wanted in one run, side by side: bool (G,)."""
+        """Return whether the frames of each chunk are contiguous in chunk and batch, bool (G,)."""
         breaks = (np.diff(self.inside) != 1) | (np.diff(self.place) != 1)
         before = np.concatenate([[0], breaks.cumsum()])
         run: NDArray[np.bool_] = before[self.first[1:] - 1] == before[self.first[:-1]]
         return run
 
     def parts(self, most: int) -> Iterator[Self]:
-        """The same chunks in parts of at most so many shards; nearly always one."""
+        """Yield the chunks in parts of at most `most` shards; usually one part."""
         new = np.flatnonzero(np.diff(self.shard, prepend=-1))
         if len(new) <= most:
             yield self
@@ -129,23 +137,23 @@ class ChunkPlan:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkTable:
-    """Where each row of the cache lies: the indices of all shards, one behind the other.
+    """The shard, chunk and bytes of each row: the indexes of all shards, concatenated.
 
-    16 bytes per chunk: 4 MB for a million frames in chunks of four.
+    It takes 16 bytes per chunk: 4 MB for a million frames in chunks of four.
     """
 
     start: NDArray[np.int64]
-    """int64 (S,), first row of each shard; rising."""
+    """int64 (S,), first row of each shard; ascending."""
     chunk_frames: NDArray[np.int64]
     """int64 (S,), frames per chunk."""
     first_chunk: NDArray[np.int64]
-    """int64 (S,), where each shard's chunks begin in `spans`."""
+    """int64 (S,), index in `spans` of each shard's first chunk."""
     spans: NDArray[np.int64]
-    """int64 (chunks of all shards, 2): begin and end in the file."""
+    """int64 (chunks of all shards, 2): start and end in the file."""
 
     @classmethod
     def of(cls, shards: Sequence[tuple[int, FrameShard]]) -> Self:
-        """Lay out the table of shards, each with its first row; rows rising."""
+        """Make the table of shards, given with their first rows, in ascending order."""
         counts = np.array([len(shard.spans) for _, shard in shards], np.int64)
         spans = [shard.spans for _, shard in shards] or [np.zeros((0, 2), np.int64)]
         return cls(
@@ -159,12 +167,12 @@ class ChunkTable:
         """Group frames by chunk.
 
         Args:
-            rows: int64 (N,), each a row of a shard of the table.
+            rows: int64 (N,), each a row of a shard in the table.
         """
         shard = self.start.searchsorted(rows, side="right") - 1
         frame = rows - self.start.take(shard)
         chunk, inside = np.divmod(frame, self.chunk_frames.take(shard))
-        # One sort of single numbers, by chunk and then by place, is far faster than an argsort.
+        # One sort of combined numbers, by chunk and then by place, is much faster than argsort.
         count = len(rows)
         keys = (self.first_chunk.take(shard) + chunk) * count + np.arange(count)
         keys.sort()
@@ -175,7 +183,7 @@ class ChunkTable:
         return ChunkPlan(
             shard=shard.take(leads),
             chunk=chunk.take(leads),
-            begin=spans[:, 0].copy(),  # contiguous: machine code is made for one layout
+            begin=spans[:, 0].copy(),  # contiguous: the native kernel is compiled for one layout
             size=spans[:, 1] - spans[:, 0],
             first=first,
             inside=inside.take(place),
@@ -188,19 +196,19 @@ _TOO_MANY = frozenset((errno.EMFILE, errno.ENFILE))
 
 
 def descriptor_budget() -> int:
-    """How many shards may be open at once: a quarter of what the process may open, at most 512."""
+    """Return how many shards may be open: a quarter of the process's limit, at most 512."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(8, min(_MOST_OPEN, soft // 4 if soft > 0 else _MOST_OPEN))
 
 
 class ShardFiles:
-    """File descriptors of shards, the least recently used closed first."""
+    """Open file descriptors of shards; the least recently used is closed first."""
 
     def __init__(self, most: int | None = None) -> None:
-        """Start with none open.
+        """Start with no open file.
 
         Args:
-            most: Most descriptors, at least 1; None for `descriptor_budget`.
+            most: Maximum number of descriptors, at least 1; None for `descriptor_budget`.
         """
         self.most = most or descriptor_budget()
         self._open: OrderedDict[Path, int] = OrderedDict()
@@ -209,11 +217,11 @@ class ShardFiles:
         return len(self._open)
 
     def descriptor(self, path: Path) -> int:
-        """The descriptor of a shard; it stays valid until `most` others were asked for.
+        """Return the descriptor of a shard, valid until `most` others were requested.
 
         Raises:
-            OSError: The file is gone or cannot be opened.
-            StorageError: The process has no descriptor left.
+            OSError: The file is missing or cannot be opened.
+            StorageError: The process has no descriptors left.
         """
         found = self._open.get(path)
         if found is not None:
@@ -225,12 +233,12 @@ class ShardFiles:
         return self._open[path]
 
     def keep(self, paths: Iterable[Path]) -> None:
-        """Close all but these."""
+        """Close all other files."""
         for path in self._open.keys() - set(paths):
             os.close(self._open.pop(path))
 
     def close(self) -> None:
-        """Close all; safe to call twice."""
+        """Close all files; safe to call twice."""
         self.keep(())
 
     def _open_file(self, path: Path) -> int:
@@ -255,7 +263,7 @@ _KINDS: tuple[ChainKind, ...] = ("raw", "blosc")
 class JoinedDecoder:
     """A `ChunkDecoder` of chunks of one frame, raw or LZ4; see `avtd3.store.format.batch_decode`.
 
-    They are read under the interpreter's lock, and decoded without it by all threads.
+    It reads chunks while holding the GIL, and decodes them in all threads without it.
     """
 
     def __init__(self, frame_bytes: int, threads: int | None = None) -> None:
@@ -266,7 +274,7 @@ class JoinedDecoder:
             threads: See `DecodePool`.
         """
         self._frame_bytes = frame_bytes
-        self._crew = DecodePool(threads)
+        self._decode_pool = DecodePool(threads)
         self._packed = PackedChunks()
         self.bind(())
 
@@ -283,14 +291,14 @@ class JoinedDecoder:
     def decode(
         self, plan: ChunkPlan, descriptors: NDArray[np.int32], out: NDArray[np.uint8]
     ) -> NDArray[np.int64]:
-        """Put the frames of verified chunks into place; see `ChunkDecoder`."""
+        """Decode verified chunks into place; see `ChunkDecoder.decode`."""
         is_small = plan.size <= self._frame_bytes + SLACK_BYTES
         kinds = np.where(is_small, self._kinds.take(plan.shard), -1)
         mine = np.flatnonzero(kinds >= 0)
         offset, size, files = plan.begin.take(mine), plan.size.take(mine), descriptors.take(mine)
-        # A table for each thread, before all chunks.
+        # One table per thread, before all chunks.
         room = room_bytes(len(out))
-        packed, begin = self._packed.read(files, offset, size, room * self._crew.threads)
+        packed, begin = self._packed.read(files, offset, size, room * self._decode_pool.threads)
         starts = np.zeros(len(kinds), np.int64)
         for number, kind in enumerate(_KINDS):
             alike = kinds.take(mine) == number
@@ -308,7 +316,7 @@ class JoinedDecoder:
                 aside = np.empty((len(table), self._frame_bytes), np.uint8)
                 self._decode(packed, table, room, aside)
                 out[place] = aside
-        except ValueError:  # one of them: the way chunk by chunk finds it
+        except ValueError:  # one chunk is damaged: decoding one by one finds it
             starts[:] = 0
         return np.flatnonzero(starts == 0)
 
@@ -319,7 +327,7 @@ class JoinedDecoder:
         room: int,
         out: NDArray[np.uint8],
     ) -> None:
-        """Decode blocks, each thread its share."""
+        """Decode blocks in all threads."""
 
         def work(thread: int, low: int, high: int) -> None:
             if low < high:
@@ -327,41 +335,41 @@ class JoinedDecoder:
                 blocks = table[low:high] - shift
                 decode_blocks(packed[shift:], blocks, self._frame_bytes, out[low:high])
 
-        self._crew.share(len(out), work)
+        self._decode_pool.share(len(out), work)
 
     def close(self) -> None:
-        """End the threads; safe to call twice."""
-        self._crew.close()
+        """Stop the threads; safe to call twice."""
+        self._decode_pool.close()
 
 
 _MOST_BYTES = 2**26
-"""Frames that are planned and decoded at once, which bounds the memory that it takes."""
+"""Maximum size of the frames planned and decoded at once; it limits the memory use."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedShard:
-    """The frames of a segment, and the rows they have in the replay."""
+    """The frames of a segment, and their rows in the replay."""
 
     key: Key
-    """Which segment."""
+    """The segment."""
     start: int
     """Row of its first frame."""
     directory: Path
-    """The segment's directory."""
+    """Directory of the segment."""
     shard: FrameShard
     """Its frames."""
 
 
 class ChunkDecoder(Protocol):
-    """A fast way to decode some of a batch's chunks."""
+    """Decodes many chunks of a batch at once, and leaves out those that it does not support."""
 
     def bind(self, shards: Sequence[FrameShard]) -> None:
-        """Decode chunks of these shards from now on; plans have their numbers."""
+        """Decode chunks of these shards from now on; plans refer to them by index."""
 
     def decode(
         self, plan: ChunkPlan, descriptors: NDArray[np.int32], out: NDArray[np.uint8]
     ) -> NDArray[np.int64]:
-        """Put the frames of verified chunks into place.
+        """Read, verify and decode chunks, and copy their frames into `out`.
 
         Args:
             plan: What to decode.
@@ -369,22 +377,23 @@ class ChunkDecoder(Protocol):
             out: uint8 (frames of the batch, C*H*W), contiguous.
 
         Returns:
-            int64: numbers of the chunks it did not decode, for whatever reason.
+            int64, indexes of the chunks that were not decoded, because they are not supported or
+            are damaged.
         """
 
     def close(self) -> None:
-        """Give back what it holds; safe to call twice."""
+        """Free its resources; safe to call twice."""
 
 
 class DirectFrames:
-    """A `FrameSource` over shards."""
+    """A `FrameSource` that decodes frames from shards."""
 
     def __init__(self, frame_bytes: int, decoder: ChunkDecoder) -> None:
-        """Start with no shard.
+        """Start with no shards.
 
         Args:
             frame_bytes: Size of a raw frame.
-            decoder: Tried first.
+            decoder: Decodes what it can; the rest is decoded one chunk at a time.
         """
         self._frame_bytes = frame_bytes
         self._decoder = decoder
@@ -402,11 +411,11 @@ class DirectFrames:
         self._decoder.bind(self._shards)
 
     def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Decode the frames of these rows into place; see `FrameSource`.
+        """Decode the frames of these rows into `out`; see `FrameSource.take`.
 
         Raises:
-            SegmentNotFoundError: A segment was removed; `take_damaged` has it.
-            SegmentCorruptError: A chunk is not the one that was published; as above.
+            SegmentNotFoundError: A segment was removed; `take_damaged` returns it.
+            SegmentCorruptError: A chunk is damaged; `take_damaged` returns its segment.
             StorageError: Too many files are open.
         """
         flat, wanted = out.reshape((-1, self._frame_bytes), copy=False), rows.reshape(-1)
@@ -426,7 +435,7 @@ class DirectFrames:
                 self._decode(part, rest, descriptors, out)
 
     def take_damaged(self) -> Mapping[Key, str]:
-        """Segments in which `take` has failed since the last call, with the reason."""
+        """Return the segments in which `take` failed since the last call, with the reason."""
         damaged, self._damaged = self._damaged, {}
         return damaged
 
@@ -436,14 +445,14 @@ class DirectFrames:
         self._decoder.close()
 
     def _open(self, plan: ChunkPlan) -> NDArray[np.int32]:
-        """The open file of each chunk, int32 (G,)."""
+        """Return the open file of each chunk, int32 (G,)."""
         numbers, index = np.unique(plan.shard, return_inverse=True)
         descriptors = []
         for number in numbers.tolist():
             try:
                 descriptors.append(self._files.descriptor(self._shards[number].path))
             except StorageError:
-                raise  # an OSError, but not the segment's fault
+                raise  # an OSError, but not a fault of the segment
             except OSError as error:
                 raise self._fault(number, error) from error
         return np.array(descriptors, np.int32).take(index)
@@ -455,7 +464,7 @@ class DirectFrames:
         descriptors: NDArray[np.int32],
         out: NDArray[np.uint8],
     ) -> None:
-        """Decode chunks one after another, the way every other reader of shards does."""
+        """Decode chunks one at a time."""
         shards, begins, sizes = plan.shard.tolist(), plan.begin.tolist(), plan.size.tolist()
         files, firsts, runs = descriptors.tolist(), plan.first.tolist(), plan.is_run().tolist()
         places, insides = plan.place.tolist(), plan.inside.tolist()
@@ -466,9 +475,9 @@ class DirectFrames:
                 shard = self._shards[shards[number]]
                 data = os.pread(files[number], sizes[number], begins[number])
                 frames = memoryview(decode(shard.kind, data, shard.chunk_frames * frame))
-                first, behind = firsts[number], firsts[number + 1]
-                step = behind - first if runs[number] else 1
-                for at in range(first, behind, step):
+                first, end = firsts[number], firsts[number + 1]
+                step = end - first if runs[number] else 1
+                for at in range(first, end, step):
                     to, source = places[at] * frame, insides[at] * frame
                     target[to : to + step * frame] = frames[source : source + step * frame]
         except OSError as error:
@@ -480,7 +489,7 @@ class DirectFrames:
     def _fault(
         self, number: int, error: OSError | ValueError, where: str = ""
     ) -> SegmentCorruptError | SegmentNotFoundError:
-        """The error that names the segment, which is remembered as damaged."""
+        """Record a segment as damaged, and return the error that names it."""
         placed = self._placed[number]
         fault: SegmentCorruptError | SegmentNotFoundError
         if isinstance(error, OSError):
@@ -492,15 +501,15 @@ class DirectFrames:
 
 
 def _blocks_read() -> int:
-    """Blocks that this process has had to wait for, because they were not in the page cache."""
+    """Return how many blocks this process has read from disk instead of the page cache."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_inblock
 
 
 def _read_ahead(plan: ChunkPlan, descriptors: NDArray[np.int32]) -> None:
-    """Have all chunks of a batch fetched at once, not one after another.
+    """Ask the kernel to read all chunks of a batch at once.
 
-    It halves the time of a batch that is on disk, and costs a twentieth of one that is in memory:
-    so it is done only after a batch that had to be fetched.
+    It halves the time of a batch that is on disk, and adds a twentieth to one that is in memory. So
+    it is called only after a batch that was read from disk.
     """
     leads, sizes = extents(plan.shard, plan.begin, plan.size)
     files, begins = descriptors.take(leads), plan.begin.take(leads)
@@ -509,85 +518,70 @@ def _read_ahead(plan: ChunkPlan, descriptors: NDArray[np.int32]) -> None:
             os.posix_fadvise(file, begin, size, os.POSIX_FADV_WILLNEED)
 
 
-class DirectReplay:
-    """What a sampler needs of a `ReplayCache`, without the frames in it."""
+class DirectReplay(ReplayCache):
+    """A `ReplayBackend` that caches only the numbers, and decodes frames for each batch."""
 
     def __init__(self, spec: EpisodeSpec, scratch: Path, decoder: ChunkDecoder) -> None:
         """Start empty.
 
         Args:
-            spec: What every segment holds; with an image.
-            scratch: Directory for the nameless files of all that is small: rewards, actions,
-                vectors.
+            spec: Spec of every segment, with an image.
+            scratch: Directory for unnamed files of the numbers: rewards, actions, vectors.
             decoder: See `DirectFrames`.
 
         Raises:
             StorageError: `scratch` cannot be written.
         """
         assert spec.image is not None, "without an image there is nothing to decode"
-        self._numbers = ReplayCache(spec, scratch, frames=False)
-        self._shards: dict[Key, FrameShard] = {}
-        self._directories: dict[Key, Path] = {}
-        self.frames = DirectFrames(spec.image.frame_bytes, decoder)
+        super().__init__(spec, scratch, frames=False)
+        self._shards: dict[Key, tuple[FrameShard, Path]] = {}
+        self._direct_frames = DirectFrames(spec.image.frame_bytes, decoder)
 
     @property
-    def segments(self) -> Mapping[Key, CachedSegment]:
-        """Segments that can be drawn from."""
-        return self._numbers.segments
+    def frames(self) -> DirectFrames:
+        """Decodes frames from the shards of the current segments."""
+        return self._direct_frames
 
-    @property
-    def rows(self) -> int:
-        """Rows that have disk space behind them."""
-        return self._numbers.rows
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """All columns but the frames; see `ReplayCache.columns`."""
-        return self._numbers.columns()
-
-    def start(self, key: Key) -> int:
-        """First row of a segment."""
-        return self._numbers.start(key)
+    def frame_array(self) -> None:
+        """Return None: no frames are in memory."""
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
-        """Hold the wanted segments and no others; see `ReplayCache.follow`."""
+        """Load the wanted segments and drop all others; see `ReplayBackend.follow`."""
         refused = self._open_new(wanted)
         good = {key: segment for key, segment in wanted.items() if key not in refused}
         try:
-            changes = self._numbers.follow(good, on_progress)
+            changes = super().follow(good, on_progress)
         finally:
-            self._place()
+            self._bind()
         return dataclasses.replace(changes, refused={**refused, **changes.refused})
 
+    def take_damaged(self) -> Mapping[Key, str]:
+        """Return the segments whose frames could not be read since the last call."""
+        return self._direct_frames.take_damaged()
+
     def close(self) -> None:
-        """Close all files; safe to call twice."""
-        self.frames.close()
-        self._numbers.close()
+        """Close all files and free the disk space; safe to call twice."""
+        self._direct_frames.close()
+        super().close()
 
     def _open_new(self, wanted: Mapping[Key, Segment]) -> dict[Key, str]:
-        """Read the indices of new shards; the reasons for those that cannot be used."""
+        """Read the indexes of new shards; return why some segments cannot be used."""
         refused = {}
         for key, segment in wanted.items():
             if key in self._shards:
                 continue
             try:
-                self._shards[key], self._directories[key] = segment.frame_shard(), segment.path
+                self._shards[key] = (segment.frame_shard(), segment.path)
             except (SegmentCorruptError, OSError) as error:
                 refused[key] = str(error)
         return refused
 
-    def _place(self) -> None:
-        """Forget the shards of segments that are gone, and follow the rows of the others."""
-        held = self._numbers.segments
-        self._shards = {key: shard for key, shard in self._shards.items() if key in held}
-        self._directories = {key: self._directories[key] for key in self._shards}
-        self.frames.bind(
+    def _bind(self) -> None:
+        """Forget the shards of dropped segments, and bind the frames to the current rows."""
+        self._shards = {key: found for key, found in self._shards.items() if key in self.segments}
+        self._direct_frames.bind(
             [
-                PlacedShard(
-                    key=key,
-                    start=self._numbers.start(key),
-                    directory=self._directories[key],
-                    shard=shard,
-                )
-                for key, shard in self._shards.items()
+                PlacedShard(key=key, start=self.start(key), directory=directory, shard=shard)
+                for key, (shard, directory) in self._shards.items()
             ]
         )

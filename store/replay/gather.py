@@ -1,34 +1,55 @@
-"""One batch out of the replay cache: where each frame lies, and a single gather of all of them.
+"""Batches from a replay backend: where each frame is, and one gather of all frames of a batch.
 
 Frames are stored once. The observation of a step is the stack of the K frames up to its row,
 clamped to the first row of its episode:
 
-* n-step 1: a window of K + 1 frames, of which observation and next observation are two
-  overlapping views.
-* n-step above 1: two stacks side by side, 2 K frames. The next observation lies min(n, steps
-  left) rows on, another distance in each transition near an episode's end, so in no single
-  window is it at a fixed place.
+* n-step 1: a window of K + 1 frames. Observation and next observation are overlapping views of it.
+* n-step above 1: two stacks next to each other, 2 K frames. The next observation is min(n, steps
+  left) rows later, which varies near the end of an episode, so no window has it at a fixed place.
 
-``np.take(mode="clip")`` into a reused buffer is the fastest gather there is (the default mode
-costs half of it). It also sweeps the processor's caches, after which numpy's small calls take five
-times as long: so all that is small is looked up for many batches at once, and a batch then costs
-its frames and little else (bench/replay_bench.py: at least 0.9 of the bare gather).
+``np.take(mode="clip")`` into a reused buffer is the fastest gather (the default mode takes twice as
+long). It also evicts everything else from the CPU caches, after which small numpy calls take five
+times as long. Therefore everything small is looked up for many batches at once, and a batch then
+costs little more than its frames (bench/replay_bench.py: at least 0.9 of the bare gather).
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.errors import SpecError
+from avtd3.store.replay.backend import FrameSource
+from avtd3.store.replay.eligibility import EpisodeRows
 from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD
 from avtd3.store.spec import EpisodeSpec
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Transitions:
-    """One batch; a later draw overwrites its frames (see `Sampler`), the rest is its own."""
+    """A batch of B transitions.
+
+    A later call of `Sampler.sample` overwrites the frames, see there. The other arrays stay valid.
+
+    Example:
+        >>> import numpy as np
+        >>> zeros = np.zeros(2, np.float32)
+        >>> batch = Transitions(
+        ...     frames=None,
+        ...     observation_frames=None,
+        ...     next_observation_frames=None,
+        ...     observation_vector=np.zeros((2, 3), np.float32),
+        ...     next_observation_vector=np.zeros((2, 3), np.float32),
+        ...     action=np.zeros((2, 1), np.float32),
+        ...     reward=zeros,
+        ...     discount=zeros,
+        ...     frame_rows=np.zeros((2, 0), np.int64),
+        ... )
+        >>> batch.observation_vector.shape
+        (2, 3)
+    """
 
     frames: NDArray[np.uint8] | None
     """uint8 (B, W, C, H, W), all gathered frames: K + 1 or, for n-step > 1, 2 K of them; None
@@ -48,13 +69,13 @@ class Transitions:
     discount: NDArray[np.float32]
     """float32 (B,): ``gamma**m * (1 - terminated[t + m - 1])``; truncation bootstraps."""
     frame_rows: NDArray[np.int64]
-    """int64 (B, W), where `frames` lie in `Sampler.frame_array`; W = 0 without an image."""
+    """int64 (B, W), rows of `frames` in `Sampler.frame_array`; W = 0 without an image."""
     bc_mask: NDArray[np.float32] | None = None
     """float32 (B,), 1 where the action is marked for imitation, else 0; None if all are."""
     weight: NDArray[np.float32] | None = None
-    """float32 (B,), importance weights in (0, 1]; None unless draws are prioritised."""
+    """float32 (B,), importance weights in (0, 1]; None unless sampling is prioritised."""
     index: NDArray[np.int64] | None = None
-    """int64 (B,), names the transitions for `Sampler.update_priorities`; None likewise."""
+    """int64 (B,), identifies the transitions for `Sampler.update_priorities`; None likewise."""
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -65,86 +86,78 @@ class Transitions:
         return f"Transitions({shapes})"
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SequenceBatch:
+    """A batch of S sequences of L consecutive steps.
+
+    The next call of `Sampler.sample_sequences` overwrites the frames. The other arrays stay valid.
+    """
+
+    frames: NDArray[np.uint8] | None
+    """uint8 (S, K + L, C, H, W), single frames. Frames before the start of an episode repeat its
+    first frame. None without an image."""
+    vector: NDArray[np.float32] | None
+    """float32 (S, L + 1, V); None without a vector."""
+    action: NDArray[np.float32]
+    """float32 (S, L, A)."""
+    reward: NDArray[np.float32]
+    """float32 (S, L), of single steps."""
+    terminated: NDArray[np.bool_]
+    """bool (S, L); only True for last steps of episodes."""
+    truncated: NDArray[np.bool_]
+    """bool (S, L); only True for last steps of episodes."""
+    bc_mask: NDArray[np.float32] | None = None
+    """float32 (S,), 1 where the actions are marked for imitation, else 0; None if all are."""
+
+    def observation_frames(self, step: int) -> NDArray[np.uint8]:
+        """Return the stacks before a step, or after the last one: uint8 (S, K*C, H, W), a view.
+
+        Args:
+            step: From 0 to L.
+
+        Raises:
+            SpecError: The sequences have no image.
+        """
+        if self.frames is None:
+            raise SpecError("there are no observation frames: the spec of the dataset has no image")
+        stack = self.frames.shape[1] - self.action.shape[1]
+        window = self.frames[:, step : step + stack]
+        return window.reshape((len(window), -1, *window.shape[3:]), copy=False)
+
+    def __repr__(self) -> str:
+        return "SequenceBatch(sequences={}, steps={})".format(*self.reward.shape)
+
+
 class FrameBuffer:
-    """Memory for the frames of one batch, and the views of it that learners want."""
+    """Memory for the frames of one batch of transitions, and views of it."""
 
     def __init__(
-        self, spec: EpisodeSpec, *, batch_size: int, n_step: int, holds: bool = True
+        self, spec: EpisodeSpec, *, batch_size: int, n_step: int, gathers: bool = True
     ) -> None:
         self.window: NDArray[np.uint8] | None = None
         self.flat: NDArray[np.uint8] | None = None
         self.observation: NDArray[np.uint8] | None = None
         self.next_observation: NDArray[np.uint8] | None = None
-        if spec.image is None or not holds:
+        if spec.image is None or not gathers:
             return
         stack = spec.image.stack
         width = stack + 1 if n_step == 1 else 2 * stack
         shape = (batch_size, *spec.image.observation_shape)
         self.window = np.empty((batch_size, width, *spec.image.frame_shape), dtype=np.uint8)
         self.flat = self.window.reshape((batch_size, width, -1), copy=False)
-        # (B, K, C, H, W) -> (B, K*C, H, W) without a copy: frames lie side by side
+        # (B, K, C, H, W) -> (B, K*C, H, W) without a copy: frames are contiguous
         self.observation = self.window[:, :stack].reshape(shape, copy=False)
         self.next_observation = self.window[:, -stack:].reshape(shape, copy=False)
 
 
-class FrameSource(Protocol):
-    """Where the frames of a batch come from: the one door to the pixels."""
-
-    def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Put the frames of these rows into place.
-
-        Args:
-            rows: int64 (B, W), rows of the cache.
-            out: uint8 (B, W, C*H*W), contiguous.
-        """
-
-
-class MappedFrames:
-    """Frames that lie decoded in a column of the cache."""
-
-    def __init__(self, column: NDArray[np.uint8]) -> None:
-        """Read from a column uint8 (rows, C, H, W) from now on."""
-        # Two axes, not four: np.take then copies each row as one block.
-        self._frames = column.reshape(len(column), -1)
-
-    def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Put the frames of these rows into place; see `FrameSource`."""
-        np.take(self._frames, rows, axis=0, mode="clip", out=out)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeRows:
-    """Where the episodes lie, in the order in which their steps are numbered."""
-
-    ends: NDArray[np.int64]
-    """int64 (E,), number behind each episode's last step; sorted."""
-    first: NDArray[np.int64]
-    """int64 (E,), row of each episode's first observation."""
-    shift: NDArray[np.int64]
-    """int64 (E,), from a step's number to its row."""
-    bc_mask: NDArray[np.float32] | None = None
-    """float32 (E,), 1 where the steps are marked for imitation, else 0; None if all are."""
-
-    @classmethod
-    def from_lengths(
-        cls,
-        lengths: NDArray[np.int64],
-        first: NDArray[np.int64],
-        bc_mask: NDArray[np.float32] | None = None,
-    ) -> Self:
-        """Number the steps of episodes, given their lengths and first rows."""
-        ends: NDArray[np.int64] = lengths.cumsum()
-        return cls(ends=ends, first=first, shift=first - (ends - lengths), bc_mask=bc_mask)
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """All of some batches but their frames; see `Transitions` for what each array holds."""
+    """Everything of N batches except their frames; see `Transitions` for each array."""
 
     rows: NDArray[np.int64]
     """int64 (N, B, W), rows of the frames; W = 0 without an image."""
     vectors: NDArray[np.float32] | None
-    """float32 (2, N, B, V), those of the observations and of the next ones."""
+    """float32 (2, N, B, V), vectors of the observations and of the next observations."""
     action: NDArray[np.float32]
     """float32 (N, B, A)."""
     reward: NDArray[np.float32]
@@ -155,7 +168,7 @@ class Lookup:
     """float32 (N, B)."""
 
     def batch(self, number: int, frames: FrameBuffer) -> Transitions:
-        """One of the batches, with frames that are gathered into `frames`."""
+        """Return one of the batches, with the frames in `frames`."""
         vectors = self.vectors
         return Transitions(
             frames=frames.window,
@@ -172,14 +185,14 @@ class Lookup:
 
 
 class Gather:
-    """Turns numbers of steps into batches."""
+    """Turns numbers of transitions into batches."""
 
     def __init__(self, spec: EpisodeSpec, *, n_step: int, gamma: float) -> None:
         """Prepare what does not change between batches.
 
         Args:
-            spec: What the cache holds.
-            n_step: Most rewards summed per transition.
+            spec: Spec of the datasets.
+            n_step: Maximum number of rewards summed per transition.
             gamma: Discount per step.
         """
         stack = 0 if spec.image is None else spec.image.stack
@@ -193,33 +206,30 @@ class Gather:
         self._weights = np.where(below, powers[:-1], 0.0)  # (m, i): gamma^i while i < m
         self._vector = ACTION + spec.action_size
         self._width = self._vector + spec.vector_size
-        self._columns: dict[str, NDArray[Any]] = {}
         self._frames: FrameSource | None = None
 
     def bind(
         self,
-        columns: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, NDArray[Any]],
         episodes: EpisodeRows,
-        frames: FrameSource | None = None,
+        frames: FrameSource | None,
     ) -> None:
-        """Read from these columns of a cache from now on.
+        """Read from these arrays from now on.
 
         Args:
-            columns: Of a `ReplayCache`.
-            episodes: Where the episodes lie in them.
-            frames: Where the frames are; None if the columns hold them, or there are none.
+            arrays: `ReplayBackend.arrays`.
+            episodes: Rows of the transitions, in the order of their numbers.
+            frames: `ReplayBackend.frames`.
         """
-        self._columns = {name: column.reshape(len(column), -1) for name, column in columns.items()}
-        if frames is None and "frames" in columns:
-            frames = MappedFrames(columns["frames"])
-        self._episodes, self._frames = episodes, frames
+        self._numbers, self._episodes, self._frames = arrays.get("numbers"), episodes, frames
 
     def look_up(self, number: NDArray[np.int64]) -> Lookup:
-        """Find the steps of these numbers and read all but their frames.
+        """Find these transitions and read everything except their frames.
 
         Args:
-            number: int64 (N, B), each at least 0 and below the number of steps.
+            number: int64 (N, B), each at least 0 and below the number of transitions.
         """
+        assert self._numbers is not None, "there are no transitions"
         episode = self._episodes.ends.searchsorted(number, side="right")
         row = number + self._episodes.shift.take(episode)
         if self._n_step == 1:
@@ -228,14 +238,14 @@ class Gather:
             left = self._episodes.ends.take(episode) - number
             count = np.minimum(left, self._n_step)
             next_row = row + count
-        # One visit to memory for each transition: the two rows are neighbours if n = 1.
+        # One memory access per transition: for n = 1, the two rows are neighbours.
         pairs = np.stack([row, next_row], axis=-1)
-        numbers = self._columns["numbers"].take(pairs, axis=0, mode="clip")  # (N, B, 2, 2 + A + V)
+        numbers = self._numbers.take(pairs, axis=0, mode="clip")  # (N, B, 2, 2 + A + V)
         if self._n_step == 1:
             reward = numbers[..., 0, REWARD].copy()
             discount = numbers[..., 0, ALIVE] * self._powers[1]
         else:
-            reward, discount = self._sum_rewards(row, count)
+            reward, discount = self._sum_rewards(self._numbers, row, count)
         vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
         bc_mask = self._episodes.bc_mask
         return Lookup(
@@ -249,25 +259,20 @@ class Gather:
         )
 
     def take_frames(self, rows: NDArray[np.int64], frames: FrameBuffer) -> None:
-        """Gather the frames of one batch, rows int64 (B, W)."""
+        """Gather the frames of one batch, rows int64 (B, W).
+
+        Raises:
+            SegmentNotFoundError, SegmentCorruptError: See `FrameSource.take`.
+        """
         if frames.flat is not None:
-            self.fill(rows, frames.flat)
-
-    def fill(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Gather frames, rows int64 (B, W), into uint8 (B, W, C*H*W)."""
-        assert self._frames is not None, "bind comes first"
-        self._frames.take(rows, out)
-
-    def take_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """All that is small of some rows: float32 (..., 2 + A + V), see `ReplayCache`."""
-        found: NDArray[np.float32] = self._columns["numbers"].take(rows, axis=0, mode="clip")
-        return found
+            assert self._frames is not None, "there are no frames"
+            self._frames.take(rows, frames.flat)
 
     def _sum_rewards(
-        self, row: NDArray[np.int64], count: NDArray[np.int64]
+        self, numbers: NDArray[np.float32], row: NDArray[np.int64], count: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Discounted sums that end at each transition's last step, and its discounts."""
-        flat = self._columns["numbers"].reshape(-1)
+        """Return the discounted sums up to each transition's last step, and its discounts."""
+        flat = numbers.reshape(-1)
         last = row + (count - 1)
         ahead = np.minimum(row[..., None] + self._ahead, last[..., None])  # (N, B, n)
         reward = flat.take(ahead * self._width + REWARD, mode="clip")
@@ -285,3 +290,74 @@ class Gather:
             rows = np.concatenate(stacks, axis=-1)
         np.maximum(rows, first[..., None], out=rows)  # the episode's first frame
         return rows
+
+
+class SequenceGather:
+    """Turns numbers of sequence starts into batches of sequences.
+
+    A sequence is completely in one episode. Nothing is padded or masked.
+    """
+
+    def __init__(self, spec: EpisodeSpec, *, length: int, count: int) -> None:
+        """Prepare what does not change between batches.
+
+        Args:
+            spec: Spec of the datasets.
+            length: Steps of each sequence, L.
+            count: Sequences per batch, S.
+        """
+        self._vector = ACTION + spec.action_size
+        self._has_vector = spec.vector_size > 0
+        self._steps = np.arange(length + 1)
+        self._window: NDArray[np.uint8] | None = None
+        self._frames: FrameSource | None = None
+        if spec.image is not None:
+            stack = spec.image.stack
+            self._stack = np.arange(1 - stack, length + 1)
+            shape = (count, stack + length, *spec.image.frame_shape)
+            self._window = np.empty(shape, np.uint8)
+
+    def bind(
+        self, arrays: Mapping[str, NDArray[Any]], starts: EpisodeRows, frames: FrameSource | None
+    ) -> None:
+        """Read from these arrays from now on; see `Gather.bind`.
+
+        Args:
+            arrays: `ReplayBackend.arrays`.
+            starts: Rows of the sequence starts, in the order of their numbers.
+            frames: `ReplayBackend.frames`.
+        """
+        self._numbers, self._starts, self._frames = arrays.get("numbers"), starts, frames
+
+    def batch(self, number: NDArray[np.int64]) -> SequenceBatch:
+        """Return the sequences with these numbers, int64 (S,); the next call overwrites the frames.
+
+        Raises:
+            SegmentNotFoundError, SegmentCorruptError: See `FrameSource.take`.
+        """
+        assert self._numbers is not None, "there are no sequences"
+        starts = self._starts
+        episode = starts.ends.searchsorted(number, side="right")
+        row = number + starts.shift[episode]
+        rows = row[:, None] + self._steps
+        numbers: NDArray[np.float32] = self._numbers.take(rows, axis=0, mode="clip")
+        steps = numbers[:, :-1]  # of (S, L + 1, 2 + A + V)
+        terminated = steps[..., ALIVE] == 0.0
+        truncated = np.zeros_like(terminated)
+        is_last = number == starts.ends[episode] - 1
+        truncated[:, -1] = is_last & ~terminated[:, -1]
+        if self._window is not None:
+            assert self._frames is not None, "there are no frames"
+            first = starts.first[episode]
+            frame_rows = np.maximum(row[:, None] + self._stack, first[:, None])
+            out = self._window.reshape((*frame_rows.shape, -1), copy=False)
+            self._frames.take(frame_rows, out)
+        return SequenceBatch(
+            frames=self._window,
+            vector=numbers[..., self._vector :].copy() if self._has_vector else None,
+            action=steps[..., ACTION : self._vector].copy(),
+            reward=steps[..., REWARD].copy(),
+            terminated=terminated,
+            truncated=truncated,
+            bc_mask=None if starts.bc_mask is None else starts.bc_mask[episode],
+        )

@@ -1,8 +1,8 @@
-"""Optional machine code for direct replay: several cores, the interpreter's lock released.
+"""`NativeDecoder`: the optional compiled decoder of direct replay, which releases the GIL.
 
-It comes from wheels alone, no compiler: numba makes the loop, libblosc2 (in the wheel of
-``blosc2``) has the decoders of LZ4 and zstd, and google-crc32c the checksum in hardware. Where any
-of them is missing, direct replay works without, at about half the speed.
+It needs only wheels, no compiler: numba compiles the loop, libblosc2 (in the wheel of ``blosc2``)
+decodes LZ4 and zstd, and google-crc32c computes checksums in hardware. If one of them is missing,
+direct replay works without it, at about half the speed.
 """
 
 import ctypes
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from avtd3.store.replay.native_kernel import Functions
 
 _KINDS = {"raw": 0, "zstd": 1, "blosc": 2}
-"""Numbers of the kinds of chains, as in the kernel."""
+"""Number of each kind of codec chain in the kernel."""
 
-# Signed, as every number in the kernel: numba adds signed and unsigned ones as floats.
+# Signed, like every number in the kernel: numba adds signed and unsigned numbers as floats.
 _ADDRESS = ctypes.c_ssize_t
 _SIZE = ctypes.c_ssize_t
 _LIBC = {
@@ -50,7 +50,7 @@ _BLOSC2 = {
 
 
 def native_problem() -> str:
-    """Why there is no native decoder here; empty if there is one."""
+    """Return why the native decoder is not available; empty if it is."""
     try:
         _functions()
         _kernel()
@@ -60,7 +60,7 @@ def native_problem() -> str:
 
 
 def open_decoder(frame_bytes: int, threads: int | None = None) -> "NativeDecoder | None":
-    """The native decoder, or None where its packages are not installed.
+    """Return a native decoder, or None if its packages are not installed.
 
     Args:
         frame_bytes: Size of a raw frame.
@@ -70,7 +70,7 @@ def open_decoder(frame_bytes: int, threads: int | None = None) -> "NativeDecoder
 
 
 class NativeDecoder:
-    """A `ChunkDecoder` that shares a batch's chunks among threads."""
+    """A `ChunkDecoder` that decodes the chunks of a batch in several threads."""
 
     def __init__(self, frame_bytes: int, threads: int | None = None) -> None:
         """Start with no shards.
@@ -80,9 +80,9 @@ class NativeDecoder:
             threads: See `DecodePool`.
         """
         self._frame_bytes = frame_bytes
-        self._crew = DecodePool(threads)
+        self._decode_pool = DecodePool(threads)
         self._kernel = _kernel()
-        self._functions = [_thread_functions() for _ in range(self._crew.threads)]
+        self._functions = [_thread_functions() for _ in range(self._decode_pool.threads)]
         self.bind(())
 
     def bind(self, shards: Sequence[FrameShard]) -> None:
@@ -101,7 +101,7 @@ class NativeDecoder:
     def decode(
         self, plan: ChunkPlan, descriptors: NDArray[np.int32], out: NDArray[np.uint8]
     ) -> NDArray[np.int64]:
-        """Put the frames of verified chunks into place; see `ChunkDecoder`."""
+        """Decode verified chunks into place; see `ChunkDecoder.decode`."""
         chunks = self._kernel.Chunks(
             descriptor=descriptors,
             begin=plan.begin,
@@ -126,23 +126,23 @@ class NativeDecoder:
                 is_done,
             )
 
-        self._crew.share(len(plan.chunk), work)
+        self._decode_pool.share(len(plan.chunk), work)
         return np.flatnonzero(~is_done)
 
     def close(self) -> None:
-        """End the threads and free the contexts; safe to call twice."""
-        self._crew.close()
+        """Stop the threads and free the contexts; safe to call twice."""
+        self._decode_pool.close()
         for functions in self._functions:
             _functions()["ZSTD_freeDCtx"](functions.zstd_context)
         self._functions = []
 
 
 def _thread_functions() -> "Functions":
-    """The kernel's functions, with a context for one more thread."""
+    """Return the functions of the kernel, with contexts for one more thread."""
     c = _functions()
     context = int(c["ZSTD_createDCtx"]())
     if not context:
-        raise MemoryError("zstd has no memory for a context")
+        raise MemoryError("zstd cannot allocate a context")
     functions: Functions = _kernel().Functions(
         pread=c["pread"],
         memcpy=c["memcpy"],
@@ -157,15 +157,15 @@ def _thread_functions() -> "Functions":
 
 @functools.cache
 def _functions() -> dict[str, Callable[..., int]]:
-    """The C functions by name.
+    """Return the C functions by name.
 
     Raises:
-        ImportError: blosc2 is not installed, or google-crc32c has no C part here.
+        ImportError: blosc2 is not installed, or google-crc32c has no C extension here.
         OSError: A library cannot be loaded.
         AttributeError: A library lacks a function.
     """
     found: dict[str, Callable[..., int]] = {}
-    # A library finds the functions of those that it is linked to: here, libcrc32c.
+    # A library also exports the functions of its dependencies: here, libcrc32c.
     crc32c = importlib.import_module("google_crc32c._crc32c").__file__
     for library, signatures in ((None, _LIBC), (crc32c, _CRC32C), (_libblosc2(), _BLOSC2)):
         loaded = ctypes.CDLL(library)
@@ -177,7 +177,7 @@ def _functions() -> dict[str, Callable[..., int]]:
 
 
 def _libblosc2() -> str:
-    """Path of the library, found without the half second of importing blosc2."""
+    """Return the path of the library, without importing blosc2, which takes half a second."""
     spec = importlib.util.find_spec("blosc2")
     if spec is None or spec.origin is None:
         raise ImportError("blosc2 is not installed")
@@ -189,5 +189,5 @@ def _libblosc2() -> str:
 
 
 @functools.cache
-def _kernel() -> Any:  # noqa: ANN401 - a module that mypy knows by another name
+def _kernel() -> Any:  # noqa: ANN401 - mypy knows this module by another name
     return importlib.import_module("avtd3.store.replay.native_kernel")

@@ -1,11 +1,11 @@
-"""The loop over a batch's chunks as machine code, with the interpreter's lock released.
+"""The compiled loop over the chunks of a batch, without the GIL.
 
-Imported only where the extra ``native`` is installed: numba takes half a second to import and
-two more to compile this. C functions come as arguments: nothing is bound at import.
+Imported only if the extra ``native`` is installed: importing numba takes half a second, compiling
+this two more. C functions are passed as arguments; nothing is bound at import.
 
-What it cannot do, or finds wrong, it leaves undone: the caller then takes the general way, which
-has the words for what is wrong. So nothing here needs a message, and nothing may be trusted: every
-length is checked before it is used.
+Chunks that the loop does not support, or finds damaged, are left undone. The caller decodes them
+one at a time, and reports errors. So nothing here needs an error message, and no input is trusted:
+every length is checked before it is used.
 """
 
 from collections.abc import Callable
@@ -22,24 +22,24 @@ _BLOSC_HEADER_BYTES = 16
 _BLOSC_1 = 2
 """Version byte of Blosc-1 buffers."""
 _LZ4 = 1
-"""Code of LZ4, and of LZ4HC, in the upper three bits of a Blosc buffer's flags; and the version of
-its format, in the byte before."""
+"""Code of LZ4 and LZ4HC in the upper three bits of a Blosc buffer's flags, and the version of its
+format, in the byte before."""
 _FILTERS = 0x0D
-"""Flags of shuffle and bit shuffle, and one that has no meaning."""
+"""Flags of shuffle and bit shuffle, and one reserved flag."""
 _COPY = 0x02
-"""Flag: the buffer is a copy, because it would not compress."""
+"""Flag: the buffer is an uncompressed copy."""
 _WHOLE_BLOCKS = 0x10
 """Flag: blocks are not split by byte of the type."""
 
 
 class Functions(NamedTuple):
-    """C functions, and the contexts that belong to one thread."""
+    """C functions, and the contexts of one thread."""
 
     pread: CFunction
     memcpy: CFunction
     crc32c: CFunction
     lz4_decompress: CFunction
-    """``LZ4_decompress_safe_partial``: writes no byte behind the wanted ones."""
+    """``LZ4_decompress_safe_partial``: writes no byte after the wanted ones."""
     zstd_content_size: CFunction
     zstd_decompress: CFunction
     zstd_context: int
@@ -53,7 +53,7 @@ class Chunks(NamedTuple):
     size: NDArray[np.int64]
     kind: NDArray[np.int64]
     decoded: NDArray[np.int64]
-    """Bytes of each chunk once decoded."""
+    """Size in bytes of each decoded chunk."""
     first: NDArray[np.int64]
     inside: NDArray[np.int64]
     place: NDArray[np.int64]
@@ -63,21 +63,21 @@ class Buffers(NamedTuple):
     """Memory of one thread."""
 
     packed: NDArray[np.uint8]
-    """Room for a chunk as it is in the file."""
+    """Memory for an encoded chunk."""
     aside: NDArray[np.uint8]
-    """Room for a decoded chunk."""
+    """Memory for a decoded chunk."""
 
 
 @numba.njit(nogil=True, inline="always")
 def _number(data: NDArray[np.uint8], at: int) -> np.int64:
-    """Four bytes, little-endian."""
+    """Read four bytes, little-endian."""
     low = np.int64(data[at]) | np.int64(data[at + 1]) << 8
     return low | np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 24
 
 
 @numba.njit(nogil=True, cache=True)
 def _read(c: Functions, chunks: Chunks, g: int, packed: NDArray[np.uint8]) -> int:
-    """Read a chunk and check its crc32c; its bytes without that, or -1."""
+    """Read a chunk and check its crc32c; return its size without the crc32c, or -1."""
     size = chunks.size[g]
     if size > len(packed) or size < _CRC_BYTES:
         return -1
@@ -93,14 +93,14 @@ def _read(c: Functions, chunks: Chunks, g: int, packed: NDArray[np.uint8]) -> in
 def _lz4_block(
     c: Functions, packed: NDArray[np.uint8], size: int, at: int, target: int, wanted: int, full: int
 ) -> bool:
-    """Decode the beginning of the block at a place in a Blosc buffer."""
+    """Decode the first bytes of the block at offset `at` of a Blosc buffer."""
     if at < _BLOSC_HEADER_BYTES or at + 4 > size:
         return False
     length = _number(packed, at)
     if length < 1 or length > size - at - 4:
         return False
     source = np.int64(packed.ctypes.data) + at + 4
-    if length == full:  # a block that would not compress
+    if length == full:  # an uncompressed block
         c.memcpy(target, source, wanted)
         return True
     return c.lz4_decompress(source, target, length, wanted, wanted) == wanted
@@ -110,10 +110,9 @@ def _lz4_block(
 def _lz4_blocks(
     c: Functions, packed: NDArray[np.uint8], size: int, target: int, wanted: int, total: int
 ) -> bool:
-    """Decode the first bytes of a Blosc buffer of LZ4 blocks, and no more than that.
+    """Decode only the first `wanted` bytes of a Blosc buffer of LZ4 blocks.
 
-    A window of five frames needs 6.5 of the 8 in its two chunks on average: the last ones of the
-    first, the first ones of the second.
+    A window of five frames needs, on average, 6.5 of the 8 frames in its two chunks.
     """
     block = _number(packed, 8)
     if not 1 <= block <= total or (total + block - 1) // block > (size - _BLOSC_HEADER_BYTES) // 4:
@@ -182,7 +181,7 @@ def _decode(
 
 @numba.njit(nogil=True, cache=True)
 def _run_end(chunks: Chunks, start: int, stop: int) -> int:
-    """Behind the last frame of the run that starts at one: side by side in chunk and batch."""
+    """Return the end of the run of frames from `start` that is contiguous in chunk and batch."""
     end = start + 1
     while (
         end < stop
@@ -195,7 +194,7 @@ def _run_end(chunks: Chunks, start: int, stop: int) -> int:
 
 @numba.njit(nogil=True, cache=True)
 def _put(c: Functions, chunks: Chunks, g: int, buffers: Buffers, frame: int, out: int) -> bool:
-    """Read, verify and decode one chunk, and put its frames into place."""
+    """Read, verify and decode one chunk, and copy its frames into place."""
     size = _read(c, chunks, g, buffers.packed)
     total = chunks.decoded[g]
     if size < 0 or total > len(buffers.aside):
@@ -227,17 +226,17 @@ def decode_chunks(
     out: NDArray[np.uint8],
     is_done: NDArray[np.bool_],
 ) -> None:
-    """Put the frames of chunks ``low:high`` into place.
+    """Decode chunks ``low:high`` into `out`.
 
     Args:
-        c: Functions and contexts that no other thread uses now.
-        chunks: G chunks.
-        buffers: Memory that no other thread uses now.
+        c: Functions and contexts of this thread.
+        chunks: The G chunks of the batch.
+        buffers: Memory of this thread.
         low: First chunk.
-        high: Chunk behind the last.
-        frame_bytes: Bytes of a frame.
+        high: Chunk after the last.
+        frame_bytes: Size of a frame.
         out: uint8, contiguous: the frames of the batch.
-        is_done: bool (G,), set for each of these chunks.
+        is_done: bool (G,), set to whether each of these chunks was decoded.
     """
     base = np.int64(out.ctypes.data)
     for g in range(low, high):

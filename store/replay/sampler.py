@@ -1,49 +1,197 @@
-"""Draws from datasets: snapshot and seed in, batches of transitions out.
+"""`Sampler`: batches of transitions, or of sequences, from one or several datasets.
 
-`Sampler` is where the files beside it meet: `following` says which segments are wanted, `stock` has
-them decoded in the `cache` (or `direct` reads them as they are drawn), `numbering` numbers what may
-be drawn of them, `draw`, `priority` and `sequences` draw numbers, `gather` puts batches together.
+A sampler combines four parts:
+
+* `SegmentTracker`: which segments the datasets have, and which of them are wanted.
+* `ReplayBackend`: where frames come from, `ReplayCache` or `DirectReplay`; see `choose_mode`.
+* `TransitionIndex`: which transitions may be sampled, and their numbers.
+* `Draws` or `Priorities`: which numbers make the next batch.
+
+`Gather` then puts the batch together.
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
+import math
+import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, NoSegmentsError
-from avtd3.store.replay.cache import FrameArray, Progress
-from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.direct import DirectReplay
-from avtd3.store.replay.eligibility import HeldOutEpisode
-from avtd3.store.replay.gather import FrameBuffer, Gather, Lookup, Transitions
-from avtd3.store.replay.priority import Priorities, PrioritisedDraw
-from avtd3.store.replay.segment_pool import (
-    DAMAGED,
-    TAKE_S,
-    RefreshReport,
-    RefusedSegment,
-    SegmentPool,
+from avtd3.store.errors import (
+    ConfigError,
+    NoSegmentsError,
+    SegmentCorruptError,
+    SegmentNotFoundError,
 )
-from avtd3.store.replay.sequences import SequenceBatch, Sequences
-from avtd3.store.replay.transition_index import Draws, TransitionIndex, group
+from avtd3.store.filters import NO_POLICY
+from avtd3.store.replay.backend import (
+    EpisodeSummary,
+    FrameArray,
+    Key,
+    LoadedSegment,
+    Progress,
+    ReplayBackend,
+)
+from avtd3.store.replay.cache import ReplayCache
+from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.direct import DirectReplay, JoinedDecoder
+from avtd3.store.replay.draws import Draws, Priorities, PrioritisedDraw
+from avtd3.store.replay.eligibility import (
+    HeldOutEpisode,
+    TransitionIndex,
+    group_draws,
+    read_episode,
+)
+from avtd3.store.replay.gather import (
+    FrameBuffer,
+    Gather,
+    Lookup,
+    SequenceBatch,
+    SequenceGather,
+    Transitions,
+)
+from avtd3.store.replay.native import native_problem, open_decoder
+from avtd3.store.replay.scratch import GIB, row_bytes
+from avtd3.store.replay.shared import FRAMES, directory_name
+from avtd3.store.replay.tracker import RefreshReport, RefusedSegment, SegmentTracker
+from avtd3.store.segment import Segment
+from avtd3.store.spec import EpisodeSpec
 
-__all__ = ["RefreshReport", "RefusedSegment", "ReplayConfig", "Sampler", "Transitions"]
+Mode = Literal["cache", "direct"]
+
+_SPARE = 0.9
+"""Maximum share of the free space that a cache may take; other programs write to the disk, too."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayMode:
+    """Where frames come from, and why."""
+
+    mode: Mode
+    """``cache``: decoded once into a scratch file. ``direct``: from the dataset for each batch."""
+    why: str
+    """The reason, for people."""
+
+    def __str__(self) -> str:
+        return f"replay {self.mode}: {self.why}"
+
+
+def choose_mode(
+    config: ReplayConfig,
+    spec: EpisodeSpec,
+    wanted: Mapping[Key, Segment],
+    scratch: Path,
+    *,
+    grows: bool,
+) -> ReplayMode:
+    """Return the configured mode; for ``auto``, return ``cache`` if the cache fits on the disk.
+
+    Args:
+        config: `ReplayConfig.mode` and the capacity.
+        spec: Spec of the datasets.
+        wanted: Segments to load first.
+        scratch: Directory of the scratch files; need not exist yet.
+        grows: Whether more segments are expected, so that the whole capacity must fit.
+    """
+    if config.mode == "direct" and spec.image is not None:
+        return ReplayMode(mode="direct", why=f"as configured; {_describe_decoder()}")
+    if spec.image is None:
+        return ReplayMode(mode="cache", why="there are no frames to decode")
+    if config.mode == "cache":
+        return ReplayMode(mode="cache", why="as configured")
+    steps = sum(segment.steps for segment in wanted.values())
+    rows = sum(segment.observations for segment in wanted.values())
+    if grows and steps < config.capacity:
+        # Each episode has one row more than steps. Ignore it until an episode is known.
+        rows = config.capacity * rows // steps if steps else config.capacity
+    need, free = rows * row_bytes(spec), _free_bytes(scratch) + _shared_bytes(scratch, spec)
+    text = (
+        f"{rows:,} frames need {need / GIB:.2f} GiB of scratch, {free / GIB:.2f} GiB are free "
+        f"in {scratch}"
+    )
+    if need <= _SPARE * free:
+        return ReplayMode(mode="cache", why=text)
+    return ReplayMode(mode="direct", why=f"{text}; {_describe_decoder()}")
+
+
+def _describe_decoder() -> str:
+    if problem := native_problem():
+        return (
+            "frames are decoded by numcodecs, half as fast as with `pip install 'avtd3[native]'` "
+            f"({problem})"
+        )
+    return "frames are decoded natively"
+
+
+def _free_bytes(directory: Path) -> int:
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    state = os.statvfs(directory)
+    return state.f_bavail * state.f_frsize
+
+
+def _shared_bytes(directory: Path, spec: EpisodeSpec) -> int:
+    """Return the size of frames that other processes share, which most likely include ours."""
+    try:
+        return 512 * (directory / directory_name(spec.digest) / FRAMES).lstat().st_blocks
+    except OSError:
+        return 0
+
+
+def _open_backend(
+    mode: ReplayMode, spec: EpisodeSpec, scratch: Path, *, in_background: bool
+) -> tuple[ReplayBackend, ReplayMode]:
+    """Return an empty backend, and the mode with what people should know about it.
+
+    Raises:
+        StorageError: `scratch` cannot be written.
+    """
+    if mode.mode == "direct":
+        size = 0 if spec.image is None else spec.image.frame_bytes
+        return DirectReplay(spec, scratch, open_decoder(size) or JoinedDecoder(size)), mode
+    cache = ReplayCache(spec, scratch, in_background=in_background)
+    if cache.notice:
+        mode = dataclasses.replace(mode, why=f"{mode.why}; {cache.notice}")
+    return cache, mode
+
+
+TAKE_S = 0.5
+"""Minimum seconds between two updates of the index while segments are loaded in the background."""
+
+_DAMAGED = (SegmentCorruptError, SegmentNotFoundError)
+"""Errors of a segment that turns out to be damaged or removed only when it is sampled."""
 
 
 class Sampler:
-    """Draws of transitions, or sequences of them, from one or several datasets.
+    """Samples batches of transitions, or of sequences, from one or several datasets.
 
-    What can be drawn is a function of the datasets' snapshots and the configuration alone; with
-    the same seed it gives the same batches. One lock lets `sample` run in a thread of its own.
+    What can be sampled depends only on the snapshots of the datasets and on the configuration;
+    with the same seed, the batches are the same. All methods may be called from several threads.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from avtd3.store import Dataset, EpisodeSpec, Observation, SegmentWriter
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> dataset = Dataset.create(tempfile.mkdtemp(), spec)
+        >>> with SegmentWriter(dataset) as writer:
+        ...     writer.begin(Observation(vector=np.zeros(1, np.float32)))
+        ...     after = Observation(vector=np.ones(1, np.float32))
+        ...     writer.step(np.zeros(1, np.float32), 1.0, after, terminated=True)
+        >>> with Sampler([dataset], ReplayConfig(batch_size=4), seed=0) as sampler:
+        ...     for batch in sampler.batches(2):
+        ...         print(batch.reward, batch.discount)
+        [1. 1. 1. 1.] [0. 0. 0. 0.]
+        [1. 1. 1. 1.] [0. 0. 0. 0.]
     """
 
     def __init__(
@@ -58,212 +206,278 @@ class Sampler:
         grows: bool = False,
         on_progress: Progress | None = None,
     ) -> None:
-        """Take a snapshot of each dataset and decode it into the cache, or begin to.
+        """Take a snapshot of each dataset, and load its segments or start to load them.
 
         Args:
-            datasets: Where to read; all of one spec.
-            config: What to keep and how to draw.
-            seed: Seed of the draws.
-            scratch: Directory for the scratch files if the config names none.
-            buffers: Batches alive at a time: 3 for a thread that draws ahead; 1, which stays in the
-                processor's cache and saves a fifth of the time, where each is used up at once.
-            gathers: False for batches that name the rows of their frames in `frame_array` instead.
+            datasets: Datasets with the same spec.
+            config: What to keep and how to sample.
+            seed: Seed of the batches.
+            scratch: Directory for the scratch files if `config` names none; None for the system's
+                temporary directory.
+            buffers: Number of batches whose frames are valid at the same time. Use 3 for a thread
+                that samples ahead. Use 1 if each batch is used up at once: the buffer then stays in
+                the CPU cache, which saves a fifth of the time.
+            gathers: False for batches without frames, whose `Transitions.frame_rows` are rows of
+                `frame_array`. Direct replay always gathers.
             grows: Whether `refresh` will be called; see `choose_mode`.
-            on_progress: Called with frames done and frames in all while it waits for them.
+            on_progress: Called with frames done and frames in total while frames are decoded.
 
         Raises:
-            ConfigError: No dataset, one given twice, not one weight for each, or no buffer.
-            SpecError: The datasets hold different data.
-            StorageError: The scratch directory is not writable or too small.
+            ConfigError: There is no dataset, one is given twice, there is not one weight each, or
+                `buffers` is below 1.
+            SpecError: The datasets have different specs.
+            StorageError: The scratch directory cannot be written or is too small.
         """
         if buffers < 1:
             raise ConfigError(f"a sampler needs at least 1 buffer, found {buffers}")
-        self._stock = SegmentPool(
-            datasets,
-            config,
-            directory=Path(config.scratch or scratch or tempfile.gettempdir()),
-            grows=grows,
-            on_change=self._index,
-        )
-        self._following, self._cache = self._stock.following, self._stock.cache
-        self.spec, self.mode = self._stock.spec, self._stock.mode
+        directory = Path(config.scratch or scratch or tempfile.gettempdir())
         self.config, self.steps = config, 0
-        size, n = config.batch_size, config.n_step
+        self._tracker = SegmentTracker(datasets, config)
+        self.spec = self._tracker.datasets[0].spec
+        mode = choose_mode(config, self.spec, self._tracker.wanted(), directory, grows=grows)
+        self.backend, self.mode = _open_backend(
+            mode, self.spec, directory, in_background=config.fill == "while"
+        )
+        size, n, length = config.batch_size, config.n_step, config.sequence_length
         self._draws = Draws(seed=seed, batch_size=size)
-        self._priorities = None
+        self._gather = Gather(self.spec, n_step=n, gamma=config.gamma)
+        self._priorities = self._sequences = None
         if config.prioritised:
             self._priorities = Priorities(config.priority, seed=seed, batch_size=size)
-        self._chosen_digest = ""
+        if length:
+            count = size // length
+            self._sequence_draws = Draws(seed=seed, batch_size=count)
+            self._sequences = SequenceGather(self.spec, length=length, count=count)
+        gathers = gathers or self.backend.frame_array() is None
+        self._buffers = itertools.cycle(
+            [
+                FrameBuffer(self.spec, batch_size=size, n_step=n, gathers=gathers)
+                for _ in range(buffers)
+            ]
+        )
         self._lookup: Lookup | None = None
+        self._looked_up: NDArray[np.int64] | None = None
+        self._frame_array: FrameArray | None = None
+        self._chosen_digest = ""
+        self._newest = NO_POLICY
+        self._taken_s = -math.inf
+        self._unreported: list[RefreshReport] = []
         self._lock = threading.Lock()
-        self._gather = Gather(self.spec, n_step=n, gamma=config.gamma)
-        self._sequences = None
-        if length := config.sequence_length:
-            self._sequences = Sequences(
-                self.spec, self._gather, seed=seed, length=length, count=size // length
-            )
-        gathers = gathers or isinstance(self._cache, DirectReplay)
-        make = functools.partial(FrameBuffer, self.spec, batch_size=size, n_step=n, holds=gathers)
-        self._frames = itertools.cycle([make() for _ in range(buffers)])
         try:
-            self.opening = self._stock.open(on_progress)
+            self.opening = self._open(on_progress)
+            """What was loaded when the sampler was opened."""
         except BaseException:
             self.close()
             raise
 
     def sample(self) -> Transitions:
-        """Draw a batch.
+        """Sample a batch.
 
         Returns:
-            A batch whose frames the call number `buffers` from now overwrites; the rest of it is
+            A batch. The call number `buffers` from now overwrites its frames; its other arrays are
             never overwritten.
 
         Raises:
-            NoSegmentsError: Nothing has been published yet.
+            NoSegmentsError: There are no transitions to sample.
         """
         with self._lock:
-            frames = next(self._frames)
+            buffer = next(self._buffers)
             while True:
-                self._stock.take_arrived(every_s=TAKE_S)
+                self._take_loaded(every_s=TAKE_S)
                 if not self.steps:
-                    raise NoSegmentsError(self._following.why_empty())
+                    raise NoSegmentsError(self._tracker.why_empty())
                 lookup, number, drawn = self._next()
                 try:
-                    self._gather.take_frames(lookup.rows[number], frames)
-                except DAMAGED:
-                    self._stock.refuse_damaged()
+                    self._gather.take_frames(lookup.rows[number], buffer)
+                except _DAMAGED:
+                    self._refuse_damaged()
                     continue
-                batch = lookup.batch(number, frames)
+                batch = lookup.batch(number, buffer)
                 if drawn is None:
                     return batch
                 return dataclasses.replace(batch, weight=drawn.weight, index=drawn.index)
 
-    def sample_sequences(self) -> SequenceBatch:
-        """Draw a batch of sequences; only if `ReplayConfig.sequence_length` is above 0.
-
-        Returns:
-            ``batch_size / sequence_length`` sequences, whose frames the next call overwrites.
-
-        Raises:
-            NoSegmentsError: Nothing can be drawn, or no episode is long enough.
-        """
-        assert self._sequences is not None, "set replay.sequence_length"
-        with self._lock:
-            self._stock.take_arrived(every_s=TAKE_S)
-            while self._sequences.draws.count:
-                try:
-                    return self._sequences.sample()
-                except DAMAGED:
-                    self._stock.refuse_damaged()
-            if not self.steps:
-                raise NoSegmentsError(self._following.why_empty())
-            length = self.config.sequence_length
-            raise NoSegmentsError(
-                f"no episode has {length} steps, as replay.sequence_length asks for; lower it"
-            )
-
-    def update_priorities(self, index: NDArray[np.int64], td_error: NDArray[np.float32]) -> None:
-        """Draw transitions by these TD errors from now on; only if draws are prioritised.
+    def batches(self, count: int | None = None) -> Iterator[Transitions]:
+        """Yield batches of `sample`.
 
         Args:
-            index: int64 (B,), `Transitions.index` of a batch, however old.
-            td_error: float (B,), of any sign; what is not finite is passed over.
+            count: Number of batches; None for an endless iterator.
         """
-        assert self._priorities is not None, "set replay.prioritised"
+        for _ in itertools.repeat(None) if count is None else range(count):
+            yield self.sample()
+
+    def __iter__(self) -> Iterator[Transitions]:
+        """Yield batches of `sample` without end."""
+        return self.batches()
+
+    def sample_sequences(self) -> SequenceBatch:
+        """Sample a batch of ``batch_size / sequence_length`` sequences.
+
+        Every start that leaves `ReplayConfig.sequence_length` steps in its episode is equally
+        likely, or as likely as weights, mix and decay say. Shorter episodes are never sampled.
+
+        Returns:
+            Sequences whose frames the next call overwrites.
+
+        Raises:
+            ConfigError: `ReplayConfig.sequence_length` is 0.
+            NoSegmentsError: Nothing can be sampled, or no episode is long enough.
+        """
+        length = self.config.sequence_length
+        if self._sequences is None:
+            raise ConfigError("replay.sequence_length is 0, expected the length of the sequences")
+        with self._lock:
+            self._take_loaded(every_s=TAKE_S)
+            while self._sequence_draws.count:
+                block, number = self._sequence_draws.next()
+                try:
+                    return self._sequences.batch(block[number])
+                except _DAMAGED:
+                    self._refuse_damaged()
+            if not self.steps:
+                raise NoSegmentsError(self._tracker.why_empty())
+            raise NoSegmentsError(
+                f"no episode has {length} steps, the value of replay.sequence_length; lower it"
+            )
+
+    def sequence_batches(self, count: int | None = None) -> Iterator[SequenceBatch]:
+        """Yield batches of `sample_sequences`.
+
+        Args:
+            count: Number of batches; None for an endless iterator.
+        """
+        for _ in itertools.repeat(None) if count is None else range(count):
+            yield self.sample_sequences()
+
+    def update_priorities(self, index: NDArray[np.int64], td_error: NDArray[np.float32]) -> None:
+        """Set the priorities of transitions from their TD errors.
+
+        Args:
+            index: int64 (B,), `Transitions.index` of any earlier batch.
+            td_error: float (B,), of any sign. Non-finite values are ignored.
+
+        Raises:
+            ConfigError: `ReplayConfig.prioritised` is not set.
+        """
+        if self._priorities is None:
+            raise ConfigError("replay.prioritised is false, expected true to update priorities")
         with self._lock:
             self._priorities.update(index, td_error)
 
     def refresh(self) -> RefreshReport:
-        """Take in what was published since, and let go of what is too old or was removed.
+        """Load segments published since the last refresh; drop removed ones and the oldest.
 
         Raises:
             StorageError: The scratch directory is too small.
         """
         with self._lock:
-            self._stock.take_arrived()
-            # Rows must stay where they are while others are filled: first things first.
-            absent = () if self._stock.is_filling else self._following.look_again()
-            self._stock.unreported.append(self._stock.follow())
-            return dataclasses.replace(self._stock.take_reports(), absent=absent)
+            self._take_loaded()
+            # Rows must not move while segments are loaded, so finish that first.
+            absent = () if self.backend.is_loading else self._tracker.refresh()
+            self._follow()
+            return dataclasses.replace(self._take_reports(), absent=absent)
 
     @property
     def has_news(self) -> bool:
-        """Whether `news` has something to tell, or will once more is decoded."""
-        return bool(self._stock.unreported) or self._stock.is_filling
+        """Whether `news` has changes to report, or will have once more is loaded."""
+        return bool(self._unreported) or self.backend.is_loading
 
     def news(self) -> RefreshReport:
-        """What has changed since the last report, without a look at the datasets.
+        """Return the changes since the last report, without refreshing.
 
         Raises:
             StorageError: The scratch directory is too small.
         """
         with self._lock:
-            self._stock.take_arrived()
-            return self._stock.take_reports()
+            self._take_loaded()
+            return self._take_reports()
 
     def held_out(self, limit: int | None = None) -> Iterator[HeldOutEpisode]:
-        """Whole episodes that are never drawn, in an order that stays when others are added.
+        """Yield complete episodes that are never sampled, in an order that new ones do not change.
 
         Args:
-            limit: Most episodes; None for all of them.
+            limit: Maximum number of episodes; None for all.
         """
-        return self._following.held_out(self._lock, limit)
+        with self._lock:
+            chosen = self._tracker.held_out()
+        found = 0
+        for key, number, segment in chosen:
+            if found == limit:
+                return
+            try:
+                episode = read_episode(segment, number, self.spec)
+            except SegmentNotFoundError:
+                continue  # pruned or merged in the meantime; the next refresh finds out
+            except (SegmentCorruptError, OSError) as error:
+                with self._lock:
+                    self._tracker.refusals.add({key: str(error)})
+                continue
+            found += 1
+            yield episode
 
     def frame_array(self) -> FrameArray:
-        """All decoded frames; see `SegmentPool.frame_array`."""
+        """Return all decoded frames. The object is a new one after each change of the segments.
+
+        Raises:
+            ConfigError: The mode is ``direct``.
+        """
         with self._lock:
-            return self._stock.frame_array()
+            if self._frame_array is None:
+                self._frame_array = self.backend.frame_array()
+            if self._frame_array is None:
+                raise ConfigError("direct replay has no frame array; set replay.mode to cache")
+            return self._frame_array
 
     @property
     def left_out(self) -> str:
-        """What became of the episodes where none may be drawn; empty if there are none."""
-        return self._following.eligible.describe()
+        """Why no episode may be sampled; empty if there are no episodes."""
+        return self._tracker.eligibility.describe()
 
     @property
     def refused(self) -> tuple[RefusedSegment, ...]:
-        """All published segments that cannot be used as of the last refresh."""
+        """All published segments that cannot be used, as of the last refresh."""
         with self._lock:
-            return self._following.refusals.all()
+            return self._tracker.refusals.all()
 
     def state(self) -> dict[str, Any]:
-        """The generator's state and a digest of what can be drawn, as plain JSON."""
+        """Return the state of the generators and a digest of what can be sampled, as plain JSON."""
         with self._lock:
             state = {**self._draws.state(), "segments": self._digest()}
             if self._priorities is not None:
                 state["priorities"] = self._priorities.state()
             if self._sequences is not None:
-                state["sequences"] = self._sequences.draws.state()
+                state["sequences"] = self._sequence_draws.state()
             return state
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What belongs to `state` and is too large for JSON: priorities, if there are any."""
+        """Return the part of the state that is too large for JSON: the priorities, if any."""
         with self._lock:
             return {} if self._priorities is None else self._priorities.arrays()
 
     def restore(
         self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None
     ) -> bool:
-        """Continue where `state` and `arrays` were taken.
+        """Continue from `state` and `arrays`.
 
         Returns:
-            True if the same segments can be drawn as then, so that the batches are identical.
+            Whether the same transitions can be sampled as then, so that the batches are identical.
 
         Raises:
             CheckpointError: `state` is not what `Sampler.state` returns.
         """
         with self._lock:
-            block = self._draws.restore(state)
-            self._lookup = None if block is None else self._gather.look_up(block)
+            self._draws.restore(state)
             if self._priorities is not None and "priorities" in state:
                 self._priorities.restore(state["priorities"], arrays or {})
             if self._sequences is not None and "sequences" in state:
-                self._sequences.restore(state["sequences"])
+                self._sequence_draws.restore(state["sequences"])
             return bool(state.get("segments") == self._digest())
 
     def close(self) -> None:
-        """Give the scratch space back; safe to call twice."""
+        """Free the scratch space; safe to call twice."""
         with self._lock:
-            self._stock.close()
+            self.backend.close()
+            self._index()
 
     def __enter__(self) -> Self:
         return self
@@ -272,33 +486,111 @@ class Sampler:
         self.close()
 
     def _next(self) -> tuple[Lookup, int, PrioritisedDraw | None]:
-        """The next batch's place in a block that is looked up."""
+        """Return the next batch, as its index in a block that is looked up."""
         if self._priorities is not None:
             drawn = self._priorities.draw()
             return self._gather.look_up(drawn.number[None]), 0, drawn
-        if self._lookup is None or not self._draws.is_drawn:
-            self._lookup = self._gather.look_up(self._draws.draw())
-        return self._lookup, self._draws.take(), None
+        block, number = self._draws.next()
+        if self._lookup is None or block is not self._looked_up:
+            self._lookup, self._looked_up = self._gather.look_up(block), block
+        return self._lookup, number, None
+
+    def _open(self, on_progress: Progress | None) -> RefreshReport:
+        """Load segments, until something can be sampled or there is nothing to load."""
+        self._follow(on_progress)
+        total = sum(segment.observations for segment in self._tracker.followed.values())
+        while self.backend.is_loading and not self.backend.segments:
+            self.backend.wait()
+            self._take_loaded()
+            if on_progress is not None:
+                followed = self._tracker.followed
+                on_progress(sum(followed[key].observations for key in self.backend.segments), total)
+        return self._take_reports()
+
+    def _follow(self, on_progress: Progress | None = None) -> None:
+        """Load the wanted segments and drop all others, or start to do so in the background."""
+        added: dict[Key, LoadedSegment] = {}
+        removed = 0
+        if not self.backend.is_loading:
+            while (wanted := self._tracker.wanted()).keys() != self.backend.segments.keys():
+                try:
+                    changes = self.backend.follow(wanted, on_progress)
+                finally:
+                    self._index()  # rows have moved, even if the disk is full
+                added |= changes.added
+                removed += changes.removed
+                # Older segments get the room of refused ones.
+                self._tracker.refusals.add(changes.refused)
+                if self.backend.is_loading:
+                    break
+            if self._tracker.eligibility.newest != self._newest:
+                self._index()  # the age of the policies has changed
+            self._tracker.follow(wanted)
+        self._report(added, removed)
+
+    def _take_loaded(self, every_s: float = 0.0) -> None:
+        """Let segments be sampled that were loaded in the background.
+
+        Args:
+            every_s: Do nothing if the last time was less than so many seconds ago, because the
+                whole index is made again.
+        """
+        if not self.backend.has_loaded or time.monotonic() < self._taken_s + every_s:
+            return
+        self._taken_s = time.monotonic()
+        changes = self.backend.take_loaded()
+        self._tracker.refusals.add(changes.refused)
+        if changes.added:
+            self._index()
+        self._report(changes.added, 0)
+        if not self.backend.is_loading:
+            self._follow()  # older segments get the room of refused ones
+
+    def _refuse_damaged(self) -> None:
+        """Continue without segments that turned out to be damaged or removed."""
+        damaged = self.backend.take_damaged()
+        assert damaged, "otherwise the same batch would fail again and again"
+        self._tracker.refusals.add(damaged)
+        self._tracker.refresh()  # a removed segment may have been merged into another one
+        self._follow()
+
+    def _report(self, added: Mapping[Key, LoadedSegment], removed: int) -> None:
+        new = self._tracker.new_episodes(added)
+        self._unreported.append(
+            RefreshReport(
+                segments_added=len(new),
+                segments_removed=removed,
+                steps_added=sum(int(episodes.lengths.sum()) for episodes in new),
+                episodes=EpisodeSummary.join(new, self.spec),
+                refused=self._tracker.refusals.take_new(),
+            )
+        )
+
+    def _take_reports(self) -> RefreshReport:
+        """Return all unreported changes in one report."""
+        report = RefreshReport.join(self._unreported, self.spec)
+        self._unreported.clear()
+        return report
 
     def _index(self) -> None:
-        """Number all transitions that may be drawn."""
-        eligible = self._following.eligible
-        numbering = TransitionIndex.of(self._cache.segments, self._cache.start, eligible)
-        lengths, datasets = numbering.lengths, len(self._following.datasets)
-        groups = group(numbering, lengths, eligible, self.config, datasets)
-        self.steps = numbering.steps
-        self._chosen_digest = "" if eligible.takes_all else numbering.digest(groups)
+        """Number all transitions that may be sampled, and sample from these from now on."""
+        eligibility, datasets = self._tracker.eligibility, len(self._tracker.datasets)
+        self._frame_array, self._newest = None, eligibility.newest
+        index = TransitionIndex.of(self.backend, eligibility)
+        groups = group_draws(index, index.lengths, eligibility, self.config, datasets)
+        self.steps = index.steps
+        self._chosen_digest = "" if eligibility.takes_all else index.digest(groups)
         self._draws.bind(groups.counts, groups.shares)
         if self._priorities is not None:
-            self._priorities.bind(numbering, groups.by_episode(lengths))
+            self._priorities.bind(index, groups.by_episode(index.lengths))
+        arrays, frames = self.backend.arrays(), self.backend.frames
+        self._gather.bind(arrays, index.rows(index.lengths), frames)
         if self._sequences is not None:
-            starts = np.maximum(lengths - (self.config.sequence_length - 1), 0)
-            groups = group(numbering, starts, eligible, self.config, datasets)
-            self._sequences.draws.bind(groups.counts, groups.shares)
-            self._sequences.bind(numbering.rows(starts))
-        direct = self._cache.frames if isinstance(self._cache, DirectReplay) else None
-        self._gather.bind(self._cache.columns(), numbering.rows(lengths), direct)
+            starts = index.sequence_starts(self.config.sequence_length)
+            groups = group_draws(index, starts, eligibility, self.config, datasets)
+            self._sequence_draws.bind(groups.counts, groups.shares)
+            self._sequences.bind(arrays, index.rows(starts), frames)
 
     def _digest(self) -> str:
-        held = repr(sorted(self._cache.segments)) + self._chosen_digest
-        return hashlib.sha256(held.encode()).hexdigest()
+        text = repr(sorted(self.backend.segments)) + self._chosen_digest
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""Memory-mapped columns in nameless scratch files, and the row ranges they are divided into.
+"""Memory-mapped arrays in unnamed scratch files, and the rows that segments have in them.
 
-A nameless file (``O_TMPFILE``, or unlinked at once) is given back by the kernel whenever its
-process ends, `kill -9` included: there is never a left-over to find and remove. Columns are
-mapped once, far past their end, and blocks of disk are reserved before rows are handed out. So
-they grow without a new mapping (whose page faults cost more than the sampling), and a full disk
-is an error when rows are asked for, not a SIGBUS when they are written.
+The kernel frees an unnamed file (``O_TMPFILE``, or unlinked at once) whenever its process ends,
+even by `kill -9`, so nothing is ever left to clean up. Arrays are mapped once, far past their end,
+and disk blocks are reserved before rows are used. So arrays grow without a new mapping, whose page
+faults would cost more than the sampling. And a full disk is an error when rows are requested, not
+a SIGBUS when they are written.
 """
 
 import contextlib
@@ -13,14 +13,16 @@ import errno
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from avtd3.store.errors import StorageError
+from avtd3.store.replay.backend import Key
+from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
 GIB = 1 << 30
@@ -28,28 +30,28 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RowType:
-    """What one row of a column holds."""
+    """The dtype and shape of one row of an array."""
 
     dtype: DTypeLike
-    """Type of each number."""
+    """Type of each element."""
     shape: tuple[int, ...] = ()
     """Shape of the row."""
 
     @property
     def size_bytes(self) -> int:
-        """Size of one row."""
+        """Return the size of one row."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
 
 
-class ScratchColumns:
-    """Columns of equal length on disk that this process maps as numpy arrays."""
+class ScratchArrays:
+    """Arrays with the same number of rows, on disk, mapped into this process."""
 
     def __init__(self, directory: Path, types: Mapping[str, RowType]) -> None:
-        """Create one empty file per column.
+        """Create one empty, unnamed file per array.
 
         Args:
-            directory: Where the files lie, without a name; created if missing.
-            types: What a row of each column holds.
+            directory: Directory of the files; created if missing.
+            types: Row type of each array, by name.
 
         Raises:
             StorageError: The directory cannot be created or written.
@@ -72,7 +74,7 @@ class ScratchColumns:
             ) from error
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """The column, shape ``(mapped rows, *shape)``; only the first `rows` may be touched."""
+        """Return an array, shape ``(mapped rows, *shape)``; only the first `rows` may be used."""
         return self._arrays[name]
 
     def __contains__(self, name: str) -> bool:
@@ -83,14 +85,14 @@ class ScratchColumns:
 
     @property
     def row_bytes(self) -> int:
-        """Size of one row over all columns."""
+        """Return the size of one row, summed over all arrays."""
         return sum(kind.size_bytes for kind in self._types.values())
 
     def reserve(self, rows: int) -> None:
-        """Make at least `rows` rows usable; what they held before stays.
+        """Make at least `rows` rows usable; existing rows keep their contents.
 
         Raises:
-            StorageError: The disk has no room for them; nothing has changed then.
+            StorageError: The disk is full; nothing has changed then.
         """
         if rows <= self.rows:
             return
@@ -107,10 +109,10 @@ class ScratchColumns:
         self.rows = rows
 
     def write(self, name: str, row: int, values: NDArray[Any]) -> None:
-        """Put values into rows of a column; see `write_rows`.
+        """Write values into an array from a row on; see `write_rows`.
 
         Raises:
-            StorageError: The disk has no room after all.
+            StorageError: The disk is full.
         """
         try:
             write_rows(self._files[name].fileno(), row, values)
@@ -120,7 +122,7 @@ class ScratchColumns:
             ) from error
 
     def close(self) -> None:
-        """Give the disk space back, once no array of a column is held any more; idempotent."""
+        """Free the disk space, once no array is referenced any more; safe to call twice."""
         self._arrays.clear()
         for file in self._files.values():
             file.close()
@@ -138,10 +140,10 @@ class ScratchColumns:
 
 
 class RowRanges:
-    """Which rows belong to which owner; ranges are whole and do not overlap.
+    """Assigns contiguous, disjoint ranges of rows to owners.
 
-    Owners leave in any order, so the room between the rest may fall into pieces. `place` packs
-    the ranges together only when an eighth of the rows is lost to such pieces.
+    Owners are released in any order, which leaves gaps. `place` compacts the ranges only when an
+    eighth of the rows is lost to gaps.
     """
 
     def __init__(self) -> None:
@@ -154,11 +156,11 @@ class RowRanges:
         return slice(*self._ranges[owner])
 
     def place(self, owner: object, rows: int) -> list[tuple[slice, slice]]:
-        """Give `owner` a range of `rows` rows.
+        """Assign a range of `rows` rows to `owner`.
 
         Returns:
-            Moves ``(from, to)`` that the caller must make, in this order, before writing to the
-            new range; nearly always none.
+            Moves ``(from, to)`` that the caller must make, in this order, before it writes to the
+            new range; usually none.
         """
         moves: list[tuple[slice, slice]] = []
         gap = next((gap for gap in self._gaps if gap[1] - gap[0] >= rows), None)
@@ -176,7 +178,7 @@ class RowRanges:
         return moves
 
     def release(self, owner: object) -> None:
-        """Take the range of `owner` back."""
+        """Release the range of `owner`."""
         start, stop = self._ranges.pop(owner)
         self.used -= stop - start
         merged: list[tuple[int, int]] = []
@@ -200,7 +202,7 @@ class RowRanges:
 
 
 def check_room(directory: Path, more_bytes: int) -> None:
-    """See that a disk has room.
+    """Check that a disk has enough free space.
 
     Raises:
         StorageError: It has not.
@@ -212,12 +214,12 @@ def check_room(directory: Path, more_bytes: int) -> None:
 
 
 def no_room(directory: Path, more_bytes: int, found: str) -> StorageError:
-    """The error of a scratch directory that is too small.
+    """Return the error for a scratch directory that is too small.
 
     Args:
-        directory: Where it lies.
-        more_bytes: What was asked for.
-        found: What came of it.
+        directory: The directory.
+        more_bytes: Number of bytes requested.
+        found: What was found instead.
     """
     return StorageError(
         f"replay scratch needs {more_bytes / GIB:.2f} GiB more in {directory}, {found}; lower "
@@ -226,9 +228,9 @@ def no_room(directory: Path, more_bytes: int, found: str) -> StorageError:
 
 
 def write_rows(file: int, row: int, values: NDArray[Any]) -> None:
-    """Write rows of a file that is mapped, too: the mapping shows them at once.
+    """Write rows to a file that is also mapped; they are visible in the mapping at once.
 
-    In large pieces this costs half of what the page faults of writing to the mapping do.
+    For large pieces this takes half the time of writing to the mapping, which causes page faults.
 
     Args:
         file: The open file.
@@ -236,7 +238,7 @@ def write_rows(file: int, row: int, values: NDArray[Any]) -> None:
         values: (rows, ...), C-contiguous.
 
     Raises:
-        OSError: The file system cannot.
+        OSError: The rows cannot be written.
     """
     data, at = values.reshape(-1).data.cast("B"), row * values[0].nbytes
     while data:
@@ -245,7 +247,7 @@ def write_rows(file: int, row: int, values: NDArray[Any]) -> None:
 
 
 def allocate(file: int, offset: int, size: int) -> None:
-    """Reserve blocks; where the file system cannot, the check of free space has to do."""
+    """Reserve disk blocks; do nothing where the file system does not support it."""
     unsupported = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
     try:
         with contextlib.suppress(AttributeError):  # macOS has no posix_fallocate
@@ -256,12 +258,12 @@ def allocate(file: int, offset: int, size: int) -> None:
 
 
 REWARD, ALIVE, ACTION = 0, 1, 2
-"""Where the column ``numbers`` has a step's reward, 1 - terminated, and the first number of the
-action; the observation's vector follows."""
+"""Columns of the array ``numbers``: a step's reward, 1 - terminated, and the first number of the
+action. The vector of the observation follows the action."""
 
 
 def row_types(spec: EpisodeSpec, *, frames: bool) -> dict[str, RowType]:
-    """The columns: ``numbers``, and with frames, if the spec has an image, ``frames``."""
+    """Return the row type of ``numbers`` and, if `frames` and the spec has an image, ``frames``."""
     width = ACTION + spec.action_size + spec.vector_size
     types = {"numbers": RowType(dtype=np.float32, shape=(width,))}
     if frames and spec.image is not None:
@@ -270,7 +272,7 @@ def row_types(spec: EpisodeSpec, *, frames: bool) -> dict[str, RowType]:
 
 
 def row_bytes(spec: EpisodeSpec) -> int:
-    """Scratch that one row takes in a cache with frames."""
+    """Return the scratch space of one row in a cache with frames."""
     return sum(kind.size_bytes for kind in row_types(spec, frames=True).values())
 
 
@@ -280,9 +282,9 @@ def write_numbers(
     """Write the small arrays of a segment of S steps in E episodes.
 
     Args:
-        out: float32 (S + E, 2 + A + V), the segment's rows of the column ``numbers``.
-        arrays: From `read_checked`.
-        spec: What the segment holds.
+        out: float32 (S + E, 2 + A + V), the segment's rows of the array ``numbers``.
+        arrays: The segment's arrays by name, checked.
+        spec: Spec of the segment.
     """
     vector = ACTION + spec.action_size
     out[:, :vector] = 0.0
@@ -293,3 +295,112 @@ def write_numbers(
     out[rows, REWARD] = arrays["reward"]
     out[rows, ALIVE] = ~arrays["terminated"]
     out[rows, ACTION:vector] = arrays["action"]
+
+
+class Rows(Protocol):
+    """Arrays, and which of their rows belong to which segment."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that have disk space."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays, each ``(rows, ...)``, valid until the next `change`."""
+
+    def __getitem__(self, key: Key) -> slice:
+        """Return the rows of a segment."""
+
+    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+        """Write frames of a segment from its row `start` on.
+
+        Raises:
+            StorageError: The disk is full.
+        """
+
+    def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
+        """Release the rows of some segments and assign rows to others.
+
+        Raises:
+            StorageError: The disk is full; then neither `new` nor `gone` have rows.
+        """
+
+    def claim(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
+        """Return the segments that are complete, and those that this process must decode.
+
+        Args:
+            keys: Segments that have rows.
+            most: Maximum number to decode before the next call, if other processes may want to
+                decode some of them.
+        """
+
+    def finish(self, key: Key) -> None:
+        """Record that all frames of a segment are written."""
+
+    def settle(self, failed: Iterable[Key]) -> None:
+        """Publish what was finished, and release the rows of the segments that failed."""
+
+    def close(self) -> None:
+        """Free everything; safe to call twice."""
+
+
+class PrivateRows:
+    """Rows in unnamed files of this process."""
+
+    def __init__(self, scratch: Path, types: Mapping[str, RowType]) -> None:
+        """Create empty files.
+
+        Raises:
+            StorageError: `scratch` cannot be written.
+        """
+        self._scratch = ScratchArrays(scratch, types)
+        self._ranges = RowRanges()
+
+    @property
+    def rows(self) -> int:
+        """See `Rows`."""
+        return self._scratch.rows
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """See `Rows`."""
+        return {name: self._scratch[name] for name in self._scratch}
+
+    def __getitem__(self, key: Key) -> slice:
+        return self._ranges[key]
+
+    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+        """See `Rows`."""
+        self._scratch.write("frames", self[key].start + start, frames)
+
+    def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
+        """See `Rows`."""
+        for key in gone:
+            self._ranges.release(key)
+        self._scratch.reserve(self._ranges.used + sum(s.observations for s in new.values()))
+        placed: list[Key] = []
+        try:
+            for key, segment in new.items():
+                for source, target in self._ranges.place(key, segment.observations):
+                    for name in self._scratch:
+                        self._scratch[name][target] = self._scratch[name][source]
+                placed.append(key)
+            self._scratch.reserve(self._ranges.end)
+        except BaseException:
+            self.settle(placed)
+            raise
+
+    def claim(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
+        """See `Rows`."""
+        return set(), list(keys)
+
+    def finish(self, key: Key) -> None:
+        """Do nothing: no other process uses these rows."""
+
+    def settle(self, failed: Iterable[Key]) -> None:
+        """See `Rows`."""
+        for key in failed:
+            self._ranges.release(key)
+
+    def close(self) -> None:
+        """See `Rows`."""
+        self._ranges = RowRanges()
+        self._scratch.close()

@@ -1,10 +1,11 @@
-"""A scratch directory that processes of one user and host share, and that the last one removes.
+"""`SharedRows`: decoded frames that processes of one user and host share.
 
-Each process holds the kernel's lock (flock) on a lease file of its own for as long as it lives.
-A lease that can be locked belongs to a process that has ended, however it ended. All else
-happens under the lock on the file ``lock``: to look which leases live, to change the index, to
-remove the directory. Who locked a file ``lock`` that is no longer in the directory came too late,
-and starts again. See docs/decisions/005-shared-cache.md.
+The frames are in a scratch directory that the last process removes. Each process holds an exclusive
+flock on its own lease file while it lives. A lease that can be locked belongs to a process that has
+ended, for whatever reason. Everything else happens under the lock on the file ``lock``: finding the
+live leases, changing the index and removing the directory. If a process locks a file ``lock`` that
+is no longer in the directory, another process has removed the directory, and it starts again. See
+docs/decisions/005-shared-cache.md.
 """
 
 import contextlib
@@ -20,17 +21,17 @@ import time
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import StorageError
 from avtd3.store.files import sha256
+from avtd3.store.replay.backend import Key
 from avtd3.store.replay.scratch import (
-    RowRanges,
     RowType,
-    ScratchColumns,
+    ScratchArrays,
     allocate,
     check_room,
     no_room,
@@ -40,38 +41,38 @@ from avtd3.store.segment import Segment
 
 LOCK, FRAMES, INDEX = "lock", "frames", "index.json"
 LOCK_WAIT_S = 60.0
-"""Longest wait for a lock that is never held for longer than it takes to reserve disk space."""
+"""Maximum wait for a lock. Processes hold it only while they reserve disk space."""
 _LOCK_POLL_S = 0.005
 _LEASE = re.compile(r"lease-[0-9]+-[0-9a-f]{16}")
 _MAX_INDEX_BYTES = 256 * 1024 * 1024
 
 
 def directory_name(digest: str) -> str:
-    """Name of this user's directory for data of one kind on this host.
+    """Return the name of this user's directory for frames of one kind on this host.
 
     Args:
-        digest: Of all that says what a row is.
+        digest: Digest of the spec.
     """
     return f"{_prefix()}{digest:.16}"
 
 
 def _prefix() -> str:
-    # A disk may be shared by hosts; their memory is not, and perhaps not their locks.
+    # Hosts may share a disk, but not their memory and perhaps not their locks.
     host = sha256(os.uname().nodename.encode())
     return f"avtd3-replay-{os.geteuid()}-{host:.8}-"
 
 
 class SharedDirectory:
-    """This process's place in a shared directory."""
+    """The membership of this process in a shared directory."""
 
     def __init__(self, path: Path) -> None:
-        """Make the directory or join those who use it.
+        """Create the directory, or join the processes that use it.
 
         Args:
-            path: Below an existing directory; see `directory_name`.
+            path: Path below an existing directory; see `directory_name`.
 
         Raises:
-            OSError: Something else lies there, or the file system lacks what it takes.
+            OSError: The path is something else, or the file system does not support sharing.
         """
         self.path = path
         self.lease = f"lease-{os.getpid()}-{secrets.token_hex(8)}"
@@ -82,7 +83,7 @@ class SharedDirectory:
             try:
                 fcntl.flock(self._lease_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._living() == {self.lease}:
-                    # Left by processes that were killed, perhaps with the whole machine.
+                    # Killed processes, or a crash of the machine, left these files.
                     _remove(self._directory, (FRAMES, INDEX))
                 self.frames = _open(FRAMES, self._directory, os.O_CREAT)
             except BaseException:
@@ -96,10 +97,10 @@ class SharedDirectory:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[set[str]]:
-        """Hold the lock; yields the leases of all processes that are alive, this one's included.
+        """Hold the lock; yield the leases of all live processes, including this one.
 
         Raises:
-            StorageError: The directory was removed, or another process does not let go.
+            StorageError: The directory was removed, or another process keeps the lock.
         """
         _lock(self._lock, self.path)
         try:
@@ -112,10 +113,10 @@ class SharedDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def read_index(self) -> object:
-        """The index as it was written last, None if it never was; only with the lock held.
+        """Return the current index, None if there is none; only while holding the lock.
 
         Raises:
-            ValueError: Not JSON.
+            ValueError: The file is not JSON.
         """
         try:
             file = _open(INDEX, self._directory)
@@ -125,7 +126,7 @@ class SharedDirectory:
             return json.loads(stream.read(_MAX_INDEX_BYTES))
 
     def write_index(self, document: object) -> None:
-        """Replace the index; only with the lock held.
+        """Replace the index; only while holding the lock.
 
         Raises:
             StorageError: The disk is full.
@@ -143,9 +144,9 @@ class SharedDirectory:
             ) from error
 
     def leave(self) -> None:
-        """Give up this process's place, and remove the directory if nobody else has one."""
-        if os.getpid() == self._pid:  # else a fork's copy, and the place is its parent's
-            # An error: somebody else removed it, and nothing is left to do.
+        """Leave the directory, and remove it if no other process uses it."""
+        if os.getpid() == self._pid:  # in a forked child, the lease belongs to its parent
+            # After an error there is nothing left to do: the directory was removed.
             with contextlib.suppress(OSError), self.exclusive() as living:
                 _remove(self._directory, (self.lease,))
                 if living == {self.lease}:
@@ -160,9 +161,9 @@ class SharedDirectory:
 def sweep(parent: Path) -> None:
     """Remove what killed processes of this user and host left in a scratch directory."""
     for path in parent.glob(f"{_prefix()}*"):
-        with contextlib.suppress(OSError):  # in use, another's, or going: not ours to remove
+        with contextlib.suppress(OSError):  # in use, not ours, or being removed
             with contextlib.suppress(OSError):
-                path.rmdir()  # a process was killed between its first two steps, or its last two
+                path.rmdir()  # a process was killed while creating or removing it
             directory, lock = _enter(path, is_new=False)
             try:
                 if not _living(directory):
@@ -173,11 +174,11 @@ def sweep(parent: Path) -> None:
 
 
 def _enter(path: Path, *, is_new: bool = True) -> tuple[int, int]:
-    """Open a directory and lock it; returns the two open files.
+    """Open a directory and lock it; return both file descriptors.
 
     Args:
         path: The directory.
-        is_new: Make what is missing, and wait for the lock.
+        is_new: Whether to create what is missing and to wait for the lock.
     """
     while True:
         if is_new:
@@ -200,7 +201,7 @@ def _enter(path: Path, *, is_new: bool = True) -> tuple[int, int]:
         except BaseException:
             _discard(directory, lock)
             raise
-        _discard(directory, lock)  # its last user has removed it meanwhile
+        _discard(directory, lock)  # its last user removed it in the meantime
 
 
 def _discard(directory: int, lock: int) -> None:
@@ -219,12 +220,12 @@ def _open_directory(path: Path) -> int:
 
 
 def _open(name: str, directory: int, flags: int = 0) -> int:
-    """Open a file of ours for reading and writing; never through a link."""
+    """Open a regular file for reading and writing; do not follow links."""
     flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     file = os.open(name, flags, 0o600, dir_fd=directory)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise FileExistsError(0, "is no regular file", name)
+        raise FileExistsError(0, "is not a regular file", name)
     return file
 
 
@@ -236,8 +237,8 @@ def _lock(lock: int, path: Path) -> None:
         except BlockingIOError as error:
             if time.monotonic() > give_up_s:
                 raise StorageError(
-                    f"{path / LOCK} is held by another process for over {LOCK_WAIT_S:.0f} s; "
-                    "end it, or name another directory with --set learn.replay.scratch=DIR"
+                    f"another process has locked {path / LOCK} for over {LOCK_WAIT_S:.0f} s; "
+                    "stop it, or name another directory with --set learn.replay.scratch=DIR"
                 ) from error
             time.sleep(_LOCK_POLL_S)
         else:
@@ -245,7 +246,7 @@ def _lock(lock: int, path: Path) -> None:
 
 
 def _is_linked(directory: int, lock: int) -> bool:
-    """Whether a file that is open is still the directory's lock."""
+    """Return whether an open file is still the directory's lock."""
     try:
         found = os.stat(LOCK, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -254,7 +255,7 @@ def _is_linked(directory: int, lock: int) -> bool:
 
 
 def _living(directory: int, but: str = "") -> set[str]:
-    """Leases whose processes live; removes the others."""
+    """Return the leases of live processes; remove the others."""
     living = set()
     for name in os.listdir(directory):
         if name == but or not _LEASE.fullmatch(name):
@@ -277,30 +278,30 @@ def _remove(directory: int, names: tuple[str, ...]) -> None:
 
 
 def _remove_all(path: Path, directory: int) -> None:
-    """Remove a directory that nobody uses; the lock goes last, for those who wait for it."""
+    """Remove an unused directory; the lock last, because processes may be waiting for it."""
     _remove(directory, (FRAMES, INDEX, f"{INDEX}.new", LOCK))
-    with contextlib.suppress(OSError):  # somebody has begun anew in it, or put a file there
+    with contextlib.suppress(OSError):  # another process uses it again, or put a file there
         path.rmdir()
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Placed:
-    """A segment's rows."""
+    """The rows of a segment."""
 
     start: int
     """First row."""
     stop: int
-    """Row behind the last one."""
+    """Row after the last one."""
     is_ready: bool = False
-    """Whether all of its frames are in place."""
+    """Whether all of its frames are written."""
     decoder: str = ""
-    """Lease of the process that is decoding it; empty if none is."""
+    """Lease of the process that is decoding it; empty if no process is."""
     users: set[str] = dataclasses.field(default_factory=set)
-    """Leases of the processes that draw from it or are about to."""
+    """Leases of the processes that want it."""
 
 
 class SharedIndex:
-    """Segments by content, the one placed first in front; ranges never overlap."""
+    """Rows of segments by content, oldest first; ranges never overlap."""
 
     def __init__(self, rows: int = 0, placed: Mapping[str, Placed] | None = None) -> None:
         self.rows = rows
@@ -308,10 +309,10 @@ class SharedIndex:
 
     @classmethod
     def from_document(cls, document: Any) -> Self:  # noqa: ANN401 - any JSON value
-        """Read what `to_document` made.
+        """Read what `to_document` returned.
 
         Raises:
-            ValueError: It is something else.
+            ValueError: The document is something else.
         """
         try:
             placed = {
@@ -329,7 +330,7 @@ class SharedIndex:
             raise ValueError("not an index of shared frames") from error
 
     def to_document(self) -> dict[str, Any]:
-        """Everything, as plain JSON."""
+        """Return the index as plain JSON."""
         segments = [
             [content, [at.start, at.stop, at.is_ready, at.decoder, sorted(at.users)]]
             for content, at in self._placed.items()
@@ -337,7 +338,7 @@ class SharedIndex:
         return {"rows": self.rows, "segments": segments}
 
     def copy(self) -> Self:
-        """An index of its own with the same content."""
+        """Return an independent copy."""
         return type(self).from_document(self.to_document())
 
     def __contains__(self, content: str) -> bool:
@@ -350,7 +351,7 @@ class SharedIndex:
         return iter(self._placed)
 
     def keep(self, living: Collection[str]) -> None:
-        """Forget what processes wanted that are no more."""
+        """Forget what processes wanted that have ended."""
         for at in self._placed.values():
             at.users.intersection_update(living)
             if at.decoder not in living:
@@ -358,7 +359,7 @@ class SharedIndex:
         self._forget_useless(list(self._placed))
 
     def release(self, lease: str, contents: Iterable[str]) -> None:
-        """Let go of segments; those that are ready stay until their room is wanted."""
+        """Stop wanting segments; complete ones stay until their rows are needed."""
         contents = [content for content in contents if content in self._placed]
         for content in contents:
             at = self._placed[content]
@@ -368,11 +369,11 @@ class SharedIndex:
         self._forget_useless(contents)
 
     def claim(self, lease: str, wanted: Mapping[str, int]) -> None:
-        """List segments, and give rows to those that have none.
+        """Want segments, and assign rows to those that have none.
 
         Args:
-            lease: Who wants them.
-            wanted: Number of rows of each.
+            lease: Lease of the process that wants them.
+            wanted: Number of rows of each segment.
         """
         for content in wanted:
             if content in self._placed:
@@ -389,7 +390,7 @@ class SharedIndex:
             self._placed[content] = Placed(start=start, stop=start + rows, users={lease})
 
     def take_over(self, lease: str, content: str) -> bool:
-        """Become the one who decodes a segment; False if it is ready or another's to decode."""
+        """Become the decoder of a segment; return False if it is complete or has a decoder."""
         at = self._placed[content]
         if at.is_ready or at.decoder not in ("", lease):
             return False
@@ -397,15 +398,15 @@ class SharedIndex:
         return True
 
     def finish(self, contents: Iterable[str]) -> None:
-        """Say that all frames of some segments are in place."""
+        """Record that all frames of some segments are written."""
         for content in contents:
             at = self._placed[content]
             at.is_ready, at.decoder = True, ""
 
     def _take(self, gap: tuple[int, int] | None, gaps: list[tuple[int, int]], rows: int) -> int:
-        """Take rows from a gap, or from the end and behind it; returns the first."""
+        """Take rows from a gap, or from the end and beyond; return the first one."""
         if gap is None:
-            # Free rows that reach up to the end are grown, not left behind.
+            # Extend a gap at the end instead of leaving it behind.
             start = gaps.pop()[0] if gaps and gaps[-1][1] == self.rows else self.rows
             self.rows = start + rows
             return start
@@ -414,7 +415,7 @@ class SharedIndex:
         return gap[0]
 
     def _gaps(self) -> list[tuple[int, int]]:
-        """Rows that belong to no segment, in order."""
+        """Return the ranges of rows that belong to no segment, in order."""
         gaps, free = [], 0
         for at in sorted(self._placed.values(), key=lambda at: at.start):
             if at.start > free:
@@ -423,7 +424,7 @@ class SharedIndex:
         return [*gaps, (free, self.rows)] if free < self.rows else gaps
 
     def _evict(self) -> bool:
-        """Give up the oldest segment that nobody lists; False if there is none."""
+        """Drop the oldest segment that no process wants; return False if there is none."""
         for content, at in self._placed.items():
             if not at.users:
                 del self._placed[content]
@@ -431,145 +432,34 @@ class SharedIndex:
         return False
 
     def _forget_useless(self, contents: Iterable[str]) -> None:
-        """Take the rows of segments that nobody wants and that are not whole."""
+        """Drop segments that no process wants and that are not complete."""
         for content in contents:
             at = self._placed[content]
             if not at.users and not at.is_ready:
                 del self._placed[content]
 
 
-Key = tuple[int, str]
-"""A segment in the cache: number of its dataset, segment id."""
-
 FLUSH_S = 0.5
-"""Most seconds until other processes are told which segments are ready."""
-
-
-class Rows(Protocol):
-    """Columns, and which of their rows belong to which segment."""
-
-    @property
-    def rows(self) -> int:
-        """Rows that have disk space behind them."""
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns, each ``(rows, ...)``, until the next `change`."""
-
-    def __getitem__(self, key: Key) -> slice:
-        """Rows of a segment."""
-
-    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
-        """Write frames of a segment, from one of its rows on.
-
-        Raises:
-            StorageError: The disk has no room after all.
-        """
-
-    def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
-        """Take the rows of some segments back and give rows to others.
-
-        Raises:
-            StorageError: The disk has no room; `new` has no rows then, and `gone` neither.
-        """
-
-    def look(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
-        """Which of some segments are in place, and which this process is to decode.
-
-        Args:
-            keys: Segments that have rows.
-            most: To decode, at most, before it looks again, if others may want them, too.
-        """
-
-    def finish(self, key: Key) -> None:
-        """Say that all frames of a segment are in place."""
-
-    def settle(self, failed: Iterable[Key]) -> None:
-        """Make what was finished known, and take the rows of what failed back."""
-
-    def close(self) -> None:
-        """Give everything back; safe to call twice."""
-
-
-class PrivateRows:
-    """Rows in nameless files of this process."""
-
-    def __init__(self, scratch: Path, types: Mapping[str, RowType]) -> None:
-        """Start empty.
-
-        Raises:
-            StorageError: `scratch` cannot be written.
-        """
-        self._columns = ScratchColumns(scratch, types)
-        self._ranges = RowRanges()
-
-    @property
-    def rows(self) -> int:
-        """See `Rows`."""
-        return self._columns.rows
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """See `Rows`."""
-        return {name: self._columns[name] for name in self._columns}
-
-    def __getitem__(self, key: Key) -> slice:
-        return self._ranges[key]
-
-    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
-        """See `Rows`."""
-        self._columns.write("frames", self[key].start + start, frames)
-
-    def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
-        """See `Rows`."""
-        for key in gone:
-            self._ranges.release(key)
-        self._columns.reserve(self._ranges.used + sum(s.observations for s in new.values()))
-        placed: list[Key] = []
-        try:
-            for key, segment in new.items():
-                for source, target in self._ranges.place(key, segment.observations):
-                    for name in self._columns:
-                        self._columns[name][target] = self._columns[name][source]
-                placed.append(key)
-            self._columns.reserve(self._ranges.end)
-        except BaseException:
-            self.settle(placed)
-            raise
-
-    def look(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
-        """See `Rows`."""
-        return set(), list(keys)
-
-    def finish(self, key: Key) -> None:
-        """See `Rows`; nobody else wants to know."""
-
-    def settle(self, failed: Iterable[Key]) -> None:
-        """See `Rows`."""
-        for key in failed:
-            self._ranges.release(key)
-
-    def close(self) -> None:
-        """See `Rows`."""
-        self._ranges = RowRanges()
-        self._columns.close()
+"""Maximum delay until other processes see which segments are complete."""
 
 
 class SharedRows:
-    """Frames in a file that processes share; all else in nameless files of this process."""
+    """`Rows` with frames in a shared file, and everything else in unnamed files of this process."""
 
     def __init__(self, scratch: Path, types: Mapping[str, RowType], digest: str) -> None:
-        """Join the processes that hold frames of one kind in a scratch directory.
+        """Join the processes that share frames of one kind in a scratch directory.
 
         Args:
-            scratch: Where the shared directory lies or is to lie.
-            types: What a row of each column holds; one of them is ``frames``.
-            digest: Of all that says what a row is.
+            scratch: Parent of the shared directory.
+            types: Row type of each array; one of them is ``frames``.
+            digest: Digest of the spec.
 
         Raises:
             StorageError: `scratch` cannot be written.
-            OSError: The file system lacks what sharing takes, or something is in the way.
+            OSError: The file system does not support sharing, or the path is something else.
         """
         own = {name: kind for name, kind in types.items() if name != "frames"}
-        self._own, self._kind = ScratchColumns(scratch, own), types["frames"]
+        self._own, self._kind = ScratchArrays(scratch, own), types["frames"]
         self._frames: NDArray[Any] = np.empty((0, *self._kind.shape), self._kind.dtype)
         self._contents: dict[Key, str] = {}
         self._ranges: dict[str, slice] = {}
@@ -586,7 +476,7 @@ class SharedRows:
         try:
             with self._home.exclusive() as living:
                 self._read(living)
-            self._map(1)  # here, not later, is where a file system that cannot is found out
+            self._map(1)  # fails here, not later, if the file system does not support it
         except OSError:
             self.close()
             raise
@@ -594,10 +484,10 @@ class SharedRows:
 
     @property
     def rows(self) -> int:
-        """See `Rows`; those of all processes, as of the last `change`."""
+        """Number of rows of all processes, as of the last `change`."""
         return self._used_rows
 
-    def columns(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """See `Rows`."""
         return {**{name: self._own[name] for name in self._own}, "frames": self._frames}
 
@@ -631,8 +521,8 @@ class SharedRows:
         self._contents |= contents
         self._ranges |= {c: slice(index[c].start, index[c].stop) for c in wanted}
 
-    def look(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
-        """See `Rows`; of two segments with the same content one is to be decoded."""
+    def claim(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
+        """See `Rows`; of segments with the same content, only one is decoded."""
         ready: set[Key] = set()
         mine: dict[str, Key] = {}
         with self._home.exclusive() as living:
@@ -650,7 +540,7 @@ class SharedRows:
         return ready, list(mine.values())
 
     def finish(self, key: Key) -> None:
-        """See `Rows`; others learn of it within `FLUSH_S`, if more follow, or by `settle`."""
+        """See `Rows`; published by a later call after `FLUSH_S`, or by `settle`."""
         self._finished.append(self._contents[key])
         if time.monotonic() >= self._flush_at_s:
             self.settle(())
@@ -676,7 +566,7 @@ class SharedRows:
         self._used_rows = self._mapped_rows = 0
 
     def _forget(self, keys: Iterable[Key]) -> list[str]:
-        """Forget segments; returns the contents that this process has no use for any more."""
+        """Forget segments; return the contents that this process no longer wants."""
         left = {self._contents.pop(key) for key in keys} - set(self._contents.values())
         for content in left:
             del self._ranges[content]
@@ -688,14 +578,14 @@ class SharedRows:
             index = SharedIndex() if document is None else SharedIndex.from_document(document)
         except ValueError as error:
             raise StorageError(
-                f"{self._home.path} holds an index that cannot be read ({error}); end the runs "
-                "that use it, then remove the directory"
+                f"the index in {self._home.path} cannot be read ({error}); stop the runs that "
+                "use it, then remove the directory"
             ) from error
         index.keep(living)
         return index
 
     def _reserve(self, before: int, rows: int) -> None:
-        """Make rows of the shared file usable, and those of the same number of the other files."""
+        """Make rows usable, in the shared file and in the files of this process."""
         size = self._kind.size_bytes
         if rows > before:
             check_room(self._home.path, (rows - before) * size)
@@ -709,12 +599,12 @@ class SharedRows:
         self._own.reserve(rows)
 
     def _map(self, rows: int) -> None:
-        """Map the shared file, far past its end; only with the lock held or before any use."""
+        """Map the shared file far past its end; only while holding the lock or before any use."""
         if rows <= self._mapped_rows:
             return
         size = 2 * rows * self._kind.size_bytes
         file = self._home.frames
-        if os.fstat(file).st_size < size:  # never shorter: others have mapped what is there
+        if os.fstat(file).st_size < size:  # never shorter: other processes have mapped it
             os.ftruncate(file, size)
         flat = np.frombuffer(mmap.mmap(file, size), dtype=self._kind.dtype)
         self._frames = flat.reshape((2 * rows, *self._kind.shape))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from avtd3.cli import main
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.checkpoints import (
     CheckpointManager,
     CheckpointMetadata,

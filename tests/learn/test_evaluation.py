@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avtd3.learn import evaluation
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.evaluation import HeldOutEvaluator, discounted_returns
 from avtd3.learn.metrics import METRICS
@@ -158,7 +158,7 @@ def test_a_run_judges_itself_by_what_it_never_draws(tmp_path, make_spec, publish
 def test_a_run_whose_filter_leaves_nothing_says_so(tmp_path, make_spec, publish_episodes, config):
     dataset = publish_episodes(tmp_path / "data", make_spec())
     nothing = dataclasses.replace(config, replay=ReplayConfig(filter=("end=collision",)))
-    with pytest.raises(NoSegmentsError, match=r"of 3 episodes, 3 are not meant by replay\.filter"):
+    with pytest.raises(NoSegmentsError, match=r"of 3 episodes, 3 are excluded by replay\.filter"):
         train(nothing, datasets=[dataset.path], run=tmp_path / "run")
 
 

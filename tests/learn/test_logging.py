@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.logging import EventWriter
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.learn.report import LearnProgress, LearnReport
-from avtd3.store.replay.segment_pool import RefusedSegment
+from avtd3.store.replay.tracker import RefusedSegment
 
 
 def refuse(count):

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from avtd3.configs.load import load_section
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.trainer import train
 from avtd3.store.spec import ImageSpec

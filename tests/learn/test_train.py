@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from avtd3.learn import batch
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.callbacks import ProgressCallback
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
@@ -455,7 +455,7 @@ import os, sys
 from pathlib import Path
 from avtd3.learn import LearnConfig, NetworkConfig, train
 from avtd3.store import files
-from avtd3.store.replay.sampler import ReplayConfig
+from avtd3.store.replay.config import ReplayConfig
 count = 0
 real = os.fsync
 def fsync(descriptor):

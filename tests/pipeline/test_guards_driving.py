@@ -2,7 +2,7 @@
 
 import pytest
 
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.guards.config import GUARDS
 from avtd3.tests.pipeline.conftest import QUICK_WORLD, avtd3_json
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from avtd3.cli import main
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.metrics import FAMILIES, METRICS
 from avtd3.tests.pipeline.conftest import QUICK_WORLD
 

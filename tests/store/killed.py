@@ -14,7 +14,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.prune import PruneConfig, prune
 from avtd3.store.maintenance.relabel import relabel
-from avtd3.tests.store.maintenance.maintenance import SPEC, files, fill, identity
+from avtd3.tests.store.maintenance.datasets import SPEC, files, fill, identity
 
 CALLS = ("mkdir", "rename", "link", "unlink", "rmdir", "fsync", "write", "open")
 SEGMENTS = [[3, 2], [4], [2]]

@@ -12,7 +12,6 @@ import threading
 
 import pytest
 
-from avtd3.collect.carla.simulator import Simulator
 from avtd3.collect.carla.world import CarlaWorld
 from avtd3.store.errors import WorldError, WorldLost
 from avtd3.tests.collect.carla.launch import CarlaServer
@@ -220,7 +219,6 @@ import sys, json
 from avtd3.tests.collect.carla.worlds import LOOP
 from avtd3.tests.collect.carla.worlds import STRAIGHT_ON
 from avtd3.tests.collect.carla.worlds import settings
-from avtd3.collect.carla.simulator import Simulator
 from avtd3.collect.carla.world import CarlaWorld
 
 class Server:
@@ -253,9 +251,10 @@ def test_a_server_that_avtd3_started_is_restarted_when_it_dies_and_recycled():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = settings(type("Ours", (), {"port": port}), timeout_s=2.0)
-    simulator = Simulator(command, port, recycle_episodes=2)
-    world = CarlaWorld(config, port, simulator)
+    changes = {"timeout_s": 2.0, "server_command": command, "recycle_episodes": 2}
+    world = CarlaWorld(settings(type("Ours", (), {"port": port}), **changes), port)
+    simulator = world.simulator
+    assert simulator is not None
     try:
         world.reset(LOOP, 2)
         drive(world, 2)

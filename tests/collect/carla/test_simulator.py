@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.simulator import Simulator
 from avtd3.store.errors import WorldError, WorldLost
 
@@ -55,12 +56,16 @@ def run(port):
     made = []
 
     def make(command, **options):
-        made.append(Simulator(command, port, start_timeout_s=60.0, **options))
+        made.append(Simulator(configured(command, **options), port))
         return made[-1]
 
     yield make
     for simulator in made:
         simulator.close()
+
+
+def configured(command, **options):
+    return CarlaConfig(server_command=command, **{"server_start_s": 60.0, **options})
 
 
 def group(pid):
@@ -130,7 +135,7 @@ def test_it_is_recycled_after_a_number_of_episodes(run, command):
 
 
 def test_it_is_recycled_when_it_uses_too_much_memory(run, command):
-    simulator = run(command + " heavy", max_memory_mb=150)
+    simulator = run(command + " heavy", server_memory_mb=150)
     simulator.ensure()
     assert simulator.memory_bytes() > 200_000_000
     simulator.episode_done()
@@ -166,7 +171,7 @@ def test_another_server_on_the_port_is_left_alone(run, command, port):
 @pytest.mark.parametrize("command", ["no/such/CarlaUE4.sh -RenderOffScreen", ""])
 def test_a_command_that_does_not_exist_is_one_clear_error(command, port):
     with pytest.raises(WorldError, match="is not a program that can be run"):
-        Simulator(command, port)
+        Simulator(configured(command), port)
 
 
 def test_a_server_that_ends_at_once_is_reported_with_its_last_output(run):
@@ -177,7 +182,7 @@ def test_a_server_that_ends_at_once_is_reported_with_its_last_output(run):
 
 def test_a_server_that_does_not_listen_in_time_is_stopped(port):
     program = f"'{sys.executable}' -c 'import time; time.sleep(600)'"
-    simulator = Simulator(program, port, start_timeout_s=0.2)
+    simulator = Simulator(configured(program, server_start_s=0.2), port)
     with pytest.raises(WorldLost, match="does not listen on port"):
         simulator.ensure()
     assert simulator.pid is None
@@ -186,8 +191,9 @@ def test_a_server_that_does_not_listen_in_time_is_stopped(port):
 
 HOLDER = """
 import sys
+from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.simulator import Simulator
-simulator = Simulator(sys.argv[1], int(sys.argv[2]), start_timeout_s=60.0)
+simulator = Simulator(CarlaConfig(server_command=sys.argv[1]), int(sys.argv[2]))
 simulator.ensure()
 print(simulator.pid, flush=True)
 sys.stdin.read()

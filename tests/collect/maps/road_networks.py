@@ -1,8 +1,16 @@
-"""Small OpenDRIVE networks for tests of the built-in simulator."""
+"""Small OpenDRIVE networks for tests."""
+
+import numpy as np
 
 from avtd3.collect.maps.network import RoadNetwork
 
 LANE_M = 3.5
+
+
+def edge(strip, side):
+    """Return the line at a share of half a strip's width, positive to the right."""
+    right = np.stack([-np.sin(strip.yaw_rad), np.cos(strip.yaw_rad)], axis=1)
+    return strip.points + (0.5 * side * strip.width_m)[:, None] * right
 
 
 def marks(kind):
@@ -41,7 +49,7 @@ def straight_network(length=200.0, middle="broken"):
 
 
 def ring_network(radius=40.0):
-    """A circle, whose both lanes close in themselves."""
+    """A circle whose two lanes are closed."""
     turn = f'<arc curvature="{1.0 / radius}"/>'
     length = 2.0 * 3.141592653589793 * radius
     text = document(road(length=length, shape=turn))
@@ -51,7 +59,7 @@ def ring_network(radius=40.0):
 
 
 def crossing_network():
-    """Two roads that cross on one level without a junction; nobody gives way by road."""
+    """Two roads that cross on one level without a junction, so without right of way."""
     return RoadNetwork.from_opendrive(
         "crossing",
         document(road(1), road(2, x=100.0, y=-100.0, heading=1.5707963267948966)),

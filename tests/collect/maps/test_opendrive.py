@@ -112,7 +112,7 @@ SPIRAL = '<spiral curvStart="{}" curvEnd="0"/>'
 @pytest.mark.parametrize(
     ("xodr", "message"),
     [
-        # Each of these crashed carla.Map 0.9.16, hung it, or confused it.
+        # With each of these, carla.Map 0.9.16 crashed, hung or returned wrong lanes.
         (document(road(plan="")), "no planView"),
         (document(road(plan=PLAN.replace("<line/>", ""))), "expected one of line"),
         (document(road(plan=PLAN.replace("line", "foo"))), "expected one of line"),

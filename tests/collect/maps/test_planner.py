@@ -21,7 +21,7 @@ def network(kind: str, seed: int = 3) -> RoadNetwork:
 
 
 def straight_roads(*starts_m: float, length_m: float = 40.0, lanes=((3.5, 0.0),)) -> RoadNetwork:
-    """One-way roads along x; each lane by its width's first two coefficients."""
+    """One-way roads along x; a lane is given by the first two coefficients of its width."""
     roads = []
     for number, start in enumerate(starts_m):
         text = "".join(
@@ -68,7 +68,7 @@ def test_routes_stay_on_the_centre_lines_of_their_lanes(kind, seed):
     planned = plan_route(found, np.random.default_rng(seed), 300.0)
     centres = np.concatenate([found.lanes[lane].points for lane in planned.lanes])
     gap = np.hypot(*(planned.route.points[:, None] - centres[None]).transpose(2, 0, 1))
-    assert gap.min(axis=1).max() < 0.6  # half the spacing of the points, and a little
+    assert gap.min(axis=1).max() < 0.6  # slightly more than half the spacing of the points
 
 
 def test_the_same_generator_gives_the_same_route_and_others_differ():
@@ -112,7 +112,7 @@ def test_starts_from_which_the_length_can_be_driven_are_preferred():
 
 
 def test_a_dead_end_makes_the_search_turn_back():
-    # Both roads start where the first ends; only the last road, after one of them, continues.
+    # Two roads start where the first ends; only one of them continues into a last road.
     fork = straight_roads(0.0, 40.0, 40.0, 80.0, lanes=ONE)
     lanes = list(fork.lanes)
     assert lanes[0].successors == (1, 2)
@@ -122,7 +122,7 @@ def test_a_dead_end_makes_the_search_turn_back():
 
 
 def test_a_lane_that_ends_as_a_wedge_is_left_on_a_smooth_curve():
-    # The right lane narrows to nothing over 100 m and is followed by the left lane alone.
+    # The right lane narrows to nothing over 100 m and only the left lane continues.
     found = straight_roads(
         0.0, 100.0, length_m=100.0, lanes=[((3.5, 0.0), (3.5, -0.035)), ((3.5, 0.0),)]
     )

@@ -10,7 +10,7 @@ from avtd3.store.errors import RoadError
 
 
 def arc_route(radius_m: float = 30.0, turns: float = 0.5) -> Route:
-    """A right-hand circle (clockwise seen from above, so yaw grows in CARLA's frame)."""
+    """A right-hand circle (clockwise seen from above, so yaw increases in CARLA's frame)."""
     angle = np.linspace(0.0, 2 * math.pi * turns, 2 + int(2 * math.pi * radius_m * turns))
     points = radius_m * np.stack([np.sin(angle), 1.0 - np.cos(angle)], axis=1)
     return Route(points=points, lane_width_m=np.array(3.5))
@@ -22,7 +22,7 @@ def straight_route(length_m: int = 100) -> Route:
 
 
 def brute_force(route: Route, x: float, y: float) -> float:
-    """Distance from a position to the nearest of all segments, one at a time."""
+    """Return the distance from a position to the nearest segment, checked one by one."""
     best = math.inf
     for (ax, ay), (bx, by) in zip(route.points[:-1], route.points[1:], strict=True):
         dx, dy = bx - ax, by - ay
@@ -42,7 +42,7 @@ def winding_route(turns: list[float]) -> Route:
 
 
 def test_lateral_is_positive_to_the_right_of_the_route():
-    found = straight_route().project(40.25, 1.5)  # y grows to the right
+    found = straight_route().project(40.25, 1.5)  # y increases to the right
     assert (found.distance_m, found.lateral_m, found.yaw_rad) == (40.25, 1.5, 0.0)
     assert straight_route().project(40.25, -1.5, near_m=41.0).lateral_m == -1.5
 
@@ -52,7 +52,7 @@ def test_circle_has_its_curvature_heading_and_distance():
     assert route.length_m == pytest.approx(30.0 * math.pi, rel=1e-4)
     np.testing.assert_allclose(route.curvature, 1.0 / 30.0, rtol=1e-3)
     np.testing.assert_allclose(route.yaw_rad, route.distance_m / 30.0, atol=1e-3)
-    found = route.project(32.0, 30.0, near_m=45.0)  # 2 m outside, a quarter of the way round
+    found = route.project(32.0, 30.0, near_m=45.0)  # 2 m outside, after a quarter turn
     assert found.lateral_m == pytest.approx(-2.0, abs=1e-2)
     assert found.yaw_rad == pytest.approx(math.pi / 2, abs=2e-3)
 
@@ -140,13 +140,6 @@ def test_ahead_interpolates_and_continues_straight():
     found = route.ahead(98.5, [-100.0, 0.0, 1.0, 10.0])
     np.testing.assert_allclose(found, [[-1.5, 0.0], [98.5, 0.0], [99.5, 0.0], [108.5, 0.0]])
     assert route.ahead(3.0, []).shape == (0, 2)
-
-
-def test_yaw_and_curvature_ahead_and_width():
-    route = arc_route(radius_m=30.0)
-    np.testing.assert_allclose(route.yaw_ahead(10.0, [0.0, 15.0]), [1 / 3, 25 / 30], atol=1e-3)
-    np.testing.assert_allclose(route.curvature_ahead(10.0, [0.0, 500.0]), 1 / 30, rtol=1e-3)
-    assert route.lane_width_at(12.0) == 3.5
 
 
 def test_speed_profile_obeys_curves_and_braking():

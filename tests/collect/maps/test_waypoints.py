@@ -1,4 +1,4 @@
-"""Routes through given waypoints, on roads whose answer is known and on generated ones."""
+"""Routes through given waypoints, on roads with a known answer and on generated roads."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ def network(kind: str, seed: int = 3) -> RoadNetwork:
 
 
 def two_lanes() -> RoadNetwork:
-    """200 m along x with two lanes of one direction; the marking between them is none."""
+    """200 m along x with two lanes of one direction; without a marking between them."""
     return straight_roads(0.0, length_m=200.0, lanes=[((3.5, 0.0), (3.5, 0.0))])
 
 
@@ -68,7 +68,7 @@ def test_a_route_changes_lanes_smoothly():
 
 
 def without_changes(network):
-    """The same lanes, with markings between them that nobody may cross."""
+    """The same lanes, with markings between them that forbid a change."""
     lanes = tuple(
         dataclasses.replace(lane, left_lane=None, right_lane=None) for lane in network.lanes
     )
@@ -92,7 +92,7 @@ def test_a_waypoint_in_a_lane_too_late_to_change_is_passed_in_the_lane_beside():
 
 
 def test_the_middle_waypoints_decide_the_way():
-    """Two ways lead round a block; the waypoint in between says which."""
+    """Two routes lead around a block; the waypoint in between selects one."""
     found = network("town")
     rng = np.random.default_rng(5)
     for _ in range(5):
@@ -111,7 +111,7 @@ def test_any_random_route_is_found_again_from_its_ends(kind, seed):
     wanted = plan_route(found, np.random.default_rng(seed), 150.0).route
     planned = plan_through(found, [tuple(wanted.points[0]), tuple(wanted.points[-1])])
     route = planned.route
-    assert route.length_m <= wanted.length_m + 60.0  # the search may take a shorter way
+    assert route.length_m <= wanted.length_m + 60.0  # the search may find a shorter route
     assert np.hypot(*(route.points[-1] - wanted.points[-1])) < 3.0
     step = np.diff(route.distance_m)
     assert step.min() > 0.9

@@ -79,7 +79,7 @@ def test_the_ground_moves_by_whole_pixels_with_the_car(raster):
 
 
 def test_brightness_is_the_mean_of_the_rays(raster):
-    # All codes equally bright: each ground pixel is that brightness.
+    # All codes are equally bright: each ground pixel has that brightness.
     camera = begun(raster)
     camera._table = bytes([100] * 256)
     frame = camera.render(60.0, 1.75, 0.3, [])[0]
@@ -126,7 +126,7 @@ def test_nearer_vehicles_hide_farther_ones(raster):
     dark, bright = AHEAD._replace(reflectance=0.1), AHEAD._replace(forward_m=18.0)
     both = changed(raster, [dark, bright])
     np.testing.assert_array_equal(both, changed(raster, [bright, dark]))
-    assert both.max() < 60  # the bright one behind hardly shows
+    assert both.max() < 60  # the bright one behind is hardly visible
 
 
 @pytest.mark.parametrize("forward", [-3.0, -1.0, 0.0, 1.5, 3.0, 6.0])
@@ -193,8 +193,8 @@ def test_pictures_of_clean_sensors_compress(raster):
 
 
 def test_no_ray_leaves_the_window_before_it_follows_the_car(raster):
-    # Gathers refuse what lies beyond the last row. The first row of this picture is all but level,
-    # and its rays at the sides reach farthest.
+    # A gather fails beyond the last row. The first row of this picture is almost horizontal, and
+    # its outer rays reach farthest.
     camera = begun(raster, dataclasses.replace(STEADY, pitch_deg=5.19))
     assert camera._rays.ahead_m[0] > 500.0
     for y in np.arange(0.0, 40.0, 0.2):
@@ -243,7 +243,7 @@ def test_paint_stands_out_in_every_weather(raster):
             assert np.ptp(frame[70:]) > 12
 
 
-def test_groups_draw_all_their_weathers_and_unknown_ones_are_refused():
+def test_groups_draw_all_their_weathers_and_unknown_ones_are_errors():
     rng = np.random.default_rng(0)
     for group, members in WEATHER_GROUPS.items():
         assert {draw_weather(group, rng).name for _ in range(80)} == set(members)

@@ -52,7 +52,7 @@ def put(traffic, number, at, heading=1.0 + 0.0j, speed=0.0):
 
 
 def overlapping(traffic):
-    """Pairs of vehicles whose bodies overlap, by their corners' distances along both axes."""
+    """Return pairs of vehicles whose bodies overlap."""
     found = []
     numbers = traffic.placed.nonzero()[0].tolist()
     for one in numbers:
@@ -98,7 +98,7 @@ def test_positions_advance_by_the_speed(ring):
 
 
 def test_vehicles_stop_behind_the_standing_car():
-    # Nobody can pass: the lane of the car fills up behind it.
+    # No vehicle can overtake: the lane fills up behind the car.
     network = straight_network(length=400.0)
     ego = make_ego(300.0, 1.75)
     traffic = make_traffic(network, 12, ego)
@@ -186,12 +186,12 @@ def test_paths_continue_through_successors(town):
         assert path.length_m == PATH_POINTS
         steps = np.abs(np.diff(path.points))
         assert steps.min() > 0.5
-        assert steps.max() < 2.6  # lanes may lie apart a little where they join
+        assert steps.max() < 2.6  # there may be a small gap where lanes join
         for one, two in itertools.pairwise(lanes):
             assert two in town.lanes[one].successors
         assert path.speed_mps.max() <= 10.0
         assert (np.diff(path.speed_mps**2) >= -2 * 1.5 - 1e-6).all()
-        # The same lanes again, from further along, give the same way.
+        # The same lanes from a later start give the same path.
         later = paths.path(lanes, 41.0, 10.0, rng)
         np.testing.assert_allclose(later.points[:100], path.points[40:140], atol=1e-9)
 
@@ -230,7 +230,7 @@ def test_vehicles_beside_behind_and_far_off_are_no_obstacle(other):
 
 
 def test_a_crossing_vehicle_blocks_by_its_length_and_counts_as_standing():
-    # Across the path its half length reaches 2 m to both sides.
+    # A vehicle across the path extends 2 m to both sides.
     scene = make_scene([0, 20 + 2.8j], [1, 1j], [8.0, 6.0], EAST[None])
     gap, speed = find_leads(scene)
     assert gap.tolist() == [pytest.approx(20 - 1 - 2)]
@@ -265,12 +265,12 @@ def test_only_the_lower_priority_gives_way_to_a_claim():
     assert 10.0 < gap[1] < 16.0
 
 
-def test_who_cannot_stop_any_more_drives_on():
+def test_a_vehicle_that_cannot_stop_drives_on():
     gap, _ = find_leads(crossing_scene([1, 2, 3], speed=20.0))
     assert gap.tolist() == [math.inf, math.inf]
 
 
-def test_nobody_enters_a_junction_that_cannot_be_left():
+def test_no_vehicle_enters_a_junction_that_it_cannot_leave():
     inside = (np.arange(27) > 6) & (np.arange(27) < 12)  # from 14 m to 24 m
     claims = Claims(points=np.full((2, 12), -99.0 + 0j), directions=np.ones((2, 12), np.complex128))
 
@@ -296,7 +296,7 @@ def test_rectangles_overlap_like_their_points_do(x, y, yaw):
     if inside:
         assert rectangles_overlap(at, heading, (2.3, 0.9), (2.3, 0.9))
     elif rectangles_overlap(at, heading, (2.3, 0.9), (2.3, 0.9)):
-        # Only a corner may slip between the grid's points.
+        # Only a corner may fall between the points of the grid.
         shrunk = (2.3 - 0.06, 0.9 - 0.06)
         assert not rectangles_overlap(at, heading, shrunk, shrunk)
 
@@ -305,7 +305,7 @@ def test_lead_on_the_route_is_the_nearest_in_the_corridor():
     ego = make_ego(0.0, 0.0)
     traffic = make_traffic(straight_network(), 4, make_ego())
     put(traffic, 0, 30.0 + 0.3j, speed=4.0)
-    put(traffic, 1, 20.0 + 3.5j, speed=9.0)  # the lane beside
+    put(traffic, 1, 20.0 + 3.5j, speed=9.0)  # the next lane
     put(traffic, 2, 45.0 + 0j, speed=1.0)
     put(traffic, 3, -15.0 + 0j, speed=1.0)
     gap, speed = lead_on_route(ego, traffic, find_nearby(ego, traffic))

@@ -41,7 +41,7 @@ def test_steering_right_turns_clockwise_towards_positive_y():
 
 
 def test_fast_turns_follow_the_understeer_gradient():
-    # Rajamani 2012, section 3.2: delta = L / R + K_v a_y, K_v from the axles' loads and stiffness.
+    # Rajamani 2012, section 3.2: delta = L / R + K_v a_y, K_v from axle loads and stiffness.
     vehicle = make_vehicle(15.0, drag_area_m2=1e-6, rolling_resistance=1e-6)
     hold_speed(vehicle, 15.0, 0.05)
     params = vehicle.params
@@ -106,7 +106,7 @@ def test_a_skidding_car_without_throttle_only_loses_energy(speed, steers):
     allowed = energy()
     for steer in steers:
         vehicle.advance(steer, 0.0)
-    # The blend into the kinematic model may turn the car without a force at walking pace.
+    # At walking pace, the kinematic model may turn the car without a force.
     assert energy() <= allowed * 1.02 + 50.0
     assert all(math.isfinite(value) for value in dataclasses.astuple(vehicle.state()))
 

@@ -119,7 +119,7 @@ def test_crossing_the_middle_is_an_invasion_then_the_wrong_way_then_off_the_road
     world = RoadWorld(RoadConfig(start_lateral_m=0.0, start_heading_deg=0.0))
     start = world.reset(straight, 0)
     drive(world, 0.0, 0.6, 30)
-    left = drive(world, -0.25, 0.3, 60)  # across the broken line in the middle and on
+    left = drive(world, -0.25, 0.3, 60)  # across the broken centre line and beyond
     invaded = [frame.frame_id for frame in left if frame.lane_invasions]
     astray = [frame for frame in left if frame.off_road]
     assert invaded[0] < astray[0].frame_id
@@ -151,7 +151,7 @@ def test_running_into_a_vehicle_is_a_collision_after_its_gap_has_closed(straight
         np.full((DECIDE_EVERY, 1), np.exp(1j * yaw)),
         np.zeros((DECIDE_EVERY, 1)),
     )
-    traffic._decide = traffic._replace_paths = lambda ego: None  # type: ignore[method-assign]  # a car that nobody moves
+    traffic._decide = traffic._replace_paths = lambda ego: None  # type: ignore[method-assign]  # a standing vehicle
     frames = drive(world, 0.0, 0.8, 80)
     gaps = [frame.lead_gap_m for frame in frames]
     assert gaps[0] == pytest.approx(20.0 - 2.3 - traffic.length_m[0] / 2, abs=0.2)

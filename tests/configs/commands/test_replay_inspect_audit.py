@@ -140,7 +140,7 @@ def test_an_estimate_of_an_empty_dataset_is_rejected(tmp_path, capsys):
     Dataset.create(tmp_path / "data", SPEC)
     code, out = run(capsys, tmp_path / "data", "--estimate")
     assert code == 2
-    assert "holds no steps" in out.err
+    assert "has no steps" in out.err
     assert run(capsys)[0] == 2
 
 

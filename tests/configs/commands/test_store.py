@@ -9,7 +9,7 @@ from avtd3.cli import main
 from avtd3.store.dataset import Dataset
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import exclusive
-from avtd3.tests.store.maintenance.maintenance import fill, identity
+from avtd3.tests.store.maintenance.datasets import fill, identity
 
 
 @pytest.fixture(autouse=True)
@@ -102,12 +102,12 @@ def test_relabel_reads_pairs_and_files(avtd3, dataset, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["prune"], "nothing says what to prune"),
+        (["prune"], "nothing to prune was selected"),
         (["prune", "--max-bytes", "ten"], "expected an amount of bytes"),
         (["prune", "--older-than", "30"], "expected a time"),
         (["prune", "--filter", "colour=red"], "expected KEY=VALUE"),
         (["compact", "--target-steps", "1"], "target_steps is 1"),
-        (["pin"], "nothing says which"),
+        (["pin"], "no segments were selected"),
         (["pin", "no-such-segment"], "there is no segment no-such-segment"),
         (["unpin", "no-such-segment"], "is not pinned"),
         (["relabel", "NEW", "--weights", "r7=1"], "weight of 'r7'"),

@@ -1,3 +1,5 @@
+import doctest
+import importlib
 import json
 
 import pytest
@@ -20,7 +22,7 @@ def config(*criteria, steps=None):
 
 
 def verdicts(report):
-    return {judged.name: judged.verdict for judged in report.criteria}
+    return {result.name: result.verdict for result in report.criteria}
 
 
 LOSS = {"metric": "critic/loss", "below": 5}
@@ -51,9 +53,9 @@ def test_one_failure_is_no_go(run):
 def test_an_absent_metric_is_unknown_and_no_go(run):
     report = gate(run, config(LOSS | {"metric": "critic/los"}), BOOK)
     assert report.verdict == "NO-GO"
-    (judged,) = report.criteria[1:]
-    assert judged.verdict == "unknown"
-    assert "--map critic/los=critic/loss" in judged.outcome.reason
+    (result,) = report.criteria[1:]
+    assert result.verdict == "unknown"
+    assert "--map critic/los=critic/loss" in result.outcome.reason
 
 
 def test_an_optional_metric_may_be_absent_but_not_bad(run):
@@ -66,11 +68,11 @@ def test_a_person_may_call_metrics_optional(run):
     absent = config(LOSS | {"metric": "critic_cnn/feature_norm"})
     assert gate(run, absent, BOOK, optional=["*_cnn/*"]).verdict == "GO"
     assert gate(run, absent, BOOK, optional=["c0"]).verdict == "GO"
-    with pytest.raises(ConfigError, match=r"names no metric.*critic_cnn/feature_norm"):
+    with pytest.raises(ConfigError, match=r"matches no metric.*critic_cnn/feature_norm"):
         gate(run, absent, BOOK, optional=["critic_cnn/feature_nrm"])
 
 
-def test_an_advisory_criterion_only_tells(run):
+def test_an_advisory_criterion_only_warns(run):
     report = gate(run, config(LOSS | {"below": 3, "advisory": True}), BOOK)
     assert verdicts(report)["c0"] == "warning"
     assert report.verdict == "GO"
@@ -83,11 +85,11 @@ def test_a_stage_wants_its_steps_and_looks_no_further(run, write_run):
     write_run(run, {"critic/loss": [(1100, 1e9)]}, first_step=1001)
     report = gate(run, config(LOSS, steps=1000), BOOK)
     assert report.verdict == "GO"
-    assert "goes on to 1,100" in report.notices[0]
+    assert "continues to 1,100" in report.notices[0]
     assert gate(run, config(LOSS), BOOK).verdict == "NO-GO"
 
 
-def test_damage_is_no_go_and_a_torn_end_is_told(run):
+def test_damage_is_no_go_and_a_truncated_end_is_reported(run):
     (path,) = (run / "events").iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
@@ -115,12 +117,12 @@ def test_limits_come_from_the_run_where_it_has_them(run):
     assert "the run's own learn.td3.clip.actor_max_norm" in report.criteria[1].outcome.reason
 
 
-def test_settings_that_are_none(run):
+def test_invalid_settings(run):
     assert read_settings(run) == {}
     (run / "config.json").write_text("[1]")
     assert read_settings(run) == {}
     (run / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.json is no JSON"):
+    with pytest.raises(ConfigError, match=r"config\.json is not valid JSON"):
         read_settings(run)
 
 
@@ -226,7 +228,7 @@ GOLDEN = """\
 
 | verdict | criterion | metric | asked | measured | at updates | why |
 | --- | --- | --- | --- | ---: | ---: | --- |
-| pass | event files whole |  |  | 1 event file |  | every checksum holds |
+| pass | event files whole |  |  | 1 event file |  | every checksum is valid |
 | pass | c0 | `critic/loss` | every x &lt; 5 | 4 | 100 | all 10 points; the nearest to the bound \
 is shown |
 | **fail** | c1 | `actor/loss` | max \\|x\\| &lt; 1 | 2 | 100 | max of 10 points. the actor \
@@ -252,3 +254,10 @@ def test_the_table_for_a_terminal(run):
     assert "FAIL  c1" in text
     assert "critic/loss: 10 of 10 points outside, the first at 100" in text
     assert "look there" in text
+
+
+@pytest.mark.parametrize("name", ["gate", "compare"])
+def test_the_example_of_the_function_runs(name):
+    module = importlib.import_module(f"avtd3.learn.analysis.{name}")
+    assert doctest.testmod(module).attempted > 5
+    assert doctest.testmod(module).failed == 0

@@ -7,10 +7,10 @@ import numpy as np
 from avtd3.learn.analysis import pages
 from avtd3.learn.analysis.compare import CompareConfig, compare
 from avtd3.learn.analysis.criteria import Criterion, GateConfig
+from avtd3.learn.analysis.event_log import Curve
 from avtd3.learn.analysis.gate import gate
 from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameSet
 from avtd3.learn.analysis.pages import compare_page, curves_page, gate_page
-from avtd3.learn.analysis.scalars import Curve
 from avtd3.learn.metrics import metric
 
 BOOK = NameBook(sets=(NameSet(name="avtd3", axis="updates"),))

@@ -9,7 +9,7 @@ import torch
 
 from avtd3.cli import main
 from avtd3.learn import td3
-from avtd3.learn.analysis.reader import read_log
+from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.callbacks import ProgressCallback
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig

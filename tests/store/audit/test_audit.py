@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from avtd3.cli import main
-from avtd3.store.audit.audit import AuditConfig, AuditProgress, audit, choose, quarantine_damaged
-from avtd3.store.audit.evidence import CheckLimits
+from avtd3.store.audit.audit import (
+    AuditConfig,
+    AuditProgress,
+    audit,
+    quarantine_damaged,
+    sample_segments,
+)
+from avtd3.store.audit.checks import CheckLimits
 from avtd3.store.audit.findings import CHECKS
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
@@ -218,7 +224,7 @@ def test_a_flipped_bit_in_any_file_is_found(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["frames/c/0/0/0/0", "reward/zarr.json", "zarr.json"])
-def test_a_torn_file_is_found_even_outside_the_sample(dataset, name):
+def test_a_truncated_file_is_found_even_outside_the_sample(dataset, name):
     file = only_segment(dataset) / name
     file.write_bytes(file.read_bytes()[:-1])
     assert checks_of(audit([dataset.path], SYNC)) == {"file-size"}
@@ -309,7 +315,7 @@ def test_a_missing_manifest_is_a_warning(dataset):
     assert strict.verdict == "errors"
 
 
-def test_leftovers_are_told_and_harm_nothing(dataset):
+def test_leftovers_are_reported_and_harmless(dataset):
     (dataset.staging_path / "unfinished").mkdir()
     (dataset.path / "quarantine" / "bad").mkdir(parents=True)
     report = audit([dataset.path], SYNC)
@@ -318,7 +324,7 @@ def test_leftovers_are_told_and_harm_nothing(dataset):
     assert (report.datasets[0].staging, report.datasets[0].quarantined) == (1, 1)
 
 
-def test_strays_among_the_segments_are_told(dataset):
+def test_strays_among_the_segments_are_reported(dataset):
     (dataset.segments_path / ".tmp").mkdir()
     (dataset.segments_path / "notes.txt").write_text("mine")
     report = audit([dataset.path], SYNC)
@@ -352,7 +358,7 @@ def test_what_is_no_dataset_is_refused(tmp_path, kind):
         audit([path])
 
 
-def test_a_segment_in_two_datasets_is_told(dataset, tmp_path):
+def test_a_segment_in_two_datasets_is_reported(dataset, tmp_path):
     shutil.copytree(dataset.path, tmp_path / "copy")
     report = audit([dataset.path, tmp_path / "copy"], SYNC)
     assert report.log.counts == {"segment-twice": 1}
@@ -370,7 +376,7 @@ def test_naming_a_dataset_twice_audits_it_once(dataset):
     assert (report.verdict, report.total.segments) == ("ok", 1)
 
 
-def test_an_episode_of_a_plan_collected_twice_is_told(tmp_path):
+def test_an_episode_of_a_plan_collected_twice_is_reported(tmp_path):
     write(tmp_path / "data", plan="a" * 64)
     write(tmp_path / "data", plan="b" * 64, seed=1)
     assert audit([tmp_path / "data"], SYNC).verdict == "ok"
@@ -379,7 +385,7 @@ def test_an_episode_of_a_plan_collected_twice_is_told(tmp_path):
     assert report.log.counts == {"episode-twice": 3}
 
 
-def test_episodes_that_a_plan_lacks_are_told_once_and_none_when_sampled(tmp_path):
+def test_episodes_that_a_plan_lacks_are_reported_once_and_none_when_sampled(tmp_path):
     write(tmp_path / "data", plan="a" * 64, segments=4)  # episodes 0 to 11
     names = Dataset.open(tmp_path / "data").segment_ids()
     shutil.rmtree(tmp_path / "data" / "segments" / names[1])  # 3, 4, 5
@@ -399,7 +405,7 @@ def test_a_copied_dataset_repeats_segments_and_not_each_episode(tmp_path):
     assert report.log.counts == {"segment-twice": 1}
 
 
-def test_a_reward_of_one_term_is_told(dataset):
+def test_a_reward_of_one_term_is_reported(dataset):
     rewrite(dataset, "reward_terms", set_row((slice(None), 1), 1e-6))
     report = audit([dataset.path], SYNC)
     assert report.log.counts["reward-dominated"] == 1
@@ -417,19 +423,19 @@ def test_damaged_segments_are_quarantined_and_the_rest_is_kept(tmp_path):
 
 def test_a_sample_is_stable_nested_and_about_as_large_as_asked():
     names = [f"segment-{number:05d}" for number in range(2000)]
-    tenth, half = choose(names, 0.1), choose(names, 0.5)
-    assert tenth < half < choose(names, 1.0) == frozenset(names)
+    tenth, half = sample_segments(names, 0.1), sample_segments(names, 0.5)
+    assert tenth < half < sample_segments(names, 1.0) == frozenset(names)
     assert 150 < len(tenth) < 250
-    assert choose(names[:500], 0.1) == tenth & set(names[:500])
-    assert choose(names[:3], 1e-9) == choose(names[2::-1], 1e-9)
-    assert len(choose(names[:3], 1e-9)) == 1
-    assert choose([], 0.5) == frozenset()
+    assert sample_segments(names[:500], 0.1) == tenth & set(names[:500])
+    assert sample_segments(names[:3], 1e-9) == sample_segments(names[2::-1], 1e-9)
+    assert len(sample_segments(names[:3], 1e-9)) == 1
+    assert sample_segments([], 0.5) == frozenset()
 
 
 def test_a_sampled_audit_reads_only_its_share_and_counts_all(tmp_path):
     dataset = write(tmp_path / "data", segments=10, lengths=(2,))
     share = dataclasses.replace(SYNC, sample=0.4)
-    chosen = choose(dataset.segment_ids(), 0.4)
+    chosen = sample_segments(dataset.segment_ids(), 0.4)
     for name in dataset.segment_ids():
         chunk = dataset.segments_path / name / "reward/c/0"
         chunk.write_bytes(bytes(8) + chunk.read_bytes()[8:])
@@ -440,7 +446,7 @@ def test_a_sampled_audit_reads_only_its_share_and_counts_all(tmp_path):
     assert "sampled" in audit_text(report)
 
 
-def test_waves_are_bounded_and_progress_tells_each_segment(tmp_path, monkeypatch):
+def test_groups_are_bounded_and_progress_reports_each_segment(tmp_path, monkeypatch):
     write(tmp_path / "data", segments=11, lengths=(2,))
     waves = []
     compute = dask.base.compute
@@ -450,12 +456,12 @@ def test_waves_are_bounded_and_progress_tells_each_segment(tmp_path, monkeypatch
         return compute(*tasks, **options)
 
     monkeypatch.setattr("dask.base.compute", counting)
-    told: list[AuditProgress] = []
-    audit([tmp_path / "data"], SYNC, on_progress=told.append)
+    reported: list[AuditProgress] = []
+    audit([tmp_path / "data"], SYNC, on_progress=reported.append)
     assert waves == [4, 4, 3]
-    assert [progress.segments_done for progress in told] == list(range(1, 12))
-    assert told[-1].fraction == 1.0
-    assert "11 of 11 segments, 22 steps, 0 errors" in told[-1].line()
+    assert [progress.segments_done for progress in reported] == list(range(1, 12))
+    assert reported[-1].fraction == 1.0
+    assert "11 of 11 segments, 22 steps, 0 errors" in reported[-1].line()
 
 
 def test_an_audit_stops_between_waves_and_says_so(tmp_path):
@@ -490,7 +496,7 @@ def test_the_document_is_json_with_the_keys_that_scripts_rely_on(dataset):
     } <= document.keys()
     assert document["verdict"] == "errors"
     (finding,) = document["findings"]
-    assert {"check", "severity", "segment", "episode", "message", "mend"} <= finding.keys()
+    assert {"check", "severity", "segment", "episode", "message", "fix"} <= finding.keys()
     assert document["datasets"][0]["path"] == str(dataset.path)
     assert document["damaged"][0]["segment"] == only_segment(dataset).name
 
@@ -543,7 +549,7 @@ def test_impossible_settings_are_refused(change):
         AuditConfig(**change)
 
 
-def test_a_cluster_that_is_none_is_refused(dataset):
+def test_an_invalid_cluster_address_is_refused(dataset):
     pytest.importorskip("distributed")
     with pytest.raises(ConfigError, match="does not answer"):
         audit([dataset.path], AuditConfig(scheduler="nonsense://nowhere"))
@@ -580,7 +586,7 @@ def test_a_cluster_of_processes_answers_as_threads_do(tmp_path, capsys):
         (7.2e6, 2.5e15, ("2,000.0 h simulated", "2,500.00 TB")),
     ],
 )
-def test_amounts_are_told_in_units_that_a_person_reads(dataset, seconds, size_bytes, says):
+def test_amounts_have_readable_units(dataset, seconds, size_bytes, says):
     report = audit([dataset.path], SYNC)
     total = dataclasses.replace(report.total, simulated_seconds=seconds, bytes_on_disk=size_bytes)
     text = audit_text(dataclasses.replace(report, total=total))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from avtd3.store.audit.audit import AuditConfig, audit
-from avtd3.store.audit.evidence import CheckLimits
+from avtd3.store.audit.checks import CheckLimits
 from avtd3.store.audit.findings import CHECKS
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError

@@ -57,7 +57,7 @@ def make_summary(shift, count=1000):
     )
 
 
-def test_the_most_drifted_come_first_and_few_values_are_told():
+def test_the_most_drifted_come_first_and_few_values_are_reported():
     found = drift_between(make_summary(0.0), make_summary(2.0))
     assert found[0].psi >= found[-1].psi
     assert {drift.name: drift.verdict for drift in found} == {

@@ -87,7 +87,7 @@ def make_summary(number):
     values = np.arange(number, 2 * number + 1, dtype=np.float64)
     return Summary(
         segments=1,
-        segments_judged=1,
+        segments_read=1,
         episodes=number,
         steps=10 * number,
         simulated_seconds=0.5 * number,
@@ -148,15 +148,15 @@ def test_a_log_keeps_the_first_and_counts_all():
     assert (logs[0].count("error"), logs[0].count("warning"), logs[0].count("info")) == (2, 4, 0)
     findings = logs[0].findings()
     assert [finding.check for finding in findings] == ["manifest"] * 2 + ["empty"] * 3
-    assert findings[2].document()["mend"] == CHECKS["empty"].mend
+    assert findings[2].document()["fix"] == CHECKS["empty"].fix
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_every_check_says_what_it_found_and_what_mends_it(check):
+def test_every_check_says_what_it_found_and_how_to_fix_it(check):
     entry = CHECKS[check]
     assert entry.severity in ("error", "warning", "info")
     assert len(entry.title) > 10
-    assert len(entry.mend) > 10
+    assert len(entry.fix) > 10
 
 
 def test_the_largest_discounted_return_is_that_of_a_plain_loop():

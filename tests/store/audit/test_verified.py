@@ -1,4 +1,4 @@
-"""Checksums verified once are remembered, and never trusted for a file that changed."""
+"""Checksums verified once are cached, and never trusted for a file that changed."""
 
 import os
 
@@ -73,7 +73,7 @@ def test_a_file_that_changed_is_hashed_again(dataset, hashed, change):
     assert report.log.counts == ({"file-digest": 1} if change == "bytes" else {})
 
 
-def test_a_damaged_segment_is_never_remembered(dataset):
+def test_a_damaged_segment_is_never_cached(dataset):
     file = only_segment(dataset) / "zarr.json"
     file.write_bytes(b"?" * file.stat().st_size)
     settle(only_segment(dataset))
@@ -81,7 +81,7 @@ def test_a_damaged_segment_is_never_remembered(dataset):
         assert audit([dataset.path], SYNC).log.counts == {"file-digest": 1}
 
 
-def test_files_too_new_to_tell_are_not_remembered(tmp_path):
+def test_files_that_are_too_new_are_not_cached(tmp_path):
     dataset = write(tmp_path / "data")
     audit([dataset.path], SYNC)
     assert not (dataset.path / VERIFIED_FILE).exists()
@@ -89,18 +89,18 @@ def test_files_too_new_to_tell_are_not_remembered(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "torn", [b"", b"{", b"[]", b'{"format": 9}', b'{"format": 1, "segments": [1]}']
+    "invalid", [b"", b"{", b"[]", b'{"format": 9}', b'{"format": 1, "segments": [1]}']
 )
-def test_a_torn_memory_is_no_memory(dataset, hashed, torn):
+def test_an_invalid_cache_is_ignored(dataset, hashed, invalid):
     audit([dataset.path], SYNC)
-    (dataset.path / VERIFIED_FILE).write_bytes(torn)
+    (dataset.path / VERIFIED_FILE).write_bytes(invalid)
     hashed.clear()
     assert audit([dataset.path], SYNC).verdict == "ok"
     assert hashed
     assert VerifiedSegments(dataset.path).stamp_of(only_segment(dataset).name)
 
 
-def test_segments_that_are_gone_are_forgotten(tmp_path):
+def test_segments_that_are_gone_are_dropped_from_the_cache(tmp_path):
     memory = VerifiedSegments(tmp_path)
     memory.save({"a": "1", "b": "2"}, ["a", "b"])
     memory.save({"c": "3"}, ["a", "c"])
@@ -108,7 +108,7 @@ def test_segments_that_are_gone_are_forgotten(tmp_path):
     assert [again.stamp_of(name) for name in "abc"] == ["1", "", "3"]
 
 
-def test_a_dataset_that_cannot_be_written_is_audited_all_the_same(dataset, monkeypatch):
+def test_a_dataset_that_cannot_be_written_is_audited_without_a_cache(dataset, monkeypatch):
     from avtd3.store.audit import integrity as verified
     from avtd3.store.errors import StorageError
 

@@ -24,7 +24,7 @@ from avtd3.store.replaced import ORIGIN, REPLACES, unseen_episodes
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.segment import Segment
-from avtd3.tests.store.maintenance.maintenance import SPEC, fill, identity, publish
+from avtd3.tests.store.maintenance.datasets import SPEC, fill, identity, publish
 from avtd3.tests.store.segments import Clock, assert_holds, make_spec
 
 
@@ -131,7 +131,7 @@ def test_origins_survive_a_second_compaction(tmp_path):
     assert len(segment.id) == len(first[0])
 
 
-def test_episodes_that_were_read_before_the_merge_are_told_from_new_ones(tmp_path):
+def test_episodes_that_were_read_before_the_merge_are_distinguished_from_new_ones(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[5, 1], [4], [3, 2]])
     old = dataset.snapshot().segments
     assert unseen_episodes(old[0], old[1:]).tolist() == [True, True]
@@ -204,7 +204,7 @@ def test_a_dry_run_changes_nothing(tmp_path):
     json.dumps(report.document())
 
 
-def test_an_interruption_keeps_what_is_done_and_the_next_run_goes_on(tmp_path):
+def test_an_interruption_keeps_what_is_done_and_the_next_run_continues(tmp_path):
     dataset, episodes = fill(tmp_path / "data", [[4], [4], [4], [4]])
     drawn: list[MaintenanceProgress] = []
     report = compact(
@@ -239,7 +239,7 @@ def test_what_does_not_read_back_is_never_published(tmp_path, monkeypatch):
     assert_holds(dataset, episodes)
 
 
-def test_a_source_with_a_flipped_bit_is_told_and_kept(tmp_path):
+def test_a_source_with_a_flipped_bit_is_reported_and_kept(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[4], [4], [9], [4], [4]])
     names = dataset.segment_ids()
     data = dataset.segments_path / names[1] / "reward" / "c" / "0"
@@ -283,7 +283,7 @@ def test_leftovers_of_a_killed_compaction_are_removed_by_the_next(tmp_path, monk
     assert_holds(dataset, episodes)
 
 
-def test_an_audit_leaves_out_what_is_replaced_as_readers_do(tmp_path, monkeypatch):
+def test_an_audit_ignores_what_is_replaced_as_readers_do(tmp_path, monkeypatch):
     dataset = Dataset.create(tmp_path / "data", SPEC)
     for index in range(3):
         about = {"index": index}
@@ -294,7 +294,7 @@ def test_an_audit_leaves_out_what_is_replaced_as_readers_do(tmp_path, monkeypatc
     report = audit([dataset.path], AuditConfig(scheduler="sync"))
     assert (report.total.segments, report.total.steps) == (1, 12)
     assert report.log.count("warning") == clean.log.count("warning")
-    assert "run avtd3 store compact" in audit_text(report)
+    assert "run `avtd3 store compact`" in audit_text(report)
     assert "replaced" not in audit_text(clean)
 
 
@@ -324,7 +324,7 @@ def test_pinned_leftovers_stay(tmp_path, monkeypatch):
     assert old[0] in dataset.segment_ids()
 
 
-def test_one_housekeeper_at_a_time(tmp_path):
+def test_one_maintenance_command_at_a_time(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[4], [4]])
     with exclusive(dataset), pytest.raises(StorageError, match="another avtd3 store command"):
         compact(dataset.path)

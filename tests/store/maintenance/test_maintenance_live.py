@@ -18,7 +18,7 @@ from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.scratch import REWARD
 from avtd3.store.writer import SegmentWriter, WriterConfig
-from avtd3.tests.store.maintenance.maintenance import SPEC, publish
+from avtd3.tests.store.maintenance.datasets import SPEC, publish
 from avtd3.tests.store.segments import feed, make_episode
 
 SEGMENTS = 6
@@ -63,7 +63,7 @@ def episodes_of(snapshot):
 
 
 def watch(dataset, published, is_over):
-    """Take snapshots until the end: nothing doubled, nothing lost; returns how many were judged."""
+    """Take snapshots until the end: nothing is doubled or lost; return how many were checked."""
     judged = 0
     snapshot = Snapshot(segments=())
     while not is_over.is_set():
@@ -79,7 +79,7 @@ def watch(dataset, published, is_over):
     return judged
 
 
-def keep_house(dataset, writers_done):
+def maintain(dataset, writers_done):
     """Compact and prune until the collectors are done, and once more; returns what was merged."""
     merged = 0
     config = PruneConfig(episodes=parse_filter([f"scenario={PRUNED}"]))
@@ -93,13 +93,13 @@ def keep_house(dataset, writers_done):
     return merged
 
 
-def test_collectors_readers_and_a_housekeeper_at_once(tmp_path):
+def test_collectors_readers_and_maintenance_at_once(tmp_path):
     dataset = Dataset.create(tmp_path / "data", SPEC)
     published, writers_done, over = Published(), threading.Event(), threading.Event()
     published.collect(dataset, KEPT, 300)  # neighbours, in whatever order the others publish
     with ThreadPoolExecutor(6) as pool:
         watchers = [pool.submit(watch, dataset, published, over) for _ in range(2)]
-        house = pool.submit(keep_house, dataset, writers_done)
+        house = pool.submit(maintain, dataset, writers_done)
         collectors = [
             pool.submit(published.collect, dataset, scenario, 100 * number)
             for number, scenario in enumerate((KEPT, PRUNED, KEPT))
@@ -122,7 +122,7 @@ def test_collectors_readers_and_a_housekeeper_at_once(tmp_path):
 
 def drawn(sampler):
     """The rewards of all transitions that can be drawn: random numbers, so each only once."""
-    return [r for key in sampler._cache.segments for r in cached_rewards(sampler._cache, key)]
+    return [r for key in sampler.backend.segments for r in cached_rewards(sampler.backend, key)]
 
 
 def cached_rewards(cache, key):
@@ -133,16 +133,16 @@ def cached_rewards(cache, key):
         for start, length in zip(first, segment.episodes.lengths, strict=True)
         for n in range(start, start + length)
     ]
-    return cache.columns()["numbers"][rows, REWARD].tolist()
+    return cache.arrays()["numbers"][rows, REWARD].tolist()
 
 
-def test_a_learner_refreshes_while_collectors_publish_and_a_housekeeper_merges(tmp_path):
+def test_a_learner_refreshes_while_collectors_publish_and_segments_are_merged(tmp_path):
     dataset = Dataset.create(tmp_path / "data", SPEC)
     publish(dataset, [3], seed=10_000)
     published, writers_done = Published(), threading.Event()
     config = ReplayConfig(batch_size=8, scratch=str(tmp_path))
     with ThreadPoolExecutor(2) as pool, Sampler([dataset], config, seed=0) as sampler:
-        house = pool.submit(keep_house, dataset, writers_done)
+        house = pool.submit(maintain, dataset, writers_done)
         collector = pool.submit(published.collect, dataset, KEPT, 0)
         while not collector.done():
             before = len(published.seeds[KEPT])
@@ -156,7 +156,7 @@ def test_a_learner_refreshes_while_collectors_publish_and_a_housekeeper_merges(t
         assert sampler.steps == 3 * (1 + SEGMENTS) == len(drawn(sampler))
 
 
-def test_direct_replay_finds_the_merged_segment_without_being_told(tmp_path, monkeypatch):
+def test_direct_replay_finds_the_merged_segment_by_itself(tmp_path, monkeypatch):
     """Few files stay open, so that those of the removed segments are looked for in vain."""
     monkeypatch.setattr("avtd3.store.replay.direct.descriptor_budget", lambda: 1)
     dataset = Dataset.create(tmp_path / "data", SPEC)
@@ -200,7 +200,7 @@ def test_a_resumed_plan_finds_its_episodes_in_merged_segments(tmp_path):
     assert held_episodes(dataset, "p") == dict.fromkeys(range(4), 3)
 
 
-def test_a_reader_with_an_old_snapshot_is_told_that_segments_went(tmp_path):
+def test_a_reader_with_an_old_snapshot_learns_that_segments_were_removed(tmp_path):
     dataset = Dataset.create(tmp_path / "data", SPEC)
     for number in range(2):
         publish(dataset, [3], seed=number, now=float(number))

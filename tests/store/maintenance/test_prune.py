@@ -17,7 +17,7 @@ from avtd3.store.maintenance.prune import PruneConfig, prune
 from avtd3.store.maintenance.removal import MaintenanceProgress, exclusive
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.tests.store.maintenance.maintenance import SPEC, START, files, fill, identity, publish
+from avtd3.tests.store.maintenance.datasets import SPEC, START, files, fill, identity, publish
 from avtd3.tests.store.segments import Clock
 
 DAY_S = 86_400.0
@@ -83,7 +83,7 @@ def test_a_filter_takes_segments_all_of_whose_episodes_match(tmp_path):
     report = prune(dataset.path, config)
     assert report.removed == (names[3],)
     assert report.mixed == 1
-    assert "1 segment kept for other episodes in them" in report.summary()
+    assert "1 segment kept because of episodes that do not match" in report.summary()
     config = PruneConfig(episodes=parse_filter(["policy=100"]), max_steps=1)
     report = prune(dataset.path, config)
     assert report.removed == (names[1],)
@@ -124,7 +124,7 @@ def test_pins_ask_for_names_that_are_there(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[4]])
     with pytest.raises(SegmentNotFoundError, match="there is no segment x"):
         pin(dataset.path, ["x"])
-    with pytest.raises(ConfigError, match="nothing says which"):
+    with pytest.raises(ConfigError, match="no segments were selected"):
         pin(dataset.path, [])
     with pytest.raises(ConfigError, match="is not pinned"):
         unpin(dataset.path, dataset.segment_ids())
@@ -143,7 +143,7 @@ def test_nothing_is_removed_while_the_pins_cannot_be_read(tmp_path, text):
         lambda: compact(dataset.path),
         lambda: pin(dataset.path, dataset.segment_ids()),
     ):
-        with pytest.raises(DatasetError, match="mend it, or delete it"):
+        with pytest.raises(DatasetError, match="fix the file, or delete it"):
             change()
     assert len(dataset.segment_ids()) == 2
 
@@ -171,7 +171,7 @@ def test_an_interruption_removes_no_more(tmp_path):
     assert not prune(dataset.path, config).stopped
 
 
-def test_unreadable_segments_are_told_and_left(tmp_path):
+def test_unreadable_segments_are_reported_and_kept(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[4], [5], [6]])
     names = dataset.segment_ids()
     for name, array in ((names[0], "action/c/0/0"), (names[1], "episode_wall_time/c/0")):
@@ -220,12 +220,12 @@ def test_what_a_killed_compaction_left_goes_with_what_replaced_it(tmp_path, monk
         {"older_than_s": float("nan")},
     ],
 )
-def test_impossible_wishes_are_refused(config):
+def test_impossible_settings_are_refused(config):
     with pytest.raises(ConfigError, match="expected"):
         PruneConfig(**config)
 
 
-def test_one_housekeeper_at_a_time(tmp_path):
+def test_one_maintenance_command_at_a_time(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[4], [5]])
     with exclusive(dataset):
         for change in (
@@ -237,7 +237,7 @@ def test_one_housekeeper_at_a_time(tmp_path):
     assert len(dataset.segment_ids()) == 2
 
 
-def test_a_learner_goes_on_with_what_is_left(tmp_path):
+def test_a_learner_continues_with_what_is_left(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[4], [5], [6]])
     config = ReplayConfig(batch_size=4, scratch=str(tmp_path))
     with Sampler([dataset], config, seed=0) as sampler:

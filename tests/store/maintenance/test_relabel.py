@@ -27,7 +27,7 @@ from avtd3.store.render.audit_text import audit_text
 from avtd3.store.replaced import RELABEL, REPLACES
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.tests.store.maintenance.maintenance import SPEC, START, files, fill, identity, publish
+from avtd3.tests.store.maintenance.datasets import SPEC, START, files, fill, identity, publish
 from avtd3.tests.store.segments import Clock, make_spec
 
 NEW = ("reward", "reward_terms", "episode_return")
@@ -104,7 +104,7 @@ def test_where_links_do_not_reach_files_are_copied_and_that_is_said(old, tmp_pat
     report = relabel(old.path, tmp_path / "new", {"r0": 2.0})
     assert report.bytes_shared == 0
     assert report.bytes_copied > 0
-    assert "copied: hard links do not reach" in report.summary()
+    assert "copied: hard links are not possible" in report.summary()
     for segment in Dataset.open(tmp_path / "new").snapshot().segments:
         segment.verify()
 
@@ -115,8 +115,8 @@ def test_where_the_new_one_comes_from_is_written_down(old, tmp_path):
     source = old.snapshot().segments[0]
     first = Dataset.open(tmp_path / "new").snapshot().segments[0]
     second = Dataset.open(tmp_path / "newer").snapshot().segments[0]
-    told = first.provenance[RELABEL]
-    assert told == {
+    reported = first.provenance[RELABEL]
+    assert reported == {
         "dataset": str(old.path),
         "segment_id": source.id,
         "digest": source.manifest_digest,
@@ -124,7 +124,7 @@ def test_where_the_new_one_comes_from_is_written_down(old, tmp_path):
     }
     assert first.provenance["sealed_at"] == 9.0
     assert first.provenance["collector"] == source.provenance["collector"]
-    assert second.provenance[RELABEL]["before"] == told
+    assert second.provenance[RELABEL]["before"] == reported
     for name in NEW:  # halves and doubles are exact
         np.testing.assert_array_equal(second.read(name), source.read(name))
 
@@ -198,7 +198,7 @@ def test_other_weights_go_into_another_dataset(old, tmp_path):
         relabel(old.path, tmp_path / "new", {"r0": 3.0})
     with pytest.raises(ConfigError, match="made with weights None"):
         relabel(tmp_path / "new", old.path, {"r0": 3.0})
-    with pytest.raises(ConfigError, match="the dataset itself"):
+    with pytest.raises(ConfigError, match="the source dataset itself"):
         relabel(old.path, old.path / ".." / "old", {"r0": 3.0})
     other = fill(tmp_path / "other", [[2]], spec=make_spec(terms=3))[0]
     with pytest.raises(SpecError, match="another spec"):
@@ -217,7 +217,7 @@ def test_other_weights_go_into_another_dataset(old, tmp_path):
         ({"r0": float("inf")}, "expected a finite number"),
         ({"r0": True}, "expected a number"),
         ({"r0": "2"}, "expected a number"),
-        ({"r0": 1e38, "r1": 1e39}, "leaves float32"),
+        ({"r0": 1e38, "r1": 1e39}, "exceeds the range of float32"),
     ],
 )
 def test_impossible_weights_are_refused(old, tmp_path, weights, message):
@@ -232,7 +232,7 @@ def test_a_dataset_without_terms_cannot_be_relabelled(tmp_path):
         relabel(dataset.path, tmp_path / "new", {})
 
 
-def test_damaged_segments_are_left_out_and_told(old, tmp_path):
+def test_damaged_segments_are_skipped_and_reported(old, tmp_path):
     first, second, third = (s.path for s in old.snapshot().segments)
     torn = first / "action" / "c" / "0" / "0"
     torn.write_bytes(torn.read_bytes()[:-1])
@@ -240,14 +240,14 @@ def test_damaged_segments_are_left_out_and_told(old, tmp_path):
     flipped.write_bytes(bytes([flipped.read_bytes()[0] ^ 1]) + flipped.read_bytes()[1:])
     report = relabel(old.path, tmp_path / "new", {"r0": 2.0})
     assert report.segments == 1
-    told = "".join(report.problems)
-    assert first.name in told
-    assert second.name in told
+    reported = "".join(report.problems)
+    assert first.name in reported
+    assert second.name in reported
     (left,) = Dataset.open(tmp_path / "new").segment_ids()
     assert left.startswith(third.name)
 
 
-def test_a_segment_that_goes_meanwhile_is_told(old, tmp_path, monkeypatch):
+def test_a_segment_that_is_removed_meanwhile_is_reported(old, tmp_path, monkeypatch):
     victim = old.segment_ids()[1]
     link = os.link
 
@@ -262,7 +262,7 @@ def test_a_segment_that_goes_meanwhile_is_told(old, tmp_path, monkeypatch):
     assert not any((tmp_path / "new" / ".staging").iterdir())
 
 
-def test_a_full_disk_is_told_and_the_next_run_goes_on(old, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_the_next_run_continues(old, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "full")
 

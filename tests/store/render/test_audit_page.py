@@ -124,7 +124,7 @@ def test_findings_are_told_with_their_places(sound, tmp_path):
     page = page_of(path)
     assert "✕ errors" in page.text
     assert "file-size" in page.text
-    assert CHECKS["file-size"].mend in page.text
+    assert CHECKS["file-size"].fix in page.text
     assert segment in page.text
     assert "1 segment should not be learned from" in page.text
 

@@ -7,12 +7,11 @@ import pytest
 
 from avtd3.store.errors import ConfigError, NoSegmentsError, StorageError
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.replay import segment_pool as direct_choice
+from avtd3.store.replay import sampler as sampler_module
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.direct import ShardFiles, descriptor_budget
 from avtd3.store.replay.native import native_problem
-from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.segment_pool import choose_mode
+from avtd3.store.replay.sampler import Sampler, choose_mode
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 DECODERS = [
@@ -24,7 +23,7 @@ DECODERS = [
 @pytest.fixture(params=DECODERS)
 def decoder(request, monkeypatch):
     if request.param == "numcodecs":
-        monkeypatch.setattr(direct_choice, "open_decoder", lambda _: None)
+        monkeypatch.setattr(sampler_module, "open_decoder", lambda _: None)
 
 
 def make_dataset(path, *, codec=None, lengths=(9, 1, 14, 6, 3, 22), **config):
@@ -102,7 +101,7 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch, chunk_frames):
         assert len(dataset.snapshot().segments) > 2
         for _ in range(20):
             assert content(cache.sample()) == content(direct.sample())
-            assert len(direct._cache.frames._files) <= 2
+            assert len(direct.backend.frames._files) <= 2
 
 
 @pytest.mark.parametrize("frames", [1, 7, 50])
@@ -271,10 +270,10 @@ def test_a_named_mode_is_taken_whatever_the_disk_has(tmp_path, monkeypatch):
     assert (found.mode, found.why) == ("cache", "there are no frames to decode")
 
 
-def test_direct_replay_tells_how_to_be_faster(tmp_path, monkeypatch):
+def test_direct_replay_reports_how_to_make_it_faster(tmp_path, monkeypatch):
     found = choose_mode(ReplayConfig(mode="direct"), make_spec(), {}, tmp_path, grows=False)
     assert native_problem() or "natively" in str(found)
-    monkeypatch.setattr(direct_choice, "native_problem", lambda: "blosc2 is not installed")
+    monkeypatch.setattr(sampler_module, "native_problem", lambda: "blosc2 is not installed")
     found = choose_mode(ReplayConfig(mode="direct"), make_spec(), {}, tmp_path, grows=False)
     assert "pip install 'avtd3[native]'` (blosc2 is not installed)" in str(found)
 
@@ -301,7 +300,16 @@ def test_a_batch_on_disk_is_fetched_at_once_and_one_in_memory_is_not(tmp_path, m
 def test_frames_are_not_in_the_scratch(tmp_path):
     dataset = make_dataset(tmp_path / "d")
     with open_sampler(dataset, tmp_path, "direct") as sampler:
-        assert set(sampler._cache.columns()) == {"numbers"}
+        assert set(sampler.backend.arrays()) == {"numbers"}
         batch = sampler.sample()
         assert batch.frames is not None
         assert not np.array_equal(batch.frames[0], batch.frames[1])
+
+
+def test_direct_replay_has_no_frame_array(tmp_path):
+    dataset = make_dataset(tmp_path / "d")
+    with (
+        open_sampler(dataset, tmp_path, "direct") as sampler,
+        pytest.raises(ConfigError, match=r"set replay\.mode to cache"),
+    ):
+        sampler.frame_array()

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.format.arrays import FrameShard
@@ -26,6 +26,7 @@ def lay_out(shapes):
     return placed
 
 
+@settings(deadline=None)
 @given(SHARDS, st.data())
 def test_each_frame_comes_from_its_chunk_and_each_chunk_once(shapes, data):
     placed = lay_out(shapes)
@@ -62,6 +63,7 @@ def test_each_frame_comes_from_its_chunk_and_each_chunk_once(shapes, data):
     assert set(covered) == bytes_wanted
 
 
+@settings(deadline=None)
 @given(SHARDS, st.integers(1, 4), st.data())
 def test_parts_have_few_shards_and_are_the_plan(shapes, most, data):
     placed = lay_out(shapes)

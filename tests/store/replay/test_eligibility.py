@@ -296,7 +296,7 @@ def limit(degrees):
     return degrees * (1 - spread + 3.09 * spread**0.5) ** 3
 
 
-def test_what_nobody_may_draw_is_not_decoded(tmp_path):
+def test_excluded_segments_are_not_decoded(tmp_path):
     world = World(make_spec())
     dataset = world.dataset("/d", *(three_segments()))
     config = ReplayConfig(filter=("end=collision",), capacity=4)
@@ -373,10 +373,13 @@ def test_a_damaged_held_out_segment_is_refused_and_the_rest_is_read(tmp_path):
     with Sampler([dataset], ReplayConfig(held_out=0.999), seed=0, scratch=tmp_path) as sampler:
         dataset.segments[0].fault = SegmentCorruptError("crc32c of chunk 3")
         assert [episode.segment_id for episode in sampler.held_out()] == ["b"]
+        assert [episode.segment_id for episode in sampler.held_out()] == ["b"], (
+            "also before a refresh"
+        )
         assert [refusal.segment_id for refusal in sampler.refused] == ["a"]
 
 
-def test_a_newer_policy_makes_older_episodes_rare_and_then_leaves_them_out(tmp_path):
+def test_a_newer_policy_makes_older_episodes_rare_and_then_excludes_them(tmp_path):
     world = World(make_spec(image=False))
     dataset = world.dataset("/d", ("a", [(4, True, {"policy_version": 1})]))
     config = ReplayConfig(max_policy_lag=3, batch_size=16)
@@ -434,7 +437,7 @@ def test_nothing_is_eligible(tmp_path):
     config = ReplayConfig(filter=("end=goal",), mix=(MixPart(filter=("town=x",)),))
     with (
         Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler,
-        pytest.raises(NoSegmentsError, match=r"of 5 episodes, 5 are not meant by replay.filter"),
+        pytest.raises(NoSegmentsError, match=r"of 5 episodes, 5 are excluded by replay.filter"),
     ):
         sampler.sample()
 

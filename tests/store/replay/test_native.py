@@ -31,7 +31,7 @@ def write(path, kind, chunks):
 
 
 def take(shard, rows, threads=2):
-    """Frames of rows as the native decoder gives them, those it gives, and the guard behind."""
+    """Return the decoded frames, which of them were decoded, and the guard after them."""
     plan = ChunkTable.of([(0, shard)]).plan(np.asarray(rows))
     decoder = open_decoder(FRAME, threads)
     assert decoder is not None
@@ -129,7 +129,7 @@ def test_a_file_that_ends_too_soon_is_left(tmp_path):
 def check_forged(path, kind, seeds):
     """Chunks that lie with a right checksum: as the general way decodes them, if that can.
 
-    It cannot where LZ4 goes wrong behind the last byte that is wanted: here that is not looked at.
+    It cannot if LZ4 data is wrong after the last wanted byte, which is not decoded.
     """
     codec = FrameCodec(name={"blosc": "lz4hc"}.get(kind, kind), level=3, chunk_frames=CHUNK)
     good = codec.encode(make_frames(1, noise=1))[:-4]
@@ -155,7 +155,7 @@ def check_forged(path, kind, seeds):
             assert "blosc cannot decode" in str(error)  # noqa: PT017 - may or may not be raised
             continue
         assert whole == out[CHUNK * number : CHUNK * (number + 1)].tobytes()
-    # only the beginnings: nothing may be written behind the frame
+    # only the beginnings: nothing may be written after the frame
     take(shard, rows[::CHUNK], threads=1)
 
 

@@ -25,11 +25,6 @@ def config_of(**settings_):
     return dataclasses.replace(plain, **settings_)
 
 
-@pytest.fixture
-def world():
-    return World(make_spec())
-
-
 class PrioritisedSampling(RuleBasedStateMachine):
     """Draws, updates, publications, removals and restores, in any order."""
 

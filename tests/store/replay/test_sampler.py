@@ -1,3 +1,5 @@
+import hashlib
+import itertools
 import threading
 from typing import Any
 
@@ -13,21 +15,16 @@ from avtd3.store.errors import (
     SpecError,
     StorageError,
 )
-from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.config import MixPart, ReplayConfig
+from avtd3.store.replay.draws import BATCHES_AT_ONCE
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.scratch import ScratchColumns
-from avtd3.store.replay.transition_index import BATCHES_AT_ONCE
+from avtd3.store.replay.scratch import ScratchArrays
 from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.memory import TWO, MemoryDataset, World, copy, make_spec, same
 
 
-@pytest.fixture
-def world():
-    return World(make_spec())
-
-
-def test_full_disk_leaves_what_is_held(world, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_loaded_segments(world, tmp_path, monkeypatch):
     dataset = world.dataset("/d", *TWO)
     config = ReplayConfig(batch_size=32, capacity=10)
     with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
@@ -37,7 +34,7 @@ def test_full_disk_leaves_what_is_held(world, tmp_path, monkeypatch):
         def refuse(*_):
             raise StorageError("full")
 
-        monkeypatch.setattr(ScratchColumns, "reserve", refuse)
+        monkeypatch.setattr(ScratchArrays, "reserve", refuse)
         with pytest.raises(StorageError, match="full"):
             sampler.refresh()
         assert sampler.steps == 4
@@ -95,11 +92,11 @@ def test_oldest_segments_make_room(world, tmp_path):
 def test_refused_segments_are_reported_once_and_leave_their_room_to_older_ones(world, tmp_path):
     dataset = world.dataset("/d", *TWO, ("c", [(5, True)]))
     dataset.segments[2].fault = SegmentCorruptError("crc32c of chunk 3")
-    dataset.refused.append(Refusal(segment_id="z", reason="torn"))
+    dataset.refused.append(Refusal(segment_id="z", reason="truncated"))
     config = ReplayConfig(batch_size=32, capacity=9)
     with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
         assert [(r.segment_id, r.reason) for r in sampler.opening.refused] == [
-            ("z", "torn"),
+            ("z", "truncated"),
             ("c", "crc32c of chunk 3"),
         ]
         assert sampler.opening.segments_added == 2
@@ -166,7 +163,7 @@ def test_a_thread_may_draw_while_another_refreshes(world, tmp_path):
 
 def test_datasets_must_agree(world, tmp_path):
     other: Any = MemoryDataset("/e", make_spec(period=0.1))
-    with pytest.raises(SpecError, match=r"/e holds other .* /d \(control_period_s: 0.05 against"):
+    with pytest.raises(SpecError, match=r"/e differs from that of /d \(control_period_s: 0.05"):
         Sampler([world.dataset("/d"), other], ReplayConfig(), seed=0, scratch=tmp_path)
     with pytest.raises(ConfigError, match="given twice"):
         Sampler([world.dataset("/d"), world.dataset("/d")], ReplayConfig(), seed=0)
@@ -285,3 +282,72 @@ def test_segment_that_vanishes_before_it_is_read_is_refused(world, tmp_path, mon
     with Sampler([dataset], ReplayConfig(batch_size=64), seed=0, scratch=tmp_path) as sampler:
         assert [refusal.segment_id for refusal in sampler.opening.refused] == [path.name]
         assert sampler.steps == 9
+
+
+def test_iterators_yield_the_batches_of_sample(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    config = ReplayConfig(batch_size=4, sequence_length=2)
+    with (
+        Sampler([dataset], config, seed=1, scratch=tmp_path) as left,
+        Sampler([dataset], config, seed=1, scratch=tmp_path) as right,
+    ):
+        for batches in (left.batches(3), left.batches(0), itertools.islice(left, 2)):
+            for batch in batches:
+                assert same(copy(batch), copy(right.sample()))
+        assert left.state() == right.state()
+        for sequences in (left.sequence_batches(2), itertools.islice(left.sequence_batches(), 3)):
+            for found in sequences:
+                assert found.action.tolist() == right.sample_sequences().action.tolist()
+        assert left.state() == right.state()
+
+
+def test_what_a_configuration_lacks_is_an_error_that_names_it(world, tmp_path):
+    dataset = world.dataset("/d", *TWO)
+    config = ReplayConfig(batch_size=4, mode="direct")
+    vectors = World(make_spec(image=False))
+    with Sampler([vectors.dataset("/v", *TWO)], config, seed=1, scratch=tmp_path) as sampler:
+        assert sampler.frame_array().frames is None
+    with Sampler([dataset], ReplayConfig(batch_size=4), seed=1, scratch=tmp_path) as sampler:
+        with pytest.raises(ConfigError, match=r"replay\.sequence_length is 0"):
+            sampler.sample_sequences()
+        with pytest.raises(ConfigError, match=r"replay\.prioritised is false"):
+            sampler.update_priorities(np.zeros(4, np.int64), np.zeros(4, np.float32))
+
+
+SHARES = {"weights": (3.0, 1.0), "imitate": ("end=goal",)}
+MIX = {"mix": (MixPart(filter=("end=goal",), weight=0.3), MixPart(weight=0.7)), "n_step": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "digest"),
+    [
+        ({}, "6bdf9e0e522e5996"),
+        ({"n_step": 3, **SHARES}, "c9fc34d9e5ffe66a"),
+        ({"held_out": 0.3, "policy_lag_half_life": 2.0, "max_policy_lag": 5}, "b13a4c7ee0aaf832"),
+        (MIX, "8576caf4e57cce5b"),
+        ({**MIX, "prioritised": True}, "f8a9c44d0c2d884a"),
+        ({"sequence_length": 2, **SHARES}, "da1ae8210b032ed7"),
+    ],
+    ids=("uniform", "weights", "lag", "mix", "prioritised", "sequences"),
+)
+def test_a_seed_gives_the_batches_of_earlier_versions(world, tmp_path, settings, digest):
+    """The digests are of commit ea68361; a change would change every resumed run."""
+    sets = [world.dataset("/d", *TWO), world.dataset("/e", ("c", [(7, False), (1, True)]))]
+    config = ReplayConfig(batch_size=6, **settings)
+    hashed = hashlib.sha256()
+    with Sampler(sets, config, seed=1, scratch=tmp_path) as sampler:
+        for number in range(20):
+            batch: Any
+            if config.sequence_length:
+                batch = sampler.sample_sequences()
+                arrays: Any = (batch.frames, batch.vector, batch.action, batch.truncated)
+            else:
+                batch = sampler.sample()
+                arrays = (*copy(batch), batch.bc_mask, batch.weight)
+            if batch.bc_mask is None:
+                hashed.update(b"-")
+            for array in arrays:
+                hashed.update(b"" if array is None else array.tobytes())
+            if config.prioritised:
+                sampler.update_priorities(batch.index, batch.reward * number)
+    assert hashed.hexdigest()[:16] == digest

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import StorageError
@@ -30,7 +30,7 @@ def wanted(*segments):
 
 
 def check(cache, *segments):
-    frames = cache.columns()["frames"]
+    frames = cache.arrays()["frames"]
     for segment in segments:
         start = cache.start((0, segment.id))
         np.testing.assert_array_equal(frames[start : start + segment.observations], segment.frames)
@@ -78,8 +78,8 @@ STUCK = """
 
 
 def test_a_second_process_decodes_nothing_and_outlives_the_first(tmp_path):
-    process, told = start_process(tmp_path, HOLD)
-    assert told == "1 1"
+    process, line = start_process(tmp_path, HOLD)
+    assert line == "1 1"
     cache, first, third = ReplayCache(SPEC, tmp_path), segment_of(1), segment_of(3)
     assert cache.notice == ""
     cache.follow(wanted(first))
@@ -96,8 +96,8 @@ def test_a_second_process_decodes_nothing_and_outlives_the_first(tmp_path):
 def test_rows_that_another_process_lists_are_left_alone(tmp_path):
     cache, first, second = ReplayCache(SPEC, tmp_path), segment_of(1), segment_of(2)
     cache.follow(wanted(first, second))
-    process, told = start_process(tmp_path, HOLD)
-    assert told == "0 0"
+    process, line = start_process(tmp_path, HOLD)
+    assert line == "0 0"
     third = segment_of(3)
     cache.follow(wanted(third))
     check(cache, third)
@@ -167,12 +167,12 @@ def test_each_of_two_may_have_a_damaged_copy_of_what_the_other_wants(tmp_path):
 
 
 def test_what_a_killed_process_was_decoding_is_taken_over(tmp_path):
-    process, told = start_process(tmp_path, STUCK)
-    assert told == "decoding"
+    process, line = start_process(tmp_path, STUCK)
+    assert line == "decoding"
     cache, first = ReplayCache(SPEC, tmp_path), segment_of(1)
     seen = []
 
-    # Called for the segment that nobody else decodes: from then on the first is waited for.
+    # Called for the segment that no other process decodes; from then on it waits for the first.
     def kill(done, total):
         seen.append((done, total))
         stop(process)
@@ -252,6 +252,7 @@ def test_a_damaged_copy_is_decoded_from_the_other(tmp_path):
     right.close()
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -297,7 +298,8 @@ def test_an_index_that_cannot_be_read_is_one_clear_error(tmp_path):
     first = ReplayCache(make_spec(), tmp_path)
     (home,) = tmp_path.glob("avtd3-replay-*")
     (home / "index.json").write_text("{", "utf-8")
-    with pytest.raises(StorageError, match=r"an index that cannot be read .* remove the directory"):
+    words = r"the index in .* cannot be read .* remove the directory"
+    with pytest.raises(StorageError, match=words):
         ReplayCache(make_spec(), tmp_path)
     first.close()
     ReplayCache(make_spec(), tmp_path).close()

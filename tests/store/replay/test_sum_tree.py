@@ -6,11 +6,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avtd3.store.replay import priority as sum_tree
-from avtd3.store.replay.priority import FAN_OUT, SumTree
+from avtd3.store.replay import draws as sum_tree
+from avtd3.store.replay.draws import FAN_OUT, SumTree
 
 # Whole numbers: all sums are exact, so the plain model has no rounding to excuse.
 VALUES = st.lists(st.integers(0, 5), min_size=1, max_size=3 * FAN_OUT).filter(any)
@@ -27,6 +27,7 @@ def tree_of(values):
     return SumTree(np.array(values, np.float64))
 
 
+@settings(deadline=None)
 @given(values=VALUES, data=st.data())
 def test_places_are_where_the_running_sum_passes_the_target(values, data):
     tree, running = tree_of(values), list(itertools.accumulate(values))
@@ -36,6 +37,7 @@ def test_places_are_where_the_running_sum_passes_the_target(values, data):
     assert tree.find(np.array(targets)).tolist() == expected
 
 
+@settings(deadline=None)
 @given(values=VALUES, data=st.data())
 def test_changed_values_make_the_tree_that_is_built_from_them(values, data):
     tree = tree_of(values)

@@ -1,9 +1,9 @@
 """Run ``python -m avtd3.tests.collect.carla.server --port 0 [--xodr FILE] [--set-fault JSON]``.
 
-Once it listens it writes one line of JSON, ``{"port": ..., "pid": ...}``. Lines of JSON on its
-standard input are answered by a line each: ``{"fault": {...}}`` changes faults and
-``{"record": true}`` asks what happened so far. It ends with its standard input, or, with
-``--serve-while PID``, with that process.
+When it listens, it writes one line of JSON, ``{"port": ..., "pid": ...}``. It answers each line of
+JSON on its standard input with a line: ``{"fault": {...}}`` changes faults, and
+``{"record": true}`` returns the record so far. It ends with its standard input, or with a process
+(``--serve-while PID``).
 """
 
 import argparse
@@ -20,11 +20,11 @@ from avtd3.tests.collect.carla.server.maps import Maps
 from avtd3.tests.collect.carla.server.simulation import FREE_RUN_S, Simulation
 from avtd3.tests.collect.carla.server.wire import Answers, Streams
 
-_LOOK_AFTER_S = 0.5
+_POLL_S = 0.5
 
 
 class Server:
-    """All of it: sockets, simulation, and the one who commands over standard input."""
+    """Sockets, simulation, and commands on standard input."""
 
     def __init__(self, options):
         self._selector = selectors.DefaultSelector()
@@ -51,10 +51,10 @@ class Server:
     def _pause_s(self):
         if not self.simulation.is_synchronous:
             return max(self._free_run_due_s - time.monotonic(), 0.0)
-        return None if self._master is None else _LOOK_AFTER_S
+        return None if self._master is None else _POLL_S
 
     def _advance(self):
-        """Whatever happens by itself."""
+        """Advance an asynchronous simulation; check the process to serve."""
         if self._master is not None and not _is_alive(self._master):
             self._is_over = True
         now_s = time.monotonic()
@@ -73,7 +73,7 @@ class Server:
             self._say(self.record() if "record" in order else {})
 
     def record(self):
-        """What happened so far, and how things stand."""
+        """Return the calls so far, and the current state."""
         simulation = self.simulation
         return {
             "calls": dict(self._answers.counts),

@@ -1,4 +1,4 @@
-"""What lives in an episode: the spectator, cars with the road world's dynamics, sensors."""
+"""Actors of an episode: spectator, cars with the built-in simulator's dynamics, sensors."""
 
 import dataclasses
 import math
@@ -8,17 +8,17 @@ from avtd3.tests.collect.carla.server import packing
 from avtd3.tests.collect.carla.server.blueprints import ROAD_CAR, SIZES_M
 
 STILL = (0.0,) * 9
-"""Velocity, angular velocity and acceleration of what does not move."""
+"""Velocity, angular velocity and acceleration of an actor that does not move."""
 NO_CONTROL = [0.0, 0.0, 0.0, False, False, False, 0]
 SPEED_LIMIT_KMH = 50.0
 DRY_TYRE_FRICTION = 3.5
-# CARLA's wheels turn far, and its traffic manager steers accordingly.
+# The wheels of CARLA turn far, and its traffic manager relies on that.
 _CARLA_PARAMS = VehicleParams(max_wheel_angle_rad=1.2, wheel_rate_radps=6.0)
 _NO_STATE = b""
 
 
 class Actor:
-    """Anything alive; `pose` is x, y, z in metres and pitch, yaw, roll in degrees."""
+    """An actor; `pose` is x, y, z in metres and pitch, yaw, roll in degrees."""
 
     def __init__(self, number, description, pose, parent=None):
         self.id, self.description, self.pose = number, description, tuple(pose)
@@ -34,11 +34,11 @@ class Actor:
         return {name: value for name, _, value in self.description[2]}
 
     def box(self):
-        """Its BoundingBox: its origin lies on the ground, its box above."""
+        """Return its BoundingBox: the origin is on the ground, the box above it."""
         return [[0.0, 0.0, self.half_m[2]], list(self.half_m), [0.0, 0.0, 0.0], self.id]
 
     def wire(self):
-        """The Actor that calls answer with."""
+        """Return the Actor record in answers to calls."""
         return [self.id, self.parent_id, self.description, self.box(), b"\x0e", self.token()]
 
     def token(self):
@@ -51,12 +51,12 @@ class Actor:
         return _NO_STATE
 
     def move_to(self, pose):
-        """Teleport."""
+        """Teleport the actor."""
         self.pose = tuple(pose)
 
 
 class Car(Actor):
-    """A vehicle; it always stands on the road, whatever height it was put at."""
+    """A vehicle; it always stands on the road, at any given height."""
 
     def __init__(self, number, description, pose, height_at):
         super().__init__(number, description, pose)
@@ -75,7 +75,7 @@ class Car(Actor):
         return packing.vehicle_state(self.control, SPEED_LIMIT_KMH)
 
     def move_to(self, pose):
-        """Put it elsewhere; its velocity stays as it is in the world."""
+        """Move it; its velocity in the world stays the same."""
         velocity = self._velocity()
         x, y, _, _, yaw, _ = pose
         self.body.x_m, self.body.y_m = x, y
@@ -84,12 +84,12 @@ class Car(Actor):
         self._show()
 
     def set_velocity(self, velocity):
-        """Set its velocity, a complex number of the world in m/s."""
+        """Set its velocity in the world, a complex number in m/s."""
         along = velocity * complex(math.cos(self.body.yaw_rad), -math.sin(self.body.yaw_rad))
         self.body.speed_mps, self.body.side_speed_mps = along.real, along.imag
 
     def set_turn(self, degrees_per_s):
-        """Set how fast it turns."""
+        """Set its yaw rate."""
         self.body.yaw_rate_radps = math.radians(degrees_per_s)
 
     def _velocity(self):
@@ -103,12 +103,12 @@ class Car(Actor):
         self.pose = (body.x_m, body.y_m, height_m, 0.0, math.degrees(body.yaw_rad), 0.0)
 
     def halt(self):
-        """Stand still, as a body without physics does."""
+        """Stop it, like a body without physics."""
         body = self.body
         body.place(body.x_m, body.y_m, body.yaw_rad, 0.0)
 
     def advance(self, period_s):
-        """Drive for a time."""
+        """Drive for a period."""
         if not self.simulates:
             return
         if period_s != self._period_s:
@@ -131,7 +131,7 @@ class Car(Actor):
         return (velocity.real, velocity.imag, 0.0, 0.0, 0.0, turn, pull.real, pull.imag, 0.0)
 
     def physics(self):
-        """Its VehiclePhysicsControl; only the mass and the tyres' friction mean anything here."""
+        """Return its VehiclePhysicsControl; only mass and tyre friction have an effect."""
         friction = DRY_TYRE_FRICTION * self.grip
         angle = math.degrees(self._params.max_wheel_angle_rad)
         centre = [0.0, 0.0, 0.0]
@@ -157,13 +157,13 @@ class Car(Actor):
         ]
 
     def apply_physics(self, physics):
-        """Take the tyres' friction from a VehiclePhysicsControl; the rest is ignored."""
+        """Set the tyre friction from a VehiclePhysicsControl; ignore the rest."""
         wheels = physics[15]
         self.grip = sum(wheel[0] for wheel in wheels) / len(wheels) / DRY_TYRE_FRICTION
 
 
 class Sensor(Actor):
-    """A sensor, fixed to its parent; one whose parent is gone stays where it is."""
+    """A sensor attached to its parent; it does not move without one."""
 
     def __init__(self, number, description, mount, parent=None):
         super().__init__(number, description, mount, parent)
@@ -171,11 +171,11 @@ class Sensor(Actor):
         self.follow()
 
     def token(self):
-        # The client computes lane invasions by itself, and is told so by the lack of a token.
+        # Without a token, the client computes lane invasions itself.
         return b"" if self.type_id == "sensor.other.lane_invasion" else packing.token(self.id, 0)
 
     def follow(self):
-        """Go where the parent is now."""
+        """Move to the current pose of the parent."""
         if self._parent is None:
             return
         x, y, z, pitch, yaw, roll = self._mount
@@ -185,12 +185,12 @@ class Sensor(Actor):
         self.pose = (at.real, at.imag, pz + z, pitch, parent_yaw + yaw, roll)
 
     def move_to(self, pose):
-        """Move it against its parent, or in the world if it has none."""
+        """Move it relative to its parent, or in the world if it has none."""
         self._mount = self.pose = tuple(pose)
         self.follow()
 
 
 def numbers(transform):
-    """A Transform of the wire as six plain numbers."""
+    """Return a Transform of the wire as six numbers."""
     place, turn = transform
     return (*place, *turn)

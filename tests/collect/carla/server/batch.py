@@ -1,4 +1,4 @@
-"""The commands of `apply_batch`, by their place in the client's variant."""
+"""The commands of `apply_batch`, by their index in the client's variant."""
 
 from avtd3.tests.collect.carla.server.actors import numbers
 from avtd3.tests.collect.carla.server.simulation import Refused
@@ -18,7 +18,7 @@ _CALLS = {
 
 
 def run_batch(calls, simulation, commands):
-    """Run commands one after the other; an actor's id or an error for each."""
+    """Run commands in order; return the id of an actor or an error for each."""
     return [_answer(calls, simulation, command, 0) for command in commands]
 
 
@@ -30,7 +30,7 @@ def _answer(calls, simulation, command, spawned):
 
 
 def _run(calls, simulation, command, spawned):
-    """Run a command; `spawned` stands for the actor 0 of commands that follow a spawn."""
+    """Run a command; `spawned` replaces actor 0 in commands that follow a spawn."""
     index, payload = command[0] if len(command) == 1 else command
     if index == _SPAWN:
         description, place, parent = payload[:3]

@@ -1,4 +1,4 @@
-"""What can be spawned: a few vehicles and the sensors that are understood."""
+"""Blueprints: a few vehicles, and the supported sensors."""
 
 import itertools
 
@@ -6,7 +6,7 @@ BOOL, INT, FLOAT, STRING, COLOUR = range(1, 6)
 """Types of attributes."""
 
 ROAD_CAR = "vehicle.tesla.model3"
-"""The one that drives exactly as the road world's car."""
+"""The vehicle with the dynamics of the built-in simulator's car."""
 SIZES_M = {
     ROAD_CAR: (4.6, 1.85, 1.5),
     "vehicle.lincoln.mkz_2017": (4.6, 1.85, 1.5),
@@ -18,7 +18,7 @@ SIZES_M = {
 
 
 def definitions():
-    """The blueprint library, as `get_actor_definitions` answers it."""
+    """Return the blueprint library, as in the answer of `get_actor_definitions`."""
     numbers = itertools.count(1)
     return [
         [next(numbers), name, name.replace(".", ","), attributes]

@@ -1,4 +1,4 @@
-"""The calls that the server answers, by the names that the wire gives them."""
+"""The calls that the server answers, by their names on the wire."""
 
 import os
 
@@ -9,14 +9,14 @@ from avtd3.tests.collect.carla.server.simulation import Refused
 
 
 class Bare:
-    """A result that goes out without the wrapping that others get."""
+    """A result that is sent without the usual wrapper."""
 
     def __init__(self, value):
         self.value = value
 
 
 class Calls:
-    """Answers calls on a simulation: every public method is one."""
+    """The calls on a simulation: every public method is one."""
 
     def __init__(self, simulation, stream_port):
         self._simulation, self._stream_port = simulation, stream_port
@@ -54,7 +54,7 @@ class Calls:
         simulation = self._simulation
         simulation.settings = list(settings)
         simulation.delta_s = simulation.step_s
-        # The client waits for a snapshot of the frame that is answered.
+        # The client waits for a snapshot of the frame in the answer.
         simulation.frame += simulation.faults.frame_step
         simulation.announce()
         return simulation.frame
@@ -188,7 +188,7 @@ class Calls:
     def destroy_traffic_manager(self, port):
         return self._managers.pop(port, None) is not None
 
-    # What there is none of.
+    # Features without an implementation.
 
     def query_lights_state(self, _client):
         return []
@@ -226,4 +226,4 @@ VOID = frozenset(
     )
     or name == "update_lights_state"
 ) - {"set_episode_settings", "apply_batch"}
-"""Calls that answer nothing but whether they went well."""
+"""Calls whose answer is only success or an error."""

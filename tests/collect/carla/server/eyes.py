@@ -1,4 +1,4 @@
-"""The camera sensor: the road world's camera at the place and size that the client asks for."""
+"""The camera sensor: the camera of the built-in simulator, with the client's pose and size."""
 
 import dataclasses
 import math
@@ -13,14 +13,14 @@ from avtd3.tests.collect.plain import STEADY
 _SEES_M = 80.0
 _LOWEST_M, _HIGHEST_M = 0.3, 30.0
 _PITCH_DEG = (-20.0, 45.0)
-_LOOK = 7  # any constant: the ground's reflectances, which the road world draws by episode
+_SEED = 7  # any constant; the built-in simulator draws reflectances by episode
 
 
 class Eye:
-    """What one camera sensor sees.
+    """The pictures of one camera sensor.
 
-    Its place in the world is handed to the road world's camera as if it were the car's, so that
-    any mounting works; roll is ignored.
+    The camera gets the pose of the sensor as if it were the car's, so that any mounting works;
+    roll is ignored.
     """
 
     def __init__(self, attributes, pose):
@@ -40,23 +40,23 @@ class Eye:
         self._shown = None
 
     def look(self, pose, raster, weather, cars):
-        """Take a picture of the ground and of cars; uint8 (H, W)."""
+        """Return a picture of the ground and of cars, uint8 (H, W)."""
         if self._shown != (id(raster), weather):
-            self._camera.reset(raster, seen_weather(weather), np.random.default_rng(_LOOK))
+            self._camera.reset(raster, seen_weather(weather), np.random.default_rng(_SEED))
             self._shown = (id(raster), weather)
         x, y, yaw = pose[0], pose[1], math.radians(pose[4])
         back = complex(math.cos(yaw), -math.sin(yaw))
         boxes = []
         for car in cars:
             at = complex(car.pose[0] - x, car.pose[1] - y) * back
-            # A camera sits in its own car, or so near that nothing of the car is in sight.
+            # A camera is inside its own car, or so close that the car is not visible.
             if abs(at) < _SEES_M and at.real > 0.0 and not _holds(car, x, y):
                 boxes.append(_box(car, at, yaw))
         return self._camera.render(x, y, yaw, boxes)[0]
 
 
 def _holds(car, x, y):
-    """Whether a point lies within a car's outline."""
+    """Return whether a point is inside the outline of a car."""
     yaw = math.radians(car.pose[4])
     at = complex(x - car.pose[0], y - car.pose[1]) * complex(math.cos(yaw), -math.sin(yaw))
     return abs(at.real) <= car.half_m[0] and abs(at.imag) <= car.half_m[1]
@@ -71,7 +71,7 @@ def _box(car, at, yaw):
 
 
 def seen_weather(values):
-    """What the client's 14 numbers look like; roughly as in the road world's weathers."""
+    """Return the weather for the client's 14 numbers, similar to that of the built-in simulator."""
     cloudiness, rain, sun_altitude, fog = values[0], values[1], values[5], values[6]
     sun = min(max((sun_altitude + 5.0) / 25.0, 0.0), 1.0)
     light = (0.12 + 0.93 * sun) * (1.0 - 0.3 * cloudiness / 100.0 - 0.2 * rain / 100.0)

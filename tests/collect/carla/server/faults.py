@@ -1,44 +1,44 @@
-"""What can be made to go wrong, while the server runs."""
+"""`Faults`: failures that tests can inject while the server runs."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Faults:
-    """The faults in force; counts begin when they are set, and nothing is wrong at first."""
+    """The active faults; none at first. Counts start when a fault is set."""
 
     version: str = "0.9.16"
-    """What the server says it is."""
+    """Version that the server reports."""
     exit_after_ticks: int | None = None
-    """The process ends, without an answer, on the tick after so many."""
+    """The process ends without an answer, on the tick after this many."""
     hang_after_ticks: int | None = None
-    """No call is answered any more from the tick after so many on; 0 on the next tick."""
+    """No call is answered from the tick after this many on; 0 for the next tick."""
     hang: bool = False
-    """No call is answered at all."""
+    """No call is answered."""
     slow: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Seconds that a call takes, by its name; ``*`` for every call."""
+    """Seconds that a call takes, by name; ``*`` for all calls."""
     camera_stops_after_frames: int | None = None
-    """Cameras send nothing after so many pictures."""
+    """Cameras send nothing after this many pictures."""
     camera_delay_ticks: int = 0
-    """Pictures are sent so many ticks late."""
+    """Pictures are sent this many ticks late."""
     camera_skips_every: int = 0
-    """Every so many-th picture is not sent; 0 for none."""
+    """Every n-th picture is not sent; 0 for none."""
     camera_rows_lost: int = 0
-    """Pictures lack so many of their rows."""
+    """Number of rows that pictures lack."""
     cut_sensors_after_ticks: int | None = None
-    """The sensors' connections are closed, once, on the tick after so many: its data is lost."""
+    """The connections of the sensors are closed once, on the tick after this many."""
     cut_snapshots_after_ticks: int | None = None
-    """The same for the snapshots' connections."""
+    """The connections of the snapshots are closed once, on the tick after this many."""
     lost_snapshots: int = 0
-    """So many snapshots are sent to nobody, as if no subscription were live yet."""
+    """Number of snapshots that are not sent, as if no subscription were live yet."""
     refuse_spawns: int = 0
-    """So many vehicles are refused, as if their places were taken."""
+    """Number of vehicles that are refused, as if their places were occupied."""
     grow_mb_per_episode: int = 0
-    """Memory lost with each camera spawned and each map loaded."""
+    """Memory that leaks with each camera and each map, in megabytes."""
     crash_on_map: str = ""
-    """The process ends when a map whose name holds this is loaded."""
+    """The process ends when a map whose name contains this is loaded."""
     frame_step: int = 1
-    """By how much the frame number rises."""
+    """Increment of the frame number."""
 
     def change(self, changes):
         """Set some faults by name."""
@@ -48,7 +48,7 @@ class Faults:
             setattr(self, name, value)
 
     def is_due(self, name):
-        """Count down a fault of so many ticks or frames; whether its time has come."""
+        """Count down a fault; return whether it is due."""
         left = getattr(self, name)
         if left is None:
             return False

@@ -1,7 +1,6 @@
-"""The maps of the server: two loops of its own, and whatever OpenDRIVE a client brings.
+"""The maps of the server: loops of its own, and OpenDRIVE text from a client.
 
-Cars stand at the height that a map's roads have, and drive as if these were flat, as in the road
-world.
+Cars stand at the height of the road, but drive as on flat roads, as in the built-in simulator.
 """
 
 import functools
@@ -13,19 +12,19 @@ from avtd3.collect.maps.raster import Raster
 
 DEFAULT = "AvTown01"
 OPENDRIVE = "OpenDriveMap"
-"""Name of the map made of a client's OpenDRIVE."""
+"""Name of the map that is built from a client's OpenDRIVE text."""
 _LOOPS = {"AvTown01": (150.0, 30.0), "AvTown02": (260.0, 45.0), "Town01": (150.0, 30.0)}
-"""Straight and radius of each loop; no real map has their names but one, for those who want it."""
+"""Length of the straight and radius of each loop; one has the name of a real map."""
 _PIXEL_M = 0.1
 _SPAWN_EVERY_M = 20.0
 _SPAWN_HEIGHT_M = 0.3
 
 
 class TownMap:
-    """A map and what the simulation needs of it.
+    """A map, with the data that the simulation needs.
 
-    Attributes: `name` as `world.get_map().name` says it, `xodr`, its OpenDRIVE text, and `hills`,
-    the map with its heights, None where all of it is flat.
+    Attributes: `name` as in `world.get_map().name`; `xodr`, its OpenDRIVE text; `hills`, the map
+    with its heights, None if it is flat.
     """
 
     def __init__(self, name, xodr):
@@ -36,18 +35,18 @@ class TownMap:
 
     @functools.cached_property
     def raster(self):
-        """The ground, which only cameras ask for."""
+        """Return the ground, which only cameras use."""
         return Raster.paint(self.network, _PIXEL_M)
 
     def spawn_points(self):
-        """Transforms in the middle of the lanes, a little above the road."""
+        """Return transforms in the middle of the lanes, slightly above the road."""
         return [
             [[x, y, self.height_at(x, y) + _SPAWN_HEIGHT_M], [0.0, yaw, 0.0]]
             for x, y, yaw in _places(self.network)
         ]
 
     def height_at(self, x_m, y_m):
-        """Height of the road at, or nearest to, a place."""
+        """Return the height of the nearest point of the road."""
         if self.hills is None:
             return 0.0
         import carla
@@ -56,18 +55,18 @@ class TownMap:
 
 
 class Maps:
-    """The maps by name, each made when it is first asked for."""
+    """The maps by name, each built when it is first used."""
 
     def __init__(self, xodr=None):
         self.opendrive = xodr
         self._made = {}
 
     def available(self):
-        """Paths of the maps that can be loaded by name."""
+        """Return the paths of the maps that can be loaded by name."""
         return [f"/Game/Carla/Maps/{name}" for name in _LOOPS]
 
     def find(self, name):
-        """The map of a name or path; raises KeyError if there is none, RoadError if it is bad."""
+        """Return a map by name or path; raise KeyError if there is none, RoadError if invalid."""
         short = name.rpartition("/")[2]
         if short == OPENDRIVE and self.opendrive is not None:
             return town_map(short, self.opendrive)
@@ -78,7 +77,7 @@ class Maps:
 
 @functools.lru_cache(maxsize=4)
 def town_map(name, xodr):
-    """The map of a name and OpenDRIVE text."""
+    """Return the map of a name and OpenDRIVE text."""
     return TownMap(name, xodr)
 
 
@@ -94,7 +93,7 @@ def _places(network):
 
 
 def loop(straight_m, radius_m):
-    """OpenDRIVE text of a closed two-lane road: straight, half circle, straight, half circle."""
+    """Return a closed two-lane road: straight, half circle, straight, half circle."""
     half = math.pi * radius_m
     pieces = (
         (0.0, 0.0, 0.0, straight_m, "<line/>"),

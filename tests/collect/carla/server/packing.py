@@ -1,4 +1,4 @@
-"""The bytes of the streams: sensor header, world snapshot, pictures, events."""
+"""Messages of the streams as bytes: sensor header, snapshot, pictures, events."""
 
 import struct
 import time
@@ -23,12 +23,12 @@ assert (_HEADER.size, _EPISODE.size, _ACTOR.size, _TOKEN.size) == (48, 36, 119, 
 
 
 def token(stream_id, port):
-    """A stream's address; without a host the client uses the one it was created with."""
+    """Return the address of a stream; without a host, the client uses its own."""
     return _TOKEN.pack(stream_id, port, _TCP, _ANY_ADDRESS)
 
 
 def snapshot(simulation):
-    """The message of stream 1: everything that is alive, where it is and how it moves."""
+    """Return the message of stream 1: all actors, with their poses and velocities."""
     parts = [
         _HEADER.pack(SNAPSHOT, simulation.frame, simulation.elapsed_s, *([0.0] * 6)),
         _EPISODE.pack(
@@ -48,7 +48,7 @@ def snapshot(simulation):
 
 
 def vehicle_state(control, speed_limit_kmh):
-    """The part of a vehicle's record that only vehicles have."""
+    """Return the part of a record that only vehicles have."""
     throttle, steer, brake, hand_brake, reverse, manual, gear = control
     return _VEHICLE.pack(
         throttle,
@@ -67,12 +67,12 @@ def vehicle_state(control, speed_limit_kmh):
 
 
 def header(kind, simulation, pose):
-    """The front of every sensor's message."""
+    """Return the header of the message of a sensor."""
     return _HEADER.pack(kind, simulation.frame, simulation.elapsed_s, *pose)
 
 
 def picture(simulation, pose, gray, field_of_view_deg):
-    """A picture of uint8 (H, W) grays, in B, G, R and opaque."""
+    """Return the message of a gray picture uint8 (H, W), as B, G, R and opaque."""
     height, width = gray.shape
     pixels = np.full((height, width, 4), 255, np.uint8)
     pixels[..., :3] = gray[..., None]
@@ -81,5 +81,5 @@ def picture(simulation, pose, gray, field_of_view_deg):
 
 
 def event(kind, simulation, pose, value):
-    """An event: one msgpack value."""
+    """Return the message of an event: one msgpack value."""
     return header(kind, simulation, pose) + msgpack.packb(value)

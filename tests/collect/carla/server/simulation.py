@@ -1,4 +1,4 @@
-"""One episode after another: actors, the clock, and what each tick sends."""
+"""`Simulation`: actors, time, and the messages of each tick."""
 
 import collections
 import itertools
@@ -15,22 +15,22 @@ from avtd3.tests.collect.carla.server.maps import DEFAULT, OPENDRIVE
 TAKEN = "Spawn failed because of collision at spawn position"
 FREE_RUN_S = 0.05
 """Period of an asynchronous server, simulated and real."""
-_REMEMBERED_TICKS = 4000
+_RECORDED_TICKS = 4000
 _CLEAR_NOON = (5.0, 0.0, 0.0, 10.0, 90.0, 60.0, 2.0, 0.75, 0.1, 0.0, 1.0, 0.03, 0.0331, 0.0)
 _ASYNCHRONOUS: list[Any] = [False, False, [False], True, 0.01, 10, 0.0, True, 3000.0, 2000.0, True]
 _CENTRE = (0.0, 0.0, 30.0, -60.0, 0.0, 0.0)
 MEGABYTE = 1 << 20
 
 
-class Refused(Exception):  # noqa: N818 # the client is told so, and nothing is wrong here
-    """A call that the server answers with an error's text."""
+class Refused(Exception):  # noqa: N818 # an answer to the client, not an error here
+    """A call that the server answers with the text of an error."""
 
 
 class Simulation:
     """The state of the server.
 
-    Attributes are what the streams and the calls read: `frame`, `elapsed_s`, `delta_s`,
-    `episode_id`, `map_changed`, `actors` by id, `settings` and `weather` as the wire has them.
+    The streams and the calls read its attributes: `frame`, `elapsed_s`, `delta_s`,
+    `episode_id`, `map_changed`, `actors` by id, `settings` and `weather` in the format of the wire.
     """
 
     def __init__(self, maps, faults, streams):
@@ -38,17 +38,15 @@ class Simulation:
         self.blueprints = {entry[1]: entry for entry in definitions()}
         self.frame, self.episode_id = 100, 0
         self.ticks = 0
-        self.history: collections.deque[tuple[Any, ...]] = collections.deque(
-            maxlen=_REMEMBERED_TICKS
-        )
+        self.history: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_RECORDED_TICKS)
         self._ids, self._ballast = itertools.count(10), []
         self.map = maps.find(OPENDRIVE if maps.opendrive else DEFAULT)
         self.load("", reset_settings=True)
 
     def load(self, name, *, reset_settings):
-        """Begin an episode on a map; an empty name is the map that is there."""
+        """Start an episode on a map; an empty name keeps the current map."""
         if self.faults.crash_on_map and self.faults.crash_on_map in name:
-            raise SystemExit(f"crashed on map {name}, as asked")
+            raise SystemExit(f"crashed on map {name}, as requested")
         try:
             self.map = self.maps.find(name) if name else self.map
         except KeyError as error:
@@ -77,7 +75,7 @@ class Simulation:
 
     @property
     def step_s(self):
-        """Simulated seconds of a tick."""
+        """Return the simulated seconds of a tick."""
         fixed = self.settings[2]
         return fixed[1] if fixed[0] else FREE_RUN_S
 
@@ -89,7 +87,7 @@ class Simulation:
         return actor
 
     def spawn(self, description, pose, parent_id=0):
-        """Make an actor, or say why not."""
+        """Create an actor; raise if that is impossible."""
         kind = description[1]
         if kind not in self.blueprints:
             raise Refused(f"unknown blueprint {kind}")
@@ -118,13 +116,13 @@ class Simulation:
         return Car(next(self._ids), description, pose, self.map.height_at)
 
     def destroy(self, number):
-        """Remove an actor; whether there was one. What is fixed to it stays."""
+        """Remove an actor, without the actors attached to it; return whether it existed."""
         self._eyes.pop(number, None)
         self._due_s.pop(number, None)
         return number != self.spectator.id and self.actors.pop(number, None) is not None
 
     def tick(self):
-        """Advance by one step and send what the sensors saw."""
+        """Advance by one step and send the data of the sensors."""
         self.delta_s = self.step_s
         self.frame += self.faults.frame_step
         self.elapsed_s += self.delta_s
@@ -187,7 +185,7 @@ class Simulation:
             self._streams.publish(number, message)
 
     def _is_due(self, sensor):
-        """Whether a camera's period is over."""
+        """Return whether a camera should take a picture."""
         if self.elapsed_s < self._due_s.get(sensor.id, 0.0) - 1e-6:
             return False
         self._due_s[sensor.id] = self.elapsed_s + float(sensor.attributes["sensor_tick"])
@@ -195,7 +193,7 @@ class Simulation:
 
 
 def _touch(at, yaw, own, car):
-    """Whether a rectangle overlaps a car's."""
+    """Return whether a rectangle overlaps a car."""
     back = complex(math.cos(yaw), -math.sin(yaw))
     turn = math.radians(car.pose[4])
     heading = complex(math.cos(turn), math.sin(turn)) * back

@@ -14,12 +14,12 @@ from avtd3.tests.collect.carla.server.simulation import Refused
 
 _REQUEST, _REPLY = 0, 1
 _CHUNK = 1 << 18
-# A subscriber that reads nothing is not waited for: what it would have got is dropped.
+# Messages to a subscriber that does not read are dropped.
 _MOST_UNSENT_BYTES = 64 << 20
 
 
 class Link:
-    """A connection: hands on what comes in, and keeps what cannot go out yet."""
+    """A connection: passes incoming data on, and buffers outgoing data."""
 
     def __init__(self, selector, sock, received, closed):
         sock.setblocking(False)
@@ -45,7 +45,7 @@ class Link:
                 self.close()
 
     def send(self, data):
-        """Send, now or as soon as the other side takes it."""
+        """Send data, now or as soon as the other side reads it."""
         if self.is_open and len(self._unsent) < _MOST_UNSENT_BYTES:
             was_waiting = bool(self._unsent)
             self._unsent += data
@@ -66,7 +66,7 @@ class Link:
         self._selector.modify(self._socket, selectors.EVENT_READ | waits, self._ready)
 
     def close(self):
-        """End the connection; safe to call twice."""
+        """Close the connection; safe to call twice."""
         if self.is_open:
             self.is_open = False
             self._selector.unregister(self._socket)
@@ -75,7 +75,7 @@ class Link:
 
 
 class Streams:
-    """The streams' port: connections say which stream they want, and get its messages."""
+    """The port of the streams: a connection names a stream and gets its messages."""
 
     def __init__(self, selector, host):
         self._selector, self._wanted = selector, {}
@@ -92,24 +92,24 @@ class Streams:
         del self._wanted[link]
 
     def publish(self, stream_id, message):
-        """Send a message to everyone who reads a stream."""
+        """Send a message to all subscribers of a stream."""
         for link, wanted in list(self._wanted.items()):
             if wanted == stream_id:
                 link.send(struct.pack("<I", len(message)) + message)
 
     def counts(self):
-        """Subscriptions by stream."""
+        """Return the number of subscriptions of each stream."""
         return dict(collections.Counter(self._wanted.values()))
 
     def cut(self, *, snapshots):
-        """Close every connection for snapshots, or every other one."""
+        """Close all connections for snapshots, or all other connections."""
         for link, wanted in list(self._wanted.items()):
             if (wanted == SNAPSHOT_STREAM) == snapshots:
                 link.close()
 
 
 class Answers:
-    """The calls' port."""
+    """The port of the calls."""
 
     def __init__(self, selector, host, port, calls, faults):
         self._selector, self._calls, self._faults = selector, calls, faults
@@ -120,7 +120,7 @@ class Answers:
 
     @property
     def clients(self):
-        """Connections that are open."""
+        """Return the number of open connections."""
         return len(self._unpackers)
 
     def _accept(self, sock):
@@ -159,7 +159,7 @@ class Answers:
         link.send(msgpack.packb([_REPLY, number, error, result]))
 
     def _result(self, method, arguments):
-        """The error and the result of a call."""
+        """Return the error and the result of a call."""
         call = None if method.startswith("_") else getattr(self._calls, method, None)
         if call is None:
             self.problems.append(f"unknown call {method}{tuple(arguments)}"[:300])
@@ -168,7 +168,7 @@ class Answers:
             value = call(*arguments)
         except Refused as error:
             return None, [[True, [str(error)]] if method in VOID else [0, [str(error)]]]
-        except Exception as error:  # noqa: BLE001 # an unanswered client would sit out its time-out
+        except Exception as error:  # noqa: BLE001 # an unanswered client would wait for its timeout
             self.problems.append(f"{method}{tuple(arguments)}: {error!r}"[:300])
             return repr(error), None
         if isinstance(value, Bare):
@@ -177,7 +177,7 @@ class Answers:
 
 
 def listen(selector, host, port, accept):
-    """Listen on a port, 0 for a free one; returns the port."""
+    """Listen on a port, 0 for a free one; return the port."""
     listener = socket.create_server((host, port), backlog=64)
     listener.setblocking(False)
 

@@ -6,14 +6,9 @@ from hypothesis import strategies as st
 
 from avtd3.store.errors import CheckpointError
 from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.draws import BATCHES_AT_ONCE
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.transition_index import BATCHES_AT_ONCE
 from avtd3.tests.store.memory import TWO, World, copy, make_spec, same
-
-
-@pytest.fixture
-def world():
-    return World(make_spec())
 
 
 def test_all_transitions_are_equally_likely(world, tmp_path):
@@ -119,7 +114,7 @@ def test_resume_after_following_draws_the_same(world, tmp_path):
             assert same(copy(first.sample()), copy(second.sample()))
 
 
-def test_restore_tells_when_the_data_has_changed(world, tmp_path):
+def test_restore_reports_that_the_data_has_changed(world, tmp_path):
     dataset = world.dataset("/d", *TWO)
     with Sampler([dataset], ReplayConfig(), seed=7, scratch=tmp_path) as sampler:
         state = sampler.state()

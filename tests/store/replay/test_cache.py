@@ -6,12 +6,12 @@ import textwrap
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
 from avtd3.store.replay.cache import ReplayCache
-from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD, RowRanges, RowType, ScratchColumns
+from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD, RowRanges, RowType, ScratchArrays
 from avtd3.tests.store.memory import Episode, MemorySegment, make_spec
 
 
@@ -36,7 +36,7 @@ def check_held(cache, *segments):
     assert sorted(cache.segments) == sorted((0, segment.id) for segment in segments)
     for segment in segments:
         rows = slice(cache.start((0, segment.id)), None)
-        frames, numbers = cache.columns()["frames"][rows], cache.columns()["numbers"][rows]
+        frames, numbers = cache.arrays()["frames"][rows], cache.arrays()["numbers"][rows]
         observations = segment.observations
         np.testing.assert_array_equal(frames[:observations], segment.frames)
         np.testing.assert_array_equal(numbers[:observations, 4:], segment.arrays["vector"])
@@ -175,7 +175,7 @@ def test_vector_only_spec_has_no_frames(tmp_path):
     cache = ReplayCache(spec, tmp_path)
     segment = segment_of("a", [3], 1, spec)
     cache.follow(wanted(segment))
-    assert set(cache.columns()) == {"numbers"}
+    assert set(cache.arrays()) == {"numbers"}
     assert segment.reads == 0
     cache.close()
 
@@ -184,13 +184,13 @@ def test_image_only_spec_has_no_vector(tmp_path):
     spec = make_spec(vector=0)
     cache = ReplayCache(spec, tmp_path)
     cache.follow(wanted(segment_of("a", [3], 1, spec)))
-    assert cache.columns()["numbers"].shape[1:] == (4,)
+    assert cache.arrays()["numbers"].shape[1:] == (4,)
     cache.close()
 
 
 def test_empty_cache_has_no_columns(cache):
     assert cache.follow({}).added == {}
-    assert cache.columns() == {}
+    assert cache.arrays() == {}
 
 
 def test_too_small_a_disk_is_named_before_anything_is_read(cache, monkeypatch):
@@ -253,8 +253,8 @@ def test_scratch_space_is_nameless_and_survives_a_kill(tmp_path):
     code = f"""
         import os, signal
         from pathlib import Path
-        from avtd3.store.replay.scratch import RowType, ScratchColumns
-        columns = ScratchColumns(Path({str(tmp_path)!r}), {{"x": RowType(dtype="u1", shape=(99,))}})
+        from avtd3.store.replay.scratch import RowType, ScratchArrays
+        columns = ScratchArrays(Path({str(tmp_path)!r}), {{"x": RowType(dtype="u1", shape=(99,))}})
         columns.reserve(1000)
         columns["x"][:1000] = 7
         os.kill(os.getpid(), signal.SIGKILL)
@@ -265,7 +265,7 @@ def test_scratch_space_is_nameless_and_survives_a_kill(tmp_path):
 
 
 def test_columns_keep_their_rows_while_they_grow(tmp_path):
-    columns = ScratchColumns(tmp_path, {"x": RowType(dtype=np.int64, shape=(3,))})
+    columns = ScratchArrays(tmp_path, {"x": RowType(dtype=np.int64, shape=(3,))})
     columns.reserve(2)
     columns["x"][:2] = 5
     for rows in (3, 9, 10_000):
@@ -278,6 +278,7 @@ def test_columns_keep_their_rows_while_they_grow(tmp_path):
     columns.close()
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(

@@ -9,8 +9,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from avtd3.learn.analysis import reader, records, scalars
-from avtd3.learn.analysis.reader import find_event_files, read_log
+from avtd3.learn.analysis import event_log
+from avtd3.learn.analysis.event_log import find_event_files, read_log
 from avtd3.store.errors import ConfigError
 
 
@@ -80,7 +80,7 @@ def test_files_without_a_version_are_cut_where_steps_go_back(tmp_path, write_for
         assert points(log, "a") == by_tensorboard(tmp_path, "a")
 
 
-def test_steps_that_go_back_without_a_mark_are_kept_and_told(tmp_path, write_foreign):
+def test_steps_that_go_back_without_a_mark_are_kept_and_reported(tmp_path, write_foreign):
     write_foreign(tmp_path, {"a": [(1, 1.0), (3, 3.0), (2, 2.0)]})
     log = read_log(tmp_path)
     assert points(log, "a") == [(1, 1.0), (2, 2.0), (3, 3.0)]
@@ -112,7 +112,7 @@ def test_scalars_of_the_new_kind_are_read_and_other_tensors_are_not(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
-def test_a_torn_end_is_left_out_and_told(tmp_path, write_foreign, cut):
+def test_a_truncated_end_is_skipped_and_reported(tmp_path, write_foreign, cut):
     path = write_foreign(tmp_path, {"a": [(1, 1.0), (2, 2.0), (3, 3.0)]})
     path.write_bytes(path.read_bytes()[:-cut])
     log = read_log(tmp_path)
@@ -122,14 +122,14 @@ def test_a_torn_end_is_left_out_and_told(tmp_path, write_foreign, cut):
     assert not log.damaged
 
 
-def test_a_torn_file_hides_nothing_of_the_next(tmp_path, write_foreign):
+def test_a_truncated_file_hides_nothing_of_the_next(tmp_path, write_foreign):
     path = write_foreign(tmp_path, {"a": [(1, 1.0), (2, 2.0)]}, name="events.out.tfevents.1")
     path.write_bytes(path.read_bytes()[:-3])
     write_foreign(tmp_path, {"a": [(2, 9.0)]}, name="events.out.tfevents.2", restart=2)
     assert points(read_log(tmp_path), "a") == [(1, 1.0), (2, 9.0)]
 
 
-def test_every_flipped_bit_is_told(tmp_path, write_foreign):
+def test_every_flipped_bit_is_reported(tmp_path, write_foreign):
     path = write_foreign(tmp_path, {"a": [(1, 1.0), (2, 2.0)]})
     whole = path.read_bytes()
     for place in range(0, len(whole), 3):
@@ -142,7 +142,7 @@ def test_every_flipped_bit_is_told(tmp_path, write_foreign):
         assert f"{path.name} fails" in log.damaged[0]
 
 
-def test_a_record_that_is_no_event_is_told(tmp_path, write_foreign):
+def test_a_record_that_is_not_an_event_is_reported(tmp_path, write_foreign):
     path = write_foreign(tmp_path, {"a": [(1, 1.0)]})
     with path.open("ab") as file:
         RecordWriter(file).write(b"\xff\xff\xff")
@@ -173,7 +173,7 @@ def test_directories_below_are_suggested(tmp_path, write_run):
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "file.txt"])
-def test_what_is_no_run_is_one_error(tmp_path, name):
+def test_what_is_not_a_run_is_one_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").touch()
     with pytest.raises(ConfigError, match=name):
@@ -181,7 +181,7 @@ def test_what_is_no_run_is_one_error(tmp_path, name):
 
 
 def test_memory_is_bounded(tmp_path, write_foreign, monkeypatch):
-    monkeypatch.setattr(scalars, "MAX_POINTS", 3)
+    monkeypatch.setattr(event_log, "MAX_POINTS", 3)
     write_foreign(tmp_path, {"a": [(1, 1.0), (2, 1.0)], "b": [(1, 1.0), (2, 1.0)]})
     assert points(read_log(tmp_path, {"a"}), "a") == [(1, 1.0), (2, 1.0)]
     with pytest.raises(ConfigError, match="more than 3 points"):
@@ -192,15 +192,15 @@ def test_tags_files_and_bytes_are_bounded(tmp_path, write_foreign, monkeypatch):
     first = write_foreign(tmp_path, {"a": [(1, 1.0)], "b": [(1, 1.0)]}, name="tfevents.1")
     write_foreign(tmp_path, {"c": [(1, 1.0)]}, name="tfevents.2")
     with monkeypatch.context() as patch:
-        patch.setattr(scalars, "MAX_TAGS", 2)
+        patch.setattr(event_log, "MAX_TAGS", 2)
         with pytest.raises(ConfigError, match="more than 2 different"):
             read_log(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(reader, "MAX_FILES", 1)
+        patch.setattr(event_log, "MAX_FILES", 1)
         with pytest.raises(ConfigError, match="2 event files"):
             read_log(tmp_path)
     size = first.stat().st_size
-    monkeypatch.setattr(reader, "MAX_BYTES", size)
+    monkeypatch.setattr(event_log, "MAX_BYTES", size)
     assert read_log(first).last_step == 1
     with pytest.raises(ConfigError, match=f"at most .* and {size:,} bytes"):
         read_log(tmp_path)
@@ -211,8 +211,8 @@ def append_record(path, data):
         RecordWriter(file).write(data)
 
 
-def test_a_record_too_large_is_passed_over(tmp_path, write_foreign, monkeypatch):
-    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 100)
+def test_a_record_that_is_too_large_is_skipped(tmp_path, write_foreign, monkeypatch):
+    monkeypatch.setattr(event_log, "MAX_RECORD_BYTES", 100)
     path = write_foreign(tmp_path, {"a": [(1, 1.0)]})
     append_record(path, b"x" * 101)
     scalar = Summary(value=[Summary.Value(tag="a", simple_value=2.0)])

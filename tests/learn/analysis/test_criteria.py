@@ -4,9 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avtd3.learn.analysis.criteria import Criterion, GateConfig, Window
-from avtd3.learn.analysis.rules import Bounds, judge, limit_text, select
-from avtd3.learn.analysis.scalars import Curve
+from avtd3.learn.analysis.criteria import Criterion, GateConfig, Window, check_criterion
+from avtd3.learn.analysis.event_log import Curve
 from avtd3.store.errors import ConfigError
 
 NAN, INF = math.nan, math.inf
@@ -19,7 +18,7 @@ def curve(*values, every=100):
 
 def outcome(values, *, end=None, **settings):
     criterion = Criterion(name="c", metric="m", **settings)
-    return judge(criterion, Bounds.of(criterion, None), curve(*values), end)
+    return check_criterion(criterion, curve(*values), end)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_a_share_counts_wild_points_as_outside():
     assert "NaN at 400" in found.reason
 
 
-def test_the_worst_point_and_the_first_outside_are_told():
+def test_the_worst_point_and_the_first_outside_are_reported():
     found = outcome([1, 7, 9, 2], rule="every", below=5)
     assert (found.measured, found.at_step) == (9.0, 300)
     assert "2 of 4 points outside, the first at 200" in found.reason
@@ -116,7 +115,7 @@ def test_rounding_may_be_forgiven():
     ],
 )
 def test_windows(window, end, steps):
-    chosen, values = select(curve(1, 2, 3, 4, 5), Window(**window), end)
+    chosen, values = Window(**window).select(curve(1, 2, 3, 4, 5), end)
     assert chosen.tolist() == steps
     assert values.tolist() == [step / 100 for step in steps]
 
@@ -145,8 +144,7 @@ def test_too_few_points_are_unknown():
     ],
 )
 def test_limits_in_words(settings, text):
-    criterion = Criterion(name="c", metric="m", **settings)
-    assert limit_text(criterion, Bounds.of(criterion, None)) == text
+    assert Criterion(name="c", metric="m", **settings).limit_text() == text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from avtd3.store.dataset import Refusal, Snapshot
-from avtd3.store.replay.segment_pool import Refusals, name_refused
+from avtd3.store.replay.tracker import Refusals, name_refused
 from avtd3.tests.store.memory import World, make_spec
 
 
@@ -9,7 +9,7 @@ def snapshot(*names, refused=()):
     world = World(make_spec(image=False))
     return Snapshot(
         segments=tuple(world.segment(name, [(2, True)]) for name in names),
-        refused=tuple(Refusal(segment_id=name, reason=f"{name} is torn") for name in refused),
+        refused=tuple(Refusal(segment_id=name, reason=f"{name} is truncated") for name in refused),
     )
 
 
@@ -17,31 +17,31 @@ def names(refused):
     return [segment.segment_id for segment in refused]
 
 
-def test_what_is_mended_or_removed_is_forgotten():
+def test_fixed_and_removed_segments_are_forgotten():
     refusals = Refusals([Path("/d"), Path("/e")])
-    refusals.follow([snapshot("a"), snapshot("b", refused=["c"])])
+    refusals.update([snapshot("a"), snapshot("b", refused=["c"])])
     refusals.add({(0, "a"): "crc32c"})
     assert (0, "a") in refusals
     assert (1, "c") not in refusals, "it may be a copy in progress, so it is tried again"
     found = refusals.take_new()
     assert [(str(r.dataset), r.segment_id, r.reason) for r in found] == [
-        ("/e", "c", "c is torn"),
+        ("/e", "c", "c is truncated"),
         ("/d", "a", "crc32c"),
     ]
     assert refusals.all() == found
-    refusals.follow([snapshot("a"), snapshot("b", "c")])
+    refusals.update([snapshot("a"), snapshot("b", "c")])
     assert names(refusals.all()) == ["a"]
     assert refusals.take_new() == ()
-    refusals.follow([snapshot(), snapshot("b", "c")])
+    refusals.update([snapshot(), snapshot("b", "c")])
     assert refusals.all() == ()
     assert (0, "a") not in refusals
-    refusals.follow([snapshot(refused=["a"]), snapshot("b", "c")])
+    refusals.update([snapshot(refused=["a"]), snapshot("b", "c")])
     assert names(refusals.take_new()) == ["a"], "broken again is news again"
 
 
 def test_an_error_names_the_first_of_many():
     refusals = Refusals([Path("/d")])
-    refusals.follow([snapshot(refused=[f"s{i}" for i in range(8)])])
+    refusals.update([snapshot(refused=[f"s{i}" for i in range(8)])])
     text = name_refused(refusals.all())
     assert text.startswith("8 segments are refused (s0, s1, s2, s3, s4 and 3 more)")
-    assert text.endswith("s0 is torn")
+    assert text.endswith("s0 is truncated")

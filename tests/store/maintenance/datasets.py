@@ -1,4 +1,4 @@
-"""Datasets for the tests of housekeeping, and what readers see of them."""
+"""Datasets for the tests of maintenance, and what readers see of them."""
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec

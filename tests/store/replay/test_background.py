@@ -1,4 +1,4 @@
-"""Drawing while the replay cache is filled; no test waits for a clock."""
+"""Sampling while the replay cache is filled in the background; no test depends on a clock."""
 
 import contextlib
 import threading
@@ -14,7 +14,7 @@ from avtd3.store.replay import sampler as sampler_module
 from avtd3.store.replay.cache import BackgroundDecoder
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
-from avtd3.tests.store.memory import World, make_spec
+from avtd3.tests.store.memory import MemorySegment, World
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +23,8 @@ def no_clock(monkeypatch):
     monkeypatch.setattr(cache_module, "FILL_THREADS", 1)
 
 
-@pytest.fixture
-def world():
-    return World(make_spec())
-
-
 class Gate:
-    """Lets the frames of a segment be decoded once it is opened."""
+    """Blocks the decoding of a segment's frames until `opened` is set."""
 
     def __init__(self, segment):
         self.opened = threading.Event()
@@ -57,15 +52,15 @@ def drawn(world, sampler):
 
 
 def fill(sampler):
-    """Wait until all is decoded; returns what was told meanwhile."""
+    """Wait until everything is decoded; return the reports until then."""
     reports = []
-    while sampler._cache.is_filling:
-        sampler._cache.wait()
+    while sampler.backend.is_loading:
+        sampler.backend.wait()
         reports.append(sampler.news())
     return reports
 
 
-def test_batches_are_drawn_from_what_is_decoded_so_far(world, tmp_path):
+def test_batches_are_sampled_from_what_is_decoded_so_far(world, tmp_path):
     dataset = three(world)
     gates = [Gate(segment) for segment in dataset.segments]
     gates[0].opened.set()
@@ -83,11 +78,11 @@ def test_batches_are_drawn_from_what_is_decoded_so_far(world, tmp_path):
     assert [segment.reads for segment in dataset.segments] == [1, 1, 1]
 
 
-def test_sampling_takes_in_what_has_arrived(world, tmp_path):
+def test_sampling_includes_what_was_decoded_in_the_meantime(world, tmp_path):
     dataset = three(world)
     with open_sampler(dataset, tmp_path) as sampler:
-        while sampler._cache.is_filling:
-            sampler._cache.wait()
+        while sampler.backend.is_loading:
+            sampler.backend.wait()
             sampler.sample()
         assert drawn(world, sampler) == {0, 1, 2}
         assert sampler.news().steps_added + sampler.opening.steps_added == 12
@@ -133,6 +128,27 @@ def test_only_refused_segments_end_the_waiting(world, tmp_path):
         sampler.sample()
 
 
+def test_a_merged_segment_brings_no_new_episodes_however_late_it_arrives(world, tmp_path):
+    dataset = three(world)
+    with open_sampler(dataset, tmp_path) as sampler:
+        fill(sampler)
+        merged = MemorySegment("m", world.episodes[:2])
+        names = [segment.id for segment in dataset.segments[:2]]
+        merged.provenance = {
+            "replaces": dict.fromkeys(names, ""),
+            "origin": [{"segment_id": name, "episodes": 1} for name in names],
+        }
+        gate = Gate(merged)
+        dataset.segments[:2] = [merged, world.segment("d", [(2, True)])]
+        reports = [sampler.refresh()]
+        while 3 not in drawn(world, sampler):
+            sampler.backend.wait()
+        gate.opened.set()
+        reports += [sampler.news(), *fill(sampler)]
+        assert sum(report.steps_added for report in reports) == 2
+        assert drawn(world, sampler) == {0, 1, 2, 3}
+
+
 def test_a_refresh_waits_with_new_segments_until_all_is_in_place(world, tmp_path):
     dataset = three(world)
     gate = Gate(dataset.segments[2])
@@ -148,7 +164,7 @@ def test_a_refresh_waits_with_new_segments_until_all_is_in_place(world, tmp_path
         assert drawn(world, sampler) == {1, 2, 3}
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told_to_who_draws(world, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_by_the_next_sample(world, tmp_path, monkeypatch):
     dataset = three(world)
     gate = Gate(dataset.segments[1])
     with open_sampler(dataset, tmp_path) as sampler:
@@ -156,9 +172,9 @@ def test_a_disk_that_fills_up_meanwhile_is_told_to_who_draws(world, tmp_path, mo
         def full(key):
             raise StorageError("the disk is full")
 
-        monkeypatch.setattr(sampler._cache._rows, "finish", full)
+        monkeypatch.setattr(sampler.backend._rows, "finish", full)
         gate.opened.set()
-        sampler._cache.wait()
+        sampler.backend.wait()
         with pytest.raises(StorageError, match="the disk is full"):
             sampler.sample()
 
@@ -186,7 +202,7 @@ def test_a_source_counts_what_arrives_without_following(world, tmp_path):
         assert source.steps_seen == 12
 
 
-def test_what_ends_the_work_is_raised_after_what_had_arrived():
+def test_the_error_that_ends_the_work_is_raised_after_the_results():
     def work():
         yield 1
         yield None

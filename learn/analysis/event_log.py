@@ -1,0 +1,390 @@
+"""Read scalars from TensorBoard event files, whatever program wrote them.
+
+TensorBoard's event loaders end a file silently at the first invalid record; `read_log` reports it.
+Restarts follow TensorBoard's rules: a `SessionLog.START` drops all earlier points at its step or
+later; in files without a version (before "brain.Event:2") a step that goes back drops the points of
+the same tags from there on.
+
+Event files are not trusted: the number of files, bytes, tags and points is limited, and the length
+of a record is compared with the size of the file before memory is allocated. One record is in
+memory at a time; each kept point takes 16 bytes. docs/decisions/007 compares this reader with
+TensorBoard's.
+"""
+
+import dataclasses
+import struct
+from array import array
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.errors import ConfigError
+from avtd3.store.format.codec import crc32c
+
+MAX_FILES = 10_000
+"""Most event files of one run, which has one per start."""
+MAX_BYTES = 8 << 30
+"""Largest total size of a run's event files: a million updates logged one by one take 4 GB."""
+MAX_POINTS = 32_000_000
+"""Most points that are kept of one run: 512 MB."""
+MAX_TAGS = 100_000
+"""Most different scalars of one run; a run of avtd3 has about a hundred."""
+MAX_RECORD_BYTES = 64 << 20
+"""Larger records are skipped: those of scalars take a few kilobytes."""
+_NAMED = 5
+"""Directories that an error message suggests."""
+_BELOW = ("*/", "*/*/", "*/*/*/")
+"""Depths at which they are searched for: a whole tree could be a whole disk."""
+_HEAD = struct.Struct("<Q4s")
+_FRAME_BYTES = _HEAD.size + 4
+"""Size of a record without its data."""
+_NUMBERS: Mapping[int, tuple[str, np.dtype[Any]]] = {
+    1: ("float_val", np.dtype("<f4")),
+    2: ("double_val", np.dtype("<f8")),
+    3: ("int_val", np.dtype("<i4")),
+    9: ("int64_val", np.dtype("<i8")),
+}
+"""TensorFlow data types (types.proto) of scalars: the field that holds them and its dtype."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One scalar over a training run."""
+
+    name: str
+    """Name of the metric, as logged."""
+    updates: NDArray[np.int64]
+    """int64 (N,), ascending: the steps of the points, in avtd3's runs gradient updates."""
+    values: NDArray[np.float64]
+    """float64 (N,): the metric, possibly NaN or infinite."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunLog:
+    """Content of the event files of one run."""
+
+    files: tuple[str, ...]
+    """Names of the files, in the order in which they were read."""
+    curves: Mapping[str, Curve]
+    """The requested scalars, by tag."""
+    tags: tuple[str, ...]
+    """Tags of all scalars, sorted."""
+    last_step: int | None
+    """Largest step of any scalar; None if there are no scalars."""
+    notices: tuple[str, ...]
+    """Remarks for the user: truncated files, restarts."""
+    damaged: tuple[str, ...]
+    """Files of which a part could not be read because its bytes have changed, and which part."""
+
+
+def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
+    """Read the scalars of a run.
+
+    Args:
+        run: A run's directory, a directory with event files, or an event file.
+        wanted: Tags to keep; None keeps all.
+
+    Raises:
+        ConfigError: If there are no event files, or they exceed one of the limits.
+    """
+    files = find_event_files(run)
+    _check_size(run, files)
+    points = _Points(run, None if wanted is None else frozenset(wanted))
+    notices: list[str] = []
+    damaged: list[str] = []
+    for path in files:
+        records = _read_file(path, points)
+        if records.problem is not None:
+            (notices if records.is_truncated else damaged).append(f"{path.name} {records.problem}")
+        if records.skipped:
+            notices.append(
+                f"{path.name}: {records.skipped:,} records too large for scalars skipped"
+            )
+    curves, back = points.curves()
+    if points.dropped:
+        notices.append(
+            f"{points.dropped:,} points were dropped: the run was restarted at a step before them"
+        )
+    if back:
+        notices.append(
+            f"steps go back without a restart being marked, first in {back[0]!r}; all points are "
+            "kept, in order of step"
+        )
+    return RunLog(
+        files=tuple(path.name for path in files),
+        curves=curves,
+        tags=tuple(sorted(points.tags)),
+        last_step=points.last_step,
+        notices=tuple(notices),
+        damaged=tuple(damaged),
+    )
+
+
+def find_event_files(run: Path) -> list[Path]:
+    """Return the event files of a run, sorted by name, which is TensorBoard's order.
+
+    Raises:
+        ConfigError: If there are none; the message names subdirectories that have some.
+    """
+    if run.is_file():
+        if _is_event_file(run):
+            return [run]
+        raise ConfigError(
+            f"{run} is a file whose name has no 'tfevents' in it, expected a run's directory or "
+            "one of its event files"
+        )
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such directory; give a run's directory")
+    for directory in (run, run / "events"):
+        found = sorted(p for p in directory.glob("*tfevents*") if _is_event_file(p))
+        if found:
+            return found
+    below = sorted(
+        {p.parent for depth in _BELOW for p in run.glob(f"{depth}*tfevents*") if _is_event_file(p)}
+    )
+    if not below:
+        raise ConfigError(f"{run} contains no event files; give the directory of a run")
+    named = ", ".join(map(str, below[:_NAMED])) + (", ..." if below[_NAMED:] else "")
+    raise ConfigError(
+        f"{run} contains no event files itself, but {len(below)} directories below it do; name one "
+        f"of them: {named}"
+    )
+
+
+def _is_event_file(path: Path) -> bool:
+    return "tfevents" in path.name and not path.name.endswith(".profile-empty") and path.is_file()
+
+
+def _check_size(run: Path, files: list[Path]) -> None:
+    size = sum(path.stat().st_size for path in files)
+    if len(files) > MAX_FILES or size > MAX_BYTES:
+        raise ConfigError(
+            f"{run} contains {len(files):,} event files of {size:,} bytes together, expected at "
+            f"most {MAX_FILES:,} files and {MAX_BYTES:,} bytes; give one of the files"
+        )
+
+
+def _read_file(path: Path, points: "_Points") -> "_Records":
+    """Add every event of a file to ``points``; return the records, which state any problem."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    records = _Records(path)
+    for record in records:
+        try:
+            event = Event.FromString(record)
+        except DecodeError:
+            records.stop()
+        else:
+            points.add(event)
+    return records
+
+
+class _Records:
+    """Iterator over the records of an event file, up to its end or to the first invalid one.
+
+    A record is a uint64 length, the checksum of the length, the data, and the checksum of the data,
+    all little-endian; a checksum is a masked crc32c (tensorflow/core/lib/io/record_writer.h).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.problem: str | None = None
+        """Why the file could not be read to its end, to be printed after its name."""
+        self.is_truncated = False
+        """Whether the file only ends early, because its run is still writing or was killed."""
+        self.skipped = 0
+        """Number of records that were too large."""
+        self._path = path
+        self._start, self._size = 0, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the data of each record whose checksums are valid."""
+        with self._path.open("rb") as file:
+            self._size = self._path.stat().st_size
+            while self._start < self._size and self.problem is None:
+                data = self._next(file)
+                if data is not None:
+                    yield data
+                    self._start += _FRAME_BYTES + len(data)
+
+    def stop(self) -> None:
+        """Report that the current record is not an event, and end the iteration."""
+        self._invalid("holds no event at")
+
+    def _next(self, file: BinaryIO) -> bytes | None:
+        """Return the data of the next record; None if it is too large or there is a problem."""
+        head = file.read(_HEAD.size)
+        if len(head) < _HEAD.size:
+            return self._truncated()
+        length, checksum = _HEAD.unpack(head)
+        if _masked_crc32c(head[:8]) != checksum:
+            return self._invalid("fails a checksum at")
+        if self._start + _FRAME_BYTES + length > self._size:
+            return self._truncated()
+        if length > MAX_RECORD_BYTES:
+            self.skipped += 1
+            self._start += _FRAME_BYTES + length
+            file.seek(self._start)
+            return None
+        data = file.read(length)
+        if len(data) < length:  # truncated since its size was read
+            return self._truncated()
+        if file.read(4) != _masked_crc32c(data):
+            return self._invalid("fails a checksum at")
+        return data
+
+    def _truncated(self) -> bytes | None:
+        left = self._size - self._start
+        self.problem = f"ends inside a record: its last {left:,} bytes were ignored"
+        self.is_truncated = True
+        return None
+
+    def _invalid(self, what: str) -> bytes | None:
+        left = self._size - self._start
+        self.problem = f"{what} byte {self._start:,}: {left:,} bytes from there on were not read"
+        return None
+
+
+def _masked_crc32c(data: bytes) -> bytes:
+    value = int.from_bytes(crc32c(data), "little")
+    return (((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+class _Series:
+    """Points of one tag, in the order in which they were read."""
+
+    __slots__ = ("steps", "values")
+
+    def __init__(self) -> None:
+        self.steps, self.values = array("q"), array("d")
+
+    def drop_from(self, step: int) -> int:
+        """Drop the points at a step or later and return their number."""
+        keep = np.frombuffer(self.steps, np.int64) < step
+        dropped = len(self.steps) - int(keep.sum())
+        if dropped:
+            steps = np.frombuffer(self.steps, np.int64)[keep]
+            values = np.frombuffer(self.values, np.float64)[keep]
+            self.steps, self.values = array("q", steps.tobytes()), array("d", values.tobytes())
+        return dropped
+
+
+class _Points:
+    """Collects the points of scalars from events, with TensorBoard's rules for restarts."""
+
+    def __init__(self, run: Path, wanted: frozenset[str] | None) -> None:
+        self.tags: set[str] = set()
+        self.last_step: int | None = None
+        self.dropped = 0
+        self._run, self._wanted = run, wanted
+        self._series: dict[str, _Series] = {}
+        self._points = 0
+        self._tensor_scalars: set[str] = set()
+        self._versioned = False
+        self._most_recent_step = -1
+
+    def add(self, event: Any) -> None:  # noqa: ANN401 - a protobuf message has no type
+        """Add the points of an event."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        if event.HasField("file_version"):
+            self._versioned = event.file_version not in ("", "brain.Event:1")
+        elif event.HasField("session_log"):
+            if self._versioned and event.session_log.status == SessionLog.START:
+                self._restart(event.step)
+        elif event.HasField("summary"):
+            self._add_summary(event)
+
+    def curves(self) -> tuple[dict[str, Curve], list[str]]:
+        """Return the curves by tag, and the tags whose steps went back."""
+        curves, back = {}, []
+        for tag in sorted(self._series):
+            series = self._series[tag]
+            steps = np.array(series.steps, np.int64)
+            values = np.array(series.values, np.float64)
+            if (np.diff(steps) < 0).any():
+                back.append(tag)
+                order = np.argsort(steps, kind="stable")
+                steps, values = steps[order], values[order]
+            curves[tag] = Curve(name=tag, updates=steps, values=values)
+        return curves, back
+
+    def _add_summary(self, event: Any) -> None:  # noqa: ANN401 - as above
+        scalars = [
+            (value.tag, number)
+            for value in event.summary.value
+            if (number := self._scalar(value)) is not None
+        ]
+        if not self._versioned and event.step < self._most_recent_step:
+            for tag, _ in scalars:
+                if tag in self._series:
+                    self._drop(self._series[tag], event.step)
+        else:
+            self._most_recent_step = event.step
+        if scalars:
+            self.last_step = max(event.step, -1 if self.last_step is None else self.last_step)
+        self.tags.update(tag for tag, _ in scalars)
+        if len(self.tags) > MAX_TAGS:
+            raise ConfigError(
+                f"{self._run} contains more than {MAX_TAGS:,} different scalars; give a single run"
+            )
+        for tag, number in scalars:
+            if self._wanted is None or tag in self._wanted:
+                self._keep(tag, event.step, number)
+
+    def _keep(self, tag: str, step: int, number: float) -> None:
+        series = self._series.get(tag)
+        if series is None:
+            series = self._series[tag] = _Series()
+        series.steps.append(step)
+        series.values.append(number)
+        self._points += 1
+        if self._points > MAX_POINTS:
+            raise ConfigError(
+                f"{self._run} contains more than {MAX_POINTS:,} points; select metrics, "
+                "for example with --metric 'critic/*'"
+            )
+
+    def _restart(self, step: int) -> None:
+        for series in self._series.values():
+            self._drop(series, step)
+        if self.last_step is not None and self.last_step >= step:
+            self.last_step = step - 1 if step > 0 else None
+
+    def _drop(self, series: _Series, step: int) -> None:
+        count = series.drop_from(step)
+        self.dropped += count
+        self._points -= count
+
+    def _scalar(self, value: Any) -> float | None:  # noqa: ANN401 - as above
+        """Return the number in a summary's value, old style or new; None if it is not a scalar."""
+        kind = value.WhichOneof("value")
+        if kind == "simple_value":
+            return float(value.simple_value)
+        if kind != "tensor":
+            return None
+        if value.metadata.plugin_data.plugin_name == "scalars":
+            self._tensor_scalars.add(value.tag)  # given only with a tag's first value
+        if value.tag not in self._tensor_scalars:
+            return None
+        return _tensor_number(value.tensor)
+
+
+def _tensor_number(tensor: Any) -> float | None:  # noqa: ANN401 - a protobuf message
+    """Return the number in a tensor that holds exactly one; None for any other.
+
+    TensorBoard's `make_ndarray` would allocate whatever shape the tensor claims.
+    """
+    kind = _NUMBERS.get(tensor.dtype)
+    if kind is None or any(dim.size != 1 for dim in tensor.tensor_shape.dim):
+        return None
+    field, dtype = kind
+    if tensor.tensor_content:
+        content = tensor.tensor_content
+        fits = len(content) == dtype.itemsize
+        return float(np.frombuffer(content, dtype)[0]) if fits else None
+    values = getattr(tensor, field)
+    return float(values[0]) if len(values) == 1 else None

@@ -1,0 +1,325 @@
+"""`SegmentTracker`: which segments of the datasets a sampler wants, and which it cannot use."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from avtd3.store.dataset import Dataset, Refusal, Snapshot
+from avtd3.store.errors import (
+    ConfigError,
+    DatasetError,
+    SegmentCorruptError,
+    SegmentNotFoundError,
+    SpecError,
+)
+from avtd3.store.replaced import unseen_episodes
+from avtd3.store.replay.backend import EpisodeSummary, Key, LoadedSegment
+from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.eligibility import Eligibility
+from avtd3.store.segment import Segment
+from avtd3.store.spec import EpisodeSpec
+
+_NAMED = 5
+"""Maximum number of segments that an error names."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedSegment:
+    """A published segment that cannot be used."""
+
+    dataset: Path
+    """Directory of its dataset."""
+    segment_id: str
+    """Name of its directory."""
+    reason: str
+    """What is wrong and how to fix it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshReport:
+    """What changed when a sampler was opened or refreshed."""
+
+    segments_added: int
+    """Number of segments that can be sampled from now on."""
+    segments_removed: int
+    """Number of segments that can no longer be sampled, because the capacity was exceeded or they
+    were removed from the dataset."""
+    steps_added: int
+    """Number of transitions in the added segments."""
+    episodes: EpisodeSummary
+    """Episodes in the added segments, by dataset, then segment id."""
+    refused: tuple[RefusedSegment, ...]
+    """Segments that cannot be used. Each is reported once; `Sampler.refused` has all of them."""
+    absent: tuple[Path, ...] = ()
+    """Datasets that cannot be listed, or that have lost all their segments, for example because a
+    disk was unmounted. Segments that were loaded from them can still be sampled."""
+
+    @classmethod
+    def join(cls, reports: Sequence[Self], spec: EpisodeSpec) -> Self:
+        """Combine several reports, in the order in which the changes happened."""
+        return cls(
+            segments_added=sum(report.segments_added for report in reports),
+            segments_removed=sum(report.segments_removed for report in reports),
+            steps_added=sum(report.steps_added for report in reports),
+            episodes=EpisodeSummary.join([report.episodes for report in reports], spec),
+            refused=tuple(segment for report in reports for segment in report.refused),
+        )
+
+
+class Refusals:
+    """Segments that cannot be used, in the order in which they were found.
+
+    A segment that cannot be opened is tried again with each snapshot. A segment that was opened and
+    then turned out to be damaged is not tried again until it is removed.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Start with none.
+
+        Args:
+            paths: Directory of each dataset.
+        """
+        self._paths = tuple(paths)
+        self._reasons: dict[Key, str] = {}
+        self._damaged: set[Key] = set()
+        self._reported: set[Key] = set()
+
+    def __contains__(self, key: Key) -> bool:
+        """Return whether a segment was opened and turned out to be damaged."""
+        return key in self._damaged
+
+    def update(self, snapshots: Sequence[Snapshot]) -> None:
+        """Add what snapshots refuse; forget segments that were fixed or removed."""
+        unopened = {
+            (number, refusal.segment_id): refusal.reason
+            for number, snapshot in enumerate(snapshots)
+            for refusal in snapshot.refused
+        }
+        if self._damaged:
+            self._damaged &= {
+                (number, segment.id)
+                for number, snapshot in enumerate(snapshots)
+                for segment in snapshot.segments
+            }
+        still = unopened.keys() | self._damaged
+        self._reasons = {key: reason for key, reason in self._reasons.items() if key in still}
+        self._reasons |= unopened
+        self._reported &= still
+
+    def add(self, damaged: Mapping[Key, str]) -> None:
+        """Add segments that were opened and turned out to be damaged, with the reason."""
+        self._damaged |= damaged.keys()
+        self._reasons |= damaged
+
+    def all(self) -> tuple[RefusedSegment, ...]:
+        """Return all segments that are refused now."""
+        return tuple(self._describe(key) for key in self._reasons)
+
+    def take_new(self) -> tuple[RefusedSegment, ...]:
+        """Return the segments that no earlier call has returned."""
+        new = [key for key in self._reasons if key not in self._reported]
+        self._reported.update(new)
+        return tuple(self._describe(key) for key in new)
+
+    def _describe(self, key: Key) -> RefusedSegment:
+        return RefusedSegment(
+            dataset=self._paths[key[0]], segment_id=key[1], reason=self._reasons[key]
+        )
+
+
+def name_refused(refused: Sequence[RefusedSegment]) -> str:
+    """Return a part of an error message: which segments are refused, and why the first one is.
+
+    Args:
+        refused: At least one.
+    """
+    names = ", ".join(segment.segment_id for segment in refused[:_NAMED])
+    if len(refused) > _NAMED:
+        names += f" and {len(refused) - _NAMED} more"
+    return f"{len(refused)} segments are refused ({names}), the first because: {refused[0].reason}"
+
+
+class SegmentTracker:
+    """The newest snapshot of each dataset, and which of its segments a sampler wants."""
+
+    def __init__(self, datasets: Sequence[Dataset], config: ReplayConfig) -> None:
+        """Take a snapshot of each dataset.
+
+        Raises:
+            ConfigError: There is no dataset, one is given twice, or there is not one weight each.
+            SpecError: The datasets have different specs.
+        """
+        self.datasets = _check_datasets(datasets, config)
+        self.eligibility = Eligibility(config)
+        self.refusals = Refusals([dataset.path for dataset in self.datasets])
+        self._config = config
+        # Files of segments beyond the capacity need not be there; see `wanted`.
+        check = not self.eligibility.takes_all
+        self._snapshots = [dataset.snapshot(check_files=check) for dataset in self.datasets]
+        self.followed: Mapping[Key, Segment] = {}
+        """Segments of the last call of `follow`."""
+        self._before: Mapping[Key, Segment] = {}
+
+    def refresh(self) -> tuple[Path, ...]:
+        """Take new snapshots.
+
+        Returns:
+            The datasets that are absent. Their old snapshots are kept.
+        """
+        numbers = range(len(self.datasets))
+        return tuple(self.datasets[n].path for n in numbers if self._is_absent(n))
+
+    def wanted(self) -> dict[Key, Segment]:
+        """Return the segments to load; refuse those whose episodes cannot be read."""
+        while True:
+            self.refusals.update(self._snapshots)
+            segments = self._listed()
+            self.refusals.add(unreadable := self.eligibility.update(segments))
+            readable = {key: segments[key] for key in segments if key not in unreadable}
+            chosen = _select_segments(self.eligibility.steps(readable), self._config)
+            found = {key: segments[key] for key in chosen}
+            if not self._refuse_truncated(found):
+                return found
+
+    def _refuse_truncated(self, found: Mapping[Key, Segment]) -> bool:
+        """Move truncated segments to the refused ones of their snapshot, to be tried again."""
+        truncated: dict[Key, Refusal] = {}
+        for key, segment in found.items():
+            try:
+                segment.check_files()
+            except (SegmentCorruptError, SegmentNotFoundError) as error:
+                truncated[key] = Refusal(segment_id=segment.id, reason=str(error))
+        for number in {number for number, _ in truncated}:
+            old = self._snapshots[number]
+            self._snapshots[number] = Snapshot(
+                segments=tuple(s for s in old.segments if (number, s.id) not in truncated),
+                refused=(*old.refused, *(truncated[key] for key in truncated if key[0] == number)),
+            )
+        return bool(truncated)
+
+    def follow(self, wanted: Mapping[Key, Segment]) -> None:
+        """Record that these segments are loaded from now on, or being loaded."""
+        self._before, self.followed = self.followed, wanted
+
+    def new_episodes(self, added: Mapping[Key, LoadedSegment]) -> list[EpisodeSummary]:
+        """Return the episodes of added segments that may be sampled and are new.
+
+        Episodes of a merged segment are not new if one of its origins was loaded before.
+
+        Args:
+            added: Some of the segments that the last call of `follow` was given.
+
+        Returns:
+            One summary for each added segment, sorted by key.
+        """
+        found = []
+        for key in sorted(added):
+            is_new = np.zeros(len(added[key].episodes), np.bool_)
+            is_new[self.eligibility.eligible(key)] = True
+            before = (old for (number, _), old in self._before.items() if number == key[0])
+            is_new &= unseen_episodes(self.followed[key], before)
+            found.append(added[key].episodes.choose(is_new))
+        return found
+
+    def held_out(self) -> list[tuple[Key, int, Segment]]:
+        """Return the held-out episodes, as key, index in the segment and segment, in order."""
+        segments = self._listed()
+        return [
+            (key, number, segments[key])
+            for key, number in self.eligibility.held_out()
+            if key in segments
+        ]
+
+    def why_empty(self) -> str:
+        """Return the message of an error if nothing can be sampled: what was found, and the fix."""
+        paths = ", ".join(str(dataset.path) for dataset in self.datasets)
+        if excluded := self.eligibility.describe():
+            return f"nothing to sample in {paths}: {excluded}"
+        if refused := self.refusals.all():
+            return f"nothing to sample in {paths}: {name_refused(refused)}"
+        return (
+            f"nothing to sample in {paths}: no segment is published yet; "
+            "run `avtd3 collect` and refresh"
+        )
+
+    def _listed(self) -> dict[Key, Segment]:
+        """Return all published segments that are not refused."""
+        return {
+            (number, segment.id): segment
+            for number, snapshot in enumerate(self._snapshots)
+            for segment in snapshot.segments
+            if (number, segment.id) not in self.refusals
+        }
+
+    def _is_absent(self, number: int) -> bool:
+        """Take a new snapshot, unless the dataset seems to be unmounted."""
+        old = self._snapshots[number]
+        try:
+            new = self.datasets[number].refresh(old)
+        except DatasetError:
+            return True
+        if old.segments and not new.segments:
+            return True
+        self._snapshots[number] = new
+        return False
+
+
+def _check_datasets(datasets: Sequence[Dataset], config: ReplayConfig) -> list[Dataset]:
+    """Check that datasets can be sampled together, and return them.
+
+    Raises:
+        ConfigError: There is no dataset, one is given twice, or there is not one weight each.
+        SpecError: They have different specs; the message names the difference.
+    """
+    if not datasets:
+        raise ConfigError("a sampler needs at least one dataset, found none")
+    if config.weights and len(config.weights) != len(datasets):
+        raise ConfigError(
+            f"replay.weights has {len(config.weights)} values, expected {len(datasets)}, one for "
+            "each dataset"
+        )
+    first = datasets[0]
+    for number, dataset in enumerate(datasets[1:], start=1):
+        if difference := first.spec.difference(dataset.spec):
+            raise SpecError(
+                f"the spec of dataset {dataset.path} differs from that of {first.path} "
+                f"({difference}); use datasets with the same spec"
+            )
+        if dataset.path.resolve() in {other.path.resolve() for other in datasets[:number]}:
+            raise ConfigError(f"dataset {dataset.path} is given twice; name it once, with a weight")
+    return list(datasets)
+
+
+def _select_segments(steps: Mapping[Key, int], config: ReplayConfig) -> list[Key]:
+    """Return the newest segments that fit into the capacity, or into the part of each dataset.
+
+    The result depends only on the arguments, so that a resumed run selects the same segments.
+
+    Args:
+        steps: How many steps of each segment may be sampled.
+        config: Capacity and weights.
+    """
+    if not config.weights:
+        return _newest(steps, config.capacity)
+    total = sum(config.weights)
+    selected: list[Key] = []
+    for number, weight in enumerate(config.weights):
+        if weight > 0.0:
+            own = {key: count for key, count in steps.items() if key[0] == number}
+            selected += _newest(own, int(config.capacity * weight / total))
+    return selected
+
+
+def _newest(steps: Mapping[Key, int], capacity: int) -> list[Key]:
+    """Return the newest segments whose steps fit, oldest first; at least one if there is any."""
+    kept: list[Key] = []
+    total = 0
+    for key in sorted(steps, key=lambda key: (key[1], key[0]), reverse=True):
+        total += steps[key]
+        if kept and total > capacity:
+            break
+        kept.append(key)
+    return kept[::-1]
