@@ -2,7 +2,7 @@
 
 Equal to the bit: weights, targets, Adam's moments, the state of the noise and of the draws (all
 under the checkpoint's digest), what the guards remember, and every line of metrics that does not
-tell the time.
+read the clock.
 """
 
 import json
