@@ -22,13 +22,20 @@ MOST_LINES = 38_000
 MOST_SINGLE_IMPORTERS = 0.15
 POLICIES = ("learn.policy", "learn.policy_store")
 """All that `collect` imports from `learn`."""
-COMMAND, TOPIC, OPTIONAL, PROCESS = (
+COMMAND, WORK, TOPIC, OPTIONAL, PROCESS = (
     "one file per command, mounted by cli.py",
+    "the work of one command, in the layer below it",
     "a topic of its own, too long for the file of its user",
-    "loaded on demand, because it needs an optional or a slow package",
+    "needs a package that is optional or slow to import, so it is imported on demand",
     "runs in a process of its own",
 )
 SINGLE_IMPORTERS = {
+    "collect.carla.session": PROCESS,
+    "collect.carla.world": OPTIONAL,
+    "collect.gym_env": OPTIONAL,
+    "collect.maps.planner": TOPIC,
+    "collect.sim.camera": TOPIC,
+    "collect.sim.traffic": TOPIC,
     "configs.commands.collect": COMMAND,
     "configs.commands.config": COMMAND,
     "configs.commands.demo": COMMAND,
@@ -38,6 +45,15 @@ SINGLE_IMPORTERS = {
     "configs.commands.learn": COMMAND,
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.store": COMMAND,
+    "learn.checkpoints": TOPIC,
+    "learn.guards.monitor": TOPIC,
+    "store.audit.checks": TOPIC,
+    "store.maintenance.compact": WORK,
+    "store.maintenance.prune": WORK,
+    "store.maintenance.relabel": WORK,
+    "store.render.audit_page": WORK,
+    "store.render.episode_view": WORK,
+    "store.replay.native_kernel": OPTIONAL,
 }
 """Modules that only one other module imports, and why they are modules of their own."""
 
