@@ -1,4 +1,4 @@
-"""Measure what the guards cost: processor time per update, of `GuardMonitor` and the update itself.
+"""Measure what the guards cost: CPU time per update, of `GuardMonitor` and the update itself.
 
     python bench/guard_bench.py [--batch 256] [--updates 20] [--readings 20] [--json]
 
@@ -53,7 +53,7 @@ def main() -> None:
     else:
         print(
             f"an update {found['update_ms']:.1f} ms, the guards {found['guards_ms']:.3f} ms of it: "
-            f"{found['share']:.2%} (processor time, one thread, batch {options.batch})"
+            f"{found['share']:.2%} (CPU time, one thread, batch {options.batch})"
         )
 
 

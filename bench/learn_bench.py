@@ -3,7 +3,7 @@
     python bench/learn_bench.py [--device cpu] [--threads 1,2] [--batch 256] [--repeats 5] [--json]
 
 Each rival sits in a process of its own and makes two updates a turn (one of them moves the actor).
-They take turns, and the medians over the repeats are compared: of processor time with one thread,
+They take turns, and the medians over the repeats are compared: of CPU time with one thread,
 of the clock with more. *loop* is all that ``avtd3 learn`` does: it draws from the replay cache,
 updates, reads the metrics back and logs them, here after every second update instead of every
 hundredth. *floor* is the floating-point work of an update at the speed of a matrix product of

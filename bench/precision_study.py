@@ -5,7 +5,7 @@
 
 Frames are small so that the study ends within the hour where bfloat16 is emulated; everything else
 is the preset `full_state`, with rates that fall over the last half. What is in the work directory
-already is not done again, so a study that was stopped goes on. Written is ``precision-study.md``.
+already is not done again, so a stopped study continues. Written is ``precision-study.md``.
 """
 
 import argparse

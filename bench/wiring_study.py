@@ -7,7 +7,7 @@ Ten ways, each with several seeds: the correct wiring and the ablation `coupled`
 guard, with one of gradient clipping, LayerNorm on the features, or weight decay on the CNNs, and
 with all three. TD3 without imitation on the same stored data, all other settings the defaults, and
 then some held-out roads with the last policy. A run that is already in the work directory is not
-made again, so a study that was stopped goes on. Written are ``wiring-study.md`` with the table and
+made again, so a stopped study continues. Written are ``wiring-study.md`` with the table and
 ``wiring-study.png``.
 """
 

@@ -361,7 +361,7 @@ class PlacedShard:
 
 
 class ChunkDecoder(Protocol):
-    """Decodes many chunks of a batch at once, and leaves out those that it does not support."""
+    """Decodes many chunks of a batch at once, and skips those that it does not support."""
 
     def bind(self, shards: Sequence[FrameShard]) -> None:
         """Decode chunks of these shards from now on; plans refer to them by index."""

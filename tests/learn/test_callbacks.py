@@ -1,4 +1,4 @@
-"""What callbacks of a training run are told, and how they stop it."""
+"""Callbacks of a training run: what they receive, and how they stop it."""
 
 import pytest
 

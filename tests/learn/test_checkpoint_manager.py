@@ -106,7 +106,7 @@ def test_an_update_without_a_checkpoint_is_refused_and_nothing_moves(run, capsys
     assert not (run / "rolled-back").exists()
 
 
-def test_a_torn_checkpoint_is_not_gone_back_to(run, config):
+def test_a_truncated_checkpoint_is_not_rolled_back_to(run, config):
     torn = run / "checkpoints" / "update-000000020" / "tensors.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="damaged"):

@@ -144,7 +144,9 @@ def config():
     )
 
 
-def test_a_run_judges_itself_by_what_it_never_draws(tmp_path, make_spec, publish_episodes, config):
+def test_a_run_evaluates_on_episodes_that_it_never_samples(
+    tmp_path, make_spec, publish_episodes, config
+):
     dataset = publish_episodes(tmp_path / "data", make_spec(image=IMAGE), episodes=8, length=10)
     report = train(config, datasets=[dataset.path], run=tmp_path / "run")
     assert 0 < report.steps < 80

@@ -86,7 +86,7 @@ def test_a_new_version_is_taken_and_the_same_one_kept(directory, actor, spec):
     assert Policy.load(directory.path_of(0)).version == 0
 
 
-def test_a_torn_newest_policy_leaves_the_last_good_one_and_warns_once(directory, actor, spec):
+def test_a_truncated_newest_policy_keeps_the_last_good_one_and_warns_once(directory, actor, spec):
     directory.publish(actor, spec, CONFIG, updates=0)
     good = directory.poll(None, spec)
     directory.publish(actor, spec, CONFIG, updates=1)
@@ -102,7 +102,7 @@ def test_a_torn_newest_policy_leaves_the_last_good_one_and_warns_once(directory,
     assert directory.poll(good, spec).version == 1
 
 
-def test_a_torn_latest_file_is_no_reason_to_stop(directory, actor, spec):
+def test_a_truncated_latest_file_is_no_reason_to_stop(directory, actor, spec):
     directory.publish(actor, spec, CONFIG, updates=0)
     for text in ("", "[]", '{"version": 0, "file": "../../etc/passwd", "sha256": "x"}'):
         (directory.path / "LATEST.json").write_text(text)

@@ -1,8 +1,8 @@
 """``avtd3 learn`` killed with SIGKILL at random moments and resumed, against one left alone.
 
 Equal to the bit: weights, targets, Adam's moments, the state of the noise and of the draws (all
-under the checkpoint's digest), what the guards remember, and every line of metrics that does not
-tell the time.
+under the checkpoint's digest), what the guards remember, and every metric that does not measure
+time.
 """
 
 import json

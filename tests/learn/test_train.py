@@ -168,7 +168,7 @@ def test_random_shifts_reach_the_batches(
     plain, moved = (
         tensors_of(list_checkpoints(tmp_path / n / "checkpoints")[-1]) for n in ("plain", "moved")
     )
-    assert (plain["noise"] != moved["noise"]).any()  # so that a resume goes on with the shifts
+    assert (plain["noise"] != moved["noise"]).any()  # so that a resume continues with the shifts
 
 
 def test_readers_drop_what_was_logged_behind_the_checkpoint(
@@ -188,7 +188,7 @@ def test_readers_drop_what_was_logged_behind_the_checkpoint(
     assert list(curves["run/steps"].updates) == list(range(5, 41, 5))
 
 
-def test_policy_versions_go_on_after_a_resume(tmp_path, make_spec, publish_episodes, config):
+def test_policy_versions_continue_after_a_resume(tmp_path, make_spec, publish_episodes, config):
     data, policies = tmp_path / "data", tmp_path / "policies"
     publish_episodes(data, make_spec())
     first = train(config, datasets=[data], run=tmp_path / "run", policies=policies)
@@ -213,7 +213,7 @@ def test_a_resume_on_other_segments_says_so(tmp_path, make_spec, publish_episode
     assert "no longer" in report.summary()
 
 
-def test_told_to_stop_it_saves_and_publishes(tmp_path, make_spec, publish_episodes, config):
+def test_a_requested_stop_saves_and_publishes(tmp_path, make_spec, publish_episodes, config):
     publish_episodes(tmp_path / "data", make_spec())
     asked = iter(range(1000))
     report = train(
@@ -368,7 +368,7 @@ def damage(segment):
     return segment.id
 
 
-def test_refused_segments_are_never_passed_over_in_silence(
+def test_refused_segments_are_never_skipped_in_silence(
     tmp_path, make_spec, publish_episodes, config
 ):
     data = tmp_path / "data"
@@ -473,7 +473,7 @@ train(config, datasets=sys.argv[1], run=sys.argv[2])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsyncs", [1, 9, 15, 20])
-def test_a_run_killed_at_any_write_goes_on(tmp_path, make_spec, publish_episodes, fsyncs):
+def test_a_run_killed_at_any_write_continues(tmp_path, make_spec, publish_episodes, fsyncs):
     data, run = tmp_path / "data", tmp_path / "run"
     publish_episodes(data, make_spec())
     command = [sys.executable, "-c", KILLED, str(data), str(run), str(fsyncs)]

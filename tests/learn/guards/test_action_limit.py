@@ -56,7 +56,7 @@ def test_it_is_off_unless_asked_for():
     assert ActionLimit(ActionLimitConfig()).share == 1.0
 
 
-def test_a_restored_one_goes_on_alike():
+def test_a_restored_limit_continues_alike():
     first, second = ActionLimit(CONFIG), ActionLimit(CONFIG)
     first.read(CALM, 150.0, 40)
     second.restore(first.state())

@@ -116,9 +116,9 @@ def test_actions_must_vary_once_it_is_warm():
     assert check_reading(still, HISTORY, early) == []
 
 
-def test_updates_that_were_left_out_count_in_a_row_over_readings():
-    left_out = reading(critic={"finite": 0.0, "loss": math.nan, "grad_norm": math.inf})
-    (found,) = check_reading(left_out, HISTORY, CONFIG)
+def test_skipped_updates_count_in_a_row_over_readings():
+    skipped = reading(critic={"finite": 0.0, "loss": math.nan, "grad_norm": math.inf})
+    (found,) = check_reading(skipped, HISTORY, CONFIG)
     assert (found.name, found.level, found.value, found.count) == (
         "critic_not_finite",
         "warn",

@@ -40,18 +40,18 @@ def test_the_critics_own_features_at_the_same_rates_raise_nothing(make_run):
     assert not {"actor_q_bound", "actor_loss", "actor_feature_norm"} & run.fired().keys()
 
 
-def test_an_alert_that_goes_on_is_said_now_and_then_and_counted_always(make_run):
+def test_a_continuing_alert_is_repeated_at_intervals_and_always_counted(make_run):
     run = make_run(camera=False, guards=dataclasses.replace(GUARDS, repeat_every=30))
     with torch.no_grad():
         run.state.actor.head.layers[-1].bias.add_(100.0)
     run.go(60)
-    told = [line for line in run.lines() if line["name"] == "saturation"]
-    assert [(line["update"], line["count"]) for line in told] == [(10, 1), (40, 3)]
+    alerts = [line for line in run.lines() if line["name"] == "saturation"]
+    assert [(line["update"], line["count"]) for line in alerts] == [(10, 1), (40, 3)]
     assert run.scalars["alerts/saturation"] == 6.0
     run.monitor.alerts.flush(60)
-    told = [line for line in run.lines() if line["name"] == "saturation"]
-    assert (told[-1]["update"], told[-1]["count"]) == (60, 2)
-    assert "2 more updates" in told[-1]["reason"]
+    alerts = [line for line in run.lines() if line["name"] == "saturation"]
+    assert (alerts[-1]["update"], alerts[-1]["count"]) == (60, 2)
+    assert "2 more updates" in alerts[-1]["reason"]
 
 
 def test_switched_off_it_watches_nothing(make_run):
@@ -60,7 +60,7 @@ def test_switched_off_it_watches_nothing(make_run):
     assert (run.lines(), run.scalars, run.stop) == ([], {}, None)
 
 
-def test_a_state_goes_on_as_if_nothing_had_been(make_run):
+def test_a_restored_state_continues_unchanged(make_run):
     guards = dataclasses.replace(GUARDS, rate=CnnRateConfig(cool_down=20))
     whole, first = make_run(guards=guards), make_run(guards=guards)
     for run in (whole, first):
@@ -99,7 +99,7 @@ def test_a_checkpoint_is_good_if_nothing_serious_came_before_it(make_run):
     assert run.monitor.last_good == 10
 
 
-def test_a_checkpoint_whose_newest_update_was_left_out_is_not_good(make_run):
+def test_a_checkpoint_whose_newest_update_was_skipped_is_not_good(make_run):
     run = make_run(camera=False)
     run.go(10)
     run.go(3, lambda batch: dataclasses.replace(batch, reward=batch.reward * math.nan))
@@ -116,12 +116,12 @@ def test_nothing_is_read_back_between_two_readings(make_run, monkeypatch):
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
         plain = getattr(torch.Tensor, name)
 
-        def told(tensor, *arguments, name=name, plain=plain, **options):
+        def recorded(tensor, *arguments, name=name, plain=plain, **options):
             if inside:
                 read.append((run.state.updates, name))
             return plain(tensor, *arguments, **options)
 
-        monkeypatch.setattr(torch.Tensor, name, told)
+        monkeypatch.setattr(torch.Tensor, name, recorded)
     inside = False
     after = run.monitor.after
 

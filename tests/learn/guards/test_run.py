@@ -1,4 +1,4 @@
-"""What the guards do to a whole run: halting, going back, going on."""
+"""Guards in a whole run: halt, roll back, continue."""
 
 import dataclasses
 import json
@@ -122,7 +122,7 @@ def test_the_exit_code_says_that_a_guard_ended_it(tmp_path, learn, config, capsy
     assert "not finite" in json.loads(capsys.readouterr().out)["halted"]
 
 
-def test_a_rollback_goes_on_from_the_last_good_checkpoint(tmp_path, learn, config, break_weights):
+def test_a_rollback_continues_from_the_last_good_checkpoint(tmp_path, learn, config, break_weights):
     break_weights(23)
     config = dataclasses.replace(config, guards=guards(on_stop="rollback"))
     report = learn(config, image=IMAGE)
@@ -193,7 +193,7 @@ def test_with_no_good_checkpoint_there_is_nothing_to_go_back_to(learn, config, b
     assert "there is no good checkpoint to roll back to" in report.halted
 
 
-def test_told_to_it_only_says_so(tmp_path, learn, config, break_weights):
+def test_with_on_stop_continue_it_only_reports(tmp_path, learn, config, break_weights):
     break_weights(23)
     report = learn(dataclasses.replace(config, guards=guards(on_stop="continue")))
     assert (report.updates, report.halted) == (40, None)
@@ -218,14 +218,14 @@ def test_a_resumed_run_keeps_what_the_guards_know(tmp_path, learn, config):
     ]
     assert states[0] == states[1]
     assert states[0]["rates"]["actor"]["share"] < 0.2
-    told = [
+    reported = [
         [(line["update"], line["name"], line["reason"]) for line in lines(tmp_path / run)]
         for run in ("whole", "parts")
     ]
-    assert told[0] == told[1]
+    assert reported[0] == reported[1]
 
 
-def test_lines_of_a_past_that_was_lost_are_told_of(tmp_path, learn, config):
+def test_alerts_of_a_lost_past_are_marked(tmp_path, learn, config):
     rate = CnnRateConfig(halve_above=1.0, recover_below=0.5, cool_down=5)
     config = dataclasses.replace(config, updates=20, guards=guards(rate=rate))
     learn(config, image=IMAGE)
