@@ -303,7 +303,7 @@ class ReplaySource:
 
     def _no_steps(self) -> NoSegmentsError:
         refused = self.sampler.refused
-        fix = self.sampler.left_out or "run avtd3 collect, or add --follow to wait for it"
+        fix = self.sampler.excluded or "run avtd3 collect, or add --follow to wait for it"
         return NoSegmentsError(
             f"{self._paths}: there is no published step to learn from, expected at least one; "
             f"{name_refused(refused) if refused else fix}"

@@ -315,8 +315,8 @@ def _tracks(place: EpisodePlace, table: EpisodeTable) -> Iterator[Track]:
         sizes = np.nan_to_num(np.abs(terms.astype(np.float64)), posinf=0.0).sum(axis=0)
         large = np.argsort(-sizes, kind="stable")[:MAX_TERMS]
         names = tuple(spec.reward_terms[column] for column in large)
-        left_out = len(spec.reward_terms) - len(names)
-        title = f"reward terms, the largest {len(names)}" if left_out else "reward terms"
+        omitted = len(spec.reward_terms) - len(names)
+        title = f"reward terms, the largest {len(names)}" if omitted else "reward terms"
         yield _track(title, names, terms[:, large])
 
 

@@ -429,7 +429,7 @@ class Sampler:
             return self._frame_array
 
     @property
-    def left_out(self) -> str:
+    def excluded(self) -> str:
         """Why no episode may be sampled; empty if there are no episodes."""
         return self._tracker.eligibility.describe()
 
