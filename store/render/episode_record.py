@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from avtd3.store.audit.statistics import Moments
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import EpisodeTable
-from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
+from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, NoSegmentsError
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
@@ -86,7 +86,7 @@ def readable_tables(segments: Iterable[Segment]) -> Iterator[tuple[Segment, Epis
     for segment in segments:
         try:
             yield segment, segment.episode_table()
-        except (SegmentCorruptError, FileNotFoundError):
+        except SEGMENT_ERRORS:
             continue
 
 
