@@ -397,7 +397,7 @@ class Dataset:
             names, before = self._directories(), names
         return work.snapshot()
 
-    def refuse(self, snapshot: Snapshot, problems: Mapping[str, str]) -> Snapshot:
+    def refuse(self, snapshot: Snapshot, problems: Mapping[str, str | Exception]) -> Snapshot:
         """Return a snapshot without segments that were found bad when they were read.
 
         The segments that they replaced are visible again. A refresh tries them again.
@@ -407,8 +407,8 @@ class Dataset:
             problems: Id of each bad segment, and what is wrong with it.
         """
         work = _Refresh(self, snapshot, Limits(), check_files=False)
-        for segment_id, reason in problems.items():
-            work.refuse(segment_id, reason)
+        for segment_id, problem in problems.items():
+            work.refuse(segment_id, problem)
         return work.snapshot()
 
     def episodes(
@@ -562,10 +562,9 @@ class _Refresh:
             return
         except (SegmentCorruptError, SegmentUnreadableError, FormatVersionError) as error:
             if dataset.is_sealed(name):
-                is_unreadable = isinstance(error, SegmentUnreadableError)
-                self.refuse(name, str(error), is_unreadable=is_unreadable)
+                self.refuse(name, error)
 
-    def refuse(self, name: str, reason: str, *, is_unreadable: bool = False) -> None:
+    def refuse(self, name: str, problem: str | Exception) -> None:
         """Leave a segment out, and remember when to try it again."""
         self._kept.pop(name, None)
         stamp, earlier = self._stamp(name), self._earlier.pop(name, None)
@@ -573,8 +572,8 @@ class _Refresh:
         wait_s = min(FIRST_WAIT_S * 2.0 ** min(tries - 1, 32), LONGEST_WAIT_S)
         self._refused[name] = Refusal(
             segment_id=name,
-            reason=reason,
-            is_unreadable=is_unreadable,
+            reason=str(problem),
+            is_unreadable=isinstance(problem, SegmentUnreadableError),
             stamp=stamp,
             tries=tries,
             next_try_s=time.monotonic() + wait_s,
@@ -610,8 +609,7 @@ class _Refresh:
             del self._kept[segment.id]  # the next listing tells
             return False
         except (SegmentCorruptError, SegmentUnreadableError) as error:
-            is_unreadable = isinstance(error, SegmentUnreadableError)
-            self.refuse(segment.id, str(error), is_unreadable=is_unreadable)
+            self.refuse(segment.id, error)
             return False
         return True
 

@@ -389,10 +389,15 @@ class Sampler:
         """
         with self._lock:
             self._take_loaded()
-            if not self.backend.is_loading and self._tracker.refusals.all():
+            if not self.backend.is_loading and self._tracker.refusals:
                 self._tracker.retry()
                 self._follow()
             return self._take_reports()
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether there are segments for `retry_refused` to try."""
+        return bool(self._tracker.refusals)
 
     @property
     def has_news(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from avtd3.store.dataset import Dataset, Snapshot
+from avtd3.store.dataset import Dataset, Refusal, Snapshot
 from avtd3.store.errors import (
     ConfigError,
     DatasetError,
@@ -35,6 +35,8 @@ class RefusedSegment:
     """Name of its directory."""
     reason: str
     """What is wrong and how to fix it."""
+    is_unreadable: bool = False
+    """Whether it cannot be read now because of an I/O error."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +84,13 @@ class Refusals:
             paths: Directory of each dataset.
         """
         self._paths = tuple(paths)
-        self._reasons: dict[Key, str] = {}
+        self._found: dict[Key, Refusal] = {}
         self._reported: set[Key] = set()
 
     def update(self, snapshots: Sequence[Snapshot]) -> None:
         """Take over what snapshots refuse; forget segments that were fixed or removed."""
         found = {
-            (number, refusal.segment_id): refusal.reason
+            (number, refusal.segment_id): refusal
             for number, snapshot in enumerate(snapshots)
             for refusal in snapshot.refused
         }
@@ -97,27 +99,34 @@ class Refusals:
             for number, snapshot in enumerate(snapshots)
             for refusal in snapshot.earlier
         }
-        old = {key: found[key] for key in self._reasons if key in found}
-        self._reasons = old | found
+        old = {key: found[key] for key in self._found if key in found}
+        self._found = old | found
         self._reported &= found.keys() | tried_again
 
     def forget(self, loaded: Iterable[Key]) -> None:
         """Forget segments that turned out to be sound."""
         self._reported.difference_update(loaded)
 
+    def __bool__(self) -> bool:
+        """Return whether any segment is refused now."""
+        return bool(self._found)
+
     def all(self) -> tuple[RefusedSegment, ...]:
         """Return all segments that are refused now, in the order in which they were found."""
-        return tuple(self._describe(key) for key in self._reasons)
+        return tuple(self._describe(key) for key in self._found)
 
     def take_new(self) -> tuple[RefusedSegment, ...]:
         """Return the segments that no earlier call has returned."""
-        new = [key for key in self._reasons if key not in self._reported]
+        new = [key for key in self._found if key not in self._reported]
         self._reported.update(new)
         return tuple(self._describe(key) for key in new)
 
     def _describe(self, key: Key) -> RefusedSegment:
         return RefusedSegment(
-            dataset=self._paths[key[0]], segment_id=key[1], reason=self._reasons[key]
+            dataset=self._paths[key[0]],
+            segment_id=key[1],
+            reason=self._found[key].reason,
+            is_unreadable=self._found[key].is_unreadable,
         )
 
 
@@ -169,14 +178,14 @@ class SegmentTracker:
             if snapshot.refused:
                 self._is_absent(number, known_only=True)
 
-    def refuse(self, problems: Mapping[Key, str]) -> None:
+    def refuse(self, problems: Mapping[Key, str | Exception]) -> None:
         """Leave out segments that turned out to be bad; `refresh` tries them again.
 
         Args:
             problems: What is wrong with each.
         """
         for number in {number for number, _ in problems}:
-            own = {key[1]: reason for key, reason in problems.items() if key[0] == number}
+            own = {key[1]: problem for key, problem in problems.items() if key[0] == number}
             self._snapshots[number] = self.datasets[number].refuse(self._snapshots[number], own)
         self.refusals.update(self._snapshots)
 
@@ -185,7 +194,7 @@ class SegmentTracker:
         self.refusals.update(self._snapshots)
         while True:
             segments = self._listed()
-            problems = self.eligibility.update(segments)
+            problems: dict[Key, str | Exception] = {**self.eligibility.update(segments)}
             readable = {key: segments[key] for key in segments if key not in problems}
             chosen = _select_segments(self.eligibility.steps(readable), self._config)
             found = {key: segments[key] for key in chosen}
@@ -261,14 +270,14 @@ class SegmentTracker:
         return False
 
 
-def _truncated(segments: Mapping[Key, Segment]) -> dict[Key, str]:
+def _truncated(segments: Mapping[Key, Segment]) -> dict[Key, Exception]:
     """Return the segments of which a file is missing or of another size, with the reason."""
-    problems = {}
+    problems: dict[Key, Exception] = {}
     for key, segment in segments.items():
         try:
             segment.check_files()
         except (SegmentCorruptError, OSError) as error:
-            problems[key] = str(error)
+            problems[key] = error
     return problems
 
 

@@ -155,7 +155,7 @@ class MemoryDataset:
 
     def refuse(self, snapshot, problems):
         """Refuse segments that were found bad for as long as they are there."""
-        bad = [Refusal(segment_id=n, reason=reason, tries=1) for n, reason in problems.items()]
+        bad = [Refusal(segment_id=n, reason=str(why), tries=1) for n, why in problems.items()]
         return Snapshot(
             segments=tuple(s for s in snapshot.segments if s.id not in problems),
             refused=(*snapshot.refused, *bad),
