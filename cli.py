@@ -2,8 +2,8 @@
 
 Exit codes: 0 done; 1 the answer is no (an audit with findings, NO-GO, training stopped by a
 guard); 2 invalid command line, configuration or input; 3 the environment failed (no simulator,
-disk full). With ``--json``, standard output contains exactly one JSON document. Progress and
-errors go to standard error.
+disk full, a file that cannot be read now). With ``--json``, standard output contains exactly one
+JSON document. Progress and errors go to standard error.
 """
 
 from collections.abc import Sequence

@@ -152,7 +152,7 @@ def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
     snapshot = dataset.snapshot()
     for refusal in snapshot.refused:
         if refusal.is_unreadable:
-            raise UnreadableError(f"cannot tell what to resume: {refusal.reason}")
+            raise UnreadableError(f"cannot find out what to resume: {refusal.reason}")
     for segment in snapshot.segments:
         if segment.provenance.get("plan_digest") == plan_digest:
             try:

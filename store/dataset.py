@@ -41,7 +41,7 @@ from avtd3.store.format.manifest import Limits
 from avtd3.store.format.metadata import document_bytes, group_document
 from avtd3.store.replaced import (
     Claim,
-    ClaimProver,
+    ClaimChecker,
     claims_among,
     claims_in_circles,
     names_another,
@@ -147,7 +147,7 @@ LONGEST_WAIT_S = 300.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A segment that a snapshot left out; a refresh tries it again.
+    """A segment that a snapshot excludes because it is bad; a refresh tries it again.
 
     That is at once if the size, a time or the inode of a file has changed, and otherwise after
     `FIRST_WAIT_S`, then after twice as long each time, up to `LONGEST_WAIT_S`.
@@ -186,7 +186,7 @@ class Snapshot:
     refused: tuple[Refusal, ...] = ()
     """Segments that could not be opened."""
     replaced: tuple[Segment, ...] = ()
-    """Segments that are there and left out, because others are proven to hold their episodes."""
+    """Segments that are excluded because others are proven to contain their episodes."""
     claims: tuple[Claim, ...] = ()
     """What segments say about others that are there: that they replace them. A claim that is not
     proven hides nothing."""
@@ -373,7 +373,7 @@ class Dataset:
 
         Only what the snapshot does not hold is opened. Refused segments are tried again, because a
         copy in progress looks like a damaged one; see `Refusal` for when. A segment that another
-        one replaces is left out if the bytes of both prove that all its episodes are in the other.
+        one replaces is excluded if the bytes of both show that all its episodes are in the other.
 
         Args:
             snapshot: What is known.
@@ -522,10 +522,10 @@ class _Refresh:
         self._claims = {(claim.claimant, claim.claimed): claim for claim in snapshot.claims}
         self._refused = {refusal.segment_id: refusal for refusal in snapshot.refused}
         self._earlier = {refusal.segment_id: refusal for refusal in snapshot.earlier}
-        self._prover = ClaimProver()
+        self._checker = ClaimChecker()
 
     def take(self, names: Sequence[str]) -> None:
-        """Take in a listing: open what is new, then prove what segments say of each other."""
+        """Take in a listing: open what is new, then check what segments claim of each other."""
         present = set(names)
         self._kept = {name: kept for name, kept in self._kept.items() if name in present}
         self._earlier = {name: old for name, old in self._earlier.items() if name in present}
@@ -537,7 +537,7 @@ class _Refresh:
                 self._open(name, old)
             else:
                 self._refused[name] = old
-        self._prove()
+        self._check_claims()
 
     def _is_due(self, refusal: Refusal) -> bool:
         return (
@@ -554,7 +554,7 @@ class _Refresh:
         dataset, path = self._dataset, self._dataset.segments_path / name
         try:
             segment = Segment(path, dataset.spec, dataset.spec_digest, self._limits)
-            # One that claims to replace others is torn or not before that is believed.
+            # A truncated segment must not exclude those that it claims to replace.
             if self._check_files or replaced_by(segment):
                 segment.check_files()
             self._kept[name] = segment
@@ -579,7 +579,7 @@ class _Refresh:
             next_try_s=time.monotonic() + wait_s,
         )
 
-    def _prove(self) -> None:
+    def _check_claims(self) -> None:
         """Check the claims that are new; a segment that cannot be read for it is refused."""
         pairs = claims_among(self._kept)
         circles = claims_in_circles(pairs) if pairs else frozenset()
@@ -594,19 +594,19 @@ class _Refresh:
                 self._claims[pair] = claim
 
     def _claim(self, claimant: str, claimed: str) -> Claim | None:
-        """Prove a claim; None if a segment was removed or cannot be read."""
+        """Check a claim by reading both sides; None if one was removed or cannot be read."""
         if claimant not in self._kept or claimed not in self._kept:
             return None
         big, small = self._kept[claimant], self._kept[claimed]
         if names_another(big, small) or (self._reads(small) and self._reads(big)):
-            return self._prover.prove(big, small)
+            return self._checker.check(big, small)
         return None
 
     def _reads(self, segment: Segment) -> bool:
         try:
-            self._prover.digests(segment)
+            self._checker.digests(segment)
         except SegmentNotFoundError:
-            del self._kept[segment.id]  # the next listing tells
+            del self._kept[segment.id]  # so the next listing differs
             return False
         except (SegmentCorruptError, SegmentUnreadableError) as error:
             self.refuse(segment.id, error)

@@ -126,15 +126,6 @@ def _is_outage(error: OSError) -> bool:
     return since_s is not None and time.monotonic() < since_s + _OUTAGE_S
 
 
-def is_there(path: Path | str) -> bool:
-    """Return whether something lies at a path; unlike `Path.exists`, an I/O error is not "no".
-
-    Raises:
-        OSError: That cannot be found out at present.
-    """
-    return _mode(path) is not None
-
-
 def is_directory(path: Path | str) -> bool:
     """Return whether a directory lies at a path; unlike `Path.is_dir`, an I/O error is not "no".
 

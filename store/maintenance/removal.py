@@ -20,7 +20,7 @@ from avtd3.store.errors import (
 from avtd3.store.files import fsync_directory, remove_tree, storage_errors
 from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.render.text import plural
-from avtd3.store.replaced import ClaimProver, replaced_by
+from avtd3.store.replaced import ClaimChecker, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.staging import owner_file
 
@@ -175,7 +175,7 @@ def clear_staging(dataset: Dataset, segment_id: str) -> None:
 def find_leftovers(snapshot: Snapshot) -> list[str]:
     """Return the ids of segments that others replace, in the order in which they can be removed.
 
-    A snapshot counts a segment as replaced only if the bytes of both sides prove that the other one
+    A snapshot counts a segment as replaced only if the bytes of both sides show that the other one
     has all its episodes.
     """
     # Remove replaced segments before those that replace them, or readers would see them.
@@ -201,25 +201,25 @@ def remove_leftovers(
         StorageError: The dataset cannot be written.
     """
     replaced = {segment.id: segment for segment in snapshot.replaced}
-    prover, proven = ClaimProver(), []
+    checker, proven = ClaimChecker(), []
     for name in find_leftovers(snapshot):
         if name in segment_ids:
             known = (*snapshot.segments, *snapshot.replaced)
             claimants = [segment for segment in known if name in replaced_by(segment)]
-            if _is_contained(replaced[name], claimants, prover, problems):
+            if _is_contained(replaced[name], claimants, checker, problems):
                 proven.append(name)
     remove_segments(dataset, proven)
     return proven
 
 
 def _is_contained(
-    leftover: Segment, claimants: Sequence[Segment], prover: ClaimProver, problems: Problems
+    leftover: Segment, claimants: Sequence[Segment], checker: ClaimChecker, problems: Problems
 ) -> bool:
     """Return whether one of some segments is whole and has all episodes of a leftover."""
     for claimant in claimants:
         try:
             claimant.verify()
-            claim = prover.prove(claimant, leftover)
+            claim = checker.check(claimant, leftover)
         except SegmentNotFoundError:
             continue
         except SEGMENT_ERRORS as error:

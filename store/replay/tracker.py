@@ -179,7 +179,7 @@ class SegmentTracker:
                 self._is_absent(number, known_only=True)
 
     def refuse(self, problems: Mapping[Key, str | Exception]) -> None:
-        """Leave out segments that turned out to be bad; `refresh` tries them again.
+        """Exclude segments that turned out to be bad; `refresh` tries them again.
 
         Args:
             problems: What is wrong with each.

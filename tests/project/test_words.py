@@ -30,7 +30,7 @@ AREAS = [
     *("configs", "cli.py", "__init__.py", "examples", "bench", "docs", "docs/decisions"),
     *("README.md", "CONTRIBUTING.md", "Makefile", ".ci", "pyproject.toml"),
     *("tests/store", "tests/learn", "tests/collect", "tests/configs", "tests/pipeline"),
-    *("tests/project", "tests/golden"),
+    *("tests/project", "tests/golden", "tests/faults"),
 ]
 TABLES = re.compile(r"^\| (?:use|name) \| (?:instead of|formerly) \|\n(?:\|.*\n)*", re.MULTILINE)
 """The tables of CONTRIBUTING.md that list withdrawn words and former names."""
