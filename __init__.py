@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from avtd3.learn import Policy, train
     from avtd3.store import (
         Avtd3Error,
         ConfigError,
@@ -29,19 +30,21 @@ __all__ = [
     "EpisodeSpec",
     "ImageSpec",
     "Observation",
+    "Policy",
     "SegmentWriter",
     "SpecError",
     "Step",
+    "train",
 ]
 
-_PACKAGES = dict.fromkeys(__all__, "store")
-"""Package that exports each name."""
+_PACKAGES = {"Policy": "learn", "train": "learn"}
+"""Package that exports each name, if it is not `avtd3.store`."""
 
 
 def __getattr__(name: str) -> object:
-    if name not in _PACKAGES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_PACKAGES[name]}")
+    module = importlib.import_module(f"{__name__}.{_PACKAGES.get(name, 'store')}")
     value: object = getattr(module, name)
     globals()[name] = value
     return value

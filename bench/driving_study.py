@@ -7,7 +7,7 @@ the held-out roads with the last policy. *online* begins as `full_state` does, b
 updates a collector drives with the newest policy and noise, and the learner continues with the old
 data and the new, one update for ten steps; it imitates the old data alone. Everything is done by
 the commands of ``avtd3``, which are printed. What is already in the work directory is not done
-again, so a stopped study continues. Written are ``driving-study.md`` with the table and
+again, so an interrupted study continues. It writes ``driving-study.md`` with the table and
 ``driving-study.png``.
 """
 
@@ -138,7 +138,7 @@ def shown(run: Path) -> list[Path]:
 
 
 def arguments(way: Way) -> list[object]:
-    """Settings that all learners of one kind share."""
+    """Settings that all learners of a method share."""
     return ["--config", preset(way.name), "--seed", way.seed]
 
 

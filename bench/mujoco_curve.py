@@ -9,7 +9,7 @@ random, then one update per step. Then the policy of every 5000 steps drives wit
 of U updates stands at RANDOM + U steps; its data may be ahead by `max_lead` and an episode.
 
 What was stopped, by Ctrl-C or after M minutes for each task, is evaluated as far as it came, and
-the same command continues it; ``--minutes 0`` only evaluates. Written are ``mujoco-curve.md``
+the same command continues it; ``--minutes 0`` only evaluates. It writes ``mujoco-curve.md``
 and ``mujoco-curve.png``. `td3_published.json` holds what the authors of the paper (Fujimoto et al.
 2018) publish: ten episodes without noise every 5000 steps, ten seeds, MuJoCo's tasks of then
 (-v1; ours are -v5), random for 10 000 steps in HalfCheetah and Ant and 1000 elsewhere.

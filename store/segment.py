@@ -5,9 +5,10 @@ when it is read. `avtd3.store.format.arrays` decodes the bytes.
 """
 
 import functools
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,18 @@ from avtd3.store.errors import SpecError
 from avtd3.store.events import EventTable, read_events, stored_arrays
 from avtd3.store.files import sha256
 from avtd3.store.format.arrays import ArrayFiles, FrameShard
-from avtd3.store.format.layout import EPISODE_STRINGS, ArrayLayout, raw_bytes, segment_arrays
+from avtd3.store.format.layout import (
+    EPISODE_STRINGS,
+    MANIFEST_FILE,
+    ArrayLayout,
+    raw_bytes,
+    segment_arrays,
+)
 from avtd3.store.format.manifest import FileEntry, Limits, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
+
+if TYPE_CHECKING:
+    import zarr
 
 
 class Segment:
@@ -176,6 +186,22 @@ class Segment:
         if name == "frames":
             return self.read_frames()
         return self._arrays.read(self._layout(name))
+
+    def open_zarr(self) -> "zarr.Group":
+        """Open the arrays read-only with zarr-python, for tools that work on Zarr groups.
+
+        zarr-python reads a missing chunk as zeros; call `verify` first if the files may be damaged.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: A file is missing or has another size.
+        """
+        import zarr
+
+        self.check_files()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=f".*{MANIFEST_FILE} is not recognized.*")
+            return zarr.open_group(self.path, mode="r")
 
     def read_frames(
         self, start: int = 0, stop: int | None = None, out: NDArray[np.uint8] | None = None

@@ -1,4 +1,4 @@
-"""Callbacks of a training run: what they receive, and how they stop it."""
+"""The calls that callbacks of a training run receive, and how they stop it."""
 
 import pytest
 

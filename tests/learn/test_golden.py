@@ -1,4 +1,4 @@
-"""Checkpoints and policies of every released format stay readable, on the bytes of then."""
+"""Checkpoints and policies of every released format stay readable."""
 
 import json
 import shutil

@@ -30,12 +30,17 @@ COMMAND, WORK, TOPIC, OPTIONAL, PROCESS = (
     "runs in a process of its own",
 )
 SINGLE_IMPORTERS = {
+    "collect.carla.sensors": TOPIC,
     "collect.carla.session": PROCESS,
+    "collect.carla.simulator": TOPIC,
+    "collect.carla.traffic": TOPIC,
     "collect.carla.world": OPTIONAL,
     "collect.gym_env": OPTIONAL,
     "collect.maps.planner": TOPIC,
     "collect.sim.camera": TOPIC,
     "collect.sim.traffic": TOPIC,
+    "collect.sim.vehicle": TOPIC,
+    "collect.sim.world": TOPIC,
     "configs.commands.collect": COMMAND,
     "configs.commands.config": COMMAND,
     "configs.commands.demo": COMMAND,

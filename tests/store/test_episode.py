@@ -17,6 +17,8 @@ from avtd3.store.errors import (
 )
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.manifest import Limits
+from avtd3.store.maintenance.compact import compact
+from avtd3.store.maintenance.relabel import relabel
 from avtd3.store.segment import Segment
 from avtd3.store.step import FrameStack
 from avtd3.store.writer import SegmentWriter
@@ -201,3 +203,20 @@ def test_an_episode_says_what_it_is(dataset):
     want = f"Episode('{dataset.segment_ids()[0]}:0', length=5, episode_return="
     assert repr(episode).startswith(want)
     assert repr(episode).endswith("end_reason='time_limit')")
+
+
+def test_maintenance_keeps_attributes(tmp_path):
+    spec = make_spec(image=False)
+    dataset = Dataset.create(tmp_path / "d", spec)
+    given: list[dict[str, Any]] = [{"lap": 1, "grip": "low"}, {"lap": 0.5}]
+    for n, attributes in enumerate(given):
+        episode = make_episode(spec, 2, **attributes)
+        write_dataset(dataset.path, spec, [episode], clock=Clock(1e9 + n))
+    before = [episode.attributes for episode in dataset.episodes()]
+    relabel(dataset.path, tmp_path / "relabelled", {"r0": 2.0})
+    relabelled = Dataset.open(tmp_path / "relabelled")
+    assert [episode.attributes for episode in relabelled.episodes()] == before
+    assert compact(dataset.path).merged_segments == 2
+    assert [episode.attributes for episode in dataset.episodes()] == before
+    assert before[0]["lap"] == 1
+    assert before[1]["lap"] == 0.5

@@ -85,14 +85,6 @@ def read_everything(segment):
     return {name: segment.read(name) for name in segment.names}
 
 
-def open_with_zarr(segment):
-    import zarr
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*MANIFEST.json is not recognized.*")
-        return zarr.open_group(segment.path, mode="r")
-
-
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_zarr_xarray_and_dask_read_the_same_values(tmp_path, codec, channels):
@@ -103,7 +95,7 @@ def test_zarr_xarray_and_dask_read_the_same_values(tmp_path, codec, channels):
     episodes = [make_episode(spec, length, seed) for seed, length in enumerate(LENGTHS)]
     segment = only(write_dataset(tmp_path / "d", spec, episodes, codec=codec))
     ours = read_everything(segment)
-    theirs = open_with_zarr(segment)
+    theirs = segment.open_zarr()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*MANIFEST.json is not recognized.*")
         labelled = xarray.open_dataset(segment.path, engine="zarr", consolidated=False)

@@ -1,4 +1,4 @@
-"""Each guard is driven to fire by a fault of its own."""
+"""Each guard fires at its own fault."""
 
 import dataclasses
 import math
@@ -136,7 +136,7 @@ def test_weights_that_are_not_finite_are_a_stop(make_run):
     assert "critic.head2.layers.0" in run.stop.reason
 
 
-def test_an_actor_that_is_skipped_for_long_is_a_stop(make_run):
+def test_many_skipped_actor_updates_are_a_stop(make_run):
     run = make_run(camera=False, guards=dataclasses.replace(GUARDS, max_skipped=8))
     run.td3 = TD3Config(bc_alpha=1.0, bc_weight=1e38)
     run.go(20)

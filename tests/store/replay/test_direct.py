@@ -205,7 +205,7 @@ def test_a_damaged_segment_is_refused_and_the_rest_is_sampled(
 
 
 @pytest.mark.usefixtures("decoder")
-def test_a_removed_segment_is_excluded(tmp_path):
+def test_a_segment_that_is_removed_is_excluded(tmp_path):
     dataset = make_dataset(tmp_path / "d", lengths=(30, 30, 30))
     with open_sampler(dataset, tmp_path, "direct") as sampler:
         remove_segment(shard_path(dataset, 2))
