@@ -83,18 +83,7 @@ def write_audit_page(
     compared: Sequence[str] = (),
     more: Sequence[tuple[str, Markup]] = (),
 ) -> None:
-    """Write an audit as a page, with frames of a few of its episodes.
-
-    Args:
-        report: The audit; its datasets are read again, for the frames.
-        path: The file, replaced atomically.
-        drifts: Drift between two parts of the data, if it was measured.
-        compared: Names of these two parts.
-        more: Title and content of further sections.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
+    """Write an audit as a page, with frames of a few of its episodes; see `audit_page`."""
     episodes = choose_episodes([Path(dataset.path) for dataset in report.datasets])
     made = datetime.datetime.now(datetime.UTC)
     page = audit_page(report, episodes, made=made, drifts=drifts, compared=compared, more=more)
@@ -112,13 +101,8 @@ def audit_page(
 ) -> str:
     """Return an audit as HTML.
 
-    Args:
-        report: The audit.
-        episodes: Episodes to show.
-        made: When the audit was made.
-        drifts: Drift between two parts of the data, if it was measured.
-        compared: Names of these two parts.
-        more: Title and content of further sections.
+    `compared` names the two parts of the data between which `drifts` was measured. `more` is the
+    title and the content of further sections.
     """
     total = report.total
     details = {group: _detail_rows(named) for group, named in total.components.items()}
@@ -272,11 +256,7 @@ def _coverage(
 ) -> tuple[list[str], list[tuple[str, list[tuple[int, int]]]]] | None:
     """Return heads and rows of the table of towns and scenarios; None if it would say nothing.
 
-    Args:
-        pairs: Episodes by scenario and town.
-
-    Returns:
-        The heads, and for each town its count and darkness in percent for each scenario.
+    A row is a town, and the count and the darkness in percent for each scenario.
     """
     scenarios, towns = (sorted({pair[side] for pair in pairs}, key=_natural) for side in (0, 1))
     if len(pairs) < 2 or max(len(scenarios), len(towns)) > MAX_SIDE:

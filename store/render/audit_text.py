@@ -54,13 +54,7 @@ def audit_text(report: AuditReport) -> str:
 
 
 def drift_text(drifts: Sequence[Drift], first: str, second: str) -> str:
-    """Format how far the quantities of two sets of episodes have drifted, the farthest first.
-
-    Args:
-        drifts: The quantities.
-        first: Name of the first set.
-        second: Name of the second set.
-    """
+    """Format how far the quantities of two sets of episodes have drifted, the farthest first."""
     if not drifts:
         return f"drift from {first} to {second}: nothing to compare\n"
     other, shifted = (sum(d.verdict == kind for d in drifts) for kind in ("other", "shifted"))

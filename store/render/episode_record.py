@@ -55,18 +55,9 @@ def find_episode(
 ) -> EpisodePlace:
     """Find an episode by name.
 
-    Args:
-        datasets: Where to look.
-        name: ``SEGMENT:NUMBER``, where any unique part of the segment's name will do; a whole
-            number, the episode's position in the collector's plan; or one of `WORDS`.
-        rng: Draws for the word ``random``; every episode is equally likely.
-        among: The episodes that the words choose from; None for all.
-
-    Raises:
-        ConfigError: No episode has this name, or several have it.
-        DatasetError: A path is no dataset.
-        NoSegmentsError: There is no episode, or none that matches the filter.
-        SegmentCorruptError: The named segment is damaged; the words skip damaged segments.
+    A name is ``SEGMENT:NUMBER``, where any unique part of the segment's name will do; a whole
+    number, the episode's position in the collector's plan; or one of `WORDS`, which choose from the
+    episodes that match `among` and skip damaged segments.
     """
     if name in WORDS:
         return _by_word(datasets, name, rng, among or EpisodeFilter())
@@ -212,12 +203,7 @@ class EpisodeRecord:
 
     @classmethod
     def read(cls, place: EpisodePlace) -> Self:
-        """Read an episode's numbers.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed since it was found.
-            SegmentCorruptError: Its bytes are not those that were published.
-        """
+        """Read an episode's numbers."""
         segment, number = place.segment, place.number
         table = segment.episode_table()
         return cls(
@@ -239,26 +225,13 @@ class EpisodeRecord:
         return self.length * self.spec.control_period_s
 
     def frame(self, observation: int) -> NDArray[np.uint8]:
-        """Read one frame, uint8 (C, H, W).
-
-        Raises:
-            SegmentNotFoundError: The segment was removed since it was found.
-            SegmentCorruptError: The frame's bytes are not those that were published.
-        """
+        """Read one frame, uint8 (C, H, W)."""
         row = self.first_row + observation
         frame: NDArray[np.uint8] = self.place.segment.read_frames(row, row + 1)[0]
         return frame
 
     def frames(self, every: int = 1) -> Iterator[NDArray[np.uint8]]:
-        """Yield frames uint8 (C, H, W) from the first on, decoding a few at a time.
-
-        Args:
-            every: Observations from one to the next.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed since it was found.
-            SegmentCorruptError: The frames' bytes are not those that were published.
-        """
+        """Yield every so many frames uint8 (C, H, W), decoding a few at a time."""
         stop = self.first_row + self.length + 1
         ahead = 0
         for start in range(self.first_row, stop, FRAMES_AT_ONCE):

@@ -61,12 +61,7 @@ COLOURS = (
 
 
 def draw_episode(record: EpisodeRecord, terminal: Terminal) -> str:
-    """Draw an episode as lines of text: facts, a sparkline for each channel, a filmstrip.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed since the record was read.
-        SegmentCorruptError: The frames' bytes are not those that were published.
-    """
+    """Draw an episode as lines of text: facts, a sparkline for each channel, a filmstrip."""
     terminal = dataclasses.replace(terminal, width=max(MIN_WIDTH, terminal.width))
     lines = [*describe(record), "", *_channel_lines(record, terminal)]
     if record.spec.image is not None:
@@ -99,14 +94,7 @@ def describe(record: EpisodeRecord) -> list[str]:
 
 
 def write_episode_sheet(record: EpisodeRecord, path: Path) -> None:
-    """Write evenly spaced frames of an episode above plots of its numbers, as one PNG.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed since the record was read.
-        SegmentCorruptError: The frames' bytes are not those that were published.
-        ConfigError: The file's name does not end in .png.
-        StorageError: The file cannot be written.
-    """
+    """Write evenly spaced frames of an episode above plots of its numbers, as one PNG."""
     _check_name(path, ".png")
     if record.spec.image is None:
         # Without a camera there are only the plots: one empty picture holds the frames' place.
@@ -123,12 +111,7 @@ def write_episode_sheet(record: EpisodeRecord, path: Path) -> None:
 
 
 def write_episode_gif(record: EpisodeRecord, path: Path) -> None:
-    """Write an episode as a GIF in real time.
-
-    Raises:
-        SegmentNotFoundError, SegmentCorruptError, ConfigError, StorageError: As
-            `write_episode_sheet`.
-    """
+    """Write an episode as a GIF in real time."""
     _check_name(path, ".gif")
     period_s = record.spec.control_period_s
     every = max(
@@ -138,12 +121,7 @@ def write_episode_gif(record: EpisodeRecord, path: Path) -> None:
 
 
 def write_episode_mp4(record: EpisodeRecord, path: Path) -> None:
-    """Write every frame of an episode as an MP4 in real time.
-
-    Raises:
-        SegmentNotFoundError, SegmentCorruptError, StorageError: As `write_episode_sheet`.
-        ConfigError: PyAV is not installed, or the file's name does not end in .mp4.
-    """
+    """Write every frame of an episode as an MP4 in real time."""
     _check_name(path, ".mp4")
     write_mp4(_pictures(record, 1), path, period_s=record.spec.control_period_s)
 

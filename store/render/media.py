@@ -55,15 +55,7 @@ def scaled_image(frame: NDArray[np.uint8], side_px: int) -> Image.Image:
 def filmstrip(
     frames: Iterable[NDArray[np.uint8]], max_px: int
 ) -> tuple[tuple[str, ...], tuple[int, int]]:
-    """Encode frames as data URIs of JPEGs.
-
-    Args:
-        frames: At least one, uint8 (C, H, W).
-        max_px: Longer side of a picture; smaller frames keep their size.
-
-    Returns:
-        The data URIs, and width and height of the pictures in pixels.
-    """
+    """Encode frames uint8 (C, H, W) as data URIs of JPEGs; return them, width and height."""
     uris = []
     for frame in frames:
         picture = frame_image(frame)
@@ -84,19 +76,7 @@ def write_contact_sheet(
     below: Image.Image | None = None,
     title: str = "",
 ) -> None:
-    """Write pictures in a grid, each above its caption, as one PNG.
-
-    Args:
-        pictures: At least one picture, all of one size.
-        captions: One line for each picture.
-        path: The file, replaced atomically.
-        columns: Pictures in a row.
-        below: A picture under the grid.
-        title: Lines above the grid.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
+    """Write pictures of one size in a grid above `below`, each above its caption, as one PNG."""
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
     top = GAP_PX + (LINE_PX * (title.count("\n") + 1) + GAP_PX if title else 0)
@@ -122,16 +102,7 @@ def sheet_width(picture_width: int, columns: int) -> int:
 
 
 def write_gif(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
-    """Write pictures as an endless GIF.
-
-    Args:
-        pictures: At least one picture, all of one size.
-        path: The file, replaced atomically.
-        period_s: Seconds that each picture is shown.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
+    """Write pictures, all of one size, as an endless GIF."""
     coming = iter(pictures)
     first = list(itertools.islice(coming, PALETTE_PICTURES))
     palette = _side_by_side(first).quantize(colors=GIF_COLOURS)
@@ -151,17 +122,7 @@ def write_gif(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -
 
 
 def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
-    """Write pictures as an H.264 film in an MP4 file.
-
-    Args:
-        pictures: At least one picture, all of one size; width and height are even.
-        path: The file, replaced atomically.
-        period_s: Seconds that each picture is shown.
-
-    Raises:
-        ConfigError: PyAV is not installed.
-        StorageError: The file cannot be written.
-    """
+    """Write pictures, all of one size, both sides even, as an H.264 film in an MP4 file."""
     try:
         import av
     except ImportError as error:

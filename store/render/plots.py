@@ -93,13 +93,9 @@ def histogram(
     name: str,
     marks: Mapping[str, float | None] | None = None,
 ) -> Markup:
-    """Draw a histogram; each bar shows its range and count when pointed at.
+    """Draw a histogram of edges float64 (N + 1,), with lines at the `marks` that are on the axis.
 
-    Args:
-        edges: float64 (N + 1,), ascending.
-        counts: float64 (N,), 0 or more.
-        name: What the horizontal axis shows, for screen readers.
-        marks: Values to mark with a line, by label; None and values off the axis are omitted.
+    Each bar shows its range and count when pointed at.
     """
     low, high, total = float(edges[0]), float(edges[-1]), float(counts.sum())
     most = max(1.0, float(counts.max(initial=0.0)))
@@ -131,12 +127,7 @@ def curves(
 ) -> Markup:
     """Draw curves over steps; positive values of many sizes get a logarithmic axis.
 
-    Args:
-        lines: One or more with points, the last one on top.
-        name: The metric, for screen readers.
-        axis: What the steps count.
-        limits: Values to mark with a line; those far from the curves are omitted.
-        window: Steps to shade.
+    Limits become lines, unless they are far from the curves. `window` is a range of steps to shade.
     """
     x, y = _step_axis(lines), _value_axis(lines, limits)
     shade = None
@@ -154,13 +145,7 @@ def curves(
 
 
 def sparkline(values: _Floats, *, name: str, shown: tuple[float, float]) -> Markup:
-    """Draw a quantity over time in a low strip.
-
-    Args:
-        values: float64 (T,); values that are not finite leave gaps.
-        name: What it is, for screen readers.
-        shown: Value at the bottom and at the top; what lies beyond is drawn there.
-    """
+    """Draw values float64 (T,) in a low strip, cut off at the range `shown`."""
     low, high = shown
     y = _Axis(low=low, high=high, start=SPARKLINE_HEIGHT - 2, end=2)
     count = len(values)

@@ -30,9 +30,7 @@ SHADES = " .:-=+*#%@"
 def number(value: float | None, digits: int = 3) -> str:
     """Format a number in few characters, as ``0.25``, ``5,171``, ``12.3k`` or ``1.0e-09``.
 
-    Args:
-        value: The number; None becomes ``-``.
-        digits: Significant digits; whole numbers below 10,000 are always exact.
+    Whole numbers below 10,000 are always exact; None becomes ``-``.
     """
     if value is None:
         return "-"
@@ -150,13 +148,7 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> list[str]:
 
 
 def shade_strip(counts: NDArray[np.float64], width: int) -> str:
-    """Draw the counts of a histogram as one line: the more values, the darker the character.
-
-    Args:
-        counts: Values in each bin, float64 (N,), N at most ``width``; each bin that holds any
-            value is visible.
-        width: Characters.
-    """
+    """Draw counts float64 (N,) as one line: the more, the darker; N is at most ``width``."""
     most = max(1.0, float(counts.max(initial=0.0)))
     inks = [SHADES[math.ceil(count / most * (len(SHADES) - 1))] for count in counts]
     return "".join(inks[place * len(inks) // width] for place in range(width))

@@ -28,13 +28,7 @@ from avtd3.store.spec import EpisodeSpec
 
 
 def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]]:
-    """Read the small arrays that replay needs, by name.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed after it was opened.
-        SegmentCorruptError: The segment is damaged, a value is not finite, or its episode arrays
-            contradict each other.
-    """
+    """Read and check the small arrays that replay needs, by name."""
     names = ["episode_offset", "episode_length", "episode_return", "episode_policy_version"]
     names += ["action", "reward", "terminated", "truncated"]
     if spec.vector_size:
@@ -75,11 +69,7 @@ class BackgroundDecoder(Generic[Item]):
     """Runs a generator in a thread and collects what it yields."""
 
     def __init__(self, work: Generator[Item | None, None, None]) -> None:
-        """Start the thread.
-
-        Args:
-            work: Yields results. It may yield None at any time, to be stopped there.
-        """
+        """Start the thread; `work` yields results, or None wherever it may be stopped."""
         self._work = work
         self._results: list[Item] = []
         self._error: BaseException | None = None
@@ -95,11 +85,7 @@ class BackgroundDecoder(Generic[Item]):
         return bool(self._results) or self._is_over
 
     def take(self) -> tuple[list[Item], bool]:
-        """Return the results since the last call, and whether they are the last ones.
-
-        Raises:
-            BaseException: The error that ended the work, once all results were returned.
-        """
+        """Return the new results, and whether they are the last ones; raise the work's error."""
         with self._changed:
             results, self._results = self._results, []
             if not results and self._error is not None:
@@ -159,19 +145,7 @@ class ReplayCache:
         shared: bool = True,
         in_background: bool = False,
     ) -> None:
-        """Create an empty cache.
-
-        Args:
-            spec: Spec of every segment.
-            scratch: Directory for the scratch files.
-            frames: Whether to decode frames.
-            shared: Whether to share frames with other processes of this user and host, if the file
-                system allows it.
-            in_background: Whether `follow` loads segments in a background thread.
-
-        Raises:
-            StorageError: `scratch` cannot be written.
-        """
+        """Create an empty cache; `shared` shares frames with other processes if possible."""
         self.spec = spec
         self._segments: dict[Key, LoadedSegment] = {}
         self.notice = ""
@@ -233,11 +207,7 @@ class ReplayCache:
         return FrameArray(frames=self.arrays().get("frames"), placed=placed)
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
-        """Load the wanted segments and drop all others; see `ReplayBackend.follow`.
-
-        Raises:
-            StorageError: The disk is full; segments that were loaded and are wanted still are.
-        """
+        """See `ReplayBackend`."""
         removed, new = self._make_room(wanted)
         if self._in_background:
             if new:
@@ -266,11 +236,7 @@ class ReplayCache:
         self._decoder.wait()
 
     def take_loaded(self) -> Changes:
-        """Return what the background thread has loaded since the last call.
-
-        Raises:
-            StorageError: The disk is full.
-        """
+        """Return what the background thread has loaded since the last call."""
         assert self._decoder is not None
         results, is_over = self._decoder.take()
         if is_over:
@@ -313,11 +279,7 @@ class ReplayCache:
         return Changes(added=added, removed=removed, refused=refused)
 
     def _load(self, segments: Mapping[Key, Segment]) -> Generator[Result | None, None, None]:
-        """Load segments into their rows; decode those frames that no other process decodes.
-
-        Yields:
-            Each segment once it is complete or refused; None while other processes decode.
-        """
+        """Yield each segment once it is complete or refused; None while other processes decode."""
         waiting = dict(segments)
         while waiting:
             # The shares get smaller, so that processes that want the same segments finish at the

@@ -24,12 +24,6 @@ class Draws:
     """Draws numbers from 0 up, in blocks of batches: uniformly, or by the shares of groups."""
 
     def __init__(self, *, seed: int, batch_size: int) -> None:
-        """Start with nothing to draw from.
-
-        Args:
-            seed: Seed of the generator, PCG64.
-            batch_size: Numbers per batch, B.
-        """
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._shape = (BATCHES_AT_ONCE, batch_size)
         self._start = self._generator.bit_generator.state
@@ -39,12 +33,10 @@ class Draws:
         self._shares: NDArray[np.float64] | None = None
 
     def bind(self, counts: NDArray[np.int64], shares: NDArray[np.float64] | None = None) -> None:
-        """Draw from groups of these sizes from now on; the rest of the block is discarded.
+        """Draw from these groups from now on; the rest of the block is discarded.
 
-        Args:
-            counts: int64 (G,), how many numbers each group has. The groups follow each other.
-            shares: float64 (G,), share of the draws of each group, 0 if it is empty; None to draw
-                all numbers uniformly.
+        `counts` is int64 (G,), how many numbers each group has, one group after another. `shares`
+        is float64 (G,), 0 for empty groups; None draws all numbers uniformly.
         """
         self._counts, self._first = counts, counts.cumsum() - counts
         self._shares = None if shares is None or not counts.any() else shares.cumsum()
@@ -75,11 +67,7 @@ class Draws:
         return {**_generator_state(state), "taken": self._taken if is_under_way else 0}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`.
-
-        Raises:
-            CheckpointError: `state` is not what `Draws.state` returns.
-        """
+        """Continue from `state`; raise CheckpointError if it is something else."""
         try:
             taken = int(state["taken"])
             _restore_generator(self._generator, state)
@@ -122,11 +110,7 @@ def _generator_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _restore_generator(generator: np.random.Generator, state: Mapping[str, Any]) -> None:
-    """Continue from a state of `_generator_state`.
-
-    Raises:
-        KeyError, TypeError, ValueError, OverflowError: `state` is something else.
-    """
+    """Continue from a state of `_generator_state`."""
     generator.bit_generator.state = {
         "bit_generator": "PCG64",
         "state": {"state": int(state["state"]), "inc": int(state["increment"])},
@@ -152,11 +136,7 @@ class SumTree:
     """
 
     def __init__(self, values: NDArray[np.float64]) -> None:
-        """Build the tree.
-
-        Args:
-            values: float64 (N,), finite, 0 or above, N at least 1; copied.
-        """
+        """Build the tree from values float64 (N,), finite, 0 or above, N at least 1."""
         self._levels: list[NDArray[np.float64]] = []
         self._top = values.copy()
         while len(self._top) > TOP:
@@ -175,12 +155,7 @@ class SumTree:
         return lowest[places]
 
     def set(self, places: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        """Change values; the last one counts for places given twice.
-
-        Args:
-            places: int64 (B,), below N.
-            values: float64 (B,), finite, 0 or above.
-        """
+        """Change values at places int64 (B,); the last one counts for places given twice."""
         for level in self._levels:
             level.reshape(-1)[places] = values
             places = places // FAN_OUT
@@ -191,10 +166,8 @@ class SumTree:
     def find(self, targets: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the places where the running sum of the values exceeds the targets, int64 (B,).
 
-        Places with value 0 are never returned, even if a target is rounded.
-
-        Args:
-            targets: float64 (B,), at least 0 and below `total`, which must be above 0.
+        The targets are float64 (B,), from 0 to below `total`, which must be above 0. Places with
+        value 0 are never returned, even if a target is rounded.
         """
         targets = np.minimum(targets, np.nextafter(self._running[-1], 0.0))
         place = self._running.searchsorted(targets, side="right")
@@ -248,13 +221,6 @@ class Priorities:
     """
 
     def __init__(self, config: PriorityConfig, *, seed: int, batch_size: int) -> None:
-        """Start with nothing to draw from.
-
-        Args:
-            config: Exponents.
-            seed: Seed of the generator, PCG64.
-            batch_size: Transitions per batch, B.
-        """
         self._config, self._batch_size = config, batch_size
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._drawn = 0
@@ -267,9 +233,7 @@ class Priorities:
     def bind(self, index: TransitionIndex, shares: NDArray[np.float64]) -> None:
         """Draw from these transitions from now on; known ones keep their priorities.
 
-        Args:
-            index: The transitions.
-            shares: float64 (E,), share of each episode if all priorities were equal.
+        `shares` is float64 (E,), the share of each episode if all priorities were equal.
         """
         for key in index.keys:
             if key not in self._serials:
@@ -304,11 +268,9 @@ class Priorities:
         )
 
     def update(self, index: NDArray[np.int64], td_error: NDArray[np.float32]) -> None:
-        """Set the priorities of transitions. Skip those that were removed, and non-finite errors.
+        """Set priorities, given indexes int64 (B,) and TD errors float (B,) of any sign.
 
-        Args:
-            index: int64 (B,), `PrioritisedDraw.index`.
-            td_error: float (B,), of any sign.
+        Skip transitions that were removed, and errors that are not finite.
         """
         number = self._places.numbers(index)
         known = (number >= 0) & np.isfinite(td_error)
@@ -340,11 +302,7 @@ class Priorities:
         return {"priority": self._priority.copy(), "priority_episodes": episodes}
 
     def restore(self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Continue from `state` and `arrays`. Transitions that they lack get the largest priority.
-
-        Raises:
-            CheckpointError: They are not what `Priorities.state` and `Priorities.arrays` return.
-        """
+        """Continue from `state` and `arrays`; what they lack gets the largest priority."""
         try:
             keys = [(int(number), str(name)) for number, name in state["segments"]]
             segment, first_step, lengths = arrays["priority_episodes"].astype(np.int64).T

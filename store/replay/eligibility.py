@@ -30,12 +30,9 @@ from avtd3.store.spec import EpisodeSpec
 
 
 def split_positions(table: EpisodeTable) -> NDArray[np.float64]:
-    """Return the position of each episode in the held-out split, uniform in [0, 1].
+    """Return the position of each episode in the held-out split: float64 (E,), uniform in [0, 1].
 
     Episodes whose position is below the share are held out.
-
-    Returns:
-        float64 (E,).
     """
     numbers = (table.numbers("scenario"), table.seed, table.index)
     lists = (table.texts("world"), table.texts("town"), *(column.tolist() for column in numbers))
@@ -87,12 +84,7 @@ class HeldOutEpisode:
 
 
 def read_episode(segment: Segment, number: int, spec: EpisodeSpec) -> HeldOutEpisode:
-    """Read one episode of a segment.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The segment is damaged.
-    """
+    """Read one episode of a segment."""
     table = segment.episode_table()
     start, length = int(table.offset[number]), int(table.length[number])
     first = int(table.observation_offset[number])
@@ -164,11 +156,7 @@ class Eligibility:
         return not self._config.imitate
 
     def update(self, segments: Mapping[Key, Segment]) -> dict[Key, str]:
-        """Read the facts of new segments, and forget segments that are not given.
-
-        Returns:
-            The segments that cannot be read, with the reason.
-        """
+        """Read new segments, forget those not given; return why segments cannot be read."""
         if self.takes_all:
             return {}
         refused = {}
@@ -349,11 +337,7 @@ class DrawGroups:
     """int64 (E,), group of each episode."""
 
     def by_episode(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the share of the draws of each episode: float64 (E,), with sum 1.
-
-        Args:
-            places: int64 (E,), numbers of each episode, as they were grouped.
-        """
+        """Return the share of each episode, float64 (E,) with sum 1, given its number of places."""
         if self.shares is None:
             uniform: NDArray[np.float64] = places / max(places.sum(), 1)
             return uniform
@@ -374,13 +358,7 @@ def group_draws(
     A draw first selects a part of the mix by its weight, then a dataset in it by the dataset's
     weight, then a step. Parts, and datasets in a part, without steps leave their share to the
     others. Groups are datasets where that is enough, because this is faster, and else episodes.
-
-    Args:
-        index: The episodes.
-        places: int64 (E,), numbers of each episode.
-        eligibility: The facts about the episodes.
-        config: Weights, mix and decay.
-        datasets: Number of datasets.
+    `places` is the number of places of each episode, int64 (E,).
     """
     dataset = index.datasets()
     if not config.mix and not config.policy_lag_half_life:
@@ -409,16 +387,7 @@ _MOST_HALVINGS = 1000
 def _policy_decay(
     versions: NDArray[np.int64], newest: int, half_life: float
 ) -> NDArray[np.float64]:
-    """Return the weight of each episode by the age of its policy: ``0.5 ** (lag / half_life)``.
-
-    Args:
-        versions: int64 (E,); episodes without a policy have weight 1.
-        newest: Newest version of all.
-        half_life: Versions after which the weight has halved; 0 for no decay.
-
-    Returns:
-        float64 (E,), in (0, 1].
-    """
+    """Return ``0.5 ** (lag / half_life)`` for each episode, float64 (E,); 1 without a policy."""
     if not half_life:
         return np.ones(len(versions), np.float64)
     halvings = np.minimum((newest - versions) / half_life, _MOST_HALVINGS)
@@ -434,17 +403,10 @@ def _episode_shares(
     part_weights: Sequence[float],
     dataset_weights: Sequence[float],
 ) -> NDArray[np.float64]:
-    """Return the share of the draws of each episode.
+    """Return the share of the draws of each episode, float64 (E,): sum 1, or 0 without any draws.
 
-    Args:
-        mass: float64 (E,), steps of each, times its decay.
-        dataset: int64 (E,), index of its dataset.
-        parts: bool (P, E), whether it belongs to each part of the mix.
-        part_weights: Weights of the P parts.
-        dataset_weights: Weights of the datasets; empty if there are none.
-
-    Returns:
-        float64 (E,), with sum 1, or 0 if nothing can be sampled.
+    Take the decayed steps `mass` float64 (E,), the datasets int64 (E,), and whether each episode
+    belongs to each part of the mix, bool (P, E).
     """
     shares = np.zeros(len(mass), np.float64)
     for members, weight in zip(parts, part_weights, strict=True):

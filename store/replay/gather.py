@@ -188,13 +188,6 @@ class Gather:
     """Turns numbers of transitions into batches."""
 
     def __init__(self, spec: EpisodeSpec, *, n_step: int, gamma: float) -> None:
-        """Prepare what does not change between batches.
-
-        Args:
-            spec: Spec of the datasets.
-            n_step: Maximum number of rewards summed per transition.
-            gamma: Discount per step.
-        """
         stack = 0 if spec.image is None else spec.image.stack
         self._n_step = n_step
         self._stack = np.arange(1 - stack, 1)
@@ -214,21 +207,11 @@ class Gather:
         episodes: EpisodeRows,
         frames: FrameSource | None,
     ) -> None:
-        """Read from these arrays from now on.
-
-        Args:
-            arrays: `ReplayBackend.arrays`.
-            episodes: Rows of the transitions, in the order of their numbers.
-            frames: `ReplayBackend.frames`.
-        """
+        """Read from these arrays from now on."""
         self._numbers, self._episodes, self._frames = arrays.get("numbers"), episodes, frames
 
     def look_up(self, number: NDArray[np.int64]) -> Lookup:
-        """Find these transitions and read everything except their frames.
-
-        Args:
-            number: int64 (N, B), each at least 0 and below the number of transitions.
-        """
+        """Read everything except the frames of transitions, given numbers int64 (N, B)."""
         assert self._numbers is not None, "there are no transitions"
         episode = self._episodes.ends.searchsorted(number, side="right")
         row = number + self._episodes.shift.take(episode)
@@ -259,11 +242,7 @@ class Gather:
         )
 
     def take_frames(self, rows: NDArray[np.int64], frames: FrameBuffer) -> None:
-        """Gather the frames of one batch, rows int64 (B, W).
-
-        Raises:
-            SegmentNotFoundError, SegmentCorruptError: See `FrameSource.take`.
-        """
+        """Gather the frames of one batch, rows int64 (B, W)."""
         if frames.flat is not None:
             assert self._frames is not None, "there are no frames"
             self._frames.take(rows, frames.flat)
@@ -299,13 +278,6 @@ class SequenceGather:
     """
 
     def __init__(self, spec: EpisodeSpec, *, length: int, count: int) -> None:
-        """Prepare what does not change between batches.
-
-        Args:
-            spec: Spec of the datasets.
-            length: Steps of each sequence, L.
-            count: Sequences per batch, S.
-        """
         self._vector = ACTION + spec.action_size
         self._has_vector = spec.vector_size > 0
         self._steps = np.arange(length + 1)
@@ -320,21 +292,11 @@ class SequenceGather:
     def bind(
         self, arrays: Mapping[str, NDArray[Any]], starts: EpisodeRows, frames: FrameSource | None
     ) -> None:
-        """Read from these arrays from now on; see `Gather.bind`.
-
-        Args:
-            arrays: `ReplayBackend.arrays`.
-            starts: Rows of the sequence starts, in the order of their numbers.
-            frames: `ReplayBackend.frames`.
-        """
+        """Read from these arrays from now on; see `Gather.bind`."""
         self._numbers, self._starts, self._frames = arrays.get("numbers"), starts, frames
 
     def batch(self, number: NDArray[np.int64]) -> SequenceBatch:
-        """Return the sequences with these numbers, int64 (S,); the next call overwrites the frames.
-
-        Raises:
-            SegmentNotFoundError, SegmentCorruptError: See `FrameSource.take`.
-        """
+        """Return the sequences with these numbers, int64 (S,); the next call reuses the frames."""
         assert self._numbers is not None, "there are no sequences"
         starts = self._starts
         episode = starts.ends.searchsorted(number, side="right")

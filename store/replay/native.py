@@ -60,12 +60,7 @@ def native_problem() -> str:
 
 
 def open_decoder(frame_bytes: int, threads: int | None = None) -> "NativeDecoder | None":
-    """Return a native decoder, or None if its packages are not installed.
-
-    Args:
-        frame_bytes: Size of a raw frame.
-        threads: See `DecodePool`.
-    """
+    """Return a native decoder, or None if its packages are not installed."""
     return None if native_problem() else NativeDecoder(frame_bytes, threads)
 
 
@@ -73,12 +68,6 @@ class NativeDecoder:
     """A `ChunkDecoder` that decodes the chunks of a batch in several threads."""
 
     def __init__(self, frame_bytes: int, threads: int | None = None) -> None:
-        """Start with no shards.
-
-        Args:
-            frame_bytes: Size of a raw frame.
-            threads: See `DecodePool`.
-        """
         self._frame_bytes = frame_bytes
         self._decode_pool = DecodePool(threads)
         self._kernel = _kernel()
@@ -157,13 +146,7 @@ def _thread_functions() -> "Functions":
 
 @functools.cache
 def _functions() -> dict[str, Callable[..., int]]:
-    """Return the C functions by name.
-
-    Raises:
-        ImportError: blosc2 is not installed, or google-crc32c has no C extension here.
-        OSError: A library cannot be loaded.
-        AttributeError: A library lacks a function.
-    """
+    """Return the C functions by name; raise an error if a library or a function is missing."""
     found: dict[str, Callable[..., int]] = {}
     # A library also exports the functions of its dependencies: here, libcrc32c.
     crc32c = importlib.import_module("google_crc32c._crc32c").__file__

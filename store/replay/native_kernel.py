@@ -226,18 +226,7 @@ def decode_chunks(
     out: NDArray[np.uint8],
     is_done: NDArray[np.bool_],
 ) -> None:
-    """Decode chunks ``low:high`` into `out`.
-
-    Args:
-        c: Functions and contexts of this thread.
-        chunks: The G chunks of the batch.
-        buffers: Memory of this thread.
-        low: First chunk.
-        high: Chunk after the last.
-        frame_bytes: Size of a frame.
-        out: uint8, contiguous: the frames of the batch.
-        is_done: bool (G,), set to whether each of these chunks was decoded.
-    """
+    """Decode chunks ``low:high`` into the frames `out`, and set `is_done`, bool (G,), for each."""
     base = np.int64(out.ctypes.data)
     for g in range(low, high):
         is_done[g] = _put(c, chunks, g, buffers, frame_bytes, base)

@@ -47,15 +47,7 @@ class ScratchArrays:
     """Arrays with the same number of rows, on disk, mapped into this process."""
 
     def __init__(self, directory: Path, types: Mapping[str, RowType]) -> None:
-        """Create one empty, unnamed file per array.
-
-        Args:
-            directory: Directory of the files; created if missing.
-            types: Row type of each array, by name.
-
-        Raises:
-            StorageError: The directory cannot be created or written.
-        """
+        """Create one empty, unnamed file per array."""
         self.directory = directory
         self.rows = 0
         self._types = dict(types)
@@ -89,11 +81,7 @@ class ScratchArrays:
         return sum(kind.size_bytes for kind in self._types.values())
 
     def reserve(self, rows: int) -> None:
-        """Make at least `rows` rows usable; existing rows keep their contents.
-
-        Raises:
-            StorageError: The disk is full; nothing has changed then.
-        """
+        """Make at least `rows` rows usable, or raise StorageError and change nothing."""
         if rows <= self.rows:
             return
         more = (rows - self.rows) * self.row_bytes
@@ -109,11 +97,7 @@ class ScratchArrays:
         self.rows = rows
 
     def write(self, name: str, row: int, values: NDArray[Any]) -> None:
-        """Write values into an array from a row on; see `write_rows`.
-
-        Raises:
-            StorageError: The disk is full.
-        """
+        """Write values into an array from a row on; see `write_rows`."""
         try:
             write_rows(self._files[name].fileno(), row, values)
         except OSError as error:
@@ -156,12 +140,7 @@ class RowRanges:
         return slice(*self._ranges[owner])
 
     def place(self, owner: object, rows: int) -> list[tuple[slice, slice]]:
-        """Assign a range of `rows` rows to `owner`.
-
-        Returns:
-            Moves ``(from, to)`` that the caller must make, in this order, before it writes to the
-            new range; usually none.
-        """
+        """Assign rows to `owner`; return moves ``(from, to)`` to make first, in this order."""
         moves: list[tuple[slice, slice]] = []
         gap = next((gap for gap in self._gaps if gap[1] - gap[0] >= rows), None)
         if gap is None and self.end - self.used >= max(rows, self.used // 8):
@@ -202,11 +181,7 @@ class RowRanges:
 
 
 def check_room(directory: Path, more_bytes: int) -> None:
-    """Check that a disk has enough free space.
-
-    Raises:
-        StorageError: It has not.
-    """
+    """Raise StorageError if a disk has not enough free space."""
     state = os.statvfs(directory)
     free = state.f_bavail * state.f_frsize
     if more_bytes > free:
@@ -214,13 +189,7 @@ def check_room(directory: Path, more_bytes: int) -> None:
 
 
 def no_room(directory: Path, more_bytes: int, found: str) -> StorageError:
-    """Return the error for a scratch directory that is too small.
-
-    Args:
-        directory: The directory.
-        more_bytes: Number of bytes requested.
-        found: What was found instead.
-    """
+    """Return the error for a scratch directory that is too small, and what was found instead."""
     return StorageError(
         f"replay scratch needs {more_bytes / GIB:.2f} GiB more in {directory}, {found}; lower "
         "learn.replay.capacity or name a larger disk with --set learn.replay.scratch=DIR"
@@ -231,14 +200,6 @@ def write_rows(file: int, row: int, values: NDArray[Any]) -> None:
     """Write rows to a file that is also mapped; they are visible in the mapping at once.
 
     For large pieces this takes half the time of writing to the mapping, which causes page faults.
-
-    Args:
-        file: The open file.
-        row: The first row.
-        values: (rows, ...), C-contiguous.
-
-    Raises:
-        OSError: The rows cannot be written.
     """
     data, at = values.reshape(-1).data.cast("B"), row * values[0].nbytes
     while data:
@@ -279,13 +240,7 @@ def row_bytes(spec: EpisodeSpec) -> int:
 def write_numbers(
     out: NDArray[np.float32], arrays: Mapping[str, NDArray[Any]], spec: EpisodeSpec
 ) -> None:
-    """Write the small arrays of a segment of S steps in E episodes.
-
-    Args:
-        out: float32 (S + E, 2 + A + V), the segment's rows of the array ``numbers``.
-        arrays: The segment's arrays by name, checked.
-        spec: Spec of the segment.
-    """
+    """Write a segment's small arrays to its rows, float32 (S + E, 2 + A + V)."""
     vector = ACTION + spec.action_size
     out[:, :vector] = 0.0
     if spec.vector_size:
@@ -311,27 +266,16 @@ class Rows(Protocol):
         """Return the rows of a segment."""
 
     def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
-        """Write frames of a segment from its row `start` on.
-
-        Raises:
-            StorageError: The disk is full.
-        """
+        """Write frames of a segment from its row `start` on."""
 
     def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
         """Release the rows of some segments and assign rows to others.
 
-        Raises:
-            StorageError: The disk is full; then neither `new` nor `gone` have rows.
+        If the disk is full, this raises StorageError, and neither have rows.
         """
 
     def claim(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
-        """Return the segments that are complete, and those that this process must decode.
-
-        Args:
-            keys: Segments that have rows.
-            most: Maximum number to decode before the next call, if other processes may want to
-                decode some of them.
-        """
+        """Return the complete segments, and at most about `most` that this process must decode."""
 
     def finish(self, key: Key) -> None:
         """Record that all frames of a segment are written."""
@@ -347,11 +291,6 @@ class PrivateRows:
     """Rows in unnamed files of this process."""
 
     def __init__(self, scratch: Path, types: Mapping[str, RowType]) -> None:
-        """Create empty files.
-
-        Raises:
-            StorageError: `scratch` cannot be written.
-        """
         self._scratch = ScratchArrays(scratch, types)
         self._ranges = RowRanges()
 

@@ -48,11 +48,7 @@ _MAX_INDEX_BYTES = 256 * 1024 * 1024
 
 
 def directory_name(digest: str) -> str:
-    """Return the name of this user's directory for frames of one kind on this host.
-
-    Args:
-        digest: Digest of the spec.
-    """
+    """Return the name of this user's directory for frames of one kind on this host."""
     return f"{_prefix()}{digest:.16}"
 
 
@@ -66,14 +62,7 @@ class SharedDirectory:
     """The membership of this process in a shared directory."""
 
     def __init__(self, path: Path) -> None:
-        """Create the directory, or join the processes that use it.
-
-        Args:
-            path: Path below an existing directory; see `directory_name`.
-
-        Raises:
-            OSError: The path is something else, or the file system does not support sharing.
-        """
+        """Create the directory, or join its processes; raise OSError if it cannot be shared."""
         self.path = path
         self.lease = f"lease-{os.getpid()}-{secrets.token_hex(8)}"
         self._pid = os.getpid()
@@ -97,11 +86,7 @@ class SharedDirectory:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[set[str]]:
-        """Hold the lock; yield the leases of all live processes, including this one.
-
-        Raises:
-            StorageError: The directory was removed, or another process keeps the lock.
-        """
+        """Hold the lock; yield the leases of all live processes, including this one."""
         _lock(self._lock, self.path)
         try:
             if not _is_linked(self._directory, self._lock):
@@ -113,11 +98,7 @@ class SharedDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def read_index(self) -> object:
-        """Return the current index, None if there is none; only while holding the lock.
-
-        Raises:
-            ValueError: The file is not JSON.
-        """
+        """Return the current index, None if there is none; only while holding the lock."""
         try:
             file = _open(INDEX, self._directory)
         except FileNotFoundError:
@@ -126,11 +107,7 @@ class SharedDirectory:
             return json.loads(stream.read(_MAX_INDEX_BYTES))
 
     def write_index(self, document: object) -> None:
-        """Replace the index; only while holding the lock.
-
-        Raises:
-            StorageError: The disk is full.
-        """
+        """Replace the index; only while holding the lock."""
         aside = f"{INDEX}.new"
         try:
             file = _open(aside, self._directory, os.O_CREAT | os.O_TRUNC)
@@ -174,12 +151,7 @@ def sweep(parent: Path) -> None:
 
 
 def _enter(path: Path, *, is_new: bool = True) -> tuple[int, int]:
-    """Open a directory and lock it; return both file descriptors.
-
-    Args:
-        path: The directory.
-        is_new: Whether to create what is missing and to wait for the lock.
-    """
+    """Open a directory and lock it; if `is_new`, create what is missing and wait for the lock."""
     while True:
         if is_new:
             with contextlib.suppress(FileExistsError):
@@ -309,11 +281,7 @@ class SharedIndex:
 
     @classmethod
     def from_document(cls, document: Any) -> Self:  # noqa: ANN401 - any JSON value
-        """Read what `to_document` returned.
-
-        Raises:
-            ValueError: The document is something else.
-        """
+        """Read what `to_document` returned; raise ValueError for anything else."""
         try:
             placed = {
                 str(content): Placed(
@@ -369,12 +337,7 @@ class SharedIndex:
         self._forget_useless(contents)
 
     def claim(self, lease: str, wanted: Mapping[str, int]) -> None:
-        """Want segments, and assign rows to those that have none.
-
-        Args:
-            lease: Lease of the process that wants them.
-            wanted: Number of rows of each segment.
-        """
+        """Want segments, and assign the given number of rows to those that have none."""
         for content in wanted:
             if content in self._placed:
                 self._placed[content].users.add(lease)
@@ -447,17 +410,7 @@ class SharedRows:
     """`Rows` with frames in a shared file, and everything else in unnamed files of this process."""
 
     def __init__(self, scratch: Path, types: Mapping[str, RowType], digest: str) -> None:
-        """Join the processes that share frames of one kind in a scratch directory.
-
-        Args:
-            scratch: Parent of the shared directory.
-            types: Row type of each array; one of them is ``frames``.
-            digest: Digest of the spec.
-
-        Raises:
-            StorageError: `scratch` cannot be written.
-            OSError: The file system does not support sharing, or the path is something else.
-        """
+        """Join the processes that share frames of one kind; raise OSError if impossible."""
         own = {name: kind for name, kind in types.items() if name != "frames"}
         self._own, self._kind = ScratchArrays(scratch, own), types["frames"]
         self._frames: NDArray[Any] = np.empty((0, *self._kind.shape), self._kind.dtype)
