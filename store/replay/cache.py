@@ -21,7 +21,7 @@ from avtd3.store.replay.backend import (
     LoadedSegment,
     Progress,
 )
-from avtd3.store.replay.scratch import PrivateRows, Rows, RowType, row_types, write_numbers
+from avtd3.store.replay.scratch import PrivateRows, RowType, row_types, write_numbers
 from avtd3.store.replay.shared import SharedRows
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
@@ -154,7 +154,9 @@ class ReplayCache:
         self._decoder: BackgroundDecoder[Result] | None = None
         self._rows = self._open(scratch, row_types(spec, frames=frames), shared=shared)
 
-    def _open(self, scratch: Path, types: Mapping[str, RowType], *, shared: bool) -> Rows:
+    def _open(
+        self, scratch: Path, types: Mapping[str, RowType], *, shared: bool
+    ) -> PrivateRows | SharedRows:
         if shared and "frames" in types:
             try:
                 return SharedRows(scratch, types, self.spec.digest)

@@ -7,6 +7,15 @@ from avtd3.store.errors import ConfigError
 from avtd3.store.filters import parse_filter
 
 
+def _require(correct: bool, name: str, value: object, expected: str) -> None:
+    if not correct:
+        raise ConfigError(f"replay.{name} is {value!r}, expected {expected}")
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MixPart:
     """A part of a mix: a share of the samples, and the episodes that it is sampled from."""
@@ -18,8 +27,7 @@ class MixPart:
 
     def __post_init__(self) -> None:
         parse_filter(self.filter)
-        if not 0.0 <= self.weight < math.inf:
-            raise ConfigError(f"replay.mix weight is {self.weight!r}, expected a number >= 0")
+        _require(0.0 <= self.weight < math.inf, "mix weight", self.weight, "a number >= 0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,18 +45,11 @@ class PriorityConfig:
     """Added to each |TD error|, in reward, so that every transition can be sampled again."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(
-                    f"replay.priority.{name} is {getattr(self, name)!r}, expected a number in "
-                    "[0, 1]"
-                )
-        if self.beta_batches < 1:
-            raise ConfigError(
-                f"replay.priority.beta_batches is {self.beta_batches}, expected 1 or more"
-            )
-        if not 0.0 < self.epsilon < math.inf:
-            raise ConfigError(f"replay.priority.epsilon is {self.epsilon!r}, expected a number > 0")
+        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
+            _require(0.0 <= value <= 1.0, f"priority.{name}", value, "a number in [0, 1]")
+        _require(self.beta_batches >= 1, "priority.beta_batches", self.beta_batches, "1 or more")
+        is_above_zero = 0.0 < self.epsilon < math.inf
+        _require(is_above_zero, "priority.epsilon", self.epsilon, "a number > 0")
 
 
 _CHOICES = {"mode": ("cache", "direct", "auto"), "fill": ("whole", "while")}
@@ -121,13 +122,13 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         for name in ("capacity", "batch_size", "n_step"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"replay.{name} is {value!r}, expected a whole number > 0")
-        self._check_choices()
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ConfigError(f"replay.gamma is {self.gamma!r}, expected a number in [0, 1]")
-        if not all(0.0 <= weight < math.inf for weight in self.weights):
-            raise ConfigError(f"replay.weights is {self.weights}, expected numbers >= 0")
+            _require(_is_whole(value, 1), name, value, "a whole number > 0")
+        for name, choices in _CHOICES.items():
+            value, expected = getattr(self, name), f"{', '.join(choices[:-1])} or {choices[-1]}"
+            _require(value in choices, name, value, expected)
+        _require(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "a number in [0, 1]")
+        is_finite = all(0.0 <= weight < math.inf for weight in self.weights)
+        _require(is_finite, "weights", self.weights, "numbers >= 0")
         if self.weights and sum(self.weights) <= 0.0:
             raise ConfigError("replay.weights are all 0, expected at least one > 0")
         if self.mix and sum(part.weight for part in self.mix) <= 0.0:
@@ -137,37 +138,20 @@ class ReplayConfig:
         self._check_lags()
         self._check_sequences()
 
-    def _check_choices(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if (choice := getattr(self, name)) not in allowed:
-                text = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-                raise ConfigError(f"replay.{name} is {choice!r}, expected {text}")
+    def _check_lags(self) -> None:
+        _require(0.0 <= self.held_out < 1.0, "held_out", self.held_out, "a share in [0, 1)")
+        lag, half_life = self.max_policy_lag, self.policy_lag_half_life
+        is_lag = lag is None or _is_whole(lag, 0)
+        _require(is_lag, "max_policy_lag", lag, "a whole number >= 0, or null")
+        is_finite = 0.0 <= half_life < math.inf
+        _require(is_finite, "policy_lag_half_life", half_life, "a number >= 0")
 
     def _check_sequences(self) -> None:
         length = self.sequence_length
-        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
-            raise ConfigError(f"replay.sequence_length is {length!r}, expected a whole number >= 0")
-        if length and self.batch_size % length:
-            raise ConfigError(
-                f"replay.batch_size is {self.batch_size}, expected a multiple of "
-                f"replay.sequence_length, which is {length}"
-            )
-        if length and (self.n_step > 1 or self.prioritised):
-            raise ConfigError(
-                f"replay.sequence_length is {length}, expected 0 if n_step is above 1 or "
-                "prioritised is set, which apply to single transitions"
-            )
-
-    def _check_lags(self) -> None:
-        if not 0.0 <= self.held_out < 1.0:
-            raise ConfigError(f"replay.held_out is {self.held_out!r}, expected a share in [0, 1)")
-        lag = self.max_policy_lag
-        if lag is not None and (isinstance(lag, bool) or not isinstance(lag, int) or lag < 0):
-            raise ConfigError(
-                f"replay.max_policy_lag is {lag!r}, expected a whole number >= 0, or null"
-            )
-        if not 0.0 <= self.policy_lag_half_life < math.inf:
-            raise ConfigError(
-                f"replay.policy_lag_half_life is {self.policy_lag_half_life!r}, expected a number "
-                ">= 0"
-            )
+        _require(_is_whole(length, 0), "sequence_length", length, "a whole number >= 0")
+        multiple = f"a multiple of replay.sequence_length, which is {length}"
+        is_multiple = not length or self.batch_size % length == 0
+        _require(is_multiple, "batch_size", self.batch_size, multiple)
+        single = "0 if n_step is above 1 or prioritised is set, which apply to single transitions"
+        is_single = self.n_step > 1 or self.prioritised
+        _require(not (length and is_single), "sequence_length", length, single)

@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -33,9 +33,7 @@ class RowType:
     """The dtype and shape of one row of an array."""
 
     dtype: DTypeLike
-    """Type of each element."""
     shape: tuple[int, ...] = ()
-    """Shape of the row."""
 
     @property
     def size_bytes(self) -> int:
@@ -69,9 +67,6 @@ class ScratchArrays:
         """Return an array, shape ``(mapped rows, *shape)``; only the first `rows` may be used."""
         return self._arrays[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._types
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._types)
 
@@ -86,24 +81,18 @@ class ScratchArrays:
             return
         more = (rows - self.rows) * self.row_bytes
         check_room(self.directory, more)
-        try:
+        with full_disk_errors(self.directory, more):
             if rows > self._mapped_rows:
                 self._map(2 * rows)
             for name, kind in self._types.items():
                 size = kind.size_bytes
                 allocate(self._files[name].fileno(), self.rows * size, (rows - self.rows) * size)
-        except OSError as error:
-            raise no_room(self.directory, more, f"the system says: {error.strerror}") from error
         self.rows = rows
 
     def write(self, name: str, row: int, values: NDArray[Any]) -> None:
         """Write values into an array from a row on; see `write_rows`."""
-        try:
+        with full_disk_errors(self.directory, values.nbytes):
             write_rows(self._files[name].fileno(), row, values)
-        except OSError as error:
-            raise no_room(
-                self.directory, values.nbytes, f"the system says: {error.strerror}"
-            ) from error
 
     def close(self) -> None:
         """Free the disk space, once no array is referenced any more; safe to call twice."""
@@ -196,6 +185,16 @@ def no_room(directory: Path, more_bytes: int, found: str) -> StorageError:
     )
 
 
+@contextlib.contextmanager
+def full_disk_errors(directory: Path, more_bytes: int) -> Iterator[None]:
+    """Turn an `OSError` raised inside into a `StorageError` that says how much space is missing."""
+    try:
+        yield
+    except OSError as error:
+        found = f"the system says: {error.strerror}"
+        raise no_room(directory, more_bytes, found) from error
+
+
 def write_rows(file: int, row: int, values: NDArray[Any]) -> None:
     """Write rows to a file that is also mapped; they are visible in the mapping at once.
 
@@ -209,12 +208,11 @@ def write_rows(file: int, row: int, values: NDArray[Any]) -> None:
 
 def allocate(file: int, offset: int, size: int) -> None:
     """Reserve disk blocks; do nothing where the file system does not support it."""
-    unsupported = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
     try:
         with contextlib.suppress(AttributeError):  # macOS has no posix_fallocate
             os.posix_fallocate(file, offset, size)
     except OSError as error:
-        if error.errno not in unsupported:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
 
 
@@ -252,43 +250,8 @@ def write_numbers(
     out[rows, ACTION:vector] = arrays["action"]
 
 
-class Rows(Protocol):
-    """Arrays, and which of their rows belong to which segment."""
-
-    @property
-    def rows(self) -> int:
-        """Number of rows that have disk space."""
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays, each ``(rows, ...)``, valid until the next `change`."""
-
-    def __getitem__(self, key: Key) -> slice:
-        """Return the rows of a segment."""
-
-    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
-        """Write frames of a segment from its row `start` on."""
-
-    def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
-        """Release the rows of some segments and assign rows to others.
-
-        If the disk is full, this raises StorageError, and neither have rows.
-        """
-
-    def claim(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
-        """Return the complete segments, and at most about `most` that this process must decode."""
-
-    def finish(self, key: Key) -> None:
-        """Record that all frames of a segment are written."""
-
-    def settle(self, failed: Iterable[Key]) -> None:
-        """Publish what was finished, and release the rows of the segments that failed."""
-
-    def close(self) -> None:
-        """Free everything; safe to call twice."""
-
-
 class PrivateRows:
-    """Rows in unnamed files of this process."""
+    """Arrays in unnamed files of this process, and which of their rows belong to which segment."""
 
     def __init__(self, scratch: Path, types: Mapping[str, RowType]) -> None:
         self._scratch = ScratchArrays(scratch, types)
@@ -296,22 +259,25 @@ class PrivateRows:
 
     @property
     def rows(self) -> int:
-        """See `Rows`."""
+        """Number of rows that have disk space."""
         return self._scratch.rows
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """See `Rows`."""
+        """Return the arrays, each ``(rows, ...)``, valid until the next `change`."""
         return {name: self._scratch[name] for name in self._scratch}
 
     def __getitem__(self, key: Key) -> slice:
         return self._ranges[key]
 
     def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
-        """See `Rows`."""
+        """Write frames of a segment from its row `start` on."""
         self._scratch.write("frames", self[key].start + start, frames)
 
     def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
-        """See `Rows`."""
+        """Release the rows of some segments and assign rows to others.
+
+        If the disk is full, this raises StorageError, and neither have rows.
+        """
         for key in gone:
             self._ranges.release(key)
         self._scratch.reserve(self._ranges.used + sum(s.observations for s in new.values()))
@@ -328,18 +294,18 @@ class PrivateRows:
             raise
 
     def claim(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
-        """See `Rows`."""
+        """Return the complete segments, and at most about `most` that this process must decode."""
         return set(), list(keys)
 
     def finish(self, key: Key) -> None:
-        """Do nothing: no other process uses these rows."""
+        """Record that all frames of a segment are written: no other process asks for it."""
 
     def settle(self, failed: Iterable[Key]) -> None:
-        """See `Rows`."""
+        """Publish what was finished, and release the rows of the segments that failed."""
         for key in failed:
             self._ranges.release(key)
 
     def close(self) -> None:
-        """See `Rows`."""
+        """Free everything; safe to call twice."""
         self._ranges = RowRanges()
         self._scratch.close()

@@ -34,7 +34,7 @@ from avtd3.store.replay.scratch import (
     ScratchArrays,
     allocate,
     check_room,
-    no_room,
+    full_disk_errors,
     write_rows,
 )
 from avtd3.store.segment import Segment
@@ -48,14 +48,10 @@ _MAX_INDEX_BYTES = 256 * 1024 * 1024
 
 
 def directory_name(digest: str) -> str:
-    """Return the name of this user's directory for frames of one kind on this host."""
-    return f"{_prefix()}{digest:.16}"
-
-
-def _prefix() -> str:
+    """Return the name of this user's directory on this host for frames of the spec `digest`."""
     # Hosts may share a disk, but not their memory and perhaps not their locks.
     host = sha256(os.uname().nodename.encode())
-    return f"avtd3-replay-{os.geteuid()}-{host:.8}-"
+    return f"avtd3-replay-{os.geteuid()}-{host:.8}-{digest:.16}"
 
 
 class SharedDirectory:
@@ -66,22 +62,17 @@ class SharedDirectory:
         self.path = path
         self.lease = f"lease-{os.getpid()}-{secrets.token_hex(8)}"
         self._pid = os.getpid()
-        self._directory, self._lock = _enter(path)
-        try:
+        with contextlib.ExitStack() as opened:
+            self._directory, self._lock = _enter(path, opened)
             self._lease_file = _open(self.lease, self._directory, os.O_CREAT | os.O_EXCL)
-            try:
-                fcntl.flock(self._lease_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._living() == {self.lease}:
-                    # Killed processes, or a crash of the machine, left these files.
-                    _remove(self._directory, (FRAMES, INDEX))
-                self.frames = _open(FRAMES, self._directory, os.O_CREAT)
-            except BaseException:
-                os.close(self._lease_file)
-                raise
-        except BaseException:
-            os.close(self._directory)
-            os.close(self._lock)
-            raise
+            opened.callback(os.close, self._lease_file)
+            fcntl.flock(self._lease_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._living() == {self.lease}:
+                # Killed processes, or a crash of the machine, left these files.
+                _remove(self._directory, (FRAMES, INDEX))
+            self.frames = _open(FRAMES, self._directory, os.O_CREAT)
+            opened.callback(os.close, self.frames)
+            self._files = opened.pop_all()
         fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     @contextlib.contextmanager
@@ -128,8 +119,7 @@ class SharedDirectory:
                 _remove(self._directory, (self.lease,))
                 if living == {self.lease}:
                     _remove_all(self.path, self._directory)
-        for file in (self.frames, self._lease_file, self._lock, self._directory):
-            os.close(file)
+        self._files.close()
 
     def _living(self) -> set[str]:
         return {self.lease} | _living(self._directory, but=self.lease)
@@ -137,49 +127,41 @@ class SharedDirectory:
 
 def sweep(parent: Path) -> None:
     """Remove what killed processes of this user and host left in a scratch directory."""
-    for path in parent.glob(f"{_prefix()}*"):
+    for path in parent.glob(directory_name("*")):
         with contextlib.suppress(OSError):  # in use, not ours, or being removed
             with contextlib.suppress(OSError):
                 path.rmdir()  # a process was killed while creating or removing it
-            directory, lock = _enter(path, is_new=False)
-            try:
+            with contextlib.ExitStack() as opened:
+                directory, _ = _enter(path, opened, is_new=False)
                 if not _living(directory):
                     _remove_all(path, directory)
-            finally:
-                os.close(lock)
-                os.close(directory)
 
 
-def _enter(path: Path, *, is_new: bool = True) -> tuple[int, int]:
-    """Open a directory and lock it; if `is_new`, create what is missing and wait for the lock."""
+def _enter(path: Path, opened: contextlib.ExitStack, *, is_new: bool = True) -> tuple[int, int]:
+    """Open a directory and its lock, lock it, and let `opened` close both.
+
+    With `is_new`, create what is missing and wait for the lock.
+    """
     while True:
         if is_new:
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
-        directory = lock = -1
-        try:
-            directory = _open_directory(path)
-            lock = _open(LOCK, directory, os.O_CREAT if is_new else 0)
-            if is_new:
-                _lock(lock, path)
-            else:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_linked(directory, lock):
-                return directory, lock
-        except FileNotFoundError:
-            if not is_new:
-                _discard(directory, lock)
-                raise
-        except BaseException:
-            _discard(directory, lock)
-            raise
-        _discard(directory, lock)  # its last user removed it in the meantime
-
-
-def _discard(directory: int, lock: int) -> None:
-    for file in (directory, lock):
-        if file >= 0:
-            os.close(file)
+        with contextlib.ExitStack() as attempt:
+            try:
+                directory = _open_directory(path)
+                attempt.callback(os.close, directory)
+                lock = _open(LOCK, directory, os.O_CREAT if is_new else 0)
+                attempt.callback(os.close, lock)
+                if is_new:
+                    _lock(lock, path)
+                else:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_linked(directory, lock):
+                    opened.push(attempt.pop_all())
+                    return directory, lock
+            except FileNotFoundError:  # its last user removed it in the meantime
+                if not is_new:
+                    raise
 
 
 def _open_directory(path: Path) -> int:
@@ -261,9 +243,7 @@ class Placed:
     """The rows of a segment."""
 
     start: int
-    """First row."""
     stop: int
-    """Row after the last one."""
     is_ready: bool = False
     """Whether all of its frames are written."""
     decoder: str = ""
@@ -305,18 +285,8 @@ class SharedIndex:
         ]
         return {"rows": self.rows, "segments": segments}
 
-    def copy(self) -> Self:
-        """Return an independent copy."""
-        return type(self).from_document(self.to_document())
-
-    def __contains__(self, content: str) -> bool:
-        return content in self._placed
-
     def __getitem__(self, content: str) -> Placed:
         return self._placed[content]
-
-    def __iter__(self) -> Iterable[str]:
-        return iter(self._placed)
 
     def keep(self, living: Collection[str]) -> None:
         """Forget what processes wanted that have ended."""
@@ -407,7 +377,7 @@ FLUSH_S = 0.5
 
 
 class SharedRows:
-    """`Rows` with frames in a shared file, and everything else in unnamed files of this process."""
+    """Like `PrivateRows`, but the frames are in a file that several processes share."""
 
     def __init__(self, scratch: Path, types: Mapping[str, RowType], digest: str) -> None:
         """Join the processes that share frames of one kind; raise OSError if impossible."""
@@ -441,29 +411,26 @@ class SharedRows:
         return self._used_rows
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """See `Rows`."""
+        """See `PrivateRows`."""
         return {**{name: self._own[name] for name in self._own}, "frames": self._frames}
 
     def __getitem__(self, key: Key) -> slice:
         return self._ranges[self._contents[key]]
 
     def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
-        """See `Rows`."""
-        try:
+        """See `PrivateRows`."""
+        with full_disk_errors(self._home.path, frames.nbytes):
             write_rows(self._home.frames, self[key].start + start, frames)
-        except OSError as error:
-            found = f"the system says: {error.strerror}"
-            raise no_room(self._home.path, frames.nbytes, found) from error
 
     def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
-        """See `Rows`."""
+        """See `PrivateRows`."""
         left = self._forget(gone)
         contents = {key: segment.manifest_digest for key, segment in new.items()}
         wanted = {contents[key]: segment.observations for key, segment in new.items()}
         with self._home.exclusive() as living:
             index = self._read(living)
             index.release(self._home.lease, left)
-            claimed = index.copy()
+            claimed = SharedIndex.from_document(index.to_document())
             claimed.claim(self._home.lease, wanted)
             try:
                 self._reserve(index.rows, claimed.rows)
@@ -475,7 +442,7 @@ class SharedRows:
         self._ranges |= {c: slice(index[c].start, index[c].stop) for c in wanted}
 
     def claim(self, keys: Iterable[Key], most: int) -> tuple[set[Key], list[Key]]:
-        """See `Rows`; of segments with the same content, only one is decoded."""
+        """See `PrivateRows`; of segments with the same content, only one is decoded."""
         ready: set[Key] = set()
         mine: dict[str, Key] = {}
         with self._home.exclusive() as living:
@@ -493,13 +460,13 @@ class SharedRows:
         return ready, list(mine.values())
 
     def finish(self, key: Key) -> None:
-        """See `Rows`; published by a later call after `FLUSH_S`, or by `settle`."""
+        """See `PrivateRows`; published by a later call after `FLUSH_S`, or by `settle`."""
         self._finished.append(self._contents[key])
         if time.monotonic() >= self._flush_at_s:
             self.settle(())
 
     def settle(self, failed: Iterable[Key]) -> None:
-        """See `Rows`."""
+        """See `PrivateRows`."""
         left = self._forget(failed)
         if left or self._finished:
             with self._home.exclusive() as living:
@@ -511,7 +478,7 @@ class SharedRows:
         self._flush_at_s = time.monotonic() + FLUSH_S
 
     def close(self) -> None:
-        """See `Rows`."""
+        """See `PrivateRows`."""
         self._leave()
         self._own.close()
         self._frames = np.empty((0, *self._kind.shape), self._kind.dtype)
@@ -540,15 +507,13 @@ class SharedRows:
     def _reserve(self, before: int, rows: int) -> None:
         """Make rows usable, in the shared file and in the files of this process."""
         size = self._kind.size_bytes
-        if rows > before:
-            check_room(self._home.path, (rows - before) * size)
-        try:
+        more = (rows - before) * size
+        if more > 0:
+            check_room(self._home.path, more)
+        with full_disk_errors(self._home.path, more):
             self._map(rows)
-            if rows > before:
-                allocate(self._home.frames, before * size, (rows - before) * size)
-        except OSError as error:
-            more = (rows - before) * size
-            raise no_room(self._home.path, more, f"the system says: {error.strerror}") from error
+            if more > 0:
+                allocate(self._home.frames, before * size, more)
         self._own.reserve(rows)
 
     def _map(self, rows: int) -> None:
