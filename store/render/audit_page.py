@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -14,12 +15,12 @@ from markupsafe import Markup
 from avtd3.store.audit.bins import Bins, near_zero
 from avtd3.store.audit.drift import Drift
 from avtd3.store.audit.findings import CHECKS, Finding
-from avtd3.store.audit.report import AuditReport, DatasetReport
+from avtd3.store.audit.report import AuditReport
 from avtd3.store.audit.statistics import SAMPLE_SIZE, Distribution, Summary
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import Avtd3Error
 from avtd3.store.files import write_aside
-from avtd3.store.render.audit_text import staleness_text
+from avtd3.store.render.audit_text import MAX_ACTIONS, dataset_row, staleness_text
 from avtd3.store.render.episode_record import (
     EpisodePlace,
     EpisodeRecord,
@@ -52,8 +53,6 @@ MAX_BARS = 12
 """Rows of a table of bars; one more row sums up the others."""
 MAX_SIDE = 30
 """Most rows or columns of the table of scenarios and towns; a larger one is omitted."""
-MAX_ACTIONS = 8
-"""Components of the action that are drawn, the first ones."""
 MAX_EPISODES = 8
 """Episodes that are shown."""
 EPISODE_FRAMES = 6
@@ -63,15 +62,8 @@ MAX_SEGMENTS = 48
 """Segments of each dataset that episodes are chosen from, evenly spread."""
 MAX_IMAGE_BYTES = 1_500_000
 """Size of all frames of a page together."""
-DETAILS = {
-    "mean": "mean",
-    "std": "std",
-    "min": "min",
-    "5 %": "p5",
-    "median": "p50",
-    "95 %": "p95",
-    "max": "max",
-}
+DETAILS = {name: name for name in ("mean", "std", "min")}
+DETAILS |= {"5 %": "p5", "median": "p50", "95 %": "p95", "max": "max"}
 """Heads of the table of numbers, and their keys in a distribution's document."""
 
 
@@ -129,7 +121,10 @@ def audit_page(
         reward_shares=largest(total.reward_shares, MAX_BARS),
         earned=[(row[0], row[1]) for row in details.get("reward_terms", ())],
         coverage=_coverage(total.coverage),
-        datasets=[_dataset_row(dataset) for dataset in report.datasets],
+        datasets=[
+            (*dataset_row(d), number(d.summary.returns.moments.document()["mean"], 4))
+            for d in report.datasets
+        ],
         detail_heads=("name", *DETAILS),
         details=details,
     )
@@ -210,11 +205,8 @@ def _drift_row(drift: Drift) -> tuple[str, str, str, str, tuple[str, ...]]:
 
 def _episode_plots(total: Summary) -> Iterator[tuple[str, Markup, str]]:
     """Yield title, plot and note of the distribution of returns and of lengths."""
-    for title, known, axis in (
-        ("Returns", total.returns, "Return of an episode"),
-        ("Lengths", total.lengths, "Steps of an episode"),
-    ):
-        yield from _plot(title, known, axis)
+    yield from _plot("Returns", total.returns, "Return of an episode")
+    yield from _plot("Lengths", total.lengths, "Steps of an episode")
 
 
 def _driving_plots(total: Summary) -> Iterator[tuple[str, Markup, str]]:
@@ -270,19 +262,12 @@ def _coverage(
     return ["town \\ scenario", *scenarios], rows
 
 
-def _dataset_row(dataset: DatasetReport) -> tuple[str, ...]:
-    held = dataset.summary
-    counts = map(integer, (held.episodes, held.steps, held.segments))
-    mean = held.returns.moments.document()["mean"]
-    return (dataset.path, *counts, file_size(held.bytes_on_disk), number(mean, 4))
-
-
 def _detail_rows(named: Mapping[str, Distribution]) -> list[tuple[str, ...]]:
-    rows = []
-    for name, known in named.items():
-        document = known.document()
-        rows.append((name, *(number(document[key], 4) for key in DETAILS.values())))
-    return rows
+    documents = {name: known.document() for name, known in named.items()}
+    return [
+        (name, *(number(document[key], 4) for key in DETAILS.values()))
+        for name, document in documents.items()
+    ]
 
 
 def _natural(name: str) -> tuple[bool, float, str]:
@@ -314,8 +299,7 @@ class ShownEpisode:
         return drawn
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     place: EpisodePlace
     episode_return: float
     length: int
@@ -358,14 +342,10 @@ def _candidates(datasets: Sequence[Path]) -> Iterator[_Candidate]:
             continue
         spread = np.linspace(0, len(held) - 1, min(len(held), MAX_SEGMENTS)).astype(np.int64)
         for segment, table in readable_tables(held[n] for n in spread.tolist()):
-            for index in range(segment.episodes):
-                yield _Candidate(
-                    place=EpisodePlace(dataset=path, segment=segment, number=index),
-                    episode_return=float(table.episode_return[index]),
-                    length=int(table.length[index]),
-                    end=table.end_reason[index],
-                    driver=table.texts("driver")[index],
-                )
+            columns = (table.episode_return.tolist(), table.length.tolist())
+            texts = (table.end_reason, table.texts("driver"))
+            for index, facts in enumerate(zip(*columns, *texts, strict=True)):
+                yield _Candidate(EpisodePlace(dataset=path, segment=segment, number=index), *facts)
 
 
 def _ranked(candidates: Sequence[_Candidate]) -> Iterator[tuple[str, _Candidate]]:

@@ -187,13 +187,16 @@ def _q_bound(report: AuditReport) -> str:
 
 
 def _datasets(datasets: tuple[DatasetReport, ...]) -> Iterator[str]:
-    rows: list[Sequence[str]] = [("dataset", "episodes", "steps", "segments", "on disk")]
-    for dataset in datasets:
-        held = dataset.summary
-        counts = map(integer, (held.episodes, held.steps, held.segments))
-        rows.append((dataset.path, *counts, file_size(held.bytes_on_disk)))
+    rows = [("dataset", "episodes", "steps", "segments", "on disk"), *map(dataset_row, datasets)]
     yield from (f"  {line}" for line in columns(rows, "<>>>>"))
     yield ""
+
+
+def dataset_row(dataset: DatasetReport) -> tuple[str, ...]:
+    """Return path, episodes, steps, segments and size of a dataset as text."""
+    found = dataset.summary
+    counts = map(integer, (found.episodes, found.steps, found.segments))
+    return (dataset.path, *counts, file_size(found.bytes_on_disk))
 
 
 def _counts(title: str, counts: Counter[str]) -> Iterator[str]:

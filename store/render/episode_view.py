@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from avtd3.store.errors import ConfigError
@@ -221,9 +220,10 @@ class _Plots:
             share = (np.clip(channel.values, low, high) - low) / (high - low)
             y = bottom + (top - bottom) * share
             x = np.linspace(16, 2 * self.size[0] - 16, len(y))
-            for run in _finite_runs(y):
-                points = [(float(x[n]), float(y[n])) for n in run]
-                draw.line(points, fill=colour, width=3, joint="curve")
+            for run in np.split(np.arange(len(y)), np.flatnonzero(~np.isfinite(y))):
+                points = [(float(x[n]), float(y[n])) for n in run if np.isfinite(y[n])]
+                if len(points) > 1:
+                    draw.line(points, fill=colour, width=3, joint="curve")
 
     def _write_names(self) -> None:
         draw = ImageDraw.Draw(self._still)
@@ -252,12 +252,3 @@ def _range_text(track: Track) -> str:
     low, high = track.shown_range
     cut = f" (drawn {number(low, 2)} .. {number(high, 2)})"
     return f"{number(least)} .. {number(largest)}" + (cut if low > least or high < largest else "")
-
-
-def _finite_runs(values: NDArray[np.float64]) -> Iterator[range]:
-    """Yield each stretch of two or more finite values in a row."""
-    finite = np.concatenate([[False], np.isfinite(values), [False]])
-    edges = np.flatnonzero(finite[1:] != finite[:-1])
-    for start, stop in edges.reshape(-1, 2).tolist():
-        if stop - start > 1:
-            yield range(start, stop)

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -202,10 +202,7 @@ class ReplayCache:
 
     def frame_array(self) -> FrameArray | None:
         """Return all decoded frames."""
-        placed = {}
-        for key, segment in self._segments.items():
-            start = self.start(key)
-            placed[key] = slice(start, start + segment.steps + len(segment.first_rows))
+        placed = {key: self._rows[key] for key in self._segments}
         return FrameArray(frames=self.arrays().get("frames"), placed=placed)
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
@@ -269,14 +266,9 @@ class ReplayCache:
             self._rows.change(gone, new)
         return len(gone), new
 
-    def _add(self, results: Iterable[Result], removed: int) -> Changes:
-        added: dict[Key, LoadedSegment] = {}
-        refused: dict[Key, str] = {}
-        for key, found in results:
-            if isinstance(found, LoadedSegment):
-                added[key] = found
-            else:
-                refused[key] = found
+    def _add(self, results: Sequence[Result], removed: int) -> Changes:
+        added = {key: found for key, found in results if isinstance(found, LoadedSegment)}
+        refused = {key: found for key, found in results if isinstance(found, str)}
         self._segments.update(added)
         return Changes(added=added, removed=removed, refused=refused)
 

@@ -66,16 +66,7 @@ class HeldOutEpisode:
         return f"HeldOutEpisode({self.segment_id!r}, {self.number}, steps={len(self.reward)})"
 
     def stacks(self, stack: int, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Return stacked observations, clamped to the start of the episode.
-
-        Args:
-            stack: Frames per observation, K.
-            start: First observation.
-            stop: Observation after the last one; None for the end.
-
-        Returns:
-            uint8 (stop - start, K*C, H, W), oldest frame first.
-        """
+        """Return stacks of K frames, uint8 (stop - start, K*C, H, W), oldest frame first."""
         assert self.frames is not None, "there are no stacks without an image"
         last = len(self.frames) if stop is None else stop
         rows = np.arange(start, last)[:, None] + np.arange(1 - stack, 1)
@@ -88,13 +79,12 @@ def read_episode(segment: Segment, number: int, spec: EpisodeSpec) -> HeldOutEpi
     table = segment.episode_table()
     start, length = int(table.offset[number]), int(table.length[number])
     first = int(table.observation_offset[number])
-    steps, observations = slice(start, start + length), slice(first, first + length + 1)
-    has_image = spec.image is not None
+    stop, steps = first + length + 1, slice(start, start + length)
     return HeldOutEpisode(
         segment_id=segment.id,
         number=number,
-        frames=segment.read_frames(observations.start, observations.stop) if has_image else None,
-        vector=segment.read("vector")[observations] if spec.vector_size else None,
+        frames=None if spec.image is None else segment.read_frames(first, stop),
+        vector=segment.read("vector")[first:stop] if spec.vector_size else None,
         action=segment.read("action")[steps],
         reward=segment.read("reward")[steps],
         terminated=bool(segment.read("terminated")[steps][-1]),
@@ -142,13 +132,9 @@ class Eligibility:
     def takes_all(self) -> bool:
         """Whether all episodes are sampled and imitated alike, so that no facts are needed."""
         config = self._config
-        return config.max_policy_lag is None and not (
-            config.filter
-            or config.mix
-            or config.imitate
-            or config.held_out
-            or config.policy_lag_half_life
-        )
+        choices = (config.filter, config.mix, config.imitate)
+        splits = (config.held_out, config.policy_lag_half_life)
+        return config.max_policy_lag is None and not any((*choices, *splits))
 
     @property
     def imitates_all(self) -> bool:
@@ -304,9 +290,8 @@ class TransitionIndex:
 
     def digest(self, groups: "DrawGroups") -> str:
         """Return the SHA-256 of which episodes of the segments are numbered, and their shares."""
-        arrays = (self.segment, self.first_step, groups.counts, groups.shares)
         hashed = hashlib.sha256(repr(self.keys).encode())
-        for array in arrays:
+        for array in (self.segment, self.first_step, groups.counts, groups.shares):
             hashed.update(b"" if array is None else array.tobytes())
         return hashed.hexdigest()
 

@@ -152,20 +152,18 @@ class FrameBuffer:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """Everything of N batches except their frames; see `Transitions` for each array."""
+    """The arrays of N `Transitions`, each with a first axis of N, but for the frames.
+
+    `rows` are the rows of the frames. `vectors` is float32 (2, N, B, V): of the observations and of
+    the next observations.
+    """
 
     rows: NDArray[np.int64]
-    """int64 (N, B, W), rows of the frames; W = 0 without an image."""
     vectors: NDArray[np.float32] | None
-    """float32 (2, N, B, V), vectors of the observations and of the next observations."""
     action: NDArray[np.float32]
-    """float32 (N, B, A)."""
     reward: NDArray[np.float32]
-    """float32 (N, B)."""
     discount: NDArray[np.float32]
-    """float32 (N, B)."""
     bc_mask: NDArray[np.float32] | None
-    """float32 (N, B)."""
 
     def batch(self, number: int, frames: FrameBuffer) -> Transitions:
         """Return one of the batches, with the frames in `frames`."""

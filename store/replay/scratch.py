@@ -70,16 +70,11 @@ class ScratchArrays:
     def __iter__(self) -> Iterator[str]:
         return iter(self._types)
 
-    @property
-    def row_bytes(self) -> int:
-        """Return the size of one row, summed over all arrays."""
-        return sum(kind.size_bytes for kind in self._types.values())
-
     def reserve(self, rows: int) -> None:
         """Make at least `rows` rows usable, or raise StorageError and change nothing."""
         if rows <= self.rows:
             return
-        more = (rows - self.rows) * self.row_bytes
+        more = (rows - self.rows) * sum(kind.size_bytes for kind in self._types.values())
         check_room(self.directory, more)
         with full_disk_errors(self.directory, more):
             if rows > self._mapped_rows:

@@ -294,23 +294,21 @@ class SharedIndex:
             at.users.intersection_update(living)
             if at.decoder not in living:
                 at.decoder = ""
-        self._forget_useless(list(self._placed))
+        self._forget_useless()
 
     def release(self, lease: str, contents: Iterable[str]) -> None:
         """Stop wanting segments; complete ones stay until their rows are needed."""
-        contents = [content for content in contents if content in self._placed]
-        for content in contents:
+        for content in self._placed.keys() & set(contents):
             at = self._placed[content]
             at.users.discard(lease)
             if at.decoder == lease:
                 at.decoder = ""
-        self._forget_useless(contents)
+        self._forget_useless()
 
     def claim(self, lease: str, wanted: Mapping[str, int]) -> None:
         """Want segments, and assign the given number of rows to those that have none."""
-        for content in wanted:
-            if content in self._placed:
-                self._placed[content].users.add(lease)
+        for content in self._placed.keys() & wanted.keys():
+            self._placed[content].users.add(lease)
         gaps = self._gaps()
         for content, rows in wanted.items():
             if content in self._placed:
@@ -364,12 +362,10 @@ class SharedIndex:
                 return True
         return False
 
-    def _forget_useless(self, contents: Iterable[str]) -> None:
+    def _forget_useless(self) -> None:
         """Drop segments that no process wants and that are not complete."""
-        for content in contents:
-            at = self._placed[content]
-            if not at.users and not at.is_ready:
-                del self._placed[content]
+        kept = self._placed.items()
+        self._placed = {content: at for content, at in kept if at.users or at.is_ready}
 
 
 FLUSH_S = 0.5
