@@ -147,7 +147,8 @@ class ReplayCache:
     ) -> None:
         """Create an empty cache; `shared` shares frames with other processes if possible."""
         self.spec = spec
-        self._segments: dict[Key, LoadedSegment] = {}
+        self.segments: dict[Key, LoadedSegment] = {}
+        """Segments that are completely in the cache."""
         self.notice = ""
         """Why frames are not shared although they should be; empty if they are."""
         self._in_background = in_background
@@ -165,11 +166,6 @@ class ReplayCache:
             except OSError as error:
                 self.notice = f"frames are not shared with other runs: {error}"
         return PrivateRows(scratch, types)
-
-    @property
-    def segments(self) -> Mapping[Key, LoadedSegment]:
-        """Segments that are completely in the cache."""
-        return self._segments
 
     @property
     def rows(self) -> int:
@@ -194,7 +190,7 @@ class ReplayCache:
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Return the arrays, each ``(rows, ...)``, valid until the next change; see the class."""
-        return self._rows.arrays() if self._segments else {}
+        return self._rows.arrays() if self.segments else {}
 
     def start(self, key: Key) -> int:
         """Return the first row of a segment."""
@@ -202,7 +198,7 @@ class ReplayCache:
 
     def frame_array(self) -> FrameArray | None:
         """Return all decoded frames."""
-        placed = {key: self._rows[key] for key in self._segments}
+        placed = {key: self._rows[key] for key in self.segments}
         return FrameArray(frames=self.arrays().get("frames"), placed=placed)
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
@@ -226,7 +222,7 @@ class ReplayCache:
             return self._add(results, removed)
         finally:
             refused = {key for key, found in results if isinstance(found, str)}
-            done = self._segments.keys() | refused
+            done = self.segments.keys() | refused
             self._rows.settle([key for key in new if key not in done])
 
     def wait(self) -> None:
@@ -252,16 +248,16 @@ class ReplayCache:
         if self._decoder is not None:
             self._decoder.stop()
             self._decoder = None
-        self._segments.clear()
+        self.segments.clear()
         self._rows.close()
 
     def _make_room(self, wanted: Mapping[Key, Segment]) -> tuple[int, dict[Key, Segment]]:
         """Drop what is not wanted; return how many segments those were, and the new ones."""
         assert self._decoder is None, "rows must not move while they are written"
-        gone = [key for key in self._segments if key not in wanted]
+        gone = [key for key in self.segments if key not in wanted]
         for key in gone:
-            del self._segments[key]
-        new = {key: segment for key, segment in wanted.items() if key not in self._segments}
+            del self.segments[key]
+        new = {key: segment for key, segment in wanted.items() if key not in self.segments}
         if gone or new:
             self._rows.change(gone, new)
         return len(gone), new
@@ -269,7 +265,7 @@ class ReplayCache:
     def _add(self, results: Sequence[Result], removed: int) -> Changes:
         added = {key: found for key, found in results if isinstance(found, LoadedSegment)}
         refused = {key: found for key, found in results if isinstance(found, str)}
-        self._segments.update(added)
+        self.segments.update(added)
         return Changes(added=added, removed=removed, refused=refused)
 
     def _load(self, segments: Mapping[Key, Segment]) -> Generator[Result | None, None, None]:

@@ -52,9 +52,6 @@ class PriorityConfig:
         _require(is_above_zero, "priority.epsilon", self.epsilon, "a number > 0")
 
 
-_CHOICES = {"mode": ("cache", "direct", "auto"), "fill": ("whole", "while")}
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayConfig:
     """Which transitions a sampler keeps, and how it samples batches of them.
@@ -123,7 +120,8 @@ class ReplayConfig:
         for name in ("capacity", "batch_size", "n_step"):
             value = getattr(self, name)
             _require(_is_whole(value, 1), name, value, "a whole number > 0")
-        for name, choices in _CHOICES.items():
+        choices_of = {"mode": ("cache", "direct", "auto"), "fill": ("whole", "while")}
+        for name, choices in choices_of.items():
             value, expected = getattr(self, name), f"{', '.join(choices[:-1])} or {choices[-1]}"
             _require(value in choices, name, value, expected)
         _require(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "a number in [0, 1]")

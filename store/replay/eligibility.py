@@ -14,7 +14,7 @@ writer without seeds) are all on the same side.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -127,19 +127,12 @@ class Eligibility:
         self._facts: dict[Key, EpisodeFacts] = {}
         self.newest = NO_POLICY
         """Newest policy version in all selected episodes."""
-
-    @property
-    def takes_all(self) -> bool:
+        filters = (config.filter, config.mix, config.imitate)
+        shares = (config.held_out, config.policy_lag_half_life)
+        self.takes_all = config.max_policy_lag is None and not any((*filters, *shares))
         """Whether all episodes are sampled and imitated alike, so that no facts are needed."""
-        config = self._config
-        choices = (config.filter, config.mix, config.imitate)
-        splits = (config.held_out, config.policy_lag_half_life)
-        return config.max_policy_lag is None and not any((*choices, *splits))
-
-    @property
-    def imitates_all(self) -> bool:
+        self.imitates_all = not config.imitate
         """Whether every step is marked for imitation."""
-        return not self._config.imitate
 
     def update(self, segments: Mapping[Key, Segment]) -> dict[Key, str]:
         """Read new segments, forget those not given; return why segments cannot be read."""
@@ -154,13 +147,10 @@ class Eligibility:
                 except (SegmentCorruptError, OSError) as error:
                     refused[key] = str(error)
         self.newest = max(
-            (int(facts.versions[facts.selected].max(initial=NO_POLICY)) for facts in self),
+            (int(f.versions[f.selected].max(initial=NO_POLICY)) for f in self._facts.values()),
             default=NO_POLICY,
         )
         return refused
-
-    def __iter__(self) -> Iterator[EpisodeFacts]:
-        return iter(self._facts.values())
 
     def knows(self, key: Key) -> bool:
         """Return whether `update` was given this segment and could read it."""
@@ -201,10 +191,10 @@ class Eligibility:
 
     def describe(self) -> str:
         """Return why episodes are excluded; empty if there are no episodes."""
-        count = sum(len(facts.lengths) for facts in self)
+        count = sum(len(facts.lengths) for facts in self._facts.values())
         if not count:
             return ""
-        selected = sum(int(facts.selected.sum()) for facts in self)
+        selected = sum(int(facts.selected.sum()) for facts in self._facts.values())
         held_out = len(self.held_out())
         return (
             f"of {count} episodes, {count - selected} are excluded by replay.filter and "
@@ -305,10 +295,6 @@ class TransitionIndex:
         shift = self.first_rows - (ends - places)
         return EpisodeRows(ends=ends, first=self.first_rows, shift=shift, bc_mask=self.bc_mask)
 
-    def datasets(self) -> NDArray[np.int64]:
-        """Return the index of the dataset of each episode: int64 (E,)."""
-        return np.array([key[0] for key in self.keys], np.int64)[self.segment]
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DrawGroups:
@@ -345,7 +331,7 @@ def group_draws(
     others. Groups are datasets where that is enough, because this is faster, and else episodes.
     `places` is the number of places of each episode, int64 (E,).
     """
-    dataset = index.datasets()
+    dataset = np.array([key[0] for key in index.keys], np.int64)[index.segment]
     if not config.mix and not config.policy_lag_half_life:
         counts = np.bincount(dataset, places, minlength=datasets).astype(np.int64)
         shares = np.where(counts > 0, config.weights, 0.0) if config.weights else None

@@ -385,7 +385,8 @@ class SharedRows:
         self._finished: list[str] = []
         self._flush_at_s = 0.0
         self._mapped_rows = 0
-        self._used_rows = 0
+        self.rows = 0
+        """Number of rows of all processes, as of the last `change`."""
         try:
             self._home = SharedDirectory(scratch / directory_name(digest))
         except OSError:
@@ -400,11 +401,6 @@ class SharedRows:
             self.close()
             raise
         sweep(scratch)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows of all processes, as of the last `change`."""
-        return self._used_rows
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """See `PrivateRows`."""
@@ -433,7 +429,7 @@ class SharedRows:
                 index = claimed
             finally:
                 self._home.write_index(index.to_document())
-        self._used_rows = index.rows
+        self.rows = index.rows
         self._contents |= contents
         self._ranges |= {c: slice(index[c].start, index[c].stop) for c in wanted}
 
@@ -479,7 +475,7 @@ class SharedRows:
         self._own.close()
         self._frames = np.empty((0, *self._kind.shape), self._kind.dtype)
         self._contents, self._ranges = {}, {}
-        self._used_rows = self._mapped_rows = 0
+        self.rows = self._mapped_rows = 0
 
     def _forget(self, keys: Iterable[Key]) -> list[str]:
         """Forget segments; return the contents that this process no longer wants."""
