@@ -36,15 +36,12 @@ class Change:
     before: float | None
     """Median within the window of the baseline; None without a finite point."""
     after: float | None
-    """Median within the window of the candidate."""
     interval: tuple[float, float] | None
     """Confidence interval of the change; None if the noise cannot be estimated."""
     points: tuple[int, int]
     """Points within each window."""
     verdict: Verdict
-    """How the metric changed."""
     reason: str
-    """Explanation of the verdict."""
 
     @property
     def change(self) -> float | None:
@@ -90,17 +87,12 @@ class Side:
     """One of the two runs of a comparison."""
 
     run: str
-    """Path of the run."""
     names: str
-    """Set of names that the tags were read with."""
     axis: str
     """What the steps count."""
     last_step: int | None
-    """Last step of the run; None if it has no scalars."""
     end_step: int
-    """Last step that was used."""
     notices: tuple[str, ...]
-    """Remarks about the event files."""
 
     def document(self) -> dict[str, Any]:
         """Return the run as a JSON object."""
@@ -119,23 +111,15 @@ class CompareReport:
     """The result of `compare`: how each metric of a candidate differs from a baseline."""
 
     baseline: Side
-    """The run before."""
     candidate: Side
-    """The run after."""
     window: float
     """Share of the steps, at the end, whose median was compared."""
     confidence: float
-    """Confidence of the intervals."""
     margin: float
-    """Change that is ignored, as a share."""
     changes: tuple[Change, ...]
-    """Every metric of both runs, by verdict."""
     only_baseline: tuple[str, ...]
-    """Metrics that the candidate lacks."""
     only_candidate: tuple[str, ...]
-    """Metrics that the baseline lacks."""
     notices: tuple[str, ...]
-    """Remarks about both runs."""
     curves: Mapping[str, tuple[Curve, Curve]]
     """Curves of both runs by metric; not in the document."""
 
@@ -250,38 +234,6 @@ def compare(
     For every metric of both runs, the medians over the last part of the steps are compared. The
     verdict is ``better``, ``worse`` or ``changed`` only if the change exceeds the margin and its
     confidence interval, which is corrected for autocorrelation, excludes 0.
-
-    Args:
-        baseline: The run before: its directory, or an event file.
-        candidate: The run after.
-        config: Settings.
-        names: Which tag is which metric, for the baseline and for the candidate.
-        directions: Whether a lower or a higher value of a metric is better.
-
-    Returns:
-        The report, worse metrics first.
-
-    Raises:
-        ConfigError: A run has no event files or no scalars, exceeds a limit, or the patterns match
-            no metric of either run.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from avtd3.learn.analysis.compare import CompareConfig, compare
-        >>> from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameSet
-        >>> from avtd3.learn.logging import EventWriter
-        >>> names = NameBook(sets=(NameSet(name="avtd3", axis="updates"),))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     runs = Path(folder) / "before", Path(folder) / "after"
-        ...     for run, loss in zip(runs, (2.0, 1.0)):
-        ...         writer = EventWriter(run / "events", first_step=1)
-        ...         for step in range(1, 101):
-        ...             writer.write(step, {"critic/loss": loss})
-        ...         writer.close()
-        ...     report = compare(*runs, CompareConfig(), (names, names), DirectionBook())
-        >>> report.sentence()
-        '1 shared metric: 1 better'
     """
     logs = (read_log(baseline), read_log(candidate))
     ends = _ends((baseline, candidate), logs, config)
@@ -391,14 +343,7 @@ def _classify(
     margin: float,
     direction: str | None,
 ) -> tuple[Verdict, str]:
-    """Return the verdict on a change, and its reason.
-
-    Args:
-        levels: Levels of the baseline and of the candidate.
-        interval: Confidence interval of the change.
-        margin: Change to ignore.
-        direction: Whether ``lower`` or ``higher`` is better.
-    """
+    """Return the verdict on a change, and its reason."""
     change = levels[1].median - levels[0].median
     low, high = interval
     if low <= 0.0 <= high:

@@ -74,12 +74,7 @@ class Window:
             )
 
     def select(self, curve: Curve, end: int | None) -> tuple[NDArray[np.int64], _Floats]:
-        """Return the steps and values of a curve within the window.
-
-        Args:
-            curve: The curve.
-            end: Last step of the stage, after which points are ignored; None for no limit.
-        """
+        """Return the steps and values of a curve in the window, up to the step ``end`` if given."""
         steps, values = curve.updates, curve.values
         keep = np.ones(len(steps), np.bool_)
         if end is not None:
@@ -271,9 +266,7 @@ class Outcome:
     """What was measured for a criterion, and whether it is met."""
 
     answer: Answer
-    """Whether the criterion is met."""
     measured: float | None = None
-    """Number that was compared with the bounds; None if there is none."""
     shown: str
     """The same number as text, with its unit or meaning."""
     at_step: int | None = None
@@ -281,9 +274,7 @@ class Outcome:
     steps: tuple[int, int] | None = None
     """First and last step within the window."""
     points: int = 0
-    """Number of points within the window."""
     reason: str
-    """Explanation of the answer."""
 
 
 def check_criterion(criterion: Criterion, curve: Curve, end: int | None) -> Outcome:
@@ -291,11 +282,6 @@ def check_criterion(criterion: Criterion, curve: Curve, end: int | None) -> Outc
 
     A point that is not finite makes every rule fail except ``share``, where it counts as a point
     outside the bounds.
-
-    Args:
-        criterion: The criterion.
-        curve: The metric.
-        end: Last step of the stage, after which points are ignored; None for no limit.
     """
     steps, values = criterion.window.select(curve, end)
     points = _Points(steps=steps, values=np.abs(values) if criterion.absolute else values)

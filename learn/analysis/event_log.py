@@ -55,7 +55,6 @@ class Curve:
     """One scalar over a training run."""
 
     name: str
-    """Name of the metric, as logged."""
     updates: NDArray[np.int64]
     """int64 (N,), ascending: the steps of the points, in avtd3's runs gradient updates."""
     values: NDArray[np.float64]
@@ -67,11 +66,8 @@ class RunLog:
     """Content of the event files of one run."""
 
     files: tuple[str, ...]
-    """Names of the files, in the order in which they were read."""
     curves: Mapping[str, Curve]
-    """The requested scalars, by tag."""
     tags: tuple[str, ...]
-    """Tags of all scalars, sorted."""
     last_step: int | None
     """Largest step of any scalar; None if there are no scalars."""
     notices: tuple[str, ...]
@@ -81,15 +77,7 @@ class RunLog:
 
 
 def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
-    """Read the scalars of a run.
-
-    Args:
-        run: A run's directory, a directory with event files, or an event file.
-        wanted: Tags to keep; None keeps all.
-
-    Raises:
-        ConfigError: If there are no event files, or they exceed one of the limits.
-    """
+    """Read the scalars of a run, or only those with the wanted tags."""
     files = find_event_files(run)
     _check_size(run, files)
     points = _Points(run, None if wanted is None else frozenset(wanted))
@@ -124,11 +112,7 @@ def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
 
 
 def find_event_files(run: Path) -> list[Path]:
-    """Return the event files of a run, sorted by name, which is TensorBoard's order.
-
-    Raises:
-        ConfigError: If there are none; the message names subdirectories that have some.
-    """
+    """Return the event files of a run, sorted by name, which is TensorBoard's order."""
     if run.is_file():
         if _is_event_file(run):
             return [run]

@@ -32,18 +32,14 @@ class CriterionResult:
     """A criterion with its verdict."""
 
     name: str
-    """Name of the criterion."""
     metric: str = ""
     """avtd3's name of the metric; empty if the criterion is about the run itself."""
     tag: str = ""
-    """The run's name of the metric."""
     limit: str = ""
-    """What is required, in a few characters."""
     verdict: Verdict
     """``pass``, ``fail``, ``unknown`` (not measured), ``skipped`` (an optional metric is absent),
     ``warning`` (an advisory criterion is not met or unknown)."""
     outcome: Outcome
-    """What was measured, and why the verdict is so."""
     criterion: Criterion | None = None
     """The criterion, with the run's own limits; None if it is built in."""
 
@@ -93,23 +89,16 @@ class GateReport:
     """The result of `gate`: the verdict, and each criterion with what was measured."""
 
     run: str
-    """Path of the run."""
     stage: str
-    """Name of the stage."""
     about: str
-    """What passing the stage means."""
     names: str
-    """Set of names that the tags were read with."""
     axis: str
     """What the steps count."""
     end_step: int | None
-    """Last step that was used; None for all."""
     last_step: int | None
-    """Last step of the run; None if it has no scalars."""
     criteria: tuple[CriterionResult, ...]
     """Every criterion with its result: first the built-in ones, then in the order of the file."""
     notices: tuple[str, ...]
-    """Remarks about the event files."""
     curves: Mapping[str, Curve]
     """The metrics that were used, by avtd3's name; not in the document."""
 
@@ -207,37 +196,6 @@ def gate(
 
     Two criteria are built in: all checksums of the event files are valid, and the run has reached
     the stage's steps.
-
-    Args:
-        run: Directory of the run, a directory with event files, or an event file.
-        config: The criteria.
-        names: Which tag is which metric.
-        optional: Patterns of metrics or names of criteria that the run may lack, as ``*_cnn/*``.
-
-    Returns:
-        The report; its verdict is ``GO`` if no criterion failed or is unknown.
-
-    Raises:
-        ConfigError: There are no event files, they exceed a limit, or a pattern or a mapping
-            matches nothing.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from avtd3.learn.analysis.criteria import Criterion, GateConfig
-        >>> from avtd3.learn.analysis.gate import gate
-        >>> from avtd3.learn.analysis.metric_names import NameBook, NameSet
-        >>> from avtd3.learn.logging import EventWriter
-        >>> loss = Criterion(name="loss bounded", metric="critic/loss", below=5.0)
-        >>> config = GateConfig(stage="mine", criteria=(loss,))
-        >>> names = NameBook(sets=(NameSet(name="avtd3", axis="updates"),))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     writer = EventWriter(Path(folder) / "events", first_step=1)
-        ...     writer.write(1, {"critic/loss": 2.0})
-        ...     writer.close()
-        ...     report = gate(Path(folder), config, names)
-        >>> report.verdict, report.counts
-        ('GO', {'pass': 2})
     """
     criteria = _make_optional(config.criteria, optional)
     log = read_log(run, names.candidates(criterion.metric for criterion in criteria))
@@ -267,11 +225,7 @@ def gate(
 
 
 def read_settings(run: Path) -> Mapping[str, Any]:
-    """Return the settings that a run of avtd3 wrote; empty for any other run.
-
-    Raises:
-        ConfigError: The settings file is not valid JSON.
-    """
+    """Return the settings that a run of avtd3 wrote; empty for any other run."""
     path = run / CONFIG_FILE
     if not path.is_file() or path.stat().st_size > MAX_SETTINGS_BYTES:
         return {}

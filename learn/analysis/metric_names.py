@@ -46,7 +46,6 @@ class NameMap:
     """Maps between metrics and tags of one run."""
 
     source: NameSet
-    """The set of the run's writer."""
     own: Mapping[str, str]
     """Tags by metric, from the command line; they override the set."""
 
@@ -77,11 +76,7 @@ class NameBook:
         return {names.tag(metric) for metric in metrics for names in maps}
 
     def pick(self, tags: Collection[str]) -> NameMap:
-        """Return the names of a run: the set with most marks among its tags, else avtd3's.
-
-        Raises:
-            ConfigError: The command line maps a metric to a tag that the run does not have.
-        """
+        """Return the names of a run: the set with most marks among its tags, else avtd3's."""
         for name, tag in self.own.items():
             if tag not in tags:
                 raise ConfigError(

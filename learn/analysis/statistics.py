@@ -47,7 +47,6 @@ class Level:
     """Median of a series, with its standard error."""
 
     median: float
-    """Median of the values."""
     spread: float
     """Standard deviation, or its estimate from the median absolute deviation if that is larger."""
     worth: float
@@ -57,11 +56,7 @@ class Level:
 
     @classmethod
     def of(cls, values: _Floats) -> "Level":
-        """Estimate the level of a series.
-
-        Args:
-            values: float64 (N,) in order of time, finite, N >= `FEWEST_FOR_LEVEL`.
-        """
+        """Estimate the level of N >= `FEWEST_FOR_LEVEL` finite values in order of time."""
         median = float(np.median(values))
         robust = MAD_TO_DEVIATION * float(np.median(np.abs(values - median)))
         spread = max(robust, float(values.std()))
@@ -97,7 +92,6 @@ class Trend:
     rising: float
     """Confidence that the series rises, in [0, 1]: one minus the one-sided p-value."""
     points: int
-    """Number of blocks that were compared."""
 
     @property
     def falling(self) -> float:
@@ -106,15 +100,7 @@ class Trend:
 
 
 def find_trend(steps: NDArray[np.int64], values: _Floats) -> Trend | None:
-    """Test a series for a monotonic trend.
-
-    Args:
-        steps: int64 (N,), ascending.
-        values: float64 (N,), finite.
-
-    Returns:
-        The trend, or None if there are fewer than `FEWEST_FOR_TREND` points.
-    """
+    """Test for a monotonic trend; return None for fewer than `FEWEST_FOR_TREND` points."""
     if len(values) < FEWEST_FOR_TREND:
         return None
     x, y = _blocks(steps.astype(np.float64), values)

@@ -61,14 +61,7 @@ def utc_now() -> str:
 
 
 class AlertLog:
-    """The alerts of a run. Each one is counted; a persisting one is not written every time.
-
-    Args:
-        path: The file; created at the first alert, and continued if it exists.
-        repeat_every: Updates for which a persisting alert is only counted.
-        on_alert: Called with each new alert and note.
-        now: Returns the time of a line.
-    """
+    """The alerts of a run. Each one is counted; a persisting one is not written every time."""
 
     def __init__(
         self,
@@ -90,12 +83,7 @@ class AlertLog:
         self._unreported: dict[str, int] = {}
 
     def add(self, finding: Finding, at: int) -> None:
-        """Count a finding; write it unless it was written lately at the same or a higher level.
-
-        Args:
-            finding: The finding.
-            at: Updates so far.
-        """
+        """Count a finding; write it unless it was written lately at the same or a higher level."""
         name, level = finding.name, LEVELS.index(finding.level)
         self.levels[finding.level] += 1
         self.guards[name] += finding.count
@@ -133,11 +121,7 @@ class AlertLog:
         )
 
     def resume(self, at: int) -> None:
-        """Continue the file of a run that was killed, and mark the lines that became void.
-
-        Args:
-            at: Updates of the checkpoint from which the run continues.
-        """
+        """Continue the file of a run that was killed, and mark the lines that became void."""
         with files.storage_errors(self._path):
             text = self._path.read_bytes() if self._path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]

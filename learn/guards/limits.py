@@ -18,19 +18,14 @@ class Finding:
     """A guard that exceeded its limit in one reading."""
 
     name: str
-    """Name of the guard, a key of `GUARDS`."""
     level: str
-    """Severity, one of `LEVELS`."""
     update: int
-    """The worst update."""
     value: float
     """The value at that update; may be infinite or NaN."""
     limit: float
-    """The limit of this level."""
     count: int
     """Number of updates in the reading that exceeded the lowest limit."""
     reason: str
-    """What was found and what was expected, as a sentence."""
 
     @property
     def fix(self) -> str:
@@ -79,13 +74,7 @@ class History:
 
 
 def check_reading(reading: Reading, history: History, config: GuardConfig) -> list[Finding]:
-    """Return a finding for every guard that exceeds a limit.
-
-    Args:
-        reading: The updates since the previous reading.
-        history: The readings before this one.
-        config: The limits.
-    """
+    """Return a finding for every guard that exceeds a limit."""
     now = history.after(reading, config)
     return [
         finding
@@ -228,13 +217,7 @@ def _over(
 
 
 def check_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> list[Finding]:
-    """Return a finding for each guard of single layers that exceeds its limit.
-
-    Args:
-        scalars: What `LayerProbe.after` returned.
-        at: Updates so far.
-        config: The limits.
-    """
+    """Return a finding for each guard of single layers that exceeds its limit."""
     bad = [layer for layer, size in _family(scalars, WEIGHTS) if not math.isfinite(size)]
     found: list[Finding | None] = []
     if bad:

@@ -29,15 +29,7 @@ class CnnRate:
         self._calm_since: int | None = None
 
     def read(self, feature_norm: float, at: int) -> str:
-        """Adapt the rate to a feature norm.
-
-        Args:
-            feature_norm: Per sample, mean over the batch; ignored if it is not finite.
-            at: Updates so far.
-
-        Returns:
-            What changed and why, as a sentence; empty if nothing changed.
-        """
+        """Adapt the rate to a feature norm; return what changed, or an empty text."""
         config = self._config
         if not config.enabled or not math.isfinite(feature_norm):
             return ""
@@ -107,16 +99,9 @@ class ActionLimit:
         return 1.0 if self._is_lifted else self._config.share
 
     def read(self, last: Mapping[str, float], episode_length: float | None, at: int) -> str:
-        """Remove the limit if training looks healthy.
+        """Remove the limit if training looks healthy; return why, or an empty text.
 
-        Args:
-            last: Metrics of the newest updates. Without a camera there is no feature norm, and
-                that condition is ignored.
-            episode_length: Mean length of the newest episodes, in steps; None without episodes.
-            at: Updates so far.
-
-        Returns:
-            Why the limit was removed, as a sentence; empty if it was not.
+        Without a camera there is no feature norm, and that condition is ignored.
         """
         config = self._config
         if self._is_lifted or (spread := last.get("actor/action_std")) is None:
@@ -161,13 +146,6 @@ class GuardMonitor:
     """Check the updates of a run, write alerts, and adjust learning rates and the action limit.
 
     Call `before` and `after` around each update, and `mark_checkpoint` before saving a checkpoint.
-
-    Args:
-        run: The run's directory.
-        config: The limits.
-        features: Number of features of each CNN; 0 without a camera.
-        policy_delay: Critic updates per actor update.
-        on_alert: Called with each new alert and note.
     """
 
     def __init__(
@@ -200,14 +178,7 @@ class GuardMonitor:
     def after(
         self, state: TD3State, update: Update, batch: Batch, episode_length: float | None
     ) -> GuardResult:
-        """Check an update; wait for the device only if a reading is due.
-
-        Args:
-            state: The networks; the learning rates of their CNNs may be changed.
-            update: What the update returned.
-            batch: Its batch.
-            episode_length: Mean length of the newest episodes, in steps; None without episodes.
-        """
+        """Check an update; wait for the device only if a reading is due."""
         if not self.config.enabled:
             return GuardResult()
         at = state.updates
@@ -264,11 +235,7 @@ class GuardMonitor:
         }
 
     def restore(self, state: Mapping[str, Any], networks: TD3State) -> None:
-        """Continue from what `state` returned; checkpoints without guards have an empty mapping.
-
-        Raises:
-            CheckpointError: If the state is invalid.
-        """
+        """Continue from what `state` returned; checkpoints without guards have an empty mapping."""
         if not state:
             return
         try:
@@ -314,12 +281,7 @@ class GuardMonitor:
 
 
 def set_cnn_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
-    """Set the learning rates of the CNNs to their shares of the configured rates.
-
-    Args:
-        state: The optimisers.
-        rates: By the network's name.
-    """
+    """Set the learning rates of the CNNs to their shares of the configured rates."""
     for name, rate in rates.items():
         _, optimizer = state.networks()[name]
         for group in optimizer.param_groups:

@@ -20,11 +20,6 @@ class LayerProbe:
     The norms reveal growth that clipping does not stop, because Adam divides the scale of the
     gradient out. The ratio of step to weights is about 1e-3 in healthy training (Karpathy, "A
     Recipe for Training Neural Networks", 2019).
-
-    Args:
-        every: Updates between two measurements.
-        policy_delay: Critic updates per actor update. The actor is measured at its first update
-            after the critic.
     """
 
     def __init__(self, every: int, policy_delay: int) -> None:
@@ -158,11 +153,7 @@ class _Pending:
 
 
 class Window:
-    """Collect updates between two readings of the guards.
-
-    Args:
-        features: Number of features of each CNN; 0 without a camera.
-    """
+    """Collect updates between two readings of the guards."""
 
     def __init__(self, *, features: int) -> None:
         self._reading = Reading()
@@ -172,13 +163,7 @@ class Window:
         self._last_actor: Update | None = None
 
     def add(self, number: int, update: Update, batch: Batch) -> None:
-        """Add an update, without computing anything or waiting for the device.
-
-        Args:
-            number: Updates so far, including this one.
-            update: What the update returned.
-            batch: Its batch.
-        """
+        """Add an update, without computing anything or waiting for the device."""
         critic = update.critic
         values = {"loss": critic.loss, "q1": critic.q1, "q2": critic.q2, "reward": update.reward}
         values["discount"] = batch.discount
@@ -266,13 +251,6 @@ def allowed_returns(reward: Tensor, discount: Tensor) -> Tensor:
 
     No discounted return over the data exceeds the largest of these: if ``Q <= M`` and
     ``r <= (1 - discount) * M``, then ``r + discount * Q <= M``. For a last step it is the reward.
-
-    Args:
-        reward: (..., B) n-step rewards, scaled and clipped.
-        discount: (..., B) weights of the next value, in [0, 1].
-
-    Returns:
-        (..., B); 0 where the reward is not finite, the largest number where the discount is 1.
     """
     allowed = torch.nan_to_num(reward / (1.0 - discount))
     return torch.where(torch.isfinite(reward), allowed, 0.0)

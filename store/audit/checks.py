@@ -84,14 +84,7 @@ SegmentCheck = Callable[[SegmentData, CheckLimits], Faults]
 def episode_bounds(
     offset: NDArray[np.int64], length: NDArray[np.int64], *, steps: int, observations: int
 ) -> Faults:
-    """Check that episodes follow each other without gaps and fill the arrays.
-
-    Args:
-        offset: int64 (E,), row of each episode's first step.
-        length: int64 (E,), steps.
-        steps: Number of rows along ``step``.
-        observations: Number of rows along ``observation``.
-    """
+    """Check that episodes follow each other without gaps and fill the arrays."""
     for episode in np.flatnonzero(length < 1).tolist():
         yield episode, f"length {length[episode]}, expected 1+"
     expected = np.concatenate([[0], np.cumsum(length)])
@@ -545,14 +538,7 @@ def _long_repeats(
     places: tuple[NDArray[np.int64], NDArray[np.int64]],
     most: int,
 ) -> Faults:
-    """Yield the first stretch of each episode with too many equal rows.
-
-    Args:
-        text: What the rows are; ``{}`` becomes the first row of the stretch.
-        same: Whether each row equals the previous one.
-        places: Episode of each row, and first row of each episode.
-        most: Number of equal rows that is too many.
-    """
+    """Yield the first stretch of each episode with ``most`` equal rows or more."""
     episode_of, start_of = places
     edges = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0, append=0))
     reported: set[int] = set()

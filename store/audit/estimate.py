@@ -16,9 +16,7 @@ class Estimate:
     """Bytes per step of each array, as measured on a dataset."""
 
     steps: int
-    """Number of steps that were measured."""
     seconds_per_step: float
-    """Control period."""
     stored: dict[str, float]
     """Bytes per step by array, and `ABOUT`."""
     raw: float
@@ -57,11 +55,7 @@ class Estimate:
 
 
 def estimate(dataset: Dataset) -> Estimate:
-    """Measure the published segments of a dataset.
-
-    Raises:
-        DatasetError: The dataset has no steps.
-    """
+    """Measure the published segments of a dataset."""
     stored: dict[str, float] = {}
     steps, raw = 0, 0
     for segment in dataset.snapshot().segments:

@@ -40,7 +40,6 @@ class SegmentData:
     """The arrays of a segment, with features instead of frames."""
 
     spec: EpisodeSpec
-    """Names, scales and bounds of the components."""
     vector: NDArray[np.float32] | None
     """float32 (N_obs, V), or None."""
     frames: FrameFeatures | None
@@ -60,16 +59,10 @@ class SegmentData:
     truncated: NDArray[np.bool_]
     """bool (N_steps,)."""
     episodes: EpisodeTable
-    """Columns of the E episodes."""
 
     @classmethod
     def read(cls, segment: Segment) -> Self:
-        """Read all arrays of a segment.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: An array cannot be decoded.
-        """
+        """Read all arrays of a segment."""
         spec, features = segment.spec, None
         if spec.image is not None:
             features = scan_frames(segment.read_frames, segment.observations, spec.image)

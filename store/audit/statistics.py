@@ -91,12 +91,7 @@ class Sample:
 
     @classmethod
     def of(cls, values: NDArray[np.generic], key: str) -> Self:
-        """Sample the finite values of a one-dimensional array.
-
-        Args:
-            values: Numbers (n,).
-            key: Name of the array; equal keys give equal priorities on every machine.
-        """
+        """Sample the finite values of an array (n,); equal keys give equal priorities."""
         (sample,) = cls.of_columns(np.asarray(values, np.float64)[:, None], key)
         return sample
 
@@ -293,13 +288,7 @@ def _merge_by_name(
 
 
 def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
-    """Summarise the data of a segment, or of some of its episodes.
-
-    Args:
-        segment_id: Key of the samples.
-        data: The arrays.
-        gamma: Discount per step, for the largest discounted return.
-    """
+    """Summarise the data of a segment, or of some of its episodes."""
     table, spec = data.episodes, data.spec
     size = np.abs(data.reward[np.isfinite(data.reward)])
     components = {
@@ -355,14 +344,7 @@ def _count(table: EpisodeTable) -> dict[str, Counter[str]]:
 def largest_discounted(
     reward: NDArray[np.float32], offset: NDArray[np.int64], length: NDArray[np.int64], gamma: float
 ) -> float:
-    """Return the largest magnitude of ``sum gamma^t r`` from any step to the episode's end.
-
-    Args:
-        reward: float32 (N_steps,).
-        offset: int64 (E,), first step of each episode.
-        length: int64 (E,), steps of each episode.
-        gamma: Discount per step.
-    """
+    """Return the largest magnitude of ``sum gamma^t r`` from any step to the episode's end."""
     values = np.where(np.isfinite(reward), reward, 0.0).astype(np.float64)
     total, largest = np.zeros(len(length)), 0.0
     # Process all episodes at once, from their ends.
@@ -379,14 +361,7 @@ def distributions_by_name(
     key: str,
     scales: tuple[float, ...] | None = None,
 ) -> dict[str, Distribution]:
-    """Return the distribution of each column of an array, times its scale.
-
-    Args:
-        names: Names of the columns.
-        values: float32 (N, len(names)).
-        key: Key of the samples, see `Sample.of`.
-        scales: One factor per column; None for 1.
-    """
+    """Return the distribution of each column of float32 (N, len(names)), times its scale."""
     factors = scales or (1.0,) * len(names)
     columns = values.astype(np.float64) * factors
     samples = Sample.of_columns(columns, key)
