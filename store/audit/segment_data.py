@@ -37,27 +37,23 @@ class FrameFeatures:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentData:
-    """The arrays of a segment, with features instead of frames."""
+    """The arrays of a segment, with features instead of frames.
+
+    The vector (N_obs, V), features, frame numbers and times in seconds have one row per
+    observation; the other arrays, such as the action (N_steps, A), have one row per step.
+    """
 
     spec: EpisodeSpec
     vector: NDArray[np.float32] | None
-    """float32 (N_obs, V), or None."""
     frames: FrameFeatures | None
     """None if the spec has no image."""
     frame_id: NDArray[np.int64]
-    """int64 (N_obs,)."""
     sim_time: NDArray[np.float64]
-    """float64 (N_obs,), seconds."""
     action: NDArray[np.float32]
-    """float32 (N_steps, A)."""
     reward: NDArray[np.float32]
-    """float32 (N_steps,)."""
     reward_terms: NDArray[np.float32] | None
-    """float32 (N_steps, R), or None."""
     terminated: NDArray[np.bool_]
-    """bool (N_steps,)."""
     truncated: NDArray[np.bool_]
-    """bool (N_steps,)."""
     episodes: EpisodeTable
 
     @classmethod

@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Self, TypeVar
 
 import numpy as np
@@ -108,20 +108,15 @@ class Sample:
             samples.append(cls(priorities=priorities[kept], values=column[kept]))
         return samples
 
-    @classmethod
-    def _smallest(cls, priorities: NDArray[np.uint64], values: NDArray[np.float64]) -> Self:
-        order = np.argsort(priorities, kind="stable")[:SAMPLE_SIZE]
-        return cls(priorities=priorities[order], values=values[order])
-
     def merge(self, other: Self) -> Self:
         """Return a sample of both sets of values together."""
         # Few values of the other sample can still enter a full one; do not sort the rest.
         full = len(self.priorities) == SAMPLE_SIZE
         last = np.searchsorted(other.priorities, self.priorities[-1]) if full else None
-        return self._smallest(
-            np.concatenate([self.priorities, other.priorities[:last]]),
-            np.concatenate([self.values, other.values[:last]]),
-        )
+        priorities = np.concatenate([self.priorities, other.priorities[:last]])
+        values = np.concatenate([self.values, other.values[:last]])
+        order = np.argsort(priorities, kind="stable")[:SAMPLE_SIZE]
+        return type(self)(priorities=priorities[order], values=values[order])
 
     def quantiles(self, shares: tuple[float, ...]) -> list[float | None]:
         """Return the quantiles at the given shares; None if there are no values."""
@@ -289,21 +284,22 @@ def _merge_by_name(
 
 def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
     """Summarise the data of a segment, or of some of its episodes."""
-    table, spec = data.episodes, data.spec
+    table, spec, terms = data.episodes, data.spec, data.reward_terms
     size = np.abs(data.reward[np.isfinite(data.reward)])
     components = {
-        "action": distributions_by_name(spec.action_names, data.action, f"{segment_id}/action")
+        group: distributions_by_name(names, values, f"{segment_id}/{group}", scales)
+        for group, names, values, scales in (
+            ("action", spec.action_names, data.action, None),
+            ("vector", spec.vector_names, data.vector, spec.vector_scales),
+            ("reward_terms", spec.reward_terms, terms, None),
+        )
+        if values is not None
     }
-    magnitudes: dict[str, float] = {}
-    if data.vector is not None:
-        components["vector"] = distributions_by_name(
-            spec.vector_names, data.vector, f"{segment_id}/vector", spec.vector_scales
-        )
-    if data.reward_terms is not None:
-        components["reward_terms"] = distributions_by_name(
-            spec.reward_terms, data.reward_terms, f"{segment_id}/reward_terms"
-        )
-        magnitudes = dict(_magnitudes(spec.reward_terms, data.reward_terms))
+    columns = [] if terms is None else terms.astype(np.float64).T
+    magnitudes = {
+        name: float(np.abs(column[np.isfinite(column)]).sum())
+        for name, column in zip(spec.reward_terms, columns, strict=terms is not None)
+    }
     if data.frames is not None:
         grey = Distribution.of(data.frames.mean, f"{segment_id}/mean grey")
         components["frames"] = {"mean grey": grey}
@@ -322,12 +318,6 @@ def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
     )
 
 
-def _magnitudes(names: tuple[str, ...], terms: NDArray[np.float32]) -> Iterator[tuple[str, float]]:
-    for part, name in enumerate(names):
-        values = np.abs(terms[:, part].astype(np.float64))
-        yield name, float(values[np.isfinite(values)].sum())
-
-
 def _count(table: EpisodeTable) -> dict[str, Counter[str]]:
     """Count the episodes per value of the columns that reports show."""
     return {
@@ -336,8 +326,8 @@ def _count(table: EpisodeTable) -> dict[str, Counter[str]]:
         "policy_version": Counter(map(str, table.policy_version.tolist())),
         "driver": Counter(table.texts("driver")),
         "world": Counter(table.texts("world")),
-        "town": count_labels(table.texts("town")),
-        "weather": count_labels(table.texts("weather")),
+        "town": Counter(map(kind_of_label, table.texts("town"))),
+        "weather": Counter(map(kind_of_label, table.texts("weather"))),
     }
 
 
@@ -369,11 +359,6 @@ def distributions_by_name(
         name: Distribution(moments=Moments.of(columns[:, column]), sample=samples[column])
         for column, name in enumerate(names)
     }
-
-
-def count_labels(labels: list[str]) -> Counter[str]:
-    """Count labels by kind, see `kind_of_label`."""
-    return Counter(map(kind_of_label, labels))
 
 
 def kind_of_label(label: str) -> str:
