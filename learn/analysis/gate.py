@@ -57,6 +57,11 @@ class CriterionResult:
         return "" if outcome.steps is None else f"{outcome.steps[0]:,} to {outcome.steps[1]:,}"
 
     @property
+    def measurement(self) -> tuple[str, str, str]:
+        """Return what is required, what was measured, and at which steps."""
+        return self.limit, self.outcome.shown, self.where
+
+    @property
     def why(self) -> str:
         """Return the note of the criterion, which says what a failure means."""
         return "" if self.criterion is None else self.criterion.why
@@ -76,7 +81,7 @@ class CriterionResult:
             "verdict": self.verdict,
             "blocks": self.blocks,
             "at_step": outcome.at_step,
-            "steps": None if outcome.steps is None else list(outcome.steps),
+            "steps": outcome.steps,
             "points": outcome.points,
             "reason": outcome.reason,
             "why": self.why,
@@ -137,17 +142,11 @@ class GateReport:
 
     def summary(self) -> str:
         """Format the report for a terminal: a table, with the reasons of what did not pass."""
-        rows = [
-            (
-                result.verdict.upper() if result.blocks else result.verdict,
-                result.name,
-                result.limit,
-                result.outcome.shown,
-                result.where,
-            )
-            for result in self.criteria
-        ]
         heads = ("", "criterion", "asked", "measured", f"at {self.axis}")
+        rows = [
+            (r.verdict.upper() if r.blocks else r.verdict, r.name, *r.measurement)
+            for r in self.criteria
+        ]
         first, *others = columns([heads, *rows], "<<<<<")
         indent = " " * (first.index(heads[1]) + 2)
         lines = [self.sentence(), "", first]
@@ -166,20 +165,12 @@ class GateReport:
         """Format the report as Markdown."""
         rows = []
         for result in self.criteria:
+            verdict = f"**{result.verdict}**" if result.blocks else result.verdict
+            metric = f"`{result.metric}`" if result.metric else ""
             why = result.outcome.reason
             if result.why and result.verdict != "pass":
                 why += f". {result.why}"
-            rows.append(
-                (
-                    f"**{result.verdict}**" if result.blocks else result.verdict,
-                    result.name,
-                    f"`{result.metric}`" if result.metric else "",
-                    result.limit,
-                    result.outcome.shown,
-                    result.where,
-                    why,
-                )
-            )
+            rows.append((verdict, result.name, metric, *result.measurement, why))
         at = f"at {self.axis}"
         heads = ("verdict", "criterion", "metric", "asked", "measured", at, "why")
         lines = [f"# {self.verdict}: stage {self.stage} of `{self.run}`", ""]
@@ -204,8 +195,9 @@ def gate(
     results = [_check_files(log)]
     if config.steps is not None:
         results.append(_check_steps(log, config.steps))
-    results += [_check_metric(criterion, config, log, known, settings) for criterion in criteria]
-    metrics = {criterion.metric for criterion in criteria}
+    for criterion in criteria:
+        tag = known.tag(criterion.metric)
+        results.append(_check_metric(criterion, tag, log, config.steps, settings))
     return GateReport(
         run=str(run),
         stage=config.stage,
@@ -217,9 +209,9 @@ def gate(
         criteria=tuple(results),
         notices=(*_notices(log, known, config), *log.notices),
         curves={
-            metric: log.curves[tag]
-            for metric in sorted(metrics)
-            if (tag := known.tag(metric)) in log.curves
+            result.metric: log.curves[result.tag]
+            for result in sorted(results, key=lambda result: result.metric)
+            if result.tag in log.curves
         },
     )
 
@@ -241,34 +233,28 @@ def read_settings(run: Path) -> Mapping[str, Any]:
 
 def _make_optional(criteria: Sequence[Criterion], patterns: Sequence[str]) -> tuple[Criterion, ...]:
     """Make the criteria optional that one of the patterns matches."""
-
-    def matches(criterion: Criterion, pattern: str) -> bool:
-        return fnmatchcase(criterion.metric, pattern) or fnmatchcase(criterion.name, pattern)
-
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(matches(criterion, pattern) for criterion in criteria):
-            close = nearest(pattern, [c.metric for c in criteria])
+        named = [
+            c.name for c in criteria if any(fnmatchcase(n, pattern) for n in (c.metric, c.name))
+        ]
+        if not named:
+            close = nearest(pattern, [criterion.metric for criterion in criteria])
             hint = f"; did you mean {close}?" if close else ""
             raise ConfigError(f"--optional {pattern!r} matches no metric of this stage{hint}")
+        chosen.update(named)
     return tuple(
-        dataclasses.replace(criterion, optional=True)
-        if any(matches(criterion, pattern) for pattern in patterns)
-        else criterion
+        dataclasses.replace(criterion, optional=criterion.optional or criterion.name in chosen)
         for criterion in criteria
     )
 
 
 def _check_metric(
-    criterion: Criterion,
-    config: GateConfig,
-    log: RunLog,
-    names: NameMap,
-    settings: Mapping[str, Any],
+    criterion: Criterion, tag: str, log: RunLog, steps: int | None, settings: Mapping[str, Any]
 ) -> CriterionResult:
-    tag = names.tag(criterion.metric)
     criterion, note = _use_setting(criterion, settings)
     if tag in log.curves:
-        outcome = check_criterion(criterion, log.curves[tag], config.steps)
+        outcome = check_criterion(criterion, log.curves[tag], steps)
     else:
         outcome = _absent(criterion.metric, tag, log)
     verdict: Verdict = outcome.answer

@@ -90,7 +90,7 @@ def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
 
 
 def _criterion_row(result: CriterionResult) -> tuple[str, str, str, str, tuple[str, ...]]:
-    cells = (result.limit, result.outcome.shown, result.where, _why(result))
+    cells = (*result.measurement, _why(result))
     return result.name, result.metric, result.verdict, GATE_KINDS[result.verdict], cells
 
 

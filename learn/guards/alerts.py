@@ -15,7 +15,6 @@ from avtd3.store import files
 ALERTS_FILE = "alerts.jsonl"
 NOTE = "note"
 """Level of an alert that reports an action of a guard instead of a problem."""
-_NOTHING_TO_DO = "nothing to do"
 _SHOWN = 3
 
 
@@ -108,15 +107,10 @@ class AlertLog:
 
     def note(self, name: str, at: int, reason: str, *, value: float, limit: float) -> None:
         """Write an action of a guard."""
+        fix = "nothing to do"
         self._write(
             Alert(
-                update=at,
-                name=name,
-                level=NOTE,
-                value=value,
-                limit=limit,
-                reason=reason,
-                fix=_NOTHING_TO_DO,
+                update=at, name=name, level=NOTE, value=value, limit=limit, reason=reason, fix=fix
             )
         )
 
@@ -137,16 +131,9 @@ class AlertLog:
         """Write a line for each alert that was only counted since its last line."""
         for name, count in self._unreported.items():
             reason = f"{count} more updates were over the limit of {name} by update {at}"
-            level = LEVELS[self._reported[name][1]]
+            level, fix = LEVELS[self._reported[name][1]], GUARDS[name]
             self._append(
-                Alert(
-                    update=at,
-                    name=name,
-                    level=level,
-                    count=count,
-                    reason=reason,
-                    fix=GUARDS[name],
-                )
+                Alert(update=at, name=name, level=level, count=count, reason=reason, fix=fix)
             )
         self._unreported.clear()
 

@@ -50,11 +50,8 @@ class CnnRate:
 
     def state(self) -> dict[str, Any]:
         """Return the state as JSON, for a checkpoint."""
-        return {
-            "share": self.share,
-            "halved_at": self._halved_at,
-            "calm_since": self._calm_since,
-        }
+        times = {"halved_at": self._halved_at, "calm_since": self._calm_since}
+        return {"share": self.share, **times}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -63,9 +60,8 @@ class CnnRate:
 
     def _halve(self, feature_norm: float, at: int) -> str:
         config = self._config
-        if self._halved_at is not None and at - self._halved_at < config.cool_down:
-            return ""
-        if self.share <= config.floor:
+        is_cooling = self._halved_at is not None and at - self._halved_at < config.cool_down
+        if is_cooling or self.share <= config.floor:
             return ""
         self.reduce(0.5, at)
         return (
@@ -184,7 +180,7 @@ class GuardMonitor:
         at = state.updates
         self._window.add(at, update, batch)
         scalars = self._layers.after(state)
-        findings = check_layers(scalars, at, self.config)
+        findings = list(check_layers(scalars, at, self.config))
         is_due = at % self.config.every == 0
         if is_due:
             reading = self._window.take()

@@ -75,8 +75,8 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     return total
 
 
-_LAST = ("feature_norm", "dead_units")
-_LAST_ACTOR = ("actor/saturation", "actor/action_std")
+_LAST = ("feature_norm", "dead_units", "saturation", "action_std")
+"""Metrics of the last update that the guards check."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -87,6 +87,10 @@ class Rows:
     """Number of each update."""
     columns: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     """Values by name, one for each update; NaN and infinities included."""
+
+    def column(self, name: str) -> list[float]:
+        """Return the values of a column; none if it is missing."""
+        return self.columns.get(name, [])
 
     def extend(self, updates: list[int], columns: Mapping[str, list[float]]) -> None:
         """Append rows."""
@@ -190,8 +194,7 @@ class Window:
                     found[part][name] = column
             self._reading.critic.extend(self._critic.updates, found["critic"])
             self._reading.actor.extend(self._actor.updates, found["actor"])
-        self._critic, self._actor = _Pending(), _Pending()
-        self._last = self._last_actor = None
+        self.restore(self._reading)
         return self._reading
 
     def take(self) -> Reading:
@@ -201,7 +204,7 @@ class Window:
         return reading
 
     def restore(self, reading: Reading) -> None:
-        """Continue from the reading in a checkpoint."""
+        """Continue from a reading, without updates that have not been read back."""
         self._critic, self._actor = _Pending(), _Pending()
         self._last = self._last_actor = None
         self._reading = reading
@@ -217,13 +220,8 @@ class Window:
         if self._last_actor is not None and self._last_actor.actor is not None:
             actor = self._last_actor.actor
             found |= feature_scalars("actor_cnn", actor.state, self._feature_count)
-            scalars = actor_scalars(actor)
-            found |= {name: scalars[name] for name in _LAST_ACTOR}
-        return {
-            name: value
-            for name, value in found.items()
-            if name in _LAST_ACTOR or name.split("/")[1] in _LAST
-        }
+            found |= actor_scalars(actor)
+        return {name: value for name, value in found.items() if name.partition("/")[2] in _LAST}
 
 
 def _columns(pending: _Pending, part: str) -> dict[tuple[str, str], Tensor]:

@@ -295,7 +295,7 @@ def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
         )
         if values is not None
     }
-    columns = [] if terms is None else terms.astype(np.float64).T
+    columns = () if terms is None else terms.astype(np.float64).T
     magnitudes = {
         name: float(np.abs(column[np.isfinite(column)]).sum())
         for name, column in zip(spec.reward_terms, columns, strict=terms is not None)
