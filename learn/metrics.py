@@ -28,6 +28,11 @@ def _metric(meaning: str, unit: str, better: str = "") -> Metric:
     return Metric(meaning=meaning, unit=unit, better=better)
 
 
+def _lag(which: str, driven: str) -> Metric:
+    meaning = f"{which} number of policy versions published since the one that drove {driven}"
+    return _metric(meaning, "versions", LOWER)
+
+
 _FEATURES = {
     "feature_norm": _metric("L2 norm of each sample's features, mean over the batch", "1", LOWER),
     "feature_mean": _metric("mean of all features", "1"),
@@ -89,21 +94,9 @@ _RUN = {
         "updates per transition that the datasets have offered so far", "1"
     ),
     "run/steps": _metric("transitions that can be sampled", "count"),
-    "run/policy_lag": _metric(
-        "mean number of policy versions published since the one that drove the newest episodes",
-        "versions",
-        LOWER,
-    ),
-    "run/policy_lag_min": _metric(
-        "smallest number of policy versions published since the one that drove an episode",
-        "versions",
-        LOWER,
-    ),
-    "run/policy_lag_max": _metric(
-        "largest number of policy versions published since the one that drove an episode",
-        "versions",
-        LOWER,
-    ),
+    "run/policy_lag": _lag("mean", "the newest episodes"),
+    "run/policy_lag_min": _lag("smallest", "an episode"),
+    "run/policy_lag_max": _lag("largest", "an episode"),
 }
 _ALERTS = {
     "alerts/warn": _metric("alerts of level warn so far", "count", LOWER),

@@ -34,12 +34,10 @@ class Change:
     direction: str | None
     """Whether ``lower`` or ``higher`` is better, or ``neither``; None if unknown."""
     before: float | None
-    """Median within the window of the baseline; None without a finite point."""
     after: float | None
     interval: tuple[float, float] | None
     """Confidence interval of the change; None if the noise cannot be estimated."""
     points: tuple[int, int]
-    """Points within each window."""
     verdict: Verdict
     reason: str
 

@@ -14,6 +14,7 @@ TensorBoard's.
 import dataclasses
 import struct
 from array import array
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,7 +80,12 @@ class RunLog:
 def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
     """Read the scalars of a run, or only those with the wanted tags."""
     files = find_event_files(run)
-    _check_size(run, files)
+    size = sum(path.stat().st_size for path in files)
+    if len(files) > MAX_FILES or size > MAX_BYTES:
+        raise ConfigError(
+            f"{run} contains {len(files):,} event files of {size:,} bytes together, expected at "
+            f"most {MAX_FILES:,} files and {MAX_BYTES:,} bytes; give one of the files"
+        )
     points = _Points(run, None if wanted is None else frozenset(wanted))
     notices: list[str] = []
     damaged: list[str] = []
@@ -140,15 +146,6 @@ def find_event_files(run: Path) -> list[Path]:
 
 def _is_event_file(path: Path) -> bool:
     return "tfevents" in path.name and not path.name.endswith(".profile-empty") and path.is_file()
-
-
-def _check_size(run: Path, files: list[Path]) -> None:
-    size = sum(path.stat().st_size for path in files)
-    if len(files) > MAX_FILES or size > MAX_BYTES:
-        raise ConfigError(
-            f"{run} contains {len(files):,} event files of {size:,} bytes together, expected at "
-            f"most {MAX_FILES:,} files and {MAX_BYTES:,} bytes; give one of the files"
-        )
 
 
 def _read_file(path: Path, points: "_Points") -> "_Records":
@@ -264,7 +261,7 @@ class _Points:
         self.last_step: int | None = None
         self.dropped = 0
         self._run, self._wanted = run, wanted
-        self._series: dict[str, _Series] = {}
+        self._series: defaultdict[str, _Series] = defaultdict(_Series)
         self._points = 0
         self._tensor_scalars: set[str] = set()
         self._versioned = False
@@ -285,8 +282,7 @@ class _Points:
     def curves(self) -> tuple[dict[str, Curve], list[str]]:
         """Return the curves by tag, and the tags whose steps went back."""
         curves, back = {}, []
-        for tag in sorted(self._series):
-            series = self._series[tag]
+        for tag, series in sorted(self._series.items()):
             steps = np.array(series.steps, np.int64)
             values = np.array(series.values, np.float64)
             if (np.diff(steps) < 0).any():
@@ -320,9 +316,7 @@ class _Points:
                 self._keep(tag, event.step, number)
 
     def _keep(self, tag: str, step: int, number: float) -> None:
-        series = self._series.get(tag)
-        if series is None:
-            series = self._series[tag] = _Series()
+        series = self._series[tag]
         series.steps.append(step)
         series.values.append(number)
         self._points += 1

@@ -37,8 +37,6 @@ class CriterionResult:
     tag: str = ""
     limit: str = ""
     verdict: Verdict
-    """``pass``, ``fail``, ``unknown`` (not measured), ``skipped`` (an optional metric is absent),
-    ``warning`` (an advisory criterion is not met or unknown)."""
     outcome: Outcome
     criterion: Criterion | None = None
     """The criterion, with the run's own limits; None if it is built in."""
@@ -98,11 +96,9 @@ class GateReport:
     about: str
     names: str
     axis: str
-    """What the steps count."""
     end_step: int | None
     last_step: int | None
     criteria: tuple[CriterionResult, ...]
-    """Every criterion with its result: first the built-in ones, then in the order of the file."""
     notices: tuple[str, ...]
     curves: Mapping[str, Curve]
     """The metrics that were used, by avtd3's name; not in the document."""

@@ -79,11 +79,10 @@ class NameBook:
         """Return the names of a run: the set with most marks among its tags, else avtd3's."""
         for name, tag in self.own.items():
             if tag not in tags:
-                raise ConfigError(
-                    f"--map {name}={tag}: the run has no tag {tag!r}{did_you_mean(tag, tags)}"
-                )
-        here = set(tags)
-        best = max(self._choice(), key=lambda each: len(here.intersection(each.marks)))
+                found = nearest(tag, tags)
+                hint = f"did you mean {found}?" if found else f"it has {len(tags)} others"
+                raise ConfigError(f"--map {name}={tag}: the run has no tag {tag!r}; {hint}")
+        best = max(self._choice(), key=lambda each: len(set(tags).intersection(each.marks)))
         return NameMap(source=best, own=self.own)
 
     def _choice(self) -> tuple[NameSet, ...]:
@@ -102,12 +101,6 @@ def nearest(name: str, tags: Collection[str]) -> str | None:
     scores = {tag: _fit(whole, _words(tag)) for tag in sorted(tags)}
     scores = {tag: score for tag, score in scores.items() if _fit(last, _words(tag)) >= ALIKE}
     return max(scores, key=lambda tag: scores[tag]) if scores else None
-
-
-def did_you_mean(name: str, tags: Collection[str]) -> str:
-    """Return the end of a message about a missing tag."""
-    found = nearest(name, tags)
-    return f"; did you mean {found}?" if found else f"; it has {len(tags)} others"
 
 
 def _words(name: str) -> list[str]:
@@ -144,13 +137,9 @@ class Directions:
 
     def of(self, name: str) -> Direction | None:
         """Return the direction of a metric; None if no pattern matches."""
-        named: tuple[tuple[Direction, tuple[str, ...]], ...] = (
-            ("neither", self.neither),
-            ("lower", self.lower),
-            ("higher", self.higher),
-        )
-        for direction, patterns in named:
-            if any(fnmatchcase(name, pattern) for pattern in patterns):
+        order: tuple[Direction, ...] = ("neither", "lower", "higher")
+        for direction in order:
+            if any(fnmatchcase(name, pattern) for pattern in getattr(self, direction)):
                 return direction
         return None
 

@@ -53,7 +53,10 @@ def gate_page(report: GateReport) -> str:
         ],
         heads=("criterion", "verdict", "asked", "measured", at, "why"),
         figures=("measured", at),
-        criteria=[_criterion_row(result) for result in report.criteria],
+        criteria=[
+            (r.name, r.metric, r.verdict, GATE_KINDS[r.verdict], (*r.measurement, _why(r)))
+            for r in report.criteria
+        ],
         cards=_gate_cards(report),
     )
 
@@ -89,11 +92,6 @@ def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
     return render_page("curves.html.j2", title=title, axis=axis, cards=cards)
 
 
-def _criterion_row(result: CriterionResult) -> tuple[str, str, str, str, tuple[str, ...]]:
-    cells = (*result.measurement, _why(result))
-    return result.name, result.metric, result.verdict, GATE_KINDS[result.verdict], cells
-
-
 def _why(result: CriterionResult) -> str:
     reason = result.outcome.reason
     if result.criterion is None:
@@ -115,9 +113,8 @@ def _gate_cards(report: GateReport) -> list[dict[str, object]]:
         limits = sorted({limit for result in asked[name] for limit in _limits(result)})
         line = _line("run", report.curves[name])
         plot = curves([line], name=name, axis=report.axis, limits=limits)
-        cards.append(
-            _card(name, plot, [(j.verdict, GATE_KINDS[j.verdict], j.limit) for j in asked[name]])
-        )
+        badges = [(r.verdict, GATE_KINDS[r.verdict], r.limit) for r in asked[name]]
+        cards.append(_card(name, plot, badges))
     return cards
 
 

@@ -193,8 +193,8 @@ class GuardMonitor:
         self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         if is_due:
             scalars |= self.scalars()
-        stops = [finding for finding in findings if finding.level == "stop"]
-        return GuardResult(scalars=scalars, stop=stops[0] if stops else None)
+        stop = next((finding for finding in findings if finding.level == "stop"), None)
+        return GuardResult(scalars=scalars, stop=stop)
 
     def scalars(self) -> dict[str, float]:
         """Return the counts of alerts, the action limit and the rollbacks, by metric."""
@@ -211,10 +211,9 @@ class GuardMonitor:
         """
         reading = self._window.settle()
         findings = check_reading(reading, self._history, self.config)
-        worst = max((_level(finding) for finding in findings), default=-1)
+        self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         now = self._history.after(reading, self.config)
-        is_skipped = now.skipped_in_a_row or now.actor_skipped_in_a_row
-        if not self._is_serious and worst < _SERIOUS and not is_skipped:
+        if not (self._is_serious or now.skipped_in_a_row or now.actor_skipped_in_a_row):
             self.last_good = updates
         self._is_serious = False
 

@@ -34,7 +34,6 @@ class Drift:
     ks: float
     """Largest distance between the two cumulative distributions, in [0, 1]."""
     medians: tuple[float, float]
-    """Median of the first and of the second set."""
     verdict: Verdict
     """``few values`` if a set is too small to compare."""
 

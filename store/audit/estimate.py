@@ -20,7 +20,6 @@ class Estimate:
     stored: dict[str, float]
     """Bytes per step by array, and `ABOUT`."""
     raw: float
-    """Bytes per step of the decoded arrays."""
 
     @property
     def bytes_per_step(self) -> float:

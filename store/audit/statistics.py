@@ -179,11 +179,8 @@ class Summary:
     bytes_on_disk: int = 0
     """Size of all files of all segments, including damaged ones."""
     bytes_raw: int = 0
-    """Size of the decoded arrays."""
     returns: Distribution = dataclasses.field(default_factory=Distribution)
-    """Returns of the episodes."""
     lengths: Distribution = dataclasses.field(default_factory=Distribution)
-    """Steps of the episodes."""
     counts: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
     """Episodes per value of ``end_reason``, ``scenario``, ..."""
     coverage: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
@@ -194,7 +191,6 @@ class Summary:
     magnitudes: dict[str, float] = dataclasses.field(default_factory=dict)
     """Sum of the absolute values of each reward term."""
     largest_reward: float = 0.0
-    """Largest magnitude of a step's reward."""
     largest_discounted: float = 0.0
     """Largest magnitude of the discounted return from any step."""
 
