@@ -158,7 +158,7 @@ def _read_file(path: Path, points: "_Points") -> "_Records":
         try:
             event = Event.FromString(record)
         except DecodeError:
-            records.stop()
+            records.stop("holds no event at")
         else:
             points.add(event)
     return records
@@ -191,10 +191,6 @@ class _Records:
                     yield data
                     self._start += _FRAME_BYTES + len(data)
 
-    def stop(self) -> None:
-        """Report that the current record is not an event, and end the iteration."""
-        self._invalid("holds no event at")
-
     def _next(self, file: BinaryIO) -> bytes | None:
         """Return the data of the next record; None if it is too large or there is a problem."""
         head = file.read(_HEAD.size)
@@ -202,7 +198,7 @@ class _Records:
             return self._truncated()
         length, checksum = _HEAD.unpack(head)
         if _masked_crc32c(head[:8]) != checksum:
-            return self._invalid("fails a checksum at")
+            return self.stop("fails a checksum at")
         if self._start + _FRAME_BYTES + length > self._size:
             return self._truncated()
         if length > MAX_RECORD_BYTES:
@@ -214,7 +210,7 @@ class _Records:
         if len(data) < length:  # truncated since its size was read
             return self._truncated()
         if file.read(4) != _masked_crc32c(data):
-            return self._invalid("fails a checksum at")
+            return self.stop("fails a checksum at")
         return data
 
     def _truncated(self) -> bytes | None:
@@ -223,7 +219,8 @@ class _Records:
         self.is_truncated = True
         return None
 
-    def _invalid(self, what: str) -> bytes | None:
+    def stop(self, what: str) -> bytes | None:
+        """Report what is wrong with the current record, and end the iteration."""
         left = self._size - self._start
         self.problem = f"{what} byte {self._start:,}: {left:,} bytes from there on were not read"
         return None

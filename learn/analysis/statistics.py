@@ -75,9 +75,7 @@ def change_interval(before: Level, after: Level, confidence: float) -> tuple[flo
     error = math.sqrt(sum(squares))
     if error == 0.0:
         return change, change
-    parts = sum(
-        s**2 / (level.worth - 1.0) for s, level in zip(squares, (before, after), strict=True)
-    )
+    parts = squares[0] ** 2 / (before.worth - 1.0) + squares[1] ** 2 / (after.worth - 1.0)
     freedom = sum(squares) ** 2 / parts
     reach = error * float(stdtrit(freedom, 0.5 + confidence / 2.0))
     return change - reach, change + reach
@@ -91,7 +89,6 @@ class Trend:
     """Theil-Sen slope per step: the median over all pairs of points."""
     rising: float
     """Confidence that the series rises, in [0, 1]: one minus the one-sided p-value."""
-    points: int
 
     @property
     def falling(self) -> float:
@@ -108,9 +105,9 @@ def find_trend(steps: NDArray[np.int64], values: _Floats) -> Trend | None:
     statistic = float(np.sign(y[None, :] - y[:, None])[np.triu_indices(len(y), 1)].sum())
     deviation = math.sqrt(kendall_variance(y) * _variance_factor(x, y))
     if deviation == 0.0:
-        return Trend(slope=slope, rising=0.5, points=len(y))
+        return Trend(slope=slope, rising=0.5)
     shifted = statistic - float(np.sign(statistic))  # continuity: the statistic moves in steps of 2
-    return Trend(slope=slope, rising=NormalDist().cdf(shifted / deviation), points=len(y))
+    return Trend(slope=slope, rising=NormalDist().cdf(shifted / deviation))
 
 
 def theil_sen_slope(x: _Floats, y: _Floats) -> float:
@@ -169,14 +166,10 @@ def _variance_factor(x: _Floats, y: _Floats) -> float:
 def _autocorrelation(
     values: _Floats, *, added: float, lost: float, most: float, least_power: float = 0.0
 ) -> float:
-    """Estimate the correlation at lag 1, without the bias of few points, in [0, most].
+    """Estimate the correlation r at lag 1 of N values with mean 0, in [0, most].
 
-    Args:
-        values: float64 (N,) of mean 0.
-        added: The bias is removed by (N r + added) / (N - lost).
-        lost: As above.
-        most: Largest correlation to assume.
-        least_power: Sum of squares up to which the series counts as constant.
+    The bias of few points is removed by (N r + added) / (N - lost). A series whose sum of squares
+    is at most least_power counts as constant.
     """
     n = len(values)
     power = float((values**2).sum())

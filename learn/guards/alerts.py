@@ -54,21 +54,11 @@ class Alert:
         return f"{self.level} alert {text}{count}{fix}"
 
 
-def utc_now() -> str:
-    """Return the current UTC time in ISO 8601 format, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 class AlertLog:
     """The alerts of a run. Each one is counted; a persisting one is not written every time."""
 
     def __init__(
-        self,
-        path: Path,
-        repeat_every: int,
-        *,
-        on_alert: Callable[[Alert], None] = lambda _: None,
-        now: Callable[[], str] = utc_now,
+        self, path: Path, repeat_every: int, *, on_alert: Callable[[Alert], None] = lambda _: None
     ) -> None:
         self.levels = dict.fromkeys(LEVELS, 0)
         """Number of alerts so far, by level."""
@@ -76,8 +66,7 @@ class AlertLog:
         """Number of updates over the limit so far, by guard."""
         self.newest: tuple[str, ...] = ()
         """The newest alerts as text, at most three."""
-        self._path, self._repeat_every = path, repeat_every
-        self._on_alert, self._now = on_alert, now
+        self._path, self._repeat_every, self._on_alert = path, repeat_every, on_alert
         self._reported: dict[str, tuple[int, int]] = {}
         self._unreported: dict[str, int] = {}
 
@@ -165,7 +154,8 @@ class AlertLog:
         self._on_alert(alert)
 
     def _append(self, alert: Alert) -> None:
-        document = json.dumps({"time": self._now()} | dataclasses.asdict(alert), allow_nan=False)
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        document = json.dumps({"time": time} | dataclasses.asdict(alert), allow_nan=False)
         with files.storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(document + "\n")
 

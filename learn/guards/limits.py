@@ -13,19 +13,22 @@ from avtd3.learn.guards.config import GUARDS, LEVELS, UPDATE_RATIOS, WEIGHTS, Gu
 from avtd3.learn.guards.readings import Reading, Rows
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """A guard that exceeded its limit in one reading."""
+    """A guard, of the names in `GUARDS`, that exceeded its limit of a level in one reading."""
 
     name: str
     level: str
     update: int
+    """The worst update."""
+    _: dataclasses.KW_ONLY
     value: float
     """The value at that update; may be infinite or NaN."""
     limit: float
-    count: int
+    count: int = 1
     """Number of updates in the reading that exceeded the lowest limit."""
     reason: str
+    """What was found and what was expected, as a sentence."""
 
     @property
     def fix(self) -> str:
@@ -146,16 +149,10 @@ def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding]:
     spread = last.get("actor/action_std")
     is_warm = newest.updates and newest.updates[0] > config.warm_up
     if spread is not None and is_warm and spread < config.action_std_limit:
-        yield Finding(
-            name="constant_action",
-            level="warn",
-            update=newest.updates[0],
-            value=spread,
-            limit=config.action_std_limit,
-            count=1,
-            reason=f"the standard deviation of the actions over a batch is {spread:.3g}, expected "
-            f"above {config.action_std_limit:.3g}",
-        )
+        limit, update = config.action_std_limit, newest.updates[0]
+        reason = f"the standard deviation of the actions over a batch is {spread:.3g}, expected "
+        reason += f"above {limit:.3g}"
+        yield Finding("constant_action", "warn", update, value=spread, limit=limit, reason=reason)
 
 
 def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator[Finding]:
@@ -170,9 +167,9 @@ def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator
         longest = _in_a_row(before, finite)[1]
         is_stop = longest >= config.max_skipped
         yield Finding(
-            name=f"{network}_not_finite",
-            level="stop" if is_stop else "warn",
-            update=bad[-1],
+            f"{network}_not_finite",
+            "stop" if is_stop else "warn",
+            bad[-1],
             value=float(longest),
             limit=float(config.max_skipped) if is_stop else 1.0,
             count=len(bad),
@@ -191,30 +188,15 @@ def _over(
     for limit, level in passed[-1:]:
         count = sum(v > min(limits) for v, _ in known)
         reason = f"{what} is {value:.4g}, expected at most {limit:.4g}"
-        yield Finding(
-            name=name,
-            level=level,
-            update=update,
-            value=value,
-            limit=limit,
-            count=count,
-            reason=reason,
-        )
+        yield Finding(name, level, update, value=value, limit=limit, count=count, reason=reason)
 
 
 def check_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> Iterator[Finding]:
     """Yield a finding for each guard of single layers that exceeds its limit."""
     bad = [layer for layer, size in _family(scalars, WEIGHTS) if not math.isfinite(size)]
     if bad:
-        yield Finding(
-            name="weights",
-            level="stop",
-            update=at,
-            value=math.nan,
-            limit=0.0,
-            count=1,
-            reason=f"weights are not finite: {', '.join(bad[:5])}",
-        )
+        reason = f"weights are not finite: {', '.join(bad[:5])}"
+        yield Finding("weights", "stop", at, value=math.nan, limit=0.0, reason=reason)
     family = _family(scalars, UPDATE_RATIOS)
     ratios = [(ratio, layer) for layer, ratio in family if math.isfinite(ratio)]
     ratio, layer = max(ratios, default=(0.0, ""))

@@ -121,10 +121,7 @@ def scan_frames(
 ) -> FrameFeatures:
     """Compute the features of all frames in bounded memory.
 
-    Args:
-        read: Decodes frames ``start`` to ``stop`` into a uint8 (n, C, H, W) buffer.
-        frames: Number of frames, N_obs.
-        image: Shape of a frame.
+    ``read`` decodes the frames from a start to a stop into a uint8 (n, C, H, W) buffer.
     """
     # Blocks are whole chunks, so that no chunk is decoded twice.
     block = max(4, BLOCK_BYTES // image.frame_bytes // 16 * 16)

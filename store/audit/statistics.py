@@ -46,13 +46,8 @@ class Moments:
         with np.errstate(over="ignore", invalid="ignore"):  # 1e300 squared: no standard deviation
             mean = float(finite.mean())
             squares = float(np.square(finite - mean).sum())
-        return cls(
-            count=finite.size,
-            mean=mean,
-            squares=squares,
-            minimum=float(finite.min()),
-            maximum=float(finite.max()),
-        )
+        low, high = float(finite.min()), float(finite.max())
+        return cls(count=finite.size, mean=mean, squares=squares, minimum=low, maximum=high)
 
     def merge(self, other: Self) -> Self:
         """Return the moments of both sets of values together."""
