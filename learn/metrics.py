@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Final, Literal
 
 from avtd3.learn.guards.config import GUARDS, UPDATE_RATIOS, WEIGHTS
 
-HIGHER, LOWER = "higher", "lower"
+HIGHER: Final = "higher"
+LOWER: Final = "lower"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,14 +19,14 @@ class Metric:
     """What it measures."""
     unit: str
     """Unit; ``1`` for a share or a ratio."""
-    better: str = ""
+    better: Literal["", "higher", "lower"] = ""
     """Preferred direction: ``higher``, ``lower``, or empty if there is none."""
 
     def __str__(self) -> str:
         return f"{self.meaning} [{self.unit}]"
 
 
-def _metric(meaning: str, unit: str, better: str = "") -> Metric:
+def _metric(meaning: str, unit: str, better: Literal["", "higher", "lower"] = "") -> Metric:
     return Metric(meaning=meaning, unit=unit, better=better)
 
 

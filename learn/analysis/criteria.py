@@ -6,6 +6,7 @@ A criteria file is a `GateConfig` in YAML; configs/gates/ has those of the stage
 import dataclasses
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
@@ -236,10 +237,10 @@ class GateConfig:
             raise ConfigError("criteria is empty, expected at least one criterion")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps is {self.steps}, expected 1 or above")
-        names = [criterion.name for criterion in self.criteria]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter(criterion.name for criterion in self.criteria)
+        twice = [name for name, count in counts.items() if count > 1]
         if twice:
-            raise ConfigError(f"criterion {twice[0]!r} is there twice; give each its own name")
+            raise ConfigError(f"criterion {min(twice)!r} is there twice; give each its own name")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

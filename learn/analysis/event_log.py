@@ -357,9 +357,7 @@ def _tensor_number(tensor: Any) -> float | None:  # noqa: ANN401 - a protobuf me
     if kind is None or any(dim.size != 1 for dim in tensor.tensor_shape.dim):
         return None
     field, dtype = kind
-    if tensor.tensor_content:
-        content = tensor.tensor_content
-        fits = len(content) == dtype.itemsize
-        return float(np.frombuffer(content, dtype)[0]) if fits else None
+    if content := tensor.tensor_content:
+        return float(np.frombuffer(content, dtype)[0]) if len(content) == dtype.itemsize else None
     values = getattr(tensor, field)
     return float(values[0]) if len(values) == 1 else None

@@ -314,12 +314,9 @@ def _check_steps(log: RunLog, steps: int) -> CriterionResult:
         reason += ": continue the run, or gate it by an earlier stage"
     shown = "no step" if last is None else f"{last:,}"
     measured = None if last is None or last < 0 else float(last)
-    return CriterionResult(
-        name="steps reached",
-        limit=f">= {REACHED:.0%} of {steps:,}",
-        verdict=answer,
-        outcome=Outcome(answer=answer, measured=measured, shown=shown, reason=reason),
-    )
+    outcome = Outcome(answer=answer, measured=measured, shown=shown, reason=reason)
+    limit = f">= {REACHED:.0%} of {steps:,}"
+    return CriterionResult(name="steps reached", limit=limit, verdict=answer, outcome=outcome)
 
 
 def _notices(log: RunLog, names: NameMap, config: GateConfig) -> list[str]:

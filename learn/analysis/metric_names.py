@@ -6,11 +6,12 @@ configs/gates/names/ has a `NameSet` for each known writer.
 import dataclasses
 import difflib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from avtd3.learn.metrics import HIGHER, LOWER, metric
+from avtd3.learn.metrics import metric
 from avtd3.store.errors import ConfigError
 
 ALIKE = 0.75
@@ -35,10 +36,9 @@ class NameSet:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("the set of names has no name; add one, for example 'name: sb3'")
-        tags = list(self.tags.values())
-        twice = sorted({tag for tag in tags if tags.count(tag) > 1})
+        twice = [tag for tag, count in Counter(self.tags.values()).items() if count > 1]
         if twice:
-            raise ConfigError(f"tag {twice[0]!r} is given to two metrics, expected one")
+            raise ConfigError(f"tag {min(twice)!r} is given to two metrics, expected one")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +155,6 @@ class DirectionBook:
 
     def of(self, name: str) -> Direction | None:
         """Return the direction of a metric; None if unknown."""
-        known: Direction | None = None
         ours = metric(name)
-        if ours is not None:
-            known = "higher" if ours.better == HIGHER else "lower"
-            known = known if ours.better in (HIGHER, LOWER) else "neither"
+        known: Direction | None = None if ours is None else ours.better or "neither"
         return self.own.of(name) or known or self.others.of(name)

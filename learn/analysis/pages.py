@@ -33,9 +33,6 @@ COMPARE_KINDS: Mapping[compare.Verdict, str] = {
 }
 """Classes of the verdicts in the style sheet."""
 
-Badge = tuple[str, str, str]
-"""A verdict, its class in the style sheet, and a text."""
-
 
 def gate_page(report: GateReport) -> str:
     """Return the answer of a gate as a page: the verdict, each criterion, and the curves."""
@@ -87,8 +84,7 @@ def compare_page(report: CompareReport) -> str:
 def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
     """Return a page with a plot of each curve, which has at least one point."""
     axis = "gradient updates"
-    plots = [curves([_line("run", curve)], name=curve.name, axis=axis) for curve in drawn]
-    cards = [_card(curve.name, plot) for curve, plot in zip(drawn, plots, strict=True)]
+    cards = [_card(c.name, curves([_line("run", c)], name=c.name, axis=axis)) for c in drawn]
     return render_page("curves.html.j2", title=title, axis=axis, cards=cards)
 
 
@@ -142,8 +138,10 @@ def _line(label: str, curve: Curve, kind: str = "after") -> Line:
     return Line(label=label, steps=curve.updates, values=curve.values, kind=kind)
 
 
-def _card(name: str, plot: Markup, verdicts: Sequence[Badge] = ()) -> dict[str, object]:
-    """Return a metric's name, meaning, verdicts and plot, as the template takes them."""
+def _card(
+    name: str, plot: Markup, verdicts: Sequence[tuple[str, str, str]] = ()
+) -> dict[str, object]:
+    """Return a metric for the template; a verdict has a class of the style sheet and a text."""
     known = metric(name)
     meaning = "" if known is None else str(known)
     return {"name": name, "meaning": meaning, "verdicts": verdicts, "plot": plot}

@@ -47,9 +47,7 @@ class History:
     return_max: float = 0.0
     """Largest discounted return that the sampled data allow; at least 0."""
     skipped_in_a_row: int = 0
-    """Number of consecutive skipped critic updates up to now."""
     actor_skipped_in_a_row: int = 0
-    """Number of consecutive skipped actor updates up to now."""
 
     @property
     def largest_return(self) -> float:
@@ -124,8 +122,7 @@ def _values(reading: Reading, now: History, config: GuardConfig) -> Iterator[Fin
             what = f"the excess of {whose} over the returns that the data allow, {low:.4g} to "
             yield from _over(name, rows, beyond, limits, f"{what}{high:.4g},")
     rows = reading.critic
-    pairs = zip(rows.column("q_min"), rows.column("q_max"), strict=True)
-    sizes = [max(-a, b) for a, b in pairs]
+    sizes = [max(-a, b) for a, b in zip(rows.column("q_min"), rows.column("q_max"), strict=True)]
     yield from _over("q_size", rows, sizes, (math.inf, config.q_limit), "the absolute value of Q")
 
 

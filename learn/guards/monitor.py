@@ -50,8 +50,7 @@ class CnnRate:
 
     def state(self) -> dict[str, Any]:
         """Return the state as JSON, for a checkpoint."""
-        times = {"halved_at": self._halved_at, "calm_since": self._calm_since}
-        return {"share": self.share, **times}
+        return {"share": self.share, "halved_at": self._halved_at, "calm_since": self._calm_since}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""

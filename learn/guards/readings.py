@@ -43,10 +43,7 @@ class LayerProbe:
         }
 
     def after(self, state: TD3State) -> dict[str, float]:
-        """Return norms and ratios after an update; nothing unless it was due for measurement.
-
-        Waits for the device if it returns anything.
-        """
+        """Return norms and ratios after an update that was due; wait for the device if it was."""
         scalars: dict[str, Tensor] = {}
         for name, layers in self._before.items():
             now = layers_of(getattr(state, name))

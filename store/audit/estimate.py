@@ -6,7 +6,6 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import DatasetError
 from avtd3.store.format.layout import MANIFEST_FILE
 
-TERABYTE = 1e12
 ABOUT = "about the segment"
 """Key of the bytes that are not array data: manifests and metadata."""
 
@@ -29,7 +28,7 @@ class Estimate:
     @property
     def hours_per_terabyte(self) -> float:
         """Return the hours of driving that fit into 10^12 bytes."""
-        return TERABYTE / self.bytes_per_step * self.seconds_per_step / 3600.0
+        return 1e12 / self.bytes_per_step * self.seconds_per_step / 3600.0
 
     def document(self) -> dict[str, object]:
         """Return the estimate as a JSON object."""

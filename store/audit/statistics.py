@@ -65,11 +65,10 @@ class Moments:
 
     def document(self) -> dict[str, float | int | None]:
         """Return ``count, mean, std, min, max`` as JSON; None where JSON has no such number."""
-        std = math.sqrt(self.squares / self.count) if self.count else math.nan
         return {
             "count": self.count,
-            "mean": _number(self.mean if self.count else math.nan),
-            "std": _number(std),
+            "mean": _number(self.mean) if self.count else None,
+            "std": _number(math.sqrt(self.squares / self.count)) if self.count else None,
             "min": _number(self.minimum),
             "max": _number(self.maximum),
         }
@@ -251,16 +250,8 @@ class Summary:
         }
 
 
-_SUMS = (
-    "segments",
-    "segments_read",
-    "episodes",
-    "steps",
-    "simulated_seconds",
-    "bytes_on_disk",
-    "bytes_raw",
-)
-
+_COUNTS = ("segments", "segments_read", "episodes", "steps")
+_SUMS = (*_COUNTS, "simulated_seconds", "bytes_on_disk", "bytes_raw")
 _LARGEST = ("largest_reward", "largest_discounted")
 _KEYS = {"segments_read": "segments_judged"}
 """Keys of the JSON document that differ from the names of the fields."""
