@@ -2,8 +2,8 @@
 
 Exit codes: 0 done; 1 the answer is no (an audit with findings, NO-GO, training stopped by a
 guard); 2 invalid command line, configuration or input; 3 the environment failed (no simulator,
-disk full). With ``--json``, standard output contains exactly one JSON document. Progress and
-errors go to standard error.
+disk full, a file that cannot be read now). With ``--json``, standard output contains exactly one
+JSON document. Progress and errors go to standard error.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from avtd3.configs.commands.gate import compare, gate
 from avtd3.configs.commands.learn import learn
 from avtd3.configs.commands.options import EXIT_ENVIRONMENT, EXIT_NO, EXIT_USAGE
 from avtd3.configs.commands.replay_inspect import replay_inspect
-from avtd3.store.errors import Avtd3Error, StorageError, TrainingHalted, WorldError
+from avtd3.store.errors import Avtd3Error, StorageError, TrainingHalted, UnreadableError, WorldError
 
 app = typer.Typer(
     name="avtd3",
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     try:
         app(args=None if argv is None else list(argv), prog_name="avtd3")
-    except (WorldError, StorageError) as error:
+    except (WorldError, StorageError, UnreadableError) as error:
         _fail(error, EXIT_ENVIRONMENT)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

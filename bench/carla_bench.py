@@ -8,7 +8,7 @@ and the vehicle ahead, through its supervised process. The bare loop is a script
 control, a tick, the picture of that frame as it comes. It is a second client that drives the same
 car and listens to the same camera, collision and lane invasion sensors, in turn with avtd3 every
 few dozen steps: server and machine are the same for both. Figures are medians over the rounds. The
-processor time of the client's processes says more than the clock where others use the machine.
+CPU time of the client's processes says more than wall time on a shared machine.
 
 Without --port the server is the wire-compatible one of the tests, which ticks in 2 ms, ten times
 as fast as CARLA with a camera: `--server-ms` has it wait before each tick (0 is its own pace).
@@ -101,7 +101,7 @@ def measure(
 
 
 def compared(step: list[float], bare: list[float]) -> dict[str, float]:
-    """One round: milliseconds by the clock and of processors, and what the step adds."""
+    """One round: milliseconds of wall time and CPU time, and what the step adds."""
     return {
         "bare_ms": bare[0],
         "step_ms": step[0],
@@ -117,7 +117,7 @@ def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 
 def step_cost(world: CarlaWorld, steps: int) -> list[float]:
-    """Milliseconds of a `CarlaWorld.step`, by the clock and of both processes' processors."""
+    """Milliseconds of a `CarlaWorld.step`, of wall time and of both processes' CPU time."""
     child = psutil.Process(world.child_pid)
     begun = used = 0.0
     for number in range(-WARM_UP, steps):

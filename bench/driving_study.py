@@ -4,10 +4,10 @@
 
 For each of `full_state` and `vision_only`: collect once, then learn with several seeds and drive
 the held-out roads with the last policy. *online* begins as `full_state` does, but after `START`
-updates a collector drives with the newest policy and noise, and the learner goes on with the old
+updates a collector drives with the newest policy and noise, and the learner continues with the old
 data and the new, one update for ten steps; it imitates the old data alone. Everything is done by
 the commands of ``avtd3``, which are printed. What is already in the work directory is not done
-again, so a study that was stopped goes on. Written are ``driving-study.md`` with the table and
+again, so an interrupted study continues. It writes ``driving-study.md`` with the table and
 ``driving-study.png``.
 """
 
@@ -138,7 +138,7 @@ def shown(run: Path) -> list[Path]:
 
 
 def arguments(way: Way) -> list[object]:
-    """What all learners of a way are told."""
+    """Settings that all learners of a method share."""
     return ["--config", preset(way.name), "--seed", way.seed]
 
 

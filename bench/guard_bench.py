@@ -1,10 +1,10 @@
-"""Measure what the guards cost: processor time per update, of `GuardMonitor` and the update itself.
+"""Measure the cost of the guards: CPU time per update of `GuardMonitor` and of the update itself.
 
     python bench/guard_bench.py [--batch 256] [--updates 20] [--readings 20] [--json]
 
 One thread. The update is the default one (Nature CNNs on four frames of 84x84, bf16 where the
 hardware multiplies it natively). The guards are driven with the results of real updates, by the
-default settings: a reading every 100 updates, a look at the layers every 1 000.
+default settings: a reading every 100 updates, a measurement of the layers every 1 000.
 """
 
 import argparse
@@ -53,12 +53,12 @@ def main() -> None:
     else:
         print(
             f"an update {found['update_ms']:.1f} ms, the guards {found['guards_ms']:.3f} ms of it: "
-            f"{found['share']:.2%} (processor time, one thread, batch {options.batch})"
+            f"{found['share']:.2%} (CPU time, one thread, batch {options.batch})"
         )
 
 
 def _updates(size: int, count: int) -> tuple[float, TD3State, tuple[Update, Update], Batch]:
-    """Processor seconds per update, and the last two updates: without and with the actor's."""
+    """Return CPU seconds per update, and the last two updates: without and with the actor."""
     autocast, config = autocast_type("auto", CPU), TD3Config()
     state = create_state(SPEC, NetworkConfig(), config, CPU, 0)
     batch = _batch(size, autocast or torch.float32)
@@ -72,17 +72,17 @@ def _updates(size: int, count: int) -> tuple[float, TD3State, tuple[Update, Upda
 
 
 def _guards(state: TD3State, pair: tuple[Update, Update], batch: Batch, readings: int) -> float:
-    """Processor seconds per update of `GuardMonitor`, over so many readings."""
+    """Return the CPU seconds per update of `GuardMonitor`, over a number of readings."""
     config = GuardConfig()
     with tempfile.TemporaryDirectory() as directory:
         features = NetworkConfig().features
-        watch = GuardMonitor(Path(directory), config, features=features, policy_delay=2)
+        monitor = GuardMonitor(Path(directory), config, features=features, policy_delay=2)
         state.updates = 0
         before_s = time.process_time()
         for number in range(1, readings * config.every + 1):
-            watch.before(state)
+            monitor.before(state)
             state.updates = number
-            watch.after(state, pair[number % 2 == 0], batch, 200.0)
+            monitor.after(state, pair[number % 2 == 0], batch, 200.0)
         return (time.process_time() - before_s) / (readings * config.every)
 
 

@@ -1,17 +1,17 @@
-"""Updates per second: ours, stable-baselines3's, a plain one, and what the arithmetic allows.
+"""Measure updates per second of avtd3, stable-baselines3 and plain PyTorch, and their limit.
 
     python bench/learn_bench.py [--device cpu] [--threads 1,2] [--batch 256] [--repeats 5] [--json]
 
-Each rival sits in a process of its own and makes two updates a turn (one of them moves the actor).
-They take turns, and the medians over the repeats are compared: of processor time with one thread,
-of the clock with more. *loop* is all that ``avtd3 learn`` does: it draws from the replay cache,
-updates, reads the metrics back and logs them, here after every second update instead of every
-hundredth. *floor* is the floating-point work of an update at the speed of a matrix product of
-2048 x 2048, measured in the same turns. Nature CNNs on four frames of 84x84 everywhere; ours and
-the plain one see 23 numbers besides.
+Each rival runs in its own process and does two updates per turn (one of them updates the actor).
+The rivals take turns, and the table shows medians over the repeats: of CPU time with one thread, of
+wall-clock time with more. *loop* is everything that ``avtd3 learn`` does: it samples from the
+replay cache, updates, reads the metrics back and logs them, here after every second update instead
+of every hundredth. *floor* is the floating-point work of an update at the speed of a matrix product
+of 2048 x 2048, measured in the same turns. All rivals use Nature CNNs on four frames of 84x84;
+avtd3 and plain PyTorch also read a vector of 23 numbers.
 
-With ``--device cuda`` the rivals are SB3 on that GPU and our loop: plain, with recorded updates
-(*graphs*, `learn.cuda_graphs`), and with the replay's frames on the GPU as well (*ring*,
+With ``--device cuda`` the rivals are SB3 on that GPU and the loop of avtd3: plain, with recorded
+updates (*graphs*, `learn.cuda_graphs`), and also with the replay's frames on the GPU (*frames*,
 `learn.device_frames`).
 """
 
@@ -47,11 +47,14 @@ SIDE = 2048
 UPDATES = 2
 """Updates per turn: a whole policy delay."""
 SB3 = "stable-baselines3 TD3 CnnPolicy"
-RING = "bf16 graphs ring"
+ON_GPU = "bf16 graphs frames"
 OURS = tuple(f"avtd3 {what} {name}" for name in TYPES for what in ("update", "loop"))
 RIVALS = {
     "cpu": (SB3, "plain PyTorch", *OURS, *(f"floor {name}" for name in TYPES)),
-    "cuda": (SB3, *(f"avtd3 loop {name}" for name in ("fp32", "bf16", "bf16 graphs", RING))),
+    "cuda": (
+        SB3,
+        *(f"avtd3 loop {name}" for name in ("fp32", "bf16", "bf16 graphs", ON_GPU)),
+    ),
 }
 
 Turn = Callable[[], None]
@@ -63,7 +66,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2", help="numbers of threads, with commas")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="keeps the frames for the next time")
+    parser.add_argument("--data", type=Path, help="keep the frames in this directory")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,18 +79,18 @@ def main() -> None:
 
 
 def measure(data: Path, threads: int, options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds per update of each rival."""
+    """Return the median seconds per update of each rival."""
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Connection] = {}
     processes, rivals = [], RIVALS[options.device]
     for name in rivals:
         ends[name], theirs = context.Pipe()
         arguments = (name, data, threads, options.batch, options.device, theirs)
-        processes.append(context.Process(target=sit, args=arguments, daemon=True))
+        processes.append(context.Process(target=serve, args=arguments, daemon=True))
         processes[-1].start()
         ends[name].recv()
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for repeat in range(options.repeats + 1):  # the first one warms up
+    for repeat in range(options.repeats + 1):  # the first one is a warm-up
         for name, end in ends.items():
             end.send(UPDATES)
             taken: float = end.recv()
@@ -100,14 +103,14 @@ def measure(data: Path, threads: int, options: argparse.Namespace) -> dict[str, 
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def sit(name: str, data: Path, threads: int, batch: int, device: str, end: Connection) -> None:
-    """A rival's process: so many updates whenever asked, and how long one took."""
+def serve(name: str, data: Path, threads: int, batch: int, device: str, end: Connection) -> None:
+    """Run the process of a rival: do the requested updates, and send the seconds per update."""
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 and device == "cpu" else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset.open(data)
         replay = ReplayConfig(batch_size=batch, mode="cache")
-        scratch, gathers = Path(folder) / "scratch", name.split()[-1] != "ring"
+        scratch, gathers = Path(folder) / "scratch", name.split()[-1] != "frames"
         sampler = Sampler([dataset], replay, seed=0, scratch=scratch, gathers=gathers)
         turn = rival(name, dataset, sampler, replay, Path(folder) / "run", device)
         end.send("ready")
@@ -124,7 +127,7 @@ def sit(name: str, data: Path, threads: int, batch: int, device: str, end: Conne
 def rival(
     name: str, dataset: Dataset, sampler: Sampler, replay: ReplayConfig, run: Path, device: str
 ) -> Turn:
-    """One update of the rival of that name."""
+    """Return a function that does one update of a rival."""
     if name == SB3:
         return stable_baselines3(replay.batch_size, device)
     if name == "plain PyTorch":
@@ -140,7 +143,7 @@ def rival(
             device=device,
             precision=precision,
             cuda_graphs="graphs" in words,
-            device_frames="ring" in words,
+            device_frames="frames" in words,
             replay=replay,
             log_every=UPDATES,
         )
@@ -155,7 +158,7 @@ def rival(
 
 
 def floor(dataset: Dataset, sampler: Sampler, dtype: torch.dtype) -> Turn:
-    """As many matrix products as an update has floating-point work."""
+    """Return a function that does as much floating-point work as an update, in matrix products."""
     state, batch = fresh(dataset), to_batch(sampler.sample(), CPU, torch.float32)
     with FlopCounterMode(display=False) as counter:
         for _ in range(UPDATES):
@@ -176,13 +179,13 @@ def floor(dataset: Dataset, sampler: Sampler, dtype: torch.dtype) -> Turn:
 
 
 def fresh(dataset: Dataset) -> TD3State:
-    """Networks and optimisers of the default settings."""
+    """Create networks and optimisers with the default settings."""
     config = LearnConfig()
     return create_state(dataset.spec, config.network, config.td3, CPU, seed=0)
 
 
 def step(state: TD3State, batch: Batch, dtype: torch.dtype) -> None:
-    """One update with fresh noise."""
+    """Do one update with new noise."""
     autocast = None if dtype is torch.float32 else dtype
     update(state, batch, torch.randn(batch.action.shape), LearnConfig().td3, autocast)
 

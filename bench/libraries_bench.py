@@ -173,7 +173,7 @@ def event_files(folder: Path, lines: int = 2000) -> None:
     for power in (40, 64):
         head = struct.pack("<Q", (1 << power) - 1)
         claims[f"a claim of 2^{power} - 1 bytes"] = head + struct.pack("<I", masked_crc32c(head))
-    cases = {"torn": whole[:-5], "a flipped bit": bytes(flipped)}
+    cases = {"truncated": whole[:-5], "a flipped bit": bytes(flipped)}
     cases["a record that is no event"] = whole + framed(b"\xff\xff\xff")
     cases |= {name: whole + record for name, record in claims.items()}
     for name, data in cases.items():

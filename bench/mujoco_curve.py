@@ -9,7 +9,7 @@ random, then one update per step. Then the policy of every 5000 steps drives wit
 of U updates stands at RANDOM + U steps; its data may be ahead by `max_lead` and an episode.
 
 What was stopped, by Ctrl-C or after M minutes for each task, is evaluated as far as it came, and
-the same command goes on with it; ``--minutes 0`` only evaluates. Written are ``mujoco-curve.md``
+the same command continues it; ``--minutes 0`` only evaluates. It writes ``mujoco-curve.md``
 and ``mujoco-curve.png``. `td3_published.json` holds what the authors of the paper (Fujimoto et al.
 2018) publish: ten episodes without noise every 5000 steps, ten seeds, MuJoCo's tasks of then
 (-v1; ours are -v5), random for 10 000 steps in HalfCheetah and Ant and 1000 elsewhere.
@@ -109,23 +109,23 @@ def run(task: Task, place: Path, minutes: float) -> None:
         *("collect", data, *common, "--resume", "--world", f"gym:{task.name}"),
         *("--steps", str(task.steps), "--random-steps", str(task.random_steps)),
     )
-    crew = []
+    processes = []
     for words in (collector, learner):
         with (place / f"{words[0]}.log").open("a") as log:
             command = [sys.executable, "-m", "avtd3.cli", *words]
-            crew.append(subprocess.Popen(command, stdout=log, stderr=log))
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
     try:
-        watch(crew, time.monotonic() + 60.0 * minutes, place)
+        watch(processes, time.monotonic() + 60.0 * minutes, place)
     except KeyboardInterrupt:
         print("stopped; evaluating what there is", flush=True)
     finally:
-        stop(crew)
+        stop(processes)
 
 
-def watch(crew: Sequence["subprocess.Popen[bytes]"], until_s: float, place: Path) -> None:
+def watch(processes: Sequence["subprocess.Popen[bytes]"], until_s: float, place: Path) -> None:
     """Wait for both; the end of one with an error is the end of both."""
     while time.monotonic() < until_s:
-        codes = [process.poll() for process in crew]
+        codes = [process.poll() for process in processes]
         if any(codes):
             raise SystemExit(f"collector and learner ended with {codes}; see {place}/*.log")
         if None not in codes:
@@ -133,12 +133,12 @@ def watch(crew: Sequence["subprocess.Popen[bytes]"], until_s: float, place: Path
         time.sleep(1.0)
 
 
-def stop(crew: Sequence["subprocess.Popen[bytes]"]) -> None:
+def stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     """Ask those that are left to finish."""
-    for process in crew:
+    for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    for process in crew:
+    for process in processes:
         process.wait(LAST_WORDS_S)
 
 

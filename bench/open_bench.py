@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -18,11 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from store_bench import SPEC
+from store_bench import SPEC, road_frames, write
 
 from avtd3.store.dataset import Dataset, Snapshot
+from avtd3.store.format.codec import FrameCodec
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.format.manifest import Manifest, read_manifest
+from avtd3.store.maintenance.compact import compact
 from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 
@@ -63,6 +66,18 @@ def fill(dataset: Dataset, first: Path, segments: int) -> None:
             source = target
 
 
+def write_leftovers(path: Path, steps: int) -> Dataset:
+    """Write a dataset that was merged, and bring back the segments that were merged."""
+    frames = road_frames(steps + steps // 200, noise=2.0)
+    dataset = write(path, frames, FrameCodec(), episode_steps=200)
+    aside = shutil.copytree(dataset.segments_path, path / "aside")
+    compact(path, target_steps=2 * steps)
+    for segment in aside.iterdir():
+        if not (dataset.segments_path / segment.name).exists():
+            segment.rename(dataset.segments_path / segment.name)
+    return dataset
+
+
 def measure(work: Callable[[], object], repeats: int) -> dict[str, float]:
     """Return the median wall-clock and CPU seconds of some work."""
     times = []
@@ -90,11 +105,24 @@ def measure_all(path: Path, repeats: int) -> dict[str, dict[str, float]]:
     }
 
 
+def measure_proof(path: Path, steps: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Return the times to check that a merged segment holds what it replaces."""
+    dataset = write_leftovers(path, steps)
+    known = dataset.snapshot()
+    if not known.replaced or known.unproven:
+        raise SystemExit("the merged segment is not proven to replace its sources")
+    return {
+        f"a replacement of {known.steps} steps proven": measure(dataset.snapshot, repeats),
+        "the same, known from a snapshot": measure(lambda: dataset.refresh(known), repeats),
+    }
+
+
 def main() -> None:
     """Build the dataset, measure, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--segments", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--proof-steps", type=int, default=10_000)
     parser.add_argument(
         "--keep", type=Path, help="build it here and keep it, or use it if it exists"
     )
@@ -107,6 +135,8 @@ def main() -> None:
             fill(dataset, first, arguments.segments)
         count = len(Dataset.open(path).segment_ids())
         found = measure_all(path, arguments.repeats)
+        proof = Path(scratch) / "proof"
+        found |= measure_proof(proof, arguments.proof_steps, arguments.repeats)
     if arguments.json:
         print(json.dumps({"segments": count, **found}))
         return

@@ -204,7 +204,7 @@ def make_torchrl(material: Material, scratch: Path) -> Peer:
     from torchrl import logger
     from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
 
-    logger.setLevel("WARNING")  # it tells standard output of every storage
+    logger.setLevel("WARNING")  # it prints a line for every storage
     buffer = TensorDictReplayBuffer(
         storage=LazyMemmapStorage(material.steps, scratch_dir=scratch / "torchrl"),
         batch_size=material.batch,

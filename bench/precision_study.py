@@ -1,11 +1,12 @@
-"""Whether bfloat16 learns as well as float32: the same data and seeds, held-out roads.
+"""Compare training in bfloat16 with float32: the same data and seeds, and held-out roads.
 
     python bench/precision_study.py [--out docs] [--work precision-study] [--seeds 3] [--side 48]
         [--steps 60000] [--updates 1500]
 
-Frames are small so that the study ends within the hour where bfloat16 is emulated; everything else
-is the preset `full_state`, with rates that fall over the last half. What is in the work directory
-already is not done again, so a study that was stopped goes on. Written is ``precision-study.md``.
+Frames are small, so that the study takes less than an hour where bfloat16 is emulated. All other
+settings are those of the preset `full_state`, with learning rates that fall over the last half.
+Runs that are in the work directory already are not repeated, so an interrupted study can be
+continued. The result is ``precision-study.md``.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Of each route: metres planned, metres from waypoint to waypoint as the crow flies, the tightest
 curve, the largest distance of a waypoint from the route, seconds. Routes whose roads are not at
-hand (a town without its .xodr file beside the scenario file) are counted and left out.
+hand (a town without its .xodr file beside the scenario file) are counted and skipped.
 """
 
 import argparse
@@ -51,23 +51,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     networks: dict[str, RoadNetwork] = {}
-    rows, left_out = [], 0
+    rows, skipped = [], 0
     for scenario in read_scenarios(arguments.file):
         path = scenario.xodr or scenario.town
         if not scenario.waypoints or not Path(path).is_file():
-            left_out += 1
+            skipped += 1
             continue
         if path not in networks:
             text, _ = flatten(read_opendrive(path))
             networks[path] = RoadNetwork.from_opendrive(Path(path).stem, text)
         rows.append(plan(networks[path], scenario))
     if arguments.json:
-        print(json.dumps({"rows": rows, "left_out": left_out}, indent=2))
+        print(json.dumps({"rows": rows, "skipped": skipped}, indent=2))
         return
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     refused = sum("refused" in row for row in rows)
-    print(f"{len(rows) - refused} of {len(rows)} routes planned; {left_out} left out")
+    print(f"{len(rows) - refused} of {len(rows)} routes planned; {skipped} skipped")
 
 
 if __name__ == "__main__":

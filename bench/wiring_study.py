@@ -1,14 +1,14 @@
-"""What the wiring of the actor's loss does, with and without guards: a table and a figure.
+"""Compare both features of the actor's loss, with and without guards: a table and a figure.
 
     avtd3 collect DATASET --config demo --steps 30000
     python bench/wiring_study.py DATASET [--out docs] [--updates 600] [--seeds 3] [--episodes 10]
 
-Ten ways, each with several seeds: the correct wiring and the ablation `coupled`, each with no
-guard, with one of gradient clipping, LayerNorm on the features, or weight decay on the CNNs, and
-with all three. TD3 without imitation on the same stored data, all other settings the defaults, and
-then some held-out roads with the last policy. A run that is already in the work directory is not
-made again, so a study that was stopped goes on. Written are ``wiring-study.md`` with the table and
-``wiring-study.png``.
+There are ten variants with several seeds each: the correct loss and the ablation `coupled`, each
+without guards, with gradient clipping, with LayerNorm on the features, with weight decay on the
+CNNs, and with all three. Each run trains TD3 without imitation on the same stored data, with
+defaults for all other settings, and then drives held-out roads with the last policy. Runs that are
+in the work directory already are not repeated, so an interrupted study can be continued. The
+results are ``wiring-study.md`` with the table and ``wiring-study.png``.
 """
 
 import argparse

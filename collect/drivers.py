@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.spec import EpisodeSpec
-from avtd3.store.step import FrameStack, Observation
+from avtd3.store.step import Observation
 
 if TYPE_CHECKING:
-    from avtd3.learn.policy import Policy
+    from avtd3.learn.policy import Policy, PolicyActor
 
 
 class Driver(Protocol):
@@ -111,30 +111,23 @@ class UniformDriver:
 
 
 class PolicyDriver:
-    """A learned policy with the frame stack that it sees; the policy is set between episodes."""
+    """A learned policy, which stacks the camera frames itself; it is set between episodes."""
 
     def __init__(self, policy: "Policy | None" = None) -> None:
         self.policy = policy
-        self._stack: FrameStack | None = None
+        self._actor: PolicyActor | None = None
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Start an episode: forget the frames of the one before."""
-        self._stack = None
+        """Start an episode with the current policy."""
+        from avtd3.learn.policy import PolicyActor
+
+        assert self.policy is not None, "the policy is set before the episode"
+        self._actor = PolicyActor(self.policy)
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """Return the policy's action, float32 (A,)."""
-        assert self.policy is not None, "the policy is set before the episode"
-        frames = None if observation.image is None else self._stacked(self.policy, observation)
-        return self.policy.act(frames, observation.vector)
-
-    def _stacked(self, policy: "Policy", observation: Observation) -> NDArray[np.uint8]:
-        assert observation.image is not None
-        if self._stack is None:
-            self._stack = FrameStack(policy.spec.image.stack if policy.spec.image else 1)
-            self._stack.reset(observation.image)
-        else:
-            self._stack.push(observation.image)
-        return self._stack.stacked()
+        assert self._actor is not None, "reset() comes first"
+        return self._actor.act(observation)
 
     @property
     def action_limit(self) -> float:

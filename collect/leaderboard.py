@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError
+from avtd3.store.errors import SEGMENT_ERRORS, ConfigError
 from avtd3.store.events import Event
 from avtd3.store.render.text import columns, printable
 from avtd3.store.segment import Segment
@@ -391,7 +391,7 @@ def score_datasets(
                 break
             try:
                 found, without = _score_segment(path, segment, table)
-            except (SegmentCorruptError, SegmentNotFoundError) as error:
+            except SEGMENT_ERRORS as error:
                 found, without = [], _without(path, segment, (), str(error))
             scores += found
             unscored += without

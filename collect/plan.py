@@ -30,7 +30,12 @@ import numpy as np
 
 from avtd3.collect.checks import check_number
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import (
+    ConfigError,
+    SegmentCorruptError,
+    SegmentNotFoundError,
+    UnreadableError,
+)
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.render.text import plural
 
@@ -137,12 +142,23 @@ def digest(document: Mapping[str, Any]) -> str:
 def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
     """Return the episodes of a plan that a dataset has: index to number of steps.
 
-    Segments that cannot be read are skipped: their episodes are collected again.
+    Damaged segments are skipped: their episodes are collected again.
+
+    Raises:
+        UnreadableError: A segment cannot be read now. Its episodes may be there, and would be
+            collected twice.
     """
     held: dict[int, int] = {}
-    for segment in dataset.snapshot().segments:
+    snapshot = dataset.snapshot()
+    for refusal in snapshot.refused:
+        if refusal.is_unreadable:
+            raise UnreadableError(f"cannot find out what to resume: {refusal.reason}")
+    for segment in snapshot.segments:
         if segment.provenance.get("plan_digest") == plan_digest:
-            table = segment.episode_table()
+            try:
+                table = segment.episode_table()
+            except (SegmentCorruptError, SegmentNotFoundError):
+                continue
             held.update(zip(table.index.tolist(), table.length.tolist(), strict=True))
     return held
 

@@ -1,7 +1,10 @@
-"""Train TD3 from datasets: networks, updates, guards, checkpoints and published policies."""
+"""Train TD3 from datasets, act with published policies, and sample datasets in PyTorch.
+
+Modules are imported when a name is first used.
+"""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from avtd3.learn.callbacks import ProgressCallback, TrainCallback
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from avtd3.learn.networks import NetworkConfig
     from avtd3.learn.policy import Policy, PolicyActor
     from avtd3.learn.policy_store import PolicyStore
+    from avtd3.learn.replay_dataset import ReplayDataset
     from avtd3.learn.report import LearnProgress, LearnReport
     from avtd3.learn.td3 import TD3Config
     from avtd3.learn.trainer import train
@@ -30,6 +34,7 @@ __all__ = [
     "PolicyActor",
     "PolicyStore",
     "ProgressCallback",
+    "ReplayDataset",
     "TD3Config",
     "TrainCallback",
     "train",
@@ -49,19 +54,21 @@ _MODULES = {
     "PolicyActor": "policy",
     "PolicyStore": "policy_store",
     "ProgressCallback": "callbacks",
+    "ReplayDataset": "replay_dataset",
     "TD3Config": "td3",
     "TrainCallback": "callbacks",
     "train": "trainer",
 }
+"""Module of each name."""
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - any exported object
+def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*globals(), *__all__})

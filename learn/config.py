@@ -16,6 +16,7 @@ class LearnConfig:
     """Settings of a training run, the section ``learn`` of a configuration file.
 
     Example:
+        >>> from avtd3.store import ReplayConfig
         >>> config = LearnConfig(updates=10_000, replay=ReplayConfig(n_step=3))
         >>> config.td3.policy_delay
         2

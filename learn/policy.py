@@ -226,13 +226,10 @@ class Policy:
             of that name.
 
     Example:
-        >>> from avtd3.learn import NetworkConfig
-        >>> from avtd3.store.spec import EpisodeSpec
-        >>> spec = EpisodeSpec(
-        ...     image=None, vector_names=("speed",), vector_scales=(10.0,),
-        ...     action_names=("pedal",), action_low=(-1.0,), action_high=(1.0,),
-        ...     reward_terms=(), control_period_s=0.1,
-        ... )
+        >>> import numpy as np
+        >>> from avtd3.learn.networks import Actor, NetworkConfig
+        >>> from avtd3.store import EpisodeSpec
+        >>> spec = EpisodeSpec(vector_names=("speed",), action_names=("pedal",))
         >>> policy = Policy(Actor(spec, NetworkConfig()), spec, version=0, updates=0)
         >>> policy.act(None, np.zeros(1, np.float32)).shape
         (1,)
@@ -350,13 +347,10 @@ class PolicyActor:
         policy: The policy.
 
     Example:
-        >>> from avtd3.learn import NetworkConfig
-        >>> from avtd3.store.spec import EpisodeSpec, ImageSpec
-        >>> spec = EpisodeSpec(
-        ...     image=ImageSpec(height=84, width=84, stack=4), vector_names=(), vector_scales=(),
-        ...     action_names=("steer",), action_low=(-1.0,), action_high=(1.0,),
-        ...     reward_terms=(), control_period_s=0.1,
-        ... )
+        >>> import numpy as np
+        >>> from avtd3.learn.networks import Actor, NetworkConfig
+        >>> from avtd3.store import EpisodeSpec, ImageSpec, Observation
+        >>> spec = EpisodeSpec(image=ImageSpec(stack=4), action_names=("steer",))
         >>> policy = Policy(Actor(spec, NetworkConfig()), spec, version=0, updates=0)
         >>> actor = PolicyActor(policy)
         >>> actor.reset()

@@ -103,7 +103,7 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
             seed: Worker w samples with ``seed + w``, the same batches in each pass. None: each pass
                 draws a new seed from torch's generator of the process, which `torch.manual_seed`
                 makes reproducible.
-            batches: Number of batches in a pass over the dataset, divided among the workers; None
+            batches: Number of batches in one pass, divided among the workers; None
                 for endless passes.
             refresh_s: Minimum seconds between two checks for new segments; None for none.
             **replay: Fields of `ReplayConfig`, such as ``batch_size=256``, ``n_step=3``,

@@ -14,7 +14,7 @@ from avtd3.learn.config import LearnConfig
 from avtd3.learn.metrics import REWARD_TERMS
 from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import SEGMENTS, STAGING, Dataset
-from avtd3.store.errors import DatasetError, NoSegmentsError
+from avtd3.store.errors import DatasetError, DatasetUnreadableError, NoSegmentsError
 from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.replay.backend import EpisodeSummary
 from avtd3.store.replay.sampler import Sampler
@@ -193,6 +193,7 @@ class ReplaySource:
 
     Raises:
         NoSegmentsError: If there is nothing to learn from, and `follow` is False.
+        DatasetUnreadableError: The same, because of an I/O error.
         SpecError: If the datasets have different specs.
         StorageError: If the scratch directory cannot be written or is too small.
     """
@@ -239,11 +240,15 @@ class ReplaySource:
     def ready(self, updates: int) -> bool:
         """Return whether another update is allowed; look for new segments if it is time to.
 
+        Without `follow`, try segments again that could not be read.
+
         Args:
             updates: Updates so far.
         """
-        if self._follow and time.monotonic() >= self._next_refresh_s:
-            report = self.sampler.refresh()
+        is_due = time.monotonic() >= self._next_refresh_s
+        if is_due and (self._follow or self.sampler.has_refused):
+            sampler = self.sampler
+            report = sampler.refresh() if self._follow else sampler.retry_refused()
             self.absent = report.absent
             self._add(report)
             self._next_refresh_s = time.monotonic() + self._config.refresh_seconds
@@ -301,10 +306,11 @@ class ReplaySource:
         """Free the scratch space; safe to call twice."""
         self.sampler.close()
 
-    def _no_steps(self) -> NoSegmentsError:
+    def _no_steps(self) -> DatasetError:
         refused = self.sampler.refused
-        fix = self.sampler.left_out or "run avtd3 collect, or add --follow to wait for it"
-        return NoSegmentsError(
+        fix = self.sampler.excluded or "run avtd3 collect, or add --follow to wait for it"
+        is_unreadable = any(segment.is_unreadable for segment in refused)
+        return (DatasetUnreadableError if is_unreadable else NoSegmentsError)(
             f"{self._paths}: there is no published step to learn from, expected at least one; "
             f"{name_refused(refused) if refused else fix}"
         )

@@ -95,6 +95,20 @@ def train(
     Returns:
         The result. `LearnReport.halted` is not None if a guard ended the run.
 
+    Example:
+        >>> import numpy as np
+        >>> from avtd3.store import Dataset, EpisodeSpec, Observation, SegmentWriter
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> with SegmentWriter(Dataset.create("data", spec)) as writer:
+        ...     writer.begin(Observation(vector=np.zeros(1, np.float32)))
+        ...     for t in range(1, 9):
+        ...         after = Observation(vector=np.full(1, 0.1 * t, np.float32))
+        ...         action = np.zeros(1, np.float32)
+        ...         _ = writer.step(action, 1.0, after, terminated=t == 8)
+        >>> report = train(LearnConfig(updates=4), datasets="data", run="run")
+        >>> report.updates, report.policy_version
+        (4, 1)
+
     Raises:
         ConfigError: If the run exists and neither `resume` nor `rollback` is set, if there is no
             run to resume, if no dataset is given, or if a setting is not possible on this machine.

@@ -5,7 +5,8 @@ import functools
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,18 +16,37 @@ from numpy.typing import NDArray
 from avtd3.store.episode import Episode, SegmentReader
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import (
+    SEGMENT_ERRORS,
     DatasetError,
+    DatasetUnreadableError,
     FormatVersionError,
     SegmentCorruptError,
     SegmentNotFoundError,
+    SegmentUnreadableError,
     SpecError,
 )
-from avtd3.store.files import create_exclusive, fsync_directory, read_json, storage_errors
+from avtd3.store.files import (
+    create_exclusive,
+    fsync_directory,
+    is_passing,
+    list_directory,
+    read_json,
+    retry,
+    storage_errors,
+    tree_stamp,
+)
 from avtd3.store.filters import EpisodeFilter, parse_filter
 from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
 from avtd3.store.format.manifest import Limits
 from avtd3.store.format.metadata import document_bytes, group_document
-from avtd3.store.replaced import replaced_by, replaced_ids
+from avtd3.store.replaced import (
+    Claim,
+    ClaimChecker,
+    claims_among,
+    claims_in_circles,
+    names_another,
+    replaced_by,
+)
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import clean_staging
@@ -56,6 +76,7 @@ def _read_spec(path: Path) -> EpisodeSpec:
 
     Raises:
         DatasetError: There is no dataset, or its spec was edited.
+        DatasetUnreadableError: It cannot be read now.
         FormatVersionError: This version cannot read the dataset's format.
     """
     group = path / GROUP_FILE
@@ -64,10 +85,14 @@ def _read_spec(path: Path) -> EpisodeSpec:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetError(_explain_missing(path)) from error
     except OSError as error:
-        raise DatasetError(f"{group} cannot be read: {error.strerror}") from error
+        kind = DatasetUnreadableError if is_passing(error) else DatasetError
+        raise kind(f"{group} cannot be read: {error.strerror}; {_FIX}") from error
     except ValueError as error:
         raise DatasetError(f"{path} is not a dataset: {error}") from error
     return _parse_spec(group, document)
+
+
+_FIX = "check the disk, the mount and the permissions, then try again"
 
 
 def _explain_missing(path: Path) -> str:
@@ -115,14 +140,31 @@ QUARANTINE = "quarantine"
 _OWN_NAMES = frozenset((SEGMENTS, STAGING, QUARANTINE, GROUP_FILE))
 
 
+FIRST_WAIT_S = 1.0
+"""Seconds until a refused segment whose files look the same is tried again for the first time."""
+LONGEST_WAIT_S = 300.0
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A segment that a snapshot does not include, because it could not be opened."""
+    """A segment that a snapshot excludes because it is bad; a refresh tries it again.
+
+    That is at once if the size, a time or the inode of a file has changed, and otherwise after
+    `FIRST_WAIT_S`, then after twice as long each time, up to `LONGEST_WAIT_S`.
+    """
 
     segment_id: str
     """Name of its directory."""
     reason: str
     """What is wrong with it, and how to fix it."""
+    is_unreadable: bool = False
+    """Whether it cannot be read now: an I/O error, which says nothing about its bytes."""
+    stamp: str = dataclasses.field(default="", compare=False, repr=False)
+    """What its files looked like, see `avtd3.store.files.tree_stamp`."""
+    tries: int = dataclasses.field(default=0, compare=False, repr=False)
+    """How often it was refused while they looked so."""
+    next_try_s: float = dataclasses.field(default=0.0, compare=False, repr=False)
+    """When it is tried again in any case, by `time.monotonic`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +185,13 @@ class Snapshot:
     """Ordered by time; a refresh appends new ones."""
     refused: tuple[Refusal, ...] = ()
     """Segments that could not be opened."""
+    replaced: tuple[Segment, ...] = ()
+    """Segments that are excluded because others are proven to contain their episodes."""
+    claims: tuple[Claim, ...] = ()
+    """What segments say about others that are there: that they replace them. A claim that is not
+    proven hides nothing."""
+    earlier: tuple[Refusal, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    """Past refusals of segments that could be opened since, should they be refused again."""
 
     @property
     def steps(self) -> int:
@@ -154,6 +203,11 @@ class Snapshot:
         """SHA-256 over the names and manifest digests of its segments, in order."""
         lines = (f"{segment.id} {segment.manifest_digest}\n" for segment in self.segments)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def unproven(self) -> tuple[Claim, ...]:
+        """Claims that were found untrue."""
+        return tuple(claim for claim in self.claims if not claim.is_proven)
 
     def __repr__(self) -> str:
         return f"Snapshot({len(self.segments)} segments, {len(self.refused)} refused)"
@@ -259,23 +313,30 @@ class Dataset:
         Raises:
             DatasetError: The directory cannot be listed.
         """
-        return [name for name in self._directories() if self._is_sealed(name)]
+        return [name for name in self._directories() if self.is_sealed(name)]
 
     def unsealed_ids(self) -> list[str]:
-        """Return the names in ``segments/`` without a manifest: partly copied, or damaged."""
-        return [name for name in self._directories() if not self._is_sealed(name)]
+        """Return the names in ``segments/`` that have no manifest: half-copied or damaged."""
+        return [name for name in self._directories() if not self.is_sealed(name)]
 
     def _directories(self) -> list[str]:
         try:
-            with os.scandir(self.segments_path) as entries:
-                return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+            folders, _ = list_directory(self.segments_path)
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise DatasetError(f"{self.segments_path} cannot be listed: {error}") from error
+            kind = DatasetUnreadableError if is_passing(error) else DatasetError
+            raise kind(f"{self.segments_path} cannot be listed: {error}; {_FIX}") from error
+        return [name for name in folders if not name.startswith(".")]
 
-    def _is_sealed(self, name: str) -> bool:
-        return os.path.exists(f"{self.segments_path}/{name}/{MANIFEST_FILE}")  # noqa: PTH110 - fast
+    def is_sealed(self, name: str) -> bool:
+        """Return whether a segment has a manifest; one that cannot be looked at now counts."""
+        path = f"{self.segments_path}/{name}/{MANIFEST_FILE}"
+        try:
+            retry(os.stat, path)
+        except OSError as error:
+            return is_passing(error)
+        return True
 
     def open_segment(self, segment_id: str, *, limits: Limits | None = None) -> Segment:
         """Open one segment: its manifest and the sizes of its files are checked.
@@ -283,18 +344,12 @@ class Dataset:
         Raises:
             SegmentNotFoundError: The segment does not exist, or no longer.
             SegmentCorruptError: It is damaged, of another spec, or exceeds the limits.
+            SegmentUnreadableError: A file cannot be read now.
             FormatVersionError: This version cannot read the segment's format.
         """
-        segment = self._open(segment_id, limits or Limits())
-        segment.check_files()
-        return segment
-
-    def _open(self, segment_id: str, limits: Limits) -> Segment:
-        """Open a segment; check its files only if it replaces others."""
         path = self._segment_path(segment_id)
-        segment = Segment(path, self.spec, self.spec_digest, limits)
-        if replaced_by(segment):
-            segment.check_files()  # a damaged segment must not hide those that it replaces
+        segment = Segment(path, self.spec, self.spec_digest, limits or Limits())
+        segment.check_files()
         return segment
 
     def _segment_path(self, segment_id: str) -> Path:
@@ -307,56 +362,54 @@ class Dataset:
         return self.refresh(Snapshot(segments=()), limits=limits, check_files=check_files)
 
     def refresh(
-        self, snapshot: Snapshot, *, limits: Limits | None = None, check_files: bool = True
+        self,
+        snapshot: Snapshot,
+        *,
+        limits: Limits | None = None,
+        check_files: bool = True,
+        known_only: bool = False,
     ) -> Snapshot:
-        """Return an up-to-date snapshot: without removed segments, with new ones appended.
+        """Return the snapshot as of now: without segments that are gone, new ones at the end.
 
-        Only segments that are not in the old snapshot are opened. Refused segments are tried again,
-        because a segment that is still being copied looks damaged. Segments that another segment
-        replaces are not included.
+        Only what the snapshot does not hold is opened. Refused segments are tried again, because a
+        copy in progress looks like a damaged one; see `Refusal` for when. A segment that another
+        one replaces is excluded if the bytes of both show that all its episodes are in the other.
 
         Args:
-            snapshot: The old snapshot.
-            limits: Largest size that a segment may claim; None for the defaults.
-            check_files: Check the size of every file of the opened segments, which takes four
-                fifths of the time. If False, call `Segment.check_files` before using a segment.
+            snapshot: What is known.
+            limits: What a segment may claim.
+            check_files: Whether to look at the size of every file of what is opened, four fifths of
+                the time it takes. Pass False if you call `Segment.check_files` before you read.
+            known_only: Whether to ignore segments that the snapshot knows nothing of, and only try
+                the refused ones again.
 
-        Returns:
-            The new snapshot. Segments that cannot be opened are in `Snapshot.refused`.
+        Raises:
+            DatasetError: The directory cannot be listed.
         """
-        kept = {segment.id: segment for segment in snapshot.segments}
+        work = _Refresh(self, snapshot, limits or Limits(), check_files=check_files)
+        known = (*snapshot.segments, *snapshot.replaced)
+        allowed = {segment.id for segment in known} | {r.segment_id for r in snapshot.refused}
         names, before = self._directories(), None
         # A listing may miss a merged segment that is published meanwhile, and also the segments
         # that it replaces. If two listings are equal, nothing was missed.
         while names != before:
-            present = set(names)
-            kept = {name: kept[name] for name in kept if name in present}
-            refused = self._open_new(names, kept, limits or Limits(), check_files=check_files)
+            work.take([name for name in names if name in allowed] if known_only else names)
             names, before = self._directories(), names
-        hidden = replaced_ids(kept.values())
-        segments = tuple(segment for name, segment in kept.items() if name not in hidden)
-        return Snapshot(segments=segments, refused=refused)
+        return work.snapshot()
 
-    def _open_new(
-        self, names: list[str], kept: dict[str, Segment], limits: Limits, *, check_files: bool
-    ) -> tuple[Refusal, ...]:
-        """Add segments that are new and not replaced to ``kept``; return the others."""
-        refused: list[Refusal] = []
-        skipped = replaced_ids(kept.values()) | kept.keys()
-        for name in names:
-            if name in skipped:
-                continue
-            try:
-                segment = self._open(name, limits)
-                if check_files:
-                    segment.check_files()
-                kept[name] = segment
-            except SegmentNotFoundError:
-                continue
-            except (SegmentCorruptError, FormatVersionError) as error:
-                if self._is_sealed(name):
-                    refused.append(Refusal(segment_id=name, reason=str(error)))
-        return tuple(refused)
+    def refuse(self, snapshot: Snapshot, problems: Mapping[str, str | Exception]) -> Snapshot:
+        """Return a snapshot without segments that were found bad when they were read.
+
+        The segments that they replaced are visible again. A refresh tries them again.
+
+        Args:
+            snapshot: What is known.
+            problems: Id of each bad segment, and what is wrong with it.
+        """
+        work = _Refresh(self, snapshot, Limits(), check_files=False)
+        for segment_id, problem in problems.items():
+            work.refuse(segment_id, problem)
+        return work.snapshot()
 
     def episodes(
         self,
@@ -369,12 +422,13 @@ class Dataset:
         Args:
             filters: Texts such as ``end=goal`` or ``town=country-*`` (see `parse_filter`), or
                 filters.
-            skip_damaged: Skip damaged and removed segments instead of raising.
+            skip_damaged: Skip damaged, unreadable and removed segments instead of raising.
             limits: Largest size that a segment may claim; None for the defaults.
 
         Raises:
             ConfigError: A filter cannot be read.
             SegmentCorruptError: A segment is damaged or still being copied.
+            SegmentUnreadableError: A file of a segment cannot be read now.
         """
         chosen = _filters(filters)
         return (
@@ -393,12 +447,13 @@ class Dataset:
 
         Args:
             filters: See `episodes`.
-            skip_damaged: Skip damaged and removed segments instead of raising.
+            skip_damaged: Skip damaged, unreadable and removed segments instead of raising.
             limits: Largest size that a segment may claim; None for the defaults.
 
         Raises:
             ConfigError: A filter cannot be read.
             SegmentCorruptError: A segment is damaged or still being copied.
+            SegmentUnreadableError: A file of a segment cannot be read now.
         """
         chosen = _filters(filters)
         readers = self._readers(limits, skip_damaged=skip_damaged)
@@ -407,11 +462,14 @@ class Dataset:
     def _readers(self, limits: Limits | None, *, skip_damaged: bool) -> Iterator[SegmentReader]:
         snapshot = self.snapshot(limits=limits)
         if snapshot.refused and not skip_damaged:
-            raise SegmentCorruptError(snapshot.refused[0].reason)
+            first = snapshot.refused[0]
+            raise (SegmentUnreadableError if first.is_unreadable else SegmentCorruptError)(
+                first.reason
+            )
         for segment in snapshot.segments:
             try:
                 yield SegmentReader(segment)
-            except (SegmentCorruptError, SegmentNotFoundError):
+            except SEGMENT_ERRORS:
                 if not skip_damaged:
                     raise
 
@@ -451,3 +509,122 @@ def _matches(table: EpisodeTable, filters: Sequence[EpisodeFilter]) -> NDArray[n
     for chosen in filters:
         found &= chosen.matches(table)
     return found
+
+
+class _Refresh:
+    """Brings one snapshot up to date."""
+
+    def __init__(
+        self, dataset: Dataset, snapshot: Snapshot, limits: Limits, *, check_files: bool
+    ) -> None:
+        self._dataset, self._limits, self._check_files = dataset, limits, check_files
+        self._kept = {segment.id: segment for segment in (*snapshot.segments, *snapshot.replaced)}
+        self._claims = {(claim.claimant, claim.claimed): claim for claim in snapshot.claims}
+        self._refused = {refusal.segment_id: refusal for refusal in snapshot.refused}
+        self._earlier = {refusal.segment_id: refusal for refusal in snapshot.earlier}
+        self._checker = ClaimChecker()
+
+    def take(self, names: Sequence[str]) -> None:
+        """Take in a listing: open what is new, then check what segments claim of each other."""
+        present = set(names)
+        self._kept = {name: kept for name, kept in self._kept.items() if name in present}
+        self._earlier = {name: old for name, old in self._earlier.items() if name in present}
+        refused, self._refused = self._refused, {}
+        for name in names:
+            if name in self._kept:
+                continue
+            if (old := refused.get(name)) is None or self._is_due(old):
+                self._open(name, old)
+            else:
+                self._refused[name] = old
+        self._check_claims()
+
+    def _is_due(self, refusal: Refusal) -> bool:
+        return (
+            time.monotonic() >= refusal.next_try_s
+            or self._stamp(refusal.segment_id) != refusal.stamp
+        )
+
+    def _stamp(self, name: str) -> str:
+        return tree_stamp(self._dataset.segments_path / name)
+
+    def _open(self, name: str, refused: Refusal | None) -> None:
+        if refused is not None:
+            self._earlier[name] = refused
+        dataset, path = self._dataset, self._dataset.segments_path / name
+        try:
+            segment = Segment(path, dataset.spec, dataset.spec_digest, self._limits)
+            # A truncated segment must not exclude those that it claims to replace.
+            if self._check_files or replaced_by(segment):
+                segment.check_files()
+            self._kept[name] = segment
+        except SegmentNotFoundError:
+            return
+        except (SegmentCorruptError, SegmentUnreadableError, FormatVersionError) as error:
+            if dataset.is_sealed(name):
+                self.refuse(name, error)
+
+    def refuse(self, name: str, problem: str | Exception) -> None:
+        """Leave a segment out, and remember when to try it again."""
+        self._kept.pop(name, None)
+        stamp, earlier = self._stamp(name), self._earlier.pop(name, None)
+        tries = 1 if earlier is None or earlier.stamp != stamp else earlier.tries + 1
+        wait_s = min(FIRST_WAIT_S * 2.0 ** min(tries - 1, 32), LONGEST_WAIT_S)
+        self._refused[name] = Refusal(
+            segment_id=name,
+            reason=str(problem),
+            is_unreadable=isinstance(problem, SegmentUnreadableError),
+            stamp=stamp,
+            tries=tries,
+            next_try_s=time.monotonic() + wait_s,
+        )
+
+    def _check_claims(self) -> None:
+        """Check the claims that are new; a segment that cannot be read for it is refused."""
+        pairs = claims_among(self._kept)
+        circles = claims_in_circles(pairs) if pairs else frozenset()
+        known, self._claims = self._claims, {}
+        for pair in pairs:
+            if pair in known:
+                self._claims[pair] = known[pair]
+            elif pair in circles:
+                problem = "that segment claims, directly or through others, to replace this one"
+                self._claims[pair] = Claim(claimant=pair[0], claimed=pair[1], problem=problem)
+            elif claim := self._claim(*pair):
+                self._claims[pair] = claim
+
+    def _claim(self, claimant: str, claimed: str) -> Claim | None:
+        """Check a claim by reading both sides; None if one was removed or cannot be read."""
+        if claimant not in self._kept or claimed not in self._kept:
+            return None
+        big, small = self._kept[claimant], self._kept[claimed]
+        if names_another(big, small) or (self._reads(small) and self._reads(big)):
+            return self._checker.check(big, small)
+        return None
+
+    def _reads(self, segment: Segment) -> bool:
+        try:
+            self._checker.digests(segment)
+        except SegmentNotFoundError:
+            del self._kept[segment.id]  # so the next listing differs
+            return False
+        except (SegmentCorruptError, SegmentUnreadableError) as error:
+            self.refuse(segment.id, error)
+            return False
+        return True
+
+    def snapshot(self) -> Snapshot:
+        """Return what is known now."""
+        claims = [
+            claim
+            for (claimant, claimed), claim in self._claims.items()
+            if claimant in self._kept and claimed in self._kept
+        ]
+        hidden = {claim.claimed for claim in claims if claim.is_proven}
+        return Snapshot(
+            segments=tuple(kept for name, kept in self._kept.items() if name not in hidden),
+            refused=tuple(self._refused.values()),
+            replaced=tuple(kept for name, kept in self._kept.items() if name in hidden),
+            claims=tuple(claims),
+            earlier=tuple(self._earlier.values()),
+        )

@@ -8,6 +8,9 @@ Every message says what was expected, what was found, where, and how to fix it::
     ├── FormatVersionError (ValueError)           a file of a format this version cannot read
     ├── DatasetError (OSError)                    a directory that is not a dataset
     │   └── NoSegmentsError                       a dataset without segments
+    ├── UnreadableError (OSError)                 a file that cannot be read now
+    │   ├── DatasetUnreadableError                the same for a dataset; a DatasetError as well
+    │   └── SegmentUnreadableError                the same for a file of a segment
     ├── SegmentNotFoundError (FileNotFoundError)  a segment that has been removed
     ├── SegmentCorruptError (ValueError)          truncated, edited or damaged files in a segment
     ├── CheckpointError (ValueError)              a damaged checkpoint or policy
@@ -47,12 +50,28 @@ class NoSegmentsError(DatasetError):
     """A dataset without published segments, or without the segments that were asked for."""
 
 
+class UnreadableError(Avtd3Error, OSError):
+    """A file or directory that cannot be read now; nothing is known about its bytes."""
+
+
+class DatasetUnreadableError(DatasetError, UnreadableError):
+    """A dataset whose directory or ``zarr.json`` cannot be read now."""
+
+
+class SegmentUnreadableError(UnreadableError):
+    """A segment of which a file cannot be read now; it may be sound, so try again later."""
+
+
 class SegmentNotFoundError(Avtd3Error, FileNotFoundError):
     """A segment that does not exist, or has been removed since it was opened."""
 
 
 class SegmentCorruptError(Avtd3Error, ValueError):
     """A segment whose files are not the ones that were published."""
+
+
+SEGMENT_ERRORS = (SegmentCorruptError, SegmentNotFoundError, SegmentUnreadableError)
+"""What reading a segment may raise; none of it says anything about other segments."""
 
 
 class CheckpointError(Avtd3Error, ValueError):

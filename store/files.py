@@ -14,10 +14,11 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from avtd3.store.errors import StorageError
 
@@ -34,6 +35,27 @@ _FIXES = {
 }
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_ABOUT_THE_FILE = frozenset(
+    (
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENXIO,
+        errno.ENAMETOOLONG,
+        errno.EEXIST,
+    )
+)
+"""Errors that say what lies at a path. All others say that it cannot be read at present."""
+_WAITS_S = (0.005, 0.02, 0.08, 0.32)
+_OUTAGE_S = 1.0
+"""Seconds after a lasting error in which the same error is tried again without waiting."""
+_lasting_since_s: dict[int, float] = {}
+"""When each error number last outlasted all waits."""
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
@@ -58,6 +80,126 @@ def storage_errors(path: Path | str) -> Iterator[None]:
         raise StorageError(error.errno or errno.EIO, message) from error
 
 
+def is_passing(error: OSError) -> bool:
+    """Return whether an error says nothing about the bytes of a file, but only about this moment.
+
+    A stale handle, a time-out, a failing device, too many open files, missing memory or a missing
+    permission do not mean that data are damaged. A missing file or a link in its place do.
+    """
+    return not isinstance(error, FileNotFoundError) and error.errno not in _ABOUT_THE_FILE
+
+
+def retry(
+    operation: Callable[Parameters, Result], *args: Parameters.args, **options: Parameters.kwargs
+) -> Result:
+    """Call an operation that reads; on an error that may pass, wait a little and call it again.
+
+    It is called up to five times within 0.4 s. During an outage, when the same error has just
+    outlasted these waits, it is called as often, but without waiting.
+
+    Args:
+        operation: Safe to repeat.
+        args: Its arguments.
+        options: Its keyword arguments.
+
+    Raises:
+        OSError: That of the last call, or one that says what lies at the path; see `is_passing`.
+    """
+    for wait_s in _WAITS_S:
+        try:
+            return operation(*args, **options)
+        except OSError as error:
+            if not is_passing(error):
+                raise
+            if not _is_outage(error):
+                time.sleep(wait_s)
+    try:
+        return operation(*args, **options)
+    except OSError as error:
+        if is_passing(error) and not _is_outage(error):
+            _lasting_since_s[error.errno or 0] = time.monotonic()
+        raise
+
+
+def _is_outage(error: OSError) -> bool:
+    since_s = _lasting_since_s.get(error.errno or 0)
+    return since_s is not None and time.monotonic() < since_s + _OUTAGE_S
+
+
+def is_directory(path: Path | str) -> bool:
+    """Return whether a directory lies at a path; unlike `Path.is_dir`, an I/O error is not "no".
+
+    Raises:
+        OSError: That cannot be found out at present.
+    """
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(path: Path | str) -> int | None:
+    try:
+        return retry(os.stat, path).st_mode
+    except OSError as error:
+        if is_passing(error):
+            raise
+        return None
+
+
+def list_directory(path: Path | str) -> tuple[list[str], list[str]]:
+    """Return the names of the directories in a directory, and of all other entries, sorted.
+
+    An entry that cannot be looked at now counts as a directory.
+
+    Raises:
+        OSError: The directory cannot be listed, even after `retry`.
+    """
+    return retry(_list_directory, path)
+
+
+def _list_directory(path: Path | str) -> tuple[list[str], list[str]]:
+    folders: list[str] = []
+    others: list[str] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            try:
+                is_folder = entry.is_dir()
+            except OSError:
+                is_folder = True
+            (folders if is_folder else others).append(entry.name)
+    return sorted(folders), sorted(others)
+
+
+def drop_cached(path: Path | str) -> None:
+    """Ask the system to forget the cached bytes of a file, so that the next read asks the disk."""
+    if hasattr(os, "posix_fadvise"):  # macOS has none
+        with contextlib.suppress(OSError, ValueError), open_regular(path) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def tree_stamp(path: Path | str) -> str:
+    """Return a digest of the names, sizes, times and inodes of all files below a directory.
+
+    If it is the same as before, most likely no byte has changed. It costs no read.
+
+    Returns:
+        In hexadecimal; empty if the directory or something in it cannot be looked at.
+    """
+    lines, folders = [], [""]
+    try:
+        while folders:
+            folder = folders.pop()
+            for entry in os.scandir(f"{path}/{folder}"):
+                name, status = f"{folder}{entry.name}", entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    folders.append(f"{name}/")
+                else:
+                    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+                    lines.append(f"{name} {status.st_size} {times} {status.st_ino}\n")
+    except OSError:
+        return ""
+    return sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape"))
+
+
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -70,6 +212,10 @@ def sha256_of_file(path: Path) -> str:
         OSError: The file is missing or cannot be read.
         ValueError: It is not a regular file.
     """
+    return retry(_sha256_of_file, path)
+
+
+def _sha256_of_file(path: Path) -> str:
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -92,9 +238,13 @@ def read_bytes(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Read a whole regular file of limited size.
 
     Raises:
-        OSError: The file is missing or cannot be read.
+        OSError: The file is missing or cannot be read, even after `retry`.
         ValueError: It is not a regular file, or larger than ``max_bytes``.
     """
+    return retry(_read_bytes, path, max_bytes)
+
+
+def _read_bytes(path: Path | str, max_bytes: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
@@ -111,7 +261,12 @@ def open_regular(path: Path | str) -> FileIO:
     """
     # Without O_NONBLOCK, opening a pipe would wait forever for its other end.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    if not is_regular:
         os.close(descriptor)
         raise ValueError(f"{path} is not a regular file")
     return FileIO(descriptor, "rb")

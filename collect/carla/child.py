@@ -16,9 +16,8 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from avtd3.collect.carla.checkup import Checkup
 from avtd3.collect.carla.doctor import CHECKS
-from avtd3.collect.carla.session import Session
+from avtd3.collect.carla.session import Checkup, Session
 from avtd3.store.errors import Avtd3Error
 
 COMMANDS = {

@@ -18,7 +18,7 @@ from avtd3.store.errors import ConfigError, StorageError, WorldError, WorldLost
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 CHECKS = ("connection", "use", "map", "steps", "camera", "speed")
-"""The checks in order, each a method of `avtd3.collect.carla.checkup.Checkup`."""
+"""The checks in order, each a method of `avtd3.collect.carla.session.Checkup`."""
 _UNREACHED = ("server_away", "server_lost", "tick_timeout", "client_crash")
 _STATES = {OK: "ok  ", WARNING: "!   ", FAILED: "FAIL"}
 

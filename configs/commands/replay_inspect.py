@@ -27,6 +27,7 @@ import typer
 
 from avtd3.configs.commands.console import interruptible, progress, say
 from avtd3.configs.commands.options import (
+    EXIT_ENVIRONMENT,
     EXIT_NO,
     ConfigOption,
     FilterOption,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from avtd3.collect.leaderboard import PenaltyTable, ScoreReport
-    from avtd3.store.audit.audit import AuditConfig
+    from avtd3.store.audit.audit import AuditConfig, QuarantineReport
     from avtd3.store.audit.drift import Drift
     from avtd3.store.audit.report import AuditReport
     from avtd3.store.filters import EpisodeFilter
@@ -323,15 +324,18 @@ def show_audit(
         sections = [page_section(found) for found in scores]
         write_audit_page(report, html, drifts=drifts, compared=comparison.names, more=sections)
         say(f"wrote {html}")
-    moved, lines = _quarantine(report, wanted=quarantine, dry_run=dry_run)
+    found, lines = _quarantine(report, wanted=quarantine, dry_run=dry_run)
     score_texts = [found.summary() for found in scores]
     text = "\n".join([audit_text(report), *score_texts, *comparison.text(drifts), *lines])
     document = report.document() | {
-        "quarantined": moved,
+        "quarantined": [] if dry_run else list(found.moved),
+        "kept": [dataclasses.asdict(segment) for segment in found.kept],
         "drift": [drift.document() for drift in drifts],
         "scores": next((found.document() for found in scores), None),
     }
     answer(document, as_json, text)
+    if report.verdict == "unreadable":
+        raise typer.Exit(EXIT_ENVIRONMENT)
     if report.verdict != "ok":
         raise typer.Exit(EXIT_NO)
 
@@ -356,14 +360,16 @@ def page_section(report: "ScoreReport") -> tuple[str, "Markup"]:
 
 def _quarantine(
     report: "AuditReport", *, wanted: bool, dry_run: bool
-) -> tuple[list[str], list[str]]:
-    """Move damaged segments; return their names, and lines of text about them."""
-    if dry_run:
-        return [], [f"would move to quarantine: {name}" for _, name in report.damaged]
-    from avtd3.store.audit.audit import quarantine_damaged
+) -> tuple["QuarantineReport", list[str]]:
+    """Move damaged segments; return what was done, and lines of text about it."""
+    from avtd3.store.audit.audit import QuarantineReport, quarantine_damaged
 
-    moved = list(quarantine_damaged(report)) if wanted else []
-    return moved, [f"moved to quarantine: {name}" for name in moved]
+    if not wanted and not dry_run:
+        return QuarantineReport(moved=(), kept=()), []
+    found = quarantine_damaged(report, dry_run=dry_run)
+    verb = "would move" if dry_run else "moved"
+    lines = [f"{verb} to quarantine: {name}" for name in found.moved]
+    return found, [*lines, *(f"not moved: {s.segment}: {s.reason}" for s in found.kept)]
 
 
 def replay_inspect(

@@ -11,6 +11,7 @@ import typer
 
 from avtd3.configs.commands.console import interruptible, progress
 from avtd3.configs.commands.options import (
+    EXIT_ENVIRONMENT,
     EXIT_NO,
     FilterOption,
     JsonOption,
@@ -33,6 +34,14 @@ SegmentsArgument = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Report what would be done, and change nothing.")
 ]
+
+
+def _exit(unreadable: int, is_undone: object) -> None:
+    """End with the exit code for what was left undone, if anything was."""
+    if unreadable:
+        raise typer.Exit(EXIT_ENVIRONMENT)
+    if is_undone:
+        raise typer.Exit(EXIT_NO)
 
 
 @app.command()
@@ -75,8 +84,7 @@ def prune(
     with interruptible() as should_stop, progress() as show:
         report = run(dataset, config, dry_run=dry_run, should_stop=should_stop, on_progress=show)
     answer(report.document(), as_json, report.summary())
-    if report.stopped or report.problems or not report.within_limits:
-        raise typer.Exit(EXIT_NO)
+    _exit(report.unreadable, report.stopped or report.problems or not report.within_limits)
 
 
 @app.command()
@@ -107,8 +115,7 @@ def compact(
             on_progress=show,
         )
     answer(report.document(), as_json, report.summary())
-    if report.stopped or report.problems:
-        raise typer.Exit(EXIT_NO)
+    _exit(report.unreadable, report.stopped or report.problems)
 
 
 @app.command()
@@ -139,8 +146,7 @@ def relabel(
     with interruptible() as should_stop, progress() as show:
         report = run(dataset, new, factors, should_stop=should_stop, on_progress=show)
     answer(report.document(), as_json, report.summary())
-    if report.stopped or report.problems:
-        raise typer.Exit(EXIT_NO)
+    _exit(report.unreadable, report.stopped or report.problems)
 
 
 @app.command()

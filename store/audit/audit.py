@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,22 @@ from numpy.typing import NDArray
 
 from avtd3.store.audit.checks import CheckLimits
 from avtd3.store.audit.duplicates import DuplicateFinder
-from avtd3.store.audit.findings import Fault, FindingLog, WorstEpisode, worst_episodes
-from avtd3.store.audit.integrity import VerifiedSegments
+from avtd3.store.audit.findings import (
+    BYTE_CHECKS,
+    CHECKS,
+    Fault,
+    FindingLog,
+    WorstEpisode,
+    worst_episodes,
+)
+from avtd3.store.audit.integrity import VerifiedSegments, list_files
 from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.segment_audit import SegmentAudit, SegmentTask, audit_segment
 from avtd3.store.audit.statistics import Summary
-from avtd3.store.dataset import Dataset
-from avtd3.store.errors import Avtd3Error, ConfigError
+from avtd3.store.dataset import QUARANTINE, SEGMENTS, STAGING, Dataset
+from avtd3.store.errors import Avtd3Error, ConfigError, DatasetUnreadableError
+from avtd3.store.files import drop_cached, is_directory, is_passing, list_directory
 from avtd3.store.filters import EpisodeFilter
-from avtd3.store.replaced import replaced_ids
 
 DOMINANT_SHARE = 0.9
 """Share of one reward term above which the other terms have almost no effect."""
@@ -172,18 +180,87 @@ def audit(
     return aggregate.report(seconds=time.perf_counter() - start, complete=not stopped)
 
 
-def quarantine_damaged(report: AuditReport) -> tuple[str, ...]:
-    """Move each segment with an error into its dataset's ``quarantine/``.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptSegment:
+    """A damaged segment that was not moved into quarantine."""
 
-    Returns:
-        Ids of the moved segments.
+    dataset: str
+    """Path of the dataset."""
+    segment: str
+    """Id of the segment."""
+    reason: str
+    """Why it was not moved."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineReport:
+    """What `quarantine_damaged` did, or would do."""
+
+    moved: tuple[str, ...]
+    """Ids of the segments that were moved."""
+    kept: tuple[KeptSegment, ...]
+    """Segments with errors that were not moved."""
+
+
+MOST_ALIKE = 0.5
+"""Share of a dataset's segments that may fail the same check of their bytes; more points to the
+disk, the mount or the copy, and nothing is moved."""
+FEW = 2
+"""Number of segments that are always moved."""
+
+
+def quarantine_damaged(report: AuditReport, *, dry_run: bool = False) -> QuarantineReport:
+    """Move each segment with a proven error into its dataset's ``quarantine/``.
+
+    An error is proven if a second audit of the segment, which reads all its bytes again, finds it
+    as well. If most segments of a dataset fail the same check of their bytes, none of these is
+    moved.
+
+    Args:
+        report: The first audit.
+        dry_run: Whether to move nothing.
 
     Raises:
         StorageError: A dataset is not writable.
     """
-    for dataset, segment_id in report.damaged:
-        Dataset.open(Path(dataset)).quarantine(segment_id)
-    return tuple(segment_id for _, segment_id in report.damaged)
+    proven: list[tuple[SegmentTask, frozenset[str]]] = []
+    kept: list[KeptSegment] = []
+    for task in report.damaged_tasks:
+        found = _audit_again(task).log.counts
+        if errors := frozenset(check for check in found if CHECKS[check].severity == "error"):
+            proven.append((task, errors))
+        else:
+            what = "it is unreadable now" if "unreadable" in found else "a second read found none"
+            reason = f"its errors are not proven: {what}"
+            kept.append(KeptSegment(dataset=task.dataset, segment=task.segment_id, reason=reason))
+    moved: list[str] = []
+    for path in dict.fromkeys(task.dataset for task, _ in proven):
+        own = [(task, errors) for task, errors in proven if task.dataset == path]
+        dataset = Dataset.open(Path(path))
+        total = len(dataset.segment_ids())
+        alike = Counter(check for _, errors in own for check in errors & BYTE_CHECKS)
+        many = {check: n for check, n in alike.items() if n > max(FEW, MOST_ALIKE * total)}
+        for task, errors in own:
+            if common := sorted(errors & many.keys()):
+                reason = (
+                    f"{many[common[0]]} of {total} segments fail alike ({common[0]}), which points "
+                    "to the disk, the mount or the copy; check these, then audit again"
+                )
+                kept.append(KeptSegment(dataset=path, segment=task.segment_id, reason=reason))
+                continue
+            if not dry_run:
+                dataset.quarantine(task.segment_id)
+            moved.append(task.segment_id)
+    return QuarantineReport(moved=tuple(moved), kept=tuple(kept))
+
+
+def _audit_again(task: SegmentTask) -> SegmentAudit:
+    """Audit a segment with bytes that come from the disk, as far as the system allows."""
+    path = Path(task.dataset) / "segments" / task.segment_id
+    with contextlib.suppress(OSError):
+        for name in list_files(path):
+            drop_cached(path / name)
+    return audit_segment(dataclasses.replace(task, verified=""))
 
 
 def sample_segments(segment_ids: Sequence[str], share: float) -> frozenset[str]:
@@ -212,7 +289,7 @@ class _Aggregate:
         self._caches: dict[str, tuple[VerifiedSegments, list[str]]] = {}
         self._stamps: dict[str, dict[str, str]] = {}
         self._datasets: dict[str, DatasetReport] = {}
-        self._damaged: list[tuple[str, str]] = []
+        self._damaged: list[SegmentTask] = []
         self._seen: dict[str, tuple[str, str]] = {}
         self._plans: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
         self._places: list[tuple[str, str]] = []
@@ -224,24 +301,25 @@ class _Aggregate:
         if dataset in self._datasets:
             return []
         faults, is_readable = _root_faults(path)
-        names, strays = _list_segments(path / "segments")
+        names, strays, listing_faults = _list_segments(path)
         faults += [Fault(check="stray", message=f"segments/{name}") for name in strays]
-        if is_readable and (replaced := _replaced(path)):
+        if is_readable and not listing_faults and (replaced := self._replaced(path, faults)):
             # Readers ignore these segments, so they are neither counted nor checked.
             names = [name for name in names if name not in replaced]
             faults.append(Fault(check="replaced", message=f"{len(replaced)} in segments/"))
-        staging, quarantined = (len(_names(path / name)) for name in (".staging", "quarantine"))
+        staging, staging_faults = _count_entries(path / STAGING)
+        quarantined, quarantine_faults = _count_entries(path / QUARANTINE)
         self._datasets[dataset] = DatasetReport(
             path=dataset, summary=Summary(), staging=staging, quarantined=quarantined
         )
         if staging:
-            faults.append(Fault(check="staging", message=f"{staging} in {path / '.staging'}"))
+            faults.append(Fault(check="staging", message=f"{staging} in {path / STAGING}"))
         if quarantined:
-            message = f"{quarantined} in {path / 'quarantine'}"
+            message = f"{quarantined} in {path / QUARANTINE}"
             faults.append(Fault(check="quarantined", message=message))
-        if not names:
+        if not names and not listing_faults:
             faults.append(Fault(check="empty", message="0 segments, expected 1 or more"))
-        for fault in faults:
+        for fault in (*faults, *listing_faults, *staging_faults, *quarantine_faults):
             self._log.add(fault, dataset=dataset)
         chosen = sample_segments(names, config.sample)
         cache = VerifiedSegments(path)
@@ -260,6 +338,19 @@ class _Aggregate:
             for name in (names if is_readable else ())
         ]
 
+    def _replaced(self, path: Path, faults: list[Fault]) -> frozenset[str]:
+        """Return the ids of segments that were merged into others; log claims that are not true."""
+        try:
+            snapshot = Dataset.open(path).snapshot()
+        except DatasetUnreadableError as error:
+            faults.append(Fault(check="unreadable", message=str(error)))
+            return frozenset()
+        for claim in snapshot.unproven:
+            message = f"claims to replace segment {claim.claimed}, but {claim.problem}"
+            fault = Fault(check="replaces-unproven", message=message)
+            self._log.add(fault, dataset=str(path), segment=claim.claimant)
+        return frozenset(segment.id for segment in snapshot.replaced)
+
     def add(self, result: SegmentAudit) -> None:
         """Add the result of one segment."""
         dataset, segment_id = result.task.dataset, result.task.segment_id
@@ -267,7 +358,7 @@ class _Aggregate:
         self._done += 1
         self._log.merge(result.log)
         if result.log.count("error"):
-            self._damaged.append((dataset, segment_id))
+            self._damaged.append(result.task)
         self._worst = worst_episodes(self._worst, result.log)
         self._duplicates.add(dataset, segment_id, contents.digests, contents.hashes)
         if result.task.reads_data:
@@ -322,7 +413,8 @@ class _Aggregate:
             datasets=tuple(self._datasets.values()),
             total=total,
             log=self._log,
-            damaged=tuple(self._damaged),
+            damaged=tuple((task.dataset, task.segment_id) for task in self._damaged),
+            damaged_tasks=tuple(self._damaged),
             worst=self._worst,
             windows=self._windows,
             gamma=self._config.gamma,
@@ -350,29 +442,36 @@ def _root_faults(path: Path) -> tuple[list[Fault], bool]:
     """
     try:
         Dataset.open(path)
+    except DatasetUnreadableError as error:
+        return [Fault(check="unreadable", message=str(error))], False
     except (Avtd3Error, OSError) as error:
-        if not (path / "segments").is_dir():
+        if not is_directory(path / SEGMENTS):
             raise
         return [Fault(check="dataset-unreadable", message=str(error))], False
     return [], True
 
 
-def _names(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+def _list_segments(path: Path) -> tuple[list[str], list[str], list[Fault]]:
+    """Return the names of the directories in ``segments/``, of other entries, and the faults."""
+    try:
+        folders, others = list_directory(path / SEGMENTS)
+    except OSError as error:
+        return [], [], _listing_faults(path / SEGMENTS, error)
+    names = [name for name in folders if not name.startswith(".")]
+    return names, sorted({*folders, *others} - set(names)), []
 
 
-def _list_segments(path: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the directories in ``segments/``, and of all other entries."""
-    names = _names(path)
-    folders = [name for name in names if not name.startswith(".") and (path / name).is_dir()]
-    return folders, sorted(set(names) - set(folders))
+def _count_entries(path: Path) -> tuple[int, list[Fault]]:
+    """Return the number of entries of a directory that need not be there, and the faults."""
+    try:
+        return sum(map(len, list_directory(path))), []
+    except OSError as error:
+        return 0, _listing_faults(path, error)
 
 
-def _replaced(path: Path) -> frozenset[str]:
-    """Return the ids of segments that were merged into others and not yet removed."""
-    dataset = Dataset.open(path)
-    replaced = replaced_ids(dataset.snapshot().segments)
-    return replaced.intersection(dataset.segment_ids()) if replaced else replaced
+def _listing_faults(path: Path, error: OSError) -> list[Fault]:
+    message = f"{path} cannot be listed: {error.strerror}"
+    return [Fault(check="unreadable", message=message)] if is_passing(error) else []
 
 
 def _planned_twice(

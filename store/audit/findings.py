@@ -124,6 +124,19 @@ def _info(title: str, fix: str) -> Check:
     return Check(severity="info", title=title, fix=fix)
 
 
+BYTE_CHECKS = frozenset(
+    (
+        "manifest",
+        "spec-digest",
+        "file-missing",
+        "file-size",
+        "file-digest",
+        "array-metadata",
+        "array-unreadable",
+    )
+)
+"""Errors of the bytes of a segment, which a bad disk, mount or copy may cause in many segments."""
+
 CHECKS: dict[str, Check] = {
     # A dataset as a whole: audit.py.
     "dataset-unreadable": _error(
@@ -144,6 +157,14 @@ CHECKS: dict[str, Check] = {
     "replaced": _info(
         "segments that were merged into others are not yet removed",
         "run `avtd3 store compact`, which removes them; readers ignore them",
+    ),
+    "replaces-unproven": _error(
+        "a segment claims to replace another one without its episodes; the claim is ignored",
+        "find out where the named segment comes from; move it elsewhere, or copy it again",
+    ),
+    "unreadable": _warning(
+        "a file or directory cannot be read now, which says nothing about its data",
+        "check the disk, the mount, the permissions and `ulimit -n`, then audit again",
     ),
     # The files of a segment: integrity.py.
     "segment-gone": _info("a segment was removed during the audit", "no action is needed"),

@@ -8,6 +8,7 @@ checksums of the chunks find it too: every audit verifies them as it decodes the
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,9 +18,17 @@ from avtd3.store.errors import (
     FormatVersionError,
     SegmentCorruptError,
     SegmentNotFoundError,
+    SegmentUnreadableError,
     StorageError,
 )
-from avtd3.store.files import canonical_json, read_json, sha256_of_file, write_aside
+from avtd3.store.files import (
+    canonical_json,
+    is_passing,
+    read_json,
+    retry,
+    sha256_of_file,
+    write_aside,
+)
 from avtd3.store.format.arrays import ArrayFiles
 from avtd3.store.format.layout import MANIFEST_FILE, segment_arrays
 from avtd3.store.format.manifest import Manifest, read_manifest
@@ -50,7 +59,7 @@ def stamp(path: Path, manifest_digest: str, names: Iterable[str]) -> str:
     """
     digest, newest = hashlib.sha256(manifest_digest.encode()), 0
     for name in sorted(names):
-        status = (path / name).lstat()
+        status = retry(os.lstat, path / name)
         digest.update(f"\n{name} {status.st_size} {status.st_mtime_ns} {status.st_ino}".encode())
         newest = max(newest, status.st_mtime_ns)
     return digest.hexdigest() if newest < time.time_ns() - SETTLED_NS else ""
@@ -111,10 +120,12 @@ def open_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
         return read_manifest(path), []
     except SegmentNotFoundError:
         return None, [Fault(check="segment-gone", message="it was removed after the audit began")]
+    except SegmentUnreadableError as error:
+        return None, [Fault(check="unreadable", message=str(error))]
     except FormatVersionError as error:
         return None, [Fault(check="format-version", message=str(error))]
     except SegmentCorruptError as error:
-        if not (path / MANIFEST_FILE).exists():
+        if not os.path.lexists(path / MANIFEST_FILE):
             message = f"no {MANIFEST_FILE}, expected one in every segment"
             return None, [Fault(check="manifest-missing", message=message)]
         return None, [Fault(check="manifest", message=str(error))]
@@ -160,24 +171,27 @@ def list_files(path: Path) -> dict[str, int]:
     """Return the size in bytes of every file below ``path``, by name; links are not followed.
 
     Raises:
-        OSError: A file was removed meanwhile.
+        OSError: A file was removed meanwhile, or cannot be looked at now.
     """
     found: dict[str, int] = {}
     folders = [""]
     while folders:
         folder = folders.pop()
-        with os.scandir(path / folder) as entries:
-            for entry in entries:
-                name = f"{folder}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{name}/")
-                else:
-                    found[name] = entry.stat(follow_symlinks=False).st_size
+        for name in retry(os.listdir, path / folder):
+            status = retry(os.lstat, path / folder / name)
+            if stat.S_ISDIR(status.st_mode):
+                folders.append(f"{folder}{name}/")
+            else:
+                found[f"{folder}{name}"] = status.st_size
     return found
 
 
 def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[Fault]:
-    """Compare each array's ``zarr.json`` with the spec and the counts of the manifest."""
+    """Compare each array's ``zarr.json`` with the spec and the counts of the manifest.
+
+    Raises:
+        OSError: A file cannot be read now.
+    """
     expected = segment_arrays(
         spec,
         episodes=manifest.episodes,
@@ -188,7 +202,7 @@ def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[
         files = ArrayFiles(path, manifest)
         expected |= optional_arrays(files, steps=manifest.steps, episodes=manifest.episodes)
     except (OSError, ValueError) as error:
-        yield _metadata(str(error))
+        yield _metadata(error)
     for layout in expected.values():
         # zarr-python would read a missing chunk as zeros.
         missing = sorted({layout.metadata_path, layout.chunk_path} - manifest.files.keys())
@@ -199,7 +213,7 @@ def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[
             document = read_json(path / layout.metadata_path)
             check_document(document, layout)
         except (OSError, ValueError) as error:
-            yield _metadata(f"{layout.name}: {error}")
+            yield _metadata(error, f"{layout.name}: ")
             continue
         if document.get("dimension_names") != list(layout.dimensions):
             found = document.get("dimension_names")
@@ -210,5 +224,8 @@ def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[
             yield _metadata(f"{name} belongs to no array of this spec")
 
 
-def _metadata(message: str) -> Fault:
-    return Fault(check="array-metadata", message=message)
+def _metadata(problem: str | Exception, about: str = "") -> Fault:
+    """Return a fault; an I/O error is raised again, because it is none of the array."""
+    if isinstance(problem, OSError) and is_passing(problem):
+        raise problem
+    return Fault(check="array-metadata", message=f"{about}{problem}")

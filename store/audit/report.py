@@ -4,9 +4,10 @@ import dataclasses
 from typing import Literal, Self
 
 from avtd3.store.audit.findings import Finding, FindingLog, WorstEpisode
+from avtd3.store.audit.segment_audit import SegmentTask
 from avtd3.store.audit.statistics import Summary
 
-Verdict = Literal["ok", "warnings", "errors"]
+Verdict = Literal["ok", "warnings", "unreadable", "errors"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,8 @@ class AuditReport:
     """Whether the audit ran to its end."""
     seconds: float
     """Wall-clock time of the audit."""
+    damaged_tasks: tuple[SegmentTask, ...] = ()
+    """The tasks of the damaged segments, with which they can be audited again."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -77,9 +80,17 @@ class AuditReport:
 
     @property
     def verdict(self) -> Verdict:
-        """Return ``errors`` if there are any, else ``warnings`` if there are any, else ``ok``."""
+        """Return the worst of ``errors``, ``unreadable``, ``warnings`` and ``ok``.
+
+        Of a strict report, warnings are errors. ``unreadable`` says that something could not be
+        read because of an I/O error, so that the audit is not complete.
+        """
         warnings = self.log.count("warning") > 0
-        if self.log.count("error") or (self.strict and warnings):
+        if self.log.count("error"):
+            return "errors"
+        if self.log.counts.get("unreadable"):
+            return "unreadable"
+        if self.strict and warnings:
             return "errors"
         return "warnings" if warnings else "ok"
 

@@ -24,7 +24,13 @@ from avtd3.store.audit.integrity import (
 from avtd3.store.audit.segment_data import SegmentData
 from avtd3.store.audit.statistics import Summary, summarise
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import Avtd3Error, SegmentCorruptError, SegmentNotFoundError
+from avtd3.store.errors import (
+    Avtd3Error,
+    SegmentCorruptError,
+    SegmentNotFoundError,
+    UnreadableError,
+)
+from avtd3.store.files import is_directory, is_passing
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import raw_bytes
 from avtd3.store.format.manifest import Manifest
@@ -107,13 +113,12 @@ def audit_segment(task: SegmentTask) -> SegmentAudit:
                 if task.reads_data:
                     contents = _read_contents(task, dataset, known)
                     faults += contents.faults
-    except SegmentNotFoundError as error:
-        faults.append(Fault(check="segment-gone", message=str(error)))
-    except FileNotFoundError as error:
-        check = "array-unreadable" if path.is_dir() else "segment-gone"
-        faults.append(Fault(check=check, message=str(error)))
     except (Avtd3Error, OSError, ValueError) as error:
-        faults.append(Fault(check="array-unreadable", message=str(error)))
+        faults.append(_read_fault(path, error))
+    unreadable = [fault for fault in faults if fault.check == "unreadable"]
+    if unreadable:  # one I/O error is enough to know
+        faults = [*(fault for fault in faults if fault not in unreadable), unreadable[0]]
+        contents = SegmentContents()
     log = FindingLog(limit=task.max_findings)
     for fault in faults:
         log.add(fault, dataset=task.dataset, segment=task.segment_id)
@@ -123,8 +128,26 @@ def audit_segment(task: SegmentTask) -> SegmentAudit:
         contents=contents,
         manifest_digest=manifest.digest if manifest is not None else "",
         plan=str(manifest.provenance.get("plan_digest", "")) if manifest is not None else "",
-        stamp="" if _has_error(faults) else seen,
+        stamp="" if unreadable or _has_error(faults) else seen,
     )
+
+
+def _read_fault(path: Path, error: Exception) -> Fault:
+    """Return the fault of a segment that could not be read: an I/O error is not damage."""
+    check = "array-unreadable"
+    try:
+        if isinstance(error, SegmentNotFoundError):
+            check = "segment-gone"
+        elif isinstance(error, FileNotFoundError):
+            check = "array-unreadable" if is_directory(path) else "segment-gone"
+        elif isinstance(error, UnreadableError):
+            check = "unreadable"
+        elif isinstance(error, OSError) and not isinstance(error, Avtd3Error):
+            check = "unreadable" if is_passing(error) else check
+    except OSError:
+        check = "unreadable"
+    message = f"unreadable now: {error}" if check == "unreadable" else str(error)
+    return Fault(check=check, message=message)
 
 
 def _check_files(

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.files import parse_json, read_bytes, safe_join, sha256, sha256_of_file
+from avtd3.store.files import parse_json, read_bytes, retry, safe_join, sha256, sha256_of_file
 from avtd3.store.format.codec import CRC_BYTES, ChainKind, unseal
 from avtd3.store.format.layout import GROUP_FILE, ArrayLayout
-from avtd3.store.format.manifest import Manifest, corrupt, gone_or_corrupt, has_checksums
+from avtd3.store.format.manifest import Manifest, corrupt, has_checksums, read_error
 from avtd3.store.format.metadata import (
     check_document,
     frame_encoding,
@@ -171,7 +171,8 @@ class ArrayFiles:
     ) -> bytes:
         """Decode frames of a shard; return the checksums of their chunks."""
         with self._faults(layout.chunk_path):
-            return read_chunks(
+            return retry(
+                read_chunks,
                 shard.path,
                 shard.spans,
                 shard.kind,
@@ -229,7 +230,7 @@ class ArrayFiles:
             raise corrupt(self._path, f"{name} is not in the manifest")
         with self._faults(name):
             path = safe_join(self._path, name)
-            spans = read_index(path, -(-layout.shape[0] // chunk_frames))
+            spans = retry(read_index, path, -(-layout.shape[0] // chunk_frames))
         return FrameShard(path=path, name=name, kind=kind, chunk_frames=chunk_frames, spans=spans)
 
     @contextlib.contextmanager
@@ -238,6 +239,6 @@ class ArrayFiles:
         try:
             yield
         except OSError as error:
-            raise gone_or_corrupt(self._path, f"{name}: {error.strerror}") from error
+            raise read_error(self._path, name, error) from error
         except ValueError as error:
             raise corrupt(self._path, f"{name}: {error}") from error

@@ -14,8 +14,22 @@ from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from avtd3.store.errors import FormatVersionError, SegmentCorruptError, SegmentNotFoundError
-from avtd3.store.files import canonical_json, is_safe_relative, parse_json, read_bytes, sha256
+from avtd3.store.errors import (
+    FormatVersionError,
+    SegmentCorruptError,
+    SegmentNotFoundError,
+    SegmentUnreadableError,
+)
+from avtd3.store.files import (
+    canonical_json,
+    is_directory,
+    is_passing,
+    is_safe_relative,
+    parse_json,
+    read_bytes,
+    retry,
+    sha256,
+)
 from avtd3.store.format.layout import FORMAT_VERSION, MANIFEST_FILE, MAX_STEPS
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -142,20 +156,24 @@ class Manifest:
 
         Raises:
             SegmentCorruptError: A file is missing, not a regular file, or of another size.
+            SegmentUnreadableError: A file cannot be looked at now.
         """
         name = "directory"
         try:
             # Relative to an open directory: the kernel walks half as many names.
-            directory = os.open(path, _DIRECTORY_FLAGS)
+            directory = retry(os.open, path, _DIRECTORY_FLAGS)
             try:
                 for name, (size, _) in self.files.items():
-                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    try:
+                        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    except OSError:  # so that what succeeds at once costs nothing more
+                        status = retry(os.stat, name, dir_fd=directory, follow_symlinks=False)
                     if status.st_size != size or status.st_mode & _KIND != stat.S_IFREG:
                         raise corrupt(path, _describe(name, status, size))
             finally:
                 os.close(directory)
         except OSError as error:
-            raise gone_or_corrupt(path, f"{name} cannot be read: {error.strerror}") from error
+            raise read_error(path, name, error) from error
 
 
 def _describe(name: str, status: os.stat_result, size: int) -> str:
@@ -173,13 +191,34 @@ def corrupt(path: Path, problem: str) -> SegmentCorruptError:
     )
 
 
-def gone_or_corrupt(path: Path, problem: str) -> SegmentCorruptError | SegmentNotFoundError:
-    """Return the error for a file that cannot be opened: the segment is gone, or only the file."""
-    if path.is_dir():
-        return corrupt(path, problem)
-    return SegmentNotFoundError(
-        f"segment {path.name} is no longer in {path.parent}: removed or quarantined; "
-        "refresh the snapshot"
+def read_error(
+    path: Path, name: str, error: OSError
+) -> SegmentCorruptError | SegmentNotFoundError | SegmentUnreadableError:
+    """Return the error for a file of a segment that cannot be read.
+
+    An I/O error says nothing about the bytes. Only a file that is missing, or no file, in a
+    directory that is there makes the segment a damaged one.
+
+    Args:
+        path: The segment's directory.
+        name: The file, or what was to be read.
+        error: What the operating system said.
+    """
+    if not is_passing(error):
+        try:
+            if is_directory(path):
+                return corrupt(path, f"{name}: {error.strerror}")
+        except OSError as failure:
+            error = failure
+        else:
+            return SegmentNotFoundError(
+                f"segment {path.name} is no longer in {path.parent}: removed or quarantined; "
+                "refresh the snapshot"
+            )
+    return SegmentUnreadableError(
+        f"segment {path.name} ({path.parent}): {name} is unreadable now "
+        f"({error.strerror or error}), which says nothing about its data; "
+        "check the disk, the mount and the permissions, then try again"
     )
 
 
@@ -189,6 +228,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         SegmentNotFoundError: There is no such segment.
         SegmentCorruptError: The manifest is missing, truncated, edited or another segment's.
+        SegmentUnreadableError: It cannot be read now.
         FormatVersionError: This version cannot read the segment's format.
     """
     file = f"{path}/{MANIFEST_FILE}"
@@ -196,7 +236,7 @@ def read_manifest(path: Path) -> Manifest:
         data = read_bytes(file, MAX_MANIFEST_BYTES)
         document = _parse(data, path)
     except OSError as error:
-        raise gone_or_corrupt(path, f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
+        raise read_error(path, MANIFEST_FILE, error) from error
     except ValueError as error:
         raise corrupt(path, str(error)) from error
     if not isinstance(document, dict):

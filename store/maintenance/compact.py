@@ -5,26 +5,32 @@ rename, and removes the segments that it replaces; see docs/decisions/006-housek
 """
 
 import dataclasses
-import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeTable
-from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError, SpecError
-from avtd3.store.files import canonical_json, sha256
+from avtd3.store.errors import (
+    SEGMENT_ERRORS,
+    Avtd3Error,
+    ConfigError,
+    SegmentCorruptError,
+    SegmentUnreadableError,
+    SpecError,
+)
+from avtd3.store.files import canonical_json, is_directory, sha256
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.format.layout import EPISODE_STRINGS, MANIFEST_FILE
-from avtd3.store.format.manifest import FRAMES_CHECKSUMS, Limits
+from avtd3.store.format.layout import MANIFEST_FILE
+from avtd3.store.format.manifest import FRAMES_CHECKSUMS, Limits, read_manifest
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
+    Problems,
     clear_staging,
     empty_trash,
     exclusive,
@@ -33,7 +39,7 @@ from avtd3.store.maintenance.removal import (
     remove_segments,
 )
 from avtd3.store.render.text import file_size, plural
-from avtd3.store.replaced import ORIGIN, RELABEL, REPLACES, origins, replaced_ids
+from avtd3.store.replaced import ORIGIN, RELABEL, REPLACES, episode_digests, origins
 from avtd3.store.seal import (
     OBSERVATION_COLUMNS,
     STEP_COLUMNS,
@@ -57,8 +63,6 @@ _SEALING_KEYS = frozenset(
 )
 """Keys of the provenance that describe how a segment was sealed, not its data."""
 _FRAMES_AT_ONCE = 512
-_OFFSET = "episode_offset"
-"""The only column that depends on the place of an episode in its segment."""
 _RANDOM = re.compile(r"(.+)-[0-9a-f]{8}")
 _ATTEMPTS = 64
 
@@ -154,23 +158,31 @@ class _Compaction:
         self._pins = read_pins(dataset).keys()
         self._snapshot = dataset.snapshot()
         self._names = sorted([*dataset.segment_ids(), *dataset.unsealed_ids()])
-        self._leftovers = find_leftovers(dataset, self._snapshot)
+        self._problems = Problems()
+        self._leftovers = find_leftovers(self._snapshot)
         self._groups = [group for group in self._plan(target_steps) if len(group) > 1]
         self._done: list[Sequence[Segment]] = []
         self._bytes_after = 0
-        self._problems: list[str] = []
         self._removed = 0
 
     def _plan(self, target_steps: int) -> Iterator[list[Segment]]:
         """Yield groups of neighbouring segments that can be merged, some of one segment or none."""
         visible = {segment.id: segment for segment in self._snapshot.segments}
-        hidden = replaced_ids(visible.values()) - visible.keys()
+        claimed = self._claimed_by_refused()
+        if claimed is None:
+            return
+        hidden = {segment.id for segment in self._snapshot.replaced}
         group: list[Segment] = []
         for name in self._names:
             if name in hidden:
                 continue
             segment = visible.get(name)
-            if segment is None or name in self._pins or 2 * segment.steps > target_steps:
+            if (
+                segment is None
+                or name in self._pins
+                or name in claimed
+                or 2 * segment.steps > target_steps
+            ):
                 yield group
                 group = []
             elif group and not _fits(group, segment, target_steps):
@@ -180,6 +192,29 @@ class _Compaction:
                 group.append(segment)
         yield group
 
+    def _claimed_by_refused(self) -> frozenset[str] | None:
+        """Return the segments that damaged or unreadable ones claim to replace; None if unknown.
+
+        Merged into another segment, their episodes would be there twice once the refused one can be
+        read.
+        """
+        claimed = frozenset[str]()
+        is_known = True
+        for refusal in self._snapshot.refused:
+            listed = None
+            try:
+                manifest = read_manifest(self._dataset.segments_path / refusal.segment_id)
+                listed = manifest.provenance.get(REPLACES)
+            except SegmentUnreadableError:
+                is_known = False
+            except Avtd3Error:
+                pass  # no reader can open it
+            own = frozenset(listed) if isinstance(listed, dict) else frozenset()
+            if refusal.is_unreadable or own.intersection(self._names):
+                self._problems.add_refusal(refusal)
+            claimed |= own
+        return claimed if is_known else None
+
     def run(
         self,
         clock: Callable[[], float],
@@ -187,9 +222,9 @@ class _Compaction:
         on_progress: Callable[[MaintenanceProgress], None],
     ) -> bool:
         """Remove leftovers and merge all groups; return whether the work was interrupted."""
-        removed, problems = remove_leftovers(self._dataset, self._snapshot, self._pins)
+        wanted = set(self._leftovers) - self._pins
+        removed = remove_leftovers(self._dataset, self._snapshot, wanted, self._problems)
         self._removed += len(removed)
-        self._problems += problems
         total = sum(map(len, self._groups))
         done = 0
         for group in self._groups:
@@ -197,8 +232,8 @@ class _Compaction:
                 return True
             try:
                 self._merge(group, clock())
-            except (SegmentCorruptError, SegmentNotFoundError, SpecError) as error:
-                self._problems.append(str(error))
+            except (*SEGMENT_ERRORS, SpecError) as error:
+                self._problems.add(error)
             done += len(group)
             on_progress(MaintenanceProgress(verb="merged", done=done, total=total))
         return False
@@ -207,7 +242,8 @@ class _Compaction:
         name = merged_name(group, self._names)
         if name is None:
             raise SpecError(f"segment {group[0].id}: no id of a merged segment keeps the order")
-        self._bytes_after += _merge_segments(self._dataset, group, name, now_s=now_s)
+        visible = {segment.id for segment in self._snapshot.segments}
+        self._bytes_after += _merge_segments(self._dataset, group, name, visible, now_s=now_s)
         self._done.append(group)
         remove_segments(self._dataset, [segment.id for segment in group])
 
@@ -227,7 +263,8 @@ class _Compaction:
             bytes_after=self._bytes_after,
             leftovers=len(self._leftovers) if dry_run else self._removed,
             pinned=sum(segment.id in self._pins for segment in self._snapshot.segments),
-            problems=tuple(self._problems),
+            problems=tuple(self._problems.texts),
+            unreadable=self._problems.unreadable,
             stopped=stopped,
         )
 
@@ -273,7 +310,12 @@ def merged_name(group: Sequence[Segment], names: Sequence[str]) -> str | None:
 
 
 def _merge_segments(
-    dataset: Dataset, sources: Sequence[Segment], segment_id: str, *, now_s: float
+    dataset: Dataset,
+    sources: Sequence[Segment],
+    segment_id: str,
+    visible: Collection[str],
+    *,
+    now_s: float,
 ) -> int:
     """Publish a segment that replaces others, after it is read back and compared with them.
 
@@ -281,6 +323,7 @@ def _merge_segments(
         dataset: The dataset of the segments.
         sources: At least one segment, in order, of equal `_data_provenance`.
         segment_id: Id of the new segment.
+        visible: Ids of the segments that readers see: what a source claims about them is not true.
         now_s: Seconds since 1970.
 
     Returns:
@@ -301,7 +344,7 @@ def _merge_segments(
         [episode for source in sources for episode in _episodes(source)],
         chunks=_join_frames(sources, codec),
         codec=codec,
-        provenance=_provenance(sources, now_s),
+        provenance=_provenance(sources, visible, now_s),
     )
 
     def check(staging: Path) -> None:
@@ -314,7 +357,7 @@ def _merge_segments(
                 "Check the memory and the disk of this machine, then try again"
             )
         for source in sources:
-            if not source.path.is_dir():
+            if not is_directory(source.path):
                 raise SegmentCorruptError(
                     f"segment {source.id} was removed while it was merged; try again"
                 )
@@ -363,12 +406,15 @@ def _codec(provenance: Mapping[str, Any]) -> FrameCodec:
         return FrameCodec()
 
 
-def _provenance(sources: Sequence[Segment], now_s: float) -> dict[str, Any]:
-    replaced: dict[str, str] = {}
+def _provenance(
+    sources: Sequence[Segment], visible: Collection[str], now_s: float
+) -> dict[str, Any]:
+    replaced: dict[str, Any] = {}
     for source in sources:
         earlier = source.provenance.get(REPLACES)
-        replaced |= earlier if isinstance(earlier, dict) else {}
-        replaced[source.id] = source.manifest_digest
+        if isinstance(earlier, dict):
+            replaced |= {name: digest for name, digest in earlier.items() if name not in visible}
+    replaced |= {source.id: source.manifest_digest for source in sources}
     given = {
         **_data_provenance(sources[0]),
         REPLACES: replaced,
@@ -423,50 +469,3 @@ def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
             wall_time=float(table.wall_time[n]),
             events=() if events is None else events.of_episode(n),
         )
-
-
-def episode_digests(segment: Segment) -> Iterator[str]:
-    """Yield the SHA-256 of each episode of a segment, in hexadecimal.
-
-    The digest covers the decoded bytes of the episode's rows of every array, including frames and
-    wall time, with names, dtypes and row shapes, and the strings, attributes and events. It does
-    not depend on the place of the episode in the segment, nor on the codec.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The bytes are not those that were published.
-    """
-    table = segment.episode_table()
-    names = [name for name in sorted(segment.names) if name not in (_OFFSET, "frames")]
-    arrays = {name: segment.read(name) for name in names if name not in EPISODE_STRINGS}
-    events = segment.events()
-    strings = {name: segment.read_strings(name) for name in names if name in EPISODE_STRINGS}
-    for number in range(segment.episodes):
-        digest = hashlib.sha256()
-        for name, values in arrays.items():
-            rows = values[_rows(segment, name, len(values), table, number)]
-            digest.update(f"{name} {rows.dtype.str} {rows.shape}\n".encode())
-            digest.update(rows.tobytes())
-        for name, texts in strings.items():
-            text = texts[number].encode("utf-8", "surrogatepass")
-            digest.update(f"{name} {len(text)}\n".encode() + text)
-        for name, value in sorted(table.attributes_of(number).items()):
-            if name not in OWN_ATTRIBUTES:
-                number_or_text = value if isinstance(value, str) else float(value)
-                digest.update(f"{name} {number_or_text!r}\n".encode())
-        for event in () if events is None else events.of_episode(number):
-            digest.update(f"{event}\n".encode("utf-8", "surrogatepass"))
-        start = int(table.observation_offset[number])
-        for frames in _frames(segment, start, start + int(table.length[number]) + 1):
-            digest.update(frames.data)
-        yield digest.hexdigest()
-
-
-def _rows(segment: Segment, name: str, rows: int, table: EpisodeTable, number: int) -> slice:
-    """Return an episode's rows of an array, whose axis follows from its name and length."""
-    if name.startswith("episode_"):
-        return slice(number, number + 1)
-    start, length = int(table.offset[number]), int(table.length[number])
-    if rows == segment.steps:
-        return slice(start, start + length)
-    return slice(start + number, start + number + length + 1)  # observations: always more rows

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, DatasetError, SegmentNotFoundError
-from avtd3.store.files import canonical_json, read_json, write_aside
+from avtd3.store.errors import (
+    ConfigError,
+    DatasetError,
+    DatasetUnreadableError,
+    SegmentNotFoundError,
+)
+from avtd3.store.files import canonical_json, is_passing, read_json, write_aside
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.maintenance.removal import exclusive
 from avtd3.store.render.text import plural
@@ -38,7 +43,9 @@ def read_pins(dataset: Dataset) -> dict[str, Pin]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DatasetError(
+        is_unreadable = isinstance(error, OSError) and is_passing(error)
+        kind = DatasetUnreadableError if is_unreadable else DatasetError
+        raise kind(
             f"{path} cannot be read ({error}), expected the format of avtd3 store pin; fix the "
             "file, or delete it and pin again"
         ) from error

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentNotFoundError
+from avtd3.store.errors import SEGMENT_ERRORS, ConfigError
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
+    Problems,
     empty_trash,
     exclusive,
     find_leftovers,
+    remove_leftovers,
     remove_segments,
 )
 from avtd3.store.render.text import file_size, plural
@@ -152,11 +154,12 @@ class _Pruning:
         self._config = config
         self._now_s = now_s
         self._pins = read_pins(dataset).keys()
-        snapshot = dataset.snapshot()
-        self._segments = sorted(snapshot.segments, key=lambda segment: segment.id)
-        self._leftovers = find_leftovers(dataset, snapshot)
+        self._snapshot = dataset.snapshot()
+        self._segments = sorted(self._snapshot.segments, key=lambda segment: segment.id)
+        self._leftovers = find_leftovers(self._snapshot)
         self._bytes = {segment.id: _bytes_on_disk(segment) for segment in self._segments}
-        self._problems = [refusal.reason for refusal in snapshot.refused]
+        self._problems = Problems()
+        self._problems.add_refused(self._snapshot)
         self._mixed = self._pinned = 0
         self.chosen = list(self._choose())
 
@@ -186,8 +189,8 @@ class _Pruning:
         try:
             if not self._is_old(segment) or not self._matches(segment):
                 return False
-        except (SegmentCorruptError, SegmentNotFoundError) as error:
-            self._problems.append(str(error))
+        except SEGMENT_ERRORS as error:
+            self._problems.add(error)
             return False
         if {segment.id, *self._replaced_by(segment)} & self._pins:
             self._pinned += 1
@@ -225,8 +228,10 @@ class _Pruning:
                 return
             batch = self.chosen[start : start + _AT_ONCE]
             # Remove replaced segments before those that replace them, or readers would see them.
-            names = [name for s in batch for name in (*self._replaced_by(s), s.id)]
-            remove_segments(self._dataset, names)
+            replaced = {name for segment in batch for name in self._replaced_by(segment)}
+            if replaced:
+                remove_leftovers(self._dataset, self._snapshot, replaced, self._problems)
+            remove_segments(self._dataset, [segment.id for segment in batch])
             yield from batch
             done = min(start + _AT_ONCE, total)
             on_progress(MaintenanceProgress(verb="removed", done=done, total=total))
@@ -249,7 +254,8 @@ class _Pruning:
             pinned=self._pinned,
             mixed=self._mixed,
             within_limits=self._keeps_limits(steps - gone_steps, size - gone_bytes),
-            problems=tuple(self._problems),
+            problems=tuple(self._problems.texts),
+            unreadable=self._problems.unreadable,
             stopped=len(gone) < len(self.chosen),
         )
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
+    SEGMENT_ERRORS,
     ConfigError,
-    SegmentCorruptError,
-    SegmentNotFoundError,
     SpecError,
     StorageError,
 )
@@ -29,12 +29,13 @@ from avtd3.store.format.metadata import array_document, document_bytes, group_do
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
+    Problems,
     clear_staging,
     empty_trash,
     exclusive,
 )
 from avtd3.store.render.text import file_size, plural
-from avtd3.store.replaced import RELABEL, REPLACES, replaced_ids
+from avtd3.store.replaced import RELABEL, REPLACES, episode_digests, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
@@ -199,10 +200,13 @@ class _Relabelling:
         made = new.snapshot().segments
         self._check_target(made)
         self._digests = {segment.id: segment.manifest_digest for segment in made}
-        self._there = replaced_ids(made) | set(new.segment_ids())
+        self._there = set(new.segment_ids())
+        self._merged = [segment for segment in made if replaced_by(segment)]
+        self._kept: dict[str, Counter[str]] = {}
         snapshot = old.snapshot()
         self._segments = sorted(snapshot.segments, key=lambda segment: segment.id)
-        self._problems = [refusal.reason for refusal in snapshot.refused]
+        self._problems = Problems()
+        self._problems.add_refused(snapshot)
         self._made: list[Segment] = []
         self._written = self._shared = self._copied = 0
         self._returns: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
@@ -233,11 +237,33 @@ class _Relabelling:
             if should_stop():
                 return True
             try:
-                self._make(segment, clock())
-            except (SegmentCorruptError, SegmentNotFoundError) as error:
-                self._problems.append(str(error))
+                if self._is_merged(segment):
+                    self._there.add(self._name(segment.id))
+                else:
+                    self._make(segment, clock())
+            except SEGMENT_ERRORS as error:
+                self._problems.add(error)
             on_progress(MaintenanceProgress(verb="relabelled", done=number, total=len(missing)))
         return False
+
+    def _is_merged(self, segment: Segment) -> bool:
+        """Return whether the new dataset has a segment's episodes in one that was merged there.
+
+        What relabelling changes cannot be compared, nor need frames be: the same actions, times and
+        vectors belong to the same episode.
+        """
+        name = self._name(segment.id)
+        return any(
+            self._kept_digests(segment) <= self._kept_digests(merged)
+            for merged in self._merged
+            if name in replaced_by(merged)
+        )
+
+    def _kept_digests(self, segment: Segment) -> Counter[str]:
+        if segment.id not in self._kept:
+            digests = episode_digests(segment, without=(*_NEW_ARRAYS, "frames"))
+            self._kept[segment.id] = Counter(digests)
+        return self._kept[segment.id]
 
     def _make(self, segment: Segment, now_s: float) -> None:
         values = weighted(segment, tuple(self._weights.values()))
@@ -328,7 +354,8 @@ class _Relabelling:
             bytes_copied=self._copied,
             mean_return_before=before,
             mean_return_after=after,
-            problems=tuple(self._problems),
+            problems=tuple(self._problems.texts),
+            unreadable=self._problems.unreadable,
             stopped=stopped,
         )
 

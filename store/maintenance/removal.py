@@ -10,15 +10,47 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from avtd3.store.dataset import Dataset, Snapshot
-from avtd3.store.errors import SegmentCorruptError, SegmentNotFoundError, StorageError
+from avtd3.store.dataset import Dataset, Refusal, Snapshot
+from avtd3.store.errors import (
+    SEGMENT_ERRORS,
+    SegmentNotFoundError,
+    SegmentUnreadableError,
+    StorageError,
+)
 from avtd3.store.files import fsync_directory, remove_tree, storage_errors
 from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.render.text import plural
-from avtd3.store.replaced import REPLACES, replaced_by
+from avtd3.store.replaced import ClaimChecker, replaced_by
+from avtd3.store.segment import Segment
 from avtd3.store.staging import owner_file
 
 _SUFFIX = ".removed"
+
+
+class Problems:
+    """What a maintenance command left alone, and why."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        """One for each problem."""
+        self.unreadable = 0
+        """Segments that could not be read because of an I/O error, which says nothing about their
+        data."""
+
+    def add(self, problem: Exception | str) -> None:
+        """Add what went wrong with a segment."""
+        self.texts.append(str(problem))
+        self.unreadable += isinstance(problem, SegmentUnreadableError)
+
+    def add_refused(self, snapshot: Snapshot) -> None:
+        """Add the segments that a snapshot refuses."""
+        for refusal in snapshot.refused:
+            self.add_refusal(refusal)
+
+    def add_refusal(self, refusal: Refusal) -> None:
+        """Add a segment that a snapshot refuses."""
+        self.texts.append(refusal.reason)
+        self.unreadable += refusal.is_unreadable
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +81,9 @@ class MaintenanceReport:
     dataset: str
     """Path of the dataset that was changed."""
     problems: tuple[str, ...]
-    """Why some segments could not be read or merged; they were kept."""
+    """Why some segments could not be read, merged or removed; they were kept."""
+    unreadable: int
+    """Segments that could not be read now because of an I/O error."""
     stopped: bool
     """Whether the command was interrupted; what it did until then is complete."""
 
@@ -138,52 +172,62 @@ def clear_staging(dataset: Dataset, segment_id: str) -> None:
     owner_file(path).unlink(missing_ok=True)
 
 
-def find_leftovers(dataset: Dataset, snapshot: Snapshot) -> list[str]:
+def find_leftovers(snapshot: Snapshot) -> list[str]:
     """Return the ids of segments that others replace, in the order in which they can be removed.
 
-    A segment counts only if its manifest is the one that was replaced: another segment of the same
-    name stays.
+    A snapshot counts a segment as replaced only if the bytes of both sides show that the other one
+    has all its episodes.
     """
-    replaced: dict[str, str] = {}
-    for segment in snapshot.segments:
-        if replaced_by(segment):
-            replaced |= segment.provenance[REPLACES]
-    found: list[tuple[int, str]] = []
-    for name in replaced.keys() & set(dataset.segment_ids()) if replaced else ():
-        try:
-            segment = dataset.open_segment(name)
-        except (SegmentCorruptError, SegmentNotFoundError):
-            continue
-        if segment.manifest_digest == replaced[name]:
-            # Remove replaced segments before those that replace them, or readers would see them.
-            found.append((len(replaced_by(segment)), name))
-    return [name for _, name in sorted(found)]
+    # Remove replaced segments before those that replace them, or readers would see them.
+    found = sorted(snapshot.replaced, key=lambda segment: (len(replaced_by(segment)), segment.id))
+    return [segment.id for segment in found]
 
 
 def remove_leftovers(
-    dataset: Dataset, snapshot: Snapshot, pins: Collection[str]
-) -> tuple[list[str], list[str]]:
-    """Remove leftovers, after all checksums of their replacements are verified.
+    dataset: Dataset, snapshot: Snapshot, segment_ids: Collection[str], problems: Problems
+) -> list[str]:
+    """Remove leftovers, after the bytes of both sides are compared once more.
+
+    Args:
+        dataset: The dataset, whose lock is held.
+        snapshot: A snapshot of it.
+        segment_ids: Some of `find_leftovers`; others stay.
+        problems: Where to add why some could not be removed.
 
     Returns:
-        Ids of the removed segments, and why some replacements are damaged.
+        Ids of the removed segments.
 
     Raises:
         StorageError: The dataset cannot be written.
     """
-    left = [name for name in find_leftovers(dataset, snapshot) if name not in pins]
-    removed: list[str] = []
-    problems: list[str] = []
-    for segment in snapshot.segments if left else ():
-        names = [name for name in left if name in replaced_by(segment)]
-        if not names:
-            continue
+    replaced = {segment.id: segment for segment in snapshot.replaced}
+    checker, proven = ClaimChecker(), []
+    for name in find_leftovers(snapshot):
+        if name in segment_ids:
+            known = (*snapshot.segments, *snapshot.replaced)
+            claimants = [segment for segment in known if name in replaced_by(segment)]
+            if _is_contained(replaced[name], claimants, checker, problems):
+                proven.append(name)
+    remove_segments(dataset, proven)
+    return proven
+
+
+def _is_contained(
+    leftover: Segment, claimants: Sequence[Segment], checker: ClaimChecker, problems: Problems
+) -> bool:
+    """Return whether one of some segments is whole and has all episodes of a leftover."""
+    for claimant in claimants:
         try:
-            segment.verify()
-        except (SegmentCorruptError, SegmentNotFoundError) as error:
-            problems.append(str(error))
+            claimant.verify()
+            claim = checker.check(claimant, leftover)
+        except SegmentNotFoundError:
             continue
-        remove_segments(dataset, names)
-        removed += names
-        left = [name for name in left if name not in names]
-    return removed, problems
+        except SEGMENT_ERRORS as error:
+            problems.add(error)
+            continue
+        if claim.is_proven:
+            return True
+        problems.add(
+            f"segment {leftover.id} stays: {claimant.id} claims to replace it, but {claim.problem}"
+        )
+    return False

@@ -51,7 +51,7 @@ DRIFT_KINDS = {"same": "ok", "shifted": "warning", "other": "error", "few values
 MAX_BARS = 12
 """Rows of a table of bars; one more row sums up the others."""
 MAX_SIDE = 30
-"""Most rows or columns of the table of scenarios and towns; a larger one is left out."""
+"""Most rows or columns of the table of scenarios and towns; a larger one is omitted."""
 MAX_ACTIONS = 8
 """Components of the action that are drawn, the first ones."""
 MAX_EPISODES = 8
@@ -389,7 +389,7 @@ def _candidates(datasets: Sequence[Path]) -> Iterator[_Candidate]:
 
 
 def _ranked(candidates: Sequence[_Candidate]) -> Iterator[tuple[str, _Candidate]]:
-    """Yield episodes and why to show them, the most telling first, none of them twice."""
+    """Yield episodes and why to show them, the most interesting first, none of them twice."""
     finite = (c for c in candidates if math.isfinite(c.episode_return))
     ranked = sorted(finite, key=lambda c: c.episode_return)
     if not ranked:

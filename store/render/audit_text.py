@@ -145,8 +145,8 @@ def _worst(worst: tuple[WorstEpisode, ...]) -> Iterator[str]:
 
 def _summary(report: AuditReport) -> Iterator[str]:
     total, damaged = report.total, len(report.damaged)
-    left_out = total.segments - total.segments_read
-    unread = f"   (data of {left_out:,} not read)" if left_out else ""
+    unread_count = total.segments - total.segments_read
+    unread = f"   (data of {unread_count:,} not read)" if unread_count else ""
     wrong = f"   ({damaged:,} with errors)" if damaged else ""
     stored, raw = file_size(total.bytes_on_disk), file_size(total.bytes_raw)
     ratio = total.bytes_raw / total.bytes_on_disk if total.bytes_on_disk else 0.0

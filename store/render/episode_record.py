@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from avtd3.store.audit.statistics import Moments
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import EpisodeTable
-from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
+from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, NoSegmentsError
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
@@ -86,7 +86,7 @@ def readable_tables(segments: Iterable[Segment]) -> Iterator[tuple[Segment, Epis
     for segment in segments:
         try:
             yield segment, segment.episode_table()
-        except (SegmentCorruptError, FileNotFoundError):
+        except SEGMENT_ERRORS:
             continue
 
 
@@ -315,8 +315,8 @@ def _tracks(place: EpisodePlace, table: EpisodeTable) -> Iterator[Track]:
         sizes = np.nan_to_num(np.abs(terms.astype(np.float64)), posinf=0.0).sum(axis=0)
         large = np.argsort(-sizes, kind="stable")[:MAX_TERMS]
         names = tuple(spec.reward_terms[column] for column in large)
-        left_out = len(spec.reward_terms) - len(names)
-        title = f"reward terms, the largest {len(names)}" if left_out else "reward terms"
+        omitted = len(spec.reward_terms) - len(names)
+        title = f"reward terms, the largest {len(names)}" if omitted else "reward terms"
         yield _track(title, names, terms[:, large])
 
 

@@ -99,7 +99,7 @@ def histogram(
         edges: float64 (N + 1,), ascending.
         counts: float64 (N,), 0 or more.
         name: What the horizontal axis shows, for screen readers.
-        marks: Values to mark with a line, by label; None and values off the axis are left out.
+        marks: Values to mark with a line, by label; None and values off the axis are omitted.
     """
     low, high, total = float(edges[0]), float(edges[-1]), float(counts.sum())
     most = max(1.0, float(counts.max(initial=0.0)))
@@ -135,7 +135,7 @@ def curves(
         lines: One or more with points, the last one on top.
         name: The metric, for screen readers.
         axis: What the steps count.
-        limits: Values to mark with a line; those far from the curves are left out.
+        limits: Values to mark with a line; those far from the curves are omitted.
         window: Steps to shade.
     """
     x, y = _step_axis(lines), _value_axis(lines, limits)

@@ -154,6 +154,7 @@ class FrameSource(Protocol):
         Raises:
             SegmentNotFoundError: A segment was removed; see `ReplayBackend.take_damaged`.
             SegmentCorruptError: The data of a segment is damaged; see the same.
+            SegmentUnreadableError: A file of a segment cannot be read now; see the same.
         """
 
 

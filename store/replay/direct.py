@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from avtd3.store.errors import (
     SegmentCorruptError,
     SegmentNotFoundError,
+    SegmentUnreadableError,
     StorageError,
 )
+from avtd3.store.files import retry
 from avtd3.store.format.arrays import FrameShard
 from avtd3.store.format.batch_decode import (
     SLACK_BYTES,
@@ -33,7 +35,7 @@ from avtd3.store.format.batch_decode import (
     room_bytes,
 )
 from avtd3.store.format.codec import ChainKind, decode
-from avtd3.store.format.manifest import corrupt, gone_or_corrupt
+from avtd3.store.format.manifest import corrupt, read_error
 from avtd3.store.replay.backend import Changes, Key, Progress
 from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.segment import Segment
@@ -243,7 +245,7 @@ class ShardFiles:
 
     def _open_file(self, path: Path) -> int:
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return retry(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             if error.errno not in _TOO_MANY:
                 raise
@@ -361,7 +363,7 @@ class PlacedShard:
 
 
 class ChunkDecoder(Protocol):
-    """Decodes many chunks of a batch at once, and leaves out those that it does not support."""
+    """Decodes many chunks of a batch at once, and skips those that it does not support."""
 
     def bind(self, shards: Sequence[FrameShard]) -> None:
         """Decode chunks of these shards from now on; plans refer to them by index."""
@@ -416,6 +418,7 @@ class DirectFrames:
         Raises:
             SegmentNotFoundError: A segment was removed; `take_damaged` returns it.
             SegmentCorruptError: A chunk is damaged; `take_damaged` returns its segment.
+            SegmentUnreadableError: A file cannot be read now; the same.
             StorageError: Too many files are open.
         """
         flat, wanted = out.reshape((-1, self._frame_bytes), copy=False), rows.reshape(-1)
@@ -473,7 +476,7 @@ class DirectFrames:
         try:
             for number in numbers:
                 shard = self._shards[shards[number]]
-                data = os.pread(files[number], sizes[number], begins[number])
+                data = retry(os.pread, files[number], sizes[number], begins[number])
                 frames = memoryview(decode(shard.kind, data, shard.chunk_frames * frame))
                 first, end = firsts[number], firsts[number + 1]
                 step = end - first if runs[number] else 1
@@ -488,12 +491,12 @@ class DirectFrames:
 
     def _fault(
         self, number: int, error: OSError | ValueError, where: str = ""
-    ) -> SegmentCorruptError | SegmentNotFoundError:
+    ) -> SegmentCorruptError | SegmentNotFoundError | SegmentUnreadableError:
         """Record a segment as damaged, and return the error that names it."""
         placed = self._placed[number]
-        fault: SegmentCorruptError | SegmentNotFoundError
+        fault: SegmentCorruptError | SegmentNotFoundError | SegmentUnreadableError
         if isinstance(error, OSError):
-            fault = gone_or_corrupt(placed.directory, f"{placed.shard.name}: {error.strerror}")
+            fault = read_error(placed.directory, placed.shard.name, error)
         else:
             fault = corrupt(placed.directory, f"{placed.shard.name}: {where}{error}")
         self._damaged[placed.key] = str(fault)

@@ -289,7 +289,7 @@ class Priorities:
         self._build()
 
     def draw(self) -> PrioritisedDraw:
-        """Draw a batch."""
+        """Sample a batch."""
         size = self._batch_size
         strata = (np.arange(size) + self._generator.random(size)) / size
         number = self._tree.find(strata * self._tree.total)

@@ -31,6 +31,7 @@ from avtd3.store.errors import (
     NoSegmentsError,
     SegmentCorruptError,
     SegmentNotFoundError,
+    SegmentUnreadableError,
 )
 from avtd3.store.filters import NO_POLICY
 from avtd3.store.replay.backend import (
@@ -167,8 +168,8 @@ def _open_backend(
 TAKE_S = 0.5
 """Minimum seconds between two updates of the index while segments are loaded in the background."""
 
-_DAMAGED = (SegmentCorruptError, SegmentNotFoundError)
-"""Errors of a segment that turns out to be damaged or removed only when it is sampled."""
+_BAD = (SegmentCorruptError, SegmentNotFoundError, SegmentUnreadableError)
+"""Errors of a segment that turns out to be damaged, removed or unreadable when it is sampled."""
 
 
 class Sampler:
@@ -289,7 +290,7 @@ class Sampler:
                 lookup, number, drawn = self._next()
                 try:
                     self._gather.take_frames(lookup.rows[number], buffer)
-                except _DAMAGED:
+                except _BAD:
                     self._refuse_damaged()
                     continue
                 batch = lookup.batch(number, buffer)
@@ -332,7 +333,7 @@ class Sampler:
                 block, number = self._sequence_draws.next()
                 try:
                     return self._sequences.batch(block[number])
-                except _DAMAGED:
+                except _BAD:
                     self._refuse_damaged()
             if not self.steps:
                 raise NoSegmentsError(self._tracker.why_empty())
@@ -377,6 +378,27 @@ class Sampler:
             self._follow()
             return dataclasses.replace(self._take_reports(), absent=absent)
 
+    def retry_refused(self) -> RefreshReport:
+        """Try refused segments again, such as those that could not be read; take no new segments.
+
+        Call it now and then in place of `refresh` if the data must otherwise stay the same. It
+        costs nothing if no segment is refused.
+
+        Raises:
+            StorageError: The scratch directory is too small.
+        """
+        with self._lock:
+            self._take_loaded()
+            if not self.backend.is_loading and self._tracker.refusals:
+                self._tracker.retry()
+                self._follow()
+            return self._take_reports()
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether there are segments for `retry_refused` to try."""
+        return bool(self._tracker.refusals)
+
     @property
     def has_news(self) -> bool:
         """Whether `news` has changes to report, or will have once more is loaded."""
@@ -410,7 +432,7 @@ class Sampler:
                 continue  # pruned or merged in the meantime; the next refresh finds out
             except (SegmentCorruptError, OSError) as error:
                 with self._lock:
-                    self._tracker.refusals.add({key: str(error)})
+                    self._tracker.refuse({key: str(error)})
                 continue
             found += 1
             yield episode
@@ -429,7 +451,7 @@ class Sampler:
             return self._frame_array
 
     @property
-    def left_out(self) -> str:
+    def excluded(self) -> str:
         """Why no episode may be sampled; empty if there are no episodes."""
         return self._tracker.eligibility.describe()
 
@@ -520,7 +542,7 @@ class Sampler:
                 added |= changes.added
                 removed += changes.removed
                 # Older segments get the room of refused ones.
-                self._tracker.refusals.add(changes.refused)
+                self._tracker.refuse(changes.refused)
                 if self.backend.is_loading:
                     break
             if self._tracker.eligibility.newest != self._newest:
@@ -539,7 +561,7 @@ class Sampler:
             return
         self._taken_s = time.monotonic()
         changes = self.backend.take_loaded()
-        self._tracker.refusals.add(changes.refused)
+        self._tracker.refuse(changes.refused)
         if changes.added:
             self._index()
         self._report(changes.added, 0)
@@ -550,7 +572,7 @@ class Sampler:
         """Continue without segments that turned out to be damaged or removed."""
         damaged = self.backend.take_damaged()
         assert damaged, "otherwise the same batch would fail again and again"
-        self._tracker.refusals.add(damaged)
+        self._tracker.refuse(damaged)
         self._tracker.refresh()  # a removed segment may have been merged into another one
         self._follow()
 

@@ -1,7 +1,7 @@
 """`SegmentTracker`: which segments of the datasets a sampler wants, and which it cannot use."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +12,6 @@ from avtd3.store.errors import (
     ConfigError,
     DatasetError,
     SegmentCorruptError,
-    SegmentNotFoundError,
     SpecError,
 )
 from avtd3.store.replaced import unseen_episodes
@@ -36,6 +35,8 @@ class RefusedSegment:
     """Name of its directory."""
     reason: str
     """What is wrong and how to fix it."""
+    is_unreadable: bool = False
+    """Whether it cannot be read now because of an I/O error."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +71,10 @@ class RefreshReport:
 
 
 class Refusals:
-    """Segments that cannot be used, in the order in which they were found.
+    """Segments that the snapshots of some datasets refuse; each is reported once.
 
-    A segment that cannot be opened is tried again with each snapshot. A segment that was opened and
-    then turned out to be damaged is not tried again until it is removed.
+    A segment that is tried again and refused again is not news. It is once it was loaded in
+    between, or removed.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -83,50 +84,49 @@ class Refusals:
             paths: Directory of each dataset.
         """
         self._paths = tuple(paths)
-        self._reasons: dict[Key, str] = {}
-        self._damaged: set[Key] = set()
+        self._found: dict[Key, Refusal] = {}
         self._reported: set[Key] = set()
 
-    def __contains__(self, key: Key) -> bool:
-        """Return whether a segment was opened and turned out to be damaged."""
-        return key in self._damaged
-
     def update(self, snapshots: Sequence[Snapshot]) -> None:
-        """Add what snapshots refuse; forget segments that were fixed or removed."""
-        unopened = {
-            (number, refusal.segment_id): refusal.reason
+        """Take over what snapshots refuse; forget segments that were fixed or removed."""
+        found = {
+            (number, refusal.segment_id): refusal
             for number, snapshot in enumerate(snapshots)
             for refusal in snapshot.refused
         }
-        if self._damaged:
-            self._damaged &= {
-                (number, segment.id)
-                for number, snapshot in enumerate(snapshots)
-                for segment in snapshot.segments
-            }
-        still = unopened.keys() | self._damaged
-        self._reasons = {key: reason for key, reason in self._reasons.items() if key in still}
-        self._reasons |= unopened
-        self._reported &= still
+        tried_again = {
+            (number, refusal.segment_id)
+            for number, snapshot in enumerate(snapshots)
+            for refusal in snapshot.earlier
+        }
+        old = {key: found[key] for key in self._found if key in found}
+        self._found = old | found
+        self._reported &= found.keys() | tried_again
 
-    def add(self, damaged: Mapping[Key, str]) -> None:
-        """Add segments that were opened and turned out to be damaged, with the reason."""
-        self._damaged |= damaged.keys()
-        self._reasons |= damaged
+    def forget(self, loaded: Iterable[Key]) -> None:
+        """Forget segments that turned out to be sound."""
+        self._reported.difference_update(loaded)
+
+    def __bool__(self) -> bool:
+        """Return whether any segment is refused now."""
+        return bool(self._found)
 
     def all(self) -> tuple[RefusedSegment, ...]:
-        """Return all segments that are refused now."""
-        return tuple(self._describe(key) for key in self._reasons)
+        """Return all segments that are refused now, in the order in which they were found."""
+        return tuple(self._describe(key) for key in self._found)
 
     def take_new(self) -> tuple[RefusedSegment, ...]:
         """Return the segments that no earlier call has returned."""
-        new = [key for key in self._reasons if key not in self._reported]
+        new = [key for key in self._found if key not in self._reported]
         self._reported.update(new)
         return tuple(self._describe(key) for key in new)
 
     def _describe(self, key: Key) -> RefusedSegment:
         return RefusedSegment(
-            dataset=self._paths[key[0]], segment_id=key[1], reason=self._reasons[key]
+            dataset=self._paths[key[0]],
+            segment_id=key[1],
+            reason=self._found[key].reason,
+            is_unreadable=self._found[key].is_unreadable,
         )
 
 
@@ -172,33 +172,36 @@ class SegmentTracker:
         numbers = range(len(self.datasets))
         return tuple(self.datasets[n].path for n in numbers if self._is_absent(n))
 
+    def retry(self) -> None:
+        """Try refused segments again where it is time to, and take no new segments."""
+        for number, snapshot in enumerate(self._snapshots):
+            if snapshot.refused:
+                self._is_absent(number, known_only=True)
+
+    def refuse(self, problems: Mapping[Key, str | Exception]) -> None:
+        """Exclude segments that turned out to be bad; `refresh` tries them again.
+
+        Args:
+            problems: What is wrong with each.
+        """
+        for number in {number for number, _ in problems}:
+            own = {key[1]: problem for key, problem in problems.items() if key[0] == number}
+            self._snapshots[number] = self.datasets[number].refuse(self._snapshots[number], own)
+        self.refusals.update(self._snapshots)
+
     def wanted(self) -> dict[Key, Segment]:
-        """Return the segments to load; refuse those whose episodes cannot be read."""
+        """Return the segments to load; refuse those that are truncated or cannot be read."""
+        self.refusals.update(self._snapshots)
         while True:
-            self.refusals.update(self._snapshots)
             segments = self._listed()
-            self.refusals.add(unreadable := self.eligibility.update(segments))
-            readable = {key: segments[key] for key in segments if key not in unreadable}
+            problems: dict[Key, str | Exception] = {**self.eligibility.update(segments)}
+            readable = {key: segments[key] for key in segments if key not in problems}
             chosen = _select_segments(self.eligibility.steps(readable), self._config)
             found = {key: segments[key] for key in chosen}
-            if not self._refuse_truncated(found):
+            problems |= _truncated(found)
+            if not problems:
                 return found
-
-    def _refuse_truncated(self, found: Mapping[Key, Segment]) -> bool:
-        """Move truncated segments to the refused ones of their snapshot, to be tried again."""
-        truncated: dict[Key, Refusal] = {}
-        for key, segment in found.items():
-            try:
-                segment.check_files()
-            except (SegmentCorruptError, SegmentNotFoundError) as error:
-                truncated[key] = Refusal(segment_id=segment.id, reason=str(error))
-        for number in {number for number, _ in truncated}:
-            old = self._snapshots[number]
-            self._snapshots[number] = Snapshot(
-                segments=tuple(s for s in old.segments if (number, s.id) not in truncated),
-                refused=(*old.refused, *(truncated[key] for key in truncated if key[0] == number)),
-            )
-        return bool(truncated)
+            self.refuse(problems)
 
     def follow(self, wanted: Mapping[Key, Segment]) -> None:
         """Record that these segments are loaded from now on, or being loaded."""
@@ -216,6 +219,7 @@ class SegmentTracker:
             One summary for each added segment, sorted by key.
         """
         found = []
+        self.refusals.forget(added)
         for key in sorted(added):
             is_new = np.zeros(len(added[key].episodes), np.bool_)
             is_new[self.eligibility.eligible(key)] = True
@@ -251,20 +255,30 @@ class SegmentTracker:
             (number, segment.id): segment
             for number, snapshot in enumerate(self._snapshots)
             for segment in snapshot.segments
-            if (number, segment.id) not in self.refusals
         }
 
-    def _is_absent(self, number: int) -> bool:
+    def _is_absent(self, number: int, *, known_only: bool = False) -> bool:
         """Take a new snapshot, unless the dataset seems to be unmounted."""
         old = self._snapshots[number]
         try:
-            new = self.datasets[number].refresh(old)
+            new = self.datasets[number].refresh(old, known_only=known_only)
         except DatasetError:
             return True
         if old.segments and not new.segments:
             return True
         self._snapshots[number] = new
         return False
+
+
+def _truncated(segments: Mapping[Key, Segment]) -> dict[Key, Exception]:
+    """Return the segments of which a file is missing or of another size, with the reason."""
+    problems: dict[Key, Exception] = {}
+    for key, segment in segments.items():
+        try:
+            segment.check_files()
+        except (SegmentCorruptError, OSError) as error:
+            problems[key] = error
+    return problems
 
 
 def _check_datasets(datasets: Sequence[Dataset], config: ReplayConfig) -> list[Dataset]:

@@ -158,7 +158,7 @@ def test_noise_scales_with_half_the_range_of_each_action():
 
 def test_noise_may_be_another_for_each_action():
     still: Any = SimpleNamespace(
-        act=lambda frames, vector: np.array([0.0, 1.0], np.float32), action_limit=1.0
+        act=lambda frames, vector: np.array([0.0, 1.0], np.float32), action_limit=1.0, spec=UNIT
     )
     spec = make_spec((-1.0, 0.0), (1.0, 2.0))
     environment: Any = SimpleNamespace(spec=spec)
@@ -186,7 +186,7 @@ def test_noise_stays_within_bounds():
 
 def test_noise_over_a_policy_with_a_limit_keeps_to_it():
     still: Any = SimpleNamespace(
-        act=lambda frames, vector: np.array([0.5, 0.1], np.float32), action_limit=0.6
+        act=lambda frames, vector: np.array([0.5, 0.1], np.float32), action_limit=0.6, spec=UNIT
     )
     spec = make_spec((-1.0, 0.0), (1.0, 1.0))
     driver = NoisyDriver(PolicyDriver(still), 1.0, time_s=0.0, period_s=0.05, spec=spec)

@@ -1,4 +1,4 @@
-"""Specs and batches that the learner's tests share."""
+"""Fixtures of the learner's tests: specs, batches, datasets and guarded runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -126,7 +126,7 @@ def publish_episodes() -> Callable[..., Dataset]:
 def make_run(
     tmp_path: Path, make_spec: MakeSpec, make_batch: MakeBatch
 ) -> Callable[..., GuardedRun]:
-    """A run under the guards."""
+    """Return a function that creates a run under the guards."""
 
     def make(
         *,

@@ -53,7 +53,7 @@ class GuardedRun:
 
 
 def learnable(batch):
-    """The best action is what the camera, or the vector without one, shows; next steps are free."""
+    """Return a batch whose best actions depend on its images, or without them on its vectors."""
     pixels, vector = batch.observation.pixels, batch.observation.vector
     wanted = vector[:, :2].clamp(-0.8, 0.8)
     if pixels is not None:

@@ -47,7 +47,7 @@ def linear(p: Tensors, name: str) -> Layer:
 
 
 def convolution(p: Tensors, name: str, stride: int) -> Layer:
-    """(B, C, H, W) to (B, C', H', W') by a matrix of patches, one row for each place."""
+    """Convolve (B, C, H, W) to (B, C', H', W') with a matrix of patches, one row per position."""
     weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
     outputs, inputs, kernel, _ = weight.shape
     matrix = weight.reshape(outputs, -1)
@@ -101,7 +101,7 @@ def clamp(limit: float) -> Layer:
 
 
 def flatten_rows_first(x: Array) -> tuple[Array, Back]:
-    """(B, C, H, W) to (B, H * W * C): the order in which the linear layer counts its inputs."""
+    """Reorder (B, C, H, W) to (B, H * W * C), the order of the linear layer's inputs."""
     size, channels, rows, columns = x.shape
 
     def back(g: Array) -> tuple[Array, Tensors]:
@@ -111,12 +111,12 @@ def flatten_rows_first(x: Array) -> tuple[Array, Back]:
 
 
 def layer_norm(p: Tensors, name: str) -> Layer:
-    """Over all but the first axis; gain and offset are by the second (Ba et al. 2016)."""
+    """Normalise over all axes but the first, with gain and offset per channel (Ba et al. 2016)."""
     return _normalise(p, name, lambda x: tuple(range(1, x.ndim)))
 
 
 def batch_norm(p: Tensors, name: str, *, training: bool) -> Layer:
-    """By channel over batch, rows and columns (Ioffe & Szegedy 2015), or by what was learned."""
+    """Normalise each channel by its batch or its running statistics (Ioffe & Szegedy 2015)."""
     if training:
         return _normalise(p, name, lambda _: (0, 2, 3), learn=True)
 

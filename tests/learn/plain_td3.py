@@ -40,7 +40,7 @@ class Seen:
     """Observations."""
 
     pixels: Array | None
-    """(B, C, H, W), 0..255."""
+    """(B, C, H, W) in 0..255."""
     vector: Array | None
     """(B, V)."""
 
@@ -59,7 +59,7 @@ class Drawn:
 
 
 class Network:
-    """Parameters by name, and Adam on them."""
+    """Parameters by name, with Adam."""
 
     def __init__(self, tensors: Tensors, shape: NetworkConfig, *, training: bool = True) -> None:
         self.p = {name: value.copy() for name, value in tensors.items()}
@@ -69,7 +69,7 @@ class Network:
         self._steps = 0
 
     def encode(self, seen: Seen) -> tuple[Array, Back]:
-        """The CNN's features, then the vector."""
+        """Return the CNN's features, then the vector."""
         if seen.pixels is None:
             assert seen.vector is not None
             return seen.vector, lambda _: (np.zeros(0), {})
@@ -103,7 +103,7 @@ class Network:
         return chain(layers, x)
 
     def descend(self, config: TD3Config, rates: tuple[float, float], limit: float) -> None:
-        """Clip the gradients, and one step of Adam; rates are the CNN's and the MLPs'."""
+        """Clip the gradients and make one step of Adam, with rates for the CNN and the MLPs."""
         self._clip(config, limit)
         self._steps += 1
         for name, gradient in self.gradients.items():
@@ -147,7 +147,7 @@ class Network:
 
 
 class PlainTD3:
-    """Algorithm 1, from given weights."""
+    """Algorithm 1 of the paper, from given weights."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class PlainTD3:
         self.seen, self.limits = (np.inf, -np.inf), (0.0, 0.0)
 
     def update(self, drawn: Drawn, noise: Array) -> tuple[float, float | None]:
-        """Losses of the critic and, where it is its turn, of the actor."""
+        """Do one update; return the losses of the critics and, if it is due, of the actor."""
         config = self.config
         self.updates += 1
         target = self.target(drawn, noise)

@@ -1,4 +1,4 @@
-"""What callbacks of a training run are told, and how they stop it."""
+"""The calls that callbacks of a training run receive, and how they stop it."""
 
 import pytest
 

@@ -44,7 +44,7 @@ def config():
 
 @pytest.fixture
 def run(tmp_path, make_spec, publish_episodes, config):
-    """A run of 40 updates with a checkpoint every 10."""
+    """Train 40 updates with a checkpoint every 10; return the run."""
     publish_episodes(tmp_path / "data", make_spec())
     train(config, datasets=[tmp_path / "data"], run=tmp_path / "run")
     return tmp_path / "run"
@@ -58,7 +58,7 @@ def bytes_of(checkpoint):
     return {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
 
-def test_a_run_goes_back_and_nothing_is_destroyed(run, config):
+def test_a_rollback_deletes_nothing(run, config):
     data, checkpoints = run.parent / "data", run / "checkpoints"
     before = {path.name: bytes_of(path) for path in list_checkpoints(checkpoints)}
     logged = read_log(run / "events").curves["critic/loss"]
@@ -79,7 +79,7 @@ def test_a_run_goes_back_and_nothing_is_destroyed(run, config):
     assert kept(run / "rolled-back" / "002") == [20, 30, 40]
 
 
-def test_what_it_went_back_to_is_published_at_once(run, config):
+def test_the_restored_policy_is_published_at_once(run, config):
     policies = PolicyStore(run / "policies")
     newest = policies.newest_version()
     train(
@@ -106,7 +106,7 @@ def test_an_update_without_a_checkpoint_is_refused_and_nothing_moves(run, capsys
     assert not (run / "rolled-back").exists()
 
 
-def test_a_torn_checkpoint_is_not_gone_back_to(run, config):
+def test_a_truncated_checkpoint_is_refused_for_a_rollback(run, config):
     torn = run / "checkpoints" / "update-000000020" / "tensors.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="damaged"):
@@ -114,14 +114,14 @@ def test_a_torn_checkpoint_is_not_gone_back_to(run, config):
     assert kept(run / "checkpoints") == [10, 20, 30, 40]
 
 
-def test_there_must_be_a_run_to_go_back_in(tmp_path, config):
+def test_a_rollback_needs_a_run(tmp_path, config):
     with pytest.raises(ConfigError, match="no run"):
         train(config, datasets=[tmp_path / "data"], run=tmp_path / "run", rollback=20)
 
 
 @pytest.fixture
 def keep(tmp_path, make_spec, small_network):
-    """Save checkpoints of made-up updates; answers which are left."""
+    """Return a function that saves a checkpoint and returns the updates of all that remain."""
     spec = make_spec()
     state = create_state(spec, small_network, TD3Config(), CPU, seed=0)
 
@@ -209,6 +209,6 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path, keep, mak
 
 
 @pytest.mark.parametrize("name", ["episode/returns", "critic/q1_mean"])
-def test_a_metric_that_says_nothing_of_better_is_refused(name):
+def test_a_metric_without_a_direction_is_refused(name):
     with pytest.raises(ConfigError, match="keep_best"):
         LearnConfig(keep_best=name)

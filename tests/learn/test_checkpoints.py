@@ -69,7 +69,7 @@ def test_the_range_of_the_targets_is_kept(tmp_path, make_batch, spec, small_netw
     assert_equal(state, other)
 
 
-def test_a_run_may_go_on_with_another_kind_of_decay(tmp_path, make_batch, spec, small_network):
+def test_a_run_may_continue_with_another_kind_of_decay(tmp_path, make_batch, spec, small_network):
     configs = [TD3Config(weight_decay_kind=kind, cnn_weight_decay=0) for kind in DECAYS]
     states = [create_state(spec, small_network, config, CPU, seed=0) for config in configs]
     for state, config in zip(states, configs, strict=True):

@@ -24,7 +24,7 @@ def weights(state):
 
 
 def alike(ours, theirs):
-    """But for the rounding of the rates: a recording reads them as float32."""
+    """Compare two values up to the rounding of the rates, which a recording reads as float32."""
     for one, other in zip(graph._tensors(ours), graph._tensors(theirs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
 

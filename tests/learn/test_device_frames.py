@@ -1,4 +1,4 @@
-"""The copy of the replay's frames on a device; here that is the CPU."""
+"""`BatchLoader` with a copy of the replay's frames on the device, which is the CPU here."""
 
 import copy
 
@@ -78,7 +78,7 @@ def test_frames_are_copied_once(world, tmp_path, monkeypatch):
         assert copied[3:] in ([2], [len(cache._frames), 2])
 
 
-def test_direct_replay_gathers_all_the_same(tmp_path, make_spec, publish_episodes):
+def test_direct_replay_gathers_on_the_host(tmp_path, make_spec, publish_episodes):
     from avtd3.store.spec import ImageSpec
 
     spec = make_spec(image=ImageSpec(height=8, width=10, channels=1, stack=2))
@@ -91,7 +91,7 @@ def test_direct_replay_gathers_all_the_same(tmp_path, make_spec, publish_episode
         assert batch.observation.pixels.shape == (4, 2, 8, 10)
 
 
-def test_too_small_a_device_is_named(world, tmp_path, monkeypatch):
+def test_a_device_without_room_is_named(world, tmp_path, monkeypatch):
     cache = DeviceFrameCache(world.spec.image, CPU)
 
     def full(*_, **__):
@@ -108,14 +108,14 @@ def test_too_small_a_device_is_named(world, tmp_path, monkeypatch):
             cache.stacks(sampler, rows)
 
 
-def test_a_ring_is_for_images_on_another_device(world):
+def test_the_cache_is_for_images_on_another_device(world):
     assert open_device_cache(world.spec.image, CPU, enabled=True) is None
     assert open_device_cache(None, torch.device("cuda"), enabled=True) is None
     assert open_device_cache(world.spec.image, torch.device("meta"), enabled=False) is None
     assert open_device_cache(world.spec.image, torch.device("meta"), enabled=True) is not None
 
 
-def test_rows_are_named_as_the_column_has_them(world, tmp_path):
+def test_frame_rows_are_rows_of_the_frame_array(world, tmp_path):
     with Sampler([dataset(world)], ReplayConfig(batch_size=8), seed=0, scratch=tmp_path) as sampler:
         drawn = sampler.sample()
         column = sampler.frame_array()

@@ -1,4 +1,4 @@
-"""Offline evaluation against one step at a time, and in a run."""
+"""Evaluation on held-out episodes: compared with one step at a time, and in a run."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def make_episode(spec, length, *, terminated, seed=0):
 
 
 def one_by_one(state, episode, spec, gamma):
-    """The metrics of every step, each from its own forward passes."""
+    """Return the metrics of every step, each from its own forward passes."""
 
     def observe(t):
         pixels = None
@@ -144,7 +144,9 @@ def config():
     )
 
 
-def test_a_run_judges_itself_by_what_it_never_draws(tmp_path, make_spec, publish_episodes, config):
+def test_a_run_evaluates_itself_on_episodes_that_it_never_samples(
+    tmp_path, make_spec, publish_episodes, config
+):
     dataset = publish_episodes(tmp_path / "data", make_spec(image=IMAGE), episodes=8, length=10)
     report = train(config, datasets=[dataset.path], run=tmp_path / "run")
     assert 0 < report.steps < 80

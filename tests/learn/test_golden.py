@@ -1,4 +1,4 @@
-"""Checkpoints and policies of every released format stay readable, on the bytes of then."""
+"""Checkpoints and policies of every released format stay readable."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def test_old_checkpoints_are_read_to_the_bit(tmp_path, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_run_goes_on_from_an_old_checkpoint(tmp_path, version):
+def test_a_run_continues_from_an_old_checkpoint(tmp_path, version):
     data, run, path = tmp_path / "data", tmp_path / "run", golden_checkpoint(version)
     write_golden_data(data)
     shutil.copytree(path, run / "checkpoints" / path.name)

@@ -54,7 +54,7 @@ def test_another_order_of_the_norm():
     assert norms.mlp_before.item() == 8.0
 
 
-def test_gradients_that_are_not_finite_are_told():
+def test_gradients_that_are_not_finite_are_reported():
     assert not clip_gradients([], [parameter(math.nan)], 1.0, ClipConfig()).finite
     assert not clip_gradients([parameter(math.inf)], [parameter(1.0)], 1.0, ClipConfig()).finite
 

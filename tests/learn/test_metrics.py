@@ -27,5 +27,5 @@ def test_the_good_direction(name, better):
     assert found.better == better
 
 
-def test_a_strangers_metric_is_not_known():
+def test_an_unknown_metric_has_no_description():
     assert metric("train/actor_loss") is None

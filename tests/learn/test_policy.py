@@ -47,7 +47,7 @@ def newest(directory, spec):
 
 
 def rewrite(path, header=None, tensors=None):
-    """Alter a policy file and give it a sidecar that agrees."""
+    """Change a policy file, and update its sidecar."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     found = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["avtd3_policy"])
@@ -86,7 +86,7 @@ def test_a_new_version_is_taken_and_the_same_one_kept(directory, actor, spec):
     assert Policy.load(directory.path_of(0)).version == 0
 
 
-def test_a_torn_newest_policy_leaves_the_last_good_one_and_warns_once(directory, actor, spec):
+def test_a_truncated_newest_policy_leaves_the_last_good_one_and_warns_once(directory, actor, spec):
     directory.publish(actor, spec, CONFIG, updates=0)
     good = directory.poll(None, spec)
     directory.publish(actor, spec, CONFIG, updates=1)
@@ -102,7 +102,7 @@ def test_a_torn_newest_policy_leaves_the_last_good_one_and_warns_once(directory,
     assert directory.poll(good, spec).version == 1
 
 
-def test_a_torn_latest_file_is_no_reason_to_stop(directory, actor, spec):
+def test_a_truncated_latest_file_is_no_reason_to_stop(directory, actor, spec):
     directory.publish(actor, spec, CONFIG, updates=0)
     for text in ("", "[]", '{"version": 0, "file": "../../etc/passwd", "sha256": "x"}'):
         (directory.path / "LATEST.json").write_text(text)
@@ -145,7 +145,7 @@ def test_a_file_too_large_is_refused_before_it_is_read(directory, actor, spec, m
         Policy.load(directory.path_of(0))
 
 
-def test_a_strangers_file_with_a_valid_digest_is_still_checked(directory, actor, spec):
+def test_a_file_with_a_valid_digest_is_still_checked(directory, actor, spec):
     path = directory.path_of(0)
     directory.publish(actor, spec, CONFIG, updates=0)
     good = safetensors.numpy.load(path.read_bytes())
@@ -171,7 +171,7 @@ def test_a_strangers_file_with_a_valid_digest_is_still_checked(directory, actor,
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 64, b"\x10" + bytes(7) + b"[" * 16])
-def test_files_that_are_no_policies_are_refused(directory, actor, spec, data):
+def test_files_that_are_not_policies_are_refused(directory, actor, spec, data):
     directory.publish(actor, spec, CONFIG, updates=0)
     path = directory.path_of(0)
     path.write_bytes(data)
@@ -206,7 +206,7 @@ def test_pruning_keeps_the_newest(directory, actor, spec):
     assert directory.publish(actor, spec, CONFIG, updates=4) == 4
 
 
-def test_a_version_that_is_taken_meanwhile_is_skipped(directory, actor, spec, monkeypatch):
+def test_a_version_that_another_process_takes_is_skipped(directory, actor, spec, monkeypatch):
     directory.publish(actor, spec, CONFIG, updates=0)
     monkeypatch.setattr("avtd3.learn.policy_store.list_versions", lambda _: [])
     before = (directory.path_of(0)).read_bytes()

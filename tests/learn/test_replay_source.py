@@ -68,7 +68,7 @@ def test_the_newest_episodes_in_the_units_of_driving(episodes):
     )
 
 
-def test_nothing_is_said_twice_and_the_newest_return_is_kept(episodes):
+def test_nothing_is_logged_twice_and_the_newest_return_is_kept(episodes):
     episodes.read(6)
     assert episodes.read(6) == {}
     assert episodes.newest_return == 0.0

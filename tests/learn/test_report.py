@@ -22,7 +22,7 @@ def make_report(**changes):
     return LearnReport(**(facts | changes))
 
 
-def test_only_what_is_known_is_shown():
+def test_only_known_values_are_shown():
     assert LearnProgress(updates=0, target=40).line() == "update 0 of 40"
     progress = LearnProgress(
         updates=8,

@@ -1,8 +1,8 @@
-"""``avtd3 learn`` killed with SIGKILL at random moments and resumed, against one left alone.
+"""Kill ``avtd3 learn`` with SIGKILL at random moments, resume it, and compare with a whole run.
 
-Equal to the bit: weights, targets, Adam's moments, the state of the noise and of the draws (all
-under the checkpoint's digest), what the guards remember, and every line of metrics that does not
-tell the time.
+Everything must be equal to the bit: weights, targets, Adam's moments, the states of the noise and
+of the sampler (all part of the checkpoint's digest), the state of the guards, and every metric that
+does not depend on wall-clock time.
 """
 
 import json
@@ -79,7 +79,7 @@ main(sys.argv[3:])
 
 
 def learn_and_die(words, calls, place):
-    """Run the command until it is killed at a call of `place`; whether it was."""
+    """Run the command until it is killed at a call of `place`; return whether it was."""
     command = [sys.executable, "-c", KILLER, str(calls), place, *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)

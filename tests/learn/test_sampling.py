@@ -1,4 +1,4 @@
-"""What the learner does with prioritised draws and with sequences."""
+"""Training with prioritised sampling and with sequences."""
 
 import dataclasses
 

@@ -148,7 +148,7 @@ def test_targets_move_by_tau(setting):
         torch.testing.assert_close(value, want)
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_counted(setting):
+def test_an_update_that_is_not_finite_is_skipped_and_counted(setting):
     state, batch, noise = setting
     config = TD3Config(policy_delay=1)
     update(state, batch, noise, config)

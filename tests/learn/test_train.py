@@ -168,7 +168,7 @@ def test_random_shifts_reach_the_batches(
     plain, moved = (
         tensors_of(list_checkpoints(tmp_path / n / "checkpoints")[-1]) for n in ("plain", "moved")
     )
-    assert (plain["noise"] != moved["noise"]).any()  # so that a resume goes on with the shifts
+    assert (plain["noise"] != moved["noise"]).any()  # so that a resumed run draws the same shifts
 
 
 def test_readers_drop_what_was_logged_behind_the_checkpoint(
@@ -188,7 +188,7 @@ def test_readers_drop_what_was_logged_behind_the_checkpoint(
     assert list(curves["run/steps"].updates) == list(range(5, 41, 5))
 
 
-def test_policy_versions_go_on_after_a_resume(tmp_path, make_spec, publish_episodes, config):
+def test_policy_versions_continue_after_a_resume(tmp_path, make_spec, publish_episodes, config):
     data, policies = tmp_path / "data", tmp_path / "policies"
     publish_episodes(data, make_spec())
     first = train(config, datasets=[data], run=tmp_path / "run", policies=policies)
@@ -201,7 +201,7 @@ def test_policy_versions_go_on_after_a_resume(tmp_path, make_spec, publish_episo
         assert (policies / name).read_bytes() == data_before
 
 
-def test_a_resume_on_other_segments_says_so(tmp_path, make_spec, publish_episodes, config):
+def test_a_resume_on_other_segments_is_reported(tmp_path, make_spec, publish_episodes, config):
     spec = make_spec()
     publish_episodes(tmp_path / "data", spec)
     train(
@@ -213,7 +213,7 @@ def test_a_resume_on_other_segments_says_so(tmp_path, make_spec, publish_episode
     assert "no longer" in report.summary()
 
 
-def test_told_to_stop_it_saves_and_publishes(tmp_path, make_spec, publish_episodes, config):
+def test_a_stopped_run_is_saved_and_published(tmp_path, make_spec, publish_episodes, config):
     publish_episodes(tmp_path / "data", make_spec())
     asked = iter(range(1000))
     report = train(
@@ -360,7 +360,7 @@ def test_missing_and_empty_datasets_are_refused(tmp_path, make_spec, config):
 
 
 def damage(segment):
-    """Flip a bit of the rewards; returns the segment's id."""
+    """Flip a bit of the rewards; return the segment's id."""
     file = segment.path / "reward" / "c" / "0"
     data = bytearray(file.read_bytes())
     data[3] ^= 1
@@ -368,9 +368,7 @@ def damage(segment):
     return segment.id
 
 
-def test_refused_segments_are_never_passed_over_in_silence(
-    tmp_path, make_spec, publish_episodes, config
-):
+def test_refused_segments_are_always_reported(tmp_path, make_spec, publish_episodes, config):
     data = tmp_path / "data"
     publish_episodes(data, make_spec())
     bad = damage(publish_episodes(data, make_spec(), seed=1).snapshot().segments[-1])
@@ -395,7 +393,7 @@ def test_refused_segments_are_never_passed_over_in_silence(
         train(config, datasets=[data], run=tmp_path / "other")
 
 
-def test_a_dataset_that_goes_away_is_named(tmp_path, make_spec, publish_episodes, config):
+def test_a_dataset_that_disappears_is_named(tmp_path, make_spec, publish_episodes, config):
     data = tmp_path / "data"
     publish_episodes(data, make_spec())
     asked = 0
@@ -473,7 +471,7 @@ train(config, datasets=sys.argv[1], run=sys.argv[2])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsyncs", [1, 9, 15, 20])
-def test_a_run_killed_at_any_write_goes_on(tmp_path, make_spec, publish_episodes, fsyncs):
+def test_a_run_killed_at_any_write_continues(tmp_path, make_spec, publish_episodes, fsyncs):
     data, run = tmp_path / "data", tmp_path / "run"
     publish_episodes(data, make_spec())
     command = [sys.executable, "-c", KILLED, str(data), str(run), str(fsyncs)]
@@ -517,7 +515,7 @@ def test_an_unknown_device_is_refused(tmp_path, make_spec, publish_episodes, con
         )
 
 
-def test_the_mode_of_replay_is_said_and_does_not_change_what_is_learned(
+def test_the_replay_mode_is_reported_and_does_not_change_the_result(
     tmp_path, make_spec, publish_episodes, config
 ):
     publish_episodes(tmp_path / "data", make_spec(image=IMAGE, vector=3))

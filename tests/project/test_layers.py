@@ -22,20 +22,28 @@ MOST_LINES = 38_000
 MOST_SINGLE_IMPORTERS = 0.15
 POLICIES = ("learn.policy", "learn.policy_store")
 """All that `collect` imports from `learn`."""
-COMMAND, WORK, TOPIC, OPTIONAL, PROCESS = (
+COMMAND, WORK, ENTRY, TOPIC, OPTIONAL, PROCESS = (
     "one file per command, mounted by cli.py",
     "the work of one command, in the layer below it",
+    "the entry point of its package",
     "a topic of its own, too long for the file of its user",
     "needs a package that is optional or slow to import, so it is imported on demand",
     "runs in a process of its own",
 )
 SINGLE_IMPORTERS = {
+    "collect.carla.sensors": TOPIC,
     "collect.carla.session": PROCESS,
+    "collect.carla.simulator": TOPIC,
+    "collect.carla.traffic": TOPIC,
     "collect.carla.world": OPTIONAL,
+    "collect.driving.driving_env": ENTRY,
     "collect.gym_env": OPTIONAL,
     "collect.maps.planner": TOPIC,
     "collect.sim.camera": TOPIC,
     "collect.sim.traffic": TOPIC,
+    "collect.sim.world": ENTRY,
+    "collect.sim.vehicle": TOPIC,
+    "collect.sim.world": TOPIC,
     "configs.commands.collect": COMMAND,
     "configs.commands.config": COMMAND,
     "configs.commands.demo": COMMAND,
@@ -46,13 +54,15 @@ SINGLE_IMPORTERS = {
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.store": COMMAND,
     "learn.checkpoints": TOPIC,
-    "learn.guards.monitor": TOPIC,
-    "store.audit.checks": TOPIC,
+    "learn.guards.monitor": ENTRY,
+    "learn.replay_source": TOPIC,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
     "store.maintenance.relabel": WORK,
     "store.render.audit_page": WORK,
     "store.render.episode_view": WORK,
+    "store.replay.draws": TOPIC,
+    "store.replay.native": OPTIONAL,
     "store.replay.native_kernel": OPTIONAL,
 }
 """Modules that only one other module imports, and why they are modules of their own."""

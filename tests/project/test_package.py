@@ -15,6 +15,7 @@ COMMANDS = (
     *((), ("demo",), ("collect",), ("replay-inspect",), ("learn",), ("evaluate",), ("gate",)),
     *(("compare",), ("store",), ("store", "prune"), ("config", "show"), ("doctor", "carla")),
 )
+DATA = ("*.yaml", "*.j2", "*.css")
 HEAVY = (
     *("torch", "carla", "dask", "zarr", "numpy", "scipy", "tensorboard", "PIL"),
     *("scenariogeneration", "jinja2", "yaml"),
@@ -32,17 +33,12 @@ def test_the_wheel_contains_every_module_and_data_file(wheel):
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     for package in tools["packages"]:
         folder = ROOT / Path(*package.split(".")[1:])
-        files = [path for path in folder.iterdir() if path.is_file()]
+        files = list(folder.glob("*.py"))
         if package != "avtd3":  # the root of the repository has other files, too
-            files += [
-                path
-                for kind in ("*.yaml", "*.j2", "*.css", "py.typed")
-                for path in folder.rglob(kind)
-            ]
+            files += [path for kind in DATA for path in folder.rglob(kind)]
         for path in files:
-            if path.suffix in {".py", ".yaml", ".j2", ".css"} or path.name == "py.typed":
-                name = f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}"
-                assert name in contents, f"{name} is not in the wheel"
+            name = f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}"
+            assert name in contents, f"{name} is not in the wheel"
     for name in ("py.typed", "store/render/templates/base.html.j2", "configs/demo.yaml"):
         assert f"avtd3/{name}" in contents
     assert not any(name.startswith(("avtd3/tests", "tests", "bench")) for name in contents)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avtd3.store.dataset import Snapshot
+from avtd3.store.dataset import Refusal, Snapshot
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.tests.store.segments import episode_table
 
@@ -137,12 +137,29 @@ class MemoryDataset:
         self.fault = None
 
     def snapshot(self, *, check_files=True):
-        return self.refresh(None, check_files=check_files)
+        return self.refresh(Snapshot(segments=()), check_files=check_files)
 
-    def refresh(self, _, *, check_files=True):
+    def refresh(self, snapshot, *, check_files=True, known_only=False):
         if self.fault is not None:
             raise self.fault
-        return Snapshot(segments=tuple(self.segments), refused=tuple(self.refused))
+        own = [refusal.segment_id for refusal in self.refused]
+        bad = [r for r in snapshot.refused if r.tries and self.holds(r.segment_id)]
+        names = {refusal.segment_id for refusal in bad}
+        return Snapshot(
+            segments=tuple(s for s in self.segments if s.id not in names),
+            refused=(*self.refused, *(r for r in bad if r.segment_id not in own)),
+        )
+
+    def holds(self, name):
+        return any(segment.id == name for segment in self.segments)
+
+    def refuse(self, snapshot, problems):
+        """Refuse segments that were found bad for as long as they are there."""
+        bad = [Refusal(segment_id=n, reason=str(why), tries=1) for n, why in problems.items()]
+        return Snapshot(
+            segments=tuple(s for s in snapshot.segments if s.id not in problems),
+            refused=(*snapshot.refused, *bad),
+        )
 
 
 class World:

@@ -11,6 +11,9 @@ BUILTIN_BASES = {
     "FormatVersionError": ValueError,
     "DatasetError": OSError,
     "NoSegmentsError": OSError,
+    "UnreadableError": OSError,
+    "DatasetUnreadableError": OSError,
+    "SegmentUnreadableError": OSError,
     "SegmentNotFoundError": FileNotFoundError,
     "SegmentCorruptError": ValueError,
     "CheckpointError": ValueError,
@@ -43,6 +46,11 @@ def test_the_tree_is_complete():
 
 def test_a_missing_dataset_and_an_empty_one_have_different_errors():
     assert issubclass(errors.NoSegmentsError, errors.DatasetError)
+
+
+def test_an_unreadable_dataset_is_no_damaged_one_but_a_dataset_error():
+    assert issubclass(errors.DatasetUnreadableError, errors.DatasetError)
+    assert not issubclass(errors.SegmentUnreadableError, errors.SegmentCorruptError)
 
 
 def test_a_lost_world_says_what_and_why_wherever_it_is_copied_to():

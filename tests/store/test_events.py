@@ -14,8 +14,9 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SpecError
 from avtd3.store.events import Event, EventTable, check_events, most_events
 from avtd3.store.format.codec import seal
-from avtd3.store.maintenance.compact import compact, episode_digests
+from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.replaced import episode_digests
 from avtd3.store.writer import SegmentWriter, WriterConfig
 from avtd3.tests.golden.make_events import EVENTS as GOLDEN_EVENTS
 from avtd3.tests.store.audit.test_audit import reseal

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from avtd3.store.dataset import Dataset, Snapshot
+from avtd3.store.maintenance.compact import compact
 from avtd3.store.replaced import ORIGIN, REPLACES, origins, unseen_episodes
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.segments import Clock, feed, make_episode, make_spec
@@ -33,13 +34,14 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def merged(dataset):
-    """Two segments, and one aside that holds the episodes of both."""
+    """Two segments, and one aside that they were merged into."""
     old = [publish(dataset, n, now=n) for n in (1, 2)]
-    name = publish(dataset, 1, 2, now=3, **{REPLACES: dict.fromkeys(old, "")})
-    aside = dataset.segments_path / name
+    copy = Dataset.open(shutil.copytree(dataset.path, dataset.path.with_name("copy")))
+    compact(copy.path)
+    (name,) = copy.segment_ids()
     hidden = dataset.path / "aside"
-    aside.rename(hidden)
-    return old, aside, hidden
+    (copy.segments_path / name).rename(hidden)
+    return old, dataset.segments_path / name, hidden
 
 
 def test_replaced_segments_are_ignored_while_they_exist(dataset, merged):
@@ -132,7 +134,7 @@ def test_a_segment_does_not_replace_itself(dataset):
 )
 def test_nonsense_in_the_provenance_is_nobodys_origin(dataset, value):
     old = publish(dataset, 1, now=1)
-    publish(dataset, 2, now=2, **{ORIGIN: value, REPLACES: {old: ""}})
-    (segment,) = dataset.snapshot().segments
+    new = publish(dataset, 2, now=2, **{ORIGIN: value, REPLACES: {old: ""}})
+    segment = dataset.open_segment(new)
     assert [origin["segment_id"] for origin in origins(segment)] == [segment.id]
     assert unseen_episodes(segment, [dataset.open_segment(old)]).tolist() == [True]

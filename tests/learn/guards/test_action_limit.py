@@ -1,4 +1,4 @@
-"""The limit on the actions of published policies, and when it lifts itself."""
+"""The limit on the actions of published policies, and the conditions that remove it."""
 
 import pytest
 
@@ -9,7 +9,7 @@ CONFIG = ActionLimitConfig(share=0.6, for_updates=100)
 CALM = {"actor_cnn/feature_norm": 20.0, "actor/action_std": 0.2}
 
 
-def test_it_lifts_once_all_three_speak_for_it():
+def test_it_is_lifted_once_all_three_conditions_hold():
     limit = ActionLimit(CONFIG)
     assert [limit.read(CALM, 150.0, at) for at in (0, 50, 99)] == [""] * 3
     assert limit.share == 0.6
@@ -56,7 +56,7 @@ def test_it_is_off_unless_asked_for():
     assert ActionLimit(ActionLimitConfig()).share == 1.0
 
 
-def test_a_restored_one_goes_on_alike():
+def test_a_restored_one_continues_alike():
     first, second = ActionLimit(CONFIG), ActionLimit(CONFIG)
     first.read(CALM, 150.0, 40)
     second.restore(first.state())

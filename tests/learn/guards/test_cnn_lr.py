@@ -1,4 +1,4 @@
-"""The CNN's learning rate: halved, held, floored, given back."""
+"""The learning rate of a CNN: halved down to the floor, and doubled again."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_it_is_halved_once_per_cool_down_and_not_below_the_floor():
     rate = CnnRate(CONFIG)
     readings = [(at, 60.0) for at in range(0, 500, 50)]
     assert shares(rate, readings) == [0.5, 0.5, 0.25, 0.25, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2]
-    assert rate.read(60.0, 900) == ""  # at the floor there is nothing to tell
+    assert rate.read(60.0, 900) == ""  # at the floor nothing changes
 
 
 def test_it_comes_back_by_doubling_after_each_calm_time_up_to_the_whole():
@@ -55,7 +55,7 @@ def test_switched_off_or_without_a_number_it_stays():
 
 
 @pytest.mark.parametrize("stop", range(1, 8))
-def test_a_restored_one_goes_on_alike(stop):
+def test_a_restored_one_continues_alike(stop):
     readings = [(at * 50, 60.0 if at < 4 else 10.0) for at in range(20)]
     whole, first, second = CnnRate(CONFIG), CnnRate(CONFIG), CnnRate(CONFIG)
     expected = shares(whole, readings)

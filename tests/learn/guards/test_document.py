@@ -1,4 +1,4 @@
-"""docs/guards.md: every guard with the settings that are there, their defaults, and its test."""
+"""docs/guards.md lists every guard with its settings, their defaults and its test."""
 
 import re
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_every_test_that_is_named_is_there():
 @pytest.mark.parametrize("name", sorted(GUARDS))
 def test_the_limits_are_the_defaults(name):
     _, _, setting, warn, serious, stop, *_ = alerts()[name]
-    told = [number(cell) for cell in (warn, serious, stop) if cell not in ("", "any")]
+    reported = [number(cell) for cell in (warn, serious, stop) if cell not in ("", "any")]
     fields = re.findall(r"`(\w+)`", setting)
     defaults = {
         "grad_norm": CONFIG.grad_norm,
@@ -52,17 +52,17 @@ def test_the_limits_are_the_defaults(name):
         "max_skipped": (1.0, CONFIG.max_skipped),
     }
     expected = [x for field in fields for x in defaults.get(field) or (getattr(CONFIG, field),)]
-    assert told == expected
+    assert reported == expected
 
 
 def test_the_settings_of_the_actions_are_the_defaults():
     owners = {"rate": CnnRateConfig(), "action_limit": ActionLimitConfig(), "td3": ClipConfig()}
     owners |= {"on_stop": CONFIG, "max_rollbacks": CONFIG}
-    told = 0
+    reported = 0
     for _, _, settings, *_ in rows("Actions"):
         config = next((c for key, c in owners.items() if settings.startswith(f"`{key}")), None)
         for name, value in re.findall(r"`(?:\w+\.)*(\w+)` ([\d./ ]*\d|true)", settings):
             default = getattr(config, name)
             assert default == (True if value == "true" else number(value)), name
-            told += 1
-    assert told == 17
+            reported += 1
+    assert reported == 17

@@ -1,4 +1,4 @@
-"""Each guard is driven to fire by a fault of its own."""
+"""Each guard fires at its own fault."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from avtd3.learn.td3 import TD3Config
 from avtd3.tests.learn.guarded_run import GUARDS, scale
 
 
-def test_a_poisoned_batch_is_told_and_counted(make_run):
+def test_a_poisoned_batch_is_reported_and_counted(make_run):
     run = make_run(camera=False)
     run.go(5)
     run.go(2, lambda batch: dataclasses.replace(batch, reward=batch.reward * math.nan))
@@ -26,7 +26,7 @@ def test_a_poisoned_batch_is_told_and_counted(make_run):
     assert run.stop is None
 
 
-def test_poison_that_goes_on_is_a_stop(make_run):
+def test_continued_poison_is_a_stop(make_run):
     run = make_run(camera=False, guards=dataclasses.replace(GUARDS, max_skipped=15))
     run.go(20, lambda batch: dataclasses.replace(batch, reward=batch.reward / 0.0))
     assert run.stop is not None
@@ -136,7 +136,7 @@ def test_weights_that_are_not_finite_are_a_stop(make_run):
     assert "critic.head2.layers.0" in run.stop.reason
 
 
-def test_an_actor_that_is_left_out_for_long_is_a_stop(make_run):
+def test_many_skipped_actor_updates_are_a_stop(make_run):
     run = make_run(camera=False, guards=dataclasses.replace(GUARDS, max_skipped=8))
     run.td3 = TD3Config(bc_alpha=1.0, bc_weight=1e38)
     run.go(20)

@@ -1,4 +1,4 @@
-"""Which numbers are over which limit, by how much: levels at their very edges."""
+"""Limits and levels of findings, just below and just above each edge."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ LAST = {
 
 
 def reading(*, critic=None, actor=None, last=None):
-    """Three updates behind the warm-up, of which the second has what is given."""
+    """Return three updates after the warm-up; the second one has the given values."""
 
     def rows(changes):
         columns = {name: [value] * 3 for name, value in HEALTHY.items()}
@@ -65,7 +65,7 @@ def test_each_level_begins_above_its_edge(network, column, guard, edges):
         below = level
 
 
-def test_what_a_finding_says():
+def test_a_finding_names_value_limit_and_fix():
     (found,) = check_reading(reading(critic={"grad_norm": 6e4}), HISTORY, CONFIG)
     assert (found.update, found.value, found.limit, found.count) == (2002, 6e4, 5e4, 1)
     assert "before clipping is 6e+04, expected at most 5e+04" in found.reason
@@ -102,7 +102,7 @@ def test_without_rewards_there_is_no_bound_on_q():
         ("actor/saturation", 0.9, "saturation", "warn"),
     ],
 )
-def test_what_is_looked_at_in_the_newest_update(metric, edge, name, level):
+def test_limits_on_the_newest_update(metric, edge, name, level):
     assert check_reading(reading(last={metric: 0.999 * edge}), HISTORY, CONFIG) == []
     assert levels(check_reading(reading(last={metric: 1.001 * edge}), HISTORY, CONFIG)) == {
         name: level
@@ -116,7 +116,7 @@ def test_actions_must_vary_once_it_is_warm():
     assert check_reading(still, HISTORY, early) == []
 
 
-def test_updates_that_were_left_out_count_in_a_row_over_readings():
+def test_skipped_updates_count_in_a_row_over_readings():
     left_out = reading(critic={"finite": 0.0, "loss": math.nan, "grad_norm": math.inf})
     (found,) = check_reading(left_out, HISTORY, CONFIG)
     assert (found.name, found.level, found.value, found.count) == (

@@ -1,4 +1,4 @@
-"""The guards together: silent over a healthy run, exact over a resume, without waits."""
+"""All guards together: no alert in a healthy run, exact after a resume, without waits."""
 
 import dataclasses
 import json
@@ -40,27 +40,27 @@ def test_the_critics_own_features_at_the_same_rates_raise_nothing(make_run):
     assert not {"actor_q_bound", "actor_loss", "actor_feature_norm"} & run.fired().keys()
 
 
-def test_an_alert_that_goes_on_is_said_now_and_then_and_counted_always(make_run):
+def test_a_persisting_alert_is_repeated_seldom_and_counted_always(make_run):
     run = make_run(camera=False, guards=dataclasses.replace(GUARDS, repeat_every=30))
     with torch.no_grad():
         run.state.actor.head.layers[-1].bias.add_(100.0)
     run.go(60)
-    told = [line for line in run.lines() if line["name"] == "saturation"]
-    assert [(line["update"], line["count"]) for line in told] == [(10, 1), (40, 3)]
+    reported = [line for line in run.lines() if line["name"] == "saturation"]
+    assert [(line["update"], line["count"]) for line in reported] == [(10, 1), (40, 3)]
     assert run.scalars["alerts/saturation"] == 6.0
     run.monitor.alerts.flush(60)
-    told = [line for line in run.lines() if line["name"] == "saturation"]
-    assert (told[-1]["update"], told[-1]["count"]) == (60, 2)
-    assert "2 more updates" in told[-1]["reason"]
+    reported = [line for line in run.lines() if line["name"] == "saturation"]
+    assert (reported[-1]["update"], reported[-1]["count"]) == (60, 2)
+    assert "2 more updates" in reported[-1]["reason"]
 
 
-def test_switched_off_it_watches_nothing(make_run):
+def test_disabled_guards_check_nothing(make_run):
     run = make_run(camera=False, guards=dataclasses.replace(GUARDS, enabled=False))
     run.go(20, lambda batch: dataclasses.replace(batch, reward=batch.reward * math.nan))
     assert (run.lines(), run.scalars, run.stop) == ([], {}, None)
 
 
-def test_a_state_goes_on_as_if_nothing_had_been(make_run):
+def test_a_restored_monitor_continues_exactly(make_run):
     guards = dataclasses.replace(GUARDS, rate=CnnRateConfig(cool_down=20))
     whole, first = make_run(guards=guards), make_run(guards=guards)
     for run in (whole, first):
@@ -78,7 +78,7 @@ def test_a_state_goes_on_as_if_nothing_had_been(make_run):
     ]
 
 
-def test_a_state_that_is_none_is_refused(make_run):
+def test_an_invalid_state_is_refused(make_run):
     run = make_run(camera=False)
     run.monitor.restore({}, run.state)
     with pytest.raises(CheckpointError, match="guards"):
@@ -99,7 +99,7 @@ def test_a_checkpoint_is_good_if_nothing_serious_came_before_it(make_run):
     assert run.monitor.last_good == 10
 
 
-def test_a_checkpoint_whose_newest_update_was_left_out_is_not_good(make_run):
+def test_a_checkpoint_whose_newest_update_was_skipped_is_not_good(make_run):
     run = make_run(camera=False)
     run.go(10)
     run.go(3, lambda batch: dataclasses.replace(batch, reward=batch.reward * math.nan))
@@ -116,12 +116,12 @@ def test_nothing_is_read_back_between_two_readings(make_run, monkeypatch):
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
         plain = getattr(torch.Tensor, name)
 
-        def told(tensor, *arguments, name=name, plain=plain, **options):
+        def reported(tensor, *arguments, name=name, plain=plain, **options):
             if inside:
                 read.append((run.state.updates, name))
             return plain(tensor, *arguments, **options)
 
-        monkeypatch.setattr(torch.Tensor, name, told)
+        monkeypatch.setattr(torch.Tensor, name, reported)
     inside = False
     after = run.monitor.after
 

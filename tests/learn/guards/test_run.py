@@ -1,4 +1,4 @@
-"""What the guards do to a whole run: halting, going back, going on."""
+"""Guards in a whole run: it is halted, rolled back or continued."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def learn(tmp_path, make_spec, publish_episodes):
 
 @pytest.fixture
 def break_weights(monkeypatch):
-    """Make the critic's weights huge at the first time that an update is reached, or each time."""
+    """Multiply the critic's weights by 1000 the first time that an update is reached, or always."""
 
     def install(at, *, always=False):
         broken: list[int] = []
@@ -84,7 +84,7 @@ def guards(**changes):
     return dataclasses.replace(GUARDS, **changes)
 
 
-def test_a_stop_ends_the_run_and_is_said_everywhere(tmp_path, learn, config, break_weights):
+def test_a_stop_ends_the_run_and_is_reported_everywhere(tmp_path, learn, config, break_weights):
     break_weights(23)
     seen: list[str] = []
     report = learn(config, callbacks=[ProgressCallback(lambda p: seen.append(p.line()))])
@@ -107,7 +107,7 @@ def test_a_stop_ends_the_run_and_is_said_everywhere(tmp_path, learn, config, bre
     assert policy(run).updates == 20  # what went wrong is not published
 
 
-def test_the_exit_code_says_that_a_guard_ended_it(tmp_path, learn, config, capsys):
+def test_the_exit_code_reports_that_a_guard_ended_the_run(tmp_path, learn, config, capsys):
     learn(dataclasses.replace(config, updates=1), run="other")
     options = ["learn.td3.reward_scale=1e38", "learn.guards.max_skipped=4", "learn.guards.every=4"]
     with pytest.raises(SystemExit) as ended:
@@ -122,7 +122,7 @@ def test_the_exit_code_says_that_a_guard_ended_it(tmp_path, learn, config, capsy
     assert "not finite" in json.loads(capsys.readouterr().out)["halted"]
 
 
-def test_a_rollback_goes_on_from_the_last_good_checkpoint(tmp_path, learn, config, break_weights):
+def test_a_rollback_continues_from_the_last_good_checkpoint(tmp_path, learn, config, break_weights):
     break_weights(23)
     config = dataclasses.replace(config, guards=guards(on_stop="rollback"))
     report = learn(config, image=IMAGE)
@@ -160,7 +160,7 @@ def test_each_rollback_halves_the_rates_again_until_there_were_enough(
     assert document["guards"]["rollbacks"] == 2
 
 
-def test_a_checkpoint_that_it_went_back_to_knows_of_it(tmp_path, learn, config, break_weights):
+def test_a_checkpoint_counts_the_rollbacks_to_it(tmp_path, learn, config, break_weights):
     config = dataclasses.replace(config, guards=guards(on_stop="rollback"))
     learn(dataclasses.replace(config, updates=13))
     break_weights(14)
@@ -186,14 +186,14 @@ def test_checkpoints_after_the_good_one_are_moved_like_those_of_a_rollback_by_ha
     assert note["update"] == 10
 
 
-def test_with_no_good_checkpoint_there_is_nothing_to_go_back_to(learn, config, break_weights):
+def test_without_a_good_checkpoint_a_stop_halts_the_run(learn, config, break_weights):
     break_weights(3)
     report = learn(dataclasses.replace(config, guards=guards(on_stop="rollback")))
     assert report.updates == 5
     assert "there is no good checkpoint to roll back to" in report.halted
 
 
-def test_told_to_it_only_says_so(tmp_path, learn, config, break_weights):
+def test_with_continue_a_stop_is_only_reported(tmp_path, learn, config, break_weights):
     break_weights(23)
     report = learn(dataclasses.replace(config, guards=guards(on_stop="continue")))
     assert (report.updates, report.halted) == (40, None)
@@ -201,7 +201,7 @@ def test_told_to_it_only_says_so(tmp_path, learn, config, break_weights):
     assert not (tmp_path / "run" / "emergency").exists()
 
 
-def test_a_resumed_run_keeps_what_the_guards_know(tmp_path, learn, config):
+def test_a_resumed_run_keeps_the_state_of_the_guards(tmp_path, learn, config):
     rate = CnnRateConfig(halve_above=1.0, recover_below=0.5, cool_down=10)
     limit = ActionLimitConfig(share=0.6, for_updates=1000)
     config = dataclasses.replace(config, guards=guards(rate=rate, action_limit=limit))
@@ -218,14 +218,14 @@ def test_a_resumed_run_keeps_what_the_guards_know(tmp_path, learn, config):
     ]
     assert states[0] == states[1]
     assert states[0]["rates"]["actor"]["share"] < 0.2
-    told = [
+    reported = [
         [(line["update"], line["name"], line["reason"]) for line in lines(tmp_path / run)]
         for run in ("whole", "parts")
     ]
-    assert told[0] == told[1]
+    assert reported[0] == reported[1]
 
 
-def test_lines_of_a_past_that_was_lost_are_told_of(tmp_path, learn, config):
+def test_void_lines_are_marked_after_a_resume(tmp_path, learn, config):
     rate = CnnRateConfig(halve_above=1.0, recover_below=0.5, cool_down=5)
     config = dataclasses.replace(config, updates=20, guards=guards(rate=rate))
     learn(config, image=IMAGE)
@@ -241,7 +241,7 @@ def test_lines_of_a_past_that_was_lost_are_told_of(tmp_path, learn, config):
     assert "are void" in found[0]["reason"]
 
 
-def test_policies_hold_back_until_the_limit_lifts_itself(tmp_path, learn, config):
+def test_policies_are_limited_until_training_looks_healthy(tmp_path, learn, config):
     limit = ActionLimitConfig(
         share=0.6, for_updates=20, action_std_above=0.0, episode_length_above=10.0
     )

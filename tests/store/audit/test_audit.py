@@ -416,7 +416,7 @@ def test_damaged_segments_are_quarantined_and_the_rest_is_kept(tmp_path):
     dataset = write(tmp_path / "data", segments=3)
     bad = dataset.segment_ids()[1]
     (dataset.segments_path / bad / "reward/c/0").write_bytes(b"")
-    assert quarantine_damaged(audit([dataset.path], SYNC)) == (bad,)
+    assert quarantine_damaged(audit([dataset.path], SYNC)).moved == (bad,)
     assert bad not in dataset.segment_ids()
     assert audit([dataset.path], SYNC).verdict == "ok"
 

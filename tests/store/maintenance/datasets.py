@@ -2,7 +2,7 @@
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.maintenance.compact import episode_digests
+from avtd3.store.replaced import episode_digests
 from avtd3.store.writer import SegmentWriter, WriterConfig
 from avtd3.tests.store.segments import Clock, feed, make_episode, make_spec
 

@@ -16,11 +16,11 @@ from avtd3.store.errors import ConfigError, StorageError
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.maintenance import compact as compact_module
 from avtd3.store.maintenance import removal
-from avtd3.store.maintenance.compact import compact, episode_digests, merged_name
+from avtd3.store.maintenance.compact import compact, merged_name
 from avtd3.store.maintenance.pins import Pin, write_pins
 from avtd3.store.maintenance.removal import MaintenanceProgress, exclusive
 from avtd3.store.render.audit_text import audit_text
-from avtd3.store.replaced import ORIGIN, REPLACES, unseen_episodes
+from avtd3.store.replaced import ORIGIN, REPLACES, episode_digests, unseen_episodes
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.segment import Segment

@@ -7,7 +7,7 @@ import pytest
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.maintenance.compact import episode_digests
+from avtd3.store.replaced import episode_digests
 from avtd3.store.segment import Segment
 from avtd3.tests.store.maintenance.datasets import SPEC, fill, identity, publish
 from avtd3.tests.store.segments import make_spec

@@ -115,7 +115,7 @@ def test_the_page_can_be_read_without_seeing_it(sound):
     assert len(page.of("table")) == len(page.of("caption"))
 
 
-def test_findings_are_told_with_their_places(sound, tmp_path):
+def test_findings_are_reported_with_their_places(sound, tmp_path):
     path = tmp_path / "data"
     write_dataset(path, SPEC, [make_episode(SPEC, 6, n) for n in range(3)])
     dataset = Dataset.open(path)
@@ -234,7 +234,7 @@ def test_the_worst_episodes_are_named_as_the_command_takes_them(tmp_path):
     assert "The worst 1 episode" in page.text
 
 
-def test_drift_between_two_datasets_is_told(tmp_path):
+def test_drift_between_two_datasets_is_reported(tmp_path):
     for name, shift in (("before", 0.0), ("after", 0.3)):
         episodes = [sound_episode(80, n) for n in range(4)]
         for episode in episodes:

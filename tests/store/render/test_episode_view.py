@@ -120,7 +120,7 @@ def test_an_empty_dataset_says_so(tmp_path):
         chosen(tmp_path / "data", "worst")
 
 
-def test_words_pass_over_a_damaged_segment_and_its_name_does_not(tmp_path, episodes):
+def test_words_skip_a_damaged_segment_and_its_name_does_not(tmp_path, episodes):
     dataset = write_dataset(tmp_path / "data", SPEC, episodes[:1])
     write_dataset(tmp_path / "data", SPEC, episodes[1:2], collector="other")
     worst = chosen(dataset.path, "worst")

@@ -78,7 +78,7 @@ def test_the_bars_of_counts_have_shares_and_those_of_shares_do_not():
     assert re.findall(r"width:([0-9.]+)%", made) == ["100.0", "33.3"]
 
 
-def test_a_long_table_counts_the_rows_that_it_leaves_out():
+def test_a_long_table_counts_the_rows_that_it_omits():
     made = UI.table(["n"], [(str(n),) for n in range(MAX_ROWS + 1_234)], "c")
     assert made.count("<tr>") == MAX_ROWS + 2
     assert "… and 1,234 more" in made

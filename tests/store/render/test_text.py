@@ -142,7 +142,7 @@ def test_a_sparkline_never_hides_a_spike():
     assert line.index("█") == 437 // 20
 
 
-def test_a_sparkline_leaves_out_what_is_not_finite():
+def test_a_sparkline_skips_what_is_not_finite():
     assert sparkline(np.array([0.0, np.nan, 1.0, np.inf]), 4) == "▁ █ "
     assert sparkline(np.full(3, np.nan), 4) == ""
     assert sparkline(np.ones(3), 9, unicode=False) == "___"

@@ -67,9 +67,7 @@ def test_frames_reach_their_rows_however_little_is_written_at_once(tmp_path, mon
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_disk_that_proves_full_while_frames_are_written_is_an_error(
-    tmp_path, monkeypatch, shared
-):
+def test_a_disk_that_fills_up_while_frames_are_written_is_an_error(tmp_path, monkeypatch, shared):
     cache = ReplayCache(make_spec(), tmp_path, shared=shared)
     first = segment_of("a", [3], 1)
     cache.follow(wanted(first))

@@ -182,7 +182,7 @@ def remove_segment(path):
 )
 @pytest.mark.parametrize("chunk_frames", [1, 4])
 @pytest.mark.usefixtures("decoder")
-def test_a_segment_that_proves_bad_is_refused_and_the_rest_is_drawn(
+def test_a_damaged_segment_is_refused_and_the_rest_is_sampled(
     tmp_path, damage, words, chunk_frames
 ):
     codec = FrameCodec(chunk_frames=chunk_frames)
@@ -205,7 +205,7 @@ def test_a_segment_that_proves_bad_is_refused_and_the_rest_is_drawn(
 
 
 @pytest.mark.usefixtures("decoder")
-def test_a_segment_that_is_taken_away_is_left_out(tmp_path):
+def test_a_segment_that_is_removed_is_excluded(tmp_path):
     dataset = make_dataset(tmp_path / "d", lengths=(30, 30, 30))
     with open_sampler(dataset, tmp_path, "direct") as sampler:
         remove_segment(shard_path(dataset, 2))

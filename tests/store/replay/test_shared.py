@@ -114,7 +114,7 @@ def test_rows_that_another_process_lists_are_left_alone(tmp_path):
 def test_two_that_want_the_same_segments_divide_the_decoding(tmp_path):
     caches = [ReplayCache(SPEC, tmp_path) for _ in range(2)]
     segments = [[segment_of(number) for number in range(1, 25)] for _ in caches]
-    both = threading.Barrier(2, timeout=60)  # neither goes on until the other decodes, too
+    both = threading.Barrier(2, timeout=60)  # neither continues until the other decodes, too
     for own in segments:
         turns = itertools.count()
         for segment in own:

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 from avtd3.store.dataset import Refusal, Snapshot
@@ -19,24 +20,35 @@ def names(refused):
 
 def test_fixed_and_removed_segments_are_forgotten():
     refusals = Refusals([Path("/d"), Path("/e")])
-    refusals.update([snapshot("a"), snapshot("b", refused=["c"])])
-    refusals.add({(0, "a"): "crc32c"})
-    assert (0, "a") in refusals
-    assert (1, "c") not in refusals, "it may be a copy in progress, so it is tried again"
+    refusals.update([snapshot(), snapshot("b", refused=["c"])])
+    refusals.update([snapshot(refused=["a"]), snapshot("b", refused=["c"])])
     found = refusals.take_new()
     assert [(str(r.dataset), r.segment_id, r.reason) for r in found] == [
         ("/e", "c", "c is truncated"),
-        ("/d", "a", "crc32c"),
+        ("/d", "a", "a is truncated"),
     ]
     assert refusals.all() == found
-    refusals.update([snapshot("a"), snapshot("b", "c")])
+    refusals.update([snapshot(refused=["a"]), snapshot("b", "c")])
     assert names(refusals.all()) == ["a"]
     assert refusals.take_new() == ()
     refusals.update([snapshot(), snapshot("b", "c")])
     assert refusals.all() == ()
-    assert (0, "a") not in refusals
     refusals.update([snapshot(refused=["a"]), snapshot("b", "c")])
     assert names(refusals.take_new()) == ["a"], "broken again is news again"
+
+
+def test_what_is_tried_again_and_fails_again_is_no_news_until_it_was_loaded():
+    refusals = Refusals([Path("/d")])
+    refused = snapshot(refused=["a"])
+    refusals.update([refused])
+    assert names(refusals.take_new()) == ["a"]
+    tried_again = dataclasses.replace(snapshot("a"), earlier=refused.refused)
+    for loaded, news in (([], []), ([(0, "a")], ["a"])):
+        refusals.update([tried_again])
+        assert refusals.all() == ()
+        refusals.forget(loaded)
+        refusals.update([refused])
+        assert names(refusals.take_new()) == news
 
 
 def test_an_error_names_the_first_of_many():
