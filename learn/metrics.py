@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Final, Literal
 
 from avtd3.learn.guards.config import GUARDS, UPDATE_RATIOS, WEIGHTS
 
-HIGHER, LOWER = "higher", "lower"
+HIGHER: Final = "higher"
+LOWER: Final = "lower"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,15 +19,20 @@ class Metric:
     """What it measures."""
     unit: str
     """Unit; ``1`` for a share or a ratio."""
-    better: str = ""
+    better: Literal["", "higher", "lower"] = ""
     """Preferred direction: ``higher``, ``lower``, or empty if there is none."""
 
     def __str__(self) -> str:
         return f"{self.meaning} [{self.unit}]"
 
 
-def _metric(meaning: str, unit: str, better: str = "") -> Metric:
+def _metric(meaning: str, unit: str, better: Literal["", "higher", "lower"] = "") -> Metric:
     return Metric(meaning=meaning, unit=unit, better=better)
+
+
+def _lag(which: str, driven: str) -> Metric:
+    meaning = f"{which} number of policy versions published since the one that drove {driven}"
+    return _metric(meaning, "versions", LOWER)
 
 
 _FEATURES = {
@@ -89,21 +96,9 @@ _RUN = {
         "updates per transition that the datasets have offered so far", "1"
     ),
     "run/steps": _metric("transitions that can be sampled", "count"),
-    "run/policy_lag": _metric(
-        "mean number of policy versions published since the one that drove the newest episodes",
-        "versions",
-        LOWER,
-    ),
-    "run/policy_lag_min": _metric(
-        "smallest number of policy versions published since the one that drove an episode",
-        "versions",
-        LOWER,
-    ),
-    "run/policy_lag_max": _metric(
-        "largest number of policy versions published since the one that drove an episode",
-        "versions",
-        LOWER,
-    ),
+    "run/policy_lag": _lag("mean", "the newest episodes"),
+    "run/policy_lag_min": _lag("smallest", "an episode"),
+    "run/policy_lag_max": _lag("largest", "an episode"),
 }
 _ALERTS = {
     "alerts/warn": _metric("alerts of level warn so far", "count", LOWER),

@@ -34,17 +34,12 @@ class Change:
     direction: str | None
     """Whether ``lower`` or ``higher`` is better, or ``neither``; None if unknown."""
     before: float | None
-    """Median within the window of the baseline; None without a finite point."""
     after: float | None
-    """Median within the window of the candidate."""
     interval: tuple[float, float] | None
     """Confidence interval of the change; None if the noise cannot be estimated."""
     points: tuple[int, int]
-    """Points within each window."""
     verdict: Verdict
-    """How the metric changed."""
     reason: str
-    """Explanation of the verdict."""
 
     @property
     def change(self) -> float | None:
@@ -90,28 +85,17 @@ class Side:
     """One of the two runs of a comparison."""
 
     run: str
-    """Path of the run."""
     names: str
-    """Set of names that the tags were read with."""
     axis: str
     """What the steps count."""
     last_step: int | None
-    """Last step of the run; None if it has no scalars."""
     end_step: int
-    """Last step that was used."""
     notices: tuple[str, ...]
-    """Remarks about the event files."""
 
     def document(self) -> dict[str, Any]:
         """Return the run as a JSON object."""
-        return {
-            "run": self.run,
-            "names": self.names,
-            "axis": self.axis,
-            "last_step": self.last_step,
-            "judged_to": self.end_step,
-            "notices": list(self.notices),
-        }
+        renamed = {"end_step": "judged_to"}
+        return {renamed.get(key, key): value for key, value in dataclasses.asdict(self).items()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,23 +103,15 @@ class CompareReport:
     """The result of `compare`: how each metric of a candidate differs from a baseline."""
 
     baseline: Side
-    """The run before."""
     candidate: Side
-    """The run after."""
     window: float
     """Share of the steps, at the end, whose median was compared."""
     confidence: float
-    """Confidence of the intervals."""
     margin: float
-    """Change that is ignored, as a share."""
     changes: tuple[Change, ...]
-    """Every metric of both runs, by verdict."""
     only_baseline: tuple[str, ...]
-    """Metrics that the candidate lacks."""
     only_candidate: tuple[str, ...]
-    """Metrics that the baseline lacks."""
     notices: tuple[str, ...]
-    """Remarks about both runs."""
     curves: Mapping[str, tuple[Curve, Curve]]
     """Curves of both runs by metric; not in the document."""
 
@@ -195,14 +171,10 @@ class CompareReport:
         """Format the report as Markdown."""
         interval = f"{self.confidence:.0%} interval"
         heads = ("verdict", "metric", "before", "after", "change", interval, "why")
+        bold = {"worse": "**worse**"}
         rows = [
-            (
-                f"**{change.verdict}**" if change.verdict == "worse" else change.verdict,
-                f"`{change.metric}`",
-                *change.texts(),
-                change.reason,
-            )
-            for change in self.changes
+            (bold.get(c.verdict, c.verdict), f"`{c.metric}`", *c.texts(), c.reason)
+            for c in self.changes
         ]
         lines = [f"# `{self.candidate.run}` against `{self.baseline.run}`", "", self.sentence(), ""]
         lines += [*markdown_table(heads, "<<>>>><", rows), ""]
@@ -250,42 +222,10 @@ def compare(
     For every metric of both runs, the medians over the last part of the steps are compared. The
     verdict is ``better``, ``worse`` or ``changed`` only if the change exceeds the margin and its
     confidence interval, which is corrected for autocorrelation, excludes 0.
-
-    Args:
-        baseline: The run before: its directory, or an event file.
-        candidate: The run after.
-        config: Settings.
-        names: Which tag is which metric, for the baseline and for the candidate.
-        directions: Whether a lower or a higher value of a metric is better.
-
-    Returns:
-        The report, worse metrics first.
-
-    Raises:
-        ConfigError: A run has no event files or no scalars, exceeds a limit, or the patterns match
-            no metric of either run.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from avtd3.learn.analysis.compare import CompareConfig, compare
-        >>> from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameSet
-        >>> from avtd3.learn.logging import EventWriter
-        >>> names = NameBook(sets=(NameSet(name="avtd3", axis="updates"),))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     runs = Path(folder) / "before", Path(folder) / "after"
-        ...     for run, loss in zip(runs, (2.0, 1.0)):
-        ...         writer = EventWriter(run / "events", first_step=1)
-        ...         for step in range(1, 101):
-        ...             writer.write(step, {"critic/loss": loss})
-        ...         writer.close()
-        ...     report = compare(*runs, CompareConfig(), (names, names), DirectionBook())
-        >>> report.sentence()
-        '1 shared metric: 1 better'
     """
     logs = (read_log(baseline), read_log(candidate))
     ends = _ends((baseline, candidate), logs, config)
-    maps = tuple(book.pick(log.tags) for book, log in zip(names, logs, strict=True))
+    maps = [book.pick(log.tags) for book, log in zip(names, logs, strict=True)]
     before, after = (
         _by_metric(log, known, config.metrics) for log, known in zip(logs, maps, strict=True)
     )
@@ -315,18 +255,15 @@ def compare(
         changes=tuple(sorted(changes, key=lambda change: change.rank)),
         only_baseline=tuple(sorted(before.keys() - after.keys())),
         only_candidate=tuple(sorted(after.keys() - before.keys())),
-        notices=tuple(_notices(sides, logs, ends)),
-        curves={metric: (before[metric], after[metric]) for metric in before.keys() & after.keys()},
+        notices=tuple(_notices(sides)),
+        curves={change.metric: (before[change.metric], after[change.metric]) for change in changes},
     )
 
 
 def _by_metric(log: RunLog, names: NameMap, patterns: Sequence[str]) -> dict[str, Curve]:
     curves = {names.metric(tag): curve for tag, curve in log.curves.items()}
-    return {
-        metric: curve
-        for metric, curve in curves.items()
-        if not patterns or any(fnmatchcase(metric, pattern) for pattern in patterns)
-    }
+    chosen = patterns or "*"
+    return {m: c for m, c in curves.items() if any(fnmatchcase(m, pattern) for pattern in chosen)}
 
 
 def _ends(runs: Sequence[Path], logs: Sequence[RunLog], config: CompareConfig) -> tuple[int, int]:
@@ -336,9 +273,8 @@ def _ends(runs: Sequence[Path], logs: Sequence[RunLog], config: CompareConfig) -
         if log.last_step is None:
             raise ConfigError(f"{run} has logged no scalars yet; wait until it has logged some")
         steps.append(log.last_step)
-    first, second = steps
-    common = min(first, second)
-    return (common, common) if config.align == "common" else (first, second)
+    first, second = steps if config.align == "end" else [min(steps)] * 2
+    return first, second
 
 
 def _change(
@@ -349,14 +285,12 @@ def _change(
     config: CompareConfig,
     directions: DirectionBook,
 ) -> Change:
-    windows = [
-        _window(curve, end, config) for curve, end in zip((before, after), ends, strict=True)
-    ]
+    windows = _window(before, ends[0], config), _window(after, ends[1], config)
     direction = directions.of(metric)
-    not_finite = tuple(int((~np.isfinite(values)).sum()) for values in windows)
-    points = tuple(len(values) for values in windows)
+    points = len(windows[0]), len(windows[1])
     finite = [values[np.isfinite(values)] for values in windows]
-    medians = tuple(float(np.median(values)) if values.size else None for values in finite)
+    not_finite = points[0] - len(finite[0]), points[1] - len(finite[1])
+    medians = [float(np.median(values)) if values.size else None for values in finite]
     verdict: Verdict = "unclear"
     interval = None
     if any(not_finite):
@@ -374,7 +308,7 @@ def _change(
         before=medians[0],
         after=medians[1],
         interval=interval,
-        points=(points[0], points[1]),
+        points=points,
         verdict=verdict,
         reason=reason,
     )
@@ -386,19 +320,9 @@ def _window(curve: Curve, end: int, config: CompareConfig) -> NDArray[np.float64
 
 
 def _classify(
-    levels: tuple[Level, Level],
-    interval: tuple[float, float],
-    margin: float,
-    direction: str | None,
+    levels: tuple[Level, Level], interval: tuple[float, float], margin: float, direction: str | None
 ) -> tuple[Verdict, str]:
-    """Return the verdict on a change, and its reason.
-
-    Args:
-        levels: Levels of the baseline and of the candidate.
-        interval: Confidence interval of the change.
-        margin: Change to ignore.
-        direction: Whether ``lower`` or ``higher`` is better.
-    """
+    """Return the verdict on a change, and its reason."""
     change = levels[1].median - levels[0].median
     low, high = interval
     if low <= 0.0 <= high:
@@ -416,25 +340,24 @@ def _classify(
 def _classify_not_finite(
     not_finite: tuple[int, ...], points: tuple[int, ...]
 ) -> tuple[Verdict, str]:
-    parts = [
+    reason = "; ".join(
         f"{count:,} of {total:,} points of the {name} are not finite"
         for count, total, name in zip(not_finite, points, ("baseline", "candidate"), strict=True)
         if count
-    ]
-    reason = "; ".join(parts)
+    )
     if all(not_finite):
         return "unclear", reason
     return ("worse" if not_finite[1] else "better"), reason
 
 
-def _notices(sides: Sequence[Side], logs: Sequence[RunLog], ends: tuple[int, int]) -> list[str]:
+def _notices(sides: Sequence[Side]) -> list[str]:
     notices = []
-    for name, side, log, end in zip(("baseline", "candidate"), sides, logs, ends, strict=True):
+    for name, side in zip(("baseline", "candidate"), sides, strict=True):
         notices += [f"{name}: {notice}" for notice in side.notices]
-        if log.last_step is not None and log.last_step > end:
+        if side.last_step is not None and side.last_step > side.end_step:
             notices.append(
-                f"the {name} continues to {log.last_step:,}; both are compared up to {end:,} "
-                "(--align end uses the end of each)"
+                f"the {name} continues to {side.last_step:,}; both are compared up to "
+                f"{side.end_step:,} (--align end uses the end of each)"
             )
     if sides[0].axis != sides[1].axis:
         notices.append(

@@ -5,8 +5,10 @@ A criteria file is a `GateConfig` in YAML; configs/gates/ has those of the stage
 
 import dataclasses
 import math
+import operator
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,35 +18,28 @@ from avtd3.learn.analysis.statistics import FEWEST_FOR_TREND, find_trend
 from avtd3.store.errors import ConfigError
 from avtd3.store.render.text import number
 
-Rule = Literal[
-    "every",
-    "share",
-    "count",
-    "max",
-    "min",
-    "mean",
-    "median",
-    "last",
-    "sum",
-    "rising",
-    "falling",
-    "not_rising",
-    "not_falling",
-]
+Statistic = Literal["max", "min", "mean", "median", "last", "sum"]
+Trend = Literal["rising", "falling", "not_rising", "not_falling"]
+Rule = Literal["every", "share", "count", Statistic, Trend]
 Answer = Literal["pass", "fail", "unknown"]
 
-TRENDS = ("rising", "falling", "not_rising", "not_falling")
 _Floats = NDArray[np.float64]
-_BOUNDS = {"below": "<", "above": ">", "at_most": "<=", "at_least": ">="}
+_BOUNDS: Mapping[str, tuple[str, float, Callable[[_Floats, float], NDArray[np.bool_]]]] = {
+    "below": ("<", 1.0, operator.lt),
+    "above": (">", -1.0, operator.gt),
+    "at_most": ("<=", 1.0, operator.le),
+    "at_least": (">=", -1.0, operator.ge),
+}
+"""Sign, direction in which values leave the bound, and comparison of each bound."""
 _LISTED = 5
 """Steps of points that are not finite that a message lists."""
 _STATISTICS: Mapping[str, Callable[[_Floats], float]] = {
-    "max": lambda values: float(values.max()),
-    "min": lambda values: float(values.min()),
-    "mean": lambda values: float(values.mean()),
-    "median": lambda values: float(np.median(values)),
-    "last": lambda values: float(values[-1]),
-    "sum": lambda values: float(values.sum()),
+    "max": np.max,
+    "min": np.min,
+    "mean": np.mean,
+    "median": np.median,
+    "last": operator.itemgetter(-1),
+    "sum": np.sum,
 }
 
 
@@ -74,29 +69,18 @@ class Window:
             )
 
     def select(self, curve: Curve, end: int | None) -> tuple[NDArray[np.int64], _Floats]:
-        """Return the steps and values of a curve within the window.
-
-        Args:
-            curve: The curve.
-            end: Last step of the stage, after which points are ignored; None for no limit.
-        """
-        steps, values = curve.updates, curve.values
-        keep = np.ones(len(steps), np.bool_)
-        if end is not None:
-            keep &= steps <= end
-        if self.from_step is not None:
-            keep &= steps >= self.from_step
-        if self.to_step is not None:
-            keep &= steps <= self.to_step
-        steps, values = steps[keep], values[keep]
-        if self.last_share is not None and len(steps):
-            last = int(steps[-1])
-            first = min(int(curve.updates[0]), 0)
-            keep = steps > last - self.last_share * (last - first)
-            steps, values = steps[keep], values[keep]
+        """Return the steps and values of a curve in the window, up to the step ``end`` if given."""
+        steps = curve.updates
+        start = 0 if self.from_step is None else int(np.searchsorted(steps, self.from_step))
+        ends = [step for step in (end, self.to_step) if step is not None]
+        stop = int(np.searchsorted(steps, min(ends), side="right")) if ends else len(steps)
+        if self.last_share is not None and stop > start:
+            last, first = int(steps[stop - 1]), min(int(steps[0]), 0)
+            least = last - self.last_share * (last - first)
+            start = max(start, int(np.searchsorted(steps, least, side="right")))
         if self.last_points is not None:
-            steps, values = steps[-self.last_points :], values[-self.last_points :]
-        return steps, values
+            start = max(start, stop - self.last_points)
+        return steps[start:stop], curve.values[start:stop]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,25 +132,23 @@ class Criterion:
     @property
     def is_trend(self) -> bool:
         """Return whether the rule is about a trend."""
-        return self.rule in TRENDS
+        return self.rule in get_args(Trend)
 
     def __post_init__(self) -> None:
         name = self.name or self.metric
         if not self.name or not self.metric:
             raise ConfigError(f"criterion {name!r} needs a name and a metric")
         self._check_bounds(name)
-        if not 0.0 <= self.share <= 1.0:
-            raise ConfigError(f"criterion {name!r}: share is {self.share}, expected 0 to 1")
-        if not 0.5 < self.confidence < 1.0:
-            raise ConfigError(
-                f"criterion {name!r}: confidence is {self.confidence}, expected between 0.5 and 1"
-            )
-        for field, least in (("times", 0), ("min_points", 1), ("tolerance", 0)):
-            value = getattr(self, field)
-            if not least <= value < math.inf:
-                raise ConfigError(
-                    f"criterion {name!r}: {field} is {value}, expected {least} or above"
-                )
+        for field, is_valid, allowed in (
+            ("share", 0.0 <= self.share <= 1.0, "0 to 1"),
+            ("confidence", 0.5 < self.confidence < 1.0, "between 0.5 and 1"),
+            ("times", 0 <= self.times < math.inf, "0 or above"),
+            ("min_points", 1 <= self.min_points < math.inf, "1 or above"),
+            ("tolerance", 0.0 <= self.tolerance < math.inf, "0 or above"),
+        ):
+            if not is_valid:
+                found = f"{field} is {getattr(self, field)}"
+                raise ConfigError(f"criterion {name!r}: {found}, expected {allowed}")
         # Refuse settings that the rule would silently ignore.
         for field, rule, default in (("share", "share", 1.0), ("times", "count", 0)):
             if getattr(self, field) != default and self.rule != rule:
@@ -215,29 +197,24 @@ class Criterion:
         return self._bounds_text(f"{rule} {what}" if self.absolute else rule)
 
     def _bounds_text(self, what: str) -> str:
-        return ", ".join(f"{what} {_BOUNDS[f]} {number(bound)}" for f, bound in self.bounds.items())
+        return ", ".join(
+            f"{what} {_BOUNDS[f][0]} {number(bound)}" for f, bound in self.bounds.items()
+        )
 
     def are_within(self, values: _Floats) -> NDArray[np.bool_]:
         """Return whether each value is within the bounds, bool (N,); NaN is not."""
         within = np.isfinite(values)
         for field, bound in self.bounds.items():
             slack = abs(bound) * self.tolerance
-            if field == "below":
-                within &= values < bound + slack
-            elif field == "above":
-                within &= values > bound - slack
-            elif field == "at_most":
-                within &= values <= bound + slack
-            else:
-                within &= values >= bound - slack
+            _, sign, is_met = _BOUNDS[field]
+            within &= is_met(values, bound + sign * slack)
         return within
 
     def excess(self, values: _Floats) -> _Floats:
         """Return how far each value is beyond the bounds, float64 (N,); negative inside."""
         beyond = np.full(len(values), -np.inf)
         for field, bound in self.bounds.items():
-            sign = 1.0 if field in ("below", "at_most") else -1.0
-            beyond = np.maximum(beyond, sign * (values - bound))
+            beyond = np.maximum(beyond, _BOUNDS[field][1] * (values - bound))
         return beyond
 
 
@@ -260,10 +237,10 @@ class GateConfig:
             raise ConfigError("criteria is empty, expected at least one criterion")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps is {self.steps}, expected 1 or above")
-        names = [criterion.name for criterion in self.criteria]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter(criterion.name for criterion in self.criteria)
+        twice = [name for name, count in counts.items() if count > 1]
         if twice:
-            raise ConfigError(f"criterion {twice[0]!r} is there twice; give each its own name")
+            raise ConfigError(f"criterion {min(twice)!r} is there twice; give each its own name")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,9 +248,7 @@ class Outcome:
     """What was measured for a criterion, and whether it is met."""
 
     answer: Answer
-    """Whether the criterion is met."""
     measured: float | None = None
-    """Number that was compared with the bounds; None if there is none."""
     shown: str
     """The same number as text, with its unit or meaning."""
     at_step: int | None = None
@@ -281,9 +256,7 @@ class Outcome:
     steps: tuple[int, int] | None = None
     """First and last step within the window."""
     points: int = 0
-    """Number of points within the window."""
     reason: str
-    """Explanation of the answer."""
 
 
 def check_criterion(criterion: Criterion, curve: Curve, end: int | None) -> Outcome:
@@ -291,11 +264,6 @@ def check_criterion(criterion: Criterion, curve: Curve, end: int | None) -> Outc
 
     A point that is not finite makes every rule fail except ``share``, where it counts as a point
     outside the bounds.
-
-    Args:
-        criterion: The criterion.
-        curve: The metric.
-        end: Last step of the stage, after which points are ignored; None for no limit.
     """
     steps, values = criterion.window.select(curve, end)
     points = _Points(steps=steps, values=np.abs(values) if criterion.absolute else values)
@@ -370,7 +338,7 @@ def _check_trend(criterion: Criterion, points: _Points) -> Outcome:
 
 def _check_statistic(criterion: Criterion, points: _Points) -> Outcome:
     rule, values = criterion.rule, points.values
-    measured = _STATISTICS[rule](values)
+    measured = float(_STATISTICS[rule](values))
     at = {"max": int(values.argmax()), "min": int(values.argmin()), "last": len(values) - 1}
     answer: Answer = "pass" if criterion.are_within(np.array([measured]))[0] else "fail"
     reason = f"{rule} of {len(values):,} points"

@@ -14,6 +14,7 @@ TensorBoard's.
 import dataclasses
 import struct
 from array import array
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,7 +56,6 @@ class Curve:
     """One scalar over a training run."""
 
     name: str
-    """Name of the metric, as logged."""
     updates: NDArray[np.int64]
     """int64 (N,), ascending: the steps of the points, in avtd3's runs gradient updates."""
     values: NDArray[np.float64]
@@ -67,11 +67,8 @@ class RunLog:
     """Content of the event files of one run."""
 
     files: tuple[str, ...]
-    """Names of the files, in the order in which they were read."""
     curves: Mapping[str, Curve]
-    """The requested scalars, by tag."""
     tags: tuple[str, ...]
-    """Tags of all scalars, sorted."""
     last_step: int | None
     """Largest step of any scalar; None if there are no scalars."""
     notices: tuple[str, ...]
@@ -81,17 +78,14 @@ class RunLog:
 
 
 def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
-    """Read the scalars of a run.
-
-    Args:
-        run: A run's directory, a directory with event files, or an event file.
-        wanted: Tags to keep; None keeps all.
-
-    Raises:
-        ConfigError: If there are no event files, or they exceed one of the limits.
-    """
+    """Read the scalars of a run, or only those with the wanted tags."""
     files = find_event_files(run)
-    _check_size(run, files)
+    size = sum(path.stat().st_size for path in files)
+    if len(files) > MAX_FILES or size > MAX_BYTES:
+        raise ConfigError(
+            f"{run} contains {len(files):,} event files of {size:,} bytes together, expected at "
+            f"most {MAX_FILES:,} files and {MAX_BYTES:,} bytes; give one of the files"
+        )
     points = _Points(run, None if wanted is None else frozenset(wanted))
     notices: list[str] = []
     damaged: list[str] = []
@@ -124,11 +118,7 @@ def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
 
 
 def find_event_files(run: Path) -> list[Path]:
-    """Return the event files of a run, sorted by name, which is TensorBoard's order.
-
-    Raises:
-        ConfigError: If there are none; the message names subdirectories that have some.
-    """
+    """Return the event files of a run, sorted by name, which is TensorBoard's order."""
     if run.is_file():
         if _is_event_file(run):
             return [run]
@@ -158,15 +148,6 @@ def _is_event_file(path: Path) -> bool:
     return "tfevents" in path.name and not path.name.endswith(".profile-empty") and path.is_file()
 
 
-def _check_size(run: Path, files: list[Path]) -> None:
-    size = sum(path.stat().st_size for path in files)
-    if len(files) > MAX_FILES or size > MAX_BYTES:
-        raise ConfigError(
-            f"{run} contains {len(files):,} event files of {size:,} bytes together, expected at "
-            f"most {MAX_FILES:,} files and {MAX_BYTES:,} bytes; give one of the files"
-        )
-
-
 def _read_file(path: Path, points: "_Points") -> "_Records":
     """Add every event of a file to ``points``; return the records, which state any problem."""
     from google.protobuf.message import DecodeError
@@ -177,7 +158,7 @@ def _read_file(path: Path, points: "_Points") -> "_Records":
         try:
             event = Event.FromString(record)
         except DecodeError:
-            records.stop()
+            records.stop("holds no event at")
         else:
             points.add(event)
     return records
@@ -210,10 +191,6 @@ class _Records:
                     yield data
                     self._start += _FRAME_BYTES + len(data)
 
-    def stop(self) -> None:
-        """Report that the current record is not an event, and end the iteration."""
-        self._invalid("holds no event at")
-
     def _next(self, file: BinaryIO) -> bytes | None:
         """Return the data of the next record; None if it is too large or there is a problem."""
         head = file.read(_HEAD.size)
@@ -221,7 +198,7 @@ class _Records:
             return self._truncated()
         length, checksum = _HEAD.unpack(head)
         if _masked_crc32c(head[:8]) != checksum:
-            return self._invalid("fails a checksum at")
+            return self.stop("fails a checksum at")
         if self._start + _FRAME_BYTES + length > self._size:
             return self._truncated()
         if length > MAX_RECORD_BYTES:
@@ -233,7 +210,7 @@ class _Records:
         if len(data) < length:  # truncated since its size was read
             return self._truncated()
         if file.read(4) != _masked_crc32c(data):
-            return self._invalid("fails a checksum at")
+            return self.stop("fails a checksum at")
         return data
 
     def _truncated(self) -> bytes | None:
@@ -242,7 +219,8 @@ class _Records:
         self.is_truncated = True
         return None
 
-    def _invalid(self, what: str) -> bytes | None:
+    def stop(self, what: str) -> bytes | None:
+        """Report what is wrong with the current record, and end the iteration."""
         left = self._size - self._start
         self.problem = f"{what} byte {self._start:,}: {left:,} bytes from there on were not read"
         return None
@@ -280,7 +258,7 @@ class _Points:
         self.last_step: int | None = None
         self.dropped = 0
         self._run, self._wanted = run, wanted
-        self._series: dict[str, _Series] = {}
+        self._series: defaultdict[str, _Series] = defaultdict(_Series)
         self._points = 0
         self._tensor_scalars: set[str] = set()
         self._versioned = False
@@ -301,8 +279,7 @@ class _Points:
     def curves(self) -> tuple[dict[str, Curve], list[str]]:
         """Return the curves by tag, and the tags whose steps went back."""
         curves, back = {}, []
-        for tag in sorted(self._series):
-            series = self._series[tag]
+        for tag, series in sorted(self._series.items()):
             steps = np.array(series.steps, np.int64)
             values = np.array(series.values, np.float64)
             if (np.diff(steps) < 0).any():
@@ -336,9 +313,7 @@ class _Points:
                 self._keep(tag, event.step, number)
 
     def _keep(self, tag: str, step: int, number: float) -> None:
-        series = self._series.get(tag)
-        if series is None:
-            series = self._series[tag] = _Series()
+        series = self._series[tag]
         series.steps.append(step)
         series.values.append(number)
         self._points += 1
@@ -382,9 +357,7 @@ def _tensor_number(tensor: Any) -> float | None:  # noqa: ANN401 - a protobuf me
     if kind is None or any(dim.size != 1 for dim in tensor.tensor_shape.dim):
         return None
     field, dtype = kind
-    if tensor.tensor_content:
-        content = tensor.tensor_content
-        fits = len(content) == dtype.itemsize
-        return float(np.frombuffer(content, dtype)[0]) if fits else None
+    if content := tensor.tensor_content:
+        return float(np.frombuffer(content, dtype)[0]) if len(content) == dtype.itemsize else None
     values = getattr(tensor, field)
     return float(values[0]) if len(values) == 1 else None

@@ -32,18 +32,12 @@ class CriterionResult:
     """A criterion with its verdict."""
 
     name: str
-    """Name of the criterion."""
     metric: str = ""
     """avtd3's name of the metric; empty if the criterion is about the run itself."""
     tag: str = ""
-    """The run's name of the metric."""
     limit: str = ""
-    """What is required, in a few characters."""
     verdict: Verdict
-    """``pass``, ``fail``, ``unknown`` (not measured), ``skipped`` (an optional metric is absent),
-    ``warning`` (an advisory criterion is not met or unknown)."""
     outcome: Outcome
-    """What was measured, and why the verdict is so."""
     criterion: Criterion | None = None
     """The criterion, with the run's own limits; None if it is built in."""
 
@@ -59,6 +53,11 @@ class CriterionResult:
         if outcome.at_step is not None:
             return f"{outcome.at_step:,}"
         return "" if outcome.steps is None else f"{outcome.steps[0]:,} to {outcome.steps[1]:,}"
+
+    @property
+    def measurement(self) -> tuple[str, str, str]:
+        """Return what is required, what was measured, and at which steps."""
+        return self.limit, self.outcome.shown, self.where
 
     @property
     def why(self) -> str:
@@ -80,7 +79,7 @@ class CriterionResult:
             "verdict": self.verdict,
             "blocks": self.blocks,
             "at_step": outcome.at_step,
-            "steps": None if outcome.steps is None else list(outcome.steps),
+            "steps": outcome.steps,
             "points": outcome.points,
             "reason": outcome.reason,
             "why": self.why,
@@ -93,23 +92,14 @@ class GateReport:
     """The result of `gate`: the verdict, and each criterion with what was measured."""
 
     run: str
-    """Path of the run."""
     stage: str
-    """Name of the stage."""
     about: str
-    """What passing the stage means."""
     names: str
-    """Set of names that the tags were read with."""
     axis: str
-    """What the steps count."""
     end_step: int | None
-    """Last step that was used; None for all."""
     last_step: int | None
-    """Last step of the run; None if it has no scalars."""
     criteria: tuple[CriterionResult, ...]
-    """Every criterion with its result: first the built-in ones, then in the order of the file."""
     notices: tuple[str, ...]
-    """Remarks about the event files."""
     curves: Mapping[str, Curve]
     """The metrics that were used, by avtd3's name; not in the document."""
 
@@ -148,17 +138,11 @@ class GateReport:
 
     def summary(self) -> str:
         """Format the report for a terminal: a table, with the reasons of what did not pass."""
-        rows = [
-            (
-                result.verdict.upper() if result.blocks else result.verdict,
-                result.name,
-                result.limit,
-                result.outcome.shown,
-                result.where,
-            )
-            for result in self.criteria
-        ]
         heads = ("", "criterion", "asked", "measured", f"at {self.axis}")
+        rows = [
+            (r.verdict.upper() if r.blocks else r.verdict, r.name, *r.measurement)
+            for r in self.criteria
+        ]
         first, *others = columns([heads, *rows], "<<<<<")
         indent = " " * (first.index(heads[1]) + 2)
         lines = [self.sentence(), "", first]
@@ -177,20 +161,12 @@ class GateReport:
         """Format the report as Markdown."""
         rows = []
         for result in self.criteria:
+            verdict = f"**{result.verdict}**" if result.blocks else result.verdict
+            metric = f"`{result.metric}`" if result.metric else ""
             why = result.outcome.reason
             if result.why and result.verdict != "pass":
                 why += f". {result.why}"
-            rows.append(
-                (
-                    f"**{result.verdict}**" if result.blocks else result.verdict,
-                    result.name,
-                    f"`{result.metric}`" if result.metric else "",
-                    result.limit,
-                    result.outcome.shown,
-                    result.where,
-                    why,
-                )
-            )
+            rows.append((verdict, result.name, metric, *result.measurement, why))
         at = f"at {self.axis}"
         heads = ("verdict", "criterion", "metric", "asked", "measured", at, "why")
         lines = [f"# {self.verdict}: stage {self.stage} of `{self.run}`", ""]
@@ -207,37 +183,6 @@ def gate(
 
     Two criteria are built in: all checksums of the event files are valid, and the run has reached
     the stage's steps.
-
-    Args:
-        run: Directory of the run, a directory with event files, or an event file.
-        config: The criteria.
-        names: Which tag is which metric.
-        optional: Patterns of metrics or names of criteria that the run may lack, as ``*_cnn/*``.
-
-    Returns:
-        The report; its verdict is ``GO`` if no criterion failed or is unknown.
-
-    Raises:
-        ConfigError: There are no event files, they exceed a limit, or a pattern or a mapping
-            matches nothing.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from avtd3.learn.analysis.criteria import Criterion, GateConfig
-        >>> from avtd3.learn.analysis.gate import gate
-        >>> from avtd3.learn.analysis.metric_names import NameBook, NameSet
-        >>> from avtd3.learn.logging import EventWriter
-        >>> loss = Criterion(name="loss bounded", metric="critic/loss", below=5.0)
-        >>> config = GateConfig(stage="mine", criteria=(loss,))
-        >>> names = NameBook(sets=(NameSet(name="avtd3", axis="updates"),))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     writer = EventWriter(Path(folder) / "events", first_step=1)
-        ...     writer.write(1, {"critic/loss": 2.0})
-        ...     writer.close()
-        ...     report = gate(Path(folder), config, names)
-        >>> report.verdict, report.counts
-        ('GO', {'pass': 2})
     """
     criteria = _make_optional(config.criteria, optional)
     log = read_log(run, names.candidates(criterion.metric for criterion in criteria))
@@ -246,8 +191,9 @@ def gate(
     results = [_check_files(log)]
     if config.steps is not None:
         results.append(_check_steps(log, config.steps))
-    results += [_check_metric(criterion, config, log, known, settings) for criterion in criteria]
-    metrics = {criterion.metric for criterion in criteria}
+    for criterion in criteria:
+        tag = known.tag(criterion.metric)
+        results.append(_check_metric(criterion, tag, log, config.steps, settings))
     return GateReport(
         run=str(run),
         stage=config.stage,
@@ -259,19 +205,15 @@ def gate(
         criteria=tuple(results),
         notices=(*_notices(log, known, config), *log.notices),
         curves={
-            metric: log.curves[tag]
-            for metric in sorted(metrics)
-            if (tag := known.tag(metric)) in log.curves
+            result.metric: log.curves[result.tag]
+            for result in sorted(results, key=lambda result: result.metric)
+            if result.tag in log.curves
         },
     )
 
 
 def read_settings(run: Path) -> Mapping[str, Any]:
-    """Return the settings that a run of avtd3 wrote; empty for any other run.
-
-    Raises:
-        ConfigError: The settings file is not valid JSON.
-    """
+    """Return the settings that a run of avtd3 wrote; empty for any other run."""
     path = run / CONFIG_FILE
     if not path.is_file() or path.stat().st_size > MAX_SETTINGS_BYTES:
         return {}
@@ -287,34 +229,28 @@ def read_settings(run: Path) -> Mapping[str, Any]:
 
 def _make_optional(criteria: Sequence[Criterion], patterns: Sequence[str]) -> tuple[Criterion, ...]:
     """Make the criteria optional that one of the patterns matches."""
-
-    def matches(criterion: Criterion, pattern: str) -> bool:
-        return fnmatchcase(criterion.metric, pattern) or fnmatchcase(criterion.name, pattern)
-
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(matches(criterion, pattern) for criterion in criteria):
-            close = nearest(pattern, [c.metric for c in criteria])
+        named = [
+            c.name for c in criteria if any(fnmatchcase(n, pattern) for n in (c.metric, c.name))
+        ]
+        if not named:
+            close = nearest(pattern, [criterion.metric for criterion in criteria])
             hint = f"; did you mean {close}?" if close else ""
             raise ConfigError(f"--optional {pattern!r} matches no metric of this stage{hint}")
+        chosen.update(named)
     return tuple(
-        dataclasses.replace(criterion, optional=True)
-        if any(matches(criterion, pattern) for pattern in patterns)
-        else criterion
+        dataclasses.replace(criterion, optional=criterion.optional or criterion.name in chosen)
         for criterion in criteria
     )
 
 
 def _check_metric(
-    criterion: Criterion,
-    config: GateConfig,
-    log: RunLog,
-    names: NameMap,
-    settings: Mapping[str, Any],
+    criterion: Criterion, tag: str, log: RunLog, steps: int | None, settings: Mapping[str, Any]
 ) -> CriterionResult:
-    tag = names.tag(criterion.metric)
     criterion, note = _use_setting(criterion, settings)
     if tag in log.curves:
-        outcome = check_criterion(criterion, log.curves[tag], config.steps)
+        outcome = check_criterion(criterion, log.curves[tag], steps)
     else:
         outcome = _absent(criterion.metric, tag, log)
     verdict: Verdict = outcome.answer
@@ -378,12 +314,9 @@ def _check_steps(log: RunLog, steps: int) -> CriterionResult:
         reason += ": continue the run, or gate it by an earlier stage"
     shown = "no step" if last is None else f"{last:,}"
     measured = None if last is None or last < 0 else float(last)
-    return CriterionResult(
-        name="steps reached",
-        limit=f">= {REACHED:.0%} of {steps:,}",
-        verdict=answer,
-        outcome=Outcome(answer=answer, measured=measured, shown=shown, reason=reason),
-    )
+    outcome = Outcome(answer=answer, measured=measured, shown=shown, reason=reason)
+    limit = f">= {REACHED:.0%} of {steps:,}"
+    return CriterionResult(name="steps reached", limit=limit, verdict=answer, outcome=outcome)
 
 
 def _notices(log: RunLog, names: NameMap, config: GateConfig) -> list[str]:

@@ -6,11 +6,12 @@ configs/gates/names/ has a `NameSet` for each known writer.
 import dataclasses
 import difflib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from avtd3.learn.metrics import HIGHER, LOWER, metric
+from avtd3.learn.metrics import metric
 from avtd3.store.errors import ConfigError
 
 ALIKE = 0.75
@@ -35,10 +36,9 @@ class NameSet:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("the set of names has no name; add one, for example 'name: sb3'")
-        tags = list(self.tags.values())
-        twice = sorted({tag for tag in tags if tags.count(tag) > 1})
+        twice = [tag for tag, count in Counter(self.tags.values()).items() if count > 1]
         if twice:
-            raise ConfigError(f"tag {twice[0]!r} is given to two metrics, expected one")
+            raise ConfigError(f"tag {min(twice)!r} is given to two metrics, expected one")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,6 @@ class NameMap:
     """Maps between metrics and tags of one run."""
 
     source: NameSet
-    """The set of the run's writer."""
     own: Mapping[str, str]
     """Tags by metric, from the command line; they override the set."""
 
@@ -77,18 +76,13 @@ class NameBook:
         return {names.tag(metric) for metric in metrics for names in maps}
 
     def pick(self, tags: Collection[str]) -> NameMap:
-        """Return the names of a run: the set with most marks among its tags, else avtd3's.
-
-        Raises:
-            ConfigError: The command line maps a metric to a tag that the run does not have.
-        """
+        """Return the names of a run: the set with most marks among its tags, else avtd3's."""
         for name, tag in self.own.items():
             if tag not in tags:
-                raise ConfigError(
-                    f"--map {name}={tag}: the run has no tag {tag!r}{did_you_mean(tag, tags)}"
-                )
-        here = set(tags)
-        best = max(self._choice(), key=lambda each: len(here.intersection(each.marks)))
+                found = nearest(tag, tags)
+                hint = f"did you mean {found}?" if found else f"it has {len(tags)} others"
+                raise ConfigError(f"--map {name}={tag}: the run has no tag {tag!r}; {hint}")
+        best = max(self._choice(), key=lambda each: len(set(tags).intersection(each.marks)))
         return NameMap(source=best, own=self.own)
 
     def _choice(self) -> tuple[NameSet, ...]:
@@ -107,12 +101,6 @@ def nearest(name: str, tags: Collection[str]) -> str | None:
     scores = {tag: _fit(whole, _words(tag)) for tag in sorted(tags)}
     scores = {tag: score for tag, score in scores.items() if _fit(last, _words(tag)) >= ALIKE}
     return max(scores, key=lambda tag: scores[tag]) if scores else None
-
-
-def did_you_mean(name: str, tags: Collection[str]) -> str:
-    """Return the end of a message about a missing tag."""
-    found = nearest(name, tags)
-    return f"; did you mean {found}?" if found else f"; it has {len(tags)} others"
 
 
 def _words(name: str) -> list[str]:
@@ -149,13 +137,9 @@ class Directions:
 
     def of(self, name: str) -> Direction | None:
         """Return the direction of a metric; None if no pattern matches."""
-        named: tuple[tuple[Direction, tuple[str, ...]], ...] = (
-            ("neither", self.neither),
-            ("lower", self.lower),
-            ("higher", self.higher),
-        )
-        for direction, patterns in named:
-            if any(fnmatchcase(name, pattern) for pattern in patterns):
+        order: tuple[Direction, ...] = ("neither", "lower", "higher")
+        for direction in order:
+            if any(fnmatchcase(name, pattern) for pattern in getattr(self, direction)):
                 return direction
         return None
 
@@ -171,9 +155,6 @@ class DirectionBook:
 
     def of(self, name: str) -> Direction | None:
         """Return the direction of a metric; None if unknown."""
-        known: Direction | None = None
         ours = metric(name)
-        if ours is not None:
-            known = "higher" if ours.better == HIGHER else "lower"
-            known = known if ours.better in (HIGHER, LOWER) else "neither"
+        known: Direction | None = None if ours is None else ours.better or "neither"
         return self.own.of(name) or known or self.others.of(name)

@@ -33,9 +33,6 @@ COMPARE_KINDS: Mapping[compare.Verdict, str] = {
 }
 """Classes of the verdicts in the style sheet."""
 
-Badge = tuple[str, str, str]
-"""A verdict, its class in the style sheet, and a text."""
-
 
 def gate_page(report: GateReport) -> str:
     """Return the answer of a gate as a page: the verdict, each criterion, and the curves."""
@@ -53,7 +50,10 @@ def gate_page(report: GateReport) -> str:
         ],
         heads=("criterion", "verdict", "asked", "measured", at, "why"),
         figures=("measured", at),
-        criteria=[_criterion_row(result) for result in report.criteria],
+        criteria=[
+            (r.name, r.metric, r.verdict, GATE_KINDS[r.verdict], (*r.measurement, _why(r)))
+            for r in report.criteria
+        ],
         cards=_gate_cards(report),
     )
 
@@ -84,14 +84,8 @@ def compare_page(report: CompareReport) -> str:
 def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
     """Return a page with a plot of each curve, which has at least one point."""
     axis = "gradient updates"
-    plots = [curves([_line("run", curve)], name=curve.name, axis=axis) for curve in drawn]
-    cards = [_card(curve.name, plot) for curve, plot in zip(drawn, plots, strict=True)]
+    cards = [_card(c.name, curves([_line("run", c)], name=c.name, axis=axis)) for c in drawn]
     return render_page("curves.html.j2", title=title, axis=axis, cards=cards)
-
-
-def _criterion_row(result: CriterionResult) -> tuple[str, str, str, str, tuple[str, ...]]:
-    cells = (result.limit, result.outcome.shown, result.where, _why(result))
-    return result.name, result.metric, result.verdict, GATE_KINDS[result.verdict], cells
 
 
 def _why(result: CriterionResult) -> str:
@@ -115,9 +109,8 @@ def _gate_cards(report: GateReport) -> list[dict[str, object]]:
         limits = sorted({limit for result in asked[name] for limit in _limits(result)})
         line = _line("run", report.curves[name])
         plot = curves([line], name=name, axis=report.axis, limits=limits)
-        cards.append(
-            _card(name, plot, [(j.verdict, GATE_KINDS[j.verdict], j.limit) for j in asked[name]])
-        )
+        badges = [(r.verdict, GATE_KINDS[r.verdict], r.limit) for r in asked[name]]
+        cards.append(_card(name, plot, badges))
     return cards
 
 
@@ -145,8 +138,10 @@ def _line(label: str, curve: Curve, kind: str = "after") -> Line:
     return Line(label=label, steps=curve.updates, values=curve.values, kind=kind)
 
 
-def _card(name: str, plot: Markup, verdicts: Sequence[Badge] = ()) -> dict[str, object]:
-    """Return a metric's name, meaning, verdicts and plot, as the template takes them."""
+def _card(
+    name: str, plot: Markup, verdicts: Sequence[tuple[str, str, str]] = ()
+) -> dict[str, object]:
+    """Return a metric for the template; a verdict has a class of the style sheet and a text."""
     known = metric(name)
     meaning = "" if known is None else str(known)
     return {"name": name, "meaning": meaning, "verdicts": verdicts, "plot": plot}

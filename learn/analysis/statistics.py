@@ -47,7 +47,6 @@ class Level:
     """Median of a series, with its standard error."""
 
     median: float
-    """Median of the values."""
     spread: float
     """Standard deviation, or its estimate from the median absolute deviation if that is larger."""
     worth: float
@@ -57,11 +56,7 @@ class Level:
 
     @classmethod
     def of(cls, values: _Floats) -> "Level":
-        """Estimate the level of a series.
-
-        Args:
-            values: float64 (N,) in order of time, finite, N >= `FEWEST_FOR_LEVEL`.
-        """
+        """Estimate the level of N >= `FEWEST_FOR_LEVEL` finite values in order of time."""
         median = float(np.median(values))
         robust = MAD_TO_DEVIATION * float(np.median(np.abs(values - median)))
         spread = max(robust, float(values.std()))
@@ -80,9 +75,7 @@ def change_interval(before: Level, after: Level, confidence: float) -> tuple[flo
     error = math.sqrt(sum(squares))
     if error == 0.0:
         return change, change
-    parts = sum(
-        s**2 / (level.worth - 1.0) for s, level in zip(squares, (before, after), strict=True)
-    )
+    parts = squares[0] ** 2 / (before.worth - 1.0) + squares[1] ** 2 / (after.worth - 1.0)
     freedom = sum(squares) ** 2 / parts
     reach = error * float(stdtrit(freedom, 0.5 + confidence / 2.0))
     return change - reach, change + reach
@@ -96,8 +89,6 @@ class Trend:
     """Theil-Sen slope per step: the median over all pairs of points."""
     rising: float
     """Confidence that the series rises, in [0, 1]: one minus the one-sided p-value."""
-    points: int
-    """Number of blocks that were compared."""
 
     @property
     def falling(self) -> float:
@@ -106,15 +97,7 @@ class Trend:
 
 
 def find_trend(steps: NDArray[np.int64], values: _Floats) -> Trend | None:
-    """Test a series for a monotonic trend.
-
-    Args:
-        steps: int64 (N,), ascending.
-        values: float64 (N,), finite.
-
-    Returns:
-        The trend, or None if there are fewer than `FEWEST_FOR_TREND` points.
-    """
+    """Test for a monotonic trend; return None for fewer than `FEWEST_FOR_TREND` points."""
     if len(values) < FEWEST_FOR_TREND:
         return None
     x, y = _blocks(steps.astype(np.float64), values)
@@ -122,9 +105,9 @@ def find_trend(steps: NDArray[np.int64], values: _Floats) -> Trend | None:
     statistic = float(np.sign(y[None, :] - y[:, None])[np.triu_indices(len(y), 1)].sum())
     deviation = math.sqrt(kendall_variance(y) * _variance_factor(x, y))
     if deviation == 0.0:
-        return Trend(slope=slope, rising=0.5, points=len(y))
+        return Trend(slope=slope, rising=0.5)
     shifted = statistic - float(np.sign(statistic))  # continuity: the statistic moves in steps of 2
-    return Trend(slope=slope, rising=NormalDist().cdf(shifted / deviation), points=len(y))
+    return Trend(slope=slope, rising=NormalDist().cdf(shifted / deviation))
 
 
 def theil_sen_slope(x: _Floats, y: _Floats) -> float:
@@ -183,14 +166,10 @@ def _variance_factor(x: _Floats, y: _Floats) -> float:
 def _autocorrelation(
     values: _Floats, *, added: float, lost: float, most: float, least_power: float = 0.0
 ) -> float:
-    """Estimate the correlation at lag 1, without the bias of few points, in [0, most].
+    """Estimate the correlation r at lag 1 of N values with mean 0, in [0, most].
 
-    Args:
-        values: float64 (N,) of mean 0.
-        added: The bias is removed by (N r + added) / (N - lost).
-        lost: As above.
-        most: Largest correlation to assume.
-        least_power: Sum of squares up to which the series counts as constant.
+    The bias of few points is removed by (N r + added) / (N - lost). A series whose sum of squares
+    is at most least_power counts as constant.
     """
     n = len(values)
     power = float((values**2).sum())

@@ -15,7 +15,6 @@ from avtd3.store import files
 ALERTS_FILE = "alerts.jsonl"
 NOTE = "note"
 """Level of an alert that reports an action of a guard instead of a problem."""
-_NOTHING_TO_DO = "nothing to do"
 _SHOWN = 3
 
 
@@ -55,28 +54,11 @@ class Alert:
         return f"{self.level} alert {text}{count}{fix}"
 
 
-def utc_now() -> str:
-    """Return the current UTC time in ISO 8601 format, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 class AlertLog:
-    """The alerts of a run. Each one is counted; a persisting one is not written every time.
-
-    Args:
-        path: The file; created at the first alert, and continued if it exists.
-        repeat_every: Updates for which a persisting alert is only counted.
-        on_alert: Called with each new alert and note.
-        now: Returns the time of a line.
-    """
+    """The alerts of a run. Each one is counted; a persisting one is not written every time."""
 
     def __init__(
-        self,
-        path: Path,
-        repeat_every: int,
-        *,
-        on_alert: Callable[[Alert], None] = lambda _: None,
-        now: Callable[[], str] = utc_now,
+        self, path: Path, repeat_every: int, *, on_alert: Callable[[Alert], None] = lambda _: None
     ) -> None:
         self.levels = dict.fromkeys(LEVELS, 0)
         """Number of alerts so far, by level."""
@@ -84,18 +66,12 @@ class AlertLog:
         """Number of updates over the limit so far, by guard."""
         self.newest: tuple[str, ...] = ()
         """The newest alerts as text, at most three."""
-        self._path, self._repeat_every = path, repeat_every
-        self._on_alert, self._now = on_alert, now
+        self._path, self._repeat_every, self._on_alert = path, repeat_every, on_alert
         self._reported: dict[str, tuple[int, int]] = {}
         self._unreported: dict[str, int] = {}
 
     def add(self, finding: Finding, at: int) -> None:
-        """Count a finding; write it unless it was written lately at the same or a higher level.
-
-        Args:
-            finding: The finding.
-            at: Updates so far.
-        """
+        """Count a finding; write it unless it was written lately at the same or a higher level."""
         name, level = finding.name, LEVELS.index(finding.level)
         self.levels[finding.level] += 1
         self.guards[name] += finding.count
@@ -120,24 +96,15 @@ class AlertLog:
 
     def note(self, name: str, at: int, reason: str, *, value: float, limit: float) -> None:
         """Write an action of a guard."""
+        fix = "nothing to do"
         self._write(
             Alert(
-                update=at,
-                name=name,
-                level=NOTE,
-                value=value,
-                limit=limit,
-                reason=reason,
-                fix=_NOTHING_TO_DO,
+                update=at, name=name, level=NOTE, value=value, limit=limit, reason=reason, fix=fix
             )
         )
 
     def resume(self, at: int) -> None:
-        """Continue the file of a run that was killed, and mark the lines that became void.
-
-        Args:
-            at: Updates of the checkpoint from which the run continues.
-        """
+        """Continue the file of a run that was killed, and mark the lines that became void."""
         with files.storage_errors(self._path):
             text = self._path.read_bytes() if self._path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]
@@ -153,16 +120,9 @@ class AlertLog:
         """Write a line for each alert that was only counted since its last line."""
         for name, count in self._unreported.items():
             reason = f"{count} more updates were over the limit of {name} by update {at}"
-            level = LEVELS[self._reported[name][1]]
+            level, fix = LEVELS[self._reported[name][1]], GUARDS[name]
             self._append(
-                Alert(
-                    update=at,
-                    name=name,
-                    level=level,
-                    count=count,
-                    reason=reason,
-                    fix=GUARDS[name],
-                )
+                Alert(update=at, name=name, level=level, count=count, reason=reason, fix=fix)
             )
         self._unreported.clear()
 
@@ -194,7 +154,8 @@ class AlertLog:
         self._on_alert(alert)
 
     def _append(self, alert: Alert) -> None:
-        document = json.dumps({"time": self._now()} | dataclasses.asdict(alert), allow_nan=False)
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        document = json.dumps({"time": time} | dataclasses.asdict(alert), allow_nan=False)
         with files.storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(document + "\n")
 

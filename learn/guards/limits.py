@@ -13,21 +13,19 @@ from avtd3.learn.guards.config import GUARDS, LEVELS, UPDATE_RATIOS, WEIGHTS, Gu
 from avtd3.learn.guards.readings import Reading, Rows
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """A guard that exceeded its limit in one reading."""
+    """A guard, of the names in `GUARDS`, that exceeded its limit of a level in one reading."""
 
     name: str
-    """Name of the guard, a key of `GUARDS`."""
     level: str
-    """Severity, one of `LEVELS`."""
     update: int
     """The worst update."""
+    _: dataclasses.KW_ONLY
     value: float
     """The value at that update; may be infinite or NaN."""
     limit: float
-    """The limit of this level."""
-    count: int
+    count: int = 1
     """Number of updates in the reading that exceeded the lowest limit."""
     reason: str
     """What was found and what was expected, as a sentence."""
@@ -49,9 +47,7 @@ class History:
     return_max: float = 0.0
     """Largest discounted return that the sampled data allow; at least 0."""
     skipped_in_a_row: int = 0
-    """Number of consecutive skipped critic updates up to now."""
     actor_skipped_in_a_row: int = 0
-    """Number of consecutive skipped actor updates up to now."""
 
     @property
     def largest_return(self) -> float:
@@ -65,136 +61,112 @@ class History:
 
     def after(self, reading: Reading, config: GuardConfig) -> "History":
         """Return the history including a reading."""
-        losses = [abs(x) for x in reading.actor.columns.get("loss", []) if math.isfinite(x)]
+        losses = [abs(x) for x in reading.actor.column("loss") if math.isfinite(x)]
         medians = [*self.actor_losses, *([statistics.median(losses)] if losses else [])]
-        columns = reading.critic.columns
-        finite, actor_finite = columns.get("finite", []), reading.actor.columns.get("finite", [])
+        critic = reading.critic
+        finite, actor_finite = critic.column("finite"), reading.actor.column("finite")
         return History(
             actor_losses=medians[-config.baseline_readings :],
-            return_min=min([self.return_min, *columns.get("return_min", [])]),
-            return_max=max([self.return_max, *columns.get("return_max", [])]),
+            return_min=min([self.return_min, *critic.column("return_min")]),
+            return_max=max([self.return_max, *critic.column("return_max")]),
             skipped_in_a_row=_in_a_row(self.skipped_in_a_row, finite)[0],
             actor_skipped_in_a_row=_in_a_row(self.actor_skipped_in_a_row, actor_finite)[0],
         )
 
 
 def check_reading(reading: Reading, history: History, config: GuardConfig) -> list[Finding]:
-    """Return a finding for every guard that exceeds a limit.
-
-    Args:
-        reading: The updates since the previous reading.
-        history: The readings before this one.
-        config: The limits.
-    """
+    """Return a finding for every guard that exceeds a limit."""
     now = history.after(reading, config)
     return [
-        finding
-        for finding in (
-            *_gradients(reading, config),
-            *_losses(reading, history, now, config),
-            *_values(reading, now, config),
-            *_last(reading, config),
-            *_finite(reading, history, config),
-        )
-        if finding is not None
+        *_gradients(reading, config),
+        *_losses(reading, history, now, config),
+        *_values(reading, now, config),
+        *_last(reading, config),
+        *_finite(reading, history, config),
     ]
 
 
-def _gradients(reading: Reading, config: GuardConfig) -> Iterator[Finding | None]:
+def _gradients(reading: Reading, config: GuardConfig) -> Iterator[Finding]:
     for network, rows in (("actor", reading.actor), ("critic", reading.critic)):
-        yield _over(
-            f"{network}_grad_norm",
-            rows,
-            rows.columns.get("grad_norm", []),
-            config.grad_norm,
-            f"the gradient of the {network} before clipping",
-        )
+        norms, what = rows.column("grad_norm"), f"the gradient of the {network} before clipping"
+        yield from _over(f"{network}_grad_norm", rows, norms, config.grad_norm, what)
 
 
 def _losses(
     reading: Reading, history: History, now: History, config: GuardConfig
-) -> Iterator[Finding | None]:
+) -> Iterator[Finding]:
     limit = config.critic_loss_limit
-    losses = reading.critic.columns.get("loss", [])
-    yield _over("critic_loss", reading.critic, losses, (limit, 10.0 * limit), "the critic's loss")
+    losses = reading.critic.column("loss")
+    what = "the critic's loss"
+    yield from _over("critic_loss", reading.critic, losses, (limit, 10.0 * limit), what)
     updates = reading.critic.updates
     if history.actor_losses and updates and updates[-1] > config.warm_up:
         # use the range of returns including this reading: there may be new data
         usual = max(history.baseline(), now.largest_return / 10.0)
         limit = config.actor_loss_ratio * usual
-        sizes = [abs(loss) for loss in reading.actor.columns.get("loss", [])]
+        sizes = [abs(loss) for loss in reading.actor.column("loss")]
         what = f"the absolute loss of the actor, usually {usual:.4g},"
-        yield _over("actor_loss", reading.actor, sizes, (limit, 10.0 * limit), what)
+        yield from _over("actor_loss", reading.actor, sizes, (limit, 10.0 * limit), what)
 
 
-def _values(reading: Reading, now: History, config: GuardConfig) -> Iterator[Finding | None]:
+def _values(reading: Reading, now: History, config: GuardConfig) -> Iterator[Finding]:
     low, high = now.return_min, now.return_max
     for name, rows, whose in (
         ("q_bound", reading.critic, "Q"),
         ("actor_q_bound", reading.actor, "Q of the actor's own actions"),
     ):
-        q_min, q_max = rows.columns.get("q_min", []), rows.columns.get("q_max", [])
+        q_min, q_max = rows.column("q_min"), rows.column("q_max")
         if math.isfinite(high - low) and high > low:
             beyond = [max(b - high, low - a) for a, b in zip(q_min, q_max, strict=True)]
             limits = tuple((high - low) * share for share in (config.q_margin, 1.0, 10.0))
             what = f"the excess of {whose} over the returns that the data allow, {low:.4g} to "
-            yield _over(name, rows, beyond, limits, f"{what}{high:.4g},")
+            yield from _over(name, rows, beyond, limits, f"{what}{high:.4g},")
     rows = reading.critic
-    pairs = zip(rows.columns.get("q_min", []), rows.columns.get("q_max", []), strict=True)
-    sizes = [max(-a, b) for a, b in pairs]
-    yield _over("q_size", rows, sizes, (math.inf, config.q_limit), "the absolute value of Q")
+    sizes = [max(-a, b) for a, b in zip(rows.column("q_min"), rows.column("q_max"), strict=True)]
+    yield from _over("q_size", rows, sizes, (math.inf, config.q_limit), "the absolute value of Q")
 
 
-def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding | None]:
+def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding]:
     """Yield the findings of the guards that check the last update of each network."""
     last = reading.last
     for network, rows in (("actor", reading.actor), ("critic", reading.critic)):
         newest = Rows(updates=rows.updates[-1:])
         whose = f"of the {network}'s CNN at the last update"
+        dead = f"the share of features {whose} that are 0 for the whole batch"
         for name, limits, what in (
             ("feature_norm", (math.inf, config.feature_norm_limit), f"the feature norm {whose}"),
-            (
-                "dead_units",
-                (config.dead_limit,),
-                f"the share of features {whose} that are 0 for the whole batch",
-            ),
+            ("dead_units", (config.dead_limit,), dead),
         ):
             if (value := last.get(f"{network}_cnn/{name}")) is not None:
-                yield _over(f"{network}_{name}", newest, [value], limits, what)
+                yield from _over(f"{network}_{name}", newest, [value], limits, what)
     newest = Rows(updates=reading.actor.updates[-1:])
     if (share := last.get("actor/saturation")) is not None:
         what = "the share of the actor's actions within 1 % of a bound"
-        yield _over("saturation", newest, [share], (config.saturation_limit,), what)
+        yield from _over("saturation", newest, [share], (config.saturation_limit,), what)
     spread = last.get("actor/action_std")
     is_warm = newest.updates and newest.updates[0] > config.warm_up
     if spread is not None and is_warm and spread < config.action_std_limit:
-        yield Finding(
-            name="constant_action",
-            level="warn",
-            update=newest.updates[0],
-            value=spread,
-            limit=config.action_std_limit,
-            count=1,
-            reason=f"the standard deviation of the actions over a batch is {spread:.3g}, expected "
-            f"above {config.action_std_limit:.3g}",
-        )
+        limit, update = config.action_std_limit, newest.updates[0]
+        reason = f"the standard deviation of the actions over a batch is {spread:.3g}, expected "
+        reason += f"above {limit:.3g}"
+        yield Finding("constant_action", "warn", update, value=spread, limit=limit, reason=reason)
 
 
-def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator[Finding | None]:
+def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator[Finding]:
     for network, rows, before in (
         ("critic", reading.critic, history.skipped_in_a_row),
         ("actor", reading.actor, history.actor_skipped_in_a_row),
     ):
-        finite = rows.columns.get("finite", [])
+        finite = rows.column("finite")
         bad = [update for update, ok in zip(rows.updates, finite, strict=True) if not ok]
         if not bad:
             continue
         longest = _in_a_row(before, finite)[1]
         is_stop = longest >= config.max_skipped
         yield Finding(
-            name=f"{network}_not_finite",
-            level="stop" if is_stop else "warn",
-            update=bad[-1],
+            f"{network}_not_finite",
+            "stop" if is_stop else "warn",
+            bad[-1],
             value=float(longest),
             limit=float(config.max_skipped) if is_stop else 1.0,
             count=len(bad),
@@ -205,57 +177,29 @@ def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator
 
 def _over(
     name: str, rows: Rows, values: Sequence[float], limits: Sequence[float], what: str
-) -> Finding | None:
-    """Return a finding for the largest finite value, if it exceeds the lowest limit."""
+) -> Iterator[Finding]:
+    """Yield a finding for the largest finite value, if it exceeds the lowest limit."""
     known = [(v, u) for v, u in zip(values, rows.updates, strict=True) if math.isfinite(v)]
-    if not known:
-        return None
-    value, update = max(known)
+    value, update = max(known, default=(-math.inf, 0))
     passed = [(limit, level) for limit, level in zip(limits, LEVELS, strict=False) if value > limit]
-    if not passed:
-        return None
-    limit, level = passed[-1]
-    lowest = min(limits)
-    return Finding(
-        name=name,
-        level=level,
-        update=update,
-        value=value,
-        limit=limit,
-        count=sum(v > lowest for v, _ in known),
-        reason=f"{what} is {value:.4g}, expected at most {limit:.4g}",
-    )
+    for limit, level in passed[-1:]:
+        count = sum(v > min(limits) for v, _ in known)
+        reason = f"{what} is {value:.4g}, expected at most {limit:.4g}"
+        yield Finding(name, level, update, value=value, limit=limit, count=count, reason=reason)
 
 
-def check_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> list[Finding]:
-    """Return a finding for each guard of single layers that exceeds its limit.
-
-    Args:
-        scalars: What `LayerProbe.after` returned.
-        at: Updates so far.
-        config: The limits.
-    """
+def check_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> Iterator[Finding]:
+    """Yield a finding for each guard of single layers that exceeds its limit."""
     bad = [layer for layer, size in _family(scalars, WEIGHTS) if not math.isfinite(size)]
-    found: list[Finding | None] = []
     if bad:
-        found.append(
-            Finding(
-                name="weights",
-                level="stop",
-                update=at,
-                value=math.nan,
-                limit=0.0,
-                count=1,
-                reason=f"weights are not finite: {', '.join(bad[:5])}",
-            )
-        )
+        reason = f"weights are not finite: {', '.join(bad[:5])}"
+        yield Finding("weights", "stop", at, value=math.nan, limit=0.0, reason=reason)
     family = _family(scalars, UPDATE_RATIOS)
     ratios = [(ratio, layer) for layer, ratio in family if math.isfinite(ratio)]
     ratio, layer = max(ratios, default=(0.0, ""))
     what = f"the norm of one update of {layer} relative to that of its weights"
     limits = (config.update_ratio_limit,)
-    found.append(_over("update_ratio", Rows(updates=[at]), [ratio], limits, what))
-    return [finding for finding in found if finding is not None]
+    yield from _over("update_ratio", Rows(updates=[at]), [ratio], limits, what)
 
 
 def _family(scalars: Mapping[str, float], prefix: str) -> list[tuple[str, float]]:

@@ -29,15 +29,7 @@ class CnnRate:
         self._calm_since: int | None = None
 
     def read(self, feature_norm: float, at: int) -> str:
-        """Adapt the rate to a feature norm.
-
-        Args:
-            feature_norm: Per sample, mean over the batch; ignored if it is not finite.
-            at: Updates so far.
-
-        Returns:
-            What changed and why, as a sentence; empty if nothing changed.
-        """
+        """Adapt the rate to a feature norm; return what changed, or an empty text."""
         config = self._config
         if not config.enabled or not math.isfinite(feature_norm):
             return ""
@@ -58,11 +50,7 @@ class CnnRate:
 
     def state(self) -> dict[str, Any]:
         """Return the state as JSON, for a checkpoint."""
-        return {
-            "share": self.share,
-            "halved_at": self._halved_at,
-            "calm_since": self._calm_since,
-        }
+        return {"share": self.share, "halved_at": self._halved_at, "calm_since": self._calm_since}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -71,9 +59,8 @@ class CnnRate:
 
     def _halve(self, feature_norm: float, at: int) -> str:
         config = self._config
-        if self._halved_at is not None and at - self._halved_at < config.cool_down:
-            return ""
-        if self.share <= config.floor:
+        is_cooling = self._halved_at is not None and at - self._halved_at < config.cool_down
+        if is_cooling or self.share <= config.floor:
             return ""
         self.reduce(0.5, at)
         return (
@@ -107,16 +94,9 @@ class ActionLimit:
         return 1.0 if self._is_lifted else self._config.share
 
     def read(self, last: Mapping[str, float], episode_length: float | None, at: int) -> str:
-        """Remove the limit if training looks healthy.
+        """Remove the limit if training looks healthy; return why, or an empty text.
 
-        Args:
-            last: Metrics of the newest updates. Without a camera there is no feature norm, and
-                that condition is ignored.
-            episode_length: Mean length of the newest episodes, in steps; None without episodes.
-            at: Updates so far.
-
-        Returns:
-            Why the limit was removed, as a sentence; empty if it was not.
+        Without a camera there is no feature norm, and that condition is ignored.
         """
         config = self._config
         if self._is_lifted or (spread := last.get("actor/action_std")) is None:
@@ -161,13 +141,6 @@ class GuardMonitor:
     """Check the updates of a run, write alerts, and adjust learning rates and the action limit.
 
     Call `before` and `after` around each update, and `mark_checkpoint` before saving a checkpoint.
-
-    Args:
-        run: The run's directory.
-        config: The limits.
-        features: Number of features of each CNN; 0 without a camera.
-        policy_delay: Critic updates per actor update.
-        on_alert: Called with each new alert and note.
     """
 
     def __init__(
@@ -200,20 +173,13 @@ class GuardMonitor:
     def after(
         self, state: TD3State, update: Update, batch: Batch, episode_length: float | None
     ) -> GuardResult:
-        """Check an update; wait for the device only if a reading is due.
-
-        Args:
-            state: The networks; the learning rates of their CNNs may be changed.
-            update: What the update returned.
-            batch: Its batch.
-            episode_length: Mean length of the newest episodes, in steps; None without episodes.
-        """
+        """Check an update; wait for the device only if a reading is due."""
         if not self.config.enabled:
             return GuardResult()
         at = state.updates
         self._window.add(at, update, batch)
         scalars = self._layers.after(state)
-        findings = check_layers(scalars, at, self.config)
+        findings = list(check_layers(scalars, at, self.config))
         is_due = at % self.config.every == 0
         if is_due:
             reading = self._window.take()
@@ -226,8 +192,8 @@ class GuardMonitor:
         self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         if is_due:
             scalars |= self.scalars()
-        stops = [finding for finding in findings if finding.level == "stop"]
-        return GuardResult(scalars=scalars, stop=stops[0] if stops else None)
+        stop = next((finding for finding in findings if finding.level == "stop"), None)
+        return GuardResult(scalars=scalars, stop=stop)
 
     def scalars(self) -> dict[str, float]:
         """Return the counts of alerts, the action limit and the rollbacks, by metric."""
@@ -244,10 +210,9 @@ class GuardMonitor:
         """
         reading = self._window.settle()
         findings = check_reading(reading, self._history, self.config)
-        worst = max((_level(finding) for finding in findings), default=-1)
+        self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         now = self._history.after(reading, self.config)
-        is_skipped = now.skipped_in_a_row or now.actor_skipped_in_a_row
-        if not self._is_serious and worst < _SERIOUS and not is_skipped:
+        if not (self._is_serious or now.skipped_in_a_row or now.actor_skipped_in_a_row):
             self.last_good = updates
         self._is_serious = False
 
@@ -264,11 +229,7 @@ class GuardMonitor:
         }
 
     def restore(self, state: Mapping[str, Any], networks: TD3State) -> None:
-        """Continue from what `state` returned; checkpoints without guards have an empty mapping.
-
-        Raises:
-            CheckpointError: If the state is invalid.
-        """
+        """Continue from what `state` returned; checkpoints without guards have an empty mapping."""
         if not state:
             return
         try:
@@ -314,12 +275,7 @@ class GuardMonitor:
 
 
 def set_cnn_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
-    """Set the learning rates of the CNNs to their shares of the configured rates.
-
-    Args:
-        state: The optimisers.
-        rates: By the network's name.
-    """
+    """Set the learning rates of the CNNs to their shares of the configured rates."""
     for name, rate in rates.items():
         _, optimizer = state.networks()[name]
         for group in optimizer.param_groups:

@@ -20,11 +20,6 @@ class LayerProbe:
     The norms reveal growth that clipping does not stop, because Adam divides the scale of the
     gradient out. The ratio of step to weights is about 1e-3 in healthy training (Karpathy, "A
     Recipe for Training Neural Networks", 2019).
-
-    Args:
-        every: Updates between two measurements.
-        policy_delay: Critic updates per actor update. The actor is measured at its first update
-            after the critic.
     """
 
     def __init__(self, every: int, policy_delay: int) -> None:
@@ -48,10 +43,7 @@ class LayerProbe:
         }
 
     def after(self, state: TD3State) -> dict[str, float]:
-        """Return norms and ratios after an update; nothing unless it was due for measurement.
-
-        Waits for the device if it returns anything.
-        """
+        """Return norms and ratios after an update that was due; wait for the device if it was."""
         scalars: dict[str, Tensor] = {}
         for name, layers in self._before.items():
             now = layers_of(getattr(state, name))
@@ -80,8 +72,8 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     return total
 
 
-_LAST = ("feature_norm", "dead_units")
-_LAST_ACTOR = ("actor/saturation", "actor/action_std")
+_LAST = ("feature_norm", "dead_units", "saturation", "action_std")
+"""Metrics of the last update that the guards check."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -92,6 +84,10 @@ class Rows:
     """Number of each update."""
     columns: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     """Values by name, one for each update; NaN and infinities included."""
+
+    def column(self, name: str) -> list[float]:
+        """Return the values of a column; none if it is missing."""
+        return self.columns.get(name, [])
 
     def extend(self, updates: list[int], columns: Mapping[str, list[float]]) -> None:
         """Append rows."""
@@ -158,11 +154,7 @@ class _Pending:
 
 
 class Window:
-    """Collect updates between two readings of the guards.
-
-    Args:
-        features: Number of features of each CNN; 0 without a camera.
-    """
+    """Collect updates between two readings of the guards."""
 
     def __init__(self, *, features: int) -> None:
         self._reading = Reading()
@@ -172,13 +164,7 @@ class Window:
         self._last_actor: Update | None = None
 
     def add(self, number: int, update: Update, batch: Batch) -> None:
-        """Add an update, without computing anything or waiting for the device.
-
-        Args:
-            number: Updates so far, including this one.
-            update: What the update returned.
-            batch: Its batch.
-        """
+        """Add an update, without computing anything or waiting for the device."""
         critic = update.critic
         values = {"loss": critic.loss, "q1": critic.q1, "q2": critic.q2, "reward": update.reward}
         values["discount"] = batch.discount
@@ -205,8 +191,7 @@ class Window:
                     found[part][name] = column
             self._reading.critic.extend(self._critic.updates, found["critic"])
             self._reading.actor.extend(self._actor.updates, found["actor"])
-        self._critic, self._actor = _Pending(), _Pending()
-        self._last = self._last_actor = None
+        self.restore(self._reading)
         return self._reading
 
     def take(self) -> Reading:
@@ -216,7 +201,7 @@ class Window:
         return reading
 
     def restore(self, reading: Reading) -> None:
-        """Continue from the reading in a checkpoint."""
+        """Continue from a reading, without updates that have not been read back."""
         self._critic, self._actor = _Pending(), _Pending()
         self._last = self._last_actor = None
         self._reading = reading
@@ -232,13 +217,8 @@ class Window:
         if self._last_actor is not None and self._last_actor.actor is not None:
             actor = self._last_actor.actor
             found |= feature_scalars("actor_cnn", actor.state, self._feature_count)
-            scalars = actor_scalars(actor)
-            found |= {name: scalars[name] for name in _LAST_ACTOR}
-        return {
-            name: value
-            for name, value in found.items()
-            if name in _LAST_ACTOR or name.split("/")[1] in _LAST
-        }
+            found |= actor_scalars(actor)
+        return {name: value for name, value in found.items() if name.partition("/")[2] in _LAST}
 
 
 def _columns(pending: _Pending, part: str) -> dict[tuple[str, str], Tensor]:
@@ -266,13 +246,6 @@ def allowed_returns(reward: Tensor, discount: Tensor) -> Tensor:
 
     No discounted return over the data exceeds the largest of these: if ``Q <= M`` and
     ``r <= (1 - discount) * M``, then ``r + discount * Q <= M``. For a last step it is the reward.
-
-    Args:
-        reward: (..., B) n-step rewards, scaled and clipped.
-        discount: (..., B) weights of the next value, in [0, 1].
-
-    Returns:
-        (..., B); 0 where the reward is not finite, the largest number where the discount is 1.
     """
     allowed = torch.nan_to_num(reward / (1.0 - discount))
     return torch.where(torch.isfinite(reward), allowed, 0.0)

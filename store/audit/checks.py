@@ -79,27 +79,21 @@ Faults = Iterator[tuple[int | None, str]]
 """Number of the episode, or None, and what was found and expected."""
 SegmentCheck = Callable[[SegmentData, CheckLimits], Faults]
 """A check: yields the faults of one kind in a segment; its name is that of the kind."""
+_Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Episode of each row, and first row of each episode."""
+_BadRows = Iterator[tuple[int, int, int, int]]
 
 
 def episode_bounds(
     offset: NDArray[np.int64], length: NDArray[np.int64], *, steps: int, observations: int
 ) -> Faults:
-    """Check that episodes follow each other without gaps and fill the arrays.
-
-    Args:
-        offset: int64 (E,), row of each episode's first step.
-        length: int64 (E,), steps.
-        steps: Number of rows along ``step``.
-        observations: Number of rows along ``observation``.
-    """
+    """Check that episodes follow each other without gaps and fill the arrays."""
     for episode in np.flatnonzero(length < 1).tolist():
         yield episode, f"length {length[episode]}, expected 1+"
     expected = np.concatenate([[0], np.cumsum(length)])
     for episode in np.flatnonzero(offset != expected[:-1]).tolist()[:1]:
-        yield (
-            episode,
-            f"offset {offset[episode]}, expected {expected[episode]}, the lengths before it",
-        )
+        found = f"offset {offset[episode]}"
+        yield episode, f"{found}, expected {expected[episode]}, the lengths before it"
     if expected[-1] != steps:
         yield None, f"lengths add up to {expected[-1]}, expected the {steps} steps of the segment"
     if observations != steps + len(length):
@@ -110,9 +104,9 @@ def step_after_end(data: SegmentData, _limits: CheckLimits) -> Faults:
     """Find steps that follow a terminated or truncated step."""
     ends = data.terminated | data.truncated
     ends[_last_steps(data)] = False
-    for episode, row, _ in _first_rows(ends, data.step_episode):
-        step, length = row - data.episodes.offset[episode], data.episodes.length[episode]
-        yield episode, f"step {step} is an end, expected only step {length - 1} to be one"
+    for episode, _, step, _ in _bad_steps(ends, data):
+        last = data.episodes.length[episode] - 1
+        yield episode, f"step {step} is an end, expected only step {last} to be one"
 
 
 def end_unmarked(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -125,49 +119,39 @@ def end_unmarked(data: SegmentData, _limits: CheckLimits) -> Faults:
 
 def end_twice(data: SegmentData, _limits: CheckLimits) -> Faults:
     """Find steps that are both terminated and truncated."""
-    for episode, row, _ in _first_rows(data.terminated & data.truncated, data.step_episode):
-        step = row - data.episodes.offset[episode]
+    for episode, _, step, _ in _bad_steps(data.terminated & data.truncated, data):
         yield episode, f"step {step} is both terminated and truncated, expected one of them"
 
 
 def not_finite(data: SegmentData, _limits: CheckLimits) -> Faults:
     """Find values that are NaN or infinite."""
-    table, episodes = data.episodes, np.arange(len(data.episodes.length))
-    seen = data.observation_episode, data.observation_start
-    done, each = (data.step_episode, table.offset), (episodes, episodes)
-    for name, values, (episode_of, starts) in (
-        ("vector", data.vector, seen),
-        ("sim_time", data.sim_time, seen),
-        ("action", data.action, done),
-        ("reward", data.reward, done),
-        ("reward_terms", data.reward_terms, done),
-        ("episode_return", table.episode_return, each),
-        ("episode_exploration_noise", table.exploration_noise, each),
+    table = data.episodes
+    for name, values, find in (
+        ("vector", data.vector, _bad_observations),
+        ("sim_time", data.sim_time, _bad_observations),
+        ("action", data.action, _bad_steps),
+        ("reward", data.reward, _bad_steps),
+        ("reward_terms", data.reward_terms, _bad_steps),
+        ("episode_return", table.episode_return, _bad_episodes),
+        ("episode_exploration_noise", table.exploration_noise, _bad_episodes),
     ):
         if values is None:
             continue
         bad = np.asarray((~np.isfinite(values)).reshape(len(values), -1).any(axis=1))
-        for episode, row, count in _first_rows(bad, episode_of):
-            yield (
-                episode,
-                f"{name} has NaN or infinity in {count} rows, first {row - starts[episode]};"
-                " expected finite numbers",
-            )
+        for episode, _, first, count in find(bad, data):
+            text = f"{name} has NaN or infinity in {count} rows, first {first}"
+            yield episode, f"{text}; expected finite numbers"
 
 
 def action_bounds(data: SegmentData, _limits: CheckLimits) -> Faults:
-    """Find actions outside the bounds of the data.spec."""
+    """Find actions outside the bounds of the spec."""
     low, high = np.asarray(data.spec.action_low), np.asarray(data.spec.action_high)
     slack = BOUND_TOLERANCE * (high - low)
     outside = (data.action < low - slack) | (data.action > high + slack)
-    for episode, row, count in _first_rows(outside.any(axis=1), data.step_episode):
+    for episode, row, step, count in _bad_steps(outside.any(axis=1), data):
         part = int(np.flatnonzero(outside[row])[0])
-        yield (
-            episode,
-            f"{data.spec.action_names[part]} is {data.action[row, part]:.6g} at step "
-            f"{row - data.episodes.offset[episode]}, expected {low[part]:g}..{high[part]:g} "
-            f"({count} such steps)",
-        )
+        text = f"{data.spec.action_names[part]} is {data.action[row, part]:.6g} at step {step}"
+        yield episode, f"{text}, expected {low[part]:g}..{high[part]:g} ({count} such steps)"
 
 
 def reward_sum(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -177,12 +161,9 @@ def reward_sum(data: SegmentData, _limits: CheckLimits) -> Faults:
     terms = data.reward_terms.astype(np.float64)
     sums = terms.sum(axis=1)
     wrong = _differs(data.reward, sums, np.abs(terms).sum(axis=1))
-    for episode, row, count in _first_rows(wrong, data.step_episode):
-        yield (
-            episode,
-            f"reward {data.reward[row]:.6g} at step {row - data.episodes.offset[episode]}, "
-            f"expected {sums[row]:.6g}, the sum of its terms ({count} such steps)",
-        )
+    for episode, row, step, count in _bad_steps(wrong, data):
+        expected = f"{sums[row]:.6g}, the sum of its terms ({count} such steps)"
+        yield episode, f"reward {data.reward[row]:.6g} at step {step}, expected {expected}"
 
 
 def return_sum(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -191,21 +172,16 @@ def return_sum(data: SegmentData, _limits: CheckLimits) -> Faults:
     sums = np.add.reduceat(rewards, data.episodes.offset)
     magnitudes = np.add.reduceat(np.abs(rewards), data.episodes.offset)
     for episode in np.flatnonzero(_differs(returns, sums, magnitudes)).tolist():
-        yield (
-            episode,
-            f"return {returns[episode]:.6g}, expected {sums[episode]:.6g}, the sum of its rewards",
-        )
+        expected = f"{sums[episode]:.6g}, the sum of its rewards"
+        yield episode, f"return {returns[episode]:.6g}, expected {expected}"
 
 
 def frame_order(data: SegmentData, _limits: CheckLimits) -> Faults:
     """Find frame numbers that do not increase within an episode."""
     advance, inside = _advances(data.frame_id, data)
-    for episode, row, count in _first_rows(inside & (advance <= 0), data.observation_episode):
-        yield (
-            episode,
-            f"frame {data.frame_id[row]} after {data.frame_id[row - 1]} at observation "
-            f"{row - data.observation_start[episode]}, expected a higher one ({count} such)",
-        )
+    for episode, row, seen, count in _bad_observations(inside & (advance <= 0), data):
+        text = f"frame {data.frame_id[row]} after {data.frame_id[row - 1]} at observation {seen}"
+        yield episode, f"{text}, expected a higher one ({count} such)"
 
 
 def frame_gap(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -214,18 +190,13 @@ def frame_gap(data: SegmentData, _limits: CheckLimits) -> Faults:
     Simulators may tick several times per step, so the usual advance need not be 1.
     """
     advance, inside = _advances(data.frame_id, data)
-    episode_of = data.observation_episode
     usual = np.zeros(len(data.episodes.length))
     for episode, start in enumerate(data.observation_start.tolist()):
         usual[episode] = np.median(advance[start + 1 : start + 1 + data.episodes.length[episode]])
-    gaps = inside & (advance > np.maximum(usual, 1)[episode_of])
-    for episode, row, count in _first_rows(gaps, episode_of):
-        yield (
-            episode,
-            f"frame {data.frame_id[row]} after {data.frame_id[row - 1]} at observation "
-            f"{row - data.observation_start[episode]}, expected steps of {usual[episode]:g} "
-            f"({count} gaps)",
-        )
+    gaps = inside & (advance > np.maximum(usual, 1)[data.observation_episode])
+    for episode, row, seen, count in _bad_observations(gaps, data):
+        text = f"frame {data.frame_id[row]} after {data.frame_id[row - 1]} at observation {seen}"
+        yield episode, f"{text}, expected steps of {usual[episode]:g} ({count} gaps)"
 
 
 def sim_time(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -236,12 +207,9 @@ def sim_time(data: SegmentData, _limits: CheckLimits) -> Faults:
     with np.errstate(invalid="ignore"):
         slack = TIME_TOLERANCE * period + np.spacing(np.abs(data.sim_time))
         wrong = inside & (np.abs(advance - period) > slack)
-    for episode, row, count in _first_rows(wrong, data.observation_episode):
-        yield (
-            episode,
-            f"{advance[row]:.6g} s pass before observation "
-            f"{row - data.observation_start[episode]}, expected {period:g} s ({count} such)",
-        )
+    for episode, row, seen, count in _bad_observations(wrong, data):
+        text = f"{advance[row]:.6g} s pass before observation {seen}"
+        yield episode, f"{text}, expected {period:g} s ({count} such)"
 
 
 def policy_digest(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -291,14 +259,11 @@ def vector_range(data: SegmentData, limits: CheckLimits) -> Faults:
     # `not_finite` reports NaN and infinity.
     size = np.where(np.isfinite(data.vector), np.abs(data.vector), 0.0)
     far = np.asarray((size > limits.vector_limit).any(axis=1))
-    for episode, row, count in _first_rows(far, data.observation_episode):
+    for episode, row, seen, count in _bad_observations(far, data):
         part = int(np.argmax(size[row]))
-        yield (
-            episode,
-            f"{data.spec.vector_names[part]} is {data.vector[row, part]:.6g} scales at observation "
-            f"{row - data.observation_start[episode]}, expected at most "
-            f"{limits.vector_limit:g} ({count} such)",
-        )
+        found = f"{data.vector[row, part]:.6g} scales at observation {seen}"
+        expected = f"at most {limits.vector_limit:g} ({count} such)"
+        yield episode, f"{data.spec.vector_names[part]} is {found}, expected {expected}"
 
 
 def vector_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
@@ -307,12 +272,8 @@ def vector_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
     if data.vector is None or speed is None:
         return
     still = _repeats(data.vector, data.observation_start) & (np.abs(speed) > MOVING_MPS)
-    yield from _long_repeats(
-        "equal vectors from observation {} while the car moves",
-        still,
-        (data.observation_episode, data.observation_start),
-        limits.frozen_frames,
-    )
+    text = "equal vectors from observation {} while the car moves"
+    yield from _long_repeats(text, still, _observation_places(data), limits.frozen_frames)
 
 
 def action_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
@@ -323,12 +284,8 @@ def action_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
     same = _repeats(data.action, data.episodes.offset)
     # Step t acts on observation t; each episode has one observation more than steps.
     same &= np.abs(speed[np.arange(len(same)) + data.step_episode]) > MOVING_MPS
-    yield from _long_repeats(
-        "equal actions from step {} while the car moves",
-        same,
-        (data.step_episode, data.episodes.offset),
-        limits.frozen_actions,
-    )
+    text = "equal actions from step {} while the car moves"
+    yield from _long_repeats(text, same, _step_places(data), limits.frozen_actions)
 
 
 def speed_jump(data: SegmentData, limits: CheckLimits) -> Faults:
@@ -339,24 +296,18 @@ def speed_jump(data: SegmentData, limits: CheckLimits) -> Faults:
     change, inside = _advances(speed.astype(np.float64), data)
     most = limits.acceleration_mps2 * data.spec.control_period_s
     jumps = inside & np.isfinite(change) & (np.abs(change) > most)
-    for episode, row, count in _first_rows(jumps, data.observation_episode):
-        yield (
-            episode,
-            f"speed changes by {abs(change[row]):.3g} m/s before observation "
-            f"{row - data.observation_start[episode]}, expected at most {most:g} ({count} such)",
-        )
+    for episode, row, seen, count in _bad_observations(jumps, data):
+        text = f"speed changes by {abs(change[row]):.3g} m/s before observation {seen}"
+        yield episode, f"{text}, expected at most {most:g} ({count} such)"
 
 
 def reward_impossible(data: SegmentData, limits: CheckLimits) -> Faults:
     """Find rewards that are larger than the task can give."""
     size = np.abs(data.reward)
     far = np.isfinite(size) & (size > limits.reward_limit)
-    for episode, row, count in _first_rows(far, data.step_episode):
-        yield (
-            episode,
-            f"reward {data.reward[row]:.6g} at step {row - data.episodes.offset[episode]}, "
-            f"expected at most {limits.reward_limit:g} in size ({count} such steps)",
-        )
+    for episode, row, step, count in _bad_steps(far, data):
+        expected = f"at most {limits.reward_limit:g} in size ({count} such steps)"
+        yield episode, f"reward {data.reward[row]:.6g} at step {step}, expected {expected}"
 
 
 def reward_missing(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -369,15 +320,11 @@ def policy_conflict(data: SegmentData, _limits: CheckLimits) -> Faults:
     """Find policy versions with more than one digest."""
     known: dict[int, str] = {}
     table = data.episodes
-    for episode, (version, digest) in enumerate(
-        zip(table.policy_version.tolist(), table.policy_digest, strict=True)
-    ):
+    for episode, version in enumerate(table.policy_version.tolist()):
+        digest = table.policy_digest[episode]
         if version >= 0 and digest and known.setdefault(version, digest) != digest:
-            yield (
-                episode,
-                f"policy version {version} has digest {digest[:16]}, "
-                f"expected {known[version][:16]} as before",
-            )
+            text = f"policy version {version} has digest {digest[:16]}"
+            yield episode, f"{text}, expected {known[version][:16]} as before"
 
 
 def black_frames(data: SegmentData, limits: CheckLimits) -> Faults:
@@ -404,12 +351,8 @@ def frozen_frames(data: SegmentData, limits: CheckLimits) -> Faults:
     speed = data.speed_mps
     if speed is not None:
         still &= np.abs(speed) > MOVING_MPS
-    yield from _long_repeats(
-        "equal frames from observation {}" + ("" if speed is None else " while the car moves"),
-        still,
-        (data.observation_episode, data.observation_start),
-        limits.frozen_frames,
-    )
+    text = "equal frames from observation {}" + ("" if speed is None else " while the car moves")
+    yield from _long_repeats(text, still, _observation_places(data), limits.frozen_frames)
 
 
 def frame_stutter(data: SegmentData, limits: CheckLimits) -> Faults:
@@ -420,15 +363,13 @@ def frame_stutter(data: SegmentData, limits: CheckLimits) -> Faults:
     moving = (np.abs(speed) > FAST_MPS) & ~_is_black(data.frames, limits)
     moving[data.observation_start] = False
     repeated = moving & data.frames.repeated
-    for episode, row, count in _first_rows(repeated, data.observation_episode):
-        start = int(data.observation_start[episode])
+    for episode, row, seen, count in _bad_observations(repeated, data):
+        start = row - seen
         among = int(moving[start : start + 1 + int(data.episodes.length[episode])].sum())
         if among >= limits.frozen_frames and count > limits.stutter_share * among:
-            yield (
-                episode,
-                f"{count} of {among} frames of the moving car repeat the one before, first at "
-                f"observation {row - start}; expected at most {limits.stutter_share:.0%}",
-            )
+            text = f"{count} of {among} frames of the moving car repeat the one before, first at "
+            text += f"observation {seen}; expected at most {limits.stutter_share:.0%}"
+            yield episode, text
 
 
 def frame_stale(data: SegmentData, limits: CheckLimits) -> Faults:
@@ -497,13 +438,34 @@ def check_values(data: SegmentData, limits: CheckLimits) -> Iterator[Fault]:
             yield Fault(check=name, episode=episode, message=message)
 
 
-def _first_rows(
-    bad: NDArray[np.bool_], episode_of: NDArray[np.int64]
-) -> Iterator[tuple[int, int, int]]:
-    """Yield each episode with bad rows: its number, its first bad row, and their count."""
+def _first_rows(bad: NDArray[np.bool_], places: _Places) -> _BadRows:
+    """Yield each episode with bad rows: number, first bad row, the same in the episode, count."""
+    episode_of, start_of = places
     rows = np.flatnonzero(bad)
     episodes, first, counts = np.unique(episode_of[rows], return_index=True, return_counts=True)
-    yield from zip(episodes.tolist(), rows[first].tolist(), counts.tolist(), strict=True)
+    inside = rows[first] - start_of[episodes]
+    columns = (episodes, rows[first], inside, counts)
+    yield from zip(*(column.tolist() for column in columns), strict=True)
+
+
+def _bad_steps(bad: NDArray[np.bool_], data: SegmentData) -> _BadRows:
+    return _first_rows(bad, _step_places(data))
+
+
+def _bad_observations(bad: NDArray[np.bool_], data: SegmentData) -> _BadRows:
+    return _first_rows(bad, _observation_places(data))
+
+
+def _bad_episodes(bad: NDArray[np.bool_], _data: SegmentData) -> _BadRows:
+    return ((episode, episode, 0, 1) for episode in np.flatnonzero(bad).tolist())
+
+
+def _step_places(data: SegmentData) -> _Places:
+    return data.step_episode, data.episodes.offset
+
+
+def _observation_places(data: SegmentData) -> _Places:
+    return data.observation_episode, data.observation_start
 
 
 def _last_steps(data: SegmentData) -> NDArray[np.int64]:
@@ -539,20 +501,8 @@ def _repeats(values: NDArray[np.float32], start_of: NDArray[np.int64]) -> NDArra
     return same
 
 
-def _long_repeats(
-    text: str,
-    same: NDArray[np.bool_],
-    places: tuple[NDArray[np.int64], NDArray[np.int64]],
-    most: int,
-) -> Faults:
-    """Yield the first stretch of each episode with too many equal rows.
-
-    Args:
-        text: What the rows are; ``{}`` becomes the first row of the stretch.
-        same: Whether each row equals the previous one.
-        places: Episode of each row, and first row of each episode.
-        most: Number of equal rows that is too many.
-    """
+def _long_repeats(text: str, same: NDArray[np.bool_], places: _Places, most: int) -> Faults:
+    """Yield the first stretch of each episode with ``most`` equal rows or more."""
     episode_of, start_of = places
     edges = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0, append=0))
     reported: set[int] = set()
@@ -566,9 +516,8 @@ def _long_repeats(
 
 
 def _bad_frames(text: str, data: SegmentData, bad: NDArray[np.bool_]) -> Faults:
-    for episode, row, count in _first_rows(bad, data.observation_episode):
+    for episode, _, first, count in _bad_observations(bad, data):
         frames = data.episodes.length[episode] + 1
-        first = row - data.observation_start[episode]
         where = f"{count} of {frames} frames, first at observation {first}"
         yield episode, f"{text} in {where}; expected none"
 

@@ -6,13 +6,12 @@ Kolmogorov-Smirnov statistic, both from the audit's samples of 4096 values.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.statistics import Distribution, Summary
+from avtd3.store.audit.statistics import Summary
 
 PARTS = 10
 """Number of parts that the index compares."""
@@ -35,7 +34,6 @@ class Drift:
     ks: float
     """Largest distance between the two cumulative distributions, in [0, 1]."""
     medians: tuple[float, float]
-    """Median of the first and of the second set."""
     verdict: Verdict
     """``few values`` if a set is too small to compare."""
 
@@ -46,11 +44,12 @@ class Drift:
 
 def drift_between(first: Summary, second: Summary) -> tuple[Drift, ...]:
     """Return the drift of each quantity in both summaries, the most drifted first."""
-    found = []
-    other = dict(_quantities(second))
-    for name, known in _quantities(first):
-        if name in other and known.sample.values.size and other[name].sample.values.size:
-            found.append(_compare(name, known.sample.values, other[name].sample.values))
+    others = _quantities(second)
+    found = [
+        _compare(name, values, others[name])
+        for name, values in _quantities(first).items()
+        if name in others
+    ]
     return tuple(sorted(found, key=lambda drift: -drift.psi))
 
 
@@ -78,12 +77,15 @@ def kolmogorov_smirnov(first: NDArray[np.float64], second: NDArray[np.float64]) 
     return float(np.abs(one - other).max())
 
 
-def _quantities(summary: Summary) -> Iterator[tuple[str, Distribution]]:
-    yield "episode return", summary.returns
-    yield "episode length", summary.lengths
-    for group, named in summary.components.items():
-        for name, known in named.items():
-            yield f"{group} {name}", known
+def _quantities(summary: Summary) -> dict[str, NDArray[np.float64]]:
+    """Return the samples of all quantities that have values, float64 (n,) each."""
+    episode = {"return": summary.returns, "length": summary.lengths}
+    return {
+        f"{group} {name}": known.sample.values
+        for group, named in {"episode": episode, **summary.components}.items()
+        for name, known in named.items()
+        if known.sample.values.size
+    }
 
 
 def _compare(name: str, first: NDArray[np.float64], second: NDArray[np.float64]) -> Drift:

@@ -25,16 +25,13 @@ Place = tuple[str, str, int]
 
 def step_digests(data: SegmentData) -> NDArray[np.uint64]:
     """Return the digest of each episode's actions and rewards, uint64 (E,)."""
-    table = data.episodes
-    found = np.empty(len(table.length), np.uint64)
-    for episode, (start, length) in enumerate(
-        zip(table.offset.tolist(), table.length.tolist(), strict=True)
-    ):
+    found = []
+    for start, length in zip(data.episodes.offset, data.episodes.length, strict=True):
         rows = slice(start, start + length)
         digest = hashlib.sha256(data.action[rows].tobytes())
         digest.update(data.reward[rows].tobytes())
-        found[episode] = int.from_bytes(digest.digest()[:8], "little")
-    return found
+        found.append(int.from_bytes(digest.digest()[:8], "little"))
+    return np.array(found, np.uint64)
 
 
 def perceptual_hashes(data: SegmentData) -> NDArray[np.uint64]:
@@ -104,13 +101,11 @@ class DuplicateFinder:
 
 def _equal(values: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
     """Yield each row that repeats a value, after the first row with that value."""
-    order = np.argsort(values, kind="stable")
-    same = np.flatnonzero(values[order][1:] == values[order][:-1]) + 1
-    first: dict[int, int] = {}
-    for row in same.tolist():
-        value = int(values[order[row]])
-        first.setdefault(value, int(order[row - 1]))
-        yield first[value], int(order[row])
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    earlier = first[inverse]
+    rows = np.flatnonzero(earlier != np.arange(len(values)))
+    rows = rows[np.argsort(values[rows], kind="stable")]
+    yield from zip(earlier[rows].tolist(), rows.tolist(), strict=True)
 
 
 def _near(hashes: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:

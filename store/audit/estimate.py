@@ -6,7 +6,6 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import DatasetError
 from avtd3.store.format.layout import MANIFEST_FILE
 
-TERABYTE = 1e12
 ABOUT = "about the segment"
 """Key of the bytes that are not array data: manifests and metadata."""
 
@@ -16,13 +15,10 @@ class Estimate:
     """Bytes per step of each array, as measured on a dataset."""
 
     steps: int
-    """Number of steps that were measured."""
     seconds_per_step: float
-    """Control period."""
     stored: dict[str, float]
     """Bytes per step by array, and `ABOUT`."""
     raw: float
-    """Bytes per step of the decoded arrays."""
 
     @property
     def bytes_per_step(self) -> float:
@@ -32,7 +28,7 @@ class Estimate:
     @property
     def hours_per_terabyte(self) -> float:
         """Return the hours of driving that fit into 10^12 bytes."""
-        return TERABYTE / self.bytes_per_step * self.seconds_per_step / 3600.0
+        return 1e12 / self.bytes_per_step * self.seconds_per_step / 3600.0
 
     def document(self) -> dict[str, object]:
         """Return the estimate as a JSON object."""
@@ -57,11 +53,7 @@ class Estimate:
 
 
 def estimate(dataset: Dataset) -> Estimate:
-    """Measure the published segments of a dataset.
-
-    Raises:
-        DatasetError: The dataset has no steps.
-    """
+    """Measure the published segments of a dataset."""
     stored: dict[str, float] = {}
     steps, raw = 0, 0
     for segment in dataset.snapshot().segments:

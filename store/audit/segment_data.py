@@ -37,39 +37,28 @@ class FrameFeatures:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentData:
-    """The arrays of a segment, with features instead of frames."""
+    """The arrays of a segment, with features instead of frames.
+
+    The vector (N_obs, V), features, frame numbers and times in seconds have one row per
+    observation; the other arrays, such as the action (N_steps, A), have one row per step.
+    """
 
     spec: EpisodeSpec
-    """Names, scales and bounds of the components."""
     vector: NDArray[np.float32] | None
-    """float32 (N_obs, V), or None."""
     frames: FrameFeatures | None
     """None if the spec has no image."""
     frame_id: NDArray[np.int64]
-    """int64 (N_obs,)."""
     sim_time: NDArray[np.float64]
-    """float64 (N_obs,), seconds."""
     action: NDArray[np.float32]
-    """float32 (N_steps, A)."""
     reward: NDArray[np.float32]
-    """float32 (N_steps,)."""
     reward_terms: NDArray[np.float32] | None
-    """float32 (N_steps, R), or None."""
     terminated: NDArray[np.bool_]
-    """bool (N_steps,)."""
     truncated: NDArray[np.bool_]
-    """bool (N_steps,)."""
     episodes: EpisodeTable
-    """Columns of the E episodes."""
 
     @classmethod
     def read(cls, segment: Segment) -> Self:
-        """Read all arrays of a segment.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: An array cannot be decoded.
-        """
+        """Read all arrays of a segment."""
         spec, features = segment.spec, None
         if spec.image is not None:
             features = scan_frames(segment.read_frames, segment.observations, spec.image)
@@ -132,10 +121,7 @@ def scan_frames(
 ) -> FrameFeatures:
     """Compute the features of all frames in bounded memory.
 
-    Args:
-        read: Decodes frames ``start`` to ``stop`` into a uint8 (n, C, H, W) buffer.
-        frames: Number of frames, N_obs.
-        image: Shape of a frame.
+    ``read`` decodes the frames from a start to a stop into a uint8 (n, C, H, W) buffer.
     """
     # Blocks are whole chunks, so that no chunk is decoded twice.
     block = max(4, BLOCK_BYTES // image.frame_bytes // 16 * 16)

@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Self, TypeVar
 
 import numpy as np
@@ -46,13 +46,8 @@ class Moments:
         with np.errstate(over="ignore", invalid="ignore"):  # 1e300 squared: no standard deviation
             mean = float(finite.mean())
             squares = float(np.square(finite - mean).sum())
-        return cls(
-            count=finite.size,
-            mean=mean,
-            squares=squares,
-            minimum=float(finite.min()),
-            maximum=float(finite.max()),
-        )
+        low, high = float(finite.min()), float(finite.max())
+        return cls(count=finite.size, mean=mean, squares=squares, minimum=low, maximum=high)
 
     def merge(self, other: Self) -> Self:
         """Return the moments of both sets of values together."""
@@ -70,11 +65,10 @@ class Moments:
 
     def document(self) -> dict[str, float | int | None]:
         """Return ``count, mean, std, min, max`` as JSON; None where JSON has no such number."""
-        std = math.sqrt(self.squares / self.count) if self.count else math.nan
         return {
             "count": self.count,
-            "mean": _number(self.mean if self.count else math.nan),
-            "std": _number(std),
+            "mean": _number(self.mean) if self.count else None,
+            "std": _number(math.sqrt(self.squares / self.count)) if self.count else None,
             "min": _number(self.minimum),
             "max": _number(self.maximum),
         }
@@ -91,12 +85,7 @@ class Sample:
 
     @classmethod
     def of(cls, values: NDArray[np.generic], key: str) -> Self:
-        """Sample the finite values of a one-dimensional array.
-
-        Args:
-            values: Numbers (n,).
-            key: Name of the array; equal keys give equal priorities on every machine.
-        """
+        """Sample the finite values of an array (n,); equal keys give equal priorities."""
         (sample,) = cls.of_columns(np.asarray(values, np.float64)[:, None], key)
         return sample
 
@@ -113,20 +102,15 @@ class Sample:
             samples.append(cls(priorities=priorities[kept], values=column[kept]))
         return samples
 
-    @classmethod
-    def _smallest(cls, priorities: NDArray[np.uint64], values: NDArray[np.float64]) -> Self:
-        order = np.argsort(priorities, kind="stable")[:SAMPLE_SIZE]
-        return cls(priorities=priorities[order], values=values[order])
-
     def merge(self, other: Self) -> Self:
         """Return a sample of both sets of values together."""
         # Few values of the other sample can still enter a full one; do not sort the rest.
         full = len(self.priorities) == SAMPLE_SIZE
         last = np.searchsorted(other.priorities, self.priorities[-1]) if full else None
-        return self._smallest(
-            np.concatenate([self.priorities, other.priorities[:last]]),
-            np.concatenate([self.values, other.values[:last]]),
-        )
+        priorities = np.concatenate([self.priorities, other.priorities[:last]])
+        values = np.concatenate([self.values, other.values[:last]])
+        order = np.argsort(priorities, kind="stable")[:SAMPLE_SIZE]
+        return type(self)(priorities=priorities[order], values=values[order])
 
     def quantiles(self, shares: tuple[float, ...]) -> list[float | None]:
         """Return the quantiles at the given shares; None if there are no values."""
@@ -189,11 +173,8 @@ class Summary:
     bytes_on_disk: int = 0
     """Size of all files of all segments, including damaged ones."""
     bytes_raw: int = 0
-    """Size of the decoded arrays."""
     returns: Distribution = dataclasses.field(default_factory=Distribution)
-    """Returns of the episodes."""
     lengths: Distribution = dataclasses.field(default_factory=Distribution)
-    """Steps of the episodes."""
     counts: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
     """Episodes per value of ``end_reason``, ``scenario``, ..."""
     coverage: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
@@ -204,7 +185,6 @@ class Summary:
     magnitudes: dict[str, float] = dataclasses.field(default_factory=dict)
     """Sum of the absolute values of each reward term."""
     largest_reward: float = 0.0
-    """Largest magnitude of a step's reward."""
     largest_discounted: float = 0.0
     """Largest magnitude of the discounted return from any step."""
 
@@ -270,16 +250,8 @@ class Summary:
         }
 
 
-_SUMS = (
-    "segments",
-    "segments_read",
-    "episodes",
-    "steps",
-    "simulated_seconds",
-    "bytes_on_disk",
-    "bytes_raw",
-)
-
+_COUNTS = ("segments", "segments_read", "episodes", "steps")
+_SUMS = (*_COUNTS, "simulated_seconds", "bytes_on_disk", "bytes_raw")
 _LARGEST = ("largest_reward", "largest_discounted")
 _KEYS = {"segments_read": "segments_judged"}
 """Keys of the JSON document that differ from the names of the fields."""
@@ -293,28 +265,23 @@ def _merge_by_name(
 
 
 def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
-    """Summarise the data of a segment, or of some of its episodes.
-
-    Args:
-        segment_id: Key of the samples.
-        data: The arrays.
-        gamma: Discount per step, for the largest discounted return.
-    """
-    table, spec = data.episodes, data.spec
+    """Summarise the data of a segment, or of some of its episodes."""
+    table, spec, terms = data.episodes, data.spec, data.reward_terms
     size = np.abs(data.reward[np.isfinite(data.reward)])
     components = {
-        "action": distributions_by_name(spec.action_names, data.action, f"{segment_id}/action")
+        group: distributions_by_name(names, values, f"{segment_id}/{group}", scales)
+        for group, names, values, scales in (
+            ("action", spec.action_names, data.action, None),
+            ("vector", spec.vector_names, data.vector, spec.vector_scales),
+            ("reward_terms", spec.reward_terms, terms, None),
+        )
+        if values is not None
     }
-    magnitudes: dict[str, float] = {}
-    if data.vector is not None:
-        components["vector"] = distributions_by_name(
-            spec.vector_names, data.vector, f"{segment_id}/vector", spec.vector_scales
-        )
-    if data.reward_terms is not None:
-        components["reward_terms"] = distributions_by_name(
-            spec.reward_terms, data.reward_terms, f"{segment_id}/reward_terms"
-        )
-        magnitudes = dict(_magnitudes(spec.reward_terms, data.reward_terms))
+    columns = () if terms is None else terms.astype(np.float64).T
+    magnitudes = {
+        name: float(np.abs(column[np.isfinite(column)]).sum())
+        for name, column in zip(spec.reward_terms, columns, strict=terms is not None)
+    }
     if data.frames is not None:
         grey = Distribution.of(data.frames.mean, f"{segment_id}/mean grey")
         components["frames"] = {"mean grey": grey}
@@ -333,12 +300,6 @@ def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
     )
 
 
-def _magnitudes(names: tuple[str, ...], terms: NDArray[np.float32]) -> Iterator[tuple[str, float]]:
-    for part, name in enumerate(names):
-        values = np.abs(terms[:, part].astype(np.float64))
-        yield name, float(values[np.isfinite(values)].sum())
-
-
 def _count(table: EpisodeTable) -> dict[str, Counter[str]]:
     """Count the episodes per value of the columns that reports show."""
     return {
@@ -347,22 +308,15 @@ def _count(table: EpisodeTable) -> dict[str, Counter[str]]:
         "policy_version": Counter(map(str, table.policy_version.tolist())),
         "driver": Counter(table.texts("driver")),
         "world": Counter(table.texts("world")),
-        "town": count_labels(table.texts("town")),
-        "weather": count_labels(table.texts("weather")),
+        "town": Counter(map(kind_of_label, table.texts("town"))),
+        "weather": Counter(map(kind_of_label, table.texts("weather"))),
     }
 
 
 def largest_discounted(
     reward: NDArray[np.float32], offset: NDArray[np.int64], length: NDArray[np.int64], gamma: float
 ) -> float:
-    """Return the largest magnitude of ``sum gamma^t r`` from any step to the episode's end.
-
-    Args:
-        reward: float32 (N_steps,).
-        offset: int64 (E,), first step of each episode.
-        length: int64 (E,), steps of each episode.
-        gamma: Discount per step.
-    """
+    """Return the largest magnitude of ``sum gamma^t r`` from any step to the episode's end."""
     values = np.where(np.isfinite(reward), reward, 0.0).astype(np.float64)
     total, largest = np.zeros(len(length)), 0.0
     # Process all episodes at once, from their ends.
@@ -379,14 +333,7 @@ def distributions_by_name(
     key: str,
     scales: tuple[float, ...] | None = None,
 ) -> dict[str, Distribution]:
-    """Return the distribution of each column of an array, times its scale.
-
-    Args:
-        names: Names of the columns.
-        values: float32 (N, len(names)).
-        key: Key of the samples, see `Sample.of`.
-        scales: One factor per column; None for 1.
-    """
+    """Return the distribution of each column of float32 (N, len(names)), times its scale."""
     factors = scales or (1.0,) * len(names)
     columns = values.astype(np.float64) * factors
     samples = Sample.of_columns(columns, key)
@@ -394,11 +341,6 @@ def distributions_by_name(
         name: Distribution(moments=Moments.of(columns[:, column]), sample=samples[column])
         for column, name in enumerate(names)
     }
-
-
-def count_labels(labels: list[str]) -> Counter[str]:
-    """Count labels by kind, see `kind_of_label`."""
-    return Counter(map(kind_of_label, labels))
 
 
 def kind_of_label(label: str) -> str:

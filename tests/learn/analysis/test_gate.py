@@ -1,5 +1,3 @@
-import doctest
-import importlib
 import json
 
 import pytest
@@ -254,10 +252,3 @@ def test_the_table_for_a_terminal(run):
     assert "FAIL  c1" in text
     assert "critic/loss: 10 of 10 points outside, the first at 100" in text
     assert "look there" in text
-
-
-@pytest.mark.parametrize("name", ["gate", "compare"])
-def test_the_example_of_the_function_runs(name):
-    module = importlib.import_module(f"avtd3.learn.analysis.{name}")
-    assert doctest.testmod(module).attempted > 5
-    assert doctest.testmod(module).failed == 0

@@ -137,7 +137,7 @@ def test_skipped_updates_count_in_a_row_over_readings():
 
 def test_layers():
     scalars = {"weights/a": 1.0, "update_ratio/a": 0.09, "update_ratio/b": math.nan}
-    assert check_layers(scalars, 7, CONFIG) == []
+    assert list(check_layers(scalars, 7, CONFIG)) == []
     (found,) = check_layers(scalars | {"update_ratio/c": 0.2}, 7, CONFIG)
     assert (found.name, found.level, found.update) == ("update_ratio", "warn", 7)
     assert "one update of c" in found.reason
