@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         SegmentNotFoundError,
         SpecError,
         StorageError,
-        TrainingHalted,
         WorldError,
         WorldLost,
     )
@@ -77,7 +76,6 @@ __all__ = [
     "SpecError",
     "Step",
     "StorageError",
-    "TrainingHalted",
     "Transitions",
     "WorldError",
     "WorldLost",

@@ -20,7 +20,6 @@ BUILTIN_BASES = {
     "WorldError": RuntimeError,
     "WorldLost": RuntimeError,
     "StorageError": OSError,
-    "TrainingHalted": RuntimeError,
 }
 
 
