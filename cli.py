@@ -18,9 +18,9 @@ from avtd3.configs.commands.demo import demo
 from avtd3.configs.commands.evaluate import evaluate
 from avtd3.configs.commands.gate import compare, gate
 from avtd3.configs.commands.learn import learn
-from avtd3.configs.commands.options import EXIT_ENVIRONMENT, EXIT_NO, EXIT_USAGE
+from avtd3.configs.commands.options import EXIT_ENVIRONMENT, EXIT_USAGE
 from avtd3.configs.commands.replay_inspect import replay_inspect
-from avtd3.store.errors import Avtd3Error, StorageError, TrainingHalted, UnreadableError, WorldError
+from avtd3.store.errors import Avtd3Error, StorageError, UnreadableError, WorldError
 
 app = typer.Typer(
     name="avtd3",
@@ -58,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(error, EXIT_ENVIRONMENT)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except TrainingHalted as error:
-        _fail(error, EXIT_NO)
     except Avtd3Error as error:
         _fail(error, EXIT_USAGE)
     except (OSError, MemoryError) as error:

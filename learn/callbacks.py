@@ -97,8 +97,8 @@ class ProgressCallback(TrainCallback):
         self._on_progress(progress)
 
 
-class CallbackList(TrainCallback):
-    """Call several callbacks in order, and limit the rate of progress reports.
+class CallbackList:
+    """The callbacks of a run, and the progress that they receive.
 
     Args:
         callbacks: The callbacks.
@@ -109,6 +109,15 @@ class CallbackList(TrainCallback):
         self._callbacks, self._target = tuple(callbacks), target
         self._describe: list[Describe] = []
         self._next_report_s = float("-inf")
+
+    def call(self, hook: Callable[[TrainCallback], None]) -> None:
+        """Call a hook of each callback, such as ``lambda callback: callback.on_update(5)``."""
+        for callback in self._callbacks:
+            hook(callback)
+
+    def should_stop(self) -> bool:
+        """Return whether any callback wants to stop the run."""
+        return any(callback.should_stop() for callback in self._callbacks)
 
     def add_source(self, describe: Describe) -> None:
         """Add a function that fills in a part of each progress report."""
@@ -135,49 +144,9 @@ class CallbackList(TrainCallback):
         now_s = time.monotonic()
         if now or now_s >= self._next_report_s:
             self._next_report_s = now_s + PROGRESS_INTERVAL_S
-            self.on_progress(self.progress(waiting))
+            progress = self.progress(waiting)
+            self.call(lambda callback: callback.on_progress(progress))
 
-    def should_stop(self) -> bool:
-        """Return whether any callback wants to stop the run."""
-        return any(callback.should_stop() for callback in self._callbacks)
-
-    def on_start(self, progress: LearnProgress) -> None:
-        """Call each callback."""
-        for callback in self._callbacks:
-            callback.on_start(progress)
-
-    def on_update(self, updates: int) -> None:
-        """Call each callback."""
-        for callback in self._callbacks:
-            callback.on_update(updates)
-
-    def on_progress(self, progress: LearnProgress) -> None:
-        """Call each callback."""
-        for callback in self._callbacks:
-            callback.on_progress(progress)
-
-    def on_metrics(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Call each callback."""
-        for callback in self._callbacks:
-            callback.on_metrics(step, scalars)
-
-    def on_checkpoint(self, path: Path) -> None:
-        """Call each callback."""
-        for callback in self._callbacks:
-            callback.on_checkpoint(path)
-
-    def on_publish(self, path: Path) -> None:
-        """Call each callback."""
-        for callback in self._callbacks:
-            callback.on_publish(path)
-
-    def on_alert(self, alert: Alert) -> None:
-        """Report progress at once with the next update, and call each callback."""
+    def report_soon(self) -> None:
+        """Report progress at the next call of `report` in any case."""
         self._next_report_s = float("-inf")
-        for callback in self._callbacks:
-            callback.on_alert(alert)
-
-    def on_end(self, report: LearnReport) -> None:
-        """Call each callback."""
-        for callback in self._callbacks:
-            callback.on_end(report)

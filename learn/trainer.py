@@ -148,7 +148,7 @@ def train(
         else:
             report = LearnReport(run=str(run), policies=str(directory), stopped=True)
     report = dataclasses.replace(report, seconds=time.monotonic() - started_s)
-    notify.on_end(report)
+    notify.call(lambda callback: callback.on_end(report))
     return report
 
 
@@ -229,7 +229,7 @@ class Trainer:
             policy_delay=config.td3.policy_delay,
             on_alert=self._on_alert,
         )
-        self._logger = MetricLogger(run / "events", features=features, on_write=notify.on_metrics)
+        self._logger = MetricLogger(run / "events", features=features, on_write=self._on_metrics)
         self._evaluator = HeldOutEvaluator(
             spec=spec,
             config=config.td3,
@@ -325,7 +325,8 @@ class Trainer:
 
     def loop(self) -> None:
         """Update until the run is complete, a callback stops it or a guard halts it."""
-        self._notify.on_start(self._notify.progress())
+        progress = self._notify.progress()
+        self._notify.call(lambda callback: callback.on_start(progress))
         while (
             self.updates < self._config.updates
             and self._halted is None
@@ -333,7 +334,7 @@ class Trainer:
         ):
             if self.source.ready(self.updates):
                 self.step()
-                self._notify.on_update(self.updates)
+                self._notify.call(lambda callback: callback.on_update(self.updates))
                 self._notify.report(now=self._halted is not None)
             else:
                 self._wait()
@@ -500,7 +501,8 @@ class Trainer:
         self._policy_version, self._published_at = version, self.updates
         if self._config.keep_policies:
             self._policies.prune(self._config.keep_policies)
-        self._notify.on_publish(self._policies.path_of(version))
+        path = self._policies.path_of(version)
+        self._notify.call(lambda callback: callback.on_publish(path))
 
     def _save(self) -> None:
         """Save a checkpoint, unless this state is saved already."""
@@ -516,7 +518,7 @@ class Trainer:
             good=self._guards.last_good,
         )
         self._saved_at = self.updates
-        self._notify.on_checkpoint(path)
+        self._notify.call(lambda callback: callback.on_checkpoint(path))
 
     def _metadata(self) -> CheckpointMetadata:
         earlier_s = 0.0 if self._restored is None else self._restored.seconds
@@ -548,4 +550,8 @@ class Trainer:
         )
 
     def _on_alert(self, alert: Alert) -> None:
-        self._notify.on_alert(alert)
+        self._notify.report_soon()
+        self._notify.call(lambda callback: callback.on_alert(alert))
+
+    def _on_metrics(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._notify.call(lambda callback: callback.on_metrics(step, scalars))

@@ -19,8 +19,7 @@ Every message says what was expected, what was found, where, and how to fix it::
     │   └── RouteError                            a route that cannot be driven on its roads
     ├── WorldError (RuntimeError)                 the simulator failed
     │   └── WorldLost                             the simulator is gone, stalled or crashed
-    ├── StorageError (OSError)                    the disk is full or not writable
-    └── TrainingHalted (RuntimeError)             a guard stopped the training
+    └── StorageError (OSError)                    the disk is full or not writable
 
 Each error is also a built-in exception, given in parentheses.
 """
@@ -115,7 +114,3 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
 
 class StorageError(Avtd3Error, OSError):
     """A disk that is full, or a directory that cannot be written."""
-
-
-class TrainingHalted(Avtd3Error, RuntimeError):  # noqa: N818 - an outcome, not a fault
-    """A guard stopped the training; the message says which guard and why."""

@@ -23,7 +23,6 @@ BUILTIN_BASES = {
     "WorldError": RuntimeError,
     "WorldLost": RuntimeError,
     "StorageError": OSError,
-    "TrainingHalted": RuntimeError,
 }
 
 
