@@ -173,7 +173,7 @@ class Manifest:
             finally:
                 os.close(directory)
         except OSError as error:
-            raise read_error(path, name, error) from error
+            raise read_error(path, name, error, says=" cannot be read") from error
 
 
 def _describe(name: str, status: os.stat_result, size: int) -> str:
@@ -192,7 +192,7 @@ def corrupt(path: Path, problem: str) -> SegmentCorruptError:
 
 
 def read_error(
-    path: Path, name: str, error: OSError
+    path: Path, name: str, error: OSError, *, says: str = ""
 ) -> SegmentCorruptError | SegmentNotFoundError | SegmentUnreadableError:
     """Return the error for a file of a segment that cannot be read.
 
@@ -203,11 +203,12 @@ def read_error(
         path: The segment's directory.
         name: The file, or what was to be read.
         error: What the operating system said.
+        says: Words that follow the name if the file is missing or no file.
     """
     if not is_passing(error):
         try:
             if is_directory(path):
-                return corrupt(path, f"{name}: {error.strerror}")
+                return corrupt(path, f"{name}{says}: {error.strerror}")
         except OSError as failure:
             error = failure
         else:
@@ -236,7 +237,7 @@ def read_manifest(path: Path) -> Manifest:
         data = read_bytes(file, MAX_MANIFEST_BYTES)
         document = _parse(data, path)
     except OSError as error:
-        raise read_error(path, MANIFEST_FILE, error) from error
+        raise read_error(path, MANIFEST_FILE, error, says=" cannot be read") from error
     except ValueError as error:
         raise corrupt(path, str(error)) from error
     if not isinstance(document, dict):
