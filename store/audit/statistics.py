@@ -1,8 +1,8 @@
 """Summarise the data of a segment, and merge the summaries of segments and datasets.
 
 Moments merge exactly (Chan, Golub and LeVeque 1979). Quantiles come from a bottom-k sample: all
-values up to `SAMPLE_SIZE`, a uniform sample beyond, in whatever order samples are merged. `estimate`
-measures the disk space of a step.
+values up to `SAMPLE_SIZE`, a uniform sample beyond, in whatever order samples are merged.
+`estimate` measures the disk space of a step.
 """
 
 import dataclasses
