@@ -192,7 +192,7 @@ def show_estimate(
     Raises:
         Avtd3Error: If there is more than one dataset, it cannot be opened, or the world fails.
     """
-    from avtd3.store.audit.estimate import estimate
+    from avtd3.store.audit.statistics import estimate
     from avtd3.store.dataset import Dataset
 
     if len(datasets) > 1:
