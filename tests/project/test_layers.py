@@ -63,7 +63,6 @@ SINGLE_IMPORTERS = {
     "learn.guards.monitor": ENTRY,
     "learn.logging": TOPIC,
     "learn.replay_source": TOPIC,
-    "store.audit.segment_audit": TOPIC,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
     "store.maintenance.relabel": WORK,
