@@ -356,11 +356,15 @@ class Trainer:
             self._save()
 
     def finish(self) -> None:
-        """Write the remaining alerts; save and publish, unless a guard ended the run."""
+        """Write the remaining alerts; save and publish, unless a guard ended the run.
+
+        The last report shows the final state, however short the run was.
+        """
         self._guards.alerts.flush(self.updates)
         if self._halted is None:
             self._save()
             self._publish()
+        self._notify.report(now=True)
 
     def close(self) -> None:
         """Close the event file and the sampler; safe to call twice."""
