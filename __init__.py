@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from avtd3.learn import Policy, train
+    from avtd3.learn import Policy, ReplayDataset, train
     from avtd3.store import (
         Avtd3Error,
         ConfigError,
@@ -31,13 +31,14 @@ __all__ = [
     "ImageSpec",
     "Observation",
     "Policy",
+    "ReplayDataset",
     "SegmentWriter",
     "SpecError",
     "Step",
     "train",
 ]
 
-_PACKAGES = {"Policy": "learn", "train": "learn"}
+_PACKAGES = {"Policy": "learn", "ReplayDataset": "learn", "train": "learn"}
 """Package that exports each name, if it is not `avtd3.store`."""
 
 
