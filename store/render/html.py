@@ -1,7 +1,7 @@
 """Render HTML from the templates in ``store/render/templates`` and the style sheet beside them.
 
-Datasets and event files may come from strangers: every string is escaped, control characters become
-question marks, and each page carries a policy that forbids scripts, the network and other files.
+Datasets and event files may come from untrusted sources: every string is escaped, control
+characters become question marks, and each page forbids scripts, the network and other files.
 """
 
 import functools
