@@ -60,7 +60,7 @@ def test_a_lost_world_says_what_and_why_wherever_it_is_copied_to():
     assert errors.WorldLost("gone").reason == "server_lost"
 
 
-class Counted(list):
+class Counted(list[int]):
     """Counts how many of its items are looked at."""
 
     def __init__(self, items):
@@ -73,9 +73,9 @@ class Counted(list):
             yield item
 
 
-CIRCLE: list = []
+CIRCLE: list[object] = []
 CIRCLE.append(CIRCLE)
-BOMB: list = ["lol"]
+BOMB: list[object] = ["lol"]
 for _ in range(40):
     BOMB = [BOMB, BOMB]
 
