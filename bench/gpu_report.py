@@ -10,7 +10,8 @@ stable-baselines3 are left out if it is not installed. Without ``--data``, the s
 *Correctness*: the same updates with the same batches and noise, from the same weights, on the CPU
 and on the GPU. The error after some updates is the norm of the difference between the weights,
 divided by the norm of what the CPU changed. In float64 only the order of sums differs. In float32,
-cuDNN may also use TF32 for convolutions, which is torch's default.
+cuDNN may also use TF32 for convolutions, which is torch's default. Adam's first step has the same
+size for every weight, so rounding that changes the sign of a tiny gradient counts in full.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from avtd3.store.spec import EpisodeSpec
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CHECKED_AT = (1, 10, 50)
 """Numbers of updates after which two devices are compared."""
-LIMITS = {"float64": 1e-8, "float32": 2e-2, "float32 without TF32": 2e-2}
+LIMITS = {"float64": 1e-8, "float32": 0.2, "float32 without TF32": 1e-3}
 """Largest accepted error after the first update, by type."""
 SMALL_BATCH = 32
 VARIANTS = {
