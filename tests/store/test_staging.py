@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from avtd3.store import files
+from avtd3.store import files, staging
 from avtd3.store.dataset import Dataset
 from avtd3.store.locks import Identity
 from avtd3.store.maintenance.compact import compact
@@ -208,6 +208,16 @@ def test_the_files_of_others_are_never_swept(tmp_path, name):
     os.utime(tmp_path / name, OLD)
     files.sweep_asides(tmp_path, older_than_s=-1.0)
     assert names(tmp_path) == [name]
+
+
+def test_what_cannot_be_deleted_stays_owned(dataset, gone, monkeypatch):
+    stage(dataset, "it", gone)
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "remove", lambda path: None)
+        dataset.clean_staging()
+    assert names(dataset.staging_path) == ["it", "it.owner.json"]
+    assert dataset.clean_staging() == ["it"]
+    assert names(dataset.staging_path) == []
 
 
 def test_cleaning_without_a_staging_directory(dataset):
