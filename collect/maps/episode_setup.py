@@ -13,7 +13,7 @@ import numpy as np
 
 from avtd3.collect.checks import check_number
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.planner import MIN_ROUTE_M, scenario_route
+from avtd3.collect.maps.planner import MIN_ROUTE_M, plan_route, plan_through
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
 from avtd3.collect.maps.weather import Weather, draw_weather
@@ -118,7 +118,11 @@ def draw_setup(
     route_rng, start_rng, camera_rng, traffic_rng, simulator_rng = (
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
     )
-    route = scenario_route(network, scenario, route_rng).route
+    if scenario.waypoints:
+        planned = plan_through(network, scenario.waypoints)
+    else:
+        planned = plan_route(network, route_rng, scenario.route_length_m)
+    route = planned.route
     return EpisodeSetup(
         route=route,
         weather=draw_weather(scenario.weather, camera_rng),

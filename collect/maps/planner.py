@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork
 from avtd3.collect.maps.route import Route, resample
-from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import RoadError, RouteError
 
 _OVERLAP_M = 0.3  # lanes whose ends are closer than this continue each other
 _CHANGE_PER_M = 8.0  # length of a lane change before and after the join, per metre between lanes
 _NARROWEST_M = 2.0
-MIN_ROUTE_M = 30.0
+MIN_ROUTE_M = 15.0
 """Length of the shortest route that is driven."""
+_SHORTEST_M = MIN_ROUTE_M - 0.05  # lanes are sampled a millimetre short at each end
 SNAP_M = 5.0
 """Maximum distance of a waypoint from the middle of a driving lane."""
 _STARTS = 24  # positions that are tried before the longest route found is taken
@@ -61,24 +61,6 @@ class LanePart:
     """Distance along the lane at which the part ends; infinite for the end of the lane."""
 
 
-def scenario_route(
-    network: RoadNetwork, scenario: Scenario, rng: np.random.Generator
-) -> PlannedRoute:
-    """Plan the route of a scenario: through its waypoints, or a random one.
-
-    Args:
-        network: The roads.
-        scenario: Waypoints, or the desired length.
-        rng: Draws random routes; not used if there are waypoints.
-
-    Raises:
-        RouteError: No such route exists.
-    """
-    if scenario.waypoints:
-        return plan_through(network, scenario.waypoints)
-    return plan_route(network, rng, scenario.route_length_m)
-
-
 def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) -> PlannedRoute:
     """Plan a random route.
 
@@ -97,7 +79,7 @@ def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) 
         RoadError: The length is below `MIN_ROUTE_M`, or no route of `MIN_ROUTE_M` was found.
     """
     if not length_m >= MIN_ROUTE_M:
-        raise RoadError(f"route length is {length_m} m, expected at least {MIN_ROUTE_M} m")
+        raise RoadError(f"route length is {length_m} m, expected at least {MIN_ROUTE_M:g} m")
     best: tuple[float, float, tuple[int, ...]] = (0.0, 0.0, ())
     for start_lane, start_m in _starts(network, rng):
         reached, lanes = _drive(network, rng, start_lane, start_m, length_m)
@@ -106,9 +88,9 @@ def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) 
         if reached >= length_m:
             break
     reached, start_m, lanes = best
-    if reached < MIN_ROUTE_M:
+    if reached < _SHORTEST_M:
         raise RoadError(
-            f"road {network.name} has no route of {MIN_ROUTE_M} m (longest found: {reached:.1f} "
+            f"road {network.name} has no route of {MIN_ROUTE_M:g} m (longest found: {reached:.1f} "
             "m); use longer roads"
         )
     parts = [LanePart(lanes[0], start_m), *(LanePart(lane, 0.0) for lane in lanes[1:])]
@@ -148,10 +130,10 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
             )
     parts = _merged(min(reached, key=lambda found: found[1].cost)[1].parts)
     length_m = sum(part.to_m - part.from_m for part in parts)
-    if length_m < MIN_ROUTE_M:
+    if length_m < _SHORTEST_M:
         raise RouteError(
             f"road {network.name}: the route through {len(waypoints)} waypoints is {length_m:.1f} "
-            f"m long, expected at least {MIN_ROUTE_M} m; move the last one farther away"
+            f"m long, expected at least {MIN_ROUTE_M:g} m; move the last one farther away"
         )
     return PlannedRoute(
         route=join(network, parts),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork, Strip
+from avtd3.store.errors import RoadError
 
 VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
 """Ground classes. `GAP` is bare asphalt between the dashes of a line. `PAINT_1` to `PAINT` are
@@ -23,6 +24,8 @@ COARSE = 4
 """Fine pixels along the side of a coarse pixel."""
 TEXTURES = 16
 """Number of texture levels, the lower four bits of a ground code."""
+MAX_PIXELS, MAX_TILES = 100_000_000, 10_000_000
+"""Largest paved area in fine pixels, and largest area of a whole network in tiles."""
 DIRECTIONS = 252
 """Number of steps of a full turn in which lane directions are stored."""
 NO_LANE, ANY_DIRECTION = 0, 255
@@ -123,6 +126,14 @@ class _Painter:
         points = np.concatenate([strip.points for strip in self.strips])
         corner = np.floor((points.min(axis=0) - _PAD_M) / tile_m) - 1.0
         count = np.ceil((points.max(axis=0) + _PAD_M) / tile_m) + 1.0 - corner
+        area_m2 = sum(strip.length_m * float(strip.width_m.max()) for strip in self.strips)
+        if count.prod() > MAX_TILES or area_m2 / pixel_m**2 > MAX_PIXELS:
+            width_km, height_km = (count * tile_m / 1000.0).tolist()
+            raise RoadError(
+                f"road {network.name} has {area_m2 / 1e6:.1f} km2 of lanes in {width_km:.0f} by "
+                f"{height_km:.0f} km, expected at most {MAX_PIXELS * pixel_m**2 / 1e6:g} km2 in "
+                f"{MAX_TILES * tile_m**2 / 1e6:.0f} km2; split it"
+            )
         columns, rows = count.astype(np.int64).tolist()
         self.left_m, self.top_m = (corner * tile_m).tolist()
         self.table = self._allocate(rows, columns)

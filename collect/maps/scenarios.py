@@ -18,10 +18,11 @@ from typing import Any
 import yaml
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.maps.opendrive import parse_xml
+from avtd3.collect.maps.opendrive import decode_xml, parse_number, parse_xml
+from avtd3.collect.maps.planner import MIN_ROUTE_M
 from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
 from avtd3.store.errors import ConfigError
-from avtd3.store.files import safe_join
+from avtd3.store.files import read_bytes, safe_join
 
 GENERATED = "generated"
 """Town of the scenarios whose road networks are generated."""
@@ -76,6 +77,7 @@ class Scenario:
         }
 
 
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
 VERSION = 1
 """Version of the YAML format."""
 MAX_BYTES = {".xml": 16 * 1024 * 1024, ".yaml": 2 * 1024 * 1024}
@@ -226,7 +228,7 @@ def _changed(entry: Scenario, changes: Mapping[str, object]) -> Scenario:
     changed = dataclasses.replace(entry, **changes)  # type: ignore[arg-type] # checked below
     check_number("scenario npcs", changed.npcs, maximum=1000)
     check_number("scenario networks", changed.networks, minimum=1, maximum=1_000_000)
-    check_number("scenario route_length_m", changed.route_length_m, minimum=10.0)
+    check_number("scenario route_length_m", changed.route_length_m, minimum=MIN_ROUTE_M)
     check_number("scenario time_limit_s", changed.time_limit_s, minimum=1.0)
     if not changed.town or not changed.weather:
         raise ConfigError("scenario town or weather is empty, expected a name")
@@ -255,27 +257,25 @@ def read_scenarios(path: Path) -> tuple[Scenario, ...]:
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    if not path.is_file():
+    try:
+        return read_bytes(path, max_bytes)
+    except FileNotFoundError as error:
         raise ConfigError(
             f"scenario file {path} does not exist, expected YAML or route XML of the CARLA "
             "leaderboard; see docs/scenarios.md"
-        )
-    if path.stat().st_size > max_bytes:
-        raise ConfigError(
-            f"scenario file {path} has {path.stat().st_size} bytes, expected at most {max_bytes}; "
-            "split it into several files"
-        )
-    try:
-        return path.read_bytes()
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"scenario file {path} cannot be read: {error.strerror}; check its permissions"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"scenario file {path} cannot be used: {error}; if it is too large, split it"
         ) from error
 
 
 def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scenario, ...]:
     found: dict[int, Scenario] = {}
-    waypoints = 0
     for place, route in enumerate(routes):
         where = f"routes[{place}]" if "id" not in route else f"route {reprlib.repr(route['id'])}"
         try:
@@ -287,14 +287,17 @@ def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scena
                 f"{where}: another route has the id {scenario.number}, expected distinct ids"
             )
         found[scenario.number] = scenario
-        waypoints += len(scenario.waypoints)
-        if len(found) > MAX_ROUTES or waypoints > MAX_WAYPOINTS:
-            raise ConfigError(
-                f"it has more than {MAX_ROUTES} routes or {MAX_WAYPOINTS} waypoints; split the file"
-            )
     if not found:
         raise ConfigError("it contains no routes, expected at least one")
     return tuple(found.values())
+
+
+def _check_size(routes: int, waypoints: int) -> None:
+    if routes > MAX_ROUTES or waypoints > MAX_WAYPOINTS:
+        raise ConfigError(
+            f"it has {routes} routes and {waypoints} waypoints, expected at most {MAX_ROUTES} and "
+            f"{MAX_WAYPOINTS}; split the file"
+        )
 
 
 def _scenario(route: Mapping[str, Any], place: int, folder: Path) -> Scenario:
@@ -318,7 +321,7 @@ def _scenario(route: Mapping[str, Any], place: int, folder: Path) -> Scenario:
         network=network,
         npcs=_whole(route, "npcs", 20),
         weather=weather,
-        route_length_m=_number(route, "length_m", 200.0, minimum=10.0),
+        route_length_m=_number(route, "length_m", 200.0, minimum=MIN_ROUTE_M),
         time_limit_s=_number(route, "time_limit_s", _INITIAL_S, minimum=1.0),
         time_per_m_s=per_m_s,
         waypoints=waypoints,
@@ -438,8 +441,8 @@ def _parse_yaml(data: bytes) -> list[Mapping[str, Any]]:
     try:
         text = data.decode("utf-8")
         _check_events(text)
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        document = yaml.load(text, _YAML)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"it is not valid YAML: {' '.join(str(error).split())}") from error
@@ -454,19 +457,21 @@ def _parse_yaml(data: bytes) -> list[Mapping[str, Any]]:
     routes = top.get("routes")
     if not isinstance(routes, list):
         raise ConfigError(f"routes is {reprlib.repr(routes)}, expected a list of routes")
-    return [
-        _with_defaults(_mapping(route, f"routes[{place}]", _ROUTE_KEYS), shared)
-        for place, route in enumerate(routes)
-    ]
+    found = [_mapping(route, f"routes[{place}]", _ROUTE_KEYS) for place, route in enumerate(routes)]
+    ways = [way for route in found if isinstance(way := route.get("waypoints"), list)]
+    _check_size(len(found), sum(map(len, ways)))
+    return [_with_defaults(route, shared) for route in found]
 
 
 def _check_events(text: str) -> None:
     """Raise if the YAML would expand to much more than its text, before it is constructed."""
     depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
+    for event in yaml.parse(text, _YAML):
         if isinstance(event, yaml.AliasEvent):
             # A few hundred bytes of aliases can expand to gigabytes.
             raise ConfigError("it has a YAML alias (*name), expected none; use 'defaults' instead")
+        if getattr(event, "tag", None):
+            raise ConfigError(f"it has a YAML tag ({event.tag:.40}), expected none; remove it")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
@@ -494,10 +499,13 @@ def _with_defaults(route: Mapping[str, Any], shared: Mapping[str, Any]) -> Mappi
 
 def _parse_xml(data: bytes) -> list[Mapping[str, Any]]:
     """Return the routes of the leaderboard's XML as mappings of `_ROUTE_KEYS` and ``remarks``."""
-    root = parse_xml(data, "it", ConfigError)
+    root = parse_xml(decode_xml(data, "it", ConfigError), "it", ConfigError)
     if root.tag != "routes":
         raise ConfigError(f"it is XML of <{root.tag:.80}>, expected <routes> of the leaderboard")
-    return [_route(element, place) for place, element in enumerate(root.iter("route"))]
+    routes = root.findall("route")
+    points = sum(1 for element in root.iter() if element.tag in ("position", "waypoint"))
+    _check_size(len(routes), points)
+    return [_route(element, place) for place, element in enumerate(routes)]
 
 
 def _route(element: ET.Element, place: int) -> Mapping[str, Any]:
@@ -571,10 +579,7 @@ def _xml_number(element: ET.Element, key: str, where: str, default: float | None
     text = element.get(key)
     if text is None and default is not None:
         return default
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = parse_number(text or "")
+    if math.isnan(value):
         raise ConfigError(f"{where}: {key} is {reprlib.repr(text)}, expected a number")
     return value

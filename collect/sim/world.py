@@ -120,7 +120,7 @@ class PreparedMapCache:
                 notices = (
                     f"road {name}: hills and banking were removed; the built-in simulator is flat",
                 )
-        network = RoadNetwork.from_opendrive(name, xodr)
+        network = RoadNetwork.from_opendrive(name, xodr, is_trusted=bool(kind))
         return PreparedMap(
             network=network,
             raster=Raster.paint(network, self._pixel_m),

@@ -69,7 +69,7 @@ def test_direction_is_that_of_the_lane(straight):
 
 @pytest.fixture(scope="module")
 def town():
-    network = RoadNetwork.from_opendrive("town", generate_network("town", 3))
+    network = RoadNetwork.from_opendrive("town", generate_network("town", 3), is_trusted=True)
     return network, Raster.paint(network, PIXEL_M)
 
 

@@ -37,7 +37,7 @@ def make_traffic(network, count, ego, seed=0):
 
 @pytest.fixture(scope="module")
 def town():
-    return RoadNetwork.from_opendrive("town", generate_network("town", 0))
+    return RoadNetwork.from_opendrive("town", generate_network("town", 0), is_trusted=True)
 
 
 @pytest.fixture(scope="module")
