@@ -65,9 +65,7 @@ class EpisodeSetup:
     """An episode as drawn from its seed."""
 
     route: Route
-    """The route to the goal."""
     weather: Weather
-    """Light, sky and wetness."""
     start: Start
     """The car: near the start of the route, rolling, slightly off the lane centre."""
     camera_rng: np.random.Generator
@@ -78,10 +76,7 @@ class EpisodeSetup:
     """Draws what only other simulators need."""
 
     def starts(self, attempts: int) -> Iterator[tuple[Route, Start, float]]:
-        """Yield the start, then positions further along the route, in case something is in the way.
-
-        Args:
-            attempts: Maximum number of positions; fewer if the route is short.
+        """Yield up to `attempts` starts, farther and farther along the route if one is occupied.
 
         Yields:
             The rest of the route, the start on it, and its distance along the original route in
@@ -103,13 +98,7 @@ class EpisodeSetup:
 def draw_setup(
     network: RoadNetwork, scenario: Scenario, seed: int, config: SimulatorConfig
 ) -> EpisodeSetup:
-    """Draw the setup of an episode.
-
-    Args:
-        network: The roads.
-        scenario: The scenario.
-        seed: The episode's seed; the same seed gives the same setup.
-        config: How much the start varies.
+    """Draw the setup of an episode; the same seed gives the same setup.
 
     Raises:
         RoadError: The roads have no route for the scenario.

@@ -56,8 +56,7 @@ class Strip:
     """A band of road surface along a centre line, in driving direction, in CARLA's frame."""
 
     points: NDArray[np.float64]
-    """float64 (N, 2), centre line in metres, one point about every metre, including both ends, N >=
-    2."""
+    """float64 (N, 2), N >= 2, centre line with a point about every metre, including both ends."""
     yaw_rad: NDArray[np.float64]
     """float64 (N,), heading of the centre line, unwrapped."""
     distance_m: NDArray[np.float64]
@@ -92,11 +91,9 @@ class Lane(Strip):
     right_marking: str
     """Marking on the right in driving direction."""
     left_lane: int | None = None
-    """Index of the lane on the left, if it has the same direction and the marking permits a
-    change."""
+    """Index of the lane on the left if its direction is the same and the marking can be crossed."""
     right_lane: int | None = None
-    """Index of the lane on the right, if it has the same direction and the marking permits a
-    change."""
+    """The same on the right."""
     successors: tuple[int, ...] = ()
     """Indices of the lanes that continue this one."""
 
@@ -106,9 +103,7 @@ class RoadNetwork:
     """All driving lanes of a network, linked."""
 
     name: str
-    """Name of the network, unique to its geometry."""
     map: "carla.Map"
-    """The `carla.Map`; it cannot be pickled."""
     lanes: tuple[Lane, ...]
     """Driving lanes, at least one."""
     paved: tuple[Strip, ...]
@@ -118,11 +113,7 @@ class RoadNetwork:
     def from_opendrive(cls, name: str, xodr: str, *, is_trusted: bool = False) -> Self:
         """Build the network of an OpenDRIVE document.
 
-        Args:
-            name: Name for pictures, datasets and messages.
-            xodr: OpenDRIVE text.
-            is_trusted: Whether avtd3 generated the text. Any other text is first built in a process
-                that it may end (see `native_check`).
+        A text that avtd3 did not generate (`is_trusted`) is first built in a process of its own.
 
         Raises:
             RoadError: The text is not OpenDRIVE, carla.Map does not survive it or rejects it, or it

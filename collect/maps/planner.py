@@ -62,18 +62,10 @@ class LanePart:
 
 
 def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) -> PlannedRoute:
-    """Plan a random route.
+    """Plan a random route, shorter than `length_m` only if no start leads so far.
 
     The same network and the same state of the generator give the same route. Starts are distributed
     evenly over all metres of lane outside junctions, or inside if there are no other lanes.
-
-    Args:
-        network: The roads.
-        rng: Draws the start and the lanes at forks.
-        length_m: Desired length in metres. The route is shorter only if no start leads so far.
-
-    Returns:
-        The route and its lanes.
 
     Raises:
         RoadError: The length is below `MIN_ROUTE_M`, or no route of `MIN_ROUTE_M` was found.
@@ -102,14 +94,7 @@ def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) 
 
 
 def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRoute:
-    """Plan the cheapest route through waypoints, in their order.
-
-    Args:
-        network: The roads.
-        waypoints: At least two positions x, y in metres, within `SNAP_M` of a driving lane.
-
-    Returns:
-        The route from the first waypoint to the last.
+    """Plan the cheapest route from the first of at least two waypoints to the last, in their order.
 
     Raises:
         RouteError: A waypoint is off the lanes, the lanes do not lead from one waypoint to the
@@ -119,7 +104,7 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
     places = [
         _places(network, lanes, point, number) for number, point in enumerate(waypoints, start=1)
     ]
-    reached = [(place, _Path(place.cost, ())) for place in places[0]]
+    reached: list[tuple[_Place, _Path]] = [(place, (place.cost, ())) for place in places[0]]
     for number, (before, after) in enumerate(itertools.pairwise(waypoints), 1):
         reached = _advance(network, lanes, reached, places[number])
         if not reached:
@@ -128,7 +113,7 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
                 f"waypoint {number + 1} {_named(after)}; check their order and their side of the "
                 "road, or add one in between"
             )
-    parts = _merged(min(reached, key=lambda found: found[1].cost)[1].parts)
+    parts = _merged(min(reached, key=lambda found: found[1][0])[1][1])
     length_m = sum(part.to_m - part.from_m for part in parts)
     if length_m < _SHORTEST_M:
         raise RouteError(
@@ -143,13 +128,7 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
 
 
 def join(network: RoadNetwork, parts: Sequence[LanePart], length_m: float = math.inf) -> Route:
-    """Join parts of lanes into one route, cut to a length.
-
-    Args:
-        network: The network of the lanes.
-        parts: At least one, in driving order.
-        length_m: Length at which the route is cut, in metres.
-    """
+    """Join parts of lanes, at least one, into one route that is cut to a length."""
     table = _table(network.lanes[parts[0].lane], parts[0])
     for part in parts[1:]:
         table = _append(table, _table(network.lanes[part.lane], part))
@@ -279,12 +258,8 @@ class _Place:
     """Cost of using this position for the waypoint."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Path:
-    """The cheapest path to a place found so far."""
-
-    cost: float
-    parts: tuple[LanePart, ...]
+_Path = tuple[float, tuple[LanePart, ...]]
+"""Cost and parts of the cheapest path to a place found so far."""
 
 
 class _Lanes:
@@ -362,11 +337,11 @@ def _advance(
 ) -> list[tuple[_Place, _Path]]:
     """Return the cheapest path to each place of the next waypoint that can be reached."""
     best: dict[int, _Path] = {}
-    for place, path in reached:
-        for number, leg in _Search(network, lanes, place).paths(places):
-            cost = path.cost + leg.cost + places[number].cost
-            if number not in best or cost < best[number].cost:
-                best[number] = _Path(cost, (*path.parts, *leg.parts))
+    for place, (so_far, parts) in reached:
+        for number, (leg, more) in _Search(network, lanes, place).paths(places):
+            cost = so_far + leg + places[number].cost
+            if number not in best or cost < best[number][0]:
+                best[number] = (cost, (*parts, *more))
     return [(places[number], path) for number, path in sorted(best.items())]
 
 
@@ -397,7 +372,7 @@ class _Search:
             for more, successor in self._successors(state):
                 heapq.heappush(front, (cost + more, successor, state))
         for number, (cost, state) in found.items():
-            yield number, _Path(cost, tuple(self._parts(state, goals[number].share)))
+            yield number, (cost, tuple(self._parts(state, goals[number].share)))
 
     def _entry(self, state: _State) -> float:
         return self._start.share if state[1] else 0.0

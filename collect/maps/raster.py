@@ -46,7 +46,7 @@ _LAYERS_PX = ((0.7, 4.0), (0.3, 14.0))
 """Share of each layer of patches, and the smallest period of its waves in pixels."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Raster:
     """A painted network. All arrays are read-only; see `paint`."""
 
@@ -68,12 +68,7 @@ class Raster:
 
     @classmethod
     def paint(cls, network: RoadNetwork, pixel_m: float) -> "Raster":
-        """Paint all lanes of a network, and its other paved surface.
-
-        Args:
-            network: The lanes to paint.
-            pixel_m: Side of a fine pixel in metres.
-        """
+        """Paint all lanes of a network, and its other paved surface."""
         return _Painter(network, pixel_m).finish()
 
     def slots(self, row: int, column: int, size: int) -> NDArray[np.int32]:
@@ -180,17 +175,10 @@ class _Painter:
         coarse = _coarsen(self.fine)
         _add_texture(self.fine, self.table)
         _add_texture(coarse, self.table)
-        for layer in (self.table, self.fine, coarse, self.direction):
+        layers = (self.table, self.fine, coarse, self.direction)
+        for layer in layers:
             layer.flags.writeable = False
-        return Raster(
-            pixel_m=self.pixel_m,
-            left_m=self.left_m,
-            top_m=self.top_m,
-            table=self.table,
-            fine=self.fine,
-            coarse=coarse,
-            direction=self.direction,
-        )
+        return Raster(self.pixel_m, self.left_m, self.top_m, *layers)
 
     def _beside(self) -> list[tuple[Strip, bool, bool]]:
         """Return for each strip whether a lane borders it on the left and on the right.
@@ -283,9 +271,8 @@ class _Painter:
 def _painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:
     """Yield each painted line once, and whether it is dashed.
 
-    Neighbouring lanes both describe the line between them, and lanes of opposite direction count
-    its dashes from opposite ends. A line is therefore identified by road, section and lane
-    boundary.
+    Neighbouring lanes both describe the line between them: it is known by its road, section and
+    lane boundary.
     """
     drawn: set[tuple[int, int, int]] = set()
     for lane in lanes:
