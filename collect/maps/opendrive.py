@@ -104,14 +104,9 @@ def read_opendrive(path: str | Path) -> str:
 def parse_opendrive(xodr: str, where: str, *, is_checked: bool = False) -> ET.Element:
     """Parse and check OpenDRIVE text; return the root element, without XML namespaces.
 
-    Args:
-        xodr: The text.
-        where: File or name for messages.
-        is_checked: Whether the text was checked before.
-
     Raises:
         RoadError: The text is not OpenDRIVE, declares a document type, is known to end or block
-            carla.Map, or has no driving lane.
+            carla.Map, or has no driving lane; the last two unless it is checked elsewhere.
     """
     if not xodr.strip():
         raise RoadError(f"road {where} is empty, expected OpenDRIVE text; {_FIX}")
@@ -183,12 +178,8 @@ def parse_number(text: str) -> float:
 def flatten(xodr: str) -> tuple[str, bool]:
     """Remove the relief of a network: the built-in simulator drives on a plane.
 
-    Returns:
-        The text without elevation, superelevation, crossfall and lateral shape, and whether it had
-        any. A text without relief is returned unchanged.
-
-    Raises:
-        RoadError: The text is not OpenDRIVE.
+    Return the text without elevation, superelevation, crossfall and lateral shape, and whether it
+    had any. A text without relief is returned unchanged.
     """
     root = parse_opendrive(xodr, "to flatten")
     changed = False

@@ -87,9 +87,7 @@ def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) 
         )
     parts = [LanePart(lanes[0], start_m), *(LanePart(lane, 0.0) for lane in lanes[1:])]
     return PlannedRoute(
-        route=join(network, parts, min(length_m, reached)),
-        lanes=lanes,
-        start_distance_m=start_m,
+        route=join(network, parts, min(length_m, reached)), lanes=lanes, start_distance_m=start_m
     )
 
 

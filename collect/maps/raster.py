@@ -6,6 +6,7 @@ pixel; a third layer holds the direction of the lane.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -26,6 +27,8 @@ TEXTURES = 16
 """Number of texture levels, the lower four bits of a ground code."""
 MAX_PIXELS, MAX_TILES = 100_000_000, 10_000_000
 """Largest paved area in fine pixels, and largest area of a whole network in tiles."""
+MAX_WIDTH_M = 50.0
+"""Largest width of a lane."""
 DIRECTIONS = 252
 """Number of steps of a full turn in which lane directions are stored."""
 NO_LANE, ANY_DIRECTION = 0, 255
@@ -119,8 +122,15 @@ class _Painter:
         self.strips: tuple[Strip, ...] = (*network.lanes, *network.paved)
         tile_m = TILE * pixel_m
         points = np.concatenate([strip.points for strip in self.strips])
-        corner = np.floor((points.min(axis=0) - _PAD_M) / tile_m) - 1.0
-        count = np.ceil((points.max(axis=0) + _PAD_M) / tile_m) + 1.0 - corner
+        widest_m = max(float(strip.width_m.max()) for strip in self.strips)
+        if widest_m > MAX_WIDTH_M:
+            raise RoadError(
+                f"road {network.name} has a lane that is {widest_m:.0f} m wide, expected at most "
+                f"{MAX_WIDTH_M:g} m; check the lane widths"
+            )
+        pad_m = max(_PAD_M, _reach_m(widest_m))
+        corner = np.floor((points.min(axis=0) - pad_m) / tile_m) - 1.0
+        count = np.ceil((points.max(axis=0) + pad_m) / tile_m) + 1.0 - corner
         area_m2 = sum(strip.length_m * float(strip.width_m.max()) for strip in self.strips)
         if count.prod() > MAX_TILES or area_m2 / pixel_m**2 > MAX_PIXELS:
             width_km, height_km = (count * tile_m / 1000.0).tolist()
@@ -142,12 +152,12 @@ class _Painter:
         tile_m = TILE * self.pixel_m
         used = np.zeros((rows, columns), np.bool_)
         for strip in self.strips:
-            reach_m = float(strip.width_m.max()) / 2 + _SHOULDER_M + _EDGE_M + 1.0
-            for dx in (-reach_m, 0.0, reach_m):
-                for dy in (-reach_m, 0.0, reach_m):
-                    at = (strip.points + np.array((dx - self.left_m, dy - self.top_m))) // tile_m
-                    column, row = at.astype(np.int64).T
-                    used[row, column] = True
+            reach_m = _reach_m(float(strip.width_m.max()))
+            shifts = np.linspace(-reach_m, reach_m, 2 * math.ceil(reach_m / tile_m) + 1)
+            for dx, dy in itertools.product(shifts, shifts):
+                at = (strip.points + np.array((dx - self.left_m, dy - self.top_m))) // tile_m
+                column, row = at.astype(np.int64).T
+                used[row, column] = True
         y, x = np.indices((rows, columns)) % _DEFAULTS
         table = (y * _DEFAULTS + x).astype(np.int32)
         table[used] = _DEFAULTS**2 + np.arange(int(used.sum()))
@@ -266,6 +276,11 @@ class _Painter:
         row += column
         flat += row
         return flat
+
+
+def _reach_m(width_m: float) -> float:
+    """Return how far from the centre line of a strip something is painted."""
+    return width_m / 2 + _SHOULDER_M + _EDGE_M + 1.0
 
 
 def _painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:

@@ -102,15 +102,8 @@ _DARK_DEG, _LOW_DEG = 0.0, 15.0
 _FOG, _RAIN, _CLOUDS = 40.0, 30.0, 60.0
 
 
-def _numbered_scenario(
-    number: int,
-    name: str,
-    kinds: tuple[str, ...],
-    npcs: int,
-    weather: str,
-    time_limit_s: float = 60.0,
-) -> Scenario:
-    return Scenario(
+SCENARIOS: tuple[Scenario, ...] = tuple(
+    Scenario(
         number=number,
         name=name,
         town=GENERATED,
@@ -121,16 +114,15 @@ def _numbered_scenario(
         route_length_m=200.0,
         time_limit_s=time_limit_s,
     )
-
-
-SCENARIOS: tuple[Scenario, ...] = (
-    _numbered_scenario(0, "mixed roads, fair weather, 20 vehicles", _MIXED, 20, "fair"),
-    _numbered_scenario(1, "empty country roads", ("country",), 0, "clear"),
-    _numbered_scenario(2, "town with junctions", ("town",), 20, "fair"),
-    _numbered_scenario(3, "bad light: dusk, night, fog or rain", _MIXED, 10, "bad"),
-    _numbered_scenario(4, "dense traffic", ("loop", "town"), 40, "fair", 90.0),
-    _numbered_scenario(5, "everything at random", (*_MIXED, "motorway"), 20, "random"),
-)
+    for number, (name, kinds, npcs, weather, time_limit_s) in enumerate((
+        ("mixed roads, fair weather, 20 vehicles", _MIXED, 20, "fair", 60.0),
+        ("empty country roads", ("country",), 0, "clear", 60.0),
+        ("town with junctions", ("town",), 20, "fair", 60.0),
+        ("bad light: dusk, night, fog or rain", _MIXED, 10, "bad", 60.0),
+        ("dense traffic", ("loop", "town"), 40, "fair", 90.0),
+        ("everything at random", (*_MIXED, "motorway"), 20, "random", 60.0),
+    ))
+)  # fmt: skip
 """All numbered scenarios, each at the index of its number; reports use 0."""
 
 
@@ -205,18 +197,10 @@ class ScenarioConfig:
 
 
 def scenario(number: int, **changes: object) -> Scenario:
-    """Return a scenario by number, with some of its fields changed.
-
-    Args:
-        number: An index in `SCENARIOS`.
-        changes: Fields of `Scenario` and their new values.
+    """Return a scenario by its index in `SCENARIOS`, with some of its fields changed.
 
     Raises:
         ConfigError: No scenario has this number, or a value is impossible.
-
-    Example:
-        >>> scenario(1, npcs=3).npcs
-        3
     """
     if not 0 <= number < len(SCENARIOS):
         known = "; ".join(f"{entry.number} = {entry.name}" for entry in SCENARIOS)
@@ -236,10 +220,7 @@ def _changed(entry: Scenario, changes: Mapping[str, object]) -> Scenario:
 
 
 def read_scenarios(path: Path) -> tuple[Scenario, ...]:
-    """Read a scenario file.
-
-    Args:
-        path: YAML, or XML if its name ends with ``.xml``.
+    """Read a scenario file: YAML, or XML if its name ends with ``.xml``.
 
     Returns:
         The routes as scenarios, at least one, in the order of the file, with distinct numbers.
@@ -545,15 +526,9 @@ def _weather(element: ET.Element, where: str) -> tuple[str, list[str]]:
     if not weathers:
         return "fair", []
     first = min(weathers, key=lambda entry: _xml_number(entry, "route_percentage", where, 0.0))
-    sun, fog, rain, clouds = (
-        _xml_number(first, key, where, default)
-        for key, default in (
-            ("sun_altitude_angle", 45.0),
-            ("fog_density", 0.0),
-            ("precipitation", 0.0),
-            ("cloudiness", 0.0),
-        )
-    )
+    sun = _xml_number(first, "sun_altitude_angle", where, 45.0)
+    keys = ("fog_density", "precipitation", "cloudiness")
+    fog, rain, clouds = (_xml_number(first, key, where, 0.0) for key in keys)
     name = _named_weather(sun, fog, rain, clouds)
     remarks = [f"{where}: its weather stays {name}; changes along the route are ignored"]
     return name, remarks if len({tuple(_weather_values(entry)) for entry in weathers}) > 1 else []

@@ -102,9 +102,7 @@ class Camera:
         self._factor = (factor / (255.0 * self._rays.count)).astype(np.float32)
         self._summand = (haze + 0.5).astype(np.float32)
         self.light = Light(
-            factor=factor.astype(np.float32),
-            summand=haze.astype(np.float32),
-            first_row=horizon,
+            factor=factor.astype(np.float32), summand=haze.astype(np.float32), first_row=horizon
         )
         height = (horizon - np.arange(horizon))[:, None] / config.height
         rise = 1.0 - np.exp(-3.0 * height)
@@ -278,11 +276,7 @@ class GroundRays:
 
 
 def _lines(
-    view: View,
-    ahead: NDArray[np.float64],
-    reach: NDArray[np.float64],
-    side: float,
-    pixel_m: float,
+    view: View, ahead: NDArray[np.float64], reach: NDArray[np.float64], side: float, pixel_m: float
 ) -> NDArray[np.float64]:
     """Return the matrix (4 * rows, 7) that turns a pose into base and slope of each row's line.
 

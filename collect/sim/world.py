@@ -32,8 +32,7 @@ from avtd3.collect.maps.raster import GAP, Raster
 from avtd3.collect.maps.scenarios import GENERATED, Scenario
 from avtd3.collect.sim.boxes import Box
 from avtd3.collect.sim.camera import Camera, CameraConfig
-from avtd3.collect.sim.lane_paths import LanePaths
-from avtd3.collect.sim.traffic import Traffic
+from avtd3.collect.sim.traffic import LanePaths, Traffic
 from avtd3.store.errors import RoadError, WorldError
 
 GRAVITY_MPS2 = 9.81
