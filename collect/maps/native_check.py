@@ -17,9 +17,9 @@ from pathlib import Path
 from avtd3.store.errors import RoadError, StorageError, WorldError
 from avtd3.store.files import read_json, sha256, write_aside
 
-CPU_S = 60
+CPU_S = 30
 """Seconds of CPU time that building a network may take."""
-MEMORY_BYTES = 8 * 1024**3
+MEMORY_BYTES = 4 * 1024**3
 """Address space that building a network may take."""
 WAIT_S = 600.0
 """Seconds after which a process that does not even use its CPU time is ended."""
