@@ -42,6 +42,10 @@ STOP_S = 300.0
 NICENESS = 15
 RATES = (0.0, 0.02, 0.1, 0.3)
 """Shares of the calls that fail; each process gets one. Reading tries a call five times."""
+SELDOM = (0.0, 0.02, 0.05, 0.1)
+"""The same for commands that would rarely get to work otherwise."""
+PAUSE_S = 2.0
+"""Seconds between the end of a command and its next start."""
 WORLD = (
     "--set=collect.scenario.networks=2",
     "--set=collect.scenario.route_length_m=60",
@@ -97,18 +101,24 @@ class Role:
         *,
         codes: Sequence[int],
         kill_after_s: float,
+        rates: Sequence[float] = RATES,
     ) -> None:
         self.name, self.codes, self.lifetimes = name, tuple(codes), list[Lifetime]()
         self._words, self._soak, self._mean_s = words, soak, kill_after_s
-        self._kill_s = float("inf")
+        self._rates, self._kill_s, self._next_s = rates, float("inf"), 0.0
         self._group: subprocess.Popen[bytes] | None = None
         self._orphans: list[tuple[int, float]] = []
-        self.log = soak.work / "logs" / f"{name}.log"
+        self.log = soak.work / "logs" / f"{name.replace(' ', '-')}.log"
 
     @property
     def is_running(self) -> bool:
         """Whether its process runs."""
         return self._group is not None and self._group.poll() is None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to start it again."""
+        return not self.is_running and time.monotonic() >= self._next_s
 
     def start(self, *, may_die: bool = True, rate: float | None = None) -> None:
         """Start the command, with its own share of failing calls and its own time to die."""
@@ -123,12 +133,15 @@ class Role:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=soak.environment(rate),
+                env=soak.environment(self._rate() if rate is None else rate),
                 start_new_session=True,
                 preexec_fn=lambda: os.nice(NICENESS),
             )
         wait_s = soak.random.expovariate(1.0 / self._mean_s)
         self._kill_s = now + max(wait_s, 1.0) if may_die else float("inf")
+
+    def _rate(self) -> float:
+        return self._soak.random.choice(self._rates)
 
     def tick(self) -> bool:
         """Sample, kill if it is time to; return whether the process ended since the last call."""
@@ -187,6 +200,7 @@ class Role:
         if code >= 0 and code not in self.codes:
             self._soak.problem(f"{self.name} {life.number} ended with {code}: {self.tail()}")
         self._orphans.append((self._group.pid, time.monotonic()))
+        self._next_s = time.monotonic() + PAUSE_S
         self._group = None
 
     def _bury_orphans(self) -> None:
@@ -431,22 +445,21 @@ class Soak:
                 calls=READING,
                 seed=seed,
             )
-            for rate in RATES
+            for rate in {*RATES, *SELDOM}
         }
         self.ledger = Ledger(work / "ledger", self.data)
         self.copier = Copier(self.ledger, self.mirror, self.random)
         self.answer = work / "reader.json"
-        mean_s = max(8.0, min(45.0, seconds / 5.0))
+        mean_s = max(8.0, min(25.0, seconds / 5.0))
         self.seed = seed
         self.roles = {
-            "collector a": Role(
-                "collector-a", self._collector_a, self, codes=(0, 3), kill_after_s=mean_s
-            ),
-            "collector b": Role(
-                "collector-b", self._collector_b, self, codes=(0, 3), kill_after_s=mean_s
-            ),
-            "learner": Role("learner", self._learner, self, codes=(0, 3), kill_after_s=2 * mean_s),
-            "reader": Role("reader", self._reader, self, codes=(0,), kill_after_s=3 * mean_s),
+            name: Role(name, words, self, codes=codes, kill_after_s=mean_s * lives, rates=rates)
+            for name, words, codes, lives, rates in (
+                ("collector a", self._collector_a, (0, 3), 1.0, SELDOM),
+                ("collector b", self._collector_b, (0, 3), 1.0, SELDOM),
+                ("learner", self._learner, (0, 3), 2.0, SELDOM),
+                ("reader", self._reader, (0,), 3.0, RATES),
+            )
         }
         self.pinned: set[str] = set()
         self._next = ""
@@ -473,9 +486,8 @@ class Soak:
         """Count something that may happen."""
         self.notes[text] += 1
 
-    def environment(self, rate: float | None) -> dict[str, str]:
+    def environment(self, rate: float) -> dict[str, str]:
         """Return the variables of a process in which a share of the calls fail."""
-        rate = self.random.choice(RATES) if rate is None else rate
         base = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         return self.flaky[rate].environment(base) if rate else base
 
@@ -528,7 +540,7 @@ class Soak:
         words: dict[str, tuple[object, ...]] = {
             "compact": ("store", "compact", self.data, "--target-steps", 3000),
             "prune": (
-                "store", "prune", self.data, "--older-than", "15s",
+                "store", "prune", self.data, "--older-than", "60s",
                 "--filter", f"driver={PRUNED_DRIVER}",
             ),
             "pin": ("store", "pin", self.data, self._pin),
@@ -543,7 +555,7 @@ class Soak:
         while (now := time.monotonic()) < start + self.seconds:
             for role in self.roles.values():
                 role.tick()
-                if not role.is_running:
+                if role.is_due:
                     role.start()
             self._scan()
             self.copier.work(self.random.randrange(120))

@@ -25,6 +25,8 @@ import traceback
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
+
 from avtd3.store.errors import Avtd3Error
 from avtd3.tests.faults import mutate
 
@@ -319,11 +321,11 @@ class ConfigTarget:
 
         self.load, self.root = load, root
         self.defaults = {
-            name: json.loads(json.dumps(load.yaml.safe_load(load.dump_sections(name))))
+            name: json.loads(json.dumps(yaml.safe_load(load.dump_sections(name))))
             for name in load.SECTIONS
         }
         folder = resources.files("avtd3.configs") / "gates"
-        self.gate = load.yaml.safe_load((folder / "5k.yaml").read_text())
+        self.gate = yaml.safe_load((folder / "5k.yaml").read_text())
         self.keys = [
             f"{name}.{key}" for name, found in self.defaults.items() for key in found[name]
         ]
@@ -377,8 +379,8 @@ class ConfigTarget:
         if kind < 2:  # JSON is YAML, nearly
             return mutate.text(rng, changed)
         try:
-            text = self.load.yaml.safe_dump(changed, allow_unicode=rng.random() < 0.5)
-        except (self.load.yaml.YAMLError, RecursionError, UnicodeError):
+            text = yaml.safe_dump(changed, allow_unicode=rng.random() < 0.5)
+        except (yaml.YAMLError, RecursionError, UnicodeError):
             return mutate.text(rng, changed)
         lines = text.splitlines()
         at = rng.randrange(len(lines) + 1)
@@ -593,8 +595,9 @@ def run(
                 failures.append(failure(target, seed, number, error))
         except Exception as error:  # noqa: BLE001 - this is what is looked for
             found = failure(target, seed, number, error)
-            if (found["where"], found["error"][:20]) not in places:
-                places.add((found["where"], found["error"][:20]))
+            place = f"{found['where']} {found['error'][:20]}"
+            if place not in places:
+                places.add(place)
                 failures.append(found)
         if len(failures) >= MOST_FAILURES:
             break

@@ -67,7 +67,7 @@ TEXTS = (
     "__class__",
     "2020-13-45",
 )
-SIMPLE = (None, True, False, [], {}, [[]], {"": None})
+SIMPLE: tuple[Any, ...] = (None, True, False, [], {}, [[]], {"": None})
 
 
 def odd_value(rng: random.Random) -> Any:

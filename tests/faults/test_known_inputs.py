@@ -31,8 +31,8 @@ TINY = "gym:avtd3.tests.collect.tiny_envs:Tiny-v0"
 def limited():
     """Let the kernel refuse memory beyond 2 GB more than the process has."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    used = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (used + (2 << 30), before[1]))
+    (used,) = re.findall(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())
+    resource.setrlimit(resource.RLIMIT_DATA, (int(used) * 1024 + (2 << 30), before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_DATA, before)
 
