@@ -5,7 +5,7 @@ import google_crc32c
 import numcodecs.blosc
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import ConfigError
