@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import SpecError
 from avtd3.store.replay.backend import FrameSource
-from avtd3.store.replay.eligibility import EpisodeRows
+from avtd3.store.replay.draws import EpisodeRows
 from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD
 from avtd3.store.spec import EpisodeSpec
 
@@ -150,38 +150,6 @@ class FrameBuffer:
         self.next_observation = self.window[:, -stack:].reshape(shape, copy=False)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Lookup:
-    """The arrays of N `Transitions`, each with a first axis of N, but for the frames.
-
-    `rows` are the rows of the frames. `vectors` is float32 (2, N, B, V): of the observations and of
-    the next observations.
-    """
-
-    rows: NDArray[np.int64]
-    vectors: NDArray[np.float32] | None
-    action: NDArray[np.float32]
-    reward: NDArray[np.float32]
-    discount: NDArray[np.float32]
-    bc_mask: NDArray[np.float32] | None
-
-    def batch(self, number: int, frames: FrameBuffer) -> Transitions:
-        """Return one of the batches, with the frames in `frames`."""
-        vectors = self.vectors
-        return Transitions(
-            frames=frames.window,
-            observation_frames=frames.observation,
-            next_observation_frames=frames.next_observation,
-            observation_vector=None if vectors is None else vectors[0, number],
-            next_observation_vector=None if vectors is None else vectors[1, number],
-            action=self.action[number],
-            reward=self.reward[number],
-            discount=self.discount[number],
-            frame_rows=self.rows[number],
-            bc_mask=None if self.bc_mask is None else self.bc_mask[number],
-        )
-
-
 class Gather:
     """Turns numbers of transitions into batches."""
 
@@ -208,8 +176,11 @@ class Gather:
         """Read from these arrays from now on."""
         self._numbers, self._episodes, self._frames = arrays.get("numbers"), episodes, frames
 
-    def look_up(self, number: NDArray[np.int64]) -> Lookup:
-        """Read everything except the frames of transitions, given numbers int64 (N, B)."""
+    def look_up(self, number: NDArray[np.int64]) -> Transitions:
+        """Read everything except the frames of N batches, given numbers int64 (N, B).
+
+        Each array has one axis more than in a batch, the first, of N.
+        """
         assert self._numbers is not None, "there are no transitions"
         episode = self._episodes.ends.searchsorted(number, side="right")
         row = number + self._episodes.shift.take(episode)
@@ -228,22 +199,45 @@ class Gather:
         else:
             reward, discount = self._sum_rewards(self._numbers, row, count)
         vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
-        bc_mask = self._episodes.bc_mask
-        return Lookup(
-            rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
+        has_vector, bc_mask = self._width > self._vector, self._episodes.bc_mask
+        return Transitions(
+            frames=None,
+            observation_frames=None,
+            next_observation_frames=None,
             # Views: a batch that is copied to a device anyway need not be copied here.
-            vectors=vectors if self._width > self._vector else None,
+            observation_vector=vectors[0] if has_vector else None,
+            next_observation_vector=vectors[1] if has_vector else None,
             action=numbers[..., 0, ACTION : self._vector],
             reward=reward,
             discount=discount,
+            frame_rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
             bc_mask=None if bc_mask is None else bc_mask.take(episode),
         )
 
-    def take_frames(self, rows: NDArray[np.int64], frames: FrameBuffer) -> None:
-        """Gather the frames of one batch, rows int64 (B, W)."""
+    def batch(self, block: Transitions, number: int, frames: FrameBuffer) -> Transitions:
+        """Return one of the batches of `look_up`, and gather its frames into `frames`."""
+
+        def pick(values: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if values is None else values[number]
+
+        rows = block.frame_rows[number]
         if frames.flat is not None:
             assert self._frames is not None, "there are no frames"
             self._frames.take(rows, frames.flat)
+        return Transitions(
+            frames=frames.window,
+            observation_frames=frames.observation,
+            next_observation_frames=frames.next_observation,
+            observation_vector=pick(block.observation_vector),
+            next_observation_vector=pick(block.next_observation_vector),
+            action=block.action[number],
+            reward=block.reward[number],
+            discount=block.discount[number],
+            frame_rows=rows,
+            bc_mask=pick(block.bc_mask),
+            weight=pick(block.weight),
+            index=pick(block.index),
+        )
 
     def _sum_rewards(
         self, numbers: NDArray[np.float32], row: NDArray[np.int64], count: NDArray[np.int64]

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.episode import Episode, SegmentReader
 from avtd3.store.errors import (
     ConfigError,
     NoSegmentsError,
@@ -44,23 +45,21 @@ from avtd3.store.replay.backend import (
 )
 from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.direct import DirectReplay, JoinedDecoder
-from avtd3.store.replay.draws import Draws, Priorities, PrioritisedDraw
-from avtd3.store.replay.eligibility import (
-    HeldOutEpisode,
+from avtd3.store.replay.direct import DirectReplay
+from avtd3.store.replay.draws import (
+    Draws,
+    Priorities,
     TransitionIndex,
     group_draws,
-    read_episode,
 )
 from avtd3.store.replay.gather import (
     FrameBuffer,
     Gather,
-    Lookup,
     SequenceBatch,
     SequenceGather,
     Transitions,
 )
-from avtd3.store.replay.native import native_problem, open_decoder
+from avtd3.store.replay.native import native_problem
 from avtd3.store.replay.scratch import GIB, row_bytes
 from avtd3.store.replay.shared import FRAMES, directory_name
 from avtd3.store.replay.tracker import RefreshReport, RefusedSegment, SegmentTracker
@@ -157,8 +156,7 @@ def _open_backend(
         StorageError: `scratch` cannot be written.
     """
     if mode.mode == "direct":
-        size = 0 if spec.image is None else spec.image.frame_bytes
-        return DirectReplay(spec, scratch, open_decoder(size) or JoinedDecoder(size)), mode
+        return DirectReplay(spec, scratch), mode
     cache = ReplayCache(spec, scratch, in_background=in_background)
     if cache.notice:
         mode = dataclasses.replace(mode, why=f"{mode.why}; {cache.notice}")
@@ -256,7 +254,7 @@ class Sampler:
                 for _ in range(buffers)
             ]
         )
-        self._lookup: Lookup | None = None
+        self._block: Transitions | None = None
         self._looked_up: NDArray[np.int64] | None = None
         self._frame_array: FrameArray | None = None
         self._chosen_digest = ""
@@ -287,16 +285,11 @@ class Sampler:
                 self._take_loaded(every_s=TAKE_S)
                 if not self.steps:
                     raise NoSegmentsError(self._tracker.why_empty())
-                lookup, number, drawn = self._next()
+                block, number = self._next()
                 try:
-                    self._gather.take_frames(lookup.rows[number], buffer)
+                    return self._gather.batch(block, number, buffer)
                 except _BAD:
                     self._refuse_damaged()
-                    continue
-                batch = lookup.batch(number, buffer)
-                if drawn is None:
-                    return batch
-                return dataclasses.replace(batch, weight=drawn.weight, index=drawn.index)
 
     def batches(self, count: int | None = None) -> Iterator[Transitions]:
         """Yield batches of `sample`.
@@ -414,7 +407,7 @@ class Sampler:
             self._take_loaded()
             return self._take_reports()
 
-    def held_out(self, limit: int | None = None) -> Iterator[HeldOutEpisode]:
+    def held_out(self, limit: int | None = None) -> Iterator[Episode]:
         """Yield complete episodes that are never sampled, in an order that new ones do not change.
 
         Args:
@@ -427,7 +420,7 @@ class Sampler:
             if found == limit:
                 return
             try:
-                episode = read_episode(segment, number, self.spec)
+                episode = Episode(SegmentReader(segment), number).load()
             except SegmentNotFoundError:
                 continue  # pruned or merged in the meantime; the next refresh finds out
             except (SegmentCorruptError, OSError) as error:
@@ -507,15 +500,17 @@ class Sampler:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _next(self) -> tuple[Lookup, int, PrioritisedDraw | None]:
-        """Return the next batch, as its index in a block that is looked up."""
+    def _next(self) -> tuple[Transitions, int]:
+        """Return the next batch without its frames, as its index in a block of batches."""
         if self._priorities is not None:
             drawn = self._priorities.draw()
-            return self._gather.look_up(drawn.number[None]), 0, drawn
-        block, number = self._draws.next()
-        if self._lookup is None or block is not self._looked_up:
-            self._lookup, self._looked_up = self._gather.look_up(block), block
-        return self._lookup, number, None
+            block = self._gather.look_up(drawn.number[None])
+            weight, index = drawn.weight[None], drawn.index[None]
+            return dataclasses.replace(block, weight=weight, index=index), 0
+        numbers, place = self._draws.next()
+        if self._block is None or numbers is not self._looked_up:
+            self._block, self._looked_up = self._gather.look_up(numbers), numbers
+        return self._block, place
 
     def _open(self, on_progress: Progress | None) -> RefreshReport:
         """Load segments, until something can be sampled or there is nothing to load."""

@@ -68,9 +68,6 @@ SINGLE_IMPORTERS = {
     "store.maintenance.relabel": WORK,
     "store.render.audit_page": WORK,
     "store.render.episode_view": WORK,
-    "store.replay.draws": TOPIC,
-    "store.replay.native": OPTIONAL,
-    "store.replay.native_kernel": OPTIONAL,
 }
 """Modules that only one other module imports, and why they are modules of their own."""
 
