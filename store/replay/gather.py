@@ -150,19 +150,20 @@ class FrameBuffer:
         self.next_observation = self.window[:, -stack:].reshape(shape, copy=False)
 
 
+_FEW_STEPS = 64
+"""Up to so many steps, rewards are summed as `n_step` says, in the order of earlier versions."""
+_AT_ONCE = 1 << 20
+"""Rewards that are summed at once; it limits the memory use where `n_step` is large."""
+
+
 class Gather:
     """Turns numbers of transitions into batches."""
 
     def __init__(self, spec: EpisodeSpec, *, n_step: int, gamma: float) -> None:
         stack = 0 if spec.image is None else spec.image.stack
-        self._n_step = n_step
+        self._n_step, self._gamma = n_step, gamma
         self._stack = np.arange(1 - stack, 1)
         self._window = np.arange(1 - stack, 2 if stack else 1)
-        self._ahead = np.arange(n_step)
-        powers = gamma ** np.arange(n_step + 1, dtype=np.float64)
-        self._powers = powers.astype(np.float32)
-        below = self._ahead < np.arange(n_step + 1)[:, None]
-        self._weights = np.where(below, powers[:-1], 0.0)  # (m, i): gamma^i while i < m
         self._vector = ACTION + spec.action_size
         self._width = self._vector + spec.vector_size
         self._frames: FrameSource | None = None
@@ -175,6 +176,10 @@ class Gather:
     ) -> None:
         """Read from these arrays from now on."""
         self._numbers, self._episodes, self._frames = arrays.get("numbers"), episodes, frames
+        # No sum is longer than the longest episode, whatever `n_step` is.
+        longest = int(np.diff(episodes.ends, prepend=0).max(initial=1))
+        self._most = min(self._n_step, max(longest, _FEW_STEPS))
+        self._powers = self._gamma ** np.arange(self._most + 1, dtype=np.float64)
 
     def look_up(self, number: NDArray[np.int64]) -> Transitions:
         """Read everything except the frames of N batches, given numbers int64 (N, B).
@@ -188,14 +193,14 @@ class Gather:
             next_row = row + 1
         else:
             left = self._episodes.ends.take(episode) - number
-            count = np.minimum(left, self._n_step)
+            count = np.minimum(left, self._most)
             next_row = row + count
         # One memory access per transition: for n = 1, the two rows are neighbours.
         pairs = np.stack([row, next_row], axis=-1)
         numbers = self._numbers.take(pairs, axis=0, mode="clip")  # (N, B, 2, 2 + A + V)
         if self._n_step == 1:
             reward = numbers[..., 0, REWARD].copy()
-            discount = numbers[..., 0, ALIVE] * self._powers[1]
+            discount = numbers[..., 0, ALIVE] * np.float32(self._gamma)
         else:
             reward, discount = self._sum_rewards(self._numbers, row, count)
         vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
@@ -245,11 +250,18 @@ class Gather:
         """Return the discounted sums up to each transition's last step, and its discounts."""
         flat = numbers.reshape(-1)
         last = row + (count - 1)
-        ahead = np.minimum(row[..., None] + self._ahead, last[..., None])  # (N, B, n)
-        reward = flat.take(ahead * self._width + REWARD, mode="clip")
-        total = np.einsum("abn,abn->ab", reward, self._weights[count])
+        total = np.empty(row.shape, np.float64)
+        rows, lasts, totals = row.reshape(-1), last.reshape(-1), total.reshape(-1)
+        ahead = np.arange(self._most)
+        part = max(1, _AT_ONCE // self._most)
+        for low in range(0, len(rows), part):
+            first, end = rows[low : low + part, None], lasts[low : low + part, None]
+            at = first + ahead  # (rows, n)
+            weights = np.where(at <= end, self._powers[:-1], 0.0)
+            reward = flat.take(np.minimum(at, end) * self._width + REWARD, mode="clip")
+            np.einsum("bn,bn->b", reward, weights, out=totals[low : low + part])
         alive = flat.take(last * self._width + ALIVE, mode="clip")
-        return total.astype(np.float32), alive * self._powers.take(count)
+        return total.astype(np.float32), alive * self._powers.astype(np.float32).take(count)
 
     def _frame_rows(
         self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
