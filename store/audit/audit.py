@@ -7,6 +7,7 @@ Dask cluster, adds up the results, and compares segments and datasets with each 
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import time
 from collections import Counter
@@ -269,10 +270,8 @@ def sample_segments(segment_ids: Sequence[str], share: float) -> frozenset[str]:
     Whether a segment is selected depends only on its id, so the selection is stable when the
     dataset grows.
     """
-    place = {
-        name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2.0**64
-        for name in segment_ids
-    }
+    digests = {name: hashlib.sha256(os.fsencode(name)).digest() for name in segment_ids}
+    place = {name: int.from_bytes(d[:8], "big") / 2.0**64 for name, d in digests.items()}
     chosen = frozenset(name for name in segment_ids if place[name] < share)
     return chosen or frozenset(sorted(segment_ids, key=place.__getitem__)[:1])
 
@@ -492,11 +491,13 @@ def _planned_twice(
 
 def _index_gaps(plan: str, parts: list[NDArray[np.int64]]) -> Iterator[Fault]:
     """Yield a fault if a plan has no episode at some positions below its highest."""
-    index = np.unique(np.concatenate(parts))
-    missing = np.setdiff1d(np.arange(index[-1] + 1), index)
-    if missing.size:
-        shown = ", ".join(map(str, missing[:5].tolist())) + (", ..." if missing.size > 5 else "")
-        message = f"plan {plan[:16]} lacks {missing.size} episodes below {index[-1]}: {shown}"
+    index = np.unique(np.concatenate(parts)).tolist()
+    missing = index[-1] + 1 - len(index)
+    if missing:
+        gaps = (range(low + 1, high) for low, high in itertools.pairwise([-1, *index]))
+        first = itertools.islice(itertools.chain.from_iterable(gaps), 5)
+        shown = ", ".join(map(str, first)) + (", ..." if missing > 5 else "")
+        message = f"plan {plan[:16]} lacks {missing} episodes below {index[-1]}: {shown}"
         yield Fault(check="index-gap", message=message)
 
 

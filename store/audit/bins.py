@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from avtd3.store.audit.statistics import Distribution
 
 BINS = 30
+_EXACT = 2.0**52
+"""Size up to which halves are exact."""
 NEAR_ZERO = 0.05
 """Share of a component's largest size below which it counts as zero."""
 
@@ -23,23 +25,23 @@ class Bins:
 
     @classmethod
     def of(cls, values: NDArray[np.float64], most: int = BINS) -> "Bins | None":
-        """Count all finite values in bins of equal width; return None if there are none.
+        """Count all finite values, at most `LARGEST`, in bins of equal width; None without any.
 
-        Args:
-            values: float64 (N,).
-            most: Largest number of bins; whole numbers of a narrow range get a bin each.
+        There are `most` bins; whole numbers of a narrow range get a bin each.
         """
         finite = values[np.isfinite(values)]
         if not finite.size:
             return None
         low, high = float(finite.min()), float(finite.max())
-        whole = bool((finite == np.round(finite)).all())
+        size = max(1.0, abs(low), abs(high))
+        whole = size < _EXACT and bool((finite == np.round(finite)).all())
         if whole and high - low < most:
             edges = np.arange(low - 0.5, high + 1.0)
-        elif high - low > 1e-9 * max(1.0, abs(low), abs(high)):
+        elif high - low > 1e-9 * size:
             edges = np.linspace(low, high, most + 1)
         else:
-            edges = np.array([low - 0.5, low + 0.5])
+            room = max(0.5, 1e-6 * size)
+            edges = np.array([low - room, low + room])
         counts, _ = np.histogram(finite, edges)
         return cls(edges=edges, counts=counts.astype(np.float64))
 

@@ -332,12 +332,7 @@ class WorstEpisode:
 
 
 def worst_episodes(known: tuple[WorstEpisode, ...], log: FindingLog) -> tuple[WorstEpisode, ...]:
-    """Return the `MAX_WORST` worst episodes, worst first.
-
-    Args:
-        known: The worst episodes of the segments so far.
-        log: The findings of one more segment.
-    """
+    """Return the `MAX_WORST` worst of known episodes and those of one more log, worst first."""
     checks: dict[tuple[str, str, int], list[str]] = {}
     severities: Counter[tuple[tuple[str, str, int], str]] = Counter()
     for finding in log.findings():

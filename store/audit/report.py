@@ -1,13 +1,29 @@
 """The result of an audit: `AuditReport`."""
 
 import dataclasses
-from typing import Literal, Self
+import math
+from typing import Any, Literal, Self
 
 from avtd3.store.audit.findings import Finding, FindingLog, WorstEpisode
 from avtd3.store.audit.segment_audit import SegmentTask
 from avtd3.store.audit.statistics import Summary
 
 Verdict = Literal["ok", "warnings", "unreadable", "errors"]
+
+
+def json_safe(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a document that every reader of JSON accepts.
+
+    Numbers that are not finite become None. Lone surrogates, such as bytes of a file name that are
+    not UTF-8, become visible.
+    """
+    if isinstance(value, dict):
+        return {json_safe(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(json_safe, value))
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +117,7 @@ class AuditReport:
 
     def document(self) -> dict[str, object]:
         """Return the report as a JSON object, in which all numbers are finite."""
-        return {
+        document: dict[str, object] = {
             "verdict": self.verdict,
             **self.total.document(),
             "findings": [finding.document() for finding in self.findings],
@@ -120,3 +136,5 @@ class AuditReport:
             "complete": self.complete,
             "seconds": self.seconds,
         }
+        safe: dict[str, object] = json_safe(document)
+        return safe

@@ -96,6 +96,11 @@ class SegmentAudit:
 
 def audit_segment(task: SegmentTask) -> SegmentAudit:
     """Audit one segment; problems become findings, not exceptions."""
+    with np.errstate(all="ignore"):  # numbers of any size: what is not finite is a finding
+        return _audit_segment(task)
+
+
+def _audit_segment(task: SegmentTask) -> SegmentAudit:
     path = Path(task.dataset) / "segments" / task.segment_id
     manifest, faults = open_manifest(path)
     contents, seen = SegmentContents(), ""
@@ -183,13 +188,7 @@ def _manifest_summary(manifest: Manifest, spec: EpisodeSpec) -> Summary:
 
 
 def _read_contents(task: SegmentTask, dataset: Dataset, known: Summary) -> SegmentContents:
-    """Read and check the data of a segment whose files are intact.
-
-    Args:
-        task: The segment.
-        dataset: Its dataset.
-        known: Summary of its files and manifest.
-    """
+    """Read and check the data of a segment whose files are intact, and extend its summary."""
     segment = dataset.open_segment(task.segment_id)
     faults = [
         Fault(check="episode-bounds", episode=episode, message=message)

@@ -25,6 +25,8 @@ from avtd3.store.format.layout import MANIFEST_FILE
 
 _T = TypeVar("_T")
 
+LARGEST = 1e300
+"""Larger values count as infinite, so that sums and differences of the others are finite."""
 SAMPLE_SIZE = 4096
 """Values of a sample; the standard error of its median is 0.8 % of the ranks."""
 ABOUT = "about the segment"
@@ -46,7 +48,7 @@ class Moments:
     def of(cls, values: NDArray[np.generic]) -> Self:
         """Compute the moments of an array of any shape, without the values that are not finite."""
         numbers = np.asarray(values, np.float64)
-        finite = numbers[np.isfinite(numbers)]
+        finite = numbers[np.abs(numbers) <= LARGEST]
         if not finite.size:
             return cls()
         with np.errstate(over="ignore", invalid="ignore"):  # 1e300 squared: no standard deviation
@@ -98,13 +100,14 @@ class Sample:
     @classmethod
     def of_columns(cls, values: NDArray[np.float64], key: str) -> list[Self]:
         """Sample the finite values of each column of float64 (N, M), all at the same rows."""
-        start = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        start = int.from_bytes(digest[:8], "little")
         priorities = _scramble(np.arange(len(values), dtype=np.uint64), np.uint64(start))
         order = np.argsort(priorities)
         priorities = priorities[order]
         samples = []
         for column in values[order].T:
-            kept = np.flatnonzero(np.isfinite(column))[:SAMPLE_SIZE]
+            kept = np.flatnonzero(np.abs(column) <= LARGEST)[:SAMPLE_SIZE]
             samples.append(cls(priorities=priorities[kept], values=column[kept]))
         return samples
 

@@ -46,7 +46,8 @@ def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]
 
 def _check_episodes(segment: Segment, arrays: Mapping[str, NDArray[Any]]) -> None:
     lengths = arrays["episode_length"]
-    if not (lengths > 0).all() or int(lengths.sum()) != segment.steps:
+    is_possible = ((lengths > 0) & (lengths <= segment.steps)).all()  # else sums may overflow
+    if not is_possible or int(lengths.sum()) != segment.steps:
         raise _unusable(segment, f"episode lengths do not add up to {segment.steps} steps")
     if (arrays["episode_offset"] != np.cumsum(lengths) - lengths).any():
         raise _unusable(segment, "'episode_offset' does not match 'episode_length'")

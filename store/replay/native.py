@@ -18,7 +18,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from avtd3.store.format.batch_decode import SLACK_BYTES
 from avtd3.store.replay.chunks import ChunkPlan, DecodePool
 
 CFunction = Callable[..., int]
+Int: TypeAlias = int | np.int64
 
 # Signed, like every number in the kernel: numba adds signed and unsigned numbers as floats.
 _ADDRESS = _SIZE = ctypes.c_ssize_t
@@ -210,20 +211,20 @@ class _Buffers(NamedTuple):
     """Memory for a decoded chunk."""
 
 
-def _number(data: NDArray[np.uint8], at: int) -> np.int64:
+def _number(data: NDArray[np.uint8], at: Int) -> np.int64:
     """Read four bytes, little-endian."""
     low = np.int64(data[at]) | np.int64(data[at + 1]) << 8
     return low | np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 24
 
 
-def _read(c: _Functions, chunks: _Chunks, g: int, packed: NDArray[np.uint8]) -> int:
+def _read(c: _Functions, chunks: _Chunks, g: int, packed: NDArray[np.uint8]) -> Int:
     """Read a chunk and check its crc32c; return its size without the crc32c, or -1."""
     size = chunks.size[g]
     if size > len(packed) or size < _CRC_BYTES:
         return -1
     if c.pread(chunks.descriptor[g], packed.ctypes.data, size, chunks.begin[g]) != size:
         return -1
-    payload = size - _CRC_BYTES
+    payload: Int = size - _CRC_BYTES
     if c.crc32c(packed.ctypes.data, payload) != _number(packed, payload):
         return -1
     return payload
@@ -232,11 +233,11 @@ def _read(c: _Functions, chunks: _Chunks, g: int, packed: NDArray[np.uint8]) -> 
 def _lz4_block(
     c: _Functions,
     packed: NDArray[np.uint8],
-    size: int,
-    at: int,
-    target: int,
-    wanted: int,
-    full: int,
+    size: Int,
+    at: Int,
+    target: Int,
+    wanted: Int,
+    full: Int,
 ) -> bool:
     """Decode the first bytes of the block at offset `at` of a Blosc buffer."""
     if at < _BLOSC_HEADER_BYTES or at + 4 > size:
@@ -252,7 +253,12 @@ def _lz4_block(
 
 
 def _lz4_blocks(
-    c: _Functions, packed: NDArray[np.uint8], size: int, target: int, wanted: int, total: int
+    c: _Functions,
+    packed: NDArray[np.uint8],
+    size: Int,
+    target: Int,
+    wanted: Int,
+    total: Int,
 ) -> bool:
     """Decode only the first `wanted` bytes of a Blosc buffer of LZ4 blocks.
 
@@ -272,7 +278,12 @@ def _lz4_blocks(
 
 
 def _blosc(
-    c: _Functions, packed: NDArray[np.uint8], size: int, target: int, wanted: int, total: int
+    c: _Functions,
+    packed: NDArray[np.uint8],
+    size: Int,
+    target: Int,
+    wanted: Int,
+    total: Int,
 ) -> bool:
     """Decode the first bytes of a Blosc-1 buffer, if it is LZ4 or a copy without filters."""
     if size < _BLOSC_HEADER_BYTES or packed[0] != _BLOSC_VERSION:
@@ -291,7 +302,7 @@ def _blosc(
     return _lz4_blocks(c, packed, size, target, wanted, total)
 
 
-def _zstd(c: _Functions, packed: NDArray[np.uint8], size: int, target: int, total: int) -> bool:
+def _zstd(c: _Functions, packed: NDArray[np.uint8], size: Int, target: Int, total: Int) -> bool:
     """Decode a whole zstd frame."""
     source = packed.ctypes.data
     if c.zstd_content_size(source, size) != total:
@@ -300,7 +311,13 @@ def _zstd(c: _Functions, packed: NDArray[np.uint8], size: int, target: int, tota
 
 
 def _decode(
-    c: _Functions, kind: int, buffers: _Buffers, size: int, target: int, wanted: int, total: int
+    c: _Functions,
+    kind: int,
+    buffers: _Buffers,
+    size: Int,
+    target: Int,
+    wanted: Int,
+    total: Int,
 ) -> bool:
     """Decode the first `wanted` of a chunk's `total` bytes."""
     packed = buffers.packed
@@ -320,7 +337,7 @@ def _decode(
     return True
 
 
-def _run_end(chunks: _Chunks, start: int, stop: int) -> int:
+def _run_end(chunks: _Chunks, start: int, stop: int) -> Int:
     """Return the end of the run of frames from `start` that is contiguous in chunk and batch."""
     end = start + 1
     while (
@@ -332,7 +349,7 @@ def _run_end(chunks: _Chunks, start: int, stop: int) -> int:
     return end
 
 
-def _put(c: _Functions, chunks: _Chunks, g: int, buffers: _Buffers, frame: int, out: int) -> bool:
+def _put(c: _Functions, chunks: _Chunks, g: int, buffers: _Buffers, frame: int, out: Int) -> bool:
     """Read, verify and decode one chunk, and copy its frames into place."""
     size = _read(c, chunks, g, buffers.packed)
     total = chunks.decoded[g]

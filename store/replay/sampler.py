@@ -95,12 +95,8 @@ def choose_mode(
 ) -> ReplayMode:
     """Return the configured mode; for ``auto``, return ``cache`` if the cache fits on the disk.
 
-    Args:
-        config: `ReplayConfig.mode` and the capacity.
-        spec: Spec of the datasets.
-        wanted: Segments to load first.
-        scratch: Directory of the scratch files; need not exist yet.
-        grows: Whether more segments are expected, so that the whole capacity must fit.
+    `wanted` are the segments to load first. If it `grows`, more are expected, so that the whole
+    capacity must fit.
     """
     if config.mode == "direct" and spec.image is not None:
         return ReplayMode(mode="direct", why=f"as configured; {_describe_decoder()}")
@@ -150,11 +146,7 @@ def _shared_bytes(directory: Path, spec: EpisodeSpec) -> int:
 def _open_backend(
     mode: ReplayMode, spec: EpisodeSpec, scratch: Path, *, in_background: bool
 ) -> tuple[ReplayBackend, ReplayMode]:
-    """Return an empty backend, and the mode with what people should know about it.
-
-    Raises:
-        StorageError: `scratch` cannot be written.
-    """
+    """Return an empty backend, and the mode with what people should know about it."""
     if mode.mode == "direct":
         return DirectReplay(spec, scratch), mode
     cache = ReplayCache(spec, scratch, in_background=in_background)
@@ -548,9 +540,7 @@ class Sampler:
     def _take_loaded(self, every_s: float = 0.0) -> None:
         """Let segments be sampled that were loaded in the background.
 
-        Args:
-            every_s: Do nothing if the last time was less than so many seconds ago, because the
-                whole index is made again.
+        Do so at most every so many seconds, because the whole index is made again.
         """
         if not self.backend.has_loaded or time.monotonic() < self._taken_s + every_s:
             return

@@ -18,7 +18,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.spec import ImageSpec
-from avtd3.store.step import Observation
+from avtd3.store.step import Observation, Step
 from avtd3.store.writer import SegmentWriter
 
 CPU = torch.device("cpu")
@@ -42,8 +42,14 @@ def make_episode(tmp_path):
             writer.begin(observe())
             for left in range(length, 0, -1):
                 action = rng.uniform(-1, 1, 2).astype(np.float32)
-                ends = {"terminated" if terminated else "truncated": left == 1}
-                writer.step(action, float(rng.normal()), observe(), **ends)
+                step = Step(
+                    action=action,
+                    reward=float(rng.normal()),
+                    observation=observe(),
+                    terminated=terminated and left == 1,
+                    truncated=not terminated and left == 1,
+                )
+                writer.add(step)
         (episode,) = dataset.episodes()
         return episode
 

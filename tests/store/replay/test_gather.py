@@ -117,5 +117,5 @@ def test_any_number_of_steps_is_summed_in_memory_that_the_episodes_bound(tmp_pat
 
 
 def test_a_batch_that_no_memory_holds_is_refused():
-    with pytest.raises(ConfigError, match="replay.batch_size is 1000000000, expected at most"):
+    with pytest.raises(ConfigError, match=r"replay\.batch_size is 1000000000, expected at most"):
         ReplayConfig(batch_size=10**9)
