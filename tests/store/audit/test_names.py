@@ -1,17 +1,17 @@
 """Names that are not UTF-8, or that steer a terminal: everything finishes and reports them."""
 
+import datetime
 import html
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from avtd3.cli import main
 from avtd3.store.audit.audit import AuditConfig, audit, quarantine_damaged
-from avtd3.store.maintenance.prune import PrunePolicy, prune
+from avtd3.store.maintenance.prune import PruneConfig, prune
 from avtd3.store.render.audit_page import audit_page, choose_episodes, write_audit_page
 from avtd3.store.render.audit_text import audit_text
 from avtd3.store.render.episode_view import document_of, find_episode
@@ -27,6 +27,7 @@ NAMES = (
     b"del\x7f\x08",
     "\u202elink".encode(),
 )
+MADE = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC)
 SPEC = make_spec(height=12, width=12)
 
 
@@ -104,7 +105,7 @@ def test_whatever_has_the_name_is_reported_and_nothing_ends(tmp_path, name, put,
         assert sampler.sample().reward.shape == (4,)
     json.dumps(document_of(find_episode([dataset.path], "best", np.random.default_rng(0))))
     assert len(list(dataset.episodes(skip_damaged=True))) == 2
-    prune(dataset, PrunePolicy(max_bytes=10**12), dry_run=True)
+    prune(dataset.path, PruneConfig(max_bytes=10**12))
     quarantine_damaged(report)
 
 
@@ -116,17 +117,19 @@ def test_a_dataset_of_such_a_name_is_read_and_audited(tmp_path, name):
     with Sampler([dataset], ReplayConfig(batch_size=4, held_out=0.5), seed=0) as sampler:
         list(sampler.held_out())
     shown = choose_episodes([dataset.path])
-    audit_page(report, shown, made=__import__("datetime").datetime.now()).encode()
+    audit_page(report, shown, made=MADE).encode()
 
 
-def test_the_command_finishes_and_prints_one_document(tmp_path, name):
+def test_the_command_finishes_and_prints_one_document(tmp_path, name, capfd):
     dataset = write(tmp_path / "data")
     put_file(dataset, name)
-    command = [sys.executable, "-m", "avtd3", "replay-inspect", str(dataset.path), "--json"]
-    done = subprocess.run(command, capture_output=True, check=False)
-    found = json.loads(done.stdout.decode("utf-8", "strict"))
-    assert done.returncode == 1
-    assert found["finding_counts"]["stray"] == 1
+    page = tmp_path / "page.html"
+    with pytest.raises(SystemExit, match="1"):
+        main(["replay-inspect", str(dataset.path), "--json", "--html", str(page)])
+    text = capfd.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert json.loads(text)["finding_counts"]["stray"] == 1
+    assert page.read_text("utf-8")
 
 
 def test_a_markdown_table_is_one_line_per_row_and_utf_8(name):
