@@ -33,7 +33,7 @@ from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.segment_audit import SegmentAudit, SegmentTask, audit_segment
 from avtd3.store.audit.statistics import Summary
 from avtd3.store.dataset import QUARANTINE, SEGMENTS, STAGING, Dataset
-from avtd3.store.errors import Avtd3Error, ConfigError, DatasetUnreadableError
+from avtd3.store.errors import Avtd3Error, ConfigError, DatasetError, DatasetUnreadableError
 from avtd3.store.files import drop_cached, is_directory, is_passing, list_directory
 from avtd3.store.filters import EpisodeFilter
 
@@ -300,9 +300,9 @@ class _Aggregate:
         if dataset in self._datasets:
             return []
         faults, is_readable = _root_faults(path)
-        names, strays, listing_faults = _list_segments(path)
-        faults += [Fault(check="stray", message=f"segments/{name}") for name in strays]
-        if is_readable and not listing_faults and (replaced := self._replaced(path, faults)):
+        names, listing_faults = _list_segments(path)
+        is_listed = not any(fault.check == "unreadable" for fault in listing_faults)
+        if is_readable and is_listed and (replaced := self._replaced(path, faults)):
             # Readers ignore these segments, so they are neither counted nor checked.
             names = [name for name in names if name not in replaced]
             faults.append(Fault(check="replaced", message=f"{len(replaced)} in segments/"))
@@ -316,7 +316,7 @@ class _Aggregate:
         if quarantined:
             message = f"{quarantined} in {path / QUARANTINE}"
             faults.append(Fault(check="quarantined", message=message))
-        if not names and not listing_faults:
+        if not names and is_listed:
             faults.append(Fault(check="empty", message="0 segments, expected 1 or more"))
         for fault in (*faults, *listing_faults, *staging_faults, *quarantine_faults):
             self._log.add(fault, dataset=dataset)
@@ -341,7 +341,7 @@ class _Aggregate:
         """Return the ids of segments that were merged into others; log claims that are not true."""
         try:
             snapshot = Dataset.open(path).snapshot()
-        except DatasetUnreadableError as error:
+        except (DatasetError, OSError) as error:
             faults.append(Fault(check="unreadable", message=str(error)))
             return frozenset()
         for claim in snapshot.unproven:
@@ -444,20 +444,39 @@ def _root_faults(path: Path) -> tuple[list[Fault], bool]:
     except DatasetUnreadableError as error:
         return [Fault(check="unreadable", message=str(error))], False
     except (Avtd3Error, OSError) as error:
-        if not is_directory(path / SEGMENTS):
+        faults = [Fault(check="dataset-unreadable", message=str(error))]
+        try:
+            is_dataset = is_directory(path / SEGMENTS)
+        except OSError as unreadable:
+            return [*faults, *_listing_faults(path / SEGMENTS, unreadable)], False
+        if not is_dataset:
             raise
-        return [Fault(check="dataset-unreadable", message=str(error))], False
+        return faults, False
     return [], True
 
 
-def _list_segments(path: Path) -> tuple[list[str], list[str], list[Fault]]:
-    """Return the names of the directories in ``segments/``, of other entries, and the faults."""
+def _list_segments(path: Path) -> tuple[list[str], list[Fault]]:
+    """Return the names of the directories in ``segments/``, and faults of the other entries."""
     try:
         folders, others = list_directory(path / SEGMENTS)
     except OSError as error:
-        return [], [], _listing_faults(path / SEGMENTS, error)
-    names = [name for name in folders if not name.startswith(".")]
-    return names, sorted({*folders, *others} - set(names)), []
+        return [], _listing_faults(path / SEGMENTS, error)
+    names, faults = [], []
+    for name in (*folders, *others):
+        entry = path / SEGMENTS / name
+        if entry.is_symlink():
+            faults.append(Fault(check="segment-link", message=f"segments/{name} {_target(entry)}"))
+        elif name in others or name.startswith("."):
+            faults.append(Fault(check="stray", message=f"segments/{name}"))
+        else:
+            names.append(name)
+    return names, faults
+
+
+def _target(link: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f"is a symbolic link to {link.readlink()}"
+    return "is a symbolic link"
 
 
 def _count_entries(path: Path) -> tuple[int, list[Fault]]:

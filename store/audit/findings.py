@@ -144,6 +144,10 @@ CHECKS: dict[str, Check] = {
     ),
     "empty": _warning("the dataset has no published segments", "collect with `avtd3 collect`"),
     "stray": _warning("segments/ contains an entry that is not a segment", "move it elsewhere"),
+    "segment-link": _warning(
+        "segments/ contains a symbolic link, which readers do not follow",
+        "move the segment itself there in place of the link",
+    ),
     "manifest-missing": _warning(
         "a segment has no MANIFEST.json, so readers ignore it",
         "copy the segment again; if no copy is in progress, delete the directory",

@@ -131,7 +131,8 @@ def file_faults(
             message = f"{name} is missing, expected {entry.size} bytes"
             yield Fault(check="file-missing", message=message)
         elif found[name] != entry.size:
-            message = f"{name} has {found[name]} bytes, expected {entry.size}"
+            link = ", is a symbolic link" if (path / name).is_symlink() else ""
+            message = f"{name} has {found[name]} bytes{link}, expected {entry.size}"
             yield Fault(check="file-size", message=message)
         elif hashes and (digest := sha256_of_file(path / name)) != entry.sha256:
             message = f"{name} has SHA-256 {digest[:16]}, expected {entry.sha256[:16]}"

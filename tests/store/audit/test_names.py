@@ -85,7 +85,7 @@ def put_in_staging(dataset, name):
         (put_folder, "manifest-missing"),
         (put_copy, "manifest"),
         (put_file_in_segment, "file-unexpected"),
-        (put_link, "stray"),
+        (put_link, "segment-link"),
         (put_in_staging, "staging"),
     ],
 )

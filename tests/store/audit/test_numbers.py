@@ -34,8 +34,10 @@ from avtd3.store.spec import EpisodeSpec
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.segments import episode_table, feed, make_episode, make_spec, write_dataset
 
-ODD = (0.0, -0.0, 1.0, 5e-324, 1e-310, 1e16, 3e38, -3e38, 1e300, 1.7e308, -1.7e308)
-ODD = (*ODD, math.inf, -math.inf, math.nan, 2.0**52, 2.0**53 + 2, 0.1)
+ODD = (
+    *(0.0, -0.0, 1.0, 5e-324, 1e-310, 1e16, 3e38, -3e38, 1e300, 1.7e308, -1.7e308),
+    *(math.inf, -math.inf, math.nan, 2.0**52, 2.0**53 + 2, 0.1),
+)
 WHOLE = (0, 1, -1, 2**31, 2**53 + 1, 2**62, 2**63 - 1, -(2**63), -(2**63) + 1)
 MADE = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC)
 
@@ -119,8 +121,8 @@ def segments(draw):
         spec=spec,
         vector=repeated(singles, (rows, 2)),
         frames=FrameFeatures(
-            mean=np.resize(np.float32([0.0, 255.0, 128.0]), rows),
-            spread=np.resize(np.uint8([0, 255, 7]), rows),
+            mean=np.resize(np.array([0.0, 255.0, 128.0], np.float32), rows),
+            spread=np.resize(np.array([0, 255, 7], np.uint8), rows),
             repeated=np.resize([False, True, True], rows),
         ),
         frame_id=repeated(wholes, rows, np.int64),
@@ -164,7 +166,7 @@ def test_an_advance_that_does_not_fit_into_64_bits_has_the_right_sign():
         vector=np.zeros((3, 1), np.float32),
         frames=None,
         frame_id=np.array([-(2**63), 2**63 - 1, 5]),
-        sim_time=np.arange(3) * 0.05,
+        sim_time=np.arange(3.0),
         action=np.zeros((2, 1), np.float32),
         reward=np.ones(2, np.float32),
         reward_terms=None,
