@@ -88,18 +88,13 @@ class AuditConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AuditProgress:
-    """Progress of an audit."""
+    """Progress of an audit: segments done and to do, and what was found in those done."""
 
     segments_done: int
-    """Segments that were audited."""
     segments_total: int
-    """Segments to audit."""
     steps: int
-    """Steps in the audited segments."""
     errors: int
-    """Errors found so far."""
     warnings: int
-    """Warnings found so far."""
 
     @property
     def fraction(self) -> float:
@@ -146,16 +141,7 @@ def audit(
         >>> import tempfile
         >>> from pathlib import Path
         >>> from avtd3.store import AuditConfig, Dataset, EpisodeSpec, ImageSpec, audit_datasets
-        >>> spec = EpisodeSpec(
-        ...     image=ImageSpec(height=84, width=84),
-        ...     vector_names=(),
-        ...     vector_scales=(),
-        ...     action_names=("steer",),
-        ...     action_low=(-1.0,),
-        ...     action_high=(1.0,),
-        ...     reward_terms=(),
-        ...     control_period_s=0.05,
-        ... )
+        >>> spec = EpisodeSpec(image=ImageSpec(), action_names=("steer",))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     dataset = Dataset.create(Path(folder) / "data", spec)
         ...     report = audit_datasets([dataset.path], AuditConfig(strict=True))
@@ -183,24 +169,19 @@ def audit(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KeptSegment:
-    """A damaged segment that was not moved into quarantine."""
+    """A damaged segment that was not moved into quarantine, and why."""
 
     dataset: str
-    """Path of the dataset."""
     segment: str
-    """Id of the segment."""
     reason: str
-    """Why it was not moved."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineReport:
-    """What `quarantine_damaged` did, or would do."""
+    """Which segments `quarantine_damaged` moved, or would move, and which it kept."""
 
     moved: tuple[str, ...]
-    """Ids of the segments that were moved."""
     kept: tuple[KeptSegment, ...]
-    """Segments with errors that were not moved."""
 
 
 MOST_ALIKE = 0.5
@@ -215,14 +196,7 @@ def quarantine_damaged(report: AuditReport, *, dry_run: bool = False) -> Quarant
 
     An error is proven if a second audit of the segment, which reads all its bytes again, finds it
     as well. If most segments of a dataset fail the same check of their bytes, none of these is
-    moved.
-
-    Args:
-        report: The first audit.
-        dry_run: Whether to move nothing.
-
-    Raises:
-        StorageError: A dataset is not writable.
+    moved. Raise StorageError if a dataset is not writable.
     """
     proven: list[tuple[SegmentTask, frozenset[str]]] = []
     kept: list[KeptSegment] = []
@@ -265,11 +239,7 @@ def _audit_again(task: SegmentTask) -> SegmentAudit:
 
 
 def sample_segments(segment_ids: Sequence[str], share: float) -> frozenset[str]:
-    """Select about a share of the segments, at least one, the same on every machine.
-
-    Whether a segment is selected depends only on its id, so the selection is stable when the
-    dataset grows.
-    """
+    """Select about a share of the segments, at least one, by their ids only."""
     digests = {name: hashlib.sha256(os.fsencode(name)).digest() for name in segment_ids}
     place = {name: int.from_bytes(d[:8], "big") / 2.0**64 for name, d in digests.items()}
     chosen = frozenset(name for name in segment_ids if place[name] < share)
@@ -392,12 +362,7 @@ class _Aggregate:
         )
 
     def report(self, *, seconds: float, complete: bool) -> AuditReport:
-        """Check the segments against each other, save the checksum caches, and return the report.
-
-        Args:
-            seconds: Wall-clock time of the audit.
-            complete: Whether all segments were audited.
-        """
+        """Check the segments against each other, save the caches, and return the report."""
         for path, (cache, names) in self._caches.items():
             cache.save(self._stamps.get(path, {}), names)
         self._check_plans(gaps=complete and self._config.sample == 1.0)
@@ -412,7 +377,6 @@ class _Aggregate:
             datasets=tuple(self._datasets.values()),
             total=total,
             log=self._log,
-            damaged=tuple((task.dataset, task.segment_id) for task in self._damaged),
             damaged_tasks=tuple(self._damaged),
             worst=self._worst,
             windows=self._windows,
@@ -434,11 +398,7 @@ class _Aggregate:
 
 
 def _root_faults(path: Path) -> tuple[list[Fault], bool]:
-    """Open a dataset; return its faults, and whether its segments can be read.
-
-    Raises:
-        DatasetError: The path is not a dataset at all.
-    """
+    """Return a dataset's faults, and whether its segments can be read; raise if it is none."""
     try:
         Dataset.open(path)
     except DatasetUnreadableError as error:
@@ -463,9 +423,9 @@ def _list_segments(path: Path) -> tuple[list[str], list[Fault]]:
         return [], _listing_faults(path / SEGMENTS, error)
     names, faults = [], []
     for name in (*folders, *others):
-        entry = path / SEGMENTS / name
-        if entry.is_symlink():
-            faults.append(Fault(check="segment-link", message=f"segments/{name} {_target(entry)}"))
+        if target := _link_target(path / SEGMENTS / name):
+            message = f"segments/{name} is a symbolic link to {target}"
+            faults.append(Fault(check="segment-link", message=message))
         elif name in others or name.startswith("."):
             faults.append(Fault(check="stray", message=f"segments/{name}"))
         else:
@@ -473,10 +433,12 @@ def _list_segments(path: Path) -> tuple[list[str], list[Fault]]:
     return names, faults
 
 
-def _target(link: Path) -> str:
-    with contextlib.suppress(OSError):
-        return f"is a symbolic link to {link.readlink()}"
-    return "is a symbolic link"
+def _link_target(path: Path) -> str:
+    """Return where a symbolic link points; empty if it is none or cannot be read now."""
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
 
 
 def _count_entries(path: Path) -> tuple[int, list[Fault]]:
@@ -557,11 +519,7 @@ def _scheduler(
 
 @contextlib.contextmanager
 def _cluster(address: str) -> Iterator[Any]:
-    """Connect to a Dask cluster.
-
-    Raises:
-        ConfigError: ``distributed`` is not installed, or the cluster cannot be reached.
-    """
+    """Connect to a Dask cluster, or raise ConfigError."""
     try:
         from distributed import Client
     except ImportError as error:

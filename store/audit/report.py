@@ -28,16 +28,12 @@ def json_safe(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetReport:
-    """The contents of one dataset."""
+    """The contents of one dataset, and its numbers of unpublished and quarantined segments."""
 
     path: str
-    """Path of the dataset."""
     summary: Summary
-    """What its published segments contain."""
     staging: int
-    """Number of unpublished segments in ``.staging/``."""
     quarantined: int
-    """Number of segments in ``quarantine/``."""
 
     def including(self, summary: Summary) -> Self:
         """Return the report with the summary of one more segment added."""
@@ -70,8 +66,6 @@ class AuditReport:
     """The contents of all datasets together."""
     log: FindingLog
     """The findings, and the number of findings of each check."""
-    damaged: tuple[tuple[str, str], ...]
-    """Dataset and id of each segment with an error."""
     worst: tuple[WorstEpisode, ...]
     """The episodes with the most findings, worst first."""
     windows: tuple[Summary, ...]
@@ -88,6 +82,11 @@ class AuditReport:
     """Wall-clock time of the audit."""
     damaged_tasks: tuple[SegmentTask, ...] = ()
     """The tasks of the damaged segments, with which they can be audited again."""
+
+    @property
+    def damaged(self) -> tuple[tuple[str, str], ...]:
+        """Return dataset and id of each segment with an error."""
+        return tuple((task.dataset, task.segment_id) for task in self.damaged_tasks)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

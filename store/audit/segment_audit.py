@@ -39,22 +39,16 @@ from avtd3.store.spec import EpisodeSpec
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentTask:
-    """A segment to audit, and how."""
+    """A segment to audit, and how; see `AuditConfig`."""
 
     dataset: str
-    """Path of the dataset."""
     segment_id: str
-    """Id of the segment."""
     reads_data: bool
     """Whether to read the data, or only the manifest and the sizes of the files."""
     limits: CheckLimits
-    """Limits of the checks."""
     max_findings: int
-    """Largest number of findings to keep per check."""
     gamma: float
-    """Discount per step, for the largest discounted return."""
     windows: tuple[EpisodeFilter, ...] = ()
-    """Sets of episodes to summarise separately."""
     verified: str = ""
     """Stamp with which the checksums were verified before, see `avtd3.store.audit.integrity`."""
 
@@ -66,7 +60,6 @@ class SegmentContents:
     summary: Summary = dataclasses.field(default_factory=Summary)
     """Sizes of the files, counts from the manifest, and statistics of the data."""
     windows: tuple[Summary, ...] = ()
-    """Summaries of the task's windows."""
     plan_index: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
     """int64 (n,): positions of the episodes in the collector's plan, where known."""
     digests: NDArray[np.uint64] = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
@@ -74,7 +67,6 @@ class SegmentContents:
     hashes: NDArray[np.uint64] = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
     """uint64 (E,), see `perceptual_hashes`."""
     faults: tuple[Fault, ...] = ()
-    """Faults of the values."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +75,7 @@ class SegmentAudit:
 
     task: SegmentTask
     log: FindingLog
-    """The findings."""
     contents: SegmentContents
-    """What the segment contains."""
     manifest_digest: str
     """Empty if the manifest cannot be read."""
     plan: str

@@ -115,7 +115,7 @@ class Changes:
     """Segments that can be sampled from now on."""
     removed: int
     """Number of segments that can no longer be sampled."""
-    refused: Mapping[Key, str]
+    refused: Mapping[Key, Exception]
     """Wanted segments that cannot be used, with the reason."""
 
 
@@ -184,7 +184,7 @@ class ReplayBackend(Protocol):
     def take_loaded(self) -> Changes:
         """Return what the background thread has loaded; raise StorageError if the disk is full."""
 
-    def take_damaged(self) -> Mapping[Key, str]:
+    def take_damaged(self) -> Mapping[Key, Exception]:
         """Return the segments that `frames` failed to read since the last call, with reasons."""
 
     def close(self) -> None:

@@ -196,7 +196,7 @@ class DirectFrames:
         self._frame_bytes = frame_bytes
         self._decoder = decoder
         self._files = ShardFiles()
-        self._damaged: dict[Key, str] = {}
+        self._damaged: dict[Key, Exception] = {}
         self._is_on_disk = False
         self.bind(())
 
@@ -226,7 +226,7 @@ class DirectFrames:
             if rest:
                 self._decode(part, rest, descriptors, out)
 
-    def take_damaged(self) -> Mapping[Key, str]:
+    def take_damaged(self) -> Mapping[Key, Exception]:
         """Return the segments in which `take` failed since the last call, with the reason."""
         damaged, self._damaged = self._damaged, {}
         return damaged
@@ -288,7 +288,7 @@ class DirectFrames:
             fault = read_error(placed.directory, placed.shard.name, error)
         else:
             fault = corrupt(placed.directory, f"{placed.shard.name}: {where}{error}")
-        self._damaged[placed.key] = str(fault)
+        self._damaged[placed.key] = fault
         return fault
 
 
@@ -339,7 +339,7 @@ class DirectReplay(ReplayCache):
             self._bind()
         return dataclasses.replace(changes, refused={**refused, **changes.refused})
 
-    def take_damaged(self) -> Mapping[Key, str]:
+    def take_damaged(self) -> Mapping[Key, Exception]:
         """Return the segments whose frames could not be read since the last call."""
         return self._direct_frames.take_damaged()
 
@@ -348,16 +348,16 @@ class DirectReplay(ReplayCache):
         self._direct_frames.close()
         super().close()
 
-    def _open_new(self, wanted: Mapping[Key, Segment]) -> dict[Key, str]:
+    def _open_new(self, wanted: Mapping[Key, Segment]) -> dict[Key, Exception]:
         """Read the indexes of new shards; return why some segments cannot be used."""
-        refused = {}
+        refused: dict[Key, Exception] = {}
         for key, segment in wanted.items():
             if key in self._shards:
                 continue
             try:
                 self._shards[key] = (segment.frame_shard(), segment.path)
             except (SegmentCorruptError, OSError) as error:
-                refused[key] = str(error)
+                refused[key] = error
         return refused
 
     def _bind(self) -> None:

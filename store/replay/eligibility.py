@@ -80,18 +80,18 @@ class Eligibility:
         self.imitates_all = not config.imitate
         """Whether every step is marked for imitation."""
 
-    def update(self, segments: Mapping[Key, Segment]) -> dict[Key, str]:
+    def update(self, segments: Mapping[Key, Segment]) -> dict[Key, Exception]:
         """Read new segments, forget those not given; return why segments cannot be read."""
         if self.takes_all:
             return {}
-        refused = {}
+        refused: dict[Key, Exception] = {}
         self._facts = {key: facts for key, facts in self._facts.items() if key in segments}
         for key, segment in segments.items():
             if key not in self._facts:
                 try:
                     self._facts[key] = self._read(segment)
                 except (SegmentCorruptError, OSError) as error:
-                    refused[key] = str(error)
+                    refused[key] = error
         self.newest = max(
             (int(f.versions[f.selected].max(initial=NO_POLICY)) for f in self._facts.values()),
             default=NO_POLICY,

@@ -270,13 +270,14 @@ class Sampler:
 
         Raises:
             NoSegmentsError: There are no transitions to sample.
+            DatasetUnreadableError: The same, because no segment can be read now.
         """
         with self._lock:
             buffer = next(self._buffers)
             while True:
                 self._take_loaded(every_s=TAKE_S)
                 if not self.steps:
-                    raise NoSegmentsError(self._tracker.why_empty())
+                    raise self._tracker.empty_error()
                 block, number = self._next()
                 try:
                     return self._gather.batch(block, number, buffer)
@@ -308,6 +309,7 @@ class Sampler:
         Raises:
             ConfigError: `ReplayConfig.sequence_length` is 0.
             NoSegmentsError: Nothing can be sampled, or no episode is long enough.
+            DatasetUnreadableError: Nothing can be sampled, because no segment can be read now.
         """
         length = self.config.sequence_length
         if self._sequences is None:
@@ -321,7 +323,7 @@ class Sampler:
                 except _BAD:
                     self._refuse_damaged()
             if not self.steps:
-                raise NoSegmentsError(self._tracker.why_empty())
+                raise self._tracker.empty_error()
             raise NoSegmentsError(
                 f"no episode has {length} steps, the value of replay.sequence_length; lower it"
             )
@@ -417,7 +419,7 @@ class Sampler:
                 continue  # pruned or merged in the meantime; the next refresh finds out
             except (SegmentCorruptError, OSError) as error:
                 with self._lock:
-                    self._tracker.refuse({key: str(error)})
+                    self._tracker.refuse({key: error})
                 continue
             found += 1
             yield episode

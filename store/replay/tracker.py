@@ -8,7 +8,14 @@ from typing import Self
 import numpy as np
 
 from avtd3.store.dataset import Dataset, Refusal, Snapshot
-from avtd3.store.errors import ConfigError, DatasetError, SegmentCorruptError, SpecError
+from avtd3.store.errors import (
+    ConfigError,
+    DatasetError,
+    DatasetUnreadableError,
+    NoSegmentsError,
+    SegmentCorruptError,
+    SpecError,
+)
 from avtd3.store.replaced import unseen_episodes
 from avtd3.store.replay.backend import EpisodeSummary, Key, LoadedSegment
 from avtd3.store.replay.config import ReplayConfig
@@ -149,7 +156,7 @@ class SegmentTracker:
             if snapshot.refused:
                 self._is_absent(number, known_only=True)
 
-    def refuse(self, problems: Mapping[Key, str | Exception]) -> None:
+    def refuse(self, problems: Mapping[Key, Exception]) -> None:
         """Exclude segments that turned out to be bad; `refresh` tries them again."""
         for number in {number for number, _ in problems}:
             own = {key[1]: problem for key, problem in problems.items() if key[0] == number}
@@ -161,7 +168,7 @@ class SegmentTracker:
         self.refusals.update(self._snapshots)
         while True:
             segments = self._listed()
-            problems: dict[Key, str | Exception] = {**self.eligibility.update(segments)}
+            problems = self.eligibility.update(segments)
             readable = {key: segments[key] for key in segments if key not in problems}
             chosen = _select_segments(self.eligibility.steps(readable), self._config)
             found = {key: segments[key] for key in chosen}
@@ -199,17 +206,18 @@ class SegmentTracker:
             if key in segments
         ]
 
-    def why_empty(self) -> str:
-        """Return the message of an error if nothing can be sampled: what was found, and the fix."""
-        paths = ", ".join(str(dataset.path) for dataset in self.datasets)
+    def empty_error(self) -> NoSegmentsError | DatasetUnreadableError:
+        """Return the error if nothing can be sampled: what was found, and the fix."""
+        refused = self.refusals.all()
+        why = "no segment is published yet; run `avtd3 collect` and refresh"
         if excluded := self.eligibility.describe():
-            return f"nothing to sample in {paths}: {excluded}"
-        if refused := self.refusals.all():
-            return f"nothing to sample in {paths}: {name_refused(refused)}"
-        return (
-            f"nothing to sample in {paths}: no segment is published yet; "
-            "run `avtd3 collect` and refresh"
-        )
+            why = excluded
+        elif refused:
+            why = name_refused(refused)
+        where = ", ".join(str(dataset.path) for dataset in self.datasets)
+        is_unreadable = any(segment.is_unreadable for segment in refused)
+        kind = DatasetUnreadableError if is_unreadable and not excluded else NoSegmentsError
+        return kind(f"nothing to sample in {where}: {why}")
 
     def _listed(self) -> dict[Key, Segment]:
         """Return all published segments that are not refused."""
