@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from avtd3.store.audit.bins import Bins, near_zero
 from avtd3.store.audit.drift import Drift
 from avtd3.store.audit.findings import CHECKS, Finding
 from avtd3.store.audit.report import AuditReport
-from avtd3.store.audit.statistics import SAMPLE_SIZE, Distribution, Summary
+from avtd3.store.audit.statistics import SAMPLE_SIZE, Bins, Distribution, Summary, near_zero
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode import Episode
 from avtd3.store.errors import Avtd3Error

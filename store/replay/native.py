@@ -29,6 +29,7 @@ from avtd3.store.replay.chunks import ChunkPlan, DecodePool
 
 CFunction = Callable[..., int]
 Int: TypeAlias = int | np.int64
+_Bytes: TypeAlias = NDArray[np.uint8]
 
 # Signed, like every number in the kernel: numba adds signed and unsigned numbers as floats.
 _ADDRESS = _SIZE = ctypes.c_ssize_t
@@ -205,19 +206,19 @@ class _Chunks(NamedTuple):
 class _Buffers(NamedTuple):
     """Memory of one thread."""
 
-    packed: NDArray[np.uint8]
+    packed: _Bytes
     """Memory for an encoded chunk."""
-    aside: NDArray[np.uint8]
+    aside: _Bytes
     """Memory for a decoded chunk."""
 
 
-def _number(data: NDArray[np.uint8], at: Int) -> np.int64:
+def _number(data: _Bytes, at: Int) -> np.int64:
     """Read four bytes, little-endian."""
     low = np.int64(data[at]) | np.int64(data[at + 1]) << 8
     return low | np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 24
 
 
-def _read(c: _Functions, chunks: _Chunks, g: int, packed: NDArray[np.uint8]) -> Int:
+def _read(c: _Functions, chunks: _Chunks, g: int, packed: _Bytes) -> Int:
     """Read a chunk and check its crc32c; return its size without the crc32c, or -1."""
     size = chunks.size[g]
     if size > len(packed) or size < _CRC_BYTES:
@@ -231,13 +232,7 @@ def _read(c: _Functions, chunks: _Chunks, g: int, packed: NDArray[np.uint8]) -> 
 
 
 def _lz4_block(
-    c: _Functions,
-    packed: NDArray[np.uint8],
-    size: Int,
-    at: Int,
-    target: Int,
-    wanted: Int,
-    full: Int,
+    c: _Functions, packed: _Bytes, size: Int, at: Int, target: Int, wanted: Int, full: Int
 ) -> bool:
     """Decode the first bytes of the block at offset `at` of a Blosc buffer."""
     if at < _BLOSC_HEADER_BYTES or at + 4 > size:
@@ -253,12 +248,7 @@ def _lz4_block(
 
 
 def _lz4_blocks(
-    c: _Functions,
-    packed: NDArray[np.uint8],
-    size: Int,
-    target: Int,
-    wanted: Int,
-    total: Int,
+    c: _Functions, packed: _Bytes, size: Int, target: Int, wanted: Int, total: Int
 ) -> bool:
     """Decode only the first `wanted` bytes of a Blosc buffer of LZ4 blocks.
 
@@ -277,14 +267,7 @@ def _lz4_blocks(
     return True
 
 
-def _blosc(
-    c: _Functions,
-    packed: NDArray[np.uint8],
-    size: Int,
-    target: Int,
-    wanted: Int,
-    total: Int,
-) -> bool:
+def _blosc(c: _Functions, packed: _Bytes, size: Int, target: Int, wanted: Int, total: Int) -> bool:
     """Decode the first bytes of a Blosc-1 buffer, if it is LZ4 or a copy without filters."""
     if size < _BLOSC_HEADER_BYTES or packed[0] != _BLOSC_VERSION:
         return False
@@ -302,7 +285,7 @@ def _blosc(
     return _lz4_blocks(c, packed, size, target, wanted, total)
 
 
-def _zstd(c: _Functions, packed: NDArray[np.uint8], size: Int, target: Int, total: Int) -> bool:
+def _zstd(c: _Functions, packed: _Bytes, size: Int, target: Int, total: Int) -> bool:
     """Decode a whole zstd frame."""
     source = packed.ctypes.data
     if c.zstd_content_size(source, size) != total:
@@ -311,13 +294,7 @@ def _zstd(c: _Functions, packed: NDArray[np.uint8], size: Int, target: Int, tota
 
 
 def _decode(
-    c: _Functions,
-    kind: int,
-    buffers: _Buffers,
-    size: Int,
-    target: Int,
-    wanted: Int,
-    total: Int,
+    c: _Functions, kind: int, buffers: _Buffers, size: Int, target: Int, wanted: Int, total: Int
 ) -> bool:
     """Decode the first `wanted` of a chunk's `total` bytes."""
     packed = buffers.packed
@@ -378,7 +355,7 @@ def _decode_chunks(
     low: int,
     high: int,
     frame_bytes: int,
-    out: NDArray[np.uint8],
+    out: _Bytes,
     is_done: NDArray[np.bool_],
 ) -> None:
     """Decode chunks ``low:high`` into the frames `out`, and set `is_done`, bool (G,), for each."""

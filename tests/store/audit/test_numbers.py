@@ -12,11 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.audit.audit import AuditConfig, audit
-from avtd3.store.audit.bins import Bins, near_zero
 from avtd3.store.audit.checks import CheckLimits, check_values, episode_bounds
 from avtd3.store.audit.drift import drift_between
 from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
-from avtd3.store.audit.statistics import Distribution, Moments, Summary, summarise
+from avtd3.store.audit.statistics import Bins, Distribution, Moments, Summary, near_zero, summarise
 from avtd3.store.dataset import Dataset
 from avtd3.store.render import plots, text
 from avtd3.store.render.audit_page import audit_page, choose_episodes
