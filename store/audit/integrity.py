@@ -112,13 +112,6 @@ def open_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
         return None, [Fault(check="manifest", message=str(error))]
 
 
-def spec_faults(manifest: Manifest, spec: EpisodeSpec) -> Iterator[Fault]:
-    """Check that the segment was written for the spec of its dataset."""
-    if manifest.spec_digest != spec.digest:
-        message = f"spec digest {manifest.spec_digest[:16]}, expected {spec.digest[:16]}"
-        yield Fault(check="spec-digest", message=message)
-
-
 def file_faults(
     path: Path, manifest: Manifest, found: Mapping[str, int], *, hashes: bool
 ) -> Iterator[Fault]:

@@ -18,7 +18,6 @@ from avtd3.store.audit.integrity import (
     file_faults,
     list_files,
     open_manifest,
-    spec_faults,
     stamp,
 )
 from avtd3.store.audit.segment_data import SegmentData
@@ -155,7 +154,10 @@ def _check_files(
 ) -> list[Fault]:
     path = Path(task.dataset) / "segments" / task.segment_id
     hashes = task.reads_data and not is_verified
-    faults = [*spec_faults(manifest, spec), *file_faults(path, manifest, found, hashes=hashes)]
+    faults = [*file_faults(path, manifest, found, hashes=hashes)]
+    if manifest.spec_digest != spec.digest:
+        message = f"spec digest {manifest.spec_digest[:16]}, expected {spec.digest[:16]}"
+        faults.insert(0, Fault(check="spec-digest", message=message))
     # A truncated zarr.json is reported as a truncated file only.
     if task.reads_data and not _has_error(faults):
         faults += array_faults(path, manifest, spec)
