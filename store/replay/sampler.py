@@ -214,13 +214,15 @@ class Sampler:
             on_progress: Called with frames done and frames in total while frames are decoded.
 
         Raises:
-            ConfigError: There is no dataset, one is given twice, there is not one weight each, or
-                `buffers` is below 1.
+            ConfigError: There is no dataset, one is given twice, there is not one weight each,
+                `buffers` is below 1, or `seed` below 0.
             SpecError: The datasets have different specs.
             StorageError: The scratch directory cannot be written or is too small.
         """
         if buffers < 1:
             raise ConfigError(f"a sampler needs at least 1 buffer, found {buffers}")
+        if seed < 0:
+            raise ConfigError(f"the seed of a sampler is {seed}, expected a whole number >= 0")
         directory = Path(config.scratch or scratch or tempfile.gettempdir())
         self.config, self.steps = config, 0
         self._tracker = SegmentTracker(datasets, config)
