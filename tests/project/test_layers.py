@@ -64,10 +64,7 @@ SINGLE_IMPORTERS = {
     "store.maintenance.prune": WORK,
     "store.maintenance.relabel": WORK,
     "store.render.audit_page": WORK,
-    "store.render.episode_view": WORK,
-    "store.replay.draws": TOPIC,
-    "store.replay.native": OPTIONAL,
-    "store.replay.native_kernel": OPTIONAL,
+    "store.replay.direct": TOPIC,
 }
 """Modules that only one other module imports, and why they are modules of their own."""
 
