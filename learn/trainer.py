@@ -53,6 +53,8 @@ from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.logging import MetricLogger, Throughput
+from avtd3.learn.networks import ObservationBatch
+from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.replay_source import ReplaySource, open_datasets, scratch_directory
 from avtd3.learn.report import LearnProgress, LearnReport
@@ -241,6 +243,7 @@ class Trainer:
         self._source: ReplaySource | None = None
         self._restored: CheckpointMetadata | None = None
         self._is_exact: bool | None = None
+        self._observed: ObservationBatch | None = None
         self._policy_version: int | None = None
         self._saved_at = self._published_at = -1
         self._waited_s = 0.0
@@ -292,7 +295,7 @@ class Trainer:
             self._guards.alerts.note("rollback", self.updates, text, value=0.0, limit=0.0)
         metrics = {} if self._restored is None else self._restored.metrics
         self._logger.start(self.updates + 1, metrics)
-        self._policy_version = self._policies.newest_version()
+        self._policy_version = self._policies.repair(self._spec)
         if self._policy_version is None or rollback is not None:
             self._publish()  # collectors wait for a policy, or use one that was rolled back
 
@@ -423,7 +426,9 @@ class Trainer:
     def _learn(self) -> tuple[Batch, Update]:
         """Sample a batch and do one update."""
         self._throughput.begin_update()
+        self._observed = None  # frees its memory for the next batch
         batch, index = self._loader.load(self.source.sampler)
+        self._observed = batch.observation
         noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
         if self._config.decay_from:
             self._state.scale_rates(self._config.rate_share(self.updates))
@@ -492,8 +497,17 @@ class Trainer:
         self._publish()  # collectors may use a policy that was rolled back
 
     def _publish(self) -> None:
-        """Publish the actor, unless it is published already."""
+        """Publish the actor, unless it is published already, or would not drive."""
         if self._published_at == self.updates:
+            return
+        observed = self._observed or sample_observations(self._spec, self._device)
+        if fault := find_fault(self._state.actor, observed):
+            self._guards.alerts.note(
+                "not_published",
+                self.updates,
+                f"the actor was not published: {fault}; collectors keep the previous policy",
+                fix="see the other alerts, and lower the actor's learning rates",
+            )
             return
         version = self._policies.publish(
             self._state.actor,
