@@ -14,6 +14,7 @@ TensorBoard's.
 import bisect
 import dataclasses
 import io
+import math
 import struct
 from array import array
 from collections.abc import Collection, Iterator, Mapping
@@ -39,6 +40,8 @@ MAX_TAG_LENGTH = 1_000
 """Most characters of a tag; scalars with longer ones are skipped."""
 MAX_STEP = 1 << 53
 """Largest step, and with its sign the smallest: up to here a float64 is exact."""
+MAX_VALUE = 1e70
+"""Larger values count as infinite, so that the fourth power of a difference is finite."""
 MAX_RECORD_BYTES = 64 << 20
 """Larger records are skipped: those of scalars take a few kilobytes."""
 _NAMED = 5
@@ -347,7 +350,7 @@ class _Points:
         if goes_back:
             series.drop_from(step)
         series.steps.append(step)
-        series.values.append(number)
+        series.values.append(number if abs(number) <= MAX_VALUE else number * math.inf)
         self._count_one()
 
     def _count_one(self) -> None:

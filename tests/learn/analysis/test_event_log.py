@@ -363,6 +363,18 @@ def test_a_step_that_no_float_represents_is_skipped(tmp_path, step):
     assert log.last_step == 3
 
 
+def test_a_value_whose_square_overflows_counts_as_infinite(tmp_path):
+    with contextlib.closing(RecordWriter((tmp_path / "tfevents").open("wb"))) as records:
+        for step, value in enumerate((1e308, -1e71, 3e38, 1e-300)):
+            tensor = make_tensor_proto(value, dtype=np.float64)
+            metadata = SummaryMetadata()
+            metadata.plugin_data.plugin_name = "scalars"
+            scalar = Summary.Value(tag="a", tensor=tensor, metadata=metadata)
+            records.write(Event(step=step, summary=Summary(value=[scalar])).SerializeToString())
+    values = read_log(tmp_path).curves["a"].values.tolist()
+    assert values == [math.inf, -math.inf, 3e38, 1e-300]
+
+
 def test_a_huge_tag_is_skipped_and_never_suggested(tmp_path, write_foreign):
     huge = "loss " * 1_000_000
     write_foreign(tmp_path, {huge: [(1, 1.0)], "x" * 1000: [(1, 1.0)], "critic/los": [(1, 1.0)]})
