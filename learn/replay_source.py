@@ -7,35 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.metrics import REWARD_TERMS
+from avtd3.learn.evaluation import EpisodeMetrics
 from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import SEGMENTS, STAGING, Dataset
 from avtd3.store.errors import DatasetError, DatasetUnreadableError, NoSegmentsError
 from avtd3.store.format.layout import GROUP_FILE
-from avtd3.store.replay.backend import EpisodeSummary
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.tracker import RefreshReport, name_refused
-from avtd3.store.spec import EpisodeSpec
-
-END_REASONS = {
-    "episode/success": "goal",
-    "episode/collision": "collision",
-    "episode/off_road": "off_road",
-}
-"""End reason whose share of the episodes a metric is."""
-
-TERM_SHARES = {"episode/lane_invasion": "safety/lane_invasion"}
-"""Reward term for which a metric is the share of episodes where its sum is not 0."""
-
-VECTOR_COLUMNS = {
-    "episode/lateral_deviation": "lateral_m",
-    "episode/speed": "speed_mps",
-}
-"""Column of the vector whose mean absolute value a metric is, in the column's unit."""
 
 POLL_S = 0.2
 """Longest wait before asking again whether to stop, in seconds."""
@@ -44,83 +25,6 @@ _NEW_DATASET = {SEGMENTS, STAGING, GROUP_FILE}
 
 OnWait = Callable[[str], None]
 """Called with what the run is waiting for."""
-
-
-class EpisodeMetrics:
-    """Metrics of the episodes that have not been logged yet.
-
-    The store summarises episodes without knowing the meaning of their columns. This class gives
-    names to the columns that matter for driving. If a dataset does not have a column, its metric is
-    missing.
-    """
-
-    def __init__(self, spec: EpisodeSpec) -> None:
-        self.newest_return: float | None = None
-        """Mean return of the newest episodes, logged or not."""
-        self.newest_length: float | None = None
-        """Mean length of the newest episodes in steps, logged or not."""
-        self._spec = spec
-        self._new: list[EpisodeSummary] = []
-
-    @property
-    def are_logged(self) -> bool:
-        """Whether the metrics of all episodes have been logged."""
-        return not self._new
-
-    def add(self, summary: EpisodeSummary) -> None:
-        """Add new episodes."""
-        if len(summary):
-            self._new.append(summary)
-            self.newest_return = float(summary.returns.mean())
-            self.newest_length = float(summary.lengths.mean())
-
-    def clear(self) -> None:
-        """Skip the episodes so far: they were logged before the run was resumed."""
-        self._new.clear()
-
-    def read(self, version: int | None) -> dict[str, float]:
-        """Return means over the new episodes, by metric, and start again.
-
-        Args:
-            version: Newest published policy.
-        """
-        if not self._new:
-            return {}
-        new = EpisodeSummary.join(self._new, self._spec)
-        self.clear()
-        found = {
-            "episode/return": float(new.returns.mean()),
-            "episode/length": float(new.lengths.mean()),
-        }
-        for metric, reason in END_REASONS.items():
-            found[metric] = new.end_reasons.count(reason) / len(new)
-        return found | self._columns(new) | _policy_lag(new, version)
-
-    def _columns(self, new: EpisodeSummary) -> dict[str, float]:
-        spec = self._spec
-        sums = new.reward_term_sums.mean(axis=0).tolist()
-        found = {REWARD_TERMS + name: x for name, x in zip(spec.reward_terms, sums, strict=True)}
-        for metric, name in TERM_SHARES.items():
-            if name in spec.reward_terms:
-                term = new.reward_term_sums[:, spec.reward_terms.index(name)]
-                found[metric] = float((term != 0.0).mean())
-        sizes = new.vector_mean_abs.mean(axis=0) * np.array(spec.vector_scales)
-        for metric, name in VECTOR_COLUMNS.items():
-            if name in spec.vector_names:
-                found[metric] = float(sizes[spec.vector_names.index(name)])
-        return found
-
-
-def _policy_lag(new: EpisodeSummary, version: int | None) -> dict[str, float]:
-    driven = new.policy_versions[new.policy_versions >= 0]
-    if version is None or not len(driven):
-        return {}
-    lags = version - driven
-    return {
-        "run/policy_lag": float(lags.mean()),
-        "run/policy_lag_min": float(lags.min()),
-        "run/policy_lag_max": float(lags.max()),
-    }
 
 
 def open_datasets(
@@ -305,6 +209,17 @@ class ReplaySource:
     def close(self) -> None:
         """Free the scratch space; safe to call twice."""
         self.sampler.close()
+
+    def lost_all(self, error: NoSegmentsError) -> None:
+        """Raise an error, because no segment can be used any more; with `follow`, wait for others.
+
+        Raises:
+            DatasetUnreadableError: If a segment cannot be read now.
+            NoSegmentsError: If not.
+        """
+        if not self._follow or self.sampler.steps:
+            raise (error if self.sampler.steps else self._no_steps()) from error
+        self._limit_updates()
 
     def _no_steps(self) -> DatasetError:
         refused = self.sampler.refused

@@ -46,8 +46,13 @@ from avtd3.learn.checkpoints import (
     list_checkpoints,
 )
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.cuda_graph import make_updater
-from avtd3.learn.device import autocast_type, keep_freed_memory, pick_device
+from avtd3.learn.device import (
+    autocast_type,
+    keep_freed_memory,
+    make_updater,
+    memory_errors,
+    pick_device,
+)
 from avtd3.learn.evaluation import HeldOutEvaluator
 from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
@@ -61,7 +66,7 @@ from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.td3 import Update, create_state
 from avtd3.store import files
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, NoSegmentsError
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.spec import EpisodeSpec
 
@@ -118,9 +123,11 @@ def train(
         InUseError: If another process trains this run, or publishes into the same directory.
         DatasetError: If a path is not a dataset, or is missing and `follow` is False.
         NoSegmentsError: If the datasets are empty and `follow` is False.
+        UnreadableError: If nothing can be read now: neither the datasets nor the checkpoint.
         CheckpointError: If the checkpoint cannot be used.
         SpecError: If the datasets, or the checkpoint, have different specs.
         StorageError: If the disk is full or a directory cannot be written.
+        MemoryError: If the networks or a batch do not fit into the memory.
     """
     config = LearnConfig() if config is None else config
     paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
@@ -140,6 +147,10 @@ def train(
     with (
         open_run(run, directory, document, resume=resume or rollback is not None),
         cpu_threads(config.threads),
+        memory_errors(
+            f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
+            "learn.network.hidden, learn.network.features or learn.replay.batch_size"
+        ),
     ):
         opened = open_datasets(
             paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
@@ -354,12 +365,16 @@ class Trainer:
             and self._halted is None
             and not self._notify.should_stop()
         ):
-            if self.source.ready(self.updates):
-                self.step()
-                self._notify.call(lambda callback: callback.on_update(self.updates))
-                self._notify.report(now=self._halted is not None)
-            else:
+            if not self.source.ready(self.updates):
                 self._wait()
+                continue
+            try:
+                self.step()
+            except NoSegmentsError as error:
+                self.source.lost_all(error)
+                continue
+            self._notify.call(lambda callback: callback.on_update(self.updates))
+            self._notify.report(now=self._halted is not None)
 
     def step(self) -> None:
         """Do one update, and everything that is due after it."""

@@ -16,7 +16,7 @@ from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.callbacks import ProgressCallback
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.cuda_graph import make_updater
+from avtd3.learn.device import make_updater
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import METRICS, metric
 from avtd3.learn.networks import Actor, NetworkConfig
