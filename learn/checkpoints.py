@@ -79,17 +79,7 @@ def as_json(value: Any) -> Any:  # noqa: ANN401 - records of any kind
 
 
 def read_as(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 - as the kind says
-    """Read what `as_json` returned; every number, text and container must have its type.
-
-    Args:
-        kind: A dataclass, ``dict[str, X]``, ``list[X]``, ``tuple[X, Y]``, ``X | None``, int, float,
-            str, bool or Any.
-        value: The JSON value, which may come from anywhere.
-        where: Where it is, for messages.
-
-    Raises:
-        CheckpointError: If a value is missing or has another type.
-    """
+    """Read what `as_json` returned; every number, text and container must have its type."""
     origin, kinds = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any or (origin is types.UnionType and value is None):
         return value
@@ -399,13 +389,7 @@ class Best:
 
 
 class CheckpointManager:
-    """Save, restore and remove the checkpoints of a run.
-
-    Args:
-        run: The run's directory.
-        config: How many checkpoints to keep.
-        spec: Spec of the data; checkpoints of other data are refused.
-    """
+    """Save, restore and remove the checkpoints of a run."""
 
     def __init__(self, run: Path, config: LearnConfig, spec: EpisodeSpec) -> None:
         self.best: Best | None = None
@@ -417,13 +401,7 @@ class CheckpointManager:
         return updates in map(updates_of, list_checkpoints(self._directory))
 
     def restore_newest(self, state: TD3State, noise: torch.Generator) -> CheckpointMetadata | None:
-        """Load the newest checkpoint in place; return None if there is none.
-
-        Raises:
-            CheckpointError: If the checkpoint is damaged or has other networks.
-            FormatVersionError: If a later version of avtd3 wrote it.
-            SpecError: If it was trained on data of another spec.
-        """
+        """Load the newest checkpoint in place; return None if there is none."""
         fix_replaced(self._directory)
         found = list_checkpoints(self._directory)
         return self._load(found[-1], state, noise) if found else None
@@ -434,12 +412,6 @@ class CheckpointManager:
         """Load a checkpoint, and move all later ones to ``RUN/rolled-back/NNN``, newest first.
 
         If the process is killed meanwhile, the run continues from this checkpoint or a later one.
-
-        Returns:
-            The metadata, and the directory of the later checkpoints; None if there were none.
-
-        Raises:
-            CheckpointError: As `restore_newest`, or if there is no such checkpoint.
         """
         fix_replaced(self._directory)
         found = {updates_of(path): path for path in list_checkpoints(self._directory)}
@@ -462,15 +434,7 @@ class CheckpointManager:
         newest: Mapping[str, float],
         good: int | None,
     ) -> Path:
-        """Write a checkpoint and remove those that need not be kept; return its directory.
-
-        Args:
-            state: Networks and optimisers.
-            noise: Generator of the target noise.
-            metadata: Everything else, except `CheckpointMetadata.best`.
-            newest: The newest value of each metric that this process logged.
-            good: Updates of the last good checkpoint, if there is one.
-        """
+        """Write a checkpoint and remove those that need not be kept; return its directory."""
         self._update_best(metadata.updates, newest)
         best = {} if self.best is None else dataclasses.asdict(self.best)
         metadata = dataclasses.replace(metadata, best=best)

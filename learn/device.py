@@ -30,12 +30,11 @@ _NO_MEMORY = (
 def keep_freed_memory() -> bool:
     """Make this process keep large freed blocks of memory for reuse, instead of returning them.
 
+    Return whether the C library supports it; only glibc does.
+
     By default, glibc returns every large block to the system. An update from images frees and
     allocates hundreds of megabytes, and the system clears each page again, which takes 12 % of the
     update's time (`bench/learn_bench.py`). With this setting, the process keeps its peak memory.
-
-    Returns:
-        Whether the C library supports it; only glibc does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -46,11 +45,7 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def memory_errors(asked: str) -> Iterator[None]:
-    """Turn every error about memory into a `MemoryError` that says what was asked for.
-
-    Args:
-        asked: What needs the memory, and how to need less.
-    """
+    """Turn every error about memory into a `MemoryError` that says what was asked for."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -64,11 +59,7 @@ def memory_errors(asked: str) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return a device by name; ``auto`` is CUDA if available, else the CPU.
-
-    Raises:
-        ConfigError: If there is no such device.
-    """
+    """Return a device by name; ``auto`` is CUDA if available, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -139,10 +139,6 @@ class HeldOutEvaluator:
 
         ``offline/initial_value`` and ``offline/initial_return`` are means over the first steps: the
         return that the critic predicts for a whole episode, and the return of the data.
-
-        Args:
-            state: The networks; they are not changed.
-            episodes: Complete episodes, read one at a time.
         """
         columns: dict[str, list[NDArray[np.float32]]] = {}
         count = 0

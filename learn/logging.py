@@ -143,11 +143,7 @@ class UpdateMetrics:
         return found
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned; old checkpoints have an empty mapping.
-
-        Raises:
-            CheckpointError: If the state is invalid.
-        """
+        """Continue from what `state` returned; old checkpoints have an empty mapping."""
         if state:
             collected = read_as(_Collected, state, "the checkpoint's metrics")
             self._restored = collected.actor
@@ -280,13 +276,7 @@ def _newest(directory: Path) -> int:
 
 
 class MetricLogger:
-    """Collect and write the metrics of a run. Call `start` first.
-
-    Args:
-        directory: Directory of the run's event files.
-        features: Number of features of each CNN; 0 without a camera.
-        on_write: Called with the step and the scalars of each line that is written.
-    """
+    """Collect and write the metrics of a run. Call `start` first."""
 
     def __init__(
         self,
@@ -302,13 +292,7 @@ class MetricLogger:
         self._writer: EventWriter | None = None
 
     def start(self, first_step: int, state: Mapping[str, Any]) -> None:
-        """Open a new event file, which begins with the next update, `first_step`.
-
-        Args:
-            first_step: Readers discard what earlier files contain from this step on.
-            state: What `state` returned for the checkpoint from which the run continues; empty
-                without one.
-        """
+        """Open a new event file, which begins with the next update, `first_step`."""
         self.close()
         self._updates = UpdateMetrics(features=self._features)
         self._updates.restore(state)

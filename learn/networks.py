@@ -97,17 +97,10 @@ class ObservationBatch:
 
 
 def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert frames to the input of the CNNs.
+    """Convert frames uint8 (B, K*C, H, W) to pixels 0..255, channels_last in memory.
 
     Reordering bytes and converting them afterwards touches a quarter of the memory that reordering
     floats does.
-
-    Args:
-        frames: uint8 (B, K*C, H, W), any strides.
-        dtype: Floating-point type; bfloat16 represents 0..255 exactly.
-
-    Returns:
-        dtype (B, K*C, H, W) in 0..255, channels_last in memory.
     """
     if frames.is_contiguous(memory_format=torch.channels_last):
         return frames.to(dtype)
@@ -115,11 +108,7 @@ def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features.
-
-    Raises:
-        ConfigError: If a side of the image is shorter than `MIN_IMAGE_SIDE`.
-    """
+    """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features."""
 
     def __init__(self, image: ImageSpec, config: NetworkConfig) -> None:
         super().__init__()
@@ -271,10 +260,6 @@ def move_targets(pairs: Iterable[tuple[nn.Module, nn.Module]], tau: float) -> No
     """Move target networks towards online networks: ``target += tau * (online - target)``.
 
     This includes the buffers of BatchNorm.
-
-    Args:
-        pairs: Pairs of a target and an online network.
-        tau: Weight of the online network, in (0, 1].
     """
     targets: list[Tensor] = []
     onlines: list[Tensor] = []

@@ -95,15 +95,7 @@ def policy_name(version: int) -> str:
 
 
 def list_versions(directory: Path, *, whole: bool = True) -> list[int]:
-    """Return the versions in a directory, ascending; none if it does not exist.
-
-    Args:
-        directory: The policy directory.
-        whole: Whether to return only versions of which both files exist.
-
-    Raises:
-        UnreadableError: If the directory cannot be read now.
-    """
+    """Return the versions in a directory, ascending; only `whole` ones have both files."""
     try:
         names = files.list_directory(directory)[1]
     except OSError as error:
@@ -119,12 +111,7 @@ def list_versions(directory: Path, *, whole: bool = True) -> list[int]:
 
 
 def read_latest(directory: Path) -> PublishedFile | None:
-    """Read the `LATEST` file of a policy directory; return None if it does not exist.
-
-    Raises:
-        CheckpointError: If the file is truncated or names something outside the directory.
-        UnreadableError: If it cannot be read now.
-    """
+    """Read the `LATEST` file of a policy directory; return None if it does not exist."""
     try:
         return _read_published(directory / LATEST)
     except CheckpointError as error:
@@ -134,17 +121,7 @@ def read_latest(directory: Path) -> PublishedFile | None:
 
 
 def read_header(data: bytes, path: Path) -> PolicyHeader:
-    """Read and check the header of a policy file, and compare it with the size of the file.
-
-    Args:
-        data: The file's content.
-        path: The file, for messages.
-
-    Raises:
-        CheckpointError: If it is not a policy file, a field of its header is invalid, or its
-            tensors are not those of its network.
-        FormatVersionError: If a later version of avtd3 wrote it.
-    """
+    """Read and check the header of a policy file, and compare it with the size of the file."""
     size = int.from_bytes(data[:8], "little")
     if size > MAX_HEADER_BYTES:
         raise CheckpointError(
@@ -552,10 +529,6 @@ def find_fault(actor: Actor, observation: ObservationBatch) -> str:
     """Return why an actor must not be published; empty if nothing is wrong with it.
 
     Its weights must be finite, and its actions finite and within the bounds of the spec.
-
-    Args:
-        actor: The network; it is not changed.
-        observation: Observations on the actor's device, as it would see them when it drives.
     """
     for name, value in actor.state_dict().items():
         if not bool(torch.isfinite(value).all()):
@@ -607,11 +580,7 @@ class _Convolution:
 
 
 class SingleActor:
-    """A copy of an actor that is fast for one observation at a time, without gradients.
-
-    Args:
-        actor: An actor on the CPU, in evaluation mode.
-    """
+    """A copy of an actor that is fast for one observation at a time, without gradients."""
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
@@ -621,12 +590,7 @@ class SingleActor:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor | None, vector: Tensor | None) -> Tensor:
-        """Return the action, float32 (A,).
-
-        Args:
-            frames: uint8 (K*C, H, W); None if the actor has no CNN.
-            vector: float32 (V,); None if the spec has no vector.
-        """
+        """Return the action, float32 (A,), for frames uint8 (K*C, H, W) and a vector (V,)."""
         parts = [] if vector is None else [vector]
         if self._encoder is not None:
             assert frames is not None

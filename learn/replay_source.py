@@ -30,14 +30,7 @@ OnWait = Callable[[str], None]
 def open_datasets(
     paths: Sequence[Path], *, follow: bool, should_stop: Callable[[], bool], on_wait: OnWait
 ) -> list[Dataset]:
-    """Open datasets; with `follow`, wait for those that do not exist yet.
-
-    Returns:
-        The datasets; none if `should_stop` returned True while waiting.
-
-    Raises:
-        DatasetError: If a path is not a dataset, or is missing and `follow` is False.
-    """
+    """Open datasets; with `follow`, wait for missing ones; return none if stopped meanwhile."""
     datasets: list[Dataset] = []
     for path in paths:
         while follow and not path.exists():
@@ -86,20 +79,6 @@ class ReplaySource:
     Without `follow`, the datasets are read once and any number of updates is allowed. With
     `follow`, other processes append to the datasets: the source looks for new segments, and limits
     the number of updates per transition.
-
-    Args:
-        datasets: Opened datasets, all of one spec.
-        config: The settings of the run.
-        scratch: Directory of the replay cache.
-        follow: Whether other processes append to the datasets.
-        gathers: Whether batches contain frames; see `Sampler`.
-        on_wait: Called with the progress of decoding.
-
-    Raises:
-        NoSegmentsError: If there is nothing to learn from, and `follow` is False.
-        DatasetUnreadableError: The same, because of an I/O error.
-        SpecError: If the datasets have different specs.
-        StorageError: If the scratch directory cannot be written or is too small.
     """
 
     def __init__(
@@ -145,9 +124,6 @@ class ReplaySource:
         """Return whether another update is allowed; look for new segments if it is time to.
 
         Without `follow`, try segments again that could not be read.
-
-        Args:
-            updates: Updates so far.
         """
         is_due = time.monotonic() >= self._next_refresh_s
         if is_due and (self._follow or self.sampler.has_refused):
@@ -161,12 +137,7 @@ class ReplaySource:
         return updates < self._allowed
 
     def wait(self, updates: int, on_wait: OnWait) -> None:
-        """Report what the run is waiting for, and sleep for a moment.
-
-        Args:
-            updates: Updates so far.
-            on_wait: Called with what the run is waiting for.
-        """
+        """Report what the run is waiting for, and sleep for a moment."""
         starts = self._config.learning_starts
         if self._allowed == 0.0:
             text = f"waiting for segments in {self._paths}: {self.sampler.steps} of "
@@ -182,16 +153,7 @@ class ReplaySource:
     def restore(
         self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], *, episodes_logged: bool
     ) -> bool:
-        """Continue sampling where a checkpoint was saved.
-
-        Args:
-            state: What `Sampler.state` returned.
-            arrays: What `Sampler.arrays` returned.
-            episodes_logged: Whether the metrics of all episodes had been logged.
-
-        Returns:
-            Whether the sampler has the same segments as for the checkpoint.
-        """
+        """Continue where a checkpoint was saved; return whether the segments are the same."""
         is_exact = self.sampler.restore(dict(state), arrays)
         if is_exact and episodes_logged:
             self.episodes.clear()
@@ -211,12 +173,7 @@ class ReplaySource:
         self.sampler.close()
 
     def lost_all(self, error: NoSegmentsError) -> None:
-        """Raise an error, because no segment can be used any more; with `follow`, wait for others.
-
-        Raises:
-            DatasetUnreadableError: If a segment cannot be read now.
-            NoSegmentsError: If not.
-        """
+        """Raise an error, because no segment can be used; with `follow`, wait for others."""
         if not self._follow or self.sampler.steps:
             raise (error if self.sampler.steps else self._no_steps()) from error
         self._limit_updates()

@@ -173,19 +173,7 @@ def train(
 def open_run(
     run: Path, policies: Path, document: Mapping[str, Any], *, resume: bool
 ) -> Iterator[None]:
-    """Create and lock a run's directory and its policies', and write the settings of the run.
-
-    Args:
-        run: The run's directory.
-        policies: Directory of its policies.
-        document: The settings.
-        resume: Whether the run must exist.
-
-    Raises:
-        ConfigError: If the run exists and `resume` is False, or the other way round.
-        InUseError: If another process uses one of the directories.
-        StorageError: If one of them cannot be written.
-    """
+    """Create and lock a run's directory and its policies', and write the settings of the run."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
     if resume and not (run / CONFIG_FILE).exists():
@@ -223,18 +211,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 class Trainer:
-    """One process lifetime of a training run. `train` calls its methods in order.
-
-    Args:
-        spec: Spec of the data.
-        config: Settings.
-        run: The run's directory, locked by `open_run`.
-        policies: Directory of the published policies.
-        notify: The callbacks.
-
-    Raises:
-        ConfigError: If a setting is not possible on this machine.
-    """
+    """One process lifetime of a training run. `train` calls its methods in order."""
 
     def __init__(
         self,
@@ -298,17 +275,7 @@ class Trainer:
         return self._source
 
     def restore(self, *, resume: bool = False, rollback: int | None = None) -> None:
-        """Continue from a checkpoint, open the event file, and publish the first policy.
-
-        Args:
-            resume: Continue from the newest checkpoint, if there is one.
-            rollback: Roll back to the checkpoint of this number of updates.
-
-        Raises:
-            CheckpointError: If the checkpoint cannot be used.
-            SpecError: If it was trained on data of another spec.
-            StorageError: If a directory cannot be written.
-        """
+        """Continue from a checkpoint, open the event file, and publish the first policy."""
         aside = None
         if rollback is not None:
             self._restored, aside = self._checkpoints.roll_back(rollback, self._state, self._noise)
@@ -330,17 +297,7 @@ class Trainer:
             self._publish()  # collectors wait for a policy, or use one that was rolled back
 
     def open_source(self, datasets: Sequence[Dataset], *, follow: bool = False) -> None:
-        """Open the datasets for sampling, and continue where the checkpoint was saved.
-
-        Args:
-            datasets: The datasets.
-            follow: Whether other processes append to them.
-
-        Raises:
-            NoSegmentsError: If the datasets are empty and `follow` is False.
-            SpecError: If the datasets have different specs.
-            StorageError: If the scratch directory cannot be written or is too small.
-        """
+        """Open the datasets for sampling, and continue where the checkpoint was saved."""
         self._source = ReplaySource(
             datasets,
             self._config,

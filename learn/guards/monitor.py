@@ -248,11 +248,7 @@ class GuardMonitor:
         return document
 
     def restore(self, document: Mapping[str, Any], networks: TD3State) -> None:
-        """Continue from what `state` returned; checkpoints without guards have an empty mapping.
-
-        Raises:
-            CheckpointError: If it is invalid.
-        """
+        """Continue from what `state` returned; checkpoints without guards have an empty mapping."""
         if not document:
             return
         where = "the checkpoint's guards"
