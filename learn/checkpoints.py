@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.metrics import HIGHER, metric
+from avtd3.learn.policy import unreadable
 from avtd3.learn.td3 import TD3State
 from avtd3.store import files
 from avtd3.store.errors import (
@@ -43,7 +44,6 @@ from avtd3.store.errors import (
     CheckpointError,
     FormatVersionError,
     SpecError,
-    UnreadableError,
     abbreviate,
 )
 from avtd3.store.spec import EpisodeSpec
@@ -232,7 +232,7 @@ def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> Chec
         expected = document["tensors"]["sha256"]
         data = files.read_bytes(path / TENSORS, MAX_CHECKPOINT_BYTES)
     except OSError as error:
-        raise _unreadable(path, TENSORS, error) from error
+        raise _not_read(path, TENSORS, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise _invalid(path, f"its tensors cannot be read ({error})") from error
     if files.sha256(data) != expected:
@@ -337,7 +337,7 @@ def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = files.read_json(path / DOCUMENT)
     except OSError as error:
-        raise _unreadable(path, DOCUMENT, error) from error
+        raise _not_read(path, DOCUMENT, error) from error
     except ValueError as error:
         raise _invalid(path, f"{DOCUMENT} cannot be read ({error})") from error
     if not isinstance(document, dict):
@@ -350,13 +350,10 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _unreadable(path: Path, name: str, error: OSError) -> Avtd3Error:
-    if not files.is_passing(error):
-        return _invalid(path, f"{name} cannot be read ({error})")
-    return UnreadableError(
-        f"checkpoint {path}: {name} is unreadable now ({error.strerror or error}), which says "
-        "nothing about its data; check the disk, the mount and the permissions, then try again"
-    )
+def _not_read(path: Path, name: str, error: OSError) -> Avtd3Error:
+    if files.is_passing(error):
+        return unreadable(path / name, error)
+    return _invalid(path, f"{name} cannot be read ({error})")
 
 
 def _invalid(path: Path, what: str) -> CheckpointError:
@@ -377,15 +374,6 @@ class Best:
     """Updates of the checkpoint."""
     newest: float
     """Newest value of the metric at the newest checkpoint."""
-
-    def after(self, value: float, updates: int) -> Self:
-        """Return the best after another checkpoint; of two equal ones, the earlier one."""
-        known = metric(self.metric)
-        assert known is not None
-        better = value > self.value if known.better == HIGHER else value < self.value
-        if better:
-            return dataclasses.replace(self, value=value, updates=updates, newest=value)
-        return dataclasses.replace(self, newest=value)
 
 
 class CheckpointManager:
@@ -480,14 +468,15 @@ class CheckpointManager:
         return aside
 
     def _update_best(self, updates: int, newest: Mapping[str, float]) -> None:
-        name = self._config.keep_best
-        value = newest.get(name, None if self.best is None else self.best.newest)
-        if not name or value is None or value != value:  # NaN is never the best
+        name, best = self._config.keep_best, self.best
+        known, value = metric(name), newest.get(name, None if best is None else best.newest)
+        if known is None or value is None or value != value:  # NaN is never the best
             return
-        if self.best is None:
+        sign = 1.0 if known.better == HIGHER else -1.0
+        if best is None or sign * value > sign * best.value:
             self.best = Best(metric=name, value=value, updates=updates, newest=value)
         else:
-            self.best = self.best.after(value, updates)
+            self.best = dataclasses.replace(best, newest=value)
 
     def _write_best(self) -> None:
         path = self._directory / BEST

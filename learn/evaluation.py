@@ -6,9 +6,8 @@ critic ranks states correctly. The difference between the actor's and the data's
 far the critic extrapolates.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from avtd3.learn.batch import Batch
 from avtd3.learn.metrics import REWARD_TERMS
-from avtd3.learn.networks import ObservationBatch, to_pixels
+from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
 from avtd3.store.replay.backend import EpisodeSummary
 from avtd3.store.replay.eligibility import HeldOutEpisode
@@ -142,7 +141,7 @@ class HeldOutEvaluator:
         """
         columns: dict[str, list[NDArray[np.float32]]] = {}
         count = 0
-        with torch.no_grad(), _evaluating(state):
+        with torch.no_grad(), evaluating(state.actor, state.critic):
             for episode in episodes:
                 count += 1
                 for name, values in self._evaluate(state, episode).items():
@@ -235,17 +234,3 @@ def _correlation(returns: NDArray[np.float64], q: NDArray[np.float64]) -> dict[s
     if returns.std() == 0.0 or q.std() == 0.0:
         return {}
     return {"offline/q_correlation": float(np.corrcoef(returns, q)[0, 1])}
-
-
-@contextlib.contextmanager
-def _evaluating(state: TD3State) -> Iterator[None]:
-    """Switch the networks to evaluation mode within a ``with`` block."""
-    networks = [state.actor, state.critic]
-    before = [network.training for network in networks]
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for network, training in zip(networks, before, strict=True):
-            network.train(training)

@@ -6,10 +6,11 @@ to floating-point pixels in 0..255 once. The first convolution includes the scal
 ms this way, and 25 ms if it is scaled and reordered to channels_last.
 """
 
+import contextlib
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 import torch
@@ -253,6 +254,19 @@ class TwinCritic(_Network):
         """Return Q1 and Q2, each (B,), of states (B, F + V) and actions (B, A)."""
         inputs = torch.cat([state, action], dim=1)
         return self.head1(inputs).squeeze(1), self.head2(inputs).squeeze(1)
+
+
+@contextlib.contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Switch networks to evaluation mode within a ``with`` block."""
+    before = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, training in zip(networks, before, strict=True):
+            network.train(training)
 
 
 @torch.no_grad()

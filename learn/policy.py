@@ -29,7 +29,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtd3.learn.networks import Actor, Encoder, Mlp, NetworkConfig, ObservationBatch
+from avtd3.learn.networks import (
+    Actor,
+    Encoder,
+    Mlp,
+    NetworkConfig,
+    ObservationBatch,
+    evaluating,
+)
 from avtd3.store import files
 from avtd3.store.errors import (
     CheckpointError,
@@ -101,7 +108,7 @@ def list_versions(directory: Path, *, whole: bool = True) -> list[int]:
     except OSError as error:
         if not files.is_passing(error):
             return []
-        raise _unreadable(directory, error) from error
+        raise unreadable(directory, error) from error
     found = {kind: set[int]() for kind in ("safetensors", "json")}
     for name in names:
         if match := _NAME.fullmatch(name):
@@ -216,7 +223,8 @@ def _invalid(path: Path, field: str, value: object, expected: str) -> Checkpoint
     )
 
 
-def _unreadable(path: Path, error: OSError) -> UnreadableError:
+def unreadable(path: Path, error: OSError) -> UnreadableError:
+    """Return the error that says that a path cannot be read now."""
     return UnreadableError(
         f"{path} is unreadable now ({error.strerror or error}), which says nothing about its data; "
         "check the disk, the mount and the permissions, then try again"
@@ -301,7 +309,7 @@ def _read(path: Path, limit: int) -> bytes:
         raise CheckpointError(f"cannot read a policy: {error}; copy it again") from error
     except OSError as error:
         if files.is_passing(error):
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         raise CheckpointError(f"cannot read a policy: {error}; copy it again") from error
 
 
@@ -533,13 +541,13 @@ def find_fault(actor: Actor, observation: ObservationBatch) -> str:
     for name, value in actor.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             return f"{name} has values that are not finite"
-    pixels, vector, was_training = observation.pixels, observation.vector, actor.training
+    pixels, vector = observation.pixels, observation.vector
     probes = ObservationBatch(
         pixels=None if pixels is None else pixels[:_PROBES].float(),
         vector=None if vector is None else vector[:_PROBES],
     )
-    action = actor.eval()(probes)
-    actor.train(was_training)
+    with evaluating(actor):
+        action = actor(probes)
     distance = float(((action - actor.action_centre).abs() / actor.action_scale).max())
     if not math.isfinite(distance):
         return f"it answers actions that are not finite to {len(action)} observations of its data"

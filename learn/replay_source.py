@@ -33,26 +33,25 @@ def open_datasets(
     """Open datasets; with `follow`, wait for missing ones; return none if stopped meanwhile."""
     datasets: list[Dataset] = []
     for path in paths:
-        while follow and not path.exists():
+        while (dataset := _open(path, follow=follow)) is None:
             if should_stop():
                 return []
             on_wait(f"waiting for a collector to create {path}")
             time.sleep(POLL_S)
-        datasets.append(_open(path, follow=follow, should_stop=should_stop, on_wait=on_wait))
+        datasets.append(dataset)
     return datasets
 
 
-def _open(path: Path, *, follow: bool, should_stop: Callable[[], bool], on_wait: OnWait) -> Dataset:
-    while True:
-        has_spec = (path / GROUP_FILE).exists()
-        try:
-            return Dataset.open(path)
-        except DatasetError:
-            # a collector creates the directories a moment before it writes the spec
-            if not follow or should_stop() or has_spec or not _is_new_dataset(path):
-                raise
-            on_wait(f"waiting for a collector to create {path}")
-            time.sleep(POLL_S)
+def _open(path: Path, *, follow: bool) -> Dataset | None:
+    """Open a dataset; with `follow`, return None while a collector has not yet created it."""
+    has_spec = (path / GROUP_FILE).exists()
+    try:
+        return Dataset.open(path)
+    except DatasetError:
+        # a collector creates the directories a moment before it writes the spec
+        if follow and not has_spec and (not path.exists() or _is_new_dataset(path)):
+            return None
+        raise
 
 
 def _is_new_dataset(path: Path) -> bool:
