@@ -1,7 +1,7 @@
 """`MetricLogger`: compute the metrics of a run, and write them into TensorBoard event files.
 
 The functions from tensors to metrics return tensors on the device. Reading them back waits for the
-device, so `UpdateMetrics` and the guards read many of them at once.
+device, so `MetricLogger` and the guards read many of them at once.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from avtd3.learn.checkpoints import as_json, read_as
 from avtd3.learn.gradient_clip import GradientNorms
 from avtd3.learn.metrics import metric
 from avtd3.learn.td3 import ActorTerms, CriticTerms, Update
+from avtd3.store.errors import CheckpointError
 
 PREFIX = "events.out.tfevents."
 _VERSION = "brain.Event:2"
@@ -88,95 +89,10 @@ def _norm_scalars(name: str, norms: GradientNorms) -> dict[str, Tensor]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Collected:
-    """What `UpdateMetrics` has collected since the last log line, for a checkpoint."""
+    """What a `MetricLogger` has collected since the last log line, for a checkpoint."""
 
     actor: dict[str, float]
     clipped: dict[str, list[float]]
-
-
-class UpdateMetrics:
-    """Collect the metrics of updates between two log lines."""
-
-    def __init__(self, *, features: int) -> None:
-        self._feature_count = features
-        self._clear()
-
-    def _clear(self) -> None:
-        self._last: Update | None = None
-        self._last_actor: Update | None = None
-        self._clipped: dict[str, list[Tensor]] = {"critic": [], "actor": []}
-        self._restored: dict[str, float] = {}
-        self._restored_clipped: dict[str, list[float]] = {"critic": [], "actor": []}
-
-    def add(self, update: Update) -> None:
-        """Add an update, without waiting for the device."""
-        self._last = update
-        self._clipped["critic"].append(update.critic_norms.clipped)
-        if update.actor_norms is not None:
-            self._last_actor = update
-            self._clipped["actor"].append(update.actor_norms.clipped)
-
-    def read(self) -> dict[str, float]:
-        """Return the metrics since the last call, and start again; wait for the device once."""
-        restored = self._restored if self._last_actor is None else {}
-        scalars: dict[str, Tensor] = self._actor_scalars()
-        if self._last is not None:
-            scalars |= critic_scalars(self._last.critic, self._last.reward)
-            scalars |= _norm_scalars("critic", self._last.critic_norms)
-            scalars |= feature_scalars("critic_cnn", self._last.critic.state, self._feature_count)
-        scalars |= {
-            f"{name}/clip_fraction": clipped.mean()
-            for name, clipped in self._all_clipped().items()
-            if len(clipped)
-        }
-        self._clear()
-        return restored | self._read_back(scalars)
-
-    def state(self) -> dict[str, Any]:
-        """Return what was collected as JSON; wait for the device.
-
-        The critic's metrics are not included: the next log line takes them from a later update.
-        """
-        clipped = {name: values.tolist() for name, values in self._all_clipped().items()}
-        actor = self._restored | self._read_back(self._actor_scalars())
-        found: dict[str, Any] = as_json(_Collected(actor=actor, clipped=clipped))
-        return found
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned; old checkpoints have an empty mapping."""
-        if state:
-            collected = read_as(_Collected, state, "the checkpoint's metrics")
-            self._restored = collected.actor
-            self._restored_clipped = {n: collected.clipped.get(n, []) for n in self._clipped}
-
-    def _all_clipped(self) -> dict[str, Tensor]:
-        """Return float32 (N,) by network: 1 for each update that was clipped, else 0."""
-        found = {}
-        for name, clipped in self._clipped.items():
-            now = torch.stack(clipped) if clipped else torch.empty(0)
-            before = torch.tensor(self._restored_clipped[name], device=now.device)
-            found[name] = torch.cat([before, now.to(torch.float32)])
-        return found
-
-    def _actor_scalars(self) -> dict[str, Tensor]:
-        """Return the metrics of the last actor update; none if there was none."""
-        if self._last_actor is None or self._last_actor.actor is None:
-            return {}
-        assert self._last_actor.actor_norms is not None
-        actor = self._last_actor.actor
-        scalars = actor_scalars(actor) | _norm_scalars("actor", self._last_actor.actor_norms)
-        return scalars | feature_scalars("actor_cnn", actor.state, self._feature_count)
-
-    def _read_back(self, scalars: Mapping[str, Tensor]) -> dict[str, float]:
-        if not scalars:
-            return {}
-        device = next(iter(scalars.values())).device
-        values = torch.stack([value.to(device, torch.float32) for value in scalars.values()])
-        return {
-            name: value
-            for name, value in zip(scalars, values.tolist(), strict=True)
-            if not (self._feature_count == 0 and "_cnn/" in name)
-        }
 
 
 class Throughput:
@@ -287,24 +203,33 @@ class MetricLogger:
     ) -> None:
         self.newest: dict[str, float] = {}
         """The newest value of each metric in this process lifetime."""
-        self._directory, self._features, self._on_write = directory, features, on_write
-        self._updates = UpdateMetrics(features=features)
+        self._directory, self._feature_count, self._on_write = directory, features, on_write
         self._writer: EventWriter | None = None
+        self._clear()
 
     def start(self, first_step: int, state: Mapping[str, Any]) -> None:
         """Open a new event file, which begins with the next update, `first_step`."""
         self.close()
-        self._updates = UpdateMetrics(features=self._features)
-        self._updates.restore(state)
+        self._clear()
+        if state:
+            collected = read_as(_Collected, state, "the checkpoint's metrics")
+            if any(metric(name) is None for name in collected.actor):
+                raise CheckpointError("the checkpoint has unknown metrics; resume from another one")
+            self._restored = collected.actor
+            self._restored_clipped = {n: collected.clipped.get(n, []) for n in self._clipped}
         self._writer = EventWriter(self._directory, first_step=first_step)
 
     def add(self, update: Update) -> None:
         """Add an update, without waiting for the device."""
-        self._updates.add(update)
+        self._last = update
+        self._clipped["critic"].append(update.critic_norms.clipped)
+        if update.actor_norms is not None:
+            self._last_actor = update
+            self._clipped["actor"].append(update.actor_norms.clipped)
 
     def write_updates(self, step: int, others: Mapping[str, float]) -> None:
         """Write the metrics of the updates since the last call, and others; wait for the device."""
-        self.write(step, self._updates.read() | dict(others))
+        self.write(step, self._read_updates() | dict(others))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write scalars, if there are any."""
@@ -316,8 +241,14 @@ class MetricLogger:
         self._on_write(step, scalars)
 
     def state(self) -> dict[str, Any]:
-        """Return what the next line contains so far, as JSON; wait for the device."""
-        return self._updates.state()
+        """Return what the next line contains so far, as JSON; wait for the device.
+
+        The critic's metrics are not included: the next log line takes them from a later update.
+        """
+        clipped = {name: values.tolist() for name, values in self._all_clipped().items()}
+        actor = self._restored | self._read_back(self._actor_scalars())
+        found: dict[str, Any] = as_json(_Collected(actor=actor, clipped=clipped))
+        return found
 
     def flush(self) -> None:
         """Pass everything to the operating system."""
@@ -328,3 +259,55 @@ class MetricLogger:
         """Close the event file; safe to call twice."""
         if self._writer is not None:
             self._writer.close()
+
+    def _clear(self) -> None:
+        self._last: Update | None = None
+        self._last_actor: Update | None = None
+        self._clipped: dict[str, list[Tensor]] = {"critic": [], "actor": []}
+        self._restored: dict[str, float] = {}
+        self._restored_clipped: dict[str, list[float]] = {"critic": [], "actor": []}
+
+    def _read_updates(self) -> dict[str, float]:
+        """Return the metrics since the last line, and start again; wait for the device once."""
+        restored = self._restored if self._last_actor is None else {}
+        scalars: dict[str, Tensor] = self._actor_scalars()
+        if self._last is not None:
+            scalars |= critic_scalars(self._last.critic, self._last.reward)
+            scalars |= _norm_scalars("critic", self._last.critic_norms)
+            scalars |= feature_scalars("critic_cnn", self._last.critic.state, self._feature_count)
+        scalars |= {
+            f"{name}/clip_fraction": clipped.mean()
+            for name, clipped in self._all_clipped().items()
+            if len(clipped)
+        }
+        self._clear()
+        return restored | self._read_back(scalars)
+
+    def _all_clipped(self) -> dict[str, Tensor]:
+        """Return float32 (N,) by network: 1 for each update that was clipped, else 0."""
+        found = {}
+        for name, clipped in self._clipped.items():
+            now = torch.stack(clipped) if clipped else torch.empty(0)
+            before = torch.tensor(self._restored_clipped[name], device=now.device)
+            found[name] = torch.cat([before, now.to(torch.float32)])
+        return found
+
+    def _actor_scalars(self) -> dict[str, Tensor]:
+        """Return the metrics of the last actor update; none if there was none."""
+        if self._last_actor is None or self._last_actor.actor is None:
+            return {}
+        assert self._last_actor.actor_norms is not None
+        actor = self._last_actor.actor
+        scalars = actor_scalars(actor) | _norm_scalars("actor", self._last_actor.actor_norms)
+        return scalars | feature_scalars("actor_cnn", actor.state, self._feature_count)
+
+    def _read_back(self, scalars: Mapping[str, Tensor]) -> dict[str, float]:
+        if not scalars:
+            return {}
+        device = next(iter(scalars.values())).device
+        values = torch.stack([value.to(device, torch.float32) for value in scalars.values()])
+        return {
+            name: value
+            for name, value in zip(scalars, values.tolist(), strict=True)
+            if not (self._feature_count == 0 and "_cnn/" in name)
+        }

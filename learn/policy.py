@@ -62,7 +62,7 @@ MAX_SIDECAR_BYTES = 1 << 16
 """Largest sidecar or `LATEST` file that is read."""
 MAX_COUNT = 10**18 - 1
 """Largest version and number of updates: 18 digits, as in the name of the file."""
-_NAME = re.compile(r"policy-(\d{8,18})\.(safetensors|json)")
+_NAME = re.compile(r"policy-(\d{8}|[1-9]\d{8,17})\.(safetensors|json)")
 _PROBES = 32
 """Observations to which an actor must answer before it is published."""
 _LISTED = 5
