@@ -674,7 +674,7 @@ def test_a_run_that_loses_all_its_segments_waits_or_says_why(
         calls.append(sampler)
         if len(calls) < 5:
             return sample(sampler)
-        monkeypatch.setattr(Sampler, "steps", 0)
+        sampler.steps = 0
         monkeypatch.setattr(Sampler, "refused", (refused,))
         raise NoSegmentsError("nothing left")
 
