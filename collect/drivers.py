@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.errors import CheckpointError
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation
 
 if TYPE_CHECKING:
     from avtd3.learn.policy import Policy, PolicyActor
+
+
+_POLICY_FAULTS = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What the weights of a policy may make torch and numpy raise."""
 
 
 class Driver(Protocol):
@@ -125,9 +130,22 @@ class PolicyDriver:
         self._actor = PolicyActor(self.policy)
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
-        """Return the policy's action, float32 (A,)."""
+        """Return the policy's action, float32 (A,).
+
+        Raises:
+            CheckpointError: If the policy answers with anything else; its file may be a stranger's.
+        """
         assert self._actor is not None, "reset() comes first"
-        return self._actor.act(observation)
+        assert self.policy is not None
+        try:
+            action = self._actor.act(observation)
+        except _POLICY_FAULTS as error:
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if np.isfinite(action).all():
+                return action
+            reason = f"it returned {action}, expected finite numbers"
+        raise CheckpointError(f"policy {self.policy.version} cannot act: {reason}")
 
     @property
     def action_limit(self) -> float:

@@ -17,13 +17,9 @@ from avtd3.collect.plan import MAX_SEED, episode_generator, evaluation_seed
 from avtd3.collect.recovery import Recovery, Skipped, describe_skipped
 from avtd3.collect.rollout import Rollout
 from avtd3.collect.scores import EpisodeScore, Scorer, summarise
-from avtd3.collect.worlds import (
-    EnvironmentConfig,
-    WorldFactory,
-    open_environment,
-    open_world,
-)
-from avtd3.store.errors import CheckpointError, ConfigError, RouteError, WorldLost
+from avtd3.collect.workers import run_jobs
+from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
+from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Step
 
@@ -86,7 +82,7 @@ class Evaluator:
     """
 
     def __init__(self, environment: Environment, config: EvaluateConfig, subject: str) -> None:
-        self._environment, self._config = environment, config
+        self.environment, self._config = environment, config
         self.policy, self.subject = _load_policy(subject, environment.spec)
         self._mixture = _parse_subject(subject) if self.policy is None else Mixture.parse("policy")
         driver = PolicyDriver(self.policy)
@@ -100,7 +96,7 @@ class Evaluator:
         rng = episode_generator(seed)
         place = self._mixture.sample(rng)
         name = self._mixture.drivers[place].name
-        rollout = Rollout(self._environment, seed, index)
+        rollout = Rollout(self.environment, seed, index)
         return EvaluationEpisode(rollout, rollout.drive(self._drivers[place], name, rng), name)
 
     def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
@@ -121,13 +117,13 @@ class Evaluator:
         return scorer.score(
             index=index,
             seed=episode.rollout.seed,
-            scenario=self._environment.scenario,
+            scenario=self.environment.scenario,
             town=str(attributes.get("town", "")),
             weather=str(attributes.get("weather", "")),
             driver=episode.driver,
             end_reason=reason,
-            measures=self._environment.measures(),
-            route=score_route(self._environment.events(), penalty_table(self._config.penalties)),
+            measures=self.environment.measures(),
+            route=score_route(self.environment.events(), penalty_table(self._config.penalties)),
         )
 
     def film(self, index: int, path: Path) -> None:
@@ -141,10 +137,19 @@ class Evaluator:
 
         episode = self.start(index)
         steps = itertools.islice(episode.steps, 0, FILM_EVERY * FILM_PICTURES, FILM_EVERY)
-        pictures = (self._environment.picture(step.action, episode.driver) for step in steps)
-        period_s = FILM_EVERY * self._environment.spec.control_period_s
+        pictures = (self.environment.picture(step.action, episode.driver) for step in steps)
+        period_s = FILM_EVERY * self.environment.spec.control_period_s
         with use_one_thread(self.policy):
             write_gif(pictures, path, period_s=period_s)
+
+    def film_first(self, path: Path) -> None:
+        """Film the first episode whose map and route can be used."""
+        last = self._config.episodes - 1
+        for index in range(last):
+            with contextlib.suppress(RoadError):
+                self.film(index, path)
+                return
+        self.film(last, path)
 
     def photograph(self, index: int, step_index: int) -> "tuple[Image.Image, str]":
         """Drive an episode up to a step, or to its end; return a picture and the place's name."""
@@ -157,7 +162,7 @@ class Evaluator:
         place = ", ".join(
             str(attributes[name]) for name in ("town", "weather") if name in attributes
         )
-        return self._environment.picture(step.action, episode.driver), place
+        return self.environment.picture(step.action, episode.driver), place
 
 
 def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]":
@@ -396,13 +401,10 @@ def evaluate(
     """
     config = config or EvaluateConfig()
     started_s = time.monotonic()
-    environment = open_environment(config, open_world, render=gif is not None)
-    try:
+    with open_environment(config, open_world, render=gif is not None) as environment:
         evaluator = Evaluator(environment, config, str(subject))
         if gif is not None:
-            evaluator.film(0, gif)
-    finally:
-        environment.close()
+            evaluator.film_first(gif)
     every, workers = range(config.episodes), min(config.worker_count, config.episodes)
     jobs = [
         EvaluateJob(
@@ -420,9 +422,10 @@ def evaluate(
         mean = sum(score.episode_return for score in scores) / max(len(scores), 1)
         on_progress(EvaluateProgress(done=len(scores), episodes=config.episodes, return_mean=mean))
 
-    parts = _run(jobs, should_stop, show)
+    reports, failed = run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
+    parts = [part or EvaluatePart() for part in reports]
     scores = sorted((s for part in parts for s in part.scores), key=lambda score: score.index)
-    lost = tuple(part.lost for part in parts if part.lost)
+    lost = (*(part.lost for part in parts if part.lost), *failed)
     if lost and not scores:
         raise WorldLost("; ".join(lost))
     skipped = sorted((e for part in parts for e in part.skipped), key=lambda e: e.index)
@@ -444,18 +447,6 @@ def evaluate(
     )
 
 
-def _run(
-    jobs: list[EvaluateJob],
-    should_stop: Callable[[], bool],
-    show: Callable[[list[EvaluatePart | None]], None],
-) -> list[EvaluatePart]:
-    if len(jobs) == 1:
-        return [run_job(jobs[0], should_stop, lambda part: show([part]))]
-    from avtd3.collect.workers import run_workers
-
-    return run_workers(run_job, jobs, should_stop=should_stop, on_reports=show)
-
-
 def run_job(
     job: EvaluateJob, should_stop: Callable[[], bool], report: Callable[[EvaluatePart], None]
 ) -> EvaluatePart:
@@ -466,21 +457,19 @@ def run_job(
     Raises:
         Avtd3Error: As `evaluate`.
     """
-    environment = open_environment(job.config, job.open_world, job.worker)
     part, recovery = EvaluatePart(), Recovery(job.config.recovery)
-    try:
+    with open_environment(job.config, job.open_world, job.worker) as environment:
         evaluator = Evaluator(environment, job.config, job.subject)
-        with use_one_thread(evaluator.policy):
-            for index in job.indices:
-                driven = _drive(evaluator, index, recovery, should_stop)
-                if driven is None:
-                    break
-                part = _add(part, driven)
-                report(part)
-    except WorldLost as error:
-        part = dataclasses.replace(part, lost=f"worker {job.worker} stopped: {error}")
-    finally:
-        environment.close()
+        try:
+            with use_one_thread(evaluator.policy):
+                for index in job.indices:
+                    driven = _drive(evaluator, index, recovery, should_stop)
+                    if driven is None:
+                        break
+                    part = _add(part, driven)
+                    report(part)
+        except WorldLost as error:
+            part = dataclasses.replace(part, lost=f"worker {job.worker} stopped: {error}")
     return part
 
 
@@ -495,8 +484,10 @@ def _drive(
             skipped = recovery.record_loss(index, error, evaluator.steps)
             if skipped is not None:
                 return skipped
-        except RouteError as error:
-            return recovery.record_no_route(index, error, evaluator.steps)
+        except RoadError as error:
+            return recovery.record_refusal(
+                index, error, evaluator.steps, evaluator.environment.scenario_count
+            )
     return None
 
 
@@ -526,11 +517,8 @@ def film_held_out(
     Raises:
         Avtd3Error: As `evaluate`.
     """
-    environment = open_environment(config, open_world, render=True)
-    try:
+    with open_environment(config, open_world, render=True) as environment:
         Evaluator(environment, config, subject).film(index, path)
-    finally:
-        environment.close()
 
 
 def sheet_held_out(
@@ -557,10 +545,9 @@ def sheet_held_out(
 
     from avtd3.store.render.media import write_contact_sheet
 
-    environment = open_environment(config, open_world, render=True)
     pictures: list[Image.Image] = []
     captions: list[str] = []
-    try:
+    with open_environment(config, open_world, render=True) as environment:
         evaluator = Evaluator(environment, config, subject)
         for index in range(config.episodes):
             if should_stop() and pictures:
@@ -568,6 +555,4 @@ def sheet_held_out(
             picture, place = evaluator.photograph(index, SHEET_STEP)
             pictures.append(picture.resize((337, 183), Image.Resampling.LANCZOS))
             captions.append(f"{index}: {place}")
-    finally:
-        environment.close()
     write_contact_sheet(pictures, captions, path, columns=4)

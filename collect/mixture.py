@@ -162,16 +162,6 @@ def _parse_part(part: str, text: str) -> DriverSpec:
     return DriverSpec(share=share, base=match["base"], noise=match["noise"] or "", sigmas=sigmas)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Choice:
-    """The driver of one episode."""
-
-    driver: Driver
-    """The driver."""
-    spec: DriverSpec
-    """Its entry in the mixture."""
-
-
 class DriverPool:
     """The drivers of a mixture, made once, and the newest policy for those that are one.
 
@@ -192,11 +182,14 @@ class DriverPool:
         self._drivers = [
             driver.build(environment, self._policy_driver) for driver in mixture.drivers
         ]
-        self._random = Choice(environment.driver(RANDOM.base), RANDOM)
+        self._random = environment.driver(RANDOM.base), RANDOM
         self._store = _open_policy_store(policies) if mixture.needs_policy else None
+        self._before: Policy | None = None
 
-    def choose(self, rng: np.random.Generator, *, use_random: bool = False) -> Choice:
-        """Return the driver of an episode.
+    def choose(
+        self, rng: np.random.Generator, *, use_random: bool = False
+    ) -> tuple[Driver, DriverSpec]:
+        """Return the driver of an episode, and its entry in the mixture.
 
         Args:
             rng: The episode's generator.
@@ -205,24 +198,30 @@ class DriverPool:
         place = self._mixture.sample(rng)
         if use_random:
             return self._random
-        return Choice(self._drivers[place], self._mixture.drivers[place])
+        return self._drivers[place], self._mixture.drivers[place]
 
     def poll(self) -> "Policy | None":
         """Load the newest policy for all following episodes; return None if there is none yet.
 
-        If the newest policy is truncated, the one before stays in use, see `warning`.
+        If it cannot be used, the one before stays in use, see `warning`.
 
         Raises:
-            SpecError: If the newest policy has another spec.
+            SpecError: If there is none in use, and the newest one has another spec.
         """
         assert self._store is not None, "only called when a policy was chosen"
         current = self._policy_driver.policy
-        self._policy_driver.policy = (
-            self._store.latest(self._spec)
-            if current is None
-            else self._store.poll(current, self._spec)
-        )
-        return self._policy_driver.policy
+        newest = self._store.poll(current, self._spec)
+        if newest is not current:
+            self._before, self._policy_driver.policy = current, newest
+        return newest
+
+    def reject(self, reason: str) -> None:
+        """Return to the policy that drove before the one in use, which cannot act."""
+        policy = self._policy_driver.policy
+        assert self._store is not None
+        assert policy is not None
+        self._store.reject(policy, reason)
+        self._policy_driver.policy, self._before = self._before, None
 
     @property
     def policy(self) -> "Policy | None":

@@ -57,9 +57,9 @@ class Tally:
         )
 
     @classmethod
-    def total(cls, tallies: Iterable[Self]) -> Self:
-        """Add up the tallies of all workers."""
-        every = list(tallies)
+    def total(cls, tallies: Iterable[Self | None]) -> Self:
+        """Add up the tallies of all workers; None for one that has not reported yet."""
+        every = [tally or cls() for tally in tallies]
         reasons: dict[str, int] = {}
         for tally in every:
             for reason, count in tally.end_reasons.items():

@@ -1,10 +1,12 @@
 """`EnvironmentConfig`: which world to drive in, and its settings; and how to open that world."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +156,13 @@ def open_world(config: EnvironmentConfig, worker: int) -> World | Environment:
     return CarlaWorld(config.carla, config.carla.port_of(worker))
 
 
+@contextlib.contextmanager
 def open_environment(
     config: EnvironmentConfig, factory: WorldFactory, worker: int = 0, *, render: bool = False
-) -> Environment:
-    """Make the environment that a configuration names.
+) -> Iterator[Environment]:
+    """Make the environment that a configuration names, and close it at the end.
+
+    If it cannot be closed, this is only a warning: the data are complete by then.
 
     Args:
         config: Which world, and its settings.
@@ -174,6 +179,16 @@ def open_environment(
             f"world_options are {dict(config.world_options)}, expected none for world "
             f"{config.world}: only a world of your own has them"
         )
+    environment: Environment
     if config.world.startswith(GYM):
-        return open_gym(config.world.removeprefix(GYM), config.gym, render=render)
-    return as_environment(factory(config, worker), config.task, config.scenario, config.expert)
+        environment = open_gym(config.world.removeprefix(GYM), config.gym, render=render)
+    else:
+        world = factory(config, worker)
+        environment = as_environment(world, config.task, config.scenario, config.expert)
+    try:
+        yield environment
+    finally:
+        try:
+            environment.close()
+        except WorldError as error:
+            warnings.warn(str(error), RuntimeWarning, stacklevel=1)

@@ -122,6 +122,16 @@ class DrivingEnvironment(Environment):
         return f"{len(numbers)} scenarios in turn ({shown})"
 
     @property
+    def scenario_count(self) -> int:
+        """Number of scenarios that the episodes take in turn."""
+        return len(self._scenarios)
+
+    @property
+    def has_time_limit(self) -> bool:
+        """Always: every scenario has one."""
+        return True
+
+    @property
     def simulator(self) -> str:
         """Name and versions of the software that simulates."""
         parts = [self._simulator, f"avtd3 {importlib.metadata.version('avtd3')}"]

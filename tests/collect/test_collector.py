@@ -266,13 +266,10 @@ class FakeDirectory:
     def __init__(self, path, polls=0, action=None):
         self.path, self.polls, self.warning = path, polls, ""
 
-    def latest(self, spec):
+    def poll(self, current, spec):
         assert spec.vector_size == 23
         self.polls -= 1
-        return FakePolicy() if self.polls < 0 else None
-
-    def poll(self, current, spec):
-        return current
+        return current or (FakePolicy() if self.polls < 0 else None)
 
 
 def with_policies(monkeypatch, directory):
@@ -352,11 +349,12 @@ def test_actions_that_are_no_numbers_are_one_clear_error(tmp_path, monkeypatch):
 def test_the_pool_keeps_the_last_good_policy(monkeypatch):
     class Truncated(FakeDirectory):
         def poll(self, current, spec):
-            self.warning = "policy 4 is torn"
-            return current
+            self.warning = "policy 4 is torn" if current else ""
+            return super().poll(current, spec)
 
     with_policies(monkeypatch, Truncated(None))
-    pool = DriverPool(CONFIG.mixture.parse("policy"), open_environment(CONFIG, point_world), None)
+    with open_environment(CONFIG, point_world) as environment:
+        pool = DriverPool(CONFIG.mixture.parse("policy"), environment, None)
     assert pool.policy is None
     polled = [pool.poll() for _ in range(2)]
     assert [policy.version for policy in polled if policy] == [3, 3]

@@ -11,7 +11,7 @@ import pytest
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.reports import CollectProgress
-from avtd3.collect.workers import run_workers
+from avtd3.collect.workers import run_jobs
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import WorldError, WorldLost
 from avtd3.store.writer import WriterConfig
@@ -109,7 +109,7 @@ def test_a_worker_that_dies_is_named_and_the_dataset_stays_sound(tmp_path, facto
 
 def test_a_lost_world_keeps_its_reason_on_the_way_from_a_worker():
     with pytest.raises(WorldLost, match="no frame within 5 s") as lost:
-        run_workers(lose_world, [None], should_stop=lambda: False, on_reports=lambda _: None)
+        run_jobs(lose_world, [None, None], should_stop=lambda: False, on_reports=lambda _: None)
     assert lost.value.reason == "sensor_stall"
 
 
