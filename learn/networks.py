@@ -16,12 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, abbreviate
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 ACTIVATIONS = ("relu", "leaky_relu")
 FEATURE_ACTIVATIONS = ("same", "tanh")
 CONV_NORMS = ("none", "layer", "batch")
+MAX_LAYERS = 64
+"""Most hidden layers of an MLP."""
+MAX_WIDTH = 65_536
+"""Largest width of a layer."""
 MIN_IMAGE_SIDE = 36
 """Smallest side of an image, in pixels, that the three convolutions accept."""
 LEAKY_SLOPE = 0.01
@@ -54,25 +58,32 @@ class NetworkConfig:
     """Limit on the absolute value of each feature; 0 is no limit."""
 
     def __post_init__(self) -> None:
-        if not self.hidden or any(not 1 <= width <= 65536 for width in self.hidden):
-            raise ConfigError(f"network.hidden is {self.hidden}, expected widths of 1..65536")
-        if not 1 <= self.features <= 65536:
-            raise ConfigError(f"network.features is {self.features}, expected 1..65536")
-        if self.activation not in ACTIVATIONS:
+        if not 1 <= len(self.hidden) <= MAX_LAYERS:
             raise ConfigError(
-                f"network.activation is {self.activation!r}, expected one of {ACTIVATIONS}"
+                f"network.hidden has {len(self.hidden)} layers, expected 1..{MAX_LAYERS}"
             )
-        if self.conv_norm not in CONV_NORMS:
-            raise ConfigError(
-                f"network.conv_norm is {self.conv_norm!r}, expected one of {CONV_NORMS}"
-            )
-        if self.feature_activation not in FEATURE_ACTIVATIONS:
-            raise ConfigError(
-                f"network.feature_activation is {self.feature_activation!r}, expected one of "
-                f"{FEATURE_ACTIVATIONS}"
-            )
-        if not 0.0 <= self.feature_clamp < float("inf"):
-            raise ConfigError(f"network.feature_clamp is {self.feature_clamp}, expected 0 or above")
+        for name, width in (
+            *(("hidden", width) for width in self.hidden),
+            ("features", self.features),
+        ):
+            if type(width) is not int or not 1 <= width <= MAX_WIDTH:
+                raise _invalid(name, width, f"whole numbers 1..{MAX_WIDTH}")
+        for name, choices in (
+            ("activation", ACTIVATIONS),
+            ("conv_norm", CONV_NORMS),
+            ("feature_activation", FEATURE_ACTIVATIONS),
+            ("feature_norm", (False, True)),
+        ):
+            value = getattr(self, name)
+            if type(value) is not type(choices[0]) or value not in choices:
+                raise _invalid(name, value, f"one of {choices}")
+        clamp = self.feature_clamp
+        if type(clamp) not in (int, float) or not 0.0 <= clamp < float("inf"):
+            raise _invalid("feature_clamp", clamp, "0 or above")
+
+
+def _invalid(name: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(f"network.{name} is {abbreviate(value)}, expected {expected}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

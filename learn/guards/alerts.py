@@ -94,9 +94,17 @@ class AlertLog:
             )
         )
 
-    def note(self, name: str, at: int, reason: str, *, value: float, limit: float) -> None:
+    def note(
+        self,
+        name: str,
+        at: int,
+        reason: str,
+        *,
+        value: float | None = None,
+        limit: float | None = None,
+        fix: str = "nothing to do",
+    ) -> None:
         """Write an action of a guard."""
-        fix = "nothing to do"
         self._write(
             Alert(
                 update=at, name=name, level=NOTE, value=value, limit=limit, reason=reason, fix=fix
