@@ -21,6 +21,8 @@ from avtd3.collect.plan import (
     digest,
     episode_generator,
     held_episodes,
+    lock_plan,
+    lock_share,
     training_seed,
 )
 from avtd3.collect.recovery import Recovery
@@ -446,57 +448,60 @@ def collect(
     policies = None if policies is None else Path(policies)
     opened = _open_dataset(Path(dataset), config, policies, open_world)
     plan_digest = digest(config.plan_document())
-    held = held_episodes(opened, plan_digest)
-    if held and not resume:
-        raise ConfigError(
-            f"dataset {dataset} already has {len(held)} episodes of this plan (seed "
-            f"{config.seed}); use --resume to continue it, or another --seed for new episodes"
-        )
-    opened.clean_staging()
-    workers, held_steps = config.worker_count, sum(held.values())
+    workers = config.worker_count
 
     def is_over() -> bool:
         is_late = seconds is not None and time.monotonic() - started_s >= seconds
         return is_late or should_stop()
 
-    def show(tallies: list[Tally | None]) -> None:
-        total = Tally.total(tallies)
-        elapsed_s = time.monotonic() - started_s
-        on_progress(
-            CollectProgress(
-                tally=total,
-                seconds=elapsed_s,
-                fraction=amount.fraction(held, total.steps, total.episodes, elapsed_s),
-                disk_free_bytes=shutil.disk_usage(opened.path).free,
+    with lock_plan(opened, plan_digest):
+        held = held_episodes(opened, plan_digest)
+        held_steps = sum(held.values())
+        if held and not resume:
+            raise ConfigError(
+                f"dataset {dataset} already has {len(held)} episodes of this plan (seed "
+                f"{config.seed}); use --resume to continue it, or another --seed for new episodes"
             )
-        )
+        opened.clean_staging()
 
-    jobs = [
-        CollectJob(
-            dataset=opened.path,
-            config=config,
-            share=Share(
-                amount=amount,
-                held=frozenset(held),
-                held_steps=held_steps,
-                worker=worker,
-                workers=workers,
-            ),
-            policies=policies,
-            open_world=open_world,
-        )
-        for worker in range(workers)
-    ]
-    tallies, lost = run_jobs(run_job, jobs, should_stop=is_over, on_reports=show)
-    tally = Tally.total(tallies)
-    if lost:  # count what is there: a worker that died has not reported its last steps
-        now = held_episodes(opened, plan_digest)
-        tally = dataclasses.replace(
-            tally,
-            lost=(*tally.lost, *lost),
-            steps=sum(now.values()) - held_steps,
-            episodes=len(now) - len(held),
-        )
+        def show(tallies: list[Tally | None]) -> None:
+            total = Tally.total(tallies)
+            elapsed_s = time.monotonic() - started_s
+            on_progress(
+                CollectProgress(
+                    tally=total,
+                    seconds=elapsed_s,
+                    fraction=amount.fraction(held, total.steps, total.episodes, elapsed_s),
+                    disk_free_bytes=shutil.disk_usage(opened.path).free,
+                )
+            )
+
+        jobs = [
+            CollectJob(
+                dataset=opened.path,
+                config=config,
+                share=Share(
+                    amount=amount,
+                    held=frozenset(held),
+                    held_steps=held_steps,
+                    worker=worker,
+                    workers=workers,
+                ),
+                policies=policies,
+                open_world=open_world,
+            )
+            for worker in range(workers)
+        ]
+        tallies, lost = run_jobs(run_job, jobs, should_stop=is_over, on_reports=show)
+        tally = Tally.total(tallies)
+        if lost:  # count what is there: a worker that died has not reported its last steps
+            now = held_episodes(opened, plan_digest)
+            tally = dataclasses.replace(
+                tally,
+                lost=(*tally.lost, *lost),
+                steps=sum(now.values()) - held_steps,
+                episodes=len(now) - len(held),
+            )
     return CollectReport(
         dataset=str(dataset),
         tally=tally,
@@ -513,7 +518,12 @@ def run_job(
     job: CollectJob, should_stop: Callable[[], bool], on_tally: Callable[[Tally], None]
 ) -> Tally:
     """Collect one process's share; raise as `collect`."""
-    with open_environment(job.config, job.open_world, job.share.worker) as environment:
+    config, worker = job.config, job.share.worker
+    with contextlib.ExitStack() as stack:
+        if job.share.workers > 1:
+            lock = lock_share(job.dataset, digest(config.plan_document()), worker)
+            stack.enter_context(lock)
+        environment = stack.enter_context(open_environment(config, job.open_world, worker))
         return Collector(job, environment, should_stop=should_stop, on_tally=on_tally).run()
 
 

@@ -193,8 +193,8 @@ def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "Gy
             gymnasium.make,
             identifier,
             max_episode_steps=config.time_limit,
-            render_mode="rgb_array" if render else None,
             disable_env_checker=True,
+            **({"render_mode": "rgb_array"} if render else {}),
         )
     except WorldError as error:
         if not isinstance(error.__cause__, gymnasium.error.Error | ImportError):

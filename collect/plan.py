@@ -21,9 +21,12 @@ Training seeds are even, evaluation seeds odd. Worlds choose road networks by th
 dataset contains a road of the evaluation.
 """
 
+import contextlib
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,13 +35,18 @@ from avtd3.collect.checks import check_number
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     ConfigError,
+    InUseError,
     SegmentCorruptError,
     SegmentNotFoundError,
     UnreadableError,
 )
-from avtd3.store.files import canonical_json, sha256
+from avtd3.store.files import canonical_json, sha256, storage_errors
+from avtd3.store.locks import ExclusiveLock
 from avtd3.store.render.text import plural
 
+PLANS = ".plans"
+"""Directory of a dataset with a lock file for each plan that was collected into it."""
+_KILLED_WAIT_S, _ORPHAN_WAIT_S, _LOCK_POLL_S = 1.0, 30.0, 0.05
 _TRAINING, _EVALUATION = 0, 1
 MAX_SEED = 2**62 - 1
 """Largest seed of a plan and of an episode."""
@@ -161,6 +169,47 @@ def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
                 continue
             held.update(zip(table.index.tolist(), table.length.tolist(), strict=True))
     return held
+
+
+@contextlib.contextmanager
+def lock_plan(dataset: Dataset, plan_digest: str) -> Iterator[None]:
+    """Let one collection at a time collect a plan: two would collect the same episodes twice.
+
+    Workers that outlived a killed collection still publish their whole episodes, so wait for them.
+
+    Raises:
+        InUseError: If another process is collecting the plan.
+    """
+    folder, name = dataset.path / PLANS, plan_digest[:16]
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as mine:
+        _wait_for(mine, folder / f"{name}.lock", _KILLED_WAIT_S)
+        with contextlib.ExitStack() as orphans:
+            for path in folder.glob(f"{name}-*.lock"):
+                _wait_for(orphans, path, _ORPHAN_WAIT_S)
+        yield
+
+
+def _wait_for(stack: contextlib.ExitStack, path: Path, wait_s: float) -> None:
+    """Take a lock that whoever holds it may be about to release."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            lock = ExclusiveLock(path.parent, purpose="avtd3 collect", name=path.name)
+            stack.enter_context(lock)
+        except InUseError:
+            if time.monotonic() >= deadline_s:
+                raise
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return
+
+
+def lock_share(dataset: Path, plan_digest: str, worker: int) -> ExclusiveLock:
+    """Return the lock that a worker process holds while it collects its share of a plan."""
+    name = f"{plan_digest[:16]}-{worker}.lock"
+    return ExclusiveLock(dataset / PLANS, purpose=f"avtd3 collect, worker {worker}", name=name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
