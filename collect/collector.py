@@ -84,12 +84,7 @@ class CollectAheadConfig:
         return steps < self.random_steps
 
     def waits_for(self, steps: int, updates: int) -> str:
-        """Return why a policy may not start an episode yet, or an empty string.
-
-        Args:
-            steps: Steps of the plan so far.
-            updates: Updates that the newest policy was trained for.
-        """
+        """Return why a policy may not start an episode yet, or an empty string."""
         if self.max_lead is None:
             return ""
         ahead = steps - self.random_steps - self.max_lead
@@ -157,26 +152,14 @@ class CollectJob:
     """The work of one process."""
 
     dataset: Path
-    """The dataset, which exists."""
     config: CollectConfig
-    """The collection's settings."""
     share: Share
-    """The process's part of the plan."""
     policies: Path | None
-    """Directory in which policies are published."""
     open_world: WorldFactory
-    """Makes the world."""
 
 
 class Collector:
-    """Collects one share of a plan with one environment and one writer.
-
-    Args:
-        job: What to collect.
-        environment: Where the episodes happen.
-        should_stop: Called at every step; true ends the collection in good order.
-        on_tally: Called a few times a second with what has been collected.
-    """
+    """Collects one share of a plan with one environment and one writer."""
 
     def __init__(
         self,
@@ -203,12 +186,6 @@ class Collector:
         """Collect the share; complete steps are published whatever ends it.
 
         A simulator that does not come back ends the share with `Tally.lost`, not with an error.
-
-        Raises:
-            RoadError: If no map or route can be used.
-            WorldError: If the simulator failed or a driver's action is invalid; the current
-                episode is kept up to the step before, as truncated.
-            StorageError: If the disk is full or almost full.
         """
         try:
             with self._writer:

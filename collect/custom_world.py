@@ -75,19 +75,7 @@ def installed_worlds() -> dict[str, importlib.metadata.EntryPoint]:
 def open_custom_world(
     name: str, options: Mapping[str, Any], worker: int = 0
 ) -> "CustomWorld | CustomEnvironment":
-    """Import a user's factory, call it, and wrap what it returns in checks.
-
-    Args:
-        name: ``module:factory``, or the name of an entry point.
-        options: Keyword arguments of the factory.
-        worker: Number of the worker process, from 0; passed on if the factory has a parameter
-            ``worker``.
-
-    Raises:
-        ConfigError: If there is no such module or factory, the options do not fit, or it returns
-            something else than a world.
-        WorldError: If the user's code raises an error.
-    """
+    """Import a user's factory, call it, and wrap what it returns in checks."""
     point = None if REFERENCE.fullmatch(name) else installed_worlds().get(name)
     reference = point.value if point else name
     match = REFERENCE.fullmatch(reference)
@@ -221,11 +209,7 @@ def _wrap(made: object, code: ForeignCode, origin: str) -> "CustomWorld | Custom
 def _check_members(
     made: object, code: ForeignCode, members: tuple[tuple[str, str, int | None], ...]
 ) -> None:
-    """Check that an object has all required attributes and methods.
-
-    Raises:
-        ConfigError: If one is missing, or a method takes other arguments.
-    """
+    """Check that an object has all required attributes and methods."""
     for name, expected, arguments in members:
         value = code.get(made, name, _MISSING)
         problem = ""
@@ -248,16 +232,7 @@ def _check_members(
 
 
 class CustomEnvironment(Environment):
-    """A user's environment: every call is guarded and every returned value is checked.
-
-    Args:
-        made: The user's object.
-        code: Calls it.
-        origin: Module, factory and version, for the provenance.
-
-    Raises:
-        ConfigError: If a required attribute or method is missing.
-    """
+    """A user's environment: every call is guarded and every returned value is checked."""
 
     def __init__(self, made: object, code: ForeignCode, origin: str) -> None:
         _check_members(made, code, _ENVIRONMENT_MEMBERS)
@@ -403,16 +378,7 @@ class _CustomDriver:
 
 
 class CustomWorld:
-    """A user's driving world: every call is guarded and every returned value is checked.
-
-    Args:
-        made: The user's object.
-        code: Calls it.
-        origin: Module, factory and version, for the provenance.
-
-    Raises:
-        ConfigError: If a required attribute or method is missing or invalid.
-    """
+    """A user's driving world: every call is guarded and every returned value is checked."""
 
     def __init__(self, made: object, code: ForeignCode, origin: str) -> None:
         _check_members(made, code, _WORLD_MEMBERS)

@@ -46,13 +46,7 @@ class Driver(Protocol):
 
 
 class OrnsteinUhlenbeckNoise:
-    """Noise with a given standard deviation and correlation time; independent for time 0.
-
-    Args:
-        sigma: Standard deviation of each action's noise, float64 (A,).
-        time_s: Correlation time in seconds.
-        period_s: Seconds between two values.
-    """
+    """Noise with a given standard deviation and correlation time; independent for time 0."""
 
     def __init__(self, sigma: NDArray[np.float64], time_s: float, period_s: float) -> None:
         self._decay = math.exp(-period_s / time_s) if time_s > 0.0 else 0.0
@@ -77,9 +71,6 @@ class WanderingDriver:
     Two Ornstein-Uhlenbeck processes with a correlation time of 0.8 s: steering with standard
     deviation 0.25 about 0, the pedal with 0.4 about 0.35. White noise would average out in the
     car's inertia, and the car would stand still.
-
-    Args:
-        period_s: Simulated seconds per action.
     """
 
     _CENTRE = np.array((0.0, 0.35))
@@ -130,11 +121,7 @@ class PolicyDriver:
         self._actor = PolicyActor(self.policy)
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
-        """Return the policy's action, float32 (A,).
-
-        Raises:
-            CheckpointError: If the policy answers with anything else; its file may be a stranger's.
-        """
+        """Return the policy's action, float32 (A,)."""
         assert self._actor is not None, "reset() comes first"
         assert self.policy is not None
         try:
@@ -154,16 +141,7 @@ class PolicyDriver:
 
 
 class NoisyDriver:
-    """Any driver with noise on every action, clipped to the bounds or to a policy's limit.
-
-    Args:
-        driver: The driver without noise.
-        sigma: Standard deviation of the noise, in half ranges of each action: one for all, or one
-            for each.
-        time_s: Correlation time of the noise; 0 for independent noise.
-        period_s: Simulated seconds per action.
-        spec: Bounds of the actions.
-    """
+    """Any driver with noise on every action, clipped to the bounds or to a policy's limit."""
 
     def __init__(
         self,

@@ -65,21 +65,12 @@ class EvaluationEpisode:
     """One episode that is about to be driven."""
 
     rollout: Rollout
-    """The episode."""
     steps: Iterator[Step]
-    """Its steps, driven one by one as they are read."""
     driver: str
-    """Name of the driver."""
 
 
 class Evaluator:
-    """Drives held-out episodes with one subject in one environment.
-
-    Args:
-        environment: Where the episodes happen.
-        config: The evaluation's settings.
-        subject: Who drives, see `evaluate`.
-    """
+    """Drives held-out episodes with one subject in one environment."""
 
     def __init__(self, environment: Environment, config: EvaluateConfig, subject: str) -> None:
         self.environment, self._config = environment, config
@@ -100,11 +91,7 @@ class Evaluator:
         return EvaluationEpisode(rollout, rollout.drive(self._drivers[place], name, rng), name)
 
     def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
-        """Drive an episode to its end and score it; return None if it was stopped before.
-
-        Raises:
-            WorldError: If the simulator or the driver failed.
-        """
+        """Drive an episode to its end and score it; return None if it was stopped before."""
         episode, scorer = self.start(index), Scorer()
         reason = ""
         for step in episode.steps:
@@ -127,12 +114,7 @@ class Evaluator:
         )
 
     def film(self, index: int, path: Path) -> None:
-        """Drive an episode and write it as a GIF.
-
-        Raises:
-            StorageError: If the file cannot be written.
-            WorldError: If the simulator or the driver failed.
-        """
+        """Drive an episode and write it as a GIF."""
         from avtd3.store.render.media import write_gif
 
         episode = self.start(index)
@@ -221,11 +203,8 @@ class EvaluateProgress:
     """The state of a running evaluation."""
 
     done: int
-    """Episodes driven."""
     episodes: int
-    """Episodes to drive."""
     return_mean: float
-    """Mean return of the driven episodes."""
 
     @property
     def fraction(self) -> float:
@@ -340,15 +319,11 @@ class EvaluateJob:
     """The work of one process."""
 
     worker: int
-    """Number of the process, from 0."""
     config: EvaluateConfig
-    """The evaluation's settings."""
     subject: str
     """Who drives: a path or a driver, see `evaluate`."""
     indices: tuple[int, ...]
-    """Numbers of its episodes."""
     open_world: WorldFactory
-    """Makes the world."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,9 +331,7 @@ class EvaluatePart:
     """What one process has driven so far."""
 
     scores: tuple[EpisodeScore, ...] = ()
-    """One score per episode."""
     skipped: tuple[Skipped, ...] = ()
-    """Episodes that could not be driven."""
     lost: str = ""
     """Why the process stopped early, or an empty string."""
 
@@ -453,9 +426,6 @@ def run_job(
     """Drive one process's episodes; an interrupted episode is not scored.
 
     An episode in which the simulator is lost is driven again from its start.
-
-    Raises:
-        Avtd3Error: As `evaluate`.
     """
     part, recovery = EvaluatePart(), Recovery(job.config.recovery)
     with open_environment(job.config, job.open_world, job.worker) as environment:
@@ -505,18 +475,7 @@ def film_held_out(
     *,
     open_world: WorldFactory = open_world,
 ) -> None:
-    """Write one episode of an evaluation as a GIF.
-
-    Args:
-        subject: Who drives, as for `evaluate`.
-        config: The evaluation's settings.
-        index: Number of the episode.
-        path: The file, replaced atomically.
-        open_world: Makes the world.
-
-    Raises:
-        Avtd3Error: As `evaluate`.
-    """
+    """Write one episode of an evaluation as a GIF."""
     with open_environment(config, open_world, render=True) as environment:
         Evaluator(environment, config, subject).film(index, path)
 
@@ -529,18 +488,7 @@ def sheet_held_out(
     should_stop: Callable[[], bool] = lambda: False,
     open_world: WorldFactory = open_world,
 ) -> None:
-    """Write a contact sheet with one picture of each episode of an evaluation.
-
-    Args:
-        subject: Who drives, as for `evaluate`.
-        config: The evaluation's settings.
-        path: The file, replaced atomically.
-        should_stop: Called between episodes; true skips the rest.
-        open_world: Makes the world.
-
-    Raises:
-        Avtd3Error: As `evaluate`.
-    """
+    """Write a contact sheet with one picture of each episode of an evaluation."""
     from PIL import Image
 
     from avtd3.store.render.media import write_contact_sheet

@@ -33,24 +33,13 @@ _T = TypeVar("_T")
 
 
 class ForeignCode:
-    """Calls code that is not ours, and turns whatever it raises into one error.
-
-    Args:
-        name: Name of the world, for messages.
-        module: Name of the module that the code comes from.
-    """
+    """Calls code that is not ours, and turns whatever it raises into one error."""
 
     def __init__(self, name: str, module: str) -> None:
         self.name, self._module = name, module
 
     def call(self, place: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:  # noqa: ANN401 - any function
-        """Call a function, at a place that messages name.
-
-        Raises:
-            WorldError: If it raises anything else than the errors that have a meaning of their own
-                here (`RoadError`, `WorldLost`), or exits.
-            KeyboardInterrupt: If the user pressed Ctrl-C.
-        """
+        """Call a function, at a place that messages name."""
         try:
             return function(*args, **options)
         except (RoadError, WorldError):
@@ -64,12 +53,7 @@ class ForeignCode:
             raise self._failure(place, error) from error
 
     def load(self, path: str) -> object:
-        """Import the module and return an attribute of it, ``factory`` or ``Class.method``.
-
-        Raises:
-            ConfigError: If there is no such module or attribute.
-            WorldError: If the module raises an error while it is imported.
-        """
+        """Import the module and return an attribute of it, ``factory`` or ``Class.method``."""
         try:
             found = self.call("its import", importlib.import_module, self._module)
         except WorldError as error:
@@ -144,19 +128,7 @@ def check_actions(name: str, low: Iterable[float], high: Iterable[float]) -> Non
 
 
 def check_image(name: str, image: ImageSpec | None, order: str) -> tuple[str, ...]:
-    """Check that a network can be trained on the images of a foreign world.
-
-    Args:
-        name: Name of the world, for messages.
-        image: Its images, if it has any.
-        order: The order of axes in which they were read, for messages.
-
-    Returns:
-        Notices for the user.
-
-    Raises:
-        ConfigError: If no network accepts them.
-    """
+    """Check that a network can be trained on the images of a foreign world."""
     if image is None or min(image.height, image.width) >= LEARNER_SIDE:
         return ()
     found = f"{name} has images of {image.height}x{image.width} pixels, {image.channels} channels"

@@ -32,11 +32,7 @@ _KINDS = (
 def read_bounds(
     space: "gymnasium.Space[Any]", name: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the smallest and the largest value of each action, each float32 (A,).
-
-    Raises:
-        ConfigError: If the actions are not floats within finite bounds.
-    """
+    """Return the smallest and the largest value of each action, each float32 (A,)."""
     from gymnasium.spaces import Box
 
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
@@ -52,16 +48,7 @@ def read_bounds(
 
 
 class ObservationReader:
-    """Converts a Gymnasium environment's observations into images and vectors.
-
-    Args:
-        space: The environment's observation space.
-        stack: Frames per observation, for images.
-        name: The environment, for messages.
-
-    Raises:
-        ConfigError: If observations of this kind cannot be stored.
-    """
+    """Converts a Gymnasium environment's observations into images and vectors."""
 
     def __init__(self, space: "gymnasium.Space[Any]", stack: int, name: str) -> None:
         from gymnasium.spaces import Dict
@@ -84,11 +71,7 @@ class ObservationReader:
             )
 
     def read(self, returned: Any, step: int = 0, time_s: float = 0.0) -> Observation:  # noqa: ANN401 - any space
-        """Convert what the environment returned at a step of its episode.
-
-        Raises:
-            WorldError: If it is not of the space, or not finite.
-        """
+        """Convert what the environment returned at a step of its episode."""
         parts = returned if self._is_dict else {"observation": returned}
         keys = {*self._images, *self._vectors}
         if not isinstance(parts, Mapping) or not keys <= parts.keys():
@@ -168,19 +151,7 @@ class GymConfig:
 
 
 def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "GymEnvironment":
-    """Make a Gymnasium environment by its name.
-
-    Args:
-        identifier: As for ``gymnasium.make``: ``Hopper-v5``, or ``module:Name-v0`` to import the
-            module that registers it first.
-        config: The settings.
-        render: Whether `GymEnvironment.picture` will be called.
-
-    Raises:
-        ConfigError: If Gymnasium or the environment is not installed, or its actions or
-            observations cannot be stored.
-        WorldError: If the environment fails while it is made.
-    """
+    """Make a Gymnasium environment by its name."""
     name = f"{GYM}{identifier}"
     try:
         import gymnasium
@@ -213,17 +184,7 @@ def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "Gy
 
 
 class GymEnvironment(Environment):
-    """A Gymnasium environment as one of ours: every call is guarded.
-
-    Args:
-        env: The Gymnasium environment; closed with this one.
-        code: Calls it, and has the name to record with the data.
-        config: The settings.
-
-    Raises:
-        ConfigError: If its actions or observations cannot be stored.
-        WorldError: If it fails.
-    """
+    """A Gymnasium environment as one of ours: every call is guarded."""
 
     def __init__(
         self, env: "gymnasium.Env[Any, Any]", code: ForeignCode, config: GymConfig

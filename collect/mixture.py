@@ -56,15 +56,7 @@ class DriverSpec:
         return self.base == "policy"
 
     def build(self, environment: Environment, policy: PolicyDriver) -> Driver:
-        """Make the driver.
-
-        Args:
-            environment: Where it drives.
-            policy: Holds the policy, for a driver that is one.
-
-        Raises:
-            ConfigError: If the environment has no such driver, or another number of actions.
-        """
+        """Make the driver."""
         driver: Driver = policy if self.is_policy else environment.driver(self.base)
         if not self.noise:
             return driver
@@ -97,11 +89,7 @@ class Mixture:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse a mixture; see `GRAMMAR`.
-
-        Raises:
-            ConfigError: If the text does not follow the grammar; names the wrong part.
-        """
+        """Parse a mixture; see `GRAMMAR`."""
         parts = [part.strip() for part in text.split(",")]
         if len(parts) == 1 and ":" not in parts[0]:
             parts = [f"1:{parts[0]}"]
@@ -120,11 +108,7 @@ class Mixture:
         return any(driver.is_policy for driver in self.drivers)
 
     def exploring(self, sigma: float) -> Self:
-        """Return the mixture with Gaussian noise on every policy that has no noise of its own.
-
-        Args:
-            sigma: Standard deviation in half ranges; 0 changes nothing.
-        """
+        """Return the mixture with Gaussian noise on every policy that has no noise of its own."""
         if sigma == 0.0:
             return self
         explored = tuple(
@@ -163,17 +147,7 @@ def _parse_part(part: str, text: str) -> DriverSpec:
 
 
 class DriverPool:
-    """The drivers of a mixture, made once, and the newest policy for those that are one.
-
-    Args:
-        mixture: The drivers.
-        environment: Where they drive; policies must have its spec.
-        policies: Directory in which policies are published; only needed if one drives.
-
-    Raises:
-        ConfigError: If the mixture has a policy and there is no directory, or the environment does
-            not have one of the drivers.
-    """
+    """The drivers of a mixture, made once, and the newest policy for those that are one."""
 
     def __init__(self, mixture: Mixture, environment: Environment, policies: Path | None) -> None:
         self._mixture = mixture
@@ -189,12 +163,7 @@ class DriverPool:
     def choose(
         self, rng: np.random.Generator, *, use_random: bool = False
     ) -> tuple[Driver, DriverSpec]:
-        """Return the driver of an episode, and its entry in the mixture.
-
-        Args:
-            rng: The episode's generator.
-            use_random: Return the random driver, whatever the generator says.
-        """
+        """Return the driver of an episode, and its entry in the mixture."""
         place = self._mixture.sample(rng)
         if use_random:
             return self._random
@@ -204,9 +173,6 @@ class DriverPool:
         """Load the newest policy for all following episodes; return None if there is none yet.
 
         If it cannot be used, the one before stays in use, see `warning`.
-
-        Raises:
-            SpecError: If there is none in use, and the newest one has another spec.
         """
         assert self._store is not None, "only called when a policy was chosen"
         current = self._policy_driver.policy

@@ -107,14 +107,7 @@ class Amount:
     def fraction(
         self, held: Mapping[int, int], steps: int, episodes: int, elapsed_s: float
     ) -> float:
-        """Return the fraction of the work that is done, in [0, 1].
-
-        Args:
-            held: What the dataset had before, see `held_episodes`.
-            steps: Steps collected since.
-            episodes: Episodes collected since.
-            elapsed_s: Seconds since.
-        """
+        """Return the fraction of the work that is done, in [0, 1]."""
         if self.seconds is not None:
             done, all_ = elapsed_s, self.seconds
         elif self.steps is not None:
@@ -124,13 +117,7 @@ class Amount:
         return min(done / max(all_, 1e-9), 1.0)
 
     def missing(self, held: Mapping[int, int], steps: int, episodes: int) -> str:
-        """Return what is missing (``3 episodes``); empty if nothing is, or if time is counted.
-
-        Args:
-            held: What the dataset had before, see `held_episodes`.
-            steps: Steps collected since.
-            episodes: Episodes collected since.
-        """
+        """Return what is missing (``3 episodes``); empty if nothing is, or if time is counted."""
         if self.steps is not None:
             left, name = self.steps - steps - sum(held.values()), "step"
         else:
@@ -151,10 +138,6 @@ def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
     """Return the episodes of a plan that a dataset has: index to number of steps.
 
     Damaged segments are skipped: their episodes are collected again.
-
-    Raises:
-        UnreadableError: A segment cannot be read now. Its episodes may be there, and would be
-            collected twice.
     """
     held: dict[int, int] = {}
     snapshot = dataset.snapshot()
@@ -176,9 +159,6 @@ def lock_plan(dataset: Dataset, plan_digest: str) -> Iterator[None]:
     """Let one collection at a time collect a plan: two would collect the same episodes twice.
 
     Workers that outlived a killed collection still publish their whole episodes, so wait for them.
-
-    Raises:
-        InUseError: If another process is collecting the plan.
     """
     folder, name = dataset.path / PLANS, plan_digest[:16]
     with storage_errors(folder):
@@ -217,15 +197,10 @@ class Share:
     """One worker's part of a plan."""
 
     amount: Amount
-    """The whole plan's amount."""
     held: frozenset[int]
-    """Indices of the episodes that the dataset already has."""
     held_steps: int
-    """Number of their steps."""
     worker: int
-    """Number of the worker, from 0."""
     workers: int
-    """Number of workers."""
 
     @property
     def steps(self) -> int | None:

@@ -43,11 +43,9 @@ class Skipped:
     """An episode that could not be driven."""
 
     index: int
-    """Its index in the plan."""
     reason: str
     """Why the world was lost, see `WorldLost`, or `NO_ROUTE`, or `NO_ROAD`."""
     error: str
-    """The last failure, in a sentence."""
 
     def document(self) -> dict[str, Any]:
         """Return the same as JSON values."""
@@ -64,19 +62,7 @@ class Recovery:
         self._index, self._attempts = -1, 0
 
     def record_loss(self, index: int, error: WorldLost, steps: int) -> Skipped | None:
-        """Record that the world was lost while an episode was started or driven.
-
-        Args:
-            index: The episode's index.
-            error: What happened.
-            steps: Steps that the worker has driven so far.
-
-        Returns:
-            None to try the episode again, else the record of the skipped episode.
-
-        Raises:
-            WorldLost: If the worker should stop; the message says why.
-        """
+        """Record that the world was lost while an episode was started or driven."""
         has_driven = steps - self._failed_at >= PROGRESS_STEPS
         self._failures, self._failed_at = 1 if has_driven else self._failures + 1, steps
         self._attempts = self._attempts + 1 if index == self._index else 1
@@ -95,9 +81,6 @@ class Recovery:
         Episodes take the scenarios in turn. So as many refusals in a row as there are scenarios
         mean that this worker can drive none of them. A route that was drawn at random may be
         possible with another seed.
-
-        Raises:
-            RoadError: If the worker should stop; the message says why.
         """
         self._refusals = 1 if steps > self._refused_at else self._refusals + 1
         self._refused_at = steps

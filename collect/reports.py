@@ -88,13 +88,10 @@ class CollectProgress:
     """The state of a running collection."""
 
     tally: Tally
-    """What has been collected."""
     seconds: float
-    """Seconds since the start."""
     fraction: float
     """Fraction of the work that is done, in [0, 1]."""
     disk_free_bytes: int
-    """Free bytes on the dataset's disk."""
 
     @property
     def steps_per_second(self) -> float:

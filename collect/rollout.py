@@ -20,16 +20,7 @@ LIMIT_REASON = "step_limit"
 
 
 class Rollout:
-    """One episode in an environment.
-
-    Args:
-        environment: Where it happens; reset here.
-        seed: The episode's seed.
-        index: The episode's number in the plan; scenarios are taken in turn by it.
-
-    Raises:
-        SpecError: If the first camera frame does not have the shape in the spec.
-    """
+    """One episode in an environment."""
 
     def __init__(self, environment: Environment, seed: int, index: int = 0) -> None:
         self._environment, self.seed = environment, seed
@@ -41,17 +32,7 @@ class Rollout:
     def drive(
         self, driver: Driver, name: str, rng: np.random.Generator, most: int = MAX_EPISODE_STEPS
     ) -> Iterator[Step]:
-        """Drive until the episode ends, and yield each step.
-
-        Args:
-            driver: The driver; reset here.
-            name: The driver's name, for messages.
-            rng: The episode's generator.
-            most: Number of the step at which the episode is truncated, at least 1.
-
-        Raises:
-            WorldError: If the simulator failed or the driver's action is invalid.
-        """
+        """Drive until the episode ends, and yield each step."""
         driver.reset(rng)
         environment, observation = self._environment, self.start.observation
         act, advance, spec = driver.act, environment.step, environment.spec
@@ -83,11 +64,7 @@ def check_frame(image: NDArray[np.uint8] | None, expected: ImageSpec, world: str
 def check_action(
     action: NDArray[np.float32], spec: EpisodeSpec, driver: str, seed: int, step: int
 ) -> NDArray[np.float32]:
-    """Return a driver's action as float32 (A,), if it can be applied.
-
-    Raises:
-        WorldError: If it is not finite, not within its bounds or of another length.
-    """
+    """Return a driver's action as float32 (A,), if it can be applied."""
     checked = np.asarray(action, np.float32)
     low, high = spec.action_low, spec.action_high
     values = checked.tolist()

@@ -44,21 +44,7 @@ def run_jobs(
     should_stop: Callable[[], bool],
     on_reports: Callable[[list[ReportT | None]], None],
 ) -> tuple[list[ReportT | None], list[str]]:
-    """Run each job in a process of its own; a single job in this process.
-
-    Args:
-        work: The function that does a job; must be importable by name.
-        jobs: One for each process.
-        should_stop: Called a few times a second; true asks all workers to stop.
-        on_reports: Called with each worker's newest report, None before its first.
-
-    Returns:
-        The last report of each job, and a sentence for each worker that failed.
-
-    Raises:
-        Avtd3Error: The error that a worker raised, if it concerns all of them, or if all failed.
-        WorldError: If all workers died without an error.
-    """
+    """Run each job in a process of its own; a single job in this process."""
     if len(jobs) == 1:
         return [work(jobs[0], should_stop, lambda report: on_reports([report]))], []
     context = multiprocessing.get_context("spawn")

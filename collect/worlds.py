@@ -131,17 +131,7 @@ that worker processes can call it."""
 
 
 def open_world(config: EnvironmentConfig, worker: int) -> World | Environment:
-    """Make the world that a configuration names, unless it is a Gymnasium environment.
-
-    Args:
-        config: Which world, and its settings.
-        worker: Number of the worker that drives there, from 0; each has a CARLA server of its own.
-
-    Raises:
-        ConfigError: If a user's world does not exist or has no valid form.
-        WorldError: If the command of the CARLA server does not exist, there is no CARLA client, or
-            a user's world raises an error.
-    """
+    """Make the world that a configuration names, unless it is a Gymnasium environment."""
     if config.world == "road":
         return RoadWorld(config.road)
     if config.world != "carla":
@@ -163,16 +153,6 @@ def open_environment(
     """Make the environment that a configuration names, and close it at the end.
 
     If it cannot be closed, this is only a warning: the data are complete by then.
-
-    Args:
-        config: Which world, and its settings.
-        factory: Makes the world, unless it is a Gymnasium environment.
-        worker: Number of the worker that drives there, from 0.
-        render: Whether pictures of it will be drawn.
-
-    Raises:
-        ConfigError: If it cannot be made with these settings.
-        WorldError: If the simulator does not start.
     """
     if config.world_options and not config.is_custom:  # not in __post_init__: --world comes later
         raise ConfigError(

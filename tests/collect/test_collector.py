@@ -362,7 +362,7 @@ def bad_answer(action):
         CheckpointError("policy 1 returned nan"),
         IndexError("no such layer"),
     ],
-    ids=lambda answer: type(answer).__name__,
+    ids=repr,
 )
 def test_a_policy_that_cannot_act_is_replaced_by_the_one_before(
     tmp_path, monkeypatch, answer, after
