@@ -60,15 +60,6 @@ class EvaluateConfig(EnvironmentConfig):
         check_number("seed", self.seed, maximum=MAX_SEED)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class EvaluationEpisode:
-    """One episode that is about to be driven."""
-
-    rollout: Rollout
-    steps: Iterator[Step]
-    driver: str
-
-
 class Evaluator:
     """Drives held-out episodes with one subject in one environment."""
 
@@ -81,33 +72,33 @@ class Evaluator:
         """Steps driven so far, those of lost episodes included."""
         self._drivers = [spec.build(environment, driver) for spec in self._mixture.drivers]
 
-    def start(self, index: int) -> EvaluationEpisode:
-        """Start an episode by its number in the evaluation."""
+    def start(self, index: int) -> tuple[Rollout, Iterator[Step], str]:
+        """Start an episode by its number; return it, its steps, and the driver's name."""
         seed = evaluation_seed(self._config.seed, index)
         rng = episode_generator(seed)
         place = self._mixture.sample(rng)
         name = self._mixture.drivers[place].name
         rollout = Rollout(self.environment, seed, index)
-        return EvaluationEpisode(rollout, rollout.drive(self._drivers[place], name, rng), name)
+        return rollout, rollout.drive(self._drivers[place], name, rng), name
 
     def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
         """Drive an episode to its end and score it; return None if it was stopped before."""
-        episode, scorer = self.start(index), Scorer()
+        (rollout, steps, driver), scorer = self.start(index), Scorer()
         reason = ""
-        for step in episode.steps:
+        for step in steps:
             scorer.record(step)
             self.steps += 1
             reason = step.end_reason
             if not step.is_last and should_stop():
                 return None
-        attributes = episode.rollout.start.attributes
+        attributes = rollout.start.attributes
         return scorer.score(
             index=index,
-            seed=episode.rollout.seed,
+            seed=rollout.seed,
             scenario=self.environment.scenario,
             town=str(attributes.get("town", "")),
             weather=str(attributes.get("weather", "")),
-            driver=episode.driver,
+            driver=driver,
             end_reason=reason,
             measures=self.environment.measures(),
             route=score_route(self.environment.events(), penalty_table(self._config.penalties)),
@@ -117,9 +108,9 @@ class Evaluator:
         """Drive an episode and write it as a GIF."""
         from avtd3.store.render.media import write_gif
 
-        episode = self.start(index)
-        steps = itertools.islice(episode.steps, 0, FILM_EVERY * FILM_PICTURES, FILM_EVERY)
-        pictures = (self.environment.picture(step.action, episode.driver) for step in steps)
+        _, steps, driver = self.start(index)
+        filmed = itertools.islice(steps, 0, FILM_EVERY * FILM_PICTURES, FILM_EVERY)
+        pictures = (self.environment.picture(step.action, driver) for step in filmed)
         period_s = FILM_EVERY * self.environment.spec.control_period_s
         with use_one_thread(self.policy):
             write_gif(pictures, path, period_s=period_s)
@@ -135,16 +126,14 @@ class Evaluator:
 
     def photograph(self, index: int, step_index: int) -> "tuple[Image.Image, str]":
         """Drive an episode up to a step, or to its end; return a picture and the place's name."""
-        episode, step = self.start(index), None
+        rollout, steps, driver = self.start(index)
         with use_one_thread(self.policy):
-            for step in itertools.islice(episode.steps, step_index + 1):  # noqa: B007 - the last
-                pass
-        assert step is not None, "an episode has at least one step"
-        attributes = episode.rollout.start.attributes
+            *_, step = itertools.islice(steps, step_index + 1)
+        attributes = rollout.start.attributes
         place = ", ".join(
             str(attributes[name]) for name in ("town", "weather") if name in attributes
         )
-        return self.environment.picture(step.action, episode.driver), place
+        return self.environment.picture(step.action, driver), place
 
 
 def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]":
@@ -436,7 +425,10 @@ def run_job(
                     driven = _drive(evaluator, index, recovery, should_stop)
                     if driven is None:
                         break
-                    part = _add(part, driven)
+                    if isinstance(driven, Skipped):
+                        part = dataclasses.replace(part, skipped=(*part.skipped, driven))
+                    else:
+                        part = dataclasses.replace(part, scores=(*part.scores, driven))
                     report(part)
         except WorldLost as error:
             part = dataclasses.replace(part, lost=f"worker {job.worker} stopped: {error}")
@@ -459,12 +451,6 @@ def _drive(
                 index, error, evaluator.steps, evaluator.environment.scenario_count
             )
     return None
-
-
-def _add(part: EvaluatePart, driven: EpisodeScore | Skipped) -> EvaluatePart:
-    if isinstance(driven, Skipped):
-        return dataclasses.replace(part, skipped=(*part.skipped, driven))
-    return dataclasses.replace(part, scores=(*part.scores, driven))
 
 
 def film_held_out(

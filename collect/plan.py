@@ -15,7 +15,7 @@ episode i follow from the plan's seed and i. So, for drivers other than policies
 The plan's digest is stored in every segment. Collecting again with the same digest would store the
 same episodes twice: that is refused, unless the collection is resumed, which adds the missing ones.
 An episode that was cut short counts as present, also if the simulator was lost; a skipped one does
-not.
+not, nor one that ran when the collection was killed. Without a time limit, `steps` cuts an episode.
 
 Training seeds are even, evaluation seeds odd. Worlds choose road networks by this bit, so no
 dataset contains a road of the evaluation.
@@ -86,11 +86,8 @@ class Amount:
     """How much to collect: exactly one of the three is set."""
 
     steps: int | None = None
-    """Least number of steps of this plan in the dataset at the end."""
     episodes: int | None = None
-    """Number of episodes of this plan in the dataset at the end."""
     seconds: float | None = None
-    """Seconds to collect for."""
 
     def __post_init__(self) -> None:
         given = {

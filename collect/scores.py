@@ -22,7 +22,6 @@ class EpisodeScore:
     """How one evaluated episode went."""
 
     index: int
-    """Number of the episode in the evaluation."""
     seed: int
     """Its seed; odd, so the episode is held out."""
     scenario: int
@@ -32,15 +31,11 @@ class EpisodeScore:
     weather: str
     """Name of the weather; empty where there is none."""
     driver: str
-    """The driver."""
     end_reason: str
     """Why it ended."""
     steps: int
-    """Its length."""
     episode_return: float
-    """Sum of its rewards."""
     action_variance: tuple[float, ...]
-    """Variance of each action."""
     measures: Mapping[str, float]
     """The environment's measurements, see `Environment.measures`; those of a car for driving."""
     route: RouteScore | None

@@ -178,20 +178,22 @@ class DrivingTask:
 
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
         self.config = config
-        self._period_s = control_period_s
-        self._builder: VectorBuilder | None = None
-        self._route: Route | None = None
-        self._at = Projection(0.0, 0.0, 0.0)
-        self._distances: list[float] = []
-        self._widths: list[float] = []
-        self._best_m = 0.0
-        self._steps = 0
-        self._standing_s = 0.0
-        self._time_limit_s = math.inf
-        self._acceleration = (0.0, 0.0)
-        self._frame: WorldFrame | None = None
+        self.route: Route
+        """The current episode's route; set by `reset`, as all that follows."""
+        self.frame: WorldFrame
+        """The newest frame."""
+        self.best_m: float
+        """Largest distance along the route that the car has reached."""
+        self.standing_s: float
+        """Seconds for which the car has been standing with no vehicle close ahead."""
         self.reason = ""
         """Why the current episode ended; empty until then."""
+        self._period_s = control_period_s
+        self._builder: VectorBuilder
+        self._at: Projection
+        self._goal_m: float
+        self._distances: list[float]
+        self._widths: list[float]
 
     def spec(self, image: ImageSpec) -> EpisodeSpec:
         """Return the spec of the data that this task makes with a camera."""
@@ -208,18 +210,6 @@ class DrivingTask:
         )
 
     @property
-    def route(self) -> Route:
-        """The current episode's route."""
-        assert self._route is not None, "reset() comes first"
-        return self._route
-
-    @property
-    def frame(self) -> WorldFrame:
-        """The newest frame of the current episode."""
-        assert self._frame is not None, "reset() comes first"
-        return self._frame
-
-    @property
     def progress_m(self) -> float:
         """Metres along the route where the car is now."""
         return self._at.distance_m
@@ -230,35 +220,22 @@ class DrivingTask:
         return self._at.lateral_m
 
     @property
-    def best_m(self) -> float:
-        """Largest distance along the route that the car has reached."""
-        return self._best_m
-
-    @property
-    def standing_s(self) -> float:
-        """Seconds for which the car has been standing with no vehicle close ahead."""
-        return self._standing_s
-
-    @property
     def completion(self) -> float:
         """Fraction of the way to the goal driven so far, in [0, 1]."""
-        return min(1.0, self._best_m / max(self._goal_m, 1e-9))
-
-    @property
-    def _goal_m(self) -> float:
-        return max(self.route.length_m - self.config.goal_m, 0.0)
+        return min(1.0, self.best_m / max(self._goal_m, 1e-9))
 
     def reset(self, start: WorldStart, scenario: Scenario) -> NDArray[np.float32]:
         """Start an episode."""
         vehicle = start.frame.vehicle
-        self._frame, self.reason = start.frame, ""
-        self._route = start.route
+        self.frame, self.reason = start.frame, ""
+        self.route = start.route
+        self._goal_m = max(start.route.length_m - self.config.goal_m, 0.0)
         self._distances = start.route.distance_m.tolist()
         self._widths = start.route.lane_width_m.tolist()
         self._at = start.route.project(vehicle.x_m, vehicle.y_m, near_m=0.0)
-        self._best_m = self._at.distance_m
+        self.best_m = self._at.distance_m
         self._steps = 0
-        self._standing_s = 0.0
+        self.standing_s = 0.0
         self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * start.route.length_m
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
@@ -267,12 +244,11 @@ class DrivingTask:
 
     def advance(self, frame: WorldFrame) -> TaskStep:
         """Compute observation, reward and end of the step that led to a frame."""
-        assert self._builder is not None, "reset() comes first"
         vehicle, route = frame.vehicle, self.route
-        self._frame = frame
+        self.frame = frame
         before_m = self._at.distance_m
         self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=before_m)
-        self._best_m = max(self._best_m, self._at.distance_m)
+        self.best_m = max(self.best_m, self._at.distance_m)
         self._steps += 1
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
         off_route = abs(self._at.lateral_m) > self.config.max_lateral_m
@@ -308,7 +284,7 @@ class DrivingTask:
             return True, False, "off_road"
         if off_route:
             return True, False, "off_route"
-        if self._best_m >= self._goal_m:
+        if self.best_m >= self._goal_m:
             return True, False, SUCCESS_REASON
         # Half a period of slack: 60 s are 1 200 steps of 0.05 s, whatever the sum rounds to.
         if (self._steps + 0.5) * self._period_s > self._time_limit_s:
@@ -319,8 +295,8 @@ class DrivingTask:
 
     def _is_stuck(self, frame: WorldFrame) -> bool:
         stands = abs(frame.vehicle.speed_mps) < _STANDING_MPS and frame.lead_gap_m > _LEAD_CLOSE_M
-        self._standing_s = self._standing_s + self._period_s if stands else 0.0
-        return self._standing_s >= self.config.stuck_s
+        self.standing_s = self.standing_s + self._period_s if stands else 0.0
+        return self.standing_s >= self.config.stuck_s
 
     def _lane_width_m(self) -> float:
         """Return the lane's width at the route's point behind the car; points are 1 m apart."""
