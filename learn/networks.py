@@ -6,10 +6,11 @@ to floating-point pixels in 0..255 once. The first convolution includes the scal
 ms this way, and 25 ms if it is scaled and reordered to channels_last.
 """
 
+import contextlib
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 import torch
@@ -97,17 +98,10 @@ class ObservationBatch:
 
 
 def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert frames to the input of the CNNs.
+    """Convert frames uint8 (B, K*C, H, W) to pixels 0..255, channels_last in memory.
 
     Reordering bytes and converting them afterwards touches a quarter of the memory that reordering
     floats does.
-
-    Args:
-        frames: uint8 (B, K*C, H, W), any strides.
-        dtype: Floating-point type; bfloat16 represents 0..255 exactly.
-
-    Returns:
-        dtype (B, K*C, H, W) in 0..255, channels_last in memory.
     """
     if frames.is_contiguous(memory_format=torch.channels_last):
         return frames.to(dtype)
@@ -115,11 +109,7 @@ def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features.
-
-    Raises:
-        ConfigError: If a side of the image is shorter than `MIN_IMAGE_SIDE`.
-    """
+    """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features."""
 
     def __init__(self, image: ImageSpec, config: NetworkConfig) -> None:
         super().__init__()
@@ -266,15 +256,24 @@ class TwinCritic(_Network):
         return self.head1(inputs).squeeze(1), self.head2(inputs).squeeze(1)
 
 
+@contextlib.contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Switch networks to evaluation mode within a ``with`` block."""
+    before = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, training in zip(networks, before, strict=True):
+            network.train(training)
+
+
 @torch.no_grad()
 def move_targets(pairs: Iterable[tuple[nn.Module, nn.Module]], tau: float) -> None:
     """Move target networks towards online networks: ``target += tau * (online - target)``.
 
     This includes the buffers of BatchNorm.
-
-    Args:
-        pairs: Pairs of a target and an online network.
-        tau: Weight of the online network, in (0, 1].
     """
     targets: list[Tensor] = []
     onlines: list[Tensor] = []

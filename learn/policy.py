@@ -29,7 +29,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtd3.learn.networks import Actor, Encoder, Mlp, NetworkConfig, ObservationBatch
+from avtd3.learn.networks import (
+    Actor,
+    Encoder,
+    Mlp,
+    NetworkConfig,
+    ObservationBatch,
+    evaluating,
+)
 from avtd3.store import files
 from avtd3.store.errors import (
     CheckpointError,
@@ -55,7 +62,7 @@ MAX_SIDECAR_BYTES = 1 << 16
 """Largest sidecar or `LATEST` file that is read."""
 MAX_COUNT = 10**18 - 1
 """Largest version and number of updates: 18 digits, as in the name of the file."""
-_NAME = re.compile(r"policy-(\d{8,18})\.(safetensors|json)")
+_NAME = re.compile(r"policy-(\d{8}|[1-9]\d{8,17})\.(safetensors|json)")
 _PROBES = 32
 """Observations to which an actor must answer before it is published."""
 _LISTED = 5
@@ -95,21 +102,13 @@ def policy_name(version: int) -> str:
 
 
 def list_versions(directory: Path, *, whole: bool = True) -> list[int]:
-    """Return the versions in a directory, ascending; none if it does not exist.
-
-    Args:
-        directory: The policy directory.
-        whole: Whether to return only versions of which both files exist.
-
-    Raises:
-        UnreadableError: If the directory cannot be read now.
-    """
+    """Return the versions in a directory, ascending; only `whole` ones have both files."""
     try:
         names = files.list_directory(directory)[1]
     except OSError as error:
         if not files.is_passing(error):
             return []
-        raise _unreadable(directory, error) from error
+        raise unreadable(directory, error) from error
     found = {kind: set[int]() for kind in ("safetensors", "json")}
     for name in names:
         if match := _NAME.fullmatch(name):
@@ -119,12 +118,7 @@ def list_versions(directory: Path, *, whole: bool = True) -> list[int]:
 
 
 def read_latest(directory: Path) -> PublishedFile | None:
-    """Read the `LATEST` file of a policy directory; return None if it does not exist.
-
-    Raises:
-        CheckpointError: If the file is truncated or names something outside the directory.
-        UnreadableError: If it cannot be read now.
-    """
+    """Read the `LATEST` file of a policy directory; return None if it does not exist."""
     try:
         return _read_published(directory / LATEST)
     except CheckpointError as error:
@@ -134,17 +128,7 @@ def read_latest(directory: Path) -> PublishedFile | None:
 
 
 def read_header(data: bytes, path: Path) -> PolicyHeader:
-    """Read and check the header of a policy file, and compare it with the size of the file.
-
-    Args:
-        data: The file's content.
-        path: The file, for messages.
-
-    Raises:
-        CheckpointError: If it is not a policy file, a field of its header is invalid, or its
-            tensors are not those of its network.
-        FormatVersionError: If a later version of avtd3 wrote it.
-    """
+    """Read and check the header of a policy file, and compare it with the size of the file."""
     size = int.from_bytes(data[:8], "little")
     if size > MAX_HEADER_BYTES:
         raise CheckpointError(
@@ -239,7 +223,8 @@ def _invalid(path: Path, field: str, value: object, expected: str) -> Checkpoint
     )
 
 
-def _unreadable(path: Path, error: OSError) -> UnreadableError:
+def unreadable(path: Path, error: OSError) -> UnreadableError:
+    """Return the error that says that a path cannot be read now."""
     return UnreadableError(
         f"{path} is unreadable now ({error.strerror or error}), which says nothing about its data; "
         "check the disk, the mount and the permissions, then try again"
@@ -324,7 +309,7 @@ def _read(path: Path, limit: int) -> bytes:
         raise CheckpointError(f"cannot read a policy: {error}; copy it again") from error
     except OSError as error:
         if files.is_passing(error):
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         raise CheckpointError(f"cannot read a policy: {error}; copy it again") from error
 
 
@@ -552,21 +537,17 @@ def find_fault(actor: Actor, observation: ObservationBatch) -> str:
     """Return why an actor must not be published; empty if nothing is wrong with it.
 
     Its weights must be finite, and its actions finite and within the bounds of the spec.
-
-    Args:
-        actor: The network; it is not changed.
-        observation: Observations on the actor's device, as it would see them when it drives.
     """
     for name, value in actor.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             return f"{name} has values that are not finite"
-    pixels, vector, was_training = observation.pixels, observation.vector, actor.training
+    pixels, vector = observation.pixels, observation.vector
     probes = ObservationBatch(
         pixels=None if pixels is None else pixels[:_PROBES].float(),
         vector=None if vector is None else vector[:_PROBES],
     )
-    action = actor.eval()(probes)
-    actor.train(was_training)
+    with evaluating(actor):
+        action = actor(probes)
     distance = float(((action - actor.action_centre).abs() / actor.action_scale).max())
     if not math.isfinite(distance):
         return f"it answers actions that are not finite to {len(action)} observations of its data"
@@ -607,11 +588,7 @@ class _Convolution:
 
 
 class SingleActor:
-    """A copy of an actor that is fast for one observation at a time, without gradients.
-
-    Args:
-        actor: An actor on the CPU, in evaluation mode.
-    """
+    """A copy of an actor that is fast for one observation at a time, without gradients."""
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
@@ -621,12 +598,7 @@ class SingleActor:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor | None, vector: Tensor | None) -> Tensor:
-        """Return the action, float32 (A,).
-
-        Args:
-            frames: uint8 (K*C, H, W); None if the actor has no CNN.
-            vector: float32 (V,); None if the spec has no vector.
-        """
+        """Return the action, float32 (A,), for frames uint8 (K*C, H, W) and a vector (V,)."""
         parts = [] if vector is None else [vector]
         if self._encoder is not None:
             assert frames is not None

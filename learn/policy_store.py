@@ -277,6 +277,8 @@ class PolicyStore:
     def _refuse(self, name: str, refusal: _Refusal) -> None:
         """Remember why a file was skipped, and report it unless it was reported already."""
         known = self._refused.get(name)
+        if refusal.error:  # whose traceback would keep the content of the file in memory
+            refusal.error.__cause__ = refusal.error.__context__ = refusal.error.__traceback__ = None
         if refusal.error and (known is None or str(known.error) != str(refusal.error)):
             self._unreported.append(str(refusal.error))
         self._refused[name] = refusal

@@ -46,8 +46,13 @@ from avtd3.learn.checkpoints import (
     list_checkpoints,
 )
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.cuda_graph import make_updater
-from avtd3.learn.device import autocast_type, keep_freed_memory, pick_device
+from avtd3.learn.device import (
+    autocast_type,
+    keep_freed_memory,
+    make_updater,
+    memory_errors,
+    pick_device,
+)
 from avtd3.learn.evaluation import HeldOutEvaluator
 from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
@@ -61,7 +66,7 @@ from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.td3 import Update, create_state
 from avtd3.store import files
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, NoSegmentsError
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.spec import EpisodeSpec
 
@@ -118,9 +123,11 @@ def train(
         InUseError: If another process trains this run, or publishes into the same directory.
         DatasetError: If a path is not a dataset, or is missing and `follow` is False.
         NoSegmentsError: If the datasets are empty and `follow` is False.
+        UnreadableError: If nothing can be read now: neither the datasets nor the checkpoint.
         CheckpointError: If the checkpoint cannot be used.
         SpecError: If the datasets, or the checkpoint, have different specs.
         StorageError: If the disk is full or a directory cannot be written.
+        MemoryError: If the networks or a batch do not fit into the memory.
     """
     config = LearnConfig() if config is None else config
     paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
@@ -140,6 +147,10 @@ def train(
     with (
         open_run(run, directory, document, resume=resume or rollback is not None),
         cpu_threads(config.threads),
+        memory_errors(
+            f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
+            "learn.network.hidden, learn.network.features or learn.replay.batch_size"
+        ),
     ):
         opened = open_datasets(
             paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
@@ -162,19 +173,7 @@ def train(
 def open_run(
     run: Path, policies: Path, document: Mapping[str, Any], *, resume: bool
 ) -> Iterator[None]:
-    """Create and lock a run's directory and its policies', and write the settings of the run.
-
-    Args:
-        run: The run's directory.
-        policies: Directory of its policies.
-        document: The settings.
-        resume: Whether the run must exist.
-
-    Raises:
-        ConfigError: If the run exists and `resume` is False, or the other way round.
-        InUseError: If another process uses one of the directories.
-        StorageError: If one of them cannot be written.
-    """
+    """Create and lock a run's directory and its policies', and write the settings of the run."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
     if resume and not (run / CONFIG_FILE).exists():
@@ -212,18 +211,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 class Trainer:
-    """One process lifetime of a training run. `train` calls its methods in order.
-
-    Args:
-        spec: Spec of the data.
-        config: Settings.
-        run: The run's directory, locked by `open_run`.
-        policies: Directory of the published policies.
-        notify: The callbacks.
-
-    Raises:
-        ConfigError: If a setting is not possible on this machine.
-    """
+    """One process lifetime of a training run. `train` calls its methods in order."""
 
     def __init__(
         self,
@@ -287,17 +275,7 @@ class Trainer:
         return self._source
 
     def restore(self, *, resume: bool = False, rollback: int | None = None) -> None:
-        """Continue from a checkpoint, open the event file, and publish the first policy.
-
-        Args:
-            resume: Continue from the newest checkpoint, if there is one.
-            rollback: Roll back to the checkpoint of this number of updates.
-
-        Raises:
-            CheckpointError: If the checkpoint cannot be used.
-            SpecError: If it was trained on data of another spec.
-            StorageError: If a directory cannot be written.
-        """
+        """Continue from a checkpoint, open the event file, and publish the first policy."""
         aside = None
         if rollback is not None:
             self._restored, aside = self._checkpoints.roll_back(rollback, self._state, self._noise)
@@ -319,17 +297,7 @@ class Trainer:
             self._publish()  # collectors wait for a policy, or use one that was rolled back
 
     def open_source(self, datasets: Sequence[Dataset], *, follow: bool = False) -> None:
-        """Open the datasets for sampling, and continue where the checkpoint was saved.
-
-        Args:
-            datasets: The datasets.
-            follow: Whether other processes append to them.
-
-        Raises:
-            NoSegmentsError: If the datasets are empty and `follow` is False.
-            SpecError: If the datasets have different specs.
-            StorageError: If the scratch directory cannot be written or is too small.
-        """
+        """Open the datasets for sampling, and continue where the checkpoint was saved."""
         self._source = ReplaySource(
             datasets,
             self._config,
@@ -354,12 +322,16 @@ class Trainer:
             and self._halted is None
             and not self._notify.should_stop()
         ):
-            if self.source.ready(self.updates):
-                self.step()
-                self._notify.call(lambda callback: callback.on_update(self.updates))
-                self._notify.report(now=self._halted is not None)
-            else:
+            if not self.source.ready(self.updates):
                 self._wait()
+                continue
+            try:
+                self.step()
+            except NoSegmentsError as error:
+                self.source.lost_all(error)
+                continue
+            self._notify.call(lambda callback: callback.on_update(self.updates))
+            self._notify.report(now=self._halted is not None)
 
     def step(self) -> None:
         """Do one update, and everything that is due after it."""

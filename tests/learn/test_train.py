@@ -16,7 +16,7 @@ from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.callbacks import ProgressCallback
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.cuda_graph import make_updater
+from avtd3.learn.device import make_updater
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import METRICS, metric
 from avtd3.learn.networks import Actor, NetworkConfig
@@ -25,9 +25,18 @@ from avtd3.learn.replay_source import scratch_directory
 from avtd3.learn.report import LearnProgress
 from avtd3.learn.trainer import train
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, DatasetError, InUseError, NoSegmentsError, SpecError
+from avtd3.store.errors import (
+    ConfigError,
+    DatasetError,
+    DatasetUnreadableError,
+    InUseError,
+    NoSegmentsError,
+    SpecError,
+)
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.tracker import RefusedSegment
 from avtd3.store.spec import ImageSpec
 
 IMAGE = ImageSpec(height=36, width=36, stack=2)
@@ -457,6 +466,8 @@ from pathlib import Path
 from avtd3.learn import LearnConfig, NetworkConfig, train
 from avtd3.store import files
 from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.tracker import RefusedSegment
 count = 0
 real = os.fsync
 def fsync(descriptor):
@@ -643,3 +654,41 @@ def test_an_actor_that_would_not_drive_is_not_published(
     notes = [line for line in map(json.loads, lines) if line["name"] == "not_published"]
     assert [note["update"] for note in notes] == [20, 40]
     assert all(fault in note["reason"] for note in notes)
+
+
+@pytest.mark.parametrize("is_unreadable", [True, False])
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_run_that_loses_all_its_segments_waits_or_says_why(
+    tmp_path, make_spec, publish_episodes, config, monkeypatch, is_unreadable, follow
+):
+    publish_episodes(tmp_path / "data", make_spec())
+    refused = RefusedSegment(
+        dataset=tmp_path / "data", segment_id="s", reason="EIO", is_unreadable=is_unreadable
+    )
+    sample, calls, waits = Sampler.sample, [], []
+
+    def lose(sampler):
+        calls.append(sampler)
+        if len(calls) < 5:
+            return sample(sampler)
+        monkeypatch.setattr(Sampler, "steps", 0)
+        monkeypatch.setattr(Sampler, "refused", (refused,))
+        raise NoSegmentsError("nothing left")
+
+    monkeypatch.setattr(Sampler, "sample", lose)
+
+    def wait_a_little(progress):
+        waits.append(progress.waiting)
+
+    options = {
+        "datasets": tmp_path / "data",
+        "run": tmp_path / "run",
+        "follow": follow,
+        "callbacks": [ProgressCallback(wait_a_little, lambda: "waiting for segments" in waits[-1])],
+    }
+    if follow:
+        assert train(config, **options).updates == 4
+    else:
+        error = DatasetUnreadableError if is_unreadable else NoSegmentsError
+        with pytest.raises(error, match="no published step to learn from"):
+            train(config, **options)
