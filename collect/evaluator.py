@@ -261,7 +261,7 @@ class EvaluateReport:
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         rows = [score.row() for score in known.pop("scores")]
         names = known.pop("action_names")
-        known["skipped"] = [episode.document() for episode in self.skipped]
+        known["skipped"] = [dataclasses.asdict(episode) for episode in self.skipped]
         known["lost_workers"] = list(self.lost_workers)
         return {**summarise(self.scores, names), **known, "rows": rows}
 

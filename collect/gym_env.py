@@ -61,7 +61,12 @@ class ObservationReader:
         self._vectors = [key for key, kind in kinds.items() if kind == "vector"]
         if len(self._images) > 1 or not kinds:
             raise ConfigError(f"{name} observes {space}, expected {_KINDS}")
-        self.image = _image_spec(parts[self._images[0]], stack) if self._images else None
+        self.image: ImageSpec | None = None
+        for key in self._images:
+            height, width, *channels = parts[key].shape or ()
+            self.image = ImageSpec(
+                channels=channels[0] if channels else 1, height=height, width=width, stack=stack
+            )
         self.names = tuple(
             f"{key}_{i}" for key in self._vectors for i in range(math.prod(parts[key].shape or ()))
         )
@@ -121,12 +126,6 @@ def _kind(space: "gymnasium.Space[Any]", name: str) -> str:
         if space.dtype != np.uint8 and len(space.shape) == 1:
             return "vector"
     raise ConfigError(f"{name} is {space}, expected {_KINDS}")
-
-
-def _image_spec(space: "gymnasium.Space[Any]", stack: int) -> ImageSpec:
-    shape = space.shape or ()
-    channels = 1 if len(shape) == 2 else shape[2]
-    return ImageSpec(channels=channels, height=shape[0], width=shape[1], stack=stack)
 
 
 GYM = "gym:"

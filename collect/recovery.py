@@ -9,7 +9,6 @@ one worker that drives there; the other workers continue, and ``--resume`` colle
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 from avtd3.collect.checks import check_number
 from avtd3.store.errors import RoadError, RouteError, WorldLost
@@ -46,10 +45,6 @@ class Skipped:
     reason: str
     """Why the world was lost, see `WorldLost`, or `NO_ROUTE`, or `NO_ROAD`."""
     error: str
-
-    def document(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
-        return dataclasses.asdict(self)
 
 
 class Recovery:

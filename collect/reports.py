@@ -80,17 +80,12 @@ class CollectProgress:
     """Fraction of the work that is done, in [0, 1]."""
     disk_free_bytes: int
 
-    @property
-    def steps_per_second(self) -> float:
-        """Mean speed since the start."""
-        return self.tally.steps / max(self.seconds, 1e-9)
-
     def line(self) -> str:
         """Return the state as one line of text."""
         tally = self.tally
         parts = [
             f"{tally.steps} steps",
-            f"{self.steps_per_second:.0f}/s",
+            f"{tally.steps / max(self.seconds, 1e-9):.0f}/s",
             f"{tally.episodes} episodes",
             f"return {tally.return_mean:.1f}",
             file_size(tally.size_bytes),
@@ -172,7 +167,7 @@ class CollectReport:
             "interrupted": self.interrupted,
             "plan_digest": self.plan_digest,
             "losses": tally.losses,
-            "skipped": [episode.document() for episode in tally.skipped],
+            "skipped": [dataclasses.asdict(episode) for episode in tally.skipped],
             "lost_workers": list(tally.lost),
             "missing": self.missing,
         }

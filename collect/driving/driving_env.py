@@ -176,19 +176,10 @@ class DriveMeter:
         self._wrong_way += facts.wrong_way
 
     def measures(self, completion: float) -> Mapping[str, float]:
-        """Return the measurements so far.
+        """Return the measurements so far, with the fraction of the way driven, in [0, 1].
 
-        Args:
-            completion: Fraction of the way to the goal that was driven, in [0, 1].
-
-        Returns:
-            route_completion: The same fraction.
-            distance_m: Metres driven.
-            lane_departures: Times that the car's centre left the lane that the route follows.
-            lane_invasions: Lane markings crossed.
-            wrong_way_steps: Steps in a lane of the opposite direction.
-            lateral_deviation_m: Mean absolute distance from the lane's centre.
-            speed_mps: Mean speed.
+        The deviation and the speed are means over the steps. A lane departure is the car's centre
+        leaving the lane that the route follows, an invasion a lane marking crossed.
         """
         steps = max(self._steps, 1)
         return {
@@ -317,18 +308,11 @@ class DrivingEnvironment(Environment):
         end = f"   {task.reason}" if task.reason else ""
         where = f"{self._start.town}, {self._start.weather}"
         seconds = (self._steps - 1) * self.world.control_period_s
-        return draw_scene(
-            Scene(
-                frame=task.frame,
-                route=task.route,
-                action=action,
-                surroundings=self.world.surroundings(),
-                caption=(
-                    f"{title} on {where}   {seconds:4.1f} s   {3.6 * vehicle.speed_mps:4.1f} km/h"
-                    f"   {task.lateral_m:+.2f} m{end}"
-                ),
-            )
+        caption = (
+            f"{title} on {where}   {seconds:4.1f} s   {3.6 * vehicle.speed_mps:4.1f} km/h"
+            f"   {task.lateral_m:+.2f} m{end}"
         )
+        return draw_scene(task.frame, task.route, self.world.surroundings(), action, caption)
 
     def close(self) -> None:
         """Release the simulator."""
@@ -341,51 +325,45 @@ def _observation(frame: WorldFrame, vector: NDArray[np.float32]) -> Observation:
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """One moment of a drive, and everything to draw of it."""
-
-    frame: WorldFrame
-    route: Route
-    action: NDArray[np.float32]
-    """float32 (2,), the action that led here: steering, throttle or brake."""
-    surroundings: Surroundings
-    caption: str
-
-
-def draw_scene(scene: Scene) -> "Image.Image":
+def draw_scene(
+    frame: WorldFrame,
+    route: Route,
+    surroundings: Surroundings,
+    action: NDArray[np.float32],
+    caption: str,
+) -> "Image.Image":
     """Draw the camera's picture and a map, side by side, above a caption."""
     from PIL import Image, ImageDraw
 
     from avtd3.store.render.media import INK, PAPER, font, scaled_image
 
     picture = Image.new("RGB", (2 * PANEL_PX, PANEL_PX + CAPTION_PX), PAPER)
-    camera = scaled_image(scene.frame.image, PANEL_PX)
+    camera = scaled_image(frame.image, PANEL_PX)
     picture.paste(camera, (0, (PANEL_PX - camera.height) // 2))
     panel = Image.new("RGB", (PANEL_PX, PANEL_PX), PAPER)
-    _draw_map(ImageDraw.Draw(panel), scene)
+    _draw_map(ImageDraw.Draw(panel), frame.vehicle, route, surroundings)
     picture.paste(panel, (PANEL_PX, 0))
     draw = ImageDraw.Draw(picture)
-    _draw_bars(draw, scene.action, PAPER)
-    draw.text((8, PANEL_PX + 7), scene.caption, fill=INK, font=font(14))
+    _draw_bars(draw, action, PAPER)
+    draw.text((8, PANEL_PX + 7), caption, fill=INK, font=font(14))
     return picture
 
 
-def _draw_map(draw: "ImageDraw.ImageDraw", scene: Scene) -> None:
-    for lane in scene.surroundings.lanes:
-        _draw_line(draw, scene, lane, LANE, 8)
-    _draw_line(draw, scene, scene.route.points, ROUTE, 3)
-    goal = _to_map(scene, scene.route.points[-1:])[0]
+def _draw_map(
+    draw: "ImageDraw.ImageDraw", car: VehicleState, route: Route, surroundings: Surroundings
+) -> None:
+    for lane in surroundings.lanes:
+        _draw_line(draw, car, lane, LANE, 8)
+    _draw_line(draw, car, route.points, ROUTE, 3)
+    goal = _to_map(car, route.points[-1:])[0]
     draw.ellipse([*(goal - 6), *(goal + 6)], outline=ROUTE, width=3)
-    for x_m, y_m, yaw_rad in scene.surroundings.others:
-        _draw_vehicle(draw, scene, x_m, y_m, yaw_rad, OTHERS)
-    car = scene.frame.vehicle
-    _draw_vehicle(draw, scene, car.x_m, car.y_m, car.yaw_rad, CAR)
+    for x_m, y_m, yaw_rad in surroundings.others:
+        _draw_vehicle(draw, car, x_m, y_m, yaw_rad, OTHERS)
+    _draw_vehicle(draw, car, car.x_m, car.y_m, car.yaw_rad, CAR)
 
 
-def _to_map(scene: Scene, points: NDArray[np.float64]) -> NDArray[np.float64]:
+def _to_map(car: VehicleState, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Map world metres (N, 2) to panel pixels: the car below the middle, its heading up."""
-    car = scene.frame.vehicle
     delta = points - (car.x_m, car.y_m)
     cos, sin = np.cos(car.yaw_rad), np.sin(car.yaw_rad)
     ahead = delta @ (cos, sin)
@@ -396,12 +374,12 @@ def _to_map(scene: Scene, points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _draw_line(
     draw: "ImageDraw.ImageDraw",
-    scene: Scene,
+    car: VehicleState,
     points: NDArray[np.float64],
     colour: tuple[int, int, int],
     width: int,
 ) -> None:
-    pixels = _to_map(scene, points)
+    pixels = _to_map(car, points)
     near: NDArray[np.bool_] = np.max(np.abs(pixels - PANEL_PX / 2), axis=1) < PANEL_PX
     if near.sum() < 2:
         return
@@ -414,7 +392,7 @@ def _draw_line(
 
 def _draw_vehicle(
     draw: "ImageDraw.ImageDraw",
-    scene: Scene,
+    car: VehicleState,
     x_m: float,
     y_m: float,
     yaw_rad: float,
@@ -423,7 +401,7 @@ def _draw_vehicle(
     corners = np.array([[2.3, 0.92], [2.3, -0.92], [-2.3, -0.92], [-2.3, 0.92]])
     cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
     world = corners @ np.array([[cos, sin], [-sin, cos]]) + (x_m, y_m)
-    draw.polygon([tuple(p) for p in _to_map(scene, world)], fill=colour)
+    draw.polygon([tuple(p) for p in _to_map(car, world)], fill=colour)
 
 
 def _draw_bars(
