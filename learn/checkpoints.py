@@ -207,7 +207,7 @@ def save_checkpoint(
         files.fsync_directory(temporary)
         replaced = directory / f".{path.name}{_REPLACED}"
         if path.exists():  # the run rolled back to it
-            path.rename(replaced)
+            _move(path, replaced)
         temporary.rename(path)
         files.fsync_directory(directory)
         files.remove_tree(replaced)
@@ -222,7 +222,12 @@ def fix_replaced(directory: Path) -> None:
             if path.exists():
                 files.remove_tree(replaced)
             else:
-                replaced.rename(path)
+                _move(replaced, path)
+
+
+def _move(source: Path, target: Path) -> None:
+    if not files.move_directory(source, target):
+        files.remove_tree(source)
 
 
 def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> CheckpointMetadata:
@@ -462,7 +467,7 @@ class CheckpointManager:
             aside = parent / f"{number + 1:03d}"
             aside.mkdir()
             for path in reversed(later):
-                path.rename(aside / path.name)
+                _move(path, aside / path.name)
             files.fsync_directory(aside)
             files.fsync_directory(self._directory)
         return aside

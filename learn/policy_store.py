@@ -7,8 +7,6 @@ policy with its sidecar, because a copy of the directory may be incomplete.
 """
 
 import dataclasses
-import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -289,8 +287,7 @@ class PolicyStore:
 
 
 def _create(path: Path, data: bytes) -> bool:
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    return files.create_exclusive(path, data, aside)
+    return files.create_exclusive(path, data, files.aside_of(path))
 
 
 def _stamp(path: Path) -> tuple[tuple[int, ...], ...]:

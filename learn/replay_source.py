@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.evaluation import EpisodeMetrics
 from avtd3.learn.report import LearnProgress
-from avtd3.store.dataset import SEGMENTS, STAGING, Dataset
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import DatasetError, DatasetUnreadableError, NoSegmentsError
-from avtd3.store.format.layout import GROUP_FILE
+from avtd3.store.format.layout import GROUP_FILE, SEGMENTS, STAGING
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.tracker import RefreshReport, name_refused
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.episode_table import Attribute, EpisodeTable
-from avtd3.store.errors import SpecError
+from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.events import Event, EventTable
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
@@ -192,7 +192,7 @@ class Episode:
         frames = self.frames
         stack = stack if stack is not None or self.spec.image is None else self.spec.image.stack
         if stack is None or stack < 1:
-            raise SpecError(f"stack is {stack!r}, expected 1 or more")
+            raise SpecError(f"stack is {abbreviate(stack)}, expected 1 or more")
         rows = np.arange(len(frames))[:, None] + np.arange(1 - stack, 1)
         stacks = frames[np.maximum(rows, 0)]
         shape = (len(frames), stack * frames.shape[1], *frames.shape[2:])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import MissingPackageError, SpecError
+from avtd3.store.errors import MissingPackageError, SpecError, abbreviate
 from avtd3.store.events import MAX_TEXT
 from avtd3.store.format.arrays import ArrayFiles
 from avtd3.store.format.layout import EPISODE_NUMBERS, ArrayLayout
@@ -69,7 +69,7 @@ class EpisodeInfo:
         check_text("policy_digest", self.policy_digest)
         if not 0.0 <= self.exploration_noise < math.inf:
             raise SpecError(
-                f"episode exploration_noise is {self.exploration_noise!r}, expected >= 0"
+                f"episode exploration_noise is {abbreviate(self.exploration_noise)}, expected >= 0"
             )
         if len(self.attributes) > MAX_ATTRIBUTES:
             raise SpecError(
@@ -87,13 +87,13 @@ def check_text(field: str, value: object) -> None:
     """
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise SpecError(
-            f"episode {field} is {value!r:.80}, expected a string of at most {MAX_TEXT} characters"
+            f"episode {field} is {abbreviate(value)}, expected at most {MAX_TEXT} characters"
         )
 
 
 def _check_int64(field: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in _INT64:
-        raise SpecError(f"episode {field} is {value!r}, expected a 64-bit whole number")
+        raise SpecError(f"episode {field} is {abbreviate(value)}, expected a 64-bit whole number")
     return value
 
 
@@ -106,8 +106,8 @@ def _check_attribute(name: str, value: object) -> Attribute:
         return _check_int64(name, value)
     if not _ATTRIBUTE_NAME.fullmatch(name) or name in _RESERVED:
         raise SpecError(
-            f"{name!r} cannot name an attribute: expected letters, digits and '_', at most 64, and "
-            f"none of {', '.join(sorted(_RESERVED))}"
+            f"{abbreviate(name)} cannot name an attribute: expected letters, digits and '_', at "
+            f"most 64, and none of {', '.join(sorted(_RESERVED))}"
         )
     if isinstance(value, str):
         check_text(name, value)
@@ -117,7 +117,7 @@ def _check_attribute(name: str, value: object) -> Attribute:
     if isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
     raise SpecError(
-        f"episode attribute {name} is {value!r:.80}, expected a string or a finite number"
+        f"episode attribute {name} is {abbreviate(value)}, expected a string or a finite number"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import SpecError
+from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.format.arrays import ArrayFiles
 from avtd3.store.format.layout import ArrayLayout, Column
 
@@ -140,7 +140,7 @@ def check_events(events: Sequence[Event], steps: int) -> None:
         raise SpecError(f"{len(events)} events in {steps} steps, expected at most {_PER_STEP} each")
     last = 0
     for number, event in enumerate(events):
-        where = f"event {number} ({event.kind!r:.40})"
+        where = f"event {number} ({abbreviate(event.kind, 40)})"
         if not last <= event.step < steps:
             raise SpecError(f"{where} is of step {event.step}, expected {last} to {steps - 1}")
         if not all(map(math.isfinite, (event.value, event.x_m, event.y_m))):

@@ -15,24 +15,17 @@ import secrets
 import shutil
 import stat
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from avtd3.store.errors import StorageError
+from avtd3.store.errors import Avtd3Error, abbreviate, storage_error
+from avtd3.store.locks import Identity, is_running
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 """Largest JSON file that `read_json` reads by default."""
-
-_FIXES = {
-    errno.ENOSPC: "the disk is full: free some space and try again",
-    errno.EDQUOT: "the disk quota is used up: free some space and try again",
-    errno.EACCES: "permission denied: make the directory writable or choose another",
-    errno.EPERM: "not permitted: make the directory writable or choose another",
-    errno.EROFS: "the file system is read-only: choose another directory",
-    errno.EIO: "the device failed: check the disk, then try again",
-}
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _ABOUT_THE_FILE = frozenset(
@@ -67,17 +60,14 @@ def storage_errors(path: Path | str) -> Iterator[None]:
         path: What is written; the message names it if the error has no file name.
 
     Raises:
-        StorageError: In place of any other `OSError` raised inside.
+        StorageError: In place of any `OSError` raised inside that is not one of avtd3's.
     """
     try:
         yield
-    except StorageError:
-        raise
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        fix = _FIXES.get(error.errno or 0, f"{reason}: check the path and try again")
-        message = f"cannot write {error.filename or path}: {fix}"
-        raise StorageError(error.errno or errno.EIO, message) from error
+        if isinstance(error, Avtd3Error):
+            raise
+        raise storage_error(path, error) from error
 
 
 def is_passing(error: OSError) -> bool:
@@ -134,6 +124,15 @@ def is_directory(path: Path | str) -> bool:
     """
     mode = _mode(path)
     return mode is not None and stat.S_ISDIR(mode)
+
+
+def exists(path: Path | str) -> bool:
+    """Return whether something lies at a path; unlike `Path.exists`, an I/O error is not "no".
+
+    Raises:
+        OSError: That cannot be found out at present.
+    """
+    return _mode(path) is not None
 
 
 def _mode(path: Path | str) -> int | None:
@@ -317,7 +316,7 @@ def safe_join(root: Path, relative: str) -> Path:
         ValueError: The path is absolute, contains ``..``, or leads out through a symbolic link.
     """
     if not is_safe_relative(relative):
-        raise ValueError(f"{relative!r} is not a plain path below {root}")
+        raise ValueError(f"{abbreviate(relative)} is not a plain path below {root}")
     path = str(root)
     for name in relative.split("/"):
         path = f"{path}/{name}"
@@ -328,21 +327,44 @@ def safe_join(root: Path, relative: str) -> Path:
     real_root = os.path.realpath(root)
     real = os.path.realpath(os.path.join(real_root, relative))  # noqa: PTH118 - no Path needed
     if not real.startswith(real_root + os.sep):
-        raise ValueError(f"{relative!r} leads out of {root} through a symbolic link")
+        raise ValueError(f"{abbreviate(relative)} leads out of {root} through a symbolic link")
     return Path(real)
 
 
 def fsync_directory(path: Path | str) -> None:
     """Write the names in a directory to disk, so that they survive a power failure.
 
+    A file system that cannot do so (old CIFS, shared folders of virtual machines) is warned about.
+
     Raises:
         OSError: The device failed.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_FSYNC:
+            raise
+        _warn_of_lost_names(str(path))
     finally:
         os.close(descriptor)
+
+
+_NO_DIRECTORY_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+_warned: set[str] = set()
+"""What a warning was given about, so that each is given once."""
+
+
+def _warn_of_lost_names(path: str) -> None:
+    if "names" not in _warned:
+        _warned.add("names")
+        warnings.warn(
+            f"the file system of {path} cannot fsync directories: after a power failure, files "
+            "written shortly before may be missing",
+            stacklevel=4,
+        )
 
 
 def write_new(path: Path | str, data: bytes) -> None:
@@ -370,7 +392,7 @@ def create(path: Path | str, data: bytes) -> int:
         FileExistsError: The file exists.
         OSError: The disk is full or the directory not writable.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         view = memoryview(data)
         while view:
@@ -381,20 +403,59 @@ def create(path: Path | str, data: bytes) -> int:
     return descriptor
 
 
+_ASIDE = re.compile(r"\..+\.(\d{1,9})-(?:(\d{1,19})-([0-9a-f]{8})-)?[0-9a-f]{8}\.tmp")
+DAY_S = 86_400.0
+
+
+def aside_of(path: Path) -> Path:
+    """Return a new path beside another one, under which that one is written before it is renamed.
+
+    The name says which process writes it, so that `sweep_asides` can delete it after a kill.
+    """
+    me = Identity.current()
+    owner = f"{me.pid}-{me.start_ticks}-{me.place}"
+    return path.with_name(f".{path.name[:60]}.{owner}-{secrets.token_hex(4)}.tmp")
+
+
+def sweep_asides(directory: Path | str, older_than_s: float = DAY_S) -> None:
+    """Delete the files of `aside_of` in a directory whose writer has ended, or that are old.
+
+    Args:
+        directory: The directory; what cannot be deleted in it stays.
+        older_than_s: Age in seconds of a file whose writer may still be running elsewhere.
+    """
+    me = Identity.current()
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            match = _ASIDE.fullmatch(entry.name)
+            if match is None:
+                continue
+            pid, start_ticks, place = match.groups()
+            age_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            is_dead = place == me.place and not is_running(int(pid), int(start_ticks))
+            if is_dead or age_s > older_than_s:
+                remove(Path(entry.path))
+
+
 def write_aside(path: Path, data: bytes) -> None:
     """Replace a file atomically: a reader sees the old bytes or the new ones.
+
+    What killed processes left in the directory is deleted, see `sweep_asides`.
 
     Raises:
         StorageError: The disk is full or the directory not writable.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    aside = aside_of(path)
+    sweep_asides(path.parent)
     with storage_errors(path):
         try:
             write_new(aside, data)
             aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
+        except OSError as error:
+            error.filename = str(path)  # not the name of the temporary file
             raise
+        finally:
+            aside.unlink(missing_ok=True)
         fsync_directory(path.parent)
 
 
@@ -452,10 +513,64 @@ def share_file(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (*_NO_HARD_LINKS, errno.EXDEV):
             raise
-        with source.open("rb") as old, target.open("xb") as new:
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
+        _copy_file(source, target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with open_regular(source) as old, target.open("xb") as new:
+        shutil.copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def move_directory(source: Path, target: Path) -> bool:
+    """Rename a directory, or copy it where the file system cannot rename it.
+
+    That is so for the lower layer of overlayfs (what a container image contains), and between file
+    systems. ``target`` appears whole and fsynced, or not at all.
+
+    Returns:
+        Whether it was renamed; if not, ``source`` is still there and should be deleted.
+
+    Raises:
+        OSError: The disk is full or the directory not writable.
+    """
+    try:
+        os.rename(source, target)  # noqa: PTH104 - Path.rename, patched alike in the tests
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return True
+    aside = aside_of(target)
+    try:
+        _copy_directory(source, aside)
+        os.rename(aside, target)  # noqa: PTH104 - as above
+    finally:
+        remove_tree(aside)
+    return False
+
+
+def _copy_directory(source: Path, target: Path) -> None:
+    """Copy a directory and fsync all of it; pipes and devices are left behind."""
+    target.mkdir()
+    for entry in source.iterdir():
+        mode, copy = entry.lstat().st_mode, target / entry.name
+        if stat.S_ISLNK(mode):
+            copy.symlink_to(entry.readlink())
+        elif stat.S_ISDIR(mode):
+            _copy_directory(entry, copy)
+        elif stat.S_ISREG(mode):
+            _copy_file(entry, copy)
+    fsync_directory(target)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a directory with its content; a missing one is not an error."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # a directory: EISDIR, or EPERM on some systems
+        remove_tree(path)
 
 
 def remove_tree(path: Path) -> None:

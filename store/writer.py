@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import MAX_ATTRIBUTES, Attribute, EpisodeInfo, check_text
-from avtd3.store.errors import ConfigError, SpecError
+from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.events import Event, check_events
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS
+from avtd3.store.format.layout import MAX_STEPS
 from avtd3.store.seal import (
     EndedEpisode,
     FrameBuffer,
@@ -54,9 +54,13 @@ class WriterConfig:
     def __post_init__(self) -> None:
         steps, seconds = self.segment_steps, self.segment_seconds
         if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
-            raise ConfigError(f"writer.segment_steps is {steps!r}, expected 1..{MAX_STEPS}")
+            raise ConfigError(
+                f"writer.segment_steps is {abbreviate(steps)}, expected 1..{MAX_STEPS}"
+            )
         if not 0.0 <= seconds < math.inf:
-            raise ConfigError(f"writer.segment_seconds is {seconds!r}, expected 0 or more")
+            raise ConfigError(
+                f"writer.segment_seconds is {abbreviate(seconds)}, expected 0 or more"
+            )
 
 
 _REWARD_TOLERANCE = 1e-5
@@ -76,8 +80,8 @@ class StepChecker:
         self._terms_shape = (len(spec.reward_terms),) if spec.reward_terms else None
         self._action_shape = (spec.action_size,)
         # Compared as float32, which is what is stored.
-        self._low = np.asarray(spec.action_low, np.float32).tolist()
-        self._high = np.asarray(spec.action_high, np.float32).tolist()
+        bounds = np.asarray((spec.action_low, spec.action_high), np.float32).T.tolist()
+        self._bounds = list(enumerate(bounds))
         self._zeros = np.zeros(spec.vector_size, np.float32)
         self._period_s = spec.control_period_s
 
@@ -88,9 +92,10 @@ class StepChecker:
             SpecError: It is not.
         """
         _check_array("action", action, self._action_shape, _FLOAT32)
-        for value, low, high in zip(action.tolist(), self._low, self._high, strict=True):
-            if not low <= value <= high:  # also true of NaN
-                raise SpecError(f"action is {action}, expected {self._low} to {self._high}")
+        values = action.tolist()
+        for n, (low, high) in self._bounds:
+            if not low <= values[n] <= high:  # also true of NaN
+                raise SpecError(f"action[{n}] is {values[n]}, expected {low} to {high}")
 
     def check_reward(self, reward: float | None, reward_terms: NDArray[np.float32] | None) -> float:
         """Return the reward to store: the sum of its terms, which a given reward must equal.
@@ -145,7 +150,7 @@ class StepChecker:
         if frame_id is None:
             frame_id = number
         elif not isinstance(frame_id, _WHOLE) or not -_INT64 <= frame_id < _INT64:
-            raise SpecError(f"frame_id is {frame_id!r}, expected a 64-bit whole number")
+            raise SpecError(f"frame_id is {abbreviate(frame_id)}, expected a 64-bit whole number")
         return frame_id, time_s
 
 
@@ -155,10 +160,9 @@ def _check_array(
     if shape is None:
         if value is not None:
             raise SpecError(f"{name} was given, but the spec has none")
-        return
-    if not isinstance(value, np.ndarray):
+    elif not isinstance(value, np.ndarray):
         raise SpecError(f"{name} is {type(value).__name__}, expected {dtype} {shape}")
-    if value.shape != shape or value.dtype != dtype:
+    elif value.shape != shape or value.dtype != dtype:
         raise SpecError(f"{name} is {value.dtype} {value.shape}, expected {dtype} {shape}")
 
 
@@ -169,7 +173,7 @@ def as_bool(value: object) -> bool:
         SpecError: The value is neither.
     """
     if not isinstance(value, bool | np.bool_):
-        raise SpecError(f"terminated or truncated is {value!r}, expected True or False")
+        raise SpecError(f"terminated or truncated is {abbreviate(value)}, expected True or False")
     return bool(value)
 
 
@@ -202,6 +206,8 @@ class PendingSegment:
         """Seconds since 1970 at which the first episode began."""
         self._observations = 0
         self._running_since = 0.0
+        self._over_at = -1
+        """Value of `steps` at which the running episode is over; -1 while it is not."""
 
     @property
     def codec(self) -> FrameCodec:
@@ -216,15 +222,7 @@ class PendingSegment:
     @property
     def is_over(self) -> bool:
         """Whether the last step was the last of the running episode."""
-        last, columns = self.steps - 1, self.columns
-        return last >= self.whole_steps and bool(
-            columns.terminated[last] or columns.truncated[last]
-        )
-
-    @property
-    def running_observations(self) -> int:
-        """Observations of the running episode."""
-        return self._observations - self.whole_observations
+        return self._over_at == self.steps
 
     @property
     def whole_observations(self) -> int:
@@ -274,12 +272,15 @@ class PendingSegment:
             columns.reward_terms[row] = reward_terms
         columns.terminated[row] = terminated
         columns.truncated[row] = truncated
-        self.steps = row + 1
+        if terminated or truncated:
+            self._over_at = row + 1
+        self.steps = row + 1  # last: what an interrupt leaves before is no part of the episode
 
     def truncate(self) -> None:
         """Mark the last step of the running episode as its last, if it is not."""
         if not self.is_over:
             self.columns.truncated[self.steps - 1] = True
+            self._over_at = self.steps
 
     def end(self, reason: str, events: Sequence[Event] = ()) -> None:
         """Make the running episode, of at least one step, a whole one."""
@@ -300,7 +301,7 @@ class PendingSegment:
 
     def drop_running(self) -> None:
         """Cut everything back to the whole episodes, also what an interrupted step left."""
-        self.running = None
+        self.running, self._over_at = None, -1
         self.steps = self.whole_steps
         self._observations = self.whole_observations
         if self._frames is not None:
@@ -321,6 +322,7 @@ class PendingSegment:
             self._frames.drop(observations)
         self.ended = []
         self._observations -= observations
+        self._over_at -= steps
         self.steps -= steps
         self.whole_steps = 0
         self.opened_at = self._running_since
@@ -400,7 +402,7 @@ class SegmentWriter:
     ) -> None:
         if not _COLLECTOR_NAME.fullmatch(collector):
             raise ConfigError(
-                f"collector is {collector!r}, expected 1 to 64 letters, digits, '-' or '_'"
+                f"collector is {abbreviate(collector)}, expected 1 to 64 letters, digits, - and _"
             )
         self.bytes_published = 0
         """Bytes of all segments that this writer has published."""
@@ -474,7 +476,7 @@ class SegmentWriter:
         changed = [name for name, is_text in self._is_text.items() if kinds[name] != is_text]
         if changed:
             raise SpecError(
-                f"attribute {changed[0]} is {attributes[changed[0]]!r:.80}, expected a "
+                f"attribute {changed[0]} is {abbreviate(attributes[changed[0]])}, expected a "
                 f"{'text' if self._is_text[changed[0]] else 'number'} as in an earlier episode"
             )
         if len(kinds) > MAX_ATTRIBUTES:
@@ -512,19 +514,19 @@ class SegmentWriter:
         pending = self._pending
         if pending.running is None or pending.is_over:
             raise SpecError("no episode is running; call begin first")
-        if pending.running_steps >= MAX_STEPS:
+        number, checker = pending.running_steps + 1, self._checker
+        if number > MAX_STEPS:
             raise SpecError(f"the episode has {MAX_STEPS} steps, the most allowed; end it")
-        self._checker.check_action(action)
-        total = self._checker.check_reward(reward, reward_terms)
-        number = pending.running_observations
-        frame_id, sim_time_s = self._checker.check_observation(observation, number)
+        checker.check_action(action)
+        total = checker.check_reward(reward, reward_terms)
+        frame_id, sim_time_s = checker.check_observation(observation, number)
         if type(terminated) is not bool or type(truncated) is not bool:
             terminated, truncated = as_bool(terminated), as_bool(truncated)
         if end_reason:
             check_text("end_reason", end_reason)
             if not (terminated or truncated):
                 raise SpecError(
-                    f"end_reason is {end_reason!r}, but the step is neither terminated nor "
+                    f"end_reason is {abbreviate(end_reason)}, but the step is not terminated or "
                     "truncated; give it with the last step only"
                 )
         pending.end_reason = end_reason
@@ -641,7 +643,7 @@ class SegmentWriter:
             size_bytes=sum(map(len, files.values())),
         )
         try:
-            publish(staging, target, files, MANIFEST_FILE)
+            publish(staging, target, files)
         except BaseException:
             # What readers can see is published, even if the last fsync failed or a signal came.
             # If it were kept, it would be published twice.

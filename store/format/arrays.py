@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.errors import abbreviate
 from avtd3.store.files import parse_json, read_bytes, retry, safe_join, sha256, sha256_of_file
 from avtd3.store.format.codec import CRC_BYTES, ChainKind, unseal
 from avtd3.store.format.layout import GROUP_FILE, ArrayLayout
@@ -88,7 +89,7 @@ class ArrayFiles:
         shape = lookup(self._metadata(path), "shape")
         with self._faults(path):
             if not is_shape(shape, 1) or shape[0] > most:
-                raise ValueError(f"shape is {shape!r}, expected 1 to {most} rows")
+                raise ValueError(f"shape is {abbreviate(shape)}, expected 1 to {most} rows")
         return int(shape[0])
 
     def dtype(self, name: str, allowed: Sequence[str]) -> str:
@@ -103,7 +104,9 @@ class ArrayFiles:
         dtype = lookup(self._metadata(path), "data_type")
         with self._faults(path):
             if dtype not in allowed:
-                raise ValueError(f"data_type is {dtype!r}, expected one of {', '.join(allowed)}")
+                raise ValueError(
+                    f"data_type is {abbreviate(dtype)}, expected one of {', '.join(allowed)}"
+                )
         return str(dtype)
 
     def read(self, layout: ArrayLayout) -> NDArray[Any]:

@@ -15,7 +15,7 @@ import numcodecs.zstd
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, abbreviate
 
 # A chunk has 28 kB: threads in blosc cost more than they save, and its global thread pool does not
 # survive a fork.
@@ -57,7 +57,9 @@ class FrameCodec:
 
     def __post_init__(self) -> None:
         if self.name not in ("lz4hc", "zstd", "raw", "auto"):
-            raise ConfigError(f"codec.name is {self.name!r}, expected lz4hc, zstd, raw or auto")
+            raise ConfigError(
+                f"codec.name is {abbreviate(self.name)}, expected lz4hc, zstd, raw or auto"
+            )
         _check_range("codec.level", self.level, 1, 9)
         _check_range("codec.chunk_frames", self.chunk_frames, 1, 64)
 
@@ -102,7 +104,7 @@ class FrameCodec:
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}, expected a whole number {low}..{high}")
+        raise ConfigError(f"{name} is {abbreviate(value)}, expected a whole number {low}..{high}")
 
 
 def crc32c(data: bytes) -> bytes:
@@ -156,7 +158,7 @@ def chain_kind(codecs: Any) -> ChainKind:  # noqa: ANN401 - any JSON value
     if names == ["bytes", "blosc", "crc32c"]:
         return "blosc"
     raise ValueError(
-        f"the codecs of a chunk are {names or codecs!r:.200}, format 1 allows bytes, "
+        f"the codecs of a chunk are {abbreviate(names or codecs, 200)}, format 1 allows bytes, "
         "then blosc, zstd or nothing, then crc32c"
     )
 

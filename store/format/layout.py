@@ -14,6 +14,8 @@ from avtd3.store.spec import EpisodeSpec
 
 FORMAT_VERSION = 1
 """Version of the dataset format that this code writes; it reads this and all earlier ones."""
+SEGMENTS, STAGING, QUARANTINE = "segments", ".staging", "quarantine"
+"""Directories of a dataset."""
 GROUP_FILE = "zarr.json"
 MANIFEST_FILE = "MANIFEST.json"
 MAX_STEPS = 1_000_000

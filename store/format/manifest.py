@@ -19,6 +19,8 @@ from avtd3.store.errors import (
     SegmentCorruptError,
     SegmentNotFoundError,
     SegmentUnreadableError,
+    abbreviate,
+    advice,
 )
 from avtd3.store.files import (
     canonical_json,
@@ -207,6 +209,11 @@ def read_error(
     """
     if not is_passing(error):
         try:
+            if path.is_symlink():
+                return SegmentCorruptError(
+                    f"segment {path.name} ({path.parent}) is a symbolic link, expected a "
+                    "directory; move the segment itself there, or make a hard-linked copy (cp -al)"
+                )
             if is_directory(path):
                 return corrupt(path, f"{name}{says}: {error.strerror}")
         except OSError as failure:
@@ -217,9 +224,8 @@ def read_error(
                 "refresh the snapshot"
             )
     return SegmentUnreadableError(
-        f"segment {path.name} ({path.parent}): {name} is unreadable now "
-        f"({error.strerror or error}), which says nothing about its data; "
-        "check the disk, the mount and the permissions, then try again"
+        f"segment {path.name} ({path.parent}): {name} is unreadable now, which says nothing about "
+        f"its data; {advice(error, reads=True)}"
     )
 
 
@@ -245,7 +251,7 @@ def read_manifest(path: Path) -> Manifest:
     version = document.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise FormatVersionError(
-            f"segment {path.name} ({path.parent}) has format {version}, this version of avtd3 "
+            f"segment {path.name} ({path.parent}) has format {abbreviate(version)}, this avtd3 "
             f"reads up to {FORMAT_VERSION}: install a newer avtd3"
         )
     try:
@@ -255,7 +261,7 @@ def read_manifest(path: Path) -> Manifest:
     if not _digest_holds(data, manifest.digest):
         raise corrupt(path, f"{MANIFEST_FILE} does not match its own digest")
     if manifest.segment_id != path.name:
-        raise corrupt(path, f"{MANIFEST_FILE} is that of segment {manifest.segment_id}")
+        raise corrupt(path, f"{MANIFEST_FILE} is that of segment {abbreviate(manifest.segment_id)}")
     return manifest
 
 
@@ -276,13 +282,14 @@ def _parse(data: bytes, path: Path) -> Any:  # noqa: ANN401 - any JSON value
 
 def _from_json(document: dict[str, Any], path: Path) -> Manifest:
     if document.keys() != _KEYS:
-        raise ValueError(f"missing or unknown keys: {sorted(_KEYS ^ document.keys())}")
+        wrong = abbreviate(sorted(_KEYS ^ document.keys()))
+        raise ValueError(f"missing or unknown keys: {wrong}")
     files = document["files"]
     if not isinstance(files, FileTable):
         files = _read_files(files)
     for name in _COUNTS:
         if type(document[name]) is not int or document[name] < 1:
-            raise ValueError(f"{name} is {document[name]!r}, expected a whole number above 0")
+            raise ValueError(f"{name} is {abbreviate(document[name])}, expected 1 or more")
     if document["observations"] != document["steps"] + document["episodes"]:
         raise ValueError("observations are not steps + episodes")
     if not isinstance(document["provenance"], dict):
@@ -316,7 +323,7 @@ def _check_paths(paths: tuple[str, ...]) -> tuple[str, ...]:
     """Return the paths if they are plain and distinct; one tuple for all segments with them."""
     for name in paths:
         if type(name) is not str or not is_safe_relative(name):
-            raise ValueError(f"file {name!r} is not a plain path")
+            raise ValueError(f"file {abbreviate(name)} is not a plain path")
     if len(set(paths)) != len(paths):
         raise ValueError("a file is listed twice")
     return paths

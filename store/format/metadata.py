@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from avtd3.store.errors import abbreviate
 from avtd3.store.format.codec import ChainKind, FrameCodec, chain_kind
 from avtd3.store.format.layout import FRAMES, ArrayLayout
 
@@ -119,7 +120,9 @@ def frame_encoding(document: Mapping[str, Any], layout: ArrayLayout) -> tuple[Ch
     _check_value("index_location", lookup(settings, "index_location") or "end", "end")
     inner = lookup(settings, "chunk_shape")
     if not is_shape(inner, len(layout.shape)) or inner[1:] != frame_shape:
-        raise ValueError(f"the chunk shape in a shard is {inner!r}, expected [k, *{frame_shape}]")
+        raise ValueError(
+            f"the chunk shape in a shard is {abbreviate(inner)}, expected [k, *{frame_shape}]"
+        )
     if (size := math.prod(inner)) > 2 * layout.nbytes + _SLACK_BYTES:
         raise ValueError(f"a chunk has {size} bytes, but the array only {layout.nbytes}")
     frames = -(-layout.shape[0] // inner[0]) * inner[0]
@@ -130,7 +133,9 @@ def frame_encoding(document: Mapping[str, Any], layout: ArrayLayout) -> tuple[Ch
 
 def _check_value(key: str, found: object, expected: object) -> None:
     if found != expected:
-        raise ValueError(f"{key} is {found!r:.200}, format 1 expects {expected!r}")
+        raise ValueError(
+            f"{key} is {abbreviate(found, 200)}, format 1 expects {abbreviate(expected)}"
+        )
 
 
 def lookup(document: object, *keys: str) -> Any:  # noqa: ANN401 - any JSON value

@@ -24,19 +24,15 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import canonical_json, is_directory, sha256
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.format.manifest import FRAMES_CHECKSUMS, Limits, read_manifest
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
     Problems,
-    clear_staging,
-    empty_trash,
     exclusive,
     find_leftovers,
     remove_leftovers,
-    remove_segments,
 )
 from avtd3.store.render.text import file_size, plural
 from avtd3.store.replaced import ORIGIN, RELABEL, REPLACES, episode_digests, origins
@@ -50,7 +46,7 @@ from avtd3.store.seal import (
     seal_files,
 )
 from avtd3.store.segment import Segment
-from avtd3.store.staging import publish
+from avtd3.store.staging import publish, remove_segments
 
 MAX_TARGET_STEPS = 131_072
 """Largest target: a merged segment is built in memory, about 4 kB per step of 84x84 frames."""
@@ -144,7 +140,6 @@ def compact(
     if dry_run:
         return _Compaction(dataset, target_steps).report(dry_run=True, stopped=False)
     with exclusive(dataset):
-        empty_trash(dataset)
         work = _Compaction(dataset, target_steps)
         stopped = work.run(clock, should_stop, on_progress)
         return work.report(dry_run=False, stopped=stopped)
@@ -245,7 +240,7 @@ class _Compaction:
         visible = {segment.id for segment in self._snapshot.segments}
         self._bytes_after += _merge_segments(self._dataset, group, name, visible, now_s=now_s)
         self._done.append(group)
-        remove_segments(self._dataset, [segment.id for segment in group])
+        remove_segments(self._dataset.path, [segment.id for segment in group])
 
     def report(self, *, dry_run: bool, stopped: bool) -> CompactReport:
         """Return what was done or, in a dry run, what would be done."""
@@ -362,12 +357,10 @@ def _merge_segments(
                     f"segment {source.id} was removed while it was merged; try again"
                 )
 
-    clear_staging(dataset, segment_id)
     publish(
         dataset.staging_path / segment_id,
         dataset.segments_path / segment_id,
         files,
-        MANIFEST_FILE,
         check=check,
     )
     return sum(map(len, files.values()))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import SEGMENT_ERRORS, ConfigError
+from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, abbreviate
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
@@ -20,15 +20,14 @@ from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
     Problems,
-    empty_trash,
     exclusive,
     find_leftovers,
     remove_leftovers,
-    remove_segments,
 )
 from avtd3.store.render.text import file_size, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
+from avtd3.store.staging import remove_segments
 
 _AT_ONCE = 16
 """Segments that are removed between two calls of ``should_stop``."""
@@ -56,9 +55,11 @@ class PruneConfig:
         for name in ("max_bytes", "max_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"prune.{name} is {value!r}, expected 1 or more")
+                raise ConfigError(f"prune.{name} is {abbreviate(value)}, expected 1 or more")
         if self.older_than_s is not None and not 0.0 <= self.older_than_s < math.inf:
-            raise ConfigError(f"prune.older_than_s is {self.older_than_s!r}, expected 0 or more")
+            raise ConfigError(
+                f"prune.older_than_s is {abbreviate(self.older_than_s)}, expected 0 or more"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +140,6 @@ def prune(
     """
     dataset = Dataset.open(path)
     with contextlib.nullcontext() if dry_run else exclusive(dataset):
-        if not dry_run:
-            empty_trash(dataset)
         work = _Pruning(dataset, config, clock())
         gone = work.chosen if dry_run else list(work.remove(should_stop, on_progress))
         return work.report(gone, dry_run=dry_run)
@@ -231,7 +230,7 @@ class _Pruning:
             replaced = {name for segment in batch for name in self._replaced_by(segment)}
             if replaced:
                 remove_leftovers(self._dataset, self._snapshot, replaced, self._problems)
-            remove_segments(self._dataset, [segment.id for segment in batch])
+            remove_segments(self._dataset.path, [segment.id for segment in batch])
             yield from batch
             done = min(start + _AT_ONCE, total)
             on_progress(MaintenanceProgress(verb="removed", done=done, total=total))

@@ -20,6 +20,7 @@ from avtd3.store.errors import (
     ConfigError,
     SpecError,
     StorageError,
+    abbreviate,
 )
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import seal
@@ -30,8 +31,6 @@ from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
     Problems,
-    clear_staging,
-    empty_trash,
     exclusive,
 )
 from avtd3.store.render.text import file_size, plural
@@ -59,11 +58,17 @@ def full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, f
         if name not in terms:
             near = difflib.get_close_matches(name, terms, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"weight of {name!r}: the terms are {', '.join(terms)}{hint}")
+            raise ConfigError(
+                f"weight of {abbreviate(name)}: the terms are {', '.join(terms)}{hint}"
+            )
         if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise ConfigError(f"weight of {name!r} is {weight!r}, expected a number")
+            raise ConfigError(
+                f"weight of {abbreviate(name)} is {abbreviate(weight)}, expected a number"
+            )
         if not math.isfinite(weight):
-            raise ConfigError(f"weight of {name!r} is {weight!r}, expected a finite number")
+            raise ConfigError(
+                f"weight of {abbreviate(name)} is {abbreviate(weight)}, expected a finite number"
+            )
     return {name: float(weights.get(name, 1.0)) for name in terms}
 
 
@@ -185,7 +190,6 @@ def relabel(
         raise ConfigError(f"{target} is the source dataset itself; name a new directory")
     new = Dataset.create(target, old.spec)
     with exclusive(new):
-        empty_trash(new)
         work = _Relabelling(old, new, full)
         stopped = work.run(clock, should_stop, on_progress)
         return work.report(stopped=stopped)
@@ -276,9 +280,8 @@ class _Relabelling:
         }
         files[MANIFEST_FILE] = self._manifest(segment, name, files, shared, now_s)
         target = self._new.segments_path / name
-        clear_staging(self._new, name)
         try:
-            publish(self._new.staging_path / name, target, files, MANIFEST_FILE, shared=shared)
+            publish(self._new.staging_path / name, target, files, shared=shared)
         except StorageError:
             segment.verify()  # raises a clearer error if the segment was removed
             raise

@@ -553,7 +553,7 @@ def test_the_replay_mode_is_reported_and_does_not_change_the_result(
 
 
 @pytest.mark.parametrize("held", ["run", "policies"])
-def test_a_second_learner_is_told_who_uses_the_directory(
+def test_a_second_learner_says_who_uses_the_directory(
     tmp_path, make_spec, publish_episodes, config, held
 ):
     publish_episodes(tmp_path / "data", make_spec())
@@ -611,7 +611,7 @@ def test_a_resumed_learner_repairs_what_a_killed_one_left_of_policy_0(
     waiting = ProgressCallback(
         lambda _: None, lambda: bool(seen.append(policies.latest(spec)) or 1)
     )
-    config = dataclasses.replace(config, learning_starts=10**6)  # waits for data for ever
+    config = dataclasses.replace(config, learning_starts=10**6)  # waits for data
     train(
         config,
         datasets=tmp_path / "data",
