@@ -80,10 +80,9 @@ class CarlaWorld:
         with self._ending_lost_child():
             child = self._connected()
             self._episodes += 1
-            result = child.ask("reset", scenario, seed)
+            start: WorldStart
+            start, self.notices = child.ask("reset", scenario, seed)
         self._is_running = True
-        self.notices = result.notices
-        start: WorldStart = result.start
         return start
 
     def _connected(self) -> ClientProcess:

@@ -66,6 +66,8 @@ class EpisodeSetup:
 
     route: Route
     """The route to the goal."""
+    lanes: tuple[int, ...]
+    """Indices of the lanes that the route runs along, in driving order."""
     weather: Weather
     """Light, sky and wetness."""
     start: Start
@@ -118,9 +120,11 @@ def draw_setup(
     route_rng, start_rng, camera_rng, traffic_rng, simulator_rng = (
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
     )
-    route = scenario_route(network, scenario, route_rng).route
+    planned = scenario_route(network, scenario, route_rng)
+    route = planned.route
     return EpisodeSetup(
         route=route,
+        lanes=planned.lanes,
         weather=draw_weather(scenario.weather, camera_rng),
         start=_draw_start(route, start_rng, config),
         camera_rng=camera_rng,

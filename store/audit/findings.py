@@ -208,6 +208,10 @@ CHECKS: dict[str, Check] = {
         "frames were lost",
         "check whether the simulator is overloaded; the data can be used for training",
     ),
+    "other-control": _warning(
+        "the simulator drove steps with another action than the stored one",
+        "use avtd3's own driver for the simulator; leave out episodes in which it happened often",
+    ),
     "sim-time": _warning(
         "simulated time does not advance by the control period",
         "run the simulator in synchronous mode with a fixed time step",
