@@ -18,6 +18,8 @@ PROGRESS_STEPS = 20
 """Steps between two failures after which they no longer count as consecutive: one second of
 driving. A server that lives for a step or two would otherwise fill a dataset with episodes of that
 length."""
+_FINAL = ("server_away", "server_busy")
+"""Losses that another attempt does not change."""
 NO_ROUTE = "no_route"
 """Reason of an episode whose route cannot be driven on its roads."""
 
@@ -83,7 +85,7 @@ class Recovery:
         too_many = self._count_failure(steps)
         self._attempts = self._attempts + 1 if index == self._index else 1
         self._index = index
-        if error.reason == "server_away":
+        if error.reason in _FINAL:
             raise error
         if too_many:
             raise WorldLost(f"{too_many}: {error}", error.reason)

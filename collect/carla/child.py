@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from avtd3.collect.carla.car import Car, Sensors
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.doctor import CHECKS, FAILED, OK, WARNING, Finding
-from avtd3.collect.carla.server import ReportPhase, Server, Settings
+from avtd3.collect.carla.server import BUSY, ReportPhase, Server, Settings
 from avtd3.collect.carla.session import Session
 from avtd3.collect.maps.camera_mounting import draw_mounting
 from avtd3.collect.maps.episode_setup import Start
@@ -71,17 +71,16 @@ class Checkup:
 
     def use(self) -> CheckResult:
         """Check that no other client drives on the server."""
-        server = self.server
-        found = server.settings()
-        if found["synchronous_mode"] and server.hears_a_tick():
-            return _result(
-                "use",
-                "another client drives here: it ticks the server, which is in synchronous mode",
-                FAILED,
-                "stop the other client, or start another server and give its --port",
-            )
+        found = self.server.settings()
+        try:
+            leftovers = len(self.server.find_leftovers())
+        except WorldLost as error:
+            if error.reason != BUSY:
+                raise
+            text, _, fix = str(error).partition("; ")
+            return _result("use", text, FAILED, fix)
         self._found = found
-        if leftovers := len(server.leftovers()):
+        if leftovers:
             text = f"a crashed run has left {leftovers} actors"
             return _result("use", text, WARNING, "the next avtd3 collect removes them")
         if found["synchronous_mode"]:

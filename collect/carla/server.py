@@ -25,9 +25,13 @@ from avtd3.collect.maps.opendrive import read_opendrive
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.scenarios import GENERATED, Scenario
 from avtd3.store.errors import ConfigError, WorldError, WorldLost
+from avtd3.store.locks import Identity
 
 ROLE = "avtd3"
-"""Role name of every actor that avtd3 spawns; identifies the actors of a crashed run."""
+"""Beginning of the role name of the actors that avtd3 spawns; the identity of the process follows,
+which tells the actors of a crashed run from those of a run that still drives."""
+BUSY = "server_busy"
+"""Reason of `WorldLost`: another client drives on the server."""
 REJECTED = "bad_answer"
 """Reason of `WorldLost`: the server rejected a call, or sent what cannot be used."""
 Settings = dict[str, Any]
@@ -39,7 +43,8 @@ _SUBSTEP_S, _SUBSTEPS = 0.01, 10
 _SAME_S = 1e-6  # a server may store settings as float32
 _SUBSCRIBED_S = 0.5
 """Maximum wait for the snapshot of a tick that may have come before the subscription."""
-_LISTEN_S = 1.0
+_LISTEN_S, _END_S, _BREAK_S = 1.0, 2.0, 0.2
+"""How long to listen for a tick, and how long another process may take to end, with breaks."""
 _PIXEL_M = 0.1
 _CACHED_TOWNS = 8
 
@@ -63,7 +68,8 @@ class Server:
 
     def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
         self.config, self.port, self._report_phase = config, port, report_phase
-        self.where, self.mark = f"{config.host}:{port}", ROLE
+        self.where = f"{config.host}:{port}"
+        self.mark = f"{ROLE} {Identity.current('avtd3 client').to_bytes().decode().strip()}"
         self.client: carla.Client = None
         self.world: carla.World = None
         self.is_gone = False
@@ -241,29 +247,51 @@ class Server:
             if answer.has_error():
                 raise self._rejected(what, answer.error)
 
-    def hears_a_tick(self) -> bool:
-        """Return whether another client ticks the server, which is in synchronous mode."""
-        self.phase("wait for a tick of another client", _LISTEN_S)
-        try:
-            self.world.wait_for_tick(_LISTEN_S)
-        except RuntimeError:
-            return False
-        return True
-
-    def leftovers(self) -> list[int]:
+    def find_leftovers(self) -> list[int]:
         """Return the ids of the actors that a crashed run of avtd3 has left, sensors first.
 
         The driven car has the role name of any other; the sensors that are mounted on it have ours.
+
+        Raises:
+            WorldLost: The server did not answer; with reason `BUSY`: another client drives there.
         """
-        with self.calling("list its actors"):
-            if self.world.get_settings().synchronous_mode:
-                self._first_tick()  # a new client sees no actors before
-            actors = list(self.world.get_actors())
-        ours = [actor for actor in actors if actor.attributes.get("role_name") == ROLE]
+        if self.settings()["synchronous_mode"] and self._hears_ticks():
+            raise self._busy("another client ticks it, in synchronous mode")
+        end_s = time.monotonic() + _END_S
+        while True:
+            with self.calling("list its actors"):
+                if self.world.get_settings().synchronous_mode:
+                    self._first_tick()  # a new client sees no actors before
+                actors = list(self.world.get_actors())
+            ours = [actor for actor in actors if _role(actor).startswith(ROLE)]
+            owners = {_role(actor): _owner(actor) for actor in ours}
+            alive = [owner for owner in owners.values() if owner and owner.is_dead() is False]
+            if not alive:
+                break
+            if time.monotonic() > end_s:
+                raise self._busy(str(alive[0]))
+            time.sleep(_BREAK_S)  # its process may be about to remove them and to end
         # Sensors first: then nothing is attached to the cars.
         ours.sort(key=lambda actor: not actor.type_id.startswith("sensor."))
-        cars = {actor.parent.id for actor in ours if actor.parent is not None}
+        cars = [actor.parent.id for actor in ours if actor.parent is not None]
         return list(dict.fromkeys((*(actor.id for actor in ours), *cars)))
+
+    def _busy(self, who: str) -> WorldLost:
+        return WorldLost(
+            f"CARLA server {self.where} is in use: {who}; stop the other client, or start another "
+            "server and give its --port",
+            BUSY,
+        )
+
+    def _hears_ticks(self) -> bool:
+        """Return whether another client ticks the server; one tick may be that of a dead one."""
+        try:
+            for _ in range(2):
+                self.phase("wait for a tick of another client", _LISTEN_S)
+                self.world.wait_for_tick(_LISTEN_S)
+        except RuntimeError:
+            return False
+        return True
 
     def _first_tick(self) -> None:
         """Tick until a snapshot comes; the first may be sent before the subscription is live."""
@@ -419,6 +447,18 @@ def is_timeout(error: RuntimeError) -> bool:
 def asynchronous(settings: Settings) -> Settings:
     """Return settings with which a server runs by itself."""
     return {**settings, "synchronous_mode": False, "fixed_delta_seconds": None}
+
+
+def _role(actor: carla.Actor) -> str:
+    return str(actor.attributes.get("role_name", ""))
+
+
+def _owner(actor: carla.Actor) -> Identity | None:
+    """Return which process spawned an actor of avtd3; None if it does not say."""
+    try:
+        return Identity.from_bytes(_role(actor).removeprefix(ROLE).encode())
+    except ValueError:
+        return None
 
 
 def _one_line(error: object) -> str:

@@ -92,12 +92,12 @@ class Session:
                 the current ones.
 
         Raises:
-            WorldLost: There is no server, or it did not answer.
+            WorldLost: There is no server, it did not answer, or another client drives there.
             WorldError: The server has another version.
         """
         self.server.connect()
         settings = self.server.settings()
-        leftovers = self.server.leftovers()
+        leftovers = self.server.find_leftovers()
         self.server.destroy(leftovers)
         if found is None:
             # With leftovers, the settings are those of a crashed run: no client would ever tick.

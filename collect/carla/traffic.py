@@ -29,7 +29,7 @@ _APART_M = 8.0
 _DROP_M, _WALKER_DROP_M = 0.5, 1.0  # the origin of a walker is in its middle
 _ON_LANE_M = 3.0
 _MAX_SEED = 2**31 - 1
-_POLL_S, _BLOCKED_S = 0.25, 1.5
+_POLL_S, _BLOCKED_S = 0.2, 1.0
 """How often to look at a running tick, and after how long without its end the manager is woken."""
 _WAKE_S = 2.0
 # msgpack-RPC of `set_synchronous_mode(False)` and of `set_synchronous_mode(True)`.
@@ -160,7 +160,7 @@ class CarlaTraffic:
 
     def _start_driving(self, seed: int) -> None:
         with self._server.calling("start its traffic", limit_s=self._server.config.load_timeout_s):
-            manager = self._manager = self._manager or self._open_manager()
+            manager = self._manager or self._open_manager()
             manager.set_random_device_seed(seed % _MAX_SEED)
             port = manager.get_port()
             for vehicle in self._vehicles:
@@ -171,12 +171,10 @@ class CarlaTraffic:
         manager = self._server.client.get_trafficmanager(port)
         manager.set_synchronous_mode(True)
         manager.set_global_distance_to_leading_vehicle(2.5)
-        threading.Thread(
-            target=self._keep_awake, args=(manager, manager.get_port()), daemon=True
-        ).start()
+        self.keep_awake(manager)
         return manager
 
-    def _keep_awake(self, manager: carla.TrafficManager, port: int) -> None:
+    def keep_awake(self, manager: carla.TrafficManager) -> None:
         """Wake the traffic manager whenever it has lost the wake-up of a step.
 
         The client announces a step without the lock of its condition variable. If the manager is
@@ -184,12 +182,18 @@ class CarlaTraffic:
         arrived. Leaving synchronous mode announces the step again. The client's own methods cannot
         do that, because the blocked tick holds their lock; the manager's port for others can.
         """
-        blocked_s, before = 0.0, None
-        while self._manager in (None, manager):
+        self._manager = manager
+        threading.Thread(
+            target=self._watch, args=(manager, manager.get_port()), daemon=True
+        ).start()
+
+    def _watch(self, manager: carla.TrafficManager, port: int) -> None:
+        blocked_s, before = 0.0, self._server.ticks_from
+        while self._manager is manager:
             time.sleep(_POLL_S)
             last, before = before, self._server.ticks_from
-            is_same = before is not None and before == last
-            if not is_same or self._server.world.get_snapshot().frame <= before:
+            is_new = before is None or before != last
+            if is_new or self._server.world.get_snapshot().frame <= before:
                 blocked_s = 0.0
                 continue
             blocked_s += _POLL_S

@@ -33,9 +33,7 @@ COMMAND, WORK, ENTRY, TOPIC, OPTIONAL, PROCESS = (
     "runs in a process of its own",
 )
 SINGLE_IMPORTERS = {
-    "collect.carla.sensors": TOPIC,
     "collect.carla.session": PROCESS,
-    "collect.carla.simulator": TOPIC,
     "collect.carla.traffic": TOPIC,
     "collect.carla.world": OPTIONAL,
     "collect.driving.driving_env": ENTRY,

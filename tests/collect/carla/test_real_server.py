@@ -2,12 +2,21 @@
 
 import dataclasses
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import types
+from typing import cast
 
+import msgpack
 import numpy as np
 import pytest
 
+from avtd3.collect.carla.server import Server
+from avtd3.collect.carla.traffic import CarlaTraffic
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
@@ -23,6 +32,7 @@ from avtd3.tests.collect.carla.worlds import (
     drive,
     kinds,
     settings,
+    until,
     world_on,
 )
 from avtd3.tests.collect.maps.road_networks import document, road
@@ -125,7 +135,7 @@ def two_levels(tmp_path):
 def test_cars_start_and_are_seen_on_the_level_of_their_lanes(server, world, two_levels):
     setting = dataclasses.replace(LOOP, town=two_levels, npcs=8)
     heights, others = set(), set()
-    for seed in range(2, 14, 2):
+    for seed in (2, 4, 16, 26):
         frame = world.reset(setting, seed).frame
         poses = {a["id"]: a["pose"] for a in server.record()["actors"] if "vehicle" in a["type"]}
         (own,) = (a["id"] for a in server.record()["actors"] if a["role"] == "hero")
@@ -339,8 +349,8 @@ def test_the_expert_stops_at_a_red_light_and_who_does_not_is_recorded(server, wo
     assert sum(frame.ran_red_light for frame in frames) == 1
 
 
-def test_walkers_walk_are_obstacles_and_are_removed(server):
-    with world_on(server, walkers=6) as world:
+def test_walkers_walk_and_are_removed(carla_server):
+    with world_on(carla_server, walkers=6) as world:
         world.reset(LOOP, 2)
         before = world.surroundings().others
         drive(world, 20)
@@ -349,5 +359,61 @@ def test_walkers_walk_are_obstacles_and_are_removed(server):
         moved = np.hypot(*(after[:, :2] - before[:, :2]).T)
         assert moved.min() > 1.0
         assert moved.max() < 2.0
-        assert sum(kind.startswith("walker.") for kind in kinds(server)) == 6
-    assert kinds(server) == []
+        assert sum(kind.startswith("walker.") for kind in kinds(carla_server)) == 6
+    assert kinds(carla_server) == []
+
+
+def test_two_runs_on_one_server_leave_each_others_cars_alone(carla_server):
+    with world_on(carla_server) as first, world_on(carla_server) as second:
+        first.reset(LOOP, 2)
+        pid = first.child_pid
+        with pytest.raises(WorldLost, match=rf"is in use: process {pid} on ") as caught:
+            second.reset(LOOP, 4)
+        assert caught.value.reason == "server_busy"
+        drive(first, 3)  # nothing was removed, and no tick is missing
+        os.kill(pid, signal.SIGKILL)
+        second.reset(LOOP, 4)
+        assert kinds(carla_server).count("vehicle.tesla.model3") == 1
+        drive(second, 3)
+
+
+class BlockedManager:
+    """A manager that has lost a wake-up, and its server: a tick that waits for another one."""
+
+    def __init__(self):
+        self.ticks_from, self.world, self.calls = None, self, []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._is_woken = threading.Event()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def get_port(self):
+        return self._listener.getsockname()[1]
+
+    def get_snapshot(self):
+        return types.SimpleNamespace(frame=8)
+
+    def _serve(self):
+        link, _ = self._listener.accept()
+        with link, self._listener:
+            while data := link.recv(100):
+                self.calls.append(msgpack.unpackb(data))
+                link.sendall(msgpack.packb([1, 1, None, None]))
+                self._is_woken.set()
+
+    def tick(self):
+        """Return whether the tick was woken."""
+        self.ticks_from = 7
+        return self._is_woken.wait(60.0)
+
+
+def test_a_traffic_manager_that_lost_a_wake_up_is_woken():
+    blocked = BlockedManager()
+    traffic = CarlaTraffic(cast(Server, blocked))
+    traffic.keep_awake(blocked)
+    assert blocked.tick()
+    until(lambda: len(blocked.calls) == 2)
+    assert [call[2:] for call in blocked.calls] == [
+        ["set_synchronous_mode", [False]],
+        ["set_synchronous_mode", [True]],
+    ]
+    assert traffic.wakes == 1
