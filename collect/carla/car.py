@@ -53,12 +53,7 @@ class Pose:
 
 
 class Car:
-    """The driven vehicle.
-
-    Args:
-        server: Connected and synchronous.
-        start: Where to spawn it.
-        ground_m: Height of the road there.
+    """The driven vehicle, spawned at a start where the road has a height of `ground_m`.
 
     Raises:
         WorldLost: The server did not answer; with reason ``spawn_refused``: the place is occupied.
@@ -138,11 +133,7 @@ class Car:
         return f"the tyres have a friction of {found}, expected {expected}: the server ignored it"
 
     def place(self, start: Start, snapshot: carla.WorldSnapshot) -> None:
-        """Move the car, which has settled, exactly to its start.
-
-        Raises:
-            WorldLost: It does not stand on the road.
-        """
+        """Move the car, which has settled, exactly to its start; raise if it is not on the road."""
         found = self.find(snapshot).get_transform()
         if not abs(found.location.z - self._ground_m) < _OTHER_LEVEL_M:
             raise WorldLost(
@@ -158,10 +149,8 @@ class Car:
     def drive(self, steer: float, pedal: float, rolls_at: complex | None = None) -> None:
         """Set the control from the next tick on; return when the server has it.
 
-        Args:
-            steer: In [-1, 1], positive to the right; values outside are clipped.
-            pedal: Throttle (> 0) or brake (< 0) in [-1, 1]; values outside are clipped.
-            rolls_at: Velocity to set, x + iy in m/s; None to keep that of the car.
+        Steering and pedal (throttle above 0, brake below) are clipped to [-1, 1]. `rolls_at` is a
+        velocity to set, x + iy in m/s.
         """
         self._commanded = carla.VehicleControl(
             throttle=min(max(pedal, 0.0), 1.0),
@@ -186,11 +175,7 @@ class Car:
         )
 
     def find(self, snapshot: carla.WorldSnapshot) -> carla.ActorSnapshot:
-        """Return the car in a snapshot.
-
-        Raises:
-            WorldLost: The car is not in the snapshot.
-        """
+        """Return the car in a snapshot."""
         found = snapshot.find(self.actor.id)
         if found is None:
             raise WorldLost(
@@ -201,11 +186,7 @@ class Car:
         return found
 
     def pose(self, snapshot: carla.WorldSnapshot) -> Pose:
-        """Return the pose of the car in a snapshot.
-
-        Raises:
-            WorldLost: The car is not in the snapshot, or its pose is not finite.
-        """
+        """Return the pose of the car in a snapshot."""
         pose = pose_of(self.find(snapshot), self.ahead_m)
         values = (pose.x_m, pose.y_m, pose.z_m, pose.yaw_rad, *_parts(pose.velocity))
         if not all(map(math.isfinite, values)):
@@ -304,13 +285,7 @@ _LUMA_BGRA = (0.114, 0.587, 0.299, 0.0)  # ITU-R BT.601
 
 
 class Grayscale:
-    """Convert B, G, R, A pictures to gray ones, each pixel the mean of a square of pixels.
-
-    Args:
-        height: Rows of the gray picture.
-        width: Columns of the gray picture.
-        supersample: Rows and columns of the original picture per row and column.
-    """
+    """Convert B, G, R, A pictures to gray ones, each pixel the mean of a square of pixels."""
 
     def __init__(self, height: int, width: int, supersample: int) -> None:
         self._shape = (1, height, width)
@@ -375,16 +350,7 @@ class Contact(NamedTuple):
 
 
 class Sensors:
-    """A camera, a collision and a lane invasion sensor, mounted on a car.
-
-    Args:
-        server: Connected and synchronous.
-        car: The car.
-        mounting: Position of the camera, from the middle of the car.
-
-    Raises:
-        WorldLost: The server did not answer.
-    """
+    """A camera, a collision and a lane invasion sensor, mounted on a car."""
 
     def __init__(self, server: Server, car: Car, mounting: Mounting) -> None:
         self._server, camera = server, server.config.camera
@@ -419,9 +385,6 @@ class Sensors:
         """Start to listen, tick until the first picture arrives, and return the last snapshot.
 
         A subscription is live some milliseconds after `listen`; data sent before is lost.
-
-        Raises:
-            WorldLost: No picture arrived.
         """
         camera, collision, invasion = self._mounted
         with self._server.calling("start its sensors", limit_s=None):
@@ -455,11 +418,7 @@ class Sensors:
             return None
 
     def picture(self, frame: int) -> NDArray[np.uint8]:
-        """Return the camera's picture of a frame, uint8 (1, H, W).
-
-        Raises:
-            WorldLost: The picture did not arrive in time, or has another size than requested.
-        """
+        """Return the camera's picture of a frame, uint8 (1, H, W)."""
         deadline_s = time.monotonic() + self._wait_s
         while (shot := self._next(deadline_s - time.monotonic())) is not None:
             if shot.frame == frame:

@@ -41,11 +41,6 @@ class Checkup:
     """Checks of one server, in the order of `avtd3.collect.carla.doctor.CHECKS`.
 
     Every check raises `WorldLost` if the server does not answer.
-
-    Args:
-        config: The settings that episodes would use.
-        port: The server's RPC port.
-        report_phase: Called before everything that may block.
     """
 
     def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
@@ -56,11 +51,7 @@ class Checkup:
         self._sensors: Sensors | None = None
 
     def connection(self) -> CheckResult:
-        """Check that there is a server, of the client's version.
-
-        Raises:
-            WorldError: The server has another version.
-        """
+        """Check that there is a server, of the client's version."""
         begun_s = time.monotonic()
         self.server.connect()
         took_s = time.monotonic() - begun_s
@@ -122,11 +113,7 @@ class Checkup:
         return _result("steps", f"{_CHECK_STEPS} steps of {self._period_s:g} s in synchronous mode")
 
     def camera(self) -> CheckResult:
-        """Check that a car's camera sends a picture for every frame.
-
-        Raises:
-            ConfigError: The server has no such vehicle.
-        """
+        """Check that a car's camera sends a picture for every frame."""
         self._car = car = self._spawn()
         # Assigned before it listens, so that `close` also removes a camera that stalls.
         mounting = draw_mounting(self.server.config.camera, np.random.default_rng(0))
@@ -190,7 +177,7 @@ def _result(check: str, text: str, state: str = OK, fix: str = "") -> CheckResul
 
 
 COMMANDS = {
-    "session": ("open", "reset", "step", "surroundings", "close"),
+    "session": ("open", "reset", "step", "surroundings", "vitals", "close"),
     "checkup": (*CHECKS, "close"),
 }
 """Allowed commands, by the work that the parent chose: episodes, or the checks of the doctor."""

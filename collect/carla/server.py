@@ -50,12 +50,7 @@ _CACHED_TOWNS = 8
 
 
 class Server:
-    """A connection to a CARLA server.
-
-    Args:
-        config: Where and how long.
-        port: The server's RPC port.
-        report_phase: Called before everything that may block.
+    """A connection to a CARLA server; `report_phase` is called before everything that may block.
 
     Attributes:
         where: ``host:port``.
@@ -78,14 +73,11 @@ class Server:
 
     @contextlib.contextmanager
     def calling(self, what: str, *, limit_s: float | None = None) -> Iterator[None]:
-        """Turn the client's errors into errors of avtd3, and report the phase.
+        """Turn the client's errors into `WorldLost`, and report the phase.
 
         Args:
             what: The call, to complete "the server did not ...".
             limit_s: Timeout of each call inside; None for the configured one.
-
-        Raises:
-            WorldLost: The server did not answer, or rejected the call (reason `REJECTED`).
         """
         self.phase(what, limit_s)
         if limit_s:
@@ -209,11 +201,7 @@ class Server:
             self.apply(wanted)
 
     def tick(self) -> carla.WorldSnapshot:
-        """Advance by one frame and return its snapshot.
-
-        Raises:
-            WorldLost: The server did not answer, or answered without a snapshot.
-        """
+        """Advance by one frame and return its snapshot."""
         self.ticks_from = self._frame
         try:
             frame = self.world.tick(self.config.timeout_s)
@@ -235,9 +223,6 @@ class Server:
 
         The methods of actors do not wait for an answer. The server handles what they send in any
         order, so that a control that is followed by a tick may come into force one tick late.
-
-        Raises:
-            WorldLost: The server did not answer, or rejected a command.
         """
         try:
             answers = self.client.apply_batch_sync(list(commands), False) if commands else ()
@@ -355,7 +340,6 @@ class Towns:
         Raises:
             ConfigError: The server has no map of that name.
             RoadError: The roads cannot be used.
-            WorldLost: The server did not answer, or did not load the map.
         """
         key = _key(scenario, seed)
         if self._loaded != key:

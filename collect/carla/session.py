@@ -1,6 +1,7 @@
 """`Session`: episodes on one server, in the client process."""
 
 import dataclasses
+from typing import Any
 
 import carla
 import numpy as np
@@ -55,6 +56,10 @@ class _Episode:
     route: Route
     course: Course
     motion: Motion
+    lanes: tuple[int, ...]
+    """Lanes of the route."""
+    z_m: float
+    """Height of the car."""
     distance_m: float
     start_s: float
     """Simulated time of its first frame."""
@@ -64,13 +69,7 @@ class _Episode:
 
 
 class Session:
-    """Episodes on one server.
-
-    Args:
-        config: The settings.
-        port: The server's RPC port.
-        report_phase: Called before everything that may block.
-    """
+    """Episodes on one server; `report_phase` is called before everything that may block."""
 
     def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
         self.config = config
@@ -87,13 +86,7 @@ class Session:
     def open(self, found: Settings | None) -> Settings:
         """Connect, and remove the actors of a crashed run; return the settings to restore.
 
-        Args:
-            found: Settings to restore at the end, known from an earlier session; None to restore
-                the current ones.
-
-        Raises:
-            WorldLost: There is no server, it did not answer, or another client drives there.
-            WorldError: The server has another version.
+        `found` are those settings if an earlier session knows them.
         """
         self.server.connect()
         settings = self.server.settings()
@@ -133,7 +126,7 @@ class Session:
         )
         self._traffic.find_all(car.id)
         self._lights.begin(car, route)
-        frame = self._settle(town, car, self._sensors, route, start)
+        frame = self._settle(town, car, self._sensors, route, setup.lanes, start)
         world_start = WorldStart(
             route=route, frame=frame, town=town.network.name, weather=setup.weather.name
         )
@@ -156,7 +149,13 @@ class Session:
         raise refused
 
     def _settle(
-        self, town: Town, car: Car, sensors: Sensors, route: Route, start: Start
+        self,
+        town: Town,
+        car: Car,
+        sensors: Sensors,
+        route: Route,
+        lanes: tuple[int, ...],
+        start: Start,
     ) -> WorldFrame:
         """Wait until all vehicles stand on the ground, and move the car to its start."""
         self.server.phase("let the car come to rest")
@@ -176,6 +175,8 @@ class Session:
             route=route,
             course=Course(route),
             motion=Motion(pose, at_s),
+            lanes=lanes,
+            z_m=pose.z_m,
             distance_m=route.project(pose.x_m, pose.y_m, 0.0).distance_m,
             start_s=at_s,
             last_s=at_s,
@@ -204,12 +205,7 @@ class Session:
         return tuple(found)
 
     def step(self, steer: float, pedal: float) -> Packed:
-        """Drive for one control period, and return the frame after it.
-
-        Raises:
-            WorldLost: The server or a sensor did not answer.
-            WorldError: No episode is running.
-        """
+        """Drive for one control period, and return the frame after it."""
         episode = self._running()
         rolls_at = None if episode.is_rolling else episode.start.velocity
         episode.car.drive(steer, pedal, rolls_at)
@@ -232,7 +228,7 @@ class Session:
     ) -> WorldFrame:
         x_m, y_m, car = state.x_m, state.y_m, episode.car
         at = episode.route.project(x_m, y_m, episode.distance_m)
-        episode.distance_m = at.distance_m
+        episode.distance_m, episode.z_m = at.distance_m, pose.z_m
         ego = Ego(
             x_m,
             y_m,
@@ -277,6 +273,20 @@ class Session:
         others = np.stack([traffic.at.real, traffic.at.imag, np.angle(traffic.heading)], axis=1)
         return Surroundings(lanes=tuple(lane.points for lane in lanes), others=others)
 
+    def vitals(self) -> dict[str, Any]:
+        """Return what the doctor wants to know about the running episode, as plain values."""
+        episode = self._running()
+        road_m = ground_height(
+            episode.town.network, episode.lanes, episode.motion.state.x_m, episode.motion.state.y_m
+        )
+        return {
+            "z_error_m": abs(episode.z_m - road_m),
+            "lights": self._lights.count,
+            "touched": dict(episode.sensors.touched),
+            "late_pictures": episode.sensors.late,
+            "wakes": self._traffic.wakes,
+        }
+
     def _running(self) -> _Episode:
         if self._episode is None:
             raise WorldError("the simulator has no running episode; call reset() first")
@@ -316,13 +326,7 @@ class Session:
 def _weather_parameters(
     choice: str, drawn: str, rng: np.random.Generator
 ) -> carla.WeatherParameters | None:
-    """Return the weather of an episode, None to keep that of the server.
-
-    Args:
-        choice: `CarlaConfig.weather`.
-        drawn: The weather that the episode drew from its scenario.
-        rng: Varies the parameters.
-    """
+    """Return the weather of an episode, as drawn from its scenario; None to keep the server's."""
     if choice == KEPT_WEATHER:
         return None
     if choice != SCENARIO_WEATHER:

@@ -84,17 +84,9 @@ class CarlaTraffic:
         seed: int,
         rng: np.random.Generator,
     ) -> None:
-        """Spawn vehicles and walkers around the car's start and let them move.
+        """Spawn `counts` vehicles and walkers around the car, which was spawned before.
 
-        Args:
-            network: The roads.
-            start: Position of the car, which was spawned before.
-            counts: Number of vehicles and of walkers.
-            seed: Seeds the traffic manager.
-            rng: Draws places and models.
-
-        Raises:
-            WorldLost: The server did not answer.
+        The seed is that of the traffic manager; `rng` draws places and models.
         """
         vehicles, walkers = counts
         if vehicles:
@@ -235,9 +227,6 @@ class CarlaTraffic:
 
         The tick is necessary: without it, the next step of the traffic manager still asks the
         server about each vehicle, and one that is gone by then crashes the process.
-
-        Raises:
-            WorldLost: The server did not answer.
         """
         vehicles, self._vehicles = self._vehicles, []
         walkers, self._walkers = self._walkers, []
@@ -251,11 +240,7 @@ class CarlaTraffic:
         return [actor.id for actor in (*vehicles, *walkers)]
 
     def close(self) -> None:
-        """End the traffic manager, after `release`, the removal of the vehicles and a tick.
-
-        Raises:
-            WorldLost: The server did not answer.
-        """
+        """End the traffic manager, after `release`, the removal of the vehicles and a tick."""
         manager, self._manager = self._manager, None
         if manager is not None and not self._server.is_gone:
             with self._server.calling("end its traffic"):
@@ -345,17 +330,18 @@ _LIGHT = "traffic.traffic_light*"
 
 
 class Lights:
-    """The traffic lights along a route, as the driven car meets them.
-
-    Args:
-        server: Connected.
-    """
+    """The traffic lights along a route, as the driven car meets them."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._known: dict[int, list[tuple[complex, complex]]] = {}
         self._stops: list[tuple[float, carla.TrafficLight]] = []
         self._inside: carla.TrafficLight | None = None
+
+    @property
+    def count(self) -> int:
+        """Return the number of stop lines across the route."""
+        return len(self._stops)
 
     def begin(self, car: Car, route: Route) -> None:
         """Find the lights of a route: those with a stop line across it."""
@@ -377,9 +363,7 @@ class Lights:
     def update(self, distance_m: float, speed_mps: float) -> tuple[float, bool]:
         """Return free metres to a stop line that is closed, and whether a red light was run.
 
-        Args:
-            distance_m: Where the middle of the car is along the route.
-            speed_mps: Speed of the car.
+        `distance_m` is where the middle of the car is along the route.
         """
         front_m, before_m = distance_m + 0.5 * self._car.length_m, self._front_m
         self._front_m = max(front_m, before_m)

@@ -45,11 +45,7 @@ _BROKEN_SERVER = ("server_lost", "sensor_stall")
 class Simulator:
     """Runs the `server_command` of a configuration, one process at a time.
 
-    Args:
-        config: The command, and when to restart the server. The command is in shell syntax, but no
-            shell is used. ``{port}`` is replaced by the port. Without it, ``-carla-rpc-port=PORT``
-            is appended, the option of CARLA's servers.
-        port: Port on which the server should listen.
+    The server is identified by its process id; one that avtd3 did not start is never touched.
 
     Raises:
         WorldError: The program does not exist.
@@ -72,8 +68,7 @@ class Simulator:
         """Start a server if none listens, or if the last one should be replaced.
 
         Raises:
-            WorldLost: The server ended at once, or does not listen in time.
-            WorldError: Another server uses the port.
+            WorldLost: It ended at once, does not listen in time, or another uses the port.
         """
         # The guardian takes a moment to notice the end of the server; the port closes at once.
         if self._guardian is not None and (self.is_spent or not _listens(self._port)):
@@ -82,11 +77,9 @@ class Simulator:
             self._start()
 
     def restart(self, reason: str) -> None:
-        """Report that the world was lost; the next `ensure` starts a new server if that may help.
+        """Report a `WorldLost`; the next `ensure` starts a new server if that may help.
 
-        Args:
-            reason: See `WorldLost`. After an error of the client itself, the server continues the
-                first time, but not the second time in a row.
+        After an error of the client itself, the server continues the first time in a row.
         """
         self._losses += 1
         if reason in _BROKEN_SERVER or self._losses > 1:
@@ -133,9 +126,10 @@ class Simulator:
         until_s = time.monotonic() + (_LINGER_S if self.starts else 0.0)
         while _listens(self._port):
             if time.monotonic() >= until_s:
-                raise WorldError(
+                raise WorldLost(
                     f"port {self._port} is used by a process that avtd3 did not start; omit "
-                    "--server-command to use it, or choose another --port"
+                    "--server-command to use it, or choose another --port",
+                    "server_busy",
                 )
             time.sleep(_POLL_S)
 
@@ -162,9 +156,8 @@ class Simulator:
         descriptor = self._log.fileno()
         start = max(os.fstat(descriptor).st_size - _LAST_OUTPUT_BYTES, 0)
         # The server writes at the position of this file: do not change it.
-        return " ".join(
-            os.pread(descriptor, _LAST_OUTPUT_BYTES, start).decode(errors="replace").split()
-        )
+        text = os.pread(descriptor, _LAST_OUTPUT_BYTES, start).decode(errors="replace")
+        return " ".join(text.split())
 
     def _stop(self) -> None:
         guardian, self._guardian, self.pid = self._guardian, None, None
@@ -221,25 +214,14 @@ EPISODES_PER_CHILD = 200
 
 
 class CarlaWorld:
-    """A `World` on one CARLA server.
-
-    Args:
-        config: The settings.
-        port: RPC port of the server.
-
-    Attributes:
-        name: ``carla``.
-        control_period_s: Simulated seconds per step.
-        image_shape: (1, H, W) of the frames.
-        simulator: Starts the server, if the configuration has a command for it; else None.
-        notices: Remarks about the running episode for the user.
-    """
+    """A `World` on one CARLA server, by its RPC port."""
 
     name = "carla"
 
     def __init__(self, config: CarlaConfig, port: int) -> None:
         self.config, self.port = config, port
         self.simulator = Simulator(config, port) if config.server_command else None
+        """Starts the server, if the configuration has a command for it."""
         self.control_period_s = config.control_period_s
         self.image_shape = (1, config.camera.height, config.camera.width)
         self.notices: tuple[str, ...] = ()
@@ -259,8 +241,7 @@ class CarlaWorld:
         Raises:
             RoadError: The scenario's road network cannot be used.
             ConfigError: The server has no such map, vehicle or weather.
-            WorldLost: The server or its client failed; the next reset starts a new client.
-            WorldError: The server cannot be used at all.
+            WorldError: The server cannot be used; `WorldLost` if the next reset may succeed.
         """
         if self._is_closed:
             raise WorldError("the simulator is closed; create a new CarlaWorld")
@@ -305,12 +286,7 @@ class CarlaWorld:
             time.sleep(min(config.backoff_s * 2 ** (self._losses - 2), config.backoff_max_s))
 
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
-        """Drive for one control period; see `World.step`.
-
-        Raises:
-            WorldLost: The server, a sensor or the client failed: the episode is over.
-            WorldError: No episode is running, or the action is not two finite numbers.
-        """
+        """Drive for one control period; see `World.step`."""
         values = action.tolist()
         if len(values) != 2 or not all(map(math.isfinite, values)):
             raise WorldError(
@@ -333,6 +309,11 @@ class CarlaWorld:
         """Return the lanes and vehicles around the car; see `World.surroundings`."""
         with self._ending_lost_child():
             found: Surroundings = self._current().ask("surroundings")
+        return found
+
+    def vitals(self) -> dict[str, Any]:
+        """Return what the doctor wants to know about the running episode, as plain values."""
+        found: dict[str, Any] = self._current().ask("vitals")
         return found
 
     @contextlib.contextmanager

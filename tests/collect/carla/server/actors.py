@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from avtd3.collect.sim.vehicle import Vehicle, VehicleParams
 from avtd3.tests.collect.carla.server import packing
@@ -191,7 +192,7 @@ class Walker(Actor):
     def __init__(self, number, description, pose):
         super().__init__(number, description, pose)
         self.half_m = (0.2, 0.2, 0.9)
-        self.control = [[1.0, 0.0, 0.0], 0.0, False]
+        self.control: list[Any] = [[1.0, 0.0, 0.0], 0.0, False]
 
     def box(self):
         return [[0.0, 0.0, 0.0], list(self.half_m), [0.0, 0.0, 0.0], self.id]
@@ -202,9 +203,10 @@ class Walker(Actor):
 
     def advance(self, period_s):
         """Walk for a period."""
-        x_mps, y_mps = self.motion()[:2]
-        x, y, *rest = self.pose
-        self.pose = (x + x_mps * period_s, y + y_mps * period_s, *rest)
+        velocity, pose = self.motion(), self.pose
+        self.pose = (
+            pose[0] + velocity[0] * period_s, pose[1] + velocity[1] * period_s, *pose[2:]
+        )  # fmt: skip
 
 
 class Sensor(Actor):
