@@ -3,7 +3,8 @@
     leaderboard_evaluator.py --agent examples/leaderboard_agent.py --agent-config run/policies ...
 
 The agent needs Python 3.11 or later with avtd3, the packages `leaderboard` and `scenario_runner`,
-and the CARLA client of the server's version. It follows the dense route that the leaderboard plans, and
+and the CARLA client of the server's version. It follows the
+dense route that the leaderboard plans, and
 finds its place on it by GNSS, compass and speedometer. It is tested against a stand-in of the
 leaderboard's interface; it has not been tried on a simulator yet.
 """
