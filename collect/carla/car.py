@@ -5,6 +5,7 @@ velocity over the simulated time that has passed. The origin of a CARLA vehicle 
 near its middle; the offset of its bounding box leads to the middle.
 """
 
+import cmath
 import collections
 import dataclasses
 import math
@@ -188,8 +189,8 @@ class Car:
     def pose(self, snapshot: carla.WorldSnapshot) -> Pose:
         """Return the pose of the car in a snapshot."""
         pose = pose_of(self.find(snapshot), self.ahead_m)
-        values = (pose.x_m, pose.y_m, pose.z_m, pose.yaw_rad, *_parts(pose.velocity))
-        if not all(map(math.isfinite, values)):
+        values = (pose.x_m, pose.y_m, pose.z_m, pose.yaw_rad, pose.velocity)
+        if not all(map(cmath.isfinite, values)):
             raise WorldLost(
                 f"CARLA server {self._server.where} reports the car at {values}, expected finite "
                 "numbers; restart the server if this happens again",
@@ -236,17 +237,10 @@ def pose_of(actor: "carla.ActorSnapshot", ahead_m: float = 0.0) -> Pose:
 
 def move_spectator(spectator: carla.Actor, pose: Pose) -> None:
     """Move the server's own view behind and above the car."""
-    place = carla.Location(
-        pose.x_m - _BACK_M * math.cos(pose.yaw_rad),
-        pose.y_m - _BACK_M * math.sin(pose.yaw_rad),
-        pose.z_m + _UP_M,
-    )
+    behind = complex(pose.x_m, pose.y_m) - cmath.rect(_BACK_M, pose.yaw_rad)
+    place = carla.Location(behind.real, behind.imag, pose.z_m + _UP_M)
     turn = carla.Rotation(pitch=-20.0, yaw=math.degrees(pose.yaw_rad))
     spectator.set_transform(carla.Transform(place, turn))
-
-
-def _parts(vector: complex) -> tuple[float, float]:
-    return vector.real, vector.imag
 
 
 def _needs_lamps(weather: carla.WeatherParameters) -> bool:
@@ -271,14 +265,9 @@ def _state(pose: Pose, along: float, across: float, steer: float) -> VehicleStat
 
 
 def _transform(start: Start, height_m: float, ahead_m: float = 0.0) -> carla.Transform:
-    return carla.Transform(
-        carla.Location(
-            x=start.x_m - ahead_m * math.cos(start.yaw_rad),
-            y=start.y_m - ahead_m * math.sin(start.yaw_rad),
-            z=height_m,
-        ),
-        carla.Rotation(yaw=math.degrees(start.yaw_rad)),
-    )
+    origin = complex(start.x_m, start.y_m) - cmath.rect(ahead_m, start.yaw_rad)
+    place = carla.Location(origin.real, origin.imag, height_m)
+    return carla.Transform(place, carla.Rotation(yaw=math.degrees(start.yaw_rad)))
 
 
 _LUMA_BGRA = (0.114, 0.587, 0.299, 0.0)  # ITU-R BT.601

@@ -7,14 +7,13 @@ answer costs one episode.
 
 import collections
 import contextlib
-import dataclasses
 import difflib
 import importlib.metadata
 import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import carla
 
@@ -30,7 +29,7 @@ from avtd3.store.locks import Identity
 
 ROLE = "avtd3"
 """Beginning of the role name of the actors that avtd3 spawns; the identity of the process follows,
-which tells the actors of a crashed run from those of a run that still drives."""
+which distinguishes a crashed run from one that still drives."""
 BUSY = "server_busy"
 """Reason of `WorldLost`: another client drives on the server."""
 REJECTED = "bad_answer"
@@ -306,8 +305,7 @@ class Server:
             self.apply(found)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Town:
+class Town(NamedTuple):
     """The roads of an episode."""
 
     network: RoadNetwork

@@ -126,7 +126,7 @@ class Session:
         )
         self._traffic.find_all(car.id)
         self._lights.begin(car, route)
-        frame = self._settle(town, car, self._sensors, route, setup.lanes, start)
+        frame = self._settle(town, setup, route, start)
         world_start = WorldStart(
             route=route, frame=frame, town=town.network.name, weather=setup.weather.name
         )
@@ -148,16 +148,11 @@ class Session:
         assert refused is not None, "there is at least one start"
         raise refused
 
-    def _settle(
-        self,
-        town: Town,
-        car: Car,
-        sensors: Sensors,
-        route: Route,
-        lanes: tuple[int, ...],
-        start: Start,
-    ) -> WorldFrame:
+    def _settle(self, town: Town, setup: EpisodeSetup, route: Route, start: Start) -> WorldFrame:
         """Wait until all vehicles stand on the ground, and move the car to its start."""
+        car, sensors = self._car, self._sensors
+        assert car is not None, "it was spawned"
+        assert sensors is not None, "they were mounted"
         self.server.phase("let the car come to rest")
         snapshot = self.server.tick()
         for _ in range(round(self.config.settle_s / self.config.control_period_s)):
@@ -175,7 +170,7 @@ class Session:
             route=route,
             course=Course(route),
             motion=Motion(pose, at_s),
-            lanes=lanes,
+            lanes=setup.lanes,
             z_m=pose.z_m,
             distance_m=route.project(pose.x_m, pose.y_m, 0.0).distance_m,
             start_s=at_s,

@@ -91,8 +91,8 @@ class CarlaTraffic:
         vehicles, walkers = counts
         if vehicles:
             models = self._models("vehicle.*")
-            places = _places(network, start, rng)
-            self._vehicles = self._spawn(_vehicle_places(places), models, vehicles, rng)
+            places = [_in_lane(*place) for place in _places(network, start, rng)]
+            self._vehicles = self._spawn(places, models, vehicles, rng)
         directions: dict[int, carla.Vector3D] = {}
         if walkers:
             models = self._models("walker.pedestrian.*")
@@ -283,13 +283,10 @@ def _point(lane: Lane, along_m: float) -> tuple[float, float, float, float]:
     return x, y, z, yaw
 
 
-def _vehicle_places(places: Iterator[tuple[Lane, float]]) -> list[carla.Transform]:
-    found = []
-    for lane, along in places:
-        x, y, z, yaw = _point(lane, along)
-        place = carla.Location(x, y, z + _DROP_M)
-        found.append(carla.Transform(place, carla.Rotation(yaw=math.degrees(yaw))))
-    return found
+def _in_lane(lane: Lane, along_m: float) -> carla.Transform:
+    x, y, z, yaw = _point(lane, along_m)
+    place = carla.Location(x, y, z + _DROP_M)
+    return carla.Transform(place, carla.Rotation(yaw=math.degrees(yaw)))
 
 
 def _kerb(
@@ -308,7 +305,7 @@ def _kerb(
 def ground_height(network: RoadNetwork, lanes: Sequence[int], x_m: float, y_m: float) -> float:
     """Return the height at a position of the first of some lanes that is there, or the nearest.
 
-    The lanes of the route are the way to tell a bridge from the road under it.
+    The lanes of the route distinguish a bridge from the road under it.
     """
     best, height = math.inf, 0.0
     for number in lanes:

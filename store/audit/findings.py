@@ -210,7 +210,7 @@ CHECKS: dict[str, Check] = {
     ),
     "other-control": _warning(
         "the simulator drove steps with another action than the stored one",
-        "use avtd3's own driver for the simulator; leave out episodes in which it happened often",
+        "send controls acknowledged; exclude the episodes in which it happened often",
     ),
     "sim-time": _warning(
         "simulated time does not advance by the control period",

@@ -35,7 +35,6 @@ COMMAND, WORK, ENTRY, TOPIC, OPTIONAL, PROCESS = (
 SINGLE_IMPORTERS = {
     "collect.carla.session": PROCESS,
     "collect.carla.traffic": TOPIC,
-    "collect.driving.driving_env": ENTRY,
     "collect.driving.events": TOPIC,
     "collect.driving.observation": TOPIC,
     "collect.driving.scene": TOPIC,

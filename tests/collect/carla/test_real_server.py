@@ -260,7 +260,7 @@ def test_a_late_collision_names_its_frame(server, world):
         ("vehicle.audi.tt", [0.0, 0.0, 900.0], "vehicle"),
     ],
 )
-def test_untagged_ground_is_told_from_a_wall_by_the_impulse(
+def test_untagged_ground_and_a_wall_differ_by_the_impulse(
     server, world, kind, impulse, collision
 ):
     world.reset(LOOP, 2)
