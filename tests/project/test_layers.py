@@ -33,12 +33,8 @@ COMMAND, WORK, ENTRY, TOPIC, OPTIONAL, PROCESS = (
     "runs in a process of its own",
 )
 SINGLE_IMPORTERS = {
-    "collect.carla.sensors": TOPIC,
     "collect.carla.session": PROCESS,
-    "collect.carla.simulator": TOPIC,
     "collect.carla.traffic": TOPIC,
-    "collect.carla.world": OPTIONAL,
-    "collect.driving.driving_env": ENTRY,
     "collect.gym_env": OPTIONAL,
     "collect.sim.camera": TOPIC,
     "collect.sim.traffic": TOPIC,
