@@ -24,6 +24,7 @@ from avtd3.collect.worlds import (
     open_world,
 )
 from avtd3.store.errors import CheckpointError, ConfigError, RouteError, WorldLost
+from avtd3.store.render.text import join_lines
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Step
 
@@ -309,7 +310,7 @@ class EvaluateReport:
             f"ends            {ends}",
             *describe_skipped(self.skipped),
         ]
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 def _measure_lines(found: Mapping[str, Any]) -> Iterator[str]:

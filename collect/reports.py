@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from avtd3.collect.recovery import Skipped, describe_skipped
-from avtd3.store.render.text import file_size, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,4 +214,4 @@ class CollectReport:
         lines += describe_skipped(tally.skipped)
         if self.interrupted:
             lines.append("interrupted; run the same command with --resume to continue")
-        return "\n".join(lines)
+        return join_lines(lines)

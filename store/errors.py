@@ -114,3 +114,13 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
 
 class StorageError(Avtd3Error, OSError):
     """A disk that is full, or a directory that cannot be written."""
+
+
+def escape(text: str, keep: str = "") -> str:
+    r"""Escape the control characters of a text as Python does, as ``\x1b``, except those to keep.
+
+    Nothing in the result moves a cursor, reorders text or starts a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from avtd3.collect.carla.client_process import ClientProcess
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.store.errors import ConfigError, StorageError, WorldError, WorldLost
+from avtd3.store.render.text import join_lines
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 CHECKS = ("connection", "use", "map", "steps", "camera", "speed")
@@ -73,7 +74,7 @@ class DoctorReport:
             if finding.fix:
                 lines.append(f"{'':<18}-> {finding.fix}")
         end = "is ready" if self.is_well else "is not ready"
-        return "\n".join([*lines, f"CARLA server {self.server} {end}"])
+        return join_lines([*lines, f"CARLA server {self.server} {end}"])
 
 
 def examine(config: CarlaConfig, port: int, image: Path | None = None) -> DoctorReport:

@@ -38,7 +38,7 @@ from avtd3.store.maintenance.removal import (
     remove_leftovers,
     remove_segments,
 )
-from avtd3.store.render.text import file_size, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import ORIGIN, RELABEL, REPLACES, episode_digests, origins
 from avtd3.store.seal import (
     OBSERVATION_COLUMNS,
@@ -107,7 +107,7 @@ class CompactReport(MaintenanceReport):
         lines += [f"not merged: {problem}" for problem in self.problems]
         if self.stopped:
             lines.append("stopped early; run the command again to continue")
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 def compact(

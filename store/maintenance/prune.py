@@ -26,7 +26,7 @@ from avtd3.store.maintenance.removal import (
     remove_leftovers,
     remove_segments,
 )
-from avtd3.store.render.text import file_size, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
 
@@ -109,7 +109,7 @@ class PruneReport(MaintenanceReport):
             lines.append("stopped early; run the command again to continue")
         elif not self.within_limits:
             lines.append("still above the limit: no other segment may be removed")
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 def prune(

@@ -34,7 +34,7 @@ from avtd3.store.maintenance.removal import (
     empty_trash,
     exclusive,
 )
-from avtd3.store.render.text import file_size, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import RELABEL, REPLACES, episode_digests, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
@@ -147,7 +147,7 @@ class RelabelReport(MaintenanceReport):
         lines += [f"skipped: {problem}" for problem in self.problems]
         if self.stopped:
             lines.append("stopped early; run the command again to continue")
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 _NEW_ARRAYS = ("reward", "reward_terms", "episode_return")

@@ -27,6 +27,7 @@ from avtd3.store.render.text import (
     Terminal,
     columns,
     frame_blocks,
+    join_lines,
     number,
     printable,
     sparkline,
@@ -63,9 +64,9 @@ def draw_episode(record: EpisodeRecord, terminal: Terminal) -> str:
     """Draw an episode as lines of text: facts, a sparkline for each channel, a filmstrip."""
     terminal = dataclasses.replace(terminal, width=max(MIN_WIDTH, terminal.width))
     lines = [*describe(record), "", *_channel_lines(record, terminal)]
-    if record.spec.image is not None:
-        lines += ["", *_filmstrip(record, terminal)]
-    text = "\n".join(lines) + "\n"
+    text = join_lines([*lines, ""])
+    if record.spec.image is not None:  # its colours are control characters, and stay
+        text += "\n" + "\n".join(_filmstrip(record, terminal)) + "\n"
     return text if terminal.unicode else text.encode("ascii", "replace").decode("ascii")
 
 
