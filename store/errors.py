@@ -4,6 +4,7 @@ Every message says what was expected, what was found, where, and how to fix it::
 
     Avtd3Error
     ├── ConfigError (ValueError)                  an unknown key or an invalid value
+    │   └── InUseError                            a directory that another process uses
     ├── SpecError (ValueError)                    data of another shape or meaning
     ├── FormatVersionError (ValueError)           a file of a format this version cannot read
     ├── DatasetError (OSError)                    a directory that is not a dataset
@@ -24,6 +25,8 @@ Every message says what was expected, what was found, where, and how to fix it::
 Each error is also a built-in exception, given in parentheses.
 """
 
+from collections.abc import Iterator
+
 
 class Avtd3Error(Exception):
     """Base class of every exception that avtd3 raises on purpose."""
@@ -31,6 +34,25 @@ class Avtd3Error(Exception):
 
 class ConfigError(Avtd3Error, ValueError):
     """A configuration key that does not exist, or an invalid value."""
+
+
+class InUseError(ConfigError):
+    """A directory that another process uses, although only one may.
+
+    Attributes:
+        path: The directory.
+        holder: Which process uses it.
+    """
+
+    def __init__(self, path: object, holder: str) -> None:
+        super().__init__(path, holder)
+        self.path, self.holder = path, holder
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is in use by {self.holder}; "
+            "wait until it has ended, or choose another directory"
+        )
 
 
 class SpecError(Avtd3Error, ValueError):
@@ -124,3 +146,52 @@ def escape(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+_LONGEST_INTEGER_BITS = 1024
+
+
+def abbreviate(value: object, most: int = 80) -> str:
+    """Return the `repr` of a value from a file or a user, cut to a length fit for a message.
+
+    It has no control characters. A huge value costs little: only what is shown is formatted.
+
+    Args:
+        value: Any value; containers may be nested or contain themselves.
+        most: Characters to return at most, at least 3.
+
+    Example:
+        >>> abbreviate([0] * 10**6, most=20)
+        '[0, 0, 0, 0, 0, 0...'
+    """
+    text = ""
+    for piece in _pieces(value, most):
+        text += escape(piece)
+        if len(text) > most:
+            return f"{text[: most - 3]}..."
+    return text
+
+
+def _pieces(value: object, most: int) -> Iterator[str]:
+    """Yield the parts of a repr in order, each of bounded length."""
+    if isinstance(value, str | bytes | bytearray):
+        yield repr(value[: most + 1])
+    elif isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER_BITS:
+        yield f"a whole number of {value.bit_length()} bits"
+    elif isinstance(value, dict):
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _pieces(key, most)
+            yield ": "
+            yield from _pieces(item, most)
+        yield "}"
+    elif isinstance(value, list | tuple | set | frozenset):
+        opening, closing = "[]" if isinstance(value, list) else "()"
+        yield opening
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _pieces(item, most)
+        yield closing
+    else:
+        yield repr(value)[: most + 1]

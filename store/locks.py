@@ -1,0 +1,269 @@
+"""Kernel locks on directories, and the identity of a process.
+
+Only the kernel lock says whether a directory is in use. The kernel releases it when the process
+ends for any reason; what a lock file contains only says who holds it.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import functools
+import json
+import os
+import platform
+import stat
+import time
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from avtd3.store.errors import InUseError, StorageError, abbreviate
+from avtd3.store.files import canonical_json, sha256, storage_errors
+
+LOCK_FILE = ".lock"
+"""Name of the lock file in a directory."""
+_MAX_HOLDER_BYTES = 4096
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which process on which machine this is; written beside what the process works on."""
+
+    host: str
+    """Name of the machine."""
+    machine: str
+    """Digest of the machine's id; empty if it has none."""
+    boot: str
+    """Id that is new at each start of the machine; empty if it is unknown."""
+    pid_namespace: int
+    """Number of the namespace that process ids belong to (a container has its own); 0 if it is
+    unknown."""
+    pid: int
+    """Process id."""
+    start_ticks: int
+    """When the process started, in the kernel's clock ticks; 0 if it is unknown."""
+    purpose: str
+    """What the process does, for people."""
+    wall_time: float
+    """When this was written, in seconds since 1970."""
+
+    @classmethod
+    def current(cls, purpose: str = "") -> Self:
+        """Return the identity of this process."""
+        try:
+            namespace = Path("/proc/self/ns/pid").stat().st_ino
+        except OSError:
+            namespace = 0
+        return cls(
+            host=platform.node(),
+            machine=_machine(),
+            boot=_text("/proc/sys/kernel/random/boot_id"),
+            pid_namespace=namespace,
+            pid=os.getpid(),
+            start_ticks=_process_state("self")[1],
+            purpose=purpose,
+            wall_time=time.time(),
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` wrote; what another version did not write counts as unknown.
+
+        Raises:
+            ValueError: The bytes are something else.
+        """
+        try:
+            document = json.loads(data)
+        except RecursionError as error:
+            raise ValueError("JSON nested too deep") from error
+        if not isinstance(document, dict):
+            raise ValueError("not a JSON object")  # noqa: TRY004 - a file, not an argument
+        given: dict[str, Any] = {}
+        for name, kind in _KINDS.items():
+            value = document.get(name, kind())
+            if type(value) is not kind:
+                raise ValueError(f"{name} is {abbreviate(value)}, expected {kind.__name__}")
+            given[name] = value
+        if not 0 < given["pid"] < 2**31:
+            raise ValueError(f"pid is {abbreviate(given['pid'])}, expected a process id")
+        return cls(**given)
+
+    def to_bytes(self) -> bytes:
+        """Return the identity as one line of JSON."""
+        return canonical_json(dataclasses.asdict(self)) + b"\n"
+
+    def is_dead(self) -> bool | None:
+        """Return whether the process has ended; None if that cannot be known here.
+
+        It cannot be known of a process on another machine or in another container.
+        """
+        here = Identity.current()
+        if (self.host, self.machine) != (here.host, here.machine):
+            return None
+        if self.boot != here.boot:
+            # A machine with the same names that was up while this one ran is another one.
+            return True if self.boot and self.wall_time < _boot_time_s() else None
+        if self.pid_namespace != here.pid_namespace:
+            return None
+        return not _is_running(self.pid, self.start_ticks)
+
+    def __str__(self) -> str:
+        try:
+            moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.wall_time))
+        except (ValueError, OverflowError, OSError):
+            moment = "an unknown time"
+        return f"process {self.pid} on {abbreviate(self.host)} ({self.purpose}, since {moment})"
+
+
+_KINDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Identity)}
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+@functools.cache
+def _machine() -> str:
+    # The id itself should not leave the machine (man machine-id).
+    number = _text("/etc/machine-id")
+    return sha256(f"avtd3 {number}".encode())[:16] if number else ""
+
+
+def _boot_time_s() -> float:
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if clock is None else time.time() - time.clock_gettime(clock)
+
+
+def _process_state(pid: int | str) -> tuple[str, int]:
+    """Return the state letter of a process and its start time in ticks; ("", 0) if unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return fields[0].decode("ascii"), int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return "", 0
+
+
+def _is_running(pid: int, start_ticks: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    try:
+        is_ours = os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115 - a text
+    except OSError:
+        is_ours = False
+    # /proc may be absent, or that of another namespace; and it may hide others' processes.
+    state, started = _process_state(pid) if is_ours else ("", 0)
+    return state not in ("Z", "X") and (0 in (started, start_ticks) or started == start_ticks)
+
+
+class ExclusiveLock:
+    """A kernel lock that one process at a time holds on a directory, as a context manager.
+
+    The lock file stays when the lock is released; alone it means nothing. A forked child does not
+    hold its parent's lock, so a worker that outlives a killed parent blocks nobody.
+
+    Args:
+        directory: The directory, which must exist.
+        purpose: What the holder does, for the message to others, such as ``avtd3 learn``.
+        name: Name of the lock file; other names are other locks on the same directory.
+        is_required: Whether to refuse a file system without locks, rather than warn.
+
+    Raises:
+        InUseError: On entering: another process, or another lock in this one, holds it.
+        StorageError: On entering: the lock file cannot be written, or locks are required and the
+            file system has none.
+
+    Example:
+        >>> import tempfile
+        >>> directory = Path(tempfile.mkdtemp())
+        >>> with ExclusiveLock(directory, purpose="example"):
+        ...     (directory / LOCK_FILE).exists()
+        True
+    """
+
+    def __init__(
+        self, directory: Path, *, purpose: str, name: str = LOCK_FILE, is_required: bool = False
+    ) -> None:
+        self._directory, self._purpose = directory, purpose
+        self._path, self._is_required = directory / name, is_required
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        with storage_errors(self._path):
+            # NFS locks only files that are open for writing. A link could lead anywhere.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self._path, flags, 0o666)
+        try:
+            self._lock(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        _held_descriptors().add(descriptor)
+        return self
+
+    def _lock(self, descriptor: int) -> None:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise StorageError(errno.EINVAL, f"{self._path} is not a regular file: delete it")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(self._directory, _holder(descriptor)) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or self._is_required:
+                raise StorageError(
+                    error.errno or errno.ENOLCK,
+                    f"{self._path} cannot be locked ({error.strerror}); "
+                    "run the command on the machine that the disk belongs to",
+                ) from error
+            warnings.warn(
+                f"{self._path} cannot be locked ({error.strerror}): make sure that no other "
+                "process uses the directory",
+                stacklevel=4,
+            )
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, Identity.current(self._purpose).to_bytes(), 0)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor in _held_descriptors():
+            _held_descriptors().discard(descriptor)
+            os.close(descriptor)
+
+
+@functools.cache
+def _held_descriptors() -> set[int]:
+    """Return the open lock files of this process; a forked child closes them."""
+    held: set[int] = set()
+
+    def close_all() -> None:
+        while held:
+            with contextlib.suppress(OSError):
+                os.close(held.pop())
+
+    os.register_at_fork(after_in_child=close_all)
+    return held
+
+
+def _holder(descriptor: int) -> str:
+    """Describe who holds a lock; the file may be of an earlier holder, or not written yet."""
+    try:
+        holder = Identity.from_bytes(os.pread(descriptor, _MAX_HOLDER_BYTES, 0))
+    except (OSError, ValueError):
+        return "another process"
+    return "another process" if holder.is_dead() else str(holder)
