@@ -5,10 +5,10 @@
 Each rival runs in its own process and does two updates per turn (one of them updates the actor).
 The rivals take turns, and the table shows medians over the repeats: of CPU time with one thread, of
 wall-clock time with more. *loop* is everything that ``avtd3 learn`` does: it samples from the
-replay cache, updates, reads the metrics back and logs them, here after every second update instead
-of every hundredth. *floor* is the floating-point work of an update at the speed of a matrix product
-of 2048 x 2048, measured in the same turns. All rivals use Nature CNNs on four frames of 84x84;
-avtd3 and plain PyTorch also read a vector of 23 numbers.
+replay cache, updates, reads the metrics back and logs them, here after every second update on the
+CPU instead of every hundredth. *floor* is the floating-point work of an update at the speed of a
+matrix product of 2048 x 2048, measured in the same turns. All rivals use Nature CNNs on four frames
+of 84x84; avtd3 and plain PyTorch also read a vector of 23 numbers.
 
 With ``--device cuda`` the rivals are SB3 on that GPU and the loop of avtd3: plain, with recorded
 updates (*graphs*, `learn.cuda_graphs`), and also with the replay's frames on the GPU (*frames*,
@@ -17,6 +17,7 @@ updates (*graphs*, `learn.cuda_graphs`), and also with the replay's frames on th
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
 import tempfile
@@ -44,8 +45,8 @@ CPU = torch.device("cpu")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FRAMES = 2_000
 SIDE = 2048
-UPDATES = 2
-"""Updates per turn: a whole policy delay."""
+UPDATES = {"cpu": 2, "cuda": 100}
+"""Updates per turn: a whole policy delay on the CPU, and as many as between two logs on a GPU."""
 SB3 = "stable-baselines3 TD3 CnnPolicy"
 ON_GPU = "bf16 graphs frames"
 OURS = tuple(f"avtd3 {what} {name}" for name in TYPES for what in ("update", "loop"))
@@ -67,10 +68,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", type=Path, help="keep the frames in this directory")
+    parser.add_argument("--frames-of", type=Path, help="use the frames of this dataset")
+    parser.add_argument("--skip-sb3", action="store_true", help="leave out stable-baselines3")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        data = open_frames("road", options.data or Path(folder), FRAMES, lambda _: None).path
+        data = options.frames_of
+        if data is None:
+            data = open_frames("road", options.data or Path(folder), FRAMES, lambda _: None).path
         results = [
             {"threads": threads, "seconds": measure(data, threads, options)}
             for threads in map(int, options.threads.split(","))
@@ -82,7 +87,8 @@ def measure(data: Path, threads: int, options: argparse.Namespace) -> dict[str, 
     """Return the median seconds per update of each rival."""
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Connection] = {}
-    processes, rivals = [], RIVALS[options.device]
+    processes = []
+    rivals = [name for name in RIVALS[options.device] if not (options.skip_sb3 and name == SB3)]
     for name in rivals:
         ends[name], theirs = context.Pipe()
         arguments = (name, data, threads, options.batch, options.device, theirs)
@@ -92,7 +98,7 @@ def measure(data: Path, threads: int, options: argparse.Namespace) -> dict[str, 
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for repeat in range(options.repeats + 1):  # the first one is a warm-up
         for name, end in ends.items():
-            end.send(UPDATES)
+            end.send(UPDATES[options.device])
             taken: float = end.recv()
             if repeat:
                 seconds[name].append(taken)
@@ -145,7 +151,7 @@ def rival(
             cuda_graphs="graphs" in words,
             device_frames="frames" in words,
             replay=replay,
-            log_every=UPDATES,
+            log_every=UPDATES[device],
         )
         prepare_run(run, {}, resume=False)
         notify = CallbackList([], target=config.updates)
@@ -161,9 +167,9 @@ def floor(dataset: Dataset, sampler: Sampler, dtype: torch.dtype) -> Turn:
     """Return a function that does as much floating-point work as an update, in matrix products."""
     state, batch = fresh(dataset), to_batch(sampler.sample(), CPU, torch.float32)
     with FlopCounterMode(display=False) as counter:
-        for _ in range(UPDATES):
+        for _ in range(UPDATES["cpu"]):
             step(state, batch, torch.float32)
-    products = counter.get_total_flops() / UPDATES / (2 * SIDE**3)
+    products = counter.get_total_flops() / UPDATES["cpu"] / (2 * SIDE**3)
     left, right = torch.randn(2, SIDE, SIDE).to(dtype)
     result = torch.empty_like(left)
     owed = 0.0
@@ -193,13 +199,13 @@ def step(state: TD3State, batch: Batch, dtype: torch.dtype) -> None:
 def table(result: dict[str, object]) -> str:
     seconds = result["seconds"]
     assert isinstance(seconds, dict)
+    peer = seconds.get(SB3, math.nan)
     lines = [
         f"| threads: {result['threads']} | ms per update | updates/s | to SB3 |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, value in sorted(seconds.items(), key=lambda item: -item[1]):
-        ratio = seconds[SB3] / value
-        lines.append(f"| {name} | {1e3 * value:.0f} | {1 / value:.2f} | {ratio:.2f} |")
+        lines.append(f"| {name} | {1e3 * value:.0f} | {1 / value:.2f} | {peer / value:.2f} |")
     return "\n".join(lines)
 
 

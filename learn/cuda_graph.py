@@ -90,7 +90,7 @@ class GraphedUpdate:
             with _side_stream(batch.reward.device):
                 return update(self._state, batch, noise, self._config, self._autocast)
         if self._inputs is None:
-            self._inputs = (_map(torch.clone, batch), noise.clone())
+            self._inputs = (map_tensors(torch.clone, batch), noise.clone())
         for source, target in zip(_tensors((batch, noise)), _tensors(self._inputs), strict=True):
             target.copy_(source, non_blocking=True)
         if kind.replay is None:
@@ -157,7 +157,7 @@ class _Kind:
             begin += part.numel()
             return flat[begin - part.numel() : begin].view(part.shape).to(part.dtype)
 
-        return _map(take, self.written)
+        return map_tensors(take, self.written)
 
 
 @contextlib.contextmanager
@@ -173,14 +173,16 @@ def _side_stream(device: torch.device) -> Iterator[None]:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def _map(change: Callable[[Tensor], Tensor], tree: _Tree) -> _Tree:
+def map_tensors(change: Callable[[Tensor], Tensor], tree: _Tree) -> _Tree:
     """Apply a function to every tensor of a nest of dataclasses and tuples."""
     if isinstance(tree, Tensor):
         return change(tree)  # type: ignore[return-value]  # a tensor again
     if isinstance(tree, tuple):
-        return tuple(_map(change, item) for item in tree)  # type: ignore[return-value]
+        return tuple(map_tensors(change, item) for item in tree)  # type: ignore[return-value]
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        values = {f.name: _map(change, getattr(tree, f.name)) for f in dataclasses.fields(tree)}
+        values = {
+            f.name: map_tensors(change, getattr(tree, f.name)) for f in dataclasses.fields(tree)
+        }
         return type(tree)(**values)
     return tree
 
@@ -193,5 +195,5 @@ def _tensors(tree: object) -> list[Tensor]:
         found.append(tensor)
         return tensor
 
-    _map(note, tree)
+    map_tensors(note, tree)
     return found

@@ -114,7 +114,7 @@ def test_recorded_updates_on_a_gpu_are_the_plain_ones_but_for_rounding(setting):
     plain, recorded = (state_of(s.actor.to(cuda), s.critic.to(cuda), config) for s in states)
     graphed = GraphedUpdate(recorded, config, None)
     for batch, noise in steps:
-        batch, noise = graph._map(lambda part: part.cuda(), (batch, noise))
+        batch, noise = graph.map_tensors(lambda part: part.cuda(), (batch, noise))
         ours, theirs = graphed(batch, noise), update(plain, batch, noise, config)
         torch.testing.assert_close(ours.critic.loss, theirs.critic.loss, rtol=1e-4, atol=1e-6)
     ours, theirs = weights(recorded), weights(plain)
