@@ -13,7 +13,13 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from avtd3.configs.commands.console import say, terminal
+from avtd3.configs.commands.console import (
+    EXIT_ENVIRONMENT,
+    EXIT_UNEXPECTED,
+    EXIT_USAGE,
+    say,
+    terminal,
+)
 from avtd3.store.errors import Avtd3Error, StorageError, UnreadableError, WorldError
 
 if TYPE_CHECKING:
@@ -22,14 +28,13 @@ if TYPE_CHECKING:
 MAX_MESSAGE = 2000
 """Characters of the longest error message; more than that is never read."""
 
-_USAGE, _ENVIRONMENT, _UNEXPECTED = 2, 3, 70
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
-    (WorldError, _ENVIRONMENT),
-    (StorageError, _ENVIRONMENT),
-    (UnreadableError, _ENVIRONMENT),
-    (Avtd3Error, _USAGE),
-    (OSError, _ENVIRONMENT),
-    (MemoryError, _ENVIRONMENT),
+    (WorldError, EXIT_ENVIRONMENT),
+    (StorageError, EXIT_ENVIRONMENT),
+    (UnreadableError, EXIT_ENVIRONMENT),
+    (Avtd3Error, EXIT_USAGE),
+    (OSError, EXIT_ENVIRONMENT),
+    (MemoryError, EXIT_ENVIRONMENT),
 )
 """Exit codes of the errors that avtd3 knows; the first line that fits counts."""
 
@@ -105,7 +110,7 @@ def _run(arguments: list[str]) -> int:
         else:
             path = "avtd3" if context is None else context.command_path
             _say_error(f"{error.format_message().rstrip('.')}; see {path} --help")
-        return _USAGE
+        return EXIT_USAGE
     return 0
 
 
@@ -113,13 +118,13 @@ def _report(error: BaseException) -> int:
     """Print one line about an error; return the exit code."""
     if os.environ.get("AVTD3_TRACEBACK"):
         traceback.print_exception(error)
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), _UNEXPECTED)
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_UNEXPECTED)
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        code = _ENVIRONMENT  # torch's
+        code = EXIT_ENVIRONMENT  # torch's
     # The message of one of our OSErrors is its strerror; str() would put an errno before it.
     message = isinstance(error, Avtd3Error) and getattr(error, "strerror", None)
     text = message or str(error) or type(error).__name__
-    if code == _UNEXPECTED:
+    if code == EXIT_UNEXPECTED:
         text = (
             f"unexpected {type(error).__name__}: {text[:MAX_MESSAGE]}; this is a defect of avtd3: "
             "set AVTD3_TRACEBACK=1 for the traceback, and report it"

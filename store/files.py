@@ -392,8 +392,10 @@ def write_aside(path: Path, data: bytes) -> None:
         try:
             write_new(aside, data)
             aside.replace(path)
-        except BaseException:
+        except BaseException as error:
             aside.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                error.filename = None  # the message names the file, not the temporary one
             raise
         fsync_directory(path.parent)
 

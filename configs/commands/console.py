@@ -18,6 +18,15 @@ from typing import Protocol, TextIO, cast
 
 from avtd3.store.errors import StorageError, escape
 
+EXIT_NO = 1
+"""Exit code when the answer is no: an audit with findings, NO-GO, training stopped by a guard."""
+EXIT_USAGE = 2
+"""Exit code for an invalid command line, configuration or input."""
+EXIT_ENVIRONMENT = 3
+"""Exit code when the environment failed: no simulator, disk full."""
+EXIT_UNEXPECTED = 70
+"""Exit code of an error that avtd3 does not know."""
+
 LINE_INTERVAL_S = 10.0
 """Seconds between two lines of progress when standard error is not a terminal."""
 

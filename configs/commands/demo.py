@@ -74,7 +74,7 @@ class DemoSettings:
             ConfigError: As `avtd3.configs.load.load_section`.
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: section(name, source or "demo", overrides) for name in names})
+        return cls(**{name: section(name, source or "demo", overrides, *names) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

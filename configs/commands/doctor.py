@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
+from avtd3.configs.commands.console import EXIT_ENVIRONMENT, EXIT_NO
 from avtd3.configs.commands.options import (
-    EXIT_ENVIRONMENT,
-    EXIT_NO,
     ConfigOption,
     HostOption,
     JsonOption,
     SetOption,
     answer,
+    check_destinations,
     replace,
     section,
 )
@@ -47,6 +47,7 @@ def carla(
     """
     from avtd3.collect.carla.doctor import examine
 
+    check_destinations(image)
     ports = None if port is None else (port,)
     settings = replace(section("collect", config, set_).carla, host=host, ports=ports)
     report = examine(settings, settings.ports[0], image)

@@ -22,6 +22,7 @@ from avtd3.configs.commands.options import (
     WorldOption,
     answer,
     at_servers,
+    check_destinations,
     check_simulators,
     replace,
     section,
@@ -71,6 +72,7 @@ def evaluate(
     where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
     settings = at_servers(replace(settings, scenario=where), host, port, server_command)
     use_current_directory(settings)
+    check_destinations(gif)
     with interruptible() as should_stop, progress() as show:
         report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=show)
     answer(report.document(), as_json, report.summary())

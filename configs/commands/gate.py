@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avtd3.configs.commands.console import say
-from avtd3.configs.commands.options import EXIT_NO, JsonOption, answer
+from avtd3.configs.commands.console import EXIT_NO, say
+from avtd3.configs.commands.options import JsonOption, answer, check_destinations
 from avtd3.store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ def gate(
     from avtd3.learn.analysis.gate import gate as run_gate
     from avtd3.learn.analysis.pages import gate_page
 
+    check_destinations(markdown, html)
     config = load_gate(stage, criteria)
     report = run_gate(run, config, load_names(names, map_ or ()), optional=optional or ())
     _write(markdown, report.markdown)
@@ -298,6 +299,7 @@ def compare(
     from avtd3.learn.analysis.compare import compare as run_compare
     from avtd3.learn.analysis.pages import compare_page
 
+    check_destinations(markdown, html)
     config = CompareConfig(
         align=align.value,
         window=window,

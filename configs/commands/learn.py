@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.commands.console import interruptible, progress
+from avtd3.configs.commands.console import EXIT_NO, interruptible, progress
 from avtd3.configs.commands.options import (
-    EXIT_NO,
     ConfigOption,
     FilterOption,
     JsonOption,

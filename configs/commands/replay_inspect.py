@@ -25,15 +25,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avtd3.configs.commands.console import interruptible, progress, say
-from avtd3.configs.commands.options import (
+from avtd3.configs.commands.console import (
     EXIT_ENVIRONMENT,
     EXIT_NO,
+    interruptible,
+    progress,
+    say,
+)
+from avtd3.configs.commands.options import (
     ConfigOption,
     FilterOption,
     JsonOption,
     SetOption,
     answer,
+    check_destinations,
     parse_share,
     replace,
     section,
@@ -249,6 +254,7 @@ def show_episode(
         write_episode_sheet,
     )
 
+    check_destinations(sheet, gif, mp4)
     rng = np.random.default_rng()
     record = EpisodeRecord.read(find_episode(datasets, name, rng, parse_filter(filters)))
     written = []
@@ -306,6 +312,7 @@ def show_audit(
     from avtd3.store.render.audit_page import write_audit_page
     from avtd3.store.render.audit_text import audit_text
 
+    check_destinations(html)
     with interruptible() as should_stop, progress() as show:
         report = audit(
             comparison.datasets,
@@ -493,7 +500,7 @@ def replay_inspect(
         )
         return
     settings = replace(
-        section("audit", config, set_),
+        section("audit", config, set_, *(["evaluate"] if scores else [])),
         sample=None if sample is None else parse_share(sample),
         strict=strict or None,
         full=full or None,
@@ -514,4 +521,4 @@ def _penalties(config: str | None, overrides: Sequence[str] | None) -> "PenaltyT
     """Return the table of penalties that ``evaluate.penalties`` names."""
     from avtd3.collect.leaderboard import penalty_table
 
-    return penalty_table(section("evaluate", config, overrides).penalties)
+    return penalty_table(section("evaluate", config, overrides, "audit").penalties)

@@ -9,10 +9,13 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.commands.console import interruptible, progress
-from avtd3.configs.commands.options import (
+from avtd3.configs.commands.console import (
     EXIT_ENVIRONMENT,
     EXIT_NO,
+    interruptible,
+    progress,
+)
+from avtd3.configs.commands.options import (
     FilterOption,
     JsonOption,
     answer,
