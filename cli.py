@@ -25,7 +25,7 @@ from avtd3.store.errors import Avtd3Error, StorageError, UnreadableError, WorldE
 if TYPE_CHECKING:
     import typer
 
-MAX_MESSAGE = 2000
+MAX_MESSAGE = 1900
 """Characters of the longest error message; more than that is never read."""
 
 _CODES: tuple[tuple[type[BaseException], int], ...] = (

@@ -16,6 +16,7 @@ from avtd3.configs.commands.options import (
     replace,
     section,
 )
+from avtd3.store.errors import ConfigError
 
 
 def learn(
@@ -80,10 +81,17 @@ def learn(
     limit_spinning()  # before torch is imported
     from avtd3.learn.callbacks import ProgressCallback
     from avtd3.learn.trainer import train
+    from avtd3.store.dataset import dataset_around
 
     settings = replace(section("learn", config, set_), updates=updates, seed=seed)
     filters = None if filter_ is None else tuple(filter_)
     settings = replace(settings, replay=replace(settings.replay, filter=filters, mode=mode))
+    for option, place in (("--run", run), ("--policies", policies)):
+        if place is not None and (around := dataset_around(place)):
+            raise ConfigError(
+                f"{option} {place} is in the dataset {around}; give a directory of its own, such "
+                f"as {around}-run"
+            )
     with interruptible() as should_stop, progress() as show:
         report = train(
             settings,
