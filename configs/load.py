@@ -121,11 +121,7 @@ def load_section(
 def dump_sections(
     section: str | None = None, source: str | None = None, overrides: Sequence[str] = ()
 ) -> str:
-    """Return the resolved settings of one section, or of all, as YAML for `load_section`.
-
-    Raises:
-        ConfigError: As in `load_section`, or if there is no such section.
-    """
+    """Return the resolved settings of one section, or of all, as YAML for `load_section`."""
     if section is not None:
         _check_section(section, where="the configuration")
     names = list(SECTIONS) if section is None else [section]
@@ -153,14 +149,7 @@ def _plain(value: Any) -> Any:
 
 
 def json_schema(section: str | None = None) -> dict[str, Any]:
-    """Return the JSON Schema of a section, or of a configuration file with all sections.
-
-    Descriptions are the docstrings of the dataclasses and of their fields. Editors that read the
-    schema complete and check configuration files as you type.
-
-    Raises:
-        ConfigError: If there is no such section.
-    """
+    """Return the JSON Schema of a section, or of a configuration file with all sections."""
     if section is not None:
         _check_section(section, where="the configuration")
     names = list(SECTIONS) if section is None else [section]
@@ -222,12 +211,7 @@ def presets() -> list[str]:
 
 
 def read_config(source: str) -> dict[str, Any]:
-    """Read a YAML file, or a preset by name, into a mapping.
-
-    Raises:
-        ConfigError: If there is no such file or preset, or it is too large or not a YAML mapping.
-        UnreadableError: If it cannot be read now.
-    """
+    """Read a YAML file, or a preset by name, into a mapping."""
     path = Path(source)
     if not path.is_file() and source in presets():  # a directory may have the same name
         text = (resources.files("avtd3.configs") / f"{source}.yaml").read_text("utf-8")
@@ -237,16 +221,7 @@ def read_config(source: str) -> dict[str, Any]:
 
 
 def parse_mapping(text: str, source: str, *, of: str) -> dict[str, Any]:
-    """Parse a YAML text into a mapping; an empty text is an empty mapping.
-
-    Args:
-        text: The YAML.
-        source: Where the text comes from, for messages.
-        of: What the mapping should contain, for messages.
-
-    Raises:
-        ConfigError: If the text is not YAML or not a mapping.
-    """
+    """Parse YAML into a mapping of ``of``; an empty text is an empty mapping."""
     document = _parse_yaml(text, f"config {source}")
     if document is None:
         return {}
@@ -283,18 +258,13 @@ def _check_section(section: object, *, where: str) -> None:
 
 
 def build(kind: type, document: object, *, path: str) -> Any:
-    """Build a dataclass from a mapping, strictly.
+    """Build a dataclass from a mapping, strictly; ``path`` is the mapping's dotted name.
 
     Only whole numbers become int, and only true and false become bool. Lists become tuples.
 
-    Args:
-        kind: The dataclass.
-        document: Keys and values; keys that are absent keep their defaults.
-        path: Dotted name of the mapping, for messages.
-
     Raises:
-        ConfigError: If a key is unknown, or a value has the wrong type or is rejected by the
-            dataclass. The message lists the first problems with their dotted paths.
+        ConfigError: With the first problems and their dotted names, if a key is unknown, or a value
+            has the wrong type or is rejected by the dataclass.
     """
     try:
         (config,) = _adapter(kind).validate_json(f"[{_to_json(document, path)}]")

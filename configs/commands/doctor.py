@@ -5,17 +5,8 @@ from typing import Annotated
 
 import typer
 
+from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import EXIT_ENVIRONMENT, EXIT_NO
-from avtd3.configs.commands.options import (
-    ConfigOption,
-    HostOption,
-    JsonOption,
-    SetOption,
-    answer,
-    check_destinations,
-    replace,
-    section,
-)
 
 app = typer.Typer(
     help="Check that external requirements are met.", no_args_is_help=True, rich_markup_mode=None
@@ -29,16 +20,16 @@ def _doctor() -> None:
 
 @app.command()
 def carla(
-    host: HostOption = None,
+    host: opt.HostOption = None,
     port: Annotated[
         int | None, typer.Option(metavar="PORT", help="Port of the CARLA server. Default: 2000.")
     ] = None,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Save a camera image as PNG.")
     ] = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
+    config: opt.ConfigOption = None,
+    set_: opt.SetOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Check that a CARLA server can be used.
 
@@ -47,11 +38,11 @@ def carla(
     """
     from avtd3.collect.carla.doctor import examine
 
-    check_destinations(image)
+    opt.check_destinations(image)
     ports = None if port is None else (port,)
-    settings = replace(section("collect", config, set_).carla, host=host, ports=ports)
+    settings = opt.replace(opt.section("collect", config, set_).carla, host=host, ports=ports)
     report = examine(settings, settings.ports[0], image)
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())
     if not report.is_reached:
         raise typer.Exit(EXIT_ENVIRONMENT)
     if not report.is_well:

@@ -108,12 +108,7 @@ def replace(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - any sect
 
 
 def check_destinations(*paths: Path | None) -> None:
-    """Check before the work that files can be written at its end; make missing directories.
-
-    Raises:
-        ConfigError: If there is a directory at a path.
-        StorageError: If a directory cannot be made or written.
-    """
+    """Check before the work that files can be written at its end; make missing directories."""
     from avtd3.store.files import storage_errors
 
     for path in filter(None, paths):
@@ -131,11 +126,7 @@ def at_servers(
     ports: str | None,
     command: str | None,
 ) -> Any:  # noqa: ANN401
-    """Return the settings with the options that name CARLA servers; None means not given.
-
-    Raises:
-        ConfigError: If servers are given for another world, or a port is not a number.
-    """
+    """Return the settings with the options that name CARLA servers; None means not given."""
     if settings.world != "carla" and (host, ports, command) != (None, None, None):
         raise ConfigError(
             "--host, --port and --server-command need the world carla, found "
@@ -154,11 +145,7 @@ def answer(document: Mapping[str, Any], as_json: bool, text: str) -> None:
 
 
 def check_simulators(failure: str) -> None:
-    """Raise `WorldError` if simulators failed, so that the command exits with 3.
-
-    Args:
-        failure: What failed; an empty string if nothing did.
-    """
+    """Raise `WorldError`, for exit code 3, if there is a text about what failed."""
     if failure:
         raise WorldError(failure)
 
@@ -174,22 +161,12 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
 def parse_bytes(text: str) -> int:
-    """Parse ``10GB`` (powers of 1000), ``10GiB`` (powers of 1024) or ``10000`` into bytes.
-
-    Upper and lower case are equivalent.
-
-    Raises:
-        ConfigError: If the text has another form.
-    """
+    """Parse ``10GB`` (powers of 1000), ``10GiB`` (of 1024) or ``10000`` into bytes, in any case."""
     return round(_parse_amount(text, _BYTES, "an amount of bytes, such as 10GB, 500MB or 2GiB"))
 
 
 def parse_seconds(text: str) -> float:
-    """Parse ``45s``, ``90m``, ``12h``, ``30d`` or ``2w`` into seconds.
-
-    Raises:
-        ConfigError: If the text has another form.
-    """
+    """Parse ``45s``, ``90m``, ``12h``, ``30d`` or ``2w`` into seconds."""
     return _parse_amount(text, _SECONDS, "a time, such as 30d, 12h, 90m or 45s")
 
 
@@ -205,11 +182,7 @@ def _parse_amount(text: str, units: Mapping[str, float], expected: str) -> float
 
 
 def parse_share(text: str) -> float:
-    """Parse a share, ``5%`` or ``0.05``.
-
-    Raises:
-        ConfigError: If the text is not a number above 0 and at most 1.
-    """
+    """Parse a share above 0 and at most 1, as ``5%`` or ``0.05``."""
     try:
         share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
     except ValueError:
@@ -223,11 +196,7 @@ def parse_share(text: str) -> float:
 
 
 def parse_ports(text: str | None) -> tuple[int, ...] | None:
-    """Parse ``2000,2010``; return None for None.
-
-    Raises:
-        ConfigError: If a part is not a whole number.
-    """
+    """Parse ``2000,2010``; return None for None."""
     if text is None:
         return None
     try:
@@ -239,14 +208,7 @@ def parse_ports(text: str | None) -> tuple[int, ...] | None:
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Parse weights by name from ``name=1.0,other=0.5``, or from YAML files.
-
-    Args:
-        texts: Each is a list of pairs or the path of a file; later values replace earlier ones.
-
-    Raises:
-        ConfigError: If a text is neither, or a file does not map names to numbers.
-    """
+    """Parse weights from ``name=1.0,other=0.5`` and YAML files; later ones replace earlier ones."""
     weights: dict[str, float] = {}
     for text in texts:
         if "=" not in text:
