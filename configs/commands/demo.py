@@ -16,7 +16,6 @@ import typer
 from avtd3.configs.commands.console import interruptible, progress, say
 from avtd3.configs.commands.options import ConfigOption, JsonOption, SetOption, answer, section
 from avtd3.store.errors import ConfigError, DatasetError
-from avtd3.store.render.text import join_lines, markdown_table
 
 if TYPE_CHECKING:
     from avtd3.collect.collector import CollectConfig
@@ -108,6 +107,8 @@ class DemoReport:
 
     def table(self) -> str:
         """Return the evaluations as a Markdown table."""
+        from avtd3.store.render.text import markdown_table
+
         head = (
             "driver", "success", "95 %", "route", "return", "collisions/km",
             "departures/km", "off centre", "speed",
@@ -132,6 +133,8 @@ class DemoReport:
 
     def summary(self) -> str:
         """Return the report as text."""
+        from avtd3.store.render.text import join_lines
+
         count = len(next(iter(self.evaluations.values())).scores)
         lines = [
             f"{count} held-out roads, the same for each driver:",
