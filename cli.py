@@ -20,13 +20,16 @@ from avtd3.configs.commands.console import (
     say,
     terminal,
 )
-from avtd3.store.errors import Avtd3Error, StorageError, UnreadableError, WorldError
+from avtd3.store.errors import (
+    Avtd3Error,
+    StorageError,
+    UnreadableError,
+    WorldError,
+    cut_middle,
+)
 
 if TYPE_CHECKING:
     import typer
-
-MAX_MESSAGE = 1900
-"""Characters of the longest error message; more than that is never read."""
 
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (WorldError, EXIT_ENVIRONMENT),
@@ -126,7 +129,7 @@ def _report(error: BaseException) -> int:
     text = message or str(error) or type(error).__name__
     if code == EXIT_UNEXPECTED:
         text = (
-            f"unexpected {type(error).__name__}: {text[:MAX_MESSAGE]}; this is a defect of avtd3: "
+            f"unexpected {type(error).__name__}: {text[:1000]}; this is a defect of avtd3: "
             "set AVTD3_TRACEBACK=1 for the traceback, and report it"
         )
     _say_error(text)
@@ -135,10 +138,7 @@ def _report(error: BaseException) -> int:
 
 def _say_error(text: str) -> None:
     """Print an error in one line of bounded length."""
-    if len(text) > MAX_MESSAGE:
-        middle = MAX_MESSAGE // 2
-        text = f"{text[:middle]} [{len(text) - MAX_MESSAGE:,} characters] {text[-middle:]}"
-    say(f"avtd3: {' '.join(text.split())}")
+    say(f"avtd3: {' '.join(cut_middle(text).split())}")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,15 @@ Each error is also a built-in exception, given in parentheses.
 
 from collections.abc import Iterator
 
+MAX_MESSAGE = 1900
+"""Characters of the longest message; values in it may come from a file of any size."""
+
 
 class Avtd3Error(Exception):
-    """Base class of every exception that avtd3 raises on purpose."""
+    """Base class of every exception that avtd3 raises on purpose; no message is endless."""
+
+    def __str__(self) -> str:
+        return cut_middle(super().__str__())
 
 
 class ConfigError(Avtd3Error, ValueError):
@@ -146,6 +152,13 @@ def escape(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def cut_middle(text: str) -> str:
+    """Replace the middle of a text that is longer than `MAX_MESSAGE`."""
+    rest = len(text) - MAX_MESSAGE
+    half = MAX_MESSAGE // 2
+    return text if rest <= 0 else f"{text[:half]} [{rest:,} characters] {text[-half:]}"
 
 
 _LONGEST_INTEGER_BITS = 1024
