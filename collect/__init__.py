@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from avtd3.collect.maps.route import Route
     from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
     from avtd3.collect.reports import CollectReport
+    from avtd3.collect.sim.world import RoadConfig, RoadWorld
     from avtd3.collect.worlds import EnvironmentConfig
 
 _MODULES = {
@@ -33,6 +34,8 @@ _MODULES = {
     "EvaluateConfig": "evaluator",
     "EvaluateReport": "evaluator",
     "ResetResult": "environment",
+    "RoadConfig": "sim.world",
+    "RoadWorld": "sim.world",
     "Route": "maps.route",
     "Scenario": "maps.scenarios",
     "ScenarioConfig": "maps.scenarios",
@@ -55,6 +58,8 @@ __all__ = [
     "EvaluateConfig",
     "EvaluateReport",
     "ResetResult",
+    "RoadConfig",
+    "RoadWorld",
     "Route",
     "Scenario",
     "ScenarioConfig",

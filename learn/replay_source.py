@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.metrics import REWARD_TERMS
 from avtd3.learn.report import LearnProgress
-from avtd3.store.dataset import SEGMENTS, STAGING, Dataset
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import DatasetError, DatasetUnreadableError, NoSegmentsError
-from avtd3.store.format.layout import GROUP_FILE
+from avtd3.store.format.layout import GROUP_FILE, SEGMENTS, STAGING
 from avtd3.store.replay.backend import EpisodeSummary
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.tracker import RefreshReport, name_refused

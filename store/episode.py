@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.episode_table import Attribute, EpisodeTable
-from avtd3.store.errors import SpecError
+from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.events import Event, EventTable
 from avtd3.store.segment import Segment
-from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation, Step
 
 
@@ -64,62 +63,33 @@ class Episode:
         self._reader = reader
         self.number = number
         """Number of the episode in its segment, from 0."""
+        self.segment = reader.segment
+        """The segment that contains the episode."""
+        self.spec = self.segment.spec
+        """The dataset's spec."""
+        self.name = f"{self.segment.id}:{number}"
+        """``SEGMENT:NUMBER``, as ``replay-inspect --episode`` accepts it."""
+        table = reader.table
+        self.length = int(table.length[number])
+        """Number of steps, T."""
+        self.episode_return = float(table.episode_return[number])
+        """Sum of the stored rewards."""
+        self.end_reason = table.end_reason[number]
+        """Why the episode ended."""
+        self.seed = int(table.seed[number])
+        """Seed of the episode's world."""
+        self.index = int(table.index[number])
+        """Position in the collector's plan, -1 if unknown."""
+        self.policy_version = int(table.policy_version[number])
+        """Version of the policy that acted, -1 if there was none."""
+        self.started_at = float(table.wall_time[number])
+        """Start of the episode, in seconds since 1970, by the collector's clock."""
 
     def __repr__(self) -> str:
         return (
             f"Episode({self.name!r}, length={self.length}, episode_return={self.episode_return:g}, "
             f"end_reason={self.end_reason!r})"
         )
-
-    @property
-    def segment(self) -> Segment:
-        """The segment that contains the episode."""
-        return self._reader.segment
-
-    @property
-    def spec(self) -> EpisodeSpec:
-        """The dataset's spec."""
-        return self.segment.spec
-
-    @property
-    def name(self) -> str:
-        """``SEGMENT:NUMBER``, as ``replay-inspect --episode`` accepts it."""
-        return f"{self.segment.id}:{self.number}"
-
-    @property
-    def length(self) -> int:
-        """Number of steps, T."""
-        return int(self._reader.table.length[self.number])
-
-    @property
-    def episode_return(self) -> float:
-        """Sum of the stored rewards."""
-        return float(self._reader.table.episode_return[self.number])
-
-    @property
-    def end_reason(self) -> str:
-        """Why the episode ended."""
-        return self._reader.table.end_reason[self.number]
-
-    @property
-    def seed(self) -> int:
-        """Seed of the episode's world."""
-        return int(self._reader.table.seed[self.number])
-
-    @property
-    def index(self) -> int:
-        """Position in the collector's plan, -1 if unknown."""
-        return int(self._reader.table.index[self.number])
-
-    @property
-    def policy_version(self) -> int:
-        """Version of the policy that acted, -1 if there was none."""
-        return int(self._reader.table.policy_version[self.number])
-
-    @property
-    def started_at(self) -> float:
-        """Start of the episode, in seconds since 1970, by the collector's clock."""
-        return float(self._reader.table.wall_time[self.number])
 
     @property
     def attributes(self) -> dict[str, Attribute]:
@@ -192,7 +162,7 @@ class Episode:
         frames = self.frames
         stack = stack if stack is not None or self.spec.image is None else self.spec.image.stack
         if stack is None or stack < 1:
-            raise SpecError(f"stack is {stack!r}, expected 1 or more")
+            raise SpecError(f"stack is {abbreviate(stack)}, expected 1 or more")
         rows = np.arange(len(frames))[:, None] + np.arange(1 - stack, 1)
         stacks = frames[np.maximum(rows, 0)]
         shape = (len(frames), stack * frames.shape[1], *frames.shape[2:])

@@ -27,7 +27,7 @@ import typer
 
 from avtd3.configs.commands import console
 from avtd3.configs.commands import options as opt
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, escape
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -262,7 +262,9 @@ def show_audit(
         console.say(f"wrote {html}")
     found, lines = _quarantine(report, wanted=quarantine, dry_run=dry_run)
     score_texts = [found.summary() for found in scores]
-    text = "\n".join([audit_text(report), *score_texts, *comparison.text(drifts), *lines])
+    text = "\n".join(
+        [audit_text(report), *score_texts, *comparison.text(drifts), *map(escape, lines)]
+    )
     document = report.document() | {
         "quarantined": [] if dry_run else list(found.moved),
         "kept": [dataclasses.asdict(segment) for segment in found.kept],

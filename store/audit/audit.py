@@ -31,10 +31,11 @@ from avtd3.store.audit.integrity import VerifiedSegments, list_files
 from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.segment_audit import SegmentAudit, SegmentTask, audit_segment
 from avtd3.store.audit.statistics import Summary
-from avtd3.store.dataset import QUARANTINE, SEGMENTS, STAGING, Dataset
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import Avtd3Error, ConfigError, DatasetUnreadableError
 from avtd3.store.files import drop_cached, is_directory, is_passing, list_directory
 from avtd3.store.filters import EpisodeFilter
+from avtd3.store.format.layout import QUARANTINE, SEGMENTS, STAGING
 
 DOMINANT_SHARE = 0.9
 """Share of one reward term above which the other terms have almost no effect."""
