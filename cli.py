@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avtd3.configs.commands.console import (
     EXIT_ENVIRONMENT,
@@ -99,7 +99,7 @@ def _run(arguments: list[str]) -> int:
     """
     import typer
 
-    usage_error = typer.BadParameter.__bases__[0]  # Typer does not export it
+    usage_error: Any = typer.BadParameter.__bases__[0]  # Typer does not export it
     try:
         command = typer.main.get_command(make_app())
         with command.make_context("avtd3", arguments) as context:
@@ -107,11 +107,11 @@ def _run(arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except usage_error as error:
-        context = getattr(error, "ctx", None)
-        if context is not None and str(error) == context.get_help():
+        where = error.ctx
+        if where is not None and str(error) == where.get_help():
             say(str(error))
         else:
-            path = "avtd3" if context is None else context.command_path
+            path = "avtd3" if where is None else where.command_path
             _say_error(f"{error.format_message().rstrip('.')}; see {path} --help")
         return EXIT_USAGE
     return 0

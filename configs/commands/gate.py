@@ -85,7 +85,7 @@ def load_directions(file: Path | None = None) -> "DirectionBook":
     return DirectionBook(own=own, others=others)
 
 
-def _load(kind: type, file: Path, given: Mapping[str, str], *, path: str, of: str) -> Any:  # noqa: ANN401
+def _load(kind: type, file: Path, given: dict[str, str], *, path: str, of: str) -> Any:  # noqa: ANN401
     """Build a dataclass from a YAML file and given keys; name the file in error messages."""
     from avtd3.configs.load import build, parse_mapping, read_text
 
