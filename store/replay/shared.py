@@ -107,8 +107,8 @@ class SharedDirectory:
             os.rename(aside, INDEX, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except OSError as error:
             raise StorageError(
-                f"{self.path / INDEX} cannot be written: {advice(error)}, or name another disk with "
-                "--set learn.replay.scratch=DIR"
+                f"{self.path / INDEX} cannot be written: {advice(error)}, or name another disk "
+                "with --set learn.replay.scratch=DIR"
             ) from error
 
     def leave(self) -> None:
