@@ -121,10 +121,12 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
     """A simulator that is gone for now; restarting it may help.
 
     Attributes:
-        reason: ``server_lost`` (it does not answer), ``sensor_stall`` (it ticks, but a sensor
-            sends nothing), ``tick_timeout`` (the client is blocked), ``client_crash`` (the
-            client's process died), ``spawn_refused`` (every start position is occupied) or
-            ``server_away`` (no server could be reached in the time allowed: do not try again).
+        reason: ``server_lost`` (it does not answer), ``bad_answer`` (it answers with an error or
+            with values that cannot be used), ``sensor_stall`` (it ticks, but a sensor sends
+            nothing), ``tick_timeout`` (the client is blocked), ``client_crash`` (the client's
+            process died), ``spawn_refused`` (every start position is occupied), ``server_away`` (no
+            server could be reached in the time allowed) or ``server_busy`` (another client drives
+            there); after the last two, do not try again.
     """
 
     def __init__(self, message: str, reason: str = "server_lost") -> None:

@@ -29,7 +29,7 @@ LaneKey = tuple[int, int, int]
 SPACING_M = 1.0
 """Target distance between the points of a lane."""
 SHORTEST_M = 0.25
-"""Lanes shorter than this are dropped; their neighbours are linked directly."""
+"""Shorter lanes are only paved; their neighbours are linked directly."""
 NARROWEST_M = 1.0
 """Lanes with a smaller mean width are dropped."""
 PAVED = frozenset((
@@ -63,6 +63,8 @@ class Strip:
     """float64 (N,), metres along the centre line from the first point."""
     width_m: NDArray[np.float64]
     """float64 (N,), width across the heading."""
+    height_m: NDArray[np.float64]
+    """float64 (N,), height of the centre line."""
     kind: str
     """OpenDRIVE's lane type, ``driving`` or one of `PAVED`."""
 
@@ -107,7 +109,7 @@ class RoadNetwork:
     lanes: tuple[Lane, ...]
     """Driving lanes, at least one."""
     paved: tuple[Strip, ...]
-    """Shoulders, parking bays and other paved surface that is not a driving lane."""
+    """Shoulders, parking bays and other paved surface that is not a lane, and very short lanes."""
 
     @classmethod
     def from_opendrive(cls, name: str, xodr: str, *, is_trusted: bool = False) -> Self:
@@ -175,7 +177,7 @@ def _sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[_Sampl
         if found is None:
             continue
         strip, waypoints, forward = found
-        if kind != DRIVING:
+        if kind != DRIVING or end - start < SHORTEST_M:
             paved.append(strip)
             continue
         middle = waypoints[len(waypoints) // 2]
@@ -199,7 +201,7 @@ def _document_lanes(root: ET.Element) -> Iterator[tuple[int, float, float, int, 
         for start, end, section in lane_sections(road):
             for lane_id, lane in lanes_of(section):
                 kind = lane.get("type", "")
-                if end - start >= SHORTEST_M and (kind == DRIVING or kind in PAVED):
+                if end - start > 10.0 * _INSET_M and (kind == DRIVING or kind in PAVED):
                     yield int(road.get("id", "0")), start, end, lane_id, kind
 
 
@@ -215,8 +217,8 @@ def _sample(
     for waypoint in waypoints:
         pose = waypoint.transform
         place = pose.location
-        rows.append((place.x, place.y, pose.rotation.yaw, waypoint.lane_width))
-    table = np.array(rows, np.float64).reshape(-1, 4)
+        rows.append((place.x, place.y, pose.rotation.yaw, waypoint.lane_width, place.z))
+    table = np.array(rows, np.float64).reshape(-1, 5)
     if len(table) < 2 or not np.isfinite(table).all() or table[:, 3].mean() < NARROWEST_M:
         return None
     along = table[-1, :2] - table[0, :2] if len(table) == 2 else table[1, :2] - table[0, :2]
@@ -235,6 +237,7 @@ def _sample(
         yaw_rad=np.unwrap(np.radians(table[:, 2])),
         distance_m=distance,
         width_m=np.abs(table[:, 3]),
+        height_m=table[:, 4].copy(),
         kind=kind,
     )
     return strip, waypoints, forward

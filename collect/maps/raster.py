@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork, Strip
+from avtd3.collect.maps.opendrive import DRIVING
 from avtd3.store.errors import RoadError
 
 VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
@@ -177,7 +178,7 @@ class _Painter:
                     self._fill(Band(strip, w + begin, w + end), ground << 4)
         # Lanes are painted last: they cover other pavement.
         for strip in reversed(self.strips):
-            ground = ASPHALT if isinstance(strip, Lane) else SHOULDER
+            ground = ASPHALT if strip.kind == DRIVING else SHOULDER
             self._fill(Band(strip, -strip.width_m / 2, strip.width_m / 2), ground << 4)
         for band, dashed in _painted_lines(self.lanes):
             self._draw_line(band, dashed)

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import math
 import os
-import reprlib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from avtd3.collect.checks import check_number
 from avtd3.collect.maps.opendrive import decode_xml, parse_number, parse_xml
 from avtd3.collect.maps.planner import MIN_ROUTE_M
 from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, abbreviate
 from avtd3.store.files import read_bytes, safe_join
 
 GENERATED = "generated"
@@ -259,7 +258,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
 def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scenario, ...]:
     found: dict[int, Scenario] = {}
     for place, route in enumerate(routes):
-        where = f"routes[{place}]" if "id" not in route else f"route {reprlib.repr(route['id'])}"
+        where = f"routes[{place}]" if "id" not in route else f"route {abbreviate(route['id'])}"
         try:
             scenario = _scenario(route, place, folder)
         except ConfigError as error:
@@ -341,7 +340,7 @@ def _town(route: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     town = _text(route, "town", "")
     if "/" in town or "\\" in town or town.lower().endswith(".xodr"):
         raise ConfigError(
-            f"town is {town!r}, expected the name of a map; for a file use xodr: FILE"
+            f"town is {abbreviate(town)}, expected the name of a map; for a file use xodr: FILE"
         )
     if "network" in route:
         return GENERATED, ""
@@ -365,12 +364,11 @@ def _waypoints(given: object) -> tuple[tuple[float, float], ...]:
     if given is None:
         return ()
     if not isinstance(given, list) or len(given) < 2:
-        raise ConfigError(f"waypoints are {reprlib.repr(given)}, expected at least two as [x, y]")
+        raise ConfigError(f"waypoints are {abbreviate(given)}, expected at least two as [x, y]")
     for number, point in enumerate(given, start=1):
         if not (isinstance(point, list) and len(point) in (2, 3) and all(map(_is_place, point))):
             raise ConfigError(
-                f"waypoint {number} is {reprlib.repr(point)}, expected [x, y] or [x, y, z] in "
-                "metres"
+                f"waypoint {number} is {abbreviate(point)}, expected [x, y] or [x, y, z] in metres"
             )
     return tuple((float(point[0]), float(point[1])) for point in given)
 
@@ -378,7 +376,7 @@ def _waypoints(given: object) -> tuple[tuple[float, float], ...]:
 def _number(route: Mapping[str, Any], key: str, default: float, *, minimum: float = 0.0) -> float:
     value = route.get(key, default)
     if not _is_number(value):
-        raise ConfigError(f"{key} is {reprlib.repr(value)}, expected a number")
+        raise ConfigError(f"{key} is {abbreviate(value)}, expected a number")
     check_number(key, value, minimum=minimum, maximum=_MAX_DISTANCE_M)
     return float(value)
 
@@ -386,14 +384,14 @@ def _number(route: Mapping[str, Any], key: str, default: float, *, minimum: floa
 def _whole(route: Mapping[str, Any], key: str, default: int) -> int:
     value = route.get(key, default)
     if type(value) is not int or not 0 <= value <= 2**31:
-        raise ConfigError(f"{key} is {reprlib.repr(value)}, expected an integer, 0 or more")
+        raise ConfigError(f"{key} is {abbreviate(value)}, expected an integer, 0 or more")
     return value
 
 
 def _text(route: Mapping[str, Any], key: str, default: str) -> str:
     value = route.get(key, default)
     if not isinstance(value, str) or not len(value) <= 200 or (key in route and not value):
-        raise ConfigError(f"{key} is {reprlib.repr(value)}, expected text of 1 to 200 characters")
+        raise ConfigError(f"{key} is {abbreviate(value)}, expected text of 1 to 200 characters")
     return value
 
 
@@ -408,7 +406,7 @@ def _is_place(value: object) -> bool:
 def _check_known(what: str, name: str, known: Iterable[str]) -> None:
     names = tuple(known)
     if name not in names:
-        raise ConfigError(f"{what} is {name!r}; {_hint(name, names)}")
+        raise ConfigError(f"{what} is {abbreviate(name)}; {_hint(name, names)}")
 
 
 def _hint(name: str, known: tuple[str, ...]) -> str:
@@ -430,13 +428,13 @@ def _parse_yaml(data: bytes) -> list[Mapping[str, Any]]:
     version = top.get("avtd3_scenarios")
     if version != VERSION:
         raise ConfigError(
-            f"avtd3_scenarios is {reprlib.repr(version)}, expected {VERSION}; start the file with "
+            f"avtd3_scenarios is {abbreviate(version)}, expected {VERSION}; start the file with "
             f"the line avtd3_scenarios: {VERSION}"
         )
     shared = _mapping(top.get("defaults") or {}, "defaults", _SHARED_KEYS)
     routes = top.get("routes")
     if not isinstance(routes, list):
-        raise ConfigError(f"routes is {reprlib.repr(routes)}, expected a list of routes")
+        raise ConfigError(f"routes is {abbreviate(routes)}, expected a list of routes")
     found = [_mapping(route, f"routes[{place}]", _ROUTE_KEYS) for place, route in enumerate(routes)]
     ways = [way for route in found if isinstance(way := route.get("waypoints"), list)]
     _check_size(len(found), sum(map(len, ways)))
@@ -450,8 +448,8 @@ def _check_events(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             # A few hundred bytes of aliases can expand to gigabytes.
             raise ConfigError("it has a YAML alias (*name), expected none; use 'defaults' instead")
-        if getattr(event, "tag", None):
-            raise ConfigError(f"it has a YAML tag ({event.tag:.40}), expected none; remove it")
+        if tag := getattr(event, "tag", None):
+            raise ConfigError(f"it has a YAML tag ({tag:.40}), expected none; remove it")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
@@ -460,12 +458,12 @@ def _check_events(text: str) -> None:
 
 def _mapping(value: object, where: str, keys: Iterable[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} is {reprlib.repr(value)}, expected keys: {', '.join(keys)}")
+        raise ConfigError(f"{where} is {abbreviate(value)}, expected keys: {', '.join(keys)}")
     known = tuple(keys)
     for key in value:
         if key not in known:
             raise ConfigError(
-                f"{where} has the unknown key {reprlib.repr(key)}; {_hint(str(key), known)}"
+                f"{where} has the unknown key {abbreviate(key)}; {_hint(str(key), known)}"
             )
     return value
 
@@ -490,7 +488,7 @@ def _parse_xml(data: bytes) -> list[Mapping[str, Any]]:
 
 def _route(element: ET.Element, place: int) -> Mapping[str, Any]:
     text = element.get("id", str(place))
-    where = f"route {reprlib.repr(text)}"
+    where = f"route {abbreviate(text)}"
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise ConfigError(f"{where}: its id is not an integer from 0 to 999999999")
     points = element.findall("waypoints/position") or element.findall("waypoint")
@@ -555,5 +553,5 @@ def _xml_number(element: ET.Element, key: str, where: str, default: float | None
         return default
     value = parse_number(text or "")
     if math.isnan(value):
-        raise ConfigError(f"{where}: {key} is {reprlib.repr(text)}, expected a number")
+        raise ConfigError(f"{where}: {key} is {abbreviate(text)}, expected a number")
     return value

@@ -36,6 +36,22 @@ def carla(
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Save a camera image as PNG.")
     ] = None,
+    drive: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=1.0, help="Also let the expert drive, and check what that shows."
+        ),
+    ] = None,
+    town: Annotated[
+        str, typer.Option(metavar="TOWN", help="Map for --drive. Default: Town01.")
+    ] = "Town01",
+    npcs: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Other vehicles for --drive. Default: 10.")
+    ] = 10,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the findings and pictures of --drive as HTML."),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -45,11 +61,19 @@ def carla(
     Tests the connection, versions, simulation steps, camera images and speed. Exits with 0 if
     episodes can be driven, with 1 if something is wrong, and with 3 if no server answers.
     """
-    from avtd3.collect.carla.doctor import examine
+    from avtd3.collect.carla import doctor
+    from avtd3.collect.maps.scenarios import scenario
+    from avtd3.store.files import storage_errors
 
+    if html is not None:
+        doctor.check_directory("--html", html)
     ports = None if port is None else (port,)
     settings = replace(section("collect", config, set_).carla, host=host, ports=ports)
-    report = examine(settings, settings.ports[0], image)
+    seconds, setting = drive or 0.0, scenario(0, town=town, npcs=npcs)
+    report, pictures = doctor.examine(settings, settings.ports[0], image, setting, seconds)
+    if html is not None:
+        with storage_errors(html):
+            html.write_text(doctor.page(report, pictures), "utf-8")
     answer(report.document(), as_json, report.summary())
     if not report.is_reached:
         raise typer.Exit(EXIT_ENVIRONMENT)

@@ -1,5 +1,6 @@
 """Documents that end, block or exhaust carla.Map do so in a process of their own."""
 
+import importlib.metadata
 import json
 import signal
 import subprocess
@@ -111,7 +112,7 @@ def test_a_place_that_cannot_be_written_is_no_error(monkeypatch, tmp_path, kind)
 def test_another_version_of_carla_checks_again(starts, monkeypatch):
     check_native("a", straight_document())
     forget()
-    monkeypatch.setattr(native_check.importlib.metadata, "version", lambda _: "0.9.99")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.9.99")
     check_native("a", straight_document())
     assert len(starts) == 2
 

@@ -128,6 +128,7 @@ def test_lanes_follow_over_sections_and_short_ones_are_stepped_over():
     )
     assert [each.section_id for each in found.lanes] == [0, 2]
     assert found.lanes[0].successors == (1,)
+    assert [(each.kind, round(each.length_m, 2)) for each in found.paved] == [("driving", 0.1)]
 
 
 def test_roads_that_only_touch_are_joined_by_geometry():

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -174,4 +175,16 @@ def test_wide_lanes_are_painted_completely():
     raster = Raster.paint(RoadNetwork.from_opendrive("wide", text, is_trusted=True), 0.1)
     for x in np.arange(1.0, 199.0, 3.0):
         for y in (-44.0, -30.0, -20.0, -11.0, -1.0, 2.0, 15.0, 33.0, 44.0):
+            assert raster.ground_at(x, y) >= ASPHALT
+
+
+@pytest.mark.parametrize("short_m", [0.005, 0.02, 0.1, 0.24])
+def test_a_lane_section_too_short_for_a_lane_leaves_no_slit(short_m):
+    [lanes] = re.findall("<laneSection.*</laneSection>", straight_document())
+    starts = (0.0, 100.03, 100.03 + short_m)
+    sections = "".join(lanes.replace('s="0"', f's="{start}"', 1) for start in starts)
+    text = straight_document().replace(lanes, sections)
+    raster = Raster.paint(RoadNetwork.from_opendrive("slit", text, is_trusted=True), PIXEL_M)
+    for x in np.arange(99.0, 102.0, 0.03):
+        for y in (-3.0, -1.0, 1.0, 2.5):
             assert raster.ground_at(x, y) >= ASPHALT
