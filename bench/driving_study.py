@@ -185,7 +185,7 @@ def sets(section: str, settings: Mapping[str, float | str]) -> list[str]:
 
 def updates_of(policy: Path) -> int:
     """Updates that the policy was trained for."""
-    return int(read_header(policy.read_bytes(), policy)["updates"])
+    return read_header(policy.read_bytes(), policy).updates
 
 
 def scores(way: Way, work: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ from avtd3.learn.callbacks import CallbackList
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.device import keep_freed_memory
 from avtd3.learn.td3 import TD3State, create_state, update
-from avtd3.learn.trainer import Trainer, prepare_run
+from avtd3.learn.trainer import Trainer
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -153,7 +153,7 @@ def rival(
             replay=replay,
             log_every=UPDATES[device],
         )
-        prepare_run(run, {}, resume=False)
+        run.mkdir(parents=True)
         notify = CallbackList([], target=config.updates)
         trainer = Trainer(dataset.spec, config, run, run / "policies", notify)
         trainer.restore()

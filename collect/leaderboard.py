@@ -67,12 +67,7 @@ class PenaltyTable:
     """Whether the penalty is ``1 / (1 + sum)``; else the product."""
 
     def penalty(self, counts: Mapping[str, int], outside: float) -> float:
-        """Return the infraction penalty, in (0, 1].
-
-        Args:
-            counts: How often each infraction happened.
-            outside: Fraction of the completed route that was driven outside its lanes.
-        """
+        """Return the infraction penalty, in (0, 1]."""
         used = [(self.coefficients[name], counts.get(name, 0)) for name in self.coefficients]
         if self.is_sum:
             found = 1.0 / (1.0 + sum(coefficient * count for coefficient, count in used))
@@ -96,11 +91,7 @@ CURRENT = "leaderboard-2.1"
 
 
 def penalty_table(version: str) -> PenaltyTable:
-    """Return a table by its version.
-
-    Raises:
-        ConfigError: If there is no such version.
-    """
+    """Return a table by its version."""
     if version not in TABLES:
         raise ConfigError(f"penalties is {version!r}, expected one of: {', '.join(TABLES)}")
     return TABLES[version]
@@ -111,7 +102,6 @@ class RouteScore:
     """The leaderboard's score of one episode."""
 
     version: str
-    """Version of the penalties."""
     driving_score: float
     """Completion multiplied by the penalty, in [0, 100]."""
     completion: float
@@ -121,9 +111,7 @@ class RouteScore:
     infractions: Mapping[str, int]
     """How often each of `INFRACTIONS` happened; for stretches outside the lanes, their number."""
     outside_m: float
-    """Metres of the route driven outside its lanes."""
     length_m: float
-    """Metres of the route."""
 
     @property
     def driven_km(self) -> float:
@@ -143,15 +131,7 @@ class RouteScore:
 
 
 def score_route(events: Sequence[Event], table: PenaltyTable) -> RouteScore | None:
-    """Score an episode.
-
-    Args:
-        events: Its events, ordered by step.
-        table: The penalties.
-
-    Returns:
-        The score, or None if the episode's events were not recorded.
-    """
+    """Score an episode."""
     first = {event.kind: event for event in reversed(events)}
     if "route" not in first or "completion" not in first or not first["route"].value > 0.0:
         return None
@@ -211,14 +191,7 @@ def _infraction(event: Event) -> str:
 
 
 def summarise_routes(scores: Sequence[RouteScore]) -> dict[str, Any]:
-    """Aggregate the leaderboard's scores of several episodes, as JSON values.
-
-    Args:
-        scores: The episodes, at least one, all scored with the same table.
-
-    Returns:
-        Means over the episodes, and infractions per kilometre completed, at least one metre.
-    """
+    """Aggregate the leaderboard's scores of several episodes, as JSON values."""
     km = max(sum(score.driven_km for score in scores), _LEAST_KM)
     count = len(scores)
     return {
@@ -244,23 +217,16 @@ class StoredScore:
     """The score of one stored episode."""
 
     dataset: str
-    """Path of the dataset."""
     segment: str
-    """Id of the segment."""
     episode: int
-    """Number of the episode in it."""
     index: int
     """Its index in the collector's plan; -1 if unknown."""
     scenario: int
-    """Number of its scenario."""
     town: str
-    """Name of its road network."""
     driver: str
-    """The driver."""
     end_reason: str
     """Why it ended."""
     route: RouteScore
-    """The leaderboard's score."""
 
     def document(self) -> dict[str, Any]:
         """Return the score as JSON values."""
@@ -274,9 +240,7 @@ class Unscored:
     """Episodes of one segment that have no score."""
 
     dataset: str
-    """Path of the dataset."""
     segment: str
-    """Id of the segment."""
     episodes: tuple[int, ...]
     """Their numbers in the segment; empty if the segment cannot be read."""
     reason: str
@@ -295,11 +259,8 @@ class ScoreReport:
     """The scores of all episodes of some datasets."""
 
     version: str
-    """Version of the leaderboard's penalties."""
     scores: tuple[StoredScore, ...]
-    """Every episode with events, in the order of the segments."""
     unscored: tuple[Unscored, ...]
-    """The episodes without events."""
 
     @property
     def by_driver(self) -> dict[str, list[RouteScore]]:
@@ -368,16 +329,7 @@ def _figures(routes: Sequence[RouteScore]) -> list[str]:
 def score_datasets(
     paths: Sequence[Path], table: PenaltyTable, should_stop: Callable[[], bool] = lambda: False
 ) -> ScoreReport:
-    """Score every episode of some datasets from its stored events.
-
-    Args:
-        paths: The datasets.
-        table: The penalties.
-        should_stop: Called before each segment; true stops there.
-
-    Raises:
-        DatasetError: If a path is not a dataset.
-    """
+    """Score every episode of some datasets from its stored events."""
     scores: list[StoredScore] = []
     unscored: list[Unscored] = []
     for path in paths:

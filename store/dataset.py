@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,21 +23,36 @@ from avtd3.store.errors import (
     SegmentNotFoundError,
     SegmentUnreadableError,
     SpecError,
+    abbreviate,
+    advice,
 )
 from avtd3.store.files import (
+    DAY_S,
+    aside_of,
     create_exclusive,
+    exists,
     fsync_directory,
+    is_directory,
     is_passing,
     list_directory,
+    move_directory,
     read_json,
     retry,
     storage_errors,
     tree_stamp,
 )
 from avtd3.store.filters import EpisodeFilter, parse_filter
-from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
+from avtd3.store.format.layout import (
+    FORMAT_VERSION,
+    GROUP_FILE,
+    MANIFEST_FILE,
+    QUARANTINE,
+    SEGMENTS,
+    STAGING,
+)
 from avtd3.store.format.manifest import Limits
 from avtd3.store.format.metadata import document_bytes, group_document
+from avtd3.store.locks import LOCK_FILE
 from avtd3.store.replaced import (
     Claim,
     ClaimChecker,
@@ -49,60 +63,49 @@ from avtd3.store.replaced import (
 )
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
-from avtd3.store.staging import clean_staging
+from avtd3.store.staging import clean, remove_segments
 
 
 def _check_free(path: Path) -> None:
-    """Raise if a new dataset would be mixed with other files.
-
-    Raises:
-        DatasetError: The path is a file, or a directory that contains something else.
-        StorageError: The directory cannot be listed.
-    """
-    if path.exists() and not path.is_dir():
-        raise DatasetError(f"dataset {path} is a file, expected a directory or nothing")
+    """Raise if a new dataset would be mixed with other files."""
     with storage_errors(path):
-        found = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    others = sorted(found - _OWN_NAMES)
+        if exists(path) and not is_directory(path):
+            raise DatasetError(f"dataset {path} is a file, expected a directory or nothing")
+        found = {entry.name for entry in path.iterdir()} if exists(path) else set()
+    others = sorted(name for name in found - _OWN_NAMES if not name.endswith(LOCK_FILE))
     if others:
         raise DatasetError(
-            f"{path} is not empty and not a dataset (it contains {others[0]!r}); "
+            f"{path} is not empty and not a dataset (it contains {abbreviate(others[0])}); "
             "choose an empty or a new directory"
         )
 
 
 def _read_spec(path: Path) -> EpisodeSpec:
-    """Read the spec of the dataset in a directory.
-
-    Raises:
-        DatasetError: There is no dataset, or its spec was edited.
-        DatasetUnreadableError: It cannot be read now.
-        FormatVersionError: This version cannot read the dataset's format.
-    """
+    """Read the spec of the dataset in a directory."""
     group = path / GROUP_FILE
     try:
-        document = read_json(group)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DatasetError(_explain_missing(path)) from error
+        try:
+            document = read_json(group)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DatasetError(_explain_missing(path)) from error
+    except DatasetError:
+        raise
     except OSError as error:
         kind = DatasetUnreadableError if is_passing(error) else DatasetError
-        raise kind(f"{group} cannot be read: {error.strerror}; {_FIX}") from error
+        raise kind(f"{group} cannot be read: {advice(error, reads=True)}") from error
     except ValueError as error:
         raise DatasetError(f"{path} is not a dataset: {error}") from error
     return _parse_spec(group, document)
 
 
-_FIX = "check the disk, the mount and the permissions, then try again"
-
-
 def _explain_missing(path: Path) -> str:
-    if not path.exists():
+    if not exists(path):
         return f"dataset {path} does not exist; avtd3 collect {path} creates one"
-    if not path.is_dir():
+    if not is_directory(path):
         return f"dataset {path} is a file, expected a directory"
-    if (path / ".zgroup").exists() or (path / ".zarray").exists():
+    if exists(path / ".zgroup") or exists(path / ".zarray"):
         return f"{path} is a Zarr v2 store, expected an avtd3 dataset (Zarr v3)"
-    if (path / MANIFEST_FILE).exists():
+    if exists(path / MANIFEST_FILE):
         return f"{path} is a single segment; name the dataset two levels above it"
     return f"{path} is not a dataset: it has no {GROUP_FILE}; avtd3 collect creates one"
 
@@ -114,7 +117,9 @@ def _parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - an
         raise DatasetError(f"{group.parent} is not a dataset: {group.name} has no avtd3 attributes")
     version = ours.get("format_version")
     if type(version) is not int or version < 1:
-        raise DatasetError(f"{group}: format_version is {version!r}, expected a whole number")
+        raise DatasetError(
+            f"{group}: format_version is {abbreviate(version)}, expected a whole number"
+        )
     if version > FORMAT_VERSION:
         raise FormatVersionError(
             f"{group.parent} has format {version}, this version of avtd3 reads up to "
@@ -134,9 +139,6 @@ def _parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - an
     return spec
 
 
-SEGMENTS = "segments"
-STAGING = ".staging"
-QUARANTINE = "quarantine"
 _OWN_NAMES = frozenset((SEGMENTS, STAGING, QUARANTINE, GROUP_FILE))
 
 
@@ -216,7 +218,9 @@ class Snapshot:
 class Dataset:
     """A directory of segments; writers publish into it while others read.
 
-    Make one with `Dataset.create` or `Dataset.open`.
+    Make one with `Dataset.create` or `Dataset.open`. What reads raises `DatasetError` if it is not
+    a dataset, `DatasetUnreadableError` if it cannot be read now, and the errors of `Segment`; what
+    writes raises `StorageError`.
 
     Example:
         >>> import tempfile
@@ -286,7 +290,7 @@ class Dataset:
                 "spec": spec.to_json(),
                 "spec_digest": spec.digest,
             }
-            aside = path / STAGING / f"{GROUP_FILE}.{secrets.token_hex(8)}"
+            aside = aside_of(path / STAGING / GROUP_FILE)
             create_exclusive(group, document_bytes(group_document(attributes)), aside)
         dataset = cls.open(path)
         if dataset.spec != spec:
@@ -308,11 +312,7 @@ class Dataset:
         return cls(path, _read_spec(path))
 
     def segment_ids(self) -> list[str]:
-        """Return the names of the published segments, oldest first.
-
-        Raises:
-            DatasetError: The directory cannot be listed.
-        """
+        """Return the names of the published segments, oldest first."""
         return [name for name in self._directories() if self.is_sealed(name)]
 
     def unsealed_ids(self) -> list[str]:
@@ -326,7 +326,8 @@ class Dataset:
             return []
         except OSError as error:
             kind = DatasetUnreadableError if is_passing(error) else DatasetError
-            raise kind(f"{self.segments_path} cannot be listed: {error}; {_FIX}") from error
+            says = f"{self.segments_path} cannot be listed: {advice(error, reads=True)}"
+            raise kind(says) from error
         return [name for name in folders if not name.startswith(".")]
 
     def is_sealed(self, name: str) -> bool:
@@ -339,14 +340,7 @@ class Dataset:
         return True
 
     def open_segment(self, segment_id: str, *, limits: Limits | None = None) -> Segment:
-        """Open one segment: its manifest and the sizes of its files are checked.
-
-        Raises:
-            SegmentNotFoundError: The segment does not exist, or no longer.
-            SegmentCorruptError: It is damaged, of another spec, or exceeds the limits.
-            SegmentUnreadableError: A file cannot be read now.
-            FormatVersionError: This version cannot read the segment's format.
-        """
+        """Open one segment: its manifest and the sizes of its files are checked."""
         path = self._segment_path(segment_id)
         segment = Segment(path, self.spec, self.spec_digest, limits or Limits())
         segment.check_files()
@@ -354,7 +348,7 @@ class Dataset:
 
     def _segment_path(self, segment_id: str) -> Path:
         if not segment_id or segment_id.startswith(".") or "/" in segment_id or "\0" in segment_id:
-            raise SegmentNotFoundError(f"{segment_id!r} is not the name of a segment")
+            raise SegmentNotFoundError(f"{abbreviate(segment_id)} is not the name of a segment")
         return self.segments_path / segment_id
 
     def snapshot(self, *, limits: Limits | None = None, check_files: bool = True) -> Snapshot:
@@ -382,9 +376,6 @@ class Dataset:
                 the time it takes. Pass False if you call `Segment.check_files` before you read.
             known_only: Whether to ignore segments that the snapshot knows nothing of, and only try
                 the refused ones again.
-
-        Raises:
-            DatasetError: The directory cannot be listed.
         """
         work = _Refresh(self, snapshot, limits or Limits(), check_files=check_files)
         known = (*snapshot.segments, *snapshot.replaced)
@@ -401,10 +392,7 @@ class Dataset:
         """Return a snapshot without segments that were found bad when they were read.
 
         The segments that they replaced are visible again. A refresh tries them again.
-
-        Args:
-            snapshot: What is known.
-            problems: Id of each bad segment, and what is wrong with it.
+        ``problems`` says what is wrong with each, by id.
         """
         work = _Refresh(self, snapshot, Limits(), check_files=False)
         for segment_id, problem in problems.items():
@@ -443,18 +431,7 @@ class Dataset:
         skip_damaged: bool = False,
         limits: Limits | None = None,
     ) -> EpisodeTable:
-        """Return what is known about each stored episode that matches all filters.
-
-        Args:
-            filters: See `episodes`.
-            skip_damaged: Skip damaged, unreadable and removed segments instead of raising.
-            limits: Largest size that a segment may claim; None for the defaults.
-
-        Raises:
-            ConfigError: A filter cannot be read.
-            SegmentCorruptError: A segment is damaged or still being copied.
-            SegmentUnreadableError: A file of a segment cannot be read now.
-        """
+        """Return what is known about each episode that matches all filters; see `episodes`."""
         chosen = _filters(filters)
         readers = self._readers(limits, skip_damaged=skip_damaged)
         return EpisodeTable.join([r.table.select(_matches(r.table, chosen)) for r in readers])
@@ -474,29 +451,25 @@ class Dataset:
                     raise
 
     def quarantine(self, segment_id: str) -> Path:
-        """Move a segment to the quarantine directory, so that readers ignore it.
-
-        Returns:
-            Its new path.
-
-        Raises:
-            SegmentNotFoundError: There is no such segment.
-            StorageError: The dataset cannot be written.
-        """
+        """Move a segment to the quarantine directory, where readers ignore it; return its path."""
         source = self._segment_path(segment_id)
         target = self.quarantine_path / segment_id
-        if not source.is_dir():
-            raise SegmentNotFoundError(f"there is no segment {segment_id} in {self.segments_path}")
         with storage_errors(target):
+            if not is_directory(source):
+                raise SegmentNotFoundError(
+                    f"there is no segment {segment_id} in {self.segments_path}"
+                )
             self.quarantine_path.mkdir(exist_ok=True)
-            source.rename(target)
+            is_moved = move_directory(source, target)
             fsync_directory(self.quarantine_path)
+            if not is_moved:
+                remove_segments(self.path, [segment_id])
             fsync_directory(self.segments_path)
         return target
 
-    def clean_staging(self, older_than_s: float = 86_400.0) -> list[str]:
-        """Delete what dead writers left in staging; see `avtd3.store.staging.clean_staging`."""
-        return clean_staging(self.staging_path, older_than_s)
+    def clean_staging(self, older_than_s: float = DAY_S) -> list[str]:
+        """Delete what processes that have ended left; see `avtd3.store.staging.clean`."""
+        return clean(self.path, older_than_s)
 
 
 def _filters(filters: Sequence[str | EpisodeFilter]) -> list[EpisodeFilter]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import MissingPackageError, SpecError
+from avtd3.store.errors import MissingPackageError, SpecError, abbreviate
 from avtd3.store.events import MAX_TEXT
 from avtd3.store.format.arrays import ArrayFiles
 from avtd3.store.format.layout import EPISODE_NUMBERS, ArrayLayout
@@ -69,7 +69,7 @@ class EpisodeInfo:
         check_text("policy_digest", self.policy_digest)
         if not 0.0 <= self.exploration_noise < math.inf:
             raise SpecError(
-                f"episode exploration_noise is {self.exploration_noise!r}, expected >= 0"
+                f"episode exploration_noise is {abbreviate(self.exploration_noise)}, expected >= 0"
             )
         if len(self.attributes) > MAX_ATTRIBUTES:
             raise SpecError(
@@ -80,20 +80,16 @@ class EpisodeInfo:
 
 
 def check_text(field: str, value: object) -> None:
-    """Raise if a value is not a short string.
-
-    Raises:
-        SpecError: Not a string, or longer than `MAX_TEXT`.
-    """
+    """Raise if a value is not a short string."""
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise SpecError(
-            f"episode {field} is {value!r:.80}, expected a string of at most {MAX_TEXT} characters"
+            f"episode {field} is {abbreviate(value)}, expected at most {MAX_TEXT} characters"
         )
 
 
 def _check_int64(field: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in _INT64:
-        raise SpecError(f"episode {field} is {value!r}, expected a 64-bit whole number")
+        raise SpecError(f"episode {field} is {abbreviate(value)}, expected a 64-bit whole number")
     return value
 
 
@@ -106,8 +102,8 @@ def _check_attribute(name: str, value: object) -> Attribute:
         return _check_int64(name, value)
     if not _ATTRIBUTE_NAME.fullmatch(name) or name in _RESERVED:
         raise SpecError(
-            f"{name!r} cannot name an attribute: expected letters, digits and '_', at most 64, and "
-            f"none of {', '.join(sorted(_RESERVED))}"
+            f"{abbreviate(name)} cannot name an attribute: expected letters, digits and '_', at "
+            f"most 64, and none of {', '.join(sorted(_RESERVED))}"
         )
     if isinstance(value, str):
         check_text(name, value)
@@ -117,7 +113,7 @@ def _check_attribute(name: str, value: object) -> Attribute:
     if isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
     raise SpecError(
-        f"episode attribute {name} is {value!r:.80}, expected a string or a finite number"
+        f"episode attribute {name} is {abbreviate(value)}, expected a string or a finite number"
     )
 
 
@@ -193,20 +189,12 @@ class EpisodeTable:
         return cls(**fixed, attributes=columns)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Return the table as a pandas DataFrame, one row per episode.
-
-        Raises:
-            MissingPackageError: pandas is not installed.
-        """
+        """Return the table as a pandas DataFrame; `MissingPackageError` if pandas is missing."""
         frame: pandas.DataFrame = _import("pandas").DataFrame(self._columns())
         return frame
 
     def to_xarray(self) -> "xarray.Dataset":
-        """Return the table as an xarray Dataset with the dimension ``episode``.
-
-        Raises:
-            MissingPackageError: xarray is not installed.
-        """
+        """Return the table as an xarray Dataset of dimension ``episode``, if xarray is there."""
         columns = {name: ("episode", np.asarray(c)) for name, c in self._columns().items()}
         data: xarray.Dataset = _import("xarray").Dataset(columns)
         return data
@@ -298,9 +286,6 @@ def attribute_columns(infos: Sequence[EpisodeInfo]) -> dict[str, AttributeColumn
     """Return a column for each attribute of these episodes, those of format 1 first.
 
     Numbers are int64 if every episode has a whole number, else float64 with NaN for "not given".
-
-    Raises:
-        SpecError: An attribute is a text in one episode and a number in another.
     """
     given = dict.fromkeys(name for info in infos for name in info.attributes)
     found: dict[str, AttributeColumn] = {}
@@ -337,13 +322,7 @@ def _attribute_of(array: str) -> str:
 
 
 def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLayout]:
-    """Return the optional arrays of attributes that a segment has, by array name.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The metadata of an array differ from the manifest, or its dtype is not
-            one of attributes.
-    """
+    """Return the optional arrays of attributes that a segment has, by array name."""
     return {
         array: ArrayLayout(
             name=array,
@@ -359,16 +338,7 @@ def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLay
 def read_attributes(
     files: ArrayFiles, layouts: Mapping[str, ArrayLayout]
 ) -> dict[str, AttributeColumn]:
-    """Read the columns of attributes.
-
-    Args:
-        files: The segment's arrays.
-        layouts: The arrays of the segment, from `segment_arrays` and `stored_attributes`.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The bytes are not those that were published.
-    """
+    """Read the columns of attributes."""
     return {
         name: files.texts(layout) if layout.dtype == "int32" else files.read(layout)
         for array, layout in layouts.items()

@@ -25,6 +25,8 @@ Every message says what was expected, what was found, where, and how to fix it::
 Each error is also a built-in exception, given in parentheses.
 """
 
+import errno
+import os
 from collections.abc import Iterator
 
 
@@ -136,6 +138,59 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
 
 class StorageError(Avtd3Error, OSError):
     """A disk that is full, or a directory that cannot be written."""
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space and try again",
+    errno.EDQUOT: "the disk quota is used up: free some space and try again",
+    errno.EFBIG: "the file is too large for its file system: choose another disk",
+    errno.EROFS: "the file system is read-only: choose another directory",
+    errno.EACCES: "permission denied: make the directory writable or choose another",
+    errno.EPERM: "not permitted: make the directory writable or choose another",
+    errno.EIO: "the device failed: check the disk, then try again",
+    errno.ESTALE: "the network mount lost the file: mount it again, then try again",
+    errno.ETIMEDOUT: "the mount does not answer: check the network and the server, then try again",
+    errno.EMFILE: "too many open files in this process: raise ulimit -n, then try again",
+    errno.ENFILE: "too many open files on this machine: end other programs, then try again",
+    errno.ENOMEM: "out of memory: end other programs, then try again",
+    errno.ENODEV: "the file system cannot map files into memory: choose a local disk",
+    errno.EXDEV: "the file system cannot move it: choose a directory on one disk",
+    errno.EBUSY: "something else uses it: end that, then try again",
+    errno.ENOENT: "a directory is missing: create it, or choose another",
+    errno.ENOTDIR: "a part of the path is a file, not a directory: choose another path",
+    errno.EISDIR: "it is a directory: choose another name, or remove it",
+    errno.EEXIST: "it exists: choose another name, or remove it",
+    errno.ENOTEMPTY: "the directory is not empty: choose another name, or remove it",
+    errno.ELOOP: "a symbolic link is in its place: remove the link",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.ENOLCK: "the file system has no locks: run on the machine that the disk belongs to",
+}
+_READING = {
+    errno.EACCES: "permission denied: make it readable for this user, then try again",
+    errno.EPERM: "not permitted: make it readable for this user, then try again",
+    errno.ENOENT: "it does not exist: give the path of an existing file",
+    errno.EISDIR: "it is a directory: give the path of a file",
+    errno.ELOOP: "its symbolic links lead in a circle: give the path of the file itself",
+}
+
+
+def advice(error: OSError, *, reads: bool = False) -> str:
+    """Return in one line what an error of the operating system means and what to do about it.
+
+    Args:
+        error: The error.
+        reads: Whether it came from reading rather than from writing.
+    """
+    code = error.errno or 0
+    known = {**_ADVICE, **_READING} if reads else _ADVICE
+    reason = os.strerror(code) if code else str(error)
+    return known.get(code, f"{reason}: check the disk and the mount, then try again")
+
+
+def storage_error(path: object, error: OSError) -> StorageError:
+    """Return the error for a file or directory that cannot be written."""
+    message = f"cannot write {error.filename or path}: {advice(error)}"
+    return StorageError(error.errno or errno.EIO, message)
 
 
 _LONGEST_INTEGER_BITS = 1024

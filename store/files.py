@@ -15,24 +15,17 @@ import secrets
 import shutil
 import stat
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from avtd3.store.errors import StorageError
+from avtd3.store.errors import Avtd3Error, abbreviate, storage_error
+from avtd3.store.locks import Identity, is_running
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 """Largest JSON file that `read_json` reads by default."""
-
-_FIXES = {
-    errno.ENOSPC: "the disk is full: free some space and try again",
-    errno.EDQUOT: "the disk quota is used up: free some space and try again",
-    errno.EACCES: "permission denied: make the directory writable or choose another",
-    errno.EPERM: "not permitted: make the directory writable or choose another",
-    errno.EROFS: "the file system is read-only: choose another directory",
-    errno.EIO: "the device failed: check the disk, then try again",
-}
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _ABOUT_THE_FILE = frozenset(
@@ -61,23 +54,13 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, er
 
 @contextlib.contextmanager
 def storage_errors(path: Path | str) -> Iterator[None]:
-    """Turn an `OSError` raised inside into a `StorageError` that says how to fix it.
-
-    Args:
-        path: What is written; the message names it if the error has no file name.
-
-    Raises:
-        StorageError: In place of any other `OSError` raised inside.
-    """
+    """Turn an `OSError` raised inside into a `StorageError` that says how to fix it."""
     try:
         yield
-    except StorageError:
-        raise
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        fix = _FIXES.get(error.errno or 0, f"{reason}: check the path and try again")
-        message = f"cannot write {error.filename or path}: {fix}"
-        raise StorageError(error.errno or errno.EIO, message) from error
+        if isinstance(error, Avtd3Error):
+            raise
+        raise storage_error(path, error) from error
 
 
 def is_passing(error: OSError) -> bool:
@@ -96,14 +79,6 @@ def retry(
 
     It is called up to five times within 0.4 s. During an outage, when the same error has just
     outlasted these waits, it is called as often, but without waiting.
-
-    Args:
-        operation: Safe to repeat.
-        args: Its arguments.
-        options: Its keyword arguments.
-
-    Raises:
-        OSError: That of the last call, or one that says what lies at the path; see `is_passing`.
     """
     for wait_s in _WAITS_S:
         try:
@@ -126,14 +101,25 @@ def _is_outage(error: OSError) -> bool:
     return since_s is not None and time.monotonic() < since_s + _OUTAGE_S
 
 
-def is_directory(path: Path | str) -> bool:
-    """Return whether a directory lies at a path; unlike `Path.is_dir`, an I/O error is not "no".
+def _retried(operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a function that reads with `retry`."""
 
-    Raises:
-        OSError: That cannot be found out at present.
-    """
+    @functools.wraps(operation)
+    def call(*args: Parameters.args, **options: Parameters.kwargs) -> Result:
+        return retry(operation, *args, **options)
+
+    return call
+
+
+def is_directory(path: Path | str) -> bool:
+    """Return whether a directory lies at a path; unlike `Path.is_dir`, an I/O error is not "no"."""
     mode = _mode(path)
     return mode is not None and stat.S_ISDIR(mode)
+
+
+def exists(path: Path | str) -> bool:
+    """Return whether something lies at a path; unlike `Path.exists`, an I/O error is not "no"."""
+    return _mode(path) is not None
 
 
 def _mode(path: Path | str) -> int | None:
@@ -145,18 +131,12 @@ def _mode(path: Path | str) -> int | None:
         return None
 
 
+@_retried
 def list_directory(path: Path | str) -> tuple[list[str], list[str]]:
     """Return the names of the directories in a directory, and of all other entries, sorted.
 
     An entry that cannot be looked at now counts as a directory.
-
-    Raises:
-        OSError: The directory cannot be listed, even after `retry`.
     """
-    return retry(_list_directory, path)
-
-
-def _list_directory(path: Path | str) -> tuple[list[str], list[str]]:
     folders: list[str] = []
     others: list[str] = []
     with os.scandir(path) as entries:
@@ -205,46 +185,22 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+@_retried
 def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a regular file, in hexadecimal; it is read in pieces.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-        ValueError: It is not a regular file.
-    """
-    return retry(_sha256_of_file, path)
-
-
-def _sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a regular file, in hexadecimal; it is read in pieces."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(document: Any) -> bytes:  # noqa: ANN401 - any JSON value
-    """Return the encoding of a JSON document that digests are computed from.
-
-    Returns:
-        ASCII, with sorted keys and without white space.
-
-    Raises:
-        TypeError: The document is not JSON.
-        ValueError: It contains NaN or an infinity.
-    """
+    """Return JSON as digests are computed from it: ASCII, keys sorted, without white space."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode("ascii")
 
 
+@_retried
 def read_bytes(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Read a whole regular file of limited size.
-
-    Raises:
-        OSError: The file is missing or cannot be read, even after `retry`.
-        ValueError: It is not a regular file, or larger than ``max_bytes``.
-    """
-    return retry(_read_bytes, path, max_bytes)
-
-
-def _read_bytes(path: Path | str, max_bytes: int) -> bytes:
+    """Read a regular file; raise `ValueError` if it is something else or larger."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
@@ -253,12 +209,7 @@ def _read_bytes(path: Path | str, max_bytes: int) -> bytes:
 
 
 def open_regular(path: Path | str) -> FileIO:
-    """Open a regular file for reading, unbuffered.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-        ValueError: It is a pipe, a device or a directory.
-    """
+    """Open a regular file, unbuffered; raise `ValueError` for a pipe, a device or a directory."""
     # Without O_NONBLOCK, opening a pipe would wait forever for its other end.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -273,25 +224,12 @@ def open_regular(path: Path | str) -> FileIO:
 
 
 def read_json(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401 - as above
-    """Read a JSON file of limited size.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-        ValueError: It is too large, not UTF-8, not JSON, or nested too deep.
-    """
+    """Read a JSON file; raise `ValueError` if it is larger or not JSON."""
     return parse_json(read_bytes(path, max_bytes), path)
 
 
 def parse_json(data: bytes, path: Path | str) -> Any:  # noqa: ANN401 - as above
-    """Parse the JSON of a file.
-
-    Args:
-        data: Content of the file.
-        path: Its path, for the message.
-
-    Raises:
-        ValueError: It is not UTF-8, not JSON, or nested too deep.
-    """
+    """Parse the content of a file; raise `ValueError` if it is not JSON or nested too deep."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -307,17 +245,9 @@ def is_safe_relative(path: str) -> bool:
 
 
 def safe_join(root: Path, relative: str) -> Path:
-    """Join a path from an untrusted file to a directory that it must not leave.
-
-    Args:
-        root: The directory.
-        relative: A path with forward slashes.
-
-    Raises:
-        ValueError: The path is absolute, contains ``..``, or leads out through a symbolic link.
-    """
+    """Join a path from an untrusted file to a directory; raise `ValueError` if it leads out."""
     if not is_safe_relative(relative):
-        raise ValueError(f"{relative!r} is not a plain path below {root}")
+        raise ValueError(f"{abbreviate(relative)} is not a plain path below {root}")
     path = str(root)
     for name in relative.split("/"):
         path = f"{path}/{name}"
@@ -328,30 +258,45 @@ def safe_join(root: Path, relative: str) -> Path:
     real_root = os.path.realpath(root)
     real = os.path.realpath(os.path.join(real_root, relative))  # noqa: PTH118 - no Path needed
     if not real.startswith(real_root + os.sep):
-        raise ValueError(f"{relative!r} leads out of {root} through a symbolic link")
+        raise ValueError(f"{abbreviate(relative)} leads out of {root} through a symbolic link")
     return Path(real)
 
 
 def fsync_directory(path: Path | str) -> None:
     """Write the names in a directory to disk, so that they survive a power failure.
 
-    Raises:
-        OSError: The device failed.
+    A file system that cannot do so (old CIFS, shared folders of virtual machines) is warned about.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_FSYNC:
+            raise
+        _warn_of_lost_names(str(path))
     finally:
         os.close(descriptor)
 
 
-def write_new(path: Path | str, data: bytes) -> None:
-    """Create a file with these bytes and fsync it.
+_NO_DIRECTORY_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
-    Raises:
-        FileExistsError: The file exists.
-        OSError: The disk is full or the directory not writable.
-    """
+
+_warned: set[str] = set()
+"""What a warning was given about, so that each is given once."""
+
+
+def _warn_of_lost_names(path: str) -> None:
+    if "names" not in _warned:
+        _warned.add("names")
+        warnings.warn(
+            f"the file system of {path} cannot fsync directories: after a power failure, files "
+            "written shortly before may be missing",
+            stacklevel=4,
+        )
+
+
+def write_new(path: Path | str, data: bytes) -> None:
+    """Create a file with these bytes and fsync it."""
     descriptor = create(path, data)
     try:
         os.fsync(descriptor)
@@ -360,17 +305,12 @@ def write_new(path: Path | str, data: bytes) -> None:
 
 
 def create(path: Path | str, data: bytes) -> int:
-    """Create a file with these bytes, without fsync.
+    """Create a file with these bytes, without fsync; return its open descriptor.
 
-    Returns:
-        The open descriptor. Writing many files before the first fsync lets the file system commit
-        them together: 15 ms instead of 100 ms for the 50 files of a segment.
-
-    Raises:
-        FileExistsError: The file exists.
-        OSError: The disk is full or the directory not writable.
+    Writing many files before the first fsync lets the file system commit them together: 15 ms
+    instead of 100 ms for the 50 files of a segment.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         view = memoryview(data)
         while view:
@@ -381,36 +321,63 @@ def create(path: Path | str, data: bytes) -> int:
     return descriptor
 
 
+_ASIDE = re.compile(r"\..+\.(\d{1,9})-(?:(\d{1,19})-([0-9a-f]{8})-)?[0-9a-f]{8}\.tmp")
+DAY_S = 86_400.0
+
+
+def aside_of(path: Path) -> Path:
+    """Return a new path beside another one, under which that one is written before it is renamed.
+
+    The name says which process writes it, so that `sweep_asides` can delete it after a kill.
+    """
+    me = Identity.current()
+    owner = f"{me.pid}-{me.start_ticks}-{me.place}"
+    return path.with_name(f".{path.name[:60]}.{owner}-{secrets.token_hex(4)}.tmp")
+
+
+def sweep_asides(directory: Path | str, older_than_s: float = DAY_S) -> None:
+    """Delete the files of `aside_of` in a directory whose writer has ended, or that are old.
+
+    Args:
+        directory: The directory; what cannot be deleted in it stays.
+        older_than_s: Age in seconds of a file whose writer may still be running elsewhere.
+    """
+    me = Identity.current()
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            match = _ASIDE.fullmatch(entry.name)
+            if match is None:
+                continue
+            pid, start_ticks, place = match.groups()
+            age_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            is_dead = place == me.place and not is_running(int(pid), int(start_ticks))
+            if is_dead or age_s > older_than_s:
+                remove(Path(entry.path))
+
+
 def write_aside(path: Path, data: bytes) -> None:
     """Replace a file atomically: a reader sees the old bytes or the new ones.
 
-    Raises:
-        StorageError: The disk is full or the directory not writable.
+    What killed processes left in the directory is deleted, see `sweep_asides`.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    aside = aside_of(path)
+    sweep_asides(path.parent)
     with storage_errors(path):
         try:
             write_new(aside, data)
             aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
+        except OSError as error:
+            error.filename = str(path)  # not the name of the temporary file
             raise
+        finally:
+            aside.unlink(missing_ok=True)
         fsync_directory(path.parent)
 
 
 def create_exclusive(path: Path, data: bytes, aside: Path) -> bool:
-    """Create a file atomically, unless it exists.
+    """Create a file atomically, unless it exists; return whether this call created it.
 
-    Args:
-        path: The file to create.
-        data: Its bytes.
-        aside: Path of a temporary file on the same file system, which is linked into place.
-
-    Returns:
-        Whether this call created it: True in exactly one of several processes.
-
-    Raises:
-        StorageError: The disk is full or the directory not writable.
+    ``aside`` is a temporary file on the same file system, which is linked into place.
     """
     with storage_errors(path):
         try:
@@ -442,20 +409,65 @@ def share_file(source: Path, target: Path) -> None:
 
     The bytes are copied and fsynced if the file system has no hard links, or if the paths are on
     different file systems.
-
-    Raises:
-        FileExistsError: ``target`` exists.
-        OSError: ``source`` is missing, the disk is full or the directory not writable.
     """
     try:
         os.link(source, target)
     except OSError as error:
         if error.errno not in (*_NO_HARD_LINKS, errno.EXDEV):
             raise
-        with source.open("rb") as old, target.open("xb") as new:
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
+        _copy_file(source, target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with open_regular(source) as old, target.open("xb") as new:
+        shutil.copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def move_directory(source: Path, target: Path) -> bool:
+    """Rename a directory, or copy it where the file system cannot rename it.
+
+    That is so for the lower layer of overlayfs (what a container image contains), and between file
+    systems. ``target`` appears whole and fsynced, or not at all. Return whether it was renamed; if
+    not, ``source`` is still there and should be deleted.
+    """
+    try:
+        os.rename(source, target)  # noqa: PTH104 - Path.rename, patched alike in the tests
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return True
+    aside = aside_of(target)
+    try:
+        _copy_directory(source, aside)
+        os.rename(aside, target)  # noqa: PTH104 - as above
+    finally:
+        remove_tree(aside)
+    return False
+
+
+def _copy_directory(source: Path, target: Path) -> None:
+    """Copy a directory and fsync all of it; pipes and devices are left behind."""
+    target.mkdir()
+    for entry in source.iterdir():
+        mode, copy = entry.lstat().st_mode, target / entry.name
+        if stat.S_ISLNK(mode):
+            copy.symlink_to(entry.readlink())
+        elif stat.S_ISDIR(mode):
+            _copy_directory(entry, copy)
+        elif stat.S_ISREG(mode):
+            _copy_file(entry, copy)
+    fsync_directory(target)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a directory with its content; a missing one is not an error."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # a directory: EISDIR, or EPERM on some systems
+        remove_tree(path)
 
 
 def remove_tree(path: Path) -> None:

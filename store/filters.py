@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.episode_table import EpisodeTable
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, abbreviate
 
 NO_POLICY = -1
 """Policy version of an episode in which no policy acted."""
@@ -119,8 +119,8 @@ def parse_filter(texts: Sequence[str]) -> EpisodeFilter:
         is_known = is_attribute or key in ("end", "policy", "date")
         if not found or not is_known or not value.strip():
             raise ConfigError(
-                f"filter {text!r}: expected KEY=VALUE with a KEY of {', '.join(KEYS)}, as "
-                "'end=collision' or 'policy=3..7'"
+                f"filter {abbreviate(text)}: expected KEY=VALUE with a KEY of {', '.join(KEYS)}, "
+                "as 'end=collision' or 'policy=3..7'"
             )
         if is_attribute:
             items = _parse_scenarios(value, text) if key == "scenario" else _split(value)
@@ -131,7 +131,7 @@ def parse_filter(texts: Sequence[str]) -> EpisodeFilter:
             continue
         fields = _parse_policy(value, text) if key == "policy" else _parse_date(value)
         if fields.keys() & values.keys():
-            raise ConfigError(f"filter {text!r}: {key} is given twice; give one range")
+            raise ConfigError(f"filter {abbreviate(text)}: {key} is given twice; give one range")
         values |= fields
     return EpisodeFilter(attributes=attributes, **values)
 
@@ -145,7 +145,7 @@ def _parse_scenarios(value: str, text: str) -> tuple[str, ...]:
         return tuple(str(int(item)) for item in value.split(","))
     except ValueError as error:
         raise ConfigError(
-            f"filter {text!r}: expected whole numbers of scenarios, as 'scenario=0,2'"
+            f"filter {abbreviate(text)}: expected whole numbers of scenarios, as 'scenario=0,2'"
         ) from error
 
 
@@ -158,7 +158,8 @@ def _parse_policy(value: str, text: str) -> dict[str, Any]:
         high = (int(last) if last else NEWEST) if dots else low
     except ValueError as error:
         raise ConfigError(
-            f"filter {text!r}: expected a version, a range as 'policy=3..7', or 'policy=none'"
+            f"filter {abbreviate(text)}: expected a version, a range as 'policy=3..7', or "
+            "'policy=none'"
         ) from error
     return {"policy_versions": (low, high)}
 
@@ -189,6 +190,6 @@ def _seconds(text: str, *, last: bool) -> float:
         return moment.timestamp()
     except (ValueError, OverflowError) as error:
         raise ConfigError(
-            f"filter date {text!r}: expected a day as 2026-11-01 or a moment as "
+            f"filter date {abbreviate(text)}: expected a day as 2026-11-01 or a moment as "
             "2026-11-01T08:30:00, in UTC unless it says otherwise"
         ) from error

@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -19,8 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from avtd3.store.errors import InUseError, StorageError, abbreviate
-from avtd3.store.files import canonical_json, sha256, storage_errors
+from avtd3.store.errors import InUseError, StorageError, abbreviate, advice, storage_error
 
 LOCK_FILE = ".lock"
 """Name of the lock file in a directory."""
@@ -93,7 +93,12 @@ class Identity:
 
     def to_bytes(self) -> bytes:
         """Return the identity as one line of JSON."""
-        return canonical_json(dataclasses.asdict(self)) + b"\n"
+        return json.dumps(dataclasses.asdict(self)).encode("ascii") + b"\n"
+
+    @property
+    def place(self) -> str:
+        """A short digest of what two processes share that can see each other."""
+        return _digest(self.host, self.machine, self.boot, str(self.pid_namespace))[:8]
 
     def is_dead(self) -> bool | None:
         """Return whether the process has ended; None if that cannot be known here.
@@ -108,7 +113,7 @@ class Identity:
             return True if self.boot and self.wall_time < _boot_time_s() else None
         if self.pid_namespace != here.pid_namespace:
             return None
-        return not _is_running(self.pid, self.start_ticks)
+        return not is_running(self.pid, self.start_ticks)
 
     def __str__(self) -> str:
         try:
@@ -132,7 +137,11 @@ def _text(path: str) -> str:
 def _machine() -> str:
     # The id itself should not leave the machine (man machine-id).
     number = _text("/etc/machine-id")
-    return sha256(f"avtd3 {number}".encode())[:16] if number else ""
+    return _digest("avtd3", number)[:16] if number else ""
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _boot_time_s() -> float:
@@ -149,7 +158,8 @@ def _process_state(pid: int | str) -> tuple[str, int]:
         return "", 0
 
 
-def _is_running(pid: int, start_ticks: int) -> bool:
+def is_running(pid: int, start_ticks: int) -> bool:
+    """Return whether a process in this one's namespace runs; in doubt, True."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -198,10 +208,12 @@ class ExclusiveLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        with storage_errors(self._path):
-            # NFS locks only files that are open for writing. A link could lead anywhere.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        # NFS locks only files that are open for writing. A link could lead anywhere.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
             descriptor = os.open(self._path, flags, 0o666)
+        except OSError as error:
+            raise storage_error(self._path, error) from error
         try:
             self._lock(descriptor)
         except BaseException:
@@ -220,11 +232,9 @@ class ExclusiveLock:
             raise InUseError(self._directory, _holder(descriptor)) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS or self._is_required:
-                raise StorageError(
-                    error.errno or errno.ENOLCK,
-                    f"{self._path} cannot be locked ({error.strerror}); "
-                    "run the command on the machine that the disk belongs to",
-                ) from error
+                code = errno.ENOLCK if error.errno in _NO_LOCKS else error.errno or errno.EIO
+                says = f"{self._path} cannot be locked: {advice(OSError(code, ''))}"
+                raise StorageError(code, says) from error
             warnings.warn(
                 f"{self._path} cannot be locked ({error.strerror}): make sure that no other "
                 "process uses the directory",

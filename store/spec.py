@@ -5,9 +5,11 @@ its spec, so comparing two strings finds a mismatch; `EpisodeSpec.difference` ex
 """
 
 import dataclasses
+import math
+import numbers
 from typing import Any, Self
 
-from avtd3.store.errors import SpecError
+from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.files import canonical_json, sha256
 
 MAX_AXIS = 4096
@@ -34,7 +36,12 @@ class ImageSpec:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_count(f"image.{field.name}", getattr(self, field.name), minimum=1)
+            value = getattr(self, field.name)
+            if type(value) is not int or not 1 <= value <= MAX_AXIS:
+                raise SpecError(
+                    f"spec image.{field.name} is {abbreviate(value)}, expected a whole number "
+                    f"1..{MAX_AXIS}"
+                )
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -83,51 +90,31 @@ class EpisodeSpec:
     """Simulated seconds between two observations; the default is 20 Hz."""
 
     def __post_init__(self) -> None:
-        self._fill_defaults()
-        self._use_floats()
+        for name in ("vector_names", "action_names", "reward_terms"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
         if self.image is None and not self.vector_names:
             raise SpecError("spec has neither an image nor vector_names; it needs one")
-        _check_names("vector_names", self.vector_names)
-        _check_names("action_names", self.action_names)
-        _check_names("reward_terms", self.reward_terms)
         if not self.action_names:
             raise SpecError("spec has no action_names; an action needs at least one component")
-        self._check_lengths()
-        self._check_values()
-
-    def _fill_defaults(self) -> None:
-        for name, like, value in (
-            ("vector_scales", self.vector_names, 1.0),
-            ("action_low", self.action_names, -1.0),
-            ("action_high", self.action_names, 1.0),
-        ):
-            if not getattr(self, name):
-                object.__setattr__(self, name, (value,) * len(like))
-
-    def _use_floats(self) -> None:
         # 1 and 1.0 are equal but are different JSON; equal specs must have equal digests.
-        for name in ("vector_scales", "action_low", "action_high"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        object.__setattr__(self, "control_period_s", float(self.control_period_s))
-
-    def _check_lengths(self) -> None:
-        for name, like in (
-            ("vector_scales", "vector_names"),
-            ("action_low", "action_names"),
-            ("action_high", "action_names"),
-        ):
-            have, want = len(getattr(self, name)), len(getattr(self, like))
-            if have != want:
-                raise SpecError(f"spec {name} has {have} values, expected {want} as in {like}")
+        (period,) = _floats("control_period_s", (self.control_period_s,))
+        object.__setattr__(self, "control_period_s", period)
+        for name, (like, default) in _PER_NAME.items():
+            want = len(getattr(self, like))
+            values = _floats(name, getattr(self, name)) or (default,) * want
+            if len(values) != want:
+                raise SpecError(f"spec {name} has {len(values)} values, expected {want} as {like}")
+            object.__setattr__(self, name, values)
+        self._check_values()
 
     def _check_values(self) -> None:
         for scale in self.vector_scales:
-            if not 0.0 < scale < float("inf"):
+            if not 0.0 < scale < math.inf:
                 raise SpecError(f"spec vector_scales contains {scale}, expected finite and above 0")
         for low, high in zip(self.action_low, self.action_high, strict=True):
-            if not float("-inf") < low < high < float("inf"):
+            if not -math.inf < low < high < math.inf:
                 raise SpecError(f"spec action bounds [{low}, {high}] are not a finite interval")
-        if not 0.0 < self.control_period_s < float("inf"):
+        if not 0.0 < self.control_period_s < math.inf:
             raise SpecError(f"spec control_period_s is {self.control_period_s}, expected above 0")
 
     @property
@@ -164,23 +151,14 @@ class EpisodeSpec:
             raise SpecError(f"spec is {type(document).__name__}, expected a JSON object")
         names = {field.name for field in dataclasses.fields(cls)}
         if set(document) != names:
-            wrong = sorted(set(document) ^ names)
-            raise SpecError(f"spec has missing or unknown keys: {', '.join(map(str, wrong))}")
+            wrong = sorted(map(str, set(document) ^ names))
+            raise SpecError(f"spec has missing or unknown keys: {abbreviate(wrong)}")
         image = document["image"]
-        try:
-            spec = cls(
-                image=None if image is None else ImageSpec(**image),
-                control_period_s=float(document["control_period_s"]),
-                vector_names=tuple(map(str, document["vector_names"])),
-                vector_scales=tuple(map(float, document["vector_scales"])),
-                action_names=tuple(map(str, document["action_names"])),
-                action_low=tuple(map(float, document["action_low"])),
-                action_high=tuple(map(float, document["action_high"])),
-                reward_terms=tuple(map(str, document["reward_terms"])),
-            )
-        except (TypeError, ValueError) as error:
-            raise SpecError(f"spec cannot be read: {error}") from error
-        for name in ("vector_scales", "action_low", "action_high"):
+        sizes = {field.name for field in dataclasses.fields(ImageSpec)}
+        if image is not None and not (isinstance(image, dict) and image.keys() <= sizes):
+            raise SpecError(f"spec image is {abbreviate(image)}, expected null or {sorted(sizes)}")
+        spec = cls(**{**document, "image": None if image is None else ImageSpec(**image)})
+        for name in _PER_NAME:
             if not document[name] and getattr(spec, name):
                 raise SpecError(f"spec {name} is empty, expected {len(getattr(spec, name))} values")
         return spec
@@ -189,17 +167,38 @@ class EpisodeSpec:
         """Return where two specs differ, as ``name: ours against theirs``; empty if equal."""
         mine, theirs = self.to_json(), other.to_json()
         return "; ".join(
-            f"{key}: {mine[key]!r} against {theirs[key]!r}"
+            f"{key}: {abbreviate(mine[key])} against {abbreviate(theirs[key])}"
             for key in mine
             if mine[key] != theirs[key]
         )
 
 
-def _check_count(name: str, value: object, *, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_AXIS:
-        raise SpecError(f"spec {name} is {value!r}, expected a whole number {minimum}..{MAX_AXIS}")
+_PER_NAME = {
+    "vector_scales": ("vector_names", 1.0),
+    "action_low": ("action_names", -1.0),
+    "action_high": ("action_names", 1.0),
+}
+"""Fields with a number for each name in another field, and the default of that number."""
 
 
-def _check_names(field: str, names: tuple[str, ...]) -> None:
-    if len(names) > MAX_AXIS or len(set(names)) != len(names) or not all(names):
-        raise SpecError(f"spec {field} must be at most {MAX_AXIS} distinct, non-empty names")
+def _names(field: str, names: Any) -> tuple[str, ...]:  # noqa: ANN401 - may be from a file
+    is_list = isinstance(names, list | tuple) and len(names) <= MAX_AXIS
+    if not (is_list and all(name and isinstance(name, str) for name in names)) or len(
+        set(names)
+    ) != len(names):
+        raise SpecError(
+            f"spec {field} is {abbreviate(names)}, expected at most {MAX_AXIS} distinct, "
+            "non-empty names"
+        )
+    return tuple(names)
+
+
+def _floats(field: str, values: Any) -> tuple[float, ...]:  # noqa: ANN401 - as above
+    try:
+        if len(values) <= MAX_AXIS and all(
+            isinstance(value, numbers.Real) and not isinstance(value, bool) for value in values
+        ):
+            return tuple(map(float, values))
+    except (OverflowError, TypeError):
+        pass
+    raise SpecError(f"spec {field} is {abbreviate(values)}, expected numbers")

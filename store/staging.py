@@ -1,76 +1,70 @@
-"""``.staging/``: segments are written there, and one rename publishes them.
+"""Publish and remove segments, each with one rename, by way of a dataset's ``.staging/``.
 
-A file beside each staging directory names the process that writes it. `clean_staging` uses it to
-delete what killed processes left, and nothing that is being written.
+A file beside each staging directory names the process that writes it. `clean` uses it to delete
+what killed processes left, and nothing that is being written.
 """
 
+import contextlib
+import errno
+import itertools
 import os
-import platform
+import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from avtd3.store.files import (
-    canonical_json,
+    DAY_S,
     create,
+    exists,
     fsync_directory,
-    read_json,
+    list_directory,
+    move_directory,
+    read_bytes,
+    remove,
     remove_tree,
     share_file,
     storage_errors,
+    sweep_asides,
     write_new,
 )
+from avtd3.store.format.layout import MANIFEST_FILE, QUARANTINE, SEGMENTS, STAGING
+from avtd3.store.locks import Identity
 
 _OWNER_SUFFIX = ".owner.json"
-_DAY_S = 86_400.0
+_REMOVED_SUFFIX = ".removed"
 
 
 def publish(
     staging: Path,
     target: Path,
     files: Mapping[str, bytes],
-    last: str,
     *,
     shared: Mapping[str, Path] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a directory in staging, fsync all of it, and rename it to its final path.
-
-    Args:
-        staging: Directory to write; must not exist. Its parent is created if it is missing.
-        target: Final path of the directory; must not exist.
-        files: Bytes by path below the directory.
-        last: Key of ``files``: the file that is written when all others are on disk.
-        shared: Files to link from published segments, by path below the directory; see
-            `share_file`.
-        check: Called with the complete staging directory; an exception prevents the publication.
-
-    Raises:
-        StorageError: The disk is full or not writable. Nothing was published, unless only the last
-            fsync failed: then ``target`` exists.
-    """
-    owner = owner_file(staging)
+    """Write a segment in staging, fsync all of it, and rename it to its final path."""
     with storage_errors(staging):
         try:
             for directory in (staging.parent, target.parent):
                 directory.mkdir(exist_ok=True)
-            _write_owner(owner)
-            directories = _make_directories(staging, (*files, *(shared or ())))
-            _write_files(staging, {name: files[name] for name in files if name != last})
-            for name, source in (shared or {}).items():
-                share_file(source, staging / name)
-            write_new(staging / last, files[last])
-            for directory in directories:
-                fsync_directory(directory)
+            _delete_staged(staging)
+            os.close(create(owner_file(staging), Identity.current("publish a segment").to_bytes()))
+            _write(staging, files, shared or {})
             if check is not None:
                 check(staging)
-            os.rename(staging, target)  # noqa: PTH104 - Path.rename, patched alike in the tests
-        except BaseException:
-            remove_tree(staging)
-            raise
+            move_directory(staging, target)
         finally:
-            owner.unlink(missing_ok=True)
+            _delete_staged(staging)
         fsync_directory(target.parent)
+
+
+def _delete_staged(staging: Path) -> None:
+    """Delete a staging directory, then its owner file: what cannot be deleted stays owned."""
+    if exists(staging):
+        remove(staging)
+    if not exists(staging):
+        owner_file(staging).unlink(missing_ok=True)
 
 
 def owner_file(staging: Path) -> Path:
@@ -78,87 +72,108 @@ def owner_file(staging: Path) -> Path:
     return staging.with_name(staging.name + _OWNER_SUFFIX)
 
 
-def _write_owner(owner: Path) -> None:
-    document = {"host": platform.node(), "pid": os.getpid(), "wall_time": time.time()}
-    os.close(create(owner, canonical_json(document)))
-
-
-def _make_directories(root: Path, files: Iterable[str]) -> list[Path]:
-    """Create the directories of files; return them deepest first, in the order of fsyncs."""
-    needed = {root}
-    for name in files:
-        needed.update(root / parent for parent in Path(name).parents)
-    ordered = sorted(needed, key=lambda path: len(path.parts))
-    for directory in ordered:
+def _write(root: Path, files: Mapping[str, bytes], shared: Mapping[str, Path]) -> None:
+    """Create a segment's directories and files, the manifest last, and fsync all of them."""
+    directories = _directories(root, (*files, *shared))
+    for directory in directories:
         directory.mkdir()
-    return ordered[::-1]
-
-
-def _write_files(root: Path, files: Mapping[str, bytes]) -> None:
     # Write all files before the first fsync: one commit of the file system's journal, not fifty.
     descriptors: list[int] = []
     try:
         for name, data in files.items():
-            descriptors.append(create(f"{root}{os.sep}{name}", data))
+            if name != MANIFEST_FILE:
+                descriptors.append(create(f"{root}{os.sep}{name}", data))
         for descriptor in descriptors:
             os.fsync(descriptor)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+    for name, source in shared.items():
+        share_file(source, root / name)
+    write_new(root / MANIFEST_FILE, files[MANIFEST_FILE])
+    for directory in reversed(directories):
+        fsync_directory(directory)
 
 
-def clean_staging(staging: Path, older_than_s: float = _DAY_S) -> list[str]:
-    """Delete staging directories whose writer is dead.
+def _directories(root: Path, names: Iterable[str]) -> list[Path]:
+    """Return the directories of files, each after the one it lies in."""
+    found = {root / parent for name in names for parent in Path(name).parents}
+    return sorted(found, key=lambda path: len(path.parts))
 
-    A writer on this host is dead if its process no longer runs. A directory of another host, or
-    without an owner file, is deleted when it is older than ``older_than_s``.
 
-    Args:
-        staging: The dataset's staging directory.
-        older_than_s: Age in seconds.
+def remove_segments(dataset: Path, segment_ids: Sequence[str]) -> None:
+    """Hide segments from readers, then delete them; ignore those that are already gone."""
+    trash: list[Path] = []
+    with storage_errors(dataset / SEGMENTS):
+        (dataset / STAGING).mkdir(exist_ok=True)
+        for segment_id in segment_ids:
+            with contextlib.suppress(FileNotFoundError):
+                trash.append(_hide(dataset, segment_id))
+        fsync_directory(dataset / SEGMENTS)
+        fsync_directory(dataset / STAGING)
+    for path in trash:
+        _delete_removed(dataset, path)
 
-    Returns:
-        Names of the deleted directories.
 
-    Raises:
-        StorageError: The directory cannot be written.
+def _hide(dataset: Path, segment_id: str) -> Path:
+    """Hide a segment with one operation; return the entry in staging that says what to delete."""
+    segment = dataset / SEGMENTS / segment_id
+    trash = dataset / STAGING / f"{secrets.token_hex(8)}{_REMOVED_SUFFIX}"
+    try:
+        segment.rename(trash)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return trash
+    # The lower layer of overlayfs: without its manifest, a directory is no segment either.
+    marker = trash.with_name(segment_id + _REMOVED_SUFFIX)
+    write_new(marker, b"")
+    fsync_directory(marker.parent)
+    (segment / MANIFEST_FILE).unlink()
+    fsync_directory(segment)
+    return marker
+
+
+def _delete_removed(dataset: Path, entry: Path) -> None:
+    """Delete what `_hide` has hidden; a segment that was not hidden yet stays."""
+    if entry.is_file():
+        segment = dataset / SEGMENTS / entry.name.removesuffix(_REMOVED_SUFFIX)
+        if not (segment / MANIFEST_FILE).exists():
+            remove_tree(segment)
+    remove(entry)
+
+
+def clean(dataset: Path, older_than_s: float = DAY_S) -> list[str]:
+    """Delete what processes left that have ended: unpublished and removed segments, asides.
+
+    What belongs to a process that may be running, on another machine or in another container, or
+    to nobody, is deleted when it is older than ``older_than_s``. Return the names of the deleted
+    staging directories.
     """
     removed: list[str] = []
-    if not staging.is_dir():
-        return removed
-    with storage_errors(staging):
-        for path in sorted(staging.iterdir()):
-            if path.name.endswith(_OWNER_SUFFIX):
-                subject = path.with_name(path.name.removesuffix(_OWNER_SUFFIX))
-                if not subject.exists() and _is_dead(path, path, older_than_s):
+    staging = dataset / STAGING
+    for directory in (dataset, staging, dataset / SEGMENTS, dataset / QUARANTINE):
+        sweep_asides(directory, older_than_s)
+    with storage_errors(staging), contextlib.suppress(FileNotFoundError):
+        for name in sorted(itertools.chain(*list_directory(staging))):
+            path = staging / name
+            if name.endswith(_REMOVED_SUFFIX):
+                _delete_removed(dataset, path)
+            elif name.endswith(_OWNER_SUFFIX):
+                subject = staging / name.removesuffix(_OWNER_SUFFIX)
+                if not subject.exists() and _is_abandoned(path, path, older_than_s):
                     path.unlink(missing_ok=True)
-                continue
-            owner = owner_file(path)
-            if not _is_dead(path, owner, older_than_s):
-                continue
-            remove_tree(path)
-            path.unlink(missing_ok=True) if path.is_file() else None
-            owner.unlink(missing_ok=True)
-            removed.append(path.name)
+            elif _is_abandoned(path, owner_file(path), older_than_s):
+                _delete_staged(path)
+                removed.append(name)
     return removed
 
 
-def _is_dead(path: Path, owner: Path, older_than_s: float) -> bool:
+def _is_abandoned(path: Path, owner: Path, older_than_s: float) -> bool:
     try:
-        if time.time() - path.stat().st_mtime > older_than_s:
+        if time.time() - path.lstat().st_mtime > older_than_s:
             return True
-        document = read_json(owner)
-        host, pid = document["host"], int(document["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Identity.from_bytes(read_bytes(owner)).is_dead() is True
+    except (OSError, ValueError):
         return False
-    return host == platform.node() and not _is_running(pid)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

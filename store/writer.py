@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import MAX_ATTRIBUTES, Attribute, EpisodeInfo, check_text
-from avtd3.store.errors import ConfigError, SpecError
+from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.events import Event, check_events
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS
+from avtd3.store.format.layout import MAX_STEPS
 from avtd3.store.seal import (
     EndedEpisode,
     FrameBuffer,
@@ -54,9 +54,13 @@ class WriterConfig:
     def __post_init__(self) -> None:
         steps, seconds = self.segment_steps, self.segment_seconds
         if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
-            raise ConfigError(f"writer.segment_steps is {steps!r}, expected 1..{MAX_STEPS}")
+            raise ConfigError(
+                f"writer.segment_steps is {abbreviate(steps)}, expected 1..{MAX_STEPS}"
+            )
         if not 0.0 <= seconds < math.inf:
-            raise ConfigError(f"writer.segment_seconds is {seconds!r}, expected 0 or more")
+            raise ConfigError(
+                f"writer.segment_seconds is {abbreviate(seconds)}, expected 0 or more"
+            )
 
 
 _REWARD_TOLERANCE = 1e-5
@@ -76,28 +80,21 @@ class StepChecker:
         self._terms_shape = (len(spec.reward_terms),) if spec.reward_terms else None
         self._action_shape = (spec.action_size,)
         # Compared as float32, which is what is stored.
-        self._low = np.asarray(spec.action_low, np.float32).tolist()
-        self._high = np.asarray(spec.action_high, np.float32).tolist()
+        bounds = np.asarray((spec.action_low, spec.action_high), np.float32).T.tolist()
+        self._bounds = list(enumerate(bounds))
         self._zeros = np.zeros(spec.vector_size, np.float32)
         self._period_s = spec.control_period_s
 
     def check_action(self, action: NDArray[np.float32]) -> None:
-        """Raise if an action is not float32 (A,) within the bounds.
-
-        Raises:
-            SpecError: It is not.
-        """
+        """Raise if an action is not float32 (A,) within the bounds."""
         _check_array("action", action, self._action_shape, _FLOAT32)
-        for value, low, high in zip(action.tolist(), self._low, self._high, strict=True):
-            if not low <= value <= high:  # also true of NaN
-                raise SpecError(f"action is {action}, expected {self._low} to {self._high}")
+        values = action.tolist()
+        for n, (low, high) in self._bounds:
+            if not low <= values[n] <= high:  # also true of NaN
+                raise SpecError(f"action[{n}] is {values[n]}, expected {low} to {high}")
 
     def check_reward(self, reward: float | None, reward_terms: NDArray[np.float32] | None) -> float:
-        """Return the reward to store: the sum of its terms, which a given reward must equal.
-
-        Raises:
-            SpecError: Not finite, not the sum, or terms that are not float32 (R,).
-        """
+        """Return the reward to store: the sum of its terms, which a given reward must equal."""
         _check_array("reward_terms", reward_terms, self._terms_shape, _FLOAT32)
         if reward_terms is None:
             if reward is None:
@@ -116,15 +113,8 @@ class StepChecker:
     def check_observation(self, observation: Observation, number: int) -> tuple[int, float]:
         """Raise if an observation is not uint8 (C, H, W) and finite float32 (V,).
 
-        Args:
-            observation: The observation.
-            number: Its number in the episode, from 0.
-
         Returns:
             Frame number and simulated seconds; counted from ``number`` if they were not given.
-
-        Raises:
-            SpecError: It is not of the spec.
         """
         if not isinstance(observation, Observation):
             raise SpecError(
@@ -145,7 +135,7 @@ class StepChecker:
         if frame_id is None:
             frame_id = number
         elif not isinstance(frame_id, _WHOLE) or not -_INT64 <= frame_id < _INT64:
-            raise SpecError(f"frame_id is {frame_id!r}, expected a 64-bit whole number")
+            raise SpecError(f"frame_id is {abbreviate(frame_id)}, expected a 64-bit whole number")
         return frame_id, time_s
 
 
@@ -155,21 +145,16 @@ def _check_array(
     if shape is None:
         if value is not None:
             raise SpecError(f"{name} was given, but the spec has none")
-        return
-    if not isinstance(value, np.ndarray):
+    elif not isinstance(value, np.ndarray):
         raise SpecError(f"{name} is {type(value).__name__}, expected {dtype} {shape}")
-    if value.shape != shape or value.dtype != dtype:
+    elif value.shape != shape or value.dtype != dtype:
         raise SpecError(f"{name} is {value.dtype} {value.shape}, expected {dtype} {shape}")
 
 
 def as_bool(value: object) -> bool:
-    """Return a Python or numpy bool as a Python one.
-
-    Raises:
-        SpecError: The value is neither.
-    """
+    """Return a Python or numpy bool as a Python one."""
     if not isinstance(value, bool | np.bool_):
-        raise SpecError(f"terminated or truncated is {value!r}, expected True or False")
+        raise SpecError(f"terminated or truncated is {abbreviate(value)}, expected True or False")
     return bool(value)
 
 
@@ -177,11 +162,6 @@ class PendingSegment:
     """Episodes in memory; their frames are compressed as they arrive.
 
     It does not check anything: the writer checks values (`StepChecker`) and the order of calls.
-
-    Args:
-        spec: The dataset's spec.
-        codec: How frames are compressed.
-        rows: Number of steps to allocate memory for at first.
     """
 
     def __init__(self, spec: EpisodeSpec, codec: FrameCodec, rows: int) -> None:
@@ -202,6 +182,8 @@ class PendingSegment:
         """Seconds since 1970 at which the first episode began."""
         self._observations = 0
         self._running_since = 0.0
+        self._over_at = -1
+        """Value of `steps` at which the running episode is over; -1 while it is not."""
 
     @property
     def codec(self) -> FrameCodec:
@@ -216,15 +198,7 @@ class PendingSegment:
     @property
     def is_over(self) -> bool:
         """Whether the last step was the last of the running episode."""
-        last, columns = self.steps - 1, self.columns
-        return last >= self.whole_steps and bool(
-            columns.terminated[last] or columns.truncated[last]
-        )
-
-    @property
-    def running_observations(self) -> int:
-        """Observations of the running episode."""
-        return self._observations - self.whole_observations
+        return self._over_at == self.steps
 
     @property
     def whole_observations(self) -> int:
@@ -274,12 +248,15 @@ class PendingSegment:
             columns.reward_terms[row] = reward_terms
         columns.terminated[row] = terminated
         columns.truncated[row] = truncated
-        self.steps = row + 1
+        if terminated or truncated:
+            self._over_at = row + 1
+        self.steps = row + 1  # last: what an interrupt leaves before is no part of the episode
 
     def truncate(self) -> None:
         """Mark the last step of the running episode as its last, if it is not."""
         if not self.is_over:
             self.columns.truncated[self.steps - 1] = True
+            self._over_at = self.steps
 
     def end(self, reason: str, events: Sequence[Event] = ()) -> None:
         """Make the running episode, of at least one step, a whole one."""
@@ -300,7 +277,7 @@ class PendingSegment:
 
     def drop_running(self) -> None:
         """Cut everything back to the whole episodes, also what an interrupted step left."""
-        self.running = None
+        self.running, self._over_at = None, -1
         self.steps = self.whole_steps
         self._observations = self.whole_observations
         if self._frames is not None:
@@ -321,6 +298,7 @@ class PendingSegment:
             self._frames.drop(observations)
         self.ended = []
         self._observations -= observations
+        self._over_at -= steps
         self.steps -= steps
         self.whole_steps = 0
         self.opened_at = self._running_since
@@ -360,7 +338,8 @@ class SegmentWriter:
     Episodes stay in memory until a segment is long or old enough (`WriterConfig`), or until `flush`
     or `close`; leaving the ``with`` block closes the writer. If publishing fails (`StorageError`:
     the disk is full), nothing is lost: the episodes stay in memory, and the next `flush`, `end` or
-    `close` tries again. A writer must not be shared between threads. Any number of writers, in any
+    `close` tries again. A value that is not of the spec, or a call out of order, raises `SpecError`
+    and adds nothing. A writer must not be shared between threads. Any number of writers, in any
     processes, may write into one dataset.
 
     Args:
@@ -400,7 +379,7 @@ class SegmentWriter:
     ) -> None:
         if not _COLLECTOR_NAME.fullmatch(collector):
             raise ConfigError(
-                f"collector is {collector!r}, expected 1 to 64 letters, digits, '-' or '_'"
+                f"collector is {abbreviate(collector)}, expected 1 to 64 letters, digits, - and _"
             )
         self.bytes_published = 0
         """Bytes of all segments that this writer has published."""
@@ -444,10 +423,6 @@ class SegmentWriter:
             exploration_noise: Standard deviation of the noise on the actions.
             attributes: Anything else to store with the episode: texts and finite numbers. An
                 attribute must be a text in all episodes or a number in all.
-
-        Raises:
-            SpecError: A value is not of the spec, or an episode is running that is not over.
-            StorageError: Publishing the episodes before failed; they are kept. Call again.
         """
         if self._is_closed:
             raise SpecError("the writer is closed; make a new one")
@@ -474,7 +449,7 @@ class SegmentWriter:
         changed = [name for name, is_text in self._is_text.items() if kinds[name] != is_text]
         if changed:
             raise SpecError(
-                f"attribute {changed[0]} is {attributes[changed[0]]!r:.80}, expected a "
+                f"attribute {changed[0]} is {abbreviate(attributes[changed[0]])}, expected a "
                 f"{'text' if self._is_text[changed[0]] else 'number'} as in an earlier episode"
             )
         if len(kinds) > MAX_ATTRIBUTES:
@@ -505,26 +480,23 @@ class SegmentWriter:
             truncated: Whether it was cut although it could have gone on.
             reward_terms: float32 (R,), finite, or None if the spec has none.
             end_reason: Why the episode ended; only with the last step.
-
-        Raises:
-            SpecError: A value is not of the spec; nothing was added.
         """
         pending = self._pending
         if pending.running is None or pending.is_over:
             raise SpecError("no episode is running; call begin first")
-        if pending.running_steps >= MAX_STEPS:
+        number, checker = pending.running_steps + 1, self._checker
+        if number > MAX_STEPS:
             raise SpecError(f"the episode has {MAX_STEPS} steps, the most allowed; end it")
-        self._checker.check_action(action)
-        total = self._checker.check_reward(reward, reward_terms)
-        number = pending.running_observations
-        frame_id, sim_time_s = self._checker.check_observation(observation, number)
+        checker.check_action(action)
+        total = checker.check_reward(reward, reward_terms)
+        frame_id, sim_time_s = checker.check_observation(observation, number)
         if type(terminated) is not bool or type(truncated) is not bool:
             terminated, truncated = as_bool(terminated), as_bool(truncated)
         if end_reason:
             check_text("end_reason", end_reason)
             if not (terminated or truncated):
                 raise SpecError(
-                    f"end_reason is {end_reason!r}, but the step is neither terminated nor "
+                    f"end_reason is {abbreviate(end_reason)}, but the step is not terminated or "
                     "truncated; give it with the last step only"
                 )
         pending.end_reason = end_reason
@@ -532,11 +504,7 @@ class SegmentWriter:
         pending.add_step(action, total, reward_terms, terminated, truncated)
 
     def add(self, step: Step) -> None:
-        """Add one step, given as a record; see `step`.
-
-        Raises:
-            SpecError: A value is not of the spec; nothing was added.
-        """
+        """Add one step, given as a record; see `step`."""
         self.step(
             step.action,
             step.reward,
@@ -561,11 +529,6 @@ class SegmentWriter:
 
         Returns:
             What was published, or None if the segment stays open.
-
-        Raises:
-            SpecError: No episode is running, its last step was neither terminated nor truncated, or
-                an event is of a step that it does not have.
-            StorageError: Publishing failed; the episodes are kept, `flush` tries again.
         """
         self._end(reason, events)
         pending, config = self._pending, self._config
@@ -593,9 +556,6 @@ class SegmentWriter:
         """Mark the last step of the running episode as truncated, and end the episode.
 
         An episode without a step is dropped. Without a running episode this does nothing.
-
-        Raises:
-            StorageError: Publishing failed; the episodes are kept, `flush` tries again.
         """
         if self._pending.running is None:
             return None
@@ -610,9 +570,6 @@ class SegmentWriter:
 
         Returns:
             What was published, or None if there was no whole episode.
-
-        Raises:
-            StorageError: The disk is full or not writable; the episodes are kept.
         """
         pending = self._pending
         if not pending.ended:
@@ -641,7 +598,7 @@ class SegmentWriter:
             size_bytes=sum(map(len, files.values())),
         )
         try:
-            publish(staging, target, files, MANIFEST_FILE)
+            publish(staging, target, files)
         except BaseException:
             # What readers can see is published, even if the last fsync failed or a signal came.
             # If it were kept, it would be published twice.
@@ -659,9 +616,6 @@ class SegmentWriter:
         """Publish the whole episodes in memory; safe to call twice.
 
         A running episode is ended if its last step was terminated or truncated, else dropped.
-
-        Raises:
-            StorageError: The disk is full or not writable; call again once that is fixed.
         """
         if self._is_closed:
             return None

@@ -97,6 +97,7 @@ def collect(
     Press Ctrl-C once to publish what is complete and stop.
     """
     from avtd3.collect.collector import collect as run
+    from avtd3.collect.foreign import stdout_to_stderr
     from avtd3.collect.worlds import use_current_directory
 
     settings = section("collect", config, set_)
@@ -105,7 +106,7 @@ def collect(
     where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
     settings = at_servers(replace(settings, scenario=where), host, port, server_command)
     use_current_directory(settings)
-    with interruptible() as should_stop, progress() as show:
+    with interruptible() as should_stop, progress() as show, stdout_to_stderr():
         report = run(
             dataset,
             settings,

@@ -64,6 +64,7 @@ def evaluate(
     gives 95 % confidence intervals.
     """
     from avtd3.collect.evaluator import evaluate as run
+    from avtd3.collect.foreign import stdout_to_stderr
     from avtd3.collect.worlds import use_current_directory
 
     settings = section("evaluate", config, set_)
@@ -71,7 +72,7 @@ def evaluate(
     where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
     settings = at_servers(replace(settings, scenario=where), host, port, server_command)
     use_current_directory(settings)
-    with interruptible() as should_stop, progress() as show:
+    with interruptible() as should_stop, progress() as show, stdout_to_stderr():
         report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=show)
     answer(report.document(), as_json, report.summary())
     check_simulators(report.failure)

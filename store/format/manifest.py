@@ -19,6 +19,8 @@ from avtd3.store.errors import (
     SegmentCorruptError,
     SegmentNotFoundError,
     SegmentUnreadableError,
+    abbreviate,
+    advice,
 )
 from avtd3.store.files import (
     canonical_json,
@@ -61,12 +63,7 @@ class FileEntry(NamedTuple):
 
 
 class FileTable(Mapping[str, FileEntry]):
-    """Files by path, parsed when first used: 10 000 segments have 500 000 files.
-
-    Args:
-        path: The segment's directory, for messages.
-        text: The list of files as JSON. Using it raises `SegmentCorruptError` if it is malformed.
-    """
+    """Files by path, parsed when first used: 10 000 segments have 500 000 files."""
 
     __slots__ = ("_files", "_path")
 
@@ -121,7 +118,7 @@ class Manifest:
     provenance: Mapping[str, Any]
     """Who wrote the segment, when and with what."""
     digest: str
-    """SHA-256 of everything else in the manifest."""
+    """SHA-256 of everything else in the manifest; empty before it is sealed."""
 
     def to_bytes(self) -> bytes:
         """Return the content of the file: canonical JSON and a line feed."""
@@ -152,12 +149,7 @@ class Manifest:
         return dataclasses.replace(self, digest=sha256(canonical_json(self._body())))
 
     def check_sizes(self, path: Path) -> None:
-        """Compare the size of every file with the manifest's.
-
-        Raises:
-            SegmentCorruptError: A file is missing, not a regular file, or of another size.
-            SegmentUnreadableError: A file cannot be looked at now.
-        """
+        """Compare the size of every file with the manifest's."""
         name = "directory"
         try:
             # Relative to an open directory: the kernel walks half as many names.
@@ -198,15 +190,14 @@ def read_error(
 
     An I/O error says nothing about the bytes. Only a file that is missing, or no file, in a
     directory that is there makes the segment a damaged one.
-
-    Args:
-        path: The segment's directory.
-        name: The file, or what was to be read.
-        error: What the operating system said.
-        says: Words that follow the name if the file is missing or no file.
     """
     if not is_passing(error):
         try:
+            if path.is_symlink():
+                return SegmentCorruptError(
+                    f"segment {path.name} ({path.parent}) is a symbolic link, expected a "
+                    "directory; move the segment itself there, or make a hard-linked copy (cp -al)"
+                )
             if is_directory(path):
                 return corrupt(path, f"{name}{says}: {error.strerror}")
         except OSError as failure:
@@ -217,21 +208,13 @@ def read_error(
                 "refresh the snapshot"
             )
     return SegmentUnreadableError(
-        f"segment {path.name} ({path.parent}): {name} is unreadable now "
-        f"({error.strerror or error}), which says nothing about its data; "
-        "check the disk, the mount and the permissions, then try again"
+        f"segment {path.name} ({path.parent}): {name} is unreadable now, which says nothing about "
+        f"its data; {advice(error, reads=True)}"
     )
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read and check the manifest of the segment in a directory.
-
-    Raises:
-        SegmentNotFoundError: There is no such segment.
-        SegmentCorruptError: The manifest is missing, truncated, edited or another segment's.
-        SegmentUnreadableError: It cannot be read now.
-        FormatVersionError: This version cannot read the segment's format.
-    """
+    """Read and check the manifest of the segment in a directory."""
     file = f"{path}/{MANIFEST_FILE}"
     try:
         data = read_bytes(file, MAX_MANIFEST_BYTES)
@@ -245,7 +228,7 @@ def read_manifest(path: Path) -> Manifest:
     version = document.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise FormatVersionError(
-            f"segment {path.name} ({path.parent}) has format {version}, this version of avtd3 "
+            f"segment {path.name} ({path.parent}) has format {abbreviate(version)}, this avtd3 "
             f"reads up to {FORMAT_VERSION}: install a newer avtd3"
         )
     try:
@@ -255,7 +238,7 @@ def read_manifest(path: Path) -> Manifest:
     if not _digest_holds(data, manifest.digest):
         raise corrupt(path, f"{MANIFEST_FILE} does not match its own digest")
     if manifest.segment_id != path.name:
-        raise corrupt(path, f"{MANIFEST_FILE} is that of segment {manifest.segment_id}")
+        raise corrupt(path, f"{MANIFEST_FILE} is that of segment {abbreviate(manifest.segment_id)}")
     return manifest
 
 
@@ -276,13 +259,14 @@ def _parse(data: bytes, path: Path) -> Any:  # noqa: ANN401 - any JSON value
 
 def _from_json(document: dict[str, Any], path: Path) -> Manifest:
     if document.keys() != _KEYS:
-        raise ValueError(f"missing or unknown keys: {sorted(_KEYS ^ document.keys())}")
+        wrong = abbreviate(sorted(_KEYS ^ document.keys()))
+        raise ValueError(f"missing or unknown keys: {wrong}")
     files = document["files"]
     if not isinstance(files, FileTable):
         files = _read_files(files)
     for name in _COUNTS:
         if type(document[name]) is not int or document[name] < 1:
-            raise ValueError(f"{name} is {document[name]!r}, expected a whole number above 0")
+            raise ValueError(f"{name} is {abbreviate(document[name])}, expected 1 or more")
     if document["observations"] != document["steps"] + document["episodes"]:
         raise ValueError("observations are not steps + episodes")
     if not isinstance(document["provenance"], dict):
@@ -316,7 +300,7 @@ def _check_paths(paths: tuple[str, ...]) -> tuple[str, ...]:
     """Return the paths if they are plain and distinct; one tuple for all segments with them."""
     for name in paths:
         if type(name) is not str or not is_safe_relative(name):
-            raise ValueError(f"file {name!r} is not a plain path")
+            raise ValueError(f"file {abbreviate(name)} is not a plain path")
     if len(set(paths)) != len(paths):
         raise ValueError("a file is listed twice")
     return paths
@@ -352,32 +336,15 @@ class Limits:
     max_raw_bytes: int = 64 * 1024**3
     """Largest size of all its arrays in memory, in bytes."""
 
-    def check_counts(self, path: Path, steps: int, raw_bytes: int) -> None:
-        """Raise if a segment claims to contain more than the limits.
-
-        Args:
-            path: The segment's directory, for the message.
-            steps: Number of steps.
-            raw_bytes: Size of its arrays in memory.
-
-        Raises:
-            SegmentCorruptError: A limit is exceeded.
-        """
-        _check(path, steps, self.max_steps, "steps")
-        _check(path, raw_bytes, self.max_raw_bytes, "bytes in memory")
-
-    def check_size(self, path: Path, size_bytes: int) -> None:
-        """Raise if a segment claims to be larger on disk than the limit.
-
-        Raises:
-            SegmentCorruptError: The limit is exceeded.
-        """
-        _check(path, size_bytes, self.max_file_bytes, "bytes on disk")
-
-
-def _check(path: Path, claim: int, most: int, unit: str) -> None:
-    if claim > most:
-        raise corrupt(path, f"claims {claim} {unit}, expected at most {most}")
+    def check(self, path: Path, *, steps: int = 0, raw_bytes: int = 0, file_bytes: int = 0) -> None:
+        """Raise `SegmentCorruptError` if the segment in a directory claims more than the limits."""
+        for claim, most, unit in (
+            (steps, self.max_steps, "steps"),
+            (raw_bytes, self.max_raw_bytes, "bytes in memory"),
+            (file_bytes, self.max_file_bytes, "bytes on disk"),
+        ):
+            if claim > most:
+                raise corrupt(path, f"claims {claim} {unit}, expected at most {most}")
 
 
 FRAMES_CHECKSUMS = "frames_checksums"
@@ -385,12 +352,7 @@ FRAMES_CHECKSUMS = "frames_checksums"
 
 
 def frames_checksums(shard_sha256: str, checksums: bytes) -> dict[str, str]:
-    """Return the value of `FRAMES_CHECKSUMS` for a shard.
-
-    Args:
-        shard_sha256: SHA-256 of the file, as in the manifest.
-        checksums: CRC-32Cs of its chunks, see `avtd3.store.format.shard.joined_checksums`.
-    """
+    """Return the value of `FRAMES_CHECKSUMS` for a shard."""
     return {"shard": shard_sha256, "checksums": sha256(checksums)}
 
 

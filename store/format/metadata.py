@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from avtd3.store.errors import abbreviate
 from avtd3.store.format.codec import ChainKind, FrameCodec, chain_kind
 from avtd3.store.format.layout import FRAMES, ArrayLayout
 
@@ -20,13 +21,7 @@ _SLACK_BYTES = 64 * 1024 * 1024
 def array_document(
     layout: ArrayLayout, *, codec: FrameCodec | None, attributes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the ``zarr.json`` of an array.
-
-    Args:
-        layout: The array.
-        codec: Codec of the chunks in the shard of the frames; None for other arrays.
-        attributes: The array's user attributes.
-    """
+    """Return the ``zarr.json`` of an array."""
     encoding = plain_encoding(layout) if codec is None else sharded_encoding(layout, codec)
     return {
         "zarr_format": 3,
@@ -83,11 +78,7 @@ def document_bytes(document: Mapping[str, Any]) -> bytes:
 
 
 def check_document(document: object, layout: ArrayLayout) -> None:
-    """Raise if the ``zarr.json`` of an array is not what the manifest and format 1 ask for.
-
-    Raises:
-        ValueError: Another shape, dtype or encoding.
-    """
+    """Raise if the ``zarr.json`` of an array is not what the manifest and format 1 ask for."""
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - a file, not an argument
     expected: dict[str, Any] = {
@@ -105,11 +96,7 @@ def check_document(document: object, layout: ArrayLayout) -> None:
 
 
 def frame_encoding(document: Mapping[str, Any], layout: ArrayLayout) -> tuple[ChainKind, int]:
-    """Return the decoder of the frames' chunks, and the number of frames per chunk.
-
-    Raises:
-        ValueError: The frames are not encoded as format 1 says.
-    """
+    """Return the decoder of the frames' chunks, and the number of frames per chunk."""
     frame_shape = list(layout.shape[1:])
     codecs = document.get("codecs")
     codec = codecs[0] if isinstance(codecs, list) and len(codecs) == 1 else codecs
@@ -119,7 +106,9 @@ def frame_encoding(document: Mapping[str, Any], layout: ArrayLayout) -> tuple[Ch
     _check_value("index_location", lookup(settings, "index_location") or "end", "end")
     inner = lookup(settings, "chunk_shape")
     if not is_shape(inner, len(layout.shape)) or inner[1:] != frame_shape:
-        raise ValueError(f"the chunk shape in a shard is {inner!r}, expected [k, *{frame_shape}]")
+        raise ValueError(
+            f"the chunk shape in a shard is {abbreviate(inner)}, expected [k, *{frame_shape}]"
+        )
     if (size := math.prod(inner)) > 2 * layout.nbytes + _SLACK_BYTES:
         raise ValueError(f"a chunk has {size} bytes, but the array only {layout.nbytes}")
     frames = -(-layout.shape[0] // inner[0]) * inner[0]
@@ -130,7 +119,9 @@ def frame_encoding(document: Mapping[str, Any], layout: ArrayLayout) -> tuple[Ch
 
 def _check_value(key: str, found: object, expected: object) -> None:
     if found != expected:
-        raise ValueError(f"{key} is {found!r:.200}, format 1 expects {expected!r}")
+        raise ValueError(
+            f"{key} is {abbreviate(found, 200)}, format 1 expects {abbreviate(expected)}"
+        )
 
 
 def lookup(document: object, *keys: str) -> Any:  # noqa: ANN401 - any JSON value

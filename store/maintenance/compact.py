@@ -24,19 +24,15 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import canonical_json, is_directory, sha256
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.format.manifest import FRAMES_CHECKSUMS, Limits, read_manifest
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
     Problems,
-    clear_staging,
-    empty_trash,
     exclusive,
     find_leftovers,
     remove_leftovers,
-    remove_segments,
 )
 from avtd3.store.render.text import file_size, plural
 from avtd3.store.replaced import ORIGIN, RELABEL, REPLACES, episode_digests, origins
@@ -50,7 +46,7 @@ from avtd3.store.seal import (
     seal_files,
 )
 from avtd3.store.segment import Segment
-from avtd3.store.staging import publish
+from avtd3.store.staging import publish, remove_segments
 
 MAX_TARGET_STEPS = 131_072
 """Largest target: a merged segment is built in memory, about 4 kB per step of 84x84 frames."""
@@ -104,10 +100,7 @@ class CompactReport(MaintenanceReport):
             lines.append(f"{verb} {plural(self.leftovers, 'segment')} merged earlier")
         if self.pinned:
             lines.append(f"{plural(self.pinned, 'segment')} pinned")
-        lines += [f"not merged: {problem}" for problem in self.problems]
-        if self.stopped:
-            lines.append("stopped early; run the command again to continue")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes("not merged")])
 
 
 def compact(
@@ -125,18 +118,8 @@ def compact(
     rewritten each time. A group ends at a large, pinned or unreadable segment, and where the
     config, plan or codec in the provenance changes.
 
-    Args:
-        path: The dataset; collectors may add to it and learners may read it meanwhile.
-        target_steps: Most steps of a merged segment.
-        dry_run: Whether to report only what would be done.
-        clock: Seconds since 1970.
-        should_stop: Called before each merge; True ends the command.
-        on_progress: Called after each merge.
-
-    Raises:
-        DatasetError: The path is not a dataset, or its pins cannot be read.
-        ConfigError: ``target_steps`` is out of range.
-        StorageError: The disk is full, or another maintenance command is running.
+    Collectors may add to the dataset and learners may read it meanwhile. ``should_stop`` is called
+    before each merge; True ends the command.
     """
     if not 2 <= target_steps <= MAX_TARGET_STEPS:
         raise ConfigError(f"target_steps is {target_steps}, expected 2..{MAX_TARGET_STEPS}")
@@ -144,7 +127,6 @@ def compact(
     if dry_run:
         return _Compaction(dataset, target_steps).report(dry_run=True, stopped=False)
     with exclusive(dataset):
-        empty_trash(dataset)
         work = _Compaction(dataset, target_steps)
         stopped = work.run(clock, should_stop, on_progress)
         return work.report(dry_run=False, stopped=stopped)
@@ -211,7 +193,7 @@ class _Compaction:
                 pass  # no reader can open it
             own = frozenset(listed) if isinstance(listed, dict) else frozenset()
             if refusal.is_unreadable or own.intersection(self._names):
-                self._problems.add_refusal(refusal)
+                self._problems.add(refusal)
             claimed |= own
         return claimed if is_known else None
 
@@ -245,7 +227,7 @@ class _Compaction:
         visible = {segment.id for segment in self._snapshot.segments}
         self._bytes_after += _merge_segments(self._dataset, group, name, visible, now_s=now_s)
         self._done.append(group)
-        remove_segments(self._dataset, [segment.id for segment in group])
+        remove_segments(self._dataset.path, [segment.id for segment in group])
 
     def report(self, *, dry_run: bool, stopped: bool) -> CompactReport:
         """Return what was done or, in a dry run, what would be done."""
@@ -284,14 +266,7 @@ def merged_name(group: Sequence[Segment], names: Sequence[str]) -> str | None:
     """Return an id that sorts in place of a group and depends only on what is merged.
 
     Two machines that merge the same segments in two copies of a dataset thus make the same segment,
-    and joining the copies keeps one.
-
-    Args:
-        group: The segments to merge, in order.
-        names: All ids in the dataset, sorted.
-
-    Returns:
-        The id, or None if none of those tried keeps the order.
+    and joining the copies keeps one. It is None if no id that was tried keeps the order.
     """
     content = canonical_json([[segment.id, segment.manifest_digest] for segment in group])
     merged = {segment.id for segment in group}
@@ -319,21 +294,8 @@ def _merge_segments(
 ) -> int:
     """Publish a segment that replaces others, after it is read back and compared with them.
 
-    Args:
-        dataset: The dataset of the segments.
-        sources: At least one segment, in order, of equal `_data_provenance`.
-        segment_id: Id of the new segment.
-        visible: Ids of the segments that readers see: what a source claims about them is not true.
-        now_s: Seconds since 1970.
-
     Returns:
         Size of the new segment in bytes.
-
-    Raises:
-        SegmentNotFoundError: A source was removed meanwhile.
-        SegmentCorruptError: A source is damaged, or the new segment does not equal the sources.
-        SpecError: A source has data that the writer refuses.
-        StorageError: The disk is full or not writable.
     """
     expected = [digest for source in sources for digest in episode_digests(source)]
     codec = _codec(sources[0].provenance)
@@ -362,12 +324,10 @@ def _merge_segments(
                     f"segment {source.id} was removed while it was merged; try again"
                 )
 
-    clear_staging(dataset, segment_id)
     publish(
         dataset.staging_path / segment_id,
         dataset.segments_path / segment_id,
         files,
-        MANIFEST_FILE,
         check=check,
     )
     return sum(map(len, files.values()))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import SEGMENT_ERRORS, ConfigError
+from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, abbreviate
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
@@ -20,15 +20,14 @@ from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
     Problems,
-    empty_trash,
     exclusive,
     find_leftovers,
     remove_leftovers,
-    remove_segments,
 )
 from avtd3.store.render.text import file_size, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
+from avtd3.store.staging import remove_segments
 
 _AT_ONCE = 16
 """Segments that are removed between two calls of ``should_stop``."""
@@ -56,9 +55,11 @@ class PruneConfig:
         for name in ("max_bytes", "max_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"prune.{name} is {value!r}, expected 1 or more")
+                raise ConfigError(f"prune.{name} is {abbreviate(value)}, expected 1 or more")
         if self.older_than_s is not None and not 0.0 <= self.older_than_s < math.inf:
-            raise ConfigError(f"prune.older_than_s is {self.older_than_s!r}, expected 0 or more")
+            raise ConfigError(
+                f"prune.older_than_s is {abbreviate(self.older_than_s)}, expected 0 or more"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +105,8 @@ class PruneReport(MaintenanceReport):
         if self.mixed:
             mixed = plural(self.mixed, "segment")
             lines.append(f"{mixed} kept because of episodes that do not match")
-        lines += [f"kept: {problem}" for problem in self.problems]
-        if self.stopped:
-            lines.append("stopped early; run the command again to continue")
-        elif not self.within_limits:
+        lines += self.notes("kept")
+        if not self.stopped and not self.within_limits:
             lines.append("still above the limit: no other segment may be removed")
         return "\n".join(lines)
 
@@ -125,22 +124,11 @@ def prune(
 
     Pinned segments stay, and so do those in ``.staging/``, where collectors write.
 
-    Args:
-        path: The dataset; collectors may add to it and learners may read it meanwhile.
-        config: Which segments to remove, and how many.
-        dry_run: Whether to report only what would be removed.
-        clock: Seconds since 1970.
-        should_stop: Called every few segments; True ends the command.
-        on_progress: Called every few segments.
-
-    Raises:
-        DatasetError: The path is not a dataset, or its pins cannot be read.
-        StorageError: The dataset cannot be written, or another maintenance command is running.
+    Collectors may add to the dataset and learners may read it meanwhile. ``should_stop`` is called
+    every few segments; True ends the command.
     """
     dataset = Dataset.open(path)
     with contextlib.nullcontext() if dry_run else exclusive(dataset):
-        if not dry_run:
-            empty_trash(dataset)
         work = _Pruning(dataset, config, clock())
         gone = work.chosen if dry_run else list(work.remove(should_stop, on_progress))
         return work.report(gone, dry_run=dry_run)
@@ -159,7 +147,7 @@ class _Pruning:
         self._leftovers = find_leftovers(self._snapshot)
         self._bytes = {segment.id: _bytes_on_disk(segment) for segment in self._segments}
         self._problems = Problems()
-        self._problems.add_refused(self._snapshot)
+        self._problems.add(*self._snapshot.refused)
         self._mixed = self._pinned = 0
         self.chosen = list(self._choose())
 
@@ -231,7 +219,7 @@ class _Pruning:
             replaced = {name for segment in batch for name in self._replaced_by(segment)}
             if replaced:
                 remove_leftovers(self._dataset, self._snapshot, replaced, self._problems)
-            remove_segments(self._dataset, [segment.id for segment in batch])
+            remove_segments(self._dataset.path, [segment.id for segment in batch])
             yield from batch
             done = min(start + _AT_ONCE, total)
             on_progress(MaintenanceProgress(verb="removed", done=done, total=total))

@@ -14,9 +14,9 @@ import numpy as np
 
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import SegmentNotFoundError
-from avtd3.store.maintenance.removal import remove_segments
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
+from avtd3.store.staging import remove_segments
 from avtd3.tests.store.segments import feed, make_episode, make_spec, make_writer
 
 SPEC = make_spec(height=4, width=4, vector=1, terms=1)
@@ -43,7 +43,7 @@ def remove(dataset, _, is_over):
             if "-kept-" in name or int(name.split("-")[-2]) % 3 == 0:
                 continue
             if len(gone["deleted"]) < len(gone["quarantined"]):
-                remove_segments(dataset, [name])
+                remove_segments(dataset.path, [name])
                 gone["deleted"].append(name)
             else:
                 dataset.quarantine(name)

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentNotFoundError, StorageError
 from avtd3.store.format.layout import MANIFEST_FILE
-from avtd3.store.maintenance.removal import remove_segments
+from avtd3.store.staging import remove_segments
 from avtd3.tests.store.disk import CrashError, failing
 from avtd3.tests.store.segments import (
     Clock,
@@ -189,7 +189,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def delete(self, data):
         name = data.draw(st.sampled_from(sorted(self.published)))
-        remove_segments(self.dataset, [name])
+        remove_segments(self.dataset.path, [name])
         del self.published[name]
 
     @rule()

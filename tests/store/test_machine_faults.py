@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from avtd3.store import staging, writer
 from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import Avtd3Error, SegmentNotFoundError, StorageError
+from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.seal import FrameBuffer, SegmentNamer, StepColumns
 from avtd3.store.segment import Segment
 from avtd3.tests.store.test_machine import StoreMachine
@@ -21,8 +22,8 @@ from avtd3.tests.store.test_machine import StoreMachine
 def publish_in_place(patch):
     """Straight into ``segments/``, where a crash leaves a truncated segment."""
 
-    def publish(_, target, files, last):
-        for name in (last, *files):
+    def publish(_, target, files):
+        for name in (MANIFEST_FILE, *files):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(target / name, os.O_WRONLY | os.O_CREAT))
             (target / name).write_bytes(files[name])
@@ -51,6 +52,7 @@ def publish_twice(patch):
 
 def leave_staging_behind(patch):
     patch.setattr(staging, "remove_tree", lambda path: None)
+    patch.setattr(staging, "remove", lambda path: None)
 
 
 def clean_nothing(patch):

@@ -199,7 +199,7 @@ def test_a_publication_onto_a_segment_that_is_there_leaves_it_alone(tmp_path, no
     target = writer.flush().path
     files = {"a": b"other", MANIFEST_FILE: b"{}"}
     with pytest.raises(StorageError, match="not empty"):
-        publish(dataset.staging_path / "x", target, files, MANIFEST_FILE)
+        publish(dataset.staging_path / "x", target, files)
     assert list(dataset.staging_path.iterdir()) == []
     assert_holds(dataset, [episode])
 

@@ -91,6 +91,33 @@ def test_invalid_documents_are_refused(document):
         EpisodeSpec.from_json(document)
 
 
+ANYTHING: list[object] = [
+    *(None, True, 1, -1, 10**400, 1e400, float("nan"), "steer", "x" * 10**6, "\x1b[2J", "\udcff"),
+    *([], {}, [None], [1, None], ["a", "a"], [""], [[]], {"a": 1}, [10**400], ["x" * 10**6]),
+    *([0.0] * 10**5, [True], {"channels": "x" * 10**6}, {"height": 10**400}, {"\x1b": 1}),
+]
+
+
+@pytest.mark.parametrize("key", make_spec().to_json())
+def test_any_json_in_a_spec_is_refused_in_one_short_line(key):
+    for value in ANYTHING:
+        document = {**make_spec().to_json(), key: value}
+        try:
+            spec = EpisodeSpec.from_json(document)
+        except SpecError as error:
+            text = str(error)
+            assert len(text) < 300
+            assert text.isprintable()
+        else:
+            assert EpisodeSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_names_must_be_texts():
+    for names in ("steer", [1, 2], [None], 3, {"a": 1}):
+        with pytest.raises(SpecError, match="action_names"):
+            EpisodeSpec.from_json({**make_spec().to_json(), "action_names": names})
+
+
 def test_difference_names_what_differs():
     one = make_spec()
     other = dataclasses.replace(one, control_period_s=0.1)

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.driving.driving_env import DrivingEnvironment
-from avtd3.collect.driving.events import EventRecorder, Moment
+from avtd3.collect.driving.driving_env import DrivingEnvironment, EventRecorder
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.evaluator import EvaluateConfig, Evaluator
@@ -26,9 +25,7 @@ def record(*steps, length_m=100.0, facts=FACTS):
     recorder = EventRecorder(length_m, 0.5, make_frame(speed_mps=5.0))
     for number, (reason, best_m, values) in enumerate(steps, start=1):
         frame = make_frame(frame_id=number, x_m=best_m, **{"speed_mps": 5.0, **values})
-        recorder.record(
-            Moment(frame=frame, facts=facts, reason=reason, best_m=best_m, standing_s=10.05)
-        )
+        recorder.record(frame, facts, reason, best_m, 10.05)
     return recorder.events()
 
 

@@ -180,7 +180,7 @@ def test_wide_lanes_are_painted_completely():
 
 @pytest.mark.parametrize("short_m", [0.005, 0.02, 0.1, 0.24])
 def test_a_lane_section_too_short_for_a_lane_leaves_no_slit(short_m):
-    (lanes,) = re.findall("<laneSection.*</laneSection>", straight_document())
+    [lanes] = re.findall("<laneSection.*</laneSection>", straight_document())
     starts = (0.0, 100.03, 100.03 + short_m)
     sections = "".join(lanes.replace('s="0"', f's="{start}"', 1) for start in starts)
     text = straight_document().replace(lanes, sections)

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, StorageError
+from avtd3.store.errors import ConfigError, InUseError
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.maintenance import compact as compact_module
-from avtd3.store.maintenance import removal
 from avtd3.store.maintenance.compact import compact, merged_name
 from avtd3.store.maintenance.pins import Pin, write_pins
 from avtd3.store.maintenance.removal import MaintenanceProgress, exclusive
@@ -24,6 +23,7 @@ from avtd3.store.replaced import ORIGIN, REPLACES, episode_digests, unseen_episo
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.segment import Segment
+from avtd3.store.staging import remove_segments
 from avtd3.tests.store.maintenance.datasets import SPEC, fill, identity, publish
 from avtd3.tests.store.segments import Clock, assert_holds, make_spec
 
@@ -195,8 +195,8 @@ def test_segments_of_another_plan_or_config_are_not_merged(tmp_path, other):
 
 def test_a_dry_run_changes_nothing(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[5], [4], [3]])
-    before = sorted(p for p in dataset.path.rglob("*"))
     with exclusive(dataset):
+        before = sorted(p for p in dataset.path.rglob("*"))
         report = compact(dataset.path, dry_run=True)
     assert sorted(p for p in dataset.path.rglob("*")) == before
     assert (report.dry_run, report.merged_segments, report.segments_after) == (True, 3, 1)
@@ -326,7 +326,7 @@ def test_pinned_leftovers_stay(tmp_path, monkeypatch):
 
 def test_one_maintenance_command_at_a_time(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[4], [4]])
-    with exclusive(dataset), pytest.raises(StorageError, match="another avtd3 store command"):
+    with exclusive(dataset), pytest.raises(InUseError, match=f"in use by process {os.getpid()}"):
         compact(dataset.path)
     assert compact(dataset.path).merged_segments == 2
 
@@ -400,7 +400,7 @@ def test_a_sampler_that_refreshes_across_a_compaction_draws_the_same_episodes(
 
     config = ReplayConfig(batch_size=64, scratch=str(tmp_path), mode=mode)
     with Sampler([dataset], config, seed=0) as sampler:
-        remove = removal.remove_segments
+        remove = remove_segments
 
         def looking(*args):
             for step in (lambda: None, lambda: remove(*args)):

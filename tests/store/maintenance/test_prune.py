@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, DatasetError, SegmentNotFoundError, StorageError
+from avtd3.store.errors import ConfigError, DatasetError, InUseError, SegmentNotFoundError
 from avtd3.store.filters import parse_filter
 from avtd3.store.maintenance import compact as compact_module
 from avtd3.store.maintenance.compact import compact
@@ -150,10 +150,10 @@ def test_nothing_is_removed_while_the_pins_cannot_be_read(tmp_path, text):
 
 def test_a_dry_run_changes_nothing_and_says_the_same(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[4], [5], [6]])
-    before = files(dataset.path)
     with exclusive(dataset):
+        before = files(dataset.path)
         dry = prune(dataset.path, PruneConfig(max_steps=6), dry_run=True)
-    assert files(dataset.path) == before
+        assert files(dataset.path) == before
     assert "would remove 2 segments of 9 steps" in dry.summary()
     assert dry.removed[0] in dry.summary()
     wet = prune(dataset.path, PruneConfig(max_steps=6))
@@ -232,7 +232,7 @@ def test_one_maintenance_command_at_a_time(tmp_path):
             lambda: prune(dataset.path, PruneConfig(max_steps=1)),
             lambda: pin(dataset.path, dataset.segment_ids()),
         ):
-            with pytest.raises(StorageError, match="wait until it has ended"):
+            with pytest.raises(InUseError, match="wait until it has ended"):
                 change()
     assert len(dataset.segment_ids()) == 2
 
