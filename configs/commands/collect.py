@@ -18,6 +18,7 @@ from avtd3.configs.commands.options import (
     ServerCommandOption,
     SetOption,
     TownOption,
+    WalkersOption,
     WorkersOption,
     WorldOption,
     answer,
@@ -67,6 +68,7 @@ def collect(
     scenario: ScenarioOption = None,
     scenario_file: ScenarioFileOption = None,
     npcs: NpcsOption = None,
+    walkers: WalkersOption = None,
     town: TownOption = None,
     random_steps: Annotated[
         int | None,
@@ -104,7 +106,7 @@ def collect(
     lead = replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
     settings = replace(settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead)
     where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
-    settings = at_servers(replace(settings, scenario=where), host, port, server_command)
+    settings = at_servers(replace(settings, scenario=where), host, port, server_command, walkers)
     use_current_directory(settings)
     with interruptible() as should_stop, progress() as show, stdout_to_stderr():
         report = run(

@@ -18,6 +18,7 @@ from avtd3.configs.commands.options import (
     ServerCommandOption,
     SetOption,
     TownOption,
+    WalkersOption,
     WorkersOption,
     WorldOption,
     answer,
@@ -50,6 +51,7 @@ def evaluate(
     scenario: ScenarioOption = None,
     scenario_file: ScenarioFileOption = None,
     npcs: NpcsOption = None,
+    walkers: WalkersOption = None,
     town: TownOption = None,
     gif: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Save the first episode as a GIF.")
@@ -70,7 +72,7 @@ def evaluate(
     settings = section("evaluate", config, set_)
     settings = replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
     where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
-    settings = at_servers(replace(settings, scenario=where), host, port, server_command)
+    settings = at_servers(replace(settings, scenario=where), host, port, server_command, walkers)
     use_current_directory(settings)
     with interruptible() as should_stop, progress() as show, stdout_to_stderr():
         report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=show)
