@@ -4,7 +4,7 @@
 
 The report is Markdown on stdout, and ``report.md`` and ``report.json`` in ``--out``. It needs a GPU
 and takes less than eight minutes. Nothing has to be installed beyond avtd3; the rows of
-stable-baselines3 are left out if it is not installed. Without ``--data``, the script first collects
+stable-baselines3 are missing if it is not installed. Without ``--data``, the script first collects
 10 000 steps with the preset ``demo``, which takes one to two minutes of CPU time.
 
 *Correctness*: the same updates with the same batches and noise, from the same weights, on the CPU

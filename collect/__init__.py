@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from avtd3.collect.maps.route import Route
     from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
     from avtd3.collect.reports import CollectReport
+    from avtd3.collect.sim.world import RoadConfig, RoadWorld
     from avtd3.collect.worlds import EnvironmentConfig
 
 _MODULES = {
@@ -34,6 +35,7 @@ _MODULES = {
     "maps.route": ("Route",),
     "maps.scenarios": ("Scenario", "ScenarioConfig"),
     "reports": ("CollectReport",),
+    "sim.world": ("RoadConfig", "RoadWorld"),
     "worlds": ("EnvironmentConfig",),
 }
 
@@ -46,6 +48,8 @@ __all__ = [
     "EvaluateConfig",
     "EvaluateReport",
     "ResetResult",
+    "RoadConfig",
+    "RoadWorld",
     "Route",
     "Scenario",
     "ScenarioConfig",

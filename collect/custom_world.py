@@ -117,7 +117,7 @@ def check_environment(
         WorldError: If a returned value is invalid, an error is raised, or the two drives differ.
 
     Example:
-        >>> from avtd3.collect.sim.world import RoadWorld
+        >>> from avtd3.collect import RoadWorld
         >>> check_environment(RoadWorld(), episodes=1, steps=20)
     """
     kind = type(environment)

@@ -18,8 +18,8 @@ from avtd3.learn.batch import Batch
 from avtd3.learn.metrics import REWARD_TERMS
 from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
+from avtd3.store.episode import Episode
 from avtd3.store.replay.backend import EpisodeSummary
-from avtd3.store.replay.eligibility import HeldOutEpisode
 from avtd3.store.spec import EpisodeSpec
 
 END_REASONS = {
@@ -133,7 +133,7 @@ class HeldOutEvaluator:
     autocast: torch.dtype | None
     """Type of the matrix products; None for float32."""
 
-    def __call__(self, state: TD3State, episodes: Iterable[HeldOutEpisode]) -> dict[str, float]:
+    def __call__(self, state: TD3State, episodes: Iterable[Episode]) -> dict[str, float]:
         """Return means over all steps of the episodes, by metric; nothing without episodes.
 
         ``offline/initial_value`` and ``offline/initial_return`` are means over the first steps: the
@@ -155,9 +155,9 @@ class HeldOutEvaluator:
             found |= _correlation(returns, returns + steps["offline/q_excess"])
         return found | {"offline/episodes": float(count)}
 
-    def _evaluate(self, state: TD3State, episode: HeldOutEpisode) -> dict[str, NDArray[np.float32]]:
+    def _evaluate(self, state: TD3State, episode: Episode) -> dict[str, NDArray[np.float32]]:
         """Return each metric at each step, float32 (T,), or at the first step only, (1,)."""
-        length = len(episode.reward)
+        length = episode.length
         chunks = [
             self._evaluate_chunk(state, episode, start, min(start + _CHUNK, length))
             for start in range(0, length, _CHUNK)
@@ -166,8 +166,8 @@ class HeldOutEvaluator:
             name: torch.cat([chunk[name] for chunk in chunks]).float().cpu().numpy()
             for name in chunks[0]
         }
-        if episode.terminated:  # the return of a truncated episode is not known
-            reward = scale_reward(torch.from_numpy(episode.reward), self.config).numpy()
+        if episode.terminated[-1]:  # the return of a truncated episode is not known
+            reward = scale_reward(torch.from_numpy(episode.rewards), self.config).numpy()
             returns = discounted_returns(reward, self.gamma)
             found["offline/return"] = returns
             found["offline/q_excess"] = found["offline/q"] - returns
@@ -176,7 +176,7 @@ class HeldOutEvaluator:
         return found
 
     def _evaluate_chunk(
-        self, state: TD3State, episode: HeldOutEpisode, start: int, stop: int
+        self, state: TD3State, episode: Episode, start: int, stop: int
     ) -> dict[str, Tensor]:
         batch = self._batch(episode, start, stop)
         noise = torch.zeros_like(batch.action)
@@ -196,26 +196,26 @@ class HeldOutEvaluator:
             "offline/action_distance": distance.mean(dim=1),
         }
 
-    def _batch(self, episode: HeldOutEpisode, start: int, stop: int) -> Batch:
+    def _batch(self, episode: Episode, start: int, stop: int) -> Batch:
         """Return the steps in range(start, stop) as a batch."""
         discount = np.full(stop - start, self.gamma, np.float32)
-        if episode.terminated and stop == len(episode.reward):
+        if episode.terminated[-1] and stop == episode.length:
             discount[-1] = 0.0
         return Batch(
             observation=self._observe(episode, start, stop),
-            action=torch.from_numpy(episode.action[start:stop]).to(self.device),
-            reward=torch.from_numpy(episode.reward[start:stop]).to(self.device),
+            action=torch.from_numpy(episode.actions[start:stop]).to(self.device),
+            reward=torch.from_numpy(episode.rewards[start:stop]).to(self.device),
             discount=torch.from_numpy(discount).to(self.device),
             next_observation=self._observe(episode, start + 1, stop + 1),
         )
 
-    def _observe(self, episode: HeldOutEpisode, start: int, stop: int) -> ObservationBatch:
+    def _observe(self, episode: Episode, start: int, stop: int) -> ObservationBatch:
         pixels = vector = None
         if self.spec.image is not None:
-            stacks = torch.from_numpy(episode.stacks(self.spec.image.stack, start, stop))
+            stacks = torch.from_numpy(episode.observations(start=start, stop=stop))
             pixels = to_pixels(stacks.to(self.device), self.autocast or torch.float32)
-        if episode.vector is not None:
-            vector = torch.from_numpy(episode.vector[start:stop]).to(self.device)
+        if self.spec.vector_names:
+            vector = torch.from_numpy(episode.vectors[start:stop]).to(self.device)
         return ObservationBatch(pixels=pixels, vector=vector)
 
 

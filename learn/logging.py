@@ -207,6 +207,13 @@ class MetricLogger:
         self._writer: EventWriter | None = None
         self._clear()
 
+    def _clear(self) -> None:
+        self._last: Update | None = None
+        self._last_actor: Update | None = None
+        self._clipped: dict[str, list[Tensor]] = {"critic": [], "actor": []}
+        self._restored: dict[str, float] = {}
+        self._restored_clipped: dict[str, list[float]] = {"critic": [], "actor": []}
+
     def start(self, first_step: int, state: Mapping[str, Any]) -> None:
         """Open a new event file, which begins with the next update, `first_step`."""
         self.close()
@@ -259,13 +266,6 @@ class MetricLogger:
         """Close the event file; safe to call twice."""
         if self._writer is not None:
             self._writer.close()
-
-    def _clear(self) -> None:
-        self._last: Update | None = None
-        self._last_actor: Update | None = None
-        self._clipped: dict[str, list[Tensor]] = {"critic": [], "actor": []}
-        self._restored: dict[str, float] = {}
-        self._restored_clipped: dict[str, list[float]] = {"critic": [], "actor": []}
 
     def _read_updates(self) -> dict[str, float]:
         """Return the metrics since the last line, and start again; wait for the device once."""

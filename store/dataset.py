@@ -67,12 +67,7 @@ from avtd3.store.staging import clean, remove_segments
 
 
 def _check_free(path: Path) -> None:
-    """Raise if a new dataset would be mixed with other files.
-
-    Raises:
-        DatasetError: The path is a file, or a directory that contains something else.
-        StorageError: The directory cannot be listed.
-    """
+    """Raise if a new dataset would be mixed with other files."""
     with storage_errors(path):
         if exists(path) and not is_directory(path):
             raise DatasetError(f"dataset {path} is a file, expected a directory or nothing")
@@ -86,13 +81,7 @@ def _check_free(path: Path) -> None:
 
 
 def _read_spec(path: Path) -> EpisodeSpec:
-    """Read the spec of the dataset in a directory.
-
-    Raises:
-        DatasetError: There is no dataset, or its spec was edited.
-        DatasetUnreadableError: It cannot be read now.
-        FormatVersionError: This version cannot read the dataset's format.
-    """
+    """Read the spec of the dataset in a directory."""
     group = path / GROUP_FILE
     try:
         try:
@@ -229,7 +218,9 @@ class Snapshot:
 class Dataset:
     """A directory of segments; writers publish into it while others read.
 
-    Make one with `Dataset.create` or `Dataset.open`.
+    Make one with `Dataset.create` or `Dataset.open`. What reads raises `DatasetError` if it is not
+    a dataset, `DatasetUnreadableError` if it cannot be read now, and the errors of `Segment`; what
+    writes raises `StorageError`.
 
     Example:
         >>> import tempfile
@@ -321,11 +312,7 @@ class Dataset:
         return cls(path, _read_spec(path))
 
     def segment_ids(self) -> list[str]:
-        """Return the names of the published segments, oldest first.
-
-        Raises:
-            DatasetError: The directory cannot be listed.
-        """
+        """Return the names of the published segments, oldest first."""
         return [name for name in self._directories() if self.is_sealed(name)]
 
     def unsealed_ids(self) -> list[str]:
@@ -353,14 +340,7 @@ class Dataset:
         return True
 
     def open_segment(self, segment_id: str, *, limits: Limits | None = None) -> Segment:
-        """Open one segment: its manifest and the sizes of its files are checked.
-
-        Raises:
-            SegmentNotFoundError: The segment does not exist, or no longer.
-            SegmentCorruptError: It is damaged, of another spec, or exceeds the limits.
-            SegmentUnreadableError: A file cannot be read now.
-            FormatVersionError: This version cannot read the segment's format.
-        """
+        """Open one segment: its manifest and the sizes of its files are checked."""
         path = self._segment_path(segment_id)
         segment = Segment(path, self.spec, self.spec_digest, limits or Limits())
         segment.check_files()
@@ -396,9 +376,6 @@ class Dataset:
                 the time it takes. Pass False if you call `Segment.check_files` before you read.
             known_only: Whether to ignore segments that the snapshot knows nothing of, and only try
                 the refused ones again.
-
-        Raises:
-            DatasetError: The directory cannot be listed.
         """
         work = _Refresh(self, snapshot, limits or Limits(), check_files=check_files)
         known = (*snapshot.segments, *snapshot.replaced)
@@ -415,10 +392,7 @@ class Dataset:
         """Return a snapshot without segments that were found bad when they were read.
 
         The segments that they replaced are visible again. A refresh tries them again.
-
-        Args:
-            snapshot: What is known.
-            problems: Id of each bad segment, and what is wrong with it.
+        ``problems`` says what is wrong with each, by id.
         """
         work = _Refresh(self, snapshot, Limits(), check_files=False)
         for segment_id, problem in problems.items():
@@ -457,18 +431,7 @@ class Dataset:
         skip_damaged: bool = False,
         limits: Limits | None = None,
     ) -> EpisodeTable:
-        """Return what is known about each stored episode that matches all filters.
-
-        Args:
-            filters: See `episodes`.
-            skip_damaged: Skip damaged, unreadable and removed segments instead of raising.
-            limits: Largest size that a segment may claim; None for the defaults.
-
-        Raises:
-            ConfigError: A filter cannot be read.
-            SegmentCorruptError: A segment is damaged or still being copied.
-            SegmentUnreadableError: A file of a segment cannot be read now.
-        """
+        """Return what is known about each episode that matches all filters; see `episodes`."""
         chosen = _filters(filters)
         readers = self._readers(limits, skip_damaged=skip_damaged)
         return EpisodeTable.join([r.table.select(_matches(r.table, chosen)) for r in readers])
@@ -488,15 +451,7 @@ class Dataset:
                     raise
 
     def quarantine(self, segment_id: str) -> Path:
-        """Move a segment to the quarantine directory, so that readers ignore it.
-
-        Returns:
-            Its new path.
-
-        Raises:
-            SegmentNotFoundError: There is no such segment.
-            StorageError: The dataset cannot be written.
-        """
+        """Move a segment to the quarantine directory, where readers ignore it; return its path."""
         source = self._segment_path(segment_id)
         target = self.quarantine_path / segment_id
         with storage_errors(target):

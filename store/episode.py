@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from avtd3.store.episode_table import Attribute, EpisodeTable
 from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.events import Event, EventTable
 from avtd3.store.segment import Segment
-from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation, Step
 
 
@@ -64,6 +63,27 @@ class Episode:
         self._reader = reader
         self.number = number
         """Number of the episode in its segment, from 0."""
+        self.segment = reader.segment
+        """The segment that contains the episode."""
+        self.spec = self.segment.spec
+        """The dataset's spec."""
+        self.name = f"{self.segment.id}:{number}"
+        """``SEGMENT:NUMBER``, as ``replay-inspect --episode`` accepts it."""
+        table = reader.table
+        self.length = int(table.length[number])
+        """Number of steps, T."""
+        self.episode_return = float(table.episode_return[number])
+        """Sum of the stored rewards."""
+        self.end_reason = table.end_reason[number]
+        """Why the episode ended."""
+        self.seed = int(table.seed[number])
+        """Seed of the episode's world."""
+        self.index = int(table.index[number])
+        """Position in the collector's plan, -1 if unknown."""
+        self.policy_version = int(table.policy_version[number])
+        """Version of the policy that acted, -1 if there was none."""
+        self.started_at = float(table.wall_time[number])
+        """Start of the episode, in seconds since 1970, by the collector's clock."""
 
     def __repr__(self) -> str:
         return (
@@ -72,59 +92,14 @@ class Episode:
         )
 
     @property
-    def segment(self) -> Segment:
-        """The segment that contains the episode."""
-        return self._reader.segment
-
-    @property
-    def spec(self) -> EpisodeSpec:
-        """The dataset's spec."""
-        return self.segment.spec
-
-    @property
-    def name(self) -> str:
-        """``SEGMENT:NUMBER``, as ``replay-inspect --episode`` accepts it."""
-        return f"{self.segment.id}:{self.number}"
-
-    @property
-    def length(self) -> int:
-        """Number of steps, T."""
-        return int(self._reader.table.length[self.number])
-
-    @property
-    def episode_return(self) -> float:
-        """Sum of the stored rewards."""
-        return float(self._reader.table.episode_return[self.number])
-
-    @property
-    def end_reason(self) -> str:
-        """Why the episode ended."""
-        return self._reader.table.end_reason[self.number]
-
-    @property
-    def seed(self) -> int:
-        """Seed of the episode's world."""
-        return int(self._reader.table.seed[self.number])
-
-    @property
-    def index(self) -> int:
-        """Position in the collector's plan, -1 if unknown."""
-        return int(self._reader.table.index[self.number])
-
-    @property
-    def policy_version(self) -> int:
-        """Version of the policy that acted, -1 if there was none."""
-        return int(self._reader.table.policy_version[self.number])
-
-    @property
-    def started_at(self) -> float:
-        """Start of the episode, in seconds since 1970, by the collector's clock."""
-        return float(self._reader.table.wall_time[self.number])
-
-    @property
     def attributes(self) -> dict[str, Attribute]:
         """Attributes that were given when the episode began, such as town or driver."""
         return self._reader.table.attributes_of(self.number)
+
+    @property
+    def facts(self) -> dict[str, Attribute]:
+        """Every column of the `EpisodeTable` for this episode, attributes included."""
+        return self._reader.table.row(self.number)
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -134,8 +109,7 @@ class Episode:
     @functools.cached_property
     def frames(self) -> NDArray[np.uint8]:
         """uint8 (T + 1, C, H, W): the camera frames, each stored once."""
-        start, stop = self._observation_rows()
-        return self.segment.read_frames(start, stop)
+        return self.read_frames(0, self.length + 1)
 
     @functools.cached_property
     def vectors(self) -> NDArray[np.float32]:
@@ -177,14 +151,45 @@ class Episode:
         """Bool (T,): whether the episode was cut after the step."""
         return self._reader.rows("truncated", *self._step_rows())
 
-    def observations(self, stack: int | None = None) -> NDArray[np.uint8]:
-        """Return the stacked frames of every observation, clamped to the episode's first frame.
+    def load(self) -> Self:
+        """Read the frames, vectors, actions, rewards and ends now, so that using them cannot fail.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: Its bytes are damaged.
+            SegmentUnreadableError: A file cannot be read now.
+        """
+        names = ["actions", "rewards", "terminated", "truncated"]
+        names += ["frames"] * (self.spec.image is not None)
+        names += ["vectors"] * bool(self.spec.vector_names)
+        for name in names:
+            getattr(self, name)
+        return self
+
+    def read_frames(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Read the frames of the observations in range(start, stop), which must be in 0..T + 1.
+
+        Returns:
+            uint8 (stop - start, C, H, W), which is not kept.
+
+        Raises:
+            SpecError: The spec has no image.
+        """
+        first, _ = self._observation_rows()
+        return self.segment.read_frames(first + start, first + stop)
+
+    def observations(
+        self, stack: int | None = None, start: int = 0, stop: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Return the stacked frames of observations, clamped to the episode's first frame.
 
         Args:
             stack: Frames in a stack, K; None for the spec's.
+            start: First observation.
+            stop: Observation after the last one; None for all T + 1.
 
         Returns:
-            uint8 (T + 1, K * C, H, W), oldest frame first.
+            uint8 (stop - start, K * C, H, W), oldest frame first.
 
         Raises:
             SpecError: The spec has no image, or ``stack`` is below 1.
@@ -193,9 +198,9 @@ class Episode:
         stack = stack if stack is not None or self.spec.image is None else self.spec.image.stack
         if stack is None or stack < 1:
             raise SpecError(f"stack is {abbreviate(stack)}, expected 1 or more")
-        rows = np.arange(len(frames))[:, None] + np.arange(1 - stack, 1)
+        rows = np.arange(len(frames))[start:stop, None] + np.arange(1 - stack, 1)
         stacks = frames[np.maximum(rows, 0)]
-        shape = (len(frames), stack * frames.shape[1], *frames.shape[2:])
+        shape = (len(rows), stack * frames.shape[1], *frames.shape[2:])
         stacked: NDArray[np.uint8] = stacks.reshape(shape)
         return stacked
 

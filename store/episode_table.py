@@ -80,11 +80,7 @@ class EpisodeInfo:
 
 
 def check_text(field: str, value: object) -> None:
-    """Raise if a value is not a short string.
-
-    Raises:
-        SpecError: Not a string, or longer than `MAX_TEXT`.
-    """
+    """Raise if a value is not a short string."""
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise SpecError(
             f"episode {field} is {abbreviate(value)}, expected at most {MAX_TEXT} characters"
@@ -193,20 +189,12 @@ class EpisodeTable:
         return cls(**fixed, attributes=columns)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Return the table as a pandas DataFrame, one row per episode.
-
-        Raises:
-            MissingPackageError: pandas is not installed.
-        """
+        """Return the table as a pandas DataFrame; `MissingPackageError` if pandas is missing."""
         frame: pandas.DataFrame = _import("pandas").DataFrame(self._columns())
         return frame
 
     def to_xarray(self) -> "xarray.Dataset":
-        """Return the table as an xarray Dataset with the dimension ``episode``.
-
-        Raises:
-            MissingPackageError: xarray is not installed.
-        """
+        """Return the table as an xarray Dataset of dimension ``episode``, if xarray is there."""
         columns = {name: ("episode", np.asarray(c)) for name, c in self._columns().items()}
         data: xarray.Dataset = _import("xarray").Dataset(columns)
         return data
@@ -298,9 +286,6 @@ def attribute_columns(infos: Sequence[EpisodeInfo]) -> dict[str, AttributeColumn
     """Return a column for each attribute of these episodes, those of format 1 first.
 
     Numbers are int64 if every episode has a whole number, else float64 with NaN for "not given".
-
-    Raises:
-        SpecError: An attribute is a text in one episode and a number in another.
     """
     given = dict.fromkeys(name for info in infos for name in info.attributes)
     found: dict[str, AttributeColumn] = {}
@@ -337,13 +322,7 @@ def _attribute_of(array: str) -> str:
 
 
 def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLayout]:
-    """Return the optional arrays of attributes that a segment has, by array name.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The metadata of an array differ from the manifest, or its dtype is not
-            one of attributes.
-    """
+    """Return the optional arrays of attributes that a segment has, by array name."""
     return {
         array: ArrayLayout(
             name=array,
@@ -359,16 +338,7 @@ def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLay
 def read_attributes(
     files: ArrayFiles, layouts: Mapping[str, ArrayLayout]
 ) -> dict[str, AttributeColumn]:
-    """Read the columns of attributes.
-
-    Args:
-        files: The segment's arrays.
-        layouts: The arrays of the segment, from `segment_arrays` and `stored_attributes`.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The bytes are not those that were published.
-    """
+    """Read the columns of attributes."""
     return {
         name: files.texts(layout) if layout.dtype == "int32" else files.read(layout)
         for array, layout in layouts.items()

@@ -188,12 +188,7 @@ def advice(error: OSError, *, reads: bool = False) -> str:
 
 
 def storage_error(path: object, error: OSError) -> StorageError:
-    """Return the error for a file or directory that cannot be written.
-
-    Args:
-        path: What is written; the message names it if the error has no file name.
-        error: What the operating system said.
-    """
+    """Return the error for a file or directory that cannot be written."""
     message = f"cannot write {error.filename or path}: {advice(error)}"
     return StorageError(error.errno or errno.EIO, message)
 

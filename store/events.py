@@ -130,12 +130,7 @@ class EventTable:
 
 
 def check_events(events: Sequence[Event], steps: int) -> None:
-    """Raise if an episode of this many steps cannot have these events.
-
-    Raises:
-        SpecError: A step is outside the episode, the events are not ordered by step, a number is
-            not finite, a text is too long, a kind is empty, or there are too many events.
-    """
+    """Raise if an episode of this many steps cannot have these events."""
     if len(events) > most_events(steps=steps, episodes=1):
         raise SpecError(f"{len(events)} events in {steps} steps, expected at most {_PER_STEP} each")
     last = 0
@@ -158,32 +153,17 @@ def most_events(*, steps: int, episodes: int) -> int:
 
 
 def stored_arrays(files: ArrayFiles, *, steps: int, episodes: int) -> dict[str, ArrayLayout]:
-    """Return the arrays of events that a segment has; empty if it has no events.
-
-    Args:
-        files: The segment's arrays.
-        steps: Number of steps in the segment.
-        episodes: Number of its episodes.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The arrays' metadata differ from the manifest or claim too many events.
-    """
-    most = most_events(steps=steps, episodes=episodes)
-    return event_arrays(files.rows(_FIRST_ARRAY, most))
+    """Return the arrays of events that a segment has; empty if it has no events."""
+    count = files.rows(_FIRST_ARRAY, most_events(steps=steps, episodes=episodes))
+    dtypes = {**EVENT_NUMBERS, **dict.fromkeys(EVENT_STRINGS, "int32")} if count else {}
+    return {
+        name: ArrayLayout(name=name, shape=(count,), dtype=dtype, dimensions=("event",))
+        for name, dtype in dtypes.items()
+    }
 
 
 def read_events(files: ArrayFiles, layouts: Mapping[str, ArrayLayout]) -> EventTable:
-    """Read the events of a segment.
-
-    Args:
-        files: The segment's arrays.
-        layouts: From `stored_arrays`, not empty.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The bytes are not those that were published.
-    """
+    """Read the events of a segment."""
     columns: dict[str, Any] = {
         name.removeprefix("event_"): files.texts(layout)
         if name in EVENT_STRINGS
@@ -191,16 +171,6 @@ def read_events(files: ArrayFiles, layouts: Mapping[str, ArrayLayout]) -> EventT
         for name, layout in layouts.items()
     }
     return EventTable(**columns)
-
-
-def event_arrays(count: int) -> dict[str, ArrayLayout]:
-    """Return the arrays of a segment with this many events, by name; empty for no events."""
-    dtypes = {**EVENT_NUMBERS, **dict.fromkeys(EVENT_STRINGS, "int32")}
-    return {
-        name: ArrayLayout(name=name, shape=(count,), dtype=dtype, dimensions=("event",))
-        for name, dtype in dtypes.items()
-        if count
-    }
 
 
 def event_columns(table: EventTable) -> dict[str, Column]:

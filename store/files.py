@@ -54,14 +54,7 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, er
 
 @contextlib.contextmanager
 def storage_errors(path: Path | str) -> Iterator[None]:
-    """Turn an `OSError` raised inside into a `StorageError` that says how to fix it.
-
-    Args:
-        path: What is written; the message names it if the error has no file name.
-
-    Raises:
-        StorageError: In place of any `OSError` raised inside that is not one of avtd3's.
-    """
+    """Turn an `OSError` raised inside into a `StorageError` that says how to fix it."""
     try:
         yield
     except OSError as error:
@@ -86,14 +79,6 @@ def retry(
 
     It is called up to five times within 0.4 s. During an outage, when the same error has just
     outlasted these waits, it is called as often, but without waiting.
-
-    Args:
-        operation: Safe to repeat.
-        args: Its arguments.
-        options: Its keyword arguments.
-
-    Raises:
-        OSError: That of the last call, or one that says what lies at the path; see `is_passing`.
     """
     for wait_s in _WAITS_S:
         try:
@@ -116,22 +101,24 @@ def _is_outage(error: OSError) -> bool:
     return since_s is not None and time.monotonic() < since_s + _OUTAGE_S
 
 
-def is_directory(path: Path | str) -> bool:
-    """Return whether a directory lies at a path; unlike `Path.is_dir`, an I/O error is not "no".
+def _retried(operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a function that reads with `retry`."""
 
-    Raises:
-        OSError: That cannot be found out at present.
-    """
+    @functools.wraps(operation)
+    def call(*args: Parameters.args, **options: Parameters.kwargs) -> Result:
+        return retry(operation, *args, **options)
+
+    return call
+
+
+def is_directory(path: Path | str) -> bool:
+    """Return whether a directory lies at a path; unlike `Path.is_dir`, an I/O error is not "no"."""
     mode = _mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 
 def exists(path: Path | str) -> bool:
-    """Return whether something lies at a path; unlike `Path.exists`, an I/O error is not "no".
-
-    Raises:
-        OSError: That cannot be found out at present.
-    """
+    """Return whether something lies at a path; unlike `Path.exists`, an I/O error is not "no"."""
     return _mode(path) is not None
 
 
@@ -144,18 +131,12 @@ def _mode(path: Path | str) -> int | None:
         return None
 
 
+@_retried
 def list_directory(path: Path | str) -> tuple[list[str], list[str]]:
     """Return the names of the directories in a directory, and of all other entries, sorted.
 
     An entry that cannot be looked at now counts as a directory.
-
-    Raises:
-        OSError: The directory cannot be listed, even after `retry`.
     """
-    return retry(_list_directory, path)
-
-
-def _list_directory(path: Path | str) -> tuple[list[str], list[str]]:
     folders: list[str] = []
     others: list[str] = []
     with os.scandir(path) as entries:
@@ -204,46 +185,22 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+@_retried
 def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a regular file, in hexadecimal; it is read in pieces.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-        ValueError: It is not a regular file.
-    """
-    return retry(_sha256_of_file, path)
-
-
-def _sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a regular file, in hexadecimal; it is read in pieces."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(document: Any) -> bytes:  # noqa: ANN401 - any JSON value
-    """Return the encoding of a JSON document that digests are computed from.
-
-    Returns:
-        ASCII, with sorted keys and without white space.
-
-    Raises:
-        TypeError: The document is not JSON.
-        ValueError: It contains NaN or an infinity.
-    """
+    """Return JSON as digests are computed from it: ASCII, keys sorted, without white space."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode("ascii")
 
 
+@_retried
 def read_bytes(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Read a whole regular file of limited size.
-
-    Raises:
-        OSError: The file is missing or cannot be read, even after `retry`.
-        ValueError: It is not a regular file, or larger than ``max_bytes``.
-    """
-    return retry(_read_bytes, path, max_bytes)
-
-
-def _read_bytes(path: Path | str, max_bytes: int) -> bytes:
+    """Read a regular file; raise `ValueError` if it is something else or larger."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
@@ -252,12 +209,7 @@ def _read_bytes(path: Path | str, max_bytes: int) -> bytes:
 
 
 def open_regular(path: Path | str) -> FileIO:
-    """Open a regular file for reading, unbuffered.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-        ValueError: It is a pipe, a device or a directory.
-    """
+    """Open a regular file, unbuffered; raise `ValueError` for a pipe, a device or a directory."""
     # Without O_NONBLOCK, opening a pipe would wait forever for its other end.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -272,25 +224,12 @@ def open_regular(path: Path | str) -> FileIO:
 
 
 def read_json(path: Path | str, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401 - as above
-    """Read a JSON file of limited size.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-        ValueError: It is too large, not UTF-8, not JSON, or nested too deep.
-    """
+    """Read a JSON file; raise `ValueError` if it is larger or not JSON."""
     return parse_json(read_bytes(path, max_bytes), path)
 
 
 def parse_json(data: bytes, path: Path | str) -> Any:  # noqa: ANN401 - as above
-    """Parse the JSON of a file.
-
-    Args:
-        data: Content of the file.
-        path: Its path, for the message.
-
-    Raises:
-        ValueError: It is not UTF-8, not JSON, or nested too deep.
-    """
+    """Parse the content of a file; raise `ValueError` if it is not JSON or nested too deep."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -306,15 +245,7 @@ def is_safe_relative(path: str) -> bool:
 
 
 def safe_join(root: Path, relative: str) -> Path:
-    """Join a path from an untrusted file to a directory that it must not leave.
-
-    Args:
-        root: The directory.
-        relative: A path with forward slashes.
-
-    Raises:
-        ValueError: The path is absolute, contains ``..``, or leads out through a symbolic link.
-    """
+    """Join a path from an untrusted file to a directory; raise `ValueError` if it leads out."""
     if not is_safe_relative(relative):
         raise ValueError(f"{abbreviate(relative)} is not a plain path below {root}")
     path = str(root)
@@ -335,9 +266,6 @@ def fsync_directory(path: Path | str) -> None:
     """Write the names in a directory to disk, so that they survive a power failure.
 
     A file system that cannot do so (old CIFS, shared folders of virtual machines) is warned about.
-
-    Raises:
-        OSError: The device failed.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -368,12 +296,7 @@ def _warn_of_lost_names(path: str) -> None:
 
 
 def write_new(path: Path | str, data: bytes) -> None:
-    """Create a file with these bytes and fsync it.
-
-    Raises:
-        FileExistsError: The file exists.
-        OSError: The disk is full or the directory not writable.
-    """
+    """Create a file with these bytes and fsync it."""
     descriptor = create(path, data)
     try:
         os.fsync(descriptor)
@@ -382,15 +305,10 @@ def write_new(path: Path | str, data: bytes) -> None:
 
 
 def create(path: Path | str, data: bytes) -> int:
-    """Create a file with these bytes, without fsync.
+    """Create a file with these bytes, without fsync; return its open descriptor.
 
-    Returns:
-        The open descriptor. Writing many files before the first fsync lets the file system commit
-        them together: 15 ms instead of 100 ms for the 50 files of a segment.
-
-    Raises:
-        FileExistsError: The file exists.
-        OSError: The disk is full or the directory not writable.
+    Writing many files before the first fsync lets the file system commit them together: 15 ms
+    instead of 100 ms for the 50 files of a segment.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
@@ -441,9 +359,6 @@ def write_aside(path: Path, data: bytes) -> None:
     """Replace a file atomically: a reader sees the old bytes or the new ones.
 
     What killed processes left in the directory is deleted, see `sweep_asides`.
-
-    Raises:
-        StorageError: The disk is full or the directory not writable.
     """
     aside = aside_of(path)
     sweep_asides(path.parent)
@@ -460,18 +375,9 @@ def write_aside(path: Path, data: bytes) -> None:
 
 
 def create_exclusive(path: Path, data: bytes, aside: Path) -> bool:
-    """Create a file atomically, unless it exists.
+    """Create a file atomically, unless it exists; return whether this call created it.
 
-    Args:
-        path: The file to create.
-        data: Its bytes.
-        aside: Path of a temporary file on the same file system, which is linked into place.
-
-    Returns:
-        Whether this call created it: True in exactly one of several processes.
-
-    Raises:
-        StorageError: The disk is full or the directory not writable.
+    ``aside`` is a temporary file on the same file system, which is linked into place.
     """
     with storage_errors(path):
         try:
@@ -503,10 +409,6 @@ def share_file(source: Path, target: Path) -> None:
 
     The bytes are copied and fsynced if the file system has no hard links, or if the paths are on
     different file systems.
-
-    Raises:
-        FileExistsError: ``target`` exists.
-        OSError: ``source`` is missing, the disk is full or the directory not writable.
     """
     try:
         os.link(source, target)
@@ -527,13 +429,8 @@ def move_directory(source: Path, target: Path) -> bool:
     """Rename a directory, or copy it where the file system cannot rename it.
 
     That is so for the lower layer of overlayfs (what a container image contains), and between file
-    systems. ``target`` appears whole and fsynced, or not at all.
-
-    Returns:
-        Whether it was renamed; if not, ``source`` is still there and should be deleted.
-
-    Raises:
-        OSError: The disk is full or the directory not writable.
+    systems. ``target`` appears whole and fsynced, or not at all. Return whether it was renamed; if
+    not, ``source`` is still there and should be deleted.
     """
     try:
         os.rename(source, target)  # noqa: PTH104 - Path.rename, patched alike in the tests

@@ -159,12 +159,7 @@ def _process_state(pid: int | str) -> tuple[str, int]:
 
 
 def is_running(pid: int, start_ticks: int) -> bool:
-    """Return whether a process in this one's namespace runs; in doubt, True.
-
-    Args:
-        pid: Its id.
-        start_ticks: When it started, 0 if that is unknown; a later process may have the same id.
-    """
+    """Return whether a process in this one's namespace runs; in doubt, True."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -47,15 +47,6 @@ def episode_digests(segment: Segment, *, without: Collection[str] = ()) -> Itera
     It covers the decoded bytes of the episode's rows of every array, frames and wall time
     included, with names, dtypes and row shapes, the strings, the attributes and the events; not
     where in the segment they lie.
-
-    Args:
-        segment: Where to read; every checksum is verified.
-        without: Names of arrays to exclude.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: Its bytes are not those that were published.
-        SegmentUnreadableError: A file cannot be read now.
     """
     table = segment.episode_table()
     names = [name for name in sorted(segment.names) if name not in (_OFFSET, "frames", *without)]
@@ -128,26 +119,14 @@ class ClaimChecker:
         self._digests: dict[str, Counter[str]] = {}
 
     def digests(self, segment: Segment) -> Counter[str]:
-        """Return how often each episode occurs in a segment, by its digest.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: Its bytes are not those that were published.
-            SegmentUnreadableError: A file cannot be read now.
-        """
+        """Return how often each episode occurs in a segment, by its digest."""
         found = self._digests.get(segment.id)
         if found is None:
             self._digests[segment.id] = found = Counter(episode_digests(segment))
         return found
 
     def check(self, claimant: Segment, claimed: Segment) -> Claim:
-        """Compare the episodes of two segments, byte for byte.
-
-        Raises:
-            SegmentNotFoundError: One of them was removed.
-            SegmentCorruptError: The bytes of one are not those that were published.
-            SegmentUnreadableError: A file of one cannot be read now.
-        """
+        """Compare the episodes of two segments, byte for byte."""
         problem = names_another(claimant, claimed)
         if not problem and (missing := self.digests(claimed) - self.digests(claimant)):
             problem = f"it lacks {missing.total()} of that segment's {claimed.episodes} episodes"
@@ -227,10 +206,6 @@ def _is_origin(entry: object) -> bool:
 
 def unseen_episodes(segment: Segment, read_before: Iterable[Segment]) -> NDArray[np.bool_]:
     """Return which episodes of a segment are in none of those that it replaces.
-
-    Args:
-        segment: A segment that may have been merged from others.
-        read_before: Segments that the reader has read.
 
     Returns:
         bool (E,): False for episodes of segments in ``read_before`` that ``segment`` replaces.

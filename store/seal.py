@@ -141,10 +141,12 @@ class FrameBuffer:
     def drop(self, count: int) -> None:
         """Drop the first ``count`` frames and encode the others again."""
         size = self._codec.chunk_frames
-        kept = [
-            self._frames_of_chunk(n).copy() for n in range(count // size, -(-self._count // size))
-        ]
-        self._restart(kept, count % size, self._count - count)
+        numbers = range(count // size, -(-self._count // size))
+        kept = [frame for n in numbers for frame in self._frames_of_chunk(n).copy()]
+        kept = kept[count % size :][: self._count - count]
+        self._chunks, self._count = [], 0
+        for frame in kept:
+            self.append(frame)
 
     def truncate(self, count: int) -> None:
         """Drop all frames after the first ``count``."""
@@ -153,13 +155,6 @@ class FrameBuffer:
             self._pending[:] = self._frames_of_chunk(count // size)
         del self._chunks[count // size :]
         self._count = count
-
-    def _restart(self, chunks: list[NDArray[np.uint8]], skip: int, count: int) -> None:
-        self._chunks = []
-        self._count = 0
-        if count:
-            for frame in np.concatenate(chunks)[skip : skip + count]:
-                self.append(frame)
 
     def _frames_of_chunk(self, number: int) -> NDArray[np.uint8]:
         if number == len(self._chunks):
@@ -209,15 +204,7 @@ class SegmentNamer:
 
 
 def base_provenance(given: Mapping[str, Any], collector: str) -> dict[str, Any]:
-    """Return the provenance that every segment of a writer has.
-
-    Args:
-        given: The caller's JSON, such as its configuration.
-        collector: Name of the collector.
-
-    Raises:
-        SpecError: ``given`` is not JSON, or larger than `MAX_PROVENANCE_BYTES`.
-    """
+    """Return the provenance that every segment of a writer has."""
     try:
         size = len(canonical_json(dict(given)))
     except (TypeError, ValueError) as error:
@@ -243,23 +230,7 @@ def seal_files(
     codec: FrameCodec,
     provenance: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """Return all files of a segment, the manifest last.
-
-    Args:
-        segment_id: Name of the segment.
-        dataset: Its dataset.
-        columns: The arrays; the first rows are those of ``ended``.
-        ended: The episodes, at least one.
-        chunks: The encoded frames, or None if the spec has no image.
-        codec: Codec of the chunks; it is recorded in the provenance.
-        provenance: JSON to record.
-
-    Returns:
-        Bytes by path below the segment's directory.
-
-    Raises:
-        SpecError: An attribute is a text in one episode and a number in another.
-    """
+    """Return all files of a segment, the manifest last."""
     steps = sum(episode.length for episode in ended)
     counts = {"episodes": len(ended), "steps": steps, "observations": steps + len(ended)}
     about = {
@@ -285,7 +256,7 @@ def seal_files(
             values = arrays[layout.name]
             if not isinstance(values, np.ndarray):
                 values, attributes["categories"] = _encode_texts(values)
-            data = _encode_values(layout, values)
+            data = encode_values(layout, values)
         document = array_document(layout, codec=used_codec, attributes=attributes)
         files[layout.metadata_path] = document_bytes(document)
         files[layout.chunk_path] = data
@@ -306,7 +277,8 @@ def seal_files(
     return files
 
 
-def _encode_values(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
+def encode_values(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
+    """Return the bytes of the chunk of an array other than the frames."""
     dtype = np.dtype(layout.dtype).newbyteorder("<")
     return seal(np.ascontiguousarray(values, dtype).tobytes())
 

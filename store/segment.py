@@ -6,7 +6,7 @@ when it is read. `avtd3.store.format.arrays` decodes the bytes.
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from avtd3.store.format.layout import (
     raw_bytes,
     segment_arrays,
 )
-from avtd3.store.format.manifest import FileEntry, Limits, corrupt, read_manifest
+from avtd3.store.format.manifest import Limits, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ class Segment:
     """One published segment: whole episodes that never change; made by `Dataset.open_segment`.
 
     It keeps no file open, so that a segment can be quarantined or deleted while someone reads it;
-    the next read then raises `SegmentNotFoundError`. `Dataset.episodes` reads episode by episode.
+    the next read then raises `SegmentNotFoundError`. What reads raises `SegmentCorruptError` if the
+    bytes are not those that were published, `SegmentUnreadableError` if a file cannot be read now,
+    and `SpecError` for an array that the spec does not have. `Dataset.episodes` reads episode by
+    episode.
 
     Args:
         path: The segment's directory. Only its manifest is read.
@@ -71,50 +74,31 @@ class Segment:
 
     def __init__(self, path: Path, spec: EpisodeSpec, spec_digest: str, limits: Limits) -> None:
         self.path = path
+        """Its directory."""
         self.spec = spec
+        """The dataset's spec."""
         self._limits = limits
-        self._manifest = read_manifest(path)
-        if (found := self._manifest.spec_digest) != spec_digest:
+        self._manifest = manifest = read_manifest(path)
+        self.id = manifest.segment_id
+        """Name of the segment; names sort by time of publication."""
+        self.episodes = manifest.episodes
+        """Number of episodes."""
+        self.steps = manifest.steps
+        """Number of steps: the sum of the episodes' lengths."""
+        self.observations = manifest.observations
+        """Number of observations: one more than steps in each episode."""
+        self.provenance = manifest.provenance
+        """Who wrote the segment, when and with what."""
+        self.files = manifest.files
+        """Size and SHA-256 of every file except the manifest, by path below the directory."""
+        self.manifest_digest = manifest.digest
+        """SHA-256 that covers every byte of the segment."""
+        if (found := manifest.spec_digest) != spec_digest:
             raise corrupt(path, f"was written for spec {found:.12}, expected {spec_digest:.12}")
-        limits.check_counts(path, self.steps, self.raw_bytes)
+        limits.check(path, steps=self.steps, raw_bytes=self.raw_bytes)
 
     def __repr__(self) -> str:
         return f"Segment({self.id!r}, episodes={self.episodes}, steps={self.steps})"
-
-    @property
-    def id(self) -> str:
-        """Name of the segment; names sort by time of publication."""
-        return self._manifest.segment_id
-
-    @property
-    def episodes(self) -> int:
-        """Number of episodes."""
-        return self._manifest.episodes
-
-    @property
-    def steps(self) -> int:
-        """Number of steps: the sum of the episodes' lengths."""
-        return self._manifest.steps
-
-    @property
-    def observations(self) -> int:
-        """Number of observations: one more than steps in each episode."""
-        return self._manifest.observations
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Who wrote the segment, when and with what."""
-        return self._manifest.provenance
-
-    @property
-    def files(self) -> Mapping[str, FileEntry]:
-        """Size and SHA-256 of every file except the manifest, by path below the directory."""
-        return self._manifest.files
-
-    @property
-    def manifest_digest(self) -> str:
-        """SHA-256 that covers every byte of the segment."""
-        return self._manifest.digest
 
     @property
     def content_digest(self) -> str:
@@ -123,7 +107,7 @@ class Segment:
         Equal episodes have equal digests, no matter when and by whom they were collected: this
         gives segments an order that does not depend on clocks.
         """
-        files = sorted(self._manifest.files.items())
+        files = sorted(self.files.items())
         chunks = (
             f"{name} {entry.sha256}\n"
             for name, entry in files
@@ -139,28 +123,15 @@ class Segment:
     @property
     def raw_bytes(self) -> int:
         """Bytes of all arrays when decoded."""
-        counts = self._manifest
-        return raw_bytes(
-            self.spec,
-            episodes=counts.episodes,
-            steps=counts.steps,
-            observations=counts.observations,
-        )
+        return raw_bytes(self.spec, **self.counts)
 
     def check_files(self) -> None:
-        """Check that every file exists and has its size; the first read of an array does so, too.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: A file is missing, not a regular file, or of another size. The
-                segment may still be being copied: a later call may succeed. Or all files together
-                exceed the limits.
-        """
+        """Check that every file exists and has its size; the first read does so, too."""
         _ = self._arrays  # created only if the files are right
 
     @functools.cached_property
     def _arrays(self) -> ArrayFiles:
-        self._limits.check_size(self.path, self.size_bytes)
+        self._limits.check(self.path, file_bytes=self.size_bytes)
         self._manifest.check_sizes(self.path)
         return ArrayFiles(self.path, self._manifest)
 
@@ -177,11 +148,6 @@ class Segment:
 
         Returns:
             The array, writable; its rows are observations, steps or episodes, see docs/format.md.
-
-        Raises:
-            SpecError: Segments of this spec have no such array.
-            SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The array's bytes are not those that were published.
         """
         if name == "frames":
             return self.read_frames()
@@ -191,10 +157,6 @@ class Segment:
         """Open the arrays read-only with zarr-python, for tools that work on Zarr groups.
 
         zarr-python reads a missing chunk as zeros; call `verify` first if the files may be damaged.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: A file is missing or has another size.
         """
         import zarr
 
@@ -215,11 +177,6 @@ class Segment:
 
         Returns:
             uint8 (stop - start, C, H, W): ``out`` if given. Its content is undefined on an error.
-
-        Raises:
-            SpecError: The spec has no image, the range is invalid, or ``out`` does not match.
-            SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The bytes are not those that were published.
         """
         layout = self._frames_layout
         stop = self.observations if stop is None else stop
@@ -242,12 +199,6 @@ class Segment:
         Yields:
             Row of the part's first frame, and its frames, uint8 (n, C, H, W). The next part
             overwrites their memory.
-
-        Raises:
-            SpecError: The spec has no image.
-            SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The bytes are not those that were published; this may be detected
-                only after the last part.
         """
         return self._arrays.frame_parts(self._frames_layout)
 
@@ -256,21 +207,11 @@ class Segment:
 
         Returns:
             The shard; its index has been checked.
-
-        Raises:
-            SpecError: The spec has no image.
-            SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The index is not the one that was published.
         """
         return self._arrays.frame_shard(self._frames_layout)
 
     def episode_table(self) -> EpisodeTable:
-        """Read what is known about each episode.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The columns are damaged or contradict each other.
-        """
+        """Read what is known about each episode."""
         columns = {name: self._column(name) for name in STORED_COLUMNS}
         layouts = self._layouts | stored_attributes(self._arrays, episodes=self.episodes)
         table = EpisodeTable(
@@ -280,7 +221,8 @@ class Segment:
             **columns,
         )
         ends = np.cumsum(table.length)
-        if (table.length < 1).any() or ends[-1] != self.steps:
+        wrong = (table.length < 1) | (table.length > self.steps)  # sums of more may wrap around
+        if wrong.any() or ends[-1] != self.steps:
             raise corrupt(self.path, f"episode lengths do not add up to {self.steps} steps")
         if (table.offset != ends - table.length).any():
             raise corrupt(self.path, "episode_offset does not follow from episode_length")
@@ -291,22 +233,11 @@ class Segment:
         return self.read_strings(name) if name in EPISODE_STRINGS else self.read(name)
 
     def read_strings(self, name: str) -> list[str]:
-        """Read one of `EPISODE_STRINGS`: one text per episode.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The column's bytes or codes are damaged.
-        """
+        """Read one of `EPISODE_STRINGS`: one text per episode."""
         return self._arrays.texts(self._layout(name))
 
     def events(self) -> EventTable | None:
-        """Read the events of its episodes; None if none were recorded.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: The bytes are not those that were published, or contradict the
-                episodes.
-        """
+        """Read the events of its episodes; None if none were recorded."""
         layouts = stored_arrays(self._arrays, steps=self.steps, episodes=self.episodes)
         if not layouts:
             return None
@@ -316,12 +247,7 @@ class Segment:
         return table
 
     def verify(self) -> None:
-        """Hash every file and compare it with the manifest.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed since it was opened.
-            SegmentCorruptError: A file is missing or differs, or the manifest has changed.
-        """
+        """Hash every file and compare it with the manifest."""
         if read_manifest(self.path).digest != self.manifest_digest:
             raise corrupt(self.path, "the manifest was replaced since the segment was opened")
         self._manifest.check_sizes(self.path)
@@ -343,21 +269,15 @@ class Segment:
 
     @functools.cached_property
     def _layouts(self) -> dict[str, ArrayLayout]:
-        counts = self._manifest
-        return segment_arrays(
-            self.spec,
-            episodes=counts.episodes,
-            steps=counts.steps,
-            observations=counts.observations,
-        )
+        return segment_arrays(self.spec, **self.counts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of episodes, steps and observations, by name."""
+        return {name: getattr(self, name) for name in ("episodes", "steps", "observations")}
 
 
 def optional_arrays(files: ArrayFiles, *, steps: int, episodes: int) -> dict[str, ArrayLayout]:
-    """Return the arrays that a segment has and might lack: events and attributes.
-
-    Raises:
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The arrays' metadata differ from the manifest, or claim too much.
-    """
+    """Return the arrays that a segment has and might lack: events and attributes."""
     events = stored_arrays(files, steps=steps, episodes=episodes)
     return events | stored_attributes(files, episodes=episodes)

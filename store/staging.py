@@ -43,21 +43,7 @@ def publish(
     shared: Mapping[str, Path] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a segment in staging, fsync all of it, and rename it to its final path.
-
-    Args:
-        staging: Directory to write; what a killed process left there is deleted. Its parent is
-            created if it is missing.
-        target: Final path of the directory; must not exist.
-        files: Bytes by path below the directory. The manifest is written when all others are on
-            disk.
-        shared: Files to link from published segments, by path below the directory.
-        check: Called with the complete staging directory; an exception prevents the publication.
-
-    Raises:
-        StorageError: The disk is full or not writable. Nothing was published, unless only the last
-            fsync failed: then ``target`` exists.
-    """
+    """Write a segment in staging, fsync all of it, and rename it to its final path."""
     with storage_errors(staging):
         try:
             for directory in (staging.parent, target.parent):
@@ -116,15 +102,7 @@ def _directories(root: Path, names: Iterable[str]) -> list[Path]:
 
 
 def remove_segments(dataset: Path, segment_ids: Sequence[str]) -> None:
-    """Hide segments from readers, then delete them; ignore those that are already gone.
-
-    Args:
-        dataset: Path of the dataset.
-        segment_ids: Ids in the order of removal.
-
-    Raises:
-        StorageError: The dataset cannot be written.
-    """
+    """Hide segments from readers, then delete them; ignore those that are already gone."""
     trash: list[Path] = []
     with storage_errors(dataset / SEGMENTS):
         (dataset / STAGING).mkdir(exist_ok=True)
@@ -170,17 +148,8 @@ def clean(dataset: Path, older_than_s: float = DAY_S) -> list[str]:
     """Delete what processes left that have ended: unpublished and removed segments, asides.
 
     What belongs to a process that may be running, on another machine or in another container, or
-    to nobody, is deleted when it is older than ``older_than_s``.
-
-    Args:
-        dataset: Path of the dataset.
-        older_than_s: Age in seconds.
-
-    Returns:
-        Names of the deleted staging directories.
-
-    Raises:
-        StorageError: The directory cannot be written.
+    to nobody, is deleted when it is older than ``older_than_s``. Return the names of the deleted
+    staging directories.
     """
     removed: list[str] = []
     staging = dataset / STAGING

@@ -86,11 +86,7 @@ class StepChecker:
         self._period_s = spec.control_period_s
 
     def check_action(self, action: NDArray[np.float32]) -> None:
-        """Raise if an action is not float32 (A,) within the bounds.
-
-        Raises:
-            SpecError: It is not.
-        """
+        """Raise if an action is not float32 (A,) within the bounds."""
         _check_array("action", action, self._action_shape, _FLOAT32)
         values = action.tolist()
         for n, (low, high) in self._bounds:
@@ -98,11 +94,7 @@ class StepChecker:
                 raise SpecError(f"action[{n}] is {values[n]}, expected {low} to {high}")
 
     def check_reward(self, reward: float | None, reward_terms: NDArray[np.float32] | None) -> float:
-        """Return the reward to store: the sum of its terms, which a given reward must equal.
-
-        Raises:
-            SpecError: Not finite, not the sum, or terms that are not float32 (R,).
-        """
+        """Return the reward to store: the sum of its terms, which a given reward must equal."""
         _check_array("reward_terms", reward_terms, self._terms_shape, _FLOAT32)
         if reward_terms is None:
             if reward is None:
@@ -121,15 +113,8 @@ class StepChecker:
     def check_observation(self, observation: Observation, number: int) -> tuple[int, float]:
         """Raise if an observation is not uint8 (C, H, W) and finite float32 (V,).
 
-        Args:
-            observation: The observation.
-            number: Its number in the episode, from 0.
-
         Returns:
             Frame number and simulated seconds; counted from ``number`` if they were not given.
-
-        Raises:
-            SpecError: It is not of the spec.
         """
         if not isinstance(observation, Observation):
             raise SpecError(
@@ -167,11 +152,7 @@ def _check_array(
 
 
 def as_bool(value: object) -> bool:
-    """Return a Python or numpy bool as a Python one.
-
-    Raises:
-        SpecError: The value is neither.
-    """
+    """Return a Python or numpy bool as a Python one."""
     if not isinstance(value, bool | np.bool_):
         raise SpecError(f"terminated or truncated is {abbreviate(value)}, expected True or False")
     return bool(value)
@@ -181,11 +162,6 @@ class PendingSegment:
     """Episodes in memory; their frames are compressed as they arrive.
 
     It does not check anything: the writer checks values (`StepChecker`) and the order of calls.
-
-    Args:
-        spec: The dataset's spec.
-        codec: How frames are compressed.
-        rows: Number of steps to allocate memory for at first.
     """
 
     def __init__(self, spec: EpisodeSpec, codec: FrameCodec, rows: int) -> None:
@@ -362,7 +338,8 @@ class SegmentWriter:
     Episodes stay in memory until a segment is long or old enough (`WriterConfig`), or until `flush`
     or `close`; leaving the ``with`` block closes the writer. If publishing fails (`StorageError`:
     the disk is full), nothing is lost: the episodes stay in memory, and the next `flush`, `end` or
-    `close` tries again. A writer must not be shared between threads. Any number of writers, in any
+    `close` tries again. A value that is not of the spec, or a call out of order, raises `SpecError`
+    and adds nothing. A writer must not be shared between threads. Any number of writers, in any
     processes, may write into one dataset.
 
     Args:
@@ -446,10 +423,6 @@ class SegmentWriter:
             exploration_noise: Standard deviation of the noise on the actions.
             attributes: Anything else to store with the episode: texts and finite numbers. An
                 attribute must be a text in all episodes or a number in all.
-
-        Raises:
-            SpecError: A value is not of the spec, or an episode is running that is not over.
-            StorageError: Publishing the episodes before failed; they are kept. Call again.
         """
         if self._is_closed:
             raise SpecError("the writer is closed; make a new one")
@@ -507,9 +480,6 @@ class SegmentWriter:
             truncated: Whether it was cut although it could have gone on.
             reward_terms: float32 (R,), finite, or None if the spec has none.
             end_reason: Why the episode ended; only with the last step.
-
-        Raises:
-            SpecError: A value is not of the spec; nothing was added.
         """
         pending = self._pending
         if pending.running is None or pending.is_over:
@@ -534,11 +504,7 @@ class SegmentWriter:
         pending.add_step(action, total, reward_terms, terminated, truncated)
 
     def add(self, step: Step) -> None:
-        """Add one step, given as a record; see `step`.
-
-        Raises:
-            SpecError: A value is not of the spec; nothing was added.
-        """
+        """Add one step, given as a record; see `step`."""
         self.step(
             step.action,
             step.reward,
@@ -563,11 +529,6 @@ class SegmentWriter:
 
         Returns:
             What was published, or None if the segment stays open.
-
-        Raises:
-            SpecError: No episode is running, its last step was neither terminated nor truncated, or
-                an event is of a step that it does not have.
-            StorageError: Publishing failed; the episodes are kept, `flush` tries again.
         """
         self._end(reason, events)
         pending, config = self._pending, self._config
@@ -595,9 +556,6 @@ class SegmentWriter:
         """Mark the last step of the running episode as truncated, and end the episode.
 
         An episode without a step is dropped. Without a running episode this does nothing.
-
-        Raises:
-            StorageError: Publishing failed; the episodes are kept, `flush` tries again.
         """
         if self._pending.running is None:
             return None
@@ -612,9 +570,6 @@ class SegmentWriter:
 
         Returns:
             What was published, or None if there was no whole episode.
-
-        Raises:
-            StorageError: The disk is full or not writable; the episodes are kept.
         """
         pending = self._pending
         if not pending.ended:
@@ -661,9 +616,6 @@ class SegmentWriter:
         """Publish the whole episodes in memory; safe to call twice.
 
         A running episode is ended if its last step was terminated or truncated, else dropped.
-
-        Raises:
-            StorageError: The disk is full or not writable; call again once that is fixed.
         """
         if self._is_closed:
             return None

@@ -19,6 +19,7 @@ import carla
 
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.maps.episode_setup import draw_network
+from avtd3.collect.maps.native_check import check_native
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.opendrive import read_opendrive
 from avtd3.collect.maps.raster import Raster
@@ -301,7 +302,8 @@ class Towns:
             self._load(scenario, key)
             self._loaded = key
         if key not in self._known:
-            self._known[key] = self._prepare(Path(key).stem)
+            is_generated = scenario.town == GENERATED
+            self._known[key] = self._prepare(Path(key).stem, is_generated)
             if len(self._known) > _CACHED_TOWNS:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
@@ -315,11 +317,16 @@ class Towns:
             kind, _, number = key.rpartition("-")
             self._build(key, generate_network(kind, int(number)))
         elif _is_file(scenario.town):
-            self._build(Path(key).stem, read_opendrive(scenario.town))
+            self._build_file(Path(key).stem, scenario.town)
         elif scenario.xodr and key not in self._maps():
-            self._build(key, read_opendrive(scenario.xodr))
+            self._build_file(key, scenario.xodr)
         else:
             self._go_to_map(key)
+
+    def _build_file(self, name: str, path: str) -> None:
+        xodr = read_opendrive(path)
+        check_native(path, xodr)  # the server would crash, too
+        self._build(name, xodr)
 
     def _build(self, name: str, xodr: str) -> None:
         """Let the server build roads, unless it has these roads already."""
@@ -350,11 +357,11 @@ class Towns:
             paths = self._server.client.get_available_maps()
         return sorted({path.rpartition("/")[2] for path in paths})
 
-    def _prepare(self, name: str) -> Town:
+    def _prepare(self, name: str, is_generated: bool) -> Town:
         limit_s = self._server.config.load_timeout_s
         with self._server.calling("return its roads", limit_s=limit_s):
             xodr = self._server.world.get_map().to_opendrive()
-            network = RoadNetwork.from_opendrive(name, xodr)
+            network = RoadNetwork.from_opendrive(name, xodr, is_trusted=is_generated)
             return Town(network=network, raster=Raster.paint(network, _PIXEL_M))
 
 

@@ -120,7 +120,7 @@ class World(Protocol):
     only `control_period_s`, `image_shape`, `reset` and `step` are required, see docs/worlds.md.
 
     Example:
-        >>> from avtd3.collect.sim.world import RoadWorld
+        >>> from avtd3.collect import RoadWorld
         >>> world: World = RoadWorld()
         >>> world.name, world.control_period_s, world.image_shape
         ('road', 0.05, (1, 84, 84))

@@ -228,7 +228,7 @@ def show_episode(
 
     Args:
         datasets: Where to look.
-        name: See `avtd3.store.render.episode_record.find_episode`.
+        name: See `avtd3.store.render.episode_view.find_episode`.
         filters: Filters of the episodes that a word such as ``worst`` chooses from.
         sheet: Where to write a contact sheet, as PNG.
         gif: Where to write an animation.
@@ -241,16 +241,17 @@ def show_episode(
     import numpy as np
 
     from avtd3.store.filters import parse_filter
-    from avtd3.store.render.episode_record import EpisodeRecord, find_episode
     from avtd3.store.render.episode_view import (
+        document_of,
         draw_episode,
+        find_episode,
         write_episode_gif,
         write_episode_mp4,
         write_episode_sheet,
     )
 
     rng = np.random.default_rng()
-    record = EpisodeRecord.read(find_episode(datasets, name, rng, parse_filter(filters)))
+    found = find_episode(datasets, name, rng, parse_filter(filters))
     written = []
     for path, write in (
         (sheet, write_episode_sheet),
@@ -258,10 +259,10 @@ def show_episode(
         (mp4, write_episode_mp4),
     ):
         if path is not None:
-            write(record, path)
+            write(found, path)
             say(f"wrote {path}")
             written.append(str(path))
-    answer(record.document() | {"files": written}, as_json, draw_episode(record, _terminal()))
+    answer(document_of(found) | {"files": written}, as_json, draw_episode(found, _terminal()))
 
 
 def _terminal() -> "Terminal":

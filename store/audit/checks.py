@@ -88,8 +88,11 @@ def episode_bounds(
     offset: NDArray[np.int64], length: NDArray[np.int64], *, steps: int, observations: int
 ) -> Faults:
     """Check that episodes follow each other without gaps and fill the arrays."""
-    for episode in np.flatnonzero(length < 1).tolist():
-        yield episode, f"length {length[episode]}, expected 1+"
+    impossible = np.flatnonzero((length < 1) | (length > steps)).tolist()
+    for episode in impossible:
+        yield episode, f"length {length[episode]}, expected 1 to {steps}"
+    if impossible:
+        return  # sums of such lengths may overflow
     expected = np.concatenate([[0], np.cumsum(length)])
     for episode in np.flatnonzero(offset != expected[:-1]).tolist()[:1]:
         found = f"offset {offset[episode]}"
@@ -490,7 +493,10 @@ def _advances(
     inside[data.observation_start] = False
     with np.errstate(invalid="ignore"):  # infinity minus infinity, which `not_finite` reports
         advance = np.diff(values, prepend=values[:1])
-    return advance.astype(np.float64), inside
+        # A difference that does not fit into int64 has the wrong sign.
+        rises = values > np.concatenate([values[:1], values[:-1]])
+    wrapped = rises != (advance > 0)
+    return np.where(wrapped, np.where(rises, 2.0**63, -(2.0**63)), advance), inside
 
 
 def _repeats(values: NDArray[np.float32], start_of: NDArray[np.int64]) -> NDArray[np.bool_]:

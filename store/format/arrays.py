@@ -56,12 +56,7 @@ class ArrayFiles:
         self._shard: FrameShard | None = None
 
     def document(self, layout: ArrayLayout) -> dict[str, Any]:
-        """Return the array's ``zarr.json``, compared with the manifest and the layout.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: The file differs from the manifest or from the layout.
-        """
+        """Return the array's ``zarr.json``, compared with the manifest and the layout."""
         document = self._documents.get(layout.name)
         if document is None:
             document = self._metadata(layout.metadata_path)
@@ -76,13 +71,7 @@ class ArrayFiles:
         return [name.removesuffix(end) for name in self._manifest.files if name.endswith(end)]
 
     def rows(self, name: str, most: int) -> int:
-        """Return the number of rows of an optional array; 0 if the segment does not have it.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: Its ``zarr.json`` differs from the manifest, or claims no rows or
-                more than ``most``.
-        """
+        """Return the number of rows of an optional array; 0 if the segment does not have it."""
         path = f"{name}/{GROUP_FILE}"
         if path not in self._manifest.files:
             return 0
@@ -93,13 +82,7 @@ class ArrayFiles:
         return int(shape[0])
 
     def dtype(self, name: str, allowed: Sequence[str]) -> str:
-        """Return the dtype of an optional array that the segment has.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: Its ``zarr.json`` differs from the manifest, or its dtype is not
-                one of ``allowed``.
-        """
+        """Return the dtype of an optional array that the segment has."""
         path = f"{name}/{GROUP_FILE}"
         dtype = lookup(self._metadata(path), "data_type")
         with self._faults(path):
@@ -110,29 +93,17 @@ class ArrayFiles:
         return str(dtype)
 
     def read(self, layout: ArrayLayout) -> NDArray[Any]:
-        """Read a whole array other than the frames.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: The bytes are not those that were published.
-        """
+        """Read a whole array other than the frames."""
         self.document(layout)
         name = layout.chunk_path
-        data = self._read_file(name, layout.nbytes + CRC_BYTES)
         # The chunk's own checksum does not detect another array's file in its place.
-        if sha256(data) != self._manifest.files[name].sha256:
-            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+        data = self._read_file(name, layout.nbytes + CRC_BYTES)
         with self._faults(name):
             values = np.frombuffer(unseal(data), np.dtype(layout.dtype).newbyteorder("<"))
             return values.reshape(layout.shape).astype(layout.dtype)
 
     def texts(self, layout: ArrayLayout) -> list[str]:
-        """Read a whole column of codes and return the text of each code.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: The column's bytes or codes are damaged.
-        """
+        """Read a whole column of codes and return the text of each code."""
         values = self.read(layout)
         attributes = self.document(layout).get("attributes")
         categories = attributes.get("categories") if isinstance(attributes, dict) else None
@@ -145,12 +116,7 @@ class ArrayFiles:
         return [categories[code] for code in values.tolist()]
 
     def read_frames(self, layout: ArrayLayout, start: int, out: NDArray[np.uint8]) -> None:
-        """Decode ``len(out)`` frames from row ``start``, at least one, into ``out``.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: The bytes are not those that were published.
-        """
+        """Decode ``len(out)`` frames from row ``start``, at least one, into ``out``."""
         shard = self.frame_shard(layout)
         checksums = self._decode(layout, shard, start, out)
         if len(out) == layout.shape[0]:
@@ -191,32 +157,19 @@ class ArrayFiles:
             raise corrupt(self._path, f"{layout.chunk_path} is another segment's")
 
     def frame_shard(self, layout: ArrayLayout) -> FrameShard:
-        """Return the shard that contains the frames; its index has been checked.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: The shard's index is not the one that was published.
-        """
+        """Return the shard that contains the frames; its index has been checked."""
         if self._shard is None:
             self._shard = self._open_shard(layout)
         return self._shard
 
     def verify_file(self, name: str) -> None:
-        """Hash one file and compare it with the manifest.
-
-        Raises:
-            SegmentNotFoundError: The segment was removed.
-            SegmentCorruptError: The file is missing, links elsewhere, or differs.
-        """
+        """Hash one file and compare it with the manifest."""
         with self._faults(name):
             digest = sha256_of_file(safe_join(self._path, name))
-        if digest != self._manifest.files[name].sha256:
-            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
+        self._compare(name, digest)
 
     def _metadata(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
         data = self._read_file(name, _MAX_METADATA_BYTES)
-        if sha256(data) != self._manifest.files[name].sha256:
-            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
         with self._faults(name):
             return parse_json(data, name)
 
@@ -224,7 +177,13 @@ class ArrayFiles:
         if name not in self._manifest.files:
             raise corrupt(self._path, f"{name} is not in the manifest")
         with self._faults(name):
-            return read_bytes(safe_join(self._path, name), max_bytes)
+            data = read_bytes(safe_join(self._path, name), max_bytes)
+        self._compare(name, sha256(data))
+        return data
+
+    def _compare(self, name: str, digest: str) -> None:
+        if digest != self._manifest.files[name].sha256:
+            raise corrupt(self._path, f"SHA-256 of {name} differs from the manifest")
 
     def _open_shard(self, layout: ArrayLayout) -> FrameShard:
         kind, chunk_frames = frame_encoding(self.document(layout), layout)

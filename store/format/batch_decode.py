@@ -34,13 +34,8 @@ def extents(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the ranges of files that consecutive chunks occupy without gaps.
 
-    Args:
-        file: int (G,), number of each chunk's file, not negative.
-        begin: int64 (G,), offset of each chunk in its file.
-        size: int64 (G,), bytes of each chunk.
-
-    Returns:
-        int64 (ranges,): the first chunk of each range, and the bytes of each range.
+    ``file`` has the number of each of G chunks' file, not negative, ``begin`` its offset there, and
+    ``size`` its bytes. The results have the first chunk and the bytes of each range.
     """
     is_new = np.diff(file, prepend=-1) != 0
     is_new[1:] |= begin[1:] != begin[:-1] + size[:-1]
@@ -67,13 +62,7 @@ class PackedChunks:
         size: NDArray[np.int64],
         room: int,
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Read chunks and verify their crc32c.
-
-        Args:
-            files: int32 (G,), open file descriptor of each chunk.
-            offset: int64 (G,), offset of each chunk in its file.
-            size: int64 (G,), bytes of each chunk, with its crc32c.
-            room: Bytes to leave free before the first chunk, at least `room_bytes`.
+        """Read G chunks of open files behind ``room`` free bytes, and verify their crc32c.
 
         Returns:
             uint8 (bytes,): the free bytes and the chunks, valid until the next call. int64 (G,):
@@ -115,17 +104,10 @@ def find_blocks(
     size: NDArray[np.int64],
     decoded: int,
 ) -> NDArray[np.int64]:
-    """Return where the block of each chunk begins.
+    """Return where the block of each chunk of `PackedChunks.read` begins, int64 (G,).
 
-    Args:
-        kind: How the chunks are encoded.
-        packed: uint8 (bytes,), from `PackedChunks.read`.
-        begin: int64 (G,), offset of each chunk in it, 0 to skip a chunk.
-        size: int64 (G,), bytes of each chunk, with its crc32c.
-        decoded: Bytes that each chunk must decode to.
-
-    Returns:
-        int64 (G,), 0 for a chunk that does not have exactly one block or has a wrong length.
+    It is 0 for a chunk that does not have exactly one block of ``decoded`` bytes, or that begins
+    at 0.
     """
     if kind == "blosc":
         return _lz4_blocks(packed, begin, size - CRC_BYTES, decoded)
@@ -166,17 +148,9 @@ def _raw_blocks(
 def decode_blocks(
     packed: NDArray[np.uint8], starts: NDArray[np.int64], decoded: int, out: NDArray[np.uint8]
 ) -> None:
-    """Decode blocks into consecutive memory.
+    """Decode the blocks at ``starts``, G >= 1 and none 0, into ``out`` of G * ``decoded`` bytes.
 
-    Args:
-        packed: uint8 (bytes,), contiguous; its first `room_bytes` are overwritten. Below 2 GiB, as
-            `out`.
-        starts: int64 (G,), offsets of the blocks, none 0; G at least 1.
-        decoded: Bytes that each block decodes to.
-        out: uint8, contiguous, G * decoded bytes.
-
-    Raises:
-        ValueError: A block cannot be decoded; blosc does not say which.
+    The first `room_bytes` of ``packed`` are overwritten. Both are below 2 GiB and contiguous.
     """
     head = _LZ4 + struct.pack("<III", len(starts) * decoded, decoded, len(packed))
     head += starts.astype("<i4").tobytes()

@@ -118,21 +118,13 @@ def seal(payload: bytes) -> bytes:
 
 
 def unseal(data: bytes) -> bytes:
-    """Verify the crc32c at the end, and return the bytes before it.
-
-    Raises:
-        ValueError: Too short, or the checksum differs.
-    """
+    """Verify the crc32c at the end, and return the bytes before it."""
     check_seal(data)
     return data[:-CRC_BYTES]
 
 
 def check_seal(data: bytes) -> None:
-    """Verify the crc32c at the end.
-
-    Raises:
-        ValueError: Too short, or the checksum differs.
-    """
+    """Verify the crc32c at the end."""
     if len(data) < CRC_BYTES:
         raise ValueError(f"{len(data)} bytes, expected at least the {CRC_BYTES} of a crc32c")
     if google_crc32c.value(data) != SEALED:
@@ -140,14 +132,7 @@ def check_seal(data: bytes) -> None:
 
 
 def chain_kind(codecs: Any) -> ChainKind:  # noqa: ANN401 - any JSON value
-    """Return which decoder reads a chunk.
-
-    Args:
-        codecs: The codecs of one chunk of frames, as in ``zarr.json``.
-
-    Raises:
-        ValueError: Format 1 does not have this chain.
-    """
+    """Return which decoder reads a chunk."""
     is_chain = isinstance(codecs, list) and all(isinstance(codec, dict) for codec in codecs)
     names = [codec.get("name") for codec in codecs] if is_chain else None
     if names == ["bytes", "crc32c"]:
@@ -170,9 +155,6 @@ def decode_into(kind: ChainKind, data: bytes, out: memoryview) -> None:
         kind: From `chain_kind`.
         data: The chunk's bytes, with its crc32c at the end.
         out: Writable memory of the decoded size.
-
-    Raises:
-        ValueError: The bytes are not a complete chunk of this size.
     """
     _check(kind, data, len(out))
     if kind == "raw":
@@ -242,9 +224,6 @@ def check_blosc_header(data: bytes, encoded: int, expected_bytes: int) -> None:
         data: The buffer; more bytes may follow it.
         encoded: Size of the buffer.
         expected_bytes: Size that it must decode to.
-
-    Raises:
-        ValueError: It is too short for a header, or one of the lengths differs.
     """
     # Blosc trusts its header: with a wrong length it reads or writes past the buffers.
     if encoded < BLOSC_HEADER_BYTES:
@@ -273,9 +252,6 @@ def choose_codec(settings: FrameCodec, frames: NDArray[np.uint8]) -> FrameCodec:
         settings: Level of lz4hc, and frames per chunk. Raw frames get a chunk each, because larger
             chunks would save nothing.
         frames: uint8 (N, C, H, W), the first frames of the camera, N at least 1.
-
-    Returns:
-        A codec whose name is not ``auto``.
     """
     size = settings.chunk_frames
     count = max(1, len(frames) // size)

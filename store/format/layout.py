@@ -90,14 +90,7 @@ def column_layout(name: str, column: Column, dimension: str) -> ArrayLayout:
 def segment_arrays(
     spec: EpisodeSpec, *, episodes: int, steps: int, observations: int
 ) -> dict[str, ArrayLayout]:
-    """Return the arrays of a segment with these counts, by name.
-
-    Args:
-        spec: The dataset's spec.
-        episodes: Number of episodes, E.
-        steps: Sum of the episodes' lengths.
-        observations: ``steps + episodes``.
-    """
+    """Return the arrays of a segment with these counts, by name."""
     found: dict[str, ArrayLayout] = {}
 
     def add(name: str, dtype: str, shape: tuple[int, ...], *dimensions: str) -> None:

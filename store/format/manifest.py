@@ -63,12 +63,7 @@ class FileEntry(NamedTuple):
 
 
 class FileTable(Mapping[str, FileEntry]):
-    """Files by path, parsed when first used: 10 000 segments have 500 000 files.
-
-    Args:
-        path: The segment's directory, for messages.
-        text: The list of files as JSON. Using it raises `SegmentCorruptError` if it is malformed.
-    """
+    """Files by path, parsed when first used: 10 000 segments have 500 000 files."""
 
     __slots__ = ("_files", "_path")
 
@@ -123,7 +118,7 @@ class Manifest:
     provenance: Mapping[str, Any]
     """Who wrote the segment, when and with what."""
     digest: str
-    """SHA-256 of everything else in the manifest."""
+    """SHA-256 of everything else in the manifest; empty before it is sealed."""
 
     def to_bytes(self) -> bytes:
         """Return the content of the file: canonical JSON and a line feed."""
@@ -154,12 +149,7 @@ class Manifest:
         return dataclasses.replace(self, digest=sha256(canonical_json(self._body())))
 
     def check_sizes(self, path: Path) -> None:
-        """Compare the size of every file with the manifest's.
-
-        Raises:
-            SegmentCorruptError: A file is missing, not a regular file, or of another size.
-            SegmentUnreadableError: A file cannot be looked at now.
-        """
+        """Compare the size of every file with the manifest's."""
         name = "directory"
         try:
             # Relative to an open directory: the kernel walks half as many names.
@@ -200,12 +190,6 @@ def read_error(
 
     An I/O error says nothing about the bytes. Only a file that is missing, or no file, in a
     directory that is there makes the segment a damaged one.
-
-    Args:
-        path: The segment's directory.
-        name: The file, or what was to be read.
-        error: What the operating system said.
-        says: Words that follow the name if the file is missing or no file.
     """
     if not is_passing(error):
         try:
@@ -230,14 +214,7 @@ def read_error(
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read and check the manifest of the segment in a directory.
-
-    Raises:
-        SegmentNotFoundError: There is no such segment.
-        SegmentCorruptError: The manifest is missing, truncated, edited or another segment's.
-        SegmentUnreadableError: It cannot be read now.
-        FormatVersionError: This version cannot read the segment's format.
-    """
+    """Read and check the manifest of the segment in a directory."""
     file = f"{path}/{MANIFEST_FILE}"
     try:
         data = read_bytes(file, MAX_MANIFEST_BYTES)
@@ -359,32 +336,15 @@ class Limits:
     max_raw_bytes: int = 64 * 1024**3
     """Largest size of all its arrays in memory, in bytes."""
 
-    def check_counts(self, path: Path, steps: int, raw_bytes: int) -> None:
-        """Raise if a segment claims to contain more than the limits.
-
-        Args:
-            path: The segment's directory, for the message.
-            steps: Number of steps.
-            raw_bytes: Size of its arrays in memory.
-
-        Raises:
-            SegmentCorruptError: A limit is exceeded.
-        """
-        _check(path, steps, self.max_steps, "steps")
-        _check(path, raw_bytes, self.max_raw_bytes, "bytes in memory")
-
-    def check_size(self, path: Path, size_bytes: int) -> None:
-        """Raise if a segment claims to be larger on disk than the limit.
-
-        Raises:
-            SegmentCorruptError: The limit is exceeded.
-        """
-        _check(path, size_bytes, self.max_file_bytes, "bytes on disk")
-
-
-def _check(path: Path, claim: int, most: int, unit: str) -> None:
-    if claim > most:
-        raise corrupt(path, f"claims {claim} {unit}, expected at most {most}")
+    def check(self, path: Path, *, steps: int = 0, raw_bytes: int = 0, file_bytes: int = 0) -> None:
+        """Raise `SegmentCorruptError` if the segment in a directory claims more than the limits."""
+        for claim, most, unit in (
+            (steps, self.max_steps, "steps"),
+            (raw_bytes, self.max_raw_bytes, "bytes in memory"),
+            (file_bytes, self.max_file_bytes, "bytes on disk"),
+        ):
+            if claim > most:
+                raise corrupt(path, f"claims {claim} {unit}, expected at most {most}")
 
 
 FRAMES_CHECKSUMS = "frames_checksums"
@@ -392,12 +352,7 @@ FRAMES_CHECKSUMS = "frames_checksums"
 
 
 def frames_checksums(shard_sha256: str, checksums: bytes) -> dict[str, str]:
-    """Return the value of `FRAMES_CHECKSUMS` for a shard.
-
-    Args:
-        shard_sha256: SHA-256 of the file, as in the manifest.
-        checksums: CRC-32Cs of its chunks, see `avtd3.store.format.shard.joined_checksums`.
-    """
+    """Return the value of `FRAMES_CHECKSUMS` for a shard."""
     return {"shard": shard_sha256, "checksums": sha256(checksums)}
 
 

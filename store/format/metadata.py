@@ -21,13 +21,7 @@ _SLACK_BYTES = 64 * 1024 * 1024
 def array_document(
     layout: ArrayLayout, *, codec: FrameCodec | None, attributes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the ``zarr.json`` of an array.
-
-    Args:
-        layout: The array.
-        codec: Codec of the chunks in the shard of the frames; None for other arrays.
-        attributes: The array's user attributes.
-    """
+    """Return the ``zarr.json`` of an array."""
     encoding = plain_encoding(layout) if codec is None else sharded_encoding(layout, codec)
     return {
         "zarr_format": 3,
@@ -84,11 +78,7 @@ def document_bytes(document: Mapping[str, Any]) -> bytes:
 
 
 def check_document(document: object, layout: ArrayLayout) -> None:
-    """Raise if the ``zarr.json`` of an array is not what the manifest and format 1 ask for.
-
-    Raises:
-        ValueError: Another shape, dtype or encoding.
-    """
+    """Raise if the ``zarr.json`` of an array is not what the manifest and format 1 ask for."""
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - a file, not an argument
     expected: dict[str, Any] = {
@@ -106,11 +96,7 @@ def check_document(document: object, layout: ArrayLayout) -> None:
 
 
 def frame_encoding(document: Mapping[str, Any], layout: ArrayLayout) -> tuple[ChainKind, int]:
-    """Return the decoder of the frames' chunks, and the number of frames per chunk.
-
-    Raises:
-        ValueError: The frames are not encoded as format 1 says.
-    """
+    """Return the decoder of the frames' chunks, and the number of frames per chunk."""
     frame_shape = list(layout.shape[1:])
     codecs = document.get("codecs")
     codec = codecs[0] if isinstance(codecs, list) and len(codecs) == 1 else codecs

@@ -30,11 +30,7 @@ _GROUP_BYTES = 2**20
 
 
 def build_shard(chunks: Sequence[bytes]) -> bytes:
-    """Return the bytes of a shard: the chunks, then the index.
-
-    Args:
-        chunks: All encoded chunks with their checksums, in order.
-    """
+    """Return the bytes of a shard: the chunks, then the index."""
     entries = []
     offset = 0
     for chunk in chunks:
@@ -59,18 +55,10 @@ def index_bytes(chunks: int) -> int:
 
 
 def parse_index(data: bytes, chunks: int, shard_bytes: int) -> NDArray[np.int64]:
-    """Read and check an index.
-
-    Args:
-        data: The last `index_bytes` bytes of the shard.
-        chunks: Expected number of chunks.
-        shard_bytes: Size of the whole shard.
+    """Check an index, the last `index_bytes` bytes of a shard of ``shard_bytes``.
 
     Returns:
         int64 (chunks, 2): begin and end of each chunk, all within the file.
-
-    Raises:
-        ValueError: The checksum differs, a chunk is missing, or one is outside the file.
     """
     entries = np.frombuffer(unseal(data), dtype="<u8").reshape(chunks, 2)
     if (entries == _MISSING).all(axis=1).any():
@@ -85,12 +73,7 @@ def parse_index(data: bytes, chunks: int, shard_bytes: int) -> NDArray[np.int64]
 
 
 def read_index(path: Path, chunks: int) -> NDArray[np.int64]:
-    """Read the index of a shard file; see `parse_index`.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-        ValueError: The file is not a complete shard of this many chunks.
-    """
+    """Read the index of a shard file; see `parse_index`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(descriptor).st_size
@@ -111,25 +94,13 @@ def read_chunks(
     chunk_frames: int,
     start: int,
 ) -> bytes:
-    """Decode consecutive frames of a shard file into an array.
+    """Decode frames ``start`` to ``start + n`` of a shard into ``out``, contiguous (n, C, H, W).
 
     The file is read, not memory-mapped: truncating a mapped file would kill the process (SIGBUS),
     and reading takes a tenth of the time of decoding.
 
-    Args:
-        path: The shard.
-        spans: From `read_index`.
-        kind: How chunks are encoded.
-        out: uint8 (n, C, H, W), C-contiguous.
-        chunk_frames: Frames per chunk.
-        start: Number of the first frame; ``start + n`` must not exceed the frames in the chunks.
-
     Returns:
         The checksums of the chunks that were read, see `joined_checksums`.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-        ValueError: A chunk is damaged; the message has its number.
     """
     frame_bytes = out[0].nbytes
     size, low = chunk_frames * frame_bytes, start * frame_bytes
@@ -198,11 +169,7 @@ def _decode_singly(
     out: NDArray[np.uint8],
     first: int,
 ) -> bytes:
-    """Decode chunks one by one, skipping bytes of the first one; return their checksums.
-
-    Raises:
-        ValueError: A chunk is damaged; the message has its number, counted from ``first``.
-    """
+    """Decode chunks one by one, skipping bytes of the first one; return their checksums."""
     checksums, at = [], 0
     for number, (low, high) in enumerate(spans.tolist(), first):
         data = os.pread(descriptor, high - low, low)

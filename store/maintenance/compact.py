@@ -100,10 +100,7 @@ class CompactReport(MaintenanceReport):
             lines.append(f"{verb} {plural(self.leftovers, 'segment')} merged earlier")
         if self.pinned:
             lines.append(f"{plural(self.pinned, 'segment')} pinned")
-        lines += [f"not merged: {problem}" for problem in self.problems]
-        if self.stopped:
-            lines.append("stopped early; run the command again to continue")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes("not merged")])
 
 
 def compact(
@@ -121,18 +118,8 @@ def compact(
     rewritten each time. A group ends at a large, pinned or unreadable segment, and where the
     config, plan or codec in the provenance changes.
 
-    Args:
-        path: The dataset; collectors may add to it and learners may read it meanwhile.
-        target_steps: Most steps of a merged segment.
-        dry_run: Whether to report only what would be done.
-        clock: Seconds since 1970.
-        should_stop: Called before each merge; True ends the command.
-        on_progress: Called after each merge.
-
-    Raises:
-        DatasetError: The path is not a dataset, or its pins cannot be read.
-        ConfigError: ``target_steps`` is out of range.
-        StorageError: The disk is full, or another maintenance command is running.
+    Collectors may add to the dataset and learners may read it meanwhile. ``should_stop`` is called
+    before each merge; True ends the command.
     """
     if not 2 <= target_steps <= MAX_TARGET_STEPS:
         raise ConfigError(f"target_steps is {target_steps}, expected 2..{MAX_TARGET_STEPS}")
@@ -206,7 +193,7 @@ class _Compaction:
                 pass  # no reader can open it
             own = frozenset(listed) if isinstance(listed, dict) else frozenset()
             if refusal.is_unreadable or own.intersection(self._names):
-                self._problems.add_refusal(refusal)
+                self._problems.add(refusal)
             claimed |= own
         return claimed if is_known else None
 
@@ -279,14 +266,7 @@ def merged_name(group: Sequence[Segment], names: Sequence[str]) -> str | None:
     """Return an id that sorts in place of a group and depends only on what is merged.
 
     Two machines that merge the same segments in two copies of a dataset thus make the same segment,
-    and joining the copies keeps one.
-
-    Args:
-        group: The segments to merge, in order.
-        names: All ids in the dataset, sorted.
-
-    Returns:
-        The id, or None if none of those tried keeps the order.
+    and joining the copies keeps one. It is None if no id that was tried keeps the order.
     """
     content = canonical_json([[segment.id, segment.manifest_digest] for segment in group])
     merged = {segment.id for segment in group}
@@ -314,21 +294,8 @@ def _merge_segments(
 ) -> int:
     """Publish a segment that replaces others, after it is read back and compared with them.
 
-    Args:
-        dataset: The dataset of the segments.
-        sources: At least one segment, in order, of equal `_data_provenance`.
-        segment_id: Id of the new segment.
-        visible: Ids of the segments that readers see: what a source claims about them is not true.
-        now_s: Seconds since 1970.
-
     Returns:
         Size of the new segment in bytes.
-
-    Raises:
-        SegmentNotFoundError: A source was removed meanwhile.
-        SegmentCorruptError: A source is damaged, or the new segment does not equal the sources.
-        SpecError: A source has data that the writer refuses.
-        StorageError: The disk is full or not writable.
     """
     expected = [digest for source in sources for digest in episode_digests(source)]
     codec = _codec(sources[0].provenance)

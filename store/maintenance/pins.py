@@ -32,11 +32,7 @@ class Pin:
 
 
 def read_pins(dataset: Dataset) -> dict[str, Pin]:
-    """Return the pins of a dataset by segment id, including those of removed segments.
-
-    Raises:
-        DatasetError: The file exists but is invalid, so nothing may be removed.
-    """
+    """Return the pins of a dataset by segment id, including those of removed segments."""
     path = dataset.path / PINS_FILE
     try:
         return _parse(read_json(path))
@@ -62,11 +58,7 @@ def _parse(document: Any) -> dict[str, Pin]:  # noqa: ANN401 - any JSON value
 
 
 def write_pins(dataset: Dataset, pins: Mapping[str, Pin]) -> None:
-    """Replace the pins of a dataset; the caller holds its lock.
-
-    Raises:
-        StorageError: The dataset cannot be written.
-    """
+    """Replace the pins of a dataset; the caller holds its lock."""
     document = {"pins": {name: dataclasses.asdict(pin) for name, pin in sorted(pins.items())}}
     write_aside(dataset.path / PINS_FILE, canonical_json(document) + b"\n")
 
@@ -98,11 +90,7 @@ class PinReport:
 
 
 def list_pins(path: Path) -> PinReport:
-    """Return the pins of a dataset.
-
-    Raises:
-        DatasetError: The path is not a dataset, or its pins cannot be read.
-    """
+    """Return the pins of a dataset."""
     dataset = Dataset.open(path)
     return _report(dataset, read_pins(dataset), ())
 
@@ -115,21 +103,7 @@ def pin(
     note: str = "",
     clock: Callable[[], float] = time.time,
 ) -> PinReport:
-    """Pin segments by id, and those with a matching episode.
-
-    Args:
-        path: The dataset.
-        segment_ids: Ids of segments.
-        episodes: Pins each segment with at least one episode that matches.
-        note: A note of the user.
-        clock: Seconds since 1970.
-
-    Raises:
-        ConfigError: Neither ids nor a filter are given.
-        SegmentNotFoundError: There is no segment with one of the ids.
-        DatasetError: The path is not a dataset, or its pins cannot be read.
-        StorageError: The dataset cannot be written, or another maintenance command is running.
-    """
+    """Pin segments by id, and those with a matching episode."""
     dataset = Dataset.open(path)
     with exclusive(dataset):
         names = _named(dataset, segment_ids, episodes)
@@ -147,13 +121,7 @@ def pin(
 def unpin(
     path: Path, segment_ids: Sequence[str], *, episodes: EpisodeFilter | None = None
 ) -> PinReport:
-    """Unpin segments by id, and those with a matching episode.
-
-    Raises:
-        ConfigError: Neither ids nor a filter are given, or an id is not pinned.
-        DatasetError: The path is not a dataset, or its pins cannot be read.
-        StorageError: The dataset cannot be written, or another maintenance command is running.
-    """
+    """Unpin segments by id, and those with a matching episode."""
     dataset = Dataset.open(path)
     with exclusive(dataset):
         names = _named(dataset, segment_ids, episodes)

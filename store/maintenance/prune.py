@@ -105,10 +105,8 @@ class PruneReport(MaintenanceReport):
         if self.mixed:
             mixed = plural(self.mixed, "segment")
             lines.append(f"{mixed} kept because of episodes that do not match")
-        lines += [f"kept: {problem}" for problem in self.problems]
-        if self.stopped:
-            lines.append("stopped early; run the command again to continue")
-        elif not self.within_limits:
+        lines += self.notes("kept")
+        if not self.stopped and not self.within_limits:
             lines.append("still above the limit: no other segment may be removed")
         return "\n".join(lines)
 
@@ -126,17 +124,8 @@ def prune(
 
     Pinned segments stay, and so do those in ``.staging/``, where collectors write.
 
-    Args:
-        path: The dataset; collectors may add to it and learners may read it meanwhile.
-        config: Which segments to remove, and how many.
-        dry_run: Whether to report only what would be removed.
-        clock: Seconds since 1970.
-        should_stop: Called every few segments; True ends the command.
-        on_progress: Called every few segments.
-
-    Raises:
-        DatasetError: The path is not a dataset, or its pins cannot be read.
-        StorageError: The dataset cannot be written, or another maintenance command is running.
+    Collectors may add to the dataset and learners may read it meanwhile. ``should_stop`` is called
+    every few segments; True ends the command.
     """
     dataset = Dataset.open(path)
     with contextlib.nullcontext() if dry_run else exclusive(dataset):
@@ -158,7 +147,7 @@ class _Pruning:
         self._leftovers = find_leftovers(self._snapshot)
         self._bytes = {segment.id: _bytes_on_disk(segment) for segment in self._segments}
         self._problems = Problems()
-        self._problems.add_refused(self._snapshot)
+        self._problems.add(*self._snapshot.refused)
         self._mixed = self._pinned = 0
         self.chosen = list(self._choose())
 

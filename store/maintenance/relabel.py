@@ -23,7 +23,6 @@ from avtd3.store.errors import (
     abbreviate,
 )
 from avtd3.store.files import canonical_json, sha256
-from avtd3.store.format.codec import seal
 from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE, segment_arrays
 from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
@@ -35,22 +34,14 @@ from avtd3.store.maintenance.removal import (
 )
 from avtd3.store.render.text import file_size, plural
 from avtd3.store.replaced import RELABEL, REPLACES, episode_digests, replaced_by
+from avtd3.store.seal import encode_values
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
 
 
 def full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, float]:
-    """Return a factor for each reward term, in the order of the spec.
-
-    Args:
-        weights: Factors by name; other terms get 1.
-        spec: The spec, which names the terms.
-
-    Raises:
-        SpecError: The spec has no reward terms.
-        ConfigError: A name is not a reward term, or a factor is not a finite number.
-    """
+    """Return a factor for each reward term, in the order of the spec."""
     terms = spec.reward_terms
     if not terms:
         raise SpecError("the dataset stores rewards without their terms; nothing can be weighted")
@@ -61,11 +52,8 @@ def full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, f
             raise ConfigError(
                 f"weight of {abbreviate(name)}: the terms are {', '.join(terms)}{hint}"
             )
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise ConfigError(
-                f"weight of {abbreviate(name)} is {abbreviate(weight)}, expected a number"
-            )
-        if not math.isfinite(weight):
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not math.isfinite(weight):
             raise ConfigError(
                 f"weight of {abbreviate(name)} is {abbreviate(weight)}, expected a finite number"
             )
@@ -78,17 +66,8 @@ def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[An
     Products are rounded to float32. A reward is the sum of its rounded terms, and a return the sum
     of its rounded rewards, both added in double precision.
 
-    Args:
-        segment: The segment.
-        weights: Factor of each of the R terms.
-
     Returns:
         ``reward_terms`` float32 (N, R), ``reward`` float32 (N,), ``episode_return`` float64 (E,).
-
-    Raises:
-        ConfigError: A weighted term or a reward exceeds the range of float32.
-        SegmentNotFoundError: The segment was removed.
-        SegmentCorruptError: The bytes are not those that were published.
     """
     table = segment.episode_table()
     with np.errstate(over="ignore", invalid="ignore"):
@@ -149,10 +128,7 @@ class RelabelReport(MaintenanceReport):
             )
         if self.already_there:
             lines.append(f"{plural(self.already_there, 'segment')} made before")
-        lines += [f"skipped: {problem}" for problem in self.problems]
-        if self.stopped:
-            lines.append("stopped early; run the command again to continue")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes("skipped")])
 
 
 _NEW_ARRAYS = ("reward", "reward_terms", "episode_return")
@@ -169,20 +145,8 @@ def relabel(
 ) -> RelabelReport:
     """Make a dataset of the same episodes with weighted reward terms, or add what is new to it.
 
-    Args:
-        source: The dataset to read; it is not changed.
-        target: The dataset to make, or one that was made with the same weights.
-        weights: Factors of reward terms by name; other terms get 1.
-        clock: Seconds since 1970.
-        should_stop: Called before each segment; True ends the command.
-        on_progress: Called after each segment.
-
-    Raises:
-        DatasetError: ``source`` is not a dataset, or ``target`` is something else.
-        ConfigError: A weight is not a finite number, a name is not a reward term, or ``target`` has
-            other data.
-        SpecError: The dataset has no reward terms, or ``target`` has another spec.
-        StorageError: The disk is full, or another maintenance command is running.
+    ``weights`` are factors of reward terms by name; other terms get 1. ``should_stop`` is called
+    before each segment; True ends the command.
     """
     old = Dataset.open(source)
     full = full_weights(weights, old.spec)
@@ -210,7 +174,7 @@ class _Relabelling:
         snapshot = old.snapshot()
         self._segments = sorted(snapshot.segments, key=lambda segment: segment.id)
         self._problems = Problems()
-        self._problems.add_refused(snapshot)
+        self._problems.add(*snapshot.refused)
         self._made: list[Segment] = []
         self._written = self._shared = self._copied = 0
         self._returns: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
@@ -304,20 +268,15 @@ class _Relabelling:
     ) -> bytes:
         entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
         entries |= {path: segment.files[path] for path in shared}
-        return (
-            Manifest(
-                segment_id=name,
-                spec_digest=self._new.spec_digest,
-                episodes=segment.episodes,
-                steps=segment.steps,
-                observations=segment.observations,
-                files=entries,
-                provenance=self._provenance(segment, now_s),
-                digest="",
-            )
-            .sealed()
-            .to_bytes()
+        manifest = Manifest(
+            segment_id=name,
+            spec_digest=self._new.spec_digest,
+            files=entries,
+            provenance=self._provenance(segment, now_s),
+            digest="",
+            **segment.counts,
         )
+        return manifest.sealed().to_bytes()
 
     def _provenance(self, segment: Segment, now_s: float) -> dict[str, Any]:
         about = dict(segment.provenance)
@@ -371,18 +330,12 @@ def _new_files(segment: Segment, values: Mapping[str, NDArray[Any]], name: str) 
         "spec_digest": segment.spec.digest,
     }
     files = {GROUP_FILE: document_bytes(group_document(about))}
-    layouts = segment_arrays(
-        segment.spec,
-        episodes=segment.episodes,
-        steps=segment.steps,
-        observations=segment.observations,
-    )
+    layouts = segment_arrays(segment.spec, **segment.counts)
     for array in _NEW_ARRAYS:
         layout = layouts[array]
         document = array_document(layout, codec=None, attributes={})
         files[layout.metadata_path] = document_bytes(document)
-        dtype = np.dtype(layout.dtype).newbyteorder("<")
-        files[layout.chunk_path] = seal(np.ascontiguousarray(values[array], dtype).tobytes())
+        files[layout.chunk_path] = encode_values(layout, values[array])
     return files
 
 

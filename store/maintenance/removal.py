@@ -24,20 +24,15 @@ class Problems:
         """Segments that could not be read because of an I/O error, which says nothing about their
         data."""
 
-    def add(self, problem: Exception | str) -> None:
-        """Add what went wrong with a segment."""
-        self.texts.append(str(problem))
-        self.unreadable += isinstance(problem, SegmentUnreadableError)
-
-    def add_refused(self, snapshot: Snapshot) -> None:
-        """Add the segments that a snapshot refuses."""
-        for refusal in snapshot.refused:
-            self.add_refusal(refusal)
-
-    def add_refusal(self, refusal: Refusal) -> None:
-        """Add a segment that a snapshot refuses."""
-        self.texts.append(refusal.reason)
-        self.unreadable += refusal.is_unreadable
+    def add(self, *problems: Refusal | Exception | str) -> None:
+        """Add what went wrong with segments, or those that a snapshot refuses."""
+        for problem in problems:
+            if isinstance(problem, Refusal):
+                self.texts.append(problem.reason)
+                self.unreadable += problem.is_unreadable
+            else:
+                self.texts.append(str(problem))
+                self.unreadable += isinstance(problem, SegmentUnreadableError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +69,12 @@ class MaintenanceReport:
     stopped: bool
     """Whether the command was interrupted; what it did until then is complete."""
 
+    def notes(self, verb: str) -> list[str]:
+        """Format the problems and an interruption, one line each."""
+        lines = [f"{verb}: {problem}" for problem in self.problems]
+        stop = ["stopped early; run the command again to continue"] if self.stopped else []
+        return lines + stop
+
     def document(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
         return dataclasses.asdict(self)
@@ -84,10 +85,6 @@ def exclusive(dataset: Dataset) -> Iterator[None]:
     """Hold the lock of a dataset, which every command that changes published segments takes.
 
     Collectors and readers do not take it. What killed processes left is deleted first.
-
-    Raises:
-        InUseError: Another process holds the lock.
-        StorageError: The dataset cannot be written, or its file system has no locks.
     """
     with ExclusiveLock(dataset.path, purpose="avtd3 store", is_required=True):
         dataset.clean_staging()
@@ -108,20 +105,7 @@ def find_leftovers(snapshot: Snapshot) -> list[str]:
 def remove_leftovers(
     dataset: Dataset, snapshot: Snapshot, segment_ids: Collection[str], problems: Problems
 ) -> list[str]:
-    """Remove leftovers, after the bytes of both sides are compared once more.
-
-    Args:
-        dataset: The dataset, whose lock is held.
-        snapshot: A snapshot of it.
-        segment_ids: Some of `find_leftovers`; others stay.
-        problems: Where to add why some could not be removed.
-
-    Returns:
-        Ids of the removed segments.
-
-    Raises:
-        StorageError: The dataset cannot be written.
-    """
+    """Remove leftovers whose bytes still are in a replacement; return the ids of those removed."""
     replaced = {segment.id: segment for segment in snapshot.replaced}
     checker, proven = ClaimChecker(), []
     for name in find_leftovers(snapshot):

@@ -4,12 +4,11 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from avtd3.store.audit.bins import Bins, near_zero
 from avtd3.store.audit.drift import Drift
 from avtd3.store.audit.findings import CHECKS, Finding, FindingLog, WorstEpisode
 from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.segment_data import SPEED
-from avtd3.store.audit.statistics import Distribution, Summary
+from avtd3.store.audit.statistics import Bins, Distribution, Summary, near_zero
 from avtd3.store.render.text import (
     BAR_WIDTH,
     bars,

@@ -64,8 +64,8 @@ def breakable(name: str) -> Markup:
 
 
 def _clean(value: str) -> str:
-    """Replace the control characters, which HTML forbids."""
-    return text.replace_controls(value, keep="\n\t")
+    """Replace the control characters, which HTML forbids, and what is not Unicode."""
+    return text.replace_controls(text.visible(value), keep="\n\t")
 
 
 def _finalize(value: object) -> object:

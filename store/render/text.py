@@ -17,6 +17,8 @@ WIDTH = 80
 """Columns of a terminal."""
 MAX_CHARACTERS = 400
 """Longest name from a dataset that is printed; the file may hold one of a megabyte."""
+LARGEST = 1e300
+"""Values beyond are drawn here, so that the difference of any two is a number."""
 BAR_WIDTH = 24
 """Characters of the longest bar."""
 FRAME_COLUMNS = 22
@@ -86,6 +88,11 @@ def shorten(text: str, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def visible(text: str) -> str:
+    r"""Write lone surrogates, such as bytes of a file name that are not UTF-8, as ``\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def replace_controls(text: str, keep: str = "") -> str:
     """Replace control characters, except those in ``keep``, by question marks."""
     if text.isprintable():
@@ -121,8 +128,9 @@ def markdown_table(heads: Sequence[str], align: str, rows: Sequence[Sequence[str
 
     def line(cells: Sequence[str]) -> str:
         # A cell must not break out of its column.
-        safe = (" ".join(text.split()).replace("|", "\\|").replace("<", "&lt;") for text in cells)
-        return f"| {' | '.join(safe)} |"
+        safe = (" ".join(visible(text).split()) for text in cells)
+        escaped = (text.replace("|", "\\|").replace("<", "&lt;") for text in safe)
+        return f"| {' | '.join(map(replace_controls, escaped))} |"
 
     return [line(heads), line(["---:" if side == ">" else "---" for side in align])] + [
         line(row) for row in rows
@@ -154,6 +162,19 @@ def shade_strip(counts: NDArray[np.float64], width: int) -> str:
     return "".join(inks[place * len(inks) // width] for place in range(width))
 
 
+def drawable(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values whose differences are finite: at most `LARGEST` in size, or else NaN."""
+    return np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), np.nan)
+
+
+def axis_range(low: float, high: float) -> tuple[float, float]:
+    """Return the range of an axis that shows both values, the first below the second."""
+    if high > low:
+        return low, high
+    room = max(0.5, 1e-6 * abs(low))  # half would be lost in the rounding of a large value
+    return low - room, low + room
+
+
 def sparkline(values: NDArray[np.float64], width: int, *, unicode: bool = True) -> str:
     """Draw values float64 (T,) as one line of at most ``width`` characters.
 
@@ -161,7 +182,7 @@ def sparkline(values: NDArray[np.float64], width: int, *, unicode: bool = True) 
     spike is never averaged away; a stretch without a finite value is blank.
     """
     levels = SPARKS if unicode else PLAIN_SPARKS
-    finite = np.where(np.isfinite(values), values, np.nan)
+    finite = drawable(values)
     if np.isnan(finite).all():
         return ""
     low, high, middle = np.nanmin(finite), np.nanmax(finite), np.nanmedian(finite)

@@ -167,7 +167,8 @@ def best_of(tmp_path):
 def test_the_best_is_kept_besides_the_newest_and_milestones(
     tmp_path, keep, make_spec, metric, sign
 ):
-    config = LearnConfig(keep_best=metric, keep_checkpoints=1, milestones=(1,))
+    replay = ReplayConfig(held_out=0.5)
+    config = LearnConfig(keep_best=metric, keep_checkpoints=1, milestones=(1,), replay=replay)
     keeper, name = CheckpointManager(tmp_path, config, make_spec()), metric.replace("/", "_")
     assert keep(keeper, 1) == [1]
     assert keeper.best is None

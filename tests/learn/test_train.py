@@ -607,10 +607,13 @@ def test_a_resumed_learner_repairs_what_a_killed_one_left_of_policy_0(
             weights.unlink()
         elif left == "damaged":
             weights.write_bytes(weights.read_bytes()[:-1])
-    seen = []
-    waiting = ProgressCallback(
-        lambda _: None, lambda: bool(seen.append(policies.latest(spec)) or 1)
-    )
+    seen: list[object] = []
+
+    def stop() -> bool:
+        seen.append(policies.latest(spec))
+        return True
+
+    waiting = ProgressCallback(should_stop=stop)
     config = dataclasses.replace(config, learning_starts=10**6)  # waits for data
     train(
         config,
@@ -621,7 +624,7 @@ def test_a_resumed_learner_repairs_what_a_killed_one_left_of_policy_0(
         callbacks=[waiting],
     )
     assert seen[-1] is not None
-    assert PolicyStore(policies.path).poll(None, spec).updates == 0
+    assert newest_policy(policies.path).updates == 0
     assert not list(policies.path.glob("*.tmp"))
 
 
@@ -671,7 +674,7 @@ def test_a_run_that_loses_all_its_segments_waits_or_says_why(
         calls.append(sampler)
         if len(calls) < 5:
             return sample(sampler)
-        monkeypatch.setattr(Sampler, "steps", 0)
+        sampler.steps = 0
         monkeypatch.setattr(Sampler, "refused", (refused,))
         raise NoSegmentsError("nothing left")
 

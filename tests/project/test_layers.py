@@ -40,11 +40,8 @@ SINGLE_IMPORTERS = {
     "collect.carla.world": OPTIONAL,
     "collect.driving.driving_env": ENTRY,
     "collect.gym_env": OPTIONAL,
-    "collect.maps.planner": TOPIC,
     "collect.sim.camera": TOPIC,
     "collect.sim.traffic": TOPIC,
-    "collect.sim.vehicle": TOPIC,
-    "collect.sim.world": ENTRY,
     "configs.commands.collect": COMMAND,
     "configs.commands.config": COMMAND,
     "configs.commands.demo": COMMAND,
@@ -60,10 +57,7 @@ SINGLE_IMPORTERS = {
     "store.maintenance.prune": WORK,
     "store.maintenance.relabel": WORK,
     "store.render.audit_page": WORK,
-    "store.render.episode_view": WORK,
-    "store.replay.draws": TOPIC,
-    "store.replay.native": OPTIONAL,
-    "store.replay.native_kernel": OPTIONAL,
+    "store.replay.direct": TOPIC,
 }
 """Modules that only one other module imports, and why they are modules of their own."""
 

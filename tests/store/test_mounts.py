@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -274,7 +275,7 @@ def test_every_message_says_what_it_is_where_and_what_to_do(tmp_path, monkeypatc
     def fail(*_args, **_options):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     calls = {
         StorageError: lambda: files.write_aside(tmp_path / "report.html", b"x"),
         DatasetUnreadableError: lambda: Dataset.open(dataset.path),

@@ -22,7 +22,7 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import sha256
 from avtd3.store.format import arrays
-from avtd3.store.format.codec import FrameCodec
+from avtd3.store.format.codec import FrameCodec, seal
 from avtd3.store.format.layout import raw_bytes, segment_arrays
 from avtd3.store.format.manifest import FileEntry, Limits, read_manifest
 from avtd3.store.replay.config import ReplayConfig
@@ -523,3 +523,19 @@ def test_a_disk_that_fails_while_reading_is_one_of_our_errors(dataset, monkeypat
 
 def test_the_fixture_holds_what_was_fed(pristine):
     assert_holds(*pristine)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[6, 3, 0], [-1, 9, 1], [2**62, 2**62, 9 - 2**63], [2**63 - 1, 2, 8], [9, 9, 9], [1, 1, 1]],
+)
+def test_lengths_that_do_not_add_up_are_refused_even_if_their_sum_wraps_around(tmp_path, lengths):
+    episodes = [make_episode(SPEC, length, seed) for seed, length in enumerate((5, 3, 1))]
+    dataset = write_dataset(tmp_path / "d", SPEC, episodes)
+    path = dataset.segments_path / dataset.segment_ids()[0]
+    offsets = np.cumsum(np.array([0, *lengths[:-1]], np.int64))
+    for name, values in (("episode_length", lengths), ("episode_offset", offsets)):
+        (path / name / "c" / "0").write_bytes(seal(np.array(values, "<i8").tobytes()))
+    rebuild_manifest(path)
+    with pytest.raises(SegmentCorruptError, match="do not add up"):
+        only(dataset).episode_table()

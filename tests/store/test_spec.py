@@ -91,7 +91,7 @@ def test_invalid_documents_are_refused(document):
         EpisodeSpec.from_json(document)
 
 
-ANYTHING = [
+ANYTHING: list[object] = [
     *(None, True, 1, -1, 10**400, 1e400, float("nan"), "steer", "x" * 10**6, "\x1b[2J", "\udcff"),
     *([], {}, [None], [1, None], ["a", "a"], [""], [[]], {"a": 1}, [10**400], ["x" * 10**6]),
     *([0.0] * 10**5, [True], {"channels": "x" * 10**6}, {"height": 10**400}, {"\x1b": 1}),

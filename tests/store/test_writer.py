@@ -531,7 +531,7 @@ def test_everything_that_a_generic_user_does_not_have_has_a_default(tmp_path):
 def test_an_end_reason_belongs_to_the_last_step(tmp_path):
     writer = SegmentWriter(Dataset.create(tmp_path / "d", vector_spec()))
     writer.begin(seen())
-    with pytest.raises(SpecError, match="end_reason is 'goal', but the step is neither"):
+    with pytest.raises(SpecError, match="end_reason is 'goal', but the step is not"):
         writer.step(PUSH, 0.0, seen(), end_reason="goal")
 
 

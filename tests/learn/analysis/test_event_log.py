@@ -271,7 +271,8 @@ def test_scalars_of_each_type_are_read(tmp_path, dtype):
 
 def naive(events, *, versioned):
     """Apply the rules for restarts to (step, tag, value) and ("start", step), point by point."""
-    kept, most_recent = {}, -1
+    kept: dict[str, list[tuple[int, float]]] = {}
+    most_recent = -1
     for event in events:
         if event[0] == "start":
             if versioned:
@@ -343,8 +344,13 @@ HOSTILE = {
 def test_a_hostile_order_of_steps_takes_time_in_proportion(tmp_path, name, monkeypatch):
     """The points are looked at once for each tag, however often its steps go back."""
     kept = event_log._Series.kept
-    looks = []
-    monkeypatch.setattr(event_log._Series, "kept", lambda self: looks.append(self) or kept(self))
+    looks: list[object] = []
+
+    def look(series):
+        looks.append(series)
+        return kept(series)
+
+    monkeypatch.setattr(event_log._Series, "kept", look)
     events, versioned = HOSTILE[name]
     write_events(tmp_path / "events.out.tfevents.1", events, versioned=versioned)
     assert points(read_log(tmp_path), "a")

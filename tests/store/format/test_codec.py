@@ -5,7 +5,7 @@ import google_crc32c
 import numcodecs.blosc
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import ConfigError
@@ -143,6 +143,7 @@ LOTS = st.sampled_from([1, 600, 2**20])
 
 
 @pytest.mark.parametrize("codec", CODECS)
+@settings(deadline=None)  # a loaded machine may take long
 @given(start=st.integers(0, 28), count=st.integers(1, 28), lot=LOTS)
 def test_any_run_of_frames_can_be_read(codec, tmp_path_factory, start, count, lot):
     frames = frames_of(codec, chunks=7)

@@ -23,6 +23,7 @@ from avtd3.store.replaced import ORIGIN, REPLACES, episode_digests, unseen_episo
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.segment import Segment
+from avtd3.store.staging import remove_segments
 from avtd3.tests.store.maintenance.datasets import SPEC, fill, identity, publish
 from avtd3.tests.store.segments import Clock, assert_holds, make_spec
 
@@ -399,7 +400,7 @@ def test_a_sampler_that_refreshes_across_a_compaction_draws_the_same_episodes(
 
     config = ReplayConfig(batch_size=64, scratch=str(tmp_path), mode=mode)
     with Sampler([dataset], config, seed=0) as sampler:
-        remove = compact_module.remove_segments
+        remove = remove_segments
 
         def looking(*args):
             for step in (lambda: None, lambda: remove(*args)):

@@ -215,8 +215,8 @@ def test_other_weights_go_into_another_dataset(old, tmp_path):
         ({"nothing": 1.0}, "the terms are r0, r1"),
         ({"r0": float("nan")}, "expected a finite number"),
         ({"r0": float("inf")}, "expected a finite number"),
-        ({"r0": True}, "expected a number"),
-        ({"r0": "2"}, "expected a number"),
+        ({"r0": True}, "expected a finite number"),
+        ({"r0": "2"}, "expected a finite number"),
         ({"r0": 1e38, "r1": 1e39}, "exceeds the range of float32"),
     ],
 )

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from avtd3.collect.sim.vehicle import Vehicle, VehicleParams
+from avtd3.collect.sim.world import Vehicle, VehicleParams
 from avtd3.tests.collect.carla.server import packing
 from avtd3.tests.collect.carla.server.blueprints import ROAD_CAR, SIZES_M
 

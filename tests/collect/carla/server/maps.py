@@ -30,8 +30,10 @@ class TownMap:
     def __init__(self, name, xodr):
         flat, has_hills = flatten(xodr)
         self.name, self.xodr = name, xodr
-        self.network = RoadNetwork.from_opendrive(name, flat)
-        self.hills = RoadNetwork.from_opendrive(name, xodr).map if has_hills else None
+        self.network = RoadNetwork.from_opendrive(name, flat, is_trusted=True)
+        self.hills = (
+            RoadNetwork.from_opendrive(name, xodr, is_trusted=True).map if has_hills else None
+        )
 
     @functools.cached_property
     def raster(self):
