@@ -4,7 +4,7 @@
 
 The report is Markdown on stdout, and ``report.md`` and ``report.json`` in ``--out``. It needs a GPU
 and takes less than eight minutes. Nothing has to be installed beyond avtd3; the rows of
-stable-baselines3 are left out if it is not installed. Without ``--data``, the script first collects
+stable-baselines3 are missing if it is not installed. Without ``--data``, the script first collects
 10 000 steps with the preset ``demo``, which takes one to two minutes of CPU time.
 
 *Correctness*: the same updates with the same batches and noise, from the same weights, on the CPU
@@ -35,9 +35,9 @@ from avtd3.configs.load import load_section
 from avtd3.learn.batch import DeviceFrameCache, to_batch
 from avtd3.learn.callbacks import CallbackList
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.cuda_graph import make_updater, map_tensors
+from avtd3.learn.device import make_updater, map_tensors
 from avtd3.learn.td3 import TD3Config, TD3State, create_state, state_of, update
-from avtd3.learn.trainer import Trainer, prepare_run, train
+from avtd3.learn.trainer import Trainer, train
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.gather import Transitions
@@ -223,7 +223,7 @@ def memory(name: str, data: Path, work: Path) -> dict[str, Any]:
     run = work / f"memory-{list(VARIANTS).index(name)}"
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    prepare_run(run, {}, resume=False)
+    run.mkdir(parents=True)
     dataset = Dataset.open(data)
     notify = CallbackList([], target=20)
     with Trainer(dataset.spec, config, run, run / "policies", notify) as trainer:

@@ -36,7 +36,7 @@ from avtd3.learn.callbacks import CallbackList
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.device import keep_freed_memory
 from avtd3.learn.td3 import TD3State, create_state, update
-from avtd3.learn.trainer import Trainer, prepare_run
+from avtd3.learn.trainer import Trainer
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", type=Path, help="keep the frames in this directory")
     parser.add_argument("--frames-of", type=Path, help="use the frames of this dataset")
-    parser.add_argument("--skip-sb3", action="store_true", help="leave out stable-baselines3")
+    parser.add_argument("--skip-sb3", action="store_true", help="skip stable-baselines3")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +153,7 @@ def rival(
             replay=replay,
             log_every=UPDATES[device],
         )
-        prepare_run(run, {}, resume=False)
+        run.mkdir(parents=True)
         notify = CallbackList([], target=config.updates)
         trainer = Trainer(dataset.spec, config, run, run / "policies", notify)
         trainer.restore()

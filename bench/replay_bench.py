@@ -36,10 +36,11 @@ from replay_table import Row, Table
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.replay import sampler as sampler_module
+from avtd3.store.replay import direct
 from avtd3.store.replay.cache import ReplayCache
+from avtd3.store.replay.chunks import ChunkDecoder, usable_cores
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.direct import ChunkDecoder, JoinedDecoder, usable_cores
+from avtd3.store.replay.direct import JoinedDecoder
 from avtd3.store.replay.gather import Transitions
 from avtd3.store.replay.native import native_problem, open_decoder
 from avtd3.store.replay.sampler import Sampler
@@ -129,7 +130,7 @@ def add_ours(
         sources[f", {kept}"] = open_copy(dataset, kept.replace(" ", "-"), codec)
     for (name, decoder), (kept, source) in itertools.product(_decoders().items(), sources.items()):
         config = ReplayConfig(batch_size=material.batch, mode="direct")
-        with mock.patch.object(sampler_module, "open_decoder", decoder):
+        with mock.patch.object(direct, "open_decoder", decoder):
             sampler = Sampler([source], config, seed=0, scratch=scratch, buffers=1)
         samplers.append(sampler)
         held = source.snapshot().segments

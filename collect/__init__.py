@@ -22,28 +22,21 @@ if TYPE_CHECKING:
     from avtd3.collect.maps.route import Route
     from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
     from avtd3.collect.reports import CollectReport
+    from avtd3.collect.sim.world import RoadConfig, RoadWorld
     from avtd3.collect.worlds import EnvironmentConfig
 
 _MODULES = {
-    "CollectConfig": "collector",
-    "CollectReport": "reports",
-    "Driver": "drivers",
-    "Environment": "environment",
-    "EnvironmentConfig": "worlds",
-    "EvaluateConfig": "evaluator",
-    "EvaluateReport": "evaluator",
-    "ResetResult": "environment",
-    "Route": "maps.route",
-    "Scenario": "maps.scenarios",
-    "ScenarioConfig": "maps.scenarios",
-    "Surroundings": "driving.world",
-    "VehicleState": "driving.world",
-    "World": "driving.world",
-    "WorldFrame": "driving.world",
-    "WorldStart": "driving.world",
-    "check_environment": "custom_world",
-    "collect": "collector",
-    "evaluate": "evaluator",
+    "collector": ("CollectConfig", "collect"),
+    "custom_world": ("check_environment",),
+    "drivers": ("Driver",),
+    "driving.world": ("Surroundings", "VehicleState", "World", "WorldFrame", "WorldStart"),
+    "environment": ("Environment", "ResetResult"),
+    "evaluator": ("EvaluateConfig", "EvaluateReport", "evaluate"),
+    "maps.route": ("Route",),
+    "maps.scenarios": ("Scenario", "ScenarioConfig"),
+    "reports": ("CollectReport",),
+    "sim.world": ("RoadConfig", "RoadWorld"),
+    "worlds": ("EnvironmentConfig",),
 }
 
 __all__ = [
@@ -55,6 +48,8 @@ __all__ = [
     "EvaluateConfig",
     "EvaluateReport",
     "ResetResult",
+    "RoadConfig",
+    "RoadWorld",
     "Route",
     "Scenario",
     "ScenarioConfig",
@@ -71,11 +66,10 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name from its module."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

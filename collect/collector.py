@@ -1,17 +1,18 @@
 """`collect`: drive episodes of a plan and write them into a dataset."""
 
+import contextlib
 import dataclasses
 import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from avtd3.collect.checks import check_number, check_positive
-from avtd3.collect.environment import FAULT_REASON, STOP_REASON, Environment
-from avtd3.collect.mixture import Choice, DriverPool, Mixture
+from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, STOP_REASON, Environment
+from avtd3.collect.mixture import DriverPool, DriverSpec, Mixture
 from avtd3.collect.plan import (
     GROUP,
     MAX_SEED,
@@ -20,15 +21,26 @@ from avtd3.collect.plan import (
     digest,
     episode_generator,
     held_episodes,
+    lock_plan,
+    lock_share,
     training_seed,
 )
-from avtd3.collect.recovery import Recovery, RecoveryConfig
+from avtd3.collect.recovery import Recovery
 from avtd3.collect.reports import CollectProgress, CollectReport, Tally
-from avtd3.collect.rollout import Rollout
+from avtd3.collect.rollout import MAX_EPISODE_STEPS, Rollout
 from avtd3.collect.scores import total_reward
+from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, RouteError, StorageError, WorldError, WorldLost
+from avtd3.store.errors import (
+    CheckpointError,
+    ConfigError,
+    RoadError,
+    StorageError,
+    WorldError,
+    WorldLost,
+)
+from avtd3.store.events import Event
 from avtd3.store.step import Step
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
@@ -72,12 +84,7 @@ class CollectAheadConfig:
         return steps < self.random_steps
 
     def waits_for(self, steps: int, updates: int) -> str:
-        """Return why a policy may not start an episode yet, or an empty string.
-
-        Args:
-            steps: Steps of the plan so far.
-            updates: Updates that the newest policy was trained for.
-        """
+        """Return why a policy may not start an episode yet, or an empty string."""
         if self.max_lead is None:
             return ""
         ahead = steps - self.random_steps - self.max_lead
@@ -89,240 +96,6 @@ class CollectAheadConfig:
             f"(max_lead {self.max_lead}); is it running, and does it publish often enough "
             "(learn.publish_every)?"
         )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CollectorSettings:
-    """The settings of a `Collector`."""
-
-    seed: int
-    """Seed of the plan."""
-    lead: CollectAheadConfig
-    """How far the collection may run ahead of the learner."""
-    recovery: RecoveryConfig
-    """What to do when a world is lost."""
-    min_free_bytes: int
-    """Free bytes on the disk below which no episode is started."""
-    writer: WriterConfig
-    """Codec and size of the segments."""
-    name: str
-    """Name of the collector, in the names of its segments."""
-    provenance: Mapping[str, Any]
-    """Origin of the data, stored in every segment."""
-
-
-class Collector:
-    """Collects one share of a plan with one environment and one writer.
-
-    Args:
-        dataset: Where the segments are written.
-        environment: Where the episodes happen.
-        pool: The drivers.
-        settings: Everything else.
-        should_stop: Called at every step; true ends the collection in good order.
-        on_tally: Called a few times a second with what has been collected.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        environment: Environment,
-        pool: DriverPool,
-        settings: CollectorSettings,
-        *,
-        should_stop: Callable[[], bool],
-        on_tally: Callable[[Tally], None],
-    ) -> None:
-        self._dataset, self._environment, self._pool = dataset, environment, pool
-        self._settings = settings
-        self._should_stop, self._on_tally = should_stop, on_tally
-        self._tally = Tally()
-        self._steps = 0
-        self._recovery = Recovery(settings.recovery)
-        self._reported_s = -1.0
-
-    def run(self, share: Share) -> Tally:
-        """Collect a share of the plan; complete steps are published whatever ends it.
-
-        A simulator that does not come back ends the share with `Tally.lost`, not with an error.
-
-        Raises:
-            WorldError: If the simulator failed or a driver's action is invalid; the current
-                episode is kept up to the step before, as truncated.
-            StorageError: If the disk is full or almost full.
-        """
-        settings = self._settings
-        writer = SegmentWriter(
-            self._dataset,
-            collector=settings.name,
-            provenance=settings.provenance,
-            config=settings.writer,
-        )
-        with writer:
-            try:
-                self._collect(writer, share)
-            except WorldLost as error:
-                self._note(lost=(f"worker {share.worker} stopped: {error}",), warning="")
-            self._count_segment(writer.close())
-        self._report(force=True)
-        return self._tally
-
-    def _collect(self, writer: SegmentWriter, share: Share) -> None:
-        for index in share.indices():
-            # Try again until it is driven or skipped: a lost world may be back.
-            while not self._is_over(share):
-                self._check_disk()
-                if self._try_episode(writer, share, index):
-                    break
-            else:
-                return
-
-    def _is_over(self, share: Share) -> bool:
-        done = share.steps is not None and self._steps >= share.steps
-        return done or self._should_stop()
-
-    def _try_episode(self, writer: SegmentWriter, share: Share, index: int) -> bool:
-        """Try an episode; return False if it should be tried again."""
-        ended = self._tally.episodes
-        try:
-            self._collect_episode(writer, share, index)
-        except WorldLost as error:
-            lost = f"episode {index} lost its world ({error.reason}): {error}"
-            self._note(losses=self._tally.losses + 1, warning=lost)
-            skipped = self._recovery.record_loss(index, error, self._steps)
-            if self._tally.episodes > ended:
-                return True  # truncated and kept up to the step before
-            if skipped is None:
-                return False
-        except RouteError as error:
-            skipped = self._recovery.record_no_route(index, error, self._steps)
-        else:
-            return True
-        self._note(skipped=(*self._tally.skipped, skipped))
-        return True
-
-    def _check_disk(self) -> None:
-        free = shutil.disk_usage(self._dataset.path).free
-        if free < self._settings.min_free_bytes:
-            raise StorageError(
-                f"{self._dataset.path} has {free / 1e6:.0f} MB free, less than "
-                f"{self._settings.min_free_bytes / 1e6:.0f} MB (collect.min_free_mb); free some "
-                "space, then continue with --resume"
-            )
-
-    def _collect_episode(self, writer: SegmentWriter, share: Share, index: int) -> None:
-        seed = training_seed(self._settings.seed, index)
-        rng = episode_generator(seed)
-        steps = share.held_steps + share.workers * self._steps
-        choice = self._pool.choose(rng, use_random=self._settings.lead.is_random(steps))
-        if choice.spec.is_policy and not self._load_policy(writer, steps):
-            return  # stopped while waiting
-        rollout = Rollout(self._environment, seed, index)
-        if self._should_stop():
-            return  # the reset may have taken long, and nothing was driven yet
-        if self._environment.notices:
-            self._note(warning="; ".join(self._environment.notices))
-        self._begin_episode(writer, rollout, choice, index)
-        self._drive(writer, rollout.drive(choice.driver, choice.spec.name, rng))
-
-    def _load_policy(self, writer: SegmentWriter, steps: int) -> bool:
-        """Wait for a policy that is new enough; return False if stopped while waiting."""
-        while waiting := self._waits_for(steps):
-            # The learner may wait for this data: publish it before waiting.
-            self._count_segment(writer.flush())
-            self._note(waiting=waiting)
-            self._report()
-            if self._should_stop():
-                return False
-            time.sleep(POLICY_PERIOD_S)
-        warning = self._pool.warning or self._tally.warning
-        policy = self._pool.policy
-        assert policy is not None, "the wait is over"
-        self._note(
-            waiting="",
-            warning=warning,
-            policy_version=policy.version,
-            action_limit=policy.action_limit,
-        )
-        return True
-
-    def _waits_for(self, steps: int) -> str:
-        """Return what a policy has to wait for, or an empty string."""
-        policy = self._pool.poll()
-        if policy is None:
-            return f"waiting for the first policy in {self._pool.path}"
-        behind = self._settings.lead.waits_for(steps, policy.updates)
-        return behind and f"waiting for the learner of {self._pool.path}: {behind}"
-
-    def _begin_episode(
-        self, writer: SegmentWriter, rollout: Rollout, choice: Choice, index: int
-    ) -> None:
-        policy = self._pool.policy if choice.spec.is_policy else None
-        if policy is not None and policy.action_limit < 1.0:
-            self._note(limited_episodes=self._tally.limited_episodes + 1)
-        writer.begin(
-            rollout.start.observation,
-            index=index,
-            seed=rollout.seed,
-            scenario=self._environment.scenario,
-            world=self._environment.name,
-            driver=choice.spec.name,
-            policy_version=policy.version if policy else -1,
-            policy_digest=policy.digest if policy else "",
-            exploration_noise=choice.spec.sigma,
-            **rollout.start.attributes,
-        )
-
-    def _drive(self, writer: SegmentWriter, steps: Iterator[Step]) -> None:
-        episode_return, before = 0.0, self._steps
-        try:
-            for step in steps:
-                writer.add(step)
-                episode_return += total_reward(step)
-                self._steps += 1
-                self._report()
-                if step.is_last:
-                    published = writer.end(step.end_reason, self._environment.events())
-                    self._count_episode(published, step.end_reason, episode_return)
-                elif self._should_stop():
-                    published = writer.truncate(STOP_REASON, self._environment.events())
-                    self._count_episode(published, STOP_REASON, episode_return)
-                    return
-        except WorldError as error:
-            reason = error.reason if isinstance(error, WorldLost) else FAULT_REASON
-            published = writer.truncate(reason, self._environment.events())
-            if self._steps > before:  # an episode without a step is dropped
-                self._count_episode(published, reason, episode_return)
-            raise
-
-    def _count_episode(
-        self, segment: PublishedSegment | None, reason: str, episode_return: float
-    ) -> None:
-        self._tally = self._tally.with_end(reason, episode_return)
-        self._count_segment(segment)
-
-    def _count_segment(self, segment: PublishedSegment | None) -> None:
-        if segment is not None:
-            self._note(
-                segments=self._tally.segments + 1,
-                size_bytes=self._tally.size_bytes + segment.size_bytes,
-            )
-
-    def _note(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Tally
-        changed = dataclasses.replace(self._tally, **changes)
-        if changed != self._tally:
-            self._tally = changed
-            self._report(force=True)
-
-    def _report(self, *, force: bool = False) -> None:
-        now_s = time.monotonic()
-        if force or now_s - self._reported_s >= REPORT_PERIOD_S:
-            self._reported_s = now_s
-            self._tally = dataclasses.replace(self._tally, steps=self._steps)
-            self._on_tally(self._tally)
-
-
-_NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9]+")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,15 +152,220 @@ class CollectJob:
     """The work of one process."""
 
     dataset: Path
-    """The dataset, which exists."""
     config: CollectConfig
-    """The collection's settings."""
     share: Share
-    """The process's part of the plan."""
     policies: Path | None
-    """Directory in which policies are published."""
     open_world: WorldFactory
-    """Makes the world."""
+
+
+class Collector:
+    """Collects one share of a plan with one environment and one writer."""
+
+    def __init__(
+        self,
+        job: CollectJob,
+        environment: Environment,
+        *,
+        should_stop: Callable[[], bool],
+        on_tally: Callable[[Tally], None],
+    ) -> None:
+        self._config, self._share, self._environment = job.config, job.share, environment
+        self._pool = DriverPool(job.config.mixture, environment, job.policies)
+        self._writer = SegmentWriter(
+            Dataset.open(job.dataset),
+            collector=_segment_name(job.config.name, job.share),
+            provenance=_provenance(job.config, environment),
+            config=job.config.writer,
+        )
+        self._path = job.dataset
+        self._should_stop, self._on_tally = should_stop, on_tally
+        self._recovery = Recovery(job.config.recovery)
+        self._tally, self._steps, self._next_report_s = Tally(), 0, 0.0
+
+    def run(self) -> Tally:
+        """Collect the share; complete steps are published whatever ends it.
+
+        A simulator that does not come back ends the share with `Tally.lost`, not with an error.
+        """
+        try:
+            with self._writer:
+                try:
+                    self._collect()
+                except WorldLost as error:
+                    lost = f"worker {self._share.worker} stopped: {error}"
+                    self._note(lost=(lost,), warning="")
+                finally:
+                    self._count_segment(self._writer.close())
+        finally:
+            self._report()
+        return self._tally
+
+    def _collect(self) -> None:
+        for index in self._share.indices():
+            # Try again until it is driven or skipped: a lost world may be back.
+            while not self._is_over():
+                self._check_disk()
+                if self._try_episode(index):
+                    break
+            else:
+                return
+
+    def _is_over(self) -> bool:
+        done = self._share.steps is not None and self._steps >= self._share.steps
+        return done or self._should_stop()
+
+    def _try_episode(self, index: int) -> bool:
+        """Try an episode; return False if it should be tried again."""
+        ended, skipped = self._tally.episodes, None
+        try:
+            self._collect_episode(index)
+        except CheckpointError as error:
+            self._pool.reject(str(error))
+            self._note(warning=str(error))
+            return self._tally.episodes > ended
+        except WorldLost as error:
+            lost = f"episode {index} lost its world ({error.reason}): {error}"
+            self._note(losses=self._tally.losses + 1, warning=lost)
+            skipped = self._recovery.record_loss(index, error, self._steps)
+            if skipped is None and self._tally.episodes == ended:
+                return False
+        except RoadError as error:
+            scenarios = self._environment.scenario_count
+            skipped = self._recovery.record_refusal(index, error, self._steps, scenarios)
+        # An episode that was truncated is kept up to the step before, and not skipped.
+        if skipped is not None and self._tally.episodes == ended:
+            self._note(skipped=(*self._tally.skipped, skipped))
+        return True
+
+    def _check_disk(self) -> None:
+        free, least = shutil.disk_usage(self._path).free, self._config.min_free_mb * 1_000_000
+        if free < least:
+            raise StorageError(
+                f"{self._path} has {free / 1e6:.0f} MB free, less than {least / 1e6:.0f} MB "
+                "(collect.min_free_mb); free some space, then continue with --resume"
+            )
+
+    def _collect_episode(self, index: int) -> None:
+        share, lead = self._share, self._config.lead
+        seed = training_seed(self._config.seed, index)
+        rng = episode_generator(seed)
+        steps = share.held_steps + share.workers * self._steps
+        driver, spec = self._pool.choose(rng, use_random=lead.is_random(steps))
+        if spec.is_policy and not self._load_policy(steps):
+            return  # stopped while waiting
+        rollout = Rollout(self._environment, seed, index)
+        if self._should_stop():
+            return  # the reset may have taken long, and nothing was driven yet
+        if self._environment.notices:
+            self._note(warning="; ".join(self._environment.notices))
+        self._begin_episode(rollout, spec, index)
+        most = MAX_EPISODE_STEPS
+        if share.steps is not None and not self._environment.has_time_limit:
+            most = min(most, share.steps - self._steps)
+        self._drive(rollout.drive(driver, spec.name, rng, most))
+
+    def _load_policy(self, steps: int) -> bool:
+        """Wait for a policy that is new enough; return False if stopped while waiting."""
+        while waiting := self._waits_for(steps):
+            # The learner may wait for this data: publish it before waiting.
+            self._count_segment(self._writer.flush())
+            self._note(waiting=waiting)
+            self._report_if_due()
+            if self._should_stop():
+                return False
+            time.sleep(POLICY_PERIOD_S)
+        warning = self._pool.warning or self._tally.warning
+        policy = self._pool.policy
+        assert policy is not None, "the wait is over"
+        self._note(
+            waiting="",
+            warning=warning,
+            policy_version=policy.version,
+            action_limit=policy.action_limit,
+        )
+        return True
+
+    def _waits_for(self, steps: int) -> str:
+        """Return what a policy has to wait for, or an empty string."""
+        policy = self._pool.poll()
+        if policy is None:
+            return f"waiting for the first policy in {self._pool.path}"
+        behind = self._config.lead.waits_for(steps, policy.updates)
+        return behind and f"waiting for the learner of {self._pool.path}: {behind}"
+
+    def _begin_episode(self, rollout: Rollout, spec: DriverSpec, index: int) -> None:
+        policy = self._pool.policy if spec.is_policy else None
+        if policy is not None and policy.action_limit < 1.0:
+            self._note(limited_episodes=self._tally.limited_episodes + 1)
+        self._writer.begin(
+            rollout.start.observation,
+            index=index,
+            seed=rollout.seed,
+            scenario=self._environment.scenario,
+            world=self._environment.name,
+            driver=spec.name,
+            policy_version=policy.version if policy else -1,
+            policy_digest=policy.digest if policy else "",
+            exploration_noise=spec.sigma,
+            **rollout.start.attributes,
+        )
+
+    def _drive(self, steps: Iterator[Step]) -> None:
+        """Write the steps of an episode; whatever fails, those before it are kept."""
+        writer, should_stop, total, before = self._writer, self._should_stop, 0.0, self._steps
+        try:
+            for step in steps:
+                writer.add(step)
+                total += total_reward(step)
+                self._steps += 1
+                if step.is_last:
+                    self._end_episode(step.end_reason, total)
+                elif should_stop():
+                    self._end_episode(STOP_REASON, total)
+                    return
+                self._report_if_due()
+        except (CheckpointError, RoadError, WorldError) as error:
+            events: tuple[Event, ...] = ()
+            with contextlib.suppress(WorldError):  # the environment may have failed in this
+                events = self._environment.events()
+            reason = error.reason if isinstance(error, WorldLost) else FAULT_REASON
+            reason = POLICY_REASON if isinstance(error, CheckpointError) else reason
+            published = writer.truncate(reason, events)
+            if self._steps > before:  # an episode without a step is dropped
+                self._count_episode(published, reason, total)
+            raise
+
+    def _end_episode(self, reason: str, episode_return: float) -> None:
+        published = self._writer.truncate(reason, self._environment.events())
+        self._count_episode(published, reason, episode_return)
+
+    def _count_episode(
+        self, segment: PublishedSegment | None, reason: str, episode_return: float
+    ) -> None:
+        self._tally = self._tally.with_end(reason, episode_return)
+        self._count_segment(segment)
+
+    def _count_segment(self, segment: PublishedSegment | None) -> None:
+        if segment is not None:
+            self._note(
+                segments=self._tally.segments + 1,
+                size_bytes=self._tally.size_bytes + segment.size_bytes,
+            )
+
+    def _note(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Tally
+        changed = dataclasses.replace(self._tally, **changes)
+        if changed != self._tally:
+            self._tally = changed
+            self._report()
+
+    def _report_if_due(self) -> None:
+        if time.monotonic() >= self._next_report_s:
+            self._report()
+
+    def _report(self) -> None:
+        self._next_report_s = time.monotonic() + REPORT_PERIOD_S
+        self._tally = dataclasses.replace(self._tally, steps=self._steps)
+        self._on_tally(self._tally)
 
 
 def collect(
@@ -447,54 +425,66 @@ def collect(
     policies = None if policies is None else Path(policies)
     opened = _open_dataset(Path(dataset), config, policies, open_world)
     plan_digest = digest(config.plan_document())
-    held = held_episodes(opened, plan_digest)
-    if held and not resume:
-        raise ConfigError(
-            f"dataset {dataset} already has {len(held)} episodes of this plan (seed "
-            f"{config.seed}); use --resume to continue it, or another --seed for new episodes"
-        )
-    opened.clean_staging()
     workers = config.worker_count
 
     def is_over() -> bool:
         is_late = seconds is not None and time.monotonic() - started_s >= seconds
         return is_late or should_stop()
 
-    def show(tallies: list[Tally]) -> None:
-        total = Tally.total(tallies)
-        elapsed_s = time.monotonic() - started_s
-        on_progress(
-            CollectProgress(
-                tally=total,
-                seconds=elapsed_s,
-                fraction=amount.fraction(held, total.steps, total.episodes, elapsed_s),
-                disk_free_bytes=shutil.disk_usage(opened.path).free,
+    with lock_plan(opened, plan_digest):
+        held = held_episodes(opened, plan_digest)
+        held_steps = sum(held.values())
+        if held and not resume:
+            raise ConfigError(
+                f"dataset {dataset} already has {len(held)} episodes of this plan (seed "
+                f"{config.seed}); use --resume to continue it, or another --seed for new episodes"
             )
-        )
+        opened.clean_staging()
 
-    jobs = [
-        CollectJob(
-            dataset=opened.path,
-            config=config,
-            share=Share(
-                amount=amount,
-                held=frozenset(held),
-                held_steps=sum(held.values()),
-                worker=worker,
-                workers=workers,
-            ),
-            policies=policies,
-            open_world=open_world,
-        )
-        for worker in range(workers)
-    ]
-    tally = Tally.total(_run(jobs, is_over, show))
+        def show(tallies: list[Tally | None]) -> None:
+            total = Tally.total(tallies)
+            elapsed_s = time.monotonic() - started_s
+            on_progress(
+                CollectProgress(
+                    tally=total,
+                    seconds=elapsed_s,
+                    fraction=amount.fraction(held, total.steps, total.episodes, elapsed_s),
+                    disk_free_bytes=shutil.disk_usage(opened.path).free,
+                )
+            )
+
+        jobs = [
+            CollectJob(
+                dataset=opened.path,
+                config=config,
+                share=Share(
+                    amount=amount,
+                    held=frozenset(held),
+                    held_steps=held_steps,
+                    worker=worker,
+                    workers=workers,
+                ),
+                policies=policies,
+                open_world=open_world,
+            )
+            for worker in range(workers)
+        ]
+        tallies, lost = run_jobs(run_job, jobs, should_stop=is_over, on_reports=show)
+        tally = Tally.total(tallies)
+        if lost:  # count what is there: a worker that died has not reported its last steps
+            now = held_episodes(opened, plan_digest)
+            tally = dataclasses.replace(
+                tally,
+                lost=(*tally.lost, *lost),
+                steps=sum(now.values()) - held_steps,
+                episodes=len(now) - len(held),
+            )
     return CollectReport(
         dataset=str(dataset),
         tally=tally,
         seconds=time.monotonic() - started_s,
         workers=workers,
-        held_steps=sum(held.values()),
+        held_steps=held_steps,
         interrupted=should_stop(),
         plan_digest=plan_digest,
         missing=amount.missing(held, tally.steps, tally.episodes),
@@ -504,43 +494,14 @@ def collect(
 def run_job(
     job: CollectJob, should_stop: Callable[[], bool], on_tally: Callable[[Tally], None]
 ) -> Tally:
-    """Collect one process's share.
-
-    Raises:
-        Avtd3Error: As `collect`.
-    """
-    config, dataset = job.config, Dataset.open(job.dataset)
-    environment = open_environment(config, job.open_world, job.share.worker)
-    try:
-        settings = CollectorSettings(
-            seed=config.seed,
-            lead=config.lead,
-            recovery=config.recovery,
-            min_free_bytes=config.min_free_mb * 1_000_000,
-            writer=config.writer,
-            name=_segment_name(config.name, job.share),
-            provenance=_provenance(config, environment),
-        )
-        pool = DriverPool(config.mixture, environment, job.policies)
-        collector = Collector(
-            dataset, environment, pool, settings, should_stop=should_stop, on_tally=on_tally
-        )
-        return collector.run(job.share)
-    finally:
-        environment.close()
-
-
-def _run(
-    jobs: list[CollectJob], should_stop: Callable[[], bool], show: Callable[[list[Tally]], None]
-) -> list[Tally]:
-    if len(jobs) == 1:
-        return [run_job(jobs[0], should_stop, lambda tally: show([tally]))]
-    from avtd3.collect.workers import run_workers
-
-    def show_known(tallies: list[Tally | None]) -> None:
-        show([tally or Tally() for tally in tallies])
-
-    return run_workers(run_job, jobs, should_stop=should_stop, on_reports=show_known)
+    """Collect one process's share; raise as `collect`."""
+    config, worker = job.config, job.share.worker
+    with contextlib.ExitStack() as stack:
+        if job.share.workers > 1:
+            lock = lock_share(job.dataset, digest(config.plan_document()), worker)
+            stack.enter_context(lock)
+        environment = stack.enter_context(open_environment(config, job.open_world, worker))
+        return Collector(job, environment, should_stop=should_stop, on_tally=on_tally).run()
 
 
 def _open_dataset(
@@ -550,17 +511,15 @@ def _open_dataset(
         raise ConfigError(
             f"driver {config.driver!r} needs the learner's directory; give --policies"
         )
-    environment = open_environment(config, factory)
-    try:
+    with open_environment(config, factory) as environment:
         DriverPool(config.mixture, environment, policies)  # raises if a driver does not exist here
         return Dataset.create(path, environment.spec)
-    finally:
-        environment.close()
 
 
 def _segment_name(name: str, share: Share) -> str:
     """Return a name for directories that no other process of this collection has."""
-    own = _NAME_CHARACTERS.sub("-", name or platform.node()).strip("-")[:48] or "collector"
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", name or platform.node())
+    own = plain.strip("-")[:48] or "collector"
     return own if share.workers == 1 else f"{own}-{share.worker}"
 
 

@@ -9,16 +9,12 @@ Only a name that the user gives is imported. Datasets and policies never name co
 
 import dataclasses
 import functools
-import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import itertools
 import math
 import re
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -30,13 +26,14 @@ from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import Surroundings, VehicleState, World, WorldFrame, WorldStart
 from avtd3.collect.environment import Environment, ResetResult
+from avtd3.collect.foreign import SEE, ForeignCode, check_actions, check_image, type_name
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
 from avtd3.collect.rollout import Rollout
 from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeInfo
 from avtd3.store.errors import Avtd3Error, ConfigError, SpecError, WorldError
-from avtd3.store.events import Event
-from avtd3.store.spec import EpisodeSpec
+from avtd3.store.events import Event, check_events
+from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation, Step
 from avtd3.store.writer import StepChecker, as_bool
 
@@ -47,9 +44,9 @@ ENTRY_POINT_GROUP = "avtd3.worlds"
 """Group of entry points by which installed packages offer worlds."""
 REFERENCE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<factory>[^\W\d]\w*(\.\w+)*)")
 """``package.module:factory``."""
-_SEE = "see docs/worlds.md"
 _T = TypeVar("_T")
 _MISSING = object()
+_ORDER = "(channels, rows, columns)"
 _FRAME_NUMBERS = ("frame_id", "sim_time_s", "lane_invasions", "lead_gap_m", "lead_speed_mps")
 _NO_VEHICLE = ("lead_gap_m", math.inf)
 _OWN_ATTRIBUTES = (
@@ -78,32 +75,26 @@ def installed_worlds() -> dict[str, importlib.metadata.EntryPoint]:
 def open_custom_world(
     name: str, options: Mapping[str, Any], worker: int = 0
 ) -> "CustomWorld | CustomEnvironment":
-    """Import a user's factory, call it, and wrap what it returns in checks.
-
-    Args:
-        name: ``module:factory``, or the name of an entry point.
-        options: Keyword arguments of the factory.
-        worker: Number of the worker process, from 0; passed on if the factory has a parameter
-            ``worker``.
-
-    Raises:
-        ConfigError: If there is no such module or factory, the options do not fit, or it returns
-            something else than a world.
-        WorldError: If the user's code raises an error.
-    """
+    """Import a user's factory, call it, and wrap what it returns in checks."""
     point = None if REFERENCE.fullmatch(name) else installed_worlds().get(name)
     reference = point.value if point else name
     match = REFERENCE.fullmatch(reference)
     if match is None:
-        raise ConfigError(f"world {name!r} is {reference!r}, expected MODULE:FACTORY; {_SEE}")
-    code = _UserCode(name, match["module"])
+        raise ConfigError(f"world {name!r} is {reference!r}, expected MODULE:FACTORY; {SEE}")
+    code = ForeignCode(name, match["module"])
     factory = code.load(match["factory"])
     if not callable(factory):
         raise ConfigError(
             f"world {name}: {match['factory']} is {type(factory).__name__}, expected a function "
-            f"or class that makes the world; {_SEE}"
+            f"or class that makes the world; {SEE}"
         )
-    made = code.call("its factory", factory, **_fitting_options(name, factory, options, worker))
+    fitting = _fitting_options(name, factory, options, worker)
+    try:
+        made = code.call("its factory", factory, **fitting)
+    except WorldError as error:
+        if isinstance(error.__cause__, Avtd3Error):  # a user may refuse options by our errors
+            raise error.__cause__ from None
+        raise
     version = _distribution(match["module"])
     return _wrap(made, code, f"{reference} ({version})" if version else reference)
 
@@ -126,11 +117,11 @@ def check_environment(
         WorldError: If a returned value is invalid, an error is raised, or the two drives differ.
 
     Example:
-        >>> from avtd3.collect.sim.world import RoadWorld
+        >>> from avtd3.collect import RoadWorld
         >>> check_environment(RoadWorld(), episodes=1, steps=20)
     """
     kind = type(environment)
-    made = _wrap(environment, _UserCode(kind.__qualname__, kind.__module__), kind.__qualname__)
+    made = _wrap(environment, ForeignCode(kind.__qualname__, kind.__module__), kind.__qualname__)
     checked = as_environment(made, TaskConfig(), ScenarioConfig(), ExpertConfig())
     for index in range(episodes):
         first = _drive(checked, index, steps)
@@ -171,98 +162,6 @@ def _bytes(observation: Observation) -> tuple[bytes | None, ...]:
     return tuple(None if part is None else part.tobytes() for part in parts)
 
 
-class _UserCode:
-    """Runs a user's code, and turns its exceptions into one error with file and line.
-
-    Args:
-        name: Name of the world, for messages.
-        module: Name of the module that the code comes from.
-    """
-
-    def __init__(self, name: str, module: str) -> None:
-        self.name, self._module = name, module
-
-    def load(self, path: str) -> object:
-        """Import the module and return an attribute of it, ``factory`` or ``Class.method``.
-
-        Raises:
-            ConfigError: If there is no such module or attribute.
-            WorldError: If the module raises an error while it is imported.
-        """
-        try:
-            found: object = importlib.import_module(self._module)
-        except ModuleNotFoundError as error:
-            if error.name and f"{self._module}.".startswith(f"{error.name}."):
-                raise ConfigError(
-                    f"world {self.name}: there is no module {error.name}; install its package, "
-                    "start avtd3 in the directory of the file, or add that directory to PYTHONPATH"
-                ) from error
-            raise self._failure("its import", error) from error
-        except Exception as error:
-            raise self._failure("its import", error) from error
-        for part in path.split("."):
-            if not hasattr(found, part):
-                raise ConfigError(
-                    f"world {self.name}: {self._module} has no {path}, expected a function or "
-                    f"class that makes the world; {_SEE}"
-                )
-            found = getattr(found, part)
-        return found
-
-    def call(self, place: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:  # noqa: ANN401 - any function
-        """Call a function of the user.
-
-        Raises:
-            WorldError: If it raises an error that is not one of avtd3's.
-        """
-        try:
-            return function(*args, **options)
-        except Avtd3Error:
-            raise  # `WorldLost` and `RouteError` have a meaning of their own
-        except Exception as error:
-            raise self._failure(place, error) from error
-
-    def get(self, made: object, attribute: str, default: object = None) -> Any:  # noqa: ANN401 - any attribute
-        """Return an attribute of the user's object, or a default if it has none."""
-        return self.call(f"its attribute {attribute}", getattr, made, attribute, default)
-
-    def expect(self, kind: type[_T], value: object, place: str) -> _T:
-        """Return a value that the user's code returned, if it is of a type.
-
-        Raises:
-            WorldError: If it is not.
-        """
-        if not isinstance(value, kind):
-            raise self.invalid(place, f"found {_type_name(value)}, expected {kind.__name__}")
-        return value
-
-    def invalid(self, place: str, problem: str) -> WorldError:
-        """Make the error for an invalid value."""
-        return WorldError(f"world {self.name}: invalid result of {place}: {problem}; {_SEE}")
-
-    def _failure(self, place: str, error: Exception) -> WorldError:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return WorldError(f"world {self.name} failed in {place}: {text}{self._location(error)}")
-
-    def _location(self, error: Exception) -> str:
-        """Return file and line of an exception, in the user's code if a frame of it is there."""
-        if isinstance(error, SyntaxError):
-            return f" ({error.filename}:{error.lineno})"
-        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
-        frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
-        found = importlib.util.find_spec(self._module.partition(".")[0])
-        file = Path(found.origin if found and found.origin else "")
-        is_package = file.name == "__init__.py"
-        theirs = [
-            frame
-            for frame in frames
-            if Path(frame.filename) == file
-            or (is_package and file.parent in Path(frame.filename).parents)
-        ]
-        last = (theirs or frames)[-1:]
-        return f" ({last[0].filename}:{last[0].lineno})" if last else ""
-
-
 def _fitting_options(
     name: str, factory: Callable[..., object], options: Mapping[str, Any], worker: int
 ) -> dict[str, Any]:
@@ -291,7 +190,7 @@ def _distribution(module: str) -> str:
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
 
 
-def _wrap(made: object, code: _UserCode, origin: str) -> "CustomWorld | CustomEnvironment":
+def _wrap(made: object, code: ForeignCode, origin: str) -> "CustomWorld | CustomEnvironment":
     """Recognise what a user's factory returned, and wrap it.
 
     What has a ``spec`` is an environment; what has ``control_period_s`` and ``image_shape`` is a
@@ -302,26 +201,22 @@ def _wrap(made: object, code: _UserCode, origin: str) -> "CustomWorld | CustomEn
     if any(code.get(made, name, _MISSING) is not _MISSING for name, _, _ in _WORLD_MEMBERS[:2]):
         return CustomWorld(made, code, origin)
     raise ConfigError(
-        f"world {code.name}: found {_type_name(made)}, expected an environment (with spec, reset, "
-        f"step) or a driving world (with control_period_s, image_shape, reset, step); {_SEE}"
+        f"world {code.name}: found {type_name(made)}, expected an environment (with spec, reset, "
+        f"step) or a driving world (with control_period_s, image_shape, reset, step); {SEE}"
     )
 
 
 def _check_members(
-    made: object, code: _UserCode, members: tuple[tuple[str, str, int | None], ...]
+    made: object, code: ForeignCode, members: tuple[tuple[str, str, int | None], ...]
 ) -> None:
-    """Check that an object has all required attributes and methods.
-
-    Raises:
-        ConfigError: If one is missing, or a method takes other arguments.
-    """
+    """Check that an object has all required attributes and methods."""
     for name, expected, arguments in members:
         value = code.get(made, name, _MISSING)
         problem = ""
         if value is _MISSING:
             problem = f"has no {name}"
         elif arguments is not None and not callable(value):
-            problem = f"has {name} = {_type_name(value)}"
+            problem = f"has {name} = {type_name(value)}"
         elif arguments is not None:
             try:
                 inspect.signature(value).bind(*range(arguments))
@@ -332,34 +227,26 @@ def _check_members(
         if problem:
             raise ConfigError(
                 f"world {code.name}: {type(made).__qualname__} {problem}, expected {expected}; "
-                f"{_SEE}"
+                f"{SEE}"
             )
 
 
 class CustomEnvironment(Environment):
-    """A user's environment: every call is guarded and every returned value is checked.
+    """A user's environment: every call is guarded and every returned value is checked."""
 
-    Args:
-        made: The user's object.
-        code: Calls it.
-        origin: Module, factory and version, for the provenance.
-
-    Raises:
-        ConfigError: If a required attribute or method is missing.
-    """
-
-    def __init__(self, made: object, code: _UserCode, origin: str) -> None:
+    def __init__(self, made: object, code: ForeignCode, origin: str) -> None:
         _check_members(made, code, _ENVIRONMENT_MEMBERS)
         self._made: Any = made
         self._code, self._origin = code, origin
         self.spec: EpisodeSpec = code.get(made, "spec")
         if not isinstance(self.spec, EpisodeSpec):
             raise ConfigError(
-                f"world {code.name}: spec is {_type_name(self.spec)}, expected an EpisodeSpec; "
-                f"{_SEE}"
+                f"world {code.name}: spec is {type_name(self.spec)}, expected an EpisodeSpec; {SEE}"
             )
         name = code.get(made, "name", Environment.name)
-        self.name = code.name if name == Environment.name else str(name)
+        self.name = code.name if name == Environment.name else code.call("its name", str, name)
+        check_actions(f"world {code.name}", self.spec.action_low, self.spec.action_high)
+        self._notices = check_image(f"world {code.name}", self.spec.image, _ORDER)
         self._checker = StepChecker(self.spec)
         self._steps = 0
 
@@ -403,17 +290,22 @@ class CustomEnvironment(Environment):
     @property
     def scenario(self) -> int:
         """Number of the current episode's scenario."""
-        return int(self._get("scenario", super().scenario))
+        return self._as(int, "scenario", super().scenario)
 
     @property
     def simulator(self) -> str:
         """The user's description, and the module, factory and version that were loaded."""
-        return f"{self._get('simulator', super().simulator)}, from {self._origin}"
+        return f"{self._as(str, 'simulator', super().simulator)}, from {self._origin}"
 
     @property
     def notices(self) -> tuple[str, ...]:
         """Sentences about the current episode."""
-        return tuple(self._get("notices", super().notices))
+        return (*self._notices, *map(str, self._as(tuple, "notices", super().notices)))
+
+    @property
+    def has_time_limit(self) -> bool:
+        """Whether the user's environment ends its episodes itself after some number of steps."""
+        return self._as(bool, "has_time_limit", super().has_time_limit)
 
     def driver(self, base: str) -> Driver:
         """Make one of the user's drivers, or a random one."""
@@ -432,13 +324,23 @@ class CustomEnvironment(Environment):
 
     def events(self) -> tuple[Event, ...]:
         """Return what happened in the episode so far."""
-        return tuple(self._code.call("events()", self._get("events", super().events)))
+        events = self._get("events", super().events)
+        found = self._code.call("events()", lambda: tuple(events()))
+        for event in found:
+            self._code.expect(Event, event, "events()")
+        try:
+            check_events(found, self._steps)
+        except (SpecError, TypeError) as error:
+            raise self._code.invalid("events()", str(error)) from error
+        return tuple(found)
 
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
         """Draw the present moment."""
+        from PIL import Image
+
         function = self._get("picture", super().picture)
-        picture: Image.Image = self._code.call("picture()", function, action, title)
-        return picture
+        picture = self._code.call("picture()", function, action, title)
+        return self._code.expect(Image.Image, picture, "picture()")
 
     def close(self) -> None:
         """Release the simulator."""
@@ -453,38 +355,36 @@ class CustomEnvironment(Environment):
             return default
         return self._code.get(self._made, name, default)
 
+    def _as(self, kind: type[_T], name: str, default: object) -> _T:
+        found: _T = self._code.call(f"its attribute {name}", kind, self._get(name, default))
+        return found
+
 
 class _CustomDriver:
     """A user's driver, with guarded calls."""
 
-    def __init__(self, driver: Any, base: str, code: _UserCode) -> None:  # noqa: ANN401 - of the user
+    def __init__(self, driver: Any, base: str, code: ForeignCode) -> None:  # noqa: ANN401 - of the user
         self._driver, self._place, self._code = driver, f"act() of driver {base}", code
 
     def reset(self, rng: np.random.Generator) -> None:
         self._code.call(f"reset() before {self._place}", self._driver.reset, rng)
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
-        action: NDArray[np.float32] = self._code.call(self._place, self._driver.act, observation)
+        action: NDArray[np.float32] = self._code.call(self._place, self._answer, observation)
         return action
+
+    def _answer(self, observation: Observation) -> NDArray[np.float32]:
+        return np.asarray(self._driver.act(observation), np.float32)
 
 
 class CustomWorld:
-    """A user's driving world: every call is guarded and every returned value is checked.
+    """A user's driving world: every call is guarded and every returned value is checked."""
 
-    Args:
-        made: The user's object.
-        code: Calls it.
-        origin: Module, factory and version, for the provenance.
-
-    Raises:
-        ConfigError: If a required attribute or method is missing or invalid.
-    """
-
-    def __init__(self, made: object, code: _UserCode, origin: str) -> None:
+    def __init__(self, made: object, code: ForeignCode, origin: str) -> None:
         _check_members(made, code, _WORLD_MEMBERS)
         self._made: Any = made
         self._code = code
-        self.name = str(code.get(made, "name", code.name))
+        self.name = code.call("its name", str, code.get(made, "name", code.name))
         self.simulator = f"{self.name}, from {origin}"
         self.control_period_s: float = code.get(made, "control_period_s")
         self.image_shape: tuple[int, int, int] = code.get(made, "image_shape")
@@ -499,15 +399,18 @@ class CustomWorld:
             if not is_ok:
                 raise ConfigError(
                     f"world {code.name}: {name} is {getattr(self, name)!r}, expected {expected}; "
-                    f"{_SEE}"
+                    f"{SEE}"
                 )
+        image = ImageSpec(channels=shape[0], height=shape[1], width=shape[2])
+        self._notices = check_image(f"world {code.name}", image, _ORDER)
         self._route: Route | None = None
         self._steps = 0
 
     @property
     def notices(self) -> tuple[str, ...]:
         """Sentences about the current episode's roads and traffic."""
-        return tuple(self._code.get(self._made, "notices", ()))
+        found = self._code.get(self._made, "notices", ())
+        return (*self._notices, *self._code.call("its attribute notices", tuple, found))
 
     def reset(self, scenario: Scenario, seed: int) -> WorldStart:
         """Start an episode, and check its route and first frame."""
@@ -553,7 +456,3 @@ class CustomWorld:
             if not is_number or not (math.isfinite(value) or (name, value) == _NO_VEHICLE):
                 raise code.invalid(place, f"{name} is {value!r}, expected a finite number")
         return checked
-
-
-def _type_name(value: object) -> str:
-    return "None" if value is None else type(value).__qualname__

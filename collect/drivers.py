@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.store.errors import CheckpointError
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation
 
 if TYPE_CHECKING:
     from avtd3.learn.policy import Policy, PolicyActor
+
+
+_POLICY_FAULTS = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What the weights of a policy may make torch and numpy raise."""
 
 
 class Driver(Protocol):
@@ -41,13 +46,7 @@ class Driver(Protocol):
 
 
 class OrnsteinUhlenbeckNoise:
-    """Noise with a given standard deviation and correlation time; independent for time 0.
-
-    Args:
-        sigma: Standard deviation of each action's noise, float64 (A,).
-        time_s: Correlation time in seconds.
-        period_s: Seconds between two values.
-    """
+    """Noise with a given standard deviation and correlation time; independent for time 0."""
 
     def __init__(self, sigma: NDArray[np.float64], time_s: float, period_s: float) -> None:
         self._decay = math.exp(-period_s / time_s) if time_s > 0.0 else 0.0
@@ -72,9 +71,6 @@ class WanderingDriver:
     Two Ornstein-Uhlenbeck processes with a correlation time of 0.8 s: steering with standard
     deviation 0.25 about 0, the pedal with 0.4 about 0.35. White noise would average out in the
     car's inertia, and the car would stand still.
-
-    Args:
-        period_s: Simulated seconds per action.
     """
 
     _CENTRE = np.array((0.0, 0.35))
@@ -127,7 +123,16 @@ class PolicyDriver:
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """Return the policy's action, float32 (A,)."""
         assert self._actor is not None, "reset() comes first"
-        return self._actor.act(observation)
+        assert self.policy is not None
+        try:
+            action = self._actor.act(observation)
+        except _POLICY_FAULTS as error:
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if np.isfinite(action).all():
+                return action
+            reason = f"it returned {action}, expected finite numbers"
+        raise CheckpointError(f"policy {self.policy.version} cannot act: {reason}")
 
     @property
     def action_limit(self) -> float:
@@ -136,16 +141,7 @@ class PolicyDriver:
 
 
 class NoisyDriver:
-    """Any driver with noise on every action, clipped to the bounds or to a policy's limit.
-
-    Args:
-        driver: The driver without noise.
-        sigma: Standard deviation of the noise, in half ranges of each action: one for all, or one
-            for each.
-        time_s: Correlation time of the noise; 0 for independent noise.
-        period_s: Simulated seconds per action.
-        spec: Bounds of the actions.
-    """
+    """Any driver with noise on every action, clipped to the bounds or to a policy's limit."""
 
     def __init__(
         self,

@@ -28,6 +28,8 @@ STOP_REASON = "collector_stop"
 """End reason of an episode that was cut because the collector had to stop."""
 FAULT_REASON = "world_error"
 """End reason of an episode that was cut because the simulator failed."""
+POLICY_REASON = "policy_error"
+"""End reason of an episode that was cut because its policy could not act."""
 SUCCESS_REASON = "goal"
 """End reason of an episode that reached its goal."""
 
@@ -87,6 +89,11 @@ class Environment(abc.ABC):
         return 0
 
     @property
+    def scenario_count(self) -> int:
+        """Number of scenarios that episodes take in turn."""
+        return 1
+
+    @property
     def simulator(self) -> str:
         """Name and versions of the software that simulates, for the provenance of the data."""
         return f"{self.name}, avtd3 {importlib.metadata.version('avtd3')}"
@@ -95,6 +102,14 @@ class Environment(abc.ABC):
     def notices(self) -> tuple[str, ...]:
         """Sentences to show to the user about the current episode."""
         return ()
+
+    @property
+    def has_time_limit(self) -> bool:
+        """Whether every episode ends by itself after a number of steps.
+
+        If not, the collector cuts the episode in which it reaches the number of steps to collect.
+        """
+        return False
 
     def driver(self, base: str) -> Driver:
         """Make a driver for this environment.

@@ -17,13 +17,10 @@ from avtd3.collect.plan import MAX_SEED, episode_generator, evaluation_seed
 from avtd3.collect.recovery import Recovery, Skipped, describe_skipped
 from avtd3.collect.rollout import Rollout
 from avtd3.collect.scores import EpisodeScore, Scorer, summarise
-from avtd3.collect.worlds import (
-    EnvironmentConfig,
-    WorldFactory,
-    open_environment,
-    open_world,
-)
-from avtd3.store.errors import CheckpointError, ConfigError, RouteError, WorldLost
+from avtd3.collect.workers import run_jobs
+from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
+from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
+from avtd3.store.render.text import join_lines
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Step
 
@@ -64,29 +61,11 @@ class EvaluateConfig(EnvironmentConfig):
         check_number("seed", self.seed, maximum=MAX_SEED)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class EvaluationEpisode:
-    """One episode that is about to be driven."""
-
-    rollout: Rollout
-    """The episode."""
-    steps: Iterator[Step]
-    """Its steps, driven one by one as they are read."""
-    driver: str
-    """Name of the driver."""
-
-
 class Evaluator:
-    """Drives held-out episodes with one subject in one environment.
-
-    Args:
-        environment: Where the episodes happen.
-        config: The evaluation's settings.
-        subject: Who drives, see `evaluate`.
-    """
+    """Drives held-out episodes with one subject in one environment."""
 
     def __init__(self, environment: Environment, config: EvaluateConfig, subject: str) -> None:
-        self._environment, self._config = environment, config
+        self.environment, self._config = environment, config
         self.policy, self.subject = _load_policy(subject, environment.spec)
         self._mixture = _parse_subject(subject) if self.policy is None else Mixture.parse("policy")
         driver = PolicyDriver(self.policy)
@@ -94,70 +73,68 @@ class Evaluator:
         """Steps driven so far, those of lost episodes included."""
         self._drivers = [spec.build(environment, driver) for spec in self._mixture.drivers]
 
-    def start(self, index: int) -> EvaluationEpisode:
-        """Start an episode by its number in the evaluation."""
+    def start(self, index: int) -> tuple[Rollout, Iterator[Step], str]:
+        """Start an episode by its number; return it, its steps, and the driver's name."""
         seed = evaluation_seed(self._config.seed, index)
         rng = episode_generator(seed)
         place = self._mixture.sample(rng)
         name = self._mixture.drivers[place].name
-        rollout = Rollout(self._environment, seed, index)
-        return EvaluationEpisode(rollout, rollout.drive(self._drivers[place], name, rng), name)
+        rollout = Rollout(self.environment, seed, index)
+        return rollout, rollout.drive(self._drivers[place], name, rng), name
 
     def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
-        """Drive an episode to its end and score it; return None if it was stopped before.
-
-        Raises:
-            WorldError: If the simulator or the driver failed.
-        """
-        episode, scorer = self.start(index), Scorer()
+        """Drive an episode to its end and score it; return None if it was stopped before."""
+        (rollout, steps, driver), scorer = self.start(index), Scorer()
         reason = ""
-        for step in episode.steps:
+        for step in steps:
             scorer.record(step)
             self.steps += 1
             reason = step.end_reason
             if not step.is_last and should_stop():
                 return None
-        attributes = episode.rollout.start.attributes
+        attributes = rollout.start.attributes
         return scorer.score(
             index=index,
-            seed=episode.rollout.seed,
-            scenario=self._environment.scenario,
+            seed=rollout.seed,
+            scenario=self.environment.scenario,
             town=str(attributes.get("town", "")),
             weather=str(attributes.get("weather", "")),
-            driver=episode.driver,
+            driver=driver,
             end_reason=reason,
-            measures=self._environment.measures(),
-            route=score_route(self._environment.events(), penalty_table(self._config.penalties)),
+            measures=self.environment.measures(),
+            route=score_route(self.environment.events(), penalty_table(self._config.penalties)),
         )
 
     def film(self, index: int, path: Path) -> None:
-        """Drive an episode and write it as a GIF.
-
-        Raises:
-            StorageError: If the file cannot be written.
-            WorldError: If the simulator or the driver failed.
-        """
+        """Drive an episode and write it as a GIF."""
         from avtd3.store.render.media import write_gif
 
-        episode = self.start(index)
-        steps = itertools.islice(episode.steps, 0, FILM_EVERY * FILM_PICTURES, FILM_EVERY)
-        pictures = (self._environment.picture(step.action, episode.driver) for step in steps)
-        period_s = FILM_EVERY * self._environment.spec.control_period_s
+        _, steps, driver = self.start(index)
+        filmed = itertools.islice(steps, 0, FILM_EVERY * FILM_PICTURES, FILM_EVERY)
+        pictures = (self.environment.picture(step.action, driver) for step in filmed)
+        period_s = FILM_EVERY * self.environment.spec.control_period_s
         with use_one_thread(self.policy):
             write_gif(pictures, path, period_s=period_s)
 
+    def film_first(self, path: Path) -> None:
+        """Film the first episode whose map and route can be used."""
+        last = self._config.episodes - 1
+        for index in range(last):
+            with contextlib.suppress(RoadError):
+                self.film(index, path)
+                return
+        self.film(last, path)
+
     def photograph(self, index: int, step_index: int) -> "tuple[Image.Image, str]":
         """Drive an episode up to a step, or to its end; return a picture and the place's name."""
-        episode, step = self.start(index), None
+        rollout, steps, driver = self.start(index)
         with use_one_thread(self.policy):
-            for step in itertools.islice(episode.steps, step_index + 1):  # noqa: B007 - the last
-                pass
-        assert step is not None, "an episode has at least one step"
-        attributes = episode.rollout.start.attributes
+            *_, step = itertools.islice(steps, step_index + 1)
+        attributes = rollout.start.attributes
         place = ", ".join(
             str(attributes[name]) for name in ("town", "weather") if name in attributes
         )
-        return self._environment.picture(step.action, episode.driver), place
+        return self.environment.picture(step.action, driver), place
 
 
 def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]":
@@ -216,11 +193,8 @@ class EvaluateProgress:
     """The state of a running evaluation."""
 
     done: int
-    """Episodes driven."""
     episodes: int
-    """Episodes to drive."""
     return_mean: float
-    """Mean return of the driven episodes."""
 
     @property
     def fraction(self) -> float:
@@ -288,7 +262,7 @@ class EvaluateReport:
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         rows = [score.row() for score in known.pop("scores")]
         names = known.pop("action_names")
-        known["skipped"] = [episode.document() for episode in self.skipped]
+        known["skipped"] = [dataclasses.asdict(episode) for episode in self.skipped]
         known["lost_workers"] = list(self.lost_workers)
         return {**summarise(self.scores, names), **known, "rows": rows}
 
@@ -309,7 +283,7 @@ class EvaluateReport:
             f"ends            {ends}",
             *describe_skipped(self.skipped),
         ]
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 def _measure_lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -335,15 +309,11 @@ class EvaluateJob:
     """The work of one process."""
 
     worker: int
-    """Number of the process, from 0."""
     config: EvaluateConfig
-    """The evaluation's settings."""
     subject: str
     """Who drives: a path or a driver, see `evaluate`."""
     indices: tuple[int, ...]
-    """Numbers of its episodes."""
     open_world: WorldFactory
-    """Makes the world."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,9 +321,7 @@ class EvaluatePart:
     """What one process has driven so far."""
 
     scores: tuple[EpisodeScore, ...] = ()
-    """One score per episode."""
     skipped: tuple[Skipped, ...] = ()
-    """Episodes that could not be driven."""
     lost: str = ""
     """Why the process stopped early, or an empty string."""
 
@@ -396,13 +364,10 @@ def evaluate(
     """
     config = config or EvaluateConfig()
     started_s = time.monotonic()
-    environment = open_environment(config, open_world, render=gif is not None)
-    try:
+    with open_environment(config, open_world, render=gif is not None) as environment:
         evaluator = Evaluator(environment, config, str(subject))
         if gif is not None:
-            evaluator.film(0, gif)
-    finally:
-        environment.close()
+            evaluator.film_first(gif)
     every, workers = range(config.episodes), min(config.worker_count, config.episodes)
     jobs = [
         EvaluateJob(
@@ -420,9 +385,10 @@ def evaluate(
         mean = sum(score.episode_return for score in scores) / max(len(scores), 1)
         on_progress(EvaluateProgress(done=len(scores), episodes=config.episodes, return_mean=mean))
 
-    parts = _run(jobs, should_stop, show)
+    reports, failed = run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
+    parts = [part or EvaluatePart() for part in reports]
     scores = sorted((s for part in parts for s in part.scores), key=lambda score: score.index)
-    lost = tuple(part.lost for part in parts if part.lost)
+    lost = (*(part.lost for part in parts if part.lost), *failed)
     if lost and not scores:
         raise WorldLost("; ".join(lost))
     skipped = sorted((e for part in parts for e in part.skipped), key=lambda e: e.index)
@@ -444,43 +410,29 @@ def evaluate(
     )
 
 
-def _run(
-    jobs: list[EvaluateJob],
-    should_stop: Callable[[], bool],
-    show: Callable[[list[EvaluatePart | None]], None],
-) -> list[EvaluatePart]:
-    if len(jobs) == 1:
-        return [run_job(jobs[0], should_stop, lambda part: show([part]))]
-    from avtd3.collect.workers import run_workers
-
-    return run_workers(run_job, jobs, should_stop=should_stop, on_reports=show)
-
-
 def run_job(
     job: EvaluateJob, should_stop: Callable[[], bool], report: Callable[[EvaluatePart], None]
 ) -> EvaluatePart:
     """Drive one process's episodes; an interrupted episode is not scored.
 
     An episode in which the simulator is lost is driven again from its start.
-
-    Raises:
-        Avtd3Error: As `evaluate`.
     """
-    environment = open_environment(job.config, job.open_world, job.worker)
     part, recovery = EvaluatePart(), Recovery(job.config.recovery)
-    try:
+    with open_environment(job.config, job.open_world, job.worker) as environment:
         evaluator = Evaluator(environment, job.config, job.subject)
-        with use_one_thread(evaluator.policy):
-            for index in job.indices:
-                driven = _drive(evaluator, index, recovery, should_stop)
-                if driven is None:
-                    break
-                part = _add(part, driven)
-                report(part)
-    except WorldLost as error:
-        part = dataclasses.replace(part, lost=f"worker {job.worker} stopped: {error}")
-    finally:
-        environment.close()
+        try:
+            with use_one_thread(evaluator.policy):
+                for index in job.indices:
+                    driven = _drive(evaluator, index, recovery, should_stop)
+                    if driven is None:
+                        break
+                    if isinstance(driven, Skipped):
+                        part = dataclasses.replace(part, skipped=(*part.skipped, driven))
+                    else:
+                        part = dataclasses.replace(part, scores=(*part.scores, driven))
+                    report(part)
+        except WorldLost as error:
+            part = dataclasses.replace(part, lost=f"worker {job.worker} stopped: {error}")
     return part
 
 
@@ -495,15 +447,11 @@ def _drive(
             skipped = recovery.record_loss(index, error, evaluator.steps)
             if skipped is not None:
                 return skipped
-        except RouteError as error:
-            return recovery.record_no_route(index, error, evaluator.steps)
+        except RoadError as error:
+            return recovery.record_refusal(
+                index, error, evaluator.steps, evaluator.environment.scenario_count
+            )
     return None
-
-
-def _add(part: EvaluatePart, driven: EpisodeScore | Skipped) -> EvaluatePart:
-    if isinstance(driven, Skipped):
-        return dataclasses.replace(part, skipped=(*part.skipped, driven))
-    return dataclasses.replace(part, scores=(*part.scores, driven))
 
 
 def film_held_out(
@@ -514,23 +462,9 @@ def film_held_out(
     *,
     open_world: WorldFactory = open_world,
 ) -> None:
-    """Write one episode of an evaluation as a GIF.
-
-    Args:
-        subject: Who drives, as for `evaluate`.
-        config: The evaluation's settings.
-        index: Number of the episode.
-        path: The file, replaced atomically.
-        open_world: Makes the world.
-
-    Raises:
-        Avtd3Error: As `evaluate`.
-    """
-    environment = open_environment(config, open_world, render=True)
-    try:
+    """Write one episode of an evaluation as a GIF."""
+    with open_environment(config, open_world, render=True) as environment:
         Evaluator(environment, config, subject).film(index, path)
-    finally:
-        environment.close()
 
 
 def sheet_held_out(
@@ -541,26 +475,14 @@ def sheet_held_out(
     should_stop: Callable[[], bool] = lambda: False,
     open_world: WorldFactory = open_world,
 ) -> None:
-    """Write a contact sheet with one picture of each episode of an evaluation.
-
-    Args:
-        subject: Who drives, as for `evaluate`.
-        config: The evaluation's settings.
-        path: The file, replaced atomically.
-        should_stop: Called between episodes; true skips the rest.
-        open_world: Makes the world.
-
-    Raises:
-        Avtd3Error: As `evaluate`.
-    """
+    """Write a contact sheet with one picture of each episode of an evaluation."""
     from PIL import Image
 
     from avtd3.store.render.media import write_contact_sheet
 
-    environment = open_environment(config, open_world, render=True)
     pictures: list[Image.Image] = []
     captions: list[str] = []
-    try:
+    with open_environment(config, open_world, render=True) as environment:
         evaluator = Evaluator(environment, config, subject)
         for index in range(config.episodes):
             if should_stop() and pictures:
@@ -568,6 +490,4 @@ def sheet_held_out(
             picture, place = evaluator.photograph(index, SHEET_STEP)
             pictures.append(picture.resize((337, 183), Image.Resampling.LANCZOS))
             captions.append(f"{index}: {place}")
-    finally:
-        environment.close()
     write_contact_sheet(pictures, captions, path, columns=4)

@@ -1,5 +1,6 @@
 """`GymEnvironment`: any Gymnasium environment whose spaces can be stored."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number
 from avtd3.collect.environment import Environment, ResetResult
-from avtd3.store.errors import ConfigError, WorldError
+from avtd3.collect.foreign import ForeignCode, check_actions, check_image
+from avtd3.store.errors import Avtd3Error, ConfigError, WorldError
 from avtd3.store.spec import MAX_AXIS, EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation, Step
 
@@ -30,40 +32,23 @@ _KINDS = (
 def read_bounds(
     space: "gymnasium.Space[Any]", name: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the smallest and the largest value of each action, each float32 (A,).
-
-    Args:
-        space: The environment's action space.
-        name: The environment, for messages.
-
-    Raises:
-        ConfigError: If the actions are not floats within finite bounds.
-    """
+    """Return the smallest and the largest value of each action, each float32 (A,)."""
     from gymnasium.spaces import Box
 
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
         raise ConfigError(
             f"{name} has actions {space}, expected a Box of floats: TD3 needs continuous actions"
         )
-    low, high = space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel()
-    if not (low.size and np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise ConfigError(
-            f"{name} has actions {space}, expected finite bounds; wrap it in RescaleAction"
-        )
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite
+        low, high = space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel()
+    check_actions(name, low.tolist(), high.tolist())
+    if not (low.size and (low < high).all()):
+        raise ConfigError(f"{name} has actions {space}, expected low below high for each")
     return low, high
 
 
 class ObservationReader:
-    """Converts a Gymnasium environment's observations into images and vectors.
-
-    Args:
-        space: The environment's observation space.
-        stack: Frames per observation, for images.
-        name: The environment, for messages.
-
-    Raises:
-        ConfigError: If observations of this kind cannot be stored.
-    """
+    """Converts a Gymnasium environment's observations into images and vectors."""
 
     def __init__(self, space: "gymnasium.Space[Any]", stack: int, name: str) -> None:
         from gymnasium.spaces import Dict
@@ -76,7 +61,12 @@ class ObservationReader:
         self._vectors = [key for key, kind in kinds.items() if kind == "vector"]
         if len(self._images) > 1 or not kinds:
             raise ConfigError(f"{name} observes {space}, expected {_KINDS}")
-        self.image = _image_spec(parts[self._images[0]], stack) if self._images else None
+        self.image: ImageSpec | None = None
+        for key in self._images:
+            height, width, *channels = parts[key].shape or ()
+            self.image = ImageSpec(
+                channels=channels[0] if channels else 1, height=height, width=width, stack=stack
+            )
         self.names = tuple(
             f"{key}_{i}" for key in self._vectors for i in range(math.prod(parts[key].shape or ()))
         )
@@ -86,16 +76,7 @@ class ObservationReader:
             )
 
     def read(self, returned: Any, step: int = 0, time_s: float = 0.0) -> Observation:  # noqa: ANN401 - any space
-        """Convert an observation.
-
-        Args:
-            returned: What the environment returned.
-            step: Number of the observation in its episode.
-            time_s: Simulated seconds since the episode's start.
-
-        Raises:
-            WorldError: If it is not of the space, or not finite.
-        """
+        """Convert what the environment returned at a step of its episode."""
         parts = returned if self._is_dict else {"observation": returned}
         keys = {*self._images, *self._vectors}
         if not isinstance(parts, Mapping) or not keys <= parts.keys():
@@ -147,12 +128,6 @@ def _kind(space: "gymnasium.Space[Any]", name: str) -> str:
     raise ConfigError(f"{name} is {space}, expected {_KINDS}")
 
 
-def _image_spec(space: "gymnasium.Space[Any]", stack: int) -> ImageSpec:
-    shape = space.shape or ()
-    channels = 1 if len(shape) == 2 else shape[2]
-    return ImageSpec(channels=channels, height=shape[0], width=shape[1], stack=stack)
-
-
 GYM = "gym:"
 """Prefix of the names of these worlds."""
 _PACKAGES = ("gymnasium", "mujoco")
@@ -175,59 +150,56 @@ class GymConfig:
 
 
 def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "GymEnvironment":
-    """Make a Gymnasium environment by its name.
-
-    Args:
-        identifier: As for ``gymnasium.make``: ``Hopper-v5``, or ``module:Name-v0`` to import the
-            module that registers it first.
-        config: The settings.
-        render: Whether `GymEnvironment.picture` will be called.
-
-    Raises:
-        ConfigError: If Gymnasium is missing, there is no such environment, or its actions or
-            observations cannot be stored.
-    """
+    """Make a Gymnasium environment by its name."""
+    name = f"{GYM}{identifier}"
     try:
         import gymnasium
     except ImportError as error:
-        raise ConfigError(
-            f"world {GYM}{identifier} needs Gymnasium; install it with {_INSTALL}"
-        ) from error
+        raise ConfigError(f"world {name} needs Gymnasium; install it with {_INSTALL}") from error
+    code = ForeignCode(name, identifier.partition(":")[0])
     try:
-        env = gymnasium.make(
+        env = code.call(
+            "gymnasium.make()",
+            gymnasium.make,
             identifier,
             max_episode_steps=config.time_limit,
-            render_mode="rgb_array" if render else None,
             disable_env_checker=True,
+            **({"render_mode": "rgb_array"} if render else {}),
         )
-    except _faults() as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except WorldError as error:
+        if not isinstance(error.__cause__, gymnasium.error.Error | ImportError):
+            raise
         raise ConfigError(
-            f"world {GYM}{identifier} cannot be made: {reason}; give the name of a Gymnasium "
-            f"environment (MuJoCo's need {_INSTALL}), or MODULE:NAME of one that a module registers"
+            f"world {name} cannot be made: {' '.join(str(error.__cause__).split())}; give the name "
+            f"of a Gymnasium environment (MuJoCo's need {_INSTALL}), or MODULE:NAME of one that a "
+            "module registers"
         ) from error
-    return GymEnvironment(env, f"{GYM}{identifier}", config)
+    try:
+        return GymEnvironment(env, code, config)
+    except Avtd3Error:
+        with contextlib.suppress(WorldError):
+            code.call("close()", env.close)
+        raise
 
 
 class GymEnvironment(Environment):
-    """A Gymnasium environment as one of ours.
+    """A Gymnasium environment as one of ours: every call is guarded."""
 
-    Args:
-        env: The Gymnasium environment; closed with this one.
-        name: Name recorded with the data.
-        config: The settings.
-
-    Raises:
-        ConfigError: If its actions or observations cannot be stored.
-    """
-
-    def __init__(self, env: "gymnasium.Env[Any, Any]", name: str, config: GymConfig) -> None:
-        self._env = env
-        self._reader = ObservationReader(env.observation_space, config.stack, name)
-        low, high = read_bounds(env.action_space, name)
-        self._actions = cast("Box", env.action_space)  # read_bounds refuses others
-        self._period_s = _period_s(env)
-        self._limit = None if env.spec is None else env.spec.max_episode_steps
+    def __init__(
+        self, env: "gymnasium.Env[Any, Any]", code: ForeignCode, config: GymConfig
+    ) -> None:
+        self._env, self._code, self.name = env, code, code.name
+        self._reader = ObservationReader(
+            code.get(env, "observation_space"), config.stack, self.name
+        )
+        self._actions = cast("Box", code.get(env, "action_space"))  # read_bounds refuses others
+        low, high = read_bounds(self._actions, self.name)
+        self._period_s = code.call("its metadata", _period_s, env)
+        env_spec = code.get(env, "spec")
+        self._limit: int | None = getattr(env_spec, "max_episode_steps", None)
+        self._notices = check_image(
+            self.name, self._reader.image, "(rows, columns) or (rows, columns, channels)"
+        )
         self.spec = EpisodeSpec(
             image=self._reader.image,
             vector_names=self._reader.names,
@@ -238,7 +210,6 @@ class GymEnvironment(Environment):
             reward_terms=("reward",),
             control_period_s=self._period_s,
         )
-        self.name = name
         self._steps = 0
 
     @property
@@ -246,43 +217,50 @@ class GymEnvironment(Environment):
         """Name and versions of the software that simulates."""
         parts = [super().simulator]
         for package in _PACKAGES:
-            try:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 parts.append(f"{package} {importlib.metadata.version(package)}")
-            except importlib.metadata.PackageNotFoundError:
-                continue
         return ", ".join(parts)
 
-    def reset(self, seed: int, index: int = 0) -> ResetResult:
-        """Start an episode.
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences about the environment."""
+        return self._notices
 
-        Raises:
-            WorldError: If the environment failed.
-        """
+    @property
+    def has_time_limit(self) -> bool:
+        """Whether the environment is registered or made with a limit."""
+        return self._limit is not None
+
+    def reset(self, seed: int, index: int = 0) -> ResetResult:
+        """Start an episode."""
         self._steps = 0
         returned, _ = self._call(2, "reset", seed=seed)
-        return ResetResult(observation=self._reader.read(returned, 0, 0.0))
+        return ResetResult(observation=self._observe(returned))
 
     def step(self, action: NDArray[np.float32]) -> Step:
-        """Apply an action.
-
-        Raises:
-            WorldError: If the environment failed or returned something that is not finite.
-        """
+        """Apply an action; raise `WorldError` if it returns something that is not finite."""
         space = self._actions
         # A bound that float32 rounds up would lie outside of a float64 space.
         shaped = action.reshape(space.shape).astype(space.dtype).clip(space.low, space.high)
         returned, reward, terminated, truncated, _ = self._call(5, "step", shaped)
         self._steps += 1
-        terminated, truncated = bool(terminated), bool(truncated) and not terminated
+        terminated, truncated = self._code.call("step(), ends", _ends, terminated, truncated)
         cut = "time_limit" if self._limit and self._steps >= self._limit else "truncated"
         return Step(
             action=action,
-            observation=self._reader.read(returned, self._steps, self._steps * self._period_s),
+            observation=self._observe(returned),
             reward_terms=self._to_terms(reward),
             terminated=terminated,
             truncated=truncated,
             end_reason="terminated" if terminated else cut if truncated else "",
         )
+
+    def _observe(self, returned: object) -> Observation:
+        time_s = self._steps * self._period_s
+        observation: Observation = self._code.call(
+            "its observation", self._reader.read, returned, self._steps, time_s
+        )
+        return observation
 
     def _to_terms(self, reward: Any) -> NDArray[np.float32]:  # noqa: ANN401 - as an env returns
         try:
@@ -292,13 +270,14 @@ class GymEnvironment(Environment):
             terms = np.array((np.nan,), np.float32)
         if terms.shape != (1,) or not np.isfinite(terms).all():
             raise WorldError(
-                f"{self.name} returned a reward of {reward} at step {self._steps}, expected one "
-                "finite number"
+                f"{self.name} returned a reward of {reward!r:.80} at step {self._steps}, expected "
+                "one finite number"
             )
         return terms
 
     def _call(self, parts: int, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
-        returned = self._guarded(method, *args, **options)
+        place = f"{method}() after {self._steps} steps"
+        returned = self._code.call(place, getattr(self._env, method), *args, **options)
         if not isinstance(returned, tuple) or len(returned) != parts:
             raise WorldError(
                 f"{self.name} returns {type(returned).__name__} from {method}(), expected a tuple "
@@ -306,47 +285,37 @@ class GymEnvironment(Environment):
             )
         return returned
 
-    def _guarded(self, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
-        try:
-            return getattr(self._env, method)(*args, **options)
-        except _faults() as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise WorldError(
-                f"{self.name} failed in {method}() after {self._steps} steps: {reason}"
-            ) from error
-
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
-        """Return what the environment renders.
-
-        Raises:
-            WorldError: If it renders nothing.
-        """
+        """Return what the environment renders."""
         from PIL import Image
 
-        rendered = self._guarded("render")
+        rendered = self._code.call("render()", self._env.render)
         if not isinstance(rendered, np.ndarray) or rendered.dtype != np.uint8:
             return super().picture(action, title)
-        return Image.fromarray(rendered)
+        picture: Image.Image = self._code.call("render(), its array", Image.fromarray, rendered)
+        return picture
 
     def close(self) -> None:
         """Close the environment."""
-        self._env.close()
+        self._code.call("close()", self._env.close)
 
 
-def _faults() -> tuple[type[Exception], ...]:
-    """Return the exceptions that an environment, which is not our code, may raise."""
-    import gymnasium
-
-    return (
-        *(gymnasium.error.Error, ArithmeticError, AssertionError, AttributeError),
-        *(ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    )
+def _ends(terminated: object, truncated: object) -> tuple[bool, bool]:
+    """Return whether an episode is terminated, and whether it is truncated but not terminated."""
+    return bool(terminated), bool(truncated) and not terminated
 
 
 def _period_s(env: "gymnasium.Env[Any, Any]") -> float:
     """Return the simulated seconds per step if the environment states them, else 1."""
-    period = getattr(env.unwrapped, "dt", None)
-    if isinstance(period, int | float) and period > 0.0:
-        return float(period)
-    pictures_per_s = env.metadata.get("render_fps")
-    return 1.0 / pictures_per_s if pictures_per_s else 1.0
+    period_s = _positive(getattr(env.unwrapped, "dt", None))
+    pictures_per_s = _positive((env.metadata or {}).get("render_fps"))
+    return period_s or (1.0 / pictures_per_s if pictures_per_s else 1.0)
+
+
+def _positive(value: Any) -> float:  # noqa: ANN401 - as an env states it
+    """Return a value as a number if it is one that a duration or a rate can have, else 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return number if 1e-9 <= number <= 1e9 else 0.0

@@ -15,10 +15,10 @@ collision of a standing car does not count, a second collision within 5 m counts
 and a route is complete if its goal was reached.
 
 Some things differ, so scores compare well with each other and only roughly with published ones: our
-worlds have no traffic lights, stop signs, emergency vehicles or scripted scenarios
-(`NOT_OBSERVED`); episodes end at the first collision and when the car leaves the road; and they end
-earlier when the car is off the route (8 m instead of 30 m) or blocked (10 s instead of 180 s). See
-`avtd3.collect.driving.task`.
+worlds have no stop signs, emergency vehicles or scripted scenarios (`NOT_OBSERVED`), and only CARLA
+has traffic lights; episodes end at the first collision and when the car leaves the road; and they
+end earlier when the car is off the route (8 m instead of 30 m) or blocked (10 s instead of 180 s).
+See `avtd3.collect.driving.task`.
 """
 
 import collections
@@ -31,14 +31,17 @@ from typing import Any
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SEGMENT_ERRORS, ConfigError
 from avtd3.store.events import Event
-from avtd3.store.render.text import columns, printable
+from avtd3.store.render.text import columns, join_lines, printable
 from avtd3.store.segment import Segment
 
 COLLISIONS = ("collisions_pedestrian", "collisions_vehicle", "collisions_layout")
-INFRACTIONS = (*COLLISIONS, "outside_route_lanes", "route_dev", "route_timeout", "vehicle_blocked")
+RED_LIGHT = "red_light"
+INFRACTIONS = (
+    *(*COLLISIONS, RED_LIGHT, "outside_route_lanes"),
+    *("route_dev", "route_timeout", "vehicle_blocked"),
+)
 """Infractions that are counted, named as in the leaderboard's result files."""
 NOT_OBSERVED = (
-    "red_light",
     "stop_infraction",
     "min_speed_infractions",
     "yield_emergency_vehicle_infractions",
@@ -52,7 +55,12 @@ _COMPLETE = 0.99
 _NEAR_GOAL_M = 10.0
 _LEAST_KM = 1e-3
 _OUTSIDE = ("off_road", "wrong_way")
-_ENDS = {"route_deviation": "route_dev", "blocked": "vehicle_blocked", "timeout": "route_timeout"}
+_NAMES = {
+    "red_light": RED_LIGHT,
+    "route_deviation": "route_dev",
+    "blocked": "vehicle_blocked",
+    "timeout": "route_timeout",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +75,7 @@ class PenaltyTable:
     """Whether the penalty is ``1 / (1 + sum)``; else the product."""
 
     def penalty(self, counts: Mapping[str, int], outside: float) -> float:
-        """Return the infraction penalty, in (0, 1].
-
-        Args:
-            counts: How often each infraction happened.
-            outside: Fraction of the completed route that was driven outside its lanes.
-        """
+        """Return the infraction penalty, in (0, 1]."""
         used = [(self.coefficients[name], counts.get(name, 0)) for name in self.coefficients]
         if self.is_sum:
             found = 1.0 / (1.0 + sum(coefficient * count for coefficient, count in used))
@@ -81,8 +84,9 @@ class PenaltyTable:
         return found * (1.0 - outside)
 
 
-_SUM = dict(zip(COLLISIONS, (1.0, 0.7, 0.6), strict=True))
-_PRODUCT = dict(zip(COLLISIONS, (0.5, 0.6, 0.65), strict=True))
+_PRICED = (*COLLISIONS, RED_LIGHT)
+_SUM = dict(zip(_PRICED, (1.0, 0.7, 0.6, 0.4), strict=True))
+_PRODUCT = dict(zip(_PRICED, (0.5, 0.6, 0.65, 0.7), strict=True))
 TABLES: Mapping[str, PenaltyTable] = {
     table.version: table
     for table in (
@@ -96,11 +100,7 @@ CURRENT = "leaderboard-2.1"
 
 
 def penalty_table(version: str) -> PenaltyTable:
-    """Return a table by its version.
-
-    Raises:
-        ConfigError: If there is no such version.
-    """
+    """Return a table by its version."""
     if version not in TABLES:
         raise ConfigError(f"penalties is {version!r}, expected one of: {', '.join(TABLES)}")
     return TABLES[version]
@@ -111,7 +111,6 @@ class RouteScore:
     """The leaderboard's score of one episode."""
 
     version: str
-    """Version of the penalties."""
     driving_score: float
     """Completion multiplied by the penalty, in [0, 100]."""
     completion: float
@@ -121,9 +120,7 @@ class RouteScore:
     infractions: Mapping[str, int]
     """How often each of `INFRACTIONS` happened; for stretches outside the lanes, their number."""
     outside_m: float
-    """Metres of the route driven outside its lanes."""
     length_m: float
-    """Metres of the route."""
 
     @property
     def driven_km(self) -> float:
@@ -143,15 +140,7 @@ class RouteScore:
 
 
 def score_route(events: Sequence[Event], table: PenaltyTable) -> RouteScore | None:
-    """Score an episode.
-
-    Args:
-        events: Its events, ordered by step.
-        table: The penalties.
-
-    Returns:
-        The score, or None if the episode's events were not recorded.
-    """
+    """Score an episode."""
     first = {event.kind: event for event in reversed(events)}
     if "route" not in first or "completion" not in first or not first["route"].value > 0.0:
         return None
@@ -201,7 +190,7 @@ def _infraction(event: Event) -> str:
     if event.kind in _OUTSIDE:
         return "outside_route_lanes"
     if event.kind != "collision":
-        return _ENDS.get(event.kind, "")
+        return _NAMES.get(event.kind, "")
     subject = event.subject
     if ("static" in subject or "traffic" in subject) and "sidewalk" not in subject:
         return "collisions_layout"
@@ -211,14 +200,7 @@ def _infraction(event: Event) -> str:
 
 
 def summarise_routes(scores: Sequence[RouteScore]) -> dict[str, Any]:
-    """Aggregate the leaderboard's scores of several episodes, as JSON values.
-
-    Args:
-        scores: The episodes, at least one, all scored with the same table.
-
-    Returns:
-        Means over the episodes, and infractions per kilometre completed, at least one metre.
-    """
+    """Aggregate the leaderboard's scores of several episodes, as JSON values."""
     km = max(sum(score.driven_km for score in scores), _LEAST_KM)
     count = len(scores)
     return {
@@ -244,23 +226,16 @@ class StoredScore:
     """The score of one stored episode."""
 
     dataset: str
-    """Path of the dataset."""
     segment: str
-    """Id of the segment."""
     episode: int
-    """Number of the episode in it."""
     index: int
     """Its index in the collector's plan; -1 if unknown."""
     scenario: int
-    """Number of its scenario."""
     town: str
-    """Name of its road network."""
     driver: str
-    """The driver."""
     end_reason: str
     """Why it ended."""
     route: RouteScore
-    """The leaderboard's score."""
 
     def document(self) -> dict[str, Any]:
         """Return the score as JSON values."""
@@ -274,9 +249,7 @@ class Unscored:
     """Episodes of one segment that have no score."""
 
     dataset: str
-    """Path of the dataset."""
     segment: str
-    """Id of the segment."""
     episodes: tuple[int, ...]
     """Their numbers in the segment; empty if the segment cannot be read."""
     reason: str
@@ -295,11 +268,8 @@ class ScoreReport:
     """The scores of all episodes of some datasets."""
 
     version: str
-    """Version of the leaderboard's penalties."""
     scores: tuple[StoredScore, ...]
-    """Every episode with events, in the order of the segments."""
     unscored: tuple[Unscored, ...]
-    """The episodes without events."""
 
     @property
     def by_driver(self) -> dict[str, list[RouteScore]]:
@@ -348,7 +318,7 @@ class ScoreReport:
         lines += [f"  without a score: {entry.line()}" for entry in self.unscored[:_SHOWN]]
         if len(self.unscored) > _SHOWN:
             lines.append(f"  ... and {len(self.unscored) - _SHOWN} more segments")
-        return "\n".join(map(printable, lines))
+        return join_lines(map(printable, lines))
 
 
 def _figures(routes: Sequence[RouteScore]) -> list[str]:
@@ -368,16 +338,7 @@ def _figures(routes: Sequence[RouteScore]) -> list[str]:
 def score_datasets(
     paths: Sequence[Path], table: PenaltyTable, should_stop: Callable[[], bool] = lambda: False
 ) -> ScoreReport:
-    """Score every episode of some datasets from its stored events.
-
-    Args:
-        paths: The datasets.
-        table: The penalties.
-        should_stop: Called before each segment; true stops there.
-
-    Raises:
-        DatasetError: If a path is not a dataset.
-    """
+    """Score every episode of some datasets from its stored events."""
     scores: list[StoredScore] = []
     unscored: list[Unscored] = []
     for path in paths:

@@ -56,15 +56,7 @@ class DriverSpec:
         return self.base == "policy"
 
     def build(self, environment: Environment, policy: PolicyDriver) -> Driver:
-        """Make the driver.
-
-        Args:
-            environment: Where it drives.
-            policy: Holds the policy, for a driver that is one.
-
-        Raises:
-            ConfigError: If the environment has no such driver, or another number of actions.
-        """
+        """Make the driver."""
         driver: Driver = policy if self.is_policy else environment.driver(self.base)
         if not self.noise:
             return driver
@@ -97,11 +89,7 @@ class Mixture:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse a mixture; see `GRAMMAR`.
-
-        Raises:
-            ConfigError: If the text does not follow the grammar; names the wrong part.
-        """
+        """Parse a mixture; see `GRAMMAR`."""
         parts = [part.strip() for part in text.split(",")]
         if len(parts) == 1 and ":" not in parts[0]:
             parts = [f"1:{parts[0]}"]
@@ -120,11 +108,7 @@ class Mixture:
         return any(driver.is_policy for driver in self.drivers)
 
     def exploring(self, sigma: float) -> Self:
-        """Return the mixture with Gaussian noise on every policy that has no noise of its own.
-
-        Args:
-            sigma: Standard deviation in half ranges; 0 changes nothing.
-        """
+        """Return the mixture with Gaussian noise on every policy that has no noise of its own."""
         if sigma == 0.0:
             return self
         explored = tuple(
@@ -162,28 +146,8 @@ def _parse_part(part: str, text: str) -> DriverSpec:
     return DriverSpec(share=share, base=match["base"], noise=match["noise"] or "", sigmas=sigmas)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Choice:
-    """The driver of one episode."""
-
-    driver: Driver
-    """The driver."""
-    spec: DriverSpec
-    """Its entry in the mixture."""
-
-
 class DriverPool:
-    """The drivers of a mixture, made once, and the newest policy for those that are one.
-
-    Args:
-        mixture: The drivers.
-        environment: Where they drive; policies must have its spec.
-        policies: Directory in which policies are published; only needed if one drives.
-
-    Raises:
-        ConfigError: If the mixture has a policy and there is no directory, or the environment does
-            not have one of the drivers.
-    """
+    """The drivers of a mixture, made once, and the newest policy for those that are one."""
 
     def __init__(self, mixture: Mixture, environment: Environment, policies: Path | None) -> None:
         self._mixture = mixture
@@ -192,37 +156,38 @@ class DriverPool:
         self._drivers = [
             driver.build(environment, self._policy_driver) for driver in mixture.drivers
         ]
-        self._random = Choice(environment.driver(RANDOM.base), RANDOM)
+        self._random = environment.driver(RANDOM.base), RANDOM
         self._store = _open_policy_store(policies) if mixture.needs_policy else None
+        self._before: Policy | None = None
 
-    def choose(self, rng: np.random.Generator, *, use_random: bool = False) -> Choice:
-        """Return the driver of an episode.
-
-        Args:
-            rng: The episode's generator.
-            use_random: Return the random driver, whatever the generator says.
-        """
+    def choose(
+        self, rng: np.random.Generator, *, use_random: bool = False
+    ) -> tuple[Driver, DriverSpec]:
+        """Return the driver of an episode, and its entry in the mixture."""
         place = self._mixture.sample(rng)
         if use_random:
             return self._random
-        return Choice(self._drivers[place], self._mixture.drivers[place])
+        return self._drivers[place], self._mixture.drivers[place]
 
     def poll(self) -> "Policy | None":
         """Load the newest policy for all following episodes; return None if there is none yet.
 
-        If the newest policy is truncated, the one before stays in use, see `warning`.
-
-        Raises:
-            SpecError: If the newest policy has another spec.
+        If it cannot be used, the one before stays in use, see `warning`.
         """
         assert self._store is not None, "only called when a policy was chosen"
         current = self._policy_driver.policy
-        self._policy_driver.policy = (
-            self._store.latest(self._spec)
-            if current is None
-            else self._store.poll(current, self._spec)
-        )
-        return self._policy_driver.policy
+        newest = self._store.poll(current, self._spec)
+        if newest is not current:
+            self._before, self._policy_driver.policy = current, newest
+        return newest
+
+    def reject(self, reason: str) -> None:
+        """Return to the policy that drove before the one in use, which cannot act."""
+        policy = self._policy_driver.policy
+        assert self._store is not None
+        assert policy is not None
+        self._store.reject(policy, reason)
+        self._policy_driver.policy, self._before = self._before, None
 
     @property
     def policy(self) -> "Policy | None":

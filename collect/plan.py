@@ -15,15 +15,18 @@ episode i follow from the plan's seed and i. So, for drivers other than policies
 The plan's digest is stored in every segment. Collecting again with the same digest would store the
 same episodes twice: that is refused, unless the collection is resumed, which adds the missing ones.
 An episode that was cut short counts as present, also if the simulator was lost; a skipped one does
-not.
+not, nor one that ran when the collection was killed. Without a time limit, `steps` cuts an episode.
 
 Training seeds are even, evaluation seeds odd. Worlds choose road networks by this bit, so no
 dataset contains a road of the evaluation.
 """
 
+import contextlib
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,13 +35,18 @@ from avtd3.collect.checks import check_number
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     ConfigError,
+    InUseError,
     SegmentCorruptError,
     SegmentNotFoundError,
     UnreadableError,
 )
-from avtd3.store.files import canonical_json, sha256
+from avtd3.store.files import canonical_json, sha256, storage_errors
+from avtd3.store.locks import ExclusiveLock
 from avtd3.store.render.text import plural
 
+PLANS = ".plans"
+"""Directory of a dataset with a lock file for each plan that was collected into it."""
+_KILLED_WAIT_S, _ORPHAN_WAIT_S, _LOCK_POLL_S = 1.0, 30.0, 0.05
 _TRAINING, _EVALUATION = 0, 1
 MAX_SEED = 2**62 - 1
 """Largest seed of a plan and of an episode."""
@@ -78,11 +86,8 @@ class Amount:
     """How much to collect: exactly one of the three is set."""
 
     steps: int | None = None
-    """Least number of steps of this plan in the dataset at the end."""
     episodes: int | None = None
-    """Number of episodes of this plan in the dataset at the end."""
     seconds: float | None = None
-    """Seconds to collect for."""
 
     def __post_init__(self) -> None:
         given = {
@@ -99,14 +104,7 @@ class Amount:
     def fraction(
         self, held: Mapping[int, int], steps: int, episodes: int, elapsed_s: float
     ) -> float:
-        """Return the fraction of the work that is done, in [0, 1].
-
-        Args:
-            held: What the dataset had before, see `held_episodes`.
-            steps: Steps collected since.
-            episodes: Episodes collected since.
-            elapsed_s: Seconds since.
-        """
+        """Return the fraction of the work that is done, in [0, 1]."""
         if self.seconds is not None:
             done, all_ = elapsed_s, self.seconds
         elif self.steps is not None:
@@ -116,13 +114,7 @@ class Amount:
         return min(done / max(all_, 1e-9), 1.0)
 
     def missing(self, held: Mapping[int, int], steps: int, episodes: int) -> str:
-        """Return what is missing (``3 episodes``); empty if nothing is, or if time is counted.
-
-        Args:
-            held: What the dataset had before, see `held_episodes`.
-            steps: Steps collected since.
-            episodes: Episodes collected since.
-        """
+        """Return what is missing (``3 episodes``); empty if nothing is, or if time is counted."""
         if self.steps is not None:
             left, name = self.steps - steps - sum(held.values()), "step"
         else:
@@ -143,10 +135,6 @@ def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
     """Return the episodes of a plan that a dataset has: index to number of steps.
 
     Damaged segments are skipped: their episodes are collected again.
-
-    Raises:
-        UnreadableError: A segment cannot be read now. Its episodes may be there, and would be
-            collected twice.
     """
     held: dict[int, int] = {}
     snapshot = dataset.snapshot()
@@ -163,20 +151,53 @@ def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
     return held
 
 
+@contextlib.contextmanager
+def lock_plan(dataset: Dataset, plan_digest: str) -> Iterator[None]:
+    """Let one collection at a time collect a plan: two would collect the same episodes twice.
+
+    Workers that outlived a killed collection still publish their whole episodes, so wait for them.
+    """
+    folder, name = dataset.path / PLANS, plan_digest[:16]
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as mine:
+        _wait_for(mine, folder / f"{name}.lock", _KILLED_WAIT_S)
+        with contextlib.ExitStack() as orphans:
+            for path in folder.glob(f"{name}-*.lock"):
+                _wait_for(orphans, path, _ORPHAN_WAIT_S)
+        yield
+
+
+def _wait_for(stack: contextlib.ExitStack, path: Path, wait_s: float) -> None:
+    """Take a lock that whoever holds it may be about to release."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            lock = ExclusiveLock(path.parent, purpose="avtd3 collect", name=path.name)
+            stack.enter_context(lock)
+        except InUseError:
+            if time.monotonic() >= deadline_s:
+                raise
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return
+
+
+def lock_share(dataset: Path, plan_digest: str, worker: int) -> ExclusiveLock:
+    """Return the lock that a worker process holds while it collects its share of a plan."""
+    name = f"{plan_digest[:16]}-{worker}.lock"
+    return ExclusiveLock(dataset / PLANS, purpose=f"avtd3 collect, worker {worker}", name=name)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
     """One worker's part of a plan."""
 
     amount: Amount
-    """The whole plan's amount."""
     held: frozenset[int]
-    """Indices of the episodes that the dataset already has."""
     held_steps: int
-    """Number of their steps."""
     worker: int
-    """Number of the worker, from 0."""
     workers: int
-    """Number of workers."""
 
     @property
     def steps(self) -> int | None:

@@ -1,11 +1,14 @@
 """What a collection reports: `CollectProgress` while it runs, `CollectReport` at its end."""
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from avtd3.collect.recovery import Skipped, describe_skipped
-from avtd3.store.render.text import file_size, plural
+from avtd3.store.render.text import file_size, join_lines, plural
+
+_SUMMED = ("steps", "episodes", "segments", "size_bytes", "return_sum", "losses")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,33 +16,23 @@ class Tally:
     """What has been collected so far, by one worker or by all."""
 
     steps: int = 0
-    """Steps written, those of the running episode included."""
     episodes: int = 0
-    """Episodes ended."""
     segments: int = 0
-    """Segments published."""
     size_bytes: int = 0
-    """Bytes published."""
     return_sum: float = 0.0
-    """Sum of the returns of the ended episodes."""
     end_reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Episodes by end reason."""
     policy_version: int = -1
     """Newest policy that has driven; -1 if none has."""
     action_limit: float = 1.0
     """Fraction of the actions' range that the newest episode's policy uses; 1 is all of it."""
     limited_episodes: int = 0
-    """Episodes driven by a policy whose actions the learner limits."""
     waiting: str = ""
     """What the collection waits for, or an empty string."""
     warning: str = ""
     """The newest warning to show, or an empty string."""
     losses: int = 0
-    """Times that the simulator was lost, whether or not it came back."""
     skipped: tuple[Skipped, ...] = ()
-    """Episodes that could not be started after several attempts."""
     lost: tuple[str, ...] = ()
-    """Workers that stopped because their simulator did not come back, and why."""
 
     @property
     def return_mean(self) -> float:
@@ -57,27 +50,21 @@ class Tally:
         )
 
     @classmethod
-    def total(cls, tallies: Iterable[Self]) -> Self:
-        """Add up the tallies of all workers."""
-        every = list(tallies)
-        reasons: dict[str, int] = {}
+    def total(cls, tallies: Iterable[Self | None]) -> Self:
+        """Add up the tallies of all workers; None for one that has not reported yet."""
+        every = [tally or cls() for tally in tallies]
+        reasons: collections.Counter[str] = collections.Counter()
         for tally in every:
-            for reason, count in tally.end_reasons.items():
-                reasons[reason] = reasons.get(reason, 0) + count
+            reasons.update(tally.end_reasons)
         waiting = [tally.waiting for tally in every]
         return cls(
-            steps=sum(tally.steps for tally in every),
-            episodes=sum(tally.episodes for tally in every),
-            segments=sum(tally.segments for tally in every),
-            size_bytes=sum(tally.size_bytes for tally in every),
-            return_sum=sum(tally.return_sum for tally in every),
-            end_reasons=reasons,
+            **{name: sum(getattr(tally, name) for tally in every) for name in _SUMMED},
+            limited_episodes=sum(tally.limited_episodes for tally in every),
+            end_reasons=dict(reasons),
             policy_version=max((tally.policy_version for tally in every), default=-1),
             action_limit=min((tally.action_limit for tally in every), default=1.0),
-            limited_episodes=sum(tally.limited_episodes for tally in every),
             waiting=waiting[0] if waiting and all(waiting) else "",
             warning=next((tally.warning for tally in every if tally.warning), ""),
-            losses=sum(tally.losses for tally in every),
             skipped=tuple(sorted((e for t in every for e in t.skipped), key=lambda e: e.index)),
             lost=tuple(sentence for tally in every for sentence in tally.lost),
         )
@@ -88,25 +75,17 @@ class CollectProgress:
     """The state of a running collection."""
 
     tally: Tally
-    """What has been collected."""
     seconds: float
-    """Seconds since the start."""
     fraction: float
     """Fraction of the work that is done, in [0, 1]."""
     disk_free_bytes: int
-    """Free bytes on the dataset's disk."""
-
-    @property
-    def steps_per_second(self) -> float:
-        """Mean speed since the start."""
-        return self.tally.steps / max(self.seconds, 1e-9)
 
     def line(self) -> str:
         """Return the state as one line of text."""
         tally = self.tally
         parts = [
             f"{tally.steps} steps",
-            f"{self.steps_per_second:.0f}/s",
+            f"{tally.steps / max(self.seconds, 1e-9):.0f}/s",
             f"{tally.episodes} episodes",
             f"return {tally.return_mean:.1f}",
             file_size(tally.size_bytes),
@@ -188,7 +167,7 @@ class CollectReport:
             "interrupted": self.interrupted,
             "plan_digest": self.plan_digest,
             "losses": tally.losses,
-            "skipped": [episode.document() for episode in tally.skipped],
+            "skipped": [dataclasses.asdict(episode) for episode in tally.skipped],
             "lost_workers": list(tally.lost),
             "missing": self.missing,
         }
@@ -211,7 +190,9 @@ class CollectReport:
             lines.append(f"{self.held_steps} steps of this plan were in the dataset before")
         if tally.losses:
             lines.append(f"the simulator was lost {tally.losses} times")
+        if tally.warning:
+            lines.append(f"last warning: {tally.warning}")
         lines += describe_skipped(tally.skipped)
         if self.interrupted:
             lines.append("interrupted; run the same command with --resume to continue")
-        return "\n".join(lines)
+        return join_lines(lines)

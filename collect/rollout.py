@@ -12,18 +12,15 @@ from avtd3.store.errors import SpecError, WorldError
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Step
 
+MAX_EPISODE_STEPS = 108_000
+"""Steps at which any episode is truncated: those of an Atari game (30 min at 60 Hz, Machado et al.
+2018). Without this, an environment that never ends would fill the memory."""
+LIMIT_REASON = "step_limit"
+"""End reason of an episode that was truncated because of its number of steps."""
+
 
 class Rollout:
-    """One episode in an environment.
-
-    Args:
-        environment: Where it happens; reset here.
-        seed: The episode's seed.
-        index: The episode's number in the plan; scenarios are taken in turn by it.
-
-    Raises:
-        SpecError: If the first camera frame does not have the shape in the spec.
-    """
+    """One episode in an environment."""
 
     def __init__(self, environment: Environment, seed: int, index: int = 0) -> None:
         self._environment, self.seed = environment, seed
@@ -32,38 +29,30 @@ class Rollout:
             image = self.start.observation.image
             check_frame(image, environment.spec.image, environment.name)
 
-    def drive(self, driver: Driver, name: str, rng: np.random.Generator) -> Iterator[Step]:
-        """Drive until the episode ends, and yield each step.
-
-        Args:
-            driver: The driver; reset here.
-            name: The driver's name, for messages.
-            rng: The episode's generator.
-
-        Raises:
-            WorldError: If the simulator failed or the driver's action is invalid.
-        """
+    def drive(
+        self, driver: Driver, name: str, rng: np.random.Generator, most: int = MAX_EPISODE_STEPS
+    ) -> Iterator[Step]:
+        """Drive until the episode ends, and yield each step."""
         driver.reset(rng)
-        environment, observation, count = self._environment, self.start.observation, 0
-        while True:
-            where = f"episode seed {self.seed}, step {count}"
-            action = check_action(driver.act(observation), environment.spec, name, where)
-            step = environment.step(action)
-            if step.is_last and not step.end_reason:
-                reason = "terminated" if step.terminated else "truncated"
-                step = dataclasses.replace(step, end_reason=reason)
-            yield step
+        environment, observation = self._environment, self.start.observation
+        act, advance, spec = driver.act, environment.step, environment.spec
+        for count in range(most):
+            action = check_action(act(observation), spec, name, self.seed, count)
+            step = advance(action)
             if step.is_last:
+                if not step.end_reason:
+                    reason = "terminated" if step.terminated else "truncated"
+                    step = dataclasses.replace(step, end_reason=reason)
+                yield step
                 return
-            observation, count = step.observation, count + 1
+            if count == most - 1:
+                step = dataclasses.replace(step, truncated=True, end_reason=LIMIT_REASON)
+            yield step
+            observation = step.observation
 
 
 def check_frame(image: NDArray[np.uint8] | None, expected: ImageSpec, world: str) -> None:
-    """Check a world's camera frame against the spec.
-
-    Raises:
-        SpecError: If the frame has another shape or dtype.
-    """
+    """Raise `SpecError` if a world's camera frame has another shape or dtype than in the spec."""
     found = "none" if image is None else f"{image.dtype} {image.shape}"
     if found != f"uint8 {expected.frame_shape}":
         raise SpecError(
@@ -73,33 +62,21 @@ def check_frame(image: NDArray[np.uint8] | None, expected: ImageSpec, world: str
 
 
 def check_action(
-    action: NDArray[np.float32], spec: EpisodeSpec, driver: str, where: str
+    action: NDArray[np.float32], spec: EpisodeSpec, driver: str, seed: int, step: int
 ) -> NDArray[np.float32]:
-    """Check that an action is finite, within its bounds and of the right length.
-
-    Args:
-        action: What a driver returned.
-        spec: Expected length and bounds.
-        driver: The driver's name, for the message.
-        where: Which episode and step, for the message.
-
-    Returns:
-        The action as float32 (A,).
-
-    Raises:
-        WorldError: If the action cannot be applied.
-    """
+    """Return a driver's action as float32 (A,), if it can be applied."""
     checked = np.asarray(action, np.float32)
     low, high = spec.action_low, spec.action_high
-    is_valid = checked.shape == (len(low),) and all(map(_is_between, checked.tolist(), low, high))
-    if not is_valid:  # NaN is not within bounds either
+    values = checked.tolist()
+    if checked.shape != (len(low),) or not all(map(_is_between, values, low, high)):
         ranges = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low, high, strict=True))
         raise WorldError(
-            f"driver {driver} returned {checked.tolist()} in {where}, expected {len(low)} finite "
-            f"numbers in {ranges}; remove the policy that does this, or choose another driver"
+            f"driver {driver} returned {values} in episode seed {seed}, step {step}, expected "
+            f"{len(low)} finite numbers in {ranges}; remove the policy that does this, or choose "
+            "another driver"
         )
     return checked
 
 
 def _is_between(value: float, low: float, high: float) -> bool:
-    return low <= value <= high
+    return low <= value <= high  # NaN is not

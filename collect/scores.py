@@ -22,7 +22,6 @@ class EpisodeScore:
     """How one evaluated episode went."""
 
     index: int
-    """Number of the episode in the evaluation."""
     seed: int
     """Its seed; odd, so the episode is held out."""
     scenario: int
@@ -32,15 +31,11 @@ class EpisodeScore:
     weather: str
     """Name of the weather; empty where there is none."""
     driver: str
-    """The driver."""
     end_reason: str
     """Why it ended."""
     steps: int
-    """Its length."""
     episode_return: float
-    """Sum of its rewards."""
     action_variance: tuple[float, ...]
-    """Variance of each action."""
     measures: Mapping[str, float]
     """The environment's measurements, see `Environment.measures`; those of a car for driving."""
     route: RouteScore | None
@@ -71,11 +66,7 @@ class Scorer:
         self._return += total_reward(step)
 
     def score(self, **known: Any) -> EpisodeScore:  # noqa: ANN401 - fields
-        """Return the episode's score.
-
-        Args:
-            known: The fields of `EpisodeScore` that do not follow from the steps.
-        """
+        """Return the episode's score."""
         variance = np.var(np.asarray(self._actions, np.float64), axis=0).tolist()
         return EpisodeScore(
             steps=len(self._actions),
@@ -93,16 +84,7 @@ def total_reward(step: Step) -> float:
 
 
 def summarise(scores: Sequence[EpisodeScore], action_names: Sequence[str]) -> dict[str, Any]:
-    """Aggregate the scores of all episodes, as JSON values.
-
-    Args:
-        scores: The episodes.
-        action_names: Name of each action.
-
-    Returns:
-        Returns and lengths with their 95 % intervals. For cars also the driving metrics and the
-        leaderboard's; for environments with other measurements, the mean of each.
-    """
+    """Aggregate the scores of all episodes, as JSON values."""
     steps = np.array([score.steps for score in scores], np.float64)
     returns = np.array([score.episode_return for score in scores])
     variance = [_mean([s.action_variance[i] for s in scores]) for i in range(len(action_names))]

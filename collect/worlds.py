@@ -1,10 +1,12 @@
 """`EnvironmentConfig`: which world to drive in, and its settings; and how to open that world."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +131,7 @@ that worker processes can call it."""
 
 
 def open_world(config: EnvironmentConfig, worker: int) -> World | Environment:
-    """Make the world that a configuration names, unless it is a Gymnasium environment.
-
-    Args:
-        config: Which world, and its settings.
-        worker: Number of the worker that drives there, from 0; each has a CARLA server of its own.
-
-    Raises:
-        ConfigError: If a user's world does not exist or has no valid form.
-        WorldError: If the command of the CARLA server does not exist, there is no CARLA client, or
-            a user's world raises an error.
-    """
+    """Make the world that a configuration names, unless it is a Gymnasium environment."""
     if config.world == "road":
         return RoadWorld(config.road)
     if config.world != "carla":
@@ -154,26 +146,29 @@ def open_world(config: EnvironmentConfig, worker: int) -> World | Environment:
     return CarlaWorld(config.carla, config.carla.port_of(worker))
 
 
+@contextlib.contextmanager
 def open_environment(
     config: EnvironmentConfig, factory: WorldFactory, worker: int = 0, *, render: bool = False
-) -> Environment:
-    """Make the environment that a configuration names.
+) -> Iterator[Environment]:
+    """Make the environment that a configuration names, and close it at the end.
 
-    Args:
-        config: Which world, and its settings.
-        factory: Makes the world, unless it is a Gymnasium environment.
-        worker: Number of the worker that drives there, from 0.
-        render: Whether pictures of it will be drawn.
-
-    Raises:
-        ConfigError: If it cannot be made with these settings.
-        WorldError: If the simulator does not start.
+    If it cannot be closed, this is only a warning: the data are complete by then.
     """
     if config.world_options and not config.is_custom:  # not in __post_init__: --world comes later
         raise ConfigError(
             f"world_options are {dict(config.world_options)}, expected none for world "
             f"{config.world}: only a world of your own has them"
         )
+    environment: Environment
     if config.world.startswith(GYM):
-        return open_gym(config.world.removeprefix(GYM), config.gym, render=render)
-    return as_environment(factory(config, worker), config.task, config.scenario, config.expert)
+        environment = open_gym(config.world.removeprefix(GYM), config.gym, render=render)
+    else:
+        world = factory(config, worker)
+        environment = as_environment(world, config.task, config.scenario, config.expert)
+    try:
+        yield environment
+    finally:
+        try:
+            environment.close()
+        except WorldError as error:
+            warnings.warn(str(error), RuntimeWarning, stacklevel=1)

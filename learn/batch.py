@@ -72,35 +72,17 @@ class RandomShift:
 def draw_shifts(
     pad: int, size: int, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Draw shifts for the observations and for the next observations.
-
-    Args:
-        pad: Largest shift, in pixels.
-        size: Stacks in a batch.
-        generator: Generator on that device.
-        device: Device of the frames.
-
-    Returns:
-        Two tensors int64 (B, 2), rows and columns, each uniform in -pad..pad.
-    """
+    """Return int64 (B, 2) shifts in -pad..pad for the observations, and for the next ones."""
     drawn = torch.randint(-pad, pad + 1, (2, size, 2), generator=generator, device=device)
     return drawn[0], drawn[1]
 
 
 def shift_frames(frames: Tensor, shift: Tensor, pad: int) -> Tensor:
-    """Shift each stack: pixel (y, x) becomes that of (y + dy, x + dx), or of the nearest border.
+    """Shift stacks, uint8 (B, K*C, H, W), by int64 (B, 2); the border is repeated.
 
     The published code samples bilinearly, but at whole pixels, so copying bytes gives the same
     result (`tests/learn/test_augment.py`). On one core, a batch of 256 stacks of 84x84x4 takes 14
     ms; indexing by row and column takes 60 ms.
-
-    Args:
-        frames: uint8 (B, K*C, H, W), any strides.
-        shift: int64 (B, 2), dy and dx in -pad..pad.
-        pad: Largest shift, in pixels.
-
-    Returns:
-        uint8 (B, K*C, H, W), channels_last in memory.
     """
     size, planes, height, width = frames.shape
     image = torch.stack(frames.unbind(1), -1)  # (B, H, W, K*C)
@@ -125,17 +107,9 @@ def to_batch(
     shift: RandomShift | None = None,
     stacks: tuple[Tensor, Tensor] | None = None,
 ) -> Batch:
-    """Move sampled transitions to the device.
+    """Move sampled transitions to the device, unless their `stacks` of images are there already.
 
     On the CPU, the small arrays are copied, because the sampler reuses its buffers.
-
-    Args:
-        transitions: What `Sampler.sample` returned.
-        device: Device of the networks.
-        dtype: Floating-point type of the pixels.
-        shift: Random shifts of the images; None for none.
-        stacks: uint8 (B, K*C, H, W), the images of the observations and of the next observations,
-            if they are on the device already.
     """
     if stacks is None and transitions.frames is not None:
         assert transitions.observation_frames is not None
@@ -165,18 +139,7 @@ def flatten_sequences(
     dtype: torch.dtype,
     shift: RandomShift | None = None,
 ) -> Batch:
-    """Move sequences to the device, with each step as a separate transition.
-
-    Args:
-        sequences: What `Sampler.sample_sequences` returned: S sequences of L steps.
-        gamma: Discount per step.
-        device: Device of the networks.
-        dtype: Floating-point type of the pixels.
-        shift: Random shifts of the images of each step; None for none.
-
-    Returns:
-        S * L transitions, those of a sequence one after another.
-    """
+    """Move S sequences of L steps to the device as S * L transitions, one after another."""
     length = sequences.action.shape[1]
     pixels: tuple[Tensor | None, Tensor | None] = (None, None)
     if sequences.frames is not None:
@@ -209,10 +172,6 @@ class DeviceFrameCache:
     A batch of 256 needs 9 MB of frames. Without this cache, they are gathered on the host and
     copied for every update; with it, only row numbers are copied. The copy follows the replay
     cache: new frames are copied once, and replace frames that left the cache.
-
-    Args:
-        image: The spec's image.
-        device: Device of the copy.
     """
 
     def __init__(self, image: ImageSpec, device: torch.device) -> None:
@@ -222,18 +181,7 @@ class DeviceFrameCache:
         self._source: FrameArray | None = None
 
     def stacks(self, sampler: Sampler, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Gather the images of a batch.
-
-        Args:
-            sampler: The sampler that returned the rows and has not sampled since.
-            rows: int64 (B, W), `Transitions.frame_rows`.
-
-        Returns:
-            uint8 (B, K*C, H, W), the images of the observations and of the next observations.
-
-        Raises:
-            ConfigError: If the frames do not fit into the device's memory.
-        """
+        """Gather the images (B, K*C, H, W) before and after, of `Transitions.frame_rows` (B, W)."""
         source = sampler.frame_array()
         if source is not self._source:
             self._copy_new(source)
@@ -278,15 +226,7 @@ def open_device_cache(
 
 
 class BatchLoader:
-    """Sample batches and move them to the device.
-
-    Args:
-        replay: Single transitions or sequences, and their discount.
-        device: Device of the networks.
-        dtype: Floating-point type of the pixels.
-        shift: Random shifts of the images; None for none.
-        device_cache: Copy of the frames on the device, if the sampler does not gather them.
-    """
+    """Sample batches and move them to the device."""
 
     def __init__(
         self,
@@ -308,12 +248,7 @@ class BatchLoader:
         return self._device_cache is None
 
     def load(self, sampler: Sampler) -> tuple[Batch, NDArray[np.int64] | None]:
-        """Sample a batch.
-
-        Returns:
-            The batch, and the index of its transitions for `Sampler.update_priorities`; None if
-            sampling is not prioritised.
-        """
+        """Return a batch, and if prioritised its index for `Sampler.update_priorities`."""
         before_s = time.monotonic()
         if self._replay.sequence_length:
             sequences = sampler.sample_sequences()

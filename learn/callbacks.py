@@ -98,12 +98,7 @@ class ProgressCallback(TrainCallback):
 
 
 class CallbackList:
-    """The callbacks of a run, and the progress that they receive.
-
-    Args:
-        callbacks: The callbacks.
-        target: Total number of updates of the run, for progress reports.
-    """
+    """The callbacks of a run, and the progress that they receive."""
 
     def __init__(self, callbacks: Iterable[TrainCallback], *, target: int) -> None:
         self._callbacks, self._target = tuple(callbacks), target
@@ -124,23 +119,14 @@ class CallbackList:
         self._describe.append(describe)
 
     def progress(self, waiting: str = "") -> LearnProgress:
-        """Return the current state of the run.
-
-        Args:
-            waiting: What the run is waiting for; empty while it trains.
-        """
+        """Return the current state of the run."""
         progress = LearnProgress(updates=0, target=self._target, waiting=waiting)
         for describe in self._describe:
             progress = describe(progress)
         return progress
 
     def report(self, waiting: str = "", *, now: bool = False) -> None:
-        """Report progress, unless the last report was less than `PROGRESS_INTERVAL_S` ago.
-
-        Args:
-            waiting: What the run is waiting for; empty while it trains.
-            now: Whether to report in any case.
-        """
+        """Report progress, unless the last report was less than `PROGRESS_INTERVAL_S` ago."""
         now_s = time.monotonic()
         if now or now_s >= self._next_report_s:
             self._next_report_s = now_s + PROGRESS_INTERVAL_S

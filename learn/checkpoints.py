@@ -19,8 +19,11 @@ back deletes nothing.
 import contextlib
 import dataclasses
 import importlib.metadata
+import math
 import os
 import re
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -33,9 +36,16 @@ from torch import Tensor, nn
 
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.metrics import HIGHER, metric
+from avtd3.learn.policy import unreadable
 from avtd3.learn.td3 import TD3State
 from avtd3.store import files
-from avtd3.store.errors import CheckpointError, FormatVersionError, SpecError
+from avtd3.store.errors import (
+    Avtd3Error,
+    CheckpointError,
+    FormatVersionError,
+    SpecError,
+    abbreviate,
+)
 from avtd3.store.spec import EpisodeSpec
 
 FORMAT_VERSION = 1
@@ -52,8 +62,63 @@ _REPLACED = ".replaced"
 """Suffix of a checkpoint while another one of the same name is written."""
 _SAMPLER = "sampler/"
 """Prefix of the names of the sampler's arrays."""
+_NOT_FINITE = ("nan", "inf", "-inf")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _EMERGENCIES_KEPT = 3
+
+
+def as_json(value: Any) -> Any:  # noqa: ANN401 - records of any kind
+    """Return a record of a run's state as JSON; numbers that are not finite become text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_as(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 - as the kind says
+    """Read what `as_json` returned; every number, text and container must have its type."""
+    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any or (origin is types.UnionType and value is None):
+        return value
+    if origin is types.UnionType:
+        return read_as(kinds[0], value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _read_record(kind, value, where)
+    if origin is dict and isinstance(value, dict):
+        return {k: read_as(kinds[1], item, f"{where}.{abbreviate(k)}") for k, item in value.items()}
+    if origin in (list, tuple) and isinstance(value, list):
+        of = kinds if origin is tuple else kinds * len(value)
+        if len(of) == len(value):
+            return origin(read_as(k, item, where) for k, item in zip(of, value, strict=True))
+    return _read_scalar(kind, value, where)
+
+
+def _read_record(kind: Any, value: Mapping[str, Any], where: str) -> Any:  # noqa: ANN401 - as above
+    hints = typing.get_type_hints(kind)
+    given = {
+        field.name: read_as(hints[field.name], value[field.name], f"{where}.{field.name}")
+        for field in dataclasses.fields(kind)
+        if field.name in value
+    }
+    try:
+        return kind(**given)
+    except TypeError as error:  # a field without a default is missing
+        raise CheckpointError(f"{where}: {error}; resume from another checkpoint") from error
+
+
+def _read_scalar(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - as above
+    is_small = not isinstance(value, int) or abs(value) < 1 << 63
+    if kind is float and (type(value) in (int, float) or value in _NOT_FINITE) and is_small:
+        return float(value)
+    if type(value) is kind and is_small:
+        return value
+    name = kind.__name__ if isinstance(kind, type) else kind
+    raise CheckpointError(
+        f"{where} is {abbreviate(value)}, expected {name}; resume from another checkpoint"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,66 +148,42 @@ class CheckpointMetadata:
 
     def document(self) -> dict[str, Any]:
         """Return the metadata without the arrays, as JSON values."""
-        return {
-            "updates": self.updates,
-            "spec_digest": self.spec_digest,
-            "sampler": self.sampler,
-            "config": self.config,
-            "seconds": self.seconds,
-            "guards": self.guards,
-            "gathered": self.metrics,
-            "episodes_told": self.episodes_logged,
-            "best": self.best,
-        }
+        return {key: getattr(self, name) for name, (key, _) in _KEYS.items()}
 
     @classmethod
     def from_json(
         cls, document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
     ) -> Self:
-        """Read what `document` returned.
-
-        Args:
-            document: The document.
-            arrays: The sampler's arrays.
-            path: The checkpoint, for messages.
-
-        Raises:
-            CheckpointError: If a key is missing or has the wrong type.
-        """
+        """Read what `document` returned; raise `CheckpointError` if a key is missing or invalid."""
+        given = {
+            name: read_as(kind, document[key], f"checkpoint {path}: {key}")
+            for name, (key, kind) in _KEYS.items()
+            if key in document
+        }
         try:
-            return cls(
-                updates=int(document["updates"]),
-                spec_digest=str(document["spec_digest"]),
-                sampler=dict(document["sampler"]),
-                arrays=dict(arrays),
-                config=dict(document["config"]),
-                seconds=float(document["seconds"]),
-                guards=dict(document.get("guards", {})),
-                metrics=dict(document.get("gathered", {})),
-                episodes_logged=bool(document.get("episodes_told", False)),
-                best=dict(document.get("best", {})),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise _invalid(path, f"{DOCUMENT} is invalid ({error!r})") from error
+            return cls(arrays=dict(arrays), **given)
+        except TypeError as error:
+            raise _invalid(path, f"{DOCUMENT} is incomplete ({error})") from error
+
+
+_KEYS: Mapping[str, tuple[str, Any]] = {
+    "updates": ("updates", int),
+    "spec_digest": ("spec_digest", str),
+    "sampler": ("sampler", dict[str, Any]),
+    "config": ("config", dict[str, Any]),
+    "seconds": ("seconds", float),
+    "guards": ("guards", dict[str, Any]),
+    "metrics": ("gathered", dict[str, Any]),
+    "episodes_logged": ("episodes_told", bool),
+    "best": ("best", dict[str, Any]),
+}
+"""Key in the document, and type, of each field of the metadata."""
 
 
 def save_checkpoint(
     directory: Path, state: TD3State, noise: torch.Generator, metadata: CheckpointMetadata
 ) -> Path:
-    """Write a checkpoint: it is either complete on disk under its name, or absent.
-
-    Args:
-        directory: Directory of checkpoints; created if it does not exist.
-        state: Networks and optimisers.
-        noise: Generator of the target noise.
-        metadata: Everything else.
-
-    Returns:
-        The checkpoint's directory.
-
-    Raises:
-        StorageError: If the disk is full or the directory cannot be written.
-    """
+    """Write a checkpoint: it is either complete on disk under its name, or absent."""
     path = directory / f"update-{metadata.updates:09d}"
     temporary = directory / f".{path.name}.{os.getpid()}.tmp"
     tensors = _tensors_of(state) | {_NOISE: noise.get_state()}
@@ -166,7 +207,7 @@ def save_checkpoint(
         files.fsync_directory(temporary)
         replaced = directory / f".{path.name}{_REPLACED}"
         if path.exists():  # the run rolled back to it
-            path.rename(replaced)
+            _move(path, replaced)
         temporary.rename(path)
         files.fsync_directory(directory)
         files.remove_tree(replaced)
@@ -174,37 +215,30 @@ def save_checkpoint(
 
 
 def fix_replaced(directory: Path) -> None:
-    """Repair a directory of checkpoints after a kill while a checkpoint was replaced.
-
-    Raises:
-        StorageError: If the directory cannot be written.
-    """
+    """Repair a directory of checkpoints after a kill while a checkpoint was replaced."""
     with files.storage_errors(directory):
         for replaced in directory.glob(f".update-*{_REPLACED}"):
             path = directory / replaced.name.removeprefix(".").removesuffix(_REPLACED)
             if path.exists():
                 files.remove_tree(replaced)
             else:
-                replaced.rename(path)
+                _move(replaced, path)
+
+
+def _move(source: Path, target: Path) -> None:
+    if not files.move_directory(source, target):
+        files.remove_tree(source)
 
 
 def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> CheckpointMetadata:
-    """Load a checkpoint into networks and optimisers of the same settings.
-
-    Args:
-        path: The checkpoint's directory.
-        state: Changed in place.
-        noise: Changed in place.
-
-    Raises:
-        CheckpointError: If the checkpoint is damaged or has other networks.
-        FormatVersionError: If a later version of avtd3 wrote it.
-    """
+    """Load a checkpoint into networks and optimisers of the same settings, in place."""
     document = _read_document(path)
     try:
         expected = document["tensors"]["sha256"]
         data = files.read_bytes(path / TENSORS, MAX_CHECKPOINT_BYTES)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _not_read(path, TENSORS, error) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise _invalid(path, f"its tensors cannot be read ({error})") from error
     if files.sha256(data) != expected:
         raise _invalid(path, f"the SHA-256 of {TENSORS} differs from the one in {DOCUMENT}")
@@ -307,7 +341,9 @@ def _create_moments(state: TD3State, tensors: Mapping[str, Tensor]) -> None:
 def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = files.read_json(path / DOCUMENT)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _not_read(path, DOCUMENT, error) from error
+    except ValueError as error:
         raise _invalid(path, f"{DOCUMENT} cannot be read ({error})") from error
     if not isinstance(document, dict):
         raise _invalid(path, f"{DOCUMENT} is not a JSON object")
@@ -317,6 +353,12 @@ def _read_document(path: Path) -> dict[str, Any]:
             f"reads {FORMAT_VERSION}; update avtd3"
         )
     return document
+
+
+def _not_read(path: Path, name: str, error: OSError) -> Avtd3Error:
+    if files.is_passing(error):
+        return unreadable(path / name, error)
+    return _invalid(path, f"{name} cannot be read ({error})")
 
 
 def _invalid(path: Path, what: str) -> CheckpointError:
@@ -338,43 +380,9 @@ class Best:
     newest: float
     """Newest value of the metric at the newest checkpoint."""
 
-    def after(self, value: float, updates: int) -> Self:
-        """Return the best after another checkpoint; of two equal ones, the earlier one."""
-        known = metric(self.metric)
-        assert known is not None
-        better = value > self.value if known.better == HIGHER else value < self.value
-        if better:
-            return dataclasses.replace(self, value=value, updates=updates, newest=value)
-        return dataclasses.replace(self, newest=value)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read the fields from a checkpoint's metadata.
-
-        Raises:
-            CheckpointError: If a field is missing or has the wrong type.
-        """
-        try:
-            return cls(
-                metric=str(document["metric"]),
-                value=float(document["value"]),
-                updates=int(document["updates"]),
-                newest=float(document["newest"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"the checkpoint does not name the best one ({error!r}); resume from another one"
-            ) from error
-
 
 class CheckpointManager:
-    """Save, restore and remove the checkpoints of a run.
-
-    Args:
-        run: The run's directory.
-        config: How many checkpoints to keep.
-        spec: Spec of the data; checkpoints of other data are refused.
-    """
+    """Save, restore and remove the checkpoints of a run."""
 
     def __init__(self, run: Path, config: LearnConfig, spec: EpisodeSpec) -> None:
         self.best: Best | None = None
@@ -386,17 +394,7 @@ class CheckpointManager:
         return updates in map(updates_of, list_checkpoints(self._directory))
 
     def restore_newest(self, state: TD3State, noise: torch.Generator) -> CheckpointMetadata | None:
-        """Load the newest checkpoint; return None if there is none.
-
-        Args:
-            state: Changed in place.
-            noise: Generator of the target noise; changed in place.
-
-        Raises:
-            CheckpointError: If the checkpoint is damaged or has other networks.
-            FormatVersionError: If a later version of avtd3 wrote it.
-            SpecError: If it was trained on data of another spec.
-        """
+        """Load the newest checkpoint in place; return None if there is none."""
         fix_replaced(self._directory)
         found = list_checkpoints(self._directory)
         return self._load(found[-1], state, noise) if found else None
@@ -407,20 +405,6 @@ class CheckpointManager:
         """Load a checkpoint, and move all later ones to ``RUN/rolled-back/NNN``, newest first.
 
         If the process is killed meanwhile, the run continues from this checkpoint or a later one.
-
-        Args:
-            updates: Updates of the checkpoint.
-            state: Changed in place.
-            noise: Generator of the target noise; changed in place.
-
-        Returns:
-            The metadata, and the directory of the later checkpoints; None if there were none.
-
-        Raises:
-            CheckpointError: If there is no such checkpoint, it is damaged or has other networks.
-            FormatVersionError: If a later version of avtd3 wrote it.
-            SpecError: If it was trained on data of another spec.
-            StorageError: If the directory cannot be written.
         """
         fix_replaced(self._directory)
         found = {updates_of(path): path for path in list_checkpoints(self._directory)}
@@ -443,21 +427,7 @@ class CheckpointManager:
         newest: Mapping[str, float],
         good: int | None,
     ) -> Path:
-        """Write a checkpoint and remove those that need not be kept.
-
-        Args:
-            state: Networks and optimisers.
-            noise: Generator of the target noise.
-            metadata: Everything else; this method sets `CheckpointMetadata.best`.
-            newest: The newest value of each metric that this process logged.
-            good: Updates of the last good checkpoint, if there is one.
-
-        Returns:
-            The checkpoint's directory.
-
-        Raises:
-            StorageError: If the disk is full or the directory cannot be written.
-        """
+        """Write a checkpoint and remove those that need not be kept; return its directory."""
         self._update_best(metadata.updates, newest)
         best = {} if self.best is None else dataclasses.asdict(self.best)
         metadata = dataclasses.replace(metadata, best=best)
@@ -472,14 +442,7 @@ class CheckpointManager:
     def save_emergency(
         self, state: TD3State, noise: torch.Generator, metadata: CheckpointMetadata
     ) -> Path:
-        """Save the state at which a guard stopped the run; no run resumes from it by itself.
-
-        Returns:
-            The directory of the state.
-
-        Raises:
-            StorageError: If the disk is full or the directory cannot be written.
-        """
+        """Save the state at which a guard stopped the run; no run resumes from it by itself."""
         path = save_checkpoint(self._run / EMERGENCY, state, noise, metadata)
         prune_checkpoints(self._run / EMERGENCY, _EMERGENCIES_KEPT, ())
         return path
@@ -491,7 +454,7 @@ class CheckpointManager:
                 f"checkpoint {path} was trained on data of spec {metadata.spec_digest[:12]}, but "
                 f"the datasets have spec {self._spec.digest[:12]}; resume with the run's own data"
             )
-        best = Best.from_json(metadata.best) if metadata.best else None
+        best = read_as(Best, metadata.best, f"checkpoint {path}: best") if metadata.best else None
         self.best = best if best is not None and best.metric == self._config.keep_best else None
         self._write_best()
         return metadata
@@ -504,20 +467,21 @@ class CheckpointManager:
             aside = parent / f"{number + 1:03d}"
             aside.mkdir()
             for path in reversed(later):
-                path.rename(aside / path.name)
+                _move(path, aside / path.name)
             files.fsync_directory(aside)
             files.fsync_directory(self._directory)
         return aside
 
     def _update_best(self, updates: int, newest: Mapping[str, float]) -> None:
-        name = self._config.keep_best
-        value = newest.get(name, None if self.best is None else self.best.newest)
-        if not name or value is None or value != value:  # NaN is never the best
+        name, best = self._config.keep_best, self.best
+        known, value = metric(name), newest.get(name, None if best is None else best.newest)
+        if known is None or value is None or value != value:  # NaN is never the best
             return
-        if self.best is None:
+        sign = 1.0 if known.better == HIGHER else -1.0
+        if best is None or sign * value > sign * best.value:
             self.best = Best(metric=name, value=value, updates=updates, newest=value)
         else:
-            self.best = self.best.after(value, updates)
+            self.best = dataclasses.replace(best, newest=value)
 
     def _write_best(self) -> None:
         path = self._directory / BEST

@@ -7,7 +7,7 @@ from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.td3 import TD3Config
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, abbreviate
 from avtd3.store.replay.config import ReplayConfig
 
 
@@ -98,42 +98,46 @@ class LearnConfig:
         return updates % self.checkpoint_every == 0 or updates in self.milestones
 
     def __post_init__(self) -> None:
-        counts = ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints")
-        for name in (*counts, "evaluate_every", "evaluate_episodes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 1 or above")
-        for name in (
-            *("seed", "threads", "learning_starts", "updates_per_step", "keep_policies"),
-            *("decay_from", "image_shift"),
+        least = dict.fromkeys(
+            ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints"), 1
+        ) | {"evaluate_every": 1, "evaluate_episodes": 1}
+        for name in ("seed", "threads", "learning_starts", "updates_per_step", "keep_policies"):
+            least[name] = 0
+        for name, lowest in (least | {"decay_from": 0, "image_shift": 0}).items():
+            if not getattr(self, name) >= lowest:
+                raise _invalid(name, getattr(self, name), f"{lowest} or above")
+        for name, is_valid, expected in (
+            ("seed", self.seed < 1 << 64, "0..2^64 - 1"),
+            ("decay_to", 0.0 < self.decay_to <= 1.0, "above 0, at most 1"),
+            ("refresh_seconds", self.refresh_seconds > 0.0, "above 0 seconds"),
+            ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
         ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"learn.{name} is {getattr(self, name)}, expected 0 or above")
-        if not 0.0 < self.decay_to <= 1.0:
-            raise ConfigError(f"learn.decay_to is {self.decay_to}, expected above 0, at most 1")
-        _check_keep_best(self.keep_best)
-        if not self.refresh_seconds > 0.0:
-            raise ConfigError(
-                f"learn.refresh_seconds is {self.refresh_seconds}, expected above 0 seconds"
+            if not is_valid:
+                raise _invalid(name, getattr(self, name), expected)
+        self._check_keep_best()
+        self._check_together()
+
+    def _check_keep_best(self) -> None:
+        known = metric(self.keep_best)
+        if self.keep_best and (known is None or not known.better):
+            expected = "a metric with a preferred direction, for example episode/return"
+            raise _invalid("keep_best", self.keep_best, expected)
+        if self.keep_best.startswith("offline/") and not self.replay.held_out:
+            expected = (
+                "another metric, or learn.replay.held_out above 0 (such as 0.05) to measure it"
             )
-        if self.precision not in PRECISIONS:
+            raise _invalid("keep_best", self.keep_best, expected)
+
+    def _check_together(self) -> None:
+        if self.replay.imitate and not self.td3.bc_alpha:
             raise ConfigError(
-                f"learn.precision is {self.precision!r}, expected one of {PRECISIONS}"
+                f"learn.replay.imitate is {self.replay.imitate}, but learn.td3.bc_alpha is 0, so "
+                "nothing is imitated; set bc_alpha (2.5 in TD3+BC), or remove imitate"
             )
-        _check_imitation(self.replay, self.td3)
+        if self.network.conv_norm == "batch" and self.replay.batch_size < 2:
+            expected = "2 or above with learn.network.conv_norm batch"
+            raise _invalid("replay.batch_size", self.replay.batch_size, expected)
 
 
-def _check_imitation(replay: ReplayConfig, td3: TD3Config) -> None:
-    if replay.imitate and not td3.bc_alpha:
-        raise ConfigError(
-            f"learn.replay.imitate is {replay.imitate}, but learn.td3.bc_alpha is 0, so nothing is "
-            "imitated; set bc_alpha (2.5 in TD3+BC), or remove imitate"
-        )
-
-
-def _check_keep_best(name: str) -> None:
-    known = metric(name)
-    if name and (known is None or not known.better):
-        raise ConfigError(
-            f"learn.keep_best is {name!r}, expected a metric with a preferred direction, "
-            "for example episode/return or offline/td_error"
-        )
+def _invalid(name: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(f"learn.{name} is {abbreviate(value)}, expected {expected}")

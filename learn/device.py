@@ -1,27 +1,40 @@
-"""Choose the device and the precision, and configure the memory allocator."""
+"""Choose the device, the precision and the memory allocator; record updates on a GPU."""
 
+import contextlib
 import ctypes
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from avtd3.store.errors import ConfigError
+from avtd3.learn.batch import Batch
+from avtd3.learn.td3 import TD3Config, TD3State, Update, update
+from avtd3.store.errors import ConfigError, abbreviate
 
 PRECISIONS = ("auto", "fp32", "bf16")
 _NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # see malloc.h
 _NEVER = 2**31 - 1
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Storage size calculation",
+)
+"""Texts of torch's errors of type RuntimeError that are about memory."""
 
 
 def keep_freed_memory() -> bool:
     """Make this process keep large freed blocks of memory for reuse, instead of returning them.
 
+    Return whether the C library supports it; only glibc does.
+
     By default, glibc returns every large block to the system. An update from images frees and
     allocates hundreds of megabytes, and the system clears each page again, which takes 12 % of the
     update's time (`bench/learn_bench.py`). With this setting, the process keeps its peak memory.
-
-    Returns:
-        Whether the C library supports it; only glibc does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -30,12 +43,23 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
 
 
-def pick_device(name: str) -> torch.device:
-    """Return a device by name; ``auto`` is CUDA if available, else the CPU.
+@contextlib.contextmanager
+def memory_errors(asked: str) -> Iterator[None]:
+    """Turn every error about memory into a `MemoryError` that says what was asked for."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            sign in text for sign in _NO_MEMORY
+        ):
+            raise
+        found = abbreviate(text.partition("\n")[0], 200)
+        raise MemoryError(f"not enough memory ({found}) for {asked}") from error
 
-    Raises:
-        ConfigError: If there is no such device.
-    """
+
+def pick_device(name: str) -> torch.device:
+    """Return a device by name; ``auto`` is CUDA if available, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -70,3 +94,181 @@ def _multiplies_bf16(device: torch.device) -> bool:
         return False
     flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
     return bool(_NATIVE_BF16.intersection(flags.split()))
+
+
+WARM_UP = 3
+"""Number of plain updates of each kind before recording. They create the optimiser's moments and
+the libraries' workspaces."""
+
+Replay = Callable[[], None]
+_Tree = TypeVar("_Tree")
+
+
+def record(work: Replay) -> Replay:
+    """Record the kernels of a function without running them; return a function that runs them."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def make_updater(
+    state: TD3State, config: TD3Config, autocast: torch.dtype | None, *, graphs: bool
+) -> Callable[[Batch, Tensor], Update]:
+    """Return the update function of a run: recorded if `graphs` is set and there is a GPU."""
+    if graphs and state.skipped.is_cuda:
+        return GraphedUpdate(state, config, autocast)
+    return lambda batch, noise: update(state, batch, noise, config, autocast)
+
+
+class GraphedUpdate:
+    """Do the same as `avtd3.learn.td3.update`, with learning rates rounded to float32.
+
+    An update launches hundreds of kernels, most of which take less time than their launch.
+    Replaying a recording is a single launch; see
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. A recording cannot branch, and
+    cannot take new tensors or numbers. Therefore
+
+    * there is one recording for each kind of update: with and without the actor, and for each
+      weight of the imitation term. While that weight changes, actor updates are not recorded;
+    * batches are copied to the memory that the recording reads, and results from where it writes;
+    * learning rates are tensors.
+
+    After loading a checkpoint into the state, create a new `GraphedUpdate`: recordings write to the
+    tensors that existed when they were made. Tests without a GPU replace the recorder.
+    """
+
+    def __init__(
+        self,
+        state: TD3State,
+        config: TD3Config,
+        autocast: torch.dtype | None,
+        recorder: Callable[[Replay], Replay] = record,
+    ) -> None:
+        self._state, self._config, self._autocast = state, config, autocast
+        self._recorder = recorder
+        self._kinds: dict[tuple[object, ...], _Kind] = {}
+        self._inputs: tuple[Batch, Tensor] | None = None
+        groups = state.actor_optimizer.param_groups + state.critic_optimizer.param_groups
+        self._groups: list[dict[str, Any]] = groups
+        device = state.skipped.device
+        self._rates = [torch.tensor(group["lr"], device=device) for group in groups]
+        self._known = [group["lr"] for group in groups]
+
+    def __call__(self, batch: Batch, noise: Tensor) -> Update:
+        """Do one update; see `avtd3.learn.td3.update`. Every batch has the same size."""
+        number = self._state.updates + 1
+        kind = self._kind(number)
+        if kind is None or (kind.replay is None and kind.done < WARM_UP):
+            if kind is not None:
+                kind.done += 1
+            with _side_stream(batch.reward.device):
+                return update(self._state, batch, noise, self._config, self._autocast)
+        if self._inputs is None:
+            self._inputs = (map_tensors(torch.clone, batch), noise.clone())
+        for source, target in zip(_tensors((batch, noise)), _tensors(self._inputs), strict=True):
+            target.copy_(source, non_blocking=True)
+        if kind.replay is None:
+            kind.replay = self._recorder(lambda: self._work(kind))
+        self._set_rates()
+        kind.replay()
+        self._state.updates = number  # recording increments it, replaying does not
+        return kind.result()
+
+    def _kind(self, number: int) -> "_Kind | None":
+        """Return the kind of an update; None for actor updates while imitation fades."""
+        config = self._config
+        has_actor = number % config.policy_delay == 0
+        sets_range = bool(config.target_clip_every) and number % config.target_clip_every == 0
+        if has_actor and config.bc_fade_from < number < config.bc_fade_until:
+            return None
+        weight = config.bc_weight_at(number) if has_actor else None
+        return self._kinds.setdefault((has_actor, sets_range, weight), _Kind())
+
+    def _work(self, kind: "_Kind") -> None:
+        assert self._inputs is not None
+        batch, noise = self._inputs
+        with self._tensor_rates():
+            done = update(self._state, batch, noise, self._config, self._autocast)
+        kind.written = done
+        kind.flat = torch.cat([part.reshape(-1).float() for part in _tensors(done)])
+
+    def _set_rates(self) -> None:
+        for i, group in enumerate(self._groups):
+            if group["lr"] != self._known[i]:
+                self._known[i] = group["lr"]
+                self._rates[i].fill_(group["lr"])
+
+    @contextlib.contextmanager
+    def _tensor_rates(self) -> Iterator[None]:
+        """Give the optimisers learning rates on the device within a ``with`` block."""
+        numbers = [group["lr"] for group in self._groups]
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group["lr"] = rate
+        try:
+            yield
+        finally:
+            for group, number in zip(self._groups, numbers, strict=True):
+                group["lr"] = number
+
+
+class _Kind:
+    """One kind of update: its recording, and the tensors to which it writes."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.replay: Replay | None = None
+        self.written: Update | None = None
+        self.flat: Tensor | None = None
+
+    def result(self) -> Update:
+        """Return a copy of what the recording wrote, made by one kernel instead of thirty."""
+        assert self.written is not None
+        assert self.flat is not None
+        flat, begin = self.flat.clone(), 0
+
+        def take(part: Tensor) -> Tensor:
+            nonlocal begin
+            begin += part.numel()
+            return flat[begin - part.numel() : begin].view(part.shape).to(part.dtype)
+
+        return map_tensors(take, self.written)
+
+
+@contextlib.contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    """Run on a side stream, as required before recording."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], tree: _Tree) -> _Tree:
+    """Apply a function to every tensor of a nest of dataclasses and tuples."""
+    if isinstance(tree, Tensor):
+        return change(tree)  # type: ignore[return-value]  # a tensor again
+    if isinstance(tree, tuple):
+        return tuple(map_tensors(change, item) for item in tree)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        values = {
+            f.name: map_tensors(change, getattr(tree, f.name)) for f in dataclasses.fields(tree)
+        }
+        return type(tree)(**values)
+    return tree
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    """Return the tensors of a nest, in the order of its fields."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, tree)
+    return found

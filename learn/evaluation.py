@@ -1,4 +1,4 @@
-"""`HeldOutEvaluator`: evaluate the critic and the actor on episodes that are never sampled.
+"""Metrics of episodes: `EpisodeMetrics` of new ones, `HeldOutEvaluator` of those never sampled.
 
 Compare the TD error on held-out episodes with that in training to detect overfitting. Compare
 values with the returns that followed to detect overestimation; their correlation shows whether the
@@ -6,9 +6,8 @@ critic ranks states correctly. The difference between the actor's and the data's
 far the critic extrapolates.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,13 +15,107 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.networks import ObservationBatch, to_pixels
+from avtd3.learn.metrics import REWARD_TERMS
+from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
-from avtd3.store.replay.eligibility import HeldOutEpisode
+from avtd3.store.episode import Episode
+from avtd3.store.replay.backend import EpisodeSummary
 from avtd3.store.spec import EpisodeSpec
+
+END_REASONS = {
+    "episode/success": "goal",
+    "episode/collision": "collision",
+    "episode/off_road": "off_road",
+}
+"""End reason whose share of the episodes a metric is."""
+
+TERM_SHARES = {"episode/lane_invasion": "safety/lane_invasion"}
+"""Reward term for which a metric is the share of episodes where its sum is not 0."""
+
+VECTOR_COLUMNS = {
+    "episode/lateral_deviation": "lateral_m",
+    "episode/speed": "speed_mps",
+}
+"""Column of the vector whose mean absolute value a metric is, in the column's unit."""
 
 _CHUNK = 256
 """Steps that are evaluated at once."""
+
+
+class EpisodeMetrics:
+    """Metrics of the episodes that have not been logged yet.
+
+    The store summarises episodes without knowing the meaning of their columns. This class gives
+    names to the columns that matter for driving. If a dataset does not have a column, its metric is
+    missing.
+    """
+
+    def __init__(self, spec: EpisodeSpec) -> None:
+        self.newest_return: float | None = None
+        """Mean return of the newest episodes, logged or not."""
+        self.newest_length: float | None = None
+        """Mean length of the newest episodes in steps, logged or not."""
+        self._spec = spec
+        self._new: list[EpisodeSummary] = []
+
+    @property
+    def are_logged(self) -> bool:
+        """Whether the metrics of all episodes have been logged."""
+        return not self._new
+
+    def add(self, summary: EpisodeSummary) -> None:
+        """Add new episodes."""
+        if len(summary):
+            self._new.append(summary)
+            self.newest_return = float(summary.returns.mean())
+            self.newest_length = float(summary.lengths.mean())
+
+    def clear(self) -> None:
+        """Skip the episodes so far: they were logged before the run was resumed."""
+        self._new.clear()
+
+    def read(self, version: int | None) -> dict[str, float]:
+        """Return means over the new episodes, by metric, and start again.
+
+        `version` is that of the newest published policy.
+        """
+        if not self._new:
+            return {}
+        new = EpisodeSummary.join(self._new, self._spec)
+        self.clear()
+        found = {
+            "episode/return": float(new.returns.mean()),
+            "episode/length": float(new.lengths.mean()),
+        }
+        for metric, reason in END_REASONS.items():
+            found[metric] = new.end_reasons.count(reason) / len(new)
+        return found | self._columns(new) | _policy_lag(new, version)
+
+    def _columns(self, new: EpisodeSummary) -> dict[str, float]:
+        spec = self._spec
+        sums = new.reward_term_sums.mean(axis=0).tolist()
+        found = {REWARD_TERMS + name: x for name, x in zip(spec.reward_terms, sums, strict=True)}
+        for metric, name in TERM_SHARES.items():
+            if name in spec.reward_terms:
+                term = new.reward_term_sums[:, spec.reward_terms.index(name)]
+                found[metric] = float((term != 0.0).mean())
+        sizes = new.vector_mean_abs.mean(axis=0) * np.array(spec.vector_scales)
+        for metric, name in VECTOR_COLUMNS.items():
+            if name in spec.vector_names:
+                found[metric] = float(sizes[spec.vector_names.index(name)])
+        return found
+
+
+def _policy_lag(new: EpisodeSummary, version: int | None) -> dict[str, float]:
+    driven = new.policy_versions[new.policy_versions >= 0]
+    if version is None or not len(driven):
+        return {}
+    lags = version - driven
+    return {
+        "run/policy_lag": float(lags.mean()),
+        "run/policy_lag_min": float(lags.min()),
+        "run/policy_lag_max": float(lags.max()),
+    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +133,15 @@ class HeldOutEvaluator:
     autocast: torch.dtype | None
     """Type of the matrix products; None for float32."""
 
-    def __call__(self, state: TD3State, episodes: Iterable[HeldOutEpisode]) -> dict[str, float]:
+    def __call__(self, state: TD3State, episodes: Iterable[Episode]) -> dict[str, float]:
         """Return means over all steps of the episodes, by metric; nothing without episodes.
 
         ``offline/initial_value`` and ``offline/initial_return`` are means over the first steps: the
         return that the critic predicts for a whole episode, and the return of the data.
-
-        Args:
-            state: The networks; they are not changed.
-            episodes: Complete episodes, read one at a time.
         """
         columns: dict[str, list[NDArray[np.float32]]] = {}
         count = 0
-        with torch.no_grad(), _evaluating(state):
+        with torch.no_grad(), evaluating(state.actor, state.critic):
             for episode in episodes:
                 count += 1
                 for name, values in self._evaluate(state, episode).items():
@@ -66,9 +155,9 @@ class HeldOutEvaluator:
             found |= _correlation(returns, returns + steps["offline/q_excess"])
         return found | {"offline/episodes": float(count)}
 
-    def _evaluate(self, state: TD3State, episode: HeldOutEpisode) -> dict[str, NDArray[np.float32]]:
+    def _evaluate(self, state: TD3State, episode: Episode) -> dict[str, NDArray[np.float32]]:
         """Return each metric at each step, float32 (T,), or at the first step only, (1,)."""
-        length = len(episode.reward)
+        length = episode.length
         chunks = [
             self._evaluate_chunk(state, episode, start, min(start + _CHUNK, length))
             for start in range(0, length, _CHUNK)
@@ -77,8 +166,8 @@ class HeldOutEvaluator:
             name: torch.cat([chunk[name] for chunk in chunks]).float().cpu().numpy()
             for name in chunks[0]
         }
-        if episode.terminated:  # the return of a truncated episode is not known
-            reward = scale_reward(torch.from_numpy(episode.reward), self.config).numpy()
+        if episode.terminated[-1]:  # the return of a truncated episode is not known
+            reward = scale_reward(torch.from_numpy(episode.rewards), self.config).numpy()
             returns = discounted_returns(reward, self.gamma)
             found["offline/return"] = returns
             found["offline/q_excess"] = found["offline/q"] - returns
@@ -87,7 +176,7 @@ class HeldOutEvaluator:
         return found
 
     def _evaluate_chunk(
-        self, state: TD3State, episode: HeldOutEpisode, start: int, stop: int
+        self, state: TD3State, episode: Episode, start: int, stop: int
     ) -> dict[str, Tensor]:
         batch = self._batch(episode, start, stop)
         noise = torch.zeros_like(batch.action)
@@ -107,26 +196,26 @@ class HeldOutEvaluator:
             "offline/action_distance": distance.mean(dim=1),
         }
 
-    def _batch(self, episode: HeldOutEpisode, start: int, stop: int) -> Batch:
+    def _batch(self, episode: Episode, start: int, stop: int) -> Batch:
         """Return the steps in range(start, stop) as a batch."""
         discount = np.full(stop - start, self.gamma, np.float32)
-        if episode.terminated and stop == len(episode.reward):
+        if episode.terminated[-1] and stop == episode.length:
             discount[-1] = 0.0
         return Batch(
             observation=self._observe(episode, start, stop),
-            action=torch.from_numpy(episode.action[start:stop]).to(self.device),
-            reward=torch.from_numpy(episode.reward[start:stop]).to(self.device),
+            action=torch.from_numpy(episode.actions[start:stop]).to(self.device),
+            reward=torch.from_numpy(episode.rewards[start:stop]).to(self.device),
             discount=torch.from_numpy(discount).to(self.device),
             next_observation=self._observe(episode, start + 1, stop + 1),
         )
 
-    def _observe(self, episode: HeldOutEpisode, start: int, stop: int) -> ObservationBatch:
+    def _observe(self, episode: Episode, start: int, stop: int) -> ObservationBatch:
         pixels = vector = None
         if self.spec.image is not None:
-            stacks = torch.from_numpy(episode.stacks(self.spec.image.stack, start, stop))
+            stacks = torch.from_numpy(episode.observations(start=start, stop=stop))
             pixels = to_pixels(stacks.to(self.device), self.autocast or torch.float32)
-        if episode.vector is not None:
-            vector = torch.from_numpy(episode.vector[start:stop]).to(self.device)
+        if self.spec.vector_names:
+            vector = torch.from_numpy(episode.vectors[start:stop]).to(self.device)
         return ObservationBatch(pixels=pixels, vector=vector)
 
 
@@ -145,17 +234,3 @@ def _correlation(returns: NDArray[np.float64], q: NDArray[np.float64]) -> dict[s
     if returns.std() == 0.0 or q.std() == 0.0:
         return {}
     return {"offline/q_correlation": float(np.corrcoef(returns, q)[0, 1])}
-
-
-@contextlib.contextmanager
-def _evaluating(state: TD3State) -> Iterator[None]:
-    """Switch the networks to evaluation mode within a ``with`` block."""
-    networks = [state.actor, state.critic]
-    before = [network.training for network in networks]
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for network, training in zip(networks, before, strict=True):
-            network.train(training)

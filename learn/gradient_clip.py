@@ -67,14 +67,7 @@ def clip_gradients(
     max_norm: float,
     config: ClipConfig,
 ) -> GradientNorms:
-    """Scale the gradients of one network down to a maximum norm, in place.
-
-    Args:
-        cnn: Parameters of the CNN; may be empty.
-        mlp: Parameters outside the CNN.
-        max_norm: The maximum norm.
-        config: Order of the norm and scope of the limit.
-    """
+    """Scale the gradients of one network down to a maximum norm, in place."""
     modules = [[p.grad for p in part if p.grad is not None] for part in (cnn, mlp)]
     parts = [_norm(gradients, config.norm_type) for gradients in modules if gradients]
     total = torch.linalg.vector_norm(torch.stack(parts), config.norm_type)

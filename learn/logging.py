@@ -1,5 +1,10 @@
-"""`MetricLogger`: write the metrics of a run into TensorBoard event files."""
+"""`MetricLogger`: compute the metrics of a run, and write them into TensorBoard event files.
 
+The functions from tensors to metrics return tensors on the device. Reading them back waits for the
+device, so `MetricLogger` and the guards read many of them at once.
+"""
+
+import dataclasses
 import os
 import socket
 import time
@@ -7,16 +12,87 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
 
+from avtd3.learn.checkpoints import as_json, read_as
+from avtd3.learn.gradient_clip import GradientNorms
 from avtd3.learn.metrics import metric
-from avtd3.learn.td3 import Update
-from avtd3.learn.update_metrics import UpdateMetrics
+from avtd3.learn.td3 import ActorTerms, CriticTerms, Update
+from avtd3.store.errors import CheckpointError
 
 PREFIX = "events.out.tfevents."
 _VERSION = "brain.Event:2"
+SATURATED = 0.99
+"""Absolute value of tanh above which an action counts as saturated."""
+
+
+def actor_scalars(terms: ActorTerms) -> dict[str, Tensor]:
+    """Return the loss of an actor update and statistics of its actions, by metric."""
+    return {
+        "actor/loss": terms.loss,
+        "actor/q_mean": terms.q.mean(),
+        "actor/imitation": terms.imitation,
+        "actor/saturation": (terms.pre_tanh.tanh().abs() > SATURATED).float().mean(),
+        "actor/action_std": terms.action.std(dim=0, correction=0).mean(),
+        "actor/pre_tanh": terms.pre_tanh.abs().mean(),
+    }
+
+
+def critic_scalars(terms: CriticTerms, reward: Tensor) -> dict[str, Tensor]:
+    """Return the loss of a critic update and statistics of its rewards (B,), by metric."""
+    return {
+        "critic/loss": terms.loss,
+        "critic/q1_mean": terms.q1.mean(),
+        "critic/q2_mean": terms.q2.mean(),
+        "critic/q_gap": (terms.q1 - terms.q2).abs().mean(),
+        "critic/q_min": torch.minimum(terms.q1, terms.q2).min(),
+        "critic/q_max": torch.maximum(terms.q1, terms.q2).max(),
+        "critic/q_std": terms.q1.std(correction=0),
+        "critic/target_mean": terms.target.mean(),
+        "critic/target_std": terms.target.std(correction=0),
+        "critic/td_error1": (terms.q1 - terms.target).abs().mean(),
+        "critic/td_error2": (terms.q2 - terms.target).abs().mean(),
+        "batch/reward_mean": reward.mean(),
+        "batch/reward_std": reward.std(correction=0),
+        "batch/reward_min": reward.min(),
+        "batch/reward_max": reward.max(),
+    }
+
+
+def feature_scalars(name: str, state: Tensor, count: int) -> dict[str, Tensor]:
+    """Return statistics of the `count` features in a state (B, F + V), by metric; none for 0."""
+    if not count:
+        return {}
+    features = state[:, :count].float()
+    return {
+        f"{name}/feature_norm": torch.linalg.vector_norm(features, dim=1).mean(),
+        f"{name}/feature_mean": features.mean(),
+        f"{name}/feature_std": features.std(),
+        f"{name}/feature_min": features.min(),
+        f"{name}/feature_max": features.max(),
+        f"{name}/dead_units": (features == 0.0).all(dim=0).float().mean(),
+    }
+
+
+def _norm_scalars(name: str, norms: GradientNorms) -> dict[str, Tensor]:
+    return {
+        f"{name}_cnn/grad_norm_before": norms.cnn_before,
+        f"{name}_cnn/grad_norm_after": norms.cnn_after,
+        f"{name}_mlp/grad_norm_before": norms.mlp_before,
+        f"{name}_mlp/grad_norm_after": norms.mlp_after,
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Collected:
+    """What a `MetricLogger` has collected since the last log line, for a checkpoint."""
+
+    actor: dict[str, float]
+    clipped: dict[str, list[float]]
 
 
 class Throughput:
@@ -57,11 +133,7 @@ class Throughput:
             self._first_update_s += seconds
 
     def scalars(self, sampling_s: float) -> dict[str, float]:
-        """Return the metrics since the previous call, for a log line.
-
-        Args:
-            sampling_s: Time spent on sampling so far, in seconds.
-        """
+        """Return the metrics since the previous call, given the time spent on sampling so far."""
         now_s = time.monotonic()
         passed_s = max(now_s - self._line_s, 1e-9)
         found = {
@@ -76,10 +148,8 @@ class Throughput:
 class EventWriter:
     """Write scalars into a new TensorBoard event file.
 
-    Args:
-        directory: Directory of the run's event files; created if it does not exist.
-        first_step: First step of this file. Readers discard what earlier files contain from this
-            step on: it was logged after the checkpoint from which the run continued.
+    Readers discard what earlier files contain from its first step on: it was logged after the
+    checkpoint from which the run continued.
     """
 
     def __init__(self, directory: Path, *, first_step: int) -> None:
@@ -122,13 +192,7 @@ def _newest(directory: Path) -> int:
 
 
 class MetricLogger:
-    """Collect and write the metrics of a run. Call `start` first.
-
-    Args:
-        directory: Directory of the run's event files.
-        features: Number of features of each CNN; 0 without a camera.
-        on_write: Called with the step and the scalars of each line that is written.
-    """
+    """Collect and write the metrics of a run. Call `start` first."""
 
     def __init__(
         self,
@@ -139,33 +203,40 @@ class MetricLogger:
     ) -> None:
         self.newest: dict[str, float] = {}
         """The newest value of each metric in this process lifetime."""
-        self._directory, self._features, self._on_write = directory, features, on_write
-        self._updates = UpdateMetrics(features=features)
+        self._directory, self._feature_count, self._on_write = directory, features, on_write
         self._writer: EventWriter | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._last: Update | None = None
+        self._last_actor: Update | None = None
+        self._clipped: dict[str, list[Tensor]] = {"critic": [], "actor": []}
+        self._restored: dict[str, float] = {}
+        self._restored_clipped: dict[str, list[float]] = {"critic": [], "actor": []}
 
     def start(self, first_step: int, state: Mapping[str, Any]) -> None:
-        """Open a new event file; readers discard what earlier files contain from `first_step` on.
-
-        Args:
-            first_step: The next update.
-            state: What `state` returned for the checkpoint from which the run continues; empty
-                without one.
-
-        Raises:
-            CheckpointError: If `state` is invalid.
-        """
+        """Open a new event file, which begins with the next update, `first_step`."""
         self.close()
-        self._updates = UpdateMetrics(features=self._features)
-        self._updates.restore(state)
+        self._clear()
+        if state:
+            collected = read_as(_Collected, state, "the checkpoint's metrics")
+            if any(metric(name) is None for name in collected.actor):
+                raise CheckpointError("the checkpoint has unknown metrics; resume from another one")
+            self._restored = collected.actor
+            self._restored_clipped = {n: collected.clipped.get(n, []) for n in self._clipped}
         self._writer = EventWriter(self._directory, first_step=first_step)
 
     def add(self, update: Update) -> None:
         """Add an update, without waiting for the device."""
-        self._updates.add(update)
+        self._last = update
+        self._clipped["critic"].append(update.critic_norms.clipped)
+        if update.actor_norms is not None:
+            self._last_actor = update
+            self._clipped["actor"].append(update.actor_norms.clipped)
 
     def write_updates(self, step: int, others: Mapping[str, float]) -> None:
         """Write the metrics of the updates since the last call, and others; wait for the device."""
-        self.write(step, self._updates.read() | dict(others))
+        self.write(step, self._read_updates() | dict(others))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write scalars, if there are any."""
@@ -177,8 +248,14 @@ class MetricLogger:
         self._on_write(step, scalars)
 
     def state(self) -> dict[str, Any]:
-        """Return what the next line contains so far, as JSON; wait for the device."""
-        return self._updates.state()
+        """Return what the next line contains so far, as JSON; wait for the device.
+
+        The critic's metrics are not included: the next log line takes them from a later update.
+        """
+        clipped = {name: values.tolist() for name, values in self._all_clipped().items()}
+        actor = self._restored | self._read_back(self._actor_scalars())
+        found: dict[str, Any] = as_json(_Collected(actor=actor, clipped=clipped))
+        return found
 
     def flush(self) -> None:
         """Pass everything to the operating system."""
@@ -189,3 +266,48 @@ class MetricLogger:
         """Close the event file; safe to call twice."""
         if self._writer is not None:
             self._writer.close()
+
+    def _read_updates(self) -> dict[str, float]:
+        """Return the metrics since the last line, and start again; wait for the device once."""
+        restored = self._restored if self._last_actor is None else {}
+        scalars: dict[str, Tensor] = self._actor_scalars()
+        if self._last is not None:
+            scalars |= critic_scalars(self._last.critic, self._last.reward)
+            scalars |= _norm_scalars("critic", self._last.critic_norms)
+            scalars |= feature_scalars("critic_cnn", self._last.critic.state, self._feature_count)
+        scalars |= {
+            f"{name}/clip_fraction": clipped.mean()
+            for name, clipped in self._all_clipped().items()
+            if len(clipped)
+        }
+        self._clear()
+        return restored | self._read_back(scalars)
+
+    def _all_clipped(self) -> dict[str, Tensor]:
+        """Return float32 (N,) by network: 1 for each update that was clipped, else 0."""
+        found = {}
+        for name, clipped in self._clipped.items():
+            now = torch.stack(clipped) if clipped else torch.empty(0)
+            before = torch.tensor(self._restored_clipped[name], device=now.device)
+            found[name] = torch.cat([before, now.to(torch.float32)])
+        return found
+
+    def _actor_scalars(self) -> dict[str, Tensor]:
+        """Return the metrics of the last actor update; none if there was none."""
+        if self._last_actor is None or self._last_actor.actor is None:
+            return {}
+        assert self._last_actor.actor_norms is not None
+        actor = self._last_actor.actor
+        scalars = actor_scalars(actor) | _norm_scalars("actor", self._last_actor.actor_norms)
+        return scalars | feature_scalars("actor_cnn", actor.state, self._feature_count)
+
+    def _read_back(self, scalars: Mapping[str, Tensor]) -> dict[str, float]:
+        if not scalars:
+            return {}
+        device = next(iter(scalars.values())).device
+        values = torch.stack([value.to(device, torch.float32) for value in scalars.values()])
+        return {
+            name: value
+            for name, value in zip(scalars, values.tolist(), strict=True)
+            if not (self._feature_count == 0 and "_cnn/" in name)
+        }

@@ -6,22 +6,27 @@ to floating-point pixels in 0..255 once. The first convolution includes the scal
 ms this way, and 25 ms if it is scaled and reordered to channels_last.
 """
 
+import contextlib
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, abbreviate
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 ACTIVATIONS = ("relu", "leaky_relu")
 FEATURE_ACTIVATIONS = ("same", "tanh")
 CONV_NORMS = ("none", "layer", "batch")
+MAX_LAYERS = 64
+"""Most hidden layers of an MLP."""
+MAX_WIDTH = 65_536
+"""Largest width of a layer."""
 MIN_IMAGE_SIDE = 36
 """Smallest side of an image, in pixels, that the three convolutions accept."""
 LEAKY_SLOPE = 0.01
@@ -54,25 +59,32 @@ class NetworkConfig:
     """Limit on the absolute value of each feature; 0 is no limit."""
 
     def __post_init__(self) -> None:
-        if not self.hidden or any(not 1 <= width <= 65536 for width in self.hidden):
-            raise ConfigError(f"network.hidden is {self.hidden}, expected widths of 1..65536")
-        if not 1 <= self.features <= 65536:
-            raise ConfigError(f"network.features is {self.features}, expected 1..65536")
-        if self.activation not in ACTIVATIONS:
+        if not 1 <= len(self.hidden) <= MAX_LAYERS:
             raise ConfigError(
-                f"network.activation is {self.activation!r}, expected one of {ACTIVATIONS}"
+                f"network.hidden has {len(self.hidden)} layers, expected 1..{MAX_LAYERS}"
             )
-        if self.conv_norm not in CONV_NORMS:
-            raise ConfigError(
-                f"network.conv_norm is {self.conv_norm!r}, expected one of {CONV_NORMS}"
-            )
-        if self.feature_activation not in FEATURE_ACTIVATIONS:
-            raise ConfigError(
-                f"network.feature_activation is {self.feature_activation!r}, expected one of "
-                f"{FEATURE_ACTIVATIONS}"
-            )
-        if not 0.0 <= self.feature_clamp < float("inf"):
-            raise ConfigError(f"network.feature_clamp is {self.feature_clamp}, expected 0 or above")
+        for name, width in (
+            *(("hidden", width) for width in self.hidden),
+            ("features", self.features),
+        ):
+            if type(width) is not int or not 1 <= width <= MAX_WIDTH:
+                raise _invalid(name, width, f"whole numbers 1..{MAX_WIDTH}")
+        for name, choices in (
+            ("activation", ACTIVATIONS),
+            ("conv_norm", CONV_NORMS),
+            ("feature_activation", FEATURE_ACTIVATIONS),
+            ("feature_norm", (False, True)),
+        ):
+            value = getattr(self, name)
+            if type(value) is not type(choices[0]) or value not in choices:
+                raise _invalid(name, value, f"one of {choices}")
+        clamp = self.feature_clamp
+        if type(clamp) not in (int, float) or not 0.0 <= clamp < float("inf"):
+            raise _invalid("feature_clamp", clamp, "0 or above")
+
+
+def _invalid(name: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(f"network.{name} is {abbreviate(value)}, expected {expected}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,17 +98,10 @@ class ObservationBatch:
 
 
 def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert frames to the input of the CNNs.
+    """Convert frames uint8 (B, K*C, H, W) to pixels 0..255, channels_last in memory.
 
     Reordering bytes and converting them afterwards touches a quarter of the memory that reordering
     floats does.
-
-    Args:
-        frames: uint8 (B, K*C, H, W), any strides.
-        dtype: Floating-point type; bfloat16 represents 0..255 exactly.
-
-    Returns:
-        dtype (B, K*C, H, W) in 0..255, channels_last in memory.
     """
     if frames.is_contiguous(memory_format=torch.channels_last):
         return frames.to(dtype)
@@ -104,11 +109,7 @@ def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features.
-
-    Raises:
-        ConfigError: If a side of the image is shorter than `MIN_IMAGE_SIDE`.
-    """
+    """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features."""
 
     def __init__(self, image: ImageSpec, config: NetworkConfig) -> None:
         super().__init__()
@@ -255,15 +256,24 @@ class TwinCritic(_Network):
         return self.head1(inputs).squeeze(1), self.head2(inputs).squeeze(1)
 
 
+@contextlib.contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Switch networks to evaluation mode within a ``with`` block."""
+    before = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, training in zip(networks, before, strict=True):
+            network.train(training)
+
+
 @torch.no_grad()
 def move_targets(pairs: Iterable[tuple[nn.Module, nn.Module]], tau: float) -> None:
     """Move target networks towards online networks: ``target += tau * (online - target)``.
 
     This includes the buffers of BatchNorm.
-
-    Args:
-        pairs: Pairs of a target and an online network.
-        tau: Weight of the online network, in (0, 1].
     """
     targets: list[Tensor] = []
     onlines: list[Tensor] = []

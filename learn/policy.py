@@ -2,10 +2,11 @@
 
 A policy file is a safetensors file. The ``avtd3_policy`` entry of its header is a JSON text with
 the format version, the policy's version, its number of updates, the spec and the shape of the
-network. Its tensors are the actor's weights. Reading one never executes code from it::
+network. Its tensors are the actor's weights. Reading one never executes code from it, and allocates
+nothing before the header fits the limits below and the size of the file::
 
-    POLICIES/policy-00000012.safetensors   header and weights; never changed once published
     POLICIES/policy-00000012.json          its size and SHA-256
+    POLICIES/policy-00000012.safetensors   header and weights; never changed once published
     POLICIES/LATEST.json                   version, file and SHA-256 of the newest policy; replaced
 
 `avtd3.learn.policy_store` writes these files.
@@ -14,10 +15,11 @@ network. Its tensors are the actor's weights. Reading one never executes code fr
 import dataclasses
 import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import safetensors
@@ -27,14 +29,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtd3.learn.networks import Actor, Encoder, Mlp, NetworkConfig
+from avtd3.learn.networks import (
+    Actor,
+    Encoder,
+    Mlp,
+    NetworkConfig,
+    ObservationBatch,
+    evaluating,
+)
 from avtd3.store import files
 from avtd3.store.errors import (
-    Avtd3Error,
     CheckpointError,
     ConfigError,
     FormatVersionError,
     SpecError,
+    UnreadableError,
+    abbreviate,
 )
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import FrameStack, Observation
@@ -44,9 +54,23 @@ HEADER_KEY = "avtd3_policy"
 LATEST = "LATEST.json"
 MAX_POLICY_BYTES = 1 << 30
 """Largest policy file that is read."""
+MAX_HEADER_BYTES = 4 << 20
+"""Largest header of a policy file: a spec with all the names that it may have takes 1 MB."""
+MAX_TENSORS = 1_000
+"""Most tensors in a policy file: the deepest network has about 150."""
 MAX_SIDECAR_BYTES = 1 << 16
 """Largest sidecar or `LATEST` file that is read."""
-_NAME = re.compile(r"policy-(\d{8,18})\.safetensors")
+MAX_COUNT = 10**18 - 1
+"""Largest version and number of updates: 18 digits, as in the name of the file."""
+_NAME = re.compile(r"policy-(\d{8}|[1-9]\d{8,17})\.(safetensors|json)")
+_PROBES = 32
+"""Observations to which an actor must answer before it is published."""
+_LISTED = 5
+"""Names of tensors that a message lists."""
+_ROUNDING = 1e-5
+"""How far an action may exceed a bound, in half ranges, because of rounding."""
+_DTYPES = {torch.float32: "F32", torch.int64: "I64"}
+"""Names of the types of an actor's tensors in a safetensors header."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,67 +85,150 @@ class PublishedFile:
     """SHA-256 of the policy file, in hexadecimal."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyHeader:
+    """The checked header of a policy file."""
+
+    version: int
+    updates: int
+    action_limit: float
+    spec: EpisodeSpec
+    network: NetworkConfig
+
+
 def policy_name(version: int) -> str:
     """Return the name of the policy file of a version."""
     return f"policy-{version:08d}.safetensors"
 
 
-def list_versions(directory: Path) -> list[int]:
-    """Return the versions whose policy file exists, ascending; none for a missing directory.
-
-    Raises:
-        StorageError: If the directory cannot be read.
-    """
-    with files.storage_errors(directory):
-        try:
-            names = [path.name for path in directory.iterdir()]
-        except FileNotFoundError:
+def list_versions(directory: Path, *, whole: bool = True) -> list[int]:
+    """Return the versions in a directory, ascending; only `whole` ones have both files."""
+    try:
+        names = files.list_directory(directory)[1]
+    except OSError as error:
+        if not files.is_passing(error):
             return []
-    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+        raise unreadable(directory, error) from error
+    found = {kind: set[int]() for kind in ("safetensors", "json")}
+    for name in names:
+        if match := _NAME.fullmatch(name):
+            found[match[2]].add(int(match[1]))
+    weights, sidecars = found.values()
+    return sorted(weights & sidecars if whole else weights | sidecars)
 
 
 def read_latest(directory: Path) -> PublishedFile | None:
-    """Read the `LATEST` file of a policy directory; return None if it does not exist.
-
-    Raises:
-        CheckpointError: If the file is truncated or names something outside the directory.
-    """
-    path = directory / LATEST
-    return _read_published(path) if path.exists() else None
-
-
-def read_header(data: bytes, path: Path) -> dict[str, Any]:
-    """Read the JSON document in the header of a policy file.
-
-    Args:
-        data: The file's content.
-        path: The file, for messages.
-
-    Raises:
-        CheckpointError: If it is not a policy file, or a number in it is invalid.
-        FormatVersionError: If a later version of avtd3 wrote it.
-    """
-    size = int.from_bytes(data[:8], "little")
+    """Read the `LATEST` file of a policy directory; return None if it does not exist."""
     try:
-        document = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][HEADER_KEY])
-        format_version = document["format_version"]
-        int(document["version"]), int(document["updates"])
-        limit = float(document.get("action_limit", 1.0))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return _read_published(directory / LATEST)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def read_header(data: bytes, path: Path) -> PolicyHeader:
+    """Read and check the header of a policy file, and compare it with the size of the file."""
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"{path} is not a policy of avtd3: no readable {HEADER_KEY} in its header ({error!r})"
+            f"{path} is not a policy of avtd3: its header has {size} bytes, expected at most "
+            f"{MAX_HEADER_BYTES}"
+        )
+    try:
+        tensors = json.loads(data[8 : 8 + size])
+        document = json.loads(tensors.pop("__metadata__")[HEADER_KEY])
+        found = document.get("format_version")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not a policy of avtd3: no readable {HEADER_KEY} in its header "
+            f"({abbreviate(error)})"
         ) from error
-    if not 0.0 < limit <= 1.0:
-        raise CheckpointError(
-            f"policy {path} has the action limit {limit}, expected above 0, at most 1; use an "
-            "earlier policy"
-        )
-    if format_version != FORMAT_VERSION:
+    if _is_count(found) and found > FORMAT_VERSION:
         raise FormatVersionError(
-            f"policy {path} has format version {format_version}, this avtd3 reads "
-            f"{FORMAT_VERSION}; update avtd3"
+            f"policy {path} has format version {found}, this avtd3 reads {FORMAT_VERSION}; update "
+            "avtd3"
         )
-    return dict(document)
+    header = _check_header(document, path)
+    _check_tensors(header, tensors, len(data), path)
+    return header
+
+
+def _check_header(document: Mapping[str, Any], path: Path) -> PolicyHeader:
+    limit = document.get("action_limit", 1.0)
+    for name in ("format_version", "version", "updates"):
+        if not _is_count(document.get(name)):
+            raise _invalid(path, name, document.get(name), f"a whole number 0..{MAX_COUNT}")
+    if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0.0 < limit <= 1.0:
+        raise _invalid(path, "action_limit", limit, "a number above 0, at most 1")
+    try:
+        spec = EpisodeSpec.from_json(document.get("spec"))
+    except SpecError as error:
+        raise CheckpointError(f"policy {path}: {error}") from error
+    fields = document.get("network")
+    known = {field.name for field in dataclasses.fields(NetworkConfig)}
+    if not isinstance(fields, dict) or not isinstance(fields.get("hidden"), list):
+        raise _invalid(path, "network", fields, "an object with a list of widths, hidden")
+    if fields.keys() - known:
+        raise _invalid(path, "network", fields, f"no keys except {', '.join(sorted(known))}")
+    try:
+        network = NetworkConfig(**fields | {"hidden": tuple(fields["hidden"])})
+    except ConfigError as error:
+        raise CheckpointError(f"policy {path}: {error}") from error
+    return PolicyHeader(
+        version=document["version"],
+        updates=document["updates"],
+        action_limit=float(limit),
+        spec=spec,
+        network=network,
+    )
+
+
+def _check_tensors(header: PolicyHeader, tensors: Mapping[str, Any], size: int, path: Path) -> None:
+    """Compare the tensors that a file claims to hold with those of its network."""
+    if len(tensors) > MAX_TENSORS:
+        raise _invalid(path, "number of tensors", len(tensors), f"at most {MAX_TENSORS}")
+    try:
+        with torch.device("meta"):  # shapes only, no memory
+            expected = Actor(header.spec, header.network).state_dict()
+    except (ConfigError, RuntimeError) as error:
+        raise CheckpointError(f"policy {path}: {error}") from error
+    needed = sum(value.numel() * value.element_size() for value in expected.values())
+    if needed > size:
+        raise CheckpointError(
+            f"policy {path}: the weights of its network take {needed} bytes, expected at most "
+            f"{size}, the size of the file; copy it again"
+        )
+    if expected.keys() != tensors.keys():
+        names = sorted(expected.keys() ^ tensors.keys())
+        listed = ", ".join(abbreviate(name) for name in names[:_LISTED])
+        raise CheckpointError(
+            f"policy {path}: {len(names)} tensors are not in both network and file: {listed}"
+        )
+    for name, meta in expected.items():
+        wanted = {"dtype": _DTYPES[meta.dtype], "shape": list(meta.shape)}
+        entry = tensors[name] if isinstance(tensors[name], dict) else {}
+        given = {key: entry.get(key) for key in wanted}
+        if given != wanted:
+            raise _invalid(path, name, given, f"{wanted} from its network")
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+
+
+def _invalid(path: Path, field: str, value: object, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"policy {path}: {field} is {abbreviate(value)}, expected {expected}; use another policy"
+    )
+
+
+def unreadable(path: Path, error: OSError) -> UnreadableError:
+    """Return the error that says that a path cannot be read now."""
+    return UnreadableError(
+        f"{path} is unreadable now ({error.strerror or error}), which says nothing about its data; "
+        "check the disk, the mount and the permissions, then try again"
+    )
 
 
 def encode_policy(
@@ -154,33 +261,23 @@ def encode_policy(
     )
 
 
-def _read_network(document: Mapping[str, Any], path: Path) -> tuple[EpisodeSpec, NetworkConfig]:
-    """Return the spec and the shape of the network from a header."""
-    try:
-        spec = EpisodeSpec.from_json(document["spec"])
-        fields = dict(document["network"])
-        config = NetworkConfig(**fields | {"hidden": tuple(fields["hidden"])})
-    except (Avtd3Error, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"policy {path} has an invalid header: {error}") from error
-    return spec, config
-
-
 def _read_verified(path: Path) -> tuple[bytes, str]:
     """Read a policy file and compare it with its sidecar; return its content and SHA-256."""
-    data = _read_bounded(path, MAX_POLICY_BYTES)
     sidecar = path.with_suffix(".json")
     expected = _read_published(sidecar).sha256
+    data = _read(path, MAX_POLICY_BYTES)
     actual = files.sha256(data)
     if actual != expected:
         raise CheckpointError(
-            f"policy {path} has SHA-256 {actual}, expected {expected} ({sidecar.name}); the file "
-            "is truncated or altered: copy it again or publish a new one"
+            f"policy {path} has SHA-256 {actual}, expected {abbreviate(expected)} "
+            f"({sidecar.name}); the file is truncated or altered: copy it again or publish a new "
+            "one"
         )
     return data, actual
 
 
 def _read_published(path: Path) -> PublishedFile:
-    data = _read_bounded(path, MAX_SIDECAR_BYTES)
+    data = _read(path, MAX_SIDECAR_BYTES)
     try:
         document = files.parse_json(data, path)
     except ValueError as error:
@@ -188,10 +285,11 @@ def _read_published(path: Path) -> PublishedFile:
     fields = document if isinstance(document, dict) else {}
     version, file, sha256 = (fields.get(key) for key in ("version", "file", "sha256"))
     if not (
-        isinstance(version, int)
+        _is_count(version)
         and isinstance(sha256, str)
         and isinstance(file, str)
-        and _NAME.fullmatch(file)
+        and (match := _NAME.fullmatch(file))
+        and match[2] == "safetensors"
     ):
         raise CheckpointError(
             f"{path} does not name a policy, expected the keys version, file and sha256; copy it "
@@ -200,14 +298,18 @@ def _read_published(path: Path) -> PublishedFile:
     return PublishedFile(version=version, file=file, sha256=sha256)
 
 
-def _read_bounded(path: Path, limit: int) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
     try:
         return files.read_bytes(path, limit)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path} is missing; copy the policy together with its .json file"
         ) from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise CheckpointError(f"cannot read a policy: {error}; copy it again") from error
+    except OSError as error:
+        if files.is_passing(error):
+            raise unreadable(path, error) from error
         raise CheckpointError(f"cannot read a policy: {error}; copy it again") from error
 
 
@@ -309,6 +411,7 @@ class Policy:
         Raises:
             CheckpointError: If there is no policy, or the file is truncated, altered or
                 inconsistent.
+            UnreadableError: If it cannot be read now.
             FormatVersionError: If a later version of avtd3 wrote it.
             SpecError: If it was trained on data of another spec.
         """
@@ -316,25 +419,31 @@ class Policy:
         if path.is_dir():
             path = _newest_file(path)
         data, digest = _read_verified(path)
-        document = read_header(data, path)
-        found, config = _read_network(document, path)
-        if spec is not None and found != spec:
+        header = read_header(data, path)
+        if spec is not None and header.spec != spec:
             raise SpecError(
-                f"policy {path} was trained for another spec ({found.difference(spec)}); use a "
-                "policy that was trained on data of this spec"
+                f"policy {path} was trained for another spec "
+                f"({header.spec.difference(spec)}); use a policy that was trained "
+                "on data of this spec"
             )
         try:
             tensors = safetensors.torch.load(data)
         except safetensors.SafetensorError as error:
-            raise CheckpointError(f"policy {path} cannot be read: {error}") from error
-        actor = _build_actor(found, config, tensors, path)
+            raise CheckpointError(
+                f"policy {path} cannot be read: {abbreviate(error)}; copy it again"
+            ) from error
+        for name, value in tensors.items():
+            if not bool(torch.isfinite(value).all()):
+                raise CheckpointError(f"policy {path}: {name} has values that are not finite")
+        actor = Actor(header.spec, header.network)
+        actor.load_state_dict(tensors)
         return cls(
             actor,
-            found,
-            version=document["version"],
-            updates=document["updates"],
+            header.spec,
+            version=header.version,
+            updates=header.updates,
             digest=digest,
-            action_limit=document.get("action_limit", 1.0),
+            action_limit=header.action_limit,
         )
 
 
@@ -411,31 +520,40 @@ def _newest_file(directory: Path) -> Path:
     return directory / policy_name(versions[-1])
 
 
-def _build_actor(
-    spec: EpisodeSpec, config: NetworkConfig, tensors: dict[str, Tensor], path: Path
-) -> Actor:
-    try:
-        with torch.device("meta"):  # shapes only: the header may name more than the file contains
-            expected = Actor(spec, config).state_dict()
-    except (ConfigError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"policy {path} has an invalid header: {error}") from error
-    if expected.keys() != tensors.keys():
-        names = ", ".join(sorted(expected.keys() ^ tensors.keys()))
-        raise CheckpointError(
-            f"policy {path}: these tensors are not in both header and file: {names}"
-        )
-    for name, meta in expected.items():
-        value = tensors[name]
-        if value.shape != meta.shape or value.dtype != meta.dtype:
-            raise CheckpointError(
-                f"policy {path}: {name} is {value.dtype} {tuple(value.shape)}, expected "
-                f"{meta.dtype} {tuple(meta.shape)} from its header"
-            )
+def sample_observations(spec: EpisodeSpec, device: torch.device) -> ObservationBatch:
+    """Return noise, the same each time, for `find_fault` before there are data."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = vector = None
+    if spec.image is not None:
+        shape = (_PROBES, *spec.image.observation_shape)
+        pixels = torch.randint(0, 256, shape, generator=generator).float().to(device)
+    if spec.vector_size:
+        vector = torch.randn(_PROBES, spec.vector_size, generator=generator).to(device)
+    return ObservationBatch(pixels=pixels, vector=vector)
+
+
+@torch.no_grad()
+def find_fault(actor: Actor, observation: ObservationBatch) -> str:
+    """Return why an actor must not be published; empty if nothing is wrong with it.
+
+    Its weights must be finite, and its actions finite and within the bounds of the spec.
+    """
+    for name, value in actor.state_dict().items():
         if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"policy {path}: {name} has values that are not finite")
-    actor = Actor(spec, config)
-    actor.load_state_dict(tensors)
-    return actor
+            return f"{name} has values that are not finite"
+    pixels, vector = observation.pixels, observation.vector
+    probes = ObservationBatch(
+        pixels=None if pixels is None else pixels[:_PROBES].float(),
+        vector=None if vector is None else vector[:_PROBES],
+    )
+    with evaluating(actor):
+        action = actor(probes)
+    distance = float(((action - actor.action_centre).abs() / actor.action_scale).max())
+    if not math.isfinite(distance):
+        return f"it answers actions that are not finite to {len(action)} observations of its data"
+    if distance > 1.0 + _ROUNDING:
+        return f"its actions exceed the bounds of the spec, by up to {distance - 1.0:.1%}"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -470,11 +588,7 @@ class _Convolution:
 
 
 class SingleActor:
-    """A copy of an actor that is fast for one observation at a time, without gradients.
-
-    Args:
-        actor: An actor on the CPU, in evaluation mode.
-    """
+    """A copy of an actor that is fast for one observation at a time, without gradients."""
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
@@ -484,12 +598,7 @@ class SingleActor:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor | None, vector: Tensor | None) -> Tensor:
-        """Return the action, float32 (A,).
-
-        Args:
-            frames: uint8 (K*C, H, W); None if the actor has no CNN.
-            vector: float32 (V,); None if the spec has no vector.
-        """
+        """Return the action, float32 (A,), for frames uint8 (K*C, H, W) and a vector (V,)."""
         parts = [] if vector is None else [vector]
         if self._encoder is not None:
             assert frames is not None

@@ -1,18 +1,19 @@
 """`PolicyStore`: the directory through which a learner passes policies to collectors.
 
 `avtd3.learn.policy` describes the files. Each one is written to a temporary name, flushed to disk
-and
-renamed: first the policy, then its sidecar, then `LATEST`. A process that copies or polls the
-directory
-sees complete policies only.
+and renamed: first the sidecar, then the policy, then `LATEST`. A policy exists once both its files
+do, so a learner that is killed in between leaves no policy without its sidecar. Readers compare a
+policy with its sidecar, because a copy of the directory may be incomplete.
 """
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from avtd3.learn.networks import Actor, NetworkConfig
 from avtd3.learn.policy import (
     LATEST,
+    MAX_COUNT,
     Policy,
     PublishedFile,
     encode_policy,
@@ -21,8 +22,24 @@ from avtd3.learn.policy import (
     read_latest,
 )
 from avtd3.store import files
-from avtd3.store.errors import Avtd3Error, CheckpointError, FormatVersionError
+from avtd3.store.errors import CheckpointError, FormatVersionError, SpecError, UnreadableError
 from avtd3.store.spec import EpisodeSpec
+
+_REPORTED = 3
+"""Files that a warning names."""
+
+Problem = CheckpointError | FormatVersionError | SpecError | UnreadableError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why a file was skipped, and under which circumstances it need not be read again."""
+
+    error: Problem | None
+    """None if the policy was rejected."""
+    spec: EpisodeSpec | None
+    stamp: tuple[tuple[int, ...], ...]
+    """Sizes, times and inodes of the files of the policy; empty to read them again in any case."""
 
 
 class PolicyStore:
@@ -41,9 +58,10 @@ class PolicyStore:
         self.path = Path(path)
         """The directory."""
         self.warning = ""
-        """Why the newest policy could not be read; empty unless the last call found a new
-        reason."""
-        self._last_warning = ""
+        """Why newer policies were skipped; empty unless the last call found a new reason."""
+        self._refused: dict[str, _Refusal] = {}
+        self._rejected: set[str] = set()
+        self._unreported: list[str] = []
 
     def publish(
         self,
@@ -67,34 +85,76 @@ class PolicyStore:
             The version.
 
         Raises:
+            CheckpointError: If a file in the directory has the largest version that is possible.
             StorageError: If the directory cannot be written.
         """
         with files.storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            for stale in self.path.glob(".policy-*.tmp"):  # left by a process that was killed
-                stale.unlink(missing_ok=True)
-        version = max(list_versions(self.path), default=-1) + 1
-        while True:
+        version = max(list_versions(self.path, whole=False), default=-1)
+        created = False
+        while not created:
+            version += 1
+            if version > MAX_COUNT:
+                raise CheckpointError(
+                    f"{self.path} contains a policy of version {MAX_COUNT}, the largest possible "
+                    "one; move it away"
+                )
             path = self.path_of(version)
             data = encode_policy(
                 actor, spec, config, version=version, updates=updates, action_limit=action_limit
             )
-            if files.create_exclusive(path, data, aside=path.with_name(f".{path.name}.tmp")):
-                break
-            version += 1
-        published = PublishedFile(version=version, file=path.name, sha256=files.sha256(data))
-        document = dataclasses.asdict(published)
-        sidecar = files.canonical_json(document | {"size_bytes": len(data)})
-        files.write_aside(path.with_suffix(".json"), sidecar)
-        files.write_aside(self.path / LATEST, files.canonical_json(document))
+            published = PublishedFile(version=version, file=path.name, sha256=files.sha256(data))
+            document = dataclasses.asdict(published) | {"size_bytes": len(data)}
+            sidecar = path.with_suffix(".json")
+            created = _create(sidecar, files.canonical_json(document)) and _create(path, data)
+        self._write_latest(published)
         return version
+
+    def repair(self, spec: EpisodeSpec) -> int | None:
+        """Complete or remove what a killed learner left; only the learner may call this.
+
+        Args:
+            spec: The spec that policies must have.
+
+        Returns:
+            The version of the newest policy that can be used, which `LATEST` then names; None if
+            there is none.
+
+        Raises:
+            StorageError: If the directory cannot be written.
+            UnreadableError: If it cannot be read now.
+        """
+        whole = self.versions()
+        with files.storage_errors(self.path):
+            for pattern in (".policy-*.tmp", f".{LATEST}.*.tmp"):
+                for stale in self.path.glob(pattern):
+                    stale.unlink(missing_ok=True)
+            for version in set(list_versions(self.path, whole=False)).difference(whole):
+                if not self.path_of(version).exists():
+                    self.path_of(version).with_suffix(".json").unlink(missing_ok=True)
+        names = (policy_name(version) for version in reversed(whole))
+        policy, problem = self._first_that_loads(names, spec)
+        if isinstance(problem, UnreadableError):
+            raise problem
+        if policy is None:
+            return None
+        if (latest := self._read_latest()) is None or latest.sha256 != policy.digest:
+            name = policy_name(policy.version)
+            self._write_latest(
+                PublishedFile(version=policy.version, file=name, sha256=policy.digest)
+            )
+        return policy.version
 
     def path_of(self, version: int) -> Path:
         """Return the path of a policy file."""
         return self.path / policy_name(version)
 
     def versions(self) -> list[int]:
-        """Return all versions in the directory, ascending."""
+        """Return all versions in the directory, ascending.
+
+        Raises:
+            UnreadableError: If the directory cannot be read now.
+        """
         return list_versions(self.path)
 
     def newest_version(self) -> int | None:
@@ -108,48 +168,132 @@ class PolicyStore:
             path.unlink(missing_ok=True)
             path.with_suffix(".json").unlink(missing_ok=True)
 
+    def reject(self, policy: Policy, reason: str) -> None:
+        """Skip a policy from now on in this process; the next `poll` reports the reason.
+
+        Call this if a policy that was loaded does not act.
+
+        Args:
+            policy: What `poll` or `latest` returned.
+            reason: What went wrong.
+        """
+        self._rejected.add(policy.digest)
+        self._unreported.append(f"policy {policy.version} in {self.path} is skipped: {reason}")
+
     def latest(self, spec: EpisodeSpec | None) -> Policy | None:
-        """Return the newest policy that can be read; None if there is none.
+        """Return the newest policy that can be used; None if there is none.
 
         Args:
             spec: The spec that the policy must have; None for any.
 
         Raises:
-            SpecError: If the newest policy was trained for another spec.
+            SpecError: If there is none, but one that was trained for another spec.
+            UnreadableError: If there is none, but one that cannot be read now.
         """
-        policy = self.poll(None, spec)
-        if policy is not None:
-            return policy
-        for version in reversed(self.versions()):
-            try:
-                return Policy.load(self.path_of(version), spec=spec)
-            except (CheckpointError, FormatVersionError) as error:
-                self._warn(error)
-        return None
+        policy, problem = self._find(None, spec)
+        if policy is None and isinstance(problem, SpecError | UnreadableError):
+            raise problem
+        return policy
 
     def poll(self, current: Policy | None, spec: EpisodeSpec | None) -> Policy | None:
-        """Return the newest policy, or `current` if it is the newest one.
+        """Return the newest policy that can be used, or `current` if none is newer.
 
-        This reads one small file, so call it between episodes. If the newest policy cannot be read,
-        it returns `current`, and sets `warning` once.
+        This reads one small file if nothing has changed, so call it between episodes. Policies that
+        cannot be used set `warning` once, and are not read again before their files change.
 
         Args:
             current: The policy in use; None if there is none.
             spec: The spec that the policy must have; None for any.
 
         Raises:
-            SpecError: If the newest policy was trained for another spec.
+            SpecError: If there is no policy at all, but one that was trained for another spec.
         """
-        self.warning = ""
-        try:
-            latest = read_latest(self.path)
-            if latest is not None and (current is None or latest.sha256 != current.digest):
-                current = Policy.load(self.path / latest.file, spec=spec)
-            self._last_warning = ""
-        except (CheckpointError, FormatVersionError) as error:
-            self._warn(error)
-        return current
+        policy, problem = self._find(current, spec)
+        if policy is None and isinstance(problem, SpecError):
+            raise problem
+        return policy
 
-    def _warn(self, error: Avtd3Error) -> None:
-        if str(error) != self._last_warning:
-            self.warning = self._last_warning = str(error)
+    def _find(
+        self, current: Policy | None, spec: EpisodeSpec | None
+    ) -> tuple[Policy | None, Problem | None]:
+        """Return the policy to use; if there is none, the first reason to skip one."""
+        if current is not None and current.digest in self._rejected:
+            current = None
+        found, problem = current, None
+        try:
+            latest = self._read_latest()
+            if current is None or latest is None or latest.sha256 != current.digest:
+                found, problem = self._first_that_loads(self._newer(latest, current), spec)
+            else:  # everything is readable again: report the next failure
+                self._refused = {name: r for name, r in self._refused.items() if r.stamp}
+        except UnreadableError as error:
+            problem = error
+            self._refuse(self.path.name, _Refusal(error, spec, ()))
+        more = len(self._unreported) - _REPORTED
+        parts = [*self._unreported[:_REPORTED], *([f"and {more} more"] if more > 0 else [])]
+        self.warning, self._unreported = "; ".join(parts), []
+        return found or current, problem
+
+    def _newer(self, latest: PublishedFile | None, current: Policy | None) -> Iterator[str]:
+        """Yield the names of the policy files that may replace `current`, best first."""
+        if latest is not None:
+            yield latest.file
+        for version in reversed(self.versions()):
+            if current is not None and version <= current.version:
+                return
+            if latest is None or version != latest.version:
+                yield policy_name(version)
+
+    def _first_that_loads(
+        self, names: Iterable[str], spec: EpisodeSpec | None
+    ) -> tuple[Policy | None, Problem | None]:
+        problem = None
+        for name in names:
+            stamp, known = _stamp(self.path / name), self._refused.get(name)
+            if known is None or not stamp or (known.stamp, known.spec) != (stamp, spec):
+                try:
+                    policy = Policy.load(self.path / name, spec=spec)
+                except UnreadableError as error:
+                    known = _Refusal(error, spec, ())
+                except (CheckpointError, FormatVersionError, SpecError) as error:
+                    known = _Refusal(error, spec, stamp)
+                else:
+                    if policy.digest not in self._rejected:
+                        return policy, None
+                    known = _Refusal(None, spec, stamp)
+                self._refuse(name, known)
+            problem = problem or known.error
+        return None, problem
+
+    def _read_latest(self) -> PublishedFile | None:
+        try:
+            return read_latest(self.path)
+        except CheckpointError as error:
+            self._refuse(LATEST, _Refusal(error, None, ()))
+            return None
+
+    def _refuse(self, name: str, refusal: _Refusal) -> None:
+        """Remember why a file was skipped, and report it unless it was reported already."""
+        known = self._refused.get(name)
+        if refusal.error:  # whose traceback would keep the content of the file in memory
+            refusal.error.__cause__ = refusal.error.__context__ = refusal.error.__traceback__ = None
+        if refusal.error and (known is None or str(known.error) != str(refusal.error)):
+            self._unreported.append(str(refusal.error))
+        self._refused[name] = refusal
+
+    def _write_latest(self, published: PublishedFile) -> None:
+        document = dataclasses.asdict(published)
+        files.write_aside(self.path / LATEST, files.canonical_json(document))
+
+
+def _create(path: Path, data: bytes) -> bool:
+    return files.create_exclusive(path, data, files.aside_of(path))
+
+
+def _stamp(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Return what changes when a policy file or its sidecar does; empty if one is missing."""
+    try:
+        found = [each.stat() for each in (path, path.with_suffix(".json"))]
+    except OSError:
+        return ()
+    return tuple((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in found)

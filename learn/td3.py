@@ -301,14 +301,8 @@ def update(
 ) -> Update:
     """Update the critics and, every `policy_delay` updates, the actor and the target networks.
 
-    This function does not read files or clocks, and does not wait for the device.
-
-    Args:
-        state: Changed in place.
-        batch: The transitions.
-        noise: (B, A) standard normal, for the target policy smoothing.
-        config: Settings.
-        autocast: Type of the matrix products, float32 if None.
+    This function does not read files or clocks, and does not wait for the device. The noise is
+    (B, A) and standard normal; matrix products are of type `autocast`, float32 if None.
     """
     reward = scale_reward(batch.reward, config)
     device = batch.reward.device.type
@@ -377,15 +371,7 @@ def target_value(
 ) -> Tensor:
     """Return ``r + discount * min(Q1', Q2')(s', clip(pi'(s') + clip(noise)))`` (2018, eq. 14).
 
-    Args:
-        state: The target networks.
-        batch: The transitions.
-        reward: (B,) rewards, scaled.
-        noise: (B, A) standard normal.
-        config: Size of the noise.
-
-    Returns:
-        (B,) targets.
+    Targets are (B,). The noise is (B, A) and standard normal; the rewards are scaled.
     """
     limit = config.target_noise_clip
     scale, centre = state.actor.action_scale, state.actor.action_centre

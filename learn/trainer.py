@@ -46,20 +46,28 @@ from avtd3.learn.checkpoints import (
     list_checkpoints,
 )
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.cuda_graph import make_updater
-from avtd3.learn.device import autocast_type, keep_freed_memory, pick_device
+from avtd3.learn.device import (
+    autocast_type,
+    keep_freed_memory,
+    make_updater,
+    memory_errors,
+    pick_device,
+)
 from avtd3.learn.evaluation import HeldOutEvaluator
 from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.logging import MetricLogger, Throughput
+from avtd3.learn.networks import ObservationBatch
+from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.replay_source import ReplaySource, open_datasets, scratch_directory
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.td3 import Update, create_state
 from avtd3.store import files
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, NoSegmentsError
+from avtd3.store.locks import ExclusiveLock
 from avtd3.store.spec import EpisodeSpec
 
 CONFIG_FILE = "config.json"
@@ -112,11 +120,14 @@ def train(
     Raises:
         ConfigError: If the run exists and neither `resume` nor `rollback` is set, if there is no
             run to resume, if no dataset is given, or if a setting is not possible on this machine.
+        InUseError: If another process trains this run, or publishes into the same directory.
         DatasetError: If a path is not a dataset, or is missing and `follow` is False.
         NoSegmentsError: If the datasets are empty and `follow` is False.
+        UnreadableError: If nothing can be read now: neither the datasets nor the checkpoint.
         CheckpointError: If the checkpoint cannot be used.
         SpecError: If the datasets, or the checkpoint, have different specs.
         StorageError: If the disk is full or a directory cannot be written.
+        MemoryError: If the networks or a batch do not fit into the memory.
     """
     config = LearnConfig() if config is None else config
     paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
@@ -130,11 +141,17 @@ def train(
         "policies": str(directory),
         "follow": follow,
     }
-    prepare_run(run, document, resume=resume or rollback is not None)
     keep_freed_memory()
     notify = CallbackList(callbacks, target=config.updates)
     started_s = time.monotonic()
-    with cpu_threads(config.threads):
+    with (
+        open_run(run, directory, document, resume=resume or rollback is not None),
+        cpu_threads(config.threads),
+        memory_errors(
+            f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
+            "learn.network.hidden, learn.network.features or learn.replay.batch_size"
+        ),
+    ):
         opened = open_datasets(
             paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
         )
@@ -152,30 +169,33 @@ def train(
     return report
 
 
-def prepare_run(run: Path, document: Mapping[str, Any], *, resume: bool) -> None:
-    """Create the run's directory and write its settings.
-
-    Args:
-        run: The directory.
-        document: The settings.
-        resume: Whether the run must exist.
-
-    Raises:
-        ConfigError: If the run exists and `resume` is False, or the other way round.
-        StorageError: If the directory cannot be written.
-    """
+@contextlib.contextmanager
+def open_run(
+    run: Path, policies: Path, document: Mapping[str, Any], *, resume: bool
+) -> Iterator[None]:
+    """Create and lock a run's directory and its policies', and write the settings of the run."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
-    if not resume and list_checkpoints(run / CHECKPOINTS):
-        raise ConfigError(
-            f"run {run} exists already; resume it (--resume), or choose another directory"
-        )
     if resume and not (run / CONFIG_FILE).exists():
         raise ConfigError(f"{run} contains no run to resume; start it without --resume")
-    with files.storage_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
-    files.write_aside(run / CONFIG_FILE, text.encode())
+    purpose = f"avtd3 learn --run {run}"
+    with contextlib.ExitStack() as locks:
+        _lock(run, purpose, locks)
+        if not resume and list_checkpoints(run / CHECKPOINTS):
+            raise ConfigError(
+                f"run {run} exists already; resume it (--resume), or choose another directory"
+            )
+        if policies.resolve() != run.resolve():
+            _lock(policies, purpose, locks)
+        text = json.dumps(document, indent=2, sort_keys=True) + "\n"
+        files.write_aside(run / CONFIG_FILE, text.encode())
+        yield
+
+
+def _lock(directory: Path, purpose: str, locks: contextlib.ExitStack) -> None:
+    with files.storage_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    locks.enter_context(ExclusiveLock(directory, purpose=purpose))
 
 
 @contextlib.contextmanager
@@ -191,18 +211,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 class Trainer:
-    """One process lifetime of a training run. `train` calls its methods in order.
-
-    Args:
-        spec: Spec of the data.
-        config: Settings.
-        run: The run's directory, prepared by `prepare_run`.
-        policies: Directory of the published policies.
-        notify: The callbacks.
-
-    Raises:
-        ConfigError: If a setting is not possible on this machine.
-    """
+    """One process lifetime of a training run. `train` calls its methods in order."""
 
     def __init__(
         self,
@@ -241,6 +250,7 @@ class Trainer:
         self._source: ReplaySource | None = None
         self._restored: CheckpointMetadata | None = None
         self._is_exact: bool | None = None
+        self._observed: ObservationBatch | None = None
         self._policy_version: int | None = None
         self._saved_at = self._published_at = -1
         self._waited_s = 0.0
@@ -265,17 +275,7 @@ class Trainer:
         return self._source
 
     def restore(self, *, resume: bool = False, rollback: int | None = None) -> None:
-        """Continue from a checkpoint, open the event file, and publish the first policy.
-
-        Args:
-            resume: Continue from the newest checkpoint, if there is one.
-            rollback: Roll back to the checkpoint of this number of updates.
-
-        Raises:
-            CheckpointError: If the checkpoint cannot be used.
-            SpecError: If it was trained on data of another spec.
-            StorageError: If a directory cannot be written.
-        """
+        """Continue from a checkpoint, open the event file, and publish the first policy."""
         aside = None
         if rollback is not None:
             self._restored, aside = self._checkpoints.roll_back(rollback, self._state, self._noise)
@@ -292,22 +292,12 @@ class Trainer:
             self._guards.alerts.note("rollback", self.updates, text, value=0.0, limit=0.0)
         metrics = {} if self._restored is None else self._restored.metrics
         self._logger.start(self.updates + 1, metrics)
-        self._policy_version = self._policies.newest_version()
+        self._policy_version = self._policies.repair(self._spec)
         if self._policy_version is None or rollback is not None:
             self._publish()  # collectors wait for a policy, or use one that was rolled back
 
     def open_source(self, datasets: Sequence[Dataset], *, follow: bool = False) -> None:
-        """Open the datasets for sampling, and continue where the checkpoint was saved.
-
-        Args:
-            datasets: The datasets.
-            follow: Whether other processes append to them.
-
-        Raises:
-            NoSegmentsError: If the datasets are empty and `follow` is False.
-            SpecError: If the datasets have different specs.
-            StorageError: If the scratch directory cannot be written or is too small.
-        """
+        """Open the datasets for sampling, and continue where the checkpoint was saved."""
         self._source = ReplaySource(
             datasets,
             self._config,
@@ -332,12 +322,16 @@ class Trainer:
             and self._halted is None
             and not self._notify.should_stop()
         ):
-            if self.source.ready(self.updates):
-                self.step()
-                self._notify.call(lambda callback: callback.on_update(self.updates))
-                self._notify.report(now=self._halted is not None)
-            else:
+            if not self.source.ready(self.updates):
                 self._wait()
+                continue
+            try:
+                self.step()
+            except NoSegmentsError as error:
+                self.source.lost_all(error)
+                continue
+            self._notify.call(lambda callback: callback.on_update(self.updates))
+            self._notify.report(now=self._halted is not None)
 
     def step(self) -> None:
         """Do one update, and everything that is due after it."""
@@ -423,7 +417,9 @@ class Trainer:
     def _learn(self) -> tuple[Batch, Update]:
         """Sample a batch and do one update."""
         self._throughput.begin_update()
+        self._observed = None  # frees its memory for the next batch
         batch, index = self._loader.load(self.source.sampler)
+        self._observed = batch.observation
         noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
         if self._config.decay_from:
             self._state.scale_rates(self._config.rate_share(self.updates))
@@ -492,8 +488,18 @@ class Trainer:
         self._publish()  # collectors may use a policy that was rolled back
 
     def _publish(self) -> None:
-        """Publish the actor, unless it is published already."""
+        """Publish the actor, unless it is published already, or would not drive."""
         if self._published_at == self.updates:
+            return
+        self._published_at = self.updates
+        observed = self._observed or sample_observations(self._spec, self._device)
+        if fault := find_fault(self._state.actor, observed):
+            self._guards.alerts.note(
+                "not_published",
+                self.updates,
+                f"the actor was not published: {fault}; collectors keep the previous policy",
+                fix="see the other alerts, and lower the actor's learning rates",
+            )
             return
         version = self._policies.publish(
             self._state.actor,
@@ -502,7 +508,7 @@ class Trainer:
             updates=self.updates,
             action_limit=self._guards.action_limit.share,
         )
-        self._policy_version, self._published_at = version, self.updates
+        self._policy_version = version
         if self._config.keep_policies:
             self._policies.prune(self._config.keep_policies)
         path = self._policies.path_of(version)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,11 @@ class Episode:
         return self._reader.table.attributes_of(self.number)
 
     @property
+    def facts(self) -> dict[str, Attribute]:
+        """Every column of the `EpisodeTable` for this episode, attributes included."""
+        return self._reader.table.row(self.number)
+
+    @property
     def events(self) -> tuple[Event, ...]:
         """What happened in the episode, ordered by step; empty if it was not recorded."""
         return self._reader.events.of_episode(self.number)
@@ -104,8 +109,7 @@ class Episode:
     @functools.cached_property
     def frames(self) -> NDArray[np.uint8]:
         """uint8 (T + 1, C, H, W): the camera frames, each stored once."""
-        start, stop = self._observation_rows()
-        return self.segment.read_frames(start, stop)
+        return self.read_frames(0, self.length + 1)
 
     @functools.cached_property
     def vectors(self) -> NDArray[np.float32]:
@@ -147,14 +151,45 @@ class Episode:
         """Bool (T,): whether the episode was cut after the step."""
         return self._reader.rows("truncated", *self._step_rows())
 
-    def observations(self, stack: int | None = None) -> NDArray[np.uint8]:
-        """Return the stacked frames of every observation, clamped to the episode's first frame.
+    def load(self) -> Self:
+        """Read the frames, vectors, actions, rewards and ends now, so that using them cannot fail.
+
+        Raises:
+            SegmentNotFoundError: The segment was removed.
+            SegmentCorruptError: Its bytes are damaged.
+            SegmentUnreadableError: A file cannot be read now.
+        """
+        names = ["actions", "rewards", "terminated", "truncated"]
+        names += ["frames"] * (self.spec.image is not None)
+        names += ["vectors"] * bool(self.spec.vector_names)
+        for name in names:
+            getattr(self, name)
+        return self
+
+    def read_frames(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Read the frames of the observations in range(start, stop), which must be in 0..T + 1.
+
+        Returns:
+            uint8 (stop - start, C, H, W), which is not kept.
+
+        Raises:
+            SpecError: The spec has no image.
+        """
+        first, _ = self._observation_rows()
+        return self.segment.read_frames(first + start, first + stop)
+
+    def observations(
+        self, stack: int | None = None, start: int = 0, stop: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Return the stacked frames of observations, clamped to the episode's first frame.
 
         Args:
             stack: Frames in a stack, K; None for the spec's.
+            start: First observation.
+            stop: Observation after the last one; None for all T + 1.
 
         Returns:
-            uint8 (T + 1, K * C, H, W), oldest frame first.
+            uint8 (stop - start, K * C, H, W), oldest frame first.
 
         Raises:
             SpecError: The spec has no image, or ``stack`` is below 1.
@@ -163,9 +198,9 @@ class Episode:
         stack = stack if stack is not None or self.spec.image is None else self.spec.image.stack
         if stack is None or stack < 1:
             raise SpecError(f"stack is {abbreviate(stack)}, expected 1 or more")
-        rows = np.arange(len(frames))[:, None] + np.arange(1 - stack, 1)
+        rows = np.arange(len(frames))[start:stop, None] + np.arange(1 - stack, 1)
         stacks = frames[np.maximum(rows, 0)]
-        shape = (len(frames), stack * frames.shape[1], *frames.shape[2:])
+        shape = (len(rows), stack * frames.shape[1], *frames.shape[2:])
         stacked: NDArray[np.uint8] = stacks.reshape(shape)
         return stacked
 

@@ -1,6 +1,13 @@
-"""`DrivingEnvironment`: the driving task on a simulator."""
+"""`DrivingEnvironment`: the driving task on a simulator.
 
+`DriveMeter` measures an episode, `EventRecorder` records what happens in it, and `draw_scene` draws
+a moment of it.
+"""
+
+import collections
+import dataclasses
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -8,27 +15,166 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.drivers import Driver, WanderingDriver
-from avtd3.collect.driving.events import EventRecorder, Moment
 from avtd3.collect.driving.expert import Expert, ExpertConfig
 from avtd3.collect.driving.reward import StepFacts
 from avtd3.collect.driving.task import DrivingTask, TaskConfig
-from avtd3.collect.driving.world import World, WorldFrame, WorldStart
-from avtd3.collect.environment import Environment, ResetResult
+from avtd3.collect.driving.world import (
+    Surroundings,
+    VehicleState,
+    World,
+    WorldFrame,
+    WorldStart,
+)
+from avtd3.collect.environment import SUCCESS_REASON, Environment, ResetResult
+from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
-from avtd3.store.events import Event
+from avtd3.store.events import MAX_TEXT, Event
 from avtd3.store.spec import ImageSpec
 from avtd3.store.step import Observation, Step
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageDraw
+
+PANEL_PX = 336
+"""Side of the camera panel and of the map panel: four times the default camera."""
+CAPTION_PX = 30
+MAP_SPAN_M = 90.0
+"""Metres of road shown across the map."""
+
+LANE = (74, 82, 92)
+ROUTE = (64, 156, 255)
+OTHERS = (255, 184, 77)
+CAR = (96, 220, 140)
+
+_END_KINDS = {
+    "off_route": "route_deviation",
+    "stuck": "blocked",
+    "time_limit": "timeout",
+    SUCCESS_REASON: "goal",
+}
+_LATEST_STEPS = 100  # a collision that is reported later than this counts as this late
+
+
+class EventRecorder:
+    """Records what happens in an episode, for the scores that are computed from it later.
+
+    ==================== ============================================ ============================
+    kind                 value                                        subject
+    ==================== ============================================ ============================
+    ``route``            length of the route in metres; step 0
+    ``collision``        speed at the contact, in m/s                 what was hit
+    ``off_road``         metres of the route driven meanwhile
+    ``wrong_way``        metres of the route driven meanwhile
+    ``lane_invasion``    markings crossed
+    ``red_light``        speed at a red light that was passed, in m/s
+    ``other_control``    steps driven with another action than stored
+    ``route_deviation``  distance from the route, in metres
+    ``blocked``          seconds for which the car stood
+    ``timeout``          simulated seconds that the episode took
+    ``goal``             0
+    ``completion``       metres of the route completed; last step
+    ==================== ============================================ ============================
+
+    Every recorded episode has a ``route`` and a ``completion``: an episode without events was not
+    recorded, which differs from an episode in which nothing happened. A stretch off the road or in
+    the wrong lane is one event, at the step where it starts; if it is both, it is off the road. A
+    collision that the simulator reported late is an event of the step at which it happened.
+    """
+
+    def __init__(self, length_m: float, best_m: float, frame: WorldFrame) -> None:
+        self._start_s = frame.sim_time_s
+        self._past = collections.deque(((frame.frame_id, frame.vehicle),), _LATEST_STEPS)
+        self._best_m = best_m
+        self._steps = 0
+        self._stretch: Event | None = None
+        self._other_control: Event | None = None
+        self._events = [_event(0, "route", frame.vehicle, length_m)]
+
+    def record(
+        self, frame: WorldFrame, facts: StepFacts, reason: str, best_m: float, standing_s: float
+    ) -> None:
+        """Record a step; the last three are `TaskStep.reason` and those of `DrivingTask`."""
+        step = self._steps
+        if frame.off_road or frame.wrong_way or self._stretch is not None:
+            self._record_stretch(frame, facts, best_m - self._best_m)
+        if frame.collision:
+            self._events.append(self._collision(step, frame))
+        if frame.ran_red_light:
+            speed = abs(frame.vehicle.speed_mps)
+            self._events.append(_event(step, "red_light", frame.vehicle, speed))
+        if frame.other_control:
+            known = self._other_control or _event(step, "other_control", frame.vehicle, 0.0)
+            self._other_control = dataclasses.replace(known, value=known.value + 1.0)
+        if frame.lane_invasions:
+            self._events.append(
+                _event(step, "lane_invasion", frame.vehicle, float(frame.lane_invasions))
+            )
+        if kind := _END_KINDS.get(reason):
+            values = {
+                "route_deviation": abs(facts.lateral_m),
+                "blocked": standing_s,
+                "timeout": frame.sim_time_s - self._start_s,
+            }
+            self._events.append(_event(step, kind, frame.vehicle, values.get(kind, 0.0)))
+        self._past.append((frame.frame_id, frame.vehicle))
+        self._best_m = best_m
+        self._steps += 1
+
+    def _collision(self, step: int, frame: WorldFrame) -> Event:
+        """Return the event of a collision, at the frame in which it happened."""
+        happened = frame.frame_id if frame.collision_frame_id is None else frame.collision_frame_id
+        late = min(sum(number >= happened for number, _ in self._past), step)
+        vehicles = [*(vehicle for _, vehicle in self._past), frame.vehicle]
+        before, vehicle = vehicles[-2 - late], vehicles[-1 - late]
+        # After the impact the car may stand: what counts is whether it moved before.
+        speed = max(abs(before.speed_mps), abs(vehicle.speed_mps))
+        return _event(step - late, "collision", vehicle, speed, frame.collision[:MAX_TEXT])
+
+    def _record_stretch(self, frame: WorldFrame, facts: StepFacts, gained_m: float) -> None:
+        """Start, extend or end a stretch off the road or in the wrong lane."""
+        is_wrong = frame.wrong_way and not _follows(facts)
+        kind = "off_road" if frame.off_road else "wrong_way" if is_wrong else ""
+        running = self._stretch
+        if running is not None and running.kind == kind:
+            self._stretch = dataclasses.replace(running, value=running.value + gained_m)
+            return
+        if running is not None:
+            self._events.append(running)
+        self._stretch = _event(self._steps, kind, frame.vehicle, gained_m) if kind else None
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the events so far, ordered by step; empty before the first step."""
+        if not self._steps:
+            return ()
+        running = [event for event in (self._stretch, self._other_control) if event is not None]
+        found = sorted((*self._events, *running), key=lambda event: event.step)
+        _, vehicle = self._past[-1]
+        last = _event(self._steps - 1, "completion", vehicle, self._best_m)
+        return (*found, last)
+
+
+def _follows(facts: StepFacts) -> bool:
+    """Return whether the car drives in the lane that the route follows, so not in a wrong one.
+
+    In junctions, lanes of many directions overlap; a world may report any of them.
+    """
+    is_in_lane = abs(facts.lateral_m) <= 0.5 * facts.lane_width_m
+    return is_in_lane and abs(facts.heading_rad) < 0.5 * math.pi
+
+
+def _event(step: int, kind: str, vehicle: VehicleState, value: float, subject: str = "") -> Event:
+    return Event(
+        step=step,
+        kind=kind,
+        subject=subject,
+        value=float(value),
+        x_m=float(vehicle.x_m),
+        y_m=float(vehicle.y_m),
+    )
 
 
 class DriveMeter:
-    """Measures how a car is driven in one episode, apart from the reward.
-
-    Args:
-        control_period_s: Simulated seconds per step.
-    """
+    """Measures how a car is driven in one episode, apart from the reward."""
 
     def __init__(self, control_period_s: float) -> None:
         self._period_s = control_period_s
@@ -51,19 +197,10 @@ class DriveMeter:
         self._wrong_way += facts.wrong_way
 
     def measures(self, completion: float) -> Mapping[str, float]:
-        """Return the measurements so far.
+        """Return the measurements so far, with the fraction of the way driven, in [0, 1].
 
-        Args:
-            completion: Fraction of the way to the goal that was driven, in [0, 1].
-
-        Returns:
-            route_completion: The same fraction.
-            distance_m: Metres driven.
-            lane_departures: Times that the car's centre left the lane that the route follows.
-            lane_invasions: Lane markings crossed.
-            wrong_way_steps: Steps in a lane of the opposite direction.
-            lateral_deviation_m: Mean absolute distance from the lane's centre.
-            speed_mps: Mean speed.
+        The deviation and the speed are means over the steps. A lane departure is the car's centre
+        leaving the lane that the route follows, an invasion a lane marking crossed.
         """
         steps = max(self._steps, 1)
         return {
@@ -78,16 +215,7 @@ class DriveMeter:
 
 
 class DrivingEnvironment(Environment):
-    """Follows the route of a scenario in a simulator.
-
-    Args:
-        world: The simulator; closed with the environment.
-        config: Observation, reward and episode ends.
-        scenarios: The settings that the episodes take in turn, at least one.
-        expert: How the expert drives.
-        simulator: Name and versions of the simulator, for the provenance; empty for the worlds that
-            are part of avtd3.
-    """
+    """Follows the route of a scenario in a simulator."""
 
     def __init__(
         self,
@@ -120,6 +248,16 @@ class DrivingEnvironment(Environment):
             return f"scenario {numbers[0]}"
         shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
         return f"{len(numbers)} scenarios in turn ({shown})"
+
+    @property
+    def scenario_count(self) -> int:
+        """Number of scenarios that the episodes take in turn."""
+        return len(self._scenarios)
+
+    @property
+    def has_time_limit(self) -> bool:
+        """Always: every scenario has one."""
+        return True
 
     @property
     def simulator(self) -> str:
@@ -163,15 +301,9 @@ class DrivingEnvironment(Environment):
         frame = self.world.step(action)
         result = self.task.advance(frame)
         self._meter.record(result.facts)
-        moment = Moment(
-            frame=frame,
-            facts=result.facts,
-            reason=result.reason,
-            best_m=self.task.best_m,
-            standing_s=self.task.standing_s,
-        )
         assert self._recorder is not None, "reset() comes first"
-        self._recorder.record(moment)
+        task = self.task
+        self._recorder.record(frame, result.facts, result.reason, task.best_m, task.standing_s)
         self._steps += 1
         return Step(
             action=action,
@@ -192,25 +324,16 @@ class DrivingEnvironment(Environment):
 
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
         """Draw the camera's picture beside a map, above a caption."""
-        from avtd3.collect.driving.scene import Scene, draw_scene
-
         assert self._start is not None, "reset() comes first"
         task, vehicle = self.task, self.task.frame.vehicle
         end = f"   {task.reason}" if task.reason else ""
         where = f"{self._start.town}, {self._start.weather}"
         seconds = (self._steps - 1) * self.world.control_period_s
-        return draw_scene(
-            Scene(
-                frame=task.frame,
-                route=task.route,
-                action=action,
-                surroundings=self.world.surroundings(),
-                caption=(
-                    f"{title} on {where}   {seconds:4.1f} s   {3.6 * vehicle.speed_mps:4.1f} km/h"
-                    f"   {task.lateral_m:+.2f} m{end}"
-                ),
-            )
+        caption = (
+            f"{title} on {where}   {seconds:4.1f} s   {3.6 * vehicle.speed_mps:4.1f} km/h"
+            f"   {task.lateral_m:+.2f} m{end}"
         )
+        return draw_scene(task.frame, task.route, self.world.surroundings(), action, caption)
 
     def close(self) -> None:
         """Release the simulator."""
@@ -221,3 +344,96 @@ def _observation(frame: WorldFrame, vector: NDArray[np.float32]) -> Observation:
     return Observation(
         image=frame.image, vector=vector, frame_id=frame.frame_id, sim_time_s=frame.sim_time_s
     )
+
+
+def draw_scene(
+    frame: WorldFrame,
+    route: Route,
+    surroundings: Surroundings,
+    action: NDArray[np.float32],
+    caption: str,
+) -> "Image.Image":
+    """Draw the camera's picture and a map, side by side, above a caption."""
+    from PIL import Image, ImageDraw
+
+    from avtd3.store.render.media import INK, PAPER, font, scaled_image
+
+    picture = Image.new("RGB", (2 * PANEL_PX, PANEL_PX + CAPTION_PX), PAPER)
+    camera = scaled_image(frame.image, PANEL_PX)
+    picture.paste(camera, (0, (PANEL_PX - camera.height) // 2))
+    panel = Image.new("RGB", (PANEL_PX, PANEL_PX), PAPER)
+    _draw_map(ImageDraw.Draw(panel), frame.vehicle, route, surroundings)
+    picture.paste(panel, (PANEL_PX, 0))
+    draw = ImageDraw.Draw(picture)
+    _draw_bars(draw, action, PAPER)
+    draw.text((8, PANEL_PX + 7), caption, fill=INK, font=font(14))
+    return picture
+
+
+def _draw_map(
+    draw: "ImageDraw.ImageDraw", car: VehicleState, route: Route, surroundings: Surroundings
+) -> None:
+    for lane in surroundings.lanes:
+        _draw_line(draw, car, lane, LANE, 8)
+    _draw_line(draw, car, route.points, ROUTE, 3)
+    goal = _to_map(car, route.points[-1:])[0]
+    draw.ellipse([*(goal - 6), *(goal + 6)], outline=ROUTE, width=3)
+    for x_m, y_m, yaw_rad in surroundings.others:
+        _draw_vehicle(draw, car, x_m, y_m, yaw_rad, OTHERS)
+    _draw_vehicle(draw, car, car.x_m, car.y_m, car.yaw_rad, CAR)
+
+
+def _to_map(car: VehicleState, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Map world metres (N, 2) to panel pixels: the car below the middle, its heading up."""
+    delta = points - (car.x_m, car.y_m)
+    cos, sin = np.cos(car.yaw_rad), np.sin(car.yaw_rad)
+    ahead = delta @ (cos, sin)
+    right = delta @ (-sin, cos)
+    scale = PANEL_PX / MAP_SPAN_M
+    return np.stack((PANEL_PX / 2 + right * scale, PANEL_PX * 0.7 - ahead * scale), axis=1)
+
+
+def _draw_line(
+    draw: "ImageDraw.ImageDraw",
+    car: VehicleState,
+    points: NDArray[np.float64],
+    colour: tuple[int, int, int],
+    width: int,
+) -> None:
+    pixels = _to_map(car, points)
+    near: NDArray[np.bool_] = np.max(np.abs(pixels - PANEL_PX / 2), axis=1) < PANEL_PX
+    if near.sum() < 2:
+        return
+    # Points outside are dropped in runs, so that a line never jumps across the panel.
+    edges = np.flatnonzero(np.diff(near.astype(np.int8)))
+    for run in np.split(np.arange(len(pixels)), edges + 1):
+        if near[run[0]] and len(run) > 1:
+            draw.line([tuple(p) for p in pixels[run]], fill=colour, width=width, joint="curve")
+
+
+def _draw_vehicle(
+    draw: "ImageDraw.ImageDraw",
+    car: VehicleState,
+    x_m: float,
+    y_m: float,
+    yaw_rad: float,
+    colour: tuple[int, int, int],
+) -> None:
+    corners = np.array([[2.3, 0.92], [2.3, -0.92], [-2.3, -0.92], [-2.3, 0.92]])
+    cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
+    world = corners @ np.array([[cos, sin], [-sin, cos]]) + (x_m, y_m)
+    draw.polygon([tuple(p) for p in _to_map(car, world)], fill=colour)
+
+
+def _draw_bars(
+    draw: "ImageDraw.ImageDraw", action: NDArray[np.float32], paper: tuple[int, int, int]
+) -> None:
+    """Show steering and throttle or brake as two bars in the camera panel's corner."""
+    centre, reach = PANEL_PX - 60, 48
+    for row, (value, colour) in enumerate(
+        ((action[0], ROUTE), (action[1], CAR if action[1] >= 0 else OTHERS))
+    ):
+        y = PANEL_PX - 26 + 11 * row
+        draw.rectangle([centre - reach, y, centre + reach, y + 7], fill=paper)
+        ends = sorted((centre, centre + float(value) * reach))
+        draw.rectangle([ends[0], y + 1, ends[1], y + 6], fill=colour)

@@ -55,12 +55,7 @@ class ExpertConfig:
 
 
 class Expert:
-    """Pure pursuit with speed control; see the module's description.
-
-    Args:
-        config: How it drives.
-        task: Provides the route, the position on it and the newest frame.
-    """
+    """Pure pursuit with speed control; see the module's description."""
 
     _HARDEST_MPS2 = 6.0
     _SPEED_GAIN_PER_S = 1.2

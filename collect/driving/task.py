@@ -12,11 +12,17 @@ time_limit  truncated  the scenario's time is over
 stuck       truncated  it stood for `TaskConfig.stuck_s` with no vehicle close ahead
 =========== ========== ======================================================================
 
+The observation vector holds, in this order: speed, lateral deviation, heading error, and the
+waypoints ahead as x, y pairs in the car's frame (x forward, y to the right); or the speed alone.
+Each number is stored divided by its scale; the dataset's spec names them all. Nothing is clipped:
+the car leaves the road, which ends the episode, long before a number grows large.
+
 The collector, not the task, sets `STOP_REASON` and `FAULT_REASON` of `avtd3.collect.environment`
 and the reasons of `WorldLost` (all truncated).
 """
 
 import bisect
+import cmath
 import dataclasses
 import math
 
@@ -24,18 +30,112 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_positive
-from avtd3.collect.driving.observation import ObservationConfig, VectorBuilder, heading_error
 from avtd3.collect.driving.reward import REWARD_TERMS, RewardConfig, StepFacts, reward_terms
-from avtd3.collect.driving.world import WorldFrame, WorldStart
+from avtd3.collect.driving.world import VehicleState, WorldFrame, WorldStart
 from avtd3.collect.environment import SUCCESS_REASON
 from avtd3.collect.maps.route import Projection, Route
 from avtd3.collect.maps.scenarios import Scenario
-from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.errors import ConfigError
+from avtd3.store.spec import MAX_AXIS, EpisodeSpec, ImageSpec
 
 ACTION_NAMES = ("steer", "throttle_brake")
 """Steering, right positive; throttle above 0, brake below."""
 _STANDING_MPS = 0.3
 _LEAD_CLOSE_M = 15.0
+
+
+VECTORS = ("full", "speed")
+SPEED_SCALE_MPS = 10.0
+LATERAL_SCALE_M = 2.0
+HEADING_SCALE_RAD = math.pi / 4.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ObservationConfig:
+    """What an observation holds."""
+
+    vector: str = "full"
+    """``full``, or ``speed`` for the speed alone: a policy must find the rest in the frames."""
+    waypoints: int = 10
+    """Number of waypoints ahead; 10 give the 23 numbers of the reports."""
+    waypoint_spacing_m: float = 2.5
+    """Distance along the route between two waypoints; 25 m ahead are 3 s at 30 km/h."""
+    stack: int = 4
+    """Camera frames per observation, oldest first."""
+
+    def __post_init__(self) -> None:
+        if self.vector not in VECTORS:
+            raise ConfigError(f"vector is {self.vector!r}, expected one of {VECTORS}")
+        if not 1 <= self.waypoints <= 100:
+            raise ConfigError(f"waypoints is {self.waypoints}, expected 1 to 100")
+        if not 1 <= self.stack <= MAX_AXIS:
+            raise ConfigError(f"stack is {self.stack}, expected 1 to {MAX_AXIS}")
+        check_positive("waypoint_spacing_m", self.waypoint_spacing_m)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name with unit of each number of the vector."""
+        if self.vector == "speed":
+            return ("speed_mps",)
+        points = (f"waypoint_{i:02d}" for i in range(1, self.waypoints + 1))
+        pairs = (f"{point}_{axis}_m" for point in points for axis in ("x", "y"))
+        return ("speed_mps", "lateral_m", "heading_rad", *pairs)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Physical value stored as 1.0, for each number of the vector.
+
+        Forward, the scale is the horizon; sideways, it is 0.4 of that, because roads bend little.
+        """
+        if self.vector == "speed":
+            return (SPEED_SCALE_MPS,)
+        horizon = self.waypoints * self.waypoint_spacing_m
+        pair = (horizon, 0.4 * horizon)
+        return (SPEED_SCALE_MPS, LATERAL_SCALE_M, HEADING_SCALE_RAD, *(pair * self.waypoints))
+
+
+class VectorBuilder:
+    """Builds the vectors of an episode's observations.
+
+    Points are complex numbers, x + iy, so that one product rotates a waypoint into the car's frame.
+    Plain Python numbers take half the time of numpy for a dozen waypoints.
+    """
+
+    def __init__(self, config: ObservationConfig, route: Route) -> None:
+        spacing = config.waypoint_spacing_m
+        self._offsets = [spacing * number for number in range(1, config.waypoints + 1)]
+        # The last point extends the route straight beyond its end, further than any waypoint.
+        beyond = self._offsets[-1] + 1.0
+        line = route.points[:, 0] + 1j * route.points[:, 1]
+        end = line[-1] + beyond * np.exp(1j * route.yaw_rad[-1])
+        self._places: list[complex] = [*line.tolist(), complex(end)]
+        self._distances: list[float] = [*route.distance_m.tolist(), route.length_m + beyond]
+        self._only_speed = config.vector == "speed"
+        self._scales = config.scales[:5]
+
+    def build(
+        self, vehicle: VehicleState, at: Projection, heading_rad: float
+    ) -> NDArray[np.float32]:
+        """Return the normalised numbers, float32 (V,)."""
+        if self._only_speed:
+            return np.array([vehicle.speed_mps / SPEED_SCALE_MPS], np.float32)
+        speed, lateral, heading, forward, side = self._scales
+        values = [vehicle.speed_mps / speed, at.lateral_m / lateral, heading_rad / heading]
+        here, back = complex(vehicle.x_m, vehicle.y_m), cmath.rect(1.0, -vehicle.yaw_rad)
+        places, distances, place = self._places, self._distances, 1
+        for offset in self._offsets:
+            metres = at.distance_m + offset
+            place = bisect.bisect_right(distances, metres, place, len(distances) - 1)
+            before, start = places[place - 1], distances[place - 1]
+            share = (metres - start) / (distances[place] - start)
+            seen = (before + share * (places[place] - before) - here) * back
+            values += (seen.real / forward, seen.imag / side)
+        return np.array(values, np.float32)
+
+
+def heading_error(yaw_rad: float, route_yaw_rad: float) -> float:
+    """Return the car's heading minus the route's, in [-pi, pi]; positive to the right."""
+    return math.remainder(yaw_rad - route_yaw_rad, math.tau)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,48 +158,42 @@ class TaskConfig:
             check_positive(name, getattr(self, name))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class TaskStep:
-    """One step of the task: what is stored, and what is measured."""
+    """One step of the task: what is stored, and what is measured; not frozen, as `StepFacts`."""
 
     vector: NDArray[np.float32]
     """float32 (V,), the observation's numbers after the step."""
     reward_terms: NDArray[np.float32]
     """float32 (R,), see `REWARD_TERMS`."""
     terminated: bool
-    """Whether the episode ended in a state without a future: nothing to bootstrap from."""
     truncated: bool
-    """Whether the episode was cut although it could have continued."""
     reason: str
     """Why it ended, or an empty string."""
     facts: StepFacts
-    """What the reward was computed from."""
 
 
 class DrivingTask:
-    """The state of the driving task within one episode.
-
-    Args:
-        config: Observation, reward and episode ends.
-        control_period_s: Simulated seconds per step.
-    """
+    """The state of the driving task within one episode."""
 
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
         self.config = config
-        self._period_s = control_period_s
-        self._builder: VectorBuilder | None = None
-        self._route: Route | None = None
-        self._at = Projection(0.0, 0.0, 0.0)
-        self._distances: list[float] = []
-        self._widths: list[float] = []
-        self._best_m = 0.0
-        self._steps = 0
-        self._standing_s = 0.0
-        self._time_limit_s = math.inf
-        self._acceleration = (0.0, 0.0)
-        self._frame: WorldFrame | None = None
+        self.route: Route
+        """The current episode's route; set by `reset`, as all that follows."""
+        self.frame: WorldFrame
+        """The newest frame."""
+        self.best_m: float
+        """Largest distance along the route that the car has reached."""
+        self.standing_s: float
+        """Seconds for which the car has been standing with no vehicle close ahead."""
         self.reason = ""
         """Why the current episode ended; empty until then."""
+        self._period_s = control_period_s
+        self._builder: VectorBuilder
+        self._at: Projection
+        self._goal_m: float
+        self._distances: list[float]
+        self._widths: list[float]
 
     def spec(self, image: ImageSpec) -> EpisodeSpec:
         """Return the spec of the data that this task makes with a camera."""
@@ -116,18 +210,6 @@ class DrivingTask:
         )
 
     @property
-    def route(self) -> Route:
-        """The current episode's route."""
-        assert self._route is not None, "reset() comes first"
-        return self._route
-
-    @property
-    def frame(self) -> WorldFrame:
-        """The newest frame of the current episode."""
-        assert self._frame is not None, "reset() comes first"
-        return self._frame
-
-    @property
     def progress_m(self) -> float:
         """Metres along the route where the car is now."""
         return self._at.distance_m
@@ -138,43 +220,22 @@ class DrivingTask:
         return self._at.lateral_m
 
     @property
-    def best_m(self) -> float:
-        """Largest distance along the route that the car has reached."""
-        return self._best_m
-
-    @property
-    def standing_s(self) -> float:
-        """Seconds for which the car has been standing with no vehicle close ahead."""
-        return self._standing_s
-
-    @property
     def completion(self) -> float:
         """Fraction of the way to the goal driven so far, in [0, 1]."""
-        return min(1.0, self._best_m / max(self._goal_m, 1e-9))
-
-    @property
-    def _goal_m(self) -> float:
-        return max(self.route.length_m - self.config.goal_m, 0.0)
+        return min(1.0, self.best_m / max(self._goal_m, 1e-9))
 
     def reset(self, start: WorldStart, scenario: Scenario) -> NDArray[np.float32]:
-        """Start an episode.
-
-        Args:
-            start: What the world's reset returned.
-            scenario: The scenario that it was reset to; its time limit is enforced here.
-
-        Returns:
-            The first observation's vector, float32 (V,).
-        """
+        """Start an episode."""
         vehicle = start.frame.vehicle
-        self._frame, self.reason = start.frame, ""
-        self._route = start.route
+        self.frame, self.reason = start.frame, ""
+        self.route = start.route
+        self._goal_m = max(start.route.length_m - self.config.goal_m, 0.0)
         self._distances = start.route.distance_m.tolist()
         self._widths = start.route.lane_width_m.tolist()
         self._at = start.route.project(vehicle.x_m, vehicle.y_m, near_m=0.0)
-        self._best_m = self._at.distance_m
+        self.best_m = self._at.distance_m
         self._steps = 0
-        self._standing_s = 0.0
+        self.standing_s = 0.0
         self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * start.route.length_m
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
@@ -182,17 +243,12 @@ class DrivingTask:
         return self._builder.build(vehicle, self._at, heading)
 
     def advance(self, frame: WorldFrame) -> TaskStep:
-        """Compute observation, reward and end of the step that led to a frame.
-
-        Args:
-            frame: What the world returned for the action.
-        """
-        assert self._builder is not None, "reset() comes first"
+        """Compute observation, reward and end of the step that led to a frame."""
         vehicle, route = frame.vehicle, self.route
-        self._frame = frame
+        self.frame = frame
         before_m = self._at.distance_m
         self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=before_m)
-        self._best_m = max(self._best_m, self._at.distance_m)
+        self.best_m = max(self.best_m, self._at.distance_m)
         self._steps += 1
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
         off_route = abs(self._at.lateral_m) > self.config.max_lateral_m
@@ -228,7 +284,7 @@ class DrivingTask:
             return True, False, "off_road"
         if off_route:
             return True, False, "off_route"
-        if self._best_m >= self._goal_m:
+        if self.best_m >= self._goal_m:
             return True, False, SUCCESS_REASON
         # Half a period of slack: 60 s are 1 200 steps of 0.05 s, whatever the sum rounds to.
         if (self._steps + 0.5) * self._period_s > self._time_limit_s:
@@ -239,8 +295,8 @@ class DrivingTask:
 
     def _is_stuck(self, frame: WorldFrame) -> bool:
         stands = abs(frame.vehicle.speed_mps) < _STANDING_MPS and frame.lead_gap_m > _LEAD_CLOSE_M
-        self._standing_s = self._standing_s + self._period_s if stands else 0.0
-        return self._standing_s >= self.config.stuck_s
+        self.standing_s = self.standing_s + self._period_s if stands else 0.0
+        return self.standing_s >= self.config.stuck_s
 
     def _lane_width_m(self) -> float:
         """Return the lane's width at the route's point behind the car; points are 1 m apart."""

@@ -54,18 +54,15 @@ class FrontCamera:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mounting:
-    """Position and direction of a camera on its car."""
+    """Position and direction of a camera relative to the centre of its car, on the ground."""
 
     forward_m: float
-    """Distance ahead of the centre of the car."""
     right_m: float
-    """Distance to the right of the middle of the car."""
     height_m: float
-    """Height above the ground."""
     pitch_rad: float
     """Downward tilt."""
     yaw_rad: float
-    """Heading relative to the car, positive to the right."""
+    """Positive to the right."""
 
 
 def draw_mounting(camera: FrontCamera, rng: np.random.Generator) -> Mounting:

@@ -52,7 +52,7 @@ class Course:
         self._per_m = 1.0 / step_m
 
     def index(self, distance_m: float) -> int:
-        """Return the approximate index of a distance; the last index beyond the end."""
+        """Return the approximate index of a distance, at most the last one."""
         return min(int(distance_m * self._per_m), self._last)
 
     def nearest(self, at: complex, first: int, stop: int, within_m: float) -> int | None:
@@ -89,13 +89,10 @@ class OtherVehicles(Protocol):
     at: NDArray[np.complex128]
     """Centres x + iy in metres, far away for a vehicle without a position."""
     heading: NDArray[np.complex128]
-    """Directions."""
     speed_mps: NDArray[np.float64]
     """Speeds along their headings."""
     length_m: NDArray[np.float64]
-    """Lengths."""
     width_m: NDArray[np.float64]
-    """Widths."""
 
 
 class Nearby(NamedTuple):
@@ -186,13 +183,8 @@ def rectangles_overlap(
     """Return whether a rectangle overlaps one at the origin that points along the real axis.
 
     Two convex shapes are apart if and only if the direction of one of their sides separates them
-    (the separating axis theorem).
-
-    Args:
-        at: Centre of the first rectangle.
-        heading: Its direction, a unit complex number.
-        half: Half its length and half its width.
-        own: Half the length and half the width of the rectangle at the origin.
+    (the separating axis theorem). `half` and `own` are half the length and half the width of the
+    first rectangle, whose centre is `at`, and of the one at the origin.
     """
     cosine, sine = abs(heading.real), abs(heading.imag)
     if abs(at.real) > own[0] + half[0] * cosine + half[1] * sine:
@@ -210,11 +202,7 @@ def _gap_along(
 ) -> tuple[float, float] | None:
     """Return free metres to a vehicle along the course and its speed; None if it is aside.
 
-    Args:
-        ego: The car.
-        traffic: The vehicles.
-        number: Index of the vehicle.
-        nearest: Index of the point of the course that is nearest to it.
+    `nearest` is the index of the point of the course that is nearest to vehicle `number`.
     """
     course, at = ego.course, traffic.at.item(number)
     way = course.direction_list[nearest].conjugate()

@@ -13,7 +13,7 @@ import numpy as np
 
 from avtd3.collect.checks import check_number
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.planner import MIN_ROUTE_M, scenario_route
+from avtd3.collect.maps.planner import MIN_ROUTE_M, plan_route, plan_through
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
 from avtd3.collect.maps.weather import Weather, draw_weather
@@ -65,9 +65,9 @@ class EpisodeSetup:
     """An episode as drawn from its seed."""
 
     route: Route
-    """The route to the goal."""
+    lanes: tuple[int, ...]
+    """Indices of the lanes that the route runs along, in driving order."""
     weather: Weather
-    """Light, sky and wetness."""
     start: Start
     """The car: near the start of the route, rolling, slightly off the lane centre."""
     camera_rng: np.random.Generator
@@ -78,10 +78,7 @@ class EpisodeSetup:
     """Draws what only other simulators need."""
 
     def starts(self, attempts: int) -> Iterator[tuple[Route, Start, float]]:
-        """Yield the start, then positions further along the route, in case something is in the way.
-
-        Args:
-            attempts: Maximum number of positions; fewer if the route is short.
+        """Yield up to `attempts` starts, farther and farther along the route if one is occupied.
 
         Yields:
             The rest of the route, the start on it, and its distance along the original route in
@@ -103,13 +100,7 @@ class EpisodeSetup:
 def draw_setup(
     network: RoadNetwork, scenario: Scenario, seed: int, config: SimulatorConfig
 ) -> EpisodeSetup:
-    """Draw the setup of an episode.
-
-    Args:
-        network: The roads.
-        scenario: The scenario.
-        seed: The episode's seed; the same seed gives the same setup.
-        config: How much the start varies.
+    """Draw the setup of an episode; the same seed gives the same setup.
 
     Raises:
         RoadError: The roads have no route for the scenario.
@@ -118,9 +109,14 @@ def draw_setup(
     route_rng, start_rng, camera_rng, traffic_rng, simulator_rng = (
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
     )
-    route = scenario_route(network, scenario, route_rng).route
+    if scenario.waypoints:
+        planned = plan_through(network, scenario.waypoints)
+    else:
+        planned = plan_route(network, route_rng, scenario.route_length_m)
+    route = planned.route
     return EpisodeSetup(
         route=route,
+        lanes=planned.lanes,
         weather=draw_weather(scenario.weather, camera_rng),
         start=_draw_start(route, start_rng, config),
         camera_rng=camera_rng,

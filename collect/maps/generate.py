@@ -39,23 +39,11 @@ _Streets = dict[int, list[int]]
 
 
 def generate_network(kind: str, seed: int) -> str:
-    """Generate a road network.
+    """Generate a road network as OpenDRIVE text; the same kind and seed give the same bytes.
 
-    Args:
-        kind: One of `NETWORK_KINDS`: ``country`` is one winding road between two dead ends,
-            ``loop`` a closed road, ``town`` streets with T-junctions and crossings without dead
-            ends, ``motorway`` two or three lanes per side on gentle curves between dead ends.
-        seed: Any integer from 0; the same kind and seed give the same bytes.
-
-    Returns:
-        OpenDRIVE text.
-
-    Raises:
-        ConfigError: The kind is unknown, or the seed is negative.
-
-    Example:
-        >>> generate_network("loop", 3).startswith("<OpenDRIVE>")
-        True
+    ``country`` is one winding road between two dead ends, ``loop`` a closed road, ``town`` streets
+    with T-junctions and crossings without dead ends, ``motorway`` two or three lanes per side on
+    gentle curves between dead ends.
     """
     if kind not in _GENERATORS:
         raise ConfigError(f"network kind is {kind!r}, expected one of {', '.join(NETWORK_KINDS)}")
@@ -118,7 +106,7 @@ class Profile:
     """Width of the paved shoulder; 0 for none."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
     """A part of a road whose curvature changes linearly: a line, an arc or a clothoid."""
 
@@ -144,7 +132,7 @@ class Piece:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Arm:
     """One end of a road at a junction."""
 
@@ -164,15 +152,7 @@ class NetworkBuilder:
         self._links = _FIRST_LINK_ROAD
 
     def add_road(self, pieces: Sequence[Piece], profile: Profile) -> int:
-        """Add a road.
-
-        Args:
-            pieces: The reference line, in order.
-            profile: The cross-section.
-
-        Returns:
-            The id of the road.
-        """
+        """Add a road along a reference line; return its id."""
         road_id = len(self._roads) + 1
         plan = _plan(pieces)
         length = plan.get_total_length()
@@ -206,28 +186,16 @@ class NetworkBuilder:
     ) -> None:
         """Connect roads with one lane per side in all directions except back.
 
-        Args:
-            junction_id: Id of the junction.
-            centre: Where the axes of the roads meet.
-            arms: The roads; each ends `reach_m` from the centre on its straight line to it.
-            reach_m: Distance of the ends of the roads from the centre.
-            lane_width_m: Width of the lanes.
-
-        Raises:
-            RoadError: The road of an arm is unknown.
+        Each road ends `reach_m` from the centre, on its straight line to it.
         """
         junction = xodr.Junction(f"junction {junction_id}", junction_id)
         for arm in arms:
-            if arm.road_id not in self._roads:
-                raise RoadError(f"junction {junction_id} joins unknown road {arm.road_id}")
             road = self._roads[arm.road_id]
             link = road.add_successor if arm.at_end else road.add_predecessor
             link(xodr.ElementType.junction, junction_id)
-        for incoming in arms:
-            for outgoing in arms:
-                if incoming is not outgoing:
-                    pieces = _crossing(centre, incoming.angle_rad, outgoing.angle_rad, reach_m)
-                    self._connect(junction, incoming, outgoing, pieces, lane_width_m)
+        for incoming, outgoing in itertools.permutations(arms, 2):
+            pieces = _crossing(centre, incoming.angle_rad, outgoing.angle_rad, reach_m)
+            self._connect(junction, incoming, outgoing, pieces, lane_width_m)
         self._document.add_junction(junction)
 
     def _connect(
@@ -239,14 +207,10 @@ class NetworkBuilder:
         lane_width_m: float,
     ) -> None:
         from_lane = -1 if incoming.at_end else 1
-        to_lane = 1 if outgoing.at_end else -1
-        lane = xodr.Lane(a=lane_width_m)
-        lane.add_roadmark(_mark("none"))
+        lane = _marked(xodr.Lane(a=lane_width_m), "none")
         lane.add_link("predecessor", from_lane)
-        lane.add_link("successor", to_lane)
-        centre = xodr.Lane()
-        centre.add_roadmark(_mark("none"))
-        section = xodr.LaneSection(0, centre)
+        lane.add_link("successor", 1 if outgoing.at_end else -1)
+        section = xodr.LaneSection(0, _marked(xodr.Lane(), "none"))
         section.add_right_lane(lane)
         lanes = xodr.Lanes()
         lanes.add_lanesection(section)
@@ -269,8 +233,7 @@ class NetworkBuilder:
 
 
 def _country(builder: NetworkBuilder, rng: np.random.Generator) -> None:
-    pieces = winding_road(rng, _COUNTRY)
-    builder.add_road(pieces, _two_lanes(rng))
+    builder.add_road(winding_road(rng, _COUNTRY), _two_lanes(rng))
 
 
 def _loop(builder: NetworkBuilder, rng: np.random.Generator) -> None:
@@ -324,13 +287,9 @@ def _town(builder: NetworkBuilder, rng: np.random.Generator) -> None:
     for chain in _chains(streets):
         pieces = _street(rng, places[chain], reach)
         road_id = builder.add_road(pieces, profile)
-        for node, beyond, at_end in (
-            (chain[0], chain[1], False),
-            (chain[-1], chain[-2], True),
-        ):
-            leaving = places[beyond] - places[node]
-            angle = math.atan2(leaving[1], leaving[0])
-            arms[node].append(Arm(road_id=road_id, at_end=at_end, angle_rad=angle))
+        for node, beyond, at_end in ((chain[0], chain[1], False), (chain[-1], chain[-2], True)):
+            x, y = places[beyond] - places[node]
+            arms[node].append(Arm(road_id, at_end, math.atan2(y, x)))
     for number, (node, ends) in enumerate(arms.items()):
         centre = (float(places[node][0]), float(places[node][1]))
         builder.add_junction(number + 1, centre, ends, reach, profile.lane_width_m)
@@ -353,10 +312,8 @@ def _town_plan(rng: np.random.Generator) -> tuple[NDArray[np.float64], _Streets]
 def _grid_streets(across: int, along: int) -> _Streets:
     streets: _Streets = {node: [] for node in range(across * along)}
     for node in streets:
-        for beyond, fits in (
-            (node + 1, (node + 1) % across != 0),
-            (node + across, node + across < across * along),
-        ):
+        right, above = node + 1, node + across
+        for beyond, fits in ((right, right % across != 0), (above, above < across * along)):
             if fits:
                 streets[node].append(beyond)
                 streets[beyond].append(node)
@@ -529,7 +486,7 @@ def rounded(vertices: NDArray[np.float64], radii: Sequence[float], share: float)
         stop = vertices[index + 1] - tangent * direction
         heading = math.atan2(direction[1], direction[0])
         straight = math.hypot(*(stop - place))
-        pieces.append(Piece(x_m=place[0], y_m=place[1], heading_rad=heading, length_m=straight))
+        pieces.append(Piece(place[0], place[1], heading, straight))
         place = stop
         if bends:
             pieces += corner((stop[0], stop[1], heading), turn, radii[index], share)
@@ -540,29 +497,13 @@ def rounded(vertices: NDArray[np.float64], radii: Sequence[float], share: float)
 def corner(
     start: tuple[float, float, float], turn_rad: float, radius_m: float, share: float
 ) -> list[Piece]:
-    """Build a corner.
-
-    Args:
-        start: x, y and heading at which it starts.
-        turn_rad: Change of heading, positive to the left; not 0.
-        radius_m: Smallest radius.
-        share: Part of the turn that the two clothoids take, in (0, 1).
-    """
+    """Build a corner from x, y and heading; `share` of the turn is taken by the two clothoids."""
     bend = math.copysign(1.0 / radius_m, turn_rad)
     ease = share * abs(turn_rad) * radius_m
     hold = (1.0 - share) * abs(turn_rad) * radius_m
     pieces: list[Piece] = []
     for length, first, last in ((ease, 0.0, bend), (hold, bend, bend), (ease, bend, 0.0)):
-        pieces.append(
-            Piece(
-                x_m=start[0],
-                y_m=start[1],
-                heading_rad=start[2],
-                length_m=length,
-                curvature_start=first,
-                curvature_end=last,
-            )
-        )
+        pieces.append(Piece(*start, length, first, last))
         start = pieces[-1].end()
     return pieces
 
@@ -571,11 +512,9 @@ def unit_tangent(turn_rad: float, share: float) -> float:
     """Return the distance from a corner's vertex to its ends, for a smallest radius of 1 m."""
     x, y, _ = corner((0.0, 0.0, 0.0), abs(turn_rad), 1.0, share)[-1].end()
     # Both ends are equally far from the vertex: (x, y) = (t + t cos, t sin).
-    return (
-        x / (1.0 + math.cos(turn_rad))
-        if abs(turn_rad) < math.pi / 2
-        else y / math.sin(abs(turn_rad))
-    )
+    if abs(turn_rad) < math.pi / 2:
+        return x / (1.0 + math.cos(turn_rad))
+    return y / math.sin(abs(turn_rad))
 
 
 def turns_of(vertices: NDArray[np.float64], *, closed: bool = False) -> NDArray[np.float64]:
@@ -592,13 +531,7 @@ def turns_of(vertices: NDArray[np.float64], *, closed: bool = False) -> NDArray[
 def largest_radii(
     turns: NDArray[np.float64], lengths: NDArray[np.float64], share: float
 ) -> NDArray[np.float64]:
-    """Return the radii at which neighbouring corners just fit on their edges.
-
-    Args:
-        turns: float64 (N,), changes of heading.
-        lengths: float64 (N + 1,), lengths of the edges before and after each corner.
-        share: See `corner`.
-    """
+    """Return the radii at which neighbouring corners just fit on the edges around them."""
     room = np.minimum(lengths[:-1], lengths[1:]) / 2.0 - _LINE_M
     tangents = [unit_tangent(turn, share) for turn in np.abs(turns).clip(STRAIGHT_RAD).tolist()]
     return np.asarray(room / np.array(tangents), np.float64)
@@ -623,18 +556,13 @@ def _section(
     start_m: float, profile: Profile, centre_mark: str, has_previous: bool, has_next: bool
 ) -> xodr.LaneSection:
     """Return one lane section, linked to the sections before and after it in the same road."""
-    centre = xodr.Lane()
-    centre.add_roadmark(_mark(centre_mark))
-    section = xodr.LaneSection(start_m, centre)
+    section = xodr.LaneSection(start_m, _marked(xodr.Lane(), centre_mark))
     for add in (section.add_left_lane, section.add_right_lane):
         for number in range(1, profile.lanes + 1):
-            lane = xodr.Lane(a=profile.lane_width_m)
-            lane.add_roadmark(_mark("broken" if number < profile.lanes else profile.edge_mark))
-            add(lane)
+            mark = "broken" if number < profile.lanes else profile.edge_mark
+            add(_marked(xodr.Lane(a=profile.lane_width_m), mark))
         if profile.shoulder_m > 0.0:
-            shoulder = xodr.Lane(xodr.LaneType.shoulder, a=profile.shoulder_m)
-            shoulder.add_roadmark(_mark("none"))
-            add(shoulder)
+            add(_marked(xodr.Lane(xodr.LaneType.shoulder, a=profile.shoulder_m), "none"))
     for lane in _all_lanes(section):
         if has_previous:
             lane.add_link("predecessor", lane.lane_id)
@@ -647,9 +575,10 @@ def _all_lanes(section: xodr.LaneSection) -> list[xodr.Lane]:
     return [*section.leftlanes, *section.rightlanes]
 
 
-def _mark(kind: str) -> xodr.RoadMark:
+def _marked(lane: xodr.Lane, kind: str) -> xodr.Lane:
     change = xodr.LaneChange.both if kind == "broken" else xodr.LaneChange.none
-    return xodr.RoadMark(xodr.RoadMarkType[kind], width=_PAINT_M, laneChange=change)
+    lane.add_roadmark(xodr.RoadMark(xodr.RoadMarkType[kind], width=_PAINT_M, laneChange=change))
+    return lane
 
 
 def _contact(arm: Arm) -> xodr.ContactPoint:
@@ -660,13 +589,7 @@ def _crossing(
     centre: tuple[float, float], from_rad: float, to_rad: float, reach_m: float
 ) -> list[Piece]:
     """Return the curve over a junction between the ends of two arms."""
-    places = np.array(
-        [
-            _polar(centre, from_rad, reach_m),
-            centre,
-            _polar(centre, to_rad, reach_m),
-        ]
-    )
+    places = np.array([_polar(centre, from_rad, reach_m), centre, _polar(centre, to_rad, reach_m)])
     turn = float(turns_of(places)[0])
     radius = reach_m / unit_tangent(turn, _TURN_SHARE) if abs(turn) > STRAIGHT_RAD else 0.0
     # The corner uses both edges completely: shorter pieces are rounding errors.

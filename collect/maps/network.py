@@ -5,7 +5,10 @@ reaches both ends of every lane and misses no short lane.
 """
 
 import dataclasses
+import json
 import math
+import os
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.maps.native_check import MEMORY_BYTES, check_native, limit_process
 from avtd3.collect.maps.opendrive import DRIVING, lane_sections, lanes_of, parse_opendrive
 from avtd3.store.errors import RoadError, WorldError
 
@@ -25,7 +29,7 @@ LaneKey = tuple[int, int, int]
 SPACING_M = 1.0
 """Target distance between the points of a lane."""
 SHORTEST_M = 0.25
-"""Lanes shorter than this are dropped; their neighbours are linked directly."""
+"""Shorter lanes are only paved; their neighbours are linked directly."""
 NARROWEST_M = 1.0
 """Lanes with a smaller mean width are dropped."""
 PAVED = frozenset((
@@ -40,6 +44,7 @@ _CROSSABLE = frozenset({"none", "broken", "broken_broken", "botts_dots"})
 _HOP_M = 0.3
 _MAX_HOPS = 8
 _MAX_GAP_M = 2.5
+_NEAR_M = _MAX_GAP_M + 0.1
 _MAX_JOIN_RAD = math.pi / 3
 # A lane without a link continues in the lanes that start this close to its end.
 _TOUCH_M = 0.5
@@ -51,14 +56,15 @@ class Strip:
     """A band of road surface along a centre line, in driving direction, in CARLA's frame."""
 
     points: NDArray[np.float64]
-    """float64 (N, 2), centre line in metres, one point about every metre, including both ends, N >=
-    2."""
+    """float64 (N, 2), N >= 2, centre line with a point about every metre, including both ends."""
     yaw_rad: NDArray[np.float64]
     """float64 (N,), heading of the centre line, unwrapped."""
     distance_m: NDArray[np.float64]
     """float64 (N,), metres along the centre line from the first point."""
     width_m: NDArray[np.float64]
     """float64 (N,), width across the heading."""
+    height_m: NDArray[np.float64]
+    """float64 (N,), height of the centre line."""
     kind: str
     """OpenDRIVE's lane type, ``driving`` or one of `PAVED`."""
 
@@ -87,11 +93,9 @@ class Lane(Strip):
     right_marking: str
     """Marking on the right in driving direction."""
     left_lane: int | None = None
-    """Index of the lane on the left, if it has the same direction and the marking permits a
-    change."""
+    """Index of the lane on the left if its direction is the same and the marking can be crossed."""
     right_lane: int | None = None
-    """Index of the lane on the right, if it has the same direction and the marking permits a
-    change."""
+    """The same on the right."""
     successors: tuple[int, ...] = ()
     """Indices of the lanes that continue this one."""
 
@@ -101,32 +105,36 @@ class RoadNetwork:
     """All driving lanes of a network, linked."""
 
     name: str
-    """Name of the network, unique to its geometry."""
     map: "carla.Map"
-    """The `carla.Map`; it cannot be pickled."""
     lanes: tuple[Lane, ...]
     """Driving lanes, at least one."""
     paved: tuple[Strip, ...]
-    """Shoulders, parking bays and other paved surface that is not a driving lane."""
+    """Shoulders, parking bays and other paved surface that is not a lane, and very short lanes."""
 
     @classmethod
-    def from_opendrive(cls, name: str, xodr: str) -> Self:
+    def from_opendrive(cls, name: str, xodr: str, *, is_trusted: bool = False) -> Self:
         """Build the network of an OpenDRIVE document.
 
-        Args:
-            name: Name for pictures, datasets and messages.
-            xodr: OpenDRIVE text.
+        A text that avtd3 did not generate (`is_trusted`) is first built in a process of its own.
 
         Raises:
-            RoadError: The text is not OpenDRIVE, carla.Map rejects it, or it has no driving lane of
-                sufficient length and width.
+            RoadError: The text is not OpenDRIVE, carla.Map does not survive it or rejects it, or it
+                has no driving lane of sufficient length and width.
             WorldError: The carla package is not installed.
         """
         root = parse_opendrive(xodr, name)
         try:
-            world_map = _carla_map(name, xodr)
-            sampled, paved = _sample_lanes(world_map, root)
-            lanes = _linked(sampled)
+            import carla  # noqa: F401 - here: configurations are also read on machines without it
+        except ImportError as error:
+            raise WorldError(
+                "the built-in simulator needs the package carla 0.9.16, which has wheels for "
+                "Python 3.10 to 3.12 on x86-64 Linux and Windows; collect on such a machine "
+                f"({error})"
+            ) from error
+        if not is_trusted:
+            check_native(name, xodr)
+        try:
+            world_map, lanes, paved = _build(xodr, root)
         except (RuntimeError, IndexError) as error:
             raise RoadError(
                 f"road {name} is rejected by carla.Map ({error}), expected OpenDRIVE that CARLA "
@@ -137,23 +145,20 @@ class RoadNetwork:
                 f"road {name} has no driving lane of at least {SHORTEST_M} m by {NARROWEST_M} m, "
                 "expected one; check the lane widths"
             )
-        return cls(name=name, map=world_map, lanes=lanes, paved=tuple(paved))
+        return cls(name=name, map=world_map, lanes=lanes, paved=paved)
 
     def __repr__(self) -> str:
         length = sum(lane.length_m for lane in self.lanes)
         return f"RoadNetwork({self.name!r}, {len(self.lanes)} lanes, {length:.0f} m of lane)"
 
 
-def _carla_map(name: str, xodr: str) -> "carla.Map":
-    # Imported here: configurations are also read on machines without carla.
-    try:
-        import carla
-    except ImportError as error:
-        raise WorldError(
-            "the built-in simulator needs the package carla 0.9.16, which has wheels for Python "
-            f"3.10 to 3.12 on x86-64 Linux and Windows; collect on such a machine ({error})"
-        ) from error
-    return carla.Map(name, xodr)
+def _build(xodr: str, root: ET.Element) -> "tuple[carla.Map, tuple[Lane, ...], tuple[Strip, ...]]":
+    """Return the map of a checked document, its driving lanes and its other paved surface."""
+    import carla
+
+    world_map = carla.Map("road", xodr)
+    sampled, paved = _sample_lanes(world_map, root)
+    return world_map, _linked(sampled), tuple(paved)
 
 
 class _Sampled(NamedTuple):
@@ -165,7 +170,6 @@ class _Sampled(NamedTuple):
 
 
 def _sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[_Sampled], list[Strip]]:
-    """Sample the driving lanes of a checked document, and its other paved surface."""
     sampled: list[_Sampled] = []
     paved: list[Strip] = []
     for road_id, start, end, lane_id, kind in _document_lanes(root):
@@ -173,7 +177,7 @@ def _sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[_Sampl
         if found is None:
             continue
         strip, waypoints, forward = found
-        if kind != DRIVING:
+        if kind != DRIVING or end - start < SHORTEST_M:
             paved.append(strip)
             continue
         middle = waypoints[len(waypoints) // 2]
@@ -193,11 +197,11 @@ def _sample_lanes(world_map: "carla.Map", root: ET.Element) -> tuple[list[_Sampl
 
 def _document_lanes(root: ET.Element) -> Iterator[tuple[int, float, float, int, str]]:
     """Yield road id, start and end in metres, lane id and type of every driving or paved lane."""
-    for road in root.iter("road"):
+    for road in root.findall("road"):
         for start, end, section in lane_sections(road):
             for lane_id, lane in lanes_of(section):
                 kind = lane.get("type", "")
-                if end - start >= SHORTEST_M and (kind == DRIVING or kind in PAVED):
+                if end - start > 10.0 * _INSET_M and (kind == DRIVING or kind in PAVED):
                     yield int(road.get("id", "0")), start, end, lane_id, kind
 
 
@@ -213,8 +217,8 @@ def _sample(
     for waypoint in waypoints:
         pose = waypoint.transform
         place = pose.location
-        rows.append((place.x, place.y, pose.rotation.yaw, waypoint.lane_width))
-    table = np.array(rows, np.float64).reshape(-1, 4)
+        rows.append((place.x, place.y, pose.rotation.yaw, waypoint.lane_width, place.z))
+    table = np.array(rows, np.float64).reshape(-1, 5)
     if len(table) < 2 or not np.isfinite(table).all() or table[:, 3].mean() < NARROWEST_M:
         return None
     along = table[-1, :2] - table[0, :2] if len(table) == 2 else table[1, :2] - table[0, :2]
@@ -233,6 +237,7 @@ def _sample(
         yaw_rad=np.unwrap(np.radians(table[:, 2])),
         distance_m=distance,
         width_m=np.abs(table[:, 3]),
+        height_m=table[:, 4].copy(),
         kind=kind,
     )
     return strip, waypoints, forward
@@ -250,17 +255,18 @@ def _links(sampled: list[_Sampled], index: dict[LaneKey, int]) -> list[tuple[int
     """Return the successors of each lane: those of carla.Map, else the lanes at its end."""
     begins = np.array([lane.points[0] for lane, _, _ in sampled]).reshape(-1, 2)
     headings = np.array([lane.yaw_rad[0] for lane, _, _ in sampled])
+    by_x = np.argsort(begins[:, 0], kind="stable")
+    sorted_x = begins[by_x, 0]
     found = []
     for lane, _, last in sampled:
         end, yaw = lane.points[-1], float(lane.yaw_rad[-1])
-        gap = np.hypot(*(begins - end).T)
-        turn = np.abs((headings - yaw + math.pi) % (2.0 * math.pi) - math.pi)
-        linked = [
-            number
-            for number in _next_lanes(last, index)
-            if gap[number] <= _MAX_GAP_M and turn[number] <= _MAX_JOIN_RAD
-        ]
-        touching = np.flatnonzero((gap <= _TOUCH_M) & (turn <= _TOUCH_RAD)).tolist()
+        first, stop = np.searchsorted(sorted_x, (end[0] - _NEAR_M, end[0] + _NEAR_M))
+        near = np.sort(by_x[first:stop])
+        gap = np.hypot(*(begins[near] - end).T)
+        turn = np.abs((headings[near] - yaw + math.pi) % (2.0 * math.pi) - math.pi)
+        meeting = set(near[(gap <= _MAX_GAP_M) & (turn <= _MAX_JOIN_RAD)].tolist())
+        linked = [number for number in _next_lanes(last, index) if number in meeting]
+        touching = near[(gap <= _TOUCH_M) & (turn <= _TOUCH_RAD)].tolist()
         found.append(tuple(linked or touching))
     return found
 
@@ -308,3 +314,25 @@ def _beside(
     beside = lane.lane_id - side if each.forward else lane.lane_id + side
     number = index.get((lane.road_id, lane.section_id, beside))
     return None if number is None or sampled[number].forward != each.forward else number
+
+
+def main() -> None:
+    """Build the document on standard input, and print what is wrong with it as a JSON text.
+
+    `native_check` starts this in a process of its own.
+    """
+    limit_process()
+    with os.fdopen(os.dup(1), "w") as answer:
+        os.dup2(2, 1)  # carla.Map prints, too
+        xodr, fault = sys.stdin.buffer.read().decode(), ""
+        try:
+            _build(xodr, parse_opendrive(xodr, "to check", is_checked=True))
+        except (RuntimeError, IndexError) as error:
+            fault = f"is rejected by carla.Map ({error})"
+        except MemoryError:
+            fault = f"needs more than {MEMORY_BYTES >> 30} GiB of memory"
+        json.dump(fault, answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,86 +1,110 @@
-"""Read OpenDRIVE files, and check them for everything that carla.Map does not survive.
+"""Read OpenDRIVE files, and check them for everything that is known to end or block carla.Map.
 
-Documents come from other people: a document type is an error, so no entity is ever expanded.
+Documents come from other people: a document type is an error, so no entity is ever expanded;
+numbers and encodings are those of XML, not all that Python knows; sizes are limited at first.
 """
 
+import codecs
 import math
 import re
-import stat
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from avtd3.store.errors import Avtd3Error, RoadError
+from avtd3.store.errors import Avtd3Error, RoadError, advice
+from avtd3.store.files import read_bytes
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """Largest .xodr file that is read, in bytes."""
-MAX_LANE_LENGTH_M = 5_000_000.0
+MAX_TAGS = 3_000_000
+"""Most tags of an XML document."""
+MAX_DEPTH = 64
+"""Most levels of nested XML elements."""
+MAX_ROADS = 10_000
+"""Most roads of a network; CARLA's Town03 has 216."""
+MAX_LANES = 30_000
+"""Most lanes of a network, each lane section counted by itself."""
+MAX_LANES_ABREAST = 100
+"""Most lanes of a lane section."""
+MAX_LANE_LENGTH_M = 500_000.0
 """Largest total length of all lanes of a network, in metres."""
+MAX_NUMBER = 1e9
+"""Largest absolute value of a number."""
 DRIVING = "driving"
 """OpenDRIVE's type of a lane for cars."""
 _FIX = "export it again, or check it with an OpenDRIVE validator"
 _GEOMETRIES = ("line", "spiral", "arc", "poly3", "paramPoly3")
 _MAX_START_M = 1e-3
 _LENGTH_TOLERANCE_M = 10.0
-_RELIEF = (
-    ("elevationProfile", ("elevation",)),
-    ("lateralProfile", ("superelevation", "crossfall", "shape")),
+_RELIEF = {
+    "elevationProfile": ("elevation",),
+    "lateralProfile": ("superelevation", "crossfall", "shape"),
+}
+_CUBIC = ("a", "b", "c", "d")
+_NUMBERS = {
+    "geometry": ("s", "x", "y", "hdg", "length"),
+    "spiral": ("curvStart", "curvEnd"),
+    "arc": ("curvature",),
+    "poly3": _CUBIC,
+    "paramPoly3": tuple(f"{key}{axis}" for key in _CUBIC for axis in "UV"),
+    "elevation": ("s", *_CUBIC),
+    "superelevation": ("s", *_CUBIC),
+    "crossfall": ("s", *_CUBIC),
+    "shape": ("s", "t", *_CUBIC),
+    "laneOffset": ("s", *_CUBIC),
+    "laneSection": ("s",),
+    "width": ("sOffset", *_CUBIC),
+    "border": ("sOffset", *_CUBIC),
+    "roadMark": ("sOffset",),
+}
+"""The attributes of each element that must be numbers."""
+_NUMBER = re.compile(r"[ \t\r\n]*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?[ \t\r\n]*")
+_ROAD_ID = re.compile(r"[0-9]{1,9}")
+_LANE_ID = re.compile(r"-?[1-9][0-9]{0,3}")
+_ENCODINGS = re.compile(
+    r"utf-(8|16|16-[lb]e)|ascii|iso8859-[0-9]+|cp125[0-9]|gb(2312|k|18030)|big5|shift_jis|euc_(jp|kr)"
 )
+"""Python's names of the encodings that are read; it also knows ``zlib``, ``idna`` and others."""
+Cubic = tuple[float, ...]
+Cubics = list[tuple[float, Cubic]]
+"""A function in pieces: from each start, in metres, the four coefficients that apply."""
 
 
 def read_opendrive(path: str | Path) -> str:
-    """Read an OpenDRIVE file that carla.Map can load.
+    """Read an OpenDRIVE file for carla.Map.
 
-    Args:
-        path: An .xodr file.
-
-    Returns:
-        Its text.
+    Roads with ids that carla.Map cannot hold get numbers, and lanes that are described by their
+    borders get widths; otherwise, the text is that of the file.
 
     Raises:
-        RoadError: The file is missing, is a directory, is unreadable, is empty or is larger than 64
-            MiB; it is not XML or not OpenDRIVE; it is malformed in a way that carla.Map does not
-            survive; or it has no driving lane.
+        RoadError: The file cannot be read or is larger than 64 MiB; it is not XML or not OpenDRIVE;
+            it is known to end or block carla.Map; or it has no driving lane.
     """
-    path = Path(path)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise RoadError(f"road {path} is {kind}, expected an .xodr file; give its path")
-        if status.st_size > MAX_FILE_BYTES:
-            raise RoadError(
-                f"road {path} has {status.st_size} bytes, expected at most {MAX_FILE_BYTES}; "
-                f"split the map"
-            )
-        data = path.read_bytes()
+        data = read_bytes(path, MAX_FILE_BYTES)
     except FileNotFoundError as error:
         raise RoadError(
             f"road {path} does not exist, expected an .xodr file; check the path"
         ) from error
     except OSError as error:
-        raise RoadError(
-            f"road {path} cannot be read: {error.strerror}; check the file and its permissions"
-        ) from error
-    text = _decode(data, str(path))
-    parse_opendrive(text, str(path))
-    return text
+        raise RoadError(f"road {path} cannot be read: {advice(error, reads=True)}") from error
+    except ValueError as error:
+        raise RoadError(f"road {path} cannot be used: {error}; give an .xodr file") from error
+    text = decode_xml(data, f"road {path}", RoadError)
+    root = parse_opendrive(text, str(path), is_checked=True)  # below, with numbered roads
+    changed = _number_roads(root)
+    _Checker(root, str(path)).check()
+    changed |= _widen_bordered_lanes(root)
+    return ET.tostring(root, encoding="unicode") if changed else text
 
 
-def parse_opendrive(xodr: str, where: str) -> ET.Element:
-    """Parse OpenDRIVE text, and check that carla.Map can load it.
-
-    Args:
-        xodr: The text.
-        where: File or name for error messages.
-
-    Returns:
-        The root element, without XML namespaces.
+def parse_opendrive(xodr: str, where: str, *, is_checked: bool = False) -> ET.Element:
+    """Parse and check OpenDRIVE text; return the root element, without XML namespaces.
 
     Raises:
-        RoadError: The text is not OpenDRIVE, declares a document type, would crash carla.Map, or
-            has no driving lane.
+        RoadError: The text is not OpenDRIVE, declares a document type, is known to end or block
+            carla.Map, or has no driving lane; the last two unless it is checked elsewhere.
     """
     if not xodr.strip():
         raise RoadError(f"road {where} is empty, expected OpenDRIVE text; {_FIX}")
@@ -88,30 +112,44 @@ def parse_opendrive(xodr: str, where: str) -> ET.Element:
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
     if root.tag != "OpenDRIVE":
-        raise RoadError(f"road {where} is XML of <{root.tag}>, expected <OpenDRIVE>; {_FIX}")
-    _Checker(root, where).check()
+        raise RoadError(f"road {where} is XML of <{root.tag:.80}>, expected <OpenDRIVE>; {_FIX}")
+    if not is_checked:
+        _Checker(root, where).check()
     return root
 
 
-def parse_xml(data: str | bytes, where: str, error: type[Avtd3Error]) -> ET.Element:
-    """Parse XML that declares no document type, so that it has no entities to expand.
+def decode_xml(data: bytes, where: str, error: type[Avtd3Error]) -> str:
+    """Decode XML by its byte order mark or its declaration; raise `error` if that is impossible."""
+    declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""", data[:200])
+    encoding = declared.group(1).decode() if declared else "utf-8"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        name = codecs.lookup(encoding).name
+        if _ENCODINGS.fullmatch(name):
+            return data.decode("utf-8-sig" if name == "utf-8" else name)
+    except (UnicodeError, LookupError) as failure:
+        raise error(f"{where} is not {encoding:.40} text: {failure}; save it as utf-8") from failure
+    raise error(f"{where} has the encoding {encoding:.40}, expected one of text; save it as utf-8")
 
-    Args:
-        data: The XML.
-        where: File or name for error messages.
-        error: Class of the error to raise.
 
-    Returns:
-        The root element.
-    """
+def parse_xml(text: str, where: str, error: type[Avtd3Error]) -> ET.Element:
+    """Parse XML of limited size without a document type; raise `error` if it is anything else."""
+    if text.count("<") > MAX_TAGS:
+        raise error(f"{where} has {text.count('<')} tags, expected at most {MAX_TAGS}; split it")
     parser = ET.XMLParser(target=_PlainTree(where, error))
     try:
-        parser.feed(data)
+        parser.feed(text)
         root: ET.Element = parser.close()
     except error:
         raise
     except (ET.ParseError, ValueError) as failure:
         raise error(f"{where} is not valid XML: {failure}") from failure
+    level = [root]
+    for _ in range(MAX_DEPTH):
+        level = [child for element in level for child in element]
+    if level:
+        raise error(f"{where} is XML nested more than {MAX_DEPTH} levels deep, expected fewer")
     return root
 
 
@@ -129,37 +167,34 @@ class _PlainTree(ET.TreeBuilder):
         )
 
 
+def parse_number(text: str) -> float:
+    """Return a decimal number; NaN for ``0x1f``, ``1_000``, ``1,5``, ``inf``, ``1e10`` and text."""
+    value = float(text) if len(text) < 100 and _NUMBER.fullmatch(text) else math.nan
+    return value if abs(value) <= MAX_NUMBER else math.nan
+
+
 def flatten(xodr: str) -> tuple[str, bool]:
     """Remove the relief of a network: the built-in simulator drives on a plane.
 
-    Args:
-        xodr: OpenDRIVE text.
-
-    Returns:
-        The text without elevation, superelevation, crossfall and lateral shape, and whether it had
-        any. A text without relief is returned unchanged.
-
-    Raises:
-        RoadError: The text is not OpenDRIVE.
+    Return the text without elevation, superelevation, crossfall and lateral shape, and whether it
+    had any. A text without relief is returned unchanged.
     """
     root = parse_opendrive(xodr, "to flatten")
     changed = False
-    for road in root.iter("road"):
-        for profile, relief in _RELIEF:
-            for element in road.findall(profile):
-                changed |= any(_is_relief(child) for child in element if child.tag in relief)
-                element[:] = [child for child in element if child.tag not in relief]
+    for profile, relief in _RELIEF.items():
+        for parent in root.iterfind(f"road/{profile}"):
+            removed = [child for child in parent if child.tag in relief]
+            changed |= any(float(child.get(key, "0")) for child in removed for key in _CUBIC)
+            parent[:] = [child for child in parent if child.tag not in relief]
     return (ET.tostring(root, encoding="unicode"), True) if changed else (xodr, False)
 
 
 def lane_sections(road: ET.Element) -> list[tuple[float, float, ET.Element]]:
     """Return the lane sections of a road in order, as (start in metres, end in metres, element)."""
     found = sorted(road.findall("lanes/laneSection"), key=lambda e: float(e.get("s", "0")))
-    if not found:
-        return []
     starts = [float(section.get("s", "0")) for section in found]
     ends = [*starts[1:], float(road.get("length", "0"))]
-    return list(zip(starts, ends, found, strict=True))
+    return list(zip(starts, ends, found, strict=False))
 
 
 def lanes_of(section: ET.Element) -> Iterator[tuple[int, ET.Element]]:
@@ -169,63 +204,144 @@ def lanes_of(section: ET.Element) -> Iterator[tuple[int, ET.Element]]:
             yield int(lane.get("id", "0")), lane
 
 
-def _decode(data: bytes, where: str) -> str:
-    declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""", data[:200])
-    encoding = declared.group(1).decode() if declared else "utf-8"
-    try:
-        return data.decode("utf-8-sig" if encoding.lower() == "utf-8" else encoding)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise RoadError(f"road {where} is not {encoding} text: {error}; {_FIX}") from error
+def _number_roads(root: ET.Element) -> bool:
+    """Number all roads if one has a text or a large number as its id; return whether that is so."""
+    ids = [road.get("id", "") for road in root.findall("road")]
+    if all(map(_ROAD_ID.fullmatch, ids)) or not all(ids) or len(set(ids)) < len(ids):
+        return False
+    numbers = {name: str(number) for number, name in enumerate(ids, 1)}
+    for road in root.findall("road"):
+        road.set("id", numbers[road.get("id", "")])
+    links = [link for link in root.iterfind("road/link/*") if link.get("elementType") == "road"]
+    for element in (*links, *root.iterfind("junction/connection")):
+        for key in ("elementId", "incomingRoad", "connectingRoad", "linkedRoad"):
+            if key in element.attrib:
+                element.set(key, numbers.get(element.get(key, ""), "0"))
+    return True
 
 
-def _is_relief(element: ET.Element) -> bool:
-    return any(float(element.get(key, "0")) != 0.0 for key in "abcd")
+def _widen_bordered_lanes(root: ET.Element) -> bool:
+    """Give widths to the lanes that have only borders; return whether there were any.
+
+    A border is the distance of the outer edge of a lane from the reference line (ASAM OpenDRIVE
+    1.8, 11.6.2). carla.Map stores borders but does not use them. Some exporters write the distances
+    on the right as positive numbers.
+    """
+    changed = False
+    for section in root.iterfind("road/lanes/laneSection"):
+        lanes = sorted(lanes_of(section), key=lambda pair: abs(pair[0]))
+        for side in (1, -1):
+            edge: Cubics = [(0.0, (0.0, 0.0, 0.0, 0.0))]
+            for lane in (lane for number, lane in lanes if number * side > 0):
+                borders, widths = _records(lane, "border"), _records(lane, "width")
+                if borders and not widths:
+                    changed = True
+                    sign = -1.0 if borders[0][1][0] < 0.0 else 1.0
+                    outer = [(start, tuple(sign * x for x in cubic)) for start, cubic in borders]
+                    for start, cubic in _combine(outer, edge, -1.0):
+                        values = dict(zip(_CUBIC, map(repr, cubic), strict=True))
+                        ET.SubElement(lane, "width", {"sOffset": repr(start), **values})
+                    edge = outer
+                elif widths:
+                    edge = _combine(edge, widths, 1.0)
+    return changed
+
+
+def _records(lane: ET.Element, tag: str) -> Cubics:
+    """Return the start and the coefficients of each record of a lane, in order."""
+    return sorted(
+        (float(record.get("sOffset", "0")), tuple(float(record.get(key, "0")) for key in _CUBIC))
+        for record in lane.findall(tag)
+    )
+
+
+def _combine(one: Cubics, other: Cubics, factor: float) -> Cubics:
+    """Return the piecewise cubic ``one + factor * other``."""
+    found = []
+    for start in sorted({0.0, *(start for start, _ in (*one, *other))}):
+        pairs = zip(_piece(one, start), _piece(other, start), strict=True)
+        found.append((start, tuple(x + factor * y for x, y in pairs)))
+    return found
+
+
+def _piece(records: Cubics, start: float) -> Cubic:
+    """Return the cubic that applies from `start`, moved there; the first also applies before it."""
+    origin, (a, b, c, d) = max(
+        (record for record in records if record[0] <= start), default=records[0]
+    )
+    x = start - origin
+    return a + x * (b + x * (c + x * d)), b + x * (2.0 * c + 3.0 * x * d), c + 3.0 * x * d, d
 
 
 class _Checker:
-    """Check one document for everything that carla.Map does not survive."""
+    """Check one document for everything that is known to end or block carla.Map."""
 
     def __init__(self, root: ET.Element, where: str) -> None:
         self._root = root
         self._where = where
         self._lanes: dict[str, tuple[set[int], set[int]]] = {}
         self._driving = False
-        self._lane_length_m = 0.0
+        self._lane_length_m, self._lane_count = 0.0, 0
 
     def check(self) -> None:
         roads = self._root.findall("road")
+        if len(roads) > MAX_ROADS:
+            self._refuse(f"has {len(roads)} roads, expected at most {MAX_ROADS}", "split it")
         for road in roads:
             self._check_road(road)
         if not self._driving:
-            self._refuse(f"has no driving lane in its {len(roads)} roads, expected at least one")
+            self._refuse(
+                f"has no driving lane in its {len(roads)} roads, expected at least one "
+                f'<lane type="{DRIVING}">'
+            )
         for road in roads:
             self._check_links(road)
-        for junction in self._root.findall("junction"):
-            self._check_junction(junction)
+        self._check_references()
 
-    def _refuse(self, what: str) -> NoReturn:
-        raise RoadError(f"road {self._where} {what}; {_FIX}")
+    def _check_references(self) -> None:
+        for junction in self._root.findall("junction"):
+            for connection in junction.findall("connection"):
+                road = connection.get("connectingRoad", connection.get("linkedRoad", ""))
+                if road not in self._lanes:
+                    self._refuse(
+                        f"has a connection over road {road!r:.80} in junction "
+                        f"{junction.get('id')!r:.80}, expected the id of a road that exists"
+                    )
+        signals = {signal.get("id") for signal in self._root.iterfind("road/signals/signal")}
+        for reference in self._root.iterfind("road/signals/signalReference"):
+            if reference.get("id") not in signals:
+                self._refuse(
+                    f"has a signalReference to signal {reference.get('id')!r:.80}, expected the id "
+                    "of a signal that exists"
+                )
+
+    def _refuse(self, what: str, fix: str = _FIX) -> NoReturn:
+        raise RoadError(f"road {self._where} {what}; {fix}")
 
     def _number(self, element: ET.Element, key: str, owner: str) -> float:
         text = element.get(key, "0")
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            self._refuse(f"has {key}={text!r} in {owner}, expected a finite number")
+        value = parse_number(text)
+        if math.isnan(value):
+            self._refuse(
+                f"has {key}={text!r:.80} in {owner}, expected a finite decimal number of at most "
+                f"{MAX_NUMBER:g}"
+            )
         return value
 
     def _check_road(self, road: ET.Element) -> None:
         name = road.get("id", "")
-        owner = f"road id {name!r}"
-        if not re.fullmatch(r"\d{1,9}", name):
+        owner = f"road id {name!r:.80}"
+        if not _ROAD_ID.fullmatch(name):
             self._refuse(f"has {owner}, expected a whole number below 1e9")
         if name in self._lanes:
             self._refuse(f"has {owner} twice, expected distinct ids")
         length = self._number(road, "length", owner)
         if not length > 0.0:
             self._refuse(f"has length {length} m in {owner}, expected above 0")
+        for element in road.iter():
+            for key in _NUMBERS.get(element.tag, ()):
+                if key in element.attrib:
+                    self._number(element, key, owner)
         self._check_plan(road, length, owner)
         self._check_sections(road, length, owner)
 
@@ -233,22 +349,19 @@ class _Checker:
         plan = road.findall("planView/geometry")
         if not plan:
             self._refuse(f"has no planView geometry in {owner}")
-        first = min(self._number(geometry, "s", owner) for geometry in plan)
-        if first > _MAX_START_M:
-            self._refuse(f"has a planView that starts at {first} m in {owner}, expected 0 m")
+        for path, what in (("planView/geometry", "planView"), ("lanes/laneOffset", "laneOffset")):
+            first = min((float(e.get("s", "0")) for e in road.findall(path)), default=0.0)
+            if first > _MAX_START_M:
+                self._refuse(f"has a {what} that starts at {first} m in {owner}, expected 0 m")
         for geometry in plan:
-            shapes = [child for child in geometry if child.tag in _GEOMETRIES]
-            if not shapes:
+            if not any(child.tag in _GEOMETRIES for child in geometry):
                 self._refuse(f"has a geometry in {owner}, expected one of {', '.join(_GEOMETRIES)}")
-            for element in (geometry, *shapes):
-                for key in element.attrib.keys() - {"pRange"}:
-                    self._number(element, key, owner)
             if float(geometry.get("length", "0")) > length + _LENGTH_TOLERANCE_M:
                 self._refuse(f"has a geometry in {owner} that is longer than the road ({length} m)")
 
     def _check_sections(self, road: ET.Element, length: float, owner: str) -> None:
-        found = road.findall("lanes/laneSection")
-        starts = [self._number(section, "s", owner) for section in found]
+        found = lane_sections(road)
+        starts = [start for start, _, _ in found]
         if found and (min(starts) < 0.0 or max(starts) >= length):
             self._refuse(
                 f"has lane sections from {min(starts)} m to {max(starts)} m in {owner}, expected "
@@ -256,25 +369,30 @@ class _Checker:
             )
         if len(set(starts)) != len(starts):
             self._refuse(f"has two lane sections with the same start in {owner}, expected one")
-        sides = [self._check_lanes(section, owner) for section in found]
-        for (start, end, _), lanes in zip(lane_sections(road), sides, strict=True):
-            self._lane_length_m += (end - start) * len(lanes)
-        if self._lane_length_m > MAX_LANE_LENGTH_M:
-            self._refuse(f"has over {MAX_LANE_LENGTH_M / 1000:.0f} km of lanes, expected less")
-        empty: set[int] = set()
-        by_start = sorted(zip(starts, sides, strict=True), key=lambda pair: pair[0])
-        ordered = [lanes for _, lanes in by_start]
-        self._lanes[road.get("id", "")] = (ordered[0], ordered[-1]) if ordered else (empty, empty)
+        sides: list[set[int]] = []
+        for start, end, section in found:
+            sides.append(self._check_lanes(section, owner))
+            self._lane_length_m += (end - start) * len(sides[-1])
+            self._lane_count += len(sides[-1])
+        if self._lane_length_m > MAX_LANE_LENGTH_M or self._lane_count > MAX_LANES:
+            self._refuse(
+                f"has over {MAX_LANES} lanes or {MAX_LANE_LENGTH_M / 1000:.0f} km of lanes",
+                "split it",
+            )
+        self._lanes[road.get("id", "")] = (sides[0], sides[-1]) if sides else (set(), set())
 
     def _check_lanes(self, section: ET.Element, owner: str) -> set[int]:
         if section.find("center/lane") is None:
             self._refuse(f"has a lane section without a centre lane in {owner}, expected one")
-        for width in section.iter("width"):
-            for key in width.attrib:
-                self._number(width, key, owner)
-        for lane in (*section.iterfind("left/lane"), *section.iterfind("right/lane")):
-            if not re.fullmatch(r"-?[1-9]\d{0,3}", lane.get("id", "")):
-                self._refuse(f"has lane id {lane.get('id')!r} in {owner}, expected an integer")
+        lanes = [*section.iterfind("left/lane"), *section.iterfind("right/lane")]
+        if len(lanes) > MAX_LANES_ABREAST:
+            self._refuse(
+                f"has {len(lanes)} lanes side by side in {owner}, expected at most "
+                f"{MAX_LANES_ABREAST}"
+            )
+        for lane in lanes:
+            if not _LANE_ID.fullmatch(lane.get("id", "")):
+                self._refuse(f"has lane id {lane.get('id')!r:.80} in {owner}, expected an integer")
             self._driving |= lane.get("type") == DRIVING
         numbers = [number for number, _ in lanes_of(section)]
         found = set(numbers)
@@ -287,8 +405,11 @@ class _Checker:
     def _check_links(self, road: ET.Element) -> None:
         sections = [section for _, _, section in lane_sections(road)]
         inner = [{lane for lane, _ in lanes_of(section)} for section in sections]
-        beyond = (self._linked_lanes(road, "predecessor"), self._linked_lanes(road, "successor"))
-        around = [beyond[0], *inner, beyond[1]]
+        around = [
+            self._linked_lanes(road, "predecessor"),
+            *inner,
+            self._linked_lanes(road, "successor"),
+        ]
         either_way = road.get("rule") == "LHT"
         for index, section in enumerate(sections):
             for number, lane in lanes_of(section):
@@ -308,7 +429,7 @@ class _Checker:
         if target not in {"0", *map(str, there)}:
             self._refuse(
                 f"links lane {lane.get('id')} of road id {road.get('id')!r} to a lane "
-                f"{target!r} that does not exist, expected one of {sorted(there)}"
+                f"{target!r:.80} that does not exist, expected one of {sorted(there)}"
             )
 
     def _linked_lanes(self, road: ET.Element, name: str) -> set[int] | None:
@@ -320,12 +441,3 @@ class _Checker:
         if ends is None:
             return None
         return ends[1] if link.get("contactPoint") == "end" else ends[0]
-
-    def _check_junction(self, junction: ET.Element) -> None:
-        for connection in junction.findall("connection"):
-            road = connection.get("connectingRoad", connection.get("linkedRoad", ""))
-            if road not in self._lanes:
-                self._refuse(
-                    f"has a connection over road {road!r} in junction {junction.get('id')!r}, "
-                    "expected the id of a road that exists"
-                )

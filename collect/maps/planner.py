@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork
 from avtd3.collect.maps.route import Route, resample
-from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import RoadError, RouteError
 
 _OVERLAP_M = 0.3  # lanes whose ends are closer than this continue each other
 _CHANGE_PER_M = 8.0  # length of a lane change before and after the join, per metre between lanes
 _NARROWEST_M = 2.0
-MIN_ROUTE_M = 30.0
+MIN_ROUTE_M = 15.0
 """Length of the shortest route that is driven."""
+_SHORTEST_M = MIN_ROUTE_M - 0.05  # lanes are sampled a millimetre short at each end
 SNAP_M = 5.0
 """Maximum distance of a waypoint from the middle of a driving lane."""
 _STARTS = 24  # positions that are tried before the longest route found is taken
@@ -61,43 +61,17 @@ class LanePart:
     """Distance along the lane at which the part ends; infinite for the end of the lane."""
 
 
-def scenario_route(
-    network: RoadNetwork, scenario: Scenario, rng: np.random.Generator
-) -> PlannedRoute:
-    """Plan the route of a scenario: through its waypoints, or a random one.
-
-    Args:
-        network: The roads.
-        scenario: Waypoints, or the desired length.
-        rng: Draws random routes; not used if there are waypoints.
-
-    Raises:
-        RouteError: No such route exists.
-    """
-    if scenario.waypoints:
-        return plan_through(network, scenario.waypoints)
-    return plan_route(network, rng, scenario.route_length_m)
-
-
 def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) -> PlannedRoute:
-    """Plan a random route.
+    """Plan a random route, shorter than `length_m` only if no start leads so far.
 
     The same network and the same state of the generator give the same route. Starts are distributed
     evenly over all metres of lane outside junctions, or inside if there are no other lanes.
-
-    Args:
-        network: The roads.
-        rng: Draws the start and the lanes at forks.
-        length_m: Desired length in metres. The route is shorter only if no start leads so far.
-
-    Returns:
-        The route and its lanes.
 
     Raises:
         RoadError: The length is below `MIN_ROUTE_M`, or no route of `MIN_ROUTE_M` was found.
     """
     if not length_m >= MIN_ROUTE_M:
-        raise RoadError(f"route length is {length_m} m, expected at least {MIN_ROUTE_M} m")
+        raise RoadError(f"route length is {length_m} m, expected at least {MIN_ROUTE_M:g} m")
     best: tuple[float, float, tuple[int, ...]] = (0.0, 0.0, ())
     for start_lane, start_m in _starts(network, rng):
         reached, lanes = _drive(network, rng, start_lane, start_m, length_m)
@@ -106,28 +80,19 @@ def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) 
         if reached >= length_m:
             break
     reached, start_m, lanes = best
-    if reached < MIN_ROUTE_M:
+    if reached < _SHORTEST_M:
         raise RoadError(
-            f"road {network.name} has no route of {MIN_ROUTE_M} m (longest found: {reached:.1f} "
+            f"road {network.name} has no route of {MIN_ROUTE_M:g} m (longest found: {reached:.1f} "
             "m); use longer roads"
         )
     parts = [LanePart(lanes[0], start_m), *(LanePart(lane, 0.0) for lane in lanes[1:])]
     return PlannedRoute(
-        route=join(network, parts, min(length_m, reached)),
-        lanes=lanes,
-        start_distance_m=start_m,
+        route=join(network, parts, min(length_m, reached)), lanes=lanes, start_distance_m=start_m
     )
 
 
 def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRoute:
-    """Plan the cheapest route through waypoints, in their order.
-
-    Args:
-        network: The roads.
-        waypoints: At least two positions x, y in metres, within `SNAP_M` of a driving lane.
-
-    Returns:
-        The route from the first waypoint to the last.
+    """Plan the cheapest route from the first of at least two waypoints to the last, in their order.
 
     Raises:
         RouteError: A waypoint is off the lanes, the lanes do not lead from one waypoint to the
@@ -137,7 +102,7 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
     places = [
         _places(network, lanes, point, number) for number, point in enumerate(waypoints, start=1)
     ]
-    reached = [(place, _Path(place.cost, ())) for place in places[0]]
+    reached: list[tuple[_Place, _Path]] = [(place, (place.cost, ())) for place in places[0]]
     for number, (before, after) in enumerate(itertools.pairwise(waypoints), 1):
         reached = _advance(network, lanes, reached, places[number])
         if not reached:
@@ -146,12 +111,12 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
                 f"waypoint {number + 1} {_named(after)}; check their order and their side of the "
                 "road, or add one in between"
             )
-    parts = _merged(min(reached, key=lambda found: found[1].cost)[1].parts)
+    parts = _merged(min(reached, key=lambda found: found[1][0])[1][1])
     length_m = sum(part.to_m - part.from_m for part in parts)
-    if length_m < MIN_ROUTE_M:
+    if length_m < _SHORTEST_M:
         raise RouteError(
             f"road {network.name}: the route through {len(waypoints)} waypoints is {length_m:.1f} "
-            f"m long, expected at least {MIN_ROUTE_M} m; move the last one farther away"
+            f"m long, expected at least {MIN_ROUTE_M:g} m; move the last one farther away"
         )
     return PlannedRoute(
         route=join(network, parts),
@@ -161,13 +126,7 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
 
 
 def join(network: RoadNetwork, parts: Sequence[LanePart], length_m: float = math.inf) -> Route:
-    """Join parts of lanes into one route, cut to a length.
-
-    Args:
-        network: The network of the lanes.
-        parts: At least one, in driving order.
-        length_m: Length at which the route is cut, in metres.
-    """
+    """Join parts of lanes, at least one, into one route that is cut to a length."""
     table = _table(network.lanes[parts[0].lane], parts[0])
     for part in parts[1:]:
         table = _append(table, _table(network.lanes[part.lane], part))
@@ -297,12 +256,8 @@ class _Place:
     """Cost of using this position for the waypoint."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Path:
-    """The cheapest path to a place found so far."""
-
-    cost: float
-    parts: tuple[LanePart, ...]
+_Path = tuple[float, tuple[LanePart, ...]]
+"""Cost and parts of the cheapest path to a place found so far."""
 
 
 class _Lanes:
@@ -380,11 +335,11 @@ def _advance(
 ) -> list[tuple[_Place, _Path]]:
     """Return the cheapest path to each place of the next waypoint that can be reached."""
     best: dict[int, _Path] = {}
-    for place, path in reached:
-        for number, leg in _Search(network, lanes, place).paths(places):
-            cost = path.cost + leg.cost + places[number].cost
-            if number not in best or cost < best[number].cost:
-                best[number] = _Path(cost, (*path.parts, *leg.parts))
+    for place, (so_far, parts) in reached:
+        for number, (leg, more) in _Search(network, lanes, place).paths(places):
+            cost = so_far + leg + places[number].cost
+            if number not in best or cost < best[number][0]:
+                best[number] = (cost, (*parts, *more))
     return [(places[number], path) for number, path in sorted(best.items())]
 
 
@@ -415,7 +370,7 @@ class _Search:
             for more, successor in self._successors(state):
                 heapq.heappush(front, (cost + more, successor, state))
         for number, (cost, state) in found.items():
-            yield number, _Path(cost, tuple(self._parts(state, goals[number].share)))
+            yield number, (cost, tuple(self._parts(state, goals[number].share)))
 
     def _entry(self, state: _State) -> float:
         return self._start.share if state[1] else 0.0

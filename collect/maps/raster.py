@@ -6,6 +6,7 @@ pixel; a third layer holds the direction of the lane.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork, Strip
+from avtd3.collect.maps.opendrive import DRIVING
+from avtd3.store.errors import RoadError
 
 VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
 """Ground classes. `GAP` is bare asphalt between the dashes of a line. `PAINT_1` to `PAINT` are
@@ -23,6 +26,10 @@ COARSE = 4
 """Fine pixels along the side of a coarse pixel."""
 TEXTURES = 16
 """Number of texture levels, the lower four bits of a ground code."""
+MAX_PIXELS, MAX_TILES = 100_000_000, 10_000_000
+"""Largest paved area in fine pixels, and largest area of a whole network in tiles."""
+MAX_WIDTH_M = 50.0
+"""Largest width of a lane."""
 DIRECTIONS = 252
 """Number of steps of a full turn in which lane directions are stored."""
 NO_LANE, ANY_DIRECTION = 0, 255
@@ -43,7 +50,7 @@ _LAYERS_PX = ((0.7, 4.0), (0.3, 14.0))
 """Share of each layer of patches, and the smallest period of its waves in pixels."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Raster:
     """A painted network. All arrays are read-only; see `paint`."""
 
@@ -65,12 +72,7 @@ class Raster:
 
     @classmethod
     def paint(cls, network: RoadNetwork, pixel_m: float) -> "Raster":
-        """Paint all lanes of a network, and its other paved surface.
-
-        Args:
-            network: The lanes to paint.
-            pixel_m: Side of a fine pixel in metres.
-        """
+        """Paint all lanes of a network, and its other paved surface."""
         return _Painter(network, pixel_m).finish()
 
     def slots(self, row: int, column: int, size: int) -> NDArray[np.int32]:
@@ -121,8 +123,23 @@ class _Painter:
         self.strips: tuple[Strip, ...] = (*network.lanes, *network.paved)
         tile_m = TILE * pixel_m
         points = np.concatenate([strip.points for strip in self.strips])
-        corner = np.floor((points.min(axis=0) - _PAD_M) / tile_m) - 1.0
-        count = np.ceil((points.max(axis=0) + _PAD_M) / tile_m) + 1.0 - corner
+        widest_m = max(float(strip.width_m.max()) for strip in self.strips)
+        if widest_m > MAX_WIDTH_M:
+            raise RoadError(
+                f"road {network.name} has a lane that is {widest_m:.0f} m wide, expected at most "
+                f"{MAX_WIDTH_M:g} m; check the lane widths"
+            )
+        pad_m = max(_PAD_M, _reach_m(widest_m))
+        corner = np.floor((points.min(axis=0) - pad_m) / tile_m) - 1.0
+        count = np.ceil((points.max(axis=0) + pad_m) / tile_m) + 1.0 - corner
+        area_m2 = sum(strip.length_m * float(strip.width_m.max()) for strip in self.strips)
+        if count.prod() > MAX_TILES or area_m2 / pixel_m**2 > MAX_PIXELS:
+            width_km, height_km = (count * tile_m / 1000.0).tolist()
+            raise RoadError(
+                f"road {network.name} has {area_m2 / 1e6:.1f} km2 of lanes in {width_km:.0f} by "
+                f"{height_km:.0f} km, expected at most {MAX_PIXELS * pixel_m**2 / 1e6:g} km2 in "
+                f"{MAX_TILES * tile_m**2 / 1e6:.0f} km2; split it"
+            )
         columns, rows = count.astype(np.int64).tolist()
         self.left_m, self.top_m = (corner * tile_m).tolist()
         self.table = self._allocate(rows, columns)
@@ -136,12 +153,12 @@ class _Painter:
         tile_m = TILE * self.pixel_m
         used = np.zeros((rows, columns), np.bool_)
         for strip in self.strips:
-            reach_m = float(strip.width_m.max()) / 2 + _SHOULDER_M + _EDGE_M + 1.0
-            for dx in (-reach_m, 0.0, reach_m):
-                for dy in (-reach_m, 0.0, reach_m):
-                    at = (strip.points + np.array((dx - self.left_m, dy - self.top_m))) // tile_m
-                    column, row = at.astype(np.int64).T
-                    used[row, column] = True
+            reach_m = _reach_m(float(strip.width_m.max()))
+            shifts = np.linspace(-reach_m, reach_m, 2 * math.ceil(reach_m / tile_m) + 1)
+            for dx, dy in itertools.product(shifts, shifts):
+                at = (strip.points + np.array((dx - self.left_m, dy - self.top_m))) // tile_m
+                column, row = at.astype(np.int64).T
+                used[row, column] = True
         y, x = np.indices((rows, columns)) % _DEFAULTS
         table = (y * _DEFAULTS + x).astype(np.int32)
         table[used] = _DEFAULTS**2 + np.arange(int(used.sum()))
@@ -161,7 +178,7 @@ class _Painter:
                     self._fill(Band(strip, w + begin, w + end), ground << 4)
         # Lanes are painted last: they cover other pavement.
         for strip in reversed(self.strips):
-            ground = ASPHALT if isinstance(strip, Lane) else SHOULDER
+            ground = ASPHALT if strip.kind == DRIVING else SHOULDER
             self._fill(Band(strip, -strip.width_m / 2, strip.width_m / 2), ground << 4)
         for band, dashed in _painted_lines(self.lanes):
             self._draw_line(band, dashed)
@@ -169,17 +186,10 @@ class _Painter:
         coarse = _coarsen(self.fine)
         _add_texture(self.fine, self.table)
         _add_texture(coarse, self.table)
-        for layer in (self.table, self.fine, coarse, self.direction):
+        layers = (self.table, self.fine, coarse, self.direction)
+        for layer in layers:
             layer.flags.writeable = False
-        return Raster(
-            pixel_m=self.pixel_m,
-            left_m=self.left_m,
-            top_m=self.top_m,
-            table=self.table,
-            fine=self.fine,
-            coarse=coarse,
-            direction=self.direction,
-        )
+        return Raster(self.pixel_m, self.left_m, self.top_m, *layers)
 
     def _beside(self) -> list[tuple[Strip, bool, bool]]:
         """Return for each strip whether a lane borders it on the left and on the right.
@@ -269,12 +279,16 @@ class _Painter:
         return flat
 
 
+def _reach_m(width_m: float) -> float:
+    """Return how far from the centre line of a strip something is painted."""
+    return width_m / 2 + _SHOULDER_M + _EDGE_M + 1.0
+
+
 def _painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:
     """Yield each painted line once, and whether it is dashed.
 
-    Neighbouring lanes both describe the line between them, and lanes of opposite direction count
-    its dashes from opposite ends. A line is therefore identified by road, section and lane
-    boundary.
+    Neighbouring lanes both describe the line between them: it is known by its road, section and
+    lane boundary.
     """
     drawn: set[tuple[int, int, int]] = set()
     for lane in lanes:

@@ -85,30 +85,31 @@ class Route:
             )
         distance = np.concatenate(([0.0], np.cumsum(size)))
         yaw = _vertex_yaw(step, size)
-        values = {
+        curvature = _curvature(yaw, distance)
+        for array in (points, widths, distance, yaw, curvature):
+            array.flags.writeable = False
+        line = points[:, 0] + 1j * points[:, 1]
+        beyond = BEYOND_M * np.exp(1j * yaw[[0, -1]])
+        # Plain numbers for `project`: for a few segments, numpy's calls are slower.
+        segments = np.column_stack([points[:-1], step / size[:, None], size])
+        for name, value in {
             "points": points,
             "lane_width_m": widths,
             "distance_m": distance,
             "yaw_rad": yaw,
-            "curvature": _curvature(yaw, distance),
-        }
-        for name, value in values.items():
-            value.flags.writeable = False
+            "curvature": curvature,
+            "length_m": float(distance[-1]),
+            "_extended_points": np.concatenate(
+                ([line[0] - beyond[0]], line, [line[-1] + beyond[1]])
+            ),
+            "_extended_m": np.concatenate(([-BEYOND_M], distance, [distance[-1] + BEYOND_M])),
+            "_segments": list(map(tuple, segments.tolist())),
+            "_starts": distance[:-1].tolist(),
+            "_yaws": yaw.tolist(),
+            "_max_segment_m": float(size.max()),
+            "_last_projection": [None, None],
+        }.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "length_m", float(distance[-1]))
-        line = points[:, 0] + 1j * points[:, 1]
-        beyond = BEYOND_M * np.exp(1j * yaw[[0, -1]])
-        reached = np.concatenate(([line[0] - beyond[0]], line, [line[-1] + beyond[1]]))
-        reach = np.concatenate(([-BEYOND_M], distance, [distance[-1] + BEYOND_M]))
-        object.__setattr__(self, "_extended_points", reached)
-        object.__setattr__(self, "_extended_m", reach)
-        # Plain numbers for `project`: for a few segments, numpy's calls are slower.
-        segments = np.column_stack([points[:-1], step / size[:, None], size])
-        object.__setattr__(self, "_segments", list(map(tuple, segments.tolist())))
-        object.__setattr__(self, "_starts", distance[:-1].tolist())
-        object.__setattr__(self, "_yaws", yaw.tolist())
-        object.__setattr__(self, "_max_segment_m", float(size.max()))
-        object.__setattr__(self, "_last_projection", [None, None])
 
     def __repr__(self) -> str:
         return f"Route({len(self.points)} points, {self.length_m:.1f} m)"
@@ -237,15 +238,7 @@ def speed_with_braking(
     """Return the highest speed at each point of a path from which braking meets all limits ahead.
 
     The limits ``v_i^2 <= v_j^2 + 2 a (s_j - s_i)`` hold if ``v^2 + 2 a s`` is at most its running
-    minimum from the end.
-
-    Args:
-        max_square: float64 (N,), square of the speed limit at each point.
-        max_braking_mps2: Maximum deceleration a.
-        distance_m: float64 (N,), distance s along the path.
-
-    Returns:
-        float64 (N,), metres per second.
+    minimum from the end. `max_square` are the squares of the speed limits at the points.
     """
     braking = 2.0 * max_braking_mps2 * distance_m
     limit = np.minimum.accumulate((max_square + braking)[::-1])[::-1]
@@ -253,18 +246,9 @@ def speed_with_braking(
 
 
 def resample(points: NDArray[np.float64], spacing_m: float = 1.0) -> NDArray[np.float64]:
-    """Return points at even distances along a polyline, including both ends, without duplicates.
+    """Return at least two points at even distances along a polyline, including both ends.
 
-    Args:
-        points: float64 (N, 2), in metres.
-        spacing_m: Target distance between points. The nearest distance that divides the length
-            evenly is used.
-
-    Returns:
-        float64 (M, 2) with M >= 2.
-
-    Raises:
-        RoadError: The polyline has no length.
+    The distance is the one nearest to `spacing_m` that divides the length evenly.
     """
     step = np.diff(points, axis=0)
     distance = np.concatenate(([0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))))

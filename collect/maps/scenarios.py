@@ -9,7 +9,7 @@ reports it. docs/scenarios.md describes both formats.
 import dataclasses
 import difflib
 import math
-import reprlib
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any
 import yaml
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.maps.opendrive import parse_xml
+from avtd3.collect.maps.opendrive import decode_xml, parse_number, parse_xml
+from avtd3.collect.maps.planner import MIN_ROUTE_M
 from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
-from avtd3.store.errors import ConfigError
-from avtd3.store.files import safe_join
+from avtd3.store.errors import ConfigError, abbreviate, advice
+from avtd3.store.files import read_bytes, safe_join
 
 GENERATED = "generated"
 """Town of the scenarios whose road networks are generated."""
@@ -76,6 +77,7 @@ class Scenario:
         }
 
 
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
 VERSION = 1
 """Version of the YAML format."""
 MAX_BYTES = {".xml": 16 * 1024 * 1024, ".yaml": 2 * 1024 * 1024}
@@ -100,15 +102,8 @@ _DARK_DEG, _LOW_DEG = 0.0, 15.0
 _FOG, _RAIN, _CLOUDS = 40.0, 30.0, 60.0
 
 
-def _numbered_scenario(
-    number: int,
-    name: str,
-    kinds: tuple[str, ...],
-    npcs: int,
-    weather: str,
-    time_limit_s: float = 60.0,
-) -> Scenario:
-    return Scenario(
+SCENARIOS: tuple[Scenario, ...] = tuple(
+    Scenario(
         number=number,
         name=name,
         town=GENERATED,
@@ -119,16 +114,15 @@ def _numbered_scenario(
         route_length_m=200.0,
         time_limit_s=time_limit_s,
     )
-
-
-SCENARIOS: tuple[Scenario, ...] = (
-    _numbered_scenario(0, "mixed roads, fair weather, 20 vehicles", _MIXED, 20, "fair"),
-    _numbered_scenario(1, "empty country roads", ("country",), 0, "clear"),
-    _numbered_scenario(2, "town with junctions", ("town",), 20, "fair"),
-    _numbered_scenario(3, "bad light: dusk, night, fog or rain", _MIXED, 10, "bad"),
-    _numbered_scenario(4, "dense traffic", ("loop", "town"), 40, "fair", 90.0),
-    _numbered_scenario(5, "everything at random", (*_MIXED, "motorway"), 20, "random"),
-)
+    for number, (name, kinds, npcs, weather, time_limit_s) in enumerate((
+        ("mixed roads, fair weather, 20 vehicles", _MIXED, 20, "fair", 60.0),
+        ("empty country roads", ("country",), 0, "clear", 60.0),
+        ("town with junctions", ("town",), 20, "fair", 60.0),
+        ("bad light: dusk, night, fog or rain", _MIXED, 10, "bad", 60.0),
+        ("dense traffic", ("loop", "town"), 40, "fair", 90.0),
+        ("everything at random", (*_MIXED, "motorway"), 20, "random", 60.0),
+    ))
+)  # fmt: skip
 """All numbered scenarios, each at the index of its number; reports use 0."""
 
 
@@ -203,18 +197,10 @@ class ScenarioConfig:
 
 
 def scenario(number: int, **changes: object) -> Scenario:
-    """Return a scenario by number, with some of its fields changed.
-
-    Args:
-        number: An index in `SCENARIOS`.
-        changes: Fields of `Scenario` and their new values.
+    """Return a scenario by its index in `SCENARIOS`, with some of its fields changed.
 
     Raises:
         ConfigError: No scenario has this number, or a value is impossible.
-
-    Example:
-        >>> scenario(1, npcs=3).npcs
-        3
     """
     if not 0 <= number < len(SCENARIOS):
         known = "; ".join(f"{entry.number} = {entry.name}" for entry in SCENARIOS)
@@ -226,7 +212,7 @@ def _changed(entry: Scenario, changes: Mapping[str, object]) -> Scenario:
     changed = dataclasses.replace(entry, **changes)  # type: ignore[arg-type] # checked below
     check_number("scenario npcs", changed.npcs, maximum=1000)
     check_number("scenario networks", changed.networks, minimum=1, maximum=1_000_000)
-    check_number("scenario route_length_m", changed.route_length_m, minimum=10.0)
+    check_number("scenario route_length_m", changed.route_length_m, minimum=MIN_ROUTE_M)
     check_number("scenario time_limit_s", changed.time_limit_s, minimum=1.0)
     if not changed.town or not changed.weather:
         raise ConfigError("scenario town or weather is empty, expected a name")
@@ -234,10 +220,7 @@ def _changed(entry: Scenario, changes: Mapping[str, object]) -> Scenario:
 
 
 def read_scenarios(path: Path) -> tuple[Scenario, ...]:
-    """Read a scenario file.
-
-    Args:
-        path: YAML, or XML if its name ends with ``.xml``.
+    """Read a scenario file: YAML, or XML if its name ends with ``.xml``.
 
     Returns:
         The routes as scenarios, at least one, in the order of the file, with distinct numbers.
@@ -255,29 +238,27 @@ def read_scenarios(path: Path) -> tuple[Scenario, ...]:
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    if not path.is_file():
+    try:
+        return read_bytes(path, max_bytes)
+    except FileNotFoundError as error:
         raise ConfigError(
             f"scenario file {path} does not exist, expected YAML or route XML of the CARLA "
             "leaderboard; see docs/scenarios.md"
-        )
-    if path.stat().st_size > max_bytes:
-        raise ConfigError(
-            f"scenario file {path} has {path.stat().st_size} bytes, expected at most {max_bytes}; "
-            "split it into several files"
-        )
-    try:
-        return path.read_bytes()
+        ) from error
     except OSError as error:
         raise ConfigError(
-            f"scenario file {path} cannot be read: {error.strerror}; check its permissions"
+            f"scenario file {path} cannot be read: {advice(error, reads=True)}"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"scenario file {path} cannot be used: {error}; if it is too large, split it"
         ) from error
 
 
 def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scenario, ...]:
     found: dict[int, Scenario] = {}
-    waypoints = 0
     for place, route in enumerate(routes):
-        where = f"routes[{place}]" if "id" not in route else f"route {reprlib.repr(route['id'])}"
+        where = f"routes[{place}]" if "id" not in route else f"route {abbreviate(route['id'])}"
         try:
             scenario = _scenario(route, place, folder)
         except ConfigError as error:
@@ -287,14 +268,17 @@ def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scena
                 f"{where}: another route has the id {scenario.number}, expected distinct ids"
             )
         found[scenario.number] = scenario
-        waypoints += len(scenario.waypoints)
-        if len(found) > MAX_ROUTES or waypoints > MAX_WAYPOINTS:
-            raise ConfigError(
-                f"it has more than {MAX_ROUTES} routes or {MAX_WAYPOINTS} waypoints; split the file"
-            )
     if not found:
         raise ConfigError("it contains no routes, expected at least one")
     return tuple(found.values())
+
+
+def _check_size(routes: int, waypoints: int) -> None:
+    if routes > MAX_ROUTES or waypoints > MAX_WAYPOINTS:
+        raise ConfigError(
+            f"it has {routes} routes and {waypoints} waypoints, expected at most {MAX_ROUTES} and "
+            f"{MAX_WAYPOINTS}; split the file"
+        )
 
 
 def _scenario(route: Mapping[str, Any], place: int, folder: Path) -> Scenario:
@@ -318,7 +302,7 @@ def _scenario(route: Mapping[str, Any], place: int, folder: Path) -> Scenario:
         network=network,
         npcs=_whole(route, "npcs", 20),
         weather=weather,
-        route_length_m=_number(route, "length_m", 200.0, minimum=10.0),
+        route_length_m=_number(route, "length_m", 200.0, minimum=MIN_ROUTE_M),
         time_limit_s=_number(route, "time_limit_s", _INITIAL_S, minimum=1.0),
         time_per_m_s=per_m_s,
         waypoints=waypoints,
@@ -356,14 +340,14 @@ def _town(route: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     town = _text(route, "town", "")
     if "/" in town or "\\" in town or town.lower().endswith(".xodr"):
         raise ConfigError(
-            f"town is {town!r}, expected the name of a map; for a file use xodr: FILE"
+            f"town is {abbreviate(town)}, expected the name of a map; for a file use xodr: FILE"
         )
     if "network" in route:
         return GENERATED, ""
     if "xodr" not in route:
         # The same file works whether the simulator has the map or only the .xodr file exists.
         beside = folder.resolve() / f"{town}.xodr"
-        return town, str(beside) if beside.is_file() else ""
+        return town, str(beside) if os.path.isfile(beside) else ""  # noqa: PTH113 - never raises
     name = _text(route, "xodr", "")
     try:
         path = safe_join(folder, name)
@@ -379,23 +363,20 @@ def _town(route: Mapping[str, Any], folder: Path) -> tuple[str, str]:
 def _waypoints(given: object) -> tuple[tuple[float, float], ...]:
     if given is None:
         return ()
-    if not isinstance(given, list | tuple) or len(given) < 2:
-        raise ConfigError(f"waypoints are {reprlib.repr(given)}, expected at least two as [x, y]")
-    return tuple(_waypoint(point, number) for number, point in enumerate(given, start=1))
-
-
-def _waypoint(point: object, number: int) -> tuple[float, float]:
-    if isinstance(point, list | tuple) and len(point) in (2, 3) and all(map(_is_place, point)):
-        return float(point[0]), float(point[1])
-    raise ConfigError(
-        f"waypoint {number} is {reprlib.repr(point)}, expected [x, y] or [x, y, z] in metres"
-    )
+    if not isinstance(given, list) or len(given) < 2:
+        raise ConfigError(f"waypoints are {abbreviate(given)}, expected at least two as [x, y]")
+    for number, point in enumerate(given, start=1):
+        if not (isinstance(point, list) and len(point) in (2, 3) and all(map(_is_place, point))):
+            raise ConfigError(
+                f"waypoint {number} is {abbreviate(point)}, expected [x, y] or [x, y, z] in metres"
+            )
+    return tuple((float(point[0]), float(point[1])) for point in given)
 
 
 def _number(route: Mapping[str, Any], key: str, default: float, *, minimum: float = 0.0) -> float:
     value = route.get(key, default)
     if not _is_number(value):
-        raise ConfigError(f"{key} is {reprlib.repr(value)}, expected a number")
+        raise ConfigError(f"{key} is {abbreviate(value)}, expected a number")
     check_number(key, value, minimum=minimum, maximum=_MAX_DISTANCE_M)
     return float(value)
 
@@ -403,14 +384,14 @@ def _number(route: Mapping[str, Any], key: str, default: float, *, minimum: floa
 def _whole(route: Mapping[str, Any], key: str, default: int) -> int:
     value = route.get(key, default)
     if type(value) is not int or not 0 <= value <= 2**31:
-        raise ConfigError(f"{key} is {reprlib.repr(value)}, expected an integer, 0 or more")
+        raise ConfigError(f"{key} is {abbreviate(value)}, expected an integer, 0 or more")
     return value
 
 
 def _text(route: Mapping[str, Any], key: str, default: str) -> str:
     value = route.get(key, default)
     if not isinstance(value, str) or not len(value) <= 200 or (key in route and not value):
-        raise ConfigError(f"{key} is {reprlib.repr(value)}, expected text of 1 to 200 characters")
+        raise ConfigError(f"{key} is {abbreviate(value)}, expected text of 1 to 200 characters")
     return value
 
 
@@ -425,7 +406,7 @@ def _is_place(value: object) -> bool:
 def _check_known(what: str, name: str, known: Iterable[str]) -> None:
     names = tuple(known)
     if name not in names:
-        raise ConfigError(f"{what} is {name!r}; {_hint(name, names)}")
+        raise ConfigError(f"{what} is {abbreviate(name)}; {_hint(name, names)}")
 
 
 def _hint(name: str, known: tuple[str, ...]) -> str:
@@ -438,8 +419,8 @@ def _parse_yaml(data: bytes) -> list[Mapping[str, Any]]:
     try:
         text = data.decode("utf-8")
         _check_events(text)
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        document = yaml.load(text, _YAML)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"it is not valid YAML: {' '.join(str(error).split())}") from error
@@ -447,26 +428,28 @@ def _parse_yaml(data: bytes) -> list[Mapping[str, Any]]:
     version = top.get("avtd3_scenarios")
     if version != VERSION:
         raise ConfigError(
-            f"avtd3_scenarios is {reprlib.repr(version)}, expected {VERSION}; start the file with "
+            f"avtd3_scenarios is {abbreviate(version)}, expected {VERSION}; start the file with "
             f"the line avtd3_scenarios: {VERSION}"
         )
     shared = _mapping(top.get("defaults") or {}, "defaults", _SHARED_KEYS)
     routes = top.get("routes")
     if not isinstance(routes, list):
-        raise ConfigError(f"routes is {reprlib.repr(routes)}, expected a list of routes")
-    return [
-        _with_defaults(_mapping(route, f"routes[{place}]", _ROUTE_KEYS), shared)
-        for place, route in enumerate(routes)
-    ]
+        raise ConfigError(f"routes is {abbreviate(routes)}, expected a list of routes")
+    found = [_mapping(route, f"routes[{place}]", _ROUTE_KEYS) for place, route in enumerate(routes)]
+    ways = [way for route in found if isinstance(way := route.get("waypoints"), list)]
+    _check_size(len(found), sum(map(len, ways)))
+    return [_with_defaults(route, shared) for route in found]
 
 
 def _check_events(text: str) -> None:
     """Raise if the YAML would expand to much more than its text, before it is constructed."""
     depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
+    for event in yaml.parse(text, _YAML):
         if isinstance(event, yaml.AliasEvent):
             # A few hundred bytes of aliases can expand to gigabytes.
             raise ConfigError("it has a YAML alias (*name), expected none; use 'defaults' instead")
+        if tag := getattr(event, "tag", None):
+            raise ConfigError(f"it has a YAML tag ({tag:.40}), expected none; remove it")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
@@ -475,12 +458,12 @@ def _check_events(text: str) -> None:
 
 def _mapping(value: object, where: str, keys: Iterable[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} is {reprlib.repr(value)}, expected keys: {', '.join(keys)}")
+        raise ConfigError(f"{where} is {abbreviate(value)}, expected keys: {', '.join(keys)}")
     known = tuple(keys)
     for key in value:
         if key not in known:
             raise ConfigError(
-                f"{where} has the unknown key {reprlib.repr(key)}; {_hint(str(key), known)}"
+                f"{where} has the unknown key {abbreviate(key)}; {_hint(str(key), known)}"
             )
     return value
 
@@ -494,15 +477,18 @@ def _with_defaults(route: Mapping[str, Any], shared: Mapping[str, Any]) -> Mappi
 
 def _parse_xml(data: bytes) -> list[Mapping[str, Any]]:
     """Return the routes of the leaderboard's XML as mappings of `_ROUTE_KEYS` and ``remarks``."""
-    root = parse_xml(data, "it", ConfigError)
+    root = parse_xml(decode_xml(data, "it", ConfigError), "it", ConfigError)
     if root.tag != "routes":
         raise ConfigError(f"it is XML of <{root.tag:.80}>, expected <routes> of the leaderboard")
-    return [_route(element, place) for place, element in enumerate(root.iter("route"))]
+    routes = root.findall("route")
+    points = sum(1 for element in root.iter() if element.tag in ("position", "waypoint"))
+    _check_size(len(routes), points)
+    return [_route(element, place) for place, element in enumerate(routes)]
 
 
 def _route(element: ET.Element, place: int) -> Mapping[str, Any]:
     text = element.get("id", str(place))
-    where = f"route {reprlib.repr(text)}"
+    where = f"route {abbreviate(text)}"
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise ConfigError(f"{where}: its id is not an integer from 0 to 999999999")
     points = element.findall("waypoints/position") or element.findall("waypoint")
@@ -537,15 +523,9 @@ def _weather(element: ET.Element, where: str) -> tuple[str, list[str]]:
     if not weathers:
         return "fair", []
     first = min(weathers, key=lambda entry: _xml_number(entry, "route_percentage", where, 0.0))
-    sun, fog, rain, clouds = (
-        _xml_number(first, key, where, default)
-        for key, default in (
-            ("sun_altitude_angle", 45.0),
-            ("fog_density", 0.0),
-            ("precipitation", 0.0),
-            ("cloudiness", 0.0),
-        )
-    )
+    sun = _xml_number(first, "sun_altitude_angle", where, 45.0)
+    keys = ("fog_density", "precipitation", "cloudiness")
+    fog, rain, clouds = (_xml_number(first, key, where, 0.0) for key in keys)
     name = _named_weather(sun, fog, rain, clouds)
     remarks = [f"{where}: its weather stays {name}; changes along the route are ignored"]
     return name, remarks if len({tuple(_weather_values(entry)) for entry in weathers}) > 1 else []
@@ -571,10 +551,7 @@ def _xml_number(element: ET.Element, key: str, where: str, default: float | None
     text = element.get(key)
     if text is None and default is not None:
         return default
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(f"{where}: {key} is {reprlib.repr(text)}, expected a number")
+    value = parse_number(text or "")
+    if math.isnan(value):
+        raise ConfigError(f"{where}: {key} is {abbreviate(text)}, expected a number")
     return value

@@ -72,15 +72,7 @@ WEATHER_GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def draw_weather(name: str, rng: np.random.Generator) -> Weather:
-    """Draw the weather of an episode.
-
-    Args:
-        name: One of `WEATHERS` or `WEATHER_GROUPS`.
-        rng: The episode's generator.
-
-    Raises:
-        ConfigError: No weather has this name.
-    """
+    """Draw the weather of an episode: `name` is one of `WEATHERS` or `WEATHER_GROUPS`."""
     group = WEATHER_GROUPS.get(name, (name,))
     chosen = group[int(rng.integers(len(group)))]
     if chosen not in _CLIMATES:

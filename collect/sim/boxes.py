@@ -44,21 +44,17 @@ class View:
     focal: float
     """Focal length in pixels."""
     column: float
-    """Column of the optical axis."""
     row: float
-    """Row of the optical axis."""
+    """Column and row of the optical axis."""
     sin_pitch: float
-    """Sine of the downward tilt."""
     cos_pitch: float
-    """Cosine of the downward tilt."""
+    """Sine and cosine of the downward tilt."""
     heading: complex
     """Unit vector (forward, right) in which the camera looks."""
     forward_m: float
-    """Distance ahead of the centre of the car."""
     right_m: float
-    """Distance to the right of the middle of the car."""
     height_m: float
-    """Height above the ground."""
+    """Position relative to the centre of the car, on the ground."""
 
     def rows_of(self, ahead_m: float, heights_m: Sequence[float]) -> list[float]:
         """Return the rows of points at one distance ahead and at several heights."""
@@ -89,15 +85,7 @@ _Paint = tuple[float, float, float]
 def draw_boxes(
     frame: NDArray[np.float32], view: View, light: Light, boxes: Sequence[Box], lamps: float
 ) -> None:
-    """Draw vehicles into a picture.
-
-    Args:
-        frame: float32 (H, W) in [0, 255]; changed in place.
-        view: The camera.
-        light: The light on the ground.
-        boxes: Vehicles in any order; those behind the camera are skipped.
-        lamps: Brightness of lit lamps; 0 when lamps are off.
-    """
+    """Draw vehicles into a picture float32 (H, W) in [0, 255]; `lamps` is 0 when they are off."""
     mount, back = complex(view.forward_m, view.right_m), view.heading.conjugate()
     for box in sorted(boxes, key=_distance, reverse=True):
         at = (complex(box[0], box[1]) - mount) * back
@@ -131,21 +119,13 @@ def _lit(view: View, light: Light, reflectance: float, at: complex) -> _Paint:
     row = min(max(int(view.row + rise) - light.first_row, 0), rows - 1)
     column = min(max(int(view.column + view.focal * at.imag / ahead), 0), columns - 1)
     factor, summand = light.factor.item(row, column), light.summand.item(row, column)
-    return (
-        reflectance * factor + summand,
-        _GLASS * factor + summand,
-        _SHADOW * factor + summand,
-    )
+    return reflectance * factor + summand, _GLASS * factor + summand, _SHADOW * factor + summand
 
 
 def _draw_flat(
     frame: NDArray[np.float32], view: View, light: Light, box: Box, at: complex, turn: complex
 ) -> bool:
-    """Draw a far vehicle, or one that shows only its end, as three rectangles.
-
-    Returns:
-        Whether its columns are in the picture.
-    """
+    """Draw a far vehicle, or one that shows only its end; return whether it is in the picture."""
     _, _, _, length, width, tall, reflectance = box
     cosine, sine = abs(turn.real), abs(turn.imag)
     ahead = at.real - 0.5 * (cosine * length + sine * width)
@@ -167,11 +147,7 @@ def _draw_flat(
 def _draw_near(
     frame: NDArray[np.float32], view: View, light: Light, box: Box, at: complex, turn: complex
 ) -> bool:
-    """Draw a vehicle with its walls and the top of its bonnet and boot.
-
-    Returns:
-        Whether any of it may be in the picture.
-    """
+    """Draw a vehicle with its walls and decks; return whether it may be in the picture."""
     _, _, _, length, width, tall, reflectance = box
     ahead, aside = 0.5 * length * turn, 0.5j * width * turn
     if _is_outside(frame, view, at, abs(ahead) + abs(aside)):
@@ -204,16 +180,11 @@ def _walls(
 ) -> list[tuple[complex, complex, bool]]:
     """Return the walls of a box that face the camera (`near`) or face away from it.
 
-    Returns:
-        For each wall its two ends, and whether it is the front or the rear wall.
+    Each has two ends, and says whether it is the front or the rear wall.
     """
     found = []
-    for normal, along, is_end in (
-        (ahead, aside, True),
-        (aside, ahead, False),
-        (-ahead, aside, True),
-        (-aside, ahead, False),
-    ):
+    sides = ((ahead, aside, True), (aside, ahead, False))
+    for normal, along, is_end in (*sides, (-ahead, aside, True), (-aside, ahead, False)):
         middle = at + normal
         if (middle.real * normal.real + middle.imag * normal.imag < 0.0) == near:
             found.append((middle - along, middle + along, is_end))

@@ -64,13 +64,7 @@ class Camera:
         self._black, self._white = np.zeros(size, np.float32), np.full(size, 255.0, np.float32)
 
     def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
-        """Prepare an episode.
-
-        Args:
-            raster: The ground to look at.
-            weather: Light and fog.
-            rng: The episode's generator.
-        """
+        """Prepare an episode on the ground of a raster."""
         config = self.config
         self._window.show(raster)
         self.view = view = _draw_view(config, rng)
@@ -108,9 +102,7 @@ class Camera:
         self._factor = (factor / (255.0 * self._rays.count)).astype(np.float32)
         self._summand = (haze + 0.5).astype(np.float32)
         self.light = Light(
-            factor=factor.astype(np.float32),
-            summand=haze.astype(np.float32),
-            first_row=horizon,
+            factor=factor.astype(np.float32), summand=haze.astype(np.float32), first_row=horizon
         )
         height = (horizon - np.arange(horizon))[:, None] / config.height
         rise = 1.0 - np.exp(-3.0 * height)
@@ -121,17 +113,7 @@ class Camera:
     def render(
         self, x_m: float, y_m: float, yaw_rad: float, boxes: Sequence[Box]
     ) -> NDArray[np.uint8]:
-        """Render a picture.
-
-        Args:
-            x_m: Centre of the car.
-            y_m: Centre of the car.
-            yaw_rad: Heading of the car.
-            boxes: Vehicles relative to the car, in any order.
-
-        Returns:
-            uint8 (1, H, W), a new array.
-        """
+        """Render a new picture uint8 (1, H, W) from a pose of the car."""
         frame, horizon = self._frame, self._rays.horizon
         frame[:horizon] = self._sky
         ground = frame[horizon:]
@@ -180,11 +162,8 @@ class GroundWindow:
     @staticmethod
     def reach_m(pixel_m: float) -> tuple[float, float]:
         """Return the distances from the car that are always inside the fine and coarse square."""
-        tile_m = TILE * pixel_m
-        return (
-            (_FINE_TILES / 2 - _SLACK_TILES) * tile_m,
-            (_COARSE_TILES / 2 - _SLACK_TILES) * tile_m,
-        )
+        fine, coarse = (tiles / 2 - _SLACK_TILES for tiles in (_FINE_TILES, _COARSE_TILES))
+        return fine * (TILE * pixel_m), coarse * (TILE * pixel_m)
 
     def show(self, raster: Raster) -> None:
         """Use another raster."""
@@ -217,13 +196,8 @@ class GroundRays:
 
     Near rows, whose pixels are smaller than those of the ground, have only one ray across. Rows and
     columns of rays are sorted by their position in the pixel, so that a picture is the sum of
-    blocks.
-
-    Attributes:
-        horizon: First row of the picture that shows the ground.
-        ahead_m: float64 (rows,), distance of the ground ahead of the camera, by row.
-        right_m: float64 (rows, W), distance to the right of the axis of the camera.
-        count: float64 (rows, 1), rays of each pixel of a row.
+    blocks. `ahead_m` (rows,) and `right_m` (rows, W) say where the ground of each pixel is, and
+    `count` (rows, 1) how many rays each pixel of a row has.
     """
 
     def __init__(self, view: View, size: tuple[int, int], fine: int, pixel_m: float) -> None:
@@ -268,26 +242,12 @@ class GroundRays:
     ) -> NDArray[np.uint16]:
         """Return the sum of the brightnesses that the rays of each pixel meet; see `count`.
 
-        Args:
-            window: The ground around the car.
-            x_m: Centre of the car.
-            y_m: Centre of the car.
-            yaw_rad: Heading of the car.
-            table: Brightness of each of the 256 ground codes.
-
-        Returns:
-            uint16 (rows, W), from the horizon down; valid until the next call.
+        `table` holds the brightness of each of the 256 ground codes. The result, uint16 (rows, W)
+        from the horizon down, is valid until the next call.
         """
         (fine_x, fine_y), (coarse_x, coarse_y) = window.fine_m, window.coarse_m
-        pose = (
-            math.cos(yaw_rad),
-            math.sin(yaw_rad),
-            x_m - fine_x,
-            y_m - fine_y,
-            x_m - coarse_x,
-            y_m - coarse_y,
-            1.0,
-        )
+        turn = (math.cos(yaw_rad), math.sin(yaw_rad))
+        pose = (*turn, x_m - fine_x, y_m - fine_y, x_m - coarse_x, y_m - coarse_y, 1.0)
         lines = np.dot(self._lines, np.array(pose, np.float32)).reshape(2, -1, 2)
         far = self._fine * self._far
         np.matmul(lines[:, :far], self._across_far, out=self._points_far)
@@ -316,21 +276,13 @@ class GroundRays:
 
 
 def _lines(
-    view: View,
-    ahead: NDArray[np.float64],
-    reach: NDArray[np.float64],
-    side: float,
-    pixel_m: float,
+    view: View, ahead: NDArray[np.float64], reach: NDArray[np.float64], side: float, pixel_m: float
 ) -> NDArray[np.float64]:
-    """Return the matrix that turns the pose of the car into base and slope of each row's line.
+    """Return the matrix (4 * rows, 7) that turns a pose into base and slope of each row's line.
 
     Base and slope are window pixels; the point of a ray is ``base + across * slope``. Far rows
-    sample the coarse pixels. Rows beyond those sample the border of the coarse square.
-
-    Returns:
-        float64 (4 * rows, 7): for all window rows, then for all window columns, base and slope in
-        turn, as sums over the pose (cosine and sine of the yaw, x and y in the fine square, x and y
-        in the coarse square, 1).
+    sample the coarse pixels. Rows beyond those sample the border of the coarse square. The pose is
+    cosine and sine of the yaw, x and y in the fine square, x and y in the coarse square, and 1.
     """
     near_m, far_m = (reach_m - 2.0 * pixel_m for reach_m in GroundWindow.reach_m(pixel_m))
     away = np.hypot(ahead, reach * side)

@@ -15,11 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.contact import Ego
-from avtd3.collect.sim.lane_paths import PATH_POINTS, LanePaths
+from avtd3.collect.maps.network import Lane, RoadNetwork
+from avtd3.collect.maps.route import speed_with_braking
 
 Complex = NDArray[np.complex128]
 Real = NDArray[np.float64]
 Index = NDArray[np.intp]
+PATH_POINTS = 256
+"""Points of a path, one per metre."""
+_START_EVERY_M = 3.0
+_START_MARGIN_M = 6.0
+_CURVE_MPS2 = 2.0
+_BRAKING_MPS2 = 1.5
+_MIN_STEP_M = 0.2
+_SMOOTHING = np.ones(5) / 5.0
 SIGHT_M = 54.0
 """How far a vehicle looks ahead along its path."""
 SIGHT_STEP_M = 2
@@ -65,14 +74,117 @@ _FREE_ACROSS_M = 2.6
 Values = TypeVar("Values", np.float64, np.complex128)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Claims:
-    """The next part of the path of each body."""
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Path:
+    """The path ahead of a vehicle."""
 
     points: Complex
-    """complex128 (N + 1, C)."""
+    """(PATH_POINTS,), one per metre; the last point repeats beyond a dead end."""
     directions: Complex
-    """complex128 (N + 1, C), directions at these points."""
+    speed_mps: Real
+    """Highest speed that the curves here and ahead allow."""
+    in_junction: NDArray[np.bool_]
+    length_m: float
+    """Metres to the dead end, or the length of the whole path."""
+
+
+class LanePaths:
+    """The lanes of a network, prepared for traffic: where vehicles may start, and their paths.
+
+    `start_headings`, `start_lanes` and `start_distances_m` (along the lane) belong to `starts`.
+    """
+
+    def __init__(self, network: RoadNetwork) -> None:
+        self._lanes = network.lanes
+        self._points = [lane.points[:, 0] + 1j * lane.points[:, 1] for lane in network.lanes]
+        places = [_start_places(lane) for lane in network.lanes]
+        self.start_lanes = np.repeat([lane.index for lane in network.lanes], list(map(len, places)))
+        self.start_distances_m: Real = np.concatenate(places)
+        starts, yaws = [], []
+        for lane, points, at in zip(network.lanes, self._points, places, strict=True):
+            starts.append(np.interp(at, lane.distance_m, points))
+            yaws.append(np.interp(at, lane.distance_m, np.unwrap(lane.yaw_rad)))
+        self.starts = np.concatenate(starts)
+        self.start_headings = np.exp(1j * np.concatenate(yaws))
+
+    def path(
+        self, lanes: list[int], start_m: float, desired_mps: float, rng: np.random.Generator
+    ) -> Path:
+        """Return a path along lanes from a distance along the first one.
+
+        At each fork that `lanes` does not decide, a successor is drawn and appended to it.
+        """
+        end_m = start_m + PATH_POINTS
+        points, distances, crossing = [], [], []
+        reached_m, place = 0.0, 0
+        while reached_m < end_m:
+            lane = self._lanes[lanes[place]]
+            points.append(self._points[lane.index])
+            distances.append(reached_m + lane.distance_m)
+            crossing.append(np.full(len(lane.points), lane.is_junction))
+            reached_m += lane.length_m
+            place += 1
+            if place == len(lanes) and reached_m < end_m:
+                if not lane.successors:
+                    break
+                lanes.append(lane.successors[int(rng.integers(len(lane.successors)))])
+        parts = (np.concatenate(points), np.concatenate(distances), np.concatenate(crossing))
+        return _resampled(*parts, start_m=start_m, desired_mps=desired_mps)
+
+    def drop_passed(self, lanes: list[int], distance_m: float) -> float:
+        """Drop the lanes behind a distance; return the distance along the first one left."""
+        while len(lanes) > 1 and distance_m >= self._lanes[lanes[0]].length_m:
+            distance_m -= self._lanes[lanes.pop(0)].length_m
+        return distance_m
+
+
+def _start_places(lane: Lane) -> NDArray[np.float64]:
+    """Return the distances along a lane at which a vehicle may start."""
+    last = lane.length_m - _START_MARGIN_M
+    if lane.is_junction or last < _START_MARGIN_M:
+        return np.empty(0)
+    return np.arange(_START_MARGIN_M, last, _START_EVERY_M)
+
+
+def _resampled(
+    points: NDArray[np.complex128],
+    distance_m: NDArray[np.float64],
+    crossing: NDArray[np.bool_],
+    *,
+    start_m: float,
+    desired_mps: float,
+) -> Path:
+    """Return a path with one point per metre and the speeds that curves allow."""
+    metres = np.arange(PATH_POINTS, dtype=np.float64)
+    at = start_m + metres
+    even = np.interp(at, distance_m, points)
+    step = np.diff(even)
+    size = np.abs(step)
+    # Beyond a dead end there are no steps: the last direction continues.
+    size[0], last = max(float(size[0]), 1e-9), max(int((size > _MIN_STEP_M).sum()) - 1, 0)
+    step[last + 1 :], size[last + 1 :] = step[last], size[last]
+    chord = step / size
+    # The direction at a point is the mean of the steps before and after it.
+    directions = np.concatenate([chord[:1], chord[1:] + chord[:-1], chord[-1:]])
+    directions /= np.abs(directions)
+    turn = np.abs(np.angle(chord[1:] * chord[:-1].conj()))
+    bend = np.convolve(np.concatenate([turn[:1], turn, turn[-1:]]), _SMOOTHING, mode="same")
+    max_square = np.minimum(_CURVE_MPS2 / np.maximum(bend, 1e-6), desired_mps**2)
+    return Path(
+        points=even,
+        directions=directions,
+        speed_mps=speed_with_braking(max_square, _BRAKING_MPS2, metres),
+        in_junction=crossing[np.searchsorted(distance_m, at).clip(max=len(crossing) - 1)],
+        length_m=min(float(distance_m[-1]) - start_m, float(PATH_POINTS)),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Claims:
+    """The next part of the path of each body: arrays (N + 1, C)."""
+
+    points: Complex
+    directions: Complex
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,19 +192,15 @@ class Scene:
     """Where all bodies are, and where they intend to go."""
 
     at: Complex
-    """complex128 (N + 1,), centres."""
+    """(N + 1,), centres; the next four have the same shape."""
     heading: Complex
-    """complex128 (N + 1,), directions."""
     speed_mps: Real
-    """float64 (N + 1,)."""
     length_m: Real
-    """float64 (N + 1,)."""
     width_m: Real
-    """float64 (N + 1,)."""
     sight: Complex
-    """complex128 (N, K), points along each path ahead of the centre, `SIGHT_STEP_M` apart."""
+    """(N, K), points along each path ahead of the centre, `SIGHT_STEP_M` apart."""
     directions: Complex
-    """complex128 (N, K), directions at these points."""
+    """(N, K), directions at these points."""
     claims: Claims | None
     """Claims of all bodies; None if no path within sight crosses a junction."""
     in_junction: NDArray[np.bool_]
@@ -102,20 +210,10 @@ class Scene:
 
 
 class Traffic:
-    """The other vehicles of an episode.
+    """The other vehicles of an episode; see also `contact.OtherVehicles`.
 
-    Attributes:
-        count: Number of vehicles requested.
-        placed: bool (count,), whether each has a position on the roads.
-        unplaced: Number of vehicles without one; they try again every second.
-        at: complex128 (count,), centres x + iy in metres.
-        heading: complex128 (count,), unit vectors.
-        speed_mps: float64 (count,).
-        length_m: float64 (count,).
-        width_m: float64 (count,).
-        height_m: float64 (count,).
-        reflectance: float64 (count,), brightness of the paint.
-        shapes: Length, width, height and reflectance of each, as plain numbers.
+    `placed` says which have a position on the roads; the others try again every second. `shapes`
+    holds length, width, height and reflectance of each, as plain numbers.
     """
 
     def __init__(
@@ -242,10 +340,8 @@ class Traffic:
             if not near.any():
                 self._lanes[number] = [int(paths.start_lanes[choice])]
                 self._extend(number, float(paths.start_distances_m[choice]))
-                self.at[number], self.heading[number] = (
-                    paths.starts[choice],
-                    paths.start_headings[choice],
-                )
+                self.at[number] = paths.starts[choice]
+                self.heading[number] = paths.start_headings[choice]
                 self.speed_mps[number] = 0.7 * self._cap_mps[number, 0]
                 self._gap_m[number], self.placed[number] = np.inf, True
                 return
@@ -303,11 +399,9 @@ class Traffic:
 
 
 def find_leads(scene: Scene) -> tuple[Real, Real]:
-    """Find the obstacle that limits each vehicle most.
+    """Return free metres to the obstacle that limits each vehicle most, and its speed.
 
-    Returns:
-        Free metres to it, float64 (N,), infinite if there is none; and its speed along the
-        vehicle's path, float64 (N,).
+    The metres are infinite without an obstacle; the speed is along the path of the vehicle.
     """
     count = len(scene.sight)
     offset = (scene.at - scene.at[:count, None]) * scene.heading[:count, None].conj()

@@ -11,10 +11,12 @@ memory at a time; each kept point takes 16 bytes. docs/decisions/007 compares th
 TensorBoard's.
 """
 
+import bisect
 import dataclasses
+import io
+import math
 import struct
 from array import array
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import ConfigError
+from avtd3.store.files import open_regular
 from avtd3.store.format.codec import crc32c
 
 MAX_FILES = 10_000
@@ -30,9 +33,15 @@ MAX_FILES = 10_000
 MAX_BYTES = 8 << 30
 """Largest total size of a run's event files: a million updates logged one by one take 4 GB."""
 MAX_POINTS = 32_000_000
-"""Most points that are kept of one run: 512 MB."""
+"""Most points that are read of one run: 512 MB."""
 MAX_TAGS = 100_000
 """Most different scalars of one run; a run of avtd3 has about a hundred."""
+MAX_TAG_LENGTH = 1_000
+"""Most characters of a tag; scalars with longer ones are skipped."""
+MAX_STEP = 1 << 53
+"""Largest step, and with its sign the smallest: up to here a float64 is exact."""
+MAX_VALUE = 1e70
+"""Larger values count as infinite, so that the fourth power of a difference is finite."""
 MAX_RECORD_BYTES = 64 << 20
 """Larger records are skipped: those of scalars take a few kilobytes."""
 _NAMED = 5
@@ -97,10 +106,15 @@ def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
             notices.append(
                 f"{path.name}: {records.skipped:,} records too large for scalars skipped"
             )
-    curves, back = points.curves()
-    if points.dropped:
+    curves, back, dropped = points.curves()
+    if points.skipped:
         notices.append(
-            f"{points.dropped:,} points were dropped: the run was restarted at a step before them"
+            f"{points.skipped:,} scalars skipped: their tags have more than {MAX_TAG_LENGTH:,} "
+            f"characters, or their steps are beyond {MAX_STEP:,}"
+        )
+    if dropped:
+        notices.append(
+            f"{dropped:,} points were dropped: the run was restarted at a step before them"
         )
     if back:
         notices.append(
@@ -183,7 +197,7 @@ class _Records:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the data of each record whose checksums are valid."""
-        with self._path.open("rb") as file:
+        with io.BufferedReader(open_regular(self._path)) as file:
             self._size = self._path.stat().st_size
             while self._start < self._size and self.problem is None:
                 data = self._next(file)
@@ -232,22 +246,31 @@ def _masked_crc32c(data: bytes) -> bytes:
 
 
 class _Series:
-    """Points of one tag, in the order in which they were read."""
+    """Points of one tag in the order in which they were read, and which of them are dropped."""
 
-    __slots__ = ("steps", "values")
+    __slots__ = ("_drop_steps", "_dropped_before", "epoch", "steps", "values")
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: int) -> None:
         self.steps, self.values = array("q"), array("d")
+        self.epoch = epoch
+        """Number of restarts that it has taken into account."""
+        self._dropped_before, self._drop_steps = array("q"), array("q")
 
-    def drop_from(self, step: int) -> int:
-        """Drop the points at a step or later and return their number."""
-        keep = np.frombuffer(self.steps, np.int64) < step
-        dropped = len(self.steps) - int(keep.sum())
-        if dropped:
-            steps = np.frombuffer(self.steps, np.int64)[keep]
-            values = np.frombuffer(self.values, np.float64)[keep]
-            self.steps, self.values = array("q", steps.tobytes()), array("d", values.tobytes())
-        return dropped
+    def drop_from(self, step: int) -> None:
+        """Drop the points so far at a step or later."""
+        if self._dropped_before and self._dropped_before[-1] == len(self.steps):
+            self._drop_steps[-1] = min(self._drop_steps[-1], step)
+        else:
+            self._dropped_before.append(len(self.steps))
+            self._drop_steps.append(step)
+
+    def kept(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the points that were not dropped; takes time in proportion to the points."""
+        steps, values = np.array(self.steps, np.int64), np.array(self.values, np.float64)
+        first_dropped = np.full(len(steps) + 1, np.iinfo(np.int64).max)
+        first_dropped[np.array(self._dropped_before, np.int64)] = self._drop_steps
+        keep = steps < np.minimum.accumulate(first_dropped[::-1])[::-1][1:]
+        return steps[keep], values[keep]
 
 
 class _Points:
@@ -256,13 +279,16 @@ class _Points:
     def __init__(self, run: Path, wanted: frozenset[str] | None) -> None:
         self.tags: set[str] = set()
         self.last_step: int | None = None
-        self.dropped = 0
+        self.skipped = 0
+        """Scalars whose tag or step is beyond the limits."""
         self._run, self._wanted = run, wanted
-        self._series: defaultdict[str, _Series] = defaultdict(_Series)
-        self._points = 0
+        self._series: dict[str, _Series] = {}
+        self._count = 0
         self._tensor_scalars: set[str] = set()
         self._versioned = False
         self._most_recent_step = -1
+        self._restarts: list[tuple[int, int]] = []
+        self._epoch = 0
 
     def add(self, event: Any) -> None:  # noqa: ANN401 - a protobuf message has no type
         """Add the points of an event."""
@@ -276,18 +302,19 @@ class _Points:
         elif event.HasField("summary"):
             self._add_summary(event)
 
-    def curves(self) -> tuple[dict[str, Curve], list[str]]:
-        """Return the curves by tag, and the tags whose steps went back."""
-        curves, back = {}, []
+    def curves(self) -> tuple[dict[str, Curve], list[str], int]:
+        """Return the curves by tag, the tags whose steps went back, and how many were dropped."""
+        curves, back, dropped = {}, [], 0
         for tag, series in sorted(self._series.items()):
-            steps = np.array(series.steps, np.int64)
-            values = np.array(series.values, np.float64)
-            if (np.diff(steps) < 0).any():
+            self._catch_up(series)
+            steps, values = series.kept()
+            dropped += len(series.steps) - len(steps)
+            if (steps[1:] < steps[:-1]).any():
                 back.append(tag)
                 order = np.argsort(steps, kind="stable")
                 steps, values = steps[order], values[order]
             curves[tag] = Curve(name=tag, updates=steps, values=values)
-        return curves, back
+        return curves, back, dropped
 
     def _add_summary(self, event: Any) -> None:  # noqa: ANN401 - as above
         scalars = [
@@ -295,44 +322,61 @@ class _Points:
             for value in event.summary.value
             if (number := self._scalar(value)) is not None
         ]
-        if not self._versioned and event.step < self._most_recent_step:
-            for tag, _ in scalars:
-                if tag in self._series:
-                    self._drop(self._series[tag], event.step)
-        else:
+        if not -MAX_STEP <= event.step <= MAX_STEP:
+            self.skipped += len(scalars)
+            return
+        goes_back = not self._versioned and event.step < self._most_recent_step
+        if not goes_back:
             self._most_recent_step = event.step
         if scalars:
             self.last_step = max(event.step, -1 if self.last_step is None else self.last_step)
-        self.tags.update(tag for tag, _ in scalars)
+        for tag, number in scalars:
+            if len(tag) > MAX_TAG_LENGTH:
+                self.skipped += 1
+                continue
+            self.tags.add(tag)
+            if self._wanted is None or tag in self._wanted:
+                self._keep(tag, event.step, number, goes_back=goes_back)
         if len(self.tags) > MAX_TAGS:
             raise ConfigError(
                 f"{self._run} contains more than {MAX_TAGS:,} different scalars; give a single run"
             )
-        for tag, number in scalars:
-            if self._wanted is None or tag in self._wanted:
-                self._keep(tag, event.step, number)
 
-    def _keep(self, tag: str, step: int, number: float) -> None:
+    def _keep(self, tag: str, step: int, number: float, *, goes_back: bool) -> None:
+        if tag not in self._series:
+            self._series[tag] = _Series(self._epoch)
         series = self._series[tag]
+        self._catch_up(series)
+        if goes_back:
+            series.drop_from(step)
         series.steps.append(step)
-        series.values.append(number)
-        self._points += 1
-        if self._points > MAX_POINTS:
+        series.values.append(number if abs(number) <= MAX_VALUE else number * math.inf)
+        self._count_one()
+
+    def _count_one(self) -> None:
+        self._count += 1
+        if self._count > MAX_POINTS:
             raise ConfigError(
                 f"{self._run} contains more than {MAX_POINTS:,} points; select metrics, "
                 "for example with --metric 'critic/*'"
             )
 
     def _restart(self, step: int) -> None:
-        for series in self._series.values():
-            self._drop(series, step)
+        """Drop all points at a step or later, when `_catch_up` is called for their series."""
+        while self._restarts and self._restarts[-1][1] >= step:
+            self._restarts.pop()
+        self._restarts.append((self._epoch, step))
+        self._epoch += 1
+        self._count_one()
         if self.last_step is not None and self.last_step >= step:
             self.last_step = step - 1 if step > 0 else None
 
-    def _drop(self, series: _Series, step: int) -> None:
-        count = series.drop_from(step)
-        self.dropped += count
-        self._points -= count
+    def _catch_up(self, series: _Series) -> None:
+        """Drop what the restarts since the newest point of a series drop: the lowest one counts."""
+        if series.epoch < self._epoch:
+            lowest = bisect.bisect_left(self._restarts, (series.epoch,))
+            series.drop_from(self._restarts[lowest][1])
+            series.epoch = self._epoch
 
     def _scalar(self, value: Any) -> float | None:  # noqa: ANN401 - as above
         """Return the number in a summary's value, old style or new; None if it is not a scalar."""

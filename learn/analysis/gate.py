@@ -1,7 +1,6 @@
 """Check a training run against the criteria of a stage: `gate` returns GO or NO-GO."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,7 +10,8 @@ from avtd3.learn.analysis.criteria import Answer, Criterion, GateConfig, Outcome
 from avtd3.learn.analysis.event_log import Curve, RunLog, read_log
 from avtd3.learn.analysis.metric_names import NameBook, NameMap, nearest
 from avtd3.store.errors import ConfigError
-from avtd3.store.render.text import columns, markdown_table, plural
+from avtd3.store.files import read_json
+from avtd3.store.render.text import columns, join_lines, markdown_table, plural
 
 FORMAT = "avtd3.gate/1"
 """Name and version of the JSON document."""
@@ -155,7 +155,7 @@ class GateReport:
                 lines.append(f"{indent}{what}{result.outcome.reason}")
                 lines += [f"{indent}{result.why}"] if result.why else []
         lines += ["", *(f"note: {notice}" for notice in self.notices)] if self.notices else []
-        return "\n".join([*lines, "", self.sentence()])
+        return join_lines([*lines, "", self.sentence()])
 
     def markdown(self) -> str:
         """Format the report as Markdown."""
@@ -218,8 +218,8 @@ def read_settings(run: Path) -> Mapping[str, Any]:
     if not path.is_file() or path.stat().st_size > MAX_SETTINGS_BYTES:
         return {}
     try:
-        document = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        document = read_json(path, MAX_SETTINGS_BYTES)
+    except ValueError as error:
         raise ConfigError(
             f"{path} is not valid JSON, expected the settings that avtd3 learn wrote ({error}); "
             "restore the file, or move it away to use the limits of the criteria file"

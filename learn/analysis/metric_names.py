@@ -5,6 +5,7 @@ configs/gates/names/ has a `NameSet` for each known writer.
 
 import dataclasses
 import difflib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ from avtd3.store.errors import ConfigError
 
 ALIKE = 0.75
 """Smallest similarity of the words of a suggestion, in [0, 1]."""
+_LONGEST_COMPARED, _MOST_COMPARED = 100, 1_000
+"""Longest tag, and most tags, that a suggestion is chosen from."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,8 @@ def nearest(name: str, tags: Collection[str]) -> str | None:
     whole, last = _words(name), _words(name.rpartition("/")[2])
     if not last:
         return None
-    scores = {tag: _fit(whole, _words(tag)) for tag in sorted(tags)}
+    short = (tag for tag in sorted(tags) if len(tag) <= _LONGEST_COMPARED)
+    scores = {tag: _fit(whole, _words(tag)) for tag in itertools.islice(short, _MOST_COMPARED)}
     scores = {tag: score for tag, score in scores.items() if _fit(last, _words(tag)) >= ALIKE}
     return max(scores, key=lambda tag: scores[tag]) if scores else None
 

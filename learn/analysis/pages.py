@@ -61,7 +61,8 @@ def gate_page(report: GateReport) -> str:
 def compare_page(report: CompareReport) -> str:
     """Return a comparison as a page: each shared metric before and after, in a table and plots."""
     heads = ("metric", "verdict", "before", "after", "change", f"{report.confidence:.0%} interval")
-    drawn = report.changes[:MAX_PLOTS]
+    shown = report.changes[:MAX_PLOTS]
+    drawn = [c for c in shown if any(len(curve.updates) for curve in report.curves[c.metric])]
     return render_page(
         "compare.html.j2",
         title=f"{shorten(report.candidate.run)} against {shorten(report.baseline.run)}",
@@ -77,7 +78,7 @@ def compare_page(report: CompareReport) -> str:
         + list(report.notices),
         changed=[_change_card(change, report) for change in drawn if change.verdict != "same"],
         same=[_change_card(change, report) for change in drawn if change.verdict == "same"],
-        plots_left_out=len(report.changes) - len(drawn),
+        plots_left_out=len(report.changes) - len(shown),
     )
 
 

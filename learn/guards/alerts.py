@@ -4,9 +4,8 @@ import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from avtd3.learn.guards.config import GUARDS, LEVELS
 from avtd3.learn.guards.limits import Finding
@@ -54,6 +53,18 @@ class Alert:
         return f"{self.level} alert {text}{count}{fix}"
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AlertState:
+    """The counts of an `AlertLog`, as in a checkpoint."""
+
+    levels: dict[str, int]
+    guards: dict[str, int]
+    said: dict[str, tuple[int, int]]
+    """Update and level of the newest line of each guard."""
+    unsaid: dict[str, int]
+    """Updates over the limit since then."""
+
+
 class AlertLog:
     """The alerts of a run. Each one is counted; a persisting one is not written every time."""
 
@@ -94,9 +105,17 @@ class AlertLog:
             )
         )
 
-    def note(self, name: str, at: int, reason: str, *, value: float, limit: float) -> None:
+    def note(
+        self,
+        name: str,
+        at: int,
+        reason: str,
+        *,
+        value: float | None = None,
+        limit: float | None = None,
+        fix: str = "nothing to do",
+    ) -> None:
         """Write an action of a guard."""
-        fix = "nothing to do"
         self._write(
             Alert(
                 update=at, name=name, level=NOTE, value=value, limit=limit, reason=reason, fix=fix
@@ -131,22 +150,25 @@ class AlertLog:
         counts = self.levels | self.guards
         return {f"alerts/{name}": float(count) for name, count in counts.items()}
 
-    def state(self) -> dict[str, Any]:
-        """Return the counts as JSON, for a checkpoint."""
-        return {
-            "levels": dict(self.levels),
-            "guards": dict(self.guards),
-            "said": {name: list(reported) for name, reported in self._reported.items()},
-            "unsaid": dict(self._unreported),
-        }
+    def state(self) -> "AlertState":
+        """Return the counts, for a checkpoint."""
+        return AlertState(
+            levels=dict(self.levels),
+            guards=dict(self.guards),
+            said=dict(self._reported),
+            unsaid=dict(self._unreported),
+        )
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: "AlertState") -> None:
         """Continue from what `state` returned; new guards start at 0, unknown ones are dropped."""
-        self.levels |= {name: int(state["levels"][name]) for name in LEVELS}
-        self.guards |= {name: int(state["guards"].get(name, 0)) for name in GUARDS}
-        reported, unreported = state["said"], state["unsaid"]
-        self._reported = {k: (int(v[0]), int(v[1])) for k, v in reported.items() if k in GUARDS}
-        self._unreported = {k: int(v) for k, v in unreported.items() if k in GUARDS}
+        self.levels |= {name: count for name, count in state.levels.items() if name in LEVELS}
+        self.guards = {name: state.guards.get(name, 0) for name in GUARDS}
+        self._reported = {
+            name: (at, level)
+            for name, (at, level) in state.said.items()
+            if name in GUARDS and 0 <= level < len(LEVELS)
+        }
+        self._unreported = {k: v for k, v in state.unsaid.items() if k in self._reported}
 
     def _write(self, alert: Alert) -> None:
         self._append(alert)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.guards.alerts import ALERTS_FILE, Alert, AlertLog
+from avtd3.learn.checkpoints import as_json, read_as
+from avtd3.learn.guards.alerts import ALERTS_FILE, Alert, AlertLog, AlertState
 from avtd3.learn.guards.config import LEVELS, ActionLimitConfig, CnnRateConfig, GuardConfig
 from avtd3.learn.guards.limits import Finding, History, check_layers, check_reading
 from avtd3.learn.guards.readings import LayerProbe, Reading, Window
@@ -18,15 +19,22 @@ CNNS = ("actor", "critic")
 _SERIOUS = LEVELS.index("serious")
 
 
+@dataclasses.dataclass(slots=True, kw_only=True)
+class RateState:
+    """The state of a `CnnRate`, as in a checkpoint."""
+
+    share: float = 1.0
+    """Share of the configured rate, in [floor, 1]."""
+    halved_at: int | None = None
+    calm_since: int | None = None
+
+
 class CnnRate:
     """The learning rate of one CNN: halved while its features are large, then doubled again."""
 
     def __init__(self, config: CnnRateConfig) -> None:
-        self.share = 1.0
-        """Share of the configured rate, in [floor, 1]."""
+        self.state = RateState()
         self._config = config
-        self._halved_at: int | None = None
-        self._calm_since: int | None = None
 
     def read(self, feature_norm: float, at: int) -> str:
         """Adapt the rate to a feature norm; return what changed, or an empty text."""
@@ -34,50 +42,51 @@ class CnnRate:
         if not config.enabled or not math.isfinite(feature_norm):
             return ""
         if feature_norm >= config.recover_below:
-            self._calm_since = None
-        elif self._calm_since is None:
-            self._calm_since = at
+            self.state.calm_since = None
+        elif self.state.calm_since is None:
+            self.state.calm_since = at
         if feature_norm > config.halve_above:
             return self._halve(feature_norm, at)
-        if self._calm_since is not None and at - self._calm_since >= config.recover_after:
+        if self.state.calm_since is not None and at - self.state.calm_since >= config.recover_after:
             return self._recover(at)
         return ""
 
     def reduce(self, factor: float, at: int) -> None:
         """Multiply the rate by a factor, but not below the floor."""
-        self.share = max(self.share * factor, self._config.floor)
-        self._halved_at, self._calm_since = at, None
-
-    def state(self) -> dict[str, Any]:
-        """Return the state as JSON, for a checkpoint."""
-        return {"share": self.share, "halved_at": self._halved_at, "calm_since": self._calm_since}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned."""
-        self.share = float(state["share"])
-        self._halved_at, self._calm_since = state["halved_at"], state["calm_since"]
+        self.state.share = max(self.state.share * factor, self._config.floor)
+        self.state.halved_at, self.state.calm_since = at, None
 
     def _halve(self, feature_norm: float, at: int) -> str:
         config = self._config
-        is_cooling = self._halved_at is not None and at - self._halved_at < config.cool_down
-        if is_cooling or self.share <= config.floor:
+        is_cooling = (
+            self.state.halved_at is not None and at - self.state.halved_at < config.cool_down
+        )
+        if is_cooling or self.state.share <= config.floor:
             return ""
         self.reduce(0.5, at)
         return (
             f"the feature norm is {feature_norm:.4g}, expected at most {config.halve_above:g}: the "
-            f"CNN's learning rate is now {self.share:.3g} of the configured one"
+            f"CNN's learning rate is now {self.state.share:.3g} of the configured one"
         )
 
     def _recover(self, at: int) -> str:
-        self._calm_since = at
-        if self.share >= 1.0:
+        self.state.calm_since = at
+        if self.state.share >= 1.0:
             return ""
-        self.share = min(2.0 * self.share, 1.0)
+        self.state.share = min(2.0 * self.state.share, 1.0)
         return (
             f"the feature norm stayed below {self._config.recover_below:g} for "
-            f"{self._config.recover_after} updates: the CNN's learning rate is {self.share:.3g} of "
-            "the configured one again"
+            f"{self._config.recover_after} updates: the CNN's learning rate is "
+            f"{self.state.share:.3g} of the configured one again"
         )
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class LimitState:
+    """The state of an `ActionLimit`, as in a checkpoint."""
+
+    is_lifted: bool
+    calm_since: int | None = None
 
 
 class ActionLimit:
@@ -85,13 +94,12 @@ class ActionLimit:
 
     def __init__(self, config: ActionLimitConfig) -> None:
         self._config = config
-        self._is_lifted = config.share >= 1.0
-        self._calm_since: int | None = None
+        self.state = LimitState(is_lifted=config.share >= 1.0)
 
     @property
     def share(self) -> float:
         """Share of each half range of the action that policies may use now."""
-        return 1.0 if self._is_lifted else self._config.share
+        return 1.0 if self.state.is_lifted else self._config.share
 
     def read(self, last: Mapping[str, float], episode_length: float | None, at: int) -> str:
         """Remove the limit if training looks healthy; return why, or an empty text.
@@ -99,32 +107,41 @@ class ActionLimit:
         Without a camera there is no feature norm, and that condition is ignored.
         """
         config = self._config
-        if self._is_lifted or (spread := last.get("actor/action_std")) is None:
+        if self.state.is_lifted or (spread := last.get("actor/action_std")) is None:
             return ""
         if not last.get("actor_cnn/feature_norm", 0.0) < config.feature_norm_below:
-            self._calm_since = None
+            self.state.calm_since = None
             return ""
-        if self._calm_since is None:
-            self._calm_since = at
-        calm = at - self._calm_since
+        if self.state.calm_since is None:
+            self.state.calm_since = at
+        calm = at - self.state.calm_since
         is_long = episode_length is not None and episode_length > config.episode_length_above
         if calm < config.for_updates or not spread > config.action_std_above or not is_long:
             return ""
-        self._is_lifted = True
+        self.state.is_lifted = True
         return (
             f"the actions of policies are no longer limited: for {calm} updates the feature norm "
             f"stayed below {config.feature_norm_below:g}, the standard deviation of the actions is "
             f"{spread:.3g}, and the newest episodes have {episode_length:.0f} steps"
         )
 
-    def state(self) -> dict[str, Any]:
-        """Return the state as JSON, for a checkpoint."""
-        return {"is_lifted": self._is_lifted, "calm_since": self._calm_since}
+    def restore(self, state: LimitState) -> None:
+        """Continue from a checkpoint; keep the limit off if it is not configured."""
+        is_lifted = state.is_lifted or self._config.share >= 1.0
+        self.state = dataclasses.replace(state, is_lifted=is_lifted)
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned; keep the limit off if it is not configured."""
-        self._is_lifted = bool(state["is_lifted"]) or self._config.share >= 1.0
-        self._calm_since = state["calm_since"]
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GuardState:
+    """The state of all guards, as in a checkpoint."""
+
+    alerts: AlertState
+    rates: dict[str, RateState]
+    action_limit: LimitState
+    last_good: int | None
+    rollbacks: int
+    memory: History
+    window: Reading
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,32 +235,34 @@ class GuardMonitor:
 
     def state(self) -> dict[str, Any]:
         """Return the state of all guards as JSON, for a checkpoint."""
-        return {
-            "alerts": self.alerts.state(),
-            "rates": {name: rate.state() for name, rate in self.rates.items()},
-            "action_limit": self.action_limit.state(),
-            "last_good": self.last_good,
-            "rollbacks": self.rollbacks,
-            "memory": dataclasses.asdict(self._history),
-            "window": self._window.settle().document(),
-        }
+        state = GuardState(
+            alerts=self.alerts.state(),
+            rates={name: rate.state for name, rate in self.rates.items()},
+            action_limit=self.action_limit.state,
+            last_good=self.last_good,
+            rollbacks=self.rollbacks,
+            memory=self._history,
+            window=self._window.settle(),
+        )
+        document: dict[str, Any] = as_json(state)
+        return document
 
-    def restore(self, state: Mapping[str, Any], networks: TD3State) -> None:
+    def restore(self, document: Mapping[str, Any], networks: TD3State) -> None:
         """Continue from what `state` returned; checkpoints without guards have an empty mapping."""
-        if not state:
+        if not document:
             return
-        try:
-            self.alerts.restore(state["alerts"])
-            for name, rate in self.rates.items():
-                rate.restore(state["rates"][name])
-            self.action_limit.restore(state["action_limit"])
-            self.last_good, self.rollbacks = state["last_good"], int(state["rollbacks"])
-            self._history = History(**state["memory"])
-            self._window.restore(Reading.from_json(state["window"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"the checkpoint's guards cannot be read ({error!r}); resume from another one"
-            ) from error
+        where = "the checkpoint's guards"
+        state = read_as(GuardState, document, where)
+        is_whole = state.rates.keys() >= set(CNNS) and state.window.is_consistent()
+        if not is_whole or not all(0.0 < rate.share <= 1.0 for rate in state.rates.values()):
+            raise CheckpointError(f"{where} are incomplete; resume from another checkpoint")
+        self.alerts.restore(state.alerts)
+        for name, rate in self.rates.items():
+            rate.state = state.rates[name]
+        self.action_limit.restore(state.action_limit)
+        self.last_good, self.rollbacks = state.last_good, state.rollbacks
+        self._history = state.memory
+        self._window.restore(state.window)
         self._is_serious = False
         set_cnn_rates(networks, self.rates)
 
@@ -282,7 +301,7 @@ def set_cnn_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
             if group["part"] == "cnn":
                 decay = group["lr"] / group["base_lr"]
                 full = group.setdefault("full_lr", group["base_lr"])
-                group["base_lr"] = full * rate.share
+                group["base_lr"] = full * rate.state.share
                 group["lr"] = decay * group["base_lr"]
 
 

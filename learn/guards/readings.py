@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 from avtd3.learn.batch import Batch
 from avtd3.learn.gradient_clip import GradientNorms
 from avtd3.learn.guards.config import UPDATE_RATIOS, WEIGHTS
+from avtd3.learn.logging import actor_scalars, feature_scalars
 from avtd3.learn.td3 import TD3State, Update
-from avtd3.learn.update_metrics import actor_scalars, feature_scalars, json_number
 
 
 class LayerProbe:
@@ -72,6 +71,8 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     return total
 
 
+_ALWAYS = ("loss", "q_min", "q_max", "grad_norm", "finite")
+"""Columns of the updates of both networks."""
 _LAST = ("feature_norm", "dead_units", "saturation", "action_std")
 """Metrics of the last update that the guards check."""
 
@@ -95,20 +96,6 @@ class Rows:
         for name, values in columns.items():
             self.columns.setdefault(name, []).extend(values)
 
-    def document(self) -> dict[str, Any]:
-        """Return the table as JSON; numbers that are not finite become text."""
-        columns = {name: [json_number(x) for x in column] for name, column in self.columns.items()}
-        return {"updates": self.updates, "columns": columns}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read what `document` returned."""
-        columns = document["columns"].items()
-        return cls(
-            updates=[int(update) for update in document["updates"]],
-            columns={str(name): [float(x) for x in column] for name, column in columns},
-        )
-
 
 @dataclasses.dataclass(slots=True)
 class Reading:
@@ -122,21 +109,15 @@ class Reading:
     last: dict[str, float] = dataclasses.field(default_factory=dict)
     """Metrics of the features and actions at the last update of each network."""
 
-    def document(self) -> dict[str, Any]:
-        """Return the reading as JSON; numbers that are not finite become text."""
-        return {
-            "critic": self.critic.document(),
-            "actor": self.actor.document(),
-            "last": {name: json_number(value) for name, value in self.last.items()},
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read what `document` returned."""
-        return cls(
-            critic=Rows.from_json(document["critic"]),
-            actor=Rows.from_json(document["actor"]),
-            last={str(name): float(value) for name, value in document["last"].items()},
+    def is_consistent(self) -> bool:
+        """Return whether every column that the guards read has a value for each update."""
+        return all(
+            not rows.updates or set(_ALWAYS) <= rows.columns.keys()
+            for rows in (self.critic, self.actor)
+        ) and all(
+            len(column) == len(rows.updates)
+            for rows in (self.critic, self.actor)
+            for column in rows.columns.values()
         )
 
 

@@ -7,6 +7,7 @@ Dask cluster, adds up the results, and compares segments and datasets with each 
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import time
 from collections import Counter
@@ -32,7 +33,13 @@ from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.segment_audit import SegmentAudit, SegmentTask, audit_segment
 from avtd3.store.audit.statistics import Summary
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import Avtd3Error, ConfigError, DatasetUnreadableError
+from avtd3.store.errors import (
+    Avtd3Error,
+    ConfigError,
+    DatasetError,
+    DatasetUnreadableError,
+    advice,
+)
 from avtd3.store.files import drop_cached, is_directory, is_passing, list_directory
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import QUARANTINE, SEGMENTS, STAGING
@@ -88,18 +95,13 @@ class AuditConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AuditProgress:
-    """Progress of an audit."""
+    """Progress of an audit: segments done and to do, and what was found in those done."""
 
     segments_done: int
-    """Segments that were audited."""
     segments_total: int
-    """Segments to audit."""
     steps: int
-    """Steps in the audited segments."""
     errors: int
-    """Errors found so far."""
     warnings: int
-    """Warnings found so far."""
 
     @property
     def fraction(self) -> float:
@@ -146,16 +148,7 @@ def audit(
         >>> import tempfile
         >>> from pathlib import Path
         >>> from avtd3.store import AuditConfig, Dataset, EpisodeSpec, ImageSpec, audit_datasets
-        >>> spec = EpisodeSpec(
-        ...     image=ImageSpec(height=84, width=84),
-        ...     vector_names=(),
-        ...     vector_scales=(),
-        ...     action_names=("steer",),
-        ...     action_low=(-1.0,),
-        ...     action_high=(1.0,),
-        ...     reward_terms=(),
-        ...     control_period_s=0.05,
-        ... )
+        >>> spec = EpisodeSpec(image=ImageSpec(), action_names=("steer",))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     dataset = Dataset.create(Path(folder) / "data", spec)
         ...     report = audit_datasets([dataset.path], AuditConfig(strict=True))
@@ -183,24 +176,19 @@ def audit(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KeptSegment:
-    """A damaged segment that was not moved into quarantine."""
+    """A damaged segment that was not moved into quarantine, and why."""
 
     dataset: str
-    """Path of the dataset."""
     segment: str
-    """Id of the segment."""
     reason: str
-    """Why it was not moved."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineReport:
-    """What `quarantine_damaged` did, or would do."""
+    """Which segments `quarantine_damaged` moved, or would move, and which it kept."""
 
     moved: tuple[str, ...]
-    """Ids of the segments that were moved."""
     kept: tuple[KeptSegment, ...]
-    """Segments with errors that were not moved."""
 
 
 MOST_ALIKE = 0.5
@@ -215,14 +203,7 @@ def quarantine_damaged(report: AuditReport, *, dry_run: bool = False) -> Quarant
 
     An error is proven if a second audit of the segment, which reads all its bytes again, finds it
     as well. If most segments of a dataset fail the same check of their bytes, none of these is
-    moved.
-
-    Args:
-        report: The first audit.
-        dry_run: Whether to move nothing.
-
-    Raises:
-        StorageError: A dataset is not writable.
+    moved. Raise StorageError if a dataset is not writable.
     """
     proven: list[tuple[SegmentTask, frozenset[str]]] = []
     kept: list[KeptSegment] = []
@@ -265,15 +246,9 @@ def _audit_again(task: SegmentTask) -> SegmentAudit:
 
 
 def sample_segments(segment_ids: Sequence[str], share: float) -> frozenset[str]:
-    """Select about a share of the segments, at least one, the same on every machine.
-
-    Whether a segment is selected depends only on its id, so the selection is stable when the
-    dataset grows.
-    """
-    place = {
-        name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2.0**64
-        for name in segment_ids
-    }
+    """Select about a share of the segments, at least one, by their ids only."""
+    digests = {name: hashlib.sha256(os.fsencode(name)).digest() for name in segment_ids}
+    place = {name: int.from_bytes(d[:8], "big") / 2.0**64 for name, d in digests.items()}
     chosen = frozenset(name for name in segment_ids if place[name] < share)
     return chosen or frozenset(sorted(segment_ids, key=place.__getitem__)[:1])
 
@@ -302,9 +277,9 @@ class _Aggregate:
         if dataset in self._datasets:
             return []
         faults, is_readable = _root_faults(path)
-        names, strays, listing_faults = _list_segments(path)
-        faults += [Fault(check="stray", message=f"segments/{name}") for name in strays]
-        if is_readable and not listing_faults and (replaced := self._replaced(path, faults)):
+        names, listing_faults = _list_segments(path)
+        is_listed = not any(fault.check == "unreadable" for fault in listing_faults)
+        if is_readable and is_listed and (replaced := self._replaced(path, faults)):
             # Readers ignore these segments, so they are neither counted nor checked.
             names = [name for name in names if name not in replaced]
             faults.append(Fault(check="replaced", message=f"{len(replaced)} in segments/"))
@@ -318,7 +293,7 @@ class _Aggregate:
         if quarantined:
             message = f"{quarantined} in {path / QUARANTINE}"
             faults.append(Fault(check="quarantined", message=message))
-        if not names and not listing_faults:
+        if not names and is_listed:
             faults.append(Fault(check="empty", message="0 segments, expected 1 or more"))
         for fault in (*faults, *listing_faults, *staging_faults, *quarantine_faults):
             self._log.add(fault, dataset=dataset)
@@ -343,7 +318,7 @@ class _Aggregate:
         """Return the ids of segments that were merged into others; log claims that are not true."""
         try:
             snapshot = Dataset.open(path).snapshot()
-        except DatasetUnreadableError as error:
+        except (DatasetError, OSError) as error:
             faults.append(Fault(check="unreadable", message=str(error)))
             return frozenset()
         for claim in snapshot.unproven:
@@ -394,12 +369,7 @@ class _Aggregate:
         )
 
     def report(self, *, seconds: float, complete: bool) -> AuditReport:
-        """Check the segments against each other, save the checksum caches, and return the report.
-
-        Args:
-            seconds: Wall-clock time of the audit.
-            complete: Whether all segments were audited.
-        """
+        """Check the segments against each other, save the caches, and return the report."""
         for path, (cache, names) in self._caches.items():
             cache.save(self._stamps.get(path, {}), names)
         self._check_plans(gaps=complete and self._config.sample == 1.0)
@@ -414,7 +384,6 @@ class _Aggregate:
             datasets=tuple(self._datasets.values()),
             total=total,
             log=self._log,
-            damaged=tuple((task.dataset, task.segment_id) for task in self._damaged),
             damaged_tasks=tuple(self._damaged),
             worst=self._worst,
             windows=self._windows,
@@ -436,30 +405,47 @@ class _Aggregate:
 
 
 def _root_faults(path: Path) -> tuple[list[Fault], bool]:
-    """Open a dataset; return its faults, and whether its segments can be read.
-
-    Raises:
-        DatasetError: The path is not a dataset at all.
-    """
+    """Return a dataset's faults, and whether its segments can be read; raise if it is none."""
     try:
         Dataset.open(path)
     except DatasetUnreadableError as error:
         return [Fault(check="unreadable", message=str(error))], False
     except (Avtd3Error, OSError) as error:
-        if not is_directory(path / SEGMENTS):
+        faults = [Fault(check="dataset-unreadable", message=str(error))]
+        try:
+            is_dataset = is_directory(path / SEGMENTS)
+        except OSError as unreadable:
+            return [*faults, *_listing_faults(path / SEGMENTS, unreadable)], False
+        if not is_dataset:
             raise
-        return [Fault(check="dataset-unreadable", message=str(error))], False
+        return faults, False
     return [], True
 
 
-def _list_segments(path: Path) -> tuple[list[str], list[str], list[Fault]]:
-    """Return the names of the directories in ``segments/``, of other entries, and the faults."""
+def _list_segments(path: Path) -> tuple[list[str], list[Fault]]:
+    """Return the names of the directories in ``segments/``, and faults of the other entries."""
     try:
         folders, others = list_directory(path / SEGMENTS)
     except OSError as error:
-        return [], [], _listing_faults(path / SEGMENTS, error)
-    names = [name for name in folders if not name.startswith(".")]
-    return names, sorted({*folders, *others} - set(names)), []
+        return [], _listing_faults(path / SEGMENTS, error)
+    names, faults = [], []
+    for name in (*folders, *others):
+        if target := _link_target(path / SEGMENTS / name):
+            message = f"segments/{name} is a symbolic link to {target}"
+            faults.append(Fault(check="segment-link", message=message))
+        elif name in others or name.startswith("."):
+            faults.append(Fault(check="stray", message=f"segments/{name}"))
+        else:
+            names.append(name)
+    return names, faults
+
+
+def _link_target(path: Path) -> str:
+    """Return where a symbolic link points; empty if it is none or cannot be read now."""
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
 
 
 def _count_entries(path: Path) -> tuple[int, list[Fault]]:
@@ -471,7 +457,7 @@ def _count_entries(path: Path) -> tuple[int, list[Fault]]:
 
 
 def _listing_faults(path: Path, error: OSError) -> list[Fault]:
-    message = f"{path} cannot be listed: {error.strerror}"
+    message = f"{path} cannot be listed: {advice(error, reads=True)}"
     return [Fault(check="unreadable", message=message)] if is_passing(error) else []
 
 
@@ -493,11 +479,13 @@ def _planned_twice(
 
 def _index_gaps(plan: str, parts: list[NDArray[np.int64]]) -> Iterator[Fault]:
     """Yield a fault if a plan has no episode at some positions below its highest."""
-    index = np.unique(np.concatenate(parts))
-    missing = np.setdiff1d(np.arange(index[-1] + 1), index)
-    if missing.size:
-        shown = ", ".join(map(str, missing[:5].tolist())) + (", ..." if missing.size > 5 else "")
-        message = f"plan {plan[:16]} lacks {missing.size} episodes below {index[-1]}: {shown}"
+    index = np.unique(np.concatenate(parts)).tolist()
+    missing = index[-1] + 1 - len(index)
+    if missing:
+        gaps = (range(low + 1, high) for low, high in itertools.pairwise([-1, *index]))
+        first = itertools.islice(itertools.chain.from_iterable(gaps), 5)
+        shown = ", ".join(map(str, first)) + (", ..." if missing > 5 else "")
+        message = f"plan {plan[:16]} lacks {missing} episodes below {index[-1]}: {shown}"
         yield Fault(check="index-gap", message=message)
 
 
@@ -538,11 +526,7 @@ def _scheduler(
 
 @contextlib.contextmanager
 def _cluster(address: str) -> Iterator[Any]:
-    """Connect to a Dask cluster.
-
-    Raises:
-        ConfigError: ``distributed`` is not installed, or the cluster cannot be reached.
-    """
+    """Connect to a Dask cluster, or raise ConfigError."""
     try:
         from distributed import Client
     except ImportError as error:

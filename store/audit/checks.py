@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from avtd3.store.audit.findings import Fault
 from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
 from avtd3.store.errors import ConfigError
+from avtd3.store.events import EventTable
 
 SUM_TOLERANCE = 1e-3
 """Largest difference of a reward or return from its sum, times the summed magnitude or 1."""
@@ -88,8 +89,11 @@ def episode_bounds(
     offset: NDArray[np.int64], length: NDArray[np.int64], *, steps: int, observations: int
 ) -> Faults:
     """Check that episodes follow each other without gaps and fill the arrays."""
-    for episode in np.flatnonzero(length < 1).tolist():
-        yield episode, f"length {length[episode]}, expected 1+"
+    impossible = np.flatnonzero((length < 1) | (length > steps)).tolist()
+    for episode in impossible:
+        yield episode, f"length {length[episode]}, expected 1 to {steps}"
+    if impossible:
+        return  # sums of such lengths may overflow
     expected = np.concatenate([[0], np.cumsum(length)])
     for episode in np.flatnonzero(offset != expected[:-1]).tolist()[:1]:
         found = f"offset {offset[episode]}"
@@ -98,6 +102,15 @@ def episode_bounds(
         yield None, f"lengths add up to {expected[-1]}, expected the {steps} steps of the segment"
     if observations != steps + len(length):
         yield None, f"{observations} observations, expected {steps} steps + {len(length)} episodes"
+
+
+def other_control(events: EventTable | None) -> Faults:
+    """Find episodes with an event that says that the simulator drove with another action."""
+    if events is None:
+        return
+    for row in (row for row, kind in enumerate(events.kind) if kind == "other_control"):
+        text = f"{events.value[row]:.0f} steps driven with another action than the stored one"
+        yield int(events.episode[row]), f"{text}, the first step {events.step[row]}; expected none"
 
 
 def step_after_end(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -490,7 +503,10 @@ def _advances(
     inside[data.observation_start] = False
     with np.errstate(invalid="ignore"):  # infinity minus infinity, which `not_finite` reports
         advance = np.diff(values, prepend=values[:1])
-    return advance.astype(np.float64), inside
+        # A difference that does not fit into int64 has the wrong sign.
+        rises = values > np.concatenate([values[:1], values[:-1]])
+    wrapped = rises != (advance > 0)
+    return np.where(wrapped, np.where(rises, 2.0**63, -(2.0**63)), advance), inside
 
 
 def _repeats(values: NDArray[np.float32], start_of: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -5,24 +5,22 @@ needs does not grow with the number of findings.
 """
 
 import dataclasses
+import functools
 import heapq
 from collections import Counter
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 Severity = Literal["error", "warning", "info"]
 """How bad a problem is. Do not train on data with an ``error``; an ``info`` is harmless."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """One kind of problem that an audit looks for."""
+    """One kind of problem that an audit looks for, in a few words, and what to do about it."""
 
     severity: Severity
-    """How bad the problem is."""
     title: str
-    """The problem, in a few words."""
     fix: str
-    """What to do about the problem."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +37,15 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One problem, with the place where it was found."""
+    """A `Fault` with the place where it was found."""
 
     check: str
-    """Name in `CHECKS`."""
     severity: Severity
-    """Severity of the check."""
     dataset: str
-    """Path of the dataset."""
     segment: str
     """Id of the segment; empty if the problem is in the dataset."""
     episode: int | None
-    """As in `Fault`."""
     message: str
-    """What was found and what was expected."""
 
     def document(self) -> dict[str, object]:
         """Return the finding as a JSON object, with its fix."""
@@ -111,30 +104,11 @@ class FindingLog:
 _QUARANTINE = "run `avtd3 replay-inspect --quarantine`, or copy the segment again"
 _FIX_THE_SOURCE = "quarantine the segment, and fix the simulator or task that wrote it"
 
-
-def _error(title: str, fix: str) -> Check:
-    return Check(severity="error", title=title, fix=fix)
-
-
-def _warning(title: str, fix: str) -> Check:
-    return Check(severity="warning", title=title, fix=fix)
-
-
-def _info(title: str, fix: str) -> Check:
-    return Check(severity="info", title=title, fix=fix)
-
+_error, _warning, _info = (functools.partial(Check, kind) for kind in get_args(Severity))
 
 BYTE_CHECKS = frozenset(
-    (
-        "manifest",
-        "spec-digest",
-        "file-missing",
-        "file-size",
-        "file-digest",
-        "array-metadata",
-        "array-unreadable",
-    )
-)
+    ("manifest", "spec-digest", "file-missing", "file-size", "file-digest", "array-metadata")
+) | {"array-unreadable"}
 """Errors of the bytes of a segment, which a bad disk, mount or copy may cause in many segments."""
 
 CHECKS: dict[str, Check] = {
@@ -144,6 +118,10 @@ CHECKS: dict[str, Check] = {
     ),
     "empty": _warning("the dataset has no published segments", "collect with `avtd3 collect`"),
     "stray": _warning("segments/ contains an entry that is not a segment", "move it elsewhere"),
+    "segment-link": _warning(
+        "segments/ contains a symbolic link, which readers do not follow",
+        "move the segment itself there in place of the link",
+    ),
     "manifest-missing": _warning(
         "a segment has no MANIFEST.json, so readers ignore it",
         "copy the segment again; if no copy is in progress, delete the directory",
@@ -207,6 +185,10 @@ CHECKS: dict[str, Check] = {
     "frame-gap": _warning(
         "frames were lost",
         "check whether the simulator is overloaded; the data can be used for training",
+    ),
+    "other-control": _warning(
+        "the simulator drove steps with another action than the stored one",
+        "send controls acknowledged; exclude the episodes in which it happened often",
     ),
     "sim-time": _warning(
         "simulated time does not advance by the control period",
@@ -332,12 +314,7 @@ class WorstEpisode:
 
 
 def worst_episodes(known: tuple[WorstEpisode, ...], log: FindingLog) -> tuple[WorstEpisode, ...]:
-    """Return the `MAX_WORST` worst episodes, worst first.
-
-    Args:
-        known: The worst episodes of the segments so far.
-        log: The findings of one more segment.
-    """
+    """Return the `MAX_WORST` worst of known episodes and those of one more log, worst first."""
     checks: dict[tuple[str, str, int], list[str]] = {}
     severities: Counter[tuple[tuple[str, str, int], str]] = Counter()
     for finding in log.findings():

@@ -44,23 +44,15 @@ SETTLED_NS = 2_000_000_000
 
 
 def stamp(path: Path, manifest_digest: str, names: Iterable[str]) -> str:
-    """Return a digest of the sizes, mtimes and inodes of a segment's files.
+    """Return a digest of the manifest's digest and of the sizes, mtimes and inodes of files.
 
-    Args:
-        path: Directory of the segment.
-        manifest_digest: Digest of the manifest, which contains the checksums.
-        names: Names of the files.
-
-    Returns:
-        The stamp, or an empty string if a file is so new that a later write may go unnoticed.
-
-    Raises:
-        OSError: A file was removed.
+    It is empty if a file is so new that a later write may go unnoticed.
     """
     digest, newest = hashlib.sha256(manifest_digest.encode()), 0
     for name in sorted(names):
         status = retry(os.lstat, path / name)
-        digest.update(f"\n{name} {status.st_size} {status.st_mtime_ns} {status.st_ino}".encode())
+        line = f"\n{name} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+        digest.update(line.encode("utf-8", "surrogateescape"))
         newest = max(newest, status.st_mtime_ns)
     return digest.hexdigest() if newest < time.time_ns() - SETTLED_NS else ""
 
@@ -86,13 +78,9 @@ class VerifiedSegments:
         return self._stamps.get(segment_id, "")
 
     def save(self, fresh: dict[str, str], present: Iterable[str]) -> None:
-        """Add stamps, drop those of segments that are gone, and replace the file atomically.
+        """Add stamps by segment id, drop those of segments that are gone, and replace the file.
 
-        If the dataset cannot be written, nothing is cached.
-
-        Args:
-            fresh: New stamps by segment id; an empty stamp removes the old one.
-            present: Ids of the segments in the dataset.
+        An empty stamp removes the old one. If the dataset cannot be written, nothing is cached.
         """
         kept = {**self._stamps, **fresh}
         names = set(present)
@@ -108,14 +96,7 @@ class VerifiedSegments:
 
 
 def open_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
-    """Read a segment's manifest.
-
-    Args:
-        path: Directory of the segment.
-
-    Returns:
-        The manifest and no fault, or None and one fault.
-    """
+    """Read a segment's manifest; return it and no fault, or None and one fault."""
     try:
         return read_manifest(path), []
     except SegmentNotFoundError:
@@ -131,33 +112,20 @@ def open_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
         return None, [Fault(check="manifest", message=str(error))]
 
 
-def spec_faults(manifest: Manifest, spec: EpisodeSpec) -> Iterator[Fault]:
-    """Check that the segment was written for the spec of its dataset."""
-    if manifest.spec_digest != spec.digest:
-        message = f"spec digest {manifest.spec_digest[:16]}, expected {spec.digest[:16]}"
-        yield Fault(check="spec-digest", message=message)
-
-
 def file_faults(
     path: Path, manifest: Manifest, found: Mapping[str, int], *, hashes: bool
 ) -> Iterator[Fault]:
-    """Compare the segment's files with its manifest.
+    """Compare the files that `list_files` found with the manifest; raise OSError if unreadable.
 
-    Args:
-        path: Directory of the segment.
-        manifest: Manifest of the segment.
-        found: Names and sizes of the files, from `list_files`.
-        hashes: Whether to verify checksums; names and sizes are always checked.
-
-    Raises:
-        OSError: A file cannot be read.
+    Names and sizes are always checked, checksums only with `hashes`.
     """
     for name, entry in manifest.files.items():
         if name not in found:
             message = f"{name} is missing, expected {entry.size} bytes"
             yield Fault(check="file-missing", message=message)
         elif found[name] != entry.size:
-            message = f"{name} has {found[name]} bytes, expected {entry.size}"
+            link = ", is a symbolic link" if (path / name).is_symlink() else ""
+            message = f"{name} has {found[name]} bytes{link}, expected {entry.size}"
             yield Fault(check="file-size", message=message)
         elif hashes and (digest := sha256_of_file(path / name)) != entry.sha256:
             message = f"{name} has SHA-256 {digest[:16]}, expected {entry.sha256[:16]}"
@@ -168,11 +136,7 @@ def file_faults(
 
 
 def list_files(path: Path) -> dict[str, int]:
-    """Return the size in bytes of every file below ``path``, by name; links are not followed.
-
-    Raises:
-        OSError: A file was removed meanwhile, or cannot be looked at now.
-    """
+    """Return the size in bytes of every file below ``path``, by name; links are not followed."""
     found: dict[str, int] = {}
     folders = [""]
     while folders:
@@ -187,11 +151,7 @@ def list_files(path: Path) -> dict[str, int]:
 
 
 def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[Fault]:
-    """Compare each array's ``zarr.json`` with the spec and the counts of the manifest.
-
-    Raises:
-        OSError: A file cannot be read now.
-    """
+    """Compare each array's ``zarr.json`` with the spec and the counts of the manifest."""
     expected = segment_arrays(
         spec,
         episodes=manifest.episodes,

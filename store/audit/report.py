@@ -1,7 +1,8 @@
 """The result of an audit: `AuditReport`."""
 
 import dataclasses
-from typing import Literal, Self
+import math
+from typing import Any, Literal, Self
 
 from avtd3.store.audit.findings import Finding, FindingLog, WorstEpisode
 from avtd3.store.audit.segment_audit import SegmentTask
@@ -10,18 +11,29 @@ from avtd3.store.audit.statistics import Summary
 Verdict = Literal["ok", "warnings", "unreadable", "errors"]
 
 
+def json_safe(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a document that every reader of JSON accepts.
+
+    Numbers that are not finite become None. Lone surrogates, such as bytes of a file name that are
+    not UTF-8, become visible.
+    """
+    if isinstance(value, dict):
+        return {json_safe(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(json_safe, value))
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetReport:
-    """The contents of one dataset."""
+    """The contents of one dataset, and its numbers of unpublished and quarantined segments."""
 
     path: str
-    """Path of the dataset."""
     summary: Summary
-    """What its published segments contain."""
     staging: int
-    """Number of unpublished segments in ``.staging/``."""
     quarantined: int
-    """Number of segments in ``quarantine/``."""
 
     def including(self, summary: Summary) -> Self:
         """Return the report with the summary of one more segment added."""
@@ -54,8 +66,6 @@ class AuditReport:
     """The contents of all datasets together."""
     log: FindingLog
     """The findings, and the number of findings of each check."""
-    damaged: tuple[tuple[str, str], ...]
-    """Dataset and id of each segment with an error."""
     worst: tuple[WorstEpisode, ...]
     """The episodes with the most findings, worst first."""
     windows: tuple[Summary, ...]
@@ -72,6 +82,11 @@ class AuditReport:
     """Wall-clock time of the audit."""
     damaged_tasks: tuple[SegmentTask, ...] = ()
     """The tasks of the damaged segments, with which they can be audited again."""
+
+    @property
+    def damaged(self) -> tuple[tuple[str, str], ...]:
+        """Return dataset and id of each segment with an error."""
+        return tuple((task.dataset, task.segment_id) for task in self.damaged_tasks)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -101,7 +116,7 @@ class AuditReport:
 
     def document(self) -> dict[str, object]:
         """Return the report as a JSON object, in which all numbers are finite."""
-        return {
+        document: dict[str, object] = {
             "verdict": self.verdict,
             **self.total.document(),
             "findings": [finding.document() for finding in self.findings],
@@ -120,3 +135,5 @@ class AuditReport:
             "complete": self.complete,
             "seconds": self.seconds,
         }
+        safe: dict[str, object] = json_safe(document)
+        return safe

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.checks import CheckLimits, check_values, episode_bounds
+from avtd3.store.audit.checks import CheckLimits, check_values, episode_bounds, other_control
 from avtd3.store.audit.duplicates import perceptual_hashes, step_digests
 from avtd3.store.audit.findings import CHECKS, Fault, FindingLog
 from avtd3.store.audit.integrity import (
@@ -18,7 +18,6 @@ from avtd3.store.audit.integrity import (
     file_faults,
     list_files,
     open_manifest,
-    spec_faults,
     stamp,
 )
 from avtd3.store.audit.segment_data import SegmentData
@@ -39,22 +38,16 @@ from avtd3.store.spec import EpisodeSpec
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentTask:
-    """A segment to audit, and how."""
+    """A segment to audit, and how; see `AuditConfig`."""
 
     dataset: str
-    """Path of the dataset."""
     segment_id: str
-    """Id of the segment."""
     reads_data: bool
     """Whether to read the data, or only the manifest and the sizes of the files."""
     limits: CheckLimits
-    """Limits of the checks."""
     max_findings: int
-    """Largest number of findings to keep per check."""
     gamma: float
-    """Discount per step, for the largest discounted return."""
     windows: tuple[EpisodeFilter, ...] = ()
-    """Sets of episodes to summarise separately."""
     verified: str = ""
     """Stamp with which the checksums were verified before, see `avtd3.store.audit.integrity`."""
 
@@ -66,7 +59,6 @@ class SegmentContents:
     summary: Summary = dataclasses.field(default_factory=Summary)
     """Sizes of the files, counts from the manifest, and statistics of the data."""
     windows: tuple[Summary, ...] = ()
-    """Summaries of the task's windows."""
     plan_index: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
     """int64 (n,): positions of the episodes in the collector's plan, where known."""
     digests: NDArray[np.uint64] = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
@@ -74,7 +66,6 @@ class SegmentContents:
     hashes: NDArray[np.uint64] = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
     """uint64 (E,), see `perceptual_hashes`."""
     faults: tuple[Fault, ...] = ()
-    """Faults of the values."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +74,7 @@ class SegmentAudit:
 
     task: SegmentTask
     log: FindingLog
-    """The findings."""
     contents: SegmentContents
-    """What the segment contains."""
     manifest_digest: str
     """Empty if the manifest cannot be read."""
     plan: str
@@ -96,6 +85,11 @@ class SegmentAudit:
 
 def audit_segment(task: SegmentTask) -> SegmentAudit:
     """Audit one segment; problems become findings, not exceptions."""
+    with np.errstate(all="ignore"):  # numbers of any size: what is not finite is a finding
+        return _audit_segment(task)
+
+
+def _audit_segment(task: SegmentTask) -> SegmentAudit:
     path = Path(task.dataset) / "segments" / task.segment_id
     manifest, faults = open_manifest(path)
     contents, seen = SegmentContents(), ""
@@ -160,7 +154,10 @@ def _check_files(
 ) -> list[Fault]:
     path = Path(task.dataset) / "segments" / task.segment_id
     hashes = task.reads_data and not is_verified
-    faults = [*spec_faults(manifest, spec), *file_faults(path, manifest, found, hashes=hashes)]
+    faults = [*file_faults(path, manifest, found, hashes=hashes)]
+    if manifest.spec_digest != spec.digest:
+        message = f"spec digest {manifest.spec_digest[:16]}, expected {spec.digest[:16]}"
+        faults.insert(0, Fault(check="spec-digest", message=message))
     # A truncated zarr.json is reported as a truncated file only.
     if task.reads_data and not _has_error(faults):
         faults += array_faults(path, manifest, spec)
@@ -183,13 +180,7 @@ def _manifest_summary(manifest: Manifest, spec: EpisodeSpec) -> Summary:
 
 
 def _read_contents(task: SegmentTask, dataset: Dataset, known: Summary) -> SegmentContents:
-    """Read and check the data of a segment whose files are intact.
-
-    Args:
-        task: The segment.
-        dataset: Its dataset.
-        known: Summary of its files and manifest.
-    """
+    """Read and check the data of a segment whose files are intact, and extend its summary."""
     segment = dataset.open_segment(task.segment_id)
     faults = [
         Fault(check="episode-bounds", episode=episode, message=message)
@@ -204,7 +195,10 @@ def _read_contents(task: SegmentTask, dataset: Dataset, known: Summary) -> Segme
         return SegmentContents(summary=known, faults=tuple(faults))
     data = SegmentData.read(segment)
     try:
-        segment.events()
+        faults += [
+            Fault(check="other-control", episode=episode, message=message)
+            for episode, message in other_control(segment.events())
+        ]
     except SegmentCorruptError as error:
         faults.append(Fault(check="event-bounds", message=str(error)))
     faults += check_values(data, task.limits)

@@ -7,25 +7,28 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from avtd3.store.audit.bins import Bins, near_zero
 from avtd3.store.audit.drift import Drift
 from avtd3.store.audit.findings import CHECKS, Finding
 from avtd3.store.audit.report import AuditReport
-from avtd3.store.audit.statistics import SAMPLE_SIZE, Distribution, Summary
+from avtd3.store.audit.statistics import SAMPLE_SIZE, Bins, Distribution, Summary, near_zero
 from avtd3.store.dataset import Dataset
+from avtd3.store.episode import Episode
 from avtd3.store.errors import Avtd3Error
 from avtd3.store.files import write_aside
 from avtd3.store.render.audit_text import MAX_ACTIONS, dataset_row, staleness_text
-from avtd3.store.render.episode_record import (
-    EpisodePlace,
-    EpisodeRecord,
+from avtd3.store.render.episode_view import (
+    Track,
+    frame_of,
     key_components,
-    readable_tables,
+    readable,
+    seconds_of,
+    spread,
+    tracks_of,
 )
 from avtd3.store.render.html import render_page
 from avtd3.store.render.media import filmstrip
@@ -281,7 +284,13 @@ class ShownEpisode:
 
     why: str
     """What it is an example of."""
-    record: EpisodeRecord
+    name: str
+    """``SEGMENT:NUMBER``."""
+    facts: Mapping[str, Any]
+    """See `Episode.facts`."""
+    seconds: float
+    """Simulated seconds."""
+    tracks: tuple[Track, ...]
     images: tuple[str, ...]
     """Evenly spaced frames as data URIs."""
     size: tuple[int, int]
@@ -290,21 +299,13 @@ class ShownEpisode:
     @property
     def sparklines(self) -> list[tuple[str, Markup]]:
         """Name and sparkline of the first track and of the reward."""
-        first, *others = self.record.tracks
+        first, *others = self.tracks
         drawn = []
         for track in (first, *(t for t in others if t.title == "reward")):
             channel = track.channels[0]
             line = sparkline(channel.values, name=channel.name, shown=track.shown_range)
             drawn.append((shorten(channel.name, 30), line))
         return drawn
-
-
-class _Candidate(NamedTuple):
-    place: EpisodePlace
-    episode_return: float
-    length: int
-    end: str
-    driver: str
 
 
 def choose_episodes(datasets: Sequence[Path]) -> tuple[ShownEpisode, ...]:
@@ -315,56 +316,71 @@ def choose_episodes(datasets: Sequence[Path]) -> tuple[ShownEpisode, ...]:
     """
     chosen: list[ShownEpisode] = []
     size_bytes = 0
-    for why, candidate in _ranked([*_candidates(datasets)]):
+    for why, episode in _ranked([*_candidates(datasets)]):
         try:
-            record = EpisodeRecord.read(candidate.place)
-            images, size = _frames(record)
+            shown = _show(episode, why)
         except (Avtd3Error, OSError):
             continue
-        size_bytes += sum(map(len, images))
+        size_bytes += sum(map(len, shown.images))
         if len(chosen) == MAX_EPISODES or size_bytes > MAX_IMAGE_BYTES:
             break
-        chosen.append(ShownEpisode(why=why, record=record, images=images, size=size))
+        chosen.append(shown)
     return tuple(chosen)
 
 
-def _frames(record: EpisodeRecord) -> tuple[tuple[str, ...], tuple[int, int]]:
-    if record.spec.image is None:
-        return (), (0, 0)
-    return filmstrip(map(record.frame, record.spread(EPISODE_FRAMES)), FRAME_PX)
+def _show(episode: Episode, why: str) -> ShownEpisode:
+    images: tuple[str, ...] = ()
+    size = (0, 0)
+    if episode.spec.image is not None:
+        frames = (frame_of(episode, n) for n in spread(episode, EPISODE_FRAMES))
+        images, size = filmstrip(frames, FRAME_PX)
+    return ShownEpisode(
+        why=why,
+        name=episode.name,
+        facts=episode.facts,
+        seconds=seconds_of(episode),
+        tracks=tracks_of(episode),
+        images=images,
+        size=size,
+    )
 
 
-def _candidates(datasets: Sequence[Path]) -> Iterator[_Candidate]:
+def _candidates(datasets: Sequence[Path]) -> Iterator[Episode]:
     for path in datasets:
         try:
             held = Dataset.open(path).snapshot().segments
         except (Avtd3Error, OSError):
             continue
-        spread = np.linspace(0, len(held) - 1, min(len(held), MAX_SEGMENTS)).astype(np.int64)
-        for segment, table in readable_tables(held[n] for n in spread.tolist()):
-            columns = (table.episode_return.tolist(), table.length.tolist())
-            texts = (table.end_reason, table.texts("driver"))
-            for index, facts in enumerate(zip(*columns, *texts, strict=True)):
-                yield _Candidate(EpisodePlace(dataset=path, segment=segment, number=index), *facts)
+        numbers = np.linspace(0, len(held) - 1, min(len(held), MAX_SEGMENTS)).astype(np.int64)
+        for reader in readable(held[n] for n in numbers.tolist()):
+            yield from (Episode(reader, number) for number in range(len(reader.table)))
 
 
-def _ranked(candidates: Sequence[_Candidate]) -> Iterator[tuple[str, _Candidate]]:
+def _ranked(candidates: Sequence[Episode]) -> Iterator[tuple[str, Episode]]:
     """Yield episodes and why to show them, the most interesting first, none of them twice."""
     finite = (c for c in candidates if math.isfinite(c.episode_return))
     ranked = sorted(finite, key=lambda c: c.episode_return)
     if not ranked:
         return
     first = {"lowest return": 0, "highest return": -1, "median return": len(ranked) // 2}
-    taken: list[_Candidate] = []
+    taken: list[Episode] = []
     for why, place in first.items():
         if not any(ranked[place] is other for other in taken):
             taken.append(ranked[place])
             yield why, ranked[place]
-    for kind, label in (("end", "ended by"), ("driver", "driven by")):
-        known = {getattr(candidate, kind) for candidate in taken}
+    for label, value_of in (("ended by", _end_reason), ("driven by", _driver)):
+        known = {value_of(candidate) for candidate in taken}
         for candidate in sorted(ranked, key=lambda c: -c.length):
-            value = getattr(candidate, kind)
+            value = value_of(candidate)
             if value not in known:
                 known.add(value)
                 taken.append(candidate)
                 yield f"{label} {value}", candidate
+
+
+def _end_reason(episode: Episode) -> str:
+    return episode.end_reason
+
+
+def _driver(episode: Episode) -> str:
+    return str(episode.attributes.get("driver", ""))

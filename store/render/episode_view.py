@@ -1,16 +1,23 @@
-"""Show one episode: as text in a terminal, as a contact sheet, as a GIF or an MP4."""
+"""Show one episode: find it by name; draw it in a terminal, as a contact sheet, a GIF or an MP4."""
 
 import dataclasses
 import datetime
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from avtd3.store.errors import ConfigError
-from avtd3.store.render.episode_record import EpisodeRecord, Track
+from avtd3.store.audit.report import json_safe
+from avtd3.store.audit.statistics import Moments
+from avtd3.store.dataset import Dataset
+from avtd3.store.episode import Episode, SegmentReader
+from avtd3.store.episode_table import EpisodeTable
+from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, NoSegmentsError
+from avtd3.store.filters import EpisodeFilter
 from avtd3.store.render.media import (
     GAP_PX,
     INK,
@@ -25,12 +32,208 @@ from avtd3.store.render.media import (
 from avtd3.store.render.text import (
     FRAME_COLUMNS,
     Terminal,
+    axis_range,
     columns,
+    drawable,
     frame_blocks,
+    join_lines,
     number,
     printable,
     sparkline,
 )
+from avtd3.store.segment import Segment
+
+WORDS = ("worst", "best", "longest", "shortest", "random")
+"""Names for the episode of least or largest return, of most or fewest steps, and for any one."""
+FRAMES_AT_ONCE = 64
+"""Frames decoded together while an episode plays, so an hour needs as little memory as a minute."""
+MAX_VECTOR_TRACKS = 3
+MAX_TERMS = 6
+SPIKES = 0.01
+"""Share of the values, at either end, that a plot may cut off if they are outliers."""
+OUTLIER_RATIO = 4.0
+"""How many times wider the range of all values must be than without spikes, to cut those off."""
+_NAMED = 4
+
+
+def find_episode(
+    datasets: Sequence[Path],
+    name: str,
+    rng: np.random.Generator,
+    among: EpisodeFilter | None = None,
+) -> Episode:
+    """Find an episode by name.
+
+    A name is ``SEGMENT:NUMBER``, where any unique part of the segment's name will do; a whole
+    number, the episode's position in the collector's plan; or one of `WORDS`, which choose from the
+    episodes that match `among` and skip damaged segments.
+    """
+    if name in WORDS:
+        return _by_word(datasets, name, rng, among or EpisodeFilter())
+    segment, colon, number = name.rpartition(":")
+    if colon and segment and number.isdecimal():
+        return _by_place(datasets, segment, int(number))
+    if name.isdecimal():
+        return _by_index(datasets, int(name))
+    raise ConfigError(
+        f"--episode is {name!r}, expected SEGMENT:NUMBER, a number in the plan, "
+        f"or one of {', '.join(WORDS)}"
+    )
+
+
+def readable(segments: Iterable[Segment]) -> Iterator[SegmentReader]:
+    """Yield readers of segments; skip those that are damaged or were removed."""
+    for segment in segments:
+        try:
+            yield SegmentReader(segment)
+        except SEGMENT_ERRORS:
+            continue
+
+
+def _readers(datasets: Sequence[Path]) -> Iterator[SegmentReader]:
+    for path in datasets:
+        yield from readable(Dataset.open(path).snapshot().segments)
+
+
+def _by_word(
+    datasets: Sequence[Path], word: str, rng: np.random.Generator, among: EpisodeFilter
+) -> Episode:
+    found, largest = None, -np.inf
+    for reader in _readers(datasets):
+        matching = np.flatnonzero(among.matches(reader.table))
+        if not matching.size:
+            continue
+        keys = _sort_keys(word, reader.table, rng)
+        place = int(matching[np.argmax(keys[matching])])
+        if found is None or keys[place] > largest:
+            found, largest = Episode(reader, place), keys[place]
+    if found is None:
+        listed = ", ".join(map(str, datasets))
+        which = "that can be read" if among == EpisodeFilter() else "that matches the filter"
+        raise NoSegmentsError(f"{listed} holds no episode {which}; avtd3 collect adds one")
+    return found
+
+
+def _sort_keys(word: str, table: EpisodeTable, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return keys of which the wanted episode has the largest; -inf where one is not finite."""
+    keys = {
+        "worst": -table.episode_return,
+        "best": table.episode_return,
+        "longest": table.length.astype(np.float64),
+        "shortest": -table.length.astype(np.float64),
+        "random": rng.random(len(table.length)),
+    }[word]
+    return np.where(np.isfinite(keys), keys, -np.inf)
+
+
+def _by_place(datasets: Sequence[Path], part: str, place: int) -> Episode:
+    names = [(path, name) for path in datasets for name in Dataset.open(path).segment_ids()]
+    same = [place for place in names if place[1] == part]
+    fitting = same[:1] or [place for place in names if part in place[1]]
+    if len(fitting) != 1:
+        raise ConfigError(_not_one(f"segment has {part!r} in its name", [n for _, n in fitting]))
+    path, segment_id = fitting[0]
+    segment = Dataset.open(path).open_segment(segment_id)
+    if place >= segment.episodes:
+        raise ConfigError(
+            f"segment {segment_id} has {segment.episodes} episodes, "
+            f"expected a number from 0 to {segment.episodes - 1}, not {place}"
+        )
+    return Episode(SegmentReader(segment), place)
+
+
+def _by_index(datasets: Sequence[Path], index: int) -> Episode:
+    episodes = [
+        Episode(reader, place)
+        for reader in _readers(datasets)
+        for place in np.flatnonzero(reader.table.index == index).tolist()
+    ]
+    if len(episodes) != 1:
+        names = [episode.name for episode in episodes]
+        raise ConfigError(_not_one(f"episode has number {index} in its plan", names))
+    return episodes[0]
+
+
+def _not_one(what: str, names: Sequence[str]) -> str:
+    if not names:
+        return f"no {what}; avtd3 replay-inspect --episode worst names one that exists"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"more than one {what}: {', '.join(names[:_NAMED])}{more}; name one of them"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """One number of an episode over time."""
+
+    name: str
+    """As the spec has it, unit included."""
+    values: NDArray[np.float64]
+    """float64 (T,) or (T + 1,), in the unit of its name."""
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and range of the finite values."""
+        return Moments.of(self.values)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Track:
+    """Channels that are drawn over one axis."""
+
+    title: str
+    channels: tuple[Channel, ...]
+    """At least one."""
+
+    @property
+    def shown_range(self) -> tuple[float, float]:
+        """Range of the values that a plot shows, low below high, without a few outliers."""
+        values = drawable(np.concatenate([channel.values for channel in self.channels]))
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            return -0.5, 0.5
+        least, largest = float(finite.min()), float(finite.max())
+        low, high = np.quantile(finite, (SPIKES, 1.0 - SPIKES)).tolist()
+        if high > low and largest - least > OUTLIER_RATIO * (high - low):
+            room = (high - low) / 4
+            least, largest = max(least, low - room), min(largest, high + room)
+        return axis_range(least, largest)
+
+
+def key_components(names: tuple[str, ...]) -> list[int]:
+    """Return the first few components without a number in their names, else the first few."""
+    single = [n for n, name in enumerate(names) if not re.search(r"\d", name)]
+    return (single or list(range(len(names))))[:MAX_VECTOR_TRACKS]
+
+
+def tracks_of(episode: Episode) -> tuple[Track, ...]:
+    """Return a few vector components, the actions, the reward and its terms over time."""
+    return tuple(_tracks(episode))
+
+
+def _tracks(episode: Episode) -> Iterator[Track]:
+    spec = episode.spec
+    for column in key_components(spec.vector_names):
+        with np.errstate(over="ignore"):
+            values = episode.vectors[:, column].astype(np.float64) * spec.vector_scales[column]
+        channel = Channel(name=spec.vector_names[column], values=values)
+        yield Track(title=channel.name, channels=(channel,))
+    yield _track("action", spec.action_names, episode.actions)
+    yield _track("reward", ("reward",), episode.rewards[:, None])
+    if spec.reward_terms:
+        terms = episode.reward_terms
+        sizes = np.nan_to_num(np.abs(terms.astype(np.float64)), posinf=0.0).sum(axis=0)
+        large = np.argsort(-sizes, kind="stable")[:MAX_TERMS]
+        names = tuple(spec.reward_terms[column] for column in large)
+        omitted = len(spec.reward_terms) - len(names)
+        title = f"reward terms, the largest {len(names)}" if omitted else "reward terms"
+        yield _track(title, names, terms[:, large])
+
+
+def _track(title: str, names: tuple[str, ...], values: NDArray[np.float32]) -> Track:
+    columns = values.astype(np.float64)
+    channels = (Channel(name=name, values=columns[:, n]) for n, name in enumerate(names))
+    return Track(title=title, channels=tuple(channels))
+
 
 MIN_WIDTH = 60
 MIN_SPARKLINE = 8
@@ -59,70 +262,116 @@ COLOURS = (
 """Colours of the lines of a plot, in their order."""
 
 
-def draw_episode(record: EpisodeRecord, terminal: Terminal) -> str:
+def seconds_of(episode: Episode) -> float:
+    """Return how many simulated seconds an episode lasts."""
+    return episode.length * episode.spec.control_period_s
+
+
+def document_of(episode: Episode) -> dict[str, object]:
+    """Return an episode as a JSON object: its facts and a summary of each channel."""
+    channels = (channel for track in tracks_of(episode) for channel in track.channels)
+    document: dict[str, object] = json_safe(
+        {
+            "episode": episode.name,
+            "dataset": str(_dataset_of(episode)),
+            "seconds": seconds_of(episode),
+            **episode.facts,
+            "channels": {channel.name: channel.moments.document() for channel in channels},
+        }
+    )
+    return document
+
+
+def _dataset_of(episode: Episode) -> Path:
+    return episode.segment.path.parents[1]
+
+
+def spread(episode: Episode, count: int) -> list[int]:
+    """Return at most ``count`` evenly spaced observations, with the first and the last."""
+    count = min(count, episode.length + 1)
+    places: list[int] = np.linspace(0, episode.length, count).round().astype(np.int64).tolist()
+    return places
+
+
+def played_frames(episode: Episode, every: int = 1) -> Iterator[NDArray[np.uint8]]:
+    """Yield every so many frames uint8 (C, H, W), decoding a few at a time."""
+    ahead, end = 0, episode.length + 1
+    for start in range(0, end, FRAMES_AT_ONCE):
+        block = episode.read_frames(start, min(start + FRAMES_AT_ONCE, end))
+        yield from block[ahead::every]
+        ahead = (ahead - len(block)) % every
+
+
+def frame_of(episode: Episode, observation: int) -> NDArray[np.uint8]:
+    """Read one frame, uint8 (C, H, W)."""
+    frame: NDArray[np.uint8] = episode.read_frames(observation, observation + 1)[0]
+    return frame
+
+
+def draw_episode(episode: Episode, terminal: Terminal) -> str:
     """Draw an episode as lines of text: facts, a sparkline for each channel, a filmstrip."""
     terminal = dataclasses.replace(terminal, width=max(MIN_WIDTH, terminal.width))
-    lines = [*describe(record), "", *_channel_lines(record, terminal)]
-    if record.spec.image is not None:
-        lines += ["", *_filmstrip(record, terminal)]
-    text = "\n".join(lines) + "\n"
+    lines = [*describe(episode), "", *_channel_lines(episode, terminal)]
+    text = join_lines([*lines, ""])
+    if episode.spec.image is not None:  # its colours are control characters, and stay
+        text += "\n" + "\n".join(_filmstrip(episode, terminal)) + "\n"
     return text if terminal.unicode else text.encode("ascii", "replace").decode("ascii")
 
 
-def describe(record: EpisodeRecord) -> list[str]:
+def describe(episode: Episode) -> list[str]:
     """Return the facts of an episode in a few lines without control characters."""
-    facts = record.facts
+    facts = episode.facts
     drove = [f"driver {facts['driver']}"]
-    if facts["policy_version"] >= 0:
-        drove.append(f"policy version {facts['policy_version']}")
+    if episode.policy_version >= 0:
+        drove.append(f"policy version {episode.policy_version}")
     if facts["exploration_noise"]:
-        drove.append(f"noise {number(facts['exploration_noise'])}")
+        drove.append(f"noise {number(float(facts['exploration_noise']))}")
     where = [f"{name} {facts[name]}" for name in ("world", "scenario", "town", "weather", "seed")]
     went = [
-        f"{record.length:,} steps",
-        f"{record.seconds:.1f} s",
-        f"return {facts['episode_return']:.1f}",
-        f"ended by {facts['end_reason']}",
-        *_start_time(facts["wall_time"]),
+        f"{episode.length:,} steps",
+        f"{seconds_of(episode):.1f} s",
+        f"return {episode.episode_return:.1f}",
+        f"ended by {episode.end_reason}",
+        *_start_time(episode.started_at),
     ]
-    index = f" (number {facts['index']} in its plan)" if facts["index"] >= 0 else ""
+    index = f" (number {episode.index} in its plan)" if episode.index >= 0 else ""
     return [
-        printable(f"episode {record.place.name} of {record.place.dataset}{index}"),
+        printable(f"episode {episode.name} of {_dataset_of(episode)}{index}"),
         *(f"  {printable(', '.join(parts))}" for parts in (where, [*drove, *went])),
     ]
 
 
-def write_episode_sheet(record: EpisodeRecord, path: Path) -> None:
+def write_episode_sheet(episode: Episode, path: Path) -> None:
     """Write evenly spaced frames of an episode above plots of its numbers, as one PNG."""
     _check_name(path, ".png")
-    if record.spec.image is None:
+    if episode.spec.image is None:
         # Without a camera there are only the plots: one empty picture holds the frames' place.
         pictures, captions = [Image.new("RGB", (SHEET_PX, 1), PAPER)], [""]
     else:
-        shown, period_s = record.spread(SHEET_FRAMES), record.spec.control_period_s
-        pictures = [scaled_image(record.frame(n), SHEET_PX) for n in shown]
+        shown, period_s = spread(episode, SHEET_FRAMES), episode.spec.control_period_s
+        pictures = [scaled_image(frame_of(episode, n), SHEET_PX) for n in shown]
         captions = [f"{n * period_s:.1f} s" for n in shown]
     in_a_row = min(SHEET_COLUMNS, len(pictures))
     width = max(SHEET_COLUMNS * SHEET_PX, sheet_width(pictures[0].width, in_a_row) - 2 * GAP_PX)
-    plots = _Plots(record, width, PLOT_HEIGHT_PX * len(record.tracks)).drawn(None)
-    title = "\n".join(line.strip() for line in describe(record))
+    tracks = tracks_of(episode)
+    plots = _Plots(tracks, episode.length, width, PLOT_HEIGHT_PX * len(tracks)).drawn(None)
+    title = "\n".join(line.strip() for line in describe(episode))
     write_contact_sheet(pictures, captions, path, columns=in_a_row, below=plots, title=title)
 
 
-def write_episode_gif(record: EpisodeRecord, path: Path) -> None:
+def write_episode_gif(episode: Episode, path: Path) -> None:
     """Write an episode as a GIF in real time."""
     _check_name(path, ".gif")
-    period_s = record.spec.control_period_s
-    every = max(
-        math.ceil((record.length + 1) / MAX_GIF_PICTURES), round(GIF_PERIOD_S / period_s), 1
-    )
-    write_gif(_pictures(record, every), path, period_s=every * period_s)
+    period_s = episode.spec.control_period_s
+    fewest = math.ceil((episode.length + 1) / MAX_GIF_PICTURES)
+    every = max(fewest, round(min(GIF_PERIOD_S / period_s, 1e6)), 1)
+    write_gif(_pictures(episode, every), path, period_s=every * period_s)
 
 
-def write_episode_mp4(record: EpisodeRecord, path: Path) -> None:
+def write_episode_mp4(episode: Episode, path: Path) -> None:
     """Write every frame of an episode as an MP4 in real time."""
     _check_name(path, ".mp4")
-    write_mp4(_pictures(record, 1), path, period_s=record.spec.control_period_s)
+    write_mp4(_pictures(episode, 1), path, period_s=episode.spec.control_period_s)
 
 
 def _start_time(wall_time: float) -> Iterator[str]:
@@ -133,8 +382,8 @@ def _start_time(wall_time: float) -> Iterator[str]:
     yield f"began {began:%Y-%m-%d %H:%M} UTC"
 
 
-def _channel_lines(record: EpisodeRecord, terminal: Terminal) -> Iterator[str]:
-    channels = [channel for track in record.tracks for channel in track.channels]
+def _channel_lines(episode: Episode, terminal: Terminal) -> Iterator[str]:
+    channels = [channel for track in tracks_of(episode) for channel in track.channels]
     rows = [["", "min", "mean", "max"]]
     for channel in channels:
         moments = channel.moments
@@ -150,13 +399,14 @@ def _channel_lines(record: EpisodeRecord, terminal: Terminal) -> Iterator[str]:
         yield f"  {line:<{widest}}  {drawn}"
 
 
-def _filmstrip(record: EpisodeRecord, terminal: Terminal) -> Iterator[str]:
+def _filmstrip(episode: Episode, terminal: Terminal) -> Iterator[str]:
     """Draw as many evenly spaced frames as fit side by side."""
-    observations = record.spread(max(1, (terminal.width - 2) // (FRAME_COLUMNS + 1)))
-    pictures = [frame_blocks(record.frame(n), colours=terminal.colours) for n in observations]
+    observations = spread(episode, max(1, (terminal.width - 2) // (FRAME_COLUMNS + 1)))
+    frames = (frame_of(episode, n) for n in observations)
+    pictures = [frame_blocks(frame, colours=terminal.colours) for frame in frames]
     for row in zip(*pictures, strict=True):
         yield "  " + " ".join(row)
-    times = (f"{n * record.spec.control_period_s:.1f} s" for n in observations)
+    times = (f"{n * episode.spec.control_period_s:.1f} s" for n in observations)
     yield "  " + " ".join(f"{time:<{FRAME_COLUMNS}}" for time in times).rstrip()
 
 
@@ -165,16 +415,16 @@ def _check_name(path: Path, ending: str) -> None:
         raise ConfigError(f"{path} would hold a {ending[1:].upper()}; name it *{ending}")
 
 
-def _pictures(record: EpisodeRecord, every: int) -> Iterator[Image.Image]:
+def _pictures(episode: Episode, every: int) -> Iterator[Image.Image]:
     """Yield each frame beside the plots, with a line at its time on them, above a caption."""
-    plots = _Plots(record, PLAYED_PX + 48, PLAYED_PX)
-    facts = record.facts
+    plots = _Plots(tracks_of(episode), episode.length, PLAYED_PX + 48, PLAYED_PX)
+    facts = episode.facts
     known = printable(
-        f"{facts['driver']} in {facts['town']}, return {facts['episode_return']:.1f}, "
-        f"ended by {facts['end_reason']}"
+        f"{facts['driver']} in {facts['town']}, return {episode.episode_return:.1f}, "
+        f"ended by {episode.end_reason}"
     )
-    frames = iter(()) if record.spec.image is None else record.frames(every)
-    for observation in range(0, record.length + 1, every):
+    frames = iter(()) if episode.spec.image is None else played_frames(episode, every)
+    for observation in range(0, episode.length + 1, every):
         frame = next(frames, None)
         camera = None if frame is None else scaled_image(frame, PLAYED_PX)
         width = plots.size[0] + (0 if camera is None else camera.width)
@@ -182,7 +432,7 @@ def _pictures(record: EpisodeRecord, every: int) -> Iterator[Image.Image]:
         if camera is not None:
             picture.paste(camera, (0, (PLAYED_PX - camera.height) // 2))
         picture.paste(plots.drawn(observation), (width - plots.size[0], 0))
-        caption = f"{observation * record.spec.control_period_s:5.1f} s   {known}"
+        caption = f"{observation * episode.spec.control_period_s:5.1f} s   {known}"
         ImageDraw.Draw(picture).text((8, PLAYED_PX + 7), caption, fill=INK, font=font(14))
         yield picture
 
@@ -190,23 +440,22 @@ def _pictures(record: EpisodeRecord, every: int) -> Iterator[Image.Image]:
 class _Plots:
     """The tracks of an episode one above the other, drawn once; a cursor is drawn on copies."""
 
-    def __init__(self, record: EpisodeRecord, width: int, height: int) -> None:
-        self.size = (width, height)
-        self._record = record
-        self._each = height // len(record.tracks)
+    def __init__(self, tracks: Sequence[Track], length: int, width: int, height: int) -> None:
+        self.size, self._length = (width, height), length
+        self._each = height // len(tracks)
         large = Image.new("RGB", (2 * width, 2 * height), PAPER)
         draw = ImageDraw.Draw(large)
-        for row, track in enumerate(record.tracks):
+        for row, track in enumerate(tracks):
             self._draw_lines(draw, track, row)
         # Drawn at twice the size and reduced, for smooth lines.
         self._still = large.reduce(2)
-        self._write_names()
+        self._write_names(tracks)
 
     def drawn(self, observation: int | None) -> Image.Image:
         """Return the plots, with a cursor at the time of an observation unless it is None."""
         picture = self._still.copy()
         if observation is not None:
-            x = 8 + round((self.size[0] - 16) * observation / max(1, self._record.length))
+            x = 8 + round((self.size[0] - 16) * observation / self._length)
             ImageDraw.Draw(picture).line([(x, 0), (x, self.size[1])], fill=INK)
         return picture
 
@@ -217,7 +466,7 @@ class _Plots:
             zero = bottom + (top - bottom) * -low / (high - low)
             draw.line([(16, zero), (2 * self.size[0] - 16, zero)], fill=FAINT, width=2)
         for channel, colour in zip(track.channels, COLOURS, strict=False):
-            share = (np.clip(channel.values, low, high) - low) / (high - low)
+            share = (np.clip(drawable(channel.values), low, high) - low) / (high - low)
             y = bottom + (top - bottom) * share
             x = np.linspace(16, 2 * self.size[0] - 16, len(y))
             for run in np.split(np.arange(len(y)), np.flatnonzero(~np.isfinite(y))):
@@ -225,9 +474,9 @@ class _Plots:
                 if len(points) > 1:
                     draw.line(points, fill=colour, width=3, joint="curve")
 
-    def _write_names(self) -> None:
+    def _write_names(self, tracks: Sequence[Track]) -> None:
         draw = ImageDraw.Draw(self._still)
-        for row, track in enumerate(self._record.tracks):
+        for row, track in enumerate(tracks):
             y = row * self._each + 4
             draw.line([(0, y - 4), (self.size[0], y - 4)], fill=FAINT)
             text = _range_text(track)
@@ -235,11 +484,12 @@ class _Plots:
             draw.text((right, y), text, fill=INK, font=font(11))
             x = 8.0
             for channel, colour in zip(track.channels, COLOURS, strict=False):
-                width = draw.textlength(channel.name, font=font(11))
+                name = printable(channel.name)
+                width = draw.textlength(name, font=font(11))
                 if x + width > right - 8:
                     draw.text((x, y), "...", fill=colour, font=font(11))
                     break
-                draw.text((x, y), channel.name, fill=colour, font=font(11))
+                draw.text((x, y), name, fill=colour, font=font(11))
                 x += width + 10
 
 

@@ -30,6 +30,8 @@ JPEG_QUALITY = 82
 GIF_COLOURS = 96
 PALETTE_PICTURES = 30
 """Pictures of a GIF that its colours are chosen from: the first ones."""
+LONGEST_MS = 655_350
+"""Longest time that the format lets a picture of a GIF be shown."""
 MP4_QUALITY = 20
 """x264's constant rate factor: about 50 kB per second of an episode."""
 
@@ -115,7 +117,7 @@ def write_gif(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -
         "GIF",
         save_all=True,
         append_images=indexed,
-        duration=round(1000 * period_s),
+        duration=round(min(1000 * period_s, LONGEST_MS)),
         loop=0,
     )
     write_aside(path, data)
@@ -129,7 +131,7 @@ def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -
         raise ConfigError("writing an MP4 needs PyAV: pip install avtd3[video]") from error
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        rate = Fraction(1 / period_s).limit_denominator(1001)
+        rate = Fraction(min(max(1 / period_s, 0.001), 1000.0)).limit_denominator(1001)
         options = {"crf": str(MP4_QUALITY), "preset": "veryfast"}
         stream = container.add_stream("libx264", rate=rate, options=options)
         for number, picture in enumerate(pictures):

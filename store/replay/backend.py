@@ -44,18 +44,12 @@ class EpisodeSummary:
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]], end_reasons: Sequence[str]) -> Self:
-        """Summarise the episodes of a segment.
-
-        Args:
-            arrays: The segment's arrays by name. Each ``episode_length`` is at least 1.
-                ``reward_terms`` and ``vector`` are optional.
-            end_reasons: The segment's ``episode_end_reason``.
-        """
+        """Summarise the episodes of a segment, none of them empty, from its arrays by name."""
         lengths = arrays["episode_length"]
         first_steps = np.cumsum(lengths) - lengths
         rows = lengths + 1
-        vector = np.abs(_array_or_empty(arrays, "vector", int(rows.sum())))
-        terms = _array_or_empty(arrays, "reward_terms", int(lengths.sum()))
+        vector = np.abs(arrays.get("vector", np.zeros((int(rows.sum()), 0), np.float32)))
+        terms = arrays.get("reward_terms", np.zeros((int(lengths.sum()), 0), np.float32))
         return cls(
             returns=arrays["episode_return"],
             lengths=lengths,
@@ -94,12 +88,6 @@ class EpisodeSummary:
         )
 
 
-def _array_or_empty(
-    arrays: Mapping[str, NDArray[Any]], name: str, rows: int
-) -> NDArray[np.float32]:
-    return arrays[name] if name in arrays else np.zeros((rows, 0), np.float32)
-
-
 def _sum_runs(values: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Sum the runs of rows that begin at `starts`, none of them empty: float64 (E, ...)."""
     return np.add.reduceat(values, starts, axis=0, dtype=np.float64)
@@ -127,7 +115,7 @@ class Changes:
     """Segments that can be sampled from now on."""
     removed: int
     """Number of segments that can no longer be sampled."""
-    refused: Mapping[Key, str]
+    refused: Mapping[Key, Exception]
     """Wanted segments that cannot be used, with the reason."""
 
 
@@ -145,16 +133,10 @@ class FrameSource(Protocol):
     """Reads the frames of a batch."""
 
     def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Copy the frames of these rows into `out`.
+        """Copy the frames of rows int64 (B, W) into `out`, uint8 (B, W, C*H*W), contiguous.
 
-        Args:
-            rows: int64 (B, W), rows of the backend.
-            out: uint8 (B, W, C*H*W), contiguous.
-
-        Raises:
-            SegmentNotFoundError: A segment was removed; see `ReplayBackend.take_damaged`.
-            SegmentCorruptError: The data of a segment is damaged; see the same.
-            SegmentUnreadableError: A file of a segment cannot be read now; see the same.
+        Raise SegmentNotFoundError, SegmentCorruptError or SegmentUnreadableError if a segment was
+        removed, is damaged, or cannot be read now; see `ReplayBackend.take_damaged`.
         """
 
 
@@ -193,25 +175,16 @@ class ReplayBackend(Protocol):
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
         """Load the wanted segments and drop all others, or start to do so in the background.
 
-        Args:
-            wanted: Segments to keep or load. Those already loaded are not read again.
-            on_progress: Called after each segment, if it is loaded in this call.
-
-        Raises:
-            StorageError: The disk is full; segments that were loaded and are wanted still are.
+        Raise StorageError if the disk is full; segments that were loaded and are wanted still are.
         """
 
     def wait(self) -> None:
         """Wait until `has_loaded`; only while `is_loading`."""
 
     def take_loaded(self) -> Changes:
-        """Return what the background thread has loaded since the last call.
+        """Return what the background thread has loaded; raise StorageError if the disk is full."""
 
-        Raises:
-            StorageError: The disk is full.
-        """
-
-    def take_damaged(self) -> Mapping[Key, str]:
+    def take_damaged(self) -> Mapping[Key, Exception]:
         """Return the segments that `frames` failed to read since the last call, with reasons."""
 
     def close(self) -> None:

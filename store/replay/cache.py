@@ -46,7 +46,8 @@ def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]
 
 def _check_episodes(segment: Segment, arrays: Mapping[str, NDArray[Any]]) -> None:
     lengths = arrays["episode_length"]
-    if not (lengths > 0).all() or int(lengths.sum()) != segment.steps:
+    is_possible = ((lengths > 0) & (lengths <= segment.steps)).all()  # else sums may overflow
+    if not is_possible or int(lengths.sum()) != segment.steps:
         raise _unusable(segment, f"episode lengths do not add up to {segment.steps} steps")
     if (arrays["episode_offset"] != np.cumsum(lengths) - lengths).any():
         raise _unusable(segment, "'episode_offset' does not match 'episode_length'")
@@ -125,7 +126,7 @@ FILL_THREADS = 2
 WAIT_S = 0.1
 """Seconds between two checks for segments that another process is decoding."""
 
-Result = tuple[Key, LoadedSegment | str]
+Result = tuple[Key, LoadedSegment | Exception]
 """A segment and its record, or why it is refused."""
 
 
@@ -221,7 +222,7 @@ class ReplayCache:
                         on_progress(total - left, total)
             return self._add(results, removed)
         finally:
-            refused = {key for key, found in results if isinstance(found, str)}
+            refused = {key for key, found in results if isinstance(found, Exception)}
             done = self.segments.keys() | refused
             self._rows.settle([key for key in new if key not in done])
 
@@ -239,7 +240,7 @@ class ReplayCache:
             self._rows.settle(())
         return self._add(results, 0)
 
-    def take_damaged(self) -> Mapping[Key, str]:
+    def take_damaged(self) -> Mapping[Key, Exception]:
         """Return none: all frames were checked when they were decoded."""
         return {}
 
@@ -264,7 +265,7 @@ class ReplayCache:
 
     def _add(self, results: Sequence[Result], removed: int) -> Changes:
         added = {key: found for key, found in results if isinstance(found, LoadedSegment)}
-        refused = {key: found for key, found in results if isinstance(found, str)}
+        refused = {key: found for key, found in results if isinstance(found, Exception)}
         self.segments.update(added)
         return Changes(added=added, removed=removed, refused=refused)
 
@@ -278,7 +279,7 @@ class ReplayCache:
             ready, mine = self._rows.claim(waiting, share)
             decode = dict.fromkeys(ready, False) | dict.fromkeys(mine, True)
             for key, found in self._load_share(waiting, decode):
-                if isinstance(found, str):
+                if isinstance(found, Exception):
                     self._rows.settle([key])  # now: others may have an intact copy
                 del waiting[key]
                 yield key, found
@@ -301,13 +302,13 @@ class ReplayCache:
                 for job in as_completed(jobs):
                     key = jobs[job]
                     try:
-                        found: LoadedSegment | str = job.result()
+                        found: LoadedSegment | Exception = job.result()
                         if decode[key]:
                             self._rows.finish(key)
                     except StorageError:
                         raise  # an OSError, but not a fault of the segment
                     except (SegmentCorruptError, OSError) as error:
-                        found = str(error)
+                        found = error
                     yield key, found
             finally:
                 pool.shutdown(cancel_futures=True)

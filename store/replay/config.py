@@ -16,6 +16,10 @@ def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+MOST_AT_ONCE = 1 << 20
+"""Most transitions in a batch; a quarter of them with 84x84 frames take 9 GB."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MixPart:
     """A part of a mix: a share of the samples, and the episodes that it is sampled from."""
@@ -66,7 +70,7 @@ class ReplayConfig:
     """Maximum number of transitions (1e6 as in Fujimoto et al. 2018). Whole segments are dropped,
     the oldest first. The newest segment is kept even if it alone is larger."""
     batch_size: int = 256
-    """Transitions per batch."""
+    """Transitions per batch, at most 2^20."""
     n_step: int = 1
     """Number of rewards summed before bootstrapping; fewer where the episode ends sooner."""
     gamma: float = 0.99
@@ -120,6 +124,8 @@ class ReplayConfig:
         for name in ("capacity", "batch_size", "n_step"):
             value = getattr(self, name)
             _require(_is_whole(value, 1), name, value, "a whole number > 0")
+        fits = self.batch_size <= MOST_AT_ONCE
+        _require(fits, "batch_size", self.batch_size, f"at most {MOST_AT_ONCE:,} transitions")
         choices_of = {"mode": ("cache", "direct", "auto"), "fill": ("whole", "while")}
         for name, choices in choices_of.items():
             value, expected = getattr(self, name), f"{', '.join(choices[:-1])} or {choices[-1]}"

@@ -6,14 +6,11 @@ them at once; `DirectFrames` decodes the rest one by one, and reports what is da
 
 import dataclasses
 import errno
-import itertools
 import os
 import resource
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,160 +35,10 @@ from avtd3.store.format.codec import ChainKind, decode
 from avtd3.store.format.manifest import corrupt, read_error
 from avtd3.store.replay.backend import Changes, Key, Progress
 from avtd3.store.replay.cache import ReplayCache
+from avtd3.store.replay.chunks import ChunkDecoder, ChunkPlan, ChunkTable, DecodePool
+from avtd3.store.replay.native import open_decoder
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
-
-MOST_THREADS = 4
-"""Maximum number of threads that decode a batch; also limited by the cores of the process."""
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # macOS has none
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-class DecodePool:
-    """A few threads that share the work on one batch, including the caller's thread."""
-
-    def __init__(self, threads: int | None = None) -> None:
-        """Prepare the threads; they start when they are first needed.
-
-        Args:
-            threads: Number of threads, at least 1; None for one per core, at most `MOST_THREADS`.
-        """
-        self.threads = threads or min(MOST_THREADS, usable_cores())
-        self._pool = ThreadPoolExecutor(max(1, self.threads - 1), "replay-decode")
-
-    def share(self, count: int, work: Callable[[int, int, int], None]) -> None:
-        """Split ``range(count)`` evenly across the threads and wait for them.
-
-        Args:
-            count: Number of items.
-            work: Called once per thread, with the thread's number and the two ends of its share.
-
-        Raises:
-            Exception: What `work` raised, after all threads are done.
-        """
-        cuts = [count * number // self.threads for number in range(self.threads + 1)]
-        jobs = [
-            self._pool.submit(work, number, cuts[number], cuts[number + 1])
-            for number in range(1, self.threads)
-        ]
-        try:
-            work(0, 0, cuts[1])
-        finally:
-            for job in jobs:
-                job.result()
-
-    def close(self) -> None:
-        """Stop the threads; safe to call twice."""
-        self._pool.shutdown()
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkPlan:
-    """The G chunks that contain the N frames of a batch."""
-
-    shard: NDArray[np.int64]
-    """int64 (G,), index of the shard; ascending."""
-    chunk: NDArray[np.int64]
-    """int64 (G,), index of the chunk in its shard."""
-    begin: NDArray[np.int64]
-    """int64 (G,), offset of the chunk in its file."""
-    size: NDArray[np.int64]
-    """int64 (G,), bytes of the chunk in its file."""
-    first: NDArray[np.int64]
-    """int64 (G + 1,): items ``first[g]:first[g + 1]`` of the two arrays below belong to chunk g."""
-    inside: NDArray[np.int64]
-    """int64 (N,), index of the frame in its chunk; ascending within a run of `place`."""
-    place: NDArray[np.int64]
-    """int64 (N,), index of the frame in the batch; ascending within a chunk."""
-
-    def is_run(self) -> NDArray[np.bool_]:
-        """Return whether the frames of each chunk are contiguous in chunk and batch, bool (G,)."""
-        breaks = (np.diff(self.inside) != 1) | (np.diff(self.place) != 1)
-        before = np.concatenate([[0], breaks.cumsum()])
-        run: NDArray[np.bool_] = before[self.first[1:] - 1] == before[self.first[:-1]]
-        return run
-
-    def parts(self, most: int) -> Iterator[Self]:
-        """Yield the chunks in parts of at most `most` shards; usually one part."""
-        new = np.flatnonzero(np.diff(self.shard, prepend=-1))
-        if len(new) <= most:
-            yield self
-            return
-        cuts = [*new[::most].tolist(), len(self.shard)]
-        for low, high in itertools.pairwise(cuts):
-            frames = slice(int(self.first[low]), int(self.first[high]))
-            yield dataclasses.replace(
-                self,
-                shard=self.shard[low:high],
-                chunk=self.chunk[low:high],
-                begin=self.begin[low:high],
-                size=self.size[low:high],
-                first=self.first[low : high + 1] - frames.start,
-                inside=self.inside[frames],
-                place=self.place[frames],
-            )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkTable:
-    """The shard, chunk and bytes of each row: the indexes of all shards, concatenated.
-
-    It takes 16 bytes per chunk: 4 MB for a million frames in chunks of four.
-    """
-
-    start: NDArray[np.int64]
-    """int64 (S,), first row of each shard; ascending."""
-    chunk_frames: NDArray[np.int64]
-    """int64 (S,), frames per chunk."""
-    first_chunk: NDArray[np.int64]
-    """int64 (S,), index in `spans` of each shard's first chunk."""
-    spans: NDArray[np.int64]
-    """int64 (chunks of all shards, 2): start and end in the file."""
-
-    @classmethod
-    def of(cls, shards: Sequence[tuple[int, FrameShard]]) -> Self:
-        """Make the table of shards, given with their first rows, in ascending order."""
-        counts = np.array([len(shard.spans) for _, shard in shards], np.int64)
-        spans = [shard.spans for _, shard in shards] or [np.zeros((0, 2), np.int64)]
-        return cls(
-            start=np.array([start for start, _ in shards], np.int64),
-            chunk_frames=np.array([shard.chunk_frames for _, shard in shards], np.int64),
-            first_chunk=counts.cumsum() - counts,
-            spans=np.concatenate(spans),
-        )
-
-    def plan(self, rows: NDArray[np.int64]) -> ChunkPlan:
-        """Group frames by chunk.
-
-        Args:
-            rows: int64 (N,), each a row of a shard in the table.
-        """
-        shard = self.start.searchsorted(rows, side="right") - 1
-        frame = rows - self.start.take(shard)
-        chunk, inside = np.divmod(frame, self.chunk_frames.take(shard))
-        # One sort of combined numbers, by chunk and then by place, is much faster than argsort.
-        count = len(rows)
-        keys = (self.first_chunk.take(shard) + chunk) * count + np.arange(count)
-        keys.sort()
-        numbers, place = np.divmod(keys, count)
-        first = np.flatnonzero(np.diff(numbers, prepend=-1, append=len(self.spans)))
-        leads = place.take(first[:-1])
-        spans = self.spans.take(numbers.take(first[:-1]), axis=0)
-        return ChunkPlan(
-            shard=shard.take(leads),
-            chunk=chunk.take(leads),
-            begin=spans[:, 0].copy(),  # contiguous: the native kernel is compiled for one layout
-            size=spans[:, 1] - spans[:, 0],
-            first=first,
-            inside=inside.take(place),
-            place=place,
-        )
-
 
 _MOST_OPEN = 512
 _TOO_MANY = frozenset((errno.EMFILE, errno.ENFILE))
@@ -207,11 +54,7 @@ class ShardFiles:
     """Open file descriptors of shards; the least recently used is closed first."""
 
     def __init__(self, most: int | None = None) -> None:
-        """Start with no open file.
-
-        Args:
-            most: Maximum number of descriptors, at least 1; None for `descriptor_budget`.
-        """
+        """Start with no open file; at most `most` will be open, by default `descriptor_budget`."""
         self.most = most or descriptor_budget()
         self._open: OrderedDict[Path, int] = OrderedDict()
 
@@ -221,17 +64,14 @@ class ShardFiles:
     def descriptor(self, path: Path) -> int:
         """Return the descriptor of a shard, valid until `most` others were requested.
 
-        Raises:
-            OSError: The file is missing or cannot be opened.
-            StorageError: The process has no descriptors left.
+        Raise StorageError, unlike other OSErrors, if the process has no descriptors left.
         """
-        found = self._open.get(path)
-        if found is not None:
+        if path in self._open:
             self._open.move_to_end(path)
-            return found
-        if len(self._open) >= self.most:
-            self._close_oldest()
-        self._open[path] = self._open_file(path)
+        else:
+            if len(self._open) >= self.most:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[path] = self._open_file(path)
         return self._open[path]
 
     def keep(self, paths: Iterable[Path]) -> None:
@@ -254,10 +94,6 @@ class ShardFiles:
                 "replay are open; raise the limit with `ulimit -n` or use --replay cache"
             ) from error
 
-    def _close_oldest(self) -> None:
-        _, descriptor = self._open.popitem(last=False)
-        os.close(descriptor)
-
 
 _KINDS: tuple[ChainKind, ...] = ("raw", "blosc")
 
@@ -269,12 +105,6 @@ class JoinedDecoder:
     """
 
     def __init__(self, frame_bytes: int, threads: int | None = None) -> None:
-        """Start with no shards.
-
-        Args:
-            frame_bytes: Size of a raw frame.
-            threads: See `DecodePool`.
-        """
         self._frame_bytes = frame_bytes
         self._decode_pool = DecodePool(threads)
         self._packed = PackedChunks()
@@ -350,57 +180,23 @@ _MOST_BYTES = 2**26
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedShard:
-    """The frames of a segment, and their rows in the replay."""
+    """The frames of a segment, and the row of the first one in the replay."""
 
     key: Key
-    """The segment."""
     start: int
-    """Row of its first frame."""
     directory: Path
-    """Directory of the segment."""
     shard: FrameShard
-    """Its frames."""
-
-
-class ChunkDecoder(Protocol):
-    """Decodes many chunks of a batch at once, and skips those that it does not support."""
-
-    def bind(self, shards: Sequence[FrameShard]) -> None:
-        """Decode chunks of these shards from now on; plans refer to them by index."""
-
-    def decode(
-        self, plan: ChunkPlan, descriptors: NDArray[np.int32], out: NDArray[np.uint8]
-    ) -> NDArray[np.int64]:
-        """Read, verify and decode chunks, and copy their frames into `out`.
-
-        Args:
-            plan: What to decode.
-            descriptors: int32 (G,), open file of each chunk.
-            out: uint8 (frames of the batch, C*H*W), contiguous.
-
-        Returns:
-            int64, indexes of the chunks that were not decoded, because they are not supported or
-            are damaged.
-        """
-
-    def close(self) -> None:
-        """Free its resources; safe to call twice."""
 
 
 class DirectFrames:
     """A `FrameSource` that decodes frames from shards."""
 
     def __init__(self, frame_bytes: int, decoder: ChunkDecoder) -> None:
-        """Start with no shards.
-
-        Args:
-            frame_bytes: Size of a raw frame.
-            decoder: Decodes what it can; the rest is decoded one chunk at a time.
-        """
+        """Start with no shards; what `decoder` leaves undone is decoded one chunk at a time."""
         self._frame_bytes = frame_bytes
         self._decoder = decoder
         self._files = ShardFiles()
-        self._damaged: dict[Key, str] = {}
+        self._damaged: dict[Key, Exception] = {}
         self._is_on_disk = False
         self.bind(())
 
@@ -413,14 +209,7 @@ class DirectFrames:
         self._decoder.bind(self._shards)
 
     def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Decode the frames of these rows into `out`; see `FrameSource.take`.
-
-        Raises:
-            SegmentNotFoundError: A segment was removed; `take_damaged` returns it.
-            SegmentCorruptError: A chunk is damaged; `take_damaged` returns its segment.
-            SegmentUnreadableError: A file cannot be read now; the same.
-            StorageError: Too many files are open.
-        """
+        """See `FrameSource`; raise StorageError, too, if too many files are open."""
         flat, wanted = out.reshape((-1, self._frame_bytes), copy=False), rows.reshape(-1)
         most = max(1, _MOST_BYTES // self._frame_bytes)
         before = _blocks_read()
@@ -437,7 +226,7 @@ class DirectFrames:
             if rest:
                 self._decode(part, rest, descriptors, out)
 
-    def take_damaged(self) -> Mapping[Key, str]:
+    def take_damaged(self) -> Mapping[Key, Exception]:
         """Return the segments in which `take` failed since the last call, with the reason."""
         damaged, self._damaged = self._damaged, {}
         return damaged
@@ -499,7 +288,7 @@ class DirectFrames:
             fault = read_error(placed.directory, placed.shard.name, error)
         else:
             fault = corrupt(placed.directory, f"{placed.shard.name}: {where}{error}")
-        self._damaged[placed.key] = str(fault)
+        self._damaged[placed.key] = fault
         return fault
 
 
@@ -524,32 +313,24 @@ def _read_ahead(plan: ChunkPlan, descriptors: NDArray[np.int32]) -> None:
 class DirectReplay(ReplayCache):
     """A `ReplayBackend` that caches only the numbers, and decodes frames for each batch."""
 
-    def __init__(self, spec: EpisodeSpec, scratch: Path, decoder: ChunkDecoder) -> None:
-        """Start empty.
-
-        Args:
-            spec: Spec of every segment, with an image.
-            scratch: Directory for unnamed files of the numbers: rewards, actions, vectors.
-            decoder: See `DirectFrames`.
-
-        Raises:
-            StorageError: `scratch` cannot be written.
-        """
+    def __init__(self, spec: EpisodeSpec, scratch: Path) -> None:
+        """Start empty; `spec` has an image. Raise StorageError if `scratch` cannot be written."""
         assert spec.image is not None, "without an image there is nothing to decode"
         super().__init__(spec, scratch, frames=False)
         self._shards: dict[Key, tuple[FrameShard, Path]] = {}
-        self._direct_frames = DirectFrames(spec.image.frame_bytes, decoder)
+        size = spec.image.frame_bytes
+        self._direct_frames = DirectFrames(size, open_decoder(size) or JoinedDecoder(size))
 
     @property
     def frames(self) -> DirectFrames:
-        """Decodes frames from the shards of the current segments."""
+        """See `ReplayBackend`."""
         return self._direct_frames
 
     def frame_array(self) -> None:
         """Return None: no frames are in memory."""
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
-        """Load the wanted segments and drop all others; see `ReplayBackend.follow`."""
+        """See `ReplayBackend`."""
         refused = self._open_new(wanted)
         good = {key: segment for key, segment in wanted.items() if key not in refused}
         try:
@@ -558,7 +339,7 @@ class DirectReplay(ReplayCache):
             self._bind()
         return dataclasses.replace(changes, refused={**refused, **changes.refused})
 
-    def take_damaged(self) -> Mapping[Key, str]:
+    def take_damaged(self) -> Mapping[Key, Exception]:
         """Return the segments whose frames could not be read since the last call."""
         return self._direct_frames.take_damaged()
 
@@ -567,16 +348,16 @@ class DirectReplay(ReplayCache):
         self._direct_frames.close()
         super().close()
 
-    def _open_new(self, wanted: Mapping[Key, Segment]) -> dict[Key, str]:
+    def _open_new(self, wanted: Mapping[Key, Segment]) -> dict[Key, Exception]:
         """Read the indexes of new shards; return why some segments cannot be used."""
-        refused = {}
+        refused: dict[Key, Exception] = {}
         for key, segment in wanted.items():
             if key in self._shards:
                 continue
             try:
                 self._shards[key] = (segment.frame_shard(), segment.path)
             except (SegmentCorruptError, OSError) as error:
-                refused[key] = str(error)
+                refused[key] = error
         return refused
 
     def _bind(self) -> None:

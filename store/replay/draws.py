@@ -1,20 +1,212 @@
 """Which transitions make a batch: `Draws` samples uniformly or by shares, `Priorities` by TD error.
 
 Both sample numbers of a `TransitionIndex` from a seed, and resume exactly from a saved state.
+`group_draws` gives each episode its share of the draws.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import CheckpointError
+from avtd3.store.filters import NO_POLICY
 from avtd3.store.format.layout import MAX_STEPS
-from avtd3.store.replay.backend import Key
-from avtd3.store.replay.config import PriorityConfig
-from avtd3.store.replay.eligibility import TransitionIndex
+from avtd3.store.replay.backend import Key, ReplayBackend
+from avtd3.store.replay.config import PriorityConfig, ReplayConfig
+from avtd3.store.replay.eligibility import Eligibility
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRows:
+    """Where the places of E episodes are, in the order in which they are numbered.
+
+    A place is a transition, or a start of a sequence.
+    """
+
+    ends: NDArray[np.int64]
+    """int64 (E,), number after each episode's last place; sorted."""
+    first: NDArray[np.int64]
+    """int64 (E,), row of each episode's first observation."""
+    shift: NDArray[np.int64]
+    """int64 (E,), difference between the row and the number of a place."""
+    bc_mask: NDArray[np.float32] | None = None
+    """float32 (E,), 1 where the steps are marked for imitation, else 0; None if all are."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TransitionIndex:
+    """Numbers the transitions of the E episodes that may be sampled, one episode after another."""
+
+    keys: tuple[Key, ...]
+    """Segments, by dataset, then content: the batches do not depend on when or by which collector
+    the same episodes were published."""
+    segment: NDArray[np.int64]
+    """int64 (E,), index in `keys` of each episode's segment."""
+    first_step: NDArray[np.int64]
+    """int64 (E,), first step of each episode in its segment."""
+    lengths: NDArray[np.int64]
+    """int64 (E,), steps of each."""
+    first_rows: NDArray[np.int64]
+    """int64 (E,), row of each episode's first observation in the backend."""
+    bc_mask: NDArray[np.float32] | None
+    """float32 (E,), 1 where the steps are marked for imitation, else 0; None if all are."""
+
+    @classmethod
+    def of(cls, backend: ReplayBackend, eligibility: Eligibility) -> Self:
+        """Number the transitions that a backend holds and that may be sampled."""
+        loaded = {key: found for key, found in backend.segments.items() if eligibility.knows(key)}
+        keys = tuple(sorted(loaded, key=lambda key: (key[0], loaded[key].content, key)))
+        chosen = [eligibility.eligible(key) for key in keys]
+        lengths = [loaded[key].episodes.lengths for key in keys]
+        starts = [ends.cumsum() - ends for ends in lengths]
+        first = [backend.start(key) + loaded[key].first_rows for key in keys]
+        counts = [len(values[mask]) for values, mask in zip(lengths, chosen, strict=True)]
+        bc_mask = None
+        if not eligibility.imitates_all:
+            marks = [eligibility.facts(key).bc_mask for key in keys]
+            bc_mask = _join(marks, chosen).astype(np.float32)
+        return cls(
+            keys=keys,
+            segment=np.repeat(np.arange(len(keys)), counts),
+            first_step=_join(starts, chosen),
+            lengths=_join(lengths, chosen),
+            first_rows=_join(first, chosen),
+            bc_mask=bc_mask,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Number of transitions."""
+        return int(self.lengths.sum())
+
+    def digest(self, groups: "DrawGroups") -> str:
+        """Return the SHA-256 of which episodes of the segments are numbered, and their shares."""
+        hashed = hashlib.sha256(repr(self.keys).encode())
+        for array in (self.segment, self.first_step, groups.counts, groups.shares):
+            hashed.update(b"" if array is None else array.tobytes())
+        return hashed.hexdigest()
+
+    def sequence_starts(self, length: int) -> NDArray[np.int64]:
+        """Return how many sequences of `length` steps begin in each episode: int64 (E,)."""
+        return np.maximum(self.lengths - (length - 1), 0)
+
+    def rows(self, places: NDArray[np.int64]) -> EpisodeRows:
+        """Return where the numbered places are, given how many each episode has: int64 (E,)."""
+        ends: NDArray[np.int64] = places.cumsum()
+        shift = self.first_rows - (ends - places)
+        return EpisodeRows(ends=ends, first=self.first_rows, shift=shift, bc_mask=self.bc_mask)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DrawGroups:
+    """Groups of numbers, and the share of the draws of each group; see `Draws.bind`."""
+
+    counts: NDArray[np.int64]
+    """int64 (G,), how many numbers each group has."""
+    shares: NDArray[np.float64] | None
+    """float64 (G,), shares of the draws; None if all numbers are equally likely."""
+    of_episode: NDArray[np.int64]
+    """int64 (E,), group of each episode."""
+
+    def by_episode(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the share of each episode, float64 (E,) with sum 1, given its number of places."""
+        if self.shares is None:
+            uniform: NDArray[np.float64] = places / max(places.sum(), 1)
+            return uniform
+        within = places / np.maximum(self.counts, 1)[self.of_episode]
+        found: NDArray[np.float64] = self.shares[self.of_episode] * within
+        return found / found.sum() if len(found) else found
+
+
+def group_draws(
+    index: TransitionIndex,
+    places: NDArray[np.int64],
+    eligibility: Eligibility,
+    config: ReplayConfig,
+    datasets: int,
+) -> DrawGroups:
+    """Return the groups and shares that the weights, mix and decay of `config` ask for.
+
+    A draw first selects a part of the mix by its weight, then a dataset in it by the dataset's
+    weight, then a step. Parts, and datasets in a part, without steps leave their share to the
+    others. Groups are datasets where that is enough, because this is faster, and else episodes.
+    `places` is the number of places of each episode, int64 (E,).
+    """
+    dataset = np.array([key[0] for key in index.keys], np.int64)[index.segment]
+    if not config.mix and not config.policy_lag_half_life:
+        counts = np.bincount(dataset, places, minlength=datasets).astype(np.int64)
+        shares = np.where(counts > 0, config.weights, 0.0) if config.weights else None
+        return DrawGroups(counts=counts, shares=shares, of_episode=dataset)
+    facts = [eligibility.facts(key) for key in index.keys]
+    chosen = [eligibility.eligible(key) for key in index.keys]
+    versions = _join([each.versions for each in facts], chosen)
+    parts = [each.parts[:, mask] for each, mask in zip(facts, chosen, strict=True)]
+    none = np.zeros((len(eligibility.part_weights), 0), np.bool_)
+    shares = _episode_shares(
+        places * _policy_decay(versions, eligibility.newest, config.policy_lag_half_life),
+        dataset,
+        np.concatenate([none, *parts], axis=1),
+        part_weights=eligibility.part_weights,
+        dataset_weights=config.weights,
+    )
+    return DrawGroups(counts=places, shares=shares, of_episode=np.arange(len(places)))
+
+
+_MOST_HALVINGS = 1000
+"""Keeps the weight of the oldest policies above 0, so that something can always be sampled."""
+
+
+def _policy_decay(
+    versions: NDArray[np.int64], newest: int, half_life: float
+) -> NDArray[np.float64]:
+    """Return ``0.5 ** (lag / half_life)`` for each episode, float64 (E,); 1 without a policy."""
+    if not half_life:
+        return np.ones(len(versions), np.float64)
+    lags = newest - versions.astype(np.float64)  # the difference may not fit into int64
+    halvings = np.minimum(lags / half_life, _MOST_HALVINGS)
+    decay: NDArray[np.float64] = np.where(versions == NO_POLICY, 1.0, np.exp2(-halvings))
+    return decay
+
+
+def _episode_shares(
+    mass: NDArray[np.float64],
+    dataset: NDArray[np.int64],
+    parts: NDArray[np.bool_],
+    *,
+    part_weights: Sequence[float],
+    dataset_weights: Sequence[float],
+) -> NDArray[np.float64]:
+    """Return the share of the draws of each episode, float64 (E,): sum 1, or 0 without any draws.
+
+    Take the decayed steps `mass` float64 (E,), the datasets int64 (E,), and whether each episode
+    belongs to each part of the mix, bool (P, E).
+    """
+    shares = np.zeros(len(mass), np.float64)
+    for members, weight in zip(parts, part_weights, strict=True):
+        within = np.where(members, mass, 0.0)
+        if dataset_weights:
+            sums = np.bincount(dataset, within, minlength=len(dataset_weights))
+            empty = np.zeros(len(dataset_weights))
+            scale = np.divide(dataset_weights, sums, out=empty, where=sums > 0.0)
+            within = within * scale[dataset]
+        total = within.sum()
+        shares += weight * (within / total if total > 0.0 else within)
+    total = shares.sum()
+    return shares / total if total > 0.0 else shares
+
+
+def _join(
+    columns: Sequence[NDArray[np.int64] | NDArray[np.bool_]],
+    chosen: Sequence[NDArray[np.bool_] | slice],
+) -> NDArray[np.int64]:
+    """Concatenate the chosen episodes of all segments."""
+    kept = [column[mask] for column, mask in zip(columns, chosen, strict=True)]
+    return np.concatenate([np.zeros(0, np.int64), *kept])
+
 
 BATCHES_AT_ONCE = 16
 """Batches drawn together. It is part of what a seed means: a change would change every run."""

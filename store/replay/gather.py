@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import SpecError
 from avtd3.store.replay.backend import FrameSource
-from avtd3.store.replay.eligibility import EpisodeRows
+from avtd3.store.replay.draws import EpisodeRows
 from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD
 from avtd3.store.spec import EpisodeSpec
 
@@ -150,36 +150,10 @@ class FrameBuffer:
         self.next_observation = self.window[:, -stack:].reshape(shape, copy=False)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Lookup:
-    """The arrays of N `Transitions`, each with a first axis of N, but for the frames.
-
-    `rows` are the rows of the frames. `vectors` is float32 (2, N, B, V): of the observations and of
-    the next observations.
-    """
-
-    rows: NDArray[np.int64]
-    vectors: NDArray[np.float32] | None
-    action: NDArray[np.float32]
-    reward: NDArray[np.float32]
-    discount: NDArray[np.float32]
-    bc_mask: NDArray[np.float32] | None
-
-    def batch(self, number: int, frames: FrameBuffer) -> Transitions:
-        """Return one of the batches, with the frames in `frames`."""
-        vectors = self.vectors
-        return Transitions(
-            frames=frames.window,
-            observation_frames=frames.observation,
-            next_observation_frames=frames.next_observation,
-            observation_vector=None if vectors is None else vectors[0, number],
-            next_observation_vector=None if vectors is None else vectors[1, number],
-            action=self.action[number],
-            reward=self.reward[number],
-            discount=self.discount[number],
-            frame_rows=self.rows[number],
-            bc_mask=None if self.bc_mask is None else self.bc_mask[number],
-        )
+_FEW_STEPS = 64
+"""Up to so many steps, rewards are summed as `n_step` says, in the order of earlier versions."""
+_AT_ONCE = 1 << 20
+"""Rewards that are summed at once; it limits the memory use where `n_step` is large."""
 
 
 class Gather:
@@ -187,14 +161,9 @@ class Gather:
 
     def __init__(self, spec: EpisodeSpec, *, n_step: int, gamma: float) -> None:
         stack = 0 if spec.image is None else spec.image.stack
-        self._n_step = n_step
+        self._n_step, self._gamma = n_step, gamma
         self._stack = np.arange(1 - stack, 1)
         self._window = np.arange(1 - stack, 2 if stack else 1)
-        self._ahead = np.arange(n_step)
-        powers = gamma ** np.arange(n_step + 1, dtype=np.float64)
-        self._powers = powers.astype(np.float32)
-        below = self._ahead < np.arange(n_step + 1)[:, None]
-        self._weights = np.where(below, powers[:-1], 0.0)  # (m, i): gamma^i while i < m
         self._vector = ACTION + spec.action_size
         self._width = self._vector + spec.vector_size
         self._frames: FrameSource | None = None
@@ -207,9 +176,16 @@ class Gather:
     ) -> None:
         """Read from these arrays from now on."""
         self._numbers, self._episodes, self._frames = arrays.get("numbers"), episodes, frames
+        # No sum is longer than the longest episode, whatever `n_step` is.
+        longest = int(np.diff(episodes.ends, prepend=0).max(initial=1))
+        self._most = min(self._n_step, max(longest, _FEW_STEPS))
+        self._powers = self._gamma ** np.arange(self._most + 1, dtype=np.float64)
 
-    def look_up(self, number: NDArray[np.int64]) -> Lookup:
-        """Read everything except the frames of transitions, given numbers int64 (N, B)."""
+    def look_up(self, number: NDArray[np.int64]) -> Transitions:
+        """Read everything except the frames of N batches, given numbers int64 (N, B).
+
+        Each array has one axis more than in a batch, the first, of N.
+        """
         assert self._numbers is not None, "there are no transitions"
         episode = self._episodes.ends.searchsorted(number, side="right")
         row = number + self._episodes.shift.take(episode)
@@ -217,33 +193,56 @@ class Gather:
             next_row = row + 1
         else:
             left = self._episodes.ends.take(episode) - number
-            count = np.minimum(left, self._n_step)
+            count = np.minimum(left, self._most)
             next_row = row + count
         # One memory access per transition: for n = 1, the two rows are neighbours.
         pairs = np.stack([row, next_row], axis=-1)
         numbers = self._numbers.take(pairs, axis=0, mode="clip")  # (N, B, 2, 2 + A + V)
         if self._n_step == 1:
             reward = numbers[..., 0, REWARD].copy()
-            discount = numbers[..., 0, ALIVE] * self._powers[1]
+            discount = numbers[..., 0, ALIVE] * np.float32(self._gamma)
         else:
             reward, discount = self._sum_rewards(self._numbers, row, count)
         vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
-        bc_mask = self._episodes.bc_mask
-        return Lookup(
-            rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
+        has_vector, bc_mask = self._width > self._vector, self._episodes.bc_mask
+        return Transitions(
+            frames=None,
+            observation_frames=None,
+            next_observation_frames=None,
             # Views: a batch that is copied to a device anyway need not be copied here.
-            vectors=vectors if self._width > self._vector else None,
+            observation_vector=vectors[0] if has_vector else None,
+            next_observation_vector=vectors[1] if has_vector else None,
             action=numbers[..., 0, ACTION : self._vector],
             reward=reward,
             discount=discount,
+            frame_rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
             bc_mask=None if bc_mask is None else bc_mask.take(episode),
         )
 
-    def take_frames(self, rows: NDArray[np.int64], frames: FrameBuffer) -> None:
-        """Gather the frames of one batch, rows int64 (B, W)."""
+    def batch(self, block: Transitions, number: int, frames: FrameBuffer) -> Transitions:
+        """Return one of the batches of `look_up`, and gather its frames into `frames`."""
+
+        def pick(values: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if values is None else values[number]
+
+        rows = block.frame_rows[number]
         if frames.flat is not None:
             assert self._frames is not None, "there are no frames"
             self._frames.take(rows, frames.flat)
+        return Transitions(
+            frames=frames.window,
+            observation_frames=frames.observation,
+            next_observation_frames=frames.next_observation,
+            observation_vector=pick(block.observation_vector),
+            next_observation_vector=pick(block.next_observation_vector),
+            action=block.action[number],
+            reward=block.reward[number],
+            discount=block.discount[number],
+            frame_rows=rows,
+            bc_mask=pick(block.bc_mask),
+            weight=pick(block.weight),
+            index=pick(block.index),
+        )
 
     def _sum_rewards(
         self, numbers: NDArray[np.float32], row: NDArray[np.int64], count: NDArray[np.int64]
@@ -251,11 +250,18 @@ class Gather:
         """Return the discounted sums up to each transition's last step, and its discounts."""
         flat = numbers.reshape(-1)
         last = row + (count - 1)
-        ahead = np.minimum(row[..., None] + self._ahead, last[..., None])  # (N, B, n)
-        reward = flat.take(ahead * self._width + REWARD, mode="clip")
-        total = np.einsum("abn,abn->ab", reward, self._weights[count])
+        total = np.empty(row.shape, np.float64)
+        rows, lasts, totals = row.reshape(-1), last.reshape(-1), total.reshape(-1)
+        ahead = np.arange(self._most)
+        part = max(1, _AT_ONCE // self._most)
+        for low in range(0, len(rows), part):
+            first, end = rows[low : low + part, None], lasts[low : low + part, None]
+            at = first + ahead  # (rows, n)
+            weights = np.where(at <= end, self._powers[:-1], 0.0)
+            reward = flat.take(np.minimum(at, end) * self._width + REWARD, mode="clip")
+            np.einsum("bn,bn->b", reward, weights, out=totals[low : low + part])
         alive = flat.take(last * self._width + ALIVE, mode="clip")
-        return total.astype(np.float32), alive * self._powers.take(count)
+        return total.astype(np.float32), alive * self._powers.astype(np.float32).take(count)
 
     def _frame_rows(
         self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
+from avtd3.store.episode import Episode, SegmentReader
 from avtd3.store.errors import (
     ConfigError,
     NoSegmentsError,
@@ -44,23 +45,21 @@ from avtd3.store.replay.backend import (
 )
 from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.direct import DirectReplay, JoinedDecoder
-from avtd3.store.replay.draws import Draws, Priorities, PrioritisedDraw
-from avtd3.store.replay.eligibility import (
-    HeldOutEpisode,
+from avtd3.store.replay.direct import DirectReplay
+from avtd3.store.replay.draws import (
+    Draws,
+    Priorities,
     TransitionIndex,
     group_draws,
-    read_episode,
 )
 from avtd3.store.replay.gather import (
     FrameBuffer,
     Gather,
-    Lookup,
     SequenceBatch,
     SequenceGather,
     Transitions,
 )
-from avtd3.store.replay.native import native_problem, open_decoder
+from avtd3.store.replay.native import native_problem
 from avtd3.store.replay.scratch import GIB, row_bytes
 from avtd3.store.replay.shared import FRAMES, directory_name
 from avtd3.store.replay.tracker import RefreshReport, RefusedSegment, SegmentTracker
@@ -96,12 +95,8 @@ def choose_mode(
 ) -> ReplayMode:
     """Return the configured mode; for ``auto``, return ``cache`` if the cache fits on the disk.
 
-    Args:
-        config: `ReplayConfig.mode` and the capacity.
-        spec: Spec of the datasets.
-        wanted: Segments to load first.
-        scratch: Directory of the scratch files; need not exist yet.
-        grows: Whether more segments are expected, so that the whole capacity must fit.
+    `wanted` are the segments to load first. If it `grows`, more are expected, so that the whole
+    capacity must fit.
     """
     if config.mode == "direct" and spec.image is not None:
         return ReplayMode(mode="direct", why=f"as configured; {_describe_decoder()}")
@@ -151,14 +146,9 @@ def _shared_bytes(directory: Path, spec: EpisodeSpec) -> int:
 def _open_backend(
     mode: ReplayMode, spec: EpisodeSpec, scratch: Path, *, in_background: bool
 ) -> tuple[ReplayBackend, ReplayMode]:
-    """Return an empty backend, and the mode with what people should know about it.
-
-    Raises:
-        StorageError: `scratch` cannot be written.
-    """
+    """Return an empty backend, and the mode with what people should know about it."""
     if mode.mode == "direct":
-        size = 0 if spec.image is None else spec.image.frame_bytes
-        return DirectReplay(spec, scratch, open_decoder(size) or JoinedDecoder(size)), mode
+        return DirectReplay(spec, scratch), mode
     cache = ReplayCache(spec, scratch, in_background=in_background)
     if cache.notice:
         mode = dataclasses.replace(mode, why=f"{mode.why}; {cache.notice}")
@@ -224,13 +214,15 @@ class Sampler:
             on_progress: Called with frames done and frames in total while frames are decoded.
 
         Raises:
-            ConfigError: There is no dataset, one is given twice, there is not one weight each, or
-                `buffers` is below 1.
+            ConfigError: There is no dataset, one is given twice, there is not one weight each,
+                `buffers` is below 1, or `seed` below 0.
             SpecError: The datasets have different specs.
             StorageError: The scratch directory cannot be written or is too small.
         """
         if buffers < 1:
             raise ConfigError(f"a sampler needs at least 1 buffer, found {buffers}")
+        if seed < 0:
+            raise ConfigError(f"the seed of a sampler is {seed}, expected a whole number >= 0")
         directory = Path(config.scratch or scratch or tempfile.gettempdir())
         self.config, self.steps = config, 0
         self._tracker = SegmentTracker(datasets, config)
@@ -256,7 +248,7 @@ class Sampler:
                 for _ in range(buffers)
             ]
         )
-        self._lookup: Lookup | None = None
+        self._block: Transitions | None = None
         self._looked_up: NDArray[np.int64] | None = None
         self._frame_array: FrameArray | None = None
         self._chosen_digest = ""
@@ -280,23 +272,19 @@ class Sampler:
 
         Raises:
             NoSegmentsError: There are no transitions to sample.
+            DatasetUnreadableError: The same, because no segment can be read now.
         """
         with self._lock:
             buffer = next(self._buffers)
             while True:
                 self._take_loaded(every_s=TAKE_S)
                 if not self.steps:
-                    raise NoSegmentsError(self._tracker.why_empty())
-                lookup, number, drawn = self._next()
+                    raise self._tracker.empty_error()
+                block, number = self._next()
                 try:
-                    self._gather.take_frames(lookup.rows[number], buffer)
+                    return self._gather.batch(block, number, buffer)
                 except _BAD:
                     self._refuse_damaged()
-                    continue
-                batch = lookup.batch(number, buffer)
-                if drawn is None:
-                    return batch
-                return dataclasses.replace(batch, weight=drawn.weight, index=drawn.index)
 
     def batches(self, count: int | None = None) -> Iterator[Transitions]:
         """Yield batches of `sample`.
@@ -323,6 +311,7 @@ class Sampler:
         Raises:
             ConfigError: `ReplayConfig.sequence_length` is 0.
             NoSegmentsError: Nothing can be sampled, or no episode is long enough.
+            DatasetUnreadableError: Nothing can be sampled, because no segment can be read now.
         """
         length = self.config.sequence_length
         if self._sequences is None:
@@ -336,7 +325,7 @@ class Sampler:
                 except _BAD:
                     self._refuse_damaged()
             if not self.steps:
-                raise NoSegmentsError(self._tracker.why_empty())
+                raise self._tracker.empty_error()
             raise NoSegmentsError(
                 f"no episode has {length} steps, the value of replay.sequence_length; lower it"
             )
@@ -414,7 +403,7 @@ class Sampler:
             self._take_loaded()
             return self._take_reports()
 
-    def held_out(self, limit: int | None = None) -> Iterator[HeldOutEpisode]:
+    def held_out(self, limit: int | None = None) -> Iterator[Episode]:
         """Yield complete episodes that are never sampled, in an order that new ones do not change.
 
         Args:
@@ -427,12 +416,12 @@ class Sampler:
             if found == limit:
                 return
             try:
-                episode = read_episode(segment, number, self.spec)
+                episode = Episode(SegmentReader(segment), number).load()
             except SegmentNotFoundError:
                 continue  # pruned or merged in the meantime; the next refresh finds out
             except (SegmentCorruptError, OSError) as error:
                 with self._lock:
-                    self._tracker.refuse({key: str(error)})
+                    self._tracker.refuse({key: error})
                 continue
             found += 1
             yield episode
@@ -507,15 +496,17 @@ class Sampler:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _next(self) -> tuple[Lookup, int, PrioritisedDraw | None]:
-        """Return the next batch, as its index in a block that is looked up."""
+    def _next(self) -> tuple[Transitions, int]:
+        """Return the next batch without its frames, as its index in a block of batches."""
         if self._priorities is not None:
             drawn = self._priorities.draw()
-            return self._gather.look_up(drawn.number[None]), 0, drawn
-        block, number = self._draws.next()
-        if self._lookup is None or block is not self._looked_up:
-            self._lookup, self._looked_up = self._gather.look_up(block), block
-        return self._lookup, number, None
+            block = self._gather.look_up(drawn.number[None])
+            weight, index = drawn.weight[None], drawn.index[None]
+            return dataclasses.replace(block, weight=weight, index=index), 0
+        numbers, place = self._draws.next()
+        if self._block is None or numbers is not self._looked_up:
+            self._block, self._looked_up = self._gather.look_up(numbers), numbers
+        return self._block, place
 
     def _open(self, on_progress: Progress | None) -> RefreshReport:
         """Load segments, until something can be sampled or there is nothing to load."""
@@ -553,9 +544,7 @@ class Sampler:
     def _take_loaded(self, every_s: float = 0.0) -> None:
         """Let segments be sampled that were loaded in the background.
 
-        Args:
-            every_s: Do nothing if the last time was less than so many seconds ago, because the
-                whole index is made again.
+        Do so at most every so many seconds, because the whole index is made again.
         """
         if not self.backend.has_loaded or time.monotonic() < self._taken_s + every_s:
             return

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from avtd3.store.errors import StorageError
+from avtd3.store.errors import StorageError, advice
 from avtd3.store.replay.backend import Key
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
@@ -59,8 +59,8 @@ class ScratchArrays:
         except OSError as error:
             self.close()
             raise StorageError(
-                f"replay scratch directory {directory} cannot be written: {error.strerror}; "
-                "name another one with --set learn.replay.scratch=DIR"
+                f"replay scratch directory {directory} cannot be written: {advice(error)}; "
+                "or name another one with --set learn.replay.scratch=DIR"
             ) from error
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -186,7 +186,7 @@ def full_disk_errors(directory: Path, more_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = f"the system says: {error.strerror}"
+        found = f"the system says: {advice(error)}"
         raise no_room(directory, more_bytes, found) from error
 
 

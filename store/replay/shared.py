@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import StorageError
+from avtd3.store.errors import StorageError, advice
 from avtd3.store.files import sha256
 from avtd3.store.replay.backend import Key
 from avtd3.store.replay.scratch import (
@@ -107,8 +107,8 @@ class SharedDirectory:
             os.rename(aside, INDEX, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except OSError as error:
             raise StorageError(
-                f"{self.path / INDEX} cannot be written: {error.strerror}; free some space or "
-                "name another disk with --set learn.replay.scratch=DIR"
+                f"{self.path / INDEX} cannot be written: {advice(error)}, or name another disk "
+                "with --set learn.replay.scratch=DIR"
             ) from error
 
     def leave(self) -> None:

@@ -11,6 +11,8 @@ from avtd3.store.dataset import Dataset, Refusal, Snapshot
 from avtd3.store.errors import (
     ConfigError,
     DatasetError,
+    DatasetUnreadableError,
+    NoSegmentsError,
     SegmentCorruptError,
     SpecError,
 )
@@ -78,27 +80,16 @@ class Refusals:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Start with none.
-
-        Args:
-            paths: Directory of each dataset.
-        """
+        """Start with none; `paths` are the directories of the datasets."""
         self._paths = tuple(paths)
         self._found: dict[Key, Refusal] = {}
         self._reported: set[Key] = set()
 
     def update(self, snapshots: Sequence[Snapshot]) -> None:
         """Take over what snapshots refuse; forget segments that were fixed or removed."""
-        found = {
-            (number, refusal.segment_id): refusal
-            for number, snapshot in enumerate(snapshots)
-            for refusal in snapshot.refused
-        }
-        tried_again = {
-            (number, refusal.segment_id)
-            for number, snapshot in enumerate(snapshots)
-            for refusal in snapshot.earlier
-        }
+        numbered = list(enumerate(snapshots))
+        found = {(n, r.segment_id): r for n, snapshot in numbered for r in snapshot.refused}
+        tried_again = {(n, r.segment_id) for n, snapshot in numbered for r in snapshot.earlier}
         old = {key: found[key] for key in self._found if key in found}
         self._found = old | found
         self._reported &= found.keys() | tried_again
@@ -131,11 +122,7 @@ class Refusals:
 
 
 def name_refused(refused: Sequence[RefusedSegment]) -> str:
-    """Return a part of an error message: which segments are refused, and why the first one is.
-
-    Args:
-        refused: At least one.
-    """
+    """Describe which segments, at least one, are refused, and why the first one is."""
     names = ", ".join(segment.segment_id for segment in refused[:_NAMED])
     if len(refused) > _NAMED:
         names += f" and {len(refused) - _NAMED} more"
@@ -146,12 +133,7 @@ class SegmentTracker:
     """The newest snapshot of each dataset, and which of its segments a sampler wants."""
 
     def __init__(self, datasets: Sequence[Dataset], config: ReplayConfig) -> None:
-        """Take a snapshot of each dataset.
-
-        Raises:
-            ConfigError: There is no dataset, one is given twice, or there is not one weight each.
-            SpecError: The datasets have different specs.
-        """
+        """Take a snapshot of each dataset; raise if they cannot be sampled together."""
         self.datasets = _check_datasets(datasets, config)
         self.eligibility = Eligibility(config)
         self.refusals = Refusals([dataset.path for dataset in self.datasets])
@@ -164,13 +146,9 @@ class SegmentTracker:
         self._before: Mapping[Key, Segment] = {}
 
     def refresh(self) -> tuple[Path, ...]:
-        """Take new snapshots.
-
-        Returns:
-            The datasets that are absent. Their old snapshots are kept.
-        """
-        numbers = range(len(self.datasets))
-        return tuple(self.datasets[n].path for n in numbers if self._is_absent(n))
+        """Take new snapshots; return the datasets that are absent, whose old snapshots are kept."""
+        absent = [n for n in range(len(self.datasets)) if self._is_absent(n)]
+        return tuple(self.datasets[n].path for n in absent)
 
     def retry(self) -> None:
         """Try refused segments again where it is time to, and take no new segments."""
@@ -178,12 +156,8 @@ class SegmentTracker:
             if snapshot.refused:
                 self._is_absent(number, known_only=True)
 
-    def refuse(self, problems: Mapping[Key, str | Exception]) -> None:
-        """Exclude segments that turned out to be bad; `refresh` tries them again.
-
-        Args:
-            problems: What is wrong with each.
-        """
+    def refuse(self, problems: Mapping[Key, Exception]) -> None:
+        """Exclude segments that turned out to be bad; `refresh` tries them again."""
         for number in {number for number, _ in problems}:
             own = {key[1]: problem for key, problem in problems.items() if key[0] == number}
             self._snapshots[number] = self.datasets[number].refuse(self._snapshots[number], own)
@@ -194,7 +168,7 @@ class SegmentTracker:
         self.refusals.update(self._snapshots)
         while True:
             segments = self._listed()
-            problems: dict[Key, str | Exception] = {**self.eligibility.update(segments)}
+            problems = self.eligibility.update(segments)
             readable = {key: segments[key] for key in segments if key not in problems}
             chosen = _select_segments(self.eligibility.steps(readable), self._config)
             found = {key: segments[key] for key in chosen}
@@ -210,13 +184,8 @@ class SegmentTracker:
     def new_episodes(self, added: Mapping[Key, LoadedSegment]) -> list[EpisodeSummary]:
         """Return the episodes of added segments that may be sampled and are new.
 
-        Episodes of a merged segment are not new if one of its origins was loaded before.
-
-        Args:
-            added: Some of the segments that the last call of `follow` was given.
-
-        Returns:
-            One summary for each added segment, sorted by key.
+        Episodes of a merged segment are not new if one of its origins was loaded before. The added
+        segments are some of the last `follow`; return one summary for each, sorted by key.
         """
         found = []
         self.refusals.forget(added)
@@ -237,17 +206,18 @@ class SegmentTracker:
             if key in segments
         ]
 
-    def why_empty(self) -> str:
-        """Return the message of an error if nothing can be sampled: what was found, and the fix."""
-        paths = ", ".join(str(dataset.path) for dataset in self.datasets)
+    def empty_error(self) -> NoSegmentsError | DatasetUnreadableError:
+        """Return the error if nothing can be sampled: what was found, and the fix."""
+        refused = self.refusals.all()
+        why = "no segment is published yet; run `avtd3 collect` and refresh"
         if excluded := self.eligibility.describe():
-            return f"nothing to sample in {paths}: {excluded}"
-        if refused := self.refusals.all():
-            return f"nothing to sample in {paths}: {name_refused(refused)}"
-        return (
-            f"nothing to sample in {paths}: no segment is published yet; "
-            "run `avtd3 collect` and refresh"
-        )
+            why = excluded
+        elif refused:
+            why = name_refused(refused)
+        where = ", ".join(str(dataset.path) for dataset in self.datasets)
+        is_unreadable = any(segment.is_unreadable for segment in refused)
+        kind = DatasetUnreadableError if is_unreadable and not excluded else NoSegmentsError
+        return kind(f"nothing to sample in {where}: {why}")
 
     def _listed(self) -> dict[Key, Segment]:
         """Return all published segments that are not refused."""
@@ -282,12 +252,7 @@ def _truncated(segments: Mapping[Key, Segment]) -> dict[Key, Exception]:
 
 
 def _check_datasets(datasets: Sequence[Dataset], config: ReplayConfig) -> list[Dataset]:
-    """Check that datasets can be sampled together, and return them.
-
-    Raises:
-        ConfigError: There is no dataset, one is given twice, or there is not one weight each.
-        SpecError: They have different specs; the message names the difference.
-    """
+    """Return the datasets; raise ConfigError or SpecError if they cannot be sampled together."""
     if not datasets:
         raise ConfigError("a sampler needs at least one dataset, found none")
     if config.weights and len(config.weights) != len(datasets):
@@ -310,11 +275,8 @@ def _check_datasets(datasets: Sequence[Dataset], config: ReplayConfig) -> list[D
 def _select_segments(steps: Mapping[Key, int], config: ReplayConfig) -> list[Key]:
     """Return the newest segments that fit into the capacity, or into the part of each dataset.
 
-    The result depends only on the arguments, so that a resumed run selects the same segments.
-
-    Args:
-        steps: How many steps of each segment may be sampled.
-        config: Capacity and weights.
+    `steps` is how many steps of each segment may be sampled. The result depends only on the
+    arguments, so that a resumed run selects the same segments.
     """
     if not config.weights:
         return _newest(steps, config.capacity)

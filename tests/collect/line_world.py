@@ -5,9 +5,12 @@ import numpy as np
 from avtd3.collect.environment import Environment, ResetResult
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation, Step
-from avtd3.tests.collect.point_world import PointWorld
+from avtd3.tests.collect import point_world
 
-__all__ = ["PointWorld"]
+
+class PointWorld(point_world.PointWorld):
+    image_shape = (1, 36, 36)
+
 
 SPEC = EpisodeSpec(vector_names=("x", "t"), action_names=("push",), control_period_s=0.1)
 

@@ -157,6 +157,14 @@ def open_world_with_a_fault(settings, worker):
     return DoomedWorld(lambda: 1 / 0)
 
 
+def open_second_world_dies(settings, worker):
+    return open_world_that_dies(settings, worker) if worker == 1 else PointWorld()
+
+
+def open_second_world_fails(settings, worker):
+    return open_world_that_fails(settings, worker) if worker == 1 else PointWorld()
+
+
 class CameraWorld(PointWorld):
     image_shape = (1, 84, 84)
 

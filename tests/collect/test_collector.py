@@ -7,7 +7,7 @@ import pytest
 
 from avtd3.collect import collector as loop
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.drivers import PolicyDriver
+from avtd3.collect.drivers import WanderingDriver
 from avtd3.collect.driving.reward import RewardConfig
 from avtd3.collect.driving.task import DrivingTask, TaskConfig
 from avtd3.collect.maps.scenarios import ScenarioConfig
@@ -16,7 +16,7 @@ from avtd3.collect.plan import training_seed
 from avtd3.collect.reports import CollectProgress
 from avtd3.collect.worlds import open_environment
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, SpecError, StorageError, WorldError
+from avtd3.store.errors import CheckpointError, ConfigError, SpecError, StorageError, WorldError
 from avtd3.store.spec import ImageSpec
 from avtd3.tests.collect.point_world import PointWorld
 
@@ -266,13 +266,10 @@ class FakeDirectory:
     def __init__(self, path, polls=0, action=None):
         self.path, self.polls, self.warning = path, polls, ""
 
-    def latest(self, spec):
+    def poll(self, current, spec):
         assert spec.vector_size == 23
         self.polls -= 1
-        return FakePolicy() if self.polls < 0 else None
-
-    def poll(self, current, spec):
-        return current
+        return current or (FakePolicy() if self.polls < 0 else None)
 
 
 def with_policies(monkeypatch, directory):
@@ -341,22 +338,93 @@ def test_a_policy_needs_its_directory(tmp_path):
 
 
 def test_actions_that_are_no_numbers_are_one_clear_error(tmp_path, monkeypatch):
-    with_policies(monkeypatch, FakeDirectory(tmp_path))
-    monkeypatch.setattr(PolicyDriver, "act", lambda *_: np.array((math.nan, 0.0), np.float32))
-    config = dataclasses.replace(CONFIG, driver="policy", exploration_noise=0.0)
-    with pytest.raises(WorldError, match=r"driver policy returned \[nan, 0.0\] in episode seed"):
-        gather(tmp_path / "d", config, episodes=1, policies=tmp_path)
+    monkeypatch.setattr(WanderingDriver, "act", lambda *_: np.array((math.nan, 0.0), np.float32))
+    config = dataclasses.replace(CONFIG, driver="random")
+    with pytest.raises(WorldError, match=r"driver random returned \[nan, 0.0\] in episode seed"):
+        gather(tmp_path / "d", config, episodes=1)
     assert Dataset.open(tmp_path / "d").segment_ids() == []
+
+
+def bad_answer(action):
+    if isinstance(action, Exception):
+        raise action
+    return action
+
+
+@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        np.array((math.nan, 0.0), np.float32),
+        np.array((math.inf, 0.0), np.float32),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        MemoryError(),
+        CheckpointError("policy 1 returned nan"),
+        IndexError("no such layer"),
+    ],
+    ids=repr,
+)
+def test_a_policy_that_cannot_act_is_replaced_by_the_one_before(
+    tmp_path, monkeypatch, answer, after
+):
+    """The newest policy drives some steps, then answers wrong; the one before drove well."""
+
+    class Two(FakeDirectory):
+        rejected: tuple[str, ...] = ()
+
+        def poll(self, current, spec):
+            if current is None:
+                return Good()
+            return current if self.rejected or calls[0] < 20 else Bad()
+
+        def reject(self, policy, reason):
+            assert policy.version == 4
+            self.rejected = (*self.rejected, reason)
+
+    calls = [0]
+
+    class Good(FakePolicy):
+        def act(self, frames, vector):
+            calls[0] += 1
+            return super().act(frames, vector)
+
+    class Bad(FakePolicy):
+        version, digest, count = 4, "cd" * 32, 0
+
+        def act(self, frames, vector):
+            self.count += 1
+            return super().act(frames, vector) if self.count <= after else bad_answer(answer)
+
+    directory = Two(tmp_path / "p")
+    with_policies(monkeypatch, directory)
+    config = dataclasses.replace(CONFIG, driver="policy", exploration_noise=0.1 * (after > 0))
+    seen: list[CollectProgress] = []
+    report = gather(
+        tmp_path / "d", config, episodes=4, policies=tmp_path / "p", on_progress=seen.append
+    )
+    assert (report.failure, report.missing) == ("", "")
+    assert len(directory.rejected) == 1
+    assert any("policy 4 cannot act" in entry.tally.warning for entry in seen)
+    rows = [
+        row for _, row in sorted(episodes(tmp_path / "d").values(), key=lambda e: e[1]["index"])
+    ]
+    kept = [(row["policy_version"], row["length"]) for row in rows if row["policy_version"] == 4]
+    assert kept == [(4, after)] * (after > 0)
+    assert [row["end_reason"] == "policy_error" for row in rows if row["policy_version"] == 4] == [
+        True
+    ] * (after > 0)
+    assert {row["policy_version"] for row in rows} >= {3}
 
 
 def test_the_pool_keeps_the_last_good_policy(monkeypatch):
     class Truncated(FakeDirectory):
         def poll(self, current, spec):
-            self.warning = "policy 4 is torn"
-            return current
+            self.warning = "policy 4 is torn" if current else ""
+            return super().poll(current, spec)
 
     with_policies(monkeypatch, Truncated(None))
-    pool = DriverPool(CONFIG.mixture.parse("policy"), open_environment(CONFIG, point_world), None)
+    with open_environment(CONFIG, point_world) as environment:
+        pool = DriverPool(CONFIG.mixture.parse("policy"), environment, None)
     assert pool.policy is None
     polled = [pool.poll() for _ in range(2)]
     assert [policy.version for policy in polled if policy] == [3, 3]

@@ -32,8 +32,8 @@ from avtd3.store.errors import ConfigError, WorldError, WorldLost
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
 from avtd3.tests.collect import line_world
-from avtd3.tests.collect.line_world import SPEC, Duck, Line
-from avtd3.tests.collect.point_world import PointWorld, make_frame
+from avtd3.tests.collect.line_world import SPEC, Duck, Line, PointWorld
+from avtd3.tests.collect.point_world import make_frame
 
 ROOT = Path(__file__).parents[2]
 HERE = line_world.__name__
@@ -246,7 +246,7 @@ def test_failures_of_user_code_are_one_error_with_file_and_line(parts, message):
         ({"reward": None}, "reward is None"),
         ({"reward": float("nan")}, "reward is nan"),
         ({"reward": "high"}, "high"),
-        ({"action": np.array([2.0], np.float32)}, r"action is \[2\.\], expected \[-1\.0\] to"),
+        ({"action": np.array([2.0], np.float32)}, r"action\[0\] is 2\.0, expected -1\.0 to"),
         ({"action": 0.5}, "action is float, expected float32"),
         ({"terminated": 1}, "expected True or False"),
         ({"terminated": True, "truncated": True}, "both terminated and truncated are true"),
@@ -272,7 +272,7 @@ def test_attributes_that_avtd3_sets_itself_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": np.zeros((8, 8), np.uint8)}, r"image is uint8 \(8, 8\), expected uint8 \(1, 8"),
+        ({"image": np.zeros((8, 8), np.uint8)}, r"image is uint8 \(8, 8\), expected uint8 \(1, 36"),
         ({"image": None}, "image: found None, expected ndarray"),
         ({"collision": None}, "collision: found None, expected str"),
         ({"vehicle": None}, "vehicle: found None, expected VehicleState"),
@@ -284,7 +284,7 @@ def test_a_frame_that_cannot_be_used_is_refused(changes, message):
     class Broken(PointWorld):
         def step(self, action):
             super().step(action)
-            return make_frame(**changes)
+            return make_frame(**{"shape": self.image_shape} | changes)
 
     environment = opened(Broken())
     environment.reset(0)
@@ -338,10 +338,10 @@ def test_options_belong_to_worlds_of_users(tmp_path):
 
 
 def test_an_image_spec_is_checked_too():
-    spec = EpisodeSpec(image=ImageSpec(height=8, width=8), action_names=("push",))
-    image = np.zeros((1, 8, 9), np.uint8)
+    spec = EpisodeSpec(image=ImageSpec(height=36, width=36), action_names=("push",))
+    image = np.zeros((1, 36, 37), np.uint8)
     line = Line(spec=spec, observe=lambda: Observation(image=image))
-    with pytest.raises(WorldError, match=r"image is uint8 \(1, 8, 9\), expected uint8 \(1, 8, 8\)"):
+    with pytest.raises(WorldError, match=r"image is uint8 \(1, 36, 37\), expected"):
         opened(line).reset(0)
 
 

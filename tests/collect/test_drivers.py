@@ -235,16 +235,16 @@ def test_each_driver_can_be_built(kind):
     "action", [[math.nan, 0.0], [0.0, math.inf], [1.1, 0.0], [0.0], [0.0, 0.0, 0.0], 0.0]
 )
 def test_actions_that_cannot_be_applied_are_one_clear_error(action):
-    with pytest.raises(WorldError, match=r"driver policy returned .* in episode 3"):
-        check_action(np.array(action), UNIT, "policy", "episode 3")
+    with pytest.raises(WorldError, match=r"driver policy returned .* in episode seed 3"):
+        check_action(np.array(action), UNIT, "policy", 3, 0)
 
 
 def test_the_bounds_are_the_spec_s():
     spec = make_spec((-2.0, 0.0), (2.0, 1.0))
-    assert check_action(np.array([-2.0, 1.0]), spec, "policy", "here").tolist() == [-2.0, 1.0]
+    assert check_action(np.array([-2.0, 1.0]), spec, "policy", 3, 0).tolist() == [-2.0, 1.0]
     for action in ([0.0, -0.1], [2.1, 0.5]):
         with pytest.raises(WorldError, match=r"2 finite numbers in \[-2, 2\], \[0, 1\]"):
-            check_action(np.array(action), spec, "policy", "here")
+            check_action(np.array(action), spec, "policy", 3, 0)
 
 
 def test_a_camera_frame_of_another_shape_is_refused():

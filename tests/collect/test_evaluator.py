@@ -124,7 +124,8 @@ def policies(tmp_path_factory):
     from avtd3.learn.networks import Actor, NetworkConfig
     from avtd3.learn.policy_store import PolicyStore
 
-    spec = open_environment(CONFIG, open_camera_world).spec
+    with open_environment(CONFIG, open_camera_world) as environment:
+        spec = environment.spec
     directory = PolicyStore(tmp_path_factory.mktemp("policies"))
     for seed in range(2):
         torch.manual_seed(seed)

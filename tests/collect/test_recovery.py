@@ -1,20 +1,26 @@
 import dataclasses
 
 import pytest
+import yaml
 
-from avtd3.collect.collector import CollectConfig, collect
+from avtd3.collect.collector import CollectConfig, CollectJob, collect, run_job
+from avtd3.collect.driving.task import DrivingTask, TaskConfig
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
+from avtd3.collect.plan import Amount, Share, digest, lock_plan
 from avtd3.collect.recovery import PROGRESS_STEPS, Recovery, RecoveryConfig, Skipped
 from avtd3.collect.reports import CollectProgress
 from avtd3.collect.worlds import open_world
-from avtd3.store.errors import ConfigError, RouteError, WorldLost
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import ConfigError, RoadError, RouteError, WorldLost
+from avtd3.store.spec import ImageSpec
 from avtd3.tests.collect.lossy_world import LossyWorld, open_second_worker_alone_lossy
 from avtd3.tests.collect.test_collector import assert_same, episodes
 
 CONFIG = CollectConfig(
     scenario=ScenarioConfig(route_length_m=20.0, time_limit_s=5.0), min_free_mb=0, name="test"
 )
+SPEC = DrivingTask(TaskConfig(), 0.05).spec(ImageSpec(height=8, width=8))
 EXAM = EvaluateConfig(scenario=CONFIG.scenario, episodes=3)
 
 
@@ -98,6 +104,91 @@ def test_roads_without_any_route_end_the_collection_and_keep_what_there_is(tmp_p
     with pytest.raises(RouteError, match="9 failures in a row, the last: no way leads there"):
         gather(tmp_path / "d", world, episodes=20)
     assert sorted(episodes(tmp_path / "d")) == [0, 1]
+
+
+class TwoMaps(LossyWorld):
+    """Has scenarios of which some have a map that is refused."""
+
+    def __init__(self, refused):
+        super().__init__()
+        self.refused = refused
+
+    def reset(self, scenario, seed):
+        if scenario.number in self.refused:
+            self.resets += 1
+            raise RoadError(f"map {scenario.number} ends the process")
+        return super().reset(scenario, seed)
+
+
+def write_routes(path, count):
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "avtd3_scenarios": 1,
+                "routes": [
+                    {"id": number, "network": {"kind": "country"}, "length_m": 20.0}
+                    for number in range(count)
+                ],
+            }
+        )
+    )
+    return ScenarioConfig(file=str(path))
+
+
+@pytest.mark.parametrize("bad", [[0], list(range(11)), [*range(1, 12)]])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_map_that_is_refused_costs_its_own_episodes_only(tmp_path, bad, workers):
+    routes = write_routes(tmp_path / "routes.yaml", 12)
+    config = dataclasses.replace(CONFIG, scenario=routes)
+    shares = [
+        Share(amount=Amount(episodes=14), held=frozenset(), held_steps=0, worker=n, workers=workers)
+        for n in range(workers)
+    ]
+    dataset = Dataset.create(tmp_path / "d", SPEC)
+    for share in shares:
+        job = CollectJob(
+            dataset=dataset.path,
+            config=config,
+            share=share,
+            policies=None,
+            open_world=lambda *_: TwoMaps(bad),
+        )
+        with lock_plan(dataset, digest(config.plan_document())):
+            tally = run_job(job, lambda: False, lambda _: None)
+        wanted = [index for index in share.indices() if index % 12 in bad]
+        assert [entry.index for entry in tally.skipped] == wanted
+        assert {entry.reason for entry in tally.skipped} <= {"no_road"}
+    assert sorted(episodes(tmp_path / "d")) == [n for n in range(14) if n % 12 not in bad]
+
+
+def test_maps_of_which_none_can_be_used_end_the_collection(tmp_path):
+    routes = write_routes(tmp_path / "routes.yaml", 3)
+    config = dataclasses.replace(CONFIG, scenario=routes)
+    world = TwoMaps(range(3))
+    with pytest.raises(RoadError, match="3 failures in a row, the last: map 2 ends the process"):
+        gather(tmp_path / "d", world, config, steps=100)
+    one = dataclasses.replace(CONFIG, scenario=write_routes(tmp_path / "one.yaml", 1))
+    world = TwoMaps([0])
+    with pytest.raises(RoadError, match=r"^map 0 ends the process"):
+        gather(tmp_path / "e", world, one, episodes=9)
+    assert world.resets == 1
+
+
+def test_an_evaluation_lists_a_map_that_is_refused(tmp_path):
+    routes = write_routes(tmp_path / "routes.yaml", 3)
+    config = dataclasses.replace(EXAM, scenario=routes, episodes=6)
+    report = evaluate(
+        "expert",
+        config,
+        gif=tmp_path / "a.gif",
+        open_world=lambda *_: TwoMaps([0]),
+    )
+    assert [(entry.index, entry.reason) for entry in report.skipped] == [
+        (0, "no_road"),
+        (3, "no_road"),
+    ]
+    assert len(report.scores) == 4
+    assert (tmp_path / "a.gif").exists()
 
 
 def test_an_evaluation_lists_what_has_no_route():

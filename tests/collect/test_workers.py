@@ -3,7 +3,7 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ import pytest
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.reports import CollectProgress
-from avtd3.collect.workers import run_workers
+from avtd3.collect.workers import run_jobs
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import WorldError, WorldLost
+from avtd3.store.errors import InUseError, WorldError, WorldLost
 from avtd3.store.writer import WriterConfig
 from avtd3.tests.collect import point_world
 from avtd3.tests.collect.lossy_world import lose_world
@@ -109,7 +109,7 @@ def test_a_worker_that_dies_is_named_and_the_dataset_stays_sound(tmp_path, facto
 
 def test_a_lost_world_keeps_its_reason_on_the_way_from_a_worker():
     with pytest.raises(WorldLost, match="no frame within 5 s") as lost:
-        run_workers(lose_world, [None], should_stop=lambda: False, on_reports=lambda _: None)
+        run_jobs(lose_world, [None, None], should_stop=lambda: False, on_reports=lambda _: None)
     assert lost.value.reason == "sensor_stall"
 
 
@@ -119,35 +119,109 @@ from avtd3.collect.collector import collect
 from avtd3.tests.collect import point_world
 from avtd3.tests.collect.test_workers import CONFIG
 
+said = []
+
 def show(progress):
-    if progress.tally.segments > 2:
+    if progress.tally.segments > 2 and not said:
+        said.append(1)
         print("published", flush=True)
 
 if __name__ == "__main__":
     collect(
-        Path(DATASET), CONFIG, seconds=600.0,
+        Path(DATASET), CONFIG, episodes=EPISODES,
         open_world=point_world.open_point_world, on_progress=show,
     )
 """
 
 
-def test_workers_outlive_their_parent_only_to_publish(tmp_path):
+def start_collecting(tmp_path, episodes=10**6):
     program = tmp_path / "program.py"
-    text = textwrap.dedent(PROGRAM).replace("DATASET", repr(str(tmp_path / "d")))
+    text = PROGRAM.replace("DATASET", repr(str(tmp_path / "d"))).replace("EPISODES", str(episodes))
     program.write_text(text, "utf-8")
-    with subprocess.Popen(
-        [sys.executable, str(program)], stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "published\n"
-        os.kill(parent.pid, signal.SIGKILL)
-        parent.stdout.read()  # ends when the last worker, who shares it, has left
-    held = actions(tmp_path / "d")
-    reasons = [
+    parent = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "published\n"
+    return parent
+
+
+def end_reasons(path):
+    return [
         reason
-        for segment in Dataset.open(tmp_path / "d").snapshot().segments
+        for segment in Dataset.open(path).snapshot().segments
         for reason in segment.episode_table().end_reason
     ]
-    assert len(held) > 2
-    assert reasons.count("collector_stop") <= 2
+
+
+def test_after_a_kill_a_resume_finds_whole_episodes_and_waits_for_the_workers(tmp_path):
+    with start_collecting(tmp_path) as parent:
+        os.kill(parent.pid, signal.SIGKILL)
+        count = 400
+        report = collect(
+            tmp_path / "d",
+            CONFIG,
+            episodes=count,
+            resume=True,
+            open_world=point_world.open_point_world,
+        )
+    assert report.missing == ""
+    assert len(actions(tmp_path / "d")) >= count  # none is there twice
+    assert "collector_stop" not in end_reasons(tmp_path / "d")
     assert list((tmp_path / "d" / ".staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_all_workers_ends_them_in_good_order(tmp_path, number):
+    with start_collecting(tmp_path) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        for child in children:
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), number)
+        assert parent.wait(120) == 0
+    reasons = end_reasons(tmp_path / "d")
+    assert len(reasons) == len(actions(tmp_path / "d")) > 2
+    assert reasons.count("collector_stop") <= 2
+
+
+def test_a_second_collection_of_a_plan_says_who_has_it(tmp_path):
+    with start_collecting(tmp_path) as parent:
+        for resume in (True, False):
+            with pytest.raises(InUseError, match=rf"is in use by process {parent.pid} on"):
+                collect(
+                    tmp_path / "d",
+                    CONFIG,
+                    episodes=3,
+                    resume=resume,
+                    open_world=point_world.open_point_world,
+                )
+        other = dataclasses.replace(CONFIG, seed=5, workers=1)
+        collect(tmp_path / "d", other, episodes=1, open_world=point_world.open_point_world)
+        parent.kill()
+
+
+def test_one_bad_environment_among_workers_costs_only_its_own_episodes(tmp_path):
+    for number, factory in enumerate(
+        (point_world.open_second_world_dies, point_world.open_second_world_fails)
+    ):
+        path = tmp_path / str(number)
+        report = collect(path, CONFIG, episodes=8, open_world=factory)
+        assert "worker 1 " in report.failure
+        assert "--resume" in report.failure
+        assert set(actions(path)) >= {0, 1, 2, 3}
+        assert report.tally.episodes == len(actions(path))
+        assert report.missing == f"{8 - report.tally.episodes} episodes"
+        again = collect(
+            path, CONFIG, episodes=8, resume=True, open_world=point_world.open_point_world
+        )
+        assert (again.failure, sorted(actions(path))) == ("", list(range(8)))
+
+
+def test_an_error_of_a_user_s_own_kind_arrives_as_the_one_that_it_derives_from():
+    with pytest.raises(WorldError, match="own kind"):
+        run_jobs(raise_own_kind, [1, 2], should_stop=lambda: False, on_reports=lambda _: None)
+
+
+def raise_own_kind(job, should_stop, report):
+    class OwnWorldError(WorldError):
+        pass
+
+    raise OwnWorldError("own kind", job)

@@ -6,6 +6,7 @@ starts: Python imports `sitecustomize` from ``PYTHONPATH`` before anything else.
 
 import contextlib
 import errno
+import io
 import json
 import os
 import random
@@ -14,8 +15,11 @@ from pathlib import Path
 
 ERRORS = ("ESTALE", "ETIMEDOUT", "EIO", "EMFILE", "ENFILE", "ENOMEM", "EACCES", "EINTR")
 """Errors that say nothing about the bytes of a file."""
+_FileIO = io.FileIO
 BY_PATH = ("open", "stat", "lstat", "scandir", "listdir")
 BY_DESCRIPTOR = ("pread", "preadv", "fstat")
+BY_FILE = ("read", "readall", "readinto")
+"""Methods of `io.FileIO`; they fail together, as ``read``."""
 
 
 class FlakyFiles:
@@ -28,7 +32,9 @@ class FlakyFiles:
         assert files.failed > 0
     """
 
-    def __init__(self, root, rate=1.0, errors=ERRORS, seed=0, calls=(*BY_PATH, *BY_DESCRIPTOR)):
+    def __init__(
+        self, root, rate=1.0, errors=ERRORS, seed=0, calls=(*BY_PATH, *BY_DESCRIPTOR, "read")
+    ):
         """Fail nothing until `install` is called.
 
         Args:
@@ -36,7 +42,7 @@ class FlakyFiles:
             rate: Share of these calls that fail.
             errors: Names of the errors to draw from.
             seed: Seed of the draws.
-            calls: Names of the functions of `os` that may fail.
+            calls: Names of the functions of `os` that may fail, and ``read`` for open files.
         """
         self.root, self.rate = str(root), rate
         self.numbers = [getattr(errno, name) for name in errors]
@@ -53,16 +59,42 @@ class FlakyFiles:
         for name in (*BY_PATH, *BY_DESCRIPTOR):
             if hasattr(os, name):
                 patch(os, name, self._wrap(name, getattr(os, name)))
+        kind = self._file_type()
+        patch(io, "FileIO", kind)
+        for module in list(sys.modules.values()):  # those that took it from `io` before
+            if getattr(module, "FileIO", None) is _FileIO and module.__name__.startswith("avtd3."):
+                patch(module, "FileIO", kind)
+
+    def _file_type(self):
+        """Return `io.FileIO` with methods that fail."""
+        outer = self
+
+        def method(name):
+            real = getattr(_FileIO, name)
+
+            def call(file, *args):
+                path = outer._opened_path(file.fileno())
+                if path is not None:
+                    outer._draw("read", path)
+                return real(file, *args)
+
+            return call
+
+        return type("FileIO", (_FileIO,), {name: method(name) for name in BY_FILE})
+
+    def _draw(self, name, path):
+        """Raise, if a call is drawn to fail."""
+        if name in self.calls and self._random.random() < self.rate:
+            self.failed += 1
+            number = self._random.choice(self.numbers)
+            raise OSError(number, os.strerror(number), path)
 
     def _wrap(self, name, real):
         def call(target=".", *args, **kwargs):
             path = self._path(target, kwargs.get("dir_fd"))
             if path is None:
                 return real(target, *args, **kwargs)
-            if name in self.calls and self._random.random() < self.rate:
-                self.failed += 1
-                number = self._random.choice(self.numbers)
-                raise OSError(number, os.strerror(number), path)
+            self._draw(name, path)
             result = real(target, *args, **kwargs)
             if name == "open":
                 self._paths[result] = path

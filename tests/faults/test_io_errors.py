@@ -31,6 +31,7 @@ WAYS = {
     "list": ["scandir", "listdir"],
     "fstat": ["fstat"],
     "pread": ["pread", "preadv"],
+    "read": ["read"],
 }
 """Calls of the system that fail together."""
 

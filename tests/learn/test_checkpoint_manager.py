@@ -1,6 +1,9 @@
 import dataclasses
+import errno
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +82,26 @@ def test_a_rollback_deletes_nothing(run, config):
     assert kept(run / "rolled-back" / "002") == [20, 30, 40]
 
 
+def test_a_rollback_copies_what_the_file_system_does_not_rename(run, config, monkeypatch):
+    """As for a run in the lower layer of an overlay, the image of a container."""
+    rename = os.rename
+
+    def refuse(source, target):
+        if Path(source).name.startswith("update-"):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source, None, target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    before = {path.name: bytes_of(path) for path in list_checkpoints(run / "checkpoints")}
+    config = dataclasses.replace(config, updates=20)
+    train(config, datasets=[run.parent / "data"], run=run, rollback=20)
+    assert kept(run / "checkpoints") == [10, 20]
+    aside = list_checkpoints(run / "rolled-back" / "001")
+    assert {path.name: bytes_of(path) for path in aside} == {
+        name: content for name, content in before.items() if updates_of(Path(name)) > 20
+    }
+
+
 def test_the_restored_policy_is_published_at_once(run, config):
     policies = PolicyStore(run / "policies")
     newest = policies.newest_version()
@@ -144,7 +167,8 @@ def best_of(tmp_path):
 def test_the_best_is_kept_besides_the_newest_and_milestones(
     tmp_path, keep, make_spec, metric, sign
 ):
-    config = LearnConfig(keep_best=metric, keep_checkpoints=1, milestones=(1,))
+    replay = ReplayConfig(held_out=0.5)
+    config = LearnConfig(keep_best=metric, keep_checkpoints=1, milestones=(1,), replay=replay)
     keeper, name = CheckpointManager(tmp_path, config, make_spec()), metric.replace("/", "_")
     assert keep(keeper, 1) == [1]
     assert keeper.best is None

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from avtd3.learn.config import LearnConfig
+from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.td3 import TD3Config
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
@@ -28,6 +29,51 @@ def test_imitation_of_some_data_needs_imitation():
     with pytest.raises(ConfigError, match="imitate is"):
         LearnConfig(replay=replay)
     assert LearnConfig(replay=replay, td3=TD3Config(bc_alpha=2.5)).replay.imitate
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"seed": 2**64}, "seed"),
+        ({"seed": 10**400}, "seed"),
+        ({"updates_per_step": float("nan")}, "updates_per_step"),
+        ({"keep_best": "offline/td_error"}, "held_out"),
+        ({"keep_best": "x" * 10**6}, "keep_best"),
+        (
+            {
+                "network": NetworkConfig(conv_norm="batch"),
+                "replay": ReplayConfig(batch_size=1),
+            },
+            "batch_size",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_settings_that_cannot_work_are_refused_before_the_run(settings, named):
+    with pytest.raises(ConfigError, match=named) as caught:
+        LearnConfig(**settings)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden": (8,) * 65},
+        {"hidden": ()},
+        {"hidden": (8.0,)},
+        {"features": True},
+        {"features": 1.5},
+        {"feature_clamp": float("nan")},
+        {"feature_clamp": "1"},
+        {"feature_norm": 1},
+        {"activation": ["relu"]},
+    ],
+    ids=str,
+)
+def test_a_network_of_another_type_is_refused(settings):
+    (name,) = settings
+    with pytest.raises(ConfigError, match=f"network.{name}"):
+        NetworkConfig(**settings)
 
 
 def test_a_filter_that_cannot_be_read_is_refused():

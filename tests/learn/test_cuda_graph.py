@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from avtd3.learn import cuda_graph as graph
-from avtd3.learn.cuda_graph import WARM_UP, GraphedUpdate
+from avtd3.learn import device as graph
+from avtd3.learn.device import WARM_UP, GraphedUpdate
 from avtd3.learn.td3 import TD3Config, create_state, state_of, update
 from avtd3.store.spec import ImageSpec
 

@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from avtd3.learn.device import autocast_type, pick_device
+from avtd3.learn.device import autocast_type, memory_errors, pick_device
 from avtd3.store.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -42,3 +43,26 @@ def test_devices():
     for name in ("quantum", "cuda:99"):
         with pytest.raises(ConfigError, match="device is"):
             pick_device(name)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: torch.empty(1 << 50),
+        lambda: np.empty(1 << 50),
+        lambda: torch.empty(1 << 62, 1 << 62),
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried ...")),
+    ],
+    ids=["torch", "numpy", "sizes", "cuda"],
+)
+def test_a_lack_of_memory_says_what_was_asked_for(ask):
+    with (
+        pytest.raises(MemoryError, match="for networks of 5 layers; lower hidden"),
+        memory_errors("networks of 5 layers; lower hidden"),
+    ):
+        next(ask())
+
+
+def test_other_errors_are_not_about_memory():
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors("networks"):
+        torch.ones(2, 3) @ torch.ones(2, 3)

@@ -14,31 +14,46 @@ from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig, ObservationBatch, to_pixels
 from avtd3.learn.td3 import TD3Config, create_state
 from avtd3.learn.trainer import train
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.eligibility import HeldOutEpisode
 from avtd3.store.spec import ImageSpec
+from avtd3.store.step import Observation, Step
+from avtd3.store.writer import SegmentWriter
 
 CPU = torch.device("cpu")
 IMAGE = ImageSpec(height=36, width=36, stack=2)
 CONFIG = TD3Config(reward_scale=2.0, reward_clip=1.5)
 
 
-def make_episode(spec, length, *, terminated, seed=0):
-    rng = np.random.default_rng(seed)
-    frames = None
-    if spec.image is not None:
-        shape = (length + 1, *spec.image.frame_shape)
-        frames = rng.integers(0, 256, shape, dtype=np.uint8)
-    return HeldOutEpisode(
-        segment_id="a",
-        number=0,
-        frames=frames,
-        vector=rng.normal(size=(length + 1, spec.vector_size)).astype(np.float32),
-        action=rng.uniform(-1, 1, (length, 2)).astype(np.float32),
-        reward=rng.normal(size=length).astype(np.float32),
-        terminated=terminated,
-    )
+@pytest.fixture
+def make_episode(tmp_path):
+    def make(spec, length, *, terminated, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def observe():
+            image = None
+            if spec.image is not None:
+                image = rng.integers(0, 256, spec.image.frame_shape, dtype=np.uint8)
+            return Observation(image=image, vector=rng.normal(size=spec.vector_size).astype("f4"))
+
+        dataset = Dataset.create(tmp_path / str(seed), spec)
+        with SegmentWriter(dataset) as writer:
+            writer.begin(observe())
+            for left in range(length, 0, -1):
+                action = rng.uniform(-1, 1, 2).astype(np.float32)
+                step = Step(
+                    action=action,
+                    reward=float(rng.normal()),
+                    observation=observe(),
+                    terminated=terminated and left == 1,
+                    truncated=not terminated and left == 1,
+                )
+                writer.add(step)
+        (episode,) = dataset.episodes()
+        return episode
+
+    return make
 
 
 def one_by_one(state, episode, spec, gamma):
@@ -47,21 +62,21 @@ def one_by_one(state, episode, spec, gamma):
     def observe(t):
         pixels = None
         if spec.image is not None:
-            stacked = torch.from_numpy(episode.stacks(spec.image.stack)[t : t + 1])
+            stacked = torch.from_numpy(episode.observations()[t : t + 1])
             pixels = to_pixels(stacked, torch.float32)
-        return ObservationBatch(pixels=pixels, vector=torch.from_numpy(episode.vector[t : t + 1]))
+        return ObservationBatch(pixels=pixels, vector=torch.from_numpy(episode.vectors[t : t + 1]))
 
-    rewards = np.clip(2.0 * episode.reward, -1.5, 1.5)
+    rewards = np.clip(2.0 * episode.rewards, -1.5, 1.5)
     found = []
     for t in range(len(rewards)):
-        action = torch.from_numpy(episode.action[t : t + 1])
+        action = torch.from_numpy(episode.actions[t : t + 1])
         encoded = state.critic.encode(observe(t))
         q, mine = state.critic.first(encoded, action).item(), state.actor(observe(t))
         following = observe(t + 1)
         next_q = state.critic_target.both(
             state.critic_target.encode(following), state.actor_target(following)
         )
-        ended = episode.terminated and t + 1 == len(rewards)
+        ended = episode.terminated[-1] and t + 1 == len(rewards)
         target = rewards[t] + (0.0 if ended else gamma) * min(x.item() for x in next_q)
         row = {
             "offline/q": q,
@@ -69,18 +84,20 @@ def one_by_one(state, episode, spec, gamma):
             "offline/q_actor": state.critic.first(encoded, mine).item(),
             "offline/action_distance": (mine - action).abs().mean().item() / 1.0,
         }
-        if episode.terminated:
+        if episode.terminated[-1]:
             seen = sum(gamma**i * r for i, r in enumerate(rewards[t:]))
             row |= {"offline/return": seen, "offline/q_excess": q - seen}
         row |= {"offline/initial_value": row["offline/q_actor"]} if t == 0 else {}
-        if t == 0 and episode.terminated:
+        if t == 0 and episode.terminated[-1]:
             row["offline/initial_return"] = row["offline/return"]
         found.append(row)
     return found
 
 
 @pytest.mark.parametrize("image", [IMAGE, None])
-def test_the_means_are_those_of_single_steps(make_spec, small_network, monkeypatch, image):
+def test_the_means_are_those_of_single_steps(
+    make_spec, make_episode, small_network, monkeypatch, image
+):
     monkeypatch.setattr(evaluation, "_CHUNK", 2)
     spec = make_spec(image=image, vector=3)
     state = create_state(spec, small_network, CONFIG, CPU, seed=1)
@@ -105,7 +122,9 @@ def test_the_means_are_those_of_single_steps(make_spec, small_network, monkeypat
         assert value == pytest.approx(np.mean([r[name] for r in rows if name in r]), abs=1e-5)
 
 
-def test_returns_of_episodes_that_were_cut_off_are_not_known(make_spec, small_network):
+def test_returns_of_episodes_that_were_cut_off_are_not_known(
+    make_spec, make_episode, small_network
+):
     spec = make_spec(vector=3)
     state = create_state(spec, small_network, TD3Config(), CPU, seed=1)
     judge = HeldOutEvaluator(spec=spec, config=TD3Config(), gamma=0.9, device=CPU, autocast=None)
@@ -117,7 +136,7 @@ def test_returns_of_episodes_that_were_cut_off_are_not_known(make_spec, small_ne
     assert judge(state, []) == {}
 
 
-def test_a_critic_that_says_one_number_has_no_correlation(make_spec, small_network):
+def test_a_critic_that_says_one_number_has_no_correlation(make_spec, make_episode, small_network):
     spec = make_spec(vector=3)
     state = create_state(spec, small_network, TD3Config(), CPU, seed=1)
     with torch.no_grad():

@@ -1,5 +1,13 @@
+import copy
+import errno
 import json
+import math
+import os
+import re
 import shutil
+import subprocess
+import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +16,11 @@ import torch
 
 from avtd3.learn import policy as policy_module
 from avtd3.learn.networks import Actor, NetworkConfig
-from avtd3.learn.policy import Policy, PolicyActor
+from avtd3.learn.policy import Policy, PolicyActor, find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.store import files
-from avtd3.store.errors import CheckpointError, FormatVersionError, SpecError
-from avtd3.store.spec import ImageSpec
+from avtd3.store.errors import CheckpointError, FormatVersionError, SpecError, UnreadableError
+from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
 
 CONFIG = NetworkConfig(hidden=(8,), features=16)
@@ -46,6 +54,12 @@ def newest(directory, spec):
     return policy
 
 
+def polled(directory, current, spec):
+    policy = directory.poll(current, spec)
+    assert policy is not None
+    return policy
+
+
 def rewrite(path, header=None, tensors=None):
     """Change a policy file, and update its sidecar."""
     data = path.read_bytes()
@@ -53,10 +67,14 @@ def rewrite(path, header=None, tensors=None):
     found = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["avtd3_policy"])
     arrays = safetensors.numpy.load(data) if tensors is None else tensors
     text = json.dumps(found | (header or {}))
-    altered = safetensors.numpy.save(arrays, metadata={"avtd3_policy": text})
-    path.write_bytes(altered)
+    replace(path, safetensors.numpy.save(arrays, metadata={"avtd3_policy": text}))
+
+
+def replace(path, data):
+    """Replace the bytes of a policy file, and update its sidecar."""
+    path.write_bytes(data)
     sidecar = json.loads(path.with_suffix(".json").read_text())
-    sidecar["sha256"] = files.sha256(altered)
+    sidecar["sha256"] = files.sha256(data)
     path.with_suffix(".json").write_text(json.dumps(sidecar))
 
 
@@ -107,9 +125,11 @@ def test_a_truncated_latest_file_is_no_reason_to_stop(directory, actor, spec):
     for text in ("", "[]", '{"version": 0, "file": "../../etc/passwd", "sha256": "x"}'):
         (directory.path / "LATEST.json").write_text(text)
         reader = PolicyStore(directory.path)
-        assert reader.poll(None, spec) is None
+        policy = polled(reader, None, spec)
+        assert policy.version == 0
         assert "LATEST.json" in reader.warning
-        assert newest(reader, spec).version == 0
+        assert reader.poll(policy, spec) is policy
+        assert reader.warning == ""
 
 
 @pytest.mark.parametrize("position", [3, 60, -5])
@@ -152,14 +172,9 @@ def test_a_file_with_a_valid_digest_is_still_checked(directory, actor, spec):
     name = "head.layers.1.bias"
     cases = [
         ({"format_version": 99}, None, FormatVersionError, "update avtd3"),
-        ({"network": {"hidden": [60000, 60000]}}, None, CheckpointError, "header"),
-        ({"network": {"depth": 3}}, None, CheckpointError, "invalid"),
-        ({"network": {"hidden": [8], "features": 1.5}}, None, CheckpointError, "invalid"),
-        ({"spec": {}}, None, CheckpointError, "invalid"),
-        ({"version": "x"}, None, CheckpointError, "not a policy"),
         (None, {k: v for k, v in good.items() if k != name}, CheckpointError, name),
         (None, good | {name: good[name][:1]}, CheckpointError, name),
-        (None, good | {name: good[name].astype(np.float64)}, CheckpointError, "float64"),
+        (None, good | {name: good[name].astype(np.float64)}, CheckpointError, "F64"),
         (None, good | {name: good[name] * np.float32("nan")}, CheckpointError, "finite"),
     ]
     for header, tensors, error, match in cases:
@@ -170,13 +185,103 @@ def test_a_file_with_a_valid_digest_is_still_checked(directory, actor, spec):
             Policy.load(path)
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff" * 64, b"\x10" + bytes(7) + b"[" * 16])
+DEEP = "[" * 100_000
+HEADERS: list[Any] = [
+    *[{"version": x} for x in (math.inf, "7", 1.5, True, 10**30, -5, None, [1], "x" * 10**6)],
+    *[{"updates": x} for x in (math.inf, math.nan, -1, "3", 10**30)],
+    *[{"action_limit": x} for x in ("0.5", 0, -1.0, 2, math.nan, math.inf, True, [0.5], None)],
+    *[{"format_version": x} for x in ("1", True, 1.0, None, -1)],
+    {"spec": None},
+    {"spec": {}},
+    {"spec": []},
+    {"spec": "x"},
+    {"spec": {"image": 10**400}},
+    {"network": None},
+    {"network": []},
+    {"network": {"depth": 3}},
+    {"network": {"hidden": [8], "depth": 3}},
+    *[{"network": {"hidden": x}} for x in ([], "88", [8] * 200_000, [8.0], [True], ["8"], [-8])],
+    *[{"network": {"hidden": [8], "features": x}} for x in (1.5, True, "16", 0, 10**30, None)],
+    *[{"network": {"hidden": [8], "feature_clamp": x}} for x in (math.nan, "1", -1.0, True)],
+    *[{"network": {"hidden": [8], "activation": x}} for x in ("gelu", None, 1, ["relu"])],
+    {"network": {"hidden": [8], "feature_norm": 1}},
+    {"network": {"hidden": [60_000] * 64, "features": 60_000}},
+]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=lambda header: str(header)[:60])
+def test_an_invalid_field_of_the_header_is_named(directory, actor, spec, header):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    path = directory.path_of(0)
+    rewrite(path, header)
+    (field,) = header
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(path))}.*{field}") as caught:
+        Policy.load(path)
+    assert len(str(caught.value)) < 1000
+
+
+IMAGE_FIELDS = ["channels", "height", "width", "stack"]
+
+
+@pytest.mark.parametrize("value", [0, -1, 10**30, 4097, 1.5, "36", True, None, math.inf, [36]])
+@pytest.mark.parametrize("field", [*IMAGE_FIELDS, "action_names", "action_low", "vector_scales"])
+def test_an_invalid_field_of_the_spec_is_named(directory, actor, spec, field, value):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    document = spec.to_json()
+    if field in IMAGE_FIELDS:
+        document["image"][field] = value
+    else:
+        document[field] = [value, value] if field == "action_names" else value
+    path = directory.path_of(0)
+    rewrite(path, {"spec": document})
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        Policy.load(path)
+
+
+def test_the_largest_image_costs_nothing(directory, actor, spec):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    image = dict.fromkeys(IMAGE_FIELDS, 4096)
+    path = directory.path_of(0)
+    rewrite(path, {"spec": spec.to_json() | {"image": image}})
+    with pytest.raises(CheckpointError, match="weights of its network take"):
+        Policy.load(path)
+
+
+def header_of(metadata=None, **tensors):
+    text = json.dumps({"__metadata__": metadata} | tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def test_a_file_with_very_many_tensors_is_refused_by_their_number(directory, actor, spec):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    path = directory.path_of(0)
+    data = path.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    names = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(20_000)}
+    replace(path, header_of(metadata, **names))
+    with pytest.raises(CheckpointError, match="number of tensors is 20000"):
+        Policy.load(path)
+    replace(path, (10**12).to_bytes(8, "little") + data[8:])
+    with pytest.raises(CheckpointError, match="expected at most"):
+        Policy.load(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 64,
+        b"\x10" + bytes(7) + b"[" * 16,
+        len(DEEP).to_bytes(8, "little") + DEEP.encode(),
+        *map(header_of, (None, [], {}, {"avtd3_policy": DEEP}, {"avtd3_policy": "[]"})),
+        *(header_of({"avtd3_policy": x}) for x in (None, 7, "{", "7", '"x"')),
+    ],
+    ids=range(14),
+)
 def test_files_that_are_not_policies_are_refused(directory, actor, spec, data):
     directory.publish(actor, spec, CONFIG, updates=0)
     path = directory.path_of(0)
-    path.write_bytes(data)
-    sidecar = {"version": 0, "file": path.name, "sha256": files.sha256(data)}
-    path.with_suffix(".json").write_text(json.dumps(sidecar))
+    replace(path, data)
     with pytest.raises(CheckpointError, match="not a policy"):
         Policy.load(path)
 
@@ -197,6 +302,242 @@ def test_an_action_that_is_not_finite_is_never_given(actor, spec):
         policy.act(frames, vector)
 
 
+def test_weights_that_answer_nothing_finite_are_skipped_once_they_are_rejected(
+    directory, actor, spec
+):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    drove = directory.poll(None, spec)
+    overflowing = Actor(spec, CONFIG)
+    with torch.no_grad():
+        for parameter in overflowing.head.parameters():
+            parameter.fill_(3e38)
+        overflowing.head.layers[-1].get_parameter("weight")[:, ::2] = -3e38
+    directory.publish(overflowing, spec, CONFIG, updates=1)
+    policy = directory.poll(drove, spec)
+    assert policy.version == 1
+    with pytest.raises(CheckpointError, match="policy 1") as caught:
+        policy.act(*observation(spec))
+    directory.reject(policy, str(caught.value))
+    for current in (drove, policy):
+        assert directory.poll(current, spec).version == 0
+    directory.reject(policy, "again")
+    assert directory.poll(drove, spec) is drove
+    assert directory.warning.endswith("again")
+    assert directory.poll(drove, spec) is drove
+    assert directory.warning == ""
+    assert newest(directory, spec).version == 0
+    directory.publish(actor, spec, CONFIG, updates=2)
+    assert directory.poll(drove, spec).version == 2
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Names of the policy files that were read, in order."""
+    read = []
+    before = files.read_bytes
+
+    def read_bytes(path, *limits):
+        read.append(path.name)
+        return before(path, *limits)
+
+    monkeypatch.setattr(files, "read_bytes", read_bytes)
+    return read
+
+
+def test_the_newest_policy_that_loads_is_used_and_bad_ones_are_read_once(
+    directory, actor, spec, loads
+):
+    for updates in range(5):
+        directory.publish(actor, spec, CONFIG, updates=updates)
+    for version in (2, 3, 4):
+        rewrite(directory.path_of(version), {"version": "7"})
+    reader = PolicyStore(directory.path)
+    policy = polled(reader, None, spec)
+    assert policy.version == 1
+    assert all(f"policy-0000000{version}" in reader.warning for version in (2, 3, 4))
+    loads.clear()
+    for current in (policy, None):
+        found = polled(reader, current, spec)
+        assert (found.version, reader.warning) == (1, "")
+    assert set(loads) <= {"LATEST.json", "policy-00000001.json", "policy-00000001.safetensors"}
+    rewrite(directory.path_of(3), {"version": 3})
+    assert polled(reader, policy, spec).version == 3
+    old = reader.poll(None, spec)
+    directory.publish(actor, spec, CONFIG, updates=6)
+    rewrite(directory.path_of(5), {"updates": math.inf})
+    assert reader.poll(old, spec) is old
+    assert "policy-00000005" in reader.warning
+
+
+def test_many_bad_policies_make_a_short_warning(directory, actor, spec):
+    for updates in range(8):
+        directory.publish(actor, spec, CONFIG, updates=updates)
+        rewrite(directory.path_of(updates), {"version": -5})
+    assert directory.poll(None, spec) is None
+    assert directory.warning.endswith("and 5 more")
+
+
+def test_a_policy_of_another_spec_does_not_replace_one_that_drives(
+    directory, actor, spec, make_spec
+):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    current = directory.poll(None, spec)
+    other = make_spec(image=spec.image, vector=4)
+    directory.publish(Actor(other, CONFIG), other, CONFIG, updates=1)
+    assert directory.poll(current, spec) is current
+    assert "another spec" in directory.warning
+    assert newest(PolicyStore(directory.path), spec).version == 0
+    assert newest(directory, other).version == 1
+
+
+def test_a_policy_that_cannot_be_read_now_is_read_later(directory, actor, spec, monkeypatch):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    current = directory.poll(None, spec)
+    directory.publish(actor, spec, CONFIG, updates=1)
+
+    def fail(path, *_):
+        raise OSError(errno.ESTALE, "stale file handle", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "read_bytes", fail)
+        assert directory.poll(current, spec) is current
+        assert "unreadable now" in directory.warning
+        assert directory.poll(current, spec) is current
+        assert directory.warning == ""
+        assert directory.poll(None, spec) is None
+        for read in (directory.latest, lambda spec: Policy.load(directory.path_of(1), spec=spec)):
+            with pytest.raises(UnreadableError, match="unreadable now"):
+                read(spec)
+    assert directory.poll(current, spec).version == 1
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device"])
+def test_a_path_that_is_no_file_is_refused_at_once(directory, actor, spec, kind):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    path = directory.path_of(0)
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(CheckpointError):
+        Policy.load(path)
+
+
+def test_the_largest_version_has_no_successor(directory, actor, spec):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    for suffix in (".safetensors", ".json"):
+        path = directory.path_of(0).with_suffix(suffix)
+        path.rename(directory.path_of(10**18 - 1).with_suffix(suffix))
+    with pytest.raises(CheckpointError, match="move it away"):
+        directory.publish(actor, spec, CONFIG, updates=1)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from avtd3.learn.networks import Actor, NetworkConfig
+from avtd3.learn.policy_store import PolicyStore
+from avtd3.store.spec import EpisodeSpec
+
+torch.set_num_threads(1)
+spec = EpisodeSpec(vector_names=("x",), action_names=("a",))
+config = NetworkConfig(hidden=(4,))
+actor = Actor(spec, config)
+left = 0
+
+def count(event, args):
+    global left
+    if event in ("open", "os.link", "os.rename", "os.remove", "os.mkdir") and "kill-" in str(args):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+for versions in (0, 1):
+    for number in range(1, 100):
+        store = PolicyStore(Path(sys.argv[1]) / f"kill-{versions}-{number:02}")
+        for updates in range(versions):
+            store.publish(actor, spec, config, updates=updates)
+        child = os.fork()
+        if child == 0:
+            left = number
+            store.publish(actor, spec, config, updates=versions)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            break
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Directories whose learner was killed before each file operation of a publication."""
+    root = tmp_path_factory.mktemp("killed")
+    subprocess.run([sys.executable, "-c", KILLED, str(root)], check=True, timeout=120)
+    return sorted(root.iterdir())
+
+
+def test_a_learner_that_is_killed_leaves_no_half_of_a_policy(killed):
+    assert len(killed) > 20
+    left = set()
+    for directory in killed:
+        versions = int(directory.name.split("-")[1])
+        reader = PolicyStore(directory)
+        policy = reader.poll(None, None)
+        assert reader.warning == "", directory
+        found = -1 if policy is None else policy.version
+        assert found in (versions - 1, versions)
+        assert max(reader.versions(), default=-1) in (found, found + 1)
+        left.add((versions, found, (directory / "LATEST.json").exists()))
+    assert {(0, -1, False), (0, 0, False), (0, 0, True), (1, 0, True), (1, 1, True)} <= left
+
+
+def test_the_next_learner_completes_what_a_killed_one_left(killed, tmp_path):
+    spec = EpisodeSpec(vector_names=("x",), action_names=("a",))
+    config = NetworkConfig(hidden=(4,))
+    for directory in killed:
+        copy = tmp_path / directory.name
+        shutil.copytree(directory, copy)
+        store = PolicyStore(copy)
+        newest_version = store.newest_version()
+        assert store.repair(spec) == newest_version
+        names = {path.name for path in copy.iterdir()}
+        kinds = (".safetensors", ".json")
+        whole = {store.path_of(v).with_suffix(k).name for v in store.versions() for k in kinds}
+        assert names == (whole | {"LATEST.json"} if whole else set())
+        version = store.publish(Actor(spec, config), spec, config, updates=9)
+        assert version == (0 if newest_version is None else newest_version + 1)
+        assert newest(PolicyStore(copy), spec).updates == 9
+
+
+def test_weights_without_their_sidecar_are_no_policy(directory, actor, spec):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    directory.path_of(0).with_suffix(".json").unlink()
+    (directory.path / "LATEST.json").unlink()
+    assert (directory.versions(), directory.latest(spec)) == ([], None)
+    assert directory.repair(spec) is None
+    assert directory.publish(actor, spec, CONFIG, updates=0) == 1
+    assert newest(directory, spec).version == 1
+
+
+def test_an_actor_that_would_not_drive_is_found(actor, spec, make_batch):
+    observed = make_batch(spec).observation
+    assert find_fault(actor, observed) == ""
+    assert find_fault(actor, sample_observations(spec, torch.device("cpu"))) == ""
+    bad = [copy.deepcopy(actor) for _ in range(3)]
+    with torch.no_grad():
+        bad[0].head.layers[0].bias[0] = math.nan
+        bad[1].head.layers[-1].weight.fill_(3e38)
+        bad[1].head.layers[-1].weight[:, ::2] = -3e38
+        bad[1].head.layers[0].bias.fill_(3e38)
+        bad[2].squash = lambda x: actor.squash(x) * 1.5 + 0.9
+    for broken, fault in zip(bad, ("layers.0.bias", "not finite", "bounds"), strict=True):
+        assert fault in find_fault(broken, observed)
+
+
 def test_pruning_keeps_the_newest(directory, actor, spec):
     for updates in range(4):
         directory.publish(actor, spec, CONFIG, updates=updates)
@@ -208,7 +549,7 @@ def test_pruning_keeps_the_newest(directory, actor, spec):
 
 def test_a_version_that_another_process_takes_is_skipped(directory, actor, spec, monkeypatch):
     directory.publish(actor, spec, CONFIG, updates=0)
-    monkeypatch.setattr("avtd3.learn.policy_store.list_versions", lambda _: [])
+    monkeypatch.setattr("avtd3.learn.policy_store.list_versions", lambda *_, **__: [])
     before = (directory.path_of(0)).read_bytes()
     assert directory.publish(actor, spec, CONFIG, updates=1) == 1
     assert (directory.path_of(0)).read_bytes() == before

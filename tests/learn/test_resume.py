@@ -58,7 +58,7 @@ PIXELS = {
 KILLER = """
 import os, signal, sys
 from avtd3.cli import main
-from avtd3.learn import cuda_graph
+from avtd3.learn import device
 from avtd3.learn.logging import EventWriter
 left, place = int(sys.argv[1]), sys.argv[2]
 
@@ -72,7 +72,7 @@ def plant(owner, name):
         return real(*args, **kwargs)
     setattr(owner, name, counted)
 
-places = {"update": cuda_graph, "fsync": os, "write": EventWriter}
+places = {"update": device, "fsync": os, "write": EventWriter}
 plant(places[place], place)
 main(sys.argv[3:])
 """

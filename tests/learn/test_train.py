@@ -9,22 +9,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from avtd3.learn import batch
 from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.callbacks import ProgressCallback
 from avtd3.learn.checkpoints import list_checkpoints
 from avtd3.learn.config import LearnConfig
+from avtd3.learn.device import make_updater
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import METRICS, metric
-from avtd3.learn.networks import NetworkConfig
+from avtd3.learn.networks import Actor, NetworkConfig
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.replay_source import scratch_directory
 from avtd3.learn.report import LearnProgress
 from avtd3.learn.trainer import train
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, DatasetError, NoSegmentsError, SpecError
+from avtd3.store.errors import (
+    ConfigError,
+    DatasetError,
+    DatasetUnreadableError,
+    InUseError,
+    NoSegmentsError,
+    SpecError,
+)
+from avtd3.store.locks import ExclusiveLock
 from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.tracker import RefusedSegment
 from avtd3.store.spec import ImageSpec
 
 IMAGE = ImageSpec(height=36, width=36, stack=2)
@@ -454,6 +466,8 @@ from pathlib import Path
 from avtd3.learn import LearnConfig, NetworkConfig, train
 from avtd3.store import files
 from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.sampler import Sampler
+from avtd3.store.replay.tracker import RefusedSegment
 count = 0
 real = os.fsync
 def fsync(descriptor):
@@ -536,3 +550,148 @@ def test_the_replay_mode_is_reported_and_does_not_change_the_result(
         checkpoints.append(next((tmp_path / mode / "checkpoints").iterdir()))
     first, second = map(tensors_of, checkpoints)
     assert all((first[name] == second[name]).all() for name in first)
+
+
+@pytest.mark.parametrize("held", ["run", "policies"])
+def test_a_second_learner_says_who_uses_the_directory(
+    tmp_path, make_spec, publish_episodes, config, held
+):
+    publish_episodes(tmp_path / "data", make_spec())
+    options = {"datasets": [tmp_path / "data"], "policies": tmp_path / "policies"}
+    few = dataclasses.replace(config, updates=4)
+    train(few, run=tmp_path / "run", **options)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    with ExclusiveLock(tmp_path / held, purpose="another learner"):
+        for run, resume in (("run", True), ("other" if held == "policies" else "run", False)):
+            with pytest.raises(InUseError, match=f"{held} is in use by process .*another learner"):
+                train(config, run=tmp_path / run, resume=resume, **options)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    assert train(few, run=tmp_path / "run", resume=True, **options).updates == 4
+
+
+def test_the_lock_of_a_dead_learner_blocks_nobody(tmp_path, make_spec, publish_episodes, config):
+    publish_episodes(tmp_path / "data", make_spec())
+    (tmp_path / "run").mkdir()
+    code = (
+        "import os, signal, sys; from pathlib import Path; "
+        "from avtd3.store.locks import ExclusiveLock; "
+        "ExclusiveLock(Path(sys.argv[1]), purpose='dead').__enter__(); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
+    assert killed.returncode == -9
+    assert b"dead" in (tmp_path / "run" / ".lock").read_bytes()
+    few = dataclasses.replace(config, updates=4)
+    assert train(few, datasets=tmp_path / "data", run=tmp_path / "run").updates == 4
+
+
+@pytest.mark.parametrize("left", ["nothing", "weights", "sidecar", "no LATEST", "damaged"])
+def test_a_resumed_learner_repairs_what_a_killed_one_left_of_policy_0(
+    tmp_path, make_spec, publish_episodes, config, left
+):
+    spec = make_spec()
+    publish_episodes(tmp_path / "data", spec)
+    policies = PolicyStore(tmp_path / "run" / "policies")
+    started = dataclasses.replace(config, updates=1)
+    train(started, datasets=tmp_path / "data", run=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # killed before the first one
+    shutil.rmtree(policies.path)
+    if left != "nothing":
+        network = config.network
+        policies.publish(Actor(spec, network), spec, network, updates=0)
+        (policies.path / "LATEST.json").unlink()
+        weights = policies.path_of(0)
+        if left == "weights":
+            weights.with_suffix(".json").unlink()
+        elif left == "sidecar":
+            weights.unlink()
+        elif left == "damaged":
+            weights.write_bytes(weights.read_bytes()[:-1])
+    seen: list[object] = []
+
+    def stop() -> bool:
+        seen.append(policies.latest(spec))
+        return True
+
+    waiting = ProgressCallback(should_stop=stop)
+    config = dataclasses.replace(config, learning_starts=10**6)  # waits for data
+    train(
+        config,
+        datasets=tmp_path / "data",
+        run=tmp_path / "run",
+        follow=True,
+        resume=True,
+        callbacks=[waiting],
+    )
+    assert seen[-1] is not None
+    assert newest_policy(policies.path).updates == 0
+    assert not list(policies.path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("value", "fault"), [(np.nan, "has values"), (3e38, "actions")])
+def test_an_actor_that_would_not_drive_is_not_published(
+    tmp_path, make_spec, publish_episodes, config, monkeypatch, value, fault
+):
+    def break_after(state, *args, **options):
+        update = make_updater(state, *args, **options)
+
+        def update_and_break(batch, noise):
+            done = update(batch, noise)
+            if state.updates == 5:
+                with torch.no_grad():
+                    for layer in state.actor.head.layers:
+                        layer.weight[:, ::2], layer.weight[:, 1::2] = value, -value
+                        layer.bias.fill_(value)
+            return done
+
+        return update_and_break
+
+    monkeypatch.setattr("avtd3.learn.trainer.make_updater", break_after)
+    publish_episodes(tmp_path / "data", make_spec())
+    guards = dataclasses.replace(config.guards, on_stop="continue")
+    config = dataclasses.replace(config, guards=guards)
+    report = train(config, datasets=tmp_path / "data", run=tmp_path / "run")
+    assert (report.updates, report.policy_version) == (40, 0)
+    assert newest_policy(tmp_path / "run" / "policies").version == 0
+    lines = (tmp_path / "run" / "alerts.jsonl").read_text().splitlines()
+    notes = [line for line in map(json.loads, lines) if line["name"] == "not_published"]
+    assert [note["update"] for note in notes] == [20, 40]
+    assert all(fault in note["reason"] for note in notes)
+
+
+@pytest.mark.parametrize("is_unreadable", [True, False])
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_run_that_loses_all_its_segments_waits_or_says_why(
+    tmp_path, make_spec, publish_episodes, config, monkeypatch, is_unreadable, follow
+):
+    publish_episodes(tmp_path / "data", make_spec())
+    refused = RefusedSegment(
+        dataset=tmp_path / "data", segment_id="s", reason="EIO", is_unreadable=is_unreadable
+    )
+    sample, calls, waits = Sampler.sample, [], []
+
+    def lose(sampler):
+        calls.append(sampler)
+        if len(calls) < 5:
+            return sample(sampler)
+        sampler.steps = 0
+        monkeypatch.setattr(Sampler, "refused", (refused,))
+        raise NoSegmentsError("nothing left")
+
+    monkeypatch.setattr(Sampler, "sample", lose)
+
+    def wait_a_little(progress):
+        waits.append(progress.waiting)
+
+    options = {
+        "datasets": tmp_path / "data",
+        "run": tmp_path / "run",
+        "follow": follow,
+        "callbacks": [ProgressCallback(wait_a_little, lambda: "waiting for segments" in waits[-1])],
+    }
+    if follow:
+        assert train(config, **options).updates == 4
+    else:
+        error = DatasetUnreadableError if is_unreadable else NoSegmentsError
+        with pytest.raises(error, match="no published step to learn from"):
+            train(config, **options)

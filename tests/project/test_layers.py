@@ -33,21 +33,11 @@ COMMAND, WORK, ENTRY, TOPIC, OPTIONAL, PROCESS = (
     "runs in a process of its own",
 )
 SINGLE_IMPORTERS = {
-    "collect.carla.sensors": TOPIC,
     "collect.carla.session": PROCESS,
-    "collect.carla.simulator": TOPIC,
     "collect.carla.traffic": TOPIC,
-    "collect.carla.world": OPTIONAL,
-    "collect.driving.driving_env": ENTRY,
-    "collect.driving.events": TOPIC,
-    "collect.driving.observation": TOPIC,
-    "collect.driving.scene": TOPIC,
     "collect.gym_env": OPTIONAL,
-    "collect.maps.planner": TOPIC,
     "collect.sim.camera": TOPIC,
     "collect.sim.traffic": TOPIC,
-    "collect.sim.vehicle": TOPIC,
-    "collect.sim.world": ENTRY,
     "configs.commands.collect": COMMAND,
     "configs.commands.config": COMMAND,
     "configs.commands.demo": COMMAND,
@@ -57,20 +47,13 @@ SINGLE_IMPORTERS = {
     "configs.commands.learn": COMMAND,
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.store": COMMAND,
-    "learn.checkpoints": TOPIC,
-    "learn.cuda_graph": TOPIC,
-    "learn.evaluation": TOPIC,
     "learn.guards.monitor": ENTRY,
-    "learn.logging": TOPIC,
     "learn.replay_source": TOPIC,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
     "store.maintenance.relabel": WORK,
     "store.render.audit_page": WORK,
-    "store.render.episode_view": WORK,
-    "store.replay.draws": TOPIC,
-    "store.replay.native": OPTIONAL,
-    "store.replay.native_kernel": OPTIONAL,
+    "store.replay.direct": TOPIC,
 }
 """Modules that only one other module imports, and why they are modules of their own."""
 
@@ -149,6 +132,23 @@ def test_audits_are_data_and_only_the_render_package_shows_them():
         if module.name.startswith("store.audit."):
             for target, _ in imports(module):
                 assert not target.startswith("store.render"), f"{module.name} imports {target}"
+
+
+JOIN_THEIR_OWN = {
+    "store.audit.statistics": "names of arrays, which format 1 fixes",
+    "store.render.text": "join_lines itself",
+    "store.render.episode_view": "colours and captions of frames",
+    "learn.analysis.compare": "Markdown",
+    "learn.analysis.gate": "Markdown",
+    "configs.commands.config": "names of presets",
+    "configs.commands.demo": "Markdown",
+    "configs.commands.replay_inspect": "texts of reports that are joined already",
+}
+
+
+def test_reports_join_their_lines_so_that_a_value_cannot_start_one():
+    joining = {module.name for module in modules().values() if '"\\n".join(' in module.text}
+    assert joining == JOIN_THEIR_OWN.keys(), "use join_lines of store/render/text.py"
 
 
 def test_nothing_is_unpickled():

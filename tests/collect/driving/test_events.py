@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.driving.driving_env import DrivingEnvironment
-from avtd3.collect.driving.events import EventRecorder, Moment
+from avtd3.collect.driving.driving_env import DrivingEnvironment, EventRecorder
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.evaluator import EvaluateConfig, Evaluator
@@ -26,9 +25,7 @@ def record(*steps, length_m=100.0, facts=FACTS):
     recorder = EventRecorder(length_m, 0.5, make_frame(speed_mps=5.0))
     for number, (reason, best_m, values) in enumerate(steps, start=1):
         frame = make_frame(frame_id=number, x_m=best_m, **{"speed_mps": 5.0, **values})
-        recorder.record(
-            Moment(frame=frame, facts=facts, reason=reason, best_m=best_m, standing_s=10.05)
-        )
+        recorder.record(frame, facts, reason, best_m, 10.05)
     return recorder.events()
 
 
@@ -69,6 +66,32 @@ def test_a_collision_says_what_was_hit_and_how_fast():
     assert events[1].subject == "vehicle.audi.tt"
     (stood,) = record(("collision", 0.5, {"speed_mps": 0.0, "collision": "vehicle"}))[1:-1]
     assert stood.value == 5.0  # it still moved in the frame before
+
+
+def test_a_collision_that_is_reported_late_is_an_event_of_its_own_frame():
+    """After the impact the car may stand, which would not count as its fault."""
+    still = {"speed_mps": 0.0}
+    events = record(
+        ("", 1.0, {"speed_mps": 7.0}),
+        ("", 1.2, still),
+        ("", 1.2, still),
+        ("collision", 1.2, {**still, "collision": "static", "collision_frame_id": 2}),
+    )
+    assert recorded(events)[1:-1] == [(1, "collision", 7.0)]
+    assert events[1].x_m == 1.2
+    # Before the first step there is none; and a frame of the future is this one.
+    for frame_id, found in ((0, (0, "collision", 7.0)), (9, (0, "collision", 7.0))):
+        values = {"speed_mps": 7.0, "collision": "static", "collision_frame_id": frame_id}
+        assert recorded(record(("collision", 1.0, values)))[1:-1] == [found]
+
+
+def test_red_lights_and_other_controls_are_events():
+    events = record(
+        ("", 1.0, {"other_control": True}),
+        ("", 2.0, {"ran_red_light": True}),
+        ("", 3.0, {"other_control": True}),
+    )
+    assert recorded(events)[1:-1] == [(0, "other_control", 2.0), (1, "red_light", 5.0)]
 
 
 def test_stretches_outside_the_lanes_are_one_event_each():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.collect.driving.observation import (
+from avtd3.collect.driving.task import (
     ObservationConfig,
     VectorBuilder,
     heading_error,

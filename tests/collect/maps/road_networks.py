@@ -45,7 +45,9 @@ def straight_document(length=200.0, middle="broken"):
 
 
 def straight_network(length=200.0, middle="broken"):
-    return RoadNetwork.from_opendrive("straight", straight_document(length, middle))
+    return RoadNetwork.from_opendrive(
+        "straight", straight_document(length, middle), is_trusted=True
+    )
 
 
 def ring_network(radius=40.0):
@@ -55,7 +57,7 @@ def ring_network(radius=40.0):
     text = document(road(length=length, shape=turn))
     link = '<link><predecessor elementType="road" elementId="1" contactPoint="end"/>'
     link += '<successor elementType="road" elementId="1" contactPoint="start"/></link>'
-    return RoadNetwork.from_opendrive("ring", text.replace("<link/>", link, 1))
+    return RoadNetwork.from_opendrive("ring", text.replace("<link/>", link, 1), is_trusted=True)
 
 
 def crossing_network():
@@ -63,4 +65,5 @@ def crossing_network():
     return RoadNetwork.from_opendrive(
         "crossing",
         document(road(1), road(2, x=100.0, y=-100.0, heading=1.5707963267948966)),
+        is_trusted=True,
     )

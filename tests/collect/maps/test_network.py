@@ -43,7 +43,7 @@ def road(sections, number=1, x=0.0, length=100.0, rule="RHT", link="", shape="<l
 def network(*roads):
     place = "<geoReference>+lat_0=0 +lon_0=0</geoReference>"
     xodr = f"<OpenDRIVE><header>{place}</header>{''.join(roads)}</OpenDRIVE>"
-    return RoadNetwork.from_opendrive("test", xodr)
+    return RoadNetwork.from_opendrive("test", xodr, is_trusted=True)
 
 
 def by_id(found, lane_id):
@@ -128,6 +128,7 @@ def test_lanes_follow_over_sections_and_short_ones_are_stepped_over():
     )
     assert [each.section_id for each in found.lanes] == [0, 2]
     assert found.lanes[0].successors == (1,)
+    assert [(each.kind, round(each.length_m, 2)) for each in found.paved] == [("driving", 0.1)]
 
 
 def test_roads_that_only_touch_are_joined_by_geometry():
@@ -181,7 +182,7 @@ def test_an_empty_text_is_refused():
 def test_an_openstreetmap_extract_becomes_a_network():
     osm = (DATA / "hamlet.osm").read_text()
     xodr = carla.Osm2Odr.convert(osm, carla.Osm2OdrSettings())
-    found = RoadNetwork.from_opendrive("hamlet", xodr)
+    found = RoadNetwork.from_opendrive("hamlet", xodr, is_trusted=True)
     assert any(each.is_junction for each in found.lanes)
     assert max(len(each.successors) for each in found.lanes) >= 3
     points = np.concatenate([each.points for each in found.lanes])
@@ -192,7 +193,7 @@ def test_an_openstreetmap_extract_becomes_a_network():
 
 @pytest.mark.parametrize("kind", ["country", "loop", "town", "motorway"])
 def test_linked_lanes_meet(kind):
-    found = RoadNetwork.from_opendrive(kind, generate_network(kind, 4))
+    found = RoadNetwork.from_opendrive(kind, generate_network(kind, 4), is_trusted=True)
     for each in found.lanes:
         assert found.lanes[each.index] is each
         for number in each.successors:
@@ -203,7 +204,7 @@ def test_linked_lanes_meet(kind):
 
 
 def test_motorways_have_lanes_to_change_to():
-    found = RoadNetwork.from_opendrive("motorway", generate_network("motorway", 1))
+    found = RoadNetwork.from_opendrive("motorway", generate_network("motorway", 1), is_trusted=True)
     for each in found.lanes:
         if each.right_lane is not None:
             other = found.lanes[each.right_lane]

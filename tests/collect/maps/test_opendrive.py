@@ -1,7 +1,16 @@
+import itertools
+import os
+import xml.etree.ElementTree as ET
+
+import numpy as np
 import pytest
 
 from avtd3.collect.maps import opendrive
 from avtd3.collect.maps.opendrive import (
+    MAX_DEPTH,
+    MAX_LANE_LENGTH_M,
+    MAX_LANES_ABREAST,
+    MAX_ROADS,
     flatten,
     lane_sections,
     lanes_of,
@@ -66,10 +75,10 @@ def test_declared_encodings_and_byte_order_marks_are_read(tmp_path):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(RoadError, match="does not exist"):
         read_opendrive(tmp_path / "missing.xodr")
-    with pytest.raises(RoadError, match="directory"):
-        read_opendrive(tmp_path)
-    with pytest.raises(RoadError, match="not a regular file"):
-        read_opendrive("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", "/dev/null", "/dev/zero"):
+        with pytest.raises(RoadError, match="regular file"):
+            read_opendrive(path)
     with pytest.raises(RoadError, match="cannot be read"):
         read_opendrive(tmp_path / ("x" * 300))
 
@@ -89,7 +98,8 @@ def test_a_file_too_large_is_not_read(tmp_path, monkeypatch):
         (b" \n", "is empty"),
         (b"hello <", "not valid XML"),
         (b"\x00\x01\x02", "not valid XML"),
-        (b"\xff\xfe<OpenDRIVE>", "not utf-8"),
+        (b"\xff\xfe<OpenDRIVE>", "not utf-16"),
+        (b"\xff<OpenDRIVE>", "not utf-8"),
         (b'<?xml version="1.0" encoding="klingon"?><OpenDRIVE/>', "klingon"),
         (b"<html/>", "expected <OpenDRIVE>"),
         (b"<OpenDRIVE><header/></OpenDRIVE>", "no driving lane"),
@@ -120,7 +130,8 @@ SPIRAL = '<spiral curvStart="{}" curvEnd="0"/>'
         (document(road(plan=PLAN.replace('x="0"', 'x="nan"'))), "finite"),
         (document(road(plan=PLAN.replace("<line/>", SPIRAL.format("x")))), "finite"),
         (document(road(plan=PLAN.replace('"50"', '"5000"'))), "longer than"),
-        (document(road(length="1e300", plan=PLAN)), "5000 km"),
+        (document(road(length="1e300", plan=PLAN)), "finite"),
+        (document(road(length="1e8", plan=PLAN)), "500 km"),
         (document(road(length="inf")), "finite"),
         (document(road(length="-5")), "above 0"),
         (document(road(length="abc")), "finite"),
@@ -217,3 +228,177 @@ def test_flatten_leaves_a_flat_document_alone():
         zero = zero.replace(number, '"0"')
     assert flatten(zero) == (zero, False)
     assert flatten(document(road())) == (document(road()), False)
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["undefined", "punycode", "idna", "zlib", "utf-7", "unicode_escape", "rot13", "hex", "klingon"],
+)
+def test_encodings_that_are_not_those_of_text_are_refused(tmp_path, encoding):
+    path = tmp_path / "odd.xodr"
+    declared = f'<?xml version="1.0" encoding="{encoding}"?>'
+    path.write_bytes(declared.encode() + document(road()).encode())
+    with pytest.raises(RoadError, match=f"{encoding}.*save it as utf-8"):
+        read_opendrive(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp1252", "gbk", "iso8859-15"])
+def test_encodings_of_text_are_read(tmp_path, encoding):
+    path = tmp_path / "text.xodr"
+    name = "utf-8" if encoding == "utf-8-sig" else encoding
+    text = f'<?xml version="1.0" encoding="{name}"?>{document(road())}'
+    path.write_bytes(text.encode(encoding))
+    assert read_opendrive(path) == text
+
+
+NUMBERS = (
+    "0x1f",
+    "inf",
+    "-Infinity",
+    "nan",
+    "1_000",
+    "1,5",
+    "1e10",
+    "-2e300",
+    "1e999",
+    "٣",
+    "1 2",
+    "",
+)
+PLACES = (
+    'length="{}" junction="-1" ',
+    '<geometry s="{}" x="0" y="0" hdg="0" length="50"><line/></geometry>',
+    '<geometry s="0" x="{}" y="0" hdg="0" length="50"><line/></geometry>',
+    '<geometry s="0" x="0" y="0" hdg="{}" length="50"><line/></geometry>',
+    '<geometry s="0" x="0" y="0" hdg="0" length="50"><arc curvature="{}"/></geometry>',
+    '<geometry s="0" x="0" y="0" hdg="0" length="50"><paramPoly3 dV="{}"/></geometry>',
+    '<width sOffset="{}" a="3.5" b="0" c="0" d="0"/>',
+    '<width sOffset="0" a="{}" b="0" c="0" d="0"/>',
+    '<border sOffset="0" a="3.5" b="{}"/>',
+    '<laneSection s="{}">',
+    '<lanes><laneOffset s="0" a="{}"/>',
+    '<elevationProfile><elevation s="0" c="{}"/></elevationProfile>',
+    '<lateralProfile><shape s="0" t="{}"/></lateralProfile>',
+)
+
+
+@pytest.mark.parametrize(("number", "place"), list(itertools.product(NUMBERS, PLACES)))
+def test_numbers_that_are_not_those_of_xml_are_refused_wherever_they_are(number, place):
+    """Python and carla.Map read each of them differently."""
+    plain = document(road())
+    put = place.format(number)
+    for old in (
+        'length="50" junction="-1" ',
+        PLAN,
+        '<width sOffset="0" a="3.5" b="0" c="0" d="0"/>',
+        '<laneSection s="0">',
+    ):
+        if old[:6] == put[:6]:
+            text = plain.replace(old, put, 1)
+            break
+    else:
+        at = "<width" if put.startswith("<border") else "<lanes>"
+        text = plain.replace(at, put if put.startswith("<lanes>") else put + at, 1)
+    assert text != plain
+    with pytest.raises(RoadError, match=r"expected a finite decimal number|above 0"):
+        flatten(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<a>" * 200_000 + "</a>" * 200_000, f"nested more than {MAX_DEPTH}"),
+        ("<OpenDRIVE>" + "<a/>" * 3_000_001 + "</OpenDRIVE>", "tags, expected at most"),
+        (document(*(road(n) for n in range(MAX_ROADS + 1))), "10001 roads"),
+        (document(road(length=2_400_000, plan=PLAN.replace("50", "2400000"))), "km of lanes"),
+        (
+            document(road(sections=section(0, *(lane(-n) for n in range(1, 2001))))),
+            f"2000 lanes side by side .* at most {MAX_LANES_ABREAST}",
+        ),
+        (
+            document(
+                road(
+                    length=31_000,
+                    plan=PLAN.replace("50", "31000"),
+                    sections="".join(section(at, lane()) for at in range(30_001)),
+                )
+            ),
+            "over 30000 lanes",
+        ),
+    ],
+)
+def test_documents_too_large_for_reality_are_refused_before_any_work(text, message):
+    with pytest.raises(RoadError, match=message) as caught:
+        parse_opendrive(text, "large.xodr")
+    assert "large.xodr" in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert MAX_LANE_LENGTH_M < 2_400_000
+
+
+def test_a_late_lane_offset_and_a_dangling_signal_are_named():
+    offset = document(road()).replace("<lanes>", '<lanes><laneOffset s="20" a="0"/>')
+    with pytest.raises(RoadError, match=r"laneOffset that starts at 20.0 m in road id '1'"):
+        parse_opendrive(offset, "here")
+    signal = '</lanes><signals><signalReference s="1" t="0" id="5"/></signals>'
+    with pytest.raises(RoadError, match="signalReference to signal '5'"):
+        parse_opendrive(document(road()).replace("</lanes>", signal), "here")
+    named = signal.replace("<signals>", '<signals><signal id="5"/>')
+    parse_opendrive(document(road()).replace("</lanes>", named), "here")
+
+
+def bordered(number, *borders):
+    records = "".join(
+        f'<border sOffset="{s}" a="{a}" b="{b}" c="{c}" d="{d}"/>' for s, a, b, c, d in borders
+    )
+    return f'<lane id="{number}" type="driving"><link/>{records}</lane>'
+
+
+def width_at(lane, s):
+    """Return the width of a lane at a distance, by OpenDRIVE's definition."""
+    records = [
+        [float(w.get(k)) for k in ("sOffset", "a", "b", "c", "d")] for w in lane.iter("width")
+    ]
+    start, *cubic = max(record for record in records if record[0] <= s)
+    return np.polynomial.polynomial.polyval(s - start, cubic)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_lanes_with_borders_get_the_widths_between_them(tmp_path, sign):
+    """On the right, borders are negative by the standard; CommonRoad writes positive ones."""
+    inner = [(0, 3.0, 0.02, 0.0, 0.0), (10, 3.2, 0.0, 0.001, 1e-5)]
+    outer = [(0, 6.0, 0.0, 0.0, 0.0), (20, 6.0, 0.05, -1e-3, 0.0)]
+    right = [bordered(-n, *((s, *(sign * x for x in k)) for s, *k in records))
+             for n, records in ((1, inner), (2, outer))]  # fmt: skip
+    left = [lane(1), bordered(2, (0, 7.0, 0.01, 0, 0))]
+    path = tmp_path / "borders.xodr"
+    path.write_text(document(road(sections=section(0, *left, *right))))
+    root = ET.fromstring(read_opendrive(path))
+    lanes = {int(each.attrib["id"]): each for each in root.iter("lane")}
+    for s in (0.0, 5.0, 12.0, 19.0, 25.0, 49.0):
+        p = 3.0 + 0.02 * s if s < 10 else 3.2 + 0.001 * (s - 10) ** 2 + 1e-5 * (s - 10) ** 3
+        q = 6.0 if s < 20 else 6.0 + 0.05 * (s - 20) - 1e-3 * (s - 20) ** 2
+        assert width_at(lanes[-1], s) == pytest.approx(p)
+        assert width_at(lanes[-2], s) == pytest.approx(q - p)
+        assert width_at(lanes[1], s) == 3.5
+        assert width_at(lanes[2], s) == pytest.approx(7.0 + 0.01 * s - 3.5)
+
+
+def test_widths_count_where_a_lane_has_both(tmp_path):
+    both = lane().replace("<width", '<border sOffset="0" a="9"/><width')
+    path = tmp_path / "both.xodr"
+    path.write_text(document(road(sections=section(0, both))))
+    assert read_opendrive(path) == path.read_text()
+
+
+def test_roads_with_names_or_large_numbers_get_small_ones(tmp_path):
+    path = tmp_path / "names.xodr"
+    link = to_road("24000000009")
+    more = '<connection incomingRoad="Kalle" connectingRoad="24000000009"/>'
+    more = f'<junction id="4">{more}</junction>'
+    path.write_text(document(road("Kalle", link=link), road("24000000009"), more=more))
+    root = ET.fromstring(read_opendrive(path))
+    assert [each.get("id") for each in root.iter("road")] == ["1", "2"]
+    (successor,) = root.iterfind("road/link/successor")
+    (connection,) = root.iterfind("junction/connection")
+    assert successor.get("elementId") == "2"
+    assert connection.attrib == {"incomingRoad": "1", "connectingRoad": "2"}

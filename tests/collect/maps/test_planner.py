@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from avtd3.collect.maps.generate import NETWORK_KINDS, generate_network
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.planner import MIN_ROUTE_M, plan_route
+from avtd3.collect.maps.planner import MIN_ROUTE_M, plan_route, plan_through
 from avtd3.store.errors import RoadError
 
 carla = pytest.importorskip("carla")
@@ -17,7 +17,7 @@ carla = pytest.importorskip("carla")
 
 @functools.cache
 def network(kind: str, seed: int = 3) -> RoadNetwork:
-    return RoadNetwork.from_opendrive(kind, generate_network(kind, seed))
+    return RoadNetwork.from_opendrive(kind, generate_network(kind, seed), is_trusted=True)
 
 
 def straight_roads(*starts_m: float, length_m: float = 40.0, lanes=((3.5, 0.0),)) -> RoadNetwork:
@@ -37,7 +37,7 @@ def straight_roads(*starts_m: float, length_m: float = 40.0, lanes=((3.5, 0.0),)
         )
     place = "<geoReference>+lat_0=0 +lon_0=0</geoReference>"
     xodr = f"<OpenDRIVE><header>{place}</header>{''.join(roads)}</OpenDRIVE>"
-    return RoadNetwork.from_opendrive("straight", xodr)
+    return RoadNetwork.from_opendrive("straight", xodr, is_trusted=True)
 
 
 ONE = [((3.5, 0.0),)]
@@ -142,7 +142,7 @@ def test_turns_back_over_a_junction_are_not_used():
     # The converted map has two such turns of 6 m, where a street changes its name at a bend.
     osm = (Path(__file__).parents[2] / "data" / "hamlet.osm").read_text()
     xodr = carla.Osm2Odr.convert(osm, carla.Osm2OdrSettings())
-    found = RoadNetwork.from_opendrive("hamlet", xodr)
+    found = RoadNetwork.from_opendrive("hamlet", xodr, is_trusted=True)
     for seed in range(60):
         planned = plan_route(found, np.random.default_rng(seed), 250.0)
         assert planned.route.length_m > 240.0
@@ -155,9 +155,20 @@ def test_turns_back_over_a_junction_are_not_used():
                 assert math.cos(turn) > -0.87
 
 
-def test_a_network_too_short_for_any_route_is_refused():
-    with pytest.raises(RoadError, match="no route of"):
-        plan_route(straight_roads(0.0, length_m=20.0, lanes=ONE), np.random.default_rng(0), 100.0)
+@pytest.mark.parametrize("length", [15.0, 15.7, 20.0, 30.0])
+def test_roads_of_fifteen_metres_and_more_are_driven(length):
+    found = straight_roads(0.0, length_m=length, lanes=ONE)
+    planned = plan_route(found, np.random.default_rng(0), 100.0)
+    assert planned.route.length_m == pytest.approx(length, abs=0.01)
+    ends = ((0.0, 1.75), (length, 1.75))
+    assert plan_through(found, ends).route.length_m == pytest.approx(length, abs=0.01)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(14.94, "14.9"), (10.0, "10.0"), (0.6, "0.6")])
+def test_a_network_too_short_for_any_route_is_refused_with_its_length(length, shown):
+    found = straight_roads(0.0, length_m=length, lanes=ONE)
+    with pytest.raises(RoadError, match=rf"no route of 15 m \(longest found: {shown} m\)"):
+        plan_route(found, np.random.default_rng(0), 100.0)
 
 
 @pytest.mark.parametrize("length", [MIN_ROUTE_M - 1.0, math.nan])

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +19,15 @@ from avtd3.collect.maps.raster import (
     Raster,
 )
 from avtd3.collect.sim.camera import GroundWindow
-from avtd3.tests.collect.maps.road_networks import LANE_M, edge, straight_network
+from avtd3.store.errors import RoadError
+from avtd3.tests.collect.maps.road_networks import (
+    LANE_M,
+    document,
+    edge,
+    road,
+    straight_document,
+    straight_network,
+)
 
 PIXEL_M = 0.1
 
@@ -69,7 +78,7 @@ def test_direction_is_that_of_the_lane(straight):
 
 @pytest.fixture(scope="module")
 def town():
-    network = RoadNetwork.from_opendrive("town", generate_network("town", 3))
+    network = RoadNetwork.from_opendrive("town", generate_network("town", 3), is_trusted=True)
     return network, Raster.paint(network, PIXEL_M)
 
 
@@ -147,3 +156,35 @@ def test_window_stays_while_the_car_is_near_its_middle(straight):
     assert window.fine_m == corner
     window.follow(90.0, 2.0)
     assert window.fine_m != corner
+
+
+def test_networks_too_large_to_paint_are_refused_before_any_memory_is_taken():
+    apart = document(road(1), road(2, x=900_000.0, y=900_000.0))
+    for text, pixel_m, message in (
+        (straight_document(30_000.0).replace('a="3.5"', 'a="45"'), 0.1, "km2 of lanes"),
+        (apart, 0.1, "by 900 km"),
+        (straight_document().replace('a="3.5"', 'a="60"'), 0.1, "60 m wide"),
+    ):
+        network = RoadNetwork.from_opendrive("large", text, is_trusted=True)
+        with pytest.raises(RoadError, match=message):
+            Raster.paint(network, pixel_m)
+
+
+def test_wide_lanes_are_painted_completely():
+    text = straight_document().replace('a="3.5"', 'a="45"')
+    raster = Raster.paint(RoadNetwork.from_opendrive("wide", text, is_trusted=True), 0.1)
+    for x in np.arange(1.0, 199.0, 3.0):
+        for y in (-44.0, -30.0, -20.0, -11.0, -1.0, 2.0, 15.0, 33.0, 44.0):
+            assert raster.ground_at(x, y) >= ASPHALT
+
+
+@pytest.mark.parametrize("short_m", [0.005, 0.02, 0.1, 0.24])
+def test_a_lane_section_too_short_for_a_lane_leaves_no_slit(short_m):
+    [lanes] = re.findall("<laneSection.*</laneSection>", straight_document())
+    starts = (0.0, 100.03, 100.03 + short_m)
+    sections = "".join(lanes.replace('s="0"', f's="{start}"', 1) for start in starts)
+    text = straight_document().replace(lanes, sections)
+    raster = Raster.paint(RoadNetwork.from_opendrive("slit", text, is_trusted=True), PIXEL_M)
+    for x in np.arange(99.0, 102.0, 0.03):
+        for y in (-3.0, -1.0, 1.0, 2.5):
+            assert raster.ground_at(x, y) >= ASPHALT

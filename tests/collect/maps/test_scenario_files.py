@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_weather_parameters_become_the_nearest_named_weather(folder, look, name)
         (("kind: loop", "kin: loop"), r"did you mean kind\?"),
         (("network: {kind: loop, number: 4}", "name: b"), "it has no roads, expected one of"),
         (("length_m: 60", "town: Town01"), "town and network, expected network alone"),
-        (("length_m: 60", "length_m: 2"), "length_m is 2, expected 10"),
+        (("length_m: 60", "length_m: 2"), "length_m is 2, expected 15"),
         (("length_m: 60", "waypoints: [[0, 0], [9, 9]]\n    length_m: 60"), "one of them"),
         (
             ("number: 4}\n    length_m: 60", "}\n    waypoints: [[0, 0], [9, 9]]"),
@@ -171,9 +172,12 @@ def test_an_error_names_the_place_of_the_mistake(folder, change, message):
         ("avtd3_scenarios: 1\nroutes: []", "it contains no routes"),
         ("a: [", "not valid YAML"),
         ("a: 2027-13-45", "not valid YAML"),
-        ("[" * 1_000_000, "nested more than 8"),
+        ("[" * 100 + "]" * 100, "nested more than 8"),
+        ("[" * 1_000_000, "nest"),
         ("a: &a [1, 1]\nb: [*a, *a]", "YAML alias .* use 'defaults'"),
-        ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", r"YAML tag \(tag:.*expected none"),
+        ('a: !!int ""', "YAML tag"),
+        ("a: !!timestamp b", "YAML tag"),
     ],
 )
 def test_other_files_are_rejected(folder, text, message):
@@ -212,6 +216,38 @@ def test_missing_huge_and_crowded_files_are_refused(folder):
     )
     with pytest.raises(ConfigError, match="split the file"):
         read_scenarios(write(folder, text, "many.xml"))
+
+
+def test_a_town_with_a_long_name_of_many_bytes_is_a_town_without_a_file(folder):
+    town = "道" * 200
+    text = f"avtd3_scenarios: 1\nroutes: [{{town: {town}, waypoints: [[0, 0], [99, 0]]}}]"
+    assert read_scenarios(write(folder, text))[0].town == town
+    with pytest.raises(RoadError, match="no map"):
+        RoadWorld().reset(read_scenarios(write(folder, text))[0], 2)
+
+
+def test_300_000_routes_are_counted_before_they_are_read(folder):
+    route = '<route id="1" town="a">'
+    for name, text in (
+        ("many.xml", "<routes>" + f"{route}</route>" * 300_000 + "</routes>"),
+        ("many.yaml", "avtd3_scenarios: 1\nroutes: [" + "{}," * 20_000 + "]"),
+        ("deep.xml", "<routes>" + route * 99_999 + "</route>" * 99_999 + "</routes>"),
+    ):
+        with pytest.raises(ConfigError, match=r"0 routes and 0 waypoints|nested more than"):
+            read_scenarios(write(folder, text, name))
+
+
+@pytest.mark.parametrize("encoding", ["undefined", "punycode", "idna", "zlib", "utf-7"])
+def test_xml_in_an_encoding_that_is_not_one_of_text_is_refused(folder, encoding):
+    with pytest.raises(ConfigError, match=f"{encoding}.*save it as utf-8"):
+        read_scenarios(write(folder, XML.replace("UTF-8", encoding), "odd.xml"))
+
+
+def test_pipes_and_devices_are_refused_at_once(folder):
+    os.mkfifo(folder / "pipe.xml")
+    for path in (folder / "pipe.xml", folder, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="regular file"):
+            read_scenarios(path)
 
 
 def test_a_link_does_not_lead_out_of_the_folder(folder):

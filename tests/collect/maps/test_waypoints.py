@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avtd3.collect.maps.episode_setup import SimulatorConfig, draw_setup
 from avtd3.collect.maps.generate import generate_network
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.planner import plan_route, plan_through, scenario_route
+from avtd3.collect.maps.planner import plan_route, plan_through
 from avtd3.collect.maps.scenarios import scenario
 from avtd3.store.errors import RoadError
 from avtd3.tests.collect.maps.road_networks import ring_network, straight_network
@@ -21,7 +22,7 @@ pytest.importorskip("carla")
 
 @functools.cache
 def network(kind: str, seed: int = 3) -> RoadNetwork:
-    return RoadNetwork.from_opendrive(kind, generate_network(kind, seed))
+    return RoadNetwork.from_opendrive(kind, generate_network(kind, seed), is_trusted=True)
 
 
 def two_lanes() -> RoadNetwork:
@@ -138,7 +139,7 @@ def test_the_same_waypoints_give_the_same_route():
         ([(20.0, 1.75), (150.0, 60.0)], r"waypoint 2 \(150, 60\) is more than 5 m"),
         ([(150.0, 1.75), (20.0, 1.75)], r"no lanes lead from waypoint 1 .* check their order"),
         ([(20.0, 1.75), (150.0, -1.75)], r"no lanes lead from waypoint 1 "),
-        ([(20.0, 1.75), (40.0, 1.75)], "is 20.0 m long, expected at least 30"),
+        ([(20.0, 1.75), (30.0, 1.75)], "is 10.0 m long, expected at least 15 m"),
     ],
 )
 def test_waypoints_that_cannot_be_driven_are_named(points, message):
@@ -147,9 +148,13 @@ def test_waypoints_that_cannot_be_driven_are_named(points, message):
 
 
 def test_a_scenario_without_waypoints_gets_the_random_route_of_its_seed():
-    setting = scenario(0, route_length_m=80.0)
-    first = scenario_route(network("loop"), setting, np.random.default_rng(3)).route
-    second = plan_route(network("loop"), np.random.default_rng(3), 80.0).route
-    assert first.points.tobytes() == second.points.tobytes()
-    fixed = scenario(0, waypoints=tuple(map(tuple, first.points[::20].tolist())))
-    assert scenario_route(network("loop"), fixed, np.random.default_rng(9)).route.length_m < 85.0
+    def route(seed, **changes):
+        setting = scenario(0, route_length_m=80.0, **changes)
+        return draw_setup(network("loop"), setting, seed, SimulatorConfig()).route
+
+    assert route(3).points.tobytes() == route(3).points.tobytes()
+    assert route(3).points.tobytes() != route(4).points.tobytes()
+    points = tuple(map(tuple, route(3).points[::20].tolist()))
+    fixed = [route(seed, waypoints=points).points for seed in (9, 10)]
+    assert fixed[0].tobytes() == fixed[1].tobytes()
+    assert len(fixed[0]) < 85

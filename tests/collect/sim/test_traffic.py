@@ -17,8 +17,7 @@ from avtd3.collect.maps.contact import (
 from avtd3.collect.maps.generate import generate_network
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.route import Route
-from avtd3.collect.sim.lane_paths import PATH_POINTS, LanePaths
-from avtd3.collect.sim.traffic import Claims, Scene, Traffic, find_leads
+from avtd3.collect.sim.traffic import PATH_POINTS, Claims, LanePaths, Scene, Traffic, find_leads
 from avtd3.tests.collect.maps.road_networks import ring_network, straight_network
 
 STEP_S = 0.05
@@ -37,7 +36,7 @@ def make_traffic(network, count, ego, seed=0):
 
 @pytest.fixture(scope="module")
 def town():
-    return RoadNetwork.from_opendrive("town", generate_network("town", 0))
+    return RoadNetwork.from_opendrive("town", generate_network("town", 0), is_trusted=True)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avtd3.collect.sim.vehicle import GRAVITY_MPS2, Vehicle, VehicleParams
+from avtd3.collect.sim.world import GRAVITY_MPS2, Vehicle, VehicleParams
 from avtd3.store.errors import ConfigError
 
 PERIOD_S = 0.05

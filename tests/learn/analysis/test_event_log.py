@@ -1,16 +1,19 @@
+import contextlib
 import math
+import os
 import struct
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from avtd3.learn.analysis import event_log
 from avtd3.learn.analysis.event_log import find_event_files, read_log
+from avtd3.learn.analysis.metric_names import nearest
 from avtd3.store.errors import ConfigError
 
 
@@ -264,3 +267,136 @@ def test_scalars_of_each_type_are_read(tmp_path, dtype):
         value = Summary.Value(tag="a", tensor=tensor, metadata=plugin)
         append_record(path, Event(step=step, summary=Summary(value=[value])).SerializeToString())
     assert points(read_log(tmp_path), "a") == [(0, 3.0), (1, 4.0)]
+
+
+def naive(events, *, versioned):
+    """Apply the rules for restarts to (step, tag, value) and ("start", step), point by point."""
+    kept: dict[str, list[tuple[int, float]]] = {}
+    most_recent = -1
+    for event in events:
+        if event[0] == "start":
+            if versioned:
+                for series in kept.values():
+                    series[:] = [p for p in series if p[0] < event[1]]
+            continue
+        step, tag, value = event
+        series = kept.setdefault(tag, [])
+        if not versioned and step < most_recent:
+            series[:] = [p for p in series if p[0] < step]
+        else:
+            most_recent = step
+        series.append((step, value))
+    return {tag: sorted(series, key=lambda point: point[0]) for tag, series in kept.items()}
+
+
+def write_events(path, events, *, versioned=True):
+    with contextlib.closing(RecordWriter(path.open("wb"))) as records:
+        if versioned:
+            records.write(Event(file_version="brain.Event:2").SerializeToString())
+        for event in events:
+            if event[0] == "start":
+                log = SessionLog(status=SessionLog.START)
+                record = Event(step=event[1], session_log=log)
+            else:
+                scalar = Summary.Value(tag=event[1], simple_value=event[2])
+                record = Event(step=event[0], summary=Summary(value=[scalar]))
+            records.write(record.SerializeToString())
+
+
+@pytest.mark.parametrize("versioned", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_restarts_drop_what_a_slow_reader_drops(tmp_path, seed, versioned):
+    rng = np.random.default_rng(seed)
+    events = [
+        ("start", int(rng.integers(-2, 12)))
+        if rng.random() < 0.2
+        else (int(rng.integers(-2, 12)), "abc"[rng.integers(3)], float(number))
+        for number in range(60)
+    ]
+    write_events(tmp_path / "events.out.tfevents.1", events, versioned=versioned)
+    log = read_log(tmp_path)
+    expected = naive(events, versioned=versioned)
+    assert {tag: points(log, tag) for tag in log.curves} == expected
+    read = sum(event[0] != "start" for event in events)
+    dropped = read - sum(map(len, expected.values()))
+    assert any(f"{dropped:,} points were dropped" in notice for notice in log.notices) == (
+        dropped > 0
+    )
+
+
+COUNT = 15_000
+BACKWARD = [(step, "a", 0.0) for step in range(COUNT, 0, -1)]
+HOSTILE = {
+    "steps that go back": (BACKWARD, False),
+    "steps that go back before many that stay": (
+        [(step, "a", 0.0) for step in range(COUNT)] + BACKWARD,
+        False,
+    ),
+    "restarts": ([("start", 5), (9, "a", 0.0)] * COUNT, True),
+    "restarts of unsorted points": (
+        [(step, "a", 0.0) for step in range(COUNT, 0, -1)] + [("start", COUNT), (COUNT, "a", 0.0)],
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_order_of_steps_takes_time_in_proportion(tmp_path, name, monkeypatch):
+    """The points are looked at once for each tag, however often its steps go back."""
+    kept = event_log._Series.kept
+    looks: list[object] = []
+
+    def look(series):
+        looks.append(series)
+        return kept(series)
+
+    monkeypatch.setattr(event_log._Series, "kept", look)
+    events, versioned = HOSTILE[name]
+    write_events(tmp_path / "events.out.tfevents.1", events, versioned=versioned)
+    assert points(read_log(tmp_path), "a")
+    assert len(looks) == 1
+
+
+@pytest.mark.parametrize(
+    "step", [-(2**63), -(2**63) + 1, -(2**53) - 1, 2**53 + 1, 2**63 - 1], ids=str
+)
+def test_a_step_that_no_float_represents_is_skipped(tmp_path, step):
+    events = [(1, "a", 1.0), (step, "a", 2.0), ("start", step if step > 0 else 3), (3, "a", 3.0)]
+    write_events(tmp_path / "events.out.tfevents.1", events)
+    log = read_log(tmp_path)
+    assert points(log, "a") == [(1, 1.0), (3, 3.0)]
+    assert any("1 scalars skipped" in notice for notice in log.notices)
+    assert log.last_step == 3
+
+
+def test_a_value_whose_square_overflows_counts_as_infinite(tmp_path):
+    with contextlib.closing(RecordWriter((tmp_path / "tfevents").open("wb"))) as records:
+        for step, value in enumerate((1e308, -1e71, 3e38, 1e-300)):
+            tensor = make_tensor_proto(value, dtype=np.float64)
+            metadata = SummaryMetadata()
+            metadata.plugin_data.plugin_name = "scalars"
+            scalar = Summary.Value(tag="a", tensor=tensor, metadata=metadata)
+            records.write(Event(step=step, summary=Summary(value=[scalar])).SerializeToString())
+    values = read_log(tmp_path).curves["a"].values.tolist()
+    assert values == [math.inf, -math.inf, 3e38, 1e-300]
+
+
+def test_a_huge_tag_is_skipped_and_never_suggested(tmp_path, write_foreign):
+    huge = "loss " * 1_000_000
+    write_foreign(tmp_path, {huge: [(1, 1.0)], "x" * 1000: [(1, 1.0)], "critic/los": [(1, 1.0)]})
+    log = read_log(tmp_path)
+    assert log.tags == ("critic/los", "x" * 1000)
+    assert any("1 scalars skipped" in notice for notice in log.notices)
+    assert nearest("critic/loss", log.tags) == "critic/los"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_an_event_file_that_is_no_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "events.out.tfevents.1"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    for run in (tmp_path, path):
+        with pytest.raises(ConfigError):
+            read_log(run)

@@ -64,6 +64,16 @@ def test_the_compare_page(tmp_path, write_foreign, monkeypatch):
     assert "… and 1 more" in text
 
 
+def test_a_metric_whose_points_were_all_dropped_has_no_plot(tmp_path, write_foreign):
+    for name in "ab":
+        write_foreign(tmp_path / name, {"x": [(5, 1.0)], "y": [(1, 1.0)]}, name="tfevents.1")
+        write_foreign(tmp_path / name, {}, name="tfevents.2", restart=3)
+    report = compare(tmp_path / "a", tmp_path / "b", CompareConfig(), (BOOK, BOOK), DirectionBook())
+    text = compare_page(report)
+    check_page(text)
+    assert (len(report.changes), text.count("<svg")) == (2, 1)
+
+
 def test_runs_with_nothing_in_common_have_a_page(tmp_path, write_foreign):
     write_foreign(tmp_path / "a", {"x": [(1, 1.0)]})
     write_foreign(tmp_path / "b", {"y": [(1, 1.0)]})

@@ -59,11 +59,11 @@ def test_it_is_off_unless_asked_for():
 def test_a_restored_one_continues_alike():
     first, second = ActionLimit(CONFIG), ActionLimit(CONFIG)
     first.read(CALM, 150.0, 40)
-    second.restore(first.state())
+    second.restore(first.state)
     second.read(CALM, 150.0, 139)
     assert second.share == 0.6
     second.read(CALM, 150.0, 140)
     assert second.share == 1.0
     third = ActionLimit(CONFIG)
-    third.restore(second.state())
+    third.restore(second.state)
     assert third.share == 1.0

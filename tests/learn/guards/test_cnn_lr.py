@@ -1,5 +1,7 @@
 """The learning rate of a CNN: halved down to the floor, and doubled again."""
 
+import dataclasses
+
 import pytest
 
 from avtd3.learn.guards.config import CnnRateConfig
@@ -12,7 +14,7 @@ def shares(rate, readings):
     found = []
     for at, norm in readings:
         rate.read(norm, at)
-        found.append(rate.share)
+        found.append(rate.state.share)
     return found
 
 
@@ -51,7 +53,7 @@ def test_switched_off_or_without_a_number_it_stays():
     assert off.read(1e9, 0) == ""
     rate = CnnRate(CONFIG)
     assert [rate.read(norm, 0) for norm in (float("nan"), float("inf"))] == ["", ""]
-    assert (off.share, rate.share) == (1.0, 1.0)
+    assert (off.state.share, rate.state.share) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("stop", range(1, 8))
@@ -60,5 +62,5 @@ def test_a_restored_one_continues_alike(stop):
     whole, first, second = CnnRate(CONFIG), CnnRate(CONFIG), CnnRate(CONFIG)
     expected = shares(whole, readings)
     begun = shares(first, readings[:stop])
-    second.restore(first.state())
+    second.state = dataclasses.replace(first.state)
     assert begun + shares(second, readings[stop:]) == expected

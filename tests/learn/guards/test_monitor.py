@@ -1,5 +1,6 @@
 """All guards together: no alert in a healthy run, exact after a resume, without waits."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -31,7 +32,7 @@ def test_a_run_that_learns_raises_nothing(make_run, camera, feature_norm, update
     counts = {name: value for name, value in run.scalars.items() if name.startswith("alerts/")}
     assert set(counts.values()) == {0.0}
     assert run.scalars["run/action_limit"] == 1.0
-    assert all(rate.share == 1.0 for rate in run.monitor.rates.values())
+    assert all(rate.state.share == 1.0 for rate in run.monitor.rates.values())
 
 
 def test_the_critics_own_features_at_the_same_rates_raise_nothing(make_run):
@@ -83,6 +84,45 @@ def test_an_invalid_state_is_refused(make_run):
     run.monitor.restore({}, run.state)
     with pytest.raises(CheckpointError, match="guards"):
         run.monitor.restore({"alerts": 5}, run.state)
+
+
+def places(document, path=()):
+    """Yield the paths of all values in a JSON document, of lists and of large objects the first."""
+    yield path
+    if isinstance(document, dict):
+        for key in list(document)[:8]:
+            yield from places(document[key], (*path, key))
+    elif isinstance(document, list) and document:
+        yield from places(document[0], (*path, 0))
+
+
+def replaced(document, path, value):
+    if not path:
+        return value
+    copied = copy.copy(document)
+    copied[path[0]] = replaced(document[path[0]], path[1:], value)
+    return copied
+
+
+@pytest.mark.parametrize("wrong", [None, "x", True, 0.5, 10**30, -1, [], [[]], {}, {"x": "y"}])
+def test_a_state_of_a_wrong_type_is_refused_or_harmless(make_run, wrong):
+    run = make_run(camera=False)
+    run.go(13)
+    good = run.monitor.state()
+    text = json.dumps(good)
+    messages = []
+    for path in places(good):
+        try:
+            run.monitor.restore(replaced(good, path, wrong), run.state)
+        except CheckpointError as error:
+            messages.append(str(error))
+        else:  # whatever was accepted can be read, reported and saved
+            run.monitor.alerts.flush(13)
+            run.go(10 - run.state.updates % 10)
+            json.dumps(run.monitor.state(), allow_nan=False)
+    assert len(messages) > 5
+    assert max(map(len, messages)) < 400
+    assert json.dumps(good) == text
 
 
 def test_a_checkpoint_is_good_if_nothing_serious_came_before_it(make_run):

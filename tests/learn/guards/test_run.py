@@ -65,7 +65,7 @@ def break_weights(monkeypatch):
                         p.mul_(1e3)
             return done
 
-        monkeypatch.setattr("avtd3.learn.cuda_graph.update", update)
+        monkeypatch.setattr("avtd3.learn.device.update", update)
 
     return install
 

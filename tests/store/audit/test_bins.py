@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from avtd3.store.audit.bins import Bins, near_zero
-from avtd3.store.audit.statistics import Distribution
+from avtd3.store.audit.statistics import Bins, Distribution, near_zero
 
 
 def binned(values, **options):

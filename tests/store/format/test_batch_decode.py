@@ -17,7 +17,8 @@ from avtd3.store.format.batch_decode import (
     room_bytes,
 )
 from avtd3.store.format.codec import CRC_BYTES, ChainKind, FrameCodec, decode, seal
-from avtd3.store.replay.direct import MOST_THREADS, ChunkTable, DecodePool, JoinedDecoder
+from avtd3.store.replay.chunks import MOST_THREADS, ChunkTable, DecodePool
+from avtd3.store.replay.direct import JoinedDecoder
 
 FRAME = 24 * 20
 GUARD = 64

@@ -280,11 +280,11 @@ def test_the_extremes_and_every_kind_of_end_are_shown(sound):
     shown = choose_episodes([sound.path])
     why = [episode.why for episode in shown]
     assert why[:3] == ["lowest return", "highest return", "median return"]
-    returns = [e.record.facts["episode_return"] for e in shown]
+    returns = [e.facts["episode_return"] for e in shown]
     assert returns[0] == min(returns)
     assert returns[1] == max(returns)
-    assert len({e.record.place.name for e in shown}) == len(shown) <= MAX_EPISODES
-    assert {e.record.facts["driver"] for e in shown} == {"expert", "random", "policy"}
+    assert len({e.name for e in shown}) == len(shown) <= MAX_EPISODES
+    assert {e.facts["driver"] for e in shown} == {"expert", "random", "policy"}
 
 
 def test_damaged_episodes_are_skipped(sound, tmp_path):

@@ -9,16 +9,17 @@ from PIL import Image
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError, SegmentCorruptError
 from avtd3.store.filters import parse_filter
-from avtd3.store.render.episode_record import (
+from avtd3.store.render.episode_view import (
     FRAMES_AT_ONCE,
     WORDS,
     Channel,
-    EpisodeRecord,
     Track,
-    find_episode,
-)
-from avtd3.store.render.episode_view import (
+    document_of,
     draw_episode,
+    find_episode,
+    frame_of,
+    played_frames,
+    tracks_of,
     write_episode_gif,
     write_episode_mp4,
     write_episode_sheet,
@@ -56,16 +57,16 @@ def dataset(tmp_path_factory, episodes):
     ("word", "number"), [("worst", 1), ("best", 3), ("longest", 2), ("shortest", 1)]
 )
 def test_words_name_the_extreme_episode(dataset, word, number):
-    record = EpisodeRecord.read(chosen(dataset.path, word))
-    assert record.facts["index"] == number + 10
-    assert record.length == LENGTHS[number]
+    episode = chosen(dataset.path, word)
+    assert episode.index == number + 10
+    assert episode.length == LENGTHS[number]
 
 
 def test_words_choose_among_the_episodes_that_a_filter_means(dataset):
     rng = np.random.default_rng(0)
     for texts, number in ((["end=time_limit"], 0), (["town=town-2"], 2), (["end=collision"], 1)):
         place = find_episode([dataset.path], "worst", rng, parse_filter(texts))
-        assert EpisodeRecord.read(place).facts["index"] == number + 10
+        assert place.index == number + 10
     with pytest.raises(NoSegmentsError, match="filter"):
         find_episode([dataset.path], "worst", rng, parse_filter(["end=goal"]))
 
@@ -82,7 +83,7 @@ def test_an_episode_is_found_by_its_own_name_by_a_part_of_it_and_by_its_plan(dat
         part = place.segment.id.rsplit("-", 1)[1]
         assert chosen(dataset.path, f"{part}:{place.number}").name == place.name
     assert chosen(dataset.path, "12").name.endswith(":0")
-    assert EpisodeRecord.read(chosen(dataset.path, "13")).length == LENGTHS[3]
+    assert chosen(dataset.path, "13").length == LENGTHS[3]
 
 
 @pytest.mark.parametrize(
@@ -128,22 +129,24 @@ def test_words_skip_a_damaged_segment_and_its_name_does_not(tmp_path, episodes):
     file.write_bytes(bytes(file.stat().st_size))
     assert chosen(dataset.path, "worst").name != worst.name
     with pytest.raises(SegmentCorruptError):
-        EpisodeRecord.read(chosen(dataset.path, worst.name))
+        chosen(dataset.path, worst.name)
 
 
 @pytest.mark.parametrize("number", range(len(LENGTHS)))
-def test_a_record_holds_what_was_written(dataset, episodes, number):
-    record = EpisodeRecord.read(chosen(dataset.path, str(number + 10)))
+def test_an_episode_holds_what_was_written(dataset, episodes, number):
+    episode = chosen(dataset.path, str(number + 10))
     want = episodes[number]
-    channels = {c.name: c.values for track in record.tracks for c in track.channels}
+    channels = {c.name: c.values for track in tracks_of(episode) for c in track.channels}
     np.testing.assert_array_equal(channels["steer"], want.action[:, 0].astype(np.float64))
     np.testing.assert_array_equal(channels["reward"], want.reward.astype(np.float64))
     np.testing.assert_array_equal(channels["r0"], want.terms[:, 0].astype(np.float64))
-    assert record.facts["town"] == want.info["town"]
+    assert episode.attributes["town"] == want.info["town"]
     for every in (1, 3, FRAMES_AT_ONCE + 1):
-        np.testing.assert_array_equal(np.stack([*record.frames(every)]), want.frames[::every])
-    np.testing.assert_array_equal(record.frame(want.length), want.frames[-1])
-    json.dumps(record.document(), allow_nan=False)
+        np.testing.assert_array_equal(
+            np.stack([*played_frames(episode, every)]), want.frames[::every]
+        )
+    np.testing.assert_array_equal(frame_of(episode, want.length), want.frames[-1])
+    json.dumps(document_of(episode), allow_nan=False)
 
 
 def test_numbered_components_do_not_hide_the_others(tmp_path):
@@ -154,29 +157,27 @@ def test_numbered_components_do_not_hide_the_others(tmp_path):
     )
     episode = make_episode(spec, 4)
     write_dataset(tmp_path / "data", spec, [episode])
-    first = EpisodeRecord.read(chosen(tmp_path / "data", "best")).tracks[0]
+    first = tracks_of(chosen(tmp_path / "data", "best"))[0]
     assert first.title == "speed_mps"
     np.testing.assert_allclose(first.channels[0].values, episode.vector[:, 1] * 10.0)
 
 
 def test_frames_are_read_a_few_at_a_time(dataset, monkeypatch):
-    record = EpisodeRecord.read(chosen(dataset.path, "longest"))
-    read = record.place.segment.read_frames
+    episode = chosen(dataset.path, "longest")
+    read = episode.segment.read_frames
     sizes = []
 
     def note(start, stop):
         sizes.append(stop - start)
         return read(start, stop)
 
-    monkeypatch.setattr(record.place.segment, "read_frames", note)
-    assert len([*record.frames()]) == 151
+    monkeypatch.setattr(episode.segment, "read_frames", note)
+    assert len([*played_frames(episode)]) == 151
     assert max(sizes) <= FRAMES_AT_ONCE
 
 
 def test_the_terminal_shows_facts_numbers_and_frames(dataset):
-    text = draw_episode(
-        EpisodeRecord.read(chosen(dataset.path, "worst")), Terminal(width=100, unicode=False)
-    )
+    text = draw_episode(chosen(dataset.path, "worst"), Terminal(width=100, unicode=False))
     assert text.isascii()
     for word in ("town town-1", "7 steps", "return -40.0", "ended by collision", "steer", "r0"):
         assert word in text
@@ -187,17 +188,17 @@ def test_the_terminal_shows_facts_numbers_and_frames(dataset):
 def test_a_strangers_strings_do_not_steer_the_terminal(tmp_path):
     episode = make_episode(SPEC, 3, town="\x1b[2Jtown\nΩ", driver="d\x07", weather="\x9b31m")
     write_dataset(tmp_path / "data", SPEC, [episode])
-    record = EpisodeRecord.read(chosen(tmp_path / "data", "best"))
-    assert "?[2Jtown?Ω" in draw_episode(record, Terminal())
-    plain = draw_episode(record, Terminal(unicode=False))
+    episode = chosen(tmp_path / "data", "best")
+    assert r"\x1b[2Jtown\nΩ" in draw_episode(episode, Terminal())
+    plain = draw_episode(episode, Terminal(unicode=False))
     assert all(line.isprintable() and line.isascii() for line in plain.splitlines())
 
 
-def test_endless_names_end(dataset, tmp_path):
-    record = EpisodeRecord.read(chosen(dataset.path, "worst"))
-    record.facts["town"] = "t" * 100_000
-    assert len(draw_episode(record, Terminal())) < 10_000
-    write_episode_sheet(record, tmp_path / "a.png")
+def test_endless_names_end(dataset, tmp_path, monkeypatch):
+    episode = chosen(dataset.path, "worst")
+    monkeypatch.setattr(type(episode), "facts", episode.facts | {"town": "t" * 100_000})
+    assert len(draw_episode(episode, Terminal())) < 10_000
+    write_episode_sheet(episode, tmp_path / "a.png")
 
 
 def pixels(path):
@@ -206,14 +207,14 @@ def pixels(path):
 
 
 def test_an_episode_becomes_a_contact_sheet(dataset, tmp_path):
-    write_episode_sheet(EpisodeRecord.read(chosen(dataset.path, "longest")), tmp_path / "a.png")
+    write_episode_sheet(chosen(dataset.path, "longest"), tmp_path / "a.png")
     sheet, _, _ = pixels(tmp_path / "a.png")
     assert sheet.shape[1] > 1000
     assert sheet.std() > 1.0
 
 
 def test_an_episode_becomes_a_gif_in_its_own_time(dataset, tmp_path):
-    write_episode_gif(EpisodeRecord.read(chosen(dataset.path, "11")), tmp_path / "a.gif")
+    write_episode_gif(chosen(dataset.path, "11"), tmp_path / "a.gif")
     picture, frames, info = pixels(tmp_path / "a.gif")
     assert frames == 4
     assert info["duration"] == 100
@@ -222,7 +223,7 @@ def test_an_episode_becomes_a_gif_in_its_own_time(dataset, tmp_path):
 
 def test_an_episode_becomes_a_film_of_all_its_frames(dataset, tmp_path):
     av = pytest.importorskip("av")
-    write_episode_mp4(EpisodeRecord.read(chosen(dataset.path, "11")), tmp_path / "a.mp4")
+    write_episode_mp4(chosen(dataset.path, "11"), tmp_path / "a.mp4")
     with av.open(tmp_path / "a.mp4") as container:
         assert container.streams.video[0].average_rate == 20
         assert sum(1 for _ in container.decode(video=0)) == LENGTHS[1] + 1
@@ -231,12 +232,12 @@ def test_an_episode_becomes_a_film_of_all_its_frames(dataset, tmp_path):
 def test_an_episode_without_camera_shows_its_numbers(tmp_path):
     spec = make_spec(image=False, terms=0)
     write_dataset(tmp_path / "data", spec, [make_episode(spec, 5)])
-    record = EpisodeRecord.read(chosen(tmp_path / "data", "best"))
-    record.tracks[0].channels[0].values[2:] = np.nan
-    record.tracks[1].channels[0].values[:] = np.nan
-    assert "reward" in draw_episode(record, Terminal())
-    write_episode_sheet(record, tmp_path / "a.png")
-    write_episode_gif(record, tmp_path / "a.gif")
+    episode = chosen(tmp_path / "data", "best")
+    episode.vectors[2:] = np.nan
+    episode.actions[:] = np.nan
+    assert "reward" in draw_episode(episode, Terminal())
+    write_episode_sheet(episode, tmp_path / "a.png")
+    write_episode_gif(episode, tmp_path / "a.gif")
     assert pixels(tmp_path / "a.gif")[1] == 3
 
 
@@ -245,9 +246,9 @@ def test_an_episode_without_camera_shows_its_numbers(tmp_path):
     [(write_episode_sheet, "a.gif"), (write_episode_gif, "a.png"), (write_episode_mp4, "a")],
 )
 def test_a_name_of_another_kind_of_file_is_refused(dataset, tmp_path, write, name):
-    record = EpisodeRecord.read(chosen(dataset.path, "best"))
+    episode = chosen(dataset.path, "best")
     with pytest.raises(ConfigError, match="name it"):
-        write(record, tmp_path / name)
+        write(episode, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 

@@ -73,11 +73,11 @@ def test_a_disk_that_fills_up_while_frames_are_written_is_an_error(tmp_path, mon
     cache.follow(wanted(first))
 
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(StorageError, match="No space left") as raised:
+        with pytest.raises(StorageError, match="the disk is full") as raised:
             cache.follow(wanted(first, segment_of("b", [4], 2)))
     assert str(tmp_path) in str(raised.value)
     check_held(cache, first)
@@ -135,7 +135,7 @@ def test_segment_that_fails_while_decoding_is_refused_whole(cache, fault):
     bad, good = segment_of("a", [3], 1), segment_of("b", [4], 2)
     bad.fault = fault
     changes = cache.follow(wanted(bad, good))
-    assert changes.refused == {(0, "a"): str(fault)}
+    assert changes.refused == {(0, "a"): fault}
     check_held(cache, good)
 
 
@@ -145,8 +145,8 @@ def test_numbers_that_are_not_finite_are_refused(cache, name, value):
     segment = segment_of("a", [3, 2])
     segment.arrays[name][1] = value
     changes = cache.follow(wanted(segment))
-    assert f"'{name}' row 1 is not finite" in changes.refused[0, "a"]
-    assert "replay-inspect" in changes.refused[0, "a"]
+    assert f"'{name}' row 1 is not finite" in str(changes.refused[0, "a"])
+    assert "replay-inspect" in str(changes.refused[0, "a"])
     assert segment.reads == 0
     assert not cache.segments
 
@@ -165,7 +165,7 @@ def test_numbers_that_are_not_finite_are_refused(cache, name, value):
 def test_episodes_that_contradict_each_other_are_refused(cache, name, values, reason):
     segment = segment_of("a", [3, 2])
     segment.arrays[name] = np.array(values, segment.arrays[name].dtype)
-    assert reason in cache.follow(wanted(segment)).refused[0, "a"]
+    assert reason in str(cache.follow(wanted(segment)).refused[0, "a"])
 
 
 def test_vector_only_spec_has_no_frames(tmp_path):
@@ -211,10 +211,10 @@ def test_too_small_a_disk_is_named_before_anything_is_read(cache, monkeypatch):
 
 def test_disk_that_fills_meanwhile_is_an_error_not_a_signal(cache, monkeypatch):
     def refuse(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "the disk is full")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(StorageError, match="No space left on device"):
+    with pytest.raises(StorageError, match="the disk is full"):
         cache.follow(wanted(segment_of("a", [3])))
     assert not cache.segments
 

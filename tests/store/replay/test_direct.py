@@ -7,6 +7,7 @@ import pytest
 
 from avtd3.store.errors import ConfigError, NoSegmentsError, StorageError
 from avtd3.store.format.codec import FrameCodec
+from avtd3.store.replay import direct
 from avtd3.store.replay import sampler as sampler_module
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.direct import ShardFiles, descriptor_budget
@@ -23,7 +24,7 @@ DECODERS = [
 @pytest.fixture(params=DECODERS)
 def decoder(request, monkeypatch):
     if request.param == "numcodecs":
-        monkeypatch.setattr(sampler_module, "open_decoder", lambda _: None)
+        monkeypatch.setattr(direct, "open_decoder", lambda _: None)
 
 
 def make_dataset(path, *, codec=None, lengths=(9, 1, 14, 6, 3, 22), **config):

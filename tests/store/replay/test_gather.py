@@ -1,8 +1,11 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.tests.store.memory import World, make_spec
@@ -96,3 +99,23 @@ def test_observations_are_views_of_the_window(tmp_path, n):
     assert np.shares_memory(batch.frames, batch.observation_frames)
     assert np.shares_memory(batch.frames, batch.next_observation_frames)
     assert "observation_frames=uint8(4, 6, 3, 2)" in repr(batch)
+
+
+@pytest.mark.parametrize("n", [100, 4000, 10**9, 10**30])
+def test_any_number_of_steps_is_summed_in_memory_that_the_episodes_bound(tmp_path, n):
+    world = World(make_spec(image=False))
+    dataset = world.dataset("/d", ("a", [(3, True), (2500, False), (70, True)]))
+    config = ReplayConfig(batch_size=64, n_step=n, gamma=0.999)
+    tracemalloc.start()
+    try:
+        with Sampler([dataset], config, seed=1, scratch=tmp_path) as sampler:
+            batch = sampler.sample()
+            assert tracemalloc.get_traced_memory()[1] < 80e6
+    finally:
+        tracemalloc.stop()
+    world.check(batch, min(n, 2500), 0.999)
+
+
+def test_a_batch_that_no_memory_holds_is_refused():
+    with pytest.raises(ConfigError, match=r"replay\.batch_size is 1000000000, expected at most"):
+        ReplayConfig(batch_size=10**9)

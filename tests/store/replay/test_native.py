@@ -7,7 +7,7 @@ import pytest
 from avtd3.store.format.arrays import FrameShard
 from avtd3.store.format.codec import FrameCodec, decode, seal
 from avtd3.store.replay import native
-from avtd3.store.replay.direct import ChunkTable
+from avtd3.store.replay.chunks import ChunkTable
 from avtd3.store.replay.native import native_problem, open_decoder
 
 needs_native = pytest.mark.skipif(bool(native_problem()), reason="the extra native is missing")

@@ -171,6 +171,8 @@ def test_datasets_must_agree(world, tmp_path):
         Sampler([], ReplayConfig(), seed=0)
     with pytest.raises(ConfigError, match="at least 1 buffer"):
         Sampler([world.dataset("/d")], ReplayConfig(), seed=0, buffers=0)
+    with pytest.raises(ConfigError, match="seed of a sampler is -1"):
+        Sampler([world.dataset("/d")], ReplayConfig(), seed=-1)
     with pytest.raises(ConfigError, match="has 2 values, expected 1"):
         Sampler([world.dataset("/d")], ReplayConfig(weights=(1.0, 1.0)), seed=0)
 

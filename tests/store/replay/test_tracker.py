@@ -1,9 +1,16 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from avtd3.store.dataset import Refusal, Snapshot
+from avtd3.store.errors import DatasetUnreadableError
+from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.tracker import Refusals, name_refused
+from avtd3.tests.faults.flaky import flaky
 from avtd3.tests.store.memory import World, make_spec
+from avtd3.tests.store.segments import make_episode, write_dataset
 
 
 def snapshot(*names, refused=()):
@@ -57,3 +64,21 @@ def test_an_error_names_the_first_of_many():
     text = name_refused(refusals.all())
     assert text.startswith("8 segments are refused (s0, s1, s2, s3, s4 and 3 more)")
     assert text.endswith("s0 is truncated")
+
+
+@pytest.mark.parametrize("mode", ["cache", "direct"])
+@pytest.mark.parametrize("where", ["", "frames/c/0/0/0/0", "action/c/0/0"])
+def test_nothing_but_unreadable_segments_is_an_error_of_the_environment(
+    tmp_path, monkeypatch, mode, where
+):
+    monkeypatch.setattr("avtd3.store.files._WAITS_S", (0.0,) * 4)
+    spec = make_spec()
+    dataset = write_dataset(tmp_path / "d", spec, [make_episode(spec, 9)])
+    segments = dataset.segments_path / dataset.segment_ids()[0] / where
+    config = ReplayConfig(mode=mode, batch_size=4)
+    with (
+        flaky(segments, errors=["EIO"], calls=["open", "pread"]),
+        Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler,
+        pytest.raises(DatasetUnreadableError, match="1 segments are refused"),
+    ):
+        sampler.sample()

@@ -30,8 +30,10 @@ class TownMap:
     def __init__(self, name, xodr):
         flat, has_hills = flatten(xodr)
         self.name, self.xodr = name, xodr
-        self.network = RoadNetwork.from_opendrive(name, flat)
-        self.hills = RoadNetwork.from_opendrive(name, xodr).map if has_hills else None
+        self.network = RoadNetwork.from_opendrive(name, flat, is_trusted=True)
+        self.hills = (
+            RoadNetwork.from_opendrive(name, xodr, is_trusted=True).map if has_hills else None
+        )
 
     @functools.cached_property
     def raster(self):
@@ -45,13 +47,13 @@ class TownMap:
             for x, y, yaw in _places(self.network)
         ]
 
-    def height_at(self, x_m, y_m):
-        """Return the height of the nearest point of the road."""
+    def height_at(self, x_m, y_m, z_m=0.0):
+        """Return the height of the nearest point of a road; bridges have roads on two levels."""
         if self.hills is None:
             return 0.0
         import carla
 
-        return self.hills.get_waypoint(carla.Location(x_m, y_m)).transform.location.z
+        return self.hills.get_waypoint(carla.Location(x_m, y_m, z_m)).transform.location.z
 
 
 class Maps:
