@@ -31,7 +31,7 @@ from typing import Any
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SEGMENT_ERRORS, ConfigError
 from avtd3.store.events import Event
-from avtd3.store.render.text import columns, printable
+from avtd3.store.render.text import columns, join_lines, printable
 from avtd3.store.segment import Segment
 
 COLLISIONS = ("collisions_pedestrian", "collisions_vehicle", "collisions_layout")
@@ -318,7 +318,7 @@ class ScoreReport:
         lines += [f"  without a score: {entry.line()}" for entry in self.unscored[:_SHOWN]]
         if len(self.unscored) > _SHOWN:
             lines.append(f"  ... and {len(self.unscored) - _SHOWN} more segments")
-        return "\n".join(map(printable, lines))
+        return join_lines(map(printable, lines))
 
 
 def _figures(routes: Sequence[RouteScore]) -> list[str]:

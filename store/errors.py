@@ -29,9 +29,15 @@ import errno
 import os
 from collections.abc import Iterator
 
+MAX_MESSAGE = 1900
+"""Characters of the longest message; values in it may come from a file of any size."""
+
 
 class Avtd3Error(Exception):
-    """Base class of every exception that avtd3 raises on purpose."""
+    """Base class of every exception that avtd3 raises on purpose; no message is endless."""
+
+    def __str__(self) -> str:
+        return cut_middle(super().__str__())
 
 
 class ConfigError(Avtd3Error, ValueError):
@@ -142,6 +148,23 @@ class StorageError(Avtd3Error, OSError):
     """A disk that is full, or a directory that cannot be written."""
 
 
+def escape(text: str, keep: str = "") -> str:
+    r"""Escape the control characters of a text as Python does, as ``\x1b``, except those to keep.
+
+    Nothing in the result moves a cursor, reorders text or starts a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def cut_middle(text: str) -> str:
+    """Replace the middle of a text that is longer than `MAX_MESSAGE`."""
+    rest = len(text) - MAX_MESSAGE
+    half = MAX_MESSAGE // 2
+    return text if rest <= 0 else f"{text[:half]} [{rest:,} characters] {text[-half:]}"
+
+
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space and try again",
     errno.EDQUOT: "the disk quota is used up: free some space and try again",
@@ -213,7 +236,7 @@ def abbreviate(value: object, most: int = 80) -> str:
     """
     text = ""
     for piece in _pieces(value, most):
-        text += "".join(c if c.isprintable() else repr(c)[1:-1] for c in piece)
+        text += escape(piece)
         if len(text) > most:
             return f"{text[: most - 3]}..."
     return text

@@ -26,6 +26,7 @@ from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.environment import SUCCESS_REASON
 from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import ConfigError, StorageError, WorldError, WorldLost
+from avtd3.store.render.text import join_lines
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 CHECKS = ("connection", "use", "map", "steps", "camera", "speed")
@@ -89,7 +90,7 @@ class DoctorReport:
             if finding.fix:
                 lines.append(f"{'':<18}-> {finding.fix}")
         end = "is ready" if self.is_well else "is not ready"
-        return "\n".join([*lines, f"CARLA server {self.server} {end}"])
+        return join_lines([*lines, f"CARLA server {self.server} {end}"])
 
 
 def examine(

@@ -5,17 +5,8 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.commands.options import (
-    EXIT_ENVIRONMENT,
-    EXIT_NO,
-    ConfigOption,
-    HostOption,
-    JsonOption,
-    SetOption,
-    answer,
-    replace,
-    section,
-)
+from avtd3.configs.commands import options as opt
+from avtd3.configs.commands.console import EXIT_ENVIRONMENT, EXIT_NO
 
 app = typer.Typer(
     help="Check that external requirements are met.", no_args_is_help=True, rich_markup_mode=None
@@ -29,7 +20,7 @@ def _doctor() -> None:
 
 @app.command()
 def carla(
-    host: HostOption = None,
+    host: opt.HostOption = None,
     port: Annotated[
         int | None, typer.Option(metavar="PORT", help="Port of the CARLA server. Default: 2000.")
     ] = None,
@@ -52,9 +43,9 @@ def carla(
         Path | None,
         typer.Option(metavar="FILE", help="Write the findings and pictures of --drive as HTML."),
     ] = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
+    config: opt.ConfigOption = None,
+    set_: opt.SetOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Check that a CARLA server can be used.
 
@@ -65,16 +56,15 @@ def carla(
     from avtd3.collect.maps.scenarios import scenario
     from avtd3.store.files import storage_errors
 
-    if html is not None:
-        doctor.check_directory("--html", html)
+    opt.check_destinations(image, html)
     ports = None if port is None else (port,)
-    settings = replace(section("collect", config, set_).carla, host=host, ports=ports)
+    settings = opt.replace(opt.section("collect", config, set_).carla, host=host, ports=ports)
     seconds, setting = drive or 0.0, scenario(0, town=town, npcs=npcs)
     report, pictures = doctor.examine(settings, settings.ports[0], image, setting, seconds)
     if html is not None:
         with storage_errors(html):
             html.write_text(doctor.page(report, pictures), "utf-8")
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())
     if not report.is_reached:
         raise typer.Exit(EXIT_ENVIRONMENT)
     if not report.is_well:
