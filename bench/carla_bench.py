@@ -142,7 +142,7 @@ def drive_bare(host: str, port: int) -> None:
     (car,) = (
         actor
         for actor in actors
-        if actor.attributes.get("role_name") == "avtd3" and actor.type_id.startswith("vehicle.")
+        if actor.attributes.get("role_name") == "hero" and actor.type_id.startswith("vehicle.")
     )
     pictures: queue.SimpleQueue[Any] = queue.SimpleQueue()
     events: list[Any] = []

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", default=",".join((*PRESETS, ONLINE)), help="with commas")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
     names = options.only.split(",")
     ways = [Way(name=name, seed=seed) for seed in range(options.seeds) for name in names]

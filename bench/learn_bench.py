@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", type=Path, help="keep the frames in this directory")
     parser.add_argument("--frames-of", type=Path, help="use the frames of this dataset")
-    parser.add_argument("--skip-sb3", action="store_true", help="leave out stable-baselines3")
+    parser.add_argument("--skip-sb3", action="store_true", help="skip stable-baselines3")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

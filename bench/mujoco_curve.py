@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10, help="episodes of each evaluation")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     curves = {}
     for text in options.task:
         task = Task.parse(text, options.seed)

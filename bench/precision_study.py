@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--updates", type=int, default=1_500)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     data = options.work / "data"
     if not data.exists():
         options.work.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10, help="held-out roads for each run")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     ways = [
         Way(wiring=wiring, guard=guard, seed=seed)
         for seed in range(options.seeds)

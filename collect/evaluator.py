@@ -20,6 +20,7 @@ from avtd3.collect.scores import EpisodeScore, Scorer, summarise
 from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
 from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
+from avtd3.store.render.text import join_lines
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Step
 
@@ -282,7 +283,7 @@ class EvaluateReport:
             f"ends            {ends}",
             *describe_skipped(self.skipped),
         ]
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 def _measure_lines(found: Mapping[str, Any]) -> Iterator[str]:

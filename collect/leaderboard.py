@@ -15,10 +15,10 @@ collision of a standing car does not count, a second collision within 5 m counts
 and a route is complete if its goal was reached.
 
 Some things differ, so scores compare well with each other and only roughly with published ones: our
-worlds have no traffic lights, stop signs, emergency vehicles or scripted scenarios
-(`NOT_OBSERVED`); episodes end at the first collision and when the car leaves the road; and they end
-earlier when the car is off the route (8 m instead of 30 m) or blocked (10 s instead of 180 s). See
-`avtd3.collect.driving.task`.
+worlds have no stop signs, emergency vehicles or scripted scenarios (`NOT_OBSERVED`), and only CARLA
+has traffic lights; episodes end at the first collision and when the car leaves the road; and they
+end earlier when the car is off the route (8 m instead of 30 m) or blocked (10 s instead of 180 s).
+See `avtd3.collect.driving.task`.
 """
 
 import collections
@@ -31,14 +31,17 @@ from typing import Any
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SEGMENT_ERRORS, ConfigError
 from avtd3.store.events import Event
-from avtd3.store.render.text import columns, printable
+from avtd3.store.render.text import columns, join_lines, printable
 from avtd3.store.segment import Segment
 
 COLLISIONS = ("collisions_pedestrian", "collisions_vehicle", "collisions_layout")
-INFRACTIONS = (*COLLISIONS, "outside_route_lanes", "route_dev", "route_timeout", "vehicle_blocked")
+RED_LIGHT = "red_light"
+INFRACTIONS = (
+    *(*COLLISIONS, RED_LIGHT, "outside_route_lanes"),
+    *("route_dev", "route_timeout", "vehicle_blocked"),
+)
 """Infractions that are counted, named as in the leaderboard's result files."""
 NOT_OBSERVED = (
-    "red_light",
     "stop_infraction",
     "min_speed_infractions",
     "yield_emergency_vehicle_infractions",
@@ -52,7 +55,12 @@ _COMPLETE = 0.99
 _NEAR_GOAL_M = 10.0
 _LEAST_KM = 1e-3
 _OUTSIDE = ("off_road", "wrong_way")
-_ENDS = {"route_deviation": "route_dev", "blocked": "vehicle_blocked", "timeout": "route_timeout"}
+_NAMES = {
+    "red_light": RED_LIGHT,
+    "route_deviation": "route_dev",
+    "blocked": "vehicle_blocked",
+    "timeout": "route_timeout",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +84,9 @@ class PenaltyTable:
         return found * (1.0 - outside)
 
 
-_SUM = dict(zip(COLLISIONS, (1.0, 0.7, 0.6), strict=True))
-_PRODUCT = dict(zip(COLLISIONS, (0.5, 0.6, 0.65), strict=True))
+_PRICED = (*COLLISIONS, RED_LIGHT)
+_SUM = dict(zip(_PRICED, (1.0, 0.7, 0.6, 0.4), strict=True))
+_PRODUCT = dict(zip(_PRICED, (0.5, 0.6, 0.65, 0.7), strict=True))
 TABLES: Mapping[str, PenaltyTable] = {
     table.version: table
     for table in (
@@ -181,7 +190,7 @@ def _infraction(event: Event) -> str:
     if event.kind in _OUTSIDE:
         return "outside_route_lanes"
     if event.kind != "collision":
-        return _ENDS.get(event.kind, "")
+        return _NAMES.get(event.kind, "")
     subject = event.subject
     if ("static" in subject or "traffic" in subject) and "sidewalk" not in subject:
         return "collisions_layout"
@@ -309,7 +318,7 @@ class ScoreReport:
         lines += [f"  without a score: {entry.line()}" for entry in self.unscored[:_SHOWN]]
         if len(self.unscored) > _SHOWN:
             lines.append(f"  ... and {len(self.unscored) - _SHOWN} more segments")
-        return "\n".join(map(printable, lines))
+        return join_lines(map(printable, lines))
 
 
 def _figures(routes: Sequence[RouteScore]) -> list[str]:

@@ -17,6 +17,8 @@ PROGRESS_STEPS = 20
 """Steps between two failures after which they no longer count as consecutive: one second of
 driving. A server that lives for a step or two would otherwise fill a dataset with episodes of that
 length."""
+_FINAL = ("server_away", "server_busy")
+"""Losses that another attempt does not change."""
 NO_ROUTE, NO_ROAD = "no_route", "no_road"
 """Reasons of an episode whose route cannot be driven on its roads, or whose map is refused."""
 
@@ -62,7 +64,7 @@ class Recovery:
         self._failures, self._failed_at = 1 if has_driven else self._failures + 1, steps
         self._attempts = self._attempts + 1 if index == self._index else 1
         self._index = index
-        if error.reason == "server_away":
+        if error.reason in _FINAL:
             raise error
         if self._failures >= self._config.failures:
             raise WorldLost(f"{self._failures} failures in a row, the last: {error}", error.reason)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from avtd3.collect.recovery import Skipped, describe_skipped
-from avtd3.store.render.text import file_size, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 
 _SUMMED = ("steps", "episodes", "segments", "size_bytes", "return_sum", "losses")
 
@@ -195,4 +195,4 @@ class CollectReport:
         lines += describe_skipped(tally.skipped)
         if self.interrupted:
             lines.append("interrupted; run the same command with --resume to continue")
-        return "\n".join(lines)
+        return join_lines(lines)

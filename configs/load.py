@@ -6,17 +6,16 @@ section's module is imported only when that section is loaded: a collector does 
 and a learner does not import carla.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib
-import itertools
 import json
 import re
-import reprlib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from typing import Any
 import pydantic
 import yaml
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, UnreadableError, abbreviate
+from avtd3.store.files import is_passing, read_bytes
 
 SECTIONS: Mapping[str, tuple[str, str]] = types.MappingProxyType(
     {
@@ -41,9 +41,29 @@ MAX_CONFIG_BYTES = 1 << 20
 """Largest configuration file that is read."""
 MAX_VALUES = 100_000
 """Largest configuration, in JSON tokens: YAML aliases can expand a short file without limit."""
+MAX_CHARACTERS = 4 * MAX_CONFIG_BYTES
+"""Largest configuration, in characters of JSON."""
+MAX_INTEGER = 2**63 - 1
+"""Largest whole number in a configuration or an option."""
 SHOWN_PROBLEMS = 5
 """Number of problems that one error message lists."""
 
+_SYNONYMS: Mapping[str, str] = types.MappingProxyType(
+    {
+        "alpha": "bc_alpha",
+        "batch": "batch_size",
+        "buffer_size": "capacity",
+        "delay": "policy_delay",
+        "discount": "gamma",
+        "learning_rate": "lr",
+        "nstep": "n_step",
+        "polyak": "tau",
+        "policy_freq": "policy_delay",
+        "policy_noise": "target_policy_noise",
+        "noise_clip": "target_noise_clip",
+    }
+)
+"""Names that other programs use for a setting."""
 _EXPECTED: Mapping[str, str] = types.MappingProxyType(
     {
         "int_type": "a whole number",
@@ -58,14 +78,21 @@ _EXPECTED: Mapping[str, str] = types.MappingProxyType(
 """Expected value for each of pydantic's error types, in terms of YAML."""
 
 
-def load_section(name: str, source: str | None = None, overrides: Sequence[str] = ()) -> Any:
+def load_section(
+    name: str,
+    source: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    used: Collection[str] | None = None,
+) -> Any:
     """Build one section from defaults, a file or preset, and overrides, in this order.
 
     Args:
         name: A key of `SECTIONS`.
-        source: Path of a YAML file, or the name of a preset that ships with avtd3.
-        overrides: Texts of the form ``section.key=value``, with the value in YAML. Keys of other
-            sections are ignored, but their section must exist.
+        source: Path of a YAML file, or the name of a preset that ships with avtd3. It may have
+            any section.
+        overrides: Texts of the form ``section.key=value``, with the value in YAML.
+        used: Sections that have an effect, None for all; an override of another one is refused.
 
     Returns:
         An instance of the section's dataclass.
@@ -73,33 +100,40 @@ def load_section(name: str, source: str | None = None, overrides: Sequence[str] 
     Raises:
         ConfigError: If a section or key is unknown (the message suggests the closest one), or a
             value is invalid.
+        UnreadableError: If the file cannot be read now.
     """
     document = read_config(source) if source else {}
-    for text in overrides:
-        _merge(document, _parse_override(text))
     for section in document:
-        _check_section(section, where=source or "--set")
+        _check_section(section, where=source or "")
+    for text in overrides:
+        override = _parse_override(text)
+        (section,) = override
+        _check_section(section, where="--set")
+        if used is not None and section not in used:
+            raise ConfigError(
+                f"--set {abbreviate(text)} has no effect: this command uses the settings of "
+                f"{' and '.join(used)}; remove it"
+            )
+        _merge(document, override)
     return build(section_type(name), document.get(name) or {}, path=name)
 
 
 def dump_sections(
     section: str | None = None, source: str | None = None, overrides: Sequence[str] = ()
 ) -> str:
-    """Return the resolved settings as YAML that `load_section` reads back.
-
-    Args:
-        section: A key of `SECTIONS`; None returns all of them.
-        source: As in `load_section`.
-        overrides: As in `load_section`.
-
-    Raises:
-        ConfigError: As in `load_section`, or if there is no such section.
-    """
+    """Return the resolved settings of one section, or of all, as YAML for `load_section`."""
     if section is not None:
         _check_section(section, where="the configuration")
     names = list(SECTIONS) if section is None else [section]
-    document = {name: _plain(load_section(name, source, overrides)) for name in names}
-    return yaml.dump(document, sort_keys=False, allow_unicode=True, width=100).rstrip()
+    document = {name: _plain(load_section(name, source, overrides, used=names)) for name in names}
+    text = _to_yaml(document, allow_unicode=True)
+    # YAML escapes fewer characters than a terminal needs, unless it escapes all but ASCII.
+    is_safe = text.replace("\n", "").isprintable()
+    return text if is_safe else _to_yaml(document, allow_unicode=False)
+
+
+def _to_yaml(document: object, *, allow_unicode: bool) -> str:
+    return yaml.dump(document, sort_keys=False, allow_unicode=allow_unicode, width=100).rstrip()
 
 
 def _plain(value: Any) -> Any:
@@ -115,17 +149,7 @@ def _plain(value: Any) -> Any:
 
 
 def json_schema(section: str | None = None) -> dict[str, Any]:
-    """Return the JSON Schema of a section, or of a whole configuration file.
-
-    Descriptions are the docstrings of the dataclasses and of their fields. Editors that read the
-    schema complete and check configuration files as you type.
-
-    Args:
-        section: A key of `SECTIONS`; None describes files with all sections, and imports them all.
-
-    Raises:
-        ConfigError: If there is no such section.
-    """
+    """Return the JSON Schema of a section, or of a configuration file with all sections."""
     if section is not None:
         _check_section(section, where="the configuration")
     names = list(SECTIONS) if section is None else [section]
@@ -187,11 +211,7 @@ def presets() -> list[str]:
 
 
 def read_config(source: str) -> dict[str, Any]:
-    """Read a YAML file, or a preset by name, into a mapping.
-
-    Raises:
-        ConfigError: If there is no such file or preset, or it is too large or not a YAML mapping.
-    """
+    """Read a YAML file, or a preset by name, into a mapping."""
     path = Path(source)
     if not path.is_file() and source in presets():  # a directory may have the same name
         text = (resources.files("avtd3.configs") / f"{source}.yaml").read_text("utf-8")
@@ -201,21 +221,8 @@ def read_config(source: str) -> dict[str, Any]:
 
 
 def parse_mapping(text: str, source: str, *, of: str) -> dict[str, Any]:
-    """Parse a YAML text into a mapping; an empty text is an empty mapping.
-
-    Args:
-        text: The YAML.
-        source: Where the text comes from, for messages.
-        of: What the mapping should contain, for messages.
-
-    Raises:
-        ConfigError: If the text is not YAML or not a mapping.
-    """
-    try:
-        document = _parse_yaml(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: 2020-13-45
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"config {source} is not valid YAML: {reason}") from error
+    """Parse YAML into a mapping of ``of``; an empty text is an empty mapping."""
+    document = _parse_yaml(text, f"config {source}")
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -224,22 +231,22 @@ def parse_mapping(text: str, source: str, *, of: str) -> dict[str, Any]:
 
 
 def read_text(path: Path, *, otherwise: str) -> str:
-    """Read a YAML file.
-
-    Args:
-        path: The file.
-        otherwise: How to fix a missing file, for the message.
+    """Read a YAML file; ``otherwise`` says how to fix a missing one.
 
     Raises:
-        ConfigError: If there is no such file, it is too large or it is not UTF-8.
+        ConfigError: If there is no such file, it is too large, or it is not UTF-8.
+        UnreadableError: If it cannot be read now.
     """
-    if not path.is_file():
-        raise ConfigError(f"config {path}: no such file; {otherwise}")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"config {path} is larger than the limit of {MAX_CONFIG_BYTES:,} bytes")
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path, MAX_CONFIG_BYTES).decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"config {path}: no such file; {otherwise}") from error
+    except OSError as error:
+        message = f"config {path} cannot be read: {error.strerror}"
+        if is_passing(error):
+            raise UnreadableError(error.errno, message) from error
+        raise ConfigError(message) from error
+    except ValueError as error:
         raise ConfigError(f"config {path} cannot be read as UTF-8 text: {error}") from error
 
 
@@ -247,29 +254,23 @@ def _check_section(section: object, *, where: str) -> None:
     if section not in SECTIONS:
         close = _closest(str(section), SECTIONS, cutoff=0.5)
         hint = f"did you mean {close}?" if close else f"known: {', '.join(SECTIONS)}"
-        raise ConfigError(f"unknown section {str(section)!r} in {where}; {hint}")
+        raise ConfigError(f"unknown section {abbreviate(section)} in {where}; {hint}")
 
 
 def build(kind: type, document: object, *, path: str) -> Any:
-    """Build a dataclass from a mapping, strictly.
+    """Build a dataclass from a mapping, strictly; ``path`` is the mapping's dotted name.
 
     Only whole numbers become int, and only true and false become bool. Lists become tuples.
 
-    Args:
-        kind: The dataclass.
-        document: Keys and values; keys that are absent keep their defaults.
-        path: Dotted name of the mapping, for messages.
-
     Raises:
-        ConfigError: If a key is unknown, or a value has the wrong type or is rejected by the
-            dataclass. The message lists the first problems with their dotted paths.
+        ConfigError: With the first problems and their dotted names, if a key is unknown, or a value
+            has the wrong type or is rejected by the dataclass.
     """
     try:
         (config,) = _adapter(kind).validate_json(f"[{_to_json(document, path)}]")
     except pydantic.ValidationError as error:
         problems = error.errors(include_url=False)
-        known = list(_settings(kind, path))
-        shown = [_describe(problem, path, known) for problem in problems[:SHOWN_PROBLEMS]]
+        shown = [_describe(problem, kind, path) for problem in problems[:SHOWN_PROBLEMS]]
         if problems[SHOWN_PROBLEMS:]:
             shown.append(f"and {len(problems) - SHOWN_PROBLEMS} more")
         raise ConfigError("; ".join(shown)) from error
@@ -278,14 +279,10 @@ def build(kind: type, document: object, *, path: str) -> Any:
 
 @functools.cache
 def _adapter(*kinds: type, described: bool = False) -> pydantic.TypeAdapter[Any]:
-    """Create a validator of JSON for a tuple of dataclasses.
+    """Create a validator of JSON for a tuple of dataclasses, with their docstrings (slow) or not.
 
     Pydantic does not accept a config for a dataclass, but passes that of a tuple on to its items.
     In strict mode, it builds tuples from lists and dataclasses from mappings only for JSON input.
-
-    Args:
-        kinds: The dataclasses.
-        described: Whether to read the docstrings of their fields from the source, which is slow.
     """
     config = pydantic.ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=described)
     hint: Any = types.GenericAlias(tuple, kinds)
@@ -293,23 +290,32 @@ def _adapter(*kinds: type, described: bool = False) -> pydantic.TypeAdapter[Any]
 
 
 def _to_json(document: object, path: str) -> str:
-    encoder = json.JSONEncoder(default=str)  # dates become strings
+    tokens, size = [], 0
     try:
-        tokens = list(itertools.islice(encoder.iterencode(document), MAX_VALUES + 1))
-    except (TypeError, ValueError, RecursionError) as error:  # keys such as a date; cycles; depth
+        for token in json.JSONEncoder(default=str).iterencode(document):  # dates become strings
+            tokens.append(token)
+            size += len(token)
+            if len(tokens) > MAX_VALUES or size > MAX_CHARACTERS:
+                break
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deep") from error
+    except (TypeError, ValueError) as error:  # keys such as a date; cycles
         raise ConfigError(f"{path} is not a plain document: {error}") from error
-    if len(tokens) > MAX_VALUES:
-        raise ConfigError(f"{path} has more than {MAX_VALUES:,} values, expected a configuration")
+    if len(tokens) > MAX_VALUES or size > MAX_CHARACTERS:
+        raise ConfigError(
+            f"{path} has more than {MAX_VALUES:,} values or {MAX_CHARACTERS:,} characters, "
+            "expected a configuration"
+        )
     return "".join(tokens)
 
 
-def _describe(problem: Any, path: str, known: Sequence[str]) -> str:
+def _describe(problem: Any, config: type, path: str) -> str:
     """Describe where a value is wrong, what was expected and what was found."""
     location = problem["loc"][1:]  # without the index in the tuple of `_adapter`
     place = path + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in location)
-    kind, context = problem["type"], problem.get("ctx", {})
+    kind, context, found = problem["type"], problem.get("ctx", {}), problem["input"]
     if kind == "unexpected_keyword_argument":
-        return f"unknown key {place!r}; {_nearest(place, known)}"
+        return f"unknown key {abbreviate(place)}; {_nearest(place, config, path)}"
     if kind == "value_error":
         text = str(context["error"])
         return text if text.startswith(place) else f"{place}: {text}"
@@ -318,9 +324,13 @@ def _describe(problem: Any, path: str, known: Sequence[str]) -> str:
     if kind == "too_long":
         most, count = context["max_length"], context["actual_length"]
         return f"{place} must have {most} values, found {count}"
+    if kind == "json_invalid":  # only a lone surrogate gets this far
+        return f"{place} has text that is not Unicode"
+    if kind.startswith("int_") and isinstance(found, float) and abs(found) > MAX_INTEGER:
+        return f"{place} is {found}, expected at most {MAX_INTEGER}"
     expected = context["expected"] if kind == "literal_error" else _EXPECTED.get(kind)
     reason = problem["msg"] if expected is None else f"must be {expected}"
-    return f"{place} {reason}, found {reprlib.repr(problem['input'])}"
+    return f"{place} {reason}, found {abbreviate(found)}"
 
 
 def _settings(hint: Any, path: str) -> Iterator[str]:
@@ -333,22 +343,49 @@ def _settings(hint: Any, path: str) -> Iterator[str]:
         yield from _settings(inner, path)
 
 
-def _nearest(place: str, known: Sequence[str]) -> str:
-    """Suggest a setting: one at the same level with a similar name, else one with the same name."""
+def _nearest(place: str, config: type, path: str) -> str:
+    """Suggest what an unknown key may mean.
+
+    The most likely first: a similar name at the same level, the same name or one that contains its
+    words (``lr``) elsewhere in the section, a less similar name, the same in other sections.
+    """
     parent, _, name = place.rpartition(".")
     plain_parent = re.sub(r"\[\d+\]", "", parent)
-    beside: dict[str, str] = {}
-    anywhere: dict[str, str] = {}
-    for setting in known:
-        above, _, leaf = setting.rpartition(".")
-        anywhere.setdefault(leaf, setting)
-        if above == plain_parent:
-            beside[leaf] = f"{parent}.{leaf}"
-    for settings, cutoff in ((beside, 0.8), (anywhere, 0.8), (beside, 0.5)):
-        close = _closest(name, settings, cutoff=cutoff)
-        if close is not None:
-            return f"did you mean {settings[close]}?"
-    return f"known: {', '.join(sorted(beside))}"
+    own = list(_settings(config, path))
+    beside = {
+        leaf: f"{parent}.{leaf}"
+        for above, _, leaf in (setting.rpartition(".") for setting in own)
+        if above == plain_parent
+    }
+    close = _closest(name, beside, cutoff=0.8)
+    found = [beside[close]] if close else _named(name, own, plain_parent)
+    if not found and (close := _closest(name, beside, cutoff=0.5)):
+        found = [beside[close]]
+    found = found or _named(name, _other_settings(path), plain_parent)
+    return f"did you mean {' or '.join(found)}?" if found else f"known: {', '.join(sorted(beside))}"
+
+
+def _named(name: str, settings: Iterable[str], parent: str) -> list[str]:
+    """Return the settings of a name, or which contain its words, or of a similar name.
+
+    Settings below ``parent`` come before others; at most four are returned.
+    """
+    wanted = _SYNONYMS.get(name, name)
+    words = set(wanted.split("_"))
+    leaves: dict[str, list[str]] = {}
+    for setting in sorted(settings, key=lambda setting: not setting.startswith(f"{parent}.")):
+        leaves.setdefault(setting.rpartition(".")[2], []).append(setting)
+    names = [wanted] if wanted in leaves else [n for n in leaves if words <= set(n.split("_"))]
+    if not names and (close := _closest(wanted, leaves, cutoff=0.8)):
+        names = [close]
+    return [setting for name in names for setting in leaves[name]][:4]
+
+
+def _other_settings(path: str) -> Iterator[str]:
+    """Yield the settings of the other sections whose packages are installed."""
+    for section in [name for name in SECTIONS if path in SECTIONS and name != path]:
+        with contextlib.suppress(ImportError):
+            yield from _settings(section_type(section), section)
 
 
 def _closest(name: str, known: Iterable[str], *, cutoff: float) -> str | None:
@@ -362,9 +399,18 @@ class _Loader(yaml.SafeLoader):
         node.value = [pair for pair in node.value if not _is_empty(pair[1])]
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_VALUES:  # "<<" of aliases doubles at each level
+            raise ValueError(f"a mapping has more than {MAX_VALUES:,} keys")
+
     def construct_number(self, node: yaml.ScalarNode) -> float:
         value: float = self.construct_yaml_float(node)
-        return int(value) if value.is_integer() else value
+        return int(value) if value.is_integer() and abs(value) <= MAX_INTEGER else value
+
+    def construct_integer(self, node: yaml.ScalarNode) -> float:
+        value: int = self.construct_yaml_int(node)
+        return value if abs(value) <= MAX_INTEGER else float(value)
 
 
 # YAML 1.1 requires a dot in the mantissa and a sign in the exponent; YAML 1.2 does not.
@@ -374,24 +420,36 @@ _Loader.add_implicit_resolver(
     list("-+.0123456789"),
 )
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def _is_empty(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null") and node.value == ""
 
 
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # which is a SafeLoader
+_YAML_ERRORS = (
+    *(yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+)
+
+
+def _parse_yaml(text: str, place: str) -> Any:
+    """Parse YAML; ``place`` says in messages what is parsed.
+
+    PyYAML lets errors of many kinds through: ``0x_``, ``2020-13-45``, ``!!bool x``, ``[[[[``.
+    """
+    try:
+        return yaml.load(text, _Loader)  # which is a SafeLoader
+    except RecursionError as error:
+        raise ConfigError(f"{place} is nested too deep") from error
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _parse_override(text: str) -> dict[str, Any]:
     key, found, value = text.partition("=")
     if not found or not key or "" in key.split("."):
-        raise ConfigError(f"found --set {text!r}, expected section.key=value")
-    try:
-        document: Any = _parse_yaml(value)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"--set {text!r}: the value is not valid YAML") from error
+        raise ConfigError(f"found --set {abbreviate(text)}, expected section.key=value")
+    document: Any = _parse_yaml(value, f"the value of --set {abbreviate(text)}")
     for part in reversed(key.split(".")):
         document = {part: document}
     assert isinstance(document, dict)

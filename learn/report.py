@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from avtd3.store.render.text import join_lines
 from avtd3.store.replay.tracker import RefusedSegment
 
 _SHOWN = 10
@@ -150,7 +151,7 @@ class LearnReport:
             lines += [f"  {r.segment_id}: {r.reason}" for r in self.refused[:_SHOWN]]
         if len(self.refused) > _SHOWN:
             lines.append(f"  and {len(self.refused) - _SHOWN} more; --json lists all")
-        return "\n".join(lines + _absences(self))
+        return join_lines(lines + _absences(self))
 
 
 def _problems(progress: LearnProgress) -> list[str]:

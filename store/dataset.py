@@ -98,6 +98,15 @@ def _read_spec(path: Path) -> EpisodeSpec:
     return _parse_spec(group, document)
 
 
+def dataset_around(path: Path) -> Path | None:
+    """Return the nearest dataset that a path is in, or is; None if there is none."""
+    place = path.absolute()
+    for folder in (place, *place.parents):
+        if (folder / GROUP_FILE).is_file() and (folder / SEGMENTS).is_dir():
+            return folder
+    return None
+
+
 def _explain_missing(path: Path) -> str:
     if not exists(path):
         return f"dataset {path} does not exist; avtd3 collect {path} creates one"
@@ -105,8 +114,9 @@ def _explain_missing(path: Path) -> str:
         return f"dataset {path} is a file, expected a directory"
     if exists(path / ".zgroup") or exists(path / ".zarray"):
         return f"{path} is a Zarr v2 store, expected an avtd3 dataset (Zarr v3)"
-    if exists(path / MANIFEST_FILE):
-        return f"{path} is a single segment; name the dataset two levels above it"
+    around = dataset_around(path)
+    if around is not None:
+        return f"{path} is a part of the dataset {around}; give {around} instead"
     return f"{path} is not a dataset: it has no {GROUP_FILE}; avtd3 collect creates one"
 
 

@@ -29,9 +29,15 @@ import errno
 import os
 from collections.abc import Iterator
 
+MAX_MESSAGE = 1900
+"""Characters of the longest message; values in it may come from a file of any size."""
+
 
 class Avtd3Error(Exception):
-    """Base class of every exception that avtd3 raises on purpose."""
+    """Base class of every exception that avtd3 raises on purpose; no message is endless."""
+
+    def __str__(self) -> str:
+        return cut_middle(super().__str__())
 
 
 class ConfigError(Avtd3Error, ValueError):
@@ -121,10 +127,12 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
     """A simulator that is gone for now; restarting it may help.
 
     Attributes:
-        reason: ``server_lost`` (it does not answer), ``sensor_stall`` (it ticks, but a sensor
-            sends nothing), ``tick_timeout`` (the client is blocked), ``client_crash`` (the
-            client's process died), ``spawn_refused`` (every start position is occupied) or
-            ``server_away`` (no server could be reached in the time allowed: do not try again).
+        reason: ``server_lost`` (it does not answer), ``bad_answer`` (it answers with an error or
+            with values that cannot be used), ``sensor_stall`` (it ticks, but a sensor sends
+            nothing), ``tick_timeout`` (the client is blocked), ``client_crash`` (the client's
+            process died), ``spawn_refused`` (every start position is occupied), ``server_away`` (no
+            server could be reached in the time allowed) or ``server_busy`` (another client drives
+            there); after the last two, do not try again.
     """
 
     def __init__(self, message: str, reason: str = "server_lost") -> None:
@@ -138,6 +146,23 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
 
 class StorageError(Avtd3Error, OSError):
     """A disk that is full, or a directory that cannot be written."""
+
+
+def escape(text: str, keep: str = "") -> str:
+    r"""Escape the control characters of a text as Python does, as ``\x1b``, except those to keep.
+
+    Nothing in the result moves a cursor, reorders text or starts a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def cut_middle(text: str) -> str:
+    """Replace the middle of a text that is longer than `MAX_MESSAGE`."""
+    rest = len(text) - MAX_MESSAGE
+    half = MAX_MESSAGE // 2
+    return text if rest <= 0 else f"{text[:half]} [{rest:,} characters] {text[-half:]}"
 
 
 _ADVICE = {
@@ -211,7 +236,7 @@ def abbreviate(value: object, most: int = 80) -> str:
     """
     text = ""
     for piece in _pieces(value, most):
-        text += "".join(c if c.isprintable() else repr(c)[1:-1] for c in piece)
+        text += escape(piece)
         if len(text) > most:
             return f"{text[: most - 3]}..."
     return text

@@ -1,26 +1,40 @@
-"""`Car`: the driven vehicle on a CARLA server; `Motion`: its state from successive snapshots.
+"""The driven car on a CARLA server: `Car` with its `Motion` and its `Sensors`.
 
-CARLA's own accelerations jump from frame to frame. `Motion` uses finite differences of the velocity
-over the simulated time that has passed. The origin of a CARLA vehicle is on the ground near its
-middle; the offset of its bounding box leads to the middle.
+CARLA's own accelerations jump from frame to frame, so `Motion` uses finite differences of the
+velocity over the simulated time that has passed. The origin of a CARLA vehicle is on the ground
+near its middle; the offset of its bounding box leads to the middle.
 """
 
+import cmath
+import collections
 import dataclasses
 import math
+import queue
+import time
+from typing import Any, NamedTuple
 
 import carla
+import numpy as np
+from numpy.typing import NDArray
 
-from avtd3.collect.carla.server import ROLE, Server
+from avtd3.collect.carla.config import CarlaCamera
+from avtd3.collect.carla.server import REJECTED, Server
 from avtd3.collect.driving.world import VehicleState
+from avtd3.collect.maps.camera_mounting import Mounting
 from avtd3.collect.maps.episode_setup import Start
-from avtd3.store.errors import ConfigError, WorldError, WorldLost
+from avtd3.store.errors import ConfigError, WorldLost
 
+EGO_ROLE = "hero"
+"""Role name of the driven car; the tiles of large maps follow the vehicle with this name."""
 _DROP_M = 0.5
 """Height above the road at which a car is spawned; it falls, because it must not touch the
 ground."""
+_OTHER_LEVEL_M = 2.0
+"""Difference between the heights of car and road that only another level explains."""
 _BACK_M, _UP_M = 8.0, 5.0
 _HOLD = carla.VehicleControl(brake=1.0, hand_brake=True)
 _CLOCK_DIGITS = 9  # decimal digits of a second: nanoseconds
+_CONTROL_TOLERANCE = 1e-4  # float32, and a steering that the server rounds
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +45,8 @@ class Pose:
     """Of the middle of the actor."""
     y_m: float
     """Of the middle of the actor."""
+    z_m: float
+    """Of its origin, which is on the ground."""
     yaw_rad: float
     """In [-pi, pi], clockwise."""
     velocity: complex
@@ -38,12 +54,7 @@ class Pose:
 
 
 class Car:
-    """The driven vehicle.
-
-    Args:
-        server: Connected and synchronous.
-        start: Where to spawn it.
-        ground_m: Height of the road there.
+    """The driven vehicle, spawned at a start where the road has a height of `ground_m`.
 
     Raises:
         WorldLost: The server did not answer; with reason ``spawn_refused``: the place is occupied.
@@ -51,15 +62,15 @@ class Car:
     """
 
     def __init__(self, server: Server, start: Start, ground_m: float) -> None:
-        self._server = server
+        self._server, self._ground_m = server, ground_m
         blueprint = self._blueprint()
         place = _transform(start, ground_m + _DROP_M)
         try:
             with server.calling("spawn the car"):
                 self.actor: carla.Vehicle = server.world.spawn_actor(blueprint, place)
-        except WorldLost:
-            raise
-        except WorldError as error:
+        except WorldLost as error:
+            if error.reason != REJECTED:
+                raise
             raise WorldLost(
                 f"{error}, at ({start.x_m:.1f}, {start.y_m:.1f}); is the place occupied?",
                 "spawn_refused",
@@ -68,9 +79,9 @@ class Car:
             box = self.actor.bounding_box
         self.ahead_m: float = box.location.x
         """How far its middle is ahead of its origin."""
-        self.length_m: float = 2.0 * box.extent.x
-        self.width_m: float = 2.0 * box.extent.y
-        self.hold()
+        self.length_m, self.width_m = 2.0 * box.extent.x, 2.0 * box.extent.y
+        self._commanded = _HOLD
+        server.command(carla.command.ApplyVehicleControl(self.id, _HOLD))
 
     @property
     def id(self) -> int:
@@ -88,74 +99,84 @@ class Car:
                 f"{', '.join(known)}"
             )
         blueprint = library.find(name)
-        blueprint.set_attribute("role_name", ROLE)
+        blueprint.set_attribute("role_name", EGO_ROLE)
         return blueprint
 
     def set_conditions(self, grip: float, weather: carla.WeatherParameters | None) -> None:
-        """Set the grip of the tyres, which CARLA's weather does not change, and the lamps.
+        """Multiply the friction of the tyres by `grip`, and switch the lamps on if necessary.
 
-        Args:
-            grip: Factor on the friction of the tyres; 1 changes nothing.
-            weather: The `carla.WeatherParameters` of the episode, None if they were kept.
+        CARLA's weather changes neither. `weather` is None if the server's own was kept.
         """
-        with self._server.calling("prepare the car"):
-            if grip != 1.0:
-                physics = self.actor.get_physics_control()
-                wheels = list(physics.wheels)
-                for wheel in wheels:
-                    wheel.tire_friction *= grip
-                physics.wheels = wheels
-                self.actor.apply_physics_control(physics)
-            if weather is not None and _needs_lamps(weather):
-                lights = carla.VehicleLightState
-                self.actor.set_light_state(
-                    carla.VehicleLightState(lights.Position | lights.LowBeam)
-                )
+        commands = []
+        with self._server.calling("describe the physics of the car"):
+            physics = self.actor.get_physics_control()
+        wheels = list(physics.wheels)
+        for wheel in wheels:
+            wheel.tire_friction *= grip
+        physics.wheels = wheels
+        self._friction = [wheel.tire_friction for wheel in wheels]
+        if grip != 1.0:
+            commands.append(carla.command.ApplyVehiclePhysicsControl(self.id, physics))
+        if weather is not None and _needs_lamps(weather):
+            lights = carla.VehicleLightState
+            lamps = carla.VehicleLightState(lights.Position | lights.LowBeam)
+            commands.append(carla.command.SetVehicleLightState(self.id, lamps))
+        self._server.command(*commands)
 
-    def hold(self) -> None:
-        """Apply the brakes.
-
-        This is also the first control of the actor: the client does not send a first control of
-        zeros.
-        """
-        self.actor.apply_control(_HOLD)
+    def grip_problem(self) -> str:
+        """Return what differs from the friction that `set_conditions` set, or an empty string."""
+        with self._server.calling("describe the physics of the car"):
+            wheels = self.actor.get_physics_control().wheels
+        found = [round(wheel.tire_friction, 3) for wheel in wheels]
+        if np.allclose(found, self._friction, rtol=0.01):
+            return ""
+        expected = [round(friction, 3) for friction in self._friction]
+        return f"the tyres have a friction of {found}, expected {expected}: the server ignored it"
 
     def place(self, start: Start, snapshot: carla.WorldSnapshot) -> None:
-        """Move the car, which has settled, exactly to its start."""
+        """Move the car, which has settled, exactly to its start; raise if it is not on the road."""
         found = self.find(snapshot).get_transform()
+        if not abs(found.location.z - self._ground_m) < _OTHER_LEVEL_M:
+            raise WorldLost(
+                f"CARLA server {self._server.where} has the car at a height of "
+                f"{found.location.z:.1f} m, expected the road's {self._ground_m:.1f} m: the ground "
+                "is missing there, or differs from the map's OpenDRIVE text; choose other routes",
+                REJECTED,
+            )
         place = _transform(start, found.location.z, self.ahead_m)
         place.rotation.pitch, place.rotation.roll = found.rotation.pitch, found.rotation.roll
-        self.actor.set_transform(place)
+        self._server.command(carla.command.ApplyTransform(self.id, place))
 
-    def start_rolling(self, start: Start) -> None:
-        """Give the car the speed of its start from the next tick on."""
-        velocity = start.velocity
-        self.actor.set_target_velocity(carla.Vector3D(velocity.real, velocity.imag, 0.0))
+    def drive(self, steer: float, pedal: float, rolls_at: complex | None = None) -> None:
+        """Set the control from the next tick on; return when the server has it.
 
-    def drive(self, steer: float, pedal: float) -> None:
-        """Set the control from the next tick on.
-
-        The client does not send a control that equals the last one of the same actor. Only avtd3
-        drives this car, so that control is still in force.
-
-        Args:
-            steer: In [-1, 1], positive to the right; values outside are clipped.
-            pedal: Throttle (> 0) or brake (< 0) in [-1, 1]; values outside are clipped.
+        Steering and pedal (throttle above 0, brake below) are clipped to [-1, 1]. `rolls_at` is a
+        velocity to set, x + iy in m/s.
         """
-        self.actor.apply_control(
-            carla.VehicleControl(
-                throttle=min(max(pedal, 0.0), 1.0),
-                steer=min(max(steer, -1.0), 1.0),
-                brake=min(max(-pedal, 0.0), 1.0),
-            )
+        self._commanded = carla.VehicleControl(
+            throttle=min(max(pedal, 0.0), 1.0),
+            steer=min(max(steer, -1.0), 1.0),
+            brake=min(max(-pedal, 0.0), 1.0),
+        )
+        commands = [carla.command.ApplyVehicleControl(self.id, self._commanded)]
+        if rolls_at is not None:
+            velocity = carla.Vector3D(rolls_at.real, rolls_at.imag, 0.0)
+            commands.append(carla.command.ApplyTargetVelocity(self.id, velocity))
+        self._server.command(*commands)
+
+    def has_other_control(self) -> bool:
+        """Return whether the newest frame was driven with another control than commanded."""
+        found, wanted = self.actor.get_control(), self._commanded  # no call: the last snapshot
+        return not (
+            abs(found.steer - wanted.steer) < _CONTROL_TOLERANCE
+            and abs(found.throttle - wanted.throttle) < _CONTROL_TOLERANCE
+            and abs(found.brake - wanted.brake) < _CONTROL_TOLERANCE
+            and found.hand_brake == wanted.hand_brake
+            and not found.reverse
         )
 
     def find(self, snapshot: carla.WorldSnapshot) -> carla.ActorSnapshot:
-        """Return the car in a snapshot.
-
-        Raises:
-            WorldLost: The car is not in the snapshot.
-        """
+        """Return the car in a snapshot."""
         found = snapshot.find(self.actor.id)
         if found is None:
             raise WorldLost(
@@ -166,29 +187,20 @@ class Car:
         return found
 
     def pose(self, snapshot: carla.WorldSnapshot) -> Pose:
-        """Return the pose of the car in a snapshot.
-
-        Raises:
-            WorldLost: The car is not in the snapshot.
-            WorldError: Its pose is not finite.
-        """
+        """Return the pose of the car in a snapshot."""
         pose = pose_of(self.find(snapshot), self.ahead_m)
-        values = (pose.x_m, pose.y_m, pose.yaw_rad, pose.velocity.real, pose.velocity.imag)
-        if not all(map(math.isfinite, values)):
-            raise WorldError(
+        values = (pose.x_m, pose.y_m, pose.z_m, pose.yaw_rad, pose.velocity)
+        if not all(map(cmath.isfinite, values)):
+            raise WorldLost(
                 f"CARLA server {self._server.where} reports the car at {values}, expected finite "
-                "numbers; restart the server"
+                "numbers; restart the server if this happens again",
+                REJECTED,
             )
         return pose
 
 
 class Motion:
-    """The state of the car within one episode.
-
-    Args:
-        pose: Pose at the start.
-        at_s: Simulated time there.
-    """
+    """The state of the car within one episode, from a pose and the simulated time there."""
 
     def __init__(self, pose: Pose, at_s: float) -> None:
         self._pose, self._at_s = pose, at_s
@@ -196,13 +208,7 @@ class Motion:
         """The newest state; the first has no acceleration."""
 
     def update(self, pose: Pose, at_s: float, steer: float) -> VehicleState:
-        """Return the state at the next frame.
-
-        Args:
-            pose: The car.
-            at_s: Simulated time.
-            steer: Steering in force, in [-1, 1].
-        """
+        """Return the state at the next frame, with the steering in force in [-1, 1]."""
         # The last digits depend on how long the clock has run: round, so that the same drive
         # always gives the same state.
         passed_s, before = round(at_s - self._at_s, _CLOCK_DIGITS), self._pose
@@ -218,28 +224,26 @@ class Motion:
 def pose_of(actor: "carla.ActorSnapshot", ahead_m: float = 0.0) -> Pose:
     """Return the pose of an actor whose middle is `ahead_m` ahead of its origin."""
     transform, velocity = actor.get_transform(), actor.get_velocity()
-    place, yaw = transform.location, math.radians(transform.rotation.yaw)
+    place, yaw_deg = transform.location, transform.rotation.yaw
+    yaw = math.radians(yaw_deg) if math.isfinite(yaw_deg) else math.nan
     return Pose(
         x_m=place.x + ahead_m * math.cos(yaw),
         y_m=place.y + ahead_m * math.sin(yaw),
+        z_m=place.z,
         yaw_rad=math.remainder(yaw, math.tau),
         velocity=complex(velocity.x, velocity.y),
     )
 
 
-def move_spectator(spectator: carla.Actor, state: VehicleState) -> None:
+def move_spectator(spectator: carla.Actor, pose: Pose) -> None:
     """Move the server's own view behind and above the car."""
-    place = carla.Location(
-        state.x_m - _BACK_M * math.cos(state.yaw_rad),
-        state.y_m - _BACK_M * math.sin(state.yaw_rad),
-        _UP_M,
-    )
-    turn = carla.Rotation(pitch=-20.0, yaw=math.degrees(state.yaw_rad))
+    behind = complex(pose.x_m, pose.y_m) - cmath.rect(_BACK_M, pose.yaw_rad)
+    place = carla.Location(behind.real, behind.imag, pose.z_m + _UP_M)
+    turn = carla.Rotation(pitch=-20.0, yaw=math.degrees(pose.yaw_rad))
     spectator.set_transform(carla.Transform(place, turn))
 
 
 def _needs_lamps(weather: carla.WeatherParameters) -> bool:
-    """Return whether a car drives with its lamps on."""
     return bool(weather.sun_altitude_angle < 12.0 or weather.fog_density > 30.0)
 
 
@@ -261,11 +265,242 @@ def _state(pose: Pose, along: float, across: float, steer: float) -> VehicleStat
 
 
 def _transform(start: Start, height_m: float, ahead_m: float = 0.0) -> carla.Transform:
+    origin = complex(start.x_m, start.y_m) - cmath.rect(ahead_m, start.yaw_rad)
+    place = carla.Location(origin.real, origin.imag, height_m)
+    return carla.Transform(place, carla.Rotation(yaw=math.degrees(start.yaw_rad)))
+
+
+_LUMA_BGRA = (0.114, 0.587, 0.299, 0.0)  # ITU-R BT.601
+
+
+class Grayscale:
+    """Convert B, G, R, A pictures to gray ones, each pixel the mean of a square of pixels."""
+
+    def __init__(self, height: int, width: int, supersample: int) -> None:
+        self._shape = (1, height, width)
+        self._rows = (height, supersample, width * supersample * 4)
+        self._cells = (height * width, supersample * 4)
+        weights = np.tile(np.array(_LUMA_BGRA), supersample) / supersample**2
+        self._weights = weights.astype(np.float32)
+        self.size_bytes = height * supersample * width * supersample * 4
+        """Bytes of an original picture."""
+
+    def __call__(self, bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Convert uint8 (size_bytes,), rows from the top, to a new uint8 (1, H, W), rounded."""
+        # Rows first: adding whole rows is faster than adding pixels. Sums of 8 rows fit 16 bits.
+        rows = bgra.reshape(self._rows)
+        columns = rows[:, 0].astype(np.uint16)  # (H, W * s * 4)
+        for number in range(1, rows.shape[1]):
+            columns += rows[:, number]
+        gray = columns.astype(np.float32).reshape(self._cells) @ self._weights
+        gray += 0.5
+        picture: NDArray[np.uint8] = gray.astype(np.uint8).reshape(self._shape)
+        return picture
+
+
+_GROUND = ("static.road", "static.sidewalk", "static.ground", "static.terrain", "static.bridge",
+           "static.railtrack", "static.roadline")  # fmt: skip
+"""Ground that a car stands on; contact with it is not a collision."""
+_GROUND_SLOPE = 2.0
+"""An impulse of scenery that is this much more vertical than horizontal comes from the ground."""
+_LISTENING_S = 0.05
+
+
+class _Shot(NamedTuple):
+    """A picture that the camera sent."""
+
+    frame: int
+    size: tuple[int, int]
+    """Width and height."""
+    gray: NDArray[np.uint8] | None
+    """uint8 (1, H, W); None if the size is wrong."""
+
+
+class Contact(NamedTuple):
+    """A collision as the sensor reported it."""
+
+    frame: int
+    """Frame in which it happened; the report may come later."""
+    kind: str
+    """Type of the other actor, such as ``vehicle.audi.tt``."""
+    impulse: tuple[float, float, float]
+    """Normal impulse in N s, x, y, z in the world."""
+
+    @property
+    def is_ground(self) -> bool:
+        """Return whether the car only touched what it drives on.
+
+        Meshes of roads that are built from OpenDRIVE text may have no tag (``static.unknown``):
+        what pushes mostly upwards is ground.
+        """
+        x, y, z = self.impulse
+        is_below = abs(z) > _GROUND_SLOPE * math.hypot(x, y)
+        return self.kind.startswith(_GROUND) or (self.kind.startswith("static.") and is_below)
+
+
+class Sensors:
+    """A camera, a collision and a lane invasion sensor, mounted on a car."""
+
+    def __init__(self, server: Server, car: Car, mounting: Mounting) -> None:
+        self._server, camera = server, server.config.camera
+        self._gray = Grayscale(camera.height, camera.width, camera.supersample)
+        self._wait_s = server.config.sensor_timeout_s
+        self._shots: queue.SimpleQueue[_Shot] = queue.SimpleQueue()
+        self._contacts: queue.SimpleQueue[Contact] = queue.SimpleQueue()
+        self._markings: collections.deque[int] = collections.deque()
+        self._crossed, self._reported, self._first_frame = 0, 0, 0
+        self.late = 0
+        """Pictures of other frames than the expected one."""
+        self.touched: collections.Counter[str] = collections.Counter()
+        """Contacts that are no collisions, by type of the other actor."""
+        self._mounted: list[carla.Sensor] = []
+        self._mount(car, "sensor.camera.rgb", _mounted_at(mounting, car.ahead_m), _lens(camera))
+        self._mount(car, "sensor.other.collision", carla.Transform(), {})
+        self._mount(car, "sensor.other.lane_invasion", carla.Transform(), {})
+
+    def _mount(
+        self, car: Car, kind: str, place: carla.Transform, attributes: dict[str, str]
+    ) -> None:
+        with self._server.calling(f"mount {kind}"):
+            blueprint = self._server.world.get_blueprint_library().find(kind)
+            for name, value in {**attributes, "role_name": self._server.mark}.items():
+                if blueprint.has_attribute(name):
+                    blueprint.set_attribute(name, value)
+            self._mounted.append(
+                self._server.world.spawn_actor(blueprint, place, attach_to=car.actor)
+            )
+
+    def listen(self) -> carla.WorldSnapshot:
+        """Start to listen, tick until the first picture arrives, and return the last snapshot.
+
+        A subscription is live some milliseconds after `listen`; data sent before is lost.
+        """
+        camera, collision, invasion = self._mounted
+        with self._server.calling("start its sensors", limit_s=None):
+            camera.listen(self._receive)
+            collision.listen(self._touch)
+            invasion.listen(lambda event: self._markings.append(event.frame))
+        deadline_s = time.monotonic() + self._wait_s
+        while True:
+            snapshot = self._server.tick()
+            if self._next(_LISTENING_S) is not None:
+                return snapshot
+            if time.monotonic() > deadline_s:
+                raise self._stall(snapshot.frame, "first picture")
+
+    def _receive(self, image: carla.Image) -> None:
+        """Store a picture; called by a thread of the client."""
+        data = np.frombuffer(image.raw_data, np.uint8)
+        gray = self._gray(data) if data.size == self._gray.size_bytes else None
+        self._shots.put(_Shot(image.frame, (image.width, image.height), gray))
+
+    def _touch(self, event: carla.CollisionEvent) -> None:
+        """Store a contact; called by a thread of the client."""
+        push = event.normal_impulse
+        kind = event.other_actor.type_id
+        self._contacts.put(Contact(event.frame, kind, (push.x, push.y, push.z)))
+
+    def _next(self, within_s: float) -> _Shot | None:
+        try:
+            return self._shots.get(timeout=max(within_s, 0.0))
+        except queue.Empty:
+            return None
+
+    def picture(self, frame: int) -> NDArray[np.uint8]:
+        """Return the camera's picture of a frame, uint8 (1, H, W)."""
+        deadline_s = time.monotonic() + self._wait_s
+        while (shot := self._next(deadline_s - time.monotonic())) is not None:
+            if shot.frame == frame:
+                return self._checked(shot)
+            self.late += 1
+            if shot.frame > frame:
+                break
+        raise self._stall(frame, f"picture of frame {frame}")
+
+    def _checked(self, shot: _Shot) -> NDArray[np.uint8]:
+        if shot.gray is None:
+            width, height = shot.size
+            raise WorldLost(
+                f"CARLA server {self._server.where} sent a picture of {width} x {height}, "
+                f"expected {self._gray.size_bytes} bytes; restart it if this happens again",
+                REJECTED,
+            )
+        return shot.gray
+
+    def _stall(self, frame: int, what: str) -> WorldLost:
+        others = f"; {self.late} pictures of other frames arrived" if self.late else ""
+        return WorldLost(
+            f"CARLA server {self._server.where} ticks (frame {frame}), but its camera sent no "
+            f"{what} within {self._wait_s:g} s (sensor_timeout_s){others}; check whether it is "
+            "overloaded or was started without rendering",
+            "sensor_stall",
+        )
+
+    def begin(self, frame: int) -> None:
+        """Ignore all events up to a frame: a teleport crosses every marking on its way."""
+        self.late, self._first_frame = 0, frame
+        self._take_markings(frame)
+        self._reported = (self._crossed + 1) // 2
+
+    def collision(self) -> Contact | None:
+        """Return the first collision that was reported since the last call; None if none was."""
+        found = None
+        while not self._contacts.empty():
+            contact = self._contacts.get()
+            if contact.frame <= self._first_frame:
+                continue  # of the time before the episode, however late it comes
+            if contact.is_ground:
+                self.touched[contact.kind] += 1
+            else:
+                found = found or contact
+        return found
+
+    def lane_invasions(self, frame: int) -> int:
+        """Return how many markings the front of the car crossed up to a frame, since the last call.
+
+        CARLA reports every marking for each of the four corners of the car. The rear corners repeat
+        the front ones, so that two reports are one crossing.
+        """
+        self._take_markings(frame)
+        total = (self._crossed + 1) // 2
+        new, self._reported = total - self._reported, total
+        return new
+
+    def _take_markings(self, frame: int) -> None:
+        while self._markings and self._markings[0] <= frame:
+            self._markings.popleft()
+            self._crossed += 1
+
+    def close(self) -> None:
+        """Stop all sensors, then remove them from the server.
+
+        A sensor that is stopped but not destroyed may abort the process later, and so may one that
+        is destroyed but not stopped. Therefore all sensors are stopped first. If the server is
+        gone, they are only stopped.
+        """
+        for sensor in self._mounted:
+            if sensor.is_listening():
+                sensor.stop()
+        mounted, self._mounted = self._mounted, []
+        for sensor in mounted:
+            if not self._server.is_gone and not sensor.destroy():
+                # Either the sensor or the server is gone; the next call will show which.
+                return
+
+
+def _mounted_at(mounting: Mounting, middle_m: float) -> carla.Transform:
     return carla.Transform(
-        carla.Location(
-            x=start.x_m - ahead_m * math.cos(start.yaw_rad),
-            y=start.y_m - ahead_m * math.sin(start.yaw_rad),
-            z=height_m,
-        ),
-        carla.Rotation(yaw=math.degrees(start.yaw_rad)),
+        carla.Location(x=middle_m + mounting.forward_m, y=mounting.right_m, z=mounting.height_m),
+        carla.Rotation(pitch=-math.degrees(mounting.pitch_rad), yaw=math.degrees(mounting.yaw_rad)),
     )
+
+
+def _lens(camera: CarlaCamera) -> dict[str, Any]:
+    return {
+        "image_size_x": str(camera.width * camera.supersample),
+        "image_size_y": str(camera.height * camera.supersample),
+        "fov": str(camera.field_of_view_deg),
+        "sensor_tick": "0.0",
+        # Motion blur depends on the frame rate: disable it.
+        "motion_blur_intensity": "0.0",
+    }

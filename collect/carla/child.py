@@ -8,6 +8,7 @@ aborts processes that exit normally.
 """
 
 import faulthandler
+import itertools
 import os
 import signal
 import sys
@@ -16,12 +17,167 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from avtd3.collect.carla.doctor import CHECKS
-from avtd3.collect.carla.session import Checkup, Session
-from avtd3.store.errors import Avtd3Error
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.carla.car import Car, Sensors
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.doctor import CHECKS, FAILED, OK, WARNING, Finding
+from avtd3.collect.carla.server import BUSY, ReportPhase, Server, Settings
+from avtd3.collect.carla.session import Session
+from avtd3.collect.maps.camera_mounting import draw_mounting
+from avtd3.collect.maps.episode_setup import Start
+from avtd3.store.errors import Avtd3Error, WorldLost
+
+CheckResult = tuple[Finding, NDArray[np.uint8] | None]
+"""A finding and its picture uint8 (1, H, W), if it has one."""
+_CHECK_STEPS = 20
+_SPEED_STEPS, _SPEED_S = 200, 5.0
+_PLACES = 10
+_MIN_CONTRAST = 1.0
+
+
+class Checkup:
+    """Checks of one server, in the order of `avtd3.collect.carla.doctor.CHECKS`.
+
+    Every check raises `WorldLost` if the server does not answer.
+    """
+
+    def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
+        self.server = Server(config, port, report_phase)
+        self._period_s = config.control_period_s
+        self._found: Settings | None = None
+        self._car: Car | None = None
+        self._sensors: Sensors | None = None
+
+    def connection(self) -> CheckResult:
+        """Check that there is a server, of the client's version."""
+        begun_s = time.monotonic()
+        self.server.connect()
+        took_s = time.monotonic() - begun_s
+        version = self.server.client.get_server_version()
+        return _result(
+            "connection", f"answers after {took_s:.1f} s; version {version} is supported"
+        )
+
+    def use(self) -> CheckResult:
+        """Check that no other client drives on the server."""
+        found = self.server.settings()
+        try:
+            leftovers = len(self.server.find_leftovers())
+        except WorldLost as error:
+            if error.reason != BUSY:
+                raise
+            text, _, fix = str(error).partition("; ")
+            return _result("use", text, FAILED, fix)
+        self._found = found
+        if leftovers:
+            text = f"a crashed run has left {leftovers} actors"
+            return _result("use", text, WARNING, "the next avtd3 collect removes them")
+        if found["synchronous_mode"]:
+            return _result(
+                "use",
+                "the server was left in synchronous mode, and does not advance",
+                WARNING,
+                "avtd3 can use it; restart it for other programs",
+            )
+        return _result("use", "free: asynchronous, and without actors of avtd3")
+
+    def map(self) -> CheckResult:
+        """Check that there are roads, and places for cars."""
+        server = self.server
+        with server.calling("return its map", limit_s=server.config.load_timeout_s):
+            found = server.world.get_map()
+            places, roads = found.get_spawn_points(), len(found.get_topology())
+        self._places = places[:_PLACES]
+        if not roads or not places:
+            text = f"{found.name} has {roads} roads and {len(places)} places for cars"
+            return _result("map", text, FAILED, "load another map, such as Town01")
+        text = f"{found.name}, {roads} stretches of road, {len(places)} places for cars"
+        return _result("map", text)
+
+    def steps(self) -> CheckResult:
+        """Check that the server advances by our steps, one frame each."""
+        self.server.synchronise()
+        snapshots = [self.server.tick() for _ in range(_CHECK_STEPS)]
+        worst_s = max(abs(s.timestamp.delta_seconds - self._period_s) for s in snapshots)
+        gaps = sum(b.frame - a.frame != 1 for a, b in itertools.pairwise(snapshots))
+        if worst_s > 1e-3 * self._period_s or gaps:
+            return _result(
+                "steps",
+                f"{_CHECK_STEPS} steps of {self._period_s:g} s: {gaps} gaps between frames, "
+                f"periods up to {worst_s:.3g} s off",
+                FAILED,
+                "another client may tick the server too: stop it, or start another server",
+            )
+        return _result("steps", f"{_CHECK_STEPS} steps of {self._period_s:g} s in synchronous mode")
+
+    def camera(self) -> CheckResult:
+        """Check that a car's camera sends a picture for every frame."""
+        self._car = car = self._spawn()
+        # Assigned before it listens, so that `close` also removes a camera that stalls.
+        mounting = draw_mounting(self.server.config.camera, np.random.default_rng(0))
+        self._sensors = sensors = Sensors(self.server, car, mounting)
+        sensors.listen()
+        for _ in range(_CHECK_STEPS):
+            picture = sensors.picture(self.server.tick().frame)
+        _, height, width = picture.shape
+        text = f"{_CHECK_STEPS} pictures of {width} x {height}, one for each frame"
+        if picture.std() >= _MIN_CONTRAST:
+            return Finding("camera", OK, text), picture
+        fix = "view --image; start the server with -RenderOffScreen, not with -nullrhi"
+        return Finding("camera", WARNING, f"{text}, but without contrast", fix), picture
+
+    def _spawn(self) -> Car:
+        refused: WorldLost | None = None
+        for place in self._places:
+            spot, yaw_rad = place.location, float(np.radians(place.rotation.yaw))
+            start = Start(x_m=spot.x, y_m=spot.y, yaw_rad=yaw_rad, speed_mps=0.0)
+            try:
+                return Car(self.server, start, spot.z)
+            except WorldLost as error:
+                if error.reason != "spawn_refused":
+                    raise
+                refused = error
+        assert refused is not None, "there are places"
+        raise refused
+
+    def speed(self) -> CheckResult:
+        """Measure how fast the server advances, with a camera."""
+        assert self._sensors is not None, "comes after the camera"
+        begun_s, steps = time.monotonic(), 0
+        while steps < _SPEED_STEPS and time.monotonic() - begun_s < _SPEED_S:
+            self.server.phase("advance by a step")
+            self._sensors.picture(self.server.tick().frame)
+            steps += 1
+        per_s = steps / (time.monotonic() - begun_s)
+        text = f"{per_s:.0f} steps/s with a camera, {per_s * self._period_s:.1f} x real time"
+        if per_s * self._period_s < 1.0:
+            fix = "collection is slower than real time: try -quality-level=Low or fewer vehicles"
+            return _result("speed", text, WARNING, fix)
+        return _result("speed", text)
+
+    def close(self) -> bool:
+        """Remove our actors and restore the server's settings; return whether that succeeded."""
+        server = self.server
+        try:
+            if self._sensors is not None:
+                self._sensors.close()
+            if self._car is not None and not server.is_gone:
+                server.destroy([self._car.id])
+            if self._found is not None:
+                server.restore(self._found)
+        except WorldLost:
+            return False
+        return not server.is_gone
+
+
+def _result(check: str, text: str, state: str = OK, fix: str = "") -> CheckResult:
+    return Finding(check, state, text, fix), None
+
 
 COMMANDS = {
-    "session": ("open", "reset", "step", "surroundings", "close"),
+    "session": ("open", "reset", "step", "surroundings", "vitals", "close"),
     "checkup": (*CHECKS, "close"),
 }
 """Allowed commands, by the work that the parent chose: episodes, or the checks of the doctor."""
@@ -30,12 +186,7 @@ _POLL_S = 0.5
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Serve one parent until it sends ``close`` or is gone.
-
-    Args:
-        descriptor: File descriptor of the pipe.
-        parent: Process id of the parent.
-    """
+    """Serve one parent, whose process id is given, until it sends ``close`` or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent decides
     faulthandler.enable()

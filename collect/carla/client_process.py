@@ -30,13 +30,7 @@ _TRACES = ("File ", "Thread ", "Current thread ", "Extension modules", "^", "<")
 
 
 class ClientProcess:
-    """One process with one client.
-
-    Args:
-        config: The settings.
-        port: The server's RPC port.
-        work: A key of `avtd3.collect.carla.child.COMMANDS`.
-    """
+    """One process with one client; `work` is a key of `avtd3.collect.carla.child.COMMANDS`."""
 
     def __init__(self, config: CarlaConfig, port: int, work: str = "session") -> None:
         self._config, self._where = config, f"{config.host}:{port}"
@@ -60,12 +54,7 @@ class ClientProcess:
         self._pipe.send((work, config, port))
 
     def open(self, found: dict[str, Any] | None) -> dict[str, Any]:
-        """Wait for the process and let it connect; see `avtd3.collect.carla.session.Session.open`.
-
-        Raises:
-            WorldLost: There is no server, or the process failed.
-            WorldError: The server cannot be used.
-        """
+        """Wait for the process, and let it connect as `Session.open` does."""
         settings: dict[str, Any] = self.ask("open", found, limit_s=_START_S)
         return settings
 
@@ -75,15 +64,7 @@ class ClientProcess:
         return self.process.pid
 
     def ask(self, name: str, *arguments: object, limit_s: float = _BETWEEN_S) -> Any:  # noqa: ANN401
-        """Send a command and wait for its answer.
-
-        Args:
-            name: A command of its work, see `avtd3.collect.carla.child.COMMANDS`.
-            arguments: Arguments of the command.
-            limit_s: Maximum seconds to the answer or to the next phase.
-
-        Returns:
-            The answer.
+        """Send a command; return its answer, for which it may take `limit_s` from phase to phase.
 
         Raises:
             WorldLost: The process crashed or is blocked; it has been killed.

@@ -79,6 +79,8 @@ class CarlaConfig(SimulatorConfig):
     preset of CARLA such as ``ClearNoon``."""
     spectator_follows: bool = False
     """Whether the server's own view follows the car."""
+    walkers: int = 0
+    """Number of pedestrians around the start, who walk along the road or across it."""
 
     settle_s: float = 1.0
     """Simulated seconds for the car to settle on the ground before an episode."""
@@ -117,7 +119,7 @@ class CarlaConfig(SimulatorConfig):
             raise ConfigError(
                 f"carla.weather is {self.weather!r}, expected one of: {', '.join(known)}"
             )
-
+        check_number("carla.walkers", self.walkers, maximum=1000)
         check_number("carla.settle_s", self.settle_s, maximum=10.0)
         check_number("carla.recycle_episodes", self.recycle_episodes)
         check_number("carla.server_memory_mb", self.server_memory_mb)
@@ -141,4 +143,6 @@ class CarlaConfig(SimulatorConfig):
     def plan_document(self) -> dict[str, Any]:
         """Return the settings that affect the data, as JSON values; not servers and timeouts."""
         document = dataclasses.asdict(self)
-        return {name: document[name] for name in _DATA_SETTINGS}
+        found = {name: document[name] for name in _DATA_SETTINGS}
+        # Plans without walkers keep the digest that they had before there were any.
+        return {**found, "walkers": self.walkers} if self.walkers else found

@@ -2,10 +2,15 @@
 
 The checks run in a supervised child process, like episodes. A server that is absent, hangs or is
 not a CARLA server costs at most the timeout, and a client that crashes is one of the findings. The
-server is left unchanged; if another client drives on it, the checks stop.
+server is left unchanged; if another client drives on it, the checks stop. A minute of driving shows
+more, and leaves the map on the server.
 """
 
+import collections
 import dataclasses
+import itertools
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +19,25 @@ from numpy.typing import NDArray
 
 from avtd3.collect.carla.client_process import ClientProcess
 from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.world import CarlaWorld
+from avtd3.collect.driving.driving_env import DrivingEnvironment
+from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.task import TaskConfig
+from avtd3.collect.environment import SUCCESS_REASON
+from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import ConfigError, StorageError, WorldError, WorldLost
+from avtd3.store.render.text import join_lines
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 CHECKS = ("connection", "use", "map", "steps", "camera", "speed")
-"""The checks in order, each a method of `avtd3.collect.carla.session.Checkup`."""
+"""The checks in order, each a method of `avtd3.collect.carla.child.Checkup`."""
+DRIVE_CHECKS = ("expert", "control", "frames", "height", "lights", "contacts", "memory", "ticks")
+"""The checks of a drive, in order."""
 _UNREACHED = ("server_away", "server_lost", "tick_timeout", "client_crash")
 _STATES = {OK: "ok  ", WARNING: "!   ", FAILED: "FAIL"}
+_PICTURE_EVERY_S, _PICTURES, _PICTURE_PX = 5.0, 24, 240
+_MOST_Z_ERROR_M, _MOST_GROWTH_MB = 0.5, 200.0
+_SETTLED_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,29 +90,32 @@ class DoctorReport:
             if finding.fix:
                 lines.append(f"{'':<18}-> {finding.fix}")
         end = "is ready" if self.is_well else "is not ready"
-        return "\n".join([*lines, f"CARLA server {self.server} {end}"])
+        return join_lines([*lines, f"CARLA server {self.server} {end}"])
 
 
-def examine(config: CarlaConfig, port: int, image: Path | None = None) -> DoctorReport:
-    """Check a CARLA server.
+def examine(
+    config: CarlaConfig,
+    port: int,
+    image: Path | None = None,
+    scenario: Scenario | None = None,
+    seconds: float = 0.0,
+) -> tuple[DoctorReport, list[NDArray[np.uint8]]]:
+    """Check a CARLA server; return the report, and pictures uint8 (1, H, W) of the drive.
 
     Args:
         config: The settings that episodes would use.
         port: RPC port of the server.
         image: Where to save the camera's picture as PNG; None to save none.
-
-    Returns:
-        The report.
+        scenario: Where the expert drives.
+        seconds: Simulated seconds for which it drives if all else is well; 0 for no drive.
 
     Raises:
         ConfigError: The directory for the picture does not exist, or the server lacks something
             that the settings name.
         StorageError: The picture could not be written.
     """
-    if image is not None and not image.absolute().parent.is_dir():
-        raise ConfigError(
-            f"--image {image}: there is no directory {image.absolute().parent}; create it first"
-        )
+    if image is not None:
+        check_directory("--image", image)
     # Collections wait for a server that is starting; the doctor reports it.
     config = dataclasses.replace(config, connect_timeout_s=config.timeout_s)
     findings: list[Finding] = []
@@ -111,8 +131,7 @@ def examine(config: CarlaConfig, port: int, image: Path | None = None) -> Doctor
                 break
     except WorldError as error:
         is_reached = not (isinstance(error, WorldLost) and error.reason in _UNREACHED)
-        text, _, fix = str(error).partition("; ")
-        findings.append(Finding(check, FAILED, text, fix))
+        findings.append(_failure(check, error))
     finally:
         is_clean = child.end(2.0 * config.timeout_s + config.step_timeout_s)
     if is_reached:
@@ -121,23 +140,36 @@ def examine(config: CarlaConfig, port: int, image: Path | None = None) -> Doctor
     if image is not None and picture is not None:
         _save(picture, image)
         saved = str(image)
-    return DoctorReport(
+    report = DoctorReport(
         server=f"{config.host}:{port}",
         findings=tuple(findings),
         is_reached=is_reached,
         image=saved,
     )
+    if scenario is None or not seconds or not report.is_well:
+        return report, []
+    found, pictures = _drive(config, port, scenario, seconds)
+    return dataclasses.replace(report, findings=(*findings, *found)), pictures
+
+
+def check_directory(option: str, path: Path) -> None:
+    """Raise if the directory of a file to write does not exist."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{option} {path}: there is no directory {path.absolute().parent}; create it first"
+        )
+
+
+def _failure(check: str, error: WorldError) -> Finding:
+    text, _, fix = str(error).partition("; ")
+    return Finding(check, FAILED, text, fix)
 
 
 def _cleanup(is_clean: bool) -> Finding:
     if is_clean:
         return Finding("cleanup", OK, "our actors are removed and the settings are restored")
-    return Finding(
-        "cleanup",
-        FAILED,
-        "our actors could not be removed, or the settings could not be restored",
-        "restart the server",
-    )
+    text = "our actors could not be removed, or the settings could not be restored"
+    return Finding("cleanup", FAILED, text, "restart the server")
 
 
 def _save(picture: NDArray[np.uint8], path: Path) -> None:
@@ -150,3 +182,126 @@ def _save(picture: NDArray[np.uint8], path: Path) -> None:
             f"the picture cannot be written to {path} ({error.strerror or error}); give another "
             "--image"
         ) from error
+
+
+@dataclasses.dataclass(slots=True)
+class _Seen:
+    """What was seen while the expert drove."""
+
+    steps: int = 0
+    episodes: int = 0
+    other_controls: int = 0
+    frame_gaps: int = 0
+    early_hits: list[str] = dataclasses.field(default_factory=list)
+    """What was hit within the first second of an episode, where nothing is."""
+    ends: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    red_lights: int = 0
+    vitals: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    rss_mb: list[float] = dataclasses.field(default_factory=list)
+    wall_s: float = 0.0
+    pictures: list[NDArray[np.uint8]] = dataclasses.field(default_factory=list)
+
+
+def _drive(
+    config: CarlaConfig, port: int, scenario: Scenario, seconds: float
+) -> tuple[list[Finding], list[NDArray[np.uint8]]]:
+    """Let the expert drive; a server that fails meanwhile is a finding of the first check."""
+    world = CarlaWorld(config, port)
+    environment = DrivingEnvironment(world, TaskConfig(), (scenario,), ExpertConfig())
+    seen = _Seen()
+    try:
+        while seen.steps * config.control_period_s < seconds:
+            _drive_episode(environment, world, seen, seconds)
+    except WorldError as error:
+        return [_failure("expert", error)], seen.pictures
+    finally:
+        environment.close()
+    return _drive_findings(seen, config.control_period_s), seen.pictures
+
+
+def _drive_episode(
+    environment: DrivingEnvironment, world: CarlaWorld, seen: _Seen, seconds: float
+) -> None:
+    observation = environment.reset(2 * seen.episodes).observation
+    driver = environment.driver("expert")
+    driver.reset(np.random.default_rng(seen.episodes))
+    seen.episodes += 1
+    period_s, task = world.control_period_s, environment.task
+    frames, begun_s = [task.frame], time.monotonic()
+    while seen.steps * period_s < seconds:
+        if seen.steps % round(_PICTURE_EVERY_S / period_s) == 0 and observation.image is not None:
+            seen.pictures = [*seen.pictures, observation.image][-_PICTURES:]
+        step = environment.step(driver.act(observation))
+        observation, frame = step.observation, task.frame
+        frames.append(frame)
+        seen.steps += 1
+        seen.other_controls += frame.other_control
+        seen.red_lights += frame.ran_red_light
+        if frame.collision and frame.sim_time_s < _SETTLED_S:
+            seen.early_hits.append(frame.collision)
+        if step.is_last:
+            break
+    seen.wall_s += time.monotonic() - begun_s
+    seen.ends[task.reason or "time over"] += 1
+    seen.frame_gaps += sum(b.frame_id - a.frame_id != 1 for a, b in itertools.pairwise(frames))
+    seen.vitals.append(world.vitals())
+    seen.rss_mb.append(_rss_mb(world.child_pid))
+
+
+def _drive_findings(seen: _Seen, period_s: float) -> list[Finding]:
+    """Return a finding for each of `DRIVE_CHECKS`."""
+    ends = ", ".join(f"{count} {reason}" for reason, count in sorted(seen.ends.items()))
+    good = seen.ends[SUCCESS_REASON] + seen.ends["time over"]
+    z_error_m = max(found["z_error_m"] for found in seen.vitals)
+    touched = sum(
+        (collections.Counter(found["touched"]) for found in seen.vitals),
+        start=collections.Counter[str](),
+    )
+    grown_mb = seen.rss_mb[-1] - seen.rss_mb[0]
+    per_s = seen.steps / max(seen.wall_s, 1e-9)
+    lights = sum(found["lights"] for found in seen.vitals)
+    wakes = seen.vitals[-1]["wakes"]
+    rows = (
+        (good == seen.episodes, f"{seen.steps} steps, {seen.episodes} episodes: {ends}",
+         "view the pictures; a collision or a car that is stuck at the start is a wrong map"),
+        (not seen.other_controls, f"{seen.other_controls} steps drove with another control",
+         "stop other clients that control the car; report this with --json"),
+        (not seen.frame_gaps, f"{seen.frame_gaps} gaps between frames",
+         "stop other clients that tick the server"),
+        (z_error_m < _MOST_Z_ERROR_M, f"the car is at most {z_error_m:.2f} m off the road's height",
+         "the map's OpenDRIVE text and its meshes differ: choose another map"),
+        (not seen.red_lights, f"{lights} stop lines on the routes, {seen.red_lights} passed at red",
+         "compare the stop lines with the pictures; report this with --json"),
+        (not seen.early_hits, f"{len(seen.early_hits)} collisions at the start {seen.early_hits}; "
+         f"ground touched: {dict(touched)}",
+         "the ground counts as an obstacle: report its type and impulse"),
+        (grown_mb < _MOST_GROWTH_MB, f"the client uses {seen.rss_mb[-1]:.0f} MB, "
+         f"{grown_mb:+.0f} MB since the first episode", "report this with --json"),
+        (per_s * period_s >= 1.0, f"{per_s:.1f} steps/s, {per_s * period_s:.1f} x real time; the "
+         f"traffic manager was woken {wakes} times",
+         "collection is slower than real time: try -quality-level=Low or fewer vehicles"),
+    )  # fmt: skip
+    return [
+        Finding(check, OK if is_well else WARNING, text, "" if is_well else fix)
+        for check, (is_well, text, fix) in zip(DRIVE_CHECKS, rows, strict=True)
+    ]
+
+
+def _rss_mb(pid: int | None) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def page(report: DoctorReport, pictures: list[NDArray[np.uint8]]) -> str:
+    """Return one page of HTML with the findings and the pictures."""
+    from avtd3.store.render.html import render_page
+    from avtd3.store.render.media import filmstrip
+
+    return render_page(
+        "doctor.html.j2",
+        title=f"CARLA server {report.server}",
+        report=report,
+        kinds={OK: "ok", WARNING: "warning", FAILED: "error"},
+        pictures=filmstrip(pictures, _PICTURE_PX)[0] if pictures else (),
+        every_s=_PICTURE_EVERY_S,
+    )

@@ -1,14 +1,10 @@
 """Run a program while standard input stays open: ``python -m ... PROGRAM ARG...``.
 
-A simulator must not outlive the collector that started it, even if the collector was killed.
-Therefore the collector starts this guardian, and the guardian starts the simulator in a process
-group of its own. When the collector ends, the guardian's standard input ends, and the guardian ends
-the whole group: first with SIGTERM, then with SIGKILL. The group is identified by the id of its
-first process. The system does not reuse this id before the group is gone, so no other process is
-hit.
-
-The guardian writes one line to its standard output: the process id of the program. The output of
-the program goes to the guardian's standard error. The guardian exits with the code of the program.
+A simulator must not outlive the collector that started it, even if the collector was killed. When
+the collector ends, the guardian's standard input ends, and it ends the process group of the
+simulator: first with SIGTERM, then with SIGKILL. The system does not reuse the id of the group
+before it is gone, so no other process is hit. The guardian writes one line to its standard output:
+the process id of the program, whose output goes to the guardian's standard error.
 """
 
 import contextlib
@@ -24,17 +20,7 @@ TERMINATE_S = 3.0
 
 
 def main(command: Sequence[str]) -> int:
-    """Run a program until it or standard input ends.
-
-    Args:
-        command: The program and its arguments.
-
-    Returns:
-        Its exit code; 128 plus the number of the signal if it was killed.
-
-    Raises:
-        OSError: The program cannot be started.
-    """
+    """Run a program until it or standard input ends; return its exit code."""
     log = sys.stderr.fileno()
     program = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -1,19 +1,19 @@
 """`Server`: one CARLA server as the client process sees it; `Towns`: the maps on it.
 
 Every error of the client is a plain `RuntimeError`. Only its text shows whether the server did not
-answer ("time-out of") or rejected the call. `calling` turns both into errors of avtd3.
+answer ("time-out of") or rejected the call. `calling` turns both into `WorldLost`, so that one bad
+answer costs one episode.
 """
 
 import collections
 import contextlib
-import dataclasses
 import difflib
 import importlib.metadata
 import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import carla
 
@@ -25,56 +25,59 @@ from avtd3.collect.maps.opendrive import read_opendrive
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.scenarios import GENERATED, Scenario
 from avtd3.store.errors import ConfigError, WorldError, WorldLost
+from avtd3.store.locks import Identity
 
 ROLE = "avtd3"
-"""Role name of every actor that avtd3 spawns; identifies the actors of a crashed run."""
+"""Beginning of the role name of the actors that avtd3 spawns; the identity of the process follows,
+which distinguishes a crashed run from one that still drives."""
+BUSY = "server_busy"
+"""Reason of `WorldLost`: another client drives on the server."""
+REJECTED = "bad_answer"
+"""Reason of `WorldLost`: the server rejected a call, or sent what cannot be used."""
 Settings = dict[str, Any]
 """Settings of a server by name, as plain values."""
 ReportPhase = Callable[[str, float], None]
 """``(what, limit_s)``: called before everything that may block, for the supervisor."""
 _SETTINGS = tuple(name for name in dir(carla.WorldSettings) if not name.startswith("_"))
 _SUBSTEP_S, _SUBSTEPS = 0.01, 10
+_SAME_S = 1e-6  # a server may store settings as float32
 _SUBSCRIBED_S = 0.5
 """Maximum wait for the snapshot of a tick that may have come before the subscription."""
+_LISTEN_S, _END_S, _BREAK_S = 1.0, 2.0, 0.2
+"""How long to listen for a tick, and how long another process may take to end, with breaks."""
 _PIXEL_M = 0.1
 _CACHED_TOWNS = 8
-_VERTEX_M = 2.0
-_CHUNK_M = 50.0
 
 
 class Server:
-    """A connection to a CARLA server.
-
-    Args:
-        config: Where and how long.
-        port: The server's RPC port.
-        report_phase: Called before everything that may block.
+    """A connection to a CARLA server; `report_phase` is called before everything that may block.
 
     Attributes:
         where: ``host:port``.
         client: The `carla.Client`.
         world: The `carla.World` of the running episode.
         is_gone: Whether the server stopped answering; further calls are pointless.
+        ticks_from: The newest frame before the tick that is running; None between ticks.
+        mark: Role name of all actors that avtd3 spawns, except the driven car.
     """
 
     def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
         self.config, self.port, self._report_phase = config, port, report_phase
         self.where = f"{config.host}:{port}"
+        self.mark = f"{ROLE} {Identity.current('avtd3 client').to_bytes().decode().strip()}"
         self.client: carla.Client = None
         self.world: carla.World = None
         self.is_gone = False
+        self.ticks_from: int | None = None
+        self._frame = 0
 
     @contextlib.contextmanager
     def calling(self, what: str, *, limit_s: float | None = None) -> Iterator[None]:
-        """Turn the client's errors into errors of avtd3, and report the phase.
+        """Turn the client's errors into `WorldLost`, and report the phase.
 
         Args:
             what: The call, to complete "the server did not ...".
             limit_s: Timeout of each call inside; None for the configured one.
-
-        Raises:
-            WorldLost: The server did not answer.
-            WorldError: The server rejected the call.
         """
         self.phase(what, limit_s)
         if limit_s:
@@ -97,7 +100,7 @@ class Server:
         """Report no more phases: the supervisor is gone."""
         self._report_phase = lambda _what, _limit_s: None
 
-    def translate_error(self, error: RuntimeError, what: str) -> WorldError:
+    def translate_error(self, error: RuntimeError, what: str) -> WorldLost:
         """Return the error of avtd3 for an error of the client."""
         if is_timeout(error):
             self.is_gone = True
@@ -105,9 +108,11 @@ class Server:
                 f"CARLA server {self.where} did not {what}: {_one_line(error)}; check its log, "
                 "and restart it if it has stopped"
             )
-        return WorldError(
-            f"CARLA server {self.where} failed to {what}: {_one_line(error)}; check its log"
-        )
+        return self._rejected(what, error)
+
+    def _rejected(self, what: str, error: object) -> WorldLost:
+        text = f"CARLA server {self.where} failed to {what}: {_one_line(error)}; check its log"
+        return WorldLost(text, REJECTED)
 
     def connect(self) -> None:
         """Connect to the server; retry for `CarlaConfig.connect_timeout_s`.
@@ -191,20 +196,21 @@ class Server:
             "max_substep_delta_time": max(_SUBSTEP_S, period_s / _SUBSTEPS),
             "max_substeps": _SUBSTEPS,
         }
-        if not wanted.items() <= self.settings().items():
+        found = self.settings()
+        if any(abs((found[name] or 0.0) - value) > _SAME_S for name, value in wanted.items()):
             self.apply(wanted)
 
     def tick(self) -> carla.WorldSnapshot:
-        """Advance by one frame and return its snapshot.
-
-        Raises:
-            WorldLost: The server did not answer, or answered without a snapshot.
-        """
+        """Advance by one frame and return its snapshot."""
+        self.ticks_from = self._frame
         try:
             frame = self.world.tick(self.config.timeout_s)
         except RuntimeError as error:
             raise self.translate_error(error, "advance by a step") from error
+        finally:
+            self.ticks_from = None
         snapshot = self.world.get_snapshot()
+        self._frame = snapshot.frame
         if snapshot.frame < frame:
             raise WorldLost(
                 f"CARLA server {self.where} ticked to frame {frame}, but its newest snapshot is "
@@ -212,22 +218,65 @@ class Server:
             )
         return snapshot
 
-    def remove_leftovers(self) -> int:
-        """Remove the actors that a crashed run of avtd3 has left; return their number."""
-        actors = self.actors()
-        cars = {actor.id for actor in actors if actor.attributes.get("role_name") == ROLE}
-        ours = [actor for actor in actors if actor.id in cars or _is_mounted_on(actor, cars)]
+    def command(self, *commands: Any, what: str = "command the car") -> None:  # noqa: ANN401
+        """Send commands, and return when the server has carried them out.
+
+        The methods of actors do not wait for an answer. The server handles what they send in any
+        order, so that a control that is followed by a tick may come into force one tick late.
+        """
+        try:
+            answers = self.client.apply_batch_sync(list(commands), False) if commands else ()
+        except RuntimeError as error:
+            raise self.translate_error(error, what) from error
+        for answer in answers:
+            if answer.has_error():
+                raise self._rejected(what, answer.error)
+
+    def find_leftovers(self) -> list[int]:
+        """Return the ids of the actors that a crashed run of avtd3 has left, sensors first.
+
+        The driven car has the role name of any other; the sensors that are mounted on it have ours.
+
+        Raises:
+            WorldLost: The server did not answer; with reason `BUSY`: another client drives there.
+        """
+        if self.settings()["synchronous_mode"] and self._hears_ticks():
+            raise self._busy("another client ticks it, in synchronous mode")
+        end_s = time.monotonic() + _END_S
+        while True:
+            with self.calling("list its actors"):
+                if self.world.get_settings().synchronous_mode:
+                    self._first_tick()  # a new client sees no actors before
+                actors = list(self.world.get_actors())
+            ours = [actor for actor in actors if _role(actor).startswith(ROLE)]
+            owners = {_role(actor): _owner(actor) for actor in ours}
+            alive = [owner for owner in owners.values() if owner and owner.is_dead() is False]
+            if not alive:
+                break
+            if time.monotonic() > end_s:
+                raise self._busy(str(alive[0]))
+            time.sleep(_BREAK_S)  # its process may be about to remove them and to end
         # Sensors first: then nothing is attached to the cars.
         ours.sort(key=lambda actor: not actor.type_id.startswith("sensor."))
-        self.destroy([actor.id for actor in ours])
-        return len(ours)
+        cars = [actor.parent.id for actor in ours if actor.parent is not None]
+        return list(dict.fromkeys((*(actor.id for actor in ours), *cars)))
 
-    def actors(self) -> list[carla.Actor]:
-        """Return all actors; tick a synchronous server first, because a new client sees none."""
-        with self.calling("list its actors"):
-            if self.world.get_settings().synchronous_mode:
-                self._first_tick()
-            return list(self.world.get_actors())
+    def _busy(self, who: str) -> WorldLost:
+        return WorldLost(
+            f"CARLA server {self.where} is in use: {who}; stop the other client, or start another "
+            "server and give its --port",
+            BUSY,
+        )
+
+    def _hears_ticks(self) -> bool:
+        """Return whether another client ticks the server; one tick may be that of a dead one."""
+        try:
+            for _ in range(2):
+                self.phase("wait for a tick of another client", _LISTEN_S)
+                self.world.wait_for_tick(_LISTEN_S)
+        except RuntimeError:
+            return False
+        return True
 
     def _first_tick(self) -> None:
         """Tick until a snapshot comes; the first may be sent before the subscription is live."""
@@ -256,8 +305,7 @@ class Server:
             self.apply(found)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Town:
+class Town(NamedTuple):
     """The roads of an episode."""
 
     network: RoadNetwork
@@ -272,9 +320,6 @@ class Towns:
     A town is a generated network or an .xodr file, which the server builds from OpenDRIVE text, or
     a map of the server. The lanes are always read from the text that the server returns, so that
     routes are planned on the roads that are driven.
-
-    Args:
-        server: Connected.
     """
 
     def __init__(self, server: Server) -> None:
@@ -294,7 +339,6 @@ class Towns:
         Raises:
             ConfigError: The server has no map of that name.
             RoadError: The roads cannot be used.
-            WorldLost: The server did not answer.
         """
         key = _key(scenario, seed)
         if self._loaded != key:
@@ -316,7 +360,7 @@ class Towns:
 
             kind, _, number = key.rpartition("-")
             self._build(key, generate_network(kind, int(number)))
-        elif _is_file(scenario.town):
+        elif scenario.town.endswith(".xodr"):
             self._build_file(Path(key).stem, scenario.town)
         elif scenario.xodr and key not in self._maps():
             self._build_file(key, scenario.xodr)
@@ -332,8 +376,19 @@ class Towns:
         """Let the server build roads, unless it has these roads already."""
         server, limit_s = self._server, self._server.config.load_timeout_s
         with server.calling(f"load roads {name}", limit_s=limit_s):
-            if server.world.get_map().to_opendrive() != xodr:
-                server.world = server.client.generate_opendrive_world(xodr, _generation())
+            # The server returns the text from a file, perhaps with other ends of lines.
+            if server.world.get_map().to_opendrive().split() != xodr.split():
+                server.world = server.client.generate_opendrive_world(
+                    xodr,
+                    carla.OpendriveGenerationParameters(
+                        vertex_distance=2.0,
+                        max_road_length=50.0,
+                        wall_height=0.0,  # a car that leaves the road should not hit anything
+                        additional_width=0.6,
+                        smooth_junctions=True,
+                        enable_mesh_visibility=True,
+                    ),
+                )
 
     def _go_to_map(self, name: str) -> None:
         server, limit_s = self._server, self._server.config.load_timeout_s
@@ -373,22 +428,6 @@ def _key(scenario: Scenario, seed: int) -> str:
     return scenario.town
 
 
-def _is_file(town: str) -> bool:
-    return town.endswith(".xodr")
-
-
-def _generation() -> carla.OpendriveGenerationParameters:
-    # No walls: a car that leaves the road should not hit anything.
-    return carla.OpendriveGenerationParameters(
-        vertex_distance=_VERTEX_M,
-        max_road_length=_CHUNK_M,
-        wall_height=0.0,
-        additional_width=0.6,
-        smooth_junctions=True,
-        enable_mesh_visibility=True,
-    )
-
-
 def is_timeout(error: RuntimeError) -> bool:
     """Return whether an error of the client means that the server did not answer."""
     return "time-out of" in str(error)
@@ -399,10 +438,17 @@ def asynchronous(settings: Settings) -> Settings:
     return {**settings, "synchronous_mode": False, "fixed_delta_seconds": None}
 
 
-def _is_mounted_on(actor: carla.Actor, cars: set[int]) -> bool:
-    parent = actor.parent
-    return parent is not None and parent.id in cars
+def _role(actor: carla.Actor) -> str:
+    return str(actor.attributes.get("role_name", ""))
 
 
-def _one_line(error: RuntimeError) -> str:
+def _owner(actor: carla.Actor) -> Identity | None:
+    """Return which process spawned an actor of avtd3; None if it does not say."""
+    try:
+        return Identity.from_bytes(_role(actor).removeprefix(ROLE).encode())
+    except ValueError:
+        return None
+
+
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())

@@ -4,6 +4,7 @@
 a moment of it.
 """
 
+import collections
 import dataclasses
 import importlib.metadata
 import math
@@ -51,6 +52,7 @@ _END_KINDS = {
     "time_limit": "timeout",
     SUCCESS_REASON: "goal",
 }
+_LATEST_STEPS = 100  # a collision that is reported later than this counts as this late
 
 
 class EventRecorder:
@@ -64,6 +66,8 @@ class EventRecorder:
     ``off_road``         metres of the route driven meanwhile
     ``wrong_way``        metres of the route driven meanwhile
     ``lane_invasion``    markings crossed
+    ``red_light``        speed at a red light that was passed, in m/s
+    ``other_control``    steps driven with another action than stored
     ``route_deviation``  distance from the route, in metres
     ``blocked``          seconds for which the car stood
     ``timeout``          simulated seconds that the episode took
@@ -73,15 +77,17 @@ class EventRecorder:
 
     Every recorded episode has a ``route`` and a ``completion``: an episode without events was not
     recorded, which differs from an episode in which nothing happened. A stretch off the road or in
-    the wrong lane is one event, at the step where it starts; if it is both, it is off the road.
+    the wrong lane is one event, at the step where it starts; if it is both, it is off the road. A
+    collision that the simulator reported late is an event of the step at which it happened.
     """
 
     def __init__(self, length_m: float, best_m: float, frame: WorldFrame) -> None:
         self._start_s = frame.sim_time_s
-        self._vehicle = frame.vehicle
+        self._past = collections.deque(((frame.frame_id, frame.vehicle),), _LATEST_STEPS)
         self._best_m = best_m
         self._steps = 0
         self._stretch: Event | None = None
+        self._other_control: Event | None = None
         self._events = [_event(0, "route", frame.vehicle, length_m)]
 
     def record(
@@ -92,10 +98,13 @@ class EventRecorder:
         if frame.off_road or frame.wrong_way or self._stretch is not None:
             self._record_stretch(frame, facts, best_m - self._best_m)
         if frame.collision:
-            # After the impact the car may stand: what counts is whether it moved before.
-            speed = max(abs(self._vehicle.speed_mps), abs(frame.vehicle.speed_mps))
-            subject = frame.collision[:MAX_TEXT]
-            self._events.append(_event(step, "collision", frame.vehicle, speed, subject))
+            self._events.append(self._collision(step, frame))
+        if frame.ran_red_light:
+            speed = abs(frame.vehicle.speed_mps)
+            self._events.append(_event(step, "red_light", frame.vehicle, speed))
+        if frame.other_control:
+            known = self._other_control or _event(step, "other_control", frame.vehicle, 0.0)
+            self._other_control = dataclasses.replace(known, value=known.value + 1.0)
         if frame.lane_invasions:
             self._events.append(
                 _event(step, "lane_invasion", frame.vehicle, float(frame.lane_invasions))
@@ -107,8 +116,19 @@ class EventRecorder:
                 "timeout": frame.sim_time_s - self._start_s,
             }
             self._events.append(_event(step, kind, frame.vehicle, values.get(kind, 0.0)))
-        self._vehicle, self._best_m = frame.vehicle, best_m
+        self._past.append((frame.frame_id, frame.vehicle))
+        self._best_m = best_m
         self._steps += 1
+
+    def _collision(self, step: int, frame: WorldFrame) -> Event:
+        """Return the event of a collision, at the frame in which it happened."""
+        happened = frame.frame_id if frame.collision_frame_id is None else frame.collision_frame_id
+        late = min(sum(number >= happened for number, _ in self._past), step)
+        vehicles = [*(vehicle for _, vehicle in self._past), frame.vehicle]
+        before, vehicle = vehicles[-2 - late], vehicles[-1 - late]
+        # After the impact the car may stand: what counts is whether it moved before.
+        speed = max(abs(before.speed_mps), abs(vehicle.speed_mps))
+        return _event(step - late, "collision", vehicle, speed, frame.collision[:MAX_TEXT])
 
     def _record_stretch(self, frame: WorldFrame, facts: StepFacts, gained_m: float) -> None:
         """Start, extend or end a stretch off the road or in the wrong lane."""
@@ -126,9 +146,10 @@ class EventRecorder:
         """Return the events so far, ordered by step; empty before the first step."""
         if not self._steps:
             return ()
-        running = [] if self._stretch is None else [self._stretch]
+        running = [event for event in (self._stretch, self._other_control) if event is not None]
         found = sorted((*self._events, *running), key=lambda event: event.step)
-        last = _event(self._steps - 1, "completion", self._vehicle, self._best_m)
+        _, vehicle = self._past[-1]
+        last = _event(self._steps - 1, "completion", vehicle, self._best_m)
         return (*found, last)
 
 

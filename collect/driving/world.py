@@ -59,6 +59,8 @@ class WorldFrame:
     """The car."""
     collision: str = ""
     """What the car hit since the frame before (``vehicle``), or an empty string."""
+    collision_frame_id: int | None = None
+    """Frame in which it was hit, if the simulator reported it later; None for this frame."""
     off_road: bool = False
     """Whether the car's centre has left every driving lane and paved shoulder."""
     wrong_way: bool = False
@@ -66,10 +68,14 @@ class WorldFrame:
     lane_invasions: int = 0
     """Lane markings that the car's wheels crossed since the frame before."""
     lead_gap_m: float = math.inf
-    """Free metres to the next vehicle on the route ahead; infinite if there is none within 60 m.
-    Only the expert uses it; policies never see it."""
+    """Free metres to the next vehicle or closed stop line on the route ahead; infinite if there is
+    none within 60 m. Only the expert uses it; policies never see it."""
     lead_speed_mps: float = 0.0
     """Speed of that vehicle along the route; 0 if there is none."""
+    ran_red_light: bool = False
+    """Whether the car passed a red traffic light since the frame before."""
+    other_control: bool = False
+    """Whether the simulator drove to this frame with another action than the one it was given."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

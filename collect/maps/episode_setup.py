@@ -65,6 +65,8 @@ class EpisodeSetup:
     """An episode as drawn from its seed."""
 
     route: Route
+    lanes: tuple[int, ...]
+    """Indices of the lanes that the route runs along, in driving order."""
     weather: Weather
     start: Start
     """The car: near the start of the route, rolling, slightly off the lane centre."""
@@ -114,6 +116,7 @@ def draw_setup(
     route = planned.route
     return EpisodeSetup(
         route=route,
+        lanes=planned.lanes,
         weather=draw_weather(scenario.weather, camera_rng),
         start=_draw_start(route, start_rng, config),
         camera_rng=camera_rng,

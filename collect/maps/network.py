@@ -63,6 +63,8 @@ class Strip:
     """float64 (N,), metres along the centre line from the first point."""
     width_m: NDArray[np.float64]
     """float64 (N,), width across the heading."""
+    height_m: NDArray[np.float64]
+    """float64 (N,), height of the centre line."""
     kind: str
     """OpenDRIVE's lane type, ``driving`` or one of `PAVED`."""
 
@@ -215,8 +217,8 @@ def _sample(
     for waypoint in waypoints:
         pose = waypoint.transform
         place = pose.location
-        rows.append((place.x, place.y, pose.rotation.yaw, waypoint.lane_width))
-    table = np.array(rows, np.float64).reshape(-1, 4)
+        rows.append((place.x, place.y, pose.rotation.yaw, waypoint.lane_width, place.z))
+    table = np.array(rows, np.float64).reshape(-1, 5)
     if len(table) < 2 or not np.isfinite(table).all() or table[:, 3].mean() < NARROWEST_M:
         return None
     along = table[-1, :2] - table[0, :2] if len(table) == 2 else table[1, :2] - table[0, :2]
@@ -235,6 +237,7 @@ def _sample(
         yaw_rad=np.unwrap(np.radians(table[:, 2])),
         distance_m=distance,
         width_m=np.abs(table[:, 3]),
+        height_m=table[:, 4].copy(),
         kind=kind,
     )
     return strip, waypoints, forward

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from avtd3.store.errors import Avtd3Error, RoadError
+from avtd3.store.errors import Avtd3Error, RoadError, advice
 from avtd3.store.files import read_bytes
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -88,9 +88,7 @@ def read_opendrive(path: str | Path) -> str:
             f"road {path} does not exist, expected an .xodr file; check the path"
         ) from error
     except OSError as error:
-        raise RoadError(
-            f"road {path} cannot be read: {error.strerror}; check the file and its permissions"
-        ) from error
+        raise RoadError(f"road {path} cannot be read: {advice(error, reads=True)}") from error
     except ValueError as error:
         raise RoadError(f"road {path} cannot be used: {error}; give an .xodr file") from error
     text = decode_xml(data, f"road {path}", RoadError)

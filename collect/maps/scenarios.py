@@ -21,7 +21,7 @@ from avtd3.collect.checks import check_number
 from avtd3.collect.maps.opendrive import decode_xml, parse_number, parse_xml
 from avtd3.collect.maps.planner import MIN_ROUTE_M
 from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
-from avtd3.store.errors import ConfigError, abbreviate
+from avtd3.store.errors import ConfigError, abbreviate, advice
 from avtd3.store.files import read_bytes, safe_join
 
 GENERATED = "generated"
@@ -247,7 +247,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
         ) from error
     except OSError as error:
         raise ConfigError(
-            f"scenario file {path} cannot be read: {error.strerror}; check its permissions"
+            f"scenario file {path} cannot be read: {advice(error, reads=True)}"
         ) from error
     except ValueError as error:
         raise ConfigError(

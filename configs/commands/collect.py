@@ -5,34 +5,15 @@ from typing import Annotated
 
 import typer
 
+from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import interruptible, progress
-from avtd3.configs.commands.options import (
-    ConfigOption,
-    HostOption,
-    JsonOption,
-    NpcsOption,
-    PortsOption,
-    ScenarioFileOption,
-    ScenarioOption,
-    SeedOption,
-    ServerCommandOption,
-    SetOption,
-    TownOption,
-    WorkersOption,
-    WorldOption,
-    answer,
-    at_servers,
-    check_simulators,
-    replace,
-    section,
-)
 
 
 def collect(
     dataset: Annotated[
         Path, typer.Argument(metavar="DATASET", help="Dataset directory; created if missing.")
     ],
-    world: WorldOption = None,
+    world: opt.WorldOption = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Stop after N steps. Default: 10000."),
@@ -59,15 +40,16 @@ def collect(
             help="Directory where a learner publishes policies; needed to drive with policy.",
         ),
     ] = None,
-    workers: WorkersOption = None,
-    host: HostOption = None,
-    port: PortsOption = None,
-    server_command: ServerCommandOption = None,
-    seed: SeedOption = None,
-    scenario: ScenarioOption = None,
-    scenario_file: ScenarioFileOption = None,
-    npcs: NpcsOption = None,
-    town: TownOption = None,
+    workers: opt.WorkersOption = None,
+    host: opt.HostOption = None,
+    port: opt.PortsOption = None,
+    server_command: opt.ServerCommandOption = None,
+    seed: opt.SeedOption = None,
+    scenario: opt.ScenarioOption = None,
+    scenario_file: opt.ScenarioFileOption = None,
+    npcs: opt.NpcsOption = None,
+    walkers: opt.WalkersOption = None,
+    town: opt.TownOption = None,
     random_steps: Annotated[
         int | None,
         typer.Option(
@@ -87,9 +69,9 @@ def collect(
         bool,
         typer.Option("--resume", help="Continue an interrupted collection with the same settings."),
     ] = False,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
+    config: opt.ConfigOption = None,
+    set_: opt.SetOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Drive a car and write the episodes to a dataset.
 
@@ -100,11 +82,17 @@ def collect(
     from avtd3.collect.foreign import stdout_to_stderr
     from avtd3.collect.worlds import use_current_directory
 
-    settings = section("collect", config, set_)
-    lead = replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
-    settings = replace(settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead)
-    where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
-    settings = at_servers(replace(settings, scenario=where), host, port, server_command)
+    settings = opt.section("collect", config, set_)
+    lead = opt.replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
+    settings = opt.replace(
+        settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead
+    )
+    where = opt.replace(
+        settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town
+    )
+    settings = opt.at_servers(
+        opt.replace(settings, scenario=where), host, port, server_command, walkers
+    )
     use_current_directory(settings)
     with interruptible() as should_stop, progress() as show, stdout_to_stderr():
         report = run(
@@ -118,5 +106,5 @@ def collect(
             should_stop=should_stop,
             on_progress=show,
         )
-    answer(report.document(), as_json, report.summary())
-    check_simulators(report.failure)
+    opt.answer(report.document(), as_json, report.summary())
+    opt.check_simulators(report.failure)

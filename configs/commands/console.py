@@ -1,19 +1,37 @@
-"""Terminal output of the commands, their progress displays, and Ctrl-C.
+"""Everything that the commands print, their progress displays, and the signals that end them.
 
-Only answers go to standard output; everything else goes to standard error.
+Only answers go to standard output; everything else goes to standard error. `terminal` replaces both
+streams, so that nothing that is printed can steer a terminal, whoever prints it.
 """
 
 import contextlib
+import errno
 import os
+import re
 import signal
 import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TextIO, cast
+
+from avtd3.store.errors import StorageError, escape
+
+EXIT_NO = 1
+"""Exit code when the answer is no: an audit with findings, NO-GO, training stopped by a guard."""
+EXIT_USAGE = 2
+"""Exit code for an invalid command line, configuration or input."""
+EXIT_ENVIRONMENT = 3
+"""Exit code when the environment failed: no simulator, disk full."""
+EXIT_UNEXPECTED = 70
+"""Exit code of an error that avtd3 does not know."""
 
 LINE_INTERVAL_S = 10.0
 """Seconds between two lines of progress when standard error is not a terminal."""
+
+_COLOURS = re.compile(r"(\x1b\[38;5;[0-9]{1,3};48;5;[0-9]{1,3}m|\x1b\[0m)")
+"""The only control codes that avtd3 prints: the colours of the frames of an episode."""
 
 
 class Progress(Protocol):
@@ -32,6 +50,91 @@ class Progress(Protocol):
 ShowProgress = Callable[[Progress], None]
 
 
+class SafeStream:
+    """A stream that escapes control characters, and outlives the reader at its other end.
+
+    Line breaks and the colours of frames stay. A character that the encoding lacks is escaped, too.
+    When a pipe or a terminal is closed at its other end, further output is dropped.
+
+    Args:
+        stream: Where to write.
+        must_arrive: Whether any other failure to write, such as a full disk, is an error.
+        raw: Whether to keep control characters, as a progress bar needs.
+    """
+
+    def __init__(self, stream: TextIO, *, must_arrive: bool, raw: bool = False) -> None:
+        self._stream, self._must_arrive, self._raw = stream, must_arrive, raw
+        self.encoding = stream.encoding or "utf-8"
+        self.isatty, self.fileno = stream.isatty, stream.fileno
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        safe = text if self._raw else "".join(map(_escape_all_but_colours, _COLOURS.split(text)))
+        known = safe.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        with self._failures():
+            self._stream.write(known)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._failures():
+            self._stream.flush()
+
+    def raw(self) -> "SafeStream":
+        """Return a stream to the same place that keeps control characters."""
+        return SafeStream(self._stream, must_arrive=self._must_arrive, raw=True)
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What is still buffered, and what Python flushes at its end, must go somewhere.
+            with contextlib.suppress(OSError), Path(os.devnull).open("wb") as null:
+                os.dup2(null.fileno(), self.fileno())
+            if self._must_arrive and error.errno != errno.EPIPE:
+                message = f"cannot write standard output: {error.strerror}"
+                raise StorageError(error.errno, message) from error
+
+
+def _escape_all_but_colours(text: str) -> str:
+    return text if _COLOURS.fullmatch(text) else escape(text, keep="\n\t")
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[None]:
+    """Make the standard streams safe, and end at signals with the exit code 128 + their number."""
+    _open_missing_streams()
+    with _safe_streams(), _handled(lambda number: sys.exit(128 + number)):
+        yield
+
+
+@contextlib.contextmanager
+def _safe_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout = cast(TextIO, SafeStream(sys.stdout, must_arrive=True))
+    sys.stderr = cast(TextIO, SafeStream(sys.stderr, must_arrive=False))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _open_missing_streams() -> None:
+    """Open /dev/null where the shell closed a standard stream, as ``2>&-`` does.
+
+    Otherwise the next file that is opened would take its number, and get what is printed.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the end
+
+
 def say(text: str) -> None:
     """Print a message on standard error."""
     print(text, file=sys.stderr, flush=True)
@@ -43,10 +146,11 @@ def print_answer(text: str) -> None:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True after the first Ctrl-C or SIGTERM.
+def _handled(handler: Callable[[int], object]) -> Iterator[None]:
+    """Call a function at the first signal that asks to end; the second ends the process at once.
 
-    The second signal ends the process at once.
+    These are Ctrl-C, SIGTERM, SIGHUP (unless nohup made the process ignore it), and SIGUSR1, which
+    SLURM can send before it preempts a job.
     """
     received: list[int] = []
 
@@ -54,15 +158,35 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if received:
             os._exit(128 + number)
         received.append(number)
-        # A signal may arrive inside a print, and a stream must not be entered twice.
-        os.write(2, b"\navtd3: finishing cleanly; press Ctrl-C again to stop at once\n")
+        handler(number)
 
-    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
-        yield lambda: bool(received)
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns True after the first signal that asks to end.
+
+    The second signal ends the process at once.
+    """
+    received: list[int] = []
+
+    def on_signal(number: int) -> None:
+        received.append(number)
+        # A signal may arrive inside a print, and a stream must not be entered twice.
+        with contextlib.suppress(OSError):  # such as a terminal that is gone
+            os.write(2, b"\navtd3: finishing cleanly; press Ctrl-C again to stop at once\n")
+
+    with _handled(on_signal):
+        yield lambda: bool(received)
 
 
 @contextlib.contextmanager
@@ -85,16 +209,21 @@ def _bar() -> Iterator[ShowProgress]:
         BarColumn(24),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
-    with Bar(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+    stream: object = sys.stderr
+    if isinstance(stream, SafeStream):
+        stream = stream.raw()
+    console = Console(file=cast(TextIO, stream))
+    # The bar moves what others print above itself, with its own streams: these must be safe, too.
+    with Bar(*columns, console=console, refresh_per_second=4) as bar, _safe_streams():
         task = bar.add_task("starting", total=None)
 
         def show(report: Progress) -> None:
             fraction = report.fraction
             bar.update(
                 task,
-                description=report.line(),
+                description=escape(report.line()),
                 total=None if fraction is None else 1.0,
                 completed=fraction or 0.0,
             )
@@ -114,4 +243,4 @@ class _Lines:
             return
         self._next_s = now + LINE_INTERVAL_S
         share = "" if report.fraction is None else f"{report.fraction:4.0%} "
-        say(f"{share}{report.line()}")
+        say(f"{share}{escape(report.line())}")

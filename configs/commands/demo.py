@@ -74,7 +74,7 @@ class DemoSettings:
             ConfigError: As `avtd3.configs.load.load_section`.
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: section(name, source or "demo", overrides) for name in names})
+        return cls(**{name: section(name, source or "demo", overrides, *names) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +107,13 @@ class DemoReport:
 
     def table(self) -> str:
         """Return the evaluations as a Markdown table."""
+        from avtd3.store.render.text import markdown_table
+
         head = (
             "driver", "success", "95 %", "route", "return", "collisions/km",
             "departures/km", "off centre", "speed",
         )  # fmt: skip
-        lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+        rows = []
         for name, report in self.evaluations.items():
             d = report.document()
             low, high = d["success_interval"]
@@ -126,22 +128,24 @@ class DemoReport:
                 f"{d['lateral_deviation_m']:.2f} m",
                 f"{3.6 * d['speed_mps']:.1f} km/h",
             )
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines)
+            rows.append(cells)
+        return "\n".join(markdown_table(head, "<" * len(head), rows))
 
     def summary(self) -> str:
         """Return the report as text."""
+        from avtd3.store.render.text import join_lines
+
         count = len(next(iter(self.evaluations.values())).scores)
         lines = [
             f"{count} held-out roads, the same for each driver:",
             "",
-            self.table(),
+            *self.table().splitlines(),
             "",
             f"mean return of the training data: {self.data_return_mean:.1f}",
             f"{self.updates} updates; {self.seconds:.0f} s in total; see:",
             *(f"  {path}" for path in self.pictures),
         ]
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 def demo(
@@ -169,16 +173,10 @@ def demo(
 def run_demo(out: Path, settings: DemoSettings, should_stop: Callable[[], bool]) -> DemoReport:
     """Run all steps and write the results.
 
-    Args:
-        out: Directory for all files; must be absent or empty.
-        settings: The settings.
-        should_stop: Called often; when it returns True, the current step stops cleanly.
-
     Raises:
         ConfigError: If the directory is not empty.
         DatasetError: If an audit has findings.
         KeyboardInterrupt: If `should_stop` returned True.
-        Avtd3Error: As the steps.
     """
     from avtd3.store.files import write_aside
 

@@ -5,17 +5,8 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.commands.options import (
-    EXIT_ENVIRONMENT,
-    EXIT_NO,
-    ConfigOption,
-    HostOption,
-    JsonOption,
-    SetOption,
-    answer,
-    replace,
-    section,
-)
+from avtd3.configs.commands import options as opt
+from avtd3.configs.commands.console import EXIT_ENVIRONMENT, EXIT_NO
 
 app = typer.Typer(
     help="Check that external requirements are met.", no_args_is_help=True, rich_markup_mode=None
@@ -29,28 +20,51 @@ def _doctor() -> None:
 
 @app.command()
 def carla(
-    host: HostOption = None,
+    host: opt.HostOption = None,
     port: Annotated[
         int | None, typer.Option(metavar="PORT", help="Port of the CARLA server. Default: 2000.")
     ] = None,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Save a camera image as PNG.")
     ] = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
+    drive: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=1.0, help="Also let the expert drive, and check what that shows."
+        ),
+    ] = None,
+    town: Annotated[
+        str, typer.Option(metavar="TOWN", help="Map for --drive. Default: Town01.")
+    ] = "Town01",
+    npcs: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Other vehicles for --drive. Default: 10.")
+    ] = 10,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the findings and pictures of --drive as HTML."),
+    ] = None,
+    config: opt.ConfigOption = None,
+    set_: opt.SetOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Check that a CARLA server can be used.
 
     Tests the connection, versions, simulation steps, camera images and speed. Exits with 0 if
     episodes can be driven, with 1 if something is wrong, and with 3 if no server answers.
     """
-    from avtd3.collect.carla.doctor import examine
+    from avtd3.collect.carla import doctor
+    from avtd3.collect.maps.scenarios import scenario
+    from avtd3.store.files import storage_errors
 
+    opt.check_destinations(image, html)
     ports = None if port is None else (port,)
-    settings = replace(section("collect", config, set_).carla, host=host, ports=ports)
-    report = examine(settings, settings.ports[0], image)
-    answer(report.document(), as_json, report.summary())
+    settings = opt.replace(opt.section("collect", config, set_).carla, host=host, ports=ports)
+    seconds, setting = drive or 0.0, scenario(0, town=town, npcs=npcs)
+    report, pictures = doctor.examine(settings, settings.ports[0], image, setting, seconds)
+    if html is not None:
+        with storage_errors(html):
+            html.write_text(doctor.page(report, pictures), "utf-8")
+    opt.answer(report.document(), as_json, report.summary())
     if not report.is_reached:
         raise typer.Exit(EXIT_ENVIRONMENT)
     if not report.is_well:

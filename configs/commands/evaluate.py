@@ -5,27 +5,8 @@ from typing import Annotated
 
 import typer
 
+from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import interruptible, progress
-from avtd3.configs.commands.options import (
-    ConfigOption,
-    HostOption,
-    JsonOption,
-    NpcsOption,
-    PortsOption,
-    ScenarioFileOption,
-    ScenarioOption,
-    SeedOption,
-    ServerCommandOption,
-    SetOption,
-    TownOption,
-    WorkersOption,
-    WorldOption,
-    answer,
-    at_servers,
-    check_simulators,
-    replace,
-    section,
-)
 
 
 def evaluate(
@@ -37,26 +18,27 @@ def evaluate(
             "expert.",
         ),
     ],
-    world: WorldOption = None,
+    world: opt.WorldOption = None,
     episodes: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Number of held-out episodes. Default: 20."),
     ] = None,
-    workers: WorkersOption = None,
-    host: HostOption = None,
-    port: PortsOption = None,
-    server_command: ServerCommandOption = None,
-    seed: SeedOption = None,
-    scenario: ScenarioOption = None,
-    scenario_file: ScenarioFileOption = None,
-    npcs: NpcsOption = None,
-    town: TownOption = None,
+    workers: opt.WorkersOption = None,
+    host: opt.HostOption = None,
+    port: opt.PortsOption = None,
+    server_command: opt.ServerCommandOption = None,
+    seed: opt.SeedOption = None,
+    scenario: opt.ScenarioOption = None,
+    scenario_file: opt.ScenarioFileOption = None,
+    npcs: opt.NpcsOption = None,
+    walkers: opt.WalkersOption = None,
+    town: opt.TownOption = None,
     gif: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Save the first episode as a GIF.")
     ] = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
+    config: opt.ConfigOption = None,
+    set_: opt.SetOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Measure how well a policy drives on held-out roads.
 
@@ -67,12 +49,17 @@ def evaluate(
     from avtd3.collect.foreign import stdout_to_stderr
     from avtd3.collect.worlds import use_current_directory
 
-    settings = section("evaluate", config, set_)
-    settings = replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
-    where = replace(settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town)
-    settings = at_servers(replace(settings, scenario=where), host, port, server_command)
+    settings = opt.section("evaluate", config, set_)
+    settings = opt.replace(settings, world=world, episodes=episodes, workers=workers, seed=seed)
+    where = opt.replace(
+        settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town
+    )
+    settings = opt.at_servers(
+        opt.replace(settings, scenario=where), host, port, server_command, walkers
+    )
     use_current_directory(settings)
+    opt.check_destinations(gif)
     with interruptible() as should_stop, progress() as show, stdout_to_stderr():
         report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=show)
-    answer(report.document(), as_json, report.summary())
-    check_simulators(report.failure)
+    opt.answer(report.document(), as_json, report.summary())
+    opt.check_simulators(report.failure)

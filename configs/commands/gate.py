@@ -1,61 +1,47 @@
 """`avtd3 gate` and `avtd3 compare`, and the YAML files that they read."""
 
+import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avtd3.configs.commands.console import say
-from avtd3.configs.commands.options import EXIT_NO, JsonOption, answer
-from avtd3.store.errors import ConfigError
+from avtd3.configs.commands.console import EXIT_NO, say
+from avtd3.configs.commands.options import JsonOption, answer, check_destinations
+from avtd3.store.errors import ConfigError, abbreviate
 
 if TYPE_CHECKING:
     from avtd3.learn.analysis.criteria import GateConfig
-    from avtd3.learn.analysis.metric_names import DirectionBook, Directions, NameBook, NameSet
+    from avtd3.learn.analysis.metric_names import DirectionBook, NameBook
 
 
-_EXPECTED_FILE = "give a YAML file; see docs/gates.md"
-_DEFAULT_NAMES = "avtd3"
+_FILES = Path(__file__).parent.parent
+_DEFAULT_NAMES = "avtd3.yaml"
 """Set of names for runs whose tags match no set."""
 
 
 def stages() -> list[str]:
     """Return the stages whose criteria ship with avtd3, shortest first."""
-    folder = resources.files("avtd3.configs") / "gates"
-    return sorted((p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml")), key=_length)
+    return sorted((file.stem for file in (_FILES / "gates").glob("*.yaml")), key=_length)
 
 
 def load_gate(stage: str | None, criteria: Path | None) -> "GateConfig":
-    """Load the criteria of a stage, or of a file.
-
-    Args:
-        stage: One of `stages`, or None; with a file, the name that the report gives the stage.
-        criteria: A YAML file with criteria, or None.
-
-    Raises:
-        ConfigError: If there is no such stage or file, or the file is invalid.
-    """
-    from avtd3.configs.load import parse_mapping, read_text
+    """Load the criteria of one of `stages`, or of a file, which a stage then only names."""
     from avtd3.learn.analysis.criteria import GateConfig
 
-    if criteria is not None:
-        source, text = str(criteria), read_text(criteria, otherwise=_EXPECTED_FILE)
-    elif stage in stages():
-        source = f"{stage}.yaml"
-        text = (resources.files("avtd3.configs") / "gates" / source).read_text("utf-8")
-    else:
-        known = ", ".join(stages())
-        found = "no --stage" if stage is None else f"--stage {stage!r}"
-        raise ConfigError(f"found {found}, expected one of {known}, or --criteria with a file")
-    document = parse_mapping(text, source, of="a gate's settings: stage, steps, criteria")
-    if stage is not None:
-        document["stage"] = stage
-    document.setdefault("stage", Path(source).stem)
-    config: GateConfig = _build(GateConfig, document, source, path="gate")
-    return config
+    if criteria is None and stage not in stages():
+        found = "no --stage" if stage is None else f"--stage {abbreviate(stage)}"
+        raise ConfigError(
+            f"found {found}, expected one of {', '.join(stages())}, or --criteria with a file"
+        )
+    file = _FILES / "gates" / f"{stage}.yaml" if criteria is None else criteria
+    of = "a gate's settings: stage, steps, criteria"
+    config: GateConfig = _load(
+        GateConfig, file, {} if stage is None else {"stage": stage}, path="gate", of=of
+    )
+    return config if config.stage else dataclasses.replace(config, stage=file.stem)
 
 
 def load_names(chosen: str | None = None, mapped: Sequence[str] = ()) -> "NameBook":
@@ -64,81 +50,51 @@ def load_names(chosen: str | None = None, mapped: Sequence[str] = ()) -> "NameBo
     Args:
         chosen: Name of a set, or a file with one; None chooses by the run's tags.
         mapped: Texts of the form ``METRIC=TAG``.
-
-    Raises:
-        ConfigError: If there is no such set, it is invalid, or a text has another form.
     """
-    from avtd3.configs.load import read_text
-    from avtd3.learn.analysis.metric_names import NameBook
+    from avtd3.learn.analysis.metric_names import NameBook, NameSet
 
-    folder = resources.files("avtd3.configs") / "gates" / "names"
-    sets = {}
-    for file in sorted(
-        folder.iterdir(), key=lambda p: (p.name != f"{_DEFAULT_NAMES}.yaml", p.name)
-    ):
-        if file.name.endswith(".yaml"):
-            found = _name_set(file.read_text("utf-8"), file.name)
-            sets[found.name] = found
-    picked = None
-    if chosen is not None and chosen in sets:
-        picked = sets[chosen]
-    elif chosen is not None:
-        path = Path(chosen)
-        if not path.is_file():
+    def load(file: Path) -> NameSet:
+        of = "names: name, about, axis, marks, tags"
+        names: NameSet = _load(NameSet, file, {}, path="names", of=of)
+        return names
+
+    files = (_FILES / "gates" / "names").glob("*.yaml")
+    ordered = sorted(files, key=lambda p: (p.name != _DEFAULT_NAMES, p.name))
+    sets = {found.name: found for found in map(load, ordered)}
+    picked = None if chosen is None else sets.get(chosen)
+    if chosen is not None and picked is None:
+        if not Path(chosen).is_file():
             raise ConfigError(
-                f"--names is {chosen!r}, expected a file or one of {', '.join(sets)}; without "
-                "--names, the set is chosen by the run's tags"
+                f"--names is {abbreviate(chosen)}, expected a file or one of {', '.join(sets)}; "
+                "without --names, the set is chosen by the run's tags"
             )
-        picked = _name_set(read_text(path, otherwise=_EXPECTED_FILE), chosen)
+        picked = load(Path(chosen))
     return NameBook(sets=tuple(sets.values()), own=_parse_mapped(mapped), chosen=picked)
 
 
 def load_directions(file: Path | None = None) -> "DirectionBook":
-    """Load the table of which metrics are better when they are low, and which when high.
+    """Load the tables of which metrics are better when low or high; that of a file comes first."""
+    from avtd3.learn.analysis.metric_names import DirectionBook, Directions
 
-    Args:
-        file: A table that takes precedence over the built-in ones, or None.
-
-    Raises:
-        ConfigError: If there is no such file, or it is invalid.
-    """
-    from avtd3.configs.load import read_text
-    from avtd3.learn.analysis.metric_names import DirectionBook
-
-    shipped = resources.files("avtd3.configs") / "compare" / "directions.yaml"
-    others = _directions(shipped.read_text("utf-8"), shipped.name)
-    if file is None:
-        return DirectionBook(others=others)
-    own = _directions(read_text(file, otherwise=_EXPECTED_FILE), str(file))
+    own, others = (
+        _load(Directions, source, {}, path="directions", of="directions: lower, higher, neither")
+        if source
+        else Directions()
+        for source in (file, _FILES / "compare" / "directions.yaml")
+    )
     return DirectionBook(own=own, others=others)
 
 
-def _directions(text: str, source: str) -> "Directions":
-    from avtd3.configs.load import parse_mapping
-    from avtd3.learn.analysis.metric_names import Directions
+def _load(kind: type, file: Path, given: dict[str, str], *, path: str, of: str) -> Any:  # noqa: ANN401
+    """Build a dataclass from a YAML file and given keys; name the file in error messages."""
+    from avtd3.configs.load import build, parse_mapping, read_text
 
-    document = parse_mapping(text, source, of="directions: lower, higher, neither")
-    found: Directions = _build(Directions, document, source, path="directions")
-    return found
-
-
-def _build(kind: type, document: Mapping[str, object], source: str, *, path: str) -> Any:  # noqa: ANN401
-    """Build a dataclass; name the file in error messages."""
-    from avtd3.configs.load import build
-
+    text = read_text(file, otherwise="give a YAML file; see docs/gates.md")
+    document = parse_mapping(text, str(file), of=of) | dict(given)
     try:
         return build(kind, document, path=path)
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
-
-
-def _name_set(text: str, source: str) -> "NameSet":
-    from avtd3.configs.load import parse_mapping
-    from avtd3.learn.analysis.metric_names import NameSet
-
-    document = parse_mapping(text, source, of="names: name, about, axis, marks, tags")
-    names: NameSet = _build(NameSet, document, source, path="names")
-    return names
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def _parse_mapped(texts: Sequence[str]) -> Mapping[str, str]:
@@ -148,7 +104,8 @@ def _parse_mapped(texts: Sequence[str]) -> Mapping[str, str]:
         metric, found, tag = text.partition("=")
         if not found or not metric or not tag:
             raise ConfigError(
-                f"found --map {text!r}, expected METRIC=TAG, such as critic/loss=train/critic_loss"
+                f"found --map {abbreviate(text)}, expected METRIC=TAG, such as "
+                "critic/loss=train/critic_loss"
             )
         own[metric] = tag
     return own
@@ -219,6 +176,7 @@ def gate(
     from avtd3.learn.analysis.gate import gate as run_gate
     from avtd3.learn.analysis.pages import gate_page
 
+    check_destinations(markdown, html)
     config = load_gate(stage, criteria)
     report = run_gate(run, config, load_names(names, map_ or ()), optional=optional or ())
     _write(markdown, report.markdown)
@@ -298,6 +256,7 @@ def compare(
     from avtd3.learn.analysis.compare import compare as run_compare
     from avtd3.learn.analysis.pages import compare_page
 
+    check_destinations(markdown, html)
     config = CompareConfig(
         align=align.value,
         window=window,

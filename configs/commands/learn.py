@@ -5,18 +5,9 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.commands.console import interruptible, progress
-from avtd3.configs.commands.options import (
-    EXIT_NO,
-    ConfigOption,
-    FilterOption,
-    JsonOption,
-    SeedOption,
-    SetOption,
-    answer,
-    replace,
-    section,
-)
+from avtd3.configs.commands import options as opt
+from avtd3.configs.commands.console import EXIT_NO, interruptible, progress
+from avtd3.store.errors import ConfigError
 
 
 def learn(
@@ -66,11 +57,11 @@ def learn(
             "(cache if it fits). Default: auto.",
         ),
     ] = None,
-    filter_: FilterOption = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
+    filter_: opt.FilterOption = None,
+    seed: opt.SeedOption = None,
+    config: opt.ConfigOption = None,
+    set_: opt.SetOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Train TD3 or TD3+BC from datasets and publish policies.
 
@@ -81,10 +72,17 @@ def learn(
     limit_spinning()  # before torch is imported
     from avtd3.learn.callbacks import ProgressCallback
     from avtd3.learn.trainer import train
+    from avtd3.store.dataset import dataset_around
 
-    settings = replace(section("learn", config, set_), updates=updates, seed=seed)
+    settings = opt.replace(opt.section("learn", config, set_), updates=updates, seed=seed)
     filters = None if filter_ is None else tuple(filter_)
-    settings = replace(settings, replay=replace(settings.replay, filter=filters, mode=mode))
+    settings = opt.replace(settings, replay=opt.replace(settings.replay, filter=filters, mode=mode))
+    for option, place in (("--run", run), ("--policies", policies)):
+        if place is not None and (around := dataset_around(place)):
+            raise ConfigError(
+                f"{option} {place} is in the dataset {around}; give a directory of its own, such "
+                f"as {around}-run"
+            )
     with interruptible() as should_stop, progress() as show:
         report = train(
             settings,
@@ -96,6 +94,6 @@ def learn(
             rollback=rollback,
             callbacks=[ProgressCallback(show, should_stop)],
         )
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())
     if report.halted:
         raise typer.Exit(EXIT_NO)

@@ -1,8 +1,10 @@
 """Options, settings, answers and exit codes that the commands share."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from avtd3.configs.commands.console import print_answer
-from avtd3.store.errors import ConfigError, WorldError
-
-EXIT_NO = 1
-"""Exit code when the answer is no: an audit with findings, NO-GO, training stopped by a guard."""
-EXIT_USAGE = 2
-"""Exit code for an invalid command line, configuration or input."""
-EXIT_ENVIRONMENT = 3
-"""Exit code when the environment failed: no simulator, disk full."""
+from avtd3.store.errors import ConfigError, WorldError, abbreviate
 
 ConfigOption = Annotated[
     str | None,
@@ -73,6 +68,9 @@ ScenarioFileOption = Annotated[
 NpcsOption = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Number of other vehicles.")
 ]
+WalkersOption = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Number of pedestrians, in CARLA.")
+]
 TownOption = Annotated[
     str | None,
     typer.Option(metavar="TOWN", help="OpenDRIVE file (.xodr), or a CARLA map such as Town01."),
@@ -95,17 +93,34 @@ ServerCommandOption = Annotated[
 ]
 
 
-def section(name: str, config: str | None, overrides: Sequence[str] | None) -> Any:  # noqa: ANN401
-    """Load the settings of a command; see `avtd3.configs.load.load_section`."""
+def section(name: str, config: str | None, overrides: Sequence[str] | None, *others: str) -> Any:  # noqa: ANN401
+    """Load the settings of a command; ``others`` names more sections that the command uses."""
     from avtd3.configs.load import load_section
 
-    return load_section(name, config, overrides or ())
+    used = tuple(dict.fromkeys((name, *others)))
+    return load_section(name, config, overrides or (), used=used)
 
 
 def replace(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - any section
     """Return the settings with the options of the command line; None means not given."""
     given = {key: value for key, value in changes.items() if value is not None}
+    for key, value in given.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ConfigError(f"--{key} is {abbreviate(value)}, expected less than 2^63")
     return dataclasses.replace(settings, **given)
+
+
+def check_destinations(*paths: Path | None) -> None:
+    """Check before the work that files can be written at its end; make missing directories."""
+    from avtd3.store.files import storage_errors
+
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise ConfigError(f"{path} is a directory; give the path of a file")
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(path.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def at_servers(
@@ -113,32 +128,34 @@ def at_servers(
     host: str | None,
     ports: str | None,
     command: str | None,
+    walkers: int | None = None,
 ) -> Any:  # noqa: ANN401
-    """Return the settings with the options that name CARLA servers; None means not given.
-
-    Raises:
-        ConfigError: If servers are given for another world, or a port is not a number.
-    """
-    if settings.world != "carla" and (host, ports, command) != (None, None, None):
+    """Return the settings with the options that name CARLA servers; None means not given."""
+    given = (host, ports, command, walkers)
+    if settings.world != "carla" and any(option is not None for option in given):
         raise ConfigError(
-            "--host, --port and --server-command need the world carla, found "
+            "--host, --port, --server-command and --walkers need the world carla, found "
             f"{settings.world!r}; add --world carla"
         )
-    changes = {"host": host, "ports": parse_ports(ports), "server_command": command}
+    changes = {
+        "host": host,
+        "ports": parse_ports(ports),
+        "server_command": command,
+        "walkers": walkers,
+    }
     return replace(settings, carla=replace(settings.carla, **changes))
 
 
 def answer(document: Mapping[str, Any], as_json: bool, text: str) -> None:
     """Print a command's answer on standard output, as JSON or as text."""
-    print_answer(json.dumps(document, indent=2, allow_nan=False) if as_json else text)
+    if as_json:
+        # DEL is the only control character that json leaves.
+        text = json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f")
+    print_answer(text)
 
 
 def check_simulators(failure: str) -> None:
-    """Raise `WorldError` if simulators failed, so that the command exits with 3.
-
-    Args:
-        failure: What failed; an empty string if nothing did.
-    """
+    """Raise `WorldError`, for exit code 3, if there is a text about what failed."""
     if failure:
         raise WorldError(failure)
 
@@ -154,22 +171,12 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
 def parse_bytes(text: str) -> int:
-    """Parse ``10GB`` (powers of 1000), ``10GiB`` (powers of 1024) or ``10000`` into bytes.
-
-    Upper and lower case are equivalent.
-
-    Raises:
-        ConfigError: If the text has another form.
-    """
+    """Parse ``10GB`` (powers of 1000), ``10GiB`` (of 1024) or ``10000`` into bytes, in any case."""
     return round(_parse_amount(text, _BYTES, "an amount of bytes, such as 10GB, 500MB or 2GiB"))
 
 
 def parse_seconds(text: str) -> float:
-    """Parse ``45s``, ``90m``, ``12h``, ``30d`` or ``2w`` into seconds.
-
-    Raises:
-        ConfigError: If the text has another form.
-    """
+    """Parse ``45s``, ``90m``, ``12h``, ``30d`` or ``2w`` into seconds."""
     return _parse_amount(text, _SECONDS, "a time, such as 30d, 12h, 90m or 45s")
 
 
@@ -177,53 +184,41 @@ def _parse_amount(text: str, units: Mapping[str, float], expected: str) -> float
     match = _AMOUNT.fullmatch(text.strip())
     factor = units.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise ConfigError(f"found {text!r}, expected {expected}")
+        raise ConfigError(f"found {abbreviate(text)}, expected {expected}")
     amount = float(match[1]) * factor
     if not math.isfinite(amount):
-        raise ConfigError(f"{text!r} is too large; expected {expected}")
+        raise ConfigError(f"{abbreviate(text)} is too large; expected {expected}")
     return amount
 
 
 def parse_share(text: str) -> float:
-    """Parse a share, ``5%`` or ``0.05``.
-
-    Raises:
-        ConfigError: If the text is not a number above 0 and at most 1.
-    """
+    """Parse a share above 0 and at most 1, as ``5%`` or ``0.05``."""
     try:
         share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
     except ValueError:
         share = 0.0
     if not 0.0 < share <= 1.0:
         raise ConfigError(
-            f"--sample is {text!r}, expected a share above 0 and at most 1, such as 5% or 0.05"
+            f"--sample is {abbreviate(text)}, expected a share above 0 and at most 1, such as 5% "
+            "or 0.05"
         )
     return share
 
 
 def parse_ports(text: str | None) -> tuple[int, ...] | None:
-    """Parse ``2000,2010``; return None for None.
-
-    Raises:
-        ConfigError: If a part is not a whole number.
-    """
+    """Parse ``2000,2010``; return None for None."""
     if text is None:
         return None
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise ConfigError(f"--port is {text!r}, expected numbers, such as 2000,2010") from None
+        raise ConfigError(
+            f"--port is {abbreviate(text)}, expected numbers, such as 2000,2010"
+        ) from None
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Parse weights by name from ``name=1.0,other=0.5``, or from YAML files.
-
-    Args:
-        texts: Each is a list of pairs or the path of a file; later values replace earlier ones.
-
-    Raises:
-        ConfigError: If a text is neither, or a file does not map names to numbers.
-    """
+    """Parse weights from ``name=1.0,other=0.5`` and YAML files; later ones replace earlier ones."""
     weights: dict[str, float] = {}
     for text in texts:
         if "=" not in text:
@@ -241,19 +236,17 @@ def _parse_weight(name: str, value: object) -> float:
             return float(value)
         except ValueError:
             pass
-    raise ConfigError(f"weight {name}={value}: expected NAME=NUMBER, such as safety/collision=2.0")
+    found = abbreviate(value)
+    raise ConfigError(
+        f"weight {name[:200]} is {found}, expected NAME=NUMBER, such as safety/collision=2.0"
+    )
 
 
 def _read_weights(path: Path) -> dict[str, float]:
-    import yaml
+    from avtd3.configs.load import parse_mapping, read_text
 
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"--weights {path}: expected NAME=NUMBER,... or a YAML file of such pairs ({reason})"
-        ) from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"--weights {path}: expected a mapping from reward terms to numbers")
+    text = read_text(path, otherwise="expected NAME=NUMBER,... or a YAML file of such pairs")
+    document = parse_mapping(text, str(path), of="reward terms to numbers")
+    if not document:
+        raise ConfigError(f"--weights {path} is empty, expected reward terms with numbers")
     return {str(name): _parse_weight(str(name), value) for name, value in document.items()}

@@ -25,20 +25,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avtd3.configs.commands.console import interruptible, progress, say
-from avtd3.configs.commands.options import (
-    EXIT_ENVIRONMENT,
-    EXIT_NO,
-    ConfigOption,
-    FilterOption,
-    JsonOption,
-    SetOption,
-    answer,
-    parse_share,
-    replace,
-    section,
-)
-from avtd3.store.errors import ConfigError
+from avtd3.configs.commands import console
+from avtd3.configs.commands import options as opt
+from avtd3.store.errors import ConfigError, escape
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -79,14 +68,7 @@ _WINDOWS = 2
 
 
 def choose_tool(given: Iterable[str]) -> str:
-    """Return the tool that the options ask for, a key of `TOOLS`.
-
-    Args:
-        given: The options on the command line, such as ``--episode``.
-
-    Raises:
-        ConfigError: If options ask for two tools, or one has no effect with the tool.
-    """
+    """Return the tool that options such as ``--episode`` ask for, a key of `TOOLS`."""
     given = list(given)
     choosing = {_CHOSEN_BY[option]: option for option in given if option in _CHOSEN_BY}
     if len(choosing) > 1:
@@ -120,17 +102,7 @@ class Comparison:
     def parse(
         cls, datasets: Sequence[Path], against: Sequence[Path], windows: Sequence[str]
     ) -> "Comparison":
-        """Read the options.
-
-        Args:
-            datasets: Arguments of the command.
-            against: Values of ``--against``.
-            windows: Values of ``--window``; spaces separate the filters of one window.
-
-        Raises:
-            ConfigError: If there are not two windows, both options are given, or a dataset is on
-                both sides.
-        """
+        """Read the arguments, ``--against``, and ``--window`` with filters between spaces."""
         from avtd3.store.filters import parse_filter
 
         if windows and against:
@@ -180,18 +152,7 @@ class Comparison:
 def show_estimate(
     datasets: Sequence[Path], config: str | None, overrides: Sequence[str], *, as_json: bool
 ) -> None:
-    """Print the disk space that a step takes.
-
-    Args:
-        datasets: The dataset to measure. Without one, drive `MEASURED_STEPS` in the configured
-            world and write them to a temporary directory.
-        config: File or preset with the section ``collect``.
-        overrides: Settings such as ``collect.task.image_size=96``.
-        as_json: Whether to print JSON.
-
-    Raises:
-        Avtd3Error: If there is more than one dataset, it cannot be opened, or the world fails.
-    """
+    """Print the disk space per step, of a dataset or of `MEASURED_STEPS` in a configured world."""
     from avtd3.store.audit.statistics import estimate
     from avtd3.store.dataset import Dataset
 
@@ -209,9 +170,9 @@ def show_estimate(
 
         with tempfile.TemporaryDirectory(prefix="avtd3-estimate-") as folder:
             path = Path(folder) / "data"
-            collect(path, section("collect", config, overrides), steps=MEASURED_STEPS)
+            collect(path, opt.section("collect", config, overrides), steps=MEASURED_STEPS)
             report = estimate(Dataset.open(path))
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())
 
 
 def show_episode(
@@ -224,20 +185,7 @@ def show_episode(
     mp4: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Find an episode, write its pictures, and draw it in the terminal.
-
-    Args:
-        datasets: Where to look.
-        name: See `avtd3.store.render.episode_view.find_episode`.
-        filters: Filters of the episodes that a word such as ``worst`` chooses from.
-        sheet: Where to write a contact sheet, as PNG.
-        gif: Where to write an animation.
-        mp4: Where to write a video.
-        as_json: Whether to print the episode's facts as JSON instead.
-
-    Raises:
-        Avtd3Error: If no such episode exists, it cannot be read, or a file cannot be written.
-    """
+    """Find an episode, by name or among those that match; write its pictures, and draw it."""
     import numpy as np
 
     from avtd3.store.filters import parse_filter
@@ -250,6 +198,7 @@ def show_episode(
         write_episode_sheet,
     )
 
+    opt.check_destinations(sheet, gif, mp4)
     rng = np.random.default_rng()
     found = find_episode(datasets, name, rng, parse_filter(filters))
     written = []
@@ -260,9 +209,9 @@ def show_episode(
     ):
         if path is not None:
             write(found, path)
-            say(f"wrote {path}")
+            console.say(f"wrote {path}")
             written.append(str(path))
-    answer(document_of(found) | {"files": written}, as_json, draw_episode(found, _terminal()))
+    opt.answer(document_of(found) | {"files": written}, as_json, draw_episode(found, _terminal()))
 
 
 def _terminal() -> "Terminal":
@@ -288,26 +237,13 @@ def show_audit(
     dry_run: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Audit datasets and print the report.
-
-    Args:
-        comparison: The datasets, and which two parts of them are compared.
-        settings: The audit's settings.
-        penalties: Penalties of the driving scores; None computes no scores.
-        html: Where to write the report as a page.
-        quarantine: Whether to move damaged segments to quarantine afterwards.
-        dry_run: Whether only to report which segments would be moved.
-        as_json: Whether to print JSON.
-
-    Raises:
-        Avtd3Error: If a path is not a dataset, or a file cannot be written.
-        typer.Exit: With 1 if the audit has findings.
-    """
+    """Audit datasets and print the report, with driving scores if there are penalties."""
     from avtd3.store.audit.audit import audit
     from avtd3.store.render.audit_page import write_audit_page
     from avtd3.store.render.audit_text import audit_text
 
-    with interruptible() as should_stop, progress() as show:
+    opt.check_destinations(html)
+    with console.interruptible() as should_stop, console.progress() as show:
         report = audit(
             comparison.datasets,
             settings,
@@ -324,25 +260,27 @@ def show_audit(
     if html is not None:
         sections = [page_section(found) for found in scores]
         write_audit_page(report, html, drifts=drifts, compared=comparison.names, more=sections)
-        say(f"wrote {html}")
+        console.say(f"wrote {html}")
     found, lines = _quarantine(report, wanted=quarantine, dry_run=dry_run)
     score_texts = [found.summary() for found in scores]
-    text = "\n".join([audit_text(report), *score_texts, *comparison.text(drifts), *lines])
+    text = "\n".join(
+        [audit_text(report), *score_texts, *comparison.text(drifts), *map(escape, lines)]
+    )
     document = report.document() | {
         "quarantined": [] if dry_run else list(found.moved),
         "kept": [dataclasses.asdict(segment) for segment in found.kept],
         "drift": [drift.document() for drift in drifts],
         "scores": next((found.document() for found in scores), None),
     }
-    answer(document, as_json, text)
+    opt.answer(document, as_json, text)
     if report.verdict == "unreadable":
-        raise typer.Exit(EXIT_ENVIRONMENT)
+        raise typer.Exit(console.EXIT_ENVIRONMENT)
     if report.verdict != "ok":
-        raise typer.Exit(EXIT_NO)
+        raise typer.Exit(console.EXIT_NO)
 
 
 def page_section(report: "ScoreReport") -> tuple[str, "Markup"]:
-    """Return title and content of the page's section on driving scores."""
+    """Return title and content of the page's opt.section on driving scores."""
     from avtd3.collect.leaderboard import NOT_OBSERVED
     from avtd3.store.render.html import render
 
@@ -374,6 +312,7 @@ def _quarantine(
 
 
 def replay_inspect(
+    context: typer.Context,
     datasets: Annotated[
         list[Path] | None,
         typer.Argument(metavar="DATASET", help="Datasets to audit.", show_default=False),
@@ -426,7 +365,7 @@ def replay_inspect(
             "SEGMENT:NUMBER, or its number in the collector's plan.",
         ),
     ] = None,
-    filter_: FilterOption = None,
+    filter_: opt.FilterOption = None,
     sheet: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Save the episode as a contact sheet, as PNG."),
@@ -446,36 +385,22 @@ def replay_inspect(
             "configuration.",
         ),
     ] = False,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
+    config: opt.ConfigOption = None,
+    set_: opt.SetOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Audit datasets: integrity, contents, plausibility.
 
     Exits with 1 if there are findings. --against, --window and --scores extend the audit.
     --episode and --estimate replace it; --filter, --sheet, --gif and --mp4 belong to --episode.
     """
-    options = {
-        "--sample": sample,
-        "--full": full,
-        "--strict": strict,
-        "--scheduler": scheduler,
-        "--html": html,
-        "--quarantine": quarantine,
-        "--dry-run": dry_run,
-        "--against": against,
-        "--window": window,
-        "--scores": scores,
-        "--episode": episode,
-        "--filter": filter_,
-        "--sheet": sheet,
-        "--gif": gif,
-        "--mp4": mp4,
-        "--estimate": estimate,
-        "--config": config,
-        "--set": set_,
-    }
-    tool = choose_tool(name for name, value in options.items() if value not in (None, False))
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(parameter.name or ""))
+        and source.name == "COMMANDLINE"
+    ]
+    tool = choose_tool(option for option in given if option not in ("datasets", "--json"))
     if tool == "estimate":
         show_estimate(datasets or (), config, set_ or (), as_json=as_json)
         return
@@ -493,9 +418,9 @@ def replay_inspect(
             as_json=as_json,
         )
         return
-    settings = replace(
-        section("audit", config, set_),
-        sample=None if sample is None else parse_share(sample),
+    settings = opt.replace(
+        opt.section("audit", config, set_, *(["evaluate"] if scores else [])),
+        sample=None if sample is None else opt.parse_share(sample),
         strict=strict or None,
         full=full or None,
         scheduler=scheduler,
@@ -515,4 +440,4 @@ def _penalties(config: str | None, overrides: Sequence[str] | None) -> "PenaltyT
     """Return the table of penalties that ``evaluate.penalties`` names."""
     from avtd3.collect.leaderboard import penalty_table
 
-    return penalty_table(section("evaluate", config, overrides).penalties)
+    return penalty_table(opt.section("evaluate", config, overrides, "audit").penalties)

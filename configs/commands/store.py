@@ -9,17 +9,8 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.commands.console import interruptible, progress
-from avtd3.configs.commands.options import (
-    EXIT_ENVIRONMENT,
-    EXIT_NO,
-    FilterOption,
-    JsonOption,
-    answer,
-    parse_bytes,
-    parse_seconds,
-    parse_weights,
-)
+from avtd3.configs.commands import console
+from avtd3.configs.commands import options as opt
 
 app = typer.Typer(
     help="Maintain a dataset: prune, compact, relabel, pin.",
@@ -39,9 +30,9 @@ DryRunOption = Annotated[
 def _exit(unreadable: int, is_undone: object) -> None:
     """End with the exit code for what was left undone, if anything was."""
     if unreadable:
-        raise typer.Exit(EXIT_ENVIRONMENT)
+        raise typer.Exit(console.EXIT_ENVIRONMENT)
     if is_undone:
-        raise typer.Exit(EXIT_NO)
+        raise typer.Exit(console.EXIT_NO)
 
 
 @app.command()
@@ -62,9 +53,9 @@ def prune(
         str | None,
         typer.Option(metavar="AGE", help="Remove no segments younger than this, such as 30d."),
     ] = None,
-    filter_: FilterOption = None,
+    filter_: opt.FilterOption = None,
     dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Remove old or unwanted segments.
 
@@ -76,14 +67,14 @@ def prune(
     from avtd3.store.maintenance.prune import prune as run
 
     config = PruneConfig(
-        max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
+        max_bytes=None if max_bytes is None else opt.parse_bytes(max_bytes),
         max_steps=max_steps,
-        older_than_s=None if older_than is None else parse_seconds(older_than),
+        older_than_s=None if older_than is None else opt.parse_seconds(older_than),
         episodes=parse_filter(filter_) if filter_ else None,
     )
-    with interruptible() as should_stop, progress() as show:
+    with console.interruptible() as should_stop, console.progress() as show:
         report = run(dataset, config, dry_run=dry_run, should_stop=should_stop, on_progress=show)
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())
     _exit(report.unreadable, report.stopped or report.problems or not report.within_limits)
 
 
@@ -98,7 +89,7 @@ def compact(
         ),
     ] = 16_384,
     dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Merge small adjacent segments.
 
@@ -106,7 +97,7 @@ def compact(
     """
     from avtd3.store.maintenance.compact import compact as run
 
-    with interruptible() as should_stop, progress() as show:
+    with console.interruptible() as should_stop, console.progress() as show:
         report = run(
             dataset,
             target_steps=target_steps,
@@ -114,7 +105,7 @@ def compact(
             should_stop=should_stop,
             on_progress=show,
         )
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())
     _exit(report.unreadable, report.stopped or report.problems)
 
 
@@ -134,7 +125,7 @@ def relabel(
             help="Factors of reward terms, or a YAML file of them; other terms keep the factor 1.",
         ),
     ],
-    as_json: JsonOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Create a dataset of the same episodes with other rewards.
 
@@ -142,10 +133,10 @@ def relabel(
     """
     from avtd3.store.maintenance.relabel import relabel as run
 
-    factors = parse_weights(weights)
-    with interruptible() as should_stop, progress() as show:
+    factors = opt.parse_weights(weights)
+    with console.interruptible() as should_stop, console.progress() as show:
         report = run(dataset, new, factors, should_stop=should_stop, on_progress=show)
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())
     _exit(report.unreadable, report.stopped or report.problems)
 
 
@@ -153,9 +144,9 @@ def relabel(
 def pin(
     dataset: DatasetArgument,
     segments: SegmentsArgument = None,
-    filter_: FilterOption = None,
+    filter_: opt.FilterOption = None,
     note: Annotated[str, typer.Option(metavar="TEXT", help="Reason for the pin.")] = "",
-    as_json: JsonOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Protect segments from prune and compact.
 
@@ -166,15 +157,15 @@ def pin(
 
     episodes = parse_filter(filter_) if filter_ else None
     report = run(dataset, segments or (), episodes=episodes, note=note)
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())
 
 
 @app.command()
 def unpin(
     dataset: DatasetArgument,
     segments: SegmentsArgument = None,
-    filter_: FilterOption = None,
-    as_json: JsonOption = False,
+    filter_: opt.FilterOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Remove pins.
 
@@ -185,13 +176,13 @@ def unpin(
 
     episodes = parse_filter(filter_) if filter_ else None
     report = run(dataset, segments or (), episodes=episodes)
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())
 
 
 @app.command()
-def pins(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
+def pins(dataset: DatasetArgument, as_json: opt.JsonOption = False) -> None:
     """List the pinned segments."""
     from avtd3.store.maintenance.pins import list_pins
 
     report = list_pins(dataset)
-    answer(report.document(), as_json, report.summary())
+    opt.answer(report.document(), as_json, report.summary())

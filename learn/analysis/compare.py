@@ -14,7 +14,7 @@ from avtd3.learn.analysis.event_log import Curve, RunLog, read_log
 from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameMap
 from avtd3.learn.analysis.statistics import FEWEST_FOR_LEVEL, Level, change_interval
 from avtd3.store.errors import ConfigError
-from avtd3.store.render.text import columns, markdown_table, number, plural
+from avtd3.store.render.text import columns, join_lines, markdown_table, number, plural
 
 FORMAT = "avtd3.compare/1"
 """Name and version of the JSON document."""
@@ -160,7 +160,7 @@ class CompareReport:
         lines += columns([heads, *rows], "<" * len(heads))
         lines += [""] + [f"only in the {name}: {', '.join(m)}" for name, m in self.lonely()]
         lines += [f"note: {notice}" for notice in self.notices]
-        return "\n".join([*lines, self.method(), self.sentence()])
+        return join_lines([*lines, self.method(), self.sentence()])
 
     def lonely(self) -> list[tuple[str, Sequence[str]]]:
         """Return ``baseline`` and ``candidate`` with the metrics that only this run has, if any."""

@@ -11,7 +11,7 @@ from avtd3.learn.analysis.event_log import Curve, RunLog, read_log
 from avtd3.learn.analysis.metric_names import NameBook, NameMap, nearest
 from avtd3.store.errors import ConfigError
 from avtd3.store.files import read_json
-from avtd3.store.render.text import columns, markdown_table, plural
+from avtd3.store.render.text import columns, join_lines, markdown_table, plural
 
 FORMAT = "avtd3.gate/1"
 """Name and version of the JSON document."""
@@ -155,7 +155,7 @@ class GateReport:
                 lines.append(f"{indent}{what}{result.outcome.reason}")
                 lines += [f"{indent}{result.why}"] if result.why else []
         lines += ["", *(f"note: {notice}" for notice in self.notices)] if self.notices else []
-        return "\n".join([*lines, "", self.sentence()])
+        return join_lines([*lines, "", self.sentence()])
 
     def markdown(self) -> str:
         """Format the report as Markdown."""

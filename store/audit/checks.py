@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from avtd3.store.audit.findings import Fault
 from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
 from avtd3.store.errors import ConfigError
+from avtd3.store.events import EventTable
 
 SUM_TOLERANCE = 1e-3
 """Largest difference of a reward or return from its sum, times the summed magnitude or 1."""
@@ -101,6 +102,15 @@ def episode_bounds(
         yield None, f"lengths add up to {expected[-1]}, expected the {steps} steps of the segment"
     if observations != steps + len(length):
         yield None, f"{observations} observations, expected {steps} steps + {len(length)} episodes"
+
+
+def other_control(events: EventTable | None) -> Faults:
+    """Find episodes with an event that says that the simulator drove with another action."""
+    if events is None:
+        return
+    for row in (row for row, kind in enumerate(events.kind) if kind == "other_control"):
+        text = f"{events.value[row]:.0f} steps driven with another action than the stored one"
+        yield int(events.episode[row]), f"{text}, the first step {events.step[row]}; expected none"
 
 
 def step_after_end(data: SegmentData, _limits: CheckLimits) -> Faults:

@@ -186,6 +186,10 @@ CHECKS: dict[str, Check] = {
         "frames were lost",
         "check whether the simulator is overloaded; the data can be used for training",
     ),
+    "other-control": _warning(
+        "the simulator drove steps with another action than the stored one",
+        "send controls acknowledged; exclude the episodes in which it happened often",
+    ),
     "sim-time": _warning(
         "simulated time does not advance by the control period",
         "run the simulator in synchronous mode with a fixed time step",

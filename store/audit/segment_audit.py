@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.checks import CheckLimits, check_values, episode_bounds
+from avtd3.store.audit.checks import CheckLimits, check_values, episode_bounds, other_control
 from avtd3.store.audit.duplicates import perceptual_hashes, step_digests
 from avtd3.store.audit.findings import CHECKS, Fault, FindingLog
 from avtd3.store.audit.integrity import (
@@ -195,7 +195,10 @@ def _read_contents(task: SegmentTask, dataset: Dataset, known: Summary) -> Segme
         return SegmentContents(summary=known, faults=tuple(faults))
     data = SegmentData.read(segment)
     try:
-        segment.events()
+        faults += [
+            Fault(check="other-control", episode=episode, message=message)
+            for episode, message in other_control(segment.events())
+        ]
     except SegmentCorruptError as error:
         faults.append(Fault(check="event-bounds", message=str(error)))
     faults += check_values(data, task.limits)

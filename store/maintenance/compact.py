@@ -34,7 +34,7 @@ from avtd3.store.maintenance.removal import (
     find_leftovers,
     remove_leftovers,
 )
-from avtd3.store.render.text import file_size, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import ORIGIN, RELABEL, REPLACES, episode_digests, origins
 from avtd3.store.seal import (
     OBSERVATION_COLUMNS,
@@ -100,7 +100,7 @@ class CompactReport(MaintenanceReport):
             lines.append(f"{verb} {plural(self.leftovers, 'segment')} merged earlier")
         if self.pinned:
             lines.append(f"{plural(self.pinned, 'segment')} pinned")
-        return "\n".join([*lines, *self.notes("not merged")])
+        return join_lines([*lines, *self.notes("not merged")])
 
 
 def compact(

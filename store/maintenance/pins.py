@@ -16,7 +16,7 @@ from avtd3.store.errors import (
 from avtd3.store.files import canonical_json, is_passing, read_json, write_aside
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.maintenance.removal import exclusive
-from avtd3.store.render.text import plural
+from avtd3.store.render.text import join_lines, plural
 
 PINS_FILE = "pins.json"
 
@@ -86,7 +86,7 @@ class PinReport:
         for name, pin in self.pins.items():
             gone = " (not there)" if name in self.absent else ""
             lines.append(f"  {name}{gone}{'  ' if pin.note else ''}{pin.note}")
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 def list_pins(path: Path) -> PinReport:

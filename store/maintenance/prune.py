@@ -24,7 +24,7 @@ from avtd3.store.maintenance.removal import (
     find_leftovers,
     remove_leftovers,
 )
-from avtd3.store.render.text import file_size, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.staging import remove_segments
@@ -108,7 +108,7 @@ class PruneReport(MaintenanceReport):
         lines += self.notes("kept")
         if not self.stopped and not self.within_limits:
             lines.append("still above the limit: no other segment may be removed")
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 def prune(

@@ -32,7 +32,7 @@ from avtd3.store.maintenance.removal import (
     Problems,
     exclusive,
 )
-from avtd3.store.render.text import file_size, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import RELABEL, REPLACES, episode_digests, replaced_by
 from avtd3.store.seal import encode_values
 from avtd3.store.segment import Segment
@@ -128,7 +128,7 @@ class RelabelReport(MaintenanceReport):
             )
         if self.already_there:
             lines.append(f"{plural(self.already_there, 'segment')} made before")
-        return "\n".join([*lines, *self.notes("skipped")])
+        return join_lines([*lines, *self.notes("skipped")])
 
 
 _NEW_ARRAYS = ("reward", "reward_terms", "episode_return")

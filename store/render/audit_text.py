@@ -16,6 +16,7 @@ from avtd3.store.render.text import (
     duration,
     file_size,
     integer,
+    join_lines,
     largest,
     number,
     percent,
@@ -49,13 +50,13 @@ def audit_text(report: AuditReport) -> str:
         lines += _counts(title, report.total.counts.get(column, Counter()))
     # The verdict is repeated at the end, where it is still visible when the command is done.
     lines += [*_spreads(report.total), *_reward_shares(report.total), _verdict(report)]
-    return "\n".join(lines) + "\n"
+    return join_lines(lines) + "\n"
 
 
 def drift_text(drifts: Sequence[Drift], first: str, second: str) -> str:
     """Format how far the quantities of two sets of episodes have drifted, the farthest first."""
     if not drifts:
-        return f"drift from {first} to {second}: nothing to compare\n"
+        return join_lines([f"drift from {first} to {second}: nothing to compare", ""])
     other, shifted = (sum(d.verdict == kind for d in drifts) for kind in ("other", "shifted"))
     rows: list[Sequence[str]] = [("quantity", "PSI", "KS", "median", "then", "verdict")]
     for drift in drifts:
@@ -66,7 +67,7 @@ def drift_text(drifts: Sequence[Drift], first: str, second: str) -> str:
         f"population, {shifted} are shifted",
         *(f"  {line}" for line in columns(rows, "<>>>><")),
     ]
-    return "\n".join(lines) + "\n"
+    return join_lines(lines) + "\n"
 
 
 def staleness_text(total: Summary) -> str:

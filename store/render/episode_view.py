@@ -36,6 +36,7 @@ from avtd3.store.render.text import (
     columns,
     drawable,
     frame_blocks,
+    join_lines,
     number,
     printable,
     sparkline,
@@ -311,9 +312,9 @@ def draw_episode(episode: Episode, terminal: Terminal) -> str:
     """Draw an episode as lines of text: facts, a sparkline for each channel, a filmstrip."""
     terminal = dataclasses.replace(terminal, width=max(MIN_WIDTH, terminal.width))
     lines = [*describe(episode), "", *_channel_lines(episode, terminal)]
-    if episode.spec.image is not None:
-        lines += ["", *_filmstrip(episode, terminal)]
-    text = "\n".join(lines) + "\n"
+    text = join_lines([*lines, ""])
+    if episode.spec.image is not None:  # its colours are control characters, and stay
+        text += "\n" + "\n".join(_filmstrip(episode, terminal)) + "\n"
     return text if terminal.unicode else text.encode("ascii", "replace").decode("ascii")
 
 

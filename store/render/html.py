@@ -1,7 +1,7 @@
 """Render HTML from the templates in ``store/render/templates`` and the style sheet beside them.
 
 Datasets and event files may come from untrusted sources: every string is escaped, control
-characters become question marks, and each page forbids scripts, the network and other files.
+characters too, and each page forbids scripts, the network and other files.
 """
 
 import functools
@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from avtd3.store.errors import escape
 from avtd3.store.render import text
 
 FOLDER = Path(__file__).parent
@@ -64,8 +65,8 @@ def breakable(name: str) -> Markup:
 
 
 def _clean(value: str) -> str:
-    """Replace the control characters, which HTML forbids, and what is not Unicode."""
-    return text.replace_controls(text.visible(value), keep="\n\t")
+    """Escape the control characters, which HTML forbids."""
+    return escape(value, keep="\n\t")
 
 
 def _finalize(value: object) -> object:

@@ -1,17 +1,19 @@
 """Format numbers, sizes and times, and draw tables, bars and frames as lines of text.
 
 Pages, charts, reports and progress lines use the same formatters, so a value reads the same
-everywhere. This module imports nothing else of the store.
+everywhere.
 """
 
 import dataclasses
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from avtd3.store.errors import escape
 
 WIDTH = 80
 """Columns of a terminal."""
@@ -19,6 +21,8 @@ MAX_CHARACTERS = 400
 """Longest name from a dataset that is printed; the file may hold one of a megabyte."""
 LARGEST = 1e300
 """Values beyond are drawn here, so that the difference of any two is a number."""
+MAX_LINE = 10_000
+"""Characters of the longest line that is printed."""
 BAR_WIDTH = 24
 """Characters of the longest bar."""
 FRAME_COLUMNS = 22
@@ -88,27 +92,24 @@ def shorten(text: str, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def visible(text: str) -> str:
-    r"""Write lone surrogates, such as bytes of a file name that are not UTF-8, as ``\udcff``."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def replace_controls(text: str, keep: str = "") -> str:
-    """Replace control characters, except those in ``keep``, by question marks."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
-
-
 def printable(text: str) -> str:
     """Make a text from a dataset safe to print: short, and without codes that steer a terminal."""
-    return replace_controls(text[:MAX_CHARACTERS])
+    return escape(text[:MAX_CHARACTERS])
+
+
+def join_lines(lines: Iterable[str]) -> str:
+    """Join lines into a text for a terminal; a line break or control code in one is escaped."""
+    return "\n".join(escape(shorten(line, MAX_LINE)) for line in lines)
 
 
 def wrap(text: str, indent: str) -> list[str]:
     """Break a text into lines of 80 columns; paths and names stay whole."""
     return textwrap.wrap(
-        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        escape(text),
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 
@@ -128,9 +129,9 @@ def markdown_table(heads: Sequence[str], align: str, rows: Sequence[Sequence[str
 
     def line(cells: Sequence[str]) -> str:
         # A cell must not break out of its column.
-        safe = (" ".join(visible(text).split()) for text in cells)
+        safe = (" ".join(text.split()) for text in cells)
         escaped = (text.replace("|", "\\|").replace("<", "&lt;") for text in safe)
-        return f"| {' | '.join(map(replace_controls, escaped))} |"
+        return f"| {' | '.join(map(escape, escaped))} |"
 
     return [line(heads), line(["---:" if side == ">" else "---" for side in align])] + [
         line(row) for row in rows

@@ -71,6 +71,13 @@ def test_a_car_that_stands_is_not_to_blame_and_a_second_blow_nearby_is_the_first
     assert score(hit("static.sidewalk")).penalty == 1.0
 
 
+def test_a_red_light_costs_what_it_costs_on_the_leaderboard():
+    passed = event("red_light", 5.0)
+    assert score(passed, passed).penalty == pytest.approx(1.0 / 1.8)
+    assert score(passed, passed, version="leaderboard-1.0").penalty == pytest.approx(0.7 * 0.7)
+    assert score(passed).infractions["red_light"] == 1
+
+
 def test_metres_outside_the_lanes_are_taken_off_the_way():
     found = score(event("off_road", 10.0, 1), event("wrong_way", 15.0, 5), hit("vehicle"))
     assert found.outside_m == 25.0
@@ -130,7 +137,7 @@ def test_all_together_are_means_and_rates_by_the_kilometre():
     assert found["driven_km"] == pytest.approx(0.4)
     assert found["infractions_per_km"]["collisions_vehicle"] == pytest.approx(2.5)
     assert found["infractions_per_km"].keys() == set(INFRACTIONS)
-    assert "red_light" in found["not_observed"]
+    assert "stop_infraction" in found["not_observed"]
     nowhere = summarise_routes([score(hit("vehicle"), done=0.0)])
     assert math.isfinite(nowhere["infractions_per_km"]["collisions_vehicle"])
 

@@ -1,6 +1,9 @@
+import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -9,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.configs import load
-from avtd3.store.errors import ConfigError
+from avtd3.configs.commands.gate import load_directions, load_gate, load_names
+from avtd3.configs.commands.options import parse_weights
+from avtd3.store.errors import ConfigError, UnreadableError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +41,15 @@ class Outer:
             raise ConfigError(f"name is {self.name!r}, expected letters")
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Other:
+    reach: int = 1
+
+
 @pytest.fixture
 def sections(monkeypatch):
     monkeypatch.setattr(load, "SECTIONS", {"outer": (__name__, "Outer"), "other": ("x", "Y")})
-    monkeypatch.setattr(load, "section_type", lambda name: {"outer": Outer}[name])
+    monkeypatch.setattr(load, "section_type", lambda name: {"outer": Outer, "other": Other}[name])
 
 
 def test_defaults_file_and_overrides_apply_in_this_order(sections, tmp_path):
@@ -115,7 +125,9 @@ def test_a_file_that_expands_without_limit_is_rejected(sections, tmp_path):
         ("outer.limit=true", r"outer.limit must be a number, found True"),
         ("outer.scores=[1]", r"outer.scores must be a mapping, found \[1\]"),
         ("outer.scores={a: x}", r"outer.scores.a must be a number, found 'x'"),
-        ("outer.tau=1", r"unknown key 'outer.tau'; did you mean outer.inner.tau\?"),
+        ("outer.tau=1", r"unknown key 'outer.tau'; did you mean outer.inner.tau"),
+        ("outer.inner.reach=1", r"unknown key 'outer.inner.reach'; did you mean other.reach\?"),
+        ("outer.polyak=1", r"unknown key 'outer.polyak'; did you mean outer.inner.tau"),
         ("outer.zzz=1", r"unknown key 'outer.zzz'; known: inner, limit, more, name, on, scores"),
         ("outer.more=[{}, {taw: 1}]", r"'outer.more\[1\].taw'; did you mean outer.more\[1\].tau\?"),
         ("outer.name=2020-01-01", r"outer: name is '2020-01-01', expected letters"),
@@ -133,6 +145,96 @@ def test_a_file_that_expands_without_limit_is_rejected(sections, tmp_path):
 def test_an_invalid_override_is_named(sections, override, message):
     with pytest.raises(ConfigError, match=message):
         load.load_section("outer", None, [override])
+
+
+MERGES = "\n".join(
+    ["a0: &a0 {x: 1}"]
+    + [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
+)
+HOSTILE_YAML = [
+    "0x_", "-0x_", "0b_", "0x" + "f" * 5000, "1" * 5000, "9" * 400 + ":00.5", "1:2:" * 2000 + "3",
+    "2020-13-45", "2020-02-30", "2020-01-01T99:99:99", "2020-01-01T00:00:00+99:99",
+    "!!timestamp x", "!!bool x", "!!int x", "!!float x", "!!binary a", "!!omap [a]", "!!pairs [a]",
+    "!!python/object/apply:os.system [x]", "!nothing x", "*nothing", "=", "&a [*a]", "{[1]: 2}",
+    "{{a: 1}: 2}", "{<<: 3}", "[" * 1500 + "]" * 1500, "{a: " * 2000, "- " * 2000, "\0",
+    "\x1b", "\udc80", '"\\ud800"', "'", "? ? ? x", "%YAML 9.9", "--- a\n--- b", "\t", MERGES,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE_YAML, ids=range(len(HOSTILE_YAML)))
+def test_no_yaml_ends_in_anything_but_a_setting_or_a_config_error(sections, tmp_path, text):
+    file = tmp_path / "c.yaml"
+    for content in (
+        f"outer: {{scores: {text}}}",
+        f"outer: {{name: {text}",
+        f"outer:\n  {text}",
+        text,
+    ):
+        file.write_text(content, "utf-8", "surrogatepass")
+        with contextlib.suppress(ConfigError):
+            load.load_section("outer", str(file))
+    for key in ("outer", "outer.name", "outer.inner.tau", "outer.inner.delay", "outer.scores"):
+        try:
+            load.load_section("outer", None, [f"{key}={text}"])
+        except ConfigError as error:
+            assert len(str(error)) < 1000  # noqa: PT017 - most are errors, some are not
+
+
+@given(st.text(), st.text())
+def test_any_override_is_a_setting_or_a_config_error(key, value):
+    for text in (f"{key}={value}", f"audit.{key}={value}", f"audit={value}"):
+        with contextlib.suppress(ConfigError):
+            load.load_section("audit", None, [text])
+
+
+@pytest.mark.parametrize("text", ["9223372036854775808", "-1e300", "0x8000000000000000"])
+def test_whole_numbers_beyond_64_bits_are_refused(sections, text):
+    with pytest.raises(ConfigError, match=r"outer.inner.delay is -?\d.*, expected at most 92233"):
+        load.load_section("outer", None, [f"outer.inner.delay={text}"])
+    assert abs(load.load_section("outer", None, [f"outer.limit={text}"]).limit) >= 2**63
+
+
+@pytest.mark.parametrize("key", ["name", "on", "limit", "weights", "scores", "inner", "size"])
+def test_an_alias_bomb_in_a_known_key_makes_a_short_message(sections, tmp_path, key):
+    file = tmp_path / "c.yaml"
+    long = f"outer: {{name: &a {'x' * 500_000}, more: [*a, *a, *a], {key}: [{'*a, ' * 9000}]}}"
+    many = f"outer: {{{key}: [&a [{'1, ' * 20}], {'*a, ' * 2000}]}}"
+    for text in (long, many):
+        file.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load.load_section("outer", str(file))
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "directory", "large"])
+def test_only_regular_files_of_limited_size_are_read(sections, tmp_path, kind):
+    file = tmp_path / "c.yaml"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "zeros":
+        file.symlink_to("/dev/zero")
+    elif kind == "directory":
+        file.mkdir()
+    else:
+        file.write_bytes(b"#" * (load.MAX_CONFIG_BYTES + 1))
+    for read in (
+        lambda: load.load_section("outer", str(file)),
+        lambda: parse_weights([str(file)]),
+        lambda: load_gate(None, file),
+        lambda: load_directions(file),
+        lambda: load_names(str(file)),
+    ):
+        with pytest.raises(ConfigError, match=r"c\.yaml"):
+            read()
+
+
+def test_a_file_that_cannot_be_read_now_is_no_verdict(sections, monkeypatch):
+    def fail(path, most):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(load, "read_bytes", fail)
+    with pytest.raises(UnreadableError, match=r"c\.yaml cannot be read: Stale file handle"):
+        load.load_section("outer", "c.yaml")
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,13 @@ def test_text_from_a_foreign_repr_is_escaped():
     text = errors.abbreviate(Odd())
     assert text.isprintable()
     assert len(text) == 80
+
+
+@pytest.mark.parametrize("name", sorted(BUILTIN_BASES.keys() - {"InUseError", "WorldLost"}))
+def test_no_message_is_endless(name):
+    kind = getattr(errors, name)
+    text = str(kind(f"expected a, found {'x' * 10_000_000!r} in the file"))
+    assert len(text) < 2000
+    assert text.startswith("expected a, found 'xxx")
+    assert text.endswith("xxx' in the file")
+    assert str(kind("short")) == "short"

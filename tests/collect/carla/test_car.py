@@ -25,7 +25,7 @@ class Snapshot:
 
 
 def pose(yaw_rad, velocity):
-    return Pose(x_m=0.0, y_m=0.0, yaw_rad=yaw_rad, velocity=velocity)
+    return Pose(x_m=0.0, y_m=0.0, z_m=0.0, yaw_rad=yaw_rad, velocity=velocity)
 
 
 def test_the_middle_lies_ahead_of_the_origin_and_angles_are_wrapped():

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from avtd3.collect.carla.config import CarlaConfig
-from avtd3.collect.carla.doctor import CHECKS, examine
+from avtd3.collect.carla.doctor import CHECKS, DRIVE_CHECKS, examine
+from avtd3.collect.maps.scenarios import scenario
 from avtd3.store.errors import ConfigError, StorageError
 from avtd3.tests.collect.carla.launch import CarlaServer
 from avtd3.tests.pipeline.conftest import avtd3
@@ -114,7 +115,7 @@ def test_an_absent_server_is_reported_with_what_to_start(tmp_path):
 )
 def test_a_problem_is_named_with_its_fix(faults, is_reached, check, text):
     with CarlaServer(**faults) as server:
-        report = examine(HASTY, server.port)
+        report, _ = examine(HASTY, server.port)
         if is_reached:
             assert actors(server) == ["spectator"]
     assert report.is_reached is is_reached
@@ -140,7 +141,7 @@ def test_another_kind_of_server_is_recognised():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=answer, args=(listener,), daemon=True)
         thread.start()
-        report = examine(HASTY, listener.getsockname()[1])
+        report, _ = examine(HASTY, listener.getsockname()[1])
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert not report.is_reached
@@ -149,9 +150,9 @@ def test_another_kind_of_server_is_recognised():
 
 def test_a_server_on_which_another_client_drives_is_left_alone():
     with CarlaServer() as server, other_client(server, "drive") as client:
-        report = examine(PATIENT, server.port)
+        report, _ = examine(PATIENT, server.port)
         assert failure(report).check == "use"
-        assert "another client drives here" in failure(report).text
+        assert "another client ticks it" in failure(report).text
         assert report.is_reached
         assert client.poll() is None
         assert actors(server) == ["spectator", "vehicle.tesla.model3"]
@@ -163,7 +164,7 @@ def test_leftovers_of_a_crashed_run_are_a_warning():
     with CarlaServer() as server:
         with other_client(server, "leave") as client:
             client.wait()
-        report = examine(PATIENT, server.port)
+        report, _ = examine(PATIENT, server.port)
         assert actors(server) == ["spectator", "vehicle.tesla.model3"]
     assert report.is_well
     assert states(report)["use"] == "warning"
@@ -176,3 +177,39 @@ def test_places_for_the_picture_are_checked(tmp_path):
     (tmp_path / "taken").mkdir()
     with CarlaServer() as server, pytest.raises(StorageError, match="give another --image"):
         examine(PATIENT, server.port, tmp_path / "taken")
+
+
+def test_a_drive_checks_what_only_driving_shows(tmp_path):
+    with CarlaServer(contact=["static.unknown", [0.0, 0.0, 900.0]]) as server:
+        code, out, err = avtd3(
+            "doctor", "carla", "--host", "127.0.0.1", "--port", server.port, "--drive", 12,
+            "--npcs", 2, "--html", tmp_path / "page.html", "--json",
+        )  # fmt: skip
+        assert actors(server) == ["spectator"]
+    assert (code, err) == (0, "")
+    found = {check["check"]: check for check in json.loads(out)["checks"]}
+    assert [*found] == [*CHECKS, "cleanup", *DRIVE_CHECKS]
+    assert all(found[check]["state"] == "ok" for check in DRIVE_CHECKS if check != "ticks")
+    assert "240 steps" in found["expert"]["text"]
+    assert "'static.unknown': " in found["contacts"]["text"]
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<img ") == 3
+    assert "ground touched" in text
+
+
+@pytest.mark.parametrize(
+    ("faults", "check"),
+    [
+        ({"late_controls_every": 5}, "control"),
+        slow({"foreign_ticks_every": 7}, "frames"),
+        ({"sinks_m": 0.8}, "height"),
+        slow({"contact": ["static.unknown", [900.0, 0.0, 0.0]]}, "contacts"),
+        slow({"nan_snapshots": 10**6}, "expert"),
+    ],
+)
+def test_a_drive_warns_of_what_is_wrong(faults, check):
+    with CarlaServer() as server:
+        server.fault(**faults)
+        report, _ = examine(PATIENT, server.port, None, scenario(1, town="AvTown01", npcs=0), 2.0)
+    bad = {finding.check for finding in report.findings if finding.state != "ok"} - {"ticks"}
+    assert check in bad

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from avtd3.collect.carla.sensors import Grayscale
+from avtd3.collect.carla.car import Grayscale
 
 
 def test_a_pixel_is_the_weighted_mean_of_a_square():

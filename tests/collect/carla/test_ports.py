@@ -4,7 +4,6 @@ import dataclasses
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
 from avtd3 import cli
 from avtd3.collect.carla.config import CarlaConfig
@@ -77,6 +76,13 @@ def test_hosts_and_ports_of_the_command_line():
     assert at_servers(settings, None, None, None) == settings
     found = at_servers(settings, None, None, "./CarlaUE4.sh").carla
     assert found.server_command == "./CarlaUE4.sh"
+    walkers = at_servers(settings, None, None, None, 5)
+    assert walkers.carla.walkers == 5
+    assert walkers.plan_document()["carla"]["walkers"] == 5
+    # Plans of older datasets, which had none, keep their digest.
+    assert "walkers" not in settings.plan_document()["carla"]
+    with pytest.raises(ConfigError, match="--walkers need the world carla"):
+        at_servers(CollectConfig(), None, None, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,8 @@ def test_ports_without_carla_end_the_command_with_bad_use(tmp_path, capsys):
     assert not (tmp_path / "d").exists()
 
 
-def test_the_doctor_has_a_command_for_carla():
-    found = CliRunner().invoke(cli.app, ["doctor", "--help"])
-    assert found.exit_code == 0
-    assert "carla" in found.output
+def test_the_doctor_has_a_command_for_carla(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["doctor", "--help"])
+    assert not end.value.code
+    assert "carla" in capsys.readouterr().out

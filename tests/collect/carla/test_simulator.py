@@ -11,7 +11,7 @@ import time
 import pytest
 
 from avtd3.collect.carla.config import CarlaConfig
-from avtd3.collect.carla.simulator import Simulator
+from avtd3.collect.carla.world import Simulator
 from avtd3.store.errors import WorldError, WorldLost
 
 LISTENER = """
@@ -192,7 +192,7 @@ def test_a_server_that_does_not_listen_in_time_is_stopped(port):
 HOLDER = """
 import sys
 from avtd3.collect.carla.config import CarlaConfig
-from avtd3.collect.carla.simulator import Simulator
+from avtd3.collect.carla.world import Simulator
 simulator = Simulator(CarlaConfig(server_command=sys.argv[1]), int(sys.argv[2]))
 simulator.ensure()
 print(simulator.pid, flush=True)

@@ -68,6 +68,32 @@ def test_a_collision_says_what_was_hit_and_how_fast():
     assert stood.value == 5.0  # it still moved in the frame before
 
 
+def test_a_collision_that_is_reported_late_is_an_event_of_its_own_frame():
+    """After the impact the car may stand, which would not count as its fault."""
+    still = {"speed_mps": 0.0}
+    events = record(
+        ("", 1.0, {"speed_mps": 7.0}),
+        ("", 1.2, still),
+        ("", 1.2, still),
+        ("collision", 1.2, {**still, "collision": "static", "collision_frame_id": 2}),
+    )
+    assert recorded(events)[1:-1] == [(1, "collision", 7.0)]
+    assert events[1].x_m == 1.2
+    # Before the first step there is none; and a frame of the future is this one.
+    for frame_id, found in ((0, (0, "collision", 7.0)), (9, (0, "collision", 7.0))):
+        values = {"speed_mps": 7.0, "collision": "static", "collision_frame_id": frame_id}
+        assert recorded(record(("collision", 1.0, values)))[1:-1] == [found]
+
+
+def test_red_lights_and_other_controls_are_events():
+    events = record(
+        ("", 1.0, {"other_control": True}),
+        ("", 2.0, {"ran_red_light": True}),
+        ("", 3.0, {"other_control": True}),
+    )
+    assert recorded(events)[1:-1] == [(0, "other_control", 2.0), (1, "red_light", 5.0)]
+
+
 def test_stretches_outside_the_lanes_are_one_event_each():
     events = record(
         ("", 1.0, {}),

@@ -1,7 +1,7 @@
 """Fuzz the readers of .xodr files and of scenario files: one error of avtd3, or a drive.
 
 Each target runs in a process of its own, so a crash of carla.Map, a traceback and a hang fail it
-alike. The seeds are fixed. To repeat or to go on: ``python -m
+alike. The seeds are fixed. To repeat or to continue: ``python -m
 avtd3.tests.collect.maps.test_fuzz_roads roads SEED COUNT``.
 """
 

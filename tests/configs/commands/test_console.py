@@ -1,3 +1,5 @@
+import errno
+import io
 import os
 import signal
 import sys
@@ -6,6 +8,14 @@ import time
 import pytest
 
 from avtd3.configs.commands import console
+from avtd3.store.errors import StorageError
+from avtd3.store.render.text import join_lines
+
+HOSTILE = (
+    "\x1b[2J", "\x1b]0;title\x07", "\x00", "\x08", "\r", "\x0b", "\x7f", "\x85", "\x9b31m",
+    "\u2028", "\u2029", "\u202e", "\u2066", "\u200f", "\ufeff", "\udc80", "\U000e0041",
+)  # fmt: skip
+"""Text that clears a screen, moves its cursor, reorders what follows, or cannot be encoded."""
 
 
 class Report:
@@ -16,14 +26,107 @@ class Report:
         return self.text
 
 
-def test_the_first_signal_requests_a_stop_and_handlers_are_restored(capfd):
-    before = signal.getsignal(signal.SIGTERM)
+class Failing(io.StringIO):
+    """A stream whose every write fails."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def write(self, text):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_is_printed_cannot_steer_a_terminal(capsys, text):
+    with console.terminal():
+        console.print_answer(f"a{text}b\nc")
+        console.say(f"a{text}b\nc")
+        sys.stderr.write(f"a{text}b\nc\n")  # as other packages do
+    out, err = capsys.readouterr()
+    first, second = out.splitlines()
+    assert first.isprintable()
+    assert first.startswith("a\\")
+    assert second == "c"
+    assert err == out * 2
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "\n", "\nverdict: ok"])
+def test_a_value_never_starts_a_line_of_a_report(text):
+    (line,) = join_lines([f"a{text}b"]).splitlines()
+    assert line.isprintable()
+    assert join_lines(["a", "b", ""]) == "a\nb\n"
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "\n", "[/red]"])
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_progress_shows_names_as_they_are_but_harmless(capsys, monkeypatch, text, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    with console.terminal(), console.progress() as show:
+        show(Report(f"segment a{text}b", 0.5))
+        sys.stderr.write(f"note a{text}b!\n")
+    _, err = capsys.readouterr()
+    shown = f"segment a{text if text.isprintable() else repr(text)[1:-1]}b"
+    assert shown in err
+    assert text.isprintable() or text == "\n" or f"a{text}b" not in err
+
+
+def test_the_colours_of_frames_are_kept(capsys):
+    cell = "\x1b[38;5;12;48;5;240m▀\x1b[0m"
+    with console.terminal():
+        console.print_answer(f"{cell}\x1b[31m")
+    assert capsys.readouterr().out == f"{cell}\\x1b[31m\n"
+
+
+def test_what_the_encoding_lacks_is_escaped():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console.SafeStream(file, must_arrive=True).write("dütä ▀\n")
+    file.flush()
+    assert file.buffer.getvalue() == b"d\\xfct\\xe4 \\u2580\n"
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_messages_that_nobody_can_read_end_nothing(number):
+    stream = console.SafeStream(Failing(number), must_arrive=False)
+    stream.write("lost")
+    stream.flush()
+
+
+def test_an_answer_that_cannot_be_written_is_an_error_unless_nobody_reads_it():
+    console.SafeStream(Failing(errno.EPIPE), must_arrive=True).write("unread")
+    with pytest.raises(StorageError, match="cannot write standard output: No space left"):
+        console.SafeStream(Failing(errno.ENOSPC), must_arrive=True).write("lost")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_the_first_signal_requests_a_stop_and_handlers_are_restored(capfd, name):
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
     with console.interruptible() as should_stop:
         assert not should_stop()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert should_stop()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     assert "press Ctrl-C again to stop at once" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_outside_of_the_work_ends_with_its_code(name):
+    number = signal.Signals[name]
+    with console.terminal(), pytest.raises(SystemExit) as end:
+        os.kill(os.getpid(), number)
+    assert end.value.code == 128 + number
+
+
+def test_nohup_keeps_a_command_alive():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with console.terminal(), console.interruptible() as should_stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not should_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_without_a_terminal_lines_are_printed_at_intervals(capsys, monkeypatch):

@@ -8,21 +8,20 @@ from avtd3.learn import trainer as learner
 from avtd3.store.replay.config import MixPart
 
 
-class SeenError(Exception):
-    """Carries the settings out of the command to the test."""
-
-
 @pytest.fixture
 def settings_of(monkeypatch, tmp_path):
+    seen = []
+
     def train(*arguments, **_):
-        raise SeenError(arguments[0])
+        seen.append(arguments[0])
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(learner, "train", train)
 
     def parse(*options):
-        with pytest.raises(SeenError) as caught:
+        with pytest.raises(SystemExit):
             main(["learn", "data", "--run", str(tmp_path / "run"), *options])
-        return caught.value.args[0]
+        return seen.pop()
 
     return parse
 

@@ -8,7 +8,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avtd3.cli import app
+from avtd3.cli import make_app
 from avtd3.configs.commands.options import parse_bytes, parse_seconds, parse_weights
 from avtd3.configs.load import load_section
 from avtd3.store.errors import ConfigError
@@ -104,7 +104,7 @@ def test_a_missing_file_of_weights_is_rejected(tmp_path):
     ],
 )
 def test_help_states_the_default_of_the_configuration(command, option, section, key):
-    commands = vars(typer.main.get_command(app))["commands"]
+    commands = vars(typer.main.get_command(make_app()))["commands"]
     options = {opt: param for param in commands[command].params for opt in param.opts}
     (stated,) = re.findall(r"Default: ([\w.]+?)(?: steps)?\.(?: |$)", options[option].help)
     value = load_section(section)

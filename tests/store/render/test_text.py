@@ -93,7 +93,7 @@ def test_nouns_agree_with_their_count():
 
 def test_names_from_files_are_short_and_harmless():
     assert shorten("x" * 500, 10) == "x" * 9 + "…"
-    assert printable("a\x1b[2J\n" + "x" * 1000) == "a?[2J?" + "x" * 394
+    assert printable("a\x1b[2J\n" + "x" * 1000) == r"a\x1b[2J\n" + "x" * 394
 
 
 def test_lines_are_wrapped_without_breaking_names():

@@ -73,11 +73,11 @@ def test_a_disk_that_fills_up_while_frames_are_written_is_an_error(tmp_path, mon
     cache.follow(wanted(first))
 
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(StorageError, match="No space left") as raised:
+        with pytest.raises(StorageError, match="the disk is full") as raised:
             cache.follow(wanted(first, segment_of("b", [4], 2)))
     assert str(tmp_path) in str(raised.value)
     check_held(cache, first)
@@ -211,10 +211,10 @@ def test_too_small_a_disk_is_named_before_anything_is_read(cache, monkeypatch):
 
 def test_disk_that_fills_meanwhile_is_an_error_not_a_signal(cache, monkeypatch):
     def refuse(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "the disk is full")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(StorageError, match="No space left on device"):
+    with pytest.raises(StorageError, match="the disk is full"):
         cache.follow(wanted(segment_of("a", [3])))
     assert not cache.segments
 

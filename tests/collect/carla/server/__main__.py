@@ -33,8 +33,10 @@ class Server:
         xodr = Path(options.xodr).read_text("utf-8") if options.xodr else None
         self._streams = Streams(self._selector, options.host)
         self.simulation = Simulation(Maps(xodr), self.faults, self._streams)
-        calls = Calls(self.simulation, self._streams.port)
-        self._answers = Answers(self._selector, options.host, options.port, calls, self.faults)
+        self._calls = Calls(self.simulation, self._streams.port)
+        self._answers = Answers(
+            self._selector, options.host, options.port, self._calls, self.faults
+        )
         self._master, self._line = options.serve_while, b""
         self._is_over, self._free_run_due_s = False, 0.0
         if self._master is None:
@@ -77,6 +79,7 @@ class Server:
         simulation = self.simulation
         return {
             "calls": dict(self._answers.counts),
+            "commands": dict(self._calls.commands),
             "problems": self._answers.problems,
             "clients": self._answers.clients,
             "streams": {str(name): count for name, count in self._streams.counts().items()},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from avtd3.collect.sim.world import Vehicle, VehicleParams
 from avtd3.tests.collect.carla.server import packing
@@ -9,6 +10,7 @@ from avtd3.tests.collect.carla.server.blueprints import ROAD_CAR, SIZES_M
 
 STILL = (0.0,) * 9
 """Velocity, angular velocity and acceleration of an actor that does not move."""
+NO_LIGHT = (4, 0, 0)
 NO_CONTROL = [0.0, 0.0, 0.0, False, False, False, 0]
 SPEED_LIMIT_KMH = 50.0
 DRY_TYRE_FRICTION = 3.5
@@ -69,10 +71,12 @@ class Car(Actor):
         self.simulates, self.grip, self.constant_mps = True, 1.0, None
         self.body = Vehicle(self._params, 0.05)
         self._period_s = 0.05
+        self.light = NO_LIGHT
+        """State, whether there is one, and id of the traffic light that the car must obey."""
         self.move_to(pose)
 
     def state(self):
-        return packing.vehicle_state(self.control, SPEED_LIMIT_KMH)
+        return packing.vehicle_state(self.control, SPEED_LIMIT_KMH, self.light)
 
     def move_to(self, pose):
         """Move it; its velocity in the world stays the same."""
@@ -81,7 +85,7 @@ class Car(Actor):
         self.body.x_m, self.body.y_m = x, y
         self.body.yaw_rad = math.remainder(math.radians(yaw), math.tau)
         self.set_velocity(velocity)
-        self._show()
+        self._show(pose[2])
 
     def set_velocity(self, velocity):
         """Set its velocity in the world, a complex number in m/s."""
@@ -97,9 +101,9 @@ class Car(Actor):
         heading = complex(math.cos(body.yaw_rad), math.sin(body.yaw_rad))
         return complex(body.speed_mps, body.side_speed_mps) * heading
 
-    def _show(self):
+    def _show(self, near_m=None):
         body = self.body
-        height_m = self._height_at(body.x_m, body.y_m)
+        height_m = self._height_at(body.x_m, body.y_m, self.pose[2] if near_m is None else near_m)
         self.pose = (body.x_m, body.y_m, height_m, 0.0, math.degrees(body.yaw_rad), 0.0)
 
     def halt(self):
@@ -160,6 +164,49 @@ class Car(Actor):
         """Set the tyre friction from a VehiclePhysicsControl; ignore the rest."""
         wheels = physics[15]
         self.grip = sum(wheel[0] for wheel in wheels) / len(wheels) / DRY_TYRE_FRICTION
+
+
+class Light(Actor):
+    """A traffic light; its trigger volume lies across a lane, with the stop line in its middle."""
+
+    def __init__(self, number, x, y, lane_yaw_deg):
+        kind = [0, "traffic.traffic_light", []]
+        # Its forward direction is across the lane.
+        super().__init__(number, kind, (x, y, 0.0, 0.0, lane_yaw_deg + 90.0, 0.0))
+        self.half_m = (1.5, 3.0, 1.0)
+        self.light_state = 2
+
+    def state(self):
+        return packing.light_state(self.light_state)
+
+    def holds(self, x, y):
+        """Return whether a point is in its trigger volume."""
+        turn = math.radians(self.pose[4])
+        at = complex(x - self.pose[0], y - self.pose[1]) * complex(math.cos(turn), -math.sin(turn))
+        return abs(at.real) <= self.half_m[0] and abs(at.imag) <= self.half_m[1]
+
+
+class Walker(Actor):
+    """A pedestrian who walks straight on; the origin is in the middle."""
+
+    def __init__(self, number, description, pose):
+        super().__init__(number, description, pose)
+        self.half_m = (0.2, 0.2, 0.9)
+        self.control: list[Any] = [[1.0, 0.0, 0.0], 0.0, False]
+
+    def box(self):
+        return [[0.0, 0.0, 0.0], list(self.half_m), [0.0, 0.0, 0.0], self.id]
+
+    def motion(self):
+        (x, y, _), speed, _ = self.control
+        return (x * speed, y * speed, *([0.0] * 7))
+
+    def advance(self, period_s):
+        """Walk for a period."""
+        velocity, pose = self.motion(), self.pose
+        self.pose = (
+            pose[0] + velocity[0] * period_s, pose[1] + velocity[1] * period_s, *pose[2:]
+        )  # fmt: skip
 
 
 class Sensor(Actor):

@@ -3,8 +3,9 @@
 from avtd3.tests.collect.carla.server.actors import numbers
 from avtd3.tests.collect.carla.server.simulation import Refused
 
-_SPAWN, _DESTROY, _LIGHTS = 0, 1, 18
+_SPAWN, _DESTROY, _CONTROL, _LIGHTS = 0, 1, 2, 18
 _CALLS = {
+    4: "apply_control_to_walker",
     2: "apply_control_to_vehicle",
     5: "apply_physics_control",
     6: "set_actor_transform",
@@ -45,7 +46,11 @@ def _run(calls, simulation, command, spawned):
     elif index == _LIGHTS:
         calls.set_vehicle_light_state(number, arguments)
     elif index in _CALLS:
-        getattr(calls, _CALLS[index])(number, *arguments)
+        calls.commands[_CALLS[index]] += 1
+        if index == _CONTROL and calls.is_late("late_controls_every"):
+            calls.later.append((_CALLS[index], (number, *arguments)))
+        else:
+            getattr(calls, _CALLS[index])(number, *arguments)
     else:
         raise Refused(f"command {index} is not understood")
     return number

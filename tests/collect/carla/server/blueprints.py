@@ -24,6 +24,8 @@ def definitions():
         [next(numbers), name, name.replace(".", ","), attributes]
         for name, attributes in (
             *((name, _vehicle(name)) for name in SIZES_M),
+            ("walker.pedestrian.0001", _sensor("pedestrian")),
+            ("walker.pedestrian.0002", _sensor("pedestrian")),
             ("sensor.camera.rgb", _camera()),
             ("sensor.other.collision", _sensor()),
             ("sensor.other.lane_invasion", _sensor()),

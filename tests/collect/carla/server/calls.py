@@ -1,6 +1,10 @@
 """The calls that the server answers, by their names on the wire."""
 
+import collections
 import os
+from typing import Any
+
+import numpy as np
 
 from avtd3.tests.collect.carla.server import packing
 from avtd3.tests.collect.carla.server.actors import Car, numbers
@@ -21,6 +25,17 @@ class Calls:
     def __init__(self, simulation, stream_port):
         self._simulation, self._stream_port = simulation, stream_port
         self._managers = {}
+        self.commands: collections.Counter[str] = collections.Counter()
+        """Commands in batches, by the name of the same call."""
+        self.later: list[tuple[str, Any]] = []
+        """Calls to carry out after the next tick."""
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def is_late(self, fault):
+        """Return whether a call is the n-th of those that are carried out late."""
+        every = getattr(self._simulation.faults, fault)
+        self._counts[fault] += 1
+        return every > 0 and self._counts[fault] % every == 0
 
     def _car(self, number):
         car = self._simulation.actors.get(number)
@@ -48,15 +63,16 @@ class Calls:
         return self._token(stream_id)
 
     def get_episode_settings(self):
-        return self._simulation.settings
+        settings = list(self._simulation.settings)
+        if self._simulation.faults.float_settings:
+            settings = [as_float32(value) for value in settings]
+        return settings
 
     def set_episode_settings(self, settings):
         simulation = self._simulation
         simulation.settings = list(settings)
         simulation.delta_s = simulation.step_s
-        # The client waits for a snapshot of the frame in the answer.
-        simulation.frame += simulation.faults.frame_step
-        simulation.announce()
+        # The client waits for a snapshot of the frame in the answer, and has it already.
         return simulation.frame
 
     def get_required_files(self, _folder, _download=True):
@@ -67,12 +83,17 @@ class Calls:
         return [town.name, town.spawn_points()]
 
     def get_map_data(self):
-        return self._simulation.map.xodr
+        xodr = self._simulation.map.xodr
+        return xodr.replace("\n", "\r\n") if self._simulation.faults.crlf else xodr
 
     def get_available_maps(self):
         return self._simulation.maps.available()
 
     def load_new_episode(self, name, reset_settings=True, _layers=65535):
+        faults = self._simulation.faults
+        if faults.refuse_loads:
+            faults.refuse_loads -= 1
+            raise Refused("the map could not be loaded")
         self._simulation.load(name, reset_settings=reset_settings)
 
     def copy_opendrive_to_file(self, xodr, _parameters):
@@ -85,7 +106,10 @@ class Calls:
         if not simulation.is_synchronous:
             return simulation.frame + 1
         simulation.tick()
-        return simulation.frame
+        frame = simulation.frame
+        if self.is_late("foreign_ticks_every"):
+            simulation.tick()
+        return frame
 
     def get_weather_parameters(self):
         return list(self._simulation.weather)
@@ -153,6 +177,9 @@ class Calls:
     def apply_control_to_vehicle(self, number, control):
         self._car(number).control = list(control)
 
+    def apply_control_to_walker(self, number, control):
+        self._actor(number).control = list(control)
+
     def set_actor_autopilot(self, number, _enabled):
         self._car(number)
 
@@ -160,7 +187,8 @@ class Calls:
         return self._car(number).physics()
 
     def apply_physics_control(self, number, physics):
-        self._car(number).apply_physics(physics)
+        if not self._simulation.faults.ignore_physics:
+            self._car(number).apply_physics(physics)
 
     def set_vehicle_light_state(self, number, flags):
         self._car(number).light_flags = flags[0]
@@ -216,6 +244,13 @@ class Calls:
 
     def apply_batch(self, commands, _do_tick=False):
         return Bare(run_batch(self, self._simulation, commands))
+
+
+def as_float32(value):
+    """Return numbers in a setting as a server that stores float32 returns them."""
+    if isinstance(value, list):
+        return [as_float32(part) for part in value]
+    return float(np.float32(value)) if isinstance(value, float) else value
 
 
 VOID = frozenset(

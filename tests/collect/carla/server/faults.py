@@ -1,6 +1,7 @@
 """`Faults`: failures that tests can inject while the server runs."""
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -39,6 +40,37 @@ class Faults:
     """The process ends when a map whose name contains this is loaded."""
     frame_step: int = 1
     """Increment of the frame number."""
+    late_calls_every: int = 0
+    """Every n-th call that expects no answer is carried out only after the next tick; 0 for none.
+    A real server handles the messages of a client in any order."""
+    late_controls_every: int = 0
+    """The same for controls in batches, whose answers are sent at once."""
+    control_changes: int = 0
+    """Number of ticks that drive with another steering than commanded."""
+    float_settings: bool = False
+    """Settings are returned as float32 numbers."""
+    nan_snapshots: int = 0
+    """Number of snapshots in which the cars of clients have no position."""
+    refuse_loads: int = 0
+    """Number of maps that are not loaded, with an error."""
+    late_events_ticks: int = 0
+    """Collisions are reported this many ticks late, with the frame in which they happened."""
+    contact: list[Any] = dataclasses.field(default_factory=list)
+    """A collision that is reported on every tick: type of the other actor, and impulse."""
+    sinks_m: float = 0.0
+    """Cars stand this far below the road."""
+    camera_repeats: bool = False
+    """Each picture is sent once more, with its old frame number, before the next one."""
+    crlf: bool = False
+    """The map's text has other ends of lines than the text that was sent."""
+    foreign_ticks_every: int = 0
+    """Every n-th tick is followed by one that nobody asked for; 0 for none."""
+    ignore_physics: bool = False
+    """`apply_physics_control` has no effect."""
+    lights: list[Any] = dataclasses.field(default_factory=list)
+    """Traffic lights: x, y and yaw of the lane in degrees, where their stop lines are."""
+    light_state: int = 2
+    """State of all lights: red 0, yellow 1, green 2."""
 
     def change(self, changes):
         """Set some faults by name."""

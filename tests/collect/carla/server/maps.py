@@ -47,13 +47,13 @@ class TownMap:
             for x, y, yaw in _places(self.network)
         ]
 
-    def height_at(self, x_m, y_m):
-        """Return the height of the nearest point of the road."""
+    def height_at(self, x_m, y_m, z_m=0.0):
+        """Return the height of the nearest point of a road; bridges have roads on two levels."""
         if self.hills is None:
             return 0.0
         import carla
 
-        return self.hills.get_waypoint(carla.Location(x_m, y_m)).transform.location.z
+        return self.hills.get_waypoint(carla.Location(x_m, y_m, z_m)).transform.location.z
 
 
 class Maps:

@@ -1,5 +1,6 @@
 """Messages of the streams as bytes: sensor header, snapshot, pictures, events."""
 
+import math
 import struct
 import time
 
@@ -14,10 +15,10 @@ _HEADER = struct.Struct("<QQd6f")
 _EPISODE = struct.Struct("<Qdf3iI")
 _ACTOR = struct.Struct("<IB15f54s")
 _VEHICLE = struct.Struct("<3f3BifBBIB")
+_LIGHT = struct.Struct("<32s4fIBB")
 _PICTURE = struct.Struct("<IIf")
 _TOKEN = struct.Struct("<IHBB16x")
 _TCP, _ANY_ADDRESS = 1, 0
-_UNKNOWN_LIGHT = 4
 
 assert (_HEADER.size, _EPISODE.size, _ACTOR.size, _TOKEN.size) == (48, 36, 119, 24)
 
@@ -42,12 +43,20 @@ def snapshot(simulation):
         ),
     ]
     for actor in simulation.actors.values():
-        motion = actor.motion()
-        parts.append(_ACTOR.pack(actor.id, 1, *actor.pose, *motion, actor.state()))
+        motion, pose = actor.motion(), actor.pose
+        if simulation.faults.nan_snapshots and actor.type_id.startswith("vehicle."):
+            pose = (math.nan, *pose[1:])
+        parts.append(_ACTOR.pack(actor.id, 1, *pose, *motion, actor.state()))
+    simulation.faults.nan_snapshots = max(simulation.faults.nan_snapshots - 1, 0)
     return b"".join(parts)
 
 
-def vehicle_state(control, speed_limit_kmh):
+def light_state(state):
+    """Return the part of a record that only traffic lights have."""
+    return _LIGHT.pack(b"", 10.0, 3.0, 2.0, 0.0, 0, 1, state)
+
+
+def vehicle_state(control, speed_limit_kmh, light):
     """Return the part of a record that only vehicles have."""
     throttle, steer, brake, hand_brake, reverse, manual, gear = control
     return _VEHICLE.pack(
@@ -59,9 +68,7 @@ def vehicle_state(control, speed_limit_kmh):
         manual,
         gear,
         speed_limit_kmh,
-        _UNKNOWN_LIGHT,
-        0,
-        0,
+        *light,
         0,
     )
 
@@ -81,5 +88,5 @@ def picture(simulation, pose, gray, field_of_view_deg):
 
 
 def event(kind, simulation, pose, value):
-    """Return the message of an event: one msgpack value."""
+    """Return the message of an event of this frame: one msgpack value."""
     return header(kind, simulation, pose) + msgpack.packb(value)

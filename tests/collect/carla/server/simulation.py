@@ -7,7 +7,7 @@ from typing import Any
 
 from avtd3.collect.maps.contact import rectangles_overlap
 from avtd3.tests.collect.carla.server import packing
-from avtd3.tests.collect.carla.server.actors import Actor, Car, Sensor
+from avtd3.tests.collect.carla.server.actors import NO_LIGHT, Actor, Car, Light, Sensor, Walker
 from avtd3.tests.collect.carla.server.blueprints import SIZES_M, definitions
 from avtd3.tests.collect.carla.server.eyes import Eye
 from avtd3.tests.collect.carla.server.maps import DEFAULT, OPENDRIVE
@@ -19,6 +19,7 @@ _RECORDED_TICKS = 4000
 _CLEAR_NOON = (5.0, 0.0, 0.0, 10.0, 90.0, 60.0, 2.0, 0.75, 0.1, 0.0, 1.0, 0.03, 0.0331, 0.0)
 _ASYNCHRONOUS: list[Any] = [False, False, [False], True, 0.01, 10, 0.0, True, 3000.0, 2000.0, True]
 _CENTRE = (0.0, 0.0, 30.0, -60.0, 0.0, 0.0)
+_LEVEL_M = 3.0
 MEGABYTE = 1 << 20
 
 
@@ -60,6 +61,8 @@ class Simulation:
         self.delta_s = self.step_s
         self.actors: dict[int, Actor] = {}
         self._late: collections.deque[tuple[Any, ...]] = collections.deque()
+        self._late_events: collections.deque[tuple[Any, ...]] = collections.deque()
+        self._last_pictures: dict[int, bytes] = {}
         self._due_s: dict[int, float] = {}
         self._eyes: dict[int, Eye] = {}
         self.spectator = self._add(Actor(next(self._ids), [0, "spectator", []], _CENTRE))
@@ -80,7 +83,10 @@ class Simulation:
         return fixed[1] if fixed[0] else FREE_RUN_S
 
     def cars(self):
-        return [actor for actor in self.actors.values() if isinstance(actor, Car)]
+        return self._of(Car)
+
+    def _of(self, kind):
+        return [actor for actor in self.actors.values() if isinstance(actor, kind)]
 
     def _add(self, actor):
         self.actors[actor.id] = actor
@@ -96,6 +102,8 @@ class Simulation:
                 self.faults.refuse_spawns -= 1
                 raise Refused(TAKEN)
             return self._add(self._spawn_car(description, pose))
+        if kind.startswith("walker."):
+            return self._add(Walker(next(self._ids), description, pose))
         parent = self.actors.get(parent_id)
         if parent_id and parent is None:
             raise Refused(f"unable to attach: parent {parent_id} not found")
@@ -110,10 +118,13 @@ class Simulation:
 
     def _spawn_car(self, description, pose):
         length, width, _ = SIZES_M[description[1]]
-        place = (complex(pose[0], pose[1]), math.radians(pose[4]))
-        if any(_touch(*place, (0.5 * length, 0.5 * width), car) for car in self.cars()):
+        if any(_touch(pose, (0.5 * length, 0.5 * width), car) for car in self.cars()):
             raise Refused(TAKEN)
-        return Car(next(self._ids), description, pose, self.map.height_at)
+
+        def height_at(*place):
+            return self.map.height_at(*place) - self.faults.sinks_m
+
+        return Car(next(self._ids), description, pose, height_at)
 
     def destroy(self, number):
         """Remove an actor, without the actors attached to it; return whether it existed."""
@@ -128,16 +139,33 @@ class Simulation:
         self.elapsed_s += self.delta_s
         self.ticks += 1
         self._cut_streams()
-        cars = self.cars()
+        cars, walkers = self.cars(), self._of(Walker)
+        if self.faults.control_changes:
+            self.faults.control_changes -= 1
+            for car in cars:
+                car.control[1] += 0.1
         self.history.append((self.frame, {car.id: list(car.control) for car in cars}))
-        for car in cars:
-            car.advance(self.delta_s)
+        for mover in (*cars, *walkers):
+            mover.advance(self.delta_s)
+        self._show_lights(cars)
         for actor in self.actors.values():
             if isinstance(actor, Sensor):
                 actor.follow()
         self.announce()
-        self._collisions(cars)
+        self._collisions([*cars, *walkers])
         self._pictures(cars)
+
+    def _show_lights(self, cars):
+        lights = self._of(Light)
+        if len(lights) != len(self.faults.lights):
+            for light in lights:
+                self.destroy(light.id)
+            lights = [self._add(Light(next(self._ids), *at)) for at in self.faults.lights]
+        for light in lights:
+            light.light_state = self.faults.light_state
+        for car in cars:
+            near = [light for light in lights if light.holds(*car.pose[:2])]
+            car.light = (near[0].light_state, 1, near[0].id) if near else NO_LIGHT
 
     def _cut_streams(self):
         for fault, snapshots in (
@@ -156,18 +184,31 @@ class Simulation:
         self._streams.publish(packing.SNAPSHOT_STREAM, packing.snapshot(self))
         self.map_changed = False
 
-    def _collisions(self, cars):
+    def _collisions(self, movers):
         for sensor in list(self.actors.values()):
             car = self.actors.get(sensor.parent_id)
             if sensor.type_id != "sensor.other.collision" or not isinstance(car, Car):
                 continue
-            place = (complex(*car.pose[:2]), math.radians(car.pose[4]))
-            for other in cars:
-                if other is not car and _touch(*place, car.half_m[:2], other):
-                    impulse = [-1500.0 * abs(car.body.speed_mps), 0.0, 0.0]
-                    value = [car.wire(), other.wire(), impulse]
-                    message = packing.event(packing.COLLISION, self, sensor.pose, value)
-                    self._streams.publish(sensor.id, message)
+            contacts = [
+                (other.wire(), [-1500.0 * abs(car.body.speed_mps), 0.0, 0.0])
+                for other in movers
+                if other is not car and _touch(car.pose, car.half_m[:2], other)
+            ]
+            if self.faults.contact:
+                kind, impulse = self.faults.contact
+                scenery = Actor(0, [0, kind, []], car.pose)
+                contacts.append((scenery.wire(), impulse))
+            for other, impulse in contacts:
+                value = [car.wire(), other, impulse]
+                message = packing.event(packing.COLLISION, self, sensor.pose, value)
+                due = self.ticks + self.faults.late_events_ticks
+                self._late_events.append((due, sensor.id, message))
+        self._send_due(self._late_events)
+
+    def _send_due(self, messages):
+        while messages and messages[0][0] <= self.ticks:
+            _, number, message = messages.popleft()
+            self._streams.publish(number, message)
 
     def _pictures(self, cars):
         for number, eye in self._eyes.items():
@@ -177,12 +218,13 @@ class Simulation:
             gray = eye.look(sensor.pose, self.map.raster, self.weather, cars)
             gray = gray[self.faults.camera_rows_lost :]
             message = packing.picture(self, sensor.pose, gray, eye.field_of_view_deg)
+            if self.faults.camera_repeats and number in self._last_pictures:
+                self._late.append((self.ticks, number, self._last_pictures[number]))
+            self._last_pictures[number] = message
             skips = self.faults.camera_skips_every
             if not (skips and self.ticks % skips == 0):
                 self._late.append((self.ticks + self.faults.camera_delay_ticks, number, message))
-        while self._late and self._late[0][0] <= self.ticks:
-            _, number, message = self._late.popleft()
-            self._streams.publish(number, message)
+        self._send_due(self._late)
 
     def _is_due(self, sensor):
         """Return whether a camera should take a picture."""
@@ -192,10 +234,13 @@ class Simulation:
         return True
 
 
-def _touch(at, yaw, own, car):
-    """Return whether a rectangle overlaps a car."""
+def _touch(pose, own, other):
+    """Return whether a rectangle with a pose overlaps an actor on its level."""
+    if abs(pose[2] - other.pose[2]) > _LEVEL_M:
+        return False
+    yaw = math.radians(pose[4])
     back = complex(math.cos(yaw), -math.sin(yaw))
-    turn = math.radians(car.pose[4])
+    turn = math.radians(other.pose[4])
     heading = complex(math.cos(turn), math.sin(turn)) * back
-    where = (complex(*car.pose[:2]) - at) * back
-    return rectangles_overlap(where, heading, car.half_m[:2], own)
+    where = (complex(*other.pose[:2]) - complex(*pose[:2])) * back
+    return rectangles_overlap(where, heading, other.half_m[:2], own)

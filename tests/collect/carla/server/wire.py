@@ -143,10 +143,10 @@ class Answers:
                 link.close()
                 return
             if message[0] == _REQUEST:
-                _, number, method, arguments = message
-                self._answer(link, number, method, arguments[1:])
+                _, number, method, (metadata, *arguments) = message
+                self._answer(link, number, method, arguments, waits=not metadata[0])
 
-    def _answer(self, link, number, method, arguments):
+    def _answer(self, link, number, method, arguments, *, waits):
         self.counts[method] += 1
         if method == "tick_cue" and self._faults.is_due("hang_after_ticks"):
             self._faults.change({"hang": True, "hang_after_ticks": None})
@@ -155,7 +155,15 @@ class Answers:
         delay_s = self._faults.slow.get(method, self._faults.slow.get("*", 0.0))
         if delay_s:
             time.sleep(delay_s)
+        if not waits and self._calls.is_late("late_calls_every"):
+            self._calls.later.append((method, arguments))
+            link.send(msgpack.packb([_REPLY, number, None, [[False]]]))
+            return
         error, result = self._result(method, arguments)
+        if method == "tick_cue":
+            later, self._calls.later = self._calls.later, []
+            for late in later:
+                self._result(*late)
         link.send(msgpack.packb([_REPLY, number, error, result]))
 
     def _result(self, method, arguments):

@@ -1,0 +1,190 @@
+"""Errors become one line and an exit code; options are checked before the work."""
+
+import errno
+import os
+
+import pytest
+
+from avtd3 import cli
+from avtd3.store.errors import ConfigError, SegmentUnreadableError, StorageError, WorldError
+
+
+class Panic(BaseException):
+    """What a panic in Rust raises: not even an `Exception`."""
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line; return its exit code and the lines on standard error."""
+
+    def ended(*words):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert not out
+        return stop.value.code, err.splitlines()
+
+    return ended
+
+
+@pytest.fixture
+def run_raising(run, monkeypatch):
+    """Run a command line whose command raises an error."""
+
+    def raising(error):
+        def fail():
+            raise error
+
+        monkeypatch.setattr(cli, "make_app", fail)
+        return run("anything")
+
+    return raising
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("wrong"), 2),
+        (WorldError("wrong"), 3),
+        (StorageError(errno.ENOSPC, "wrong"), 3),
+        (SegmentUnreadableError(errno.EIO, "wrong"), 3),
+        (FileNotFoundError(errno.ENOENT, "wrong"), 3),
+        (BrokenPipeError(errno.EPIPE, "wrong"), 3),
+        (MemoryError("wrong"), 3),
+        (RuntimeError("wrong: can't allocate memory: you tried to allocate 1 byte"), 3),
+        (KeyError("wrong"), 70),
+        (EOFError("wrong"), 70),
+        (RuntimeError("wrong"), 70),
+        (RecursionError("wrong"), 70),
+        (AssertionError("wrong"), 70),
+        (ExceptionGroup("wrong", [ValueError()]), 70),
+        (Panic("wrong"), 70),
+    ],
+)
+def test_every_error_is_one_line_and_never_a_no(run_raising, error, code):
+    found, (line,) = run_raising(error)
+    assert found == code
+    assert line.startswith("avtd3: ")
+    assert "wrong" in line
+    assert ("AVTD3_TRACEBACK=1" in line) == (code == 70)
+
+
+def test_a_traceback_is_printed_when_asked_for(run_raising, monkeypatch):
+    monkeypatch.setenv("AVTD3_TRACEBACK", "1")
+    code, lines = run_raising(KeyError("wrong"))
+    assert code == 70
+    assert "KeyError: 'wrong'" in lines
+    assert lines[-1].startswith("avtd3: unexpected KeyError")
+
+
+@pytest.mark.parametrize("error", [ConfigError, RuntimeError])
+def test_a_message_is_one_line_of_bounded_length(run_raising, error):
+    _, (line,) = run_raising(error("first\nverdict: ok\x1b[2J" + "x" * 10_000_000 + "last"))
+    assert len(line) < 3000
+    assert line.isprintable()
+    assert "first verdict: ok" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("learn", "d"), "avtd3: Missing option '--run'; see avtd3 learn --help"),
+        (("lern",), "avtd3: No such command 'lern'"),
+        (("--nothing",), "avtd3: No such option: --nothing"),
+        (("store", "prune", "d", "--max-steps", "0"), "avtd3: Invalid value for '--max-steps'"),
+        (("gate", "a", "b\nverdict: GO"), r"avtd3: Got unexpected extra argument"),
+    ],
+)
+def test_wrong_use_is_one_line(run, words, text):
+    code, (line,) = run(*words)
+    assert code == 2
+    assert line.startswith(text)
+
+
+def test_help_is_printed_when_nothing_is_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert "Usage: avtd3" in "".join(capsys.readouterr())
+
+
+COMMANDS_THAT_WRITE = [
+    ("evaluate", "nowhere.safetensors", "--gif"),
+    ("replay-inspect", "nowhere", "--html"),
+    ("replay-inspect", "nowhere", "--episode", "worst", "--sheet"),
+    ("replay-inspect", "nowhere", "--episode", "worst", "--gif"),
+    ("replay-inspect", "nowhere", "--episode", "worst", "--mp4"),
+    ("gate", "nowhere", "--stage", "5k", "--html"),
+    ("gate", "nowhere", "--stage", "5k", "--markdown"),
+    ("compare", "nowhere", "nowhere", "--html"),
+    ("compare", "nowhere", "nowhere", "--markdown"),
+    ("doctor", "carla", "--port", "1", "--image"),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS_THAT_WRITE, ids=" ".join)
+def test_a_destination_is_checked_before_the_work(run, tmp_path, words):
+    code, (line,) = run(*words, tmp_path)
+    assert code == 2
+    assert line == f"avtd3: {tmp_path} is a directory; give the path of a file"
+    file = tmp_path / "file"
+    file.write_text("")
+    code, (line,) = run(*words, file / "page")
+    assert code == 3
+    assert line.startswith(f"avtd3: cannot write {file}")
+
+
+@pytest.mark.parametrize("words", COMMANDS_THAT_WRITE[:1] + COMMANDS_THAT_WRITE[5:6], ids=" ".join)
+def test_missing_directories_of_a_destination_are_made(run, tmp_path, words):
+    run(*words, tmp_path / "new" / "er" / "page.gif")
+    assert (tmp_path / "new" / "er").is_dir()
+
+
+@pytest.mark.skipif(not os.geteuid(), reason="root may write everywhere")
+def test_a_directory_that_cannot_be_written_is_refused_before_the_work(run, tmp_path):
+    tmp_path.chmod(0o500)
+    code, (line,) = run("gate", "nowhere", "--stage", "5k", "--html", tmp_path / "page.html")
+    assert code == 3
+    assert "permission denied" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "used"),
+    [
+        (("collect", "d"), "collect"),
+        (("evaluate", "expert"), "evaluate"),
+        (("replay-inspect", "d"), "audit"),
+        (("replay-inspect", "d", "--scores"), "audit and evaluate"),
+        (("replay-inspect", "--estimate"), "collect"),
+        (("doctor", "carla"), "collect"),
+        (("config", "show", "audit"), "audit"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(run, words, used):
+    code, (line,) = run(*words, "--set", "learn.td3.tau=0.1")
+    assert code == 2
+    assert line == (
+        "avtd3: --set 'learn.td3.tau=0.1' has no effect: this command uses the settings of "
+        f"{used}; remove it"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("learn", "d", "--run", "r", "--seed", 2**64),
+        ("learn", "d", "--run", "r", "--updates", 10**30),
+        ("evaluate", "expert", "--seed", 2**64),
+        ("evaluate", "expert", "--episodes", 2**70),
+        ("collect", "d", "--seed", 2**64),
+        ("collect", "d", "--npcs", 2**64),
+        ("collect", "d", "--scenario", 2**64),
+        ("collect", "d", "--workers", 2**64),
+    ],
+    ids=lambda words: f"{words[0]} {words[-2]}",
+)
+def test_numbers_beyond_64_bits_are_refused(run, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    code, (line,) = run(*words)
+    assert code == 2
+    assert str(words[-1]) in line
+    assert not list(tmp_path.iterdir())
