@@ -12,6 +12,7 @@ from avtd3.store.errors import (
     DatasetError,
     DatasetUnreadableError,
     SegmentNotFoundError,
+    advice,
 )
 from avtd3.store.files import canonical_json, is_passing, read_json, write_aside
 from avtd3.store.filters import EpisodeFilter
@@ -39,9 +40,10 @@ def read_pins(dataset: Dataset) -> dict[str, Pin]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        is_unreadable = isinstance(error, OSError) and is_passing(error)
-        kind = DatasetUnreadableError if is_unreadable else DatasetError
-        raise kind(
+        if isinstance(error, OSError) and is_passing(error):
+            reason = advice(error, reads=True)
+            raise DatasetUnreadableError(f"{path} is unreadable now: {reason}") from error
+        raise DatasetError(
             f"{path} cannot be read ({error}), expected the format of avtd3 store pin; fix the "
             "file, or delete it and pin again"
         ) from error

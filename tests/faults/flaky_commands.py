@@ -83,6 +83,11 @@ def maintain(dataset, folder, error):
             yield {"case": words[0], "code": code, "is_whole": is_whole, "err": err[-1500:]}
 
 
+TINY = (
+    "--set=learn.replay.batch_size=2",
+    "--set=learn.network.hidden=[4]",
+    "--set=learn.learning_starts=1",
+)
 COMMANDS = (
     ("replay-inspect", "{d}"),
     ("replay-inspect", "{d}", "--html", "{out}/page.html"),
@@ -94,6 +99,7 @@ COMMANDS = (
     ("store", "pin", "{d}", "{name}"),
     ("store", "pins", "{d}"),
     ("store", "unpin", "{d}", "{pinned}"),
+    ("learn", "{d}", "--run", "{out}/run", "--updates", "1", *TINY),
 )
 
 
@@ -111,7 +117,8 @@ def every(dataset, folder, error):
             code, out, err = run_command(*(word.format(**fill) for word in words))
             set_flaky(copy, 0.0)
             shutil.rmtree(copy)
-            shutil.rmtree(folder / "new", ignore_errors=True)
+            for made in ("new", "run"):
+                shutil.rmtree(folder / made, ignore_errors=True)
             yield {"case": words, "rate": rate, "code": code, "text": (out + err)[-1500:]}
 
 
