@@ -20,7 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from avtd3.store.errors import InUseError, StorageError, abbreviate, advice, storage_error
+from avtd3.store.errors import (
+    Avtd3Error,
+    InUseError,
+    StorageError,
+    abbreviate,
+    advice,
+    storage_error,
+)
 
 LOCK_FILE = ".lock"
 """Name of the lock file in a directory."""
@@ -216,6 +223,11 @@ class ExclusiveLock:
             raise storage_error(self._path, error) from error
         try:
             self._lock(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, Avtd3Error):
+                raise
+            raise storage_error(self._path, error) from error
         except BaseException:
             os.close(descriptor)
             raise

@@ -111,8 +111,9 @@ def remove_segments(dataset: Path, segment_ids: Sequence[str]) -> None:
                 trash.append(_hide(dataset, segment_id))
         fsync_directory(dataset / SEGMENTS)
         fsync_directory(dataset / STAGING)
-    for path in trash:
-        _delete_removed(dataset, path)
+    with storage_errors(dataset / STAGING):
+        for path in trash:
+            _delete_removed(dataset, path)
 
 
 def _hide(dataset: Path, segment_id: str) -> Path:
