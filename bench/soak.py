@@ -570,6 +570,12 @@ class Soak:
         for name in self.ledger.scan():
             self.copier.add(name)
 
+    def close(self) -> None:
+        """Stop what still runs."""
+        for role in (*self.roles.values(), *self.maintenance.values()):
+            if role.is_running:
+                role.stop()
+
     def finish(self) -> dict[str, Any]:
         """Stop everything in good order, and compare what is there with what was published."""
         for flaky in self.flaky.values():
@@ -795,7 +801,8 @@ def _growth(role: Role) -> list[object]:
     ]
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -809,28 +816,27 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep all files in this new directory")
     parser.add_argument("--follow", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.kill_every is None:
+        options.kill_every = max(8.0, min(60.0, options.minutes * 12.0))
+    return options
+
+
+def main() -> None:
+    options = parse()
     if options.follow:
         follow(*options.follow)
         return
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     work = options.work or Path(tempfile.mkdtemp(prefix="soak-"))
-    seconds = options.minutes * 60.0
-    kill_every_s = options.kill_every
-    if kill_every_s is None:
-        kill_every_s = max(8.0, min(60.0, seconds / 5.0))
-    soak = Soak(work, options.seed, seconds, kill_every_s)
+    soak = Soak(work, options.seed, options.minutes * 60.0, options.kill_every)
     try:
         soak.soak()
         found = soak.finish()
     finally:
-        for role in (*soak.roles.values(), *soak.maintenance.values()):
-            if role.is_running:
-                role.stop()
-    command = f"python bench/soak.py --minutes {options.minutes:g} --seed {options.seed}"
-    if options.kill_every is not None:
-        command += f" --kill-every {options.kill_every:g}"
-    text = report(soak, found, command)
+        soak.close()
+    command = f"{options.minutes:g} --seed {options.seed} --kill-every {options.kill_every:g}"
+    text = report(soak, found, f"python bench/soak.py --minutes {command}")
     print(text)
     if options.out:
         options.out.write_text(text)
