@@ -28,13 +28,10 @@ _NO_MEMORY = (
 
 
 def keep_freed_memory() -> bool:
-    """Make this process keep large freed blocks of memory for reuse, instead of returning them.
+    """Make this process keep large freed blocks of memory; return whether the C library can.
 
-    Return whether the C library supports it; only glibc does.
-
-    By default, glibc returns every large block to the system. An update from images frees and
-    allocates hundreds of megabytes, and the system clears each page again, which takes 12 % of the
-    update's time (`bench/learn_bench.py`). With this setting, the process keeps its peak memory.
+    By default, glibc returns them to the system, which then clears each page again. This takes 12 %
+    of an update from images (`bench/learn_bench.py`). Now, the process keeps its peak memory.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -78,11 +75,8 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 
     ``auto`` is bfloat16 if the hardware multiplies it natively. Emulation is slower than float32.
     """
-    if precision == "bf16":
-        return torch.bfloat16
-    if precision == "auto" and _multiplies_bf16(device):
-        return torch.bfloat16
-    return None
+    is_bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
+    return torch.bfloat16 if is_bf16 else None
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
@@ -212,14 +206,14 @@ class GraphedUpdate:
                 group["lr"] = number
 
 
+@dataclasses.dataclass(slots=True)
 class _Kind:
     """One kind of update: its recording, and the tensors to which it writes."""
 
-    def __init__(self) -> None:
-        self.done = 0
-        self.replay: Replay | None = None
-        self.written: Update | None = None
-        self.flat: Tensor | None = None
+    done: int = 0
+    replay: Replay | None = None
+    written: Update | None = None
+    flat: Tensor | None = None
 
     def result(self) -> Update:
         """Return a copy of what the recording wrote, made by one kernel instead of thirty."""

@@ -43,12 +43,7 @@ _CHUNK = 256
 
 
 class EpisodeMetrics:
-    """Metrics of the episodes that have not been logged yet.
-
-    The store summarises episodes without knowing the meaning of their columns. This class gives
-    names to the columns that matter for driving. If a dataset does not have a column, its metric is
-    missing.
-    """
+    """Metrics of the episodes that have not been logged yet, except of columns that they lack."""
 
     def __init__(self, spec: EpisodeSpec) -> None:
         self.newest_return: float | None = None
@@ -75,20 +70,14 @@ class EpisodeMetrics:
         self._new.clear()
 
     def read(self, version: int | None) -> dict[str, float]:
-        """Return means over the new episodes, by metric, and start again.
-
-        `version` is that of the newest published policy.
-        """
+        """Return means over the new episodes, given the newest policy version; start again."""
         if not self._new:
             return {}
         new = EpisodeSummary.join(self._new, self._spec)
         self.clear()
-        found = {
-            "episode/return": float(new.returns.mean()),
-            "episode/length": float(new.lengths.mean()),
-        }
-        for metric, reason in END_REASONS.items():
-            found[metric] = new.end_reasons.count(reason) / len(new)
+        shares = {m: new.end_reasons.count(reason) / len(new) for m, reason in END_REASONS.items()}
+        means = {"episode/return": new.returns.mean(), "episode/length": new.lengths.mean()}
+        found = {metric: float(mean) for metric, mean in means.items()} | shares
         return found | self._columns(new) | _policy_lag(new, version)
 
     def _columns(self, new: EpisodeSummary) -> dict[str, float]:
@@ -111,11 +100,8 @@ def _policy_lag(new: EpisodeSummary, version: int | None) -> dict[str, float]:
     if version is None or not len(driven):
         return {}
     lags = version - driven
-    return {
-        "run/policy_lag": float(lags.mean()),
-        "run/policy_lag_min": float(lags.min()),
-        "run/policy_lag_max": float(lags.max()),
-    }
+    found = {"": lags.mean(), "_min": lags.min(), "_max": lags.max()}
+    return {f"run/policy_lag{which}": float(lag) for which, lag in found.items()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,22 +109,13 @@ class HeldOutEvaluator:
     """Evaluate networks on held-out episodes."""
 
     spec: EpisodeSpec
-    """Spec of the episodes."""
     config: TD3Config
-    """Settings of the updates: scale of the rewards and limits of the targets."""
     gamma: float
-    """Discount per step."""
     device: torch.device
-    """Device of the networks."""
     autocast: torch.dtype | None
-    """Type of the matrix products; None for float32."""
 
     def __call__(self, state: TD3State, episodes: Iterable[Episode]) -> dict[str, float]:
-        """Return means over all steps of the episodes, by metric; nothing without episodes.
-
-        ``offline/initial_value`` and ``offline/initial_return`` are means over the first steps: the
-        return that the critic predicts for a whole episode, and the return of the data.
-        """
+        """Return means over all steps of the episodes, by metric; nothing without episodes."""
         columns: dict[str, list[NDArray[np.float32]]] = {}
         count = 0
         with torch.no_grad(), evaluating(state.actor, state.critic):

@@ -444,10 +444,10 @@ class Trainer:
 
     def _check_guards(self, batch: Batch, update: Update) -> None:
         length = self.source.episodes.newest_length
-        result = self._guards.after(self._state, update, batch, length)
-        self._logger.write(self.updates, result.scalars)
-        if result.stop is not None and self._config.guards.on_stop != "continue":
-            self._stop(result.stop)
+        scalars, stop = self._guards.after(self._state, update, batch, length)
+        self._logger.write(self.updates, scalars)
+        if stop is not None and self._config.guards.on_stop != "continue":
+            self._stop(stop)
 
     def _stop(self, finding: Finding) -> None:
         """Save the state in ``RUN/emergency``; then roll back, or halt the run."""

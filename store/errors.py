@@ -26,8 +26,9 @@ Each error is also a built-in exception, given in parentheses.
 """
 
 import errno
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 MAX_MESSAGE = 1900
 """Characters of the longest message; values in it may come from a file of any size."""
@@ -240,6 +241,30 @@ def abbreviate(value: object, most: int = 80) -> str:
         if len(text) > most:
             return f"{text[: most - 3]}..."
     return text
+
+
+def check_settings(
+    config: object,
+    where: str,
+    *checks: tuple[str, bool, str],
+    above_zero: Iterable[str] = (),
+    zero_or_above: Iterable[str] = (),
+) -> None:
+    """Raise `ConfigError` if a number is not in range, or a check of a setting is not true.
+
+    Args:
+        config: Object with the settings as attributes.
+        where: Text before the name of a setting in the message, such as ``learn.``.
+        checks: Name of a setting, whether it is valid, and what is expected.
+        above_zero: Names of numbers that must be above 0, and finite.
+        zero_or_above: Names of numbers that must be 0 or above, and finite.
+    """
+    ranges = [(n, 0.0 < getattr(config, n) < math.inf, "above 0") for n in above_zero]
+    ranges += [(n, 0.0 <= getattr(config, n) < math.inf, "0 or above") for n in zero_or_above]
+    for name, is_valid, expected in (*ranges, *checks):
+        if not is_valid:
+            value = abbreviate(getattr(config, name))
+            raise ConfigError(f"{where}{name} is {value}, expected {expected}")
 
 
 def _pieces(value: object, most: int) -> Iterator[str]:

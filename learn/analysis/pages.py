@@ -90,12 +90,11 @@ def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
 
 
 def _why(result: CriterionResult) -> str:
-    reason = result.outcome.reason
-    if result.criterion is None:
-        return reason
-    if result.verdict not in ("pass", "skipped") and result.criterion.why:
-        reason += f". {result.criterion.why[0].upper()}{result.criterion.why[1:]}"
-    return f"{reason} [{result.criterion.source}]" if result.criterion.source else reason
+    reason, why = result.outcome.reason, result.why
+    if result.verdict not in ("pass", "skipped") and why:
+        reason += f". {why[0].upper()}{why[1:]}"
+    source = "" if result.criterion is None else result.criterion.source
+    return f"{reason} [{source}]" if source else reason
 
 
 def _gate_cards(report: GateReport) -> list[dict[str, object]]:

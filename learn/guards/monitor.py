@@ -57,10 +57,8 @@ class CnnRate:
         self.state.halved_at, self.state.calm_since = at, None
 
     def _halve(self, feature_norm: float, at: int) -> str:
-        config = self._config
-        is_cooling = (
-            self.state.halved_at is not None and at - self.state.halved_at < config.cool_down
-        )
+        config, before = self._config, self.state.halved_at
+        is_cooling = before is not None and at - before < config.cool_down
         if is_cooling or self.state.share <= config.floor:
             return ""
         self.reduce(0.5, at)
@@ -144,16 +142,6 @@ class GuardState:
     window: Reading
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GuardResult:
-    """What the guards return after an update."""
-
-    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Metrics to log; mostly empty."""
-    stop: Finding | None = None
-    """The first finding of level ``stop``, if there is one."""
-
-
 class GuardMonitor:
     """Check the updates of a run, write alerts, and adjust learning rates and the action limit.
 
@@ -189,10 +177,13 @@ class GuardMonitor:
 
     def after(
         self, state: TD3State, update: Update, batch: Batch, episode_length: float | None
-    ) -> GuardResult:
-        """Check an update; wait for the device only if a reading is due."""
+    ) -> tuple[Mapping[str, float], Finding | None]:
+        """Check an update; return metrics to log, and the first finding of level ``stop``.
+
+        Wait for the device only if a reading is due.
+        """
         if not self.config.enabled:
-            return GuardResult()
+            return {}, None
         at = state.updates
         self._window.add(at, update, batch)
         scalars = self._layers.after(state)
@@ -209,8 +200,7 @@ class GuardMonitor:
         self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         if is_due:
             scalars |= self.scalars()
-        stop = next((finding for finding in findings if finding.level == "stop"), None)
-        return GuardResult(scalars=scalars, stop=stop)
+        return scalars, next((f for f in findings if f.level == "stop"), None)
 
     def scalars(self) -> dict[str, float]:
         """Return the counts of alerts, the action limit and the rollbacks, by metric."""
