@@ -42,19 +42,15 @@ class Batch:
     """Transitions ready for an update; see the table above."""
 
     observation: ObservationBatch
-    """The observations before the actions."""
     action: Tensor
-    """float (B, A)."""
     reward: Tensor
-    """float (B,), n-step rewards."""
     discount: Tensor
-    """float (B,), weight of the next observation's value."""
     next_observation: ObservationBatch
     """The observations n steps later."""
     weight: Tensor | None = None
-    """float (B,), importance weights in (0, 1]; None if all are 1."""
+    """Importance weights; None if all are 1."""
     bc_mask: Tensor | None = None
-    """float (B,), 1 if the imitation term includes the transition, else 0; None if all are 1."""
+    """1 if the imitation term includes the transition, else 0; None if all are 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,9 @@
     RUN/rolled-back/001/update-...                         checkpoints after one that was restored
     RUN/emergency/update-...                               states at which a guard stopped the run
 
-Priorities of the sampler, if any, are stored with the tensors. A checkpoint is written to a
-temporary directory, flushed to disk and renamed. Reading one never executes code from it.
-
-`CheckpointManager` saves, restores and removes the checkpoints of a run. It keeps the newest ones,
-milestones, the last good one (see `GuardMonitor.mark_checkpoint`) and the best by a metric. Rolling
-back deletes nothing.
+A checkpoint is written to a temporary directory, flushed to disk and renamed. Reading one never
+executes code from it. `CheckpointManager` keeps the newest checkpoints, milestones, the last good
+one (see `GuardMonitor.mark_checkpoint`) and the best by a metric. Rolling back deletes nothing.
 """
 
 import contextlib

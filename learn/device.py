@@ -119,14 +119,10 @@ class GraphedUpdate:
     """Do the same as `avtd3.learn.td3.update`, with learning rates rounded to float32.
 
     An update launches hundreds of kernels, most of which take less time than their launch.
-    Replaying a recording is a single launch; see
-    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. A recording cannot branch, and
-    cannot take new tensors or numbers. Therefore
-
-    * there is one recording for each kind of update: with and without the actor, and for each
-      weight of the imitation term. While that weight changes, actor updates are not recorded;
-    * batches are copied to the memory that the recording reads, and results from where it writes;
-    * learning rates are tensors.
+    Replaying a recording (a CUDA graph) is a single launch. It cannot branch, and cannot take new
+    tensors or numbers. Therefore there is one recording for each kind of update: with and without
+    the actor, and for each weight of the imitation term. While that weight changes, actor updates
+    are not recorded. Batches and results are copied, and learning rates are tensors.
 
     After loading a checkpoint into the state, create a new `GraphedUpdate`: recordings write to the
     tensors that existed when they were made. Tests without a GPU replace the recorder.

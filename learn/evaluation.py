@@ -104,7 +104,7 @@ def _policy_lag(new: EpisodeSummary, version: int | None) -> dict[str, float]:
     return {f"run/policy_lag{which}": float(lag) for which, lag in found.items()}
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class HeldOutEvaluator:
     """Evaluate networks on held-out episodes."""
 
@@ -135,14 +135,10 @@ class HeldOutEvaluator:
     def _evaluate(self, state: TD3State, episode: Episode) -> dict[str, NDArray[np.float32]]:
         """Return each metric at each step, float32 (T,), or at the first step only, (1,)."""
         length = episode.length
-        chunks = [
-            self._evaluate_chunk(state, episode, start, min(start + _CHUNK, length))
-            for start in range(0, length, _CHUNK)
-        ]
-        found = {
-            name: torch.cat([chunk[name] for chunk in chunks]).float().cpu().numpy()
-            for name in chunks[0]
-        }
+        bounds = ((start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK))
+        chunks = [self._evaluate_chunk(state, episode, *each) for each in bounds]
+        parts = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        found = {name: part.float().cpu().numpy() for name, part in parts.items()}
         if episode.terminated[-1]:  # the return of a truncated episode is not known
             reward = scale_reward(torch.from_numpy(episode.rewards), self.config).numpy()
             returns = discounted_returns(reward, self.gamma)

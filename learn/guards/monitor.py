@@ -100,10 +100,7 @@ class ActionLimit:
         return 1.0 if self.state.is_lifted else self._config.share
 
     def read(self, last: Mapping[str, float], episode_length: float | None, at: int) -> str:
-        """Remove the limit if training looks healthy; return why, or an empty text.
-
-        Without a camera there is no feature norm, and that condition is ignored.
-        """
+        """Remove the limit if training looks healthy; return why, or an empty text."""
         config = self._config
         if self.state.is_lifted or (spread := last.get("actor/action_std")) is None:
             return ""
@@ -212,8 +209,7 @@ class GuardMonitor:
     def mark_checkpoint(self, updates: int) -> None:
         """Set `last_good` if the checkpoint that is about to be saved is good.
 
-        It is good if nothing serious was found since the previous checkpoint, and the newest update
-        of neither network was skipped.
+        Nothing serious was found since the previous one, and no newest update was skipped.
         """
         reading = self._window.settle()
         findings = check_reading(reading, self._history, self.config)
