@@ -48,6 +48,7 @@ def collect(
     scenario: opt.ScenarioOption = None,
     scenario_file: opt.ScenarioFileOption = None,
     npcs: opt.NpcsOption = None,
+    walkers: opt.WalkersOption = None,
     town: opt.TownOption = None,
     random_steps: Annotated[
         int | None,
@@ -89,7 +90,9 @@ def collect(
     where = opt.replace(
         settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town
     )
-    settings = opt.at_servers(opt.replace(settings, scenario=where), host, port, server_command)
+    settings = opt.at_servers(
+        opt.replace(settings, scenario=where), host, port, server_command, walkers
+    )
     use_current_directory(settings)
     with interruptible() as should_stop, progress() as show, stdout_to_stderr():
         report = run(

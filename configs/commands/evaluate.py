@@ -31,6 +31,7 @@ def evaluate(
     scenario: opt.ScenarioOption = None,
     scenario_file: opt.ScenarioFileOption = None,
     npcs: opt.NpcsOption = None,
+    walkers: opt.WalkersOption = None,
     town: opt.TownOption = None,
     gif: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Save the first episode as a GIF.")
@@ -53,7 +54,9 @@ def evaluate(
     where = opt.replace(
         settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town
     )
-    settings = opt.at_servers(opt.replace(settings, scenario=where), host, port, server_command)
+    settings = opt.at_servers(
+        opt.replace(settings, scenario=where), host, port, server_command, walkers
+    )
     use_current_directory(settings)
     opt.check_destinations(gif)
     with interruptible() as should_stop, progress() as show, stdout_to_stderr():

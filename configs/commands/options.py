@@ -68,6 +68,9 @@ ScenarioFileOption = Annotated[
 NpcsOption = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Number of other vehicles.")
 ]
+WalkersOption = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Number of pedestrians, in CARLA.")
+]
 TownOption = Annotated[
     str | None,
     typer.Option(metavar="TOWN", help="OpenDRIVE file (.xodr), or a CARLA map such as Town01."),
@@ -125,14 +128,21 @@ def at_servers(
     host: str | None,
     ports: str | None,
     command: str | None,
+    walkers: int | None = None,
 ) -> Any:  # noqa: ANN401
     """Return the settings with the options that name CARLA servers; None means not given."""
-    if settings.world != "carla" and (host, ports, command) != (None, None, None):
+    given = (host, ports, command, walkers)
+    if settings.world != "carla" and any(option is not None for option in given):
         raise ConfigError(
-            "--host, --port and --server-command need the world carla, found "
+            "--host, --port, --server-command and --walkers need the world carla, found "
             f"{settings.world!r}; add --world carla"
         )
-    changes = {"host": host, "ports": parse_ports(ports), "server_command": command}
+    changes = {
+        "host": host,
+        "ports": parse_ports(ports),
+        "server_command": command,
+        "walkers": walkers,
+    }
     return replace(settings, carla=replace(settings.carla, **changes))
 
 

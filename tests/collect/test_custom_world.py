@@ -246,7 +246,7 @@ def test_failures_of_user_code_are_one_error_with_file_and_line(parts, message):
         ({"reward": None}, "reward is None"),
         ({"reward": float("nan")}, "reward is nan"),
         ({"reward": "high"}, "high"),
-        ({"action": np.array([2.0], np.float32)}, r"action is \[2\.\], expected \[-1\.0\] to"),
+        ({"action": np.array([2.0], np.float32)}, r"action\[0\] is 2\.0, expected -1\.0 to"),
         ({"action": 0.5}, "action is float, expected float32"),
         ({"terminated": 1}, "expected True or False"),
         ({"terminated": True, "truncated": True}, "both terminated and truncated are true"),

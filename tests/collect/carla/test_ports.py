@@ -76,6 +76,13 @@ def test_hosts_and_ports_of_the_command_line():
     assert at_servers(settings, None, None, None) == settings
     found = at_servers(settings, None, None, "./CarlaUE4.sh").carla
     assert found.server_command == "./CarlaUE4.sh"
+    walkers = at_servers(settings, None, None, None, 5)
+    assert walkers.carla.walkers == 5
+    assert walkers.plan_document()["carla"]["walkers"] == 5
+    # Plans of older datasets, which had none, keep their digest.
+    assert "walkers" not in settings.plan_document()["carla"]
+    with pytest.raises(ConfigError, match="--walkers need the world carla"):
+        at_servers(CollectConfig(), None, None, None, 0)
 
 
 @pytest.mark.parametrize(
