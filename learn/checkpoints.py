@@ -285,7 +285,13 @@ def _parameters_of(state: TD3State) -> Iterator[tuple[str, nn.Parameter, torch.o
 def _restore(
     state: TD3State, noise: torch.Generator, tensors: dict[str, Tensor], path: Path
 ) -> None:
-    _create_moments(state, tensors)
+    for prefix, p, optimizer in _parameters_of(state):
+        if f"{prefix}step" in tensors:  # Adam has no moments before the first step
+            optimizer.state[p] = {
+                "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+            }
     targets = _tensors_of(state) | {_NOISE: noise.get_state()}
     if targets.keys() != tensors.keys():
         names = ", ".join(sorted(targets.keys() ^ tensors.keys())[:5])
@@ -304,17 +310,6 @@ def _restore(
         for name, target in targets.items():
             target.copy_(tensors[name])
     noise.set_state(tensors[_NOISE])
-
-
-def _create_moments(state: TD3State, tensors: Mapping[str, Tensor]) -> None:
-    """Create Adam's moments for the parameters whose moments are in the checkpoint."""
-    for prefix, p, optimizer in _parameters_of(state):
-        if f"{prefix}step" in tensors:
-            optimizer.state[p] = {
-                "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
-            }
 
 
 def _read_document(path: Path) -> dict[str, Any]:
@@ -408,7 +403,7 @@ class CheckpointManager:
         path = save_checkpoint(self._directory, state, noise, metadata)
         if self.best is not None and self.best.updates == metadata.updates:
             self._write_best()
-        kept = (*self._config.milestones, good, self.best and self.best.updates)
+        kept = (*self._config.milestones, good, None if self.best is None else self.best.updates)
         prune_checkpoints(self._directory, self._config.keep_checkpoints, kept)
         return path
 

@@ -20,7 +20,6 @@ FORMAT = "avtd3.compare/1"
 Verdict = Literal["worse", "better", "changed", "unclear", "same"]
 ORDER: tuple[Verdict, ...] = ("worse", "better", "changed", "unclear", "same")
 """Verdicts in the order of reports."""
-CAUTION = "An interval covers the noise within these two runs, not the difference between seeds."
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +142,8 @@ class CompareReport:
         where = ends[0] if ends[0] == ends[1] else " and ".join(ends)
         return (
             f"Medians over the last {self.window:.0%} of the steps up to {where}; intervals of "
-            f"{self.confidence:.0%}; changes below {self.margin:.0%} are ignored. {CAUTION}"
+            f"{self.confidence:.0%}; changes below {self.margin:.0%} are ignored. An interval "
+            "covers the noise within these two runs, not the difference between seeds."
         )
 
     def summary(self) -> str:
@@ -329,17 +329,15 @@ def _classify(
     return ("better" if better else "worse"), f"beyond the noise; {direction} is better"
 
 
-def _classify_not_finite(
-    not_finite: tuple[int, ...], points: tuple[int, ...]
-) -> tuple[Verdict, str]:
+def _classify_not_finite(bad: tuple[int, ...], points: tuple[int, ...]) -> tuple[Verdict, str]:
     reason = "; ".join(
         f"{count:,} of {total:,} points of the {name} are not finite"
-        for count, total, name in zip(not_finite, points, ("baseline", "candidate"), strict=True)
+        for count, total, name in zip(bad, points, ("baseline", "candidate"), strict=True)
         if count
     )
-    if all(not_finite):
+    if all(bad):
         return "unclear", reason
-    return ("worse" if not_finite[1] else "better"), reason
+    return ("worse" if bad[1] else "better"), reason
 
 
 def _notices(sides: Sequence[Side]) -> list[str]:

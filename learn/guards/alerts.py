@@ -107,8 +107,8 @@ class AlertLog:
         fix: str = "nothing to do",
     ) -> None:
         """Write an action of a guard."""
-        found = {"value": value, "limit": limit}
-        self._write(Alert(update=at, name=name, level=NOTE, reason=reason, fix=fix, **found))
+        line = Alert(update=at, name=name, level=NOTE, reason=reason, fix=fix)
+        self._write(dataclasses.replace(line, value=value, limit=limit))
 
     def resume(self, at: int) -> None:
         """Continue the file of a run that was killed, and mark the lines that became void."""
