@@ -221,10 +221,6 @@ class MetricLogger:
             self._last_actor = update
             self._clipped["actor"].append(update.actor_norms.clipped)
 
-    def write_updates(self, step: int, others: Mapping[str, float]) -> None:
-        """Write the metrics of the updates since the last call, and others; wait for the device."""
-        self.write(step, self._read_updates() | dict(others))
-
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write scalars, if there are any."""
         if not scalars:
@@ -251,8 +247,8 @@ class MetricLogger:
         if self._writer is not None:
             self._writer.close()
 
-    def _read_updates(self) -> dict[str, float]:
-        """Return the metrics since the last line, and start again; wait for the device once."""
+    def read_updates(self) -> dict[str, float]:
+        """Return the metrics since the last call, and start again; wait for the device once."""
         restored = self._restored if self._last_actor is None else {}
         scalars: dict[str, Tensor] = self._actor_scalars()
         if self._last is not None:

@@ -457,24 +457,18 @@ class PolicyActor:
         self._is_first = True
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
-        """Return the action for the next observation of the episode.
-
-        Args:
-            observation: The newest camera frame and the vector.
-
-        Returns:
-            float32 (A,) within the spec's bounds.
+        """Return the action, float32 (A,), for the newest camera frame and vector of the episode.
 
         Raises:
             SpecError: If the observation does not have the spec's shape.
             CheckpointError: If the action is not finite.
         """
-        image = observation.image
-        expected = None if self.policy.spec.image is None else self.policy.spec.image.frame_shape
-        if (None if image is None else image.shape) != expected:
+        image, spec = observation.image, self.policy.spec
+        expected = None if spec.image is None else spec.image.frame_shape
+        if (found := None if image is None else image.shape) != expected:
             raise SpecError(
-                f"observation has image {None if image is None else image.shape}, expected "
-                f"{expected} (spec of policy {self.policy.version})"
+                f"observation has image {found}, expected {expected} (spec of policy "
+                f"{self.policy.version})"
             )
         frames = None
         if self._stack is not None and image is not None:

@@ -72,7 +72,7 @@ class PolicyStore:
         updates: int,
         action_limit: float = 1.0,
     ) -> int:
-        """Publish an actor as the next version.
+        """Publish an actor, trained for the spec, as the next version; return the version.
 
         Args:
             actor: The network.
@@ -80,9 +80,6 @@ class PolicyStore:
             config: Shape of the network.
             updates: Number of gradient updates of its training.
             action_limit: Share of each half range of the action that it may use, in (0, 1].
-
-        Returns:
-            The version.
 
         Raises:
             CheckpointError: If a file in the directory has the largest version that is possible.
@@ -164,14 +161,7 @@ class PolicyStore:
             path.with_suffix(".json").unlink(missing_ok=True)
 
     def reject(self, policy: Policy, reason: str) -> None:
-        """Skip a policy from now on in this process; the next `poll` reports the reason.
-
-        Call this if a policy that was loaded does not act.
-
-        Args:
-            policy: What `poll` or `latest` returned.
-            reason: What went wrong.
-        """
+        """Skip a loaded policy that does not act, from now on; the next `poll` says the reason."""
         self._rejected.add(policy.digest)
         self._unreported.append(f"policy {policy.version} in {self.path} is skipped: {reason}")
 

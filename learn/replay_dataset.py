@@ -175,7 +175,8 @@ def _to_batch(batch: Transitions) -> ReplayBatch:
         planes = batch.observation_frames.shape[1]
         frames = _copy(batch.frames).flatten(1, 2)  # (B, W*C, H, W)
         observation, following = frames[:, :planes], frames[:, -planes:]
-    stacks = {"observation_frames": observation, "next_observation_frames": following}
+    stacks: dict[str, Any] = {"observation_frames": observation}
+    stacks["next_observation_frames"] = following
     return ReplayBatch(**stacks, **_copies(batch, ReplayBatch._fields, without=stacks))
 
 

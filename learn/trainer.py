@@ -420,7 +420,7 @@ class Trainer:
             "run/replay_ratio": self.updates / max(source.steps_seen, 1),
             "run/steps": float(source.sampler.steps),
         }
-        self._logger.write_updates(self.updates, scalars)
+        self._logger.write(self.updates, self._logger.read_updates() | scalars)
 
     def _check_guards(self, batch: Batch, update: Update) -> None:
         length = self.source.episodes.newest_length

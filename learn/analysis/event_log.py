@@ -209,15 +209,17 @@ class _Records:
             return self.stop("fails a checksum at")
         return data
 
-    def _truncated(self) -> None:
+    def _truncated(self) -> bytes | None:
         left = self._size - self._start
         self.problem = f"ends inside a record: its last {left:,} bytes were ignored"
         self.is_truncated = True
+        return None
 
-    def stop(self, what: str) -> None:
+    def stop(self, what: str) -> bytes | None:
         """Report what is wrong with the current record, and end the iteration."""
         left = self._size - self._start
         self.problem = f"{what} byte {self._start:,}: {left:,} bytes from there on were not read"
+        return None
 
 
 def _masked_crc32c(data: bytes) -> bytes:

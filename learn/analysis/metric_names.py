@@ -139,10 +139,8 @@ class Directions:
     def of(self, name: str) -> Direction | None:
         """Return the direction of a metric; None if no pattern matches."""
         order: tuple[Direction, ...] = ("neither", "lower", "higher")
-        for direction in order:
-            if any(fnmatchcase(name, pattern) for pattern in getattr(self, direction)):
-                return direction
-        return None
+        matches = (d for d in order if any(fnmatchcase(name, p) for p in getattr(self, d)))
+        return next(matches, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
