@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtd3.store.errors import ConfigError, abbreviate
+from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 ACTIVATIONS = ("relu", "leaky_relu")
@@ -57,32 +57,29 @@ class NetworkConfig:
     """Limit on the absolute value of each feature; 0 is no limit."""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.hidden) <= MAX_LAYERS:
-            raise ConfigError(
-                f"network.hidden has {len(self.hidden)} layers, expected 1..{MAX_LAYERS}"
-            )
-        for name, width in (
-            *(("hidden", width) for width in self.hidden),
-            ("features", self.features),
-        ):
-            if type(width) is not int or not 1 <= width <= MAX_WIDTH:
-                raise _invalid(name, width, f"whole numbers 1..{MAX_WIDTH}")
-        for name, choices in (
-            ("activation", ACTIVATIONS),
-            ("conv_norm", CONV_NORMS),
-            ("feature_activation", FEATURE_ACTIVATIONS),
-            ("feature_norm", (False, True)),
-        ):
-            value = getattr(self, name)
-            if type(value) is not type(choices[0]) or value not in choices:
-                raise _invalid(name, value, f"one of {choices}")
-        clamp = self.feature_clamp
-        if type(clamp) not in (int, float) or not 0.0 <= clamp < float("inf"):
-            raise _invalid("feature_clamp", clamp, "0 or above")
+        # a policy's header may have values of any type
+        widths, clamp = f"whole numbers 1..{MAX_WIDTH}", self.feature_clamp
+        is_clamp = type(clamp) in (int, float) and 0.0 <= clamp < float("inf")
+        check_settings(
+            self,
+            "network.",
+            ("hidden", 1 <= len(self.hidden) <= MAX_LAYERS, f"1..{MAX_LAYERS} layers"),
+            ("hidden", all(map(_is_width, self.hidden)), widths),
+            ("features", _is_width(self.features), widths),
+            ("activation", self.activation in ACTIVATIONS, f"one of {ACTIVATIONS}"),
+            ("conv_norm", self.conv_norm in CONV_NORMS, f"one of {CONV_NORMS}"),
+            (
+                "feature_activation",
+                self.feature_activation in FEATURE_ACTIVATIONS,
+                f"one of {FEATURE_ACTIVATIONS}",
+            ),
+            ("feature_norm", type(self.feature_norm) is bool, "true or false"),
+            ("feature_clamp", is_clamp, "0 or above"),
+        )
 
 
-def _invalid(name: str, value: object, expected: str) -> ConfigError:
-    return ConfigError(f"network.{name} is {abbreviate(value)}, expected {expected}")
+def _is_width(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_WIDTH
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -250,14 +250,10 @@ def check_settings(
     above_zero: Iterable[str] = (),
     zero_or_above: Iterable[str] = (),
 ) -> None:
-    """Raise `ConfigError` if a number is not in range, or a check of a setting is not true.
+    """Raise `ConfigError` if a setting of an object fails a check, or is not finite and in range.
 
-    Args:
-        config: Object with the settings as attributes.
-        where: Text before the name of a setting in the message, such as ``learn.``.
-        checks: Name of a setting, whether it is valid, and what is expected.
-        above_zero: Names of numbers that must be above 0, and finite.
-        zero_or_above: Names of numbers that must be 0 or above, and finite.
+    A check has the setting's name, whether it is valid, and what is expected; `where` is the text
+    before the name in the message, such as ``learn.``.
     """
     ranges = [(n, 0.0 < getattr(config, n) < math.inf, "above 0") for n in above_zero]
     ranges += [(n, 0.0 <= getattr(config, n) < math.inf, "0 or above") for n in zero_or_above]
