@@ -154,5 +154,6 @@ class DirectionBook:
 
     def of(self, name: str) -> Direction | None:
         """Return the direction of a metric; None if unknown."""
-        known: Direction | None = ours.better or "neither" if (ours := metric(name)) else None
+        ours = metric(name)
+        known: Direction | None = None if ours is None else ours.better or "neither"
         return self.own.of(name) or known or self.others.of(name)
