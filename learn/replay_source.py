@@ -49,11 +49,14 @@ def _open(path: Path, *, follow: bool) -> Dataset | None:
         return Dataset.open(path)
     except DatasetError:
         # a collector creates the directories a moment before it writes the spec
-        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-        is_absent = path.is_dir() or not path.exists()
-        if follow and not has_spec and is_absent and names <= _NEW_DATASET:
+        if follow and not has_spec and (not path.exists() or _is_new_dataset(path)):
             return None
         raise
+
+
+def _is_new_dataset(path: Path) -> bool:
+    """Return whether a directory contains only what a dataset starts with."""
+    return path.is_dir() and {entry.name for entry in path.iterdir()} <= _NEW_DATASET
 
 
 def scratch_directory(run: Path) -> Path:
