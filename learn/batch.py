@@ -34,9 +34,7 @@ from avtd3.store.replay.gather import SequenceBatch, Transitions
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.spec import ImageSpec
 
-_GROWTH = 1.25
-"""Factor between needed and allocated memory when `DeviceFrameCache` grows, which copies
-everything."""
+_GROWTH = 1.25  # of the memory of `DeviceFrameCache`, which copies everything when it grows
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +42,15 @@ class Batch:
     """Transitions ready for an update; see the table above."""
 
     observation: ObservationBatch
-    """The observations before the actions."""
     action: Tensor
-    """float (B, A)."""
     reward: Tensor
-    """float (B,), n-step rewards."""
     discount: Tensor
-    """float (B,), weight of the next observation's value."""
     next_observation: ObservationBatch
     """The observations n steps later."""
     weight: Tensor | None = None
-    """float (B,), importance weights in (0, 1]; None if all are 1."""
+    """Importance weights; None if all are 1."""
     bc_mask: Tensor | None = None
-    """float (B,), 1 if the imitation term includes the transition, else 0; None if all are 1."""
+    """1 if the imitation term includes the transition, else 0; None if all are 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +60,6 @@ class RandomShift:
     pad: int
     """Largest shift, in pixels; above 0."""
     generator: torch.Generator
-    """Generator on the learner's device."""
 
 
 def draw_shifts(
@@ -81,8 +74,7 @@ def shift_frames(frames: Tensor, shift: Tensor, pad: int) -> Tensor:
     """Shift stacks, uint8 (B, K*C, H, W), by int64 (B, 2); the border is repeated.
 
     The published code samples bilinearly, but at whole pixels, so copying bytes gives the same
-    result (`tests/learn/test_augment.py`). On one core, a batch of 256 stacks of 84x84x4 takes 14
-    ms; indexing by row and column takes 60 ms.
+    result. On one core, 256 stacks of 84x84x4 take 14 ms; indexing rows and columns takes 60 ms.
     """
     size, planes, height, width = frames.shape
     image = torch.stack(frames.unbind(1), -1)  # (B, H, W, K*C)
@@ -90,8 +82,7 @@ def shift_frames(frames: Tensor, shift: Tensor, pad: int) -> Tensor:
     wide = torch.cat(
         [left.expand(-1, -1, pad, -1), image, right.expand(-1, -1, pad, -1)], dim=2
     )  # (B, H, W + 2 * pad, K*C)
-    rows = torch.arange(height, device=frames.device) + shift[:, :1]
-    rows = rows.clamp(0, height - 1)  # (B, H)
+    rows = (torch.arange(height, device=frames.device) + shift[:, :1]).clamp(0, height - 1)
     first = torch.arange(size, device=frames.device)[:, None] * height
     start = (first + rows) * wide.shape[2] + pad + shift[:, 1:]
     # all runs of W consecutive pixels in memory: each row of the result is one of them
@@ -169,9 +160,8 @@ def flatten_sequences(
 class DeviceFrameCache:
     """A copy of the replay's frames on the device, from which batches are gathered there.
 
-    A batch of 256 needs 9 MB of frames. Without this cache, they are gathered on the host and
-    copied for every update; with it, only row numbers are copied. The copy follows the replay
-    cache: new frames are copied once, and replace frames that left the cache.
+    For a batch, only row numbers are copied, not 9 MB of frames. The copy follows the replay cache:
+    new frames are copied once, and replace frames that left the cache.
     """
 
     def __init__(self, image: ImageSpec, device: torch.device) -> None:

@@ -89,7 +89,7 @@ class ProgressCallback(TrainCallback):
         self._on_progress, self._should_stop = on_progress, should_stop
 
     def should_stop(self) -> bool:
-        """Return what the second function returns."""
+        """Call the second function."""
         return self._should_stop()
 
     def on_progress(self, progress: LearnProgress) -> None:

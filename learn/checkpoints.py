@@ -8,12 +8,9 @@
     RUN/rolled-back/001/update-...                         checkpoints after one that was restored
     RUN/emergency/update-...                               states at which a guard stopped the run
 
-Priorities of the sampler, if any, are stored with the tensors. A checkpoint is written to a
-temporary directory, flushed to disk and renamed. Reading one never executes code from it.
-
-`CheckpointManager` saves, restores and removes the checkpoints of a run. It keeps the newest ones,
-milestones, the last good one (see `GuardMonitor.mark_checkpoint`) and the best by a metric. Rolling
-back deletes nothing.
+A checkpoint is written to a temporary directory, flushed to disk and renamed. Reading one never
+executes code from it. `CheckpointManager` keeps the newest checkpoints, milestones, the last good
+one (see `GuardMonitor.mark_checkpoint`) and the best by a metric. Rolling back deletes nothing.
 """
 
 import contextlib
@@ -24,7 +21,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,8 +52,6 @@ TENSORS, DOCUMENT = "tensors.safetensors", "checkpoint.json"
 CHECKPOINTS, ROLLED_BACK, EMERGENCY, BEST = "checkpoints", "rolled-back", "emergency", "best.json"
 _NAME = re.compile(r"update-(\d{9,18})")
 _NETWORKS = ("actor", "critic", "actor_target", "critic_target")
-_COUNTERS = ("skipped", "skipped_in_a_row")
-_RANGE = "value_range"
 _NOISE = "noise"
 _REPLACED = ".replaced"
 """Suffix of a checkpoint while another one of the same name is written."""
@@ -126,38 +121,37 @@ class CheckpointMetadata:
     """Everything in a checkpoint except the tensors of the networks and optimisers."""
 
     updates: int
-    """Critic updates so far."""
     spec_digest: str
-    """Digest of the spec of the data."""
-    sampler: Mapping[str, Any]
+    sampler: dict[str, Any]
     """What `Sampler.state` returned, including a digest of its segments."""
     arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
     """What `Sampler.arrays` returned; stored with the tensors."""
-    config: Mapping[str, Any]
+    config: dict[str, Any]
     """Resolved settings of the run."""
     seconds: float
     """Wall-clock time that the run has trained for, over all its processes."""
-    guards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    guards: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What `GuardMonitor.state` returned; empty in checkpoints older than the guards."""
-    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What `MetricLogger.state` returned; empty in older checkpoints."""
     episodes_logged: bool = False
     """Whether the metrics of all episodes in the data have been logged."""
-    best: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `Best`; empty if no best checkpoint is kept."""
 
     def document(self) -> dict[str, Any]:
         """Return the metadata without the arrays, as JSON values."""
-        return {key: getattr(self, name) for name, (key, _) in _KEYS.items()}
+        return {key: getattr(self, name) for name, key in _keys().items()}
 
     @classmethod
     def from_json(
         cls, document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
     ) -> Self:
-        """Read what `document` returned; raise `CheckpointError` if a key is missing or invalid."""
+        """Read a document; raise `CheckpointError` if a key is missing or invalid."""
+        kinds = typing.get_type_hints(cls)
         given = {
-            name: read_as(kind, document[key], f"checkpoint {path}: {key}")
-            for name, (key, kind) in _KEYS.items()
+            name: read_as(kinds[name], document[key], f"checkpoint {path}: {key}")
+            for name, key in _keys().items()
             if key in document
         }
         try:
@@ -166,18 +160,11 @@ class CheckpointMetadata:
             raise _invalid(path, f"{DOCUMENT} is incomplete ({error})") from error
 
 
-_KEYS: Mapping[str, tuple[str, Any]] = {
-    "updates": ("updates", int),
-    "spec_digest": ("spec_digest", str),
-    "sampler": ("sampler", dict[str, Any]),
-    "config": ("config", dict[str, Any]),
-    "seconds": ("seconds", float),
-    "guards": ("guards", dict[str, Any]),
-    "metrics": ("gathered", dict[str, Any]),
-    "episodes_logged": ("episodes_told", bool),
-    "best": ("best", dict[str, Any]),
-}
-"""Key in the document, and type, of each field of the metadata."""
+def _keys() -> dict[str, str]:
+    """Return the key in the document of each field of the metadata except the arrays."""
+    renamed = {"metrics": "gathered", "episodes_logged": "episodes_told"}
+    names = [field.name for field in dataclasses.fields(CheckpointMetadata)]
+    return {name: renamed.get(name, name) for name in names if name != "arrays"}
 
 
 def save_checkpoint(
@@ -206,8 +193,8 @@ def save_checkpoint(
         files.write_new(temporary / DOCUMENT, files.canonical_json(document))
         files.fsync_directory(temporary)
         replaced = directory / f".{path.name}{_REPLACED}"
-        if path.exists():  # the run rolled back to it
-            _move(path, replaced)
+        if path.exists() and not files.move_directory(path, replaced):  # the run rolled back to it
+            files.remove_tree(path)
         temporary.rename(path)
         files.fsync_directory(directory)
         files.remove_tree(replaced)
@@ -219,15 +206,8 @@ def fix_replaced(directory: Path) -> None:
     with files.storage_errors(directory):
         for replaced in directory.glob(f".update-*{_REPLACED}"):
             path = directory / replaced.name.removeprefix(".").removesuffix(_REPLACED)
-            if path.exists():
+            if path.exists() or not files.move_directory(replaced, path):
                 files.remove_tree(replaced)
-            else:
-                _move(replaced, path)
-
-
-def _move(source: Path, target: Path) -> None:
-    if not files.move_directory(source, target):
-        files.remove_tree(source)
 
 
 def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> CheckpointMetadata:
@@ -270,7 +250,7 @@ def updates_of(path: Path) -> int:
     return int(path.name.removeprefix("update-"))
 
 
-def prune_checkpoints(directory: Path, keep: int, milestones: tuple[int, ...]) -> None:
+def prune_checkpoints(directory: Path, keep: int, milestones: Sequence[int | None]) -> None:
     """Remove all checkpoints except the newest `keep` and those at milestones."""
     for path in list_checkpoints(directory)[: -max(keep, 1)]:
         if updates_of(path) not in milestones:
@@ -279,12 +259,12 @@ def prune_checkpoints(directory: Path, keep: int, milestones: tuple[int, ...]) -
 
 def _tensors_of(state: TD3State) -> dict[str, Tensor]:
     """Return every tensor of the state, not a copy, by its name in the file."""
-    tensors: dict[str, Tensor] = {name: getattr(state, name) for name in _COUNTERS}
+    tensors = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
     for name in _NETWORKS:
-        for key, value in getattr(state, name).state_dict().items():
-            tensors[f"{name}/{key}"] = value
+        network: nn.Module = getattr(state, name)
+        tensors |= {f"{name}/{key}": value for key, value in network.state_dict().items()}
     if state.value_range is not None:
-        tensors[_RANGE] = state.value_range
+        tensors["value_range"] = state.value_range
     for prefix, parameter, optimizer in _parameters_of(state):
         if parameter in optimizer.state:  # not before the first step
             moments = optimizer.state[parameter]
@@ -293,10 +273,9 @@ def _tensors_of(state: TD3State) -> dict[str, Tensor]:
 
 
 def _parameters_of(state: TD3State) -> Iterator[tuple[str, nn.Parameter, torch.optim.Adam]]:
-    """Yield every parameter with its optimiser and the prefix of the names of its moments.
+    """Yield the prefix of the names of its moments, the parameter, and its optimiser.
 
-    The numbers are those of the network, not of the optimiser's groups, so that a run may continue
-    with another kind of weight decay.
+    The numbers are those of the network, so that a run may continue with another weight decay.
     """
     for name, (network, optimizer) in state.networks().items():
         for number, p in enumerate(network.mlp_parameters() + network.encoder_parameters()):
@@ -306,7 +285,13 @@ def _parameters_of(state: TD3State) -> Iterator[tuple[str, nn.Parameter, torch.o
 def _restore(
     state: TD3State, noise: torch.Generator, tensors: dict[str, Tensor], path: Path
 ) -> None:
-    _create_moments(state, tensors)
+    for prefix, p, optimizer in _parameters_of(state):
+        if f"{prefix}step" in tensors:  # Adam has no moments before the first step
+            optimizer.state[p] = {
+                "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+            }
     targets = _tensors_of(state) | {_NOISE: noise.get_state()}
     if targets.keys() != tensors.keys():
         names = ", ".join(sorted(targets.keys() ^ tensors.keys())[:5])
@@ -325,17 +310,6 @@ def _restore(
         for name, target in targets.items():
             target.copy_(tensors[name])
     noise.set_state(tensors[_NOISE])
-
-
-def _create_moments(state: TD3State, tensors: Mapping[str, Tensor]) -> None:
-    """Create Adam's moments for the parameters whose moments are in the checkpoint."""
-    for prefix, p, optimizer in _parameters_of(state):
-        if f"{prefix}step" in tensors:
-            optimizer.state[p] = {
-                "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
-            }
 
 
 def _read_document(path: Path) -> dict[str, Any]:
@@ -372,11 +346,9 @@ class Best:
     """The best checkpoint so far."""
 
     metric: str
-    """Name of the metric."""
     value: float
     """Newest value of the metric when the checkpoint was saved."""
     updates: int
-    """Updates of the checkpoint."""
     newest: float
     """Newest value of the metric at the newest checkpoint."""
 
@@ -402,10 +374,7 @@ class CheckpointManager:
     def roll_back(
         self, updates: int, state: TD3State, noise: torch.Generator
     ) -> tuple[CheckpointMetadata, Path | None]:
-        """Load a checkpoint, and move all later ones to ``RUN/rolled-back/NNN``, newest first.
-
-        If the process is killed meanwhile, the run continues from this checkpoint or a later one.
-        """
+        """Load a checkpoint, and move all later ones to ``RUN/rolled-back/NNN``, newest first."""
         fix_replaced(self._directory)
         found = {updates_of(path): path for path in list_checkpoints(self._directory)}
         if updates not in found:
@@ -434,9 +403,8 @@ class CheckpointManager:
         path = save_checkpoint(self._directory, state, noise, metadata)
         if self.best is not None and self.best.updates == metadata.updates:
             self._write_best()
-        kept = [*self._config.milestones, good, None if self.best is None else self.best.updates]
-        milestones = tuple(updates for updates in kept if updates is not None)
-        prune_checkpoints(self._directory, self._config.keep_checkpoints, milestones)
+        kept = (*self._config.milestones, good, None if self.best is None else self.best.updates)
+        prune_checkpoints(self._directory, self._config.keep_checkpoints, kept)
         return path
 
     def save_emergency(
@@ -467,7 +435,8 @@ class CheckpointManager:
             aside = parent / f"{number + 1:03d}"
             aside.mkdir()
             for path in reversed(later):
-                _move(path, aside / path.name)
+                if not files.move_directory(path, aside / path.name):
+                    files.remove_tree(path)
             files.fsync_directory(aside)
             files.fsync_directory(self._directory)
         return aside
@@ -489,6 +458,5 @@ class CheckpointManager:
             with files.storage_errors(path):
                 path.unlink(missing_ok=True)
             return
-        document = dataclasses.asdict(self.best)
-        del document["newest"]
+        document = {name: getattr(self.best, name) for name in ("metric", "value", "updates")}
         files.write_aside(path, files.canonical_json(document))

@@ -7,7 +7,7 @@ from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.td3 import TD3Config
-from avtd3.store.errors import ConfigError, abbreviate
+from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.replay.config import ReplayConfig
 
 
@@ -103,41 +103,34 @@ class LearnConfig:
         ) | {"evaluate_every": 1, "evaluate_episodes": 1}
         for name in ("seed", "threads", "learning_starts", "updates_per_step", "keep_policies"):
             least[name] = 0
-        for name, lowest in (least | {"decay_from": 0, "image_shift": 0}).items():
-            if not getattr(self, name) >= lowest:
-                raise _invalid(name, getattr(self, name), f"{lowest} or above")
-        for name, is_valid, expected in (
+        names = (least | {"decay_from": 0, "image_shift": 0}).items()
+        known, best = metric(self.keep_best), self.keep_best
+        has_direction = known is not None and bool(known.better)
+        is_measured = bool(self.replay.held_out) or not best.startswith("offline/")
+        check_settings(
+            self,
+            "learn.",
+            *((name, getattr(self, name) >= low, f"{low} or above") for name, low in names),
             ("seed", self.seed < 1 << 64, "0..2^64 - 1"),
             ("decay_to", 0.0 < self.decay_to <= 1.0, "above 0, at most 1"),
             ("refresh_seconds", self.refresh_seconds > 0.0, "above 0 seconds"),
             ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
-        ):
-            if not is_valid:
-                raise _invalid(name, getattr(self, name), expected)
-        self._check_keep_best()
-        self._check_together()
-
-    def _check_keep_best(self) -> None:
-        known = metric(self.keep_best)
-        if self.keep_best and (known is None or not known.better):
-            expected = "a metric with a preferred direction, for example episode/return"
-            raise _invalid("keep_best", self.keep_best, expected)
-        if self.keep_best.startswith("offline/") and not self.replay.held_out:
-            expected = (
-                "another metric, or learn.replay.held_out above 0 (such as 0.05) to measure it"
-            )
-            raise _invalid("keep_best", self.keep_best, expected)
-
-    def _check_together(self) -> None:
+            (
+                "keep_best",
+                not best or has_direction,
+                "a metric with a preferred direction, for example episode/return",
+            ),
+            (
+                "keep_best",
+                is_measured,
+                "another metric, or learn.replay.held_out above 0 (such as 0.05) to measure it",
+            ),
+        )
         if self.replay.imitate and not self.td3.bc_alpha:
             raise ConfigError(
                 f"learn.replay.imitate is {self.replay.imitate}, but learn.td3.bc_alpha is 0, so "
                 "nothing is imitated; set bc_alpha (2.5 in TD3+BC), or remove imitate"
             )
-        if self.network.conv_norm == "batch" and self.replay.batch_size < 2:
-            expected = "2 or above with learn.network.conv_norm batch"
-            raise _invalid("replay.batch_size", self.replay.batch_size, expected)
-
-
-def _invalid(name: str, value: object, expected: str) -> ConfigError:
-    return ConfigError(f"learn.{name} is {abbreviate(value)}, expected {expected}")
+        fits = self.network.conv_norm != "batch" or self.replay.batch_size >= 2
+        expected = "2 or above with learn.network.conv_norm batch"
+        check_settings(self.replay, "learn.replay.", ("batch_size", fits, expected))

@@ -28,13 +28,10 @@ _NO_MEMORY = (
 
 
 def keep_freed_memory() -> bool:
-    """Make this process keep large freed blocks of memory for reuse, instead of returning them.
+    """Make this process keep large freed blocks of memory; return whether the C library can.
 
-    Return whether the C library supports it; only glibc does.
-
-    By default, glibc returns every large block to the system. An update from images frees and
-    allocates hundreds of megabytes, and the system clears each page again, which takes 12 % of the
-    update's time (`bench/learn_bench.py`). With this setting, the process keeps its peak memory.
+    By default, glibc returns them to the system, which then clears each page again. This takes 12 %
+    of an update from images (`bench/learn_bench.py`). Now, the process keeps its peak memory.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -78,11 +75,8 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 
     ``auto`` is bfloat16 if the hardware multiplies it natively. Emulation is slower than float32.
     """
-    if precision == "bf16":
-        return torch.bfloat16
-    if precision == "auto" and _multiplies_bf16(device):
-        return torch.bfloat16
-    return None
+    is_bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
+    return torch.bfloat16 if is_bf16 else None
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
@@ -125,14 +119,10 @@ class GraphedUpdate:
     """Do the same as `avtd3.learn.td3.update`, with learning rates rounded to float32.
 
     An update launches hundreds of kernels, most of which take less time than their launch.
-    Replaying a recording is a single launch; see
-    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. A recording cannot branch, and
-    cannot take new tensors or numbers. Therefore
-
-    * there is one recording for each kind of update: with and without the actor, and for each
-      weight of the imitation term. While that weight changes, actor updates are not recorded;
-    * batches are copied to the memory that the recording reads, and results from where it writes;
-    * learning rates are tensors.
+    Replaying a recording (a CUDA graph) is a single launch. It cannot branch, and cannot take new
+    tensors or numbers. Therefore there is one recording for each kind of update: with and without
+    the actor, and for each weight of the imitation term. While that weight changes, actor updates
+    are not recorded. Batches and results are copied, and learning rates are tensors.
 
     After loading a checkpoint into the state, create a new `GraphedUpdate`: recordings write to the
     tensors that existed when they were made. Tests without a GPU replace the recorder.
@@ -212,14 +202,14 @@ class GraphedUpdate:
                 group["lr"] = number
 
 
+@dataclasses.dataclass(slots=True)
 class _Kind:
     """One kind of update: its recording, and the tensors to which it writes."""
 
-    def __init__(self) -> None:
-        self.done = 0
-        self.replay: Replay | None = None
-        self.written: Update | None = None
-        self.flat: Tensor | None = None
+    done: int = 0
+    replay: Replay | None = None
+    written: Update | None = None
+    flat: Tensor | None = None
 
     def result(self) -> Update:
         """Return a copy of what the recording wrote, made by one kernel instead of thirty."""

@@ -43,12 +43,7 @@ _CHUNK = 256
 
 
 class EpisodeMetrics:
-    """Metrics of the episodes that have not been logged yet.
-
-    The store summarises episodes without knowing the meaning of their columns. This class gives
-    names to the columns that matter for driving. If a dataset does not have a column, its metric is
-    missing.
-    """
+    """Metrics of the episodes that have not been logged yet, except of columns that they lack."""
 
     def __init__(self, spec: EpisodeSpec) -> None:
         self.newest_return: float | None = None
@@ -75,20 +70,14 @@ class EpisodeMetrics:
         self._new.clear()
 
     def read(self, version: int | None) -> dict[str, float]:
-        """Return means over the new episodes, by metric, and start again.
-
-        `version` is that of the newest published policy.
-        """
+        """Return means over the new episodes, given the newest policy version; start again."""
         if not self._new:
             return {}
         new = EpisodeSummary.join(self._new, self._spec)
         self.clear()
-        found = {
-            "episode/return": float(new.returns.mean()),
-            "episode/length": float(new.lengths.mean()),
-        }
-        for metric, reason in END_REASONS.items():
-            found[metric] = new.end_reasons.count(reason) / len(new)
+        shares = {m: new.end_reasons.count(reason) / len(new) for m, reason in END_REASONS.items()}
+        means = {"episode/return": new.returns.mean(), "episode/length": new.lengths.mean()}
+        found = {metric: float(mean) for metric, mean in means.items()} | shares
         return found | self._columns(new) | _policy_lag(new, version)
 
     def _columns(self, new: EpisodeSummary) -> dict[str, float]:
@@ -111,34 +100,22 @@ def _policy_lag(new: EpisodeSummary, version: int | None) -> dict[str, float]:
     if version is None or not len(driven):
         return {}
     lags = version - driven
-    return {
-        "run/policy_lag": float(lags.mean()),
-        "run/policy_lag_min": float(lags.min()),
-        "run/policy_lag_max": float(lags.max()),
-    }
+    found = {"": lags.mean(), "_min": lags.min(), "_max": lags.max()}
+    return {f"run/policy_lag{which}": float(lag) for which, lag in found.items()}
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class HeldOutEvaluator:
     """Evaluate networks on held-out episodes."""
 
     spec: EpisodeSpec
-    """Spec of the episodes."""
     config: TD3Config
-    """Settings of the updates: scale of the rewards and limits of the targets."""
     gamma: float
-    """Discount per step."""
     device: torch.device
-    """Device of the networks."""
     autocast: torch.dtype | None
-    """Type of the matrix products; None for float32."""
 
     def __call__(self, state: TD3State, episodes: Iterable[Episode]) -> dict[str, float]:
-        """Return means over all steps of the episodes, by metric; nothing without episodes.
-
-        ``offline/initial_value`` and ``offline/initial_return`` are means over the first steps: the
-        return that the critic predicts for a whole episode, and the return of the data.
-        """
+        """Return means over all steps of the episodes, by metric; nothing without episodes."""
         columns: dict[str, list[NDArray[np.float32]]] = {}
         count = 0
         with torch.no_grad(), evaluating(state.actor, state.critic):
@@ -158,14 +135,10 @@ class HeldOutEvaluator:
     def _evaluate(self, state: TD3State, episode: Episode) -> dict[str, NDArray[np.float32]]:
         """Return each metric at each step, float32 (T,), or at the first step only, (1,)."""
         length = episode.length
-        chunks = [
-            self._evaluate_chunk(state, episode, start, min(start + _CHUNK, length))
-            for start in range(0, length, _CHUNK)
-        ]
-        found = {
-            name: torch.cat([chunk[name] for chunk in chunks]).float().cpu().numpy()
-            for name in chunks[0]
-        }
+        bounds = ((start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK))
+        chunks = [self._evaluate_chunk(state, episode, *each) for each in bounds]
+        parts = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        found = {name: part.float().cpu().numpy() for name, part in parts.items()}
         if episode.terminated[-1]:  # the return of a truncated episode is not known
             reward = scale_reward(torch.from_numpy(episode.rewards), self.config).numpy()
             returns = discounted_returns(reward, self.gamma)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import check_settings
 
 SCOPES = ("joint", "per_module")
 
@@ -36,11 +36,9 @@ class ClipConfig:
     """``joint`` limits the norm of CNN and MLPs together, ``per_module`` limits each of them."""
 
     def __post_init__(self) -> None:
-        for name in ("actor_max_norm", "critic_max_norm", "norm_type"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"clip.{name} is {getattr(self, name)}, expected above 0")
-        if self.scope not in SCOPES:
-            raise ConfigError(f"clip.scope is {self.scope!r}, expected one of {SCOPES}")
+        scope = ("scope", self.scope in SCOPES, f"one of {SCOPES}")
+        above_zero = ("actor_max_norm", "critic_max_norm", "norm_type")
+        check_settings(self, "clip.", scope, above_zero=above_zero)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

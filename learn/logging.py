@@ -80,10 +80,9 @@ def feature_scalars(name: str, state: Tensor, count: int) -> dict[str, Tensor]:
 
 def _norm_scalars(name: str, norms: GradientNorms) -> dict[str, Tensor]:
     return {
-        f"{name}_cnn/grad_norm_before": norms.cnn_before,
-        f"{name}_cnn/grad_norm_after": norms.cnn_after,
-        f"{name}_mlp/grad_norm_before": norms.mlp_before,
-        f"{name}_mlp/grad_norm_after": norms.mlp_after,
+        f"{name}_{part}/grad_norm_{when}": getattr(norms, f"{part}_{when}")
+        for part in ("cnn", "mlp")
+        for when in ("before", "after")
     }
 
 
@@ -96,19 +95,14 @@ class _Collected:
 
 
 class Throughput:
-    """Measure the speed of one process lifetime of a run.
-
-    The time before the first update and the time spent waiting for data do not count.
-    """
+    """Measure the speed of one process, without waits for data or before the first update."""
 
     def __init__(self) -> None:
         self.updates = 0
         """Updates in this process lifetime."""
         self._started_s = time.monotonic()
         self._first_update_s: float | None = None
-        self._line_s = self._started_s
-        self._line_updates = 0
-        self._line_sampling_s = 0.0
+        self._line_s, self._line_updates, self._line_sampling_s = self._started_s, 0, 0.0
 
     @property
     def seconds(self) -> float:
@@ -140,17 +134,12 @@ class Throughput:
             "run/updates_per_second": (self.updates - self._line_updates) / passed_s,
             "run/sampler_wait": (sampling_s - self._line_sampling_s) / passed_s,
         }
-        self._line_s, self._line_updates = now_s, self.updates
-        self._line_sampling_s = sampling_s
+        self._line_s, self._line_updates, self._line_sampling_s = now_s, self.updates, sampling_s
         return found
 
 
 class EventWriter:
-    """Write scalars into a new TensorBoard event file.
-
-    Readers discard what earlier files contain from its first step on: it was logged after the
-    checkpoint from which the run continued.
-    """
+    """Write scalars into a new event file; it voids what earlier ones have from its first step."""
 
     def __init__(self, directory: Path, *, first_step: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -165,10 +154,9 @@ class EventWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the scalars of one step; `avtd3.learn.metrics` must know their names."""
-        values = []
-        for name, value in scalars.items():
-            assert metric(name) is not None, f"{name} is no known metric"
-            values.append(Summary.Value(tag=name, simple_value=value))
+        unknown = [name for name in scalars if metric(name) is None]
+        assert not unknown, f"{unknown} are no known metrics"
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         self._add(Event(step=step, summary=Summary(value=values)))
 
     def flush(self) -> None:
@@ -187,8 +175,7 @@ class EventWriter:
 def _newest(directory: Path) -> int:
     """Return the largest number among the event files of a directory, or 0."""
     names = (path.name.removeprefix(PREFIX) for path in directory.glob(f"{PREFIX}*"))
-    numbers = (name.split(".")[0] for name in names)
-    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+    return max((int(n.split(".")[0]) for n in names if n.split(".")[0].isdecimal()), default=0)
 
 
 class MetricLogger:
@@ -234,10 +221,6 @@ class MetricLogger:
             self._last_actor = update
             self._clipped["actor"].append(update.actor_norms.clipped)
 
-    def write_updates(self, step: int, others: Mapping[str, float]) -> None:
-        """Write the metrics of the updates since the last call, and others; wait for the device."""
-        self.write(step, self._read_updates() | dict(others))
-
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write scalars, if there are any."""
         if not scalars:
@@ -248,10 +231,7 @@ class MetricLogger:
         self._on_write(step, scalars)
 
     def state(self) -> dict[str, Any]:
-        """Return what the next line contains so far, as JSON; wait for the device.
-
-        The critic's metrics are not included: the next log line takes them from a later update.
-        """
+        """Return what the next line has so far, but the critic's, as JSON; wait for the device."""
         clipped = {name: values.tolist() for name, values in self._all_clipped().items()}
         actor = self._restored | self._read_back(self._actor_scalars())
         found: dict[str, Any] = as_json(_Collected(actor=actor, clipped=clipped))
@@ -267,8 +247,8 @@ class MetricLogger:
         if self._writer is not None:
             self._writer.close()
 
-    def _read_updates(self) -> dict[str, float]:
-        """Return the metrics since the last line, and start again; wait for the device once."""
+    def read_updates(self) -> dict[str, float]:
+        """Return the metrics since the last call, and start again; wait for the device once."""
         restored = self._restored if self._last_actor is None else {}
         scalars: dict[str, Tensor] = self._actor_scalars()
         if self._last is not None:
@@ -306,8 +286,5 @@ class MetricLogger:
             return {}
         device = next(iter(scalars.values())).device
         values = torch.stack([value.to(device, torch.float32) for value in scalars.values()])
-        return {
-            name: value
-            for name, value in zip(scalars, values.tolist(), strict=True)
-            if not (self._feature_count == 0 and "_cnn/" in name)
-        }
+        found = dict(zip(scalars, values.tolist(), strict=True))
+        return {n: value for n, value in found.items() if self._feature_count or "_cnn/" not in n}

@@ -1,14 +1,16 @@
 """Name, meaning, unit and preferred direction of every scalar that a run logs."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, Literal
 
-from avtd3.learn.guards.config import GUARDS, UPDATE_RATIOS, WEIGHTS
+from avtd3.learn.guards.config import GUARDS
 
 HIGHER: Final = "higher"
 LOWER: Final = "lower"
+REWARD_TERMS = "reward/"
+"""Prefix of the metrics of reward terms; the name of the term follows."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,165 +28,109 @@ class Metric:
         return f"{self.meaning} [{self.unit}]"
 
 
-def _metric(meaning: str, unit: str, better: Literal["", "higher", "lower"] = "") -> Metric:
-    return Metric(meaning=meaning, unit=unit, better=better)
+_TABLE = """\
+critic/loss | reward^2 | lower | sum of the two mean squared TD errors
+critic/q1_mean | reward | - | mean Q1
+critic/q2_mean | reward | - | mean Q2
+critic/q_gap | reward | lower | mean |Q1 - Q2|
+critic/q_min | reward | - | smallest Q of both critics
+critic/q_max | reward | - | largest Q of both critics
+critic/q_std | reward | - | standard deviation of Q1
+critic/target_mean | reward | - | mean target
+critic/target_std | reward | - | standard deviation of the target
+critic/td_error1 | reward | lower | mean |Q1 - target|
+critic/td_error2 | reward | lower | mean |Q2 - target|
+critic/clip_fraction | 1 | - | share of updates whose gradients were clipped
+critic/skipped | count | lower | skipped updates so far, because a loss or gradient was not finite
+*_cnn/grad_norm_before | 1 | lower | gradient norm before clipping
+*_mlp/grad_norm_before | 1 | lower | gradient norm before clipping
+*_cnn/grad_norm_after | 1 | - | gradient norm after clipping
+*_mlp/grad_norm_after | 1 | - | gradient norm after clipping
+*_cnn/feature_norm | 1 | lower | L2 norm of each sample's features, mean over the batch
+*_cnn/feature_mean | 1 | - | mean of all features
+*_cnn/feature_std | 1 | - | standard deviation of all features
+*_cnn/feature_min | 1 | - | smallest feature
+*_cnn/feature_max | 1 | - | largest feature
+*_cnn/dead_units | 1 | lower | share of features that are 0 for the whole batch
+actor/loss | reward | - | loss of the actor
+actor/q_mean | reward | - | mean Q1 of the actor's actions
+actor/imitation | 1 | - | mean squared difference between the actor's and the data's actions
+actor/saturation | 1 | lower | share of actions within 1 % of a bound
+actor/action_std | action | - | standard deviation of the actions over the batch
+actor/pre_tanh | 1 | - | mean absolute value of the actor's outputs before tanh
+actor/clip_fraction | 1 | - | share of updates whose gradients were clipped
+batch/reward_mean | reward | - | mean (n-step) reward of the batch, scaled and clipped
+batch/reward_std | reward | - | standard deviation of the rewards of the batch
+batch/reward_min | reward | - | smallest reward of the batch
+batch/reward_max | reward | - | largest reward of the batch
+rate/actor_cnn | 1 | - | learning rate of the actor's CNN
+rate/actor_mlp | 1 | - | learning rate of the actor's MLP
+rate/critic_cnn | 1 | - | learning rate of the critics' CNN
+rate/critic_mlp | 1 | - | learning rate of the critics' MLPs
+run/updates_per_second | 1/s | higher | updates per second of wall-clock time since the previous \
+log line
+run/sampler_wait | 1 | lower | share of the time since the previous log line spent on sampling
+run/replay_ratio | 1 | - | updates per transition that the datasets have offered so far
+run/steps | count | - | transitions that can be sampled
+run/policy_lag | versions | lower | mean number of policy versions published since the one that \
+drove the newest episodes
+run/policy_lag_min | versions | lower | smallest number of policy versions published since the \
+one that drove an episode
+run/policy_lag_max | versions | lower | largest number of policy versions published since the one \
+that drove an episode
+alerts/warn | count | lower | alerts of level warn so far
+alerts/serious | count | lower | alerts of level serious so far
+alerts/stop | count | lower | alerts of level stop so far
+run/action_limit | 1 | higher | share of the action range that policies may use
+run/rollbacks | count | lower | rollbacks to a good checkpoint so far
+offline/td_error | reward | lower | mean |Q1 - target| over held-out steps
+offline/q | reward | - | mean Q1 of the data's actions in held-out steps
+offline/q_actor | reward | - | mean Q1 of the actor's actions in held-out steps
+offline/return | reward | - | mean discounted return that followed each step of the held-out \
+episodes that terminated
+offline/q_excess | reward | - | mean of Q1 minus the discounted return that followed, over the \
+same steps
+offline/q_correlation | 1 | higher | correlation of Q1 with the discounted return that followed, \
+over the same steps
+offline/initial_value | reward | - | mean Q1 of the actor's action in the first state of each \
+episode
+offline/initial_return | reward | - | mean discounted return of the held-out episodes that \
+terminated
+offline/action_distance | half ranges | lower | mean absolute difference between the actor's and \
+the data's actions
+offline/episodes | count | - | number of evaluated held-out episodes
+episode/return | reward | higher | mean return (sum of rewards) of the newest episodes
+episode/length | steps | higher | mean length of the newest episodes
+episode/success | 1 | higher | share of the newest episodes that reached the goal
+episode/collision | 1 | lower | share of the newest episodes that ended in a collision
+episode/off_road | 1 | lower | share of the newest episodes that ended off the road
+episode/lane_invasion | 1 | lower | share of the newest episodes that crossed a lane marking
+episode/lateral_deviation | m | lower | mean distance from the route in the newest episodes
+episode/speed | m/s | - | mean speed in the newest episodes
+reward/ | reward | higher | mean sum of a reward term over each of the newest episodes
+weights/ | 1 | - | L2 norm of a layer's weights and biases
+update_ratio/ | 1 | - | norm of a layer's last update divided by the norm of its weights
+"""
+"""Name, unit, preferred direction and meaning. A ``*`` stands for ``actor`` and ``critic``; a name
+that ends with a slash is a prefix."""
 
 
-def _lag(which: str, driven: str) -> Metric:
-    meaning = f"{which} number of policy versions published since the one that drove {driven}"
-    return _metric(meaning, "versions", LOWER)
+def _descriptions() -> Iterator[tuple[str, Metric]]:
+    better: Mapping[str, Literal["", "higher", "lower"]] = {HIGHER: HIGHER, LOWER: LOWER, "-": ""}
+    for row in _TABLE.splitlines():
+        pattern, unit, direction, meaning = row.split(" | ", 3)
+        described = Metric(meaning=meaning, unit=unit, better=better[direction])
+        names = [pattern.replace("*", network) for network in ("actor", "critic")]
+        yield from dict.fromkeys(names, described).items()
+    for guard in GUARDS:
+        meaning = f"updates over a limit of {guard} so far"
+        yield f"alerts/{guard}", Metric(meaning=meaning, unit="count", better=LOWER)
 
 
-_FEATURES = {
-    "feature_norm": _metric("L2 norm of each sample's features, mean over the batch", "1", LOWER),
-    "feature_mean": _metric("mean of all features", "1"),
-    "feature_std": _metric("standard deviation of all features", "1"),
-    "feature_min": _metric("smallest feature", "1"),
-    "feature_max": _metric("largest feature", "1"),
-    "dead_units": _metric("share of features that are 0 for the whole batch", "1", LOWER),
-}
-_NORMS = {
-    "grad_norm_before": _metric("gradient norm before clipping", "1", LOWER),
-    "grad_norm_after": _metric("gradient norm after clipping", "1"),
-}
-_CLIP_FRACTION = _metric("share of updates whose gradients were clipped", "1")
-
-_CRITIC = {
-    "critic/loss": _metric("sum of the two mean squared TD errors", "reward^2", LOWER),
-    "critic/q1_mean": _metric("mean Q1", "reward"),
-    "critic/q2_mean": _metric("mean Q2", "reward"),
-    "critic/q_gap": _metric("mean |Q1 - Q2|", "reward", LOWER),
-    "critic/q_min": _metric("smallest Q of both critics", "reward"),
-    "critic/q_max": _metric("largest Q of both critics", "reward"),
-    "critic/q_std": _metric("standard deviation of Q1", "reward"),
-    "critic/target_mean": _metric("mean target", "reward"),
-    "critic/target_std": _metric("standard deviation of the target", "reward"),
-    "critic/td_error1": _metric("mean |Q1 - target|", "reward", LOWER),
-    "critic/td_error2": _metric("mean |Q2 - target|", "reward", LOWER),
-    "critic/clip_fraction": _CLIP_FRACTION,
-    "critic/skipped": _metric(
-        "skipped updates so far, because a loss or gradient was not finite", "count", LOWER
-    ),
-}
-_ACTOR = {
-    "actor/loss": _metric("loss of the actor", "reward"),
-    "actor/q_mean": _metric("mean Q1 of the actor's actions", "reward"),
-    "actor/imitation": _metric(
-        "mean squared difference between the actor's and the data's actions", "1"
-    ),
-    "actor/saturation": _metric("share of actions within 1 % of a bound", "1", LOWER),
-    "actor/action_std": _metric("standard deviation of the actions over the batch", "action"),
-    "actor/pre_tanh": _metric("mean absolute value of the actor's outputs before tanh", "1"),
-    "actor/clip_fraction": _CLIP_FRACTION,
-}
-_RUN = {
-    "batch/reward_mean": _metric("mean (n-step) reward of the batch, scaled and clipped", "reward"),
-    "batch/reward_std": _metric("standard deviation of the rewards of the batch", "reward"),
-    "batch/reward_min": _metric("smallest reward of the batch", "reward"),
-    "batch/reward_max": _metric("largest reward of the batch", "reward"),
-    "rate/actor_cnn": _metric("learning rate of the actor's CNN", "1"),
-    "rate/actor_mlp": _metric("learning rate of the actor's MLP", "1"),
-    "rate/critic_cnn": _metric("learning rate of the critics' CNN", "1"),
-    "rate/critic_mlp": _metric("learning rate of the critics' MLPs", "1"),
-    "run/updates_per_second": _metric(
-        "updates per second of wall-clock time since the previous log line", "1/s", HIGHER
-    ),
-    "run/sampler_wait": _metric(
-        "share of the time since the previous log line spent on sampling", "1", LOWER
-    ),
-    "run/replay_ratio": _metric(
-        "updates per transition that the datasets have offered so far", "1"
-    ),
-    "run/steps": _metric("transitions that can be sampled", "count"),
-    "run/policy_lag": _lag("mean", "the newest episodes"),
-    "run/policy_lag_min": _lag("smallest", "an episode"),
-    "run/policy_lag_max": _lag("largest", "an episode"),
-}
-_ALERTS = {
-    "alerts/warn": _metric("alerts of level warn so far", "count", LOWER),
-    "alerts/serious": _metric("alerts of level serious so far", "count", LOWER),
-    "alerts/stop": _metric("alerts of level stop so far", "count", LOWER),
-    **{
-        f"alerts/{name}": _metric(f"updates over a limit of {name} so far", "count", LOWER)
-        for name in GUARDS
-    },
-    "run/action_limit": _metric("share of the action range that policies may use", "1", HIGHER),
-    "run/rollbacks": _metric("rollbacks to a good checkpoint so far", "count", LOWER),
-}
-_OFFLINE = {
-    "offline/td_error": _metric("mean |Q1 - target| over held-out steps", "reward", LOWER),
-    "offline/q": _metric("mean Q1 of the data's actions in held-out steps", "reward"),
-    "offline/q_actor": _metric("mean Q1 of the actor's actions in held-out steps", "reward"),
-    "offline/return": _metric(
-        "mean discounted return that followed each step of the held-out episodes that terminated",
-        "reward",
-    ),
-    "offline/q_excess": _metric(
-        "mean of Q1 minus the discounted return that followed, over the same steps", "reward"
-    ),
-    "offline/q_correlation": _metric(
-        "correlation of Q1 with the discounted return that followed, over the same steps",
-        "1",
-        HIGHER,
-    ),
-    "offline/initial_value": _metric(
-        "mean Q1 of the actor's action in the first state of each episode", "reward"
-    ),
-    "offline/initial_return": _metric(
-        "mean discounted return of the held-out episodes that terminated", "reward"
-    ),
-    "offline/action_distance": _metric(
-        "mean absolute difference between the actor's and the data's actions", "half ranges", LOWER
-    ),
-    "offline/episodes": _metric("number of evaluated held-out episodes", "count"),
-}
-_EPISODE = {
-    "episode/return": _metric(
-        "mean return (sum of rewards) of the newest episodes", "reward", HIGHER
-    ),
-    "episode/length": _metric("mean length of the newest episodes", "steps", HIGHER),
-    "episode/success": _metric("share of the newest episodes that reached the goal", "1", HIGHER),
-    "episode/collision": _metric(
-        "share of the newest episodes that ended in a collision", "1", LOWER
-    ),
-    "episode/off_road": _metric("share of the newest episodes that ended off the road", "1", LOWER),
-    "episode/lane_invasion": _metric(
-        "share of the newest episodes that crossed a lane marking", "1", LOWER
-    ),
-    "episode/lateral_deviation": _metric(
-        "mean distance from the route in the newest episodes", "m", LOWER
-    ),
-    "episode/speed": _metric("mean speed in the newest episodes", "m/s"),
-}
-
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    _CRITIC
-    | {f"critic_{part}/{name}": m for part in ("cnn", "mlp") for name, m in _NORMS.items()}
-    | {f"critic_cnn/{name}": m for name, m in _FEATURES.items()}
-    | _ACTOR
-    | {f"actor_{part}/{name}": m for part in ("cnn", "mlp") for name, m in _NORMS.items()}
-    | {f"actor_cnn/{name}": m for name, m in _FEATURES.items()}
-    | _RUN
-    | _ALERTS
-    | _OFFLINE
-    | _EPISODE
-)
+_ALL = dict(_descriptions())
+METRICS = MappingProxyType({name: m for name, m in _ALL.items() if not name.endswith("/")})
 """Description of each scalar by name, except those of `FAMILIES`."""
-
-REWARD_TERMS = "reward/"
-"""Prefix of the metrics of reward terms; the name of the term follows."""
-
-FAMILIES: Mapping[str, Metric] = MappingProxyType(
-    {
-        REWARD_TERMS: _metric(
-            "mean sum of a reward term over each of the newest episodes", "reward", HIGHER
-        ),
-        WEIGHTS: _metric("L2 norm of a layer's weights and biases", "1"),
-        UPDATE_RATIOS: _metric(
-            "norm of a layer's last update divided by the norm of its weights", "1"
-        ),
-    }
-)
+FAMILIES = MappingProxyType({name: m for name, m in _ALL.items() if name.endswith("/")})
 """Descriptions by prefix, for names that depend on the data or the networks."""
 
 

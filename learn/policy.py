@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import Any, NamedTuple, Self, TypeGuard
 
 import numpy as np
 import safetensors
@@ -52,14 +52,9 @@ from avtd3.store.step import FrameStack, Observation
 FORMAT_VERSION = 1
 HEADER_KEY = "avtd3_policy"
 LATEST = "LATEST.json"
-MAX_POLICY_BYTES = 1 << 30
-"""Largest policy file that is read."""
-MAX_HEADER_BYTES = 4 << 20
-"""Largest header of a policy file: a spec with all the names that it may have takes 1 MB."""
-MAX_TENSORS = 1_000
-"""Most tensors in a policy file: the deepest network has about 150."""
-MAX_SIDECAR_BYTES = 1 << 16
-"""Largest sidecar or `LATEST` file that is read."""
+MAX_POLICY_BYTES, MAX_SIDECAR_BYTES = 1 << 30, 1 << 16
+MAX_HEADER_BYTES = 4 << 20  # a spec with all the names that it may have takes 1 MB
+MAX_TENSORS = 1_000  # the deepest network has about 150
 MAX_COUNT = 10**18 - 1
 """Largest version and number of updates: 18 digits, as in the name of the file."""
 _NAME = re.compile(r"policy-(\d{8}|[1-9]\d{8,17})\.(safetensors|json)")
@@ -70,7 +65,6 @@ _LISTED = 5
 _ROUNDING = 1e-5
 """How far an action may exceed a bound, in half ranges, because of rounding."""
 _DTYPES = {torch.float32: "F32", torch.int64: "I64"}
-"""Names of the types of an actor's tensors in a safetensors header."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +72,9 @@ class PublishedFile:
     """A policy file, as described by its sidecar or by `LATEST`."""
 
     version: int
-    """Version of the policy, counted from 0 in each directory."""
     file: str
     """Name of the policy file."""
     sha256: str
-    """SHA-256 of the policy file, in hexadecimal."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,12 +151,8 @@ def _check_header(document: Mapping[str, Any], path: Path) -> PolicyHeader:
     for name in ("format_version", "version", "updates"):
         if not _is_count(document.get(name)):
             raise _invalid(path, name, document.get(name), f"a whole number 0..{MAX_COUNT}")
-    if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0.0 < limit <= 1.0:
+    if type(limit) not in (int, float) or not 0.0 < limit <= 1.0:
         raise _invalid(path, "action_limit", limit, "a number above 0, at most 1")
-    try:
-        spec = EpisodeSpec.from_json(document.get("spec"))
-    except SpecError as error:
-        raise CheckpointError(f"policy {path}: {error}") from error
     fields = document.get("network")
     known = {field.name for field in dataclasses.fields(NetworkConfig)}
     if not isinstance(fields, dict) or not isinstance(fields.get("hidden"), list):
@@ -172,16 +160,12 @@ def _check_header(document: Mapping[str, Any], path: Path) -> PolicyHeader:
     if fields.keys() - known:
         raise _invalid(path, "network", fields, f"no keys except {', '.join(sorted(known))}")
     try:
+        spec = EpisodeSpec.from_json(document.get("spec"))
         network = NetworkConfig(**fields | {"hidden": tuple(fields["hidden"])})
-    except ConfigError as error:
+    except (SpecError, ConfigError) as error:
         raise CheckpointError(f"policy {path}: {error}") from error
-    return PolicyHeader(
-        version=document["version"],
-        updates=document["updates"],
-        action_limit=float(limit),
-        spec=spec,
-        network=network,
-    )
+    counts = {name: document[name] for name in ("version", "updates")}
+    return PolicyHeader(**counts, action_limit=float(limit), spec=spec, network=network)
 
 
 def _check_tensors(header: PolicyHeader, tensors: Mapping[str, Any], size: int, path: Path) -> None:
@@ -437,14 +421,8 @@ class Policy:
                 raise CheckpointError(f"policy {path}: {name} has values that are not finite")
         actor = Actor(header.spec, header.network)
         actor.load_state_dict(tensors)
-        return cls(
-            actor,
-            header.spec,
-            version=header.version,
-            updates=header.updates,
-            digest=digest,
-            action_limit=header.action_limit,
-        )
+        names = ("spec", "version", "updates", "action_limit")
+        return cls(actor, **{name: getattr(header, name) for name in names}, digest=digest)
 
 
 class PolicyActor:
@@ -479,24 +457,18 @@ class PolicyActor:
         self._is_first = True
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
-        """Return the action for the next observation of the episode.
-
-        Args:
-            observation: The newest camera frame and the vector.
-
-        Returns:
-            float32 (A,) within the spec's bounds.
+        """Return the action, float32 (A,), for the newest camera frame and vector of the episode.
 
         Raises:
             SpecError: If the observation does not have the spec's shape.
             CheckpointError: If the action is not finite.
         """
-        image = observation.image
-        expected = None if self.policy.spec.image is None else self.policy.spec.image.frame_shape
-        if (None if image is None else image.shape) != expected:
+        image, spec = observation.image, self.policy.spec
+        expected = None if spec.image is None else spec.image.frame_shape
+        if (found := None if image is None else image.shape) != expected:
             raise SpecError(
-                f"observation has image {None if image is None else image.shape}, expected "
-                f"{expected} (spec of policy {self.policy.version})"
+                f"observation has image {found}, expected {expected} (spec of policy "
+                f"{self.policy.version})"
             )
         frames = None
         if self._stack is not None and image is not None:
@@ -511,13 +483,11 @@ class PolicyActor:
 
 def _newest_file(directory: Path) -> Path:
     """Return the newest policy file of a directory: that of `LATEST`, else the highest version."""
-    latest = read_latest(directory)
-    if latest is not None:
+    if (latest := read_latest(directory)) is not None:
         return directory / latest.file
-    versions = list_versions(directory)
-    if not versions:
-        raise CheckpointError(f"{directory} contains no policy; publish one with avtd3 learn")
-    return directory / policy_name(versions[-1])
+    if versions := list_versions(directory):
+        return directory / policy_name(versions[-1])
+    raise CheckpointError(f"{directory} contains no policy; publish one with avtd3 learn")
 
 
 def sample_observations(spec: EpisodeSpec, device: torch.device) -> ObservationBatch:
@@ -534,10 +504,7 @@ def sample_observations(spec: EpisodeSpec, device: torch.device) -> ObservationB
 
 @torch.no_grad()
 def find_fault(actor: Actor, observation: ObservationBatch) -> str:
-    """Return why an actor must not be published; empty if nothing is wrong with it.
-
-    Its weights must be finite, and its actions finite and within the bounds of the spec.
-    """
+    """Return why an actor must not be published; empty if nothing is wrong with it."""
     for name, value in actor.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             return f"{name} has values that are not finite"
@@ -556,16 +523,13 @@ def find_fault(actor: Actor, observation: ObservationBatch) -> str:
     return ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Convolution:
+class _Convolution(NamedTuple):
     """A convolution as the product of patches (P, kernel * kernel * C) and a matrix."""
 
     kernel: int
     stride: int
-    weight: Tensor
-    """float32 (kernel * kernel * C, C')."""
-    bias: Tensor
-    """float32 (C',)."""
+    weight: Tensor  # float32 (kernel * kernel * C, C')
+    bias: Tensor  # float32 (C',)
     norm: nn.GroupNorm | None
     """LayerNorm after the convolution, if any; BatchNorm is part of weight and bias."""
 

@@ -72,7 +72,7 @@ class PolicyStore:
         updates: int,
         action_limit: float = 1.0,
     ) -> int:
-        """Publish an actor as the next version.
+        """Publish an actor, trained for the spec, as the next version; return the version.
 
         Args:
             actor: The network.
@@ -80,9 +80,6 @@ class PolicyStore:
             config: Shape of the network.
             updates: Number of gradient updates of its training.
             action_limit: Share of each half range of the action that it may use, in (0, 1].
-
-        Returns:
-            The version.
 
         Raises:
             CheckpointError: If a file in the directory has the largest version that is possible.
@@ -105,20 +102,21 @@ class PolicyStore:
             )
             published = PublishedFile(version=version, file=path.name, sha256=files.sha256(data))
             document = dataclasses.asdict(published) | {"size_bytes": len(data)}
-            sidecar = path.with_suffix(".json")
-            created = _create(sidecar, files.canonical_json(document)) and _create(path, data)
+            created = all(
+                files.create_exclusive(file, content, files.aside_of(file))
+                for file, content in (
+                    (path.with_suffix(".json"), files.canonical_json(document)),
+                    (path, data),
+                )
+            )
         self._write_latest(published)
         return version
 
     def repair(self, spec: EpisodeSpec) -> int | None:
         """Complete or remove what a killed learner left; only the learner may call this.
 
-        Args:
-            spec: The spec that policies must have.
-
-        Returns:
-            The version of the newest policy that can be used, which `LATEST` then names; None if
-            there is none.
+        Return the version of the newest policy that can be used with the spec, which `LATEST` then
+        names; None if there is none.
 
         Raises:
             StorageError: If the directory cannot be written.
@@ -139,10 +137,8 @@ class PolicyStore:
         if policy is None:
             return None
         if (latest := self._read_latest()) is None or latest.sha256 != policy.digest:
-            name = policy_name(policy.version)
-            self._write_latest(
-                PublishedFile(version=policy.version, file=name, sha256=policy.digest)
-            )
+            version, name = policy.version, policy_name(policy.version)
+            self._write_latest(PublishedFile(version=version, file=name, sha256=policy.digest))
         return policy.version
 
     def path_of(self, version: int) -> Path:
@@ -150,11 +146,7 @@ class PolicyStore:
         return self.path / policy_name(version)
 
     def versions(self) -> list[int]:
-        """Return all versions in the directory, ascending.
-
-        Raises:
-            UnreadableError: If the directory cannot be read now.
-        """
+        """Return all versions, ascending; raise `UnreadableError` if it cannot be read now."""
         return list_versions(self.path)
 
     def newest_version(self) -> int | None:
@@ -169,14 +161,7 @@ class PolicyStore:
             path.with_suffix(".json").unlink(missing_ok=True)
 
     def reject(self, policy: Policy, reason: str) -> None:
-        """Skip a policy from now on in this process; the next `poll` reports the reason.
-
-        Call this if a policy that was loaded does not act.
-
-        Args:
-            policy: What `poll` or `latest` returned.
-            reason: What went wrong.
-        """
+        """Skip a loaded policy that does not act, from now on; the next `poll` says the reason."""
         self._rejected.add(policy.digest)
         self._unreported.append(f"policy {policy.version} in {self.path} is skipped: {reason}")
 
@@ -284,10 +269,6 @@ class PolicyStore:
     def _write_latest(self, published: PublishedFile) -> None:
         document = dataclasses.asdict(published)
         files.write_aside(self.path / LATEST, files.canonical_json(document))
-
-
-def _create(path: Path, data: bytes) -> bool:
-    return files.create_exclusive(path, data, files.aside_of(path))
 
 
 def _stamp(path: Path) -> tuple[tuple[int, ...], ...]:

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.gather import SequenceBatch, Transitions
+from avtd3.store.replay.gather import Transitions
 from avtd3.store.replay.sampler import Sampler
 
 
@@ -144,7 +144,10 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
         """
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        seed = _draw_seed() if self._seed is None else self._seed + number
+        if self._seed is None:  # torch's default generator differs in each worker and pass
+            seed = int(torch.empty((), dtype=torch.int64).random_().item())
+        else:
+            seed = self._seed + number
         left = None if self._batches is None else len(range(number, self._batches, workers))
         grows = self._refresh_s is not None
         with Sampler(self._datasets, self.config, seed=seed, buffers=1, grows=grows) as sampler:
@@ -155,7 +158,8 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
                     sampler.refresh()
                     refreshed_s = now_s
                 if self.config.sequence_length:
-                    yield _to_sequences(sampler.sample_sequences())
+                    sequences = sampler.sample_sequences()
+                    yield ReplaySequences(**_copies(sequences, ReplaySequences._fields))
                 else:
                     yield _to_batch(sampler.sample())
                 left = None if left is None else left - 1
@@ -165,45 +169,23 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
         return f"ReplayDataset({paths}, batch_size={self.config.batch_size})"
 
 
-def _draw_seed() -> int:
-    """Draw a seed from torch's default generator, which differs in each worker and pass."""
-    return int(torch.empty((), dtype=torch.int64).random_().item())
-
-
 def _to_batch(batch: Transitions) -> ReplayBatch:
     observation = following = None
     if batch.frames is not None and batch.observation_frames is not None:
         planes = batch.observation_frames.shape[1]
         frames = _copy(batch.frames).flatten(1, 2)  # (B, W*C, H, W)
         observation, following = frames[:, :planes], frames[:, -planes:]
-    return ReplayBatch(
-        observation_frames=observation,
-        observation_vector=_copy_if_any(batch.observation_vector),
-        action=_copy(batch.action),
-        reward=_copy(batch.reward),
-        discount=_copy(batch.discount),
-        next_observation_frames=following,
-        next_observation_vector=_copy_if_any(batch.next_observation_vector),
-        bc_mask=_copy_if_any(batch.bc_mask),
-    )
+    stacks: dict[str, Any] = {"observation_frames": observation}
+    stacks["next_observation_frames"] = following
+    return ReplayBatch(**stacks, **_copies(batch, ReplayBatch._fields, without=stacks))
 
 
-def _to_sequences(batch: SequenceBatch) -> ReplaySequences:
-    return ReplaySequences(
-        frames=_copy_if_any(batch.frames),
-        vector=_copy_if_any(batch.vector),
-        action=_copy(batch.action),
-        reward=_copy(batch.reward),
-        terminated=_copy(batch.terminated),
-        truncated=_copy(batch.truncated),
-        bc_mask=_copy_if_any(batch.bc_mask),
-    )
+def _copies(batch: object, names: Iterable[str], without: Collection[str] = ()) -> dict[str, Any]:
+    """Return copies of the arrays of a batch as tensors, by name; None stays None."""
+    arrays = {name: getattr(batch, name) for name in names if name not in without}
+    return {name: None if a is None else _copy(a) for name, a in arrays.items()}
 
 
 def _copy(array: NDArray[Any]) -> Tensor:
     """Return a contiguous copy: the sampler reuses its buffers, and arrays may be views."""
     return torch.from_numpy(np.array(array, order="C"))
-
-
-def _copy_if_any(array: NDArray[Any] | None) -> Tensor | None:
-    return None if array is None else _copy(array)

@@ -66,11 +66,10 @@ def _is_new_dataset(path: Path) -> bool:
 
 
 def scratch_directory(run: Path) -> Path:
-    """Return the default directory of a run's replay cache: beside the run.
+    """Return the default directory of a run's replay cache: beside the run, shared with others.
 
-    Runs of the same dataset that are side by side share one cache. /tmp may be in memory, and the
-    dataset may be read-only or on a network. If the parent directory is another disk (such as a
-    container's volume) or cannot be written, the cache is in the run's directory.
+    If the parent directory is another disk (such as a container's volume) or cannot be written, it
+    is in the run's directory. /tmp may be in memory, and the dataset read-only or on a network.
     """
     run = run.resolve()
     if run.parent.stat().st_dev == run.stat().st_dev and os.access(run.parent, os.W_OK):
@@ -81,9 +80,7 @@ def scratch_directory(run: Path) -> Path:
 class ReplaySource:
     """The data side of a run: its sampler, its newest episodes, and how many updates are allowed.
 
-    Without `follow`, the datasets are read once and any number of updates is allowed. With
-    `follow`, other processes append to the datasets: the source looks for new segments, and limits
-    the number of updates per transition.
+    With `follow`, it looks for new segments, and limits the number of updates per transition.
     """
 
     def __init__(
@@ -117,7 +114,6 @@ class ReplaySource:
         self._config, self._follow = config, follow
         self._paths = ", ".join(str(dataset.path) for dataset in datasets)
         self._next_refresh_s = time.monotonic()
-        self._allowed: float = float("inf")
         if not follow and not self.sampler.steps:
             error = self._no_steps()
             self.close()
@@ -126,10 +122,7 @@ class ReplaySource:
         self._limit_updates()
 
     def ready(self, updates: int) -> bool:
-        """Return whether another update is allowed; look for new segments if it is time to.
-
-        Without `follow`, try segments again that could not be read.
-        """
+        """Return whether another update is allowed; look for new or unreadable segments if due."""
         is_due = time.monotonic() >= self._next_refresh_s
         if is_due and (self._follow or self.sampler.has_refused):
             sampler = self.sampler
@@ -143,16 +136,12 @@ class ReplaySource:
 
     def wait(self, updates: int, on_wait: OnWait) -> None:
         """Report what the run is waiting for, and sleep for a moment."""
-        starts = self._config.learning_starts
-        if self._allowed == 0.0:
-            text = f"waiting for segments in {self._paths}: {self.sampler.steps} of "
-            on_wait(f"{text}{max(starts, 1)} steps")
-        else:
-            on_wait(
-                f"waiting for steps in {self._paths}: {updates} updates are "
-                f"{self._config.updates_per_step:g} for each of {self.steps_seen - starts} steps "
-                f"after the first {starts}"
-            )
+        starts, ratio = self._config.learning_starts, self._config.updates_per_step
+        text = f"segments in {self._paths}: {self.sampler.steps} of {max(starts, 1)} steps"
+        if self._allowed != 0.0:
+            text = f"steps in {self._paths}: {updates} updates are {ratio:g} for each of "
+            text += f"{self.steps_seen - starts} steps after the first {starts}"
+        on_wait(f"waiting for {text}")
         time.sleep(min(POLL_S, self._config.refresh_seconds))
 
     def restore(
@@ -198,13 +187,11 @@ class ReplaySource:
         self._limit_updates()
 
     def _limit_updates(self) -> None:
-        if not self._follow:
-            return
-        config = self._config
-        if self.sampler.steps < max(config.learning_starts, 1):
+        starts, ratio = self._config.learning_starts, self._config.updates_per_step
+        if self._follow and self.sampler.steps < max(starts, 1):
             self._allowed = 0.0
-        elif config.updates_per_step:
+        elif self._follow and ratio:
             # As published: the first steps only start the training; they allow no updates.
-            self._allowed = config.updates_per_step * (self.steps_seen - config.learning_starts)
+            self._allowed = ratio * (self.steps_seen - starts)
         else:
             self._allowed = float("inf")

@@ -155,13 +155,12 @@ class LearnReport:
 
 
 def _problems(progress: LearnProgress) -> list[str]:
-    problems = list(progress.alerts)
-    if progress.refused:
-        last = progress.refused[-1]
-        problems.append(
-            f"{len(progress.refused)} segments refused, last: {last.segment_id}: {last.reason}"
-        )
-    return problems + _absences(progress)
+    refused = progress.refused
+    problems = [
+        f"{len(refused)} segments refused, last: {last.segment_id}: {last.reason}"
+        for last in refused[-1:]
+    ]
+    return [*progress.alerts, *problems, *_absences(progress)]
 
 
 def _absences(of: LearnProgress | LearnReport) -> list[str]:

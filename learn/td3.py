@@ -38,7 +38,7 @@ from torch.nn import functional
 from avtd3.learn.batch import Batch
 from avtd3.learn.gradient_clip import ClipConfig, GradientNorms, clip_gradients
 from avtd3.learn.networks import Actor, NetworkConfig, ObservationBatch, TwinCritic, move_targets
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import check_settings
 from avtd3.store.spec import EpisodeSpec
 
 CRITIC_FEATURES = ("own", "actor")
@@ -107,32 +107,25 @@ class TD3Config:
     """Limits on the norms of the gradients."""
 
     def __post_init__(self) -> None:
-        for name in ("tau", "policy_delay", "actor_lr", "critic_lr", "reward_scale"):
-            _check(name, getattr(self, name), above=True)
-        for name in ("actor_cnn_lr", "critic_cnn_lr"):
-            _check(name, getattr(self, name), above=True)
-        for name in (
-            *("target_policy_noise", "target_noise_clip", "mlp_weight_decay", "cnn_weight_decay"),
-            *("bc_alpha", "bc_weight", "pre_tanh_weight", "reward_clip", "bc_final_weight"),
-            *("bc_fade_from", "bc_fade_until", "target_clip_every"),
-        ):
-            _check(name, getattr(self, name), above=False)
-        if self.tau > 1.0:
-            raise ConfigError(f"td3.tau is {self.tau}, expected at most 1")
-        if self.critic_features not in CRITIC_FEATURES:
-            raise ConfigError(
-                f"td3.critic_features is {self.critic_features!r}, expected one of "
-                f"{CRITIC_FEATURES}"
-            )
-        if self.weight_decay_kind not in DECAYS:
-            raise ConfigError(
-                f"td3.weight_decay_kind is {self.weight_decay_kind!r}, expected one of {DECAYS}"
-            )
-        if self.bc_fade_until and self.bc_fade_until <= self.bc_fade_from:
-            raise ConfigError(
-                f"td3.bc_fade_until is {self.bc_fade_until}, expected above bc_fade_from, "
-                f"{self.bc_fade_from}, or 0 for no fading"
-            )
+        features, fades = self.critic_features, 0 < self.bc_fade_until <= self.bc_fade_from
+        above = f"above bc_fade_from, {self.bc_fade_from}, or 0 for no fading"
+        check_settings(
+            self,
+            "td3.",
+            ("tau", self.tau <= 1.0, "at most 1"),
+            ("critic_features", features in CRITIC_FEATURES, f"one of {CRITIC_FEATURES}"),
+            ("weight_decay_kind", self.weight_decay_kind in DECAYS, f"one of {DECAYS}"),
+            ("bc_fade_until", not fades, above),
+            above_zero=(
+                *("tau", "policy_delay", "actor_lr", "critic_lr", "reward_scale"),
+                *("actor_cnn_lr", "critic_cnn_lr"),
+            ),
+            zero_or_above=(
+                *("target_policy_noise", "target_noise_clip", "mlp_weight_decay"),
+                *("cnn_weight_decay", "bc_alpha", "bc_weight", "pre_tanh_weight", "reward_clip"),
+                *("bc_final_weight", "bc_fade_from", "bc_fade_until", "target_clip_every"),
+            ),
+        )
 
     def bc_weight_at(self, updates: int) -> float:
         """Return the factor on the imitation term in update number `updates`, counted from 1."""
@@ -141,11 +134,6 @@ class TD3Config:
         share = (updates - self.bc_fade_from) / (self.bc_fade_until - self.bc_fade_from)
         share = min(max(share, 0.0), 1.0)
         return self.bc_weight + share * (self.bc_final_weight - self.bc_weight)
-
-
-def _check(name: str, value: float, *, above: bool) -> None:
-    if not (value > 0.0 if above else value >= 0.0) or not math.isfinite(value):
-        raise ConfigError(f"td3.{name} is {value}, expected {'above 0' if above else '0 or above'}")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

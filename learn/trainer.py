@@ -1,14 +1,5 @@
 """`train`, and the `Trainer` behind it: the lifecycle of a training process.
 
-::
-
-    open      wait for the datasets; create the networks
-    restore   continue from a checkpoint, or roll back to one; publish the first policy
-    source    decode the datasets; continue sampling where the checkpoint was saved
-    loop      wait for data, or: sample, update, log, guard, evaluate, publish, save
-    finish    save and publish once more
-    close     close the event file and the sampler
-
 A run directory contains::
 
     RUN/config.json      resolved settings of the newest process
@@ -20,10 +11,9 @@ A run directory contains::
     RUN/policies/        published policies, unless `policies` names another directory
     RUN/scratch/         the replay cache, if it cannot be beside RUN
 
-A run can be killed at any moment, and continues from its newest checkpoint. Sampling takes much
-less time than an update (1 ms against 400 ms for images on a CPU; on a GPU it overlaps with the
-previous update), so no thread samples ahead, and each checkpoint has the exact state of the
-sampler.
+A run can be killed at any moment, and continues from its newest checkpoint. Sampling takes 1 ms
+against 400 ms of an update from images on a CPU, and overlaps with it on a GPU, so no thread
+samples ahead, and each checkpoint has the exact state of the sampler.
 """
 
 import contextlib
@@ -239,13 +229,9 @@ class Trainer:
             on_alert=self._on_alert,
         )
         self._logger = MetricLogger(run / "events", features=features, on_write=self._on_metrics)
-        self._evaluator = HeldOutEvaluator(
-            spec=spec,
-            config=config.td3,
-            gamma=config.replay.gamma,
-            device=self._device,
-            autocast=self._autocast,
-        )
+        gamma = config.replay.gamma
+        evaluator = HeldOutEvaluator(spec, config.td3, gamma, self._device, self._autocast)
+        self._evaluator = evaluator
         self._throughput = Throughput()
         self._source: ReplaySource | None = None
         self._restored: CheckpointMetadata | None = None
@@ -286,10 +272,8 @@ class Trainer:
             self._update = self._make_update()
             self._saved_at = self.updates
         if aside is not None:
-            text = (
-                f"rolled back to update {rollback} as requested; later checkpoints are in {aside}"
-            )
-            self._guards.alerts.note("rollback", self.updates, text, value=0.0, limit=0.0)
+            text = f"rolled back to update {rollback} as requested; later checkpoints are in "
+            self._guards.alerts.note("rollback", self.updates, f"{text}{aside}", value=0.0, limit=0)
         metrics = {} if self._restored is None else self._restored.metrics
         self._logger.start(self.updates + 1, metrics)
         self._policy_version = self._policies.repair(self._spec)
@@ -350,10 +334,7 @@ class Trainer:
             self._save()
 
     def finish(self) -> None:
-        """Write the remaining alerts; save and publish, unless a guard ended the run.
-
-        The last report shows the final state, however short the run was.
-        """
+        """Write the remaining alerts; save and publish, unless a guard ended the run; report."""
         self._guards.alerts.flush(self.updates)
         if self._halted is None:
             self._save()
@@ -397,14 +378,13 @@ class Trainer:
 
     def _make_loader(self) -> BatchLoader:
         config, pad = self._config, self._config.image_shift
+        image, is_on = self._spec.image, config.device_frames
         return BatchLoader(
             config.replay,
             self._device,
             self._autocast or torch.float32,
             shift=RandomShift(pad=pad, generator=self._noise) if pad else None,
-            device_cache=open_device_cache(
-                self._spec.image, self._device, enabled=config.device_frames
-            ),
+            device_cache=open_device_cache(image, self._device, enabled=is_on),
         )
 
     def _wait(self) -> None:
@@ -440,14 +420,14 @@ class Trainer:
             "run/replay_ratio": self.updates / max(source.steps_seen, 1),
             "run/steps": float(source.sampler.steps),
         }
-        self._logger.write_updates(self.updates, scalars)
+        self._logger.write(self.updates, self._logger.read_updates() | scalars)
 
     def _check_guards(self, batch: Batch, update: Update) -> None:
         length = self.source.episodes.newest_length
-        result = self._guards.after(self._state, update, batch, length)
-        self._logger.write(self.updates, result.scalars)
-        if result.stop is not None and self._config.guards.on_stop != "continue":
-            self._stop(result.stop)
+        scalars, stop = self._guards.after(self._state, update, batch, length)
+        self._logger.write(self.updates, scalars)
+        if stop is not None and self._config.guards.on_stop != "continue":
+            self._stop(stop)
 
     def _stop(self, finding: Finding) -> None:
         """Save the state in ``RUN/emergency``; then roll back, or halt the run."""
@@ -471,8 +451,7 @@ class Trainer:
     def _roll_back(self, good: int, reason: str) -> None:
         """Continue from the last good checkpoint, with other samples and noise.
 
-        The sampler and the noise keep their states: with the same batches, the run would fail in
-        the same way.
+        With the same ones, the run would fail in the same way.
         """
         unused = torch.Generator(self._device)
         metadata, aside = self._checkpoints.roll_back(good, self._state, unused)

@@ -26,8 +26,9 @@ Each error is also a built-in exception, given in parentheses.
 """
 
 import errno
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 MAX_MESSAGE = 1900
 """Characters of the longest message; values in it may come from a file of any size."""
@@ -255,6 +256,26 @@ def abbreviate(value: object, most: int = 80) -> str:
         if len(text) > most:
             return f"{text[: most - 3]}..."
     return text
+
+
+def check_settings(
+    config: object,
+    where: str,
+    *checks: tuple[str, bool, str],
+    above_zero: Iterable[str] = (),
+    zero_or_above: Iterable[str] = (),
+) -> None:
+    """Raise `ConfigError` if a setting of an object fails a check, or is not finite and in range.
+
+    A check has the setting's name, whether it is valid, and what is expected; `where` is the text
+    before the name in the message, such as ``learn.``.
+    """
+    ranges = [(n, 0.0 < getattr(config, n) < math.inf, "above 0") for n in above_zero]
+    ranges += [(n, 0.0 <= getattr(config, n) < math.inf, "0 or above") for n in zero_or_above]
+    for name, is_valid, expected in (*ranges, *checks):
+        if not is_valid:
+            value = abbreviate(getattr(config, name))
+            raise ConfigError(f"{where}{name} is {value}, expected {expected}")
 
 
 def _pieces(value: object, most: int) -> Iterator[str]:

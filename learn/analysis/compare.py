@@ -13,16 +13,13 @@ from avtd3.learn.analysis.criteria import Window
 from avtd3.learn.analysis.event_log import Curve, RunLog, read_log
 from avtd3.learn.analysis.metric_names import DirectionBook, NameBook, NameMap
 from avtd3.learn.analysis.statistics import FEWEST_FOR_LEVEL, Level, change_interval
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.render.text import columns, join_lines, markdown_table, number, plural
 
 FORMAT = "avtd3.compare/1"
-"""Name and version of the JSON document."""
-
 Verdict = Literal["worse", "better", "changed", "unclear", "same"]
 ORDER: tuple[Verdict, ...] = ("worse", "better", "changed", "unclear", "same")
 """Verdicts in the order of reports."""
-CAUTION = "An interval covers the noise within these two runs, not the difference between seeds."
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,18 +120,14 @@ class CompareReport:
 
     def document(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
+        lists = ("only_baseline", "only_candidate", "notices")
         return {
             "format": FORMAT,
             "baseline": self.baseline.document(),
             "candidate": self.candidate.document(),
-            "window": self.window,
-            "confidence": self.confidence,
-            "margin": self.margin,
-            "counts": self.counts,
+            **{name: getattr(self, name) for name in ("window", "confidence", "margin", "counts")},
             "metrics": [change.document() for change in self.changes],
-            "only_baseline": list(self.only_baseline),
-            "only_candidate": list(self.only_candidate),
-            "notices": list(self.notices),
+            **{name: list(getattr(self, name)) for name in lists},
         }
 
     def sentence(self) -> str:
@@ -149,7 +142,8 @@ class CompareReport:
         where = ends[0] if ends[0] == ends[1] else " and ".join(ends)
         return (
             f"Medians over the last {self.window:.0%} of the steps up to {where}; intervals of "
-            f"{self.confidence:.0%}; changes below {self.margin:.0%} are ignored. {CAUTION}"
+            f"{self.confidence:.0%}; changes below {self.margin:.0%} are ignored. An interval "
+            "covers the noise within these two runs, not the difference between seeds."
         )
 
     def summary(self) -> str:
@@ -202,12 +196,13 @@ class CompareConfig:
     """Patterns of metrics to compare, for example ``critic/*``; empty compares all."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.window <= 1.0:
-            raise ConfigError(f"window is {self.window}, expected above 0 and at most 1")
-        if not 0.5 < self.confidence < 1.0:
-            raise ConfigError(f"confidence is {self.confidence}, expected between 0.5 and 1")
-        if not 0.0 <= self.margin < float("inf"):
-            raise ConfigError(f"margin is {self.margin}, expected 0 or above")
+        check_settings(
+            self,
+            "",
+            ("window", 0.0 < self.window <= 1.0, "above 0 and at most 1"),
+            ("confidence", 0.5 < self.confidence < 1.0, "between 0.5 and 1"),
+            zero_or_above=("margin",),
+        )
 
 
 def compare(
@@ -217,11 +212,10 @@ def compare(
     names: tuple[NameBook, NameBook],
     directions: DirectionBook,
 ) -> CompareReport:
-    """Compare the metrics of two training runs.
+    """Compare the medians over the last part of the steps, for each metric of both runs.
 
-    For every metric of both runs, the medians over the last part of the steps are compared. The
-    verdict is ``better``, ``worse`` or ``changed`` only if the change exceeds the margin and its
-    confidence interval, which is corrected for autocorrelation, excludes 0.
+    The verdict is ``better``, ``worse`` or ``changed`` only if the change exceeds the margin and
+    its confidence interval, which is corrected for autocorrelation, excludes 0.
     """
     logs = (read_log(baseline), read_log(candidate))
     ends = _ends((baseline, candidate), logs, config)
@@ -268,13 +262,11 @@ def _by_metric(log: RunLog, names: NameMap, patterns: Sequence[str]) -> dict[str
 
 def _ends(runs: Sequence[Path], logs: Sequence[RunLog], config: CompareConfig) -> tuple[int, int]:
     """Return the last step of each run to use."""
-    steps = []
-    for run, log in zip(runs, logs, strict=True):
-        if log.last_step is None:
-            raise ConfigError(f"{run} has logged no scalars yet; wait until it has logged some")
-        steps.append(log.last_step)
-    first, second = steps if config.align == "end" else [min(steps)] * 2
-    return first, second
+    steps = [log.last_step for log in logs if log.last_step is not None]
+    if len(steps) < len(logs):
+        run = runs[[log.last_step for log in logs].index(None)]
+        raise ConfigError(f"{run} has logged no scalars yet; wait until it has logged some")
+    return (steps[0], steps[1]) if config.align == "end" else (min(steps), min(steps))
 
 
 def _change(
@@ -337,17 +329,15 @@ def _classify(
     return ("better" if better else "worse"), f"beyond the noise; {direction} is better"
 
 
-def _classify_not_finite(
-    not_finite: tuple[int, ...], points: tuple[int, ...]
-) -> tuple[Verdict, str]:
+def _classify_not_finite(bad: tuple[int, ...], points: tuple[int, ...]) -> tuple[Verdict, str]:
     reason = "; ".join(
         f"{count:,} of {total:,} points of the {name} are not finite"
-        for count, total, name in zip(not_finite, points, ("baseline", "candidate"), strict=True)
+        for count, total, name in zip(bad, points, ("baseline", "candidate"), strict=True)
         if count
     )
-    if all(not_finite):
+    if all(bad):
         return "unclear", reason
-    return ("worse" if not_finite[1] else "better"), reason
+    return ("worse" if bad[1] else "better"), reason
 
 
 def _notices(sides: Sequence[Side]) -> list[str]:

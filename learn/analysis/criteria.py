@@ -8,14 +8,14 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.learn.analysis.event_log import Curve
 from avtd3.learn.analysis.statistics import FEWEST_FOR_TREND, find_trend
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.render.text import number
 
 Statistic = Literal["max", "min", "mean", "median", "last", "sum"]
@@ -57,16 +57,16 @@ class Window:
     """Largest number of the remaining points, at the end."""
 
     def __post_init__(self) -> None:
-        if self.last_share is not None and not 0.0 < self.last_share <= 1.0:
-            raise ConfigError(
-                f"window.last_share is {self.last_share}, expected above 0 and at most 1"
-            )
-        if self.last_points is not None and self.last_points < 1:
-            raise ConfigError(f"window.last_points is {self.last_points}, expected 1 or above")
-        if None not in (self.from_step, self.to_step) and self.from_step > self.to_step:  # type: ignore[operator] # neither is None
-            raise ConfigError(
-                f"window.from_step {self.from_step} is behind window.to_step {self.to_step}"
-            )
+        share, first, last = self.last_share, self.from_step, self.to_step
+        has_points = self.last_points is None or self.last_points >= 1
+        is_ordered = first is None or last is None or first <= last
+        check_settings(
+            self,
+            "window.",
+            ("last_share", share is None or 0.0 < share <= 1.0, "above 0 and at most 1"),
+            ("last_points", has_points, "1 or above"),
+            ("from_step", is_ordered, f"at most window.to_step, {last}"),
+        )
 
     def select(self, curve: Curve, end: int | None) -> tuple[NDArray[np.int64], _Floats]:
         """Return the steps and values of a curve in the window, up to the step ``end`` if given."""
@@ -135,46 +135,36 @@ class Criterion:
         return self.rule in get_args(Trend)
 
     def __post_init__(self) -> None:
-        name = self.name or self.metric
+        where, rule = f"criterion {self.name or self.metric!r}", self.rule
         if not self.name or not self.metric:
-            raise ConfigError(f"criterion {name!r} needs a name and a metric")
-        self._check_bounds(name)
-        for field, is_valid, allowed in (
+            raise ConfigError(f"{where} needs a name and a metric")
+        check_settings(
+            self,
+            f"{where}: ",
+            *((name, math.isfinite(bound), "a number") for name, bound in self.bounds.items()),
             ("share", 0.0 <= self.share <= 1.0, "0 to 1"),
             ("confidence", 0.5 < self.confidence < 1.0, "between 0.5 and 1"),
-            ("times", 0 <= self.times < math.inf, "0 or above"),
             ("min_points", 1 <= self.min_points < math.inf, "1 or above"),
-            ("tolerance", 0.0 <= self.tolerance < math.inf, "0 or above"),
+            zero_or_above=("times", "tolerance"),
+        )
+        has_bound = bool(self.bounds) or self.at_most_setting is not None
+        lacks_most = self.at_most_setting is not None and self.at_most is None
+        for is_wrong, text in (
+            (
+                self.is_trend and (has_bound or self.absolute),
+                f"rule {rule} takes no bounds; make a second criterion",
+            ),
+            (
+                not self.is_trend and not has_bound,
+                f"rule {rule} needs a bound, one of {', '.join(_BOUNDS)}",
+            ),
+            (lacks_most, "at_most_setting needs at_most too, for runs that lack the setting"),
+            # settings that the rule would silently ignore
+            (self.share != 1.0 and rule != "share", f"share belongs to rule share, found {rule}"),
+            (self.times != 0 and rule != "count", f"times belongs to rule count, found {rule}"),
         ):
-            if not is_valid:
-                found = f"{field} is {getattr(self, field)}"
-                raise ConfigError(f"criterion {name!r}: {found}, expected {allowed}")
-        # Refuse settings that the rule would silently ignore.
-        for field, rule, default in (("share", "share", 1.0), ("times", "count", 0)):
-            if getattr(self, field) != default and self.rule != rule:
-                raise ConfigError(
-                    f"criterion {name!r}: {field} belongs to rule {rule}, found rule {self.rule}"
-                )
-
-    def _check_bounds(self, name: str) -> None:
-        bounds = self.bounds
-        for field, bound in bounds.items():
-            if not math.isfinite(bound):
-                raise ConfigError(f"criterion {name!r}: {field} is {bound}, expected a number")
-        has_bound = bool(bounds) or self.at_most_setting is not None
-        if self.is_trend and (has_bound or self.absolute):
-            raise ConfigError(
-                f"criterion {name!r}: rule {self.rule} takes no bounds; make a second criterion"
-            )
-        if not self.is_trend and not has_bound:
-            raise ConfigError(
-                f"criterion {name!r}: rule {self.rule} needs a bound, one of {', '.join(_BOUNDS)}"
-            )
-        if self.at_most_setting is not None and self.at_most is None:
-            raise ConfigError(
-                f"criterion {name!r}: at_most_setting needs at_most too, for runs that lack the "
-                "setting"
-            )
+            if is_wrong:
+                raise ConfigError(f"{where}: {text}")
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -188,26 +178,22 @@ class Criterion:
         if self.is_trend:
             return f"{rule.replace('_', ' ')} ({self.confidence:.0%} sure)"
         what = "|x|" if self.absolute else "x"
-        if rule == "every":
-            return f"every {self._bounds_text(what)}"
-        if rule == "share":
-            return f"{self.share:.0%} of points {self._bounds_text(what)}"
-        if rule == "count":
-            return f"at most {self.times} points {self._bounds_text(what)}"
-        return self._bounds_text(f"{rule} {what}" if self.absolute else rule)
-
-    def _bounds_text(self, what: str) -> str:
-        return ", ".join(
-            f"{what} {_BOUNDS[f][0]} {number(bound)}" for f, bound in self.bounds.items()
-        )
+        if rule in _STATISTICS:
+            what = f"{rule} {what}" if self.absolute else rule
+        bounds = (f"{what} {_BOUNDS[f][0]} {number(bound)}" for f, bound in self.bounds.items())
+        before = {
+            "every": "every ",
+            "share": f"{self.share:.0%} of points ",
+            "count": f"at most {self.times} points ",
+        }
+        return before.get(rule, "") + ", ".join(bounds)
 
     def are_within(self, values: _Floats) -> NDArray[np.bool_]:
         """Return whether each value is within the bounds, bool (N,); NaN is not."""
         within = np.isfinite(values)
         for field, bound in self.bounds.items():
-            slack = abs(bound) * self.tolerance
             _, sign, is_met = _BOUNDS[field]
-            within &= is_met(values, bound + sign * slack)
+            within &= is_met(values, bound + sign * abs(bound) * self.tolerance)
         return within
 
     def excess(self, values: _Floats) -> _Floats:
@@ -235,12 +221,11 @@ class GateConfig:
     def __post_init__(self) -> None:
         if not self.criteria:
             raise ConfigError("criteria is empty, expected at least one criterion")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps is {self.steps}, expected 1 or above")
+        check_settings(self, "", ("steps", self.steps is None or self.steps >= 1, "1 or above"))
         counts = Counter(criterion.name for criterion in self.criteria)
-        twice = [name for name, count in counts.items() if count > 1]
-        if twice:
-            raise ConfigError(f"criterion {min(twice)!r} is there twice; give each its own name")
+        name, count = counts.most_common(1)[0]
+        if count > 1:
+            raise ConfigError(f"criterion {name!r} is there twice; give each its own name")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,13 +245,9 @@ class Outcome:
 
 
 def check_criterion(criterion: Criterion, curve: Curve, end: int | None) -> Outcome:
-    """Check a criterion against a curve.
-
-    A point that is not finite makes every rule fail except ``share``, where it counts as a point
-    outside the bounds.
-    """
+    """Check a curve; points that are not finite fail every rule but ``share``: they are outside."""
     steps, values = criterion.window.select(curve, end)
-    points = _Points(steps=steps, values=np.abs(values) if criterion.absolute else values)
+    points = _Points(steps, np.abs(values) if criterion.absolute else values)
     if len(values) < criterion.min_points:
         least = f"expected at least {criterion.min_points}"
         reason = f"{len(values)} of its {len(curve.values)} points are in the window, {least}"
@@ -283,8 +264,7 @@ def check_criterion(criterion: Criterion, curve: Curve, end: int | None) -> Outc
     return _check_counted(criterion, points, not_finite)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Points:
+class _Points(NamedTuple):
     steps: NDArray[np.int64]
     values: _Floats
 
@@ -298,11 +278,13 @@ class _Points:
         at: int | None = None,
     ) -> Outcome:
         """Make an outcome for these points; ``at`` is the index of the deciding one."""
-        text = ("" if measured is None else number(measured)) if shown is None else shown
+        if measured is not None:
+            shown = number(measured) if shown is None else shown
+            measured = measured if math.isfinite(measured) else None
         return Outcome(
             answer=answer,
-            measured=measured if measured is None or math.isfinite(measured) else None,
-            shown=text,
+            measured=measured,
+            shown=shown or "",
             at_step=None if at is None else int(self.steps[at]),
             steps=(int(self.steps[0]), int(self.steps[-1])) if len(self.steps) else None,
             points=len(self.steps),
@@ -314,10 +296,8 @@ class _Points:
         rows = np.flatnonzero(~np.isfinite(self.values))
         if not rows.size:
             return ""
-        names = [
-            f"{'NaN' if math.isnan(self.values[row]) else 'inf'} at {self.steps[row]:,}"
-            for row in rows[:_LISTED]
-        ]
+        kinds = np.where(np.isnan(self.values), "NaN", "inf")
+        names = [f"{kinds[row]} at {self.steps[row]:,}" for row in rows[:_LISTED]]
         more = f" and {rows.size - _LISTED:,} more" if rows.size > _LISTED else ""
         return f"{rows.size:,} of {len(self.values):,} points not finite: {', '.join(names)}{more}"
 
@@ -347,14 +327,13 @@ def _check_statistic(criterion: Criterion, points: _Points) -> Outcome:
 
 def _check_every(criterion: Criterion, points: _Points) -> Outcome:
     outside = np.flatnonzero(~criterion.are_within(points.values))
-    worst = int(np.argmax(criterion.excess(points.values)))
-    measured, total = float(points.values[worst]), len(points.values)
-    if not outside.size:
-        reason = f"all {total:,} points; the nearest to the bound is shown"
-        return points.outcome("pass", reason, measured=measured, at=worst)
-    first = f"the first at {points.steps[outside[0]]:,}; the worst is shown"
-    reason = f"{outside.size:,} of {total:,} points outside, {first}"
-    return points.outcome("fail", reason, measured=measured, at=worst)
+    worst, total = int(np.argmax(criterion.excess(points.values))), len(points.values)
+    answer: Answer = "fail" if outside.size else "pass"
+    reason = f"all {total:,} points; the nearest to the bound is shown"
+    if outside.size:
+        first = f"the first at {points.steps[outside[0]]:,}; the worst is shown"
+        reason = f"{outside.size:,} of {total:,} points outside, {first}"
+    return points.outcome(answer, reason, measured=float(points.values[worst]), at=worst)
 
 
 def _check_counted(criterion: Criterion, points: _Points, not_finite: str) -> Outcome:

@@ -1,14 +1,9 @@
 """Read scalars from TensorBoard event files, whatever program wrote them.
 
-TensorBoard's event loaders end a file silently at the first invalid record; `read_log` reports it.
 Restarts follow TensorBoard's rules: a `SessionLog.START` drops all earlier points at its step or
 later; in files without a version (before "brain.Event:2") a step that goes back drops the points of
-the same tags from there on.
-
-Event files are not trusted: the number of files, bytes, tags and points is limited, and the length
-of a record is compared with the size of the file before memory is allocated. One record is in
-memory at a time; each kept point takes 16 bytes. docs/decisions/007 compares this reader with
-TensorBoard's.
+the same tags from there on. Event files are not trusted: all sizes are limited, and checked before
+memory is allocated. docs/decisions/007 compares this reader with TensorBoard's.
 """
 
 import bisect
@@ -37,7 +32,6 @@ MAX_POINTS = 32_000_000
 MAX_TAGS = 100_000
 """Most different scalars of one run; a run of avtd3 has about a hundred."""
 MAX_TAG_LENGTH = 1_000
-"""Most characters of a tag; scalars with longer ones are skipped."""
 MAX_STEP = 1 << 53
 """Largest step, and with its sign the smallest: up to here a float64 is exact."""
 MAX_VALUE = 1e70
@@ -46,8 +40,7 @@ MAX_RECORD_BYTES = 64 << 20
 """Larger records are skipped: those of scalars take a few kilobytes."""
 _NAMED = 5
 """Directories that an error message suggests."""
-_BELOW = ("*/", "*/*/", "*/*/*/")
-"""Depths at which they are searched for: a whole tree could be a whole disk."""
+_BELOW = ("*/", "*/*/", "*/*/*/")  # not deeper: a whole tree could be a whole disk
 _HEAD = struct.Struct("<Q4s")
 _FRAME_BYTES = _HEAD.size + 4
 """Size of a record without its data."""
@@ -102,31 +95,22 @@ def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
         records = _read_file(path, points)
         if records.problem is not None:
             (notices if records.is_truncated else damaged).append(f"{path.name} {records.problem}")
-        if records.skipped:
-            notices.append(
-                f"{path.name}: {records.skipped:,} records too large for scalars skipped"
-            )
+        if count := records.skipped:
+            notices.append(f"{path.name}: {count:,} records too large for scalars skipped")
     curves, back, dropped = points.curves()
-    if points.skipped:
-        notices.append(
-            f"{points.skipped:,} scalars skipped: their tags have more than {MAX_TAG_LENGTH:,} "
-            f"characters, or their steps are beyond {MAX_STEP:,}"
-        )
-    if dropped:
-        notices.append(
-            f"{dropped:,} points were dropped: the run was restarted at a step before them"
-        )
-    if back:
-        notices.append(
-            f"steps go back without a restart being marked, first in {back[0]!r}; all points are "
-            "kept, in order of step"
-        )
+    remarks = {
+        f"{points.skipped:,} scalars skipped: their tags have more than {MAX_TAG_LENGTH:,} "
+        f"characters, or their steps are beyond {MAX_STEP:,}": points.skipped,
+        f"{dropped:,} points were dropped: the run was restarted at a step before them": dropped,
+        f"steps go back without a restart being marked, first in {''.join(back[:1])!r}; all points "
+        "are kept, in order of step": back,
+    }
     return RunLog(
         files=tuple(path.name for path in files),
         curves=curves,
         tags=tuple(sorted(points.tags)),
         last_step=points.last_step,
-        notices=tuple(notices),
+        notices=(*notices, *(text for text, applies in remarks.items() if applies)),
         damaged=tuple(damaged),
     )
 
@@ -191,9 +175,7 @@ class _Records:
         self.is_truncated = False
         """Whether the file only ends early, because its run is still writing or was killed."""
         self.skipped = 0
-        """Number of records that were too large."""
-        self._path = path
-        self._start, self._size = 0, 0
+        self._path, self._start, self._size = path, 0, 0
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the data of each record whose checksums are valid."""
@@ -343,9 +325,8 @@ class _Points:
             )
 
     def _keep(self, tag: str, step: int, number: float, *, goes_back: bool) -> None:
-        if tag not in self._series:
-            self._series[tag] = _Series(self._epoch)
-        series = self._series[tag]
+        if (series := self._series.get(tag)) is None:
+            series = self._series[tag] = _Series(self._epoch)
         self._catch_up(series)
         if goes_back:
             series.drop_from(step)
@@ -393,10 +374,7 @@ class _Points:
 
 
 def _tensor_number(tensor: Any) -> float | None:  # noqa: ANN401 - a protobuf message
-    """Return the number in a tensor that holds exactly one; None for any other.
-
-    TensorBoard's `make_ndarray` would allocate whatever shape the tensor claims.
-    """
+    """Return the number in a tensor that holds exactly one; None for any other."""
     kind = _NUMBERS.get(tensor.dtype)
     if kind is None or any(dim.size != 1 for dim in tensor.tensor_shape.dim):
         return None

@@ -1,8 +1,8 @@
 """Check a training run against the criteria of a stage: `gate` returns GO or NO-GO."""
 
 import dataclasses
+import fnmatch
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +14,10 @@ from avtd3.store.files import read_json
 from avtd3.store.render.text import columns, join_lines, markdown_table, plural
 
 FORMAT = "avtd3.gate/1"
-"""Name and version of the JSON document."""
 REACHED = 0.98
 """Share of a stage's steps that counts as all: the last line may be logged before the last step."""
 CONFIG_FILE = "config.json"
-"""File in which a run of avtd3 states its settings."""
 MAX_SETTINGS_BYTES = 1 << 20
-"""Largest settings file; a larger one is not from avtd3."""
 MAX_LIMIT = 1e30
 """Settings above this are not limits: a whole number in JSON may be larger than any float."""
 
@@ -47,17 +44,13 @@ class CriterionResult:
         return self.verdict in ("fail", "unknown")
 
     @property
-    def where(self) -> str:
-        """Format the step or steps that decided."""
-        outcome = self.outcome
-        if outcome.at_step is not None:
-            return f"{outcome.at_step:,}"
-        return "" if outcome.steps is None else f"{outcome.steps[0]:,} to {outcome.steps[1]:,}"
-
-    @property
     def measurement(self) -> tuple[str, str, str]:
-        """Return what is required, what was measured, and at which steps."""
-        return self.limit, self.outcome.shown, self.where
+        """Return what is required, what was measured, and the step or steps that decided."""
+        outcome = self.outcome
+        where = "" if outcome.steps is None else f"{outcome.steps[0]:,} to {outcome.steps[1]:,}"
+        if outcome.at_step is not None:
+            where = f"{outcome.at_step:,}"
+        return self.limit, outcome.shown, where
 
     @property
     def why(self) -> str:
@@ -68,20 +61,16 @@ class CriterionResult:
         """Return the result as a JSON object."""
         outcome = self.outcome
         passed = {"pass": True, "fail": False, "warning": False}.get(self.verdict)
+        named = {name: getattr(self, name) for name in ("name", "metric", "tag", "limit")}
+        found = {n: getattr(outcome, n) for n in ("at_step", "steps", "points", "reason")}
         return {
-            "name": self.name,
-            "metric": self.metric,
-            "tag": self.tag,
-            "limit": self.limit,
+            **named,
             "value": outcome.measured,
             "shown": outcome.shown,
             "passed": passed,
             "verdict": self.verdict,
             "blocks": self.blocks,
-            "at_step": outcome.at_step,
-            "steps": outcome.steps,
-            "points": outcome.points,
-            "reason": outcome.reason,
+            **found,
             "why": self.why,
             "source": "" if self.criterion is None else self.criterion.source,
         }
@@ -149,9 +138,8 @@ class GateReport:
         for line, result in zip(others, self.criteria, strict=True):
             lines.append(line)
             if result.verdict not in ("pass", "skipped"):
-                what = f"{result.metric}: " if result.metric else ""
-                if result.tag != result.metric:
-                    what = f"{result.metric} ({result.tag}): "
+                tag = f" ({result.tag})" if result.tag != result.metric else ""
+                what = f"{result.metric}{tag}: " if result.metric else ""
                 lines.append(f"{indent}{what}{result.outcome.reason}")
                 lines += [f"{indent}{result.why}"] if result.why else []
         lines += ["", *(f"note: {notice}" for notice in self.notices)] if self.notices else []
@@ -179,21 +167,16 @@ class GateReport:
 def gate(
     run: Path, config: GateConfig, names: NameBook, *, optional: Sequence[str] = ()
 ) -> GateReport:
-    """Check a training run against the criteria of a stage.
-
-    Two criteria are built in: all checksums of the event files are valid, and the run has reached
-    the stage's steps.
-    """
+    """Check a run against the criteria of a stage, the checksums of its files and its steps."""
     criteria = _make_optional(config.criteria, optional)
     log = read_log(run, names.candidates(criterion.metric for criterion in criteria))
     known = names.pick(log.tags)
     settings = read_settings(run)
-    results = [_check_files(log)]
-    if config.steps is not None:
-        results.append(_check_steps(log, config.steps))
-    for criterion in criteria:
-        tag = known.tag(criterion.metric)
-        results.append(_check_metric(criterion, tag, log, config.steps, settings))
+    results = [
+        _check_files(log),
+        *([] if config.steps is None else [_check_steps(log, config.steps)]),
+        *(_check_metric(c, known.tag(c.metric), log, config.steps, settings) for c in criteria),
+    ]
     return GateReport(
         run=str(run),
         stage=config.stage,
@@ -231,18 +214,13 @@ def _make_optional(criteria: Sequence[Criterion], patterns: Sequence[str]) -> tu
     """Make the criteria optional that one of the patterns matches."""
     chosen: set[str] = set()
     for pattern in patterns:
-        named = [
-            c.name for c in criteria if any(fnmatchcase(n, pattern) for n in (c.metric, c.name))
-        ]
+        named = [c.name for c in criteria if fnmatch.filter((c.metric, c.name), pattern)]
         if not named:
             close = nearest(pattern, [criterion.metric for criterion in criteria])
             hint = f"; did you mean {close}?" if close else ""
             raise ConfigError(f"--optional {pattern!r} matches no metric of this stage{hint}")
         chosen.update(named)
-    return tuple(
-        dataclasses.replace(criterion, optional=criterion.optional or criterion.name in chosen)
-        for criterion in criteria
-    )
+    return tuple(dataclasses.replace(c, optional=c.optional or c.name in chosen) for c in criteria)
 
 
 def _check_metric(

@@ -75,7 +75,7 @@ class NameBook:
 
     def candidates(self, metrics: Iterable[str]) -> set[str]:
         """Return every tag that one of the metrics may have."""
-        maps = [NameMap(source=each, own=self.own) for each in self._choice()]
+        maps = [NameMap(source=each, own=self.own) for each in self._choice]
         return {names.tag(metric) for metric in metrics for names in maps}
 
     def pick(self, tags: Collection[str]) -> NameMap:
@@ -85,9 +85,10 @@ class NameBook:
                 found = nearest(tag, tags)
                 hint = f"did you mean {found}?" if found else f"it has {len(tags)} others"
                 raise ConfigError(f"--map {name}={tag}: the run has no tag {tag!r}; {hint}")
-        best = max(self._choice(), key=lambda each: len(set(tags).intersection(each.marks)))
+        best = max(self._choice, key=lambda each: len(set(tags).intersection(each.marks)))
         return NameMap(source=best, own=self.own)
 
+    @property
     def _choice(self) -> tuple[NameSet, ...]:
         return self.sets if self.chosen is None else (self.chosen,)
 
@@ -113,9 +114,8 @@ def _words(name: str) -> list[str]:
 
 def _fit(words: Sequence[str], others: Sequence[str]) -> float:
     """Return the mean similarity of each word to the most similar other, in [0, 1]."""
-    return sum(max((_alike(word, other) for other in others), default=0.0) for word in words) / len(
-        words
-    )
+    best = [max((_alike(word, other) for other in others), default=0.0) for word in words]
+    return sum(best) / len(words)
 
 
 def _alike(word: str, other: str) -> float:
@@ -133,19 +133,14 @@ class Directions:
     """Patterns of metrics by the direction that is better; ``neither`` is matched first."""
 
     lower: tuple[str, ...] = ()
-    """Patterns of metrics of which lower values are better."""
     higher: tuple[str, ...] = ()
-    """Patterns of metrics of which higher values are better."""
     neither: tuple[str, ...] = ()
-    """Patterns of metrics of which neither is better."""
 
     def of(self, name: str) -> Direction | None:
         """Return the direction of a metric; None if no pattern matches."""
         order: tuple[Direction, ...] = ("neither", "lower", "higher")
-        for direction in order:
-            if any(fnmatchcase(name, pattern) for pattern in getattr(self, direction)):
-                return direction
-        return None
+        matches = (d for d in order if any(fnmatchcase(name, p) for p in getattr(self, d)))
+        return next(matches, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

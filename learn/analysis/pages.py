@@ -17,21 +17,13 @@ MAX_PLOTS = 200
 """Metrics of a comparison that are drawn, by verdict: a run may have a hundred thousand."""
 MAX_ROWS = 2_000
 """Metrics of a comparison in the table."""
-GATE_KINDS: Mapping[gate.Verdict, str] = {
-    "pass": "ok",
-    "fail": "error",
-    "unknown": "error",
-    "warning": "warning",
-    "skipped": "info",
+KINDS: Mapping[gate.Verdict | compare.Verdict, str] = {
+    **dict.fromkeys(("pass", "better"), "ok"),
+    **dict.fromkeys(("fail", "unknown", "worse"), "error"),
+    **dict.fromkeys(("warning", "unclear"), "warning"),
+    **dict.fromkeys(("skipped", "changed", "same"), "info"),
 }
-COMPARE_KINDS: Mapping[compare.Verdict, str] = {
-    "worse": "error",
-    "better": "ok",
-    "changed": "info",
-    "unclear": "warning",
-    "same": "info",
-}
-"""Classes of the verdicts in the style sheet."""
+"""Classes of the verdicts of gates and comparisons in the style sheet."""
 
 
 def gate_page(report: GateReport) -> str:
@@ -51,7 +43,7 @@ def gate_page(report: GateReport) -> str:
         heads=("criterion", "verdict", "asked", "measured", at, "why"),
         figures=("measured", at),
         criteria=[
-            (r.name, r.metric, r.verdict, GATE_KINDS[r.verdict], (*r.measurement, _why(r)))
+            (r.name, r.metric, r.verdict, KINDS[r.verdict], (*r.measurement, _why(r)))
             for r in report.criteria
         ],
         cards=_gate_cards(report),
@@ -70,7 +62,7 @@ def compare_page(report: CompareReport) -> str:
         heads=(*heads, "why"),
         figures=heads[2:],
         changes=[
-            (c.metric, "", c.verdict, COMPARE_KINDS[c.verdict], (*c.texts(), c.reason))
+            (c.metric, "", c.verdict, KINDS[c.verdict], (*c.texts(), c.reason))
             for c in report.changes[:MAX_ROWS]
         ],
         rows_left_out=max(0, len(report.changes) - MAX_ROWS),
@@ -90,12 +82,11 @@ def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
 
 
 def _why(result: CriterionResult) -> str:
-    reason = result.outcome.reason
-    if result.criterion is None:
-        return reason
-    if result.verdict not in ("pass", "skipped") and result.criterion.why:
-        reason += f". {result.criterion.why[0].upper()}{result.criterion.why[1:]}"
-    return f"{reason} [{result.criterion.source}]" if result.criterion.source else reason
+    reason, why = result.outcome.reason, result.why
+    if result.verdict not in ("pass", "skipped") and why:
+        reason += f". {why[0].upper()}{why[1:]}"
+    source = "" if result.criterion is None else result.criterion.source
+    return f"{reason} [{source}]" if source else reason
 
 
 def _gate_cards(report: GateReport) -> list[dict[str, object]]:
@@ -110,7 +101,7 @@ def _gate_cards(report: GateReport) -> list[dict[str, object]]:
         limits = sorted({limit for result in asked[name] for limit in _limits(result)})
         line = _line("run", report.curves[name])
         plot = curves([line], name=name, axis=report.axis, limits=limits)
-        badges = [(r.verdict, GATE_KINDS[r.verdict], r.limit) for r in asked[name]]
+        badges = [(r.verdict, KINDS[r.verdict], r.limit) for r in asked[name]]
         cards.append(_card(name, plot, badges))
     return cards
 
@@ -132,7 +123,7 @@ def _change_card(change: Change, report: CompareReport) -> dict[str, object]:
     plot = curves(lines, name=change.metric, axis=report.candidate.axis, window=window)
     before, after, delta, _ = change.texts()
     text = f"{before or 'nothing'} → {after or 'nothing'}, {delta or 'no change'}"
-    return _card(change.metric, plot, [(change.verdict, COMPARE_KINDS[change.verdict], text)])
+    return _card(change.metric, plot, [(change.verdict, KINDS[change.verdict], text)])
 
 
 def _line(label: str, curve: Curve, kind: str = "after") -> Line:

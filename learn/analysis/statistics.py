@@ -4,23 +4,18 @@ Neighbouring points of a training curve resemble each other, so n points are wor
 ones. All estimates are corrected for the autocorrelation at lag 1, with the bias of few points
 removed.
 
-`find_trend` combines the Mann-Kendall test with the Theil-Sen slope. Neither assumes a
-distribution, and a few outliers hardly affect them. The variance of the statistic is increased
-according to the autocorrelation of the detrended series (Yue & Wang 2004). Measured on 400 series
-without a trend, at 95 % confidence: 2 to 5 % are reported as rising for an autocorrelation of up to
-0.5, and up to 12 % for 0.9 with fewer than 100 points. scipy has the parts, but neither this
-correction nor the continuity correction, and importing scipy.stats takes as long as a whole gate
-(docs/decisions/007).
+`find_trend` combines the Mann-Kendall test with the Theil-Sen slope, with a larger variance for
+autocorrelated series (Yue & Wang 2004). Of 400 series without a trend, at 95 % confidence, 2 to 5 %
+are reported as rising for an autocorrelation of up to 0.5, and up to 12 % for 0.9 with fewer than
+100 points. docs/decisions/007 says why scipy.stats is not used.
 
 `change_interval` compares two medians. n points count as n (1 - r) / (1 + r) independent ones, r
-being the autocorrelation (Bayley & Hammersley 1946); the interval is then Welch's (1947). Measured
-on 400 pairs of series drawn from one distribution, with 5 to 400 points and r from 0 to 0.95: at
-99 % confidence, at most 4 % of the pairs are found to differ. The interval covers the noise within
-two runs, not the difference that another seed would make.
+being the autocorrelation (Bayley & Hammersley 1946); the interval is then Welch's (1947). Of 400
+pairs of series from one distribution, with 5 to 400 points and r from 0 to 0.95, at most 4 % are
+found to differ at 99 % confidence. The interval does not cover the difference between seeds.
 """
 
 import dataclasses
-import itertools
 import math
 from statistics import NormalDist
 
@@ -138,21 +133,16 @@ def _blocks(x: _Floats, y: _Floats) -> tuple[_Floats, _Floats]:
     """Reduce a series to the medians of at most `BLOCKS` equal parts."""
     if len(y) <= BLOCKS:
         return x, y
-    edges = np.linspace(0, len(y), BLOCKS + 1).astype(np.int64)
-    parts = list(itertools.pairwise(edges.tolist()))
-    return (
-        np.array([np.median(x[low:high]) for low, high in parts]),
-        np.array([np.median(y[low:high]) for low, high in parts]),
-    )
+    edges = np.linspace(0, len(y), BLOCKS + 1).astype(np.int64)[1:-1]
+    first, second = (np.array([np.median(p) for p in np.split(v, edges)]) for v in (x, y))
+    return first, second
 
 
 def _variance_factor(x: _Floats, y: _Floats) -> float:
-    """Return the factor on the variance for autocorrelated values: (1 + r) / (1 - r).
+    """Return the factor on the variance for autocorrelated values (Yue & Wang 2004, eq. 8).
 
-    This is the factor of a long autoregressive series (Yue & Wang 2004, eq. 8). r is the
-    correlation at lag 1 of the ranks after a parabola is subtracted, because learning curves bend.
-    The subtraction lowers r by about (3 + 6 r) / n (after Marriott & Pope 1954), which is added
-    again.
+    r is the correlation at lag 1 of the ranks after a parabola is subtracted, because learning
+    curves bend; this lowers r by about (3 + 6 r) / n (after Marriott & Pope 1954), added again.
     """
     spread = float(x.std())
     if spread == 0.0:
@@ -168,8 +158,7 @@ def _autocorrelation(
 ) -> float:
     """Estimate the correlation r at lag 1 of N values with mean 0, in [0, most].
 
-    The bias of few points is removed by (N r + added) / (N - lost). A series whose sum of squares
-    is at most least_power counts as constant.
+    The bias of few points is removed by (N r + added) / (N - lost).
     """
     n = len(values)
     power = float((values**2).sum())

@@ -92,18 +92,9 @@ class AlertLog:
             self._unreported[name] = count
             return
         self._reported[name] = (at, level)
-        self._write(
-            Alert(
-                update=finding.update,
-                name=name,
-                level=finding.level,
-                value=finding.value if math.isfinite(finding.value) else None,
-                limit=finding.limit,
-                count=count,
-                reason=finding.reason,
-                fix=finding.fix,
-            )
-        )
+        value = finding.value if math.isfinite(finding.value) else None
+        fields = dataclasses.asdict(finding) | {"value": value, "count": count}
+        self._write(Alert(**fields, fix=finding.fix))
 
     def note(
         self,
@@ -116,11 +107,8 @@ class AlertLog:
         fix: str = "nothing to do",
     ) -> None:
         """Write an action of a guard."""
-        self._write(
-            Alert(
-                update=at, name=name, level=NOTE, value=value, limit=limit, reason=reason, fix=fix
-            )
-        )
+        line = Alert(update=at, name=name, level=NOTE, reason=reason, fix=fix)
+        self._write(dataclasses.replace(line, value=value, limit=limit))
 
     def resume(self, at: int) -> None:
         """Continue the file of a run that was killed, and mark the lines that became void."""
@@ -140,9 +128,8 @@ class AlertLog:
         for name, count in self._unreported.items():
             reason = f"{count} more updates were over the limit of {name} by update {at}"
             level, fix = LEVELS[self._reported[name][1]], GUARDS[name]
-            self._append(
-                Alert(update=at, name=name, level=level, count=count, reason=reason, fix=fix)
-            )
+            line = Alert(update=at, name=name, level=level, count=count, reason=reason, fix=fix)
+            self._append(line)
         self._unreported.clear()
 
     def scalars(self) -> dict[str, float]:

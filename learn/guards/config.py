@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import check_settings
 
 LEVELS = ("warn", "serious", "stop")
 """Levels of an alert, in rising order."""
@@ -63,14 +63,14 @@ class CnnRateConfig:
     """Smallest allowed share of the configured rate, in (0, 1]."""
 
     def __post_init__(self) -> None:
-        _above("rate", self, ("halve_above", "recover_below", "cool_down", "recover_after"))
-        if not self.recover_below <= self.halve_above:
-            raise ConfigError(
-                f"guards.rate.recover_below is {self.recover_below}, expected at most "
-                f"guards.rate.halve_above ({self.halve_above})"
-            )
-        if not 0.0 < self.floor <= 1.0:
-            raise ConfigError(f"guards.rate.floor is {self.floor}, expected above 0, at most 1")
+        most = f"at most guards.rate.halve_above ({self.halve_above})"
+        check_settings(
+            self,
+            "guards.rate.",
+            ("recover_below", self.recover_below <= self.halve_above, most),
+            ("floor", 0.0 < self.floor <= 1.0, "above 0, at most 1"),
+            above_zero=("halve_above", "recover_below", "cool_down", "recover_after"),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +97,13 @@ class ActionLimitConfig:
     """Third condition: the mean length of the newest episodes, in steps, is above this value."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise ConfigError(
-                f"guards.action_limit.share is {self.share}, expected above 0, at most 1 (no limit)"
-            )
-        _above("action_limit", self, ("feature_norm_below", "for_updates"))
-        for name in ("action_std_above", "episode_length_above"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ConfigError(
-                    f"guards.action_limit.{name} is {getattr(self, name)}, expected 0 or above"
-                )
+        check_settings(
+            self,
+            "guards.action_limit.",
+            ("share", 0.0 < self.share <= 1.0, "above 0, at most 1 (no limit)"),
+            above_zero=("feature_norm_below", "for_updates"),
+            zero_or_above=("action_std_above", "episode_length_above"),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,25 +170,19 @@ class GuardConfig:
     """Limit on the actions of published policies."""
 
     def __post_init__(self) -> None:
-        _above("", self, ("every", "repeat_every", "max_skipped", "warm_up", "layers_every"))
-        _above("", self, ("actor_loss_ratio", "baseline_readings", "q_limit", "q_margin"))
-        _above("", self, ("critic_loss_limit", "feature_norm_limit", "saturation_limit"))
-        _above("", self, ("dead_limit", "action_std_limit", "update_ratio_limit", "rollback_rate"))
-        if self.on_stop not in ON_STOP:
-            raise ConfigError(f"guards.on_stop is {self.on_stop!r}, expected one of {ON_STOP}")
-        if self.max_rollbacks < 0:
-            raise ConfigError(f"guards.max_rollbacks is {self.max_rollbacks}, expected 0 or above")
-        if self.rollback_rate > 1.0:
-            raise ConfigError(f"guards.rollback_rate is {self.rollback_rate}, expected at most 1")
-        if not (0.0 < self.grad_norm[0] <= self.grad_norm[1] <= self.grad_norm[2] < math.inf):
-            raise ConfigError(
-                f"guards.grad_norm is {self.grad_norm}, expected three rising limits above 0"
-            )
-
-
-def _above(section: str, config: object, names: tuple[str, ...]) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not 0.0 < value < math.inf:
-            place = ".".join(part for part in ("guards", section, name) if part)
-            raise ConfigError(f"{place} is {value}, expected above 0")
+        warn, serious, stop = self.grad_norm
+        is_rising = 0.0 < warn <= serious <= stop < math.inf
+        check_settings(
+            self,
+            "guards.",
+            ("on_stop", self.on_stop in ON_STOP, f"one of {ON_STOP}"),
+            ("rollback_rate", self.rollback_rate <= 1.0, "at most 1"),
+            ("grad_norm", is_rising, "three rising limits above 0"),
+            above_zero=(
+                *("every", "repeat_every", "max_skipped", "warm_up", "layers_every"),
+                *("actor_loss_ratio", "baseline_readings", "q_limit", "q_margin"),
+                *("critic_loss_limit", "feature_norm_limit", "saturation_limit", "dead_limit"),
+                *("action_std_limit", "update_ratio_limit", "rollback_rate"),
+            ),
+            zero_or_above=("max_rollbacks",),
+        )

@@ -95,11 +95,10 @@ def _gradients(reading: Reading, config: GuardConfig) -> Iterator[Finding]:
 def _losses(
     reading: Reading, history: History, now: History, config: GuardConfig
 ) -> Iterator[Finding]:
-    limit = config.critic_loss_limit
-    losses = reading.critic.column("loss")
-    what = "the critic's loss"
-    yield from _over("critic_loss", reading.critic, losses, (limit, 10.0 * limit), what)
-    updates = reading.critic.updates
+    rows, limit = reading.critic, config.critic_loss_limit
+    limits, losses = (limit, 10.0 * limit), rows.column("loss")
+    yield from _over("critic_loss", rows, losses, limits, "the critic's loss")
+    updates = rows.updates
     if history.actor_losses and updates and updates[-1] > config.warm_up:
         # use the range of returns including this reading: there may be new data
         usual = max(history.baseline(), now.largest_return / 10.0)

@@ -57,10 +57,8 @@ class CnnRate:
         self.state.halved_at, self.state.calm_since = at, None
 
     def _halve(self, feature_norm: float, at: int) -> str:
-        config = self._config
-        is_cooling = (
-            self.state.halved_at is not None and at - self.state.halved_at < config.cool_down
-        )
+        config, before = self._config, self.state.halved_at
+        is_cooling = before is not None and at - before < config.cool_down
         if is_cooling or self.state.share <= config.floor:
             return ""
         self.reduce(0.5, at)
@@ -102,10 +100,7 @@ class ActionLimit:
         return 1.0 if self.state.is_lifted else self._config.share
 
     def read(self, last: Mapping[str, float], episode_length: float | None, at: int) -> str:
-        """Remove the limit if training looks healthy; return why, or an empty text.
-
-        Without a camera there is no feature norm, and that condition is ignored.
-        """
+        """Remove the limit if training looks healthy; return why, or an empty text."""
         config = self._config
         if self.state.is_lifted or (spread := last.get("actor/action_std")) is None:
             return ""
@@ -144,16 +139,6 @@ class GuardState:
     window: Reading
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GuardResult:
-    """What the guards return after an update."""
-
-    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Metrics to log; mostly empty."""
-    stop: Finding | None = None
-    """The first finding of level ``stop``, if there is one."""
-
-
 class GuardMonitor:
     """Check the updates of a run, write alerts, and adjust learning rates and the action limit.
 
@@ -189,10 +174,13 @@ class GuardMonitor:
 
     def after(
         self, state: TD3State, update: Update, batch: Batch, episode_length: float | None
-    ) -> GuardResult:
-        """Check an update; wait for the device only if a reading is due."""
+    ) -> tuple[Mapping[str, float], Finding | None]:
+        """Check an update; return metrics to log, and the first finding of level ``stop``.
+
+        Wait for the device only if a reading is due.
+        """
         if not self.config.enabled:
-            return GuardResult()
+            return {}, None
         at = state.updates
         self._window.add(at, update, batch)
         scalars = self._layers.after(state)
@@ -209,8 +197,7 @@ class GuardMonitor:
         self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         if is_due:
             scalars |= self.scalars()
-        stop = next((finding for finding in findings if finding.level == "stop"), None)
-        return GuardResult(scalars=scalars, stop=stop)
+        return scalars, next((f for f in findings if f.level == "stop"), None)
 
     def scalars(self) -> dict[str, float]:
         """Return the counts of alerts, the action limit and the rollbacks, by metric."""
@@ -222,8 +209,7 @@ class GuardMonitor:
     def mark_checkpoint(self, updates: int) -> None:
         """Set `last_good` if the checkpoint that is about to be saved is good.
 
-        It is good if nothing serious was found since the previous checkpoint, and the newest update
-        of neither network was skipped.
+        Nothing serious was found since the previous one, and no newest update was skipped.
         """
         reading = self._window.settle()
         findings = check_reading(reading, self._history, self.config)

@@ -1,6 +1,7 @@
 """`Window` and `LayerProbe`: turn updates into the numbers that the guards check."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -16,9 +17,7 @@ from avtd3.learn.td3 import TD3State, Update
 class LayerProbe:
     """Measure the weights of each layer, and how far one update moves them.
 
-    The norms reveal growth that clipping does not stop, because Adam divides the scale of the
-    gradient out. The ratio of step to weights is about 1e-3 in healthy training (Karpathy, "A
-    Recipe for Training Neural Networks", 2019).
+    This reveals growth that clipping does not stop: Adam divides the scale of the gradient out.
     """
 
     def __init__(self, every: int, policy_delay: int) -> None:
@@ -34,10 +33,7 @@ class LayerProbe:
         if number % self._policy_delay == 0 and number % self._every < self._policy_delay:
             due["actor"] = state.actor
         self._before = {
-            name: {
-                layer: [p.detach().clone() for p in parameters]
-                for layer, parameters in layers_of(network).items()
-            }
+            name: {k: [p.detach().clone() for p in ps] for k, ps in layers_of(network).items()}
             for name, network in due.items()
         }
 
@@ -112,12 +108,9 @@ class Reading:
     def is_consistent(self) -> bool:
         """Return whether every column that the guards read has a value for each update."""
         return all(
-            not rows.updates or set(_ALWAYS) <= rows.columns.keys()
+            (not rows.updates or set(_ALWAYS) <= rows.columns.keys())
+            and all(len(column) == len(rows.updates) for column in rows.columns.values())
             for rows in (self.critic, self.actor)
-        ) and all(
-            len(column) == len(rows.updates)
-            for rows in (self.critic, self.actor)
-            for column in rows.columns.values()
         )
 
 
@@ -165,7 +158,7 @@ class Window:
             numbers = iter(flat.tolist())
             found: dict[str, dict[str, list[float]]] = {"critic": {}, "actor": {}}
             for (part, name), value in wanted.items():
-                column = [next(numbers) for _ in range(value.numel())]
+                column = list(itertools.islice(numbers, value.numel()))
                 if part == "last":
                     self._reading.last[name] = column[0]
                 else:
@@ -226,7 +219,7 @@ def allowed_returns(reward: Tensor, discount: Tensor) -> Tensor:
     """Return ``r / (1 - discount)``, the discounted return if a transition repeated forever.
 
     No discounted return over the data exceeds the largest of these: if ``Q <= M`` and
-    ``r <= (1 - discount) * M``, then ``r + discount * Q <= M``. For a last step it is the reward.
+    ``r <= (1 - discount) * M``, then ``r + discount * Q <= M``.
     """
     allowed = torch.nan_to_num(reward / (1.0 - discount))
     return torch.where(torch.isfinite(reward), allowed, 0.0)

@@ -35,10 +35,10 @@ class GuardedRun:
             noise = torch.randn(batch.action.shape, generator=self.noise)
             self.monitor.before(self.state)
             done = update(self.state, batch, noise, self.td3)
-            found = self.monitor.after(self.state, done, batch, length)
+            scalars, stop = self.monitor.after(self.state, done, batch, length)
             self.errors.append(done.critic.loss.item())
-            self.scalars |= found.scalars
-            self.stop = self.stop or found.stop
+            self.scalars |= scalars
+            self.stop = self.stop or stop
 
     @property
     def messages(self):
