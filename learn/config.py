@@ -7,6 +7,7 @@ from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.td3 import TD3Config
+from avtd3.learn.threads import AUTO
 from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.replay.config import ReplayConfig
 
@@ -38,8 +39,10 @@ class LearnConfig:
     """Keep a copy of the replay's frames in GPU memory (7 GB for a million frames of 84x84), and
     gather batches there. Off by default: it is tested on the CPU only. It has no effect without a
     GPU, with sequences or with direct replay."""
-    threads: int = 0
-    """CPU threads of torch; 0 keeps torch's default."""
+    threads: int | str = "auto"
+    """CPU threads of torch: a fixed number, 0 for torch's default, or ``auto`` to follow the
+    fastest number while other processes come and go (see `avtd3.learn.threads`). Other numbers of
+    threads round sums differently, so a run repeats exactly only with a fixed number."""
     learning_starts: int = 1_000
     """With --follow: number of transitions to wait for before the first update (1 000 for tests,
     25 000 for production)."""
@@ -101,7 +104,7 @@ class LearnConfig:
         least = dict.fromkeys(
             ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints"), 1
         ) | {"evaluate_every": 1, "evaluate_episodes": 1}
-        for name in ("seed", "threads", "learning_starts", "updates_per_step", "keep_policies"):
+        for name in ("seed", "learning_starts", "updates_per_step", "keep_policies"):
             least[name] = 0
         names = (least | {"decay_from": 0, "image_shift": 0}).items()
         known, best = metric(self.keep_best), self.keep_best
@@ -115,6 +118,11 @@ class LearnConfig:
             ("decay_to", 0.0 < self.decay_to <= 1.0, "above 0, at most 1"),
             ("refresh_seconds", self.refresh_seconds > 0.0, "above 0 seconds"),
             ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
+            (
+                "threads",
+                self.threads == AUTO or (type(self.threads) is int and self.threads >= 0),
+                f"{AUTO}, or a number, 0 or above",
+            ),
             (
                 "keep_best",
                 not best or has_direction,

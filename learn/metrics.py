@@ -67,6 +67,7 @@ rate/actor_cnn | 1 | - | learning rate of the actor's CNN
 rate/actor_mlp | 1 | - | learning rate of the actor's MLP
 rate/critic_cnn | 1 | - | learning rate of the critics' CNN
 rate/critic_mlp | 1 | - | learning rate of the critics' MLPs
+run/threads | threads | - | CPU threads of torch when the line was written
 run/updates_per_second | 1/s | higher | updates per second of wall-clock time since the previous \
 log line
 run/sampler_wait | 1 | lower | share of the time since the previous log line spent on sampling

@@ -54,6 +54,7 @@ from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.replay_source import ReplaySource, open_datasets, scratch_directory
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.td3 import Update, create_state
+from avtd3.learn.threads import AUTO, ThreadTuner
 from avtd3.store import files
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError
@@ -189,11 +190,11 @@ def _lock(directory: Path, purpose: str, locks: contextlib.ExitStack) -> None:
 
 
 @contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Set the number of torch's CPU threads within a ``with`` block; 0 keeps it."""
+def cpu_threads(count: int | str) -> Iterator[None]:
+    """Set the number of torch's CPU threads within a ``with`` block; 0 and ``auto`` keep it."""
     before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
+    if count and count != AUTO:
+        torch.set_num_threads(int(count))
     try:
         yield
     finally:
@@ -233,6 +234,7 @@ class Trainer:
         evaluator = HeldOutEvaluator(spec, config.td3, gamma, self._device, self._autocast)
         self._evaluator = evaluator
         self._throughput = Throughput()
+        self._tuner = self._make_tuner()
         self._source: ReplaySource | None = None
         self._restored: CheckpointMetadata | None = None
         self._is_exact: bool | None = None
@@ -319,7 +321,10 @@ class Trainer:
 
     def step(self) -> None:
         """Do one update, and everything that is due after it."""
+        before_s = time.perf_counter()
         batch, update = self._learn()
+        if self._tuner is not None:
+            self._tuner.add(time.perf_counter() - before_s)
         if self.updates % self._config.log_every == 0:
             self._log()
         self._check_guards(batch, update)
@@ -376,6 +381,13 @@ class Trainer:
         td3, graphs = self._config.td3, self._config.cuda_graphs
         return make_updater(self._state, td3, self._autocast, graphs=graphs)
 
+    def _make_tuner(self) -> ThreadTuner | None:
+        """Return what chooses the number of CPU threads, if anything does."""
+        is_free = self._config.threads == AUTO and self._device.type == "cpu"
+        if not is_free or torch.get_num_threads() == 1:
+            return None
+        return ThreadTuner(group=self._config.td3.policy_delay)
+
     def _make_loader(self) -> BatchLoader:
         config, pad = self._config, self._config.image_shift
         image, is_on = self._spec.image, config.device_frames
@@ -419,6 +431,7 @@ class Trainer:
             "critic/skipped": float(self._state.skipped.item()),
             "run/replay_ratio": self.updates / max(source.steps_seen, 1),
             "run/steps": float(source.sampler.steps),
+            "run/threads": float(torch.get_num_threads()),
         }
         self._logger.write(self.updates, self._logger.read_updates() | scalars)
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from avtd3.collect.driving.task import DrivingTask, TaskConfig
 from avtd3.learn.networks import (
     Actor,
     Encoder,
@@ -161,3 +162,23 @@ def test_driving_equals_the_modules(make_spec, config, image, vector):
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         NetworkConfig(**bad)
+
+
+def test_values_keep_their_digits_under_bf16(make_spec, make_batch, small_network):
+    spec = make_spec()
+    critic = TwinCritic(spec, small_network)
+    with torch.no_grad():
+        for head in (critic.head1, critic.head2):
+            *_, bias = head.parameters()
+            bias.fill_(70.0)
+    batch = make_batch(spec, size=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        q, _ = critic.both(critic.encode(batch.observation), batch.action)
+    assert q.dtype is torch.float32
+    rounded = q.to(torch.bfloat16).float()  # steps of 0.5
+    assert len(q.unique()) > 32 > len(rounded.unique())
+
+
+def test_a_state_of_the_default_task_has_535_numbers():
+    spec = DrivingTask(TaskConfig(), 0.05).spec(ImageSpec())
+    assert Actor(spec, NetworkConfig()).state_size == 512 + 23 == 535
