@@ -84,8 +84,9 @@ def load_section(
     overrides: Sequence[str] = (),
     *,
     used: Collection[str] | None = None,
+    stored: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Build one section from defaults, a file or preset, and overrides, in this order.
+    """Build one section from defaults, stored settings, a file or preset, and overrides, in order.
 
     Args:
         name: A key of `SECTIONS`.
@@ -93,6 +94,7 @@ def load_section(
             any section.
         overrides: Texts of the form ``section.key=value``, with the value in YAML.
         used: Sections that have an effect, None for all; an override of another one is refused.
+        stored: Settings of the section that the others change.
 
     Returns:
         An instance of the section's dataclass.
@@ -102,9 +104,11 @@ def load_section(
             value is invalid.
         UnreadableError: If the file cannot be read now.
     """
-    document = read_config(source) if source else {}
-    for section in document:
+    document: dict[str, Any] = {} if stored is None else {name: dict(stored)}
+    given = read_config(source) if source else {}
+    for section in given:
         _check_section(section, where=source or "")
+    _merge(document, given)
     for text in overrides:
         override = _parse_override(text)
         (section,) = override

@@ -79,7 +79,8 @@ def read_as(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 - as t
     if kind is Any or (origin is types.UnionType and value is None):
         return value
     if origin is types.UnionType:
-        return read_as(kinds[0], value, where)
+        exact = [each for each in kinds if type(value) is each]
+        return read_as((exact or kinds)[0], value, where)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return _read_record(kind, value, where)
     if origin is dict and isinstance(value, dict):

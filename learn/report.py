@@ -115,6 +115,8 @@ class LearnReport:
     """Number of rollbacks to a good checkpoint after a stop alert."""
     resumed_exactly: bool | None = None
     """After a resume, whether the data are the same as for the checkpoint; None otherwise."""
+    changes: tuple[str, ...] = ()
+    """Settings that a resume changed, as text."""
     refused: tuple[RefusedSegment, ...] = ()
     """Segments that could not be used."""
     absent: tuple[Path, ...] = ()
@@ -140,6 +142,7 @@ class LearnReport:
             f"run {self.run}; policy {self.policy_version} in {self.policies}",
             *([self.replay] if self.replay else []),
         ]
+        lines += [f"changed {change}" for change in self.changes]
         if self.resumed_exactly is False:
             lines.append("the data are no longer the same as for the checkpoint")
         if counts := [f"{count} {level}" for level, count in self.alerts.items() if count]:

@@ -18,7 +18,6 @@ samples ahead, and each checkpoint has the exact state of the sampler.
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +52,13 @@ from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.replay_source import ReplaySource, open_datasets, scratch_directory
 from avtd3.learn.report import LearnProgress, LearnReport
+from avtd3.learn.run_settings import (
+    SettingChange,
+    find_changes,
+    read_settings,
+    stored_config,
+    write_settings,
+)
 from avtd3.learn.td3 import Update, create_state
 from avtd3.learn.threads import AUTO, ThreadTuner
 from avtd3.store import files
@@ -61,8 +67,6 @@ from avtd3.store.errors import ConfigError, NoSegmentsError
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.spec import EpisodeSpec
 
-CONFIG_FILE = "config.json"
-
 
 def train(
     config: LearnConfig | None = None,
@@ -70,7 +74,7 @@ def train(
     datasets: Path | str | Sequence[Path | str],
     run: Path | str,
     policies: Path | str | None = None,
-    follow: bool = False,
+    follow: bool | None = None,
     resume: bool = False,
     rollback: int | None = None,
     callbacks: Sequence[TrainCallback] = (),
@@ -81,13 +85,15 @@ def train(
     before importing torch, as ``avtd3 learn`` does; see `avtd3.learn.openmp`.
 
     Args:
-        config: Settings; None for the defaults.
+        config: Settings; None for the defaults, or for those of the run that is resumed.
         datasets: One or more dataset directories, all of one spec.
         run: The run's own directory; created if it does not exist.
-        policies: Directory for the published policies; None for ``RUN/policies``.
+        policies: Directory for the published policies; None for ``RUN/policies``, or for that of
+            the run that is resumed.
         follow: Learn while other processes append to the datasets: wait for data, and look for new
-            segments.
-        resume: Continue from the run's newest checkpoint.
+            segments. None for no, or for what the run that is resumed did.
+        resume: Continue from the run's newest checkpoint. Settings that differ from those of the
+            run are listed in the report and in ``RUN/config.json``.
         rollback: Roll back to the checkpoint of this number of updates and continue from it.
         callbacks: Objects that follow the run, and may stop it.
 
@@ -110,7 +116,8 @@ def train(
 
     Raises:
         ConfigError: If the run exists and neither `resume` nor `rollback` is set, if there is no
-            run to resume, if no dataset is given, or if a setting is not possible on this machine.
+            run to resume or its networks would change, if no dataset is given, or if a setting is
+            not possible on this machine.
         InUseError: If another process trains this run, or publishes into the same directory.
         DatasetError: If a path is not a dataset, or is missing and `follow` is False.
         NoSegmentsError: If the datasets are empty and `follow` is False.
@@ -120,12 +127,18 @@ def train(
         StorageError: If the disk is full or a directory cannot be written.
         MemoryError: If the networks or a batch do not fit into the memory.
     """
-    config = LearnConfig() if config is None else config
+    run, resumes = Path(run), resume or rollback is not None
+    before = read_settings(run) if resumes else {}
+    if config is None:
+        config = stored_config(run) if resumes else LearnConfig()
+    changes = find_changes(run, before, config, rollback) if resumes else []
+    follow = bool(before.get("follow", False)) if follow is None else follow
     paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
     if not paths:
         raise ConfigError("train needs at least one dataset, found none")
-    run = Path(run)
-    directory = run / "policies" if policies is None else Path(policies)
+    if policies is None:
+        policies = before.get("policies", run / "policies")
+    directory = Path(policies)
     document = {
         "learn": dataclasses.asdict(config),
         "datasets": [str(path) for path in paths],
@@ -134,9 +147,11 @@ def train(
     }
     keep_freed_memory()
     notify = CallbackList(callbacks, target=config.updates)
+    for change in changes:
+        notify.report(str(change), now=True)
     started_s = time.monotonic()
     with (
-        open_run(run, directory, document, resume=resume or rollback is not None),
+        open_run(run, directory, document, resume=resumes, changes=changes),
         cpu_threads(config.threads),
         memory_errors(
             f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
@@ -155,20 +170,26 @@ def train(
                 report = trainer.report()
         else:
             report = LearnReport(run=str(run), policies=str(directory), stopped=True)
-    report = dataclasses.replace(report, seconds=time.monotonic() - started_s)
+    report = dataclasses.replace(
+        report, seconds=time.monotonic() - started_s, changes=tuple(map(str, changes))
+    )
     notify.call(lambda callback: callback.on_end(report))
     return report
 
 
 @contextlib.contextmanager
 def open_run(
-    run: Path, policies: Path, document: Mapping[str, Any], *, resume: bool
+    run: Path,
+    policies: Path,
+    document: Mapping[str, Any],
+    *,
+    resume: bool,
+    changes: Sequence[SettingChange] = (),
 ) -> Iterator[None]:
     """Create and lock a run's directory and its policies', and write the settings of the run."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
-    if resume and not (run / CONFIG_FILE).exists():
-        raise ConfigError(f"{run} contains no run to resume; start it without --resume")
+    earlier = read_settings(run).get("changes", []) if resume else []
     purpose = f"avtd3 learn --run {run}"
     with contextlib.ExitStack() as locks:
         _lock(run, purpose, locks)
@@ -178,8 +199,7 @@ def open_run(
             )
         if policies.resolve() != run.resolve():
             _lock(policies, purpose, locks)
-        text = json.dumps(document, indent=2, sort_keys=True) + "\n"
-        files.write_aside(run / CONFIG_FILE, text.encode())
+        write_settings(run, document, earlier, list(changes))
         yield
 
 

@@ -35,10 +35,20 @@ def learn(
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Pick up new segments while collectors write them.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--follow/--no-follow",
+            help="Pick up new segments while collectors write them. Default: no, or as before "
+            "with --resume.",
+        ),
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint of --run.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue from the newest checkpoint of --run, with the settings of the run; "
+            "--config and --set change only what they name.",
+        ),
     ] = False,
     rollback: Annotated[
         int | None,
@@ -71,10 +81,13 @@ def learn(
 
     limit_spinning()  # before torch is imported
     from avtd3.learn.callbacks import ProgressCallback
+    from avtd3.learn.run_settings import read_settings
     from avtd3.learn.trainer import train
     from avtd3.store.dataset import dataset_around
 
-    settings = opt.replace(opt.section("learn", config, set_), updates=updates, seed=seed)
+    stored = read_settings(run)["learn"] if resume or rollback is not None else None
+    settings = opt.section("learn", config, set_, stored=stored)
+    settings = opt.replace(settings, updates=updates, seed=seed)
     filters = None if filter_ is None else tuple(filter_)
     settings = opt.replace(settings, replay=opt.replace(settings.replay, filter=filters, mode=mode))
     for option, place in (("--run", run), ("--policies", policies)):

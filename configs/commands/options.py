@@ -93,12 +93,22 @@ ServerCommandOption = Annotated[
 ]
 
 
-def section(name: str, config: str | None, overrides: Sequence[str] | None, *others: str) -> Any:  # noqa: ANN401
-    """Load the settings of a command; ``others`` names more sections that the command uses."""
+def section(
+    name: str,
+    config: str | None,
+    overrides: Sequence[str] | None,
+    *others: str,
+    stored: Mapping[str, Any] | None = None,
+) -> Any:  # noqa: ANN401 - any section
+    """Load the settings of a command.
+
+    ``others`` names more sections that the command uses; ``stored`` has settings of the section
+    that the file and the overrides change.
+    """
     from avtd3.configs.load import load_section
 
     used = tuple(dict.fromkeys((name, *others)))
-    return load_section(name, config, overrides or (), used=used)
+    return load_section(name, config, overrides or (), used=used, stored=stored)
 
 
 def replace(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - any section

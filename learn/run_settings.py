@@ -1,0 +1,131 @@
+"""The settings of a run, in ``RUN/config.json``: a resumed run keeps them unless told otherwise.
+
+The file has the settings of the newest process, and under ``changes`` every setting that a resume
+changed, with the update from which on it applies.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from avtd3.learn.checkpoints import CHECKPOINTS, list_checkpoints, read_as, updates_of
+from avtd3.learn.config import LearnConfig
+from avtd3.store import files
+from avtd3.store.errors import CheckpointError, ConfigError, abbreviate
+
+CONFIG_FILE = "config.json"
+_KEPT = "network."
+"""Settings that a checkpoint determines."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SettingChange:
+    """A setting that a resumed run changed."""
+
+    setting: str
+    """Its key: ``learn.td3.bc_alpha``."""
+    before: Any
+    after: Any
+    from_update: int
+    """Updates that were done with the old value."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.setting}: {abbreviate(self.before)} -> {abbreviate(self.after)} from update "
+            f"{self.from_update + 1} on"
+        )
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """Return the document of ``RUN/config.json``.
+
+    Raises:
+        ConfigError: If there is no such run, or the file is invalid.
+    """
+    path = run / CONFIG_FILE
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
+    if not path.exists():
+        raise ConfigError(f"{run} contains no run to resume; start it without --resume")
+    try:
+        document = files.read_json(path)
+    except ValueError as error:
+        raise _invalid(path, str(error)) from error
+    if not isinstance(document, dict) or not isinstance(document.get("learn"), dict):
+        raise _invalid(path, "it has no section learn")
+    return document
+
+
+def _invalid(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be read: {why}; restore the file, or start a new run and give the settings "
+        "again"
+    )
+
+
+def stored_config(run: Path) -> LearnConfig:
+    """Return the settings of a run, for a resume that changes none.
+
+    Raises:
+        ConfigError: If there is no such run, or its settings are not valid in this version.
+    """
+    document = read_settings(run)
+    try:
+        config = read_as(LearnConfig, document["learn"], "learn")
+    except CheckpointError as error:
+        raise _invalid(run / CONFIG_FILE, str(error)) from error
+    assert isinstance(config, LearnConfig)
+    return config
+
+
+def find_changes(
+    run: Path, before: Mapping[str, Any], config: LearnConfig, rollback: int | None
+) -> list[SettingChange]:
+    """Return the settings that a resume changes.
+
+    Raises:
+        ConfigError: If one of them is determined by the checkpoint.
+    """
+    checkpoints = list_checkpoints(run / CHECKPOINTS)
+    updates = updates_of(checkpoints[-1]) if checkpoints else 0
+    old = dict(_leaves(before["learn"]))
+    new = dict(_leaves(json.loads(json.dumps(dataclasses.asdict(config)))))
+    found = [
+        SettingChange(
+            setting=f"learn.{key}",
+            before=old[key],
+            after=value,
+            from_update=updates if rollback is None else rollback,
+        )
+        for key, value in new.items()
+        if key in old and old[key] != value
+    ]
+    for change in found:
+        if checkpoints and change.setting.startswith(f"learn.{_KEPT}"):
+            raise ConfigError(
+                f"{change.setting} is {abbreviate(change.after)}, expected "
+                f"{abbreviate(change.before)} as in the checkpoints of {run}; a resumed run keeps "
+                "its networks: start a new run for others"
+            )
+    return found
+
+
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting with its dotted key."""
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def write_settings(
+    run: Path, document: Mapping[str, Any], earlier: list[Any], changes: list[SettingChange]
+) -> None:
+    """Write ``RUN/config.json``, with the changes of this process after the earlier ones."""
+    recorded = [*earlier, *(dataclasses.asdict(change) for change in changes)]
+    whole = {**document, **({"changes": recorded} if recorded else {})}
+    text = json.dumps(whole, indent=2, sort_keys=True) + "\n"
+    files.write_aside(run / CONFIG_FILE, text.encode())
