@@ -68,9 +68,7 @@ class OrnsteinUhlenbeckNoise:
 class WanderingDriver:
     """A random driver for cars: smooth random steering, and throttle most of the time.
 
-    Two Ornstein-Uhlenbeck processes with a correlation time of 0.8 s: steering with standard
-    deviation 0.25 about 0, the pedal with 0.4 about 0.35. White noise would average out in the
-    car's inertia, and the car would stand still.
+    White noise would average out in the car's inertia, and the car would stand still.
     """
 
     _CENTRE = np.array((0.0, 0.35))

@@ -47,7 +47,6 @@ from avtd3.store.render.text import plural
 PLANS = ".plans"
 """Directory of a dataset with a lock file for each plan that was collected into it."""
 _KILLED_WAIT_S, _ORPHAN_WAIT_S, _LOCK_POLL_S = 1.0, 30.0, 0.05
-_TRAINING, _EVALUATION = 0, 1
 MAX_SEED = 2**62 - 1
 """Largest seed of a plan and of an episode."""
 GROUP = 4
@@ -60,12 +59,12 @@ to build. A larger group would be cheaper but less varied: with eight, the demo
 def training_seed(seed: int, index: int) -> int:
     """Return the seed of an episode of a plan: even, 62 bits, consecutive within a group."""
     group, place = divmod(index, GROUP)
-    return (_spread(seed, group) // GROUP * GROUP + place) << 1 | _TRAINING
+    return (_spread(seed, group) // GROUP * GROUP + place) << 1
 
 
 def evaluation_seed(seed: int, index: int) -> int:
     """Return the seed of an episode of an evaluation: odd, 62 bits."""
-    return _spread(seed, index) << 1 | _EVALUATION
+    return _spread(seed, index) << 1 | 1
 
 
 def _spread(seed: int, index: int) -> int:
@@ -90,11 +89,7 @@ class Amount:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        given = {
-            name: value
-            for name in ("steps", "episodes", "seconds")
-            if (value := getattr(self, name)) is not None
-        }
+        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         if len(given) != 1:
             named = ", ".join(f"{k}={v}" for k, v in given.items()) or "none"
             raise ConfigError(f"one of steps, episodes and seconds must be given, found {named}")
@@ -172,8 +167,8 @@ def _wait_for(stack: contextlib.ExitStack, path: Path, wait_s: float) -> None:
     """Take a lock that whoever holds it may be about to release."""
     deadline_s = time.monotonic() + wait_s
     while True:
+        lock = ExclusiveLock(path.parent, purpose="avtd3 collect", name=path.name)
         try:
-            lock = ExclusiveLock(path.parent, purpose="avtd3 collect", name=path.name)
             stack.enter_context(lock)
         except InUseError:
             if time.monotonic() >= deadline_s:
@@ -196,7 +191,7 @@ class Share:
     amount: Amount
     held: frozenset[int]
     held_steps: int
-    worker: int
+    worker: int = 0
     workers: int
 
     @property
@@ -211,10 +206,8 @@ class Share:
         """Yield the episodes to collect, in order; endless unless the amount is in episodes."""
         if self.amount.episodes is not None:
             missing = [i for i in range(self.amount.episodes) if i not in self.held]
-            count, worker = len(missing), self.worker
-            yield from missing[
-                count * worker // self.workers : count * (worker + 1) // self.workers
-            ]
+            first, stop = (len(missing) * n // self.workers for n in (self.worker, self.worker + 1))
+            yield from missing[first:stop]
             return
         for group in itertools.count(self.worker, self.workers):
             indices = range(group * GROUP, (group + 1) * GROUP)

@@ -92,10 +92,7 @@ class StepFacts:
 
 
 def reward_terms(facts: StepFacts, config: RewardConfig, period_s: float) -> NDArray[np.float32]:
-    """Return all terms of one step, float32 (R,) in the order of `REWARD_TERMS`.
-
-    Their sum is the reward.
-    """
+    """Return all terms of one step, float32 (R,) in the order of `REWARD_TERMS`."""
     target = config.target_speed_mps
     # 0 when standing, 1 at the target and 0 at twice the target.
     speed = max(-1.0, 1.0 - abs(facts.speed_mps - target) / target)

@@ -42,8 +42,6 @@ ACTION_NAMES = ("steer", "throttle_brake")
 """Steering, right positive; throttle above 0, brake below."""
 _STANDING_MPS = 0.3
 _LEAD_CLOSE_M = 15.0
-
-
 VECTORS = ("full", "speed")
 SPEED_SCALE_MPS = 10.0
 LATERAL_SCALE_M = 2.0
@@ -95,9 +93,8 @@ class ObservationConfig:
 
 
 class VectorBuilder:
-    """Builds the vectors of an episode's observations.
+    """Builds the vectors of an episode's observations; points are complex numbers, x + iy.
 
-    Points are complex numbers, x + iy, so that one product rotates a waypoint into the car's frame.
     Plain Python numbers take half the time of numpy for a dozen waypoints.
     """
 
@@ -163,9 +160,7 @@ class TaskStep:
     """One step of the task: what is stored, and what is measured; not frozen, as `StepFacts`."""
 
     vector: NDArray[np.float32]
-    """float32 (V,), the observation's numbers after the step."""
     reward_terms: NDArray[np.float32]
-    """float32 (R,), see `REWARD_TERMS`."""
     terminated: bool
     truncated: bool
     reason: str
@@ -252,27 +247,28 @@ class DrivingTask:
         self._steps += 1
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
         off_route = abs(self._at.lateral_m) > self.config.max_lateral_m
-        terminated, truncated, reason = self._end(frame, off_route)
-        self.reason = reason
+        terminated, truncated, self.reason = self._end(frame, off_route)
+        # The lane's width at the route's point behind the car: points are 1 m apart.
+        place = bisect.bisect_right(self._distances, self._at.distance_m) - 1
         facts = StepFacts(
             progress_m=self._at.distance_m - before_m,
             speed_mps=vehicle.speed_mps,
             lateral_m=self._at.lateral_m,
             heading_rad=heading,
-            lane_width_m=self._lane_width_m(),
-            jerk_mps3=self._jerk(frame),
+            lane_width_m=self._widths[max(place, 0)],
+            jerk_mps3=self._jerk(vehicle),
             collision=bool(frame.collision),
             off_road=frame.off_road or off_route,
             wrong_way=frame.wrong_way,
             lane_invasions=frame.lane_invasions,
-            goal=reason == SUCCESS_REASON,
+            goal=self.reason == SUCCESS_REASON,
         )
         return TaskStep(
             vector=self._builder.build(vehicle, self._at, heading),
             reward_terms=reward_terms(facts, self.config.reward, self._period_s),
             terminated=terminated,
             truncated=truncated,
-            reason=reason,
+            reason=self.reason,
             facts=facts,
         )
 
@@ -289,23 +285,13 @@ class DrivingTask:
         # Half a period of slack: 60 s are 1 200 steps of 0.05 s, whatever the sum rounds to.
         if (self._steps + 0.5) * self._period_s > self._time_limit_s:
             return False, True, "time_limit"
-        if self._is_stuck(frame):
-            return False, True, "stuck"
-        return False, False, ""
-
-    def _is_stuck(self, frame: WorldFrame) -> bool:
         stands = abs(frame.vehicle.speed_mps) < _STANDING_MPS and frame.lead_gap_m > _LEAD_CLOSE_M
         self.standing_s = self.standing_s + self._period_s if stands else 0.0
-        return self.standing_s >= self.config.stuck_s
+        is_stuck = self.standing_s >= self.config.stuck_s
+        return False, is_stuck, "stuck" if is_stuck else ""
 
-    def _lane_width_m(self) -> float:
-        """Return the lane's width at the route's point behind the car; points are 1 m apart."""
-        place = bisect.bisect_right(self._distances, self._at.distance_m) - 1
-        return self._widths[max(place, 0)]
-
-    def _jerk(self, frame: WorldFrame) -> float:
+    def _jerk(self, vehicle: VehicleState) -> float:
         along, across = self._acceleration
-        vehicle = frame.vehicle
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         change = math.hypot(self._acceleration[0] - along, self._acceleration[1] - across)
         return change / self._period_s

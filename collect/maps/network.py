@@ -62,9 +62,7 @@ class Strip:
     distance_m: NDArray[np.float64]
     """float64 (N,), metres along the centre line from the first point."""
     width_m: NDArray[np.float64]
-    """float64 (N,), width across the heading."""
     height_m: NDArray[np.float64]
-    """float64 (N,), height of the centre line."""
     kind: str
     """OpenDRIVE's lane type, ``driving`` or one of `PAVED`."""
 
@@ -81,17 +79,13 @@ class Lane(Strip):
     index: int
     """Index in `RoadNetwork.lanes`."""
     road_id: int
-    """OpenDRIVE road."""
     section_id: int
-    """Number of the lane section in the road."""
     lane_id: int
     """OpenDRIVE lane, negative to the right of the road's reference line."""
     is_junction: bool
-    """Whether the lane crosses a junction."""
     left_marking: str
     """Marking on the left in driving direction: ``none``, ``solid``, ``broken``, ..."""
     right_marking: str
-    """Marking on the right in driving direction."""
     left_lane: int | None = None
     """Index of the lane on the left if its direction is the same and the marking can be crossed."""
     right_lane: int | None = None
@@ -116,11 +110,6 @@ class RoadNetwork:
         """Build the network of an OpenDRIVE document.
 
         A text that avtd3 did not generate (`is_trusted`) is first built in a process of its own.
-
-        Raises:
-            RoadError: The text is not OpenDRIVE, carla.Map does not survive it or rejects it, or it
-                has no driving lane of sufficient length and width.
-            WorldError: The carla package is not installed.
         """
         root = parse_opendrive(xodr, name)
         try:
@@ -141,9 +130,10 @@ class RoadNetwork:
                 f"can load; check it with an OpenDRIVE validator"
             ) from error
         if not lanes:
+            size = f"{SHORTEST_M} m by {NARROWEST_M} m"
             raise RoadError(
-                f"road {name} has no driving lane of at least {SHORTEST_M} m by {NARROWEST_M} m, "
-                "expected one; check the lane widths"
+                f"road {name} has no driving lane of at least {size}, expected one; check the lane "
+                "widths"
             )
         return cls(name=name, map=world_map, lanes=lanes, paved=paved)
 

@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +58,8 @@ class Raster:
     pixel_m: float
     """Side of a fine pixel in metres."""
     left_m: float
-    """x of the corner of the table."""
     top_m: float
-    """y of the corner of the table."""
+    """x and y of the corner of the table."""
     table: NDArray[np.int32]
     """int32 (rows, columns), the slot of each tile; rows run along y, columns along x."""
     fine: NDArray[np.uint8]
@@ -106,8 +106,7 @@ class Raster:
         return layer.item(table.item(tile_row, tile_column), row, column)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Band:
+class Band(NamedTuple):
     """A band along a strip; its borders are in metres to the right of the centre line."""
 
     along: Strip
@@ -165,11 +164,8 @@ class _Painter:
         return table
 
     def finish(self) -> Raster:
-        beside = self._beside()
-        for ground, begin, end in (
-            (EDGE, _SHOULDER_M, _SHOULDER_M + _EDGE_M),
-            (SHOULDER, 0.0, _SHOULDER_M),
-        ):
+        beside, outer = self._beside(), _SHOULDER_M + _EDGE_M
+        for ground, begin, end in ((EDGE, _SHOULDER_M, outer), (SHOULDER, 0.0, _SHOULDER_M)):
             for strip, has_left, has_right in beside:
                 w = strip.width_m / 2
                 if not has_left:
@@ -235,10 +231,9 @@ class _Painter:
     def _covered(
         self, band: Band, size_m: float, side: int, spacing_px: float
     ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Return flat indices of the pixels under a band, in a layer with tiles of `side` pixels.
+        """Return the pixels under a band, in a layer with tiles of `side` pixels.
 
-        Returns:
-            intp (along, across), and float64 (along,) the distances along the strip.
+        They are flat indices (along, across), with the distances (along,) along the strip.
         """
         strip = band.along
         reach_m = max(float(np.abs(band.left_m).max()), float(np.abs(band.right_m).max()))
@@ -285,11 +280,7 @@ def _reach_m(width_m: float) -> float:
 
 
 def _painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:
-    """Yield each painted line once, and whether it is dashed.
-
-    Neighbouring lanes both describe the line between them: it is known by its road, section and
-    lane boundary.
-    """
+    """Yield each painted line once, though it belongs to two lanes, and whether it is dashed."""
     drawn: set[tuple[int, int, int]] = set()
     for lane in lanes:
         inner = lane.lane_id - (1 if lane.lane_id > 0 else -1)
@@ -301,18 +292,11 @@ def _painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:
             if key in drawn or kind in _BARE:
                 continue
             drawn.add(key)
-            middle = side * lane.width_m / 2
-            for shift, dashed in _line_parts(kind):
+            middle, lines = side * lane.width_m / 2, kind.split("_")  # the inner line first
+            shifts = (0.0,) if len(lines) == 1 else (-_LINE_APART_M, _LINE_APART_M)
+            for shift, name in zip(shifts, lines, strict=False):
                 at = middle + side * shift
-                yield Band(lane, at - _LINE_M / 2, at + _LINE_M / 2), dashed
-
-
-def _line_parts(kind: str) -> tuple[tuple[float, bool], ...]:
-    """Return outward shift and dashing of each line of a marking, inner line first."""
-    parts = [name == "broken" for name in kind.split("_")]
-    if len(parts) == 1:
-        return ((0.0, parts[0]),)
-    return ((-_LINE_APART_M, parts[0]), (_LINE_APART_M, parts[1]))
+                yield Band(lane, at - _LINE_M / 2, at + _LINE_M / 2), name == "broken"
 
 
 def _sample_band(band: Band, at: NDArray[np.float64]) -> NDArray[np.float64]:

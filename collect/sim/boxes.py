@@ -87,7 +87,7 @@ def draw_boxes(
 ) -> None:
     """Draw vehicles into a picture float32 (H, W) in [0, 255]; `lamps` is 0 when they are off."""
     mount, back = complex(view.forward_m, view.right_m), view.heading.conjugate()
-    for box in sorted(boxes, key=_distance, reverse=True):
+    for box in sorted(boxes, key=lambda box: math.hypot(box[0], box[1]), reverse=True):
         at = (complex(box[0], box[1]) - mount) * back
         if at.real <= -0.5 * box.length_m:
             continue
@@ -98,10 +98,6 @@ def draw_boxes(
             is_seen = _draw_near(frame, view, light, box, at, turn)
         if lamps > 0.0 and is_seen:
             _draw_lamps(frame, view, box, at, turn, lamps)
-
-
-def _distance(box: Box) -> float:
-    return math.hypot(box[0], box[1])
 
 
 def _shows_one_end(box: Box, at: complex, turn: complex) -> bool:
@@ -178,10 +174,7 @@ def _is_outside(frame: NDArray[np.float32], view: View, at: complex, reach_m: fl
 def _walls(
     at: complex, ahead: complex, aside: complex, *, near: bool
 ) -> list[tuple[complex, complex, bool]]:
-    """Return the walls of a box that face the camera (`near`) or face away from it.
-
-    Each has two ends, and says whether it is the front or the rear wall.
-    """
+    """Return the walls that face the camera (`near`) or not: both ends, and if it is an end wall."""
     found = []
     sides = ((ahead, aside, True), (aside, ahead, False))
     for normal, along, is_end in (*sides, (-ahead, aside, True), (-aside, ahead, False)):

@@ -18,8 +18,7 @@ from avtd3.collect.maps.raster import ASPHALT, COARSE, GAP, PAINT, TEXTURES, TIL
 from avtd3.collect.maps.weather import Weather
 from avtd3.collect.sim.boxes import Box, Light, View, draw_boxes
 
-_FINE_TILES = 8
-_COARSE_TILES = 16
+_FINE_TILES, _COARSE_TILES = 8, 16
 # Distance of the car from the centre of the window, in tiles, at which the window moves.
 _SLACK_TILES = 1.5
 # Rays closer to the horizon than this meet the ground too far away to matter.
@@ -135,15 +134,12 @@ class GroundWindow:
     """Fine pixels around the car and coarse ones farther away, in one array of equal rows.
 
     The fine square is in rows 0 to 1023; the coarse one, half as wide, is in the left half of the
-    rows below. A position x in metres is in the fine column ``(x - fine_m[0]) / pixel_m``, and
-    likewise for rows with ``fine_m[1]``; `coarse_m` is the origin of the coarse square. The window
-    moves by whole tiles when the car approaches its border: 0.3 ms about every 15 m.
+    rows below, from `coarse_row`. A position x in metres is in the fine column ``(x - fine_m[0]) /
+    pixel_m``, and likewise for rows with ``fine_m[1]``; `coarse_m` is the origin of the coarse
+    square. The window moves by whole tiles when the car approaches its border.
     """
 
-    stride = _FINE_TILES * TILE
-    """Pixels per row of `codes`."""
-    coarse_row = _FINE_TILES * TILE
-    """Row of `codes` where the coarse square starts."""
+    stride = coarse_row = _FINE_TILES * TILE
 
     def __init__(self) -> None:
         side = TILE // COARSE
@@ -167,8 +163,7 @@ class GroundWindow:
 
     def show(self, raster: Raster) -> None:
         """Use another raster."""
-        self._raster = raster
-        self._centre_m = (float("inf"), float("inf"))
+        self._raster, self._centre_m = raster, (math.inf, math.inf)
 
     def follow(self, x_m: float, y_m: float) -> None:
         """Move with the car; does nothing while the car is close enough to the centre."""
@@ -186,9 +181,9 @@ class GroundWindow:
         near = slots[reach - half : reach + half, reach - half : reach + half]
         self._fine[:] = raster.fine[near].swapaxes(1, 2)
         self._coarse[:] = raster.coarse[slots].swapaxes(1, 2)
-        centre_x, centre_y = self._centre_m
-        self.fine_m = (centre_x - half * tile_m, centre_y - half * tile_m)
-        self.coarse_m = (centre_x - reach * tile_m, centre_y - reach * tile_m)
+        x, y = self._centre_m
+        self.fine_m = (x - half * tile_m, y - half * tile_m)
+        self.coarse_m = (x - reach * tile_m, y - reach * tile_m)
 
 
 class GroundRays:

@@ -7,9 +7,8 @@ Arrays hold N vehicles, or N + 1 bodies with the driven car last. Positions are 
 metres; directions are unit complex numbers.
 """
 
-import dataclasses
 import math
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,18 +73,18 @@ _FREE_ACROSS_M = 2.6
 Values = TypeVar("Values", np.float64, np.complex128)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Path:
-    """The path ahead of a vehicle."""
+class Path(NamedTuple):
+    """The path ahead of a vehicle: `PATH_POINTS` points, one per metre.
+
+    The last point repeats beyond a dead end, which is after `length_m`. `speed_mps` is the highest
+    speed that the curves here and ahead allow.
+    """
 
     points: Complex
-    """(PATH_POINTS,), one per metre; the last point repeats beyond a dead end."""
     directions: Complex
     speed_mps: Real
-    """Highest speed that the curves here and ahead allow."""
     in_junction: NDArray[np.bool_]
     length_m: float
-    """Metres to the dead end, or the length of the whole path."""
 
 
 class LanePaths:
@@ -140,9 +139,7 @@ class LanePaths:
 
 def _start_places(lane: Lane) -> NDArray[np.float64]:
     """Return the distances along a lane at which a vehicle may start."""
-    last = lane.length_m - _START_MARGIN_M
-    if lane.is_junction or last < _START_MARGIN_M:
-        return np.empty(0)
+    last = 0.0 if lane.is_junction else lane.length_m - _START_MARGIN_M
     return np.arange(_START_MARGIN_M, last, _START_EVERY_M)
 
 
@@ -179,16 +176,14 @@ def _resampled(
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Claims:
+class Claims(NamedTuple):
     """The next part of the path of each body: arrays (N + 1, C)."""
 
     points: Complex
     directions: Complex
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scene:
+class Scene(NamedTuple):
     """Where all bodies are, and where they intend to go."""
 
     at: Complex
@@ -378,8 +373,8 @@ class Traffic:
     def _claims(self, ego: Ego, index: NDArray[np.intp], in_junction: NDArray[np.bool_]) -> Claims:
         """Return points on the paths that each vehicle and the car use in the next seconds.
 
-        A vehicle claims no more than it has room for, so that no vehicle waits for one that waits
-        itself. Inside a junction, it claims its whole path out of it.
+        A vehicle claims no more than it has room for, so that none waits for one that waits itself;
+        but inside a junction, its whole path out of it.
         """
         room_m = np.minimum(_CLAIM_S * self.speed_mps, self._gap_m)
         # The first point outside is the end of the path out of the junction.
@@ -390,19 +385,15 @@ class Traffic:
         course, front_m = ego.course, ego.course_m + 0.5 * ego.length_m
         own_m = max(_CLAIM_S * ego.speed_mps, 0.0) + _MIN_CLAIM_M
         own = [course.index(front_m + own_m * share) for share in _CLAIM_SHARE_LIST]
+        points, directions = self._points.reshape(-1)[taken], self._directions.reshape(-1)[taken]
         return Claims(
-            points=np.concatenate([self._points.reshape(-1)[taken], course.points[own][None]]),
-            directions=np.concatenate(
-                [self._directions.reshape(-1)[taken], course.directions[own][None]]
-            ),
+            np.concatenate([points, course.points[own][None]]),
+            np.concatenate([directions, course.directions[own][None]]),
         )
 
 
 def find_leads(scene: Scene) -> tuple[Real, Real]:
-    """Return free metres to the obstacle that limits each vehicle most, and its speed.
-
-    The metres are infinite without an obstacle; the speed is along the path of the vehicle.
-    """
+    """Return free metres, or infinity, to the obstacle that limits each vehicle, and its speed."""
     count = len(scene.sight)
     offset = (scene.at - scene.at[:count, None]) * scene.heading[:count, None].conj()
     near = (offset.real > _BEHIND_M) & (np.abs(offset) < SIGHT_M)
@@ -464,9 +455,8 @@ def _claim_gaps(
     apart = offset.real**2 + offset.imag**2
     touches = (apart < (reach * reach)[:, None, None]) & crossing
     conflict = touches.any(axis=1)  # (Q, K)
-    gap = (
-        SIGHT_STEP_M * np.argmax(conflict, axis=1) - 0.5 * scene.length_m[vehicle] - _STOP_BEFORE_M
-    )
+    way_m = SIGHT_STEP_M * np.argmax(conflict, axis=1)
+    gap = way_m - 0.5 * scene.length_m[vehicle] - _STOP_BEFORE_M
     return np.where(np.any(conflict, axis=1), gap, np.inf)
 
 

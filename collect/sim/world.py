@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,16 +123,13 @@ class RoadConfig(SimulatorConfig):
         check_number("road.cached_networks", self.cached_networks, minimum=1, maximum=10_000)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedMap:
+class PreparedMap(NamedTuple):
     """A road network with everything that is prepared once for driving on it."""
 
     network: RoadNetwork
     raster: Raster
     paths: LanePaths
-    """Paths of the traffic."""
     notices: tuple[str, ...]
-    """Remarks about the network for the user, in sentences."""
 
 
 class PreparedMapCache:
@@ -172,17 +170,11 @@ class PreparedMapCache:
                 )
             xodr, changed = flatten(read_opendrive(name))
             name = os.fsencode(path.stem).decode("utf-8", "backslashreplace")
-            if changed:
-                notices = (
-                    f"road {name}: hills and banking were removed; the built-in simulator is flat",
-                )
+            flat = f"road {name}: hills and banking were removed; the built-in simulator is flat"
+            notices = (flat,) if changed else ()
         network = RoadNetwork.from_opendrive(name, xodr, is_trusted=bool(kind))
-        return PreparedMap(
-            network=network,
-            raster=Raster.paint(network, self._pixel_m),
-            paths=LanePaths(network),
-            notices=notices,
-        )
+        raster = Raster.paint(network, self._pixel_m)
+        return PreparedMap(network, raster, LanePaths(network), notices)
 
 
 class Vehicle:
@@ -191,10 +183,9 @@ class Vehicle:
     Lateral and yaw motion follow Rajamani (2012), *Vehicle Dynamics and Control*, chapter 2, in
     CARLA's frame (y to the right, yaw clockwise), where the equations keep their form. Tyres follow
     Pacejka (2012), *Tire and Vehicle Dynamics*, the magic formula with C = 1 and E = 0: ``Fy = D
-    sin(atan(B alpha))``. It is linear for small slip angles and saturates at D, which the friction
-    ellipse leaves after the longitudinal force: ``D = sqrt((mu Fz)^2 - Fx^2)``. Slip angles are not
-    meaningful near standstill; there the model blends into the kinematic bicycle. Plain floats make
-    a control period of four substeps take 20 us, a tenth of the time with numpy scalars.
+    sin(atan(B alpha))``, with what the friction ellipse leaves after the longitudinal force: ``D =
+    sqrt((mu Fz)^2 - Fx^2)``. Slip angles are not meaningful near standstill; there the model blends
+    into the kinematic bicycle. Plain floats take a tenth of the time of numpy scalars.
 
     Attributes are in SI units, at the centre of mass, which is the centre of the body: `x_m`,
     `y_m`, `yaw_rad`, `speed_mps` along the axis, `side_speed_mps` across it (positive to the
