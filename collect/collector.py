@@ -45,18 +45,15 @@ from avtd3.store.step import Step
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
 _REPORT_PERIOD_S = 0.2
-POLICY_PERIOD_S = 0.05
-"""Seconds between two polls for a new policy."""
+POLICY_PERIOD_S = 0.05  # seconds between two polls for a new policy
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CollectAheadConfig:
     """How far a collection may run ahead of the learner that it collects for.
 
-    Published results come from one process that does one update per step. Here the collector and
-    the learner are two processes, and either may be the faster one. The learner limits itself by
-    ``learn.updates_per_step``: it does no more updates than that for each step. The collector
-    limits itself by `max_lead`: it starts no episode while the newest policy is further behind.
+    Either process may be the faster one. The learner limits itself by ``learn.updates_per_step``,
+    the collector by `max_lead`: it starts no episode while the newest policy is further behind.
     """
 
     random_steps: int = 0
@@ -434,12 +431,8 @@ def collect(
         tally = Tally.total(tallies)
         if lost:  # count what is there: a worker that died has not reported its last steps
             now = held_episodes(opened, plan_digest)
-            tally = dataclasses.replace(
-                tally,
-                lost=(*tally.lost, *lost),
-                steps=sum(now.values()) - held_steps,
-                episodes=len(now) - len(held),
-            )
+            counts = {"steps": sum(now.values()) - held_steps, "episodes": len(now) - len(held)}
+            tally = dataclasses.replace(tally, lost=(*tally.lost, *lost), **counts)
     return CollectReport(
         dataset=str(dataset),
         tally=tally,

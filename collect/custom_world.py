@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ENTRY_POINT_GROUP = "avtd3.worlds"
-"""Group of entry points by which installed packages offer worlds."""
 REFERENCE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<factory>[^\W\d]\w*(\.\w+)*)")
 """``package.module:factory``."""
 _T = TypeVar("_T")

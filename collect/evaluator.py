@@ -29,14 +29,11 @@ if TYPE_CHECKING:
 
     from avtd3.learn.policy import Policy
 
-FILM_EVERY = 2
-"""Steps per picture of an animation: 10 pictures per second at 20 Hz."""
-FILM_PICTURES = 250
-"""Most pictures of an animation: 25 seconds of driving."""
+FILM_EVERY = 2  # steps per picture: 10 pictures per second at 20 Hz
+FILM_PICTURES = 250  # 25 seconds of driving
 SHEET_STEP = 60
 """Step whose picture represents an episode on a contact sheet, if the episode is long enough."""
-PLACE = ("town", "weather")
-"""Attributes of an episode that say where it was driven."""
+PLACE = ("town", "weather")  # attributes that say where an episode was driven
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,9 @@ from avtd3.store.render.text import shorten
 from avtd3.store.spec import ImageSpec
 
 SEE = "see docs/worlds.md"
-LEAST_SIDE = 16
-"""Smallest side of an image, in pixels: no common CNN accepts less."""
-LEARNER_SIDE = 36
-"""Smallest side that the CNN of `avtd3.learn.networks` accepts."""
-MOST_ACTION = 1e18
-"""Largest bound of an action whose square is finite in float32."""
+LEAST_SIDE = 16  # pixels: no common CNN accepts less
+LEARNER_SIDE = 36  # what the CNN of `avtd3.learn.networks` accepts
+MOST_ACTION = 1e18  # its square is finite in float32
 _MOST_TEXT = 1000
 _T = TypeVar("_T")
 

@@ -87,20 +87,17 @@ class ObservationReader:
         )
 
     def _to_vector(self, parts: Mapping[str, Any]) -> NDArray[np.float32]:
+        expected = f"expected {len(self.names)} finite numbers"
         try:
             with np.errstate(over="ignore"):  # too large for float32 becomes infinite
                 # a copy: environments may reuse the arrays that they return
                 vector = np.concatenate([parts[k] for k in self._vectors], dtype=np.float32)
         except (TypeError, ValueError) as error:
-            raise WorldError(
-                f"{self._name} returned an observation that is not a vector: {error}; expected "
-                f"{len(self.names)} finite numbers"
-            ) from error
+            found = f"an observation that is not a vector: {error}"
+            raise WorldError(f"{self._name} returned {found}; {expected}") from error
         if vector.shape != (len(self.names),) or not np.isfinite(vector).all():
-            raise WorldError(
-                f"{self._name} returned the observation {vector.tolist()}, expected "
-                f"{len(self.names)} finite numbers"
-            )
+            found = f"the observation {vector.tolist()}"
+            raise WorldError(f"{self._name} returned {found}, {expected}")
         return vector
 
     def _to_planes(self, frame: NDArray[Any]) -> NDArray[np.uint8]:

@@ -10,15 +10,11 @@ penalty starts at 1 and falls with every infraction, by a table that differs bet
 
 Numbers as in carla-simulator/leaderboard, file leaderboard/utils/statistics_manager.py: branches
 leaderboard-1.0 (2165f5e, 2023-06), leaderboard-2.0 (a87a341, 2024-04), leaderboard-2.1 (cfecdc8,
-2025-03). Events count by the rules of carla-simulator/scenario_runner, file atomic_criteria.py: a
-collision of a standing car does not count, a second collision within 5 m counts as the same one,
-and a route is complete if its goal was reached.
+2025-03). Events count by the rules of carla-simulator/scenario_runner, file atomic_criteria.py.
 
-Some things differ, so scores compare well with each other and only roughly with published ones: our
-worlds have no stop signs, emergency vehicles or scripted scenarios (`NOT_OBSERVED`), and only CARLA
-has traffic lights; episodes end at the first collision and when the car leaves the road; and they
-end earlier when the car is off the route (8 m instead of 30 m) or blocked (10 s instead of 180 s).
-See `avtd3.collect.driving.task`.
+Scores compare only roughly with published ones: our worlds have no stop signs, emergency vehicles
+or scripted scenarios, only CARLA has traffic lights, and episodes end at the first collision, when
+the car leaves the road, and earlier off the route (8 m, not 30 m) or blocked (10 s, not 180 s).
 """
 
 import collections
@@ -36,10 +32,8 @@ from avtd3.store.segment import Segment
 
 COLLISIONS = ("collisions_pedestrian", "collisions_vehicle", "collisions_layout")
 RED_LIGHT = "red_light"
-INFRACTIONS = (
-    *(*COLLISIONS, RED_LIGHT, "outside_route_lanes"),
-    *("route_dev", "route_timeout", "vehicle_blocked"),
-)
+_PRICED = (*COLLISIONS, RED_LIGHT)
+INFRACTIONS = (*_PRICED, "outside_route_lanes", "route_dev", "route_timeout", "vehicle_blocked")
 """Infractions that are counted, named as in the leaderboard's result files."""
 NOT_OBSERVED = (
     "stop_infraction",
@@ -81,7 +75,6 @@ class PenaltyTable:
         return math.prod(cost**count for cost, count in used) * (1.0 - outside)
 
 
-_PRICED = (*COLLISIONS, RED_LIGHT)
 _SUM = dict(zip(_PRICED, (1.0, 0.7, 0.6, 0.4), strict=True))
 _PRODUCT = dict(zip(_PRICED, (0.5, 0.6, 0.65, 0.7), strict=True))
 CURRENT = "leaderboard-2.1"
@@ -108,7 +101,6 @@ class RouteScore:
     completion: float
     """Percent of the route completed, in [0, 100]."""
     penalty: float
-    """In (0, 1]."""
     infractions: Mapping[str, int]
     """How often each of `INFRACTIONS` happened; for stretches outside the lanes, their number."""
     outside_m: float
@@ -242,7 +234,6 @@ class Unscored:
     episodes: tuple[int, ...]
     """Their numbers in the segment; empty if the segment cannot be read."""
     reason: str
-    """Why: no events are stored, or what is wrong with the segment."""
 
     def line(self) -> str:
         """Return one line that says which episodes and why."""

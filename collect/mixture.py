@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from avtd3.learn.policy_store import PolicyStore
 
 BASE_DRIVERS = ("expert", "random", "policy")
-"""Drivers without noise."""
 GRAMMAR = "[SHARE:]DRIVER[+noise[=SIGMA[/SIGMA]]|+gaussian[=SIGMA[/SIGMA]]],... with DRIVER one of "
 GRAMMAR += ", ".join(BASE_DRIVERS)
 DEFAULT_SIGMA = 0.2
@@ -32,7 +31,6 @@ class DriverSpec:
     share: float
     """Share of the episodes, in (0, 1]."""
     base: str
-    """One of `BASE_DRIVERS`."""
     noise: str
     """``noise`` (correlated over 0.5 s), ``gaussian`` (independent), or empty for none."""
     sigmas: tuple[float, ...] = ()
@@ -71,7 +69,6 @@ class DriverSpec:
 
 
 RANDOM = DriverSpec(share=1.0, base="random", noise="")
-"""The random driver alone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

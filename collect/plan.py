@@ -44,11 +44,9 @@ from avtd3.store.files import canonical_json, sha256, storage_errors
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.render.text import plural
 
-PLANS = ".plans"
-"""Directory of a dataset with a lock file for each plan that was collected into it."""
+PLANS = ".plans"  # directory in a dataset with a lock file for each plan
 _KILLED_WAIT_S, _ORPHAN_WAIT_S, _LOCK_POLL_S = 1.0, 30.0, 0.05
 MAX_SEED = 2**62 - 1
-"""Largest seed of a plan and of an episode."""
 GROUP = 4
 """Consecutive episodes with consecutive seeds. A world may let them share what is expensive to
 make: the built-in simulator drives them on one network, which takes a third of an episode's time
@@ -73,10 +71,7 @@ def _spread(seed: int, index: int) -> int:
 
 
 def episode_generator(episode_seed: int) -> np.random.Generator:
-    """Return the generator that chooses an episode's driver and then makes its noise.
-
-    It is independent of the world's generator, which is seeded with the number itself.
-    """
+    """Return the generator of an episode's driver and noise, independent of the world's."""
     return np.random.default_rng((episode_seed, 0xD21))
 
 
@@ -100,25 +95,21 @@ class Amount:
         self, held: Mapping[int, int], steps: int, episodes: int, elapsed_s: float
     ) -> float:
         """Return the fraction of the work that is done, in [0, 1]."""
+        done, wanted, _ = self._progress(held, steps, episodes)
         if self.seconds is not None:
-            done, all_ = elapsed_s, self.seconds
-        elif self.steps is not None:
-            done, all_ = steps + sum(held.values()), self.steps
-        else:
-            done, all_ = episodes + self._below(held), self.episodes or 0
-        return min(done / max(all_, 1e-9), 1.0)
+            return min(elapsed_s / max(self.seconds, 1e-9), 1.0)
+        return min(done / max(wanted, 1e-9), 1.0)
 
     def missing(self, held: Mapping[int, int], steps: int, episodes: int) -> str:
         """Return what is missing (``3 episodes``); empty if nothing is, or if time is counted."""
-        if self.steps is not None:
-            left, name = self.steps - steps - sum(held.values()), "step"
-        else:
-            left, name = (self.episodes or 0) - episodes - self._below(held), "episode"
-        return plural(left, name) if left > 0 else ""
+        done, wanted, unit = self._progress(held, steps, episodes)
+        return plural(wanted - done, unit) if done < wanted else ""
 
-    def _below(self, held: Mapping[int, int]) -> int:
-        """Count the held episodes of this amount: the dataset may have more of a longer plan."""
-        return sum(index < (self.episodes or 0) for index in held)
+    def _progress(self, held: Mapping[int, int], steps: int, episodes: int) -> tuple[int, int, str]:
+        if self.steps is not None:
+            return steps + sum(held.values()), self.steps, "step"
+        wanted = self.episodes or 0  # the dataset may have more episodes, of a longer plan
+        return episodes + sum(index < wanted for index in held), wanted, "episode"
 
 
 def digest(document: Mapping[str, Any]) -> str:

@@ -17,8 +17,7 @@ PROGRESS_STEPS = 20
 """Steps between two failures after which they no longer count as consecutive: one second of
 driving. A server that lives for a step or two would otherwise fill a dataset with episodes of that
 length."""
-_FINAL = ("server_away", "server_busy")
-"""Losses that another attempt does not change."""
+_FINAL = ("server_away", "server_busy")  # losses that another attempt does not change
 NO_ROUTE, NO_ROAD = "no_route", "no_road"
 """Reasons of an episode whose route cannot be driven on its roads, or whose map is refused."""
 

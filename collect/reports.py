@@ -30,9 +30,7 @@ class Tally:
     """Fraction of the actions' range that the newest episode's policy uses; 1 is all of it."""
     limited_episodes: int = 0
     waiting: str = ""
-    """What the collection waits for, or an empty string."""
     warning: str = ""
-    """The newest warning to show, or an empty string."""
     losses: int = 0
     skipped: tuple[Skipped, ...] = ()
     lost: tuple[str, ...] = ()
@@ -76,7 +74,6 @@ class CollectProgress:
     tally: Tally
     seconds: float
     fraction: float
-    """Fraction of the work that is done, in [0, 1]."""
     disk_free_bytes: int
 
     def line(self) -> str:

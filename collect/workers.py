@@ -58,11 +58,11 @@ def run_jobs(
         stop.value = 1
         for worker in workers:
             worker.end()
-    failed = [worker for worker in workers if worker.error is not None]
-    for worker in failed:
+    failed = {worker.number: worker.error for worker in workers if worker.error is not None}
+    for worker in workers:
         if worker.error and (len(failed) == len(workers) or worker.is_fatal):
             raise worker.error
-    lost = [f"worker {worker.number} stopped: {worker.error}" for worker in failed]
+    lost = [f"worker {number} stopped: {error}" for number, error in failed.items()]
     return [worker.report for worker in workers], lost
 
 
@@ -88,10 +88,6 @@ class _Worker(Generic[ReportT]):
         # The child end is open in the worker alone, so that its death closes the pipe.
         with child_end, _signals_wait():
             self.process.start()
-
-    @property
-    def is_over(self) -> bool:
-        return self.pipe.closed
 
     @property
     def is_fatal(self) -> bool:
@@ -149,7 +145,7 @@ def _supervise(
     should_stop: Callable[[], bool],
     on_reports: Callable[[list[ReportT | None]], None],
 ) -> None:
-    while running := {worker.pipe: worker for worker in workers if not worker.is_over}:
+    while running := {worker.pipe: worker for worker in workers if not worker.pipe.closed}:
         for pipe in wait(list(running), timeout=_POLL_S):
             assert isinstance(pipe, Connection)
             running[pipe].receive()

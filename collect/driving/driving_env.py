@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 PANEL_PX = 336
 """Side of the camera panel and of the map panel: four times the default camera."""
 CAPTION_PX = 30
-MAP_SPAN_M = 90.0
-"""Metres of road shown across the map."""
+MAP_SPAN_M = 90.0  # metres of road across the map
 
 LANE = (74, 82, 92)
 ROUTE = (64, 156, 255)

@@ -2,12 +2,9 @@
 
 With the default weights, at 20 Hz and 30 km/h, a step of good driving earns about 0.7: 0.42 for
 progress and 0.25 for speed. Ordinary steps stay within [-10, +15], a collision step costs about 50,
-and no term makes up more than 70 % of the sum of absolute values while the expert drives (in an
-earlier system, one term made up 93-96 % unnoticed). A second of driving earns about 13, so an
-episode of 20 s returns about 250, and with gamma 0.99 a collision costs as much again as the
-driving that it ends.
-
-Progress, speed and jerk scale with time, so the reward does not depend on the control period.
+and no term makes up more than 70 % of the sum of absolute values while the expert drives. An
+episode of 20 s returns about 250. Progress, speed and jerk scale with time, so the reward does not
+depend on the control period.
 """
 
 import dataclasses

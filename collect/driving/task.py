@@ -164,31 +164,19 @@ class TaskStep:
     terminated: bool
     truncated: bool
     reason: str
-    """Why it ended, or an empty string."""
     facts: StepFacts
 
 
 class DrivingTask:
-    """The state of the driving task within one episode."""
+    """The state of the driving task within one episode.
+
+    `reset` sets the `route` and the newest `frame`; `best_m`, the largest distance along the route
+    that the car has reached; `standing_s`, the seconds for which it has been standing with no
+    vehicle close ahead; and `reason`, why the episode ended, which is empty until then.
+    """
 
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
-        self.config = config
-        self.route: Route
-        """The current episode's route; set by `reset`, as all that follows."""
-        self.frame: WorldFrame
-        """The newest frame."""
-        self.best_m: float
-        """Largest distance along the route that the car has reached."""
-        self.standing_s: float
-        """Seconds for which the car has been standing with no vehicle close ahead."""
-        self.reason = ""
-        """Why the current episode ended; empty until then."""
-        self._period_s = control_period_s
-        self._builder: VectorBuilder
-        self._at: Projection
-        self._goal_m: float
-        self._distances: list[float]
-        self._widths: list[float]
+        self.config, self._period_s = config, control_period_s
 
     def spec(self, image: ImageSpec) -> EpisodeSpec:
         """Return the spec of the data that this task makes with a camera."""
@@ -221,20 +209,18 @@ class DrivingTask:
 
     def reset(self, start: WorldStart, scenario: Scenario) -> NDArray[np.float32]:
         """Start an episode."""
-        vehicle = start.frame.vehicle
-        self.frame, self.reason = start.frame, ""
-        self.route = start.route
-        self._goal_m = max(start.route.length_m - self.config.goal_m, 0.0)
-        self._distances = start.route.distance_m.tolist()
-        self._widths = start.route.lane_width_m.tolist()
-        self._at = start.route.project(vehicle.x_m, vehicle.y_m, near_m=0.0)
+        vehicle, route = start.frame.vehicle, start.route
+        self.frame, self.route, self.reason = start.frame, route, ""
+        self._goal_m = max(route.length_m - self.config.goal_m, 0.0)
+        self._distances: list[float] = route.distance_m.tolist()
+        self._widths: list[float] = route.lane_width_m.tolist()
+        self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=0.0)
         self.best_m = self._at.distance_m
-        self._steps = 0
-        self.standing_s = 0.0
-        self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * start.route.length_m
+        self._steps, self.standing_s = 0, 0.0
+        self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * route.length_m
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
-        self._builder = VectorBuilder(self.config.observation, start.route)
+        self._builder = VectorBuilder(self.config.observation, route)
         return self._builder.build(vehicle, self._at, heading)
 
     def advance(self, frame: WorldFrame) -> TaskStep:

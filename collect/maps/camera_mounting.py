@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,17 +51,14 @@ class FrontCamera:
         check_positive("camera.height_m", self.height_m - self.height_jitter_m)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Mounting:
+class Mounting(NamedTuple):
     """Position and direction of a camera relative to the centre of its car, on the ground."""
 
     forward_m: float
     right_m: float
     height_m: float
     pitch_rad: float
-    """Downward tilt."""
     yaw_rad: float
-    """Positive to the right."""
 
 
 def draw_mounting(camera: FrontCamera, rng: np.random.Generator) -> Mounting:

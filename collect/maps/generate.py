@@ -19,8 +19,7 @@ from scenariogeneration import xodr
 
 from avtd3.store.errors import ConfigError, RoadError
 
-STRAIGHT_RAD = 1e-3
-"""Smaller changes of heading are not rounded."""
+STRAIGHT_RAD = 1e-3  # smaller changes of heading are not rounded
 _LINE_M = 1.0  # straight that remains on each side between two corners
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _ATTEMPTS = 500
@@ -59,7 +58,6 @@ class Winding(NamedTuple):
     edge_m: tuple[float, float]
     turn_deg: tuple[float, float]
     radius_m: tuple[float, float]
-    """Radius of a corner."""
 
 
 _SHARE_WINDING = 0.6
@@ -73,14 +71,12 @@ class Profile:
     """Cross-section of a road, the same on both sides."""
 
     lane_width_m: float
-    lanes: int = 1
-    """Driving lanes in each direction."""
+    lanes: int = 1  # in each direction
     centre_marks: tuple[str, ...] = ("broken",)
     """Markings of the centre line, used in turn along the road, each for `mark_length_m`."""
     mark_length_m: float = math.inf
     edge_mark: str = "solid"
     shoulder_m: float = 0.0
-    """Width of the paved shoulder; 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,6 +113,11 @@ class Arm:
     at_end: bool
     """Whether the road ends at the junction; otherwise it starts there."""
     angle_rad: float
+
+    @property
+    def contact(self) -> xodr.ContactPoint:
+        """The end of the road at the junction."""
+        return xodr.ContactPoint.end if self.at_end else xodr.ContactPoint.start
 
 
 class NetworkBuilder:
@@ -169,33 +170,23 @@ class NetworkBuilder:
             link(xodr.ElementType.junction, junction_id)
         for incoming, outgoing in itertools.permutations(arms, 2):
             pieces = _crossing(centre, incoming.angle_rad, outgoing.angle_rad, reach_m)
-            self._connect(junction, incoming, outgoing, pieces, lane_width_m)
+            from_lane = -1 if incoming.at_end else 1
+            lane = _marked(xodr.Lane(a=lane_width_m), "none")
+            lane.add_link("predecessor", from_lane)
+            lane.add_link("successor", 1 if outgoing.at_end else -1)
+            section = xodr.LaneSection(0, _marked(xodr.Lane(), "none"))
+            section.add_right_lane(lane)
+            lanes = xodr.Lanes()
+            lanes.add_lanesection(section)
+            road = xodr.Road(self._links, _plan(pieces), lanes, road_type=junction_id)
+            road.add_predecessor(xodr.ElementType.road, incoming.road_id, incoming.contact)
+            road.add_successor(xodr.ElementType.road, outgoing.road_id, outgoing.contact)
+            self._document.add_road(road)
+            connection = xodr.Connection(incoming.road_id, self._links, xodr.ContactPoint.start)
+            connection.add_lanelink(from_lane, -1)
+            junction.add_connection(connection)
+            self._links += 1
         self._document.add_junction(junction)
-
-    def _connect(
-        self,
-        junction: xodr.Junction,
-        incoming: Arm,
-        outgoing: Arm,
-        pieces: list[Piece],
-        lane_width_m: float,
-    ) -> None:
-        from_lane = -1 if incoming.at_end else 1
-        lane = _marked(xodr.Lane(a=lane_width_m), "none")
-        lane.add_link("predecessor", from_lane)
-        lane.add_link("successor", 1 if outgoing.at_end else -1)
-        section = xodr.LaneSection(0, _marked(xodr.Lane(), "none"))
-        section.add_right_lane(lane)
-        lanes = xodr.Lanes()
-        lanes.add_lanesection(section)
-        road = xodr.Road(self._links, _plan(pieces), lanes, road_type=junction.id)
-        road.add_predecessor(xodr.ElementType.road, incoming.road_id, _contact(incoming))
-        road.add_successor(xodr.ElementType.road, outgoing.road_id, _contact(outgoing))
-        self._document.add_road(road)
-        connection = xodr.Connection(incoming.road_id, self._links, xodr.ContactPoint.start)
-        connection.add_lanelink(from_lane, -1)
-        junction.add_connection(connection)
-        self._links += 1
 
     def text(self) -> str:
         """Return the document; the same roads give the same bytes on any date."""
@@ -537,10 +528,6 @@ def _marked(lane: xodr.Lane, kind: str) -> xodr.Lane:
     return lane
 
 
-def _contact(arm: Arm) -> xodr.ContactPoint:
-    return xodr.ContactPoint.end if arm.at_end else xodr.ContactPoint.start
-
-
 def _crossing(
     centre: tuple[float, float], from_rad: float, to_rad: float, reach_m: float
 ) -> list[Piece]:
@@ -560,4 +547,3 @@ _GENERATORS: dict[str, Callable[[NetworkBuilder, np.random.Generator], None]] = 
     "motorway": _motorway,
 }
 NETWORK_KINDS: tuple[str, ...] = tuple(_GENERATORS)
-"""Kinds of network that `generate_network` generates."""

@@ -17,12 +17,9 @@ from pathlib import Path
 from avtd3.store.errors import RoadError, StorageError, WorldError
 from avtd3.store.files import read_json, sha256, write_aside
 
-CPU_S = 30
-"""Seconds of CPU time that building a network may take."""
-MEMORY_BYTES = 4 * 1024**3
-"""Address space that building a network may take."""
-WAIT_S = 600.0
-"""Seconds after which a process that does not even use its CPU time is ended."""
+CPU_S = 30  # seconds of CPU time that building a network may take
+MEMORY_BYTES = 4 * 1024**3  # address space that it may take
+WAIT_S = 600.0  # seconds for a process that does not even use its CPU time
 _MODULE = "avtd3.collect.maps.network"
 _VERSION = 1  # raise it when the process does other things with a document
 _LASTING = (

@@ -26,12 +26,9 @@ if TYPE_CHECKING:
 
 LaneKey = tuple[int, int, int]
 """Road, lane section and lane, as carla.Map numbers them."""
-SPACING_M = 1.0
-"""Target distance between the points of a lane."""
-SHORTEST_M = 0.25
-"""Shorter lanes are only paved; their neighbours are linked directly."""
-NARROWEST_M = 1.0
-"""Lanes with a smaller mean width are dropped."""
+SPACING_M = 1.0  # target distance between the points of a lane
+SHORTEST_M = 0.25  # shorter lanes are only paved; their neighbours are linked directly
+NARROWEST_M = 1.0  # lanes with a smaller mean width are dropped
 PAVED = frozenset((
     "shoulder", "parking", "stop", "bidirectional", "biking", "bus", "taxi", "HOV", "entry", "exit",
     "onRamp", "offRamp", "connectingRamp", "restricted", "roadWorks",
@@ -41,14 +38,11 @@ _INSET_M = 1e-3  # carla.Map has no waypoint exactly at the end of a road
 # The markings that permit a lane change.
 _CROSSABLE = frozenset({"none", "broken", "broken_broken", "botts_dots"})
 # Links of carla.Map are followed in steps of this length, over dropped lanes too.
-_HOP_M = 0.3
-_MAX_HOPS = 8
-_MAX_GAP_M = 2.5
+_HOP_M, _MAX_HOPS = 0.3, 8
+_MAX_GAP_M, _MAX_JOIN_RAD = 2.5, math.pi / 3
 _NEAR_M = _MAX_GAP_M + 0.1
-_MAX_JOIN_RAD = math.pi / 3
 # A lane without a link continues in the lanes that start this close to its end.
-_TOUCH_M = 0.5
-_TOUCH_RAD = 0.3
+_TOUCH_M, _TOUCH_RAD = 0.5, 0.3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +71,6 @@ class Lane(Strip):
     """A driving lane of one lane section, with its neighbours."""
 
     index: int
-    """Index in `RoadNetwork.lanes`."""
     road_id: int
     section_id: int
     lane_id: int
@@ -89,9 +82,7 @@ class Lane(Strip):
     left_lane: int | None = None
     """Index of the lane on the left if its direction is the same and the marking can be crossed."""
     right_lane: int | None = None
-    """The same on the right."""
     successors: tuple[int, ...] = ()
-    """Indices of the lanes that continue this one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,7 +92,6 @@ class RoadNetwork:
     name: str
     map: "carla.Map"
     lanes: tuple[Lane, ...]
-    """Driving lanes, at least one."""
     paved: tuple[Strip, ...]
     """Shoulders, parking bays and other paved surface that is not a lane, and very short lanes."""
 
@@ -307,10 +297,7 @@ def _beside(
 
 
 def main() -> None:
-    """Build the document on standard input, and print what is wrong with it as a JSON text.
-
-    `native_check` starts this in a process of its own.
-    """
+    """Build the document on standard input, and print its fault as JSON; for `native_check`."""
     limit_process()
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)  # carla.Map prints, too

@@ -16,31 +16,19 @@ from avtd3.store.errors import Avtd3Error, RoadError, advice
 from avtd3.store.files import read_bytes
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Largest .xodr file that is read, in bytes."""
 MAX_TAGS = 3_000_000
-"""Most tags of an XML document."""
 MAX_DEPTH = 64
-"""Most levels of nested XML elements."""
-MAX_ROADS = 10_000
-"""Most roads of a network; CARLA's Town03 has 216."""
-MAX_LANES = 30_000
-"""Most lanes of a network, each lane section counted by itself."""
+MAX_ROADS = 10_000  # CARLA's Town03 has 216
+MAX_LANES = 30_000  # each lane section counted by itself
 MAX_LANES_ABREAST = 100
-"""Most lanes of a lane section."""
-MAX_LANE_LENGTH_M = 500_000.0
-"""Largest total length of all lanes of a network, in metres."""
+MAX_LANE_LENGTH_M = 500_000.0  # of all lanes together
 MAX_NUMBER = 1e9
-"""Largest absolute value of a number."""
-DRIVING = "driving"
-"""OpenDRIVE's type of a lane for cars."""
+DRIVING = "driving"  # OpenDRIVE's type of a lane for cars
 _FIX = "export it again, or check it with an OpenDRIVE validator"
 _GEOMETRIES = ("line", "spiral", "arc", "poly3", "paramPoly3")
 _MAX_START_M = 1e-3
 _LENGTH_TOLERANCE_M = 10.0
-_RELIEF = {
-    "elevationProfile": ("elevation",),
-    "lateralProfile": ("superelevation", "crossfall", "shape"),
-}
+_RELIEF = ("elevation", "superelevation", "crossfall", "shape")
 _CUBIC = ("a", "b", "c", "d")
 _NUMBERS = {
     "geometry": ("s", "x", "y", "hdg", "length"),
@@ -174,11 +162,10 @@ def flatten(xodr: str) -> tuple[str, bool]:
     """Return a network without its relief, and whether it had any."""
     root = parse_opendrive(xodr, "to flatten")
     changed = False
-    for profile, relief in _RELIEF.items():
-        for parent in root.iterfind(f"road/{profile}"):
-            removed = [child for child in parent if child.tag in relief]
-            changed |= any(float(child.get(key, "0")) for child in removed for key in _CUBIC)
-            parent[:] = [child for child in parent if child.tag not in relief]
+    for parent in (*root.iterfind("road/elevationProfile"), *root.iterfind("road/lateralProfile")):
+        removed = [child for child in parent if child.tag in _RELIEF]
+        changed |= any(float(child.get(key, "0")) for child in removed for key in _CUBIC)
+        parent[:] = [child for child in parent if child.tag not in _RELIEF]
     return (ET.tostring(root, encoding="unicode"), True) if changed else (xodr, False)
 
 
@@ -282,10 +269,8 @@ class _Checker:
         for road in roads:
             self._check_road(road)
         if not self._driving:
-            self._refuse(
-                f"has no driving lane in its {len(roads)} roads, expected at least one "
-                f'<lane type="{DRIVING}">'
-            )
+            expected = f'at least one <lane type="{DRIVING}">'
+            self._refuse(f"has no driving lane in its {len(roads)} roads, expected {expected}")
         for road in roads:
             self._check_links(road)
         self._check_references()
@@ -350,10 +335,8 @@ class _Checker:
         found = lane_sections(road)
         starts = [start for start, _, _ in found]
         if found and (min(starts) < 0.0 or max(starts) >= length):
-            self._refuse(
-                f"has lane sections from {min(starts)} m to {max(starts)} m in {owner}, expected "
-                f"starts from 0 m to below {length} m"
-            )
+            sections = f"lane sections from {min(starts)} m to {max(starts)} m in {owner}"
+            self._refuse(f"has {sections}, expected starts from 0 m to below {length} m")
         if len(set(starts)) != len(starts):
             self._refuse(f"has two lane sections with the same start in {owner}, expected one")
         sides: list[set[int]] = []
@@ -394,23 +377,18 @@ class _Checker:
         for index, section in enumerate(sections):
             for number, lane in lanes_of(section):
                 # carla.Map follows links in driving direction only, and does not check them.
+                owner = f"lane {lane.get('id')} of road id {road.get('id')!r}"
                 if number < 0 or either_way:
-                    self._check_link(road, lane, "successor", around[index + 2])
+                    self._check_link(owner, lane.find("link/successor"), around[index + 2])
                 if number > 0 or either_way:
-                    self._check_link(road, lane, "predecessor", around[index])
+                    self._check_link(owner, lane.find("link/predecessor"), around[index])
 
-    def _check_link(
-        self, road: ET.Element, lane: ET.Element, name: str, there: set[int] | None
-    ) -> None:
-        link = lane.find(f"link/{name}")
+    def _check_link(self, owner: str, link: ET.Element | None, there: set[int] | None) -> None:
         if link is None or there is None:
             return
-        target = link.get("id", "")
-        if target not in {"0", *map(str, there)}:
-            self._refuse(
-                f"links lane {lane.get('id')} of road id {road.get('id')!r} to a lane "
-                f"{target!r:.80} that does not exist, expected one of {sorted(there)}"
-            )
+        if (target := link.get("id", "")) not in {"0", *map(str, there)}:
+            found = f"to a lane {target!r:.80} that does not exist"
+            self._refuse(f"links {owner} {found}, expected one of {sorted(there)}")
 
     def _linked_lanes(self, road: ET.Element, name: str) -> set[int] | None:
         """Return the lane ids at the other end of a road's link; None if it links to no road."""

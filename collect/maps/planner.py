@@ -16,11 +16,9 @@ from avtd3.store.errors import RoadError, RouteError
 _OVERLAP_M = 0.3  # lanes whose ends are closer than this continue each other
 _CHANGE_PER_M = 8.0  # length of a lane change before and after the join, per metre between lanes
 _NARROWEST_M = 2.0
-MIN_ROUTE_M = 15.0
-"""Length of the shortest route that is driven."""
+MIN_ROUTE_M = 15.0  # length of the shortest route that is driven
 _SHORTEST_M = MIN_ROUTE_M - 0.05  # lanes are sampled a millimetre short at each end
-SNAP_M = 5.0
-"""Maximum distance of a waypoint from the middle of a driving lane."""
+SNAP_M = 5.0  # maximum distance of a waypoint from the middle of a driving lane
 _STARTS = 24  # positions that are tried before the longest route found is taken
 _VISITS = 400  # lanes that are visited from one start, so that the search ends
 _END_MARGIN_M = 5.0

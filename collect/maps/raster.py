@@ -21,18 +21,13 @@ from avtd3.store.errors import RoadError
 VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
 """Ground classes. `GAP` is bare asphalt between the dashes of a line. `PAINT_1` to `PAINT` are
 asphalt of which one to four quarters are painted."""
-TILE = 128
-"""Fine pixels along the side of a tile."""
-COARSE = 4
-"""Fine pixels along the side of a coarse pixel."""
-TEXTURES = 16
-"""Number of texture levels, the lower four bits of a ground code."""
+TILE = 128  # fine pixels along the side of a tile
+COARSE = 4  # fine pixels along the side of a coarse pixel
+TEXTURES = 16  # texture levels, the lower four bits of a ground code
 MAX_PIXELS, MAX_TILES = 100_000_000, 10_000_000
 """Largest paved area in fine pixels, and largest area of a whole network in tiles."""
-MAX_WIDTH_M = 50.0
-"""Largest width of a lane."""
-DIRECTIONS = 252
-"""Number of steps of a full turn in which lane directions are stored."""
+MAX_WIDTH_M = 50.0  # of a lane
+DIRECTIONS = 252  # steps of a full turn in which lane directions are stored
 NO_LANE, ANY_DIRECTION = 0, 255
 _SHOULDER_M = 0.5
 _EDGE_M = 0.2
@@ -56,7 +51,6 @@ class Raster:
     """A painted network. All arrays are read-only; see `paint`."""
 
     pixel_m: float
-    """Side of a fine pixel in metres."""
     left_m: float
     top_m: float
     """x and y of the corner of the table."""

@@ -78,13 +78,11 @@ class Scenario:
 
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
-VERSION = 1
-"""Version of the YAML format."""
+VERSION = 1  # of the YAML format
 MAX_BYTES = {".xml": 16 * 1024 * 1024, ".yaml": 2 * 1024 * 1024}
 """Size limits of scenario files; YAML takes fifty times as long to parse as XML."""
 MAX_ROUTES = 10_000
-MAX_WAYPOINTS = 100_000
-"""Maximum number of waypoints of all routes of a file together."""
+MAX_WAYPOINTS = 100_000  # of all routes of a file together
 _MAX_DISTANCE_M = 1e6
 _MAX_DEPTH = 8
 _ROUTE_KEYS = (

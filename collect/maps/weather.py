@@ -60,7 +60,6 @@ _CLIMATES: dict[str, dict[str, float | tuple[float, float]]] = {
     ),
 }  # fmt: skip
 WEATHERS: tuple[str, ...] = tuple(_CLIMATES)
-"""Names of all weathers."""
 WEATHER_GROUPS: dict[str, tuple[str, ...]] = {
     "fair": ("clear", "overcast"),
     "bad": ("rain", "fog", "dusk", "night"),

@@ -34,15 +34,13 @@ class Box(NamedTuple):
     width_m: float
     height_m: float
     reflectance: float
-    """Brightness of its paint, 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """Where a camera is in its car, and how it projects."""
 
-    focal: float
-    """Focal length in pixels."""
+    focal: float  # in pixels
     column: float
     row: float
     """Column and row of the optical axis."""
@@ -66,8 +64,7 @@ class View:
         ]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Light:
+class Light(NamedTuple):
     """Brightness of surfaces near the ground: ``reflectance * factor + summand``."""
 
     factor: NDArray[np.float32]
@@ -76,10 +73,6 @@ class Light:
     """float32 (rows, W), light that fog adds on the way."""
     first_row: int
     """Row of the picture that belongs to the first row of both."""
-
-
-_Paint = tuple[float, float, float]
-"""Brightness of a vehicle's body, glass and shadow."""
 
 
 def draw_boxes(
@@ -106,8 +99,8 @@ def _shows_one_end(box: Box, at: complex, turn: complex) -> bool:
     return abs(seen.imag) < 0.5 * box.width_m and abs(seen.real) > box.length_m
 
 
-def _lit(view: View, light: Light, reflectance: float, at: complex) -> _Paint:
-    """Return a vehicle's brightnesses in the light on the ground where it stands."""
+def _lit(view: View, light: Light, reflectance: float, at: complex) -> tuple[float, float, float]:
+    """Return the brightnesses of a vehicle's body, glass and shadow where it stands."""
     ahead, top = max(at.real, 1.0), view.height_m
     depth = ahead * view.cos_pitch + top * view.sin_pitch
     rise = view.focal * (top * view.cos_pitch - ahead * view.sin_pitch) / depth
@@ -174,7 +167,7 @@ def _is_outside(frame: NDArray[np.float32], view: View, at: complex, reach_m: fl
 def _walls(
     at: complex, ahead: complex, aside: complex, *, near: bool
 ) -> list[tuple[complex, complex, bool]]:
-    """Return the walls that face the camera (`near`) or not: both ends, and if it is an end wall."""
+    """Return the walls that face the camera (`near`) or not: both ends, if it is an end wall."""
     found = []
     sides = ((ahead, aside, True), (aside, ahead, False))
     for normal, along, is_end in (*sides, (-ahead, aside, True), (-aside, ahead, False)):

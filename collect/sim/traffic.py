@@ -20,29 +20,19 @@ from avtd3.collect.maps.route import speed_with_braking
 Complex = NDArray[np.complex128]
 Real = NDArray[np.float64]
 Index = NDArray[np.intp]
-PATH_POINTS = 256
-"""Points of a path, one per metre."""
-_START_EVERY_M = 3.0
-_START_MARGIN_M = 6.0
-_CURVE_MPS2 = 2.0
-_BRAKING_MPS2 = 1.5
+PATH_POINTS = 256  # one per metre
+_START_EVERY_M, _START_MARGIN_M = 3.0, 6.0
+_CURVE_MPS2, _BRAKING_MPS2 = 2.0, 1.5
 _MIN_STEP_M = 0.2
 _SMOOTHING = np.ones(5) / 5.0
-SIGHT_M = 54.0
-"""How far a vehicle looks ahead along its path."""
-SIGHT_STEP_M = 2
-"""Metres between the points of a path that are checked."""
-DECIDE_EVERY = 10
-"""Steps from one decision of the traffic to the next."""
+SIGHT_M = 54.0  # how far a vehicle looks ahead along its path
+SIGHT_STEP_M = 2  # between the points of a path that are checked
+DECIDE_EVERY = 10  # steps from one decision of the traffic to the next
 # Parameters of the intelligent driver model.
-_ACCELERATION_MPS2 = 1.6
-_COMFORT_MPS2 = 2.0
-_MAX_BRAKING_MPS2 = 8.0
+_ACCELERATION_MPS2, _COMFORT_MPS2, _MAX_BRAKING_MPS2 = 1.6, 2.0, 8.0
 _BRAKING_S2_PER_M = 0.5 / math.sqrt(_ACCELERATION_MPS2 * _COMFORT_MPS2)
-_STANDSTILL_M = 2.0
-_HEADWAY_S = 1.3
-_DESIRED_MPS = (30.0 / 3.6, 50.0 / 3.6)
-_DESIRED_SHARE = (0.7, 1.1)
+_STANDSTILL_M, _HEADWAY_S = 2.0, 1.3
+_DESIRED_MPS, _DESIRED_SHARE = (30.0 / 3.6, 50.0 / 3.6), (0.7, 1.1)
 _CLEARANCE_M, _SQUEEZE_M = 0.3, 0.05
 _BEHIND_M = -3.0
 # Two paths cross if the sine of the angle between them is larger than this.
@@ -55,21 +45,15 @@ _NEW_PATH_M = 140.0  # distance along its path at which a vehicle gets a new one
 _SIGHT = np.arange(0, round(SIGHT_M), SIGHT_STEP_M)
 _CLAIM_SHARES = np.linspace(0.0, 1.0, 12)
 _CLAIM_SHARE_LIST: list[float] = _CLAIM_SHARES.tolist()
-_CLAIM_S = 2.0
-_MIN_CLAIM_M = 3.0
+_CLAIM_S, _MIN_CLAIM_M = 2.0, 3.0
 _INSIDE_PRIORITY, _EGO_PRIORITY = 1e6, 1e9
-_EGO_WAITS_MPS = 1.0
-_WAITED_MPS = 0.5
-_MOVING_MPS = 4.0
-_PATIENCE_S = 4.0
-_STUCK_S, _STUCK_INSIDE_S = 30.0, 10.0
+_EGO_WAITS_MPS, _WAITED_MPS, _MOVING_MPS = 1.0, 0.5, 4.0
+_PATIENCE_S, _STUCK_S, _STUCK_INSIDE_S = 4.0, 30.0, 10.0
 _AWAY = 1e7 + 0j  # position of a vehicle that found no free place
 _MAX_DISTANCE_M = 200.0
-_PLACE_M = (60.0, 150.0)
-_FIRST_PLACE_M = (15.0, 150.0)
+_PLACE_M, _FIRST_PLACE_M = (60.0, 150.0), (15.0, 150.0)
 _UNSEEN_M = 85.0
-_FREE_ALONG_M = 12.0
-_FREE_ACROSS_M = 2.6
+_FREE_ALONG_M, _FREE_ACROSS_M = 12.0, 2.6
 Values = TypeVar("Values", np.float64, np.complex128)
 
 
@@ -195,7 +179,6 @@ class Scene(NamedTuple):
     sight: Complex
     """(N, K), points along each path ahead of the centre, `SIGHT_STEP_M` apart."""
     directions: Complex
-    """(N, K), directions at these points."""
     claims: Claims | None
     """Claims of all bodies; None if no path within sight crosses a junction."""
     in_junction: NDArray[np.bool_]

@@ -5,8 +5,8 @@ picture. All random values come from one generator per episode: the same scenari
 same bytes, whatever ran before.
 """
 
-import collections
 import dataclasses
+import functools
 import math
 import os
 from pathlib import Path
@@ -136,22 +136,15 @@ class PreparedMapCache:
     """The maps used last, by the name that scenario and seed give them."""
 
     def __init__(self, capacity: int, pixel_m: float) -> None:
-        self._capacity, self._pixel_m = capacity, pixel_m
-        self._maps: collections.OrderedDict[str, PreparedMap] = collections.OrderedDict()
+        self._pixel_m = pixel_m
+        self._cached = functools.lru_cache(capacity)(self._build)
 
     def get(self, scenario: Scenario, seed: int) -> PreparedMap:
         """Return the map of an episode; build it if it is not cached."""
-        kind, number = "", 0
-        name = scenario.xodr or scenario.town
-        if scenario.town == GENERATED:
-            kind, number = draw_network(scenario, seed)
-            name = f"{kind}-{number:06d}"
-        if name not in self._maps:
-            self._maps[name] = self._build(name, kind, number)
-            if len(self._maps) > self._capacity:
-                self._maps.popitem(last=False)
-        self._maps.move_to_end(name)
-        return self._maps[name]
+        if scenario.town != GENERATED:
+            return self._cached(scenario.xodr or scenario.town, "", 0)
+        kind, number = draw_network(scenario, seed)
+        return self._cached(f"{kind}-{number:06d}", kind, number)
 
     def _build(self, name: str, kind: str, number: int) -> PreparedMap:
         notices: tuple[str, ...] = ()
