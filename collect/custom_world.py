@@ -220,10 +220,8 @@ def _check_members(
             except ValueError:  # a built-in without a signature
                 continue
         if problem:
-            raise ConfigError(
-                f"world {code.name}: {type(made).__qualname__} {problem}, expected {expected}; "
-                f"{SEE}"
-            )
+            found = f"{type(made).__qualname__} {problem}"
+            raise ConfigError(f"world {code.name}: {found}, expected {expected}; {SEE}")
 
 
 class CustomEnvironment(Environment):

@@ -67,10 +67,8 @@ class ObservationReader:
             self.image = ImageSpec(channels=channels, height=height, width=width, stack=stack)
         sizes = {key: math.prod(parts[key].shape or ()) for key in self._vectors}
         self.names = tuple(f"{key}_{i}" for key, size in sizes.items() for i in range(size))
-        if len(self.names) > MAX_AXIS:
-            raise ConfigError(
-                f"{name} observes {len(self.names)} numbers, expected at most {MAX_AXIS}"
-            )
+        if (count := len(self.names)) > MAX_AXIS:
+            raise ConfigError(f"{name} observes {count} numbers, expected at most {MAX_AXIS}")
 
     def read(self, returned: Any, step: int = 0, time_s: float = 0.0) -> Observation:  # noqa: ANN401 - any space
         """Convert what the environment returned at a step of its episode."""
@@ -258,10 +256,8 @@ class GymEnvironment(Environment):
         except (TypeError, ValueError):
             terms = np.array((np.nan,), np.float32)
         if terms.shape != (1,) or not np.isfinite(terms).all():
-            raise WorldError(
-                f"{self.name} returned a reward of {reward!r:.80} at step {self._steps}, expected "
-                "one finite number"
-            )
+            found = f"a reward of {reward!r:.80} at step {self._steps}"
+            raise WorldError(f"{self.name} returned {found}, expected one finite number")
         return terms
 
     def _call(self, parts: int, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym

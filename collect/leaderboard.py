@@ -43,10 +43,8 @@ NOT_OBSERVED = (
 )
 """Infractions of the leaderboard that our worlds do not observe."""
 
-_STANDING_MPS = 0.1
-_SAME_PLACE_M = 5.0
-_COMPLETE = 0.99
-_NEAR_GOAL_M = 10.0
+_STANDING_MPS, _SAME_PLACE_M = 0.1, 5.0
+_COMPLETE, _NEAR_GOAL_M = 0.99, 10.0
 _LEAST_KM = 1e-3
 _OUTSIDE = ("off_road", "wrong_way")
 _NAMES = {

@@ -118,10 +118,7 @@ def digest(document: Mapping[str, Any]) -> str:
 
 
 def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
-    """Return the episodes of a plan that a dataset has: index to number of steps.
-
-    Damaged segments are skipped: their episodes are collected again.
-    """
+    """Return index and steps of each episode of a plan in a dataset, except in damaged segments."""
     held: dict[int, int] = {}
     snapshot = dataset.snapshot()
     for refusal in snapshot.refused:

@@ -74,9 +74,8 @@ class Recovery:
     def record_refusal(self, index: int, error: RoadError, steps: int, scenarios: int) -> Skipped:
         """Record that the map or the route of an episode cannot be used.
 
-        Episodes take the scenarios in turn. So as many refusals in a row as there are scenarios
-        mean that this worker can drive none of them. A route that was drawn at random may be
-        possible with another seed.
+        Episodes take the scenarios in turn, so as many refusals in a row mean that this worker can
+        drive none of them; a route that was drawn at random may be possible with another seed.
         """
         self._refusals = 1 if steps > self._refused_at else self._refusals + 1
         self._refused_at = steps

@@ -57,13 +57,9 @@ class Scorer:
 
     def score(self, **known: Any) -> EpisodeScore:  # noqa: ANN401 - fields
         """Return the episode's score."""
-        variance = np.var(np.asarray(self._actions, np.float64), axis=0).tolist()
-        return EpisodeScore(
-            steps=len(self._actions),
-            episode_return=self._return,
-            action_variance=tuple(variance),
-            **known,
-        )
+        variance = tuple(np.var(np.asarray(self._actions, np.float64), axis=0).tolist())
+        known |= {"steps": len(self._actions), "action_variance": variance}
+        return EpisodeScore(episode_return=self._return, **known)
 
 
 def total_reward(step: Step) -> float:
@@ -104,10 +100,7 @@ def summarise(scores: Sequence[EpisodeScore], action_names: Sequence[str]) -> di
 def _driving(
     drives: Sequence[Mapping[str, float]], steps: NDArray[np.float64], reasons: list[str]
 ) -> dict[str, Any]:
-    """Return the driving metrics over all episodes.
-
-    Means of lateral deviation and speed are over steps, so long episodes count by their length.
-    """
+    """Return the driving metrics over all episodes; deviation and speed are means over steps."""
     successes, collisions = reasons.count(SUCCESS_REASON), reasons.count("collision")
     distance_km = sum(drive["distance_m"] for drive in drives) / 1000.0
     km = max(distance_km, _LEAST_KM)

@@ -147,10 +147,7 @@ def open_world(config: EnvironmentConfig, worker: int) -> World | Environment:
 def open_environment(
     config: EnvironmentConfig, factory: WorldFactory, worker: int = 0, *, render: bool = False
 ) -> Iterator[Environment]:
-    """Make the environment that a configuration names, and close it at the end.
-
-    If it cannot be closed, this is only a warning: the data are complete by then.
-    """
+    """Make the environment that a configuration names, and close it at the end, or warn."""
     if config.world_options and not config.is_custom:  # not in __post_init__: --world comes later
         raise ConfigError(
             f"world_options are {dict(config.world_options)}, expected none for world "

@@ -1,8 +1,4 @@
-"""`DrivingEnvironment`: the driving task on a simulator.
-
-`DriveMeter` measures an episode, `EventRecorder` records what happens in it, and `draw_scene` draws
-a moment of it.
-"""
+"""`DrivingEnvironment`: the driving task on a simulator, with measurements, events and pictures."""
 
 import collections
 import dataclasses
@@ -34,6 +30,7 @@ PANEL_PX = 336
 CAPTION_PX = 30
 MAP_SPAN_M = 90.0  # metres of road across the map
 
+_Colour = tuple[int, int, int]
 LANE = (74, 82, 92)
 ROUTE = (64, 156, 255)
 OTHERS = (255, 184, 77)
@@ -68,9 +65,8 @@ class EventRecorder:
     ``completion``       metres of the route completed; last step
     ==================== ============================================ ============================
 
-    Every recorded episode has a ``route`` and a ``completion``: an episode without events was not
-    recorded, which differs from an episode in which nothing happened. A stretch off the road or in
-    the wrong lane is one event, at the step where it starts; if it is both, it is off the road. A
+    Every recorded episode has a ``route`` and a ``completion``. A stretch off the road or in the
+    wrong lane is one event, at the step where it starts; if it is both, it is off the road. A
     collision that the simulator reported late is an event of the step at which it happened.
     """
 
@@ -375,10 +371,7 @@ def _to_map(car: VehicleState, points: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def _draw_line(
-    draw: "ImageDraw.ImageDraw",
-    pixels: NDArray[np.float64],
-    colour: tuple[int, int, int],
-    width: int,
+    draw: "ImageDraw.ImageDraw", pixels: NDArray[np.float64], colour: _Colour, width: int
 ) -> None:
     near: NDArray[np.bool_] = np.max(np.abs(pixels - PANEL_PX / 2), axis=1) < PANEL_PX
     # Points outside are dropped in runs, so that a line never jumps across the panel.
@@ -388,9 +381,7 @@ def _draw_line(
             draw.line([tuple(p) for p in pixels[run]], fill=colour, width=width, joint="curve")
 
 
-def _draw_bars(
-    draw: "ImageDraw.ImageDraw", action: NDArray[np.float32], paper: tuple[int, int, int]
-) -> None:
+def _draw_bars(draw: "ImageDraw.ImageDraw", action: NDArray[np.float32], paper: _Colour) -> None:
     """Show steering and throttle or brake as two bars in the camera panel's corner."""
     centre, reach = PANEL_PX - 60, 48
     colours = (ROUTE, CAR if action[1] >= 0 else OTHERS)

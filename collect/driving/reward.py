@@ -68,10 +68,7 @@ class RewardConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class StepFacts:
-    """What happened in one step, as the reward needs to know it.
-
-    Not frozen: there is one for each step, and a frozen one takes four times as long to make.
-    """
+    """What happened in one step; not frozen, which would take four times as long to make."""
 
     progress_m: float
     """Metres gained along the route, negative when the car went back."""

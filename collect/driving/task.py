@@ -16,9 +16,6 @@ The observation vector holds, in this order: speed, lateral deviation, heading e
 waypoints ahead as x, y pairs in the car's frame (x forward, y to the right); or the speed alone.
 Each number is stored divided by its scale; the dataset's spec names them all. Nothing is clipped:
 the car leaves the road, which ends the episode, long before a number grows large.
-
-The collector, not the task, sets `STOP_REASON` and `FAULT_REASON` of `avtd3.collect.environment`
-and the reasons of `WorldLost` (all truncated).
 """
 
 import bisect
@@ -81,10 +78,7 @@ class ObservationConfig:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Physical value stored as 1.0, for each number of the vector.
-
-        Forward, the scale is the horizon; sideways, it is 0.4 of that, because roads bend little.
-        """
+        """Physical value stored as 1.0, for each number; smaller sideways: roads bend little."""
         if self.vector == "speed":
             return (SPEED_SCALE_MPS,)
         horizon = self.waypoints * self.waypoint_spacing_m
@@ -93,10 +87,7 @@ class ObservationConfig:
 
 
 class VectorBuilder:
-    """Builds the vectors of an episode's observations; points are complex numbers, x + iy.
-
-    Plain Python numbers take half the time of numpy for a dozen waypoints.
-    """
+    """Builds the vectors of an episode's observations, with complex numbers x + iy, for speed."""
 
     def __init__(self, config: ObservationConfig, route: Route) -> None:
         spacing = config.waypoint_spacing_m

@@ -27,10 +27,7 @@ _LONGEST_M = 6.0
 
 
 class Course:
-    """A route as complex points and directions by index, extended straight beyond its end.
-
-    The extension makes vehicles beyond the end of the route visible.
-    """
+    """A route as complex points and directions, extended straight to show vehicles beyond it."""
 
     def __init__(self, route: Route) -> None:
         last = len(route.points) - 1

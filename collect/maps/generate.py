@@ -34,6 +34,7 @@ _TOWN_ATTEMPTS = 200
 _SHARE = 0.5
 _SHARPEST_RAD = math.radians(62.0)
 _RADIUS_M = (12.0, 40.0)
+_Point = tuple[float, float]
 _Streets = dict[int, list[int]]
 
 
@@ -152,12 +153,7 @@ class NetworkBuilder:
         _link(after.lanes.lanesections[0], "predecessor")
 
     def add_junction(
-        self,
-        junction_id: int,
-        centre: tuple[float, float],
-        arms: Sequence[Arm],
-        reach_m: float,
-        lane_width_m: float,
+        self, junction_id: int, centre: _Point, arms: Sequence[Arm], reach_m: float, width_m: float
     ) -> None:
         """Connect roads with one lane per side in all directions except back.
 
@@ -171,7 +167,7 @@ class NetworkBuilder:
         for incoming, outgoing in itertools.permutations(arms, 2):
             pieces = _crossing(centre, incoming.angle_rad, outgoing.angle_rad, reach_m)
             from_lane = -1 if incoming.at_end else 1
-            lane = _marked(xodr.Lane(a=lane_width_m), "none")
+            lane = _marked(xodr.Lane(a=width_m), "none")
             lane.add_link("predecessor", from_lane)
             lane.add_link("successor", 1 if outgoing.at_end else -1)
             section = xodr.LaneSection(0, _marked(xodr.Lane(), "none"))
@@ -345,13 +341,13 @@ def _street(rng: np.random.Generator, nodes: NDArray[np.float64], reach_m: float
 
 def winding_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
     """Draw a winding road that keeps a distance from itself and ends elsewhere."""
-    target = rng.uniform(*winding.length_m)
+    target, (least, most) = rng.uniform(*winding.length_m), map(math.radians, winding.turn_deg)
     vertices = [np.zeros(2)]
     headings = [rng.uniform(-math.pi, math.pi)]
     length = 0.0
     for _ in range(_ATTEMPTS):
         edge = rng.uniform(*winding.edge_m)
-        turn = rng.choice([-1.0, 1.0]) * rng.uniform(*map(math.radians, winding.turn_deg))
+        turn = rng.choice([-1.0, 1.0]) * rng.uniform(least, most)
         heading = headings[-1] + (turn if len(vertices) > 1 else 0.0)
         new = vertices[-1] + edge * np.array([math.cos(heading), math.sin(heading)])
         if not _is_possible(vertices, new, heading - headings[0], winding):
@@ -528,9 +524,7 @@ def _marked(lane: xodr.Lane, kind: str) -> xodr.Lane:
     return lane
 
 
-def _crossing(
-    centre: tuple[float, float], from_rad: float, to_rad: float, reach_m: float
-) -> list[Piece]:
+def _crossing(centre: _Point, from_rad: float, to_rad: float, reach_m: float) -> list[Piece]:
     """Return the curve over a junction between the ends of two arms."""
     begin, end = ((math.cos(angle), math.sin(angle)) for angle in (from_rad, to_rad))
     places = np.array(centre) + reach_m * np.array([begin, (0.0, 0.0), end])

@@ -120,11 +120,8 @@ class RoadNetwork:
                 f"can load; check it with an OpenDRIVE validator"
             ) from error
         if not lanes:
-            size = f"{SHORTEST_M} m by {NARROWEST_M} m"
-            raise RoadError(
-                f"road {name} has no driving lane of at least {size}, expected one; check the lane "
-                "widths"
-            )
+            missing = f"no driving lane of at least {SHORTEST_M} m by {NARROWEST_M} m"
+            raise RoadError(f"road {name} has {missing}, expected one; check the lane widths")
         return cls(name=name, map=world_map, lanes=lanes, paved=paved)
 
     def __repr__(self) -> str:

@@ -354,8 +354,8 @@ class _Checker:
             self._refuse(f"has a lane section without a centre lane in {owner}, expected one")
         lanes = [*section.iterfind("left/lane"), *section.iterfind("right/lane")]
         if len(lanes) > MAX_LANES_ABREAST:
-            found = f"{len(lanes)} lanes side by side in {owner}"
-            self._refuse(f"has {found}, expected at most {MAX_LANES_ABREAST}")
+            abreast = f"{len(lanes)} lanes side by side in {owner}"
+            self._refuse(f"has {abreast}, expected at most {MAX_LANES_ABREAST}")
         for lane in lanes:
             if not _LANE_ID.fullmatch(lane.get("id", "")):
                 self._refuse(f"has lane id {lane.get('id')!r:.80} in {owner}, expected an integer")

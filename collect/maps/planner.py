@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork
-from avtd3.collect.maps.route import Route, resample
+from avtd3.collect.maps.route import Route, distance_along, resample
 from avtd3.store.errors import RoadError, RouteError
 
 _OVERLAP_M = 0.3  # lanes whose ends are closer than this continue each other
@@ -26,9 +26,8 @@ _TURN_BACK_RAD = math.radians(150.0)
 _ALIKE_M = 2.0  # a waypoint also stands for lanes this much farther away than the nearest
 _MAX_LANES = 8
 _OFFSET_COST = 5.0  # metres of detour per metre between a waypoint and its lane
-_CHANGE_M = 20.0
+_CHANGE_M, _MIN_ROOM_M = 20.0, 10.0
 _ROOM_M = 40.0  # a lane change with less room costs twice the missing length
-_MIN_ROOM_M = 10.0
 _FORBIDDEN_M = 100.0  # cost of a lane change that the marking forbids
 _Point = tuple[float, float]
 _State = tuple[int, bool]
@@ -58,8 +57,7 @@ class LanePart:
 def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) -> PlannedRoute:
     """Plan a random route, shorter than `length_m` only if no start leads so far.
 
-    Starts are distributed evenly over all metres of lane outside junctions, or inside if there are
-    no other lanes.
+    Starts are distributed evenly over all metres of lane, outside junctions if possible.
     """
     if not length_m >= MIN_ROUTE_M:
         raise RoadError(f"route length is {length_m} m, expected at least {MIN_ROUTE_M:g} m")
@@ -72,10 +70,8 @@ def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) 
             break
     reached, start_m, lanes = best
     if reached < _SHORTEST_M:
-        raise RoadError(
-            f"road {network.name} has no route of {MIN_ROUTE_M:g} m (longest found: {reached:.1f} "
-            "m); use longer roads"
-        )
+        found = f"no route of {MIN_ROUTE_M:g} m (longest found: {reached:.1f} m)"
+        raise RoadError(f"road {network.name} has {found}; use longer roads")
     parts = [LanePart(lanes[0], start_m), *(LanePart(lane, 0.0) for lane in lanes[1:])]
     return PlannedRoute(join(network, parts, min(length_m, reached)), lanes, start_m)
 
@@ -109,7 +105,7 @@ def join(network: RoadNetwork, parts: Sequence[LanePart], length_m: float = math
     table = _table(network.lanes[parts[0].lane], parts[0])
     for part in parts[1:]:
         table = _append(table, _table(network.lanes[part.lane], part))
-    distance = _distance(table)
+    distance = distance_along(table)
     end = min(length_m, float(distance[-1]))
     at = np.concatenate((distance[distance < end], [end]))
     cut = np.stack([np.interp(at, distance, table[:, axis]) for axis in (0, 1)], axis=1)
@@ -136,7 +132,7 @@ def _append(table: NDArray[np.float64], more: NDArray[np.float64]) -> NDArray[np
     if gap <= _OVERLAP_M:
         return np.concatenate([table, more[1:] if len(more) > 1 else more])
     room = gap * _CHANGE_PER_M
-    before, after = _distance(table), _distance(more)
+    before, after = distance_along(table), distance_along(more)
     # The curve replaces the points before and after the join, at most half of each part.
     head = table[before <= max(before[-1] - room, 0.5 * before[-1])]
     tail = more[after >= min(room, 0.5 * after[-1])]
@@ -155,11 +151,6 @@ def _bridge(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.
         - share**2 * (1.0 - share) * way[1]
     )
     return np.concatenate([place, (1.0 - share) * start[2:] + share * end[2:]], axis=1)
-
-
-def _distance(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    step = np.hypot(*np.diff(table[:, :2], axis=0).T)
-    return np.concatenate(([0.0], np.cumsum(step)))
 
 
 def _starts(network: RoadNetwork, rng: np.random.Generator) -> list[tuple[int, float]]:

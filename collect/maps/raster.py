@@ -29,12 +29,9 @@ MAX_PIXELS, MAX_TILES = 100_000_000, 10_000_000
 MAX_WIDTH_M = 50.0  # of a lane
 DIRECTIONS = 252  # steps of a full turn in which lane directions are stored
 NO_LANE, ANY_DIRECTION = 0, 255
-_SHOULDER_M = 0.5
-_EDGE_M = 0.2
-_LINE_M = 0.15
-_LINE_APART_M = 0.2
-_DASH_M = 3.0
-_DASH_PERIOD_M = 9.0
+_SHOULDER_M, _EDGE_M = 0.5, 0.2
+_LINE_M, _LINE_APART_M = 0.15, 0.2
+_DASH_M, _DASH_PERIOD_M = 3.0, 9.0
 _BARE = ("none", "grass", "curb")
 _DEFAULTS = 4  # the verge repeats after this many tiles in each direction
 _PAD_M = 16.0
@@ -127,12 +124,10 @@ class _Painter:
         count = np.ceil((points.max(axis=0) + pad_m) / tile_m) + 1.0 - corner
         area_m2 = sum(strip.length_m * float(strip.width_m.max()) for strip in self.strips)
         if count.prod() > MAX_TILES or area_m2 / pixel_m**2 > MAX_PIXELS:
-            width_km, height_km = (count * tile_m / 1000.0).tolist()
-            raise RoadError(
-                f"road {network.name} has {area_m2 / 1e6:.1f} km2 of lanes in {width_km:.0f} by "
-                f"{height_km:.0f} km, expected at most {MAX_PIXELS * pixel_m**2 / 1e6:g} km2 in "
-                f"{MAX_TILES * tile_m**2 / 1e6:.0f} km2; split it"
-            )
+            x_km, y_km = (count * tile_m / 1000.0).tolist()
+            found = f"{area_m2 / 1e6:.1f} km2 of lanes in {x_km:.0f} by {y_km:.0f} km"
+            most = f"{MAX_PIXELS * pixel_m**2 / 1e6:g} km2 in {MAX_TILES * tile_m**2 / 1e6:.0f} km2"
+            raise RoadError(f"road {network.name} has {found}, expected at most {most}; split it")
         columns, rows = count.astype(np.int64).tolist()
         self.left_m, self.top_m = (corner * tile_m).tolist()
         self.table = self._allocate(rows, columns)
@@ -225,10 +220,7 @@ class _Painter:
     def _covered(
         self, band: Band, size_m: float, side: int, spacing_px: float
     ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Return the pixels under a band, in a layer with tiles of `side` pixels.
-
-        They are flat indices (along, across), with the distances (along,) along the strip.
-        """
+        """Return flat indices (along, across) of pixels under a band, and distances along it."""
         strip = band.along
         reach_m = max(float(np.abs(band.left_m).max()), float(np.abs(band.right_m).max()))
         # The outer border of a curve is longer than the centre line.
@@ -278,10 +270,8 @@ def _painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:
     drawn: set[tuple[int, int, int]] = set()
     for lane in lanes:
         inner = lane.lane_id - (1 if lane.lane_id > 0 else -1)
-        for boundary, kind, side in (
-            (inner, lane.left_marking, -1.0),
-            (lane.lane_id, lane.right_marking, 1.0),
-        ):
+        left, right = (inner, lane.left_marking, -1.0), (lane.lane_id, lane.right_marking, 1.0)
+        for boundary, kind, side in (left, right):
             key = (lane.road_id, lane.section_id, boundary)
             if key in drawn or kind in _BARE:
                 continue
@@ -321,10 +311,7 @@ def _coarsen(fine: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _add_texture(layer: NDArray[np.uint8], table: NDArray[np.int32]) -> None:
-    """Set the texture bits of a layer from the position of each pixel in the world.
-
-    The pattern repeats after `_DEFAULTS` tiles (51 m), which is not visible in a picture.
-    """
+    """Set the texture bits of a layer by position; they repeat after `_DEFAULTS` tiles (51 m)."""
     side = layer.shape[1]
     every = TILE // side
     texture = _ground_texture(_DEFAULTS * TILE)[every // 2 :: every, every // 2 :: every]
@@ -338,10 +325,7 @@ def _add_texture(layer: NDArray[np.uint8], table: NDArray[np.int32]) -> None:
 
 @functools.cache
 def _ground_texture(size: int) -> NDArray[np.uint8]:
-    """Return texture levels uint8 (size, size) in [0, `TEXTURES`), all equally frequent.
-
-    The patches are smooth, so that pictures of them compress well. The pattern tiles without seams.
-    """
+    """Return levels uint8 (size, size): equally frequent, smooth to compress well, no seams."""
     rng = np.random.default_rng(_SEED)
     wave = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))  # cycles per pixel
     field = np.zeros((size, size))

@@ -73,13 +73,12 @@ class Route:
         size = np.hypot(step[:, 0], step[:, 1])
         if not size.min() > 0.0:
             where = int(np.argmin(size))
-            raise RoadError(
-                f"route point {where + 1} repeats point {where}, expected distinct neighbours; "
-                "drop duplicate points"
-            )
-        distance = np.concatenate(([0.0], np.cumsum(size)))
+            fault = f"route point {where + 1} repeats point {where}"
+            raise RoadError(f"{fault}, expected distinct neighbours; drop duplicate points")
+        distance = distance_along(points)
         yaw = _vertex_yaw(step, size)
-        curvature = _curvature(yaw, distance)
+        raw = np.pad(np.gradient(yaw, distance), 2, mode="edge")
+        curvature = np.convolve(raw, _CURVATURE_KERNEL, mode="valid")
         for array in (points, widths, distance, yaw, curvature):
             array.flags.writeable = False
         # Plain numbers for `project`: for a few segments, numpy's calls are slower.
@@ -197,10 +196,15 @@ def speed_with_braking(
     return np.sqrt(np.maximum(limit - braking, 0.0))
 
 
+def distance_along(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the metres along a polyline to each of its points, whose columns start with x, y."""
+    step = np.diff(points[:, :2], axis=0)
+    return np.concatenate(([0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))))
+
+
 def resample(points: NDArray[np.float64], spacing_m: float = 1.0) -> NDArray[np.float64]:
     """Return points, two or more, about `spacing_m` apart along a polyline, with both ends."""
-    step = np.diff(points, axis=0)
-    distance = np.concatenate(([0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))))
+    distance = distance_along(points)
     if not distance[-1] > 0.0:
         raise RoadError(
             f"polyline of {len(points)} points has no length, expected above 0 m; check the points"
@@ -227,9 +231,3 @@ def _vertex_yaw(step: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray
     inner = (middle[:-1] * size[1:] + middle[1:] * size[:-1]) / (size[:-1] + size[1:])
     first, last = 2.0 * middle[0] - inner[0], 2.0 * middle[-1] - inner[-1]
     return np.concatenate(([first], inner, [last]))
-
-
-def _curvature(yaw: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    raw = np.gradient(yaw, distance)
-    padded = np.pad(raw, 2, mode="edge")
-    return np.convolve(padded, _CURVATURE_KERNEL, mode="valid")

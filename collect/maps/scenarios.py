@@ -162,10 +162,8 @@ class ScenarioConfig:
             return (scenario(self.number, **changes),)
         if self.number or (wrong := changes.keys() & _FILE_ONLY):
             named = "number" if self.number else ", ".join(sorted(wrong))
-            raise ConfigError(
-                f"scenario {named} and scenario file {self.file} are both given, expected one of "
-                "them; set the value in the file"
-            )
+            both = f"scenario {named} and scenario file {self.file} are both given"
+            raise ConfigError(f"{both}, expected one of them; set the value in the file")
         if "time_limit_s" in changes:
             changes["time_per_m_s"] = 0.0
         return tuple(_changed(entry, changes) for entry in read_scenarios(Path(self.file)))
@@ -224,9 +222,8 @@ def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scena
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
         if scenario.number in found:
-            raise ConfigError(
-                f"{where}: another route has the id {scenario.number}, expected distinct ids"
-            )
+            same = f"another route has the id {scenario.number}"
+            raise ConfigError(f"{where}: {same}, expected distinct ids")
         found[scenario.number] = scenario
     if not found:
         raise ConfigError("it contains no routes, expected at least one")
@@ -235,9 +232,9 @@ def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scena
 
 def _check_size(routes: int, waypoints: int) -> None:
     if routes > MAX_ROUTES or waypoints > MAX_WAYPOINTS:
+        most = f"{MAX_ROUTES} and {MAX_WAYPOINTS}; split the file"
         raise ConfigError(
-            f"it has {routes} routes and {waypoints} waypoints, expected at most {MAX_ROUTES} and "
-            f"{MAX_WAYPOINTS}; split the file"
+            f"it has {routes} routes and {waypoints} waypoints, expected at most {most}"
         )
 
 
@@ -279,9 +276,8 @@ def _network(route: Mapping[str, Any]) -> tuple[str, int | None]:
             raise ConfigError("it has no roads, expected one of town, xodr and network")
         return "", None
     if named != ["network"]:
-        raise ConfigError(
-            f"it has {' and '.join(named)}, expected network alone; remove the others"
-        )
+        both = " and ".join(named)
+        raise ConfigError(f"it has {both}, expected network alone; remove the others")
     found = _mapping(network, "network", ("kind", "number"))
     kind = _text(found, "kind", "")
     if not kind:
@@ -299,9 +295,8 @@ def _town(route: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     """Return name or path of the roads, and the path of their .xodr file if it differs."""
     town = _text(route, "town", "")
     if "/" in town or "\\" in town or town.lower().endswith(".xodr"):
-        raise ConfigError(
-            f"town is {abbreviate(town)}, expected the name of a map; for a file use xodr: FILE"
-        )
+        expected = "the name of a map; for a file use xodr: FILE"
+        raise ConfigError(f"town is {abbreviate(town)}, expected {expected}")
     if "network" in route:
         return GENERATED, ""
     if "xodr" not in route:
@@ -327,9 +322,8 @@ def _waypoints(given: object) -> tuple[tuple[float, float], ...]:
         raise ConfigError(f"waypoints are {abbreviate(given)}, expected at least two as [x, y]")
     for number, point in enumerate(given, start=1):
         if not (isinstance(point, list) and len(point) in (2, 3) and all(map(_is_place, point))):
-            raise ConfigError(
-                f"waypoint {number} is {abbreviate(point)}, expected [x, y] or [x, y, z] in metres"
-            )
+            found = f"waypoint {number} is {abbreviate(point)}"
+            raise ConfigError(f"{found}, expected [x, y] or [x, y, z] in metres")
     return tuple((float(point[0]), float(point[1])) for point in given)
 
 
@@ -422,9 +416,8 @@ def _mapping(value: object, where: str, keys: Iterable[str]) -> Mapping[str, Any
     known = tuple(keys)
     for key in value:
         if key not in known:
-            raise ConfigError(
-                f"{where} has the unknown key {abbreviate(key)}; {_hint(str(key), known)}"
-            )
+            hint = _hint(str(key), known)
+            raise ConfigError(f"{where} has the unknown key {abbreviate(key)}; {hint}")
     return value
 
 

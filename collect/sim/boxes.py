@@ -85,18 +85,11 @@ def draw_boxes(
         if at.real <= -0.5 * box.length_m:
             continue
         turn = complex(math.cos(box.yaw_rad), math.sin(box.yaw_rad)) * back
-        if at.real > _SIMPLE_BEYOND_M or _shows_one_end(box, at, turn):
-            is_seen = _draw_flat(frame, view, light, box, at, turn)
-        else:
-            is_seen = _draw_near(frame, view, light, box, at, turn)
-        if lamps > 0.0 and is_seen:
+        seen = at * turn.conjugate()
+        shows_one_end = abs(seen.imag) < 0.5 * box.width_m and abs(seen.real) > box.length_m
+        draw = _draw_flat if at.real > _SIMPLE_BEYOND_M or shows_one_end else _draw_near
+        if draw(frame, view, light, box, at, turn) and lamps > 0.0:
             _draw_lamps(frame, view, box, at, turn, lamps)
-
-
-def _shows_one_end(box: Box, at: complex, turn: complex) -> bool:
-    """Return whether the camera looks straight at one end of a vehicle that is not too close."""
-    seen = -at * turn.conjugate()
-    return abs(seen.imag) < 0.5 * box.width_m and abs(seen.real) > box.length_m
 
 
 def _lit(view: View, light: Light, reflectance: float, at: complex) -> tuple[float, float, float]:

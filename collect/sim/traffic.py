@@ -72,10 +72,7 @@ class Path(NamedTuple):
 
 
 class LanePaths:
-    """The lanes of a network, prepared for traffic: where vehicles may start, and their paths.
-
-    `start_headings`, `start_lanes` and `start_distances_m` (along the lane) belong to `starts`.
-    """
+    """The lanes of a network, prepared for traffic: where vehicles may start, and their paths."""
 
     def __init__(self, network: RoadNetwork) -> None:
         self._lanes = network.lanes
@@ -93,10 +90,7 @@ class LanePaths:
     def path(
         self, lanes: list[int], start_m: float, desired_mps: float, rng: np.random.Generator
     ) -> Path:
-        """Return a path along lanes from a distance along the first one.
-
-        At each fork that `lanes` does not decide, a successor is drawn and appended to it.
-        """
+        """Return a path from a distance along the first lane; draw further `lanes` as needed."""
         end_m = start_m + PATH_POINTS
         points, distances, crossing = [], [], []
         reached_m, place = 0.0, 0
@@ -334,6 +328,7 @@ class Traffic:
         self._waited_s[self.speed_mps > _MOVING_MPS] = 0.0
         in_junction = crossing[sight]
         claims = self._claims(ego, index, in_junction) if in_junction.any() else None
+        priority = _INSIDE_PRIORITY * in_junction[:, 0] + self._waited_s + self._tie_break
         ego_priority = _EGO_PRIORITY if ego.speed_mps > _EGO_WAITS_MPS else _PATIENCE_S
         scene = Scene(
             at=_joined(self.at, complex(ego.x_m, ego.y_m)),
@@ -345,10 +340,7 @@ class Traffic:
             directions=self._directions.reshape(-1)[sight],
             claims=claims,
             in_junction=in_junction,
-            priority=_joined(
-                _INSIDE_PRIORITY * in_junction[:, 0] + self._waited_s + self._tie_break,
-                ego_priority,
-            ),
+            priority=_joined(priority, ego_priority),
         )
         self._gap_m, lead_mps = find_leads(scene)
         self._plan_motion(self._gap_m, lead_mps)

@@ -38,8 +38,7 @@ from avtd3.store.errors import RoadError, WorldError
 
 GRAVITY_MPS2 = 9.81
 AIR_DENSITY = 1.2
-_KINEMATIC_BELOW_MPS = 1.5
-_DYNAMIC_ABOVE_MPS = 3.5
+_KINEMATIC_BELOW_MPS, _DYNAMIC_ABOVE_MPS = 1.5, 3.5
 # Traction and brake control use at most this share of the friction, so that the car still steers.
 _LONGITUDINAL_SHARE = 0.95
 _CRAWL_MPS = 3.0
