@@ -93,4 +93,5 @@ def test_a_signal_while_a_command_starts_ends_with_its_code(tmp_path, name):
 
 def test_json_of_hostile_names_is_one_document(dataset):
     done = shell("", "replay-inspect", dataset.path, "--json")
-    assert str(dataset.path) == json.loads(done.stdout)["datasets"][0]["path"]
+    path = json.loads(done.stdout)["datasets"][0]["path"]
+    assert path == str(dataset.path).replace("\udc80", r"\udc80")  # no JSON has lone surrogates

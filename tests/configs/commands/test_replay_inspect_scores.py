@@ -60,7 +60,7 @@ def test_penalties_are_a_setting(driven, capsys):
 def test_the_text_reports_scores_by_driver(driven, capsys):
     _, out = run(capsys, driven, "--scores")
     assert "scores  CARLA leaderboard-2.1, 8 episodes" in out.out
-    assert "not observed: red_light" in out.out
+    assert "not observed: stop_infraction" in out.out
     lines = [line.split() for line in out.out.splitlines()]
     assert [line[2] for line in lines if line[:1] == ["expert"] and len(line) > 5] == ["100.0"]
 
