@@ -108,12 +108,11 @@ class Evaluator:
         """Drive an episode and write it as a GIF."""
         from avtd3.store.render.media import write_gif
 
-        _, steps, driver = self.start(index)
+        (_, steps, driver), environment = self.start(index), self.environment
         filmed = itertools.islice(steps, 0, FILM_EVERY * FILM_PICTURES, FILM_EVERY)
-        pictures = (self.environment.picture(step.action, driver) for step in filmed)
-        period_s = FILM_EVERY * self.environment.spec.control_period_s
+        pictures = (environment.picture(step.action, driver) for step in filmed)
         with use_one_thread(self.policy):
-            write_gif(pictures, path, period_s=period_s)
+            write_gif(pictures, path, period_s=FILM_EVERY * environment.spec.control_period_s)
 
     def film_first(self, path: Path) -> None:
         """Film the first episode whose map and route can be used."""

@@ -68,9 +68,6 @@ class DriverSpec:
         return NoisyDriver(driver, self.sigmas, time_s=time_s, period_s=period_s, spec=spec)
 
 
-RANDOM = DriverSpec(share=1.0, base="random", noise="")
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
     """Drivers with their shares of the episodes.
@@ -147,7 +144,7 @@ class DriverPool:
         self._mixture, self._spec = mixture, environment.spec
         self._policy_driver = policy = PolicyDriver()
         self._drivers = [driver.build(environment, policy) for driver in mixture.drivers]
-        self._random = environment.driver(RANDOM.base), RANDOM
+        self._random = environment.driver("random"), Mixture.parse("random").drivers[0]
         self._store = _open_policy_store(policies) if mixture.needs_policy else None
         self._before: Policy | None = None
 

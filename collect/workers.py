@@ -2,10 +2,9 @@
 
 Each worker is a new interpreter (``spawn``) with a pipe to its parent. A worker whose world fails,
 or that dies, loses only its own unpublished steps, and the others continue; any other error stops
-them all in good order. Workers notice at their next step that their parent died (even by ``kill
--9``): they publish their whole episodes, drop the one that is running, and exit. The stop flag is a
-byte of shared memory without a lock, because a lock that a killed process held would block all
-others.
+them all in good order. Workers notice at their next step that their parent died: they publish their
+whole episodes, drop the one that is running, and exit. The stop flag is a byte of shared memory
+without a lock, because a lock that a killed process held would block all others.
 """
 
 import contextlib

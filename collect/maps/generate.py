@@ -39,7 +39,11 @@ _Streets = dict[int, list[int]]
 
 
 def generate_network(kind: str, seed: int) -> str:
-    """Generate a road network as OpenDRIVE text; the same kind and seed give the same bytes."""
+    """Generate a road network as OpenDRIVE text; the same kind and seed give the same bytes.
+
+    ``country`` is a winding road, ``loop`` a closed one, ``town`` streets with T-junctions and
+    crossings, ``motorway`` two or three lanes per side on gentle curves.
+    """
     if kind not in _GENERATORS:
         raise ConfigError(f"network kind is {kind!r}, expected one of {', '.join(NETWORK_KINDS)}")
     if seed < 0:
@@ -61,7 +65,7 @@ class Winding(NamedTuple):
     radius_m: tuple[float, float]
 
 
-_SHARE_WINDING = 0.6
+_WINDING_SHARE = 0.6
 _COUNTRY = Winding((1000.0, 1800.0), (70.0, 180.0), (10.0, 105.0), (25.0, 260.0))
 _LOOP = Winding((560.0, 1260.0), (60.0, 400.0), (0.0, 115.0), (20.0, 200.0))
 _MOTORWAY = Winding((1500.0, 2000.0), (300.0, 520.0), (3.0, 32.0), (350.0, 1500.0))
@@ -358,7 +362,7 @@ def winding_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
         if length >= target:
             break
     line = np.array(vertices)
-    return rounded(line, _drawn_radii(rng, _largest_radii(line), winding), _SHARE_WINDING)
+    return rounded(line, _drawn_radii(rng, _largest_radii(line), winding), _WINDING_SHARE)
 
 
 def _is_possible(
@@ -415,7 +419,7 @@ def closed_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
             continue
         seam = 0.5 * (polygon[0] + polygon[-1])
         radii = _drawn_radii(rng, fits, winding)
-        return rounded(np.concatenate([[seam], polygon, [seam]]), radii, _SHARE_WINDING)
+        return rounded(np.concatenate([[seam], polygon, [seam]]), radii, _WINDING_SHARE)
     raise RoadError(f"no closed road found in {_ATTEMPTS} attempts; use another seed")
 
 
@@ -471,7 +475,7 @@ def turns_of(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
     return turned
 
 
-def _largest_radii(line: NDArray[np.float64], share: float = _SHARE_WINDING) -> NDArray[np.float64]:
+def _largest_radii(line: NDArray[np.float64], share: float = _WINDING_SHARE) -> NDArray[np.float64]:
     """Return the radii at which neighbouring corners of a line just fit on the edges around."""
     lengths = np.hypot(*np.diff(line, axis=0).T)
     room = np.minimum(lengths[:-1], lengths[1:]) / 2.0 - _LINE_M

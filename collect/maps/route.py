@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from avtd3.store.errors import RoadError
 
-SEARCH_BEHIND_M = 10.0  # the last known distance, see `Route.project`
+SEARCH_BEHIND_M = 10.0  # of the last known distance, see `Route.project`
 SEARCH_AHEAD_M = 30.0
 _CURVATURE_KERNEL = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
 _STRAIGHT = 1e-9

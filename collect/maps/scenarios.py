@@ -467,9 +467,8 @@ def _ignored_triggers(element: ET.Element, route: str) -> list[str]:
         return []
     kinds = sorted(set(found))
     named = ", ".join(kinds[:5]) + (", ..." if len(kinds) > 5 else "")
-    return [
-        f"route {route}: its {len(found)} scenarios ({named}) are ignored; other vehicles drive"
-    ]
+    its = f"its {len(found)} scenarios ({named})"
+    return [f"route {route}: {its} are ignored; other vehicles drive"]
 
 
 def _weather(element: ET.Element, where: str) -> tuple[str, list[str]]:

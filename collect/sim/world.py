@@ -135,8 +135,7 @@ class PreparedMapCache:
     """The maps used last, by the name that scenario and seed give them."""
 
     def __init__(self, capacity: int, pixel_m: float) -> None:
-        self._pixel_m = pixel_m
-        self._cached = functools.lru_cache(capacity)(self._build)
+        self._cached = functools.lru_cache(capacity)(functools.partial(self._build, pixel_m))
 
     def get(self, scenario: Scenario, seed: int) -> PreparedMap:
         """Return the map of an episode; build it if it is not cached."""
@@ -145,7 +144,8 @@ class PreparedMapCache:
         kind, number = draw_network(scenario, seed)
         return self._cached(f"{kind}-{number:06d}", kind, number)
 
-    def _build(self, name: str, kind: str, number: int) -> PreparedMap:
+    @staticmethod
+    def _build(pixel_m: float, name: str, kind: str, number: int) -> PreparedMap:
         notices: tuple[str, ...] = ()
         if kind:
             # Imported here: importing scenariogeneration takes a second; .xodr files need none.
@@ -165,7 +165,7 @@ class PreparedMapCache:
             flat = f"road {name}: hills and banking were removed; the built-in simulator is flat"
             notices = (flat,) if changed else ()
         network = RoadNetwork.from_opendrive(name, xodr, is_trusted=bool(kind))
-        raster = Raster.paint(network, self._pixel_m)
+        raster = Raster.paint(network, pixel_m)
         return PreparedMap(network, raster, LanePaths(network), notices)
 
 
