@@ -431,8 +431,9 @@ def collect(
         tally = Tally.total(tallies)
         if lost:  # count what is there: a worker that died has not reported its last steps
             now = held_episodes(opened, plan_digest)
-            counts = {"steps": sum(now.values()) - held_steps, "episodes": len(now) - len(held)}
-            tally = dataclasses.replace(tally, lost=(*tally.lost, *lost), **counts)
+            steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
+            reasons = (*tally.lost, *lost)
+            tally = dataclasses.replace(tally, lost=reasons, steps=steps, episodes=episodes)
     return CollectReport(
         dataset=str(dataset),
         tally=tally,
