@@ -26,6 +26,7 @@ from avtd3.store.errors import (
     UnreadableError,
     WorldError,
     cut_middle,
+    describe,
 )
 
 if TYPE_CHECKING:
@@ -124,9 +125,7 @@ def _report(error: BaseException) -> int:
     code = next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_UNEXPECTED)
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
         code = EXIT_ENVIRONMENT  # torch's
-    # The message of one of our OSErrors is its strerror; str() would put an errno before it.
-    message = isinstance(error, Avtd3Error) and getattr(error, "strerror", None)
-    text = message or str(error) or type(error).__name__
+    text = describe(error) or type(error).__name__
     if code == EXIT_UNEXPECTED:
         text = (
             f"unexpected {type(error).__name__}: {text[:1000]}; this is a defect of avtd3: "

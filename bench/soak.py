@@ -1,6 +1,6 @@
 """Run collectors, a learner, a reader and maintenance together while files fail and processes die.
 
-    python bench/soak.py --minutes 15 [--seed 0] [--out report.md] [--work DIRECTORY]
+    python bench/soak.py --minutes 15 [--seed 0] [--kill-every S] [--out report.md] [--work DIR]
 
 Two collectors (one with two workers) write into one dataset, a learner follows it and publishes
 policies for them, and compact, prune, pin and audit run in turn. Finished segments are copied into
@@ -137,7 +137,7 @@ class Role:
                 start_new_session=True,
                 preexec_fn=lambda: os.nice(NICENESS),
             )
-        wait_s = soak.random.expovariate(1.0 / self._mean_s)
+        wait_s = soak.random.expovariate(1.0) * self._mean_s
         self._kill_s = now + max(wait_s, 1.0) if may_die else float("inf")
 
     def _rate(self) -> float:
@@ -430,7 +430,7 @@ def follow(path: Path, answer: Path) -> None:
 class Soak:
     """All processes of a soak, and what they did wrong."""
 
-    def __init__(self, work: Path, seed: int, seconds: float) -> None:
+    def __init__(self, work: Path, seed: int, seconds: float, kill_every_s: float) -> None:
         self.work, self.seconds, self.random = work, seconds, random.Random(seed)
         self.data, self.mirror, self.run = work / "data", work / "mirror", work / "run"
         self.policies = work / "policies"
@@ -450,7 +450,7 @@ class Soak:
         self.ledger = Ledger(work / "ledger", self.data)
         self.copier = Copier(self.ledger, self.mirror, self.random)
         self.answer = work / "reader.json"
-        mean_s = max(8.0, min(25.0, seconds / 5.0))
+        mean_s = kill_every_s or float("inf")
         self.seed = seed
         self.roles = {
             name: Role(name, words, self, codes=codes, kill_after_s=mean_s * lives, rates=rates)
@@ -569,6 +569,12 @@ class Soak:
     def _scan(self) -> None:
         for name in self.ledger.scan():
             self.copier.add(name)
+
+    def close(self) -> None:
+        """Stop what still runs."""
+        for role in (*self.roles.values(), *self.maintenance.values()):
+            if role.is_running:
+                role.stop()
 
     def finish(self) -> dict[str, Any]:
         """Stop everything in good order, and compare what is there with what was published."""
@@ -795,30 +801,42 @@ def _growth(role: Role) -> list[object]:
     ]
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--kill-every",
+        type=float,
+        metavar="S",
+        help="mean seconds until a collector is killed; the others live longer; 0 kills nothing",
+    )
     parser.add_argument("--out", type=Path, help="write the report as Markdown")
     parser.add_argument("--work", type=Path, help="keep all files in this new directory")
     parser.add_argument("--follow", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.kill_every is None:
+        options.kill_every = max(8.0, min(60.0, options.minutes * 12.0))
+    return options
+
+
+def main() -> None:
+    options = parse()
     if options.follow:
         follow(*options.follow)
         return
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     work = options.work or Path(tempfile.mkdtemp(prefix="soak-"))
-    soak = Soak(work, options.seed, options.minutes * 60.0)
+    soak = Soak(work, options.seed, options.minutes * 60.0, options.kill_every)
     try:
         soak.soak()
         found = soak.finish()
     finally:
-        for role in (*soak.roles.values(), *soak.maintenance.values()):
-            if role.is_running:
-                role.stop()
-    command = f"python bench/soak.py --minutes {options.minutes:g} --seed {options.seed}"
-    text = report(soak, found, command)
+        soak.close()
+    command = f"{options.minutes:g} --seed {options.seed} --kill-every {options.kill_every:g}"
+    text = report(soak, found, f"python bench/soak.py --minutes {command}")
     print(text)
     if options.out:
         options.out.write_text(text)

@@ -14,6 +14,7 @@ from avtd3.learn.evaluation import EpisodeMetrics
 from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import DatasetError, DatasetUnreadableError, NoSegmentsError
+from avtd3.store.files import exists, is_directory
 from avtd3.store.format.layout import GROUP_FILE, SEGMENTS, STAGING
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.tracker import RefreshReport, name_refused
@@ -44,19 +45,24 @@ def open_datasets(
 
 def _open(path: Path, *, follow: bool) -> Dataset | None:
     """Open a dataset; with `follow`, return None while a collector has not yet created it."""
-    has_spec = (path / GROUP_FILE).exists()
     try:
         return Dataset.open(path)
+    except DatasetUnreadableError:
+        raise
     except DatasetError:
+        if not follow:
+            raise
+        if exists(path / GROUP_FILE):  # written meanwhile, or no spec
+            return Dataset.open(path)
         # a collector creates the directories a moment before it writes the spec
-        if follow and not has_spec and (not path.exists() or _is_new_dataset(path)):
+        if not exists(path) or _is_new_dataset(path):
             return None
         raise
 
 
 def _is_new_dataset(path: Path) -> bool:
     """Return whether a directory contains only what a dataset starts with."""
-    return path.is_dir() and {entry.name for entry in path.iterdir()} <= _NEW_DATASET
+    return is_directory(path) and {entry.name for entry in path.iterdir()} <= _NEW_DATASET
 
 
 def scratch_directory(run: Path) -> Path:

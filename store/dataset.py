@@ -102,7 +102,7 @@ def dataset_around(path: Path) -> Path | None:
     """Return the nearest dataset that a path is in, or is; None if there is none."""
     place = path.absolute()
     for folder in (place, *place.parents):
-        if (folder / GROUP_FILE).is_file() and (folder / SEGMENTS).is_dir():
+        if exists(folder / GROUP_FILE) and is_directory(folder / SEGMENTS):
             return folder
     return None
 

@@ -212,6 +212,21 @@ def advice(error: OSError, *, reads: bool = False) -> str:
     return known.get(code, f"{reason}: check the disk and the mount, then try again")
 
 
+def describe(error: BaseException, *, reads: bool = False) -> str:
+    """Return what an error says; one of the operating system says where and what to do about it.
+
+    Args:
+        error: The error.
+        reads: Whether it came from reading rather than from writing.
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if isinstance(error, Avtd3Error):  # its message is its strerror
+        return error.strerror
+    place = f"{error.filename}: " if error.filename else ""
+    return place + advice(error, reads=reads)
+
+
 def storage_error(path: object, error: OSError) -> StorageError:
     """Return the error for a file or directory that cannot be written."""
     message = f"cannot write {error.filename or path}: {advice(error)}"

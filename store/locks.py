@@ -20,7 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from avtd3.store.errors import InUseError, StorageError, abbreviate, advice, storage_error
+from avtd3.store.errors import (
+    Avtd3Error,
+    InUseError,
+    StorageError,
+    abbreviate,
+    advice,
+    storage_error,
+)
 
 LOCK_FILE = ".lock"
 """Name of the lock file in a directory."""
@@ -216,6 +223,11 @@ class ExclusiveLock:
             raise storage_error(self._path, error) from error
         try:
             self._lock(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, Avtd3Error):
+                raise
+            raise storage_error(self._path, error) from error
         except BaseException:
             os.close(descriptor)
             raise
@@ -224,9 +236,9 @@ class ExclusiveLock:
         return self
 
     def _lock(self, descriptor: int) -> None:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise StorageError(errno.EINVAL, f"{self._path} is not a regular file: delete it")
+        is_regular = False
         try:
+            is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUseError(self._directory, _holder(descriptor)) from None
@@ -240,6 +252,8 @@ class ExclusiveLock:
                 "process uses the directory",
                 stacklevel=4,
             )
+        if not is_regular:
+            raise StorageError(errno.EINVAL, f"{self._path} is not a regular file: delete it")
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, Identity.current(self._purpose).to_bytes(), 0)

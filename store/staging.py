@@ -111,8 +111,9 @@ def remove_segments(dataset: Path, segment_ids: Sequence[str]) -> None:
                 trash.append(_hide(dataset, segment_id))
         fsync_directory(dataset / SEGMENTS)
         fsync_directory(dataset / STAGING)
-    for path in trash:
-        _delete_removed(dataset, path)
+    with storage_errors(dataset / STAGING):
+        for path in trash:
+            _delete_removed(dataset, path)
 
 
 def _hide(dataset: Path, segment_id: str) -> Path:
@@ -136,12 +137,18 @@ def _hide(dataset: Path, segment_id: str) -> Path:
 
 
 def _delete_removed(dataset: Path, entry: Path) -> None:
-    """Delete what `_hide` has hidden; a segment that was not hidden yet stays."""
-    if entry.is_file():
-        segment = dataset / SEGMENTS / entry.name.removesuffix(_REMOVED_SUFFIX)
-        if not (segment / MANIFEST_FILE).exists():
-            remove_tree(segment)
-    remove(entry)
+    """Delete what `_hide` has hidden; a segment that was not hidden yet stays.
+
+    What cannot be deleted now is deleted by the next `clean`.
+    """
+    with contextlib.suppress(OSError):
+        if entry.is_file():
+            segment = dataset / SEGMENTS / entry.name.removesuffix(_REMOVED_SUFFIX)
+            if not exists(segment / MANIFEST_FILE):
+                remove_tree(segment)
+            if exists(segment) and not exists(segment / MANIFEST_FILE):
+                return  # the entry still says what to delete
+        remove(entry)
 
 
 def clean(dataset: Path, older_than_s: float = DAY_S) -> list[str]:

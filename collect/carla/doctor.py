@@ -206,7 +206,7 @@ def _drive(
     config: CarlaConfig, port: int, scenario: Scenario, seconds: float
 ) -> tuple[list[Finding], list[NDArray[np.uint8]]]:
     """Let the expert drive; a server that fails meanwhile is a finding of the first check."""
-    world = CarlaWorld(config, port)
+    world = CarlaWorld(dataclasses.replace(config, server_command=""), port)
     environment = DrivingEnvironment(world, TaskConfig(), (scenario,), ExpertConfig())
     seen = _Seen()
     try:

@@ -278,7 +278,6 @@ class Session:
             "z_error_m": abs(episode.z_m - road_m),
             "lights": self._lights.count,
             "touched": dict(episode.sensors.touched),
-            "late_pictures": episode.sensors.late,
             "wakes": self._traffic.wakes,
         }
 

@@ -342,7 +342,7 @@ class Lights:
 
     def begin(self, car: Car, route: Route) -> None:
         """Find the lights of a route: those with a stop line across it."""
-        self._car, self._inside, self._front_m = car, None, -math.inf
+        self._car, self._inside, self._front_m = car, None, math.nan
         points = route.points.view(np.complex128)[:, 0]
         self._stops = []
         with self._server.calling("describe its traffic lights"):
@@ -362,6 +362,7 @@ class Lights:
 
         `distance_m` is where the middle of the car is along the route.
         """
+        # At the start there is no place before: comparisons with NaN are false.
         front_m, before_m = distance_m + 0.5 * self._car.length_m, self._front_m
         self._front_m = max(front_m, before_m)
         gap_m, ran = self._without_a_line(speed_mps)

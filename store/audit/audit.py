@@ -39,6 +39,7 @@ from avtd3.store.errors import (
     DatasetError,
     DatasetUnreadableError,
     advice,
+    describe,
 )
 from avtd3.store.files import drop_cached, is_directory, is_passing, list_directory
 from avtd3.store.filters import EpisodeFilter
@@ -319,7 +320,7 @@ class _Aggregate:
         try:
             snapshot = Dataset.open(path).snapshot()
         except (DatasetError, OSError) as error:
-            faults.append(Fault(check="unreadable", message=str(error)))
+            faults.append(Fault(check="unreadable", message=describe(error, reads=True)))
             return frozenset()
         for claim in snapshot.unproven:
             message = f"claims to replace segment {claim.claimed}, but {claim.problem}"
@@ -411,7 +412,7 @@ def _root_faults(path: Path) -> tuple[list[Fault], bool]:
     except DatasetUnreadableError as error:
         return [Fault(check="unreadable", message=str(error))], False
     except (Avtd3Error, OSError) as error:
-        faults = [Fault(check="dataset-unreadable", message=str(error))]
+        faults = [Fault(check="dataset-unreadable", message=describe(error, reads=True))]
         try:
             is_dataset = is_directory(path / SEGMENTS)
         except OSError as unreadable:

@@ -28,6 +28,7 @@ from avtd3.store.errors import (
     SegmentCorruptError,
     SegmentNotFoundError,
     UnreadableError,
+    describe,
 )
 from avtd3.store.files import is_directory, is_passing
 from avtd3.store.filters import EpisodeFilter
@@ -140,7 +141,9 @@ def _read_fault(path: Path, error: Exception) -> Fault:
             check = "unreadable" if is_passing(error) else check
     except OSError:
         check = "unreadable"
-    message = f"unreadable now: {error}" if check == "unreadable" else str(error)
+    message = describe(error, reads=True)
+    if check == "unreadable" and not isinstance(error, Avtd3Error):
+        message = f"unreadable now: {message}"
     return Fault(check=check, message=message)
 
 

@@ -12,6 +12,7 @@ from avtd3.store.errors import (
     DatasetError,
     DatasetUnreadableError,
     SegmentNotFoundError,
+    advice,
 )
 from avtd3.store.files import canonical_json, is_passing, read_json, write_aside
 from avtd3.store.filters import EpisodeFilter
@@ -38,10 +39,11 @@ def read_pins(dataset: Dataset) -> dict[str, Pin]:
         return _parse(read_json(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        is_unreadable = isinstance(error, OSError) and is_passing(error)
-        kind = DatasetUnreadableError if is_unreadable else DatasetError
-        raise kind(
+    except OSError as error:
+        kind = DatasetUnreadableError if is_passing(error) else DatasetError
+        raise kind(f"{path} cannot be read: {advice(error, reads=True)}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(
             f"{path} cannot be read ({error}), expected the format of avtd3 store pin; fix the "
             "file, or delete it and pin again"
         ) from error

@@ -22,7 +22,7 @@ from avtd3.store.errors import (
     StorageError,
     abbreviate,
 )
-from avtd3.store.files import canonical_json, sha256
+from avtd3.store.files import canonical_json, sha256, storage_errors
 from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE, segment_arrays
 from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
@@ -252,11 +252,12 @@ class _Relabelling:
         self._made.append(segment)
         self._returns.append((segment.read("episode_return"), values["episode_return"]))
         self._written += sum(map(len, files.values()))
-        for path, origin in shared.items():
-            if (target / path).samefile(origin):
-                self._shared += segment.files[path].size
-            else:
-                self._copied += segment.files[path].size
+        with storage_errors(target):
+            for path, origin in shared.items():
+                if (target / path).samefile(origin):
+                    self._shared += segment.files[path].size
+                else:
+                    self._copied += segment.files[path].size
 
     def _manifest(
         self,

@@ -16,7 +16,13 @@ from avtd3.store.audit.statistics import Moments
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode import Episode, SegmentReader
 from avtd3.store.episode_table import EpisodeTable
-from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, NoSegmentsError
+from avtd3.store.errors import (
+    SEGMENT_ERRORS,
+    ConfigError,
+    NoSegmentsError,
+    SegmentUnreadableError,
+    UnreadableError,
+)
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.render.media import (
     GAP_PX,
@@ -90,16 +96,32 @@ def readable(segments: Iterable[Segment]) -> Iterator[SegmentReader]:
             continue
 
 
-def _readers(datasets: Sequence[Path]) -> Iterator[SegmentReader]:
+def _readers(datasets: Sequence[Path], unreadable: list[str]) -> Iterator[SegmentReader]:
+    """Yield readers of all segments; append why segments cannot be read now."""
     for path in datasets:
-        yield from readable(Dataset.open(path).snapshot().segments)
+        snapshot = Dataset.open(path).snapshot()
+        unreadable += [refusal.reason for refusal in snapshot.refused if refusal.is_unreadable]
+        for segment in snapshot.segments:
+            try:
+                yield SegmentReader(segment)
+            except SegmentUnreadableError as error:
+                unreadable.append(str(error))
+            except SEGMENT_ERRORS:
+                continue
+
+
+def _check_unreadable(unreadable: Sequence[str]) -> None:
+    """Raise if an episode that was not found may be in a segment that cannot be read now."""
+    if unreadable:
+        raise UnreadableError(f"the episode cannot be looked for: {unreadable[0]}")
 
 
 def _by_word(
     datasets: Sequence[Path], word: str, rng: np.random.Generator, among: EpisodeFilter
 ) -> Episode:
     found, largest = None, -np.inf
-    for reader in _readers(datasets):
+    unreadable: list[str] = []
+    for reader in _readers(datasets, unreadable):
         matching = np.flatnonzero(among.matches(reader.table))
         if not matching.size:
             continue
@@ -108,6 +130,7 @@ def _by_word(
         if found is None or keys[place] > largest:
             found, largest = Episode(reader, place), keys[place]
     if found is None:
+        _check_unreadable(unreadable)
         listed = ", ".join(map(str, datasets))
         which = "that can be read" if among == EpisodeFilter() else "that matches the filter"
         raise NoSegmentsError(f"{listed} holds no episode {which}; avtd3 collect adds one")
@@ -143,12 +166,15 @@ def _by_place(datasets: Sequence[Path], part: str, place: int) -> Episode:
 
 
 def _by_index(datasets: Sequence[Path], index: int) -> Episode:
+    unreadable: list[str] = []
     episodes = [
         Episode(reader, place)
-        for reader in _readers(datasets)
+        for reader in _readers(datasets, unreadable)
         for place in np.flatnonzero(reader.table.index == index).tolist()
     ]
     if len(episodes) != 1:
+        if not episodes:
+            _check_unreadable(unreadable)
         names = [episode.name for episode in episodes]
         raise ConfigError(_not_one(f"episode has number {index} in its plan", names))
     return episodes[0]

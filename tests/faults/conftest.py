@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 
@@ -34,11 +33,3 @@ def wait(monkeypatch):
         late[0] += seconds
 
     return pass_by
-
-
-def pytest_collection_modifyitems(items):
-    """Expect the failures that are being fixed."""
-    expected = set((Path(__file__).with_name("not_yet.txt")).read_text().splitlines())
-    for item in items:
-        if item.nodeid in expected:
-            item.add_marker(pytest.mark.xfail(reason="is being fixed", strict=False))

@@ -83,6 +83,45 @@ def maintain(dataset, folder, error):
             yield {"case": words[0], "code": code, "is_whole": is_whole, "err": err[-1500:]}
 
 
+TINY = (
+    "--set=learn.replay.batch_size=2",
+    "--set=learn.network.hidden=[4]",
+    "--set=learn.learning_starts=1",
+)
+COMMANDS = (
+    ("replay-inspect", "{d}"),
+    ("replay-inspect", "{d}", "--html", "{out}/page.html"),
+    ("replay-inspect", "{d}", "--episode", "worst"),
+    ("replay-inspect", "{d}", "--scores"),
+    ("store", "compact", "{d}"),
+    ("store", "prune", "{d}", "--max-steps", "20"),
+    ("store", "relabel", "{d}", "{out}/new", "--weights", "r0=2"),
+    ("store", "pin", "{d}", "{name}"),
+    ("store", "pins", "{d}"),
+    ("store", "unpin", "{d}", "{pinned}"),
+    ("learn", "{d}", "--run", "{out}/run", "--updates", "1", *TINY),
+)
+
+
+def every(dataset, folder, error):
+    """Run every command on a dataset while calls on all of it fail."""
+    from avtd3.store.maintenance.pins import pin
+
+    for words in COMMANDS:
+        for rate, calls in ((0.3, READING), (0.7, READING), (1.0, ("read",)), (0.3, CALLS)):
+            copy = shutil.copytree(dataset, folder / "copy")
+            names = segments(copy)
+            pin(copy, [names[0]])
+            fill = {"d": copy, "out": folder, "name": names[1], "pinned": names[0]}
+            set_flaky(copy, rate, error, calls)
+            code, out, err = run_command(*(word.format(**fill) for word in words))
+            set_flaky(copy, 0.0)
+            shutil.rmtree(copy)
+            for made in ("new", "run"):
+                shutil.rmtree(folder / made, ignore_errors=True)
+            yield {"case": words, "rate": rate, "code": code, "text": (out + err)[-1500:]}
+
+
 def learn(dataset, folder, error):
     """Train while one segment cannot be read, until it was refused; then until it is there."""
     from avtd3.learn import train
@@ -133,7 +172,7 @@ def learn(dataset, folder, error):
 
 
 def main(tool, dataset, folder, *errors):
-    tools = {"audit": audit, "maintain": maintain, "learn": learn}
+    tools = {"audit": audit, "maintain": maintain, "every": every, "learn": learn}
     for error in errors:
         for found in tools[tool](Path(dataset), Path(folder), error):
             sys.stdout.write(json.dumps({"error": error, **found}) + "\n")

@@ -42,7 +42,8 @@ def polite(avtd3):
     """Run a command; check that it ends with a documented code and prints little, escaped."""
 
     def run(*arguments, codes=(0, 1, 2, 3)):
-        code, text = avtd3(*arguments)
+        code, answer = avtd3(*arguments)
+        text = answer if isinstance(answer, str) else json.dumps(answer)
         assert code in codes, f"{code}: {text[-2000:]}"
         assert len(text) < SHORT
         assert not CONTROL.search(text), repr(CONTROL.search(text))

@@ -135,6 +135,17 @@ def test_maintenance_loses_and_doubles_nothing(dataset, tmp_path, errors):
 
 
 @some_errors
+def test_a_command_says_what_cannot_be_read_and_gives_no_verdict(dataset, tmp_path, errors):
+    for found in run_tool("every", dataset, tmp_path, errors):
+        text = " ".join(found["text"].split())
+        assert found["code"] in (0, 1, 3), found
+        assert "[Errno" not in text, found
+        assert "Traceback" not in text, found
+        if found["code"] == 3:
+            assert "unreadable" in text or "cannot" in text, found
+
+
+@some_errors
 def test_a_learner_takes_the_segment_once_it_can_be_read(dataset, tmp_path, errors):
     for found in run_tool("learn", dataset, tmp_path, errors):
         assert found["named"], found

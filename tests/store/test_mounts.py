@@ -294,6 +294,19 @@ def test_every_message_says_what_it_is_where_and_what_to_do(tmp_path, monkeypatc
         assert "\n" not in text
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_dataset_of_which_nothing_can_be_known_is_unreadable_not_missing(
+    tmp_path, monkeypatch, code
+):
+    def fail(path, *_args, **_options):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(os, "stat", fail)
+    with pytest.raises(DatasetUnreadableError, match="cannot be read"):
+        Dataset.open(tmp_path / "none")
+
+
 def test_no_known_error_is_answered_with_check_the_path():
     for code in errno.errorcode:
         for reads in (False, True):

@@ -539,3 +539,22 @@ def test_lengths_that_do_not_add_up_are_refused_even_if_their_sum_wraps_around(t
     rebuild_manifest(path)
     with pytest.raises(SegmentCorruptError, match="do not add up"):
         only(dataset).episode_table()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x" * 10**5: 1},
+        {"episodes": [1] * 10**5},
+        {"segment_id": "\x1b" * 10**5},
+        {"format_version": 10**400},
+        {"steps": "x" * 10**5},
+        {"files": [{"path": "/" * 10**5, "size": 1, "sha256": ""}]},
+    ],
+)
+def test_what_a_manifest_contains_never_fills_a_message(dataset, change):
+    path = only(dataset).path / "MANIFEST.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    reason = dataset.snapshot().refused[0].reason
+    assert len(reason) < 600 + len(str(path))
+    assert reason.isprintable()

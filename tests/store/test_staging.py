@@ -1,19 +1,22 @@
 """What dead processes leave is deleted by whoever comes next; what a live one writes is not."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from avtd3.store import files
+from avtd3.store import files, staging
 from avtd3.store.dataset import Dataset
+from avtd3.store.errors import DatasetUnreadableError
 from avtd3.store.locks import Identity
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.pins import pin
+from avtd3.store.maintenance.pins import pin, read_pins
 from avtd3.store.maintenance.prune import PruneConfig, prune
 from avtd3.tests.store.maintenance.datasets import fill
 from avtd3.tests.store.segments import make_spec
@@ -210,6 +213,33 @@ def test_the_files_of_others_are_never_swept(tmp_path, name):
     assert names(tmp_path) == [name]
 
 
+def test_what_cannot_be_deleted_stays_owned(dataset, gone, monkeypatch):
+    stage(dataset, "it", gone)
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "remove", lambda path: None)
+        dataset.clean_staging()
+    assert names(dataset.staging_path) == ["it", "it.owner.json"]
+    assert dataset.clean_staging() == ["it"]
+    assert names(dataset.staging_path) == []
+
+
 def test_cleaning_without_a_staging_directory(dataset):
     dataset.staging_path.rmdir()
     assert dataset.clean_staging() == []
+
+
+def test_an_unreadable_pins_file_is_no_verdict(tmp_path, monkeypatch):
+    dataset, _ = fill(tmp_path / "d", [[2]])
+    pin(dataset.path, dataset.segment_ids())
+    real = os.open
+
+    def fail(path, *args, **options):
+        if str(path).endswith("pins.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(DatasetUnreadableError, match="the device failed") as caught:
+        read_pins(dataset)
+    assert "pin again" not in str(caught.value)

@@ -130,6 +130,7 @@ class Simulation:
         """Remove an actor, without the actors attached to it; return whether it existed."""
         self._eyes.pop(number, None)
         self._due_s.pop(number, None)
+        self._last_pictures.pop(number, None)
         return number != self.spectator.id and self.actors.pop(number, None) is not None
 
     def tick(self):
