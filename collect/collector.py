@@ -44,20 +44,16 @@ from avtd3.store.events import Event
 from avtd3.store.step import Step
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
-REPORT_PERIOD_S = 0.2
-"""Seconds between two reports."""
-POLICY_PERIOD_S = 0.05
-"""Seconds between two polls for a new policy."""
+_REPORT_PERIOD_S = 0.2
+POLICY_PERIOD_S = 0.05  # seconds between two polls for a new policy
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CollectAheadConfig:
     """How far a collection may run ahead of the learner that it collects for.
 
-    Published results come from one process that does one update per step. Here the collector and
-    the learner are two processes, and either may be the faster one. The learner limits itself by
-    ``learn.updates_per_step``: it does no more updates than that for each step. The collector
-    limits itself by `max_lead`: it starts no episode while the newest policy is further behind.
+    Either process may be the faster one. The learner limits itself by ``learn.updates_per_step``,
+    the collector by `max_lead`: it starts no episode while the newest policy is further behind.
     """
 
     random_steps: int = 0
@@ -78,10 +74,6 @@ class CollectAheadConfig:
         check_number("max_lead", self.max_lead or 0)
         check_positive("updates_per_step", self.updates_per_step)
         check_number("updates_before", self.updates_before)
-
-    def is_random(self, steps: int) -> bool:
-        """Return whether an episode that starts after this many steps is driven at random."""
-        return steps < self.random_steps
 
     def waits_for(self, steps: int, updates: int) -> str:
         """Return why a policy may not start an episode yet, or an empty string."""
@@ -147,7 +139,7 @@ class CollectConfig(EnvironmentConfig):
         return {**plan, **self.world_document()}
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class CollectJob:
     """The work of one process."""
 
@@ -183,15 +175,12 @@ class Collector:
         self._tally, self._steps, self._next_report_s = Tally(), 0, 0.0
 
     def run(self) -> Tally:
-        """Collect the share; complete steps are published whatever ends it.
-
-        A simulator that does not come back ends the share with `Tally.lost`, not with an error.
-        """
+        """Collect the share; complete steps are published whatever ends it."""
         try:
             with self._writer:
                 try:
                     self._collect()
-                except WorldLost as error:
+                except WorldLost as error:  # a simulator that does not come back
                     lost = f"worker {self._share.worker} stopped: {error}"
                     self._note(lost=(lost,), warning="")
                 finally:
@@ -250,7 +239,7 @@ class Collector:
         seed = training_seed(self._config.seed, index)
         rng = episode_generator(seed)
         steps = share.held_steps + share.workers * self._steps
-        driver, spec = self._pool.choose(rng, use_random=lead.is_random(steps))
+        driver, spec = self._pool.choose(rng, use_random=steps < lead.random_steps)
         if spec.is_policy and not self._load_policy(steps):
             return  # stopped while waiting
         rollout = Rollout(self._environment, seed, index)
@@ -266,7 +255,14 @@ class Collector:
 
     def _load_policy(self, steps: int) -> bool:
         """Wait for a policy that is new enough; return False if stopped while waiting."""
-        while waiting := self._waits_for(steps):
+        while True:
+            policy = self._pool.poll()
+            if policy is None:
+                waiting = f"waiting for the first policy in {self._pool.path}"
+            elif behind := self._config.lead.waits_for(steps, policy.updates):
+                waiting = f"waiting for the learner of {self._pool.path}: {behind}"
+            else:
+                break
             # The learner may wait for this data: publish it before waiting.
             self._count_segment(self._writer.flush())
             self._note(waiting=waiting)
@@ -274,24 +270,9 @@ class Collector:
             if self._should_stop():
                 return False
             time.sleep(POLICY_PERIOD_S)
-        warning = self._pool.warning or self._tally.warning
-        policy = self._pool.policy
-        assert policy is not None, "the wait is over"
-        self._note(
-            waiting="",
-            warning=warning,
-            policy_version=policy.version,
-            action_limit=policy.action_limit,
-        )
+        known = {"policy_version": policy.version, "action_limit": policy.action_limit}
+        self._note(waiting="", warning=self._pool.warning or self._tally.warning, **known)
         return True
-
-    def _waits_for(self, steps: int) -> str:
-        """Return what a policy has to wait for, or an empty string."""
-        policy = self._pool.poll()
-        if policy is None:
-            return f"waiting for the first policy in {self._pool.path}"
-        behind = self._config.lead.waits_for(steps, policy.updates)
-        return behind and f"waiting for the learner of {self._pool.path}: {behind}"
 
     def _begin_episode(self, rollout: Rollout, spec: DriverSpec, index: int) -> None:
         policy = self._pool.policy if spec.is_policy else None
@@ -319,9 +300,9 @@ class Collector:
                 total += total_reward(step)
                 self._steps += 1
                 if step.is_last:
-                    self._end_episode(step.end_reason, total)
+                    self._end_episode(step.end_reason, total, self._environment.events())
                 elif should_stop():
-                    self._end_episode(STOP_REASON, total)
+                    self._end_episode(STOP_REASON, total, self._environment.events())
                     return
                 self._report_if_due()
         except (CheckpointError, RoadError, WorldError) as error:
@@ -330,27 +311,21 @@ class Collector:
                 events = self._environment.events()
             reason = error.reason if isinstance(error, WorldLost) else FAULT_REASON
             reason = POLICY_REASON if isinstance(error, CheckpointError) else reason
-            published = writer.truncate(reason, events)
-            if self._steps > before:  # an episode without a step is dropped
-                self._count_episode(published, reason, total)
+            if self._steps > before:
+                self._end_episode(reason, total, events)
+            else:  # an episode without a step is dropped
+                writer.truncate(reason, events)
             raise
 
-    def _end_episode(self, reason: str, episode_return: float) -> None:
-        published = self._writer.truncate(reason, self._environment.events())
-        self._count_episode(published, reason, episode_return)
-
-    def _count_episode(
-        self, segment: PublishedSegment | None, reason: str, episode_return: float
-    ) -> None:
+    def _end_episode(self, reason: str, episode_return: float, events: tuple[Event, ...]) -> None:
+        published = self._writer.truncate(reason, events)
         self._tally = self._tally.with_end(reason, episode_return)
-        self._count_segment(segment)
+        self._count_segment(published)
 
     def _count_segment(self, segment: PublishedSegment | None) -> None:
         if segment is not None:
-            self._note(
-                segments=self._tally.segments + 1,
-                size_bytes=self._tally.size_bytes + segment.size_bytes,
-            )
+            size_bytes = self._tally.size_bytes + segment.size_bytes
+            self._note(segments=self._tally.segments + 1, size_bytes=size_bytes)
 
     def _note(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Tally
         changed = dataclasses.replace(self._tally, **changes)
@@ -363,7 +338,7 @@ class Collector:
             self._report()
 
     def _report(self) -> None:
-        self._next_report_s = time.monotonic() + REPORT_PERIOD_S
+        self._next_report_s = time.monotonic() + _REPORT_PERIOD_S
         self._tally = dataclasses.replace(self._tally, steps=self._steps)
         self._on_tally(self._tally)
 
@@ -431,6 +406,15 @@ def collect(
         is_late = seconds is not None and time.monotonic() - started_s >= seconds
         return is_late or should_stop()
 
+    def show(tallies: list[Tally | None]) -> None:
+        total = Tally.total(tallies)
+        elapsed_s = time.monotonic() - started_s
+        fraction = amount.fraction(held, total.steps, total.episodes, elapsed_s)
+        free = shutil.disk_usage(opened.path).free
+        on_progress(
+            CollectProgress(tally=total, seconds=elapsed_s, fraction=fraction, disk_free_bytes=free)
+        )
+
     with lock_plan(opened, plan_digest):
         held = held_episodes(opened, plan_digest)
         held_steps = sum(held.values())
@@ -440,45 +424,16 @@ def collect(
                 f"{config.seed}); use --resume to continue it, or another --seed for new episodes"
             )
         opened.clean_staging()
-
-        def show(tallies: list[Tally | None]) -> None:
-            total = Tally.total(tallies)
-            elapsed_s = time.monotonic() - started_s
-            on_progress(
-                CollectProgress(
-                    tally=total,
-                    seconds=elapsed_s,
-                    fraction=amount.fraction(held, total.steps, total.episodes, elapsed_s),
-                    disk_free_bytes=shutil.disk_usage(opened.path).free,
-                )
-            )
-
-        jobs = [
-            CollectJob(
-                dataset=opened.path,
-                config=config,
-                share=Share(
-                    amount=amount,
-                    held=frozenset(held),
-                    held_steps=held_steps,
-                    worker=worker,
-                    workers=workers,
-                ),
-                policies=policies,
-                open_world=open_world,
-            )
-            for worker in range(workers)
-        ]
+        whole = Share(amount=amount, held=frozenset(held), held_steps=held_steps, workers=workers)
+        shares = [dataclasses.replace(whole, worker=worker) for worker in range(workers)]
+        jobs = [CollectJob(opened.path, config, share, policies, open_world) for share in shares]
         tallies, lost = run_jobs(run_job, jobs, should_stop=is_over, on_reports=show)
         tally = Tally.total(tallies)
         if lost:  # count what is there: a worker that died has not reported its last steps
             now = held_episodes(opened, plan_digest)
-            tally = dataclasses.replace(
-                tally,
-                lost=(*tally.lost, *lost),
-                steps=sum(now.values()) - held_steps,
-                episodes=len(now) - len(held),
-            )
+            steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
+            reasons = (*tally.lost, *lost)
+            tally = dataclasses.replace(tally, lost=reasons, steps=steps, episodes=episodes)
     return CollectReport(
         dataset=str(dataset),
         tally=tally,

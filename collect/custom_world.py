@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ENTRY_POINT_GROUP = "avtd3.worlds"
-"""Group of entry points by which installed packages offer worlds."""
 REFERENCE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<factory>[^\W\d]\w*(\.\w+)*)")
 """``package.module:factory``."""
 _T = TypeVar("_T")
@@ -191,11 +190,7 @@ def _distribution(module: str) -> str:
 
 
 def _wrap(made: object, code: ForeignCode, origin: str) -> "CustomWorld | CustomEnvironment":
-    """Recognise what a user's factory returned, and wrap it.
-
-    What has a ``spec`` is an environment; what has ``control_period_s`` and ``image_shape`` is a
-    driving world.
-    """
+    """Recognise what a user's factory returned by its attributes, and wrap it."""
     if code.get(made, "spec", _MISSING) is not _MISSING:
         return CustomEnvironment(made, code, origin)
     if any(code.get(made, name, _MISSING) is not _MISSING for name, _, _ in _WORLD_MEMBERS[:2]):
@@ -225,10 +220,8 @@ def _check_members(
             except ValueError:  # a built-in without a signature
                 continue
         if problem:
-            raise ConfigError(
-                f"world {code.name}: {type(made).__qualname__} {problem}, expected {expected}; "
-                f"{SEE}"
-            )
+            found = f"{type(made).__qualname__} {problem}"
+            raise ConfigError(f"world {code.name}: {found}, expected {expected}; {SEE}")
 
 
 class CustomEnvironment(Environment):
@@ -261,9 +254,8 @@ class CustomEnvironment(Environment):
         except (SpecError, AttributeError, TypeError) as error:
             raise self._code.invalid("reset()", str(error)) from error
         if wrong := sorted(_OWN_ATTRIBUTES & result.attributes.keys()):
-            raise self._code.invalid(
-                "reset()", f"avtd3 sets the attribute {wrong[0]} itself; rename it"
-            )
+            problem = f"avtd3 sets the attribute {wrong[0]} itself; rename it"
+            raise self._code.invalid("reset()", problem)
         return result
 
     def step(self, action: NDArray[np.float32]) -> Step:
@@ -282,9 +274,8 @@ class CustomEnvironment(Environment):
         if all(is_over):
             raise self._code.invalid(place, "both terminated and truncated are true")
         if step.end_reason and not any(is_over):
-            raise self._code.invalid(
-                place, f"end_reason is {step.end_reason!r} before the last step"
-            )
+            problem = f"end_reason is {step.end_reason!r} before the last step"
+            raise self._code.invalid(place, problem)
         return step
 
     @property
@@ -347,10 +338,7 @@ class CustomEnvironment(Environment):
         self._code.call("close()", self._get("close", super().close))
 
     def _get(self, name: str, default: Any) -> Any:  # noqa: ANN401 - any attribute
-        """Return an optional attribute of the user's object, or a default if it has none.
-
-        What a subclass of `Environment` inherits counts as none.
-        """
+        """Return an attribute of the user's object; a default if it has none or inherits ours."""
         if inspect.getattr_static(self._made, name, None) is vars(Environment)[name]:
             return default
         return self._code.get(self._made, name, default)
@@ -389,18 +377,15 @@ class CustomWorld:
         self.control_period_s: float = code.get(made, "control_period_s")
         self.image_shape: tuple[int, int, int] = code.get(made, "image_shape")
         period, shape = self.control_period_s, self.image_shape
+        is_shape = isinstance(shape, tuple) and len(shape) == 3
         is_valid = (
             isinstance(period, int | float) and math.isfinite(period) and period > 0.0,
-            isinstance(shape, tuple)
-            and len(shape) == 3
-            and all(isinstance(size, int) and size > 0 for size in shape),
+            is_shape and all(isinstance(size, int) and size > 0 for size in shape),
         )
         for (name, expected, _), is_ok in zip(_WORLD_MEMBERS, is_valid, strict=False):
             if not is_ok:
-                raise ConfigError(
-                    f"world {code.name}: {name} is {getattr(self, name)!r}, expected {expected}; "
-                    f"{SEE}"
-                )
+                found = f"{name} is {getattr(self, name)!r}"
+                raise ConfigError(f"world {code.name}: {found}, expected {expected}; {SEE}")
         image = ImageSpec(channels=shape[0], height=shape[1], width=shape[2])
         self._notices = check_image(f"world {code.name}", image, _ORDER)
         self._route: Route | None = None

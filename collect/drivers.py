@@ -68,9 +68,7 @@ class OrnsteinUhlenbeckNoise:
 class WanderingDriver:
     """A random driver for cars: smooth random steering, and throttle most of the time.
 
-    Two Ornstein-Uhlenbeck processes with a correlation time of 0.8 s: steering with standard
-    deviation 0.25 about 0, the pedal with 0.4 about 0.35. White noise would average out in the
-    car's inertia, and the car would stand still.
+    White noise would average out in the car's inertia, and the car would stand still.
     """
 
     _CENTRE = np.array((0.0, 0.35))
@@ -134,11 +132,6 @@ class PolicyDriver:
             reason = f"it returned {action}, expected finite numbers"
         raise CheckpointError(f"policy {self.policy.version} cannot act: {reason}")
 
-    @property
-    def action_limit(self) -> float:
-        """Fraction of each action's half range that the policy uses."""
-        return 1.0 if self.policy is None else self.policy.action_limit
-
 
 class NoisyDriver:
     """Any driver with noise on every action, clipped to the bounds or to a policy's limit."""
@@ -165,7 +158,8 @@ class NoisyDriver:
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """Return the driver's action plus the noise, float32 (A,)."""
         action = self._driver.act(observation) + self._noise.next()
-        limit = self._driver.action_limit if isinstance(self._driver, PolicyDriver) else 1.0
+        policy = self._driver.policy if isinstance(self._driver, PolicyDriver) else None
+        limit = 1.0 if policy is None else policy.action_limit
         margin = ((1.0 - limit) * self._half).astype(np.float32)
         action = action.astype(np.float32)
         return np.clip(action, self._low + margin, self._high - margin)

@@ -24,12 +24,9 @@ from avtd3.store.step import Observation, Step
 if TYPE_CHECKING:
     from PIL import Image
 
-STOP_REASON = "collector_stop"
-"""End reason of an episode that was cut because the collector had to stop."""
-FAULT_REASON = "world_error"
-"""End reason of an episode that was cut because the simulator failed."""
-POLICY_REASON = "policy_error"
-"""End reason of an episode that was cut because its policy could not act."""
+STOP_REASON, FAULT_REASON, POLICY_REASON = "collector_stop", "world_error", "policy_error"
+"""End reasons of an episode that was cut: the collector had to stop, the simulator failed, or the
+policy could not act."""
 SUCCESS_REASON = "goal"
 """End reason of an episode that reached its goal."""
 

@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
     from avtd3.learn.policy import Policy
 
-FILM_EVERY = 2
-"""Steps per picture of an animation: 10 pictures per second at 20 Hz."""
-FILM_PICTURES = 250
-"""Most pictures of an animation: 25 seconds of driving."""
+FILM_EVERY = 2  # steps per picture: 10 pictures per second at 20 Hz
+FILM_PICTURES = 250  # 25 seconds of driving
 SHEET_STEP = 60
 """Step whose picture represents an episode on a contact sheet, if the episode is long enough."""
+PLACE = ("town", "weather")  # attributes that say where an episode was driven
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +61,16 @@ class EvaluateConfig(EnvironmentConfig):
 
 
 class Evaluator:
-    """Drives held-out episodes with one subject in one environment."""
+    """Drives held-out episodes with one subject in one environment.
+
+    `steps` counts all steps driven so far, those of lost episodes included.
+    """
 
     def __init__(self, environment: Environment, config: EvaluateConfig, subject: str) -> None:
-        self.environment, self._config = environment, config
+        self.environment, self._config, self.steps = environment, config, 0
         self.policy, self.subject = _load_policy(subject, environment.spec)
         self._mixture = _parse_subject(subject) if self.policy is None else Mixture.parse("policy")
         driver = PolicyDriver(self.policy)
-        self.steps = 0
-        """Steps driven so far, those of lost episodes included."""
         self._drivers = [spec.build(environment, driver) for spec in self._mixture.drivers]
 
     def start(self, index: int) -> tuple[Rollout, Iterator[Step], str]:
@@ -84,8 +84,8 @@ class Evaluator:
 
     def score(self, index: int, should_stop: Callable[[], bool]) -> EpisodeScore | None:
         """Drive an episode to its end and score it; return None if it was stopped before."""
-        (rollout, steps, driver), scorer = self.start(index), Scorer()
-        reason = ""
+        rollout, steps, driver = self.start(index)
+        scorer, environment, reason = Scorer(), self.environment, ""
         for step in steps:
             scorer.record(step)
             self.steps += 1
@@ -96,25 +96,23 @@ class Evaluator:
         return scorer.score(
             index=index,
             seed=rollout.seed,
-            scenario=self.environment.scenario,
-            town=str(attributes.get("town", "")),
-            weather=str(attributes.get("weather", "")),
+            scenario=environment.scenario,
+            **{name: str(attributes.get(name, "")) for name in PLACE},
             driver=driver,
             end_reason=reason,
-            measures=self.environment.measures(),
-            route=score_route(self.environment.events(), penalty_table(self._config.penalties)),
+            measures=environment.measures(),
+            route=score_route(environment.events(), penalty_table(self._config.penalties)),
         )
 
     def film(self, index: int, path: Path) -> None:
         """Drive an episode and write it as a GIF."""
         from avtd3.store.render.media import write_gif
 
-        _, steps, driver = self.start(index)
+        (_, steps, driver), environment = self.start(index), self.environment
         filmed = itertools.islice(steps, 0, FILM_EVERY * FILM_PICTURES, FILM_EVERY)
-        pictures = (self.environment.picture(step.action, driver) for step in filmed)
-        period_s = FILM_EVERY * self.environment.spec.control_period_s
+        pictures = (environment.picture(step.action, driver) for step in filmed)
         with use_one_thread(self.policy):
-            write_gif(pictures, path, period_s=period_s)
+            write_gif(pictures, path, period_s=FILM_EVERY * environment.spec.control_period_s)
 
     def film_first(self, path: Path) -> None:
         """Film the first episode whose map and route can be used."""
@@ -131,9 +129,7 @@ class Evaluator:
         with use_one_thread(self.policy):
             *_, step = itertools.islice(steps, step_index + 1)
         attributes = rollout.start.attributes
-        place = ", ".join(
-            str(attributes[name]) for name in ("town", "weather") if name in attributes
-        )
+        place = ", ".join(str(attributes[name]) for name in PLACE if name in attributes)
         return self.environment.picture(step.action, driver), place
 
 
@@ -158,23 +154,19 @@ def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]"
 
 
 def _parse_subject(subject: str) -> Mixture:
-    mixture = None
     with contextlib.suppress(ConfigError):
         mixture = Mixture.parse(subject)
-    if mixture is None or mixture.needs_policy:
-        raise ConfigError(
-            f"{subject!r} is neither a policy's file, nor a directory of policies, nor a driver "
-            f"({GRAMMAR}); name a policy by its path"
-        )
-    return mixture
+        if not mixture.needs_policy:
+            return mixture
+    raise ConfigError(
+        f"{subject!r} is neither a policy's file, nor a directory of policies, nor a driver "
+        f"({GRAMMAR}); name a policy by its path"
+    )
 
 
 @contextlib.contextmanager
 def use_one_thread(policy: "Policy | None") -> Iterator[None]:
-    """Limit torch to one thread while a policy drives.
-
-    Otherwise sums in another order would make the scores depend on the number of cores.
-    """
+    """Use one thread of torch: scores must not depend on the number of cores."""
     if policy is None:
         yield
         return
@@ -252,10 +244,8 @@ class EvaluateReport:
     @property
     def failure(self) -> str:
         """Why episodes are missing because of simulators; empty if none are."""
-        causes = list(self.lost_workers)
-        if self.skipped:
-            causes.append(f"{len(self.skipped)} of the episodes skipped")
-        return "; ".join(causes)
+        skipped = [f"{len(self.skipped)} of the episodes skipped"] if self.skipped else []
+        return "; ".join([*self.lost_workers, *skipped])
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON values: `summarise` of the scores, and a row for each."""
@@ -304,14 +294,13 @@ def _driving_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"speed           {3.6 * found['speed_mps']:.1f} km/h"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class EvaluateJob:
     """The work of one process."""
 
     worker: int
     config: EvaluateConfig
     subject: str
-    """Who drives: a path or a driver, see `evaluate`."""
     indices: tuple[int, ...]
     open_world: WorldFactory
 
@@ -323,7 +312,6 @@ class EvaluatePart:
     scores: tuple[EpisodeScore, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     lost: str = ""
-    """Why the process stopped early, or an empty string."""
 
 
 def evaluate(
@@ -370,13 +358,7 @@ def evaluate(
             evaluator.film_first(gif)
     every, workers = range(config.episodes), min(config.worker_count, config.episodes)
     jobs = [
-        EvaluateJob(
-            worker=worker,
-            config=config,
-            subject=evaluator.subject,
-            indices=tuple(every[worker::workers]),
-            open_world=open_world,
-        )
+        EvaluateJob(worker, config, evaluator.subject, tuple(every[worker::workers]), open_world)
         for worker in range(workers)
     ]
 
@@ -413,10 +395,7 @@ def evaluate(
 def run_job(
     job: EvaluateJob, should_stop: Callable[[], bool], report: Callable[[EvaluatePart], None]
 ) -> EvaluatePart:
-    """Drive one process's episodes; an interrupted episode is not scored.
-
-    An episode in which the simulator is lost is driven again from its start.
-    """
+    """Drive one process's episodes; an interrupted episode is not scored."""
     part, recovery = EvaluatePart(), Recovery(job.config.recovery)
     with open_environment(job.config, job.open_world, job.worker) as environment:
         evaluator = Evaluator(environment, job.config, job.subject)
@@ -440,40 +419,26 @@ def _drive(
     evaluator: Evaluator, index: int, recovery: Recovery, should_stop: Callable[[], bool]
 ) -> EpisodeScore | Skipped | None:
     """Score an episode, with as many attempts as it needs; return None if it was stopped."""
+    scenarios = evaluator.environment.scenario_count
     while not should_stop():
         try:
             return evaluator.score(index, should_stop)
         except WorldLost as error:
-            skipped = recovery.record_loss(index, error, evaluator.steps)
-            if skipped is not None:
+            if skipped := recovery.record_loss(index, error, evaluator.steps):
                 return skipped
         except RoadError as error:
-            return recovery.record_refusal(
-                index, error, evaluator.steps, evaluator.environment.scenario_count
-            )
+            return recovery.record_refusal(index, error, evaluator.steps, scenarios)
     return None
 
 
-def film_held_out(
-    subject: str,
-    config: EvaluateConfig,
-    index: int,
-    path: Path,
-    *,
-    open_world: WorldFactory = open_world,
-) -> None:
+def film_held_out(subject: str, config: EvaluateConfig, index: int, path: Path) -> None:
     """Write one episode of an evaluation as a GIF."""
     with open_environment(config, open_world, render=True) as environment:
         Evaluator(environment, config, subject).film(index, path)
 
 
 def sheet_held_out(
-    subject: str,
-    config: EvaluateConfig,
-    path: Path,
-    *,
-    should_stop: Callable[[], bool] = lambda: False,
-    open_world: WorldFactory = open_world,
+    subject: str, config: EvaluateConfig, path: Path, *, should_stop: Callable[[], bool]
 ) -> None:
     """Write a contact sheet with one picture of each episode of an evaluation."""
     from PIL import Image

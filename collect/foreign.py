@@ -22,12 +22,9 @@ from avtd3.store.render.text import shorten
 from avtd3.store.spec import ImageSpec
 
 SEE = "see docs/worlds.md"
-LEAST_SIDE = 16
-"""Smallest side of an image, in pixels: no common CNN accepts less."""
-LEARNER_SIDE = 36
-"""Smallest side that the CNN of `avtd3.learn.networks` accepts."""
-MOST_ACTION = 1e18
-"""Largest bound of an action whose square is finite in float32."""
+LEAST_SIDE = 16  # pixels: no common CNN accepts less
+LEARNER_SIDE = 36  # what the CNN of `avtd3.learn.networks` accepts
+MOST_ACTION = 1e18  # its square is finite in float32
 _MOST_TEXT = 1000
 _T = TypeVar("_T")
 
@@ -68,10 +65,9 @@ class ForeignCode:
         for part in path.split("."):
             found = self.get(found, part)
             if found is None:
-                raise ConfigError(
-                    f"world {self.name}: {self._module} has no {path}, expected a function or "
-                    f"class that makes the world; {SEE}"
-                )
+                problem = f"{self._module} has no {path}"
+                expected = "a function or class that makes the world"
+                raise ConfigError(f"world {self.name}: {problem}, expected {expected}; {SEE}")
         return found
 
     def get(self, made: object, attribute: str, default: object = None) -> Any:  # noqa: ANN401 - any attribute
@@ -142,10 +138,7 @@ def check_image(name: str, image: ImageSpec | None, order: str) -> tuple[str, ..
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Send what foreign code prints to standard error, so that only the answer is on stdout.
-
-    This also holds for native code and for worker processes, because it moves the descriptor.
-    """
+    """Send what foreign code prints, also natively and in workers, to standard error."""
     if sys.stdout is None:  # closed by the caller
         yield
         return

@@ -63,17 +63,12 @@ class ObservationReader:
             raise ConfigError(f"{name} observes {space}, expected {_KINDS}")
         self.image: ImageSpec | None = None
         for key in self._images:
-            height, width, *channels = parts[key].shape or ()
-            self.image = ImageSpec(
-                channels=channels[0] if channels else 1, height=height, width=width, stack=stack
-            )
-        self.names = tuple(
-            f"{key}_{i}" for key in self._vectors for i in range(math.prod(parts[key].shape or ()))
-        )
-        if len(self.names) > MAX_AXIS:
-            raise ConfigError(
-                f"{name} observes {len(self.names)} numbers, expected at most {MAX_AXIS}"
-            )
+            height, width, channels = (*(parts[key].shape or ()), 1)[:3]
+            self.image = ImageSpec(channels=channels, height=height, width=width, stack=stack)
+        sizes = {key: math.prod(parts[key].shape or ()) for key in self._vectors}
+        self.names = tuple(f"{key}_{i}" for key, size in sizes.items() for i in range(size))
+        if (count := len(self.names)) > MAX_AXIS:
+            raise ConfigError(f"{name} observes {count} numbers, expected at most {MAX_AXIS}")
 
     def read(self, returned: Any, step: int = 0, time_s: float = 0.0) -> Observation:  # noqa: ANN401 - any space
         """Convert what the environment returned at a step of its episode."""
@@ -90,20 +85,17 @@ class ObservationReader:
         )
 
     def _to_vector(self, parts: Mapping[str, Any]) -> NDArray[np.float32]:
+        expected = f"expected {len(self.names)} finite numbers"
         try:
             with np.errstate(over="ignore"):  # too large for float32 becomes infinite
                 # a copy: environments may reuse the arrays that they return
                 vector = np.concatenate([parts[k] for k in self._vectors], dtype=np.float32)
         except (TypeError, ValueError) as error:
-            raise WorldError(
-                f"{self._name} returned an observation that is not a vector: {error}; expected "
-                f"{len(self.names)} finite numbers"
-            ) from error
+            found = f"an observation that is not a vector: {error}"
+            raise WorldError(f"{self._name} returned {found}; {expected}") from error
         if vector.shape != (len(self.names),) or not np.isfinite(vector).all():
-            raise WorldError(
-                f"{self._name} returned the observation {vector.tolist()}, expected "
-                f"{len(self.names)} finite numbers"
-            )
+            found = f"the observation {vector.tolist()}"
+            raise WorldError(f"{self._name} returned {found}, {expected}")
         return vector
 
     def _to_planes(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
@@ -130,8 +122,6 @@ def _kind(space: "gymnasium.Space[Any]", name: str) -> str:
 
 GYM = "gym:"
 """Prefix of the names of these worlds."""
-_PACKAGES = ("gymnasium", "mujoco")
-"""Packages whose versions affect these worlds."""
 _INSTALL = "pip install 'avtd3[gym]'"
 
 
@@ -188,35 +178,31 @@ class GymEnvironment(Environment):
     def __init__(
         self, env: "gymnasium.Env[Any, Any]", code: ForeignCode, config: GymConfig
     ) -> None:
-        self._env, self._code, self.name = env, code, code.name
-        self._reader = ObservationReader(
-            code.get(env, "observation_space"), config.stack, self.name
-        )
+        self._env, self._code, self.name, self._steps = env, code, code.name, 0
+        space = code.get(env, "observation_space")
+        self._reader = reader = ObservationReader(space, config.stack, self.name)
         self._actions = cast("Box", code.get(env, "action_space"))  # read_bounds refuses others
         low, high = read_bounds(self._actions, self.name)
         self._period_s = code.call("its metadata", _period_s, env)
-        env_spec = code.get(env, "spec")
-        self._limit: int | None = getattr(env_spec, "max_episode_steps", None)
-        self._notices = check_image(
-            self.name, self._reader.image, "(rows, columns) or (rows, columns, channels)"
-        )
+        self._limit: int | None = getattr(code.get(env, "spec"), "max_episode_steps", None)
+        order = "(rows, columns) or (rows, columns, channels)"
+        self._notices = check_image(self.name, reader.image, order)
         self.spec = EpisodeSpec(
-            image=self._reader.image,
-            vector_names=self._reader.names,
-            vector_scales=(1.0,) * len(self._reader.names),
+            image=reader.image,
+            vector_names=reader.names,
+            vector_scales=(1.0,) * len(reader.names),
             action_names=tuple(f"action_{i}" for i in range(low.size)),
             action_low=tuple(low.tolist()),
             action_high=tuple(high.tolist()),
             reward_terms=("reward",),
             control_period_s=self._period_s,
         )
-        self._steps = 0
 
     @property
     def simulator(self) -> str:
         """Name and versions of the software that simulates."""
         parts = [super().simulator]
-        for package in _PACKAGES:
+        for package in ("gymnasium", "mujoco"):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 parts.append(f"{package} {importlib.metadata.version(package)}")
         return ", ".join(parts)
@@ -244,7 +230,8 @@ class GymEnvironment(Environment):
         shaped = action.reshape(space.shape).astype(space.dtype).clip(space.low, space.high)
         returned, reward, terminated, truncated, _ = self._call(5, "step", shaped)
         self._steps += 1
-        terminated, truncated = self._code.call("step(), ends", _ends, terminated, truncated)
+        terminated = self._code.call("step(), ends", bool, terminated)
+        truncated = self._code.call("step(), ends", bool, truncated) and not terminated
         cut = "time_limit" if self._limit and self._steps >= self._limit else "truncated"
         return Step(
             action=action,
@@ -269,10 +256,8 @@ class GymEnvironment(Environment):
         except (TypeError, ValueError):
             terms = np.array((np.nan,), np.float32)
         if terms.shape != (1,) or not np.isfinite(terms).all():
-            raise WorldError(
-                f"{self.name} returned a reward of {reward!r:.80} at step {self._steps}, expected "
-                "one finite number"
-            )
+            found = f"a reward of {reward!r:.80} at step {self._steps}"
+            raise WorldError(f"{self.name} returned {found}, expected one finite number")
         return terms
 
     def _call(self, parts: int, method: str, *args: object, **options: object) -> Any:  # noqa: ANN401 - as gym
@@ -298,11 +283,6 @@ class GymEnvironment(Environment):
     def close(self) -> None:
         """Close the environment."""
         self._code.call("close()", self._env.close)
-
-
-def _ends(terminated: object, truncated: object) -> tuple[bool, bool]:
-    """Return whether an episode is terminated, and whether it is truncated but not terminated."""
-    return bool(terminated), bool(truncated) and not terminated
 
 
 def _period_s(env: "gymnasium.Env[Any, Any]") -> float:

@@ -10,15 +10,11 @@ penalty starts at 1 and falls with every infraction, by a table that differs bet
 
 Numbers as in carla-simulator/leaderboard, file leaderboard/utils/statistics_manager.py: branches
 leaderboard-1.0 (2165f5e, 2023-06), leaderboard-2.0 (a87a341, 2024-04), leaderboard-2.1 (cfecdc8,
-2025-03). Events count by the rules of carla-simulator/scenario_runner, file atomic_criteria.py: a
-collision of a standing car does not count, a second collision within 5 m counts as the same one,
-and a route is complete if its goal was reached.
+2025-03). Events count by the rules of carla-simulator/scenario_runner, file atomic_criteria.py.
 
-Some things differ, so scores compare well with each other and only roughly with published ones: our
-worlds have no stop signs, emergency vehicles or scripted scenarios (`NOT_OBSERVED`), and only CARLA
-has traffic lights; episodes end at the first collision and when the car leaves the road; and they
-end earlier when the car is off the route (8 m instead of 30 m) or blocked (10 s instead of 180 s).
-See `avtd3.collect.driving.task`.
+Scores compare only roughly with published ones: our worlds have no stop signs, emergency vehicles
+or scripted scenarios, only CARLA has traffic lights, and episodes end at the first collision, when
+the car leaves the road, and earlier off the route (8 m, not 30 m) or blocked (10 s, not 180 s).
 """
 
 import collections
@@ -36,10 +32,8 @@ from avtd3.store.segment import Segment
 
 COLLISIONS = ("collisions_pedestrian", "collisions_vehicle", "collisions_layout")
 RED_LIGHT = "red_light"
-INFRACTIONS = (
-    *(*COLLISIONS, RED_LIGHT, "outside_route_lanes"),
-    *("route_dev", "route_timeout", "vehicle_blocked"),
-)
+_PRICED = (*COLLISIONS, RED_LIGHT)
+INFRACTIONS = (*_PRICED, "outside_route_lanes", "route_dev", "route_timeout", "vehicle_blocked")
 """Infractions that are counted, named as in the leaderboard's result files."""
 NOT_OBSERVED = (
     "stop_infraction",
@@ -49,10 +43,8 @@ NOT_OBSERVED = (
 )
 """Infractions of the leaderboard that our worlds do not observe."""
 
-_STANDING_MPS = 0.1
-_SAME_PLACE_M = 5.0
-_COMPLETE = 0.99
-_NEAR_GOAL_M = 10.0
+_STANDING_MPS, _SAME_PLACE_M = 0.1, 5.0
+_COMPLETE, _NEAR_GOAL_M = 0.99, 10.0
 _LEAST_KM = 1e-3
 _OUTSIDE = ("off_road", "wrong_way")
 _NAMES = {
@@ -63,12 +55,11 @@ _NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PenaltyTable:
     """One version of the leaderboard's penalties, for the infractions that we observe."""
 
     version: str
-    """The leaderboard's, as in ``leaderboard-2.1``."""
     coefficients: Mapping[str, float]
     """Coefficient of each infraction; the others only reduce the completion."""
     is_sum: bool
@@ -76,27 +67,21 @@ class PenaltyTable:
 
     def penalty(self, counts: Mapping[str, int], outside: float) -> float:
         """Return the infraction penalty, in (0, 1]."""
-        used = [(self.coefficients[name], counts.get(name, 0)) for name in self.coefficients]
+        used = [(cost, counts.get(name, 0)) for name, cost in self.coefficients.items()]
         if self.is_sum:
-            found = 1.0 / (1.0 + sum(coefficient * count for coefficient, count in used))
-        else:
-            found = math.prod(coefficient**count for coefficient, count in used)
-        return found * (1.0 - outside)
+            return 1.0 / (1.0 + sum(cost * count for cost, count in used)) * (1.0 - outside)
+        return math.prod(cost**count for cost, count in used) * (1.0 - outside)
 
 
-_PRICED = (*COLLISIONS, RED_LIGHT)
 _SUM = dict(zip(_PRICED, (1.0, 0.7, 0.6, 0.4), strict=True))
 _PRODUCT = dict(zip(_PRICED, (0.5, 0.6, 0.65, 0.7), strict=True))
+CURRENT = "leaderboard-2.1"
 TABLES: Mapping[str, PenaltyTable] = {
-    table.version: table
-    for table in (
-        PenaltyTable(version="leaderboard-1.0", coefficients=_PRODUCT, is_sum=False),
-        PenaltyTable(version="leaderboard-2.0", coefficients=_PRODUCT, is_sum=False),
-        PenaltyTable(version="leaderboard-2.1", coefficients=_SUM, is_sum=True),
-    )
+    "leaderboard-1.0": PenaltyTable("leaderboard-1.0", _PRODUCT, is_sum=False),
+    "leaderboard-2.0": PenaltyTable("leaderboard-2.0", _PRODUCT, is_sum=False),
+    CURRENT: PenaltyTable(CURRENT, _SUM, is_sum=True),
 }
 """The published tables by version; 1.0 and 2.0 differ only in what our worlds do not observe."""
-CURRENT = "leaderboard-2.1"
 
 
 def penalty_table(version: str) -> PenaltyTable:
@@ -111,16 +96,18 @@ class RouteScore:
     """The leaderboard's score of one episode."""
 
     version: str
-    driving_score: float
-    """Completion multiplied by the penalty, in [0, 100]."""
     completion: float
     """Percent of the route completed, in [0, 100]."""
     penalty: float
-    """In (0, 1]."""
     infractions: Mapping[str, int]
     """How often each of `INFRACTIONS` happened; for stretches outside the lanes, their number."""
     outside_m: float
     length_m: float
+
+    @property
+    def driving_score(self) -> float:
+        """Completion multiplied by the penalty, in [0, 100]."""
+        return self.completion * self.penalty
 
     @property
     def driven_km(self) -> float:
@@ -150,24 +137,18 @@ def score_route(events: Sequence[Event], table: PenaltyTable) -> RouteScore | No
         if name := _infraction(event):
             counts[name] += 1
     outside_m = sum(event.value for event in events if event.kind in _OUTSIDE)
-    share = min(max(outside_m / done_m, 0.0), 1.0) if done_m > 0.0 else 0.0
-    penalty = table.penalty(counts, share)
-    completion = 100.0 * _completion(length_m, done_m, is_goal="goal" in first)
+    outside = min(max(outside_m / done_m, 0.0), 1.0) if done_m > 0.0 else 0.0
+    share = min(max(done_m / length_m, 0.0), 1.0)
+    if "goal" in first or (share > _COMPLETE and length_m - done_m < _NEAR_GOAL_M):
+        share = 1.0
     return RouteScore(
         version=table.version,
-        driving_score=completion * penalty,
-        completion=completion,
-        penalty=penalty,
+        completion=100.0 * share,
+        penalty=table.penalty(counts, outside),
         infractions=counts,
         outside_m=outside_m,
         length_m=length_m,
     )
-
-
-def _completion(length_m: float, done_m: float, *, is_goal: bool) -> float:
-    share = min(max(done_m / length_m, 0.0), 1.0)
-    is_near = share > _COMPLETE and length_m - done_m < _NEAR_GOAL_M
-    return 1.0 if is_goal or is_near else share
 
 
 def _counted(events: Sequence[Event]) -> list[Event]:
@@ -201,24 +182,23 @@ def _infraction(event: Event) -> str:
 
 def summarise_routes(scores: Sequence[RouteScore]) -> dict[str, Any]:
     """Aggregate the leaderboard's scores of several episodes, as JSON values."""
-    km = max(sum(score.driven_km for score in scores), _LEAST_KM)
-    count = len(scores)
+    count, driven_km = len(scores), sum(score.driven_km for score in scores)
+    counts = {name: sum(score.infractions[name] for score in scores) for name in INFRACTIONS}
     return {
         "penalties": scores[0].version,
         "episodes": count,
         "driving_score": sum(score.driving_score for score in scores) / count,
         "completion_percent": sum(score.completion for score in scores) / count,
         "infraction_penalty": sum(score.penalty for score in scores) / count,
-        "infractions_per_km": {
-            name: sum(score.infractions[name] for score in scores) / km for name in INFRACTIONS
-        },
+        "infractions_per_km": {k: n / max(driven_km, _LEAST_KM) for k, n in counts.items()},
         "outside_route_lanes_km": sum(score.outside_m for score in scores) / 1000.0,
-        "driven_km": sum(score.driven_km for score in scores),
+        "driven_km": driven_km,
         "not_observed": list(NOT_OBSERVED),
     }
 
 
 _SHOWN = 5
+_NO_EVENTS = "no events are stored: collected by an older version, or without a road"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +214,6 @@ class StoredScore:
     town: str
     driver: str
     end_reason: str
-    """Why it ended."""
     route: RouteScore
 
     def document(self) -> dict[str, Any]:
@@ -244,7 +223,7 @@ class StoredScore:
         return {**known, **route.row()}
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Unscored:
     """Episodes of one segment that have no score."""
 
@@ -253,7 +232,6 @@ class Unscored:
     episodes: tuple[int, ...]
     """Their numbers in the segment; empty if the segment cannot be read."""
     reason: str
-    """Why: no events are stored, or what is wrong with the segment."""
 
     def line(self) -> str:
         """Return one line that says which episodes and why."""
@@ -272,6 +250,11 @@ class ScoreReport:
     unscored: tuple[Unscored, ...]
 
     @property
+    def routes(self) -> list[RouteScore]:
+        """The leaderboard's scores."""
+        return [score.route for score in self.scores]
+
+    @property
     def by_driver(self) -> dict[str, list[RouteScore]]:
         """The scores by driver."""
         found: dict[str, list[RouteScore]] = collections.defaultdict(list)
@@ -281,11 +264,10 @@ class ScoreReport:
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        routes = [score.route for score in self.scores]
         return {
             "penalties": self.version,
             "not_observed": list(NOT_OBSERVED),
-            "all": summarise_routes(routes) if routes else None,
+            "all": summarise_routes(self.routes) if self.scores else None,
             "by_driver": {name: summarise_routes(rows) for name, rows in self.by_driver.items()},
             "rows": [score.document() for score in self.scores],
             "unscored": [dataclasses.asdict(entry) for entry in self.unscored],
@@ -296,15 +278,15 @@ class ScoreReport:
         heads = ["driver", "episodes", "driving score", "completed", "penalty", "collisions/km"]
         groups = list(self.by_driver.items())
         if len(groups) > 1:
-            groups.append(("all", [score.route for score in self.scores]))
+            groups.append(("all", self.routes))
         return heads, [[name, *_figures(routes)] for name, routes in groups]
 
     def rates(self) -> list[tuple[str, float]]:
         """Return the infractions per kilometre over all episodes, without those that are 0."""
         if not self.scores:
             return []
-        found = summarise_routes([score.route for score in self.scores])
-        return [(name, rate) for name, rate in found["infractions_per_km"].items() if rate]
+        rates = summarise_routes(self.routes)["infractions_per_km"]
+        return [(name, rate) for name, rate in rates.items() if rate]
 
     def summary(self) -> str:
         """Return the report as text."""
@@ -323,9 +305,7 @@ class ScoreReport:
 
 def _figures(routes: Sequence[RouteScore]) -> list[str]:
     found = summarise_routes(routes)
-    hits = sum(
-        rate for name, rate in found["infractions_per_km"].items() if name.startswith("collisions")
-    )
+    hits = sum(found["infractions_per_km"][name] for name in COLLISIONS)
     return [
         f"{found['episodes']:,}",
         f"{found['driving_score']:.1f}",
@@ -343,31 +323,25 @@ def score_datasets(
     unscored: list[Unscored] = []
     for path in paths:
         snapshot = Dataset.open(path).snapshot()
-        unscored += [
-            Unscored(dataset=str(path), segment=entry.segment_id, episodes=(), reason=entry.reason)
-            for entry in snapshot.refused
-        ]
+        unscored += [Unscored(str(path), e.segment_id, (), e.reason) for e in snapshot.refused]
         for segment in snapshot.segments:
             if should_stop():
                 break
             try:
-                found, without = _score_segment(path, segment, table)
+                found, missing = _score_segment(path, segment, table)
             except SEGMENT_ERRORS as error:
-                found, without = [], _without(path, segment, (), str(error))
+                unscored.append(Unscored(str(path), segment.id, (), str(error)))
+                continue
             scores += found
-            unscored += without
+            if missing:
+                unscored.append(Unscored(str(path), segment.id, tuple(missing), _NO_EVENTS))
     return ScoreReport(version=table.version, scores=tuple(scores), unscored=tuple(unscored))
-
-
-def _without(path: Path, segment: Segment, episodes: Sequence[int], reason: str) -> list[Unscored]:
-    return [
-        Unscored(dataset=str(path), segment=segment.id, episodes=tuple(episodes), reason=reason)
-    ]
 
 
 def _score_segment(
     path: Path, segment: Segment, table: PenaltyTable
-) -> tuple[list[StoredScore], list[Unscored]]:
+) -> tuple[list[StoredScore], list[int]]:
+    """Return the scores of a segment's episodes, and the numbers of those without events."""
     known, events = segment.episode_table(), segment.events()
     scores: list[StoredScore] = []
     missing: list[int] = []
@@ -389,5 +363,4 @@ def _score_segment(
                 route=route,
             )
         )
-    reason = "no events are stored: collected by an older version, or without a road"
-    return scores, _without(path, segment, missing, reason) if missing else []
+    return scores, missing

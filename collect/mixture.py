@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from avtd3.learn.policy_store import PolicyStore
 
 BASE_DRIVERS = ("expert", "random", "policy")
-"""Drivers without noise."""
 GRAMMAR = "[SHARE:]DRIVER[+noise[=SIGMA[/SIGMA]]|+gaussian[=SIGMA[/SIGMA]]],... with DRIVER one of "
 GRAMMAR += ", ".join(BASE_DRIVERS)
 DEFAULT_SIGMA = 0.2
@@ -32,7 +31,6 @@ class DriverSpec:
     share: float
     """Share of the episodes, in (0, 1]."""
     base: str
-    """One of `BASE_DRIVERS`."""
     noise: str
     """``noise`` (correlated over 0.5 s), ``gaussian`` (independent), or empty for none."""
     sigmas: tuple[float, ...] = ()
@@ -66,13 +64,8 @@ class DriverSpec:
                 f"driver {self.name} has {len(self.sigmas)} sigmas, expected 1, or "
                 f"{spec.action_size} for {', '.join(spec.action_names)}"
             )
-        time_s = _NOISE_TIME_S if self.noise == "noise" else 0.0
-        period_s = spec.control_period_s
+        time_s, period_s = _NOISE_TIME_S * (self.noise == "noise"), spec.control_period_s
         return NoisyDriver(driver, self.sigmas, time_s=time_s, period_s=period_s, spec=spec)
-
-
-RANDOM = DriverSpec(share=1.0, base="random", noise="")
-"""The random driver alone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +104,11 @@ class Mixture:
         """Return the mixture with Gaussian noise on every policy that has no noise of its own."""
         if sigma == 0.0:
             return self
-        explored = tuple(
-            dataclasses.replace(driver, noise="gaussian", sigmas=(sigma,))
-            if driver.is_policy and not driver.noise
-            else driver
-            for driver in self.drivers
-        )
-        return dataclasses.replace(self, drivers=explored)
+        drivers = list(self.drivers)
+        for place, driver in enumerate(drivers):
+            if driver.is_policy and not driver.noise:
+                drivers[place] = dataclasses.replace(driver, noise="gaussian", sigmas=(sigma,))
+        return dataclasses.replace(self, drivers=tuple(drivers))
 
     def sample(self, rng: np.random.Generator) -> int:
         """Return the index in `drivers` of an episode's driver, sampled by share."""
@@ -150,13 +141,10 @@ class DriverPool:
     """The drivers of a mixture, made once, and the newest policy for those that are one."""
 
     def __init__(self, mixture: Mixture, environment: Environment, policies: Path | None) -> None:
-        self._mixture = mixture
-        self._spec = environment.spec
-        self._policy_driver = PolicyDriver()
-        self._drivers = [
-            driver.build(environment, self._policy_driver) for driver in mixture.drivers
-        ]
-        self._random = environment.driver(RANDOM.base), RANDOM
+        self._mixture, self._spec = mixture, environment.spec
+        self._policy_driver = policy = PolicyDriver()
+        self._drivers = [driver.build(environment, policy) for driver in mixture.drivers]
+        self._random = environment.driver("random"), Mixture.parse("random").drivers[0]
         self._store = _open_policy_store(policies) if mixture.needs_policy else None
         self._before: Policy | None = None
 
@@ -170,10 +158,7 @@ class DriverPool:
         return self._drivers[place], self._mixture.drivers[place]
 
     def poll(self) -> "Policy | None":
-        """Load the newest policy for all following episodes; return None if there is none yet.
-
-        If it cannot be used, the one before stays in use, see `warning`.
-        """
+        """Use the newest policy from now on, if it can be used; return None if there is none."""
         assert self._store is not None, "only called when a policy was chosen"
         current = self._policy_driver.policy
         newest = self._store.poll(current, self._spec)

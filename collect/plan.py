@@ -44,12 +44,9 @@ from avtd3.store.files import canonical_json, sha256, storage_errors
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.render.text import plural
 
-PLANS = ".plans"
-"""Directory of a dataset with a lock file for each plan that was collected into it."""
+PLANS = ".plans"  # directory in a dataset with a lock file for each plan
 _KILLED_WAIT_S, _ORPHAN_WAIT_S, _LOCK_POLL_S = 1.0, 30.0, 0.05
-_TRAINING, _EVALUATION = 0, 1
 MAX_SEED = 2**62 - 1
-"""Largest seed of a plan and of an episode."""
 GROUP = 4
 """Consecutive episodes with consecutive seeds. A world may let them share what is expensive to
 make: the built-in simulator drives them on one network, which takes a third of an episode's time
@@ -60,12 +57,12 @@ to build. A larger group would be cheaper but less varied: with eight, the demo
 def training_seed(seed: int, index: int) -> int:
     """Return the seed of an episode of a plan: even, 62 bits, consecutive within a group."""
     group, place = divmod(index, GROUP)
-    return (_spread(seed, group) // GROUP * GROUP + place) << 1 | _TRAINING
+    return (_spread(seed, group) // GROUP * GROUP + place) << 1
 
 
 def evaluation_seed(seed: int, index: int) -> int:
     """Return the seed of an episode of an evaluation: odd, 62 bits."""
-    return _spread(seed, index) << 1 | _EVALUATION
+    return _spread(seed, index) << 1 | 1
 
 
 def _spread(seed: int, index: int) -> int:
@@ -74,10 +71,7 @@ def _spread(seed: int, index: int) -> int:
 
 
 def episode_generator(episode_seed: int) -> np.random.Generator:
-    """Return the generator that chooses an episode's driver and then makes its noise.
-
-    It is independent of the world's generator, which is seeded with the number itself.
-    """
+    """Return the generator of an episode's driver and noise, independent of the world's."""
     return np.random.default_rng((episode_seed, 0xD21))
 
 
@@ -90,11 +84,7 @@ class Amount:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        given = {
-            name: value
-            for name in ("steps", "episodes", "seconds")
-            if (value := getattr(self, name)) is not None
-        }
+        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         if len(given) != 1:
             named = ", ".join(f"{k}={v}" for k, v in given.items()) or "none"
             raise ConfigError(f"one of steps, episodes and seconds must be given, found {named}")
@@ -105,25 +95,21 @@ class Amount:
         self, held: Mapping[int, int], steps: int, episodes: int, elapsed_s: float
     ) -> float:
         """Return the fraction of the work that is done, in [0, 1]."""
+        done, wanted, _ = self._progress(held, steps, episodes)
         if self.seconds is not None:
-            done, all_ = elapsed_s, self.seconds
-        elif self.steps is not None:
-            done, all_ = steps + sum(held.values()), self.steps
-        else:
-            done, all_ = episodes + self._below(held), self.episodes or 0
-        return min(done / max(all_, 1e-9), 1.0)
+            return min(elapsed_s / max(self.seconds, 1e-9), 1.0)
+        return min(done / max(wanted, 1e-9), 1.0)
 
     def missing(self, held: Mapping[int, int], steps: int, episodes: int) -> str:
         """Return what is missing (``3 episodes``); empty if nothing is, or if time is counted."""
-        if self.steps is not None:
-            left, name = self.steps - steps - sum(held.values()), "step"
-        else:
-            left, name = (self.episodes or 0) - episodes - self._below(held), "episode"
-        return plural(left, name) if left > 0 else ""
+        done, wanted, unit = self._progress(held, steps, episodes)
+        return plural(wanted - done, unit) if done < wanted else ""
 
-    def _below(self, held: Mapping[int, int]) -> int:
-        """Count the held episodes of this amount: the dataset may have more of a longer plan."""
-        return sum(index < (self.episodes or 0) for index in held)
+    def _progress(self, held: Mapping[int, int], steps: int, episodes: int) -> tuple[int, int, str]:
+        if self.steps is not None:
+            return steps + sum(held.values()), self.steps, "step"
+        wanted = self.episodes or 0  # the dataset may have more episodes, of a longer plan
+        return episodes + sum(index < wanted for index in held), wanted, "episode"
 
 
 def digest(document: Mapping[str, Any]) -> str:
@@ -132,10 +118,7 @@ def digest(document: Mapping[str, Any]) -> str:
 
 
 def held_episodes(dataset: Dataset, plan_digest: str) -> dict[int, int]:
-    """Return the episodes of a plan that a dataset has: index to number of steps.
-
-    Damaged segments are skipped: their episodes are collected again.
-    """
+    """Return index and steps of each episode of a plan in a dataset, except in damaged segments."""
     held: dict[int, int] = {}
     snapshot = dataset.snapshot()
     for refusal in snapshot.refused:
@@ -172,8 +155,8 @@ def _wait_for(stack: contextlib.ExitStack, path: Path, wait_s: float) -> None:
     """Take a lock that whoever holds it may be about to release."""
     deadline_s = time.monotonic() + wait_s
     while True:
+        lock = ExclusiveLock(path.parent, purpose="avtd3 collect", name=path.name)
         try:
-            lock = ExclusiveLock(path.parent, purpose="avtd3 collect", name=path.name)
             stack.enter_context(lock)
         except InUseError:
             if time.monotonic() >= deadline_s:
@@ -196,7 +179,7 @@ class Share:
     amount: Amount
     held: frozenset[int]
     held_steps: int
-    worker: int
+    worker: int = 0
     workers: int
 
     @property
@@ -211,10 +194,8 @@ class Share:
         """Yield the episodes to collect, in order; endless unless the amount is in episodes."""
         if self.amount.episodes is not None:
             missing = [i for i in range(self.amount.episodes) if i not in self.held]
-            count, worker = len(missing), self.worker
-            yield from missing[
-                count * worker // self.workers : count * (worker + 1) // self.workers
-            ]
+            first, stop = (len(missing) * n // self.workers for n in (self.worker, self.worker + 1))
+            yield from missing[first:stop]
             return
         for group in itertools.count(self.worker, self.workers):
             indices = range(group * GROUP, (group + 1) * GROUP)

@@ -17,8 +17,7 @@ PROGRESS_STEPS = 20
 """Steps between two failures after which they no longer count as consecutive: one second of
 driving. A server that lives for a step or two would otherwise fill a dataset with episodes of that
 length."""
-_FINAL = ("server_away", "server_busy")
-"""Losses that another attempt does not change."""
+_FINAL = ("server_away", "server_busy")  # losses that another attempt does not change
 NO_ROUTE, NO_ROAD = "no_route", "no_road"
 """Reasons of an episode whose route cannot be driven on its roads, or whose map is refused."""
 
@@ -75,9 +74,8 @@ class Recovery:
     def record_refusal(self, index: int, error: RoadError, steps: int, scenarios: int) -> Skipped:
         """Record that the map or the route of an episode cannot be used.
 
-        Episodes take the scenarios in turn. So as many refusals in a row as there are scenarios
-        mean that this worker can drive none of them. A route that was drawn at random may be
-        possible with another seed.
+        Episodes take the scenarios in turn, so as many refusals in a row mean that this worker can
+        drive none of them; a route that was drawn at random may be possible with another seed.
         """
         self._refusals = 1 if steps > self._refused_at else self._refusals + 1
         self._refused_at = steps

@@ -8,7 +8,10 @@ from typing import Any, Self
 from avtd3.collect.recovery import Skipped, describe_skipped
 from avtd3.store.render.text import file_size, join_lines, plural
 
-_SUMMED = ("steps", "episodes", "segments", "size_bytes", "return_sum", "losses")
+_SUMMED = (
+    *("steps", "episodes", "segments", "size_bytes"),
+    *("return_sum", "losses", "limited_episodes"),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +30,7 @@ class Tally:
     """Fraction of the actions' range that the newest episode's policy uses; 1 is all of it."""
     limited_episodes: int = 0
     waiting: str = ""
-    """What the collection waits for, or an empty string."""
     warning: str = ""
-    """The newest warning to show, or an empty string."""
     losses: int = 0
     skipped: tuple[Skipped, ...] = ()
     lost: tuple[str, ...] = ()
@@ -41,12 +42,10 @@ class Tally:
 
     def with_end(self, reason: str, episode_return: float) -> Self:
         """Return the tally with one more ended episode."""
-        reasons = {**self.end_reasons, reason: self.end_reasons.get(reason, 0) + 1}
+        total, count = self.return_sum + episode_return, self.end_reasons.get(reason, 0) + 1
+        reasons = {**self.end_reasons, reason: count}
         return dataclasses.replace(
-            self,
-            episodes=self.episodes + 1,
-            return_sum=self.return_sum + episode_return,
-            end_reasons=reasons,
+            self, episodes=self.episodes + 1, return_sum=total, end_reasons=reasons
         )
 
     @classmethod
@@ -56,14 +55,12 @@ class Tally:
         reasons: collections.Counter[str] = collections.Counter()
         for tally in every:
             reasons.update(tally.end_reasons)
-        waiting = [tally.waiting for tally in every]
         return cls(
             **{name: sum(getattr(tally, name) for tally in every) for name in _SUMMED},
-            limited_episodes=sum(tally.limited_episodes for tally in every),
             end_reasons=dict(reasons),
-            policy_version=max((tally.policy_version for tally in every), default=-1),
-            action_limit=min((tally.action_limit for tally in every), default=1.0),
-            waiting=waiting[0] if waiting and all(waiting) else "",
+            policy_version=max(tally.policy_version for tally in every),
+            action_limit=min(tally.action_limit for tally in every),
+            waiting=every[0].waiting if all(tally.waiting for tally in every) else "",
             warning=next((tally.warning for tally in every if tally.warning), ""),
             skipped=tuple(sorted((e for t in every for e in t.skipped), key=lambda e: e.index)),
             lost=tuple(sentence for tally in every for sentence in tally.lost),
@@ -77,7 +74,6 @@ class CollectProgress:
     tally: Tally
     seconds: float
     fraction: float
-    """Fraction of the work that is done, in [0, 1]."""
     disk_free_bytes: int
 
     def line(self) -> str:
@@ -91,17 +87,14 @@ class CollectProgress:
             file_size(tally.size_bytes),
             f"{file_size(self.disk_free_bytes)} free",
         ]
-        if tally.policy_version >= 0:
-            parts.append(f"policy {tally.policy_version}")
-        if tally.action_limit < 1.0:
-            parts.append(
-                f"episode {tally.limited_episodes} with actions limited to "
-                f"{tally.action_limit:.0%} of their range"
-            )
-        if tally.losses:
-            parts.append(f"simulator lost {tally.losses} times")
-        if tally.skipped:
-            parts.append(f"{len(tally.skipped)} skipped")
+        limit = f"actions limited to {tally.action_limit:.0%} of their range"
+        optional = (
+            (tally.policy_version >= 0, f"policy {tally.policy_version}"),
+            (tally.action_limit < 1.0, f"episode {tally.limited_episodes} with {limit}"),
+            (tally.losses, f"simulator lost {tally.losses} times"),
+            (tally.skipped, f"{len(tally.skipped)} skipped"),
+        )
+        parts += [text for is_shown, text in optional if is_shown]
         parts += [text for text in (tally.waiting, tally.warning, *tally.lost) if text]
         return ", ".join(parts)
 
@@ -182,16 +175,15 @@ class CollectReport:
             f"{self.seconds:.1f} s, {tally.steps / max(self.seconds, 1e-9):.0f} steps/s, "
             f"{plural(self.workers, 'worker')}",
         ]
-        if tally.episodes:
-            lines.append(f"mean return {tally.return_mean:.1f}; ends: {ends}")
-        if tally.limited_episodes:
-            lines.append(f"{tally.limited_episodes} episodes with actions limited by the learner")
-        if self.held_steps:
-            lines.append(f"{self.held_steps} steps of this plan were in the dataset before")
-        if tally.losses:
-            lines.append(f"the simulator was lost {tally.losses} times")
-        if tally.warning:
-            lines.append(f"last warning: {tally.warning}")
+        limited = f"{tally.limited_episodes} episodes with actions limited by the learner"
+        optional = (
+            (tally.episodes, f"mean return {tally.return_mean:.1f}; ends: {ends}"),
+            (tally.limited_episodes, limited),
+            (self.held_steps, f"{self.held_steps} steps of this plan were in the dataset before"),
+            (tally.losses, f"the simulator was lost {tally.losses} times"),
+            (tally.warning, f"last warning: {tally.warning}"),
+        )
+        lines += [text for is_shown, text in optional if is_shown]
         lines += describe_skipped(tally.skipped)
         if self.interrupted:
             lines.append("interrupted; run the same command with --resume to continue")

@@ -16,7 +16,6 @@ MAX_EPISODE_STEPS = 108_000
 """Steps at which any episode is truncated: those of an Atari game (30 min at 60 Hz, Machado et al.
 2018). Without this, an environment that never ends would fill the memory."""
 LIMIT_REASON = "step_limit"
-"""End reason of an episode that was truncated because of its number of steps."""
 
 
 class Rollout:

@@ -19,20 +19,15 @@ _LEAST_KM = 1e-3
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeScore:
-    """How one evaluated episode went."""
+    """How one evaluated episode went; scenario, town and weather are 0 or empty if it has none."""
 
     index: int
     seed: int
-    """Its seed; odd, so the episode is held out."""
     scenario: int
-    """Number of the scenario or route; 0 where there is none."""
     town: str
-    """Name of the road network; empty where there is none."""
     weather: str
-    """Name of the weather; empty where there is none."""
     driver: str
     end_reason: str
-    """Why it ended."""
     steps: int
     episode_return: float
     action_variance: tuple[float, ...]
@@ -40,11 +35,6 @@ class EpisodeScore:
     """The environment's measurements, see `Environment.measures`; those of a car for driving."""
     route: RouteScore | None
     """The CARLA leaderboard's score; None where events are not recorded."""
-
-    @property
-    def is_success(self) -> bool:
-        """Whether the goal was reached."""
-        return self.end_reason == SUCCESS_REASON
 
     def row(self) -> dict[str, Any]:
         """Return the score as one flat mapping of JSON values."""
@@ -67,13 +57,9 @@ class Scorer:
 
     def score(self, **known: Any) -> EpisodeScore:  # noqa: ANN401 - fields
         """Return the episode's score."""
-        variance = np.var(np.asarray(self._actions, np.float64), axis=0).tolist()
-        return EpisodeScore(
-            steps=len(self._actions),
-            episode_return=self._return,
-            action_variance=tuple(variance),
-            **known,
-        )
+        variance = tuple(np.var(np.asarray(self._actions, np.float64), axis=0).tolist())
+        known |= {"steps": len(self._actions), "action_variance": variance}
+        return EpisodeScore(episode_return=self._return, **known)
 
 
 def total_reward(step: Step) -> float:
@@ -104,8 +90,7 @@ def summarise(scores: Sequence[EpisodeScore], action_names: Sequence[str]) -> di
         names = sorted(set.intersection(*({*entry} for entry in measures)))
         means = {name: _mean([entry[name] for entry in measures]) for name in names}
         return {**found, "measures": means} if means else found
-    successes = sum(score.is_success for score in scores)
-    found |= _driving(measures, steps, successes, reasons.count("collision"))
+    found |= _driving(measures, steps, reasons)
     routes = [score.route for score in scores if score.route is not None]
     if routes:
         found["scores"] = summarise_routes(routes)
@@ -113,16 +98,10 @@ def summarise(scores: Sequence[EpisodeScore], action_names: Sequence[str]) -> di
 
 
 def _driving(
-    drives: Sequence[Mapping[str, float]],
-    steps: NDArray[np.float64],
-    successes: int,
-    collisions: int,
+    drives: Sequence[Mapping[str, float]], steps: NDArray[np.float64], reasons: list[str]
 ) -> dict[str, Any]:
-    """Return the driving metrics over all episodes.
-
-    Means of lateral deviation and speed are over steps, so long episodes count by their length.
-    Rates per kilometre are over the whole distance driven, at least one metre.
-    """
+    """Return the driving metrics over all episodes; deviation and speed are means over steps."""
+    successes, collisions = reasons.count(SUCCESS_REASON), reasons.count("collision")
     distance_km = sum(drive["distance_m"] for drive in drives) / 1000.0
     km = max(distance_km, _LEAST_KM)
     return {

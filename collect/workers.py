@@ -2,10 +2,9 @@
 
 Each worker is a new interpreter (``spawn``) with a pipe to its parent. A worker whose world fails,
 or that dies, loses only its own unpublished steps, and the others continue; any other error stops
-them all in good order. Workers notice at their next step that their parent died (even by ``kill
--9``): they publish their whole episodes, drop the one that is running, and exit. The stop flag is a
-byte of shared memory without a lock, because a lock that a killed process held would block all
-others.
+them all in good order. Workers notice at their next step that their parent died: they publish their
+whole episodes, drop the one that is running, and exit. The stop flag is a byte of shared memory
+without a lock, because a lock that a killed process held would block all others.
 """
 
 import contextlib
@@ -58,11 +57,11 @@ def run_jobs(
         stop.value = 1
         for worker in workers:
             worker.end()
-    failed = [worker for worker in workers if worker.error is not None]
-    for worker in failed:
+    failed = {worker.number: worker.error for worker in workers if worker.error is not None}
+    for worker in workers:
         if worker.error and (len(failed) == len(workers) or worker.is_fatal):
             raise worker.error
-    lost = [f"worker {worker.number} stopped: {worker.error}" for worker in failed]
+    lost = [f"worker {number} stopped: {error}" for number, error in failed.items()]
     return [worker.report for worker in workers], lost
 
 
@@ -88,10 +87,6 @@ class _Worker(Generic[ReportT]):
         # The child end is open in the worker alone, so that its death closes the pipe.
         with child_end, _signals_wait():
             self.process.start()
-
-    @property
-    def is_over(self) -> bool:
-        return self.pipe.closed
 
     @property
     def is_fatal(self) -> bool:
@@ -149,7 +144,7 @@ def _supervise(
     should_stop: Callable[[], bool],
     on_reports: Callable[[list[ReportT | None]], None],
 ) -> None:
-    while running := {worker.pipe: worker for worker in workers if not worker.is_over}:
+    while running := {worker.pipe: worker for worker in workers if not worker.pipe.closed}:
         for pipe in wait(list(running), timeout=_POLL_S):
             assert isinstance(pipe, Connection)
             running[pipe].receive()

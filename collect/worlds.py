@@ -28,9 +28,7 @@ from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, WorldError
 
-WORLDS = ("road", "carla")
-"""Names of the driving worlds that are part of avtd3."""
-_MAX_WORKERS = 256
+WORLDS = ("road", "carla")  # part of avtd3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +66,7 @@ class EnvironmentConfig:
 
     def __post_init__(self) -> None:
         if self.workers is not None:
-            check_number("workers", self.workers, minimum=1, maximum=_MAX_WORKERS)
+            check_number("workers", self.workers, minimum=1, maximum=256)
         is_gym = self.world.startswith(GYM)
         is_known = bool(self.world.removeprefix(GYM).strip()) if is_gym else self.world in WORLDS
         if not (is_known or self.is_custom):
@@ -117,8 +115,7 @@ class EnvironmentConfig:
 def use_current_directory(config: EnvironmentConfig) -> None:
     """Make the modules of the current directory importable if the world is a user's.
 
-    The directory comes last in `sys.path`, so it hides no installed package. Worker processes
-    inherit it. Only the command line calls this.
+    The directory comes last in `sys.path`, so it hides no installed package.
     """
     folder = str(Path.cwd())
     if config.is_custom and folder not in sys.path:
@@ -150,10 +147,7 @@ def open_world(config: EnvironmentConfig, worker: int) -> World | Environment:
 def open_environment(
     config: EnvironmentConfig, factory: WorldFactory, worker: int = 0, *, render: bool = False
 ) -> Iterator[Environment]:
-    """Make the environment that a configuration names, and close it at the end.
-
-    If it cannot be closed, this is only a warning: the data are complete by then.
-    """
+    """Make the environment that a configuration names, and close it at the end, or warn."""
     if config.world_options and not config.is_custom:  # not in __post_init__: --world comes later
         raise ConfigError(
             f"world_options are {dict(config.world_options)}, expected none for world "

@@ -1,8 +1,4 @@
-"""`DrivingEnvironment`: the driving task on a simulator.
-
-`DriveMeter` measures an episode, `EventRecorder` records what happens in it, and `draw_scene` draws
-a moment of it.
-"""
+"""`DrivingEnvironment`: the driving task on a simulator, with measurements, events and pictures."""
 
 import collections
 import dataclasses
@@ -18,13 +14,7 @@ from avtd3.collect.drivers import Driver, WanderingDriver
 from avtd3.collect.driving.expert import Expert, ExpertConfig
 from avtd3.collect.driving.reward import StepFacts
 from avtd3.collect.driving.task import DrivingTask, TaskConfig
-from avtd3.collect.driving.world import (
-    Surroundings,
-    VehicleState,
-    World,
-    WorldFrame,
-    WorldStart,
-)
+from avtd3.collect.driving.world import Surroundings, VehicleState, World, WorldFrame, WorldStart
 from avtd3.collect.environment import SUCCESS_REASON, Environment, ResetResult
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
@@ -38,9 +28,9 @@ if TYPE_CHECKING:
 PANEL_PX = 336
 """Side of the camera panel and of the map panel: four times the default camera."""
 CAPTION_PX = 30
-MAP_SPAN_M = 90.0
-"""Metres of road shown across the map."""
+MAP_SPAN_M = 90.0  # metres of road across the map
 
+_Colour = tuple[int, int, int]
 LANE = (74, 82, 92)
 ROUTE = (64, 156, 255)
 OTHERS = (255, 184, 77)
@@ -75,9 +65,8 @@ class EventRecorder:
     ``completion``       metres of the route completed; last step
     ==================== ============================================ ============================
 
-    Every recorded episode has a ``route`` and a ``completion``: an episode without events was not
-    recorded, which differs from an episode in which nothing happened. A stretch off the road or in
-    the wrong lane is one event, at the step where it starts; if it is both, it is off the road. A
+    Every recorded episode has a ``route`` and a ``completion``. A stretch off the road or in the
+    wrong lane is one event, at the step where it starts; if it is both, it is off the road. A
     collision that the simulator reported late is an event of the step at which it happened.
     """
 
@@ -94,29 +83,26 @@ class EventRecorder:
         self, frame: WorldFrame, facts: StepFacts, reason: str, best_m: float, standing_s: float
     ) -> None:
         """Record a step; the last three are `TaskStep.reason` and those of `DrivingTask`."""
-        step = self._steps
+        step, car = self._steps, frame.vehicle
         if frame.off_road or frame.wrong_way or self._stretch is not None:
             self._record_stretch(frame, facts, best_m - self._best_m)
         if frame.collision:
             self._events.append(self._collision(step, frame))
         if frame.ran_red_light:
-            speed = abs(frame.vehicle.speed_mps)
-            self._events.append(_event(step, "red_light", frame.vehicle, speed))
+            self._events.append(_event(step, "red_light", car, abs(car.speed_mps)))
         if frame.other_control:
-            known = self._other_control or _event(step, "other_control", frame.vehicle, 0.0)
+            known = self._other_control or _event(step, "other_control", car, 0.0)
             self._other_control = dataclasses.replace(known, value=known.value + 1.0)
         if frame.lane_invasions:
-            self._events.append(
-                _event(step, "lane_invasion", frame.vehicle, float(frame.lane_invasions))
-            )
+            self._events.append(_event(step, "lane_invasion", car, frame.lane_invasions))
         if kind := _END_KINDS.get(reason):
             values = {
                 "route_deviation": abs(facts.lateral_m),
                 "blocked": standing_s,
                 "timeout": frame.sim_time_s - self._start_s,
             }
-            self._events.append(_event(step, kind, frame.vehicle, values.get(kind, 0.0)))
-        self._past.append((frame.frame_id, frame.vehicle))
+            self._events.append(_event(step, kind, car, values.get(kind, 0.0)))
+        self._past.append((frame.frame_id, car))
         self._best_m = best_m
         self._steps += 1
 
@@ -154,23 +140,14 @@ class EventRecorder:
 
 
 def _follows(facts: StepFacts) -> bool:
-    """Return whether the car drives in the lane that the route follows, so not in a wrong one.
-
-    In junctions, lanes of many directions overlap; a world may report any of them.
-    """
+    """Return whether the car is in the route's lane; in junctions, worlds may report any lane."""
     is_in_lane = abs(facts.lateral_m) <= 0.5 * facts.lane_width_m
     return is_in_lane and abs(facts.heading_rad) < 0.5 * math.pi
 
 
 def _event(step: int, kind: str, vehicle: VehicleState, value: float, subject: str = "") -> Event:
-    return Event(
-        step=step,
-        kind=kind,
-        subject=subject,
-        value=float(value),
-        x_m=float(vehicle.x_m),
-        y_m=float(vehicle.y_m),
-    )
+    x_m, y_m = float(vehicle.x_m), float(vehicle.y_m)
+    return Event(step=step, kind=kind, subject=subject, value=float(value), x_m=x_m, y_m=y_m)
 
 
 class DriveMeter:
@@ -199,8 +176,8 @@ class DriveMeter:
     def measures(self, completion: float) -> Mapping[str, float]:
         """Return the measurements so far, with the fraction of the way driven, in [0, 1].
 
-        The deviation and the speed are means over the steps. A lane departure is the car's centre
-        leaving the lane that the route follows, an invasion a lane marking crossed.
+        A lane departure is the car's centre leaving the lane that the route follows, an invasion a
+        lane marking crossed.
         """
         steps = max(self._steps, 1)
         return {
@@ -227,12 +204,10 @@ class DrivingEnvironment(Environment):
     ) -> None:
         channels, height, width = world.image_shape
         stack = config.observation.stack
-        self.world = world
+        image = ImageSpec(channels=channels, height=height, width=width, stack=stack)
+        self.world, self.name = world, world.name
         self.task = DrivingTask(config, world.control_period_s)
-        self.spec = self.task.spec(
-            ImageSpec(channels=channels, height=height, width=width, stack=stack)
-        )
-        self.name = world.name
+        self.spec = self.task.spec(image)
         self._simulator = simulator or world.name
         self._scenarios, self._scenario, self._expert = tuple(scenarios), scenarios[0], expert
         self._start: WorldStart | None = None
@@ -299,10 +274,9 @@ class DrivingEnvironment(Environment):
     def step(self, action: NDArray[np.float32]) -> Step:
         """Apply float32 (2,) = (steering, throttle or brake)."""
         frame = self.world.step(action)
-        result = self.task.advance(frame)
+        task, result = self.task, self.task.advance(frame)
         self._meter.record(result.facts)
         assert self._recorder is not None, "reset() comes first"
-        task = self.task
         self._recorder.record(frame, result.facts, result.reason, task.best_m, task.standing_s)
         self._steps += 1
         return Step(
@@ -374,13 +348,16 @@ def _draw_map(
     draw: "ImageDraw.ImageDraw", car: VehicleState, route: Route, surroundings: Surroundings
 ) -> None:
     for lane in surroundings.lanes:
-        _draw_line(draw, car, lane, LANE, 8)
-    _draw_line(draw, car, route.points, ROUTE, 3)
+        _draw_line(draw, _to_map(car, lane), LANE, 8)
+    _draw_line(draw, _to_map(car, route.points), ROUTE, 3)
     goal = _to_map(car, route.points[-1:])[0]
     draw.ellipse([*(goal - 6), *(goal + 6)], outline=ROUTE, width=3)
-    for x_m, y_m, yaw_rad in surroundings.others:
-        _draw_vehicle(draw, car, x_m, y_m, yaw_rad, OTHERS)
-    _draw_vehicle(draw, car, car.x_m, car.y_m, car.yaw_rad, CAR)
+    poses = [(*pose, OTHERS) for pose in surroundings.others.tolist()]
+    corners = np.array([[2.3, 0.92], [2.3, -0.92], [-2.3, -0.92], [-2.3, 0.92]])
+    for x_m, y_m, yaw_rad, colour in (*poses, (car.x_m, car.y_m, car.yaw_rad, CAR)):
+        cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
+        world = corners @ np.array([[cos, sin], [-sin, cos]]) + (x_m, y_m)
+        draw.polygon([tuple(p) for p in _to_map(car, world)], fill=colour)
 
 
 def _to_map(car: VehicleState, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -394,46 +371,21 @@ def _to_map(car: VehicleState, points: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def _draw_line(
-    draw: "ImageDraw.ImageDraw",
-    car: VehicleState,
-    points: NDArray[np.float64],
-    colour: tuple[int, int, int],
-    width: int,
+    draw: "ImageDraw.ImageDraw", pixels: NDArray[np.float64], colour: _Colour, width: int
 ) -> None:
-    pixels = _to_map(car, points)
     near: NDArray[np.bool_] = np.max(np.abs(pixels - PANEL_PX / 2), axis=1) < PANEL_PX
-    if near.sum() < 2:
-        return
     # Points outside are dropped in runs, so that a line never jumps across the panel.
     edges = np.flatnonzero(np.diff(near.astype(np.int8)))
     for run in np.split(np.arange(len(pixels)), edges + 1):
-        if near[run[0]] and len(run) > 1:
+        if len(run) > 1 and near[run[0]]:
             draw.line([tuple(p) for p in pixels[run]], fill=colour, width=width, joint="curve")
 
 
-def _draw_vehicle(
-    draw: "ImageDraw.ImageDraw",
-    car: VehicleState,
-    x_m: float,
-    y_m: float,
-    yaw_rad: float,
-    colour: tuple[int, int, int],
-) -> None:
-    corners = np.array([[2.3, 0.92], [2.3, -0.92], [-2.3, -0.92], [-2.3, 0.92]])
-    cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
-    world = corners @ np.array([[cos, sin], [-sin, cos]]) + (x_m, y_m)
-    draw.polygon([tuple(p) for p in _to_map(car, world)], fill=colour)
-
-
-def _draw_bars(
-    draw: "ImageDraw.ImageDraw", action: NDArray[np.float32], paper: tuple[int, int, int]
-) -> None:
+def _draw_bars(draw: "ImageDraw.ImageDraw", action: NDArray[np.float32], paper: _Colour) -> None:
     """Show steering and throttle or brake as two bars in the camera panel's corner."""
     centre, reach = PANEL_PX - 60, 48
-    for row, (value, colour) in enumerate(
-        ((action[0], ROUTE), (action[1], CAR if action[1] >= 0 else OTHERS))
-    ):
-        y = PANEL_PX - 26 + 11 * row
+    colours = (ROUTE, CAR if action[1] >= 0 else OTHERS)
+    for y, value, colour in zip((PANEL_PX - 26, PANEL_PX - 15), action, colours, strict=True):
         draw.rectangle([centre - reach, y, centre + reach, y + 7], fill=paper)
         ends = sorted((centre, centre + float(value) * reach))
         draw.rectangle([ends[0], y + 1, ends[1], y + 6], fill=colour)

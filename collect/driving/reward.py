@@ -2,12 +2,9 @@
 
 With the default weights, at 20 Hz and 30 km/h, a step of good driving earns about 0.7: 0.42 for
 progress and 0.25 for speed. Ordinary steps stay within [-10, +15], a collision step costs about 50,
-and no term makes up more than 70 % of the sum of absolute values while the expert drives (in an
-earlier system, one term made up 93-96 % unnoticed). A second of driving earns about 13, so an
-episode of 20 s returns about 250, and with gamma 0.99 a collision costs as much again as the
-driving that it ends.
-
-Progress, speed and jerk scale with time, so the reward does not depend on the control period.
+and no term makes up more than 70 % of the sum of absolute values while the expert drives. An
+episode of 20 s returns about 250. Progress, speed and jerk scale with time, so the reward does not
+depend on the control period.
 """
 
 import dataclasses
@@ -71,10 +68,7 @@ class RewardConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class StepFacts:
-    """What happened in one step, as the reward needs to know it.
-
-    Not frozen: there is one for each step, and a frozen one takes four times as long to make.
-    """
+    """What happened in one step; not frozen, which would take four times as long to make."""
 
     progress_m: float
     """Metres gained along the route, negative when the car went back."""
@@ -92,10 +86,7 @@ class StepFacts:
 
 
 def reward_terms(facts: StepFacts, config: RewardConfig, period_s: float) -> NDArray[np.float32]:
-    """Return all terms of one step, float32 (R,) in the order of `REWARD_TERMS`.
-
-    Their sum is the reward.
-    """
+    """Return all terms of one step, float32 (R,) in the order of `REWARD_TERMS`."""
     target = config.target_speed_mps
     # 0 when standing, 1 at the target and 0 at twice the target.
     speed = max(-1.0, 1.0 - abs(facts.speed_mps - target) / target)

@@ -16,9 +16,6 @@ The observation vector holds, in this order: speed, lateral deviation, heading e
 waypoints ahead as x, y pairs in the car's frame (x forward, y to the right); or the speed alone.
 Each number is stored divided by its scale; the dataset's spec names them all. Nothing is clipped:
 the car leaves the road, which ends the episode, long before a number grows large.
-
-The collector, not the task, sets `STOP_REASON` and `FAULT_REASON` of `avtd3.collect.environment`
-and the reasons of `WorldLost` (all truncated).
 """
 
 import bisect
@@ -42,8 +39,6 @@ ACTION_NAMES = ("steer", "throttle_brake")
 """Steering, right positive; throttle above 0, brake below."""
 _STANDING_MPS = 0.3
 _LEAD_CLOSE_M = 15.0
-
-
 VECTORS = ("full", "speed")
 SPEED_SCALE_MPS = 10.0
 LATERAL_SCALE_M = 2.0
@@ -83,10 +78,7 @@ class ObservationConfig:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Physical value stored as 1.0, for each number of the vector.
-
-        Forward, the scale is the horizon; sideways, it is 0.4 of that, because roads bend little.
-        """
+        """Physical value stored as 1.0, for each number; smaller sideways: roads bend little."""
         if self.vector == "speed":
             return (SPEED_SCALE_MPS,)
         horizon = self.waypoints * self.waypoint_spacing_m
@@ -95,11 +87,7 @@ class ObservationConfig:
 
 
 class VectorBuilder:
-    """Builds the vectors of an episode's observations.
-
-    Points are complex numbers, x + iy, so that one product rotates a waypoint into the car's frame.
-    Plain Python numbers take half the time of numpy for a dozen waypoints.
-    """
+    """Builds the vectors of an episode's observations, with complex numbers x + iy, for speed."""
 
     def __init__(self, config: ObservationConfig, route: Route) -> None:
         spacing = config.waypoint_spacing_m
@@ -163,37 +151,23 @@ class TaskStep:
     """One step of the task: what is stored, and what is measured; not frozen, as `StepFacts`."""
 
     vector: NDArray[np.float32]
-    """float32 (V,), the observation's numbers after the step."""
     reward_terms: NDArray[np.float32]
-    """float32 (R,), see `REWARD_TERMS`."""
     terminated: bool
     truncated: bool
     reason: str
-    """Why it ended, or an empty string."""
     facts: StepFacts
 
 
 class DrivingTask:
-    """The state of the driving task within one episode."""
+    """The state of the driving task within one episode.
+
+    `reset` sets the `route` and the newest `frame`; `best_m`, the largest distance along the route
+    that the car has reached; `standing_s`, the seconds for which it has been standing with no
+    vehicle close ahead; and `reason`, why the episode ended, which is empty until then.
+    """
 
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
-        self.config = config
-        self.route: Route
-        """The current episode's route; set by `reset`, as all that follows."""
-        self.frame: WorldFrame
-        """The newest frame."""
-        self.best_m: float
-        """Largest distance along the route that the car has reached."""
-        self.standing_s: float
-        """Seconds for which the car has been standing with no vehicle close ahead."""
-        self.reason = ""
-        """Why the current episode ended; empty until then."""
-        self._period_s = control_period_s
-        self._builder: VectorBuilder
-        self._at: Projection
-        self._goal_m: float
-        self._distances: list[float]
-        self._widths: list[float]
+        self.config, self._period_s = config, control_period_s
 
     def spec(self, image: ImageSpec) -> EpisodeSpec:
         """Return the spec of the data that this task makes with a camera."""
@@ -226,20 +200,18 @@ class DrivingTask:
 
     def reset(self, start: WorldStart, scenario: Scenario) -> NDArray[np.float32]:
         """Start an episode."""
-        vehicle = start.frame.vehicle
-        self.frame, self.reason = start.frame, ""
-        self.route = start.route
-        self._goal_m = max(start.route.length_m - self.config.goal_m, 0.0)
-        self._distances = start.route.distance_m.tolist()
-        self._widths = start.route.lane_width_m.tolist()
-        self._at = start.route.project(vehicle.x_m, vehicle.y_m, near_m=0.0)
+        vehicle, route = start.frame.vehicle, start.route
+        self.frame, self.route, self.reason = start.frame, route, ""
+        self._goal_m = max(route.length_m - self.config.goal_m, 0.0)
+        self._distances: list[float] = route.distance_m.tolist()
+        self._widths: list[float] = route.lane_width_m.tolist()
+        self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=0.0)
         self.best_m = self._at.distance_m
-        self._steps = 0
-        self.standing_s = 0.0
-        self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * start.route.length_m
+        self._steps, self.standing_s = 0, 0.0
+        self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * route.length_m
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
-        self._builder = VectorBuilder(self.config.observation, start.route)
+        self._builder = VectorBuilder(self.config.observation, route)
         return self._builder.build(vehicle, self._at, heading)
 
     def advance(self, frame: WorldFrame) -> TaskStep:
@@ -252,27 +224,28 @@ class DrivingTask:
         self._steps += 1
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
         off_route = abs(self._at.lateral_m) > self.config.max_lateral_m
-        terminated, truncated, reason = self._end(frame, off_route)
-        self.reason = reason
+        terminated, truncated, self.reason = self._end(frame, off_route)
+        # The lane's width at the route's point behind the car: points are 1 m apart.
+        place = bisect.bisect_right(self._distances, self._at.distance_m) - 1
         facts = StepFacts(
             progress_m=self._at.distance_m - before_m,
             speed_mps=vehicle.speed_mps,
             lateral_m=self._at.lateral_m,
             heading_rad=heading,
-            lane_width_m=self._lane_width_m(),
-            jerk_mps3=self._jerk(frame),
+            lane_width_m=self._widths[max(place, 0)],
+            jerk_mps3=self._jerk(vehicle),
             collision=bool(frame.collision),
             off_road=frame.off_road or off_route,
             wrong_way=frame.wrong_way,
             lane_invasions=frame.lane_invasions,
-            goal=reason == SUCCESS_REASON,
+            goal=self.reason == SUCCESS_REASON,
         )
         return TaskStep(
             vector=self._builder.build(vehicle, self._at, heading),
             reward_terms=reward_terms(facts, self.config.reward, self._period_s),
             terminated=terminated,
             truncated=truncated,
-            reason=reason,
+            reason=self.reason,
             facts=facts,
         )
 
@@ -289,23 +262,13 @@ class DrivingTask:
         # Half a period of slack: 60 s are 1 200 steps of 0.05 s, whatever the sum rounds to.
         if (self._steps + 0.5) * self._period_s > self._time_limit_s:
             return False, True, "time_limit"
-        if self._is_stuck(frame):
-            return False, True, "stuck"
-        return False, False, ""
-
-    def _is_stuck(self, frame: WorldFrame) -> bool:
         stands = abs(frame.vehicle.speed_mps) < _STANDING_MPS and frame.lead_gap_m > _LEAD_CLOSE_M
         self.standing_s = self.standing_s + self._period_s if stands else 0.0
-        return self.standing_s >= self.config.stuck_s
+        is_stuck = self.standing_s >= self.config.stuck_s
+        return False, is_stuck, "stuck" if is_stuck else ""
 
-    def _lane_width_m(self) -> float:
-        """Return the lane's width at the route's point behind the car; points are 1 m apart."""
-        place = bisect.bisect_right(self._distances, self._at.distance_m) - 1
-        return self._widths[max(place, 0)]
-
-    def _jerk(self, frame: WorldFrame) -> float:
+    def _jerk(self, vehicle: VehicleState) -> float:
         along, across = self._acceleration
-        vehicle = frame.vehicle
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         change = math.hypot(self._acceleration[0] - along, self._acceleration[1] - across)
         return change / self._period_s

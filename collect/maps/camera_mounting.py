@@ -2,10 +2,17 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from avtd3.collect.checks import check_number, check_positive
+
+_LIMITS = {
+    "height": (8, 1024), "width": (8, 1024), "supersample": (1, 8), "field_of_view_deg": (10, 150),
+    "pitch_deg": (-20, 45), "pitch_jitter_deg": (0, 10), "yaw_jitter_deg": (0, 20),
+    "height_jitter_m": (0, 0.5), "forward_m": (-3, 3), "lateral_jitter_m": (0, 1),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,30 +46,19 @@ class FrontCamera:
     """Maximum deviation of the camera's heading from the car's."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            check_number(f"camera.{name}", getattr(self, name), minimum=8, maximum=1024)
-        check_number("camera.supersample", self.supersample, minimum=1, maximum=8)
-        check_number("camera.field_of_view_deg", self.field_of_view_deg, minimum=10, maximum=150)
-        check_number("camera.pitch_deg", self.pitch_deg, minimum=-20, maximum=45)
-        check_number("camera.pitch_jitter_deg", self.pitch_jitter_deg, maximum=10)
-        check_number("camera.yaw_jitter_deg", self.yaw_jitter_deg, maximum=20)
-        check_number("camera.height_jitter_m", self.height_jitter_m, maximum=0.5)
+        for name, (low, high) in _LIMITS.items():
+            check_number(f"camera.{name}", getattr(self, name), minimum=low, maximum=high)
         check_positive("camera.height_m", self.height_m - self.height_jitter_m)
-        check_number("camera.forward_m", self.forward_m, minimum=-3, maximum=3)
-        check_number("camera.lateral_jitter_m", self.lateral_jitter_m, maximum=1)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Mounting:
+class Mounting(NamedTuple):
     """Position and direction of a camera relative to the centre of its car, on the ground."""
 
     forward_m: float
     right_m: float
     height_m: float
     pitch_rad: float
-    """Downward tilt."""
     yaw_rad: float
-    """Positive to the right."""
 
 
 def draw_mounting(camera: FrontCamera, rng: np.random.Generator) -> Mounting:

@@ -27,10 +27,7 @@ _LONGEST_M = 6.0
 
 
 class Course:
-    """A route as complex points and directions by index, extended straight beyond its end.
-
-    The extension makes vehicles beyond the end of the route visible.
-    """
+    """A route as complex points and directions, extended straight to show vehicles beyond it."""
 
     def __init__(self, route: Route) -> None:
         last = len(route.points) - 1
@@ -70,7 +67,7 @@ class Course:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ego:
-    """The driven car, as other vehicles see it."""
+    """The driven car, as other vehicles see it, `course_m` along its course."""
 
     x_m: float
     y_m: float
@@ -80,7 +77,6 @@ class Ego:
     width_m: float
     course: Course
     course_m: float
-    """Distance of the car along its course."""
 
 
 class OtherVehicles(Protocol):
@@ -96,27 +92,24 @@ class OtherVehicles(Protocol):
 
 
 class Nearby(NamedTuple):
-    """The vehicles around a car, relative to it."""
+    """The vehicles around a car, by index in the arrays of `OtherVehicles`.
+
+    `places` are their centres in the world; `at` (forward + i right) and `heading` are relative to
+    the car.
+    """
 
     numbers: list[int]
-    """Indices in the arrays of `OtherVehicles`."""
     places: list[complex]
-    """Centres in the world, x + iy."""
     at: list[complex]
-    """Centres relative to the car, forward + i right, in metres."""
     heading: list[complex]
-    """Directions relative to the car; 1 is the car's own direction."""
 
 
 class GroundContact(NamedTuple):
-    """The ground under a car, and the direction of the lane there."""
+    """The ground under a car, see `WorldFrame`, and the direction of the lane if there is one."""
 
     off_road: bool
-    """Whether the centre of the car is outside all driving lanes and paved shoulders."""
     wrong_way: bool
-    """Whether the car is in a lane of the opposite direction."""
     lane_yaw_rad: float | None
-    """Direction of the lane; None off the lanes and in junctions."""
 
 
 def ground_contact(raster: Raster, x_m: float, y_m: float, yaw_rad: float) -> GroundContact:
@@ -155,11 +148,9 @@ def hits_vehicle(ego: Ego, traffic: OtherVehicles, around: Nearby) -> bool:
 
 
 def lead_on_route(ego: Ego, traffic: OtherVehicles, around: Nearby) -> tuple[float, float]:
-    """Find the nearest vehicle in the corridor that the car needs along its route.
+    """Return free metres to the vehicle ahead in the car's corridor, and its speed along the route.
 
-    Returns:
-        Free metres to it, infinite if there is none within `LEAD_WITHIN_M`; and its speed along the
-        route, 0 if there is none.
+    Without one within `LEAD_WITHIN_M`, they are infinite and 0.
     """
     if not around.numbers:
         return math.inf, 0.0
@@ -182,9 +173,8 @@ def rectangles_overlap(
 ) -> bool:
     """Return whether a rectangle overlaps one at the origin that points along the real axis.
 
-    Two convex shapes are apart if and only if the direction of one of their sides separates them
-    (the separating axis theorem). `half` and `own` are half the length and half the width of the
-    first rectangle, whose centre is `at`, and of the one at the origin.
+    `half` and `own` are half their lengths and widths. By the separating axis theorem, they are
+    apart if and only if the direction of one of their sides separates them.
     """
     cosine, sine = abs(heading.real), abs(heading.imag)
     if abs(at.real) > own[0] + half[0] * cosine + half[1] * sine:
@@ -200,10 +190,7 @@ def rectangles_overlap(
 def _gap_along(
     ego: Ego, traffic: OtherVehicles, number: int, nearest: int
 ) -> tuple[float, float] | None:
-    """Return free metres to a vehicle along the course and its speed; None if it is aside.
-
-    `nearest` is the index of the point of the course that is nearest to vehicle `number`.
-    """
+    """Return free metres to a vehicle along the course and its speed; None if it is aside."""
     course, at = ego.course, traffic.at.item(number)
     way = course.direction_list[nearest].conjugate()
     local = (at - course.point_list[nearest]) * way

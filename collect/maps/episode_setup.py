@@ -37,12 +37,10 @@ class SimulatorConfig:
 
     def check(self, section: str) -> None:
         """Raise ConfigError if a value is impossible; `section` is the prefix of its name."""
-        check_number(
-            f"{section}.control_period_s", self.control_period_s, minimum=0.01, maximum=0.5
-        )
-        check_number(f"{section}.start_speed_mps", self.start_speed_mps, maximum=30.0)
-        check_number(f"{section}.start_lateral_m", self.start_lateral_m, maximum=2.0)
-        check_number(f"{section}.start_heading_deg", self.start_heading_deg, maximum=30.0)
+        period = f"{section}.control_period_s"
+        check_number(period, self.control_period_s, minimum=0.01, maximum=0.5)
+        for name, most in (("speed_mps", 30.0), ("lateral_m", 2.0), ("heading_deg", 30.0)):
+            check_number(f"{section}.start_{name}", getattr(self, f"start_{name}"), maximum=most)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +60,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeSetup:
-    """An episode as drawn from its seed."""
+    """An episode as drawn from its seed, and the random streams for what is drawn later."""
 
     route: Route
     lanes: tuple[int, ...]
@@ -73,16 +71,13 @@ class EpisodeSetup:
     camera_rng: np.random.Generator
     """Draws the camera's mounting, and then everything else that varies between pictures."""
     traffic_rng: np.random.Generator
-    """Draws the other vehicles."""
     simulator_rng: np.random.Generator
     """Draws what only other simulators need."""
 
     def starts(self, attempts: int) -> Iterator[tuple[Route, Start, float]]:
         """Yield up to `attempts` starts, farther and farther along the route if one is occupied.
 
-        Yields:
-            The rest of the route, the start on it, and its distance along the original route in
-            metres.
+        Each comes with the rest of the route and its distance along the original route in metres.
         """
         route, start = self.route, self.start
         yield route, start, 0.0
@@ -100,12 +95,7 @@ class EpisodeSetup:
 def draw_setup(
     network: RoadNetwork, scenario: Scenario, seed: int, config: SimulatorConfig
 ) -> EpisodeSetup:
-    """Draw the setup of an episode; the same seed gives the same setup.
-
-    Raises:
-        RoadError: The roads have no route for the scenario.
-        ConfigError: The scenario's weather is unknown.
-    """
+    """Draw the setup of an episode; the same seed gives the same setup."""
     route_rng, start_rng, camera_rng, traffic_rng, simulator_rng = (
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
     )
@@ -114,11 +104,17 @@ def draw_setup(
     else:
         planned = plan_route(network, route_rng, scenario.route_length_m)
     route = planned.route
+    aside, turn = start_rng.uniform(-1.0, 1.0, 2).tolist()
     return EpisodeSetup(
         route=route,
         lanes=planned.lanes,
         weather=draw_weather(scenario.weather, camera_rng),
-        start=_draw_start(route, start_rng, config),
+        start=_beside(
+            route,
+            aside * config.start_lateral_m,
+            turn * math.radians(config.start_heading_deg),
+            start_rng.uniform(0.0, config.start_speed_mps),
+        ),
         camera_rng=camera_rng,
         traffic_rng=traffic_rng,
         simulator_rng=simulator_rng,
@@ -128,10 +124,8 @@ def draw_setup(
 def draw_network(scenario: Scenario, seed: int) -> tuple[str, int]:
     """Return kind and seed of the generated network of an episode.
 
-    Even episode seeds get even network seeds, odd ones odd: episodes are collected with even seeds
-    and evaluated with odd ones, so that no dataset contains a road of an evaluation. In a
-    collection, the episodes of a `GROUP` share a network, because building one takes long. Each
-    episode of an evaluation has a network of its own.
+    Even episode seeds (collections) get even network seeds, odd ones (evaluations) odd. In a
+    collection, the episodes of a `GROUP` share a network, because building one takes long.
     """
     if scenario.network is not None:
         return scenario.network_kinds[0], scenario.network
@@ -140,16 +134,6 @@ def draw_network(scenario: Scenario, seed: int) -> tuple[str, int]:
     number %= scenario.networks
     kind = scenario.network_kinds[number % len(scenario.network_kinds)]
     return kind, 2 * number + is_evaluation
-
-
-def _draw_start(route: Route, rng: np.random.Generator, config: SimulatorConfig) -> Start:
-    aside, turn = rng.uniform(-1.0, 1.0, 2).tolist()
-    return _beside(
-        route,
-        aside * config.start_lateral_m,
-        turn * math.radians(config.start_heading_deg),
-        rng.uniform(0.0, config.start_speed_mps),
-    )
 
 
 def _beside(route: Route, lateral_m: float, turn_rad: float, speed_mps: float) -> Start:

@@ -10,8 +10,8 @@ import dataclasses
 import itertools
 import math
 import xml.etree.ElementTree as ET
-from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,7 @@ from scenariogeneration import xodr
 
 from avtd3.store.errors import ConfigError, RoadError
 
-STRAIGHT_RAD = 1e-3
-"""Smaller changes of heading are not rounded."""
+STRAIGHT_RAD = 1e-3  # smaller changes of heading are not rounded
 _LINE_M = 1.0  # straight that remains on each side between two corners
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _ATTEMPTS = 500
@@ -35,15 +34,15 @@ _TOWN_ATTEMPTS = 200
 _SHARE = 0.5
 _SHARPEST_RAD = math.radians(62.0)
 _RADIUS_M = (12.0, 40.0)
+_Point = tuple[float, float]
 _Streets = dict[int, list[int]]
 
 
 def generate_network(kind: str, seed: int) -> str:
     """Generate a road network as OpenDRIVE text; the same kind and seed give the same bytes.
 
-    ``country`` is one winding road between two dead ends, ``loop`` a closed road, ``town`` streets
-    with T-junctions and crossings without dead ends, ``motorway`` two or three lanes per side on
-    gentle curves between dead ends.
+    ``country`` is a winding road, ``loop`` a closed one, ``town`` streets with T-junctions and
+    crossings, ``motorway`` two or three lanes per side on gentle curves.
     """
     if kind not in _GENERATORS:
         raise ConfigError(f"network kind is {kind!r}, expected one of {', '.join(NETWORK_KINDS)}")
@@ -55,38 +54,21 @@ def generate_network(kind: str, seed: int) -> str:
     return builder.text()
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Winding:
-    """How a road winds."""
+class Winding(NamedTuple):
+    """How a road winds: the smallest and the largest value of each property."""
 
     length_m: tuple[float, float]
-    """Length of the polyline before its corners are rounded. For a closed road: the smallest and
-    the largest circumference of the circles on which the vertices are."""
+    """Length of the polyline before its corners are rounded; for a closed road, circumference of
+    the circles on which the vertices are."""
     edge_m: tuple[float, float]
-    turn_rad: tuple[float, float]
+    turn_deg: tuple[float, float]
     radius_m: tuple[float, float]
-    """Smallest and largest radius of a corner."""
-    share: float = 0.6
 
 
-_COUNTRY = Winding(
-    length_m=(1000.0, 1800.0),
-    edge_m=(70.0, 180.0),
-    turn_rad=(math.radians(10.0), math.radians(105.0)),
-    radius_m=(25.0, 260.0),
-)
-_LOOP = Winding(
-    length_m=(560.0, 1260.0),
-    edge_m=(60.0, 400.0),
-    turn_rad=(0.0, math.radians(115.0)),
-    radius_m=(20.0, 200.0),
-)
-_MOTORWAY = Winding(
-    length_m=(1500.0, 2000.0),
-    edge_m=(300.0, 520.0),
-    turn_rad=(math.radians(3.0), math.radians(32.0)),
-    radius_m=(350.0, 1500.0),
-)
+_WINDING_SHARE = 0.6
+_COUNTRY = Winding((1000.0, 1800.0), (70.0, 180.0), (10.0, 105.0), (25.0, 260.0))
+_LOOP = Winding((560.0, 1260.0), (60.0, 400.0), (0.0, 115.0), (20.0, 200.0))
+_MOTORWAY = Winding((1500.0, 2000.0), (300.0, 520.0), (3.0, 32.0), (350.0, 1500.0))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,16 +76,12 @@ class Profile:
     """Cross-section of a road, the same on both sides."""
 
     lane_width_m: float
-    lanes: int = 1
-    """Driving lanes in each direction."""
+    lanes: int = 1  # in each direction
     centre_marks: tuple[str, ...] = ("broken",)
-    """Markings of the centre line, used in turn along the road."""
+    """Markings of the centre line, used in turn along the road, each for `mark_length_m`."""
     mark_length_m: float = math.inf
-    """Length of road after which the next centre marking starts."""
     edge_mark: str = "solid"
-    """Marking outside the outermost lane."""
     shoulder_m: float = 0.0
-    """Width of the paved shoulder; 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,13 +112,17 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arm:
-    """One end of a road at a junction."""
+    """One end of a road at a junction, whose centre it leaves in a direction."""
 
     road_id: int
     at_end: bool
     """Whether the road ends at the junction; otherwise it starts there."""
     angle_rad: float
-    """Direction in which the road leaves the centre of the junction."""
+
+    @property
+    def contact(self) -> xodr.ContactPoint:
+        """The end of the road at the junction."""
+        return xodr.ContactPoint.end if self.at_end else xodr.ContactPoint.start
 
 
 class NetworkBuilder:
@@ -171,18 +153,11 @@ class NetworkBuilder:
         before, after = self._roads[first], self._roads[second]
         before.add_successor(xodr.ElementType.road, second, xodr.ContactPoint.start)
         after.add_predecessor(xodr.ElementType.road, first, xodr.ContactPoint.end)
-        for lane in _all_lanes(before.lanes.lanesections[-1]):
-            lane.add_link("successor", lane.lane_id)
-        for lane in _all_lanes(after.lanes.lanesections[0]):
-            lane.add_link("predecessor", lane.lane_id)
+        _link(before.lanes.lanesections[-1], "successor")
+        _link(after.lanes.lanesections[0], "predecessor")
 
     def add_junction(
-        self,
-        junction_id: int,
-        centre: tuple[float, float],
-        arms: Sequence[Arm],
-        reach_m: float,
-        lane_width_m: float,
+        self, junction_id: int, centre: _Point, arms: Sequence[Arm], reach_m: float, width_m: float
     ) -> None:
         """Connect roads with one lane per side in all directions except back.
 
@@ -195,33 +170,23 @@ class NetworkBuilder:
             link(xodr.ElementType.junction, junction_id)
         for incoming, outgoing in itertools.permutations(arms, 2):
             pieces = _crossing(centre, incoming.angle_rad, outgoing.angle_rad, reach_m)
-            self._connect(junction, incoming, outgoing, pieces, lane_width_m)
+            from_lane = -1 if incoming.at_end else 1
+            lane = _marked(xodr.Lane(a=width_m), "none")
+            lane.add_link("predecessor", from_lane)
+            lane.add_link("successor", 1 if outgoing.at_end else -1)
+            section = xodr.LaneSection(0, _marked(xodr.Lane(), "none"))
+            section.add_right_lane(lane)
+            lanes = xodr.Lanes()
+            lanes.add_lanesection(section)
+            road = xodr.Road(self._links, _plan(pieces), lanes, road_type=junction_id)
+            road.add_predecessor(xodr.ElementType.road, incoming.road_id, incoming.contact)
+            road.add_successor(xodr.ElementType.road, outgoing.road_id, outgoing.contact)
+            self._document.add_road(road)
+            connection = xodr.Connection(incoming.road_id, self._links, xodr.ContactPoint.start)
+            connection.add_lanelink(from_lane, -1)
+            junction.add_connection(connection)
+            self._links += 1
         self._document.add_junction(junction)
-
-    def _connect(
-        self,
-        junction: xodr.Junction,
-        incoming: Arm,
-        outgoing: Arm,
-        pieces: list[Piece],
-        lane_width_m: float,
-    ) -> None:
-        from_lane = -1 if incoming.at_end else 1
-        lane = _marked(xodr.Lane(a=lane_width_m), "none")
-        lane.add_link("predecessor", from_lane)
-        lane.add_link("successor", 1 if outgoing.at_end else -1)
-        section = xodr.LaneSection(0, _marked(xodr.Lane(), "none"))
-        section.add_right_lane(lane)
-        lanes = xodr.Lanes()
-        lanes.add_lanesection(section)
-        road = xodr.Road(self._links, _plan(pieces), lanes, road_type=junction.id)
-        road.add_predecessor(xodr.ElementType.road, incoming.road_id, _contact(incoming))
-        road.add_successor(xodr.ElementType.road, outgoing.road_id, _contact(outgoing))
-        self._document.add_road(road)
-        connection = xodr.Connection(incoming.road_id, self._links, xodr.ContactPoint.start)
-        connection.add_lanelink(from_lane, -1)
-        junction.add_connection(connection)
-        self._links += 1
 
     def text(self) -> str:
         """Return the document; the same roads give the same bytes on any date."""
@@ -335,12 +300,11 @@ def _thin_out(rng: np.random.Generator, streets: _Streets, count: int) -> None:
 
 
 def _reached(streets: _Streets, start: int) -> set[int]:
-    found, front = {start}, deque([start])
+    found, front = {start}, [start]
     while front:
-        for beyond in streets[front.popleft()]:
-            if beyond not in found:
-                found.add(beyond)
-                front.append(beyond)
+        beyond = set(streets[front.pop()]) - found
+        found |= beyond
+        front += beyond
     return found
 
 
@@ -375,23 +339,19 @@ def _street(rng: np.random.Generator, nodes: NDArray[np.float64], reach_m: float
     for end, beyond in ((0, 1), (-1, -2)):
         leaving = nodes[beyond] - nodes[end]
         line[end] = nodes[end] + reach_m * leaving / math.hypot(*leaving)
-    lengths = np.hypot(*np.diff(line, axis=0).T)
-    radii = [
-        min(float(fit), float(rng.uniform(*_RADIUS_M)))
-        for fit in largest_radii(turns_of(line), lengths, _SHARE)
-    ]
-    return rounded(line, radii, _SHARE)
+    fits = _largest_radii(line, _SHARE)
+    return rounded(line, [min(float(fit), rng.uniform(*_RADIUS_M)) for fit in fits], _SHARE)
 
 
 def winding_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
     """Draw a winding road that keeps a distance from itself and ends elsewhere."""
-    target = rng.uniform(*winding.length_m)
+    target, (least, most) = rng.uniform(*winding.length_m), map(math.radians, winding.turn_deg)
     vertices = [np.zeros(2)]
     headings = [rng.uniform(-math.pi, math.pi)]
     length = 0.0
     for _ in range(_ATTEMPTS):
         edge = rng.uniform(*winding.edge_m)
-        turn = rng.choice([-1.0, 1.0]) * rng.uniform(*winding.turn_rad)
+        turn = rng.choice([-1.0, 1.0]) * rng.uniform(least, most)
         heading = headings[-1] + (turn if len(vertices) > 1 else 0.0)
         new = vertices[-1] + edge * np.array([math.cos(heading), math.sin(heading)])
         if not _is_possible(vertices, new, heading - headings[0], winding):
@@ -402,8 +362,7 @@ def winding_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
         if length >= target:
             break
     line = np.array(vertices)
-    lengths = np.hypot(*np.diff(line, axis=0).T)
-    return rounded(line, _drawn_radii(rng, turns_of(line), lengths, winding), winding.share)
+    return rounded(line, _drawn_radii(rng, _largest_radii(line), winding), _WINDING_SHARE)
 
 
 def _is_possible(
@@ -411,9 +370,7 @@ def _is_possible(
 ) -> bool:
     if len(vertices) < 2:
         return True
-    line = np.array([*vertices[-2:], new])
-    lengths = np.hypot(*np.diff(line, axis=0).T)
-    radius = largest_radii(turns_of(line), lengths, winding.share)[0]
+    radius = _largest_radii(np.array([*vertices[-2:], new]))[0]
     return bool(
         radius >= winding.radius_m[0]
         and abs(veer) <= 0.7 * math.pi
@@ -437,18 +394,13 @@ def _along(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.f
 
 
 def _drawn_radii(
-    rng: np.random.Generator,
-    turns: NDArray[np.float64],
-    lengths: NDArray[np.float64],
-    winding: Winding,
+    rng: np.random.Generator, fits: NDArray[np.float64], winding: Winding
 ) -> list[float]:
     """Draw radii between the smallest allowed and the largest that fit, large ones more often."""
     low, high = winding.radius_m
-    fits = np.clip(largest_radii(turns, lengths, winding.share), low, high)
-    return [
-        float(low * (top / low) ** part)
-        for top, part in zip(fits, np.sqrt(rng.random(len(fits))), strict=True)
-    ]
+    parts = np.sqrt(rng.random(len(fits)))
+    pairs = zip(np.clip(fits, low, high), parts, strict=True)
+    return [float(low * (top / low) ** part) for top, part in pairs]
 
 
 def closed_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
@@ -461,15 +413,13 @@ def closed_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
         polygon = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         if rng.random() < 0.5:
             polygon = polygon[::-1].copy()
-        lengths = np.hypot(*(polygon - np.roll(polygon, 1, axis=0)).T)
-        around = np.append(lengths, lengths[0])
-        turns = turns_of(polygon, closed=True)
-        fits = largest_radii(turns, around, winding.share)
-        if fits.min() < winding.radius_m[0] or np.abs(turns).max() > winding.turn_rad[1]:
+        ring = np.concatenate([polygon[-1:], polygon, polygon[:1]])
+        fits, sharpest = _largest_radii(ring), np.abs(turns_of(ring)).max()
+        if fits.min() < winding.radius_m[0] or sharpest > math.radians(winding.turn_deg[1]):
             continue
         seam = 0.5 * (polygon[0] + polygon[-1])
-        radii = _drawn_radii(rng, turns, around, winding)
-        return rounded(np.concatenate([[seam], polygon, [seam]]), radii, winding.share)
+        radii = _drawn_radii(rng, fits, winding)
+        return rounded(np.concatenate([[seam], polygon, [seam]]), radii, _WINDING_SHARE)
     raise RoadError(f"no closed road found in {_ATTEMPTS} attempts; use another seed")
 
 
@@ -517,24 +467,20 @@ def unit_tangent(turn_rad: float, share: float) -> float:
     return y / math.sin(abs(turn_rad))
 
 
-def turns_of(vertices: NDArray[np.float64], *, closed: bool = False) -> NDArray[np.float64]:
-    """Return the change of heading at each inner vertex (each vertex if closed), in (-pi, pi]."""
+def turns_of(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the change of heading at each inner vertex, in (-pi, pi]."""
     edges = np.diff(vertices, axis=0)
-    if closed:
-        edges = np.concatenate([[vertices[0] - vertices[-1]], vertices[1:] - vertices[:-1]])
-        edges = np.concatenate([edges, edges[:1]])
     heading = np.arctan2(edges[:, 1], edges[:, 0])
     turned: NDArray[np.float64] = np.pi - (np.pi - np.diff(heading)) % (2.0 * np.pi)
     return turned
 
 
-def largest_radii(
-    turns: NDArray[np.float64], lengths: NDArray[np.float64], share: float
-) -> NDArray[np.float64]:
-    """Return the radii at which neighbouring corners just fit on the edges around them."""
+def _largest_radii(line: NDArray[np.float64], share: float = _WINDING_SHARE) -> NDArray[np.float64]:
+    """Return the radii at which neighbouring corners of a line just fit on the edges around."""
+    lengths = np.hypot(*np.diff(line, axis=0).T)
     room = np.minimum(lengths[:-1], lengths[1:]) / 2.0 - _LINE_M
-    tangents = [unit_tangent(turn, share) for turn in np.abs(turns).clip(STRAIGHT_RAD).tolist()]
-    return np.asarray(room / np.array(tangents), np.float64)
+    turns = np.abs(turns_of(line)).clip(STRAIGHT_RAD).tolist()
+    return np.asarray(room / np.array([unit_tangent(turn, share) for turn in turns]), np.float64)
 
 
 def _plan(pieces: Sequence[Piece]) -> xodr.PlanView:
@@ -563,16 +509,17 @@ def _section(
             add(_marked(xodr.Lane(a=profile.lane_width_m), mark))
         if profile.shoulder_m > 0.0:
             add(_marked(xodr.Lane(xodr.LaneType.shoulder, a=profile.shoulder_m), "none"))
-    for lane in _all_lanes(section):
-        if has_previous:
-            lane.add_link("predecessor", lane.lane_id)
-        if has_next:
-            lane.add_link("successor", lane.lane_id)
+    if has_previous:
+        _link(section, "predecessor")
+    if has_next:
+        _link(section, "successor")
     return section
 
 
-def _all_lanes(section: xodr.LaneSection) -> list[xodr.Lane]:
-    return [*section.leftlanes, *section.rightlanes]
+def _link(section: xodr.LaneSection, kind: str) -> None:
+    """Link each lane of a section to the lane with the same id in the next or previous section."""
+    for lane in (*section.leftlanes, *section.rightlanes):
+        lane.add_link(kind, lane.lane_id)
 
 
 def _marked(lane: xodr.Lane, kind: str) -> xodr.Lane:
@@ -581,26 +528,14 @@ def _marked(lane: xodr.Lane, kind: str) -> xodr.Lane:
     return lane
 
 
-def _contact(arm: Arm) -> xodr.ContactPoint:
-    return xodr.ContactPoint.end if arm.at_end else xodr.ContactPoint.start
-
-
-def _crossing(
-    centre: tuple[float, float], from_rad: float, to_rad: float, reach_m: float
-) -> list[Piece]:
+def _crossing(centre: _Point, from_rad: float, to_rad: float, reach_m: float) -> list[Piece]:
     """Return the curve over a junction between the ends of two arms."""
-    places = np.array([_polar(centre, from_rad, reach_m), centre, _polar(centre, to_rad, reach_m)])
+    begin, end = ((math.cos(angle), math.sin(angle)) for angle in (from_rad, to_rad))
+    places = np.array(centre) + reach_m * np.array([begin, (0.0, 0.0), end])
     turn = float(turns_of(places)[0])
     radius = reach_m / unit_tangent(turn, _TURN_SHARE) if abs(turn) > STRAIGHT_RAD else 0.0
     # The corner uses both edges completely: shorter pieces are rounding errors.
     return [piece for piece in rounded(places, [radius], _TURN_SHARE) if piece.length_m > 1e-6]
-
-
-def _polar(centre: tuple[float, float], angle_rad: float, distance_m: float) -> tuple[float, float]:
-    return (
-        centre[0] + distance_m * math.cos(angle_rad),
-        centre[1] + distance_m * math.sin(angle_rad),
-    )
 
 
 _GENERATORS: dict[str, Callable[[NetworkBuilder, np.random.Generator], None]] = {
@@ -610,4 +545,3 @@ _GENERATORS: dict[str, Callable[[NetworkBuilder, np.random.Generator], None]] = 
     "motorway": _motorway,
 }
 NETWORK_KINDS: tuple[str, ...] = tuple(_GENERATORS)
-"""Kinds of network that `generate_network` generates."""

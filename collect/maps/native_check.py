@@ -17,12 +17,9 @@ from pathlib import Path
 from avtd3.store.errors import RoadError, StorageError, WorldError
 from avtd3.store.files import read_json, sha256, write_aside
 
-CPU_S = 30
-"""Seconds of CPU time that building a network may take."""
-MEMORY_BYTES = 4 * 1024**3
-"""Address space that building a network may take."""
-WAIT_S = 600.0
-"""Seconds after which a process that does not even use its CPU time is ended."""
+CPU_S = 30  # seconds of CPU time that building a network may take
+MEMORY_BYTES = 4 * 1024**3  # address space that it may take
+WAIT_S = 600.0  # seconds for a process that does not even use its CPU time
 _MODULE = "avtd3.collect.maps.network"
 _VERSION = 1  # raise it when the process does other things with a document
 _LASTING = (
@@ -32,30 +29,20 @@ _known: dict[str, str] = {}
 
 
 def check_native(name: str, xodr: str) -> None:
-    """Raise unless carla.Map survives a document; `name` names it in messages.
-
-    Raises:
-        RoadError: carla.Map ends or blocks the process, or rejects the document.
-        WorldError: The process cannot be started, or fails for a reason of its own.
-    """
+    """Raise `RoadError` unless carla.Map survives a document; `name` names it in messages."""
     key = sha256(f"{_VERSION} {importlib.metadata.version('carla')} {xodr}".encode())
     if key not in _known:
         recalled = _recall(key)
         _known[key] = _try(name, xodr, key) if recalled is None else recalled
-    if _known[key]:
-        raise RoadError(
-            f"road {name} {_known[key]}, expected OpenDRIVE that CARLA can load; check it with an "
-            "OpenDRIVE validator"
-        )
+    if fault := _known[key]:
+        expected = "OpenDRIVE that CARLA can load; check it with an OpenDRIVE validator"
+        raise RoadError(f"road {name} {fault}, expected {expected}")
 
 
 def limit_process() -> None:
     """Limit the CPU time and the memory of this process, and let it leave no core file."""
-    for kind, most in (
-        (resource.RLIMIT_CPU, CPU_S),
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CORE, 0),
-    ):
+    limits = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_CORE: 0}
+    for kind, most in limits.items():
         hard = resource.getrlimit(kind)[1]
         soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (soft, hard))

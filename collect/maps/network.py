@@ -26,12 +26,9 @@ if TYPE_CHECKING:
 
 LaneKey = tuple[int, int, int]
 """Road, lane section and lane, as carla.Map numbers them."""
-SPACING_M = 1.0
-"""Target distance between the points of a lane."""
-SHORTEST_M = 0.25
-"""Shorter lanes are only paved; their neighbours are linked directly."""
-NARROWEST_M = 1.0
-"""Lanes with a smaller mean width are dropped."""
+SPACING_M = 1.0  # target distance between the points of a lane
+SHORTEST_M = 0.25  # shorter lanes are only paved; their neighbours are linked directly
+NARROWEST_M = 1.0  # lanes with a smaller mean width are dropped
 PAVED = frozenset((
     "shoulder", "parking", "stop", "bidirectional", "biking", "bus", "taxi", "HOV", "entry", "exit",
     "onRamp", "offRamp", "connectingRamp", "restricted", "roadWorks",
@@ -41,14 +38,11 @@ _INSET_M = 1e-3  # carla.Map has no waypoint exactly at the end of a road
 # The markings that permit a lane change.
 _CROSSABLE = frozenset({"none", "broken", "broken_broken", "botts_dots"})
 # Links of carla.Map are followed in steps of this length, over dropped lanes too.
-_HOP_M = 0.3
-_MAX_HOPS = 8
-_MAX_GAP_M = 2.5
+_HOP_M, _MAX_HOPS = 0.3, 8
+_MAX_GAP_M, _MAX_JOIN_RAD = 2.5, math.pi / 3
 _NEAR_M = _MAX_GAP_M + 0.1
-_MAX_JOIN_RAD = math.pi / 3
 # A lane without a link continues in the lanes that start this close to its end.
-_TOUCH_M = 0.5
-_TOUCH_RAD = 0.3
+_TOUCH_M, _TOUCH_RAD = 0.5, 0.3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,9 +56,7 @@ class Strip:
     distance_m: NDArray[np.float64]
     """float64 (N,), metres along the centre line from the first point."""
     width_m: NDArray[np.float64]
-    """float64 (N,), width across the heading."""
     height_m: NDArray[np.float64]
-    """float64 (N,), height of the centre line."""
     kind: str
     """OpenDRIVE's lane type, ``driving`` or one of `PAVED`."""
 
@@ -79,25 +71,18 @@ class Lane(Strip):
     """A driving lane of one lane section, with its neighbours."""
 
     index: int
-    """Index in `RoadNetwork.lanes`."""
     road_id: int
-    """OpenDRIVE road."""
     section_id: int
-    """Number of the lane section in the road."""
     lane_id: int
     """OpenDRIVE lane, negative to the right of the road's reference line."""
     is_junction: bool
-    """Whether the lane crosses a junction."""
     left_marking: str
     """Marking on the left in driving direction: ``none``, ``solid``, ``broken``, ..."""
     right_marking: str
-    """Marking on the right in driving direction."""
     left_lane: int | None = None
     """Index of the lane on the left if its direction is the same and the marking can be crossed."""
     right_lane: int | None = None
-    """The same on the right."""
     successors: tuple[int, ...] = ()
-    """Indices of the lanes that continue this one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,7 +92,6 @@ class RoadNetwork:
     name: str
     map: "carla.Map"
     lanes: tuple[Lane, ...]
-    """Driving lanes, at least one."""
     paved: tuple[Strip, ...]
     """Shoulders, parking bays and other paved surface that is not a lane, and very short lanes."""
 
@@ -116,11 +100,6 @@ class RoadNetwork:
         """Build the network of an OpenDRIVE document.
 
         A text that avtd3 did not generate (`is_trusted`) is first built in a process of its own.
-
-        Raises:
-            RoadError: The text is not OpenDRIVE, carla.Map does not survive it or rejects it, or it
-                has no driving lane of sufficient length and width.
-            WorldError: The carla package is not installed.
         """
         root = parse_opendrive(xodr, name)
         try:
@@ -141,10 +120,8 @@ class RoadNetwork:
                 f"can load; check it with an OpenDRIVE validator"
             ) from error
         if not lanes:
-            raise RoadError(
-                f"road {name} has no driving lane of at least {SHORTEST_M} m by {NARROWEST_M} m, "
-                "expected one; check the lane widths"
-            )
+            missing = f"no driving lane of at least {SHORTEST_M} m by {NARROWEST_M} m"
+            raise RoadError(f"road {name} has {missing}, expected one; check the lane widths")
         return cls(name=name, map=world_map, lanes=lanes, paved=paved)
 
     def __repr__(self) -> str:
@@ -317,10 +294,7 @@ def _beside(
 
 
 def main() -> None:
-    """Build the document on standard input, and print what is wrong with it as a JSON text.
-
-    `native_check` starts this in a process of its own.
-    """
+    """Build the document on standard input, and print its fault as JSON; for `native_check`."""
     limit_process()
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)  # carla.Map prints, too

@@ -16,31 +16,19 @@ from avtd3.store.errors import Avtd3Error, RoadError, advice
 from avtd3.store.files import read_bytes
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Largest .xodr file that is read, in bytes."""
 MAX_TAGS = 3_000_000
-"""Most tags of an XML document."""
 MAX_DEPTH = 64
-"""Most levels of nested XML elements."""
-MAX_ROADS = 10_000
-"""Most roads of a network; CARLA's Town03 has 216."""
-MAX_LANES = 30_000
-"""Most lanes of a network, each lane section counted by itself."""
+MAX_ROADS = 10_000  # CARLA's Town03 has 216
+MAX_LANES = 30_000  # each lane section counted by itself
 MAX_LANES_ABREAST = 100
-"""Most lanes of a lane section."""
-MAX_LANE_LENGTH_M = 500_000.0
-"""Largest total length of all lanes of a network, in metres."""
+MAX_LANE_LENGTH_M = 500_000.0  # of all lanes together
 MAX_NUMBER = 1e9
-"""Largest absolute value of a number."""
-DRIVING = "driving"
-"""OpenDRIVE's type of a lane for cars."""
+DRIVING = "driving"  # OpenDRIVE's type of a lane for cars
 _FIX = "export it again, or check it with an OpenDRIVE validator"
 _GEOMETRIES = ("line", "spiral", "arc", "poly3", "paramPoly3")
 _MAX_START_M = 1e-3
 _LENGTH_TOLERANCE_M = 10.0
-_RELIEF = {
-    "elevationProfile": ("elevation",),
-    "lateralProfile": ("superelevation", "crossfall", "shape"),
-}
+_RELIEF = ("elevation", "superelevation", "crossfall", "shape")
 _CUBIC = ("a", "b", "c", "d")
 _NUMBERS = {
     "geometry": ("s", "x", "y", "hdg", "length"),
@@ -72,26 +60,14 @@ Cubics = list[tuple[float, Cubic]]
 
 
 def read_opendrive(path: str | Path) -> str:
-    """Read an OpenDRIVE file for carla.Map.
+    """Read an OpenDRIVE file for carla.Map; raise `RoadError` if it cannot be used.
 
     Roads with ids that carla.Map cannot hold get numbers, and lanes that are described by their
     borders get widths; otherwise, the text is that of the file.
-
-    Raises:
-        RoadError: The file cannot be read or is larger than 64 MiB; it is not XML or not OpenDRIVE;
-            it is known to end or block carla.Map; or it has no driving lane.
     """
-    try:
-        data = read_bytes(path, MAX_FILE_BYTES)
-    except FileNotFoundError as error:
-        raise RoadError(
-            f"road {path} does not exist, expected an .xodr file; check the path"
-        ) from error
-    except OSError as error:
-        raise RoadError(f"road {path} cannot be read: {advice(error, reads=True)}") from error
-    except ValueError as error:
-        raise RoadError(f"road {path} cannot be used: {error}; give an .xodr file") from error
-    text = decode_xml(data, f"road {path}", RoadError)
+    where, expected = f"road {path}", "an .xodr file; check the path"
+    data = read_named(path, where, MAX_FILE_BYTES, RoadError, expected, "give an .xodr file")
+    text = decode_xml(data, where, RoadError)
     root = parse_opendrive(text, str(path), is_checked=True)  # below, with numbered roads
     changed = _number_roads(root)
     _Checker(root, str(path)).check()
@@ -100,12 +76,7 @@ def read_opendrive(path: str | Path) -> str:
 
 
 def parse_opendrive(xodr: str, where: str, *, is_checked: bool = False) -> ET.Element:
-    """Parse and check OpenDRIVE text; return the root element, without XML namespaces.
-
-    Raises:
-        RoadError: The text is not OpenDRIVE, declares a document type, is known to end or block
-            carla.Map, or has no driving lane; the last two unless it is checked elsewhere.
-    """
+    """Parse OpenDRIVE text, and check it; return the root element, without XML namespaces."""
     if not xodr.strip():
         raise RoadError(f"road {where} is empty, expected OpenDRIVE text; {_FIX}")
     root = parse_xml(xodr, f"road {where}", RoadError)
@@ -116,6 +87,20 @@ def parse_opendrive(xodr: str, where: str, *, is_checked: bool = False) -> ET.El
     if not is_checked:
         _Checker(root, where).check()
     return root
+
+
+def read_named(
+    path: str | Path, where: str, most: int, error: type[Avtd3Error], expected: str, fix: str
+) -> bytes:
+    """Read a file that a user names, of at most so many bytes; raise `error` if it cannot be."""
+    try:
+        return read_bytes(path, most)
+    except FileNotFoundError as failure:
+        raise error(f"{where} does not exist, expected {expected}") from failure
+    except OSError as failure:
+        raise error(f"{where} cannot be read: {advice(failure, reads=True)}") from failure
+    except ValueError as failure:
+        raise error(f"{where} cannot be used: {failure}; {fix}") from failure
 
 
 def decode_xml(data: bytes, where: str, error: type[Avtd3Error]) -> str:
@@ -174,18 +159,13 @@ def parse_number(text: str) -> float:
 
 
 def flatten(xodr: str) -> tuple[str, bool]:
-    """Remove the relief of a network: the built-in simulator drives on a plane.
-
-    Return the text without elevation, superelevation, crossfall and lateral shape, and whether it
-    had any. A text without relief is returned unchanged.
-    """
+    """Return a network without its relief, and whether it had any."""
     root = parse_opendrive(xodr, "to flatten")
     changed = False
-    for profile, relief in _RELIEF.items():
-        for parent in root.iterfind(f"road/{profile}"):
-            removed = [child for child in parent if child.tag in relief]
-            changed |= any(float(child.get(key, "0")) for child in removed for key in _CUBIC)
-            parent[:] = [child for child in parent if child.tag not in relief]
+    for parent in (*root.iterfind("road/elevationProfile"), *root.iterfind("road/lateralProfile")):
+        removed = [child for child in parent if child.tag in _RELIEF]
+        changed |= any(float(child.get(key, "0")) for child in removed for key in _CUBIC)
+        parent[:] = [child for child in parent if child.tag not in _RELIEF]
     return (ET.tostring(root, encoding="unicode"), True) if changed else (xodr, False)
 
 
@@ -223,9 +203,8 @@ def _number_roads(root: ET.Element) -> bool:
 def _widen_bordered_lanes(root: ET.Element) -> bool:
     """Give widths to the lanes that have only borders; return whether there were any.
 
-    A border is the distance of the outer edge of a lane from the reference line (ASAM OpenDRIVE
-    1.8, 11.6.2). carla.Map stores borders but does not use them. Some exporters write the distances
-    on the right as positive numbers.
+    carla.Map does not use borders, the distances of the outer edges from the reference line (ASAM
+    OpenDRIVE 1.8, 11.6.2). Some exporters write those on the right as positive numbers.
     """
     changed = False
     for section in root.iterfind("road/lanes/laneSection"):
@@ -290,30 +269,25 @@ class _Checker:
         for road in roads:
             self._check_road(road)
         if not self._driving:
-            self._refuse(
-                f"has no driving lane in its {len(roads)} roads, expected at least one "
-                f'<lane type="{DRIVING}">'
-            )
+            expected = f'at least one <lane type="{DRIVING}">'
+            self._refuse(f"has no driving lane in its {len(roads)} roads, expected {expected}")
         for road in roads:
             self._check_links(road)
         self._check_references()
 
     def _check_references(self) -> None:
         for junction in self._root.findall("junction"):
+            place = f"in junction {junction.get('id')!r:.80}"
             for connection in junction.findall("connection"):
                 road = connection.get("connectingRoad", connection.get("linkedRoad", ""))
                 if road not in self._lanes:
-                    self._refuse(
-                        f"has a connection over road {road!r:.80} in junction "
-                        f"{junction.get('id')!r:.80}, expected the id of a road that exists"
-                    )
+                    found = f"has a connection over road {road!r:.80} {place}"
+                    self._refuse(f"{found}, expected the id of a road that exists")
         signals = {signal.get("id") for signal in self._root.iterfind("road/signals/signal")}
         for reference in self._root.iterfind("road/signals/signalReference"):
-            if reference.get("id") not in signals:
-                self._refuse(
-                    f"has a signalReference to signal {reference.get('id')!r:.80}, expected the id "
-                    "of a signal that exists"
-                )
+            if (name := reference.get("id")) not in signals:
+                found = f"has a signalReference to signal {name!r:.80}"
+                self._refuse(f"{found}, expected the id of a signal that exists")
 
     def _refuse(self, what: str, fix: str = _FIX) -> NoReturn:
         raise RoadError(f"road {self._where} {what}; {fix}")
@@ -322,10 +296,8 @@ class _Checker:
         text = element.get(key, "0")
         value = parse_number(text)
         if math.isnan(value):
-            self._refuse(
-                f"has {key}={text!r:.80} in {owner}, expected a finite decimal number of at most "
-                f"{MAX_NUMBER:g}"
-            )
+            expected = f"a finite decimal number of at most {MAX_NUMBER:g}"
+            self._refuse(f"has {key}={text!r:.80} in {owner}, expected {expected}")
         return value
 
     def _check_road(self, road: ET.Element) -> None:
@@ -363,10 +335,8 @@ class _Checker:
         found = lane_sections(road)
         starts = [start for start, _, _ in found]
         if found and (min(starts) < 0.0 or max(starts) >= length):
-            self._refuse(
-                f"has lane sections from {min(starts)} m to {max(starts)} m in {owner}, expected "
-                f"starts from 0 m to below {length} m"
-            )
+            sections = f"lane sections from {min(starts)} m to {max(starts)} m in {owner}"
+            self._refuse(f"has {sections}, expected starts from 0 m to below {length} m")
         if len(set(starts)) != len(starts):
             self._refuse(f"has two lane sections with the same start in {owner}, expected one")
         sides: list[set[int]] = []
@@ -375,10 +345,8 @@ class _Checker:
             self._lane_length_m += (end - start) * len(sides[-1])
             self._lane_count += len(sides[-1])
         if self._lane_length_m > MAX_LANE_LENGTH_M or self._lane_count > MAX_LANES:
-            self._refuse(
-                f"has over {MAX_LANES} lanes or {MAX_LANE_LENGTH_M / 1000:.0f} km of lanes",
-                "split it",
-            )
+            most = f"{MAX_LANES} lanes or {MAX_LANE_LENGTH_M / 1000:.0f} km of lanes"
+            self._refuse(f"has over {most}", "split it")
         self._lanes[road.get("id", "")] = (sides[0], sides[-1]) if sides else (set(), set())
 
     def _check_lanes(self, section: ET.Element, owner: str) -> set[int]:
@@ -386,10 +354,8 @@ class _Checker:
             self._refuse(f"has a lane section without a centre lane in {owner}, expected one")
         lanes = [*section.iterfind("left/lane"), *section.iterfind("right/lane")]
         if len(lanes) > MAX_LANES_ABREAST:
-            self._refuse(
-                f"has {len(lanes)} lanes side by side in {owner}, expected at most "
-                f"{MAX_LANES_ABREAST}"
-            )
+            abreast = f"{len(lanes)} lanes side by side in {owner}"
+            self._refuse(f"has {abreast}, expected at most {MAX_LANES_ABREAST}")
         for lane in lanes:
             if not _LANE_ID.fullmatch(lane.get("id", "")):
                 self._refuse(f"has lane id {lane.get('id')!r:.80} in {owner}, expected an integer")
@@ -405,32 +371,24 @@ class _Checker:
     def _check_links(self, road: ET.Element) -> None:
         sections = [section for _, _, section in lane_sections(road)]
         inner = [{lane for lane, _ in lanes_of(section)} for section in sections]
-        around = [
-            self._linked_lanes(road, "predecessor"),
-            *inner,
-            self._linked_lanes(road, "successor"),
-        ]
+        before, after = (self._linked_lanes(road, name) for name in ("predecessor", "successor"))
+        around = [before, *inner, after]
         either_way = road.get("rule") == "LHT"
         for index, section in enumerate(sections):
             for number, lane in lanes_of(section):
                 # carla.Map follows links in driving direction only, and does not check them.
+                owner = f"lane {lane.get('id')} of road id {road.get('id')!r}"
                 if number < 0 or either_way:
-                    self._check_link(road, lane, "successor", around[index + 2])
+                    self._check_link(owner, lane.find("link/successor"), around[index + 2])
                 if number > 0 or either_way:
-                    self._check_link(road, lane, "predecessor", around[index])
+                    self._check_link(owner, lane.find("link/predecessor"), around[index])
 
-    def _check_link(
-        self, road: ET.Element, lane: ET.Element, name: str, there: set[int] | None
-    ) -> None:
-        link = lane.find(f"link/{name}")
+    def _check_link(self, owner: str, link: ET.Element | None, there: set[int] | None) -> None:
         if link is None or there is None:
             return
-        target = link.get("id", "")
-        if target not in {"0", *map(str, there)}:
-            self._refuse(
-                f"links lane {lane.get('id')} of road id {road.get('id')!r} to a lane "
-                f"{target!r:.80} that does not exist, expected one of {sorted(there)}"
-            )
+        if (target := link.get("id", "")) not in {"0", *map(str, there)}:
+            found = f"to a lane {target!r:.80} that does not exist"
+            self._refuse(f"links {owner} {found}, expected one of {sorted(there)}")
 
     def _linked_lanes(self, road: ET.Element, name: str) -> set[int] | None:
         """Return the lane ids at the other end of a road's link; None if it links to no road."""

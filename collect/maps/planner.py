@@ -10,17 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork
-from avtd3.collect.maps.route import Route, resample
+from avtd3.collect.maps.route import Route, distance_along, resample
 from avtd3.store.errors import RoadError, RouteError
 
 _OVERLAP_M = 0.3  # lanes whose ends are closer than this continue each other
 _CHANGE_PER_M = 8.0  # length of a lane change before and after the join, per metre between lanes
 _NARROWEST_M = 2.0
-MIN_ROUTE_M = 15.0
-"""Length of the shortest route that is driven."""
+MIN_ROUTE_M = 15.0  # length of the shortest route that is driven
 _SHORTEST_M = MIN_ROUTE_M - 0.05  # lanes are sampled a millimetre short at each end
-SNAP_M = 5.0
-"""Maximum distance of a waypoint from the middle of a driving lane."""
+SNAP_M = 5.0  # maximum distance of a waypoint from the middle of a driving lane
 _STARTS = 24  # positions that are tried before the longest route found is taken
 _VISITS = 400  # lanes that are visited from one start, so that the search ends
 _END_MARGIN_M = 5.0
@@ -28,21 +26,19 @@ _TURN_BACK_RAD = math.radians(150.0)
 _ALIKE_M = 2.0  # a waypoint also stands for lanes this much farther away than the nearest
 _MAX_LANES = 8
 _OFFSET_COST = 5.0  # metres of detour per metre between a waypoint and its lane
-_CHANGE_M = 20.0
+_CHANGE_M, _MIN_ROOM_M = 20.0, 10.0
 _ROOM_M = 40.0  # a lane change with less room costs twice the missing length
-_MIN_ROOM_M = 10.0
 _FORBIDDEN_M = 100.0  # cost of a lane change that the marking forbids
 _Point = tuple[float, float]
 _State = tuple[int, bool]
 """A lane, and whether the path is still in the lane section in which it started."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PlannedRoute:
     """A route and the lanes that it runs along."""
 
     route: Route
-    """The route, with a point about every metre."""
     lanes: tuple[int, ...]
     """Indices in `RoadNetwork.lanes`, in driving order; a lane may occur again."""
     start_distance_m: float
@@ -51,24 +47,17 @@ class PlannedRoute:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LanePart:
-    """A part of a lane, driven in the direction of the lane."""
+    """A part of a lane (an index), between two distances along it; infinite for its end."""
 
     lane: int
-    """Index in `RoadNetwork.lanes`."""
     from_m: float
-    """Distance along the lane at which the part starts."""
     to_m: float = math.inf
-    """Distance along the lane at which the part ends; infinite for the end of the lane."""
 
 
 def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) -> PlannedRoute:
     """Plan a random route, shorter than `length_m` only if no start leads so far.
 
-    The same network and the same state of the generator give the same route. Starts are distributed
-    evenly over all metres of lane outside junctions, or inside if there are no other lanes.
-
-    Raises:
-        RoadError: The length is below `MIN_ROUTE_M`, or no route of `MIN_ROUTE_M` was found.
+    Starts are distributed evenly over all metres of lane, outside junctions if possible.
     """
     if not length_m >= MIN_ROUTE_M:
         raise RoadError(f"route length is {length_m} m, expected at least {MIN_ROUTE_M:g} m")
@@ -81,30 +70,19 @@ def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) 
             break
     reached, start_m, lanes = best
     if reached < _SHORTEST_M:
-        raise RoadError(
-            f"road {network.name} has no route of {MIN_ROUTE_M:g} m (longest found: {reached:.1f} "
-            "m); use longer roads"
-        )
+        found = f"no route of {MIN_ROUTE_M:g} m (longest found: {reached:.1f} m)"
+        raise RoadError(f"road {network.name} has {found}; use longer roads")
     parts = [LanePart(lanes[0], start_m), *(LanePart(lane, 0.0) for lane in lanes[1:])]
-    return PlannedRoute(
-        route=join(network, parts, min(length_m, reached)), lanes=lanes, start_distance_m=start_m
-    )
+    return PlannedRoute(join(network, parts, min(length_m, reached)), lanes, start_m)
 
 
 def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRoute:
-    """Plan the cheapest route from the first of at least two waypoints to the last, in their order.
-
-    Raises:
-        RouteError: A waypoint is off the lanes, the lanes do not lead from one waypoint to the
-            next, or the route is shorter than `MIN_ROUTE_M`.
-    """
+    """Plan the cheapest route through at least two waypoints, in their order."""
     lanes = _Lanes(network)
-    places = [
-        _places(network, lanes, point, number) for number, point in enumerate(waypoints, start=1)
-    ]
+    places = [_places(lanes, point, number) for number, point in enumerate(waypoints, start=1)]
     reached: list[tuple[_Place, _Path]] = [(place, (place.cost, ())) for place in places[0]]
     for number, (before, after) in enumerate(itertools.pairwise(waypoints), 1):
-        reached = _advance(network, lanes, reached, places[number])
+        reached = _advance(lanes, reached, places[number])
         if not reached:
             raise RouteError(
                 f"road {network.name}: no lanes lead from waypoint {number} {_named(before)} to "
@@ -118,11 +96,8 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
             f"road {network.name}: the route through {len(waypoints)} waypoints is {length_m:.1f} "
             f"m long, expected at least {MIN_ROUTE_M:g} m; move the last one farther away"
         )
-    return PlannedRoute(
-        route=join(network, parts),
-        lanes=tuple(part.lane for part in parts),
-        start_distance_m=parts[0].from_m,
-    )
+    driven = tuple(part.lane for part in parts)
+    return PlannedRoute(join(network, parts), driven, parts[0].from_m)
 
 
 def join(network: RoadNetwork, parts: Sequence[LanePart], length_m: float = math.inf) -> Route:
@@ -130,7 +105,7 @@ def join(network: RoadNetwork, parts: Sequence[LanePart], length_m: float = math
     table = _table(network.lanes[parts[0].lane], parts[0])
     for part in parts[1:]:
         table = _append(table, _table(network.lanes[part.lane], part))
-    distance = _distance(table)
+    distance = distance_along(table)
     end = min(length_m, float(distance[-1]))
     at = np.concatenate((distance[distance < end], [end]))
     cut = np.stack([np.interp(at, distance, table[:, axis]) for axis in (0, 1)], axis=1)
@@ -157,7 +132,7 @@ def _append(table: NDArray[np.float64], more: NDArray[np.float64]) -> NDArray[np
     if gap <= _OVERLAP_M:
         return np.concatenate([table, more[1:] if len(more) > 1 else more])
     room = gap * _CHANGE_PER_M
-    before, after = _distance(table), _distance(more)
+    before, after = distance_along(table), distance_along(more)
     # The curve replaces the points before and after the join, at most half of each part.
     head = table[before <= max(before[-1] - room, 0.5 * before[-1])]
     tail = more[after >= min(room, 0.5 * after[-1])]
@@ -176,11 +151,6 @@ def _bridge(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.
         - share**2 * (1.0 - share) * way[1]
     )
     return np.concatenate([place, (1.0 - share) * start[2:] + share * end[2:]], axis=1)
-
-
-def _distance(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    step = np.hypot(*np.diff(table[:, :2], axis=0).T)
-    return np.concatenate(([0.0], np.cumsum(step)))
 
 
 def _starts(network: RoadNetwork, rng: np.random.Generator) -> list[tuple[int, float]]:
@@ -223,19 +193,13 @@ def _drive(
 
 def _next_lanes(network: RoadNetwork, rng: np.random.Generator, lane: int) -> list[int]:
     """Return the successors of a lane in random order, without those that turn back."""
-    successors = [
-        successor
-        for successor in network.lanes[lane].successors
-        if not _turns_back(network, network.lanes[lane], network.lanes[successor])
-    ]
-    return [successors[number] for number in rng.permutation(len(successors)).tolist()]
+    here, lanes = network.lanes[lane], network.lanes
+    found = [n for n in here.successors if not _turns_back(network, here, lanes[n])]
+    return [found[number] for number in rng.permutation(len(found)).tolist()]
 
 
 def _turns_back(network: RoadNetwork, lane: Lane, successor: Lane) -> bool:
-    """Return whether a lane leads over a junction back in the opposite direction.
-
-    Such a turn is too tight to drive.
-    """
+    """Return whether a lane leads over a junction back, which is too tight to drive."""
     if not successor.is_junction:
         return False
     beyond = [network.lanes[number].yaw_rad[0] for number in successor.successors]
@@ -246,14 +210,12 @@ def _turns_back(network: RoadNetwork, lane: Lane, successor: Lane) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
-    """A position on a lane for which a waypoint may stand."""
+    """A position on a lane, in [0, 1], for which a waypoint may stand at a cost."""
 
     lane: int
     share: float
-    """Position along the lane, in [0, 1]."""
     offset_m: float
     cost: float = 0.0
-    """Cost of using this position for the waypoint."""
 
 
 _Path = tuple[float, tuple[LanePart, ...]]
@@ -264,7 +226,7 @@ class _Lanes:
     """The lanes of a network, indexed for routes through waypoints."""
 
     def __init__(self, network: RoadNetwork) -> None:
-        self._network = network
+        self.network = network
         self._low = np.array([lane.points.min(axis=0) for lane in network.lanes]) - SNAP_M
         self._high = np.array([lane.points.max(axis=0) for lane in network.lanes]) + SNAP_M
         self._numbers = {
@@ -274,16 +236,14 @@ class _Lanes:
     def near(self, point: _Point) -> list[_Place]:
         """Return the nearest place on each lane within `SNAP_M` of a point, nearest first."""
         inside = ((self._low <= point) & (self._high >= point)).all(axis=1)
-        found = [
-            _nearest(self._network.lanes[number], point)
-            for number in np.flatnonzero(inside).tolist()
-        ]
+        lanes = self.network.lanes
+        found = [_nearest(lanes[number], point) for number in np.flatnonzero(inside).tolist()]
         within = [place for place in found if place.offset_m <= SNAP_M]
         return sorted(within, key=lambda place: (place.offset_m, place.lane))
 
     def beside(self, number: int) -> list[tuple[int, float]]:
         """Return the lanes beside a lane in its direction, and the extra cost of changing."""
-        lane = self._network.lanes[number]
+        lane = self.network.lanes[number]
         found = []
         for lane_id in (lane.lane_id - 1, lane.lane_id + 1):
             other = self._numbers.get((lane.road_id, lane.section_id, lane_id))
@@ -296,25 +256,21 @@ class _Lanes:
         return found
 
 
-def _places(network: RoadNetwork, lanes: _Lanes, point: _Point, number: int) -> list[_Place]:
+def _places(lanes: _Lanes, point: _Point, number: int) -> list[_Place]:
     """Return the places for which a waypoint may stand, nearest first."""
     found = lanes.near(point)
     if not found:
         raise RouteError(
-            f"road {network.name}: waypoint {number} {_named(point)} is more than {SNAP_M:g} m "
-            "from every driving lane; check that it belongs to this map, in metres, with y to the "
-            "right as in CARLA"
+            f"road {lanes.network.name}: waypoint {number} {_named(point)} is more than "
+            f"{SNAP_M:g} m from every driving lane; check that it belongs to this map, in metres, "
+            "with y to the right as in CARLA"
         )
     limit = found[0].offset_m + _ALIKE_M
     alike = {place.lane for place in found if place.offset_m <= limit}
     beside = {other for lane in alike for other, _ in lanes.beside(lane)} - alike
-    return [
-        dataclasses.replace(
-            place, cost=_OFFSET_COST * place.offset_m + _FORBIDDEN_M * (place.lane in beside)
-        )
-        for place in found
-        if place.lane in alike | beside
-    ][:_MAX_LANES]
+    used = [place for place in found if place.lane in alike | beside][:_MAX_LANES]
+    costs = [_OFFSET_COST * p.offset_m + _FORBIDDEN_M * (p.lane in beside) for p in used]
+    return [dataclasses.replace(p, cost=cost) for p, cost in zip(used, costs, strict=True)]
 
 
 def _nearest(lane: Lane, point: _Point) -> _Place:
@@ -328,15 +284,12 @@ def _nearest(lane: Lane, point: _Point) -> _Place:
 
 
 def _advance(
-    network: RoadNetwork,
-    lanes: _Lanes,
-    reached: Sequence[tuple[_Place, _Path]],
-    places: Sequence[_Place],
+    lanes: _Lanes, reached: Sequence[tuple[_Place, _Path]], places: Sequence[_Place]
 ) -> list[tuple[_Place, _Path]]:
     """Return the cheapest path to each place of the next waypoint that can be reached."""
     best: dict[int, _Path] = {}
     for place, (so_far, parts) in reached:
-        for number, (leg, more) in _Search(network, lanes, place).paths(places):
+        for number, (leg, more) in _Search(lanes, place).paths(places):
             cost = so_far + leg + places[number].cost
             if number not in best or cost < best[number][0]:
                 best[number] = (cost, (*parts, *more))
@@ -346,8 +299,8 @@ def _advance(
 class _Search:
     """Dijkstra's search over lanes from one place."""
 
-    def __init__(self, network: RoadNetwork, lanes: _Lanes, start: _Place) -> None:
-        self._network, self._lanes, self._start = network, lanes, start
+    def __init__(self, lanes: _Lanes, start: _Place) -> None:
+        self._network, self._lanes, self._start = lanes.network, lanes, start
         self._before: dict[_State, _State | None] = {}
 
     def paths(self, goals: Sequence[_Place]) -> Iterator[tuple[int, _Path]]:
@@ -362,10 +315,8 @@ class _Search:
                 continue
             self._before[state] = before
             for number, goal in enumerate(goals):
-                reached = cost + self._length(state, goal.share)
-                if self._arrives(state, goal) and (
-                    number not in found or reached < found[number][0]
-                ):
+                reached, known = cost + self._length(state, goal.share), found.get(number)
+                if self._arrives(state, goal) and (known is None or reached < known[0]):
                     found[number] = (reached, state)
             for more, successor in self._successors(state):
                 heapq.heappush(front, (cost + more, successor, state))
@@ -404,8 +355,8 @@ class _Search:
         while (before := self._before[chain[-1]]) is not None:
             chain.append(before)
         rows: list[list[_State]] = []
-        for before, state in zip((None, *chain[:0:-1]), chain[::-1], strict=True):
-            if self._is_beside(state, before):
+        for state in reversed(chain):
+            if self._is_beside(state, self._before[state]):
                 rows[-1].append(state)
             else:
                 rows.append([state])

@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +21,17 @@ from avtd3.store.errors import RoadError
 VERGE, EDGE, SHOULDER, ASPHALT, GAP, PAINT_1, PAINT_2, PAINT_3, PAINT = range(9)
 """Ground classes. `GAP` is bare asphalt between the dashes of a line. `PAINT_1` to `PAINT` are
 asphalt of which one to four quarters are painted."""
-TILE = 128
-"""Fine pixels along the side of a tile."""
-COARSE = 4
-"""Fine pixels along the side of a coarse pixel."""
-TEXTURES = 16
-"""Number of texture levels, the lower four bits of a ground code."""
+TILE = 128  # fine pixels along the side of a tile
+COARSE = 4  # fine pixels along the side of a coarse pixel
+TEXTURES = 16  # texture levels, the lower four bits of a ground code
 MAX_PIXELS, MAX_TILES = 100_000_000, 10_000_000
 """Largest paved area in fine pixels, and largest area of a whole network in tiles."""
-MAX_WIDTH_M = 50.0
-"""Largest width of a lane."""
-DIRECTIONS = 252
-"""Number of steps of a full turn in which lane directions are stored."""
+MAX_WIDTH_M = 50.0  # of a lane
+DIRECTIONS = 252  # steps of a full turn in which lane directions are stored
 NO_LANE, ANY_DIRECTION = 0, 255
-_SHOULDER_M = 0.5
-_EDGE_M = 0.2
-_LINE_M = 0.15
-_LINE_APART_M = 0.2
-_DASH_M = 3.0
-_DASH_PERIOD_M = 9.0
+_SHOULDER_M, _EDGE_M = 0.5, 0.2
+_LINE_M, _LINE_APART_M = 0.15, 0.2
+_DASH_M, _DASH_PERIOD_M = 3.0, 9.0
 _BARE = ("none", "grass", "curb")
 _DEFAULTS = 4  # the verge repeats after this many tiles in each direction
 _PAD_M = 16.0
@@ -55,11 +48,9 @@ class Raster:
     """A painted network. All arrays are read-only; see `paint`."""
 
     pixel_m: float
-    """Side of a fine pixel in metres."""
     left_m: float
-    """x of the corner of the table."""
     top_m: float
-    """y of the corner of the table."""
+    """x and y of the corner of the table."""
     table: NDArray[np.int32]
     """int32 (rows, columns), the slot of each tile; rows run along y, columns along x."""
     fine: NDArray[np.uint8]
@@ -106,8 +97,7 @@ class Raster:
         return layer.item(table.item(tile_row, tile_column), row, column)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Band:
+class Band(NamedTuple):
     """A band along a strip; its borders are in metres to the right of the centre line."""
 
     along: Strip
@@ -134,12 +124,10 @@ class _Painter:
         count = np.ceil((points.max(axis=0) + pad_m) / tile_m) + 1.0 - corner
         area_m2 = sum(strip.length_m * float(strip.width_m.max()) for strip in self.strips)
         if count.prod() > MAX_TILES or area_m2 / pixel_m**2 > MAX_PIXELS:
-            width_km, height_km = (count * tile_m / 1000.0).tolist()
-            raise RoadError(
-                f"road {network.name} has {area_m2 / 1e6:.1f} km2 of lanes in {width_km:.0f} by "
-                f"{height_km:.0f} km, expected at most {MAX_PIXELS * pixel_m**2 / 1e6:g} km2 in "
-                f"{MAX_TILES * tile_m**2 / 1e6:.0f} km2; split it"
-            )
+            x_km, y_km = (count * tile_m / 1000.0).tolist()
+            found = f"{area_m2 / 1e6:.1f} km2 of lanes in {x_km:.0f} by {y_km:.0f} km"
+            most = f"{MAX_PIXELS * pixel_m**2 / 1e6:g} km2 in {MAX_TILES * tile_m**2 / 1e6:.0f} km2"
+            raise RoadError(f"road {network.name} has {found}, expected at most {most}; split it")
         columns, rows = count.astype(np.int64).tolist()
         self.left_m, self.top_m = (corner * tile_m).tolist()
         self.table = self._allocate(rows, columns)
@@ -165,11 +153,8 @@ class _Painter:
         return table
 
     def finish(self) -> Raster:
-        beside = self._beside()
-        for ground, begin, end in (
-            (EDGE, _SHOULDER_M, _SHOULDER_M + _EDGE_M),
-            (SHOULDER, 0.0, _SHOULDER_M),
-        ):
+        beside, outer = self._beside(), _SHOULDER_M + _EDGE_M
+        for ground, begin, end in ((EDGE, _SHOULDER_M, outer), (SHOULDER, 0.0, _SHOULDER_M)):
             for strip, has_left, has_right in beside:
                 w = strip.width_m / 2
                 if not has_left:
@@ -235,11 +220,7 @@ class _Painter:
     def _covered(
         self, band: Band, size_m: float, side: int, spacing_px: float
     ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Return flat indices of the pixels under a band, in a layer with tiles of `side` pixels.
-
-        Returns:
-            intp (along, across), and float64 (along,) the distances along the strip.
-        """
+        """Return flat indices (along, across) of pixels under a band, and distances along it."""
         strip = band.along
         reach_m = max(float(np.abs(band.left_m).max()), float(np.abs(band.right_m).max()))
         # The outer border of a curve is longer than the centre line.
@@ -285,34 +266,21 @@ def _reach_m(width_m: float) -> float:
 
 
 def _painted_lines(lanes: Sequence[Lane]) -> Iterator[tuple[Band, bool]]:
-    """Yield each painted line once, and whether it is dashed.
-
-    Neighbouring lanes both describe the line between them: it is known by its road, section and
-    lane boundary.
-    """
+    """Yield each painted line once, though it belongs to two lanes, and whether it is dashed."""
     drawn: set[tuple[int, int, int]] = set()
     for lane in lanes:
         inner = lane.lane_id - (1 if lane.lane_id > 0 else -1)
-        for boundary, kind, side in (
-            (inner, lane.left_marking, -1.0),
-            (lane.lane_id, lane.right_marking, 1.0),
-        ):
+        left, right = (inner, lane.left_marking, -1.0), (lane.lane_id, lane.right_marking, 1.0)
+        for boundary, kind, side in (left, right):
             key = (lane.road_id, lane.section_id, boundary)
             if key in drawn or kind in _BARE:
                 continue
             drawn.add(key)
-            middle = side * lane.width_m / 2
-            for shift, dashed in _line_parts(kind):
+            middle, lines = side * lane.width_m / 2, kind.split("_")  # the inner line first
+            shifts = (0.0,) if len(lines) == 1 else (-_LINE_APART_M, _LINE_APART_M)
+            for shift, name in zip(shifts, lines, strict=False):
                 at = middle + side * shift
-                yield Band(lane, at - _LINE_M / 2, at + _LINE_M / 2), dashed
-
-
-def _line_parts(kind: str) -> tuple[tuple[float, bool], ...]:
-    """Return outward shift and dashing of each line of a marking, inner line first."""
-    parts = [name == "broken" for name in kind.split("_")]
-    if len(parts) == 1:
-        return ((0.0, parts[0]),)
-    return ((-_LINE_APART_M, parts[0]), (_LINE_APART_M, parts[1]))
+                yield Band(lane, at - _LINE_M / 2, at + _LINE_M / 2), name == "broken"
 
 
 def _sample_band(band: Band, at: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -343,10 +311,7 @@ def _coarsen(fine: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _add_texture(layer: NDArray[np.uint8], table: NDArray[np.int32]) -> None:
-    """Set the texture bits of a layer from the position of each pixel in the world.
-
-    The pattern repeats after `_DEFAULTS` tiles (51 m), which is not visible in a picture.
-    """
+    """Set the texture bits of a layer by position; they repeat after `_DEFAULTS` tiles (51 m)."""
     side = layer.shape[1]
     every = TILE // side
     texture = _ground_texture(_DEFAULTS * TILE)[every // 2 :: every, every // 2 :: every]
@@ -360,10 +325,7 @@ def _add_texture(layer: NDArray[np.uint8], table: NDArray[np.int32]) -> None:
 
 @functools.cache
 def _ground_texture(size: int) -> NDArray[np.uint8]:
-    """Return texture levels uint8 (size, size) in [0, `TEXTURES`), all equally frequent.
-
-    The patches are smooth, so that pictures of them compress well. The pattern tiles without seams.
-    """
+    """Return levels uint8 (size, size): equally frequent, smooth to compress well, no seams."""
     rng = np.random.default_rng(_SEED)
     wave = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))  # cycles per pixel
     field = np.zeros((size, size))

@@ -16,12 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from avtd3.store.errors import RoadError
 
-SEARCH_BEHIND_M = 10.0
-"""How far behind the last known distance `Route.project` searches."""
+SEARCH_BEHIND_M = 10.0  # of the last known distance, see `Route.project`
 SEARCH_AHEAD_M = 30.0
-"""How far beyond the last known distance `Route.project` searches."""
-BEYOND_M = 1000.0
-"""How far `Route.ahead` extends a route straight beyond its ends."""
 _CURVATURE_KERNEL = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
 _STRAIGHT = 1e-9
 
@@ -67,8 +63,6 @@ class Route:
     _starts: list[float] = dataclasses.field(init=False)
     _yaws: list[float] = dataclasses.field(init=False)
     _max_segment_m: float = dataclasses.field(init=False)
-    _extended_m: NDArray[np.float64] = dataclasses.field(init=False)
-    _extended_points: NDArray[np.complex128] = dataclasses.field(init=False)
     _last_projection: list[Any] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,17 +73,14 @@ class Route:
         size = np.hypot(step[:, 0], step[:, 1])
         if not size.min() > 0.0:
             where = int(np.argmin(size))
-            raise RoadError(
-                f"route point {where + 1} repeats point {where}, expected distinct neighbours; "
-                "drop duplicate points"
-            )
-        distance = np.concatenate(([0.0], np.cumsum(size)))
+            fault = f"route point {where + 1} repeats point {where}"
+            raise RoadError(f"{fault}, expected distinct neighbours; drop duplicate points")
+        distance = distance_along(points)
         yaw = _vertex_yaw(step, size)
-        curvature = _curvature(yaw, distance)
+        raw = np.pad(np.gradient(yaw, distance), 2, mode="edge")
+        curvature = np.convolve(raw, _CURVATURE_KERNEL, mode="valid")
         for array in (points, widths, distance, yaw, curvature):
             array.flags.writeable = False
-        line = points[:, 0] + 1j * points[:, 1]
-        beyond = BEYOND_M * np.exp(1j * yaw[[0, -1]])
         # Plain numbers for `project`: for a few segments, numpy's calls are slower.
         segments = np.column_stack([points[:-1], step / size[:, None], size])
         for name, value in {
@@ -99,10 +90,6 @@ class Route:
             "yaw_rad": yaw,
             "curvature": curvature,
             "length_m": float(distance[-1]),
-            "_extended_points": np.concatenate(
-                ([line[0] - beyond[0]], line, [line[-1] + beyond[1]])
-            ),
-            "_extended_m": np.concatenate(([-BEYOND_M], distance, [distance[-1] + BEYOND_M])),
             "_segments": list(map(tuple, segments.tolist())),
             "_starts": distance[:-1].tolist(),
             "_yaws": yaw.tolist(),
@@ -120,14 +107,8 @@ class Route:
         Beyond either end, the lateral distance is measured across the direction of the end. A car
         that passes the goal straight ahead has therefore no lateral deviation.
 
-        Args:
-            x_m: Position, in metres.
-            y_m: Position, in metres.
-            near_m: Last known distance along the route. Only the segments from `SEARCH_BEHIND_M`
-                behind it to `SEARCH_AHEAD_M` beyond it are searched. None searches the whole route.
-
-        Returns:
-            The nearest point.
+        `near_m` is the last known distance along the route: only the segments from
+        `SEARCH_BEHIND_M` behind it to `SEARCH_AHEAD_M` beyond it are searched; None searches all.
         """
         # World and task project the same position one after the other.
         query = (x_m, y_m, near_m)
@@ -189,46 +170,16 @@ class Route:
         yaw = start_yaw + (end_yaw - start_yaw) * foot / size
         return Projection(self._starts[segment] + foot, lateral, yaw)
 
-    def ahead(self, distance_m: float, offsets_m: ArrayLike) -> NDArray[np.float64]:
-        """Return positions on the route, which is extended straight by a kilometre at both ends.
-
-        Args:
-            distance_m: Metres along the route to which the offsets are added.
-            offsets_m: float (n,), in metres; may be negative.
-
-        Returns:
-            float64 (n, 2), x and y in metres.
-        """
-        at = np.asarray(offsets_m, np.float64) + distance_m
-        found = np.interp(at, self._extended_m, self._extended_points)
-        return np.stack([found.real, found.imag], axis=-1)
-
     def speed_profile(
-        self,
-        *,
-        max_lateral_mps2: float,
-        max_braking_mps2: float,
-        max_speed_mps: float,
-        final_speed_mps: float | None = None,
+        self, *, max_lateral_mps2: float, max_braking_mps2: float, max_speed_mps: float
     ) -> NDArray[np.float64]:
-        """Return the highest speed at each point that the curves ahead allow.
+        """Return the highest speed float64 (N,) at each point that the curves ahead allow.
 
-        A curve of curvature k allows ``sqrt(max_lateral / |k|)``. Before it, the speed may be
-        higher by as much as braking removes: ``v_i^2 <= v_j^2 + 2 a (s_j - s_i)`` for all j > i.
-
-        Args:
-            max_lateral_mps2: Maximum lateral acceleration.
-            max_braking_mps2: Maximum deceleration.
-            max_speed_mps: Speed on a straight.
-            final_speed_mps: Maximum speed at the last point; None for no limit.
-
-        Returns:
-            float64 (N,), metres per second.
+        A curve of curvature k allows ``sqrt(max_lateral / |k|)``; before it, the speed may be
+        higher by as much as braking removes, see `speed_with_braking`.
         """
         bend = np.maximum(np.abs(self.curvature), _STRAIGHT)
         energy = np.minimum(max_lateral_mps2 / bend, max_speed_mps**2)
-        if final_speed_mps is not None:
-            energy[-1] = min(energy[-1], final_speed_mps**2)
         return speed_with_braking(energy, max_braking_mps2, self.distance_m)
 
 
@@ -245,13 +196,15 @@ def speed_with_braking(
     return np.sqrt(np.maximum(limit - braking, 0.0))
 
 
-def resample(points: NDArray[np.float64], spacing_m: float = 1.0) -> NDArray[np.float64]:
-    """Return at least two points at even distances along a polyline, including both ends.
+def distance_along(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the metres along a polyline to each of its points, whose columns start with x, y."""
+    step = np.diff(points[:, :2], axis=0)
+    return np.concatenate(([0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))))
 
-    The distance is the one nearest to `spacing_m` that divides the length evenly.
-    """
-    step = np.diff(points, axis=0)
-    distance = np.concatenate(([0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))))
+
+def resample(points: NDArray[np.float64], spacing_m: float = 1.0) -> NDArray[np.float64]:
+    """Return points, two or more, about `spacing_m` apart along a polyline, with both ends."""
+    distance = distance_along(points)
     if not distance[-1] > 0.0:
         raise RoadError(
             f"polyline of {len(points)} points has no length, expected above 0 m; check the points"
@@ -278,9 +231,3 @@ def _vertex_yaw(step: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray
     inner = (middle[:-1] * size[1:] + middle[1:] * size[:-1]) / (size[:-1] + size[1:])
     first, last = 2.0 * middle[0] - inner[0], 2.0 * middle[-1] - inner[-1]
     return np.concatenate(([first], inner, [last]))
-
-
-def _curvature(yaw: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    raw = np.gradient(yaw, distance)
-    padded = np.pad(raw, 2, mode="edge")
-    return np.convolve(padded, _CURVATURE_KERNEL, mode="valid")

@@ -18,11 +18,11 @@ from typing import Any
 import yaml
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.maps.opendrive import decode_xml, parse_number, parse_xml
+from avtd3.collect.maps.opendrive import decode_xml, parse_number, parse_xml, read_named
 from avtd3.collect.maps.planner import MIN_ROUTE_M
 from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
-from avtd3.store.errors import ConfigError, abbreviate, advice
-from avtd3.store.files import read_bytes, safe_join
+from avtd3.store.errors import ConfigError, abbreviate
+from avtd3.store.files import safe_join
 
 GENERATED = "generated"
 """Town of the scenarios whose road networks are generated."""
@@ -78,13 +78,11 @@ class Scenario:
 
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
-VERSION = 1
-"""Version of the YAML format."""
+VERSION = 1  # of the YAML format
 MAX_BYTES = {".xml": 16 * 1024 * 1024, ".yaml": 2 * 1024 * 1024}
 """Size limits of scenario files; YAML takes fifty times as long to parse as XML."""
 MAX_ROUTES = 10_000
-MAX_WAYPOINTS = 100_000
-"""Maximum number of waypoints of all routes of a file together."""
+MAX_WAYPOINTS = 100_000  # of all routes of a file together
 _MAX_DISTANCE_M = 1e6
 _MAX_DEPTH = 8
 _ROUTE_KEYS = (
@@ -97,9 +95,6 @@ _INITIAL_S, _PER_M_S = 5.0, 0.8
 s to start (leaderboard/scenarios/route_scenario.py)."""
 _FILE_ONLY = frozenset(("town", "networks", "route_length_m"))
 _MIXED = ("country", "loop", "town")
-# Limits of the leaderboard's weather values from which a named weather applies.
-_DARK_DEG, _LOW_DEG = 0.0, 15.0
-_FOG, _RAIN, _CLOUDS = 40.0, 30.0, 60.0
 
 
 SCENARIOS: tuple[Scenario, ...] = tuple(
@@ -156,15 +151,7 @@ class ScenarioConfig:
         self.resolve()
 
     def resolve(self) -> tuple[Scenario, ...]:
-        """Return the scenarios that episodes use in turn, with the changes applied.
-
-        Returns:
-            One scenario, or those of the file.
-
-        Raises:
-            ConfigError: No scenario has this number, the file is not a scenario file, or a value is
-                impossible.
-        """
+        """Return the scenario, or those of the file, that episodes use in turn, as changed."""
         changes = {
             field.name: value
             for field in dataclasses.fields(self)
@@ -175,10 +162,8 @@ class ScenarioConfig:
             return (scenario(self.number, **changes),)
         if self.number or (wrong := changes.keys() & _FILE_ONLY):
             named = "number" if self.number else ", ".join(sorted(wrong))
-            raise ConfigError(
-                f"scenario {named} and scenario file {self.file} are both given, expected one of "
-                "them; set the value in the file"
-            )
+            both = f"scenario {named} and scenario file {self.file} are both given"
+            raise ConfigError(f"{both}, expected one of them; set the value in the file")
         if "time_limit_s" in changes:
             changes["time_per_m_s"] = 0.0
         return tuple(_changed(entry, changes) for entry in read_scenarios(Path(self.file)))
@@ -197,11 +182,7 @@ class ScenarioConfig:
 
 
 def scenario(number: int, **changes: object) -> Scenario:
-    """Return a scenario by its index in `SCENARIOS`, with some of its fields changed.
-
-    Raises:
-        ConfigError: No scenario has this number, or a value is impossible.
-    """
+    """Return a scenario by its index in `SCENARIOS`, with some of its fields changed."""
     if not 0 <= number < len(SCENARIOS):
         known = "; ".join(f"{entry.number} = {entry.name}" for entry in SCENARIOS)
         raise ConfigError(f"scenario is {number}, expected one of: {known}")
@@ -220,39 +201,16 @@ def _changed(entry: Scenario, changes: Mapping[str, object]) -> Scenario:
 
 
 def read_scenarios(path: Path) -> tuple[Scenario, ...]:
-    """Read a scenario file: YAML, or XML if its name ends with ``.xml``.
-
-    Returns:
-        The routes as scenarios, at least one, in the order of the file, with distinct numbers.
-
-    Raises:
-        ConfigError: The file is missing, too large, or not as docs/scenarios.md describes.
-    """
-    is_xml = path.suffix.lower() == ".xml"
-    data = _read(path, MAX_BYTES[".xml" if is_xml else ".yaml"])
+    """Read the routes of a scenario file: YAML, or XML if its name ends with ``.xml``."""
+    is_xml, where = path.suffix.lower() == ".xml", f"scenario file {path}"
+    most = MAX_BYTES[".xml" if is_xml else ".yaml"]
+    expected = "YAML or route XML of the CARLA leaderboard; see docs/scenarios.md"
+    data = read_named(path, where, most, ConfigError, expected, "if it is too large, split it")
     try:
         routes = _parse_xml(data) if is_xml else _parse_yaml(data)
         return _scenarios(routes, path.parent)
     except ConfigError as error:
-        raise ConfigError(f"scenario file {path}: {error}") from error
-
-
-def _read(path: Path, max_bytes: int) -> bytes:
-    try:
-        return read_bytes(path, max_bytes)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"scenario file {path} does not exist, expected YAML or route XML of the CARLA "
-            "leaderboard; see docs/scenarios.md"
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            f"scenario file {path} cannot be read: {advice(error, reads=True)}"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(
-            f"scenario file {path} cannot be used: {error}; if it is too large, split it"
-        ) from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scenario, ...]:
@@ -264,9 +222,8 @@ def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scena
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
         if scenario.number in found:
-            raise ConfigError(
-                f"{where}: another route has the id {scenario.number}, expected distinct ids"
-            )
+            same = f"another route has the id {scenario.number}"
+            raise ConfigError(f"{where}: {same}, expected distinct ids")
         found[scenario.number] = scenario
     if not found:
         raise ConfigError("it contains no routes, expected at least one")
@@ -275,9 +232,9 @@ def _scenarios(routes: Iterable[Mapping[str, Any]], folder: Path) -> tuple[Scena
 
 def _check_size(routes: int, waypoints: int) -> None:
     if routes > MAX_ROUTES or waypoints > MAX_WAYPOINTS:
+        most = f"{MAX_ROUTES} and {MAX_WAYPOINTS}; split the file"
         raise ConfigError(
-            f"it has {routes} routes and {waypoints} waypoints, expected at most {MAX_ROUTES} and "
-            f"{MAX_WAYPOINTS}; split the file"
+            f"it has {routes} routes and {waypoints} waypoints, expected at most {most}"
         )
 
 
@@ -319,9 +276,8 @@ def _network(route: Mapping[str, Any]) -> tuple[str, int | None]:
             raise ConfigError("it has no roads, expected one of town, xodr and network")
         return "", None
     if named != ["network"]:
-        raise ConfigError(
-            f"it has {' and '.join(named)}, expected network alone; remove the others"
-        )
+        both = " and ".join(named)
+        raise ConfigError(f"it has {both}, expected network alone; remove the others")
     found = _mapping(network, "network", ("kind", "number"))
     kind = _text(found, "kind", "")
     if not kind:
@@ -339,9 +295,8 @@ def _town(route: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     """Return name or path of the roads, and the path of their .xodr file if it differs."""
     town = _text(route, "town", "")
     if "/" in town or "\\" in town or town.lower().endswith(".xodr"):
-        raise ConfigError(
-            f"town is {abbreviate(town)}, expected the name of a map; for a file use xodr: FILE"
-        )
+        expected = "the name of a map; for a file use xodr: FILE"
+        raise ConfigError(f"town is {abbreviate(town)}, expected {expected}")
     if "network" in route:
         return GENERATED, ""
     if "xodr" not in route:
@@ -367,9 +322,8 @@ def _waypoints(given: object) -> tuple[tuple[float, float], ...]:
         raise ConfigError(f"waypoints are {abbreviate(given)}, expected at least two as [x, y]")
     for number, point in enumerate(given, start=1):
         if not (isinstance(point, list) and len(point) in (2, 3) and all(map(_is_place, point))):
-            raise ConfigError(
-                f"waypoint {number} is {abbreviate(point)}, expected [x, y] or [x, y, z] in metres"
-            )
+            found = f"waypoint {number} is {abbreviate(point)}"
+            raise ConfigError(f"{found}, expected [x, y] or [x, y, z] in metres")
     return tuple((float(point[0]), float(point[1])) for point in given)
 
 
@@ -462,9 +416,8 @@ def _mapping(value: object, where: str, keys: Iterable[str]) -> Mapping[str, Any
     known = tuple(keys)
     for key in value:
         if key not in known:
-            raise ConfigError(
-                f"{where} has the unknown key {abbreviate(key)}; {_hint(str(key), known)}"
-            )
+            hint = _hint(str(key), known)
+            raise ConfigError(f"{where} has the unknown key {abbreviate(key)}; {hint}")
     return value
 
 
@@ -509,12 +462,13 @@ def _route(element: ET.Element, place: int) -> Mapping[str, Any]:
 
 
 def _ignored_triggers(element: ET.Element, route: str) -> list[str]:
-    kinds = sorted({str(scenario.get("type"))[:40] for scenario in element.iter("scenario")})
-    count = sum(1 for _ in element.iter("scenario"))
-    if not count:
+    found = [str(scenario.get("type"))[:40] for scenario in element.iter("scenario")]
+    if not found:
         return []
+    kinds = sorted(set(found))
     named = ", ".join(kinds[:5]) + (", ..." if len(kinds) > 5 else "")
-    return [f"route {route}: its {count} scenarios ({named}) are ignored; other vehicles drive"]
+    its = f"its {len(found)} scenarios ({named})"
+    return [f"route {route}: {its} are ignored; other vehicles drive"]
 
 
 def _weather(element: ET.Element, where: str) -> tuple[str, list[str]]:
@@ -526,25 +480,18 @@ def _weather(element: ET.Element, where: str) -> tuple[str, list[str]]:
     sun = _xml_number(first, "sun_altitude_angle", where, 45.0)
     keys = ("fog_density", "precipitation", "cloudiness")
     fog, rain, clouds = (_xml_number(first, key, where, 0.0) for key in keys)
-    name = _named_weather(sun, fog, rain, clouds)
-    remarks = [f"{where}: its weather stays {name}; changes along the route are ignored"]
-    return name, remarks if len({tuple(_weather_values(entry)) for entry in weathers}) > 1 else []
-
-
-def _named_weather(sun_deg: float, fog: float, rain: float, clouds: float) -> str:
-    if sun_deg <= _DARK_DEG:
-        return "night"
-    if fog >= _FOG:
-        return "fog"
-    if rain >= _RAIN:
-        return "rain"
-    if sun_deg < _LOW_DEG:
-        return "dusk"
-    return "overcast" if clouds >= _CLOUDS else "clear"
-
-
-def _weather_values(entry: ET.Element) -> list[tuple[str, str]]:
-    return sorted(pair for pair in entry.attrib.items() if pair[0] != "route_percentage")
+    signs = (
+        ("night", sun <= 0.0),
+        ("fog", fog >= 40.0),
+        ("rain", rain >= 30.0),
+        ("dusk", sun < 15.0),
+        ("overcast", clouds >= 60.0),
+    )
+    name = next((name for name, applies in signs if applies), "clear")
+    every = ({**entry.attrib, "route_percentage": ""} for entry in weathers)
+    if len({tuple(sorted(values.items())) for values in every}) == 1:
+        return name, []
+    return name, [f"{where}: its weather stays {name}; changes along the route are ignored"]
 
 
 def _xml_number(element: ET.Element, key: str, where: str, default: float | None = None) -> float:

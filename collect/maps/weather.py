@@ -12,10 +12,9 @@ from avtd3.store.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Weather:
-    """The drawn weather of one episode."""
+    """The drawn weather of one episode, by one of the names in `WEATHERS`."""
 
     name: str
-    """One of `WEATHERS`."""
     grip: float
     """Factor on the friction of the tyres."""
     light: float
@@ -23,7 +22,6 @@ class Weather:
     contrast: float
     """Factor on the brightness differences of the ground."""
     sky_top: float
-    """Brightness of the sky overhead."""
     sky_horizon: float
     """Brightness of the sky above the horizon, and of fog."""
     fog_per_m: float
@@ -62,7 +60,6 @@ _CLIMATES: dict[str, dict[str, float | tuple[float, float]]] = {
     ),
 }  # fmt: skip
 WEATHERS: tuple[str, ...] = tuple(_CLIMATES)
-"""Names of all weathers."""
 WEATHER_GROUPS: dict[str, tuple[str, ...]] = {
     "fair": ("clear", "overcast"),
     "bad": ("rain", "fog", "dusk", "night"),

@@ -34,15 +34,13 @@ class Box(NamedTuple):
     width_m: float
     height_m: float
     reflectance: float
-    """Brightness of its paint, 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """Where a camera is in its car, and how it projects."""
 
-    focal: float
-    """Focal length in pixels."""
+    focal: float  # in pixels
     column: float
     row: float
     """Column and row of the optical axis."""
@@ -66,8 +64,7 @@ class View:
         ]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Light:
+class Light(NamedTuple):
     """Brightness of surfaces near the ground: ``reflectance * factor + summand``."""
 
     factor: NDArray[np.float32]
@@ -78,40 +75,25 @@ class Light:
     """Row of the picture that belongs to the first row of both."""
 
 
-_Paint = tuple[float, float, float]
-"""Brightness of a vehicle's body, glass and shadow."""
-
-
 def draw_boxes(
     frame: NDArray[np.float32], view: View, light: Light, boxes: Sequence[Box], lamps: float
 ) -> None:
     """Draw vehicles into a picture float32 (H, W) in [0, 255]; `lamps` is 0 when they are off."""
     mount, back = complex(view.forward_m, view.right_m), view.heading.conjugate()
-    for box in sorted(boxes, key=_distance, reverse=True):
+    for box in sorted(boxes, key=lambda box: math.hypot(box[0], box[1]), reverse=True):
         at = (complex(box[0], box[1]) - mount) * back
         if at.real <= -0.5 * box.length_m:
             continue
         turn = complex(math.cos(box.yaw_rad), math.sin(box.yaw_rad)) * back
-        if at.real > _SIMPLE_BEYOND_M or _shows_one_end(box, at, turn):
-            is_seen = _draw_flat(frame, view, light, box, at, turn)
-        else:
-            is_seen = _draw_near(frame, view, light, box, at, turn)
-        if lamps > 0.0 and is_seen:
+        seen = at * turn.conjugate()
+        shows_one_end = abs(seen.imag) < 0.5 * box.width_m and abs(seen.real) > box.length_m
+        draw = _draw_flat if at.real > _SIMPLE_BEYOND_M or shows_one_end else _draw_near
+        if draw(frame, view, light, box, at, turn) and lamps > 0.0:
             _draw_lamps(frame, view, box, at, turn, lamps)
 
 
-def _distance(box: Box) -> float:
-    return math.hypot(box[0], box[1])
-
-
-def _shows_one_end(box: Box, at: complex, turn: complex) -> bool:
-    """Return whether the camera looks straight at one end of a vehicle that is not too close."""
-    seen = -at * turn.conjugate()
-    return abs(seen.imag) < 0.5 * box.width_m and abs(seen.real) > box.length_m
-
-
-def _lit(view: View, light: Light, reflectance: float, at: complex) -> _Paint:
-    """Return a vehicle's brightnesses in the light on the ground where it stands."""
+def _lit(view: View, light: Light, reflectance: float, at: complex) -> tuple[float, float, float]:
+    """Return the brightnesses of a vehicle's body, glass and shadow where it stands."""
     ahead, top = max(at.real, 1.0), view.height_m
     depth = ahead * view.cos_pitch + top * view.sin_pitch
     rise = view.focal * (top * view.cos_pitch - ahead * view.sin_pitch) / depth
@@ -178,10 +160,7 @@ def _is_outside(frame: NDArray[np.float32], view: View, at: complex, reach_m: fl
 def _walls(
     at: complex, ahead: complex, aside: complex, *, near: bool
 ) -> list[tuple[complex, complex, bool]]:
-    """Return the walls of a box that face the camera (`near`) or face away from it.
-
-    Each has two ends, and says whether it is the front or the rear wall.
-    """
+    """Return the walls that face the camera (`near`) or not: both ends, if it is an end wall."""
     found = []
     sides = ((ahead, aside, True), (aside, ahead, False))
     for normal, along, is_end in (*sides, (-ahead, aside, True), (-aside, ahead, False)):

@@ -7,9 +7,8 @@ Arrays hold N vehicles, or N + 1 bodies with the driven car last. Positions are 
 metres; directions are unit complex numbers.
 """
 
-import dataclasses
 import math
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,29 +20,19 @@ from avtd3.collect.maps.route import speed_with_braking
 Complex = NDArray[np.complex128]
 Real = NDArray[np.float64]
 Index = NDArray[np.intp]
-PATH_POINTS = 256
-"""Points of a path, one per metre."""
-_START_EVERY_M = 3.0
-_START_MARGIN_M = 6.0
-_CURVE_MPS2 = 2.0
-_BRAKING_MPS2 = 1.5
+PATH_POINTS = 256  # one per metre
+_START_EVERY_M, _START_MARGIN_M = 3.0, 6.0
+_CURVE_MPS2, _BRAKING_MPS2 = 2.0, 1.5
 _MIN_STEP_M = 0.2
 _SMOOTHING = np.ones(5) / 5.0
-SIGHT_M = 54.0
-"""How far a vehicle looks ahead along its path."""
-SIGHT_STEP_M = 2
-"""Metres between the points of a path that are checked."""
-DECIDE_EVERY = 10
-"""Steps from one decision of the traffic to the next."""
+SIGHT_M = 54.0  # how far a vehicle looks ahead along its path
+SIGHT_STEP_M = 2  # between the points of a path that are checked
+DECIDE_EVERY = 10  # steps from one decision of the traffic to the next
 # Parameters of the intelligent driver model.
-_ACCELERATION_MPS2 = 1.6
-_COMFORT_MPS2 = 2.0
-_MAX_BRAKING_MPS2 = 8.0
+_ACCELERATION_MPS2, _COMFORT_MPS2, _MAX_BRAKING_MPS2 = 1.6, 2.0, 8.0
 _BRAKING_S2_PER_M = 0.5 / math.sqrt(_ACCELERATION_MPS2 * _COMFORT_MPS2)
-_STANDSTILL_M = 2.0
-_HEADWAY_S = 1.3
-_DESIRED_MPS = (30.0 / 3.6, 50.0 / 3.6)
-_DESIRED_SHARE = (0.7, 1.1)
+_STANDSTILL_M, _HEADWAY_S = 2.0, 1.3
+_DESIRED_MPS, _DESIRED_SHARE = (30.0 / 3.6, 50.0 / 3.6), (0.7, 1.1)
 _CLEARANCE_M, _SQUEEZE_M = 0.3, 0.05
 _BEHIND_M = -3.0
 # Two paths cross if the sine of the angle between them is larger than this.
@@ -56,43 +45,34 @@ _NEW_PATH_M = 140.0  # distance along its path at which a vehicle gets a new one
 _SIGHT = np.arange(0, round(SIGHT_M), SIGHT_STEP_M)
 _CLAIM_SHARES = np.linspace(0.0, 1.0, 12)
 _CLAIM_SHARE_LIST: list[float] = _CLAIM_SHARES.tolist()
-_CLAIM_S = 2.0
-_MIN_CLAIM_M = 3.0
+_CLAIM_S, _MIN_CLAIM_M = 2.0, 3.0
 _INSIDE_PRIORITY, _EGO_PRIORITY = 1e6, 1e9
-_EGO_WAITS_MPS = 1.0
-_WAITED_MPS = 0.5
-_MOVING_MPS = 4.0
-_PATIENCE_S = 4.0
-_STUCK_S, _STUCK_INSIDE_S = 30.0, 10.0
+_EGO_WAITS_MPS, _WAITED_MPS, _MOVING_MPS = 1.0, 0.5, 4.0
+_PATIENCE_S, _STUCK_S, _STUCK_INSIDE_S = 4.0, 30.0, 10.0
 _AWAY = 1e7 + 0j  # position of a vehicle that found no free place
 _MAX_DISTANCE_M = 200.0
-_PLACE_M = (60.0, 150.0)
-_FIRST_PLACE_M = (15.0, 150.0)
+_PLACE_M, _FIRST_PLACE_M = (60.0, 150.0), (15.0, 150.0)
 _UNSEEN_M = 85.0
-_FREE_ALONG_M = 12.0
-_FREE_ACROSS_M = 2.6
+_FREE_ALONG_M, _FREE_ACROSS_M = 12.0, 2.6
 Values = TypeVar("Values", np.float64, np.complex128)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Path:
-    """The path ahead of a vehicle."""
+class Path(NamedTuple):
+    """The path ahead of a vehicle: `PATH_POINTS` points, one per metre.
+
+    The last point repeats beyond a dead end, which is after `length_m`. `speed_mps` is the highest
+    speed that the curves here and ahead allow.
+    """
 
     points: Complex
-    """(PATH_POINTS,), one per metre; the last point repeats beyond a dead end."""
     directions: Complex
     speed_mps: Real
-    """Highest speed that the curves here and ahead allow."""
     in_junction: NDArray[np.bool_]
     length_m: float
-    """Metres to the dead end, or the length of the whole path."""
 
 
 class LanePaths:
-    """The lanes of a network, prepared for traffic: where vehicles may start, and their paths.
-
-    `start_headings`, `start_lanes` and `start_distances_m` (along the lane) belong to `starts`.
-    """
+    """The lanes of a network, prepared for traffic: where vehicles may start, and their paths."""
 
     def __init__(self, network: RoadNetwork) -> None:
         self._lanes = network.lanes
@@ -110,10 +90,7 @@ class LanePaths:
     def path(
         self, lanes: list[int], start_m: float, desired_mps: float, rng: np.random.Generator
     ) -> Path:
-        """Return a path along lanes from a distance along the first one.
-
-        At each fork that `lanes` does not decide, a successor is drawn and appended to it.
-        """
+        """Return a path from a distance along the first lane; draw further `lanes` as needed."""
         end_m = start_m + PATH_POINTS
         points, distances, crossing = [], [], []
         reached_m, place = 0.0, 0
@@ -140,9 +117,7 @@ class LanePaths:
 
 def _start_places(lane: Lane) -> NDArray[np.float64]:
     """Return the distances along a lane at which a vehicle may start."""
-    last = lane.length_m - _START_MARGIN_M
-    if lane.is_junction or last < _START_MARGIN_M:
-        return np.empty(0)
+    last = 0.0 if lane.is_junction else lane.length_m - _START_MARGIN_M
     return np.arange(_START_MARGIN_M, last, _START_EVERY_M)
 
 
@@ -179,16 +154,14 @@ def _resampled(
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Claims:
+class Claims(NamedTuple):
     """The next part of the path of each body: arrays (N + 1, C)."""
 
     points: Complex
     directions: Complex
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scene:
+class Scene(NamedTuple):
     """Where all bodies are, and where they intend to go."""
 
     at: Complex
@@ -200,7 +173,6 @@ class Scene:
     sight: Complex
     """(N, K), points along each path ahead of the centre, `SIGHT_STEP_M` apart."""
     directions: Complex
-    """(N, K), directions at these points."""
     claims: Claims | None
     """Claims of all bodies; None if no path within sight crosses a junction."""
     in_junction: NDArray[np.bool_]
@@ -356,6 +328,7 @@ class Traffic:
         self._waited_s[self.speed_mps > _MOVING_MPS] = 0.0
         in_junction = crossing[sight]
         claims = self._claims(ego, index, in_junction) if in_junction.any() else None
+        priority = _INSIDE_PRIORITY * in_junction[:, 0] + self._waited_s + self._tie_break
         ego_priority = _EGO_PRIORITY if ego.speed_mps > _EGO_WAITS_MPS else _PATIENCE_S
         scene = Scene(
             at=_joined(self.at, complex(ego.x_m, ego.y_m)),
@@ -367,10 +340,7 @@ class Traffic:
             directions=self._directions.reshape(-1)[sight],
             claims=claims,
             in_junction=in_junction,
-            priority=_joined(
-                _INSIDE_PRIORITY * in_junction[:, 0] + self._waited_s + self._tie_break,
-                ego_priority,
-            ),
+            priority=_joined(priority, ego_priority),
         )
         self._gap_m, lead_mps = find_leads(scene)
         self._plan_motion(self._gap_m, lead_mps)
@@ -378,8 +348,8 @@ class Traffic:
     def _claims(self, ego: Ego, index: NDArray[np.intp], in_junction: NDArray[np.bool_]) -> Claims:
         """Return points on the paths that each vehicle and the car use in the next seconds.
 
-        A vehicle claims no more than it has room for, so that no vehicle waits for one that waits
-        itself. Inside a junction, it claims its whole path out of it.
+        A vehicle claims no more than it has room for, so that none waits for one that waits itself;
+        but inside a junction, its whole path out of it.
         """
         room_m = np.minimum(_CLAIM_S * self.speed_mps, self._gap_m)
         # The first point outside is the end of the path out of the junction.
@@ -390,19 +360,15 @@ class Traffic:
         course, front_m = ego.course, ego.course_m + 0.5 * ego.length_m
         own_m = max(_CLAIM_S * ego.speed_mps, 0.0) + _MIN_CLAIM_M
         own = [course.index(front_m + own_m * share) for share in _CLAIM_SHARE_LIST]
+        points, directions = self._points.reshape(-1)[taken], self._directions.reshape(-1)[taken]
         return Claims(
-            points=np.concatenate([self._points.reshape(-1)[taken], course.points[own][None]]),
-            directions=np.concatenate(
-                [self._directions.reshape(-1)[taken], course.directions[own][None]]
-            ),
+            np.concatenate([points, course.points[own][None]]),
+            np.concatenate([directions, course.directions[own][None]]),
         )
 
 
 def find_leads(scene: Scene) -> tuple[Real, Real]:
-    """Return free metres to the obstacle that limits each vehicle most, and its speed.
-
-    The metres are infinite without an obstacle; the speed is along the path of the vehicle.
-    """
+    """Return free metres, or infinity, to the obstacle that limits each vehicle, and its speed."""
     count = len(scene.sight)
     offset = (scene.at - scene.at[:count, None]) * scene.heading[:count, None].conj()
     near = (offset.real > _BEHIND_M) & (np.abs(offset) < SIGHT_M)
@@ -464,9 +430,8 @@ def _claim_gaps(
     apart = offset.real**2 + offset.imag**2
     touches = (apart < (reach * reach)[:, None, None]) & crossing
     conflict = touches.any(axis=1)  # (Q, K)
-    gap = (
-        SIGHT_STEP_M * np.argmax(conflict, axis=1) - 0.5 * scene.length_m[vehicle] - _STOP_BEFORE_M
-    )
+    way_m = SIGHT_STEP_M * np.argmax(conflict, axis=1)
+    gap = way_m - 0.5 * scene.length_m[vehicle] - _STOP_BEFORE_M
     return np.where(np.any(conflict, axis=1), gap, np.inf)
 
 

@@ -5,11 +5,12 @@ picture. All random values come from one generator per episode: the same scenari
 same bytes, whatever ran before.
 """
 
-import collections
 import dataclasses
+import functools
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,7 @@ from avtd3.store.errors import RoadError, WorldError
 
 GRAVITY_MPS2 = 9.81
 AIR_DENSITY = 1.2
-_KINEMATIC_BELOW_MPS = 1.5
-_DYNAMIC_ABOVE_MPS = 3.5
+_KINEMATIC_BELOW_MPS, _DYNAMIC_ABOVE_MPS = 1.5, 3.5
 # Traction and brake control use at most this share of the friction, so that the car still steers.
 _LONGITUDINAL_SHARE = 0.95
 _CRAWL_MPS = 3.0
@@ -122,40 +122,30 @@ class RoadConfig(SimulatorConfig):
         check_number("road.cached_networks", self.cached_networks, minimum=1, maximum=10_000)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedMap:
+class PreparedMap(NamedTuple):
     """A road network with everything that is prepared once for driving on it."""
 
     network: RoadNetwork
     raster: Raster
     paths: LanePaths
-    """Paths of the traffic."""
     notices: tuple[str, ...]
-    """Remarks about the network for the user, in sentences."""
 
 
 class PreparedMapCache:
     """The maps used last, by the name that scenario and seed give them."""
 
     def __init__(self, capacity: int, pixel_m: float) -> None:
-        self._capacity, self._pixel_m = capacity, pixel_m
-        self._maps: collections.OrderedDict[str, PreparedMap] = collections.OrderedDict()
+        self._cached = functools.lru_cache(capacity)(functools.partial(self._build, pixel_m))
 
     def get(self, scenario: Scenario, seed: int) -> PreparedMap:
         """Return the map of an episode; build it if it is not cached."""
-        kind, number = "", 0
-        name = scenario.xodr or scenario.town
-        if scenario.town == GENERATED:
-            kind, number = draw_network(scenario, seed)
-            name = f"{kind}-{number:06d}"
-        if name not in self._maps:
-            self._maps[name] = self._build(name, kind, number)
-            if len(self._maps) > self._capacity:
-                self._maps.popitem(last=False)
-        self._maps.move_to_end(name)
-        return self._maps[name]
+        if scenario.town != GENERATED:
+            return self._cached(scenario.xodr or scenario.town, "", 0)
+        kind, number = draw_network(scenario, seed)
+        return self._cached(f"{kind}-{number:06d}", kind, number)
 
-    def _build(self, name: str, kind: str, number: int) -> PreparedMap:
+    @staticmethod
+    def _build(pixel_m: float, name: str, kind: str, number: int) -> PreparedMap:
         notices: tuple[str, ...] = ()
         if kind:
             # Imported here: importing scenariogeneration takes a second; .xodr files need none.
@@ -172,17 +162,11 @@ class PreparedMapCache:
                 )
             xodr, changed = flatten(read_opendrive(name))
             name = os.fsencode(path.stem).decode("utf-8", "backslashreplace")
-            if changed:
-                notices = (
-                    f"road {name}: hills and banking were removed; the built-in simulator is flat",
-                )
+            flat = f"road {name}: hills and banking were removed; the built-in simulator is flat"
+            notices = (flat,) if changed else ()
         network = RoadNetwork.from_opendrive(name, xodr, is_trusted=bool(kind))
-        return PreparedMap(
-            network=network,
-            raster=Raster.paint(network, self._pixel_m),
-            paths=LanePaths(network),
-            notices=notices,
-        )
+        raster = Raster.paint(network, pixel_m)
+        return PreparedMap(network, raster, LanePaths(network), notices)
 
 
 class Vehicle:
@@ -191,10 +175,9 @@ class Vehicle:
     Lateral and yaw motion follow Rajamani (2012), *Vehicle Dynamics and Control*, chapter 2, in
     CARLA's frame (y to the right, yaw clockwise), where the equations keep their form. Tyres follow
     Pacejka (2012), *Tire and Vehicle Dynamics*, the magic formula with C = 1 and E = 0: ``Fy = D
-    sin(atan(B alpha))``. It is linear for small slip angles and saturates at D, which the friction
-    ellipse leaves after the longitudinal force: ``D = sqrt((mu Fz)^2 - Fx^2)``. Slip angles are not
-    meaningful near standstill; there the model blends into the kinematic bicycle. Plain floats make
-    a control period of four substeps take 20 us, a tenth of the time with numpy scalars.
+    sin(atan(B alpha))``, with what the friction ellipse leaves after the longitudinal force: ``D =
+    sqrt((mu Fz)^2 - Fx^2)``. Slip angles are not meaningful near standstill; there the model blends
+    into the kinematic bicycle. Plain floats take a tenth of the time of numpy scalars.
 
     Attributes are in SI units, at the centre of mass, which is the centre of the body: `x_m`,
     `y_m`, `yaw_rad`, `speed_mps` along the axis, `side_speed_mps` across it (positive to the

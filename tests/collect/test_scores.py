@@ -78,7 +78,7 @@ def test_an_episode_by_hand():
     assert found.measures["lateral_deviation_m"] == pytest.approx((0 + 2 + 2 + 1 + 1.8) / 5)
     assert found.measures["speed_mps"] == pytest.approx(34 / 5)
     assert found.action_variance == pytest.approx((0.1, np.var([1, 1, 0, 0, 0])))
-    assert found.is_success
+    assert found.end_reason == "goal"
 
 
 def test_the_summary_by_hand():
