@@ -86,7 +86,8 @@ def read_as(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 - as t
     if origin is dict and isinstance(value, dict):
         return {k: read_as(kinds[1], item, f"{where}.{abbreviate(k)}") for k, item in value.items()}
     if origin in (list, tuple) and isinstance(value, list):
-        of = kinds if origin is tuple else kinds * len(value)
+        is_pair = origin is tuple and kinds[-1] is not Ellipsis  # of values of their own kinds
+        of = kinds if is_pair else kinds[:1] * len(value)
         if len(of) == len(value):
             return origin(read_as(k, item, where) for k, item in zip(of, value, strict=True))
     return _read_scalar(kind, value, where)
