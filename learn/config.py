@@ -34,10 +34,10 @@ class LearnConfig:
     multiplies it natively."""
     cuda_graphs: bool = False
     """On a GPU, record the kernels of an update and replay them with one launch instead of
-    hundreds. Off by default: it is tested on the CPU only."""
+    hundreds. Off by default."""
     device_frames: bool = False
     """Keep a copy of the replay's frames in GPU memory (7 GB for a million frames of 84x84), and
-    gather batches there. Off by default: it is tested on the CPU only. It has no effect without a
+    gather batches there. Off by default. It has no effect without a
     GPU, with sequences or with direct replay."""
     threads: int | str = "auto"
     """CPU threads of torch: a fixed number, 0 for torch's default, or ``auto`` to follow the

@@ -1,4 +1,4 @@
-"""A resumed run keeps its settings unless told otherwise, and lists what changed."""
+"""A resumed run keeps its settings, changes what it is asked to, and lists what changed."""
 
 import dataclasses
 import json
@@ -52,12 +52,12 @@ def test_a_resume_without_settings_keeps_all_of_them(run):
     assert "changes" not in read_settings(run)
 
 
-def test_the_command_changes_only_what_it_is_told(run, capsys):
+def test_the_command_changes_only_what_it_names(run, capsys):
     assert learn(run, "--resume", "--updates", "8", "--set", "learn.td3.tau=0.01") == 0
     expected = dataclasses.replace(OWN, updates=8, td3=dataclasses.replace(OWN.td3, tau=0.01))
     assert stored_config(run) == expected
-    told = capsys.readouterr()
-    assert "changed learn.td3.tau: 0.02 -> 0.01 from update 5 on" in told.out
+    shown = capsys.readouterr()
+    assert "changed learn.td3.tau: 0.02 -> 0.01 from update 5 on" in shown.out
     assert read_settings(run)["changes"] == [
         {"setting": "learn.updates", "before": 4, "after": 8, "from_update": 4},
         {"setting": "learn.td3.tau", "before": 0.02, "after": 0.01, "from_update": 4},
