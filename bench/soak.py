@@ -82,7 +82,10 @@ class Lifetime:
     """``SIGKILL``, ``SIGTERM`` or ``own``: why it ended."""
     code: int | None = None
     samples: list[tuple[float, float, int]] = dataclasses.field(default_factory=list)
-    """Seconds since its start, resident memory in MB, open files; its children included."""
+    """Seconds since its start, MB of its own memory, open files; its children included.
+
+    Pages of mapped files, such as those of a replay cache, are not its own.
+    """
 
     @property
     def seconds(self) -> float:
@@ -229,8 +232,8 @@ class Role:
         life, memory_mb, files = self.lifetimes[-1], 0.0, 0
         for process in group_members(self._group.pid):
             with contextlib.suppress(OSError, ValueError, IndexError):
-                pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-                memory_mb += pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+                status = Path(f"/proc/{process}/status").read_text()
+                memory_mb += int(status.partition("RssAnon:")[2].split()[0]) / 1e3
                 files += len(list(Path(f"/proc/{process}/fd").iterdir()))
         if memory_mb:
             life.samples.append((time.monotonic() - life.started_s, memory_mb, files))
@@ -761,7 +764,7 @@ def report(soak: Soak, found: dict[str, Any], command: str) -> str:
             [_lives(role) for role in roles],
         ),
         "",
-        "Memory (MB) and open files of the longest process of each command, over its lifetime:",
+        "Own memory (MB) and open files of the longest process of each command, over its lifetime:",
         "",
         *table(
             ("command", "seconds", "at 20 %", "40 %", "60 %", "80 %", "100 %"),

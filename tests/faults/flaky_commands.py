@@ -1,6 +1,6 @@
 """Runs commands in one process while files fail below Python; see `test_native_flaky.py`.
 
-Started with ``LD_PRELOAD`` by `NativeFlaky`. ``python -m avtd3.tests.faults.flaky_commands TOOL
+Started with ``LD_PRELOAD`` by `NativeFlaky`. ``python -m avtd3.tests.faults.flaky_commands
 DATASET FOLDER ERROR...`` prints one line of JSON for each run.
 """
 
@@ -171,11 +171,12 @@ def learn(dataset, folder, error):
         }
 
 
-def main(tool, dataset, folder, *errors):
-    tools = {"audit": audit, "maintain": maintain, "every": every, "learn": learn}
+def main(dataset, folder, *errors):
     for error in errors:
-        for found in tools[tool](Path(dataset), Path(folder), error):
-            sys.stdout.write(json.dumps({"error": error, **found}) + "\n")
+        for tool in (audit, maintain, every, learn):
+            for found in tool(Path(dataset), Path(folder), error):
+                line = json.dumps({"tool": tool.__name__, "error": error, **found})
+                sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":

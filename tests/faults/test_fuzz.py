@@ -12,8 +12,8 @@ import pytest
 
 from avtd3.tests.faults.fuzz import TARGETS
 
-CASES = {"manifest": 160, "policy": 300, "config": 40, "events": 170}
-"""Cases that take about two seconds of CPU time."""
+CASES = {"manifest": 60, "policy": 100, "config": 20, "events": 60}
+"""Cases that take about a second of CPU time."""
 
 
 def fuzz(target, root, *options):

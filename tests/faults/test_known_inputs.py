@@ -117,15 +117,18 @@ POLICIES = {
     "200 000 layers": {"text": lambda text: text.replace("[4]", json.dumps([1] * 200_000))},
     "a huge layer": {"text": lambda text: text.replace("[4]", "[65536, 65536, 65536]")},
     "deep": {"text": lambda text: text.replace("[4]", "[" * 100_000 + "]" * 100_000)},
-    "100 000 tensors": {"tensors": many_tensors},
     "answers NaN": {"tensors": huge_weights},
 }
+BIG = {"100 000 tensors": {"tensors": many_tensors}}
+"""Policies that take seconds to write."""
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "name", [*POLICIES, *(pytest.param(n, marks=pytest.mark.slow) for n in BIG)]
+)
 def test_a_collector_drives_on_with_the_last_good_policy(driven, name, tmp_path, polite):
     policies = shutil.copytree(driven / "policies", tmp_path / "policies")
-    rewrite(policies, 2, **POLICIES[name])
+    rewrite(policies, 2, **(POLICIES | BIG)[name])
     words = ("--driver", "policy", "--policies", policies, "--episodes", 2, "--seed", 3)
     polite(
         "collect", tmp_path / "d", "--world", TINY, *words,
@@ -224,8 +227,10 @@ EVENTS = {
 }
 
 
-@pytest.mark.parametrize("version", ["brain.Event:2", ""])
-@pytest.mark.parametrize("name", EVENTS)
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [*((name, "brain.Event:2") for name in EVENTS), ("steps that go back", "")],
+)
 def test_event_files_of_others(tmp_path, write_events, name, version, polite):
     run = write_events(tmp_path / "run", EVENTS[name], version)
     polite("gate", run, "--stage", "5k", "--html", tmp_path / "page.html")
@@ -245,7 +250,7 @@ SETTINGS = (
     "learn.seed=" + "[" * 5000,
     "learn.seed=" + "x" * 1_000_000,
     "learn.replay.filter=" + "{a: " * 300 + "1" + "}" * 300,
-    f"learn.network.hidden={{{', '.join(f'{n}: {n}' for n in range(50_000))}}}",
+    f"learn.network.hidden={{{', '.join(f'{n}: {n}' for n in range(2_000))}}}",
     "learn.td3.gamma=.nan",
     "learn.replay.n_step=1000000000",
     "collect.seed=18446744073709551616",

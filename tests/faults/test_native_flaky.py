@@ -1,5 +1,6 @@
 """Commands whose files fail below Python: they wait, say "unreadable now", and harm nothing."""
 
+import collections
 import errno
 import json
 import subprocess
@@ -13,16 +14,8 @@ from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "can be compiled")
 
 LENGTHS = (9, 5, 7, 4, 6)
-FAST = ("ESTALE", "EMFILE")
-"""Errors of the fast tests: of the file and of the process."""
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    """Five segments of an episode each, without frames: what the learner trains on is small."""
-    spec = make_spec(image=False)
-    episodes = [make_episode(spec, length, seed) for seed, length in enumerate(LENGTHS)]
-    return write_dataset(tmp_path / "d", spec, episodes, segment_steps=1).path
+FAST = ("ESTALE",)
+"""Errors of the fast tests."""
 
 
 _EVERY_CALL = """
@@ -86,19 +79,20 @@ def test_the_library_leaves_alone_what_it_is_not_about(folder, rate, tmp_path):
     assert flaky.failed() == 0
 
 
-def run_tool(tool, dataset, tmp_path, errors):
-    """Run a tool of `flaky_commands.py` for each error; returns what it found."""
-    flaky = NativeFlaky(tmp_path / "about", [tmp_path / "nothing"], rate=0.0)
+@pytest.fixture(
+    scope="module",
+    params=[FAST, pytest.param(ERRORS, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))],
+    ids=["one error", "all errors"],
+)
+def results(request, tmp_path_factory):
+    """What `flaky_commands.py` found, by its tool: one process, which imports everything once."""
+    root = tmp_path_factory.mktemp("flaky")
+    spec = make_spec(image=False)  # what the learner trains on is small
+    episodes = [make_episode(spec, length, seed) for seed, length in enumerate(LENGTHS)]
+    dataset = write_dataset(root / "d", spec, episodes, segment_steps=1).path
+    flaky = NativeFlaky(root / "about", [root / "nothing"], rate=0.0)
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "avtd3.tests.faults.flaky_commands",
-            tool,
-            dataset,
-            tmp_path,
-            *errors,
-        ],
+        [sys.executable, "-m", "avtd3.tests.faults.flaky_commands", dataset, root, *request.param],
         env=flaky.environment(),
         capture_output=True,
         text=True,
@@ -106,18 +100,15 @@ def run_tool(tool, dataset, tmp_path, errors):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert flaky.failed() > 0
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    found = collections.defaultdict(list)
+    for line in done.stdout.splitlines():
+        one = json.loads(line)
+        found[one["tool"]].append(one)
+    return found
 
 
-def some_errors(test):
-    """Run a test with two errors, and with all of them if slow tests are wanted."""
-    every = [pytest.param(FAST, id="two"), pytest.param(ERRORS, id="all", marks=pytest.mark.slow)]
-    return pytest.mark.parametrize("errors", every)(test)
-
-
-@some_errors
-def test_an_audit_quarantines_nothing(dataset, tmp_path, errors):
-    for found in run_tool("audit", dataset, tmp_path, errors):
+def test_an_audit_quarantines_nothing(results):
+    for found in results["audit"]:
         assert found["is_whole"], found
         assert found["quarantined"] == [], found
         assert set(found["checks"]) <= {"unreadable"}, found
@@ -127,16 +118,14 @@ def test_an_audit_quarantines_nothing(dataset, tmp_path, errors):
             assert found["checks"] == ({"unreadable": 1} if found["case"] == "one" else {})
 
 
-@some_errors
-def test_maintenance_loses_and_doubles_nothing(dataset, tmp_path, errors):
-    for found in run_tool("maintain", dataset, tmp_path, errors):
+def test_maintenance_loses_and_doubles_nothing(results):
+    for found in results["maintain"]:
         assert found["is_whole"], found
         assert found["code"] in (0, 1, 3), found
 
 
-@some_errors
-def test_a_command_says_what_cannot_be_read_and_gives_no_verdict(dataset, tmp_path, errors):
-    for found in run_tool("every", dataset, tmp_path, errors):
+def test_a_command_says_what_cannot_be_read_and_gives_no_verdict(results):
+    for found in results["every"]:
         text = " ".join(found["text"].split())
         assert found["code"] in (0, 1, 3), found
         assert "[Errno" not in text, found
@@ -145,9 +134,8 @@ def test_a_command_says_what_cannot_be_read_and_gives_no_verdict(dataset, tmp_pa
             assert "unreadable" in text or "cannot" in text, found
 
 
-@some_errors
-def test_a_learner_takes_the_segment_once_it_can_be_read(dataset, tmp_path, errors):
-    for found in run_tool("learn", dataset, tmp_path, errors):
+def test_a_learner_takes_the_segment_once_it_can_be_read(results):
+    for found in results["learn"]:
         assert found["named"], found
         assert "unreadable now" in found["refused"], found
         assert (found["steps"], found["left"]) == (sum(LENGTHS), []), found
