@@ -1,4 +1,4 @@
-"""The settings of a run, in ``RUN/config.json``: a resumed run keeps them unless it is asked to change them.
+"""The settings of a run, in ``RUN/config.json``, which a resumed run keeps or changes explicitly.
 
 The file has the settings of the newest process, and under ``changes`` every setting that a resume
 changed, with the update from which on it applies.

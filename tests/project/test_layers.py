@@ -18,10 +18,10 @@ from avtd3.tests.project.source import (
 NAMES = sorted(modules())
 
 MOST_MODULES = 190
-MOST_LINES = 42_000
+MOST_LINES = 40_500
 """Lower this limit when the source shrinks; the goal is 38,000."""
-MOST_SINGLE_IMPORTERS = 0.25
-"""Lower this limit when modules merge; the goal is 0.15."""
+MOST_SINGLE_IMPORTERS = 0.15
+"""Largest share of modules with one importer."""
 POLICIES = ("learn.policy", "learn.policy_store")
 """All that `collect` imports from `learn`."""
 COMMAND, WORK, ENTRY, TOPIC, OPTIONAL, PROCESS = (
