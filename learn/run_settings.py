@@ -53,8 +53,8 @@ def read_settings(run: Path) -> dict[str, Any]:
         document = files.read_json(path)
     except ValueError as error:
         raise _invalid(path, str(error)) from error
-    if not isinstance(document, dict) or not isinstance(document.get("learn"), dict):
-        raise _invalid(path, "it has no section learn")
+    if not isinstance(document, dict) or not isinstance(document.setdefault("learn", {}), dict):
+        raise _invalid(path, "it has no settings of learn")
     return document
 
 

@@ -224,8 +224,9 @@ def describe(error: BaseException, *, reads: bool = False) -> str:
         return str(error)
     if isinstance(error, Avtd3Error):  # its message is its strerror
         return error.strerror
+    own = "" if error.strerror == os.strerror(error.errno or 0) else f"{error.strerror}: "
     place = f"{error.filename}: " if error.filename else ""
-    return place + advice(error, reads=reads)
+    return place + own + advice(error, reads=reads)
 
 
 def storage_error(path: object, error: OSError) -> StorageError:

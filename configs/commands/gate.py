@@ -65,7 +65,7 @@ def load_names(chosen: str | None = None, mapped: Sequence[str] = ()) -> "NameBo
     if chosen is not None and picked is None:
         if not Path(chosen).is_file():
             raise ConfigError(
-                f"--names is {abbreviate(chosen)}, expected a file or one of {', '.join(sets)}; "
+                f"--names is {abbreviate(chosen, 300)}, expected a file or one of {', '.join(sets)}; "
                 "without --names, the set is chosen by the run's tags"
             )
         picked = load(Path(chosen))

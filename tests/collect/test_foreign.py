@@ -127,6 +127,7 @@ LATE = Event(step=99, kind="crash", x_m=0.0, y_m=0.0)
 
 
 def world_of(kind, place, error):
+    error.__dict__.clear()  # notes of the test before; Gymnasium copies the error
     if kind == "custom":
         CASE.update(place=place, error=error)
         return f"{HERE}:make_line"
