@@ -225,6 +225,8 @@ def describe(error: BaseException, *, reads: bool = False) -> str:
     if isinstance(error, Avtd3Error):  # its message is its strerror
         return error.strerror
     place = f"{error.filename}: " if error.filename else ""
+    if error.strerror != os.strerror(error.errno or 0):  # somebody's own words
+        return place + error.strerror
     return place + advice(error, reads=reads)
 
 
