@@ -140,8 +140,12 @@ class Role:
                 start_new_session=True,
                 preexec_fn=lambda: os.nice(NICENESS),
             )
-        wait_s = soak.random.expovariate(1.0) * self._mean_s
-        self._kill_s = now + max(wait_s, 1.0) if may_die else float("inf")
+        self._kill_s = self._later() if may_die else float("inf")
+
+    def _later(self) -> float:
+        """Draw the time of the next kill."""
+        wait_s = self._soak.random.expovariate(1.0) * self._mean_s
+        return time.monotonic() + max(wait_s, 1.0)
 
     def _rate(self) -> float:
         return self._soak.random.choice(self._rates)
@@ -167,8 +171,8 @@ class Role:
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
         if victim != self._group.pid:  # the command must notice, and end by itself
-            self._kill_s = float("inf")
-            self._soak.note(f"{self.name}: killed a worker")
+            self._kill_s = self._later()
+            self._soak.note(self.name)
             return
         self._group.wait()
         self._end("SIGKILL")
@@ -439,7 +443,7 @@ class Soak:
         self.policies = work / "policies"
         (work / "logs").mkdir(parents=True)
         self.problems: list[str] = []
-        self.notes: collections.Counter[str] = collections.Counter()
+        self.killed_workers: collections.Counter[str] = collections.Counter()
         self.flaky = {
             rate: NativeFlaky(
                 work / f"flaky-{rate}",
@@ -465,7 +469,6 @@ class Soak:
             )
         }
         self.pinned: set[str] = set()
-        self._next = ""
         self._chosen: list[str] = []
         self.maintenance = {
             name: Role(name, lambda: self._chosen, self, codes=codes, kill_after_s=mean_s)
@@ -485,9 +488,9 @@ class Soak:
         print(f"PROBLEM: {text}", flush=True)
         self.problems.append(text)
 
-    def note(self, text: str) -> None:
-        """Count something that may happen."""
-        self.notes[text] += 1
+    def note(self, name: str) -> None:
+        """Count a worker of a command that was killed."""
+        self.killed_workers[name] += 1
 
     def environment(self, rate: float) -> dict[str, str]:
         """Return the variables of a process in which a share of the calls fail."""
@@ -760,8 +763,17 @@ def report(soak: Soak, found: dict[str, Any], command: str) -> str:
         f"- problems: {len(soak.problems)}.",
         "",
         *table(
-            ("command", "starts", "SIGKILL", "SIGTERM", "exit codes", "most MB", "most files"),
-            [_lives(role) for role in roles],
+            (
+                "command",
+                "starts",
+                "SIGKILL",
+                "of workers",
+                "SIGTERM",
+                "exit codes",
+                "most MB",
+                "most files",
+            ),
+            [_lives(role, soak.killed_workers[role.name]) for role in roles],
         ),
         "",
         "Own memory (MB) and open files of the longest process of each command, over its lifetime:",
@@ -775,7 +787,7 @@ def report(soak: Soak, found: dict[str, Any], command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lives(role: Role) -> list[object]:
+def _lives(role: Role, killed_workers: int) -> list[object]:
     ends = collections.Counter(life.ending for life in role.lifetimes)
     codes = collections.Counter(life.code for life in role.lifetimes if life.code is not None)
     shown = ", ".join(f"{n} x {c}" for c, n in sorted(codes.items()) if c >= 0) or "none"
@@ -784,6 +796,7 @@ def _lives(role: Role) -> list[object]:
         role.name,
         len(role.lifetimes),
         ends["SIGKILL"],
+        killed_workers,
         ends["SIGTERM"],
         shown,
         f"{max((memory for _, memory, _ in samples), default=0.0):.0f}",

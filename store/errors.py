@@ -220,13 +220,15 @@ def describe(error: BaseException, *, reads: bool = False) -> str:
         error: The error.
         reads: Whether it came from reading rather than from writing.
     """
-    if not isinstance(error, OSError) or not error.strerror:
+    if not isinstance(error, OSError) or not isinstance(error.strerror, str):
         return str(error)
     if isinstance(error, Avtd3Error):  # its message is its strerror
         return error.strerror
-    own = "" if error.strerror == os.strerror(error.errno or 0) else f"{error.strerror}: "
     place = f"{error.filename}: " if error.filename else ""
-    return place + own + advice(error, reads=reads)
+    number = error.errno
+    if not isinstance(number, int) or error.strerror != os.strerror(number):  # their own words
+        return place + error.strerror
+    return place + advice(error, reads=reads)
 
 
 def storage_error(path: object, error: OSError) -> StorageError:

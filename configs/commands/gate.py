@@ -64,8 +64,9 @@ def load_names(chosen: str | None = None, mapped: Sequence[str] = ()) -> "NameBo
     picked = None if chosen is None else sets.get(chosen)
     if chosen is not None and picked is None:
         if not Path(chosen).is_file():
+            known = ", ".join(sets)
             raise ConfigError(
-                f"--names is {abbreviate(chosen, 300)}, expected a file or one of {', '.join(sets)}; "
+                f"--names is {abbreviate(chosen, 300)}, expected a file or one of {known}; "
                 "without --names, the set is chosen by the run's tags"
             )
         picked = load(Path(chosen))
