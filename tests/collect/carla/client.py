@@ -25,6 +25,14 @@ def synchronous(world):
     return world
 
 
+def first_tick(world):
+    """Tick until a snapshot comes: a subscription is live only some time after `get_world`."""
+    for _ in range(int(WAIT_S)):
+        with contextlib.suppress(RuntimeError):
+            return world.tick(1.0)
+    return world.tick(1.0)
+
+
 def spawn(world, kind, place, parent=None, **attributes):
     blueprint = world.get_blueprint_library().find(kind)
     for name, value in attributes.items():

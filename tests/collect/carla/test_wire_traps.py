@@ -107,7 +107,7 @@ def test_a_new_client_of_a_synchronous_server_sees_nothing_until_a_tick():
         second = real.connect(server).get_world()
         assert second.get_snapshot().frame == 0
         assert list(second.get_actors()) == []
-        second.tick()
+        real.first_tick(second)
         assert sorted(actor.id for actor in second.get_actors()) == [10, car.id]
 
 
