@@ -62,8 +62,9 @@ class CollectAheadConfig:
     With several workers, which episodes these are depends on their number."""
     max_lead: int | None = None
     """Steps, apart from the random ones, by which the data may be ahead of the newest policy's
-    updates when a policy starts an episode; None never waits. At least ``learn.publish_every`` /
-    ``learn.updates_per_step``, otherwise collector and learner wait for each other."""
+    updates when a policy starts an episode; None never waits. With `random_steps`, at least
+    ``learn.learning_starts``, otherwise collector and learner wait for each other. Both count the
+    collected steps, whether or not the learner samples them."""
     updates_per_step: float = 1.0
     """Updates that the learner does per step (``learn.updates_per_step``)."""
     updates_before: int = 0
@@ -85,8 +86,9 @@ class CollectAheadConfig:
             return ""
         return (
             f"its newest policy has {updates} updates, {steps} steps need {needed:.0f} "
-            f"(max_lead {self.max_lead}); is it running, and does it publish often enough "
-            "(learn.publish_every)?"
+            f"(max_lead {self.max_lead}); is it running, with more updates to do? If it waits for "
+            f"steps, too, raise max_lead, or lower its learn.learning_starts to "
+            f"{self.random_steps + self.max_lead} or less"
         )
 
 

@@ -71,7 +71,7 @@ run/threads | threads | - | CPU threads of torch when the line was written
 run/updates_per_second | 1/s | higher | updates per second of wall-clock time since the previous \
 log line
 run/sampler_wait | 1 | lower | share of the time since the previous log line spent on sampling
-run/replay_ratio | 1 | - | updates per transition that the datasets have offered so far
+run/replay_ratio | 1 | - | updates per step that the datasets have published so far
 run/steps | count | - | transitions that can be sampled
 run/policy_lag | versions | lower | mean number of policy versions published since the one that \
 drove the newest episodes
