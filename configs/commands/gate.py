@@ -152,7 +152,9 @@ def gate(
     run: RunArgument,
     stage: Annotated[
         str | None,
-        typer.Option(metavar="STAGE", help="Built-in criteria: smoke, 5k, 50k, 100k, 200k or 1m."),
+        typer.Option(
+            metavar="STAGE", help="Built-in criteria: demo, smoke, 5k, 50k, 100k, 200k or 1m."
+        ),
     ] = None,
     criteria: Annotated[
         Path | None,

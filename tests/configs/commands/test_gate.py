@@ -10,7 +10,7 @@ from avtd3.learn.logging import EventWriter
 from avtd3.learn.metrics import metric
 from avtd3.store.errors import ConfigError
 
-STAGES = ("smoke", "5k", "50k", "100k", "200k", "1m")
+STAGES = ("demo", "smoke", "5k", "50k", "100k", "200k", "1m")
 SMOKE = {
     "critic/loss": 1.0,
     "actor/loss": -1.0,
