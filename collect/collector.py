@@ -39,8 +39,10 @@ from avtd3.store.errors import (
     StorageError,
     WorldError,
     WorldLost,
+    check_integers,
 )
 from avtd3.store.events import Event
+from avtd3.store.files import check_local
 from avtd3.store.step import Step
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
@@ -71,6 +73,7 @@ class CollectAheadConfig:
     """Updates that the learner had done, from older data, before the plan's first step."""
 
     def __post_init__(self) -> None:
+        check_integers(self)
         check_number("random_steps", self.random_steps)
         check_number("max_lead", self.max_lead or 0)
         check_positive("updates_per_step", self.updates_per_step)
@@ -399,6 +402,7 @@ def collect(
     if steps is None and episodes is None and seconds is None:
         steps = config.steps
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
+    check_local(dataset, policies)
     policies = None if policies is None else Path(policies)
     opened = _open_dataset(Path(dataset), config, policies, open_world)
     plan_digest = digest(config.plan_document())
@@ -481,8 +485,11 @@ def _segment_name(name: str, share: Share) -> str:
 
 
 def _provenance(config: CollectConfig, environment: Environment) -> dict[str, Any]:
-    document = dataclasses.asdict(config)
+    document, scenario = dataclasses.asdict(config), config.scenario
+    is_numbered = config.world in ("road", "carla") and scenario.file is None
+    numbers = {"number": scenario.number, "npcs": scenario.resolve()[0].npcs}
     return {
+        **({"scenario": numbers} if is_numbered else {}),
         "config": document,
         "config_digest": digest(document),
         "plan_digest": digest(config.plan_document()),

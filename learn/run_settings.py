@@ -5,15 +5,19 @@ changed, with the update from which on it applies.
 """
 
 import dataclasses
+import datetime
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from avtd3.learn.checkpoints import CHECKPOINTS, list_checkpoints, read_as, updates_of
 from avtd3.learn.config import LearnConfig
 from avtd3.store import files
-from avtd3.store.errors import CheckpointError, ConfigError, abbreviate
+from avtd3.store.dataset import Dataset, dataset_around
+from avtd3.store.errors import CheckpointError, ConfigError, DatasetError, abbreviate
+from avtd3.store.locks import LOCK_FILE
 
 CONFIG_FILE = "config.json"
 _KEPT = "network."
@@ -36,6 +40,56 @@ class SettingChange:
             f"{self.setting}: {abbreviate(self.before)} -> {abbreviate(self.after)} from update "
             f"{self.from_update + 1} on"
         )
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a directory is a run, or was locked as one."""
+    return any((path / name).exists() for name in (CONFIG_FILE, CHECKPOINTS, "events", LOCK_FILE))
+
+
+def name_run(path: Path, datasets: Sequence[Path]) -> Path:
+    """Return the directory of a new run: the path itself, or a named one in it.
+
+    A directory that exists and is no run is a parent of runs. The name has the scenario and the
+    number of other vehicles of the first dataset, if it says so, and the date and time in UTC:
+    ``TD3_scenario_0_npcs_20_20261130_081500``.
+    """
+    if not path.is_dir() or is_run(path):
+        return path
+    moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d_%H%M%S")
+    name = "_".join(("TD3", *_scenario_of(datasets), moment))
+    names = itertools.chain((name,), (f"{name}_{number}" for number in itertools.count(2)))
+    return next(path / each for each in names if not (path / each).exists())
+
+
+def _scenario_of(datasets: Sequence[Path]) -> tuple[str, ...]:
+    """Return the parts of a run's name that describe how its data were collected."""
+    try:
+        segments = Dataset.open(datasets[0]).snapshot(check_files=False).segments
+    except (DatasetError, OSError):
+        return ()  # a collector may still have to create it
+    for segment in segments:
+        scenario = segment.provenance.get("scenario")
+        if isinstance(scenario, dict):  # of a driving world, and not of a file of routes
+            named = (("scenario", scenario.get("number")), ("npcs", scenario.get("npcs")))
+            return tuple(f"{word}_{n}" for word, n in named if type(n) is int and 0 <= n < 1 << 31)
+    return ()
+
+
+def check_places(run: Path, policies: Path, datasets: Sequence[Path]) -> None:
+    """Raise `ConfigError` if a run or its policies would be mixed with a dataset, or are URLs."""
+    files.check_local(run, policies, *datasets)
+    for name, place in (("run", run), ("policies", policies)):
+        around = dataset_around(place)
+        whole = place.resolve()
+        for dataset in () if around else datasets:  # a collector may still have to create it
+            if dataset.resolve() in (whole, *whole.parents):
+                around = dataset
+        if around is not None:
+            raise ConfigError(
+                f"{name} {place} is in the dataset {around}; give a directory of its own, such as "
+                f"{around}-run"
+            )
 
 
 def read_settings(run: Path) -> dict[str, Any]:

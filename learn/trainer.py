@@ -54,6 +54,7 @@ from avtd3.learn.replay_source import ReplaySource, check_pace, open_datasets, s
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.run_settings import (
     SettingChange,
+    check_places,
     find_changes,
     read_settings,
     stored_config,
@@ -141,6 +142,7 @@ def train(
     if policies is None:
         policies = before.get("policies", run / "policies")
     directory = Path(policies)
+    check_places(run, directory, paths)
     document = {
         "learn": dataclasses.asdict(config),
         "datasets": [str(path) for path in paths],

@@ -15,7 +15,7 @@ import typer
 
 from avtd3.configs.commands.console import interruptible, progress, say
 from avtd3.configs.commands.options import ConfigOption, JsonOption, SetOption, answer, section
-from avtd3.store.errors import ConfigError, DatasetError
+from avtd3.store.errors import ConfigError, DatasetError, check_integers
 
 if TYPE_CHECKING:
     from avtd3.collect.collector import CollectConfig
@@ -47,6 +47,7 @@ class DemoConfig:
     """Number of the held-out episode that is saved as a GIF, from 0."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "demo.")
         for name in ("steps", "more_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"demo.{name} is {getattr(self, name)}, expected 1 or above")

@@ -39,6 +39,7 @@ from avtd3.store.errors import (
     DatasetError,
     DatasetUnreadableError,
     advice,
+    check_integers,
     describe,
 )
 from avtd3.store.files import drop_cached, is_directory, is_passing, list_directory
@@ -83,6 +84,7 @@ class AuditConfig:
     """Threads, or segments in flight on a cluster; 0 means one per core."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "audit.")
         for name, is_valid, allowed in (
             ("sample", 0.0 < self.sample <= 1.0, "above 0 and at most 1"),
             ("gamma", 0.0 <= self.gamma < 1.0, "0 or more and below 1"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.audit.findings import Fault
 from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, check_integers
 from avtd3.store.events import EventTable
 
 SUM_TOLERANCE = 1e-3
@@ -60,6 +60,7 @@ class CheckLimits:
     """End reasons of episodes that must be truncated, not terminated."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "audit.limits.")
         for name, is_valid, allowed in (
             ("black_level", 0.0 <= self.black_level <= 255.0, "0 to 255"),
             ("frozen_frames", self.frozen_frames >= 2, "2 or more"),
