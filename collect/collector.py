@@ -18,11 +18,13 @@ from avtd3.collect.plan import (
     MAX_SEED,
     Amount,
     Share,
+    StoredPlan,
     digest,
     episode_generator,
     held_episodes,
     lock_plan,
     lock_share,
+    stored_plan,
     training_seed,
 )
 from avtd3.collect.recovery import Recovery
@@ -429,6 +431,12 @@ def collect(
                 f"dataset {dataset} already has {len(held)} episodes of this plan (seed "
                 f"{config.seed}); use --resume to continue it, or another --seed for new episodes"
             )
+        options = {**dataclasses.asdict(amount), "policies": policies and str(policies)}
+        plan = StoredPlan(digest=plan_digest, config=dataclasses.asdict(config), options=options)
+        before = stored_plan(opened.path, plan_digest) if resume else None
+        changes = plan.record(opened.path, before=before, from_step=held_steps)
+        if changes:
+            show([Tally(warning=f"changed {'; '.join(changes)}")])
         opened.clean_staging()
         whole = Share(amount=amount, held=frozenset(held), held_steps=held_steps, workers=workers)
         shares = [dataclasses.replace(whole, worker=worker) for worker in range(workers)]
@@ -448,6 +456,7 @@ def collect(
         held_steps=held_steps,
         interrupted=should_stop(),
         plan_digest=plan_digest,
+        changes=tuple(changes),
         missing=amount.missing(held, tally.steps, tally.episodes),
     )
 

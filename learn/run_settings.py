@@ -8,7 +8,7 @@ import dataclasses
 import datetime
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from avtd3.store import files
 from avtd3.store.dataset import Dataset, dataset_around
 from avtd3.store.errors import CheckpointError, ConfigError, DatasetError, abbreviate
 from avtd3.store.locks import LOCK_FILE
+from avtd3.store.settings import Difference, differences
 
 CONFIG_FILE = "config.json"
 _KEPT = "network."
@@ -25,21 +26,14 @@ _KEPT = "network."
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SettingChange:
+class SettingChange(Difference):
     """A setting that a resumed run changed."""
 
-    setting: str
-    """Its key: ``learn.td3.bc_alpha``."""
-    before: Any
-    after: Any
     from_update: int
     """Updates that were done with the old value."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.setting}: {abbreviate(self.before)} -> {abbreviate(self.after)} from update "
-            f"{self.from_update + 1} on"
-        )
+        return f"{Difference.__str__(self)} from update {self.from_update + 1} on"
 
 
 def is_run(path: Path) -> bool:
@@ -144,17 +138,14 @@ def find_changes(
     """
     checkpoints = list_checkpoints(run / CHECKPOINTS)
     updates = updates_of(checkpoints[-1]) if checkpoints else 0
-    old = dict(_leaves(before["learn"]))
-    new = dict(_leaves(json.loads(json.dumps(dataclasses.asdict(config)))))
     found = [
         SettingChange(
-            setting=f"learn.{key}",
-            before=old[key],
-            after=value,
+            setting=change.setting,
+            before=change.before,
+            after=change.after,
             from_update=updates if rollback is None else rollback,
         )
-        for key, value in new.items()
-        if key in old and old[key] != value
+        for change in differences(before["learn"], dataclasses.asdict(config), "learn.")
     ]
     for change in found:
         if checkpoints and change.setting.startswith(f"learn.{_KEPT}"):
@@ -164,15 +155,6 @@ def find_changes(
                 "its networks: start a new run for others"
             )
     return found
-
-
-def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting with its dotted key."""
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def write_settings(
