@@ -63,6 +63,8 @@ batch/reward_mean | reward | - | mean (n-step) reward of the batch, scaled and c
 batch/reward_std | reward | - | standard deviation of the rewards of the batch
 batch/reward_min | reward | - | smallest reward of the batch
 batch/reward_max | reward | - | largest reward of the batch
+batch/reward_scale | reward | - | running mean of |reward|, scaled and clipped, over about 20 log \
+lines
 rate/actor_cnn | 1 | - | learning rate of the actor's CNN
 rate/actor_mlp | 1 | - | learning rate of the actor's MLP
 rate/critic_cnn | 1 | - | learning rate of the critics' CNN
@@ -104,6 +106,8 @@ episode/return | reward | higher | mean return (sum of rewards) of the newest ep
 episode/length | steps | higher | mean length of the newest episodes
 episode/success | 1 | higher | share of the newest episodes that reached the goal
 episode/collision | 1 | lower | share of the newest episodes that ended in a collision
+episode/collision_streak | episodes | lower | longest streak of collisions in the newest episodes, \
+with those right before them
 episode/off_road | 1 | lower | share of the newest episodes that ended off the road
 episode/lane_invasion | 1 | lower | share of the newest episodes that crossed a lane marking
 episode/lateral_deviation | m | lower | mean distance from the route in the newest episodes

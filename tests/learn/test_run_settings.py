@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from avtd3.cli import main
+from avtd3.learn.callbacks import TrainCallback
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.run_settings import CONFIG_FILE, name_run, read_settings, stored_config
@@ -192,3 +193,27 @@ def test_runs_and_policies_are_not_mixed_with_datasets(tmp_path, run, policies, 
             follow=True,
         )
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_running_scale_of_the_rewards_survives_a_resume(tmp_path):
+    class Lines(TrainCallback):
+        def on_metrics(self, step, scalars):
+            if "batch/reward_scale" in scalars:
+                found.append((scalars["batch/reward_mean"], scalars["batch/reward_scale"]))
+
+    found: list[tuple[float, float]] = []
+    spec = EpisodeSpec(vector_names=("x",), action_names=("a",))
+    with SegmentWriter(Dataset.create(tmp_path / "data", spec)) as writer:
+        writer.begin(Observation(vector=np.zeros(1, np.float32)))
+        for t in range(40):
+            after = Observation(vector=np.full(1, 0.1 * t, np.float32))
+            writer.step(np.zeros(1, np.float32), float(t), after, terminated=t == 39)
+    for updates in (15, 30):
+        config = dataclasses.replace(OWN, updates=updates, log_every=1)
+        options = {"datasets": tmp_path / "data", "run": tmp_path / "run", "callbacks": [Lines()]}
+        train(config, **options, resume=updates == 30)
+    assert len(found) == 30
+    expected = 0.0  # no reward is negative, so the mean is the mean magnitude
+    for line, (mean, scale) in enumerate(found, start=1):
+        expected += max(1.0 / line, 0.05) * (mean - expected)
+        assert scale == pytest.approx(expected, rel=1e-5)
