@@ -38,6 +38,8 @@ from avtd3.store.errors import (
     ConfigError,
     DatasetError,
     DatasetUnreadableError,
+    FormatVersionError,
+    SegmentNotFoundError,
     advice,
     check_integers,
     describe,
@@ -218,27 +220,49 @@ def quarantine_damaged(report: AuditReport, *, dry_run: bool = False) -> Quarant
             proven.append((task, errors))
         else:
             what = "it is unreadable now" if "unreadable" in found else "a second read found none"
-            reason = f"its errors are not proven: {what}"
-            kept.append(KeptSegment(dataset=task.dataset, segment=task.segment_id, reason=reason))
+            kept.append(_keep(task, f"its errors are not proven: {what}"))
     moved: list[str] = []
     for path in dict.fromkeys(task.dataset for task, _ in proven):
         own = [(task, errors) for task, errors in proven if task.dataset == path]
-        dataset = Dataset.open(Path(path))
-        total = len(dataset.segment_ids())
-        alike = Counter(check for _, errors in own for check in errors & BYTE_CHECKS)
-        many = {check: n for check, n in alike.items() if n > max(FEW, MOST_ALIKE * total)}
-        for task, errors in own:
-            if common := sorted(errors & many.keys()):
-                reason = (
-                    f"{many[common[0]]} of {total} segments fail alike ({common[0]}), which points "
-                    "to the disk, the mount or the copy; check these, then audit again"
-                )
-                kept.append(KeptSegment(dataset=path, segment=task.segment_id, reason=reason))
-                continue
+        try:
+            more = _quarantine(Dataset.open(Path(path)), own, dry_run=dry_run)
+        except (DatasetError, FormatVersionError) as error:
+            reason = f"its dataset cannot be listed any more: {error}"
+            more = QuarantineReport(moved=(), kept=tuple(_keep(task, reason) for task, _ in own))
+        moved += more.moved
+        kept += more.kept
+    return QuarantineReport(moved=tuple(moved), kept=tuple(kept))
+
+
+def _quarantine(
+    dataset: Dataset, proven: Sequence[tuple[SegmentTask, frozenset[str]]], *, dry_run: bool
+) -> QuarantineReport:
+    """Move the segments of one dataset, unless most of them fail alike."""
+    moved: list[str] = []
+    kept: list[KeptSegment] = []
+    total = len(dataset.segment_ids())
+    alike = Counter(check for _, errors in proven for check in errors & BYTE_CHECKS)
+    many = {check: n for check, n in alike.items() if n > max(FEW, MOST_ALIKE * total)}
+    for task, errors in proven:
+        if common := sorted(errors & many.keys()):
+            reason = (
+                f"{many[common[0]]} of {total} segments fail alike ({common[0]}), which points "
+                "to the disk, the mount or the copy; check these, then audit again"
+            )
+            kept.append(_keep(task, reason))
+            continue
+        try:
             if not dry_run:
                 dataset.quarantine(task.segment_id)
-            moved.append(task.segment_id)
+        except SegmentNotFoundError:
+            kept.append(_keep(task, "it was removed meanwhile"))
+            continue
+        moved.append(task.segment_id)
     return QuarantineReport(moved=tuple(moved), kept=tuple(kept))
+
+
+def _keep(task: SegmentTask, reason: str) -> KeptSegment:
+    return KeptSegment(dataset=task.dataset, segment=task.segment_id, reason=reason)
 
 
 def _audit_again(task: SegmentTask) -> SegmentAudit:
