@@ -104,12 +104,11 @@ def collect(
         found: CollectConfig = opt.at_servers(settings, host, port, server_command, walkers)
         return found
 
-    amount = {"steps": steps, "episodes": episodes, "seconds": seconds}
     if resume:
         settings, plan = choose_plan(dataset, configure)
         stored = {} if plan is None else dict(plan.options)
-        if all(value is None for value in amount.values()):
-            amount = {name: stored.get(name) for name in amount}
+        if steps is None and episodes is None and seconds is None:
+            steps, episodes, seconds = (stored.get(n) for n in ("steps", "episodes", "seconds"))
         if policies is None and stored.get("policies"):
             policies = Path(stored["policies"])
     else:
@@ -119,7 +118,9 @@ def collect(
         report = run(
             dataset,
             settings,
-            **amount,
+            steps=steps,
+            episodes=episodes,
+            seconds=seconds,
             policies=policies,
             resume=resume,
             should_stop=should_stop,

@@ -56,7 +56,7 @@ def test_the_stages_that_ship_with_avtd3():
 
 @pytest.mark.parametrize("stage", ["50k", "100k", "200k", "1m"])
 def test_fixed_data_and_new_episodes_have_criteria_of_their_own(stage):
-    by_data = {"any": set(), "online": set(), "offline": set()}
+    by_data: dict[str, set[str]] = {"any": set(), "online": set(), "offline": set()}
     for criterion in load_gate(stage, None).criteria:
         by_data[criterion.data].add(criterion.metric.split("/")[0])
     assert by_data["online"] == {"episode"}
