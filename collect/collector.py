@@ -66,9 +66,10 @@ class CollectAheadConfig:
     With several workers, which episodes these are depends on their number."""
     max_lead: int | None = None
     """Steps, apart from the random ones, by which the data may be ahead of the newest policy's
-    updates when a policy starts an episode; None never waits. With `random_steps`, at least
-    ``learn.learning_starts``, otherwise collector and learner wait for each other. Both count the
-    collected steps, whether or not the learner samples them."""
+    updates when a policy starts an episode; None never waits. Together with `random_steps`, at
+    least ``learn.learning_starts``, otherwise collector and learner wait for each other; and at
+    least ``learn.publish_every`` / ``learn.updates_per_step``, otherwise they often pause. Both
+    count collected steps, whether or not the learner samples them."""
     updates_per_step: float = 1.0
     """Updates that the learner does per step (``learn.updates_per_step``)."""
     updates_before: int = 0

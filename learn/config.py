@@ -54,8 +54,8 @@ class LearnConfig:
     log_every: int = 100
     """Updates between two log lines."""
     publish_every: int = 1_000
-    """Updates between two published policies; with --follow, a policy is also published before the
-    learner waits for steps."""
+    """Updates between two published policies. With --follow, a policy is also published if no new
+    steps arrive during 20 `refresh_seconds`: a collector may wait for it."""
     keep_policies: int = 0
     """Number of newest policies to keep in the policy directory; 0 keeps all."""
     checkpoint_every: int = 5_000

@@ -21,6 +21,8 @@ from avtd3.store.replay.tracker import RefreshReport, name_refused
 
 POLL_S = 0.2
 """Longest wait before asking again whether to stop, in seconds."""
+STALLED_REFRESHES = 20
+"""Refreshes without new steps after which a collector may be waiting for a policy."""
 _NEW_DATASET = {SEGMENTS, STAGING, GROUP_FILE}
 """All that a dataset contains while it is being created."""
 
@@ -122,7 +124,7 @@ class ReplaySource:
         """Metrics of the newest episodes."""
         self._config, self._follow = config, follow
         self._paths = ", ".join(str(dataset.path) for dataset in datasets)
-        self._next_refresh_s = time.monotonic()
+        self._next_refresh_s = self._news_s = time.monotonic()
         if not follow and not self.sampler.steps:
             error = self._no_steps()
             self.close()
@@ -138,14 +140,21 @@ class ReplaySource:
         """
         return self.sampler.steps_published
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether no new steps have arrived for so long that collectors may wait for a policy."""
+        return time.monotonic() - self._news_s > STALLED_REFRESHES * self._config.refresh_seconds
+
     def ready(self, updates: int) -> bool:
         """Return whether another update is allowed; look for new or unreadable segments if due."""
         is_due = time.monotonic() >= self._next_refresh_s
         if is_due and (self._follow or self.sampler.has_refused):
-            sampler = self.sampler
+            sampler, before = self.sampler, self.steps_seen
             report = sampler.refresh() if self._follow else sampler.retry_refused()
             self.absent = report.absent
             self._add(report)
+            if self.steps_seen > before:
+                self._news_s = time.monotonic()
             self._next_refresh_s = time.monotonic() + self._config.refresh_seconds
         elif self.sampler.has_news:
             self._add(self.sampler.news())

@@ -425,7 +425,8 @@ class Trainer:
 
     def _wait(self) -> None:
         before_s = time.monotonic()
-        self._publish()  # a collector may wait for these updates before it collects more
+        if self.source.is_stalled:
+            self._publish()  # a collector may wait for these updates before it collects more
         self.source.wait(self.updates, self._notify.report)
         waited_s = time.monotonic() - before_s
         self._waited_s += waited_s

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from avtd3.configs.commands import options as opt
-from avtd3.configs.commands.console import EXIT_NO, interruptible, progress
+from avtd3.configs.commands.console import EXIT_NO, interruptible, progress, say
 
 
 def learn(
@@ -91,7 +91,10 @@ def learn(
     stored = read_settings(run)["learn"] if resumes else None
     if not resumes:
         check_local(run, *datasets)
-        run = name_run(run, datasets)
+        named = name_run(run, datasets)
+        if named != run:
+            say(f"run {named}")
+        run = named
     settings = opt.section("learn", config, set_, stored=stored)
     settings = opt.replace(settings, updates=updates, seed=seed)
     filters = None if filter_ is None else tuple(filter_)

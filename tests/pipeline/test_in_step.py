@@ -26,7 +26,7 @@ pytest.importorskip("gymnasium")
 TINY = LearnConfig(
     updates=400,
     learning_starts=100,
-    publish_every=1_000,  # more than the lead: the learner publishes before it waits
+    publish_every=1_000,  # more than the lead: the learner publishes when it gets no steps
     checkpoint_every=400,
     refresh_seconds=0.01,
     network=NetworkConfig(hidden=(8,)),
