@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +15,57 @@ import typer
 from avtd3.configs.commands.console import print_answer
 from avtd3.store.errors import ConfigError, WorldError, abbreviate
 
+SCENARIOS = (
+    "mixed roads, fair weather, 20 vehicles",
+    "empty country roads",
+    "town with junctions",
+    "bad light: dusk, night, fog or rain",
+    "dense traffic",
+    "everything at random",
+)
+"""Names of the built-in scenarios, for --help, which does not import the modules that drive."""
+
+
+def describe_presets() -> dict[str, str]:
+    """Return the presets with a sentence each, the first line of each file."""
+    found = {}
+    for path in sorted(Path(__file__).parents[1].glob("*.yaml")):
+        with path.open(encoding="utf-8") as file:
+            found[path.stem] = file.readline().lstrip("# ").strip()
+    return found
+
+
+def presets_epilog() -> str:
+    """Return the presets as the last paragraph of a help text."""
+    rows = (f"  {name:{18}}  {text}" for name, text in describe_presets().items())
+    return "\n".join(("\b", "Presets, for --config:", *rows))
+
+
+def complete_presets(incomplete: str) -> list[tuple[str, str]]:
+    """Return the presets that start with what a user has typed, with a sentence each."""
+    return [pair for pair in describe_presets().items() if pair[0].startswith(incomplete)]
+
+
+def complete_sections(incomplete: str) -> list[str]:
+    """Return the sections that start with what a user has typed."""
+    from avtd3.configs.load import SECTIONS
+
+    return [name for name in SECTIONS if name.startswith(incomplete)]
+
+
+def complete_words(*words: str) -> Callable[[str], list[str]]:
+    """Make a function that returns those of some words that start with what a user has typed."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", metavar="FILE", help="YAML file, or the name of a preset."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML file, or the name of a preset; see avtd3 config list.",
+        autocompletion=complete_presets,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -44,6 +92,7 @@ WorldOption = Annotated[
         metavar="WORLD",
         help="road (built-in simulator), carla, gym:ID (Gymnasium), or MODULE:FACTORY (your own "
         "world, also from the current directory; see docs/worlds.md). Default: road.",
+        autocompletion=complete_words("road", "carla", "gym:"),
     ),
 ]
 WorkersOption = Annotated[
@@ -57,7 +106,13 @@ SeedOption = Annotated[
 ]
 ScenarioOption = Annotated[
     int | None,
-    typer.Option(min=0, metavar="N", help="Number of a built-in scenario; see docs/scenarios.md."),
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Built-in scenario: "
+        + "; ".join(f"{number} {name}" for number, name in enumerate(SCENARIOS))
+        + ". Default: 0.",
+    ),
 ]
 ScenarioFileOption = Annotated[
     str | None,
@@ -66,22 +121,33 @@ ScenarioFileOption = Annotated[
     ),
 ]
 NpcsOption = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Number of other vehicles.")
+    int | None,
+    typer.Option(
+        min=0, metavar="N", help="Number of other vehicles. Default: as the scenario has."
+    ),
 ]
 WalkersOption = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Number of pedestrians, in CARLA.")
+    int | None,
+    typer.Option(min=0, metavar="N", help="Number of pedestrians, in CARLA. Default: 0."),
 ]
 TownOption = Annotated[
     str | None,
-    typer.Option(metavar="TOWN", help="OpenDRIVE file (.xodr), or a CARLA map such as Town01."),
+    typer.Option(
+        metavar="TOWN",
+        help="OpenDRIVE file (.xodr), or a CARLA map such as Town01. Default: generated roads.",
+    ),
 ]
 HostOption = Annotated[
-    str | None, typer.Option(metavar="HOST", help="Host name or address of the CARLA servers.")
+    str | None,
+    typer.Option(
+        metavar="HOST", help="Host name or address of the CARLA servers. Default: localhost."
+    ),
 ]
 PortsOption = Annotated[
     str | None,
     typer.Option(
-        metavar="PORT[,PORT...]", help="Ports of the CARLA servers; each gets one worker."
+        metavar="PORT[,PORT...]",
+        help="Ports of the CARLA servers; each gets one worker. Default: 2000.",
     ),
 ]
 ServerCommandOption = Annotated[
