@@ -163,7 +163,7 @@ def _annotated(text: str, origins: Mapping[str, str]) -> str:
     """Append a comment to each line of a YAML document that starts a setting with an origin."""
     lines = text.splitlines()
 
-    def visit(node: yaml.Node, path: str) -> None:
+    def visit(node: yaml.Node | None, path: str) -> None:
         assert isinstance(node, yaml.MappingNode)
         for key, value in node.value:
             name, line = f"{path}{key.value}", key.start_mark.line

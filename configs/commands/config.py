@@ -102,9 +102,7 @@ def diff(
     ],
     second: Annotated[
         str,
-        typer.Argument(
-            metavar="B", help="As A. Default: defaults.", autocompletion=complete_presets
-        ),
+        typer.Argument(metavar="B", help="As A.", autocompletion=complete_presets),
     ] = DEFAULTS,
 ) -> None:
     """List the settings that differ between two configurations.

@@ -2,17 +2,20 @@
 
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from avtd3.configs.commands.console import print_answer
+from avtd3.configs.commands.console import is_verbose, print_answer, say, set_verbosity
 from avtd3.store.errors import ConfigError, WorldError, abbreviate
 
 SCENARIOS = (
@@ -37,8 +40,81 @@ def describe_presets() -> dict[str, str]:
 
 def presets_epilog() -> str:
     """Return the presets as the last paragraph of a help text."""
-    rows = (f"  {name:{18}}  {text}" for name, text in describe_presets().items())
+    rows = (
+        textwrap.fill(text, 76, initial_indent=f"  {name:20}", subsequent_indent=" " * 22)
+        for name, text in describe_presets().items()
+    )
     return "\n".join(("\b", "Presets, for --config:", *rows))
+
+
+def _print_version(is_wanted: bool) -> None:
+    """Print the versions of avtd3 and of what its results depend on, and end."""
+    if is_wanted:
+        print_answer(versions())
+        raise typer.Exit
+
+
+def versions() -> str:
+    """Return the versions of avtd3, Python and the packages that its results depend on."""
+    found = [f"avtd3 {importlib.metadata.version('avtd3')}", f"Python {platform.python_version()}"]
+    for package in ("torch", "numpy", "zarr", "carla", "gymnasium"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} not installed")
+    return ", ".join((*found, f"{platform.system()} {platform.machine()}"))
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        help="Print the versions of avtd3 and of the packages that it uses.",
+        callback=_print_version,
+        is_eager=True,
+    ),
+]
+
+
+def _set_quiet(is_wanted: bool) -> None:
+    if is_wanted:
+        set_verbosity(-1)
+
+
+def _set_verbose(is_wanted: bool) -> None:
+    if is_wanted:
+        set_verbosity(1)
+        say(versions())
+
+
+def shared_options() -> list[Any]:
+    """Return the options that every command has, as Typer makes them for a command."""
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def command(
+        verbose: Annotated[
+            bool,
+            typer.Option(
+                *("--verbose", "-v"),
+                help="Also print versions, settings that are not defaults, and tracebacks.",
+                callback=_set_verbose,
+                expose_value=False,
+            ),
+        ] = False,
+        quiet: Annotated[
+            bool,
+            typer.Option(
+                *("--quiet", "-q"),
+                help="Print only the answer and errors.",
+                callback=_set_quiet,
+                expose_value=False,
+            ),
+        ] = False,
+    ) -> None:
+        pass
+
+    return [found for found in typer.main.get_command(app).params if not found.expose_value]
 
 
 def complete_presets(incomplete: str) -> list[tuple[str, str]]:
@@ -171,9 +247,13 @@ def section(
     ``others`` names more sections that the command uses; ``stored`` has settings of the section
     that the file and the overrides change.
     """
-    from avtd3.configs.load import load_section
+    from avtd3.configs.load import find_origins, load_section
 
     used = tuple(dict.fromkeys((name, *others)))
+    if is_verbose():
+        for key, where in find_origins(config, overrides or ()).items():
+            if key.partition(".")[0] in used:
+                say(f"{key} is set by {where}")
     return load_section(name, config, overrides or (), used=used, stored=stored)
 
 

@@ -399,6 +399,7 @@ def replay_inspect(
         for parameter in context.command.params
         if (source := context.get_parameter_source(parameter.name or ""))
         and source.name == "COMMANDLINE"
+        and parameter.expose_value  # not --quiet, which every command has
     ]
     tool = choose_tool(option for option in given if option not in ("datasets", "--json"))
     if tool == "estimate":
