@@ -62,11 +62,7 @@ def test_each_setting_that_is_not_a_default_says_where_it_comes_from(run, tmp_pa
     file.write_text("learn: {updates: 7, replay: {mix: [{weight: 0.3}, {weight: 0.7}]}}")
     code, out, _ = run("show", "learn", "--config", str(file), "--set", "learn.td3.tau=0.25")
     assert code == 0
-    marked = dict(
-        re.fullmatch(r" *(\w+):.*?  # (.*)", line).groups()
-        for line in out.splitlines()
-        if "#" in line
-    )
+    marked = dict(re.findall(r"^ *(\w+):.*?  # (.*)$", out, re.MULTILINE))
     assert marked == {"updates": f"file {file}", "mix": f"file {file}", "tau": "--set"}
     out = run("show", "learn", "--config", "demo", "--set", "learn.updates=5")[1]
     assert "  updates: 5  # --set\n" in out

@@ -130,6 +130,6 @@ def test_help_states_a_default_of_each_option_with_a_value(command):
     params = vars(typer.main.get_command(make_app()))["commands"][command].params
     for param in params:
         is_amount = command == "collect" and "instead" in (param.help or "")  # of --steps
-        if param.param_type_name == "option" and not (param.is_flag or is_amount):
-            if param.opts[0] not in WITHOUT_DEFAULT:
-                assert "Default: " in param.help, param.opts
+        is_argument = param.param_type_name == "argument"
+        if not (is_argument or is_amount or param.is_flag or param.opts[0] in WITHOUT_DEFAULT):
+            assert "Default: " in param.help, param.opts
