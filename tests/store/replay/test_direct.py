@@ -220,7 +220,7 @@ def test_nothing_left_says_why(tmp_path):
     dataset = make_dataset(tmp_path / "d", lengths=(30,))
     with open_sampler(dataset, tmp_path, "direct") as sampler:
         cut(shard_path(dataset, 0))
-        with pytest.raises(NoSegmentsError, match="1 segments are refused"):
+        with pytest.raises(NoSegmentsError, match="1 segment is refused"):
             sampler.sample()
 
 
