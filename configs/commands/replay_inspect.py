@@ -375,7 +375,7 @@ def replay_inspect(
     ] = None,
     mp4: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Save the episode as a video; needs avtd3[video]."),
+        typer.Option(metavar="FILE", help="Save the episode as a video; needs the extra video."),
     ] = None,
     estimate: Annotated[
         bool,
