@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from avtd3.collect.recovery import Skipped, describe_skipped
-from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.render.text import duration, file_size, join_lines, plural
 
 _SUMMED = (
     *("steps", "episodes", "segments", "size_bytes"),
@@ -173,7 +173,7 @@ class CollectReport:
             f"{plural(tally.steps, 'step')} in {plural(tally.episodes, 'episode')}, "
             f"{plural(tally.segments, 'segment')}, {file_size(tally.size_bytes)}, "
             f"to {self.dataset}",
-            f"{self.seconds:.1f} s, {tally.steps / max(self.seconds, 1e-9):.0f} steps/s, "
+            f"{duration(self.seconds)}, {tally.steps / max(self.seconds, 1e-9):.0f} steps/s, "
             f"{plural(self.workers, 'worker')}",
         ]
         limited = f"{plural(tally.limited_episodes, 'episode')} with actions limited by the learner"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avtd3.store.render.text import join_lines, plural
+from avtd3.store.render.text import duration, join_lines, plural
 from avtd3.store.replay.tracker import RefusedSegment
 
 _SHOWN = 10
@@ -57,7 +57,7 @@ class LearnProgress:
         return "; ".join((self.waiting or ", ".join(self._facts()), *_problems(self)))
 
     def _facts(self) -> list[str]:
-        facts = [f"update {self.updates} of {self.target}"]
+        facts = [f"update {self.updates:,} of {self.target:,}"]
         if self.updates_per_second is not None:
             facts.append(f"{self.updates_per_second:.1f}/s")
         for name, value in (
@@ -137,9 +137,9 @@ class LearnReport:
         state = "stopped" if self.stopped else "done"
         lines = [
             f"{f'HALTED: {self.halted}' if self.halted else state}: "
-            f"{plural(self.updates, 'update')}, {self.session_updates} of them in "
-            f"{self.seconds:.0f} s ({self.updates_per_second:.1f} per second, "
-            f"{self.waited_s:.0f} s waiting for data)",
+            f"{plural(self.updates, 'update')}, {self.session_updates:,} of them in "
+            f"{duration(self.seconds)} ({self.updates_per_second:.1f} per second, "
+            f"{duration(self.waited_s)} waiting for data)",
             f"run {self.run}; policy {self.policy_version} in {self.policies}",
             *([self.replay] if self.replay else []),
         ]

@@ -134,7 +134,7 @@ class DemoReport:
 
     def summary(self) -> str:
         """Return the report as text."""
-        from avtd3.store.render.text import join_lines, plural
+        from avtd3.store.render.text import duration, join_lines, plural
 
         count = len(next(iter(self.evaluations.values())).scores)
         lines = [
@@ -143,7 +143,7 @@ class DemoReport:
             *self.table().splitlines(),
             "",
             f"mean return of the training data: {self.data_return_mean:.1f}",
-            f"{plural(self.updates, 'update')}; {self.seconds:.0f} s in total; see:",
+            f"{plural(self.updates, 'update')}; {duration(self.seconds)} in total; see:",
             *(f"  {path}" for path in self.pictures),
             "",
             "next, in a shell that activated the environment (. .venv/bin/activate):",
