@@ -1,7 +1,7 @@
 """The commands in the documents work: each is parsed here, and the slow test runs it.
 
-A block of commands is marked as ``bash``. One that cannot run has a comment above it that names
-the reason, and ``<!-- file: NAME -->`` names the file that a block of another language is saved as.
+A block of commands is marked as ``bash``, or has no mark and starts with a command. One that cannot
+run has a comment above it that names the reason, and ``<!-- file: NAME -->`` names the file that a block of another language is saved as.
 """
 
 import ast
@@ -59,7 +59,9 @@ def blocks(document):
     found = []
     for match in BLOCK.finditer(text):
         line = text.count("\n", 0, match.start(3)) + 1
-        found.append(Block(document, line, match[1] or "", match[2] or "", match[3], match[4]))
+        is_command = match[4].startswith(tuple(f"{program} " for program in PROGRAMS))
+        language = match[3] or ("bash" if is_command else "text")
+        found.append(Block(document, line, match[1] or "", match[2] or "", language, match[4]))
     return found
 
 
@@ -120,7 +122,7 @@ def test_documents_have_blocks_of_commands():
 
 @pytest.mark.parametrize("block", ALL_BLOCKS, ids=named)
 def test_every_block_names_its_language_and_why_it_is_not_run(block):
-    assert block.language in LANGUAGES, "mark commands as bash, output and layouts as text"
+    assert block.language in LANGUAGES
     assert block.note in ("", "not run", "file"), block.note
     if block.note == "not run":
         assert block.language == "bash"
