@@ -140,7 +140,9 @@ JOIN_THEIR_OWN = {
     "store.render.episode_view": "colours and captions of frames",
     "learn.analysis.compare": "Markdown",
     "learn.analysis.gate": "Markdown",
-    "configs.commands.config": "names of presets",
+    "configs.commands.config": "Markdown, and names of presets",
+    "configs.commands.options": "a help text",
+    "configs.load": "YAML",
     "configs.commands.demo": "Markdown",
     "configs.commands.replay_inspect": "texts of reports that are joined already",
 }
