@@ -51,6 +51,7 @@ def make_app() -> "typer.Typer":
     from avtd3.configs.commands.collect import collect
     from avtd3.configs.commands.demo import demo
     from avtd3.configs.commands.evaluate import evaluate
+    from avtd3.configs.commands.exchange import export, import_
     from avtd3.configs.commands.gate import compare, gate
     from avtd3.configs.commands.learn import learn
     from avtd3.configs.commands.replay_inspect import replay_inspect
@@ -64,8 +65,9 @@ def make_app() -> "typer.Typer":
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for command in (demo, collect, replay_inspect, learn, evaluate, gate, compare):
+    for command in (demo, collect, replay_inspect, learn, evaluate, gate, compare, export):
         app.command()(command)  # replay_inspect becomes replay-inspect
+    app.command("import")(import_)
     for name, group in (("store", store.app), ("config", config.app), ("doctor", doctor.app)):
         app.add_typer(group, name=name)
     return app

@@ -43,6 +43,7 @@ SINGLE_IMPORTERS = {
     "configs.commands.demo": COMMAND,
     "configs.commands.doctor": COMMAND,
     "configs.commands.evaluate": COMMAND,
+    "configs.commands.exchange": COMMAND,
     "configs.commands.gate": COMMAND,
     "configs.commands.learn": COMMAND,
     "configs.commands.replay_inspect": COMMAND,

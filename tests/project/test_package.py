@@ -13,7 +13,15 @@ from avtd3.tests.project.source import ROOT
 
 COMMANDS = (
     *((), ("demo",), ("collect",), ("replay-inspect",), ("learn",), ("evaluate",), ("gate",)),
-    *(("compare",), ("store",), ("store", "prune"), ("config", "show"), ("doctor", "carla")),
+    *(
+        ("compare",),
+        ("export",),
+        ("import",),
+        ("store",),
+        ("store", "prune"),
+        ("config", "show"),
+        ("doctor", "carla"),
+    ),
 )
 DATA = ("*.yaml", "*.j2", "*.css")
 HEAVY = (
