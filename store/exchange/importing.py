@@ -157,22 +157,25 @@ def _provenance(source: Source, layout: str, digest: str) -> dict[str, Any]:
 
 def _spec_of(source: Source) -> EpisodeSpec:
     """Return the spec that the source states, or one from its first episode and its actions."""
-    if "spec" in source.document:
+    config = source.config
+    if "spec" in source.document and not (config.image or config.vectors):
         return EpisodeSpec.from_json(source.document["spec"])
     record = _first(source)
     image = None
     if record.frames is not None:
         _, channels, height, width = record.frames.shape
-        stack = source.config.stack or source.stack or 4
+        stack = config.stack or source.stack or 4
         image = ImageSpec(channels=channels, height=height, width=width, stack=stack)
     low, high = _bounds(source)
+    terms = 0 if record.reward_terms is None else record.reward_terms.shape[1]
     return EpisodeSpec(
         image=image,
         vector_names=source.vector_names,
         action_names=tuple(f"action_{n}" for n in range(record.actions.shape[1])),
         action_low=tuple(low),
         action_high=tuple(high),
-        control_period_s=source.config.period_s,
+        reward_terms=tuple(f"term_{n}" for n in range(terms)),
+        control_period_s=config.period_s,
     )
 
 

@@ -50,6 +50,8 @@ SINGLE_IMPORTERS = {
     "configs.commands.store": COMMAND,
     "learn.guards.monitor": ENTRY,
     "learn.replay_source": TOPIC,
+    "store.exchange.exporting": WORK,
+    "store.exchange.importing": WORK,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
     "store.maintenance.relabel": WORK,
