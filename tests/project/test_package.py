@@ -13,15 +13,8 @@ from avtd3.tests.project.source import ROOT
 
 COMMANDS = (
     *((), ("demo",), ("collect",), ("replay-inspect",), ("learn",), ("evaluate",), ("gate",)),
-    *(
-        ("compare",),
-        ("export",),
-        ("import",),
-        ("store",),
-        ("store", "prune"),
-        ("config", "show"),
-        ("doctor", "carla"),
-    ),
+    *(("compare",), ("store",), ("store", "prune"), ("config", "show"), ("doctor", "carla")),
+    *(("export",), ("import",), ("policy",), ("policy", "export")),
 )
 DATA = ("*.yaml", "*.j2", "*.css")
 HEAVY = (
