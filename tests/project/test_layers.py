@@ -116,7 +116,7 @@ def test_no_cycle_among_packages():
         ("numba", ("store.replay.native",)),
         ("pydantic", ("configs.load",)),
         ("typer", ("cli", "configs.commands.")),
-        ("gymnasium", ("collect.gym_env",)),
+        ("gymnasium", ("collect.gym_env", "collect.gym_road")),
         ("tensorboard", ("learn.",)),
     ],
 )
