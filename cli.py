@@ -47,7 +47,7 @@ def make_app() -> "typer.Typer":
     """Mount the commands; their modules are imported only now, when signals are handled."""
     import typer
 
-    from avtd3.configs.commands import config, doctor, policy, store
+    from avtd3.configs.commands import config, doctor, policy, road, store
     from avtd3.configs.commands.collect import collect
     from avtd3.configs.commands.demo import demo
     from avtd3.configs.commands.evaluate import evaluate
@@ -68,7 +68,7 @@ def make_app() -> "typer.Typer":
     for command in (demo, collect, replay_inspect, learn, evaluate, gate, compare, export):
         app.command()(command)  # replay_inspect becomes replay-inspect
     app.command("import")(import_)
-    groups = {"store": store, "policy": policy, "config": config, "doctor": doctor}
+    groups = {"store": store, "policy": policy, "road": road, "config": config, "doctor": doctor}
     for name, module in groups.items():
         app.add_typer(module.app, name=name)
     return app

@@ -52,7 +52,12 @@ _Runner: TypeAlias = Callable[[Sequence[NDArray[Any]]], NDArray[np.float32]]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CardConfig:
-    """What a model card says besides what the policy file holds."""
+    """What a model card says besides what the policy file holds.
+
+    Example:
+        >>> CardConfig(licence="CC BY 4.0").run is None
+        True
+    """
 
     run: Path | None = None
     """Run that trained the policy; None for the directory around its policy directory."""
@@ -141,6 +146,17 @@ def export_policy(path: Path, out: Path, kind: str, card: CardConfig | None = No
     Raises:
         CheckpointError: The policy cannot be read, or the export answers differently.
         MissingPackageError: A package for ONNX is not installed.
+
+    Example:
+        >>> from avtd3.learn import NetworkConfig, PolicyStore
+        >>> from avtd3.learn.networks import Actor
+        >>> from avtd3.store import EpisodeSpec
+        >>> spec = EpisodeSpec(vector_names=("speed",), action_names=("pedal",))
+        >>> config = NetworkConfig(hidden=(8,))
+        >>> version = PolicyStore("policies").publish(Actor(spec, config), spec, config, updates=0)
+        >>> report = export_policy(Path("policies"), Path("policy.pt2"), "torch")
+        >>> report.difference < 1e-5, Path("policy.md").exists()
+        (True, True)
     """
     if kind not in KINDS:
         raise ConfigError(f"--to is {kind!r}, expected one of: {', '.join(KINDS)}")

@@ -117,6 +117,13 @@ def export_episodes(
     Raises:
         ConfigError: ``out`` exists, or ``out``.partial is of another export.
         StorageError: The disk is full.
+
+    Example:
+        >>> from avtd3.store import EpisodeSpec
+        >>> spec = EpisodeSpec(vector_names=("x_m",), action_names=("push",))
+        >>> dataset = Dataset.create("data", spec)
+        >>> export_episodes(dataset.path, Path("out"), "npz").episodes
+        0
     """
     dataset = Dataset.open(source)
     if layout not in LAYOUTS:

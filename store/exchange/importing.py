@@ -107,6 +107,14 @@ def import_episodes(
     Raises:
         SpecError: The source is not of the layout, damaged, or does not fit the dataset.
         UnreadableError: A file cannot be read now.
+
+    Example:
+        >>> rows = {"observation": np.zeros((5, 2)), "action": np.zeros((5, 1))}
+        >>> rows |= {"reward": np.zeros((5, 1)), "discount": np.ones((5, 1))}
+        >>> Path("buffer").mkdir()
+        >>> np.savez("buffer/20240101T000000_0_4.npz", **rows)
+        >>> import_episodes(Path("buffer"), Path("data"), "npz").steps
+        4
     """
     if layout not in SOURCES:
         raise ConfigError(f"--from is {layout!r}, expected one of: {', '.join(SOURCES)}")

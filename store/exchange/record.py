@@ -223,7 +223,12 @@ class Layout(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImportConfig:
-    """How to read episodes whose meaning the source does not state."""
+    """How to read episodes whose meaning the source does not state.
+
+    Example:
+        >>> ImportConfig(image="agentview_image", period_s=0.1).stack is None
+        True
+    """
 
     image: str = ""
     """Name of the observation to store as image, or ``none``; empty for the only image."""
