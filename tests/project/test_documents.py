@@ -1,7 +1,8 @@
 """The commands in the documents work: each is parsed here, and the slow test runs it.
 
 A block of commands is marked as ``bash``, or has no mark and starts with a command. One that cannot
-run has a comment above it that names the reason, and ``<!-- file: NAME -->`` names the file that a block of another language is saved as.
+run has a comment above it that names the reason, and ``<!-- file: NAME -->`` names the file that a
+block of another language is saved as.
 """
 
 import ast
