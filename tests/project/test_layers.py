@@ -55,7 +55,6 @@ SINGLE_IMPORTERS = {
     "learn.replay_source": TOPIC,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
-    "store.maintenance.relabel": WORK,
     "store.render.audit_page": WORK,
     "store.replay.direct": TOPIC,
 }
