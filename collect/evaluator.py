@@ -21,7 +21,7 @@ from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
 from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
 from avtd3.store.files import check_local
-from avtd3.store.render.text import join_lines
+from avtd3.store.render.text import join_lines, plural
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Step
 
@@ -197,7 +197,9 @@ class EvaluateProgress:
 
     def line(self) -> str:
         """Return the state as one line of text."""
-        return f"{self.done} of {self.episodes} episodes, mean return {self.return_mean:.1f}"
+        return (
+            f"{self.done} of {plural(self.episodes, 'episode')}, mean return {self.return_mean:.1f}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

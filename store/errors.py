@@ -27,6 +27,8 @@ Each error is also a built-in exception, given in parentheses.
 
 import dataclasses
 import errno
+import importlib.metadata
+import json
 import math
 import os
 import typing
@@ -240,6 +242,15 @@ def storage_error(path: object, error: OSError) -> StorageError:
 
 
 _LONGEST_INTEGER_BITS = 1024
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of avtd3, from the clone if avtd3 runs in one."""
+    origin = importlib.metadata.distribution("avtd3").read_text("direct_url.json")
+    document = json.loads(origin or "{}")
+    if document.get("dir_info", {}).get("editable"):
+        return f"pip install -e '{document['url'].removeprefix('file://')}[{extra}]'"
+    return f"pip install 'avtd3[{extra}]'"
 
 
 def abbreviate(value: object, most: int = 80) -> str:

@@ -57,7 +57,9 @@ def collect(
     random_steps: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="N", help="Drive the first N steps at random, regardless of --driver."
+            min=0,
+            metavar="N",
+            help="Drive the first N steps at random, regardless of --driver. Default: 0.",
         ),
     ] = None,
     max_lead: Annotated[

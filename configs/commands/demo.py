@@ -6,6 +6,7 @@ own command and ``--config demo``.
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -138,7 +139,7 @@ class DemoReport:
 
     def summary(self) -> str:
         """Return the report as text."""
-        from avtd3.store.render.text import join_lines
+        from avtd3.store.render.text import duration, join_lines, plural
 
         count = len(next(iter(self.evaluations.values())).scores)
         lines = [
@@ -148,10 +149,24 @@ class DemoReport:
             "",
             f"mean return of the training data: {self.data_return_mean:.1f}",
             self.gate.sentence(),
-            f"{self.updates} updates; {self.seconds:.0f} s in total; see:",
+            f"{plural(self.updates, 'update')}; {duration(self.seconds)} in total; see:",
             *(f"  {path}" for path in self.pictures),
+            "",
+            "next, in a shell that activated the environment (. .venv/bin/activate):",
+            *(f"  {command}  # {purpose}" for command, purpose in next_commands(self.out)),
+            "README.md describes more: CARLA, data of your own, and learning while collecting",
         ]
         return join_lines(lines)
+
+
+def next_commands(out: Path) -> list[tuple[str, str]]:
+    """Return commands that continue with the files of a demo, and what each is for."""
+    data, run = shlex.quote(str(out / "data")), shlex.quote(str(out / "run-2"))
+    return [
+        (f"avtd3 replay-inspect {data} --html audit.html", "look at the data"),
+        (f"avtd3 learn {data} --config demo --run {run} --updates 5000", "train for longer"),
+        (f"avtd3 evaluate {run}/policies --config demo", "and compare"),
+    ]
 
 
 def demo(
@@ -205,18 +220,22 @@ class _Demo:
     def run(self) -> DemoReport:
         started_s, amounts = time.monotonic(), self._settings.demo
         collecting, updates = self._settings.collect, self._settings.learn.updates
-        self._start(f"1 of 7: collect {amounts.steps} steps with {collecting.driver}")
+        self._start(f"1 of 7: collect {amounts.steps:,} steps with {collecting.driver}")
         return_mean = self._collect(collecting, amounts.steps)
         self._start("2 of 7: audit")
         self._audit()
-        self._start(f"3 of 7: learn offline, {updates} updates")
+        self._start(f"3 of 7: learn offline, {updates:,} updates")
         self._learn()
         gate = self._gate()
         self._start(f"4 of 7: evaluate on {self._settings.evaluate.episodes} held-out roads")
         evaluations = self._evaluate()
-        self._start(f"5 of 7: collect {amounts.more_steps} steps with the learned policy")
+        self._start(f"5 of 7: collect {amounts.more_steps:,} steps with the learned policy")
         more = dataclasses.replace(collecting, driver="policy", seed=collecting.seed + 1)
         self._collect(more, amounts.more_steps)
+        say(
+            "this return is not comparable with that of step 4: here the policy explores, with "
+            f"noise of {collecting.exploration_noise:g} on its actions, on few training roads"
+        )
         self._start("6 of 7: audit again")
         self._audit()
         self._start("7 of 7: draw pictures")
@@ -252,6 +271,7 @@ class _Demo:
 
     def _audit(self) -> None:
         from avtd3.store.audit.audit import audit
+        from avtd3.store.render.text import plural
 
         config = self._settings.audit
         with progress() as show:
@@ -262,8 +282,9 @@ class _Demo:
                 f"replay-inspect {self._data} to list them"
             )
         say(
-            f"verdict {report.verdict}: {report.total.steps} steps, "
-            f"{report.total.episodes} episodes, {report.total.segments} segments"
+            f"verdict {report.verdict}: {plural(report.total.steps, 'step')}, "
+            f"{plural(report.total.episodes, 'episode')}, "
+            f"{plural(report.total.segments, 'segment')}"
         )
 
     def _learn(self) -> None:

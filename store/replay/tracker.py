@@ -126,7 +126,8 @@ def name_refused(refused: Sequence[RefusedSegment]) -> str:
     names = ", ".join(segment.segment_id for segment in refused[:_NAMED])
     if len(refused) > _NAMED:
         names += f" and {len(refused) - _NAMED} more"
-    return f"{len(refused)} segments are refused ({names}), the first because: {refused[0].reason}"
+    are = "segment is" if len(refused) == 1 else "segments are"
+    return f"{len(refused)} {are} refused ({names}), the first because: {refused[0].reason}"
 
 
 class SegmentTracker:

@@ -391,7 +391,7 @@ def test_refused_segments_are_always_reported(tmp_path, make_spec, publish_episo
         run=tmp_path / "run",
         callbacks=[ProgressCallback(lambda progress: lines.append(progress.line()))],
     )
-    assert f"1 segments refused, last: {bad}: " in lines[-1]
+    assert f"1 segment refused, last: {bad}: " in lines[-1]
     assert bad in report.summary()
     (refusal,) = report.document()["refused"]
     assert (refusal["dataset"], refusal["segment"]) == (str(data), bad)
