@@ -27,6 +27,7 @@ from avtd3.store.format.codec import (
     chain_kind,
     choose_codec,
     decode_into,
+    pack,
     seal,
 )
 from avtd3.store.format.layout import (
@@ -43,6 +44,7 @@ from avtd3.store.format.manifest import FRAMES_CHECKSUMS, FileEntry, Manifest, f
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
 from avtd3.store.format.shard import build_shard, joined_checksums
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.world_record import WorldRecord, record_columns, record_layout
 
 OBSERVATION_COLUMNS = ("vector", "frame_id", "sim_time")
 STEP_COLUMNS = ("action", "reward", "reward_terms", "terminated", "truncated")
@@ -184,6 +186,8 @@ class EndedEpisode:
     """Its start, in seconds since 1970."""
     events: tuple[Event, ...] = ()
     """What happened, ordered by step; empty if events were not recorded."""
+    world: WorldRecord | None = None
+    """State of the world in each observation, if it was recorded."""
 
 
 class SegmentNamer:
@@ -245,8 +249,11 @@ def seal_files(
         arrays[array_name(name)] = column
         if name not in OWN_ATTRIBUTES:
             layouts[array_name(name)] = column_layout(array_name(name), column, "episode")
-    for name, event_column in event_columns(EventTable.of([e.events for e in ended])).items():
-        arrays[name], layouts[name] = event_column, column_layout(name, event_column, "event")
+    optional = event_columns(EventTable.of([episode.events for episode in ended]))
+    layouts |= {name: column_layout(name, column, "event") for name, column in optional.items()}
+    records = record_columns([episode.world for episode in ended])
+    layouts |= {name: record_layout(name, len(column)) for name, column in records.items()}
+    arrays |= optional | records
     for layout in layouts.values():
         attributes: dict[str, Any] = {}
         used_codec = None
@@ -280,7 +287,8 @@ def seal_files(
 def encode_values(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
     """Return the bytes of the chunk of an array other than the frames."""
     dtype = np.dtype(layout.dtype).newbyteorder("<")
-    return seal(np.ascontiguousarray(values, dtype).tobytes())
+    encoded = np.ascontiguousarray(values, dtype)
+    return seal(pack(encoded) if layout.is_packed else encoded.tobytes())
 
 
 def _encode_texts(texts: Sequence[str]) -> tuple[NDArray[np.int32], list[str]]:

@@ -420,6 +420,7 @@ def _frames(segment: Segment, start: int, stop: int) -> Iterator[NDArray[Any]]:
 
 def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
     table, events = segment.episode_table(), segment.events()
+    worlds = segment.world_records()
     for n in range(segment.episodes):
         yield EndedEpisode(
             info=table.info(n),
@@ -428,4 +429,5 @@ def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
             end_reason=table.end_reason[n],
             wall_time=float(table.wall_time[n]),
             events=() if events is None else events.of_episode(n),
+            world=None if worlds is None else worlds[n],
         )
