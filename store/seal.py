@@ -18,7 +18,7 @@ from avtd3.store.episode_table import (
     array_name,
     attribute_columns,
 )
-from avtd3.store.errors import SpecError
+from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.events import Event, EventTable, event_columns
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import (
@@ -254,29 +254,19 @@ def seal_files(
     records = record_columns([episode.world for episode in ended])
     layouts |= {name: record_layout(name, len(column)) for name, column in records.items()}
     arrays |= optional | records
+    about_frames: dict[str, Any] = {"codec": dataclasses.asdict(codec)}
     for layout in layouts.values():
-        attributes: dict[str, Any] = {}
-        used_codec = None
         if layout.name == FRAMES and chunks is not None:
-            data, used_codec = build_shard(chunks), codec
+            frames, about_frames = frame_files(layout, chunks, codec)
+            files |= frames
         else:
-            values = arrays[layout.name]
-            if not isinstance(values, np.ndarray):
-                values, attributes["categories"] = _encode_texts(values)
-            data = encode_values(layout, values)
-        document = array_document(layout, codec=used_codec, attributes=attributes)
-        files[layout.metadata_path] = document_bytes(document)
-        files[layout.chunk_path] = data
+            files |= array_files(layout, arrays[layout.name])
     entries = {name: FileEntry(len(data), sha256(data)) for name, data in files.items()}
-    recorded: dict[str, Any] = {**provenance, "codec": dataclasses.asdict(codec)}
-    if chunks is not None:
-        shard = entries[layouts[FRAMES].chunk_path]
-        recorded[FRAMES_CHECKSUMS] = frames_checksums(shard.sha256, joined_checksums(chunks))
     manifest = Manifest(
         segment_id=segment_id,
         spec_digest=dataset.spec_digest,
         files=entries,
-        provenance=recorded,
+        provenance={**provenance, **about_frames},
         digest="",
         **counts,
     )
@@ -284,7 +274,42 @@ def seal_files(
     return files
 
 
-def encode_values(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
+def array_files(layout: ArrayLayout, column: Column) -> dict[str, bytes]:
+    """Return the two files of an array other than the frames, by path."""
+    attributes: dict[str, Any] = {}
+    if not isinstance(column, np.ndarray):
+        column, attributes["categories"] = _encode_texts(column)
+    document = array_document(layout, codec=None, attributes=attributes)
+    return {
+        layout.metadata_path: document_bytes(document),
+        layout.chunk_path: _encode_values(layout, column),
+    }
+
+
+def frame_files(
+    layout: ArrayLayout, chunks: Sequence[bytes], codec: FrameCodec
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the two files of the frames by path, and what the provenance says of them."""
+    document = array_document(layout, codec=codec, attributes={})
+    shard = build_shard(chunks)
+    files = {layout.metadata_path: document_bytes(document), layout.chunk_path: shard}
+    checksums = frames_checksums(sha256(shard), joined_checksums(chunks))
+    return files, {"codec": dataclasses.asdict(codec), FRAMES_CHECKSUMS: checksums}
+
+
+def stored_codec(provenance: Mapping[str, Any]) -> FrameCodec:
+    """Return the codec that a segment's frames have, or the default if it is not known here."""
+    settings = provenance.get("codec")
+    known = {field.name for field in dataclasses.fields(FrameCodec)}
+    if not isinstance(settings, dict) or not settings.keys() <= known:
+        return FrameCodec()
+    try:
+        return FrameCodec(**settings)
+    except ConfigError:
+        return FrameCodec()
+
+
+def _encode_values(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
     """Return the bytes of the chunk of an array other than the frames."""
     dtype = np.dtype(layout.dtype).newbyteorder("<")
     encoded = np.ascontiguousarray(values, dtype)

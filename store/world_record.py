@@ -70,9 +70,10 @@ class WorldRecord:
         """SHA-256 of the road network's text; empty if it is not known."""
         return str(self.setup.get("map", ""))
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, *, has_setup: bool = True) -> bytes:
         """Return bytes that are equal for equal records, without the map's text."""
-        return canonical_json(dict(self.setup)) + self.ego.tobytes() + self.actors.tobytes()
+        setup = canonical_json(dict(self.setup)) if has_setup else b""
+        return setup + self.ego.tobytes() + self.actors.tobytes()
 
     def first(self, observations: int) -> Self:
         """Return the record of the first observations; raise SpecError if it cannot be stored."""
@@ -101,14 +102,19 @@ def record_columns(records: Sequence[WorldRecord | None]) -> dict[str, NDArray[A
     """Return the arrays of the records of a segment's episodes by name; none without a record."""
     if not any(records):
         return {}
-    setups = [None if record is None else dict(record.setup) for record in records]
     known = [record for record in records if record is not None]
     columns = {
-        SETUP: np.frombuffer(canonical_json(setups), np.uint8),
+        SETUP: setup_column([None if record is None else record.setup for record in records]),
         EGO: np.concatenate([_differences(r.ego.view(np.int64)[:, None]) for r in known]),
         ACTOR: np.concatenate([_differences(record.actors) for record in known]),
     }
     return {name: column for name, column in columns.items() if len(column)}
+
+
+def setup_column(setups: Sequence[Mapping[str, Any] | None]) -> NDArray[np.uint8]:
+    """Return the array of the setups of a segment's episodes."""
+    documents = [None if setup is None else dict(setup) for setup in setups]
+    return np.frombuffer(canonical_json(documents), np.uint8)
 
 
 def _differences(values: NDArray[np.int64]) -> NDArray[np.int64]:

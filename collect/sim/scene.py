@@ -174,6 +174,12 @@ class SceneChanges:
         for name in self.camera:
             if name not in known:
                 raise ConfigError(f"camera has no {name!r}, expected one of: {', '.join(known)}")
+            if (
+                isinstance(getattr(CameraConfig(), name), int)
+                and type(self.camera[name]) is not int
+            ):
+                found = abbreviate(self.camera[name])
+                raise ConfigError(f"camera.{name} is {found}, expected a whole number")
         self.apply_to_camera(CameraConfig())  # raises if a value is impossible by itself
         if self.weather:
             draw_weather(self.weather, np.random.default_rng(0))  # raises if it is unknown
