@@ -79,7 +79,7 @@ class WorldRecord:
         """Return the record of the first observations; raise SpecError if it cannot be stored."""
         shapes = ((observations, 3), (observations, len(self.setup.get("actors", ())), 3))
         ego, actors = self.ego[:observations], self.actors[:observations]
-        dtypes = (np.float64, np.int64)
+        dtypes = (np.dtype(np.float64), np.dtype(np.int64))
         if (ego.shape, actors.shape) != shapes or (ego.dtype, actors.dtype) != dtypes:
             raise SpecError(
                 f"world record has ego {ego.dtype} {ego.shape} and actors {actors.dtype} "

@@ -170,16 +170,12 @@ class SceneChanges:
     """Name of a weather or of a group of them; empty keeps the recorded weather."""
 
     def __post_init__(self) -> None:
-        known = [field.name for field in dataclasses.fields(CameraConfig)]
-        for name in self.camera:
+        known = dataclasses.asdict(CameraConfig())
+        for name, value in self.camera.items():
             if name not in known:
                 raise ConfigError(f"camera has no {name!r}, expected one of: {', '.join(known)}")
-            if (
-                isinstance(getattr(CameraConfig(), name), int)
-                and type(self.camera[name]) is not int
-            ):
-                found = abbreviate(self.camera[name])
-                raise ConfigError(f"camera.{name} is {found}, expected a whole number")
+            if type(known[name]) is int and type(value) is not int:
+                raise ConfigError(f"camera.{name} is {value}, expected a whole number")
         self.apply_to_camera(CameraConfig())  # raises if a value is impossible by itself
         if self.weather:
             draw_weather(self.weather, np.random.default_rng(0))  # raises if it is unknown
@@ -225,6 +221,9 @@ class SceneRenderer:
         raster = self._raster(scene.map, scene.pixel_m)
         camera.reset(raster, scene.weather, _generator(scene.random))
         numbers = range(len(scene.actors))
-        for car, poses in zip(record.ego.tolist(), record.actors.tolist(), strict=True):
+        for (x_m, y_m, yaw_rad), poses in zip(
+            record.ego.tolist(), record.actors.tolist(), strict=True
+        ):
+            car = (x_m, y_m, yaw_rad)
             boxes = visible_boxes(car, poses, scene.actors, numbers, camera.slope)
             yield camera.render(*car, boxes)

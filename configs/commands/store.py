@@ -147,7 +147,7 @@ def render(
     new: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[NEW]", help="Dataset to create; to continue, run the same command again."
+            metavar="NEW", help="Dataset to create; to continue, run the same command again."
         ),
     ] = None,
     camera: Annotated[

@@ -36,6 +36,7 @@ SINGLE_IMPORTERS = {
     "collect.carla.session": PROCESS,
     "collect.carla.traffic": TOPIC,
     "collect.gym_env": OPTIONAL,
+    "collect.rerender": WORK,
     "collect.sim.camera": TOPIC,
     "collect.sim.traffic": TOPIC,
     "configs.commands.collect": COMMAND,
