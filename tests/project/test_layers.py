@@ -37,7 +37,6 @@ SINGLE_IMPORTERS = {
     "collect.carla.traffic": TOPIC,
     "collect.gym_env": OPTIONAL,
     "collect.rerender": WORK,
-    "collect.sim.camera": TOPIC,
     "collect.sim.traffic": TOPIC,
     "configs.commands.collect": COMMAND,
     "configs.commands.config": COMMAND,
