@@ -39,7 +39,7 @@ class _OneWorld(RoadWorld):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--frames", type=int, default=20_000)
     parser.add_argument("--scenario", type=int, default=0)
     parser.add_argument("--json", action="store_true")

@@ -103,7 +103,7 @@ class Segment:
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 over the chunks of all arrays except the wall times.
+        """SHA-256 over the chunks of all arrays except the wall times and states of the world.
 
         Equal episodes have equal digests, no matter when and by whom they were collected: this
         gives segments an order that does not depend on clocks.
@@ -112,7 +112,7 @@ class Segment:
         chunks = (
             f"{name} {entry.sha256}\n"
             for name, entry in files
-            if "/c/" in name and not name.startswith("episode_wall_time/")
+            if "/c/" in name and not name.startswith(("episode_wall_time/", "state_"))
         )
         return sha256("".join(chunks).encode())
 

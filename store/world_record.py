@@ -18,8 +18,9 @@ from avtd3.store.files import canonical_json, parse_json
 from avtd3.store.format.arrays import ArrayFiles
 from avtd3.store.format.layout import ArrayLayout
 
-POSITION_STEPS_PER_M, ANGLE_STEPS_PER_RAD = 10_000, 100_000
-"""Resolution of the stored poses of actors: 0.1 mm and 0.01 mrad."""
+POSITION_STEPS_PER_M, ANGLE_STEPS_PER_RAD = 1_000_000, 1_000_000
+"""Resolution of the stored poses of actors: 1 um and 1 urad. 0.1 mm and 0.01 mrad would take half
+the bytes, but some pictures would differ in a pixel from those of exact poses."""
 MAX_SETUP_BYTES = 256 * 1024
 """Largest size of what is stored once per episode."""
 MAX_ACTORS = 1000
@@ -41,7 +42,7 @@ class WorldRecord:
         >>> record = WorldRecord(
         ...     setup={"actors": [{"length_m": 4.5}]},
         ...     ego=np.zeros((3, 3)),
-        ...     actors=np.array([[[25_000, 0, 0]]] * 3),
+        ...     actors=np.array([[[2_500_000, 0, 0]]] * 3),
         ... )
         >>> record.poses[0].tolist()
         [[2.5, 0.0, 0.0]]

@@ -27,8 +27,8 @@ from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M, 
 
 ROAD = "road"
 """Name of the built-in simulator in a record's setup."""
-# The live simulator searches with exact positions up to NEAR_M: this is a safe distance below.
-_SEEN_M = NEAR_M - 0.01
+# The live simulator searches with exact positions up to NEAR_M: a few steps of rounding below it.
+_SEEN_M = NEAR_M - 1e-5
 _CACHED_MAPS, _CACHED_CAMERAS = 16, 4
 _RANDOM_KEYS = ("state", "inc", "has_uint32", "uinteger")
 

@@ -114,7 +114,7 @@ def test_poses_are_rounded_to_the_nearest_step(at, yaw):
 
 
 @hypothesis.given(
-    st.lists(st.tuples(*[st.integers(-(10**7), 10**7)] * 3), max_size=8),
+    st.lists(st.tuples(*[st.integers(-(10**8), 10**8)] * 3), max_size=8),
     st.tuples(st.floats(-500, 500), st.floats(-500, 500), st.floats(-3.2, 3.2)),
 )
 @hypothesis.settings(max_examples=100, deadline=None)
