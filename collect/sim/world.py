@@ -34,7 +34,7 @@ from avtd3.collect.maps.scenarios import GENERATED, Scenario
 from avtd3.collect.sim.camera import Camera, CameraConfig
 from avtd3.collect.sim.scene import Scene, random_state, visible_boxes
 from avtd3.collect.sim.traffic import LanePaths, Traffic
-from avtd3.store.errors import RoadError, WorldError
+from avtd3.store.errors import RoadError, WorldError, check_integers
 from avtd3.store.files import sha256
 from avtd3.store.world_record import WorldRecord
 
@@ -94,6 +94,7 @@ class VehicleParams:
     """Integration steps per control period."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "vehicle.")
         for field in dataclasses.fields(self):
             check_positive(f"vehicle.{field.name}", getattr(self, field.name))
         check_number("vehicle.substeps", self.substeps, minimum=1, maximum=1000)
@@ -119,6 +120,7 @@ class RoadConfig(SimulatorConfig):
     """Number of networks kept in memory; each takes 5 to 10 MB."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "road.")
         self.check("road")
         check_number("road.pixel_m", self.pixel_m, minimum=0.05, maximum=0.5)
         check_number("road.cached_networks", self.cached_networks, minimum=1, maximum=10_000)

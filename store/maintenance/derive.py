@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, DatasetError, SpecError, StorageError
+from avtd3.store.errors import (
+    SEGMENT_ERRORS,
+    ConfigError,
+    DatasetError,
+    SpecError,
+    StorageError,
+    abbreviate,
+)
 from avtd3.store.files import sha256, storage_errors
 from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
 from avtd3.store.format.manifest import FileEntry, Manifest
@@ -25,6 +32,9 @@ from avtd3.store.maps import publish_map, read_map
 from avtd3.store.replaced import REPLACES, episode_digests, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
+
+_SOURCE_KEYS = frozenset(("dataset", "segment_id", "digest", "before"))
+"""Keys of the provenance of a derived segment that name its source, not the change."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,16 +121,14 @@ class Derivation:
         expected = dict(self._change.document)
         for segment in made:
             about = segment.provenance.get(self._change.key)
-            found = about if isinstance(about, dict) else {}
-            if {key: found.get(key) for key in expected} != expected:
-                shown, wanted = (
-                    ", ".join(f"{key} {values.get(key)}" for key in expected)
-                    for values in (found, expected)
-                )
-                raise ConfigError(
-                    f"{self._new.path} has segment {segment.id}, which was made with {shown}, "
-                    f"expected {wanted}; choose a new directory"
-                )
+            known = about if isinstance(about, dict) else {}
+            for key in sorted((known.keys() - _SOURCE_KEYS) | expected.keys()):
+                if known.get(key) != expected.get(key):
+                    raise ConfigError(
+                        f"{self._new.path} has segment {segment.id}, which was made with {key} "
+                        f"{abbreviate(known.get(key), 400)}, expected {expected.get(key)}; choose "
+                        "a new directory"
+                    )
 
     def run(
         self,

@@ -1,4 +1,4 @@
-"""Make a dataset of the same episodes with other weights for the stored reward terms."""
+"""Make a dataset of the same episodes with rewards computed anew from the stored reward terms."""
 
 import dataclasses
 import difflib
@@ -29,28 +29,55 @@ from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """A factor on one reward term, in the steps where a stored term is below a limit.
+
+    Several factors on one term are multiplied. So a reward can be a product, such as progress that
+    counts half in uncomfortable steps and nothing outside the lane.
+    """
+
+    term: str
+    """Term that is multiplied."""
+    where: str
+    """Term that is compared with the limit, as stored, before any weight."""
+    below: float
+    """The limit: the factor applies where the stored value is smaller."""
+    factor: float
+
+
 def full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, float]:
     """Return a factor for each reward term, in the order of the spec."""
     terms = spec.reward_terms
     if not terms:
         raise SpecError("the dataset stores rewards without their terms; nothing can be weighted")
     for name, weight in weights.items():
-        if name not in terms:
-            near = difflib.get_close_matches(name, terms, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"weight of {abbreviate(name)}: the terms are {', '.join(terms)}{hint}"
-            )
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not math.isfinite(weight):
-            raise ConfigError(
-                f"weight of {abbreviate(name)} is {abbreviate(weight)}, expected a finite number"
-            )
+        _check_term(f"weight of {abbreviate(name)}", name, weight, terms)
     return {name: float(weights.get(name, 1.0)) for name in terms}
 
 
-def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[Any]]:
-    """Compute the reward terms, rewards and returns of a segment with other weights.
+def _check_term(what: str, name: str, number: object, terms: Sequence[str]) -> None:
+    """Raise ConfigError if a term is unknown or the number for it is not finite."""
+    if name not in terms:
+        near = difflib.get_close_matches(name, terms, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{what}: the terms are {', '.join(terms)}{hint}")
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not (is_number and math.isfinite(number)):
+        raise ConfigError(f"{what} is {abbreviate(number)}, expected a finite number")
+
+
+def _check_factors(factors: Sequence[Factor], spec: EpisodeSpec) -> None:
+    for each in factors:
+        what = f"factor on {abbreviate(each.term)} where {abbreviate(each.where)} is low"
+        _check_term(what, each.term, each.factor, spec.reward_terms)
+        _check_term(f"limit of the {what}", each.where, each.below, spec.reward_terms)
+
+
+def weighted(
+    segment: Segment, weights: Sequence[float], factors: Sequence[Factor] = ()
+) -> dict[str, NDArray[Any]]:
+    """Compute the reward terms, rewards and returns of a segment with weights and factors.
 
     Products are rounded to float32. A reward is the sum of its rounded terms, and a return the sum
     of its rounded rewards, both added in double precision.
@@ -60,7 +87,11 @@ def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[An
     """
     table = segment.episode_table()
     with np.errstate(over="ignore", invalid="ignore"):
-        products = segment.read("reward_terms").astype(np.float64) * np.asarray(weights)
+        stored, names = segment.read("reward_terms").astype(np.float64), segment.spec.reward_terms
+        products = stored * np.asarray(weights)
+        for each in factors:
+            is_low = stored[:, names.index(each.where)] < each.below
+            products[is_low, names.index(each.term)] *= each.factor
         terms = products.astype(np.float32)
         reward = terms.sum(axis=1, dtype=np.float64).astype(np.float32)
     if not (np.isfinite(terms).all() and np.isfinite(reward).all()):
@@ -82,7 +113,9 @@ class RelabelReport(MaintenanceReport):
     source: str
     """Path of the old dataset."""
     weights: Mapping[str, float]
-    """Factor of each reward term."""
+    """Weight of each reward term."""
+    factors: tuple[Factor, ...]
+    """Factors that apply in some steps."""
     segments: int
     """Segments that were made."""
     steps: int
@@ -128,26 +161,33 @@ def relabel(
     target: Path,
     weights: Mapping[str, float],
     *,
+    factors: Sequence[Factor] = (),
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
 ) -> RelabelReport:
     """Make a dataset of the same episodes with weighted reward terms, or add what is new to it.
 
-    ``weights`` are factors of reward terms by name; other terms get 1. ``should_stop`` is called
+    ``weights`` multiply reward terms by name; other terms get 1. ``factors`` also multiply them,
+    in some steps. ``should_stop`` is called
     before each segment; True ends the command.
     """
     old = Dataset.open(source)
     full = full_weights(weights, old.spec)
+    _check_factors(factors, old.spec)
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target} is the source dataset itself; name a new directory")
     new = Dataset.create(target, old.spec)
-    tag = sha256(canonical_json(full))[:8]
-    change = Change(key=RELABEL, document={"weights": full}, tag=tag, arrays=_NEW_ARRAYS)
+    document: dict[str, Any] = {"weights": full}
+    if factors:
+        document["factors"] = [dataclasses.asdict(each) for each in factors]
+    # Without factors, the tag of the weights alone: that of earlier versions.
+    tag = sha256(canonical_json(document if factors else full))[:8]
+    change = Change(key=RELABEL, document=document, tag=tag, arrays=_NEW_ARRAYS)
     returns: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
 
     def make(segment: Segment) -> NewArrays:
-        values = weighted(segment, tuple(full.values()))
+        values = weighted(segment, tuple(full.values()), factors)
         returns[segment.id] = (segment.read("episode_return"), values["episode_return"])
         layouts = segment_arrays(segment.spec, **segment.counts)
         parts = (array_files(layouts[name], values[name]) for name in _NEW_ARRAYS)
@@ -169,6 +209,7 @@ def relabel(
         source=str(source),
         dataset=str(target),
         weights=full,
+        factors=tuple(factors),
         segments=tally.segments,
         steps=tally.steps,
         already_there=work.already_there - tally.segments,
