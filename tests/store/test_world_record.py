@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -59,7 +60,7 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert all(equal(read[n], records[n]) for n in (0, 2, 3))
     # Anything that reads Zarr can read the arrays, and check them as docs/format.md says.
     (segment,) = dataset.snapshot().segments
-    group = zarr.open_group(segment.path, mode="r")
+    group: Any = zarr.open_group(segment.path, mode="r")
     assert json.loads(bytes(group["state_setup"][:]))[2] == records[2].setup
     first = group["state_ego"][: 3 * 6].reshape(3, 6).cumsum(axis=1).cumsum(axis=1)
     assert np.array_equal(first.view(np.float64).T, records[0].ego)
