@@ -126,7 +126,7 @@ class CollectConfig(EnvironmentConfig):
     """Name of the collector, part of the segments' names; empty for the machine's name."""
     record_world: bool = True
     """Whether to store the state of the world in every step, from which `avtd3 store render` draws
-    other pictures later; only the built-in simulator has one. It adds 2 to 4 % of bytes."""
+    other pictures later; only the built-in simulator has one. It adds 2 to 3 % of bytes."""
     writer: WriterConfig = dataclasses.field(default_factory=WriterConfig)
     """Codec and size of the segments."""
 
