@@ -151,6 +151,20 @@ def test_the_audit_finds_a_missing_map_and_a_damaged_one(tmp_path):
         assert path.name in finding.message
 
 
+@pytest.mark.parametrize("name", ["state_setup", "state_ego", "state_actor"])
+def test_a_flipped_bit_is_found(tmp_path, name):
+    dataset = written(tmp_path / "data", [make_record(4)], [4])
+    for file in sorted((dataset.snapshot().segments[0].path / name).rglob("*")):
+        data = file.read_bytes() if file.is_file() else b""
+        for place in range(0, len(data), 1 + len(data) // 8):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+            with pytest.raises(SegmentCorruptError):
+                dataset.snapshot().segments[0].world_records()
+        if data:
+            file.write_bytes(data)
+    assert dataset.snapshot().segments[0].world_records() is not None
+
+
 def test_states_that_do_not_fit_their_episodes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(WorldRecord, "first", lambda self, observations: self)
     dataset = written(tmp_path / "data", [make_record(2)], [4])
