@@ -33,6 +33,7 @@ from avtd3.store.exchange.record import (
     to_vectors,
 )
 from avtd3.store.files import canonical_json, is_passing, open_regular, parse_json, sha256_of_file
+from avtd3.store.spec import EpisodeSpec
 
 H5: TypeAlias = Any
 """A file, group or array of h5py, which has no types."""
@@ -93,6 +94,10 @@ class RobomimicLayout(Layout):
         "seed, end reason, policy, attributes, events: array avtd3 of each demo, JSON",
         "spec and provenance: array avtd3 of the file, JSON",
     )
+
+    def __init__(self, spec: EpisodeSpec) -> None:
+        super().__init__(spec)
+        import_h5py()
 
     def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
         """Write an episode into a new file."""
@@ -221,7 +226,7 @@ class Hdf5File:
             raise SpecError(f"{FACTS} is {values.dtype} {values.shape}, expected a short text")
         return values.tobytes()
 
-    def extra(self, group: H5) -> dict[str, NDArray[Any]]:
+    def extra(self, group: H5) -> dict[str, Any]:
         """Return the fields of an `EpisodeRecord` from avtd3's own arrays."""
         return {
             field: self.values(group, name)
@@ -376,7 +381,7 @@ class _Demos:
             for key in keys
         }
 
-    def extra(self, number: int) -> dict[str, NDArray[Any]]:
+    def extra(self, number: int) -> dict[str, Any]:
         return self._file.extra(self._file.get(self._file.root, self._demos[number]))
 
     def facts(self, number: int) -> dict[str, Any]:
@@ -419,7 +424,7 @@ class _Flat:
         rows = self._file.values(self._file.root, "next_observations", slice(stop - 1, stop))
         return {key: rows[0] for key in keys}
 
-    def extra(self, number: int) -> dict[str, NDArray[Any]]:
+    def extra(self, number: int) -> dict[str, Any]:
         return {}
 
     def facts(self, number: int) -> dict[str, Any]:

@@ -41,6 +41,12 @@ def write_drq(folder, number, episode):
     np.savez_compressed(folder / f"20240101T000000_{number}_{length}.npz", **episode)
 
 
+def _number(name):
+    match = re.fullmatch(r"demo_(\d+)", name)
+    assert match is not None
+    return int(match[1])
+
+
 class RobomimicDataset:
     """The layout of https://robomimic.github.io/docs/datasets/overview.html."""
 
@@ -50,7 +56,7 @@ class RobomimicDataset:
             self.env = json.loads(data.attrs["env_args"])
             assert {"env_name", "type", "env_kwargs"} <= self.env.keys()
             self.demos = []
-            for name in sorted(data, key=lambda name: int(re.fullmatch(r"demo_(\d+)", name)[1])):
+            for name in sorted(data, key=_number):
                 demo = data[name]
                 length = demo.attrs["num_samples"]
                 parts = {key: demo[key][()] for key in ("actions", "rewards", "dones")}

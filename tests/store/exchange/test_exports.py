@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import h5py
 import minari
@@ -15,7 +16,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, InUseError, MissingPackageError, SegmentCorruptError
 from avtd3.store.events import Event
 from avtd3.store.exchange.exporting import LAYOUTS, export_episodes
-from avtd3.store.exchange.importing import import_episodes
+from avtd3.store.exchange.importing import SOURCES, import_episodes
 from avtd3.store.locks import ExclusiveLock
 from avtd3.tests.store.exchange.readers import GAMMA, N_STEP, DrqReplay, RobomimicDataset
 from avtd3.tests.store.segments import begin, make_episode, make_spec, make_writer, step
@@ -70,7 +71,7 @@ def assert_equal(found, wanted):
 
 def contents(path):
     """Names and bytes of an export; of HDF5 files, names and arrays."""
-    found = {}
+    found: dict[Any, bytes] = {}
     for file in sorted([path] if path.is_file() else path.rglob("*")):
         if file.is_dir():
             continue
@@ -87,7 +88,7 @@ def contents(path):
     return found
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", SOURCES)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_an_export_and_an_import_give_back_the_same_episodes(tmp_path, layout, spec):
     dataset = write(tmp_path / "data", spec)
@@ -177,7 +178,7 @@ def test_filters_select_the_episodes(tmp_path, data):
 def test_an_interrupted_export_continues_and_is_the_same(tmp_path, data, layout):
     source, out = tmp_path / "data", tmp_path / "out"
     export_episodes(source, tmp_path / "whole", layout)
-    seen = []
+    seen: list[Any] = []
     stopped = export_episodes(
         source, out, layout, on_progress=seen.append, should_stop=lambda: len(seen) == 2
     )
