@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import subprocess
 
 import numpy as np
 import pyarrow.parquet
@@ -13,10 +12,8 @@ from PIL import Image
 from avtd3.store.errors import ConfigError
 from avtd3.store.exchange import lerobot
 from avtd3.store.exchange.exporting import export_episodes
+from avtd3.tests.store.exchange.readers import needs_loaders, run_there
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
-
-PYTHON = os.environ.get("AVTD3_LEROBOT_PYTHON", "")
-"""A Python with LeRobot 0.4, which cannot be installed beside avtd3: it needs an older torch."""
 
 
 @pytest.fixture(autouse=True)
@@ -126,19 +123,12 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PYTHON, reason="AVTD3_LEROBOT_PYTHON names no Python with LeRobot")
+@needs_loaders
 def test_lerobot_loads_an_export(tmp_path):
     dataset = write(tmp_path / "data", channels=3)
     export_episodes(tmp_path / "data", tmp_path / "out", "lerobot")
-    done = subprocess.run(
-        [PYTHON, "-c", LOAD, tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    home = str(tmp_path / "hf")
+    found = run_there(LOAD, tmp_path / "out", HF_HOME=home, HF_HUB_OFFLINE="1")
     assert (found["length"], found["episodes"], found["fps"]) == (15, 3, 20)
     assert set(found["tasks"]) == {"drive"}
     episodes = list(dataset.episodes())
