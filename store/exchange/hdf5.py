@@ -38,8 +38,7 @@ from avtd3.store.spec import EpisodeSpec
 H5: TypeAlias = Any
 """A file, group or array of h5py, which has no types."""
 _FILTERS = (1, 2, 3, 32_000)  # deflate, shuffle, fletcher32, lzf: no plugin is loaded
-_MAX_DEPTH = 8
-_MAX_KEYS = 1_000
+_MAX_NODES = 1_000
 _CHUNK_BYTES = 1 << 16
 EXTRA = {"reward_terms": "reward_terms", "frame_id": "frame_ids", "sim_time": "sim_times_s"}
 """Arrays of avtd3's own, and their fields in an `EpisodeRecord`."""
@@ -203,19 +202,22 @@ class Hdf5File:
         found: NDArray[Any] = node[rows]
         return found
 
-    def leaves(self, group: H5, prefix: str = "", depth: int = 0) -> dict[str, H5]:
+    def leaves(self, group: H5) -> dict[str, H5]:
         """Return the arrays below a group by path."""
-        found: dict[str, Any] = {}
-        names = self.names(group)
-        if depth > _MAX_DEPTH or len(names) > _MAX_KEYS:
-            raise SpecError(f"{prefix or 'it'} has too many groups or arrays")
-        for name in names:
-            node = self.get(group, name)
-            if self.is_group(node):
-                found |= self.leaves(node, f"{prefix}{name}/", depth + 1)
-            else:
-                found[f"{prefix}{name}"] = self.array(group, name)
-        return found
+        found: dict[str, H5] = {}
+        waiting = [("", group)]
+        for _ in range(_MAX_NODES):
+            if not waiting:
+                return found
+            path, node = waiting.pop()
+            if not self.is_group(node):
+                found[path] = self.array(group, path)
+                continue
+            names = self.names(node)[:_MAX_NODES]
+            waiting += [
+                (f"{path}/{name}".lstrip("/"), self.get(node, name)) for name in reversed(names)
+            ]
+        raise SpecError(f"it has more than {_MAX_NODES} groups and arrays")
 
     def json(self, group: H5) -> bytes:
         """Return the JSON text in avtd3's own array; empty if there is none."""
