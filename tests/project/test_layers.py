@@ -46,7 +46,6 @@ SINGLE_IMPORTERS = {
     "configs.commands.doctor": COMMAND,
     "configs.commands.evaluate": COMMAND,
     "configs.commands.exchange": COMMAND,
-    "configs.commands.gate": COMMAND,
     "configs.commands.learn": COMMAND,
     "configs.commands.policy": COMMAND,
     "configs.commands.replay_inspect": COMMAND,
@@ -56,7 +55,6 @@ SINGLE_IMPORTERS = {
     "learn.replay_source": TOPIC,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
-    "store.maintenance.relabel": WORK,
     "store.render.audit_page": WORK,
     "store.replay.direct": TOPIC,
 }
@@ -145,8 +143,10 @@ JOIN_THEIR_OWN = {
     "store.render.episode_view": "colours and captions of frames",
     "learn.analysis.compare": "Markdown",
     "learn.analysis.gate": "Markdown",
+    "configs.commands.config": "Markdown, and names of presets",
+    "configs.commands.options": "a help text",
+    "configs.load": "YAML",
     "learn.policy_export": "Markdown",
-    "configs.commands.config": "names of presets",
     "configs.commands.demo": "Markdown",
     "configs.commands.replay_inspect": "texts of reports that are joined already",
 }
