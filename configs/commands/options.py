@@ -395,6 +395,20 @@ def parse_weights(texts: Sequence[str]) -> "tuple[dict[str, float], tuple[Factor
     return weights, tuple(factors)
 
 
+def parse_settings(texts: Sequence[str]) -> dict[str, int | float]:
+    """Parse numbers from ``name=144,other=0.5``; later ones replace earlier ones."""
+    settings: dict[str, int | float] = {}
+    for part in (part for text in texts for part in text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            settings[name.strip()] = int(value) if value.strip().isdecimal() else float(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"setting {abbreviate(part)}, expected NAME=NUMBER, such as width=144"
+            ) from error
+    return settings
+
+
 def _parse_weight(name: str, value: object) -> float:
     if isinstance(value, dict):
         value = value.get("weight", 1.0)

@@ -38,7 +38,7 @@ SINGLE_IMPORTERS = {
     "collect.gym_env": OPTIONAL,
     "collect.maps.drawing": TOPIC,
     "collect.maps.road_files": WORK,
-    "collect.sim.camera": TOPIC,
+    "collect.rerender": WORK,
     "collect.sim.traffic": TOPIC,
     "configs.commands.collect": COMMAND,
     "configs.commands.config": COMMAND,
