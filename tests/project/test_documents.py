@@ -197,7 +197,9 @@ def clone(tmp_path_factory):
     (site / "packages.pth").write_text(f"{Path(numpy.__file__).parents[1]}\n")
     (site / "avtd3").symlink_to(folder)
     script = environment / "bin" / "avtd3"
-    script.write_text(f"#!{environment}/bin/python\nfrom avtd3.cli import main\nmain()\n")
+    # With a guard, as pip writes it: worker processes import the script again.
+    code = "from avtd3.cli import main\nif __name__ == '__main__':\n    main()\n"
+    script.write_text(f"#!{environment}/bin/python\n{code}")
     script.chmod(0o755)
     return folder
 

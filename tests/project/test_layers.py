@@ -53,6 +53,7 @@ SINGLE_IMPORTERS = {
     "configs.commands.store": COMMAND,
     "learn.guards.monitor": ENTRY,
     "learn.replay_source": TOPIC,
+    "store.exchange.lerobot": OPTIONAL,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
     "store.render.audit_page": WORK,
