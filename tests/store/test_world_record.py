@@ -117,7 +117,7 @@ def test_a_segment_without_records_has_no_new_arrays(tmp_path):
 
 
 def test_the_state_is_part_of_what_an_episode_is(tmp_path):
-    digests = []
+    digests: list[str] = []
     for n, record in enumerate((None, make_record(4), make_record(4, seed=1))):
         dataset = written(tmp_path / f"{n}", [record], [4])
         without = ("episode_wall_time",)
