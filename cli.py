@@ -45,6 +45,8 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (MemoryError, EXIT_ENVIRONMENT),
 )
 """Exit codes of the errors that avtd3 knows; the first line that fits counts."""
+_WITH_URLS = ("--scheduler", "--server-command", "--host", "--set", "--filter", "--map")
+"""Options whose values are not paths."""
 
 
 def make_app() -> "typer.Typer":
@@ -144,6 +146,7 @@ def _run(arguments: list[str]) -> int:
     """
     import typer
 
+    _refuse_urls(arguments)
     usage_error: Any = typer.BadParameter.__bases__[0]  # Typer does not export it
     set_verbosity(0)
     try:
@@ -163,6 +166,17 @@ def _run(arguments: list[str]) -> int:
             _say_error(f"{error.format_message().rstrip('.')}; see {path} --help")
         return EXIT_USAGE
     return 0
+
+
+def _refuse_urls(arguments: Sequence[str]) -> None:
+    """Raise `ConfigError` for a URL where a command takes a path."""
+    from avtd3.store.files import check_local
+
+    options = ("", *arguments)
+    for option, argument in zip(options, arguments, strict=False):
+        name, _, value = argument.partition("=") if argument.startswith("--") else (option, "", "")
+        if name not in _WITH_URLS:
+            check_local(value or argument)
 
 
 def _report(error: BaseException) -> int:

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from avtd3.collect.checks import check_number
 from avtd3.collect.environment import Environment, ResetResult
 from avtd3.collect.foreign import ForeignCode, check_actions, check_image
-from avtd3.store.errors import Avtd3Error, ConfigError, WorldError, install_command
+from avtd3.store.errors import (
+    Avtd3Error,
+    ConfigError,
+    WorldError,
+    check_integers,
+    install_command,
+)
 from avtd3.store.spec import MAX_AXIS, EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation, Step
 
@@ -134,6 +140,7 @@ class GymConfig:
     """Steps after which an episode is truncated; None keeps the environment's own limit."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "gym.")
         check_number("stack", self.stack, minimum=1, maximum=64)
         check_number("time_limit", 1 if self.time_limit is None else self.time_limit, minimum=1)
 

@@ -128,6 +128,8 @@ class CollectReport:
     """Digest that identifies the plan's episodes in the dataset."""
     missing: str
     """What the plan still lacks (``3 episodes``), or an empty string."""
+    changes: tuple[str, ...] = ()
+    """Settings that a resume changed, as text."""
 
     @property
     def failure(self) -> str:
@@ -163,6 +165,7 @@ class CollectReport:
             "skipped": [dataclasses.asdict(episode) for episode in tally.skipped],
             "lost_workers": list(tally.lost),
             "missing": self.missing,
+            "changes": list(self.changes),
         }
 
     def summary(self) -> str:
@@ -186,6 +189,7 @@ class CollectReport:
             (tally.warning, f"last warning: {tally.warning}"),
         )
         lines += [text for is_shown, text in optional if is_shown]
+        lines += [f"changed {change}" for change in self.changes]
         lines += describe_skipped(tally.skipped)
         if self.interrupted:
             lines.append("interrupted; run the same command with --resume to continue")

@@ -25,7 +25,7 @@ from avtd3.collect.gym_env import GYM, GymConfig, open_gym
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
-from avtd3.store.errors import ConfigError, WorldError
+from avtd3.store.errors import ConfigError, WorldError, check_integers
 
 WORLDS = ("road", "carla")  # part of avtd3
 
@@ -64,6 +64,7 @@ class EnvironmentConfig:
     """What to do when a simulator is lost."""
 
     def __post_init__(self) -> None:
+        check_integers(self)
         if self.workers is not None:
             check_number("workers", self.workers, minimum=1, maximum=256)
         is_gym = self.world.startswith(GYM)

@@ -7,6 +7,7 @@ and a learner does not import carla.
 """
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import functools
@@ -104,7 +105,7 @@ def load_section(
             value is invalid.
         UnreadableError: If the file cannot be read now.
     """
-    document: dict[str, Any] = {} if stored is None else {name: dict(stored)}
+    document: dict[str, Any] = {} if stored is None else {name: copy.deepcopy(dict(stored))}
     given = read_config(source) if source else {}
     for section in given:
         _check_section(section, where=source or "")

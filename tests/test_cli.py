@@ -7,13 +7,19 @@ import platform
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from avtd3 import cli
+from avtd3.collect import collect, evaluate
 from avtd3.configs.commands import options
 from avtd3.configs.commands.options import describe_presets
+from avtd3.learn.policy_store import PolicyStore
+from avtd3.learn.trainer import train
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentUnreadableError, StorageError, WorldError
+from avtd3.store.spec import EpisodeSpec
 
 
 class Panic(BaseException):
@@ -306,3 +312,59 @@ def test_numbers_beyond_64_bits_are_refused(run, tmp_path, monkeypatch, words):
     assert code == 2
     assert str(words[-1]) in line
     assert not list(tmp_path.iterdir())
+
+
+URLS = ("s3://bucket/data", "gs://b/d", "az://c/d", "file:///data", "abfss://c@account/d")
+PLACES = (
+    ("collect", "URL", "--steps", "5"),
+    ("collect", "data", "--policies", "URL", "--driver", "policy"),
+    ("learn", "URL", "--run", "run", "--follow"),
+    ("learn", "data", "--run", "URL"),
+    ("learn", "data", "--run", "run", "--policies=URL"),
+    ("replay-inspect", "URL"),
+    ("replay-inspect", "data", "--against", "URL"),
+    ("evaluate", "URL"),
+    ("gate", "URL", "--stage", "smoke"),
+    ("compare", "run", "URL"),
+    ("store", "compact", "URL"),
+    ("store", "prune", "URL", "--max-size", "1GB"),
+    ("demo", "--out", "URL"),
+    ("config", "show", "--config", "URL"),
+)
+
+
+@pytest.mark.parametrize("words", PLACES, ids=" ".join)
+def test_a_url_is_refused_where_a_path_is_expected(tmp_path, monkeypatch, run, words):
+    monkeypatch.chdir(tmp_path)
+    for url in URLS:
+        code, (line,) = run(*(word.replace("URL", url) for word in words))
+        assert code == 2
+        assert f"{url.replace(':///', '://')!r} is a URL, expected a path of this machine" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_is_refused_from_python_also_as_a_path(tmp_path, monkeypatch, url):
+    spec = EpisodeSpec(vector_names=("x",), action_names=("a",))
+    monkeypatch.chdir(tmp_path)
+    for path in (url, Path(url)):
+        for use in (
+            lambda path=path: Dataset.open(path),
+            lambda path=path: Dataset.create(path, spec),
+            lambda path=path: collect(path),
+            lambda path=path: collect("data", policies=path),
+            lambda path=path: train(datasets=path, run="run", follow=True),
+            lambda path=path: train(datasets="data", run=path),
+            lambda path=path: train(datasets="data", run="run", policies=path),
+            lambda path=path: evaluate(path),
+            lambda path=path: PolicyStore(path),
+        ):
+            with pytest.raises(ConfigError, match="is a URL, expected a path"):
+                use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_addresses_are_no_paths(tmp_path, run):
+    words = ("replay-inspect", tmp_path / "missing", "--scheduler", "tcp://127.0.0.1:1")
+    _, lines = run(*words)
+    assert "is a URL" not in "".join(lines)

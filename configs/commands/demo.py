@@ -16,11 +16,12 @@ import typer
 
 from avtd3.configs.commands.console import interruptible, progress, say
 from avtd3.configs.commands.options import ConfigOption, JsonOption, SetOption, answer, section
-from avtd3.store.errors import ConfigError, DatasetError
+from avtd3.store.errors import ConfigError, DatasetError, check_integers
 
 if TYPE_CHECKING:
     from avtd3.collect.collector import CollectConfig
     from avtd3.collect.evaluator import EvaluateConfig, EvaluateReport
+    from avtd3.learn.analysis.gate import GateReport
     from avtd3.learn.config import LearnConfig
     from avtd3.store.audit.audit import AuditConfig
 
@@ -47,6 +48,7 @@ class DemoConfig:
     """Number of the held-out episode that is saved as a GIF, from 0."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "demo.")
         for name in ("steps", "more_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"demo.{name} is {getattr(self, name)}, expected 1 or above")
@@ -90,6 +92,8 @@ class DemoReport:
     """Mean return of the training data."""
     updates: int
     """Gradient updates."""
+    gate: "GateReport"
+    """Whether the run meets the criteria of the stage demo."""
     evaluations: dict[str, "EvaluateReport"]
     """Report of each driver on the held-out roads."""
     pictures: tuple[Path, ...]
@@ -102,6 +106,7 @@ class DemoReport:
             "seconds": self.seconds,
             "data_return_mean": self.data_return_mean,
             "updates": self.updates,
+            "gate": self.gate.document(),
             "evaluations": {name: r.document() for name, r in self.evaluations.items()},
             "pictures": [str(path) for path in self.pictures],
         }
@@ -143,6 +148,7 @@ class DemoReport:
             *self.table().splitlines(),
             "",
             f"mean return of the training data: {self.data_return_mean:.1f}",
+            self.gate.sentence(),
             f"{plural(self.updates, 'update')}; {duration(self.seconds)} in total; see:",
             *(f"  {path}" for path in self.pictures),
             "",
@@ -173,8 +179,9 @@ def demo(
 ) -> None:
     """Run the whole pipeline once.
 
-    Collects data, audits them, learns, evaluates, collects with the learned policy, audits again
-    and draws pictures: about 10 minutes on 2 cores. Uses the preset demo unless --config is given.
+    Collects data, audits them, learns, checks the run with the gate demo, evaluates, collects
+    with the learned policy, audits again and draws pictures: about 10 minutes on 2 cores. Uses the
+    preset demo unless --config is given.
     """
     from avtd3.learn.openmp import limit_spinning
 
@@ -219,6 +226,7 @@ class _Demo:
         self._audit()
         self._start(f"3 of 7: learn offline, {updates:,} updates")
         self._learn()
+        gate = self._gate()
         self._start(f"4 of 7: evaluate on {self._settings.evaluate.episodes} held-out roads")
         evaluations = self._evaluate()
         self._start(f"5 of 7: collect {amounts.more_steps:,} steps with the learned policy")
@@ -236,6 +244,7 @@ class _Demo:
             pictures=self._draw(),
             data_return_mean=return_mean,
             updates=updates,
+            gate=gate,
             evaluations=evaluations,
             seconds=time.monotonic() - started_s,
         )
@@ -291,6 +300,15 @@ class _Demo:
                 callbacks=[ProgressCallback(show, self._should_stop)],
             )
         say(report.summary())
+
+    def _gate(self) -> "GateReport":
+        from avtd3.configs.commands.gate import load_gate, load_names
+        from avtd3.learn.analysis.gate import gate
+
+        stage = dataclasses.replace(load_gate("demo", None), steps=self._settings.learn.updates)
+        report = gate(self._run, stage, load_names())
+        say(report.summary())
+        return report
 
     def _evaluate(self) -> dict[str, "EvaluateReport"]:
         from avtd3.collect.evaluator import evaluate

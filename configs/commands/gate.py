@@ -154,8 +154,8 @@ def gate(
         str | None,
         typer.Option(
             metavar="STAGE",
-            help="Built-in criteria: smoke, 5k, 50k, 100k, 200k or 1m.",
-            autocompletion=complete_words("smoke", "5k", "50k", "100k", "200k", "1m"),
+            help="Built-in criteria: demo, smoke, 5k, 50k, 100k, 200k or 1m.",
+            autocompletion=complete_words("demo", "smoke", "5k", "50k", "100k", "200k", "1m"),
         ),
     ] = None,
     criteria: Annotated[

@@ -441,6 +441,11 @@ class Sampler:
             return self._frame_array
 
     @property
+    def steps_published(self) -> int:
+        """Steps that the datasets have published so far: sampled, excluded and dropped ones."""
+        return self._tracker.steps_published
+
+    @property
     def excluded(self) -> str:
         """Why no episode may be sampled; empty if there are no episodes."""
         return self._tracker.eligibility.describe()

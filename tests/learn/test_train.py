@@ -687,7 +687,7 @@ def test_a_run_that_loses_all_its_segments_waits_or_says_why(
         "datasets": tmp_path / "data",
         "run": tmp_path / "run",
         "follow": follow,
-        "callbacks": [ProgressCallback(wait_a_little, lambda: "waiting for segments" in waits[-1])],
+        "callbacks": [ProgressCallback(wait_a_little, lambda: "steps to sample" in waits[-1])],
     }
     if follow:
         assert train(config, **options).updates == 4

@@ -31,6 +31,13 @@ def test_every_step_writes_its_files(tmp_path):
     assert seeds[0] == seeds[1] == seeds[2], "each driver drives on the same roads"
     assert all(seed % 2 for seed in seeds[0]), "held-out roads have odd seeds"
     assert report["updates"] == 4
+    assert (report["gate"]["stage"], report["gate"]["judged_to"]) == ("demo", 4)
+    assert {c["name"]: c["verdict"] for c in report["gate"]["criteria"]} | {
+        "steps reached": "pass",
+        "no stop alert": "unknown",  # the guards do not run in four updates
+        "policy imitates the data": "unknown",
+        "TD error of Q1 small": "pass",
+    } == {c["name"]: c["verdict"] for c in report["gate"]["criteria"]}
     for name in ("held-out-roads.png", "learned-policy.gif"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 100

@@ -43,7 +43,6 @@ SINGLE_IMPORTERS = {
     "configs.commands.demo": COMMAND,
     "configs.commands.doctor": COMMAND,
     "configs.commands.evaluate": COMMAND,
-    "configs.commands.gate": COMMAND,
     "configs.commands.learn": COMMAND,
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.store": COMMAND,
