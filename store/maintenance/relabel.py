@@ -62,8 +62,7 @@ def _check_term(what: str, name: str, number: object, terms: Sequence[str]) -> N
         near = difflib.get_close_matches(name, terms, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{what}: the terms are {', '.join(terms)}{hint}")
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not (is_number and math.isfinite(number)):
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         raise ConfigError(f"{what} is {abbreviate(number)}, expected a finite number")
 
 
