@@ -76,7 +76,8 @@ def test_no_map_is_removed_while_a_segment_cannot_be_read(tmp_path):
     assert remove_unused_maps(dataset, time.time()) == []
 
 
-def test_a_copied_dataset_and_one_with_maps_alone_can_be_opened(tmp_path):
+def test_a_directory_with_maps_alone_can_become_a_dataset(tmp_path):
+    (tmp_path / "new").mkdir()
     publish_map(tmp_path / "new", TEXT)
     dataset, _ = fill(tmp_path / "new", [[3]], map_text=TEXT)
     assert Dataset.open(dataset.path).snapshot().steps == 3
