@@ -48,7 +48,7 @@ def test_an_episode_that_loses_its_world_is_kept_as_truncated_with_the_reason(tm
     assert (report.failure, report.missing, report.tally.skipped) == ("", "", ())
     assert report.tally.end_reasons["tick_timeout"] == 1
     expected = (
-        f"simulator lost 1 times, episode {cut[0]} lost its world (tick_timeout): lost at step 40"
+        f"simulator lost 1 time, episode {cut[0]} lost its world (tick_timeout): lost at step 40"
     )
     assert any(expected in line.line() for line in seen)
     assert report.document()["losses"] == 1
