@@ -6,7 +6,7 @@ from avtd3.learn.device import PRECISIONS
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.td3 import TD3Config
+from avtd3.learn.td3 import ACTOR_LOSSES, TD3Config
 from avtd3.learn.threads import AUTO
 from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.replay.config import ReplayConfig
@@ -43,6 +43,9 @@ class LearnConfig:
     """CPU threads of torch: a fixed number, 0 for torch's default, or ``auto`` to follow the
     fastest number while other processes come and go (see `avtd3.learn.threads`). Other numbers of
     threads round sums differently, so a run repeats exactly only with a fixed number."""
+    algorithm: str = "td3"
+    """``td3``, with imitation if `td3.bc_alpha` is set, or ``bc``: behaviour cloning, a baseline
+    whose actor only imitates. The critics then learn the value of its policy."""
     learning_starts: int = 1_000
     """With --follow: number of transitions to wait for before the first update (1 000 for tests,
     25 000 for production)."""
@@ -72,6 +75,9 @@ class LearnConfig:
     evaluate_episodes: int = 8
     """Largest number of held-out episodes to evaluate. They stay the same unless new data add
     episodes before them in the split."""
+    evaluate_fitted: bool = False
+    """Whether to estimate the return of the actor's own drives from the held-out episodes by fitted
+    Q evaluation (``offline/fitted_value``); use at least 20 `evaluate_episodes`."""
     decay_from: int = 0
     """Update at which all learning rates start to decrease linearly, to `decay_to` at the last
     update; 0 keeps them constant."""
@@ -118,6 +124,7 @@ class LearnConfig:
             ("decay_to", 0.0 < self.decay_to <= 1.0, "above 0, at most 1"),
             ("refresh_seconds", self.refresh_seconds > 0.0, "above 0 seconds"),
             ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
+            ("algorithm", self.algorithm in ACTOR_LOSSES, f"one of {tuple(ACTOR_LOSSES)}"),
             (
                 "threads",
                 self.threads == AUTO or (type(self.threads) is int and self.threads >= 0),
@@ -134,7 +141,11 @@ class LearnConfig:
                 "another metric, or learn.replay.held_out above 0 (such as 0.05) to measure it",
             ),
         )
-        if self.replay.imitate and not self.td3.bc_alpha:
+        features = self.td3.critic_features
+        is_own = features == "own" or not self.network.shared_encoder
+        expected = "own with learn.network.shared_encoder"
+        check_settings(self.td3, "learn.td3.", ("critic_features", is_own, expected))
+        if self.replay.imitate and not self.td3.bc_alpha and self.algorithm == "td3":
             raise ConfigError(
                 f"learn.replay.imitate is {self.replay.imitate}, but learn.td3.bc_alpha is 0, so "
                 "nothing is imitated; set bc_alpha (2.5 in TD3+BC), or remove imitate"

@@ -3,7 +3,8 @@
 Compare the TD error on held-out episodes with that in training to detect overfitting. Compare
 values with the returns that followed to detect overestimation; their correlation shows whether the
 critic ranks states correctly. The difference between the actor's and the data's actions shows how
-far the critic extrapolates.
+far the critic extrapolates. A fitted value estimates the return of the actor's own drives, see
+`avtd3.learn.fitted_value`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.batch import Batch
+from avtd3.learn.fitted_value import FittedEpisode, fitted_value
 from avtd3.learn.metrics import REWARD_TERMS
 from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
@@ -113,16 +115,21 @@ class HeldOutEvaluator:
     gamma: float
     device: torch.device
     autocast: torch.dtype | None
+    fits: bool = False
+    """Whether to estimate the value of the actor by fitted Q evaluation."""
 
     def __call__(self, state: TD3State, episodes: Iterable[Episode]) -> dict[str, float]:
         """Return means over all steps of the episodes, by metric; nothing without episodes."""
         columns: dict[str, list[NDArray[np.float32]]] = {}
+        fitted: list[FittedEpisode] = []
         count = 0
         with torch.no_grad(), evaluating(state.actor, state.critic):
             for episode in episodes:
                 count += 1
                 for name, values in self._evaluate(state, episode).items():
                     columns.setdefault(name, []).append(values)
+                if self.fits:
+                    fitted.append(self._features(state, episode))
         if not count:
             return {}
         steps = {name: np.concatenate(values) for name, values in columns.items()}
@@ -130,7 +137,32 @@ class HeldOutEvaluator:
         if "offline/return" in steps:
             returns = steps["offline/return"].astype(np.float64)
             found |= _correlation(returns, returns + steps["offline/q_excess"])
+        if (value := fitted_value(fitted)) is not None:
+            found["offline/fitted_value"] = value.mean
+            found["offline/fitted_value_low"] = value.low
+            found["offline/fitted_value_high"] = value.high
         return found | {"offline/episodes": float(count)}
+
+    def _features(self, state: TD3State, episode: Episode) -> FittedEpisode:
+        """Return the critics' last hidden layers at each step, and at the actor's next actions."""
+        columns: dict[str, list[Tensor]] = {"now": [], "own": []}
+        for start in range(0, episode.length + 1, _CHUNK):
+            stop = min(start + _CHUNK, episode.length + 1)
+            observation = self._observe(episode, start, stop)
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                encoded = state.critic.encode(observation)
+                own = state.actor(observation)
+                actions = torch.from_numpy(episode.actions[start:stop]).to(self.device)
+                columns["own"].append(state.critic.hidden(encoded, own))
+                columns["now"].append(state.critic.hidden(encoded[: len(actions)], actions))
+        now, own = (torch.cat(columns[name]).double().cpu().numpy() for name in ("now", "own"))
+        reward = scale_reward(torch.from_numpy(episode.rewards), self.config).double().numpy()
+        discount = np.full(len(reward), self.gamma)
+        if episode.terminated[-1]:
+            discount[-1] = 0.0
+        return FittedEpisode(
+            features=now, next_features=own[1:], reward=reward, discount=discount, first=own[0]
+        )
 
     def _evaluate(self, state: TD3State, episode: Episode) -> dict[str, NDArray[np.float32]]:
         """Return each metric at each step, float32 (T,), or at the first step only, (1,)."""
@@ -174,8 +206,14 @@ class HeldOutEvaluator:
         discount = np.full(stop - start, self.gamma, np.float32)
         if episode.terminated[-1] and stop == episode.length:
             discount[-1] = 0.0
+        following = episode.actions[start + 1 : stop + 1]
+        has_next = np.zeros(stop - start, np.float32)
+        has_next[: len(following)] = 1.0
+        following = np.pad(following, ((0, stop - start - len(following)), (0, 0)))
         return Batch(
             observation=self._observe(episode, start, stop),
+            next_action=torch.from_numpy(following).to(self.device),
+            has_next_action=torch.from_numpy(has_next).to(self.device),
             action=torch.from_numpy(episode.actions[start:stop]).to(self.device),
             reward=torch.from_numpy(episode.rewards[start:stop]).to(self.device),
             discount=torch.from_numpy(discount).to(self.device),

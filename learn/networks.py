@@ -55,6 +55,12 @@ class NetworkConfig:
     `feature_norm` and 50 features, this is the trunk of DrQ-v2 (Yarats et al. 2021)."""
     feature_clamp: float = 0.0
     """Limit on the absolute value of each feature; 0 is no limit."""
+    critic_norm: bool = False
+    """Whether to apply LayerNorm after each hidden layer of the critics, as ReBRAC does for fixed
+    data (Tarasov et al. 2023)."""
+    shared_encoder: bool = False
+    """Whether the actor reads the features of the critics' CNN, which only the critics train, as in
+    DrQ-v2 (Yarats et al. 2021); otherwise the actor has a CNN of its own."""
 
     def __post_init__(self) -> None:
         # a policy's header may have values of any type
@@ -75,6 +81,8 @@ class NetworkConfig:
             ),
             ("feature_norm", type(self.feature_norm) is bool, "true or false"),
             ("feature_clamp", is_clamp, "0 or above"),
+            ("critic_norm", type(self.critic_norm) is bool, "true or false"),
+            ("shared_encoder", type(self.shared_encoder) is bool, "true or false"),
         )
 
 
@@ -157,24 +165,34 @@ class Encoder(nn.Module):
 class Mlp(nn.Module):
     """Linear layers with activations between them, in PyTorch's default initialisation.
 
-    Under autocast, the last layer keeps its type: at a value of 70, bfloat16 has steps of 0.5.
+    With `norm`, LayerNorm follows each activation. Under autocast, the last layer keeps its type:
+    at a value of 70, bfloat16 has steps of 0.5.
     """
 
-    def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, config: NetworkConfig, *, norm: bool = False
+    ) -> None:
         super().__init__()
         widths = (inputs, *config.hidden, outputs)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        norms = [nn.LayerNorm(width) if norm else nn.Identity() for width in config.hidden]
+        self.norms = nn.ModuleList(norms)
         self._slope = _slope(config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs (B, outputs) for inputs (B, inputs)."""
-        for layer in self.layers[:-1]:
-            x = self.activate(layer(x))
+        x = self.hidden(x)
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         with torch.autocast(x.device.type, enabled=False):
             result: Tensor = last(x.to(last.weight.dtype))
         return result
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return the outputs of the last hidden layer for inputs (B, inputs)."""
+        for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
+            x = norm(self.activate(layer(x)))
+        return x
 
     def activate(self, x: Tensor) -> Tensor:
         """Apply the activation between layers."""
@@ -200,7 +218,7 @@ class _Network(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the CNN; empty without a camera."""
+        """Return the parameters of the CNN that this network trains; empty without a camera."""
         return [] if self.encoder is None else list(self.encoder.parameters())
 
     def mlp_parameters(self) -> list[nn.Parameter]:
@@ -219,11 +237,16 @@ class Actor(_Network):
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
         super().__init__(spec, config)
         self.head = Mlp(self.state_size, spec.action_size, config)
+        self._shares_encoder = config.shared_encoder
         low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
         self.action_centre: Tensor
         self.action_scale: Tensor
         self.register_buffer("action_centre", (high + low) / 2, persistent=False)
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the actor's own CNN; empty if it reads the critics' features."""
+        return [] if self._shares_encoder else super().encoder_parameters()
 
     def squash(self, pre_tanh: Tensor) -> Tensor:
         """Return actions (B, A) for outputs of the MLP (B, A)."""
@@ -240,8 +263,8 @@ class TwinCritic(_Network):
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
         super().__init__(spec, config)
         inputs = self.state_size + spec.action_size
-        self.head1 = Mlp(inputs, 1, config)
-        self.head2 = Mlp(inputs, 1, config)
+        self.head1 = Mlp(inputs, 1, config, norm=config.critic_norm)
+        self.head2 = Mlp(inputs, 1, config, norm=config.critic_norm)
 
     def first(self, state: Tensor, action: Tensor) -> Tensor:
         """Return Q1 (B,) of states (B, F + V) and actions (B, A)."""
@@ -252,6 +275,11 @@ class TwinCritic(_Network):
         """Return Q1 and Q2, each (B,), of states (B, F + V) and actions (B, A)."""
         inputs = torch.cat([state, action], dim=1)
         return self.head1(inputs).squeeze(1), self.head2(inputs).squeeze(1)
+
+    def hidden(self, state: Tensor, action: Tensor) -> Tensor:
+        """Return the last hidden layers of both critics side by side, (B, 2 H)."""
+        inputs = torch.cat([state, action], dim=1)
+        return torch.cat([self.head1.hidden(inputs), self.head2.hidden(inputs)], dim=1)
 
 
 @contextlib.contextmanager

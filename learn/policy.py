@@ -64,6 +64,8 @@ _LISTED = 5
 """Names of tensors that a message lists."""
 _ROUNDING = 1e-5
 """How far an action may exceed a bound, in half ranges, because of rounding."""
+_OF_TRAINING = ("critic_norm", "shared_encoder")
+"""Settings of the networks that an actor does not need to drive."""
 _DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
@@ -225,6 +227,7 @@ def encode_policy(
     action_limit: float = 1.0,
 ) -> bytes:
     """Return the content of a policy file; the same weights give the same bytes."""
+    shape = dataclasses.asdict(config)
     document = {
         "format_version": FORMAT_VERSION,
         "version": version,
@@ -232,7 +235,7 @@ def encode_policy(
         "action_limit": action_limit,
         "spec": spec.to_json(),
         "spec_digest": spec.digest,
-        "network": dataclasses.asdict(config),
+        "network": {k: v for k, v in shape.items() if k not in _OF_TRAINING},
         "code_version": importlib.metadata.version("avtd3"),
     }
     tensors = {

@@ -23,12 +23,17 @@ Polyak averaging are as published. The code marks each deviation from the papers
 12. The next value may be limited to the range of previous targets (TD7, Fujimoto et al. 2023).
 13. Imitation may be restricted to part of the data, like the demonstrations of Nair et al. 2018;
     the critics learn from all data.
+14. The actor may read the features of the critics' CNN, without a gradient through them, and the
+    features that the critics' loss has computed are used again (DrQ-v2, Yarats et al. 2021).
+15. The critics' loss may be the Huber loss, as in LAP (Fujimoto et al. 2020).
+16. The target may be lowered by the distance between the target policy's next action and that of
+    the data (ReBRAC, Tarasov et al. 2023).
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -103,6 +108,12 @@ class TD3Config:
     """Factor on every reward."""
     reward_clip: float = 0.0
     """Limit on the absolute value of a scaled (n-step) reward; 0 is no limit."""
+    critic_huber: float = 0.0
+    """Absolute TD error above which the critics' loss grows linearly, not with the square (1 in
+    LAP, Fujimoto et al. 2020); 0 is the mean squared error."""
+    critic_bc_weight: float = 0.0
+    """Factor on the mean squared distance between the next action of the target policy and that of
+    the data, which lowers the target (ReBRAC, Tarasov et al. 2023); 0 is none."""
     clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     """Limits on the norms of the gradients."""
 
@@ -124,6 +135,7 @@ class TD3Config:
                 *("target_policy_noise", "target_noise_clip", "mlp_weight_decay"),
                 *("cnn_weight_decay", "bc_alpha", "bc_weight", "pre_tanh_weight", "reward_clip"),
                 *("bc_final_weight", "bc_fade_from", "bc_fade_until", "target_clip_every"),
+                *("critic_huber", "critic_bc_weight"),
             ),
         )
 
@@ -163,6 +175,11 @@ class TD3State:
             "critic": (self.critic, self.critic_optimizer),
         }
 
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether the actor reads the features of the critics' CNN (deviation 14)."""
+        return self.actor.encoder is not None and self.actor.encoder is self.critic.encoder
+
     def rates(self) -> dict[str, float]:
         """Return the learning rates, by metric."""
         return {
@@ -185,17 +202,22 @@ def create_state(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         actor, critic = Actor(spec, network), TwinCritic(spec, network)
+    if network.shared_encoder:  # deviation 14
+        actor.encoder = critic.encoder
     return state_of(actor.to(device), critic.to(device), config)
 
 
 def state_of(actor: Actor, critic: TwinCritic, config: TD3Config) -> TD3State:
     """Create a state from existing networks, with target networks equal to them."""
     device = actor.action_scale.device
+    actor_target, critic_target = actor.target_copy(), critic.target_copy()
+    if actor.encoder is critic.encoder:
+        actor_target.encoder = critic_target.encoder
     return TD3State(
         actor=actor,
         critic=critic,
-        actor_target=actor.target_copy(),
-        critic_target=critic.target_copy(),
+        actor_target=actor_target,
+        critic_target=critic_target,
         actor_optimizer=_adam(actor, config.actor_cnn_lr, config.actor_lr, config),
         critic_optimizer=_adam(critic, config.critic_cnn_lr, config.critic_lr, config),
         skipped=torch.zeros((), device=device),
@@ -286,11 +308,13 @@ def update(
     noise: Tensor,
     config: TD3Config,
     autocast: torch.dtype | None = None,
+    algorithm: str = "td3",
 ) -> Update:
     """Update the critics and, every `policy_delay` updates, the actor and the target networks.
 
     This function does not read files or clocks, and does not wait for the device. The noise is
     (B, A) and standard normal; matrix products are of type `autocast`, float32 if None.
+    The actor's loss is that of `algorithm`, a key of `ACTOR_LOSSES`.
     """
     reward = scale_reward(batch.reward, config)
     device = batch.reward.device.type
@@ -306,10 +330,12 @@ def update(
     actor, actor_norms = None, None
     if state.updates % config.policy_delay == 0:
         with torch.autocast(device, autocast, enabled=autocast is not None):
-            actor = actor_loss(state, batch, config)
+            loss_of_actor = ACTOR_LOSSES[algorithm]
+            actor = loss_of_actor(state, batch, config, critic.state.detach())
         actor_norms = _descend(state.actor, state.actor_optimizer, actor.loss, "actor", config)
-        pairs = ((state.critic_target, state.critic), (state.actor_target, state.actor))
-        move_targets(pairs, config.tau)
+        parts = (state.actor_target.head, state.actor.head)
+        actors = parts if state.shares_encoder else (state.actor_target, state.actor)
+        move_targets(((state.critic_target, state.critic), actors), config.tau)
     return Update(
         critic=_detach(critic),
         critic_norms=norms,
@@ -364,10 +390,17 @@ def target_value(
     limit = config.target_noise_clip
     scale, centre = state.actor.action_scale, state.actor.action_centre
     smoothing = (noise * config.target_policy_noise).clamp(-limit, limit) * scale  # deviation 3
-    action = state.actor_target(batch.next_observation) + smoothing
+    encoded = state.critic_target.encode(batch.next_observation)
+    own = encoded if state.shares_encoder else state.actor_target.encode(batch.next_observation)
+    action = state.actor_target.squash(state.actor_target.head(own)) + smoothing
     action = torch.clamp(action, centre - scale, centre + scale)
-    q1, q2 = state.critic_target.both(state.critic_target.encode(batch.next_observation), action)
+    q1, q2 = state.critic_target.both(encoded, action)
     value = torch.minimum(q1, q2)
+    if config.critic_bc_weight:  # deviation 16
+        assert batch.next_action is not None
+        assert batch.has_next_action is not None
+        distance = (action - batch.next_action).square().sum(dim=-1)
+        value = value - config.critic_bc_weight * distance * batch.has_next_action
     if state.value_range is not None:  # deviation 12
         value = torch.clamp(value, state.value_range[2], state.value_range[3])
     return reward + batch.discount * value  # deviation 4
@@ -396,14 +429,58 @@ def critic_loss(
         target = target_value(state, batch, reward, noise, config).to(batch.reward.dtype)
     encoded = state.critic.encode(batch.observation)
     q1, q2 = (q.to(target.dtype) for q in state.critic.both(encoded, batch.action))
-    if batch.weight is None:
+    if config.critic_huber:  # deviation 15
+        error = _huber(q1 - target, config.critic_huber) + _huber(q2 - target, config.critic_huber)
+        loss = (error if batch.weight is None else batch.weight * error).mean()
+    elif batch.weight is None:
         loss = functional.mse_loss(q1, target) + functional.mse_loss(q2, target)
     else:  # deviation 10
         loss = (batch.weight * ((q1 - target).square() + (q2 - target).square())).mean()
     return CriticTerms(loss=loss, q1=q1, q2=q2, target=target, state=encoded)
 
 
-def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
+def _huber(error: Tensor, limit: float) -> Tensor:
+    """Return the square of errors up to a limit, and its tangent above; twice the Huber loss."""
+    size = error.abs()
+    return torch.where(size <= limit, size.square(), limit * (2.0 * size - limit))
+
+
+ActorLoss = Callable[[TD3State, Batch, TD3Config, Tensor | None], ActorTerms]
+"""Computes the actor's loss; the tensor is the critics' state (B, F + V) from their own loss."""
+
+
+def _act(
+    state: TD3State, batch: Batch, config: TD3Config, critic_state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the actor's state, its outputs before tanh, its actions and their values."""
+    if state.shares_encoder:  # deviation 14
+        if critic_state is None:
+            critic_state = state.critic.encode(batch.observation).detach()
+        encoded = rated = critic_state
+    else:
+        encoded = state.actor.encode(batch.observation)
+        rated = _critic_state(state, batch.observation, encoded, config)
+    pre_tanh = state.actor.head(encoded).to(batch.reward.dtype)
+    action = state.actor.squash(pre_tanh)
+    with _frozen(state.critic):
+        q = state.critic.first(rated, action)
+    return encoded, pre_tanh, action, q.to(batch.reward.dtype)
+
+
+def cloning_loss(
+    state: TD3State, batch: Batch, config: TD3Config, critic_state: Tensor | None = None
+) -> ActorTerms:
+    """Compute ``mean((pi(s) - a)^2)``: behaviour cloning, a baseline that ignores the critics."""
+    encoded, pre_tanh, action, q = _act(state, batch, config, critic_state)
+    imitation = _imitation(action, batch)
+    return ActorTerms(
+        loss=imitation, q=q, action=action, pre_tanh=pre_tanh, imitation=imitation, state=encoded
+    )
+
+
+def actor_loss(
+    state: TD3State, batch: Batch, config: TD3Config, critic_state: Tensor | None = None
+) -> ActorTerms:
     """Compute ``-mean(Q1(s, pi(s)))``, or the loss of TD3+BC if `bc_alpha` is set.
 
     The critic gets no gradient.
@@ -411,12 +488,7 @@ def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
     TD3+BC (2021, eq. 3 to 5): ``-lambda * mean(Q1(s, pi(s))) + mean((pi(s) - a)^2)``, with
     ``lambda = alpha / mean(|Q1|)``.
     """
-    encoded = state.actor.encode(batch.observation)
-    pre_tanh = state.actor.head(encoded).to(batch.reward.dtype)
-    action = state.actor.squash(pre_tanh)
-    with _frozen(state.critic):
-        q = state.critic.first(_critic_state(state, batch.observation, encoded, config), action)
-    q = q.to(batch.reward.dtype)
+    encoded, pre_tanh, action, q = _act(state, batch, config, critic_state)
     imitation = _imitation(action, batch)
     if config.bc_alpha:  # deviation 7
         weight = config.bc_alpha / q.abs().mean().detach()
@@ -428,6 +500,10 @@ def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
     return ActorTerms(
         loss=loss, q=q, action=action, pre_tanh=pre_tanh, imitation=imitation, state=encoded
     )
+
+
+ACTOR_LOSSES: Mapping[str, ActorLoss] = {"td3": actor_loss, "bc": cloning_loss}
+"""Loss of the actor, by algorithm."""
 
 
 def _imitation(action: Tensor, batch: Batch) -> Tensor:

@@ -250,9 +250,14 @@ class Trainer:
             on_alert=self._on_alert,
         )
         self._logger = MetricLogger(run / "events", features=features, on_write=self._on_metrics)
-        gamma = config.replay.gamma
-        evaluator = HeldOutEvaluator(spec, config.td3, gamma, self._device, self._autocast)
-        self._evaluator = evaluator
+        self._evaluator = HeldOutEvaluator(
+            spec,
+            config.td3,
+            config.replay.gamma,
+            self._device,
+            self._autocast,
+            fits=config.evaluate_fitted,
+        )
         self._throughput = Throughput()
         self._tuner = self._make_tuner()
         self._source: ReplaySource | None = None
@@ -398,8 +403,9 @@ class Trainer:
 
     def _make_update(self) -> Callable[[Batch, Tensor], Update]:
         """Return the update function, for the state as it is after loading a checkpoint."""
-        td3, graphs = self._config.td3, self._config.cuda_graphs
-        return make_updater(self._state, td3, self._autocast, graphs=graphs)
+        c = self._config
+        algorithm, graphs = c.algorithm, c.cuda_graphs
+        return make_updater(self._state, c.td3, self._autocast, algorithm=algorithm, graphs=graphs)
 
     def _make_tuner(self) -> ThreadTuner | None:
         """Return what chooses the number of CPU threads, if anything does."""

@@ -1,0 +1,335 @@
+"""Options of the networks and losses that other papers found to help with fixed data."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from avtd3.learn.callbacks import TrainCallback
+from avtd3.learn.config import LearnConfig
+from avtd3.learn.networks import NetworkConfig, TwinCritic
+from avtd3.learn.policy import PolicyActor
+from avtd3.learn.policy_store import PolicyStore
+from avtd3.learn.td3 import (
+    TD3Config,
+    actor_loss,
+    cloning_loss,
+    create_state,
+    critic_loss,
+    target_value,
+    update,
+)
+from avtd3.learn.trainer import train
+from avtd3.store import Dataset, EpisodeSpec, Sampler, SegmentWriter
+from avtd3.store.errors import ConfigError
+from avtd3.store.replay.config import PriorityConfig, ReplayConfig
+from avtd3.store.spec import ImageSpec
+from avtd3.store.step import Observation
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def spec(make_spec):
+    return make_spec(image=ImageSpec(height=36, width=36, channels=1, stack=2))
+
+
+@pytest.fixture
+def shared(spec):
+    network = NetworkConfig(hidden=(16, 16), features=8, shared_encoder=True)
+    return create_state(spec, network, TD3Config(tau=0.1), CPU, seed=0), network
+
+
+def noise(batch):
+    return torch.randn(batch.action.shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_critic_norm_is_layer_norm_after_each_activation(spec):
+    torch.manual_seed(0)
+    critic = TwinCritic(spec, NetworkConfig(hidden=(16, 12), features=8, critic_norm=True))
+    x = torch.randn(5, critic.state_size + spec.action_size)
+    expected = x.numpy().astype(np.float64)
+    *hidden, last = critic.head1.layers
+    for layer in hidden:
+        weight, bias = (p.detach().numpy().astype(np.float64) for p in layer.parameters())
+        expected = np.maximum(expected @ weight.T + bias, 0.0)
+        expected -= expected.mean(axis=1, keepdims=True)
+        expected /= np.sqrt((expected**2).mean(axis=1, keepdims=True) + 1e-5)
+    weight, bias = (p.detach().numpy().astype(np.float64) for p in last.parameters())
+    expected = expected @ weight.T + bias
+    np.testing.assert_allclose(critic.head1(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_critic_norm_the_weights_have_their_old_names(spec):
+    names = set(TwinCritic(spec, NetworkConfig(hidden=(16,), features=8)).state_dict())
+    assert not any(".norms." in name for name in names if name.startswith("head"))
+
+
+def test_a_shared_encoder_is_trained_by_the_critics_alone(shared, spec, make_batch):
+    state, _ = shared
+    assert state.shares_encoder
+    batch = make_batch(spec)
+    before = [p.clone() for p in state.critic.encoder.parameters()]
+    loss = actor_loss(state, batch, TD3Config())
+    loss.loss.backward()
+    assert all(p.grad is None for p in state.critic.encoder.parameters())
+    state.actor_optimizer.step()
+    for old, new in zip(before, state.critic.encoder.parameters(), strict=True):
+        assert torch.equal(old, new)
+    assert {id(p) for group in state.actor_optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in state.actor.head.parameters()
+    }
+
+
+def test_a_shared_encoder_has_one_target_that_moves_once_per_actor_update(shared, spec, make_batch):
+    state, _ = shared
+    config = TD3Config(tau=0.1)
+    assert state.actor_target.encoder is state.critic_target.encoder
+    start = [p.clone() for p in state.critic_target.encoder.parameters()]
+    for seed in range(2):
+        batch = make_batch(spec, seed=seed)
+        update(state, batch, noise(batch), config)
+    targets = state.critic_target.encoder.parameters()
+    for old, target, new in zip(start, targets, state.critic.encoder.parameters(), strict=True):
+        torch.testing.assert_close(target, torch.lerp(old, new.detach(), 0.1))
+
+
+def test_the_actor_reads_the_features_of_the_critics_loss(shared, spec, make_batch):
+    state, _ = shared
+    batch = make_batch(spec)
+    critic = critic_loss(state, batch, batch.reward, noise(batch), TD3Config())
+    fresh = actor_loss(state, batch, TD3Config())
+    given = actor_loss(state, batch, TD3Config(), critic.state.detach())
+    torch.testing.assert_close(fresh.loss, given.loss)
+
+
+def test_a_policy_with_a_shared_encoder_acts_like_its_actor(shared, spec, make_batch, tmp_path):
+    state, network = shared
+    batch = make_batch(spec)
+    for seed in range(4):
+        other = make_batch(spec, seed=seed)
+        update(state, other, noise(other), TD3Config())
+    store = PolicyStore(tmp_path)
+    store.publish(state.actor, spec, network, updates=4)
+    policy = store.latest(spec)
+    assert policy is not None
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (1, 36, 36), np.uint8)
+    vector = batch.observation.vector[0].numpy() * np.array(spec.vector_scales, np.float32)
+    actor = PolicyActor(policy)
+    actor.reset()
+    action = actor.act(Observation(image=frame, vector=vector))
+    stack = np.concatenate([frame, frame])[None]
+    observation = dataclasses.replace(
+        batch.observation,
+        pixels=torch.from_numpy(stack).float(),
+        vector=batch.observation.vector[:1],
+    )
+    with torch.no_grad():
+        expected = state.actor(observation)[0].numpy()
+    np.testing.assert_allclose(action, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_huber_loss_is_twice_that_of_torch(make_spec, small_network, make_batch):
+    spec = make_spec()
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=0)
+    batch = make_batch(spec)
+    batch = dataclasses.replace(batch, reward=10.0 * batch.reward)
+    terms = critic_loss(state, batch, batch.reward, noise(batch), TD3Config(critic_huber=1.0))
+    expected = sum(functional.huber_loss(q, terms.target) for q in (terms.q1, terms.q2))
+    torch.testing.assert_close(terms.loss, 2.0 * expected)
+    weight = torch.rand(len(batch.reward))
+    weighted = critic_loss(
+        state,
+        dataclasses.replace(batch, weight=weight),
+        batch.reward,
+        noise(batch),
+        TD3Config(critic_huber=1.0),
+    )
+    each = sum(
+        functional.huber_loss(q, terms.target, reduction="none") for q in (terms.q1, terms.q2)
+    )
+    torch.testing.assert_close(weighted.loss, (2.0 * weight * each).mean())
+
+
+def test_cloning_ignores_the_critics(make_spec, small_network, make_batch):
+    spec = make_spec()
+    states = [create_state(spec, small_network, TD3Config(), CPU, seed=0) for _ in range(2)]
+    with torch.no_grad():  # other critics, the same actor
+        for p in states[1].critic.parameters():
+            p.add_(1.0)
+    for state in states:
+        for seed in range(6):
+            batch = make_batch(spec, seed=seed)
+            update(state, batch, noise(batch), TD3Config(), None, "bc")
+    one, other = (state.actor.state_dict() for state in states)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    batch = make_batch(spec)
+    terms = cloning_loss(states[0], batch, TD3Config())
+    torch.testing.assert_close(terms.loss, functional.mse_loss(terms.action, batch.action))
+
+
+def test_the_penalty_of_rebrac_lowers_the_target(make_spec, small_network, make_batch):
+    spec = make_spec()
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=0)
+    batch = make_batch(spec)
+    quiet = torch.zeros_like(batch.action)
+    plain = target_value(state, batch, batch.reward, quiet, TD3Config())
+    known = torch.ones(len(batch.reward))
+    known[:2] = 0.0
+    given = dataclasses.replace(
+        batch, next_action=torch.full_like(batch.action, 0.3), has_next_action=known
+    )
+    lowered = target_value(state, given, batch.reward, quiet, TD3Config(critic_bc_weight=0.5))
+    action = state.actor_target(batch.next_observation)
+    distance = (action - 0.3).square().sum(dim=-1)
+    torch.testing.assert_close(plain - lowered, batch.discount * 0.5 * distance * known)
+
+
+def test_values_keep_their_digits_under_bf16(make_spec, small_network, make_batch):
+    spec = make_spec()
+    state = create_state(spec, small_network, TD3Config(), CPU, seed=0)
+    with torch.no_grad():
+        for head in (state.critic.head1, state.critic.head2):
+            *_, bias = head.parameters()
+            bias.fill_(70.0)
+    batch = make_batch(spec, size=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        q, _ = state.critic.both(state.critic.encode(batch.observation), batch.action)
+    assert q.dtype is torch.float32
+    rounded = q.to(torch.bfloat16).float()  # steps of 0.5
+    assert len(q.unique()) > 32 > len(rounded.unique())
+
+
+def test_next_actions_are_those_of_the_data(tmp_path):
+    spec = EpisodeSpec(vector_names=("t",), action_names=("a",), vector_scales=(1.0,))
+    with SegmentWriter(Dataset.create(tmp_path / "data", spec)) as writer:
+        for length in (4, 7):
+            writer.begin(Observation(vector=np.zeros(1, np.float32)))
+            for t in range(length):
+                after = Observation(vector=np.full(1, t + 1, np.float32))
+                action = np.full(1, 0.1 * t, np.float32)
+                writer.step(action, 1.0, after, terminated=t == length - 1)
+    dataset = Dataset.open(tmp_path / "data")
+    for n_step in (1, 3):
+        config = ReplayConfig(batch_size=64, n_step=n_step)
+        with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
+            batch = sampler.sample()
+            assert batch.next_observation_vector is not None
+            assert batch.next_action is not None
+            known = batch.has_next_action
+            assert known is not None
+            time = batch.next_observation_vector[:, 0]
+            np.testing.assert_allclose(batch.next_action[known, 0], 0.1 * time[known], atol=1e-6)
+            assert known.any()
+            assert not known.all()
+            assert not batch.discount[~known].any()
+
+
+def test_rebrac_trains_and_the_fitted_value_is_logged(tmp_path):
+    rng = np.random.default_rng(0)
+    spec = EpisodeSpec(vector_names=("x",), action_names=("a",), vector_scales=(1.0,))
+    with SegmentWriter(Dataset.create(tmp_path / "data", spec)) as writer:
+        for seed in range(30):
+            writer.begin(Observation(vector=rng.normal(size=1).astype(np.float32)), seed=seed)
+            for t in range(8):
+                after = Observation(vector=rng.normal(size=1).astype(np.float32))
+                action = rng.uniform(-1.0, 1.0, 1).astype(np.float32)
+                writer.step(action, float(action[0]), after, terminated=t == 7)
+    config = LearnConfig(
+        updates=20,
+        evaluate_every=10,
+        evaluate_fitted=True,
+        evaluate_episodes=20,
+        network=NetworkConfig(hidden=(8, 8), critic_norm=True),
+        td3=TD3Config(bc_alpha=2.5, critic_bc_weight=0.1, critic_huber=1.0),
+        replay=ReplayConfig(
+            batch_size=16,
+            held_out=0.5,
+            prioritised=True,
+            priority=PriorityConfig(alpha=0.4, minimum=1.0, correct=False),
+        ),
+    )
+    logged = {}
+
+    class Metrics(TrainCallback):
+        def on_metrics(self, step, scalars):
+            logged.update(scalars)
+
+    report = train(config, datasets=tmp_path / "data", run=tmp_path / "run", callbacks=[Metrics()])
+    assert report.updates == 20
+    assert logged["offline/fitted_value_low"] <= logged["offline/fitted_value"]
+    assert -8.0 < logged["offline/fitted_value"] < 8.0
+
+
+def test_behaviour_cloning_is_an_algorithm_of_train(tmp_path):
+    rng = np.random.default_rng(0)
+    spec = EpisodeSpec(vector_names=("x",), action_names=("a",), vector_scales=(1.0,))
+    with SegmentWriter(Dataset.create(tmp_path / "data", spec)) as writer:
+        for _ in range(20):
+            x = rng.uniform(-1.0, 1.0, 1).astype(np.float32)
+            writer.begin(Observation(vector=x))
+            for t in range(8):
+                action = -0.5 * x
+                x = rng.uniform(-1.0, 1.0, 1).astype(np.float32)
+                reward = float(action[0] ** 2)  # cloning ignores it
+                writer.step(action, reward, Observation(vector=x), terminated=t == 7)
+    config = LearnConfig(
+        algorithm="bc",
+        updates=400,
+        network=NetworkConfig(hidden=(32,)),
+        td3=TD3Config(actor_lr=0.01, policy_delay=1),
+        replay=ReplayConfig(batch_size=64),
+    )
+    train(config, datasets=tmp_path / "data", run=tmp_path / "run")
+    policy = PolicyStore(tmp_path / "run" / "policies").latest(spec)
+    assert policy is not None
+    actor = PolicyActor(policy)
+    for place in (-0.8, 0.1, 0.6):
+        actor.reset()
+        action = actor.act(Observation(vector=np.array([place], np.float32)))
+        assert action[0] == pytest.approx(-0.5 * place, abs=0.05)
+
+
+@pytest.mark.parametrize("settings", [{"algorithm": "sac"}, {"threads": "many"}, {"threads": -1}])
+def test_wrong_choices_are_config_errors(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        LearnConfig(**settings)
+
+
+def test_a_run_with_a_shared_encoder_resumes(tmp_path):
+    spec = EpisodeSpec(
+        image=ImageSpec(height=36, width=36, stack=2),
+        vector_names=("x",),
+        action_names=("a",),
+        vector_scales=(1.0,),
+    )
+    rng = np.random.default_rng(0)
+
+    def observe():
+        frame = rng.integers(0, 256, spec.image.frame_shape, np.uint8)
+        return Observation(image=frame, vector=rng.normal(size=1).astype(np.float32))
+
+    with SegmentWriter(Dataset.create(tmp_path / "data", spec)) as writer:
+        writer.begin(observe())
+        for t in range(30):
+            writer.step(
+                rng.uniform(-1.0, 1.0, 1).astype(np.float32), 1.0, observe(), terminated=t == 29
+            )
+
+    def learn(run, updates, **more):
+        config = LearnConfig(
+            updates=updates,
+            threads=1,
+            network=NetworkConfig(hidden=(8,), features=8, shared_encoder=True),
+            replay=ReplayConfig(batch_size=4),
+        )
+        train(config, datasets=tmp_path / "data", run=tmp_path / run, **more)
+        policy = PolicyStore(tmp_path / run / "policies").latest(spec)
+        assert policy is not None
+        return policy.digest
+
+    learn("cut", 4)
+    assert learn("cut", 8, resume=True) == learn("whole", 8)
