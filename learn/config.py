@@ -75,9 +75,6 @@ class LearnConfig:
     evaluate_episodes: int = 8
     """Largest number of held-out episodes to evaluate. They stay the same unless new data add
     episodes before them in the split."""
-    evaluate_fitted: bool = False
-    """Whether to estimate the return of the actor's own drives from the held-out episodes by fitted
-    Q evaluation (``offline/fitted_value``); use at least 20 `evaluate_episodes`."""
     decay_from: int = 0
     """Update at which all learning rates start to decrease linearly, to `decay_to` at the last
     update; 0 keeps them constant."""

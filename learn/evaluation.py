@@ -42,6 +42,8 @@ VECTOR_COLUMNS = {
 
 _CHUNK = 256
 """Steps that are evaluated at once."""
+_FEATURES, _OWN_FEATURES = "features", "own_features"
+"""Columns of the critics' last hidden layers, at the actions of the data and of the actor."""
 
 
 class EpisodeMetrics:
@@ -115,8 +117,6 @@ class HeldOutEvaluator:
     gamma: float
     device: torch.device
     autocast: torch.dtype | None
-    fits: bool = False
-    """Whether to estimate the value of the actor by fitted Q evaluation."""
 
     def __call__(self, state: TD3State, episodes: Iterable[Episode]) -> dict[str, float]:
         """Return means over all steps of the episodes, by metric; nothing without episodes."""
@@ -126,10 +126,10 @@ class HeldOutEvaluator:
         with torch.no_grad(), evaluating(state.actor, state.critic):
             for episode in episodes:
                 count += 1
-                for name, values in self._evaluate(state, episode).items():
+                found = self._evaluate(state, episode)
+                fitted.append(self._fitted_episode(state, episode, found))
+                for name, values in found.items():
                     columns.setdefault(name, []).append(values)
-                if self.fits:
-                    fitted.append(self._features(state, episode))
         if not count:
             return {}
         steps = {name: np.concatenate(values) for name, values in columns.items()}
@@ -142,27 +142,6 @@ class HeldOutEvaluator:
             found["offline/fitted_value_low"] = value.low
             found["offline/fitted_value_high"] = value.high
         return found | {"offline/episodes": float(count)}
-
-    def _features(self, state: TD3State, episode: Episode) -> FittedEpisode:
-        """Return the critics' last hidden layers at each step, and at the actor's next actions."""
-        columns: dict[str, list[Tensor]] = {"now": [], "own": []}
-        for start in range(0, episode.length + 1, _CHUNK):
-            stop = min(start + _CHUNK, episode.length + 1)
-            observation = self._observe(episode, start, stop)
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                encoded = state.critic.encode(observation)
-                own = state.actor(observation)
-                actions = torch.from_numpy(episode.actions[start:stop]).to(self.device)
-                columns["own"].append(state.critic.hidden(encoded, own))
-                columns["now"].append(state.critic.hidden(encoded[: len(actions)], actions))
-        now, own = (torch.cat(columns[name]).double().cpu().numpy() for name in ("now", "own"))
-        reward = scale_reward(torch.from_numpy(episode.rewards), self.config).double().numpy()
-        discount = np.full(len(reward), self.gamma)
-        if episode.terminated[-1]:
-            discount[-1] = 0.0
-        return FittedEpisode(
-            features=now, next_features=own[1:], reward=reward, discount=discount, first=own[0]
-        )
 
     def _evaluate(self, state: TD3State, episode: Episode) -> dict[str, NDArray[np.float32]]:
         """Return each metric at each step, float32 (T,), or at the first step only, (1,)."""
@@ -180,6 +159,23 @@ class HeldOutEvaluator:
         found["offline/initial_value"] = found["offline/q_actor"][:1]
         return found
 
+    def _fitted_episode(
+        self, state: TD3State, episode: Episode, columns: dict[str, NDArray[np.float32]]
+    ) -> FittedEpisode:
+        """Take the features out of an episode's columns."""
+        features, own = columns.pop(_FEATURES), columns.pop(_OWN_FEATURES)
+        discount = np.full(len(own), self.gamma)
+        if episode.terminated[-1]:
+            discount[-1], last = 0.0, own[-1:]  # any value, because its discount is 0
+        else:
+            observation = self._observe(episode, episode.length, episode.length + 1)
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                encoded, action = state.critic.encode(observation), state.actor(observation)
+                last = state.critic.hidden(encoded, action).float().cpu().numpy()
+        reward = scale_reward(torch.from_numpy(episode.rewards), self.config).double().numpy()
+        own = np.concatenate([own, last])
+        return FittedEpisode(features=features, own=own, reward=reward, discount=discount)
+
     def _evaluate_chunk(
         self, state: TD3State, episode: Episode, start: int, stop: int
     ) -> dict[str, Tensor]:
@@ -193,12 +189,16 @@ class HeldOutEvaluator:
             q = state.critic.first(encoded, batch.action)
             action = state.actor(batch.observation)
             q_actor = state.critic.first(encoded, action)
+            features = state.critic.hidden(encoded, batch.action)
+            own_features = state.critic.hidden(encoded, action)
         distance = (action - batch.action).abs() / state.actor.action_scale
         return {
             "offline/td_error": (q.float() - target.float()).abs(),
             "offline/q": q.float(),
             "offline/q_actor": q_actor,
             "offline/action_distance": distance.mean(dim=1),
+            _FEATURES: features,
+            _OWN_FEATURES: own_features,
         }
 
     def _batch(self, episode: Episode, start: int, stop: int) -> Batch:

@@ -29,21 +29,19 @@ LEVEL = 0.95
 class FittedEpisode:
     """Features of an episode of T steps."""
 
-    features: NDArray[np.float64]
+    features: NDArray[np.floating]
     """(T, D), psi of each step's state and action."""
-    next_features: NDArray[np.float64]
-    """(T, D), psi of the next states and the actions that the policy takes there."""
+    own: NDArray[np.floating]
+    """(T + 1, D), psi of each state, the last one included, and the policy's action there."""
     reward: NDArray[np.float64]
     """(T,)."""
     discount: NDArray[np.float64]
     """(T,): 0 after the last step of a terminated episode, else gamma."""
-    first: NDArray[np.float64]
-    """(D,), psi of the first state and the policy's action there."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FittedValue:
-    """Estimate of the policy's discounted return from the first states of the episodes."""
+    """Estimate of the policy's mean discounted return from the states of the episodes on."""
 
     mean: float
     low: float
@@ -71,7 +69,7 @@ def fitted_value(episodes: list[FittedEpisode], seed: int = 0) -> FittedValue | 
         if weights is None:
             return None
         for number in range(fold, len(episodes), folds):
-            values[number] = _with_bias(episodes[number].first[None], scale)[0] @ weights
+            values[number] = (_with_bias(episodes[number].own[:-1], scale) @ weights).mean()
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
     tail = (1.0 - LEVEL) / 2.0
@@ -79,9 +77,9 @@ def fitted_value(episodes: list[FittedEpisode], seed: int = 0) -> FittedValue | 
     return FittedValue(mean=float(values.mean()), low=float(low), high=float(high))
 
 
-def _with_bias(features: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+def _with_bias(features: NDArray[np.floating], scale: float) -> NDArray[np.float64]:
     """Return features (N, D + 1) of about unit size, with a constant."""
-    return np.concatenate([features / scale, np.ones((len(features), 1))], axis=1)
+    return np.concatenate([features.astype(np.float64) / scale, np.ones((len(features), 1))], 1)
 
 
 _Moments = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -91,7 +89,7 @@ def _moments(episodes: list[FittedEpisode], scale: float) -> _Moments:
     """Return ``psi' psi``, ``psi' (discount * next psi)`` and ``psi' r``, summed over steps."""
     found = []
     for episode in episodes:
-        now, after = (_with_bias(x, scale) for x in (episode.features, episode.next_features))
+        now, after = (_with_bias(x, scale) for x in (episode.features, episode.own[1:]))
         after *= episode.discount[:, None]
         found.append((now.T @ now, now.T @ after, now.T @ episode.reward))
     gram, cross, target = (np.sum([each[part] for each in found], axis=0) for part in range(3))

@@ -250,14 +250,9 @@ class Trainer:
             on_alert=self._on_alert,
         )
         self._logger = MetricLogger(run / "events", features=features, on_write=self._on_metrics)
-        self._evaluator = HeldOutEvaluator(
-            spec,
-            config.td3,
-            config.replay.gamma,
-            self._device,
-            self._autocast,
-            fits=config.evaluate_fitted,
-        )
+        gamma = config.replay.gamma
+        evaluator = HeldOutEvaluator(spec, config.td3, gamma, self._device, self._autocast)
+        self._evaluator = evaluator
         self._throughput = Throughput()
         self._tuner = self._make_tuner()
         self._source: ReplaySource | None = None

@@ -14,39 +14,43 @@ def one_hot(state, action):
     return found
 
 
-def drive(rng, policy, length=40, terminates=True):
+def drive(rng, policy, length=40):
     """Walk on a line with random actions: 1 goes right, 0 stays; the last state pays 1 and ends."""
-    features, after, reward, discount = [], [], [], []
+    features, own, reward, discount = [], [one_hot(0, policy)], [], []
     state = 0
-    first = one_hot(0, policy)
     for _ in range(length):
         action = int(rng.integers(2))
-        following = state + action
-        ends = following == STATES - 1
         features.append(one_hot(state, action))
-        after.append(one_hot(following, policy))
+        state += action
+        ends = state == STATES - 1
+        own.append(one_hot(state, policy))
         reward.append(1.0 if ends else -0.05)
-        discount.append(0.0 if ends and terminates else GAMMA)
-        state = 0 if ends and not terminates else following
-        if ends and terminates:
+        discount.append(0.0 if ends else GAMMA)
+        if ends:
             break
-    arrays = (np.array(each, np.float64) for each in (features, after, reward, discount))
-    names = ("features", "next_features", "reward", "discount")
-    return FittedEpisode(**dict(zip(names, arrays, strict=True)), first=first)
+    arrays = (np.array(each, np.float64) for each in (features, own, reward, discount))
+    return FittedEpisode(
+        **dict(zip(("features", "own", "reward", "discount"), arrays, strict=True))
+    )
 
 
-def value_of_going_right():
-    steps = STATES - 1
+def value_of_going_right(state):
+    steps = STATES - 1 - state
     return sum(GAMMA**t * -0.05 for t in range(steps - 1)) + GAMMA ** (steps - 1)
 
 
-@pytest.mark.parametrize(
-    ("policy", "expected"), [(1, value_of_going_right()), (0, -0.05 / (1.0 - GAMMA))]
-)
-def test_the_value_of_a_policy_comes_from_random_drives(policy, expected):
+def value_of_staying(state):
+    return -0.05 / (1.0 - GAMMA)
+
+
+@pytest.mark.parametrize(("policy", "value"), [(1, value_of_going_right), (0, value_of_staying)])
+def test_the_value_of_a_policy_comes_from_random_drives(policy, value):
     rng = np.random.default_rng(0)
-    found = fitted_value([drive(rng, policy) for _ in range(200)])
+    episodes = [drive(rng, policy) for _ in range(200)]
+    found = fitted_value(episodes)
     assert found is not None
+    states = [episode.features.argmax(axis=1) // 2 for episode in episodes]
+    expected = np.mean([np.mean([value(s) for s in visited]) for visited in states])
     assert found.mean == pytest.approx(expected, abs=0.06)
     assert found.low <= found.mean <= found.high
 
@@ -65,12 +69,12 @@ def test_the_same_episodes_give_the_same_value():
     assert fitted_value(episodes) == fitted_value(episodes)
 
 
-def test_the_interval_comes_from_the_first_states():
+def test_more_episodes_have_a_narrower_interval():
     rng = np.random.default_rng(3)
-    episodes = [drive(rng, 1) for _ in range(20)]
-    found = fitted_value(episodes)
-    assert found is not None
-    assert found.high - found.low < 0.2  # all start alike, only the fits differ
+    few, many = (fitted_value([drive(rng, 1) for _ in range(count)]) for count in (10, 160))
+    assert few is not None
+    assert many is not None
+    assert many.high - many.low < 0.5 * (few.high - few.low)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -85,10 +89,9 @@ def test_values_without_a_fixed_point_are_not_reported():
     wild = [
         FittedEpisode(
             features=e.features,
-            next_features=30.0 * e.features,
+            own=np.concatenate([e.own[:1], 30.0 * e.features]),
             reward=e.reward,
             discount=np.full(len(e.reward), GAMMA),
-            first=e.first,
         )
         for e in episodes
     ]

@@ -241,7 +241,6 @@ def test_rebrac_trains_and_the_fitted_value_is_logged(tmp_path):
     config = LearnConfig(
         updates=20,
         evaluate_every=10,
-        evaluate_fitted=True,
         evaluate_episodes=20,
         network=NetworkConfig(hidden=(8, 8), critic_norm=True),
         td3=TD3Config(bc_alpha=2.5, critic_bc_weight=0.1, critic_huber=1.0),
