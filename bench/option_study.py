@@ -1,22 +1,22 @@
 """Compare options of the learner on the same data, over several seeds, by driving held-out roads.
 
-    python bench/option_study.py [--presets full_state,vision_only] [--options plain,bc,...]
-        [--steps 200000] [--seeds 3] [--jobs 1] [--device cpu] [--out docs] [--work option-study]
+    python bench/option_study.py [--options plain,bc,...] [--preset demo] [--side 48]
+        [--steps 30000] [--updates 1500] [--episodes 50] [--seeds 3] [--out docs]
+        [--work option-study]
 
-Each preset's data are collected once. Each option is trained on them with each seed, and its last
-policy drives the held-out roads of the preset. *plain* is the preset itself. The difference of an
-option from *plain* has the 95 % interval of a t test over pairs of runs with the same seed. Runs
-that have a score in ``--work`` are not repeated. It writes ``option-study.md``.
+The data are collected once. Each option is trained on them with each seed, with one thread, and its
+last policy drives the held-out roads. *plain* is the preset itself, with learning rates that fall
+over the last half. The difference of an option from *plain* has the 95 % interval of a t test over
+pairs of runs with the same seed. Runs that have a score in ``--work`` are not repeated. It writes
+``option-study.md``.
 """
 
 import argparse
-import concurrent.futures
 import json
 import shlex
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ OPTIONS: dict[str, dict[str, object]] = {
     "critic norm": {"network.critic_norm": True},
     "rebrac": {"network.critic_norm": True, "td3.critic_bc_weight": 0.01},
     "shared encoder": {"network.shared_encoder": True},
-    "huber": {"td3.critic_huber": 1.0},
     "lap": {
         "td3.critic_huber": 1.0,
         "replay.prioritised": True,
@@ -44,39 +43,38 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", default="full_state,vision_only")
+    parser.add_argument("--preset", default="demo")
     parser.add_argument("--options", default=",".join(OPTIONS))
-    parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--updates", type=int, help="other than those of the preset")
+    parser.add_argument("--side", type=int, default=48, help="rows and columns of a frame")
+    parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--updates", type=int, default=1_500)
     parser.add_argument("--episodes", type=int, default=50, help="held-out roads")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--workers", type=int, default=2, help="processes of a command")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--most-seconds", type=float, default=float("inf"), help="start no more")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("option-study"))
     options = parser.parse_args()
-    presets, names = options.presets.split(","), options.options.split(",")
+    names = options.options.split(",")
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    end_s = time.monotonic() + options.most_seconds
-    for preset in presets:
-        if not (options.work / preset).exists():
-            size = ["--steps", options.steps, "--workers", options.workers]
-            avtd3("collect", options.work / preset, "--config", preset, *size)
-
-    def make(run: tuple[int, str, str]) -> None:
-        if time.monotonic() < end_s:
-            score(run, options)
-
-    runs = [(seed, name, preset) for seed in range(options.seeds) for name in names
-            for preset in presets]  # fmt: skip
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(make, runs))
-    text = "\n".join(table(options.work, presets, names, options))
+    data = options.work / "data"
+    if not data.exists():
+        size = ["--steps", options.steps, *camera("collect", options)]
+        avtd3("collect", data, "--config", options.preset, *size)
+    runs = [(name, seed) for seed in range(1, options.seeds + 1) for name in names]
+    found = [score(name, seed, options) for name, seed in runs]
+    scores = {
+        name: {seed: one for (of, seed), one in zip(runs, found, strict=True) if of == name}
+        for name in names
+    }
+    text = "\n".join(table(scores, options))
     (options.out / "option-study.md").write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def camera(section: str, options: argparse.Namespace) -> list[str]:
+    """Return the words that set the size of the frames."""
+    sides = (f"{section}.road.camera.{name}={options.side}" for name in ("height", "width"))
+    return [word for side in sides for word in ("--set", side)]
 
 
 def avtd3(*words: object) -> dict[str, Any]:
@@ -89,64 +87,39 @@ def avtd3(*words: object) -> dict[str, Any]:
     return report
 
 
-def score_file(work: Path, seed: int, name: str, preset: str) -> Path:
-    """Return the file with the score of a run."""
-    return work / f"{preset}-{name.replace(' ', '-')}-{seed}.json"
+def score(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and drive, unless that has been done; return the report."""
+    run = options.work / f"{name.replace(' ', '-')}-{seed}"
+    path = run.with_suffix(".json")
+    if not path.exists():
+        settings = {"threads": 1, "decay_from": options.updates // 2, **OPTIONS[name]}
+        words = [w for key, value in settings.items() for w in ("--set", f"learn.{key}={value}")]
+        given = ["--config", options.preset, "--seed", seed, "--updates", options.updates, *words]
+        learned = avtd3("learn", options.work / "data", "--run", run, *given)
+        roads = ["--config", options.preset, "--episodes", options.episodes]
+        driven = avtd3("evaluate", run / "policies", *roads, *camera("evaluate", options))
+        driven["updates_per_second"] = learned["updates_per_second"]
+        path.write_text(json.dumps(driven))
+    report: dict[str, Any] = json.loads(path.read_text())
+    return report
 
 
-def score(run: tuple[int, str, str], options: argparse.Namespace) -> None:
-    """Train and drive, unless that has been done."""
-    seed, name, preset = run
-    path = score_file(options.work, seed, name, preset)
-    if path.exists():
-        return
-    settings = {"device": options.device, **OPTIONS[name]}
-    if options.updates:
-        settings["updates"] = options.updates
-    if options.device == "cuda":
-        settings |= {"cuda_graphs": True, "device_frames": True}
-    words = [word for key, value in settings.items() for word in ("--set", f"learn.{key}={value}")]
-    folder = path.with_suffix("")
-    learned = avtd3(
-        *("learn", options.work / preset, "--run", folder, "--config", preset, "--seed", seed),
-        *words,
-    )
-    roads = ["--episodes", options.episodes, "--workers", options.workers]
-    driven = avtd3("evaluate", folder / "policies", "--config", preset, *roads)
-    driven["updates_per_second"] = learned["updates_per_second"]
-    path.write_text(json.dumps(driven))
-
-
-def table(
-    work: Path, presets: Sequence[str], names: Sequence[str], options: argparse.Namespace
-) -> list[str]:
+def table(scores: dict[str, dict[int, Any]], options: argparse.Namespace) -> list[str]:
     """Return the lines of the report."""
+    given = {name: getattr(options, name) for name in ("side", "steps", "updates", "episodes")}
+    words = " ".join(f"--{name} {value}" for name, value in given.items())
     lines = [
         "# Options of the learner",
         "",
-        f"`python bench/option_study.py --presets {','.join(presets)} --options "
-        f"{shlex.quote(','.join(names))} --steps {options.steps} --episodes {options.episodes} "
-        f"--seeds {options.seeds} --device {options.device}`",
+        f"`python bench/option_study.py --preset {options.preset} {words} --seeds {options.seeds}`",
         "",
-        "| preset | option | success | mean | return | difference (95 %) | updates/s |",
-        "| --- | --- | --- | ---: | ---: | --- | ---: |",
+        "| option | success | mean | return | difference (95 %) | updates/s |",
+        "| --- | --- | ---: | ---: | --- | ---: |",
     ]
-    for preset in presets:
-        found = {
-            name: {
-                seed: json.loads(path.read_text())
-                for seed in range(options.seeds)
-                if (path := score_file(work, seed, name, preset)).exists()
-            }
-            for name in names
-        }
-        lines += [
-            row(preset, name, runs, found.get("plain", {})) for name, runs in found.items() if runs
-        ]
-    return lines
+    return lines + [row(name, runs, scores.get("plain", {})) for name, runs in scores.items()]
 
 
-def row(preset: str, name: str, runs: dict[int, Any], plain: dict[int, Any]) -> str:
+def row(name: str, runs: dict[int, Any], plain: dict[int, Any]) -> str:
     """Return the line of an option."""
     success = [run["success_rate"] for run in runs.values()]
     returns = statistics.mean(run["return_mean"] for run in runs.values())
@@ -157,7 +130,7 @@ def row(preset: str, name: str, runs: dict[int, Any], plain: dict[int, Any]) -> 
     difference = "" if name == "plain" else interval(pairs)
     each = ", ".join(f"{100 * rate:.0f}" for rate in success)
     return (
-        f"| {preset} | {name} | {each} % | {statistics.mean(success):.0%} | {returns:.1f} "
+        f"| {name} | {each} % | {statistics.mean(success):.0%} | {returns:.1f} "
         f"| {difference} | {speed:.0f} |"
     )
 
