@@ -28,6 +28,7 @@ check: $(VENV)/.dev .typecheck/avtd3
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file bench/mypy.ini bench/*.py
 	$(MAKE) test
 
 bench: $(VENV)/.bench

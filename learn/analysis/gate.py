@@ -9,6 +9,7 @@ from typing import Any, Literal
 from avtd3.learn.analysis.criteria import Answer, Criterion, GateConfig, Outcome, check_criterion
 from avtd3.learn.analysis.event_log import Curve, RunLog, read_log
 from avtd3.learn.analysis.metric_names import NameBook, NameMap, nearest
+from avtd3.learn.run_settings import CONFIG_FILE
 from avtd3.store.errors import ConfigError
 from avtd3.store.files import read_json
 from avtd3.store.render.text import columns, join_lines, markdown_table, plural
@@ -16,7 +17,6 @@ from avtd3.store.render.text import columns, join_lines, markdown_table, plural
 FORMAT = "avtd3.gate/1"
 REACHED = 0.98
 """Share of a stage's steps that counts as all: the last line may be logged before the last step."""
-CONFIG_FILE = "config.json"
 MAX_SETTINGS_BYTES = 1 << 20
 MAX_LIMIT = 1e30
 """Settings above this are not limits: a whole number in JSON may be larger than any float."""
