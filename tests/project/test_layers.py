@@ -47,6 +47,7 @@ SINGLE_IMPORTERS = {
     "configs.commands.learn": COMMAND,
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.store": COMMAND,
+    "learn.fitted_value": TOPIC,
     "learn.guards.monitor": ENTRY,
     "learn.replay_source": TOPIC,
     "store.maintenance.compact": WORK,
