@@ -11,8 +11,6 @@ discount             float32               (B,), gamma^m * (1 - terminated), in 
 next_observation     as observation
 weight               float32               (B,), in (0, 1]; only if prioritised
 bc_mask              float32               (B,), 0 or 1; only if not all are imitated
-next_action          float32               (B, A), the data's, n steps later
-has_next_action      float32               (B,), 0 or 1
 ==================== ===================== =========================================
 
 Frames are copied to the device once, as bytes, in the sampler's shared window of K + 1 frames. On
@@ -53,10 +51,6 @@ class Batch:
     """Importance weights; None if all are 1."""
     bc_mask: Tensor | None = None
     """1 if the imitation term includes the transition, else 0; None if all are 1."""
-    next_action: Tensor | None = None
-    """The data's action after the next observation; None if it is not known."""
-    has_next_action: Tensor | None = None
-    """1 where there is such an action, 0 at the end of an episode."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +112,6 @@ def to_batch(
         _send_if_any(vector, device)
         for vector in (transitions.observation_vector, transitions.next_observation_vector)
     ]
-    known = transitions.has_next_action
-    has_next = None if known is None else known.astype(np.float32)
     return Batch(
         observation=ObservationBatch(pixels=pixels[0], vector=vectors[0]),
         action=_send(transitions.action, device, copy=True),
@@ -128,8 +120,6 @@ def to_batch(
         next_observation=ObservationBatch(pixels=pixels[1], vector=vectors[1]),
         weight=_send_if_any(transitions.weight, device),
         bc_mask=_send_if_any(transitions.bc_mask, device),
-        next_action=_send_if_any(transitions.next_action, device),
-        has_next_action=_send_if_any(has_next, device),
     )
 
 
@@ -157,9 +147,6 @@ def flatten_sequences(
         vectors = [each.flatten(0, 1) for each in (vector[:, :-1], vector[:, 1:])]
     bc_mask = _send_if_any(sequences.bc_mask, device)
     discount = np.where(sequences.terminated, np.float32(0.0), np.float32(gamma))
-    next_action = np.roll(sequences.action, -1, axis=1)
-    has_next = np.ones(sequences.reward.shape, np.float32)
-    has_next[:, -1] = 0.0  # the action after a sequence is not in it
     return Batch(
         observation=ObservationBatch(pixels=pixels[0], vector=vectors[0]),
         action=_send(sequences.action, device, copy=True).flatten(0, 1),
@@ -167,8 +154,6 @@ def flatten_sequences(
         discount=_send(discount, device, copy=True).flatten(0, 1),
         next_observation=ObservationBatch(pixels=pixels[1], vector=vectors[1]),
         bc_mask=None if bc_mask is None else bc_mask.repeat_interleave(length),
-        next_action=_send(next_action, device, copy=True).flatten(0, 1),
-        has_next_action=_send(has_next, device, copy=True).flatten(0, 1),
     )
 
 

@@ -206,14 +206,8 @@ class HeldOutEvaluator:
         discount = np.full(stop - start, self.gamma, np.float32)
         if episode.terminated[-1] and stop == episode.length:
             discount[-1] = 0.0
-        following = episode.actions[start + 1 : stop + 1]
-        has_next = np.zeros(stop - start, np.float32)
-        has_next[: len(following)] = 1.0
-        following = np.pad(following, ((0, stop - start - len(following)), (0, 0)))
         return Batch(
             observation=self._observe(episode, start, stop),
-            next_action=torch.from_numpy(following).to(self.device),
-            has_next_action=torch.from_numpy(has_next).to(self.device),
             action=torch.from_numpy(episode.actions[start:stop]).to(self.device),
             reward=torch.from_numpy(episode.rewards[start:stop]).to(self.device),
             discount=torch.from_numpy(discount).to(self.device),

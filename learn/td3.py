@@ -25,9 +25,6 @@ Polyak averaging are as published. The code marks each deviation from the papers
     the critics learn from all data.
 14. The actor may read the features of the critics' CNN, without a gradient through them, and the
     features that the critics' loss has computed are used again (DrQ-v2, Yarats et al. 2021).
-15. The critics' loss may be the Huber loss, as in LAP (Fujimoto et al. 2020).
-16. The target may be lowered by the distance between the target policy's next action and that of
-    the data (ReBRAC, Tarasov et al. 2023).
 """
 
 import contextlib
@@ -108,12 +105,6 @@ class TD3Config:
     """Factor on every reward."""
     reward_clip: float = 0.0
     """Limit on the absolute value of a scaled (n-step) reward; 0 is no limit."""
-    critic_huber: float = 0.0
-    """Absolute TD error above which the critics' loss grows linearly, not with the square (1 in
-    LAP, Fujimoto et al. 2020); 0 is the mean squared error."""
-    critic_bc_weight: float = 0.0
-    """Factor on the mean squared distance between the next action of the target policy and that of
-    the data, which lowers the target (ReBRAC, Tarasov et al. 2023); 0 is none."""
     clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     """Limits on the norms of the gradients."""
 
@@ -135,7 +126,6 @@ class TD3Config:
                 *("target_policy_noise", "target_noise_clip", "mlp_weight_decay"),
                 *("cnn_weight_decay", "bc_alpha", "bc_weight", "pre_tanh_weight", "reward_clip"),
                 *("bc_final_weight", "bc_fade_from", "bc_fade_until", "target_clip_every"),
-                *("critic_huber", "critic_bc_weight"),
             ),
         )
 
@@ -396,11 +386,6 @@ def target_value(
     action = torch.clamp(action, centre - scale, centre + scale)
     q1, q2 = state.critic_target.both(encoded, action)
     value = torch.minimum(q1, q2)
-    if config.critic_bc_weight:  # deviation 16
-        assert batch.next_action is not None
-        assert batch.has_next_action is not None
-        distance = (action - batch.next_action).square().sum(dim=-1)
-        value = value - config.critic_bc_weight * distance * batch.has_next_action
     if state.value_range is not None:  # deviation 12
         value = torch.clamp(value, state.value_range[2], state.value_range[3])
     return reward + batch.discount * value  # deviation 4
@@ -429,20 +414,11 @@ def critic_loss(
         target = target_value(state, batch, reward, noise, config).to(batch.reward.dtype)
     encoded = state.critic.encode(batch.observation)
     q1, q2 = (q.to(target.dtype) for q in state.critic.both(encoded, batch.action))
-    if config.critic_huber:  # deviation 15
-        error = _huber(q1 - target, config.critic_huber) + _huber(q2 - target, config.critic_huber)
-        loss = (error if batch.weight is None else batch.weight * error).mean()
-    elif batch.weight is None:
+    if batch.weight is None:
         loss = functional.mse_loss(q1, target) + functional.mse_loss(q2, target)
     else:  # deviation 10
         loss = (batch.weight * ((q1 - target).square() + (q2 - target).square())).mean()
     return CriticTerms(loss=loss, q1=q1, q2=q2, target=target, state=encoded)
-
-
-def _huber(error: Tensor, limit: float) -> Tensor:
-    """Return the square of errors up to a limit, and its tangent above; twice the Huber loss."""
-    size = error.abs()
-    return torch.where(size <= limit, size.square(), limit * (2.0 * size - limit))
 
 
 ActorLoss = Callable[[TD3State, Batch, TD3Config, Tensor | None], ActorTerms]

@@ -47,17 +47,11 @@ class PriorityConfig:
     """Number of batches over which `beta` rises to 1."""
     epsilon: float = 1e-3
     """Added to each |TD error|, in reward, so that every transition can be sampled again."""
-    minimum: float = 0.0
-    """Smallest priority: |TD errors| below it count alike (1 in LAP, Fujimoto et al. 2020, together
-    with ``td3.critic_huber`` 1 and `correct` off)."""
-    correct: bool = True
-    """Whether batches have importance weights. LAP has none: its loss corrects the bias."""
 
     def __post_init__(self) -> None:
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             _require(0.0 <= value <= 1.0, f"priority.{name}", value, "a number in [0, 1]")
         _require(self.beta_batches >= 1, "priority.beta_batches", self.beta_batches, "1 or more")
-        _require(0.0 <= self.minimum < math.inf, "priority.minimum", self.minimum, "a number >= 0")
         is_above_zero = 0.0 < self.epsilon < math.inf
         _require(is_above_zero, "priority.epsilon", self.epsilon, "a number > 0")
 

@@ -451,7 +451,7 @@ class Priorities:
         number = self._tree.find(strata * self._tree.total)
         config = self._config
         rise = min(self._drawn / config.beta_batches, 1.0)
-        beta = config.beta + (1.0 - config.beta) * rise if config.correct else 0.0
+        beta = config.beta + (1.0 - config.beta) * rise
         self._drawn += 1
         priority = self._priority[number].astype(np.float64)
         weight = (priority.min() / priority) ** (config.alpha * beta)
@@ -470,7 +470,6 @@ class Priorities:
         if not len(number):
             return
         priority = np.abs(td_error[known]).astype(np.float32) + np.float32(self._config.epsilon)
-        priority = np.maximum(priority, np.float32(self._config.minimum))
         self._priority[number] = priority
         self._largest = max(self._largest, priority.max())
         # Read back, so that for a transition drawn twice the same value counts everywhere.

@@ -76,10 +76,6 @@ class Transitions:
     """float32 (B,), importance weights in (0, 1]; None unless sampling is prioritised."""
     index: NDArray[np.int64] | None = None
     """int64 (B,), identifies the transitions for `Sampler.update_priorities`; None likewise."""
-    next_action: NDArray[np.float32] | None = None
-    """float32 (B, A), the action after the next observation, where there is one."""
-    has_next_action: NDArray[np.bool_] | None = None
-    """bool (B,), False where the episode ends with the next observation."""
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -193,9 +189,12 @@ class Gather:
         assert self._numbers is not None, "there are no transitions"
         episode = self._episodes.ends.searchsorted(number, side="right")
         row = number + self._episodes.shift.take(episode)
-        left = self._episodes.ends.take(episode) - number
-        count = np.minimum(left, self._most)
-        next_row = row + count
+        if self._n_step == 1:
+            next_row = row + 1
+        else:
+            left = self._episodes.ends.take(episode) - number
+            count = np.minimum(left, self._most)
+            next_row = row + count
         # One memory access per transition: for n = 1, the two rows are neighbours.
         pairs = np.stack([row, next_row], axis=-1)
         numbers = self._numbers.take(pairs, axis=0, mode="clip")  # (N, B, 2, 2 + A + V)
@@ -218,8 +217,6 @@ class Gather:
             discount=discount,
             frame_rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
             bc_mask=None if bc_mask is None else bc_mask.take(episode),
-            next_action=numbers[..., 1, ACTION : self._vector],
-            has_next_action=count < left,
         )
 
     def batch(self, block: Transitions, number: int, frames: FrameBuffer) -> Transitions:
@@ -245,8 +242,6 @@ class Gather:
             bc_mask=pick(block.bc_mask),
             weight=pick(block.weight),
             index=pick(block.index),
-            next_action=pick(block.next_action),
-            has_next_action=pick(block.has_next_action),
         )
 
     def _sum_rewards(
