@@ -1,14 +1,14 @@
-"""Compare options of the learner on the same data, over several seeds, by driving held-out roads.
+"""Compare options of the learner, over seeds of data and learner, by driving held-out roads.
 
     python bench/option_study.py [--options plain,bc,...] [--preset demo] [--side 48]
-        [--steps 30000] [--updates 1500] [--episodes 50] [--seeds 3] [--out docs]
+        [--steps 30000] [--updates 1500] [--episodes 20] [--seeds 3] [--out docs]
         [--work option-study]
 
-The data are collected once. Each option is trained on them with each seed, with one thread, and its
-last policy drives the held-out roads. *plain* is the preset itself, with learning rates that fall
-over the last half. The difference of an option from *plain* has the 95 % interval of a t test over
-pairs of runs with the same seed. Runs that have a score in ``--work`` are not repeated. It writes
-``option-study.md``.
+For each seed, data are collected once; each option is trained on them with that seed, with one
+thread, and its last policy drives the held-out roads. *plain* is the preset itself, with learning
+rates that fall over the last half. The difference of an option from *plain* has the 95 % interval
+of a t test over pairs of runs with the same seed. Runs that have a score in ``--work`` are not
+repeated. It writes ``option-study.md``.
 """
 
 import argparse
@@ -27,15 +27,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "plain": {},
     "bc": {"algorithm": "bc"},
     "critic norm": {"network.critic_norm": True},
-    "rebrac": {"network.critic_norm": True, "td3.critic_bc_weight": 0.01},
     "shared encoder": {"network.shared_encoder": True},
-    "lap": {
-        "td3.critic_huber": 1.0,
-        "replay.prioritised": True,
-        "replay.priority.alpha": 0.4,
-        "replay.priority.minimum": 1.0,
-        "replay.priority.correct": False,
-    },
     "shifts": {"image_shift": 4},
 }
 """Settings of the section ``learn`` that differ from the preset, by name."""
@@ -48,7 +40,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=48, help="rows and columns of a frame")
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--updates", type=int, default=1_500)
-    parser.add_argument("--episodes", type=int, default=50, help="held-out roads")
+    parser.add_argument("--episodes", type=int, default=20, help="held-out roads")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("option-study"))
@@ -56,10 +48,6 @@ def main() -> None:
     names = options.options.split(",")
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    data = options.work / "data"
-    if not data.exists():
-        size = ["--steps", options.steps, *camera("collect", options)]
-        avtd3("collect", data, "--config", options.preset, *size)
     runs = [(name, seed) for seed in range(1, options.seeds + 1) for name in names]
     found = [score(name, seed, options) for name, seed in runs]
     scores = {
@@ -92,10 +80,14 @@ def score(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     run = options.work / f"{name.replace(' ', '-')}-{seed}"
     path = run.with_suffix(".json")
     if not path.exists():
+        data = options.work / f"data-{seed}"
+        if not data.exists():
+            size = ["--steps", options.steps, "--seed", seed, *camera("collect", options)]
+            avtd3("collect", data, "--config", options.preset, *size)
         settings = {"threads": 1, "decay_from": options.updates // 2, **OPTIONS[name]}
         words = [w for key, value in settings.items() for w in ("--set", f"learn.{key}={value}")]
         given = ["--config", options.preset, "--seed", seed, "--updates", options.updates, *words]
-        learned = avtd3("learn", options.work / "data", "--run", run, *given)
+        learned = avtd3("learn", data, "--run", run, *given)
         roads = ["--config", options.preset, "--episodes", options.episodes]
         driven = avtd3("evaluate", run / "policies", *roads, *camera("evaluate", options))
         driven["updates_per_second"] = learned["updates_per_second"]
