@@ -35,6 +35,9 @@ if TYPE_CHECKING:
         WorldLost,
     )
     from avtd3.store.events import Event
+    from avtd3.store.exchange.exporting import export_episodes
+    from avtd3.store.exchange.importing import import_episodes
+    from avtd3.store.exchange.record import ImportConfig
     from avtd3.store.filters import EpisodeFilter, parse_filter
     from avtd3.store.format.codec import FrameCodec
     from avtd3.store.format.manifest import Limits
@@ -64,6 +67,7 @@ __all__ = [
     "FrameCodec",
     "FrameStack",
     "ImageSpec",
+    "ImportConfig",
     "InUseError",
     "Limits",
     "MissingPackageError",
@@ -89,6 +93,8 @@ __all__ = [
     "WorldLost",
     "WriterConfig",
     "audit_datasets",
+    "export_episodes",
+    "import_episodes",
     "parse_filter",
 ]
 
@@ -104,6 +110,7 @@ _MODULES = {
     "FrameCodec": "format.codec",
     "FrameStack": "step",
     "ImageSpec": "spec",
+    "ImportConfig": "exchange.record",
     "Limits": "format.manifest",
     "Observation": "step",
     "PublishedSegment": "writer",
@@ -116,6 +123,8 @@ _MODULES = {
     "Transitions": "replay.gather",
     "WriterConfig": "writer",
     "audit_datasets": "audit.audit",
+    "export_episodes": "exchange.exporting",
+    "import_episodes": "exchange.importing",
     "parse_filter": "filters",
 }
 """Module of each name; the others are in `avtd3.store.errors`."""

@@ -122,7 +122,8 @@ def relabel(
         list[str],
         typer.Option(
             metavar="NAME=NUMBER,...",
-            help="Factors of reward terms, or a YAML file of them; other terms keep the factor 1.",
+            help="Weights of reward terms, a YAML file of them, or the preset carl; other terms "
+            "keep the weight 1.",
         ),
     ],
     as_json: opt.JsonOption = False,
@@ -133,9 +134,11 @@ def relabel(
     """
     from avtd3.store.maintenance.relabel import relabel as run
 
-    factors = opt.parse_weights(weights)
+    numbers, factors = opt.parse_weights(weights)
     with console.interruptible() as should_stop, console.progress() as show:
-        report = run(dataset, new, factors, should_stop=should_stop, on_progress=show)
+        report = run(
+            dataset, new, numbers, factors=factors, should_stop=should_stop, on_progress=show
+        )
     opt.answer(report.document(), as_json, report.summary())
     _exit(report.unreadable, report.stopped or report.problems)
 

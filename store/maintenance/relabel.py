@@ -1,4 +1,4 @@
-"""Make a dataset of the same episodes with other weights for the stored reward terms."""
+"""Make a dataset of the same episodes with rewards computed anew from the stored reward terms."""
 
 import dataclasses
 import difflib
@@ -40,28 +40,55 @@ from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """A factor on one reward term, in the steps where a stored term is below a limit.
+
+    Several factors on one term are multiplied. So a reward can be a product, such as progress that
+    counts half in uncomfortable steps and nothing outside the lane.
+    """
+
+    term: str
+    """Term that is multiplied."""
+    where: str
+    """Term that is compared with the limit, as stored, before any weight."""
+    below: float
+    """The limit: the factor applies where the stored value is smaller."""
+    factor: float
+
+
 def full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, float]:
     """Return a factor for each reward term, in the order of the spec."""
     terms = spec.reward_terms
     if not terms:
         raise SpecError("the dataset stores rewards without their terms; nothing can be weighted")
     for name, weight in weights.items():
-        if name not in terms:
-            near = difflib.get_close_matches(name, terms, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"weight of {abbreviate(name)}: the terms are {', '.join(terms)}{hint}"
-            )
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not math.isfinite(weight):
-            raise ConfigError(
-                f"weight of {abbreviate(name)} is {abbreviate(weight)}, expected a finite number"
-            )
+        _check_term(f"weight of {abbreviate(name)}", name, weight, terms)
     return {name: float(weights.get(name, 1.0)) for name in terms}
 
 
-def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[Any]]:
-    """Compute the reward terms, rewards and returns of a segment with other weights.
+def _check_term(what: str, name: str, number: object, terms: Sequence[str]) -> None:
+    """Raise ConfigError if a term is unknown or the number for it is not finite."""
+    if name not in terms:
+        near = difflib.get_close_matches(name, terms, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{what}: the terms are {', '.join(terms)}{hint}")
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not (is_number and math.isfinite(number)):
+        raise ConfigError(f"{what} is {abbreviate(number)}, expected a finite number")
+
+
+def _check_factors(factors: Sequence[Factor], spec: EpisodeSpec) -> None:
+    for each in factors:
+        what = f"factor on {abbreviate(each.term)} where {abbreviate(each.where)} is low"
+        _check_term(what, each.term, each.factor, spec.reward_terms)
+        _check_term(f"limit of the {what}", each.where, each.below, spec.reward_terms)
+
+
+def weighted(
+    segment: Segment, weights: Sequence[float], factors: Sequence[Factor] = ()
+) -> dict[str, NDArray[Any]]:
+    """Compute the reward terms, rewards and returns of a segment with weights and factors.
 
     Products are rounded to float32. A reward is the sum of its rounded terms, and a return the sum
     of its rounded rewards, both added in double precision.
@@ -71,7 +98,11 @@ def weighted(segment: Segment, weights: Sequence[float]) -> dict[str, NDArray[An
     """
     table = segment.episode_table()
     with np.errstate(over="ignore", invalid="ignore"):
-        products = segment.read("reward_terms").astype(np.float64) * np.asarray(weights)
+        stored, names = segment.read("reward_terms").astype(np.float64), segment.spec.reward_terms
+        products = stored * np.asarray(weights)
+        for each in factors:
+            is_low = stored[:, names.index(each.where)] < each.below
+            products[is_low, names.index(each.term)] *= each.factor
         terms = products.astype(np.float32)
         reward = terms.sum(axis=1, dtype=np.float64).astype(np.float32)
     if not (np.isfinite(terms).all() and np.isfinite(reward).all()):
@@ -93,7 +124,9 @@ class RelabelReport(MaintenanceReport):
     source: str
     """Path of the old dataset."""
     weights: Mapping[str, float]
-    """Factor of each reward term."""
+    """Weight of each reward term."""
+    factors: tuple[Factor, ...]
+    """Factors that apply in some steps."""
     segments: int
     """Segments that were made."""
     steps: int
@@ -139,22 +172,25 @@ def relabel(
     target: Path,
     weights: Mapping[str, float],
     *,
+    factors: Sequence[Factor] = (),
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
 ) -> RelabelReport:
     """Make a dataset of the same episodes with weighted reward terms, or add what is new to it.
 
-    ``weights`` are factors of reward terms by name; other terms get 1. ``should_stop`` is called
+    ``weights`` multiply reward terms by name; other terms get 1. ``factors`` also multiply them,
+    in some steps. ``should_stop`` is called
     before each segment; True ends the command.
     """
     old = Dataset.open(source)
     full = full_weights(weights, old.spec)
+    _check_factors(factors, old.spec)
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target} is the source dataset itself; name a new directory")
     new = Dataset.create(target, old.spec)
     with exclusive(new):
-        work = _Relabelling(old, new, full)
+        work = _Relabelling(old, new, full, tuple(factors))
         stopped = work.run(clock, should_stop, on_progress)
         return work.report(stopped=stopped)
 
@@ -162,9 +198,20 @@ def relabel(
 class _Relabelling:
     """One relabelling of a dataset."""
 
-    def __init__(self, old: Dataset, new: Dataset, weights: Mapping[str, float]) -> None:
-        self._old, self._new, self._weights = old, new, weights
-        self._tag = sha256(canonical_json(dict(weights)))[:8]
+    def __init__(
+        self,
+        old: Dataset,
+        new: Dataset,
+        weights: Mapping[str, float],
+        factors: tuple[Factor, ...],
+    ) -> None:
+        self._old, self._new, self._weights, self._factors = old, new, weights, factors
+        self._about: dict[str, Any] = {"weights": dict(weights)}
+        if factors:
+            self._about["factors"] = [dataclasses.asdict(each) for each in factors]
+        # Without factors, the tag of the weights alone: that of earlier versions.
+        tagged = self._about if factors else dict(weights)
+        self._tag = sha256(canonical_json(tagged))[:8]
         made = new.snapshot().segments
         self._check_target(made)
         self._digests = {segment.id: segment.manifest_digest for segment in made}
@@ -186,12 +233,14 @@ class _Relabelling:
     def _check_target(self, made: Sequence[Segment]) -> None:
         for segment in made:
             relabelled = segment.provenance.get(RELABEL)
-            found = relabelled.get("weights") if isinstance(relabelled, dict) else None
-            if found != self._weights:
-                raise ConfigError(
-                    f"{self._new.path} has segment {segment.id}, which was made with weights "
-                    f"{found}, expected {dict(self._weights)}; choose a new directory"
-                )
+            known = relabelled if isinstance(relabelled, dict) else {}
+            for key in ("weights", "factors"):
+                found, expected = known.get(key), self._about.get(key)
+                if found != expected:
+                    raise ConfigError(
+                        f"{self._new.path} has segment {segment.id}, which was made with {key} "
+                        f"{abbreviate(found, 400)}, expected {expected}; choose a new directory"
+                    )
 
     def run(
         self,
@@ -234,7 +283,7 @@ class _Relabelling:
         return self._kept[segment.id]
 
     def _make(self, segment: Segment, now_s: float) -> None:
-        values = weighted(segment, tuple(self._weights.values()))
+        values = weighted(segment, tuple(self._weights.values()), self._factors)
         name = self._name(segment.id)
         files = _new_files(segment, values, name)
         shared = {
@@ -297,7 +346,7 @@ class _Relabelling:
                 "dataset": str(self._old.path),
                 "segment_id": segment.id,
                 "digest": segment.manifest_digest,
-                "weights": dict(self._weights),
+                **self._about,
                 **({"before": about[RELABEL]} if RELABEL in about else {}),
             },
         }
@@ -309,6 +358,7 @@ class _Relabelling:
             source=str(self._old.path),
             dataset=str(self._new.path),
             weights=self._weights,
+            factors=self._factors,
             segments=len(self._made),
             steps=sum(segment.steps for segment in self._made),
             already_there=sum(self._name(s.id) in self._there for s in self._segments),
