@@ -137,9 +137,9 @@ class HeldOutEvaluator:
         with torch.no_grad(), evaluating(state.actor, state.critic):
             for episode in episodes:
                 count += 1
-                found = self._evaluate(state, episode)
-                fitted.append(self._fitted_episode(state, episode, found))
-                for name, values in found.items():
+                each = self._evaluate(state, episode)
+                fitted.append(self._fitted_episode(state, episode, each))
+                for name, values in each.items():
                     columns.setdefault(name, []).append(values)
         if not count:
             return {}

@@ -10,6 +10,7 @@ from avtd3.learn import evaluation
 from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.evaluation import HeldOutEvaluator, discounted_returns
+from avtd3.learn.fitted_value import FittedEpisode
 from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig, ObservationBatch, to_pixels
 from avtd3.learn.td3 import TD3Config, create_state, scale_reward
@@ -129,7 +130,7 @@ def test_a_fit_sees_the_features_of_all_states_in_order(
     make_spec, make_episode, small_network, monkeypatch, terminated
 ):
     monkeypatch.setattr(evaluation, "_CHUNK", 2)
-    seen = []
+    seen: list[FittedEpisode] = []
     monkeypatch.setattr(evaluation, "fitted_value", seen.extend)
     spec = make_spec(vector=3)
     state = create_state(spec, small_network, CONFIG, CPU, seed=1)

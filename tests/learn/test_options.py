@@ -229,8 +229,9 @@ def test_wrong_choices_are_config_errors(settings):
 
 
 def test_a_run_with_a_shared_encoder_resumes(tmp_path):
+    image = ImageSpec(height=36, width=36, stack=2)
     spec = EpisodeSpec(
-        image=ImageSpec(height=36, width=36, stack=2),
+        image=image,
         vector_names=("x",),
         action_names=("a",),
         vector_scales=(1.0,),
@@ -238,7 +239,7 @@ def test_a_run_with_a_shared_encoder_resumes(tmp_path):
     rng = np.random.default_rng(0)
 
     def observe():
-        frame = rng.integers(0, 256, spec.image.frame_shape, np.uint8)
+        frame = rng.integers(0, 256, image.frame_shape, np.uint8)
         return Observation(image=frame, vector=rng.normal(size=1).astype(np.float32))
 
     with SegmentWriter(Dataset.create(tmp_path / "data", spec)) as writer:
