@@ -1,6 +1,6 @@
 """Compare options of the learner, over seeds of data and learner, by driving held-out roads.
 
-    python bench/option_study.py [--options plain,bc,...] [--preset demo] [--side 48]
+    python bench/option_study.py [--options plain,bc,...] [--preset full_state] [--side 48]
         [--steps 30000] [--updates 1500] [--episodes 20] [--seeds 3] [--out docs]
         [--work option-study]
 
@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--preset", default="full_state")
     parser.add_argument("--options", default=",".join(OPTIONS))
     parser.add_argument("--side", type=int, default=48, help="rows and columns of a frame")
     parser.add_argument("--steps", type=int, default=30_000)

@@ -67,7 +67,7 @@ class LearnConfig:
     """Number of newest checkpoints to keep, in addition to milestones."""
     keep_best: str = ""
     """Metric by which the best checkpoint is kept, in addition to the others: for example
-    ``offline/td_error`` with held-out episodes, or ``episode/return`` with --follow. It needs a
+    ``offline/fitted_value`` with held-out episodes, or ``episode/return`` with --follow. It needs a
     preferred direction (see docs/metrics.md); empty for none."""
     milestones: tuple[int, ...] = (50_000, 100_000, 250_000, 500_000, 750_000, 1_000_000)
     """Updates at which a checkpoint is saved and kept forever."""
