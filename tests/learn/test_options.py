@@ -114,6 +114,8 @@ def test_a_policy_with_a_shared_encoder_acts_like_its_actor(shared, spec, make_b
     store.publish(state.actor, spec, network, updates=4)
     policy = store.latest(spec)
     assert policy is not None
+    data = store.path_of(policy.version).read_bytes()
+    assert not any(name in data for name in (b"shared_encoder", b"critic_norm")), "older avtd3"
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (1, 36, 36), np.uint8)
     vector = batch.observation.vector[0].numpy() * np.array(spec.vector_scales, np.float32)
