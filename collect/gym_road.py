@@ -6,7 +6,7 @@ Importing this module registers ``avtd3/Road-v0``, ``avtd3/Country-v0``, ``avtd3
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -50,7 +50,10 @@ class RoadEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         scenario: Fields of `Scenario` to change, such as ``npcs=0`` or ``route_length_m=100.0``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata: dict[str, Any] = {  # noqa: RUF012 - as in its base class
+        "render_modes": ["rgb_array"],
+        "render_fps": 20,
+    }
 
     def __init__(
         self,
@@ -79,10 +82,11 @@ class RoadEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         assert image is not None, "the simulator has a camera"
         shape = (image.height, image.width, image.stack * image.channels)
         limit = VECTOR_LIMIT
-        self.observation_space = Dict(
+        observed: Any = Dict(
             image=Box(0, 255, shape, np.uint8),
             vector=Box(-limit, limit, (spec.vector_size,), np.float32),
         )
+        self.observation_space = observed
         self.action_space = Box(-1.0, 1.0, (spec.action_size,), np.float32)
         self._stack, self._action = FrameStack(stack), np.zeros(spec.action_size, np.float32)
 
@@ -120,7 +124,7 @@ class RoadEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         image = np.ascontiguousarray(np.moveaxis(self._stack.stacked(), 0, -1))
         return {"image": image, "vector": vector}
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override] # fewer kinds
+    def render(self) -> NDArray[np.uint8] | None:
         """Return a picture of the camera beside a map, uint8 (H, W, 3), if `render_mode` is set."""
         if self.render_mode is None:
             return None

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from avtd3.store.segment import Segment
     from avtd3.store.spec import EpisodeSpec, ImageSpec
     from avtd3.store.step import FrameStack, Observation, Step
+    from avtd3.store.world_record import WorldRecord
     from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
 __all__ = [
@@ -91,6 +92,7 @@ __all__ = [
     "UnreadableError",
     "WorldError",
     "WorldLost",
+    "WorldRecord",
     "WriterConfig",
     "audit_datasets",
     "export_episodes",
@@ -121,6 +123,7 @@ _MODULES = {
     "Snapshot": "dataset",
     "Step": "step",
     "Transitions": "replay.gather",
+    "WorldRecord": "world_record",
     "WriterConfig": "writer",
     "audit_datasets": "audit.audit",
     "export_episodes": "exchange.exporting",

@@ -62,9 +62,9 @@ class RoadPicture:
     def svg(self) -> bytes:
         """Return the picture as SVG."""
         size = {"width": str(self.width), "height": str(self.height)}
-        root = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", **size)
+        root = ET.Element("svg", size | {"xmlns": "http://www.w3.org/2000/svg"})
         root.set("viewBox", f"0 0 {self.width} {self.height}")
-        ET.SubElement(root, "rect", fill=_GROUND, **size)
+        ET.SubElement(root, "rect", size | {"fill": _GROUND})
         for shape in self._shapes:
             places = " ".join(f"{x:.1f},{y:.1f}" for x, y in self._places(shape.points))
             if not shape.width_m:
@@ -76,11 +76,12 @@ class RoadPicture:
                 line.set("stroke-dasharray", f"{_DASH_M * self._scale:.1f}")
         for text in self._texts:
             place = {"x": f"{text.x:.0f}", "y": f"{text.y:.0f}", "fill": _INK}
-            entry = ET.SubElement(root, "text", **place)
+            entry = ET.SubElement(root, "text", place)
             entry.set("font-family", "sans-serif")
             entry.set("font-size", "15")
             entry.text = "".join(c if c.isprintable() else "?" for c in text.text)
-        return ET.tostring(root, encoding="utf-8", xml_declaration=True)
+        data: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+        return data
 
     def png(self) -> bytes:
         """Return the picture as PNG."""
@@ -111,7 +112,8 @@ class RoadPicture:
         return [(x, y) for x, y in ((points - self._low) * self._scale).tolist()]
 
     def _metres(self, places: _Points) -> _Points:
-        return places / self._scale + self._low
+        points: _Points = places / self._scale + self._low
+        return points
 
     def _foot(self, network: RoadNetwork, routes: Sequence[Route]) -> Iterator[_Text]:
         """Yield title and legend, and add the bar of the scale."""
@@ -166,7 +168,8 @@ def _shapes(network: RoadNetwork, routes: Sequence[Route]) -> Iterator[_Shape]:
 def _edge(strip: Strip, side: float) -> _Points:
     """Return the left (-1) or right (1) edge of a strip."""
     across = np.stack((-np.sin(strip.yaw_rad), np.cos(strip.yaw_rad)), axis=1)
-    return strip.points + 0.5 * side * strip.width_m[:, None] * across
+    edge: _Points = strip.points + 0.5 * side * strip.width_m[:, None] * across
+    return edge
 
 
 def _outline(strip: Strip) -> _Points:

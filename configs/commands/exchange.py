@@ -10,8 +10,17 @@ from avtd3.configs.commands import console
 from avtd3.configs.commands import options as opt
 
 
-class ExchangeLayout(StrEnum):
-    """Layouts of other tools."""
+class ExportLayout(StrEnum):
+    """Layouts to export to."""
+
+    HDF5 = "hdf5"
+    LEROBOT = "lerobot"
+    MINARI = "minari"
+    NPZ = "npz"
+
+
+class ImportLayout(StrEnum):
+    """Layouts to import from."""
 
     HDF5 = "hdf5"
     MINARI = "minari"
@@ -24,15 +33,15 @@ def export(
         Path,
         typer.Argument(
             metavar="OUT",
-            help="File (hdf5) or directory (minari, npz) to create. Until it is whole, the work is "
+            help="File (hdf5) or directory (others) to create. Until it is whole, the work is "
             "in OUT.partial; to continue, run the same command again.",
         ),
     ],
     to: Annotated[
-        ExchangeLayout,
+        ExportLayout,
         typer.Option(
             "--to",
-            help="Layout: hdf5 (robomimic), minari, or npz (replay buffer of DrQ-v2).",
+            help="Layout: hdf5 (robomimic), lerobot, minari, or npz (replay buffer of DrQ-v2).",
         ),
     ],
     filter_: opt.FilterOption = None,
@@ -67,7 +76,7 @@ def import_(
         Path, typer.Argument(metavar="DATASET", help="Dataset directory; created if missing.")
     ],
     from_: Annotated[
-        ExchangeLayout,
+        ImportLayout,
         typer.Option(
             "--from",
             help="Layout: hdf5 (robomimic or D4RL), minari, or npz (replay buffer of DrQ-v2).",

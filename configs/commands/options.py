@@ -43,11 +43,18 @@ def describe_presets() -> dict[str, str]:
 
 def presets_epilog() -> str:
     """Return the presets as the last paragraph of a help text."""
-    rows = (
-        textwrap.fill(text, 76, initial_indent=f"  {name:20}", subsequent_indent=" " * 22)
-        for name, text in describe_presets().items()
-    )
-    return "\n".join(("\b", "Presets, for --config:", *rows))
+    return "\n".join(("\b", "Presets, for --config:", *describe_lines(describe_presets(), 76)))
+
+
+def describe_lines(texts: Mapping[str, str], width: int) -> list[str]:
+    """Return lines of names with a text beside each."""
+    return [
+        line
+        for name, text in texts.items()
+        for line in textwrap.wrap(
+            text, width, initial_indent=f"  {name:20}", subsequent_indent=" " * 22
+        )
+    ]
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -393,6 +400,20 @@ def parse_weights(texts: Sequence[str]) -> "tuple[dict[str, float], tuple[Factor
             name, _, value = part.partition("=")
             weights[name.strip()] = _parse_weight(name, value)
     return weights, tuple(factors)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, int | float]:
+    """Parse numbers from ``name=144,other=0.5``; later ones replace earlier ones."""
+    settings: dict[str, int | float] = {}
+    for part in (part for text in texts for part in text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            settings[name.strip()] = int(value) if value.strip().isdecimal() else float(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"setting {abbreviate(part)}, expected NAME=NUMBER, such as width=144"
+            ) from error
+    return settings
 
 
 def _parse_weight(name: str, value: object) -> float:

@@ -17,6 +17,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.episode import Episode, SegmentReader
 from avtd3.store.errors import ConfigError, SegmentCorruptError, SegmentUnreadableError
 from avtd3.store.exchange.hdf5 import RobomimicLayout
+from avtd3.store.exchange.lerobot import LeRobotLayout
 from avtd3.store.exchange.minari import MinariLayout
 from avtd3.store.exchange.npz import NpzLayout
 from avtd3.store.exchange.record import (
@@ -45,6 +46,7 @@ from avtd3.store.segment import Segment
 
 LAYOUTS: Mapping[str, type[Layout]] = {
     "hdf5": RobomimicLayout,
+    "lerobot": LeRobotLayout,
     "minari": MinariLayout,
     "npz": NpzLayout,
 }
@@ -129,13 +131,14 @@ def export_episodes(
     if layout not in LAYOUTS:
         raise ConfigError(f"--to is {layout!r}, expected one of: {', '.join(LAYOUTS)}")
     parse_filter(filters)
+    made = LAYOUTS[layout](dataset.spec)
     if exists(out):
         raise ConfigError(f"{out} exists; choose another path, or remove it first")
     partial = out.with_name(f"{out.name}.partial")
     with storage_errors(partial):
         (partial / _EPISODES).mkdir(parents=True, exist_ok=True)
     with ExclusiveLock(partial, purpose="avtd3 export"):
-        work = _Export(dataset, out, partial, layout, tuple(filters))
+        work = _Export(dataset, out, partial, made, layout, tuple(filters))
         stopped = work.run(now_s, should_stop, on_progress)
         if not stopped:
             work.finish()
@@ -148,11 +151,16 @@ class _Export:
     """One run of an export."""
 
     def __init__(
-        self, dataset: Dataset, out: Path, partial: Path, layout: str, filters: tuple[str, ...]
+        self,
+        dataset: Dataset,
+        out: Path,
+        partial: Path,
+        layout: Layout,
+        name: str,
+        filters: tuple[str, ...],
     ) -> None:
         self._dataset, self._out, self._partial = dataset, out, partial
-        self._name, self._filters = layout, filters
-        self._layout = LAYOUTS[layout](dataset.spec)
+        self._layout, self._name, self._filters = layout, name, filters
         self._segments = self._planned_segments()
         self._parts: list[Path] = []
         self._steps = self._resumed = 0

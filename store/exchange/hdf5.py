@@ -33,12 +33,12 @@ from avtd3.store.exchange.record import (
     to_vectors,
 )
 from avtd3.store.files import canonical_json, is_passing, open_regular, parse_json, sha256_of_file
+from avtd3.store.spec import EpisodeSpec
 
 H5: TypeAlias = Any
 """A file, group or array of h5py, which has no types."""
 _FILTERS = (1, 2, 3, 32_000)  # deflate, shuffle, fletcher32, lzf: no plugin is loaded
-_MAX_DEPTH = 8
-_MAX_KEYS = 1_000
+_MAX_NODES = 1_000
 _CHUNK_BYTES = 1 << 16
 EXTRA = {"reward_terms": "reward_terms", "frame_id": "frame_ids", "sim_time": "sim_times_s"}
 """Arrays of avtd3's own, and their fields in an `EpisodeRecord`."""
@@ -93,6 +93,10 @@ class RobomimicLayout(Layout):
         "seed, end reason, policy, attributes, events: array avtd3 of each demo, JSON",
         "spec and provenance: array avtd3 of the file, JSON",
     )
+
+    def __init__(self, spec: EpisodeSpec) -> None:
+        super().__init__(spec)
+        import_h5py()
 
     def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
         """Write an episode into a new file."""
@@ -198,19 +202,22 @@ class Hdf5File:
         found: NDArray[Any] = node[rows]
         return found
 
-    def leaves(self, group: H5, prefix: str = "", depth: int = 0) -> dict[str, H5]:
+    def leaves(self, group: H5) -> dict[str, H5]:
         """Return the arrays below a group by path."""
-        found: dict[str, Any] = {}
-        names = self.names(group)
-        if depth > _MAX_DEPTH or len(names) > _MAX_KEYS:
-            raise SpecError(f"{prefix or 'it'} has too many groups or arrays")
-        for name in names:
-            node = self.get(group, name)
-            if self.is_group(node):
-                found |= self.leaves(node, f"{prefix}{name}/", depth + 1)
-            else:
-                found[f"{prefix}{name}"] = self.array(group, name)
-        return found
+        found: dict[str, H5] = {}
+        waiting = [("", group)]
+        for _ in range(_MAX_NODES):
+            if not waiting:
+                return found
+            path, node = waiting.pop()
+            if not self.is_group(node):
+                found[path] = self.array(group, path)
+                continue
+            names = self.names(node)[:_MAX_NODES]
+            waiting += [
+                (f"{path}/{name}".lstrip("/"), self.get(node, name)) for name in reversed(names)
+            ]
+        raise SpecError(f"it has more than {_MAX_NODES} groups and arrays")
 
     def json(self, group: H5) -> bytes:
         """Return the JSON text in avtd3's own array; empty if there is none."""
@@ -221,7 +228,7 @@ class Hdf5File:
             raise SpecError(f"{FACTS} is {values.dtype} {values.shape}, expected a short text")
         return values.tobytes()
 
-    def extra(self, group: H5) -> dict[str, NDArray[Any]]:
+    def extra(self, group: H5) -> dict[str, Any]:
         """Return the fields of an `EpisodeRecord` from avtd3's own arrays."""
         return {
             field: self.values(group, name)
@@ -376,7 +383,7 @@ class _Demos:
             for key in keys
         }
 
-    def extra(self, number: int) -> dict[str, NDArray[Any]]:
+    def extra(self, number: int) -> dict[str, Any]:
         return self._file.extra(self._file.get(self._file.root, self._demos[number]))
 
     def facts(self, number: int) -> dict[str, Any]:
@@ -419,7 +426,7 @@ class _Flat:
         rows = self._file.values(self._file.root, "next_observations", slice(stop - 1, stop))
         return {key: rows[0] for key in keys}
 
-    def extra(self, number: int) -> dict[str, NDArray[Any]]:
+    def extra(self, number: int) -> dict[str, Any]:
         return {}
 
     def facts(self, number: int) -> dict[str, Any]:

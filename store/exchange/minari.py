@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from avtd3.store.episode_table import EpisodeInfo
 from avtd3.store.errors import SpecError, abbreviate
@@ -71,6 +71,10 @@ class MinariLayout(Layout):
         "end reason, policy, attributes, events: array avtd3 of each episode, JSON",
         "spec and provenance: avtd3.json",
     )
+
+    def __init__(self, spec: EpisodeSpec) -> None:
+        super().__init__(spec)
+        import_h5py()
 
     def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
         """Write an episode into a new file."""
@@ -135,7 +139,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^-_\w]", "_", name) or "avtd3"
 
 
-def _box(dtype: str, low: Sequence[Any], high: Sequence[Any]) -> dict[str, Any]:
+def _box(dtype: str, low: ArrayLike, high: ArrayLike) -> dict[str, Any]:
     """Return a Box space as Minari writes it."""
     bounds = np.asarray(low, dtype), np.asarray(high, dtype)
     texts = {"low": bounds[0].tolist(), "high": bounds[1].tolist()}
@@ -248,8 +252,9 @@ class MinariSource(Source):
 
 def _seed(value: object) -> dict[str, Any]:
     """Return the field that holds the seed of an episode, if it is one."""
-    is_seed = isinstance(value, int | np.integer) and -(2**63) <= value < 2**63
-    return {"info": EpisodeInfo(seed=int(value))} if is_seed else {}
+    if not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**63:
+        return {}
+    return {"info": EpisodeInfo(seed=int(value))}
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class NpzLayout(Layout):
     def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
         """Write an episode into a new file."""
         rows = record.length + 1
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: dict[str, Any] = {}
         if record.frames is not None and self.spec.image is not None:
             arrays["observation"] = _stacked(record.frames, self.spec.image.stack)
         if record.vectors is not None:
@@ -155,7 +155,9 @@ class NpzSource(Source):
             actions = to_vectors(_take(members, "action"), "action")
             rewards = to_float32(_take(members, "reward"), "reward").reshape(-1)
             discount = to_float32(_take(members, "discount"), "discount").reshape(-1)
-            extra = {key: members.read(name) for name, key in _EXTRA.items() if name in members}
+            extra: dict[str, Any] = {
+                key: members.read(name) for name, key in _EXTRA.items() if name in members
+            }
             facts = bytes(members.read(FACTS)) if FACTS in members else b""
         rows = {
             len(part) for part in (frames, vectors, actions, rewards, discount) if part is not None

@@ -143,9 +143,14 @@ def parse_facts(data: bytes) -> dict[str, Any]:
 
 
 def _parse_event(fields: Mapping[str, Any]) -> Event:
-    numbers = {name: float(fields[name]) for name in ("value", "x_m", "y_m")}
-    texts = {name: str(fields[name]) for name in ("kind", "subject")}
-    return Event(step=int(fields["step"]), **texts, **numbers)
+    return Event(
+        step=int(fields["step"]),
+        kind=str(fields["kind"]),
+        subject=str(fields["subject"]),
+        value=float(fields["value"]),
+        x_m=float(fields["x_m"]),
+        y_m=float(fields["y_m"]),
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,7 @@
 """The built-in simulator as a Gymnasium environment, with the real libraries on the other side."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -13,7 +15,12 @@ from avtd3.store.errors import ConfigError
 
 MODULE = "avtd3.collect.gym_road:"
 NAMES = [f"avtd3/{name}{suffix}-v0" for name in NETWORKS for suffix in ("", "Vision")]
-SHORT = {"networks": ("country",), "npcs": 0, "route_length_m": 60.0, "time_limit_s": 2.0}
+SHORT: dict[str, Any] = {
+    "networks": ("country",),
+    "npcs": 0,
+    "route_length_m": 60.0,
+    "time_limit_s": 2.0,
+}
 
 
 def make(name="avtd3/Country-v0", **options):

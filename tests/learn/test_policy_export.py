@@ -38,8 +38,9 @@ def publish(folder, spec, config=SMALL, limit=1.0):
     actor = Actor(spec, config)
     for module in actor.modules():  # statistics that are not the initial ones
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-5.0, 5.0)
-            module.running_var.uniform_(0.5, 2.0)
+            statistics = dict(module.named_buffers())
+            statistics["running_mean"].uniform_(-5.0, 5.0)
+            statistics["running_var"].uniform_(0.5, 2.0)
     store = PolicyStore(folder)
     store.publish(actor, spec, config, updates=5, action_limit=limit)
     return Policy.load(folder)

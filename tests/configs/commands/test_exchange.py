@@ -51,6 +51,7 @@ def test_what_the_source_does_not_say_is_an_option(avtd3, data, tmp_path):
     code, _, error = avtd3("import", out, back, "--from", "npz", "--period", 0.2, "--stack", 4)
     assert code == 0, error
     spec = Dataset.open(back).spec
+    assert spec.image is not None
     assert (spec.control_period_s, spec.image.stack) == (0.2, 4)
     assert spec.reward_terms == ("term_0", "term_1")
     file, vectors = tmp_path / "h.hdf5", tmp_path / "vectors"

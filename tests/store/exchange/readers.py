@@ -1,12 +1,31 @@
 """What the other side does with its files, written from its documentation and its code."""
 
 import json
+import os
 import re
+import subprocess
 
 import h5py
 import numpy as np
+import pytest
 
+PYTHON = os.environ.get("AVTD3_LOADERS_PYTHON", "")
+"""A Python with LeRobot 0.4, robomimic 0.3 and h5py; LeRobot needs an older torch than avtd3."""
+needs_loaders = pytest.mark.skipif(not PYTHON, reason="AVTD3_LOADERS_PYTHON names no Python")
 N_STEP, GAMMA = 3, 0.99
+
+
+def run_there(code, *words, **environment):
+    """Run code in the Python with the loaders; return the JSON in the last line that it prints."""
+    done = subprocess.run(
+        [PYTHON, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 class DrqReplay:
@@ -41,6 +60,12 @@ def write_drq(folder, number, episode):
     np.savez_compressed(folder / f"20240101T000000_{number}_{length}.npz", **episode)
 
 
+def _number(name):
+    match = re.fullmatch(r"demo_(\d+)", name)
+    assert match is not None
+    return int(match[1])
+
+
 class RobomimicDataset:
     """The layout of https://robomimic.github.io/docs/datasets/overview.html."""
 
@@ -50,7 +75,7 @@ class RobomimicDataset:
             self.env = json.loads(data.attrs["env_args"])
             assert {"env_name", "type", "env_kwargs"} <= self.env.keys()
             self.demos = []
-            for name in sorted(data, key=lambda name: int(re.fullmatch(r"demo_(\d+)", name)[1])):
+            for name in sorted(data, key=_number):
                 demo = data[name]
                 length = demo.attrs["num_samples"]
                 parts = {key: demo[key][()] for key in ("actions", "rewards", "dones")}

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import h5py
 import minari
@@ -15,9 +16,16 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, InUseError, MissingPackageError, SegmentCorruptError
 from avtd3.store.events import Event
 from avtd3.store.exchange.exporting import LAYOUTS, export_episodes
-from avtd3.store.exchange.importing import import_episodes
+from avtd3.store.exchange.importing import SOURCES, import_episodes
 from avtd3.store.locks import ExclusiveLock
-from avtd3.tests.store.exchange.readers import GAMMA, N_STEP, DrqReplay, RobomimicDataset
+from avtd3.tests.store.exchange.readers import (
+    GAMMA,
+    N_STEP,
+    DrqReplay,
+    RobomimicDataset,
+    needs_loaders,
+    run_there,
+)
 from avtd3.tests.store.segments import begin, make_episode, make_spec, make_writer, step
 
 SPECS = {
@@ -70,7 +78,7 @@ def assert_equal(found, wanted):
 
 def contents(path):
     """Names and bytes of an export; of HDF5 files, names and arrays."""
-    found = {}
+    found: dict[Any, bytes] = {}
     for file in sorted([path] if path.is_file() else path.rglob("*")):
         if file.is_dir():
             continue
@@ -87,7 +95,7 @@ def contents(path):
     return found
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", SOURCES)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_an_export_and_an_import_give_back_the_same_episodes(tmp_path, layout, spec):
     dataset = write(tmp_path / "data", spec)
@@ -139,6 +147,41 @@ def test_robomimic_reads_an_export(tmp_path, data):
         np.testing.assert_array_equal(demo["dones"], episode.terminated)
 
 
+SEQUENCES = """
+import json, sys
+from robomimic.utils import obs_utils
+from robomimic.utils.dataset import SequenceDataset
+keys = {"obs": {"rgb": ["image"], "low_dim": ["vector"]}}
+obs_utils.initialize_obs_utils_with_obs_specs(keys)
+data = SequenceDataset(
+    hdf5_path=sys.argv[1], obs_keys=("image", "vector"), frame_stack=1, seq_length=1,
+    dataset_keys=("actions", "rewards", "dones"), load_next_obs=True,
+)
+items = [data[n] for n in range(len(data))]
+print(json.dumps({
+    "demos": data.n_demos,
+    "actions": [item["actions"][0].tolist() for item in items],
+    "dones": [int(item["dones"][0]) for item in items],
+    "after": [item["next_obs"]["image"][0].tolist() for item in items],
+}))
+"""
+
+
+@pytest.mark.slow
+@needs_loaders
+def test_robomimic_itself_reads_an_export(tmp_path, data):
+    export_episodes(tmp_path / "data", tmp_path / "out.hdf5", "hdf5")
+    found = run_there(SEQUENCES, tmp_path / "out.hdf5")
+    assert found["demos"] == 3
+    episodes = list(data.episodes())
+    actions = np.concatenate([episode.actions for episode in episodes])
+    np.testing.assert_array_equal(np.float32(found["actions"]), actions)
+    after = np.concatenate([episode.frames[1:] for episode in episodes])
+    np.testing.assert_array_equal(np.array(found["after"]), np.moveaxis(after, 1, -1))
+    ends = np.concatenate([episode.terminated for episode in episodes])
+    np.testing.assert_array_equal(np.array(found["dones"]), ends)
+
+
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_minari_loads_an_export(tmp_path, monkeypatch, spec):
     dataset = write(tmp_path / "data", spec)
@@ -177,7 +220,7 @@ def test_filters_select_the_episodes(tmp_path, data):
 def test_an_interrupted_export_continues_and_is_the_same(tmp_path, data, layout):
     source, out = tmp_path / "data", tmp_path / "out"
     export_episodes(source, tmp_path / "whole", layout)
-    seen = []
+    seen: list[Any] = []
     stopped = export_episodes(
         source, out, layout, on_progress=seen.append, should_stop=lambda: len(seen) == 2
     )

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import zipfile
+from typing import Any
 
 import gymnasium
 import h5py
@@ -57,6 +58,7 @@ def test_a_replay_buffer_of_drqv2(tmp_path):
     assert (report.episodes, report.steps) == (11, 11 * T)
     assert report.notices == ("an observation has 3 frames of 3 planes",)
     dataset = Dataset.open(tmp_path / "data")
+    assert dataset.spec.image is not None
     assert (dataset.spec.image.stack, dataset.spec.image.frame_shape) == (3, (3, 6, 6))
     found = list(dataset.episodes())
     for number, episode in enumerate(found):
@@ -228,7 +230,8 @@ def test_a_dataset_that_minari_wrote(tmp_path, monkeypatch, jpeg):
 
 
 def test_an_interrupted_import_continues(tmp_path):
-    path, seen = robomimic(tmp_path / "a.hdf5", next_obs=True), []
+    path = robomimic(tmp_path / "a.hdf5", next_obs=True)
+    seen: list[Any] = []
     first = import_episodes(
         path,
         tmp_path / "data",
@@ -355,7 +358,8 @@ def links_in_a_circle(file):
 
 
 def contains_itself(file):
-    file["data/demo_0/obs/more"] = file["data/demo_0/obs"]
+    for number in range(50):
+        file[f"data/demo_0/obs/more{number}"] = file["data/demo_0/obs"]
 
 
 def is_virtual(file):
@@ -395,7 +399,7 @@ HARMS = (
     (reads_another_file, "in another file"),
     (links_to_another_file, "is a link"),
     (links_in_a_circle, "is a link"),
-    (contains_itself, "too many groups"),
+    (contains_itself, "more than 1000 groups"),
     (is_virtual, "in another file"),
     (has_texts, "expected rows of numbers"),
     (lacks_rewards, "there is no array"),
