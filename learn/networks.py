@@ -62,6 +62,10 @@ class NetworkConfig:
     """Whether the actor reads the features of the critics' CNN, which only the critics train, as in
     DrQ-v2 (Yarats et al. 2021); otherwise the actor has a CNN of its own."""
 
+    vector_statistics: bool = False
+    """Whether to normalise the vector by its mean and standard deviation in the data, as TD3+BC
+    does (Fujimoto & Gu 2021), after the scales of the spec. The first update measures them."""
+
     def __post_init__(self) -> None:
         # a policy's header may have values of any type
         widths, clamp = f"whole numbers 1..{MAX_WIDTH}", self.feature_clamp
@@ -83,6 +87,7 @@ class NetworkConfig:
             ("feature_clamp", is_clamp, "0 or above"),
             ("critic_norm", type(self.critic_norm) is bool, "true or false"),
             ("shared_encoder", type(self.shared_encoder) is bool, "true or false"),
+            ("vector_statistics", type(self.vector_statistics) is bool, "true or false"),
         )
 
 
@@ -206,6 +211,12 @@ class _Network(nn.Module):
         super().__init__()
         self.encoder = None if spec.image is None else Encoder(spec.image, config)
         self.state_size = spec.vector_size + (0 if spec.image is None else config.features)
+        self.vector_mean: Tensor | None
+        self.vector_std: Tensor | None
+        has_statistics = config.vector_statistics and spec.vector_size > 0
+        size = spec.vector_size
+        self.register_buffer("vector_mean", torch.zeros(size) if has_statistics else None)
+        self.register_buffer("vector_std", torch.ones(size) if has_statistics else None)
 
     def encode(self, observation: ObservationBatch) -> Tensor:
         """Return the state, float (B, F + V): this network's own features, then the vector."""
@@ -214,8 +225,14 @@ class _Network(nn.Module):
             assert observation.pixels is not None
             parts.append(self.encoder(observation.pixels))
         if observation.vector is not None:
-            parts.append(observation.vector)
+            parts.append(self.normalise(observation.vector))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def normalise(self, vector: Tensor) -> Tensor:
+        """Normalise vectors (..., V) by the statistics of the data, if the network has them."""
+        if self.vector_mean is None or self.vector_std is None:
+            return vector
+        return (vector - self.vector_mean) / self.vector_std
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the CNN that this network trains; empty without a camera."""
@@ -247,6 +264,19 @@ class Actor(_Network):
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the actor's own CNN; empty if it reads the critics' features."""
         return [] if self._shares_encoder else super().encoder_parameters()
+
+    @torch.no_grad()
+    def folded_state(self) -> dict[str, Tensor]:
+        """Return the weights of an actor without statistics that acts the same."""
+        state = dict(self.state_dict())
+        mean, std = state.pop("vector_mean", None), state.pop("vector_std", None)
+        if mean is not None and std is not None:
+            name = "head.layers.0."
+            weight = state[name + "weight"].clone()
+            weight[:, -len(std) :] /= std  # the vector comes last in the state
+            state[name + "bias"] = state[name + "bias"] - weight[:, -len(std) :] @ mean
+            state[name + "weight"] = weight
+        return state
 
     def squash(self, pre_tanh: Tensor) -> Tensor:
         """Return actions (B, A) for outputs of the MLP (B, A)."""

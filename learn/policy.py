@@ -64,7 +64,7 @@ _LISTED = 5
 """Names of tensors that a message lists."""
 _ROUNDING = 1e-5
 """How far an action may exceed a bound, in half ranges, because of rounding."""
-_OF_TRAINING = ("critic_norm", "shared_encoder")
+_OF_TRAINING = ("critic_norm", "shared_encoder", "vector_statistics")
 """Settings of the networks that an actor does not need to drive."""
 _DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
@@ -240,7 +240,7 @@ def encode_policy(
     }
     tensors = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None)
-        for name, value in actor.state_dict().items()
+        for name, value in actor.folded_state().items()
     }
     return safetensors.torch.save(
         {name: value.contiguous() for name, value in tensors.items()},
@@ -568,7 +568,7 @@ class SingleActor:
     @torch.inference_mode()
     def __call__(self, frames: Tensor | None, vector: Tensor | None) -> Tensor:
         """Return the action, float32 (A,), for frames uint8 (K*C, H, W) and a vector (V,)."""
-        parts = [] if vector is None else [vector]
+        parts = [] if vector is None else [self._actor.normalise(vector)]
         if self._encoder is not None:
             assert frames is not None
             parts.insert(0, self._features(self._encoder, frames))

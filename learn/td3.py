@@ -13,8 +13,9 @@ Polyak averaging are as published. The code marks each deviation from the papers
 5. Gradients are clipped. CNNs have weight decay (optionally that of AdamW, Loshchilov & Hutter
    2019) and lower learning rates. LayerNorm normalises the features.
 6. Rewards may be scaled and clipped.
-7. TD3+BC: the scales of the spec normalise the vector, not statistics of the data. `bc_weight`
-   scales the imitation term, and may change linearly (similar to Beeson & Montana 2022).
+7. TD3+BC: the scales of the spec normalise the vector, and statistics of the data only with
+   `NetworkConfig.vector_statistics`. `bc_weight` scales the imitation term, and may change linearly
+   (similar to Beeson & Montana 2022).
 8. The actor's outputs before tanh may be penalised.
 9. An update whose loss or gradient is not finite is skipped and counted.
 10. Samples may be prioritised by the larger TD error of the two critics (Fujimoto et al. 2020);
@@ -45,6 +46,7 @@ from avtd3.store.spec import EpisodeSpec
 
 CRITIC_FEATURES = ("own", "actor")
 DECAYS = ("l2", "decoupled")
+_LEAST_STD = 1e-3  # added to each, as in the authors' code
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +171,15 @@ class TD3State:
     def shares_encoder(self) -> bool:
         """Whether the actor reads the features of the critics' CNN (deviation 14)."""
         return self.actor.encoder is not None and self.actor.encoder is self.critic.encoder
+
+    @torch.no_grad()
+    def set_vector_statistics(self, vectors: Tensor) -> None:
+        """Set the statistics of all networks from vectors (N, V)."""
+        for network in (self.actor, self.critic, self.actor_target, self.critic_target):
+            assert network.vector_mean is not None
+            assert network.vector_std is not None
+            network.vector_mean.copy_(vectors.mean(dim=0))
+            network.vector_std.copy_(vectors.std(dim=0, correction=0) + _LEAST_STD)
 
     def rates(self) -> dict[str, float]:
         """Return the learning rates, by metric."""

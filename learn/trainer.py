@@ -68,6 +68,9 @@ from avtd3.store.errors import ConfigError, NoSegmentsError
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.spec import EpisodeSpec
 
+_STATISTICS_BATCHES = 100
+"""Batches from which the statistics of the vector are measured."""
+
 
 def train(
     config: LearnConfig | None = None,
@@ -437,6 +440,8 @@ class Trainer:
         """Sample a batch and do one update."""
         self._throughput.begin_update()
         self._observed = None  # frees its memory for the next batch
+        if self.updates == 0 and self._state.actor.vector_mean is not None:
+            self._state.set_vector_statistics(self._sample_vectors())
         batch, index = self._loader.load(self.source.sampler)
         self._observed = batch.observation
         noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
@@ -450,6 +455,15 @@ class Trainer:
             td_error = update.critic.td_error().float().cpu().numpy()
             self.source.sampler.update_priorities(index, td_error)
         return batch, update
+
+    def _sample_vectors(self) -> Tensor:
+        """Return the vectors (N, V) of `_STATISTICS_BATCHES` batches."""
+        found = []
+        for _ in range(_STATISTICS_BATCHES):
+            vector = self._loader.load(self.source.sampler)[0].observation.vector
+            assert vector is not None
+            found.append(vector)
+        return torch.cat(found)
 
     def _log(self) -> None:
         source = self.source

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from avtd3.learn.callbacks import TrainCallback
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.networks import NetworkConfig, TwinCritic
+from avtd3.learn.networks import NetworkConfig, ObservationBatch, TwinCritic
 from avtd3.learn.policy import PolicyActor
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.td3 import (
@@ -133,6 +133,36 @@ def test_a_policy_with_a_shared_encoder_acts_like_its_actor(shared, spec, make_b
     np.testing.assert_allclose(action, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("image", [ImageSpec(height=36, width=36, stack=2), None])
+def test_a_policy_includes_the_statistics_of_the_vector(make_spec, make_batch, tmp_path, image):
+    spec = make_spec(image=image)
+    network = NetworkConfig(hidden=(16, 16), features=8, vector_statistics=True)
+    state = create_state(spec, network, TD3Config(), CPU, seed=0)
+    vectors = torch.randn(50, spec.vector_size, generator=torch.Generator().manual_seed(1)) + 2.0
+    state.set_vector_statistics(vectors)
+    for seed in range(2):
+        batch = make_batch(spec, seed=seed)
+        update(state, batch, noise(batch), TD3Config())
+    mean, std = vectors.numpy().mean(axis=0), vectors.numpy().std(axis=0) + 1e-3
+    one = batch.observation.vector[:1]
+    for net in (state.actor, state.critic, state.actor_target, state.critic_target):
+        np.testing.assert_allclose(net.normalise(one), (one.numpy() - mean) / std, rtol=1e-4)
+    store = PolicyStore(tmp_path)
+    store.publish(state.actor, spec, network, updates=2)
+    policy = store.latest(spec)
+    assert policy is not None
+    assert b"vector_statistics" not in store.path_of(policy.version).read_bytes(), "older avtd3"
+    frame = None if image is None else np.zeros((1, 36, 36), np.uint8)
+    actor = PolicyActor(policy)
+    actor.reset()
+    vector = one[0].numpy() * np.array(spec.vector_scales, np.float32)
+    action = actor.act(Observation(image=frame, vector=vector))
+    pixels = None if image is None else torch.zeros(1, 2, 36, 36)
+    with torch.no_grad():
+        expected = state.actor(ObservationBatch(pixels=pixels, vector=one))[0].numpy()
+    np.testing.assert_allclose(action, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_cloning_ignores_the_critics(make_spec, small_network, make_batch):
     spec = make_spec()
     states = [create_state(spec, small_network, TD3Config(), CPU, seed=0) for _ in range(2)]
@@ -230,7 +260,7 @@ def test_wrong_choices_are_config_errors(settings):
         LearnConfig(**settings)
 
 
-def test_a_run_with_a_shared_encoder_resumes(tmp_path):
+def test_a_run_with_a_shared_encoder_and_statistics_resumes(tmp_path):
     image = ImageSpec(height=36, width=36, stack=2)
     spec = EpisodeSpec(
         image=image,
@@ -255,7 +285,9 @@ def test_a_run_with_a_shared_encoder_resumes(tmp_path):
         config = LearnConfig(
             updates=updates,
             threads=1,
-            network=NetworkConfig(hidden=(8,), features=8, shared_encoder=True),
+            network=NetworkConfig(
+                hidden=(8,), features=8, shared_encoder=True, vector_statistics=True
+            ),
             replay=ReplayConfig(batch_size=4),
         )
         train(config, datasets=tmp_path / "data", run=tmp_path / run, **more)
