@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "bc": {"algorithm": "bc"},
     "critic norm": {"network.critic_norm": True},
     "shared encoder": {"network.shared_encoder": True},
+    "statistics": {"network.vector_statistics": True},
     "shifts": {"image_shift": 4},
 }
 """Settings of the section ``learn`` that differ from the preset, by name."""
