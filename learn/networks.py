@@ -63,8 +63,9 @@ class NetworkConfig:
     DrQ-v2 (Yarats et al. 2021); otherwise the actor has a CNN of its own."""
 
     vector_statistics: bool = False
-    """Whether to normalise the vector by its mean and standard deviation in the data, as TD3+BC
-    does (Fujimoto & Gu 2021), after the scales of the spec. The first update measures them."""
+    """Whether to normalise the vector by its mean and standard deviation (plus 0.05) in the data,
+    as TD3+BC does (Fujimoto & Gu 2021), after the scales of the spec. The first update measures
+    them."""
 
     def __post_init__(self) -> None:
         # a policy's header may have values of any type

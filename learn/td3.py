@@ -14,7 +14,7 @@ Polyak averaging are as published. The code marks each deviation from the papers
    2019) and lower learning rates. LayerNorm normalises the features.
 6. Rewards may be scaled and clipped.
 7. TD3+BC: the scales of the spec normalise the vector, and statistics of the data only with
-   `NetworkConfig.vector_statistics`. `bc_weight` scales the imitation term, and may change linearly
+   `NetworkConfig.vector_statistics`, with a larger offset. `bc_weight` scales the imitation term, and may change linearly
    (similar to Beeson & Montana 2022).
 8. The actor's outputs before tanh may be penalised.
 9. An update whose loss or gradient is not finite is skipped and counted.
@@ -46,7 +46,10 @@ from avtd3.store.spec import EpisodeSpec
 
 CRITIC_FEATURES = ("own", "actor")
 DECAYS = ("l2", "decoupled")
-_LEAST_STD = 1e-3  # added to each, as in the authors' code
+_STD_OFFSET = 0.05
+"""Added to each standard deviation of the vector, in units of the spec's scales. It is 1e-3 in the
+code of TD3+BC; entries that hardly vary, like the distance of the next waypoint ahead (0.006), then
+grow so large off the road that the critics diverge."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +182,7 @@ class TD3State:
             assert network.vector_mean is not None
             assert network.vector_std is not None
             network.vector_mean.copy_(vectors.mean(dim=0))
-            network.vector_std.copy_(vectors.std(dim=0, correction=0) + _LEAST_STD)
+            network.vector_std.copy_(vectors.std(dim=0, correction=0) + _STD_OFFSET)
 
     def rates(self) -> dict[str, float]:
         """Return the learning rates, by metric."""
