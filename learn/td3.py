@@ -14,8 +14,8 @@ Polyak averaging are as published. The code marks each deviation from the papers
    2019) and lower learning rates. LayerNorm normalises the features.
 6. Rewards may be scaled and clipped.
 7. TD3+BC: the scales of the spec normalise the vector, and statistics of the data only with
-   `NetworkConfig.vector_statistics`, with a larger offset. `bc_weight` scales the imitation term, and may change linearly
-   (similar to Beeson & Montana 2022).
+   `NetworkConfig.vector_statistics`, with a larger offset. `bc_weight` scales the imitation term,
+   and may change linearly (similar to Beeson & Montana 2022).
 8. The actor's outputs before tanh may be penalised.
 9. An update whose loss or gradient is not finite is skipped and counted.
 10. Samples may be prioritised by the larger TD error of the two critics (Fujimoto et al. 2020);
