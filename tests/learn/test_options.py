@@ -260,6 +260,13 @@ def test_wrong_choices_are_config_errors(settings):
         LearnConfig(**settings)
 
 
+def test_a_shared_encoder_needs_the_critics_own_features():
+    with pytest.raises(ConfigError, match=r"critic_features.*shared_encoder"):
+        LearnConfig(
+            network=NetworkConfig(shared_encoder=True), td3=TD3Config(critic_features="actor")
+        )
+
+
 def test_a_run_with_a_shared_encoder_and_statistics_resumes(tmp_path):
     image = ImageSpec(height=36, width=36, stack=2)
     spec = EpisodeSpec(
