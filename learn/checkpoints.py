@@ -264,7 +264,13 @@ def _tensors_of(state: TD3State) -> dict[str, Tensor]:
     tensors = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
     for name in _NETWORKS:
         network: nn.Module = getattr(state, name)
-        tensors |= {f"{name}/{key}": value for key, value in network.state_dict().items()}
+        # the critics' tensors include those of an encoder that the actor shares
+        skipped = "encoder." if state.shares_encoder and name.startswith("actor") else "/"
+        tensors |= {
+            f"{name}/{key}": value
+            for key, value in network.state_dict().items()
+            if not key.startswith(skipped)
+        }
     if state.value_range is not None:
         tensors["value_range"] = state.value_range
     for prefix, parameter, optimizer in _parameters_of(state):

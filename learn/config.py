@@ -6,7 +6,7 @@ from avtd3.learn.device import PRECISIONS
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.td3 import TD3Config
+from avtd3.learn.td3 import ACTOR_LOSSES, TD3Config
 from avtd3.learn.threads import AUTO
 from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.replay.config import ReplayConfig
@@ -43,6 +43,9 @@ class LearnConfig:
     """CPU threads of torch: a fixed number, 0 for torch's default, or ``auto`` to follow the
     fastest number while other processes come and go (see `avtd3.learn.threads`). Other numbers of
     threads round sums differently, so a run repeats exactly only with a fixed number."""
+    algorithm: str = "td3"
+    """``td3``, with imitation if `td3.bc_alpha` is set, or ``bc``: behaviour cloning, a baseline
+    whose actor only imitates. The critics then learn the value of its policy."""
     learning_starts: int = 1_000
     """With --follow: number of collected steps to wait for before the first update (1 000 for
     tests, 25 000 for production). Steps count whether or not they may be sampled."""
@@ -64,7 +67,7 @@ class LearnConfig:
     """Number of newest checkpoints to keep, in addition to milestones."""
     keep_best: str = ""
     """Metric by which the best checkpoint is kept, in addition to the others: for example
-    ``offline/td_error`` with held-out episodes, or ``episode/return`` with --follow. It needs a
+    ``offline/fitted_value`` with held-out episodes, or ``episode/return`` with --follow. It needs a
     preferred direction (see docs/metrics.md); empty for none."""
     milestones: tuple[int, ...] = (50_000, 100_000, 250_000, 500_000, 750_000, 1_000_000)
     """Updates at which a checkpoint is saved and kept forever."""
@@ -119,6 +122,7 @@ class LearnConfig:
             ("decay_to", 0.0 < self.decay_to <= 1.0, "above 0, at most 1"),
             ("refresh_seconds", self.refresh_seconds > 0.0, "above 0 seconds"),
             ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
+            ("algorithm", self.algorithm in ACTOR_LOSSES, f"one of {tuple(ACTOR_LOSSES)}"),
             (
                 "threads",
                 self.threads == AUTO or (type(self.threads) is int and self.threads >= 0),
@@ -135,7 +139,11 @@ class LearnConfig:
                 "another metric, or learn.replay.held_out above 0 (such as 0.05) to measure it",
             ),
         )
-        if self.replay.imitate and not self.td3.bc_alpha:
+        features = self.td3.critic_features
+        is_own = features == "own" or not self.network.shared_encoder
+        expected = "own with learn.network.shared_encoder"
+        check_settings(self.td3, "learn.td3.", ("critic_features", is_own, expected))
+        if self.replay.imitate and not self.td3.bc_alpha and self.algorithm == "td3":
             raise ConfigError(
                 f"learn.replay.imitate is {self.replay.imitate}, but learn.td3.bc_alpha is 0, so "
                 "nothing is imitated; set bc_alpha (2.5 in TD3+BC), or remove imitate"

@@ -107,12 +107,17 @@ def record(work: Replay) -> Replay:
 
 
 def make_updater(
-    state: TD3State, config: TD3Config, autocast: torch.dtype | None, *, graphs: bool
+    state: TD3State,
+    config: TD3Config,
+    autocast: torch.dtype | None,
+    *,
+    algorithm: str = "td3",
+    graphs: bool,
 ) -> Callable[[Batch, Tensor], Update]:
     """Return the update function of a run: recorded if `graphs` is set and there is a GPU."""
     if graphs and state.skipped.is_cuda:
-        return GraphedUpdate(state, config, autocast)
-    return lambda batch, noise: update(state, batch, noise, config, autocast)
+        return GraphedUpdate(state, config, autocast, algorithm=algorithm)
+    return lambda batch, noise: update(state, batch, noise, config, autocast, algorithm)
 
 
 class GraphedUpdate:
@@ -134,8 +139,10 @@ class GraphedUpdate:
         config: TD3Config,
         autocast: torch.dtype | None,
         recorder: Callable[[Replay], Replay] = record,
+        algorithm: str = "td3",
     ) -> None:
-        self._state, self._config, self._autocast = state, config, autocast
+        self._state, self._config = state, config
+        self._autocast, self._algorithm = autocast, algorithm
         self._recorder = recorder
         self._kinds: dict[tuple[object, ...], _Kind] = {}
         self._inputs: tuple[Batch, Tensor] | None = None
@@ -153,7 +160,7 @@ class GraphedUpdate:
             if kind is not None:
                 kind.done += 1
             with _side_stream(batch.reward.device):
-                return update(self._state, batch, noise, self._config, self._autocast)
+                return self._plain(batch, noise)
         if self._inputs is None:
             self._inputs = (map_tensors(torch.clone, batch), noise.clone())
         for source, target in zip(_tensors((batch, noise)), _tensors(self._inputs), strict=True):
@@ -164,6 +171,9 @@ class GraphedUpdate:
         kind.replay()
         self._state.updates = number  # recording increments it, replaying does not
         return kind.result()
+
+    def _plain(self, batch: Batch, noise: Tensor) -> Update:
+        return update(self._state, batch, noise, self._config, self._autocast, self._algorithm)
 
     def _kind(self, number: int) -> "_Kind | None":
         """Return the kind of an update; None for actor updates while imitation fades."""
@@ -179,7 +189,7 @@ class GraphedUpdate:
         assert self._inputs is not None
         batch, noise = self._inputs
         with self._tensor_rates():
-            done = update(self._state, batch, noise, self._config, self._autocast)
+            done = self._plain(batch, noise)
         kind.written = done
         kind.flat = torch.cat([part.reshape(-1).float() for part in _tensors(done)])
 

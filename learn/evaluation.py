@@ -3,7 +3,8 @@
 Compare the TD error on held-out episodes with that in training to detect overfitting. Compare
 values with the returns that followed to detect overestimation; their correlation shows whether the
 critic ranks states correctly. The difference between the actor's and the data's actions shows how
-far the critic extrapolates.
+far the critic extrapolates. A fitted value estimates the return of the actor's own drives, see
+`avtd3.learn.fitted_value`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.batch import Batch
+from avtd3.learn.fitted_value import FittedEpisode, fitted_value
 from avtd3.learn.metrics import REWARD_TERMS
 from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
@@ -40,6 +42,8 @@ VECTOR_COLUMNS = {
 
 _CHUNK = 256
 """Steps that are evaluated at once."""
+_FEATURES, _OWN_FEATURES = "features", "own_features"
+"""Columns of the critics' last hidden layers, at the actions of the data and of the actor."""
 
 
 class EpisodeMetrics:
@@ -128,11 +132,14 @@ class HeldOutEvaluator:
     def __call__(self, state: TD3State, episodes: Iterable[Episode]) -> dict[str, float]:
         """Return means over all steps of the episodes, by metric; nothing without episodes."""
         columns: dict[str, list[NDArray[np.float32]]] = {}
+        fitted: list[FittedEpisode] = []
         count = 0
         with torch.no_grad(), evaluating(state.actor, state.critic):
             for episode in episodes:
                 count += 1
-                for name, values in self._evaluate(state, episode).items():
+                each = self._evaluate(state, episode)
+                fitted.append(self._fitted_episode(state, episode, each))
+                for name, values in each.items():
                     columns.setdefault(name, []).append(values)
         if not count:
             return {}
@@ -141,6 +148,10 @@ class HeldOutEvaluator:
         if "offline/return" in steps:
             returns = steps["offline/return"].astype(np.float64)
             found |= _correlation(returns, returns + steps["offline/q_excess"])
+        if (value := fitted_value(fitted)) is not None:
+            found["offline/fitted_value"] = value.mean
+            found["offline/fitted_value_low"] = value.low
+            found["offline/fitted_value_high"] = value.high
         return found | {"offline/episodes": float(count)}
 
     def _evaluate(self, state: TD3State, episode: Episode) -> dict[str, NDArray[np.float32]]:
@@ -159,6 +170,23 @@ class HeldOutEvaluator:
         found["offline/initial_value"] = found["offline/q_actor"][:1]
         return found
 
+    def _fitted_episode(
+        self, state: TD3State, episode: Episode, columns: dict[str, NDArray[np.float32]]
+    ) -> FittedEpisode:
+        """Take the features out of an episode's columns."""
+        features, own = columns.pop(_FEATURES), columns.pop(_OWN_FEATURES)
+        discount = np.full(len(own), self.gamma)
+        if episode.terminated[-1]:
+            discount[-1], last = 0.0, own[-1:]  # any value, because its discount is 0
+        else:
+            observation = self._observe(episode, episode.length, episode.length + 1)
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                encoded, action = state.critic.encode(observation), state.actor(observation)
+                last = state.critic.hidden(encoded, action).float().cpu().numpy()
+        reward = scale_reward(torch.from_numpy(episode.rewards), self.config).double().numpy()
+        own = np.concatenate([own, last])
+        return FittedEpisode(features=features, own=own, reward=reward, discount=discount)
+
     def _evaluate_chunk(
         self, state: TD3State, episode: Episode, start: int, stop: int
     ) -> dict[str, Tensor]:
@@ -172,12 +200,16 @@ class HeldOutEvaluator:
             q = state.critic.first(encoded, batch.action)
             action = state.actor(batch.observation)
             q_actor = state.critic.first(encoded, action)
+            features = state.critic.hidden(encoded, batch.action)
+            own_features = state.critic.hidden(encoded, action)
         distance = (action - batch.action).abs() / state.actor.action_scale
         return {
             "offline/td_error": (q.float() - target.float()).abs(),
             "offline/q": q.float(),
             "offline/q_actor": q_actor,
             "offline/action_distance": distance.mean(dim=1),
+            _FEATURES: features,
+            _OWN_FEATURES: own_features,
         }
 
     def _batch(self, episode: Episode, start: int, stop: int) -> Batch:

@@ -101,6 +101,10 @@ offline/initial_return | reward | - | mean discounted return of the held-out epi
 terminated
 offline/action_distance | half ranges | lower | mean absolute difference between the actor's and \
 the data's actions
+offline/fitted_value | reward | higher | estimated discounted return if the actor drove on from \
+the held-out states, mean over all, by fitted Q evaluation
+offline/fitted_value_low | reward | higher | lower end of its 95 % interval
+offline/fitted_value_high | reward | higher | upper end of its 95 % interval
 offline/episodes | count | - | number of evaluated held-out episodes
 episode/return | reward | higher | mean return (sum of rewards) of the newest episodes
 episode/length | steps | higher | mean length of the newest episodes

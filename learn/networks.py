@@ -55,6 +55,17 @@ class NetworkConfig:
     `feature_norm` and 50 features, this is the trunk of DrQ-v2 (Yarats et al. 2021)."""
     feature_clamp: float = 0.0
     """Limit on the absolute value of each feature; 0 is no limit."""
+    critic_norm: bool = False
+    """Whether to apply LayerNorm after each hidden layer of the critics, as ReBRAC does for fixed
+    data (Tarasov et al. 2023)."""
+    shared_encoder: bool = False
+    """Whether the actor reads the features of the critics' CNN, which only the critics train, as in
+    DrQ-v2 (Yarats et al. 2021); otherwise the actor has a CNN of its own."""
+
+    vector_statistics: bool = False
+    """Whether to normalise the vector by its mean and standard deviation (plus 0.05) in the data,
+    as TD3+BC does (Fujimoto & Gu 2021), after the scales of the spec. The first update measures
+    them."""
 
     def __post_init__(self) -> None:
         # a policy's header may have values of any type
@@ -75,6 +86,9 @@ class NetworkConfig:
             ),
             ("feature_norm", type(self.feature_norm) is bool, "true or false"),
             ("feature_clamp", is_clamp, "0 or above"),
+            ("critic_norm", type(self.critic_norm) is bool, "true or false"),
+            ("shared_encoder", type(self.shared_encoder) is bool, "true or false"),
+            ("vector_statistics", type(self.vector_statistics) is bool, "true or false"),
         )
 
 
@@ -157,24 +171,34 @@ class Encoder(nn.Module):
 class Mlp(nn.Module):
     """Linear layers with activations between them, in PyTorch's default initialisation.
 
-    Under autocast, the last layer keeps its type: at a value of 70, bfloat16 has steps of 0.5.
+    With `norm`, LayerNorm follows each activation. Under autocast, the last layer keeps its type:
+    at a value of 70, bfloat16 has steps of 0.5.
     """
 
-    def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, config: NetworkConfig, *, norm: bool = False
+    ) -> None:
         super().__init__()
         widths = (inputs, *config.hidden, outputs)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        norms = [nn.LayerNorm(width) if norm else nn.Identity() for width in config.hidden]
+        self.norms = nn.ModuleList(norms)
         self._slope = _slope(config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs (B, outputs) for inputs (B, inputs)."""
-        for layer in self.layers[:-1]:
-            x = self.activate(layer(x))
+        x = self.hidden(x)
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         with torch.autocast(x.device.type, enabled=False):
             result: Tensor = last(x.to(last.weight.dtype))
         return result
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return the outputs of the last hidden layer for inputs (B, inputs)."""
+        for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
+            x = norm(self.activate(layer(x)))
+        return x
 
     def activate(self, x: Tensor) -> Tensor:
         """Apply the activation between layers."""
@@ -188,6 +212,12 @@ class _Network(nn.Module):
         super().__init__()
         self.encoder = None if spec.image is None else Encoder(spec.image, config)
         self.state_size = spec.vector_size + (0 if spec.image is None else config.features)
+        self.vector_mean: Tensor | None
+        self.vector_std: Tensor | None
+        has_statistics = config.vector_statistics and spec.vector_size > 0
+        size = spec.vector_size
+        self.register_buffer("vector_mean", torch.zeros(size) if has_statistics else None)
+        self.register_buffer("vector_std", torch.ones(size) if has_statistics else None)
 
     def encode(self, observation: ObservationBatch) -> Tensor:
         """Return the state, float (B, F + V): this network's own features, then the vector."""
@@ -196,11 +226,17 @@ class _Network(nn.Module):
             assert observation.pixels is not None
             parts.append(self.encoder(observation.pixels))
         if observation.vector is not None:
-            parts.append(observation.vector)
+            parts.append(self.normalise(observation.vector))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
+    def normalise(self, vector: Tensor) -> Tensor:
+        """Normalise vectors (..., V) by the statistics of the data, if the network has them."""
+        if self.vector_mean is None or self.vector_std is None:
+            return vector
+        return (vector - self.vector_mean) / self.vector_std
+
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the CNN; empty without a camera."""
+        """Return the parameters of the CNN that this network trains; empty without a camera."""
         return [] if self.encoder is None else list(self.encoder.parameters())
 
     def mlp_parameters(self) -> list[nn.Parameter]:
@@ -219,11 +255,29 @@ class Actor(_Network):
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
         super().__init__(spec, config)
         self.head = Mlp(self.state_size, spec.action_size, config)
+        self._shares_encoder = config.shared_encoder
         low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
         self.action_centre: Tensor
         self.action_scale: Tensor
         self.register_buffer("action_centre", (high + low) / 2, persistent=False)
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the actor's own CNN; empty if it reads the critics' features."""
+        return [] if self._shares_encoder else super().encoder_parameters()
+
+    @torch.no_grad()
+    def folded_state(self) -> dict[str, Tensor]:
+        """Return the weights of an actor without statistics that acts the same."""
+        state = dict(self.state_dict())
+        mean, std = state.pop("vector_mean", None), state.pop("vector_std", None)
+        if mean is not None and std is not None:
+            name = "head.layers.0."
+            weight = state[name + "weight"].clone()
+            weight[:, -len(std) :] /= std  # the vector comes last in the state
+            state[name + "bias"] = state[name + "bias"] - weight[:, -len(std) :] @ mean
+            state[name + "weight"] = weight
+        return state
 
     def squash(self, pre_tanh: Tensor) -> Tensor:
         """Return actions (B, A) for outputs of the MLP (B, A)."""
@@ -240,8 +294,8 @@ class TwinCritic(_Network):
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
         super().__init__(spec, config)
         inputs = self.state_size + spec.action_size
-        self.head1 = Mlp(inputs, 1, config)
-        self.head2 = Mlp(inputs, 1, config)
+        self.head1 = Mlp(inputs, 1, config, norm=config.critic_norm)
+        self.head2 = Mlp(inputs, 1, config, norm=config.critic_norm)
 
     def first(self, state: Tensor, action: Tensor) -> Tensor:
         """Return Q1 (B,) of states (B, F + V) and actions (B, A)."""
@@ -252,6 +306,11 @@ class TwinCritic(_Network):
         """Return Q1 and Q2, each (B,), of states (B, F + V) and actions (B, A)."""
         inputs = torch.cat([state, action], dim=1)
         return self.head1(inputs).squeeze(1), self.head2(inputs).squeeze(1)
+
+    def hidden(self, state: Tensor, action: Tensor) -> Tensor:
+        """Return the last hidden layers of both critics side by side, (B, 2 H)."""
+        inputs = torch.cat([state, action], dim=1)
+        return torch.cat([self.head1.hidden(inputs), self.head2.hidden(inputs)], dim=1)
 
 
 @contextlib.contextmanager

@@ -64,6 +64,8 @@ _LISTED = 5
 """Names of tensors that a message lists."""
 _ROUNDING = 1e-5
 """How far an action may exceed a bound, in half ranges, because of rounding."""
+_OF_TRAINING = ("critic_norm", "shared_encoder", "vector_statistics")
+"""Settings of the networks that an actor does not need to drive."""
 _DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
@@ -225,6 +227,7 @@ def encode_policy(
     action_limit: float = 1.0,
 ) -> bytes:
     """Return the content of a policy file; the same weights give the same bytes."""
+    shape = dataclasses.asdict(config)
     document = {
         "format_version": FORMAT_VERSION,
         "version": version,
@@ -232,12 +235,12 @@ def encode_policy(
         "action_limit": action_limit,
         "spec": spec.to_json(),
         "spec_digest": spec.digest,
-        "network": dataclasses.asdict(config),
+        "network": {k: v for k, v in shape.items() if k not in _OF_TRAINING},
         "code_version": importlib.metadata.version("avtd3"),
     }
     tensors = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None)
-        for name, value in actor.state_dict().items()
+        for name, value in actor.folded_state().items()
     }
     return safetensors.torch.save(
         {name: value.contiguous() for name, value in tensors.items()},
@@ -565,7 +568,7 @@ class SingleActor:
     @torch.inference_mode()
     def __call__(self, frames: Tensor | None, vector: Tensor | None) -> Tensor:
         """Return the action, float32 (A,), for frames uint8 (K*C, H, W) and a vector (V,)."""
-        parts = [] if vector is None else [vector]
+        parts = [] if vector is None else [self._actor.normalise(vector)]
         if self._encoder is not None:
             assert frames is not None
             parts.insert(0, self._features(self._encoder, frames))

@@ -13,8 +13,9 @@ Polyak averaging are as published. The code marks each deviation from the papers
 5. Gradients are clipped. CNNs have weight decay (optionally that of AdamW, Loshchilov & Hutter
    2019) and lower learning rates. LayerNorm normalises the features.
 6. Rewards may be scaled and clipped.
-7. TD3+BC: the scales of the spec normalise the vector, not statistics of the data. `bc_weight`
-   scales the imitation term, and may change linearly (similar to Beeson & Montana 2022).
+7. TD3+BC: the scales of the spec normalise the vector, and statistics of the data only with
+   `NetworkConfig.vector_statistics`, with a larger offset. `bc_weight` scales the imitation term,
+   and may change linearly (similar to Beeson & Montana 2022).
 8. The actor's outputs before tanh may be penalised.
 9. An update whose loss or gradient is not finite is skipped and counted.
 10. Samples may be prioritised by the larger TD error of the two critics (Fujimoto et al. 2020);
@@ -23,12 +24,14 @@ Polyak averaging are as published. The code marks each deviation from the papers
 12. The next value may be limited to the range of previous targets (TD7, Fujimoto et al. 2023).
 13. Imitation may be restricted to part of the data, like the demonstrations of Nair et al. 2018;
     the critics learn from all data.
+14. The actor may read the features of the critics' CNN, without a gradient through them, and the
+    features that the critics' loss has computed are used again (DrQ-v2, Yarats et al. 2021).
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -43,6 +46,10 @@ from avtd3.store.spec import EpisodeSpec
 
 CRITIC_FEATURES = ("own", "actor")
 DECAYS = ("l2", "decoupled")
+_STD_OFFSET = 0.05
+"""Added to each standard deviation of the vector, in units of the spec's scales. It is 1e-3 in the
+code of TD3+BC; entries that hardly vary, like the distance of the next waypoint ahead (0.006), then
+grow so large off the road that the critics diverge."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +170,20 @@ class TD3State:
             "critic": (self.critic, self.critic_optimizer),
         }
 
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether the actor reads the features of the critics' CNN (deviation 14)."""
+        return self.actor.encoder is not None and self.actor.encoder is self.critic.encoder
+
+    @torch.no_grad()
+    def set_vector_statistics(self, vectors: Tensor) -> None:
+        """Set the statistics of all networks from vectors (N, V)."""
+        for network in (self.actor, self.critic, self.actor_target, self.critic_target):
+            assert network.vector_mean is not None
+            assert network.vector_std is not None
+            network.vector_mean.copy_(vectors.mean(dim=0))
+            network.vector_std.copy_(vectors.std(dim=0, correction=0) + _STD_OFFSET)
+
     def rates(self) -> dict[str, float]:
         """Return the learning rates, by metric."""
         return {
@@ -185,17 +206,22 @@ def create_state(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         actor, critic = Actor(spec, network), TwinCritic(spec, network)
+    if network.shared_encoder:  # deviation 14
+        actor.encoder = critic.encoder
     return state_of(actor.to(device), critic.to(device), config)
 
 
 def state_of(actor: Actor, critic: TwinCritic, config: TD3Config) -> TD3State:
     """Create a state from existing networks, with target networks equal to them."""
     device = actor.action_scale.device
+    actor_target, critic_target = actor.target_copy(), critic.target_copy()
+    if actor.encoder is critic.encoder:
+        actor_target.encoder = critic_target.encoder
     return TD3State(
         actor=actor,
         critic=critic,
-        actor_target=actor.target_copy(),
-        critic_target=critic.target_copy(),
+        actor_target=actor_target,
+        critic_target=critic_target,
         actor_optimizer=_adam(actor, config.actor_cnn_lr, config.actor_lr, config),
         critic_optimizer=_adam(critic, config.critic_cnn_lr, config.critic_lr, config),
         skipped=torch.zeros((), device=device),
@@ -286,11 +312,13 @@ def update(
     noise: Tensor,
     config: TD3Config,
     autocast: torch.dtype | None = None,
+    algorithm: str = "td3",
 ) -> Update:
     """Update the critics and, every `policy_delay` updates, the actor and the target networks.
 
     This function does not read files or clocks, and does not wait for the device. The noise is
     (B, A) and standard normal; matrix products are of type `autocast`, float32 if None.
+    The actor's loss is that of `algorithm`, a key of `ACTOR_LOSSES`.
     """
     reward = scale_reward(batch.reward, config)
     device = batch.reward.device.type
@@ -306,10 +334,12 @@ def update(
     actor, actor_norms = None, None
     if state.updates % config.policy_delay == 0:
         with torch.autocast(device, autocast, enabled=autocast is not None):
-            actor = actor_loss(state, batch, config)
+            loss_of_actor = ACTOR_LOSSES[algorithm]
+            actor = loss_of_actor(state, batch, config, critic.state.detach())
         actor_norms = _descend(state.actor, state.actor_optimizer, actor.loss, "actor", config)
-        pairs = ((state.critic_target, state.critic), (state.actor_target, state.actor))
-        move_targets(pairs, config.tau)
+        parts = (state.actor_target.head, state.actor.head)
+        actors = parts if state.shares_encoder else (state.actor_target, state.actor)
+        move_targets(((state.critic_target, state.critic), actors), config.tau)
     return Update(
         critic=_detach(critic),
         critic_norms=norms,
@@ -364,9 +394,11 @@ def target_value(
     limit = config.target_noise_clip
     scale, centre = state.actor.action_scale, state.actor.action_centre
     smoothing = (noise * config.target_policy_noise).clamp(-limit, limit) * scale  # deviation 3
-    action = state.actor_target(batch.next_observation) + smoothing
+    encoded = state.critic_target.encode(batch.next_observation)
+    own = encoded if state.shares_encoder else state.actor_target.encode(batch.next_observation)
+    action = state.actor_target.squash(state.actor_target.head(own)) + smoothing
     action = torch.clamp(action, centre - scale, centre + scale)
-    q1, q2 = state.critic_target.both(state.critic_target.encode(batch.next_observation), action)
+    q1, q2 = state.critic_target.both(encoded, action)
     value = torch.minimum(q1, q2)
     if state.value_range is not None:  # deviation 12
         value = torch.clamp(value, state.value_range[2], state.value_range[3])
@@ -403,7 +435,42 @@ def critic_loss(
     return CriticTerms(loss=loss, q1=q1, q2=q2, target=target, state=encoded)
 
 
-def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
+ActorLoss = Callable[[TD3State, Batch, TD3Config, Tensor | None], ActorTerms]
+"""Computes the actor's loss; the tensor is the critics' state (B, F + V) from their own loss."""
+
+
+def _act(
+    state: TD3State, batch: Batch, config: TD3Config, critic_state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the actor's state, its outputs before tanh, its actions and their values."""
+    if state.shares_encoder:  # deviation 14
+        if critic_state is None:
+            critic_state = state.critic.encode(batch.observation).detach()
+        encoded = rated = critic_state
+    else:
+        encoded = state.actor.encode(batch.observation)
+        rated = _critic_state(state, batch.observation, encoded, config)
+    pre_tanh = state.actor.head(encoded).to(batch.reward.dtype)
+    action = state.actor.squash(pre_tanh)
+    with _frozen(state.critic):
+        q = state.critic.first(rated, action)
+    return encoded, pre_tanh, action, q.to(batch.reward.dtype)
+
+
+def cloning_loss(
+    state: TD3State, batch: Batch, config: TD3Config, critic_state: Tensor | None = None
+) -> ActorTerms:
+    """Compute ``mean((pi(s) - a)^2)``: behaviour cloning, a baseline that ignores the critics."""
+    encoded, pre_tanh, action, q = _act(state, batch, config, critic_state)
+    imitation = _imitation(action, batch)
+    return ActorTerms(
+        loss=imitation, q=q, action=action, pre_tanh=pre_tanh, imitation=imitation, state=encoded
+    )
+
+
+def actor_loss(
+    state: TD3State, batch: Batch, config: TD3Config, critic_state: Tensor | None = None
+) -> ActorTerms:
     """Compute ``-mean(Q1(s, pi(s)))``, or the loss of TD3+BC if `bc_alpha` is set.
 
     The critic gets no gradient.
@@ -411,12 +478,7 @@ def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
     TD3+BC (2021, eq. 3 to 5): ``-lambda * mean(Q1(s, pi(s))) + mean((pi(s) - a)^2)``, with
     ``lambda = alpha / mean(|Q1|)``.
     """
-    encoded = state.actor.encode(batch.observation)
-    pre_tanh = state.actor.head(encoded).to(batch.reward.dtype)
-    action = state.actor.squash(pre_tanh)
-    with _frozen(state.critic):
-        q = state.critic.first(_critic_state(state, batch.observation, encoded, config), action)
-    q = q.to(batch.reward.dtype)
+    encoded, pre_tanh, action, q = _act(state, batch, config, critic_state)
     imitation = _imitation(action, batch)
     if config.bc_alpha:  # deviation 7
         weight = config.bc_alpha / q.abs().mean().detach()
@@ -428,6 +490,10 @@ def actor_loss(state: TD3State, batch: Batch, config: TD3Config) -> ActorTerms:
     return ActorTerms(
         loss=loss, q=q, action=action, pre_tanh=pre_tanh, imitation=imitation, state=encoded
     )
+
+
+ACTOR_LOSSES: Mapping[str, ActorLoss] = {"td3": actor_loss, "bc": cloning_loss}
+"""Loss of the actor, by algorithm."""
 
 
 def _imitation(action: Tensor, batch: Batch) -> Tensor:

@@ -68,6 +68,9 @@ from avtd3.store.errors import ConfigError, NoSegmentsError
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.spec import EpisodeSpec
 
+_STATISTICS_BATCHES = 100
+"""Batches from which the statistics of the vector are measured."""
+
 
 def train(
     config: LearnConfig | None = None,
@@ -402,8 +405,9 @@ class Trainer:
 
     def _make_update(self) -> Callable[[Batch, Tensor], Update]:
         """Return the update function, for the state as it is after loading a checkpoint."""
-        td3, graphs = self._config.td3, self._config.cuda_graphs
-        return make_updater(self._state, td3, self._autocast, graphs=graphs)
+        c = self._config
+        algorithm, graphs = c.algorithm, c.cuda_graphs
+        return make_updater(self._state, c.td3, self._autocast, algorithm=algorithm, graphs=graphs)
 
     def _make_tuner(self) -> ThreadTuner | None:
         """Return what chooses the number of CPU threads, if anything does."""
@@ -436,6 +440,8 @@ class Trainer:
         """Sample a batch and do one update."""
         self._throughput.begin_update()
         self._observed = None  # frees its memory for the next batch
+        if self.updates == 0 and self._state.actor.vector_mean is not None:
+            self._state.set_vector_statistics(self._sample_vectors())
         batch, index = self._loader.load(self.source.sampler)
         self._observed = batch.observation
         noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
@@ -449,6 +455,15 @@ class Trainer:
             td_error = update.critic.td_error().float().cpu().numpy()
             self.source.sampler.update_priorities(index, td_error)
         return batch, update
+
+    def _sample_vectors(self) -> Tensor:
+        """Return the vectors (N, V) of `_STATISTICS_BATCHES` batches."""
+        found = []
+        for _ in range(_STATISTICS_BATCHES):
+            vector = self._loader.load(self.source.sampler)[0].observation.vector
+            assert vector is not None
+            found.append(vector)
+        return torch.cat(found)
 
     def _log(self) -> None:
         source = self.source

@@ -256,7 +256,7 @@ def test_a_missing_file_lists_the_presets(sections):
 def test_a_directory_may_have_the_name_of_a_preset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
-    assert load.read_config("demo")["demo"]["steps"] == 30000
+    assert load.read_config("demo")["demo"]["steps"] == 60000
 
 
 def test_an_empty_file_means_the_defaults(sections, tmp_path):

@@ -23,12 +23,13 @@ NOISE = {
     "reports_production": {"policy": GAUSSIAN},
     "mujoco_td3": {"policy": GAUSSIAN},
     "sb3": {"policy": NONE},
+    "demo": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
     "vision_only": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
     "vision_command": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
     **{
         name: {"expert": NONE, "expert+noise": CORRELATED}
         for name in (
-            *("demo", "full_state", "carla"),
+            *("full_state", "carla"),
             *("smoke_50", "pipeline_5k", "stability_50k", "extended_200k", "production_1m"),
         )
     },

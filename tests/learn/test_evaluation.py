@@ -10,9 +10,10 @@ from avtd3.learn import evaluation
 from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.evaluation import HeldOutEvaluator, discounted_returns
+from avtd3.learn.fitted_value import FittedEpisode
 from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig, ObservationBatch, to_pixels
-from avtd3.learn.td3 import TD3Config, create_state
+from avtd3.learn.td3 import TD3Config, create_state, scale_reward
 from avtd3.learn.trainer import train
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError
@@ -23,6 +24,7 @@ from avtd3.store.writer import SegmentWriter
 
 CPU = torch.device("cpu")
 IMAGE = ImageSpec(height=36, width=36, stack=2)
+FITTED = {"offline/fitted_value", "offline/fitted_value_low", "offline/fitted_value_high"}
 CONFIG = TD3Config(reward_scale=2.0, reward_clip=1.5)
 
 
@@ -117,9 +119,37 @@ def test_the_means_are_those_of_single_steps(
     known = [row for row in rows if "offline/return" in row]
     pairs = np.array([(row["offline/return"], row["offline/q"]) for row in known])
     assert found.pop("offline/q_correlation") == pytest.approx(np.corrcoef(pairs.T)[0, 1], abs=1e-5)
-    assert found.keys() == set().union(*rows)
-    for name, value in found.items():
-        assert value == pytest.approx(np.mean([r[name] for r in rows if name in r]), abs=1e-5)
+    assert found.keys() - FITTED == set().union(*rows)
+    for name in found.keys() - FITTED:
+        expected = np.mean([r[name] for r in rows if name in r])
+        assert found[name] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_a_fit_sees_the_features_of_all_states_in_order(
+    make_spec, make_episode, small_network, monkeypatch, terminated
+):
+    monkeypatch.setattr(evaluation, "_CHUNK", 2)
+    seen: list[FittedEpisode] = []
+    monkeypatch.setattr(evaluation, "fitted_value", seen.extend)
+    spec = make_spec(vector=3)
+    state = create_state(spec, small_network, CONFIG, CPU, seed=1)
+    episode = make_episode(spec, 5, terminated=terminated)
+    judge = HeldOutEvaluator(spec=spec, config=CONFIG, gamma=0.9, device=CPU, autocast=None)
+    judge(state, [episode])
+    (fitted,) = seen
+    with torch.no_grad():
+        vector = torch.from_numpy(episode.vectors)
+        own = state.actor(ObservationBatch(pixels=None, vector=vector))
+        expected = state.critic.hidden(vector, own)
+        given = state.critic.hidden(vector[:-1], torch.from_numpy(episode.actions))
+    known = 5 if terminated else 6  # the state after the end has no value
+    np.testing.assert_allclose(fitted.own[:known], expected[:known], atol=1e-6)
+    np.testing.assert_allclose(fitted.features, given, atol=1e-6)
+    assert len(fitted.own) == 6
+    assert fitted.discount.tolist() == [0.9] * 4 + [0.0 if terminated else 0.9]
+    reward = scale_reward(torch.from_numpy(episode.rewards), CONFIG)
+    np.testing.assert_allclose(fitted.reward, reward)
 
 
 def test_returns_of_episodes_that_were_cut_off_are_not_known(
@@ -173,7 +203,8 @@ def test_a_run_evaluates_itself_on_episodes_that_it_never_samples(
     assert curves["offline/td_error"].updates.tolist() == [5, 10]
     assert curves["offline/episodes"].values.tolist() == [2.0, 2.0]
     names = {name for name in curves if name.startswith("offline/")}
-    assert names == {name for name in METRICS if name.startswith("offline/")}
+    expected = {name for name in METRICS if name.startswith("offline/")}
+    assert names | FITTED == expected  # twenty steps may have no fitted value
 
 
 def test_a_run_whose_filter_leaves_nothing_says_so(tmp_path, make_spec, publish_episodes, config):
