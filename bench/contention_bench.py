@@ -64,6 +64,7 @@ def learners(names: tuple[str, ...], data: Path, batch: int) -> Iterator[dict[st
         arguments = (name, data, batch, theirs)
         processes.append(context.Process(target=serve, args=arguments, daemon=True))
         processes[-1].start()
+        theirs.close()  # so that the end of the process ends a `recv`
         ends[name].recv()
     try:
         yield ends
@@ -78,16 +79,17 @@ def serve(name: str, data: Path, batch: int, end: Connection) -> None:
     """Run the process of a learner: update for the requested seconds, and send updates/s."""
     from avtd3.learn.callbacks import CallbackList
     from avtd3.learn.config import LearnConfig
-    from avtd3.learn.trainer import Trainer, cpu_threads, prepare_run
+    from avtd3.learn.trainer import Trainer, cpu_threads, open_run
     from avtd3.store.dataset import Dataset
     from avtd3.store.replay.config import ReplayConfig
 
     threads: int | str = name if name == AUTO else int(name)
     replay = ReplayConfig(batch_size=batch, mode="cache", n_step=10)
     config = LearnConfig(device="cpu", threads=threads, replay=replay)
-    with tempfile.TemporaryDirectory() as folder, cpu_threads(threads):
-        run = Path(folder) / "run"
-        prepare_run(run, {}, resume=False)
+    with contextlib.ExitStack() as stack:
+        run = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        stack.enter_context(cpu_threads(threads))
+        stack.enter_context(open_run(run, run / "policies", {}, resume=False))
         notify = CallbackList([], target=config.updates)
         dataset = Dataset.open(data)
         with Trainer(dataset.spec, config, run, run / "policies", notify) as trainer:

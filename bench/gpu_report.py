@@ -50,7 +50,7 @@ CHECKED_AT = (1, 10, 50)
 LIMITS = {"float64": 1e-8, "float32": 0.2, "float32 without TF32": 1e-3}
 """Largest accepted error after the first update, by type."""
 SMALL_BATCH = 32
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "bf16": {"precision": "bf16"},
     "bf16, graphs": {"precision": "bf16", "cuda_graphs": True},
@@ -193,7 +193,8 @@ def graphs(spec: EpisodeSpec, draws: list[Transitions]) -> dict[str, Any]:
 
 def device_frames(data: Path, work: Path) -> dict[str, Any]:
     """Compare batches whose frames are gathered on the GPU with those of the host, to the byte."""
-    config, same = ReplayConfig(batch_size=256, n_step=3), []
+    config = ReplayConfig(batch_size=256, n_step=3)
+    same: list[bool] = []
     dataset = Dataset.open(data)
     image = dataset.spec.image
     assert image is not None
@@ -212,13 +213,16 @@ def device_frames(data: Path, work: Path) -> dict[str, Any]:
                 (ours.next_observation.pixels, theirs.next_observation.pixels),
                 (ours.action, theirs.action),
             )
-            same.extend(torch.equal(one, other) for one, other in pairs)
+            for one, other in pairs:
+                assert one is not None
+                assert other is not None
+                same.append(torch.equal(one, other))
     return {"batches": 20, "ok": all(same)}
 
 
 def memory(name: str, data: Path, work: Path) -> dict[str, Any]:
     """Measure the peak of the GPU's memory over 20 updates of the training loop."""
-    settings: dict[str, Any] = VARIANTS[name]
+    settings = VARIANTS[name]
     config = LearnConfig(device="cuda", log_every=10, **settings)
     run = work / f"memory-{list(VARIANTS).index(name)}"
     torch.cuda.empty_cache()

@@ -8,6 +8,7 @@ It needs about 20 s. matplotlib is measured if it is installed (``pip install -e
 import importlib.metadata
 import importlib.util
 import io
+import statistics
 import struct
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def import_seconds(names: str, repeats: int = 5) -> float:
 
     def median(code: str) -> float:
         command = [sys.executable, "-c", code]
-        return median(
+        return statistics.median(
             timeit.timeit(lambda: subprocess.run(command, check=True), number=1)
             for _ in range(repeats)
         )

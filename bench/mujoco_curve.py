@@ -29,7 +29,7 @@ from typing import Any, Self
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.configs.load import load_section
 from avtd3.learn.policy import Policy
-from avtd3.learn.trainer import CONFIG_FILE
+from avtd3.learn.run_settings import CONFIG_FILE
 from avtd3.store.dataset import Dataset
 
 PRESET = ("--config", "mujoco_td3")

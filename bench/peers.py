@@ -211,7 +211,7 @@ def make_torchrl(material: Material, scratch: Path) -> Peer:
     )
     rows = material.rows()
     for part in material.parts():
-        content = {
+        content: dict[str, NDArray[Any]] = {
             "observation": material.stacks(rows[part]),
             "next_observation": material.stacks(rows[part] + 1),
             "action": material.action[part],

@@ -148,7 +148,8 @@ def _drive(seed: int) -> Iterator[_Moment]:
             break
         steer = 0.9 * steer + 0.1 * rng.normal()
         action = np.array([steer, 0.1], np.float32).clip(-1.0, 1.0)
-        picture, reward, ended, _, _ = env.step(np.array([action[0], action[1], 0.0]))
+        picture, given, ended, _, _ = env.step(np.array([action[0], action[1], 0.0]))
+        reward = float(given)
     env.close()
 
 

@@ -5,6 +5,7 @@ numcodecs alone on the same chunks, in the same run. Run ``python bench/store_be
 """
 
 import argparse
+import functools
 import json
 import shutil
 import statistics
@@ -99,7 +100,12 @@ def codec_floor(frames: NDArray[np.uint8], codec: FrameCodec) -> tuple[float, fl
     encoding = time.perf_counter() - begin
     kind = chain_kind(codec.chain())
     place = memoryview(bytearray(blocks[0].nbytes))
-    return encoding, seconds(lambda: [decode_into(kind, chunk, place) for chunk in chunks])
+
+    def decode() -> None:
+        for chunk in chunks:
+            decode_into(kind, chunk, place)
+
+    return encoding, seconds(decode)
 
 
 def measure(frames: NDArray[np.uint8], codec: FrameCodec, repeats: int) -> dict[str, float]:
@@ -110,7 +116,7 @@ def measure(frames: NDArray[np.uint8], codec: FrameCodec, repeats: int) -> dict[
         root = Path(tempfile.mkdtemp(prefix="store-bench-"))
         try:
             floor = codec_floor(frames, codec)
-            writing = seconds(lambda root=root: write(root / "data", frames, codec, 200))
+            writing = seconds(functools.partial(write, root / "data", frames, codec, 200))
             segments = Dataset.open(root / "data").snapshot().segments
             reading = read(segments)
             rows.append((writing, reading, *floor))

@@ -18,11 +18,13 @@ from avtd3.collect.plan import (
     MAX_SEED,
     Amount,
     Share,
+    StoredPlan,
     digest,
     episode_generator,
     held_episodes,
     lock_plan,
     lock_share,
+    stored_plan,
     training_seed,
 )
 from avtd3.collect.recovery import Recovery
@@ -39,8 +41,10 @@ from avtd3.store.errors import (
     StorageError,
     WorldError,
     WorldLost,
+    check_integers,
 )
 from avtd3.store.events import Event
+from avtd3.store.files import check_local
 from avtd3.store.step import Step
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
@@ -62,14 +66,17 @@ class CollectAheadConfig:
     With several workers, which episodes these are depends on their number."""
     max_lead: int | None = None
     """Steps, apart from the random ones, by which the data may be ahead of the newest policy's
-    updates when a policy starts an episode; None never waits. At least ``learn.publish_every`` /
-    ``learn.updates_per_step``, otherwise collector and learner wait for each other."""
+    updates when a policy starts an episode; None never waits. Together with `random_steps`, at
+    least ``learn.learning_starts``, otherwise collector and learner wait for each other; and at
+    least ``learn.publish_every`` / ``learn.updates_per_step``, otherwise they often pause. Both
+    count collected steps, whether or not the learner samples them."""
     updates_per_step: float = 1.0
     """Updates that the learner does per step (``learn.updates_per_step``)."""
     updates_before: int = 0
     """Updates that the learner had done, from older data, before the plan's first step."""
 
     def __post_init__(self) -> None:
+        check_integers(self)
         check_number("random_steps", self.random_steps)
         check_number("max_lead", self.max_lead or 0)
         check_positive("updates_per_step", self.updates_per_step)
@@ -85,8 +92,9 @@ class CollectAheadConfig:
             return ""
         return (
             f"its newest policy has {updates} updates, {steps} steps need {needed:.0f} "
-            f"(max_lead {self.max_lead}); is it running, and does it publish often enough "
-            "(learn.publish_every)?"
+            f"(max_lead {self.max_lead}); is it running, with more updates to do? If it waits for "
+            f"steps, too, raise max_lead, or lower its learn.learning_starts to "
+            f"{self.random_steps + self.max_lead} or less"
         )
 
 
@@ -397,6 +405,7 @@ def collect(
     if steps is None and episodes is None and seconds is None:
         steps = config.steps
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
+    check_local(dataset, policies)
     policies = None if policies is None else Path(policies)
     opened = _open_dataset(Path(dataset), config, policies, open_world)
     plan_digest = digest(config.plan_document())
@@ -423,6 +432,12 @@ def collect(
                 f"dataset {dataset} already has {len(held)} episodes of this plan (seed "
                 f"{config.seed}); use --resume to continue it, or another --seed for new episodes"
             )
+        options = {**dataclasses.asdict(amount), "policies": policies and str(policies)}
+        plan = StoredPlan(digest=plan_digest, config=dataclasses.asdict(config), options=options)
+        before = stored_plan(opened.path, plan_digest) if resume else None
+        changes = plan.record(opened.path, before=before, from_step=held_steps)
+        if changes:
+            show([Tally(warning=f"changed {'; '.join(changes)}")])
         opened.clean_staging()
         whole = Share(amount=amount, held=frozenset(held), held_steps=held_steps, workers=workers)
         shares = [dataclasses.replace(whole, worker=worker) for worker in range(workers)]
@@ -442,6 +457,7 @@ def collect(
         held_steps=held_steps,
         interrupted=should_stop(),
         plan_digest=plan_digest,
+        changes=tuple(changes),
         missing=amount.missing(held, tally.steps, tally.episodes),
     )
 
@@ -479,8 +495,11 @@ def _segment_name(name: str, share: Share) -> str:
 
 
 def _provenance(config: CollectConfig, environment: Environment) -> dict[str, Any]:
-    document = dataclasses.asdict(config)
+    document, scenario = dataclasses.asdict(config), config.scenario
+    is_numbered = config.world in ("road", "carla") and scenario.file is None
+    numbers = {"number": scenario.number, "npcs": scenario.resolve()[0].npcs}
     return {
+        **({"scenario": numbers} if is_numbered else {}),
         "config": document,
         "config_digest": digest(document),
         "plan_digest": digest(config.plan_document()),

@@ -34,7 +34,7 @@ from avtd3.collect.maps.scenarios import GENERATED, Scenario
 from avtd3.collect.sim.boxes import Box
 from avtd3.collect.sim.camera import Camera, CameraConfig
 from avtd3.collect.sim.traffic import LanePaths, Traffic
-from avtd3.store.errors import RoadError, WorldError
+from avtd3.store.errors import RoadError, WorldError, check_integers
 
 GRAVITY_MPS2 = 9.81
 AIR_DENSITY = 1.2
@@ -92,6 +92,7 @@ class VehicleParams:
     """Integration steps per control period."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "vehicle.")
         for field in dataclasses.fields(self):
             check_positive(f"vehicle.{field.name}", getattr(self, field.name))
         check_number("vehicle.substeps", self.substeps, minimum=1, maximum=1000)
@@ -117,6 +118,7 @@ class RoadConfig(SimulatorConfig):
     """Number of networks kept in memory; each takes 5 to 10 MB."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "road.")
         self.check("road")
         check_number("road.pixel_m", self.pixel_m, minimum=0.05, maximum=0.5)
         check_number("road.cached_networks", self.cached_networks, minimum=1, maximum=10_000)

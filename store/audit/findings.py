@@ -254,10 +254,19 @@ CHECKS: dict[str, Check] = {
         "one policy version has two digests",
         "give each training run its own policy directory; otherwise staleness is wrong",
     ),
+    "collision-streak": _info(
+        "the episodes of a driver end in a collision again and again",
+        "check where it collides (`--episode`), the start positions and the collision sensor; "
+        "exclude the driver, or weight it with `learn.replay.mix`",
+    ),
     # Segments and datasets together: audit.py and duplicates.py.
     "reward-dominated": _info(
         "one reward term makes up over 90 % of the total",
         "check the weights of the reward terms; the other terms have almost no effect",
+    ),
+    "reward-scale": _info(
+        "the scale of the rewards changes in the course of a dataset",
+        "check whether the reward's weights were changed; `store relabel` makes them equal",
     ),
     "segment-twice": _warning(
         "two datasets contain the same segment", "remove one copy, or name only one of the datasets"

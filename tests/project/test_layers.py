@@ -43,7 +43,6 @@ SINGLE_IMPORTERS = {
     "configs.commands.demo": COMMAND,
     "configs.commands.doctor": COMMAND,
     "configs.commands.evaluate": COMMAND,
-    "configs.commands.gate": COMMAND,
     "configs.commands.learn": COMMAND,
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.store": COMMAND,
@@ -140,7 +139,9 @@ JOIN_THEIR_OWN = {
     "store.render.episode_view": "colours and captions of frames",
     "learn.analysis.compare": "Markdown",
     "learn.analysis.gate": "Markdown",
-    "configs.commands.config": "names of presets",
+    "configs.commands.config": "Markdown, and names of presets",
+    "configs.commands.options": "a help text",
+    "configs.load": "YAML",
     "configs.commands.demo": "Markdown",
     "configs.commands.replay_inspect": "texts of reports that are joined already",
 }

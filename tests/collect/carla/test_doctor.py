@@ -201,7 +201,7 @@ def test_a_drive_checks_what_only_driving_shows(tmp_path):
     ("faults", "check"),
     [
         ({"late_controls_every": 5}, "control"),
-        slow({"foreign_ticks_every": 7}, "frames"),
+        slow({"foreign_ticks_every": 60}, "frames"),  # later than the check of steps
         ({"sinks_m": 0.8}, "height"),
         slow({"contact": ["static.unknown", [900.0, 0.0, 0.0]]}, "contacts"),
         slow({"nan_snapshots": 10**6}, "expert"),

@@ -215,7 +215,7 @@ def test_only_our_own_actors_are_removed(server, world):
 
 
 PARENT = """
-import sys, json
+import json, signal, sys
 from avtd3.tests.collect.carla.worlds import LOOP
 from avtd3.tests.collect.carla.worlds import STRAIGHT_ON
 from avtd3.tests.collect.carla.worlds import settings
@@ -224,6 +224,7 @@ from avtd3.collect.carla.world import CarlaWorld
 class Server:
     port = int(sys.argv[1])
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 world = CarlaWorld(settings(Server), Server.port)
 world.reset(LOOP, 2)
 print(json.dumps(world.child_pid), flush=True)
