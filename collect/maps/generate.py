@@ -92,7 +92,7 @@ class TownShape(NamedTuple):
 
 
 _TOWN = TownShape((85.0, 125.0), 0.1, 3, math.radians(62.0), (12.0, 40.0))
-_STREETS = TownShape((45.0, 115.0), 0.22, 4, math.radians(48.0), (7.5, 30.0), bent=0.35)
+_STREETS = TownShape((42.0, 100.0), 0.22, 4, math.radians(48.0), (7.0, 24.0), bent=0.45)
 # Radius of a turn to the right over a junction, at the middle of the lane.
 _TIGHTEST_M = (5.0, 11.0)
 _BEND_M = 0.16  # displacement of a bend, as a share of the length of its street
@@ -424,7 +424,7 @@ def _reaches(
         if len(ends) < 3:
             continue
         tight, wide = _TIGHTEST_M
-        radius_m = tight + (wide - tight) * rng.random() ** 2 + 0.5 * width_m
+        radius_m = tight + (wide - tight) * rng.random() ** 3 + 0.5 * width_m
         for beyond, gap in zip(ends, _gaps(places, node, ends).tolist(), strict=True):
             reach_m = radius_m * unit_tangent(math.pi - gap, _TURN_SHARE)
             reaches[node, beyond] = reach_m * float(rng.uniform(1.0, 1.25))

@@ -96,7 +96,8 @@ s to start (leaderboard/scenarios/route_scenario.py)."""
 _FILE_ONLY = frozenset(("town", "networks", "route_length_m"))
 _MIXED = ("country", "loop", "town")
 _VARIED = (
-    "streets", "country", "streets", "loop", "streets", "byroad", "town", "motorway",
+    "streets", "country", "streets", "byroad", "streets", "loop", "streets", "town", "streets",
+    "motorway",
 )  # fmt: skip
 
 
