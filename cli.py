@@ -56,10 +56,11 @@ def make_app() -> "typer.Typer":
     """
     import typer
 
-    from avtd3.configs.commands import config, doctor, store
+    from avtd3.configs.commands import config, doctor, policy, road, store
     from avtd3.configs.commands.collect import collect
     from avtd3.configs.commands.demo import demo
     from avtd3.configs.commands.evaluate import evaluate
+    from avtd3.configs.commands.exchange import export, import_
     from avtd3.configs.commands.gate import compare, gate
     from avtd3.configs.commands.learn import learn
     from avtd3.configs.commands.options import VersionOption, presets_epilog
@@ -81,10 +82,12 @@ def make_app() -> "typer.Typer":
     with_settings = app.command(epilog=presets_epilog())
     for command in (demo, collect, learn, evaluate):
         with_settings(command)
-    for other in (replay_inspect, gate, compare):
+    for other in (replay_inspect, gate, compare, export):
         app.command()(other)  # replay_inspect becomes replay-inspect
-    for name, group in (("store", store.app), ("config", config.app), ("doctor", doctor.app)):
-        app.add_typer(group, name=name)
+    app.command("import")(import_)
+    groups = {"store": store, "policy": policy, "road": road, "config": config, "doctor": doctor}
+    for name, module in groups.items():
+        app.add_typer(module.app, name=name)
     return app
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from avtd3.collect.environment import Environment, ResetResult
     from avtd3.collect.evaluator import EvaluateConfig, EvaluateReport, evaluate
-    from avtd3.collect.maps.route import Route
+    from avtd3.collect.maps.route import Route, Turn
     from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
     from avtd3.collect.reports import CollectReport
     from avtd3.collect.sim.world import RoadConfig, RoadWorld
@@ -32,7 +32,7 @@ _MODULES = {
     "driving.world": ("Surroundings", "VehicleState", "World", "WorldFrame", "WorldStart"),
     "environment": ("Environment", "ResetResult"),
     "evaluator": ("EvaluateConfig", "EvaluateReport", "evaluate"),
-    "maps.route": ("Route",),
+    "maps.route": ("Route", "Turn"),
     "maps.scenarios": ("Scenario", "ScenarioConfig"),
     "reports": ("CollectReport",),
     "sim.world": ("RoadConfig", "RoadWorld"),
@@ -54,6 +54,7 @@ __all__ = [
     "Scenario",
     "ScenarioConfig",
     "Surroundings",
+    "Turn",
     "VehicleState",
     "World",
     "WorldFrame",

@@ -102,6 +102,8 @@ class EnvironmentConfig:
         if self.world.startswith(GYM):
             return {name: document[name] for name in ("world", "gym")}
         found = {name: document[name] for name in ("world", "task", "expert")}
+        if not self.task.observation.command:
+            del found["task"]["observation"]["command"]  # as in plans from before this setting
         found["scenario"] = self.scenario.plan_document()
         if self.world == "carla":
             found["carla"] = self.carla.plan_document()

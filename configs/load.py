@@ -251,9 +251,9 @@ def section_type(name: str) -> type:
     return loaded
 
 
-def presets() -> list[str]:
-    """Return the names of the YAML files that ship with avtd3."""
-    folder = resources.files("avtd3.configs")
+def presets(kind: str = "") -> list[str]:
+    """Return the names of the YAML files that ship with avtd3; a kind is a folder of them."""
+    folder = resources.files("avtd3.configs") / kind
     return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
@@ -278,12 +278,16 @@ def check_config(source: str) -> list[str]:
 
 def read_config(source: str) -> dict[str, Any]:
     """Read a YAML file, or a preset by name, into a mapping."""
-    path = Path(source)
-    if not path.is_file() and source in presets():  # a directory may have the same name
-        text = (resources.files("avtd3.configs") / f"{source}.yaml").read_text("utf-8")
-    else:
-        text = read_text(path, otherwise=f"give a YAML file or a preset ({', '.join(presets())})")
+    text = read_preset(source, otherwise="give a YAML file")
     return parse_mapping(text, source, of=f"sections: {', '.join(SECTIONS)}")
+
+
+def read_preset(source: str, kind: str = "", *, otherwise: str) -> str:
+    """Read a YAML file, or a preset by name; ``otherwise`` says what to do if neither is there."""
+    path, known = Path(source), presets(kind)
+    if not path.is_file() and source in known:  # a directory may have the same name
+        return (resources.files("avtd3.configs") / kind / f"{source}.yaml").read_text("utf-8")
+    return read_text(path, otherwise=f"{otherwise} or a preset ({', '.join(known)})")
 
 
 def parse_mapping(text: str, source: str, *, of: str) -> dict[str, Any]:

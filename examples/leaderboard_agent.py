@@ -9,17 +9,18 @@ finds its place on it by GNSS, compass and speedometer. It is tested against a s
 leaderboard's interface; it has not been tried on a simulator yet.
 """
 
+import itertools
 import math
 
 import carla
 import numpy as np
 from leaderboard.autoagents.autonomous_agent import AutonomousAgent, Track
 
-from avtd3.collect import Route, VehicleState
+from avtd3.collect import Route, Turn, VehicleState
 from avtd3.collect.carla.car import Grayscale
 from avtd3.collect.carla.config import CarlaCamera
 from avtd3.collect.driving.task import ObservationConfig, VectorBuilder, heading_error
-from avtd3.collect.maps.route import resample
+from avtd3.collect.maps.route import distance_along, resample
 from avtd3.learn import Policy, PolicyActor
 from avtd3.store import Observation
 
@@ -45,9 +46,10 @@ class PolicyAgent(AutonomousAgent):
         _, height, width = spec.image.frame_shape
         self.camera = CarlaCamera(height=height, width=width)
         self.gray = Grayscale(height, width, self.camera.supersample)
-        points = (spec.vector_size - 3) // 2
+        points = sum(name.startswith("waypoint_") for name in spec.vector_names) // 2
         self.observation = ObservationConfig(
             vector="full" if points > 0 else "speed",
+            command="command_follow" in spec.vector_names,
             waypoints=max(points, 1),
             waypoint_spacing_m=spec.vector_scales[3] / points if points > 0 else 2.5,
         )
@@ -74,7 +76,12 @@ class PolicyAgent(AutonomousAgent):
         places = [transform.location for transform, _ in global_plan_world_coord]
         points = np.array([(place.x, place.y) for place in places])
         is_new = np.append(True, np.hypot(*np.diff(points, axis=0).T) > 1e-3)
-        self.route = Route(points=resample(points[is_new]), lane_width_m=np.array(LANE_WIDTH_M))
+        options = [getattr(option, "name", "").lower() for _, option in global_plan_world_coord]
+        self.route = Route(
+            points=resample(points[is_new]),
+            lane_width_m=np.array(LANE_WIDTH_M),
+            turns=tuple(turns(distance_along(points).tolist(), options)),
+        )
         self.builder = VectorBuilder(self.observation, self.route)
         self.origin = (global_plan_gps[0][0], places[0])
 
@@ -113,6 +120,15 @@ class PolicyAgent(AutonomousAgent):
         scale = EARTH_RADIUS_M * math.cos(math.radians(start["lat"]))
         east = scale * math.radians(longitude - start["lon"])
         return complex(place.x + east, place.y - scale * (north(latitude) - north(start["lat"])))
+
+
+def turns(distance_m, options):
+    """Yield the junctions of a plan: its stretches with the road option left, right or straight."""
+    groups = itertools.groupby(zip(distance_m, options, strict=True), lambda place: place[1])
+    for option, places in groups:
+        if option in ("left", "right", "straight"):
+            along = [place[0] for place in places]
+            yield Turn(command=option, from_m=along[0], to_m=along[-1])
 
 
 def north(latitude):

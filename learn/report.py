@@ -19,7 +19,7 @@ class LearnProgress:
     Example:
         >>> progress = LearnProgress(updates=500, target=1_000, critic_loss=0.25)
         >>> progress.line()
-        'update 500 of 1000, critic loss 0.25'
+        'update 500 of 1,000, critic loss 0.25'
     """
 
     updates: int

@@ -47,6 +47,7 @@ from avtd3.store.format.layout import (
     FORMAT_VERSION,
     GROUP_FILE,
     MANIFEST_FILE,
+    MAPS,
     QUARANTINE,
     SEGMENTS,
     STAGING,
@@ -152,7 +153,7 @@ def _parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - an
     return spec
 
 
-_OWN_NAMES = frozenset((SEGMENTS, STAGING, QUARANTINE, GROUP_FILE))
+_OWN_NAMES = frozenset((SEGMENTS, STAGING, QUARANTINE, MAPS, GROUP_FILE))
 
 
 FIRST_WAIT_S = 1.0

@@ -336,7 +336,7 @@ PLACES = (
 @pytest.mark.parametrize("words", PLACES, ids=" ".join)
 def test_a_url_is_refused_where_a_path_is_expected(tmp_path, monkeypatch, run, words):
     monkeypatch.chdir(tmp_path)
-    for url in URLS:
+    for url in URLS if "collect" in words else URLS[:1]:
         code, (line,) = run(*(word.replace("URL", url) for word in words))
         assert code == 2
         assert f"{url.replace(':///', '://')!r} is a URL, expected a path of this machine" in line

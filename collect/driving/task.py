@@ -14,6 +14,7 @@ stuck       truncated  it stood for `TaskConfig.stuck_s` with no vehicle close a
 
 The observation vector holds, in this order: speed, lateral deviation, heading error, and the
 waypoints ahead as x, y pairs in the car's frame (x forward, y to the right); or the speed alone.
+With `ObservationConfig.command`, the navigation command follows as four numbers, of which one is 1.
 Each number is stored divided by its scale; the dataset's spec names them all. Nothing is clipped:
 the car leaves the road, which ends the episode, long before a number grows large.
 """
@@ -30,7 +31,7 @@ from avtd3.collect.checks import check_positive
 from avtd3.collect.driving.reward import REWARD_TERMS, RewardConfig, StepFacts, reward_terms
 from avtd3.collect.driving.world import VehicleState, WorldFrame, WorldStart
 from avtd3.collect.environment import SUCCESS_REASON
-from avtd3.collect.maps.route import Projection, Route
+from avtd3.collect.maps.route import COMMANDS, Projection, Route
 from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import ConfigError, check_integers
 from avtd3.store.spec import MAX_AXIS, EpisodeSpec, ImageSpec
@@ -43,6 +44,9 @@ VECTORS = ("full", "speed")
 SPEED_SCALE_MPS = 10.0
 LATERAL_SCALE_M = 2.0
 HEADING_SCALE_RAD = math.pi / 4.0
+COMMAND_AHEAD_M = 25.0
+"""Distance before a junction at which its command begins. It is as far as the default waypoints
+show, 3 s at 30 km/h; the expert brakes from there to the speed of a tight turn in 18 m."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,9 @@ class ObservationConfig:
 
     vector: str = "full"
     """``full``, or ``speed`` for the speed alone: a policy must find the rest in the frames."""
+    command: bool = False
+    """Whether the navigation command follows: follow, left, right, straight, as one-hot numbers
+    (Codevilla et al. 2018, End-to-end driving via conditional imitation learning)."""
     waypoints: int = 10
     """Number of waypoints ahead; 10 give the 23 numbers of the reports."""
     waypoint_spacing_m: float = 2.5
@@ -71,6 +78,15 @@ class ObservationConfig:
     @property
     def names(self) -> tuple[str, ...]:
         """Name with unit of each number of the vector."""
+        return self._vector_names + tuple(f"command_{name}" for name in COMMANDS * self.command)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Physical value stored as 1.0, for each number; smaller sideways: roads bend little."""
+        return self._vector_scales + (1.0,) * (len(COMMANDS) * self.command)
+
+    @property
+    def _vector_names(self) -> tuple[str, ...]:
         if self.vector == "speed":
             return ("speed_mps",)
         points = (f"waypoint_{i:02d}" for i in range(1, self.waypoints + 1))
@@ -78,8 +94,7 @@ class ObservationConfig:
         return ("speed_mps", "lateral_m", "heading_rad", *pairs)
 
     @property
-    def scales(self) -> tuple[float, ...]:
-        """Physical value stored as 1.0, for each number; smaller sideways: roads bend little."""
+    def _vector_scales(self) -> tuple[float, ...]:
         if self.vector == "speed":
             return (SPEED_SCALE_MPS,)
         horizon = self.waypoints * self.waypoint_spacing_m
@@ -101,15 +116,26 @@ class VectorBuilder:
         self._distances: list[float] = [*route.distance_m.tolist(), route.length_m + beyond]
         self._only_speed = config.vector == "speed"
         self._scales = config.scales[:5]
+        self._has_command, self._route = config.command, route
 
     def build(
         self, vehicle: VehicleState, at: Projection, heading_rad: float
     ) -> NDArray[np.float32]:
         """Return the normalised numbers, float32 (V,)."""
-        if self._only_speed:
-            return np.array([vehicle.speed_mps / SPEED_SCALE_MPS], np.float32)
-        speed, lateral, heading, forward, side = self._scales
-        values = [vehicle.speed_mps / speed, at.lateral_m / lateral, heading_rad / heading]
+        values = [vehicle.speed_mps / SPEED_SCALE_MPS]
+        if not self._only_speed:
+            self._append_route(values, vehicle, at, heading_rad)
+        if self._has_command:
+            command = self._route.command_at(at.distance_m, COMMAND_AHEAD_M)
+            values += [float(name == command) for name in COMMANDS]
+        return np.array(values, np.float32)
+
+    def _append_route(
+        self, values: list[float], vehicle: VehicleState, at: Projection, heading_rad: float
+    ) -> None:
+        """Append deviation, heading error and waypoints."""
+        _, lateral, heading, forward, side = self._scales
+        values += (at.lateral_m / lateral, heading_rad / heading)
         here, back = complex(vehicle.x_m, vehicle.y_m), cmath.rect(1.0, -vehicle.yaw_rad)
         places, distances, place = self._places, self._distances, 1
         for offset in self._offsets:
@@ -119,7 +145,6 @@ class VectorBuilder:
             share = (metres - start) / (distances[place] - start)
             seen = (before + share * (places[place] - before) - here) * back
             values += (seen.real / forward, seen.imag / side)
-        return np.array(values, np.float32)
 
 
 def heading_error(yaw_rad: float, route_yaw_rad: float) -> float:

@@ -87,7 +87,7 @@ class EpisodeSetup:
             first = int(np.searchsorted(route.distance_m, attempt * _RETRY_EVERY_M))
             if first >= len(route.points) or route.length_m - route.distance_m[first] < MIN_ROUTE_M:
                 return
-            rest = Route(points=route.points[first:], lane_width_m=route.lane_width_m[first:])
+            rest = route.rest(first)
             place = _beside(rest, lateral_m, turn, start.speed_mps)
             yield rest, place, float(route.distance_m[first])
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.network import Lane, RoadNetwork
-from avtd3.collect.maps.route import Route, distance_along, resample
+from avtd3.collect.maps.route import Route, Turn, distance_along, resample
 from avtd3.store.errors import RoadError, RouteError
 
 _OVERLAP_M = 0.3  # lanes whose ends are closer than this continue each other
@@ -23,6 +23,9 @@ _STARTS = 24  # positions that are tried before the longest route found is taken
 _VISITS = 400  # lanes that are visited from one start, so that the search ends
 _END_MARGIN_M = 5.0
 _TURN_BACK_RAD = math.radians(150.0)
+_STRAIGHT_RAD = math.radians(35.0)
+"""A way across a junction that turns by less is straight, as in CARLA's own planner
+(GlobalRoutePlanner._turn_decision)."""
 _ALIKE_M = 2.0  # a waypoint also stands for lanes this much farther away than the nearest
 _MAX_LANES = 8
 _OFFSET_COST = 5.0  # metres of detour per metre between a waypoint and its lane
@@ -113,7 +116,43 @@ def join(network: RoadNetwork, parts: Sequence[LanePart], length_m: float = math
     along = np.linspace(0.0, end, len(even))
     # A lane that starts or ends as a wedge still has room for a car.
     width = np.maximum(np.interp(along, distance, table[:, 3]), _NARROWEST_M)
-    return Route(points=even, lane_width_m=width)
+    route = Route(points=even, lane_width_m=width)
+    return dataclasses.replace(route, turns=tuple(_turns(network, parts, route)))
+
+
+def _turns(network: RoadNetwork, parts: Sequence[LanePart], route: Route) -> Iterator[Turn]:
+    """Yield the junctions that a route enters; lanes of junctions in a row are one junction.
+
+    The direction is the whole change of heading from the lane before the junction to the end of
+    the last lane inside it, also if the route starts or ends inside.
+    """
+    at_m, entered_m, turned_rad = 0.0, math.nan, 0.0
+    for before, part in itertools.pairwise((None, *parts)):
+        assert part is not None, "only the first is None"
+        lane = network.lanes[part.lane]
+        if lane.is_junction:
+            if math.isnan(entered_m):
+                entered_m, turned_rad = at_m, 0.0
+            turned_rad += float(lane.yaw_rad[-1] - lane.yaw_rad[0])
+            if before is not None and before.lane != part.lane:
+                joint = lane.yaw_rad[0] - network.lanes[before.lane].yaw_rad[-1]
+                turned_rad += math.remainder(joint, math.tau)
+        elif not math.isnan(entered_m):
+            yield _turn(turned_rad, entered_m, at_m)
+            entered_m = math.nan
+        end_m = min(part.to_m, lane.length_m)
+        x_m, y_m = (float(np.interp(end_m, lane.distance_m, lane.points[:, i])) for i in (0, 1))
+        at_m = route.project(x_m, y_m, near_m=at_m + end_m - part.from_m).distance_m
+        if at_m >= route.length_m:
+            break
+    if not math.isnan(entered_m):
+        yield _turn(turned_rad, entered_m, route.length_m)
+
+
+def _turn(turned_rad: float, from_m: float, to_m: float) -> Turn:
+    straight = abs(turned_rad) < _STRAIGHT_RAD
+    command = "straight" if straight else "left" if turned_rad < 0.0 else "right"
+    return Turn(command=command, from_m=from_m, to_m=to_m)
 
 
 def _table(lane: Lane, part: LanePart) -> NDArray[np.float64]:

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from avtd3.store.errors import RoadError
+from avtd3.store.errors import RoadError, abbreviate
 
 SEARCH_BEHIND_M = 10.0  # of the last known distance, see `Route.project`
 SEARCH_AHEAD_M = 30.0
 _CURVATURE_KERNEL = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
 _STRAIGHT = 1e-9
+COMMANDS = ("follow", "left", "right", "straight")
+"""Navigation commands: follow the road, or the way across the next junction."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,12 +36,40 @@ class Projection:
     """Heading of the route at that point, continuous along the route (not wrapped)."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """The way of a route across one junction.
+
+    Example:
+        >>> Turn(command="left", from_m=40.0, to_m=52.0).command
+        'left'
+    """
+
+    command: str
+    """``left``, ``right`` or ``straight``."""
+    from_m: float
+    """Metres along the route to the edge of the junction where the route enters it."""
+    to_m: float
+    """Metres along the route to the edge where it leaves the junction."""
+
+    def __post_init__(self) -> None:
+        if self.command not in COMMANDS[1:]:
+            raise RoadError(
+                f"command of a turn is {abbreviate(self.command)}, expected left, right or straight"
+            )
+        if not (math.isfinite(self.to_m) and self.from_m <= self.to_m):
+            raise RoadError(
+                f"turn runs from {self.from_m} to {self.to_m} m, expected finite numbers in "
+                "ascending order"
+            )
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Route:
-    """A polyline to follow, with its headings, curvatures and lane widths.
+    """A polyline to follow, with its headings, curvatures, lane widths and turns.
 
-    `points` and `lane_width_m` are given; the other fields are computed from them. All arrays are
-    read-only.
+    `points`, `lane_width_m` and `turns` are given; the other fields are computed from them. All
+    arrays are read-only.
 
     Example:
         >>> route = Route(points=np.array([[0.0, 0.0], [50.0, 0.0]]), lane_width_m=np.array(3.5))
@@ -51,6 +81,8 @@ class Route:
     """float64 (N, 2), x and y in metres, N >= 2, in driving order."""
     lane_width_m: NDArray[np.float64]
     """float64 (N,), width of the lane at each point; one number is used for all points."""
+    turns: tuple[Turn, ...] = ()
+    """The junctions on the way, in driving order; none by default."""
     distance_m: NDArray[np.float64] = dataclasses.field(init=False)
     """float64 (N,), metres along the route from the first point."""
     yaw_rad: NDArray[np.float64] = dataclasses.field(init=False)
@@ -100,6 +132,31 @@ class Route:
 
     def __repr__(self) -> str:
         return f"Route({len(self.points)} points, {self.length_m:.1f} m)"
+
+    def command_at(self, distance_m: float, ahead_m: float) -> str:
+        """Return the navigation command at a distance along the route, one of `COMMANDS`.
+
+        The command of a junction begins `ahead_m` before it, but not before the junction in front
+        of it is left, and ends where the route leaves the junction.
+        """
+        for turn in self.turns:
+            if distance_m < turn.to_m:
+                return turn.command if distance_m >= turn.from_m - ahead_m else COMMANDS[0]
+        return COMMANDS[0]
+
+    def rest(self, first: int) -> "Route":
+        """Return the route from one of its points on, given by its index."""
+        passed_m = float(self.distance_m[first])
+        turns = (
+            Turn(command=turn.command, from_m=turn.from_m - passed_m, to_m=turn.to_m - passed_m)
+            for turn in self.turns
+            if turn.to_m > passed_m
+        )
+        return Route(
+            points=self.points[first:],
+            lane_width_m=self.lane_width_m[first:],
+            turns=tuple(turns),
+        )
 
     def project(self, x_m: float, y_m: float, near_m: float | None = None) -> Projection:
         """Find the point of the route that is nearest to a position.

@@ -9,14 +9,17 @@ import os
 import platform
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from avtd3.configs.commands.console import is_verbose, print_answer, say, set_verbosity
 from avtd3.store.errors import ConfigError, WorldError, abbreviate
+
+if TYPE_CHECKING:
+    from avtd3.store.maintenance.relabel import Factor
 
 SCENARIOS = (
     "mixed roads, fair weather, 20 vehicles",
@@ -40,11 +43,18 @@ def describe_presets() -> dict[str, str]:
 
 def presets_epilog() -> str:
     """Return the presets as the last paragraph of a help text."""
-    rows = (
-        textwrap.fill(text, 76, initial_indent=f"  {name:20}", subsequent_indent=" " * 22)
-        for name, text in describe_presets().items()
-    )
-    return "\n".join(("\b", "Presets, for --config:", *rows))
+    return "\n".join(("\b", "Presets, for --config:", *describe_lines(describe_presets(), 76)))
+
+
+def describe_lines(texts: Mapping[str, str], width: int) -> list[str]:
+    """Return lines of names with a text beside each."""
+    return [
+        line
+        for name, text in texts.items()
+        for line in textwrap.wrap(
+            text, width, initial_indent=f"  {name:20}", subsequent_indent=" " * 22
+        )
+    ]
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -373,20 +383,42 @@ def parse_ports(text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
-def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Parse weights from ``name=1.0,other=0.5`` and YAML files; later ones replace earlier ones."""
+def parse_weights(texts: Sequence[str]) -> "tuple[dict[str, float], tuple[Factor, ...]]":
+    """Parse weights and factors from ``name=1.0,other=0.5``, YAML files and names of presets.
+
+    Later weights replace earlier ones. Only files have factors.
+    """
     weights: dict[str, float] = {}
+    factors: list[Factor] = []
     for text in texts:
         if "=" not in text:
-            weights |= _read_weights(Path(text))
+            for name, value in _read_weights(text).items():
+                weights[name] = _parse_weight(name, value)
+                factors += _parse_factors(name, value)
             continue
         for part in text.split(","):
             name, _, value = part.partition("=")
             weights[name.strip()] = _parse_weight(name, value)
-    return weights
+    return weights, tuple(factors)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, int | float]:
+    """Parse numbers from ``name=144,other=0.5``; later ones replace earlier ones."""
+    settings: dict[str, int | float] = {}
+    for part in (part for text in texts for part in text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            settings[name.strip()] = int(value) if value.strip().isdecimal() else float(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"setting {abbreviate(part)}, expected NAME=NUMBER, such as width=144"
+            ) from error
+    return settings
 
 
 def _parse_weight(name: str, value: object) -> float:
+    if isinstance(value, dict):
+        value = value.get("weight", 1.0)
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
             return float(value)
@@ -398,11 +430,34 @@ def _parse_weight(name: str, value: object) -> float:
     )
 
 
-def _read_weights(path: Path) -> dict[str, float]:
-    from avtd3.configs.load import parse_mapping, read_text
+def _parse_factors(name: str, value: object) -> "Iterator[Factor]":
+    """Yield the factors of an entry ``{weight: 0.5, factors: {r1: {below: -1, factor: 0}}}``."""
+    from avtd3.store.maintenance.relabel import Factor
 
-    text = read_text(path, otherwise="expected NAME=NUMBER,... or a YAML file of such pairs")
-    document = parse_mapping(text, str(path), of="reward terms to numbers")
+    if not isinstance(value, dict):
+        return
+    factors = value.get("factors", {})
+    if value.keys() - {"weight", "factors"} or not isinstance(factors, dict):
+        raise ConfigError(
+            f"weight {name[:200]} is {abbreviate(value)}, expected a number or a mapping with the "
+            "keys weight and factors, where factors maps terms to {below: NUMBER, factor: NUMBER}"
+        )
+    for where, entry in factors.items():
+        if not isinstance(entry, dict) or entry.keys() != {"below", "factor"}:
+            raise ConfigError(
+                f"weight {name[:200]}: the factor for {abbreviate(where)} is {abbreviate(entry)}, "
+                "expected {below: NUMBER, factor: NUMBER}"
+            )
+        yield Factor(term=name, where=str(where), below=entry["below"], factor=entry["factor"])
+
+
+def _read_weights(source: str) -> dict[str, Any]:
+    from avtd3.configs.load import parse_mapping, read_preset
+
+    text = read_preset(
+        source, "rewards", otherwise="expected NAME=NUMBER,..., or a YAML file of such pairs"
+    )
+    document = parse_mapping(text, source, of="reward terms to numbers")
     if not document:
-        raise ConfigError(f"--weights {path} is empty, expected reward terms with numbers")
-    return {str(name): _parse_weight(str(name), value) for name, value in document.items()}
+        raise ConfigError(f"--weights {source} is empty, expected reward terms with numbers")
+    return {str(name): value for name, value in document.items()}

@@ -169,6 +169,12 @@ CHECKS: dict[str, Check] = {
         "episodes overlap, leave gaps or do not fill their segment", _FIX_THE_SOURCE
     ),
     "event-bounds": _error("events do not fit their episodes", _FIX_THE_SOURCE),
+    "state-bounds": _error("states of the world do not fit their episodes", _FIX_THE_SOURCE),
+    "map-text": _warning(
+        "the text of a road network is missing or damaged",
+        "copy maps/ from the dataset that the segments were copied from; only "
+        "`avtd3 store render` needs it",
+    ),
     "step-after-end": _error("an episode continues after a step that ends it", _FIX_THE_SOURCE),
     "end-unmarked": _error(
         "the last step of an episode is neither terminated nor truncated", _FIX_THE_SOURCE

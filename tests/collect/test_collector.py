@@ -9,7 +9,7 @@ from avtd3.collect import collector as loop
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.drivers import WanderingDriver
 from avtd3.collect.driving.reward import RewardConfig
-from avtd3.collect.driving.task import DrivingTask, TaskConfig
+from avtd3.collect.driving.task import DrivingTask, ObservationConfig, TaskConfig
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.mixture import DriverPool
 from avtd3.collect.plan import training_seed
@@ -232,6 +232,20 @@ def test_a_failing_world_keeps_what_was_driven(tmp_path):
     assert found[max(found)][1]["end_reason"] == "world_error"
     assert found[max(found)][0]["truncated"][-1]
     assert world.closed
+
+
+def test_data_with_commands_and_data_without_do_not_mix(tmp_path):
+    task = TaskConfig(observation=ObservationConfig(command=True))
+    commanded = dataclasses.replace(CONFIG, task=task)
+    gather(tmp_path / "d", commanded, episodes=1)
+    spec = Dataset.open(tmp_path / "d").spec
+    assert spec.vector_names[-4:] == tuple(
+        f"command_{name}" for name in ("follow", "left", "right", "straight")
+    )
+    assert spec.vector_size == 27
+    with pytest.raises(SpecError, match="vector"):
+        gather(tmp_path / "d", episodes=1)
+    assert commanded.plan_document() != CONFIG.plan_document()
 
 
 def test_a_world_with_another_camera_than_the_dataset_is_refused(tmp_path):

@@ -41,12 +41,9 @@ PACED = CollectConfig(
 @pytest.mark.parametrize(
     "replay",
     [
-        {},
         {"held_out": 0.1},
-        {"held_out": 0.9},
         {"filter": ("driver=policy*",)},  # without the random steps
         {"capacity": 120},
-        {"max_policy_lag": 2},
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ from avtd3.tests.project.source import ROOT
 COMMANDS = (
     *((), ("demo",), ("collect",), ("replay-inspect",), ("learn",), ("evaluate",), ("gate",)),
     *(("compare",), ("store",), ("store", "prune"), ("config", "show"), ("doctor", "carla")),
+    *(("export",), ("import",), ("policy",), ("policy", "export"), ("road",)),
 )
 DATA = ("*.yaml", "*.j2", "*.css")
 HEAVY = (

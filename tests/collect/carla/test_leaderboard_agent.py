@@ -58,10 +58,14 @@ def module(monkeypatch):
 @pytest.fixture
 def policies(tmp_path):
     """A directory with a policy of the driving task."""
+    return publish(tmp_path / "policies", TaskConfig())
+
+
+def publish(path, task):
     config = NetworkConfig()
-    spec = DrivingTask(TaskConfig(), 0.05).spec(ImageSpec(channels=1, height=84, width=84, stack=4))
-    PolicyStore(tmp_path / "policies").publish(Actor(spec, config), spec, config, updates=0)
-    return tmp_path / "policies"
+    spec = DrivingTask(task, 0.05).spec(ImageSpec(channels=1, height=84, width=84, stack=4))
+    PolicyStore(path).publish(Actor(spec, config), spec, config, updates=0)
+    return path
 
 
 def to_gps(x, y):
@@ -127,6 +131,37 @@ def test_the_agent_sees_what_the_policy_was_trained_on(module, policies):
         assert -1.0 <= control.steer <= 1.0
         assert min(control.throttle, control.brake) == 0.0
     assert agent.along_m == pytest.approx(39.0, abs=0.5)
+
+
+def test_the_agent_passes_the_commands_of_the_plan_on(module, tmp_path):
+    command = ObservationConfig(vector="speed", command=True)
+    agent = module.PolicyAgent("localhost", 2000)
+    agent.setup(str(publish(tmp_path / "policies", TaskConfig(observation=command))))
+    gps, world, points = plan()
+    names = ["LANEFOLLOW"] * 40 + ["LEFT"] * 21 + ["LANEFOLLOW"] * 30 + ["STRAIGHT"] * 31
+    world = [
+        (place, types.SimpleNamespace(name=name))
+        for (place, _), name in zip(world, names, strict=True)
+    ]
+    agent.set_global_plan(gps, world)
+    assert [(turn.command, round(turn.from_m), round(turn.to_m)) for turn in agent.route.turns] == [
+        ("left", 40, 60),
+        ("straight", 91, 120),
+    ]
+    seen, act = [], agent.actor.act
+
+    def act_and_note(observation):
+        seen.append(observation.vector)
+        return act(observation)
+
+    agent.actor.act = act_and_note
+    for number in (10, 30, 50, 63):
+        yaw = float(agent.route.yaw_rad[number])
+        x, y = points[number].tolist()
+        agent.place, agent.along_m = complex(x, y), float(number)
+        vehicle = VehicleState(x_m=x, y_m=y, yaw_rad=yaw, speed_mps=5.0)
+        agent.run_step(data(agent, vehicle, 100), 0.05 * number)
+    assert [vector[1:].tolist().index(1.0) for vector in seen] == [0, 1, 1, 0]
 
 
 def test_a_compass_without_a_value_keeps_the_last_heading(module, policies):

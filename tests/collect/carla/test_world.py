@@ -72,6 +72,13 @@ def test_an_episode_is_the_same_as_in_the_built_in_simulator(server, world):
         assert (ours.off_road, ours.wrong_way) == (theirs.off_road, theirs.wrong_way)
 
 
+def test_the_turns_of_a_route_come_from_the_planner_as_in_the_built_in_simulator(world):
+    town = scenario(2, networks=4, npcs=0, weather="clear")
+    turns = world.reset(town, 4).route.turns
+    assert turns
+    assert turns == RoadWorld().reset(town, 4).route.turns
+
+
 def test_scenario_and_seed_repeat_an_episode_whatever_was_before(world):
     def episode():
         frames = [world.reset(COUNTRY, 6).frame, *drive(world, 4)]

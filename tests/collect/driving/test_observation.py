@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.collect.driving.task import (
+    COMMAND_AHEAD_M,
     ObservationConfig,
     VectorBuilder,
     heading_error,
 )
+from avtd3.collect.maps.route import COMMANDS, Route, Turn
 from avtd3.store.errors import ConfigError
 from avtd3.tests.collect.point_world import make_vehicle, straight_route, winding_route
 
@@ -48,6 +50,47 @@ def test_the_speed_can_be_all_there_is():
     vector = build(config, straight_route(), x_m=10.0, y_m=1.0, yaw_rad=0.3, speed_mps=5.0)
     assert vector.dtype == np.float32
     np.testing.assert_array_equal(vector, np.array([0.5], np.float32))
+
+
+def commands_along(turns, **config):
+    """Return the command at each metre of a straight road of 100 m with the given turns."""
+    points = straight_route().points
+    route = Route(points=points, lane_width_m=np.array(3.5), turns=turns)
+    found = []
+    for x in range(100):
+        vector = build(ObservationConfig(command=True, **config), route, x_m=float(x), y_m=1.0)
+        assert sorted(vector[-4:].tolist()) == [0.0, 0.0, 0.0, 1.0]
+        found.append(COMMANDS[int(vector[-4:].argmax())])
+    return found
+
+
+@pytest.mark.parametrize("vector", ["full", "speed"])
+def test_the_command_begins_before_a_junction_and_ends_with_it(vector):
+    turn = Turn(command="left", from_m=50.0, to_m=70.0)
+    begin = 50 - round(COMMAND_AHEAD_M)
+    assert begin == 25
+    expected = ["follow"] * begin + ["left"] * (70 - begin) + ["follow"] * 30
+    assert commands_along((turn,), vector=vector) == expected
+
+
+def test_a_command_waits_until_the_junction_before_is_left():
+    turns = (
+        Turn(command="right", from_m=40.0, to_m=50.0),
+        Turn(command="straight", from_m=60.0, to_m=75.0),
+    )
+    expected = ["follow"] * 15 + ["right"] * 35 + ["straight"] * 25 + ["follow"] * 25
+    assert commands_along(turns) == expected
+
+
+def test_the_command_is_an_option_that_changes_nothing_else():
+    names = tuple(f"command_{name}" for name in ("follow", "left", "right", "straight"))
+    for kind in ("full", "speed"):
+        plain, more = (ObservationConfig(vector=kind, command=on) for on in (False, True))
+        assert more.names == (*plain.names, *names)
+        assert more.scales == (*plain.scales, 1.0, 1.0, 1.0, 1.0)
+        car = {"x_m": 10.0, "y_m": 1.0, "speed_mps": 5.0}
+        without = build(plain, straight_route(), **car)
+        np.testing.assert_array_equal(build(more, straight_route(), **car)[:-4], without)
 
 
 def test_waypoints_turn_with_the_car():

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from avtd3.collect.maps.generate import NETWORK_KINDS, generate_network
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.planner import MIN_ROUTE_M, plan_route, plan_through
+from avtd3.collect.maps.planner import (
+    MIN_ROUTE_M,
+    LanePart,
+    join,
+    plan_route,
+    plan_through,
+)
 from avtd3.store.errors import RoadError
 
 carla = pytest.importorskip("carla")
@@ -69,6 +75,68 @@ def test_routes_stay_on_the_centre_lines_of_their_lanes(kind, seed):
     centres = np.concatenate([found.lanes[lane].points for lane in planned.lanes])
     gap = np.hypot(*(planned.route.points[:, None] - centres[None]).transpose(2, 0, 1))
     assert gap.min(axis=1).max() < 0.6  # slightly more than half the spacing of the points
+
+
+def lane_gap(found, lanes, points):
+    """Return the distance of each point to the nearest point of some lanes, inf without lanes."""
+    centres = [found.lanes[lane].points for lane in lanes]
+    if not centres:
+        return np.full(len(points), np.inf)
+    apart = points[:, None] - np.concatenate(centres)[None]
+    return np.hypot(apart[..., 0], apart[..., 1]).min(axis=1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(NETWORK_KINDS), st.integers(0, 1000))
+def test_turns_are_where_the_route_is_inside_junctions_and_say_its_way(kind, seed):
+    found = network(kind)
+    planned = plan_route(found, np.random.default_rng(seed), 300.0)
+    route = planned.route
+    inside = lane_gap(found, [n for n in planned.lanes if found.lanes[n].is_junction], route.points)
+    outside = lane_gap(
+        found, [n for n in planned.lanes if not found.lanes[n].is_junction], route.points
+    )
+    is_clear = np.abs(inside - outside) > 0.7  # near an edge, both are near
+    in_turn = np.zeros(len(route.points), bool)
+    for turn in route.turns:
+        in_turn |= (route.distance_m >= turn.from_m) & (route.distance_m <= turn.to_m)
+        if turn.to_m < route.length_m:
+            ends = np.interp((turn.from_m, turn.to_m), route.distance_m, route.yaw_rad)
+            turned = math.degrees(ends[1] - ends[0])
+            expected = "left" if turned < -35.0 else "right" if turned > 35.0 else "straight"
+            assert turn.command == expected
+    np.testing.assert_array_equal(in_turn[is_clear], (inside < outside)[is_clear])
+    assert [t.from_m for t in route.turns] == sorted(t.from_m for t in route.turns)
+
+
+def test_all_commands_occur_in_towns_and_none_without_junctions():
+    def commands(kind):
+        routes = [plan_route(network(kind), np.random.default_rng(s), 300.0) for s in range(10)]
+        return {turn.command for planned in routes for turn in planned.route.turns}
+
+    assert commands("town") == {"left", "right", "straight"}
+    assert commands("country") == set()
+
+
+def test_a_route_that_starts_inside_a_junction_has_the_command_of_the_whole_way():
+    found = network("town")
+    lanes = next(
+        planned.lanes
+        for planned in (plan_route(found, np.random.default_rng(s), 300.0) for s in range(50))
+        if any(turn.command == "left" for turn in planned.route.turns)
+    )
+    whole = join(found, [LanePart(lane, 0.0) for lane in lanes])
+    number = [t.command for t in whole.turns].index("left")
+    junctions = [n for n, lane in enumerate(lanes) if found.lanes[lane].is_junction]
+    place = junctions[number]
+    last_m = 0.9 * found.lanes[lanes[place]].length_m
+    late = join(found, [LanePart(lanes[place], last_m), LanePart(lanes[place + 1], 0.0)])
+    assert [(t.command, t.from_m) for t in late.turns] == [("left", 0.0)]
+    assert late.turns[0].to_m == pytest.approx(
+        whole.turns[number].to_m - (whole.turns[number].from_m + last_m), abs=0.1
+    )
+    early = join(found, [LanePart(lanes[place - 1], 0.0), LanePart(lanes[place], 0.0, 2.0)])
+    assert [(t.command, t.to_m) for t in early.turns] == [("left", early.length_m)]
 
 
 def test_the_same_generator_gives_the_same_route_and_others_differ():

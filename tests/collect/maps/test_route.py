@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avtd3.collect.maps.route import SEARCH_AHEAD_M, SEARCH_BEHIND_M, Route, resample
+from avtd3.collect.maps.route import SEARCH_AHEAD_M, SEARCH_BEHIND_M, Route, Turn, resample
 from avtd3.store.errors import RoadError
 
 
@@ -199,3 +199,30 @@ def test_arrays_are_read_only_and_the_repr_is_short():
     with pytest.raises(ValueError, match="read-only"):
         route.points[0, 0] = 1.0
     assert repr(route) == "Route(101 points, 100.0 m)"
+
+
+def test_the_rest_of_a_route_keeps_the_turns_that_are_not_behind():
+    turns = (
+        Turn(command="left", from_m=10.0, to_m=20.0),
+        Turn(command="straight", from_m=28.0, to_m=40.0),
+        Turn(command="right", from_m=60.0, to_m=70.0),
+    )
+    x = np.arange(101.0)
+    points = np.stack([x, 0.0 * x], axis=1)
+    route = Route(points=points, lane_width_m=np.array(3.5), turns=turns)
+    rest = route.rest(30)
+    assert rest.length_m == 70.0
+    assert rest.turns == (
+        Turn(command="straight", from_m=-2.0, to_m=10.0),
+        Turn(command="right", from_m=30.0, to_m=40.0),
+    )
+    for along in range(70):
+        assert rest.command_at(along, 15.0) == route.command_at(along + 30.0, 15.0)
+
+
+def test_impossible_turns_are_refused():
+    with pytest.raises(RoadError, match="command of a turn is 'follow', expected left, right or"):
+        Turn(command="follow", from_m=0.0, to_m=1.0)
+    for from_m, to_m in ((2.0, 1.0), (math.nan, 1.0), (0.0, math.inf)):
+        with pytest.raises(RoadError, match="expected finite numbers in ascending order"):
+            Turn(command="left", from_m=from_m, to_m=to_m)

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.cli import make_app
+from avtd3.collect.driving.reward import REWARD_TERMS
 from avtd3.configs.commands.options import parse_bytes, parse_seconds, parse_weights
 from avtd3.configs.load import load_section
 from avtd3.store.errors import ConfigError
+from avtd3.store.maintenance.relabel import Factor
 
 
 @pytest.mark.parametrize(
@@ -62,11 +64,45 @@ def test_any_text_is_an_amount_or_a_config_error(text):
 def test_weights_from_pairs_and_files(tmp_path):
     file = tmp_path / "weights.yaml"
     file.write_text("safety/collision: 3\ncomfort/jerk: 0.5\n")
-    assert parse_weights(["a=1.0, b/c=-2e-1"]) == {"a": 1.0, "b/c": -0.2}
-    assert parse_weights([str(file), "comfort/jerk=0"]) == {
-        "safety/collision": 3.0,
-        "comfort/jerk": 0.0,
-    }
+    assert parse_weights(["a=1.0, b/c=-2e-1"]) == ({"a": 1.0, "b/c": -0.2}, ())
+    assert parse_weights([str(file), "comfort/jerk=0"]) == (
+        {"safety/collision": 3.0, "comfort/jerk": 0.0},
+        (),
+    )
+
+
+def test_factors_from_files(tmp_path):
+    file = tmp_path / "weights.yaml"
+    file.write_text("a: {weight: 2, factors: {b: {below: -1, factor: 0.5}}}\nb: 0\n")
+    expected = (Factor(term="a", where="b", below=-1, factor=0.5),)
+    assert parse_weights([str(file)]) == ({"a": 2.0, "b": 0.0}, expected)
+    file.write_text("a: {factors: {}}")
+    assert parse_weights([str(file), "a=3"]) == ({"a": 3.0}, ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: {weights: 2}",
+        "a: {weight: [2]}",
+        "a: {factors: 2}",
+        "a: {factors: {b: 2}}",
+        "a: {factors: {b: {below: 2}}}",
+        "a: {factors: {b: {below: 2, factor: 1, above: 3}}}",
+    ],
+)
+def test_invalid_factors_are_rejected(tmp_path, text):
+    file = tmp_path / "weights.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"weight a.* expected"):
+        parse_weights([str(file)])
+
+
+def test_the_preset_of_route_completion_times_penalties_is_read_by_its_name():
+    weights, factors = parse_weights(["carl"])
+    assert set(weights) == set(REWARD_TERMS)
+    assert {each.term for each in factors} == {"efficiency/progress"}
+    assert {each.where for each in factors} <= set(REWARD_TERMS)
 
 
 @pytest.mark.parametrize("text", ["a=", "a=b", "a=1,b", "a=1,,"])

@@ -21,7 +21,7 @@ from avtd3.store.errors import (
     StorageError,
 )
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.maintenance.relabel import Factor, relabel
 from avtd3.store.maintenance.removal import MaintenanceProgress
 from avtd3.store.render.audit_text import audit_text
 from avtd3.store.replaced import RELABEL, REPLACES
@@ -69,6 +69,52 @@ def test_rewards_are_the_sums_of_the_weighted_terms_and_all_else_is_the_same(old
     assert (report.segments, report.steps, report.weights) == (3, 17, {"r0": 1.0, "r1": -0.5})
     assert "relabelled 3 segments of 17 steps" in report.summary()
     json.dumps(report.document())
+
+
+def test_factors_multiply_a_term_where_another_is_low(old, tmp_path):
+    stored = np.concatenate([s.read("reward_terms") for s in old.snapshot().segments])
+    limit = float(np.median(stored[:, 1]))
+    factors = (
+        Factor(term="r0", where="r1", below=limit, factor=0.5),
+        Factor(term="r0", where="r0", below=float(np.median(stored[:, 0])), factor=-2.0),
+    )
+    report = relabel(old.path, tmp_path / "new", {"r0": 4.0, "r1": 0.0}, factors=factors)
+    segments = Dataset.open(tmp_path / "new").snapshot().segments
+    found = np.concatenate([s.read("reward_terms") for s in segments])
+    for (first, second), (mine, nothing) in zip(stored.tolist(), found.tolist(), strict=True):
+        share = 4.0
+        share *= 0.5 if second < factors[0].below else 1.0
+        share *= -2.0 if first < factors[1].below else 1.0
+        assert (mine, nothing) == (np.float32(share * first), 0.0)
+    assert len(set((found[:, 0] / stored[:, 0]).round(3).tolist())) > 1
+    assert report.factors == factors
+    json.dumps(report.document())
+    assert segments[0].provenance[RELABEL]["factors"] == [
+        {"term": "r0", "where": "r1", "below": limit, "factor": 0.5},
+        {"term": "r0", "where": "r0", "below": factors[1].below, "factor": -2.0},
+    ]
+    assert relabel(old.path, tmp_path / "new", report.weights, factors=factors).already_there == 3
+    with pytest.raises(ConfigError, match="which was made with factors"):
+        relabel(old.path, tmp_path / "new", report.weights)
+    with pytest.raises(ConfigError, match="which was made with factors"):
+        relabel(old.path, tmp_path / "new", report.weights, factors=factors[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"term": "r7"}, "the terms are r0, r1"),
+        ({"where": "r7"}, "limit of the factor on 'r0' where 'r7' is low: the terms are"),
+        ({"below": math.nan}, "is nan, expected a finite number"),
+        ({"factor": math.inf}, "is inf, expected a finite number"),
+        ({"factor": "half"}, "is 'half', expected a finite number"),
+    ],
+)
+def test_impossible_factors_are_refused(old, tmp_path, change, message):
+    factor = Factor(**{"term": "r0", "where": "r1", "below": 0.0, "factor": 0.5, **change})
+    with pytest.raises(ConfigError, match=message):
+        relabel(old.path, tmp_path / "new", {}, factors=(factor,))
+    assert not (tmp_path / "new").exists()
 
 
 def test_frames_lie_on_the_disk_once(old, tmp_path):
