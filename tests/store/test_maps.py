@@ -29,7 +29,9 @@ def test_a_text_is_stored_once_under_its_digest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"text", gzip.compress(b"other"), gzip.compress(TEXT.encode())[:-4]]
+    "data",
+    [b"", b"text", gzip.compress(b"other"), gzip.compress(TEXT.encode())[:-4]],
+    ids=["empty", "text", "other", "torn"],  # compressed bytes would name a test by the clock
 )
 def test_a_damaged_text_is_refused_and_written_again(tmp_path, data):
     publish_map(tmp_path, TEXT)
