@@ -1,5 +1,8 @@
 """Generate road networks as OpenDRIVE text: country roads, loops, towns and motorways.
 
+`byroad` and `streets` are like `country` and `town`, with what real networks have besides: tight
+turns, sharp angles, streets of different widths, and missing markings.
+
 Roads run along polylines with rounded corners. A corner is a clothoid, an arc and a clothoid back,
 so that the curvature is continuous. It starts and ends on the polyline: a closed polyline therefore
 gives an exactly closed road, and a street meets its junctions exactly. OpenDRIVE's frame has y to
@@ -10,7 +13,7 @@ import dataclasses
 import itertools
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +35,7 @@ _FIRST_LINK_ROAD = 1000
 _TURN_SHARE = 0.3  # share of the clothoids of a turn over a junction
 _TOWN_ATTEMPTS = 200
 _SHARE = 0.5
-_SHARPEST_RAD = math.radians(62.0)
-_RADIUS_M = (12.0, 40.0)
+_SHORTEST_LEG_M = 3.0
 _Point = tuple[float, float]
 _Streets = dict[int, list[int]]
 
@@ -42,7 +44,8 @@ def generate_network(kind: str, seed: int) -> str:
     """Generate a road network as OpenDRIVE text; the same kind and seed give the same bytes.
 
     ``country`` is a winding road, ``loop`` a closed one, ``town`` streets with T-junctions and
-    crossings, ``motorway`` two or three lanes per side on gentle curves.
+    crossings, ``motorway`` two or three lanes per side on gentle curves. ``byroad`` is a narrow
+    country road, ``streets`` an irregular town with tight junctions.
     """
     if kind not in _GENERATORS:
         raise ConfigError(f"network kind is {kind!r}, expected one of {', '.join(NETWORK_KINDS)}")
@@ -69,6 +72,30 @@ _WINDING_SHARE = 0.6
 _COUNTRY = Winding((1000.0, 1800.0), (70.0, 180.0), (10.0, 105.0), (25.0, 260.0))
 _LOOP = Winding((560.0, 1260.0), (60.0, 400.0), (0.0, 115.0), (20.0, 200.0))
 _MOTORWAY = Winding((1500.0, 2000.0), (300.0, 520.0), (3.0, 32.0), (350.0, 1500.0))
+_BYROAD = Winding((700.0, 1300.0), (26.0, 130.0), (8.0, 115.0), (9.5, 160.0))
+
+
+class TownShape(NamedTuple):
+    """How irregular a town is."""
+
+    spacing_m: tuple[float, float]
+    jitter: float
+    """Maximum displacement of a node from its grid, as a share of the spacing."""
+    removed: int
+    """Maximum number of streets that are removed from the grid."""
+    sharpest_rad: float
+    """Smallest angle between two streets at a junction."""
+    radius_m: tuple[float, float]
+    """Radii of bends between junctions."""
+    bent: float = 0.0
+    """Share of the streets that get another bend between their ends."""
+
+
+_TOWN = TownShape((85.0, 125.0), 0.1, 3, math.radians(62.0), (12.0, 40.0))
+_STREETS = TownShape((42.0, 100.0), 0.22, 4, math.radians(48.0), (7.0, 24.0), bent=0.45)
+# Radius of a turn to the right over a junction, at the middle of the lane.
+_TIGHTEST_M = (5.0, 11.0)
+_BEND_M = 0.16  # displacement of a bend, as a share of the length of its street
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +145,10 @@ class Arm:
     at_end: bool
     """Whether the road ends at the junction; otherwise it starts there."""
     angle_rad: float
+    reach_m: float
+    """Distance from the centre to the end of the road."""
+    width_m: float
+    """Width of the lanes."""
 
     @property
     def contact(self) -> xodr.ContactPoint:
@@ -157,11 +188,11 @@ class NetworkBuilder:
         _link(after.lanes.lanesections[0], "predecessor")
 
     def add_junction(
-        self, junction_id: int, centre: _Point, arms: Sequence[Arm], reach_m: float, width_m: float
+        self, junction_id: int, centre: _Point, arms: Sequence[Arm], edge_mark: str = "none"
     ) -> None:
         """Connect roads with one lane per side in all directions except back.
 
-        Each road ends `reach_m` from the centre, on its straight line to it.
+        Each road ends on its straight line to the centre.
         """
         junction = xodr.Junction(f"junction {junction_id}", junction_id)
         for arm in arms:
@@ -169,16 +200,18 @@ class NetworkBuilder:
             link = road.add_successor if arm.at_end else road.add_predecessor
             link(xodr.ElementType.junction, junction_id)
         for incoming, outgoing in itertools.permutations(arms, 2):
-            pieces = _crossing(centre, incoming.angle_rad, outgoing.angle_rad, reach_m)
+            plan = _plan(_crossing(centre, incoming, outgoing))
             from_lane = -1 if incoming.at_end else 1
-            lane = _marked(xodr.Lane(a=width_m), "none")
+            widening = (outgoing.width_m - incoming.width_m) / plan.get_total_length()
+            slope = {"b": round(widening, _DIGITS)} if widening else {}
+            lane = _marked(xodr.Lane(a=incoming.width_m, **slope), edge_mark)
             lane.add_link("predecessor", from_lane)
             lane.add_link("successor", 1 if outgoing.at_end else -1)
             section = xodr.LaneSection(0, _marked(xodr.Lane(), "none"))
             section.add_right_lane(lane)
             lanes = xodr.Lanes()
             lanes.add_lanesection(section)
-            road = xodr.Road(self._links, _plan(pieces), lanes, road_type=junction_id)
+            road = xodr.Road(self._links, plan, lanes, road_type=junction_id)
             road.add_predecessor(xodr.ElementType.road, incoming.road_id, incoming.contact)
             road.add_successor(xodr.ElementType.road, outgoing.road_id, outgoing.contact)
             self._document.add_road(road)
@@ -239,37 +272,92 @@ def _two_lanes(rng: np.random.Generator) -> Profile:
     )
 
 
+def _byroad(builder: NetworkBuilder, rng: np.random.Generator) -> None:
+    builder.add_road(winding_road(rng, _BYROAD), _any_profile(rng, rng.uniform(2.7, 3.7)))
+
+
+def _any_profile(rng: np.random.Generator, lane_width_m: float) -> Profile:
+    """Draw a street with any markings, or none."""
+    marks = rng.choice(["broken", "none", "solid", "solid_solid"], 3, p=[0.45, 0.25, 0.15, 0.15])
+    return Profile(
+        lane_width_m=round(lane_width_m, 2),
+        centre_marks=tuple(marks.tolist()),
+        mark_length_m=float(rng.uniform(25.0, 200.0)),
+        edge_mark=str(rng.choice(["none", "solid", "broken"], p=[0.45, 0.4, 0.15])),
+        shoulder_m=round(rng.uniform(0.2, 2.5), 2) if rng.random() < 0.5 else 0.0,
+    )
+
+
 def _town(builder: NetworkBuilder, rng: np.random.Generator) -> None:
-    """Draw a town and add its roads and junctions."""
-    places, streets = _town_plan(rng)
+    places, streets = _town_plan(rng, _TOWN)
     reach = float(rng.uniform(14.0, 18.0))
     profile = Profile(
         lane_width_m=round(rng.uniform(3.0, 3.6), 2),
         centre_marks=(str(rng.choice(["broken", "broken", "solid"])),),
         edge_mark=str(rng.choice(["solid", "none", "broken"])),
     )
-    arms: dict[int, list[Arm]] = {node: [] for node, ends in streets.items() if len(ends) > 2}
-    for chain in _chains(streets):
-        pieces = _street(rng, places[chain], reach)
+    reaches = {(node, beyond): reach for node, ends in streets.items() for beyond in ends}
+    chains = [(chain, profile) for chain in _chains(streets)]
+    _add_town(builder, rng, places, chains, reaches, _TOWN.radius_m)
+
+
+def _streets(builder: NetworkBuilder, rng: np.random.Generator) -> None:
+    for _ in range(_TOWN_ATTEMPTS):
+        places, streets = _town_plan(rng, _STREETS)
+        usual_m = rng.uniform(2.8, 4.1)
+        widths = (
+            usual_m if rng.random() < 0.6 else rng.uniform(2.75, 4.0) for _ in itertools.count()
+        )
+        chains = [(chain, _any_profile(rng, next(widths))) for chain in _chains(streets)]
+        reaches = _reaches(rng, places, streets, usual_m)
+        if all(_has_room(places[chain], _ends_of(chain, reaches)) for chain, _ in chains):
+            break
+    else:
+        raise RoadError(f"no town found in {_TOWN_ATTEMPTS} attempts; use another seed")
+    edge_mark = str(rng.choice(["none", "solid", "broken"], p=[0.7, 0.2, 0.1]))
+    _add_town(builder, rng, places, chains, reaches, _STREETS.radius_m, edge_mark)
+
+
+def _add_town(
+    builder: NetworkBuilder,
+    rng: np.random.Generator,
+    places: NDArray[np.float64],
+    chains: Sequence[tuple[list[int], Profile]],
+    reaches: Mapping[tuple[int, int], float],
+    radius_m: tuple[float, float],
+    edge_mark: str = "none",
+) -> None:
+    """Add streets along nodes, and the junctions at their ends."""
+    arms: dict[int, list[Arm]] = {}
+    for chain, profile in chains:
+        pieces = _street(rng, places[chain], _ends_of(chain, reaches), radius_m)
         road_id = builder.add_road(pieces, profile)
         for node, beyond, at_end in ((chain[0], chain[1], False), (chain[-1], chain[-2], True)):
             x, y = places[beyond] - places[node]
-            arms[node].append(Arm(road_id, at_end, math.atan2(y, x)))
-    for number, (node, ends) in enumerate(arms.items()):
+            reach_m, width_m = reaches[node, beyond], profile.lane_width_m
+            arm = Arm(road_id, at_end, math.atan2(y, x), reach_m, width_m)
+            arms.setdefault(node, []).append(arm)
+    for number, (node, ends) in enumerate(sorted(arms.items()), start=1):
         centre = (float(places[node][0]), float(places[node][1]))
-        builder.add_junction(number + 1, centre, ends, reach, profile.lane_width_m)
+        builder.add_junction(number, centre, ends, edge_mark)
 
 
-def _town_plan(rng: np.random.Generator) -> tuple[NDArray[np.float64], _Streets]:
+def _ends_of(chain: list[int], reaches: Mapping[tuple[int, int], float]) -> tuple[float, float]:
+    """Return how far from its junctions a street starts and ends."""
+    return reaches[chain[0], chain[1]], reaches[chain[-1], chain[-2]]
+
+
+def _town_plan(rng: np.random.Generator, shape: TownShape) -> tuple[NDArray[np.float64], _Streets]:
     """Draw the nodes float64 (N, 2) of a town, and the nodes to which each is connected."""
     for _ in range(_TOWN_ATTEMPTS):
         across, along = int(rng.integers(3, 5)), 3
-        spacing = rng.uniform(85.0, 125.0, 2)
+        spacing = rng.uniform(*shape.spacing_m, 2)
         grid = np.stack(np.meshgrid(np.arange(across), np.arange(along)), axis=-1).reshape(-1, 2)
-        places = (grid + rng.uniform(-0.1, 0.1, grid.shape)) * spacing
+        places = (grid + rng.uniform(-shape.jitter, shape.jitter, grid.shape)) * spacing
         streets = _grid_streets(across, along)
-        _thin_out(rng, streets, int(rng.integers(0, 4)))
-        if _is_fit(places, streets):
+        _thin_out(rng, streets, int(rng.integers(0, shape.removed + 1)))
+        places = _bend(rng, places, streets, shape.bent)
+        if _is_fit(places, streets, shape.sharpest_rad):
             return places, streets
     raise RoadError(f"no town found in {_TOWN_ATTEMPTS} attempts; use another seed")
 
@@ -308,13 +396,66 @@ def _reached(streets: _Streets, start: int) -> set[int]:
     return found
 
 
-def _is_fit(places: NDArray[np.float64], streets: _Streets) -> bool:
-    """Return whether streets meet at wide angles and no street returns to its own junction."""
+def _bend(
+    rng: np.random.Generator, places: NDArray[np.float64], streets: _Streets, share: float
+) -> NDArray[np.float64]:
+    """Add a node beside the middle of a share of the streets; return all places."""
+    added = list(places)
+    pairs = [(start, end) for start, ends in streets.items() for end in ends if start < end]
+    for start, end in pairs if share else ():
+        if rng.random() >= share:
+            continue
+        along = places[end] - places[start]
+        aside = np.array([-along[1], along[0]]) * rng.uniform(-_BEND_M, _BEND_M)
+        node = len(added)
+        added.append(places[start] + rng.uniform(0.35, 0.65) * along + aside)
+        streets[node] = [start, end]
+        for near, far in ((start, end), (end, start)):
+            streets[near][streets[near].index(far)] = node
+    return np.array(added)
+
+
+def _reaches(
+    rng: np.random.Generator, places: NDArray[np.float64], streets: _Streets, width_m: float
+) -> dict[tuple[int, int], float]:
+    """Draw how far from its junction each street ends: just far enough for tight turns."""
+    reaches: dict[tuple[int, int], float] = {}
     for node, ends in streets.items():
-        leaving = places[ends] - places[node]
-        angles = np.sort(np.arctan2(leaving[:, 1], leaving[:, 0]))
-        if np.diff(angles, append=angles[0] + 2.0 * math.pi).min() < _SHARPEST_RAD:
-            return False
+        if len(ends) < 3:
+            continue
+        tight, wide = _TIGHTEST_M
+        radius_m = tight + (wide - tight) * rng.random() ** 3 + 0.5 * width_m
+        for beyond, gap in zip(ends, _gaps(places, node, ends).tolist(), strict=True):
+            reach_m = radius_m * unit_tangent(math.pi - gap, _TURN_SHARE)
+            reaches[node, beyond] = reach_m * float(rng.uniform(1.0, 1.25))
+    return reaches
+
+
+def _gaps(places: NDArray[np.float64], node: int, ends: list[int]) -> NDArray[np.float64]:
+    """Return the angle between each street at a node and the one nearest to it."""
+    leaving = places[ends] - places[node]
+    angle = np.arctan2(leaving[:, 1], leaving[:, 0])
+    turn = np.abs(np.remainder(angle[:, None] - angle + math.pi, 2.0 * math.pi) - math.pi)
+    np.fill_diagonal(turn, math.inf)
+    nearest: NDArray[np.float64] = turn.min(axis=1)
+    return nearest
+
+
+def _has_room(nodes: NDArray[np.float64], reach_m: tuple[float, float]) -> bool:
+    """Return whether a street is long enough between its junctions, and its bends wide enough."""
+    legs = np.hypot(*np.diff(nodes, axis=0).T)
+    legs[0] -= reach_m[0]
+    legs[-1] -= reach_m[1]
+    if legs.min() < _SHORTEST_LEG_M:
+        return False
+    fits = _largest_radii(_shortened(nodes, reach_m), _SHARE)
+    return bool(fits.min(initial=math.inf) >= _STREETS.radius_m[0])
+
+
+def _is_fit(places: NDArray[np.float64], streets: _Streets, sharpest_rad: float) -> bool:
+    """Return whether streets meet at wide angles and no street returns to its own junction."""
+    if any(_gaps(places, node, ends).min() < sharpest_rad for node, ends in streets.items()):
+        return False
     return all(chain[0] != chain[-1] for chain in _chains(streets))
 
 
@@ -333,14 +474,24 @@ def _chains(streets: _Streets) -> list[list[int]]:
     return found
 
 
-def _street(rng: np.random.Generator, nodes: NDArray[np.float64], reach_m: float) -> list[Piece]:
+def _street(
+    rng: np.random.Generator,
+    nodes: NDArray[np.float64],
+    reach_m: tuple[float, float],
+    radius_m: tuple[float, float],
+) -> list[Piece]:
     """Return the street between two junctions, shortened at both, with rounded corners."""
-    line = nodes.copy()
-    for end, beyond in ((0, 1), (-1, -2)):
-        leaving = nodes[beyond] - nodes[end]
-        line[end] = nodes[end] + reach_m * leaving / math.hypot(*leaving)
+    line = _shortened(nodes, reach_m)
     fits = _largest_radii(line, _SHARE)
-    return rounded(line, [min(float(fit), rng.uniform(*_RADIUS_M)) for fit in fits], _SHARE)
+    return rounded(line, [min(float(fit), rng.uniform(*radius_m)) for fit in fits], _SHARE)
+
+
+def _shortened(nodes: NDArray[np.float64], reach_m: tuple[float, float]) -> NDArray[np.float64]:
+    line = nodes.copy()
+    for end, beyond, reach in ((0, 1, reach_m[0]), (-1, -2, reach_m[1])):
+        leaving = nodes[beyond] - nodes[end]
+        line[end] = nodes[end] + reach * leaving / math.hypot(*leaving)
+    return line
 
 
 def winding_road(rng: np.random.Generator, winding: Winding) -> list[Piece]:
@@ -528,13 +679,17 @@ def _marked(lane: xodr.Lane, kind: str) -> xodr.Lane:
     return lane
 
 
-def _crossing(centre: _Point, from_rad: float, to_rad: float, reach_m: float) -> list[Piece]:
+def _crossing(centre: _Point, incoming: Arm, outgoing: Arm) -> list[Piece]:
     """Return the curve over a junction between the ends of two arms."""
-    begin, end = ((math.cos(angle), math.sin(angle)) for angle in (from_rad, to_rad))
-    places = np.array(centre) + reach_m * np.array([begin, (0.0, 0.0), end])
+    begin, end = (
+        arm.reach_m * np.array((math.cos(arm.angle_rad), math.sin(arm.angle_rad)))
+        for arm in (incoming, outgoing)
+    )
+    places = np.array(centre) + np.array([begin, (0.0, 0.0), end])
     turn = float(turns_of(places)[0])
+    reach_m = min(incoming.reach_m, outgoing.reach_m)
     radius = reach_m / unit_tangent(turn, _TURN_SHARE) if abs(turn) > STRAIGHT_RAD else 0.0
-    # The corner uses both edges completely: shorter pieces are rounding errors.
+    # The corner uses the shorter edge completely: tiny pieces are rounding errors.
     return [piece for piece in rounded(places, [radius], _TURN_SHARE) if piece.length_m > 1e-6]
 
 
@@ -543,5 +698,7 @@ _GENERATORS: dict[str, Callable[[NetworkBuilder, np.random.Generator], None]] = 
     "loop": _loop,
     "town": _town,
     "motorway": _motorway,
+    "byroad": _byroad,
+    "streets": _streets,
 }
 NETWORK_KINDS: tuple[str, ...] = tuple(_GENERATORS)

@@ -95,6 +95,10 @@ _INITIAL_S, _PER_M_S = 5.0, 0.8
 s to start (leaderboard/scenarios/route_scenario.py)."""
 _FILE_ONLY = frozenset(("town", "networks", "route_length_m"))
 _MIXED = ("country", "loop", "town")
+_VARIED = (
+    "streets", "country", "streets", "byroad", "streets", "loop", "streets", "town", "streets",
+    "motorway",
+)  # fmt: skip
 
 
 SCENARIOS: tuple[Scenario, ...] = tuple(
@@ -116,6 +120,7 @@ SCENARIOS: tuple[Scenario, ...] = tuple(
         ("bad light: dusk, night, fog or rain", _MIXED, 10, "bad", 60.0),
         ("dense traffic", ("loop", "town"), 40, "fair", 90.0),
         ("everything at random", (*_MIXED, "motorway"), 20, "random", 60.0),
+        ("varied roads as on real maps, fair weather", _VARIED, 20, "fair", 60.0),
     ))
 )  # fmt: skip
 """All numbered scenarios, each at the index of its number; reports use 0."""

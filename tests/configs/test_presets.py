@@ -29,7 +29,7 @@ NOISE = {
     **{
         name: {"expert": NONE, "expert+noise": CORRELATED}
         for name in (
-            *("full_state", "carla"),
+            *("full_state", "varied_roads", "carla"),
             *("smoke_50", "pipeline_5k", "stability_50k", "extended_200k", "production_1m"),
         )
     },
