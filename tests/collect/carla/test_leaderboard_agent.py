@@ -149,7 +149,12 @@ def test_the_agent_passes_the_commands_of_the_plan_on(module, tmp_path):
         ("straight", 91, 120),
     ]
     seen, act = [], agent.actor.act
-    agent.actor.act = lambda observation: (seen.append(observation.vector), act(observation))[1]
+
+    def record(observation):
+        seen.append(observation.vector)
+        return act(observation)
+
+    agent.actor.act = record
     for number in (10, 30, 50, 63):
         yaw = float(agent.route.yaw_rad[number])
         x, y = points[number].tolist()
