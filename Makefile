@@ -13,10 +13,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 DEMO_OUT ?= demo-out
 PYTEST_ARGS ?=
 
-.PHONY: demo test check slow bench hooks clean
+.PHONY: demo python-with-carla test check slow bench hooks clean
 
-demo: $(VENV)/.runtime
+demo: python-with-carla $(VENV)/.runtime
 	$(BIN)/avtd3 demo --out $(DEMO_OUT)
+
+# The demo drives in the built-in simulator, so look before the packages are downloaded.
+python-with-carla:
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit("the demo needs Python 3.11 or 3.12, for which the package carla exists; run make demo PYTHON=/path/to/python3.12") if sys.version_info[:2] not in ((3, 11), (3, 12)) else None'
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(PYTEST_ARGS)
@@ -42,10 +46,10 @@ bench: $(VENV)/.bench
 
 # torch is installed first, so that its pin holds for all packages that depend on it.
 $(VENV)/.runtime: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("avtd3 needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -c 'import sys; sys.exit("avtd3 needs Python 3.11, 3.12 or 3.13; run make PYTHON=/path/to/python3.12") if not (3, 11) <= sys.version_info[:2] <= (3, 13) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e .
+	$(PIP) -e '.[carla]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

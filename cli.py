@@ -8,6 +8,7 @@ go to standard error.
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,10 @@ from avtd3.configs.commands.console import (
     EXIT_ENVIRONMENT,
     EXIT_UNEXPECTED,
     EXIT_USAGE,
+    complain,
+    is_verbose,
     say,
+    set_verbosity,
     terminal,
 )
 from avtd3.store.errors import (
@@ -41,18 +45,25 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (MemoryError, EXIT_ENVIRONMENT),
 )
 """Exit codes of the errors that avtd3 knows; the first line that fits counts."""
+_WITH_URLS = ("--scheduler", "--server-command", "--host", "--set", "--filter", "--map")
+"""Options whose values are not paths."""
 
 
 def make_app() -> "typer.Typer":
-    """Mount the commands; their modules are imported only now, when signals are handled."""
+    """Mount the commands; their modules are imported only now, when signals are handled.
+
+    `make_command` adds the options that all commands share.
+    """
     import typer
 
-    from avtd3.configs.commands import config, doctor, store
+    from avtd3.configs.commands import config, doctor, policy, road, store
     from avtd3.configs.commands.collect import collect
     from avtd3.configs.commands.demo import demo
     from avtd3.configs.commands.evaluate import evaluate
+    from avtd3.configs.commands.exchange import export, import_
     from avtd3.configs.commands.gate import compare, gate
     from avtd3.configs.commands.learn import learn
+    from avtd3.configs.commands.options import VersionOption, presets_epilog
     from avtd3.configs.commands.replay_inspect import replay_inspect
 
     app = typer.Typer(
@@ -60,15 +71,53 @@ def make_app() -> "typer.Typer":
         help="Train driving policies offline: collect episodes, audit them, learn, evaluate.\n\n"
         "Collectors and learners exchange only files, so they can run on different machines.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for command in (demo, collect, replay_inspect, learn, evaluate, gate, compare):
-        app.command()(command)  # replay_inspect becomes replay-inspect
-    for name, group in (("store", store.app), ("config", config.app), ("doctor", doctor.app)):
-        app.add_typer(group, name=name)
+
+    @app.callback()
+    def root(version: VersionOption = False) -> None:
+        pass
+
+    with_settings = app.command(epilog=presets_epilog())
+    for command in (demo, collect, learn, evaluate):
+        with_settings(command)
+    for other in (replay_inspect, gate, compare, export):
+        app.command()(other)  # replay_inspect becomes replay-inspect
+    app.command("import")(import_)
+    groups = {"store": store, "policy": policy, "road": road, "config": config, "doctor": doctor}
+    for name, module in groups.items():
+        app.add_typer(module.app, name=name)
     return app
+
+
+def make_command() -> Any:  # noqa: ANN401 - Typer does not export its type
+    """Make the whole command, with the options that all commands share."""
+    import typer
+
+    from avtd3.configs.commands.options import shared_options
+
+    shared = shared_options()
+
+    def complete(command: Any) -> None:  # noqa: ANN401 - as above
+        for parameter in command.params:
+            if parameter.param_type_name == "argument":
+                _show_as_usual(parameter)
+        groups = getattr(command, "commands", {})
+        command.params += [] if groups else shared
+        for inner in groups.values():
+            complete(inner)
+
+    command = typer.main.get_command(make_app())
+    complete(command)
+    return command
+
+
+def _show_as_usual(argument: Any) -> None:  # noqa: ANN401 - as above
+    """Show an argument as ``DATASET...``; recent Typer has {DATASET}... <list[Path]>."""
+    pieces = argument.get_usage_pieces
+    argument.get_usage_pieces = lambda ctx: [re.sub(r"[{}]", "", piece) for piece in pieces(ctx)]
+    argument.display_type_rich = lambda ctx: ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,9 +149,13 @@ def _run(arguments: list[str]) -> int:
     """
     import typer
 
+    _refuse_urls(arguments)
     usage_error: Any = typer.BadParameter.__bases__[0]  # Typer does not export it
+    set_verbosity(0)
     try:
-        command = typer.main.get_command(make_app())
+        command = make_command()
+        if "_AVTD3_COMPLETE" in os.environ:  # the shell asks what could come next
+            command.main(arguments, prog_name="avtd3")
         with command.make_context("avtd3", arguments) as context:
             command.invoke(context)
     except typer.Exit as end:
@@ -118,18 +171,29 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _refuse_urls(arguments: Sequence[str]) -> None:
+    """Raise `ConfigError` for a URL where a command takes a path."""
+    from avtd3.store.files import check_local
+
+    options = ("", *arguments)
+    for option, argument in zip(options, arguments, strict=False):
+        name, _, value = argument.partition("=") if argument.startswith("--") else (option, "", "")
+        if name not in _WITH_URLS:
+            check_local(value or argument)
+
+
 def _report(error: BaseException) -> int:
     """Print one line about an error; return the exit code."""
-    if os.environ.get("AVTD3_TRACEBACK"):
-        traceback.print_exception(error)
     code = next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_UNEXPECTED)
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
         code = EXIT_ENVIRONMENT  # torch's
+    if os.environ.get("AVTD3_TRACEBACK") or (is_verbose() and code == EXIT_UNEXPECTED):
+        traceback.print_exception(error)
     text = describe(error) or type(error).__name__
     if code == EXIT_UNEXPECTED:
         text = (
             f"unexpected {type(error).__name__}: {text[:1000]}; this is a defect of avtd3: "
-            "set AVTD3_TRACEBACK=1 for the traceback, and report it"
+            "use --verbose or set AVTD3_TRACEBACK=1 for the traceback, and report it"
         )
     _say_error(text)
     return code
@@ -137,7 +201,7 @@ def _report(error: BaseException) -> int:
 
 def _say_error(text: str) -> None:
     """Print an error in one line of bounded length."""
-    say(f"avtd3: {' '.join(cut_middle(text).split())}")
+    complain(f"avtd3: {' '.join(cut_middle(text).split())}")
 
 
 if __name__ == "__main__":

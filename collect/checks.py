@@ -1,8 +1,16 @@
-"""The one way the collector's settings refuse a value."""
+"""The one way the collector's settings refuse a value, and worlds a missing package carla."""
 
+import importlib.util
 import math
+import platform
+import sys
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, install_command
+
+CARLA_PYTHONS = ((3, 10), (3, 12))
+"""First and last Python version for which carla 0.9.16 has a wheel."""
+CARLA_GLIBC = (2, 31)
+"""Oldest glibc that its wheels accept (manylinux_2_31)."""
 
 
 def check_number(
@@ -18,3 +26,36 @@ def check_positive(name: str, value: float) -> None:
     """Refuse a setting that is not a finite number above 0."""
     if not (math.isfinite(value) and value > 0.0):
         raise ConfigError(f"{name} is {value!r}, expected a finite number above 0")
+
+
+def require_carla(user: str, problem: str = "") -> None:
+    """Raise `ConfigError` if the package carla is not installed, or has another problem.
+
+    The package is not imported here: importing it may crash a process.
+
+    Args:
+        user: What needs the package, for the message.
+        problem: Why it cannot be used; empty to check whether it is installed.
+    """
+    if not problem and importlib.util.find_spec("carla") is not None:
+        return
+    first, last, glibc = (".".join(map(str, v)) for v in (*CARLA_PYTHONS, CARLA_GLIBC))
+    libc, version = platform.libc_ver()
+    found_glibc = tuple(int(part) for part in version.split(".")[:2]) if libc == "glibc" else ()
+    if (
+        CARLA_PYTHONS[0] <= sys.version_info[:2] <= CARLA_PYTHONS[1]
+        and (sys.platform, platform.machine()) == ("linux", "x86_64")
+        and found_glibc >= CARLA_GLIBC
+    ):
+        fix = f"install it with: {install_command('carla')}"
+    else:
+        python = platform.python_version()
+        fix = (
+            f"it exists for Python {first} to {last} on x86-64 Linux with glibc {glibc} or newer, "
+            f"and here is Python {python} on {platform.machine()} {platform.system()} with "
+            f"{f'glibc {version}' if libc else 'another C library'}; use another Python or "
+            "machine for this, training and audits work without carla"
+        )
+    raise ConfigError(
+        f"{user} needs the package carla 0.9.16, {problem or 'which is not installed'}; {fix}"
+    )

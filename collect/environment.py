@@ -20,6 +20,7 @@ from avtd3.store.errors import ConfigError, WorldError
 from avtd3.store.events import Event
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation, Step
+from avtd3.store.world_record import WorldRecord
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -157,6 +158,13 @@ class Environment(abc.ABC):
     def events(self) -> tuple[Event, ...]:
         """Return what happened in the episode so far, by step; empty by default."""
         return ()
+
+    def world_record(self) -> WorldRecord | None:
+        """Return the state of the world in each observation so far; None, the default, if unknown.
+
+        `avtd3 store render` draws other pictures from it.
+        """
+        return None
 
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
         """Draw the present moment for people.

@@ -20,7 +20,8 @@ from avtd3.collect.scores import EpisodeScore, Scorer, summarise
 from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
 from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
-from avtd3.store.render.text import join_lines
+from avtd3.store.files import check_local
+from avtd3.store.render.text import join_lines, plural
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Step
 
@@ -135,6 +136,7 @@ class Evaluator:
 
 def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]":
     """Load the policy that a subject names, with the path of its file; None for a driver."""
+    check_local(subject)
     path = Path(subject)
     if not path.exists():
         return None, subject
@@ -195,7 +197,9 @@ class EvaluateProgress:
 
     def line(self) -> str:
         """Return the state as one line of text."""
-        return f"{self.done} of {self.episodes} episodes, mean return {self.return_mean:.1f}"
+        return (
+            f"{self.done} of {plural(self.episodes, 'episode')}, mean return {self.return_mean:.1f}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +244,8 @@ class EvaluateReport:
     """Episodes that could not be driven after several attempts."""
     lost_workers: tuple[str, ...] = ()
     """Workers that stopped because their simulator did not come back, and why."""
+    target_speed_mps: float | None = None
+    """Speed that the driving task rewards most (30 km/h); None for other tasks."""
 
     @property
     def failure(self) -> str:
@@ -254,11 +260,19 @@ class EvaluateReport:
         names = known.pop("action_names")
         known["skipped"] = [dataclasses.asdict(episode) for episode in self.skipped]
         known["lost_workers"] = list(self.lost_workers)
-        return {**summarise(self.scores, names), **known, "rows": rows}
+        return {**self._summarise(names), **known, "rows": rows}
+
+    def _summarise(self, action_names: tuple[str, ...]) -> dict[str, Any]:
+        """Return `summarise` of the scores, with the mean speed as a share of the target."""
+        found = summarise(self.scores, action_names)
+        if self.target_speed_mps and "speed_mps" in found:
+            share = found["speed_mps"] / self.target_speed_mps
+            found |= {"target_speed_mps": self.target_speed_mps, "speed_of_target": share}
+        return found
 
     def summary(self) -> str:
         """Return the report as text."""
-        found = summarise(self.scores, self.action_names)
+        found = self._summarise(self.action_names)
         # The roads of a scenario file are the same for every seed.
         kind = f"episodes of {self.scenario_file}" if self.scenario_file else "held-out episodes"
         ends = ", ".join(f"{count} {reason}" for reason, count in found["end_reasons"].items())
@@ -291,7 +305,11 @@ def _driving_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"collisions      {found['collisions_per_km']:.2f} per km"
     yield f"lane departures {found['lane_departures_per_km']:.2f} per km"
     yield f"off the centre  {found['lateral_deviation_m']:.2f} m"
-    yield f"speed           {3.6 * found['speed_mps']:.1f} km/h"
+    speed = f"{3.6 * found['speed_mps']:.1f} km/h"
+    if "speed_of_target" in found:
+        target = f"{3.6 * found['target_speed_mps']:.0f} km/h"
+        speed += f", {found['speed_of_target']:.0%} of the target of {target}"
+    yield f"speed           {speed}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -374,6 +392,7 @@ def evaluate(
     if lost and not scores:
         raise WorldLost("; ".join(lost))
     skipped = sorted((e for part in parts for e in part.skipped), key=lambda e: e.index)
+    is_driving = bool(scores) and "speed_mps" in scores[0].measures
     return EvaluateReport(
         driver=str(subject),
         policy_version=evaluator.policy.version if evaluator.policy else None,
@@ -389,6 +408,7 @@ def evaluate(
         interrupted=should_stop() and len(scores) < config.episodes,
         skipped=tuple(skipped),
         lost_workers=lost,
+        target_speed_mps=config.task.reward.target_speed_mps if is_driving else None,
     )
 
 

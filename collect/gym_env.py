@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from avtd3.collect.checks import check_number
 from avtd3.collect.environment import Environment, ResetResult
 from avtd3.collect.foreign import ForeignCode, check_actions, check_image
-from avtd3.store.errors import Avtd3Error, ConfigError, WorldError
+from avtd3.store.errors import (
+    Avtd3Error,
+    ConfigError,
+    WorldError,
+    check_integers,
+    install_command,
+)
 from avtd3.store.spec import MAX_AXIS, EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation, Step
 
@@ -122,7 +128,6 @@ def _kind(space: "gymnasium.Space[Any]", name: str) -> str:
 
 GYM = "gym:"
 """Prefix of the names of these worlds."""
-_INSTALL = "pip install 'avtd3[gym]'"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +140,7 @@ class GymConfig:
     """Steps after which an episode is truncated; None keeps the environment's own limit."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "gym.")
         check_number("stack", self.stack, minimum=1, maximum=64)
         check_number("time_limit", 1 if self.time_limit is None else self.time_limit, minimum=1)
 
@@ -145,7 +151,9 @@ def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "Gy
     try:
         import gymnasium
     except ImportError as error:
-        raise ConfigError(f"world {name} needs Gymnasium; install it with {_INSTALL}") from error
+        raise ConfigError(
+            f"world {name} needs Gymnasium; install it with: {install_command('gym')}"
+        ) from error
     code = ForeignCode(name, identifier.partition(":")[0])
     try:
         env = code.call(
@@ -161,8 +169,8 @@ def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "Gy
             raise
         raise ConfigError(
             f"world {name} cannot be made: {' '.join(str(error.__cause__).split())}; give the name "
-            f"of a Gymnasium environment (MuJoCo's need {_INSTALL}), or MODULE:NAME of one that a "
-            "module registers"
+            f"of a Gymnasium environment (MuJoCo's need {install_command('gym')}), or MODULE:NAME "
+            "of one that a module registers"
         ) from error
     try:
         return GymEnvironment(env, code, config)

@@ -27,7 +27,7 @@ from typing import Any
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SEGMENT_ERRORS, ConfigError
 from avtd3.store.events import Event
-from avtd3.store.render.text import columns, join_lines, printable
+from avtd3.store.render.text import columns, join_lines, plural, printable
 from avtd3.store.segment import Segment
 
 COLLISIONS = ("collisions_pedestrian", "collisions_vehicle", "collisions_layout")
@@ -237,7 +237,9 @@ class Unscored:
         """Return one line that says which episodes and why."""
         numbers = ", ".join(map(str, self.episodes[:_SHOWN]))
         more = ", ..." if len(self.episodes) > _SHOWN else ""
-        which = f"{len(self.episodes)} episodes ({numbers}{more}): " if self.episodes else ""
+        which = (
+            f"{plural(len(self.episodes), 'episode')} ({numbers}{more}): " if self.episodes else ""
+        )
         return f"{self.segment}: {which}{self.reason}"
 
 
@@ -290,7 +292,7 @@ class ScoreReport:
 
     def summary(self) -> str:
         """Return the report as text."""
-        lines = [f"scores  CARLA {self.version}, {len(self.scores)} episodes"]
+        lines = [f"scores  CARLA {self.version}, {plural(len(self.scores), 'episode')}"]
         if self.scores:
             heads, rows = self.table()
             lines += [f"  {line}" for line in columns([heads, *rows], "<>>>>>")]

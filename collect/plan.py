@@ -17,6 +17,9 @@ same episodes twice: that is refused, unless the collection is resumed, which ad
 An episode that was cut short counts as present, also if the simulator was lost; a skipped one does
 not, nor one that ran when the collection was killed. Without a time limit, `steps` cuts an episode.
 
+The settings of each plan are in ``DATASET/.plans``. A resumed collection keeps them, and those that
+it changes are recorded there; see `choose_plan`.
+
 Training seeds are even, evaluation seeds odd. Worlds choose road networks by this bit, so no
 dataset contains a road of the evaluation.
 """
@@ -25,9 +28,9 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -39,12 +42,15 @@ from avtd3.store.errors import (
     SegmentCorruptError,
     SegmentNotFoundError,
     UnreadableError,
+    abbreviate,
 )
-from avtd3.store.files import canonical_json, sha256, storage_errors
+from avtd3.store.files import canonical_json, exists, read_json, sha256, storage_errors, write_aside
+from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.render.text import plural
+from avtd3.store.settings import Difference, as_json, differences
 
-PLANS = ".plans"  # directory in a dataset with a lock file for each plan
+PLANS = ".plans"  # directory in a dataset with the settings and a lock file of each plan
 _KILLED_WAIT_S, _ORPHAN_WAIT_S, _LOCK_POLL_S = 1.0, 30.0, 0.05
 MAX_SEED = 2**62 - 1
 GROUP = 4
@@ -170,6 +176,156 @@ def lock_share(dataset: Path, plan_digest: str, worker: int) -> ExclusiveLock:
     """Return the lock that a worker process holds while it collects its share of a plan."""
     name = f"{plan_digest[:16]}-{worker}.lock"
     return ExclusiveLock(dataset / PLANS, purpose=f"avtd3 collect, worker {worker}", name=name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPlan:
+    """The settings with which a plan was collected last."""
+
+    digest: str
+    """Digest of the plan."""
+    config: Mapping[str, Any]
+    """Settings of the collection, the section ``collect``."""
+    options: Mapping[str, Any]
+    """Options of the command: ``steps``, ``episodes``, ``seconds`` and ``policies``; empty for a
+    plan of an older version, of which only the segments are known."""
+    changes: tuple[Mapping[str, Any], ...] = ()
+    """Settings that were changed when the plan was resumed."""
+
+    @property
+    def seed(self) -> object:
+        """Seed of the plan."""
+        return self.config.get("seed")
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether a file has values of these types."""
+        parts = (self.config, self.options, *self.changes)
+        return isinstance(self.digest, str) and all(isinstance(part, dict) for part in parts)
+
+    def record(self, path: Path, *, before: "StoredPlan | None", from_step: int) -> list[str]:
+        """Write the plan to its file in a dataset; return what changed since before, as text."""
+        found: list[Difference] = []
+        if before is not None:
+            found = differences(before.config, self.config, "collect.")
+            found += differences(before.options, self.options, "")
+        recorded = (
+            *(before.changes if before else ()),
+            *({**dataclasses.asdict(change), "from_step": from_step} for change in found),
+        )
+        document = {**dataclasses.asdict(self), "changes": recorded}
+        write_aside(_plan_file(path, self.digest), canonical_json(as_json(document)))
+        return [f"{change} after {from_step} steps" for change in found]
+
+
+def stored_plans(path: Path) -> list[StoredPlan]:
+    """Return the plans of a dataset; older ones from what their newest segment says.
+
+    Raises:
+        DatasetError: If the path is something else than a dataset.
+        ConfigError: If the file of a plan is invalid.
+    """
+    if not exists(path / GROUP_FILE):
+        return []
+    found: dict[str, StoredPlan] = {}
+    for segment in Dataset.open(path).snapshot(check_files=False).segments:
+        plan, config = (segment.provenance.get(key) for key in ("plan_digest", "config"))
+        if isinstance(plan, str) and isinstance(config, dict):
+            found[plan] = StoredPlan(digest=plan, config=config, options={})
+    for file in sorted((path / PLANS).glob("*.json")):
+        plan = _read_plan(file)
+        found[plan.digest] = plan
+    return list(found.values())
+
+
+def stored_plan(path: Path, plan_digest: str) -> StoredPlan | None:
+    """Return what the file of a plan says; None if there is no file."""
+    file = _plan_file(path, plan_digest)
+    return _read_plan(file) if exists(file) else None
+
+
+def _plan_file(path: Path, plan_digest: str) -> Path:
+    return path / PLANS / f"{plan_digest[:16]}.json"
+
+
+def _read_plan(file: Path) -> StoredPlan:
+    try:
+        plan = StoredPlan(**read_json(file))
+        problem = "" if plan.is_valid else "a value has another type"
+    except (TypeError, ValueError) as error:
+        problem = str(error)
+    if problem:
+        raise ConfigError(
+            f"{file} cannot be read: {problem}; move it away, and give the settings of the plan "
+            "again"
+        )
+    return plan
+
+
+class PlanSettings(Protocol):
+    """The settings of a collection, as far as `choose_plan` needs them."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the plan."""
+        ...
+
+    def plan_document(self) -> dict[str, Any]:
+        """Return the settings that affect the data."""
+        ...
+
+
+Settings = TypeVar("Settings", bound=PlanSettings)
+
+
+def choose_plan(
+    path: Path, configure: Callable[[Mapping[str, Any] | None], Settings]
+) -> tuple[Settings, StoredPlan | None]:
+    """Return the settings of a resumed collection, and the plan that it continues.
+
+    That is the plan of the seed that the user named, or the dataset's only plan. No plan has that
+    seed: a new plan, and None.
+
+    Args:
+        path: The dataset, which may not exist.
+        configure: Applies what the user named to stored settings, or to the defaults for None.
+
+    Raises:
+        ConfigError: If the user named settings that would make it another plan, or if several plans
+            fit.
+    """
+    tried: list[tuple[Settings, StoredPlan]] = []
+    problem: ConfigError | None = None
+    for plan in stored_plans(path):
+        try:
+            tried.append((configure(plan.config), plan))
+        except ConfigError as error:  # of what the user named, or of another version
+            problem = error
+    own = [(settings, plan) for settings, plan in tried if settings.seed == plan.seed]
+    fitting = [(s, plan) for s, plan in own if digest(s.plan_document()) == plan.digest]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not own:
+        settings = configure(None)
+        if problem is not None and not tried:
+            raise problem
+        return settings, None
+    if len(own) > 1:
+        seeds = ", ".join(sorted({abbreviate(plan.seed) for _, plan in own}))
+        raise ConfigError(
+            f"{path} has {len(own)} plans that this could resume, of seed {seeds}; name one with "
+            "--seed and the settings that it was started with"
+        )
+    settings, plan = own[0]
+    changes = differences(plan.config, dataclasses.asdict(settings), "collect.")
+    named = "; ".join(map(str, changes)) or "another version of avtd3 made it"
+    raise ConfigError(
+        f"{path} has a plan of seed {settings.seed} that cannot be resumed like this ({named}): a "
+        "plan keeps the settings that its data depend on; leave them as they are, or start another "
+        "plan with another --seed and without --resume"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from avtd3.collect.checks import check_number
-from avtd3.store.errors import RoadError, RouteError, WorldLost
+from avtd3.store.errors import RoadError, RouteError, WorldLost, check_integers
 
 PROGRESS_STEPS = 20
 """Steps between two failures after which they no longer count as consecutive: one second of
@@ -34,6 +34,7 @@ class RecoveryConfig:
     in a row that cannot be driven, at least one of each scenario, stop a worker as well."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "recovery.")
         check_number("recovery.attempts", self.attempts, minimum=1, maximum=1000)
         check_number("recovery.failures", self.failures, minimum=1, maximum=1_000_000)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from avtd3.collect.recovery import Skipped, describe_skipped
-from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.render.text import duration, file_size, join_lines, plural
 
 _SUMMED = (
     *("steps", "episodes", "segments", "size_bytes"),
@@ -80,9 +80,9 @@ class CollectProgress:
         """Return the state as one line of text."""
         tally = self.tally
         parts = [
-            f"{tally.steps} steps",
+            plural(tally.steps, "step"),
             f"{tally.steps / max(self.seconds, 1e-9):.0f}/s",
-            f"{tally.episodes} episodes",
+            plural(tally.episodes, "episode"),
             f"return {tally.return_mean:.1f}",
             file_size(tally.size_bytes),
             f"{file_size(self.disk_free_bytes)} free",
@@ -91,7 +91,7 @@ class CollectProgress:
         optional = (
             (tally.policy_version >= 0, f"policy {tally.policy_version}"),
             (tally.action_limit < 1.0, f"episode {tally.limited_episodes} with {limit}"),
-            (tally.losses, f"simulator lost {tally.losses} times"),
+            (tally.losses, f"simulator lost {plural(tally.losses, 'time')}"),
             (tally.skipped, f"{len(tally.skipped)} skipped"),
         )
         parts += [text for is_shown, text in optional if is_shown]
@@ -128,6 +128,8 @@ class CollectReport:
     """Digest that identifies the plan's episodes in the dataset."""
     missing: str
     """What the plan still lacks (``3 episodes``), or an empty string."""
+    changes: tuple[str, ...] = ()
+    """Settings that a resume changed, as text."""
 
     @property
     def failure(self) -> str:
@@ -163,6 +165,7 @@ class CollectReport:
             "skipped": [dataclasses.asdict(episode) for episode in tally.skipped],
             "lost_workers": list(tally.lost),
             "missing": self.missing,
+            "changes": list(self.changes),
         }
 
     def summary(self) -> str:
@@ -170,20 +173,23 @@ class CollectReport:
         tally = self.tally
         ends = ", ".join(f"{n} {reason}" for reason, n in sorted(tally.end_reasons.items()))
         lines = [
-            f"{tally.steps} steps in {tally.episodes} episodes, {tally.segments} segments, "
-            f"{file_size(tally.size_bytes)}, to {self.dataset}",
-            f"{self.seconds:.1f} s, {tally.steps / max(self.seconds, 1e-9):.0f} steps/s, "
+            f"{plural(tally.steps, 'step')} in {plural(tally.episodes, 'episode')}, "
+            f"{plural(tally.segments, 'segment')}, {file_size(tally.size_bytes)}, "
+            f"to {self.dataset}",
+            f"{duration(self.seconds)}, {tally.steps / max(self.seconds, 1e-9):.0f} steps/s, "
             f"{plural(self.workers, 'worker')}",
         ]
-        limited = f"{tally.limited_episodes} episodes with actions limited by the learner"
+        limited = f"{plural(tally.limited_episodes, 'episode')} with actions limited by the learner"
+        held = f"{plural(self.held_steps, 'step')} of this plan in the dataset before"
         optional = (
             (tally.episodes, f"mean return {tally.return_mean:.1f}; ends: {ends}"),
             (tally.limited_episodes, limited),
-            (self.held_steps, f"{self.held_steps} steps of this plan were in the dataset before"),
-            (tally.losses, f"the simulator was lost {tally.losses} times"),
+            (self.held_steps, held),
+            (tally.losses, f"the simulator was lost {plural(tally.losses, 'time')}"),
             (tally.warning, f"last warning: {tally.warning}"),
         )
         lines += [text for is_shown, text in optional if is_shown]
+        lines += [f"changed {change}" for change in self.changes]
         lines += describe_skipped(tally.skipped)
         if self.interrupted:
             lines.append("interrupted; run the same command with --resume to continue")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import sys
 import warnings
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avtd3.collect.carla.config import CarlaConfig
-from avtd3.collect.checks import check_number
+from avtd3.collect.checks import check_number, require_carla
 from avtd3.collect.custom_world import (
     REFERENCE,
     as_environment,
@@ -26,7 +25,7 @@ from avtd3.collect.gym_env import GYM, GymConfig, open_gym
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
-from avtd3.store.errors import ConfigError, WorldError
+from avtd3.store.errors import ConfigError, WorldError, check_integers
 
 WORLDS = ("road", "carla")  # part of avtd3
 
@@ -65,6 +64,7 @@ class EnvironmentConfig:
     """What to do when a simulator is lost."""
 
     def __post_init__(self) -> None:
+        check_integers(self)
         if self.workers is not None:
             check_number("workers", self.workers, minimum=1, maximum=256)
         is_gym = self.world.startswith(GYM)
@@ -131,15 +131,11 @@ that worker processes can call it."""
 
 def open_world(config: EnvironmentConfig, worker: int) -> World | Environment:
     """Make the world that a configuration names, unless it is a Gymnasium environment."""
+    if config.world not in WORLDS:
+        return open_custom_world(config.world, config.world_options, worker)
+    require_carla(f"the world {config.world}")
     if config.world == "road":
         return RoadWorld(config.road)
-    if config.world != "carla":
-        return open_custom_world(config.world, config.world_options, worker)
-    if importlib.util.find_spec("carla") is None:  # not imported: it may crash a process
-        raise WorldError(
-            "world carla needs the package carla 0.9.16, which has wheels for Python 3.10 to 3.12 "
-            "on x86-64 Linux and Windows; collect on such a machine"
-        )
     from avtd3.collect.carla.world import CarlaWorld
 
     return CarlaWorld(config.carla, config.carla.port_of(worker))

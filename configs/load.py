@@ -7,6 +7,7 @@ and a learner does not import carla.
 """
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import functools
@@ -23,7 +24,7 @@ from typing import Any
 import pydantic
 import yaml
 
-from avtd3.store.errors import ConfigError, UnreadableError, abbreviate
+from avtd3.store.errors import ConfigError, UnreadableError, abbreviate, escape
 from avtd3.store.files import is_passing, read_bytes
 
 SECTIONS: Mapping[str, tuple[str, str]] = types.MappingProxyType(
@@ -104,7 +105,7 @@ def load_section(
             value is invalid.
         UnreadableError: If the file cannot be read now.
     """
-    document: dict[str, Any] = {} if stored is None else {name: dict(stored)}
+    document: dict[str, Any] = {} if stored is None else {name: copy.deepcopy(dict(stored))}
     given = read_config(source) if source else {}
     for section in given:
         _check_section(section, where=source or "")
@@ -125,30 +126,72 @@ def load_section(
 def dump_sections(
     section: str | None = None, source: str | None = None, overrides: Sequence[str] = ()
 ) -> str:
-    """Return the resolved settings of one section, or of all, as YAML for `load_section`."""
+    """Return the resolved settings of one section, or of all, as YAML for `load_section`.
+
+    A comment after each setting that is not a default says where it comes from.
+    """
     if section is not None:
         _check_section(section, where="the configuration")
     names = list(SECTIONS) if section is None else [section]
-    document = {name: _plain(load_section(name, source, overrides, used=names)) for name in names}
+    document = {name: plain(load_section(name, source, overrides, used=names)) for name in names}
     text = _to_yaml(document, allow_unicode=True)
     # YAML escapes fewer characters than a terminal needs, unless it escapes all but ASCII.
     is_safe = text.replace("\n", "").isprintable()
-    return text if is_safe else _to_yaml(document, allow_unicode=False)
+    text = text if is_safe else _to_yaml(document, allow_unicode=False)
+    return _annotated(text, find_origins(source, overrides))
+
+
+def find_origins(source: str | None, overrides: Sequence[str]) -> dict[str, str]:
+    """Return where each setting that is given comes from, by its dotted key."""
+    given = {} if source is None else dict(flat(read_config(source)))
+    where = escape(f"preset {source}" if source in presets() else f"file {source}")
+    origins = dict.fromkeys(given, where)
+    for text in overrides:
+        origins |= dict.fromkeys(dict(flat(_parse_override(text))), "--set")
+    return origins
+
+
+def flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting of a document with its dotted key; a list is one setting."""
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _annotated(text: str, origins: Mapping[str, str]) -> str:
+    """Append a comment to each line of a YAML document that starts a setting with an origin."""
+    lines = text.splitlines()
+
+    def visit(node: yaml.Node | None, path: str) -> None:
+        assert isinstance(node, yaml.MappingNode)
+        for key, value in node.value:
+            name, line = f"{path}{key.value}", key.start_mark.line
+            if name in origins and not (
+                isinstance(value, yaml.ScalarNode) and value.end_mark.line > line
+            ):
+                lines[line] += f"  # {origins[name]}"
+            elif isinstance(value, yaml.MappingNode):
+                visit(value, f"{name}.")
+
+    visit(yaml.compose(text, yaml.SafeLoader), "")
+    return "\n".join(lines)
 
 
 def _to_yaml(document: object, *, allow_unicode: bool) -> str:
     return yaml.dump(document, sort_keys=False, allow_unicode=allow_unicode, width=100).rstrip()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a setting as the values that YAML writes without tags."""
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
-        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+        return {field.name: plain(getattr(value, field.name)) for field in fields}
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -212,6 +255,25 @@ def presets(kind: str = "") -> list[str]:
     """Return the names of the YAML files that ship with avtd3; a kind is a folder of them."""
     folder = resources.files("avtd3.configs") / kind
     return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def check_config(source: str) -> list[str]:
+    """Check all sections of a YAML file or preset; return their names.
+
+    Raises:
+        ConfigError: With the problems of all sections.
+    """
+    problems, given = [], read_config(source)
+    for section in given:
+        _check_section(section, where=source)
+    for section, document in given.items():
+        try:
+            build(section_type(section), document or {}, path=section)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return list(given)
 
 
 def read_config(source: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
     from avtd3.learn.networks import NetworkConfig
     from avtd3.learn.policy import Policy, PolicyActor
+    from avtd3.learn.policy_export import CardConfig, export_policy
     from avtd3.learn.policy_store import PolicyStore
     from avtd3.learn.replay_dataset import ReplayDataset
     from avtd3.learn.report import LearnProgress, LearnReport
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActionLimitConfig",
     "Alert",
+    "CardConfig",
     "ClipConfig",
     "CnnRateConfig",
     "GuardConfig",
@@ -37,12 +39,14 @@ __all__ = [
     "ReplayDataset",
     "TD3Config",
     "TrainCallback",
+    "export_policy",
     "train",
 ]
 
 _MODULES = {
     "ActionLimitConfig": "guards.config",
     "Alert": "guards.alerts",
+    "CardConfig": "policy_export",
     "ClipConfig": "gradient_clip",
     "CnnRateConfig": "guards.config",
     "GuardConfig": "guards.config",
@@ -57,6 +61,7 @@ _MODULES = {
     "ReplayDataset": "replay_dataset",
     "TD3Config": "td3",
     "TrainCallback": "callbacks",
+    "export_policy": "policy_export",
     "train": "trainer",
 }
 """Module of each name."""

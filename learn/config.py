@@ -44,17 +44,18 @@ class LearnConfig:
     fastest number while other processes come and go (see `avtd3.learn.threads`). Other numbers of
     threads round sums differently, so a run repeats exactly only with a fixed number."""
     learning_starts: int = 1_000
-    """With --follow: number of transitions to wait for before the first update (1 000 for tests,
-    25 000 for production)."""
+    """With --follow: number of collected steps to wait for before the first update (1 000 for
+    tests, 25 000 for production). Steps count whether or not they may be sampled."""
     updates_per_step: float = 1.0
-    """With --follow: largest number of updates per transition after the first `learning_starts`; 0
-    is no limit (1 in Fujimoto et al. 2018)."""
+    """With --follow: largest number of updates per collected step after the first
+    `learning_starts`; 0 is no limit (1 in Fujimoto et al. 2018)."""
     refresh_seconds: float = 2.0
     """With --follow: seconds between two checks for new segments."""
     log_every: int = 100
     """Updates between two log lines."""
     publish_every: int = 1_000
-    """Updates between two published policies."""
+    """Updates between two published policies. With --follow, a policy is also published if no new
+    steps arrive during 20 `refresh_seconds`: a collector may wait for it."""
     keep_policies: int = 0
     """Number of newest policies to keep in the policy directory; 0 keeps all."""
     checkpoint_every: int = 5_000

@@ -7,7 +7,7 @@ far the critic extrapolates.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class EpisodeMetrics:
         """Mean length of the newest episodes in steps, logged or not."""
         self._spec = spec
         self._new: list[EpisodeSummary] = []
+        self._collisions = 0
 
     @property
     def are_logged(self) -> bool:
@@ -78,7 +79,17 @@ class EpisodeMetrics:
         shares = {m: new.end_reasons.count(reason) / len(new) for m, reason in END_REASONS.items()}
         means = {"episode/return": new.returns.mean(), "episode/length": new.lengths.mean()}
         found = {metric: float(mean) for metric, mean in means.items()} | shares
+        found["episode/collision_streak"] = float(self._longest_streak(new.end_reasons))
         return found | self._columns(new) | _policy_lag(new, version)
+
+    def _longest_streak(self, end_reasons: Sequence[str]) -> int:
+        """Return the longest streak of collisions, with those right before these episodes."""
+        longest = 0
+        for reason in end_reasons:
+            is_collision = reason == END_REASONS["episode/collision"]
+            self._collisions = self._collisions + 1 if is_collision else 0
+            longest = max(longest, self._collisions)
+        return longest
 
     def _columns(self, new: EpisodeSummary) -> dict[str, float]:
         spec = self._spec

@@ -5,6 +5,7 @@ device, so `MetricLogger` and the guards read many of them at once.
 """
 
 import dataclasses
+import math
 import os
 import socket
 import time
@@ -28,6 +29,8 @@ PREFIX = "events.out.tfevents."
 _VERSION = "brain.Event:2"
 SATURATED = 0.99
 """Absolute value of tanh above which an action counts as saturated."""
+SCALE_WEIGHT = 0.05
+"""Weight of a log line in the running scale of the rewards, which averages about 20 of them."""
 
 
 def actor_scalars(terms: ActorTerms) -> dict[str, Tensor]:
@@ -60,6 +63,7 @@ def critic_scalars(terms: CriticTerms, reward: Tensor) -> dict[str, Tensor]:
         "batch/reward_std": reward.std(correction=0),
         "batch/reward_min": reward.min(),
         "batch/reward_max": reward.max(),
+        "batch/reward_scale": reward.abs().mean(),
     }
 
 
@@ -92,6 +96,10 @@ class _Collected:
 
     actor: dict[str, float]
     clipped: dict[str, list[float]]
+    reward_scale: float = 0.0
+    """Mean absolute reward over the log lines so far, the newer ones with more weight."""
+    lines: int = 0
+    """Log lines so far."""
 
 
 class Throughput:
@@ -192,6 +200,7 @@ class MetricLogger:
         """The newest value of each metric in this process lifetime."""
         self._directory, self._feature_count, self._on_write = directory, features, on_write
         self._writer: EventWriter | None = None
+        self._reward_scale, self._lines = 0.0, 0
         self._clear()
 
     def _clear(self) -> None:
@@ -211,6 +220,7 @@ class MetricLogger:
                 raise CheckpointError("the checkpoint has unknown metrics; resume from another one")
             self._restored = collected.actor
             self._restored_clipped = {n: collected.clipped.get(n, []) for n in self._clipped}
+            self._reward_scale, self._lines = collected.reward_scale, collected.lines
         self._writer = EventWriter(self._directory, first_step=first_step)
 
     def add(self, update: Update) -> None:
@@ -234,7 +244,11 @@ class MetricLogger:
         """Return what the next line has so far, but the critic's, as JSON; wait for the device."""
         clipped = {name: values.tolist() for name, values in self._all_clipped().items()}
         actor = self._restored | self._read_back(self._actor_scalars())
-        found: dict[str, Any] = as_json(_Collected(actor=actor, clipped=clipped))
+        found: dict[str, Any] = as_json(
+            _Collected(
+                actor=actor, clipped=clipped, reward_scale=self._reward_scale, lines=self._lines
+            )
+        )
         return found
 
     def flush(self) -> None:
@@ -261,7 +275,13 @@ class MetricLogger:
             if len(clipped)
         }
         self._clear()
-        return restored | self._read_back(scalars)
+        found = restored | self._read_back(scalars)
+        if (size := found.get("batch/reward_scale")) is not None and math.isfinite(size):
+            self._lines += 1
+            weight = max(1.0 / self._lines, SCALE_WEIGHT)
+            self._reward_scale += weight * (size - self._reward_scale)
+            found["batch/reward_scale"] = self._reward_scale
+        return found
 
     def _all_clipped(self) -> dict[str, Tensor]:
         """Return float32 (N,) by network: 1 for each update that was clipped, else 0."""

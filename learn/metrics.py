@@ -63,6 +63,8 @@ batch/reward_mean | reward | - | mean (n-step) reward of the batch, scaled and c
 batch/reward_std | reward | - | standard deviation of the rewards of the batch
 batch/reward_min | reward | - | smallest reward of the batch
 batch/reward_max | reward | - | largest reward of the batch
+batch/reward_scale | reward | - | running mean of |reward|, scaled and clipped, over about 20 log \
+lines
 rate/actor_cnn | 1 | - | learning rate of the actor's CNN
 rate/actor_mlp | 1 | - | learning rate of the actor's MLP
 rate/critic_cnn | 1 | - | learning rate of the critics' CNN
@@ -71,7 +73,7 @@ run/threads | threads | - | CPU threads of torch when the line was written
 run/updates_per_second | 1/s | higher | updates per second of wall-clock time since the previous \
 log line
 run/sampler_wait | 1 | lower | share of the time since the previous log line spent on sampling
-run/replay_ratio | 1 | - | updates per transition that the datasets have offered so far
+run/replay_ratio | 1 | - | updates per step that the datasets have published so far
 run/steps | count | - | transitions that can be sampled
 run/policy_lag | versions | lower | mean number of policy versions published since the one that \
 drove the newest episodes
@@ -104,6 +106,8 @@ episode/return | reward | higher | mean return (sum of rewards) of the newest ep
 episode/length | steps | higher | mean length of the newest episodes
 episode/success | 1 | higher | share of the newest episodes that reached the goal
 episode/collision | 1 | lower | share of the newest episodes that ended in a collision
+episode/collision_streak | episodes | lower | longest streak of collisions in the newest episodes, \
+with those right before them
 episode/off_road | 1 | lower | share of the newest episodes that ended off the road
 episode/lane_invasion | 1 | lower | share of the newest episodes that crossed a lane marking
 episode/lateral_deviation | m | lower | mean distance from the route in the newest episodes

@@ -338,7 +338,9 @@ class Policy:
         self.action_limit = action_limit
         low, high = np.array(spec.action_low), np.array(spec.action_high)
         self._centre = ((low + high) / 2.0).astype(np.float32)
-        self._actor = SingleActor(actor.eval())
+        self.actor = actor.eval()
+        """The network; `act` does the same, faster."""
+        self._actor = SingleActor(actor)
 
     def __repr__(self) -> str:
         return f"Policy(version={self.version}, updates={self.updates}, digest={self.digest[:12]})"

@@ -55,6 +55,7 @@ class PolicyStore:
     """
 
     def __init__(self, path: Path | str) -> None:
+        files.check_local(path)
         self.path = Path(path)
         """The directory."""
         self.warning = ""

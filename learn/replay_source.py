@@ -13,7 +13,7 @@ from avtd3.learn.config import LearnConfig
 from avtd3.learn.evaluation import EpisodeMetrics
 from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import DatasetError, DatasetUnreadableError, NoSegmentsError
+from avtd3.store.errors import ConfigError, DatasetError, DatasetUnreadableError, NoSegmentsError
 from avtd3.store.files import exists, is_directory
 from avtd3.store.format.layout import GROUP_FILE, SEGMENTS, STAGING
 from avtd3.store.replay.sampler import Sampler
@@ -21,6 +21,8 @@ from avtd3.store.replay.tracker import RefreshReport, name_refused
 
 POLL_S = 0.2
 """Longest wait before asking again whether to stop, in seconds."""
+STALLED_REFRESHES = 20
+"""Refreshes without new steps after which a collector may be waiting for a policy."""
 _NEW_DATASET = {SEGMENTS, STAGING, GROUP_FILE}
 """All that a dataset contains while it is being created."""
 
@@ -65,6 +67,17 @@ def _is_new_dataset(path: Path) -> bool:
     return is_directory(path) and {entry.name for entry in path.iterdir()} <= _NEW_DATASET
 
 
+def check_pace(config: LearnConfig) -> None:
+    """Raise `ConfigError` if a learner that follows could never start as it is configured."""
+    starts, capacity = config.learning_starts, config.replay.capacity
+    if capacity < starts:
+        raise ConfigError(
+            f"learn.learning_starts is {starts}, expected at most learn.replay.capacity, {capacity}"
+            ": the replay would drop steps before the first update; lower the one or raise the "
+            "other"
+        )
+
+
 def scratch_directory(run: Path) -> Path:
     """Return the default directory of a run's replay cache: beside the run, shared with others.
 
@@ -105,15 +118,13 @@ class ReplaySource:
                 f"reading the datasets: {done} of {total} frames"
             ),
         )
-        self.steps_seen = self.sampler.opening.steps_added
-        """Transitions that the datasets have offered so far."""
         self.absent: tuple[Path, ...] = ()
         """Datasets that have disappeared."""
         self.episodes = EpisodeMetrics(self.sampler.spec)
         """Metrics of the newest episodes."""
         self._config, self._follow = config, follow
         self._paths = ", ".join(str(dataset.path) for dataset in datasets)
-        self._next_refresh_s = time.monotonic()
+        self._next_refresh_s = self._news_s = time.monotonic()
         if not follow and not self.sampler.steps:
             error = self._no_steps()
             self.close()
@@ -121,14 +132,29 @@ class ReplaySource:
         self.episodes.add(self.sampler.opening.episodes)
         self._limit_updates()
 
+    @property
+    def steps_seen(self) -> int:
+        """Steps that collectors have published so far, whether or not they may be sampled.
+
+        The pace of the learner counts these, as that of a collector (`CollectAheadConfig`) does.
+        """
+        return self.sampler.steps_published
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether no new steps have arrived for so long that collectors may wait for a policy."""
+        return time.monotonic() - self._news_s > STALLED_REFRESHES * self._config.refresh_seconds
+
     def ready(self, updates: int) -> bool:
         """Return whether another update is allowed; look for new or unreadable segments if due."""
         is_due = time.monotonic() >= self._next_refresh_s
         if is_due and (self._follow or self.sampler.has_refused):
-            sampler = self.sampler
+            sampler, before = self.sampler, self.steps_seen
             report = sampler.refresh() if self._follow else sampler.retry_refused()
             self.absent = report.absent
             self._add(report)
+            if self.steps_seen > before:
+                self._news_s = time.monotonic()
             self._next_refresh_s = time.monotonic() + self._config.refresh_seconds
         elif self.sampler.has_news:
             self._add(self.sampler.news())
@@ -136,13 +162,21 @@ class ReplaySource:
 
     def wait(self, updates: int, on_wait: OnWait) -> None:
         """Report what the run is waiting for, and sleep for a moment."""
-        starts, ratio = self._config.learning_starts, self._config.updates_per_step
-        text = f"segments in {self._paths}: {self.sampler.steps} of {max(starts, 1)} steps"
-        if self._allowed != 0.0:
-            text = f"steps in {self._paths}: {updates} updates are {ratio:g} for each of "
-            text += f"{self.steps_seen - starts} steps after the first {starts}"
-        on_wait(f"waiting for {text}")
+        on_wait(f"waiting for {self._awaited(updates)}")
         time.sleep(min(POLL_S, self._config.refresh_seconds))
+
+    def _awaited(self, updates: int) -> str:
+        starts, ratio = self._config.learning_starts, self._config.updates_per_step
+        seen = self.steps_seen
+        if seen < max(starts, 1):
+            return f"segments in {self._paths}: {seen} of {max(starts, 1)} steps are collected"
+        if not self.sampler.steps:
+            why = self.sampler.excluded or "all segments are refused"
+            return f"steps to sample in {self._paths}: {seen} steps are collected, but {why}"
+        return (
+            f"more steps in {self._paths}: {updates} updates are {ratio:g} for each of "
+            f"{seen - starts} steps after the first {starts}"
+        )
 
     def restore(
         self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], *, episodes_logged: bool
@@ -182,13 +216,12 @@ class ReplaySource:
         )
 
     def _add(self, report: RefreshReport) -> None:
-        self.steps_seen += report.steps_added
         self.episodes.add(report.episodes)
         self._limit_updates()
 
     def _limit_updates(self) -> None:
         starts, ratio = self._config.learning_starts, self._config.updates_per_step
-        if self._follow and self.sampler.steps < max(starts, 1):
+        if self._follow and (self.steps_seen < starts or not self.sampler.steps):
             self._allowed = 0.0
         elif self._follow and ratio:
             # As published: the first steps only start the training; they allow no updates.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avtd3.store.render.text import join_lines
+from avtd3.store.render.text import duration, join_lines, plural
 from avtd3.store.replay.tracker import RefusedSegment
 
 _SHOWN = 10
@@ -19,7 +19,7 @@ class LearnProgress:
     Example:
         >>> progress = LearnProgress(updates=500, target=1_000, critic_loss=0.25)
         >>> progress.line()
-        'update 500 of 1000, critic loss 0.25'
+        'update 500 of 1,000, critic loss 0.25'
     """
 
     updates: int
@@ -57,7 +57,7 @@ class LearnProgress:
         return "; ".join((self.waiting or ", ".join(self._facts()), *_problems(self)))
 
     def _facts(self) -> list[str]:
-        facts = [f"update {self.updates} of {self.target}"]
+        facts = [f"update {self.updates:,} of {self.target:,}"]
         if self.updates_per_second is not None:
             facts.append(f"{self.updates_per_second:.1f}/s")
         for name, value in (
@@ -136,9 +136,10 @@ class LearnReport:
         """Return the report as text for the terminal."""
         state = "stopped" if self.stopped else "done"
         lines = [
-            f"{f'HALTED: {self.halted}' if self.halted else state}: {self.updates} updates, "
-            f"{self.session_updates} of them in {self.seconds:.0f} s "
-            f"({self.updates_per_second:.1f} per second, {self.waited_s:.0f} s waiting for data)",
+            f"{f'HALTED: {self.halted}' if self.halted else state}: "
+            f"{plural(self.updates, 'update')}, {self.session_updates:,} of them in "
+            f"{duration(self.seconds)} ({self.updates_per_second:.1f} per second, "
+            f"{duration(self.waited_s)} waiting for data)",
             f"run {self.run}; policy {self.policy_version} in {self.policies}",
             *([self.replay] if self.replay else []),
         ]
@@ -150,7 +151,7 @@ class LearnReport:
         if self.rollbacks:
             lines.append(f"rollbacks to a good checkpoint: {self.rollbacks}")
         if self.refused:
-            lines.append(f"{len(self.refused)} segments refused:")
+            lines.append(f"{plural(len(self.refused), 'segment')} refused:")
             lines += [f"  {r.segment_id}: {r.reason}" for r in self.refused[:_SHOWN]]
         if len(self.refused) > _SHOWN:
             lines.append(f"  and {len(self.refused) - _SHOWN} more; --json lists all")
@@ -160,7 +161,7 @@ class LearnReport:
 def _problems(progress: LearnProgress) -> list[str]:
     refused = progress.refused
     problems = [
-        f"{len(refused)} segments refused, last: {last.segment_id}: {last.reason}"
+        f"{plural(len(refused), 'segment')} refused, last: {last.segment_id}: {last.reason}"
         for last in refused[-1:]
     ]
     return [*progress.alerts, *problems, *_absences(progress)]

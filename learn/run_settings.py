@@ -5,15 +5,20 @@ changed, with the update from which on it applies.
 """
 
 import dataclasses
+import datetime
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from avtd3.learn.checkpoints import CHECKPOINTS, list_checkpoints, read_as, updates_of
 from avtd3.learn.config import LearnConfig
 from avtd3.store import files
-from avtd3.store.errors import CheckpointError, ConfigError, abbreviate
+from avtd3.store.dataset import Dataset, dataset_around
+from avtd3.store.errors import CheckpointError, ConfigError, DatasetError, abbreviate
+from avtd3.store.locks import LOCK_FILE
+from avtd3.store.settings import Difference, differences
 
 CONFIG_FILE = "config.json"
 _KEPT = "network."
@@ -21,21 +26,64 @@ _KEPT = "network."
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SettingChange:
+class SettingChange(Difference):
     """A setting that a resumed run changed."""
 
-    setting: str
-    """Its key: ``learn.td3.bc_alpha``."""
-    before: Any
-    after: Any
     from_update: int
     """Updates that were done with the old value."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.setting}: {abbreviate(self.before)} -> {abbreviate(self.after)} from update "
-            f"{self.from_update + 1} on"
-        )
+        return f"{Difference.__str__(self)} from update {self.from_update + 1} on"
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a directory is a run, or was locked as one."""
+    return any((path / name).exists() for name in (CONFIG_FILE, CHECKPOINTS, "events", LOCK_FILE))
+
+
+def name_run(path: Path, datasets: Sequence[Path]) -> Path:
+    """Return the directory of a new run: the path itself, or a named one in it.
+
+    A directory that exists and is no run is a parent of runs. The name has the scenario and the
+    number of other vehicles of the first dataset, if it says so, and the date and time in UTC:
+    ``TD3_scenario_0_npcs_20_20261130_081500``.
+    """
+    if not path.is_dir() or is_run(path):
+        return path
+    moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d_%H%M%S")
+    name = "_".join(("TD3", *_scenario_of(datasets), moment))
+    names = itertools.chain((name,), (f"{name}_{number}" for number in itertools.count(2)))
+    return next(path / each for each in names if not (path / each).exists())
+
+
+def _scenario_of(datasets: Sequence[Path]) -> tuple[str, ...]:
+    """Return the parts of a run's name that describe how its data were collected."""
+    try:
+        segments = Dataset.open(datasets[0]).snapshot(check_files=False).segments
+    except (DatasetError, OSError):
+        return ()  # a collector may still have to create it
+    for segment in segments:
+        scenario = segment.provenance.get("scenario")
+        if isinstance(scenario, dict):  # of a driving world, and not of a file of routes
+            named = (("scenario", scenario.get("number")), ("npcs", scenario.get("npcs")))
+            return tuple(f"{word}_{n}" for word, n in named if type(n) is int and 0 <= n < 1 << 31)
+    return ()
+
+
+def check_places(run: Path, policies: Path, datasets: Sequence[Path]) -> None:
+    """Raise `ConfigError` if a run or its policies would be mixed with a dataset, or are URLs."""
+    files.check_local(run, policies, *datasets)
+    for name, place in (("run", run), ("policies", policies)):
+        around = dataset_around(place)
+        whole = place.resolve()
+        for dataset in () if around else datasets:  # a collector may still have to create it
+            if dataset.resolve() in (whole, *whole.parents):
+                around = dataset
+        if around is not None:
+            raise ConfigError(
+                f"{name} {place} is in the dataset {around}; give a directory of its own, such as "
+                f"{around}-run"
+            )
 
 
 def read_settings(run: Path) -> dict[str, Any]:
@@ -90,17 +138,14 @@ def find_changes(
     """
     checkpoints = list_checkpoints(run / CHECKPOINTS)
     updates = updates_of(checkpoints[-1]) if checkpoints else 0
-    old = dict(_leaves(before["learn"]))
-    new = dict(_leaves(json.loads(json.dumps(dataclasses.asdict(config)))))
     found = [
         SettingChange(
-            setting=f"learn.{key}",
-            before=old[key],
-            after=value,
+            setting=change.setting,
+            before=change.before,
+            after=change.after,
             from_update=updates if rollback is None else rollback,
         )
-        for key, value in new.items()
-        if key in old and old[key] != value
+        for change in differences(before["learn"], dataclasses.asdict(config), "learn.")
     ]
     for change in found:
         if checkpoints and change.setting.startswith(f"learn.{_KEPT}"):
@@ -110,15 +155,6 @@ def find_changes(
                 "its networks: start a new run for others"
             )
     return found
-
-
-def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting with its dotted key."""
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def write_settings(

@@ -50,10 +50,11 @@ from avtd3.learn.logging import MetricLogger, Throughput
 from avtd3.learn.networks import ObservationBatch
 from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
-from avtd3.learn.replay_source import ReplaySource, open_datasets, scratch_directory
+from avtd3.learn.replay_source import ReplaySource, check_pace, open_datasets, scratch_directory
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.run_settings import (
     SettingChange,
+    check_places,
     find_changes,
     read_settings,
     stored_config,
@@ -134,11 +135,14 @@ def train(
     changes = find_changes(run, before, config, rollback) if resumes else []
     follow = bool(before.get("follow", False)) if follow is None else follow
     paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
+    if follow:
+        check_pace(config)
     if not paths:
         raise ConfigError("train needs at least one dataset, found none")
     if policies is None:
         policies = before.get("policies", run / "policies")
     directory = Path(policies)
+    check_places(run, directory, paths)
     document = {
         "learn": dataclasses.asdict(config),
         "datasets": [str(path) for path in paths],
@@ -421,6 +425,8 @@ class Trainer:
 
     def _wait(self) -> None:
         before_s = time.monotonic()
+        if self.source.is_stalled:
+            self._publish()  # a collector may wait for these updates before it collects more
         self.source.wait(self.updates, self._notify.report)
         waited_s = time.monotonic() - before_s
         self._waited_s += waited_s

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
         WorldLost,
     )
     from avtd3.store.events import Event
+    from avtd3.store.exchange.exporting import export_episodes
+    from avtd3.store.exchange.importing import import_episodes
+    from avtd3.store.exchange.record import ImportConfig
     from avtd3.store.filters import EpisodeFilter, parse_filter
     from avtd3.store.format.codec import FrameCodec
     from avtd3.store.format.manifest import Limits
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from avtd3.store.segment import Segment
     from avtd3.store.spec import EpisodeSpec, ImageSpec
     from avtd3.store.step import FrameStack, Observation, Step
+    from avtd3.store.world_record import WorldRecord
     from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
 __all__ = [
@@ -64,6 +68,7 @@ __all__ = [
     "FrameCodec",
     "FrameStack",
     "ImageSpec",
+    "ImportConfig",
     "InUseError",
     "Limits",
     "MissingPackageError",
@@ -87,8 +92,11 @@ __all__ = [
     "UnreadableError",
     "WorldError",
     "WorldLost",
+    "WorldRecord",
     "WriterConfig",
     "audit_datasets",
+    "export_episodes",
+    "import_episodes",
     "parse_filter",
 ]
 
@@ -104,6 +112,7 @@ _MODULES = {
     "FrameCodec": "format.codec",
     "FrameStack": "step",
     "ImageSpec": "spec",
+    "ImportConfig": "exchange.record",
     "Limits": "format.manifest",
     "Observation": "step",
     "PublishedSegment": "writer",
@@ -114,8 +123,11 @@ _MODULES = {
     "Snapshot": "dataset",
     "Step": "step",
     "Transitions": "replay.gather",
+    "WorldRecord": "world_record",
     "WriterConfig": "writer",
     "audit_datasets": "audit.audit",
+    "export_episodes": "exchange.exporting",
+    "import_episodes": "exchange.importing",
     "parse_filter": "filters",
 }
 """Module of each name; the others are in `avtd3.store.errors`."""

@@ -29,6 +29,7 @@ from avtd3.store.errors import (
 from avtd3.store.files import (
     DAY_S,
     aside_of,
+    check_local,
     create_exclusive,
     exists,
     fsync_directory,
@@ -46,6 +47,7 @@ from avtd3.store.format.layout import (
     FORMAT_VERSION,
     GROUP_FILE,
     MANIFEST_FILE,
+    MAPS,
     QUARANTINE,
     SEGMENTS,
     STAGING,
@@ -72,6 +74,8 @@ def _check_free(path: Path) -> None:
         if exists(path) and not is_directory(path):
             raise DatasetError(f"dataset {path} is a file, expected a directory or nothing")
         found = {entry.name for entry in path.iterdir()} if exists(path) else set()
+    if around := dataset_around(path):
+        raise DatasetError(f"{path} is in the dataset {around}; collect into {around} instead")
     others = sorted(name for name in found - _OWN_NAMES if not name.endswith(LOCK_FILE))
     if others:
         raise DatasetError(
@@ -149,7 +153,7 @@ def _parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - an
     return spec
 
 
-_OWN_NAMES = frozenset((SEGMENTS, STAGING, QUARANTINE, GROUP_FILE))
+_OWN_NAMES = frozenset((SEGMENTS, STAGING, QUARANTINE, MAPS, GROUP_FILE))
 
 
 FIRST_WAIT_S = 1.0
@@ -281,10 +285,12 @@ class Dataset:
             spec: What a step consists of.
 
         Raises:
+            ConfigError: The path is a URL.
             SpecError: There is a dataset with another spec; the message says what differs.
             DatasetError: The path is a file, or a directory that contains something else.
             StorageError: The directory cannot be written.
         """
+        check_local(path)
         path = Path(path)
         group = path / GROUP_FILE
         with storage_errors(path):
@@ -315,9 +321,11 @@ class Dataset:
         """Open a dataset.
 
         Raises:
+            ConfigError: The path is a URL.
             DatasetError: There is no dataset at the path, or its spec was edited.
             FormatVersionError: This version cannot read the dataset's format.
         """
+        check_local(path)
         path = Path(path)
         return cls(path, _read_spec(path))
 

@@ -12,6 +12,7 @@ from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.events import Event, EventTable
 from avtd3.store.segment import Segment
 from avtd3.store.step import Observation, Step
+from avtd3.store.world_record import WorldRecord
 
 
 class SegmentReader:
@@ -32,6 +33,11 @@ class SegmentReader:
     def events(self) -> EventTable:
         """The events of the segment's episodes; none if they were not recorded."""
         return self.segment.events() or EventTable.of(())
+
+    @functools.cached_property
+    def world_records(self) -> list[WorldRecord | None]:
+        """The state of the world in each episode of the segment."""
+        return self.segment.world_records() or [None] * self.segment.episodes
 
 
 class Episode:
@@ -105,6 +111,11 @@ class Episode:
     def events(self) -> tuple[Event, ...]:
         """What happened in the episode, ordered by step; empty if it was not recorded."""
         return self._reader.events.of_episode(self.number)
+
+    @property
+    def world_record(self) -> WorldRecord | None:
+        """State of the world in each observation; None if it was not recorded."""
+        return self._reader.world_records[self.number]
 
     @functools.cached_property
     def frames(self) -> NDArray[np.uint8]:

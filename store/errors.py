@@ -25,9 +25,13 @@ Every message says what was expected, what was found, where, and how to fix it::
 Each error is also a built-in exception, given in parentheses.
 """
 
+import dataclasses
 import errno
+import importlib.metadata
+import json
 import math
 import os
+import typing
 from collections.abc import Iterable, Iterator
 
 MAX_MESSAGE = 1900
@@ -240,6 +244,15 @@ def storage_error(path: object, error: OSError) -> StorageError:
 _LONGEST_INTEGER_BITS = 1024
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of avtd3, from the clone if avtd3 runs in one."""
+    origin = importlib.metadata.distribution("avtd3").read_text("direct_url.json")
+    document = json.loads(origin or "{}")
+    if document.get("dir_info", {}).get("editable"):
+        return f"pip install -e '{document['url'].removeprefix('file://')}[{extra}]'"
+    return f"pip install 'avtd3[{extra}]'"
+
+
 def abbreviate(value: object, most: int = 80) -> str:
     """Return the `repr` of a value from a file or a user, cut to a length fit for a message.
 
@@ -261,6 +274,22 @@ def abbreviate(value: object, most: int = 80) -> str:
     return text
 
 
+def check_integers(config: object, where: str = "") -> None:
+    """Raise `ConfigError` if a whole number of a dataclass is a float or a bool.
+
+    `where` is the text before the name in the message, such as ``learn.``.
+    """
+    assert dataclasses.is_dataclass(config)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        kinds = {field.type, *typing.get_args(field.type)}
+        values = value if isinstance(value, tuple | list) else (value,)
+        is_wrong = any(isinstance(each, bool | float) for each in values)
+        if int in kinds and float not in kinds and is_wrong:
+            text = abbreviate(value)
+            raise ConfigError(f"{where}{field.name} is {text}, expected a whole number")
+
+
 def check_settings(
     config: object,
     where: str,
@@ -273,6 +302,7 @@ def check_settings(
     A check has the setting's name, whether it is valid, and what is expected; `where` is the text
     before the name in the message, such as ``learn.``.
     """
+    check_integers(config, where)
     ranges = [(n, 0.0 < getattr(config, n) < math.inf, "above 0") for n in above_zero]
     ranges += [(n, 0.0 <= getattr(config, n) < math.inf, "0 or above") for n in zero_or_above]
     for name, is_valid, expected in (*ranges, *checks):

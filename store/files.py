@@ -21,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from avtd3.store.errors import Avtd3Error, abbreviate, storage_error
+from avtd3.store.errors import Avtd3Error, ConfigError, abbreviate, storage_error
 from avtd3.store.locks import Identity, is_running
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
@@ -50,6 +50,21 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+"""Start of a URL, also of one that became a Path, which has one slash instead of two."""
+
+
+def check_local(*paths: Path | str | None) -> None:
+    """Raise `ConfigError` if a path is a URL: avtd3 would make a local directory of that name."""
+    for path in paths:
+        if match := _URL.match(str(path)):
+            url = f"{match[1]}://{str(path)[match.end() :]}"
+            raise ConfigError(
+                f"{abbreviate(url)} is a URL, expected a path of this machine; mount the storage, "
+                "or copy the directory (for example with rclone), and give that path"
+            )
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeTable
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.layout import EPISODE_STRINGS
 from avtd3.store.segment import Segment
+from avtd3.store.world_record import SETUP
 
 REPLACES = "replaces"
 """Key of a segment's provenance: manifest digest by id of every segment that it replaces."""
@@ -29,6 +30,9 @@ ORIGIN = "origin"
 
 RELABEL = "relabel"
 """Key of a relabelled segment's provenance: the source of the episodes, and the weights."""
+
+RENDER = "render"
+"""Key of the provenance of a segment with other pictures: their source, and what was changed."""
 
 _FRAMES_AT_ONCE = 512
 _OFFSET = "episode_offset"
@@ -45,13 +49,13 @@ def episode_digests(segment: Segment, *, without: Collection[str] = ()) -> Itera
     """Return the SHA-256 of each episode of a segment, in order, in hexadecimal.
 
     It covers the decoded bytes of the episode's rows of every array, frames and wall time
-    included, with names, dtypes and row shapes, the strings, the attributes and the events; not
-    where in the segment they lie.
+    included, with names, dtypes and row shapes, the strings, the attributes, the events and the
+    state of the world; not where in the segment they lie.
     """
     table = segment.episode_table()
     names = [name for name in sorted(segment.names) if name not in (_OFFSET, "frames", *without)]
     arrays = {name: segment.read(name) for name in names if name not in EPISODE_STRINGS}
-    events = segment.events()
+    events, worlds = segment.events(), _worlds(segment, has_setup=SETUP not in without)
     strings = {name: segment.read_strings(name) for name in names if name in EPISODE_STRINGS}
     has_frames = segment.spec.image is not None and "frames" not in without
     for number in range(segment.episodes):
@@ -69,6 +73,7 @@ def episode_digests(segment: Segment, *, without: Collection[str] = ()) -> Itera
                 digest.update(f"{name} {number_or_text!r}\n".encode())
         for event in () if events is None else events.of_episode(number):
             digest.update(f"{event}\n".encode("utf-8", "surrogatepass"))
+        digest.update(worlds[number])
         for frames in _frames(segment, table, number) if has_frames else ():
             digest.update(frames.data)
         yield digest.hexdigest()
@@ -82,6 +87,12 @@ def _rows(segment: Segment, name: str, rows: int, table: EpisodeTable, number: i
     if rows == segment.steps:
         return slice(start, start + length)
     return slice(start + number, start + number + length + 1)  # observations: always more
+
+
+def _worlds(segment: Segment, *, has_setup: bool) -> list[bytes]:
+    """Return the state of the world in each episode as bytes; empty where it is not known."""
+    records = segment.world_records() or [None] * segment.episodes
+    return [b"" if record is None else record.to_bytes(has_setup=has_setup) for record in records]
 
 
 def _frames(segment: Segment, table: EpisodeTable, number: int) -> Iterator[NDArray[Any]]:

@@ -18,7 +18,7 @@ from avtd3.store.episode_table import (
     array_name,
     attribute_columns,
 )
-from avtd3.store.errors import SpecError
+from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.events import Event, EventTable, event_columns
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.codec import (
@@ -27,6 +27,7 @@ from avtd3.store.format.codec import (
     chain_kind,
     choose_codec,
     decode_into,
+    pack,
     seal,
 )
 from avtd3.store.format.layout import (
@@ -43,6 +44,7 @@ from avtd3.store.format.manifest import FRAMES_CHECKSUMS, FileEntry, Manifest, f
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
 from avtd3.store.format.shard import build_shard, joined_checksums
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.world_record import WorldRecord, record_columns, record_layout
 
 OBSERVATION_COLUMNS = ("vector", "frame_id", "sim_time")
 STEP_COLUMNS = ("action", "reward", "reward_terms", "terminated", "truncated")
@@ -184,6 +186,8 @@ class EndedEpisode:
     """Its start, in seconds since 1970."""
     events: tuple[Event, ...] = ()
     """What happened, ordered by step; empty if events were not recorded."""
+    world: WorldRecord | None = None
+    """State of the world in each observation, if it was recorded."""
 
 
 class SegmentNamer:
@@ -245,31 +249,24 @@ def seal_files(
         arrays[array_name(name)] = column
         if name not in OWN_ATTRIBUTES:
             layouts[array_name(name)] = column_layout(array_name(name), column, "episode")
-    for name, event_column in event_columns(EventTable.of([e.events for e in ended])).items():
-        arrays[name], layouts[name] = event_column, column_layout(name, event_column, "event")
+    optional = event_columns(EventTable.of([episode.events for episode in ended]))
+    layouts |= {name: column_layout(name, column, "event") for name, column in optional.items()}
+    records = record_columns([episode.world for episode in ended])
+    layouts |= {name: record_layout(name, len(column)) for name, column in records.items()}
+    arrays |= optional | records
+    about_frames: dict[str, Any] = {"codec": dataclasses.asdict(codec)}
     for layout in layouts.values():
-        attributes: dict[str, Any] = {}
-        used_codec = None
         if layout.name == FRAMES and chunks is not None:
-            data, used_codec = build_shard(chunks), codec
+            frames, about_frames = frame_files(layout, chunks, codec)
+            files |= frames
         else:
-            values = arrays[layout.name]
-            if not isinstance(values, np.ndarray):
-                values, attributes["categories"] = _encode_texts(values)
-            data = encode_values(layout, values)
-        document = array_document(layout, codec=used_codec, attributes=attributes)
-        files[layout.metadata_path] = document_bytes(document)
-        files[layout.chunk_path] = data
+            files |= array_files(layout, arrays[layout.name])
     entries = {name: FileEntry(len(data), sha256(data)) for name, data in files.items()}
-    recorded: dict[str, Any] = {**provenance, "codec": dataclasses.asdict(codec)}
-    if chunks is not None:
-        shard = entries[layouts[FRAMES].chunk_path]
-        recorded[FRAMES_CHECKSUMS] = frames_checksums(shard.sha256, joined_checksums(chunks))
     manifest = Manifest(
         segment_id=segment_id,
         spec_digest=dataset.spec_digest,
         files=entries,
-        provenance=recorded,
+        provenance={**provenance, **about_frames},
         digest="",
         **counts,
     )
@@ -277,10 +274,46 @@ def seal_files(
     return files
 
 
-def encode_values(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
+def array_files(layout: ArrayLayout, column: Column) -> dict[str, bytes]:
+    """Return the two files of an array other than the frames, by path."""
+    attributes: dict[str, Any] = {}
+    if not isinstance(column, np.ndarray):
+        column, attributes["categories"] = _encode_texts(column)
+    document = array_document(layout, codec=None, attributes=attributes)
+    return {
+        layout.metadata_path: document_bytes(document),
+        layout.chunk_path: _encode_values(layout, column),
+    }
+
+
+def frame_files(
+    layout: ArrayLayout, chunks: Sequence[bytes], codec: FrameCodec
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the two files of the frames by path, and what the provenance says of them."""
+    document = array_document(layout, codec=codec, attributes={})
+    shard = build_shard(chunks)
+    files = {layout.metadata_path: document_bytes(document), layout.chunk_path: shard}
+    checksums = frames_checksums(sha256(shard), joined_checksums(chunks))
+    return files, {"codec": dataclasses.asdict(codec), FRAMES_CHECKSUMS: checksums}
+
+
+def stored_codec(provenance: Mapping[str, Any]) -> FrameCodec:
+    """Return the codec that a segment's frames have, or the default if it is not known here."""
+    settings = provenance.get("codec")
+    known = {field.name for field in dataclasses.fields(FrameCodec)}
+    if not isinstance(settings, dict) or not settings.keys() <= known:
+        return FrameCodec()
+    try:
+        return FrameCodec(**settings)
+    except ConfigError:
+        return FrameCodec()
+
+
+def _encode_values(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
     """Return the bytes of the chunk of an array other than the frames."""
     dtype = np.dtype(layout.dtype).newbyteorder("<")
-    return seal(np.ascontiguousarray(values, dtype).tobytes())
+    encoded = np.ascontiguousarray(values, dtype)
+    return seal(pack(encoded) if layout.is_packed else encoded.tobytes())
 
 
 def _encode_texts(texts: Sequence[str]) -> tuple[NDArray[np.int32], list[str]]:

@@ -32,6 +32,7 @@ from avtd3.store.format.layout import (
 )
 from avtd3.store.format.manifest import Limits, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.world_record import WorldRecord, read_records, read_setups, record_layouts
 
 if TYPE_CHECKING:
     import zarr
@@ -102,7 +103,7 @@ class Segment:
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 over the chunks of all arrays except the wall times.
+        """SHA-256 over the chunks of all arrays except the wall times and states of the world.
 
         Equal episodes have equal digests, no matter when and by whom they were collected: this
         gives segments an order that does not depend on clocks.
@@ -111,7 +112,7 @@ class Segment:
         chunks = (
             f"{name} {entry.sha256}\n"
             for name, entry in files
-            if "/c/" in name and not name.startswith("episode_wall_time/")
+            if "/c/" in name and not name.startswith(("episode_wall_time/", "state_"))
         )
         return sha256("".join(chunks).encode())
 
@@ -246,6 +247,31 @@ class Segment:
             raise corrupt(self.path, problem)
         return table
 
+    def world_records(self) -> list[WorldRecord | None] | None:
+        """Read the state of the world in its episodes; None if no episode has a record of it."""
+        layouts = record_layouts(self._arrays, steps=self.steps, episodes=self.episodes)
+        if not layouts:
+            return None
+        memory = sum(layout.nbytes for layout in layouts.values())
+        self._limits.check(self.path, raw_bytes=memory)
+        lengths = self.read("episode_length").tolist()
+        try:
+            return list(read_records(self._arrays, layouts, lengths))
+        except ValueError as error:
+            raise corrupt(self.path, str(error)) from error
+
+    def map_digests(self) -> frozenset[str]:
+        """Read which road networks the records of its episodes need, see `read_map`."""
+        layouts = record_layouts(self._arrays, steps=self.steps, episodes=self.episodes)
+        if not layouts:
+            return frozenset()
+        try:
+            setups = read_setups(self._arrays, layouts, self.episodes)
+        except ValueError as error:
+            raise corrupt(self.path, str(error)) from error
+        found = (setup.get("map") for setup in setups if setup is not None)
+        return frozenset(digest for digest in found if isinstance(digest, str) and digest)
+
     def verify(self) -> None:
         """Hash every file and compare it with the manifest."""
         if read_manifest(self.path).digest != self.manifest_digest:
@@ -278,6 +304,7 @@ class Segment:
 
 
 def optional_arrays(files: ArrayFiles, *, steps: int, episodes: int) -> dict[str, ArrayLayout]:
-    """Return the arrays that a segment has and might lack: events and attributes."""
+    """Return the arrays that a segment has and might lack: events, attributes, world records."""
     events = stored_arrays(files, steps=steps, episodes=episodes)
-    return events | stored_attributes(files, episodes=episodes)
+    records = record_layouts(files, steps=steps, episodes=episodes)
+    return events | records | stored_attributes(files, episodes=episodes)

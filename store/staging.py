@@ -28,7 +28,7 @@ from avtd3.store.files import (
     sweep_asides,
     write_new,
 )
-from avtd3.store.format.layout import MANIFEST_FILE, QUARANTINE, SEGMENTS, STAGING
+from avtd3.store.format.layout import MANIFEST_FILE, MAPS, QUARANTINE, SEGMENTS, STAGING
 from avtd3.store.locks import Identity
 
 _OWNER_SUFFIX = ".owner.json"
@@ -160,8 +160,8 @@ def clean(dataset: Path, older_than_s: float = DAY_S) -> list[str]:
     """
     removed: list[str] = []
     staging = dataset / STAGING
-    for directory in (dataset, staging, dataset / SEGMENTS, dataset / QUARANTINE):
-        sweep_asides(directory, older_than_s)
+    for folder in ("", STAGING, SEGMENTS, QUARANTINE, MAPS):
+        sweep_asides(dataset / folder, older_than_s)
     with storage_errors(staging), contextlib.suppress(FileNotFoundError):
         for name in sorted(itertools.chain(*list_directory(staging))):
             path = staging / name

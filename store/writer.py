@@ -22,6 +22,7 @@ from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.events import Event, check_events
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.format.layout import MAX_STEPS
+from avtd3.store.maps import publish_map
 from avtd3.store.seal import (
     EndedEpisode,
     FrameBuffer,
@@ -33,6 +34,7 @@ from avtd3.store.seal import (
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
 from avtd3.store.step import Observation, Step
+from avtd3.store.world_record import WorldRecord
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +260,9 @@ class PendingSegment:
             self.columns.truncated[self.steps - 1] = True
             self._over_at = self.steps
 
-    def end(self, reason: str, events: Sequence[Event] = ()) -> None:
+    def end(
+        self, reason: str, events: Sequence[Event] = (), world: WorldRecord | None = None
+    ) -> None:
         """Make the running episode, of at least one step, a whole one."""
         assert self.running is not None, "checked by the writer"
         rewards = self.columns.reward[self.whole_steps : self.steps]
@@ -270,6 +274,7 @@ class PendingSegment:
                 end_reason=reason,
                 wall_time=self._running_since,
                 events=tuple(events),
+                world=world,
             )
         )
         self.whole_steps = self.steps
@@ -390,6 +395,7 @@ class SegmentWriter:
         self._provenance = base_provenance(provenance or {}, collector)
         self._is_closed = False
         self._is_text: dict[str, bool] = {}
+        self._maps: set[str] = set()
         self._checker = StepChecker(self._dataset.spec)
         rows = self._config.segment_steps + _SPARE_ROWS
         self._pending = PendingSegment(self._dataset.spec, self._config.codec, rows)
@@ -516,7 +522,10 @@ class SegmentWriter:
         )
 
     def end(
-        self, reason: str | None = None, events: Sequence[Event] = ()
+        self,
+        reason: str | None = None,
+        events: Sequence[Event] = (),
+        world: WorldRecord | None = None,
     ) -> PublishedSegment | None:
         """End the running episode; publish if the segment is long or old enough.
 
@@ -526,18 +535,21 @@ class SegmentWriter:
             reason: Why it ended; None for the last step's ``end_reason``, or if that is empty
                 ``terminated`` or ``truncated``.
             events: What happened in it, ordered by step.
+            world: State of the world in its observations, and possibly in later ones.
 
         Returns:
             What was published, or None if the segment stays open.
         """
-        self._end(reason, events)
+        self._end(reason, events, world)
         pending, config = self._pending, self._config
         age = self._clock() - pending.opened_at
         if pending.whole_steps >= config.segment_steps or age >= config.segment_seconds:
             return self.flush()
         return None
 
-    def _end(self, reason: str | None, events: Sequence[Event]) -> None:
+    def _end(
+        self, reason: str | None, events: Sequence[Event], world: WorldRecord | None = None
+    ) -> None:
         pending = self._pending
         if pending.running is None or not pending.running_steps:
             raise SpecError("there is no running episode of at least one step to end")
@@ -548,12 +560,17 @@ class SegmentWriter:
             reason = pending.end_reason or ("terminated" if was_terminated else "truncated")
         check_text("end_reason", reason)
         check_events(events, pending.running_steps)
-        pending.end(reason, events)
+        if world is not None:
+            world = world.first(pending.running_steps + 1)
+        pending.end(reason, events, world)
 
     def truncate(
-        self, reason: str | None = None, events: Sequence[Event] = ()
+        self,
+        reason: str | None = None,
+        events: Sequence[Event] = (),
+        world: WorldRecord | None = None,
     ) -> PublishedSegment | None:
-        """Mark the last step of the running episode as truncated, and end the episode.
+        """Mark the last step of the running episode as truncated, and end the episode; see `end`.
 
         An episode without a step is dropped. Without a running episode this does nothing.
         """
@@ -563,7 +580,7 @@ class SegmentWriter:
             self._pending.drop_running()
             return None
         self._pending.truncate()
-        return self.end(reason, events)
+        return self.end(reason, events, world)
 
     def flush(self) -> PublishedSegment | None:
         """Publish the whole episodes in memory; a running one stays.
@@ -597,6 +614,7 @@ class SegmentWriter:
             steps=pending.whole_steps,
             size_bytes=sum(map(len, files.values())),
         )
+        self._publish_maps()
         try:
             publish(staging, target, files)
         except BaseException:
@@ -607,6 +625,12 @@ class SegmentWriter:
             raise
         self._drop(published)
         return published
+
+    def _publish_maps(self) -> None:
+        """Store the road networks of the whole episodes before the segment that needs them."""
+        for world in (episode.world for episode in self._pending.ended):
+            if world is not None and world.map_text and world.map_digest not in self._maps:
+                self._maps.add(publish_map(self._dataset.path, world.map_text))
 
     def _drop(self, published: PublishedSegment) -> None:
         self.bytes_published += published.size_bytes

@@ -1,12 +1,25 @@
 """Errors become one line and an exit code; options are checked before the work."""
 
 import errno
+import importlib.metadata
 import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from avtd3 import cli
+from avtd3.collect import collect, evaluate
+from avtd3.configs.commands import options
+from avtd3.configs.commands.options import describe_presets
+from avtd3.learn.policy_store import PolicyStore
+from avtd3.learn.trainer import train
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentUnreadableError, StorageError, WorldError
+from avtd3.store.spec import EpisodeSpec
 
 
 class Panic(BaseException):
@@ -35,7 +48,7 @@ def run_raising(run, monkeypatch):
         def fail():
             raise error
 
-        monkeypatch.setattr(cli, "make_app", fail)
+        monkeypatch.setattr(cli, "make_command", fail)
         return run("anything")
 
     return raising
@@ -105,6 +118,117 @@ def test_help_is_printed_when_nothing_is_asked_for(capsys):
     with pytest.raises(SystemExit):
         cli.main([])
     assert "Usage: avtd3" in "".join(capsys.readouterr())
+
+
+def all_commands(command, path=()):
+    """Yield every command, with its path."""
+    groups = getattr(command, "commands", {})
+    for name, inner in groups.items():
+        yield from all_commands(inner, (*path, name))
+    if not groups:
+        yield path, command
+
+
+ALL_COMMANDS = [path for path, _ in all_commands(cli.make_command())]
+
+
+def printed(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+@pytest.mark.parametrize("path", [(), ("store",), ("config",), *ALL_COMMANDS], ids=" ".join)
+def test_every_help_text_is_plain_text_of_80_columns(capsys, monkeypatch, path):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = printed(capsys, *path, "--help")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert not re.search(r"list\[|<path>|<str>|\{[A-Z]", out), "a type of Python"
+    assert ("--quiet" in out) == (path in ALL_COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["collect", "learn", "evaluate", "demo"])
+def test_help_lists_the_presets(capsys, command):
+    out = " ".join(printed(capsys, command, "--help")[1].split())
+    for name, text in describe_presets().items():
+        assert f"{name} {text}" in out
+
+
+def test_the_version_has_what_a_report_needs(capsys):
+    code, out, _ = printed(capsys, "--version")
+    assert code == 0
+    for package in ("avtd3", "torch", "numpy", "zarr"):
+        assert f"{package} {importlib.metadata.version(package)}" in out
+    assert f"Python {platform.python_version()}" in out
+
+
+@pytest.mark.parametrize("flag", ["-v", "--verbose"])
+def test_a_verbose_command_says_what_it_uses(capsys, flag):
+    words = ("replay-inspect", "nowhere", "--config", "demo", "--set", "audit.strict=true", flag)
+    code, out, err = printed(capsys, *words)
+    assert (code, out) == (2, "")
+    assert "Python" in err.splitlines()[0]
+    assert "audit.strict is set by --set" in err
+    assert "learn.updates" not in err
+
+
+@pytest.mark.parametrize("flag", ["-q", "--quiet"])
+def test_a_quiet_command_still_prints_its_error(run, flag):
+    code, (line,) = run("replay-inspect", "nowhere", flag)
+    assert code == 2
+    assert "nowhere" in line
+    code, lines = run("replay-inspect", "nowhere", "--config", "demo", "-v")  # no longer quiet
+    assert len(lines) > 1
+
+
+def test_an_unexpected_error_has_a_traceback_if_a_command_is_verbose(run, monkeypatch):
+    def fail(*_):
+        raise KeyError("wrong")
+
+    monkeypatch.setattr(options, "section", fail)
+    code, lines = run("doctor", "carla", "-v")
+    assert code == 70
+    assert "KeyError: 'wrong'" in lines
+    assert len(run("doctor", "carla")[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("avtd3 le", {"learn"}),
+        ("avtd3 config ", {"show", "list", "check", "diff", "schema", "presets", "reference"}),
+        ("avtd3 learn d --config sp", {"spinning_up"}),
+        ("avtd3 collect d --world c", {"carla"}),
+        ("avtd3 config show le", {"learn"}),
+        ("avtd3 gate r --stage 5", {"5k", "50k"}),
+        ("avtd3 config diff sb", {"sb3"}),
+        ("avtd3 learn d --upd", {"--updates"}),
+    ],
+)
+def test_a_shell_completes_words(capsys, monkeypatch, typed, expected):
+    words = typed.split(" ")
+    monkeypatch.setenv("_AVTD3_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    code, out, _ = printed(capsys)
+    assert code == 0
+    assert set(out.split()) == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_installed(shell, tmp_path):
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+    command = [sys.executable, "-m", "avtd3.cli", "--install-completion", shell]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    texts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("_AVTD3_COMPLETE" in text for text in texts)
 
 
 COMMANDS_THAT_WRITE = [
@@ -188,3 +312,59 @@ def test_numbers_beyond_64_bits_are_refused(run, tmp_path, monkeypatch, words):
     assert code == 2
     assert str(words[-1]) in line
     assert not list(tmp_path.iterdir())
+
+
+URLS = ("s3://bucket/data", "gs://b/d", "az://c/d", "file:///data", "abfss://c@account/d")
+PLACES = (
+    ("collect", "URL", "--steps", "5"),
+    ("collect", "data", "--policies", "URL", "--driver", "policy"),
+    ("learn", "URL", "--run", "run", "--follow"),
+    ("learn", "data", "--run", "URL"),
+    ("learn", "data", "--run", "run", "--policies=URL"),
+    ("replay-inspect", "URL"),
+    ("replay-inspect", "data", "--against", "URL"),
+    ("evaluate", "URL"),
+    ("gate", "URL", "--stage", "smoke"),
+    ("compare", "run", "URL"),
+    ("store", "compact", "URL"),
+    ("store", "prune", "URL", "--max-size", "1GB"),
+    ("demo", "--out", "URL"),
+    ("config", "show", "--config", "URL"),
+)
+
+
+@pytest.mark.parametrize("words", PLACES, ids=" ".join)
+def test_a_url_is_refused_where_a_path_is_expected(tmp_path, monkeypatch, run, words):
+    monkeypatch.chdir(tmp_path)
+    for url in URLS if "collect" in words else URLS[:1]:
+        code, (line,) = run(*(word.replace("URL", url) for word in words))
+        assert code == 2
+        assert f"{url.replace(':///', '://')!r} is a URL, expected a path of this machine" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_is_refused_from_python_also_as_a_path(tmp_path, monkeypatch, url):
+    spec = EpisodeSpec(vector_names=("x",), action_names=("a",))
+    monkeypatch.chdir(tmp_path)
+    for path in (url, Path(url)):
+        for use in (
+            lambda path=path: Dataset.open(path),
+            lambda path=path: Dataset.create(path, spec),
+            lambda path=path: collect(path),
+            lambda path=path: collect("data", policies=path),
+            lambda path=path: train(datasets=path, run="run", follow=True),
+            lambda path=path: train(datasets="data", run=path),
+            lambda path=path: train(datasets="data", run="run", policies=path),
+            lambda path=path: evaluate(path),
+            lambda path=path: PolicyStore(path),
+        ):
+            with pytest.raises(ConfigError, match="is a URL, expected a path"):
+                use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_addresses_are_no_paths(tmp_path, run):
+    words = ("replay-inspect", tmp_path / "missing", "--scheduler", "tcp://127.0.0.1:1")
+    _, lines = run(*words)
+    assert "is a URL" not in "".join(lines)

@@ -6,7 +6,7 @@ from typing import Any
 from avtd3.collect.checks import check_number
 from avtd3.collect.maps.camera_mounting import FrontCamera
 from avtd3.collect.maps.episode_setup import SimulatorConfig
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, check_integers
 
 SCENARIO_WEATHER, KEPT_WEATHER = "scenario", "keep"
 CARLA_WEATHERS = (
@@ -96,6 +96,7 @@ class CarlaConfig(SimulatorConfig):
     """Number of places along the route that are tried for the car while others are occupied."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "carla.")
         if not self.host:
             raise ConfigError("carla.host is empty, expected a name or an address like localhost")
         if not self.ports or len(set(self.ports)) != len(self.ports):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from avtd3.collect.carla.client_process import ClientProcess
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.world import CarlaWorld
+from avtd3.collect.checks import require_carla
 from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
@@ -110,10 +111,11 @@ def examine(
         seconds: Simulated seconds for which it drives if all else is well; 0 for no drive.
 
     Raises:
-        ConfigError: The directory for the picture does not exist, or the server lacks something
-            that the settings name.
+        ConfigError: The package carla is not installed, the directory for the picture does not
+            exist, or the server lacks something that the settings name.
         StorageError: The picture could not be written.
     """
+    require_carla("the doctor")
     if image is not None:
         check_directory("--image", image)
     # Collections wait for a server that is starting; the doctor reports it.

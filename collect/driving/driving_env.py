@@ -14,13 +14,21 @@ from avtd3.collect.drivers import Driver, WanderingDriver
 from avtd3.collect.driving.expert import Expert, ExpertConfig
 from avtd3.collect.driving.reward import StepFacts
 from avtd3.collect.driving.task import DrivingTask, TaskConfig
-from avtd3.collect.driving.world import Surroundings, VehicleState, World, WorldFrame, WorldStart
+from avtd3.collect.driving.world import (
+    RecordingWorld,
+    Surroundings,
+    VehicleState,
+    World,
+    WorldFrame,
+    WorldStart,
+)
 from avtd3.collect.environment import SUCCESS_REASON, Environment, ResetResult
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.events import MAX_TEXT, Event
 from avtd3.store.spec import ImageSpec
 from avtd3.store.step import Observation, Step
+from avtd3.store.world_record import WorldRecord
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -295,6 +303,10 @@ class DrivingEnvironment(Environment):
     def events(self) -> tuple[Event, ...]:
         """Return what happened in the current episode so far."""
         return () if self._recorder is None else self._recorder.events()
+
+    def world_record(self) -> WorldRecord | None:
+        """Return the state of the world in each observation so far, if the simulator records it."""
+        return self.world.world_record() if isinstance(self.world, RecordingWorld) else None
 
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
         """Draw the camera's picture beside a map, above a caption."""

@@ -33,7 +33,7 @@ from avtd3.collect.driving.world import VehicleState, WorldFrame, WorldStart
 from avtd3.collect.environment import SUCCESS_REASON
 from avtd3.collect.maps.route import COMMANDS, Projection, Route
 from avtd3.collect.maps.scenarios import Scenario
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, check_integers
 from avtd3.store.spec import MAX_AXIS, EpisodeSpec, ImageSpec
 
 ACTION_NAMES = ("steer", "throttle_brake")
@@ -66,6 +66,7 @@ class ObservationConfig:
     """Camera frames per observation, oldest first."""
 
     def __post_init__(self) -> None:
+        check_integers(self)
         if self.vector not in VECTORS:
             raise ConfigError(f"vector is {self.vector!r}, expected one of {VECTORS}")
         if not 1 <= self.waypoints <= 100:

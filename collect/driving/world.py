@@ -7,13 +7,14 @@ to bring a world of your own.
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
+from avtd3.store.world_record import WorldRecord
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,4 +168,13 @@ class World(Protocol):
 
     def close(self) -> None:
         """Release the simulator; safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class RecordingWorld(Protocol):
+    """A `World` that records its states, so that its pictures can be drawn again."""
+
+    def world_record(self) -> WorldRecord:
+        """Return the state in each observation of the episode so far."""
         ...

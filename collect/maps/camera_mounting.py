@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from avtd3.collect.checks import check_number, check_positive
+from avtd3.store.errors import check_integers
 
 _LIMITS = {
     "height": (8, 1024), "width": (8, 1024), "supersample": (1, 8), "field_of_view_deg": (10, 150),
@@ -46,6 +47,7 @@ class FrontCamera:
     """Maximum deviation of the camera's heading from the car's."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "camera.")
         for name, (low, high) in _LIMITS.items():
             check_number(f"camera.{name}", getattr(self, name), minimum=low, maximum=high)
         check_positive("camera.height_m", self.height_m - self.height_jitter_m)

@@ -20,7 +20,8 @@ _WRONG_WAY_COS = math.cos(math.radians(120.0))
 _BEYOND_M = 80.0
 _CLEARANCE_M = 0.2
 _TOUCH_M = 8.0
-_NEAR_M = 80.0
+NEAR_M = 80.0
+"""How far `find_nearby` looks."""
 # Maximum distance from the course at which the centre of a vehicle in the corridor can be.
 _CORRIDOR_M = 5.0
 _LONGEST_M = 6.0
@@ -128,7 +129,7 @@ def find_nearby(ego: Ego, traffic: OtherVehicles) -> Nearby:
     around = Nearby([], [], [], [])
     for number, place in enumerate(traffic.at.tolist()):
         seen = (place - here) * back
-        if seen.real > -_TOUCH_M and abs(seen) < _NEAR_M:
+        if seen.real > -_TOUCH_M and abs(seen) < NEAR_M:
             around.numbers.append(number)
             around.places.append(place)
             around.at.append(seen)

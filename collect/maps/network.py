@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.checks import require_carla
 from avtd3.collect.maps.native_check import MEMORY_BYTES, check_native, limit_process
 from avtd3.collect.maps.opendrive import DRIVING, lane_sections, lanes_of, parse_opendrive
-from avtd3.store.errors import RoadError, WorldError
+from avtd3.store.errors import RoadError
 
 if TYPE_CHECKING:
     import carla
@@ -102,14 +103,11 @@ class RoadNetwork:
         A text that avtd3 did not generate (`is_trusted`) is first built in a process of its own.
         """
         root = parse_opendrive(xodr, name)
+        require_carla("a road network")
         try:
             import carla  # noqa: F401 - here: configurations are also read on machines without it
         except ImportError as error:
-            raise WorldError(
-                "the built-in simulator needs the package carla 0.9.16, which has wheels for "
-                "Python 3.10 to 3.12 on x86-64 Linux and Windows; collect on such a machine "
-                f"({error})"
-            ) from error
+            require_carla("a road network", f"which cannot be imported ({error})")
         if not is_trusted:
             check_native(name, xodr)
         try:

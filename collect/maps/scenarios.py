@@ -21,7 +21,7 @@ from avtd3.collect.checks import check_number
 from avtd3.collect.maps.opendrive import decode_xml, parse_number, parse_xml, read_named
 from avtd3.collect.maps.planner import MIN_ROUTE_M
 from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
-from avtd3.store.errors import ConfigError, abbreviate
+from avtd3.store.errors import ConfigError, abbreviate, check_integers
 from avtd3.store.files import safe_join
 
 GENERATED = "generated"
@@ -148,6 +148,7 @@ class ScenarioConfig:
     """Simulated seconds to the time limit; None keeps the scenario's."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "scenario ")
         self.resolve()
 
     def resolve(self) -> tuple[Scenario, ...]:

@@ -56,6 +56,9 @@ class Camera:
     def __init__(self, config: CameraConfig) -> None:
         self.config = config
         self._window = GroundWindow()
+        half_angle = math.radians(config.field_of_view_deg / 2.0)
+        self.slope = 1.2 * max(1.0, math.tan(half_angle))
+        """Metres to the side per metre ahead within which a vehicle may be in the picture."""
         # Whole pictures: numpy clips by an array three times as fast as by a number.
         size = (config.height, config.width)
         self._black, self._white = np.zeros(size, np.float32), np.full(size, 255.0, np.float32)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from avtd3.collect.maps.contact import Ego
 from avtd3.collect.maps.network import Lane, RoadNetwork
 from avtd3.collect.maps.route import speed_with_braking
+from avtd3.collect.sim.scene import pose_steps
 
 Complex = NDArray[np.complex128]
 Real = NDArray[np.float64]
@@ -221,6 +222,8 @@ class Traffic:
         self._steps = 0
         for number in range(count):
             self._place(number, ego, _FIRST_PLACE_M, unseen=False)
+        self.poses: NDArray[np.int64] = pose_steps(self.at, self.heading)
+        """int64 (N, 3), from which pictures are drawn, see `avtd3.collect.sim.scene`."""
         if count:
             self._decide(ego)
 
@@ -237,8 +240,10 @@ class Traffic:
         self._steps += 1
         self.at, self.heading = self._ats[step], self._headings[step]
         self.speed_mps, self._along_m = self._speeds[step], self._alongs[step]
+        self.poses = self._poses[step]
         if step == DECIDE_EVERY - 1:
             self._replace_paths(ego)
+            self.poses = pose_steps(self.at, self.heading)
             self._decide(ego)
 
     def _plan_motion(self, gap_m: Real, lead_mps: Real) -> None:
@@ -266,6 +271,7 @@ class Traffic:
         way += share * (directions[index + 1] - way)
         self._headings = way / np.abs(way)
         self._speeds, self._alongs = faster, alongs
+        self._poses = pose_steps(self._ats, self._headings)
 
     def _replace_paths(self, ego: Ego) -> None:
         """Extend paths; move vehicles that are at a dead end, far away, stuck or unplaced."""

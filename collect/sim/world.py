@@ -31,10 +31,12 @@ from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.opendrive import flatten, read_opendrive
 from avtd3.collect.maps.raster import GAP, Raster
 from avtd3.collect.maps.scenarios import GENERATED, Scenario
-from avtd3.collect.sim.boxes import Box
 from avtd3.collect.sim.camera import Camera, CameraConfig
+from avtd3.collect.sim.scene import Scene, random_state, visible_boxes
 from avtd3.collect.sim.traffic import LanePaths, Traffic
-from avtd3.store.errors import RoadError, WorldError
+from avtd3.store.errors import RoadError, WorldError, check_integers
+from avtd3.store.files import sha256
+from avtd3.store.world_record import WorldRecord
 
 GRAVITY_MPS2 = 9.81
 AIR_DENSITY = 1.2
@@ -92,6 +94,7 @@ class VehicleParams:
     """Integration steps per control period."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "vehicle.")
         for field in dataclasses.fields(self):
             check_positive(f"vehicle.{field.name}", getattr(self, field.name))
         check_number("vehicle.substeps", self.substeps, minimum=1, maximum=1000)
@@ -117,6 +120,7 @@ class RoadConfig(SimulatorConfig):
     """Number of networks kept in memory; each takes 5 to 10 MB."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "road.")
         self.check("road")
         check_number("road.pixel_m", self.pixel_m, minimum=0.05, maximum=0.5)
         check_number("road.cached_networks", self.cached_networks, minimum=1, maximum=10_000)
@@ -125,6 +129,10 @@ class RoadConfig(SimulatorConfig):
 class PreparedMap(NamedTuple):
     """A road network with everything that is prepared once for driving on it."""
 
+    text: str
+    """Its OpenDRIVE text."""
+    digest: str
+    """SHA-256 of the text."""
     network: RoadNetwork
     raster: Raster
     paths: LanePaths
@@ -166,7 +174,8 @@ class PreparedMapCache:
             notices = (flat,) if changed else ()
         network = RoadNetwork.from_opendrive(name, xodr, is_trusted=bool(kind))
         raster = Raster.paint(network, pixel_m)
-        return PreparedMap(network, raster, LanePaths(network), notices)
+        digest = sha256(xodr.encode())
+        return PreparedMap(xodr, digest, network, raster, LanePaths(network), notices)
 
 
 class Vehicle:
@@ -308,6 +317,8 @@ class RoadWorld:
         self.image_shape = (1, config.camera.height, config.camera.width)
         self._vehicle = Vehicle(config.vehicle, config.control_period_s)
         self._map: PreparedMap | None = None
+        self._cars: list[tuple[float, float, float]] = []
+        self._others: list[NDArray[np.int64]] = []
 
     @property
     def network(self) -> RoadNetwork:
@@ -338,6 +349,8 @@ class RoadWorld:
         self._traffic = Traffic(
             prepared.paths, scenario.npcs, ego, self.control_period_s, setup.traffic_rng
         )
+        self._weather, self._random = weather, random_state(setup.camera_rng)
+        self._cars, self._others = [], []
         self._camera.reset(prepared.raster, weather, setup.camera_rng)
         self._frame_id = 0
         self._off_line, self._lane_yaw_rad = [0, 0], float(route.yaw_rad[0])
@@ -382,7 +395,7 @@ class RoadWorld:
         return WorldFrame(
             frame_id=self._frame_id,
             sim_time_s=self._frame_id * self.control_period_s,
-            image=self._camera.render(ego.x_m, ego.y_m, ego.yaw_rad, self._boxes(around)),
+            image=self._picture(ego, around),
             vehicle=vehicle.state(),
             collision="vehicle" if hits_vehicle(ego, traffic, around) else "",
             off_road=contact.off_road,
@@ -392,14 +405,33 @@ class RoadWorld:
             lead_speed_mps=speed,
         )
 
-    def _boxes(self, around: Nearby) -> list[Box]:
-        """Return the vehicles that the camera may see."""
-        shapes = self._traffic.shapes
-        return [
-            Box(at.real, at.imag, math.atan2(heading.imag, heading.real), *shapes[number])
-            for number, at, heading in zip(around.numbers, around.at, around.heading, strict=True)
-            if at.real > -1.0 and abs(at.imag) < 1.2 * at.real + 5.0
-        ]
+    def _picture(self, ego: Ego, around: Nearby) -> NDArray[np.uint8]:
+        """Record what the picture shows, and draw it from what is recorded."""
+        car, traffic, camera = (ego.x_m, ego.y_m, ego.yaw_rad), self._traffic, self._camera
+        self._cars.append(car)
+        self._others.append(traffic.poses)
+        poses = traffic.poses.tolist()
+        boxes = visible_boxes(car, poses, traffic.shapes, around.numbers, camera.slope)
+        return camera.render(*car, boxes)
+
+    def world_record(self) -> WorldRecord:
+        """Return the state in each observation of the episode so far."""
+        prepared = self._current()
+        scene = Scene(
+            map=prepared.digest,
+            pixel_m=self.config.pixel_m,
+            camera=self.config.camera,
+            weather=self._weather,
+            random=self._random,
+            actors=self._traffic.shapes,
+        )
+        return WorldRecord(
+            setup=scene.setup(),
+            ego=np.array(self._cars),
+            # np.stack takes ten times as long.
+            actors=np.concatenate(self._others).reshape(len(self._others), self._traffic.count, 3),
+            map_text=prepared.text,
+        )
 
     def _front_wheels(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return the positions of the left and of the right front wheel."""

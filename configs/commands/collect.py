@@ -1,12 +1,16 @@
 """`avtd3 collect`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import interruptible, progress
+
+if TYPE_CHECKING:
+    from avtd3.collect.collector import CollectConfig
 
 
 def collect(
@@ -53,7 +57,9 @@ def collect(
     random_steps: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="N", help="Drive the first N steps at random, regardless of --driver."
+            min=0,
+            metavar="N",
+            help="Drive the first N steps at random, regardless of --driver. Default: 0.",
         ),
     ] = None,
     max_lead: Annotated[
@@ -67,7 +73,11 @@ def collect(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue an interrupted collection with the same settings."),
+        typer.Option(
+            "--resume",
+            help="Continue an interrupted collection with its settings; options, --config and "
+            "--set change only what they name.",
+        ),
     ] = False,
     config: opt.ConfigOption = None,
     set_: opt.SetOption = None,
@@ -80,19 +90,31 @@ def collect(
     """
     from avtd3.collect.collector import collect as run
     from avtd3.collect.foreign import stdout_to_stderr
+    from avtd3.collect.plan import choose_plan
     from avtd3.collect.worlds import use_current_directory
 
-    settings = opt.section("collect", config, set_)
-    lead = opt.replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
-    settings = opt.replace(
-        settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead
-    )
-    where = opt.replace(
-        settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town
-    )
-    settings = opt.at_servers(
-        opt.replace(settings, scenario=where), host, port, server_command, walkers
-    )
+    def configure(stored: Mapping[str, Any] | None) -> "CollectConfig":
+        settings = opt.section("collect", config, set_, stored=stored)
+        lead = opt.replace(settings.lead, random_steps=random_steps, max_lead=max_lead)
+        settings = opt.replace(
+            settings, world=world, driver=driver, workers=workers, seed=seed, lead=lead
+        )
+        where = opt.replace(
+            settings.scenario, number=scenario, file=scenario_file, npcs=npcs, town=town
+        )
+        settings = opt.replace(settings, scenario=where)
+        found: CollectConfig = opt.at_servers(settings, host, port, server_command, walkers)
+        return found
+
+    if resume:
+        settings, plan = choose_plan(dataset, configure)
+        stored = {} if plan is None else dict(plan.options)
+        if steps is None and episodes is None and seconds is None:
+            steps, episodes, seconds = (stored.get(n) for n in ("steps", "episodes", "seconds"))
+        if policies is None and stored.get("policies"):
+            policies = Path(stored["policies"])
+    else:
+        settings = configure(None)
     use_current_directory(settings)
     with interruptible() as should_stop, progress() as show, stdout_to_stderr():
         report = run(

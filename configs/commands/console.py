@@ -34,6 +34,20 @@ _COLOURS = re.compile(r"(\x1b\[38;5;[0-9]{1,3};48;5;[0-9]{1,3}m|\x1b\[0m)")
 """The only control codes that avtd3 prints: the colours of the frames of an episode."""
 
 
+_verbosity = [0]
+"""-1 for --quiet, 1 for --verbose; `set_verbosity` changes it."""
+
+
+def set_verbosity(level: int) -> None:
+    """Print only answers and errors from now on (-1), or what helps to find a problem, too (1)."""
+    _verbosity[0] = level
+
+
+def is_verbose() -> bool:
+    """Return whether the user asked for everything that helps to find a problem."""
+    return _verbosity[0] > 0
+
+
 class Progress(Protocol):
     """A report of a function that runs for a long time."""
 
@@ -136,7 +150,13 @@ def _open_missing_streams() -> None:
 
 
 def say(text: str) -> None:
-    """Print a message on standard error."""
+    """Print a message on standard error, unless the user wants answers and errors only."""
+    if _verbosity[0] >= 0:
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """Print an error on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -191,8 +211,13 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def progress() -> Iterator[ShowProgress]:
-    """Yield a function that shows reports: a bar on a terminal, otherwise occasional lines."""
-    if sys.stderr.isatty():
+    """Yield a function that shows reports: a bar on a terminal, otherwise occasional lines.
+
+    With --quiet, it shows nothing.
+    """
+    if _verbosity[0] < 0:
+        yield lambda report: None
+    elif sys.stderr.isatty():
         with _bar() as show:
             yield show
     else:
@@ -201,46 +226,81 @@ def progress() -> Iterator[ShowProgress]:
 
 @contextlib.contextmanager
 def _bar() -> Iterator[ShowProgress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    """Show a bar with times, and the report below it, on a terminal of any width."""
+    from rich.console import Console, Group, RenderableType
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
 
-    columns = (
-        BarColumn(24),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
     stream: object = sys.stderr
     if isinstance(stream, SafeStream):
         stream = stream.raw()
     console = Console(file=cast(TextIO, stream))
+    clock, text = _Clock(), "starting"
+    fraction: float | None = None
+
+    def draw() -> RenderableType:
+        bar = ProgressBar(1.0, fraction or 0.0, width=24, pulse=fraction is None)
+        row = Table.grid(padding=(0, 1))
+        row.add_row(bar, clock.times(fraction))
+        return Group(row, Text(text))
+
     # The bar moves what others print above itself, with its own streams: these must be safe, too.
-    with Bar(*columns, console=console, refresh_per_second=4) as bar, _safe_streams():
-        task = bar.add_task("starting", total=None)
+    with Live(get_renderable=draw, console=console, refresh_per_second=4) as live, _safe_streams():
 
         def show(report: Progress) -> None:
-            fraction = report.fraction
-            bar.update(
-                task,
-                description=escape(report.line()),
-                total=None if fraction is None else 1.0,
-                completed=fraction or 0.0,
-            )
+            nonlocal fraction, text
+            fraction, text = report.fraction, escape(report.line())
+            clock.observe(fraction)
 
         yield show
+        live.refresh()
+
+
+class _Clock:
+    """Measures how long the work takes, and estimates how long it will still take."""
+
+    def __init__(self) -> None:
+        self._start_s = time.monotonic()
+        self._first: tuple[float, float] | None = None
+
+    def observe(self, fraction: float | None) -> None:
+        """Remember the first share of the work; what was done before costs no time here."""
+        if self._first is None and fraction is not None:
+            self._first = fraction, time.monotonic()
+
+    def times(self, fraction: float | None) -> str:
+        """Format the share of the work, and the times, as ``25% 1:00, 3:00 left``."""
+        now = time.monotonic()
+        share = "" if fraction is None else f"{fraction:4.0%} "
+        return f"{share}{clock_time(now - self._start_s)}{self._left(fraction, now)}"
+
+    def _left(self, fraction: float | None, now: float) -> str:
+        if fraction is None or self._first is None or fraction <= self._first[0]:
+            return ""
+        begun, begun_s = self._first
+        left_s = (now - begun_s) * (1.0 - fraction) / (fraction - begun)
+        return f", {clock_time(left_s)} left"
+
+
+def clock_time(seconds: float) -> str:
+    """Format a duration as ``0:05``, ``12:34`` or ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _Lines:
     """Prints the first report, then one every `LINE_INTERVAL_S` seconds."""
 
     def __init__(self) -> None:
-        self._next_s = 0.0
+        self._next_s, self._clock = 0.0, _Clock()
 
     def __call__(self, report: Progress) -> None:
+        self._clock.observe(report.fraction)
         now = time.monotonic()
         if now < self._next_s:
             return
         self._next_s = now + LINE_INTERVAL_S
-        share = "" if report.fraction is None else f"{report.fraction:4.0%} "
-        say(f"{share}{escape(report.line())}")
+        say(f"{self._clock.times(report.fraction)}: {escape(report.line())}")

@@ -6,6 +6,7 @@ own command and ``--config demo``.
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ import typer
 
 from avtd3.configs.commands.console import interruptible, progress, say
 from avtd3.configs.commands.options import ConfigOption, JsonOption, SetOption, answer, section
-from avtd3.store.errors import ConfigError, DatasetError
+from avtd3.store.errors import ConfigError, DatasetError, check_integers
 
 if TYPE_CHECKING:
     from avtd3.collect.collector import CollectConfig
     from avtd3.collect.evaluator import EvaluateConfig, EvaluateReport
+    from avtd3.learn.analysis.gate import GateReport
     from avtd3.learn.config import LearnConfig
     from avtd3.store.audit.audit import AuditConfig
 
@@ -46,6 +48,7 @@ class DemoConfig:
     """Number of the held-out episode that is saved as a GIF, from 0."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "demo.")
         for name in ("steps", "more_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"demo.{name} is {getattr(self, name)}, expected 1 or above")
@@ -89,6 +92,8 @@ class DemoReport:
     """Mean return of the training data."""
     updates: int
     """Gradient updates."""
+    gate: "GateReport"
+    """Whether the run meets the criteria of the stage demo."""
     evaluations: dict[str, "EvaluateReport"]
     """Report of each driver on the held-out roads."""
     pictures: tuple[Path, ...]
@@ -101,6 +106,7 @@ class DemoReport:
             "seconds": self.seconds,
             "data_return_mean": self.data_return_mean,
             "updates": self.updates,
+            "gate": self.gate.document(),
             "evaluations": {name: r.document() for name, r in self.evaluations.items()},
             "pictures": [str(path) for path in self.pictures],
         }
@@ -133,7 +139,7 @@ class DemoReport:
 
     def summary(self) -> str:
         """Return the report as text."""
-        from avtd3.store.render.text import join_lines
+        from avtd3.store.render.text import duration, join_lines, plural
 
         count = len(next(iter(self.evaluations.values())).scores)
         lines = [
@@ -142,10 +148,25 @@ class DemoReport:
             *self.table().splitlines(),
             "",
             f"mean return of the training data: {self.data_return_mean:.1f}",
-            f"{self.updates} updates; {self.seconds:.0f} s in total; see:",
+            self.gate.sentence(),
+            f"{plural(self.updates, 'update')}; {duration(self.seconds)} in total; see:",
             *(f"  {path}" for path in self.pictures),
+            "",
+            "next, in a shell that activated the environment (. .venv/bin/activate):",
+            *(f"  {command}  # {purpose}" for command, purpose in next_commands(self.out)),
+            "README.md describes more: CARLA, data of your own, and learning while collecting",
         ]
         return join_lines(lines)
+
+
+def next_commands(out: Path) -> list[tuple[str, str]]:
+    """Return commands that continue with the files of a demo, and what each is for."""
+    data, run = shlex.quote(str(out / "data")), shlex.quote(str(out / "run-2"))
+    return [
+        (f"avtd3 replay-inspect {data} --html audit.html", "look at the data"),
+        (f"avtd3 learn {data} --config demo --run {run} --updates 5000", "train for longer"),
+        (f"avtd3 evaluate {run}/policies --config demo", "and compare"),
+    ]
 
 
 def demo(
@@ -158,8 +179,9 @@ def demo(
 ) -> None:
     """Run the whole pipeline once.
 
-    Collects data, audits them, learns, evaluates, collects with the learned policy, audits again
-    and draws pictures: about 10 minutes on 2 cores. Uses the preset demo unless --config is given.
+    Collects data, audits them, learns, checks the run with the gate demo, evaluates, collects
+    with the learned policy, audits again and draws pictures: about 10 minutes on 2 cores. Uses the
+    preset demo unless --config is given.
     """
     from avtd3.learn.openmp import limit_spinning
 
@@ -198,17 +220,22 @@ class _Demo:
     def run(self) -> DemoReport:
         started_s, amounts = time.monotonic(), self._settings.demo
         collecting, updates = self._settings.collect, self._settings.learn.updates
-        self._start(f"1 of 7: collect {amounts.steps} steps with {collecting.driver}")
+        self._start(f"1 of 7: collect {amounts.steps:,} steps with {collecting.driver}")
         return_mean = self._collect(collecting, amounts.steps)
         self._start("2 of 7: audit")
         self._audit()
-        self._start(f"3 of 7: learn offline, {updates} updates")
+        self._start(f"3 of 7: learn offline, {updates:,} updates")
         self._learn()
+        gate = self._gate()
         self._start(f"4 of 7: evaluate on {self._settings.evaluate.episodes} held-out roads")
         evaluations = self._evaluate()
-        self._start(f"5 of 7: collect {amounts.more_steps} steps with the learned policy")
+        self._start(f"5 of 7: collect {amounts.more_steps:,} steps with the learned policy")
         more = dataclasses.replace(collecting, driver="policy", seed=collecting.seed + 1)
         self._collect(more, amounts.more_steps)
+        say(
+            "this return is not comparable with that of step 4: here the policy explores, with "
+            f"noise of {collecting.exploration_noise:g} on its actions, on few training roads"
+        )
         self._start("6 of 7: audit again")
         self._audit()
         self._start("7 of 7: draw pictures")
@@ -217,6 +244,7 @@ class _Demo:
             pictures=self._draw(),
             data_return_mean=return_mean,
             updates=updates,
+            gate=gate,
             evaluations=evaluations,
             seconds=time.monotonic() - started_s,
         )
@@ -243,6 +271,7 @@ class _Demo:
 
     def _audit(self) -> None:
         from avtd3.store.audit.audit import audit
+        from avtd3.store.render.text import plural
 
         config = self._settings.audit
         with progress() as show:
@@ -253,8 +282,9 @@ class _Demo:
                 f"replay-inspect {self._data} to list them"
             )
         say(
-            f"verdict {report.verdict}: {report.total.steps} steps, "
-            f"{report.total.episodes} episodes, {report.total.segments} segments"
+            f"verdict {report.verdict}: {plural(report.total.steps, 'step')}, "
+            f"{plural(report.total.episodes, 'episode')}, "
+            f"{plural(report.total.segments, 'segment')}"
         )
 
     def _learn(self) -> None:
@@ -270,6 +300,15 @@ class _Demo:
                 callbacks=[ProgressCallback(show, self._should_stop)],
             )
         say(report.summary())
+
+    def _gate(self) -> "GateReport":
+        from avtd3.configs.commands.gate import load_gate, load_names
+        from avtd3.learn.analysis.gate import gate
+
+        stage = dataclasses.replace(load_gate("demo", None), steps=self._settings.learn.updates)
+        report = gate(self._run, stage, load_names())
+        say(report.summary())
+        return report
 
     def _evaluate(self) -> dict[str, "EvaluateReport"]:
         from avtd3.collect.evaluator import evaluate

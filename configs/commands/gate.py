@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avtd3.configs.commands.console import EXIT_NO, say
-from avtd3.configs.commands.options import JsonOption, answer, check_destinations
+from avtd3.configs.commands.options import JsonOption, answer, check_destinations, complete_words
 from avtd3.store.errors import ConfigError, abbreviate
 
 if TYPE_CHECKING:
@@ -152,7 +152,11 @@ def gate(
     run: RunArgument,
     stage: Annotated[
         str | None,
-        typer.Option(metavar="STAGE", help="Built-in criteria: smoke, 5k, 50k, 100k, 200k or 1m."),
+        typer.Option(
+            metavar="STAGE",
+            help="Built-in criteria: demo, smoke, 5k, 50k, 100k, 200k or 1m.",
+            autocompletion=complete_words("demo", "smoke", "5k", "50k", "100k", "200k", "1m"),
+        ),
     ] = None,
     criteria: Annotated[
         Path | None,
@@ -230,7 +234,8 @@ def compare(
     fail_on: Annotated[
         list[FailOn] | None,
         typer.Option(
-            help="Exit with 1 if a metric is worse, or if the candidate lost one. Repeatable."
+            metavar="worse|lost",
+            help="Exit with 1 if a metric is worse, or if the candidate lost one. Repeatable.",
         ),
     ] = None,
     directions: Annotated[

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from avtd3.configs.commands import options as opt
-from avtd3.configs.commands.console import EXIT_NO, interruptible, progress
-from avtd3.store.errors import ConfigError
+from avtd3.configs.commands.console import EXIT_NO, interruptible, progress, say
 
 
 def learn(
@@ -17,7 +16,10 @@ def learn(
     run: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", help="Directory of this run: checkpoints, metrics and configuration."
+            metavar="DIR",
+            help="Directory of this run: checkpoints, metrics and configuration. An existing "
+            "directory without a run in it gets a new one, such as "
+            "TD3_scenario_0_npcs_20_20261130_081500.",
         ),
     ],
     policies: Annotated[
@@ -81,21 +83,22 @@ def learn(
 
     limit_spinning()  # before torch is imported
     from avtd3.learn.callbacks import ProgressCallback
-    from avtd3.learn.run_settings import read_settings
+    from avtd3.learn.run_settings import name_run, read_settings
     from avtd3.learn.trainer import train
-    from avtd3.store.dataset import dataset_around
+    from avtd3.store.files import check_local
 
-    stored = read_settings(run)["learn"] if resume or rollback is not None else None
+    resumes = resume or rollback is not None
+    stored = read_settings(run)["learn"] if resumes else None
+    if not resumes:
+        check_local(run, *datasets)
+        named = name_run(run, datasets)
+        if named != run:
+            say(f"run {named}")
+        run = named
     settings = opt.section("learn", config, set_, stored=stored)
     settings = opt.replace(settings, updates=updates, seed=seed)
     filters = None if filter_ is None else tuple(filter_)
     settings = opt.replace(settings, replay=opt.replace(settings.replay, filter=filters, mode=mode))
-    for option, place in (("--run", run), ("--policies", policies)):
-        if place is not None and (around := dataset_around(place)):
-            raise ConfigError(
-                f"{option} {place} is in the dataset {around}; give a directory of its own, such "
-                f"as {around}-run"
-            )
     with interruptible() as should_stop, progress() as show:
         report = train(
             settings,

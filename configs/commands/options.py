@@ -2,25 +2,149 @@
 
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avtd3.configs.commands.console import print_answer
+from avtd3.configs.commands.console import is_verbose, print_answer, say, set_verbosity
 from avtd3.store.errors import ConfigError, WorldError, abbreviate
 
 if TYPE_CHECKING:
     from avtd3.store.maintenance.relabel import Factor
 
+SCENARIOS = (
+    "mixed roads, fair weather, 20 vehicles",
+    "empty country roads",
+    "town with junctions",
+    "bad light: dusk, night, fog or rain",
+    "dense traffic",
+    "everything at random",
+)
+"""Names of the built-in scenarios, for --help, which does not import the modules that drive."""
+
+
+def describe_presets() -> dict[str, str]:
+    """Return the presets with a sentence each, the first line of each file."""
+    found = {}
+    for path in sorted(Path(__file__).parents[1].glob("*.yaml")):
+        with path.open(encoding="utf-8") as file:
+            found[path.stem] = file.readline().lstrip("# ").strip()
+    return found
+
+
+def presets_epilog() -> str:
+    """Return the presets as the last paragraph of a help text."""
+    rows = (
+        textwrap.fill(text, 76, initial_indent=f"  {name:20}", subsequent_indent=" " * 22)
+        for name, text in describe_presets().items()
+    )
+    return "\n".join(("\b", "Presets, for --config:", *rows))
+
+
+def _print_version(is_wanted: bool) -> None:
+    """Print the versions of avtd3 and of what its results depend on, and end."""
+    if is_wanted:
+        print_answer(versions())
+        raise typer.Exit
+
+
+def versions() -> str:
+    """Return the versions of avtd3, Python and the packages that its results depend on."""
+    found = [f"avtd3 {importlib.metadata.version('avtd3')}", f"Python {platform.python_version()}"]
+    for package in ("torch", "numpy", "zarr", "carla", "gymnasium"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} not installed")
+    return ", ".join((*found, f"{platform.system()} {platform.machine()}"))
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        help="Print the versions of avtd3 and of the packages that it uses.",
+        callback=_print_version,
+        is_eager=True,
+    ),
+]
+
+
+def _set_quiet(is_wanted: bool) -> None:
+    if is_wanted:
+        set_verbosity(-1)
+
+
+def _set_verbose(is_wanted: bool) -> None:
+    if is_wanted:
+        set_verbosity(1)
+        say(versions())
+
+
+def shared_options() -> list[Any]:
+    """Return the options that every command has, as Typer makes them for a command."""
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def command(
+        verbose: Annotated[
+            bool,
+            typer.Option(
+                *("--verbose", "-v"),
+                help="Also print versions, settings that are not defaults, and tracebacks.",
+                callback=_set_verbose,
+                expose_value=False,
+            ),
+        ] = False,
+        quiet: Annotated[
+            bool,
+            typer.Option(
+                *("--quiet", "-q"),
+                help="Print only the answer and errors.",
+                callback=_set_quiet,
+                expose_value=False,
+            ),
+        ] = False,
+    ) -> None:
+        pass
+
+    return [found for found in typer.main.get_command(app).params if not found.expose_value]
+
+
+def complete_presets(incomplete: str) -> list[tuple[str, str]]:
+    """Return the presets that start with what a user has typed, with a sentence each."""
+    return [pair for pair in describe_presets().items() if pair[0].startswith(incomplete)]
+
+
+def complete_sections(incomplete: str) -> list[str]:
+    """Return the sections that start with what a user has typed."""
+    from avtd3.configs.load import SECTIONS
+
+    return [name for name in SECTIONS if name.startswith(incomplete)]
+
+
+def complete_words(*words: str) -> Callable[[str], list[str]]:
+    """Make a function that returns those of some words that start with what a user has typed."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", metavar="FILE", help="YAML file, or the name of a preset."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML file, or the name of a preset; see avtd3 config list.",
+        autocompletion=complete_presets,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -47,6 +171,7 @@ WorldOption = Annotated[
         metavar="WORLD",
         help="road (built-in simulator), carla, gym:ID (Gymnasium), or MODULE:FACTORY (your own "
         "world, also from the current directory; see docs/worlds.md). Default: road.",
+        autocompletion=complete_words("road", "carla", "gym:"),
     ),
 ]
 WorkersOption = Annotated[
@@ -60,7 +185,13 @@ SeedOption = Annotated[
 ]
 ScenarioOption = Annotated[
     int | None,
-    typer.Option(min=0, metavar="N", help="Number of a built-in scenario; see docs/scenarios.md."),
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Built-in scenario: "
+        + "; ".join(f"{number} {name}" for number, name in enumerate(SCENARIOS))
+        + ". Default: 0.",
+    ),
 ]
 ScenarioFileOption = Annotated[
     str | None,
@@ -69,22 +200,33 @@ ScenarioFileOption = Annotated[
     ),
 ]
 NpcsOption = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Number of other vehicles.")
+    int | None,
+    typer.Option(
+        min=0, metavar="N", help="Number of other vehicles. Default: as the scenario has."
+    ),
 ]
 WalkersOption = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Number of pedestrians, in CARLA.")
+    int | None,
+    typer.Option(min=0, metavar="N", help="Number of pedestrians, in CARLA. Default: 0."),
 ]
 TownOption = Annotated[
     str | None,
-    typer.Option(metavar="TOWN", help="OpenDRIVE file (.xodr), or a CARLA map such as Town01."),
+    typer.Option(
+        metavar="TOWN",
+        help="OpenDRIVE file (.xodr), or a CARLA map such as Town01. Default: generated roads.",
+    ),
 ]
 HostOption = Annotated[
-    str | None, typer.Option(metavar="HOST", help="Host name or address of the CARLA servers.")
+    str | None,
+    typer.Option(
+        metavar="HOST", help="Host name or address of the CARLA servers. Default: localhost."
+    ),
 ]
 PortsOption = Annotated[
     str | None,
     typer.Option(
-        metavar="PORT[,PORT...]", help="Ports of the CARLA servers; each gets one worker."
+        metavar="PORT[,PORT...]",
+        help="Ports of the CARLA servers; each gets one worker. Default: 2000.",
     ),
 ]
 ServerCommandOption = Annotated[
@@ -108,9 +250,13 @@ def section(
     ``others`` names more sections that the command uses; ``stored`` has settings of the section
     that the file and the overrides change.
     """
-    from avtd3.configs.load import load_section
+    from avtd3.configs.load import find_origins, load_section
 
     used = tuple(dict.fromkeys((name, *others)))
+    if is_verbose():
+        for key, where in find_origins(config, overrides or ()).items():
+            if key.partition(".")[0] in used:
+                say(f"{key} is set by {where}")
     return load_section(name, config, overrides or (), used=used, stored=stored)
 
 
@@ -247,6 +393,20 @@ def parse_weights(texts: Sequence[str]) -> "tuple[dict[str, float], tuple[Factor
             name, _, value = part.partition("=")
             weights[name.strip()] = _parse_weight(name, value)
     return weights, tuple(factors)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, int | float]:
+    """Parse numbers from ``name=144,other=0.5``; later ones replace earlier ones."""
+    settings: dict[str, int | float] = {}
+    for part in (part for text in texts for part in text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            settings[name.strip()] = int(value) if value.strip().isdecimal() else float(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"setting {abbreviate(part)}, expected NAME=NUMBER, such as width=144"
+            ) from error
+    return settings
 
 
 def _parse_weight(name: str, value: object) -> float:

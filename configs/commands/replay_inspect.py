@@ -375,7 +375,7 @@ def replay_inspect(
     ] = None,
     mp4: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Save the episode as a video; needs avtd3[video]."),
+        typer.Option(metavar="FILE", help="Save the episode as a video; needs the extra video."),
     ] = None,
     estimate: Annotated[
         bool,
@@ -399,6 +399,7 @@ def replay_inspect(
         for parameter in context.command.params
         if (source := context.get_parameter_source(parameter.name or ""))
         and source.name == "COMMANDLINE"
+        and parameter.expose_value  # not --quiet, which every command has
     ]
     tool = choose_tool(option for option in given if option not in ("datasets", "--json"))
     if tool == "estimate":

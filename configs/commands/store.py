@@ -11,9 +11,10 @@ import typer
 
 from avtd3.configs.commands import console
 from avtd3.configs.commands import options as opt
+from avtd3.store.errors import ConfigError
 
 app = typer.Typer(
-    help="Maintain a dataset: prune, compact, relabel, pin.",
+    help="Maintain a dataset: prune, compact, relabel, render, pin.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -141,6 +142,59 @@ def relabel(
         )
     opt.answer(report.document(), as_json, report.summary())
     _exit(report.unreadable, report.stopped or report.problems)
+
+
+@app.command()
+def render(
+    dataset: DatasetArgument,
+    new: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="NEW", help="Dataset to create; to continue, run the same command again."
+        ),
+    ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER,...",
+            help="New values of camera settings, such as width=144,field_of_view_deg=60.",
+        ),
+    ] = None,
+    weather: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Another weather, such as night or random."),
+    ] = "",
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Draw the stored pictures again and compare them; change nothing."
+        ),
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes.")] = 1,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Create a dataset of the same episodes with pictures of another camera or weather.
+
+    Pictures are drawn from the states of the world, which collections on the built-in simulator
+    store. Without changes, they equal the stored ones. Actions, rewards and ends stay the same.
+    """
+    from avtd3.collect.rerender import check_pictures, rerender
+    from avtd3.collect.sim.scene import SceneChanges
+
+    changes = SceneChanges(camera=opt.parse_settings(camera or []), weather=weather)
+    if check == (new is not None) or (check and changes != SceneChanges()):
+        raise ConfigError("give either NEW and what to change, or --check alone")
+    with console.interruptible() as should_stop, console.progress() as show:
+        if new is None:
+            report = check_pictures(
+                dataset, workers=workers, should_stop=should_stop, on_progress=show
+            )
+        else:
+            report = rerender(
+                dataset, new, changes, workers=workers, should_stop=should_stop, on_progress=show
+            )
+    opt.answer(report.document(), as_json, report.summary())
+    _exit(report.unreadable, report.stopped or report.problems or report.differing)
 
 
 @app.command()

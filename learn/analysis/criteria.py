@@ -22,6 +22,7 @@ Statistic = Literal["max", "min", "mean", "median", "last", "sum"]
 Trend = Literal["rising", "falling", "not_rising", "not_falling"]
 Rule = Literal["every", "share", "count", Statistic, Trend]
 Answer = Literal["pass", "fail", "unknown"]
+Data = Literal["any", "online", "offline"]
 
 _Floats = NDArray[np.float64]
 _BOUNDS: Mapping[str, tuple[str, float, Callable[[_Floats, float], NDArray[np.bool_]]]] = {
@@ -118,6 +119,9 @@ class Criterion:
     """With a trend: required confidence, see learn/analysis/statistics.py."""
     window: Window = dataclasses.field(default_factory=Window)
     """Points to use."""
+    data: Data = "any"
+    """Runs that have to meet it: ``online`` for those that get new episodes (``learn --follow``,
+    and all runs of other tools), ``offline`` for those that learn from fixed data."""
     min_points: int = 1
     """Number of points below which the answer is unknown."""
     optional: bool = False

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import ConfigError
-from avtd3.store.files import open_regular
+from avtd3.store.files import check_local, open_regular
 from avtd3.store.format.codec import crc32c
 
 MAX_FILES = 10_000
@@ -117,6 +117,7 @@ def read_log(run: Path, wanted: Collection[str] | None = None) -> RunLog:
 
 def find_event_files(run: Path) -> list[Path]:
     """Return the event files of a run, sorted by name, which is TensorBoard's order."""
+    check_local(run)
     if run.is_file():
         if _is_event_file(run):
             return [run]

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from avtd3.learn.analysis.criteria import Answer, Criterion, GateConfig, Outcome, check_criterion
+from avtd3.learn.analysis.criteria import (
+    Answer,
+    Criterion,
+    Data,
+    GateConfig,
+    Outcome,
+    check_criterion,
+)
 from avtd3.learn.analysis.event_log import Curve, RunLog, read_log
 from avtd3.learn.analysis.metric_names import NameBook, NameMap, nearest
 from avtd3.learn.run_settings import CONFIG_FILE
@@ -54,8 +61,9 @@ class CriterionResult:
 
     @property
     def why(self) -> str:
-        """Return the note of the criterion, which says what a failure means."""
-        return "" if self.criterion is None else self.criterion.why
+        """Return what a failure means and how to fix it; empty unless this is one."""
+        is_failure = self.criterion is not None and self.outcome.answer == "fail"
+        return self.criterion.why if self.criterion is not None and is_failure else ""
 
     def document(self) -> dict[str, Any]:
         """Return the result as a JSON object."""
@@ -71,7 +79,7 @@ class CriterionResult:
             "verdict": self.verdict,
             "blocks": self.blocks,
             **found,
-            "why": self.why,
+            "why": "" if self.criterion is None else self.criterion.why,
             "source": "" if self.criterion is None else self.criterion.source,
         }
 
@@ -83,6 +91,7 @@ class GateReport:
     run: str
     stage: str
     about: str
+    """What passing the stage means."""
     names: str
     axis: str
     end_step: int | None
@@ -96,6 +105,14 @@ class GateReport:
     def verdict(self) -> str:
         """Return ``GO`` or ``NO-GO``."""
         return "NO-GO" if any(result.blocks for result in self.criteria) else "GO"
+
+    @property
+    def meaning(self) -> str:
+        """Return what the verdict means, as a sentence."""
+        if self.verdict == "GO":
+            return self.about
+        blocking = ", ".join(result.name for result in self.criteria if result.blocks)
+        return f"The stage is not passed. Not met or not measured: {blocking}."
 
     @property
     def counts(self) -> dict[str, int]:
@@ -152,13 +169,13 @@ class GateReport:
             verdict = f"**{result.verdict}**" if result.blocks else result.verdict
             metric = f"`{result.metric}`" if result.metric else ""
             why = result.outcome.reason
-            if result.why and result.verdict != "pass":
+            if result.why:
                 why += f". {result.why}"
             rows.append((verdict, result.name, metric, *result.measurement, why))
         at = f"at {self.axis}"
         heads = ("verdict", "criterion", "metric", "asked", "measured", at, "why")
         lines = [f"# {self.verdict}: stage {self.stage} of `{self.run}`", ""]
-        lines += [self.about, ""] if self.about else []
+        lines += [self.meaning, ""] if self.meaning else []
         lines += markdown_table(heads, "<<<<>><", rows)
         lines += ["", *(f"- {notice}" for notice in self.notices)] if self.notices else []
         return "\n".join([*lines, ""])
@@ -227,14 +244,18 @@ def _check_metric(
     criterion: Criterion, tag: str, log: RunLog, steps: int | None, settings: Mapping[str, Any]
 ) -> CriterionResult:
     criterion, note = _use_setting(criterion, settings)
-    if tag in log.curves:
+    applies = criterion.data in ("any", _data_of(settings))
+    if not applies:
+        reason = f"only for runs that learn {criterion.data}"
+        outcome = Outcome(answer="unknown", shown="", reason=reason)
+    elif tag in log.curves:
         outcome = check_criterion(criterion, log.curves[tag], steps)
     else:
         outcome = _absent(criterion.metric, tag, log)
     verdict: Verdict = outcome.answer
-    if criterion.optional and not outcome.points:
+    if not applies or (criterion.optional and not outcome.points):
         verdict = "skipped"
-    if criterion.advisory and verdict in ("fail", "unknown"):
+    elif criterion.advisory and verdict in ("fail", "unknown"):
         verdict = "warning"
     if note:
         outcome = dataclasses.replace(outcome, reason=f"{outcome.reason}; {note}")
@@ -247,6 +268,11 @@ def _check_metric(
         outcome=outcome,
         criterion=criterion,
     )
+
+
+def _data_of(settings: Mapping[str, Any]) -> Data:
+    """Return whether a run learned from fixed data, as far as its settings say so."""
+    return "offline" if settings.get("follow") is False else "online"
 
 
 def _use_setting(criterion: Criterion, settings: Mapping[str, Any]) -> tuple[Criterion, str]:

@@ -83,7 +83,7 @@ def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
 
 def _why(result: CriterionResult) -> str:
     reason, why = result.outcome.reason, result.why
-    if result.verdict not in ("pass", "skipped") and why:
+    if why:
         reason += f". {why[0].upper()}{why[1:]}"
     source = "" if result.criterion is None else result.criterion.source
     return f"{reason} [{source}]" if source else reason

@@ -11,14 +11,14 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.checks import CheckLimits
+from avtd3.store.audit.checks import FEW_STEPS, CheckLimits
 from avtd3.store.audit.duplicates import DuplicateFinder
 from avtd3.store.audit.findings import (
     BYTE_CHECKS,
@@ -31,14 +31,17 @@ from avtd3.store.audit.findings import (
 from avtd3.store.audit.integrity import VerifiedSegments, list_files
 from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.segment_audit import SegmentAudit, SegmentTask, audit_segment
-from avtd3.store.audit.statistics import Summary
+from avtd3.store.audit.statistics import Moments, Summary
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     Avtd3Error,
     ConfigError,
     DatasetError,
     DatasetUnreadableError,
+    FormatVersionError,
+    SegmentNotFoundError,
     advice,
+    check_integers,
     describe,
 )
 from avtd3.store.files import drop_cached, is_directory, is_passing, list_directory
@@ -47,6 +50,8 @@ from avtd3.store.format.layout import QUARANTINE, SEGMENTS, STAGING
 
 DOMINANT_SHARE = 0.9
 """Share of one reward term above which the other terms have almost no effect."""
+SCALE_RATIO = 4.0
+"""Factor by which the reward scale of a segment must differ from that of those before it."""
 SEGMENTS_PER_WORKER = 4
 """Segments per worker that are handed out together, so that few workers wait for the slowest."""
 
@@ -83,6 +88,7 @@ class AuditConfig:
     """Threads, or segments in flight on a cluster; 0 means one per core."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "audit.")
         for name, is_valid, allowed in (
             ("sample", 0.0 < self.sample <= 1.0, "above 0 and at most 1"),
             ("gamma", 0.0 <= self.gamma < 1.0, "0 or more and below 1"),
@@ -214,27 +220,49 @@ def quarantine_damaged(report: AuditReport, *, dry_run: bool = False) -> Quarant
             proven.append((task, errors))
         else:
             what = "it is unreadable now" if "unreadable" in found else "a second read found none"
-            reason = f"its errors are not proven: {what}"
-            kept.append(KeptSegment(dataset=task.dataset, segment=task.segment_id, reason=reason))
+            kept.append(_keep(task, f"its errors are not proven: {what}"))
     moved: list[str] = []
     for path in dict.fromkeys(task.dataset for task, _ in proven):
         own = [(task, errors) for task, errors in proven if task.dataset == path]
-        dataset = Dataset.open(Path(path))
-        total = len(dataset.segment_ids())
-        alike = Counter(check for _, errors in own for check in errors & BYTE_CHECKS)
-        many = {check: n for check, n in alike.items() if n > max(FEW, MOST_ALIKE * total)}
-        for task, errors in own:
-            if common := sorted(errors & many.keys()):
-                reason = (
-                    f"{many[common[0]]} of {total} segments fail alike ({common[0]}), which points "
-                    "to the disk, the mount or the copy; check these, then audit again"
-                )
-                kept.append(KeptSegment(dataset=path, segment=task.segment_id, reason=reason))
-                continue
+        try:
+            more = _quarantine(Dataset.open(Path(path)), own, dry_run=dry_run)
+        except (DatasetError, FormatVersionError) as error:
+            reason = f"its dataset cannot be listed any more: {error}"
+            more = QuarantineReport(moved=(), kept=tuple(_keep(task, reason) for task, _ in own))
+        moved += more.moved
+        kept += more.kept
+    return QuarantineReport(moved=tuple(moved), kept=tuple(kept))
+
+
+def _quarantine(
+    dataset: Dataset, proven: Sequence[tuple[SegmentTask, frozenset[str]]], *, dry_run: bool
+) -> QuarantineReport:
+    """Move the segments of one dataset, unless most of them fail alike."""
+    moved: list[str] = []
+    kept: list[KeptSegment] = []
+    total = len(dataset.segment_ids())
+    alike = Counter(check for _, errors in proven for check in errors & BYTE_CHECKS)
+    many = {check: n for check, n in alike.items() if n > max(FEW, MOST_ALIKE * total)}
+    for task, errors in proven:
+        if common := sorted(errors & many.keys()):
+            reason = (
+                f"{many[common[0]]} of {total} segments fail alike ({common[0]}), which points "
+                "to the disk, the mount or the copy; check these, then audit again"
+            )
+            kept.append(_keep(task, reason))
+            continue
+        try:
             if not dry_run:
                 dataset.quarantine(task.segment_id)
-            moved.append(task.segment_id)
+        except SegmentNotFoundError:
+            kept.append(_keep(task, "it was removed meanwhile"))
+            continue
+        moved.append(task.segment_id)
     return QuarantineReport(moved=tuple(moved), kept=tuple(kept))
+
+
+def _keep(task: SegmentTask, reason: str) -> KeptSegment:
+    return KeptSegment(dataset=task.dataset, segment=task.segment_id, reason=reason)
 
 
 def _audit_again(task: SegmentTask) -> SegmentAudit:
@@ -268,6 +296,7 @@ class _Aggregate:
         self._datasets: dict[str, DatasetReport] = {}
         self._damaged: list[SegmentTask] = []
         self._seen: dict[str, tuple[str, str]] = {}
+        self._rewards: dict[str, dict[str, Moments]] = {}
         self._plans: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
         self._places: list[tuple[str, str]] = []
         self._done = 0
@@ -344,6 +373,8 @@ class _Aggregate:
             pairs = zip(self._windows, contents.windows, strict=True)
             self._windows = tuple(known.merge(more) for known, more in pairs)
         self._datasets[dataset] = self._datasets[dataset].including(contents.summary)
+        if contents.summary.rewards.count >= FEW_STEPS:
+            self._rewards.setdefault(dataset, {})[segment_id] = contents.summary.rewards
         if result.manifest_digest:
             self._compare_ids(dataset, segment_id, result.manifest_digest)
         if result.plan and contents.plan_index.size:
@@ -381,6 +412,8 @@ class _Aggregate:
             total = total.merge(dataset.summary)
             for fault in _share_faults(dataset.summary):
                 self._log.add(fault, dataset=dataset.path)
+            for segment_id, fault in _scale_faults(self._rewards.get(dataset.path, {})):
+                self._log.add(fault, dataset=dataset.path, segment=segment_id)
         return AuditReport(
             datasets=tuple(self._datasets.values()),
             total=total,
@@ -496,6 +529,18 @@ def _share_faults(summary: Summary) -> Iterator[Fault]:
         if len(shares) > 1 and share > DOMINANT_SHARE:
             message = f"{name} is {share:.1%} of the terms' magnitude, expected at most 90 %"
             yield Fault(check="reward-dominated", message=message)
+
+
+def _scale_faults(rewards: Mapping[str, Moments]) -> Iterator[tuple[str, Fault]]:
+    """Yield segments whose reward scale is far from the running one, of all segments before."""
+    running = Moments()
+    for segment_id, own in sorted(rewards.items()):
+        if running.mean > 0.0 and not 1.0 / SCALE_RATIO < own.mean / running.mean < SCALE_RATIO:
+            message = f"mean absolute reward {own.mean:.4g}, {running.mean:.4g} in the segments "
+            message += f"before it; expected less than {SCALE_RATIO:g} times more or less"
+            yield segment_id, Fault(check="reward-scale", message=message)
+            running = Moments()  # report the change once, not every segment after it
+        running = running.merge(own)
 
 
 def _workers(config: AuditConfig) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.audit.findings import Fault
 from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, abbreviate, check_integers
 from avtd3.store.events import EventTable
 
 SUM_TOLERANCE = 1e-3
@@ -30,7 +30,9 @@ FAST_MPS = 3.0
 UNIFORM_SPREAD = 1
 """Largest difference between two pixels of a frame that shows nothing."""
 FEW_STEPS = 100
-"""Steps of a segment below which rewards of zero mean nothing."""
+"""Steps of a segment below which rewards of zero, or their scale, mean nothing."""
+COLLISION = "collision"
+"""End reason of an episode in which the car hit something."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +58,13 @@ class CheckLimits:
     """Largest change of speed per second: 50 m/s within a step of 50 ms."""
     shortest_episode: int = 2
     """Fewest steps of a useful episode."""
+    collision_streak: int = 5
+    """Number of episodes of one driver in a row that end in a collision and are a pattern."""
     truncated_reasons: tuple[str, ...] = ("time_limit",)
     """End reasons of episodes that must be truncated, not terminated."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "audit.limits.")
         for name, is_valid, allowed in (
             ("black_level", 0.0 <= self.black_level <= 255.0, "0 to 255"),
             ("frozen_frames", self.frozen_frames >= 2, "2 or more"),
@@ -70,6 +75,7 @@ class CheckLimits:
             ("reward_limit", self.reward_limit > 0.0, "above 0"),
             ("acceleration_mps2", self.acceleration_mps2 > 0.0, "above 0"),
             ("shortest_episode", self.shortest_episode >= 1, "1 or more"),
+            ("collision_streak", self.collision_streak >= 2, "2 or more"),
         ):
             if not is_valid:
                 value = getattr(self, name)
@@ -238,6 +244,28 @@ def timeout_unmarked(data: SegmentData, limits: CheckLimits) -> Faults:
         reason = data.episodes.end_reason[episode]
         if reason in limits.truncated_reasons:
             yield episode, f"ends by {reason} as terminated, expected truncated"
+
+
+def collision_streak(data: SegmentData, limits: CheckLimits) -> Faults:
+    """Find drivers whose episodes end in a collision again and again."""
+    drivers, reasons = data.episodes.texts("driver"), data.episodes.end_reason
+    streaks: dict[str, list[int]] = {}
+    for episode, (driver, reason) in enumerate(zip(drivers, reasons, strict=True)):
+        streak = streaks.setdefault(driver, [])
+        if reason == COLLISION:
+            streak.append(episode)
+        elif len(streak) >= limits.collision_streak:
+            yield streak[0], _describe_streak(driver, streak, limits)
+        if reason != COLLISION:
+            streak.clear()
+    for driver, streak in streaks.items():
+        if len(streak) >= limits.collision_streak:
+            yield streak[0], _describe_streak(driver, streak, limits)
+
+
+def _describe_streak(driver: str, streak: list[int], limits: CheckLimits) -> str:
+    text = f"{len(streak)} episodes of {abbreviate(driver)} in a row, from this one on, end in a "
+    return f"{text}collision, expected less than {limits.collision_streak}"
 
 
 def label_missing(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -433,6 +461,7 @@ SEGMENT_CHECKS: tuple[SegmentCheck, ...] = (
     reward_impossible,
     reward_missing,
     policy_conflict,
+    collision_streak,
     black_frames,
     uniform_frames,
     frozen_frames,

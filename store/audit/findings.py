@@ -169,6 +169,12 @@ CHECKS: dict[str, Check] = {
         "episodes overlap, leave gaps or do not fill their segment", _FIX_THE_SOURCE
     ),
     "event-bounds": _error("events do not fit their episodes", _FIX_THE_SOURCE),
+    "state-bounds": _error("states of the world do not fit their episodes", _FIX_THE_SOURCE),
+    "map-text": _warning(
+        "the text of a road network is missing or damaged",
+        "copy maps/ from the dataset that the segments were copied from; only "
+        "`avtd3 store render` needs it",
+    ),
     "step-after-end": _error("an episode continues after a step that ends it", _FIX_THE_SOURCE),
     "end-unmarked": _error(
         "the last step of an episode is neither terminated nor truncated", _FIX_THE_SOURCE
@@ -254,10 +260,19 @@ CHECKS: dict[str, Check] = {
         "one policy version has two digests",
         "give each training run its own policy directory; otherwise staleness is wrong",
     ),
+    "collision-streak": _info(
+        "the episodes of a driver end in a collision again and again",
+        "check where it collides (`--episode`), the start positions and the collision sensor; "
+        "exclude the driver, or weight it with `learn.replay.mix`",
+    ),
     # Segments and datasets together: audit.py and duplicates.py.
     "reward-dominated": _info(
         "one reward term makes up over 90 % of the total",
         "check the weights of the reward terms; the other terms have almost no effect",
+    ),
+    "reward-scale": _info(
+        "the scale of the rewards changes in the course of a dataset",
+        "check whether the reward's weights were changed; `store relabel` makes them equal",
     ),
     "segment-twice": _warning(
         "two datasets contain the same segment", "remove one copy, or name only one of the datasets"

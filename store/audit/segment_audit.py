@@ -5,6 +5,7 @@ on a cluster, so its argument and its result are plain data.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,11 @@ from avtd3.store.audit.statistics import Summary, summarise
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     Avtd3Error,
+    DatasetError,
+    DatasetUnreadableError,
     SegmentCorruptError,
     SegmentNotFoundError,
+    SpecError,
     UnreadableError,
     describe,
 )
@@ -34,6 +38,8 @@ from avtd3.store.files import is_directory, is_passing
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import raw_bytes
 from avtd3.store.format.manifest import Manifest
+from avtd3.store.maps import read_map
+from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
 
@@ -182,6 +188,22 @@ def _manifest_summary(manifest: Manifest, spec: EpisodeSpec) -> Summary:
     )
 
 
+def _state_faults(segment: Segment) -> Iterator[Fault]:
+    """Check the state of the world in the episodes, and the maps that it refers to."""
+    try:
+        segment.world_records()
+    except SegmentCorruptError as error:
+        yield Fault(check="state-bounds", message=str(error))
+        return
+    for digest in sorted(segment.map_digests()):
+        try:
+            read_map(segment.path.parent.parent, digest)
+        except DatasetUnreadableError as error:
+            yield Fault(check="unreadable", message=str(error))
+        except (DatasetError, SpecError) as error:
+            yield Fault(check="map-text", message=str(error))
+
+
 def _read_contents(task: SegmentTask, dataset: Dataset, known: Summary) -> SegmentContents:
     """Read and check the data of a segment whose files are intact, and extend its summary."""
     segment = dataset.open_segment(task.segment_id)
@@ -204,6 +226,7 @@ def _read_contents(task: SegmentTask, dataset: Dataset, known: Summary) -> Segme
         ]
     except SegmentCorruptError as error:
         faults.append(Fault(check="event-bounds", message=str(error)))
+    faults += _state_faults(segment)
     faults += check_values(data, task.limits)
     table = data.episodes
     parts = [data.of_episodes(window.matches(table)) for window in task.windows]

@@ -237,6 +237,8 @@ class Summary:
     ``frames``."""
     magnitudes: dict[str, float] = dataclasses.field(default_factory=dict)
     """Sum of the absolute values of each reward term."""
+    rewards: Moments = dataclasses.field(default_factory=Moments)
+    """Magnitudes of the rewards; their mean is the scale of the rewards."""
     largest_reward: float = 0.0
     largest_discounted: float = 0.0
     """Largest magnitude of the discounted return from any step."""
@@ -248,6 +250,7 @@ class Summary:
             **{name: max(getattr(self, name), getattr(other, name)) for name in _LARGEST},
             returns=self.returns.merge(other.returns),
             lengths=self.lengths.merge(other.lengths),
+            rewards=self.rewards.merge(other.rewards),
             counts=_merge_by_name(self.counts, other.counts, operator.add),
             coverage=self.coverage + other.coverage,
             components=_merge_by_name(
@@ -290,6 +293,7 @@ class Summary:
             "ratio": self.bytes_raw / self.bytes_on_disk if self.bytes_on_disk else None,
             "returns": self.returns.document(),
             "lengths": self.lengths.document(),
+            "reward_scale": self.rewards.mean if self.rewards.count else None,
             "counts": {name: dict(counter.most_common()) for name, counter in self.counts.items()},
             "coverage": [
                 {"scenario": scenario, "town": town, "episodes": count}
@@ -348,6 +352,7 @@ def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
         ),
         components=components,
         magnitudes=magnitudes,
+        rewards=Moments.of(size),
         largest_reward=float(size.max(initial=0.0)),
         largest_discounted=largest_discounted(data.reward, table.offset, table.length, gamma),
     )

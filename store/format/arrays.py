@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import abbreviate
 from avtd3.store.files import parse_json, read_bytes, retry, safe_join, sha256, sha256_of_file
-from avtd3.store.format.codec import CRC_BYTES, ChainKind, unseal
+from avtd3.store.format.codec import BLOSC_HEADER_BYTES, CRC_BYTES, ChainKind, decode
 from avtd3.store.format.layout import GROUP_FILE, ArrayLayout
 from avtd3.store.format.manifest import Manifest, corrupt, has_checksums, read_error
 from avtd3.store.format.metadata import (
@@ -26,6 +26,7 @@ from avtd3.store.format.metadata import (
 from avtd3.store.format.shard import read_chunks, read_index
 
 _MAX_METADATA_BYTES = 1024 * 1024
+_MOST_OVERHEAD = BLOSC_HEADER_BYTES + CRC_BYTES
 _PART_BYTES = 2**20
 """Decoded bytes per part of `ArrayFiles.frame_parts`: a part stays in a core's cache."""
 
@@ -97,9 +98,11 @@ class ArrayFiles:
         self.document(layout)
         name = layout.chunk_path
         # The chunk's own checksum does not detect another array's file in its place.
-        data = self._read_file(name, layout.nbytes + CRC_BYTES)
+        data = self._read_file(name, layout.nbytes + _MOST_OVERHEAD)
         with self._faults(name):
-            values = np.frombuffer(unseal(data), np.dtype(layout.dtype).newbyteorder("<"))
+            kind: ChainKind = "blosc" if layout.is_packed else "raw"
+            plain = decode(kind, data, layout.nbytes)
+            values = np.frombuffer(plain, np.dtype(layout.dtype).newbyteorder("<"))
             return values.reshape(layout.shape).astype(layout.dtype)
 
     def texts(self, layout: ArrayLayout) -> list[str]:

@@ -15,7 +15,7 @@ import numcodecs.zstd
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import ConfigError, abbreviate
+from avtd3.store.errors import ConfigError, SpecError, abbreviate
 
 # A chunk has 28 kB: threads in blosc cost more than they save, and its global thread pool does not
 # survive a fork.
@@ -105,6 +105,34 @@ class FrameCodec:
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{name} is {abbreviate(value)}, expected a whole number {low}..{high}")
+
+
+_PACK_LEVEL = 3
+_MOST_PACKED = numcodecs.blosc.MAX_BUFFERSIZE
+
+
+def pack_codec(itemsize: int) -> dict[str, Any]:
+    """Return the compressor of `pack`, as in ``zarr.json``."""
+    settings = {
+        "typesize": itemsize,
+        "cname": "zstd",
+        "clevel": _PACK_LEVEL,
+        "shuffle": "noshuffle" if itemsize == 1 else "bitshuffle",
+        "blocksize": 0,
+    }
+    return {"name": "blosc", "configuration": settings}
+
+
+def pack(values: NDArray[Any]) -> bytes:
+    """Compress the values of a whole array, for arrays of small differences and for text."""
+    if values.nbytes > _MOST_PACKED:
+        raise SpecError(
+            f"an array has {values.nbytes} bytes, expected at most {_MOST_PACKED}; write smaller "
+            "segments"
+        )
+    shuffle = numcodecs.blosc.NOSHUFFLE if values.itemsize == 1 else numcodecs.blosc.BITSHUFFLE
+    packed: bytes = numcodecs.blosc.compress(values, b"zstd", _PACK_LEVEL, shuffle, 0)
+    return packed
 
 
 def crc32c(data: bytes) -> bytes:

@@ -14,7 +14,7 @@ from avtd3.store.spec import EpisodeSpec
 
 FORMAT_VERSION = 1
 """Version of the dataset format that this code writes; it reads this and all earlier ones."""
-SEGMENTS, STAGING, QUARANTINE = "segments", ".staging", "quarantine"
+SEGMENTS, STAGING, QUARANTINE, MAPS = "segments", ".staging", "quarantine", "maps"
 """Directories of a dataset."""
 GROUP_FILE = "zarr.json"
 MANIFEST_FILE = "MANIFEST.json"
@@ -60,6 +60,8 @@ class ArrayLayout:
     """Name in Zarr and numpy."""
     dimensions: tuple[str, ...]
     """Name of each axis."""
+    is_packed: bool = False
+    """Whether the chunk is compressed, see `avtd3.store.format.codec.pack`."""
 
     @property
     def chunk_path(self) -> str:

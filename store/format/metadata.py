@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from avtd3.store.errors import abbreviate
-from avtd3.store.format.codec import ChainKind, FrameCodec, chain_kind
+from avtd3.store.format.codec import ChainKind, FrameCodec, chain_kind, pack_codec
 from avtd3.store.format.layout import FRAMES, ArrayLayout
 
 KEY_ENCODING = {"name": "default", "configuration": {"separator": "/"}}
@@ -37,12 +37,14 @@ def array_document(
 
 
 def plain_encoding(layout: ArrayLayout) -> dict[str, Any]:
-    """Return grid, keys and codecs of an array in one chunk of plain bytes and a crc32c."""
-    one_byte = np.dtype(layout.dtype).itemsize == 1
+    """Return grid, keys and codecs of an array in one chunk of bytes, packed or not, and a crc."""
+    itemsize = np.dtype(layout.dtype).itemsize
+    packed = [pack_codec(itemsize)] if layout.is_packed else []
+    plain = _PLAIN_BYTES if itemsize == 1 else LITTLE_ENDIAN_BYTES
     return {
         "chunk_grid": _grid(layout.shape),
         "chunk_key_encoding": KEY_ENCODING,
-        "codecs": [_PLAIN_BYTES if one_byte else LITTLE_ENDIAN_BYTES, {"name": "crc32c"}],
+        "codecs": [plain, *packed, {"name": "crc32c"}],
     }
 
 

@@ -7,7 +7,7 @@ rename, and removes the segments that it replaces; see docs/decisions/006-housek
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from avtd3.store.maintenance.removal import (
     remove_leftovers,
 )
 from avtd3.store.render.text import file_size, join_lines, plural
-from avtd3.store.replaced import ORIGIN, RELABEL, REPLACES, episode_digests, origins
+from avtd3.store.replaced import ORIGIN, RELABEL, RENDER, REPLACES, episode_digests, origins
 from avtd3.store.seal import (
     OBSERVATION_COLUMNS,
     STEP_COLUMNS,
@@ -44,6 +44,7 @@ from avtd3.store.seal import (
     StepColumns,
     base_provenance,
     seal_files,
+    stored_codec,
 )
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish, remove_segments
@@ -298,7 +299,7 @@ def _merge_segments(
         Size of the new segment in bytes.
     """
     expected = [digest for source in sources for digest in episode_digests(source)]
-    codec = _codec(sources[0].provenance)
+    codec = stored_codec(sources[0].provenance)
     files = seal_files(
         segment_id,
         dataset,
@@ -336,34 +337,23 @@ def _merge_segments(
 def _data_provenance(segment: Segment) -> dict[str, Any]:
     """Return the part of the provenance that merged segments must share: config, plan and codec.
 
-    Of a relabelled segment it includes the weights and the dataset, but not the source segment.
+    Of a derived segment it includes the change and the dataset, but not the source segment.
     """
     shared = {key: value for key, value in segment.provenance.items() if key not in _SEALING_KEYS}
-    if RELABEL in shared:
-        shared[RELABEL] = _without_segment(shared[RELABEL])
+    for key in (RELABEL, RENDER):
+        if key in shared:
+            shared[key] = _without_segment(shared[key])
     return shared
 
 
-def _without_segment(relabel: Any) -> Any:  # noqa: ANN401 - any JSON value
-    if not isinstance(relabel, dict):
-        return relabel
+def _without_segment(change: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if not isinstance(change, dict):
+        return change
     return {
         key: _without_segment(value) if key == "before" else value
-        for key, value in relabel.items()
+        for key, value in change.items()
         if key not in ("segment_id", "digest")
     }
-
-
-def _codec(provenance: Mapping[str, Any]) -> FrameCodec:
-    """Return the codec of the sources, or the default if this version does not know it."""
-    settings = provenance.get("codec")
-    known = {field.name for field in dataclasses.fields(FrameCodec)}
-    if not isinstance(settings, dict) or not settings.keys() <= known:
-        return FrameCodec()
-    try:
-        return FrameCodec(**settings)
-    except ConfigError:
-        return FrameCodec()
 
 
 def _provenance(
@@ -420,6 +410,7 @@ def _frames(segment: Segment, start: int, stop: int) -> Iterator[NDArray[Any]]:
 
 def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
     table, events = segment.episode_table(), segment.events()
+    worlds = segment.world_records()
     for n in range(segment.episodes):
         yield EndedEpisode(
             info=table.info(n),
@@ -428,4 +419,5 @@ def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
             end_reason=table.end_reason[n],
             wall_time=float(table.wall_time[n]),
             events=() if events is None else events.of_episode(n),
+            world=None if worlds is None else worlds[n],
         )

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from avtd3.store.dataset import Dataset
+from avtd3.store.dataset import Dataset, Snapshot
 from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, abbreviate
+from avtd3.store.files import DAY_S, is_directory, list_directory, storage_errors
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
@@ -24,6 +25,7 @@ from avtd3.store.maintenance.removal import (
     find_leftovers,
     remove_leftovers,
 )
+from avtd3.store.maps import stored_maps
 from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
@@ -131,7 +133,38 @@ def prune(
     with contextlib.nullcontext() if dry_run else exclusive(dataset):
         work = _Pruning(dataset, config, clock())
         gone = work.chosen if dry_run else list(work.remove(should_stop, on_progress))
+        if gone and not dry_run:
+            remove_unused_maps(dataset, clock())
         return work.report(gone, dry_run=dry_run)
+
+
+def remove_unused_maps(dataset: Dataset, now_s: float) -> list[str]:
+    """Remove the road networks that no segment needs; return their digests.
+
+    Nothing is removed while a segment cannot be read or is in quarantine. A network that a
+    collector stored within a day stays: its segment may not be published yet.
+    """
+    stored = stored_maps(dataset.path)
+    snapshot = dataset.snapshot() if stored else Snapshot(segments=())
+    if snapshot.refused or dataset.unsealed_ids() or any(_names(dataset.quarantine_path)):
+        return []
+    try:
+        segments = (*snapshot.segments, *snapshot.replaced)
+        needed = frozenset[str]().union(*(segment.map_digests() for segment in segments))
+    except SEGMENT_ERRORS:
+        return []
+    removed = []
+    for digest in sorted(stored.keys() - needed):
+        with storage_errors(stored[digest]):
+            if stored[digest].stat().st_mtime < now_s - DAY_S:
+                stored[digest].unlink(missing_ok=True)
+                removed.append(digest)
+    return removed
+
+
+def _names(path: Path) -> list[str]:
+    with storage_errors(path):
+        return list_directory(path)[0] if is_directory(path) else []
 
 
 class _Pruning:

@@ -2,11 +2,8 @@
 
 import dataclasses
 import difflib
-import importlib.metadata
 import math
-import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import (
-    SEGMENT_ERRORS,
-    ConfigError,
-    SpecError,
-    StorageError,
-    abbreviate,
-)
-from avtd3.store.files import canonical_json, sha256, storage_errors
-from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE, segment_arrays
-from avtd3.store.format.manifest import FileEntry, Manifest
-from avtd3.store.format.metadata import array_document, document_bytes, group_document
+from avtd3.store.errors import ConfigError, SpecError, abbreviate
+from avtd3.store.files import canonical_json, sha256
+from avtd3.store.format.layout import segment_arrays
+from avtd3.store.maintenance.derive import Change, Derivation, DerivedTally, NewArrays
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
@@ -33,11 +23,10 @@ from avtd3.store.maintenance.removal import (
     exclusive,
 )
 from avtd3.store.render.text import file_size, join_lines, plural
-from avtd3.store.replaced import RELABEL, REPLACES, episode_digests, replaced_by
-from avtd3.store.seal import encode_values
+from avtd3.store.replaced import RELABEL
+from avtd3.store.seal import array_files
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
-from avtd3.store.staging import publish
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,205 +178,50 @@ def relabel(
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target} is the source dataset itself; name a new directory")
     new = Dataset.create(target, old.spec)
+    document: dict[str, Any] = {"weights": full}
+    if factors:
+        document["factors"] = [dataclasses.asdict(each) for each in factors]
+    # Without factors, the tag of the weights alone: that of earlier versions.
+    tag = sha256(canonical_json(document if factors else full))[:8]
+    change = Change(key=RELABEL, document=document, tag=tag, arrays=_NEW_ARRAYS)
+    returns: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+
+    def make(segment: Segment) -> NewArrays:
+        values = weighted(segment, tuple(full.values()), factors)
+        returns[segment.id] = (segment.read("episode_return"), values["episode_return"])
+        layouts = segment_arrays(segment.spec, **segment.counts)
+        parts = (array_files(layouts[name], values[name]) for name in _NEW_ARRAYS)
+        return NewArrays(files={path: data for part in parts for path, data in part.items()})
+
     with exclusive(new):
-        work = _Relabelling(old, new, full, tuple(factors))
-        stopped = work.run(clock, should_stop, on_progress)
-        return work.report(stopped=stopped)
+        work = Derivation(old, new, change)
+        missing = work.missing
 
+        def show(tally: DerivedTally) -> None:
+            progress = MaintenanceProgress(verb="relabelled", done=tally.done, total=len(missing))
+            on_progress(progress)
 
-class _Relabelling:
-    """One relabelling of a dataset."""
-
-    def __init__(
-        self,
-        old: Dataset,
-        new: Dataset,
-        weights: Mapping[str, float],
-        factors: tuple[Factor, ...],
-    ) -> None:
-        self._old, self._new, self._weights, self._factors = old, new, weights, factors
-        self._about: dict[str, Any] = {"weights": dict(weights)}
-        if factors:
-            self._about["factors"] = [dataclasses.asdict(each) for each in factors]
-        # Without factors, the tag of the weights alone: that of earlier versions.
-        tagged = self._about if factors else dict(weights)
-        self._tag = sha256(canonical_json(tagged))[:8]
-        made = new.snapshot().segments
-        self._check_target(made)
-        self._digests = {segment.id: segment.manifest_digest for segment in made}
-        self._there = set(new.segment_ids())
-        self._merged = [segment for segment in made if replaced_by(segment)]
-        self._kept: dict[str, Counter[str]] = {}
-        snapshot = old.snapshot()
-        self._segments = sorted(snapshot.segments, key=lambda segment: segment.id)
-        self._problems = Problems()
-        self._problems.add(*snapshot.refused)
-        self._made: list[Segment] = []
-        self._written = self._shared = self._copied = 0
-        self._returns: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
-
-    def _name(self, segment_id: str) -> str:
-        """Return the id of the new segment: the same suffix for all keeps the order."""
-        return f"{segment_id}-{self._tag}"
-
-    def _check_target(self, made: Sequence[Segment]) -> None:
-        for segment in made:
-            relabelled = segment.provenance.get(RELABEL)
-            known = relabelled if isinstance(relabelled, dict) else {}
-            for key in ("weights", "factors"):
-                found, expected = known.get(key), self._about.get(key)
-                if found != expected:
-                    raise ConfigError(
-                        f"{self._new.path} has segment {segment.id}, which was made with {key} "
-                        f"{abbreviate(found, 400)}, expected {expected}; choose a new directory"
-                    )
-
-    def run(
-        self,
-        clock: Callable[[], float],
-        should_stop: Callable[[], bool],
-        on_progress: Callable[[MaintenanceProgress], None],
-    ) -> bool:
-        """Make the missing segments; return whether the work was interrupted."""
-        missing = [s for s in self._segments if self._name(s.id) not in self._there]
-        for number, segment in enumerate(missing, start=1):
-            if should_stop():
-                return True
-            try:
-                if self._is_merged(segment):
-                    self._there.add(self._name(segment.id))
-                else:
-                    self._make(segment, clock())
-            except SEGMENT_ERRORS as error:
-                self._problems.add(error)
-            on_progress(MaintenanceProgress(verb="relabelled", done=number, total=len(missing)))
-        return False
-
-    def _is_merged(self, segment: Segment) -> bool:
-        """Return whether the new dataset has a segment's episodes in one that was merged there.
-
-        What relabelling changes cannot be compared, nor need frames be: the same actions, times and
-        vectors belong to the same episode.
-        """
-        name = self._name(segment.id)
-        return any(
-            self._kept_digests(segment) <= self._kept_digests(merged)
-            for merged in self._merged
-            if name in replaced_by(merged)
-        )
-
-    def _kept_digests(self, segment: Segment) -> Counter[str]:
-        if segment.id not in self._kept:
-            digests = episode_digests(segment, without=(*_NEW_ARRAYS, "frames"))
-            self._kept[segment.id] = Counter(digests)
-        return self._kept[segment.id]
-
-    def _make(self, segment: Segment, now_s: float) -> None:
-        values = weighted(segment, tuple(self._weights.values()), self._factors)
-        name = self._name(segment.id)
-        files = _new_files(segment, values, name)
-        shared = {
-            path: segment.path / path
-            for path in segment.files
-            if path != GROUP_FILE and path.split("/")[0] not in _NEW_ARRAYS
-        }
-        files[MANIFEST_FILE] = self._manifest(segment, name, files, shared, now_s)
-        target = self._new.segments_path / name
-        try:
-            publish(self._new.staging_path / name, target, files, shared=shared)
-        except StorageError:
-            segment.verify()  # raises a clearer error if the segment was removed
-            raise
-        self._made.append(segment)
-        self._returns.append((segment.read("episode_return"), values["episode_return"]))
-        self._written += sum(map(len, files.values()))
-        with storage_errors(target):
-            for path, origin in shared.items():
-                if (target / path).samefile(origin):
-                    self._shared += segment.files[path].size
-                else:
-                    self._copied += segment.files[path].size
-
-    def _manifest(
-        self,
-        segment: Segment,
-        name: str,
-        files: Mapping[str, bytes],
-        shared: Mapping[str, Path],
-        now_s: float,
-    ) -> bytes:
-        entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
-        entries |= {path: segment.files[path] for path in shared}
-        manifest = Manifest(
-            segment_id=name,
-            spec_digest=self._new.spec_digest,
-            files=entries,
-            provenance=self._provenance(segment, now_s),
-            digest="",
-            **segment.counts,
-        )
-        return manifest.sealed().to_bytes()
-
-    def _provenance(self, segment: Segment, now_s: float) -> dict[str, Any]:
-        about = dict(segment.provenance)
-        replaced = about.pop(REPLACES, None)
-        if isinstance(replaced, dict):
-            # The segments that the old one replaces may already be relabelled in the new dataset.
-            about[REPLACES] = {
-                name: self._digests.get(name, "") for name in map(self._name, replaced)
-            }
-        return {
-            **about,
-            "avtd3": importlib.metadata.version("avtd3"),
-            "python": platform.python_version(),
-            "host": platform.node(),
-            "sealed_at": now_s,
-            RELABEL: {
-                "dataset": str(self._old.path),
-                "segment_id": segment.id,
-                "digest": segment.manifest_digest,
-                **self._about,
-                **({"before": about[RELABEL]} if RELABEL in about else {}),
-            },
-        }
-
-    def report(self, *, stopped: bool) -> RelabelReport:
-        """Return what was made."""
-        before, after = (_mean([pair[n] for pair in self._returns]) for n in (0, 1))
-        return RelabelReport(
-            source=str(self._old.path),
-            dataset=str(self._new.path),
-            weights=self._weights,
-            factors=self._factors,
-            segments=len(self._made),
-            steps=sum(segment.steps for segment in self._made),
-            already_there=sum(self._name(s.id) in self._there for s in self._segments),
-            bytes_written=self._written,
-            bytes_shared=self._shared,
-            bytes_copied=self._copied,
-            mean_return_before=before,
-            mean_return_after=after,
-            problems=tuple(self._problems.texts),
-            unreadable=self._problems.unreadable,
-            stopped=stopped,
-        )
-
-
-def _new_files(segment: Segment, values: Mapping[str, NDArray[Any]], name: str) -> dict[str, bytes]:
-    """Return the files that differ from those of the old segment, without the manifest."""
-    about = {
-        "format_version": FORMAT_VERSION,
-        "segment_id": name,
-        "spec_digest": segment.spec.digest,
-    }
-    files = {GROUP_FILE: document_bytes(group_document(about))}
-    layouts = segment_arrays(segment.spec, **segment.counts)
-    for array in _NEW_ARRAYS:
-        layout = layouts[array]
-        document = array_document(layout, codec=None, attributes={})
-        files[layout.metadata_path] = document_bytes(document)
-        files[layout.chunk_path] = encode_values(layout, values[array])
-    return files
+        stopped = work.run(missing, make, clock, should_stop, show)
+    before, after = (_mean([returns[name][n] for name in work.made]) for n in (0, 1))
+    tally, problems = work.tally, Problems()
+    problems.add(*work.refused)
+    return RelabelReport(
+        source=str(source),
+        dataset=str(target),
+        weights=full,
+        factors=tuple(factors),
+        segments=tally.segments,
+        steps=tally.steps,
+        already_there=work.already_there - tally.segments,
+        bytes_written=tally.bytes_written,
+        bytes_shared=tally.bytes_shared,
+        bytes_copied=tally.bytes_copied,
+        mean_return_before=before,
+        mean_return_after=after,
+        problems=(*problems.texts, *tally.problems),
+        unreadable=problems.unreadable + tally.unreadable,
+        stopped=stopped,
+    )
 
 
 def _mean(returns: Sequence[NDArray[np.float64]]) -> float:

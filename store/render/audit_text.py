@@ -99,7 +99,7 @@ def _verdict(report: AuditReport) -> str:
     return (
         f"verdict: {report.verdict} ({plural(errors, 'error')}, {plural(warnings, 'warning')}"
         f"{strict}; {plural(report.total.segments_read, 'segment')} read "
-        f"in {report.seconds:.1f} s)"
+        f"in {duration(report.seconds)})"
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, install_command
 from avtd3.store.files import write_aside
 
 INK = (230, 234, 238)
@@ -128,7 +128,7 @@ def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -
     try:
         import av
     except ImportError as error:
-        raise ConfigError("writing an MP4 needs PyAV: pip install avtd3[video]") from error
+        raise ConfigError(f"writing an MP4 needs PyAV: {install_command('video')}") from error
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(min(max(1 / period_s, 0.001), 1000.0)).limit_denominator(1001)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, check_integers
 from avtd3.store.filters import parse_filter
 
 
@@ -49,6 +49,7 @@ class PriorityConfig:
     """Added to each |TD error|, in reward, so that every transition can be sampled again."""
 
     def __post_init__(self) -> None:
+        check_integers(self, "replay.priority.")
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             _require(0.0 <= value <= 1.0, f"priority.{name}", value, "a number in [0, 1]")
         _require(self.beta_batches >= 1, "priority.beta_batches", self.beta_batches, "1 or more")

@@ -33,6 +33,7 @@ from avtd3.store.errors import (
     SegmentCorruptError,
     SegmentNotFoundError,
     SegmentUnreadableError,
+    install_command,
 )
 from avtd3.store.filters import NO_POLICY
 from avtd3.store.replay.backend import (
@@ -122,7 +123,7 @@ def choose_mode(
 def _describe_decoder() -> str:
     if problem := native_problem():
         return (
-            "frames are decoded by numcodecs, half as fast as with `pip install 'avtd3[native]'` "
+            f"frames are decoded by numcodecs, half as fast as with `{install_command('native')}` "
             f"({problem})"
         )
     return "frames are decoded natively"
@@ -438,6 +439,11 @@ class Sampler:
             if self._frame_array is None:
                 raise ConfigError("direct replay has no frame array; set replay.mode to cache")
             return self._frame_array
+
+    @property
+    def steps_published(self) -> int:
+        """Steps that the datasets have published so far: sampled, excluded and dropped ones."""
+        return self._tracker.steps_published
 
     @property
     def excluded(self) -> str:

@@ -126,7 +126,8 @@ def name_refused(refused: Sequence[RefusedSegment]) -> str:
     names = ", ".join(segment.segment_id for segment in refused[:_NAMED])
     if len(refused) > _NAMED:
         names += f" and {len(refused) - _NAMED} more"
-    return f"{len(refused)} segments are refused ({names}), the first because: {refused[0].reason}"
+    are = "segment is" if len(refused) == 1 else "segments are"
+    return f"{len(refused)} {are} refused ({names}), the first because: {refused[0].reason}"
 
 
 class SegmentTracker:
@@ -141,6 +142,11 @@ class SegmentTracker:
         # Files of segments beyond the capacity need not be there; see `wanted`.
         check = not self.eligibility.takes_all
         self._snapshots = [dataset.snapshot(check_files=check) for dataset in self.datasets]
+        self._counted: set[Key] = set()
+        self.steps_published = 0
+        """Steps of all episodes that were listed so far, whether or not they may be sampled."""
+        for number, snapshot in enumerate(self._snapshots):
+            self._count(number, snapshot, ())
         self.followed: Mapping[Key, Segment] = {}
         """Segments of the last call of `follow`."""
         self._before: Mapping[Key, Segment] = {}
@@ -237,7 +243,26 @@ class SegmentTracker:
         if old.segments and not new.segments:
             return True
         self._snapshots[number] = new
+        self._count(number, new, old.segments)
         return False
+
+    def _count(self, number: int, snapshot: Snapshot, before: Sequence[Segment]) -> None:
+        """Count the steps of new segments, once each; those of merged ones are counted already."""
+        for segment in snapshot.segments:
+            if (number, segment.id) not in self._counted:
+                self._counted.add((number, segment.id))
+                self.steps_published += _unseen_steps(segment, before)
+
+
+def _unseen_steps(segment: Segment, before: Sequence[Segment]) -> int:
+    """Return the number of steps that are in none of the segments that a segment replaces."""
+    is_new = unseen_episodes(segment, before)
+    if is_new.all() or not is_new.any():
+        return segment.steps if is_new.all() else 0
+    try:
+        return int(segment.episode_table().length[is_new].sum())
+    except (SegmentCorruptError, OSError):
+        return 0
 
 
 def _truncated(segments: Mapping[Key, Segment]) -> dict[Key, Exception]:

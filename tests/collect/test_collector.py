@@ -88,7 +88,7 @@ def test_the_report_has_the_keys_that_scripts_rely_on(tmp_path):
 
 def test_the_summary_is_for_people(tmp_path):
     text = gather(tmp_path / "d", episodes=1).summary()
-    assert "1 episodes" in text
+    assert "1 episode," in text
     assert "1 goal" in text
 
 

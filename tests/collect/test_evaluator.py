@@ -70,6 +70,10 @@ def test_the_summary_is_for_people():
     text = examine("expert").summary()
     assert "4 held-out episodes" in text
     assert "success         100%" in text
+    found = examine("expert").document()
+    assert found["target_speed_mps"] == 30.0 / 3.6
+    assert found["speed_of_target"] == pytest.approx(3.6 * found["speed_mps"] / 30.0)
+    assert f"{found['speed_of_target']:.0%} of the target of 30 km/h" in text
     assert "4 goal" in text
 
 

@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from avtd3.learn.checkpoints import (
+    FORMAT_VERSION,
     CheckpointMetadata,
     list_checkpoints,
     load_checkpoint,
@@ -137,12 +139,18 @@ def test_a_document_without_a_key_is_refused(tmp_path, make_state, key):
         load_checkpoint(path, make_state(), torch.Generator())
 
 
-def test_another_format_version_is_refused(tmp_path, make_state):
+@pytest.mark.parametrize("version", [0, 2, 10**30, "1", None])
+def test_another_format_version_is_refused(tmp_path, make_state, version):
     path = save_checkpoint(tmp_path, make_state(), torch.Generator(), metadata(1))
     document = json.loads((path / "checkpoint.json").read_text())
-    (path / "checkpoint.json").write_text(json.dumps(document | {"format_version": 2}))
+    (path / "checkpoint.json").write_text(json.dumps(document | {"format_version": version}))
     with pytest.raises(FormatVersionError, match="update avtd3"):
         load_checkpoint(path, make_state(), torch.Generator())
+
+
+def test_the_documentation_states_the_only_format_version():
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    assert f"There is one format version of checkpoints so far, {FORMAT_VERSION}." in text
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_the_newest_episodes_in_the_units_of_driving(episodes):
             "episode/length": 10.0,
             "episode/success": 0.5,
             "episode/collision": 0.25,
+            "episode/collision_streak": 1.0,
             "episode/off_road": 0.25,
             "episode/lateral_deviation": 0.5,
             "episode/speed": 7.0,
@@ -75,6 +76,20 @@ def test_nothing_is_logged_twice_and_the_newest_return_is_kept(episodes):
     episodes.add(EpisodeSummary.join([], SPEC))
     assert episodes.read(6) == {}
     assert episodes.newest_return == 0.0
+
+
+def test_a_streak_of_collisions_continues_from_the_episodes_before():
+    episodes, found = EpisodeMetrics(SPEC), []
+    for reasons in (
+        ["collision", "goal", "collision", "collision"],
+        ["collision", "goal"],
+        ["goal"],
+    ):
+        count = len(reasons)
+        row = [[0.0, 0.0]] * count, [[0.0, 0.0, 0.0]] * count
+        episodes.add(summarise([0.0] * count, reasons, *row, [-1] * count))
+        found.append(episodes.read(None)["episode/collision_streak"])
+    assert found == [2.0, 3.0, 0.0]
 
 
 def test_no_lag_without_a_policy(episodes):

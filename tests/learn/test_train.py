@@ -391,7 +391,7 @@ def test_refused_segments_are_always_reported(tmp_path, make_spec, publish_episo
         run=tmp_path / "run",
         callbacks=[ProgressCallback(lambda progress: lines.append(progress.line()))],
     )
-    assert f"1 segments refused, last: {bad}: " in lines[-1]
+    assert f"1 segment refused, last: {bad}: " in lines[-1]
     assert bad in report.summary()
     (refusal,) = report.document()["refused"]
     assert (refusal["dataset"], refusal["segment"]) == (str(data), bad)
@@ -687,7 +687,7 @@ def test_a_run_that_loses_all_its_segments_waits_or_says_why(
         "datasets": tmp_path / "data",
         "run": tmp_path / "run",
         "follow": follow,
-        "callbacks": [ProgressCallback(wait_a_little, lambda: "waiting for segments" in waits[-1])],
+        "callbacks": [ProgressCallback(wait_a_little, lambda: "steps to sample" in waits[-1])],
     }
     if follow:
         assert train(config, **options).updates == 4

@@ -1,9 +1,11 @@
 """A small demo: every step runs and writes its files."""
 
 import json
+import shlex
 
 from PIL import Image
 
+from avtd3.configs.commands.demo import next_commands
 from avtd3.tests.pipeline.conftest import avtd3, avtd3_json
 
 SMALL = (
@@ -29,6 +31,13 @@ def test_every_step_writes_its_files(tmp_path):
     assert seeds[0] == seeds[1] == seeds[2], "each driver drives on the same roads"
     assert all(seed % 2 for seed in seeds[0]), "held-out roads have odd seeds"
     assert report["updates"] == 4
+    assert (report["gate"]["stage"], report["gate"]["judged_to"]) == ("demo", 4)
+    assert {c["name"]: c["verdict"] for c in report["gate"]["criteria"]} | {
+        "steps reached": "pass",
+        "no stop alert": "unknown",  # the guards do not run in four updates
+        "policy imitates the data": "unknown",
+        "TD error of Q1 small": "pass",
+    } == {c["name"]: c["verdict"] for c in report["gate"]["criteria"]}
     for name in ("held-out-roads.png", "learned-policy.gif"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 100
@@ -38,6 +47,13 @@ def test_every_step_writes_its_files(tmp_path):
     audited = avtd3_json("replay-inspect", out / "data")
     assert audited["verdict"] == "ok"
     assert audited["steps"] >= 400
+
+    _, learn, evaluate = (shlex.split(line) for line, _ in next_commands(out))
+    assert learn[:2] == ["avtd3", "learn"]
+    code, _, err = avtd3(*learn[1:], *SMALL[4:7], "--updates", "4")
+    assert code == 0, err
+    code, _, err = avtd3(*evaluate[1:], *SMALL[7:])
+    assert code == 0, err
 
     code, _, err = avtd3("demo", "--out", out)
     assert code == 2

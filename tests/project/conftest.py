@@ -1,4 +1,4 @@
-"""A wheel of the working tree, built once."""
+"""A source distribution and a wheel of the working tree, built once."""
 
 import shutil
 import subprocess
@@ -18,15 +18,31 @@ def run(*command, cwd=None):
     return done.stdout
 
 
+def tracked_files():
+    """Return the files that git tracks or would track."""
+    names = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
+    return [name for name in names if (ROOT / name).is_file()]
+
+
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    """Build a wheel of the files that git tracks or would track, without a network."""
-    folder = tmp_path_factory.mktemp("wheel")
+def distributions(tmp_path_factory):
+    """Build a source distribution of these files, and a wheel from it, without a network."""
+    folder = tmp_path_factory.mktemp("distributions")
     source = folder / "source"
-    for name in run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines():
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source)
-    (path,) = folder.glob("*.whl")
+    for name in tracked_files():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(distributions):
+    (path,) = distributions.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def sdist(distributions):
+    (path,) = distributions.glob("*.tar.gz")
     return path

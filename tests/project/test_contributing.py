@@ -26,7 +26,7 @@ def test_the_seven_paths_exist():
 
 def test_the_map_names_what_exists():
     """Directories at their place, and every module name below one of them."""
-    text = section("Map of the code").partition("```\n")[2].partition("```")[0]
+    text = section("Map of the code").partition("```text\n")[2].partition("```")[0]
     parent = ""
     for line in text.splitlines():
         match = re.match(r"(  )?([a-z]+)/ ", line)

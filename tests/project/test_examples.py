@@ -25,7 +25,10 @@ ORDER = (
     "train_in_pytorch.py",
     "act_and_evaluate.py",
     "own_world.py",
+    "drive_with_onnx.py",
+    "train_with_sb3.py",
 )
+PAGES = ("python.md", "gym.md", "policies.md")
 MOST_LINES = 30
 
 
@@ -63,12 +66,12 @@ def test_examples_are_short_and_use_the_public_api(path):
         assert module in public, f"{path.name} imports {module}"
 
 
-def test_the_document_contains_each_example_verbatim():
-    document = (ROOT / "docs" / "python.md").read_text("utf-8")
+def test_a_page_contains_each_example_verbatim():
+    document = "".join((ROOT / "docs" / page).read_text("utf-8") for page in PAGES)
     blocks = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     assert [path.name for path in EXAMPLES] == sorted(ORDER)
     for path in EXAMPLES:
-        assert path.read_text("utf-8") in blocks, f"docs/python.md differs from {path.name}"
+        assert path.read_text("utf-8") in blocks, f"no page of {PAGES} contains {path.name}"
 
 
 @pytest.mark.slow
@@ -90,4 +93,7 @@ def test_examples_run_against_the_installed_wheel(wheel, tmp_path):
     where = run(python, "-c", "import avtd3; print(avtd3.__file__)", cwd=work)
     assert Path(where.strip()).is_relative_to(site)
     for name in ORDER:
+        if name == "drive_with_onnx.py":
+            words = ("policy", "export", "run/policies", "policy.onnx", "--to", "onnx")
+            run(environment / "bin" / "avtd3", *words, cwd=work)
         run(python, ROOT / "examples" / name, cwd=work)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from avtd3.configs.load import SECTIONS
+from avtd3.tests.project.conftest import tracked_files
 from avtd3.tests.project.source import ROOT
 
 COMMANDS = (
     *((), ("demo",), ("collect",), ("replay-inspect",), ("learn",), ("evaluate",), ("gate",)),
     *(("compare",), ("store",), ("store", "prune"), ("config", "show"), ("doctor", "carla")),
+    *(("export",), ("import",), ("policy",), ("policy", "export"), ("road",)),
 )
 DATA = ("*.yaml", "*.j2", "*.css")
 HEAVY = (
@@ -42,6 +45,19 @@ def test_the_wheel_contains_every_module_and_data_file(wheel):
     for name in ("py.typed", "store/render/templates/base.html.j2", "configs/demo.yaml"):
         assert f"avtd3/{name}" in contents
     assert not any(name.startswith(("avtd3/tests", "tests", "bench")) for name in contents)
+
+
+@pytest.mark.slow
+def test_the_source_distribution_contains_every_file_with_its_content(sdist):
+    """Tests, documents and changelog included; the wheel of the tests is built from it."""
+    expected = [name for name in tracked_files() if not name.startswith(".")]
+    with tarfile.open(sdist) as archive:
+        root = archive.getnames()[0].partition("/")[0]
+        for name in expected:
+            content = archive.extractfile(f"{root}/{name}")
+            assert content is not None
+            assert content.read() == (ROOT / name).read_bytes(), name
+    assert {"CHANGELOG.md", "SECURITY.md", "docs/format.md", "tests/conftest.py"} <= set(expected)
 
 
 def test_every_source_package_is_listed():

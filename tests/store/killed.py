@@ -113,7 +113,7 @@ COMMANDS = {
 def main(directory, name, stride):
     setattr(os, "fsync", lambda _: None)  # noqa: B010 - as in `arm`
     master, root = Path(directory) / "master", Path(directory) / "work"
-    dataset, _ = fill(master / "data", SEGMENTS)
+    dataset, _ = fill(master / "data", SEGMENTS, map_text="<OpenDRIVE/>")
     episodes = identity(dataset)
     run, check = COMMANDS[name]
 

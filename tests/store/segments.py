@@ -8,9 +8,11 @@ import numpy as np
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeTable
+from avtd3.store.files import sha256
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
+from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import SegmentWriter, WriterConfig
 
 
@@ -131,11 +133,21 @@ def step(writer, episode, n, *, last=None):
     )
 
 
-def feed(writer, episode):
+def feed(writer, episode, world=None):
     begin(writer, episode)
     for n in range(episode.length):
         step(writer, episode, n)
-    return writer.end(episode.reason)
+    return writer.end(episode.reason, world=world)
+
+
+def make_record(length, seed=0, actors=2, text=""):
+    """A state of the world in each observation of an episode of this length."""
+    rng = np.random.default_rng(seed)
+    setup = {"actors": [[4.5, 1.8, 1.5, 0.5]] * actors, "map": sha256(text.encode()), "seed": seed}
+    poses = rng.integers(-(10**6), 10**6, (length + 1, actors, 3)).cumsum(axis=0)
+    return WorldRecord(
+        setup=setup, ego=rng.normal(size=(length + 1, 3)), actors=poses, map_text=text
+    )
 
 
 class Clock:

@@ -11,7 +11,7 @@ from avtd3.collect.collector import CollectConfig
 from avtd3.collect.evaluator import EvaluateConfig
 from avtd3.collect.worlds import open_world
 from avtd3.configs.commands.options import at_servers, section
-from avtd3.store.errors import ConfigError, WorldError
+from avtd3.store.errors import ConfigError
 
 THREE = CarlaConfig(ports=(2000, 2010, 2020))
 LARGEST = 256
@@ -44,7 +44,7 @@ def test_a_workers_number_picks_its_port():
 
 def test_a_machine_without_the_client_is_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "carla", None)
-    with pytest.raises(WorldError, match=r"needs the package carla 0\.9\.16"):
+    with pytest.raises(ConfigError, match=r"world carla needs the package carla 0\.9\.16"):
         open_world(CollectConfig(world="carla"), 0)
 
 

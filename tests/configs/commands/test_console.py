@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -138,8 +139,79 @@ def test_without_a_terminal_lines_are_printed_at_intervals(capsys, monkeypatch):
         now[0] += console.LINE_INTERVAL_S
         show(Report("unknown amount of work"))
     out, err = capsys.readouterr()
-    assert err.splitlines() == [" 25% first", "unknown amount of work"]
+    assert err.splitlines() == [" 25% 0:00: first", "0:10: unknown amount of work"]
     assert not out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0:00"), (59.6, "1:00"), (754.0, "12:34"), (3599.7, "1:00:00"), (90_061.0, "25:01:01")],
+)
+def test_times_are_read_as_on_a_clock(seconds, text):
+    assert console.clock_time(seconds) == text
+
+
+def test_the_time_that_is_left_is_estimated_from_what_was_done_here(capsys, monkeypatch):
+    """A run that is resumed at one half has done no work yet."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with console.progress() as show:
+        for seconds, fraction in ((0.0, None), (30.0, 0.5), (10.0, 0.5), (20.0, 0.6), (60.0, 1.0)):
+            now[0] += seconds
+            show(Report("x", fraction))
+    assert capsys.readouterr().err.splitlines() == [
+        "0:00: x",
+        " 50% 0:30: x",
+        " 50% 0:40: x",
+        " 60% 1:00, 2:00 left: x",
+        "100% 2:00, 0:00 left: x",
+    ]
+
+
+@pytest.mark.parametrize("level", [-1, 0, 1])
+def test_quiet_commands_print_answers_and_errors_only(capsys, monkeypatch, level):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: level == 0, raising=False)
+    console.set_verbosity(level)
+    try:
+        with console.progress() as show:
+            show(Report("under way", 0.5))
+        console.say("message")
+        console.complain("error")
+        console.print_answer("answer")
+    finally:
+        console.set_verbosity(0)
+    out, err = capsys.readouterr()
+    assert out == "answer\n"
+    assert ("under way" in err, "message" in err, "error" in err) == (level >= 0, level >= 0, True)
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_the_bar_fits_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    words = " ".join(f"word{number}" for number in range(40))
+    with console.progress() as show:
+        show(Report(words, 0.25))
+        show(Report(words, 0.5))
+    shown = re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", capsys.readouterr().err).replace("\r", "\n")
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "50%" in shown
+    assert "left" in shown
+    assert words in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("has_colours", [True, False])
+def test_a_user_can_switch_colours_off(capsys, monkeypatch, has_colours):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if not has_colours:
+        monkeypatch.setenv("NO_COLOR", "1")
+    with console.progress() as show:
+        show(Report("under way", 0.5))
+    found = re.findall(r"\x1b\[[0-9;]*m", capsys.readouterr().err)
+    assert bool(set(found) - {"\x1b[0m"}) == has_colours
 
 
 @pytest.mark.parametrize("fraction", [None, 0.5])

@@ -6,11 +6,13 @@ import pytest
 
 from avtd3.cli import main
 from avtd3.configs.commands.gate import load_directions, load_gate, load_names, stages
+from avtd3.configs.load import load_section
+from avtd3.learn.analysis.statistics import FEWEST_FOR_TREND
 from avtd3.learn.logging import EventWriter
 from avtd3.learn.metrics import metric
 from avtd3.store.errors import ConfigError
 
-STAGES = ("smoke", "5k", "50k", "100k", "200k", "1m")
+STAGES = ("demo", "smoke", "5k", "50k", "100k", "200k", "1m")
 SMOKE = {
     "critic/loss": 1.0,
     "actor/loss": -1.0,
@@ -50,6 +52,31 @@ def test_the_stages_that_ship_with_avtd3():
         for criterion in config.criteria:
             assert metric(criterion.metric) is not None, criterion.name
             assert criterion.source, criterion.name
+
+
+@pytest.mark.parametrize("stage", ["50k", "100k", "200k", "1m"])
+def test_fixed_data_and_new_episodes_have_criteria_of_their_own(stage):
+    by_data: dict[str, set[str]] = {"any": set(), "online": set(), "offline": set()}
+    for criterion in load_gate(stage, None).criteria:
+        by_data[criterion.data].add(criterion.metric.split("/")[0])
+    assert by_data["online"] == {"episode"}
+    assert by_data["offline"] == {"offline"}
+    assert not by_data["any"] & {"episode", "offline"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "stage"),
+    [("stability_50k", "50k"), ("extended_200k", "200k"), ("production_1m", "1m")],
+)
+def test_a_preset_measures_what_its_offline_stage_asks(preset, stage):
+    learn, gate = load_section("learn", preset), load_gate(stage, None)
+    assert learn.replay.held_out > 0.0
+    assert learn.updates == gate.steps
+    for criterion in gate.criteria:
+        if criterion.data == "offline":
+            steps = learn.updates * criterion.window.last_share
+            least = FEWEST_FOR_TREND if criterion.is_trend else 3
+            assert steps / learn.evaluate_every >= least, criterion.name
 
 
 def test_names_and_directions_that_ship_with_avtd3():

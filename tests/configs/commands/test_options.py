@@ -137,6 +137,11 @@ def test_a_missing_file_of_weights_is_rejected(tmp_path):
         ("learn", "--updates", "learn", "updates"),
         ("learn", "--seed", "learn", "seed"),
         ("learn", "--replay", "learn", "replay.mode"),
+        ("collect", "--scenario", "collect", "scenario.number"),
+        ("collect", "--host", "collect", "carla.host"),
+        ("collect", "--walkers", "collect", "carla.walkers"),
+        ("collect", "--random-steps", "collect", "lead.random_steps"),
+        ("evaluate", "--scenario", "evaluate", "scenario.number"),
     ],
 )
 def test_help_states_the_default_of_the_configuration(command, option, section, key):
@@ -147,3 +152,20 @@ def test_help_states_the_default_of_the_configuration(command, option, section, 
     for name in key.split("."):
         value = getattr(value, name)
     assert stated == str(value)
+
+
+WITHOUT_DEFAULT = {
+    *("--config", "--set", "--filter", "--run", "--gif", "--rollback", "--scenario-file"),
+    *("--policies", "--server-command"),
+}
+"""Options of which nothing is the default."""
+
+
+@pytest.mark.parametrize("command", ["collect", "learn", "evaluate"])
+def test_help_states_a_default_of_each_option_with_a_value(command):
+    params = vars(typer.main.get_command(make_app()))["commands"][command].params
+    for param in params:
+        is_amount = command == "collect" and "instead" in (param.help or "")  # of --steps
+        is_argument = param.param_type_name == "argument"
+        if not (is_argument or is_amount or param.is_flag or param.opts[0] in WITHOUT_DEFAULT):
+            assert "Default: " in param.help, param.opts

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +100,21 @@ def test_relabel_reads_pairs_and_files(avtd3, dataset, tmp_path):
     assert identity(Dataset.open(tmp_path / "a")) == identity(Dataset.open(tmp_path / "b"))
 
 
+def test_the_example_of_the_page_on_rendering_runs(avtd3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("avtd3.collect.maps.network.check_native", lambda *_: None)
+    text = (Path(__file__).parents[3] / "docs/render.md").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("avtd3 ")]
+    answers = [avtd3(*line.removeprefix("avtd3 ").split()) for line in lines]
+    assert [code for code, _, _ in answers] == [0] * 5
+    assert "none differs from the stored ones" in answers[1][1]
+    wide, night = (next(Dataset.open(name).episodes()) for name in ("wide", "night"))
+    assert wide.frames.shape[1:] == (1, 96, 144)
+    assert night.frames.shape[1:] == (1, 84, 84)
+    assert night.attributes["weather"] == "night"
+    assert wide.actions.tobytes() == night.actions.tobytes()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -112,6 +128,12 @@ def test_relabel_reads_pairs_and_files(avtd3, dataset, tmp_path):
         (["unpin", "no-such-segment"], "is not pinned"),
         (["relabel", "NEW", "--weights", "r7=1"], "weight of 'r7'"),
         (["relabel", "NEW", "--weights", "r0=x"], "expected NAME=NUMBER"),
+        (["render", "NEW"], "stores no states of the world"),
+        (["render", "--check"], "stores no states of the world"),
+        (["render"], "give either NEW and what to change, or --check alone"),
+        (["render", "--check", "--weather", "night"], "give either NEW"),
+        (["render", "NEW", "--camera", "width=x"], "expected NAME=NUMBER"),
+        (["render", "NEW", "--camera", "wdth=9"], "camera has no 'wdth'"),
     ],
 )
 def test_invalid_use_prints_one_line_and_exits_with_2(avtd3, dataset, tmp_path, argv, message):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from avtd3.learn.analysis.criteria import Criterion, GateConfig
 from avtd3.learn.analysis.gate import gate, read_settings
 from avtd3.learn.analysis.metric_names import NameBook, NameMap, NameSet, nearest
+from avtd3.learn.analysis.pages import gate_page
 from avtd3.store.errors import ConfigError
 
 OURS = NameSet(name="avtd3", axis="updates", marks=("critic/loss", "critic/q_gap"))
@@ -224,6 +226,8 @@ def test_a_document_with_wild_values_is_json(tmp_path, write_run):
 GOLDEN = """\
 # NO-GO: stage s of `RUN`
 
+The stage is not passed. Not met or not measured: c1, c2.
+
 | verdict | criterion | metric | asked | measured | at updates | why |
 | --- | --- | --- | --- | ---: | ---: | --- |
 | pass | event files whole |  |  | 1 event file |  | every checksum is valid |
@@ -252,3 +256,38 @@ def test_the_table_for_a_terminal(run):
     assert "FAIL  c1" in text
     assert "critic/loss: 10 of 10 points outside, the first at 100" in text
     assert "look there" in text
+
+
+def test_only_a_failure_prints_what_a_failure_means(run):
+    absent = {"metric": "critic/q_gap", "below": 1, "why": "they disagree"}
+    criteria = config(absent, LOSS | {"below": 3, "why": "look there", "advisory": True})
+    report = gate(run, criteria, BOOK)
+    assert verdicts(report) == {"event files whole": "pass", "c0": "unknown", "c1": "warning"}
+    for text in (report.summary(), report.markdown(), gate_page(report)):
+        assert "they disagree" not in text
+        assert "ook there" in text
+
+
+def test_what_passing_means_is_said_on_go_only(run):
+    about = "GO for the next run."
+    for limit, is_said in ((5, True), (3, False)):
+        criteria = dataclasses.replace(config(LOSS | {"below": limit}), about=about)
+        report = gate(run, criteria, BOOK)
+        for text in (report.markdown(), gate_page(report)):
+            assert (about in text) == is_said
+            assert ("stage is not passed" in text) == (not is_said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "applied"),
+    [({"follow": False}, "c1"), ({"follow": True}, "c0"), ({}, "c0"), (None, "c0")],
+    ids=str,
+)
+def test_criteria_apply_to_runs_with_or_without_new_episodes(run, settings, applied):
+    if settings is not None:
+        (run / "config.json").write_text(json.dumps(settings))
+    bad = LOSS | {"below": 3}
+    report = gate(run, config(bad | {"data": "online"}, bad | {"data": "offline"}), BOOK)
+    other = {"c0": "c1", "c1": "c0"}[applied]
+    assert verdicts(report) == {"event files whole": "pass", applied: "fail", other: "skipped"}
+    assert "only for runs that learn o" in report.markdown()

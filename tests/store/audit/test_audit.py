@@ -20,7 +20,12 @@ from avtd3.store.audit.audit import (
 from avtd3.store.audit.checks import CheckLimits
 from avtd3.store.audit.findings import CHECKS
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, DatasetError
+from avtd3.store.errors import (
+    ConfigError,
+    DatasetError,
+    DatasetUnreadableError,
+    FormatVersionError,
+)
 from avtd3.store.files import sha256
 from avtd3.store.format.codec import FrameCodec, seal
 from avtd3.store.format.manifest import FileEntry, read_manifest
@@ -419,6 +424,44 @@ def test_damaged_segments_are_quarantined_and_the_rest_is_kept(tmp_path):
     assert quarantine_damaged(audit([dataset.path], SYNC)).moved == (bad,)
     assert bad not in dataset.segment_ids()
     assert audit([dataset.path], SYNC).verdict == "ok"
+
+
+@pytest.mark.parametrize("fault", ["unlisted", "other version", "removed"])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_changes_between_the_proof_and_the_move_is_kept(tmp_path, monkeypatch, fault, dry_run):
+    first, second = (write(tmp_path / name, segments=3, seed=n) for n, name in enumerate("ab"))
+    bad = [dataset.segment_ids()[1] for dataset in (first, second)]
+    for dataset, name in zip((first, second), bad, strict=True):
+        (dataset.segments_path / name / "reward/c/0").write_bytes(b"")
+    report = audit([first.path, second.path], SYNC)
+    if fault == "removed":
+        move = Dataset.quarantine
+
+        def quarantine(dataset, name):
+            if dataset.path == first.path:
+                shutil.rmtree(dataset.segments_path / name)
+            return move(dataset, name)
+
+        monkeypatch.setattr(Dataset, "quarantine", quarantine)
+    else:
+        error = DatasetUnreadableError if fault == "unlisted" else FormatVersionError
+        list_ids = Dataset.segment_ids
+
+        def segment_ids(dataset):
+            if dataset.path == first.path:
+                raise error("gone")
+            return list_ids(dataset)
+
+        monkeypatch.setattr(Dataset, "segment_ids", segment_ids)
+    found = quarantine_damaged(report, dry_run=dry_run)
+    if fault == "removed" and dry_run:
+        assert (list(found.moved), found.kept) == (bad, ())
+        return
+    assert found.moved == (bad[1],)
+    (kept,) = found.kept
+    assert (kept.dataset, kept.segment) == (str(first.path), bad[0])
+    expected = "removed meanwhile" if fault == "removed" else "cannot be listed any more: gone"
+    assert expected in kept.reason
 
 
 def test_a_sample_is_stable_nested_and_about_as_large_as_asked():

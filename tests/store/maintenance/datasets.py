@@ -4,7 +4,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.replaced import episode_digests
 from avtd3.store.writer import SegmentWriter, WriterConfig
-from avtd3.tests.store.segments import Clock, feed, make_episode, make_spec
+from avtd3.tests.store.segments import Clock, feed, make_episode, make_record, make_spec
 
 SPEC = make_spec(height=3, width=2)
 START = 1_700_000_000.0
@@ -15,7 +15,9 @@ def identity(dataset):
     return [d for segment in dataset.snapshot().segments for d in episode_digests(segment)]
 
 
-def publish(dataset, lengths, *, seed=0, now=START, codec=None, info=None, **provenance):
+def publish(
+    dataset, lengths, *, seed=0, now=START, codec=None, info=None, map_text=None, **provenance
+):
     """One segment of episodes of these lengths; returns the episodes."""
     about = {"policy_version": seed, "policy_digest": "a", **(info or {})}
     episodes = [
@@ -27,8 +29,10 @@ def publish(dataset, lengths, *, seed=0, now=START, codec=None, info=None, **pro
         dataset, collector="test", provenance=provenance, config=config, clock=Clock(now)
     )
     with writer:
-        for episode in episodes:
-            feed(writer, episode)
+        for n, episode in enumerate(episodes):
+            text = map_text
+            world = None if text is None else make_record(episode.length, seed + n, text=text)
+            feed(writer, episode, world)
     return episodes
 
 

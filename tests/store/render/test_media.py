@@ -1,12 +1,13 @@
 """Pictures, contact sheets, GIFs and MP4s: each pixel and each picture is at its place."""
 
+import re
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from avtd3.store.errors import ConfigError, StorageError
+from avtd3.store.errors import ConfigError, StorageError, install_command
 from avtd3.store.render.media import (
     filmstrip,
     frame_image,
@@ -98,7 +99,7 @@ def test_a_film_plays_every_picture_at_its_rate(tmp_path):
 
 def test_a_film_without_pyav_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=r"pip install avtd3\[video\]"):
+    with pytest.raises(ConfigError, match=re.escape(install_command("video"))):
         write_mp4([grey(0)], tmp_path / "a.mp4", period_s=0.05)
     assert not list(tmp_path.iterdir())
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avtd3.store.errors import ConfigError, NoSegmentsError, StorageError
+from avtd3.store.errors import ConfigError, NoSegmentsError, StorageError, install_command
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.replay import direct
 from avtd3.store.replay import sampler as sampler_module
@@ -220,7 +220,7 @@ def test_nothing_left_says_why(tmp_path):
     dataset = make_dataset(tmp_path / "d", lengths=(30,))
     with open_sampler(dataset, tmp_path, "direct") as sampler:
         cut(shard_path(dataset, 0))
-        with pytest.raises(NoSegmentsError, match="1 segments are refused"):
+        with pytest.raises(NoSegmentsError, match="1 segment is refused"):
             sampler.sample()
 
 
@@ -276,7 +276,7 @@ def test_direct_replay_reports_how_to_make_it_faster(tmp_path, monkeypatch):
     assert native_problem() or "natively" in str(found)
     monkeypatch.setattr(sampler_module, "native_problem", lambda: "blosc2 is not installed")
     found = choose_mode(ReplayConfig(mode="direct"), make_spec(), {}, tmp_path, grows=False)
-    assert "pip install 'avtd3[native]'` (blosc2 is not installed)" in str(found)
+    assert f"{install_command('native')}` (blosc2 is not installed)" in str(found)
 
 
 def test_an_unknown_mode_is_refused():

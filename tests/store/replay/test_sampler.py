@@ -115,7 +115,7 @@ def test_only_refused_segments(world, tmp_path):
     dataset.segments[0].arrays["action"][3] = np.nan
     with (
         Sampler([dataset], ReplayConfig(), seed=0, scratch=tmp_path) as sampler,
-        pytest.raises(NoSegmentsError, match=r"1 segments are refused \(a\).*'action' row 3"),
+        pytest.raises(NoSegmentsError, match=r"1 segment is refused \(a\).*'action' row 3"),
     ):
         sampler.sample()
 

@@ -79,6 +79,6 @@ def test_nothing_but_unreadable_segments_is_an_error_of_the_environment(
     with (
         flaky(segments, errors=["EIO"], calls=["open", "pread"]),
         Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler,
-        pytest.raises(DatasetUnreadableError, match="1 segments are refused"),
+        pytest.raises(DatasetUnreadableError, match="1 segment is refused"),
     ):
         sampler.sample()

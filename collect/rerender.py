@@ -1,0 +1,316 @@
+"""Draw the pictures of a dataset again, from the stored states of the world.
+
+`rerender` makes a dataset of the same episodes with the pictures of another camera or in another
+weather; `check_pictures` compares pictures drawn again with the stored ones.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.rollout import check_frame
+from avtd3.collect.sim.scene import Scene, SceneChanges, SceneRenderer
+from avtd3.collect.workers import run_jobs
+from avtd3.store.dataset import Dataset, Refusal
+from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, DatasetError, RoadError, SpecError
+from avtd3.store.files import canonical_json, sha256
+from avtd3.store.format.layout import FRAMES, segment_arrays
+from avtd3.store.maintenance.derive import Change, Derivation, DerivedTally, NewArrays
+from avtd3.store.maintenance.removal import (
+    MaintenanceProgress,
+    MaintenanceReport,
+    Problems,
+    exclusive,
+)
+from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.replaced import RENDER
+from avtd3.store.seal import FrameBuffer, array_files, frame_files, stored_codec
+from avtd3.store.segment import Segment
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.world_record import SETUP, WorldRecord, record_layout, setup_column
+
+_WEATHER = "episode_weather"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RenderReport(MaintenanceReport):
+    """What `rerender` made, or what `check_pictures` found."""
+
+    source: str
+    """Path of the dataset with the states."""
+    segments: int
+    """Segments that were made or checked."""
+    frames: int
+    """Pictures that were drawn."""
+    differing: int
+    """Pictures that differ from the stored ones, in a check."""
+    already_there: int
+    """Segments that an earlier run had made."""
+    bytes_written: int
+    """Size of the files that were written."""
+    bytes_shared: int
+    """Size of the files that both datasets share through hard links."""
+    is_check: bool
+    """Whether pictures were compared and nothing was written."""
+
+    def summary(self) -> str:
+        """Format the report for a terminal."""
+        drawn = f"{self.frames:,} pictures of {plural(self.segments, 'segment')}"
+        if self.is_check:
+            differing = f"{self.differing:,} differ" if self.differing else "none differs"
+            lines = [f"drew {drawn} again: {differing} from the stored ones"]
+        else:
+            lines = [
+                f"drew {drawn} into {self.dataset}",
+                f"{file_size(self.bytes_written)} written, {file_size(self.bytes_shared)} shared "
+                "with the old dataset by hard links",
+            ]
+        if self.already_there:
+            lines.append(f"{plural(self.already_there, 'segment')} made before")
+        return join_lines([*lines, *self.notes("skipped")])
+
+
+class RenderJob(NamedTuple):
+    """The work of one process: each `workers`-th of the segments that are missing."""
+
+    source: Path
+    target: Path | None
+    """New dataset; None to compare with the stored pictures."""
+    changes: SceneChanges
+    segments: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RenderTally:
+    """What a process has done so far."""
+
+    derived: DerivedTally = dataclasses.field(default_factory=DerivedTally)
+    frames: int = 0
+    differing: int = 0
+
+
+def rerender(
+    source: Path,
+    target: Path,
+    changes: SceneChanges,
+    *,
+    workers: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+) -> RenderReport:
+    """Make a dataset of the same episodes with other pictures, or add what is new to it.
+
+    Actions, rewards, ends and everything else stay as they are; files that do not change are
+    shared by hard links. ``should_stop`` is called before each segment; True ends the command.
+
+    Raises:
+        DatasetError: No episode has a stored state of the world.
+        ConfigError: ``target`` is the source, or has pictures with other changes.
+    """
+    old = Dataset.open(source)
+    if target.resolve() == source.resolve():
+        raise ConfigError(f"{target} is the source dataset itself; name a new directory")
+    spec = _new_spec(old, changes)
+    new = Dataset.create(target, spec)
+    with exclusive(new):
+        work = Derivation(old, new, _change(changes))
+        names = tuple(segment.id for segment in work.missing)
+        job = RenderJob(source, target, changes, names)
+        report = _run(job, work.refused, workers, should_stop, on_progress)
+        return dataclasses.replace(report, already_there=work.already_there)
+
+
+def check_pictures(
+    source: Path,
+    *,
+    workers: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+) -> RenderReport:
+    """Draw the pictures of a dataset again, compare them with the stored ones, change nothing."""
+    old = Dataset.open(source)
+    changes = SceneChanges()
+    _new_spec(old, changes)
+    snapshot = old.snapshot()
+    job = RenderJob(source, None, changes, tuple(segment.id for segment in snapshot.segments))
+    return _run(job, snapshot.refused, workers, should_stop, on_progress)
+
+
+def _change(changes: SceneChanges) -> Change:
+    document = changes.document()
+    arrays = (FRAMES, SETUP, _WEATHER)
+    tag = sha256(canonical_json(document))[:8]
+    return Change(key=RENDER, document=document, tag=tag, arrays=arrays)
+
+
+def _new_spec(old: Dataset, changes: SceneChanges) -> EpisodeSpec:
+    """Return the spec of the new dataset, from the camera of the first stored state."""
+    image = old.spec.image
+    for segment in old.snapshot().segments:
+        for record in segment.world_records() or ():
+            if record is not None and image is not None:
+                camera = changes.apply_to_camera(Scene.parse(record.setup).camera)
+                size = ImageSpec(
+                    channels=1, height=camera.height, width=camera.width, stack=image.stack
+                )
+                return dataclasses.replace(old.spec, image=size)
+    raise DatasetError(
+        f"{old.path} stores no states of the world, from which pictures could be drawn; only the "
+        "built-in simulator (--world road) stores them, unless collect.record_world is false; "
+        "collect again with it"
+    )
+
+
+def _run(
+    whole: RenderJob,
+    refused: Sequence[Refusal],
+    workers: int,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[MaintenanceProgress], None],
+) -> RenderReport:
+    total, is_check = len(whole.segments), whole.target is None
+    count = max(1, min(workers, total))
+    jobs = [whole._replace(segments=whole.segments[n::count]) for n in range(count)]
+
+    def show(tallies: list[RenderTally | None]) -> None:
+        done = sum(tally.derived.done for tally in tallies if tally is not None)
+        verb = "compared" if is_check else "drew"
+        on_progress(MaintenanceProgress(verb=verb, done=done, total=total))
+
+    tallies, lost = run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
+    known = [tally or RenderTally() for tally in tallies]
+    derived = [tally.derived for tally in known]
+    problems = Problems()
+    problems.add(*refused, *(problem for tally in derived for problem in tally.problems), *lost)
+    return RenderReport(
+        source=str(whole.source),
+        dataset=str(whole.target or whole.source),
+        segments=sum(tally.segments for tally in derived),
+        frames=sum(tally.frames for tally in known),
+        differing=sum(tally.differing for tally in known),
+        already_there=0,
+        bytes_written=sum(tally.bytes_written for tally in derived),
+        bytes_shared=sum(tally.bytes_shared for tally in derived),
+        is_check=is_check,
+        problems=tuple(problems.texts),
+        unreadable=problems.unreadable + sum(tally.unreadable for tally in derived),
+        stopped=sum(tally.done for tally in derived) < total,
+    )
+
+
+def run_job(
+    job: RenderJob, should_stop: Callable[[], bool], on_tally: Callable[[RenderTally], None]
+) -> RenderTally:
+    """Draw the segments of one job."""
+    work = _Drawing(job)
+    if job.target is None:
+        return work.compare(should_stop, on_tally)
+    return work.make(Dataset.open(job.target), should_stop, on_tally)
+
+
+class _Drawing:
+    """Draws the pictures of some segments."""
+
+    def __init__(self, job: RenderJob) -> None:
+        self._old, self._changes = Dataset.open(job.source), job.changes
+        self._job = job
+        self._renderer = SceneRenderer(job.source)
+        self._tally = RenderTally()
+
+    def make(
+        self, new: Dataset, should_stop: Callable[[], bool], on_tally: Callable[[RenderTally], None]
+    ) -> RenderTally:
+        """Publish the segments with new pictures."""
+        work = Derivation(self._old, new, _change(self._changes))
+        names = set(self._job.segments)
+
+        def show(derived: DerivedTally) -> None:
+            self._tally = dataclasses.replace(self._tally, derived=derived)
+            on_tally(self._tally)
+
+        def arrays(segment: Segment) -> NewArrays:
+            return self._new_arrays(segment, new.spec)
+
+        segments = [segment for segment in work.segments if segment.id in names]
+        work.run(segments, arrays, time.time, should_stop, show)
+        return self._tally
+
+    def compare(
+        self, should_stop: Callable[[], bool], on_tally: Callable[[RenderTally], None]
+    ) -> RenderTally:
+        """Compare the pictures of the segments with the stored ones."""
+        problems = Problems()
+        for name in self._job.segments:
+            if should_stop():
+                break
+            done = self._tally.derived.plus(done=1)
+            try:
+                segment = self._old.open_segment(name)
+                stored = (frame for _, part in segment.frame_parts() for frame in part)
+                pictures = self._pictures(segment, self._scenes(segment))
+                for frame, drawn in zip(stored, pictures, strict=True):
+                    self._count(differing=not np.array_equal(frame, drawn))
+                done = done.plus(segments=1, steps=segment.steps)
+            except (*SEGMENT_ERRORS, SpecError) as error:
+                problems.add(error)
+            derived = dataclasses.replace(
+                done, problems=tuple(problems.texts), unreadable=problems.unreadable
+            )
+            self._tally = dataclasses.replace(self._tally, derived=derived)
+            on_tally(self._tally)
+        return self._tally
+
+    def _count(self, *, differing: bool = False) -> None:
+        tally = self._tally
+        self._tally = dataclasses.replace(
+            tally, frames=tally.frames + 1, differing=tally.differing + differing
+        )
+
+    def _scenes(self, segment: Segment) -> list[tuple[Scene, WorldRecord]]:
+        """Return the changed scene and the record of each episode of a segment."""
+        records = segment.world_records() or [None] * segment.episodes
+        seeds = segment.read("episode_seed").tolist()
+        scenes = []
+        for number, (record, seed) in enumerate(zip(records, seeds, strict=True)):
+            where = f"segment {segment.id}, episode {number}"
+            if record is None:
+                raise SpecError(f"{where} has no state of the world, from which to draw it")
+            try:
+                scene = Scene.parse(record.setup)
+            except SpecError as error:
+                raise SpecError(f"{where}: {error}") from error
+            scenes.append((self._changes.apply(scene, seed), record))
+        return scenes
+
+    def _pictures(
+        self, segment: Segment, scenes: Sequence[tuple[Scene, WorldRecord]]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Draw the pictures of all observations of a segment."""
+        for scene, record in scenes:
+            try:
+                yield from self._renderer.frames(scene, record)
+            except (DatasetError, RoadError) as error:
+                raise SpecError(f"segment {segment.id}: {error}") from error
+
+    def _new_arrays(self, segment: Segment, spec: EpisodeSpec) -> NewArrays:
+        assert spec.image is not None, "checked before"
+        scenes = self._scenes(segment)
+        codec = stored_codec(segment.provenance)
+        frames = FrameBuffer(codec, spec.image.frame_shape)
+        for picture in self._pictures(segment, scenes):
+            check_frame(picture, spec.image, f"of {segment.id}")
+            frames.append(picture)
+            self._count()
+        chunks = frames.encoded(segment.observations)
+        layouts = segment_arrays(spec, **segment.counts)
+        files, provenance = frame_files(layouts[FRAMES], chunks, codec)
+        setups = setup_column([scene.setup() for scene, _ in scenes])
+        files |= array_files(record_layout(SETUP, len(setups)), setups)
+        if self._changes.weather:
+            files |= array_files(layouts[_WEATHER], [scene.weather.name for scene, _ in scenes])
+        return NewArrays(files=files, provenance=provenance)

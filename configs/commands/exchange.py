@@ -1,0 +1,139 @@
+"""`avtd3 export` and `avtd3 import`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avtd3.configs.commands import console
+from avtd3.configs.commands import options as opt
+
+
+class ExportLayout(StrEnum):
+    """Layouts to export to."""
+
+    HDF5 = "hdf5"
+    LEROBOT = "lerobot"
+    MINARI = "minari"
+    NPZ = "npz"
+
+
+class ImportLayout(StrEnum):
+    """Layouts to import from."""
+
+    HDF5 = "hdf5"
+    MINARI = "minari"
+    NPZ = "npz"
+
+
+def export(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset directory.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="File (hdf5) or directory (others) to create. Until it is whole, the work is "
+            "in OUT.partial; to continue, run the same command again.",
+        ),
+    ],
+    to: Annotated[
+        ExportLayout,
+        typer.Option(
+            "--to",
+            help="Layout: hdf5 (robomimic), lerobot, minari, or npz (replay buffer of DrQ-v2).",
+        ),
+    ],
+    filter_: opt.FilterOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Export episodes for other tools.
+
+    The report lists what the layout cannot hold. See docs/exchange.md.
+    """
+    from avtd3.store.exchange.exporting import export_episodes
+
+    with console.interruptible() as should_stop, console.progress() as show:
+        report = export_episodes(
+            dataset,
+            out,
+            to.value,
+            filters=filter_ or (),
+            should_stop=should_stop,
+            on_progress=show,
+        )
+    opt.answer(report.document(), as_json, report.summary())
+    if report.stopped:
+        raise typer.Exit(console.EXIT_NO)
+
+
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="File (hdf5) or directory (minari, npz) to read."),
+    ],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Dataset directory; created if missing.")
+    ],
+    from_: Annotated[
+        ImportLayout,
+        typer.Option(
+            "--from",
+            help="Layout: hdf5 (robomimic or D4RL), minari, or npz (replay buffer of DrQ-v2).",
+        ),
+    ],
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Observation to store as image, or none. Default: the only one."
+        ),
+    ] = None,
+    vector: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Observation to store as part of the vector. Repeatable. Default: all.",
+        ),
+    ] = None,
+    stack: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            metavar="K",
+            help="Frames per observation. Default: as the source says, else 4.",
+        ),
+    ] = None,
+    period: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1e6,
+            metavar="SECONDS",
+            help="Simulated time per step, if the source does not say it. Default: 0.05.",
+        ),
+    ] = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Import episodes that other tools wrote.
+
+    Nothing in the source is executed or unpickled. To continue an interrupted import, run the same
+    command again: episodes that the dataset has are skipped. See docs/exchange.md.
+    """
+    from avtd3.store.exchange.importing import import_episodes
+    from avtd3.store.exchange.record import ImportConfig
+
+    config = opt.replace(
+        ImportConfig(),
+        image=image,
+        vectors=None if vector is None else tuple(vector),
+        stack=stack,
+        period_s=period,
+    )
+    with console.interruptible() as should_stop, console.progress() as show:
+        report = import_episodes(
+            source, dataset, from_.value, config, should_stop=should_stop, on_progress=show
+        )
+    opt.answer(report.document(), as_json, report.summary())
+    if report.stopped:
+        raise typer.Exit(console.EXIT_NO)

@@ -1,0 +1,90 @@
+"""`avtd3 policy`: describe and export published policies."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avtd3.configs.commands import options as opt
+
+app = typer.Typer(
+    help="Describe a policy, or export it to ONNX or torch.export.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+PolicyArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="POLICY", help="Policy file, or policy directory for its newest policy."
+    ),
+]
+
+
+class PolicyFormat(StrEnum):
+    """Formats of exported policies."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
+
+
+@app.command()
+def info(policy: PolicyArgument, as_json: opt.JsonOption = False) -> None:
+    """Print version, inputs, actions and network of a policy."""
+    from avtd3.learn.policy import Policy
+    from avtd3.learn.policy_export import PolicyReport, describe_policy
+
+    report = PolicyReport(policy=describe_policy(Policy.load(policy)))
+    opt.answer(report.document(), as_json, report.summary())
+
+
+@app.command()
+def export(
+    policy: PolicyArgument,
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="File to write, such as policy.onnx; policy.md is the model card."
+        ),
+    ],
+    to: Annotated[
+        PolicyFormat,
+        typer.Option("--to", help="onnx (compared with onnxruntime), or torch (torch.export)."),
+    ],
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Run that trained it, for the card. Default: that around POLICY."
+        ),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DATASET", help="Dataset for the card. Repeatable. Default: those of the run."
+        ),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Output of avtd3 evaluate --json, for the card."),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Licence, for the card.")
+    ] = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Export a policy with a model card.
+
+    Pixel scaling and vector normalisation are part of the exported graph. See docs/policies.md.
+    """
+    from avtd3.learn.policy_export import CardConfig, export_policy
+
+    opt.check_destinations(out)
+    card = opt.replace(
+        CardConfig(),
+        run=run,
+        data=None if data is None else tuple(data),
+        evaluation=evaluation,
+        licence=licence,
+    )
+    report = export_policy(policy, out, to.value, card)
+    opt.answer(report.document(), as_json, report.summary())

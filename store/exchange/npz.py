@@ -1,0 +1,299 @@
+"""Folders of npz files, one per episode, as the replay buffer of DrQ-v2 writes them.
+
+Its arrays have T + 1 rows: ``observation``, ``action``, ``reward`` and ``discount``. Row t holds
+the action that led to observation t; row 0 holds no action. The name of a file is
+``<time>_<number>_<length>.npz`` (facebookresearch/drqv2, replay_buffer.py).
+"""
+
+import contextlib
+import io
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.episode import Episode
+from avtd3.store.errors import SpecError, UnreadableError, abbreviate, advice
+from avtd3.store.exchange.record import (
+    DOCUMENT,
+    FACTS,
+    EpisodeRecord,
+    ImportConfig,
+    Layout,
+    Source,
+    check_ratio,
+    check_size,
+    parse_facts,
+    to_float32,
+    to_vectors,
+)
+from avtd3.store.files import (
+    canonical_json,
+    fsync_directory,
+    is_passing,
+    list_directory,
+    open_regular,
+    read_json,
+    sha256,
+    sha256_of_file,
+    write_new,
+)
+
+_NAME = re.compile(r"\d{8}T\d{6}_(\d{1,18})_(\d{1,18})\.npz")
+_MAX_MEMBERS = 100
+_MAX_HEADER = 10_000
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error)
+_LAST_S = 253_402_300_799  # the last second of the year 9999
+
+
+class NpzLayout(Layout):
+    """Export to a folder of npz files."""
+
+    suffix = ".npz"
+    kept = (
+        "vector beside an image: array vector",
+        "reward_terms, frame_id, sim_time: arrays of these names",
+        "seed, end reason, policy, attributes, events: array avtd3, JSON",
+        "spec and provenance: avtd3.json",
+    )
+
+    def part_name(self, number: int, episode: Episode) -> str:
+        """Return the name of an episode's file, as DrQ-v2 gives it."""
+        start_s = min(max(episode.started_at, 0.0), _LAST_S)
+        stamp = datetime.fromtimestamp(start_s, UTC).strftime("%Y%m%dT%H%M%S")
+        return f"{stamp}_{number}_{episode.length}.npz"
+
+    def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
+        """Write an episode into a new file."""
+        rows = record.length + 1
+        arrays: dict[str, Any] = {}
+        if record.frames is not None and self.spec.image is not None:
+            arrays["observation"] = _stacked(record.frames, self.spec.image.stack)
+        if record.vectors is not None:
+            arrays["vector" if arrays else "observation"] = record.vectors
+        discount = np.ones((rows, 1), np.float32)
+        discount[-1] = not record.terminated
+        arrays["action"] = np.concatenate([np.zeros_like(record.actions[:1]), record.actions])
+        arrays["reward"] = np.concatenate([np.zeros(1, np.float32), record.rewards])[:, None]
+        arrays["discount"] = discount
+        extra = {
+            "reward_terms": record.reward_terms,
+            "frame_id": record.frame_ids,
+            "sim_time": record.sim_times_s,
+            FACTS: np.frombuffer(facts, np.uint8),
+        }
+        arrays |= {name: values for name, values in extra.items() if values is not None}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_new(path, buffer.getvalue())
+
+    def finish(
+        self, folder: Path, parts: Sequence[Path], out: Path, document: Mapping[str, Any]
+    ) -> Path:
+        """Put the document beside the episodes: their folder is the export."""
+        whole = parts[0].parent if parts else folder / "episodes"
+        (whole / DOCUMENT).unlink(missing_ok=True)
+        write_new(whole / DOCUMENT, canonical_json(document))
+        fsync_directory(whole)
+        return whole
+
+
+def _stacked(frames: NDArray[np.uint8], stack: int) -> NDArray[np.uint8]:
+    """Return stacks (T + 1, K * C, H, W) of frames, clamped to the first one."""
+    rows = np.arange(len(frames))[:, None] + np.arange(1 - stack, 1)
+    stacks: NDArray[np.uint8] = frames[np.maximum(rows, 0)]
+    return stacks.reshape(len(frames), -1, *frames.shape[2:])
+
+
+def _is_stack(stacks: NDArray[np.uint8], stack: int) -> bool:
+    """Return whether planes (T + 1, P, H, W) are stacks of so many frames."""
+    size = stacks.shape[1] // stack
+    return stack * size == stacks.shape[1] and np.array_equal(
+        _stacked(stacks[:, -size:], stack), stacks
+    )
+
+
+class NpzSource(Source):
+    """Import from a folder of npz files."""
+
+    def __init__(self, path: Path, config: ImportConfig) -> None:
+        super().__init__(path, config)
+        names = [name for name in _list(path) if name.endswith(".npz")]
+        matches = {name: _NAME.fullmatch(name) for name in names}
+        order = {name: int(match[1]) if match else -1 for name, match in matches.items()}
+        self._files = [path / name for name in sorted(names, key=lambda name: (order[name], name))]
+        if not self._files:
+            raise SpecError(f"{path} has no npz files; expected those of a replay buffer")
+        self.count = len(self._files)
+        self.stack = config.stack
+        if (path / DOCUMENT).exists():
+            self.document = _read_document(path / DOCUMENT)
+            self.stack = _stated_stack(self.document) or self.stack
+
+    def digest(self) -> str:
+        """Return a SHA-256 over the names and bytes of the files."""
+        lines = (f"{file.name} {sha256_of_file(file)}\n" for file in self._files)
+        return sha256("".join(lines).encode())
+
+    def actions(self, number: int) -> NDArray[np.float32]:
+        """Return the actions of an episode, float32 (T, A)."""
+        with _members(self._files[number]) as members:
+            return to_vectors(_take(members, "action"), "action")[1:]
+
+    def read(self, number: int) -> EpisodeRecord:
+        """Read an episode."""
+        with _members(self._files[number]) as members:
+            frames, vectors = self._observations(members)
+            actions = to_vectors(_take(members, "action"), "action")
+            rewards = to_float32(_take(members, "reward"), "reward").reshape(-1)
+            discount = to_float32(_take(members, "discount"), "discount").reshape(-1)
+            extra: dict[str, Any] = {
+                key: members.read(name) for name, key in _EXTRA.items() if name in members
+            }
+            facts = bytes(members.read(FACTS)) if FACTS in members else b""
+        rows = {
+            len(part) for part in (frames, vectors, actions, rewards, discount) if part is not None
+        }
+        if len(rows) != 1 or min(rows) < 2:
+            raise SpecError(f"the arrays have {sorted(rows)} rows, expected one number, 2 or more")
+        if not (np.isin(discount[-1], (0.0, 1.0)) and (discount[1:-1] == 1.0).all()):
+            raise SpecError("discount is not 1 up to the last row, and 0 or 1 there")
+        terminated = bool(discount[-1] == 0.0)
+        fields = parse_facts(facts) if facts else {"truncated": not terminated}
+        return EpisodeRecord(
+            frames=frames,
+            vectors=vectors,
+            actions=actions[1:],
+            rewards=rewards[1:],
+            terminated=terminated,
+            **extra,
+            **fields,
+        )
+
+    def _observations(
+        self, members: "_Members"
+    ) -> tuple[NDArray[np.uint8] | None, NDArray[np.float32] | None]:
+        key = self.config.image or "observation"
+        main = _take(members, key)
+        if main.ndim != 4 or main.dtype != np.uint8:
+            self.vector_names = tuple(f"{key}_{n}" for n in range(main[0].size))
+            return None, to_vectors(main, key)
+        if self.stack is None:
+            planes = main.shape[1]
+            self.stack = next(k for k in range(planes, 0, -1) if _is_stack(main, k))
+            self.notices.add(
+                f"an observation has {self.stack} frames of {planes // self.stack} planes"
+            )
+        if not _is_stack(main, self.stack):
+            raise SpecError(
+                f"{key} has {main.shape[1]} planes that are not a stack of {self.stack} frames, "
+                "clamped to the first; give the number of frames with --stack"
+            )
+        vectors = to_vectors(_take(members, "vector"), "vector") if "vector" in members else None
+        if vectors is not None:
+            self.vector_names = tuple(f"vector_{n}" for n in range(vectors.shape[1]))
+        return main[:, -(main.shape[1] // self.stack) :], vectors
+
+
+_EXTRA = {"reward_terms": "reward_terms", "frame_id": "frame_ids", "sim_time": "sim_times_s"}
+
+
+def _stated_stack(document: Mapping[str, Any]) -> int | None:
+    image = document["spec"].get("image") if isinstance(document.get("spec"), dict) else None
+    stack = image.get("stack") if isinstance(image, dict) else None
+    return stack if type(stack) is int and stack > 0 else None
+
+
+def _list(path: Path) -> list[str]:
+    try:
+        return list_directory(path)[1]
+    except OSError as error:
+        kind = UnreadableError if is_passing(error) else SpecError
+        raise kind(f"{path} cannot be listed: {advice(error, reads=True)}") from error
+
+
+def _read_document(path: Path) -> Mapping[str, Any]:
+    try:
+        document = read_json(path)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise SpecError(f"{path} is not a JSON object")
+    return document
+
+
+class _Members:
+    """The arrays of an npz file; each is checked before memory is allocated for it."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        infos = archive.infolist()
+        if len(infos) > _MAX_MEMBERS:
+            raise SpecError(f"it has {len(infos)} arrays, expected at most {_MAX_MEMBERS}")
+        self._archive = archive
+        self._infos = {info.filename.removesuffix(".npy"): info for info in infos}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Read an array of numbers."""
+        info = self._infos[name]
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise SpecError(
+                f"{name} is compressed by method {info.compress_type}, expected deflate"
+            )
+        with self._archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            readers = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }
+            if version not in readers:
+                raise SpecError(f"{name} has npy version {version}, expected (1, 0) or (2, 0)")
+            shape, _, dtype = readers[version](file, max_header_size=_MAX_HEADER)
+        if dtype.kind not in "iufb" or any(size < 0 for size in shape):
+            raise SpecError(f"{name} is {dtype} {shape}, expected numbers")
+        check_size(name, shape, dtype.itemsize)
+        check_ratio(name, math.prod(shape) * dtype.itemsize, info.compress_size)
+        with self._archive.open(info) as file:
+            values: NDArray[Any] = np.lib.format.read_array(
+                file, allow_pickle=False, max_header_size=_MAX_HEADER
+            )
+        return values
+
+
+def _take(members: _Members, name: str) -> NDArray[Any]:
+    if name not in members:
+        raise SpecError(
+            f"it has no array {abbreviate(name)}, only {abbreviate(list(members))}; expected the "
+            "layout of DrQ-v2's replay buffer"
+        )
+    values = members.read(name)
+    if values.ndim == 0 or not len(values):
+        raise SpecError(f"{name} has shape {values.shape}, expected rows")
+    return values
+
+
+@contextlib.contextmanager
+def _members(path: Path) -> Iterator[_Members]:
+    try:
+        with io.BufferedReader(open_regular(path)) as raw, zipfile.ZipFile(raw) as archive:
+            yield _Members(archive)
+    except SpecError as error:
+        raise SpecError(f"{path.name}: {error}") from error
+    except OSError as error:
+        kind = UnreadableError if error.errno and is_passing(error) else SpecError
+        raise kind(f"{path} cannot be read: {error}") from error
+    except (ValueError, EOFError, RuntimeError, NotImplementedError, *_ZIP_ERRORS) as error:
+        raise SpecError(f"{path} is no npz file of numbers: {abbreviate(str(error))}") from error

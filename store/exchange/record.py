@@ -1,0 +1,343 @@
+"""`EpisodeRecord`: one whole episode between avtd3 and a foreign layout; and what layouts share."""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.store.episode import Episode
+from avtd3.store.episode_table import EpisodeInfo
+from avtd3.store.errors import SpecError, abbreviate
+from avtd3.store.events import Event
+from avtd3.store.files import canonical_json, parse_json
+from avtd3.store.render.text import duration, plural
+from avtd3.store.spec import EpisodeSpec
+
+MAX_EPISODE_BYTES = 4 * 1024**3
+"""Largest size in memory that an array of a foreign episode may claim."""
+MAX_FACTS_BYTES = 16 * 1024**2
+MAX_RATIO = 1032
+"""Largest ratio by which deflate compresses; a claim beyond it is untrue."""
+FACTS = "avtd3"
+"""Name of the array, uint8 JSON, that holds what a layout has no place for."""
+DOCUMENT = "avtd3.json"
+"""File that describes an export as a whole."""
+NO_IMAGE = "none"
+"""What the user gives instead of the name of an image."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRecord:
+    """An episode of T steps and T + 1 observations."""
+
+    frames: NDArray[np.uint8] | None
+    """uint8 (T + 1, C, H, W); None without a camera."""
+    vectors: NDArray[np.float32] | None
+    """float32 (T + 1, V); None without a vector."""
+    actions: NDArray[np.float32]
+    """float32 (T, A)."""
+    rewards: NDArray[np.float32]
+    """float32 (T,)."""
+    reward_terms: NDArray[np.float32] | None = None
+    """float32 (T, R); None if the reward has no parts."""
+    terminated: bool
+    """Whether the last step ended the episode in a state without a future."""
+    truncated: bool
+    """Whether it was cut after the last step."""
+    frame_ids: NDArray[np.int64] | None = None
+    """int64 (T + 1,); None if unknown."""
+    sim_times_s: NDArray[np.float64] | None = None
+    """float64 (T + 1,); None if unknown."""
+    info: EpisodeInfo = dataclasses.field(default_factory=EpisodeInfo)
+    """What was known when it began."""
+    end_reason: str = ""
+    """Why it ended; empty if unknown."""
+    events: tuple[Event, ...] = ()
+    """What happened in it."""
+
+    def __post_init__(self) -> None:
+        observed = self.length + 1
+        for name, rows, axes, kinds in (
+            ("frames", observed, 4, "u"),
+            ("vectors", observed, 2, "f"),
+            ("actions", self.length, 2, "f"),
+            ("rewards", self.length, 1, "f"),
+            ("reward_terms", self.length, 2, "f"),
+            ("frame_ids", observed, 1, "i"),
+            ("sim_times_s", observed, 1, "f"),
+        ):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if values.ndim != axes or len(values) != rows or values.dtype.kind not in kinds:
+                raise SpecError(
+                    f"{name} is {values.dtype} {values.shape}, expected {rows} rows and {axes} axes"
+                )
+
+    @property
+    def length(self) -> int:
+        """Number of steps, T."""
+        return len(self.actions)
+
+
+def record_of(episode: Episode) -> EpisodeRecord:
+    """Read a stored episode."""
+    spec, table = episode.spec, episode.segment.episode_table()
+    return EpisodeRecord(
+        frames=None if spec.image is None else episode.frames,
+        vectors=episode.vectors if spec.vector_size else None,
+        actions=episode.actions,
+        rewards=episode.rewards,
+        reward_terms=episode.reward_terms if spec.reward_terms else None,
+        terminated=bool(episode.terminated[-1]),
+        truncated=bool(episode.truncated[-1]),
+        frame_ids=episode.frame_ids,
+        sim_times_s=episode.sim_times_s,
+        info=table.info(episode.number),
+        end_reason=episode.end_reason,
+        events=episode.events,
+    )
+
+
+def facts_of(episode: Episode, record: EpisodeRecord) -> bytes:
+    """Return what is known of an episode besides its arrays, as JSON."""
+    started_at = episode.started_at if math.isfinite(episode.started_at) else 0.0
+    document = {
+        "episode": episode.name,
+        "started_at": started_at,
+        "end_reason": record.end_reason,
+        "terminated": record.terminated,
+        "truncated": record.truncated,
+        "info": dataclasses.asdict(record.info),
+        "events": [dataclasses.asdict(event) for event in record.events],
+    }
+    try:
+        return canonical_json(document)
+    except ValueError as error:
+        raise SpecError(f"episode {episode.name} has a number that is not finite") from error
+
+
+def parse_facts(data: bytes) -> dict[str, Any]:
+    """Return the fields of an `EpisodeRecord` that `facts_of` wrote; the text is untrusted.
+
+    Raises:
+        SpecError: It is not such a document, or a value is invalid.
+    """
+    try:
+        document = parse_json(data, FACTS)
+        return {
+            "info": EpisodeInfo(**document["info"]),
+            "end_reason": document["end_reason"],
+            "events": tuple(map(_parse_event, document["events"])),
+            "truncated": document["truncated"] is True,
+        }
+    except SpecError:
+        raise
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
+        raise SpecError(f"{FACTS} is not what avtd3 wrote: {abbreviate(str(error))}") from error
+
+
+def _parse_event(fields: Mapping[str, Any]) -> Event:
+    return Event(
+        step=int(fields["step"]),
+        kind=str(fields["kind"]),
+        subject=str(fields["subject"]),
+        value=float(fields["value"]),
+        x_m=float(fields["x_m"]),
+        y_m=float(fields["y_m"]),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeProgress:
+    """Progress of an export or import."""
+
+    verb: str
+    """What is done, as a past participle."""
+    done: int
+    """Episodes done, those of earlier runs included."""
+    total: int
+    """Episodes in all."""
+    left_s: float | None = None
+    """Estimate of the seconds that are left; None if unknown."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the episodes that are done, in [0, 1]."""
+        return self.done / max(1, self.total)
+
+    def line(self) -> str:
+        """Format the progress as one line."""
+        left = "" if self.left_s is None else f", {duration(self.left_s)} left"
+        return f"{self.verb} {self.done:,} of {plural(self.total, 'episode')}{left}"
+
+
+class Clock:
+    """Makes the progress reports of a run: the time left follows from the episodes it has done."""
+
+    def __init__(self, verb: str, total: int, now_s: Callable[[], float]) -> None:
+        self._verb, self._total, self._now_s, self._start_s = verb, total, now_s, now_s()
+        self._worked = 0
+
+    def progress(self, done: int, *, worked: bool) -> ExchangeProgress:
+        """Report that `done` episodes are there; ``worked`` is whether this run made the last."""
+        self._worked += worked
+        left_s = None
+        if self._worked:
+            left_s = (self._now_s() - self._start_s) / self._worked * (self._total - done)
+        return ExchangeProgress(verb=self._verb, done=done, total=self._total, left_s=left_s)
+
+
+class Layout(abc.ABC):
+    """A layout to export to: every episode becomes a file first, so that a run can be resumed."""
+
+    kept: ClassVar[tuple[str, ...]]
+    """What is in fields that only avtd3 reads."""
+    lost: ClassVar[tuple[str, ...]] = (
+        "division into segments, their names and checksums",
+        "compression of the frames",
+        "pins, quarantine and claims between segments",
+        "wall-clock time of an episode: exported as a fact, but not set by an import",
+    )
+    """What is not exported."""
+    suffix: ClassVar[str] = ".hdf5"
+    """End of the name of an episode's file."""
+
+    def __init__(self, spec: EpisodeSpec) -> None:
+        self.spec = spec
+
+    def part_name(self, number: int, episode: Episode) -> str:
+        """Return the name of an episode's file."""
+        return f"episode-{number:08d}{self.suffix}"
+
+    @abc.abstractmethod
+    def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
+        """Write an episode into a new file."""
+
+    @abc.abstractmethod
+    def finish(
+        self, folder: Path, parts: Sequence[Path], out: Path, document: Mapping[str, Any]
+    ) -> Path:
+        """Make the whole export in a folder; return the path to rename to ``out``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImportConfig:
+    """How to read episodes whose meaning the source does not state.
+
+    Example:
+        >>> ImportConfig(image="agentview_image", period_s=0.1).stack is None
+        True
+    """
+
+    image: str = ""
+    """Name of the observation to store as image, or ``none``; empty for the only image."""
+    vectors: tuple[str, ...] = ()
+    """Names of the observations to join into the vector; empty for all vectors."""
+    stack: int | None = None
+    """Frames per observation, K. None: as the source states; else found from npz files, or 4."""
+    period_s: float = 0.05
+    """Simulated seconds per step, if the source does not state them."""
+
+
+class Source(abc.ABC):
+    """A foreign dataset to import from; everything in it is untrusted."""
+
+    def __init__(self, path: Path, config: ImportConfig) -> None:
+        self.path, self.config = path, config
+        self.notices: set[str] = set()
+        """What the import changes or guesses."""
+        self.document: Mapping[str, Any] = {}
+        """What `avtd3 export` wrote about the whole; empty if it did not write the source."""
+        self.vector_names: tuple[str, ...] = ()
+        """Names of the vector's numbers; known after an episode was read."""
+        self.stack: int | None = None
+        """Frames per observation, if the source shows it."""
+        self.bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
+        """Smallest and largest action, each (A,), if the source states them."""
+
+    count: int
+    """Number of episodes."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """Return a SHA-256 over the bytes of the source, in hexadecimal."""
+
+    @abc.abstractmethod
+    def actions(self, number: int) -> NDArray[np.float32]:
+        """Return the actions of an episode, float32 (T, A)."""
+
+    @abc.abstractmethod
+    def read(self, number: int) -> EpisodeRecord | None:
+        """Read an episode; return None if it has no step that can be stored.
+
+        Raises:
+            SpecError: It is not of the layout, damaged, or claims too much memory.
+            UnreadableError: It cannot be read now.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most sources hold nothing open
+        """Close the files."""
+
+
+def check_size(name: str, shape: Sequence[int], itemsize: int) -> None:
+    """Raise if an array claims more memory than allowed."""
+    claimed = math.prod(shape) * itemsize
+    if claimed > MAX_EPISODE_BYTES:
+        raise SpecError(
+            f"{name} claims {claimed} bytes of memory, expected at most {MAX_EPISODE_BYTES}"
+        )
+
+
+def check_ratio(name: str, claimed: int, stored: int) -> None:
+    """Raise if an array claims more bytes than its stored bytes can give."""
+    if claimed > MAX_RATIO * stored + 4096:
+        raise SpecError(
+            f"{name} claims {claimed} bytes of memory, but only {stored} bytes are stored"
+        )
+
+
+def to_float32(values: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Return real numbers as float32."""
+    if values.dtype.kind not in "iufb":
+        raise SpecError(f"{name} is {values.dtype}, expected numbers")
+    with np.errstate(over="ignore"):  # the writer refuses what becomes infinite
+        return np.ascontiguousarray(values, np.float32)
+
+
+def to_vectors(values: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Return an array (N,) or (N, V) as float32 (N, V)."""
+    if values.ndim not in (1, 2):
+        raise SpecError(f"{name} has shape {values.shape}, expected (steps, size)")
+    return to_float32(values.reshape(len(values), -1), name)
+
+
+def choose_observations(
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], config: ImportConfig
+) -> tuple[str | None, list[str]]:
+    """Choose which of a source's observations become the image and the vector.
+
+    Args:
+        arrays: Shape, rows first, and dtype of each.
+        config: What the user chose.
+    """
+    pictures = {k for k, (shape, d) in arrays.items() if d == np.uint8 and len(shape) in (3, 4)}
+    numbers = [k for k, (shape, d) in arrays.items() if len(shape) < 3 and d.kind in "iufb"]
+    allowed = pictures | {NO_IMAGE, ""}
+    wrong = [config.image] * (config.image not in allowed)
+    wrong += [name for name in config.vectors if name not in numbers]
+    listed = ", ".join(f"{k} {d} {shape[1:]}" for k, (shape, d) in sorted(arrays.items()))
+    if wrong:
+        raise SpecError(f"{abbreviate(wrong[0])} cannot be used so; the observations are: {listed}")
+    if len(pictures) > 1 and not config.image:
+        raise SpecError(f"there are several images, choose one with --image: {listed}")
+    vectors = list(config.vectors) or numbers
+    image = config.image or next(iter(pictures), NO_IMAGE)
+    if image == NO_IMAGE and not vectors:
+        raise SpecError(f"expected an observation of uint8 images or of numbers, found: {listed}")
+    return (None if image == NO_IMAGE else image), vectors

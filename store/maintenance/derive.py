@@ -1,0 +1,260 @@
+"""`Derivation`: make the segments of a dataset anew in another one, with some arrays replaced.
+
+`store relabel` replaces rewards, `store render` pictures. All other files are shared by hard links.
+A segment's name follows from its source and the change, so that a second run adds only what is
+missing.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import platform
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import (
+    SEGMENT_ERRORS,
+    ConfigError,
+    DatasetError,
+    SpecError,
+    StorageError,
+    abbreviate,
+)
+from avtd3.store.files import sha256, storage_errors
+from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
+from avtd3.store.format.manifest import FileEntry, Manifest
+from avtd3.store.format.metadata import document_bytes, group_document
+from avtd3.store.maintenance.removal import Problems
+from avtd3.store.maps import publish_map, read_map
+from avtd3.store.replaced import REPLACES, episode_digests, replaced_by
+from avtd3.store.segment import Segment
+from avtd3.store.staging import publish
+
+_SOURCE_KEYS = frozenset(("dataset", "segment_id", "digest", "before"))
+"""Keys of the provenance of a derived segment that name its source, not the change."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a derived dataset changes, the same for all its segments."""
+
+    key: str
+    """Key of the provenance under which it is recorded."""
+    document: Mapping[str, Any]
+    """JSON values that say what is changed."""
+    tag: str
+    """End of the names of the new segments, another one for each change."""
+    arrays: tuple[str, ...]
+    """Names of the arrays that it replaces."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NewArrays:
+    """The files of a segment that replace those of its source."""
+
+    files: Mapping[str, bytes]
+    """By path below the segment's directory."""
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Changed keys of the provenance."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedTally:
+    """What a derivation has made so far."""
+
+    done: int = 0
+    """Segments that were made, skipped or found to be there."""
+    segments: int = 0
+    steps: int = 0
+    bytes_written: int = 0
+    bytes_shared: int = 0
+    bytes_copied: int = 0
+    problems: tuple[str, ...] = ()
+    unreadable: int = 0
+
+    def plus(self, **changes: int) -> "DerivedTally":
+        """Return the tally with more of some of its counts."""
+        grown = {name: getattr(self, name) + more for name, more in changes.items()}
+        return dataclasses.replace(self, **grown)
+
+
+class Derivation:
+    """Makes the segments of one dataset anew in another one; both must be open."""
+
+    def __init__(self, old: Dataset, new: Dataset, change: Change) -> None:
+        self._old, self._new, self._change = old, new, change
+        made = new.snapshot().segments
+        self._check_target(made)
+        self._digests = {segment.id: segment.manifest_digest for segment in made}
+        self._there = set(new.segment_ids())
+        self._merged = [segment for segment in made if replaced_by(segment)]
+        self._kept: dict[str, Counter[str]] = {}
+        self._maps: set[str] = set()
+        snapshot = old.snapshot()
+        self.refused = snapshot.refused
+        """Segments of the old dataset that cannot be read."""
+        self._problems = Problems()
+        self.segments = sorted(snapshot.segments, key=lambda segment: segment.id)
+        """The segments of the old dataset, by name."""
+        self.tally = DerivedTally()
+        self.made: list[str] = []
+        """Ids of the old segments that were made anew."""
+
+    def _name(self, segment_id: str) -> str:
+        """Return the id of the new segment: the same suffix for all keeps the order."""
+        return f"{segment_id}-{self._change.tag}"
+
+    @property
+    def missing(self) -> list[Segment]:
+        """The segments that the new dataset lacks."""
+        return [s for s in self.segments if self._name(s.id) not in self._there]
+
+    @property
+    def already_there(self) -> int:
+        """Number of segments that the new dataset has, those just made included."""
+        return len(self.segments) - len(self.missing)
+
+    def _check_target(self, made: Sequence[Segment]) -> None:
+        expected = dict(self._change.document)
+        for segment in made:
+            about = segment.provenance.get(self._change.key)
+            known = about if isinstance(about, dict) else {}
+            for key in sorted((known.keys() - _SOURCE_KEYS) | expected.keys()):
+                if known.get(key) != expected.get(key):
+                    raise ConfigError(
+                        f"{self._new.path} has segment {segment.id}, which was made with {key} "
+                        f"{abbreviate(known.get(key), 400)}, expected {expected.get(key)}; choose "
+                        "a new directory"
+                    )
+
+    def run(
+        self,
+        segments: Sequence[Segment],
+        make: Callable[[Segment], NewArrays],
+        clock: Callable[[], float],
+        should_stop: Callable[[], bool],
+        on_tally: Callable[[DerivedTally], None],
+    ) -> bool:
+        """Make segments anew; return whether the work was interrupted between two of them."""
+        for segment in segments:
+            if should_stop():
+                return True
+            try:
+                if self._is_merged(segment):
+                    self._there.add(self._name(segment.id))
+                else:
+                    self._publish(segment, make(segment), clock())
+            except (*SEGMENT_ERRORS, DatasetError, SpecError) as error:
+                self._problems.add(error)
+            self.tally = dataclasses.replace(
+                self.tally.plus(done=1),
+                problems=tuple(self._problems.texts),
+                unreadable=self._problems.unreadable,
+            )
+            on_tally(self.tally)
+        return False
+
+    def _is_merged(self, segment: Segment) -> bool:
+        """Return whether the new dataset has a segment's episodes in one that was merged there.
+
+        What changes cannot be compared, nor need frames be: the same actions, times and vectors
+        belong to the same episode.
+        """
+        name = self._name(segment.id)
+        return any(
+            self._kept_digests(segment) <= self._kept_digests(merged)
+            for merged in self._merged
+            if name in replaced_by(merged)
+        )
+
+    def _kept_digests(self, segment: Segment) -> Counter[str]:
+        if segment.id not in self._kept:
+            digests = episode_digests(segment, without=(*self._change.arrays, "frames"))
+            self._kept[segment.id] = Counter(digests)
+        return self._kept[segment.id]
+
+    def _publish(self, segment: Segment, made: NewArrays, now_s: float) -> None:
+        name = self._name(segment.id)
+        about = {
+            "format_version": FORMAT_VERSION,
+            "segment_id": name,
+            "spec_digest": self._new.spec_digest,
+        }
+        files = {GROUP_FILE: document_bytes(group_document(about)), **made.files}
+        replaced = {path.split("/")[0] for path in files}
+        shared = {
+            path: segment.path / path
+            for path in segment.files
+            if path.split("/")[0] not in replaced
+        }
+        provenance = {**self._provenance(segment, now_s), **made.provenance}
+        files[MANIFEST_FILE] = self._manifest(segment, name, files, shared, provenance)
+        target = self._new.segments_path / name
+        self._copy_maps(segment)
+        try:
+            publish(self._new.staging_path / name, target, files, shared=shared)
+        except StorageError:
+            segment.verify()  # raises a clearer error if the segment was removed
+            raise
+        self._there.add(name)
+        self.made.append(segment.id)
+        self.tally = self.tally.plus(
+            segments=1, steps=segment.steps, bytes_written=sum(map(len, files.values()))
+        )
+        with storage_errors(target):
+            for path, origin in shared.items():
+                kind = "shared" if (target / path).samefile(origin) else "copied"
+                self.tally = self.tally.plus(**{f"bytes_{kind}": segment.files[path].size})
+
+    def _copy_maps(self, segment: Segment) -> None:
+        """Copy the texts of a segment's road networks; the audit reports what is missing."""
+        for digest in segment.map_digests() - self._maps:
+            with contextlib.suppress(DatasetError, SpecError):
+                publish_map(self._new.path, read_map(self._old.path, digest))
+            self._maps.add(digest)
+
+    def _manifest(
+        self,
+        segment: Segment,
+        name: str,
+        files: Mapping[str, bytes],
+        shared: Mapping[str, Path],
+        provenance: Mapping[str, Any],
+    ) -> bytes:
+        entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
+        entries |= {path: segment.files[path] for path in shared}
+        manifest = Manifest(
+            segment_id=name,
+            spec_digest=self._new.spec_digest,
+            files=entries,
+            provenance=provenance,
+            digest="",
+            **segment.counts,
+        )
+        return manifest.sealed().to_bytes()
+
+    def _provenance(self, segment: Segment, now_s: float) -> dict[str, Any]:
+        about, key = dict(segment.provenance), self._change.key
+        replaced = about.pop(REPLACES, None)
+        if isinstance(replaced, dict):
+            # The segments that the old one replaces may already be in the new dataset.
+            about[REPLACES] = {
+                name: self._digests.get(name, "") for name in map(self._name, replaced)
+            }
+        return {
+            **about,
+            "avtd3": importlib.metadata.version("avtd3"),
+            "python": platform.python_version(),
+            "host": platform.node(),
+            "sealed_at": now_s,
+            key: {
+                "dataset": str(self._old.path),
+                "segment_id": segment.id,
+                "digest": segment.manifest_digest,
+                **self._change.document,
+                **({"before": about[key]} if key in about else {}),
+            },
+        }

@@ -1,0 +1,202 @@
+"""`store render`: the same camera gives the same bytes, another one changes pictures alone."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from avtd3.collect import CollectConfig, RoadConfig, ScenarioConfig, collect
+from avtd3.collect.rerender import check_pictures, rerender
+from avtd3.collect.sim.camera import CameraConfig
+from avtd3.collect.sim.scene import SceneChanges
+from avtd3.store.audit.audit import audit
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import ConfigError, DatasetError
+from avtd3.store.maintenance.compact import compact
+from avtd3.store.maps import stored_maps
+from avtd3.store.writer import WriterConfig
+
+CAMERA = CameraConfig(height=24, width=32)
+CONFIG = CollectConfig(
+    scenario=ScenarioConfig(number=4, route_length_m=40.0, weather="random", networks=2),
+    road=RoadConfig(camera=CAMERA),
+    writer=WriterConfig(segment_steps=100, segment_seconds=1e9),
+)
+SMALLER = SceneChanges(camera={"height": 16, "width": 20, "field_of_view_deg": 120.0})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _maps_need_no_process_of_their_own():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("avtd3.collect.maps.network.check_native", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("states") / "data"
+    collect(path, CONFIG, episodes=5)
+    assert len(Dataset.open(path).segment_ids()) >= 3
+    return path
+
+
+@pytest.fixture
+def copied(source, tmp_path):
+    return shutil.copytree(source, tmp_path / "data")
+
+
+def contents(path, *, without=()):
+    """The bytes of every array of every segment, in order."""
+    return [
+        {
+            name: (segment.path / name).read_bytes()
+            for name in segment.files
+            if "/" in name and name.split("/")[0] not in without
+        }
+        for segment in Dataset.open(path).snapshot().segments
+    ]
+
+
+def test_the_same_camera_gives_the_same_bytes(source, tmp_path):
+    report = rerender(source, tmp_path / "new", SceneChanges())
+    assert (report.problems, report.stopped, report.differing) == ((), False, 0)
+    assert report.frames == sum(s.observations for s in Dataset.open(source).snapshot().segments)
+    assert contents(tmp_path / "new") == contents(source)
+    assert stored_maps(tmp_path / "new").keys() == stored_maps(source).keys()
+    assert check_pictures(source).differing == 0
+
+
+def test_another_camera_changes_pictures_and_keeps_everything_else(source, tmp_path):
+    new = tmp_path / "new"
+    changes = SceneChanges(camera=SMALLER.camera, weather="night")
+    rerender(source, new, changes, workers=2)
+    changed = ("frames", "state_setup", "episode_weather")
+    assert contents(new, without=changed) == contents(source, without=changed)
+    one, two = (list(Dataset.open(path).episodes()) for path in (source, new))
+    assert [e.frames.shape[1:] for e in two] == [(1, 16, 20)] * len(one)
+    assert [e.actions.tobytes() for e in one] == [e.actions.tobytes() for e in two]
+    assert {e.attributes["weather"] for e in two} == {"night"}
+    assert [e.world_record.map_digest for e in one] == [e.world_record.map_digest for e in two]
+    origins = [segment.provenance["render"] for segment in Dataset.open(new).snapshot().segments]
+    digests = [segment.manifest_digest for segment in Dataset.open(source).snapshot().segments]
+    assert [origin["digest"] for origin in origins] == digests
+    assert origins[0]["weather"] == "night"
+    # What was drawn can be drawn again: the new states hold the new camera.
+    assert check_pictures(new).differing == 0
+    assert [finding for finding in audit([new]).findings if finding.severity == "error"] == []
+
+
+def test_a_stopped_render_continues_where_it_was(source, tmp_path):
+    calls = iter([False, True])
+    new = tmp_path / "new"
+    report = rerender(source, new, SMALLER, should_stop=lambda: next(calls, True))
+    assert (report.stopped, report.segments) == (True, 1)
+    report = rerender(source, new, SMALLER)
+    total = len(Dataset.open(source).segment_ids())
+    assert (report.segments, report.already_there, report.stopped) == (total - 1, 1, False)
+    rerender(source, tmp_path / "whole", SMALLER)
+    assert contents(new) == contents(tmp_path / "whole")
+
+
+def test_a_killed_render_leaves_whole_segments_and_continues(source, tmp_path):
+    new = tmp_path / "new"
+    argv = [sys.executable, "-m", "avtd3.cli", "store", "render", str(source), str(new)]
+    argv += ["--camera", "height=16,width=20,field_of_view_deg=120.0"]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(new.glob("segments/*/MANIFEST.json")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for segment in Dataset.open(new).snapshot().segments:
+        segment.verify()
+    done = subprocess.run([*argv, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["problems"] == []
+    rerender(source, tmp_path / "whole", SMALLER)
+    assert contents(new) == contents(tmp_path / "whole")
+    assert not any((new / ".staging").iterdir())
+
+
+def test_a_merged_dataset_can_be_rendered_and_a_rendered_one_merged(copied, tmp_path):
+    rerender(copied, tmp_path / "one", SMALLER)
+    compact(tmp_path / "one")
+    compact(copied)
+    rerender(copied, tmp_path / "two", SMALLER)
+    one, two = (
+        np.concatenate([e.frames for e in Dataset.open(tmp_path / name).episodes()])
+        for name in ("one", "two")
+    )
+    assert np.array_equal(one, two)
+    assert len(Dataset.open(tmp_path / "one").segment_ids()) == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_map_that_cannot_be_read_concerns_its_segments_alone(copied, tmp_path, damage):
+    path = min(stored_maps(copied).values())
+    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:50])
+    needing = [
+        segment.id
+        for segment in Dataset.open(copied).snapshot().segments
+        if any(path.name.startswith(digest) for digest in segment.map_digests())
+    ]
+    report = rerender(copied, tmp_path / "new", SMALLER)
+    assert len(report.problems) == len(needing) > 0
+    assert all(damage in problem and path.name in problem for problem in report.problems)
+    assert report.segments == len(Dataset.open(copied).segment_ids()) - len(needing)
+
+
+def test_a_dataset_without_states_is_one_clear_error(tmp_path):
+    config = CollectConfig(scenario=CONFIG.scenario, road=CONFIG.road, record_world=False)
+    collect(tmp_path / "data", config, episodes=1)
+    (segment,) = Dataset.open(tmp_path / "data").snapshot().segments
+    assert not [name for name in segment.files if name.startswith("state_")]
+    for run in (lambda: check_pictures(tmp_path / "data"), lambda: render_into(tmp_path)):
+        with pytest.raises(DatasetError, match="stores no states of the world"):
+            run()
+    assert not (tmp_path / "new").exists()
+
+
+def render_into(folder):
+    return rerender(folder / "data", folder / "new", SMALLER)
+
+
+def test_recording_changes_no_other_byte_of_the_data(source, tmp_path):
+    config = CollectConfig(
+        scenario=CONFIG.scenario, road=CONFIG.road, writer=CONFIG.writer, record_world=False
+    )
+    assert config.plan_document() == CONFIG.plan_document()
+    collect(tmp_path / "data", config, episodes=5)
+    states = ("state_setup", "state_ego", "state_actor", "episode_wall_time")
+    assert contents(tmp_path / "data", without=states) == contents(source, without=states)
+
+
+def test_a_directory_with_other_pictures_is_refused(source, tmp_path):
+    rerender(source, tmp_path / "new", SceneChanges(weather="night"))
+    with pytest.raises(ConfigError, match=r"weather .night., expected fog"):
+        rerender(source, tmp_path / "new", SceneChanges(weather="fog"))
+    with pytest.raises(ConfigError, match="is the source dataset itself"):
+        rerender(source, source, SMALLER)
+
+
+def test_the_check_finds_a_picture_that_differs(copied):
+    dataset = Dataset.open(copied)
+    segment = dataset.snapshot().segments[0]
+    drawn = []
+    original = type(segment).frame_parts
+
+    def flipped(self):
+        for start, part in original(self):
+            if not drawn:
+                part[0, 0, 3, 3] ^= 1
+            drawn.append(start)
+            yield start, part
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(segment), "frame_parts", flipped)
+        report = check_pictures(copied)
+    assert report.differing == 1
+    assert "1 differ from the stored ones" in report.summary()

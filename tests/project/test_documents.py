@@ -1,0 +1,233 @@
+"""The commands in the documents work: each is parsed here, and the slow test runs it.
+
+A block of commands is marked as ``bash``, or has no mark and starts with a command. One that cannot
+run has a comment above it that names the reason, and ``<!-- file: NAME -->`` names the file that a
+block of another language is saved as.
+"""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy
+import pytest
+
+from avtd3 import cli
+from avtd3.configs.commands import console
+from avtd3.configs.load import load_section, presets
+from avtd3.tests.project.source import ROOT
+
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
+    if path.name != "CHANGELOG.md"
+)
+BLOCK = re.compile(r"(?:^<!-- ([a-z ]+): (.*?) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
+LANGUAGES = {"bash", "text", "python", "yaml", "json", "html"}
+PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "./CarlaUE4.sh"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Block:
+    """A block of code in a document."""
+
+    document: str
+    line: int
+    note: str
+    """``not run``, ``file`` or nothing."""
+    value: str
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The commands, as lists of words."""
+        lines = self.text.replace("\\\n", " ").splitlines() if self.language == "bash" else []
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@functools.cache
+def blocks(document):
+    text = (ROOT / document).read_text("utf-8")
+    found = []
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start(3)) + 1
+        is_command = match[4].startswith(tuple(f"{program} " for program in PROGRAMS))
+        language = match[3] or ("bash" if is_command else "text")
+        found.append(Block(document, line, match[1] or "", match[2] or "", language, match[4]))
+    return found
+
+
+ALL_BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
+
+
+def named(block):
+    return f"{block.document}:{block.line}"
+
+
+def preset_blocks():
+    """The commands in the comments of the presets."""
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        lines = re.findall(r"^#   (avtd3 .*)", path.read_text("utf-8"), re.MULTILINE)
+        text = "\n".join(re.split(r"  +in ", line)[0] for line in lines)
+        yield Block(f"configs/{path.name}", 1, "", "", "bash", text)
+
+
+@functools.cache
+def command():
+    return cli.make_command()
+
+
+def context_of(words):
+    """Parse the words of an avtd3 command as the command line does, without running it."""
+    parsed = command().make_context("avtd3", list(words), resilient_parsing=False)
+    while hasattr(parsed.command, "commands"):
+        name, inner, rest = parsed.command.resolve_command(
+            parsed, parsed._protected_args + parsed.args
+        )
+        parsed = inner.make_context(name, rest, parent=parsed)
+    return parsed
+
+
+def check_avtd3(words):
+    parameters = context_of(words).params
+    if (config := parameters.get("config")) is not None:
+        assert config in presets(), f"{config} is no preset"
+    for override in parameters.get("set_") or ():
+        load_section(override.partition(".")[0], None, [override])
+
+
+def check_other(program, words):
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text("utf-8")
+        assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE)
+    elif program == "python":
+        assert (ROOT / words[0]).is_file()
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+        for group in re.findall(r"\[(.*?)\]", " ".join(words)):
+            assert set(group.split(",")) <= extras["optional-dependencies"].keys()
+
+
+def test_documents_have_blocks_of_commands():
+    assert sum(bool(block.commands) for block in ALL_BLOCKS) > 12
+
+
+@pytest.mark.parametrize("block", ALL_BLOCKS, ids=named)
+def test_every_block_names_its_language_and_why_it_is_not_run(block):
+    assert block.language in LANGUAGES
+    assert block.note in ("", "not run", "file"), block.note
+    if block.note == "not run":
+        assert block.language == "bash"
+        assert len(block.value.split()) >= 3, "give the reason"
+        for path in re.findall(r"[\w/]+/[\w.]+", block.value):
+            assert (ROOT / path).exists(), path
+    if block.language == "text":
+        assert not re.match(r"(avtd3|pip|python|make) [^|\[\]]*$", block.text), "mark it as bash"
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in (*ALL_BLOCKS, *preset_blocks()) if b.commands], ids=named
+)
+def test_every_command_is_valid(block):
+    for program, *words in block.commands:
+        assert program in PROGRAMS, f"unknown program {program}"
+        if program == "avtd3":
+            check_avtd3(words)
+        else:
+            check_other(program, words)
+    console.set_verbosity(0)
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_every_option_in_the_text_exists(document):
+    """Of commands in the middle of a sentence, such as `avtd3 learn --follow`."""
+    text = BLOCK.sub("", (ROOT / document).read_text("utf-8"))
+    for code in re.findall(r"`avtd3 ([a-z-]+ [^`]*)`", text):
+        name, *words = code.split()
+        found = command().commands.get(name)
+        if document == "CHANGELOG.md" and found is None:
+            continue  # a command of an older version
+        assert found is not None, f"avtd3 {name}"
+        inner = getattr(found, "commands", {})
+        known = [found] if not inner else [inner[word] for word in words if word in inner]
+        options = {
+            opt for each in known for p in each.params for opt in (*p.opts, *p.secondary_opts)
+        }
+        for word in words:
+            option = re.match(r"\[?(--[a-z-]+)", word)
+            assert option is None or option[1] in options | {"--help"}, f"avtd3 {code}"
+
+
+@pytest.mark.parametrize("block", [b for b in ALL_BLOCKS if b.language == "python"], ids=named)
+def test_python_blocks_import_what_exists(block):
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "avtd3":
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the working tree with a virtual environment, as the set-up commands make it.
+
+    Its packages come from the environment of the tests, so that no network is needed.
+    """
+    folder = tmp_path_factory.mktemp("clone") / "avtd3"
+    listing = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in listing.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    environment = folder / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "packages.pth").write_text(f"{Path(numpy.__file__).parents[1]}\n")
+    (site / "avtd3").symlink_to(folder)
+    script = environment / "bin" / "avtd3"
+    # With a guard, as pip writes it: worker processes import the script again.
+    code = "from avtd3.cli import main\nif __name__ == '__main__':\n    main()\n"
+    script.write_text(f"#!{environment}/bin/python\n{code}")
+    script.chmod(0o755)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(
+    "document",
+    [d for d in DOCUMENTS if any(b.commands and b.note != "not run" for b in blocks(d))],
+)
+def test_the_commands_of_a_document_run_in_fresh_shells(document, clone, tmp_path):
+    """In the order of the document; each block in a shell of its own that activates avtd3."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / ".venv").symlink_to(clone / ".venv")
+    for block in blocks(document):
+        if block.note == "file":
+            (work / block.value).write_text(block.text)
+    for block in blocks(document):
+        if not block.commands or block.note == "not run":
+            continue
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f". .venv/bin/activate\n{block.text}"],
+            cwd=work, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{named(block)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
