@@ -18,6 +18,7 @@ from avtd3.configs.commands.options import (
     answer,
     complete_presets,
     complete_sections,
+    describe_lines,
     describe_presets,
 )
 
@@ -55,18 +56,13 @@ def show(
 @app.command("list")
 def list_() -> None:
     """List the presets and the built-in scenarios, with a sentence each."""
-    from avtd3.store.render.text import columns, join_lines
+    from avtd3.store.render.text import WIDTH, join_lines
 
-    scenarios = [(str(number), f"{text}.") for number, text in enumerate(SCENARIOS)]
+    scenarios = {str(number): f"{text.capitalize()}." for number, text in enumerate(SCENARIOS)}
+    presets = ["Presets, for --config:", *describe_lines(describe_presets(), WIDTH), ""]
     print_answer(
-        join_lines([
-            "Presets, for --config:",
-            *(f"  {line}" for line in columns(list(describe_presets().items()), "<<")),
-            "",
-            "Scenarios, for --scenario:",
-            *(f"  {line}" for line in columns(scenarios, "><")),
-        ])
-    )  # fmt: skip
+        join_lines([*presets, "Scenarios, for --scenario:", *describe_lines(scenarios, WIDTH)])
+    )
 
 
 @app.command()

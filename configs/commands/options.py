@@ -43,11 +43,18 @@ def describe_presets() -> dict[str, str]:
 
 def presets_epilog() -> str:
     """Return the presets as the last paragraph of a help text."""
-    rows = (
-        textwrap.fill(text, 76, initial_indent=f"  {name:20}", subsequent_indent=" " * 22)
-        for name, text in describe_presets().items()
-    )
-    return "\n".join(("\b", "Presets, for --config:", *rows))
+    return "\n".join(("\b", "Presets, for --config:", *describe_lines(describe_presets(), 76)))
+
+
+def describe_lines(texts: Mapping[str, str], width: int) -> list[str]:
+    """Return lines of names with a text beside each."""
+    return [
+        line
+        for name, text in texts.items()
+        for line in textwrap.wrap(
+            text, width, initial_indent=f"  {name:20}", subsequent_indent=" " * 22
+        )
+    ]
 
 
 def _print_version(is_wanted: bool) -> None:

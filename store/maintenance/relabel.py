@@ -56,14 +56,13 @@ def full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, f
     return {name: float(weights.get(name, 1.0)) for name in terms}
 
 
-def _check_term(what: str, name: str, number: float, terms: Sequence[str]) -> None:
+def _check_term(what: str, name: str, number: object, terms: Sequence[str]) -> None:
     """Raise ConfigError if a term is unknown or the number for it is not finite."""
     if name not in terms:
         near = difflib.get_close_matches(name, terms, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{what}: the terms are {', '.join(terms)}{hint}")
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not is_number or not math.isfinite(number):
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         raise ConfigError(f"{what} is {abbreviate(number)}, expected a finite number")
 
 

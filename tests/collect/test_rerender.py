@@ -50,6 +50,10 @@ def copied(source, tmp_path):
     return shutil.copytree(source, tmp_path / "data")
 
 
+def segments(path):
+    return Dataset.open(path).snapshot().segments
+
+
 def contents(path, *, without=()):
     """The bytes of every array of every segment, in order."""
     return [
@@ -58,14 +62,14 @@ def contents(path, *, without=()):
             for name in segment.files
             if "/" in name and name.split("/")[0] not in without
         }
-        for segment in Dataset.open(path).snapshot().segments
+        for segment in segments(path)
     ]
 
 
 def test_the_same_camera_gives_the_same_bytes(source, tmp_path):
     report = rerender(source, tmp_path / "new", SceneChanges())
     assert (report.problems, report.stopped, report.differing) == ((), False, 0)
-    assert report.frames == sum(s.observations for s in Dataset.open(source).snapshot().segments)
+    assert report.frames == sum(s.observations for s in segments(source))
     assert contents(tmp_path / "new") == contents(source)
     assert stored_maps(tmp_path / "new").keys() == stored_maps(source).keys()
     assert check_pictures(source).differing == 0
@@ -81,9 +85,9 @@ def test_another_camera_changes_pictures_and_keeps_everything_else(source, tmp_p
     assert [e.frames.shape[1:] for e in two] == [(1, 16, 20)] * len(one)
     assert [e.actions.tobytes() for e in one] == [e.actions.tobytes() for e in two]
     assert {e.attributes["weather"] for e in two} == {"night"}
-    assert [e.world_record.map_digest for e in one] == [e.world_record.map_digest for e in two]
-    origins = [segment.provenance["render"] for segment in Dataset.open(new).snapshot().segments]
-    digests = [segment.manifest_digest for segment in Dataset.open(source).snapshot().segments]
+    assert [s.map_digests() for s in segments(source)] == [s.map_digests() for s in segments(new)]
+    origins = [segment.provenance["render"] for segment in segments(new)]
+    digests = [segment.manifest_digest for segment in segments(source)]
     assert [origin["digest"] for origin in origins] == digests
     assert origins[0]["weather"] == "night"
     # What was drawn can be drawn again: the new states hold the new camera.
@@ -112,7 +116,7 @@ def test_a_killed_render_leaves_whole_segments_and_continues(source, tmp_path):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    for segment in Dataset.open(new).snapshot().segments:
+    for segment in segments(new):
         segment.verify()
     done = subprocess.run([*argv, "--json"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["problems"] == []
@@ -185,7 +189,7 @@ def test_a_directory_with_other_pictures_is_refused(source, tmp_path):
 def test_the_check_finds_a_picture_that_differs(copied):
     dataset = Dataset.open(copied)
     segment = dataset.snapshot().segments[0]
-    drawn = []
+    drawn: list[int] = []
     original = type(segment).frame_parts
 
     def flipped(self):

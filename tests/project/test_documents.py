@@ -2,7 +2,7 @@
 
 A block of commands is marked as ``bash``, or has no mark and starts with a command. One that cannot
 run has a comment above it that names the reason, and ``<!-- file: NAME -->`` names the file that a
-block of another language is saved as.
+block of another language is saved as. ``DATASET`` and ``RUN`` exist unless a document makes them.
 """
 
 import ast
@@ -204,6 +204,35 @@ def clone(tmp_path_factory):
     return folder
 
 
+MAKE_DATASET = """
+avtd3 collect DATASET --episodes 4 --set collect.scenario.networks=1 \\
+  --set collect.scenario.route_length_m=40
+"""
+MAKE_RUN = "avtd3 learn DATASET --config smoke_50 --updates 4 --run RUN\n"
+
+
+def setup_of(text):
+    """Return the commands that make what some commands use but do not make."""
+    needs_run = "RUN" in re.findall(r"\w+", text) and not re.search(r"--run RUN\b", text)
+    needs_dataset = needs_run or "DATASET" in re.findall(r"\w+", text)
+    needs_dataset = needs_dataset and not re.search(r"collect +DATASET\b", text)
+    return MAKE_DATASET * needs_dataset + MAKE_RUN * needs_run
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("avtd3 collect  DATASET\navtd3 learn DATASET --run RUN", ""),
+        ("avtd3 replay-inspect DATASET", MAKE_DATASET),
+        ("avtd3 evaluate RUN/policies", MAKE_DATASET + MAKE_RUN),
+        ("avtd3 collect DATASET\navtd3 evaluate RUN/policies", MAKE_RUN),
+        ("avtd3 replay-inspect DATA --html RUN2", ""),
+    ],
+)
+def test_a_document_gets_what_it_does_not_make(text, expected):
+    assert setup_of(text) == expected
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
@@ -223,11 +252,11 @@ def test_the_commands_of_a_document_run_in_fresh_shells(document, clone, tmp_pat
     for block in blocks(document):
         if block.note == "file":
             (work / block.value).write_text(block.text)
-    for block in blocks(document):
-        if not block.commands or block.note == "not run":
-            continue
+    run = [b for b in blocks(document) if b.commands and b.note != "not run"]
+    setup = setup_of("".join(block.text for block in run))
+    for name, text in (("set-up", setup), *((named(block), block.text) for block in run)):
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", f". .venv/bin/activate\n{block.text}"],
+            ["bash", "-euo", "pipefail", "-c", f". .venv/bin/activate\n{text}"],
             cwd=work, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{named(block)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        assert done.returncode == 0, f"{name}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"

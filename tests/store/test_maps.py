@@ -29,7 +29,9 @@ def test_a_text_is_stored_once_under_its_digest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"text", gzip.compress(b"other"), gzip.compress(TEXT.encode())[:-4]]
+    "data",
+    [b"", b"text", gzip.compress(b"other"), gzip.compress(TEXT.encode())[:-4]],
+    ids=["empty", "text", "other", "torn"],  # compressed bytes would name a test by the clock
 )
 def test_a_damaged_text_is_refused_and_written_again(tmp_path, data):
     publish_map(tmp_path, TEXT)
@@ -76,7 +78,8 @@ def test_no_map_is_removed_while_a_segment_cannot_be_read(tmp_path):
     assert remove_unused_maps(dataset, time.time()) == []
 
 
-def test_a_copied_dataset_and_one_with_maps_alone_can_be_opened(tmp_path):
+def test_a_directory_with_maps_alone_can_become_a_dataset(tmp_path):
+    (tmp_path / "new").mkdir()
     publish_map(tmp_path / "new", TEXT)
     dataset, _ = fill(tmp_path / "new", [[3]], map_text=TEXT)
     assert Dataset.open(dataset.path).snapshot().steps == 3

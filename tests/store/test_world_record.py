@@ -117,7 +117,7 @@ def test_a_segment_without_records_has_no_new_arrays(tmp_path):
 
 
 def test_the_state_is_part_of_what_an_episode_is(tmp_path):
-    digests = []
+    digests: list[str] = []
     for n, record in enumerate((None, make_record(4), make_record(4, seed=1))):
         dataset = written(tmp_path / f"{n}", [record], [4])
         without = ("episode_wall_time",)
@@ -149,6 +149,20 @@ def test_the_audit_finds_a_missing_map_and_a_damaged_one(tmp_path):
         (finding,) = found(dataset.path)
         assert (finding.check, finding.severity) == ("map-text", "warning")
         assert path.name in finding.message
+
+
+@pytest.mark.parametrize("name", ["state_setup", "state_ego", "state_actor"])
+def test_a_flipped_bit_is_found(tmp_path, name):
+    dataset = written(tmp_path / "data", [make_record(4)], [4])
+    for file in sorted((dataset.snapshot().segments[0].path / name).rglob("*")):
+        data = file.read_bytes() if file.is_file() else b""
+        for place in range(0, len(data), 1 + len(data) // 8):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+            with pytest.raises(SegmentCorruptError):
+                dataset.snapshot().segments[0].world_records()
+        if data:
+            file.write_bytes(data)
+    assert dataset.snapshot().segments[0].world_records() is not None
 
 
 def test_states_that_do_not_fit_their_episodes_are_refused(tmp_path, monkeypatch):

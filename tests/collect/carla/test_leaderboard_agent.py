@@ -150,11 +150,11 @@ def test_the_agent_passes_the_commands_of_the_plan_on(module, tmp_path):
     ]
     seen, act = [], agent.actor.act
 
-    def record(observation):
+    def act_and_note(observation):
         seen.append(observation.vector)
         return act(observation)
 
-    agent.actor.act = record
+    agent.actor.act = act_and_note
     for number in (10, 30, 50, 63):
         yaw = float(agent.route.yaw_rad[number])
         x, y = points[number].tolist()
