@@ -28,6 +28,7 @@ SCENARIOS = (
     "bad light: dusk, night, fog or rain",
     "dense traffic",
     "everything at random",
+    "varied roads as on real maps, fair weather",
 )
 """Names of the built-in scenarios, for --help, which does not import the modules that drive."""
 
