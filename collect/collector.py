@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from avtd3.collect.checks import check_number, check_positive
-from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, STOP_REASON, Environment
+from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, Environment
 from avtd3.collect.mixture import DriverPool, DriverSpec, Mixture
 from avtd3.collect.plan import (
     GROUP,
@@ -45,7 +45,7 @@ from avtd3.store.errors import (
 )
 from avtd3.store.events import Event
 from avtd3.store.files import check_local
-from avtd3.store.step import Step
+from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 

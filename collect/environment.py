@@ -25,9 +25,8 @@ from avtd3.store.world_record import WorldRecord
 if TYPE_CHECKING:
     from PIL import Image
 
-STOP_REASON, FAULT_REASON, POLICY_REASON = "collector_stop", "world_error", "policy_error"
-"""End reasons of an episode that was cut: the collector had to stop, the simulator failed, or the
-policy could not act."""
+FAULT_REASON, POLICY_REASON = "world_error", "policy_error"
+"""End reasons of an episode that was cut: the simulator failed, or the policy could not act."""
 SUCCESS_REASON = "goal"
 """End reason of an episode that reached its goal."""
 

@@ -10,6 +10,9 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+STOP_REASON = "collector_stop"
+"""End reason of an episode that was cut because the collector was asked to stop."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:

@@ -16,6 +16,7 @@ from avtd3.store.audit.findings import Fault
 from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
 from avtd3.store.errors import ConfigError, abbreviate, check_integers
 from avtd3.store.events import EventTable
+from avtd3.store.step import STOP_REASON
 
 SUM_TOLERANCE = 1e-3
 """Largest difference of a reward or return from its sum, times the summed magnitude or 1."""
@@ -280,10 +281,11 @@ def label_missing(data: SegmentData, _limits: CheckLimits) -> Faults:
 
 
 def episode_short(data: SegmentData, limits: CheckLimits) -> Faults:
-    """Find episodes with too few steps."""
-    length = data.episodes.length
+    """Find episodes with too few steps, except those that were cut by a request to stop."""
+    length, reasons = data.episodes.length, data.episodes.end_reason
     for episode in np.flatnonzero(length < limits.shortest_episode).tolist():
-        yield episode, f"{length[episode]} steps, expected {limits.shortest_episode} or more"
+        if reasons[episode] != STOP_REASON:
+            yield episode, f"{length[episode]} steps, expected {limits.shortest_episode} or more"
 
 
 def noise_negative(data: SegmentData, _limits: CheckLimits) -> Faults:

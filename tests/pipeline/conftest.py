@@ -51,7 +51,7 @@ def avtd3(*words):
 
 def avtd3_json(*words):
     code, out, err = avtd3(*words, "--json")
-    assert code == 0, f"{words} exited with {code}: {err}"
+    assert code == 0, f"{words} exited with {code}: {out}{err}"
     return json.loads(out)
 
 

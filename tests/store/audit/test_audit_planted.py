@@ -220,3 +220,16 @@ def test_a_clean_drive_has_no_findings(tmp_path, image):
 def test_impossible_limits_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"audit.limits.{name}"):
         CheckLimits(**{name: value})
+
+
+@pytest.mark.parametrize(("reason", "is_found"), [("collector_stop", False), ("world_error", True)])
+def test_an_episode_of_one_step_is_not_short_if_the_collector_had_to_stop(
+    tmp_path, reason, is_found
+):
+    dataset = Dataset.create(tmp_path / "d", EpisodeSpec(vector_names=("a",), action_names=("b",)))
+    with SegmentWriter(dataset) as writer:
+        writer.begin(Observation(vector=np.zeros(1, np.float32)))
+        after = Observation(vector=np.ones(1, np.float32))
+        writer.step(np.zeros(1, np.float32), 1.0, after, truncated=True, end_reason=reason)
+    found = {finding.check for finding in audit([dataset.path], AuditConfig()).findings}
+    assert ("episode-short" in found) == is_found
