@@ -21,6 +21,8 @@ from avtd3.store.maintenance.compact import compact
 from avtd3.store.maps import stored_maps
 from avtd3.store.writer import WriterConfig
 
+pytestmark = pytest.mark.usefixtures("maps_without_own_process")
+
 CAMERA = CameraConfig(height=24, width=32)
 CONFIG = CollectConfig(
     scenario=ScenarioConfig(number=4, route_length_m=40.0, weather="random", networks=2),
@@ -28,13 +30,6 @@ CONFIG = CollectConfig(
     writer=WriterConfig(segment_steps=100, segment_seconds=1e9),
 )
 SMALLER = SceneChanges(camera={"height": 16, "width": 20, "field_of_view_deg": 120.0})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _maps_need_no_process_of_their_own():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("avtd3.collect.maps.network.check_native", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

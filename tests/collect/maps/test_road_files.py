@@ -1,5 +1,6 @@
 """Road files: generated, drawn, checked, and converted from OpenStreetMap, with the real carla."""
 
+import functools
 import io
 import json
 import xml.etree.ElementTree as ET
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avtd3.cli import main
 from avtd3.collect.maps import road_files
 from avtd3.collect.maps.drawing import RoadPicture
 from avtd3.collect.maps.generate import generate_network
@@ -40,32 +40,25 @@ def network():
 
 
 @pytest.fixture
-def avtd3(capsys):
-    """Run a command; returns its exit code, its standard output and its standard error."""
-
-    def run(*argv):
-        with pytest.raises(SystemExit) as caught:
-            main(["road", *(str(arg) for arg in argv)])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
+def road(avtd3):
+    """Run a command of `avtd3 road`."""
+    return functools.partial(avtd3, "road")
 
 
-def test_a_generated_file_is_the_network_of_that_number(avtd3, tmp_path):
+def test_a_generated_file_is_the_network_of_that_number(road, tmp_path):
     out = tmp_path / "roads.xodr"
-    assert avtd3("new", out, "--kind", "town", "--seed", 3)[0] == 0
+    assert road("new", out, "--kind", "town", "--seed", 3)[0] == 0
     assert out.read_text() == generate_network("town", 3)
-    code, _, error = avtd3("new", out)
+    code, _, error = road("new", out)
     assert code == 2
     assert "exists; choose another path" in error
-    assert avtd3("new", tmp_path / "b.xodr", "--kind", "village")[0] == 2
+    assert road("new", tmp_path / "b.xodr", "--kind", "village")[0] == 2
 
 
-def test_a_check_counts_what_is_in_the_file(avtd3, network, tmp_path):
+def test_a_check_counts_what_is_in_the_file(road, network, tmp_path):
     path = tmp_path / "roads.xodr"
     path.write_text(generate_network("town", 3))
-    code, text, _ = avtd3("check", path, "--json")
+    code, text, _ = road("check", path, "--json")
     found = json.loads(text)
     assert code == 0
     assert found["problem"] == ""
@@ -76,7 +69,7 @@ def test_a_check_counts_what_is_in_the_file(avtd3, network, tmp_path):
     assert found["lanes_m"] == pytest.approx(sum(lane.length_m for lane in network.lanes))
     assert found["route_m"] == pytest.approx(200.0, abs=0.1)
     assert not found["has_relief"]
-    code, text, _ = avtd3("check", path)
+    code, text, _ = road("check", path)
     assert "7 junctions" in text
     assert text.startswith(f"{path} can be driven\n")
 
@@ -99,14 +92,14 @@ def test_what_is_ignored_is_said(tmp_path):
     ("text", "says"),
     [("", "is empty"), ("<a/>", "is XML of <a>"), ("<OpenDRIVE/>", "expected")],
 )
-def test_a_file_that_cannot_be_driven_is_the_answer_no(avtd3, tmp_path, text, says):
+def test_a_file_that_cannot_be_driven_is_the_answer_no(road, tmp_path, text, says):
     path = tmp_path / "roads.xodr"
     path.write_text(text)
-    code, out, _ = avtd3("check", path)
+    code, out, _ = road("check", path)
     assert code == 1
     assert out.startswith(f"{path} cannot be used:\n")
     assert says in out
-    code, out, _ = avtd3("show", path, tmp_path / "a.svg")
+    code, out, _ = road("show", path, tmp_path / "a.svg")
     assert (code, out) == (2, "")
 
 
@@ -141,20 +134,20 @@ def test_a_route_is_where_the_drawing_shows_it(network):
         assert np.abs(near - blue).sum(axis=1).min() < 60
 
 
-def test_show_writes_the_picture_that_its_name_says(avtd3, tmp_path):
+def test_show_writes_the_picture_that_its_name_says(road, tmp_path):
     path = tmp_path / "roads.xodr"
     path.write_text(generate_network("motorway", 1))
     for name, start in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml")):
-        assert avtd3("show", path, tmp_path / name, "--routes", 0)[0] == 0
+        assert road("show", path, tmp_path / name, "--routes", 0)[0] == 0
         assert (tmp_path / name).read_bytes().startswith(start)
-    code, _, error = avtd3("show", path, tmp_path / "a.gif")
+    code, _, error = road("show", path, tmp_path / "a.gif")
     assert code == 2
     assert ".svg or .png" in error
 
 
-def test_an_openstreetmap_extract_becomes_roads(avtd3, tmp_path):
+def test_an_openstreetmap_extract_becomes_roads(road, tmp_path):
     (tmp_path / "x.osm").write_text(OSM)
-    code, text, error = avtd3("import", tmp_path / "x.osm", tmp_path / "x.xodr", "--json")
+    code, text, error = road("import", tmp_path / "x.osm", tmp_path / "x.xodr", "--json")
     assert code == 0, error
     found = json.loads(text)
     assert (found["junctions"], found["lanes_in_file"]["driving"]) == (1, 12)
@@ -172,9 +165,9 @@ def test_an_openstreetmap_extract_becomes_roads(avtd3, tmp_path):
         ('<!DOCTYPE osm [<!ENTITY a "b">]><osm>&a;</osm>', "DOCTYPE"),
     ],
 )
-def test_a_bad_extract_is_one_error(avtd3, tmp_path, text, says):
+def test_a_bad_extract_is_one_error(road, tmp_path, text, says):
     (tmp_path / "x.osm").write_text(text)
-    code, out, error = avtd3("import", tmp_path / "x.osm", tmp_path / "x.xodr")
+    code, out, error = road("import", tmp_path / "x.osm", tmp_path / "x.xodr")
     assert (code, out) == (2, "")
     assert says in error
     assert error.count("\n") == 1

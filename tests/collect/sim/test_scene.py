@@ -23,6 +23,8 @@ from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.maps import publish_map
 from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M
 
+pytestmark = pytest.mark.usefixtures("maps_without_own_process")
+
 WEATHERS = ("clear", "overcast", "rain", "fog", "dusk", "night")
 
 
@@ -43,13 +45,6 @@ def redraw(folder, record, changes=None, seed=0):
     scene = Scene.parse(record.setup)
     scene = scene if changes is None else changes.apply(scene, seed)
     return list(SceneRenderer(folder).frames(scene, record))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _maps_need_no_process_of_their_own():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("avtd3.collect.maps.network.check_native", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,13 @@ import os
 
 import pytest
 
-from avtd3.cli import main
 from avtd3.store.dataset import Dataset
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 
-@pytest.fixture
-def avtd3(capsys, monkeypatch):
-    """Run a command; returns its exit code, its standard output and its standard error."""
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
-
-    def run(*argv):
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in argv])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture

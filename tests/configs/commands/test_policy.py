@@ -4,23 +4,9 @@ import json
 
 import pytest
 
-from avtd3.cli import main
 from avtd3.tests.project.source import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "policy-v1"
-
-
-@pytest.fixture
-def avtd3(capsys):
-    """Run a command; returns its exit code, its standard output and its standard error."""
-
-    def run(*argv):
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in argv])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
 
 
 def test_info_says_what_a_policy_observes_and_does(avtd3):

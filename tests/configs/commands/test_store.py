@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from avtd3.cli import main
 from avtd3.store.dataset import Dataset
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import exclusive
@@ -21,19 +20,6 @@ def _no_waiting_for_the_disk(monkeypatch):
 @pytest.fixture
 def dataset(tmp_path):
     return fill(tmp_path / "data", [[4], [5], [6]])[0]
-
-
-@pytest.fixture
-def avtd3(capsys):
-    """Run a command; returns its exit code, its standard output and its standard error."""
-
-    def run(*argv):
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in argv])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
 
 
 def test_prune_prints_only_json_on_standard_output(avtd3, dataset):
