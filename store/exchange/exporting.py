@@ -6,7 +6,6 @@ last step renames the whole to ``OUT``, so an interrupted export is never taken 
 
 import dataclasses
 import importlib.metadata
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from avtd3.store.exchange.lerobot import LeRobotLayout
 from avtd3.store.exchange.minari import MinariLayout
 from avtd3.store.exchange.npz import NpzLayout
 from avtd3.store.exchange.record import (
-    Clock,
     ExchangeProgress,
     Layout,
     facts_of,
@@ -101,7 +99,6 @@ def export_episodes(
     layout: str,
     *,
     filters: Sequence[str] = (),
-    now_s: Callable[[], float] = time.monotonic,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[ExchangeProgress], None] = lambda _: None,
 ) -> ExportReport:
@@ -112,7 +109,6 @@ def export_episodes(
         out: Path of the export, which must not exist.
         layout: One of `LAYOUTS`.
         filters: Texts such as ``end=goal``; see docs/sampling.md.
-        now_s: Returns seconds, to estimate the time left.
         should_stop: Called before each episode; True ends the run.
         on_progress: Called after each episode.
 
@@ -139,7 +135,7 @@ def export_episodes(
         (partial / _EPISODES).mkdir(parents=True, exist_ok=True)
     with ExclusiveLock(partial, purpose="avtd3 export"):
         work = _Export(dataset, out, partial, made, layout, tuple(filters))
-        stopped = work.run(now_s, should_stop, on_progress)
+        stopped = work.run(should_stop, on_progress)
         if not stopped:
             work.finish()
     if not stopped:
@@ -205,14 +201,12 @@ class _Export:
 
     def run(
         self,
-        now_s: Callable[[], float],
         should_stop: Callable[[], bool],
         on_progress: Callable[[ExchangeProgress], None],
     ) -> bool:
         """Write the files of the episodes that have none; return whether it was interrupted."""
         chosen = parse_filter(self._filters)
         total = sum(int(chosen.matches(s.episode_table()).sum()) for s in self._segments)
-        clock = Clock("exported", total, now_s)
         sweep_asides(self._partial / _EPISODES)
         for number, episode in enumerate(self._episodes()):
             if should_stop():
@@ -225,7 +219,8 @@ class _Export:
                     self._write(path, number, episode)
             self._parts.append(path)
             self._steps += episode.length
-            on_progress(clock.progress(number + 1, worked=not is_there))
+            if not is_there:  # what costs no time would spoil the estimate of the time left
+                on_progress(ExchangeProgress(verb="exported", done=number + 1, total=total))
         return False
 
     def _write(self, path: Path, number: int, episode: Episode) -> None:

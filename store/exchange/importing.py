@@ -7,7 +7,6 @@ interrupted import continues, and importing twice adds nothing.
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from avtd3.store.exchange.hdf5 import Hdf5Source
 from avtd3.store.exchange.minari import MinariSource
 from avtd3.store.exchange.npz import NpzSource
 from avtd3.store.exchange.record import (
-    Clock,
     EpisodeRecord,
     ExchangeProgress,
     ImportConfig,
@@ -89,7 +87,6 @@ def import_episodes(
     layout: str,
     config: ImportConfig | None = None,
     *,
-    now_s: Callable[[], float] = time.monotonic,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[ExchangeProgress], None] = lambda _: None,
 ) -> ImportReport:
@@ -100,7 +97,6 @@ def import_episodes(
         target: Path of the dataset; created if missing.
         layout: One of `SOURCES`.
         config: How to read what the source does not state; None for the defaults.
-        now_s: Returns seconds, to estimate the time left.
         should_stop: Called before each episode; True ends the run.
         on_progress: Called after each episode.
 
@@ -131,7 +127,7 @@ def import_episodes(
                 dataset, collector="import", provenance=_provenance(opened, layout, digest)
             ) as writer:
                 work = _Import(opened, writer, digest[:_DIGITS], there)
-                stopped = work.run(now_s, should_stop, on_progress)
+                stopped = work.run(should_stop, on_progress)
     finally:
         opened.close()
     return ImportReport(
@@ -232,20 +228,20 @@ class _Import:
 
     def run(
         self,
-        now_s: Callable[[], float],
         should_stop: Callable[[], bool],
         on_progress: Callable[[ExchangeProgress], None],
     ) -> bool:
         """Write the episodes that the dataset does not have; return whether it was interrupted."""
-        clock = Clock("imported", self._source.count, now_s)
-        for number in range(self._source.count):
+        total = self._source.count
+        for number in range(total):
             if should_stop():
                 return True
             is_new = number not in self._there
             with _naming(self._source, number):
                 if is_new and (record := self._source.read(number)) is not None:
                     self._write(number, record)
-            on_progress(clock.progress(number + 1, worked=is_new))
+            if is_new:  # what costs no time would spoil the estimate of the time left
+                on_progress(ExchangeProgress(verb="imported", done=number + 1, total=total))
         return False
 
     def _write(self, number: int, record: EpisodeRecord) -> None:

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from avtd3.store.episode_table import EpisodeInfo
 from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.events import Event
 from avtd3.store.files import canonical_json, parse_json
-from avtd3.store.render.text import duration, plural
+from avtd3.store.render.text import plural
 from avtd3.store.spec import EpisodeSpec
 
 MAX_EPISODE_BYTES = 4 * 1024**3
@@ -163,8 +163,6 @@ class ExchangeProgress:
     """Episodes done, those of earlier runs included."""
     total: int
     """Episodes in all."""
-    left_s: float | None = None
-    """Estimate of the seconds that are left; None if unknown."""
 
     @property
     def fraction(self) -> float:
@@ -173,24 +171,7 @@ class ExchangeProgress:
 
     def line(self) -> str:
         """Format the progress as one line."""
-        left = "" if self.left_s is None else f", {duration(self.left_s)} left"
-        return f"{self.verb} {self.done:,} of {plural(self.total, 'episode')}{left}"
-
-
-class Clock:
-    """Makes the progress reports of a run: the time left follows from the episodes it has done."""
-
-    def __init__(self, verb: str, total: int, now_s: Callable[[], float]) -> None:
-        self._verb, self._total, self._now_s, self._start_s = verb, total, now_s, now_s()
-        self._worked = 0
-
-    def progress(self, done: int, *, worked: bool) -> ExchangeProgress:
-        """Report that `done` episodes are there; ``worked`` is whether this run made the last."""
-        self._worked += worked
-        left_s = None
-        if self._worked:
-            left_s = (self._now_s() - self._start_s) / self._worked * (self._total - done)
-        return ExchangeProgress(verb=self._verb, done=done, total=self._total, left_s=left_s)
+        return f"{self.verb} {self.done:,} of {plural(self.total, 'episode')}"
 
 
 class Layout(abc.ABC):
