@@ -105,7 +105,7 @@ def test_turns_are_where_the_route_is_inside_junctions_and_say_its_way(kind, see
             turned = math.degrees(ends[1] - ends[0])
             expected = "left" if turned < -35.0 else "right" if turned > 35.0 else "straight"
             # The points of a route only sample the lanes, so near the limit both are right.
-            assert turn.command == expected or abs(abs(turned) - 35.0) < 2.0
+            assert turn.command == expected or abs(abs(turned) - 35.0) < 1.0
     np.testing.assert_array_equal(in_turn[is_clear], (inside < outside)[is_clear])
     assert [t.from_m for t in route.turns] == sorted(t.from_m for t in route.turns)
 
