@@ -77,11 +77,13 @@ def learn(
 ) -> None:
     """Train TD3 or TD3+BC from datasets and publish policies.
 
-    Exits with 1 if a guard stopped the training. Press Ctrl-C once to save a checkpoint and stop.
+    Writes the page RUN/run.html: curves with alerts, what the policy looks at and would do. Exits
+    with 1 if a guard stopped the training. Press Ctrl-C once to save a checkpoint and stop.
     """
     from avtd3.learn.openmp import limit_spinning
 
     limit_spinning()  # before torch is imported
+    from avtd3.learn.analysis.run_page import RunPageCallback
     from avtd3.learn.callbacks import ProgressCallback
     from avtd3.learn.run_settings import name_run, read_settings
     from avtd3.learn.trainer import train
@@ -99,6 +101,7 @@ def learn(
     settings = opt.replace(settings, updates=updates, seed=seed)
     filters = None if filter_ is None else tuple(filter_)
     settings = opt.replace(settings, replay=opt.replace(settings.replay, filter=filters, mode=mode))
+    page = RunPageCallback(run)
     with interruptible() as should_stop, progress() as show:
         report = train(
             settings,
@@ -108,8 +111,10 @@ def learn(
             follow=follow,
             resume=resume,
             rollback=rollback,
-            callbacks=[ProgressCallback(show, should_stop)],
+            callbacks=[ProgressCallback(show, should_stop), page],
         )
+    if page.message:
+        say(page.message)
     opt.answer(report.document(), as_json, report.summary())
     if report.halted:
         raise typer.Exit(EXIT_NO)

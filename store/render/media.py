@@ -22,6 +22,8 @@ INK = (230, 234, 238)
 """Colour of text, red, green and blue."""
 PAPER = (24, 28, 33)
 """Colour behind everything."""
+HEAT = (255, 176, 46)
+"""Colour of the largest values of a heat map."""
 GAP_PX = 6
 """Pixels between the pictures of a contact sheet."""
 LINE_PX = 18
@@ -36,10 +38,22 @@ MP4_QUALITY = 20
 """x264's constant rate factor: about 50 kB per second of an episode."""
 
 
+def colour_planes(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return three planes of uint8 (C, H, W): its first three, or the first one as grey."""
+    return frame[:3] if frame.shape[0] >= 3 else np.repeat(frame[:1], 3, axis=0)
+
+
 def frame_image(frame: NDArray[np.uint8]) -> Image.Image:
-    """Turn uint8 (C, H, W) into an RGB image: its first three planes, or the first one as grey."""
-    planes = frame[:3] if frame.shape[0] >= 3 else np.repeat(frame[:1], 3, axis=0)
-    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+    """Turn uint8 (C, H, W) into an RGB image of its `colour_planes`."""
+    return Image.fromarray(np.ascontiguousarray(colour_planes(frame).transpose(1, 2, 0)))
+
+
+def heat_frame(frame: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Draw heat float32 (H, W) in 0..1 over a darkened grey frame uint8 (C, H, W), in colour."""
+    grey = 0.5 * colour_planes(frame).mean(axis=0, dtype=np.float32)
+    colour = np.array(HEAT, np.float32)[:, None, None]
+    drawn: NDArray[np.uint8] = np.rint(grey + heat * (colour - grey)).astype(np.uint8)
+    return drawn
 
 
 def scaled_image(frame: NDArray[np.uint8], side_px: int) -> Image.Image:
