@@ -231,7 +231,7 @@ class _Demo:
         self._start("7 of 7: draw pictures")
         return DemoReport(
             out=self._out,
-            pictures=self._draw(),
+            pictures=self._draw(evaluations["learned"]),
             data_return_mean=return_mean,
             updates=updates,
             gate=gate,
@@ -323,12 +323,12 @@ class _Demo:
             say(f"{name}:\n{reports[name].summary()}")
         return reports
 
-    def _draw(self) -> tuple[Path, ...]:
+    def _draw(self, learned: "EvaluateReport") -> tuple[Path, ...]:
         from avtd3.collect.evaluator import film_held_out, sheet_held_out
         from avtd3.learn.analysis.run_page import PAGE
 
         config, subject = self._settings.evaluate, str(self._policies)
         sheet, gif = self._out / "held-out-roads.png", self._out / "learned-policy.gif"
-        sheet_held_out(subject, config, sheet, should_stop=self._should_stop)
+        sheet_held_out(subject, config, sheet, scores=learned.scores, should_stop=self._should_stop)
         film_held_out(subject, config, self._settings.demo.film_episode, gif)
         return sheet, gif, self._run / PAGE

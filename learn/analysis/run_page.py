@@ -7,6 +7,7 @@ that it has not learned from.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -147,7 +148,8 @@ def run_page(run: Path, datasets: Sequence[Path] | None = None) -> str:
     paths = [Path(str(path)) for path in document.get("datasets", ())]
     examples = Examples()
     try:
-        examples = find_examples(run, config, paths if datasets is None else datasets)
+        places, limit = paths if datasets is None else datasets, _newest(log, "run/action_limit")
+        examples = find_examples(run, config, places, action_limit=1.0 if limit is None else limit)
     except (Avtd3Error, OSError) as error:
         notices.append(f"No episodes are shown: {describe(error)}")
     return render_page(
@@ -195,10 +197,7 @@ def _about(paths: Sequence[Path], document: Mapping[str, Any], alerts: Sequence[
 def _key_figures(
     log: RunLog, config: LearnConfig, alerts: Sequence[Alert], examples: "Examples"
 ) -> Iterator[tuple[str, str, str]]:
-    def newest(name: str) -> float | None:
-        curve = log.curves.get(name)
-        return None if curve is None or not len(curve.values) else float(curve.values[-1])
-
+    newest = functools.partial(_newest, log)
     yield "Updates", integer(log.last_step or 0), f"of {integer(config.updates)}"
     counts = {level: sum(alert.level == level for alert in alerts) for level in LEVELS}
     listed = ", ".join(f"{count} {level}" for level, count in counts.items() if count)
@@ -212,6 +211,12 @@ def _key_figures(
     if examples.seconds:
         speed = number(newest("run/updates_per_second"))
         yield "Time", duration(examples.seconds), f"{speed} updates/s at the end"
+
+
+def _newest(log: RunLog, name: str) -> float | None:
+    """Return the newest value of a metric; None if the run has none."""
+    curve = log.curves.get(name)
+    return None if curve is None or not len(curve.values) else float(curve.values[-1])
 
 
 def _alert_rows(alerts: Sequence[Alert]) -> list[tuple[str, str, str, str, tuple[str, ...]]]:
@@ -317,8 +322,13 @@ class Examples:
     """Share of the most important components of the vector in the gradients."""
 
 
-def find_examples(run: Path, config: LearnConfig, datasets: Sequence[Path]) -> Examples:
-    """Choose episodes, and ask the newest checkpoint of a run about them."""
+def find_examples(
+    run: Path, config: LearnConfig, datasets: Sequence[Path], *, action_limit: float = 1.0
+) -> Examples:
+    """Choose episodes, and ask the newest checkpoint of a run about them.
+
+    `action_limit` is the share of each half range that published policies use.
+    """
     saved = list_checkpoints(run / CHECKPOINTS)
     if not saved:
         return Examples()
@@ -329,7 +339,8 @@ def find_examples(run: Path, config: LearnConfig, datasets: Sequence[Path]) -> E
     ranked = sorted(episodes, key=lambda episode: episode.episode_return)
     best = ranked[::-1][: min(EACH, len(ranked) - len(ranked) // 2)]
     worst = ranked[: min(EACH, len(ranked) // 2)]
-    asked = [*_ask(state, config, best, "best"), *_ask(state, config, worst, "worst")]
+    ask = functools.partial(_ask, state, config, action_limit)
+    asked = [*ask(best, "best"), *ask(worst, "worst")]
     found = Examples(
         updates=metadata.updates,
         seconds=metadata.seconds,
@@ -413,7 +424,7 @@ class _Asked:
 
 
 def _ask(
-    state: TD3State, config: LearnConfig, episodes: Sequence[Episode], word: str
+    state: TD3State, config: LearnConfig, limit: float, episodes: Sequence[Episode], word: str
 ) -> Iterator[_Asked]:
     """Yield the answers of the networks for each episode that can be read."""
     for rank, episode in enumerate(episodes):
@@ -424,7 +435,8 @@ def _ask(
         except SEGMENT_ERRORS:
             continue
         with torch.no_grad(), evaluating(state.actor, state.critic):
-            action = state.actor(observation)
+            centre = state.actor.action_centre
+            action = centre + limit * (state.actor(observation) - centre)
             encoded = state.critic.encode(observation)
             q = state.critic.first(encoded, torch.from_numpy(actions))
         returns = None

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,10 @@ GAP_PX = 6
 """Pixels between the pictures of a contact sheet."""
 LINE_PX = 18
 """Height of a line of text on a contact sheet."""
+GOOD, BAD = (96, 220, 140), (255, 140, 140)
+"""Colours of texts about what went well, and about what did not."""
+LEGEND_PX = 24
+"""Height of a legend."""
 JPEG_QUALITY = 82
 GIF_COLOURS = 96
 PALETTE_PICTURES = 30
@@ -36,6 +41,11 @@ LONGEST_MS = 655_350
 """Longest time that the format lets a picture of a GIF be shown."""
 MP4_QUALITY = 20
 """x264's constant rate factor: about 50 kB per second of an episode."""
+
+
+Colour: TypeAlias = tuple[int, int, int]
+Legend: TypeAlias = Sequence[tuple[Colour, str]]
+"""Colours of a picture and what they mean."""
 
 
 def colour_planes(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -91,25 +101,57 @@ def write_contact_sheet(
     columns: int = 5,
     below: Image.Image | None = None,
     title: str = "",
+    inks: Sequence[Colour] | None = None,
+    legend: Legend = (),
 ) -> None:
-    """Write pictures of one size in a grid above `below`, each above its caption, as one PNG."""
+    """Write pictures of one size in a grid above `below`, each above its caption, as one PNG.
+
+    `inks` are the colours of the last lines of the captions. A `legend` is drawn below the title.
+    """
     width, height = pictures[0].size
+    lines = 1 + max(text.count("\n") for text in captions)
+    below_px = LINE_PX * lines
     rows = -(-len(pictures) // columns)
-    top = GAP_PX + (LINE_PX * (title.count("\n") + 1) + GAP_PX if title else 0)
-    size = sheet_width(width, columns), top + rows * (height + LINE_PX + GAP_PX)
+    titled = LINE_PX * (title.count("\n") + 1) + GAP_PX if title else 0
+    top = GAP_PX + titled + (LEGEND_PX if legend else 0)
+    size = sheet_width(width, columns), top + rows * (height + below_px + GAP_PX)
     under = 0 if below is None else below.height + GAP_PX
     sheet = Image.new("RGB", (size[0], size[1] + under), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, text in enumerate(title.split("\n")):
         draw.text((GAP_PX, GAP_PX + number * LINE_PX), text, fill=INK, font=font(14))
+    draw_legend(draw, (GAP_PX, titled), legend)
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x = GAP_PX + index % columns * (width + GAP_PX)
-        y = top + index // columns * (height + LINE_PX + GAP_PX)
+        y = top + index // columns * (height + below_px + GAP_PX)
         sheet.paste(picture, (x, y))
-        draw.text((x, y + height + 2), caption, fill=INK, font=font(11))
+        for number, text in enumerate(caption.split("\n")):
+            is_last = inks is not None and number == caption.count("\n")
+            ink = inks[index] if is_last and inks is not None else INK
+            place = (x, y + height + 2 + number * LINE_PX)
+            draw.text(place, text, fill=ink, font=font(11 if lines == 1 else 13))
     if below is not None:
         sheet.paste(below, (GAP_PX, size[1]))
     write_aside(path, encode(sheet, "PNG", optimize=True))
+
+
+def draw_legend(draw: ImageDraw.ImageDraw, place: tuple[int, int], legend: Legend) -> None:
+    """Draw a swatch and its meaning for each colour of a legend, in one line."""
+    x, y = place
+    for colour, text in legend:
+        draw.rectangle([x + 2, y + 9, x + 13, y + 16], fill=colour)
+        draw.text((x + 19, y + 5), text, fill=INK, font=font(13))
+        x += 19 + round(draw.textlength(text, font=font(13))) + 18
+
+
+def with_legend(picture: Image.Image, legend: Legend) -> Image.Image:
+    """Return a picture above a legend; the picture itself if the legend is empty."""
+    if not legend:
+        return picture
+    whole = Image.new("RGB", (picture.width, picture.height + LEGEND_PX), PAPER)
+    whole.paste(picture, (0, 0))
+    draw_legend(ImageDraw.Draw(whole), (6, picture.height - 3), legend)
+    return whole
 
 
 def sheet_width(picture_width: int, columns: int) -> int:
