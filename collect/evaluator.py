@@ -110,7 +110,7 @@ class Evaluator:
 
     def film(self, index: int, path: Path) -> None:
         """Drive an episode and write it as a GIF, which ends with a still of its outcome."""
-        from avtd3.store.render.media import with_legend, write_gif
+        from avtd3.store.render.media import BAD, GOOD, with_legend, write_gif
 
         (_, steps, driver), environment = self.start(index), self.environment
 
@@ -124,7 +124,8 @@ class Evaluator:
 
         with use_one_thread(self.policy):
             period_s = FILM_EVERY * environment.spec.control_period_s
-            write_gif(pictures(), path, period_s=period_s)
+            colours = [GOOD, BAD, *(colour for colour, _ in environment.legend)]
+            write_gif(pictures(), path, period_s=period_s, colours=colours)
 
     def film_first(self, path: Path) -> None:
         """Film the first episode whose map and route can be used."""

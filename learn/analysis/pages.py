@@ -20,8 +20,9 @@ MAX_ROWS = 2_000
 KINDS: Mapping[gate.Verdict | compare.Verdict, str] = {
     **dict.fromkeys(("pass", "better"), "ok"),
     **dict.fromkeys(("fail", "unknown", "worse"), "error"),
-    **dict.fromkeys(("warning", "unclear"), "warning"),
-    **dict.fromkeys(("skipped", "changed", "same"), "info"),
+    "warning": "warning",
+    "changed": "warning",
+    **dict.fromkeys(("skipped", "unclear", "same"), "info"),
 }
 """Classes of the verdicts of gates and comparisons in the style sheet."""
 

@@ -459,7 +459,7 @@ def write_episode_gif(episode: Episode, path: Path) -> None:
     period_s = episode.spec.control_period_s
     fewest = math.ceil((episode.length + 1) / MAX_GIF_PICTURES)
     every = max(fewest, round(min(GIF_PERIOD_S / period_s, 1e6)), 1)
-    write_gif(_pictures(episode, every), path, period_s=every * period_s)
+    write_gif(_pictures(episode, every), path, period_s=every * period_s, colours=COLOURS)
 
 
 def write_episode_mp4(episode: Episode, path: Path) -> None:
@@ -577,14 +577,21 @@ class _Plots:
             right = self.size[0] - 8 - draw.textlength(text, font=font(11))
             draw.text((right, y), text, fill=INK, font=font(11))
             x = 8.0
-            for channel, colour in zip(track.channels, COLOURS, strict=False):
-                name = printable(channel.name)
+            names = _fitting_names(draw, track, right - 16)
+            for name, colour in zip(names, COLOURS, strict=False):
                 width = draw.textlength(name, font=font(11))
                 if x + width > right - 8:
                     draw.text((x, y), "...", fill=colour, font=font(11))
                     break
                 draw.text((x, y), name, fill=colour, font=font(11))
                 x += width + 10
+
+
+def _fitting_names(draw: ImageDraw.ImageDraw, track: Track, room_px: float) -> list[str]:
+    """Return the names of a track's channels; only their last parts if there is too little room."""
+    names = [printable(channel.name) for channel in track.channels]
+    width = sum(draw.textlength(name, font=font(11)) + 10 for name in names)
+    return names if width <= room_px else [name.rsplit("/", 1)[-1] for name in names]
 
 
 def _range_text(track: Track) -> str:

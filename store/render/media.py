@@ -159,11 +159,19 @@ def sheet_width(picture_width: int, columns: int) -> int:
     return columns * (picture_width + GAP_PX) + GAP_PX
 
 
-def write_gif(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
-    """Write pictures, all of one size, as an endless GIF."""
+def write_gif(
+    pictures: Iterable[Image.Image],
+    path: Path,
+    *,
+    period_s: float,
+    colours: Sequence[Colour] = (),
+) -> None:
+    """Write pictures, all of one size, as an endless GIF; `colours` stay exact, however rare."""
     coming = iter(pictures)
     first = list(itertools.islice(coming, PALETTE_PICTURES))
-    palette = _side_by_side(first).quantize(colors=GIF_COLOURS)
+    chosen = _side_by_side(first).quantize(colors=GIF_COLOURS).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*chosen[: 3 * GIF_COLOURS], *itertools.chain(*colours)])
     indexed = (
         picture.quantize(palette=palette, dither=Image.Dither.NONE)
         for picture in itertools.chain(first, coming)
