@@ -95,7 +95,10 @@ def test_the_best_and_the_worst_held_out_episodes_are_shown(run, text):
     assert [f.findtext("h3") for f in figures] == [
         *("The best return", "The next best", "The worst return", "The next worst"),
     ]
-    assert f"the best and the worst, by return, of {len(episodes)} held-out episodes" in words_of(text).lower()
+    assert (
+        f"the best and the worst, by return, of {len(episodes)} held-out episodes"
+        in words_of(text).lower()
+    )
     for figure, episode in zip(figures, names, strict=True):
         assert len(figure.findall(".//img")) == 6
         labels = [plot.get("aria-label") or "" for plot in figure.iter("svg")]
