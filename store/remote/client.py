@@ -1,9 +1,9 @@
 """`Place`: a directory of this machine, or a prefix of an object store, that holds files by key.
 
-`open_place` opens one by its path or URL (``s3://``, ``gs://``, ``az://``, ``memory://``). Endpoint,
-region and credentials come from the usual environment variables and files of each cloud; avtd3
-neither stores nor prints them. Requests have time limits, and are repeated after random waits that
-grow from 20 ms to 10 s.
+`open_place` opens one by its path or URL (``s3://``, ``gs://``, ``az://``, ``memory://``).
+Endpoint, region and credentials come from the usual environment variables and files of each cloud;
+avtd3 neither stores nor prints them. Requests have time limits, and are repeated after random waits
+that grow from 20 ms to 10 s.
 
 The requests run in threads of obstore, which do not survive `os.fork`: start processes with spawn.
 """
@@ -179,7 +179,7 @@ class LocalPlace:
 class Patience:
     """How long a failing request is repeated."""
 
-    seconds: float = PATIENCE_S
+    seconds: float = dataclasses.field(default_factory=lambda: PATIENCE_S)
     """Seconds; infinite for what must not be lost."""
     should_stop: Callable[[], bool] = lambda: False
     """Called between two attempts; true gives up."""
@@ -440,8 +440,9 @@ def _s3_settings() -> dict[str, str]:
     if "AWS_ACCESS_KEY_ID" in os.environ:
         for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
             found.pop(name, None)
-    for name, variables in _S3_VARIABLES.items():
-        found |= {name: os.environ[v] for v in variables if os.environ.get(v)}
+    for name, variable in _S3_VARIABLES:
+        if value := os.environ.get(variable):
+            found[name] = value
     endpoint = urllib.parse.urlsplit(found.get("endpoint_url", ""))
     if endpoint.password or endpoint.username:
         raise ConfigError(
@@ -451,13 +452,15 @@ def _s3_settings() -> dict[str, str]:
     return found
 
 
-_S3_VARIABLES = {
-    "aws_access_key_id": ("AWS_ACCESS_KEY_ID",),
-    "aws_secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
-    "aws_session_token": ("AWS_SESSION_TOKEN",),
-    "region": ("AWS_DEFAULT_REGION", "AWS_REGION"),
-    "endpoint_url": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
-}
+_S3_VARIABLES = (
+    ("aws_access_key_id", "AWS_ACCESS_KEY_ID"),
+    ("aws_secret_access_key", "AWS_SECRET_ACCESS_KEY"),
+    ("aws_session_token", "AWS_SESSION_TOKEN"),
+    ("region", "AWS_DEFAULT_REGION"),
+    ("region", "AWS_REGION"),
+    ("endpoint_url", "AWS_ENDPOINT_URL"),
+    ("endpoint_url", "AWS_ENDPOINT_URL_S3"),
+)
 """Settings of S3, and their environment variables; the last one counts."""
 
 
@@ -479,5 +482,5 @@ def _s3_files() -> dict[str, str]:
                 f"{path} cannot be read; correct the file, or set {variable}"
             ) from None
         if parser.has_section(header):
-            found |= {k: v for k, v in parser.items(header) if k in _S3_VARIABLES}
+            found |= {k: v for k, v in parser.items(header) if k in dict(_S3_VARIABLES)}
     return found

@@ -156,9 +156,9 @@ def _read(place: RemotePlace, key: str) -> bytes | None:
 def _check_same(place: RemotePlace, key: str, data: bytes, found: bytes) -> None:
     if found != data:
         raise SegmentCorruptError(
-            f"{place.text}/{key} exists with other content, expected the same bytes or nothing: one "
-            "of the two segments of this name was altered; find out which (avtd3 replay-inspect "
-            "--full), and remove it"
+            f"{place.text}/{key} exists with other content, expected the same bytes or nothing: "
+            "one of the two segments of this name was altered; find out which (avtd3 "
+            "replay-inspect --full), and remove it"
         )
 
 

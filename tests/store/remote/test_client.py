@@ -87,7 +87,7 @@ def test_patience_ends_after_its_time_or_when_asked_to_stop(proxy, bucket):
     proxy.is_cut = True
     for patience in (Patience(seconds=0.05), Patience(should_stop=lambda: True)):
         place = open_place(bucket, patience)
-        with pytest.raises(UnreachableError, match="cannot be reached now.*run the same command"):
+        with pytest.raises(UnreachableError, match=r"cannot be reached now.*run the same command"):
             place.read("a")
     proxy.is_cut = False
     assert open_place(bucket).sizes("") == {}
