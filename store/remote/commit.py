@@ -117,7 +117,7 @@ def publish_segment(
     """
     manifest = read_manifest_bytes(place, data)
     key = segment_key(manifest.segment_id, MANIFEST_FILE)
-    if (there := _read(place, key)) is not None:
+    if (there := read_if_any(place, key)) is not None:
         _check_same(place, key, data, there)
         put_files = _nothing
     put_files(manifest)
@@ -136,17 +136,18 @@ def complete(place: RemotePlace, winner: bytes, unit: Unit) -> None:
     """Create the manifest and the log entry of a claimed segment whose writer may have died."""
     manifest = read_manifest_bytes(place, winner)
     key = segment_key(manifest.segment_id, MANIFEST_FILE)
-    if _read(place, key) is None:
+    if read_if_any(place, key) is None:
         _check_sizes(place, manifest)
         _check_same(place, key, winner, create_or_read(place, key, winner))
-        add_entry(place, LogEntry.of(manifest, time.time(), unit=unit.number))
+    add_entry(place, LogEntry.of(manifest, time.time(), unit=unit.number))
 
 
 def _nothing(manifest: Manifest) -> None:
     """Put no files."""
 
 
-def _read(place: RemotePlace, key: str) -> bytes | None:
+def read_if_any(place: LocalPlace | RemotePlace, key: str) -> bytes | None:
+    """Return a small file, or None if there is none."""
     try:
         return place.read(key)
     except FileNotFoundError:

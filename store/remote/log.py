@@ -56,7 +56,7 @@ class LogEntry:
     segment: str
     """Its id."""
     time_s: float
-    """When it was put by the clock of its writer, in seconds since 1970."""
+    """Time on its writer's clock when it was put, in seconds since 1970."""
     steps: int
     """Number of steps."""
     episodes: int
@@ -239,7 +239,7 @@ def summarise_days(place: RemotePlace, now_s: float) -> list[str]:
         if _KEY.fullmatch(key) and key[4:12] < stamp(now_s - _DAY_S)[:8]:
             by_day.setdefault(key[4:12], []).append(key)
     for day, keys in sorted(by_day.items()):
-        lines = b"\n".join(place.read(key) for key in keys)
+        lines = b"".join(place.read(key) + b"\n" for key in keys)
         place.create(f"{DAYS}/{day}.jsonl.gz", gzip.compress(lines, mtime=0))
     return sorted(by_day)
 

@@ -55,6 +55,7 @@ from avtd3.store.remote.commit import (
     Unit,
     create_or_read,
     publish_segment,
+    read_if_any,
     read_manifest_bytes,
     segment_key,
 )
@@ -186,11 +187,8 @@ class SegmentCopier:
 
     def manifest(self, segment_id: str) -> tuple[Manifest, bytes] | None:
         """Read a manifest at the source; None if there is none, so no segment either."""
-        try:
-            data = self._source.read(segment_key(segment_id, MANIFEST_FILE))
-        except FileNotFoundError:
-            return None
-        return read_manifest_bytes(self._source, data), data
+        data = read_if_any(self._source, segment_key(segment_id, MANIFEST_FILE))
+        return None if data is None else (read_manifest_bytes(self._source, data), data)
 
     def copy(self, manifest: Manifest, data: bytes, *, unit: Unit | None = None) -> None:
         """Copy one segment, of which `manifest` returned these.
@@ -506,14 +504,9 @@ def segments_of(place: LocalPlace | RemotePlace) -> set[str]:
     if isinstance(place, RemotePlace):
         known = known_segments(place)
         # Those without an entry in the log may be segments, too: their manifests say so.
-        return known | {s for s in place.folders(f"{SEGMENTS}/") if _is_sealed(place, s, known)}
+        others = set(place.folders(f"{SEGMENTS}/")) - known
+        return known | {s for s in others if read_if_any(place, segment_key(s, MANIFEST_FILE))}
     return set(Dataset.open(place.path).segment_ids())
-
-
-def _is_sealed(place: RemotePlace, segment_id: str, known: set[str]) -> bool:
-    if segment_id in known:
-        return True
-    return bool(place.sizes(segment_key(segment_id, MANIFEST_FILE)))
 
 
 def copy_maps(source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace) -> None:
@@ -539,10 +532,7 @@ def copy_policy(
     try:
         about = source.read(sidecar)
         name, digest = f"{sidecar.removesuffix('.json')}.safetensors", json.loads(about)["sha256"]
-        try:
-            there = destination.read(sidecar)
-        except FileNotFoundError:
-            there = None
+        there = read_if_any(destination, sidecar)
         data = b"" if there == about else b"".join(source.chunks(name))
     except FileNotFoundError:
         return 0, ""  # removed meanwhile, or not yet whole

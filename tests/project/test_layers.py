@@ -51,6 +51,7 @@ SINGLE_IMPORTERS = {
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.road": COMMAND,
     "configs.commands.store": COMMAND,
+    "configs.commands.transfer": COMMAND,
     "learn.fitted_value": TOPIC,
     "learn.guards.monitor": ENTRY,
     "learn.replay_source": TOPIC,

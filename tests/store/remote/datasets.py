@@ -40,3 +40,9 @@ def sealed(place):
         if segment_key(name, MANIFEST_FILE) in sizes:
             found.append(name)
     return found
+
+
+def copy(copier, name, **options):
+    """Copy a segment that is there."""
+    manifest, data = copier.manifest(name)
+    copier.copy(manifest, data, **options)

@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,10 @@ def start_weed(folder):
     program = find_program("weed")
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
     (folder / "weed").mkdir()
-    rights = {"actions": ["Admin", "Read", "Write", "List", "Tagging"], "name": "test"}
+    rights: dict[str, Any] = {
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        "name": "test",
+    }
     rights["credentials"] = [dict(zip(("accessKey", "secretKey"), KEYS, strict=True))]
     (folder / "s3.json").write_text(json.dumps({"identities": [rights]}))
     command = [program, "server", f"-dir={folder}/weed", "-s3", f"-s3.config={folder}/s3.json"]
@@ -120,7 +124,7 @@ def find_program(name):
 def put_bucket(server, name):
     """Create a bucket; the request is signed with botocore only where a server insists."""
     url = f"{server.endpoint}/{name}"
-    headers = {}
+    headers: dict[str, str] = {}
     deadline_s = time.monotonic() + 60.0
     while True:
         try:
@@ -176,12 +180,12 @@ class FaultProxy(http.server.ThreadingHTTPServer):
 
     def hide_recent(self, path, body):
         def keep(match):
-            key = re.search(rb"<Key>(.*?)</Key>", match[0])[1].decode()
+            key = match[1].decode()
             return b"" if time.monotonic() - self.put_at.get(key, -1e9) < self.lag_s else match[0]
 
         if "list-type" not in path or not self.lag_s:
             return body
-        return re.sub(rb"<Contents>.*?</Contents>", keep, body, flags=re.DOTALL)
+        return re.sub(rb"<Contents>.*?<Key>(.*?)</Key>.*?</Contents>", keep, body, flags=re.DOTALL)
 
 
 class Forward(http.server.BaseHTTPRequestHandler):
@@ -191,7 +195,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
         pass
 
     def forward(self):
-        proxy = self.server
+        proxy: Any = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = "before" if proxy.is_cut else proxy.fault(self.command, self.path)
         proxy.requests.append((self.command, self.path))

@@ -1,5 +1,9 @@
 """`RemotePlace` against a real server over real sockets, and `LocalPlace` beside it."""
 
+import importlib
+import time
+from typing import Any
+
 import pytest
 
 from avtd3.store import ConfigError, MissingPackageError, UnreachableError
@@ -50,7 +54,7 @@ def test_large_objects_are_transferred_in_pieces(bucket, monkeypatch):
 
 
 def test_an_object_is_read_again_only_if_it_changed(bucket):
-    place = open_place(bucket)
+    place: Any = open_place(bucket)
     place.write("LATEST.json", b"1")
     data, etag = place.read_changed("LATEST.json", None)
     assert data == b"1"
@@ -62,14 +66,14 @@ def test_an_object_is_read_again_only_if_it_changed(bucket):
 @pytest.mark.parametrize("fault", ["503", "before", "after", "half", "slow"])
 def test_every_request_survives_faults(proxy, bucket, fault):
     """Each request fails twice, then works."""
-    failed = {}
+    failed: dict[tuple[str, str], int] = {}
 
     def twice(method, path):
         failed[method, path] = failed.get((method, path), 0) + 1
         return fault if failed[method, path] <= 2 else ""
 
     proxy.fault = twice
-    waits = []
+    waits: list[str] = []
     place = open_place(bucket, Patience(on_wait=waits.append))
     place.write("a", b"x" * 5000)
     # The answer that there was none may be lost; what is there is the same in any case.
@@ -94,10 +98,10 @@ def test_patience_ends_after_its_time_or_when_asked_to_stop(proxy, bucket):
 
 
 def test_the_store_that_ignores_conditions_is_recognised(bucket, monkeypatch):
-    assert open_place(bucket).honours_conditions
+    assert RemotePlace(bucket).honours_conditions
     assert open_place(bucket).sizes("") == {}, "the probe is deleted"
     monkeypatch.setattr(RemotePlace, "_create", lambda self, key, data: True)
-    assert not open_place(bucket).honours_conditions
+    assert not RemotePlace(bucket).honours_conditions
 
 
 def unreachable(monkeypatch):
@@ -193,7 +197,7 @@ def test_a_path_that_was_a_url_is_one_again(tmp_path):
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setattr(client.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     client._obstore.cache_clear()
     try:
         with pytest.raises(MissingPackageError, match=r"obstore.*\[cloud\]"):
@@ -207,9 +211,9 @@ def missing(name):
 
 
 def test_the_limit_of_the_bandwidth_holds_for_all_transfers_together(monkeypatch):
-    waited = []
-    monkeypatch.setattr(client.time, "monotonic", lambda: 100.0)
-    monkeypatch.setattr(client.time, "sleep", waited.append)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(time, "sleep", waited.append)
     limiter = client.Limiter(1000.0)
     for _ in range(3):
         limiter.spend(500)

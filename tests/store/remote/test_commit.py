@@ -1,6 +1,5 @@
 """Commits: whole or not at all, once per unit, whatever dies or is lost on the way."""
 
-import collections
 import json
 import random
 import subprocess
@@ -11,11 +10,11 @@ import pytest
 
 from avtd3.store import SegmentCorruptError
 from avtd3.store.remote import client, commit
-from avtd3.store.remote.client import LocalPlace, Patience, open_place
+from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace, open_place
 from avtd3.store.remote.commit import Unit, claim_unit, create_or_read, publish_segment
 from avtd3.store.remote.log import LogReader
 from avtd3.store.remote.transfer import SegmentCopier, create_dataset, transfer
-from avtd3.tests.store.remote.datasets import add, content, make, manifest_of, sealed
+from avtd3.tests.store.remote.datasets import add, content, copy, make, manifest_of, sealed
 
 UNIT = Unit(plan="p" * 16, number=3)
 
@@ -55,7 +54,7 @@ def test_one_of_many_concurrent_claims_wins(place):
 
 
 def test_a_store_that_ignores_conditions_keeps_the_first_claim_that_it_shows(bucket):
-    place = open_place(bucket)
+    place = RemotePlace(bucket)
     place.__dict__["honours_conditions"] = False
     assert claim_unit(place, UNIT, b"first") == b"first"
     assert claim_unit(place, UNIT, b"second") == b"first"
@@ -63,7 +62,7 @@ def test_a_store_that_ignores_conditions_keeps_the_first_claim_that_it_shows(buc
 
 def test_a_lost_answer_is_no_conflict(proxy, bucket):
     """The object was created, the answer was lost, and the repeated request finds it."""
-    place = open_place(bucket)
+    place = RemotePlace(bucket)
     assert place.honours_conditions
     done = []
 
@@ -84,22 +83,21 @@ def copier_of(dataset, place):
 
 
 def test_publishing_twice_changes_nothing_and_other_bytes_are_refused(bucket, tmp_path):
-    dataset, place = make(tmp_path / "data", [(3,)]), open_place(bucket)
+    dataset, place = make(tmp_path / "data", [(3,)]), RemotePlace(bucket)
     (name,) = dataset.segment_ids()
     with copier_of(dataset, place) as copier:
-        found = copier.manifest(name)
-        copier.copy(*found)
+        copy(copier, name)
         before = {k: place.read(k) for k in place.sizes("segments/")}
-        copier.copy(*found)
+        copy(copier, name)
         assert {k: place.read(k) for k in place.sizes("segments/")} == before
         key = f"segments/{name}/MANIFEST.json"
         place.write(key, before[key].replace(b'"host"', b'"hast"'))
         with pytest.raises(SegmentCorruptError, match="exists with other content"):
-            copier.copy(*found)
+            copy(copier, name)
 
 
 def test_a_file_that_the_store_lost_is_found_before_the_manifest_is_created(bucket, tmp_path):
-    dataset, place = make(tmp_path / "data", [(3,)]), open_place(bucket)
+    dataset, place = make(tmp_path / "data", [(3,)]), RemotePlace(bucket)
     (name,) = dataset.segment_ids()
     create_dataset(LocalPlace(dataset.path), place, (dataset.path / "zarr.json").read_bytes())
     with pytest.raises(SegmentCorruptError, match="has None bytes after it was put"):
@@ -152,27 +150,28 @@ def test_a_kill_between_every_two_steps_of_a_commit_loses_and_doubles_nothing(
     step, is_done = 0, False
     while not is_done:
         url = f"{bucket}/{step}"
-        place, data = open_place(url), make(tmp_path / f"data-{step}", [(3,)])
+        place, data = RemotePlace(url), make(tmp_path / f"data-{step}", [(3,)])
         (first,) = data.segment_ids()
         create_dataset(LocalPlace(data.path), place, (data.path / "zarr.json").read_bytes())
         is_done = run_killed(data, url, first, step, unit)
         second = first if unit == "none" else add(data, 7)  # a unit is collected again
         number = None if unit == "none" else Unit(plan="plan", number=int(unit))
         with copier_of(data, place) as copier:
-            copier.copy(*copier.manifest(second), unit=number)
-            copier.copy(*copier.manifest(second), unit=number)
+            copy(copier, second, unit=number)
+            copy(copier, second, unit=number)
         (published,) = sealed(place)
         assert published in (first, second)
         assert list(LogReader(place).open()) == [LogReader(place).open()[0]]
         assert LogReader(place).open()[0].segment == published
-        transfer(url, tmp_path / f"back-{step}")
+        report = transfer(url, tmp_path / f"back-{step}")
+        assert (report.copied, report.problems) == (1, ())
         assert len(content(tmp_path / f"back-{step}")) > 40
         step += 1
-    assert step > (5 if unit == "none" else 7)
+    assert step >= (5 if unit == "none" else 6)
 
 
 def test_the_winner_that_died_after_its_claim_is_rolled_forward(bucket, tmp_path):
-    dataset, place = make(tmp_path / "data", [(3,)]), open_place(bucket)
+    dataset, place = make(tmp_path / "data", [(3,)]), RemotePlace(bucket)
     (winner,) = dataset.segment_ids()
     loser = add(dataset, 7)
     with copier_of(dataset, place) as copier:
@@ -185,9 +184,9 @@ def test_the_winner_that_died_after_its_claim_is_rolled_forward(bucket, tmp_path
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(commit, "create_or_read", die)
             with pytest.raises(RuntimeError):
-                copier.copy(*copier.manifest(winner), unit=UNIT)
+                copy(copier, winner, unit=UNIT)
         assert sealed(place) == []
-        copier.copy(*copier.manifest(loser), unit=UNIT)
+        copy(copier, loser, unit=UNIT)
     assert sealed(place) == [winner]
     assert place.folders("segments/") == [winner], "the loser deletes its own files"
     (entry,) = LogReader(place).open()
@@ -196,21 +195,19 @@ def test_the_winner_that_died_after_its_claim_is_rolled_forward(bucket, tmp_path
 
 def storm(server_proxy, chance, rng):
     """A fault for a share of the requests, at most twice in a row for each."""
-    counts, lock = collections.Counter(), threading.Lock()
+    lock = threading.Lock()
 
     def fault(method, path):
         with lock:
-            counts[method, path] += 1
             kinds = ["503", "before", "after", "half"]
             return rng.choice(kinds) if rng.random() < chance else ""
 
     server_proxy.fault = fault
-    return counts
 
 
 def units_survive(url, tmp_path, proxy, units, attempts):
     """Every unit is done by several workers at once while requests fail."""
-    place = open_place(url, Patience(seconds=600.0))
+    place = RemotePlace(url, Patience(seconds=600.0))
     data = make(tmp_path / "data", [(2,)])
     create_dataset(LocalPlace(data.path), place, (data.path / "zarr.json").read_bytes())
     names = {
@@ -225,8 +222,7 @@ def units_survive(url, tmp_path, proxy, units, attempts):
         try:
             with SegmentCopier(LocalPlace(data.path), place) as copier:
                 for unit in range(units):
-                    found = copier.manifest(names[unit, attempt])
-                    copier.copy(*found, unit=Unit(plan="plan", number=unit))
+                    copy(copier, names[unit, attempt], unit=Unit(plan="plan", number=unit))
         except Exception as error:
             errors.append(error)
             raise
@@ -239,7 +235,8 @@ def units_survive(url, tmp_path, proxy, units, attempts):
     proxy.fault = lambda method, path: ""
     assert errors == []
     assert len(sealed(place)) == units, "nothing lost, nothing doubled"
-    assert place.folders("segments/") == sealed(place), "no orphans"
+    with_files = {key.split("/")[1] for key in place.sizes("segments/")}
+    assert sorted(with_files) == sealed(place), "no orphans"
     claims = [json.loads(place.read(key))["segment_id"] for key in place.sizes("claims/")]
     assert sorted(claims) == sealed(place)
     assert {entry.segment for entry in LogReader(place).open()} == set(claims)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from avtd3.store.remote import log
 from avtd3.store.remote.client import LocalPlace, open_place
 from avtd3.store.remote.log import LogEntry, LogReader, add_entry, summarise_days
 from avtd3.store.remote.transfer import SegmentCopier, create_dataset
-from avtd3.tests.store.remote.datasets import make
+from avtd3.tests.store.remote.datasets import copy, make
 
 DAY_S = 86_400.0
 NOON_S = 1_700_000_000.0 // DAY_S * DAY_S + DAY_S / 2
@@ -52,10 +54,10 @@ def test_an_entry_survives_its_object():
 
 
 def test_a_refresh_lists_once_and_reads_what_is_new(place, monkeypatch):
-    monkeypatch.setattr(log.time, "time", lambda: NOON_S + 100.0)
+    monkeypatch.setattr(time, "time", lambda: NOON_S + 100.0)
     for number in range(50):
         add_entry(place, entry(f"s{number}", NOON_S + number))
-    counting = Counting(place)
+    counting: Any = Counting(place)
     reader = LogReader(counting)
     assert names(reader.open()) == [f"s{number}" for number in range(50)]
     counting.calls.clear()
@@ -74,7 +76,7 @@ def test_late_and_skewed_entries_are_found_within_the_overlap(
 ):
     monkeypatch.setattr(log, "OVERLAP_S", overlap_s)
     now = [NOON_S]
-    monkeypatch.setattr(log.time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: now[0])
     reader = LogReader(place)
     add_entry(place, entry("a", NOON_S - 1.0))
     reader.open()
@@ -90,7 +92,7 @@ def test_late_and_skewed_entries_are_found_within_the_overlap(
 
 
 def test_an_entry_that_a_listing_lacks_stays(place, monkeypatch):
-    monkeypatch.setattr(log.time, "time", lambda: NOON_S)
+    monkeypatch.setattr(time, "time", lambda: NOON_S)
     add_entry(place, entry("a", NOON_S))
     reader = LogReader(place)
     reader.open()
@@ -101,14 +103,14 @@ def test_an_entry_that_a_listing_lacks_stays(place, monkeypatch):
 
 def test_days_are_summarised_once_and_opening_reads_only_those_that_it_needs(place, monkeypatch):
     now = NOON_S + 10 * DAY_S
-    monkeypatch.setattr(log.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     for day in range(11):
         for number in range(4):
             add_entry(place, entry(f"d{day:02}-{number}", NOON_S + day * DAY_S + number))
     days = summarise_days(place, now)
     assert len(days) == 9, "today and yesterday are not over for all clocks"
     assert summarise_days(place, now) == []
-    counting = Counting(place)
+    counting: Any = Counting(place)
     reader = LogReader(counting)
     found = names(reader.open(steps=100))
     # 8 entries of two days without summary, and as many days of 40 steps as are missing.
@@ -122,7 +124,7 @@ def test_days_are_summarised_once_and_opening_reads_only_those_that_it_needs(pla
 
 def test_repeats_of_a_unit_are_dropped_by_readers(place, monkeypatch):
     """A store that ignores conditions may keep two segments of one unit."""
-    monkeypatch.setattr(log.time, "time", lambda: NOON_S)
+    monkeypatch.setattr(time, "time", lambda: NOON_S)
     add_entry(place, entry("a", NOON_S, plan="p", unit=0))
     add_entry(place, entry("b", NOON_S + 1, plan="p", unit=0))
     add_entry(place, entry("c", NOON_S + 2, plan="p", unit=1))
@@ -137,7 +139,7 @@ def test_segments_without_an_entry_are_found_by_the_listing_of_all(place, tmp_pa
     create_dataset(local, place, local.read("zarr.json"))
     with SegmentCopier(local, place) as copier:
         for name in data.segment_ids():
-            copier.copy(*copier.manifest(name))
+            copy(copier, name)
     place.delete(place.sizes("log/"))
     reader = LogReader(place)
     assert names(reader.open()) == data.segment_ids(), "such as one that rclone copied"
