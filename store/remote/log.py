@@ -37,7 +37,7 @@ _DAY_S = 86_400.0
 _NIGHT = "T240000"
 """Sorts after all stamps of a day."""
 _KEY = re.compile(r"log/(\d{8}T\d{6}\.\d{6}Z)-(.+)\.json")
-_DAY_KEY = re.compile(r"log-day/(\d{8})\.jsonl\.gz")
+_DAY_KEY = re.compile(r"log-day/(\d{8})-(\d{12})\.jsonl\.gz")
 
 
 def stamp(time_s: float) -> str:
@@ -134,6 +134,8 @@ class LogReader:
         """Entries by segment, in the order in which they were found."""
         self._seen: dict[str, None] = {}
         self._units: set[tuple[str, int]] = set()
+        self.older_steps = 0
+        """Steps of the segments that `open` had no need to read about."""
         self._newest_s, self._oldest = 0.0, ""
         self._next_backstop_s = time.monotonic() + BACKSTOP_S
 
@@ -143,15 +145,17 @@ class LogReader:
         It costs one request for each entry since the newest summary, one for each summary that is
         needed, and one listing.
         """
-        days = sorted(m[1] for key in self._place.sizes(f"{DAYS}/") if (m := _DAY_KEY.match(key)))
-        recent = self._new_entries(f"{days[-1]}{_NIGHT}" if days else "")
+        days = _days(self._place)
+        newest = max(days, default="")
+        recent = self._new_entries(f"{newest}{_NIGHT}" if days else "")
         if days:
-            self._newest_s = max(self._newest_s, _parse_stamp(f"{days[-1]}T235959.999999Z"))
+            self._newest_s = max(self._newest_s, _parse_stamp(f"{newest}T235959.999999Z"))
         found = [recent]
         total = sum(entry.steps for entry in recent)
         while days and total < steps:
-            found.append(self._day(days.pop()))
+            found.append(self._day(*days.popitem()))
             total += sum(entry.steps for entry in found[-1])
+        self.older_steps = sum(days.values())
         added = [e for entries in reversed(found) for e in entries if self._take(e)]
         self._oldest = min(self.segments, default="") if days else ""
         return added or self._backstop()  # a dataset that was copied there has no log
@@ -175,7 +179,7 @@ class LogReader:
             match = _KEY.fullmatch(key)
             if match is None or key in self._seen:
                 continue
-            if (entry := self._read(key)) is not None:
+            if (entry := _read_entry(self._place, key)) is not None:
                 found.append(entry)
                 self._newest_s = max(self._newest_s, _parse_stamp(match[1]))
             self._seen[key] = None
@@ -187,14 +191,8 @@ class LogReader:
         oldest = f"{LOG}/{stamp(max(self._newest_s - 4.0 * OVERLAP_S, 0.0))}"
         self._seen = {key: None for key in self._seen if key >= oldest}
 
-    def _read(self, key: str) -> LogEntry | None:
-        try:
-            return LogEntry.from_json(json.loads(self._place.read(key)))
-        except (FileNotFoundError, TypeError, ValueError, KeyError):
-            return None  # the listing of all segments finds the segment
-
-    def _day(self, day: str) -> list[LogEntry]:
-        lines = gzip.decompress(self._place.read(f"{DAYS}/{day}.jsonl.gz")).splitlines()
+    def _day(self, day: str, steps: int) -> list[LogEntry]:
+        lines = gzip.decompress(self._place.read(_day_key(day, steps))).splitlines()
         return [LogEntry.from_json(json.loads(line)) for line in lines]
 
     def _take(self, entry: LogEntry) -> bool:
@@ -230,18 +228,38 @@ class LogReader:
 def summarise_days(place: RemotePlace, now_s: float) -> list[str]:
     """Summarise the days that have passed a day ago or longer and have no summary; return them.
 
-    Any process may do so at any time: the summary of a day is created once.
+    Any process may do so at any time. The name of a summary has the day's steps.
     """
-    done = {m[1] for key in place.sizes(f"{DAYS}/") if (m := _DAY_KEY.match(key))}
+    done = _days(place)
     after = f"{LOG}/{max(done)}{_NIGHT}" if done else ""
     by_day: dict[str, list[str]] = {}
     for key in place.sizes(f"{LOG}/", after=after):
         if _KEY.fullmatch(key) and key[4:12] < stamp(now_s - _DAY_S)[:8]:
             by_day.setdefault(key[4:12], []).append(key)
     for day, keys in sorted(by_day.items()):
-        lines = b"".join(place.read(key) + b"\n" for key in keys)
-        place.create(f"{DAYS}/{day}.jsonl.gz", gzip.compress(lines, mtime=0))
+        read = (_read_entry(place, key) for key in keys)
+        entries = {entry.segment: entry for entry in read if entry is not None}
+        steps = sum(entry.steps for entry in entries.values())
+        text = b"".join(entry.to_bytes() + b"\n" for entry in entries.values())
+        place.create(_day_key(day, steps), gzip.compress(text, mtime=0))
     return sorted(by_day)
+
+
+def _read_entry(place: RemotePlace, key: str) -> LogEntry | None:
+    try:
+        return LogEntry.from_json(json.loads(place.read(key)))
+    except (FileNotFoundError, TypeError, ValueError, KeyError):
+        return None  # the listing of all segments finds the segment
+
+
+def _days(place: RemotePlace) -> dict[str, int]:
+    """Return the days that have a summary with their steps, in order; of two, the longer one."""
+    matches = filter(None, map(_DAY_KEY.fullmatch, place.sizes(f"{DAYS}/")))
+    return {match[1]: int(match[2]) for match in matches}
+
+
+def _day_key(day: str, steps: int) -> str:
+    return f"{DAYS}/{day}-{steps:012d}.jsonl.gz"
 
 
 def known_segments(place: RemotePlace) -> set[str]:

@@ -113,6 +113,7 @@ def test_days_are_summarised_once_and_opening_reads_only_those_that_it_needs(pla
     counting: Any = Counting(place)
     reader = LogReader(counting)
     found = names(reader.open(steps=100))
+    assert reader.older_steps == 8 * 40, "known from the names of the summaries"
     # 8 entries of two days without summary, and as many days of 40 steps as are missing.
     assert found == [f"d{day:02}-{number}" for day in range(8, 11) for number in range(4)]
     assert counting.calls.count("read") == 8 + 1
