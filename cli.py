@@ -65,6 +65,7 @@ def make_app() -> "typer.Typer":
     from avtd3.configs.commands.learn import learn
     from avtd3.configs.commands.options import VersionOption, presets_epilog
     from avtd3.configs.commands.replay_inspect import replay_inspect
+    from avtd3.configs.commands.status import status
 
     app = typer.Typer(
         name="avtd3",
@@ -82,7 +83,7 @@ def make_app() -> "typer.Typer":
     with_settings = app.command(epilog=presets_epilog())
     for command in (demo, collect, learn, evaluate):
         with_settings(command)
-    for other in (replay_inspect, gate, compare, export):
+    for other in (replay_inspect, status, gate, compare, export):
         app.command()(other)  # replay_inspect becomes replay-inspect
     app.command("import")(import_)
     groups = {"store": store, "policy": policy, "road": road, "config": config, "doctor": doctor}
