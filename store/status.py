@@ -76,7 +76,7 @@ class Beat:
     pid: int = 0
     """Process id."""
     started: str = ""
-    """When the process started by the clock of its machine, for people."""
+    """When the process started as its machine counts, for people."""
     sequence: int = 0
     """Number of this heartbeat; it grows while the process runs."""
     is_ended: bool = False

@@ -133,7 +133,8 @@ def test_looking_for_policies_is_frequent():
 
 def test_a_collector_waits_for_a_learner_that_sees_its_steps_late(tmp_path, monkeypatch):
     """A slow learner acknowledges the steps of one segment after each wait."""
-    place, seen, sequence = LocalPlace(tmp_path / "d"), [], itertools.count(1)
+    place, sequence = LocalPlace(tmp_path / "d"), itertools.count(1)
+    seen: list[str] = []
 
     def acknowledge(steps):
         beat = Beat(
@@ -153,8 +154,14 @@ def test_a_collector_waits_for_a_learner_that_sees_its_steps_late(tmp_path, monk
     config = dataclasses.replace(CONFIG, name="slow", lead=lead, writer=writer)
     collect(tmp_path / "d", config, steps=20, open_world=open_point_world)
     acknowledge(0)
-    options = {"steps": 300, "resume": True, "open_world": open_point_world}
-    collect(tmp_path / "d", config, on_progress=on_progress, **options)
+    collect(
+        tmp_path / "d",
+        config,
+        steps=300,
+        resume=True,
+        on_progress=on_progress,
+        open_world=open_point_world,
+    )
     assert len(seen) > 1
     assert all("has not seen" in text and "max_unseen 40" in text for text in seen)
     assert sum(length for _, length in rows(tmp_path / "d")) >= 300
