@@ -125,7 +125,7 @@ class StatusReport:
         return (
             f"{beat.role} {shorten(beat.name, 40)} on {shorten(beat.host, 40)}",
             seen.state,
-            "?" if seen.age_s is None else f"{duration(seen.age_s)} ago",
+            "?" if seen.age_s is None else f"{duration(round(seen.age_s))} ago",
             "" if beat.steps is None else integer(beat.steps),
             "" if beat.rate is None or beat.is_ended else f"{number(beat.rate)}/s",
             "" if beat.policy_version is None else str(beat.policy_version),
@@ -171,7 +171,7 @@ class StatusReport:
         for beat in learners[:3]:
             if beat.updates is not None and beat.target is not None:
                 done = f"{integer(beat.updates)} of {integer(beat.target)}"
-                figures.append((shorten(beat.name, 40), done, "updates"))
+                figures.append(("updates", done, beat.name))
         if self.lags:
             figures.append(("policy lag", f"{number(statistics.fmean(self.lags))}", "mean"))
         return figures
@@ -207,7 +207,7 @@ def _doing(seen: Seen) -> str:
 def _alerts(seen: Seen) -> Iterable[str]:
     beat = seen.beat
     if seen.state in ("late", "dead"):
-        yield f"{seen.state}: its last heartbeat came {duration(seen.age_s or 0.0)} ago"
+        yield f"{seen.state}: its last heartbeat came {duration(round(seen.age_s or 0))} ago"
     is_live = seen.state in ("running", "late")
     if is_live and beat.quiet_s > QUIET_S and not beat.waiting:
         yield f"no progress for {duration(beat.quiet_s)}"
