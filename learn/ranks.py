@@ -103,7 +103,7 @@ class Ranks:
         flat = torch.cat([each.detach().reshape(-1) for each in tensors])
         gathered = flat.new_empty(self.size * flat.numel())
         with self._answers():
-            dist.all_gather_into_tensor(gathered, flat)
+            dist.all_gather(list(gathered.view(self.size, -1)), flat)
         columns = gathered.view(self.size, -1).split([each.numel() for each in tensors], dim=1)
         return [
             column.mean().to(own.dtype)
