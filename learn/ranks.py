@@ -92,7 +92,7 @@ class Ranks:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = self.mean(torch.cat([each.reshape(-1) for each in gradients]))
-        parts = flat.split([each.numel() for each in gradients])
+        parts = torch.split(flat, [each.numel() for each in gradients])
         averaged = [part.view(each.shape) for part, each in zip(parts, gradients, strict=True)]
         torch._foreach_copy_(gradients, averaged)
 
@@ -104,7 +104,7 @@ class Ranks:
         gathered = flat.new_empty(self.size * flat.numel())
         with self._answers():
             dist.all_gather(list(gathered.view(self.size, -1)), flat)
-        columns = gathered.view(self.size, -1).split([each.numel() for each in tensors], dim=1)
+        columns = torch.split(gathered.view(self.size, -1), [t.numel() for t in tensors], dim=1)
         return [
             column.mean().to(own.dtype)
             if own.ndim == 0
@@ -204,7 +204,7 @@ def digest(tensors: Iterable[Tensor]) -> int:
     """Return a number, 0 or above, that differs if a bit of the tensors differs."""
     found = hashlib.blake2b(digest_size=7)
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return int.from_bytes(found.digest())
 
 

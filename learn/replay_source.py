@@ -218,9 +218,8 @@ class ReplaySource:
         states = self._ranks.gather(hash_of(self.sampler.state()))
         if len(set(states)) > 1:
             state = self._ranks.share(self.sampler.state())
-            arrays = safetensors.numpy.save(self.sampler.arrays())
-            arrays = safetensors.numpy.load(self._ranks.share_bytes(arrays))
-            self.sampler.restore(state, arrays)
+            data = self._ranks.share_bytes(safetensors.numpy.save(self.sampler.arrays()))
+            self.sampler.restore(state, safetensors.numpy.load(data))
 
     def _finds_the_same(self, *, is_over: bool) -> bool:
         """Return whether all ranks have the same segments; exclude those that a rank refuses."""

@@ -40,7 +40,7 @@ IMAGE = {
 }
 
 
-STARTED = []
+STARTED: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +58,8 @@ def torchrun(*arguments, ranks=2):
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(ranks), *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    STARTED.append(subprocess.Popen(command, env=env, **pipes))
+    pipe = subprocess.PIPE
+    STARTED.append(subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True))
     return STARTED[-1]
 
 
