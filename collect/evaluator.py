@@ -485,7 +485,8 @@ def sheet_held_out(
 
     from avtd3.store.render.media import BAD, GOOD, INK, write_contact_sheet
 
-    pictures, captions, inks = [], [], []
+    pictures: list[Image.Image] = []
+    captions, inks = [], []
     known = {score.index: score for score in scores}
     with open_environment(config, open_world, render=True) as environment:
         evaluator = Evaluator(environment, config, subject)

@@ -134,7 +134,7 @@ def test_a_driving_world_without_surroundings_can_be_drawn():
 
 
 class Coloured(Duck):
-    legend = (((255, 0, 0), "danger"),)
+    legend: object = (((255, 0, 0), "danger"),)
 
 
 def test_a_legend_belongs_to_the_pictures_of_an_environment():

@@ -122,7 +122,7 @@ def test_a_film_ends_with_a_still_of_the_outcome_above_a_legend(tmp_path, subjec
         assert picture.height == PANEL_PX + CAPTION_PX + LEGEND_PX
         corner, legend = (0, 0, 40, 30), (0, picture.height - LEGEND_PX, *picture.size)
         assert ink not in colours_in(picture, corner)
-        picture.seek(picture.n_frames - 1)
+        picture.seek(getattr(picture, "n_frames", 1) - 1)
         assert ink in colours_in(picture, corner)
         assert {colour for colour, _ in LEGEND} <= colours_in(picture, legend)
         assert picture.info["duration"] >= 1500  # equal pictures are one, shown for longer
@@ -133,7 +133,7 @@ def test_a_long_film_skips_to_the_outcome(tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, episodes=1)
     examine("expert", config, gif=tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as picture:
-        assert picture.n_frames == 4
+        assert getattr(picture, "n_frames", 1) == 4
         picture.seek(3)
         assert GOOD in colours_in(picture, (0, 0, 40, 30))
 
