@@ -99,7 +99,7 @@ def read_settings(run: Path) -> dict[str, Any]:
         raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
     if not path.exists():
         raise ConfigError(
-            f"{run} contains no run to resume or to show; give the directory of a run, or start one "
+            f"{run} contains no run to resume or to show; give a run's directory, or start it "
             "without --resume"
         )
     try:
