@@ -215,7 +215,7 @@ def demo(
 def load_quick(config: str | None, overrides: Sequence[str]) -> DemoSettings:
     """Load the settings of ``demo --quick``, with a world that needs no carla if it is missing."""
     from avtd3.collect.checks import require_carla
-    from avtd3.collect.sim.bare_road import NAME
+    from avtd3.collect.sim.world import BARE_ROAD
 
     if config is not None:
         raise ConfigError(
@@ -226,7 +226,7 @@ def load_quick(config: str | None, overrides: Sequence[str]) -> DemoSettings:
         require_carla("the built-in simulator")
     except ConfigError as error:
         say(f"{error}; so the car drives on one bare road without traffic")
-        worlds = [f"{section}.world={NAME}" for section in ("collect", "evaluate")]
+        worlds = [f"{section}.world={BARE_ROAD}" for section in ("collect", "evaluate")]
     return DemoSettings.load("demo_quick", (*worlds, *overrides))
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from avtd3.collect.sim import bare_road
+from avtd3.collect.sim.world import BARE_ROAD
 from avtd3.configs.commands.demo import DemoSettings, load_quick, next_commands
 from avtd3.store import Dataset
 from avtd3.store.errors import ConfigError
@@ -80,7 +80,7 @@ def test_the_quick_demo_runs_every_step_without_carla(tmp_path):
     assert "needs the package carla" in done.stderr
     assert "one bare road without traffic" in done.stderr
     assert "too short to learn to drive" in done.stdout
-    assert f"evaluate {out}/run-2/policies --config demo --world {bare_road.NAME}" in done.stdout
+    assert f"evaluate {out}/run-2/policies --config demo --world {BARE_ROAD}" in done.stdout
     report = json.loads((out / "report.json").read_text())
     assert report["gate"]["stage"] == "smoke"
     assert "the scores mean nothing" in report["note"]

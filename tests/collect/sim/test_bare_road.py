@@ -8,11 +8,11 @@ import pytest
 
 from avtd3.collect import check_environment
 from avtd3.collect.maps.scenarios import scenario
-from avtd3.collect.sim.bare_road import NAME, BareRoad
+from avtd3.collect.sim.world import BARE_ROAD, BareRoad
 
 
 def test_it_is_a_valid_world_of_the_command_line():
-    module, _, factory = NAME.partition(":")
+    module, _, factory = BARE_ROAD.partition(":")
     assert getattr(importlib.import_module(module), factory) is BareRoad
     check_environment(BareRoad(), steps=60)
 
