@@ -33,7 +33,16 @@ DOCUMENTS = sorted(
 BLOCK = re.compile(r"(?:^<!-- ([a-z ]+): (.*?) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 LANGUAGES = {"bash", "text", "python", "yaml", "json", "html"}
 PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "./CarlaUE4.sh"}
-SYSTEM = {"cp", "docker", "journalctl", "sbatch", "systemctl", "useradd", "/opt/avtd3/bin/pip"}
+SYSTEM = {
+    "cp",
+    "docker",
+    "journalctl",
+    "rsync",
+    "sbatch",
+    "systemctl",
+    "useradd",
+    "/opt/avtd3/bin/pip",
+}
 """Programs that only blocks that are not run may use."""
 
 
