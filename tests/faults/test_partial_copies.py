@@ -221,7 +221,7 @@ def test_a_collector_sees_only_whole_policies_and_never_an_older_one(tmp_path, s
     target.mkdir()
     spec = make_spec(image=False)
     collector, current, versions = PolicyStore(target), None, []
-    for updates in range(3):  # the learner publishes more while the copy goes on
+    for updates in range(3):  # the learner publishes more while the copy continues
         source.publish(Actor(spec, network), spec, network, updates=updates)
         for _ in copying(source.path, target, rng):
             policy = collector.poll(current, spec)
