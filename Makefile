@@ -3,6 +3,7 @@
 #   make test    run the fast tests
 #   make check   check formatting, lint and types, then run the fast tests
 #   make slow    run the slow tests
+#   make docs    build the documentation site in site/
 #   make bench   print the figures of docs/benchmarks.md
 #   make hooks   run the fast checks before each commit
 #   make clean   remove everything that the other targets create
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 DEMO_OUT ?= demo-out
 PYTEST_ARGS ?=
 
-.PHONY: demo python-with-carla test check slow bench hooks clean
+.PHONY: demo python-with-carla test check slow docs bench hooks clean
 
 demo: python-with-carla $(VENV)/.runtime
 	$(BIN)/avtd3 demo --out $(DEMO_OUT)
@@ -34,6 +35,11 @@ check: $(VENV)/.dev .typecheck/avtd3
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file bench/mypy.ini bench/*.py
 	$(MAKE) test
+
+# Without the variable, Material for MkDocs prints a notice about its successor.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 bench: $(VENV)/.bench
 	$(BIN)/python bench/replay_bench.py
@@ -56,6 +62,10 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) -e '.[dev]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.runtime
+	$(PIP) -e '.[docs]'
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) -e '.[native,bench]'
 	touch $@
@@ -68,4 +78,4 @@ hooks: $(VENV)/.dev
 	ln -sfn .. $@
 
 clean:
-	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info $(DEMO_OUT)
+	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info $(DEMO_OUT)

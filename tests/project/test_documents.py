@@ -33,6 +33,7 @@ DOCUMENTS = sorted(
 BLOCK = re.compile(r"(?:^<!-- ([a-z ]+): (.*?) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 LANGUAGES = {"bash", "text", "python", "yaml", "json", "html"}
 PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "./CarlaUE4.sh"}
+PROGRAMS |= {"rsync", "sbatch", "tensorboard"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,12 +98,15 @@ def context_of(words):
     return parsed
 
 
-def check_avtd3(words):
+def check_avtd3(block, words):
     parameters = context_of(words).params
+    saved = {each.value for each in blocks(block.document) if each.note == "file"}
     if (config := parameters.get("config")) is not None:
-        assert config in presets(), f"{config} is no preset"
-    for override in parameters.get("set_") or ():
-        load_section(override.partition(".")[0], None, [override])
+        assert config in {*presets(), *saved}, f"{config} is no preset, and no file of the document"
+    overrides = parameters.get("set_") or ()
+    for section in {override.partition(".")[0] for override in overrides}:
+        own = [override for override in overrides if override.startswith(f"{section}.")]
+        load_section(section, None if config in saved else config, own)
 
 
 def check_other(program, words):
@@ -141,7 +145,7 @@ def test_every_command_is_valid(block):
     for program, *words in block.commands:
         assert program in PROGRAMS, f"unknown program {program}"
         if program == "avtd3":
-            check_avtd3(words)
+            check_avtd3(block, words)
         else:
             check_other(program, words)
     console.set_verbosity(0)
