@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,6 +17,9 @@ import pytest
 from avtd3 import cli
 from avtd3.tests.project.source import ROOT, modules
 from avtd3.tests.project.test_public_api import exported
+from avtd3.tests.store.browsing import browser
+
+__all__ = ["browser"]  # a fixture
 
 MESSAGE = re.compile(r"^### `(.*)`$", re.MULTILINE)
 VALUE = "\0"
@@ -168,3 +172,24 @@ def test_troubleshooting_covers_many_messages():
 def test_a_message_that_the_documents_explain_is_in_the_source(message):
     assert len(message.replace("...", "")) > 12, "quote more of it"
     assert is_in_source(message)
+
+
+@pytest.mark.slow
+def test_pages_fit_every_screen_and_the_search_works_from_the_disk(browser, tmp_path):
+    build(tmp_path)
+    for name in ("index", "tutorial", "troubleshooting", "config", "api/learn", "notebook"):
+        for width in (360, 768, 1280):
+            browser.open(tmp_path / f"{name}.html", width=width)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width, name
+    browser.ask("Emulation.setFocusEmulationEnabled", enabled=True)
+    browser.evaluate("document.getElementById('__search').click()")
+    browser.evaluate(
+        "(() => { const field = document.querySelector('.md-search__input'); field.focus();"
+        "field.value = 'rollback'; for (const kind of ['input', 'keyup'])"
+        "field.dispatchEvent(new Event(kind, {bubbles: true})); })()"
+    )
+    found = "document.querySelectorAll('.md-search-result__link').length"
+    deadline = time.monotonic() + 120
+    while browser.evaluate(found) == 0:
+        assert time.monotonic() < deadline, "the search finds nothing"
+        time.sleep(0.1)
