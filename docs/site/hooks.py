@@ -35,6 +35,7 @@ PROJECT = {
 """Documents outside docs/, and where they are in the site."""
 NOTEBOOK = "examples/first_look.ipynb"
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
+NAMED = re.compile(r"\[([\w./-]+\.md)\](?=\()")
 NOTE = re.compile(r"^( *)<!-- (file|not run): (.*?) -->\n( *```\w+)", re.MULTILINE)
 
 
@@ -67,8 +68,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point the links of a page to the site, and show the names of files above their blocks."""
-    return NOTE.sub(_title, LINK.sub(functools.partial(_link, page.file.src_uri), markdown))
+    """Point the links of a page to the site, with the titles of pages, and name saved files."""
+    linked = LINK.sub(functools.partial(_link, page.file.src_uri), markdown)
+    return NOTE.sub(_title, NAMED.sub(_page_title, linked))
 
 
 def _link(page: str, match: re.Match[str]) -> str:
@@ -77,6 +79,19 @@ def _link(page: str, match: re.Match[str]) -> str:
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
     target = PROJECT.get(target, target.removeprefix("docs/"))
     return f"{match[1]}{posixpath.relpath(target, posixpath.dirname(page) or '.')}{match[3]}"
+
+
+@functools.cache
+def _page_titles() -> dict[str, str]:
+    """Return the first heading of each document by the document's name."""
+    paths = (*(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in PROJECT))
+    texts = {path.name: path.read_text("utf-8") for path in paths}
+    return {name: text.partition("\n")[0].removeprefix("# ") for name, text in texts.items()}
+
+
+def _page_title(match: re.Match[str]) -> str:
+    """Return the start of a link with the title of the page in place of its name."""
+    return f"[{_page_titles().get(posixpath.basename(match[1]), match[1])}]"
 
 
 def _title(match: re.Match[str]) -> str:
@@ -90,6 +105,7 @@ def notebook_page(path: Path) -> str:
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
         text = "".join(cell["source"])
         pieces.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+    pieces.append(f"[Download this notebook](../{NOTEBOOK})")
     return "\n\n".join(pieces) + "\n"
 
 

@@ -111,6 +111,14 @@ def check_links(folder, pages):
                 assert not why, f"{name}: {link}: {why}"
 
 
+def check_lists(folder, pages):
+    """Check that no item of a list is part of the text before it."""
+    for name in pages:
+        text = re.sub(r"(?s)<(pre|script)\b.*?</\1>", "", (folder / name).read_text("utf-8"))
+        lines = [line for line in text.splitlines() if re.match(r"[-*] |1\. ", line)]
+        assert lines == [], f"{name}: put an empty line before these items"
+
+
 def check_python_reference(pages):
     """Check that every public name has its place."""
     for package, name in exported():
@@ -131,6 +139,7 @@ def check_command_reference(text):
 def test_the_site_is_built_without_a_warning_and_is_whole(tmp_path):
     pages = build(tmp_path)
     check_links(tmp_path, pages)
+    check_lists(tmp_path, pages)
     check_python_reference(pages)
     check_command_reference((tmp_path / "commands.html").read_text("utf-8"))
 
