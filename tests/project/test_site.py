@@ -18,7 +18,6 @@ from avtd3 import cli
 from avtd3.tests.project.source import ROOT, modules
 from avtd3.tests.project.test_public_api import exported
 
-
 MESSAGE = re.compile(r"^### `(.*)`$", re.MULTILINE)
 VALUE = "\0"
 """Stands for a value in the template of a message; no message contains it."""
