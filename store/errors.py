@@ -11,7 +11,8 @@ Every message says what was expected, what was found, where, and how to fix it::
     │   └── NoSegmentsError                       a dataset without segments
     ├── UnreadableError (OSError)                 a file that cannot be read now
     │   ├── DatasetUnreadableError                the same for a dataset; a DatasetError as well
-    │   └── SegmentUnreadableError                the same for a file of a segment
+    │   ├── SegmentUnreadableError                the same for a file of a segment
+    │   └── UnreachableError                      an object store that does not answer now
     ├── SegmentNotFoundError (FileNotFoundError)  a segment that has been removed
     ├── SegmentCorruptError (ValueError)          truncated, edited or damaged files in a segment
     ├── CheckpointError (ValueError)              a damaged checkpoint or policy
@@ -95,6 +96,10 @@ class DatasetUnreadableError(DatasetError, UnreadableError):
 
 class SegmentUnreadableError(UnreadableError):
     """A segment of which a file cannot be read now; it may be sound, so try again later."""
+
+
+class UnreachableError(UnreadableError):
+    """An object store that cannot be reached now, or fails; try again later."""
 
 
 class SegmentNotFoundError(Avtd3Error, FileNotFoundError):

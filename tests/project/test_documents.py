@@ -24,6 +24,7 @@ from avtd3 import cli
 from avtd3.configs.commands import console
 from avtd3.configs.load import load_section, presets
 from avtd3.tests.project.source import ROOT
+from avtd3.tests.store.remote import servers
 
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -244,8 +245,11 @@ def test_a_document_gets_what_it_does_not_make(text, expected):
     "document",
     [d for d in DOCUMENTS if any(b.commands and b.note != "not run" for b in blocks(d))],
 )
-def test_the_commands_of_a_document_run_in_fresh_shells(document, clone, tmp_path):
-    """In the order of the document; each block in a shell of its own that activates avtd3."""
+def test_the_commands_of_a_document_run_in_fresh_shells(document, clone, tmp_path, request):
+    """In the order of the document; each block in a shell of its own that activates avtd3.
+
+    The buckets that it names are those of a server on this machine.
+    """
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
@@ -259,6 +263,11 @@ def test_the_commands_of_a_document_run_in_fresh_shells(document, clone, tmp_pat
             (work / block.value).write_text(block.text)
     run = [b for b in blocks(document) if b.commands and b.note != "not run"]
     setup = setup_of("".join(block.text for block in run))
+    buckets = set(re.findall(r"s3://([a-z]+)", "".join(block.text for block in run)))
+    for bucket in buckets:
+        server = request.getfixturevalue("moto")
+        environment |= server.environment
+        servers.put_bucket(server, bucket)
     for name, text in (("set-up", setup), *((named(block), block.text) for block in run)):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f". .venv/bin/activate\n{text}"],
