@@ -45,6 +45,7 @@ def collect(
         ),
     ] = None,
     workers: opt.WorkersOption = None,
+    scheduler: opt.SchedulerOption = None,
     host: opt.HostOption = None,
     port: opt.PortsOption = None,
     server_command: opt.ServerCommandOption = None,
@@ -127,6 +128,7 @@ def collect(
             resume=resume,
             should_stop=should_stop,
             on_progress=show,
+            scheduler=scheduler,
         )
     opt.answer(report.document(), as_json, report.summary())
     opt.check_simulators(report.failure)
