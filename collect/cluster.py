@@ -1,6 +1,6 @@
 """`Cluster`: units of work on the workers of an existing Dask cluster.
 
-A unit is a task that runs once, as far as its results can tell: results are in the store, and a
+A unit is a task that runs once, as far as its results show: results are in the store, and a
 unit that collects claims its place there before it publishes (`claim_segment`). So it does not
 matter that Dask runs a task again when its worker is lost. The world of a worker stays open between
 units. Tasks need the resource ``collector``, of which each worker should have one.

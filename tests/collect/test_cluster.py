@@ -273,6 +273,12 @@ def test_evaluations_and_audits_equal_those_of_one_process(tmp_path, cluster):
     config = EvaluateConfig(world=WORLD, scenario=SCENARIO, episodes=UNIT + 2)
     ours, theirs = evaluate("expert", config, scheduler=cluster.address), evaluate("expert", config)
     assert ours.scores == theirs.scores
-    collect(tmp_path / "data", CONFIG, episodes=3)
-    on_cluster = audit([tmp_path / "data"], AuditConfig(scheduler=cluster.address))
-    assert on_cluster.segments == audit([tmp_path / "data"], AuditConfig()).segments
+    collect(tmp_path / "data", CONFIG, episodes=3, scheduler=cluster.address)
+    reports = [
+        audit([tmp_path / "data"], AuditConfig(scheduler=scheduler))
+        for scheduler in (cluster.address, "sync")
+    ]
+    documents = [{**report.document(), "seconds": 0} for report in reports]
+    assert documents[0] == documents[1]
+    assert reports[0].total.episodes == 3
+    assert reports[0].log.count("error") == 0

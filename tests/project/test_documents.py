@@ -33,7 +33,7 @@ DOCUMENTS = sorted(
 )
 BLOCK = re.compile(r"(?:^<!-- ([a-z ]+): (.*?) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 LANGUAGES = {"bash", "text", "python", "yaml", "json", "html"}
-PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "./CarlaUE4.sh"}
+PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "dask", "./CarlaUE4.sh"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
