@@ -228,7 +228,7 @@ def run_unit(work: Work, job: object, stop: Path | None) -> object:
     """Run a unit in a Dask worker."""
     from distributed import get_worker
 
-    worlds: WarmWorlds = get_worker().plugins[_PLUGIN]
+    worlds: Any = get_worker().plugins[_PLUGIN]  # a `WarmWorlds`
     next_check_s, is_stopped = 0.0, False
 
     def should_stop() -> bool:

@@ -78,7 +78,7 @@ def cluster(tmp_path_factory):
 
 def episodes(path):
     """Return how often each episode is in a dataset; every segment is whole."""
-    found = collections.Counter()
+    found: collections.Counter[int] = collections.Counter()
     for segment in Dataset.open(path).snapshot().segments:
         segment.verify()
         found.update(segment.episode_table().index.tolist())
@@ -177,7 +177,8 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_workers_that_are_killed_lose_and_double_no_unit(tmp_path, cluster):
-    data, killed = tmp_path / "data", []
+    data = tmp_path / "data"
+    killed: list[object] = []
     cluster.add_worker()
     victim = cluster.add_worker()
     count = 12 * UNIT
@@ -209,7 +210,8 @@ def test_workers_that_are_killed_lose_and_double_no_unit(tmp_path, cluster):
 
 @pytest.mark.slow
 def test_a_stopped_worker_that_continues_doubles_nothing(tmp_path, cluster):
-    data, stopped = tmp_path / "data", []
+    data = tmp_path / "data"
+    stopped: list[int] = []
     cluster.add_worker()
     victim = cluster.add_worker()
 
