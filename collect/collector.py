@@ -52,6 +52,8 @@ from avtd3.store.errors import (
 )
 from avtd3.store.events import Event
 from avtd3.store.files import check_local
+from avtd3.store.remote.client import LocalPlace
+from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
@@ -79,6 +81,10 @@ class CollectAheadConfig:
     least ``learn.learning_starts``, otherwise collector and learner wait for each other; and at
     least ``learn.publish_every`` / ``learn.updates_per_step``, otherwise they often pause. Both
     count collected steps, whether or not the learner samples them."""
+    max_unseen: int | None = None
+    """Published steps of each worker that a running learner may not have seen yet when an episode
+    starts, for example because its link is slow; None never waits. Without a learner whose
+    heartbeat is fresh (see `avtd3.store.status`), the collection continues."""
     updates_per_step: float = 1.0
     """Updates that the learner does per step (``learn.updates_per_step``)."""
     updates_before: int = 0
@@ -88,6 +94,7 @@ class CollectAheadConfig:
         check_integers(self)
         check_number("random_steps", self.random_steps)
         check_number("max_lead", self.max_lead or 0)
+        check_number("max_unseen", self.max_unseen or 0)
         check_positive("updates_per_step", self.updates_per_step)
         check_number("updates_before", self.updates_before)
 
@@ -193,9 +200,14 @@ class Collector:
             claim=_claim_of(job),
         )
         self._path, self._is_unit = job.dataset, job.unit is not None
+        self._learner = None
+        if job.config.lead.max_unseen is not None:
+            places = [LocalPlace(path) for path in (job.dataset, job.policies) if path is not None]
+            self._learner = LearnerWatch(places, _segment_name(job.config.name, job.share))
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(job.config.recovery)
         self._tally, self._steps, self._next_report_s = Tally(), 0, 0.0
+        self._published_steps = 0
 
     def run(self) -> Tally:
         """Collect the share; complete steps are published whatever ends it."""
@@ -259,6 +271,8 @@ class Collector:
 
     def _collect_episode(self, index: int) -> None:
         share, lead = self._share, self._config.lead
+        if not self._wait_until_seen():
+            return  # stopped while waiting
         seed = training_seed(self._config.seed, index)
         rng = episode_generator(seed)
         steps = share.held_steps + share.workers * self._steps
@@ -275,6 +289,23 @@ class Collector:
         if share.steps is not None and not self._environment.has_time_limit:
             most = min(most, share.steps - self._steps)
         self._drive(rollout.drive(driver, spec.name, rng, most))
+
+    def _wait_until_seen(self) -> bool:
+        """Wait while a running learner is behind; return False if stopped while waiting."""
+        most = self._config.lead.max_unseen
+        if self._learner is None or most is None:
+            return True
+        while (unseen := self._learner.unseen(self._published_steps)) > most:
+            self._note(
+                waiting=f"waiting for the learner: it has not seen {unseen} published steps "
+                f"(max_unseen {most})"
+            )
+            self._report_if_due()
+            if self._should_stop():
+                return False
+            time.sleep(POLICY_PERIOD_S)
+        self._note(waiting="")
+        return True
 
     def _load_policy(self, steps: int) -> bool:
         """Wait for a policy that is new enough; return False if stopped while waiting."""
@@ -355,6 +386,7 @@ class Collector:
 
     def _count_segment(self, segment: PublishedSegment | None) -> None:
         if segment is not None:
+            self._published_steps += segment.steps
             size_bytes = self._tally.size_bytes + segment.size_bytes
             self._note(segments=self._tally.segments + 1, size_bytes=size_bytes)
 
@@ -597,11 +629,12 @@ def _check_options(config: CollectConfig, policies: Path | None, scheduler: str 
         raise ConfigError(
             f"driver {config.driver!r} needs the learner's directory; give --policies"
         )
-    if scheduler and config.lead.max_lead is not None:
-        raise ConfigError(
-            f"collect.lead.max_lead is {config.lead.max_lead}, expected none with --scheduler: "
-            "units of work do not wait for a learner; remove it, or collect without --scheduler"
-        )
+    for name in ("max_lead", "max_unseen") if scheduler else ():
+        if (most := getattr(config.lead, name)) is not None:
+            raise ConfigError(
+                f"collect.lead.{name} is {most}, expected none with --scheduler: units of work do "
+                "not wait for a learner; remove it, or collect without --scheduler"
+            )
 
 
 def _open_dataset(

@@ -274,6 +274,7 @@ class ReplaySource:
             episode_return=self.episodes.newest_return,
             refused=self.sampler.refused,
             absent=self.absent,
+            steps_by_collector=self.sampler.steps_by_collector,
         )
 
     def close(self) -> None:

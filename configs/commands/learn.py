@@ -82,17 +82,20 @@ def learn(
     from avtd3.learn.openmp import limit_spinning
 
     limit_spinning()  # before torch is imported
-    from avtd3.learn.callbacks import ProgressCallback
+    from avtd3.learn.callbacks import ProgressCallback, StatusCallback
     from avtd3.learn.ranks import open_ranks
     from avtd3.learn.run_settings import name_run, read_settings
     from avtd3.learn.trainer import train
     from avtd3.store.files import check_local
+    from avtd3.store.remote.client import open_place
+    from avtd3.store.status import Heartbeat
 
     with interruptible() as should_stop, open_ranks() as ranks:
         if not ranks.is_first:
             set_verbosity(-1)
         resumes = resume or rollback is not None
-        stored = read_settings(run)["learn"] if resumes else None
+        before = read_settings(run) if resumes else {}
+        stored = before["learn"] if resumes else None
         if not resumes:
             check_local(run, *datasets)
             named = Path(ranks.share(str(name_run(run, datasets))))
@@ -104,7 +107,15 @@ def learn(
         filters = None if filter_ is None else tuple(filter_)
         replay = opt.replace(settings.replay, filter=filters, mode=mode)
         settings = opt.replace(settings, replay=replay)
-        with progress() as show:
+        follows = before.get("follow", False) if follow is None else follow
+        published = Path(policies or before.get("policies") or run / "policies")
+        heart = Heartbeat(
+            [open_place(published)] if ranks.is_first else [],
+            "learner",
+            run.name,
+            datasets=[open_place(path) for path in datasets if follows and ranks.is_first],
+        )
+        with progress() as show, heart:
             report = train(
                 settings,
                 datasets=datasets,
@@ -113,7 +124,7 @@ def learn(
                 follow=follow,
                 resume=resume,
                 rollback=rollback,
-                callbacks=[ProgressCallback(show, should_stop)],
+                callbacks=[ProgressCallback(show, should_stop), StatusCallback(heart)],
             )
     if ranks.is_first:
         opt.answer(report.document(), as_json, report.summary())

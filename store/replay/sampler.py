@@ -460,7 +460,12 @@ class Sampler:
     @property
     def steps_published(self) -> int:
         """Steps that the datasets have published so far: sampled, excluded and dropped ones."""
-        return self._tracker.steps_published
+        return self._tracker.published.total()
+
+    @property
+    def steps_by_collector(self) -> Mapping[str, int]:
+        """The published steps by the name of the collector in the segments' names."""
+        return self._tracker.published
 
     @property
     def excluded(self) -> str:
