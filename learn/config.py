@@ -142,7 +142,11 @@ class LearnConfig:
         features = self.td3.critic_features
         is_own = features == "own" or not self.network.shared_encoder
         expected = "own with learn.network.shared_encoder"
-        check_settings(self.td3, "learn.td3.", ("critic_features", is_own, expected))
+        inputs = (self.network.actor_inputs, self.network.critic_inputs)
+        is_same = features == "own" or inputs[0] == inputs[1]
+        same = "own with different learn.network.actor_inputs and critic_inputs"
+        checks = (("critic_features", is_own, expected), ("critic_features", is_same, same))
+        check_settings(self.td3, "learn.td3.", *checks)
         if self.replay.imitate and not self.td3.bc_alpha and self.algorithm == "td3":
             raise ConfigError(
                 f"learn.replay.imitate is {self.replay.imitate}, but learn.td3.bc_alpha is 0, so "

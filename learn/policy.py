@@ -35,6 +35,7 @@ from avtd3.learn.networks import (
     Mlp,
     NetworkConfig,
     ObservationBatch,
+    actor_spec,
     evaluating,
 )
 from avtd3.store import files
@@ -64,7 +65,8 @@ _LISTED = 5
 """Names of tensors that a message lists."""
 _ROUNDING = 1e-5
 """How far an action may exceed a bound, in half ranges, because of rounding."""
-_OF_TRAINING = ("critic_norm", "shared_encoder", "vector_statistics")
+_INPUTS = ("actor_inputs", "critic_inputs")
+_OF_TRAINING = ("critic_norm", "shared_encoder", "vector_statistics", *_INPUTS)
 """Settings of the networks that an actor does not need to drive."""
 _DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
@@ -156,7 +158,7 @@ def _check_header(document: Mapping[str, Any], path: Path) -> PolicyHeader:
     if type(limit) not in (int, float) or not 0.0 < limit <= 1.0:
         raise _invalid(path, "action_limit", limit, "a number above 0, at most 1")
     fields = document.get("network")
-    known = {field.name for field in dataclasses.fields(NetworkConfig)}
+    known = {field.name for field in dataclasses.fields(NetworkConfig)}.difference(_INPUTS)
     if not isinstance(fields, dict) or not isinstance(fields.get("hidden"), list):
         raise _invalid(path, "network", fields, "an object with a list of widths, hidden")
     if fields.keys() - known:
@@ -226,8 +228,11 @@ def encode_policy(
     updates: int,
     action_limit: float = 1.0,
 ) -> bytes:
-    """Return the content of a policy file; the same weights give the same bytes."""
-    shape = dataclasses.asdict(config)
+    """Return the content of a policy file; the same weights give the same bytes.
+
+    `spec` is that of the data; the file has the part of it that the actor sees.
+    """
+    shape, spec = dataclasses.asdict(config), actor_spec(spec, config)
     document = {
         "format_version": FORMAT_VERSION,
         "version": version,
@@ -568,7 +573,7 @@ class SingleActor:
     @torch.inference_mode()
     def __call__(self, frames: Tensor | None, vector: Tensor | None) -> Tensor:
         """Return the action, float32 (A,), for frames uint8 (K*C, H, W) and a vector (V,)."""
-        parts = [] if vector is None else [self._actor.normalise(vector)]
+        parts = [] if vector is None else [self._actor.normalise(self._actor.seen(vector))]
         if self._encoder is not None:
             assert frames is not None
             parts.insert(0, self._features(self._encoder, frames))

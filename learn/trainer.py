@@ -47,7 +47,7 @@ from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.logging import MetricLogger, Throughput
-from avtd3.learn.networks import ObservationBatch
+from avtd3.learn.networks import ObservationBatch, actor_spec
 from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.replay_source import ReplaySource, check_pace, open_datasets, scratch_directory
@@ -305,7 +305,7 @@ class Trainer:
             self._guards.alerts.note("rollback", self.updates, f"{text}{aside}", value=0.0, limit=0)
         metrics = {} if self._restored is None else self._restored.metrics
         self._logger.start(self.updates + 1, metrics)
-        self._policy_version = self._policies.repair(self._spec)
+        self._policy_version = self._policies.repair(actor_spec(self._spec, self._config.network))
         if self._policy_version is None or rollback is not None:
             self._publish()  # collectors wait for a policy, or use one that was rolled back
 
