@@ -12,6 +12,7 @@ from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.events import Event, EventTable
 from avtd3.store.segment import Segment
 from avtd3.store.step import Observation, Step
+from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
 
 
@@ -38,6 +39,11 @@ class SegmentReader:
     def world_records(self) -> list[WorldRecord | None]:
         """The state of the world in each episode of the segment."""
         return self.segment.world_records() or [None] * self.segment.episodes
+
+    @functools.cached_property
+    def labels(self) -> list[StepLabels | None]:
+        """What else is known of the steps of each episode of the segment."""
+        return self.segment.labels() or [None] * self.segment.episodes
 
 
 class Episode:
@@ -116,6 +122,11 @@ class Episode:
     def world_record(self) -> WorldRecord | None:
         """State of the world in each observation; None if it was not recorded."""
         return self._reader.world_records[self.number]
+
+    @property
+    def labels(self) -> StepLabels | None:
+        """What the expert would have done, who drove, and delays; None if nothing is known."""
+        return self._reader.labels[self.number]
 
     @functools.cached_property
     def frames(self) -> NDArray[np.uint8]:
