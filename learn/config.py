@@ -147,11 +147,13 @@ class LearnConfig:
         same = "own with different learn.network.actor_inputs and critic_inputs"
         checks = (("critic_features", is_own, expected), ("critic_features", is_same, same))
         check_settings(self.td3, "learn.td3.", *checks)
-        if self.replay.imitate and not self.td3.bc_alpha and self.algorithm == "td3":
-            raise ConfigError(
-                f"learn.replay.imitate is {self.replay.imitate}, but learn.td3.bc_alpha is 0, so "
-                "nothing is imitated; set bc_alpha (2.5 in TD3+BC), or remove imitate"
-            )
+        for name in ("imitate", "imitate_expert"):
+            value = getattr(self.replay, name)
+            if value and not self.td3.bc_alpha and self.algorithm == "td3":
+                raise ConfigError(
+                    f"learn.replay.{name} is {value}, but learn.td3.bc_alpha is 0, so nothing is "
+                    f"imitated; set bc_alpha (2.5 in TD3+BC), or remove {name}"
+                )
         fits = self.network.conv_norm != "batch" or self.replay.batch_size >= 2
         expected = "2 or above with learn.network.conv_norm batch"
         check_settings(self.replay, "learn.replay.", ("batch_size", fits, expected))

@@ -27,6 +27,8 @@ Polyak averaging are as published. The code marks each deviation from the papers
 14. The actor may read the features of the critics' CNN, without a gradient through them, and the
     features that the critics' loss has computed are used again (DrQ-v2, Yarats et al. 2021).
 15. The critics may see numbers of the vector that the actor does not (Pinto et al. 2018).
+16. The actor may imitate what the expert would have done in place of the action that was taken
+    (DAgger, Ross et al. 2011), see `ReplayConfig.imitate_expert`.
 """
 
 import contextlib
@@ -501,9 +503,10 @@ ACTOR_LOSSES: Mapping[str, ActorLoss] = {"td3": actor_loss, "bc": cloning_loss}
 
 
 def _imitation(action: Tensor, batch: Batch) -> Tensor:
+    wanted = batch.action if batch.bc_action is None else batch.bc_action  # deviation 16
     if batch.bc_mask is None:
-        return functional.mse_loss(action, batch.action)
-    distance = (action - batch.action).square().mean(dim=-1)  # deviation 13
+        return functional.mse_loss(action, wanted)
+    distance = (action - wanted).square().mean(dim=-1)  # deviation 13
     return (batch.bc_mask * distance).sum() / batch.bc_mask.sum().clamp(min=1.0)
 
 

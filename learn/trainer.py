@@ -169,7 +169,8 @@ def train(
             paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
         )
         if opened:
-            with Trainer(opened[0].spec, config, run, directory, notify) as trainer:
+            spec = config.replay.view(opened[0].spec)
+            with Trainer(spec, config, run, directory, notify) as trainer:
                 trainer.restore(resume=resume, rollback=rollback)
                 trainer.open_source(opened, follow=follow)
                 trainer.loop()
@@ -257,8 +258,8 @@ class Trainer:
             on_alert=self._on_alert,
         )
         self._logger = MetricLogger(run / "events", features=features, on_write=self._on_metrics)
-        gamma = config.replay.gamma
-        evaluator = HeldOutEvaluator(spec, config.td3, gamma, self._device, self._autocast)
+        gamma, stride = config.replay.gamma, config.replay.stack_stride
+        evaluator = HeldOutEvaluator(spec, config.td3, gamma, self._device, self._autocast, stride)
         self._evaluator = evaluator
         self._throughput = Throughput()
         self._tuner = self._make_tuner()
@@ -540,6 +541,7 @@ class Trainer:
             self._config.network,
             updates=self.updates,
             action_limit=self._guards.action_limit.share,
+            stack_stride=self._config.replay.stack_stride,
         )
         self._policy_version = version
         if self._config.keep_policies:

@@ -92,8 +92,9 @@ def test_a_policy_has_the_inputs_of_the_actor_and_acts_the_same(
     policy = store.latest(expected)
     assert policy is not None
     assert policy.spec == expected
+    assert store.latest(spec) is not None  # it takes its inputs out of all
     with pytest.raises(SpecError, match="another spec"):
-        store.latest(spec)
+        store.latest(dataclasses.replace(spec, vector_names=("a", "b", "c", "d", "e")))
     frames = np.zeros(IMAGE.observation_shape, np.uint8)
     assert policy.act(frames, np.ones(3, np.float32)).shape == (2,)
     longer = dataclasses.replace(config, updates=6)
