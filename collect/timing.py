@@ -52,9 +52,7 @@ class DelayConfig:
         for name in ("camera_s", "action_s"):
             limits = getattr(self, name)
             if len(limits) != 2:
-                raise ConfigError(
-                    f"delay.{name} is {limits}, expected the smallest and the largest"
-                )
+                raise ConfigError(f"delay.{name} is {limits}, expected smallest and largest")
             low, high = limits
             check_number(f"delay.{name}", low, maximum=60.0)
             check_number(f"delay.{name}", high, minimum=low, maximum=60.0)
@@ -126,6 +124,10 @@ class TimedEnvironment(Environment):
     def driver(self, base: str) -> Driver:
         """Make a driver of the inner environment."""
         return self._inner.driver(base)
+
+    def teacher(self) -> Driver | None:
+        """Make that of the inner environment."""
+        return self._inner.teacher()
 
     def takeover(self, policy: Driver) -> Driver:
         """Make a driver of the inner environment."""

@@ -269,6 +269,10 @@ class DrivingEnvironment(Environment):
             return Expert(self._expert, self.task)
         return WanderingDriver(self.world.control_period_s)
 
+    def teacher(self) -> Driver | None:
+        """Make the expert."""
+        return self.driver("expert")
+
     def takeover(self, policy: Driver) -> Driver:
         """Make a driver that replaces a policy by the expert where it leaves its bounds."""
         return TakeoverDriver(policy, self.driver("expert"), self.task, self._takeover)
