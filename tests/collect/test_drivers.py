@@ -201,7 +201,7 @@ def test_a_policy_driver_sees_the_stack_and_the_vector():
     seen = []
 
     class Fake:
-        spec = make_environment().spec
+        spec, stack_stride = make_environment().spec, 1
 
         def act(self, frames, vector):
             seen.append((frames, vector))
