@@ -22,7 +22,7 @@ CAMERA_DELAY, ACTION_DELAY = "camera_delay", "action_delay"
 _ABSENT = {EXPERT_ACTION: np.nan, STEP_DRIVER: 0, CAMERA_DELAY: 0.0, ACTION_DELAY: 0.0}
 """Value of an array where nothing is known of the step."""
 _DTYPES = {STEP_DRIVER: "uint8"}
-_OWN, _EXPERT = 1, 2
+OWN_DROVE, EXPERT_DROVE = 1, 2
 """Values of `STEP_DRIVER`: the episode's driver drove, or the expert in its place."""
 LABELS = tuple(_ABSENT)
 
@@ -74,7 +74,9 @@ class StepLabels:
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the arrays of these labels by name, without those of which nothing is known."""
         drove = self.expert_drove
-        driver = None if drove is None else np.where(drove, _EXPERT, _OWN).astype(np.uint8)
+        driver = (
+            None if drove is None else np.where(drove, EXPERT_DROVE, OWN_DROVE).astype(np.uint8)
+        )
         values = (self.expert_action, driver, self.camera_delay_s, self.action_delay_s)
         named = zip(LABELS, values, strict=True)
         known = {name: column for name, column in named if column is not None}
@@ -96,7 +98,7 @@ class StepLabels:
         driver = known.get(STEP_DRIVER)
         return cls(
             expert_action=known.get(EXPERT_ACTION),
-            expert_drove=None if driver is None else driver == _EXPERT,
+            expert_drove=None if driver is None else driver == EXPERT_DROVE,
             camera_delay_s=known.get(CAMERA_DELAY),
             action_delay_s=known.get(ACTION_DELAY),
         )
@@ -169,8 +171,8 @@ def read_labels(
 ) -> list[StepLabels | None]:
     """Read the labels of a segment's episodes; raise ValueError if a value is impossible."""
     columns = {name: files.read(layout) for name, layout in layouts.items()}
-    if (columns.get(STEP_DRIVER, np.zeros(1)) > _EXPERT).any():
-        raise ValueError(f"{STEP_DRIVER} has a value above {_EXPERT}")
+    if (columns.get(STEP_DRIVER, np.zeros(1)) > EXPERT_DROVE).any():
+        raise ValueError(f"{STEP_DRIVER} has a value above {EXPERT_DROVE}")
     found = []
     for rows in zip(*(_rows(name, lengths) for name in columns), strict=True):
         named = zip(columns.items(), rows, strict=True)
