@@ -17,39 +17,13 @@ from avtd3.store.replaced import episode_digests
 from avtd3.store.step_labels import LABELS, StepLabels, label_columns, read_labels
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.maintenance.datasets import SPEC
-from avtd3.tests.store.segments import begin, make_episode, step
-
-LOW, HIGH = np.float32(SPEC.action_low), np.float32(SPEC.action_high)
-
-
-def make_labels(length, seed=0, *, unknown=0.3):
-    rng = np.random.default_rng(seed)
-    action = rng.uniform(LOW, HIGH, (length, SPEC.action_size)).astype(np.float32)
-    action = np.clip(action, LOW, HIGH)
-    action[rng.random(length) < unknown] = np.nan
-    action[0] = LOW
-    return StepLabels(
-        expert_action=action,
-        expert_drove=rng.random(length) < 0.5,
-        camera_delay_s=rng.uniform(0.01, 0.2, length + 1).astype(np.float32),
-        action_delay_s=rng.uniform(0.01, 0.2, length).astype(np.float32),
-    )
+from avtd3.tests.store.segments import begin, equal_labels, make_episode, step
+from avtd3.tests.store.segments import make_labels as labels_of
 
 
 def errors(path):
     """The errors that the audit finds."""
     return [found.check for found in audit([path]).findings if found.severity == "error"]
-
-
-def equal(one, other):
-    if one is None or other is None:
-        return one is other
-    names = ("expert_action", "expert_drove", "camera_delay_s", "action_delay_s")
-    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
-    return all(
-        (a is b) if a is None or b is None else np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-        for a, b in pairs
-    )
 
 
 def written(path, labels, lengths, **config):
@@ -67,9 +41,9 @@ def written(path, labels, lengths, **config):
 def test_labels_are_read_as_they_were_written(tmp_path):
     lengths = [5, 1, 70, 3]
     drove = StepLabels(expert_drove=np.array([True, False, True]))
-    labels = [make_labels(5, 1), None, make_labels(70, 2), drove]
+    labels = [labels_of(SPEC, 5, 1), None, labels_of(SPEC, 70, 2), drove]
     dataset = written(tmp_path / "data", labels, lengths)
-    assert all(map(equal, (episode.labels for episode in dataset.episodes()), labels))
+    assert all(map(equal_labels, (episode.labels for episode in dataset.episodes()), labels))
     (segment,) = dataset.snapshot().segments
     group: Any = zarr.open_group(segment.path, mode="r")  # any reader of Zarr can read them
     assert group["expert_action"].shape == (79, SPEC.action_size)
@@ -80,9 +54,9 @@ def test_labels_are_read_as_they_were_written(tmp_path):
 
 
 def test_labels_are_cut_to_their_episode(tmp_path):
-    dataset = written(tmp_path / "data", [make_labels(9)], [4])
+    dataset = written(tmp_path / "data", [labels_of(SPEC, 9)], [4])
     (episode,) = dataset.episodes()
-    assert np.array_equal(episode.labels.camera_delay_s, make_labels(9).camera_delay_s[:5])
+    assert np.array_equal(episode.labels.camera_delay_s, labels_of(SPEC, 9).camera_delay_s[:5])
 
 
 def test_a_segment_without_labels_has_no_new_arrays(tmp_path):
@@ -97,7 +71,7 @@ def test_a_segment_without_labels_has_no_new_arrays(tmp_path):
 
 def test_labels_are_part_of_what_an_episode_is_but_not_of_the_order(tmp_path):
     digests, contents = [], set()
-    for n, labels in enumerate((None, make_labels(4), make_labels(4, seed=1))):
+    for n, labels in enumerate((None, labels_of(SPEC, 4), labels_of(SPEC, 4, seed=1))):
         (segment,) = written(tmp_path / f"{n}", [labels], [4]).snapshot().segments
         digests += episode_digests(segment, without=("episode_wall_time",))
         contents.add(segment.content_digest)
@@ -106,7 +80,7 @@ def test_labels_are_part_of_what_an_episode_is_but_not_of_the_order(tmp_path):
 
 
 def test_maintenance_keeps_labels(tmp_path):
-    labels = [None, make_labels(4), make_labels(5, 2), None]
+    labels = [None, labels_of(SPEC, 4), labels_of(SPEC, 5, 2), None]
     dataset = Dataset.create(tmp_path / "data", SPEC)
     for n, each in enumerate(labels):  # a segment each: some with the arrays, some without
         with SegmentWriter(dataset) as writer:
@@ -121,7 +95,7 @@ def test_maintenance_keeps_labels(tmp_path):
     assert not report.problems
     for path in (dataset.path, tmp_path / "new"):
         found = [episode.labels for episode in Dataset.open(path).episodes()]
-        assert all(map(equal, found, labels))
+        assert all(map(equal_labels, found, labels))
         assert errors(path) == []
 
 
@@ -132,7 +106,7 @@ def test_any_mixture_of_labels_survives_the_arrays(shapes):
     fields = ("expert_action", "expert_drove", "camera_delay_s", "action_delay_s")
     labels = []
     for length, chosen in shapes:
-        whole = make_labels(length, seed=length)
+        whole = labels_of(SPEC, length, seed=length)
         kept = {fields[n]: getattr(whole, fields[n]) for n in chosen}
         labels.append(StepLabels(**kept) if kept else None)
     columns = label_columns(labels, lengths, SPEC)
@@ -144,7 +118,7 @@ def test_any_mixture_of_labels_survives_the_arrays(shapes):
     layouts: Any = {name: layout for name, (layout, _) in columns.items()}
     if layouts:
         files: Any = Files()
-        assert all(map(equal, read_labels(files, layouts, lengths, SPEC), labels))
+        assert all(map(equal_labels, read_labels(files, layouts, lengths, SPEC), labels))
 
 
 @pytest.mark.parametrize(
