@@ -198,7 +198,7 @@ def test_cloning_the_labels_gives_the_expert_whoever_drove(tmp_path):
 
 
 def test_labels_need_imitation():
-    with pytest.raises(ConfigError, match="imitate_expert is True.*bc_alpha"):
+    with pytest.raises(ConfigError, match=r"imitate_expert is True.*bc_alpha"):
         LearnConfig(replay=ReplayConfig(imitate_expert=True))
     with pytest.raises(ConfigError, match="imitate_expert"):
         ReplayConfig(imitate_expert=True, sequence_length=8)
