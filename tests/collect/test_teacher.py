@@ -188,7 +188,7 @@ def test_cloning_the_labels_gives_the_expert_whoever_drove(tmp_path):
         threads=1,
         network=NetworkConfig(hidden=(32,)),
         td3=TD3Config(actor_lr=0.01, policy_delay=1),
-        replay=ReplayConfig(batch_size=64, imitate_expert=True, imitate=("seed=-1",)),
+        replay=ReplayConfig(batch_size=64, imitate_expert=True, imitate=("policy=100",)),
     )
     train(config, datasets=tmp_path / "data", run=tmp_path / "run")
     policy = PolicyStore(tmp_path / "run" / "policies").latest(SPEC)
