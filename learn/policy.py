@@ -174,8 +174,8 @@ def _check_header(document: Mapping[str, Any], path: Path) -> PolicyHeader:
     except (SpecError, ConfigError) as error:
         raise CheckpointError(f"policy {path}: {error}") from error
     counts = {name: document[name] for name in ("version", "updates")}
-    more = {"action_limit": float(limit), "stack_stride": stride}
-    return PolicyHeader(**counts, **more, spec=spec, network=network)
+    counts["stack_stride"] = stride
+    return PolicyHeader(**counts, action_limit=float(limit), spec=spec, network=network)
 
 
 def _check_tensors(header: PolicyHeader, tensors: Mapping[str, Any], size: int, path: Path) -> None:

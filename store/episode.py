@@ -277,7 +277,9 @@ class Episode:
         """Return the rows of the last step of each decision."""
         if self._repeat == 1:
             return values
-        return values[np.minimum(np.arange(1, self.length + 1) * self._repeat, self._stored) - 1]
+        ends = np.minimum(np.arange(1, self.length + 1) * self._repeat, self._stored)
+        last: NDArray[np.bool_] = values[ends - 1]
+        return last
 
     def _step_rows(self) -> tuple[int, int]:
         start = int(self._reader.table.offset[self.number])

@@ -173,7 +173,7 @@ def read_labels(
     columns = {name: files.read(layout) for name, layout in layouts.items()}
     if (columns.get(STEP_DRIVER, np.zeros(1)) > EXPERT_DROVE).any():
         raise ValueError(f"{STEP_DRIVER} has a value above {EXPERT_DROVE}")
-    found = []
+    found: list[StepLabels | None] = []
     for rows in zip(*(_rows(name, lengths) for name in columns), strict=True):
         named = zip(columns.items(), rows, strict=True)
         labels = StepLabels.of({name: column[part] for (name, column), part in named})

@@ -107,8 +107,13 @@ class TransitionIndex:
         """Return where the numbered places are, given how many each episode has: int64 (E,)."""
         ends: NDArray[np.int64] = places.cumsum()
         shift = self.first_rows - (ends - places)
-        found = {"first": self.first_rows, "steps": self.stored, "bc_mask": self.bc_mask}
-        return EpisodeRows(ends=ends, shift=shift, **found)
+        return EpisodeRows(
+            ends=ends,
+            first=self.first_rows,
+            shift=shift,
+            steps=self.stored,
+            bc_mask=self.bc_mask,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -321,7 +321,8 @@ class Gather:
         else:
             stacks = (before[..., None] + self._stack, after[..., None] + self._stack)
             decisions = np.concatenate(stacks, axis=-1)
-        return np.minimum(first + self._repeat * np.maximum(decisions, 0), last)
+        rows: NDArray[np.int64] = first + self._repeat * np.maximum(decisions, 0)
+        return np.minimum(rows, last, out=rows)
 
 
 def _overlap(config: ReplayConfig) -> bool:

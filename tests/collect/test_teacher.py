@@ -1,6 +1,7 @@
 """Collections say what the expert would have done and who drove; learners imitate that."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def policies(tmp_path_factory):
     with torch.no_grad():
         for parameter in actor.head.parameters():
             parameter.zero_()
-        actor.head.layers[-1].bias.copy_(torch.tensor([0.15, 0.5]))
+        last: Any = actor.head.layers[-1]
+        last.bias.copy_(torch.tensor([0.15, 0.5]))
     PolicyStore(path / "policies").publish(actor, spec, NETWORK, updates=0)
     return path / "policies"
 
@@ -107,7 +109,7 @@ def test_the_expert_takes_over_and_the_drive_says_when(tmp_path, policies):
         assert episode.policy_version == 0
         assert episode.attributes["driver"] == "takeover"
         assert np.flatnonzero(np.diff(drove.astype(int)) < 0).size  # it gave back
-    shares = audit([tmp_path / "data"]).document()["expert"]
+    shares: Any = audit([tmp_path / "data"]).document()["expert"]
     assert shares["takeovers"] >= 2
     assert shares["compared"] == sum(
         (~e.labels.expert_drove).sum() for e in episodes(tmp_path / "data")
@@ -160,7 +162,7 @@ def test_labels_replace_the_action_where_they_are_known(tmp_path, mode, imitate)
     dataset = write_labelled(tmp_path / "data")
     config = ReplayConfig(batch_size=256, imitate_expert=True, imitate=imitate, mode=mode)
     with Sampler([dataset], config, seed=0, scratch=tmp_path) as sampler:
-        batch = sampler.sample()
+        batch: Any = sampler.sample()
     steps = {
         (float(e.vectors[t, 0]), float(e.actions[t, 0])): (e, t)
         for e in dataset.episodes()
@@ -194,7 +196,7 @@ def test_cloning_the_labels_gives_the_expert_whoever_drove(tmp_path):
     policy = PolicyStore(tmp_path / "run" / "policies").latest(SPEC)
     assert policy is not None
     for x in (-0.8, 0.1, 0.6):
-        assert policy.act(None, np.float32([x]))[0] == pytest.approx(-0.5 * x, abs=0.05)
+        assert policy.act(None, np.array([x], np.float32))[0] == pytest.approx(-0.5 * x, abs=0.05)
 
 
 def test_labels_need_imitation():

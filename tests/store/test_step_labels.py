@@ -70,7 +70,8 @@ def test_a_segment_without_labels_has_no_new_arrays(tmp_path):
 
 
 def test_labels_are_part_of_what_an_episode_is_but_not_of_the_order(tmp_path):
-    digests, contents = [], set()
+    digests: list[str] = []
+    contents = set()
     for n, labels in enumerate((None, labels_of(SPEC, 4), labels_of(SPEC, 4, seed=1))):
         (segment,) = written(tmp_path / f"{n}", [labels], [4]).snapshot().segments
         digests += episode_digests(segment, without=("episode_wall_time",))

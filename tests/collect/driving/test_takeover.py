@@ -46,7 +46,8 @@ def make(**config):
                 ),
             )
         )
-    driver = TakeoverDriver(*drivers, task, TakeoverConfig(**config))
+    policy, expert = drivers
+    driver = TakeoverDriver(policy, expert, task, TakeoverConfig(**config))
     driver.reset(np.random.default_rng(0))
     return driver, task, drivers
 

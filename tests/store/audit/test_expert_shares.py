@@ -27,7 +27,7 @@ def write(path, drives):
         with SegmentWriter(dataset) as writer:
             writer.begin(at)
             for n, (action, _, _) in enumerate(drive):
-                writer.step(np.float32(action), 0.5, at, terminated=n + 1 == len(drive))
+                writer.step(np.array(action, np.float32), 0.5, at, terminated=n + 1 == len(drive))
             labels = None
             if drive[0][1] is not None:
                 labels = StepLabels(

@@ -169,7 +169,8 @@ def test_frames_of_a_stack_are_as_far_apart_as_a_policy_stacks_them(tmp_path, n_
     spec = make_spec(stack=3)
     (drive,) = drives = [make_drive(13, 1, True, 0)]
     dataset = write(tmp_path / "data", spec, drives)
-    stack, stacked = FrameStack(3, stride), []
+    stack = FrameStack(3, stride)
+    stacked: list[np.ndarray] = []
     stack.reset(drive.frames[0])
     for frame in drive.frames:
         if stacked:
@@ -182,6 +183,8 @@ def test_frames_of_a_stack_are_as_far_apart_as_a_policy_stacks_them(tmp_path, n_
         batch = sampler.sample()
     times = [int(np.flatnonzero((drive.actions == a).all(axis=1))[0]) for a in batch.action]
     assert len(set(times)) > 8
+    assert batch.observation_frames is not None
+    assert batch.next_observation_frames is not None
     for t, seen, following in zip(
         times, batch.observation_frames, batch.next_observation_frames, strict=True
     ):
