@@ -349,7 +349,8 @@ def find_examples(
         drives=tuple(one.drive() for one in asked),
         actions=opened[0].spec.action_names[:MAX_ACTIONS],
     )
-    return dataclasses.replace(found, **_saliency(state, asked)) if asked else found
+    looks = _saliency(state, asked, config.replay.stack_stride) if asked else {}
+    return dataclasses.replace(found, **looks)
 
 
 def choose_episodes(datasets: Sequence[Dataset], config: LearnConfig) -> tuple[list[Episode], bool]:
@@ -431,7 +432,8 @@ def _ask(
         count = min(POINTS, episode.length)
         steps = np.linspace(0, episode.length - 1, count).round().astype(np.int64)
         try:
-            observation, actions = _observe(episode.load(), steps), episode.actions[steps]
+            stride, actions = config.replay.stack_stride, episode.load().actions[steps]
+            observation = _observe(episode, steps, stride)
         except SEGMENT_ERRORS:
             continue
         with torch.no_grad(), evaluating(state.actor, state.critic):
@@ -454,17 +456,17 @@ def _ask(
         )
 
 
-def _observe(episode: Episode, steps: NDArray[np.int64]) -> ObservationBatch:
+def _observe(episode: Episode, steps: NDArray[np.int64], stride: int) -> ObservationBatch:
     pixels = vector = None
     if episode.spec.image is not None:
-        stacks = [episode.observations(start=step, stop=step + 1) for step in steps.tolist()]
+        stacks = [episode.observations(None, t, t + 1, stride) for t in steps.tolist()]
         pixels = to_pixels(torch.from_numpy(np.concatenate(stacks)), torch.float32)
     if episode.spec.vector_names:
         vector = torch.from_numpy(episode.vectors[steps])
     return ObservationBatch(pixels=pixels, vector=vector)
 
 
-def _saliency(state: TD3State, asked: Sequence[_Asked]) -> dict[str, Any]:
+def _saliency(state: TD3State, asked: Sequence[_Asked], stride: int) -> dict[str, Any]:
     """Return the fields of `Examples` about the gradients at every fourth step."""
     spec = asked[0].episode.spec
     steps = [(one, n) for one in asked for n in range(0, len(one.steps), 4)]
@@ -486,7 +488,8 @@ def _saliency(state: TD3State, asked: Sequence[_Asked]) -> dict[str, Any]:
     if gradients.pixels is None or spec.image is None:
         return found
     count = spec.image.stack
-    names = [f"{plural(count - 1 - n, 'frame')} earlier" for n in range(count - 1)] + ["newest"]
+    ages = [stride * (count - 1 - n) for n in range(count)]
+    names = [f"{plural(age, 'frame')} earlier" if age else "newest" for age in ages]
     found["frames"] = _shares(names, gradients.pixels.mean(axis=(0, 1, 3, 4)))[::-1]
     maps = heat_maps(gradients.pixels)[:, :MAX_ACTIONS]
     places = np.linspace(0, len(steps) - 1, min(len(steps), LOOKS) + 2).round().astype(np.int64)
