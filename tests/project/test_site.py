@@ -17,9 +17,6 @@ import pytest
 from avtd3 import cli
 from avtd3.tests.project.source import ROOT, modules
 from avtd3.tests.project.test_public_api import exported
-from avtd3.tests.store.browsing import browser
-
-__all__ = ["browser"]  # a fixture
 
 MESSAGE = re.compile(r"^### `(.*)`$", re.MULTILINE)
 VALUE = "\0"
