@@ -77,6 +77,8 @@ def _link(page: str, match: re.Match[str]) -> str:
     """Return a link of a source file as one of its page."""
     source = next((name for name, uri in PROJECT.items() if uri == page), f"docs/{page}")
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
+    if target == NOTEBOOK and page != "notebook.md":
+        target = "notebook.md"
     target = PROJECT.get(target, target.removeprefix("docs/"))
     return f"{match[1]}{posixpath.relpath(target, posixpath.dirname(page) or '.')}{match[3]}"
 

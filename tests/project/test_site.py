@@ -151,6 +151,15 @@ def test_every_document_is_in_the_navigation():
     assert documents <= named, f"not in the navigation of mkdocs.yml: {documents - named}"
 
 
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda path: path.name
+)
+def test_links_also_work_in_the_repository(path):
+    """Except to the page about the command line, which exists in the site only."""
+    for link in re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", path.read_text("utf-8")):
+        assert (path.parent / link).exists() or link.endswith("commands.md"), link
+
+
 def test_the_python_reference_lists_the_names_of_the_package():
     text = (ROOT / "docs" / "api" / "index.md").read_text("utf-8")
     listed = re.findall(r"^\[`(\w+)`\]", text, re.MULTILINE)
