@@ -22,6 +22,9 @@ from avtd3.tests.store.browsing import browser
 __all__ = ["browser"]  # a fixture
 
 MESSAGE = re.compile(r"^### `(.*)`$", re.MULTILINE)
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
+)
 VALUE = "\0"
 """Stands for a value in the template of a message; no message contains it."""
 
@@ -151,11 +154,10 @@ def test_every_document_is_in_the_navigation():
     assert documents <= named, f"not in the navigation of mkdocs.yml: {documents - named}"
 
 
-@pytest.mark.parametrize(
-    "path", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda path: path.name
-)
-def test_links_also_work_in_the_repository(path):
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_also_work_in_the_repository(document):
     """Except to the page about the command line, which exists in the site only."""
+    path = ROOT / document
     for link in re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", path.read_text("utf-8")):
         assert (path.parent / link).exists() or link.endswith("commands.md"), link
 
