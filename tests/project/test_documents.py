@@ -34,7 +34,8 @@ DOCUMENTS = sorted(
 BLOCK = re.compile(r"(?:^<!-- ([a-z ]+): (.*?) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 LANGUAGES = {"bash", "text", "python", "yaml", "json", "html"}
 PROGRAMS = {
-    *("avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "tensorboard"),
+    *("avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "dask"),
+    "tensorboard",
     "./CarlaUE4.sh",
 }
 SYSTEM = {
