@@ -26,6 +26,7 @@ from avtd3.configs.commands.console import (
 )
 from avtd3.store.errors import (
     Avtd3Error,
+    RankLostError,
     StorageError,
     UnreadableError,
     WorldError,
@@ -40,6 +41,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (WorldError, EXIT_ENVIRONMENT),
     (StorageError, EXIT_ENVIRONMENT),
     (UnreadableError, EXIT_ENVIRONMENT),
+    (RankLostError, EXIT_ENVIRONMENT),
     (Avtd3Error, EXIT_USAGE),
     (OSError, EXIT_ENVIRONMENT),
     (MemoryError, EXIT_ENVIRONMENT),

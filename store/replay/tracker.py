@@ -100,6 +100,9 @@ class Refusals:
         """Forget segments that turned out to be sound."""
         self._reported.difference_update(loaded)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._found
+
     def __bool__(self) -> bool:
         """Return whether any segment is refused now."""
         return bool(self._found)
