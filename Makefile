@@ -3,6 +3,7 @@
 #   make test    run the fast tests
 #   make check   check formatting, lint and types, then run the fast tests
 #   make slow    run the slow tests
+#   make docs    build the documentation site in site/
 #   make bench   print the figures of docs/benchmarks.md
 #   make sbom    write sbom.json, the packages of an environment and their licences
 #   make hooks   run the fast checks before each commit
@@ -15,7 +16,7 @@ DEMO_OUT ?= demo-out
 PYTEST_ARGS ?=
 SBOM_PYTHON ?= $(BIN)/python
 
-.PHONY: demo python-with-carla test check slow bench sbom hooks clean
+.PHONY: demo python-with-carla test check slow docs bench sbom hooks clean
 
 demo: python-with-carla $(VENV)/.runtime
 	$(BIN)/avtd3 demo --out $(DEMO_OUT)
@@ -36,6 +37,11 @@ check: $(VENV)/.dev .typecheck/avtd3
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file bench/mypy.ini bench/*.py
 	$(MAKE) test
+
+# Without the variable, Material for MkDocs prints a notice about its successor.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 bench: $(VENV)/.bench
 	$(BIN)/python bench/replay_bench.py
@@ -58,6 +64,10 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) -e '.[dev]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.runtime
+	$(PIP) -e '.[docs]'
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) -e '.[native,bench]'
 	touch $@
@@ -73,4 +83,4 @@ hooks: $(VENV)/.dev
 	ln -sfn .. $@
 
 clean:
-	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info sbom.json $(DEMO_OUT)
+	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info sbom.json $(DEMO_OUT)

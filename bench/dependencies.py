@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-NOT_FOR_USERS = ("all", "bench", "dev")
+NOT_FOR_USERS = ("all", "bench", "dev", "docs")
 LONGEST_LICENCE = 60
 
 

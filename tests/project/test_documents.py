@@ -33,7 +33,10 @@ DOCUMENTS = sorted(
 )
 BLOCK = re.compile(r"(?:^<!-- ([a-z ]+): (.*?) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 LANGUAGES = {"bash", "text", "python", "yaml", "json", "html"}
-PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "./CarlaUE4.sh"}
+PROGRAMS = {
+    *("avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "tensorboard"),
+    "./CarlaUE4.sh",
+}
 SYSTEM = {
     "cp",
     "docker",
@@ -109,12 +112,15 @@ def context_of(words):
     return parsed
 
 
-def check_avtd3(words):
+def check_avtd3(block, words):
     parameters = context_of(words).params
+    saved = {each.value for each in blocks(block.document) if each.note == "file"}
     if (config := parameters.get("config")) is not None:
-        assert config in presets(), f"{config} is no preset"
-    for override in parameters.get("set_") or ():
-        load_section(override.partition(".")[0], None, [override])
+        assert config in {*presets(), *saved}, f"{config} is no preset, and no file of the document"
+    overrides = parameters.get("set_") or ()
+    for section in {override.partition(".")[0] for override in overrides}:
+        own = [override for override in overrides if override.startswith(f"{section}.")]
+        load_section(section, None if config in saved else config, own)
 
 
 def check_other(program, words):
@@ -158,7 +164,7 @@ def test_every_command_is_valid(block):
         known = PROGRAMS | SYSTEM if block.note == "not run" else PROGRAMS
         assert program in known, f"unknown program {program}"
         if program == "avtd3":
-            check_avtd3(words)
+            check_avtd3(block, words)
         else:
             check_other(program, words)
     console.set_verbosity(0)

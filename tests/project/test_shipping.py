@@ -13,7 +13,7 @@ from avtd3.tests.project.conftest import find_tool
 from avtd3.tests.project.source import ROOT, modules
 
 EXTRAS = {"carla", "cloud", "cluster", "exchange", "gym", "native", "onnx", "video"}
-FOR_DEVELOPERS = {"bench", "dev"}
+FOR_DEVELOPERS = {"bench", "dev", "docs"}
 DEPENDENCIES = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
 
 
