@@ -113,6 +113,7 @@ def describe_policy(policy: Policy) -> dict[str, Any]:
         "updates": policy.updates,
         "digest": policy.digest,
         "action_limit": policy.action_limit,
+        "stack_stride": policy.stack_stride,
         "spec": policy.spec.to_json(),
         "layers": [layer.out_features for layer in actor.head.layers],
         "parameters": sum(parameter.numel() for parameter in actor.parameters()),
@@ -123,7 +124,8 @@ def _facts(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     spec = about["spec"]
     if (image := spec["image"]) is not None:
         frame = f"{image['channels']} x {image['height']} x {image['width']}"
-        yield "frames", f"uint8, {image['stack']} frames of {frame}, oldest first"
+        apart = f", {about['stack_stride']} periods apart" if about["stack_stride"] > 1 else ""
+        yield "frames", f"uint8, {image['stack']} frames of {frame}{apart}, oldest first"
     if spec["vector_names"]:
         yield "vector", ", ".join(spec["vector_names"])
     ranges = zip(spec["action_names"], spec["action_low"], spec["action_high"], strict=True)
