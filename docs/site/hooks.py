@@ -60,9 +60,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, target, content=text))
     files.append(File.generated(config, "commands.md", content=command_reference()))
     files.append(File.generated(config, "notebook.md", content=notebook_page(ROOT / NOTEBOOK)))
-    for path in sorted((ROOT / "examples").iterdir()):
-        if path.suffix in {".py", ".ipynb"}:
-            name = f"examples/{path.name}"
+    for path in sorted((ROOT / "examples").rglob("*.*")):
+        if path.suffix != ".pyc":
+            name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 

@@ -34,7 +34,8 @@ DOCUMENTS = sorted(
 BLOCK = re.compile(r"(?:^<!-- ([a-z ]+): (.*?) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 LANGUAGES = {"bash", "text", "python", "yaml", "json", "html"}
 PROGRAMS = {
-    *("avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "tensorboard"),
+    *("avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "dask"),
+    "tensorboard",
     "./CarlaUE4.sh",
 }
 SYSTEM = {
@@ -123,7 +124,7 @@ def check_avtd3(block, words):
         load_section(section, None if config in saved else config, own)
 
 
-def check_other(program, words):
+def check_other(block, program, words):
     if program == "make":
         makefile = (ROOT / "Makefile").read_text("utf-8")
         assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE)
@@ -132,7 +133,7 @@ def check_other(program, words):
     elif program == "torchrun":
         module, *arguments = words[words.index("--") + 1 :]
         assert module == "avtd3.cli"
-        check_avtd3(arguments)
+        check_avtd3(block, arguments)
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
         for group in re.findall(r"\[(.*?)\]", " ".join(words)):
@@ -166,7 +167,7 @@ def test_every_command_is_valid(block):
         if program == "avtd3":
             check_avtd3(block, words)
         else:
-            check_other(program, words)
+            check_other(block, program, words)
     console.set_verbosity(0)
 
 
