@@ -35,7 +35,7 @@ def collect(
         str | None,
         typer.Option(
             metavar="DRIVER",
-            help="expert, random or policy, or a mixture such as "
+            help="expert, random, policy or takeover, or a mixture such as "
             "0.7:policy+gaussian=0.1,0.3:expert. Default: expert.",
         ),
     ] = None,
