@@ -5,10 +5,11 @@ import dataclasses
 import platform
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from avtd3.collect.checks import check_number, check_positive
 from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, Environment
@@ -44,7 +45,16 @@ from avtd3.store.errors import (
     check_integers,
 )
 from avtd3.store.events import Event
-from avtd3.store.files import check_local
+from avtd3.store.files import remote_url, show_path
+from avtd3.store.remote.background import (
+    Background,
+    PolicyPull,
+    Spool,
+    SpoolSize,
+    spool_path,
+)
+from avtd3.store.remote.client import check_reachable
+from avtd3.store.render.text import plural
 from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
@@ -124,6 +134,12 @@ class CollectConfig(EnvironmentConfig):
     """Free megabytes on the disk below which the collection ends with an error."""
     name: str = ""
     """Name of the collector, part of the segments' names; empty for the machine's name."""
+    spool: str = ""
+    """Of a dataset that is a URL: directory for segments until they are uploaded; empty for
+    ``~/.local/state/avtd3/spool/NAME``. Collectors of this machine for the same URL share it."""
+    spool_bytes: int = 10_000_000_000
+    """Of a dataset that is a URL: size of the segments that wait for their upload, in bytes, at
+    which the collection waits."""
     record_world: bool = True
     """Whether to store the state of the world in every step, from which `avtd3 store render` draws
     other pictures later; only the built-in simulator has one. It adds 2 to 3 % of bytes."""
@@ -137,6 +153,7 @@ class CollectConfig(EnvironmentConfig):
         check_number("seed", self.seed, maximum=MAX_SEED)
         check_number("exploration_noise", self.exploration_noise, maximum=2.0)
         check_number("min_free_mb", self.min_free_mb)
+        check_number("spool_bytes", self.spool_bytes, minimum=1)
 
     @property
     def mixture(self) -> Mixture:
@@ -161,6 +178,10 @@ class CollectJob:
     share: Share
     policies: Path | None
     open_world: WorldFactory
+    spool_bytes: int | None = None
+    """Largest size of the segments that wait for their upload, if the dataset is a spool."""
+    policies_text: str | None = None
+    """Where the policies come from, for messages."""
 
 
 class Collector:
@@ -183,6 +204,8 @@ class Collector:
             config=job.config.writer,
         )
         self._path = job.dataset
+        self._policies_text, self._spool_bytes = job.policies_text, job.spool_bytes
+        self._spool_size = SpoolSize(job.dataset)
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(job.config.recovery)
         self._tally, self._steps, self._next_report_s = Tally(), 0, 0.0
@@ -207,7 +230,7 @@ class Collector:
             # Try again until it is driven or skipped: a lost world may be back.
             while not self._is_over():
                 self._check_disk()
-                if self._try_episode(index):
+                if self._has_room() and self._try_episode(index):
                     break
             else:
                 return
@@ -247,6 +270,21 @@ class Collector:
                 "(collect.min_free_mb); free some space, then continue with --resume"
             )
 
+    def _has_room(self) -> bool:
+        """Return whether the spool has room; if not, wait for a moment."""
+        if self._spool_bytes is None:
+            return True
+        if (size := self._spool_size.measure()) < self._spool_bytes:
+            self._note(waiting="")
+            return True
+        self._count_segment(self._writer.flush())
+        self._note(
+            waiting=f"waiting for uploads: {size} bytes are in {self._path} (collect.spool_bytes)"
+        )
+        self._report_if_due()
+        time.sleep(POLICY_PERIOD_S)
+        return False
+
     def _collect_episode(self, index: int) -> None:
         share, lead = self._share, self._config.lead
         seed = training_seed(self._config.seed, index)
@@ -271,9 +309,9 @@ class Collector:
         while True:
             policy = self._pool.poll()
             if policy is None:
-                waiting = f"waiting for the first policy in {self._pool.path}"
+                waiting = f"waiting for the first policy in {self._policies_text}"
             elif behind := self._config.lead.waits_for(steps, policy.updates):
-                waiting = f"waiting for the learner of {self._pool.path}: {behind}"
+                waiting = f"waiting for the learner of {self._policies_text}: {behind}"
             else:
                 break
             # The learner may wait for this data: publish it before waiting.
@@ -380,13 +418,15 @@ def collect(
     """Drive episodes and write them into a dataset; see `avtd3.collect.plan` for the guarantees.
 
     Args:
-        dataset: Path of the dataset; created if it does not exist.
+        dataset: Path or URL of the dataset; created if it does not exist. The segments for a URL
+            are written to a spool first (`CollectConfig.spool`), and wait there while the URL
+            cannot be reached.
         config: The settings; None for the defaults.
         steps: Steps to collect; give one of `steps`, `episodes` and `seconds`, or none for
             ``config.steps``.
         episodes: Episodes to collect.
         seconds: Seconds to collect for.
-        policies: Directory of published policies, for drivers that are policies.
+        policies: Directory or URL of published policies, for drivers that are policies.
         resume: Add what the dataset lacks of this plan, instead of refusing to repeat it.
         should_stop: Called at every step; true ends the collection in good order.
         on_progress: Called a few times a second.
@@ -401,6 +441,7 @@ def collect(
         WorldError: If a simulator, a driver or a worker process failed; complete steps are
             published.
         StorageError: If the disk is full or not writable.
+        UnreachableError: If a URL cannot be reached at the start.
 
     Example:
         >>> import tempfile
@@ -418,61 +459,212 @@ def collect(
     if steps is None and episodes is None and seconds is None:
         steps = config.steps
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
-    check_local(dataset, policies)
-    policies = None if policies is None else Path(policies)
-    opened = _open_dataset(Path(dataset), config, policies, open_world)
-    plan_digest = digest(config.plan_document())
-    workers = config.worker_count
+    with CollectPlaces(dataset, policies, config) as places:
+        opened = _open_dataset(places.dataset, config, places.policies, open_world)
+        places.start()
+        work = _Collection(config, amount, places, opened, open_world, should_stop, on_progress)
+        report = work.run(resume=resume)
+        unsent = places.finish(should_stop, work.show_waiting)
+    return dataclasses.replace(report, seconds=time.monotonic() - started_s, unsent=unsent)
 
-    def is_over() -> bool:
-        is_late = seconds is not None and time.monotonic() - started_s >= seconds
-        return is_late or should_stop()
 
-    def show(tallies: list[Tally | None]) -> None:
-        total = Tally.total(tallies)
-        elapsed_s = time.monotonic() - started_s
-        fraction = amount.fraction(held, total.steps, total.episodes, elapsed_s)
-        free = shutil.disk_usage(opened.path).free
-        on_progress(
-            CollectProgress(tally=total, seconds=elapsed_s, fraction=fraction, disk_free_bytes=free)
+class CollectPlaces:
+    """The directories of this machine that stand for the URLs of a collection.
+
+    Use it as a context manager. Segments for a URL are written to a spool and uploaded by a thread;
+    another thread copies new policies from theirs.
+    """
+
+    def __init__(
+        self, dataset: Path | str, policies: Path | str | None, config: CollectConfig
+    ) -> None:
+        self.text = show_path(dataset)
+        """The dataset, for messages."""
+        self.policies_text = None if policies is None else show_path(policies)
+        """The policies, for messages and for a resume."""
+        self.dataset = collection_path(dataset, config.spool)
+        """Directory that segments are written to."""
+        self.policies = None if policies is None else Path(policies)
+        """Directory that policies are read from."""
+        url, policies_url = remote_url(dataset), remote_url(policies)
+        self._stack = contextlib.ExitStack()
+        self._spool = None if url is None else Spool(url, self.dataset)
+        self.spool_bytes = None if url is None else config.spool_bytes
+        """Largest size of the spool; None for a dataset on this machine."""
+        self._pull: PolicyPull | None = None
+        if policies_url is not None:
+            temporary = tempfile.TemporaryDirectory(prefix="avtd3-policies-")
+            self.policies = Path(self._stack.enter_context(temporary))
+            self._pull = PolicyPull(policies_url, self.policies)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self) -> None:
+        """Start the threads; raise if a URL cannot be used."""
+        if self._spool is not None:
+            check_reachable(self._spool.place)
+            self._spool.check_spec()
+            self._stack.enter_context(self._spool)
+        if self._pull is not None:
+            self._stack.enter_context(self._pull)
+
+    def held(self, plan_digest: str) -> dict[int, int]:
+        """Return the steps of the episodes of a plan that the dataset holds, by index."""
+        here = held_episodes(Dataset.open(self.dataset), plan_digest)
+        return here if self._spool is None else self._spool.held(plan_digest) | here
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a thread has ended with an error, which `finish` raises."""
+        return any(thread.has_failed for thread in self._threads)
+
+    @property
+    def waiting(self) -> str:
+        """What the threads wait for, if anything."""
+        return "; ".join(thread.waiting for thread in self._threads if thread.waiting)
+
+    @property
+    def _threads(self) -> list[Background]:
+        return [thread for thread in (self._spool, self._pull) if thread is not None]
+
+    def finish(self, should_stop: Callable[[], bool], on_wait: Callable[[str], None]) -> str:
+        """Wait until all segments are uploaded; return which are not, if stopped before."""
+        for thread in self._threads:
+            thread.check()
+        spool = self._spool
+        if spool is None:
+            return ""
+
+        def show(reason: str) -> None:
+            left = plural(spool.left, "segment")
+            on_wait("; ".join(filter(None, (f"uploading {left} to {spool.url}", reason))))
+
+        if spool.finish(should_stop, show):
+            return ""
+        return (
+            f"{plural(spool.left, 'segment')} not uploaded to {spool.url}: {spool.waiting}; they "
+            f"wait in {spool.path}: run the same command with --resume, or avtd3 push {spool.path} "
+            f"{spool.url}"
         )
 
-    with lock_plan(opened, plan_digest):
-        held = held_episodes(opened, plan_digest)
-        held_steps = sum(held.values())
-        if held and not resume:
-            raise ConfigError(
-                f"dataset {dataset} already has {len(held)} episodes of this plan (seed "
-                f"{config.seed}); use --resume to continue it, or another --seed for new episodes"
+
+def collection_path(dataset: Path | str, spool: str) -> Path:
+    """Return the directory that a collection writes to: the dataset's, or the spool of its URL."""
+    url = remote_url(dataset)
+    return Path(dataset) if url is None else spool_path(url, spool)
+
+
+class _Collection:
+    """One call of `collect`, after its places were opened."""
+
+    def __init__(
+        self,
+        config: CollectConfig,
+        amount: Amount,
+        places: CollectPlaces,
+        opened: Dataset,
+        open_world: WorldFactory,
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[CollectProgress], None],
+    ) -> None:
+        self._config, self._amount, self._places, self._opened = config, amount, places, opened
+        self._open_world, self._should_stop = open_world, should_stop
+        self._on_progress, self._started_s = on_progress, time.monotonic()
+        self._digest = digest(config.plan_document())
+        self._held: dict[int, int] = {}
+        self._tally = Tally()
+
+    def run(self, *, resume: bool) -> CollectReport:
+        """Collect what the dataset lacks of the plan."""
+        config, amount, places, opened = self._config, self._amount, self._places, self._opened
+        workers = config.worker_count
+        with lock_plan(opened, self._digest):
+            self._held = held = places.held(self._digest)
+            held_steps = sum(held.values())
+            if held and not resume:
+                raise ConfigError(
+                    f"dataset {places.text} already has {len(held)} episodes of this plan (seed "
+                    f"{config.seed}); use --resume to continue it, or another --seed for new "
+                    "episodes"
+                )
+            changes = self._record_plan(held_steps, resume=resume)
+            opened.clean_staging()
+            whole = Share(
+                amount=amount, held=frozenset(held), held_steps=held_steps, workers=workers
             )
-        options = {**dataclasses.asdict(amount), "policies": policies and str(policies)}
-        plan = StoredPlan(digest=plan_digest, config=dataclasses.asdict(config), options=options)
-        before = stored_plan(opened.path, plan_digest) if resume else None
-        changes = plan.record(opened.path, before=before, from_step=held_steps)
+            shares = [dataclasses.replace(whole, worker=worker) for worker in range(workers)]
+            jobs = [
+                CollectJob(
+                    opened.path,
+                    config,
+                    share,
+                    places.policies,
+                    self._open_world,
+                    places.spool_bytes,
+                    places.policies_text,
+                )
+                for share in shares
+            ]
+            tallies, lost = run_jobs(
+                run_job, jobs, should_stop=self._is_over, on_reports=self._show
+            )
+            tally = Tally.total(tallies)
+            if lost:  # count what is there: a worker that died has not reported its last steps
+                now = places.held(self._digest)
+                steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
+                reasons = (*tally.lost, *lost)
+                tally = dataclasses.replace(tally, lost=reasons, steps=steps, episodes=episodes)
+        self._tally = tally
+        return CollectReport(
+            dataset=places.text,
+            tally=tally,
+            seconds=time.monotonic() - self._started_s,
+            workers=workers,
+            held_steps=held_steps,
+            interrupted=self._should_stop(),
+            plan_digest=self._digest,
+            changes=tuple(changes),
+            missing=amount.missing(held, tally.steps, tally.episodes),
+        )
+
+    def _record_plan(self, held_steps: int, *, resume: bool) -> list[str]:
+        """Write the plan to its file; return what a resume changed, as text."""
+        path = self._opened.path
+        options = {**dataclasses.asdict(self._amount), "policies": self._places.policies_text}
+        config = dataclasses.asdict(self._config)
+        plan = StoredPlan(digest=self._digest, config=config, options=options)
+        before = stored_plan(path, self._digest) if resume else None
+        changes = plan.record(path, before=before, from_step=held_steps)
         if changes:
-            show([Tally(warning=f"changed {'; '.join(changes)}")])
-        opened.clean_staging()
-        whole = Share(amount=amount, held=frozenset(held), held_steps=held_steps, workers=workers)
-        shares = [dataclasses.replace(whole, worker=worker) for worker in range(workers)]
-        jobs = [CollectJob(opened.path, config, share, policies, open_world) for share in shares]
-        tallies, lost = run_jobs(run_job, jobs, should_stop=is_over, on_reports=show)
-        tally = Tally.total(tallies)
-        if lost:  # count what is there: a worker that died has not reported its last steps
-            now = held_episodes(opened, plan_digest)
-            steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
-            reasons = (*tally.lost, *lost)
-            tally = dataclasses.replace(tally, lost=reasons, steps=steps, episodes=episodes)
-    return CollectReport(
-        dataset=str(dataset),
-        tally=tally,
-        seconds=time.monotonic() - started_s,
-        workers=workers,
-        held_steps=held_steps,
-        interrupted=should_stop(),
-        plan_digest=plan_digest,
-        changes=tuple(changes),
-        missing=amount.missing(held, tally.steps, tally.episodes),
-    )
+            self._show([Tally(warning=f"changed {'; '.join(changes)}")])
+        return changes
+
+    def _is_over(self) -> bool:
+        seconds = self._amount.seconds
+        is_late = seconds is not None and time.monotonic() - self._started_s >= seconds
+        return is_late or self._places.has_failed or self._should_stop()
+
+    def _show(self, tallies: Sequence[Tally | None]) -> None:
+        total = Tally.total(tallies)
+        elapsed_s = time.monotonic() - self._started_s
+        fraction = self._amount.fraction(self._held, total.steps, total.episodes, elapsed_s)
+        self._on_progress(
+            CollectProgress(
+                tally=total,
+                seconds=elapsed_s,
+                fraction=fraction,
+                disk_free_bytes=shutil.disk_usage(self._opened.path).free,
+                remote=self._places.waiting,
+            )
+        )
+
+    def show_waiting(self, reason: str) -> None:
+        """Report what is waited for after the last episode."""
+        self._show([dataclasses.replace(self._tally, waiting=reason)])
 
 
 def run_job(

@@ -75,6 +75,8 @@ class CollectProgress:
     seconds: float
     fraction: float
     disk_free_bytes: int
+    remote: str = ""
+    """What uploads, or the copies of policies, wait for."""
 
     def line(self) -> str:
         """Return the state as one line of text."""
@@ -95,7 +97,7 @@ class CollectProgress:
             (tally.skipped, f"{len(tally.skipped)} skipped"),
         )
         parts += [text for is_shown, text in optional if is_shown]
-        parts += [text for text in (tally.waiting, tally.warning, *tally.lost) if text]
+        parts += [text for text in (tally.waiting, self.remote, tally.warning, *tally.lost) if text]
         return ", ".join(parts)
 
 
@@ -130,6 +132,8 @@ class CollectReport:
     """What the plan still lacks (``3 episodes``), or an empty string."""
     changes: tuple[str, ...] = ()
     """Settings that a resume changed, as text."""
+    unsent: str = ""
+    """Which segments are not at the URL yet, and what to do; empty if all are."""
 
     @property
     def failure(self) -> str:
@@ -166,6 +170,7 @@ class CollectReport:
             "lost_workers": list(tally.lost),
             "missing": self.missing,
             "changes": list(self.changes),
+            "unsent": self.unsent,
         }
 
     def summary(self) -> str:
@@ -191,6 +196,7 @@ class CollectReport:
         lines += [text for is_shown, text in optional if is_shown]
         lines += [f"changed {change}" for change in self.changes]
         lines += describe_skipped(tally.skipped)
+        lines += [self.unsent] if self.unsent else []
         if self.interrupted:
             lines.append("interrupted; run the same command with --resume to continue")
         return join_lines(lines)

@@ -121,6 +121,8 @@ class LearnReport:
     """Segments that could not be used."""
     absent: tuple[Path, ...] = ()
     """Datasets that disappeared during training."""
+    unsent: str = ""
+    """Which policies are not at their URL, and what to do; empty if all are."""
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -155,7 +157,7 @@ class LearnReport:
             lines += [f"  {r.segment_id}: {r.reason}" for r in self.refused[:_SHOWN]]
         if len(self.refused) > _SHOWN:
             lines.append(f"  and {len(self.refused) - _SHOWN} more; --json lists all")
-        return join_lines(lines + _absences(self))
+        return join_lines([*lines, *_absences(self), *([self.unsent] if self.unsent else [])])
 
 
 def _problems(progress: LearnProgress) -> list[str]:

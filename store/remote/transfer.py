@@ -25,6 +25,7 @@ from avtd3.store.dataset import Dataset, parse_spec
 from avtd3.store.errors import (
     ConfigError,
     DatasetError,
+    InUseError,
     SegmentCorruptError,
     SegmentNotFoundError,
     SpecError,
@@ -67,8 +68,10 @@ MIRROR_FILE = ".mirror.json"
 """File of a dataset that was pulled from a URL, which it names."""
 THREADS = 8
 """Files of a segment that are copied at the same time."""
-_SIDECAR = re.compile(r"policy-(\d{8}|[1-9]\d{8,17})\.json")
-_LATEST = "LATEST.json"
+SIDECAR = re.compile(r"policy-(\d{8}|[1-9]\d{8,17})\.json")
+"""Names of the files that describe policies."""
+LATEST = "LATEST.json"
+"""File that names the newest policy."""
 
 
 class Stopped(Exception):  # noqa: N818 - a request, no fault
@@ -517,7 +520,7 @@ def copy_maps(source: LocalPlace | RemotePlace, destination: LocalPlace | Remote
 
 def policies_of(place: LocalPlace | RemotePlace) -> list[str]:
     """Return the sidecars of the policies in a place, oldest first."""
-    keys = (key for key in place.sizes("") if _SIDECAR.fullmatch(key))
+    keys = (key for key in place.sizes("") if SIDECAR.fullmatch(key))
     return sorted(keys, key=lambda key: (len(key), key))
 
 
@@ -527,7 +530,7 @@ def copy_policy(
     """Copy a policy unless it is there; return the bytes copied, and why it cannot be copied.
 
     Raises:
-        ConfigError: The destination has another policy of this version.
+        InUseError: The destination has another policy of this version.
     """
     try:
         about = source.read(sidecar)
@@ -545,10 +548,7 @@ def copy_policy(
     # First the weights: a policy whose sidecar is there is whole.
     found = (create_or_read(destination, name, data), create_or_read(destination, sidecar, about))
     if found != (data, about):
-        raise ConfigError(
-            f"{destination.text} has another {name}: another learner publishes there, or did; give "
-            "each learner a place of its own"
-        )
+        raise InUseError(destination.text, f"another learner, which published another {name}")
     return len(data) + len(about), ""
 
 
@@ -556,12 +556,12 @@ def copy_latest(source: LocalPlace | RemotePlace, destination: LocalPlace | Remo
     """Let ``LATEST.json`` name the newest policy of the source, unless a newer one is there."""
     data, there = (_version(place) for place in (source, destination))
     if data[0] > there[0]:
-        destination.write(_LATEST, data[1])
+        destination.write(LATEST, data[1])
 
 
 def _version(place: LocalPlace | RemotePlace) -> tuple[int, bytes]:
     try:
-        data = place.read(_LATEST)
+        data = place.read(LATEST)
         return int(json.loads(data)["version"]), data
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return -1, b""

@@ -445,6 +445,10 @@ class Sampler:
         """Steps that the datasets have published so far: sampled, excluded and dropped ones."""
         return self._tracker.steps_published
 
+    def segments_of(self, number: int) -> set[str]:
+        """Return the names of the segments of a dataset that are sampled, or being loaded."""
+        return {name for dataset, name in tuple(self._tracker.followed) if dataset == number}
+
     @property
     def excluded(self) -> str:
         """Why no episode may be sampled; empty if there are no episodes."""

@@ -199,7 +199,7 @@ def test_policies_are_copied_and_latest_never_goes_back(bucket, tmp_path):
     latest = json.loads(open_place(f"{bucket}/policies").read("LATEST.json"))
     assert latest["version"] == 3
     policy(back, 3, b"of another learner")
-    with pytest.raises(ConfigError, match="another learner publishes there"):
+    with pytest.raises(ConfigError, match="in use by another learner, which published another"):
         transfer(back, f"{bucket}/policies")
     policy(here, 4)
     (here / "policy-00000004.safetensors").write_bytes(b"damaged")
