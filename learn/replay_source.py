@@ -269,8 +269,8 @@ class ReplaySource:
 
     def wait(self, updates: int, on_wait: OnWait) -> None:
         """Report what the run is waiting for, and sleep for a moment."""
-        reasons = f"waiting for {self._awaited(updates)}", self._copies and self._copies.waiting
-        on_wait("; ".join(filter(None, reasons)))
+        copies = "" if self._copies is None else self._copies.waiting
+        on_wait("; ".join(filter(None, (f"waiting for {self._awaited(updates)}", copies))))
         time.sleep(min(POLL_S, self._config.refresh_seconds))
 
     def _awaited(self, updates: int) -> str:

@@ -79,7 +79,8 @@ def test_a_resume_continues_a_plan_whose_segments_are_at_the_url_only(config, bu
 def test_nothing_is_lost_while_the_link_is_cut_and_a_full_spool_waits(
     config, proxy, bucket, tmp_path
 ):
-    lines, cut_at = [], []
+    lines: list[str] = []
+    cut_at: list[int] = []
 
     def watch(progress):
         lines.append(progress.line())
@@ -115,7 +116,7 @@ def test_a_stop_while_the_link_is_cut_keeps_the_spool_and_says_so(config, proxy,
 
 
 def test_errors_come_before_the_first_step(config, bucket, tmp_path, monkeypatch):
-    steps = []
+    steps: list[object] = []
     with pytest.raises(ConfigError, match="no bucket"):
         collect("s3://no-bucket-here", config, episodes=1, on_progress=steps.append)
     transfer(make(tmp_path / "data", [(2,)]).path, bucket)
@@ -142,7 +143,7 @@ def publish(tmp_path, bucket):
 
 
 def test_policies_are_picked_up_from_a_url_while_collecting(config, bucket, tmp_path, publish):
-    waited = []
+    waited: list[str] = []
 
     def watch(progress):
         line = progress.line()
@@ -171,7 +172,7 @@ def seen(tmp_path):
 
 def test_evaluate_takes_the_newest_policy_or_one_by_name(bucket, publish):
     config = EvaluateConfig(world=WORLD, episodes=1)
-    with pytest.raises(CheckpointError, match="holds no policy.*--policies"):
+    with pytest.raises(CheckpointError, match=r"holds no policy.*--policies"):
         evaluate(f"{bucket}/policies", config)
     for seed in (0, 1):
         publish(seed)

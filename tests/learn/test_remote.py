@@ -77,7 +77,7 @@ def test_a_learner_follows_a_url_through_a_cut_link(
     data, proxy, bucket, tmp_path, make_spec, publish_episodes
 ):
     """It waits for the dataset, learns, waits while the link is cut, and learns on."""
-    steps = []
+    steps: list[str] = []
 
     def act(line):
         if "waiting for a collector to create" in line and not steps:
@@ -118,7 +118,8 @@ def test_a_resumed_run_counts_the_steps_that_its_mirror_lacks(
     total = Dataset.open(data).snapshot().steps
     config = dataclasses.replace(
         CONFIG, replay=ReplayConfig(batch_size=4, capacity=total // 2),
-        updates_per_step=1.0, learning_starts=total // 2, updates=total // 2, publish_every=1000, checkpoint_every=1000,
+        updates_per_step=1.0, learning_starts=total // 2, updates=total // 2,
+        publish_every=1000, checkpoint_every=1000,
     )  # fmt: skip
     stop = threading.Event()
     threading.Timer(240.0, stop.set).start()

@@ -59,8 +59,6 @@ SINGLE_IMPORTERS = {
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
     "store.render.audit_page": WORK,
-    "store.remote.commit": TOPIC,
-    "store.remote.transfer": WORK,
     "store.replay.direct": TOPIC,
 }
 """Modules that only one other module imports, and why they are modules of their own."""

@@ -143,7 +143,7 @@ def test_a_spool_is_emptied_into_the_url_and_nothing_is_lost_while_it_is_cut(
         proxy.is_cut = True
         add(data, 9)
         transfer(data.path, tmp_path / "kept")
-        waits = []
+        waits: list[str] = []
         assert not spool.finish(lambda: bool(waits and waits[-1]), waits.append)
         assert "cannot be reached now" in waits[-1]
         assert spool.left == 1

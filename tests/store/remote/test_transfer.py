@@ -235,3 +235,17 @@ def test_the_commands_copy_verify_and_exit_with_1_when_something_is_wrong(
     for key in KEYS:
         assert not any(key in text for text in printed)
         assert not any(key.encode() in content for content in everything)
+
+
+def test_an_audit_of_a_url_reads_a_copy_and_reports_what_is_damaged_there(data, bucket, avtd3):
+    transfer(data.path, bucket)
+    code, out, err = avtd3("replay-inspect", bucket, "--json")
+    report = json.loads(out)
+    assert report["datasets"][0]["path"].endswith(bucket.rpartition("/")[2])
+    assert f"copied {bucket} to " in err
+    open_place(bucket).write(f"segments/{data.segment_ids()[0]}/reward/c/0", b"x")
+    code, out, err = avtd3("replay-inspect", bucket)
+    assert code == 1
+    assert "not copied: " in err
+    code, _, err = avtd3("replay-inspect", bucket, "--quarantine")
+    assert (code, "copy it first (avtd3 pull)" in err) == (2, True)
