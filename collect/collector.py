@@ -53,8 +53,9 @@ from avtd3.store.remote.background import (
     SpoolSize,
     spool_path,
 )
-from avtd3.store.remote.client import check_reachable
+from avtd3.store.remote.client import check_reachable, open_place
 from avtd3.store.render.text import plural
+from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
@@ -82,6 +83,10 @@ class CollectAheadConfig:
     least ``learn.learning_starts``, otherwise collector and learner wait for each other; and at
     least ``learn.publish_every`` / ``learn.updates_per_step``, otherwise they often pause. Both
     count collected steps, whether or not the learner samples them."""
+    max_unseen: int | None = None
+    """Published steps of each worker that a running learner may not have seen yet when an episode
+    starts, for example because its link is slow; None never waits. Without a learner whose
+    heartbeat is fresh (see `avtd3.store.status`), the collection continues."""
     updates_per_step: float = 1.0
     """Updates that the learner does per step (``learn.updates_per_step``)."""
     updates_before: int = 0
@@ -91,6 +96,7 @@ class CollectAheadConfig:
         check_integers(self)
         check_number("random_steps", self.random_steps)
         check_number("max_lead", self.max_lead or 0)
+        check_number("max_unseen", self.max_unseen or 0)
         check_positive("updates_per_step", self.updates_per_step)
         check_number("updates_before", self.updates_before)
 
@@ -181,7 +187,9 @@ class CollectJob:
     spool_bytes: int | None = None
     """Largest size of the segments that wait for their upload, if the dataset is a spool."""
     policies_text: str | None = None
-    """Where the policies come from, for messages."""
+    """Where the policies come from: a path or URL."""
+    dataset_text: str = ""
+    """Where the data go to: a path or URL; empty for `dataset`."""
 
 
 class Collector:
@@ -203,12 +211,17 @@ class Collector:
             provenance=_provenance(job.config, environment),
             config=job.config.writer,
         )
-        self._path = job.dataset
+        self._path, self._learner = job.dataset, None
         self._policies_text, self._spool_bytes = job.policies_text, job.spool_bytes
         self._spool_size = SpoolSize(job.dataset)
+        if job.config.lead.max_unseen is not None:
+            texts = (job.dataset_text or job.dataset, job.policies_text)
+            places = [open_place(text) for text in texts if text is not None]
+            self._learner = LearnerWatch(places, _segment_name(job.config.name, job.share))
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(job.config.recovery)
         self._tally, self._steps, self._next_report_s = Tally(), 0, 0.0
+        self._published_steps = 0
 
     def run(self) -> Tally:
         """Collect the share; complete steps are published whatever ends it."""
@@ -287,6 +300,8 @@ class Collector:
 
     def _collect_episode(self, index: int) -> None:
         share, lead = self._share, self._config.lead
+        if not self._wait_until_seen():
+            return  # stopped while waiting
         seed = training_seed(self._config.seed, index)
         rng = episode_generator(seed)
         steps = share.held_steps + share.workers * self._steps
@@ -303,6 +318,23 @@ class Collector:
         if share.steps is not None and not self._environment.has_time_limit:
             most = min(most, share.steps - self._steps)
         self._drive(rollout.drive(driver, spec.name, rng, most))
+
+    def _wait_until_seen(self) -> bool:
+        """Wait while a running learner is behind; return False if stopped while waiting."""
+        most = self._config.lead.max_unseen
+        if self._learner is None or most is None:
+            return True
+        while (unseen := self._learner.unseen(self._published_steps)) > most:
+            self._note(
+                waiting=f"waiting for the learner: it has not seen {unseen} published steps "
+                f"(max_unseen {most})"
+            )
+            self._report_if_due()
+            if self._should_stop():
+                return False
+            time.sleep(POLICY_PERIOD_S)
+        self._note(waiting="")
+        return True
 
     def _load_policy(self, steps: int) -> bool:
         """Wait for a policy that is new enough; return False if stopped while waiting."""
@@ -383,6 +415,7 @@ class Collector:
 
     def _count_segment(self, segment: PublishedSegment | None) -> None:
         if segment is not None:
+            self._published_steps += segment.steps
             size_bytes = self._tally.size_bytes + segment.size_bytes
             self._note(segments=self._tally.segments + 1, size_bytes=size_bytes)
 
@@ -491,6 +524,7 @@ class CollectPlaces:
         self._spool = None if url is None else Spool(url, self.dataset)
         self.spool_bytes = None if url is None else config.spool_bytes
         """Largest size of the spool; None for a dataset on this machine."""
+        self._size: SpoolSize | None = None
         self._pull: PolicyPull | None = None
         if policies_url is not None:
             temporary = tempfile.TemporaryDirectory(prefix="avtd3-policies-")
@@ -516,6 +550,14 @@ class CollectPlaces:
         """Return the steps of the episodes of a plan that the dataset holds, by index."""
         here = held_episodes(Dataset.open(self.dataset), plan_digest)
         return here if self._spool is None else self._spool.held(plan_digest) | here
+
+    @property
+    def spool_used(self) -> int | None:
+        """Bytes that wait to be uploaded; None for a dataset on this machine."""
+        if self._spool is None:
+            return None
+        self._size = self._size or SpoolSize(self.dataset)
+        return self._size.measure()
 
     @property
     def has_failed(self) -> bool:
@@ -606,6 +648,7 @@ class _Collection:
                     self._open_world,
                     places.spool_bytes,
                     places.policies_text,
+                    places.text,
                 )
                 for share in shares
             ]
@@ -659,6 +702,7 @@ class _Collection:
                 fraction=fraction,
                 disk_free_bytes=shutil.disk_usage(self._opened.path).free,
                 remote=self._places.waiting,
+                spool_bytes=self._places.spool_used,
             )
         )
 

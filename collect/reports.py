@@ -77,6 +77,21 @@ class CollectProgress:
     disk_free_bytes: int
     remote: str = ""
     """What uploads, or the copies of policies, wait for."""
+    spool_bytes: int | None = None
+    """Bytes that wait to be uploaded; None if the dataset is a directory."""
+
+    def status(self) -> dict[str, Any]:
+        """Return the fields of a heartbeat, see `avtd3.store.status.Beat`."""
+        tally = self.tally
+        return {
+            "steps": tally.steps,
+            "rate": tally.steps / max(self.seconds, 1e-9),
+            "policy_version": tally.policy_version if tally.policy_version >= 0 else None,
+            "disk_free_bytes": self.disk_free_bytes,
+            "spool_bytes": self.spool_bytes,
+            "waiting": "; ".join(text for text in (tally.waiting, self.remote) if text),
+            "alerts": tuple(text for text in (tally.warning, *tally.lost) if text),
+        }
 
     def line(self) -> str:
         """Return the state as one line of text."""

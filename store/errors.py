@@ -21,7 +21,8 @@ Every message says what was expected, what was found, where, and how to fix it::
     │   └── RouteError                            a route that cannot be driven on its roads
     ├── WorldError (RuntimeError)                 the simulator failed
     │   └── WorldLost                             the simulator is gone, stalled or crashed
-    └── StorageError (OSError)                    the disk is full or not writable
+    ├── StorageError (OSError)                    the disk is full or not writable
+    └── RankLostError (ConnectionError)           another process of a training run is gone
 
 Each error is also a built-in exception, given in parentheses.
 """
@@ -156,6 +157,10 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
 
 class StorageError(Avtd3Error, OSError):
     """A disk that is full, or a directory that cannot be written."""
+
+
+class RankLostError(Avtd3Error, ConnectionError):
+    """Another process that trains the same run is gone, or no longer does the same updates."""
 
 
 def escape(text: str, keep: str = "") -> str:

@@ -205,6 +205,11 @@ class Mirror(Background):
         """Returns the segments that must stay as long as possible."""
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes of the segments that are here."""
+        return sum(tuple(self._sizes.values()))
+
+    @property
     def steps_elsewhere(self) -> int:
         """Steps that were published at the URL and were never here since this process started."""
         entries = list(self._reader.segments.values())
@@ -322,13 +327,13 @@ class Mirror(Background):
         newest = max(wanted, default="")  # the sampler has not seen newer ones yet
         older = sorted(name for name in self._sizes if name < entry.segment)
         for name in sorted(older, key=lambda name: name in wanted or name > newest):
-            if sum(self._sizes.values()) + entry.size_bytes <= self._max_bytes:
+            if self.size_bytes + entry.size_bytes <= self._max_bytes:
                 break
             # What is no longer at the URL may be the only copy.
             if read_if_any(self.place, segment_key(name, MANIFEST_FILE)) is not None:
                 remove_segments(self.path, [name])
                 del self._sizes[name]
-        return sum(self._sizes.values()) + entry.size_bytes <= self._max_bytes
+        return self.size_bytes + entry.size_bytes <= self._max_bytes
 
 
 class Spool(Background):

@@ -159,8 +159,10 @@ class LocalPlace:
         found = {}
         for path in self.path.joinpath(prefix).rglob("*"):
             key = path.relative_to(self.path).as_posix()
-            if key > after and path.is_file() and not path.name.startswith("."):
-                found[key] = path.stat().st_size
+            if key > after and not path.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    if path.is_file():
+                        found[key] = path.stat().st_size
         return dict(sorted(found.items()))
 
     def folders(self, prefix: str) -> list[str]:

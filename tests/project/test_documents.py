@@ -33,7 +33,7 @@ DOCUMENTS = sorted(
 )
 BLOCK = re.compile(r"(?:^<!-- ([a-z ]+): (.*?) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 LANGUAGES = {"bash", "text", "python", "yaml", "json", "html"}
-PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "./CarlaUE4.sh"}
+PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "./CarlaUE4.sh"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,6 +112,10 @@ def check_other(program, words):
         assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE)
     elif program == "python":
         assert (ROOT / words[0]).is_file()
+    elif program == "torchrun":
+        module, *arguments = words[words.index("--") + 1 :]
+        assert module == "avtd3.cli"
+        check_avtd3(arguments)
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
         for group in re.findall(r"\[(.*?)\]", " ".join(words)):
@@ -197,11 +201,12 @@ def clone(tmp_path_factory):
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "packages.pth").write_text(f"{Path(numpy.__file__).parents[1]}\n")
     (site / "avtd3").symlink_to(folder)
-    script = environment / "bin" / "avtd3"
-    # With a guard, as pip writes it: worker processes import the script again.
-    code = "from avtd3.cli import main\nif __name__ == '__main__':\n    main()\n"
-    script.write_text(f"#!{environment}/bin/python\n{code}")
-    script.chmod(0o755)
+    for name, module in (("avtd3", "avtd3.cli"), ("torchrun", "torch.distributed.run")):
+        script = environment / "bin" / name
+        # With a guard, as pip writes it: worker processes import the script again.
+        code = f"from {module} import main\nif __name__ == '__main__':\n    main()\n"
+        script.write_text(f"#!{environment}/bin/python\n{code}")
+        script.chmod(0o755)
     return folder
 
 

@@ -50,6 +50,7 @@ SINGLE_IMPORTERS = {
     "configs.commands.policy": COMMAND,
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.road": COMMAND,
+    "configs.commands.status": COMMAND,
     "configs.commands.store": COMMAND,
     "configs.commands.transfer": COMMAND,
     "learn.fitted_value": TOPIC,
@@ -59,6 +60,7 @@ SINGLE_IMPORTERS = {
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
     "store.render.audit_page": WORK,
+    "store.render.status_view": WORK,
     "store.replay.direct": TOPIC,
 }
 """Modules that only one other module imports, and why they are modules of their own."""
