@@ -7,7 +7,6 @@ deleted at one end only when it is whole at the other.
 """
 
 import contextlib
-import json
 import os
 import random
 import re
@@ -49,6 +48,7 @@ from avtd3.store.remote.transfer import (
     copy_policy,
     create_dataset,
     policies_of,
+    sidecar_of,
 )
 from avtd3.store.staging import remove_segments
 
@@ -82,7 +82,7 @@ class Background(ABC):
         """Why it cannot continue at present; empty while it can."""
         self._stop, self._wake = threading.Event(), threading.Event()
         self._error: Exception | None = None
-        self._has_worked, self._is_idle = False, False
+        self._has_worked, self._is_idle, self._lock = False, False, threading.Lock()
         patience = Patience(seconds=float("inf"), should_stop=self._is_over, on_wait=self._note)
         self.place = RemotePlace(url, patience)
         self.local = LocalPlace(path)
@@ -132,8 +132,9 @@ class Background(ABC):
 
         After a stop, continue while the URL can be reached.
         """
-        self._is_idle = False
-        self._wake.set()
+        with self._lock:
+            self._is_idle = False
+            self._wake.set()
         while not self._is_idle:
             self.check()
             if should_stop() and self.waiting:
@@ -166,7 +167,8 @@ class Background(ABC):
                 self.waiting = str(error)
             else:
                 self._has_worked, self.waiting = True, ""
-                self._is_idle = not self._wake.is_set()
+                with self._lock:
+                    self._is_idle = not self._wake.is_set()
             self._wake.wait(PERIOD_S * random.uniform(0.5, 1.5))
 
     def _copier(self, source: LocalPlace | RemotePlace) -> SegmentCopier:
@@ -439,23 +441,20 @@ class PolicyPull(Background):
 
     def pull(self, latest: bytes) -> None:
         """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
-        _pull_policy(self.place, self.local, _sidecar_of(latest))
+        _pull_policy(self.place, self.local, sidecar_of(latest))
         copy_latest(self.place, self.local)
         for old in policies_of(self.local)[:-_KEPT_POLICIES]:
             self.local.delete([old.replace(".json", ".safetensors"), old])
 
 
-def _sidecar_of(latest: bytes) -> str:
-    try:
-        return str(json.loads(latest)["file"]).replace(".safetensors", ".json")
-    except (KeyError, TypeError, ValueError):
-        return ""
-
-
 def _pull_policy(place: RemotePlace, local: LocalPlace, sidecar: str) -> None:
     if SIDECAR.fullmatch(sidecar) is None:
         raise UnreachableError(f"{place.text}/{LATEST} names no policy; publish a new one")
-    if problem := copy_policy(place, local, sidecar)[1]:
+    try:
+        problem = copy_policy(place, local, sidecar)[1]
+    except FileNotFoundError:
+        problem = f"{place.text}/{sidecar} describes a policy that is not there; publish a new one"
+    if problem:
         raise UnreachableError(problem)
 
 
@@ -472,7 +471,7 @@ def fetch_policy(url: str, folder: Path) -> Path:
     sidecar = name.replace(".safetensors", ".json")
     if not name:
         latest, every = read_if_any(place, LATEST), policies_of(place)
-        sidecar = _sidecar_of(latest) if latest is not None else every[-1] if every else ""
+        sidecar = sidecar_of(latest) if latest is not None else every[-1] if every else ""
     if not sidecar or read_if_any(place, sidecar) is None:
         raise CheckpointError(
             f"{url} holds no policy; give the URL that a learner publishes into (avtd3 learn "
@@ -506,9 +505,9 @@ class PolicyPush(Background):
         """Copy what is new, then let ``LATEST.json`` there name the newest policy."""
         new = [name for name in policies_of(self.local) if name not in self._done]
         for name in new:
-            _, problem = copy_policy(self.local, self.place, name)
-            if not problem:
-                self._done.add(name)
+            with contextlib.suppress(FileNotFoundError):  # being published
+                if not copy_policy(self.local, self.place, name)[1]:
+                    self._done.add(name)
         latest = read_if_any(self.local, LATEST)
         if new or latest != self._latest:
             copy_latest(self.local, self.place)

@@ -436,7 +436,11 @@ class _Transfer:
         for sidecar in sidecars:
             if self._should_stop():
                 raise Stopped
-            size_bytes, problem = copy_policy(self._source, self._destination, sidecar)
+            try:
+                size_bytes, problem = copy_policy(self._source, self._destination, sidecar)
+            except FileNotFoundError:  # removed meanwhile, or not yet whole
+                self._total -= 1
+                continue
             self._problems += [problem] if problem else []
             self._copied += bool(size_bytes)
             present += not (size_bytes or problem)
@@ -531,14 +535,13 @@ def copy_policy(
 
     Raises:
         InUseError: The destination has another policy of this version.
+        FileNotFoundError: The policy is not whole, or no longer, at the source.
     """
     try:
         about = source.read(sidecar)
         name, digest = f"{sidecar.removesuffix('.json')}.safetensors", json.loads(about)["sha256"]
         there = read_if_any(destination, sidecar)
         data = b"" if there == about else b"".join(source.chunks(name))
-    except FileNotFoundError:
-        return 0, ""  # removed meanwhile, or not yet whole
     except (KeyError, TypeError, ValueError):
         return 0, f"{source.text}/{sidecar} does not describe a policy"
     if there == about:
@@ -553,10 +556,18 @@ def copy_policy(
 
 
 def copy_latest(source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace) -> None:
-    """Let ``LATEST.json`` name the newest policy of the source, unless a newer one is there."""
+    """Let ``LATEST.json`` name the same policy as at the source, if it is there and newer."""
     data, there = (_version(place) for place in (source, destination))
-    if data[0] > there[0]:
+    if data[0] > there[0] and read_if_any(destination, sidecar_of(data[1])) is not None:
         destination.write(LATEST, data[1])
+
+
+def sidecar_of(latest: bytes) -> str:
+    """Return the name of the sidecar of the policy that a ``LATEST.json`` names, or any text."""
+    try:
+        return str(json.loads(latest)["file"]).replace(".safetensors", ".json")
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def _version(place: LocalPlace | RemotePlace) -> tuple[int, bytes]:

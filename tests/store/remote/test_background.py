@@ -208,3 +208,23 @@ def test_a_second_learner_is_recognised_and_old_policies_are_pruned(url, tmp_pat
         assert push.finish(lambda: False, lambda _: None)
     kept = [key for key in open_place(url).sizes("") if key.endswith(".json")]
     assert kept == ["LATEST.json", "policy-00000003.json", "policy-00000004.json"]
+
+
+def test_a_policy_that_is_being_published_is_copied_when_it_is_whole(url, tmp_path):
+    """The sidecar is written first, and ``LATEST.json`` last."""
+    learner, other = tmp_path / "learner", tmp_path / "other"
+    policy(learner, 0)
+    weights = (learner / "policy-00000000.safetensors").read_bytes()
+    (learner / "policy-00000000.safetensors").unlink()
+    push = PolicyPush(url, learner)
+    push.work()
+    assert open_place(url).sizes("") == {}
+    (learner / "policy-00000000.safetensors").write_bytes(weights)
+    latest = (learner / "LATEST.json").read_bytes()
+    (learner / "LATEST.json").unlink()
+    push.work()
+    (learner / "LATEST.json").write_bytes(latest)
+    push.work()
+    assert open_place(url).read("LATEST.json") == latest
+    PolicyPull(url, other).work()
+    assert names(other) == names(learner)
