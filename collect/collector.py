@@ -2,31 +2,38 @@
 
 import contextlib
 import dataclasses
+import functools
 import platform
 import re
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 from avtd3.collect.checks import check_number, check_positive
+from avtd3.collect.cluster import Cluster, OpenEnvironment, open_cluster
+from avtd3.collect.drivers import LabelledDriver
 from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, Environment
 from avtd3.collect.mixture import DriverPool, DriverSpec, Mixture
+from avtd3.collect.places import CollectPlaces
 from avtd3.collect.plan import (
     GROUP,
     MAX_SEED,
     Amount,
     Share,
     StoredPlan,
+    claim_segment,
+    claimed_units,
     digest,
     episode_generator,
-    held_episodes,
     lock_plan,
     lock_share,
+    stop_file,
     stored_plan,
     training_seed,
+    units_of,
 )
 from avtd3.collect.recovery import Recovery
 from avtd3.collect.reports import CollectProgress, CollectReport, Tally
@@ -45,22 +52,15 @@ from avtd3.store.errors import (
     check_integers,
 )
 from avtd3.store.events import Event
-from avtd3.store.files import remote_url, show_path
-from avtd3.store.remote.background import (
-    Background,
-    PolicyPull,
-    Spool,
-    SpoolSize,
-    spool_path,
-)
-from avtd3.store.remote.client import check_reachable, open_place
-from avtd3.store.render.text import plural
+from avtd3.store.remote.background import SpoolSize
+from avtd3.store.remote.client import open_place
 from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
+from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
-_Record: TypeAlias = tuple[tuple[Event, ...], WorldRecord | None]
+_Record: TypeAlias = tuple[tuple[Event, ...], WorldRecord | None, StepLabels | None]
 _REPORT_PERIOD_S = 0.2
 POLICY_PERIOD_S = 0.05  # seconds between two polls for a new policy
 
@@ -149,6 +149,9 @@ class CollectConfig(EnvironmentConfig):
     record_world: bool = True
     """Whether to store the state of the world in every step, from which `avtd3 store render` draws
     other pictures later; only the built-in simulator has one. It adds 2 to 3 % of bytes."""
+    record_expert: bool = True
+    """Whether to store in every step what the expert would have done, and who drove; only in worlds
+    with an expert. See docs/teacher.md."""
     writer: WriterConfig = dataclasses.field(default_factory=WriterConfig)
     """Codec and size of the segments."""
 
@@ -184,6 +187,8 @@ class CollectJob:
     share: Share
     policies: Path | None
     open_world: WorldFactory
+    unit: int | None = None
+    """Number of the unit of work on a Dask cluster, which is published only once."""
     spool_bytes: int | None = None
     """Largest size of the segments that wait for their upload, if the dataset is a spool."""
     policies_text: str | None = None
@@ -204,14 +209,19 @@ class Collector:
         on_tally: Callable[[Tally], None],
     ) -> None:
         self._config, self._share, self._environment = job.config, job.share, environment
-        self._pool = DriverPool(job.config.mixture, environment, job.policies)
+        config = job.config
+        self._pool = DriverPool(config.mixture, environment, job.policies, config.hold_actions)
+        self._teacher = environment.teacher() if config.record_expert else None
+        self._labelled: LabelledDriver | None = None
         self._writer = SegmentWriter(
             Dataset.open(job.dataset),
             collector=_segment_name(job.config.name, job.share),
             provenance=_provenance(job.config, environment),
             config=job.config.writer,
+            claim=_claim_of(job),
         )
-        self._path, self._learner = job.dataset, None
+        self._path, self._is_unit = job.dataset, job.unit is not None
+        self._learner = None
         self._policies_text, self._spool_bytes = job.policies_text, job.spool_bytes
         self._spool_size = SpoolSize(job.dataset)
         if job.config.lead.max_unseen is not None:
@@ -317,6 +327,8 @@ class Collector:
         most = MAX_EPISODE_STEPS
         if share.steps is not None and not self._environment.has_time_limit:
             most = min(most, share.steps - self._steps)
+        if self._teacher is not None:
+            driver = self._labelled = LabelledDriver(driver, self._teacher)
         self._drive(rollout.drive(driver, spec.name, rng, most))
 
     def _wait_until_seen(self) -> bool:
@@ -346,8 +358,8 @@ class Collector:
                 waiting = f"waiting for the learner of {self._policies_text}: {behind}"
             else:
                 break
-            # The learner may wait for this data: publish it before waiting.
-            self._count_segment(self._writer.flush())
+            if not self._is_unit:  # the learner may wait for this data: publish it before waiting
+                self._count_segment(self._writer.flush())
             self._note(waiting=waiting)
             self._report_if_due()
             if self._should_stop():
@@ -389,7 +401,7 @@ class Collector:
                     return
                 self._report_if_due()
         except (CheckpointError, RoadError, WorldError) as error:
-            record: _Record = ((), None)
+            record: _Record = ((), None, None)
             with contextlib.suppress(WorldError):  # the environment may have failed in this
                 record = self._record()
             reason = error.reason if isinstance(error, WorldLost) else FAULT_REASON
@@ -401,15 +413,22 @@ class Collector:
             raise
 
     def _record(self) -> _Record:
-        """Return what happened in the running episode, and its states if they are stored."""
+        """Return what happened in the running episode, and what else is stored of it."""
         environment = self._environment
         world = environment.world_record() if self._config.record_world else None
-        return environment.events(), world
+        labels = environment.labels()
+        if self._labelled is not None:
+            known = self._labelled.labels(environment.spec)
+            labels = dataclasses.replace(
+                labels or StepLabels(),
+                expert_action=known.expert_action,
+                expert_drove=known.expert_drove,
+            )
+        return environment.events(), world, labels
 
-    def _end_episode(
-        self, reason: str, total: float, events: tuple[Event, ...], world: WorldRecord | None
-    ) -> None:
-        published = self._writer.truncate(reason, events, world)
+    def _end_episode(self, reason: str, total: float, *record: Any) -> None:  # noqa: ANN401
+        """End the running episode, given what `_record` returned."""
+        published = self._writer.truncate(reason, *record)
         self._tally = self._tally.with_end(reason, total)
         self._count_segment(published)
 
@@ -447,6 +466,7 @@ def collect(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[CollectProgress], None] = lambda _: None,
     open_world: WorldFactory = open_world,
+    scheduler: str | None = None,
 ) -> CollectReport:
     """Drive episodes and write them into a dataset; see `avtd3.collect.plan` for the guarantees.
 
@@ -465,9 +485,12 @@ def collect(
         on_progress: Called a few times a second.
         open_world: Makes the world, in the process that uses it; the default makes the one that the
             settings name.
+        scheduler: Address of a Dask scheduler whose workers collect, see `avtd3.collect.cluster`;
+            None to collect in this process and ``config.workers`` of its own.
 
     Raises:
         ConfigError: If the dataset already has this plan, or a setting is invalid.
+        MissingPackageError: If `scheduler` is given, but Dask's package is not installed.
         SpecError: If the dataset or the newest policy has another spec.
         DatasetError: If the path is not a dataset.
         RoadError: If the road network cannot be used.
@@ -477,8 +500,7 @@ def collect(
         UnreachableError: If a URL cannot be reached at the start.
 
     Example:
-        >>> import tempfile
-        >>> from avtd3.collect import CollectConfig, ScenarioConfig, collect
+        >>>         >>> from avtd3.collect import CollectConfig, ScenarioConfig, collect
         >>> from avtd3.store.dataset import Dataset
         >>> scenario = ScenarioConfig(number=1, route_length_m=30.0)  # empty country roads
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -492,112 +514,14 @@ def collect(
     if steps is None and episodes is None and seconds is None:
         steps = config.steps
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
-    with CollectPlaces(dataset, policies, config) as places:
-        opened = _open_dataset(places.dataset, config, places.policies, open_world)
-        places.start()
-        work = _Collection(config, amount, places, opened, open_world, should_stop, on_progress)
-        report = work.run(resume=resume)
+    places = CollectPlaces(dataset, policies, spool=config.spool, spool_bytes=config.spool_bytes)
+    with places:
+        places.check(is_cluster=scheduler is not None)
+        _check_options(config, places.policies, scheduler)
+        work = _Collection(config, amount, places, open_world, should_stop, on_progress)
+        report = work.run(resume=resume, scheduler=scheduler)
         unsent = places.finish(should_stop, work.show_waiting)
     return dataclasses.replace(report, seconds=time.monotonic() - started_s, unsent=unsent)
-
-
-class CollectPlaces:
-    """The directories of this machine that stand for the URLs of a collection.
-
-    Use it as a context manager. Segments for a URL are written to a spool and uploaded by a thread;
-    another thread copies new policies from theirs.
-    """
-
-    def __init__(
-        self, dataset: Path | str, policies: Path | str | None, config: CollectConfig
-    ) -> None:
-        self.text = show_path(dataset)
-        """The dataset, for messages."""
-        self.policies_text = None if policies is None else show_path(policies)
-        """The policies, for messages and for a resume."""
-        self.dataset = collection_path(dataset, config.spool)
-        """Directory that segments are written to."""
-        self.policies = None if policies is None else Path(policies)
-        """Directory that policies are read from."""
-        url, policies_url = remote_url(dataset), remote_url(policies)
-        self._stack = contextlib.ExitStack()
-        self._spool = None if url is None else Spool(url, self.dataset)
-        self.spool_bytes = None if url is None else config.spool_bytes
-        """Largest size of the spool; None for a dataset on this machine."""
-        self._size: SpoolSize | None = None
-        self._pull: PolicyPull | None = None
-        if policies_url is not None:
-            temporary = tempfile.TemporaryDirectory(prefix="avtd3-policies-")
-            self.policies = Path(self._stack.enter_context(temporary))
-            self._pull = PolicyPull(policies_url, self.policies)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def start(self) -> None:
-        """Start the threads; raise if a URL cannot be used."""
-        if self._spool is not None:
-            check_reachable(self._spool.place)
-            self._spool.check_spec()
-            self._stack.enter_context(self._spool)
-        if self._pull is not None:
-            self._stack.enter_context(self._pull)
-
-    def held(self, plan_digest: str) -> dict[int, int]:
-        """Return the steps of the episodes of a plan that the dataset holds, by index."""
-        here = held_episodes(Dataset.open(self.dataset), plan_digest)
-        return here if self._spool is None else self._spool.held(plan_digest) | here
-
-    @property
-    def spool_used(self) -> int | None:
-        """Bytes that wait to be uploaded; None for a dataset on this machine."""
-        if self._spool is None:
-            return None
-        self._size = self._size or SpoolSize(self.dataset)
-        return self._size.measure()
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether a thread has ended with an error, which `finish` raises."""
-        return any(thread.has_failed for thread in self._threads)
-
-    @property
-    def waiting(self) -> str:
-        """What the threads wait for, if anything."""
-        return "; ".join(thread.waiting for thread in self._threads if thread.waiting)
-
-    @property
-    def _threads(self) -> list[Background]:
-        return [thread for thread in (self._spool, self._pull) if thread is not None]
-
-    def finish(self, should_stop: Callable[[], bool], on_wait: Callable[[str], None]) -> str:
-        """Wait until all segments are uploaded; return which are not, if stopped before."""
-        for thread in self._threads:
-            thread.check()
-        spool = self._spool
-        if spool is None:
-            return ""
-
-        def show(reason: str) -> None:
-            left = plural(spool.left, "segment")
-            on_wait("; ".join(filter(None, (f"uploading {left} to {spool.url}", reason))))
-
-        if spool.finish(should_stop, show):
-            return ""
-        return (
-            f"{plural(spool.left, 'segment')} not uploaded to {spool.url}: {spool.waiting}; they "
-            f"wait in {spool.path}: run the same command with --resume, or avtd3 push {spool.path} "
-            f"{spool.url}"
-        )
-
-
-def collection_path(dataset: Path | str, spool: str) -> Path:
-    """Return the directory that a collection writes to: the dataset's, or the spool of its URL."""
-    url = remote_url(dataset)
-    return Path(dataset) if url is None else spool_path(url, spool)
 
 
 class _Collection:
@@ -608,23 +532,29 @@ class _Collection:
         config: CollectConfig,
         amount: Amount,
         places: CollectPlaces,
-        opened: Dataset,
         open_world: WorldFactory,
         should_stop: Callable[[], bool],
         on_progress: Callable[[CollectProgress], None],
     ) -> None:
-        self._config, self._amount, self._places, self._opened = config, amount, places, opened
+        self._config, self._amount, self._places = config, amount, places
         self._open_world, self._should_stop = open_world, should_stop
         self._on_progress, self._started_s = on_progress, time.monotonic()
         self._digest = digest(config.plan_document())
         self._held: dict[int, int] = {}
         self._tally = Tally()
 
-    def run(self, *, resume: bool) -> CollectReport:
+    def run(self, *, resume: bool, scheduler: str | None) -> CollectReport:
         """Collect what the dataset lacks of the plan."""
-        config, amount, places, opened = self._config, self._amount, self._places, self._opened
-        workers = config.worker_count
-        with lock_plan(opened, self._digest):
+        config, amount, places = self._config, self._amount, self._places
+        with contextlib.ExitStack() as stack:
+            cluster = stack.enter_context(open_cluster(scheduler)) if scheduler else None
+            workers = config.worker_count if cluster is None else 1
+            job = self._job(workers)
+            opened = _open_dataset(job, cluster, should_stop=self._is_over, show=self._show)
+            places.start()
+            stack.enter_context(lock_plan(opened, self._digest))
+            # First: this may publish segments.
+            claimed = claimed_units(opened.path, self._digest)
             self._held = held = places.held(self._digest)
             held_steps = sum(held.values())
             if held and not resume:
@@ -633,30 +563,14 @@ class _Collection:
                     f"{config.seed}); use --resume to continue it, or another --seed for new "
                     "episodes"
                 )
-            changes = self._record_plan(held_steps, resume=resume)
+            changes = self._record_plan(opened.path, held_steps, resume=resume)
             opened.clean_staging()
-            whole = Share(
-                amount=amount, held=frozenset(held), held_steps=held_steps, workers=workers
-            )
-            shares = [dataclasses.replace(whole, worker=worker) for worker in range(workers)]
-            jobs = [
-                CollectJob(
-                    opened.path,
-                    config,
-                    share,
-                    places.policies,
-                    self._open_world,
-                    places.spool_bytes,
-                    places.policies_text,
-                    places.text,
-                )
-                for share in shares
-            ]
-            tallies, lost = run_jobs(
-                run_job, jobs, should_stop=self._is_over, on_reports=self._show
-            )
+            share = dataclasses.replace(job.share, held=frozenset(held), held_steps=held_steps)
+            job = dataclasses.replace(job, share=share)
+            tallies, lost = self._collect(cluster, job, claimed)
             tally = Tally.total(tallies)
-            if lost:  # count what is there: a worker that died has not reported its last steps
+            # Count what is there: a worker that died has not reported its last steps.
+            if lost or cluster is not None:
                 now = places.held(self._digest)
                 steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
                 reasons = (*tally.lost, *lost)
@@ -666,7 +580,7 @@ class _Collection:
             dataset=places.text,
             tally=tally,
             seconds=time.monotonic() - self._started_s,
-            workers=workers,
+            workers=workers if cluster is None else cluster.workers,
             held_steps=held_steps,
             interrupted=self._should_stop(),
             plan_digest=self._digest,
@@ -674,9 +588,30 @@ class _Collection:
             missing=amount.missing(held, tally.steps, tally.episodes),
         )
 
-    def _record_plan(self, held_steps: int, *, resume: bool) -> list[str]:
+    def _job(self, workers: int) -> CollectJob:
+        places = self._places
+        share = Share(amount=self._amount, held=frozenset(), held_steps=0, workers=workers)
+        return CollectJob(
+            places.dataset,
+            self._config,
+            share,
+            places.policies,
+            self._open_world,
+            spool_bytes=places.spool_bytes,
+            policies_text=places.policies_text,
+            dataset_text=places.text,
+        )
+
+    def _collect(
+        self, cluster: Cluster | None, job: CollectJob, claimed: Collection[int]
+    ) -> tuple[list[Tally | None], list[str]]:
+        is_over, show = self._is_over, self._show
+        if cluster is None:
+            return _collect_here(job, should_stop=is_over, show=show)
+        return _collect_units(cluster, job, claimed, should_stop=is_over, show=show)
+
+    def _record_plan(self, path: Path, held_steps: int, *, resume: bool) -> list[str]:
         """Write the plan to its file; return what a resume changed, as text."""
-        path = self._opened.path
         options = {**dataclasses.asdict(self._amount), "policies": self._places.policies_text}
         config = dataclasses.asdict(self._config)
         plan = StoredPlan(digest=self._digest, config=config, options=options)
@@ -691,8 +626,8 @@ class _Collection:
         is_late = seconds is not None and time.monotonic() - self._started_s >= seconds
         return is_late or self._places.has_failed or self._should_stop()
 
-    def _show(self, tallies: Sequence[Tally | None]) -> None:
-        total = Tally.total(tallies)
+    def _show(self, tallies: list[Tally | None]) -> None:
+        total, path = Tally.total(tallies), self._places.dataset
         elapsed_s = time.monotonic() - self._started_s
         fraction = self._amount.fraction(self._held, total.steps, total.episodes, elapsed_s)
         self._on_progress(
@@ -700,7 +635,7 @@ class _Collection:
                 tally=total,
                 seconds=elapsed_s,
                 fraction=fraction,
-                disk_free_bytes=shutil.disk_usage(self._opened.path).free,
+                disk_free_bytes=shutil.disk_usage(path if path.exists() else Path.cwd()).free,
                 remote=self._places.waiting,
                 spool_bytes=self._places.spool_used,
             )
@@ -709,6 +644,20 @@ class _Collection:
     def show_waiting(self, reason: str) -> None:
         """Report what is waited for after the last episode."""
         self._show([dataclasses.replace(self._tally, waiting=reason)])
+
+
+def _collect_here(
+    job: CollectJob,
+    *,
+    should_stop: Callable[[], bool],
+    show: Callable[[list[Tally | None]], None],
+) -> tuple[list[Tally | None], list[str]]:
+    """Collect a plan in this process, or in some that it starts."""
+    jobs = [
+        dataclasses.replace(job, share=dataclasses.replace(job.share, worker=worker))
+        for worker in range(job.share.workers)
+    ]
+    return run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
 
 
 def run_job(
@@ -724,16 +673,117 @@ def run_job(
         return Collector(job, environment, should_stop=should_stop, on_tally=on_tally).run()
 
 
-def _open_dataset(
-    path: Path, config: CollectConfig, policies: Path | None, factory: WorldFactory
-) -> Dataset:
+def _claim_of(job: CollectJob) -> Callable[[bytes], bool] | None:
+    if job.unit is None:
+        return None
+    plan_digest = digest(job.config.plan_document())
+    return functools.partial(claim_segment, job.dataset, plan_digest, job.unit)
+
+
+def _run_unit(
+    job: CollectJob, open_environment: OpenEnvironment, should_stop: Callable[[], bool]
+) -> Tally:
+    """Collect a unit in a worker of a Dask cluster."""
+    with open_environment(job.config, job.open_world) as environment:
+        collector = Collector(job, environment, should_stop=should_stop, on_tally=lambda _: None)
+        tally = collector.run()
+        if tally.lost:
+            raise WorldLost("; ".join(tally.lost))  # the next unit gets a new world
+    return tally
+
+
+def _create_dataset(
+    job: CollectJob, open_environment: OpenEnvironment, should_stop: Callable[[], bool]
+) -> None:
+    """Create the dataset in a worker of a Dask cluster, whose world knows the spec."""
+    with open_environment(job.config, job.open_world) as environment:
+        _create(job.dataset, job.config, job.policies, environment)
+
+
+def _collect_units(
+    cluster: Cluster,
+    job: CollectJob,
+    claimed: Collection[int],
+    *,
+    should_stop: Callable[[], bool],
+    show: Callable[[list[Tally | None]], None],
+) -> tuple[list[Tally | None], list[str]]:
+    """Collect a plan on a Dask cluster; units are taken until the amount is reached."""
+    job, plan_digest = _with_whole_paths(job), digest(job.config.plan_document())
+    share = job.share
+    stop = stop_file(job.dataset, plan_digest)
+    stop.unlink(missing_ok=True)
+    steps = 0
+
+    def units() -> Iterator[tuple[str, CollectJob]]:
+        for number, indices in units_of(share.amount, share.held, claimed):
+            if share.amount.steps is not None and share.held_steps + steps >= share.amount.steps:
+                return
+            own = dataclasses.replace(share, unit=indices, held_steps=share.held_steps + steps)
+            key = f"avtd3-{plan_digest[:16]}-{number}"
+            yield key, dataclasses.replace(job, share=own, unit=number)
+
+    def on_results(tallies: list[Any], state: str) -> None:
+        nonlocal steps
+        total = Tally.total(tallies or [None])
+        steps = total.steps
+        show([dataclasses.replace(total, waiting="; ".join(filter(None, (state, total.waiting))))])
+
+    try:
+        return cluster.run(
+            _run_unit, units(), stop=stop, should_stop=should_stop, on_results=on_results
+        )
+    finally:
+        stop.unlink(missing_ok=True)
+
+
+def _check_options(config: CollectConfig, policies: Path | None, scheduler: str | None) -> None:
     if config.mixture.needs_policy and policies is None:
         raise ConfigError(
             f"driver {config.driver!r} needs the learner's directory; give --policies"
         )
-    with open_environment(config, factory) as environment:
-        DriverPool(config.mixture, environment, policies)  # raises if a driver does not exist here
-        return Dataset.create(path, environment.spec)
+    for name in ("max_lead", "max_unseen") if scheduler else ():
+        if (most := getattr(config.lead, name)) is not None:
+            raise ConfigError(
+                f"collect.lead.{name} is {most}, expected none with --scheduler: units of work do "
+                "not wait for a learner; remove it, or collect without --scheduler"
+            )
+
+
+def _open_dataset(
+    job: CollectJob,
+    cluster: Cluster | None,
+    *,
+    should_stop: Callable[[], bool],
+    show: Callable[[list[Tally | None]], None],
+) -> Dataset:
+    """Create the dataset unless it exists, with a world, which knows the spec."""
+    if cluster is None:
+        with open_environment(job.config, job.open_world) as environment:
+            return _create(job.dataset, job.config, job.policies, environment)
+    created, lost = cluster.run(
+        _create_dataset,
+        [(f"avtd3-create-{secrets.token_hex(8)}", _with_whole_paths(job))],
+        should_stop=should_stop,
+        on_results=lambda _, state: show([Tally(waiting=state)]),
+    )
+    if not created:
+        raise WorldError("; ".join(lost) or f"stopped before a worker could open {job.dataset}")
+    return Dataset.open(job.dataset)
+
+
+def _with_whole_paths(job: CollectJob) -> CollectJob:
+    """Return a job for a process that has another working directory."""
+    policies = None if job.policies is None else job.policies.absolute()
+    return dataclasses.replace(job, dataset=job.dataset.absolute(), policies=policies)
+
+
+def _create(
+    path: Path, config: CollectConfig, policies: Path | None, environment: Environment
+) -> Dataset:
+    pool = (config.mixture, environment, policies, config.hold_actions)
+    DriverPool(*pool)  # raises if a driver does not exist here
+    return Dataset.create(path, environment.spec)
 
 
 def _segment_name(name: str, share: Share) -> str:

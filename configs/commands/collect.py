@@ -52,6 +52,7 @@ def collect(
         ),
     ] = None,
     workers: opt.WorkersOption = None,
+    scheduler: opt.SchedulerOption = None,
     host: opt.HostOption = None,
     port: opt.PortsOption = None,
     server_command: opt.ServerCommandOption = None,
@@ -96,8 +97,8 @@ def collect(
     Press Ctrl-C once to publish what is complete and stop.
     """
     from avtd3.collect.collector import collect as run
-    from avtd3.collect.collector import collection_path
     from avtd3.collect.foreign import stdout_to_stderr
+    from avtd3.collect.places import collection_path
     from avtd3.collect.plan import choose_plan
     from avtd3.collect.worlds import use_current_directory
     from avtd3.store.files import remote_url
@@ -146,6 +147,7 @@ def collect(
             resume=resume,
             should_stop=should_stop,
             on_progress=report_progress,
+            scheduler=scheduler,
         )
     opt.answer(report.document(), as_json, report.summary())
     opt.check_simulators(report.failure)

@@ -63,6 +63,7 @@ def test_a_collection_goes_to_a_url_and_is_the_same_as_a_local_one(config, bucke
         assert not any(key.encode() in data for data in files)
 
 
+@pytest.mark.slow
 def test_a_resume_continues_a_plan_whose_segments_are_at_the_url_only(config, bucket, tmp_path):
     collect(bucket, config, episodes=2)
     with pytest.raises(ConfigError, match=f"{bucket} already has 2 episodes of this plan"):
@@ -76,6 +77,7 @@ def test_a_resume_continues_a_plan_whose_segments_are_at_the_url_only(config, bu
     assert episodes_of(bucket, tmp_path, "back") == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_the_link_is_cut_and_a_full_spool_waits(
     config, proxy, bucket, tmp_path
 ):
@@ -187,6 +189,7 @@ def test_evaluate_takes_the_newest_policy_or_one_by_name(bucket, publish):
         evaluate(f"{bucket}/policies", config)
 
 
+@pytest.mark.slow
 def test_workers_share_a_spool(config, bucket, tmp_path):
     report = collect(bucket, replaced(config, workers=2), episodes=4)
     assert report.tally.episodes == 4

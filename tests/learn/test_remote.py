@@ -107,6 +107,7 @@ def test_a_learner_follows_a_url_through_a_cut_link(
     assert "LATEST.json" in open_place(f"{bucket}/policies").sizes("")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_counts_the_steps_that_its_mirror_lacks(
     data, tmp_path, make_spec, publish_episodes
 ):
@@ -151,6 +152,7 @@ def test_versions_continue_after_an_earlier_run_and_two_learners_are_refused(
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_stop_while_the_link_is_cut_says_what_is_unsent(data, proxy, bucket, tmp_path):
     transfer(data, bucket)
     stopping = []

@@ -53,6 +53,7 @@ def test_a_mirror_has_the_newest_segments_and_knows_what_is_elsewhere(url, tmp_p
     assert again.steps_elsewhere == 0
 
 
+@pytest.mark.slow
 def test_a_mirror_follows_in_the_background_also_before_the_dataset_exists(proxy, bucket, tmp_path):
     data = make(tmp_path / "data", [(3,)])
     with mirror_of(bucket, tmp_path) as mirror:
@@ -155,6 +156,7 @@ def test_a_spool_is_emptied_into_the_url_and_nothing_is_lost_while_it_is_cut(
     assert content(tmp_path / "back") == content(tmp_path / "kept")
 
 
+@pytest.mark.slow
 def test_a_spool_that_is_cut_in_the_middle_is_uploaded_by_the_next_process(proxy, bucket, tmp_path):
     data = make(tmp_path / "data", [(3,)])
     transfer(data.path, tmp_path / "kept")
