@@ -500,7 +500,8 @@ def collect(
         UnreachableError: If a URL cannot be reached at the start.
 
     Example:
-        >>>         >>> from avtd3.collect import CollectConfig, ScenarioConfig, collect
+        >>> import tempfile
+        >>> from avtd3.collect import CollectConfig, ScenarioConfig, collect
         >>> from avtd3.store.dataset import Dataset
         >>> scenario = ScenarioConfig(number=1, route_length_m=30.0)  # empty country roads
         >>> with tempfile.TemporaryDirectory() as folder:

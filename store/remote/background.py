@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Self
 
-from avtd3.store.dataset import Dataset, parse_spec
+from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     Avtd3Error,
     CheckpointError,
@@ -30,11 +30,11 @@ from avtd3.store.errors import (
     SpecError,
     UnreachableError,
 )
-from avtd3.store.files import parse_json, read_json, sha256, storage_errors
+from avtd3.store.files import read_json, sha256, storage_errors
 from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, MAPS
 from avtd3.store.format.manifest import read_manifest
 from avtd3.store.locks import ExclusiveLock
-from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace, check_reachable
+from avtd3.store.remote.client import LocalPlace, Patience, Place, RemotePlace, check_reachable
 from avtd3.store.remote.commit import read_if_any, segment_key
 from avtd3.store.remote.log import LogEntry, LogReader, held_episodes, summarise_days
 from avtd3.store.remote.transfer import (
@@ -48,6 +48,7 @@ from avtd3.store.remote.transfer import (
     copy_policy,
     create_dataset,
     policies_of,
+    read_spec,
     sidecar_of,
 )
 from avtd3.store.staging import remove_segments
@@ -171,7 +172,7 @@ class Background(ABC):
                     self._is_idle = not self._wake.is_set()
             self._wake.wait(PERIOD_S * random.uniform(0.5, 1.5))
 
-    def _copier(self, source: LocalPlace | RemotePlace) -> SegmentCopier:
+    def _copier(self, source: Place) -> SegmentCopier:
         other = self.place if source is self.local else self.local
         return SegmentCopier(source, other, should_stop=self._is_over)
 
@@ -251,7 +252,8 @@ class Mirror(Background):
                 self._open()
             return
         if (day := time.strftime("%Y%m%d", time.gmtime())) != self._day:
-            summarise_days(self.place, time.time())
+            with contextlib.suppress(ConfigError):  # these credentials may only read
+                summarise_days(self.place, time.time())
             self._day = day
         self._missing |= {entry.segment: entry for entry in self._reader.refresh()}
         self._fetch()
@@ -363,8 +365,7 @@ class Spool(Background):
     def check_spec(self) -> None:
         """Raise `SpecError` if there is a dataset with another spec at the URL."""
         if (group := read_if_any(self.place, GROUP_FILE)) is not None:
-            path = Path(self.url) / GROUP_FILE
-            there, here = parse_spec(path, parse_json(group, path)), Dataset.open(self.path).spec
+            there, here = read_spec(group, self.url), Dataset.open(self.path).spec
             if there != here:
                 raise SpecError(
                     f"dataset {self.url} has another spec ({there.difference(here)}); collect "

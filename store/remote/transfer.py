@@ -46,8 +46,8 @@ from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.remote.client import (
     CHUNK_BYTES,
     Limiter,
-    LocalPlace,
     Patience,
+    Place,
     RemotePlace,
     check_reachable,
     open_place,
@@ -62,6 +62,7 @@ from avtd3.store.remote.commit import (
 )
 from avtd3.store.remote.log import known_segments
 from avtd3.store.render.text import join_lines, plural
+from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import make_directories, staged
 
 MIRROR_FILE = ".mirror.json"
@@ -171,8 +172,8 @@ class SegmentCopier:
 
     def __init__(
         self,
-        source: LocalPlace | RemotePlace,
-        destination: LocalPlace | RemotePlace,
+        source: Place,
+        destination: Place,
         *,
         limiter: Limiter | None = None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -270,7 +271,7 @@ class _Verified:
     def __init__(
         self,
         copier: SegmentCopier,
-        source: LocalPlace | RemotePlace,
+        source: Place,
         key: str,
         entry: FileEntry,
     ) -> None:
@@ -474,19 +475,17 @@ class _Transfer:
         self._on_progress(progress)
 
 
-def create_dataset(
-    source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace, group: bytes
-) -> None:
+def create_dataset(source: Place, destination: Place, group: bytes) -> None:
     """Create the dataset that a source's ``zarr.json`` describes, or check that it is the same.
 
     Raises:
         SpecError: There is one with another spec.
         DatasetError: The source, or what is at the destination, is no dataset.
     """
-    spec = parse_spec(Path(source.text) / GROUP_FILE, _json(group, source.text))
+    spec = read_spec(group, source.text)
     if isinstance(destination, RemotePlace):
         found = create_or_read(destination, GROUP_FILE, group)
-        there = parse_spec(Path(destination.text) / GROUP_FILE, _json(found, destination.text))
+        there = read_spec(found, destination.text)
         if there != spec:
             raise SpecError(
                 f"dataset {destination.text} has another spec ({there.difference(spec)}); "
@@ -499,14 +498,16 @@ def create_dataset(
         write_aside(mirror, canonical_json({"url": source.text}))
 
 
-def _json(data: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
+def read_spec(group: bytes, where: str) -> EpisodeSpec:
+    """Return the spec in the bytes of the ``zarr.json`` of a place."""
     try:
-        return parse_json(data, f"{where}/{GROUP_FILE}")
+        document = parse_json(group, f"{where}/{GROUP_FILE}")
     except ValueError as error:
         raise DatasetError(f"{where} is not a dataset: {error}") from error
+    return parse_spec(Path(where) / GROUP_FILE, document)
 
 
-def segments_of(place: LocalPlace | RemotePlace) -> set[str]:
+def segments_of(place: Place) -> set[str]:
     """Return the segments of a place; of a URL, those whose publication was completed."""
     if isinstance(place, RemotePlace):
         known = known_segments(place)
@@ -516,21 +517,19 @@ def segments_of(place: LocalPlace | RemotePlace) -> set[str]:
     return set(Dataset.open(place.path).segment_ids())
 
 
-def copy_maps(source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace) -> None:
+def copy_maps(source: Place, destination: Place) -> None:
     """Copy the road networks that the destination lacks; their names are their digests."""
     for key in source.sizes(f"{MAPS}/").keys() - destination.sizes(f"{MAPS}/").keys():
         destination.create(key, source.read(key))
 
 
-def policies_of(place: LocalPlace | RemotePlace) -> list[str]:
+def policies_of(place: Place) -> list[str]:
     """Return the sidecars of the policies in a place, oldest first."""
     keys = (key for key in place.sizes("") if SIDECAR.fullmatch(key))
     return sorted(keys, key=lambda key: (len(key), key))
 
 
-def copy_policy(
-    source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace, sidecar: str
-) -> tuple[int, str]:
+def copy_policy(source: Place, destination: Place, sidecar: str) -> tuple[int, str]:
     """Copy a policy unless it is there; return the bytes copied, and why it cannot be copied.
 
     Raises:
@@ -555,7 +554,7 @@ def copy_policy(
     return len(data) + len(about), ""
 
 
-def copy_latest(source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace) -> None:
+def copy_latest(source: Place, destination: Place) -> None:
     """Let ``LATEST.json`` name the same policy as at the source, if it is there and newer."""
     data, there = (_version(place) for place in (source, destination))
     if data[0] > there[0] and read_if_any(destination, sidecar_of(data[1])) is not None:
@@ -570,7 +569,7 @@ def sidecar_of(latest: bytes) -> str:
         return ""
 
 
-def _version(place: LocalPlace | RemotePlace) -> tuple[int, bytes]:
+def _version(place: Place) -> tuple[int, bytes]:
     try:
         data = place.read(LATEST)
         return int(json.loads(data)["version"]), data
