@@ -11,6 +11,7 @@ discount             float32               (B,), gamma^m * (1 - terminated), in 
 next_observation     as observation
 weight               float32               (B,), in (0, 1]; only if prioritised
 bc_mask              float32               (B,), 0 or 1; only if not all are imitated
+bc_action            float32               (B, A), to imitate; only with imitate_expert
 ==================== ===================== =========================================
 
 Frames are copied to the device once, as bytes, in the sampler's shared window of K + 1 frames. On
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.networks import ObservationBatch, to_pixels
+from avtd3.learn.ranks import ALONE, Ranks
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.backend import FrameArray
 from avtd3.store.replay.config import ReplayConfig
@@ -51,6 +53,8 @@ class Batch:
     """Importance weights; None if all are 1."""
     bc_mask: Tensor | None = None
     """1 if the imitation term includes the transition, else 0; None if all are 1."""
+    bc_action: Tensor | None = None
+    """The actions to imitate; None for `action`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,8 @@ class RandomShift:
     pad: int
     """Largest shift, in pixels; above 0."""
     generator: torch.Generator
+    ranks: Ranks = ALONE
+    """All of them draw the shifts of the whole batch."""
 
 
 def draw_shifts(
@@ -120,6 +126,7 @@ def to_batch(
         next_observation=ObservationBatch(pixels=pixels[1], vector=vectors[1]),
         weight=_send_if_any(transitions.weight, device),
         bc_mask=_send_if_any(transitions.bc_mask, device),
+        bc_action=_send_if_any(transitions.bc_action, device),
     )
 
 
@@ -260,7 +267,8 @@ def _convert(
     """Convert two batches of stacks, uint8 (B, K*C, H, W) each, to pixels."""
     if shift is not None:
         pad, size = shift.pad, len(frames)
-        first, second = draw_shifts(pad, size, shift.generator, frames.device)
+        drawn = draw_shifts(pad, shift.ranks.size * size, shift.generator, frames.device)
+        first, second = map(shift.ranks.own, drawn)
         frames = shift_frames(frames, first, pad)
         next_frames = shift_frames(next_frames, second, pad)
     return to_pixels(frames, dtype), to_pixels(next_frames, dtype)

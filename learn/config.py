@@ -34,7 +34,7 @@ class LearnConfig:
     multiplies it natively."""
     cuda_graphs: bool = False
     """On a GPU, record the kernels of an update and replay them with one launch instead of
-    hundreds. Off by default."""
+    hundreds. Off by default, and always under ``torchrun`` with several ranks."""
     device_frames: bool = False
     """Keep a copy of the replay's frames in GPU memory (7 GB for a million frames of 84x84), and
     gather batches there. Off by default. It has no effect without a
@@ -42,7 +42,8 @@ class LearnConfig:
     threads: int | str = "auto"
     """CPU threads of torch: a fixed number, 0 for torch's default, or ``auto`` to follow the
     fastest number while other processes come and go (see `avtd3.learn.threads`). Other numbers of
-    threads round sums differently, so a run repeats exactly only with a fixed number."""
+    threads round sums differently, so a run repeats exactly only with a fixed number. Under
+    ``torchrun``, ``auto`` is torch's default of rank 0."""
     algorithm: str = "td3"
     """``td3``, with imitation if `td3.bc_alpha` is set, or ``bc``: behaviour cloning, a baseline
     whose actor only imitates. The critics then learn the value of its policy."""
@@ -142,12 +143,18 @@ class LearnConfig:
         features = self.td3.critic_features
         is_own = features == "own" or not self.network.shared_encoder
         expected = "own with learn.network.shared_encoder"
-        check_settings(self.td3, "learn.td3.", ("critic_features", is_own, expected))
-        if self.replay.imitate and not self.td3.bc_alpha and self.algorithm == "td3":
-            raise ConfigError(
-                f"learn.replay.imitate is {self.replay.imitate}, but learn.td3.bc_alpha is 0, so "
-                "nothing is imitated; set bc_alpha (2.5 in TD3+BC), or remove imitate"
-            )
+        inputs = (self.network.actor_inputs, self.network.critic_inputs)
+        is_same = features == "own" or inputs[0] == inputs[1]
+        same = "own with different learn.network.actor_inputs and critic_inputs"
+        checks = (("critic_features", is_own, expected), ("critic_features", is_same, same))
+        check_settings(self.td3, "learn.td3.", *checks)
+        for name in ("imitate", "imitate_expert"):
+            value = getattr(self.replay, name)
+            if value and not self.td3.bc_alpha and self.algorithm == "td3":
+                raise ConfigError(
+                    f"learn.replay.{name} is {value}, but learn.td3.bc_alpha is 0, so nothing is "
+                    f"imitated; set bc_alpha (2.5 in TD3+BC), or remove {name}"
+                )
         fits = self.network.conv_norm != "batch" or self.replay.batch_size >= 2
         expected = "2 or above with learn.network.conv_norm batch"
         check_settings(self.replay, "learn.replay.", ("batch_size", fits, expected))

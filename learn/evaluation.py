@@ -128,6 +128,7 @@ class HeldOutEvaluator:
     gamma: float
     device: torch.device
     autocast: torch.dtype | None
+    stack_stride: int = 1
 
     def __call__(self, state: TD3State, episodes: Iterable[Episode]) -> dict[str, float]:
         """Return means over all steps of the episodes, by metric; nothing without episodes."""
@@ -228,7 +229,7 @@ class HeldOutEvaluator:
     def _observe(self, episode: Episode, start: int, stop: int) -> ObservationBatch:
         pixels = vector = None
         if self.spec.image is not None:
-            stacks = torch.from_numpy(episode.observations(start=start, stop=stop))
+            stacks = torch.from_numpy(episode.observations(None, start, stop, self.stack_stride))
             pixels = to_pixels(stacks.to(self.device), self.autocast or torch.float32)
         if self.spec.vector_names:
             vector = torch.from_numpy(episode.vectors[start:stop]).to(self.device)

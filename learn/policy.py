@@ -35,6 +35,7 @@ from avtd3.learn.networks import (
     Mlp,
     NetworkConfig,
     ObservationBatch,
+    actor_spec,
     evaluating,
 )
 from avtd3.store import files
@@ -46,10 +47,11 @@ from avtd3.store.errors import (
     UnreadableError,
     abbreviate,
 )
-from avtd3.store.spec import EpisodeSpec
+from avtd3.store.spec import MAX_AXIS, EpisodeSpec
 from avtd3.store.step import FrameStack, Observation
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Newest version. Policies whose frames are stacked one after another are written as version 1."""
 HEADER_KEY = "avtd3_policy"
 LATEST = "LATEST.json"
 MAX_POLICY_BYTES, MAX_SIDECAR_BYTES = 1 << 30, 1 << 16
@@ -64,7 +66,8 @@ _LISTED = 5
 """Names of tensors that a message lists."""
 _ROUNDING = 1e-5
 """How far an action may exceed a bound, in half ranges, because of rounding."""
-_OF_TRAINING = ("critic_norm", "shared_encoder", "vector_statistics")
+_INPUTS = ("actor_inputs", "critic_inputs")
+_OF_TRAINING = ("critic_norm", "shared_encoder", "vector_statistics", *_INPUTS)
 """Settings of the networks that an actor does not need to drive."""
 _DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
@@ -86,6 +89,7 @@ class PolicyHeader:
     version: int
     updates: int
     action_limit: float
+    stack_stride: int
     spec: EpisodeSpec
     network: NetworkConfig
 
@@ -155,8 +159,11 @@ def _check_header(document: Mapping[str, Any], path: Path) -> PolicyHeader:
             raise _invalid(path, name, document.get(name), f"a whole number 0..{MAX_COUNT}")
     if type(limit) not in (int, float) or not 0.0 < limit <= 1.0:
         raise _invalid(path, "action_limit", limit, "a number above 0, at most 1")
+    stride = document.get("stack_stride", 1)
+    if type(stride) is not int or not 1 <= stride <= MAX_AXIS:
+        raise _invalid(path, "stack_stride", stride, f"a whole number 1..{MAX_AXIS}")
     fields = document.get("network")
-    known = {field.name for field in dataclasses.fields(NetworkConfig)}
+    known = {field.name for field in dataclasses.fields(NetworkConfig)}.difference(_INPUTS)
     if not isinstance(fields, dict) or not isinstance(fields.get("hidden"), list):
         raise _invalid(path, "network", fields, "an object with a list of widths, hidden")
     if fields.keys() - known:
@@ -167,6 +174,7 @@ def _check_header(document: Mapping[str, Any], path: Path) -> PolicyHeader:
     except (SpecError, ConfigError) as error:
         raise CheckpointError(f"policy {path}: {error}") from error
     counts = {name: document[name] for name in ("version", "updates")}
+    counts["stack_stride"] = stride
     return PolicyHeader(**counts, action_limit=float(limit), spec=spec, network=network)
 
 
@@ -225,11 +233,15 @@ def encode_policy(
     version: int,
     updates: int,
     action_limit: float = 1.0,
+    stack_stride: int = 1,
 ) -> bytes:
-    """Return the content of a policy file; the same weights give the same bytes."""
-    shape = dataclasses.asdict(config)
+    """Return the content of a policy file; the same weights give the same bytes.
+
+    `spec` is that of the data; the file has the part of it that the actor sees.
+    """
+    shape, spec = dataclasses.asdict(config), actor_spec(spec, config)
     document = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1 if stack_stride == 1 else FORMAT_VERSION,
         "version": version,
         "updates": updates,
         "action_limit": action_limit,
@@ -237,6 +249,7 @@ def encode_policy(
         "spec_digest": spec.digest,
         "network": {k: v for k, v in shape.items() if k not in _OF_TRAINING},
         "code_version": importlib.metadata.version("avtd3"),
+        **({} if stack_stride == 1 else {"stack_stride": stack_stride}),
     }
     tensors = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None)
@@ -313,6 +326,7 @@ class Policy:
         digest: SHA-256 of its file; empty if unpublished.
         action_limit: Share of each half range of the action that it uses, in (0, 1]; see the guard
             of that name.
+        stack_stride: Decisions between two frames of its stack.
 
     Example:
         >>> import numpy as np
@@ -333,12 +347,14 @@ class Policy:
         updates: int,
         digest: str = "",
         action_limit: float = 1.0,
+        stack_stride: int = 1,
     ) -> None:
         self.spec = spec
         self.version = version
         self.updates = updates
         self.digest = digest
         self.action_limit = action_limit
+        self.stack_stride = stack_stride
         low, high = np.array(spec.action_low), np.array(spec.action_high)
         self._centre = ((low + high) / 2.0).astype(np.float32)
         self.actor = actor.eval()
@@ -395,7 +411,7 @@ class Policy:
         Args:
             path: A file ``policy-<version>.safetensors`` beside its ``.json``, or a policy
                 directory for its newest policy.
-            spec: The spec that the policy must have; None for any.
+            spec: The spec of the observations to act on; None for any. See `fit_spec`.
 
         Raises:
             CheckpointError: If there is no policy, or the file is truncated, altered or
@@ -409,7 +425,7 @@ class Policy:
             path = _newest_file(path)
         data, digest = _read_verified(path)
         header = read_header(data, path)
-        if spec is not None and header.spec != spec:
+        if spec is not None and fit_spec(header.spec, spec) is None:
             raise SpecError(
                 f"policy {path} was trained for another spec "
                 f"({header.spec.difference(spec)}); use a policy that was trained "
@@ -426,8 +442,40 @@ class Policy:
                 raise CheckpointError(f"policy {path}: {name} has values that are not finite")
         actor = Actor(header.spec, header.network)
         actor.load_state_dict(tensors)
-        names = ("spec", "version", "updates", "action_limit")
+        names = ("spec", "version", "updates", "action_limit", "stack_stride")
         return cls(actor, **{name: getattr(header, name) for name in names}, digest=digest)
+
+
+class Fit(NamedTuple):
+    """How a policy acts on the observations of a spec."""
+
+    steps: int
+    """Steps for which it holds each action."""
+    columns: tuple[int, ...] | None
+    """Places in the vector of the numbers that it sees; None if it sees all."""
+
+
+def fit_spec(policy: EpisodeSpec, spec: EpisodeSpec) -> Fit | None:
+    """Return how a policy of a spec acts on observations of another one; None if it cannot.
+
+    It may see fewer numbers of the vector, and decide once in several control periods.
+    """
+    steps = max(1, round(policy.control_period_s / spec.control_period_s))
+    is_multiple = math.isclose(steps * spec.control_period_s, policy.control_period_s)
+    scales = dict(zip(spec.vector_names, spec.vector_scales, strict=True))
+    seen = zip(policy.vector_names, policy.vector_scales, strict=True)
+    if not is_multiple or any(scales.get(name) != scale for name, scale in seen):
+        return None
+    same = dataclasses.replace(
+        policy,
+        vector_names=spec.vector_names,
+        vector_scales=spec.vector_scales,
+        control_period_s=spec.control_period_s,
+    )
+    if same != spec:
+        return None
+    columns = tuple(spec.vector_names.index(name) for name in policy.vector_names)
+    return Fit(steps, None if policy.vector_names == spec.vector_names else columns)
 
 
 class PolicyActor:
@@ -437,6 +485,11 @@ class PolicyActor:
 
     Args:
         policy: The policy.
+        spec: Spec of the observations, whose vector may have more numbers than the policy sees;
+            None for the policy's own.
+
+    Raises:
+        SpecError: If the policy cannot act on these observations, see `fit_spec`.
 
     Example:
         >>> import numpy as np
@@ -450,11 +503,15 @@ class PolicyActor:
         (1,)
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, spec: EpisodeSpec | None = None) -> None:
         self.policy = policy
         """The policy; it may be replaced between episodes by another one of the same spec."""
-        image = policy.spec.image
-        self._stack = None if image is None else FrameStack(image.stack)
+        image, fit = policy.spec.image, fit_spec(policy.spec, spec or policy.spec)
+        if fit is None:
+            difference = policy.spec.difference(spec or policy.spec)
+            raise SpecError(f"policy {policy.version} has another spec ({difference})")
+        self._columns = fit.columns
+        self._stack = None if image is None else FrameStack(image.stack, policy.stack_stride)
         self._is_first = True
 
     def reset(self) -> None:
@@ -483,7 +540,10 @@ class PolicyActor:
                 self._stack.push(image)
             frames = self._stack.stacked()
         self._is_first = False
-        return self.policy.act(frames, observation.vector)
+        vector = observation.vector
+        if self._columns is not None and vector is not None:
+            vector = vector[list(self._columns)] if self._columns else None
+        return self.policy.act(frames, vector)
 
 
 def _newest_file(directory: Path) -> Path:
@@ -568,7 +628,7 @@ class SingleActor:
     @torch.inference_mode()
     def __call__(self, frames: Tensor | None, vector: Tensor | None) -> Tensor:
         """Return the action, float32 (A,), for frames uint8 (K*C, H, W) and a vector (V,)."""
-        parts = [] if vector is None else [self._actor.normalise(vector)]
+        parts = [] if vector is None else [self._actor.normalise(self._actor.seen(vector))]
         if self._encoder is not None:
             assert frames is not None
             parts.insert(0, self._features(self._encoder, frames))

@@ -35,6 +35,7 @@ from avtd3.store.errors import (
     ConfigError,
     MissingPackageError,
     abbreviate,
+    install_command,
 )
 from avtd3.store.files import read_json, write_aside
 from avtd3.store.render.text import file_size, join_lines, markdown_table, number
@@ -112,6 +113,7 @@ def describe_policy(policy: Policy) -> dict[str, Any]:
         "updates": policy.updates,
         "digest": policy.digest,
         "action_limit": policy.action_limit,
+        "stack_stride": policy.stack_stride,
         "spec": policy.spec.to_json(),
         "layers": [layer.out_features for layer in actor.head.layers],
         "parameters": sum(parameter.numel() for parameter in actor.parameters()),
@@ -122,7 +124,8 @@ def _facts(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     spec = about["spec"]
     if (image := spec["image"]) is not None:
         frame = f"{image['channels']} x {image['height']} x {image['width']}"
-        yield "frames", f"uint8, {image['stack']} frames of {frame}, oldest first"
+        apart = f", {about['stack_stride']} periods apart" if about["stack_stride"] > 1 else ""
+        yield "frames", f"uint8, {image['stack']} frames of {frame}{apart}, oldest first"
     if spec["vector_names"]:
         yield "vector", ", ".join(spec["vector_names"])
     ranges = zip(spec["action_names"], spec["action_low"], spec["action_high"], strict=True)
@@ -267,7 +270,7 @@ def _require(name: str) -> Any:  # noqa: ANN401 - a module
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingPackageError(
-            f"an export to ONNX needs {name}; install it with pip install 'avtd3[onnx]'"
+            f"an export to ONNX needs {name}; install it with {install_command('onnx')}"
         ) from error
 
 

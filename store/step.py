@@ -80,7 +80,7 @@ class Step:
 class FrameStack:
     """The last K camera frames of an episode, oldest first, clamped to its first frame.
 
-    Place j of the stack at observation t is frame ``max(0, t - (K - 1) + j)``.
+    Place j of the stack at observation t is frame ``max(0, t - (K - 1 - j) * stride)``.
 
     Example:
         >>> import numpy as np
@@ -91,8 +91,10 @@ class FrameStack:
         [0, 0, 0, 1]
     """
 
-    def __init__(self, size: int) -> None:
-        self._frames: collections.deque[NDArray[np.uint8]] = collections.deque(maxlen=size)
+    def __init__(self, size: int, stride: int = 1) -> None:
+        self._stride = stride
+        reach = (size - 1) * stride + 1
+        self._frames: collections.deque[NDArray[np.uint8]] = collections.deque(maxlen=reach)
 
     def reset(self, frame: NDArray[np.uint8]) -> None:
         """Start an episode with its first frame, uint8 (C, H, W)."""
@@ -104,4 +106,6 @@ class FrameStack:
 
     def stacked(self) -> NDArray[np.uint8]:
         """Return the stack as a new array, uint8 (K * C, H, W)."""
-        return np.concatenate(self._frames)
+        if self._stride == 1:
+            return np.concatenate(self._frames)
+        return np.concatenate(list(self._frames)[:: self._stride])

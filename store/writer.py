@@ -21,7 +21,7 @@ from avtd3.store.episode_table import MAX_ATTRIBUTES, Attribute, EpisodeInfo, ch
 from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.events import Event, check_events
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.format.layout import MAX_STEPS
+from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS
 from avtd3.store.maps import publish_map
 from avtd3.store.seal import (
     EndedEpisode,
@@ -34,6 +34,7 @@ from avtd3.store.seal import (
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
 from avtd3.store.step import Observation, Step
+from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
 
 
@@ -261,7 +262,11 @@ class PendingSegment:
             self._over_at = self.steps
 
     def end(
-        self, reason: str, events: Sequence[Event] = (), world: WorldRecord | None = None
+        self,
+        reason: str,
+        events: Sequence[Event] = (),
+        world: WorldRecord | None = None,
+        labels: StepLabels | None = None,
     ) -> None:
         """Make the running episode, of at least one step, a whole one."""
         assert self.running is not None, "checked by the writer"
@@ -275,6 +280,7 @@ class PendingSegment:
                 wall_time=self._running_since,
                 events=tuple(events),
                 world=world,
+                labels=labels,
             )
         )
         self.whole_steps = self.steps
@@ -337,6 +343,10 @@ class PublishedSegment:
     """Bytes on disk, the manifest included."""
 
 
+class _NotClaimed(Exception):  # noqa: N818 - an outcome, not a fault
+    """Another segment has claimed the same unit of work."""
+
+
 class SegmentWriter:
     """Writes the episodes of one environment into a dataset, as segments of whole episodes.
 
@@ -381,6 +391,7 @@ class SegmentWriter:
         provenance: Mapping[str, Any] | None = None,
         config: WriterConfig | None = None,
         clock: Callable[[], float] = time.time,
+        claim: Callable[[bytes], bool] | None = None,
     ) -> None:
         if not _COLLECTOR_NAME.fullmatch(collector):
             raise ConfigError(
@@ -390,7 +401,7 @@ class SegmentWriter:
         """Bytes of all segments that this writer has published."""
         self._dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
         self._config = config or WriterConfig()
-        self._clock = clock
+        self._clock, self._claim = clock, claim
         self._namer = SegmentNamer(collector)
         self._provenance = base_provenance(provenance or {}, collector)
         self._is_closed = False
@@ -526,6 +537,7 @@ class SegmentWriter:
         reason: str | None = None,
         events: Sequence[Event] = (),
         world: WorldRecord | None = None,
+        labels: StepLabels | None = None,
     ) -> PublishedSegment | None:
         """End the running episode; publish if the segment is long or old enough.
 
@@ -536,19 +548,23 @@ class SegmentWriter:
                 ``terminated`` or ``truncated``.
             events: What happened in it, ordered by step.
             world: State of the world in its observations, and possibly in later ones.
+            labels: What else is known of its steps, and possibly of later ones.
 
         Returns:
             What was published, or None if the segment stays open.
         """
-        self._end(reason, events, world)
+        self._end(reason, events, world, labels)
         pending, config = self._pending, self._config
         age = self._clock() - pending.opened_at
-        if pending.whole_steps >= config.segment_steps or age >= config.segment_seconds:
-            return self.flush()
-        return None
+        is_due = pending.whole_steps >= config.segment_steps or age >= config.segment_seconds
+        return self.flush() if is_due and self._claim is None else None
 
     def _end(
-        self, reason: str | None, events: Sequence[Event], world: WorldRecord | None = None
+        self,
+        reason: str | None,
+        events: Sequence[Event],
+        world: WorldRecord | None = None,
+        labels: StepLabels | None = None,
     ) -> None:
         pending = self._pending
         if pending.running is None or not pending.running_steps:
@@ -562,13 +578,16 @@ class SegmentWriter:
         check_events(events, pending.running_steps)
         if world is not None:
             world = world.first(pending.running_steps + 1)
-        pending.end(reason, events, world)
+        if labels is not None:
+            labels = labels.first(pending.running_steps, self._dataset.spec)
+        pending.end(reason, events, world, labels)
 
     def truncate(
         self,
         reason: str | None = None,
         events: Sequence[Event] = (),
         world: WorldRecord | None = None,
+        labels: StepLabels | None = None,
     ) -> PublishedSegment | None:
         """Mark the last step of the running episode as truncated, and end the episode; see `end`.
 
@@ -580,7 +599,7 @@ class SegmentWriter:
             self._pending.drop_running()
             return None
         self._pending.truncate()
-        return self.end(reason, events, world)
+        return self.end(reason, events, world, labels)
 
     def flush(self) -> PublishedSegment | None:
         """Publish the whole episodes in memory; a running one stays.
@@ -616,7 +635,10 @@ class SegmentWriter:
         )
         self._publish_maps()
         try:
-            publish(staging, target, files)
+            publish(staging, target, files, check=lambda _: self._check_claim(files))
+        except _NotClaimed:
+            self._pending.drop_whole()
+            return None
         except BaseException:
             # What readers can see is published, even if the last fsync failed or a signal came.
             # If it were kept, it would be published twice.
@@ -625,6 +647,10 @@ class SegmentWriter:
             raise
         self._drop(published)
         return published
+
+    def _check_claim(self, files: Mapping[str, bytes]) -> None:
+        if self._claim is not None and not self._claim(files[MANIFEST_FILE]):
+            raise _NotClaimed
 
     def _publish_maps(self) -> None:
         """Store the road networks of the whole episodes before the segment that needs them."""

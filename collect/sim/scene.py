@@ -103,6 +103,8 @@ class Scene(NamedTuple):
     """State of the generator that draws the camera's mounting, light and noise."""
     actors: Sequence[Sequence[float]]
     """Length, width, height and reflectance of each vehicle."""
+    frames: Sequence[int] | None = None
+    """Number of each picture among those that the simulator drew; None for 0, 1, 2, ..."""
 
     def setup(self) -> dict[str, Any]:
         """Return the JSON object that `parse` reads, with the drawn mounting for other readers."""
@@ -116,6 +118,7 @@ class Scene(NamedTuple):
             "weather": dataclasses.asdict(self.weather),
             "random": dict(self.random),
             "actors": [list(shape) for shape in self.actors],
+            **({} if self.frames is None else {"frames": list(self.frames)}),
         }
 
     @classmethod
@@ -137,6 +140,7 @@ class Scene(NamedTuple):
                 weather=Weather(**weather),
                 random={name: setup["random"][name] for name in _RANDOM_KEYS},
                 actors=[[_checked(size) for size in shape] for shape in setup["actors"]],
+                frames=_parse_frames(setup.get("frames")),
             )
             _generator(scene.random)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -147,6 +151,14 @@ class Scene(NamedTuple):
         if not 0.05 <= scene.pixel_m <= 0.5 or any(len(shape) != 4 for shape in scene.actors):
             raise SpecError("the state cannot be drawn: its pixel_m or a vehicle is impossible")
         return scene
+
+
+def _parse_frames(value: Any) -> list[int] | None:  # noqa: ANN401 - any JSON value
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
+        raise ValueError("frames is no list of whole numbers of 0 or more")
+    return value
 
 
 def _checked(value: Any, is_text: bool = False) -> Any:  # noqa: ANN401 - any JSON value
@@ -216,14 +228,19 @@ class SceneRenderer:
         Raises:
             DatasetError: The dataset lacks the road network's text.
             RoadError: The road network cannot be used.
+            SpecError: The scene does not number all pictures.
         """
+        drawn = scene.frames or range(len(record.ego))
+        if len(drawn) != len(record.ego):
+            raise SpecError(f"the state numbers {len(drawn)} frames, expected {len(record.ego)}")
         camera = self._camera(scene.camera)
         raster = self._raster(scene.map, scene.pixel_m)
         camera.reset(raster, scene.weather, _generator(scene.random))
         numbers = range(len(scene.actors))
-        for (x_m, y_m, yaw_rad), poses in zip(
-            record.ego.tolist(), record.actors.tolist(), strict=True
+        for frame, (x_m, y_m, yaw_rad), poses in zip(
+            drawn, record.ego.tolist(), record.actors.tolist(), strict=True
         ):
+            camera.skip_to(frame)
             car = (x_m, y_m, yaw_rad)
             boxes = visible_boxes(car, poses, scene.actors, numbers, camera.slope)
             yield camera.render(*car, boxes)

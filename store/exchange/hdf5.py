@@ -17,9 +17,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import MissingPackageError, SpecError, UnreadableError, abbreviate
+from avtd3.store.errors import (
+    MissingPackageError,
+    SpecError,
+    UnreadableError,
+    abbreviate,
+    install_command,
+)
 from avtd3.store.exchange.record import (
+    EXTRA,
     FACTS,
+    LISTED,
     MAX_FACTS_BYTES,
     EpisodeRecord,
     ImportConfig,
@@ -40,8 +48,6 @@ H5: TypeAlias = Any
 _FILTERS = (1, 2, 3, 32_000)  # deflate, shuffle, fletcher32, lzf: no plugin is loaded
 _MAX_NODES = 1_000
 _CHUNK_BYTES = 1 << 16
-EXTRA = {"reward_terms": "reward_terms", "frame_id": "frame_ids", "sim_time": "sim_times_s"}
-"""Arrays of avtd3's own, and their fields in an `EpisodeRecord`."""
 
 
 def import_h5py() -> H5:
@@ -50,7 +56,7 @@ def import_h5py() -> H5:
         return importlib.import_module("h5py")
     except ImportError as error:
         raise MissingPackageError(
-            "HDF5 files need h5py; install it with pip install 'avtd3[exchange]'"
+            f"HDF5 files need h5py; install it with {install_command('exchange')}"
         ) from error
 
 
@@ -89,7 +95,7 @@ class RobomimicLayout(Layout):
 
     kept = (
         "terminated and truncated: arrays terminals and timeouts (dones is terminals)",
-        "reward_terms, frame_id, sim_time: arrays of these names",
+        f"{LISTED}: arrays of these names",
         "seed, end reason, policy, attributes, events: array avtd3 of each demo, JSON",
         "spec and provenance: array avtd3 of the file, JSON",
     )

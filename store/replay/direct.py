@@ -313,10 +313,12 @@ def _read_ahead(plan: ChunkPlan, descriptors: NDArray[np.int32]) -> None:
 class DirectReplay(ReplayCache):
     """A `ReplayBackend` that caches only the numbers, and decodes frames for each batch."""
 
-    def __init__(self, spec: EpisodeSpec, scratch: Path) -> None:
+    def __init__(
+        self, spec: EpisodeSpec, scratch: Path, *, labels: bool = False, action_repeat: int = 1
+    ) -> None:
         """Start empty; `spec` has an image. Raise StorageError if `scratch` cannot be written."""
         assert spec.image is not None, "without an image there is nothing to decode"
-        super().__init__(spec, scratch, frames=False)
+        super().__init__(spec, scratch, frames=False, labels=labels, action_repeat=action_repeat)
         self._shards: dict[Key, tuple[FrameShard, Path]] = {}
         size = spec.image.frame_bytes
         self._direct_frames = DirectFrames(size, open_decoder(size) or JoinedDecoder(size))

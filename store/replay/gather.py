@@ -4,8 +4,12 @@ Frames are stored once. The observation of a step is the stack of the K frames u
 clamped to the first row of its episode:
 
 * n-step 1: a window of K + 1 frames. Observation and next observation are overlapping views of it.
-* n-step above 1: two stacks next to each other, 2 K frames. The next observation is min(n, steps
-  left) rows later, which varies near the end of an episode, so no window has it at a fixed place.
+* n-step or the stride of the stack above 1: two stacks next to each other, 2 K frames. The next
+  observation is min(n, steps left) rows later, which varies near the end of an episode, so no
+  window has it at a fixed place.
+
+With `ReplayConfig.action_repeat` N above 1, a decision is N rows, and all of this counts decisions:
+decision d of an episode of L steps starts at its row ``min(N * d, L)``.
 
 ``np.take(mode="clip")`` into a reused buffer is the fastest gather (the default mode takes twice as
 long). It also evicts everything else from the CPU caches, after which small numpy calls take five
@@ -22,6 +26,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import SpecError
 from avtd3.store.replay.backend import FrameSource
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.draws import EpisodeRows
 from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD
 from avtd3.store.spec import EpisodeSpec
@@ -72,10 +77,14 @@ class Transitions:
     """int64 (B, W), rows of `frames` in `Sampler.frame_array`; W = 0 without an image."""
     bc_mask: NDArray[np.float32] | None = None
     """float32 (B,), 1 where the action is marked for imitation, else 0; None if all are."""
+    bc_action: NDArray[np.float32] | None = None
+    """float32 (B, A), the action to imitate: the expert's where it is known, else the one taken;
+    None unless `ReplayConfig.imitate_expert` is set."""
     weight: NDArray[np.float32] | None = None
     """float32 (B,), importance weights in (0, 1]; None unless sampling is prioritised."""
     index: NDArray[np.int64] | None = None
-    """int64 (B,), identifies the transitions for `Sampler.update_priorities`; None likewise."""
+    """int64 (B,), identifies the transitions for `Sampler.update_priorities`; None likewise. In a
+    sampler of a part, it has the whole batch."""
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -131,17 +140,15 @@ class SequenceBatch:
 class FrameBuffer:
     """Memory for the frames of one batch of transitions, and views of it."""
 
-    def __init__(
-        self, spec: EpisodeSpec, *, batch_size: int, n_step: int, gathers: bool = True
-    ) -> None:
+    def __init__(self, spec: EpisodeSpec, config: ReplayConfig, *, gathers: bool = True) -> None:
         self.window: NDArray[np.uint8] | None = None
         self.flat: NDArray[np.uint8] | None = None
         self.observation: NDArray[np.uint8] | None = None
         self.next_observation: NDArray[np.uint8] | None = None
         if spec.image is None or not gathers:
             return
-        stack = spec.image.stack
-        width = stack + 1 if n_step == 1 else 2 * stack
+        stack, batch_size = spec.image.stack, config.batch_size
+        width = stack + 1 if _overlap(config) else 2 * stack
         shape = (batch_size, *spec.image.observation_shape)
         self.window = np.empty((batch_size, width, *spec.image.frame_shape), dtype=np.uint8)
         self.flat = self.window.reshape((batch_size, width, -1), copy=False)
@@ -159,13 +166,15 @@ _AT_ONCE = 1 << 20
 class Gather:
     """Turns numbers of transitions into batches."""
 
-    def __init__(self, spec: EpisodeSpec, *, n_step: int, gamma: float) -> None:
+    def __init__(self, spec: EpisodeSpec, config: ReplayConfig) -> None:
         stack = 0 if spec.image is None else spec.image.stack
-        self._n_step, self._gamma = n_step, gamma
-        self._stack = np.arange(1 - stack, 1)
+        self._n_step, self._gamma = config.n_step, config.gamma
+        self._repeat, self._overlaps = config.action_repeat, _overlap(config)
+        self._stack = np.arange(1 - stack, 1) * config.stack_stride
         self._window = np.arange(1 - stack, 2 if stack else 1)
         self._vector = ACTION + spec.action_size
-        self._width = self._vector + spec.vector_size
+        self._label = self._vector + spec.vector_size
+        self._width = self._label + spec.action_size * config.imitate_expert
         self._frames: FrameSource | None = None
 
     def bind(
@@ -177,9 +186,15 @@ class Gather:
         """Read from these arrays from now on."""
         self._numbers, self._episodes, self._frames = arrays.get("numbers"), episodes, frames
         # No sum is longer than the longest episode, whatever `n_step` is.
-        longest = int(np.diff(episodes.ends, prepend=0).max(initial=1))
-        self._most = min(self._n_step, max(longest, _FEW_STEPS))
-        self._powers = self._gamma ** np.arange(self._most + 1, dtype=np.float64)
+        longest = int(episodes.steps.max(initial=1))
+        self._most = min(self._n_step * self._repeat, max(longest, _FEW_STEPS))
+        steps = np.arange(self._most + 1)
+        self._powers = self._gamma ** self._decisions(steps).astype(np.float64)
+        self._weights = self._gamma ** (steps[:-1] // self._repeat).astype(np.float64)
+
+    def _decisions(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return in how many decisions so many steps are, the last of which may be shorter."""
+        return -(-steps // self._repeat)
 
     def look_up(self, number: NDArray[np.int64]) -> Transitions:
         """Read everything except the frames of N batches, given numbers int64 (N, B).
@@ -187,24 +202,32 @@ class Gather:
         Each array has one axis more than in a batch, the first, of N.
         """
         assert self._numbers is not None, "there are no transitions"
-        episode = self._episodes.ends.searchsorted(number, side="right")
-        row = number + self._episodes.shift.take(episode)
-        if self._n_step == 1:
+        episodes = self._episodes
+        episode = episodes.ends.searchsorted(number, side="right")
+        row = number + episodes.shift.take(episode)
+        is_single = self._n_step * self._repeat == 1
+        if is_single:
             next_row = row + 1
         else:
-            left = self._episodes.ends.take(episode) - number
+            first = episodes.first.take(episode)
+            row = first + self._repeat * (row - first)
+            left = first + episodes.steps.take(episode) - row
             count = np.minimum(left, self._most)
             next_row = row + count
         # One memory access per transition: for n = 1, the two rows are neighbours.
         pairs = np.stack([row, next_row], axis=-1)
         numbers = self._numbers.take(pairs, axis=0, mode="clip")  # (N, B, 2, 2 + A + V)
-        if self._n_step == 1:
+        if is_single:
             reward = numbers[..., 0, REWARD].copy()
             discount = numbers[..., 0, ALIVE] * np.float32(self._gamma)
         else:
             reward, discount = self._sum_rewards(self._numbers, row, count)
-        vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
-        has_vector, bc_mask = self._width > self._vector, self._episodes.bc_mask
+        vectors = np.moveaxis(numbers[..., self._vector : self._label], 2, 0)
+        has_vector, bc_mask = self._label > self._vector, episodes.bc_mask
+        mask = None if bc_mask is None else bc_mask.take(episode)
+        bc_action = None
+        if self._width > self._label:
+            bc_action, mask = self._imitated(numbers[..., 0, :], mask)
         return Transitions(
             frames=None,
             observation_frames=None,
@@ -215,9 +238,19 @@ class Gather:
             action=numbers[..., 0, ACTION : self._vector],
             reward=reward,
             discount=discount,
-            frame_rows=self._frame_rows(row, next_row, self._episodes.first.take(episode)),
-            bc_mask=None if bc_mask is None else bc_mask.take(episode),
+            frame_rows=self._frame_rows(row, next_row, episodes.first.take(episode)),
+            bc_mask=mask,
+            bc_action=bc_action,
         )
+
+    def _imitated(
+        self, numbers: NDArray[np.float32], mask: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the actions to imitate, and which of them are marked for it."""
+        label = numbers[..., self._label :]
+        is_known = ~np.isnan(label[..., :1])
+        action = np.where(is_known, label, numbers[..., ACTION : self._vector])
+        return action, None if mask is None else np.maximum(mask, is_known[..., 0])
 
     def batch(self, block: Transitions, number: int, frames: FrameBuffer) -> Transitions:
         """Return one of the batches of `look_up`, and gather its frames into `frames`."""
@@ -240,6 +273,7 @@ class Gather:
             discount=block.discount[number],
             frame_rows=rows,
             bc_mask=pick(block.bc_mask),
+            bc_action=pick(block.bc_action),
             weight=pick(block.weight),
             index=pick(block.index),
         )
@@ -257,7 +291,7 @@ class Gather:
         for low in range(0, len(rows), part):
             first, end = rows[low : low + part, None], lasts[low : low + part, None]
             at = first + ahead  # (rows, n)
-            weights = np.where(at <= end, self._powers[:-1], 0.0)
+            weights = np.where(at <= end, self._weights, 0.0)
             reward = flat.take(np.minimum(at, end) * self._width + REWARD, mode="clip")
             np.einsum("bn,bn->b", reward, weights, out=totals[low : low + part])
         alive = flat.take(last * self._width + ALIVE, mode="clip")
@@ -266,13 +300,35 @@ class Gather:
     def _frame_rows(
         self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        if self._n_step == 1:
+        if self._repeat > 1:
+            return self._coarse_rows(row, next_row, first)
+        if self._overlaps:
             rows = row[..., None] + self._window
         else:
             stacks = (row[..., None] + self._stack, next_row[..., None] + self._stack)
             rows = np.concatenate(stacks, axis=-1)
         np.maximum(rows, first[..., None], out=rows)  # the episode's first frame
         return rows
+
+    def _coarse_rows(
+        self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the rows of frames that are decisions apart, see the module's description."""
+        first, last = first[..., None], next_row[..., None]
+        before = (row - first[..., 0]) // self._repeat
+        after = self._decisions(next_row - first[..., 0])
+        if self._overlaps:
+            decisions = before[..., None] + self._window
+        else:
+            stacks = (before[..., None] + self._stack, after[..., None] + self._stack)
+            decisions = np.concatenate(stacks, axis=-1)
+        rows: NDArray[np.int64] = first + self._repeat * np.maximum(decisions, 0)
+        return np.minimum(rows, last, out=rows)
+
+
+def _overlap(config: ReplayConfig) -> bool:
+    """Return whether an observation and the next one are views of one window of frames."""
+    return config.n_step == 1 and config.stack_stride == 1
 
 
 class SequenceGather:
@@ -281,8 +337,10 @@ class SequenceGather:
     A sequence is completely in one episode. Nothing is padded or masked.
     """
 
-    def __init__(self, spec: EpisodeSpec, *, length: int, count: int) -> None:
-        self._vector = ACTION + spec.action_size
+    def __init__(
+        self, spec: EpisodeSpec, *, length: int, count: int, action_repeat: int = 1
+    ) -> None:
+        self._vector, self._repeat = ACTION + spec.action_size, action_repeat
         self._has_vector = spec.vector_size > 0
         self._steps = np.arange(length + 1)
         self._window: NDArray[np.uint8] | None = None
@@ -304,26 +362,41 @@ class SequenceGather:
         assert self._numbers is not None, "there are no sequences"
         starts = self._starts
         episode = starts.ends.searchsorted(number, side="right")
-        row = number + starts.shift[episode]
-        rows = row[:, None] + self._steps
+        first = starts.first[episode][:, None]
+        decision = (number + starts.shift[episode])[:, None] - first
+        last = first + starts.steps[episode][:, None]
+        rows = np.minimum(first + self._repeat * (decision + self._steps), last)
         numbers: NDArray[np.float32] = self._numbers.take(rows, axis=0, mode="clip")
         steps = numbers[:, :-1]  # of (S, L + 1, 2 + A + V)
-        terminated = steps[..., ALIVE] == 0.0
+        reward, alive = steps[..., REWARD].copy(), steps[..., ALIVE]
+        if self._repeat > 1:
+            reward, alive = self._over_decisions(self._numbers, rows)
+        terminated = alive == 0.0
         truncated = np.zeros_like(terminated)
         is_last = number == starts.ends[episode] - 1
         truncated[:, -1] = is_last & ~terminated[:, -1]
         if self._window is not None:
             assert self._frames is not None, "there are no frames"
-            first = starts.first[episode]
-            frame_rows = np.maximum(row[:, None] + self._stack, first[:, None])
+            places = np.maximum(decision + self._stack, 0)
+            frame_rows = np.minimum(first + self._repeat * places, last)
             out = self._window.reshape((*frame_rows.shape, -1), copy=False)
             self._frames.take(frame_rows, out)
         return SequenceBatch(
             frames=self._window,
             vector=numbers[..., self._vector :].copy() if self._has_vector else None,
             action=steps[..., ACTION : self._vector].copy(),
-            reward=steps[..., REWARD].copy(),
+            reward=reward,
             terminated=terminated,
             truncated=truncated,
             bc_mask=None if starts.bc_mask is None else starts.bc_mask[episode],
         )
+
+    def _over_decisions(
+        self, numbers: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the sum of the rewards of each decision, and 1 - terminated after it: (S, L)."""
+        within = rows[:, :-1, None] + np.arange(self._repeat)
+        is_inside = within < rows[:, 1:, None]
+        rewards = numbers[:, REWARD].take(within, mode="clip")
+        total = np.where(is_inside, rewards, 0.0).sum(axis=-1, dtype=np.float64)
+        return total.astype(np.float32), numbers[:, ALIVE].take(rows[:, 1:] - 1, mode="clip")

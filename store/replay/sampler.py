@@ -18,7 +18,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -145,12 +145,19 @@ def _shared_bytes(directory: Path, spec: EpisodeSpec) -> int:
 
 
 def _open_backend(
-    mode: ReplayMode, spec: EpisodeSpec, scratch: Path, *, in_background: bool
+    mode: ReplayMode, spec: EpisodeSpec, scratch: Path, config: ReplayConfig
 ) -> tuple[ReplayBackend, ReplayMode]:
     """Return an empty backend, and the mode with what people should know about it."""
+    labels, repeat = config.imitate_expert, config.action_repeat
     if mode.mode == "direct":
-        return DirectReplay(spec, scratch), mode
-    cache = ReplayCache(spec, scratch, in_background=in_background)
+        return DirectReplay(spec, scratch, labels=labels, action_repeat=repeat), mode
+    cache = ReplayCache(
+        spec,
+        scratch,
+        in_background=config.fill == "while",
+        labels=labels,
+        action_repeat=repeat,
+    )
     if cache.notice:
         mode = dataclasses.replace(mode, why=f"{mode.why}; {cache.notice}")
     return cache, mode
@@ -196,6 +203,7 @@ class Sampler:
         buffers: int = 3,
         gathers: bool = True,
         grows: bool = False,
+        part: tuple[int, int] = (0, 1),
         on_progress: Progress | None = None,
     ) -> None:
         """Take a snapshot of each dataset, and load its segments or start to load them.
@@ -212,6 +220,8 @@ class Sampler:
             gathers: False for batches without frames, whose `Transitions.frame_rows` are rows of
                 `frame_array`. Direct replay always gathers.
             grows: Whether `refresh` will be called; see `choose_mode`.
+            part: A number and how many there are: batches are that part of batches so many times
+                as large. Samplers with the same seed and data, one per part, share them.
             on_progress: Called with frames done and frames in total while frames are decoded.
 
         Raises:
@@ -227,32 +237,34 @@ class Sampler:
         directory = Path(config.scratch or scratch or tempfile.gettempdir())
         self.config, self.steps = config, 0
         self._tracker = SegmentTracker(datasets, config)
-        self.spec = self._tracker.datasets[0].spec
-        mode = choose_mode(config, self.spec, self._tracker.wanted(), directory, grows=grows)
-        self.backend, self.mode = _open_backend(
-            mode, self.spec, directory, in_background=config.fill == "while"
-        )
-        size, n, length = config.batch_size, config.n_step, config.sequence_length
-        self._draws = Draws(seed=seed, batch_size=size)
-        self._gather = Gather(self.spec, n_step=n, gamma=config.gamma)
+        stored = self._tracker.datasets[0].spec
+        self.spec = config.view(stored)
+        """Spec of what is sampled."""
+        mode = choose_mode(config, stored, self._tracker.wanted(), directory, grows=grows)
+        self.backend, self.mode = _open_backend(mode, stored, directory, config)
+        size, length = config.batch_size, config.sequence_length
+        number, parts = part
+        self._own = slice(number * size, (number + 1) * size)
+        self._draws = Draws(seed=seed, batch_size=parts * size)
+        self._gather = Gather(self.spec, config)
         self._priorities = self._sequences = None
         if config.prioritised:
-            self._priorities = Priorities(config.priority, seed=seed, batch_size=size)
+            self._priorities = Priorities(config.priority, seed=seed, batch_size=parts * size)
         if length:
             count = size // length
-            self._sequence_draws = Draws(seed=seed, batch_size=count)
-            self._sequences = SequenceGather(self.spec, length=length, count=count)
+            self._own_sequences = slice(number * count, (number + 1) * count)
+            self._sequence_draws = Draws(seed=seed, batch_size=parts * count)
+            self._sequences = SequenceGather(
+                self.spec, length=length, count=count, action_repeat=config.action_repeat
+            )
         gathers = gathers or self.backend.frame_array() is None
         self._buffers = itertools.cycle(
-            [
-                FrameBuffer(self.spec, batch_size=size, n_step=n, gathers=gathers)
-                for _ in range(buffers)
-            ]
+            [FrameBuffer(self.spec, config, gathers=gathers) for _ in range(buffers)]
         )
         self._block: Transitions | None = None
         self._looked_up: NDArray[np.int64] | None = None
         self._frame_array: FrameArray | None = None
-        self._chosen_digest = ""
+        self._chosen_digest = self._hashed = ""
         self._newest = NO_POLICY
         self._taken_s = -math.inf
         self._unreported: list[RefreshReport] = []
@@ -322,7 +334,7 @@ class Sampler:
             while self._sequence_draws.count:
                 block, number = self._sequence_draws.next()
                 try:
-                    return self._sequences.batch(block[number])
+                    return self._sequences.batch(block[number, self._own_sequences])
                 except _BAD:
                     self._refuse_damaged()
             if not self.steps:
@@ -384,6 +396,17 @@ class Sampler:
                 self._follow()
             return self._take_reports()
 
+    def refuse(self, segments: Iterable[RefusedSegment]) -> None:
+        """Exclude segments that another process cannot use, until a refresh tries them again."""
+        with self._lock:
+            paths = [dataset.path for dataset in self._tracker.datasets]
+            reasons = {(paths.index(s.dataset), s.segment_id): s.reason for s in segments}
+            known = self._tracker.refusals
+            self._tracker.refuse(
+                {key: SegmentCorruptError(why) for key, why in reasons.items() if key not in known}
+            )
+            self._follow()
+
     @property
     def has_refused(self) -> bool:
         """Whether there are segments for `retry_refused` to try."""
@@ -407,6 +430,8 @@ class Sampler:
     def held_out(self, limit: int | None = None) -> Iterator[Episode]:
         """Yield complete episodes that are never sampled, in an order that new ones do not change.
 
+        Their steps are decisions, see `ReplayConfig.action_repeat`.
+
         Args:
             limit: Maximum number of episodes; None for all.
         """
@@ -417,7 +442,8 @@ class Sampler:
             if found == limit:
                 return
             try:
-                episode = Episode(SegmentReader(segment), number).load()
+                repeat = self.config.action_repeat
+                episode = Episode(SegmentReader(segment), number, action_repeat=repeat).load()
             except SegmentNotFoundError:
                 continue  # pruned or merged in the meantime; the next refresh finds out
             except (SegmentCorruptError, OSError) as error:
@@ -443,7 +469,12 @@ class Sampler:
     @property
     def steps_published(self) -> int:
         """Steps that the datasets have published so far: sampled, excluded and dropped ones."""
-        return self._tracker.steps_published
+        return self._tracker.published.total()
+
+    @property
+    def steps_by_collector(self) -> Mapping[str, int]:
+        """The published steps by the name of the collector in the segments' names."""
+        return self._tracker.published
 
     @property
     def excluded(self) -> str:
@@ -490,6 +521,12 @@ class Sampler:
                 self._sequence_draws.restore(state["sequences"])
             return bool(state.get("segments") == self._digest())
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what can be sampled."""
+        with self._lock:
+            return self._digest()
+
     def close(self) -> None:
         """Free the scratch space; safe to call twice."""
         with self._lock:
@@ -506,12 +543,12 @@ class Sampler:
         """Return the next batch without its frames, as its index in a block of batches."""
         if self._priorities is not None:
             drawn = self._priorities.draw()
-            block = self._gather.look_up(drawn.number[None])
-            weight, index = drawn.weight[None], drawn.index[None]
+            block = self._gather.look_up(drawn.number[None, self._own])
+            weight, index = drawn.weight[None, self._own], drawn.index[None]
             return dataclasses.replace(block, weight=weight, index=index), 0
         numbers, place = self._draws.next()
         if self._block is None or numbers is not self._looked_up:
-            self._block, self._looked_up = self._gather.look_up(numbers), numbers
+            self._block, self._looked_up = self._gather.look_up(numbers[:, self._own]), numbers
         return self._block, place
 
     def _open(self, on_progress: Progress | None) -> RefreshReport:
@@ -593,7 +630,8 @@ class Sampler:
         """Number all transitions that may be sampled, and sample from these from now on."""
         eligibility, datasets = self._tracker.eligibility, len(self._tracker.datasets)
         self._frame_array, self._newest = None, eligibility.newest
-        index = TransitionIndex.of(self.backend, eligibility)
+        self._hashed = ""
+        index = TransitionIndex.of(self.backend, eligibility, self.config.action_repeat)
         groups = group_draws(index, index.lengths, eligibility, self.config, datasets)
         self.steps = index.steps
         self._chosen_digest = "" if eligibility.takes_all else index.digest(groups)
@@ -609,5 +647,7 @@ class Sampler:
             self._sequences.bind(arrays, index.rows(starts), frames)
 
     def _digest(self) -> str:
-        text = repr(sorted(self.backend.segments)) + self._chosen_digest
-        return hashlib.sha256(text.encode()).hexdigest()
+        if not self._hashed:
+            text = repr(sorted(self.backend.segments)) + self._chosen_digest
+            self._hashed = hashlib.sha256(text.encode()).hexdigest()
+        return self._hashed

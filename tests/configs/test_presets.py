@@ -24,7 +24,9 @@ NOISE = {
     "mujoco_td3": {"policy": GAUSSIAN},
     "sb3": {"policy": NONE},
     "demo": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
+    "demo_quick": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
     "vision_only": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
+    "dagger": {"policy": NONE, "takeover": NONE},
     "vision_command": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
     **{
         name: {"expert": NONE, "expert+noise": CORRELATED}
@@ -52,6 +54,9 @@ class Bench(Environment):
 
     spec = SPEC
     name = "bench"
+
+    def takeover(self, policy):
+        return policy
 
     def reset(self, seed, index=0):
         self.steps = 0

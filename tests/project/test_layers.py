@@ -17,8 +17,8 @@ from avtd3.tests.project.source import (
 
 NAMES = sorted(modules())
 
-MOST_MODULES = 190
-MOST_LINES = 47_800
+MOST_MODULES = 220
+MOST_LINES = 60_000
 """Lower this limit when the source shrinks, and raise it only for a new feature."""
 MOST_SINGLE_IMPORTERS = 0.15
 """Largest share of modules with one importer."""
@@ -40,6 +40,7 @@ SINGLE_IMPORTERS = {
     "collect.maps.road_files": WORK,
     "collect.rerender": WORK,
     "collect.sim.traffic": TOPIC,
+    "collect.timing": TOPIC,
     "configs.commands.collect": COMMAND,
     "configs.commands.config": COMMAND,
     "configs.commands.demo": COMMAND,
@@ -50,7 +51,9 @@ SINGLE_IMPORTERS = {
     "configs.commands.policy": COMMAND,
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.road": COMMAND,
+    "configs.commands.status": COMMAND,
     "configs.commands.store": COMMAND,
+    "configs.commands.transfer": COMMAND,
     "learn.fitted_value": TOPIC,
     "learn.guards.monitor": ENTRY,
     "learn.replay_source": TOPIC,
@@ -58,6 +61,8 @@ SINGLE_IMPORTERS = {
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
     "store.render.audit_page": WORK,
+    "store.remote.transfer": WORK,
+    "store.render.status_view": WORK,
     "store.replay.direct": TOPIC,
 }
 """Modules that only one other module imports, and why they are modules of their own."""
