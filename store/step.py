@@ -6,9 +6,12 @@ builds the stack that a network sees, by the same rule as the replay sampler.
 
 import collections
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+
+from avtd3.store.spec import IMAGE
 
 STOP_REASON = "collector_stop"
 """End reason of an episode that was cut because the collector was asked to stop."""
@@ -28,13 +31,20 @@ class Observation:
     """uint8 (C, H, W), the newest camera frame; None without a camera."""
     vector: NDArray[np.float32] | None = None
     """float32 (V,), normalised by the spec's scales; None if the spec has no vector."""
+    streams: Mapping[str, NDArray[np.uint8]] | None = None
+    """uint8 (C, H, W) by name, the newest frame of each named stream of the spec."""
     frame_id: int | None = None
     """The simulator's number of this frame; None to count from 0."""
     sim_time_s: float | None = None
     """Simulated seconds; None to count control periods from 0."""
 
+    @property
+    def images(self) -> Mapping[str, NDArray[np.uint8]]:
+        """The frames by name, as `avtd3.store.EpisodeSpec.images` names them."""
+        return (self.streams or {}) if self.image is None else {IMAGE: self.image}
+
     def __repr__(self) -> str:
-        parts = (("image", self.image), ("vector", self.vector))
+        parts = (*self.images.items(), ("vector", self.vector))
         shapes = (
             f"{name} {value.dtype} {value.shape}" for name, value in parts if value is not None
         )
@@ -80,7 +90,7 @@ class Step:
 class FrameStack:
     """The last K camera frames of an episode, oldest first, clamped to its first frame.
 
-    Place j of the stack at observation t is frame ``max(0, t - (K - 1) + j)``.
+    Place j of the stack at observation t is frame ``max(0, t - (K - 1 - j) * stride)``.
 
     Example:
         >>> import numpy as np
@@ -91,8 +101,10 @@ class FrameStack:
         [0, 0, 0, 1]
     """
 
-    def __init__(self, size: int) -> None:
-        self._frames: collections.deque[NDArray[np.uint8]] = collections.deque(maxlen=size)
+    def __init__(self, size: int, stride: int = 1) -> None:
+        length = (size - 1) * stride + 1
+        self._frames: collections.deque[NDArray[np.uint8]] = collections.deque(maxlen=length)
+        self._stride = stride
 
     def reset(self, frame: NDArray[np.uint8]) -> None:
         """Start an episode with its first frame, uint8 (C, H, W)."""
@@ -104,4 +116,4 @@ class FrameStack:
 
     def stacked(self) -> NDArray[np.uint8]:
         """Return the stack as a new array, uint8 (K * C, H, W)."""
-        return np.concatenate(self._frames)
+        return np.concatenate(list(self._frames)[:: self._stride])

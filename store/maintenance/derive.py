@@ -24,7 +24,7 @@ from avtd3.store.errors import (
     abbreviate,
 )
 from avtd3.store.files import sha256, storage_errors
-from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
+from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, segment_arrays
 from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.format.metadata import document_bytes, group_document
 from avtd3.store.maintenance.removal import Problems
@@ -172,14 +172,16 @@ class Derivation:
 
     def _kept_digests(self, segment: Segment) -> Counter[str]:
         if segment.id not in self._kept:
-            digests = episode_digests(segment, without=(*self._change.arrays, "frames"))
+            layouts = segment_arrays(segment.spec, **segment.counts).values()
+            frames = [layout.name for layout in layouts if layout.is_sharded]
+            digests = episode_digests(segment, without=(*self._change.arrays, *frames))
             self._kept[segment.id] = Counter(digests)
         return self._kept[segment.id]
 
     def _publish(self, segment: Segment, made: NewArrays, now_s: float) -> None:
         name = self._name(segment.id)
         about = {
-            "format_version": FORMAT_VERSION,
+            "format_version": self._new.spec.format_version,
             "segment_id": name,
             "spec_digest": self._new.spec_digest,
         }
@@ -227,6 +229,7 @@ class Derivation:
         entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
         entries |= {path: segment.files[path] for path in shared}
         manifest = Manifest(
+            format_version=self._new.spec.format_version,
             segment_id=name,
             spec_digest=self._new.spec_digest,
             files=entries,

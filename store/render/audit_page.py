@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -278,6 +278,17 @@ def _natural(name: str) -> tuple[bool, float, str]:
     return (not name.isdecimal(), float(name) if name.isdecimal() else 0.0, name)
 
 
+class Strip(NamedTuple):
+    """Frames of one stream of an episode."""
+
+    stream: str
+    """Name of the stream; empty if it has none."""
+    images: tuple[str, ...]
+    """Data URIs."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShownEpisode:
     """One episode of a page."""
@@ -291,10 +302,8 @@ class ShownEpisode:
     seconds: float
     """Simulated seconds."""
     tracks: tuple[Track, ...]
-    images: tuple[str, ...]
-    """Evenly spaced frames as data URIs."""
-    size: tuple[int, int]
-    """Width and height of its frames, in pixels."""
+    strips: tuple[Strip, ...]
+    """Evenly spaced frames of each stream."""
 
     @property
     def sparklines(self) -> list[tuple[str, Markup]]:
@@ -321,7 +330,7 @@ def choose_episodes(datasets: Sequence[Path]) -> tuple[ShownEpisode, ...]:
             shown = _show(episode, why)
         except (Avtd3Error, OSError):
             continue
-        size_bytes += sum(map(len, shown.images))
+        size_bytes += sum(len(image) for strip in shown.strips for image in strip.images)
         if len(chosen) == MAX_EPISODES or size_bytes > MAX_IMAGE_BYTES:
             break
         chosen.append(shown)
@@ -329,19 +338,18 @@ def choose_episodes(datasets: Sequence[Path]) -> tuple[ShownEpisode, ...]:
 
 
 def _show(episode: Episode, why: str) -> ShownEpisode:
-    images: tuple[str, ...] = ()
-    size = (0, 0)
-    if episode.spec.image is not None:
-        frames = (frame_of(episode, n) for n in spread(episode, EPISODE_FRAMES))
-        images, size = filmstrip(frames, FRAME_PX)
+    strips = []
+    for stream in episode.spec.images:
+        frames = (frame_of(episode, n, stream) for n in spread(episode, EPISODE_FRAMES))
+        name = stream if episode.spec.streams else ""
+        strips.append(Strip(name, *filmstrip(frames, FRAME_PX)))
     return ShownEpisode(
         why=why,
         name=episode.name,
         facts=episode.facts,
         seconds=seconds_of(episode),
         tracks=tracks_of(episode),
-        images=images,
-        size=size,
+        strips=tuple(strips),
     )
 
 

@@ -30,6 +30,18 @@ JPEG_QUALITY = 82
 GIF_COLOURS = 96
 PALETTE_PICTURES = 30
 """Pictures of a GIF that its colours are chosen from: the first ones."""
+_MOST_CHANNELS = 4
+MASK_COLOURS = (
+    (90, 90, 96),
+    (240, 240, 240),
+    (64, 156, 255),
+    (255, 184, 77),
+    (240, 110, 120),
+    (96, 220, 140),
+    (190, 140, 255),
+    (120, 210, 220),
+)
+"""Colours of planes of masks, in their order."""
 LONGEST_MS = 655_350
 """Longest time that the format lets a picture of a GIF be shown."""
 MP4_QUALITY = 20
@@ -37,9 +49,24 @@ MP4_QUALITY = 20
 
 
 def frame_image(frame: NDArray[np.uint8]) -> Image.Image:
-    """Turn uint8 (C, H, W) into an RGB image: its first three planes, or the first one as grey."""
+    """Turn uint8 (C, H, W) into an RGB image: its first three planes, or the first one as grey.
+
+    More than four planes are masks, each drawn in a colour of its own over those before.
+    """
+    if frame.shape[0] > _MOST_CHANNELS:
+        return _paint_masks(frame)
     planes = frame[:3] if frame.shape[0] >= 3 else np.repeat(frame[:1], 3, axis=0)
     return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+
+
+def _paint_masks(masks: NDArray[np.uint8]) -> Image.Image:
+    """Paint planes uint8 (C, H, W) over each other, each in its colour."""
+    picture = np.zeros((*masks.shape[1:], 3), np.float32)
+    for number, mask in enumerate(masks):
+        share = (mask / np.float32(255.0))[..., None]
+        colour = np.array(MASK_COLOURS[number % len(MASK_COLOURS)], np.float32)
+        picture = picture * (1 - share) + colour * share
+    return Image.fromarray(picture.astype(np.uint8))
 
 
 def scaled_image(frame: NDArray[np.uint8], side_px: int) -> Image.Image:
