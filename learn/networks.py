@@ -1,15 +1,20 @@
-"""The networks: a Nature CNN (Mnih et al. 2015), the actor and the twin critic.
+"""The networks: the CNNs, the actor and the twin critic.
+
+Small images have a Nature CNN (Mnih et al. 2015), larger ones a residual CNN as in IMPALA (Espeholt
+et al. 2018), see `NetworkConfig.encoder`. With several streams, each has a CNN of its own, and
+their features are joined in the order of the streams' names.
 
 `to_pixels` converts the uint8 frames of a batch to floating-point pixels in 0..255 once. The first
-convolution includes the scaling to [-1, 1]: ``conv(x / 127.5 - 1) = conv_w/127.5(x) - sum(w)``.
+convolution of a Nature CNN includes the scaling to [-1, 1]: ``conv(x / 127.5 - 1) =
+conv_w/127.5(x) - sum(w)``.
 """
 
 import contextlib
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +26,9 @@ from avtd3.store.spec import EpisodeSpec, ImageSpec
 ACTIVATIONS = ("relu", "leaky_relu")
 FEATURE_ACTIVATIONS = ("same", "tanh")
 CONV_NORMS = ("none", "layer", "batch")
+ENCODERS = ("auto", "nature", "impala")
+NATURE_SIDE = 100
+"""Largest side of an image, in pixels, for which ``auto`` selects a Nature CNN."""
 MAX_LAYERS = 64
 """Most hidden layers of an MLP."""
 MAX_WIDTH = 65_536
@@ -29,6 +37,10 @@ MIN_IMAGE_SIDE = 36
 """Smallest side of an image, in pixels, that the three convolutions accept."""
 LEAKY_SLOPE = 0.01
 _CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
+_STAGES = (16, 32, 32, 32, 32, 32, 32, 32)  # channels of the stages of a residual CNN
+_FEWEST_STAGES, _LAST_SIDE = 3, 16
+Pixels: TypeAlias = Tensor | tuple[Tensor, ...]
+"""Pixels of the only stream, or of each of several, in the order of their names."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +55,12 @@ class NetworkConfig:
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers of each MLP."""
     features: int = 512
-    """Number of features that a CNN computes from a stack of frames."""
+    """Number of features that a CNN computes from a stack of frames; each stream has so many."""
+    encoder: str = "auto"
+    """CNN: ``nature`` (Mnih et al. 2015); ``impala``, a residual one (Espeholt et al. 2018) whose
+    number of stages follows from the size of the image: at least three, until its longer side is
+    at most 16; or ``auto``: ``impala`` for streams of more than 100 pixels a side, else ``nature``.
+    The image of a dataset without named streams is always small for ``auto``."""
     activation: str = "relu"
     """Activation in the CNNs and the MLPs: ``relu``, or ``leaky_relu`` with slope 0.01."""
     conv_norm: str = "none"
@@ -79,6 +96,7 @@ class NetworkConfig:
             ("features", _is_width(self.features), widths),
             ("activation", self.activation in ACTIVATIONS, f"one of {ACTIVATIONS}"),
             ("conv_norm", self.conv_norm in CONV_NORMS, f"one of {CONV_NORMS}"),
+            ("encoder", self.encoder in ENCODERS, f"one of {ENCODERS}"),
             (
                 "feature_activation",
                 self.feature_activation in FEATURE_ACTIVATIONS,
@@ -100,8 +118,9 @@ def _is_width(value: object) -> bool:
 class ObservationBatch:
     """A batch of observations, ready for the networks."""
 
-    pixels: Tensor | None
-    """float (B, K*C, H, W) in 0..255, channels_last in memory; None without a camera."""
+    pixels: Pixels | None
+    """float (B, K*C, H, W) in 0..255, channels_last in memory; a tuple of such, one for each
+    stream in the order of their names, if there are several; None without a camera."""
     vector: Tensor | None
     """float (B, V), normalised; None if the spec has no vector."""
 
@@ -112,6 +131,11 @@ def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
     if frames.is_contiguous(memory_format=torch.channels_last):
         return frames.to(dtype)
     return torch.stack(frames.unbind(1), -1).to(dtype).permute(0, 3, 1, 2)
+
+
+def join_pixels(parts: Sequence[Tensor]) -> Pixels | None:
+    """Return the pixels of all streams as the networks take them."""
+    return None if not parts else parts[0] if len(parts) == 1 else tuple(parts)
 
 
 class Encoder(nn.Module):
@@ -163,9 +187,113 @@ class Encoder(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Return features (..., F) from the output of the linear layer (..., F)."""
-        x = self.feature_norm(x)
-        features = torch.tanh(x) if self._tanh else self.activate(x)
-        return features.clamp(-self._clamp, self._clamp) if self._clamp else features
+        return _finish(self.feature_norm(x), self._slope, self._clamp, uses_tanh=self._tanh)
+
+
+class ResidualEncoder(nn.Module):
+    """IMPALA's CNN: stages of a convolution, a maximum over 3x3/2 and two residual blocks.
+
+    ``conv_norm`` applies to the first convolution of each stage.
+    """
+
+    def __init__(self, image: ImageSpec, config: NetworkConfig) -> None:
+        super().__init__()
+        self._slope = _slope(config)
+        self._clamp, self._tanh = config.feature_clamp, config.feature_activation == "tanh"
+        inputs, height, width = image.observation_shape
+        stages: list[nn.Module] = []
+        for outputs in _STAGES[: residual_stages(image)]:
+            stages.append(_Stage(inputs, outputs, config))
+            inputs, height, width = outputs, -(-height // 2), -(-width // 2)
+        self.stages = nn.ModuleList(stages)
+        self.linear = nn.Linear(height * width * inputs, config.features)
+        self.feature_norm = nn.LayerNorm(config.features) if config.feature_norm else nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return features (B, F) of float pixels (B, K*C, H, W) in 0..255."""
+        x = pixels / 127.5 - 1.0
+        for stage in self.stages:
+            x = stage(x)
+        x = _activate(x, self._slope)
+        return self.finish(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return features (..., F) from the output of the linear layer (..., F)."""
+        return _finish(self.feature_norm(x), self._slope, self._clamp, uses_tanh=self._tanh)
+
+
+class _Stage(nn.Module):
+    """One stage of a `ResidualEncoder`; halves height and width."""
+
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self._slope = _slope(config)
+        self.convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm = _conv_norm(config.conv_norm, outputs)
+        # Two residual blocks of two convolutions each.
+        self.residual = nn.ModuleList(nn.Conv2d(outputs, outputs, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C', H / 2, W / 2), rounded up, for (B, C, H, W)."""
+        x = functional.max_pool2d(self.norm(self.convolution(x)), 3, stride=2, padding=1)
+        for first, second in (self.residual[:2], self.residual[2:]):
+            # Not in place: the sum needs the block's input.
+            inside = _activate(first(functional.leaky_relu(x, self._slope)), self._slope)
+            x = x + second(inside)
+        return x
+
+
+class StreamEncoders(nn.Module):
+    """One CNN for each of several streams; the features are joined in the order of their names."""
+
+    def __init__(self, images: Mapping[str, ImageSpec], config: NetworkConfig) -> None:
+        super().__init__()
+        self.streams = nn.ModuleDict({n: _encoder(image, config) for n, image in images.items()})
+
+    def forward(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Return features (B, F * streams) of the pixels of each stream."""
+        parts = zip(self.streams.values(), pixels, strict=True)
+        return torch.cat([encoder(each) for encoder, each in parts], dim=1)
+
+
+def residual_stages(image: ImageSpec) -> int:
+    """Return how many stages a `ResidualEncoder` has for an image."""
+    stages, side = 0, max(image.height, image.width)
+    while stages < len(_STAGES) and (stages < _FEWEST_STAGES or side > _LAST_SIDE):
+        stages, side = stages + 1, -(-side // 2)
+    return stages
+
+
+def _encoder(image: ImageSpec, config: NetworkConfig, *, is_named: bool = True) -> nn.Module:
+    # Without a name, as in all versions: so old checkpoints and policies keep their networks.
+    is_small = not is_named or max(image.height, image.width) <= NATURE_SIDE
+    kind = config.encoder if config.encoder != "auto" else "nature" if is_small else "impala"
+    return Encoder(image, config) if kind == "nature" else ResidualEncoder(image, config)
+
+
+def make_encoder(spec: EpisodeSpec, config: NetworkConfig) -> nn.Module | None:
+    """Return what turns the `Pixels` of a spec into features; None without a camera."""
+    images = list(spec.images.values())
+    if len(images) > 1:
+        return StreamEncoders(spec.images, config)
+    return _encoder(images[0], config, is_named=bool(spec.streams)) if images else None
+
+
+def encoders_of(encoder: nn.Module | None) -> list[nn.Module]:
+    """Return the CNN of each stream in what `make_encoder` returned."""
+    if isinstance(encoder, StreamEncoders):
+        return list(encoder.streams.values())
+    return [] if encoder is None else [encoder]
+
+
+def feature_size(spec: EpisodeSpec, config: NetworkConfig) -> int:
+    """Return how many features the CNNs of all streams compute together."""
+    return len(spec.images) * config.features
+
+
+def _finish(x: Tensor, slope: float, clamp: float, *, uses_tanh: bool) -> Tensor:
+    features = torch.tanh(x) if uses_tanh else _activate(x, slope)
+    return features.clamp(-clamp, clamp) if clamp else features
 
 
 class Mlp(nn.Module):
@@ -210,8 +338,8 @@ class _Network(nn.Module):
 
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
         super().__init__()
-        self.encoder = None if spec.image is None else Encoder(spec.image, config)
-        self.state_size = spec.vector_size + (0 if spec.image is None else config.features)
+        self.encoder = make_encoder(spec, config)
+        self.state_size = spec.vector_size + feature_size(spec, config)
         self.vector_mean: Tensor | None
         self.vector_std: Tensor | None
         has_statistics = config.vector_statistics and spec.vector_size > 0

@@ -26,7 +26,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from avtd3.learn.batch import Batch, BatchLoader, RandomShift, open_device_cache
+from avtd3.learn.batch import Batch, BatchLoader, RandomShift, open_device_caches
 from avtd3.learn.callbacks import CallbackList, TrainCallback
 from avtd3.learn.checkpoints import (
     CHECKPOINTS,
@@ -47,7 +47,7 @@ from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.logging import MetricLogger, Throughput
-from avtd3.learn.networks import ObservationBatch
+from avtd3.learn.networks import ObservationBatch, feature_size
 from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.replay_source import ReplaySource, check_pace, open_datasets, scratch_directory
@@ -169,7 +169,8 @@ def train(
             paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
         )
         if opened:
-            with Trainer(opened[0].spec, config, run, directory, notify) as trainer:
+            spec = opened[0].spec.select(config.replay.streams)
+            with Trainer(spec, config, run, directory, notify) as trainer:
                 trainer.restore(resume=resume, rollback=rollback)
                 trainer.open_source(opened, follow=follow)
                 trainer.loop()
@@ -248,7 +249,7 @@ class Trainer:
         self._loader = self._make_loader()
         self._checkpoints = CheckpointManager(run, config, spec)
         self._policies = PolicyStore(policies)
-        features = config.network.features if spec.image is not None else 0
+        features = feature_size(spec, config.network)
         self._guards = GuardMonitor(
             run,
             config.guards,
@@ -418,13 +419,13 @@ class Trainer:
 
     def _make_loader(self) -> BatchLoader:
         config, pad = self._config, self._config.image_shift
-        image, is_on = self._spec.image, config.device_frames
+        images, is_on = self._spec.images, config.device_frames
         return BatchLoader(
             config.replay,
             self._device,
             self._autocast or torch.float32,
             shift=RandomShift(pad=pad, generator=self._noise) if pad else None,
-            device_cache=open_device_cache(image, self._device, enabled=is_on),
+            device_caches=open_device_caches(images, self._device, enabled=is_on),
         )
 
     def _wait(self) -> None:

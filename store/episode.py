@@ -1,7 +1,7 @@
 """`Episode`: one stored episode; its arrays are read when they are used."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -167,8 +167,11 @@ class Episode:
         """Bool (T,): whether the episode was cut after the step."""
         return self._reader.rows("truncated", *self._step_rows())
 
-    def load(self) -> Self:
+    def load(self, streams: Collection[str] | None = None) -> Self:
         """Read the frames, vectors, actions, rewards and ends now, so that using them cannot fail.
+
+        Args:
+            streams: Names of the streams whose frames are read; None for all.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
@@ -179,7 +182,7 @@ class Episode:
         names += ["vectors"] * bool(self.spec.vector_names)
         for name in names:
             getattr(self, name)
-        for stream in self.streams:
+        for stream in self.streams if streams is None else streams:
             _ = self.streams[stream]
         return self
 

@@ -116,6 +116,10 @@ class ReplayConfig:
     priority: PriorityConfig = dataclasses.field(default_factory=PriorityConfig)
     """Settings of prioritised replay."""
 
+    streams: tuple[str, ...] = ()
+    """Names of the streams to read, see docs/streams.md; empty: all. Nothing of the others is read,
+    decoded or cached. The only stream of a dataset without named ones is ``image``."""
+
     sequence_length: int = 0
     """Number of consecutive steps that are sampled together, see `Sampler.sample_sequences`; 0
     samples single transitions. The learner uses ``batch_size / sequence_length`` sequences as a

@@ -187,8 +187,8 @@ def test_the_check_finds_a_picture_that_differs(copied):
     drawn: list[int] = []
     original = type(segment).frame_parts
 
-    def flipped(self):
-        for start, part in original(self):
+    def flipped(self, stream=None):
+        for start, part in original(self, stream):
             if not drawn:
                 part[0, 0, 3, 3] ^= 1
             drawn.append(start)

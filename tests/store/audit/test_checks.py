@@ -63,11 +63,13 @@ def data():
     return SegmentData(
         spec=SPEC,
         vector=np.linspace(0.5, 0.6, 2 * observations, dtype=np.float32).reshape(-1, 2),
-        frames=FrameFeatures(
-            mean=np.full(observations, 90.0, np.float32),
-            spread=np.full(observations, 200, np.uint8),
-            repeated=np.zeros(observations, bool),
-        ),
+        streams={
+            "image": FrameFeatures(
+                mean=np.full(observations, 90.0, np.float32),
+                spread=np.full(observations, 200, np.uint8),
+                repeated=np.zeros(observations, bool),
+            )
+        },
         frame_id=100 + 2 * np.arange(observations),
         sim_time=1e6 + 0.05 * within,
         action=rng.uniform(0.0, 1.0, (steps, 2)).astype(np.float32),
@@ -207,7 +209,7 @@ def test_a_black_picture_is_reported_once(data):
 
 
 def test_vector_only_data_without_terms_is_checked(data):
-    plain = dataclasses.replace(data, frames=None, reward_terms=None)
+    plain = dataclasses.replace(data, streams={}, reward_terms=None)
     assert faults_of(plain, dataclasses.replace(SPEC, image=None, reward_terms=())) == []
 
 
