@@ -5,7 +5,6 @@ import difflib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,9 +40,9 @@ class ReplayBatch(NamedTuple):
     """float32 (B, V); None without a vector."""
     bc_mask: Tensor | None
     """float32 (B,), 1 where the action is marked for imitation, else 0; None if all are."""
-    streams: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({})
+    streams: Mapping[str, tuple[Tensor, Tensor]] | None = None
     """Frames before and after, as the two above, of each of several streams by name. With several
-    streams, the two above are None; with one, this is empty."""
+    streams, the two above are None; with one, this is."""
 
 
 class ReplaySequences(NamedTuple):
@@ -64,9 +63,9 @@ class ReplaySequences(NamedTuple):
     """bool (S, L)."""
     bc_mask: Tensor | None
     """float32 (S,), 1 where the actions are marked for imitation, else 0; None if all are."""
-    streams: Mapping[str, Tensor] = MappingProxyType({})
+    streams: Mapping[str, Tensor] | None = None
     """Single frames, as `frames`, of each of several streams by name. With several streams,
-    `frames` is None; with one, this is empty."""
+    `frames` is None; with one, this is."""
 
 
 class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
@@ -181,7 +180,7 @@ def _to_batch(batch: Transitions) -> ReplayBatch:
     several = {name: _stacks(stream) for name, stream in batch.streams.items()}
     if len(several) == 1:
         stacks = dict(zip(stacks, several.popitem()[1], strict=True))
-    stacks["streams"] = several
+    stacks["streams"] = several or None
     return ReplayBatch(**stacks, **_copies(batch, ReplayBatch._fields, without=stacks))
 
 
@@ -194,9 +193,9 @@ def _stacks(stream: StreamBatch) -> tuple[Tensor, Tensor]:
 
 
 def _to_sequences(sequences: SequenceBatch) -> ReplaySequences:
-    several = sequences.streams if len(sequences.streams) > 1 else {}
+    several = {name: _copy(frames) for name, frames in sequences.streams.items()}
     copied = _copies(sequences, ReplaySequences._fields, without=("streams",))
-    return ReplaySequences(**copied, streams={n: _copy(each) for n, each in several.items()})
+    return ReplaySequences(**copied, streams=several if len(several) > 1 else None)
 
 
 def _copies(batch: object, names: Iterable[str], without: Collection[str] = ()) -> dict[str, Any]:

@@ -93,6 +93,10 @@ class Derivation:
         self._merged = [segment for segment in made if replaced_by(segment)]
         self._kept: dict[str, Counter[str]] = {}
         self._maps: set[str] = set()
+        # Streams that the new dataset does not have.
+        counts = {"episodes": 1, "steps": 1, "observations": 2}
+        names = [segment_arrays(spec, **counts).keys() for spec in (old.spec, new.spec)]
+        self._dropped = names[0] - names[1]
         snapshot = old.snapshot()
         self.refused = snapshot.refused
         """Segments of the old dataset that cannot be read."""
@@ -186,7 +190,7 @@ class Derivation:
             "spec_digest": self._new.spec_digest,
         }
         files = {GROUP_FILE: document_bytes(group_document(about)), **made.files}
-        replaced = {path.split("/")[0] for path in files}
+        replaced = {path.split("/")[0] for path in files} | set(self._dropped)
         shared = {
             path: segment.path / path
             for path in segment.files
