@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from avtd3.collect.rollout import check_frame
 from avtd3.collect.sim.scene import Scene, SceneChanges, SceneRenderer
+from avtd3.collect.sim.streams import StreamCamera
 from avtd3.collect.workers import run_jobs
 from avtd3.store.dataset import Dataset, Refusal
 from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, DatasetError, RoadError, SpecError
@@ -161,12 +162,24 @@ def _new_spec(old: Dataset, changes: SceneChanges) -> EpisodeSpec:
     for segment in old.snapshot().segments:
         for record in segment.world_records() or ():
             if record is not None and old.spec.images:
-                return _spec_of(old.spec, Scene.parse(record.setup), changes)
+                return _spec_of(old.spec, _named(Scene.parse(record.setup), old.spec), changes)
     raise DatasetError(
         f"{old.path} stores no states of the world, from which pictures could be drawn; only the "
         "built-in simulator (--world road) stores them, unless collect.record_world is false; "
         "collect again with it"
     )
+
+
+def _named(scene: Scene, spec: EpisodeSpec) -> Scene:
+    """Return a scene with the name of its camera, which `store upgrade` gives to it later."""
+    if scene.streams or len(spec.streams) != 1:
+        return scene
+    settings = dataclasses.asdict(scene.camera)
+    streams = {
+        name: StreamCamera(**settings, stack=image.stack, stride=image.stride)
+        for name, image in spec.streams.items()
+    }
+    return scene._replace(streams=streams)
 
 
 def _spec_of(old: EpisodeSpec, scene: Scene, changes: SceneChanges) -> EpisodeSpec:
@@ -305,7 +318,7 @@ class _Drawing:
             if record is None:
                 raise SpecError(f"{where} has no state of the world, from which to draw it")
             try:
-                scene = Scene.parse(record.setup)
+                scene = _named(Scene.parse(record.setup), segment.spec)
             except SpecError as error:
                 raise SpecError(f"{where}: {error}") from error
             scenes.append((self._changes.apply(scene, seed), record))

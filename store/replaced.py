@@ -34,6 +34,9 @@ RELABEL = "relabel"
 RENDER = "render"
 """Key of the provenance of a segment with other pictures: their source, and what was changed."""
 
+UPGRADE = "upgrade"
+"""Key of the provenance of a segment in a newer format: its source, and the stream's name."""
+
 _FRAMES_AT_ONCE = 512
 _OFFSET = "episode_offset"
 """The one column that says where an episode lies, not what it is."""

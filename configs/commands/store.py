@@ -14,7 +14,7 @@ from avtd3.configs.commands import options as opt
 from avtd3.store.errors import ConfigError
 
 app = typer.Typer(
-    help="Maintain a dataset: prune, compact, relabel, render, pin.",
+    help="Maintain a dataset: prune, compact, relabel, render, upgrade, pin.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -199,6 +199,33 @@ def render(
             )
     opt.answer(report.document(), as_json, report.summary())
     _exit(report.unreadable, report.stopped or report.problems or report.differing)
+
+
+@app.command()
+def upgrade(
+    dataset: DatasetArgument,
+    new: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NEW", help="Dataset to create; to continue, run the same command again."
+        ),
+    ],
+    stream: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the stream that the image becomes.")
+    ] = "front",
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Create a dataset of format 2 with the same episodes; its image is a named stream.
+
+    Nothing is lost: files are hard-linked where the file system allows it, and each segment is
+    compared with the old one before it is published.
+    """
+    from avtd3.store.maintenance.upgrade import upgrade as run
+
+    with console.interruptible() as should_stop, console.progress() as show:
+        report = run(dataset, new, stream=stream, should_stop=should_stop, on_progress=show)
+    opt.answer(report.document(), as_json, report.summary())
+    _exit(report.unreadable, report.stopped or report.problems)
 
 
 @app.command()

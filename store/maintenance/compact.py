@@ -34,7 +34,15 @@ from avtd3.store.maintenance.removal import (
     remove_leftovers,
 )
 from avtd3.store.render.text import file_size, join_lines, plural
-from avtd3.store.replaced import ORIGIN, RELABEL, RENDER, REPLACES, episode_digests, origins
+from avtd3.store.replaced import (
+    ORIGIN,
+    RELABEL,
+    RENDER,
+    REPLACES,
+    UPGRADE,
+    episode_digests,
+    origins,
+)
 from avtd3.store.seal import (
     OBSERVATION_COLUMNS,
     STEP_COLUMNS,
@@ -340,7 +348,7 @@ def _data_provenance(segment: Segment) -> dict[str, Any]:
     Of a derived segment it includes the change and the dataset, but not the source segment.
     """
     shared = {key: value for key, value in segment.provenance.items() if key not in _SEALING_KEYS}
-    for key in (RELABEL, RENDER):
+    for key in (RELABEL, RENDER, UPGRADE):
         if key in shared:
             shared[key] = _without_segment(shared[key])
     return shared

@@ -1,12 +1,13 @@
 """`Derivation`: make the segments of a dataset anew in another one, with some arrays replaced.
 
-`store relabel` replaces rewards, `store render` pictures. All other files are shared by hard links.
-A segment's name follows from its source and the change, so that a second run adds only what is
-missing.
+`store relabel` replaces rewards, `store render` pictures, and `store upgrade` names. All other
+files are shared by hard links. A segment's name follows from its source and the change, so that a
+second run adds only what is missing.
 """
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 from collections import Counter
@@ -19,13 +20,14 @@ from avtd3.store.errors import (
     SEGMENT_ERRORS,
     ConfigError,
     DatasetError,
+    SegmentCorruptError,
     SpecError,
     StorageError,
     abbreviate,
 )
 from avtd3.store.files import sha256, storage_errors
 from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, segment_arrays
-from avtd3.store.format.manifest import FileEntry, Manifest
+from avtd3.store.format.manifest import FileEntry, Limits, Manifest
 from avtd3.store.format.metadata import document_bytes, group_document
 from avtd3.store.maintenance.removal import Problems
 from avtd3.store.maps import publish_map, read_map
@@ -59,6 +61,8 @@ class NewArrays:
     """By path below the segment's directory."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Changed keys of the provenance."""
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """New names of arrays whose files stay the same, by their old names."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,12 @@ class DerivedTally:
         """Return the tally with more of some of its counts."""
         grown = {name: getattr(self, name) + more for name, more in changes.items()}
         return dataclasses.replace(self, **grown)
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    """Return the path of a file of an array, if that has a new name."""
+    array, slash, rest = path.partition("/")
+    return f"{names.get(array, array)}{slash}{rest}"
 
 
 class Derivation:
@@ -190,18 +200,29 @@ class Derivation:
             "spec_digest": self._new.spec_digest,
         }
         files = {GROUP_FILE: document_bytes(group_document(about)), **made.files}
-        replaced = {path.split("/")[0] for path in files} | set(self._dropped)
+        replaced = {path.split("/")[0] for path in files}
+        replaced |= self._dropped - made.renamed.keys()
+        renamed = {path: _renamed(path, made.renamed) for path in segment.files}
         shared = {
-            path: segment.path / path
+            renamed[path]: segment.path / path
             for path in segment.files
             if path.split("/")[0] not in replaced
         }
+        entries = {renamed[path]: segment.files[path] for path in segment.files}
         provenance = {**self._provenance(segment, now_s), **made.provenance}
-        files[MANIFEST_FILE] = self._manifest(segment, name, files, shared, provenance)
+        known = {path: entries[path] for path in shared}
+        files[MANIFEST_FILE] = self._manifest(segment, name, files, known, provenance)
         target = self._new.segments_path / name
         self._copy_maps(segment)
         try:
-            publish(self._new.staging_path / name, target, files, shared=shared)
+            check = functools.partial(self._verify, segment, made.renamed)
+            publish(
+                self._new.staging_path / name,
+                target,
+                files,
+                shared=shared,
+                check=check if made.renamed else None,
+            )
         except StorageError:
             segment.verify()  # raises a clearer error if the segment was removed
             raise
@@ -213,7 +234,26 @@ class Derivation:
         with storage_errors(target):
             for path, origin in shared.items():
                 kind = "shared" if (target / path).samefile(origin) else "copied"
-                self.tally = self.tally.plus(**{f"bytes_{kind}": segment.files[path].size})
+                self.tally = self.tally.plus(**{f"bytes_{kind}": known[path].size})
+
+    def _verify(self, segment: Segment, renamed: Mapping[str, str], staging: Path) -> None:
+        """Read a segment with renamed arrays back, and compare it with its source."""
+        written = Segment(staging, self._new.spec, self._new.spec_digest, Limits())
+        written.verify()
+        for old, new in renamed.items():
+            for name in (path for path in segment.files if path.split("/")[0] == old):
+                if written.files[_renamed(name, {old: new})] != segment.files[name]:
+                    raise SegmentCorruptError(
+                        f"{staging} has another {name} than segment {segment.id}; nothing was "
+                        "published. Check the memory and the disk of this machine, then try again"
+                    )
+        skipped = (*renamed, *renamed.values())
+        ours, theirs = (list(episode_digests(s, without=skipped)) for s in (written, segment))
+        if ours != theirs:
+            raise SegmentCorruptError(
+                f"{staging} does not read back as segment {segment.id}; nothing was published. "
+                "Check the memory and the disk of this machine, then try again"
+            )
 
     def _copy_maps(self, segment: Segment) -> None:
         """Copy the texts of a segment's road networks; the audit reports what is missing."""
@@ -227,11 +267,11 @@ class Derivation:
         segment: Segment,
         name: str,
         files: Mapping[str, bytes],
-        shared: Mapping[str, Path],
+        shared: Mapping[str, FileEntry],
         provenance: Mapping[str, Any],
     ) -> bytes:
         entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
-        entries |= {path: segment.files[path] for path in shared}
+        entries |= shared
         manifest = Manifest(
             format_version=self._new.spec.format_version,
             segment_id=name,

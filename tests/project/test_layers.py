@@ -57,6 +57,7 @@ SINGLE_IMPORTERS = {
     "store.exchange.lerobot": OPTIONAL,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
+    "store.maintenance.upgrade": WORK,
     "store.render.audit_page": WORK,
     "store.replay.direct": TOPIC,
 }
