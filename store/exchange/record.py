@@ -16,7 +16,7 @@ from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.events import Event
 from avtd3.store.files import canonical_json, parse_json
 from avtd3.store.render.text import plural
-from avtd3.store.spec import EpisodeSpec
+from avtd3.store.spec import IMAGE, EpisodeSpec
 
 MAX_EPISODE_BYTES = 4 * 1024**3
 """Largest size in memory that an array of a foreign episode may claim."""
@@ -36,7 +36,9 @@ class EpisodeRecord:
     """An episode of T steps and T + 1 observations."""
 
     frames: NDArray[np.uint8] | None
-    """uint8 (T + 1, C, H, W); None without a camera."""
+    """uint8 (T + 1, C, H, W); None without a camera, and with `streams`."""
+    streams: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    """uint8 (T + 1, C, H, W) of each named stream."""
     vectors: NDArray[np.float32] | None
     """float32 (T + 1, V); None without a vector."""
     actions: NDArray[np.float32]
@@ -62,16 +64,17 @@ class EpisodeRecord:
 
     def __post_init__(self) -> None:
         observed = self.length + 1
-        for name, rows, axes, kinds in (
-            ("frames", observed, 4, "u"),
-            ("vectors", observed, 2, "f"),
-            ("actions", self.length, 2, "f"),
-            ("rewards", self.length, 1, "f"),
-            ("reward_terms", self.length, 2, "f"),
-            ("frame_ids", observed, 1, "i"),
-            ("sim_times_s", observed, 1, "f"),
-        ):
-            values = getattr(self, name)
+        arrays: list[tuple[str, NDArray[Any] | None, int, int, str]] = [
+            ("frames", self.frames, observed, 4, "u"),
+            *((name, frames, observed, 4, "u") for name, frames in self.streams.items()),
+            ("vectors", self.vectors, observed, 2, "f"),
+            ("actions", self.actions, self.length, 2, "f"),
+            ("rewards", self.rewards, self.length, 1, "f"),
+            ("reward_terms", self.reward_terms, self.length, 2, "f"),
+            ("frame_ids", self.frame_ids, observed, 1, "i"),
+            ("sim_times_s", self.sim_times_s, observed, 1, "f"),
+        ]
+        for name, values, rows, axes, kinds in arrays:
             if values is None:
                 continue
             if values.ndim != axes or len(values) != rows or values.dtype.kind not in kinds:
@@ -84,12 +87,24 @@ class EpisodeRecord:
         """Number of steps, T."""
         return len(self.actions)
 
+    @property
+    def images(self) -> dict[str, NDArray[np.uint8]]:
+        """The frames by the names that they have as observations, see `image_key`."""
+        named = {image_key(name): frames for name, frames in self.streams.items()}
+        return named if self.frames is None else {IMAGE: self.frames}
 
-def record_of(episode: Episode) -> EpisodeRecord:
-    """Read a stored episode."""
-    spec, table = episode.spec, episode.segment.episode_table()
+
+def image_key(stream: str) -> str:
+    """Return the name of a named stream among observations, as robomimic names its cameras."""
+    return f"{stream}_image"
+
+
+def record_of(episode: Episode, spec: EpisodeSpec) -> EpisodeRecord:
+    """Read a stored episode; of its streams only those of ``spec``."""
+    table = episode.segment.episode_table()
     return EpisodeRecord(
         frames=None if spec.image is None else episode.frames,
+        streams={name: episode.streams[name] for name in spec.streams},
         vectors=episode.vectors if spec.vector_size else None,
         actions=episode.actions,
         rewards=episode.rewards,
@@ -245,6 +260,14 @@ class Source(abc.ABC):
     count: int
     """Number of episodes."""
 
+    def stated_streams(self) -> list[str]:
+        """Return the named streams that avtd3 exported, unless the user chose something else."""
+        if self.config.image or self.config.vectors:
+            return []
+        spec = self.document.get("spec")
+        streams = spec.get("streams") if isinstance(spec, dict) else None
+        return [str(name) for name in streams] if isinstance(streams, dict) else []
+
     @abc.abstractmethod
     def digest(self) -> str:
         """Return a SHA-256 over the bytes of the source, in hexadecimal."""
@@ -299,14 +322,21 @@ def to_vectors(values: NDArray[Any], name: str) -> NDArray[np.float32]:
 
 
 def choose_observations(
-    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], config: ImportConfig
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+    config: ImportConfig,
+    streams: Mapping[str, str],
 ) -> tuple[str | None, list[str]]:
     """Choose which of a source's observations become the image and the vector.
 
     Args:
         arrays: Shape, rows first, and dtype of each.
         config: What the user chose.
+        streams: Observations that are named streams, by name; with any, there is no image.
     """
+    if lacking := sorted(set(streams.values()) - arrays.keys()):
+        raise SpecError(f"there is no {lacking[0]}, which avtd3 exported; the source was changed")
+    if streams:
+        return None, [key for key in arrays if key not in streams.values()]
     pictures = {k for k, (shape, d) in arrays.items() if d == np.uint8 and len(shape) in (3, 4)}
     numbers = [k for k, (shape, d) in arrays.items() if len(shape) < 3 and d.kind in "iufb"]
     allowed = pictures | {NO_IMAGE, ""}
