@@ -33,7 +33,8 @@ SLOWER = 1.3
 GAIN = 0.95
 """A number of threads is kept if its updates take at most this share of the time."""
 HOPELESS = 1.6
-"""A trial ends early if an update takes this many times as long."""
+"""A trial ends as soon as a group of updates takes this many times as long as before, and twice as
+many in the first group, which also starts the threads."""
 TRIED = 3
 """Measured groups of updates in a trial, after one that is not measured."""
 PAUSE_S, LONGEST_PAUSE_S = 10.0, 160.0
@@ -154,6 +155,9 @@ class ThreadTuner:
             seconds: Wall-clock time of the update, without waiting for data.
         """
         self._open.append(seconds)
+        if self._trial is not None and self._is_hopeless(self._trial):
+            self._end_trial(self._trial, is_better=False)
+            return
         if len(self._open) < self._group:
             return
         taken = sum(self._open)
@@ -185,26 +189,36 @@ class ThreadTuner:
     def _candidates(self, load: Load | None, *, is_slower: bool) -> list[int]:
         """Return the numbers of threads that are worth a trial, the most promising first."""
         now, found = self._steady, []
-        if load is not None and load.waiting > WAIT_SHARE * now:
+        is_waiting = load is not None and load.waiting > WAIT_SHARE * now
+        if load is not None and is_waiting:
             found.append(now - math.ceil(load.waiting))
         if load is not None and load.idle > IDLE_CORES:
             found.append(min(self.most, now + math.ceil(load.idle - IDLE_CORES)))
         if found or is_slower:
             found += [now // 2] if is_slower or found[0] < now else []
-            found += [min(2 * now, self.most)] if is_slower else []
+            # More threads than cores would only wait for each other.
+            found += [min(2 * now, self.most)] if is_slower and not is_waiting else []
         return found
+
+    def _is_hopeless(self, trial: _Trial) -> bool:
+        factor = HOPELESS if trial.groups else 2.0 * HOPELESS
+        return sum(self._open) > factor * self._median()
 
     def _continue(self, trial: _Trial, taken: float) -> None:
         trial.groups.append(taken)
-        measured, before = trial.groups[1:], self._median()
-        if len(measured) < TRIED and not (measured and measured[-1] > HOPELESS * before):
-            return
+        measured = trial.groups[1:]
+        if len(measured) == TRIED:
+            better = statistics.median(measured) <= GAIN * self._median()
+            self._end_trial(trial, is_better=better)
+
+    def _end_trial(self, trial: _Trial, *, is_better: bool) -> None:
         self._trial = None
+        self._open.clear()
         now_s = self._clock()
-        if statistics.median(measured) <= GAIN * before:
+        if is_better:
             self._steady = trial.threads
             self._recent.clear()
-            self._recent.extend(measured)
+            self._recent.extend(trial.groups[1:])
             self._best = {self._steady: self._median()}
             self._pauses.clear()
             self._not_before.clear()

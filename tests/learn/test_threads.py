@@ -105,6 +105,36 @@ def test_trials_that_bring_nothing_become_rare():
     assert tuned.threads == 2 or tuned.is_trying
 
 
+def test_slower_updates_beside_busy_processes_do_not_try_more_threads():
+    machine = Machine(busy=1)
+    tuned = tuner(machine)
+    run(machine, tuned, 60.0)
+    changes = machine.changes
+    machine.busy = 12  # updates take more than 1.3 times as long, but all cores are in use
+    run(machine, tuned, 60.0)
+    assert (tuned.threads, machine.changes) == (1, changes)
+
+
+@pytest.mark.parametrize("group", [1, 2, 8])
+def test_a_hopeless_trial_ends_before_its_group(group):
+    machine = Machine(busy=1)
+    tuned = ThreadTuner(
+        2, group=group, load=machine, set_threads=machine.set_threads, clock=machine.clock
+    )
+    machine.threads = 2
+    run(machine, tuned, 60.0)
+    assert tuned.threads == 1
+    machine.reported = (Load(waiting=0.0, idle=1.0),)  # but one update on two threads takes long
+    tried = 0
+    for _ in range(2_000):
+        taken = machine.update_s() * (20.0 * group if machine.threads == 2 else 1.0)
+        machine.now_s += taken
+        tried += tuned.is_trying
+        tuned.add(taken)
+    assert machine.changes > 2
+    assert tried == (machine.changes - 1) // 2
+
+
 def test_without_proc_slower_updates_are_reason_enough():
     machine = Machine()
     machine.reported = (None,)
