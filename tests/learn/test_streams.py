@@ -1,4 +1,4 @@
-"""Networks, policies and training runs on the streams that they are told to read."""
+"""Networks, policies and training runs on the streams that they are to read."""
 
 import dataclasses
 import os
@@ -190,7 +190,7 @@ def test_several_streams_are_exported(tmp_path):
         (("bev", "gray"), {"sequence_length": 4}),
     ],
 )
-def test_a_run_reads_the_streams_that_it_is_told(dataset, tmp_path, streams, options):
+def test_a_run_reads_the_streams_that_are_chosen(dataset, tmp_path, streams, options):
     length = options.pop("sequence_length", 0)
     replay = ReplayConfig(batch_size=8, streams=streams, sequence_length=length, held_out=0.3)
     config = LearnConfig(replay=replay, network=SMALL, updates=4, **options)

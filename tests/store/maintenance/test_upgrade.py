@@ -91,7 +91,7 @@ def test_the_new_dataset_may_be_compacted_meanwhile(old, tmp_path):
     assert Dataset.open(tmp_path / "new").snapshot().steps == old.snapshot().steps
 
 
-def test_a_damaged_segment_is_reported_and_left_out(old, tmp_path):
+def test_a_damaged_segment_is_reported_and_skipped(old, tmp_path):
     segment = old.snapshot().segments[1]
     shard = segment.path / "frames/c/0/0/0/0"
     data = bytearray(shard.read_bytes())
