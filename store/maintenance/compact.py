@@ -60,6 +60,8 @@ from avtd3.store.staging import publish, remove_segments
 
 MAX_TARGET_STEPS = 131_072
 """Largest target: a merged segment is built in memory, about 4 kB per step of 84x84 frames."""
+MAX_RAW_BYTES = 4 * 1024**3
+"""Largest decoded size of a merged segment, for the same reason: large streams take more."""
 MAX_ORIGINS = 1000
 """Most collected segments in a merged one, so that its manifest stays small."""
 COLLECTOR = "compact"
@@ -263,9 +265,11 @@ class _Compaction:
 def _fits(group: Sequence[Segment], segment: Segment, target_steps: int) -> bool:
     """Return whether a segment can be merged with a group."""
     steps = sum(member.steps for member in group) + segment.steps
+    raw_bytes = sum(member.raw_bytes for member in group) + segment.raw_bytes
     collected = sum(len(origins(member)) for member in group) + len(origins(segment))
     return (
         steps <= target_steps
+        and raw_bytes <= MAX_RAW_BYTES
         and collected <= MAX_ORIGINS
         and _data_provenance(group[0]) == _data_provenance(segment)
     )

@@ -171,6 +171,13 @@ def test_compaction_keeps_every_stream(written):
     assert_holds(dataset, episodes)
 
 
+def test_compaction_does_not_merge_more_than_fits_into_memory(written, monkeypatch):
+    dataset, _ = written
+    most = max(segment.raw_bytes for segment in dataset.snapshot().segments)
+    monkeypatch.setattr("avtd3.store.maintenance.compact.MAX_RAW_BYTES", most)
+    assert compact(dataset.path).merged_segments == 0
+
+
 def test_a_damaged_stream_is_found_and_the_others_stay_readable(written):
     dataset, _ = written
     (segment, *_) = dataset.snapshot().segments
