@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -345,7 +345,9 @@ class _Drawing:
                 check_frame(pictures.get(stream), image, f"of {segment.id}")
                 frames[arrays[stream]].append(pictures[stream])
                 self._count()
-        layouts, files, about = segment_arrays(spec, **segment.counts), {}, {}
+        layouts = segment_arrays(spec, **segment.counts)
+        files: dict[str, bytes] = {}
+        about: dict[str, dict[str, Any]] = {}
         for name, buffer in frames.items():
             chunks = buffer.encoded(segment.observations)
             shard, about[name] = frame_files(layouts[name], chunks, buffer.codec)

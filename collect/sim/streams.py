@@ -36,6 +36,8 @@ from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M
 # The live simulator searches with exact positions up to NEAR_M: a few steps of rounding below it.
 SEEN_M = NEAR_M - 1e-5
 """Distance within which front cameras show vehicles."""
+BEV = "bev"
+"""The kind that no camera takes."""
 PLANES = {
     "gray": ("gray",),
     "rgb": ("red", "green", "blue"),
@@ -267,6 +269,10 @@ class BirdsEye:
 
     def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
         """See `StreamDrawer`; nothing is drawn at random."""
+        self.show(raster)
+
+    def show(self, raster: Raster) -> None:
+        """Look at the ground of a raster."""
         self._window.show(raster)
         pixel_m = raster.pixel_m
         near_m, far_m = (reach_m - 2.0 * pixel_m for reach_m in GroundWindow.reach_m(pixel_m))
@@ -331,7 +337,7 @@ class BirdsEye:
 
 def open_drawer(config: StreamCamera) -> StreamDrawer:
     """Return what draws a stream."""
-    if config.kind == "bev":
+    if config.kind == BEV:
         return BirdsEye(config)
     kinds: Mapping[str, type[Camera]] = {
         "gray": Camera,

@@ -1,6 +1,7 @@
 """Streams of the built-in simulator: what their planes show, and that they are drawn the same."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from avtd3.tests.collect.maps.road_networks import straight_network
 from avtd3.tests.collect.plain import STEADY
 from avtd3.tests.collect.sim.test_camera import PLAIN
 
-SMALL = {"height": 40, "width": 48}
+SMALL: dict[str, Any] = {"height": 40, "width": 48}
 STREAMS = {
     "gray": StreamCamera(**SMALL),
     "rgb": StreamCamera(kind="rgb", **SMALL),
@@ -147,6 +148,7 @@ def test_the_world_returns_every_stream_and_drives_the_same():
     frames = [each.reset(scenario(4), seed=3).frame for each in (plain, world)]
     for _ in range(5):
         assert frames[0].vehicle == frames[1].vehicle
+        assert frames[1].streams is not None
         np.testing.assert_array_equal(frames[0].image, frames[1].streams["gray"])
         assert frames[0].streams is None
         frames = [each.step(np.array([0.1, 0.5], np.float32)) for each in (plain, world)]

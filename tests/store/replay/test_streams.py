@@ -1,6 +1,7 @@
 """Samplers of datasets with several streams read the streams that are asked for, and no others."""
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def open_sampler(dataset, scratch, mode="cache", **config):
 
 def all_steps(dataset):
     """Every stack before and after each step, by the step's action."""
-    found = {}
+    found: dict[bytes, dict[str, Any]] = {}
     for episode in dataset.episodes():
         for name in SPEC.images:
             stacks = episode.observations(stream=name)
