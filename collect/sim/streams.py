@@ -256,15 +256,15 @@ class BirdsEye:
 
     def __init__(self, config: StreamCamera) -> None:
         self._config, self._window = config, GroundWindow()
-        self._masks = [np.array(shares) for shares in _ground_masks()]
+        self._masks = [shares.tobytes() for shares in _ground_masks()]
         height, width, side_m = config.height, config.width, config.metres_per_pixel
         rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
         ahead = ((1.0 - config.behind_share) * height - rows) * side_m
         right = (columns - width / 2.0) * side_m
         self._at = ahead[:, None] + 1j * right
         sub = ((np.arange(config.supersample) + 0.5) / config.supersample - 0.5) * side_m
-        inside = (sub[:, None] + 1j * sub).reshape(-1)
-        self._points = (self._at[..., None] + inside).reshape(-1)
+        inside = (sub[:, None] + 1j * sub).reshape(-1, 1, 1)
+        self._points = (self._at + inside).reshape(-1)
         self._reach_m = float(np.abs(self._points).max())
 
     def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
@@ -277,10 +277,13 @@ class BirdsEye:
         pixel_m = raster.pixel_m
         near_m, far_m = (reach_m - 2.0 * pixel_m for reach_m in GroundWindow.reach_m(pixel_m))
         distance = np.abs(self._points)
-        self._is_far = distance > near_m
         # Beyond the window, the ground at its border repeats.
-        self._clipped = self._points * np.minimum(1.0, far_m / np.maximum(distance, 1e-9))
-        self._pixel_m = np.where(self._is_far, pixel_m * COARSE, pixel_m)
+        points = self._points * np.minimum(1.0, far_m / np.maximum(distance, 1e-9))
+        is_far = distance > near_m
+        self._far = np.flatnonzero(is_far)
+        self._near_points = np.where(is_far, 0.0, points)
+        self._far_points = points[self._far]
+        self._pixel_m = pixel_m
 
     def draw(
         self,
@@ -294,25 +297,26 @@ class BirdsEye:
         config, turn = self._config, complex(math.cos(yaw_rad), math.sin(yaw_rad))
         codes = self._codes(complex(x_m, y_m), turn)
         planes = np.zeros((5, config.height, config.width), np.uint8)
-        for plane, shares in zip(planes, self._masks, strict=False):
-            seen = shares.take(codes).reshape(*plane.shape, -1)
-            plane[:] = seen.mean(axis=2, dtype=np.float64) + 0.5
+        places = config.supersample**2
+        for plane, table in zip(planes, self._masks, strict=False):
+            # bytes.translate is the fastest table look-up, see `GroundRays.brightness`.
+            seen = np.frombuffer(codes.translate(table), np.uint8).reshape(places, *plane.shape)
+            plane[:] = (np.add.reduce(seen, axis=0, dtype=np.uint16) + places // 2) // places
         if len(poses):
             self._draw_vehicles(planes, complex(x_m, y_m), turn, poses, shapes)
         return planes
 
-    def _codes(self, here: complex, turn: complex) -> NDArray[np.uint8]:
+    def _codes(self, here: complex, turn: complex) -> bytes:
         """Return the ground code at each point."""
         window = self._window
         window.follow(here.real, here.imag)
-        at = here + self._clipped * turn
-        (fine_x, fine_y), (coarse_x, coarse_y) = window.fine_m, window.coarse_m
-        columns = (at.real - np.where(self._is_far, coarse_x, fine_x)) / self._pixel_m
-        rows = (at.imag - np.where(self._is_far, coarse_y, fine_y)) / self._pixel_m
-        index = rows.astype(np.intp) + np.where(self._is_far, window.coarse_row, 0)
-        index *= window.stride
-        index += columns.astype(np.intp)
-        codes: NDArray[np.uint8] = window.flat.take(index)
+        origin, pixel_m = here - complex(*window.fine_m), self._pixel_m
+        index = _window_index(self._near_points, origin, turn, pixel_m)
+        if len(self._far):
+            origin = here - complex(*window.coarse_m)
+            far = _window_index(self._far_points, origin, turn, pixel_m * COARSE)
+            index[self._far] = far + window.coarse_row * window.stride
+        codes: bytes = window.flat.take(index).tobytes()
         return codes
 
     def _draw_vehicles(
@@ -333,6 +337,18 @@ class BirdsEye:
             body = (np.abs(seen.real) <= 0.5 * length) & (np.abs(seen.imag) <= 0.5 * width)
             planes[:, body] = 0
             planes[3 if heading.real >= 0.0 else 4][body] = 255
+
+
+def _window_index(
+    points: NDArray[np.complex128], origin: complex, turn: complex, pixel_m: float
+) -> NDArray[np.intp]:
+    """Return the places in the flat window of points relative to a car at an origin in it."""
+    at = points * (turn / pixel_m)
+    at += origin / pixel_m
+    index = at.imag.astype(np.intp)
+    index *= GroundWindow.stride
+    index += at.real.astype(np.intp)
+    return index
 
 
 def open_drawer(config: StreamCamera) -> StreamDrawer:
