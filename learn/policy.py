@@ -497,9 +497,12 @@ class PolicyActor:
                 f"observation has image {observation.image.shape}, expected None (spec of policy "
                 f"{version})"
             )
-        frames = {name: self._push(name, images[name]) for name in self._stacks}
+        stacks = {name: self._push(name, images[name]) for name in self._stacks}
         self._is_first = False
-        return self.policy.act(frames, observation.vector)
+        several = len(stacks) > 1
+        return self.policy.act(
+            stacks if several else next(iter(stacks.values()), None), observation.vector
+        )
 
     def _push(self, name: str, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         stack = self._stacks[name]
