@@ -26,6 +26,7 @@ from avtd3.configs.commands.console import (
 )
 from avtd3.store.errors import (
     Avtd3Error,
+    RankLostError,
     StorageError,
     UnreadableError,
     WorldError,
@@ -40,6 +41,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (WorldError, EXIT_ENVIRONMENT),
     (StorageError, EXIT_ENVIRONMENT),
     (UnreadableError, EXIT_ENVIRONMENT),
+    (RankLostError, EXIT_ENVIRONMENT),
     (Avtd3Error, EXIT_USAGE),
     (OSError, EXIT_ENVIRONMENT),
     (MemoryError, EXIT_ENVIRONMENT),
@@ -47,6 +49,8 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 """Exit codes of the errors that avtd3 knows; the first line that fits counts."""
 _WITH_URLS = ("--scheduler", "--server-command", "--host", "--set", "--filter", "--map")
 """Options whose values are not paths."""
+_OPEN_URLS = {"push", "pull"}
+"""Commands that say themselves which of their paths may be URLs."""
 
 
 def make_app() -> "typer.Typer":
@@ -65,6 +69,8 @@ def make_app() -> "typer.Typer":
     from avtd3.configs.commands.learn import learn
     from avtd3.configs.commands.options import VersionOption, presets_epilog
     from avtd3.configs.commands.replay_inspect import replay_inspect
+    from avtd3.configs.commands.status import status
+    from avtd3.configs.commands.transfer import pull, push
 
     app = typer.Typer(
         name="avtd3",
@@ -82,7 +88,7 @@ def make_app() -> "typer.Typer":
     with_settings = app.command(epilog=presets_epilog())
     for command in (demo, collect, learn, evaluate):
         with_settings(command)
-    for other in (replay_inspect, gate, compare, export):
+    for other in (replay_inspect, status, gate, compare, push, pull, export):
         app.command()(other)  # replay_inspect becomes replay-inspect
     app.command("import")(import_)
     groups = {"store": store, "policy": policy, "road": road, "config": config, "doctor": doctor}
@@ -175,6 +181,8 @@ def _refuse_urls(arguments: Sequence[str]) -> None:
     """Raise `ConfigError` for a URL where a command takes a path."""
     from avtd3.store.files import check_local
 
+    if _OPEN_URLS & set(arguments[:1]):
+        return
     options = ("", *arguments)
     for option, argument in zip(options, arguments, strict=False):
         name, _, value = argument.partition("=") if argument.startswith("--") else (option, "", "")

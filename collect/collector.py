@@ -45,6 +45,8 @@ from avtd3.store.errors import (
 )
 from avtd3.store.events import Event
 from avtd3.store.files import check_local
+from avtd3.store.remote.client import LocalPlace
+from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
@@ -72,6 +74,10 @@ class CollectAheadConfig:
     least ``learn.learning_starts``, otherwise collector and learner wait for each other; and at
     least ``learn.publish_every`` / ``learn.updates_per_step``, otherwise they often pause. Both
     count collected steps, whether or not the learner samples them."""
+    max_unseen: int | None = None
+    """Published steps of each worker that a running learner may not have seen yet when an episode
+    starts, for example because its link is slow; None never waits. Without a learner whose
+    heartbeat is fresh (see `avtd3.store.status`), the collection continues."""
     updates_per_step: float = 1.0
     """Updates that the learner does per step (``learn.updates_per_step``)."""
     updates_before: int = 0
@@ -81,6 +87,7 @@ class CollectAheadConfig:
         check_integers(self)
         check_number("random_steps", self.random_steps)
         check_number("max_lead", self.max_lead or 0)
+        check_number("max_unseen", self.max_unseen or 0)
         check_positive("updates_per_step", self.updates_per_step)
         check_number("updates_before", self.updates_before)
 
@@ -182,10 +189,14 @@ class Collector:
             provenance=_provenance(job.config, environment),
             config=job.config.writer,
         )
-        self._path = job.dataset
+        self._path, self._learner = job.dataset, None
+        if job.config.lead.max_unseen is not None:
+            places = [LocalPlace(path) for path in (job.dataset, job.policies) if path is not None]
+            self._learner = LearnerWatch(places, _segment_name(job.config.name, job.share))
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(job.config.recovery)
         self._tally, self._steps, self._next_report_s = Tally(), 0, 0.0
+        self._published_steps = 0
 
     def run(self) -> Tally:
         """Collect the share; complete steps are published whatever ends it."""
@@ -249,6 +260,8 @@ class Collector:
 
     def _collect_episode(self, index: int) -> None:
         share, lead = self._share, self._config.lead
+        if not self._wait_until_seen():
+            return  # stopped while waiting
         seed = training_seed(self._config.seed, index)
         rng = episode_generator(seed)
         steps = share.held_steps + share.workers * self._steps
@@ -265,6 +278,23 @@ class Collector:
         if share.steps is not None and not self._environment.has_time_limit:
             most = min(most, share.steps - self._steps)
         self._drive(rollout.drive(driver, spec.name, rng, most))
+
+    def _wait_until_seen(self) -> bool:
+        """Wait while a running learner is behind; return False if stopped while waiting."""
+        most = self._config.lead.max_unseen
+        if self._learner is None or most is None:
+            return True
+        while (unseen := self._learner.unseen(self._published_steps)) > most:
+            self._note(
+                waiting=f"waiting for the learner: it has not seen {unseen} published steps "
+                f"(max_unseen {most})"
+            )
+            self._report_if_due()
+            if self._should_stop():
+                return False
+            time.sleep(POLICY_PERIOD_S)
+        self._note(waiting="")
+        return True
 
     def _load_policy(self, steps: int) -> bool:
         """Wait for a policy that is new enough; return False if stopped while waiting."""
@@ -345,6 +375,7 @@ class Collector:
 
     def _count_segment(self, segment: PublishedSegment | None) -> None:
         if segment is not None:
+            self._published_steps += segment.steps
             size_bytes = self._tally.size_bytes + segment.size_bytes
             self._note(segments=self._tally.segments + 1, size_bytes=size_bytes)
 

@@ -76,6 +76,18 @@ class CollectProgress:
     fraction: float
     disk_free_bytes: int
 
+    def status(self) -> dict[str, Any]:
+        """Return the fields of a heartbeat, see `avtd3.store.status.Beat`."""
+        tally = self.tally
+        return {
+            "steps": tally.steps,
+            "rate": tally.steps / max(self.seconds, 1e-9),
+            "policy_version": tally.policy_version if tally.policy_version >= 0 else None,
+            "disk_free_bytes": self.disk_free_bytes,
+            "waiting": tally.waiting,
+            "alerts": tuple(text for text in (tally.warning, *tally.lost) if text),
+        }
+
     def line(self) -> str:
         """Return the state as one line of text."""
         tally = self.tally

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.networks import ObservationBatch, Pixels, join_pixels, to_pixels
+from avtd3.learn.ranks import ALONE, Ranks
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.backend import FrameArray
 from avtd3.store.replay.config import ReplayConfig
@@ -62,6 +63,8 @@ class RandomShift:
     pad: int
     """Largest shift, in pixels; above 0."""
     generator: torch.Generator
+    ranks: Ranks = ALONE
+    """All of them draw the shifts of the whole batch."""
 
 
 def draw_shifts(
@@ -279,7 +282,8 @@ def _convert(
     """Convert two batches of stacks, uint8 (B, K*C, H, W) each, to pixels."""
     if shift is not None:
         pad, size = shift.pad, len(frames)
-        first, second = draw_shifts(pad, size, shift.generator, frames.device)
+        drawn = draw_shifts(pad, shift.ranks.size * size, shift.generator, frames.device)
+        first, second = map(shift.ranks.own, drawn)
         frames = shift_frames(frames, first, pad)
         next_frames = shift_frames(next_frames, second, pad)
     return to_pixels(frames, dtype), to_pixels(next_frames, dtype)

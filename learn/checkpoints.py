@@ -175,11 +175,7 @@ def save_checkpoint(
     """Write a checkpoint: it is either complete on disk under its name, or absent."""
     path = directory / f"update-{metadata.updates:09d}"
     temporary = directory / f".{path.name}.{os.getpid()}.tmp"
-    tensors = _tensors_of(state) | {_NOISE: noise.get_state()}
-    arrays = {_SAMPLER + name: torch.from_numpy(array) for name, array in metadata.arrays.items()}
-    data = safetensors.torch.save(
-        {name: value.detach().cpu().contiguous() for name, value in (tensors | arrays).items()}
-    )
+    data = state_bytes(state, noise, metadata.arrays)
     document = {
         "format_version": FORMAT_VERSION,
         "code_version": importlib.metadata.version("avtd3"),
@@ -203,6 +199,34 @@ def save_checkpoint(
     return path
 
 
+def state_bytes(
+    state: TD3State, noise: torch.Generator, arrays: Mapping[str, NDArray[Any]]
+) -> bytes:
+    """Return the networks, the optimisers, the random state and the arrays of a sampler."""
+    tensors = _tensors_of(state) | {_NOISE: noise.get_state()}
+    tensors |= {_SAMPLER + name: torch.from_numpy(array) for name, array in arrays.items()}
+    return safetensors.torch.save(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    )
+
+
+def load_state(
+    data: bytes, state: TD3State, noise: torch.Generator, path: Path
+) -> dict[str, NDArray[Any]]:
+    """Load what `state_bytes` returned, in place; return the arrays of a sampler."""
+    try:
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise _invalid(path, f"{TENSORS} cannot be read ({error})") from error
+    arrays = {
+        name.removeprefix(_SAMPLER): tensors.pop(name).numpy()
+        for name in sorted(tensors)
+        if name.startswith(_SAMPLER)
+    }
+    _restore(state, noise, tensors, path)
+    return arrays
+
+
 def fix_replaced(directory: Path) -> None:
     """Repair a directory of checkpoints after a kill while a checkpoint was replaced."""
     with files.storage_errors(directory):
@@ -224,17 +248,9 @@ def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> Chec
         raise _invalid(path, f"its tensors cannot be read ({error})") from error
     if files.sha256(data) != expected:
         raise _invalid(path, f"the SHA-256 of {TENSORS} differs from the one in {DOCUMENT}")
-    try:
-        tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise _invalid(path, f"{TENSORS} cannot be read ({error})") from error
-    arrays = {
-        name.removeprefix(_SAMPLER): tensors.pop(name).numpy()
-        for name in sorted(tensors)
-        if name.startswith(_SAMPLER)
-    }
-    metadata = CheckpointMetadata.from_json(document, arrays, path)
-    _restore(state, noise, tensors, path)
+    metadata = CheckpointMetadata.from_json(document, {}, path)
+    arrays = load_state(data, state, noise, path)
+    metadata = dataclasses.replace(metadata, arrays=arrays)
     state.updates = metadata.updates
     return metadata
 

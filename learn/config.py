@@ -34,7 +34,7 @@ class LearnConfig:
     multiplies it natively."""
     cuda_graphs: bool = False
     """On a GPU, record the kernels of an update and replay them with one launch instead of
-    hundreds. Off by default."""
+    hundreds. Off by default, and always under ``torchrun`` with several ranks."""
     device_frames: bool = False
     """Keep a copy of the replay's frames in GPU memory (7 GB for a million frames of 84x84), and
     gather batches there. Off by default. It has no effect without a
@@ -42,7 +42,8 @@ class LearnConfig:
     threads: int | str = "auto"
     """CPU threads of torch: a fixed number, 0 for torch's default, or ``auto`` to follow the
     fastest number while other processes come and go (see `avtd3.learn.threads`). Other numbers of
-    threads round sums differently, so a run repeats exactly only with a fixed number."""
+    threads round sums differently, so a run repeats exactly only with a fixed number. Under
+    ``torchrun``, ``auto`` is torch's default of rank 0."""
     algorithm: str = "td3"
     """``td3``, with imitation if `td3.bc_alpha` is set, or ``bc``: behaviour cloning, a baseline
     whose actor only imitates. The critics then learn the value of its policy."""

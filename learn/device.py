@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from avtd3.learn.batch import Batch
+from avtd3.learn.ranks import ALONE, Ranks, local_rank
 from avtd3.learn.td3 import TD3Config, TD3State, Update, update
 from avtd3.store.errors import ConfigError, abbreviate
 
@@ -56,9 +57,14 @@ def memory_errors(asked: str) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return a device by name; ``auto`` is CUDA if available, else the CPU."""
+    """Return a device by name; ``auto`` is CUDA if available, else the CPU.
+
+    Under ``torchrun``, each rank of a machine has its own GPU.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and (number := local_rank()) is not None:
+        name = f"cuda:{number}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -66,7 +72,10 @@ def pick_device(name: str) -> torch.device:
             f"learn.device is {name!r}, expected auto, cpu, cuda or cuda:N"
         ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"learn.device is {name!r}, but this machine has no such GPU; use auto")
+        raise ConfigError(
+            f"learn.device is {name!r}, but this machine has {torch.cuda.device_count()} GPUs; use "
+            "auto, and start as many ranks as there are GPUs"
+        )
     return device
 
 
@@ -113,11 +122,29 @@ def make_updater(
     *,
     algorithm: str = "td3",
     graphs: bool,
+    ranks: Ranks = ALONE,
 ) -> Callable[[Batch, Tensor], Update]:
-    """Return the update function of a run: recorded if `graphs` is set and there is a GPU."""
-    if graphs and state.skipped.is_cuda:
+    """Return the update function of a run: recorded if `graphs` is set and there is a GPU.
+
+    Messages between ranks cannot be recorded.
+    """
+    if graphs and state.skipped.is_cuda and ranks.size == 1:
         return GraphedUpdate(state, config, autocast, algorithm=algorithm)
-    return lambda batch, noise: update(state, batch, noise, config, autocast, algorithm)
+    return lambda batch, noise: update(state, batch, noise, config, autocast, algorithm, ranks)
+
+
+def gather(ranks: Ranks, batch: Batch, done: Update) -> tuple[Batch, Update]:
+    """Return an update as one rank with the whole batch has it, and a batch with its discounts.
+
+    The observations and actions of the batch stay those of this rank.
+    """
+    if ranks.size == 1:
+        return batch, done
+    own = (done.critic, done.actor, done.reward, batch.discount)
+    found = iter(ranks.whole(_tensors(own)))
+    critic, actor, reward, discount = map_tensors(lambda _: next(found), own)
+    done = dataclasses.replace(done, critic=critic, actor=actor, reward=reward)
+    return dataclasses.replace(batch, discount=discount), done
 
 
 class GraphedUpdate:

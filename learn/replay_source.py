@@ -7,20 +7,30 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
 from numpy.typing import NDArray
 
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.evaluation import EpisodeMetrics
+from avtd3.learn.ranks import ALONE, Order, Ranks, hash_of
 from avtd3.learn.report import LearnProgress
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, DatasetError, DatasetUnreadableError, NoSegmentsError
+from avtd3.store.errors import (
+    ConfigError,
+    DatasetError,
+    DatasetUnreadableError,
+    NoSegmentsError,
+    RankLostError,
+)
 from avtd3.store.files import exists, is_directory
 from avtd3.store.format.layout import GROUP_FILE, SEGMENTS, STAGING
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.replay.tracker import RefreshReport, name_refused
+from avtd3.store.replay.tracker import RefreshReport, RefusedSegment, name_refused
 
 POLL_S = 0.2
 """Longest wait before asking again whether to stop, in seconds."""
+ALIGN_S = 120.0
+"""Longest time in which all ranks must find the same segments, in seconds."""
 STALLED_REFRESHES = 20
 """Refreshes without new steps after which a collector may be waiting for a policy."""
 _NEW_DATASET = {SEGMENTS, STAGING, GROUP_FILE}
@@ -43,6 +53,34 @@ def open_datasets(
             time.sleep(POLL_S)
         datasets.append(dataset)
     return datasets
+
+
+def open_in_step(
+    ranks: Ranks,
+    paths: Sequence[Path],
+    *,
+    follow: bool,
+    should_stop: Callable[[], bool],
+    on_wait: OnWait,
+) -> list[Dataset]:
+    """Do what `open_datasets` does on all ranks: rank 0 waits for missing datasets."""
+
+    def agree(order: Order) -> Order:
+        return ranks.agree(Order.END if should_stop() else order)[0]
+
+    def must_end() -> bool:
+        return agree(Order.WAIT) is Order.END
+
+    if ranks.is_first:
+        opened = open_datasets(paths, follow=follow, should_stop=must_end, on_wait=on_wait)
+        if ranks.size == 1 or not opened:
+            return opened
+        return [] if agree(Order.REFRESH) is Order.END else opened
+    while (order := agree(Order.UPDATE)) is Order.WAIT:
+        pass
+    if order is Order.END:
+        return []
+    return open_datasets(paths, follow=follow, should_stop=lambda: False, on_wait=on_wait)
 
 
 def _open(path: Path, *, follow: bool) -> Dataset | None:
@@ -105,6 +143,7 @@ class ReplaySource:
         follow: bool = False,
         gathers: bool = True,
         on_wait: OnWait = lambda _: None,
+        ranks: Ranks = ALONE,
     ) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         self.sampler = Sampler(
@@ -114,6 +153,7 @@ class ReplaySource:
             scratch=scratch,
             gathers=gathers,
             grows=follow,
+            part=(ranks.rank, ranks.size),
             on_progress=lambda done, total: on_wait(
                 f"reading the datasets: {done} of {total} frames"
             ),
@@ -122,7 +162,7 @@ class ReplaySource:
         """Datasets that have disappeared."""
         self.episodes = EpisodeMetrics(self.sampler.spec)
         """Metrics of the newest episodes."""
-        self._config, self._follow = config, follow
+        self._config, self._follow, self._ranks = config, follow, ranks
         self._paths = ", ".join(str(dataset.path) for dataset in datasets)
         self._next_refresh_s = self._news_s = time.monotonic()
         if not follow and not self.sampler.steps:
@@ -147,18 +187,58 @@ class ReplaySource:
 
     def ready(self, updates: int) -> bool:
         """Return whether another update is allowed; look for new or unreadable segments if due."""
-        is_due = time.monotonic() >= self._next_refresh_s
-        if is_due and (self._follow or self.sampler.has_refused):
-            sampler, before = self.sampler, self.steps_seen
-            report = sampler.refresh() if self._follow else sampler.retry_refused()
-            self.absent = report.absent
-            self._add(report)
-            if self.steps_seen > before:
-                self._news_s = time.monotonic()
-            self._next_refresh_s = time.monotonic() + self._config.refresh_seconds
+        if self.is_due:
+            self.refresh()
         elif self.sampler.has_news:
             self._add(self.sampler.news())
         return updates < self._allowed
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look for new or unreadable segments."""
+        is_time = time.monotonic() >= self._next_refresh_s
+        return is_time and (self._follow or self.sampler.has_refused)
+
+    def refresh(self) -> None:
+        """Look for new or unreadable segments."""
+        sampler, before = self.sampler, self.steps_seen
+        report = sampler.refresh() if self._follow else sampler.retry_refused()
+        self.absent = report.absent
+        self._add(report)
+        if self.steps_seen > before:
+            self._news_s = time.monotonic()
+        self._next_refresh_s = time.monotonic() + self._config.refresh_seconds
+
+    def align(self) -> None:
+        """Let all ranks sample the same batches: from the same segments, in the state of rank 0."""
+        give_up_s = time.monotonic() + ALIGN_S
+        while not self._finds_the_same(is_over=time.monotonic() > give_up_s):
+            time.sleep(POLL_S)
+            self._add(self.sampler.refresh())
+        states = self._ranks.gather(hash_of(self.sampler.state()))
+        if len(set(states)) > 1:
+            state = self._ranks.share(self.sampler.state())
+            data = self._ranks.share_bytes(safetensors.numpy.save(self.sampler.arrays()))
+            self.sampler.restore(state, safetensors.numpy.load(data))
+
+    def _finds_the_same(self, *, is_over: bool) -> bool:
+        """Return whether all ranks have the same segments; exclude those that a rank refuses."""
+        refused = [(str(s.dataset), s.segment_id, s.reason) for s in self.sampler.refused]
+        found = self._ranks.gather([self.sampler.digest, refused, is_over])
+        if len({digest for digest, _, _ in found}) == 1:
+            return True
+        if found[0][2]:
+            raise RankLostError(
+                f"rank {self._ranks.rank}: the ranks find different segments in {self._paths} "
+                f"since {ALIGN_S:g} seconds, expected the same; check that all their machines see "
+                "the same files, then continue with --resume"
+            )
+        self.sampler.refuse(
+            RefusedSegment(dataset=Path(path), segment_id=name, reason=reason)
+            for _, others, _ in found
+            for path, name, reason in others
+        )
+        return False
 
     def wait(self, updates: int, on_wait: OnWait) -> None:
         """Report what the run is waiting for, and sleep for a moment."""
@@ -194,6 +274,7 @@ class ReplaySource:
             episode_return=self.episodes.newest_return,
             refused=self.sampler.refused,
             absent=self.absent,
+            steps_by_collector=self.sampler.steps_by_collector,
         )
 
     def close(self) -> None:

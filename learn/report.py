@@ -46,11 +46,27 @@ class LearnProgress:
     """Segments that cannot be used."""
     absent: tuple[Path, ...] = ()
     """Datasets that disappeared during training."""
+    steps_by_collector: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Steps that the datasets have published so far, by the name of their collector."""
 
     @property
     def fraction(self) -> float:
         """Completed share of the updates, in [0, 1]."""
         return self.updates / self.target
+
+    def status(self) -> dict[str, Any]:
+        """Return the fields of a heartbeat, see `avtd3.store.status.Beat`."""
+        return {
+            "steps": sum(self.steps_by_collector.values()),
+            "rate": self.updates_per_second,
+            "policy_version": self.policy_version,
+            "updates": self.updates,
+            "target": self.target,
+            "refused": len(self.refused),
+            "acknowledged": dict(self.steps_by_collector),
+            "waiting": self.waiting,
+            "alerts": (*self.alerts, *(f"{path} has disappeared" for path in self.absent)),
+        }
 
     def line(self) -> str:
         """Return the progress as one line of text."""

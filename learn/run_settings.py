@@ -21,6 +21,8 @@ from avtd3.store.locks import LOCK_FILE
 from avtd3.store.settings import Difference, differences
 
 CONFIG_FILE = "config.json"
+RANKS = "ranks"
+"""Key of the number of ranks; missing for one."""
 _KEPT = "network."
 """Settings that a checkpoint determines."""
 
@@ -129,7 +131,11 @@ def stored_config(run: Path) -> LearnConfig:
 
 
 def find_changes(
-    run: Path, before: Mapping[str, Any], config: LearnConfig, rollback: int | None
+    run: Path,
+    before: Mapping[str, Any],
+    config: LearnConfig,
+    rollback: int | None,
+    ranks: int = 1,
 ) -> list[SettingChange]:
     """Return the settings that a resume changes.
 
@@ -138,6 +144,8 @@ def find_changes(
     """
     checkpoints = list_checkpoints(run / CHECKPOINTS)
     updates = updates_of(checkpoints[-1]) if checkpoints else 0
+    changed = list(differences(before["learn"], dataclasses.asdict(config), "learn."))
+    changed += differences({RANKS: before.get(RANKS, 1)}, {RANKS: ranks}, "")
     found = [
         SettingChange(
             setting=change.setting,
@@ -145,7 +153,7 @@ def find_changes(
             after=change.after,
             from_update=updates if rollback is None else rollback,
         )
-        for change in differences(before["learn"], dataclasses.asdict(config), "learn.")
+        for change in changed
     ]
     for change in found:
         if checkpoints and change.setting.startswith(f"learn.{_KEPT}"):

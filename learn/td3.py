@@ -41,6 +41,7 @@ from torch.nn import functional
 from avtd3.learn.batch import Batch
 from avtd3.learn.gradient_clip import ClipConfig, GradientNorms, clip_gradients
 from avtd3.learn.networks import Actor, NetworkConfig, ObservationBatch, TwinCritic, move_targets
+from avtd3.learn.ranks import ALONE, Ranks
 from avtd3.store.errors import check_settings
 from avtd3.store.spec import EpisodeSpec
 
@@ -313,12 +314,14 @@ def update(
     config: TD3Config,
     autocast: torch.dtype | None = None,
     algorithm: str = "td3",
+    ranks: Ranks = ALONE,
 ) -> Update:
     """Update the critics and, every `policy_delay` updates, the actor and the target networks.
 
     This function does not read files or clocks, and does not wait for the device. The noise is
     (B, A) and standard normal; matrix products are of type `autocast`, float32 if None.
-    The actor's loss is that of `algorithm`, a key of `ACTOR_LOSSES`.
+    The actor's loss is that of `algorithm`, a key of `ACTOR_LOSSES`. The batch is the part of this
+    rank; gradients are means over all `ranks`, and the losses in the result are those of this part.
     """
     reward = scale_reward(batch.reward, config)
     device = batch.reward.device.type
@@ -326,8 +329,8 @@ def update(
     with torch.autocast(device, autocast, enabled=autocast is not None):
         critic = critic_loss(state, batch, reward, noise, config)
     if state.value_range is not None:
-        _note_targets(state.value_range, critic.target, state.updates, config)
-    norms = _descend(state.critic, state.critic_optimizer, critic.loss, "critic", config)
+        _note_targets(state.value_range, critic.target, state.updates, config, ranks)
+    norms = _descend(state.critic, state.critic_optimizer, critic.loss, "critic", config, ranks)
     bad = (~norms.finite).float()
     state.skipped += bad
     state.skipped_in_a_row.add_(bad).mul_(bad)
@@ -335,8 +338,10 @@ def update(
     if state.updates % config.policy_delay == 0:
         with torch.autocast(device, autocast, enabled=autocast is not None):
             loss_of_actor = ACTOR_LOSSES[algorithm]
-            actor = loss_of_actor(state, batch, config, critic.state.detach())
-        actor_norms = _descend(state.actor, state.actor_optimizer, actor.loss, "actor", config)
+            actor = loss_of_actor(state, batch, config, critic.state.detach(), ranks)
+        actor_norms = _descend(
+            state.actor, state.actor_optimizer, actor.loss, "actor", config, ranks
+        )
         parts = (state.actor_target.head, state.actor.head)
         actors = parts if state.shares_encoder else (state.actor_target, state.actor)
         move_targets(((state.critic_target, state.critic), actors), config.tau)
@@ -363,10 +368,12 @@ def _descend(
     loss: Tensor,
     limit: str,
     config: TD3Config,
+    ranks: Ranks,
 ) -> GradientNorms:
     """Make one step of the optimiser, unless a gradient is not finite (deviation 9)."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+    ranks.average_gradients((*network.mlp_parameters(), *network.encoder_parameters()))
     clip = config.clip
     max_norm = clip.actor_max_norm if limit == "actor" else clip.critic_max_norm
     norms = clip_gradients(network.encoder_parameters(), network.mlp_parameters(), max_norm, clip)
@@ -406,13 +413,16 @@ def target_value(
 
 
 @torch.no_grad()
-def _note_targets(seen: Tensor, target: Tensor, updates: int, config: TD3Config) -> None:
+def _note_targets(
+    seen: Tensor, target: Tensor, updates: int, config: TD3Config, ranks: Ranks
+) -> None:
     """Extend the range of targets; apply it at each multiple of `target_clip_every`."""
     is_finite = torch.isfinite(target)
     low = torch.where(is_finite, target, torch.inf).min()
     high = torch.where(is_finite, target, -torch.inf).max()
+    low, negative_high = ranks.smallest(torch.stack([low, -high]))
     seen[0] = torch.minimum(seen[0], low)
-    seen[1] = torch.maximum(seen[1], high)
+    seen[1] = torch.maximum(seen[1], -negative_high)
     if updates % config.target_clip_every == 0:
         seen[2:] = torch.where(seen[0] <= seen[1], seen[:2], seen[2:])
 
@@ -435,8 +445,9 @@ def critic_loss(
     return CriticTerms(loss=loss, q1=q1, q2=q2, target=target, state=encoded)
 
 
-ActorLoss = Callable[[TD3State, Batch, TD3Config, Tensor | None], ActorTerms]
-"""Computes the actor's loss; the tensor is the critics' state (B, F + V) from their own loss."""
+ActorLoss = Callable[[TD3State, Batch, TD3Config, Tensor | None, Ranks], ActorTerms]
+"""Computes the actor's loss; the tensor is the critics' state (B, F + V) from their own loss. Its
+mean over the ranks is the loss of the whole batch."""
 
 
 def _act(
@@ -458,18 +469,26 @@ def _act(
 
 
 def cloning_loss(
-    state: TD3State, batch: Batch, config: TD3Config, critic_state: Tensor | None = None
+    state: TD3State,
+    batch: Batch,
+    config: TD3Config,
+    critic_state: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> ActorTerms:
     """Compute ``mean((pi(s) - a)^2)``: behaviour cloning, a baseline that ignores the critics."""
     encoded, pre_tanh, action, q = _act(state, batch, config, critic_state)
-    imitation = _imitation(action, batch)
+    imitation = _imitation(action, batch, ranks)
     return ActorTerms(
         loss=imitation, q=q, action=action, pre_tanh=pre_tanh, imitation=imitation, state=encoded
     )
 
 
 def actor_loss(
-    state: TD3State, batch: Batch, config: TD3Config, critic_state: Tensor | None = None
+    state: TD3State,
+    batch: Batch,
+    config: TD3Config,
+    critic_state: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> ActorTerms:
     """Compute ``-mean(Q1(s, pi(s)))``, or the loss of TD3+BC if `bc_alpha` is set.
 
@@ -479,9 +498,9 @@ def actor_loss(
     ``lambda = alpha / mean(|Q1|)``.
     """
     encoded, pre_tanh, action, q = _act(state, batch, config, critic_state)
-    imitation = _imitation(action, batch)
+    imitation = _imitation(action, batch, ranks)
     if config.bc_alpha:  # deviation 7
-        weight = config.bc_alpha / q.abs().mean().detach()
+        weight = config.bc_alpha / ranks.mean(q.abs().mean().detach())
         loss = -weight * q.mean() + config.bc_weight_at(state.updates) * imitation
     else:
         loss = -q.mean()
@@ -496,11 +515,12 @@ ACTOR_LOSSES: Mapping[str, ActorLoss] = {"td3": actor_loss, "bc": cloning_loss}
 """Loss of the actor, by algorithm."""
 
 
-def _imitation(action: Tensor, batch: Batch) -> Tensor:
+def _imitation(action: Tensor, batch: Batch, ranks: Ranks) -> Tensor:
     if batch.bc_mask is None:
         return functional.mse_loss(action, batch.action)
     distance = (action - batch.action).square().mean(dim=-1)  # deviation 13
-    return (batch.bc_mask * distance).sum() / batch.bc_mask.sum().clamp(min=1.0)
+    count = ranks.mean(batch.bc_mask.sum())  # of the whole batch, for each rank
+    return (batch.bc_mask * distance).sum() / count.clamp(min=1.0 / ranks.size)
 
 
 def _critic_state(

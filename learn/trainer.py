@@ -27,16 +27,19 @@ import torch
 from torch import Tensor
 
 from avtd3.learn.batch import Batch, BatchLoader, RandomShift, open_device_caches
-from avtd3.learn.callbacks import CallbackList, TrainCallback
+from avtd3.learn.callbacks import CallbackList, ProgressCallback, TrainCallback
 from avtd3.learn.checkpoints import (
     CHECKPOINTS,
     CheckpointManager,
     CheckpointMetadata,
     list_checkpoints,
+    load_state,
+    state_bytes,
 )
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.device import (
     autocast_type,
+    gather,
     keep_freed_memory,
     make_updater,
     memory_errors,
@@ -50,9 +53,11 @@ from avtd3.learn.logging import MetricLogger, Throughput
 from avtd3.learn.networks import ObservationBatch, feature_size
 from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
-from avtd3.learn.replay_source import ReplaySource, check_pace, open_datasets, scratch_directory
+from avtd3.learn.ranks import ALONE, CHECK_EVERY, Order, Ranks, digest, hash_of, open_ranks
+from avtd3.learn.replay_source import ReplaySource, check_pace, open_in_step, scratch_directory
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.run_settings import (
+    RANKS,
     SettingChange,
     check_places,
     find_changes,
@@ -64,7 +69,7 @@ from avtd3.learn.td3 import Update, create_state
 from avtd3.learn.threads import AUTO, ThreadTuner
 from avtd3.store import files
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, NoSegmentsError
+from avtd3.store.errors import ConfigError, NoSegmentsError, RankLostError
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.spec import EpisodeSpec
 
@@ -87,6 +92,9 @@ def train(
 
     If collectors run on the same machine, set the environment variable ``GOMP_SPINCOUNT=5000``
     before importing torch, as ``avtd3 learn`` does; see `avtd3.learn.openmp`.
+
+    Under ``torchrun``, call this function with the same arguments in all processes: they train one
+    run together, see `avtd3.learn.ranks`. Only rank 0 calls the callbacks, but for `should_stop`.
 
     Args:
         config: Settings; None for the defaults, or for those of the run that is resumed.
@@ -127,24 +135,49 @@ def train(
         NoSegmentsError: If the datasets are empty and `follow` is False.
         UnreadableError: If nothing can be read now: neither the datasets nor the checkpoint.
         CheckpointError: If the checkpoint cannot be used.
+        RankLostError: If another rank is gone; rank 0 has saved a checkpoint.
         SpecError: If the datasets, or the checkpoint, have different specs.
         StorageError: If the disk is full or a directory cannot be written.
         MemoryError: If the networks or a batch do not fit into the memory.
     """
-    run, resumes = Path(run), resume or rollback is not None
+    paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
+    with open_ranks() as ranks:
+        return _train(
+            config,
+            paths,
+            Path(run),
+            None if policies is None else Path(policies),
+            follow=follow,
+            resume=resume,
+            rollback=rollback,
+            callbacks=callbacks,
+            ranks=ranks,
+        )
+
+
+def _train(
+    config: LearnConfig | None,
+    paths: list[Path],
+    run: Path,
+    policies: Path | None,
+    *,
+    follow: bool | None,
+    resume: bool,
+    rollback: int | None,
+    callbacks: Sequence[TrainCallback],
+    ranks: Ranks,
+) -> LearnReport:
+    resumes = resume or rollback is not None
     before = read_settings(run) if resumes else {}
     if config is None:
         config = stored_config(run) if resumes else LearnConfig()
-    changes = find_changes(run, before, config, rollback) if resumes else []
+    changes = find_changes(run, before, config, rollback, ranks.size) if resumes else []
     follow = bool(before.get("follow", False)) if follow is None else follow
-    paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
     if follow:
         check_pace(config)
     if not paths:
         raise ConfigError("train needs at least one dataset, found none")
-    if policies is None:
-        policies = before.get("policies", run / "policies")
-    directory = Path(policies)
+    directory = Path(before.get("policies", run / "policies")) if policies is None else policies
     check_places(run, directory, paths)
     document = {
         "learn": dataclasses.asdict(config),
@@ -152,25 +185,30 @@ def train(
         "policies": str(directory),
         "follow": follow,
     }
+    if ranks.size > 1:
+        document[RANKS] = ranks.size
+        check_ranks(config, document, ranks)
     keep_freed_memory()
-    notify = CallbackList(callbacks, target=config.updates)
+    notify = CallbackList(
+        callbacks if ranks.is_first else [_only_stops(callbacks)], target=config.updates
+    )
     for change in changes:
         notify.report(str(change), now=True)
     started_s = time.monotonic()
     with (
-        open_run(run, directory, document, resume=resumes, changes=changes),
-        cpu_threads(config.threads),
+        open_run(run, directory, document, resume=resumes, changes=changes, ranks=ranks),
+        cpu_threads(config.threads, ranks),
         memory_errors(
             f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
             "learn.network.hidden, learn.network.features or learn.replay.batch_size"
         ),
     ):
-        opened = open_datasets(
-            paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+        opened = open_in_step(
+            ranks, paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
         )
         if opened:
             spec = opened[0].spec.select(config.replay.streams)
-            with Trainer(spec, config, run, directory, notify) as trainer:
+            with Trainer(spec, config, run, directory, notify, ranks) as trainer:
                 trainer.restore(resume=resume, rollback=rollback)
                 trainer.open_source(opened, follow=follow)
                 trainer.loop()
@@ -185,6 +223,31 @@ def train(
     return report
 
 
+def check_ranks(config: LearnConfig, document: Mapping[str, Any], ranks: Ranks) -> None:
+    """Raise `ConfigError` if several ranks cannot train as configured, or have other settings."""
+    expected = {
+        "network.conv_norm": (config.network.conv_norm != "batch", "none or layer"),
+        "replay.fill": (config.replay.fill == "whole", "whole"),
+    }
+    for name, (is_possible, possible) in expected.items():
+        if not is_possible:
+            raise ConfigError(
+                f"learn.{name} needs all samples in one process, expected {possible} with "
+                f"{ranks.size} ranks; change it, or train without torchrun"
+            )
+    found = ranks.gather(hash_of(document))
+    if found != found[:1] * ranks.size:
+        raise ConfigError(
+            f"rank {ranks.rank}: the ranks have different settings, expected the same; give all of "
+            "them the same command and files"
+        )
+
+
+def _only_stops(callbacks: Sequence[TrainCallback]) -> TrainCallback:
+    """Return a callback that passes on only the wish to stop; rank 0 reports everything else."""
+    return ProgressCallback(should_stop=lambda: any(each.should_stop() for each in callbacks))
+
+
 @contextlib.contextmanager
 def open_run(
     run: Path,
@@ -193,8 +256,16 @@ def open_run(
     *,
     resume: bool,
     changes: Sequence[SettingChange] = (),
+    ranks: Ranks = ALONE,
 ) -> Iterator[None]:
-    """Create and lock a run's directory and its policies', and write the settings of the run."""
+    """Create and lock a run's directory and its policies', and write the settings of the run.
+
+    Only rank 0 does; the others wait for it.
+    """
+    if not ranks.is_first:
+        ranks.meet()
+        yield
+        return
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
     earlier = read_settings(run).get("changes", []) if resume else []
@@ -208,6 +279,7 @@ def open_run(
         if policies.resolve() != run.resolve():
             _lock(policies, purpose, locks)
         write_settings(run, document, earlier, list(changes))
+        ranks.meet()
         yield
 
 
@@ -218,9 +290,14 @@ def _lock(directory: Path, purpose: str, locks: contextlib.ExitStack) -> None:
 
 
 @contextlib.contextmanager
-def cpu_threads(count: int | str) -> Iterator[None]:
-    """Set the number of torch's CPU threads within a ``with`` block; 0 and ``auto`` keep it."""
+def cpu_threads(count: int | str, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Set the number of torch's CPU threads within a ``with`` block; 0 and ``auto`` keep it.
+
+    All ranks use that of rank 0: other numbers of threads round sums differently.
+    """
     before = torch.get_num_threads()
+    if ranks.size > 1:
+        count = ranks.share(before if count in (0, AUTO) else count)
     if count and count != AUTO:
         torch.set_num_threads(int(count))
     try:
@@ -239,8 +316,11 @@ class Trainer:
         run: Path,
         policies: Path,
         notify: CallbackList,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._spec, self._config, self._run, self._notify = spec, config, run, notify
+        self._ranks = ranks
+        self._must_share = False
         self._device = pick_device(config.device)
         self._autocast = autocast_type(config.precision, self._device)
         self._state = create_state(spec, config.network, config.td3, self._device, config.seed)
@@ -292,6 +372,11 @@ class Trainer:
 
     def restore(self, *, resume: bool = False, rollback: int | None = None) -> None:
         """Continue from a checkpoint, open the event file, and publish the first policy."""
+        if self._ranks.is_first:
+            self._restore(resume=resume, rollback=rollback)
+        self._share_state()
+
+    def _restore(self, *, resume: bool, rollback: int | None) -> None:
         aside = None
         if rollback is not None:
             self._restored, aside = self._checkpoints.roll_back(rollback, self._state, self._noise)
@@ -319,6 +404,7 @@ class Trainer:
             follow=follow,
             gathers=self._loader.gathers_on_host,
             on_wait=self._notify.report,
+            ranks=self._ranks,
         )
         self._notify.report(str(self._source.sampler.mode), now=True)
         self._notify.add_source(self._source.describe)
@@ -326,33 +412,112 @@ class Trainer:
             self._is_exact = self._source.restore(
                 restored.sampler, restored.arrays, episodes_logged=restored.episodes_logged
             )
+        if self._ranks.size > 1:
+            self._ranks.meet()
+            self._source.align()
 
     def loop(self) -> None:
-        """Update until the run is complete, a callback stops it or a guard halts it."""
+        """Update until the run is complete, a callback stops it or a guard halts it.
+
+        Raises:
+            RankLostError: If another rank is gone; rank 0 has then saved a checkpoint.
+        """
         progress = self._notify.progress()
         self._notify.call(lambda callback: callback.on_start(progress))
-        while (
-            self.updates < self._config.updates
-            and self._halted is None
-            and not self._notify.should_stop()
-        ):
-            if not self.source.ready(self.updates):
-                self._wait()
-                continue
-            try:
-                self.step()
-            except NoSegmentsError as error:
-                self.source.lost_all(error)
-                continue
-            self._notify.call(lambda callback: callback.on_update(self.updates))
-            self._notify.report(now=self._halted is not None)
+        others = {
+            Order.WAIT: self._wait,
+            Order.REFRESH: self._refresh,
+            Order.LOAD: self._share_state,
+        }
+        try:
+            while (order := self._agree()) is not Order.END:
+                others.get(order, self._update_once)()
+        except RankLostError as error:
+            if not self._ranks.is_first:
+                raise
+            raise self._saved_after(error) from error
+
+    def _agree(self) -> Order:
+        """Return what all ranks do next."""
+        order = self._next_order()
+        if self._ranks.size == 1:
+            return order
+        is_check = self.updates % CHECK_EVERY == 0
+        networks = (
+            p for network, _ in self._state.networks().values() for p in network.parameters()
+        )
+        weights = digest(networks) if is_check else 0
+        segments = hash_of(self.source.sampler.digest)
+        order, (are_equal, is_aligned) = self._ranks.agree(order, weights, segments)
+        if not are_equal:
+            raise RankLostError(
+                f"rank {self._ranks.rank}: the weights of the ranks differ at update "
+                f"{self.updates}, expected the same; use machines of one kind, and continue with "
+                f"--rollback from a checkpoint of update {self.updates - CHECK_EVERY} or before"
+            )
+        return order if is_aligned else max(order, Order.REFRESH)
+
+    def _next_order(self) -> Order:
+        """Return what this rank wants to do next; ranks other than the first only end or update."""
+        is_over = self._halted is not None or self.updates >= self._config.updates
+        if is_over or self._notify.should_stop():
+            return Order.END
+        if not self._ranks.is_first:
+            return Order.UPDATE
+        if self._must_share:
+            return Order.LOAD
+        if self._ranks.size > 1 and self.source.is_due:
+            return Order.REFRESH
+        return Order.UPDATE if self.source.ready(self.updates) else Order.WAIT
+
+    def _refresh(self) -> None:
+        self.source.refresh()
+        self.source.align()
+
+    def _share_state(self) -> None:
+        """Let all ranks have the networks of rank 0."""
+        self._must_share = False
+        if self._ranks.size == 1:
+            return
+        guards, updates = self._ranks.share([self._guards.state(), self.updates])
+        data = state_bytes(self._state, self._noise, {}) if self._ranks.is_first else b""
+        data = self._ranks.share_bytes(data)
+        if not self._ranks.is_first:
+            load_state(data, self._state, self._noise, self._run)
+            self._state.updates = updates
+            self._guards.restore(guards, self._state)
+            self._update = self._make_update()
+
+    def _saved_after(self, error: RankLostError) -> RankLostError:
+        """Save a checkpoint after a rank was lost, and return the error that says so.
+
+        If that was during an update, the update counts, but may not have changed the networks.
+        """
+        self._save()
+        return RankLostError(
+            f"{error}; the run is saved at update {self.updates}: continue with --resume, with any "
+            "number of ranks"
+        )
+
+    def _update_once(self) -> None:
+        try:
+            self.step()
+        except NoSegmentsError as error:
+            self.source.lost_all(error)
+            return
+        self._notify.call(lambda callback: callback.on_update(self.updates))
+        self._notify.report(now=self._halted is not None)
 
     def step(self) -> None:
-        """Do one update, and everything that is due after it."""
+        """Do one update, and everything that is due after it on rank 0."""
         before_s = time.perf_counter()
         batch, update = self._learn()
         if self._tuner is not None:
             self._tuner.add(time.perf_counter() - before_s)
+        if self._ranks.is_first:
+            self._follow_up(batch, update)
+
+    def _follow_up(self, batch: Batch, update: Update) -> None:
         if self.updates % self._config.log_every == 0:
             self._log()
         self._check_guards(batch, update)
@@ -368,6 +533,8 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the remaining alerts; save and publish, unless a guard ended the run; report."""
+        if not self._ranks.is_first:
+            return
         self._guards.alerts.flush(self.updates)
         if self._halted is None:
             self._save()
@@ -408,11 +575,19 @@ class Trainer:
         """Return the update function, for the state as it is after loading a checkpoint."""
         c = self._config
         algorithm, graphs = c.algorithm, c.cuda_graphs
-        return make_updater(self._state, c.td3, self._autocast, algorithm=algorithm, graphs=graphs)
+        return make_updater(
+            self._state,
+            c.td3,
+            self._autocast,
+            algorithm=algorithm,
+            graphs=graphs,
+            ranks=self._ranks,
+        )
 
     def _make_tuner(self) -> ThreadTuner | None:
         """Return what chooses the number of CPU threads, if anything does."""
         is_free = self._config.threads == AUTO and self._device.type == "cpu"
+        is_free &= self._ranks.size == 1  # all ranks must round in the same way
         if not is_free or torch.get_num_threads() == 1:
             return None
         return ThreadTuner(group=self._config.td3.policy_delay)
@@ -424,11 +599,13 @@ class Trainer:
             config.replay,
             self._device,
             self._autocast or torch.float32,
-            shift=RandomShift(pad=pad, generator=self._noise) if pad else None,
+            shift=RandomShift(pad=pad, generator=self._noise, ranks=self._ranks) if pad else None,
             device_caches=open_device_caches(images, self._device, enabled=is_on),
         )
 
     def _wait(self) -> None:
+        if not self._ranks.is_first:
+            return  # wait for the next order
         before_s = time.monotonic()
         if self.source.is_stalled:
             self._publish()  # a collector may wait for these updates before it collects more
@@ -445,13 +622,17 @@ class Trainer:
             self._state.set_vector_statistics(self._sample_vectors())
         batch, index = self._loader.load(self.source.sampler)
         self._observed = batch.observation
-        noise = torch.randn(batch.action.shape, generator=self._noise, device=self._device)
+        size, count = batch.action.shape
+        whole = (self._ranks.size * size, count)
+        noise = self._ranks.own(torch.randn(whole, generator=self._noise, device=self._device))
         if self._config.decay_from:
             self._state.scale_rates(self._config.rate_share(self.updates))
-        self._guards.before(self._state)
-        update = self._update(batch, noise)
+        if self._ranks.is_first:
+            self._guards.before(self._state)
+        batch, update = gather(self._ranks, batch, self._update(batch, noise))
         self._throughput.updates += 1
-        self._logger.add(update)
+        if self._ranks.is_first:
+            self._logger.add(update)
         if index is not None:  # waits for the device
             td_error = update.critic.td_error().float().cpu().numpy()
             self.source.sampler.update_priorities(index, td_error)
@@ -464,7 +645,7 @@ class Trainer:
             vector = self._loader.load(self.source.sampler)[0].observation.vector
             assert vector is not None
             found.append(vector)
-        return torch.cat(found)
+        return self._ranks.whole([torch.cat(found)])[0]
 
     def _log(self) -> None:
         source = self.source
@@ -479,7 +660,10 @@ class Trainer:
 
     def _check_guards(self, batch: Batch, update: Update) -> None:
         length = self.source.episodes.newest_length
+        before = [rate.state.share for rate in self._guards.rates.values()]
         scalars, stop = self._guards.after(self._state, update, batch, length)
+        after = [rate.state.share for rate in self._guards.rates.values()]
+        self._must_share |= before != after
         self._logger.write(self.updates, scalars)
         if stop is not None and self._config.guards.on_stop != "continue":
             self._stop(stop)
@@ -511,6 +695,7 @@ class Trainer:
         unused = torch.Generator(self._device)
         metadata, aside = self._checkpoints.roll_back(good, self._state, unused)
         self._guards.roll_back(metadata.guards, self._state)
+        self._must_share = True
         self._update = self._make_update()
         text = f"rolled back to update {good} after {reason}"
         text += "" if aside is None else f"; later checkpoints are in {aside}"

@@ -99,7 +99,7 @@ def _read_spec(path: Path) -> EpisodeSpec:
         raise kind(f"{group} cannot be read: {advice(error, reads=True)}") from error
     except ValueError as error:
         raise DatasetError(f"{path} is not a dataset: {error}") from error
-    return _parse_spec(group, document)
+    return parse_spec(group, document)
 
 
 def dataset_around(path: Path) -> Path | None:
@@ -124,7 +124,8 @@ def _explain_missing(path: Path) -> str:
     return f"{path} is not a dataset: it has no {GROUP_FILE}; avtd3 collect creates one"
 
 
-def _parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - any JSON value
+def parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - any JSON value
+    """Return the spec in the content of a dataset's ``zarr.json``, of which this is the path."""
     attributes = document.get("attributes") if isinstance(document, dict) else None
     ours = attributes.get("avtd3") if isinstance(attributes, dict) else None
     if not isinstance(ours, dict) or document.get("node_type") != "group":

@@ -11,7 +11,8 @@ Every message says what was expected, what was found, where, and how to fix it::
     │   └── NoSegmentsError                       a dataset without segments
     ├── UnreadableError (OSError)                 a file that cannot be read now
     │   ├── DatasetUnreadableError                the same for a dataset; a DatasetError as well
-    │   └── SegmentUnreadableError                the same for a file of a segment
+    │   ├── SegmentUnreadableError                the same for a file of a segment
+    │   └── UnreachableError                      an object store that does not answer now
     ├── SegmentNotFoundError (FileNotFoundError)  a segment that has been removed
     ├── SegmentCorruptError (ValueError)          truncated, edited or damaged files in a segment
     ├── CheckpointError (ValueError)              a damaged checkpoint or policy
@@ -20,7 +21,8 @@ Every message says what was expected, what was found, where, and how to fix it::
     │   └── RouteError                            a route that cannot be driven on its roads
     ├── WorldError (RuntimeError)                 the simulator failed
     │   └── WorldLost                             the simulator is gone, stalled or crashed
-    └── StorageError (OSError)                    the disk is full or not writable
+    ├── StorageError (OSError)                    the disk is full or not writable
+    └── RankLostError (ConnectionError)           another process of a training run is gone
 
 Each error is also a built-in exception, given in parentheses.
 """
@@ -96,6 +98,10 @@ class SegmentUnreadableError(UnreadableError):
     """A segment of which a file cannot be read now; it may be sound, so try again later."""
 
 
+class UnreachableError(UnreadableError):
+    """An object store that cannot be reached now, or fails; try again later."""
+
+
 class SegmentNotFoundError(Avtd3Error, FileNotFoundError):
     """A segment that does not exist, or has been removed since it was opened."""
 
@@ -151,6 +157,10 @@ class WorldLost(WorldError):  # noqa: N818 - an outcome, not a fault
 
 class StorageError(Avtd3Error, OSError):
     """A disk that is full, or a directory that cannot be written."""
+
+
+class RankLostError(Avtd3Error, ConnectionError):
+    """Another process that trains the same run is gone, or no longer does the same updates."""
 
 
 def escape(text: str, keep: str = "") -> str:

@@ -54,17 +54,60 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, er
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 """Start of a URL, also of one that became a Path, which has one slash instead of two."""
+REMOTE_SCHEMES = ("s3", "gs", "az", "memory")
+"""Schemes of the URLs that `avtd3.store.remote` opens."""
+
+
+def _as_url(path: Path | str | None) -> str | None:
+    match = _URL.match(str(path))
+    return None if match is None else f"{match[1]}://{str(path)[match.end() :]}"
+
+
+def show_path(path: Path | str) -> str:
+    """Return a path as text; one that was a URL gets its two slashes back."""
+    return _as_url(path) or str(path)
 
 
 def check_local(*paths: Path | str | None) -> None:
     """Raise `ConfigError` if a path is a URL: avtd3 would make a local directory of that name."""
     for path in paths:
-        if match := _URL.match(str(path)):
-            url = f"{match[1]}://{str(path)[match.end() :]}"
+        if (url := _as_url(path)) is not None:
             raise ConfigError(
-                f"{abbreviate(url)} is a URL, expected a path of this machine; mount the storage, "
-                "or copy the directory (for example with rclone), and give that path"
+                f"{abbreviate(_hide_user(url))} is a URL, expected a path of this machine; mount "
+                "the storage, or copy it here (avtd3 pull URL DIRECTORY), and give that path"
             )
+
+
+def remote_url(path: Path | str | None) -> str | None:
+    """Return the URL of an object store that a path is, without a slash at its end.
+
+    None for a path of this machine.
+
+    Raises:
+        ConfigError: It is another URL, or has a user name, a password or a query.
+    """
+    if (url := _as_url(path)) is None:
+        return None
+    scheme, _, rest = url.partition("://")
+    shown, plain = abbreviate(_hide_user(url)), rest.rstrip("/")
+    if scheme not in REMOTE_SCHEMES:
+        check_local(path)
+    if "@" in rest or "?" in rest or "#" in rest:
+        raise ConfigError(
+            f"{shown} contains @, ? or #, expected only a bucket and a path; give credentials in "
+            "the usual environment variables or files of the store"
+        )
+    names = plain.split("/")
+    if not all(names) or {".", ".."} & set(names):
+        raise ConfigError(
+            f"{shown} is not a plain URL, expected one such as {scheme}://bucket/path"
+        )
+    return f"{scheme}://{plain}"
+
+
+def _hide_user(url: str) -> str:
+    """Hide what may be a password."""
+    return re.sub(r"//[^/@]*:[^/@]*@", "//[hidden]@", url)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from avtd3.store.files import (
@@ -44,15 +44,22 @@ def publish(
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a segment in staging, fsync all of it, and rename it to its final path."""
+    with staged(staging, target):
+        _write(staging, files, shared or {})
+        if check is not None:
+            check(staging)
+
+
+@contextlib.contextmanager
+def staged(staging: Path, target: Path) -> Iterator[None]:
+    """Rename what is written to a staging directory inside to its final path, or delete it."""
     with storage_errors(staging):
         try:
             for directory in (staging.parent, target.parent):
                 directory.mkdir(exist_ok=True)
             _delete_staged(staging)
             os.close(create(owner_file(staging), Identity.current("publish a segment").to_bytes()))
-            _write(staging, files, shared or {})
-            if check is not None:
-                check(staging)
+            yield
             move_directory(staging, target)
         finally:
             _delete_staged(staging)
@@ -74,9 +81,7 @@ def owner_file(staging: Path) -> Path:
 
 def _write(root: Path, files: Mapping[str, bytes], shared: Mapping[str, Path]) -> None:
     """Create a segment's directories and files, the manifest last, and fsync all of them."""
-    directories = _directories(root, (*files, *shared))
-    for directory in directories:
-        directory.mkdir()
+    directories = make_directories(root, (*files, *shared))
     # Write all files before the first fsync: one commit of the file system's journal, not fifty.
     descriptors: list[int] = []
     try:
@@ -95,10 +100,13 @@ def _write(root: Path, files: Mapping[str, bytes], shared: Mapping[str, Path]) -
         fsync_directory(directory)
 
 
-def _directories(root: Path, names: Iterable[str]) -> list[Path]:
-    """Return the directories of files, each after the one it lies in."""
+def make_directories(root: Path, names: Iterable[str]) -> list[Path]:
+    """Create the directories of files; return them, each after the one it lies in."""
     found = {root / parent for name in names for parent in Path(name).parents}
-    return sorted(found, key=lambda path: len(path.parts))
+    directories = sorted(found, key=lambda path: len(path.parts))
+    for directory in directories:
+        directory.mkdir()
+    return directories
 
 
 def remove_segments(dataset: Path, segment_ids: Sequence[str]) -> None:

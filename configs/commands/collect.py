@@ -1,5 +1,6 @@
 """`avtd3 collect`."""
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from avtd3.configs.commands.console import interruptible, progress
 
 if TYPE_CHECKING:
     from avtd3.collect.collector import CollectConfig
+    from avtd3.collect.reports import CollectProgress
 
 
 def collect(
@@ -92,6 +94,8 @@ def collect(
     from avtd3.collect.foreign import stdout_to_stderr
     from avtd3.collect.plan import choose_plan
     from avtd3.collect.worlds import use_current_directory
+    from avtd3.store.remote.client import open_place
+    from avtd3.store.status import Heartbeat
 
     def configure(stored: Mapping[str, Any] | None) -> "CollectConfig":
         settings = opt.section("collect", config, set_, stored=stored)
@@ -116,7 +120,13 @@ def collect(
     else:
         settings = configure(None)
     use_current_directory(settings)
-    with interruptible() as should_stop, progress() as show, stdout_to_stderr():
+    heart = Heartbeat([open_place(dataset)], "collector", settings.name or platform.node())
+
+    def report_progress(progress: "CollectProgress") -> None:
+        show(progress)
+        heart.update(**progress.status())
+
+    with interruptible() as should_stop, progress() as show, stdout_to_stderr(), heart:
         report = run(
             dataset,
             settings,
@@ -126,7 +136,7 @@ def collect(
             policies=policies,
             resume=resume,
             should_stop=should_stop,
-            on_progress=show,
+            on_progress=report_progress,
         )
     opt.answer(report.document(), as_json, report.summary())
     opt.check_simulators(report.failure)

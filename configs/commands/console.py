@@ -258,6 +258,23 @@ def _bar() -> Iterator[ShowProgress]:
         live.refresh()
 
 
+@contextlib.contextmanager
+def live_text() -> Iterator[Callable[[str], None]]:
+    """Yield a function that replaces the text that it printed before, on standard output."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    stream: object = sys.stdout
+    if isinstance(stream, SafeStream):
+        stream = stream.raw()
+    console = Console(file=cast(TextIO, stream))
+    with Live(Text(""), console=console, auto_refresh=False) as live, _safe_streams():
+        yield lambda text: live.update(
+            Text(escape(text, keep="\n"), no_wrap=True, overflow="ellipsis"), refresh=True
+        )
+
+
 class _Clock:
     """Measures how long the work takes, and estimates how long it will still take."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from avtd3.configs.commands import options as opt
-from avtd3.configs.commands.console import EXIT_NO, interruptible, progress, say
+from avtd3.configs.commands.console import EXIT_NO, interruptible, progress, say, set_verbosity
 
 
 def learn(
@@ -82,34 +82,51 @@ def learn(
     from avtd3.learn.openmp import limit_spinning
 
     limit_spinning()  # before torch is imported
-    from avtd3.learn.callbacks import ProgressCallback
+    from avtd3.learn.callbacks import ProgressCallback, StatusCallback
+    from avtd3.learn.ranks import open_ranks
     from avtd3.learn.run_settings import name_run, read_settings
     from avtd3.learn.trainer import train
     from avtd3.store.files import check_local
+    from avtd3.store.remote.client import open_place
+    from avtd3.store.status import Heartbeat
 
-    resumes = resume or rollback is not None
-    stored = read_settings(run)["learn"] if resumes else None
-    if not resumes:
-        check_local(run, *datasets)
-        named = name_run(run, datasets)
-        if named != run:
-            say(f"run {named}")
-        run = named
-    settings = opt.section("learn", config, set_, stored=stored)
-    settings = opt.replace(settings, updates=updates, seed=seed)
-    filters = None if filter_ is None else tuple(filter_)
-    settings = opt.replace(settings, replay=opt.replace(settings.replay, filter=filters, mode=mode))
-    with interruptible() as should_stop, progress() as show:
-        report = train(
-            settings,
-            datasets=datasets,
-            run=run,
-            policies=policies,
-            follow=follow,
-            resume=resume,
-            rollback=rollback,
-            callbacks=[ProgressCallback(show, should_stop)],
+    with interruptible() as should_stop, open_ranks() as ranks:
+        if not ranks.is_first:
+            set_verbosity(-1)
+        resumes = resume or rollback is not None
+        before = read_settings(run) if resumes else {}
+        stored = before["learn"] if resumes else None
+        if not resumes:
+            check_local(run, *datasets)
+            named = Path(ranks.share(str(name_run(run, datasets))))
+            if named != run:
+                say(f"run {named}")
+            run = named
+        settings = opt.section("learn", config, set_, stored=stored)
+        settings = opt.replace(settings, updates=updates, seed=seed)
+        filters = None if filter_ is None else tuple(filter_)
+        replay = opt.replace(settings.replay, filter=filters, mode=mode)
+        settings = opt.replace(settings, replay=replay)
+        follows = before.get("follow", False) if follow is None else follow
+        published = Path(policies or before.get("policies") or run / "policies")
+        heart = Heartbeat(
+            [open_place(published)] if ranks.is_first else [],
+            "learner",
+            run.name,
+            datasets=[open_place(path) for path in datasets if follows and ranks.is_first],
         )
-    opt.answer(report.document(), as_json, report.summary())
+        with progress() as show, heart:
+            report = train(
+                settings,
+                datasets=datasets,
+                run=run,
+                policies=policies,
+                follow=follow,
+                resume=resume,
+                rollback=rollback,
+                callbacks=[ProgressCallback(show, should_stop), StatusCallback(heart)],
+            )
+    if ranks.is_first:
+        opt.answer(report.document(), as_json, report.summary())
     if report.halted:
         raise typer.Exit(EXIT_NO)

@@ -31,6 +31,7 @@ from avtd3.store.files import (
     read_bytes,
     retry,
     sha256,
+    show_path,
 )
 from avtd3.store.format.layout import FORMAT_VERSION, MANIFEST_FILE, MAX_STEPS
 
@@ -180,7 +181,7 @@ def _describe(name: str, status: os.stat_result, size: int) -> str:
 def corrupt(path: Path, problem: str) -> SegmentCorruptError:
     """Return the error for a segment whose bytes are not those that were published."""
     return SegmentCorruptError(
-        f"segment {path.name} ({path.parent}): {problem}; "
+        f"segment {path.name} ({show_path(path.parent)}): {problem}; "
         "copy it again from its source, or quarantine it with avtd3 replay-inspect --quarantine"
     )
 
@@ -220,9 +221,17 @@ def read_manifest(path: Path) -> Manifest:
     file = f"{path}/{MANIFEST_FILE}"
     try:
         data = read_bytes(file, MAX_MANIFEST_BYTES)
-        document = _parse(data, path)
     except OSError as error:
         raise read_error(path, MANIFEST_FILE, error, says=" cannot be read") from error
+    except ValueError as error:
+        raise corrupt(path, str(error)) from error
+    return parse_manifest(data, path)
+
+
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """Check the bytes of the manifest of the segment at a path."""
+    try:
+        document = _parse(data, path)
     except ValueError as error:
         raise corrupt(path, str(error)) from error
     if not isinstance(document, dict):

@@ -71,7 +71,7 @@ class ReplayConfig:
     """Maximum number of transitions (1e6 as in Fujimoto et al. 2018). Whole segments are dropped,
     the oldest first. The newest segment is kept even if it alone is larger."""
     batch_size: int = 256
-    """Transitions per batch, at most 2^20."""
+    """Transitions per batch, at most 2^20. Under ``torchrun``, those of each rank."""
     n_step: int = 1
     """Number of rewards summed before bootstrapping; fewer where the episode ends sooner."""
     gamma: float = 0.99

@@ -92,7 +92,8 @@ class Transitions:
     weight: NDArray[np.float32] | None = None
     """float32 (B,), importance weights in (0, 1]; None unless sampling is prioritised."""
     index: NDArray[np.int64] | None = None
-    """int64 (B,), identifies the transitions for `Sampler.update_priorities`; None likewise."""
+    """int64 (B,), identifies the transitions for `Sampler.update_priorities`; None likewise. In a
+    sampler of a part, it has the whole batch."""
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -18,7 +18,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -197,6 +197,7 @@ class Sampler:
         buffers: int = 3,
         gathers: bool = True,
         grows: bool = False,
+        part: tuple[int, int] = (0, 1),
         on_progress: Progress | None = None,
     ) -> None:
         """Take a snapshot of each dataset, and load its segments or start to load them.
@@ -213,6 +214,8 @@ class Sampler:
             gathers: False for batches without frames, whose `Transitions.frame_rows` are rows of
                 `frame_array`. Direct replay always gathers.
             grows: Whether `refresh` will be called; see `choose_mode`.
+            part: A number and how many there are: batches are that part of batches so many times
+                as large. Samplers with the same seed and data, one per part, share them.
             on_progress: Called with frames done and frames in total while frames are decoded.
 
         Raises:
@@ -234,14 +237,17 @@ class Sampler:
             mode, self.spec, directory, in_background=config.fill == "while"
         )
         size, n, length = config.batch_size, config.n_step, config.sequence_length
-        self._draws = Draws(seed=seed, batch_size=size)
+        number, parts = part
+        self._own = slice(number * size, (number + 1) * size)
+        self._draws = Draws(seed=seed, batch_size=parts * size)
         self._gather = Gather(self.spec, n_step=n, gamma=config.gamma)
         self._priorities = self._sequences = None
         if config.prioritised:
-            self._priorities = Priorities(config.priority, seed=seed, batch_size=size)
+            self._priorities = Priorities(config.priority, seed=seed, batch_size=parts * size)
         if length:
             count = size // length
-            self._sequence_draws = Draws(seed=seed, batch_size=count)
+            self._own_sequences = slice(number * count, (number + 1) * count)
+            self._sequence_draws = Draws(seed=seed, batch_size=parts * count)
             self._sequences = SequenceGather(self.spec, length=length, count=count)
         gathers = gathers or isinstance(self.backend, DirectReplay)
         self._buffers = itertools.cycle(
@@ -253,7 +259,7 @@ class Sampler:
         self._block: Transitions | None = None
         self._looked_up: NDArray[np.int64] | None = None
         self._frame_arrays: dict[str, FrameArray] = {}
-        self._chosen_digest = ""
+        self._chosen_digest = self._hashed = ""
         self._newest = NO_POLICY
         self._taken_s = -math.inf
         self._unreported: list[RefreshReport] = []
@@ -323,7 +329,7 @@ class Sampler:
             while self._sequence_draws.count:
                 block, number = self._sequence_draws.next()
                 try:
-                    return self._sequences.batch(block[number])
+                    return self._sequences.batch(block[number, self._own_sequences])
                 except _BAD:
                     self._refuse_damaged()
             if not self.steps:
@@ -384,6 +390,17 @@ class Sampler:
                 self._tracker.retry()
                 self._follow()
             return self._take_reports()
+
+    def refuse(self, segments: Iterable[RefusedSegment]) -> None:
+        """Exclude segments that another process cannot use, until a refresh tries them again."""
+        with self._lock:
+            paths = [dataset.path for dataset in self._tracker.datasets]
+            reasons = {(paths.index(s.dataset), s.segment_id): s.reason for s in segments}
+            known = self._tracker.refusals
+            self._tracker.refuse(
+                {key: SegmentCorruptError(why) for key, why in reasons.items() if key not in known}
+            )
+            self._follow()
 
     @property
     def has_refused(self) -> bool:
@@ -449,7 +466,12 @@ class Sampler:
     @property
     def steps_published(self) -> int:
         """Steps that the datasets have published so far: sampled, excluded and dropped ones."""
-        return self._tracker.steps_published
+        return self._tracker.published.total()
+
+    @property
+    def steps_by_collector(self) -> Mapping[str, int]:
+        """The published steps by the name of the collector in the segments' names."""
+        return self._tracker.published
 
     @property
     def excluded(self) -> str:
@@ -496,6 +518,12 @@ class Sampler:
                 self._sequence_draws.restore(state["sequences"])
             return bool(state.get("segments") == self._digest())
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what can be sampled."""
+        with self._lock:
+            return self._digest()
+
     def close(self) -> None:
         """Free the scratch space; safe to call twice."""
         with self._lock:
@@ -512,12 +540,12 @@ class Sampler:
         """Return the next batch without its frames, as its index in a block of batches."""
         if self._priorities is not None:
             drawn = self._priorities.draw()
-            block = self._gather.look_up(drawn.number[None])
-            weight, index = drawn.weight[None], drawn.index[None]
+            block = self._gather.look_up(drawn.number[None, self._own])
+            weight, index = drawn.weight[None, self._own], drawn.index[None]
             return dataclasses.replace(block, weight=weight, index=index), 0
         numbers, place = self._draws.next()
         if self._block is None or numbers is not self._looked_up:
-            self._block, self._looked_up = self._gather.look_up(numbers), numbers
+            self._block, self._looked_up = self._gather.look_up(numbers[:, self._own]), numbers
         return self._block, place
 
     def _open(self, on_progress: Progress | None) -> RefreshReport:
@@ -599,6 +627,7 @@ class Sampler:
         """Number all transitions that may be sampled, and sample from these from now on."""
         eligibility, datasets = self._tracker.eligibility, len(self._tracker.datasets)
         self._frame_arrays, self._newest = {}, eligibility.newest
+        self._hashed = ""
         index = TransitionIndex.of(self.backend, eligibility)
         groups = group_draws(index, index.lengths, eligibility, self.config, datasets)
         self.steps = index.steps
@@ -615,5 +644,7 @@ class Sampler:
             self._sequences.bind(arrays, index.rows(starts), frames)
 
     def _digest(self) -> str:
-        text = repr(sorted(self.backend.segments)) + self._chosen_digest
-        return hashlib.sha256(text.encode()).hexdigest()
+        if not self._hashed:
+            text = repr(sorted(self.backend.segments)) + self._chosen_digest
+            self._hashed = hashlib.sha256(text.encode()).hexdigest()
+        return self._hashed

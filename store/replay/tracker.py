@@ -1,6 +1,7 @@
 """`SegmentTracker`: which segments of the datasets a sampler wants, and which it cannot use."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,7 @@ from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.eligibility import Eligibility
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.status import collector_of
 
 _NAMED = 5
 """Maximum number of segments that an error names."""
@@ -98,6 +100,9 @@ class Refusals:
         """Forget segments that turned out to be sound."""
         self._reported.difference_update(loaded)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._found
+
     def __bool__(self) -> bool:
         """Return whether any segment is refused now."""
         return bool(self._found)
@@ -143,8 +148,9 @@ class SegmentTracker:
         check = not self.eligibility.takes_all
         self._snapshots = [dataset.snapshot(check_files=check) for dataset in self.datasets]
         self._counted: set[Key] = set()
-        self.steps_published = 0
-        """Steps of all episodes that were listed so far, whether or not they may be sampled."""
+        self.published: Counter[str] = Counter()
+        """Steps of all episodes that were listed so far, whether or not they may be sampled, by the
+        name of their collector."""
         for number, snapshot in enumerate(self._snapshots):
             self._count(number, snapshot, ())
         self.followed: Mapping[Key, Segment] = {}
@@ -251,7 +257,7 @@ class SegmentTracker:
         for segment in snapshot.segments:
             if (number, segment.id) not in self._counted:
                 self._counted.add((number, segment.id))
-                self.steps_published += _unseen_steps(segment, before)
+                self.published[collector_of(segment.id)] += _unseen_steps(segment, before)
 
 
 def _unseen_steps(segment: Segment, before: Sequence[Segment]) -> int:

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from avtd3.collect.collector import CollectAheadConfig, CollectConfig, collect
 from avtd3.collect.reports import CollectProgress
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
+from avtd3.store.remote.client import LocalPlace
+from avtd3.store.status import Beat
 from avtd3.tests.collect.point_world import open_point_world
 from avtd3.tests.collect.test_collector import CONFIG, FakeDirectory, FakePolicy, with_policies
 
@@ -126,3 +129,39 @@ def test_a_learner_that_is_gone_is_waited_for_until_stopped(tmp_path, monkeypatc
 def test_looking_for_policies_is_frequent():
     assert loop.POLICY_PERIOD_S <= 0.1
     assert CollectConfig().lead == CollectAheadConfig()
+
+
+def test_a_collector_waits_for_a_learner_that_sees_its_steps_late(tmp_path, monkeypatch):
+    """A slow learner acknowledges the steps of one segment after each wait."""
+    place, sequence = LocalPlace(tmp_path / "d"), itertools.count(1)
+    seen: list[str] = []
+
+    def acknowledge(steps):
+        beat = Beat(
+            role="learner", name="run", id="learner-run", sequence=next(sequence),
+            acknowledged={"slow": steps},
+        )  # fmt: skip
+        place.write(beat.key, beat.to_bytes())
+
+    def on_progress(report):
+        if report.tally.waiting:
+            seen.append(report.tally.waiting)
+            acknowledge(sum(length for _, length in rows(tmp_path / "d")))
+
+    monkeypatch.setattr("avtd3.store.status.INTERVAL_S", 0.01)
+    writer = dataclasses.replace(CONFIG.writer, segment_steps=50)
+    lead = CollectAheadConfig(max_unseen=40)
+    config = dataclasses.replace(CONFIG, name="slow", lead=lead, writer=writer)
+    collect(tmp_path / "d", config, steps=20, open_world=open_point_world)
+    acknowledge(0)
+    collect(
+        tmp_path / "d",
+        config,
+        steps=300,
+        resume=True,
+        on_progress=on_progress,
+        open_world=open_point_world,
+    )
+    assert len(seen) > 1
+    assert all("has not seen" in text and "max_unseen 40" in text for text in seen)
+    assert sum(length for _, length in rows(tmp_path / "d")) >= 300

@@ -89,7 +89,13 @@ def publish_episodes() -> Callable[..., Dataset]:
     """Write a dataset, or append to it: random episodes in one segment."""
 
     def publish(
-        path: Path, spec: EpisodeSpec, *, episodes: int = 3, length: int = 20, seed: int = 0
+        path: Path,
+        spec: EpisodeSpec,
+        *,
+        episodes: int = 3,
+        length: int = 20,
+        seed: int = 0,
+        drivers: tuple[str, ...] = ("random",),
     ) -> Dataset:
         rng = np.random.default_rng(seed)
         dataset = Dataset.create(path, spec)
@@ -107,7 +113,8 @@ def publish_episodes() -> Callable[..., Dataset]:
         with SegmentWriter(dataset, collector="test", provenance={}) as writer:
             for episode in range(episodes):
                 labels: dict[str, Any] = {"world": "t", "town": "t", "weather": "t"}
-                writer.begin(observe(), seed=episode, scenario=0, driver="random", **labels)
+                driver = drivers[episode % len(drivers)]
+                writer.begin(observe(), seed=episode, scenario=0, driver=driver, **labels)
                 for step in range(1, length + 1):
                     writer.step(
                         rng.uniform(spec.action_low, spec.action_high).astype(np.float32),

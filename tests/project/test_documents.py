@@ -24,6 +24,7 @@ from avtd3 import cli
 from avtd3.configs.commands import console
 from avtd3.configs.load import load_section, presets
 from avtd3.tests.project.source import ROOT
+from avtd3.tests.store.remote import servers
 
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -32,7 +33,7 @@ DOCUMENTS = sorted(
 )
 BLOCK = re.compile(r"(?:^<!-- ([a-z ]+): (.*?) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 LANGUAGES = {"bash", "text", "python", "yaml", "json", "html"}
-PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "./CarlaUE4.sh"}
+PROGRAMS = {"avtd3", "git", "cd", ".", "make", "pip", "python", "torchrun", "./CarlaUE4.sh"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,6 +112,10 @@ def check_other(program, words):
         assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE)
     elif program == "python":
         assert (ROOT / words[0]).is_file()
+    elif program == "torchrun":
+        module, *arguments = words[words.index("--") + 1 :]
+        assert module == "avtd3.cli"
+        check_avtd3(arguments)
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
         for group in re.findall(r"\[(.*?)\]", " ".join(words)):
@@ -196,11 +201,12 @@ def clone(tmp_path_factory):
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "packages.pth").write_text(f"{Path(numpy.__file__).parents[1]}\n")
     (site / "avtd3").symlink_to(folder)
-    script = environment / "bin" / "avtd3"
-    # With a guard, as pip writes it: worker processes import the script again.
-    code = "from avtd3.cli import main\nif __name__ == '__main__':\n    main()\n"
-    script.write_text(f"#!{environment}/bin/python\n{code}")
-    script.chmod(0o755)
+    for name, module in (("avtd3", "avtd3.cli"), ("torchrun", "torch.distributed.run")):
+        script = environment / "bin" / name
+        # With a guard, as pip writes it: worker processes import the script again.
+        code = f"from {module} import main\nif __name__ == '__main__':\n    main()\n"
+        script.write_text(f"#!{environment}/bin/python\n{code}")
+        script.chmod(0o755)
     return folder
 
 
@@ -239,8 +245,11 @@ def test_a_document_gets_what_it_does_not_make(text, expected):
     "document",
     [d for d in DOCUMENTS if any(b.commands and b.note != "not run" for b in blocks(d))],
 )
-def test_the_commands_of_a_document_run_in_fresh_shells(document, clone, tmp_path):
-    """In the order of the document; each block in a shell of its own that activates avtd3."""
+def test_the_commands_of_a_document_run_in_fresh_shells(document, clone, tmp_path, request):
+    """In the order of the document; each block in a shell of its own that activates avtd3.
+
+    The buckets that it names are those of a server on this machine.
+    """
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
@@ -254,6 +263,11 @@ def test_the_commands_of_a_document_run_in_fresh_shells(document, clone, tmp_pat
             (work / block.value).write_text(block.text)
     run = [b for b in blocks(document) if b.commands and b.note != "not run"]
     setup = setup_of("".join(block.text for block in run))
+    buckets = set(re.findall(r"s3://([a-z]+)", "".join(block.text for block in run)))
+    for bucket in buckets:
+        server = request.getfixturevalue("moto")
+        environment |= server.environment
+        servers.put_bucket(server, bucket)
     for name, text in (("set-up", setup), *((named(block), block.text) for block in run)):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f". .venv/bin/activate\n{text}"],

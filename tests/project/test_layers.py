@@ -50,7 +50,9 @@ SINGLE_IMPORTERS = {
     "configs.commands.policy": COMMAND,
     "configs.commands.replay_inspect": COMMAND,
     "configs.commands.road": COMMAND,
+    "configs.commands.status": COMMAND,
     "configs.commands.store": COMMAND,
+    "configs.commands.transfer": COMMAND,
     "learn.fitted_value": TOPIC,
     "learn.guards.monitor": ENTRY,
     "learn.replay_source": TOPIC,
@@ -59,6 +61,9 @@ SINGLE_IMPORTERS = {
     "store.maintenance.prune": WORK,
     "store.maintenance.upgrade": WORK,
     "store.render.audit_page": WORK,
+    "store.remote.commit": TOPIC,
+    "store.remote.transfer": WORK,
+    "store.render.status_view": WORK,
     "store.replay.direct": TOPIC,
 }
 """Modules that only one other module imports, and why they are modules of their own."""

@@ -15,6 +15,7 @@ BUILTIN_BASES = {
     "UnreadableError": OSError,
     "DatasetUnreadableError": OSError,
     "SegmentUnreadableError": OSError,
+    "UnreachableError": OSError,
     "SegmentNotFoundError": FileNotFoundError,
     "SegmentCorruptError": ValueError,
     "CheckpointError": ValueError,

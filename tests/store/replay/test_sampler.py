@@ -1,6 +1,8 @@
+import contextlib
 import hashlib
 import itertools
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from avtd3.store.replay.config import MixPart, ReplayConfig
 from avtd3.store.replay.draws import BATCHES_AT_ONCE
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.scratch import ScratchArrays
+from avtd3.store.replay.tracker import RefusedSegment
 from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.memory import TWO, MemoryDataset, World, copy, make_spec, same
@@ -353,3 +356,48 @@ def test_a_seed_gives_the_batches_of_earlier_versions(world, tmp_path, settings,
             if config.prioritised:
                 sampler.update_priorities(batch.index, batch.reward * number)
     assert hashed.hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"n_step": 3, **SHARES}, {**MIX, "prioritised": True}, {"sequence_length": 2}],
+    ids=("uniform", "weights", "prioritised", "sequences"),
+)
+def test_samplers_of_parts_share_the_batches_of_a_whole_one(world, tmp_path, settings):
+    sets = [world.dataset("/d", *TWO), world.dataset("/e", ("c", [(7, False), (1, True)]))]
+    with contextlib.ExitStack() as stack:
+
+        def sampler_of(size, part):
+            config = ReplayConfig(batch_size=size, **settings)
+            return stack.enter_context(Sampler(sets, config, seed=1, scratch=tmp_path, part=part))
+
+        whole = sampler_of(12, (0, 1))
+        check_parts(whole, [sampler_of(4, (number, 3)) for number in range(3)], settings)
+
+
+def check_parts(whole, parts, settings):
+    for number in range(20):
+        if "sequence_length" in settings:
+            expected = whole.sample_sequences().action
+            found = [part.sample_sequences().action for part in parts]
+        else:
+            batch, others = whole.sample(), [part.sample() for part in parts]
+            expected = np.concatenate([batch.observation_vector, batch.action], axis=1)
+            found = [np.concatenate([b.observation_vector, b.action], axis=1) for b in others]
+            if batch.weight is not None:
+                assert (batch.weight == np.concatenate([b.weight for b in others])).all()
+                for sampler, b in zip((whole, *parts), (batch, *others), strict=True):
+                    assert (b.index == batch.index).all()
+                    sampler.update_priorities(b.index, batch.reward * number)
+        assert (expected == np.concatenate(found)).all()
+    assert all(part.state() == whole.state() for part in parts)
+
+
+def test_segments_that_another_process_refuses_are_excluded(world, tmp_path):
+    with Sampler([world.dataset("/d", *TWO)], ReplayConfig(), seed=1, scratch=tmp_path) as sampler:
+        before = sampler.digest
+        refused = RefusedSegment(dataset=Path("/d"), segment_id="a", reason="damaged there")
+        sampler.refuse([refused])
+        assert sampler.steps == 4
+        assert [each.segment_id for each in sampler.refused] == ["a"]
+        assert sampler.digest != before

@@ -1,0 +1,74 @@
+"""`avtd3 push` and `avtd3 pull`."""
+
+from typing import Annotated
+
+import typer
+
+from avtd3.configs.commands import console
+from avtd3.configs.commands import options as opt
+from avtd3.store.errors import ConfigError, abbreviate
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Dataset, or directory of policies: a path, or a URL such as s3://BUCKET/PATH.",
+    ),
+]
+DestinationArgument = Annotated[
+    str, typer.Argument(metavar="DEST", help="Path or URL; created if missing.")
+]
+LimitOption = Annotated[
+    str | None,
+    typer.Option("--limit", metavar="RATE", help="Largest bandwidth, such as 20MB/s."),
+]
+
+
+def push(
+    source: SourceArgument,
+    destination: DestinationArgument,
+    limit: LimitOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Copy a dataset or policies to a URL (or from any place to any other).
+
+    Every byte is verified. To continue, run the same command again: what is there is skipped.
+    Endpoint, region and credentials come from the usual environment variables and files, such as
+    AWS_PROFILE. Exits with 1 if something was not copied. See docs/fleet.md.
+    """
+    _transfer(source, destination, limit, as_json)
+
+
+def pull(
+    source: SourceArgument,
+    destination: DestinationArgument,
+    limit: LimitOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Copy a dataset or policies from a URL (or from any place to any other).
+
+    The copy is an ordinary dataset. Every byte is verified. To continue, run the same command
+    again: what is there is skipped. Exits with 1 if something was not copied. See docs/fleet.md.
+    """
+    _transfer(source, destination, limit, as_json)
+
+
+def _transfer(source: str, destination: str, limit: str | None, as_json: bool) -> None:
+    from avtd3.store.remote.transfer import transfer
+
+    bytes_per_s = 0.0
+    if limit is not None:
+        bytes_per_s = opt.parse_bytes(limit.removesuffix("/s"))
+        if not bytes_per_s:
+            raise ConfigError(f"--limit is {abbreviate(limit)}, expected above 0, such as 20MB/s")
+    with console.interruptible() as should_stop, console.progress() as show:
+        report = transfer(
+            source,
+            destination,
+            bytes_per_s=bytes_per_s,
+            should_stop=should_stop,
+            on_progress=show,
+        )
+    opt.answer(report.document(), as_json, report.summary())
+    if report.stopped or report.problems:
+        raise typer.Exit(console.EXIT_NO)

@@ -1,0 +1,1 @@
+"""Datasets and policies in object stores: push, pull, follow."""

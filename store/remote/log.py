@@ -1,0 +1,279 @@
+"""The log of an object store: one small object per published segment, found in order of time.
+
+A reader lists only what is new: the keys start with the time at which they were put, and a listing
+can start after a key. Clocks differ and listings may lag, so each listing starts `OVERLAP_S` before
+the newest known entry, and what is known already is skipped. Anyone may summarise a day that has
+passed in one object, so that opening a dataset reads days backwards until it has enough steps,
+however many segments there are.
+
+An entry that a reader has seen stays: absence from a listing never means that a segment is gone.
+The log is an index, and can be wrong: the manifest alone says whether a segment exists. A listing
+of all segments once an hour finds those without an entry.
+"""
+
+import dataclasses
+import gzip
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from avtd3.store.files import canonical_json
+from avtd3.store.format.layout import MANIFEST_FILE, SEGMENTS
+from avtd3.store.format.manifest import Manifest, parse_manifest
+from avtd3.store.remote.client import RemotePlace
+from avtd3.store.replaced import REPLACES
+
+LOG, DAYS = "log", "log-day"
+"""Folders of the entries and of their daily summaries."""
+OVERLAP_S = 900.0
+"""Seconds before the newest entry at which a listing starts: clocks, stalls and lag together."""
+BACKSTOP_S = 3600.0
+"""Seconds between two listings of all segments."""
+_DAY_S = 86_400.0
+_NIGHT = "T240000"
+"""Sorts after all stamps of a day."""
+_KEY = re.compile(r"log/(\d{8}T\d{6}\.\d{6}Z)-(.+)\.json")
+_DAY_KEY = re.compile(r"log-day/(\d{8})-(\d{12})\.jsonl\.gz")
+
+
+def stamp(time_s: float) -> str:
+    """Format seconds since 1970 so that texts sort by time."""
+    return f"{datetime.fromtimestamp(time_s, UTC):%Y%m%dT%H%M%S.%f}Z"
+
+
+def _parse_stamp(text: str) -> float:
+    return datetime.strptime(f"{text}+0000", "%Y%m%dT%H%M%S.%fZ%z").timestamp()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """A published segment."""
+
+    segment: str
+    """Its id."""
+    time_s: float
+    """Time on its writer's clock when it was put, in seconds since 1970."""
+    steps: int
+    """Number of steps."""
+    episodes: int
+    """Number of episodes."""
+    size_bytes: int
+    """Bytes without the manifest."""
+    manifest_digest: str
+    """Digest in its manifest."""
+    plan: str = ""
+    """Digest of the plan that it was collected for; empty if there is none."""
+    unit: int | None = None
+    """Number of the unit of the plan, if the work is claimed in units."""
+    indices: tuple[int, ...] = ()
+    """Positions of its episodes in the plan."""
+    lengths: tuple[int, ...] = ()
+    """Steps of its episodes."""
+    policy_versions: tuple[int, ...] = ()
+    """The lowest and the highest version of a policy that drove; empty if none did."""
+    replaces: tuple[str, ...] = ()
+    """Segments that it claims to replace."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, time_s: float, **more: Any) -> Self:  # noqa: ANN401 - fields
+        """Return the entry of a segment."""
+        replaces, plan = manifest.provenance.get(REPLACES), manifest.provenance.get("plan_digest")
+        return cls(
+            segment=manifest.segment_id,
+            time_s=time_s,
+            steps=manifest.steps,
+            episodes=manifest.episodes,
+            size_bytes=manifest.size_bytes,
+            manifest_digest=manifest.digest,
+            plan=plan if isinstance(plan, str) else "",
+            replaces=tuple(sorted(replaces)) if isinstance(replaces, dict) else (),
+            **more,
+        )
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read an entry; raise `ValueError` or `TypeError` if it is none."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {k: v for k, v in document.items() if k in known}
+        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        entry = cls(**(values | lists))
+        if "/" in entry.segment or entry.steps < 1 or entry.size_bytes < 0:
+            raise ValueError("a value is out of range")
+        return entry
+
+    @property
+    def key(self) -> str:
+        """Key of its object."""
+        return f"{LOG}/{stamp(self.time_s)}-{self.segment}.json"
+
+    def to_bytes(self) -> bytes:
+        """Return the content of its object."""
+        return canonical_json(dataclasses.asdict(self))
+
+
+def add_entry(place: RemotePlace, entry: LogEntry) -> None:
+    """Put an entry; several of one segment do no harm."""
+    place.write(entry.key, entry.to_bytes())
+
+
+class LogReader:
+    """Follows the log of a dataset.
+
+    `segments` has every entry that was found, oldest first by the time at which it was put. An
+    entry that repeats the episodes of a unit of work is dropped: where a store ignores conditions,
+    two processes may both have published it.
+    """
+
+    def __init__(self, place: RemotePlace) -> None:
+        self._place = place
+        self.segments: dict[str, LogEntry] = {}
+        """Entries by segment, in the order in which they were found."""
+        self._seen: dict[str, None] = {}
+        self._units: set[tuple[str, int]] = set()
+        self.older_steps = 0
+        """Steps of the segments that `open` had no need to read about."""
+        self._newest_s, self._oldest = 0.0, ""
+        self._next_backstop_s = time.monotonic() + BACKSTOP_S
+
+    def open(self, steps: float = float("inf")) -> list[LogEntry]:
+        """Find at least so many of the newest steps, or all; return the entries, oldest first.
+
+        It costs one request for each entry since the newest summary, one for each summary that is
+        needed, and one listing.
+        """
+        days = _days(self._place)
+        newest = max(days, default="")
+        recent = self._new_entries(f"{newest}{_NIGHT}" if days else "")
+        if days:
+            self._newest_s = max(self._newest_s, _parse_stamp(f"{newest}T235959.999999Z"))
+        found = [recent]
+        total = sum(entry.steps for entry in recent)
+        while days and total < steps:
+            found.append(self._day(*days.popitem()))
+            total += sum(entry.steps for entry in found[-1])
+        self.older_steps = sum(days.values())
+        added = [e for entries in reversed(found) for e in entries if self._take(e)]
+        self._oldest = min(self.segments, default="") if days else ""
+        return added or self._backstop()  # a dataset that was copied there has no log
+
+    def refresh(self) -> list[LogEntry]:
+        """Find what is new; return it in order. It costs a listing, and a request for each."""
+        added = [e for e in self._new_entries() if self._take(e)]
+        if time.monotonic() >= self._next_backstop_s:
+            added += self._backstop()
+        return added
+
+    def _new_entries(self, after: str | None = None) -> list[LogEntry]:
+        """Read the entries that were not seen, from the cursor or a stamp on."""
+        # A clock that is ahead must not move the cursor beyond now.
+        cursor_s = min(self._newest_s, time.time()) - OVERLAP_S
+        if after is None:
+            after = stamp(cursor_s) if cursor_s > 0 else ""
+        keys = self._place.sizes(f"{LOG}/", after=f"{LOG}/{after}" if after else "")
+        found = []
+        for key in keys:
+            match = _KEY.fullmatch(key)
+            if match is None or key in self._seen:
+                continue
+            if (entry := _read_entry(self._place, key)) is not None:
+                found.append(entry)
+                self._newest_s = max(self._newest_s, _parse_stamp(match[1]))
+            self._seen[key] = None
+        self._forget_old()
+        return found
+
+    def _forget_old(self) -> None:
+        """Forget the keys that no listing will return again."""
+        oldest = f"{LOG}/{stamp(max(self._newest_s - 4.0 * OVERLAP_S, 0.0))}"
+        self._seen = {key: None for key in self._seen if key >= oldest}
+
+    def _day(self, day: str, steps: int) -> list[LogEntry]:
+        lines = gzip.decompress(self._place.read(_day_key(day, steps))).splitlines()
+        return [LogEntry.from_json(json.loads(line)) for line in lines]
+
+    def _take(self, entry: LogEntry) -> bool:
+        """Remember an entry; return whether its segment is new and no repetition."""
+        if entry.segment in self.segments:
+            return False
+        unit = (entry.plan, -1 if entry.unit is None else entry.unit)
+        if entry.unit is not None and unit in self._units:
+            return False
+        self._units.add(unit)
+        self.segments[entry.segment] = entry
+        return True
+
+    def _backstop(self) -> list[LogEntry]:
+        """Find the segments without an entry by a listing of all."""
+        self._next_backstop_s = time.monotonic() + BACKSTOP_S
+        found = []
+        for segment_id in self._place.folders(f"{SEGMENTS}/"):
+            if segment_id in self.segments or segment_id < self._oldest:
+                continue
+            try:
+                data = self._place.read(f"{SEGMENTS}/{segment_id}/{MANIFEST_FILE}")
+            except FileNotFoundError:
+                continue  # being published, or left by a process that died
+            entry = LogEntry.of(
+                parse_manifest(data, Path(self._place.text) / SEGMENTS / segment_id), 0.0
+            )
+            if self._take(entry):
+                found.append(entry)
+        return found
+
+
+def summarise_days(place: RemotePlace, now_s: float) -> list[str]:
+    """Summarise the days that have passed a day ago or longer and have no summary; return them.
+
+    Any process may do so at any time. The name of a summary has the day's steps.
+    """
+    done = _days(place)
+    after = f"{LOG}/{max(done)}{_NIGHT}" if done else ""
+    by_day: dict[str, list[str]] = {}
+    for key in place.sizes(f"{LOG}/", after=after):
+        if _KEY.fullmatch(key) and key[4:12] < stamp(now_s - _DAY_S)[:8]:
+            by_day.setdefault(key[4:12], []).append(key)
+    for day, keys in sorted(by_day.items()):
+        read = (_read_entry(place, key) for key in keys)
+        entries = {entry.segment: entry for entry in read if entry is not None}
+        steps = sum(entry.steps for entry in entries.values())
+        text = b"".join(entry.to_bytes() + b"\n" for entry in entries.values())
+        place.create(_day_key(day, steps), gzip.compress(text, mtime=0))
+    return sorted(by_day)
+
+
+def _read_entry(place: RemotePlace, key: str) -> LogEntry | None:
+    try:
+        return LogEntry.from_json(json.loads(place.read(key)))
+    except (FileNotFoundError, TypeError, ValueError, KeyError):
+        return None  # the listing of all segments finds the segment
+
+
+def _days(place: RemotePlace) -> dict[str, int]:
+    """Return the days that have a summary with their steps, in order; of two, the longer one."""
+    matches = filter(None, map(_DAY_KEY.fullmatch, place.sizes(f"{DAYS}/")))
+    return {match[1]: int(match[2]) for match in matches}
+
+
+def _day_key(day: str, steps: int) -> str:
+    return f"{DAYS}/{day}-{steps:012d}.jsonl.gz"
+
+
+def known_segments(place: RemotePlace) -> set[str]:
+    """Return the segments that have an entry in the log and files, by two listings."""
+    logged = {m[2] for key in place.sizes(f"{LOG}/") if (m := _KEY.fullmatch(key))}
+    return logged & set(place.folders(f"{SEGMENTS}/"))
+
+
+def held_episodes(entries: Iterable[LogEntry], plan: str) -> dict[int, int]:
+    """Return the steps of the episodes of a plan that entries hold, by position in the plan."""
+
+    def pairs() -> Iterator[tuple[int, int]]:
+        for entry in entries:
+            if entry.plan == plan:
+                yield from zip(entry.indices, entry.lengths, strict=False)
+
+    return dict(pairs())

@@ -1,0 +1,113 @@
+"""``avtd3 status``: what it answers, and its exit codes."""
+
+import json
+import os
+import time
+
+import pytest
+
+from avtd3.cli import main
+from avtd3.store.remote.client import LocalPlace
+from avtd3.store.status import Beat
+
+
+@pytest.fixture
+def status(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["status", *map(str, arguments)])
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def beat(place, name, role="collector", **fields):
+    made = Beat(role=role, name=name, id=f"{role}-{name}", sequence=1, **fields)
+    LocalPlace(place).write(made.key, made.to_bytes())
+
+
+def test_running_and_ended_processes_are_well(tmp_path, status):
+    beat(tmp_path / "d", "car", steps=500, rate=20.0)
+    beat(tmp_path / "d", "earlier", steps=100, is_ended=True)
+    beat(tmp_path / "run/policies", "run", "learner", updates=50, target=200, policy_version=3)
+    code, out, _ = status(tmp_path / "d", tmp_path / "run", "--once")
+    assert code == 0
+    assert "2 collectors, 1 learner, 20 steps/s" in out
+    assert "update 50 of 200" in out
+    code, out, _ = status(tmp_path / "d", tmp_path / "run", "--json")
+    document = json.loads(out)
+    assert [p["state"] for p in document["processes"]] == ["running", "ended", "running"]
+
+
+def test_a_dead_process_exits_with_1(tmp_path, status, monkeypatch):
+    beat(tmp_path, "car", steps=500)
+    monkeypatch.setattr(time, "time", lambda now_s=time.time: now_s() + 100.0)
+    code, out, _ = status(tmp_path, "--once")
+    assert code == 1
+    assert "car: dead: its last heartbeat came" in out
+
+
+def test_a_place_without_heartbeats_is_well(tmp_path, status):
+    code, out, _ = status(tmp_path, "--once")
+    assert (code, out) == (0, "no process has written a heartbeat in the last day\n")
+
+
+def test_a_page_is_written(tmp_path, status):
+    beat(tmp_path / "d", "car", steps=500, alerts=("the disk is slow",))
+    code, _, _ = status(tmp_path / "d", "--html", tmp_path / "pages" / "status.html")
+    page = (tmp_path / "pages" / "status.html").read_text("utf-8")
+    assert code == 0
+    assert "the disk is slow" in page
+    assert "collector car" in page
+
+
+def test_watching_redraws_until_it_is_interrupted(tmp_path, status, monkeypatch):
+    from avtd3.configs.commands import status as command
+
+    beat(tmp_path, "car", steps=500)
+    looks = []
+
+    def wait(seconds, should_stop):
+        looks.append(seconds)
+        if len(looks) == 3:
+            os.kill(os.getpid(), 2)
+            assert should_stop()
+
+    monkeypatch.setattr(command, "_wait", wait)
+    code, out, _ = status(tmp_path, "--watch", "--interval", "0.5")
+    assert (code, looks) == (0, [0.5] * 3)
+    assert "1 collector" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing"], "missing is not a directory, expected a dataset, a run or a directory"),
+        (["--json", "--watch", "."], "--json prints one document"),
+        (["ftp://host/d"], "ftp://host/d"),
+    ],
+)
+def test_bad_use_exits_with_2(arguments, said, status):
+    code, _, err = status(*arguments)
+    assert code == 2
+    assert said in err
+
+
+def test_collect_and_learn_write_heartbeats(tmp_path, status, capsys):
+    for command in (
+        ["collect", "d", "--episodes", "1", "--set", "collect.scenario.route_length_m=30"],
+        [
+            *("learn", "d", "--run", "run", "--updates", "2", "--follow"),
+            *("--set", "learn.learning_starts=10", "--set", "learn.replay.batch_size=4"),
+        ],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([str(tmp_path / a) if a in ("d", "run") else a for a in command])
+        assert not ended.value.code
+    capsys.readouterr()
+    _, out, _ = status(tmp_path / "d", "--json")
+    collector, learner = json.loads(out)["processes"]
+    assert (collector["state"], learner["state"]) == ("ended", "ended")
+    assert learner["acknowledged"] == {collector["name"]: collector["steps"]}
+    assert learner["updates"] == 2

@@ -1,0 +1,159 @@
+"""The log: what is published is found, at a cost of what is new."""
+
+import json
+import math
+import time
+from typing import Any
+
+import pytest
+
+from avtd3.store.remote import log
+from avtd3.store.remote.client import LocalPlace, open_place
+from avtd3.store.remote.log import LogEntry, LogReader, add_entry, summarise_days
+from avtd3.store.remote.transfer import SegmentCopier, create_dataset
+from avtd3.tests.store.remote.datasets import copy, make
+
+DAY_S = 86_400.0
+NOON_S = 1_700_000_000.0 // DAY_S * DAY_S + DAY_S / 2
+
+
+def entry(name, time_s, steps=10, **more):
+    return LogEntry(
+        segment=name, time_s=time_s, steps=steps, episodes=1, size_bytes=100, manifest_digest="d",
+        **more,
+    )  # fmt: skip
+
+
+class Counting:
+    """A place that counts requests."""
+
+    def __init__(self, place):
+        self._place, self.text, self.calls = place, place.text, []
+
+    def __getattr__(self, name):
+        self.calls.append(name)
+        return getattr(self._place, name)
+
+
+@pytest.fixture
+def place(tmp_path):
+    pytest.importorskip("obstore")
+    return open_place(f"memory://{tmp_path.name}")
+
+
+def names(entries):
+    return [each.segment for each in entries]
+
+
+def test_an_entry_survives_its_object():
+    made = entry("s", 5.0, plan="p", unit=3, indices=(0, 1), lengths=(4, 6), replaces=("a",))
+    document = json.loads(made.to_bytes())
+    assert LogEntry.from_json(document | {"later": 1}) == made
+    with pytest.raises(ValueError, match="out of range"):
+        LogEntry.from_json(document | {"segment": "../x"})
+
+
+def test_a_refresh_lists_once_and_reads_what_is_new(place, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: NOON_S + 100.0)
+    for number in range(50):
+        add_entry(place, entry(f"s{number}", NOON_S + number))
+    counting: Any = Counting(place)
+    reader = LogReader(counting)
+    assert names(reader.open()) == [f"s{number}" for number in range(50)]
+    counting.calls.clear()
+    assert reader.refresh() == []
+    assert counting.calls == ["sizes"]
+    counting.calls.clear()
+    for number in (50, 51):
+        add_entry(place, entry(f"s{number}", NOON_S + number))
+    assert names(reader.refresh()) == ["s50", "s51"]
+    assert counting.calls == ["sizes", "read", "read"]
+
+
+@pytest.mark.parametrize(("overlap_s", "is_found"), [(900.0, True), (0.0, False)])
+def test_late_and_skewed_entries_are_found_within_the_overlap(
+    place, monkeypatch, overlap_s, is_found
+):
+    monkeypatch.setattr(log, "OVERLAP_S", overlap_s)
+    now = [NOON_S]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    reader = LogReader(place)
+    add_entry(place, entry("a", NOON_S - 1.0))
+    reader.open()
+    # A writer whose clock is 2 s behind stalled for 3 s; another one's clock is ahead by a day.
+    add_entry(place, entry("ahead", NOON_S + DAY_S))
+    now[0] += 10.0
+    assert "ahead" in names(reader.refresh())
+    add_entry(place, entry("late", NOON_S - 5.0))
+    assert ("late" in names(reader.refresh())) == is_found
+    now[0] += 10.0
+    add_entry(place, entry("next", now[0] + 1.0))
+    assert names(reader.refresh()) == ["next"], "the clock that is ahead hides nothing"
+
+
+def test_an_entry_that_a_listing_lacks_stays(place, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: NOON_S)
+    add_entry(place, entry("a", NOON_S))
+    reader = LogReader(place)
+    reader.open()
+    place.delete(place.sizes("log/"))
+    assert reader.refresh() == []
+    assert names(reader.segments.values()) == ["a"]
+
+
+def test_days_are_summarised_once_and_opening_reads_only_those_that_it_needs(place, monkeypatch):
+    now = NOON_S + 10 * DAY_S
+    monkeypatch.setattr(time, "time", lambda: now)
+    for day in range(11):
+        for number in range(4):
+            add_entry(place, entry(f"d{day:02}-{number}", NOON_S + day * DAY_S + number))
+    days = summarise_days(place, now)
+    assert len(days) == 9, "today and yesterday are not over for all clocks"
+    assert summarise_days(place, now) == []
+    counting: Any = Counting(place)
+    reader = LogReader(counting)
+    found = names(reader.open(steps=100))
+    assert reader.older_steps == 8 * 40, "known from the names of the summaries"
+    # 8 entries of two days without summary, and as many days of 40 steps as are missing.
+    assert found == [f"d{day:02}-{number}" for day in range(8, 11) for number in range(4)]
+    assert counting.calls.count("read") == 8 + 1
+    counting.calls.clear()
+    assert reader.refresh() == []
+    assert counting.calls == ["sizes"]
+    assert len(LogReader(place).open(math.inf)) == 44
+
+
+def test_repeats_of_a_unit_are_dropped_by_readers(place, monkeypatch):
+    """A store that ignores conditions may keep two segments of one unit."""
+    monkeypatch.setattr(time, "time", lambda: NOON_S)
+    add_entry(place, entry("a", NOON_S, plan="p", unit=0))
+    add_entry(place, entry("b", NOON_S + 1, plan="p", unit=0))
+    add_entry(place, entry("c", NOON_S + 2, plan="p", unit=1))
+    add_entry(place, entry("d", NOON_S + 3, plan="p"))
+    add_entry(place, entry("e", NOON_S + 4, plan="p"))
+    assert names(LogReader(place).open()) == ["a", "c", "d", "e"]
+
+
+def test_segments_without_an_entry_are_found_by_the_listing_of_all(place, tmp_path, monkeypatch):
+    data = make(tmp_path / "data")
+    local = LocalPlace(data.path)
+    create_dataset(local, place, local.read("zarr.json"))
+    with SegmentCopier(local, place) as copier:
+        for name in data.segment_ids():
+            copy(copier, name)
+    place.delete(place.sizes("log/"))
+    reader = LogReader(place)
+    assert names(reader.open()) == data.segment_ids(), "such as one that rclone copied"
+    monkeypatch.setattr(log, "BACKSTOP_S", 0.0)
+    reader = LogReader(place)
+    add_entry(place, entry(data.segment_ids()[0], NOON_S))
+    reader.open()
+    assert set(names(reader.refresh())) >= set(data.segment_ids()[1:])
+
+
+def test_a_damaged_entry_is_ignored(place):
+    place.write(f"log/{log.stamp(NOON_S)}-x.json", b"{")
+    place.write(f"log/{log.stamp(NOON_S)}-y.json", b'{"segment": 3}')
+    place.write("log/other", b"")
+    add_entry(place, entry("a", NOON_S + 1))
+    assert names(LogReader(place).open()) == ["a"]
