@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_a_residual_cnn_has_stages_by_size(height, width, stages, inputs):
     image = ImageSpec(channels=3, height=height, width=width, stack=1)
     assert residual_stages(image) == stages
     with torch.device("meta"):
-        encoder = ResidualEncoder(image, NetworkConfig())
+        encoder: Any = ResidualEncoder(image, NetworkConfig())
     assert encoder.linear.in_features == inputs
     channels = [stage.convolution.out_channels for stage in encoder.stages]
     assert channels == [16, *[32] * (stages - 1)]
@@ -94,7 +95,8 @@ def test_a_residual_cnn_has_stages_by_size(height, width, stages, inputs):
 def test_a_residual_cnn_is_impalas():
     """The textbook formula of Espeholt et al. (2018), figure 3, on a small image."""
     image = ImageSpec(channels=3, height=21, width=18, stack=1)
-    encoder = ResidualEncoder(image, dataclasses.replace(SMALL, feature_norm=False)).double()
+    config = dataclasses.replace(SMALL, feature_norm=False)
+    encoder: Any = ResidualEncoder(image, config).double()
     frames = torch.randint(0, 256, (2, 3, 21, 18), dtype=torch.uint8)
     x = frames.double() / 127.5 - 1.0
     for stage in encoder.stages:
@@ -107,7 +109,7 @@ def test_a_residual_cnn_is_impalas():
 
 
 def test_features_come_in_the_order_of_the_names():
-    actor = Actor(SPEC, SMALL)
+    actor: Any = Actor(SPEC, SMALL)
     assert actor.state_size == 3 * 8 + 2
     frames, vector = observe(SPEC)
     pixels = tuple(to_pixels(each, torch.float32) for each in frames.values())
@@ -153,7 +155,7 @@ def test_a_policy_needs_its_streams_and_no_others(tmp_path):
 def test_an_actor_stacks_each_stream_by_its_stride(tmp_path):
     policy = publish(tmp_path / "p", SPEC.select(["gray", "rgb"]))
     rng = np.random.default_rng(0)
-    seen = [
+    seen: list[Any] = [
         Observation(
             streams={
                 name: rng.integers(0, 256, image.frame_shape, dtype=np.uint8)
@@ -208,13 +210,13 @@ def test_a_run_reads_the_streams_that_are_chosen(dataset, tmp_path, streams, opt
 
 
 def test_a_loader_yields_several_streams(dataset):
-    with_streams = next(iter(ReplayDataset(dataset.path, batch_size=4, seed=0)))
+    with_streams: Any = next(iter(ReplayDataset(dataset.path, batch_size=4, seed=0)))
     assert with_streams.observation_frames is None
     before, after = with_streams.streams["gray"]
     assert before.shape == after.shape == (4, 2, 40, 36)
-    one = next(iter(ReplayDataset(dataset.path, batch_size=4, seed=0, streams=("gray",))))
+    one: Any = next(iter(ReplayDataset(dataset.path, batch_size=4, seed=0, streams=("gray",))))
     assert not one.streams
     torch.testing.assert_close(one.observation_frames, before)
-    sequences = next(iter(ReplayDataset(dataset.path, batch_size=8, sequence_length=4)))
+    sequences: Any = next(iter(ReplayDataset(dataset.path, batch_size=8, sequence_length=4)))
     assert sequences.frames is None
     assert sequences.streams["gray"].shape == (2, 2 + 4 + 1, 1, 40, 36)

@@ -102,6 +102,7 @@ def check_relabel(root, master, episodes, *, is_done):
 
 def check_upgrade(root, master, episodes, *, is_done):
     old = Dataset.open(master / "data").spec
+    assert old.image is not None
     spec = dataclasses.replace(old, image=None, streams={"rgb": old.image})
     check_derived(root, master, episodes, spec, is_done=is_done)
 

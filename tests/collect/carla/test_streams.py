@@ -3,6 +3,8 @@
 The test server's colour camera is gray. No real server was asked.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError
 from avtd3.tests.collect.carla.worlds import COUNTRY, drive, kinds, settings, world_on
 
-SIZE = {"height": 24, "width": 32}
+SIZE: dict[str, Any] = {"height": 24, "width": 32}
 STREAMS = {
     "bev": StreamCamera(kind="bev", height=32, width=32, stack=1),
     "gray": StreamCamera(**SIZE),
