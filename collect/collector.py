@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from avtd3.collect.checks import check_number, check_positive
+from avtd3.collect.drivers import LabelledDriver
 from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, Environment
 from avtd3.collect.mixture import DriverPool, DriverSpec, Mixture
 from avtd3.collect.plan import (
@@ -48,10 +49,11 @@ from avtd3.store.files import check_local
 from avtd3.store.remote.client import LocalPlace
 from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
+from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
-_Record: TypeAlias = tuple[tuple[Event, ...], WorldRecord | None]
+_Record: TypeAlias = tuple[tuple[Event, ...], WorldRecord | None, StepLabels | None]
 _REPORT_PERIOD_S = 0.2
 POLICY_PERIOD_S = 0.05  # seconds between two polls for a new policy
 
@@ -134,6 +136,9 @@ class CollectConfig(EnvironmentConfig):
     record_world: bool = True
     """Whether to store the state of the world in every step, from which `avtd3 store render` draws
     other pictures later; only the built-in simulator has one. It adds 2 to 3 % of bytes."""
+    record_expert: bool = True
+    """Whether to store in every step what the expert would have done, and who drove; only in worlds
+    with an expert. See docs/teacher.md."""
     writer: WriterConfig = dataclasses.field(default_factory=WriterConfig)
     """Codec and size of the segments."""
 
@@ -182,7 +187,10 @@ class Collector:
         on_tally: Callable[[Tally], None],
     ) -> None:
         self._config, self._share, self._environment = job.config, job.share, environment
-        self._pool = DriverPool(job.config.mixture, environment, job.policies)
+        config = job.config
+        self._pool = DriverPool(config.mixture, environment, job.policies, config.hold_actions)
+        self._teacher = environment.teacher() if config.record_expert else None
+        self._labelled: LabelledDriver | None = None
         self._writer = SegmentWriter(
             Dataset.open(job.dataset),
             collector=_segment_name(job.config.name, job.share),
@@ -277,6 +285,8 @@ class Collector:
         most = MAX_EPISODE_STEPS
         if share.steps is not None and not self._environment.has_time_limit:
             most = min(most, share.steps - self._steps)
+        if self._teacher is not None:
+            driver = self._labelled = LabelledDriver(driver, self._teacher)
         self._drive(rollout.drive(driver, spec.name, rng, most))
 
     def _wait_until_seen(self) -> bool:
@@ -349,7 +359,7 @@ class Collector:
                     return
                 self._report_if_due()
         except (CheckpointError, RoadError, WorldError) as error:
-            record: _Record = ((), None)
+            record: _Record = ((), None, None)
             with contextlib.suppress(WorldError):  # the environment may have failed in this
                 record = self._record()
             reason = error.reason if isinstance(error, WorldLost) else FAULT_REASON
@@ -361,15 +371,22 @@ class Collector:
             raise
 
     def _record(self) -> _Record:
-        """Return what happened in the running episode, and its states if they are stored."""
+        """Return what happened in the running episode, and what else is stored of it."""
         environment = self._environment
         world = environment.world_record() if self._config.record_world else None
-        return environment.events(), world
+        labels = environment.labels()
+        if self._labelled is not None:
+            known = self._labelled.labels(environment.spec)
+            labels = dataclasses.replace(
+                labels or StepLabels(),
+                expert_action=known.expert_action,
+                expert_drove=known.expert_drove,
+            )
+        return environment.events(), world, labels
 
-    def _end_episode(
-        self, reason: str, total: float, events: tuple[Event, ...], world: WorldRecord | None
-    ) -> None:
-        published = self._writer.truncate(reason, events, world)
+    def _end_episode(self, reason: str, total: float, *record: Any) -> None:  # noqa: ANN401
+        """End the running episode, given what `_record` returned."""
+        published = self._writer.truncate(reason, *record)
         self._tally = self._tally.with_end(reason, total)
         self._count_segment(published)
 
@@ -527,7 +544,8 @@ def _open_dataset(
             f"driver {config.driver!r} needs the learner's directory; give --policies"
         )
     with open_environment(config, factory) as environment:
-        DriverPool(config.mixture, environment, policies)  # raises if a driver does not exist here
+        pool = (config.mixture, environment, policies, config.hold_actions)
+        DriverPool(*pool)  # raises if a driver does not exist here
         return Dataset.create(path, environment.spec)
 
 

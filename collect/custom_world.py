@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from avtd3.collect.drivers import Driver
 from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.takeover import TakeoverConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import Surroundings, VehicleState, World, WorldFrame, WorldStart
 from avtd3.collect.environment import Environment, ResetResult
@@ -135,13 +136,17 @@ def check_environment(
 
 
 def as_environment(
-    made: World | Environment, task: TaskConfig, scenario: ScenarioConfig, expert: ExpertConfig
+    made: World | Environment,
+    task: TaskConfig,
+    scenario: ScenarioConfig,
+    expert: ExpertConfig,
+    takeover: TakeoverConfig | None = None,
 ) -> Environment:
     """Return an environment as it is, and a driving world with the driving task on it."""
     if isinstance(made, Environment):
         return made
     simulator = made.simulator if isinstance(made, CustomWorld) else ""
-    return DrivingEnvironment(made, task, scenario.resolve(), expert, simulator)
+    return DrivingEnvironment(made, task, scenario.resolve(), expert, simulator, takeover)
 
 
 def _drive(environment: Environment, seed: int, steps: int) -> list[object]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import CheckpointError
+from avtd3.store.errors import CheckpointError, ConfigError
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation
+from avtd3.store.step_labels import StepLabels
 
 if TYPE_CHECKING:
     from avtd3.learn.policy import Policy, PolicyActor
@@ -105,10 +106,13 @@ class UniformDriver:
 
 
 class PolicyDriver:
-    """A learned policy, which stacks the camera frames itself; it is set between episodes."""
+    """A learned policy, which stacks the camera frames itself; it is set between episodes.
 
-    def __init__(self, policy: "Policy | None" = None) -> None:
-        self.policy = policy
+    `spec` is that of the observations; None for the policy's own.
+    """
+
+    def __init__(self, policy: "Policy | None" = None, spec: EpisodeSpec | None = None) -> None:
+        self.policy, self._spec = policy, spec
         self._actor: PolicyActor | None = None
 
     def reset(self, rng: np.random.Generator) -> None:
@@ -116,7 +120,16 @@ class PolicyDriver:
         from avtd3.learn.policy import PolicyActor
 
         assert self.policy is not None, "the policy is set before the episode"
-        self._actor = PolicyActor(self.policy)
+        self._actor = PolicyActor(self.policy, self._spec)
+
+    @property
+    def steps_per_decision(self) -> int:
+        """Steps for which the policy was trained to hold its actions."""
+        from avtd3.learn.policy import fit_spec
+
+        assert self.policy is not None, "the policy is set before the episode"
+        fit = None if self._spec is None else fit_spec(self.policy.spec, self._spec)
+        return 1 if fit is None else fit.steps
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """Return the policy's action, float32 (A,)."""
@@ -150,6 +163,11 @@ class NoisyDriver:
         self._half = half = 0.5 * (self._high.astype(np.float64) - self._low)
         self._noise = OrnsteinUhlenbeckNoise(np.asarray(sigma) * half, time_s, period_s)
 
+    @property
+    def expert_drove(self) -> bool:
+        """Whether an expert decided on the last action, before the noise."""
+        return is_expert_driving(self._driver)
+
     def reset(self, rng: np.random.Generator) -> None:
         """Start an episode."""
         self._driver.reset(rng)
@@ -163,6 +181,81 @@ class NoisyDriver:
         margin = ((1.0 - limit) * self._half).astype(np.float32)
         action = action.astype(np.float32)
         return np.clip(action, self._low + margin, self._high - margin)
+
+
+class HeldDriver:
+    """Any driver, which decides once in several steps and holds its action in between.
+
+    A policy that was trained for several control periods per decision holds its actions for these.
+    """
+
+    def __init__(self, driver: Driver, steps: int, policy: PolicyDriver | None = None) -> None:
+        self._driver, self._wanted, self._policy = driver, steps, policy
+
+    @property
+    def expert_drove(self) -> bool:
+        """Whether an expert decided on the last action."""
+        return is_expert_driving(self._driver)
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Start an episode.
+
+        Raises:
+            ConfigError: If the policy was trained to hold its actions for another time.
+        """
+        self._driver.reset(rng)
+        self._count, self._steps = 0, self._wanted
+        trained = 1 if self._policy is None else self._policy.steps_per_decision
+        if self._wanted not in (1, trained) and self._policy is not None:
+            raise ConfigError(
+                f"hold_actions is {self._wanted}, but the policy was trained for decisions of "
+                f"{trained} control periods; omit hold_actions: policies hold their actions as "
+                "they were trained"
+            )
+        self._steps = max(self._wanted, trained)
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        """Return the action of the last decision, float32 (A,)."""
+        if self._count % self._steps == 0:
+            self._held = self._driver.act(observation)
+        self._count += 1
+        return self._held
+
+
+class LabelledDriver:
+    """Any driver, and in every step what an expert would have done."""
+
+    def __init__(self, driver: Driver, expert: Driver) -> None:
+        self._driver, self._expert = driver, expert
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Start an episode; the expert takes no numbers from the driver's generator."""
+        self._driver.reset(rng)
+        self._expert.reset(np.random.default_rng(0))
+        self._labels: list[NDArray[np.float32]] = []
+        self._drove: list[bool] = []
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        """Return the driver's action, and record the expert's."""
+        self._labels.append(self._expert.act(observation))
+        action = self._driver.act(observation)
+        self._drove.append(is_expert_driving(self._driver))
+        return action
+
+    def labels(self, spec: EpisodeSpec) -> StepLabels:
+        """Return what the expert would have done in the steps so far, and who drove."""
+        low, high = action_bounds(spec)
+        action = np.array(self._labels, np.float32).reshape(-1, spec.action_size)
+        is_possible = ((action >= low) & (action <= high)).all(axis=1, keepdims=True)
+        return StepLabels(
+            expert_action=np.where(is_possible, action, np.float32(np.nan)),
+            expert_drove=np.array(self._drove, np.bool_),
+        )
+
+
+def is_expert_driving(driver: Driver) -> bool:
+    """Return whether a driver is an expert, or an expert decided on its last action."""
+    return bool(getattr(driver, "expert_drove", False))
 
 
 def action_bounds(spec: EpisodeSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -20,6 +20,7 @@ from avtd3.store.errors import ConfigError, WorldError
 from avtd3.store.events import Event
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation, Step
+from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
 
 if TYPE_CHECKING:
@@ -123,6 +124,27 @@ class Environment(abc.ABC):
             )
         return UniformDriver(self.spec)
 
+    def teacher(self) -> Driver | None:
+        """Make the expert that says in every step what it would have done; None, the default.
+
+        It is called once for each observation, whoever drives.
+        """
+        return None
+
+    def takeover(self, policy: Driver) -> Driver:
+        """Make a driver that replaces a policy by an expert where the policy leaves its bounds.
+
+        Args:
+            policy: Drives within the bounds.
+
+        Raises:
+            ConfigError: If there are no such bounds here, which is the default.
+        """
+        raise ConfigError(
+            f"{self.name} has no driver 'takeover', which needs the driving task; choose another "
+            "one (--driver)"
+        )
+
     @abc.abstractmethod
     def reset(self, seed: int, index: int = 0) -> ResetResult:
         """Start an episode; the same seed and index give the same bytes.
@@ -163,6 +185,10 @@ class Environment(abc.ABC):
 
         `avtd3 store render` draws other pictures from it.
         """
+        return None
+
+    def labels(self) -> StepLabels | None:
+        """Return what else is known of each step so far, such as delays; None by default."""
         return None
 
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":

@@ -71,8 +71,8 @@ class Evaluator:
         self.environment, self._config, self.steps = environment, config, 0
         self.policy, self.subject = _load_policy(subject, environment.spec)
         self._mixture = _parse_subject(subject) if self.policy is None else Mixture.parse("policy")
-        driver = PolicyDriver(self.policy)
-        self._drivers = [spec.build(environment, driver) for spec in self._mixture.drivers]
+        driver, hold = PolicyDriver(self.policy, environment.spec), config.hold_actions
+        self._drivers = [spec.build(environment, driver, hold) for spec in self._mixture.drivers]
 
     def start(self, index: int) -> tuple[Rollout, Iterator[Step], str]:
         """Start an episode by its number; return it, its steps, and the driver's name."""

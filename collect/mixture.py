@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from avtd3.collect.drivers import Driver, NoisyDriver, PolicyDriver
+from avtd3.collect.drivers import Driver, HeldDriver, NoisyDriver, PolicyDriver
 from avtd3.collect.environment import Environment
 from avtd3.store.errors import ConfigError
+from avtd3.store.spec import EpisodeSpec
 
 if TYPE_CHECKING:
     from avtd3.learn.policy import Policy
     from avtd3.learn.policy_store import PolicyStore
 
-BASE_DRIVERS = ("expert", "random", "policy")
+TAKEOVER = "takeover"
+BASE_DRIVERS = ("expert", "random", "policy", TAKEOVER)
 GRAMMAR = "[SHARE:]DRIVER[+noise[=SIGMA[/SIGMA]]|+gaussian[=SIGMA[/SIGMA]]],... with DRIVER one of "
 GRAMMAR += ", ".join(BASE_DRIVERS)
 DEFAULT_SIGMA = 0.2
@@ -50,21 +52,27 @@ class DriverSpec:
 
     @property
     def is_policy(self) -> bool:
-        """Whether this is a policy, with or without noise."""
-        return self.base == "policy"
+        """Whether this is a policy, with or without noise, or with an expert that takes over."""
+        return self.base in ("policy", TAKEOVER)
 
-    def build(self, environment: Environment, policy: PolicyDriver) -> Driver:
-        """Make the driver."""
+    def build(self, environment: Environment, policy: PolicyDriver, hold: int = 1) -> Driver:
+        """Make the driver, which holds each action for so many steps."""
         driver: Driver = policy if self.is_policy else environment.driver(self.base)
-        if not self.noise:
+        if self.noise:
+            driver = self._noisy(driver, environment.spec, hold)
+        if self.base == TAKEOVER:
+            driver = environment.takeover(driver)
+        if hold == 1 and not self.is_policy:
             return driver
-        spec = environment.spec
+        return HeldDriver(driver, hold, policy if self.is_policy else None)
+
+    def _noisy(self, driver: Driver, spec: EpisodeSpec, hold: int) -> Driver:
         if len(self.sigmas) not in (1, spec.action_size):
             raise ConfigError(
                 f"driver {self.name} has {len(self.sigmas)} sigmas, expected 1, or "
                 f"{spec.action_size} for {', '.join(spec.action_names)}"
             )
-        time_s, period_s = _NOISE_TIME_S * (self.noise == "noise"), spec.control_period_s
+        time_s, period_s = _NOISE_TIME_S * (self.noise == "noise"), hold * spec.control_period_s
         return NoisyDriver(driver, self.sigmas, time_s=time_s, period_s=period_s, spec=spec)
 
 
@@ -140,11 +148,14 @@ def _parse_part(part: str, text: str) -> DriverSpec:
 class DriverPool:
     """The drivers of a mixture, made once, and the newest policy for those that are one."""
 
-    def __init__(self, mixture: Mixture, environment: Environment, policies: Path | None) -> None:
+    def __init__(
+        self, mixture: Mixture, environment: Environment, policies: Path | None, hold: int = 1
+    ) -> None:
         self._mixture, self._spec = mixture, environment.spec
-        self._policy_driver = policy = PolicyDriver()
-        self._drivers = [driver.build(environment, policy) for driver in mixture.drivers]
-        self._random = environment.driver("random"), Mixture.parse("random").drivers[0]
+        self._policy_driver = policy = PolicyDriver(spec=environment.spec)
+        self._drivers = [driver.build(environment, policy, hold) for driver in mixture.drivers]
+        random = Mixture.parse("random").drivers[0]
+        self._random = random.build(environment, policy, hold), random
         self._store = _open_policy_store(policies) if mixture.needs_policy else None
         self._before: Policy | None = None
 

@@ -18,6 +18,7 @@ from avtd3.collect.custom_world import (
     open_custom_world,
 )
 from avtd3.collect.driving.expert import ExpertConfig
+from avtd3.collect.driving.takeover import TakeoverConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import World
 from avtd3.collect.environment import Environment
@@ -25,6 +26,7 @@ from avtd3.collect.gym_env import GYM, GymConfig, open_gym
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.recovery import RecoveryConfig
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
+from avtd3.collect.timing import DelayConfig, TimedEnvironment
 from avtd3.store.errors import ConfigError, WorldError, check_integers
 
 WORLDS = ("road", "carla")  # part of avtd3
@@ -54,17 +56,30 @@ class EnvironmentConfig:
     with."""
     expert: ExpertConfig = dataclasses.field(default_factory=ExpertConfig)
     """How the expert drives."""
+    takeover: TakeoverConfig = dataclasses.field(default_factory=TakeoverConfig)
+    """Where the driver ``takeover`` lets the expert take over."""
     road: RoadConfig = dataclasses.field(default_factory=RoadConfig)
     """The built-in simulator."""
     gym: GymConfig = dataclasses.field(default_factory=GymConfig)
     """Gymnasium environments."""
     carla: CarlaConfig = dataclasses.field(default_factory=CarlaConfig)
     """CARLA servers."""
+    action_repeat: int = 1
+    """Steps of the world per decision. Only decisions are stored: their rewards are summed, and the
+    control period of the data is so many times that of the world. See docs/timing.md."""
+    hold_actions: int = 1
+    """Stored steps for which every driver holds its action, so that the data can be seen as
+    decisions of that many steps (`learn.replay.action_repeat`). A policy that was trained for such
+    decisions holds its actions without it."""
+    delay: DelayConfig = dataclasses.field(default_factory=DelayConfig)
+    """Delays of the camera and of the actions, which are stored with every step."""
     recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
     """What to do when a simulator is lost."""
 
     def __post_init__(self) -> None:
         check_integers(self)
+        check_number("action_repeat", self.action_repeat, minimum=1, maximum=1000)
+        check_number("hold_actions", self.hold_actions, minimum=1, maximum=1000)
         if self.workers is not None:
             check_number("workers", self.workers, minimum=1, maximum=256)
         is_gym = self.world.startswith(GYM)
@@ -99,9 +114,15 @@ class EnvironmentConfig:
     def world_document(self) -> dict[str, Any]:
         """Return the settings of the environment that affect the data, as JSON values."""
         document = dataclasses.asdict(self)
+        # Plans from before these settings lack them.
+        timing = {n: document[n] for n in ("action_repeat", "hold_actions") if document[n] != 1}
+        if self.takeover != TakeoverConfig():
+            timing["takeover"] = document["takeover"]
+        if not self.delay.is_none:
+            timing["delay"] = document["delay"]
         if self.world.startswith(GYM):
-            return {name: document[name] for name in ("world", "gym")}
-        found = {name: document[name] for name in ("world", "task", "expert")}
+            return timing | {name: document[name] for name in ("world", "gym")}
+        found = timing | {name: document[name] for name in ("world", "task", "expert")}
         if not self.task.observation.command:
             del found["task"]["observation"]["command"]  # as in plans from before this setting
         found["scenario"] = self.scenario.plan_document()
@@ -158,7 +179,11 @@ def open_environment(
         environment = open_gym(config.world.removeprefix(GYM), config.gym, render=render)
     else:
         world = factory(config, worker)
-        environment = as_environment(world, config.task, config.scenario, config.expert)
+        environment = as_environment(
+            world, config.task, config.scenario, config.expert, config.takeover
+        )
+    if config.action_repeat > 1 or not config.delay.is_none:
+        environment = TimedEnvironment(environment, config.action_repeat, config.delay)
     try:
         yield environment
     finally:

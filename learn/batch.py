@@ -12,6 +12,7 @@ discount             float32               (B,), gamma^m * (1 - terminated), in 
 next_observation     as observation
 weight               float32               (B,), in (0, 1]; only if prioritised
 bc_mask              float32               (B,), 0 or 1; only if not all are imitated
+bc_action            float32               (B, A), to imitate; only with imitate_expert
 ==================== ===================== =========================================
 
 Frames are copied to the device once, as bytes, in the sampler's shared window of K + 1 frames. On
@@ -54,6 +55,8 @@ class Batch:
     """Importance weights; None if all are 1."""
     bc_mask: Tensor | None = None
     """1 if the imitation term includes the transition, else 0; None if all are 1."""
+    bc_action: Tensor | None = None
+    """The actions to imitate; None for `action`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,7 @@ def to_batch(
         next_observation=ObservationBatch(pixels=pixels[1], vector=vectors[1]),
         weight=_send_if_any(transitions.weight, device),
         bc_mask=_send_if_any(transitions.bc_mask, device),
+        bc_action=_send_if_any(transitions.bc_action, device),
     )
 
 

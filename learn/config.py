@@ -143,12 +143,18 @@ class LearnConfig:
         features = self.td3.critic_features
         is_own = features == "own" or not self.network.shared_encoder
         expected = "own with learn.network.shared_encoder"
-        check_settings(self.td3, "learn.td3.", ("critic_features", is_own, expected))
-        if self.replay.imitate and not self.td3.bc_alpha and self.algorithm == "td3":
-            raise ConfigError(
-                f"learn.replay.imitate is {self.replay.imitate}, but learn.td3.bc_alpha is 0, so "
-                "nothing is imitated; set bc_alpha (2.5 in TD3+BC), or remove imitate"
-            )
+        inputs = (self.network.actor_inputs, self.network.critic_inputs)
+        is_same = features == "own" or inputs[0] == inputs[1]
+        same = "own with different learn.network.actor_inputs and critic_inputs"
+        checks = (("critic_features", is_own, expected), ("critic_features", is_same, same))
+        check_settings(self.td3, "learn.td3.", *checks)
+        for name in ("imitate", "imitate_expert"):
+            value = getattr(self.replay, name)
+            if value and not self.td3.bc_alpha and self.algorithm == "td3":
+                raise ConfigError(
+                    f"learn.replay.{name} is {value}, but learn.td3.bc_alpha is 0, so nothing is "
+                    f"imitated; set bc_alpha (2.5 in TD3+BC), or remove {name}"
+                )
         fits = self.network.conv_norm != "batch" or self.replay.batch_size >= 2
         expected = "2 or above with learn.network.conv_norm batch"
         check_settings(self.replay, "learn.replay.", ("batch_size", fits, expected))

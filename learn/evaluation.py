@@ -128,6 +128,7 @@ class HeldOutEvaluator:
     gamma: float
     device: torch.device
     autocast: torch.dtype | None
+    stack_stride: int = 1
 
     def __call__(self, state: TD3State, episodes: Iterable[Episode]) -> dict[str, float]:
         """Return means over all steps of the episodes, by metric; nothing without episodes."""
@@ -228,7 +229,8 @@ class HeldOutEvaluator:
     def _observe(self, episode: Episode, start: int, stop: int) -> ObservationBatch:
         vector, parts = None, []
         for stream in self.spec.images:
-            stacks = torch.from_numpy(episode.observations(start=start, stop=stop, stream=stream))
+            places = (None, start, stop, self.stack_stride)
+            stacks = torch.from_numpy(episode.observations(*places, stream=stream))
             parts.append(to_pixels(stacks.to(self.device), self.autocast or torch.float32))
         if self.spec.vector_names:
             vector = torch.from_numpy(episode.vectors[start:stop]).to(self.device)

@@ -12,6 +12,7 @@ conv_w/127.5(x) - sum(w)``.
 import contextlib
 import copy
 import dataclasses
+import fnmatch
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self, TypeAlias
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avtd3.store.errors import ConfigError, check_settings
+from avtd3.store.errors import ConfigError, abbreviate, check_settings
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 ACTIVATIONS = ("relu", "leaky_relu")
@@ -83,6 +84,14 @@ class NetworkConfig:
     """Whether to normalise the vector by its mean and standard deviation (plus 0.05) in the data,
     as TD3+BC does (Fujimoto & Gu 2021), after the scales of the spec. The first update measures
     them."""
+    actor_inputs: tuple[str, ...] = ()
+    """Names of the numbers of the vector that the actor sees, such as ``speed_mps`` or
+    ``waypoint_*``; ``image`` alone for none of them. Images are always seen, but of named streams
+    only those that are named here, if any is. Policies have only these inputs. Empty: all."""
+    critic_inputs: tuple[str, ...] = ()
+    """Names of the numbers of the vector and of the streams that the critics see, as for
+    `actor_inputs`; empty: all. Critics that see more than the actor are privileged (Pinto et al.
+    2018)."""
 
     def __post_init__(self) -> None:
         # a policy's header may have values of any type
@@ -107,7 +116,71 @@ class NetworkConfig:
             ("critic_norm", type(self.critic_norm) is bool, "true or false"),
             ("shared_encoder", type(self.shared_encoder) is bool, "true or false"),
             ("vector_statistics", type(self.vector_statistics) is bool, "true or false"),
+            ("actor_inputs", _are_names(self.actor_inputs), "a list of names"),
+            ("critic_inputs", _are_names(self.critic_inputs), "a list of names"),
         )
+
+
+IMAGE_INPUT = "image"
+"""Name of the images among the inputs."""
+
+
+def input_columns(spec: EpisodeSpec, inputs: Sequence[str], setting: str) -> tuple[int, ...]:
+    """Return the places in the vector of a network's inputs, in the order of the spec.
+
+    Args:
+        spec: The spec of the data.
+        inputs: Names, with ``*`` and ``?`` as in the shell; empty selects all.
+        setting: Name of the setting, for messages.
+
+    Raises:
+        ConfigError: If a name matches nothing, or if the network would see nothing.
+    """
+    names = spec.vector_names
+    if not inputs:
+        return tuple(range(len(names)))
+    images = dict.fromkeys((IMAGE_INPUT, *spec.images)) if spec.images else {}
+    for wanted in inputs:
+        if not fnmatch.filter((*images, *names), wanted):
+            raise ConfigError(
+                f"learn.network.{setting} has {abbreviate(wanted)}, which is nothing in the data; "
+                f"expected names out of {abbreviate(', '.join((*images, *names)), 400)}"
+            )
+    places = tuple(
+        n for n, name in enumerate(names) if any(fnmatch.fnmatch(name, i) for i in inputs)
+    )
+    if not places and not spec.images:
+        raise ConfigError(f"learn.network.{setting} selects no number; name at least one")
+    return places
+
+
+def input_streams(spec: EpisodeSpec, inputs: Sequence[str]) -> tuple[int, ...]:
+    """Return the places of the streams of a network's inputs, in the order of their names.
+
+    If no stream is named, they are all streams; see `input_columns`.
+    """
+    chosen = [
+        n
+        for n, name in enumerate(spec.images)
+        if any(fnmatch.fnmatch(name, wanted) for wanted in inputs)
+    ]
+    return tuple(chosen or range(len(spec.images)))
+
+
+def actor_spec(spec: EpisodeSpec, config: NetworkConfig) -> EpisodeSpec:
+    """Return the spec of what the actor sees, which is that of its policies."""
+    places = input_columns(spec, config.actor_inputs, "actor_inputs")
+    streams = input_streams(spec, config.actor_inputs)
+    spec = spec.select([list(spec.images)[n] for n in streams])
+    if len(places) == spec.vector_size:
+        return spec
+    names = tuple(spec.vector_names[n] for n in places)
+    scales = tuple(spec.vector_scales[n] for n in places)
+    return dataclasses.replace(spec, vector_names=names, vector_scales=scales)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, tuple) and all(name and isinstance(name, str) for name in value)
 
 
 def _is_width(value: object) -> bool:
@@ -287,8 +360,12 @@ def encoders_of(encoder: nn.Module | None) -> list[nn.Module]:
 
 
 def feature_size(spec: EpisodeSpec, config: NetworkConfig) -> int:
-    """Return how many features the CNNs of all streams compute together."""
-    return len(spec.images) * config.features
+    """Return how many features the CNNs of all streams compute together.
+
+    If actor and critics see different streams, it is the smaller number of both.
+    """
+    inputs = (config.actor_inputs, config.critic_inputs)
+    return min(len(input_streams(spec, each)) for each in inputs) * config.features
 
 
 def _finish(x: Tensor, slope: float, clamp: float, *, uses_tanh: bool) -> Tensor:
@@ -336,14 +413,28 @@ class Mlp(nn.Module):
 class _Network(nn.Module):
     """Base of the actor and the critic: an optional CNN, and the state that the MLPs read."""
 
-    def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
+    columns: Tensor | None
+    """int64, places in the vector of the numbers that the network sees; None if it sees all."""
+
+    def __init__(
+        self,
+        spec: EpisodeSpec,
+        config: NetworkConfig,
+        columns: Sequence[int],
+        inputs: Sequence[str],
+    ) -> None:
         super().__init__()
-        self.encoder = make_encoder(spec, config)
-        self.state_size = spec.vector_size + feature_size(spec, config)
+        self.streams = input_streams(spec, inputs)
+        """Places of the streams that the network sees, in the order of their names."""
+        seen = spec.select([list(spec.images)[n] for n in self.streams])
+        self.encoder = make_encoder(seen, config)
+        size = len(columns)
+        self.state_size = size + len(self.streams) * config.features
+        chosen = None if size == spec.vector_size else torch.tensor(columns, dtype=torch.int64)
+        self.register_buffer("columns", chosen, persistent=False)
         self.vector_mean: Tensor | None
         self.vector_std: Tensor | None
-        has_statistics = config.vector_statistics and spec.vector_size > 0
-        size = spec.vector_size
+        has_statistics = config.vector_statistics and size > 0
         self.register_buffer("vector_mean", torch.zeros(size) if has_statistics else None)
         self.register_buffer("vector_std", torch.ones(size) if has_statistics else None)
 
@@ -352,10 +443,18 @@ class _Network(nn.Module):
         parts: list[Tensor] = []
         if self.encoder is not None:
             assert observation.pixels is not None
-            parts.append(self.encoder(observation.pixels))
+            pixels = observation.pixels
+            if isinstance(pixels, tuple):
+                seen = [pixels[n] for n in self.streams]
+                pixels = seen[0] if len(seen) == 1 else tuple(seen)
+            parts.append(self.encoder(pixels))
         if observation.vector is not None:
-            parts.append(self.normalise(observation.vector))
+            parts.append(self.normalise(self.seen(observation.vector)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def seen(self, vector: Tensor) -> Tensor:
+        """Return the numbers that this network sees of vectors (..., V)."""
+        return vector if self.columns is None else vector.index_select(-1, self.columns)
 
     def normalise(self, vector: Tensor) -> Tensor:
         """Normalise vectors (..., V) by the statistics of the data, if the network has them."""
@@ -380,10 +479,17 @@ class _Network(nn.Module):
 class Actor(_Network):
     """Deterministic policy: ``centre + scale * tanh(MLP(state))``, within the spec's bounds."""
 
+    critic_columns: Tensor | None
+    """int64, places of the actor's state in that of the critics, if it shares their CNN and sees
+    fewer numbers; None if both states are the same."""
+
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
-        super().__init__(spec, config)
+        columns = input_columns(spec, config.actor_inputs, "actor_inputs")
+        super().__init__(spec, config, columns, config.actor_inputs)
         self.head = Mlp(self.state_size, spec.action_size, config)
         self._shares_encoder = config.shared_encoder
+        shared = _shared_columns(spec, config, columns) if config.shared_encoder else None
+        self.register_buffer("critic_columns", shared, persistent=False)
         low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
         self.action_centre: Tensor
         self.action_scale: Tensor
@@ -407,6 +513,12 @@ class Actor(_Network):
             state[name + "weight"] = weight
         return state
 
+    def own_state(self, critic_state: Tensor) -> Tensor:
+        """Return this actor's state (B, F + V), given that of the critics whose CNN it shares."""
+        if self.critic_columns is None:
+            return critic_state
+        return critic_state.index_select(1, self.critic_columns)
+
     def squash(self, pre_tanh: Tensor) -> Tensor:
         """Return actions (B, A) for outputs of the MLP (B, A)."""
         return self.action_centre + self.action_scale * torch.tanh(pre_tanh)
@@ -420,7 +532,8 @@ class TwinCritic(_Network):
     """Two estimates of an action's value; both MLPs read the features of the same CNN."""
 
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
-        super().__init__(spec, config)
+        columns = input_columns(spec, config.critic_inputs, "critic_inputs")
+        super().__init__(spec, config, columns, config.critic_inputs)
         inputs = self.state_size + spec.action_size
         self.head1 = Mlp(inputs, 1, config, norm=config.critic_norm)
         self.head2 = Mlp(inputs, 1, config, norm=config.critic_norm)
@@ -439,6 +552,30 @@ class TwinCritic(_Network):
         """Return the last hidden layers of both critics side by side, (B, 2 H)."""
         inputs = torch.cat([state, action], dim=1)
         return torch.cat([self.head1.hidden(inputs), self.head2.hidden(inputs)], dim=1)
+
+
+def _shared_columns(
+    spec: EpisodeSpec, config: NetworkConfig, columns: Sequence[int]
+) -> Tensor | None:
+    """Return the places of an actor's state in that of the critics; None if they are the same."""
+    critic = input_columns(spec, config.critic_inputs, "critic_inputs")
+    streams = [input_streams(spec, each) for each in (config.actor_inputs, config.critic_inputs)]
+    if streams[0] != streams[1]:
+        raise ConfigError(
+            "learn.network.shared_encoder is true, but actor_inputs and critic_inputs name other "
+            "streams, expected the same"
+        )
+    if not spec.images or critic == tuple(columns):
+        return None
+    if hidden := set(columns).difference(critic):
+        names = ", ".join(spec.vector_names[n] for n in sorted(hidden))
+        raise ConfigError(
+            f"learn.network.critic_inputs lacks {names}, which the actor sees; with shared_encoder "
+            "the critics must see all that the actor sees"
+        )
+    features = len(streams[0]) * config.features
+    places = [features + critic.index(n) for n in columns]
+    return torch.tensor([*range(features), *places], dtype=torch.int64)
 
 
 @contextlib.contextmanager

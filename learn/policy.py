@@ -35,6 +35,7 @@ from avtd3.learn.networks import (
     Mlp,
     NetworkConfig,
     ObservationBatch,
+    actor_spec,
     encoders_of,
     evaluating,
     join_pixels,
@@ -49,10 +50,11 @@ from avtd3.store.errors import (
     UnreadableError,
     abbreviate,
 )
-from avtd3.store.spec import IMAGE, EpisodeSpec
+from avtd3.store.spec import IMAGE, MAX_AXIS, EpisodeSpec
 from avtd3.store.step import FrameStack, Observation
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Newest version. Policies whose frames are stacked one after another are written as version 1."""
 HEADER_KEY = "avtd3_policy"
 LATEST = "LATEST.json"
 MAX_POLICY_BYTES, MAX_SIDECAR_BYTES = 1 << 30, 1 << 16
@@ -67,7 +69,8 @@ _LISTED = 5
 """Names of tensors that a message lists."""
 _ROUNDING = 1e-5
 """How far an action may exceed a bound, in half ranges, because of rounding."""
-_OF_TRAINING = ("critic_norm", "shared_encoder", "vector_statistics")
+_INPUTS = ("actor_inputs", "critic_inputs")
+_OF_TRAINING = ("critic_norm", "shared_encoder", "vector_statistics", *_INPUTS)
 """Settings of the networks that an actor does not need to drive."""
 _DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
@@ -89,6 +92,7 @@ class PolicyHeader:
     version: int
     updates: int
     action_limit: float
+    stack_stride: int
     spec: EpisodeSpec
     network: NetworkConfig
 
@@ -158,8 +162,11 @@ def _check_header(document: Mapping[str, Any], path: Path) -> PolicyHeader:
             raise _invalid(path, name, document.get(name), f"a whole number 0..{MAX_COUNT}")
     if type(limit) not in (int, float) or not 0.0 < limit <= 1.0:
         raise _invalid(path, "action_limit", limit, "a number above 0, at most 1")
+    stride = document.get("stack_stride", 1)
+    if type(stride) is not int or not 1 <= stride <= MAX_AXIS:
+        raise _invalid(path, "stack_stride", stride, f"a whole number 1..{MAX_AXIS}")
     fields = document.get("network")
-    known = {field.name for field in dataclasses.fields(NetworkConfig)}
+    known = {field.name for field in dataclasses.fields(NetworkConfig)}.difference(_INPUTS)
     if not isinstance(fields, dict) or not isinstance(fields.get("hidden"), list):
         raise _invalid(path, "network", fields, "an object with a list of widths, hidden")
     if fields.keys() - known:
@@ -170,6 +177,7 @@ def _check_header(document: Mapping[str, Any], path: Path) -> PolicyHeader:
     except (SpecError, ConfigError) as error:
         raise CheckpointError(f"policy {path}: {error}") from error
     counts = {name: document[name] for name in ("version", "updates")}
+    counts["stack_stride"] = stride
     return PolicyHeader(**counts, action_limit=float(limit), spec=spec, network=network)
 
 
@@ -228,13 +236,17 @@ def encode_policy(
     version: int,
     updates: int,
     action_limit: float = 1.0,
+    stack_stride: int = 1,
 ) -> bytes:
-    """Return the content of a policy file; the same weights give the same bytes."""
-    shape = dataclasses.asdict(config)
+    """Return the content of a policy file; the same weights give the same bytes.
+
+    `spec` is that of the data; the file has the part of it that the actor sees.
+    """
+    shape, spec = dataclasses.asdict(config), actor_spec(spec, config)
     # Without the default encoder, versions from before the setting read the file.
     skipped = {*_OF_TRAINING, *(["encoder"] if config.encoder == "auto" else ())}
     document = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1 if stack_stride == 1 else FORMAT_VERSION,
         "version": version,
         "updates": updates,
         "action_limit": action_limit,
@@ -242,6 +254,7 @@ def encode_policy(
         "spec_digest": spec.digest,
         "network": {k: v for k, v in shape.items() if k not in skipped},
         "code_version": importlib.metadata.version("avtd3"),
+        **({} if stack_stride == 1 else {"stack_stride": stack_stride}),
     }
     tensors = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None)
@@ -318,6 +331,7 @@ class Policy:
         digest: SHA-256 of its file; empty if unpublished.
         action_limit: Share of each half range of the action that it uses, in (0, 1]; see the guard
             of that name.
+        stack_stride: Decisions between two frames of its stack.
 
     Example:
         >>> import numpy as np
@@ -338,12 +352,14 @@ class Policy:
         updates: int,
         digest: str = "",
         action_limit: float = 1.0,
+        stack_stride: int = 1,
     ) -> None:
         self.spec = spec
         self.version = version
         self.updates = updates
         self.digest = digest
         self.action_limit = action_limit
+        self.stack_stride = stack_stride
         low, high = np.array(spec.action_low), np.array(spec.action_high)
         self._centre = ((low + high) / 2.0).astype(np.float32)
         self.actor = actor.eval()
@@ -409,8 +425,8 @@ class Policy:
         Args:
             path: A file ``policy-<version>.safetensors`` beside its ``.json``, or a policy
                 directory for its newest policy.
-            spec: The spec of the observations: the policy must have been trained on it, or on some
-                of its streams; None for any.
+            spec: The spec of the observations to act on, which may have more streams; None for any.
+                See `fit_spec`.
 
         Raises:
             CheckpointError: If there is no policy, or the file is truncated, altered or
@@ -424,7 +440,8 @@ class Policy:
             path = _newest_file(path)
         data, digest = _read_verified(path)
         header = read_header(data, path)
-        if spec is not None and (lack := spec.lacks(header.spec)):
+        if spec is not None and fit_spec(header.spec, spec) is None:
+            lack = spec.lacks(header.spec)
             raise SpecError(
                 f"policy {path} was trained for another spec ({lack}); use a policy that was "
                 "trained on data of this spec, or on some of its streams"
@@ -440,8 +457,43 @@ class Policy:
                 raise CheckpointError(f"policy {path}: {name} has values that are not finite")
         actor = Actor(header.spec, header.network)
         actor.load_state_dict(tensors)
-        names = ("spec", "version", "updates", "action_limit")
+        names = ("spec", "version", "updates", "action_limit", "stack_stride")
         return cls(actor, **{name: getattr(header, name) for name in names}, digest=digest)
+
+
+class Fit(NamedTuple):
+    """How a policy acts on the observations of a spec."""
+
+    steps: int
+    """Steps for which it holds each action."""
+    columns: tuple[int, ...] | None
+    """Places in the vector of the numbers that it sees; None if it sees all."""
+
+
+def fit_spec(policy: EpisodeSpec, spec: EpisodeSpec) -> Fit | None:
+    """Return how a policy of a spec acts on observations of another one; None if it cannot.
+
+    It may see fewer numbers of the vector and fewer streams, and decide once in several control
+    periods.
+    """
+    if policy.streams and policy.streams.keys() <= spec.streams.keys():
+        spec = spec.select(list(policy.streams))
+    steps = max(1, round(policy.control_period_s / spec.control_period_s))
+    is_multiple = math.isclose(steps * spec.control_period_s, policy.control_period_s)
+    scales = dict(zip(spec.vector_names, spec.vector_scales, strict=True))
+    seen = zip(policy.vector_names, policy.vector_scales, strict=True)
+    if not is_multiple or any(scales.get(name) != scale for name, scale in seen):
+        return None
+    same = dataclasses.replace(
+        policy,
+        vector_names=spec.vector_names,
+        vector_scales=spec.vector_scales,
+        control_period_s=spec.control_period_s,
+    )
+    if same != spec:
+        return None
+    columns = tuple(spec.vector_names.index(name) for name in policy.vector_names)
+    return Fit(steps, None if policy.vector_names == spec.vector_names else columns)
 
 
 class PolicyActor:
@@ -451,6 +503,11 @@ class PolicyActor:
 
     Args:
         policy: The policy.
+        spec: Spec of the observations, whose vector may have more numbers than the policy sees;
+            None for the policy's own.
+
+    Raises:
+        SpecError: If the policy cannot act on these observations, see `fit_spec`.
 
     Example:
         >>> import numpy as np
@@ -464,11 +521,16 @@ class PolicyActor:
         (1,)
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, spec: EpisodeSpec | None = None) -> None:
         self.policy = policy
         """The policy; it may be replaced between episodes by another one of the same spec."""
+        fit = fit_spec(policy.spec, spec or policy.spec)
+        if fit is None:
+            difference = policy.spec.difference(spec or policy.spec)
+            raise SpecError(f"policy {policy.version} has another spec ({difference})")
+        self._columns = fit.columns
         self._stacks = {
-            name: FrameStack(image.stack, image.stride)
+            name: FrameStack(image.stack, image.stride * policy.stack_stride)
             for name, image in policy.spec.images.items()
         }
         self._is_first = True
@@ -499,10 +561,11 @@ class PolicyActor:
             )
         stacks = {name: self._push(name, images[name]) for name in self._stacks}
         self._is_first = False
+        vector = observation.vector
+        if self._columns is not None and vector is not None:
+            vector = vector[list(self._columns)] if self._columns else None
         several = len(stacks) > 1
-        return self.policy.act(
-            stacks if several else next(iter(stacks.values()), None), observation.vector
-        )
+        return self.policy.act(stacks if several else next(iter(stacks.values()), None), vector)
 
     def _push(self, name: str, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         stack = self._stacks[name]
@@ -605,7 +668,7 @@ class SingleActor:
         """Return the action, float32 (A,), for frames uint8 (K*C, H, W) and a vector (V,)."""
         parts = [encode(each) for encode, each in zip(self._encoders, frames, strict=True)]
         if vector is not None:
-            parts.append(self._actor.normalise(vector))
+            parts.append(self._actor.normalise(self._actor.seen(vector)))
         state = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._actor.squash(_run(self._actor.head, state))
 

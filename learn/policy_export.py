@@ -114,6 +114,7 @@ def describe_policy(policy: Policy) -> dict[str, Any]:
         "updates": policy.updates,
         "digest": policy.digest,
         "action_limit": policy.action_limit,
+        "stack_stride": policy.stack_stride,
         "spec": policy.spec.to_json(),
         "layers": [layer.out_features for layer in actor.head.layers],
         "parameters": sum(parameter.numel() for parameter in actor.parameters()),
@@ -124,9 +125,10 @@ def _facts(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     spec = about["spec"]
     for name, image in EpisodeSpec.from_json(spec).images.items():
         frame = f"{image.channels} x {image.height} x {image.width}"
-        every = f", every {image.stride} steps" if image.stride > 1 else ""
+        stride = image.stride * about["stack_stride"]
+        apart = f", {stride} periods apart" if stride > 1 else ""
         stream = "" if name == IMAGE else f"stream {name}: "
-        yield "frames", f"{stream}uint8, {image.stack} frames of {frame}, oldest first{every}"
+        yield "frames", f"{stream}uint8, {image.stack} frames of {frame}{apart}, oldest first"
     if spec["vector_names"]:
         yield "vector", ", ".join(spec["vector_names"])
     ranges = zip(spec["action_names"], spec["action_low"], spec["action_high"], strict=True)

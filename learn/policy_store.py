@@ -72,6 +72,7 @@ class PolicyStore:
         *,
         updates: int,
         action_limit: float = 1.0,
+        stack_stride: int = 1,
     ) -> int:
         """Publish an actor, trained for the spec, as the next version; return the version.
 
@@ -81,6 +82,7 @@ class PolicyStore:
             config: Shape of the network.
             updates: Number of gradient updates of its training.
             action_limit: Share of each half range of the action that it may use, in (0, 1].
+            stack_stride: Decisions between two frames of its stack.
 
         Raises:
             CheckpointError: If a file in the directory has the largest version that is possible.
@@ -99,7 +101,13 @@ class PolicyStore:
                 )
             path = self.path_of(version)
             data = encode_policy(
-                actor, spec, config, version=version, updates=updates, action_limit=action_limit
+                actor,
+                spec,
+                config,
+                version=version,
+                updates=updates,
+                action_limit=action_limit,
+                stack_stride=stack_stride,
             )
             published = PublishedFile(version=version, file=path.name, sha256=files.sha256(data))
             document = dataclasses.asdict(published) | {"size_bytes": len(data)}
@@ -170,7 +178,7 @@ class PolicyStore:
         """Return the newest policy that can be used; None if there is none.
 
         Args:
-            spec: The spec that the policy must have; None for any.
+            spec: The spec of the observations to act on; None for any.
 
         Raises:
             SpecError: If there is none, but one that was trained for another spec.
@@ -189,7 +197,7 @@ class PolicyStore:
 
         Args:
             current: The policy in use; None if there is none.
-            spec: The spec that the policy must have; None for any.
+            spec: The spec of the observations to act on; None for any.
 
         Raises:
             SpecError: If there is no policy at all, but one that was trained for another spec.

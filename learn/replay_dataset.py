@@ -40,6 +40,8 @@ class ReplayBatch(NamedTuple):
     """float32 (B, V); None without a vector."""
     bc_mask: Tensor | None
     """float32 (B,), 1 where the action is marked for imitation, else 0; None if all are."""
+    bc_action: Tensor | None
+    """float32 (B, A), the action to imitate; None unless ``imitate_expert`` is set."""
     streams: Mapping[str, tuple[Tensor, Tensor]] | None = None
     """Frames before and after, as the two above, of each of several streams by name. With several
     streams, the two above are None; with one, this is."""
@@ -140,7 +142,7 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
             raise ConfigError("ReplayDataset needs at least one path, found none")
         self._datasets = [Dataset.open(path) for path in listed]
         self._seed, self._batches, self._refresh_s = seed, batches, refresh_s
-        self.spec = self._datasets[0].spec.select(self.config.streams)
+        self.spec = self.config.view(self._datasets[0].spec)
 
     def __iter__(self) -> Iterator[ReplayBatch | ReplaySequences]:
         """Yield the batches of this worker; in the main process, yield all batches.

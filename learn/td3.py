@@ -26,6 +26,9 @@ Polyak averaging are as published. The code marks each deviation from the papers
     the critics learn from all data.
 14. The actor may read the features of the critics' CNN, without a gradient through them, and the
     features that the critics' loss has computed are used again (DrQ-v2, Yarats et al. 2021).
+15. The critics may see numbers of the vector that the actor does not (Pinto et al. 2018).
+16. The actor may imitate what the expert would have done in place of the action that was taken
+    (DAgger, Ross et al. 2011), see `ReplayConfig.imitate_expert`.
 """
 
 import contextlib
@@ -180,10 +183,11 @@ class TD3State:
     def set_vector_statistics(self, vectors: Tensor) -> None:
         """Set the statistics of all networks from vectors (N, V)."""
         for network in (self.actor, self.critic, self.actor_target, self.critic_target):
-            assert network.vector_mean is not None
-            assert network.vector_std is not None
-            network.vector_mean.copy_(vectors.mean(dim=0))
-            network.vector_std.copy_(vectors.std(dim=0, correction=0) + _STD_OFFSET)
+            if network.vector_mean is None or network.vector_std is None:
+                continue  # it sees no number of the vector
+            seen = network.seen(vectors)
+            network.vector_mean.copy_(seen.mean(dim=0))
+            network.vector_std.copy_(seen.std(dim=0, correction=0) + _STD_OFFSET)
 
     def rates(self) -> dict[str, float]:
         """Return the learning rates, by metric."""
@@ -402,7 +406,9 @@ def target_value(
     scale, centre = state.actor.action_scale, state.actor.action_centre
     smoothing = (noise * config.target_policy_noise).clamp(-limit, limit) * scale  # deviation 3
     encoded = state.critic_target.encode(batch.next_observation)
-    own = encoded if state.shares_encoder else state.actor_target.encode(batch.next_observation)
+    target = state.actor_target
+    is_shared = state.shares_encoder
+    own = target.own_state(encoded) if is_shared else target.encode(batch.next_observation)
     action = state.actor_target.squash(state.actor_target.head(own)) + smoothing
     action = torch.clamp(action, centre - scale, centre + scale)
     q1, q2 = state.critic_target.both(encoded, action)
@@ -457,7 +463,7 @@ def _act(
     if state.shares_encoder:  # deviation 14
         if critic_state is None:
             critic_state = state.critic.encode(batch.observation).detach()
-        encoded = rated = critic_state
+        encoded, rated = state.actor.own_state(critic_state), critic_state
     else:
         encoded = state.actor.encode(batch.observation)
         rated = _critic_state(state, batch.observation, encoded, config)
@@ -516,9 +522,10 @@ ACTOR_LOSSES: Mapping[str, ActorLoss] = {"td3": actor_loss, "bc": cloning_loss}
 
 
 def _imitation(action: Tensor, batch: Batch, ranks: Ranks) -> Tensor:
+    wanted = batch.action if batch.bc_action is None else batch.bc_action  # deviation 16
     if batch.bc_mask is None:
-        return functional.mse_loss(action, batch.action)
-    distance = (action - batch.action).square().mean(dim=-1)  # deviation 13
+        return functional.mse_loss(action, wanted)
+    distance = (action - wanted).square().mean(dim=-1)  # deviation 13
     count = ranks.mean(batch.bc_mask.sum())  # of the whole batch, for each rank
     return (batch.bc_mask * distance).sum() / count.clamp(min=1.0 / ranks.size)
 

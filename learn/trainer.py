@@ -50,7 +50,7 @@ from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.logging import MetricLogger, Throughput
-from avtd3.learn.networks import ObservationBatch, feature_size
+from avtd3.learn.networks import ObservationBatch, actor_spec, feature_size
 from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.ranks import ALONE, CHECK_EVERY, Order, Ranks, digest, hash_of, open_ranks
@@ -207,7 +207,7 @@ def _train(
             ranks, paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
         )
         if opened:
-            spec = opened[0].spec.select(config.replay.streams)
+            spec = config.replay.view(opened[0].spec)
             with Trainer(spec, config, run, directory, notify, ranks) as trainer:
                 trainer.restore(resume=resume, rollback=rollback)
                 trainer.open_source(opened, follow=follow)
@@ -338,8 +338,8 @@ class Trainer:
             on_alert=self._on_alert,
         )
         self._logger = MetricLogger(run / "events", features=features, on_write=self._on_metrics)
-        gamma = config.replay.gamma
-        evaluator = HeldOutEvaluator(spec, config.td3, gamma, self._device, self._autocast)
+        gamma, stride = config.replay.gamma, config.replay.stack_stride
+        evaluator = HeldOutEvaluator(spec, config.td3, gamma, self._device, self._autocast, stride)
         self._evaluator = evaluator
         self._throughput = Throughput()
         self._tuner = self._make_tuner()
@@ -391,7 +391,7 @@ class Trainer:
             self._guards.alerts.note("rollback", self.updates, f"{text}{aside}", value=0.0, limit=0)
         metrics = {} if self._restored is None else self._restored.metrics
         self._logger.start(self.updates + 1, metrics)
-        self._policy_version = self._policies.repair(self._spec)
+        self._policy_version = self._policies.repair(actor_spec(self._spec, self._config.network))
         if self._policy_version is None or rollback is not None:
             self._publish()  # collectors wait for a policy, or use one that was rolled back
 
@@ -726,6 +726,7 @@ class Trainer:
             self._config.network,
             updates=self.updates,
             action_limit=self._guards.action_limit.share,
+            stack_stride=self._config.replay.stack_stride,
         )
         self._policy_version = version
         if self._config.keep_policies:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from avtd3.store.segment import Segment
     from avtd3.store.spec import EpisodeSpec, ImageSpec
     from avtd3.store.step import FrameStack, Observation, Step
+    from avtd3.store.step_labels import StepLabels
     from avtd3.store.world_record import WorldRecord
     from avtd3.store.writer import PublishedSegment, SegmentWriter, WriterConfig
 
@@ -88,6 +89,7 @@ __all__ = [
     "Snapshot",
     "SpecError",
     "Step",
+    "StepLabels",
     "StorageError",
     "Transitions",
     "UnreachableError",
@@ -124,6 +126,7 @@ _MODULES = {
     "SegmentWriter": "writer",
     "Snapshot": "dataset",
     "Step": "step",
+    "StepLabels": "step_labels",
     "Transitions": "replay.gather",
     "WorldRecord": "world_record",
     "WriterConfig": "writer",

@@ -1,8 +1,8 @@
 """`Episode`: one stored episode; its arrays are read when they are used."""
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,10 @@ from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.events import Event, EventTable
 from avtd3.store.segment import Segment
 from avtd3.store.step import Observation, Step
+from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
+
+_Number = TypeVar("_Number", np.uint8, np.float32, np.float64, np.int64)
 
 
 class SegmentReader:
@@ -38,6 +41,11 @@ class SegmentReader:
     def world_records(self) -> list[WorldRecord | None]:
         """The state of the world in each episode of the segment."""
         return self.segment.world_records() or [None] * self.segment.episodes
+
+    @functools.cached_property
+    def labels(self) -> list[StepLabels | None]:
+        """What else is known of the steps of each episode of the segment."""
+        return self.segment.labels() or [None] * self.segment.episodes
 
 
 class Episode:
@@ -65,8 +73,8 @@ class Episode:
         [[0.0], [0.5]] [[1.0]]
     """
 
-    def __init__(self, reader: SegmentReader, number: int) -> None:
-        self._reader = reader
+    def __init__(self, reader: SegmentReader, number: int, *, action_repeat: int = 1) -> None:
+        self._reader, self._repeat = reader, action_repeat
         self.number = number
         """Number of the episode in its segment, from 0."""
         self.segment = reader.segment
@@ -76,8 +84,9 @@ class Episode:
         self.name = f"{self.segment.id}:{number}"
         """``SEGMENT:NUMBER``, as ``replay-inspect --episode`` accepts it."""
         table = reader.table
-        self.length = int(table.length[number])
-        """Number of steps, T."""
+        self._stored = int(table.length[number])
+        self.length = -(-self._stored // action_repeat)
+        """Number of steps, T; of decisions, if each is several stored steps."""
         self.episode_return = float(table.episode_return[number])
         """Sum of the stored rewards."""
         self.end_reason = table.end_reason[number]
@@ -117,6 +126,11 @@ class Episode:
         """State of the world in each observation; None if it was not recorded."""
         return self._reader.world_records[self.number]
 
+    @property
+    def labels(self) -> StepLabels | None:
+        """What the expert would have done, who drove, and delays; None if nothing is known."""
+        return self._reader.labels[self.number]
+
     @functools.cached_property
     def frames(self) -> NDArray[np.uint8]:
         """uint8 (T + 1, C, H, W): the frames of the only stream, each stored once."""
@@ -125,47 +139,51 @@ class Episode:
     @functools.cached_property
     def streams(self) -> "EpisodeStreams":
         """The frames of each stream by name, uint8 (T + 1, C, H, W), read when first used."""
-        return EpisodeStreams(self)
+        rows = self._stored + 1
+        return EpisodeStreams(
+            self.spec.images,
+            lambda stream: self._decided(self.read_frames(0, rows, stream=stream)),
+        )
 
     @functools.cached_property
     def vectors(self) -> NDArray[np.float32]:
         """float32 (T + 1, V): the normalised vectors."""
-        return self._reader.rows("vector", *self._observation_rows())
+        return self._decided(self._reader.rows("vector", *self._observation_rows()))
 
     @functools.cached_property
     def frame_ids(self) -> NDArray[np.int64]:
         """int64 (T + 1,): the simulator's frame numbers."""
-        return self._reader.rows("frame_id", *self._observation_rows())
+        return self._decided(self._reader.rows("frame_id", *self._observation_rows()))
 
     @functools.cached_property
     def sim_times_s(self) -> NDArray[np.float64]:
         """float64 (T + 1,): simulated seconds."""
-        return self._reader.rows("sim_time", *self._observation_rows())
+        return self._decided(self._reader.rows("sim_time", *self._observation_rows()))
 
     @functools.cached_property
     def actions(self) -> NDArray[np.float32]:
         """float32 (T, A): the actions as applied."""
-        return self._reader.rows("action", *self._step_rows())
+        return self._reader.rows("action", *self._step_rows())[:: self._repeat]
 
     @functools.cached_property
     def rewards(self) -> NDArray[np.float32]:
         """float32 (T,): the rewards."""
-        return self._reader.rows("reward", *self._step_rows())
+        return self._summed(self._reader.rows("reward", *self._step_rows()))
 
     @functools.cached_property
     def reward_terms(self) -> NDArray[np.float32]:
         """float32 (T, R): the parts of the rewards, in the spec's order."""
-        return self._reader.rows("reward_terms", *self._step_rows())
+        return self._summed(self._reader.rows("reward_terms", *self._step_rows()))
 
     @functools.cached_property
     def terminated(self) -> NDArray[np.bool_]:
         """Bool (T,): whether the step ended the episode in a state without a future."""
-        return self._reader.rows("terminated", *self._step_rows())
+        return self._last(self._reader.rows("terminated", *self._step_rows()))
 
     @functools.cached_property
     def truncated(self) -> NDArray[np.bool_]:
         """Bool (T,): whether the episode was cut after the step."""
-        return self._reader.rows("truncated", *self._step_rows())
+        return self._last(self._reader.rows("truncated", *self._step_rows()))
 
     def load(self, streams: Collection[str] | None = None) -> Self:
         """Read the frames, vectors, actions, rewards and ends now, so that using them cannot fail.
@@ -203,6 +221,7 @@ class Episode:
         stack: int | None = None,
         start: int = 0,
         stop: int | None = None,
+        stride: int = 1,
         *,
         stream: str | None = None,
     ) -> NDArray[np.uint8]:
@@ -212,6 +231,7 @@ class Episode:
             stack: Frames in a stack, K; None for the spec's.
             start: First observation.
             stop: Observation after the last one; None for all T + 1.
+            stride: Observations between two frames of a stack, times the stream's own stride.
             stream: Name of the stream, needed if the spec has several.
 
         Returns:
@@ -225,7 +245,7 @@ class Episode:
         stack = image.stack if stack is None else stack
         if stack < 1:
             raise SpecError(f"stack is {abbreviate(stack)}, expected 1 or more")
-        places = image.stride * np.arange(1 - stack, 1)
+        places = image.stride * stride * np.arange(1 - stack, 1)
         rows = np.arange(len(frames))[start:stop, None] + places
         stacks = frames[np.maximum(rows, 0)]
         shape = (len(rows), stack * frames.shape[1], *frames.shape[2:])
@@ -259,9 +279,31 @@ class Episode:
                 end_reason=self.end_reason if is_last else "",
             )
 
+    def _decided(self, values: NDArray[_Number]) -> NDArray[_Number]:
+        """Return the rows of the observations in which a decision was made, and the last one."""
+        if self._repeat == 1:
+            return values
+        rows = np.minimum(np.arange(self.length + 1) * self._repeat, self._stored)
+        return values[rows]
+
+    def _summed(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the sums over the steps of each decision."""
+        if self._repeat == 1:
+            return values
+        starts = np.arange(0, self._stored, self._repeat)
+        return np.add.reduceat(values, starts, axis=0, dtype=np.float64).astype(np.float32)
+
+    def _last(self, values: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the rows of the last step of each decision."""
+        if self._repeat == 1:
+            return values
+        ends = np.minimum(np.arange(1, self.length + 1) * self._repeat, self._stored)
+        last: NDArray[np.bool_] = values[ends - 1]
+        return last
+
     def _step_rows(self) -> tuple[int, int]:
         start = int(self._reader.table.offset[self.number])
-        return start, start + self.length
+        return start, start + self._stored
 
     def _observation_rows(self) -> tuple[int, int]:
         start, stop = self._step_rows()
@@ -271,20 +313,19 @@ class Episode:
 class EpisodeStreams(Mapping[str, NDArray[np.uint8]]):
     """The frames of an episode by stream, each uint8 (T + 1, C, H, W), read when first used."""
 
-    def __init__(self, episode: Episode) -> None:
-        self._episode = episode
+    def __init__(self, names: Collection[str], read: Callable[[str], NDArray[np.uint8]]) -> None:
+        self._names, self._read = tuple(names), read
         self._frames: dict[str, NDArray[np.uint8]] = {}
 
     def __getitem__(self, stream: str) -> NDArray[np.uint8]:
-        if stream not in self._episode.spec.images:
+        if stream not in self._names:
             raise KeyError(stream)
         if stream not in self._frames:
-            rows = self._episode.length + 1
-            self._frames[stream] = self._episode.read_frames(0, rows, stream=stream)
+            self._frames[stream] = self._read(stream)
         return self._frames[stream]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._episode.spec.images)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._episode.spec.images)
+        return len(self._names)

@@ -52,15 +52,15 @@ def episode_digests(segment: Segment, *, without: Collection[str] = ()) -> Itera
     """Return the SHA-256 of each episode of a segment, in order, in hexadecimal.
 
     It covers the decoded bytes of the episode's rows of every array, frames and wall time
-    included, with names, dtypes and row shapes, the strings, the attributes, the events and the
-    state of the world; not where in the segment they lie.
+    included, with names, dtypes and row shapes, the strings, the attributes, the events, the state
+    of the world and the labels of the steps; not where in the segment they lie.
     """
     table = segment.episode_table()
     streams = {frames_array(segment.spec, stream): stream for stream in segment.spec.images}
     skipped = {_OFFSET, *streams, *without}
     names = [name for name in sorted(segment.names) if name not in skipped]
     arrays = {name: segment.read(name) for name in names if name not in EPISODE_STRINGS}
-    events, worlds = segment.events(), _worlds(segment, has_setup=SETUP not in without)
+    events, others = segment.events(), _others(segment, has_setup=SETUP not in without)
     strings = {name: segment.read_strings(name) for name in names if name in EPISODE_STRINGS}
     seen = [stream for name, stream in streams.items() if name not in without]
     for number in range(segment.episodes):
@@ -78,7 +78,7 @@ def episode_digests(segment: Segment, *, without: Collection[str] = ()) -> Itera
                 digest.update(f"{name} {number_or_text!r}\n".encode())
         for event in () if events is None else events.of_episode(number):
             digest.update(f"{event}\n".encode("utf-8", "surrogatepass"))
-        digest.update(worlds[number])
+        digest.update(others[number])
         for frames in _frames(segment, table, number, seen):
             digest.update(frames.data)
         yield digest.hexdigest()
@@ -94,10 +94,13 @@ def _rows(segment: Segment, name: str, rows: int, table: EpisodeTable, number: i
     return slice(start + number, start + number + length + 1)  # observations: always more
 
 
-def _worlds(segment: Segment, *, has_setup: bool) -> list[bytes]:
-    """Return the state of the world in each episode as bytes; empty where it is not known."""
+def _others(segment: Segment, *, has_setup: bool) -> list[bytes]:
+    """Return states of the world and labels in each episode as bytes; empty if not known."""
     records = segment.world_records() or [None] * segment.episodes
-    return [b"" if record is None else record.to_bytes(has_setup=has_setup) for record in records]
+    labels = segment.labels() or [None] * segment.episodes
+    worlds = [b"" if each is None else each.to_bytes(has_setup=has_setup) for each in records]
+    known = [b"" if each is None else each.to_bytes() for each in labels]
+    return [world + label for world, label in zip(worlds, known, strict=True)]
 
 
 def _frames(

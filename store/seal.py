@@ -53,6 +53,7 @@ from avtd3.store.format.metadata import array_document, document_bytes, group_do
 from avtd3.store.format.shard import build_shard, joined_checksums
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step_labels import StepLabels, label_columns
 from avtd3.store.world_record import WorldRecord, record_columns, record_layout
 
 OBSERVATION_COLUMNS = ("vector", "frame_id", "sim_time")
@@ -210,6 +211,8 @@ class EndedEpisode:
     """What happened, ordered by step; empty if events were not recorded."""
     world: WorldRecord | None = None
     """State of the world in each observation, if it was recorded."""
+    labels: StepLabels | None = None
+    """What else is known of its steps."""
 
 
 class SegmentNamer:
@@ -280,7 +283,10 @@ def seal_files(
     layouts |= {name: column_layout(name, column, "event") for name, column in optional.items()}
     records = record_columns([episode.world for episode in ended])
     layouts |= {name: record_layout(name, len(column)) for name, column in records.items()}
-    arrays |= optional | records
+    lengths = [episode.length for episode in ended]
+    labels = label_columns([episode.labels for episode in ended], lengths, dataset.spec)
+    layouts |= {name: layout for name, (layout, _) in labels.items()}
+    arrays |= optional | records | {name: column for name, (_, column) in labels.items()}
     about_frames: dict[str, dict[str, Any]] = {}
     for layout in layouts.values():
         if layout.is_sharded:

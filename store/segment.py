@@ -33,10 +33,14 @@ from avtd3.store.format.layout import (
 )
 from avtd3.store.format.manifest import Limits, corrupt, read_manifest
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.step_labels import LABELS, StepLabels, label_layouts, read_labels
 from avtd3.store.world_record import WorldRecord, read_records, read_setups, record_layouts
 
 if TYPE_CHECKING:
     import zarr
+
+_WITHOUT_CONTENT = ("episode_wall_time/", "state_", *(f"{name}/" for name in LABELS))
+"""Beginnings of the paths that `Segment.content_digest` ignores."""
 
 
 class Segment:
@@ -106,7 +110,7 @@ class Segment:
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 over the chunks of all arrays except the wall times and states of the world.
+        """SHA-256 over the chunks of all arrays but wall times, labels and states of the world.
 
         Equal episodes have equal digests, no matter when and by whom they were collected: this
         gives segments an order that does not depend on clocks.
@@ -115,7 +119,7 @@ class Segment:
         chunks = (
             f"{name} {entry.sha256}\n"
             for name, entry in files
-            if "/c/" in name and not name.startswith(("episode_wall_time/", "state_"))
+            if "/c/" in name and not name.startswith(_WITHOUT_CONTENT)
         )
         return sha256("".join(chunks).encode())
 
@@ -276,6 +280,19 @@ class Segment:
         except ValueError as error:
             raise corrupt(self.path, str(error)) from error
 
+    def labels(self) -> list[StepLabels | None] | None:
+        """Read what else is known of the steps of its episodes; None if nothing is."""
+        layouts = label_layouts(self._arrays, self.spec, steps=self.steps, episodes=self.episodes)
+        if not layouts:
+            return None
+        memory = sum(layout.nbytes for layout in layouts.values())
+        self._limits.check(self.path, raw_bytes=memory)
+        lengths = self.episode_table().length.tolist()
+        try:
+            return read_labels(self._arrays, layouts, lengths, self.spec)
+        except ValueError as error:
+            raise corrupt(self.path, str(error)) from error
+
     def map_digests(self) -> frozenset[str]:
         """Read which road networks the records of its episodes need, see `read_map`."""
         layouts = record_layouts(self._arrays, steps=self.steps, episodes=self.episodes)
@@ -295,7 +312,9 @@ class Segment:
         self._manifest.check_sizes(self.path)
         for name in self._manifest.files:
             self._arrays.verify_file(name)
-        optional = optional_arrays(self._arrays, steps=self.steps, episodes=self.episodes)
+        optional = optional_arrays(
+            self._arrays, self.spec, steps=self.steps, episodes=self.episodes
+        )
         for layout in (self._layouts | optional).values():
             self._arrays.document(layout)
 
@@ -315,8 +334,11 @@ class Segment:
         return {name: getattr(self, name) for name in ("episodes", "steps", "observations")}
 
 
-def optional_arrays(files: ArrayFiles, *, steps: int, episodes: int) -> dict[str, ArrayLayout]:
-    """Return the arrays that a segment has and might lack: events, attributes, world records."""
+def optional_arrays(
+    files: ArrayFiles, spec: EpisodeSpec, *, steps: int, episodes: int
+) -> dict[str, ArrayLayout]:
+    """Return the arrays that a segment has and might lack: events, attributes, records, labels."""
+    labels = label_layouts(files, spec, steps=steps, episodes=episodes)
     events = stored_arrays(files, steps=steps, episodes=episodes)
     records = record_layouts(files, steps=steps, episodes=episodes)
-    return events | records | stored_attributes(files, episodes=episodes)
+    return events | records | labels | stored_attributes(files, episodes=episodes)

@@ -116,4 +116,6 @@ class FrameStack:
 
     def stacked(self) -> NDArray[np.uint8]:
         """Return the stack as a new array, uint8 (K * C, H, W)."""
+        if self._stride == 1:
+            return np.concatenate(self._frames)
         return np.concatenate(list(self._frames)[:: self._stride])

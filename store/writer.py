@@ -35,6 +35,7 @@ from avtd3.store.seal import (
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
 from avtd3.store.step import Observation, Step
+from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
 
 
@@ -277,7 +278,11 @@ class PendingSegment:
             self._over_at = self.steps
 
     def end(
-        self, reason: str, events: Sequence[Event] = (), world: WorldRecord | None = None
+        self,
+        reason: str,
+        events: Sequence[Event] = (),
+        world: WorldRecord | None = None,
+        labels: StepLabels | None = None,
     ) -> None:
         """Make the running episode, of at least one step, a whole one."""
         assert self.running is not None, "checked by the writer"
@@ -291,6 +296,7 @@ class PendingSegment:
                 wall_time=self._running_since,
                 events=tuple(events),
                 world=world,
+                labels=labels,
             )
         )
         self.whole_steps = self.steps
@@ -544,6 +550,7 @@ class SegmentWriter:
         reason: str | None = None,
         events: Sequence[Event] = (),
         world: WorldRecord | None = None,
+        labels: StepLabels | None = None,
     ) -> PublishedSegment | None:
         """End the running episode; publish if the segment is long or old enough.
 
@@ -554,11 +561,12 @@ class SegmentWriter:
                 ``terminated`` or ``truncated``.
             events: What happened in it, ordered by step.
             world: State of the world in its observations, and possibly in later ones.
+            labels: What else is known of its steps, and possibly of later ones.
 
         Returns:
             What was published, or None if the segment stays open.
         """
-        self._end(reason, events, world)
+        self._end(reason, events, world, labels)
         pending, config = self._pending, self._config
         age = self._clock() - pending.opened_at
         if pending.whole_steps >= config.segment_steps or age >= config.segment_seconds:
@@ -566,7 +574,11 @@ class SegmentWriter:
         return None
 
     def _end(
-        self, reason: str | None, events: Sequence[Event], world: WorldRecord | None = None
+        self,
+        reason: str | None,
+        events: Sequence[Event],
+        world: WorldRecord | None = None,
+        labels: StepLabels | None = None,
     ) -> None:
         pending = self._pending
         if pending.running is None or not pending.running_steps:
@@ -580,13 +592,16 @@ class SegmentWriter:
         check_events(events, pending.running_steps)
         if world is not None:
             world = world.first(pending.running_steps + 1)
-        pending.end(reason, events, world)
+        if labels is not None:
+            labels = labels.first(pending.running_steps, self._dataset.spec)
+        pending.end(reason, events, world, labels)
 
     def truncate(
         self,
         reason: str | None = None,
         events: Sequence[Event] = (),
         world: WorldRecord | None = None,
+        labels: StepLabels | None = None,
     ) -> PublishedSegment | None:
         """Mark the last step of the running episode as truncated, and end the episode; see `end`.
 
@@ -598,7 +613,7 @@ class SegmentWriter:
             self._pending.drop_running()
             return None
         self._pending.truncate()
-        return self.end(reason, events, world)
+        return self.end(reason, events, world, labels)
 
     def flush(self) -> PublishedSegment | None:
         """Publish the whole episodes in memory; a running one stays.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from avtd3.collect.drivers import Driver, WanderingDriver
 from avtd3.collect.driving.expert import Expert, ExpertConfig
 from avtd3.collect.driving.reward import StepFacts
+from avtd3.collect.driving.takeover import TakeoverConfig, TakeoverDriver
 from avtd3.collect.driving.task import DrivingTask, TaskConfig
 from avtd3.collect.driving.world import (
     RecordingWorld,
@@ -210,7 +211,9 @@ class DrivingEnvironment(Environment):
         scenarios: Sequence[Scenario],
         expert: ExpertConfig,
         simulator: str = "",
+        takeover: TakeoverConfig | None = None,
     ) -> None:
+        self._takeover = takeover or TakeoverConfig()
         channels, height, width = world.image_shape
         stack = config.observation.stack
         image = ImageSpec(channels=channels, height=height, width=width, stack=stack)
@@ -267,6 +270,14 @@ class DrivingEnvironment(Environment):
         if base == "expert":
             return Expert(self._expert, self.task)
         return WanderingDriver(self.world.control_period_s)
+
+    def teacher(self) -> Driver | None:
+        """Make the expert."""
+        return self.driver("expert")
+
+    def takeover(self, policy: Driver) -> Driver:
+        """Make a driver that replaces a policy by the expert where it leaves its bounds."""
+        return TakeoverDriver(policy, self.driver("expert"), self.task, self._takeover)
 
     def reset(self, seed: int, index: int = 0) -> ResetResult:
         """Start an episode in the scenario whose turn it is."""

@@ -57,6 +57,7 @@ class ExpertConfig:
 class Expert:
     """Pure pursuit with speed control; see the module's description."""
 
+    expert_drove = True
     _HARDEST_MPS2 = 6.0
     _SPEED_GAIN_PER_S = 1.2
     _PEDAL_RATE = 0.08

@@ -190,11 +190,12 @@ class DrivingTask:
 
     `reset` sets the `route` and the newest `frame`; `best_m`, the largest distance along the route
     that the car has reached; `standing_s`, the seconds for which it has been standing with no
-    vehicle close ahead; and `reason`, why the episode ended, which is empty until then.
+    vehicle close ahead; and `reason`, why the episode ended, which is empty until then. `period_s`
+    is the control period in seconds.
     """
 
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
-        self.config, self._period_s = config, control_period_s
+        self.config, self.period_s = config, control_period_s
 
     def spec(
         self, image: ImageSpec | None, streams: Mapping[str, ImageSpec] | None = None
@@ -210,7 +211,7 @@ class DrivingTask:
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
             reward_terms=REWARD_TERMS,
-            control_period_s=self._period_s,
+            control_period_s=self.period_s,
         )
 
     @property
@@ -222,6 +223,11 @@ class DrivingTask:
     def lateral_m(self) -> float:
         """Signed distance from the route, positive to its right."""
         return self._at.lateral_m
+
+    @property
+    def heading_rad(self) -> float:
+        """The car's heading minus the route's, in [-pi, pi]; positive to the right."""
+        return heading_error(self.frame.vehicle.yaw_rad, self._at.yaw_rad)
 
     @property
     def completion(self) -> float:
@@ -272,7 +278,7 @@ class DrivingTask:
         )
         return TaskStep(
             vector=self._builder.build(vehicle, self._at, heading),
-            reward_terms=reward_terms(facts, self.config.reward, self._period_s),
+            reward_terms=reward_terms(facts, self.config.reward, self.period_s),
             terminated=terminated,
             truncated=truncated,
             reason=self.reason,
@@ -290,10 +296,10 @@ class DrivingTask:
         if self.best_m >= self._goal_m:
             return True, False, SUCCESS_REASON
         # Half a period of slack: 60 s are 1 200 steps of 0.05 s, whatever the sum rounds to.
-        if (self._steps + 0.5) * self._period_s > self._time_limit_s:
+        if (self._steps + 0.5) * self.period_s > self._time_limit_s:
             return False, True, "time_limit"
         stands = abs(frame.vehicle.speed_mps) < _STANDING_MPS and frame.lead_gap_m > _LEAD_CLOSE_M
-        self.standing_s = self.standing_s + self._period_s if stands else 0.0
+        self.standing_s = self.standing_s + self.period_s if stands else 0.0
         is_stuck = self.standing_s >= self.config.stuck_s
         return False, is_stuck, "stuck" if is_stuck else ""
 
@@ -301,4 +307,4 @@ class DrivingTask:
         along, across = self._acceleration
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         change = math.hypot(self._acceleration[0] - along, self._acceleration[1] - across)
-        return change / self._period_s
+        return change / self.period_s

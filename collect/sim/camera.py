@@ -111,6 +111,10 @@ class Camera:
         self._frame = np.empty((config.height, config.width), np.float32)
         self._sky = (sky * exposure + 0.5).astype(np.float32)
 
+    def skip_to(self, frame: int) -> None:
+        """Draw the noise of a frame of the episode, counted from 0, in the next picture."""
+        self._frames = frame
+
     def render(
         self, x_m: float, y_m: float, yaw_rad: float, boxes: Sequence[Box]
     ) -> NDArray[np.uint8]:

@@ -74,6 +74,8 @@ class Scene(NamedTuple):
     """State of the generator that draws the camera's mounting, light and noise."""
     actors: Sequence[Sequence[float]]
     """Length, width, height and reflectance of each vehicle."""
+    frames: Sequence[int] | None = None
+    """Number of each picture among those that the simulator drew; None for 0, 1, 2, ..."""
     streams: Mapping[str, StreamCamera] = MappingProxyType({})
     """Cameras of named streams; with any, nothing is drawn with `camera`."""
 
@@ -90,6 +92,7 @@ class Scene(NamedTuple):
             "weather": dataclasses.asdict(self.weather),
             "random": dict(self.random),
             "actors": [list(shape) for shape in self.actors],
+            **({} if self.frames is None else {"frames": list(self.frames)}),
         }
         return {**setup, "streams": streams} if streams else setup
 
@@ -116,6 +119,7 @@ class Scene(NamedTuple):
                     name: StreamCamera(**camera)
                     for name, camera in setup.get("streams", {}).items()
                 },
+                frames=_parse_frames(setup.get("frames")),
             )
             stored_generator(scene.random)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -126,6 +130,14 @@ class Scene(NamedTuple):
         if not 0.05 <= scene.pixel_m <= 0.5 or any(len(shape) != 4 for shape in scene.actors):
             raise SpecError("the state cannot be drawn: its pixel_m or a vehicle is impossible")
         return scene
+
+
+def _parse_frames(value: Any) -> list[int] | None:  # noqa: ANN401 - any JSON value
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
+        raise ValueError("frames is no list of whole numbers of 0 or more")
+    return value
 
 
 def _checked(value: Any, is_text: bool = False) -> Any:  # noqa: ANN401 - any JSON value
@@ -225,6 +237,11 @@ class SceneCameras:
         for drawer in self._drawers.values():
             drawer.reset(raster, scene.weather, stored_generator(scene.random))
 
+    def skip_to(self, frame: int) -> None:
+        """Draw a frame of the episode next, counted from 0."""
+        for drawer in self._drawers.values():
+            drawer.skip_to(frame)
+
     def draw(
         self,
         car: tuple[float, float, float],
@@ -258,8 +275,15 @@ class SceneRenderer:
         Raises:
             DatasetError: The dataset lacks the road network's text.
             RoadError: The road network cannot be used.
+            SpecError: The scene does not number all pictures.
         """
+        drawn = scene.frames or range(len(record.ego))
+        if len(drawn) != len(record.ego):
+            raise SpecError(f"the state numbers {len(drawn)} frames, expected {len(record.ego)}")
         self._cameras.reset(scene, self._raster(scene.map, scene.pixel_m))
         numbers = range(len(scene.actors))
-        for (x_m, y_m, yaw_rad), poses in zip(record.ego.tolist(), record.actors, strict=True):
+        for frame, (x_m, y_m, yaw_rad), poses in zip(
+            drawn, record.ego.tolist(), record.actors, strict=True
+        ):
+            self._cameras.skip_to(frame)
             yield self._cameras.draw((x_m, y_m, yaw_rad), poses, scene.actors, numbers)

@@ -101,6 +101,9 @@ class StreamDrawer(Protocol):
     def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
         """Prepare an episode on the ground of a raster."""
 
+    def skip_to(self, frame: int) -> None:
+        """Draw a frame of the episode next, counted from 0: its noise depends on the number."""
+
     def draw(
         self,
         car: tuple[float, float, float],
@@ -236,6 +239,10 @@ class FrontDrawer:
         """See `StreamDrawer`."""
         self._camera.reset(raster, weather, rng)
 
+    def skip_to(self, frame: int) -> None:
+        """See `StreamDrawer`."""
+        self._camera.skip_to(frame)
+
     def draw(
         self,
         car: tuple[float, float, float],
@@ -270,6 +277,9 @@ class BirdsEye:
     def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
         """See `StreamDrawer`; nothing is drawn at random."""
         self.show(raster)
+
+    def skip_to(self, frame: int) -> None:
+        """See `StreamDrawer`; all frames are drawn in the same way."""
 
     def show(self, raster: Raster) -> None:
         """Look at the ground of a raster."""

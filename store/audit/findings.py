@@ -170,6 +170,7 @@ CHECKS: dict[str, Check] = {
     ),
     "event-bounds": _error("events do not fit their episodes", _FIX_THE_SOURCE),
     "state-bounds": _error("states of the world do not fit their episodes", _FIX_THE_SOURCE),
+    "label-bounds": _error("labels of steps are impossible", _FIX_THE_SOURCE),
     "map-text": _warning(
         "the text of a road network is missing or damaged",
         "copy maps/ from the dataset that the segments were copied from; only "

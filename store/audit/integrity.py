@@ -160,7 +160,7 @@ def array_faults(path: Path, manifest: Manifest, spec: EpisodeSpec) -> Iterator[
     )
     try:
         files = ArrayFiles(path, manifest)
-        expected |= optional_arrays(files, steps=manifest.steps, episodes=manifest.episodes)
+        expected |= optional_arrays(files, spec, steps=manifest.steps, episodes=manifest.episodes)
     except (OSError, ValueError) as error:
         yield _metadata(error)
     for layout in expected.values():

@@ -189,7 +189,11 @@ def _manifest_summary(manifest: Manifest, spec: EpisodeSpec) -> Summary:
 
 
 def _state_faults(segment: Segment) -> Iterator[Fault]:
-    """Check the state of the world in the episodes, and the maps that it refers to."""
+    """Check labels, the state of the world in the episodes, and the maps that it refers to."""
+    try:
+        segment.labels()
+    except SegmentCorruptError as error:
+        yield Fault(check="label-bounds", message=str(error))
     try:
         segment.world_records()
     except SegmentCorruptError as error:

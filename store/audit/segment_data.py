@@ -1,5 +1,6 @@
 """The arrays of a segment as the checks see them: frames are reduced to a few features."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -9,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.episode_table import EpisodeTable
+from avtd3.store.errors import SegmentCorruptError
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.step_labels import EXPERT_ACTION, STEP_DRIVER, label_columns
 
 SPEED = "speed_mps"
 """Component of the vector that is the car's own speed; no other name states its unit."""
@@ -56,6 +59,10 @@ class SegmentData:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     episodes: EpisodeTable
+    expert_action: NDArray[np.float32] | None = None
+    """What the expert would have done, NaN where that is not known; None if it never is."""
+    step_driver: NDArray[np.uint8] | None = None
+    """Who drove, see `avtd3.store.step_labels`; None if that is not known of any step."""
 
     @classmethod
     def read(cls, segment: Segment) -> Self:
@@ -67,6 +74,11 @@ class SegmentData:
             streams[name] = scan_frames(read, segment.observations, image)
         names = ("frame_id", "sim_time", "action", "reward", "terminated", "truncated")
         arrays: dict[str, Any] = {name: segment.read(name) for name in names}
+        with contextlib.suppress(SegmentCorruptError):  # which is a finding of its own
+            lengths = segment.read("episode_length").tolist()
+            columns = label_columns(segment.labels() or [None] * len(lengths), lengths, spec)
+            for name in (EXPERT_ACTION, STEP_DRIVER):
+                arrays[name] = columns[name][1] if name in columns else None
         return cls(
             spec=spec,
             streams=streams,
@@ -111,6 +123,8 @@ class SegmentData:
             frame_id=self.frame_id[seen],
             sim_time=self.sim_time[seen],
             action=self.action[steps],
+            expert_action=None if self.expert_action is None else self.expert_action[steps],
+            step_driver=None if self.step_driver is None else self.step_driver[steps],
             reward=self.reward[steps],
             reward_terms=None if self.reward_terms is None else self.reward_terms[steps],
             terminated=self.terminated[steps],

@@ -22,6 +22,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import DatasetError
 from avtd3.store.format.layout import MANIFEST_FILE
+from avtd3.store.step_labels import EXPERT_DROVE, OWN_DROVE
 
 _T = TypeVar("_T")
 
@@ -239,6 +240,8 @@ class Summary:
     """Sum of the absolute values of each reward term."""
     rewards: Moments = dataclasses.field(default_factory=Moments)
     """Magnitudes of the rewards; their mean is the scale of the rewards."""
+    expert: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Sums over the steps of which it is known who drove, and what the expert would have done."""
     largest_reward: float = 0.0
     largest_discounted: float = 0.0
     """Largest magnitude of the discounted return from any step."""
@@ -253,6 +256,7 @@ class Summary:
             rewards=self.rewards.merge(other.rewards),
             counts=_merge_by_name(self.counts, other.counts, operator.add),
             coverage=self.coverage + other.coverage,
+            expert=_merge_by_name(self.expert, other.expert, operator.add),
             components=_merge_by_name(
                 self.components,
                 other.components,
@@ -266,6 +270,27 @@ class Summary:
         """Return the share of each reward term in the sum of absolute values."""
         total = sum(self.magnitudes.values())
         return {k: v / total for k, v in self.magnitudes.items()} if total > 0.0 else {}
+
+    @property
+    def expert_shares(self) -> dict[str, float]:
+        """Return who drove, and how far other drivers were from the expert; empty if not known.
+
+        ``drove`` is the expert's share of the ``steps`` of which the driver is known, ``takeovers``
+        how often it followed another driver. ``compared`` counts steps of other drivers of which
+        the expert's action is known, ``differing`` is the share of them in which an action is more
+        than `DIFFERING` half ranges from it, and ``distance NAME`` the mean distance of an action.
+        """
+        sums = self.expert
+        if not sums.get("steps"):
+            return {}
+        compared = sums.get("compared", 0.0)
+        shares = {name: sums[name] for name in ("steps", "takeovers")} | {"compared": compared}
+        shares["drove"] = sums["drove"] / sums["steps"]
+        if compared:
+            shares["differing"] = sums["differing"] / compared
+            distances = {k: v / compared for k, v in sums.items() if k.startswith("distance ")}
+            shares |= distances
+        return shares
 
     @property
     def staleness(self) -> dict[str, float | int]:
@@ -304,9 +329,12 @@ class Summary:
                 for group, named in self.components.items()
             },
             "reward_shares": self.reward_shares,
+            "expert": self.expert_shares,
         }
 
 
+DIFFERING = 0.2
+"""Distance from the expert's action, in half ranges, from which on actions count as different."""
 _COUNTS = ("segments", "segments_read", "episodes", "steps")
 _SUMS = (*_COUNTS, "simulated_seconds", "bytes_on_disk", "bytes_raw")
 _LARGEST = ("largest_reward", "largest_discounted")
@@ -360,10 +388,31 @@ def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
         ),
         components=components,
         magnitudes=magnitudes,
+        expert=_expert_sums(data),
         rewards=Moments.of(size),
         largest_reward=float(size.max(initial=0.0)),
         largest_discounted=largest_discounted(data.reward, table.offset, table.length, gamma),
     )
+
+
+def _expert_sums(data: SegmentData) -> dict[str, float]:
+    """Return the sums of `Summary.expert_shares`."""
+    driver, label, spec = data.step_driver, data.expert_action, data.spec
+    if driver is None:
+        return {}
+    expert = driver == EXPERT_DROVE
+    begins = expert[1:] & (driver[:-1] == OWN_DROVE) & (np.diff(data.step_episode) == 0)
+    counts = {"steps": driver > 0, "drove": expert, "takeovers": begins}
+    sums = {name: float(chosen.sum()) for name, chosen in counts.items()}
+    if label is None:
+        return sums
+    half = 0.5 * (np.asarray(spec.action_high) - np.asarray(spec.action_low))
+    distance = np.abs(data.action - label) / half
+    distance = distance[(driver == OWN_DROVE) & np.isfinite(distance).all(axis=1)]
+    sums["compared"] = float(len(distance))
+    sums["differing"] = float((distance > DIFFERING).any(axis=1).sum())
+    totals = zip(spec.action_names, distance.sum(axis=0).tolist(), strict=True)
+    return sums | {f"distance {name}": total for name, total in totals}
 
 
 def _count(table: EpisodeTable) -> dict[str, Counter[str]]:

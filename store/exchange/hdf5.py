@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import MissingPackageError, SpecError, UnreadableError, abbreviate
 from avtd3.store.exchange.record import (
+    EXTRA,
     FACTS,
+    LISTED,
     MAX_FACTS_BYTES,
     EpisodeRecord,
     ImportConfig,
@@ -41,8 +43,6 @@ H5: TypeAlias = Any
 _FILTERS = (1, 2, 3, 32_000)  # deflate, shuffle, fletcher32, lzf: no plugin is loaded
 _MAX_NODES = 1_000
 _CHUNK_BYTES = 1 << 16
-EXTRA = {"reward_terms": "reward_terms", "frame_id": "frame_ids", "sim_time": "sim_times_s"}
-"""Arrays of avtd3's own, and their fields in an `EpisodeRecord`."""
 
 
 def import_h5py() -> H5:
@@ -90,7 +90,7 @@ class RobomimicLayout(Layout):
 
     kept = (
         "terminated and truncated: arrays terminals and timeouts (dones is terminals)",
-        "reward_terms, frame_id, sim_time: arrays of these names",
+        f"{LISTED}: arrays of these names",
         "seed, end reason, policy, attributes, events: array avtd3 of each demo, JSON",
         "spec and provenance: array avtd3 of the file, JSON",
     )

@@ -268,7 +268,7 @@ class _Import:
                 truncated=is_last and record.truncated,
                 reward_terms=None if terms is None else terms[t],
             )
-        self._writer.end(record.end_reason or None, record.events)
+        self._writer.end(record.end_reason or None, record.events, labels=record.labels)
         self.episodes += 1
         self.steps += record.length
 

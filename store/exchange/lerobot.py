@@ -53,6 +53,7 @@ class LeRobotLayout(Layout):
     lost: ClassVar[tuple[str, ...]] = (
         "the observation after the last step of each episode",
         "frame_id and sim_time: time is counted from the start of an episode",
+        "labels of steps: the expert's actions, who drove, and delays",
         *Layout.lost,
     )
 

@@ -33,6 +33,7 @@ from avtd3.store.exchange.hdf5 import (
 from avtd3.store.exchange.record import (
     DOCUMENT,
     FACTS,
+    LISTED,
     EpisodeRecord,
     ImportConfig,
     Layout,
@@ -68,7 +69,7 @@ class MinariLayout(Layout):
     """Export to a Minari dataset; images are stored as they are, not as JPEG."""
 
     kept = (
-        "reward_terms, frame_id, sim_time: in infos",
+        f"{LISTED}: in infos",
         "end reason, policy, attributes, events: array avtd3 of each episode, JSON",
         "spec and provenance: avtd3.json",
     )

@@ -24,7 +24,9 @@ from avtd3.store.episode import Episode
 from avtd3.store.errors import SpecError, UnreadableError, abbreviate, advice
 from avtd3.store.exchange.record import (
     DOCUMENT,
+    EXTRA,
     FACTS,
+    LISTED,
     EpisodeRecord,
     ImportConfig,
     Layout,
@@ -62,7 +64,7 @@ class NpzLayout(Layout):
     kept = (
         "vector beside an image: array vector",
         "named streams: arrays NAME_image, single frames",
-        "reward_terms, frame_id, sim_time: arrays of these names",
+        f"{LISTED}: arrays of these names",
         "seed, end reason, policy, attributes, events: array avtd3, JSON",
         "spec and provenance: avtd3.json",
     )
@@ -87,12 +89,8 @@ class NpzLayout(Layout):
         arrays["action"] = np.concatenate([np.zeros_like(record.actions[:1]), record.actions])
         arrays["reward"] = np.concatenate([np.zeros(1, np.float32), record.rewards])[:, None]
         arrays["discount"] = discount
-        extra = {
-            "reward_terms": record.reward_terms,
-            "frame_id": record.frame_ids,
-            "sim_time": record.sim_times_s,
-            FACTS: np.frombuffer(facts, np.uint8),
-        }
+        extra = {name: getattr(record, field) for name, field in EXTRA.items()}
+        extra[FACTS] = np.frombuffer(facts, np.uint8)
         arrays |= {name: values for name, values in extra.items() if values is not None}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -163,7 +161,7 @@ class NpzSource(Source):
             rewards = to_float32(_take(members, "reward"), "reward").reshape(-1)
             discount = to_float32(_take(members, "discount"), "discount").reshape(-1)
             extra: dict[str, Any] = {
-                key: members.read(name) for name, key in _EXTRA.items() if name in members
+                key: members.read(name) for name, key in EXTRA.items() if name in members
             }
             facts = bytes(members.read(FACTS)) if FACTS in members else b""
         parts = (frames, *streams.values(), vectors, actions, rewards, discount)
@@ -214,9 +212,6 @@ class NpzSource(Source):
         vectors = to_vectors(_take(members, "vector"), "vector")
         self.vector_names = tuple(f"vector_{n}" for n in range(vectors.shape[1]))
         return None, vectors
-
-
-_EXTRA = {"reward_terms": "reward_terms", "frame_id": "frame_ids", "sim_time": "sim_times_s"}
 
 
 def _pictures(frames: NDArray[Any], name: str) -> NDArray[np.uint8]:

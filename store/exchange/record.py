@@ -17,6 +17,7 @@ from avtd3.store.events import Event
 from avtd3.store.files import canonical_json, parse_json
 from avtd3.store.render.text import plural
 from avtd3.store.spec import IMAGE, EpisodeSpec
+from avtd3.store.step_labels import LABELS, StepLabels
 
 MAX_EPISODE_BYTES = 4 * 1024**3
 """Largest size in memory that an array of a foreign episode may claim."""
@@ -55,6 +56,15 @@ class EpisodeRecord:
     """int64 (T + 1,); None if unknown."""
     sim_times_s: NDArray[np.float64] | None = None
     """float64 (T + 1,); None if unknown."""
+    expert_action: NDArray[np.float32] | None = None
+    """float32 (T, A), as `avtd3.store.step_labels` stores it, like the next three; None if
+    unknown."""
+    step_driver: NDArray[np.uint8] | None = None
+    """uint8 (T,)."""
+    camera_delay: NDArray[np.float32] | None = None
+    """float32 (T + 1,)."""
+    action_delay: NDArray[np.float32] | None = None
+    """float32 (T,)."""
     info: EpisodeInfo = dataclasses.field(default_factory=EpisodeInfo)
     """What was known when it began."""
     end_reason: str = ""
@@ -73,6 +83,10 @@ class EpisodeRecord:
             ("reward_terms", self.reward_terms, self.length, 2, "f"),
             ("frame_ids", self.frame_ids, observed, 1, "i"),
             ("sim_times_s", self.sim_times_s, observed, 1, "f"),
+            ("expert_action", self.expert_action, self.length, 2, "f"),
+            ("step_driver", self.step_driver, self.length, 1, "u"),
+            ("camera_delay", self.camera_delay, observed, 1, "f"),
+            ("action_delay", self.action_delay, self.length, 1, "f"),
         ]
         for name, values, rows, axes, kinds in arrays:
             if values is None:
@@ -93,6 +107,19 @@ class EpisodeRecord:
         named = {image_key(name): frames for name, frames in self.streams.items()}
         return named if self.frames is None else {IMAGE: self.frames}
 
+    @property
+    def labels(self) -> StepLabels | None:
+        """What else is known of its steps."""
+        columns = {name: getattr(self, name) for name in LABELS}
+        return StepLabels.of({name: each for name, each in columns.items() if each is not None})
+
+
+EXTRA = {"reward_terms": "reward_terms", "frame_id": "frame_ids", "sim_time": "sim_times_s"}
+EXTRA |= {name: name for name in LABELS}
+"""Arrays of avtd3's own in a layout, and their fields in an `EpisodeRecord`."""
+LISTED = "reward_terms, frame_id, sim_time, labels of steps"
+"""Those arrays, for people."""
+
 
 def image_key(stream: str) -> str:
     """Return the name of a named stream among observations, as robomimic names its cameras."""
@@ -101,7 +128,7 @@ def image_key(stream: str) -> str:
 
 def record_of(episode: Episode, spec: EpisodeSpec) -> EpisodeRecord:
     """Read a stored episode; of its streams only those of ``spec``."""
-    table = episode.segment.episode_table()
+    table, labels = episode.segment.episode_table(), episode.labels
     return EpisodeRecord(
         frames=None if spec.image is None else episode.frames,
         streams={name: episode.streams[name] for name in spec.streams},
@@ -113,6 +140,7 @@ def record_of(episode: Episode, spec: EpisodeSpec) -> EpisodeRecord:
         truncated=bool(episode.truncated[-1]),
         frame_ids=episode.frame_ids,
         sim_times_s=episode.sim_times_s,
+        **({} if labels is None else labels.columns()),
         info=table.info(episode.number),
         end_reason=episode.end_reason,
         events=episode.events,

@@ -420,7 +420,7 @@ def _join_frames(
 
 def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
     table, events = segment.episode_table(), segment.events()
-    worlds = segment.world_records()
+    worlds, labels = segment.world_records(), segment.labels()
     for n in range(segment.episodes):
         yield EndedEpisode(
             info=table.info(n),
@@ -430,4 +430,5 @@ def _episodes(segment: Segment) -> Iterator[EndedEpisode]:
             wall_time=float(table.wall_time[n]),
             events=() if events is None else events.of_episode(n),
             world=None if worlds is None else worlds[n],
+            labels=None if labels is None else labels[n],
         )

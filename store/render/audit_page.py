@@ -44,6 +44,8 @@ from avtd3.store.render.text import (
     shorten,
 )
 
+EXPERT_SHARES = {"drove": "the expert drove", "differing": "steps of others that differ"}
+"""Shares of the expert that are drawn, and what they are called."""
 MAX_OFFENDERS = 10
 """Findings of each check that are listed."""
 MAX_DRIFTS = 40
@@ -122,6 +124,11 @@ def audit_page(
         driving_plots=[*_driving_plots(total)],
         counts={name: largest(counts, MAX_BARS) for name, counts in total.counts.items() if counts},
         reward_shares=largest(total.reward_shares, MAX_BARS),
+        expert=[
+            (text, total.expert_shares[name])
+            for name, text in EXPERT_SHARES.items()
+            if name in total.expert_shares
+        ],
         earned=[(row[0], row[1]) for row in details.get("reward_terms", ())],
         coverage=_coverage(total.coverage),
         datasets=[

@@ -8,7 +8,7 @@ from avtd3.store.audit.drift import Drift
 from avtd3.store.audit.findings import CHECKS, Finding, FindingLog, WorstEpisode
 from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.segment_data import SPEED
-from avtd3.store.audit.statistics import Bins, Distribution, Summary, near_zero
+from avtd3.store.audit.statistics import DIFFERING, Bins, Distribution, Summary, near_zero
 from avtd3.store.render.text import (
     BAR_WIDTH,
     bars,
@@ -49,7 +49,8 @@ def audit_text(report: AuditReport) -> str:
     ):
         lines += _counts(title, report.total.counts.get(column, Counter()))
     # The verdict is repeated at the end, where it is still visible when the command is done.
-    lines += [*_spreads(report.total), *_reward_shares(report.total), _verdict(report)]
+    lines += [*_spreads(report.total), *_reward_shares(report.total), *_expert(report.total)]
+    lines.append(_verdict(report))
     return join_lines(lines) + "\n"
 
 
@@ -226,6 +227,28 @@ def _spreads(total: Summary) -> Iterator[str]:
     wide = max(len(high) for _, _, _, high, _ in rows)
     cells = [(name, f"{low} |{bar}| {high:<{wide}}", note) for name, low, bar, high, note in rows]
     yield from (f"    {line}" for line in columns(cells, "<><"))
+    yield ""
+
+
+def _expert(total: Summary) -> Iterator[str]:
+    """Say who drove, and how far others were from the expert."""
+    shares = total.expert_shares
+    if not shares:
+        return
+    yield f"  expert, known in {integer(int(shares['steps']))} steps"
+    times = plural(int(shares["takeovers"]), "time")
+    yield f"    drove in {percent(shares['drove'])}, took over {times}"
+    if compared := int(shares["compared"]):
+        distances = ", ".join(
+            f"{name.removeprefix('distance ')} {number(value)}"
+            for name, value in shares.items()
+            if name.startswith("distance ")
+        )
+        yield (
+            f"    other drivers: {percent(shares['differing'])} of {integer(compared)} steps more "
+            f"than {DIFFERING:g} half ranges"
+        )
+        yield from wrap(f"    apart; on average {distances}", "    ")
     yield ""
 
 

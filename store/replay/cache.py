@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import SegmentCorruptError, StorageError
+from avtd3.store.errors import ConfigError, SegmentCorruptError, StorageError
 from avtd3.store.format.layout import frames_array
 from avtd3.store.replay.backend import (
     Changes,
@@ -43,6 +43,33 @@ def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]
             raise _unusable(segment, f"{name!r} row {int(finite.argmin())} is not finite")
     _check_episodes(segment, arrays)
     return arrays
+
+
+def check_held(segment: Segment, arrays: Mapping[str, NDArray[Any]], repeat: int) -> None:
+    """Raise if an action changes within a decision of so many steps."""
+    lengths, action = arrays["episode_length"], arrays["action"]
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    steps = np.arange(segment.steps) - starts
+    first = starts + steps // repeat * repeat
+    changed = (action != action[first]).any(axis=1)
+    if changed.any():
+        row = int(changed.argmax())
+        episode = int(np.searchsorted(np.cumsum(lengths), row, side="right"))
+        raise ConfigError(
+            f"replay.action_repeat is {repeat}, but segment {segment.id} ({segment.path}) changes "
+            f"its action within a decision, first in step {steps[row]} of episode {episode}; "
+            f"expected data of avtd3 collect --set collect.hold_actions={repeat}"
+        )
+
+
+def _expert_actions(segment: Segment) -> NDArray[np.float32]:
+    """Return what the expert would have done, float32 (S, A); NaN where that is not known."""
+    found = np.full((segment.steps, segment.spec.action_size), np.nan, np.float32)
+    ends = segment.read("episode_length").cumsum().tolist()
+    for labels, end in zip(segment.labels() or (), ends, strict=False):
+        if labels is not None and labels.expert_action is not None:
+            found[end - len(labels.expert_action) : end] = labels.expert_action
+    return found
 
 
 def _check_episodes(segment: Segment, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -136,7 +163,7 @@ class ReplayCache:
 
     It reads only the streams of its spec, which may be some of those that the segments have. The
     arrays, by row: the frames of each stream, uint8 (C, H, W), and ``numbers`` float32
-    (2 + A + V,), see `avtd3.store.replay.scratch`.
+    (2 + A + V,), with `labels` A more, see `avtd3.store.replay.scratch`.
     """
 
     def __init__(
@@ -147,8 +174,13 @@ class ReplayCache:
         frames: bool = True,
         shared: bool = True,
         in_background: bool = False,
+        labels: bool = False,
+        action_repeat: int = 1,
     ) -> None:
-        """Create an empty cache; `shared` shares frames with other processes if possible."""
+        """Create an empty cache; `shared` shares frames with other processes if possible.
+
+        `labels` adds the expert's actions, `action_repeat` is the number of steps per decision.
+        """
         self.spec = spec
         self.segments: dict[Key, LoadedSegment] = {}
         """Segments that are completely in the cache."""
@@ -157,7 +189,9 @@ class ReplayCache:
         self._in_background = in_background
         self._decoder: BackgroundDecoder[Result] | None = None
         self._streams = {stream: frames_array(spec, stream) for stream in spec.images}
-        self._rows = self._open(scratch, row_types(spec, frames=frames), shared=shared)
+        self._labels, self._action_repeat = labels, action_repeat
+        types = row_types(spec, frames=frames, labels=labels)
+        self._rows = self._open(scratch, types, shared=shared)
 
     def _open(
         self, scratch: Path, types: Mapping[str, RowType], *, shared: bool
@@ -324,6 +358,10 @@ class ReplayCache:
     def _load_one(self, key: Key, segment: Segment, *, decode: bool) -> LoadedSegment:
         """Check a segment, write its numbers and, with `decode`, its frames."""
         arrays = _read_checked(segment, self.spec)
+        if self._action_repeat > 1:
+            check_held(segment, arrays, self._action_repeat)
+        if self._labels:
+            arrays["expert_action"] = _expert_actions(segment)
         end_reasons = segment.read_strings("episode_end_reason")
         out = self._rows.arrays()
         write_numbers(out["numbers"][self._rows[key]], arrays, self.spec)

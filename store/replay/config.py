@@ -5,6 +5,7 @@ import math
 
 from avtd3.store.errors import ConfigError, check_integers
 from avtd3.store.filters import parse_filter
+from avtd3.store.spec import EpisodeSpec
 
 
 def _require(correct: bool, name: str, value: object, expected: str) -> None:
@@ -100,6 +101,10 @@ class ReplayConfig:
     imitate: tuple[str, ...] = ()
     """Mark only steps of episodes that match all filters for imitation, such as ``policy=none``;
     empty: all steps. The other steps are sampled, too."""
+    imitate_expert: bool = False
+    """Whether to imitate what the expert would have done, where that is stored, in place of the
+    action that was taken (DAgger, Ross et al. 2011). Such steps are imitated whatever `imitate`
+    says; all others are imitated as before."""
     held_out: float = 0.0
     """Share of the episodes that is never sampled, in [0, 1); see `avtd3.store.replay.eligibility`.
     """
@@ -120,13 +125,21 @@ class ReplayConfig:
     """Names of the streams to read, see docs/streams.md; empty: all. Nothing of the others is read,
     decoded or cached. The only stream of a dataset without named ones is ``image``."""
 
+    action_repeat: int = 1
+    """Stored steps per decision: see data that were collected with held actions as if only every
+    N-th step had been a decision. Rewards of a decision are summed, and `gamma`, `n_step`,
+    `sequence_length` and `batch_size` count decisions; `capacity` counts stored steps. Policies
+    are trained for this rate. See docs/timing.md."""
+    stack_stride: int = 1
+    """Decisions between two frames of a stack: 2 takes every second frame, so that the same number
+    of frames shows twice the time. Policies stack their frames in the same way."""
     sequence_length: int = 0
     """Number of consecutive steps that are sampled together, see `Sampler.sample_sequences`; 0
     samples single transitions. The learner uses ``batch_size / sequence_length`` sequences as a
     batch."""
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "batch_size", "n_step"):
+        for name in ("capacity", "batch_size", "n_step", "action_repeat", "stack_stride"):
             value = getattr(self, name)
             _require(_is_whole(value, 1), name, value, "a whole number > 0")
         fits = self.batch_size <= MOST_AT_ONCE
@@ -147,6 +160,14 @@ class ReplayConfig:
         self._check_lags()
         self._check_sequences()
 
+    def view(self, spec: EpisodeSpec) -> EpisodeSpec:
+        """Return the spec of the decisions that are sampled from data of a spec."""
+        spec = spec.select(self.streams)
+        if self.action_repeat == 1:
+            return spec
+        period_s = spec.control_period_s * self.action_repeat
+        return dataclasses.replace(spec, control_period_s=period_s)
+
     def _check_lags(self) -> None:
         _require(0.0 <= self.held_out < 1.0, "held_out", self.held_out, "a share in [0, 1)")
         lag, half_life = self.max_policy_lag, self.policy_lag_half_life
@@ -161,6 +182,10 @@ class ReplayConfig:
         multiple = f"a multiple of replay.sequence_length, which is {length}"
         is_multiple = not length or self.batch_size % length == 0
         _require(is_multiple, "batch_size", self.batch_size, multiple)
-        single = "0 if n_step is above 1 or prioritised is set, which apply to single transitions"
-        is_single = self.n_step > 1 or self.prioritised
+        single = (
+            "0 if n_step or stack_stride is above 1, or prioritised or imitate_expert is set, "
+            "which apply to single transitions"
+        )
+        is_single = self.n_step > 1 or self.prioritised or self.stack_stride > 1
+        is_single |= self.imitate_expert
         _require(not (length and is_single), "sequence_length", length, single)

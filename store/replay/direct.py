@@ -316,10 +316,12 @@ def _read_ahead(plan: ChunkPlan, descriptors: NDArray[np.int32]) -> None:
 class DirectReplay(ReplayCache):
     """A `ReplayBackend` that caches only the numbers, and decodes frames for each batch."""
 
-    def __init__(self, spec: EpisodeSpec, scratch: Path) -> None:
+    def __init__(
+        self, spec: EpisodeSpec, scratch: Path, *, labels: bool = False, action_repeat: int = 1
+    ) -> None:
         """Start empty; `spec` has an image. Raise StorageError if `scratch` cannot be written."""
         assert spec.images, "without an image there is nothing to decode"
-        super().__init__(spec, scratch, frames=False)
+        super().__init__(spec, scratch, frames=False, labels=labels, action_repeat=action_repeat)
         self._shards: dict[Key, tuple[dict[str, FrameShard], Path]] = {}
         sizes = {stream: image.frame_bytes for stream, image in spec.images.items()}
         self._direct_frames = {

@@ -33,13 +33,18 @@ class EpisodeRows:
     """int64 (E,), row of each episode's first observation."""
     shift: NDArray[np.int64]
     """int64 (E,), difference between the row and the number of a place."""
+    steps: NDArray[np.int64]
+    """int64 (E,), stored steps of each episode."""
     bc_mask: NDArray[np.float32] | None = None
     """float32 (E,), 1 where the steps are marked for imitation, else 0; None if all are."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TransitionIndex:
-    """Numbers the transitions of the E episodes that may be sampled, one episode after another."""
+    """Numbers the transitions of the E episodes that may be sampled, one episode after another.
+
+    A transition is a decision of `ReplayConfig.action_repeat` steps, or fewer at the end.
+    """
 
     keys: tuple[Key, ...]
     """Segments, by dataset, then content: the batches do not depend on when or by which collector
@@ -49,14 +54,16 @@ class TransitionIndex:
     first_step: NDArray[np.int64]
     """int64 (E,), first step of each episode in its segment."""
     lengths: NDArray[np.int64]
-    """int64 (E,), steps of each."""
+    """int64 (E,), decisions of each."""
+    stored: NDArray[np.int64]
+    """int64 (E,), stored steps of each."""
     first_rows: NDArray[np.int64]
     """int64 (E,), row of each episode's first observation in the backend."""
     bc_mask: NDArray[np.float32] | None
     """float32 (E,), 1 where the steps are marked for imitation, else 0; None if all are."""
 
     @classmethod
-    def of(cls, backend: ReplayBackend, eligibility: Eligibility) -> Self:
+    def of(cls, backend: ReplayBackend, eligibility: Eligibility, action_repeat: int = 1) -> Self:
         """Number the transitions that a backend holds and that may be sampled."""
         loaded = {key: found for key, found in backend.segments.items() if eligibility.knows(key)}
         keys = tuple(sorted(loaded, key=lambda key: (key[0], loaded[key].content, key)))
@@ -69,11 +76,13 @@ class TransitionIndex:
         if not eligibility.imitates_all:
             marks = [eligibility.facts(key).bc_mask for key in keys]
             bc_mask = _join(marks, chosen).astype(np.float32)
+        stored = _join(lengths, chosen)
         return cls(
             keys=keys,
             segment=np.repeat(np.arange(len(keys)), counts),
             first_step=_join(starts, chosen),
-            lengths=_join(lengths, chosen),
+            lengths=-(-stored // action_repeat),
+            stored=stored,
             first_rows=_join(first, chosen),
             bc_mask=bc_mask,
         )
@@ -98,7 +107,13 @@ class TransitionIndex:
         """Return where the numbered places are, given how many each episode has: int64 (E,)."""
         ends: NDArray[np.int64] = places.cumsum()
         shift = self.first_rows - (ends - places)
-        return EpisodeRows(ends=ends, first=self.first_rows, shift=shift, bc_mask=self.bc_mask)
+        return EpisodeRows(
+            ends=ends,
+            first=self.first_rows,
+            shift=shift,
+            steps=self.stored,
+            bc_mask=self.bc_mask,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

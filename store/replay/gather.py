@@ -4,8 +4,12 @@ Frames are stored once. The observation of a step is the stack of the K frames u
 clamped to the first row of its episode:
 
 * n-step 1: a window of K + 1 frames. Observation and next observation are overlapping views of it.
-* n-step above 1: two stacks next to each other, 2 K frames. The next observation is min(n, steps
-  left) rows later, which varies near the end of an episode, so no window has it at a fixed place.
+* n-step or the stride of the stack above 1: two stacks next to each other, 2 K frames. The next
+  observation is min(n, steps left) rows later, which varies near the end of an episode, so no
+  window has it at a fixed place.
+
+With `ReplayConfig.action_repeat` N above 1, a decision is N rows, and all of this counts decisions:
+decision d of an episode of L steps starts at its row ``min(N * d, L)``.
 
 ``np.take(mode="clip")`` into a reused buffer is the fastest gather (the default mode takes twice as
 long). It also evicts everything else from the CPU caches, after which small numpy calls take five
@@ -22,6 +26,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import SpecError
 from avtd3.store.replay.backend import FrameSource
+from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.draws import EpisodeRows
 from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD
 from avtd3.store.spec import EpisodeSpec, ImageSpec
@@ -89,6 +94,9 @@ class Transitions:
     """The frames of each stream by name, those of the only one included."""
     bc_mask: NDArray[np.float32] | None = None
     """float32 (B,), 1 where the action is marked for imitation, else 0; None if all are."""
+    bc_action: NDArray[np.float32] | None = None
+    """float32 (B, A), the action to imitate: the expert's where it is known, else the one taken;
+    None unless `ReplayConfig.imitate_expert` is set."""
     weight: NDArray[np.float32] | None = None
     """float32 (B,), importance weights in (0, 1]; None unless sampling is prioritised."""
     index: NDArray[np.int64] | None = None
@@ -164,9 +172,9 @@ class SequenceBatch:
 class FrameBuffer:
     """Memory for the frames of one stream in one batch of transitions, and views of it."""
 
-    def __init__(self, image: ImageSpec, *, batch_size: int, n_step: int) -> None:
-        stack, width = image.stack, frame_places(image, n_step).width
-        shape = (batch_size, *image.observation_shape)
+    def __init__(self, image: ImageSpec, config: ReplayConfig) -> None:
+        stack, batch_size = image.stack, config.batch_size
+        width, shape = frame_places(image, config).width, (batch_size, *image.observation_shape)
         self.window = np.empty((batch_size, width, *image.frame_shape), dtype=np.uint8)
         self.flat = self.window.reshape((batch_size, width, -1), copy=False)
         # (B, K, C, H, W) -> (B, K*C, H, W) without a copy: frames are contiguous
@@ -175,14 +183,10 @@ class FrameBuffer:
 
 
 def frame_buffers(
-    spec: EpisodeSpec, *, batch_size: int, n_step: int, gathers: bool = True
+    spec: EpisodeSpec, config: ReplayConfig, *, gathers: bool = True
 ) -> dict[str, FrameBuffer]:
     """Return memory for the frames of each stream; none without `gathers`."""
-    return {
-        stream: FrameBuffer(image, batch_size=batch_size, n_step=n_step)
-        for stream, image in spec.images.items()
-        if gathers
-    }
+    return {stream: FrameBuffer(image, config) for stream, image in spec.images.items() if gathers}
 
 
 class FramePlaces(NamedTuple):
@@ -212,11 +216,12 @@ class FramePlaces(NamedTuple):
         return rows
 
 
-def frame_places(image: ImageSpec, n_step: int) -> FramePlaces:
+def frame_places(image: ImageSpec, config: ReplayConfig) -> FramePlaces:
     """Return which frames of a stream a transition needs."""
-    is_shared = n_step == 1 and image.stride == 1
+    stride = image.stride * config.stack_stride
+    is_shared = config.n_step == 1 and stride == 1
     return FramePlaces(
-        stack=image.stride * np.arange(1 - image.stack, 1),
+        stack=stride * np.arange(1 - image.stack, 1),
         window=np.arange(1 - image.stack, 2) if is_shared else None,
     )
 
@@ -231,13 +236,15 @@ _AT_ONCE = 1 << 20
 class Gather:
     """Turns numbers of transitions into batches."""
 
-    def __init__(self, spec: EpisodeSpec, *, n_step: int, gamma: float) -> None:
-        self._n_step, self._gamma = n_step, gamma
+    def __init__(self, spec: EpisodeSpec, config: ReplayConfig) -> None:
+        self._n_step, self._gamma = config.n_step, config.gamma
+        self._repeat = config.action_repeat
         self._places = {
-            stream: frame_places(image, n_step) for stream, image in spec.images.items()
+            stream: frame_places(image, config) for stream, image in spec.images.items()
         }
         self._vector = ACTION + spec.action_size
-        self._width = self._vector + spec.vector_size
+        self._label = self._vector + spec.vector_size
+        self._width = self._label + spec.action_size * config.imitate_expert
         self._frames: Mapping[str, FrameSource] = {}
 
     def bind(
@@ -249,9 +256,15 @@ class Gather:
         """Read from these arrays from now on."""
         self._numbers, self._episodes, self._frames = arrays.get("numbers"), episodes, frames
         # No sum is longer than the longest episode, whatever `n_step` is.
-        longest = int(np.diff(episodes.ends, prepend=0).max(initial=1))
-        self._most = min(self._n_step, max(longest, _FEW_STEPS))
-        self._powers = self._gamma ** np.arange(self._most + 1, dtype=np.float64)
+        longest = int(episodes.steps.max(initial=1))
+        self._most = min(self._n_step * self._repeat, max(longest, _FEW_STEPS))
+        steps = np.arange(self._most + 1)
+        self._powers = self._gamma ** self._decisions(steps).astype(np.float64)
+        self._weights = self._gamma ** (steps[:-1] // self._repeat).astype(np.float64)
+
+    def _decisions(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return in how many decisions so many steps are, the last of which may be shorter."""
+        return -(-steps // self._repeat)
 
     def look_up(self, number: NDArray[np.int64]) -> Transitions:
         """Read everything except the frames of N batches, given numbers int64 (N, B).
@@ -259,29 +272,33 @@ class Gather:
         Each array has one axis more than in a batch, the first, of N.
         """
         assert self._numbers is not None, "there are no transitions"
-        episode = self._episodes.ends.searchsorted(number, side="right")
-        row = number + self._episodes.shift.take(episode)
-        if self._n_step == 1:
+        episodes = self._episodes
+        episode = episodes.ends.searchsorted(number, side="right")
+        row = number + episodes.shift.take(episode)
+        is_single = self._n_step * self._repeat == 1
+        if is_single:
             next_row = row + 1
         else:
-            left = self._episodes.ends.take(episode) - number
+            first = episodes.first.take(episode)
+            row = first + self._repeat * (row - first)
+            left = first + episodes.steps.take(episode) - row
             count = np.minimum(left, self._most)
             next_row = row + count
         # One memory access per transition: for n = 1, the two rows are neighbours.
         pairs = np.stack([row, next_row], axis=-1)
         numbers = self._numbers.take(pairs, axis=0, mode="clip")  # (N, B, 2, 2 + A + V)
-        if self._n_step == 1:
+        if is_single:
             reward = numbers[..., 0, REWARD].copy()
             discount = numbers[..., 0, ALIVE] * np.float32(self._gamma)
         else:
             reward, discount = self._sum_rewards(self._numbers, row, count)
-        vectors = np.moveaxis(numbers[..., self._vector :], 2, 0)
-        has_vector, bc_mask = self._width > self._vector, self._episodes.bc_mask
-        first = self._episodes.first.take(episode)
-        streams = {
-            stream: StreamBatch(None, None, None, places.rows(row, next_row, first))
-            for stream, places in self._places.items()
-        }
+        vectors = np.moveaxis(numbers[..., self._vector : self._label], 2, 0)
+        has_vector, bc_mask = self._label > self._vector, episodes.bc_mask
+        mask = None if bc_mask is None else bc_mask.take(episode)
+        bc_action = None
+        if self._width > self._label:
+            bc_action, mask = self._imitated(numbers[..., 0, :], mask)
+        streams = self._stream_rows(row, next_row, episodes.first.take(episode))
         return Transitions(
             frames=None,
             observation_frames=None,
@@ -298,8 +315,34 @@ class Gather:
                 else np.empty((*row.shape, 0), np.int64)
             ),
             streams=streams,
-            bc_mask=None if bc_mask is None else bc_mask.take(episode),
+            bc_mask=mask,
+            bc_action=bc_action,
         )
+
+    def _stream_rows(
+        self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
+    ) -> dict[str, StreamBatch]:
+        """Return which frames of each stream the transitions need."""
+        if self._repeat == 1:
+            rows = {n: places.rows(row, next_row, first) for n, places in self._places.items()}
+        else:
+            before, after = (row - first) // self._repeat, self._decisions(next_row - first)
+            rows = {
+                name: first[..., None] + self._repeat * places.rows(before, after, 0 * first)
+                for name, places in self._places.items()
+            }
+            for found in rows.values():  # the last decision may be shorter
+                np.minimum(found, next_row[..., None], out=found)
+        return {name: StreamBatch(None, None, None, found) for name, found in rows.items()}
+
+    def _imitated(
+        self, numbers: NDArray[np.float32], mask: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the actions to imitate, and which of them are marked for it."""
+        label = numbers[..., self._label :]
+        is_known = ~np.isnan(label[..., :1])
+        action = np.where(is_known, label, numbers[..., ACTION : self._vector])
+        return action, None if mask is None else np.maximum(mask, is_known[..., 0])
 
     def batch(
         self, block: Transitions, number: int, buffers: Mapping[str, FrameBuffer]
@@ -331,6 +374,7 @@ class Gather:
             frame_rows=block.frame_rows[number],
             streams=streams,
             bc_mask=pick(block.bc_mask),
+            bc_action=pick(block.bc_action),
             weight=pick(block.weight),
             index=pick(block.index),
         )
@@ -348,7 +392,7 @@ class Gather:
         for low in range(0, len(rows), part):
             first, end = rows[low : low + part, None], lasts[low : low + part, None]
             at = first + ahead  # (rows, n)
-            weights = np.where(at <= end, self._powers[:-1], 0.0)
+            weights = np.where(at <= end, self._weights, 0.0)
             reward = flat.take(np.minimum(at, end) * self._width + REWARD, mode="clip")
             np.einsum("bn,bn->b", reward, weights, out=totals[low : low + part])
         alive = flat.take(last * self._width + ALIVE, mode="clip")
@@ -361,8 +405,10 @@ class SequenceGather:
     A sequence is completely in one episode. Nothing is padded or masked.
     """
 
-    def __init__(self, spec: EpisodeSpec, *, length: int, count: int) -> None:
-        self._vector = ACTION + spec.action_size
+    def __init__(
+        self, spec: EpisodeSpec, *, length: int, count: int, action_repeat: int = 1
+    ) -> None:
+        self._vector, self._repeat = ACTION + spec.action_size, action_repeat
         self._has_vector = spec.vector_size > 0
         self._steps = np.arange(length + 1)
         self._frames: Mapping[str, FrameSource] = {}
@@ -388,17 +434,22 @@ class SequenceGather:
         assert self._numbers is not None, "there are no sequences"
         starts = self._starts
         episode = starts.ends.searchsorted(number, side="right")
-        row = number + starts.shift[episode]
-        rows = row[:, None] + self._steps
+        first = starts.first[episode][:, None]
+        decision = (number + starts.shift[episode])[:, None] - first
+        last = first + starts.steps[episode][:, None]
+        rows = np.minimum(first + self._repeat * (decision + self._steps), last)
         numbers: NDArray[np.float32] = self._numbers.take(rows, axis=0, mode="clip")
         steps = numbers[:, :-1]  # of (S, L + 1, 2 + A + V)
-        terminated = steps[..., ALIVE] == 0.0
+        reward, alive = steps[..., REWARD].copy(), steps[..., ALIVE]
+        if self._repeat > 1:
+            reward, alive = self._over_decisions(self._numbers, rows)
+        terminated = alive == 0.0
         truncated = np.zeros_like(terminated)
         is_last = number == starts.ends[episode] - 1
         truncated[:, -1] = is_last & ~terminated[:, -1]
-        first = starts.first[episode]
         for stream, window in self._windows.items():
-            frame_rows = np.maximum(row[:, None] + self._places[stream], first[:, None])
+            places = np.maximum(decision + self._places[stream], 0)
+            frame_rows = np.minimum(first + self._repeat * places, last)
             out = window.reshape((*frame_rows.shape, -1), copy=False)
             self._frames[stream].take(frame_rows, out)
         only = len(self._windows) == 1
@@ -408,8 +459,18 @@ class SequenceGather:
             strides=self._strides,
             vector=numbers[..., self._vector :].copy() if self._has_vector else None,
             action=steps[..., ACTION : self._vector].copy(),
-            reward=steps[..., REWARD].copy(),
+            reward=reward,
             terminated=terminated,
             truncated=truncated,
             bc_mask=None if starts.bc_mask is None else starts.bc_mask[episode],
         )
+
+    def _over_decisions(
+        self, numbers: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the sum of the rewards of each decision, and 1 - terminated after it: (S, L)."""
+        within = rows[:, :-1, None] + np.arange(self._repeat)
+        is_inside = within < rows[:, 1:, None]
+        rewards = numbers[:, REWARD].take(within, mode="clip")
+        total = np.where(is_inside, rewards, 0.0).sum(axis=-1, dtype=np.float64)
+        return total.astype(np.float32), numbers[:, ALIVE].take(rows[:, 1:] - 1, mode="clip")

@@ -146,12 +146,19 @@ def _shared_bytes(directory: Path, spec: EpisodeSpec) -> int:
 
 
 def _open_backend(
-    mode: ReplayMode, spec: EpisodeSpec, scratch: Path, *, in_background: bool
+    mode: ReplayMode, spec: EpisodeSpec, scratch: Path, config: ReplayConfig
 ) -> tuple[ReplayBackend, ReplayMode]:
     """Return an empty backend, and the mode with what people should know about it."""
+    labels, repeat = config.imitate_expert, config.action_repeat
     if mode.mode == "direct":
-        return DirectReplay(spec, scratch), mode
-    cache = ReplayCache(spec, scratch, in_background=in_background)
+        return DirectReplay(spec, scratch, labels=labels, action_repeat=repeat), mode
+    cache = ReplayCache(
+        spec,
+        scratch,
+        in_background=config.fill == "while",
+        labels=labels,
+        action_repeat=repeat,
+    )
     if cache.notice:
         mode = dataclasses.replace(mode, why=f"{mode.why}; {cache.notice}")
     return cache, mode
@@ -231,16 +238,16 @@ class Sampler:
         directory = Path(config.scratch or scratch or tempfile.gettempdir())
         self.config, self.steps = config, 0
         self._tracker = SegmentTracker(datasets, config)
-        self.spec = self._tracker.datasets[0].spec.select(config.streams)
-        mode = choose_mode(config, self.spec, self._tracker.wanted(), directory, grows=grows)
-        self.backend, self.mode = _open_backend(
-            mode, self.spec, directory, in_background=config.fill == "while"
-        )
-        size, n, length = config.batch_size, config.n_step, config.sequence_length
+        stored = self._tracker.datasets[0].spec.select(config.streams)
+        self.spec = config.view(stored)
+        """Spec of what is sampled."""
+        mode = choose_mode(config, stored, self._tracker.wanted(), directory, grows=grows)
+        self.backend, self.mode = _open_backend(mode, stored, directory, config)
+        size, length = config.batch_size, config.sequence_length
         number, parts = part
         self._own = slice(number * size, (number + 1) * size)
         self._draws = Draws(seed=seed, batch_size=parts * size)
-        self._gather = Gather(self.spec, n_step=n, gamma=config.gamma)
+        self._gather = Gather(self.spec, config)
         self._priorities = self._sequences = None
         if config.prioritised:
             self._priorities = Priorities(config.priority, seed=seed, batch_size=parts * size)
@@ -248,13 +255,12 @@ class Sampler:
             count = size // length
             self._own_sequences = slice(number * count, (number + 1) * count)
             self._sequence_draws = Draws(seed=seed, batch_size=parts * count)
-            self._sequences = SequenceGather(self.spec, length=length, count=count)
+            self._sequences = SequenceGather(
+                self.spec, length=length, count=count, action_repeat=config.action_repeat
+            )
         gathers = gathers or isinstance(self.backend, DirectReplay)
         self._buffers = itertools.cycle(
-            [
-                frame_buffers(self.spec, batch_size=size, n_step=n, gathers=gathers)
-                for _ in range(buffers)
-            ]
+            [frame_buffers(self.spec, config, gathers=gathers) for _ in range(buffers)]
         )
         self._block: Transitions | None = None
         self._looked_up: NDArray[np.int64] | None = None
@@ -425,6 +431,8 @@ class Sampler:
     def held_out(self, limit: int | None = None) -> Iterator[Episode]:
         """Yield complete episodes that are never sampled, in an order that new ones do not change.
 
+        Their steps are decisions, see `ReplayConfig.action_repeat`.
+
         Args:
             limit: Maximum number of episodes; None for all.
         """
@@ -435,7 +443,8 @@ class Sampler:
             if found == limit:
                 return
             try:
-                episode = Episode(SegmentReader(segment), number).load(self.spec.images)
+                reader, repeat = SegmentReader(segment), self.config.action_repeat
+                episode = Episode(reader, number, action_repeat=repeat).load(self.spec.images)
             except SegmentNotFoundError:
                 continue  # pruned or merged in the meantime; the next refresh finds out
             except (SegmentCorruptError, OSError) as error:
@@ -628,7 +637,7 @@ class Sampler:
         eligibility, datasets = self._tracker.eligibility, len(self._tracker.datasets)
         self._frame_arrays, self._newest = {}, eligibility.newest
         self._hashed = ""
-        index = TransitionIndex.of(self.backend, eligibility)
+        index = TransitionIndex.of(self.backend, eligibility, self.config.action_repeat)
         groups = group_draws(index, index.lengths, eligibility, self.config, datasets)
         self.steps = index.steps
         self._chosen_digest = "" if eligibility.takes_all else index.digest(groups)

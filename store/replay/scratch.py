@@ -214,15 +214,16 @@ def allocate(file: int, offset: int, size: int) -> None:
 
 REWARD, ALIVE, ACTION = 0, 1, 2
 """Columns of the array ``numbers``: a step's reward, 1 - terminated, and the first number of the
-action. The vector of the observation follows the action."""
+action. The vector of the observation follows the action, and then the action that the expert would
+have taken, if it is needed; NaN where that is not known."""
 
 
-def row_types(spec: EpisodeSpec, *, frames: bool) -> dict[str, RowType]:
+def row_types(spec: EpisodeSpec, *, frames: bool, labels: bool = False) -> dict[str, RowType]:
     """Return the row type of ``numbers`` and, with `frames`, of the frames of each stream.
 
     They have the names of the arrays in segments: ``frames``, or ``frames_NAME``.
     """
-    width = ACTION + spec.action_size + spec.vector_size
+    width = ACTION + spec.action_size * (1 + labels) + spec.vector_size
     types = {"numbers": RowType(dtype=np.float32, shape=(width,))}
     if frames:
         for stream, image in spec.images.items():
@@ -239,16 +240,20 @@ def row_bytes(spec: EpisodeSpec) -> int:
 def write_numbers(
     out: NDArray[np.float32], arrays: Mapping[str, NDArray[Any]], spec: EpisodeSpec
 ) -> None:
-    """Write a segment's small arrays to its rows, float32 (S + E, 2 + A + V)."""
+    """Write a segment's small arrays to its rows, float32 (S + E, 2 + A + V), or A more columns."""
     vector = ACTION + spec.action_size
+    label = vector + spec.vector_size
     out[:, :vector] = 0.0
     if spec.vector_size:
-        out[:, vector:] = arrays["vector"]
+        out[:, vector:label] = arrays["vector"]
     lengths = arrays["episode_length"]
     rows = np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)), lengths)
     out[rows, REWARD] = arrays["reward"]
     out[rows, ALIVE] = ~arrays["terminated"]
     out[rows, ACTION:vector] = arrays["action"]
+    if out.shape[1] > label:
+        out[:, label:] = np.nan
+        out[rows, label:] = arrays["expert_action"]
 
 
 class PrivateRows:

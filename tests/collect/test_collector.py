@@ -266,7 +266,7 @@ def test_a_nearly_full_disk_is_an_error_before_the_episode(tmp_path):
 
 
 class FakePolicy:
-    version, digest, updates, action_limit = 3, "ab" * 32, 0, 1.0
+    version, digest, updates, action_limit, stack_stride = 3, "ab" * 32, 0, 1.0, 1
     spec = DrivingTask(TaskConfig(), 0.05).spec(ImageSpec(height=8, width=8))
 
     def act(self, frames, vector):

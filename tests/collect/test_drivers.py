@@ -158,7 +158,10 @@ def test_noise_scales_with_half_the_range_of_each_action():
 
 def test_noise_may_be_another_for_each_action():
     still: Any = SimpleNamespace(
-        act=lambda frames, vector: np.array([0.0, 1.0], np.float32), action_limit=1.0, spec=UNIT
+        act=lambda frames, vector: np.array([0.0, 1.0], np.float32),
+        action_limit=1.0,
+        spec=UNIT,
+        stack_stride=1,
     )
     spec = make_spec((-1.0, 0.0), (1.0, 2.0))
     environment: Any = SimpleNamespace(spec=spec)
@@ -186,7 +189,10 @@ def test_noise_stays_within_bounds():
 
 def test_noise_over_a_policy_with_a_limit_keeps_to_it():
     still: Any = SimpleNamespace(
-        act=lambda frames, vector: np.array([0.5, 0.1], np.float32), action_limit=0.6, spec=UNIT
+        act=lambda frames, vector: np.array([0.5, 0.1], np.float32),
+        action_limit=0.6,
+        spec=UNIT,
+        stack_stride=1,
     )
     spec = make_spec((-1.0, 0.0), (1.0, 1.0))
     driver = NoisyDriver(PolicyDriver(still), 1.0, time_s=0.0, period_s=0.05, spec=spec)
@@ -201,7 +207,7 @@ def test_a_policy_driver_sees_the_stack_and_the_vector():
     seen = []
 
     class Fake:
-        spec = make_environment().spec
+        spec, stack_stride = make_environment().spec, 1
 
         def act(self, frames, vector):
             seen.append((frames, vector))
@@ -222,6 +228,7 @@ def test_each_driver_can_be_built(kind):
     still: Any = SimpleNamespace(
         act=lambda frames, vector: np.zeros(2, np.float32),
         action_limit=1.0,
+        stack_stride=1,
         spec=make_environment().spec,
     )
     policy = PolicyDriver(still)

@@ -25,6 +25,7 @@ NOISE = {
     "sb3": {"policy": NONE},
     "demo": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
     "vision_only": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
+    "dagger": {"policy": NONE, "takeover": NONE},
     "vision_command": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
     **{
         name: {"expert": NONE, "expert+noise": CORRELATED}
@@ -52,6 +53,9 @@ class Bench(Environment):
 
     spec = SPEC
     name = "bench"
+
+    def takeover(self, policy):
+        return policy
 
     def reset(self, seed, index=0):
         self.steps = 0

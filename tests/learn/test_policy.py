@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import errno
 import json
 import math
@@ -16,7 +17,14 @@ import torch
 
 from avtd3.learn import policy as policy_module
 from avtd3.learn.networks import Actor, NetworkConfig
-from avtd3.learn.policy import Policy, PolicyActor, find_fault, sample_observations
+from avtd3.learn.policy import (
+    HEADER_KEY,
+    Policy,
+    PolicyActor,
+    find_fault,
+    fit_spec,
+    sample_observations,
+)
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.store import files
 from avtd3.store.errors import CheckpointError, FormatVersionError, SpecError, UnreadableError
@@ -60,11 +68,16 @@ def polled(directory, current, spec):
     return policy
 
 
-def rewrite(path, header=None, tensors=None):
-    """Change a policy file, and update its sidecar."""
+def read_document(path):
+    """The document in the header of a policy file."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
-    found = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["avtd3_policy"])
+    return json.loads(json.loads(data[8 : 8 + size])["__metadata__"][HEADER_KEY])
+
+
+def rewrite(path, header=None, tensors=None):
+    """Change a policy file, and update its sidecar."""
+    data, found = path.read_bytes(), read_document(path)
     arrays = safetensors.numpy.load(data) if tensors is None else tensors
     text = json.dumps(found | (header or {}))
     replace(path, safetensors.numpy.save(arrays, metadata={"avtd3_policy": text}))
@@ -153,9 +166,64 @@ def test_a_policy_without_its_sidecar_is_refused(directory, actor, spec, tmp_pat
 
 def test_a_policy_of_another_spec_is_refused_with_the_difference(directory, actor, spec, make_spec):
     directory.publish(actor, spec, CONFIG, updates=0)
-    other = make_spec(image=spec.image, vector=4)
+    other = make_spec(image=spec.image, vector=2)
     with pytest.raises(SpecError, match="vector_names"):
         directory.latest(other)
+
+
+def test_a_policy_that_sees_less_acts_on_its_own_inputs(directory, actor, spec, make_spec):
+    directory.publish(actor, spec, CONFIG, updates=0)
+    wider = make_spec(image=spec.image, vector=6)
+    wider = dataclasses.replace(wider, vector_names=tuple(reversed(wider.vector_names)))
+    policy = newest(directory, wider)
+    frame = np.zeros(spec.image.frame_shape, np.uint8)
+    vector = np.arange(spec.vector_size, dtype=np.float32)
+    own = PolicyActor(policy).act(Observation(image=frame, vector=vector))
+    seen = np.concatenate([np.full(6 - len(vector), 9.0, np.float32), vector[::-1]])
+    assert np.array_equal(
+        own, PolicyActor(policy, wider).act(Observation(image=frame, vector=seen))
+    )
+
+
+@pytest.mark.parametrize(
+    ("period_s", "steps"), [(0.1, 1), (0.05, 2), (0.02, 5), (0.1 / 3.0, 3), (0.08, None)]
+)
+def test_a_policy_fits_periods_that_divide_its_own(make_spec, period_s, steps):
+    own = dataclasses.replace(make_spec(), control_period_s=0.1)
+    fit = fit_spec(own, dataclasses.replace(own, control_period_s=period_s))
+    assert (fit and fit.steps) == steps
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vector_scales": (2.0, 1.0, 1.0, 1.0, 1.0)},
+        {"action_high": (1.0, 2.0)},
+        {"vector_names": ("v0", "v1", "v2", "v3", "w")},
+        {"image": ImageSpec()},
+    ],
+)
+def test_a_policy_fits_nothing_else(make_spec, changes):
+    assert fit_spec(make_spec(), dataclasses.replace(make_spec(), **changes)) is None
+
+
+@pytest.mark.parametrize(("stride", "version"), [(1, 1), (3, 2)])
+def test_a_policy_stacks_frames_as_far_apart_as_in_its_training(
+    directory, actor, spec, stride, version
+):
+    directory.publish(actor, spec, CONFIG, updates=0, stack_stride=stride)
+    header = read_document(directory.path_of(0))
+    assert header["format_version"] == version
+    policy = newest(directory, spec)
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (12, *spec.image.frame_shape), np.uint8)
+    vector = np.zeros(spec.vector_size, np.float32)
+    player, size = PolicyActor(policy), spec.image.stack
+    for t in range(12):
+        rows = [max(0, t - (size - 1 - j) * stride) for j in range(size)]
+        expected = policy.act(np.concatenate(frames[rows]), vector)
+        played = player.act(Observation(image=frames[t], vector=vector))
+        assert np.array_equal(expected, played)
 
 
 def test_a_file_too_large_is_refused_before_it_is_read(directory, actor, spec, monkeypatch):
@@ -190,6 +258,8 @@ HEADERS: list[Any] = [
     *[{"version": x} for x in (math.inf, "7", 1.5, True, 10**30, -5, None, [1], "x" * 10**6)],
     *[{"updates": x} for x in (math.inf, math.nan, -1, "3", 10**30)],
     *[{"action_limit": x} for x in ("0.5", 0, -1.0, 2, math.nan, math.inf, True, [0.5], None)],
+    *[{"stack_stride": x} for x in ("1", 0, -1, 1.5, True, 10**9, None)],
+    {"network": {"hidden": [8], "features": 16, "actor_inputs": ["v0"]}},
     *[{"format_version": x} for x in ("1", True, 1.0, None, -1)],
     {"spec": None},
     {"spec": {}},

@@ -40,6 +40,7 @@ SINGLE_IMPORTERS = {
     "collect.maps.road_files": WORK,
     "collect.rerender": WORK,
     "collect.sim.traffic": TOPIC,
+    "collect.timing": TOPIC,
     "configs.commands.collect": COMMAND,
     "configs.commands.config": COMMAND,
     "configs.commands.demo": COMMAND,

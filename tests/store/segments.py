@@ -12,6 +12,7 @@ from avtd3.store.files import sha256
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
+from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import SegmentWriter, WriterConfig
 
@@ -163,6 +164,33 @@ def make_record(length, seed=0, actors=2, text=""):
     poses = rng.integers(-(10**6), 10**6, (length + 1, actors, 3)).cumsum(axis=0)
     return WorldRecord(
         setup=setup, ego=rng.normal(size=(length + 1, 3)), actors=poses, map_text=text
+    )
+
+
+def make_labels(spec, length, seed=0, *, unknown=0.3):
+    """Labels of the steps of an episode of this length, the expert's first action known."""
+    rng = np.random.default_rng(seed)
+    low, high = np.float32(spec.action_low), np.float32(spec.action_high)
+    action = rng.uniform(low, high, (length, spec.action_size)).astype(np.float32)
+    action = np.clip(action, low, high)
+    action[rng.random(length) < unknown] = np.nan
+    action[0] = low
+    return StepLabels(
+        expert_action=action,
+        expert_drove=rng.random(length) < 0.5,
+        camera_delay_s=rng.uniform(0.01, 0.2, length + 1).astype(np.float32),
+        action_delay_s=rng.uniform(0.01, 0.2, length).astype(np.float32),
+    )
+
+
+def equal_labels(one, other):
+    if one is None or other is None:
+        return one is other
+    names = ("expert_action", "expert_drove", "camera_delay_s", "action_delay_s")
+    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
+    return all(
+        (a is b) if a is None or b is None else np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        for a, b in pairs
     )
 
 

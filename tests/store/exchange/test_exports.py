@@ -26,7 +26,15 @@ from avtd3.tests.store.exchange.readers import (
     needs_loaders,
     run_there,
 )
-from avtd3.tests.store.segments import begin, make_episode, make_spec, make_writer, step
+from avtd3.tests.store.segments import (
+    begin,
+    equal_labels,
+    make_episode,
+    make_labels,
+    make_spec,
+    make_writer,
+    step,
+)
 
 SPECS = {
     "image and vector": make_spec(height=33, width=40),
@@ -49,7 +57,8 @@ def write(path, spec=SPECS["image and vector"], lengths=(4, 6, 5)):
             begin(writer, episode)
             for n in range(episode.length):
                 step(writer, episode, n)
-            writer.end(episode.reason, [EVENT])
+            labels = make_labels(spec, episode.length) if episode.length != 6 else None
+            writer.end(episode.reason, [EVENT], labels=labels)
     return dataset
 
 
@@ -66,6 +75,7 @@ def facts(episode):
 def assert_equal(found, wanted):
     assert facts(found) == facts(wanted)
     assert found.events == wanted.events
+    assert equal_labels(found.labels, wanted.labels)
     names = ["actions", "rewards", "terminated", "truncated", "frame_ids", "sim_times_s"]
     names += ["frames"] * (found.spec.image is not None)
     names += ["vectors"] * bool(found.spec.vector_size)
