@@ -3,7 +3,9 @@
 #   make test    run the fast tests
 #   make check   check formatting, lint and types, then run the fast tests
 #   make slow    run the slow tests
+#   make docs    build the documentation site in site/
 #   make bench   print the figures of docs/benchmarks.md
+#   make sbom    write sbom.json, the packages of an environment and their licences
 #   make hooks   run the fast checks before each commit
 #   make clean   remove everything that the other targets create
 PYTHON ?= python3
@@ -12,8 +14,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_OUT ?= demo-out
 PYTEST_ARGS ?=
+SBOM_PYTHON ?= $(BIN)/python
 
-.PHONY: demo python-with-carla test check slow bench hooks clean
+.PHONY: demo python-with-carla test check slow docs bench sbom hooks clean
 
 demo: python-with-carla $(VENV)/.runtime
 	$(BIN)/avtd3 demo --out $(DEMO_OUT)
@@ -34,6 +37,11 @@ check: $(VENV)/.dev .typecheck/avtd3
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file bench/mypy.ini bench/*.py
 	$(MAKE) test
+
+# Without the variable, Material for MkDocs prints a notice about its successor.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 bench: $(VENV)/.bench
 	$(BIN)/python bench/replay_bench.py
@@ -56,9 +64,16 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) -e '.[dev]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.runtime
+	$(PIP) -e '.[docs]'
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) -e '.[native,bench]'
 	touch $@
+
+sbom: $(VENV)/.dev
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json $(SBOM_PYTHON)
 
 hooks: $(VENV)/.dev
 	$(BIN)/pre-commit install
@@ -68,4 +83,4 @@ hooks: $(VENV)/.dev
 	ln -sfn .. $@
 
 clean:
-	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info $(DEMO_OUT)
+	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info sbom.json $(DEMO_OUT)

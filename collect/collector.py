@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
+import functools
 import platform
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from avtd3.collect.checks import check_number, check_positive
+from avtd3.collect.cluster import Cluster, OpenEnvironment, open_cluster
 from avtd3.collect.drivers import LabelledDriver
 from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, Environment
 from avtd3.collect.mixture import DriverPool, DriverSpec, Mixture
@@ -20,13 +23,17 @@ from avtd3.collect.plan import (
     Amount,
     Share,
     StoredPlan,
+    claim_segment,
+    claimed_units,
     digest,
     episode_generator,
     held_episodes,
     lock_plan,
     lock_share,
+    stop_file,
     stored_plan,
     training_seed,
+    units_of,
 )
 from avtd3.collect.recovery import Recovery
 from avtd3.collect.reports import CollectProgress, CollectReport, Tally
@@ -173,6 +180,8 @@ class CollectJob:
     share: Share
     policies: Path | None
     open_world: WorldFactory
+    unit: int | None = None
+    """Number of the unit of work on a Dask cluster, which is published only once."""
 
 
 class Collector:
@@ -196,8 +205,10 @@ class Collector:
             collector=_segment_name(job.config.name, job.share),
             provenance=_provenance(job.config, environment),
             config=job.config.writer,
+            claim=_claim_of(job),
         )
-        self._path, self._learner = job.dataset, None
+        self._path, self._is_unit = job.dataset, job.unit is not None
+        self._learner = None
         if job.config.lead.max_unseen is not None:
             places = [LocalPlace(path) for path in (job.dataset, job.policies) if path is not None]
             self._learner = LearnerWatch(places, _segment_name(job.config.name, job.share))
@@ -316,8 +327,8 @@ class Collector:
                 waiting = f"waiting for the learner of {self._pool.path}: {behind}"
             else:
                 break
-            # The learner may wait for this data: publish it before waiting.
-            self._count_segment(self._writer.flush())
+            if not self._is_unit:  # the learner may wait for this data: publish it before waiting
+                self._count_segment(self._writer.flush())
             self._note(waiting=waiting)
             self._report_if_due()
             if self._should_stop():
@@ -424,6 +435,7 @@ def collect(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[CollectProgress], None] = lambda _: None,
     open_world: WorldFactory = open_world,
+    scheduler: str | None = None,
 ) -> CollectReport:
     """Drive episodes and write them into a dataset; see `avtd3.collect.plan` for the guarantees.
 
@@ -440,9 +452,12 @@ def collect(
         on_progress: Called a few times a second.
         open_world: Makes the world, in the process that uses it; the default makes the one that the
             settings name.
+        scheduler: Address of a Dask scheduler whose workers collect, see `avtd3.collect.cluster`;
+            None to collect in this process and ``config.workers`` of its own.
 
     Raises:
         ConfigError: If the dataset already has this plan, or a setting is invalid.
+        MissingPackageError: If `scheduler` is given, but Dask's package is not installed.
         SpecError: If the dataset or the newest policy has another spec.
         DatasetError: If the path is not a dataset.
         RoadError: If the road network cannot be used.
@@ -468,9 +483,9 @@ def collect(
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
     check_local(dataset, policies)
     policies = None if policies is None else Path(policies)
-    opened = _open_dataset(Path(dataset), config, policies, open_world)
+    _check_options(config, policies, scheduler)
     plan_digest = digest(config.plan_document())
-    workers = config.worker_count
+    held: dict[int, int] = {}
 
     def is_over() -> bool:
         is_late = seconds is not None and time.monotonic() - started_s >= seconds
@@ -480,13 +495,21 @@ def collect(
         total = Tally.total(tallies)
         elapsed_s = time.monotonic() - started_s
         fraction = amount.fraction(held, total.steps, total.episodes, elapsed_s)
-        free = shutil.disk_usage(opened.path).free
+        free = shutil.disk_usage(path if path.exists() else Path.cwd()).free
         on_progress(
             CollectProgress(tally=total, seconds=elapsed_s, fraction=fraction, disk_free_bytes=free)
         )
 
-    with lock_plan(opened, plan_digest):
-        held = held_episodes(opened, plan_digest)
+    path = Path(dataset)
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(open_cluster(scheduler)) if scheduler else None
+        workers = config.worker_count if cluster is None else 1
+        share = Share(amount=amount, held=frozenset(), held_steps=0, workers=workers)
+        job = CollectJob(path, config, share, policies, open_world)
+        opened = _open_dataset(job, cluster, should_stop=is_over, show=show)
+        stack.enter_context(lock_plan(opened, plan_digest))
+        claimed = claimed_units(opened.path, plan_digest)  # first: this may publish segments
+        held |= held_episodes(opened, plan_digest)
         held_steps = sum(held.values())
         if held and not resume:
             raise ConfigError(
@@ -500,12 +523,16 @@ def collect(
         if changes:
             show([Tally(warning=f"changed {'; '.join(changes)}")])
         opened.clean_staging()
-        whole = Share(amount=amount, held=frozenset(held), held_steps=held_steps, workers=workers)
-        shares = [dataclasses.replace(whole, worker=worker) for worker in range(workers)]
-        jobs = [CollectJob(opened.path, config, share, policies, open_world) for share in shares]
-        tallies, lost = run_jobs(run_job, jobs, should_stop=is_over, on_reports=show)
+        share = dataclasses.replace(share, held=frozenset(held), held_steps=held_steps)
+        job = dataclasses.replace(job, share=share)
+        if cluster is None:
+            tallies, lost = _collect_here(job, should_stop=is_over, show=show)
+        else:
+            tallies, lost = _collect_units(cluster, job, claimed, should_stop=is_over, show=show)
+            workers = cluster.workers
         tally = Tally.total(tallies)
-        if lost:  # count what is there: a worker that died has not reported its last steps
+        # Count what is there: a worker that died has not reported its last steps.
+        if lost or cluster is not None:
             now = held_episodes(opened, plan_digest)
             steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
             reasons = (*tally.lost, *lost)
@@ -523,6 +550,20 @@ def collect(
     )
 
 
+def _collect_here(
+    job: CollectJob,
+    *,
+    should_stop: Callable[[], bool],
+    show: Callable[[list[Tally | None]], None],
+) -> tuple[list[Tally | None], list[str]]:
+    """Collect a plan in this process, or in some that it starts."""
+    jobs = [
+        dataclasses.replace(job, share=dataclasses.replace(job.share, worker=worker))
+        for worker in range(job.share.workers)
+    ]
+    return run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
+
+
 def run_job(
     job: CollectJob, should_stop: Callable[[], bool], on_tally: Callable[[Tally], None]
 ) -> Tally:
@@ -536,17 +577,117 @@ def run_job(
         return Collector(job, environment, should_stop=should_stop, on_tally=on_tally).run()
 
 
-def _open_dataset(
-    path: Path, config: CollectConfig, policies: Path | None, factory: WorldFactory
-) -> Dataset:
+def _claim_of(job: CollectJob) -> Callable[[bytes], bool] | None:
+    if job.unit is None:
+        return None
+    plan_digest = digest(job.config.plan_document())
+    return functools.partial(claim_segment, job.dataset, plan_digest, job.unit)
+
+
+def _run_unit(
+    job: CollectJob, open_environment: OpenEnvironment, should_stop: Callable[[], bool]
+) -> Tally:
+    """Collect a unit in a worker of a Dask cluster."""
+    with open_environment(job.config, job.open_world) as environment:
+        collector = Collector(job, environment, should_stop=should_stop, on_tally=lambda _: None)
+        tally = collector.run()
+        if tally.lost:
+            raise WorldLost("; ".join(tally.lost))  # the next unit gets a new world
+    return tally
+
+
+def _create_dataset(
+    job: CollectJob, open_environment: OpenEnvironment, should_stop: Callable[[], bool]
+) -> None:
+    """Create the dataset in a worker of a Dask cluster, whose world knows the spec."""
+    with open_environment(job.config, job.open_world) as environment:
+        _create(job.dataset, job.config, job.policies, environment)
+
+
+def _collect_units(
+    cluster: Cluster,
+    job: CollectJob,
+    claimed: Collection[int],
+    *,
+    should_stop: Callable[[], bool],
+    show: Callable[[list[Tally | None]], None],
+) -> tuple[list[Tally | None], list[str]]:
+    """Collect a plan on a Dask cluster; units are taken until the amount is reached."""
+    job, plan_digest = _with_whole_paths(job), digest(job.config.plan_document())
+    share = job.share
+    stop = stop_file(job.dataset, plan_digest)
+    stop.unlink(missing_ok=True)
+    steps = 0
+
+    def units() -> Iterator[tuple[str, CollectJob]]:
+        for number, indices in units_of(share.amount, share.held, claimed):
+            if share.amount.steps is not None and share.held_steps + steps >= share.amount.steps:
+                return
+            own = dataclasses.replace(share, unit=indices, held_steps=share.held_steps + steps)
+            key = f"avtd3-{plan_digest[:16]}-{number}"
+            yield key, dataclasses.replace(job, share=own, unit=number)
+
+    def on_results(tallies: list[Any], state: str) -> None:
+        nonlocal steps
+        total = Tally.total(tallies or [None])
+        steps = total.steps
+        show([dataclasses.replace(total, waiting="; ".join(filter(None, (state, total.waiting))))])
+
+    try:
+        return cluster.run(
+            _run_unit, units(), stop=stop, should_stop=should_stop, on_results=on_results
+        )
+    finally:
+        stop.unlink(missing_ok=True)
+
+
+def _check_options(config: CollectConfig, policies: Path | None, scheduler: str | None) -> None:
     if config.mixture.needs_policy and policies is None:
         raise ConfigError(
             f"driver {config.driver!r} needs the learner's directory; give --policies"
         )
-    with open_environment(config, factory) as environment:
-        pool = (config.mixture, environment, policies, config.hold_actions)
-        DriverPool(*pool)  # raises if a driver does not exist here
-        return Dataset.create(path, environment.spec)
+    for name in ("max_lead", "max_unseen") if scheduler else ():
+        if (most := getattr(config.lead, name)) is not None:
+            raise ConfigError(
+                f"collect.lead.{name} is {most}, expected none with --scheduler: units of work do "
+                "not wait for a learner; remove it, or collect without --scheduler"
+            )
+
+
+def _open_dataset(
+    job: CollectJob,
+    cluster: Cluster | None,
+    *,
+    should_stop: Callable[[], bool],
+    show: Callable[[list[Tally | None]], None],
+) -> Dataset:
+    """Create the dataset unless it exists, with a world, which knows the spec."""
+    if cluster is None:
+        with open_environment(job.config, job.open_world) as environment:
+            return _create(job.dataset, job.config, job.policies, environment)
+    created, lost = cluster.run(
+        _create_dataset,
+        [(f"avtd3-create-{secrets.token_hex(8)}", _with_whole_paths(job))],
+        should_stop=should_stop,
+        on_results=lambda _, state: show([Tally(waiting=state)]),
+    )
+    if not created:
+        raise WorldError("; ".join(lost) or f"stopped before a worker could open {job.dataset}")
+    return Dataset.open(job.dataset)
+
+
+def _with_whole_paths(job: CollectJob) -> CollectJob:
+    """Return a job for a process that has another working directory."""
+    policies = None if job.policies is None else job.policies.absolute()
+    return dataclasses.replace(job, dataset=job.dataset.absolute(), policies=policies)
+
+
+def _create(
+    path: Path, config: CollectConfig, policies: Path | None, environment: Environment
+) -> Dataset:
+    pool = (config.mixture, environment, policies, config.hold_actions)
+    DriverPool(*pool)  # raises if a driver does not exist here
+    return Dataset.create(path, environment.spec)
 
 
 def _segment_name(name: str, share: Share) -> str:

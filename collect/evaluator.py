@@ -3,17 +3,19 @@
 import contextlib
 import dataclasses
 import itertools
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avtd3.collect.checks import check_number
+from avtd3.collect.cluster import OpenEnvironment, open_cluster
 from avtd3.collect.drivers import PolicyDriver
 from avtd3.collect.environment import Environment
 from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
 from avtd3.collect.mixture import GRAMMAR, Mixture
-from avtd3.collect.plan import MAX_SEED, episode_generator, evaluation_seed
+from avtd3.collect.plan import MAX_SEED, UNIT, episode_generator, evaluation_seed
 from avtd3.collect.recovery import Recovery, Skipped, describe_skipped
 from avtd3.collect.rollout import Rollout
 from avtd3.collect.scores import EpisodeScore, Scorer, summarise
@@ -340,6 +342,7 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[EvaluateProgress], None] = lambda _: None,
     open_world: WorldFactory = open_world,
+    scheduler: str | None = None,
 ) -> EvaluateReport:
     """Drive held-out episodes and measure how well.
 
@@ -352,6 +355,8 @@ def evaluate(
         on_progress: Called after every episode.
         open_world: Makes the world, in the process that uses it; the default makes the one that the
             settings name.
+        scheduler: Address of a Dask scheduler whose workers drive, see `avtd3.collect.cluster`;
+            None for this process and ``config.workers`` of its own.
 
     Raises:
         ConfigError: If the subject is neither a path nor a driver.
@@ -374,18 +379,17 @@ def evaluate(
         evaluator = Evaluator(environment, config, str(subject))
         if gif is not None:
             evaluator.film_first(gif)
-    every, workers = range(config.episodes), min(config.worker_count, config.episodes)
-    jobs = [
-        EvaluateJob(worker, config, evaluator.subject, tuple(every[worker::workers]), open_world)
-        for worker in range(workers)
-    ]
+    job = EvaluateJob(0, config, evaluator.subject, tuple(range(config.episodes)), open_world)
 
     def show(parts: list[EvaluatePart | None]) -> None:
         scores = [score for part in parts if part for score in part.scores]
         mean = sum(score.episode_return for score in scores) / max(len(scores), 1)
         on_progress(EvaluateProgress(done=len(scores), episodes=config.episodes, return_mean=mean))
 
-    reports, failed = run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
+    if scheduler is None:
+        reports, failed = run_jobs(run_job, _split(job), should_stop=should_stop, on_reports=show)
+    else:
+        reports, failed = _drive_units(scheduler, job, should_stop, show)
     parts = [part or EvaluatePart() for part in reports]
     scores = sorted((s for part in parts for s in part.scores), key=lambda score: score.index)
     lost = (*(part.lost for part in parts if part.lost), *failed)
@@ -412,26 +416,76 @@ def evaluate(
     )
 
 
+def _split(job: EvaluateJob) -> list[EvaluateJob]:
+    """Divide a job among the worker processes."""
+    workers = min(job.config.worker_count, len(job.indices))
+    return [
+        dataclasses.replace(job, worker=worker, indices=job.indices[worker::workers])
+        for worker in range(workers)
+    ]
+
+
+def _drive_units(
+    scheduler: str,
+    job: EvaluateJob,
+    should_stop: Callable[[], bool],
+    show: Callable[[list[EvaluatePart | None]], None],
+) -> tuple[list[EvaluatePart | None], list[str]]:
+    """Drive a job on a Dask cluster, some episodes at a time."""
+    subject = Path(job.subject)
+    if subject.exists():
+        job = dataclasses.replace(job, subject=str(subject.absolute()))
+    name = f"avtd3-evaluate-{secrets.token_hex(8)}"
+    units = [
+        (f"{name}-{first}", dataclasses.replace(job, indices=job.indices[first : first + UNIT]))
+        for first in range(0, len(job.indices), UNIT)
+    ]
+    with open_cluster(scheduler) as cluster:
+        return cluster.run(
+            _run_unit, units, should_stop=should_stop, on_results=lambda parts, _: show(parts)
+        )
+
+
+def _run_unit(
+    job: EvaluateJob, open_environment: OpenEnvironment, should_stop: Callable[[], bool]
+) -> EvaluatePart:
+    """Drive a unit in a worker of a Dask cluster."""
+    with open_environment(job.config, job.open_world) as environment:
+        part = _drive_job(job, environment, should_stop, lambda _: None)
+        if part.lost:
+            raise WorldLost(part.lost)  # the next unit gets a new world
+    return part
+
+
 def run_job(
     job: EvaluateJob, should_stop: Callable[[], bool], report: Callable[[EvaluatePart], None]
 ) -> EvaluatePart:
     """Drive one process's episodes; an interrupted episode is not scored."""
-    part, recovery = EvaluatePart(), Recovery(job.config.recovery)
     with open_environment(job.config, job.open_world, job.worker) as environment:
-        evaluator = Evaluator(environment, job.config, job.subject)
-        try:
-            with use_one_thread(evaluator.policy):
-                for index in job.indices:
-                    driven = _drive(evaluator, index, recovery, should_stop)
-                    if driven is None:
-                        break
-                    if isinstance(driven, Skipped):
-                        part = dataclasses.replace(part, skipped=(*part.skipped, driven))
-                    else:
-                        part = dataclasses.replace(part, scores=(*part.scores, driven))
-                    report(part)
-        except WorldLost as error:
-            part = dataclasses.replace(part, lost=f"worker {job.worker} stopped: {error}")
+        return _drive_job(job, environment, should_stop, report)
+
+
+def _drive_job(
+    job: EvaluateJob,
+    environment: Environment,
+    should_stop: Callable[[], bool],
+    report: Callable[[EvaluatePart], None],
+) -> EvaluatePart:
+    part, recovery = EvaluatePart(), Recovery(job.config.recovery)
+    evaluator = Evaluator(environment, job.config, job.subject)
+    try:
+        with use_one_thread(evaluator.policy):
+            for index in job.indices:
+                driven = _drive(evaluator, index, recovery, should_stop)
+                if driven is None:
+                    break
+                if isinstance(driven, Skipped):
+                    part = dataclasses.replace(part, skipped=(*part.skipped, driven))
+                else:
+                    part = dataclasses.replace(part, scores=(*part.scores, driven))
+                report(part)
+    except WorldLost as error:
+        part = dataclasses.replace(part, lost=f"worker {job.worker} stopped: {error}")
     return part
 
 

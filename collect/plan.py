@@ -28,7 +28,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -45,14 +45,22 @@ from avtd3.store.errors import (
     abbreviate,
 )
 from avtd3.store.files import canonical_json, exists, read_json, sha256, storage_errors, write_aside
-from avtd3.store.format.layout import GROUP_FILE
+from avtd3.store.format.layout import GROUP_FILE, STAGING
 from avtd3.store.locks import ExclusiveLock
+from avtd3.store.remote.client import LocalPlace
+from avtd3.store.remote.commit import CLAIMS, Unit, claim_unit, read_manifest_bytes
 from avtd3.store.render.text import plural
 from avtd3.store.settings import Difference, as_json, differences
+from avtd3.store.staging import complete_publishing
 
 PLANS = ".plans"  # directory in a dataset with the settings and a lock file of each plan
 _KILLED_WAIT_S, _ORPHAN_WAIT_S, _LOCK_POLL_S = 1.0, 30.0, 0.05
 MAX_SEED = 2**62 - 1
+UNIT = 8
+"""Consecutive episodes of a unit of work on a Dask cluster; they become one segment. It is part of
+what a claim means: a change would let two versions collect the same episodes twice."""
+_REPEATS = 10_000_000
+"""Distance between the numbers of a unit and of what is missing of it later."""
 GROUP = 4
 """Consecutive episodes with consecutive seeds. A world may let them share what is expensive to
 make: the built-in simulator drives them on one network, which takes a third of an episode's time
@@ -337,17 +345,22 @@ class Share:
     held_steps: int
     worker: int = 0
     workers: int
+    unit: tuple[int, ...] | None = None
+    """Exactly these episodes, on a Dask cluster; None for what the amount says."""
 
     @property
     def steps(self) -> int | None:
         """Steps that this worker has to collect; None if the amount is not in steps."""
-        if self.amount.steps is None:
+        if self.amount.steps is None or self.unit is not None:
             return None
         left = max(self.amount.steps - self.held_steps, 0)
         return left // self.workers + (self.worker < left % self.workers)
 
     def indices(self) -> Iterator[int]:
         """Yield the episodes to collect, in order; endless unless the amount is in episodes."""
+        if self.unit is not None:
+            yield from self.unit
+            return
         if self.amount.episodes is not None:
             missing = [i for i in range(self.amount.episodes) if i not in self.held]
             first, stop = (len(missing) * n // self.workers for n in (self.worker, self.worker + 1))
@@ -356,3 +369,54 @@ class Share:
         for group in itertools.count(self.worker, self.workers):
             indices = range(group * GROUP, (group + 1) * GROUP)
             yield from (index for index in indices if index not in self.held)
+
+
+def stop_file(dataset: Path, plan_digest: str) -> Path:
+    """Return the file that stops the units of a plan that are running on a Dask cluster."""
+    return dataset / PLANS / f"{plan_digest[:16]}.stop"
+
+
+def claimed_units(dataset: Path, plan_digest: str) -> set[int]:
+    """Return the numbers of the units of a plan that were claimed, and publish their segments.
+
+    A process that ends right after a claim leaves its segment whole, but not yet published.
+    """
+    place = LocalPlace(dataset)
+    keys = [Path(key) for key in place.sizes(f"{CLAIMS}/{plan_digest[:16]}/")]
+    if place.folders(STAGING):
+        for key in keys:
+            manifest = read_manifest_bytes(place, place.read(str(key)))
+            complete_publishing(dataset, manifest.segment_id)
+    return {int(key.stem) for key in keys if key.stem.isdecimal()}
+
+
+def units_of(
+    amount: Amount, held: Collection[int], claimed: Collection[int]
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield numbers of units, and the episodes that a dataset lacks of them.
+
+    The number follows from the episodes alone, so that a unit that is still running for a client
+    that has ended competes for the same claim as a new one. What is missing of a unit that was
+    claimed, such as an episode that was skipped, is a unit with another number.
+    """
+    for number in itertools.count():
+        first, stop = number * UNIT, (number + 1) * UNIT
+        if amount.episodes is not None:
+            stop = min(stop, amount.episodes)
+        if first >= stop:
+            return
+        if missing := tuple(index for index in range(first, stop) if index not in held):
+            free = (n for n in itertools.count(number, _REPEATS) if n not in claimed)
+            yield next(free), missing
+
+
+def claim_segment(dataset: Path, plan_digest: str, number: int, manifest: bytes) -> bool:
+    """Claim a unit for the segment with a manifest; return whether it has it.
+
+    If another segment has it, publish that one, in case its process has ended.
+    """
+    place = LocalPlace(dataset)
+    winner = claim_unit(place, Unit(plan=plan_digest[:16], number=number), manifest)
+    if winner != manifest:
+        complete_publishing(dataset, read_manifest_bytes(place, winner).segment_id)
+    return winner == manifest

@@ -36,6 +36,7 @@ from avtd3.store.errors import (
     ConfigError,
     MissingPackageError,
     abbreviate,
+    install_command,
 )
 from avtd3.store.files import read_json, write_aside
 from avtd3.store.render.text import file_size, join_lines, markdown_table, number
@@ -274,7 +275,7 @@ def _require(name: str) -> Any:  # noqa: ANN401 - a module
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingPackageError(
-            f"an export to ONNX needs {name}; install it with pip install 'avtd3[onnx]'"
+            f"an export to ONNX needs {name}; install it with {install_command('onnx')}"
         ) from error
 
 

@@ -60,10 +60,27 @@ def staged(staging: Path, target: Path) -> Iterator[None]:
             _delete_staged(staging)
             os.close(create(owner_file(staging), Identity.current("publish a segment").to_bytes()))
             yield
-            move_directory(staging, target)
+            try:
+                move_directory(staging, target)
+            except FileNotFoundError:
+                if not exists(target):  # `complete_publishing` may have moved it
+                    raise
         finally:
             _delete_staged(staging)
         fsync_directory(target.parent)
+
+
+def complete_publishing(dataset: Path, segment_id: str) -> None:
+    """Publish a segment that is whole in staging, for a process that may have ended; or do nothing.
+
+    The caller knows that it is whole, for example because the segment has claimed its unit of work.
+    """
+    target = dataset / SEGMENTS / segment_id
+    with storage_errors(target):
+        if not exists(target):
+            with contextlib.suppress(FileNotFoundError):
+                move_directory(dataset / STAGING / segment_id, target)
+                fsync_directory(target.parent)
 
 
 def _delete_staged(staging: Path) -> None:

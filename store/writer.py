@@ -21,7 +21,7 @@ from avtd3.store.episode_table import MAX_ATTRIBUTES, Attribute, EpisodeInfo, ch
 from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.events import Event, check_events
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.format.layout import MAX_STEPS, frames_array
+from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS, frames_array
 from avtd3.store.maps import publish_map
 from avtd3.store.seal import (
     EncodedFrames,
@@ -361,6 +361,10 @@ class PublishedSegment:
     """Bytes on disk, the manifest included."""
 
 
+class _NotClaimed(Exception):  # noqa: N818 - an outcome, not a fault
+    """Another segment has claimed the same unit of work."""
+
+
 class SegmentWriter:
     """Writes the episodes of one environment into a dataset, as segments of whole episodes.
 
@@ -405,6 +409,7 @@ class SegmentWriter:
         provenance: Mapping[str, Any] | None = None,
         config: WriterConfig | None = None,
         clock: Callable[[], float] = time.time,
+        claim: Callable[[bytes], bool] | None = None,
     ) -> None:
         if not _COLLECTOR_NAME.fullmatch(collector):
             raise ConfigError(
@@ -414,7 +419,7 @@ class SegmentWriter:
         """Bytes of all segments that this writer has published."""
         self._dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
         self._config = config or WriterConfig()
-        self._clock = clock
+        self._clock, self._claim = clock, claim
         self._namer = SegmentNamer(collector)
         self._provenance = base_provenance(provenance or {}, collector)
         self._is_closed = False
@@ -569,9 +574,8 @@ class SegmentWriter:
         self._end(reason, events, world, labels)
         pending, config = self._pending, self._config
         age = self._clock() - pending.opened_at
-        if pending.whole_steps >= config.segment_steps or age >= config.segment_seconds:
-            return self.flush()
-        return None
+        is_due = pending.whole_steps >= config.segment_steps or age >= config.segment_seconds
+        return self.flush() if is_due and self._claim is None else None
 
     def _end(
         self,
@@ -648,7 +652,10 @@ class SegmentWriter:
         )
         self._publish_maps()
         try:
-            publish(staging, target, files)
+            publish(staging, target, files, check=lambda _: self._check_claim(files))
+        except _NotClaimed:
+            self._pending.drop_whole()
+            return None
         except BaseException:
             # What readers can see is published, even if the last fsync failed or a signal came.
             # If it were kept, it would be published twice.
@@ -657,6 +664,10 @@ class SegmentWriter:
             raise
         self._drop(published)
         return published
+
+    def _check_claim(self, files: Mapping[str, bytes]) -> None:
+        if self._claim is not None and not self._claim(files[MANIFEST_FILE]):
+            raise _NotClaimed
 
     def _publish_maps(self) -> None:
         """Store the road networks of the whole episodes before the segment that needs them."""

@@ -47,6 +47,7 @@ def collect(
         ),
     ] = None,
     workers: opt.WorkersOption = None,
+    scheduler: opt.SchedulerOption = None,
     host: opt.HostOption = None,
     port: opt.PortsOption = None,
     server_command: opt.ServerCommandOption = None,
@@ -137,6 +138,7 @@ def collect(
             resume=resume,
             should_stop=should_stop,
             on_progress=report_progress,
+            scheduler=scheduler,
         )
     opt.answer(report.document(), as_json, report.summary())
     opt.check_simulators(report.failure)

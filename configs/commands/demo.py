@@ -46,6 +46,10 @@ class DemoConfig:
     """Steps to collect with the learned policy afterwards."""
     film_episode: int = 0
     """Number of the held-out episode that is saved as a GIF, from 0."""
+    gate: str = "demo"
+    """Stage whose criteria the training is checked against."""
+    note: str = ""
+    """Sentence to print with the results."""
 
     def __post_init__(self) -> None:
         check_integers(self, "demo.")
@@ -93,11 +97,15 @@ class DemoReport:
     updates: int
     """Gradient updates."""
     gate: "GateReport"
-    """Whether the run meets the criteria of the stage demo."""
+    """Whether the run meets the criteria of its stage."""
     evaluations: dict[str, "EvaluateReport"]
     """Report of each driver on the held-out roads."""
     pictures: tuple[Path, ...]
     """Pictures and plots."""
+    note: str = ""
+    """What to know about the results."""
+    world: str = "road"
+    """World in which the policy drove."""
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -109,6 +117,7 @@ class DemoReport:
             "gate": self.gate.document(),
             "evaluations": {name: r.document() for name, r in self.evaluations.items()},
             "pictures": [str(path) for path in self.pictures],
+            "note": self.note,
         }
 
     def table(self) -> str:
@@ -142,30 +151,33 @@ class DemoReport:
         from avtd3.store.render.text import duration, join_lines, plural
 
         count = len(next(iter(self.evaluations.values())).scores)
+        following = next_commands(self.out, self.world)
         lines = [
             f"{count} held-out roads, the same for each driver:",
             "",
             *self.table().splitlines(),
             "",
+            *([self.note] if self.note else []),
             f"mean return of the training data: {self.data_return_mean:.1f}",
             self.gate.sentence(),
             f"{plural(self.updates, 'update')}; {duration(self.seconds)} in total; see:",
             *(f"  {path}" for path in self.pictures),
             "",
             "next, in a shell that activated the environment (. .venv/bin/activate):",
-            *(f"  {command}  # {purpose}" for command, purpose in next_commands(self.out)),
+            *(f"  {command}  # {purpose}" for command, purpose in following),
             "README.md describes more: CARLA, data of your own, and learning while collecting",
         ]
         return join_lines(lines)
 
 
-def next_commands(out: Path) -> list[tuple[str, str]]:
+def next_commands(out: Path, world: str = "road") -> list[tuple[str, str]]:
     """Return commands that continue with the files of a demo, and what each is for."""
     data, run = shlex.quote(str(out / "data")), shlex.quote(str(out / "run-2"))
+    elsewhere = "" if world == "road" else f" --world {world}"
     return [
         (f"avtd3 replay-inspect {data} --html audit.html", "look at the data"),
         (f"avtd3 learn {data} --config demo --run {run} --updates 5000", "train for longer"),
-        (f"avtd3 evaluate {run}/policies --config demo", "and compare"),
+        (f"avtd3 evaluate {run}/policies --config demo{elsewhere}", "and compare"),
     ]
 
 
@@ -173,6 +185,14 @@ def demo(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Directory for all files; must be new or empty.")
     ] = Path("demo-out"),
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Run every step in about a minute, too short to learn to drive. Uses the preset "
+            "demo_quick. Without the package carla, the car drives on one bare road.",
+        ),
+    ] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -186,10 +206,28 @@ def demo(
     from avtd3.learn.openmp import limit_spinning
 
     limit_spinning()  # before torch is imported
-    settings = DemoSettings.load(config, set_ or ())
+    settings = load_quick(config, set_ or ()) if quick else DemoSettings.load(config, set_ or ())
     with interruptible() as should_stop:
         report = run_demo(out, settings, should_stop)
     answer(report.document(), as_json, report.summary())
+
+
+def load_quick(config: str | None, overrides: Sequence[str]) -> DemoSettings:
+    """Load the settings of ``demo --quick``, with a world that needs no carla if it is missing."""
+    from avtd3.collect.checks import require_carla
+    from avtd3.collect.sim.world import BARE_ROAD
+
+    if config is not None:
+        raise ConfigError(
+            f"--quick uses the preset demo_quick, found --config {config}; give one of them"
+        )
+    worlds: list[str] = []
+    try:
+        require_carla("the built-in simulator")
+    except ConfigError as error:
+        say(f"{error}; so the car drives on one bare road without traffic")
+        worlds = [f"{section}.world={BARE_ROAD}" for section in ("collect", "evaluate")]
+    return DemoSettings.load("demo_quick", (*worlds, *overrides))
 
 
 def run_demo(out: Path, settings: DemoSettings, should_stop: Callable[[], bool]) -> DemoReport:
@@ -247,6 +285,8 @@ class _Demo:
             gate=gate,
             evaluations=evaluations,
             seconds=time.monotonic() - started_s,
+            note=amounts.note,
+            world=self._settings.evaluate.world,
         )
 
     def _start(self, step: str) -> None:
@@ -305,7 +345,8 @@ class _Demo:
         from avtd3.configs.commands.gate import load_gate, load_names
         from avtd3.learn.analysis.gate import gate
 
-        stage = dataclasses.replace(load_gate("demo", None), steps=self._settings.learn.updates)
+        amounts, updates = self._settings.demo, self._settings.learn.updates
+        stage = dataclasses.replace(load_gate(amounts.gate, None), steps=updates)
         report = gate(self._run, stage, load_names())
         say(report.summary())
         return report

@@ -24,6 +24,7 @@ def evaluate(
         typer.Option(min=1, metavar="N", help="Number of held-out episodes. Default: 20."),
     ] = None,
     workers: opt.WorkersOption = None,
+    scheduler: opt.SchedulerOption = None,
     host: opt.HostOption = None,
     port: opt.PortsOption = None,
     server_command: opt.ServerCommandOption = None,
@@ -60,6 +61,13 @@ def evaluate(
     use_current_directory(settings)
     opt.check_destinations(gif)
     with interruptible() as should_stop, progress() as show, stdout_to_stderr():
-        report = run(policy, settings, gif=gif, should_stop=should_stop, on_progress=show)
+        report = run(
+            policy,
+            settings,
+            gif=gif,
+            should_stop=should_stop,
+            on_progress=show,
+            scheduler=scheduler,
+        )
     opt.answer(report.document(), as_json, report.summary())
     opt.check_simulators(report.failure)

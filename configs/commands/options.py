@@ -182,6 +182,14 @@ WorldOption = Annotated[
         autocompletion=complete_words("road", "carla", "gym:"),
     ),
 ]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Scheduler of a Dask cluster whose workers drive, such as tcp://host:8786. Default: "
+        "this machine.",
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(

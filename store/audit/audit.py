@@ -32,6 +32,7 @@ from avtd3.store.audit.integrity import VerifiedSegments, list_files
 from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.segment_audit import SegmentAudit, SegmentTask, audit_segment
 from avtd3.store.audit.statistics import Moments, Summary
+from avtd3.store.cluster import connect
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     Avtd3Error,
@@ -560,7 +561,7 @@ def _scheduler(
         if config.scheduler == "threads":
             options["num_workers"] = _workers(config)
         elif config.scheduler != "sync":
-            options["scheduler"] = stack.enter_context(_cluster(config.scheduler))
+            options["scheduler"] = stack.enter_context(connect(config.scheduler, "audit.scheduler"))
 
         def run(tasks: list[SegmentTask]) -> Sequence[SegmentAudit]:
             delayed_tasks = [delayed(audit_segment, pure=False)(task) for task in tasks]
@@ -568,23 +569,3 @@ def _scheduler(
             return results
 
         yield run
-
-
-@contextlib.contextmanager
-def _cluster(address: str) -> Iterator[Any]:
-    """Connect to a Dask cluster, or raise ConfigError."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        message = f"audit.scheduler is {address!r}, which needs: pip install distributed"
-        raise ConfigError(message) from error
-    open_client: Any = Client  # only some versions have types
-    try:
-        client = open_client(address, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"audit.scheduler {address!r} does not answer as a Dask scheduler ({error}); "
-            "expected threads, sync or an address such as tcp://host:8786"
-        ) from error
-    with client:
-        yield client

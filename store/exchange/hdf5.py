@@ -17,7 +17,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import MissingPackageError, SpecError, UnreadableError, abbreviate
+from avtd3.store.errors import (
+    MissingPackageError,
+    SpecError,
+    UnreadableError,
+    abbreviate,
+    install_command,
+)
 from avtd3.store.exchange.record import (
     EXTRA,
     FACTS,
@@ -51,7 +57,7 @@ def import_h5py() -> H5:
         return importlib.import_module("h5py")
     except ImportError as error:
         raise MissingPackageError(
-            "HDF5 files need h5py; install it with pip install 'avtd3[exchange]'"
+            f"HDF5 files need h5py; install it with {install_command('exchange')}"
         ) from error
 
 

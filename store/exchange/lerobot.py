@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import ConfigError, MissingPackageError
+from avtd3.store.errors import ConfigError, MissingPackageError, install_command
 from avtd3.store.exchange.record import DOCUMENT, FACTS, EpisodeRecord, Layout
 from avtd3.store.files import canonical_json, fsync_directory, remove_tree, write_new
 from avtd3.store.spec import EpisodeSpec
@@ -36,7 +36,7 @@ def _import_pyarrow() -> tuple[Arrow, Arrow]:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise MissingPackageError(
-            "the LeRobot layout needs pyarrow; install it with pip install 'avtd3[exchange]'"
+            f"the LeRobot layout needs pyarrow; install it with {install_command('exchange')}"
         ) from error
 
 

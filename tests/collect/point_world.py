@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 
 import numpy as np
 
@@ -171,3 +172,13 @@ class CameraWorld(PointWorld):
 
 def open_camera_world(settings, worker):
     return CameraWorld()
+
+
+class PacedWorld(PointWorld):
+    """Takes a few milliseconds for each step, so that a test can interrupt an episode."""
+
+    image_shape = (1, 36, 36)
+
+    def step(self, action):
+        time.sleep(0.004)
+        return super().step(action)

@@ -24,6 +24,7 @@ NOISE = {
     "mujoco_td3": {"policy": GAUSSIAN},
     "sb3": {"policy": NONE},
     "demo": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
+    "demo_quick": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
     "vision_only": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},
     "dagger": {"policy": NONE, "takeover": NONE},
     "vision_command": {"expert": NONE, "expert+gaussian": (0.4, 0.0)},

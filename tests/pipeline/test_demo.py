@@ -2,11 +2,17 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
+import pytest
 from PIL import Image
 
-from avtd3.configs.commands.demo import next_commands
-from avtd3.tests.pipeline.conftest import avtd3, avtd3_json
+from avtd3.collect.sim.world import BARE_ROAD
+from avtd3.configs.commands.demo import DemoSettings, load_quick, next_commands
+from avtd3.store import Dataset
+from avtd3.store.errors import ConfigError
+from avtd3.tests.pipeline.conftest import ENVIRONMENT, avtd3, avtd3_json
 
 SMALL = (
     "--set=demo.steps=300",
@@ -57,3 +63,35 @@ def test_every_step_writes_its_files(tmp_path):
     code, _, err = avtd3("demo", "--out", out)
     assert code == 2
     assert "not an empty directory" in err
+
+
+def test_the_quick_demo_runs_every_step_without_carla(tmp_path):
+    """As on Python 3.13, for which there is no package carla."""
+    out = tmp_path / "out"
+    amounts = ("--set=demo.steps=400", "--set=demo.more_steps=50", "--set=learn.updates=20")
+    words = ("demo", "--quick", "--out", str(out), *amounts, "--set=evaluate.episodes=1")
+    code = f"""if __name__ == "__main__":
+        import sys; sys.modules["carla"] = None
+        from avtd3.cli import main; main({words!r})"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "needs the package carla" in done.stderr
+    assert "one bare road without traffic" in done.stderr
+    assert "too short to learn to drive" in done.stdout
+    assert f"evaluate {out}/run-2/policies --config demo --world {BARE_ROAD}" in done.stdout
+    report = json.loads((out / "report.json").read_text())
+    assert report["gate"]["stage"] == "smoke"
+    assert "the scores mean nothing" in report["note"]
+    towns = {str(e.attributes["town"]) for e in Dataset.open(out / "data").episodes()}
+    assert towns == {"bare road"}
+
+
+def test_the_quick_demo_drives_in_the_built_in_simulator_where_it_can():
+    settings = load_quick(None, ["demo.steps=7"])
+    assert (settings.collect.world, settings.evaluate.world) == ("road", "road")
+    assert (settings.demo.steps, settings.demo.gate) == (7, "smoke")
+    assert DemoSettings.load(None, ()).demo.note == "", "the real demo says nothing of the kind"
+    with pytest.raises(ConfigError, match="--config mine"):
+        load_quick("mine", ())

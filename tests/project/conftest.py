@@ -1,8 +1,10 @@
 """A source distribution and a wheel of the working tree, built once."""
 
+import importlib.metadata
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,17 @@ def run(*command, cwd=None):
     )
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def find_tool(package, name):
+    """Return the path of a program that a package installs; skip the test if it is missing."""
+    try:
+        files = importlib.metadata.files(package) or ()
+    except importlib.metadata.PackageNotFoundError:
+        files = ()
+    for path in (Path(str(file.locate())) for file in files if file.name == name):
+        return path.resolve()
+    return shutil.which(name) or pytest.skip(f"{name} is not installed; the extra dev installs it")
 
 
 def tracked_files():

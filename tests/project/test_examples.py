@@ -4,7 +4,11 @@ import ast
 import doctest
 import importlib
 import inspect
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +32,7 @@ ORDER = (
     "drive_with_onnx.py",
     "train_with_sb3.py",
 )
+NOTEBOOK = ROOT / "examples" / "first_look.ipynb"
 PAGES = ("python.md", "gym.md", "policies.md")
 MOST_LINES = 30
 
@@ -72,6 +77,30 @@ def test_a_page_contains_each_example_verbatim():
     assert [path.name for path in EXAMPLES] == sorted(ORDER)
     for path in EXAMPLES:
         assert path.read_text("utf-8") in blocks, f"no page of {PAGES} contains {path.name}"
+
+
+def test_the_notebook_has_no_results_and_uses_the_public_api():
+    cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert not any(cell.get("outputs") for cell in cells)
+    packages = set(re.findall(r"^from (avtd3[\w.]*)", source, re.MULTILINE))
+    # docs/python.md names the function that reads a preset.
+    assert packages - {"avtd3.configs.load"} <= {"avtd3.store", "avtd3.learn", "avtd3.collect"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_notebook_runs(tmp_path):
+    """In a kernel of its own; only the training is shorter, as its first cell says."""
+    work = shutil.copy(NOTEBOOK, tmp_path)
+    environment = os.environ | {"AVTD3_NOTEBOOK_SECONDS": "1", "JUPYTER_PLATFORM_DIRS": "1"}
+    code = "from nbclient.cli import main; main()"
+    command = (sys.executable, "-c", code, "--timeout=1500", "--inplace", str(work))
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    cells = json.loads(Path(work).read_text("utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert (tmp_path / "notebook-run" / "policies" / "LATEST.json").exists()
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ from avtd3.tests.project.source import (
 
 NAMES = sorted(modules())
 
-MOST_MODULES = 190
-MOST_LINES = 47_800
+MOST_MODULES = 220
+MOST_LINES = 60_000
 """Lower this limit when the source shrinks, and raise it only for a new feature."""
 MOST_SINGLE_IMPORTERS = 0.15
 """Largest share of modules with one importer."""
@@ -62,7 +62,6 @@ SINGLE_IMPORTERS = {
     "store.maintenance.prune": WORK,
     "store.maintenance.upgrade": WORK,
     "store.render.audit_page": WORK,
-    "store.remote.commit": TOPIC,
     "store.remote.transfer": WORK,
     "store.render.status_view": WORK,
     "store.replay.direct": TOPIC,
