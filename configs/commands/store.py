@@ -220,7 +220,7 @@ def upgrade(
     Nothing is lost: files are hard-linked where the file system allows it, and each segment is
     compared with the old one before it is published.
     """
-    from avtd3.store.maintenance.upgrade import upgrade as run
+    from avtd3.store.maintenance.derive import upgrade as run
 
     with console.interruptible() as should_stop, console.progress() as show:
         report = run(dataset, new, stream=stream, should_stop=should_stop, on_progress=show)

@@ -60,7 +60,6 @@ SINGLE_IMPORTERS = {
     "store.exchange.lerobot": OPTIONAL,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
-    "store.maintenance.upgrade": WORK,
     "store.render.audit_page": WORK,
     "store.remote.transfer": WORK,
     "store.render.status_view": WORK,

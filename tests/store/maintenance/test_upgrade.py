@@ -10,7 +10,7 @@ from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.upgrade import upgrade
+from avtd3.store.maintenance.derive import upgrade
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "dataset-v1"
