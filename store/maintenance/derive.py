@@ -4,8 +4,8 @@
 files are shared by hard links. A segment's name follows from its source and the change, so that a
 second run adds only what is missing.
 
-`upgrade` makes a dataset of format 2, whose image is a named stream, from one of format 1. Nothing is
-decoded. Each segment is read back and compared with its source before it is published.
+`upgrade` makes a dataset of format 2, whose image is a named stream, from one of format 1. Nothing
+is decoded. Each segment is read back and compared with its source before it is published.
 """
 
 import contextlib
