@@ -65,7 +65,7 @@ def make_app() -> "typer.Typer":
     from avtd3.configs.commands.demo import demo
     from avtd3.configs.commands.evaluate import evaluate
     from avtd3.configs.commands.exchange import export, import_
-    from avtd3.configs.commands.gate import compare, gate
+    from avtd3.configs.commands.gate import compare, gate, run_page
     from avtd3.configs.commands.learn import learn
     from avtd3.configs.commands.options import VersionOption, presets_epilog
     from avtd3.configs.commands.replay_inspect import replay_inspect
@@ -88,7 +88,7 @@ def make_app() -> "typer.Typer":
     with_settings = app.command(epilog=presets_epilog())
     for command in (demo, collect, learn, evaluate):
         with_settings(command)
-    for other in (replay_inspect, status, gate, compare, push, pull, export):
+    for other in (replay_inspect, status, gate, compare, run_page, push, pull, export):
         app.command()(other)  # replay_inspect becomes replay-inspect
     app.command("import")(import_)
     groups = {"store": store, "policy": policy, "road": road, "config": config, "doctor": doctor}

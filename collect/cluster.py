@@ -142,7 +142,8 @@ class Cluster:
                 on_results(self._results, self._describe())
                 self._take(work, stop)
         finally:
-            self._client.cancel(list(self._running))
+            if self._client.status == "running":
+                self._client.cancel(list(self._running))
             self._running.clear()
         on_results(self._results, self._describe())
         return self._results, self._lost
@@ -151,7 +152,6 @@ class Cluster:
         """Start as many units as the workers need; return whether there are no more."""
         if time.monotonic() >= self._count_at_s:
             self._count_at_s = time.monotonic() + _COUNT_S
-            self._check_scheduler()
             known = self._client.scheduler_info()["workers"].values()
             self.workers = sum(bool(each["resources"].get(RESOURCE)) for each in known)
         while len(self._running) < _PER_WORKER * self.workers:
@@ -169,12 +169,12 @@ class Cluster:
     def _take(self, work: Work, stop: Path | None) -> None:
         """Wait for a moment, and take the results of the units that have ended."""
         time.sleep(_POLL_S)
+        self._check_scheduler()
         for future in [each for each in self._running if each.status != "pending"]:
             unit = self._running.pop(future)
             if future.status == "finished":
                 self._results.append(future.result())
             else:
-                self._check_scheduler()
                 error = future.exception() if future.status == "error" else None
                 kind = self._kind_of(error)
                 if (again := unit.again(kind)) is not None:

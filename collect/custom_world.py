@@ -14,7 +14,7 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -32,7 +32,7 @@ from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
 from avtd3.collect.rollout import Rollout
 from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeInfo
-from avtd3.store.errors import Avtd3Error, ConfigError, SpecError, WorldError
+from avtd3.store.errors import Avtd3Error, ConfigError, SpecError, WorldError, abbreviate
 from avtd3.store.events import Event, check_events
 from avtd3.store.spec import IMAGE, EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation, Step
@@ -329,6 +329,16 @@ class CustomEnvironment(Environment):
         except (SpecError, TypeError) as error:
             raise self._code.invalid("events()", str(error)) from error
         return tuple(found)
+
+    @property
+    def legend(self) -> Sequence[tuple[tuple[int, int, int], str]]:
+        """Return the colours of the user's pictures."""
+        found = self._get("legend", ())
+        try:
+            return [((int(r), int(g), int(b)), str(text)) for (r, g, b), text in found]
+        except (TypeError, ValueError) as error:
+            expected = "expected pairs of a colour (red, green, blue) and a text"
+            raise self._code.invalid("legend", f"found {abbreviate(found)}, {expected}") from error
 
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
         """Draw the present moment."""

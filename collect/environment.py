@@ -8,7 +8,7 @@ environment (`avtd3.collect.driving.driving_env`), a Gymnasium environment is an
 import abc
 import dataclasses
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,6 +109,11 @@ class Environment(abc.ABC):
         """
         return False
 
+    @property
+    def legend(self) -> Sequence[tuple[tuple[int, int, int], str]]:
+        """Colours of `picture`, red, green and blue in 0..255, and what they mean."""
+        return ()
+
     def driver(self, base: str) -> Driver:
         """Make a driver for this environment.
 
@@ -196,7 +201,7 @@ class Environment(abc.ABC):
 
         Args:
             action: float32 (A,), the action that led here.
-            title: Who drives.
+            title: Who drives, for a caption; empty for none.
 
         Raises:
             WorldError: If the environment cannot draw itself, which is the default.

@@ -5,14 +5,14 @@ import dataclasses
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avtd3.collect.checks import check_number
 from avtd3.collect.cluster import OpenEnvironment, open_cluster
 from avtd3.collect.drivers import PolicyDriver
-from avtd3.collect.environment import Environment
+from avtd3.collect.environment import SUCCESS_REASON, Environment
 from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
 from avtd3.collect.mixture import GRAMMAR, Mixture
 from avtd3.collect.plan import MAX_SEED, UNIT, episode_generator, evaluation_seed
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from avtd3.learn.policy import Policy
 
 FILM_EVERY = 2  # steps per picture: 10 pictures per second at 20 Hz
-FILM_PICTURES = 250  # 25 seconds of driving
+FILM_PICTURES = 250  # 25 seconds of driving, then the last step
+FILM_STILLS = 15  # how often the last picture is shown again
+SHEET_PX = 337
+"""Width of a picture on a contact sheet."""
 SHEET_STEP = 60
 """Step whose picture represents an episode on a contact sheet, if the episode is long enough."""
 PLACE = ("town", "weather")  # attributes that say where an episode was driven
@@ -108,14 +111,23 @@ class Evaluator:
         )
 
     def film(self, index: int, path: Path) -> None:
-        """Drive an episode and write it as a GIF."""
-        from avtd3.store.render.media import write_gif
+        """Drive an episode and write it as a GIF, which ends with a still of its outcome."""
+        from avtd3.store.render.media import BAD, GOOD, with_legend, write_gif
 
         (_, steps, driver), environment = self.start(index), self.environment
-        filmed = itertools.islice(steps, 0, FILM_EVERY * FILM_PICTURES, FILM_EVERY)
-        pictures = (environment.picture(step.action, driver) for step in filmed)
+
+        def pictures() -> "Iterator[Image.Image]":
+            for number, step in enumerate(steps):
+                is_filmed = number % FILM_EVERY == 0 and number < FILM_EVERY * FILM_PICTURES
+                if is_filmed or step.is_last:
+                    picture = environment.picture(step.action, driver)
+                    yield with_legend(picture, environment.legend)
+            yield from itertools.repeat(with_legend(picture, environment.legend), FILM_STILLS)
+
         with use_one_thread(self.policy):
-            write_gif(pictures, path, period_s=FILM_EVERY * environment.spec.control_period_s)
+            period_s = FILM_EVERY * environment.spec.control_period_s
+            colours = [GOOD, BAD, *(colour for colour, _ in environment.legend)]
+            write_gif(pictures(), path, period_s=period_s, colours=colours)
 
     def film_first(self, path: Path) -> None:
         """Film the first episode whose map and route can be used."""
@@ -127,13 +139,16 @@ class Evaluator:
         self.film(last, path)
 
     def photograph(self, index: int, step_index: int) -> "tuple[Image.Image, str]":
-        """Drive an episode up to a step, or to its end; return a picture and the place's name."""
-        rollout, steps, driver = self.start(index)
+        """Drive an episode up to a step, or to its end; return a picture and the place's name.
+
+        The picture has no caption.
+        """
+        rollout, steps, _ = self.start(index)
         with use_one_thread(self.policy):
             *_, step = itertools.islice(steps, step_index + 1)
         attributes = rollout.start.attributes
         place = ", ".join(str(attributes[name]) for name in PLACE if name in attributes)
-        return self.environment.picture(step.action, driver), place
+        return self.environment.picture(step.action, ""), place
 
 
 def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]":
@@ -512,21 +527,44 @@ def film_held_out(subject: str, config: EvaluateConfig, index: int, path: Path) 
 
 
 def sheet_held_out(
-    subject: str, config: EvaluateConfig, path: Path, *, should_stop: Callable[[], bool]
+    subject: str,
+    config: EvaluateConfig,
+    path: Path,
+    *,
+    scores: Sequence[EpisodeScore],
+    should_stop: Callable[[], bool],
 ) -> None:
-    """Write a contact sheet with one picture of each episode of an evaluation."""
+    """Write a contact sheet with one picture of each episode of an evaluation, and its outcome."""
     from PIL import Image
 
-    from avtd3.store.render.media import write_contact_sheet
+    from avtd3.store.render.media import BAD, GOOD, INK, write_contact_sheet
 
     pictures: list[Image.Image] = []
-    captions: list[str] = []
+    captions, inks = [], []
+    known = {score.index: score for score in scores}
     with open_environment(config, open_world, render=True) as environment:
         evaluator = Evaluator(environment, config, subject)
         for index in range(config.episodes):
             if should_stop() and pictures:
                 break
             picture, place = evaluator.photograph(index, SHEET_STEP)
-            pictures.append(picture.resize((337, 183), Image.Resampling.LANCZOS))
-            captions.append(f"{index}: {place}")
-    write_contact_sheet(pictures, captions, path, columns=4)
+            size = (SHEET_PX, round(SHEET_PX * picture.height / picture.width))
+            pictures.append(picture.resize(size, Image.Resampling.LANCZOS))
+            score = known.get(index)
+            captions.append(f"{index}: {place}\n{_outcome(score, environment.spec)}")
+            is_success = score is not None and score.end_reason == SUCCESS_REASON
+            inks.append(INK if score is None else GOOD if is_success else BAD)
+        legend, count = environment.legend, sum(ink == GOOD for ink in inks)
+    title = f"{subject}: {count} of {plural(len(pictures), 'road')} driven to the goal"
+    title += f"; each picture is at step {SHEET_STEP} or the last one"
+    write_contact_sheet(pictures, captions, path, columns=4, title=title, inks=inks, legend=legend)
+
+
+def _outcome(score: EpisodeScore | None, spec: EpisodeSpec) -> str:
+    """Describe in a few words how an episode ended."""
+    if score is None:
+        return "not scored"
+    text = f"{score.end_reason.replace('_', ' ')} after {score.steps * spec.control_period_s:.1f} s"
+    completion = score.measures.get("route_completion")
+    shown = "" if completion is None else f", {completion:.0%} of the route"
+    return f"{text}{shown}, return {score.episode_return:.0f}"

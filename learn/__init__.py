@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from avtd3.learn.analysis.run_page import RunPageCallback
     from avtd3.learn.callbacks import ProgressCallback, TrainCallback
     from avtd3.learn.config import LearnConfig
     from avtd3.learn.gradient_clip import ClipConfig
@@ -37,6 +38,7 @@ __all__ = [
     "PolicyStore",
     "ProgressCallback",
     "ReplayDataset",
+    "RunPageCallback",
     "TD3Config",
     "TrainCallback",
     "export_policy",
@@ -59,6 +61,7 @@ _MODULES = {
     "PolicyStore": "policy_store",
     "ProgressCallback": "callbacks",
     "ReplayDataset": "replay_dataset",
+    "RunPageCallback": "analysis.run_page",
     "TD3Config": "td3",
     "TrainCallback": "callbacks",
     "export_policy": "policy_export",

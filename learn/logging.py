@@ -9,13 +9,16 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
@@ -24,8 +27,18 @@ from avtd3.learn.gradient_clip import GradientNorms
 from avtd3.learn.metrics import metric
 from avtd3.learn.td3 import ActorTerms, CriticTerms, Update
 from avtd3.store.errors import CheckpointError
+from avtd3.store.render.media import encode, frame_image
 
 PREFIX = "events.out.tfevents."
+RESULTS = (
+    "critic/loss",
+    "critic/q1_mean",
+    "actor/loss",
+    "episode/return",
+    "offline/fitted_value",
+    "offline/td_error",
+)
+"""Metrics that TensorBoard's table of hyperparameters compares."""
 _VERSION = "brain.Event:2"
 SATURATED = 0.99
 """Absolute value of tanh above which an action counts as saturated."""
@@ -149,7 +162,9 @@ class Throughput:
 class EventWriter:
     """Write scalars into a new event file; it voids what earlier ones have from its first step."""
 
-    def __init__(self, directory: Path, *, first_step: int) -> None:
+    def __init__(
+        self, directory: Path, *, first_step: int, settings: Mapping[str, Any] | None = None
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         # Readers take the files in the order of their names. TensorBoard's writer names them by
         # wall-clock time, which may stand still between two starts, or be set back.
@@ -158,6 +173,9 @@ class EventWriter:
         self._records = RecordWriter(path.open("xb"))
         self._add(Event(file_version=_VERSION))
         self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        if settings is not None:
+            values = [Summary.Value(tag=tag, metadata=m) for tag, m in _hparams(settings)]
+            self._add(Event(step=first_step, summary=Summary(value=values)))
         self.flush()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -166,6 +184,20 @@ class EventWriter:
         assert not unknown, f"{unknown} are no known metrics"
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         self._add(Event(step=step, summary=Summary(value=values)))
+
+    def write_pictures(self, step: int, frames: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Write frames uint8 (C, H, W) of one step, by tag."""
+        for tag, frame in frames.items():
+            picture = frame_image(frame)
+            image = Summary.Image(
+                height=picture.height,
+                width=picture.width,
+                colorspace=3,
+                encoded_image_string=encode(picture, "PNG"),
+            )
+            self._add(
+                Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+            )
 
     def flush(self) -> None:
         """Pass everything to the operating system."""
@@ -178,6 +210,39 @@ class EventWriter:
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
+
+
+def _hparams(settings: Mapping[str, Any]) -> Iterator[tuple[str, SummaryMetadata]]:
+    """Yield tags and metadata of TensorBoard's plugin hparams: metrics, settings and values."""
+    start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+    infos = []
+    for name, value in _flat(settings, "learn."):
+        info = api_pb2.HParamInfo(name=name, type=api_pb2.DATA_TYPE_STRING)
+        if isinstance(value, bool):
+            info.type, start.hparams[name].bool_value = api_pb2.DATA_TYPE_BOOL, value
+        elif isinstance(value, int | float):
+            info.type, start.hparams[name].number_value = api_pb2.DATA_TYPE_FLOAT64, value
+        else:
+            start.hparams[name].string_value = str(value)
+        infos.append(info)
+    metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in RESULTS]
+    experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=metrics)
+    for tag, data in (
+        (metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment)),
+        (
+            metadata.SESSION_START_INFO_TAG,
+            plugin_data_pb2.HParamsPluginData(session_start_info=start),
+        ),
+    ):
+        yield tag, metadata.create_summary_metadata(data)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _newest(directory: Path) -> int:
@@ -194,11 +259,13 @@ class MetricLogger:
         directory: Path,
         *,
         features: int,
+        settings: Mapping[str, Any] | None = None,
         on_write: Callable[[int, Mapping[str, float]], None] = lambda *_: None,
     ) -> None:
         self.newest: dict[str, float] = {}
         """The newest value of each metric in this process lifetime."""
         self._directory, self._feature_count, self._on_write = directory, features, on_write
+        self._settings = settings
         self._writer: EventWriter | None = None
         self._reward_scale, self._lines = 0.0, 0
         self._clear()
@@ -221,7 +288,7 @@ class MetricLogger:
             self._restored = collected.actor
             self._restored_clipped = {n: collected.clipped.get(n, []) for n in self._clipped}
             self._reward_scale, self._lines = collected.reward_scale, collected.lines
-        self._writer = EventWriter(self._directory, first_step=first_step)
+        self._writer = EventWriter(self._directory, first_step=first_step, settings=self._settings)
 
     def add(self, update: Update) -> None:
         """Add an update, without waiting for the device."""
@@ -239,6 +306,11 @@ class MetricLogger:
         self._writer.write(step, scalars)
         self.newest |= scalars
         self._on_write(step, scalars)
+
+    def write_pictures(self, step: int, frames: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Write frames uint8 (C, H, W), by tag."""
+        assert self._writer is not None, "call start first"
+        self._writer.write_pictures(step, frames)
 
     def state(self) -> dict[str, Any]:
         """Return what the next line has so far, but the critic's, as JSON; wait for the device."""

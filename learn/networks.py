@@ -211,6 +211,11 @@ def join_pixels(parts: Sequence[Tensor]) -> Pixels | None:
     return None if not parts else parts[0] if len(parts) == 1 else tuple(parts)
 
 
+def split_pixels(pixels: Pixels | None) -> tuple[Tensor, ...]:
+    """Return the pixels of each stream, of what `join_pixels` returned."""
+    return () if pixels is None else pixels if isinstance(pixels, tuple) else (pixels,)
+
+
 class Encoder(nn.Module):
     """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features."""
 

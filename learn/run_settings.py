@@ -98,7 +98,10 @@ def read_settings(run: Path) -> dict[str, Any]:
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
     if not path.exists():
-        raise ConfigError(f"{run} contains no run to resume; start it without --resume")
+        raise ConfigError(
+            f"{run} contains no run to resume or to show; give a run's directory, or start it "
+            "without --resume"
+        )
     try:
         document = files.read_json(path)
     except ValueError as error:

@@ -4,6 +4,7 @@ A run directory contains::
 
     RUN/config.json      resolved settings of the newest process
     RUN/events/          TensorBoard event files
+    RUN/run.html         page of the run; `avtd3 learn` and `RunPageCallback` write it
     RUN/alerts.jsonl     alerts of the guards; created at the first alert
     RUN/checkpoints/     checkpoints, see `avtd3.learn.checkpoints`
     RUN/emergency/       states at which a guard stopped the run
@@ -65,6 +66,7 @@ from avtd3.learn.run_settings import (
     stored_config,
     write_settings,
 )
+from avtd3.learn.saliency import batch_pictures
 from avtd3.learn.td3 import Update, create_state
 from avtd3.learn.threads import AUTO, ThreadTuner
 from avtd3.store import files
@@ -337,7 +339,12 @@ class Trainer:
             policy_delay=config.td3.policy_delay,
             on_alert=self._on_alert,
         )
-        self._logger = MetricLogger(run / "events", features=features, on_write=self._on_metrics)
+        self._logger = MetricLogger(
+            run / "events",
+            features=features,
+            settings=dataclasses.asdict(config),
+            on_write=self._on_metrics,
+        )
         gamma, stride = config.replay.gamma, config.replay.stack_stride
         evaluator = HeldOutEvaluator(spec, config.td3, gamma, self._device, self._autocast, stride)
         self._evaluator = evaluator
@@ -739,6 +746,9 @@ class Trainer:
         if self._saved_at == self.updates:
             return
         self._guards.mark_checkpoint(self.updates)
+        if self._spec.images and self._observed is not None:
+            pictures = batch_pictures(self._state.actor, self._observed, self._spec.images)
+            self._logger.write_pictures(self.updates, pictures)
         self._logger.flush()  # a run that resumes from here must have all earlier lines
         path = self._checkpoints.save(
             self._state,

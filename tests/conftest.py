@@ -1,4 +1,5 @@
-"""What all tests share: one thread for torch, the command line in a test's process, a bucket."""
+"""What all tests share: one thread for torch, the command line in a test's process, a bucket, and
+a browser."""
 
 import itertools
 import os
@@ -23,6 +24,19 @@ def avtd3(capsys):
         return caught.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """The browser of all tests, a headless Chromium with one page."""
+    from avtd3.tests.store.chromium import Chromium, find_chromium
+
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    chromium = Chromium(executable, tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.close()
 
 
 _numbers = itertools.count()

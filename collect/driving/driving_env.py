@@ -45,6 +45,13 @@ LANE = (74, 82, 92)
 ROUTE = (64, 156, 255)
 OTHERS = (255, 184, 77)
 CAR = (96, 220, 140)
+LEGEND = (
+    (CAR, "this car, throttle"),
+    (ROUTE, "route, steering"),
+    (OTHERS, "others, brake"),
+    (LANE, "lanes"),
+)
+"""Colours of the map and of the two bars in the camera's picture."""
 
 _END_KINDS = {
     "off_route": "route_deviation",
@@ -321,18 +328,29 @@ class DrivingEnvironment(Environment):
         """Return the state of the world in each observation so far, if the simulator records it."""
         return self.world.world_record() if isinstance(self.world, RecordingWorld) else None
 
+    @property
+    def legend(self) -> Sequence[tuple[_Colour, str]]:
+        """Return the colours of the map and of the bars."""
+        return LEGEND
+
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
-        """Draw the camera's picture beside a map, above a caption."""
+        """Draw the camera's picture beside a map, above a caption if there is a title."""
         assert self._start is not None, "reset() comes first"
         task, vehicle = self.task, self.task.frame.vehicle
-        end = f"   {task.reason}" if task.reason else ""
         where = f"{self._start.town}, {self._start.weather}"
         seconds = (self._steps - 1) * self.world.control_period_s
         caption = (
             f"{title} on {where}   {seconds:4.1f} s   {3.6 * vehicle.speed_mps:4.1f} km/h"
-            f"   {task.lateral_m:+.2f} m{end}"
+            f"   {task.lateral_m:+.2f} m"
         )
-        return draw_scene(task.frame, task.route, self.world.surroundings(), action, caption)
+        return draw_scene(
+            task.frame,
+            task.route,
+            self.world.surroundings(),
+            action,
+            caption=caption if title else "",
+            outcome=task.reason,
+        )
 
     def close(self) -> None:
         """Release the simulator."""
@@ -354,14 +372,17 @@ def draw_scene(
     route: Route,
     surroundings: Surroundings,
     action: NDArray[np.float32],
-    caption: str,
+    *,
+    caption: str = "",
+    outcome: str = "",
 ) -> "Image.Image":
-    """Draw the camera's picture and a map, side by side, above a caption."""
+    """Draw the camera's picture with the outcome, and a map beside it, above a caption if any."""
     from PIL import Image, ImageDraw
 
-    from avtd3.store.render.media import INK, PAPER, font, scaled_image
+    from avtd3.store.render.media import BAD, GOOD, INK, PAPER, font, scaled_image
 
-    picture = Image.new("RGB", (2 * PANEL_PX, PANEL_PX + CAPTION_PX), PAPER)
+    height = PANEL_PX + (CAPTION_PX if caption else 0)
+    picture = Image.new("RGB", (2 * PANEL_PX, height), PAPER)
     camera = scaled_image(frame.image, PANEL_PX)
     picture.paste(camera, (0, (PANEL_PX - camera.height) // 2))
     panel = Image.new("RGB", (PANEL_PX, PANEL_PX), PAPER)
@@ -370,6 +391,11 @@ def draw_scene(
     draw = ImageDraw.Draw(picture)
     _draw_bars(draw, action, PAPER)
     draw.text((8, PANEL_PX + 7), caption, fill=INK, font=font(14))
+    if outcome:
+        text = outcome.replace("_", " ")
+        draw.rectangle([0, 0, 20 + draw.textlength(text, font=font(22)), 38], fill=PAPER)
+        ink = GOOD if outcome == SUCCESS_REASON else BAD
+        draw.text((10, 6), text, fill=ink, font=font(22))
     return picture
 
 

@@ -121,7 +121,8 @@ def collect(
     else:
         settings = configure(None)
     use_current_directory(settings)
-    heart = Heartbeat([open_place(dataset)], "collector", settings.name or platform.node())
+    name, places = settings.name or platform.node(), [open_place(dataset)]
+    heart = Heartbeat([], "collector", name, datasets=places)  # once there is a dataset
 
     def report_progress(progress: "CollectProgress") -> None:
         show(progress)

@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from avtd3.learn.config import LearnConfig
     from avtd3.store.audit.audit import AuditConfig
 
-CURVES = (
-    "critic/loss",
-    "critic/q1_mean",
-    "critic_cnn/feature_norm",
-    "actor/loss",
-    "actor/imitation",
-    "actor_cnn/feature_norm",
-)
-"""Metrics to plot as learning curves, if the run has them."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DemoConfig:
@@ -279,7 +269,7 @@ class _Demo:
         self._start("7 of 7: draw pictures")
         return DemoReport(
             out=self._out,
-            pictures=self._draw(),
+            pictures=self._draw(evaluations["learned"]),
             data_return_mean=return_mean,
             updates=updates,
             gate=gate,
@@ -328,6 +318,7 @@ class _Demo:
         )
 
     def _learn(self) -> None:
+        from avtd3.learn.analysis.run_page import RunPageCallback
         from avtd3.learn.callbacks import ProgressCallback
         from avtd3.learn.trainer import train
 
@@ -337,7 +328,7 @@ class _Demo:
                 datasets=self._data,
                 run=self._run,
                 policies=self._policies,
-                callbacks=[ProgressCallback(show, self._should_stop)],
+                callbacks=[ProgressCallback(show, self._should_stop), RunPageCallback(self._run)],
             )
         say(report.summary())
 
@@ -373,18 +364,12 @@ class _Demo:
             say(f"{name}:\n{reports[name].summary()}")
         return reports
 
-    def _draw(self) -> tuple[Path, ...]:
+    def _draw(self, learned: "EvaluateReport") -> tuple[Path, ...]:
         from avtd3.collect.evaluator import film_held_out, sheet_held_out
-        from avtd3.learn.analysis.event_log import read_log
-        from avtd3.learn.analysis.pages import curves_page
-        from avtd3.store.files import write_aside
+        from avtd3.learn.analysis.run_page import PAGE
 
         config, subject = self._settings.evaluate, str(self._policies)
         sheet, gif = self._out / "held-out-roads.png", self._out / "learned-policy.gif"
-        curves = self._out / "learning-curves.html"
-        sheet_held_out(subject, config, sheet, should_stop=self._should_stop)
+        sheet_held_out(subject, config, sheet, scores=learned.scores, should_stop=self._should_stop)
         film_held_out(subject, config, self._settings.demo.film_episode, gif)
-        known = read_log(self._run / "events").curves
-        drawn = [known[name] for name in CURVES if name in known]
-        write_aside(curves, curves_page(drawn, title="avtd3 demo: learning").encode())
-        return sheet, gif, curves
+        return sheet, gif, self._run / PAGE

@@ -1,4 +1,4 @@
-"""`avtd3 gate` and `avtd3 compare`, and the YAML files that they read."""
+"""`avtd3 gate`, `avtd3 compare` and `avtd3 run-page`, and the YAML files that they read."""
 
 import dataclasses
 import enum
@@ -253,11 +253,14 @@ def compare(
         list[str] | None,
         typer.Option(metavar="METRIC=TAG", help="--map of the baseline. Repeatable."),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also list the metrics without a clear change.")
+    ] = False,
     markdown: MarkdownOption = None,
     html: HtmlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare all metrics that two runs share."""
+    """Compare all metrics that two runs share, and list what changed."""
     from avtd3.learn.analysis.compare import CompareConfig
     from avtd3.learn.analysis.compare import compare as run_compare
     from avtd3.learn.analysis.pages import compare_page
@@ -274,11 +277,36 @@ def compare(
     report = run_compare(baseline, candidate, config, books, load_directions(directions))
     _write(markdown, report.markdown)
     _write(html, lambda: compare_page(report))
-    answer(report.document(), as_json, report.summary())
+    answer(report.document(), as_json, report.summary(everything=everything))
     if FailOn.WORSE in (fail_on or ()) and report.counts["worse"]:
         raise typer.Exit(EXIT_NO)
     if FailOn.LOST in (fail_on or ()) and report.only_baseline:
         raise typer.Exit(EXIT_NO)
+
+
+def run_page(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run of avtd3 learn.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DATASET",
+            help="Where a dataset of the run is now. Repeatable. Default: where the run read it.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write. Default: RUN/run.html.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the page of a run again: curves with alerts, what the policy looks at and would do.
+
+    avtd3 learn writes it at the end, and at checkpoints. See docs/run-page.md.
+    """
+    from avtd3.learn.analysis.run_page import write_run_page
+
+    check_destinations(out)
+    path = write_run_page(run, out, data)
+    answer({"run": str(run), "page": str(path)}, as_json, f"wrote {path}")
 
 
 def _write(path: Path | None, text: Callable[[], str]) -> None:

@@ -77,11 +77,13 @@ def learn(
 ) -> None:
     """Train TD3 or TD3+BC from datasets and publish policies.
 
-    Exits with 1 if a guard stopped the training. Press Ctrl-C once to save a checkpoint and stop.
+    Writes the page RUN/run.html: curves with alerts, what the policy looks at and would do. Exits
+    with 1 if a guard stopped the training. Press Ctrl-C once to save a checkpoint and stop.
     """
     from avtd3.learn.openmp import limit_spinning
 
     limit_spinning()  # before torch is imported
+    from avtd3.learn.analysis.run_page import RunPageCallback
     from avtd3.learn.callbacks import ProgressCallback, StatusCallback
     from avtd3.learn.ranks import open_ranks
     from avtd3.learn.run_settings import name_run, read_settings
@@ -115,6 +117,7 @@ def learn(
             run.name,
             datasets=[open_place(path) for path in datasets if follows and ranks.is_first],
         )
+        page = RunPageCallback(run)
         with progress() as show, heart:
             report = train(
                 settings,
@@ -124,8 +127,10 @@ def learn(
                 follow=follow,
                 resume=resume,
                 rollback=rollback,
-                callbacks=[ProgressCallback(show, should_stop), StatusCallback(heart)],
+                callbacks=[ProgressCallback(show, should_stop), StatusCallback(heart), page],
             )
+        if page.message:
+            say(page.message)
     if ranks.is_first:
         opt.answer(report.document(), as_json, report.summary())
     if report.halted:

@@ -60,8 +60,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, target, content=text))
     files.append(File.generated(config, "commands.md", content=command_reference()))
     files.append(File.generated(config, "notebook.md", content=notebook_page(ROOT / NOTEBOOK)))
-    for path in sorted((ROOT / "examples").rglob("*.*")):
-        if path.suffix != ".pyc":
+    for path in sorted((ROOT / "examples").rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
@@ -77,6 +77,8 @@ def _link(page: str, match: re.Match[str]) -> str:
     """Return a link of a source file as one of its page."""
     source = next((name for name, uri in PROJECT.items() if uri == page), f"docs/{page}")
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
+    if target == NOTEBOOK and page != "notebook.md":
+        target = "notebook.md"
     target = PROJECT.get(target, target.removeprefix("docs/"))
     return f"{match[1]}{posixpath.relpath(target, posixpath.dirname(page) or '.')}{match[3]}"
 

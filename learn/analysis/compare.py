@@ -17,9 +17,13 @@ from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.render.text import columns, join_lines, markdown_table, number, plural
 
 FORMAT = "avtd3.compare/1"
+_NAMED = 3
+"""Metrics of each verdict that the headline names."""
 Verdict = Literal["worse", "better", "changed", "unclear", "same"]
 ORDER: tuple[Verdict, ...] = ("worse", "better", "changed", "unclear", "same")
 """Verdicts in the order of reports."""
+CLEAR = ORDER[:3]
+"""Verdicts on a change beyond the noise; reports list these first, and count the others."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,11 @@ class Change:
     def document(self) -> dict[str, Any]:
         """Return the change as a JSON object."""
         return {**dataclasses.asdict(self), "change": self.change, "share": self.share}
+
+    def named(self) -> str:
+        """Return the metric with its change, as a share if there is one."""
+        share = "" if self.share is None else f" {self.share:+.0%}"
+        return f"{self.metric}{share}"
 
     def texts(self) -> tuple[str, str, str, str]:
         """Format the values before and after, the change and the interval."""
@@ -130,11 +139,40 @@ class CompareReport:
             **{name: list(getattr(self, name)) for name in lists},
         }
 
+    @property
+    def clear(self) -> tuple[Change, ...]:
+        """Return the metrics that are worse, better or changed."""
+        return tuple(change for change in self.changes if change.verdict in CLEAR)
+
     def sentence(self) -> str:
         """Format the number of metrics with each verdict as one line."""
         counts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items() if count)
         shared = plural(len(self.changes), "shared metric")
         return f"{shared}: {counts or 'nothing to compare'}"
+
+    def headline(self) -> str:
+        """Name the metrics that changed, the worse ones first, as one line."""
+        if not self.clear:
+            return f"no clear change in {plural(len(self.changes), 'shared metric')}"
+        named = []
+        for verdict in CLEAR:
+            found = [change for change in self.clear if change.verdict == verdict]
+            if found:
+                names = ", ".join(change.named() for change in found[:_NAMED])
+                more = f" and {len(found) - _NAMED} more" if found[_NAMED:] else ""
+                named.append(f"{len(found)} {verdict}: {names}{more}")
+        return "; ".join(named)
+
+    def quiet(self) -> str:
+        """Say how many metrics have no clear change, and why; empty if there are none."""
+        unclear = [change for change in self.changes if change.verdict == "unclear"]
+        few = sum(min(change.points) < FEWEST_FOR_LEVEL for change in unclear)
+        parts = {
+            "do not differ": self.counts["same"],
+            "differ by no more than the noise": len(unclear) - few,
+            f"have fewer than {FEWEST_FOR_LEVEL} points in a window (--window widens it)": few,
+        }
+        return "; ".join(f"{count} {what}" for what, count in parts.items() if count)
 
     def method(self) -> str:
         """Describe how the runs were compared."""
@@ -146,13 +184,17 @@ class CompareReport:
             "covers the noise within these two runs, not the difference between seeds."
         )
 
-    def summary(self) -> str:
-        """Format the report for a terminal."""
-        rows = [(c.verdict, c.metric, *c.texts()) for c in self.changes]
+    def summary(self, *, everything: bool = False) -> str:
+        """Format the report for a terminal; only `everything` lists metrics without a change."""
         heads = ("", "metric", "before", "after", "change", f"{self.confidence:.0%} interval")
-        lines = [f"baseline  {self.baseline.run}", f"candidate {self.candidate.run}", ""]
-        lines += columns([heads, *rows], "<" * len(heads))
-        lines += [""] + [f"only in the {name}: {', '.join(m)}" for name, m in self.lonely()]
+        shown = self.changes if everything else self.clear
+        rows = [(c.verdict, c.metric, *c.texts()) for c in shown]
+        lines = [self.headline(), ""]
+        lines += [f"baseline  {self.baseline.run}", f"candidate {self.candidate.run}", ""]
+        lines += [*columns([heads, *rows], "<" * len(heads)), ""] if rows else []
+        if quiet := self.quiet():
+            lines.append(f"others: {quiet}" + ("" if everything else "; --all lists them"))
+        lines += [f"only in the {name}: {', '.join(m)}" for name, m in self.lonely()]
         lines += [f"note: {notice}" for notice in self.notices]
         return join_lines([*lines, self.method(), self.sentence()])
 
@@ -166,12 +208,19 @@ class CompareReport:
         interval = f"{self.confidence:.0%} interval"
         heads = ("verdict", "metric", "before", "after", "change", interval, "why")
         bold = {"worse": "**worse**"}
-        rows = [
-            (bold.get(c.verdict, c.verdict), f"`{c.metric}`", *c.texts(), c.reason)
-            for c in self.changes
-        ]
-        lines = [f"# `{self.candidate.run}` against `{self.baseline.run}`", "", self.sentence(), ""]
-        lines += [*markdown_table(heads, "<<>>>><", rows), ""]
+
+        def table(changes: Sequence[Change]) -> list[str]:
+            rows = [
+                (bold.get(c.verdict, c.verdict), f"`{c.metric}`", *c.texts(), c.reason)
+                for c in changes
+            ]
+            return [*markdown_table(heads, "<<>>>><", rows), ""]
+
+        lines = [f"# `{self.candidate.run}` against `{self.baseline.run}`", ""]
+        lines += [self.sentence(), ""]
+        lines += table(self.clear) if self.clear else ["No clear change.", ""]
+        if others := self.changes[len(self.clear) :]:
+            lines += ["## Without a clear change", "", *table(others)]
         for name, metrics in self.lonely():
             lines.append(f"- only in the {name}: " + ", ".join(f"`{metric}`" for metric in metrics))
         lines += [f"- {notice}" for notice in self.notices]

@@ -1,4 +1,4 @@
-"""Show a gate, a comparison or the curves of a run as one HTML page."""
+"""Show a gate or a comparison as one HTML page."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +20,9 @@ MAX_ROWS = 2_000
 KINDS: Mapping[gate.Verdict | compare.Verdict, str] = {
     **dict.fromkeys(("pass", "better"), "ok"),
     **dict.fromkeys(("fail", "unknown", "worse"), "error"),
-    **dict.fromkeys(("warning", "unclear"), "warning"),
-    **dict.fromkeys(("skipped", "changed", "same"), "info"),
+    "warning": "warning",
+    "changed": "warning",
+    **dict.fromkeys(("skipped", "unclear", "same"), "info"),
 }
 """Classes of the verdicts of gates and comparisons in the style sheet."""
 
@@ -53,32 +54,34 @@ def gate_page(report: GateReport) -> str:
 def compare_page(report: CompareReport) -> str:
     """Return a comparison as a page: each shared metric before and after, in a table and plots."""
     heads = ("metric", "verdict", "before", "after", "change", f"{report.confidence:.0%} interval")
-    shown = report.changes[:MAX_PLOTS]
-    drawn = [c for c in shown if any(len(curve.updates) for curve in report.curves[c.metric])]
+    clear, others = report.clear, report.changes[len(report.clear) :]
+    kept = {change.metric for change in report.changes[:MAX_PLOTS]}
+
+    def rows(changes: Sequence[Change]) -> list[tuple[object, ...]]:
+        return [
+            (c.metric, "", c.verdict, KINDS[c.verdict], (*c.texts(), c.reason)) for c in changes
+        ]
+
+    def cards(changes: Sequence[Change]) -> list[dict[str, object]]:
+        drawn = (c for c in changes if any(len(k.updates) for k in report.curves[c.metric]))
+        return [_change_card(change, report) for change in drawn if change.metric in kept]
+
     return render_page(
         "compare.html.j2",
         title=f"{shorten(report.candidate.run)} against {shorten(report.baseline.run)}",
         report=report,
         heads=(*heads, "why"),
         figures=heads[2:],
-        changes=[
-            (c.metric, "", c.verdict, KINDS[c.verdict], (*c.texts(), c.reason))
-            for c in report.changes[:MAX_ROWS]
-        ],
+        kinds=KINDS,
+        clear=rows(clear[:MAX_ROWS]),
+        others=rows(others[: MAX_ROWS - len(clear[:MAX_ROWS])]),
         rows_left_out=max(0, len(report.changes) - MAX_ROWS),
         notices=[f"only in the {name}: {', '.join(names)}" for name, names in report.lonely()]
         + list(report.notices),
-        changed=[_change_card(change, report) for change in drawn if change.verdict != "same"],
-        same=[_change_card(change, report) for change in drawn if change.verdict == "same"],
-        plots_left_out=len(report.changes) - len(shown),
+        clear_cards=cards(clear),
+        other_cards=cards(others),
+        plots_left_out=max(0, len(report.changes) - MAX_PLOTS),
     )
-
-
-def curves_page(drawn: Sequence[Curve], *, title: str) -> str:
-    """Return a page with a plot of each curve, which has at least one point."""
-    axis = "gradient updates"
-    cards = [_card(c.name, curves([_line("run", c)], name=c.name, axis=axis)) for c in drawn]
-    return render_page("curves.html.j2", title=title, axis=axis, cards=cards)
 
 
 def _why(result: CriterionResult) -> str:
@@ -99,10 +102,10 @@ def _gate_cards(report: GateReport) -> list[dict[str, object]]:
         if not len(report.curves[name].updates):
             continue
         limits = sorted({limit for result in asked[name] for limit in _limits(result)})
-        line = _line("run", report.curves[name])
+        line = curve_line("run", report.curves[name])
         plot = curves([line], name=name, axis=report.axis, limits=limits)
         badges = [(r.verdict, KINDS[r.verdict], r.limit) for r in asked[name]]
-        cards.append(_card(name, plot, badges))
+        cards.append(metric_card(name, plot, badges))
     return cards
 
 
@@ -117,23 +120,24 @@ def _limits(result: CriterionResult) -> list[float]:
 
 def _change_card(change: Change, report: CompareReport) -> dict[str, object]:
     both = zip(("before", "after"), report.curves[change.metric], strict=True)
-    lines = [_line(kind, curve, kind) for kind, curve in both if len(curve.updates)]
+    lines = [curve_line(kind, curve, kind) for kind, curve in both if len(curve.updates)]
     end = max(report.baseline.end_step, report.candidate.end_step)
     window = ((1.0 - report.window) * end, float(end))
     plot = curves(lines, name=change.metric, axis=report.candidate.axis, window=window)
     before, after, delta, _ = change.texts()
     text = f"{before or 'nothing'} → {after or 'nothing'}, {delta or 'no change'}"
-    return _card(change.metric, plot, [(change.verdict, KINDS[change.verdict], text)])
+    return metric_card(change.metric, plot, [(change.verdict, KINDS[change.verdict], text)])
 
 
-def _line(label: str, curve: Curve, kind: str = "after") -> Line:
+def curve_line(label: str, curve: Curve, kind: str = "after") -> Line:
+    """Return a curve as a line of a plot."""
     return Line(label=label, steps=curve.updates, values=curve.values, kind=kind)
 
 
-def _card(
+def metric_card(
     name: str, plot: Markup, verdicts: Sequence[tuple[str, str, str]] = ()
 ) -> dict[str, object]:
-    """Return a metric for the template; a verdict has a class of the style sheet and a text."""
+    """Return a metric and its meaning for the template; a verdict has a class and a text."""
     known = metric(name)
     meaning = "" if known is None else str(known)
     return {"name": name, "meaning": meaning, "verdicts": verdicts, "plot": plot}

@@ -7,13 +7,19 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from avtd3.learn.checkpoints import read_as
 from avtd3.learn.guards.config import GUARDS, LEVELS
 from avtd3.learn.guards.limits import Finding
 from avtd3.store import files
+from avtd3.store.errors import CheckpointError
 
 ALERTS_FILE = "alerts.jsonl"
 NOTE = "note"
 """Level of an alert that reports an action of a guard instead of a problem."""
+RESUME = "resume"
+"""Name of the note that marks the lines above it as void."""
+MAX_ALERT_BYTES = 256 << 20
+"""Largest file of alerts that is read."""
 _SHOWN = 3
 
 
@@ -121,7 +127,7 @@ class AlertLog:
         if void:
             reason = f"the run was killed and continues from update {at}: the lines above this one "
             reason += "that report later updates are void"
-            self.note("resume", at, reason, value=float(max(void)), limit=float(at))
+            self.note(RESUME, at, reason, value=float(max(void)), limit=float(at))
 
     def flush(self, at: int) -> None:
         """Write a line for each alert that was only counted since its last line."""
@@ -167,6 +173,25 @@ class AlertLog:
         document = json.dumps({"time": time} | dataclasses.asdict(alert), allow_nan=False)
         with files.storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(document + "\n")
+
+
+def read_alerts(path: Path) -> list[Alert]:
+    """Read the alerts of a run, without those that a resume made void; none without the file.
+
+    Lines that are no alerts are skipped.
+    """
+    if not path.exists():
+        return []
+    found: list[Alert] = []
+    for line in files.read_bytes(path, MAX_ALERT_BYTES).splitlines():
+        try:
+            alert = read_as(Alert, files.parse_json(line, path), "alert")
+        except (ValueError, CheckpointError):
+            continue
+        if alert.name == RESUME:
+            found = [earlier for earlier in found if earlier.update <= alert.update]
+        found.append(alert)
+    return found
 
 
 def _update_of(line: bytes) -> int:

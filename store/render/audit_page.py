@@ -1,13 +1,11 @@
 """Write an audit as one HTML page that needs nothing else: no script, network or other file."""
 
-import dataclasses
 import datetime
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -21,18 +19,9 @@ from avtd3.store.episode import Episode
 from avtd3.store.errors import Avtd3Error
 from avtd3.store.files import write_aside
 from avtd3.store.render.audit_text import MAX_ACTIONS, dataset_row, staleness_text
-from avtd3.store.render.episode_view import (
-    Track,
-    frame_of,
-    key_components,
-    readable,
-    seconds_of,
-    spread,
-    tracks_of,
-)
+from avtd3.store.render.episode_view import ShownEpisode, key_components, readable
 from avtd3.store.render.html import render_page
-from avtd3.store.render.media import filmstrip
-from avtd3.store.render.plots import histogram, sparkline
+from avtd3.store.render.plots import histogram
 from avtd3.store.render.text import (
     duration,
     file_size,
@@ -41,7 +30,6 @@ from avtd3.store.render.text import (
     number,
     percent,
     plural,
-    shorten,
 )
 
 EXPERT_SHARES = {"drove": "the expert drove", "differing": "steps of others that differ"}
@@ -60,9 +48,6 @@ MAX_SIDE = 30
 """Most rows or columns of the table of scenarios and towns; a larger one is omitted."""
 MAX_EPISODES = 8
 """Episodes that are shown."""
-EPISODE_FRAMES = 6
-FRAME_PX = 168
-"""Longer side of a frame; smaller frames keep their size."""
 MAX_SEGMENTS = 48
 """Segments of each dataset that episodes are chosen from, evenly spread."""
 MAX_IMAGE_BYTES = 1_500_000
@@ -89,7 +74,7 @@ def write_audit_page(
 
 def audit_page(
     report: AuditReport,
-    episodes: Sequence["ShownEpisode"],
+    episodes: Sequence[ShownEpisode],
     *,
     made: datetime.datetime,
     drifts: Sequence[Drift] = (),
@@ -285,45 +270,6 @@ def _natural(name: str) -> tuple[bool, float, str]:
     return (not name.isdecimal(), float(name) if name.isdecimal() else 0.0, name)
 
 
-class Strip(NamedTuple):
-    """Frames of one stream of an episode."""
-
-    stream: str
-    """Name of the stream; empty if it has none."""
-    images: tuple[str, ...]
-    """Data URIs."""
-    size: tuple[int, int]
-    """Width and height in pixels."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ShownEpisode:
-    """One episode of a page."""
-
-    why: str
-    """What it is an example of."""
-    name: str
-    """``SEGMENT:NUMBER``."""
-    facts: Mapping[str, Any]
-    """See `Episode.facts`."""
-    seconds: float
-    """Simulated seconds."""
-    tracks: tuple[Track, ...]
-    strips: tuple[Strip, ...]
-    """Evenly spaced frames of each stream."""
-
-    @property
-    def sparklines(self) -> list[tuple[str, Markup]]:
-        """Name and sparkline of the first track and of the reward."""
-        first, *others = self.tracks
-        drawn = []
-        for track in (first, *(t for t in others if t.title == "reward")):
-            channel = track.channels[0]
-            line = sparkline(channel.values, name=channel.name, shown=track.shown_range)
-            drawn.append((shorten(channel.name, 30), line))
-        return drawn
-
-
 def choose_episodes(datasets: Sequence[Path]) -> tuple[ShownEpisode, ...]:
     """Choose a few episodes and read frames of each; skip those that are damaged.
 
@@ -334,7 +280,7 @@ def choose_episodes(datasets: Sequence[Path]) -> tuple[ShownEpisode, ...]:
     size_bytes = 0
     for why, episode in _ranked([*_candidates(datasets)]):
         try:
-            shown = _show(episode, why)
+            shown = ShownEpisode.of(episode, why)
         except (Avtd3Error, OSError):
             continue
         size_bytes += sum(len(image) for strip in shown.strips for image in strip.images)
@@ -342,22 +288,6 @@ def choose_episodes(datasets: Sequence[Path]) -> tuple[ShownEpisode, ...]:
             break
         chosen.append(shown)
     return tuple(chosen)
-
-
-def _show(episode: Episode, why: str) -> ShownEpisode:
-    strips = []
-    for stream in episode.spec.images:
-        frames = (frame_of(episode, n, stream) for n in spread(episode, EPISODE_FRAMES))
-        name = stream if episode.spec.streams else ""
-        strips.append(Strip(name, *filmstrip(frames, FRAME_PX)))
-    return ShownEpisode(
-        why=why,
-        name=episode.name,
-        facts=episode.facts,
-        seconds=seconds_of(episode),
-        tracks=tracks_of(episode),
-        strips=tuple(strips),
-    )
 
 
 def _candidates(datasets: Sequence[Path]) -> Iterator[Episode]:

@@ -4,10 +4,12 @@ import dataclasses
 import datetime
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -24,10 +26,12 @@ from avtd3.store.errors import (
     UnreadableError,
 )
 from avtd3.store.filters import EpisodeFilter
+from avtd3.store.render import plots
 from avtd3.store.render.media import (
     GAP_PX,
     INK,
     PAPER,
+    filmstrip,
     font,
     scaled_image,
     sheet_width,
@@ -45,6 +49,7 @@ from avtd3.store.render.text import (
     join_lines,
     number,
     printable,
+    shorten,
     sparkline,
 )
 from avtd3.store.segment import Segment
@@ -261,6 +266,10 @@ def _track(title: str, names: tuple[str, ...], values: NDArray[np.float32]) -> T
     return Track(title=title, channels=tuple(channels))
 
 
+EPISODE_FRAMES = 6
+"""Frames of an episode on a page."""
+FRAME_PX = 168
+"""Longer side of a frame on a page; smaller frames keep their size."""
 MIN_WIDTH = 60
 MIN_SPARKLINE = 8
 """Characters of a sparkline, however narrow the terminal is."""
@@ -336,6 +345,73 @@ def frame_of(episode: Episode, observation: int, stream: str | None = None) -> N
     return frame
 
 
+class Strip(NamedTuple):
+    """Frames of one stream of an episode."""
+
+    stream: str
+    """Name of the stream; empty if it has none."""
+    images: tuple[str, ...]
+    """Data URIs."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShownEpisode:
+    """One episode on a page of HTML."""
+
+    why: str
+    """What it is an example of."""
+    name: str
+    """``SEGMENT:NUMBER``."""
+    facts: Mapping[str, Any]
+    """See `Episode.facts`."""
+    seconds: float
+    """Simulated seconds."""
+    tracks: tuple[Track, ...]
+    strips: tuple[Strip, ...]
+    """Evenly spaced frames of each stream."""
+
+    @classmethod
+    def of(cls, episode: Episode, why: str) -> Self:
+        """Read an episode's frames and numbers."""
+        strips = []
+        for stream in episode.spec.images:
+            frames = (frame_of(episode, n, stream) for n in spread(episode, EPISODE_FRAMES))
+            name = stream if episode.spec.streams else ""
+            strips.append(Strip(name, *filmstrip(frames, FRAME_PX)))
+        return cls(
+            why=why,
+            name=episode.name,
+            facts=episode.facts,
+            seconds=seconds_of(episode),
+            tracks=tracks_of(episode),
+            strips=tuple(strips),
+        )
+
+    @property
+    def caption(self) -> str:
+        """Who drove where, and how it ended."""
+        facts = {name: shorten(str(value)) for name, value in self.facts.items()}
+        place = [facts["town"], facts["weather"]]
+        place += [f"scenario {facts['scenario']}"] if self.facts["scenario"] != -1 else []
+        where = ", ".join(filter(None, place))
+        who = " in ".join(filter(None, (facts["driver"], where)))
+        total = f"return {self.facts['episode_return']:.1f} in {self.seconds:.1f} s"
+        return f"{f'{who}: ' if who else ''}{total}, ended by {facts['end_reason']}"
+
+    @property
+    def sparklines(self) -> list[tuple[str, Markup]]:
+        """Name and sparkline of the first track and of the reward."""
+        first, *others = self.tracks
+        drawn = []
+        for track in (first, *(t for t in others if t.title == "reward")):
+            channel = track.channels[0]
+            line = plots.sparkline(channel.values, name=channel.name, shown=track.shown_range)
+            drawn.append((shorten(channel.name, 30), line))
+        return drawn
+
+
 def draw_episode(episode: Episode, terminal: Terminal) -> str:
     """Draw an episode as lines of text: facts, a sparkline for each channel, a filmstrip."""
     terminal = dataclasses.replace(terminal, width=max(MIN_WIDTH, terminal.width))
@@ -394,7 +470,7 @@ def write_episode_gif(episode: Episode, path: Path) -> None:
     period_s = episode.spec.control_period_s
     fewest = math.ceil((episode.length + 1) / MAX_GIF_PICTURES)
     every = max(fewest, round(min(GIF_PERIOD_S / period_s, 1e6)), 1)
-    write_gif(_pictures(episode, every), path, period_s=every * period_s)
+    write_gif(_pictures(episode, every), path, period_s=every * period_s, colours=COLOURS)
 
 
 def write_episode_mp4(episode: Episode, path: Path) -> None:
@@ -527,14 +603,21 @@ class _Plots:
             right = self.size[0] - 8 - draw.textlength(text, font=font(11))
             draw.text((right, y), text, fill=INK, font=font(11))
             x = 8.0
-            for channel, colour in zip(track.channels, COLOURS, strict=False):
-                name = printable(channel.name)
+            names = _fitting_names(draw, track, right - 16)
+            for name, colour in zip(names, COLOURS, strict=False):
                 width = draw.textlength(name, font=font(11))
                 if x + width > right - 8:
                     draw.text((x, y), "...", fill=colour, font=font(11))
                     break
                 draw.text((x, y), name, fill=colour, font=font(11))
                 x += width + 10
+
+
+def _fitting_names(draw: ImageDraw.ImageDraw, track: Track, room_px: float) -> list[str]:
+    """Return the names of a track's channels; only their last parts if there is too little room."""
+    names = [printable(channel.name) for channel in track.channels]
+    width = sum(draw.textlength(name, font=font(11)) + 10 for name in names)
+    return names if width <= room_px else [name.rsplit("/", 1)[-1] for name in names]
 
 
 def _range_text(track: Track) -> str:

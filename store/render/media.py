@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,16 @@ INK = (230, 234, 238)
 """Colour of text, red, green and blue."""
 PAPER = (24, 28, 33)
 """Colour behind everything."""
+HEAT = (255, 176, 46)
+"""Colour of the largest values of a heat map."""
 GAP_PX = 6
 """Pixels between the pictures of a contact sheet."""
 LINE_PX = 18
 """Height of a line of text on a contact sheet."""
+GOOD, BAD = (96, 220, 140), (255, 140, 140)
+"""Colours of texts about what went well, and about what did not."""
+LEGEND_PX = 24
+"""Height of a legend."""
 JPEG_QUALITY = 82
 GIF_COLOURS = 96
 PALETTE_PICTURES = 30
@@ -48,25 +55,43 @@ MP4_QUALITY = 20
 """x264's constant rate factor: about 50 kB per second of an episode."""
 
 
-def frame_image(frame: NDArray[np.uint8]) -> Image.Image:
-    """Turn uint8 (C, H, W) into an RGB image: its first three planes, or the first one as grey.
+Colour: TypeAlias = tuple[int, int, int]
+Legend: TypeAlias = Sequence[tuple[Colour, str]]
+"""Colours of a picture and what they mean."""
 
-    More than four planes are masks, each drawn in a colour of its own over those before.
+
+def colour_planes(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return three planes of uint8 (C, H, W): its first three, or the first one as grey.
+
+    More than four planes are masks, each painted in a colour of its own over those before.
     """
     if frame.shape[0] > _MOST_CHANNELS:
         return _paint_masks(frame)
-    planes = frame[:3] if frame.shape[0] >= 3 else np.repeat(frame[:1], 3, axis=0)
-    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+    return frame[:3] if frame.shape[0] >= 3 else np.repeat(frame[:1], 3, axis=0)
 
 
-def _paint_masks(masks: NDArray[np.uint8]) -> Image.Image:
-    """Paint planes uint8 (C, H, W) over each other, each in its colour."""
-    picture = np.zeros((*masks.shape[1:], 3), np.float32)
+def frame_image(frame: NDArray[np.uint8]) -> Image.Image:
+    """Turn uint8 (C, H, W) into an RGB image of its `colour_planes`."""
+    return Image.fromarray(np.ascontiguousarray(colour_planes(frame).transpose(1, 2, 0)))
+
+
+def heat_frame(frame: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Draw heat float32 (H, W) in 0..1 over a darkened grey frame uint8 (C, H, W), in colour."""
+    grey = 0.5 * colour_planes(frame).mean(axis=0, dtype=np.float32)
+    colour = np.array(HEAT, np.float32)[:, None, None]
+    drawn: NDArray[np.uint8] = np.rint(grey + heat * (colour - grey)).astype(np.uint8)
+    return drawn
+
+
+def _paint_masks(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Paint planes uint8 (C, H, W) over each other, each in its colour, as (3, H, W)."""
+    picture = np.zeros((3, *masks.shape[1:]), np.float32)
     for number, mask in enumerate(masks):
-        share = (mask / np.float32(255.0))[..., None]
-        colour = np.array(MASK_COLOURS[number % len(MASK_COLOURS)], np.float32)
+        share = mask / np.float32(255.0)
+        colour = np.array(MASK_COLOURS[number % len(MASK_COLOURS)], np.float32)[:, None, None]
         picture = picture * (1 - share) + colour * share
-    return Image.fromarray(picture.astype(np.uint8))
+    painted: NDArray[np.uint8] = picture.astype(np.uint8)
+    return painted
 
 
 def scaled_image(frame: NDArray[np.uint8], side_px: int) -> Image.Image:
@@ -104,25 +129,57 @@ def write_contact_sheet(
     columns: int = 5,
     below: Image.Image | None = None,
     title: str = "",
+    inks: Sequence[Colour] | None = None,
+    legend: Legend = (),
 ) -> None:
-    """Write pictures of one size in a grid above `below`, each above its caption, as one PNG."""
+    """Write pictures of one size in a grid above `below`, each above its caption, as one PNG.
+
+    `inks` are the colours of the last lines of the captions. A `legend` is drawn below the title.
+    """
     width, height = pictures[0].size
+    lines = 1 + max(text.count("\n") for text in captions)
+    below_px = LINE_PX * lines
     rows = -(-len(pictures) // columns)
-    top = GAP_PX + (LINE_PX * (title.count("\n") + 1) + GAP_PX if title else 0)
-    size = sheet_width(width, columns), top + rows * (height + LINE_PX + GAP_PX)
+    titled = LINE_PX * (title.count("\n") + 1) + GAP_PX if title else 0
+    top = GAP_PX + titled + (LEGEND_PX if legend else 0)
+    size = sheet_width(width, columns), top + rows * (height + below_px + GAP_PX)
     under = 0 if below is None else below.height + GAP_PX
     sheet = Image.new("RGB", (size[0], size[1] + under), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, text in enumerate(title.split("\n")):
         draw.text((GAP_PX, GAP_PX + number * LINE_PX), text, fill=INK, font=font(14))
+    draw_legend(draw, (GAP_PX, titled), legend)
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x = GAP_PX + index % columns * (width + GAP_PX)
-        y = top + index // columns * (height + LINE_PX + GAP_PX)
+        y = top + index // columns * (height + below_px + GAP_PX)
         sheet.paste(picture, (x, y))
-        draw.text((x, y + height + 2), caption, fill=INK, font=font(11))
+        for number, text in enumerate(caption.split("\n")):
+            is_last = inks is not None and number == caption.count("\n")
+            ink = inks[index] if is_last and inks is not None else INK
+            place = (x, y + height + 2 + number * LINE_PX)
+            draw.text(place, text, fill=ink, font=font(11 if lines == 1 else 13))
     if below is not None:
         sheet.paste(below, (GAP_PX, size[1]))
     write_aside(path, encode(sheet, "PNG", optimize=True))
+
+
+def draw_legend(draw: ImageDraw.ImageDraw, place: tuple[int, int], legend: Legend) -> None:
+    """Draw a swatch and its meaning for each colour of a legend, in one line."""
+    x, y = place
+    for colour, text in legend:
+        draw.rectangle([x + 2, y + 9, x + 13, y + 16], fill=colour)
+        draw.text((x + 19, y + 5), text, fill=INK, font=font(13))
+        x += 19 + round(draw.textlength(text, font=font(13))) + 18
+
+
+def with_legend(picture: Image.Image, legend: Legend) -> Image.Image:
+    """Return a picture above a legend; the picture itself if the legend is empty."""
+    if not legend:
+        return picture
+    whole = Image.new("RGB", (picture.width, picture.height + LEGEND_PX), PAPER)
+    whole.paste(picture, (0, 0))
+    draw_legend(ImageDraw.Draw(whole), (6, picture.height - 3), legend)
+    return whole
 
 
 def sheet_width(picture_width: int, columns: int) -> int:
@@ -130,11 +187,19 @@ def sheet_width(picture_width: int, columns: int) -> int:
     return columns * (picture_width + GAP_PX) + GAP_PX
 
 
-def write_gif(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
-    """Write pictures, all of one size, as an endless GIF."""
+def write_gif(
+    pictures: Iterable[Image.Image],
+    path: Path,
+    *,
+    period_s: float,
+    colours: Sequence[Colour] = (),
+) -> None:
+    """Write pictures, all of one size, as an endless GIF; `colours` stay exact, however rare."""
     coming = iter(pictures)
     first = list(itertools.islice(coming, PALETTE_PICTURES))
-    palette = _side_by_side(first).quantize(colors=GIF_COLOURS)
+    chosen = _side_by_side(first).quantize(colors=GIF_COLOURS).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*chosen[: 3 * GIF_COLOURS], *itertools.chain(*colours)])
     indexed = (
         picture.quantize(palette=palette, dither=Image.Dither.NONE)
         for picture in itertools.chain(first, coming)

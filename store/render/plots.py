@@ -5,6 +5,7 @@ Colours come from ``style.css``, so a plot follows a light or a dark theme. Plot
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from avtd3.store.render.html import render
 from avtd3.store.render.text import integer, number, percent
 
 WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 10, 12, HEIGHT - 26
+LEFT, RIGHT, TOP, BOTTOM = 54, WIDTH - 10, 12, HEIGHT - 26
 """Edges of the plot inside the picture."""
 SPARKLINE_HEIGHT = 34
 SPARKLINE_POINTS = 240
@@ -29,6 +30,7 @@ LARGEST = 1e30
 LIMIT_DISTANCE = 1.0
 """How far outside the values a limit is still shown, in heights of the plot."""
 
+_SHAPES = ("bars", "marks", "limits", "moments", "curves")
 _Floats = NDArray[np.float64]
 
 
@@ -44,6 +46,17 @@ class Line:
     """float64 (N,); values that are not finite become ticks at the upper edge."""
     kind: str
     """Class in the style sheet: ``after`` or ``before``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Something that happened at a step, drawn as a vertical line."""
+
+    step: int
+    kind: str
+    """Class in the style sheet: ``note``, ``warn``, ``serious`` or ``stop``."""
+    text: str
+    """Shown when the line is pointed at."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +96,7 @@ class _Axis:
             values = [10.0**power for power in powers]
         else:
             values = [v for v in nice_ticks(self.low, self.high, about) if self.holds(v)]
-        return [(self.at(value), number(value)) for value in values]
+        return [(self.at(value), _tick(value)) for value in values]
 
 
 def histogram(
@@ -124,16 +137,20 @@ def curves(
     axis: str,
     limits: Sequence[float] = (),
     window: tuple[float, float] | None = None,
+    moments: Sequence[Moment] = (),
+    end: int | None = None,
 ) -> Markup:
     """Draw curves over steps; positive values of many sizes get a logarithmic axis.
 
     Limits become lines, unless they are far from the curves. `window` is a range of steps to shade.
+    Of `moments` at the same place, the last one is drawn. The axis reaches at least to `end`.
     """
-    x, y = _step_axis(lines), _value_axis(lines, limits)
+    x, y = _step_axis(lines, end), _value_axis(lines, limits)
     shade = None
     if window is not None:
         left, right = (min(max(x.at(step), LEFT), RIGHT) for step in window)
         shade = (left, round(right - left, 1))
+    placed = [(moment, round(x.at(moment.step))) for moment in moments]
     return _plot(
         f"{name} over {axis}. " + "; ".join(map(_describe, lines)),
         rows=y.ticks(3),
@@ -141,6 +158,7 @@ def curves(
         limits=[y.at(value) for value in limits if y.holds(value)],
         window=shade,
         curves=[_trace(line, x, y) for line in lines],
+        moments=[*{at: (at, m.kind, m.text) for m, at in placed if at <= RIGHT}.values()],
     )
 
 
@@ -171,8 +189,13 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
     return [n * step for n in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
+def _tick(value: float) -> str:
+    """Format a value in as few characters as there is room for beside an axis."""
+    return re.sub(r"(\.0)?e([+-])0*", r"e\2", number(value)).replace("e+", "e")
+
+
 def _plot(label: str, **shapes: object) -> Markup:
-    context: dict[str, object] = dict.fromkeys(("bars", "marks", "limits", "curves"), ())
+    context: dict[str, object] = dict.fromkeys(_SHAPES, ())
     edges = {"left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
     context |= {"width": WIDTH, "height": HEIGHT, "window": None, "label": label, **edges}
     return render("plot.svg.j2", **context | shapes)
@@ -186,9 +209,9 @@ def _describe(line: Line) -> str:
     return f"{line.label}: {len(finite):,} points from {low} to {high}, ends at {end}"
 
 
-def _step_axis(lines: Sequence[Line]) -> _Axis:
+def _step_axis(lines: Sequence[Line], end: int | None) -> _Axis:
     steps = np.concatenate([line.steps for line in lines]).astype(np.float64)
-    low, high = min(float(steps.min()), 0.0), float(steps.max())
+    low, high = min(float(steps.min()), 0.0), float(max(steps.max(), end or 0))
     return _Axis(low=low, high=max(high, low + 1.0), start=LEFT, end=RIGHT)
 
 
@@ -203,7 +226,8 @@ def _value_axis(lines: Sequence[Line], limits: Sequence[float]) -> _Axis:
     near = [value for value in limits if low - reach <= value <= high + reach]
     low, high = min([low, *near]), max([high, *near])
     if high - low <= 1e-9 * max(abs(low), abs(high)):
-        low, high = low - max(abs(low), 1.0) * 0.1, high + max(abs(high), 1.0) * 0.1
+        room = 0.1 * (max(abs(low), abs(high)) or 1.0)
+        low, high = low - room, high + room
     room = 0.04 * (high - low)
     return _Axis(low=low - room, high=high + room, start=BOTTOM, end=TOP)
 

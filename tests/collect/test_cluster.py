@@ -246,6 +246,20 @@ def test_a_client_that_is_killed_is_resumed_while_its_units_still_run(tmp_path, 
 
 
 @pytest.mark.slow
+def test_the_end_of_the_scheduler_ends_the_command(tmp_path):
+    with contextlib.closing(LocalCluster(tmp_path)) as cluster:
+        data = tmp_path / "data"
+        cluster.add_worker()
+        client = start_client(data, cluster, "--episodes", str(5 * UNIT))
+        wait_until(lambda: segments(data) or client.poll() is not None)
+        cluster.scheduler.kill()
+        _, errors = client.communicate(timeout=LIMIT_S)
+        assert client.returncode == 3, errors
+        assert "is gone; start it again, then continue with --resume" in errors
+        assert max(episodes(data).values()) == 1
+
+
+@pytest.mark.slow
 def test_ctrl_c_stops_the_units_and_a_resume_completes_them(tmp_path, cluster):
     data = tmp_path / "data"
     cluster.add_worker()

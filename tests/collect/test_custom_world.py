@@ -133,6 +133,20 @@ def test_a_driving_world_without_surroundings_can_be_drawn():
     assert environment.picture(np.zeros(2, np.float32), "test").width == 672
 
 
+class Coloured(Duck):
+    legend: object = (((255, 0, 0), "danger"),)
+
+
+def test_a_legend_belongs_to_the_pictures_of_an_environment():
+    assert [*opened(Duck()).legend] == []
+    assert [*opened(Coloured()).legend] == [((255, 0, 0), "danger")]
+    for wrong in (5, [("red", "danger")], [(1, 2, 3)]):
+        environment = Coloured()
+        environment.legend = wrong
+        with pytest.raises(WorldError, match="expected pairs of a colour"):
+            _ = opened(environment).legend
+
+
 def test_an_installed_world_is_named_by_its_entry_point(tmp_path, monkeypatch):
     folder = tmp_path / "lines-1.2.dist-info"
     folder.mkdir()

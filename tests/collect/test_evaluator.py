@@ -5,13 +5,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avtd3.collect import evaluator
 from avtd3.collect.collector import CollectConfig, collect
-from avtd3.collect.evaluator import EvaluateConfig, EvaluateProgress, evaluate
+from avtd3.collect.driving.driving_env import CAPTION_PX, LEGEND, PANEL_PX
+from avtd3.collect.evaluator import (
+    EvaluateConfig,
+    EvaluateProgress,
+    evaluate,
+    sheet_held_out,
+)
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import evaluation_seed
 from avtd3.collect.worlds import open_environment
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import CheckpointError, ConfigError
+from avtd3.store.render import media
+from avtd3.store.render.media import BAD, GOOD, INK, LEGEND_PX, write_contact_sheet
 from avtd3.tests.collect.point_world import (
     open_camera_world,
     open_point_world,
@@ -96,6 +105,65 @@ def test_the_first_episode_can_be_animated(tmp_path):
     with Image.open(tmp_path / "a.gif") as picture:
         assert getattr(picture, "n_frames", 1) >= report.scores[0].steps // 4
     assert report.scores == examine("expert", dataclasses.replace(CONFIG, episodes=1)).scores
+
+
+def colours_in(picture, box):
+    """The colours in a part of a picture."""
+    pixels = np.asarray(picture.convert("RGB").crop(box)).reshape(-1, 3)
+    return {tuple(pixel) for pixel in np.unique(pixels, axis=0).tolist()}
+
+
+@pytest.mark.parametrize(("subject", "ink"), [("expert", GOOD), ("random", BAD)])
+def test_a_film_ends_with_a_still_of_the_outcome_above_a_legend(tmp_path, subject, ink):
+    config = dataclasses.replace(CONFIG, episodes=1, seed=1)  # chance leaves the road
+    (score,) = examine(subject, config, gif=tmp_path / "a.gif").scores
+    assert (score.end_reason == "goal") == (ink == GOOD)
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.height == PANEL_PX + CAPTION_PX + LEGEND_PX
+        corner, legend = (0, 0, 40, 30), (0, picture.height - LEGEND_PX, *picture.size)
+        assert ink not in colours_in(picture, corner)
+        picture.seek(getattr(picture, "n_frames", 1) - 1)
+        assert ink in colours_in(picture, corner)
+        assert {colour for colour, _ in LEGEND} <= colours_in(picture, legend)
+        assert picture.info["duration"] >= 1500  # equal pictures are one, shown for longer
+
+
+def test_a_long_film_skips_to_the_outcome(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "FILM_PICTURES", 3)
+    config = dataclasses.replace(CONFIG, episodes=1)
+    examine("expert", config, gif=tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert getattr(picture, "n_frames", 1) == 4
+        picture.seek(3)
+        assert GOOD in colours_in(picture, (0, 0, 40, 30))
+
+
+def test_a_contact_sheet_has_a_legend_and_each_outcome(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "open_world", open_point_world)
+    mixed = "0.5:expert,0.5:random"
+    scores = examine(mixed).scores
+    reached = [score.end_reason == "goal" for score in scores]
+    assert len({*reached}) == 2, "choose another seed"
+    texts = []
+
+    def note(pictures, captions, path, **options):
+        texts.extend([captions, options])
+        write_contact_sheet(pictures, captions, path, **options)
+
+    monkeypatch.setattr(media, "write_contact_sheet", note)
+    path = tmp_path / "a.png"
+    sheet_held_out(mixed, CONFIG, path, scores=scores[:3], should_stop=lambda: False)
+    captions, options = texts
+    for caption, score in zip(captions, scores[:3], strict=False):
+        place, outcome = caption.split("\n")
+        assert place == f"{score.index}: {score.town}, {score.weather}"
+        assert outcome.startswith(score.end_reason.replace("_", " "))
+        assert f"{score.measures['route_completion']:.0%} of the route" in outcome
+    assert captions[3].endswith("\nnot scored")
+    assert options["inks"] == [GOOD if is_goal else BAD for is_goal in reached[:3]] + [INK]
+    assert f"{sum(reached[:3])} of 4 roads driven to the goal" in options["title"]
+    with Image.open(path) as sheet:
+        assert {colour for colour, _ in LEGEND} <= colours_in(sheet, (0, 0, sheet.width, 60))
 
 
 def test_the_world_is_closed_when_it_fails():

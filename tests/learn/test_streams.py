@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from avtd3.learn.analysis.run_page import run_page
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.networks import (
     Actor,
@@ -200,6 +201,9 @@ def test_a_run_reads_the_streams_that_are_chosen(dataset, tmp_path, streams, opt
     assert report.updates == 4
     policy = Policy.load(tmp_path / "run" / "policies")
     assert list(policy.spec.images) == sorted(streams or IMAGES)
+    page = run_page(tmp_path / "run")
+    assert {f"{name}, newest" in page for name in policy.spec.images} == {True}
+    assert {f": {name}</figcaption>" in page for name in policy.spec.images} == {True}
     again = train(
         dataclasses.replace(config, updates=6),
         datasets=[dataset.path],

@@ -46,7 +46,9 @@ def test_every_step_writes_its_files(tmp_path):
     for name in ("held-out-roads.png", "learned-policy.gif"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 100
-    assert "critic/loss over gradient updates" in (out / "learning-curves.html").read_text()
+    page = (out / "run" / "run.html").read_text()
+    assert "critic/loss over gradient updates" in page
+    assert "What the policy would do" in page
     assert (out / "table.md").read_text().count("\n") == 5
 
     audited = avtd3_json("replay-inspect", out / "data")

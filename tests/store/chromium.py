@@ -109,11 +109,20 @@ class Chromium:
             self.events.append(self._receive())
 
     def evaluate(self, expression):
-        """The value of a JavaScript expression in the page."""
-        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression in the page; that of a promise once it is there."""
+        answer = self.ask(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in answer:
             raise BrowserError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
+
+    def press(self, key, code):
+        """Press and release a key, such as ``Tab`` of code 9."""
+        text = {"text": "\r"} if key == "Enter" else {}
+        known = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, **known, **text)
 
     def screenshot(self, width, height):
         """The upper left corner of the page as PNG, in base64."""

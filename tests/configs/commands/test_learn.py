@@ -1,4 +1,6 @@
-"""Sampling options of the command line reach the learner."""
+"""Options of the command line reach the learner, and it writes the page of the run."""
+
+import json
 
 import pytest
 
@@ -6,6 +8,7 @@ from avtd3.cli import main
 from avtd3.configs.load import load_section
 from avtd3.learn import trainer as learner
 from avtd3.store.replay.config import MixPart
+from avtd3.tests.learn.pictured_run import pictured_dataset
 
 
 @pytest.fixture
@@ -51,3 +54,23 @@ def test_a_mix_can_be_set_in_an_option_and_in_a_file(tmp_path):
     config = load_section("learn", str(file), ["learn.replay.held_out=0.1"])
     assert config.replay.mix == expected
     assert (config.replay.max_policy_lag, config.replay.held_out) == (3, 0.1)
+
+
+def test_learn_writes_the_page_of_the_run_and_run_page_writes_it_again(tmp_path, avtd3):
+    data, run = pictured_dataset(tmp_path / "data"), tmp_path / "run"
+    small = ["network={hidden: [8, 8], features: 8}", "replay.batch_size=8", "threads=1"]
+    options = [word for setting in small for word in ("--set", f"learn.{setting}")]
+    code, _, err = avtd3("learn", data, "--run", run, "--updates", 2, *options)
+    assert code == 0, err
+    assert f"wrote {run / 'run.html'}" in err
+    page = (run / "run.html").read_text()
+    code, out, err = avtd3("run-page", run, "--out", tmp_path / "pages" / "a.html", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"run": str(run), "page": str(tmp_path / "pages" / "a.html")}
+    assert (tmp_path / "pages" / "a.html").read_text() == page
+    data.rename(tmp_path / "moved")
+    assert avtd3("run-page", run, "--data", tmp_path / "moved")[0] == 0
+    assert (run / "run.html").read_text() == page
+    code, _, err = avtd3("run-page", tmp_path)
+    assert code == 2
+    assert "contains no run" in err

@@ -145,6 +145,38 @@ def test_the_worst_stands_first(report):
     assert made.sentence() == "3 shared metrics: 1 worse, 1 better, 1 changed"
 
 
+def test_reports_lead_with_what_changed_and_count_the_rest(report):
+    before = {
+        "critic/loss": noisy(1.0),
+        "critic/q_gap": noisy(1.0),
+        "actor/loss": noisy(1.0, spread=0.0),
+        "actor/q_mean": noisy(1.0, count=15),
+        "critic/q_std": noisy(0.0),
+    }
+    after = before | {"critic/loss": noisy(0.5, 0.0), "critic/q_gap": noisy(3.0, 0.0)}
+    made = report(before, after)
+    text = made.summary()
+    worse, better, *_ = made.changes
+    assert text.splitlines()[0] == f"1 worse: {worse.named()}; 1 better: {better.named()}"
+    assert worse.named().startswith("critic/q_gap +")
+    assert "actor/loss" not in text
+    assert "others: 1 do not differ; 1 differ by no more than the noise; 1 have fewer" in text
+    assert "--all lists them" in text
+    whole = made.summary(everything=True)
+    assert whole.index("critic/q_gap") < whole.index("actor/loss")
+    assert "--all" not in whole
+    markdown = made.markdown()
+    assert markdown.index("critic/loss") < markdown.index("## Without a clear change")
+    assert markdown.index("actor/loss") > markdown.index("## Without a clear change")
+
+
+def test_a_comparison_without_changes_says_so_first(report):
+    points = {"critic/loss": noisy(1.0, 0.0)}
+    made = report(points, points)
+    assert made.summary().splitlines()[0] == "no clear change in 1 shared metric"
+    assert "No clear change." in made.markdown()
+
+
 def test_the_document_is_stable(report):
     made = report({"critic/loss": noisy(2.0, 0.0)}, {"critic/loss": noisy(1.0, 0.0)})
     document = json.loads(json.dumps(made.document(), allow_nan=False))

@@ -1,8 +1,7 @@
-"""The audit's page as a browser shows it: at a desk and on a phone, light and dark."""
+"""The audit's page as a browser shows it: at three widths, light and dark, and by keyboard."""
 
 import base64
 import io
-import itertools
 
 import numpy as np
 import pytest
@@ -11,10 +10,9 @@ from PIL import Image
 from avtd3.store.audit.audit import audit
 from avtd3.store.audit.drift import drift_between
 from avtd3.store.render.audit_page import write_audit_page
-from avtd3.tests.store.browsing import FAINT, SMALL, STICKS_OUT, WIDTHS, browser
+from avtd3.tests.store.browsing import keyboard_faults, page_faults, views
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
-__all__ = ["browser"]  # a fixture
 LONG = "a-town-whose-name-is-much-longer-than-anybody-would-like-it-to-be"
 EVIL = "<img src=x onerror=document.title='run'><script>document.title='run'</script>"
 
@@ -47,56 +45,40 @@ def page(tmp_path_factory):
     return folder / "page.html"
 
 
-@pytest.fixture(
-    scope="module",
-    params=itertools.product(WIDTHS, ("light", "dark")),
-    ids=lambda shown: "-".join(shown),
-)
-def shown(request, browser, page):
-    """The browser with the page open, and what it did to open it."""
-    device, theme = request.param
-    browser.open(page, width=WIDTHS[device], theme=theme, phone=device == "phone")
-    events = list(browser.events)
-    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    return browser, events, WIDTHS[device], theme
-
-
-def test_nothing_is_wider_than_the_screen(shown):
-    browser, _, width, _ = shown
-    assert browser.evaluate("innerWidth") == width
-    assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    assert browser.evaluate(STICKS_OUT) == []
-
-
-def test_nothing_is_asked_of_the_network(shown, page):
-    _, events, _, _ = shown
-    asked = [e["params"]["request"]["url"] for e in events if e["method"].endswith("WillBeSent")]
-    assert [url for url in asked if not url.startswith("data:image/")] == [page.as_uri()]
-
-
-def test_nothing_runs_and_nothing_is_complained_of(shown):
-    browser, events, _, _ = shown
-    noisy = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
-    assert [event for event in events if event["method"] in noisy] == []
+@views()
+def test_it_can_be_read_on_every_screen_and_by_a_screen_reader(browser, page, device, theme):
+    assert page_faults(browser, page, device, theme) == {}
     assert browser.evaluate("document.title").startswith("Audit of ")
-    assert browser.evaluate("document.scripts.length") == 0
-
-
-def test_every_picture_is_shown(shown):
-    browser, _, _, _ = shown
     widths = browser.evaluate("[...document.images].map(i => i.naturalWidth)")
     assert len(widths) >= 12
     assert all(width == 40 for width in widths)
-
-
-def test_text_stands_out_and_is_large_enough(shown):
-    browser, _, _, _ = shown
-    assert browser.evaluate(FAINT) == []
-    assert browser.evaluate(SMALL) == 0
-
-
-def test_the_theme_is_the_readers(shown):
-    browser, _, _, theme = shown
     with Image.open(io.BytesIO(base64.b64decode(browser.screenshot(20, 20)))) as picture:
         corner = np.asarray(picture.convert("L")).mean()
     assert corner > 200 if theme == "light" else corner < 60
+
+
+def test_the_keyboard_reaches_everything(browser, page):
+    assert keyboard_faults(browser, page) == []
+
+
+BAD = """<!DOCTYPE html><html lang="en"><head><title>bad</title><style>
+p { color: #ccc; background: #fff } summary:focus { outline: none }</style></head><body>
+<main><h1>Bad</h1><p>faint</p><div style="width: 2000px">wide</div><img src="data:,">
+<svg width="90"><text style="font-size: 5px" y="9">small</text></svg>
+<details><summary>cannot be seen</summary></details><script>console.log(1)</script>
+<img alt="" src="http://127.0.0.1:9/x.png"></main></body></html>"""
+
+
+def test_the_checks_find_each_kind_of_fault(browser, tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text(BAD)
+    found = page_faults(browser, page, "tablet", "light")
+    assert found.keys() == {
+        *("wider than the screen", "sticks out", "small", "faint", "asks the network"),
+        *("complains", "scripts", "broken images", "axe"),
+    }
+    assert any("image-alt" in fault for fault in found["axe"])
+    assert any("color-contrast" in fault for fault in found["axe"])
+    assert keyboard_faults(browser, page) == [
+        "focus cannot be seen: <summary>cannot be seen</summary>"
+    ]

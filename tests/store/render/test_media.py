@@ -72,6 +72,37 @@ def test_a_contact_sheet_holds_each_picture_at_its_place(tmp_path):
     assert np.argmax((pixels == 50).any(axis=0)) < np.argmax((pixels == 100).any(axis=0))
 
 
+def test_captions_of_two_lines_have_their_inks_and_a_legend_is_above_the_pictures(tmp_path):
+    path = tmp_path / "sheet.png"
+    legend = (((255, 0, 0), "red"), ((0, 0, 255), "blue"))
+    pictures = [grey(50, (60, 16)), grey(100, (60, 16))]
+    inks = [(0, 255, 0), (255, 255, 0)]
+    write_contact_sheet(pictures, ["a\nEEE", "b\nEEE"], path, inks=inks, legend=legend)
+    with Image.open(path) as sheet:
+        pixels = np.asarray(sheet)
+
+    def place(colour):
+        rows, columns = np.nonzero((pixels == colour).all(axis=2))
+        return rows.mean(), columns.mean()
+
+    first, second = (place((level,) * 3) for level in (50, 100))
+    assert place((255, 0, 0))[0] < first[0]
+    assert place((255, 0, 0))[1] < place((0, 0, 255))[1]
+    assert abs(place(inks[0])[1] - first[1]) < 30 < abs(place(inks[1])[1] - first[1])
+    assert place(inks[1])[0] > second[0] + 16
+
+
+def test_rare_colours_of_an_animation_stay_exact(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    noise.putpixel((3, 3), (96, 220, 140))
+    for colours in ((), [(96, 220, 140)]):
+        write_gif([noise], tmp_path / "a.gif", period_s=0.1, colours=colours)
+        with Image.open(tmp_path / "a.gif") as picture:
+            shown = picture.convert("RGB").getpixel((3, 3))
+        assert (shown == (96, 220, 140)) == bool(colours)
+
+
 def test_an_animation_plays_every_picture_for_its_time(tmp_path):
     path = tmp_path / "a.gif"
     write_gif((grey(level) for level in [*range(0, 250, 10)] * 2), path, period_s=0.1)

@@ -7,7 +7,17 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from avtd3.store.render.plots import PARTS, Line, curves, histogram, nice_ticks, sparkline
+from avtd3.store.render.plots import (
+    LEFT,
+    PARTS,
+    RIGHT,
+    Line,
+    Moment,
+    curves,
+    histogram,
+    nice_ticks,
+    sparkline,
+)
 
 
 def test_a_histogram_draws_a_bar_for_each_bin_with_values():
@@ -98,3 +108,31 @@ def test_ticks_are_round_and_enclose(low, high):
     assert ticks[0] <= low
     assert ticks[-1] >= high
     assert 3 <= len(ticks) <= 9
+
+
+def test_moments_are_lines_at_their_steps_and_only_on_the_axis():
+    moments = [
+        Moment(step=50, kind="note", text="hidden by the next"),
+        Moment(step=50, kind="stop", text="<stop> & more"),
+        Moment(step=100, kind="warn", text="end"),
+        Moment(step=300, kind="warn", text="beyond"),
+    ]
+    drawn = plot([0, 100], [1.0, 2.0], moments=moments)
+    groups = [e for e in drawn.iter("g")]
+    assert [g.get("class") for g in groups] == ["moment stop", "moment warn"]
+    assert [g.findtext("title") for g in groups] == ["<stop> & more", "end"]
+    places = [float(g.find("path").get("d").partition(" ")[0][1:]) for g in groups]
+    assert places == [(LEFT + RIGHT) / 2, RIGHT]
+
+
+def test_an_axis_can_reach_beyond_the_curve():
+    path = path_of(plot([0, 50], [1.0, 2.0], end=100))
+    assert path[-1][0] == (LEFT + RIGHT) / 2
+    assert path_of(plot([0, 50], [1.0, 2.0], end=10))[-1][0] == RIGHT
+
+
+def test_the_axis_of_a_small_constant_is_about_its_value():
+    drawn = plot([0, 50], [3e-4, 3e-4])
+    texts = [e.text for e in drawn.iter("text") if e.get("text-anchor") == "end" and "-" in e.text]
+    assert "3e-4" in texts
+    assert all(len(text) <= 6 for text in texts)
