@@ -500,7 +500,8 @@ def _saliency(
         found["components"] = sorted(shares, key=lambda pair: -pair[1])[:MAX_COMPONENTS]
     if not spec.images:
         return found
-    names, sizes = [], []
+    names: list[str] = []
+    sizes: list[float] = []
     for (stream, image), parts in zip(spec.images.items(), gradients.pixels, strict=True):
         prefix = f"{stream}, " if spec.streams else ""
         ages = [image.stride * stride * (image.stack - 1 - n) for n in range(image.stack)]
