@@ -107,7 +107,7 @@ def test_a_decision_is_several_steps_of_the_world(length, repeat):
     assert environment.labels() is None
 
 
-@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(
     camera=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     command=st.tuples(st.integers(0, 3), st.integers(0, 3)),
@@ -153,12 +153,12 @@ def test_delays_are_stored_as_they_were(camera, command, repeat, per, length, se
 def native(tmp_path_factory):
     """Data of decisions of two steps of the world."""
     path = tmp_path_factory.mktemp("native") / "data"
-    collect(path, dataclasses.replace(CONFIG, action_repeat=2), episodes=6)
+    collect(path, dataclasses.replace(CONFIG, action_repeat=2), episodes=4)
     return path
 
 
 def test_held_actions_seen_as_decisions_equal_native_data(native, tmp_path):
-    collect(tmp_path / "held", dataclasses.replace(CONFIG, hold_actions=2), episodes=6)
+    collect(tmp_path / "held", dataclasses.replace(CONFIG, hold_actions=2), episodes=4)
     held, coarse = Dataset.open(tmp_path / "held"), Dataset.open(native)
     assert held.spec.control_period_s == 0.05
     assert coarse.spec.control_period_s == 0.1
@@ -193,7 +193,7 @@ def test_delays_are_stored_with_the_episode(tmp_path, per):
     delay = DelayConfig(camera_s=(0.0, 0.15), action_s=(0.05, 0.1), per=per)
     config = dataclasses.replace(CONFIG, delay=delay, driver="expert")
     for name in ("one", "two"):
-        collect(tmp_path / name, config, episodes=4)
+        collect(tmp_path / name, config, episodes=2)
     one, two = (list(Dataset.open(tmp_path / name).episodes()) for name in ("one", "two"))
     for episode, again in zip(one, two, strict=True):
         labels: Any = episode.labels

@@ -101,7 +101,7 @@ def test_maintenance_keeps_labels(tmp_path):
 
 
 @hypothesis.given(st.lists(st.tuples(st.integers(1, 6), st.sets(st.integers(0, 3))), min_size=1))
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 def test_any_mixture_of_labels_survives_the_arrays(shapes):
     lengths = [length for length, _ in shapes]
     fields = ("expert_action", "expert_drove", "camera_delay_s", "action_delay_s")
