@@ -28,7 +28,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from avtd3.learn.batch import Batch, BatchLoader, RandomShift, open_device_cache
+from avtd3.learn.batch import Batch, BatchLoader, RandomShift, open_device_caches
 from avtd3.learn.callbacks import CallbackList, ProgressCallback, TrainCallback
 from avtd3.learn.checkpoints import (
     CHECKPOINTS,
@@ -52,7 +52,7 @@ from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.logging import MetricLogger, Throughput
-from avtd3.learn.networks import ObservationBatch, actor_spec
+from avtd3.learn.networks import ObservationBatch, actor_spec, feature_size
 from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.ranks import ALONE, CHECK_EVERY, Order, Ranks, digest, hash_of, open_ranks
@@ -350,7 +350,7 @@ class Trainer:
         self._loader = self._make_loader()
         self._checkpoints = CheckpointManager(run, config, spec)
         self._policies = PolicyStore(policies)
-        features = config.network.features if spec.image is not None else 0
+        features = feature_size(spec, config.network)
         self._guards = GuardMonitor(
             run,
             config.guards,
@@ -627,13 +627,13 @@ class Trainer:
 
     def _make_loader(self) -> BatchLoader:
         config, pad = self._config, self._config.image_shift
-        image, is_on = self._spec.image, config.device_frames
+        images, is_on = self._spec.images, config.device_frames
         return BatchLoader(
             config.replay,
             self._device,
             self._autocast or torch.float32,
             shift=RandomShift(pad=pad, generator=self._noise, ranks=self._ranks) if pad else None,
-            device_cache=open_device_cache(image, self._device, enabled=is_on),
+            device_caches=open_device_caches(images, self._device, enabled=is_on),
         )
 
     def _wait(self) -> None:
@@ -772,8 +772,8 @@ class Trainer:
         if self._saved_at == self.updates:
             return
         self._guards.mark_checkpoint(self.updates)
-        if self._spec.image is not None and self._observed is not None:
-            pictures = batch_pictures(self._state.actor, self._observed, self._spec.image)
+        if self._spec.images and self._observed is not None:
+            pictures = batch_pictures(self._state.actor, self._observed, self._spec.images)
             self._logger.write_pictures(self.updates, pictures)
         self._logger.flush()  # a run that resumes from here must have all earlier lines
         path = self._checkpoints.save(

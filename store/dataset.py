@@ -148,6 +148,11 @@ def parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - any
         spec = EpisodeSpec.from_json(ours["spec"])
     except SpecError as error:
         raise DatasetError(f"{file}: {error}") from error
+    if version != spec.format_version:
+        raise DatasetError(
+            f"{file}: format_version is {version}, but the spec is one of format "
+            f"{spec.format_version}; restore the file"
+        )
     if spec.digest != ours.get("spec_digest"):
         raise DatasetError(
             f"{file}: the spec was edited (its digest is {spec.digest:.12}, the file says "
@@ -305,7 +310,7 @@ class Dataset:
                     directory.mkdir(parents=True, exist_ok=True)
                 fsync_directory(path.parent)
             attributes = {
-                "format_version": FORMAT_VERSION,
+                "format_version": spec.format_version,
                 "spec": spec.to_json(),
                 "spec_digest": spec.digest,
             }
