@@ -32,17 +32,18 @@ import torch
 from torch import Tensor
 
 from avtd3.configs.load import load_section
-from avtd3.learn.batch import DeviceFrameCache, to_batch
+from avtd3.learn.batch import Batch, DeviceFrameCache, to_batch
 from avtd3.learn.callbacks import CallbackList
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.device import make_updater, map_tensors
+from avtd3.learn.networks import split_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, create_state, state_of, update
 from avtd3.learn.trainer import Trainer, train
 from avtd3.store.dataset import Dataset
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.gather import Transitions
 from avtd3.store.replay.sampler import Sampler
-from avtd3.store.spec import EpisodeSpec
+from avtd3.store.spec import IMAGE, EpisodeSpec
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CHECKED_AT = (1, 10, 50)
@@ -191,6 +192,11 @@ def graphs(spec: EpisodeSpec, draws: list[Transitions]) -> dict[str, Any]:
     return {"updates": len(draws), "error": error, "ok": error <= 0.05}
 
 
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    pixels = (batch.observation.pixels, batch.next_observation.pixels)
+    return [*(part for each in pixels for part in split_pixels(each)), batch.action]
+
+
 def device_frames(data: Path, work: Path) -> dict[str, Any]:
     """Compare batches whose frames are gathered on the GPU with those of the host, to the byte."""
     config = ReplayConfig(batch_size=256, n_step=3)
@@ -198,7 +204,7 @@ def device_frames(data: Path, work: Path) -> dict[str, Any]:
     dataset = Dataset.open(data)
     image = dataset.spec.image
     assert image is not None
-    cache = DeviceFrameCache(image, GPU)
+    cache = DeviceFrameCache(IMAGE, image, GPU)
     with (
         Sampler([dataset], config, seed=0, scratch=work, gathers=False) as bare,
         Sampler([Dataset.open(data)], config, seed=0, scratch=work) as whole,
@@ -206,17 +212,10 @@ def device_frames(data: Path, work: Path) -> dict[str, Any]:
         for _ in range(20):
             left, right = bare.sample(), whole.sample()
             stacks = cache.stacks(bare, left.frame_rows)
-            ours = to_batch(left, GPU, torch.float32, None, stacks)
+            ours = to_batch(left, GPU, torch.float32, None, [stacks])
             theirs = to_batch(right, GPU, torch.float32)
-            pairs = (
-                (ours.observation.pixels, theirs.observation.pixels),
-                (ours.next_observation.pixels, theirs.next_observation.pixels),
-                (ours.action, theirs.action),
-            )
-            for one, other in pairs:
-                assert one is not None
-                assert other is not None
-                same.append(torch.equal(one, other))
+            pairs = zip(_tensors(ours), _tensors(theirs), strict=True)
+            same += [torch.equal(one, other) for one, other in pairs]
     return {"batches": 20, "ok": all(same)}
 
 

@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--train", nargs=2, metavar=("DATA", "RUN"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        train_run(*map(Path, options.train), options.updates, options.batch)
+        data, run = map(Path, options.train)
+        train_run(data, run, options.updates, options.batch)
         return
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
     with tempfile.TemporaryDirectory() as folder:
@@ -64,8 +65,8 @@ def main() -> None:
 def measure(name: str, data: Path, run: Path, updates: int, batch: int) -> tuple[float, float]:
     """Train a run in processes of its own; return the CPU and wall-clock seconds of an update."""
     ranks, launcher = CASES[name]
-    words = ("--train", str(data), str(run), "--updates", str(updates))
-    words += ("--batch", str(batch // ranks))
+    words = ["--train", str(data), str(run), "--updates", str(updates)]
+    words += ["--batch", str(batch // ranks)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run((sys.executable, *launcher, __file__, *words), env=env, check=True)
     times = [json.loads(path.read_text()) for path in run.glob("times-*.json")]

@@ -100,7 +100,7 @@ def batch_pictures(
         pixels=join_pixels(streams), vector=None if vector is None else vector[:PICTURES]
     )
     gradients = ActionGradients.of(actor, few, images.values())
-    found = {}
+    found: dict[str, NDArray[np.uint8]] = {}
     for (name, image), pixels, parts in zip(images.items(), streams, gradients.pixels, strict=True):
         shape = (-1, image.stack, image.channels, image.height, image.width)
         stacks = pixels.float().round().to(torch.uint8).reshape(shape).cpu().numpy()

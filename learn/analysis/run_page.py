@@ -495,8 +495,7 @@ def _saliency(
     found: dict[str, Any] = {}
     if gradients.vector is not None and few.vector is not None:
         spread = few.vector.std(dim=0, correction=0).nan_to_num(0.0).numpy()
-        sizes = gradients.vector.mean(axis=(0, 1)) * spread
-        shares = _shares(spec.vector_names, sizes)
+        shares = _shares(spec.vector_names, gradients.vector.mean(axis=(0, 1)) * spread)
         found["components"] = sorted(shares, key=lambda pair: -pair[1])[:MAX_COMPONENTS]
     if not spec.images:
         return found
