@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-NOT_FOR_USERS = ("all", "bench", "dev")
+NOT_FOR_USERS = ("all", "bench", "dev", "docs")
 LONGEST_LICENCE = 60
 
 
@@ -51,22 +51,23 @@ def closure(lines: Iterable[str]) -> dict[str, importlib.metadata.Distribution |
             continue
         seen.add(key)
         try:
-            found[name] = importlib.metadata.distribution(name)
+            package = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
             continue
-        queue += wanted(found[name].requires or (), requirement.extras)
+        found[name] = package
+        queue += wanted(package.requires or (), requirement.extras)
     return found
 
 
 def licence(package: importlib.metadata.Distribution) -> str:
     """Return the licence that a package names: an expression, its classifiers, or a short text."""
     metadata = package.metadata
-    if expression := metadata.get("License-Expression"):
-        return expression
+    if "License-Expression" in metadata:
+        return metadata["License-Expression"]
     classifiers = metadata.get_all("Classifier") or ()
     names = [text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License ::")]
-    text = (metadata.get("License") or "").strip().partition("\n")[0]
+    text = metadata["License"].strip().partition("\n")[0] if "License" in metadata else ""
     return ", ".join(names) or (text if 0 < len(text) <= LONGEST_LICENCE else "see its files")
 
 

@@ -7,6 +7,7 @@ never a part of an episode, and no error but those that say that something is no
 
 import random
 import shutil
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,7 @@ def copying(source, target, rng, *, at_once=4):
     """Yield after each operation of a copy of a directory in random order."""
     left = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
     rng.shuffle(left)
-    running = []
+    running: list[Any] = []
     while left or running:
         if left and len(running) < at_once:
             name = left.pop()
@@ -118,7 +119,9 @@ class Reader:
                 episode.vectors, episode.actions, episode.frames, strict=False
             )
         }
-        self.dataset = self.sampler = self.snapshot = None
+        self.dataset: Any = None
+        self.sampler: Any = None
+        self.snapshot: Any = None
 
     def look(self):
         """Look once, as all of them."""
@@ -208,10 +211,10 @@ def test_readers_of_a_dataset_see_only_what_has_arrived(tmp_path, wait, mode, se
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seed", range(3, 23))
+@pytest.mark.parametrize("seed", range(3, 9))
 @pytest.mark.parametrize("mode", ["cache", "direct"])
-def test_readers_of_a_dataset_at_every_operation(tmp_path, wait, mode, seed):
-    arrive(tmp_path, wait, seed, mode)
+def test_readers_of_a_dataset_at_every_other_operation(tmp_path, wait, mode, seed):
+    arrive(tmp_path, wait, seed, mode, every=2)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -220,7 +223,8 @@ def test_a_collector_sees_only_whole_policies_and_never_an_older_one(tmp_path, s
     source, target = PolicyStore(tmp_path / "source"), tmp_path / "target"
     target.mkdir()
     spec = make_spec(image=False)
-    collector, current, versions = PolicyStore(target), None, []
+    collector, versions = PolicyStore(target), []
+    current: Any = None
     for updates in range(3):  # the learner publishes more while the copy continues
         source.publish(Actor(spec, network), spec, network, updates=updates)
         for _ in copying(source.path, target, rng):
@@ -233,6 +237,7 @@ def test_a_collector_sees_only_whole_policies_and_never_an_older_one(tmp_path, s
             if policy is not None:
                 versions.append(policy.version)
                 current = policy
-        assert collector.poll(current, spec).version == updates
         current = collector.poll(current, spec)
+        assert current is not None
+        assert current.version == updates
     assert versions == sorted(versions), "a collector went back to an older policy"

@@ -73,8 +73,8 @@ def test_a_unit_runs_a_command_that_avtd3_knows(path, avtd3):
     text = path.read_text("utf-8").replace("\\\n", " ")
     (line,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
     options = re.findall(r"(--[a-z-]+)", line)
-    words = re.search(r"/opt/avtd3/bin/avtd3 (\w+)", line)
-    code, out, _ = avtd3(words[1], "--help")
+    (command,) = re.findall(r"/opt/avtd3/bin/avtd3 (\w+)", line)
+    code, out, _ = avtd3(command, "--help")
     assert code == 0
     assert all(option in out for option in options), options
 

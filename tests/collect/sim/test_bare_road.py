@@ -28,11 +28,11 @@ def test_the_car_stands_on_the_route_and_leaves_the_road_when_it_turns_away():
     assert frames[-1].sim_time_s == pytest.approx(3.0)
 
 
-def test_the_picture_has_the_lines_where_a_pinhole_camera_sees_them():
+def test_the_picture_has_the_lines_where_a_pinhole_camera_sees_them(monkeypatch):
     """Bottom row: 47.5 px below a horizon 42 - 42 tan(6 deg) px down, so 2.65 m ahead."""
     world = BareRoad()
     world.reset(scenario(1), seed=3)
-    world._middle_m = lambda x_m: 0.0 * x_m
+    monkeypatch.setattr(world, "_middle_m", lambda x_m: 0.0 * x_m)
     world._vehicle.place(0.0, 0.0, 0.0, 5.0)
     (picture,) = world.step(np.zeros(2, np.float32)).image
     assert (picture[0] == 190).all(), "sky"
